@@ -1,0 +1,343 @@
+"""The data sets of the study: find, fetch, verify and load them.
+
+Here: the public functions. Files are looked for in `$SPARSECORE_DATA/<name>/`, then in the user's
+cache, then at the data set's mirrors. Not here: facts (`registry`), formats (`readers`),
+downloads (`sources`), generated data (`generators`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsecore.datasets import registry, sources
+from sparsecore.datasets.dataset import Dataset, hash_arrays
+from sparsecore.datasets.generators import artificial
+from sparsecore.datasets.readers import DataCorrupt, DataError, Located, Parsed
+from sparsecore.datasets.registry import Entry
+from sparsecore.datasets.sources import DataNotAvailable, Tried
+
+__all__ = [
+    "DataCorrupt",
+    "DataError",
+    "DataNotAvailable",
+    "Dataset",
+    "artificial",
+    "available",
+    "describe",
+    "fetch",
+    "load",
+    "names",
+    "verify",
+]
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all data sets."""
+    return tuple(entry.name for entry in registry.ENTRIES)
+
+
+def describe(name: str) -> dict[str, object]:
+    """
+    Return the static facts about a data set, without touching files or the network.
+
+    Parameters
+    ----------
+    name : str
+        One of `names()`.
+
+    Returns
+    -------
+    dict
+        `name`, `title`, `domain`, `n_features`, `feature_shape`, `n_classes`, `classes`,
+        `n_train`, `n_test`, `kind` ("files", "embedded" or "files or surrogate"), `files`
+        (names), `mirrors` (labels, in order), `megabytes` (download; 0 if there is none), `home`,
+        `licence`, `citation`, `sha256` (pinned content hash, or None where the content may vary).
+        JSON-serialisable.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    entry = registry.find(name)
+    kind = (
+        "files" if entry.generate is None else "files or surrogate" if entry.files else "embedded"
+    )
+    return {
+        "name": entry.name,
+        "title": entry.title,
+        "domain": entry.domain,
+        "n_features": entry.n_features,
+        "feature_shape": list(entry.feature_shape),
+        "n_classes": len(entry.classes),
+        "classes": list(entry.classes),
+        "n_train": entry.n_train,
+        "n_test": entry.n_test,
+        "kind": kind,
+        "files": [file.name for file in entry.files],
+        "mirrors": [mirror.label for mirror in entry.mirrors],
+        "megabytes": entry.megabytes,
+        "home": entry.home,
+        "licence": entry.licence,
+        "citation": entry.citation,
+        "sha256": entry.content_hash,
+    }
+
+
+def available(name: str) -> bool:
+    """
+    Tell whether `load` would succeed without any download.
+
+    Parameters
+    ----------
+    name : str
+        One of `names()`.
+
+    Returns
+    -------
+    bool
+        True if the files are in place (their content is not read here) or the data are generated;
+        for "leukemia" always, since a surrogate stands in.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    entry = registry.find(name)
+    return entry.generate is not None or _locate(entry, []) is not None
+
+
+def load(name: str) -> Dataset:
+    """
+    Load a data set, downloading it to the user's cache where it is not at hand.
+
+    Parameters
+    ----------
+    name : str
+        One of `names()`.
+
+    Returns
+    -------
+    Dataset
+        Raw arrays (uint8 images, float32 otherwise) with names, provenance and content hash.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    DataCorrupt
+        If a file is cut short or does not have the content that it should have.
+    DataNotAvailable
+        If no source has the data; it names each one tried, and what to do.
+
+    Notes
+    -----
+    Every load checks the content against its pinned SHA-256, where the content is fixed. HIGGS is
+    never downloaded here (2.8 GB): `fetch` does that. Without its file, "leukemia" is a surrogate.
+    """
+    entry = registry.find(name)
+    tried: Tried = []
+    place = _locate(entry, tried)
+    if place is None and entry.generate is not None:
+        return _generated(entry)
+    if place is None:
+        place = _downloaded(entry, tried, asked=False)
+    label, located = place
+    return _dataset(entry, _read(entry, located), label)
+
+
+def fetch(name: str) -> Path | None:
+    """
+    Make sure that a data set's verified files are on this machine.
+
+    Parameters
+    ----------
+    name : str
+        One of `names()`.
+
+    Returns
+    -------
+    Path or None
+        The folder with the files; None for embedded data, which need none.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    DataCorrupt
+        If the user's own folder holds a damaged file (one in the cache is replaced).
+    DataNotAvailable
+        If no source has the data.
+    """
+    entry = registry.find(name)
+    if entry.read is None:
+        return None
+    tried: Tried = []
+    place = _locate(entry, tried)
+    cache = sources.cache_folder(entry.name)
+    if place is not None:
+        folder = place[1][0][1].parent
+        try:
+            _read(entry, place[1])
+            return folder
+        except DataCorrupt as error:
+            if folder != cache or not entry.mirrors:
+                raise
+            tried.append((f"cache ({cache})", str(error)))
+            Path(error.path).unlink(missing_ok=True)
+    _, located = _downloaded(entry, tried, asked=True)
+    _read(entry, located)
+    return located[0][1].parent
+
+
+def verify(name: str) -> dict[str, str]:
+    """
+    Check the content of a data set that is already on this machine.
+
+    Parameters
+    ----------
+    name : str
+        One of `names()`.
+
+    Returns
+    -------
+    dict
+        SHA-256 of the content of each file, by path; of generated arrays, under the data set's
+        name.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    DataCorrupt
+        If a content is wrong.
+    DataNotAvailable
+        If the files are not on this machine (nothing is downloaded).
+
+    Notes
+    -----
+    Of a HIGGS file no more than the rows in use are read. Leukemia's surrogate is generated to be
+    hashed.
+    """
+    entry = registry.find(name)
+    tried: Tried = []
+    place = _locate(entry, tried)
+    if place is not None:
+        parsed = _read(entry, place[1])
+        return {
+            str(path): digest
+            for (_, path), (_, digest) in zip(place[1], parsed.digests, strict=True)
+        }
+    if entry.generate is None:
+        raise DataNotAvailable(name, tried, _remedy(entry))
+    return {name: _generated(entry).content_hash}
+
+
+def _locate(entry: Entry, tried: Tried) -> tuple[str, Located] | None:
+    """Find all files of a data set in one local place."""
+    if entry.read is None:
+        return None
+    for place in sources.places(entry.name, entry.subfolder, entry.mirrors, tried):
+        located = place.look(entry.files, tried)
+        if located is not None:
+            return place.label, located
+    return None
+
+
+def _downloaded(entry: Entry, tried: Tried, asked: bool) -> tuple[str, Located]:
+    """Bring the files into the cache, and find them there."""
+    if entry.on_request and not asked:
+        command = f"python -m sparsecore data fetch {entry.name}"
+        reason = f"{entry.megabytes / 1000:.1f} GB are downloaded only on request: {command}"
+        tried += [(mirror.label, reason) for mirror in entry.mirrors]
+    elif sources.download(entry.name, entry.files, entry.mirrors, tried):
+        place = sources.cache_place(entry.name)
+        located = place.look(entry.files, tried)
+        if located is not None:
+            return place.label, located
+    raise DataNotAvailable(entry.name, tried, _remedy(entry))
+
+
+def _read(entry: Entry, located: Located) -> Parsed:
+    """Read and check files; an error says how to get this data set's file anew."""
+    assert entry.read is not None
+    first = located[0][1]
+    try:
+        parsed = entry.read(located)
+        rows, columns = (len(parsed.y_train), len(parsed.y_test)), parsed.X_train.shape[1]
+        wanted = (entry.n_train, entry.n_test)
+        if columns != entry.n_features or (rows != wanted and not entry.any_rows):
+            raise DataCorrupt(
+                str(first),
+                f"{wanted[0]} and {wanted[1]} rows of {entry.n_features} features",
+                f"{rows[0]} and {rows[1]} rows of {columns}",
+            )
+        if parsed.classes is not None and len(parsed.classes) != len(entry.classes):
+            raise DataCorrupt(str(first), f"{len(entry.classes)} classes", f"{len(parsed.classes)}")
+    except DataCorrupt as error:
+        remedy = f"replace the file with the one from {entry.home}"
+        if entry.mirrors:
+            remedy = (
+                "delete the file and run `python -m sparsecore data fetch "
+                f"{entry.name}`, or {remedy}"
+            )
+        raise DataCorrupt(error.path, error.expected, error.got, remedy) from None
+    return parsed
+
+
+def _dataset(entry: Entry, parsed: Parsed, source: str) -> Dataset:
+    return Dataset(
+        name=entry.name,
+        X_train=parsed.X_train,
+        X_test=parsed.X_test,
+        y_train=parsed.y_train,
+        y_test=parsed.y_test,
+        classes=parsed.classes or entry.classes,
+        feature_shape=entry.feature_shape,
+        domain=entry.domain,
+        source=source,
+        content_hash=parsed.content_hash,
+    )
+
+
+def _generated(entry: Entry) -> Dataset:
+    """Make embedded data, or the surrogate of a data set that is not at hand."""
+    assert entry.generate is not None
+    X_train, y_train, X_test, y_test = entry.generate()
+    digest = hash_arrays(X_train, y_train, X_test, y_test)
+    if entry.sha256 is not None and digest != entry.sha256:
+        raise DataCorrupt(
+            f"{entry.name} (embedded in scikit-learn)",
+            f"SHA-256 {entry.sha256} of the arrays",
+            digest,
+            "reinstall scikit-learn",
+        )
+    embedded = "scikit-learn" if entry.sha256 is not None else "generator"
+    return Dataset(
+        name=entry.name,
+        X_train=X_train,
+        X_test=X_test,
+        y_train=y_train,
+        y_test=y_test,
+        classes=entry.classes,
+        feature_shape=entry.feature_shape,
+        domain=entry.domain,
+        source="surrogate generator" if entry.files else embedded,
+        content_hash=digest,
+        surrogate=bool(entry.files),
+    )
+
+
+def _remedy(entry: Entry) -> str:
+    """Say how to put a data set's files in place by hand."""
+    listed = ", ".join(file.name for file in entry.files)
+    urls = [
+        url for mirror in entry.mirrors if isinstance(mirror, sources.Home) for url in mirror.urls
+    ]
+    return (
+        f"To put the files in place by hand: download them ({', '.join(urls) or entry.home}), put "
+        f"{listed} (gzipped or not) into a folder {entry.name}/, and set "
+        f"{sources.ENVIRONMENT} to the folder above it; or put them into "
+        f"{sources.cache_folder(entry.name)}. Then: python -m sparsecore data verify {entry.name}"
+    )

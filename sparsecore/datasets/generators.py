@@ -1,0 +1,163 @@
+"""Data that are always at hand: scikit-learn's digits, Madelon's generator, artificial data.
+
+Here: functions that make arrays from a seed (or from scikit-learn's own files). Not here:
+anything read from the user's folder or the cache.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecore.datasets.dataset import every_kth
+
+Arrays = tuple[NDArray, NDArray[np.int64], NDArray, NDArray[np.int64]]
+
+
+def digits() -> Arrays:
+    """
+    Return scikit-learn's 8×8 digits: every fifth row of a class is a test row.
+
+    Returns
+    -------
+    X_train, y_train, X_test, y_test : ndarray
+        1437 and 360 rows of 64 uint8 values, 0 … 16, and their classes.
+    """
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(return_X_y=True)
+    X, y = X.astype(np.uint8), y.astype(np.int64)
+    test = every_kth(y, 5)
+    return X[~test], y[~test], X[test], y[test]
+
+
+def madelon_generator(random_state: int = 2003) -> Arrays:
+    """
+    Draw data with the design of Madelon from scikit-learn's `make_classification`.
+
+    Parameters
+    ----------
+    random_state : int, default 2003
+        Seed.
+
+    Returns
+    -------
+    X_train, y_train, X_test, y_test : ndarray
+        2000 and 600 rows of 500 float32 values, and their classes.
+
+    Notes
+    -----
+    Guyon (2003): 32 Gaussian clusters on the vertices of a five-dimensional hypercube, 16 per
+    class; 15 linear combinations of the five features; 480 features of noise; 1 % of the labels
+    flipped. `make_classification` is an adaptation of that very generator.
+    """
+    from sklearn.datasets import make_classification
+
+    X, y = make_classification(
+        n_samples=2600,
+        n_features=500,
+        n_informative=5,
+        n_redundant=15,
+        n_clusters_per_class=16,
+        flip_y=0.01,
+        class_sep=1.0,
+        random_state=random_state,
+    )
+    X, y = X.astype(np.float32), y.astype(np.int64)
+    return X[:2000], y[:2000], X[2000:], y[2000:]
+
+
+def artificial(
+    n_features: int = 1024,
+    n_train: int = 2000,
+    n_test: int = 1000,
+    n_classes: int = 2,
+    n_informative: int = 32,
+    clusters_per_class: int = 2,
+    separation: float = 0.5,
+    random_state: int = 0,
+) -> Arrays:
+    """
+    Draw Gaussian clusters on hypercube vertices among features of noise, in float32.
+
+    Parameters
+    ----------
+    n_features : int, default 1024
+        Features in all.
+    n_train, n_test : int, default 2000 and 1000
+        Rows of the two parts.
+    n_classes : int, default 2
+        Classes, of equal size (to within one row).
+    n_informative : int, default 32
+        Features, at random places, that tell the clusters apart.
+    clusters_per_class : int, default 2
+        Clusters of each class.
+    separation : float, default 0.5
+        Half the side of the hypercube, in standard deviations of a cluster.
+    random_state : int, default 0
+        Seed.
+
+    Returns
+    -------
+    X_train, y_train, X_test, y_test : ndarray
+        Rows of float32 values, and their classes (int64).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer vertices than clusters, or more informative features than features.
+
+    Notes
+    -----
+    The design of scikit-learn's `make_classification`, without its float64 copies: the arrays
+    themselves, 4 (n_train + n_test) n_features bytes, are all that is allocated. O(n_rows ·
+    n_features).
+    """
+    n_clusters = n_classes * clusters_per_class
+    if not 1 <= n_informative <= n_features:
+        raise ValueError(f"n_informative={n_informative}: expected 1 … {n_features} (n_features)")
+    bits = min(n_informative, 30)  # enough vertices for any number of clusters
+    if n_clusters > 1 << bits:
+        raise ValueError(
+            f"{n_clusters} clusters do not fit on the {1 << bits} vertices of {n_informative} "
+            "informative features: raise n_informative"
+        )
+    rng = np.random.default_rng(np.random.SeedSequence(random_state))
+    vertices: set[int] = set()
+    while len(vertices) < n_clusters:
+        vertices.add(int(rng.integers(1 << bits)))
+    signs = rng.choice(np.array([-1, 1], np.float32), (n_clusters, n_informative))
+    for cluster, vertex in enumerate(sorted(vertices)):  # distinct in the first `bits` features
+        signs[cluster, :bits] = [1 if vertex >> bit & 1 else -1 for bit in range(bits)]
+    rng.shuffle(signs)
+    columns = np.sort(rng.choice(n_features, n_informative, replace=False))
+
+    def draw(n_rows: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        y = rng.permutation(np.arange(n_rows, dtype=np.int64) % n_classes)
+        cluster = y + n_classes * rng.integers(clusters_per_class, size=n_rows)
+        X = rng.standard_normal((n_rows, n_features), dtype=np.float32)
+        X[:, columns] += np.float32(separation) * signs[cluster]
+        return X, y
+
+    return (*draw(n_train), *draw(n_test))
+
+
+def leukemia_surrogate() -> Arrays:
+    """
+    Draw data of the shape of the MILE study: 54 675 features, 18 classes, 1 397 and 699 rows.
+
+    Returns
+    -------
+    X_train, y_train, X_test, y_test : ndarray
+        458 MB of float32 values, and the classes. They measure time and memory, and say nothing
+        about accuracy on leukemia.
+    """
+    return artificial(
+        n_features=54_675,
+        n_train=1397,
+        n_test=699,
+        n_classes=18,
+        n_informative=200,
+        clusters_per_class=1,
+        random_state=13159,
+    )

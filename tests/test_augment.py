@@ -1,0 +1,163 @@
+"""Image augmentation against slices, NumPy and scipy.ndimage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import affine_transform
+
+from sparsecore.augment import ImageAugmentation, resample
+
+
+def images(n, shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, int(np.prod(shape))), dtype=np.uint8)
+
+
+def moments(n_features):
+    rng = np.random.default_rng(1)
+    mean = rng.uniform(50, 200, n_features).astype(np.float32)
+    return mean, rng.uniform(20, 90, n_features).astype(np.float32)
+
+
+def moved(batch, down=0.0, right=0.0, angle=0.0, flip=0):
+    """Run the kernel with one and the same move for all images, without standardisation."""
+    out = np.empty(batch.shape, np.float32)
+    moves = np.tile(np.array([down, right, angle, flip], float), (len(batch), 1))
+    zero, one = np.zeros(batch.shape[1:], np.float32), np.ones(batch.shape[1:], np.float32)
+    resample(batch, moves, zero, one, out)
+    return out
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (8, 5, 3)])
+def test_everything_off_is_standardisation_alone(shape):
+    X = images(5, shape)
+    mean, scale = moments(X.shape[1])
+    out = ImageAugmentation(X, shape, mean, scale, shift=0, rotation=0, flip=False)(epoch=3)
+    assert out.dtype == np.float32 and out.shape == X.shape
+    np.testing.assert_array_equal(out, (X.astype(np.float32) - mean) / scale)
+
+
+@pytest.mark.parametrize(("down", "right"), [(2, 0), (-3, 0), (0, 4), (1, -2), (20, 0)])
+def test_whole_pixel_shift_repeats_the_edge(down, right):
+    batch = images(3, (7, 9, 3)).reshape(3, 7, 9, 3)
+    rows = np.clip(np.arange(7) - down, 0, 6)
+    columns = np.clip(np.arange(9) - right, 0, 8)
+    np.testing.assert_array_equal(moved(batch, down, right), batch[:, rows][:, :, columns])
+
+
+def test_flip_is_left_to_right():
+    batch = images(3, (7, 9, 3)).reshape(3, 7, 9, 3)
+    np.testing.assert_array_equal(moved(batch, flip=1), batch[:, :, ::-1])
+
+
+def test_shift_and_flip_keep_their_order():
+    batch = images(2, (6, 6, 1)).reshape(2, 6, 6, 1)
+    expected = batch[:, :, ::-1][:, :, np.clip(np.arange(6) - 2, 0, 5)]
+    np.testing.assert_array_equal(moved(batch, right=2, flip=1), expected)
+
+
+@pytest.mark.parametrize("quarter", [1, 2, 3])
+def test_quarter_turns_are_those_of_numpy(quarter):
+    batch = images(2, (8, 8, 3)).reshape(2, 8, 8, 3)
+    # weights are off by the rounding of cos and sin (1e-15) times 255: far below 1e-4
+    np.testing.assert_allclose(
+        moved(batch, angle=-quarter * np.pi / 2), np.rot90(batch, quarter, axes=(1, 2)), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("shape", [(12, 12, 3), (9, 14, 1)])
+def test_drawn_moves_agree_with_scipy(shape):
+    X = images(20, shape)
+    mean, scale = moments(X.shape[1])
+    augmentation = ImageAugmentation(X, shape, mean, scale, shift=0.3, rotation=40, seed=5)
+    got = augmentation(epoch=2).reshape(-1, *shape)
+    centre = (np.array(shape[:2]) - 1) / 2
+    for image, move, out in zip(X.reshape(-1, *shape), augmentation.draw(2), got, strict=True):
+        if move[3]:
+            image = image[:, ::-1]
+        cos, sin = np.cos(move[2]), np.sin(move[2])
+        matrix = np.array([[cos, -sin], [sin, cos]])
+        offset = centre - matrix @ (centre + move[:2])
+        planes = [
+            affine_transform(image[..., c].astype(float), matrix, offset, order=1, mode="nearest")
+            for c in range(shape[2])
+        ]
+        expected = (np.stack(planes, axis=-1) - mean.reshape(shape)) / scale.reshape(shape)
+        # some ten float32 roundings of values below 256, over a scale of at least 20
+        np.testing.assert_allclose(out, expected, atol=10 * 256 * 2**-24 / 20)
+
+
+def test_draws_stay_in_range_and_use_it():
+    X = images(4000, (10, 20))
+    mean, scale = moments(200)
+    moves = ImageAugmentation(X, (10, 20), mean, scale, shift=0.1, rotation=10).draw(0)
+    for column, limit in ((0, 1.0), (1, 2.0), (2, np.radians(10))):
+        assert np.abs(moves[:, column]).max() <= limit
+        # uniform on ±limit: its standard deviation is limit / √3; 4000 draws give it to about 1 %
+        assert moves[:, column].std() == pytest.approx(limit / 3**0.5, rel=0.05)
+    assert set(np.unique(moves[:, 3])) == {0, 1}
+    assert moves[:, 3].mean() == pytest.approx(0.5, abs=0.04)  # five standard deviations
+
+
+def test_seed_and_epoch_determine_the_result():
+    X = images(30, (8, 8, 3))
+    mean, scale = moments(192)
+
+    def run(seed, epoch):
+        return ImageAugmentation(X, (8, 8, 3), mean, scale, seed=seed)(epoch).copy()
+
+    first = run(7, 4)
+    np.testing.assert_array_equal(first, run(7, 4))
+    assert not np.array_equal(first, run(7, 5))
+    assert not np.array_equal(first, run(8, 4))
+    # an epoch does not depend on the epochs before it
+    augmentation = ImageAugmentation(X, (8, 8, 3), mean, scale, seed=7)
+    for epoch in (0, 9):
+        augmentation(epoch)
+    np.testing.assert_array_equal(augmentation(4), first)
+
+
+def test_a_seed_sequence_is_a_seed():
+    X = images(3, (8, 8))
+    mean, scale = moments(64)
+    parent = np.random.SeedSequence(3, spawn_key=(1, 2))
+    one, other = (
+        ImageAugmentation(X, (8, 8), mean, scale, seed=seed).draw(0)
+        for seed in (parent, np.random.SeedSequence(3, spawn_key=(1, 3)))
+    )
+    assert not np.array_equal(one, other)
+
+
+def test_switching_one_move_off_leaves_the_others():
+    X = images(50, (8, 8))
+    mean, scale = moments(64)
+    full = ImageAugmentation(X, (8, 8), mean, scale).draw(1)
+    still = ImageAugmentation(X, (8, 8), mean, scale, rotation=0).draw(1)
+    np.testing.assert_array_equal(full[:, [0, 1, 3]], still[:, [0, 1, 3]])
+    assert not still[:, 2].any()
+
+
+def test_the_buffer_is_reused():
+    X = images(3, (8, 8))
+    augmentation = ImageAugmentation(X, (8, 8), *moments(64))
+    assert np.shares_memory(augmentation(0), augmentation(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((2, 64), np.float32)}, "float32"),
+        ({"shape": (8, 9)}, r"\(8, 9\)"),
+        ({"shape": (64,)}, "height"),
+        ({"mean": np.zeros(63, np.float32)}, r"mean has shape \(63,\)"),
+        ({"scale": np.zeros(64, np.float32)}, "scale has the value 0"),
+        ({"shift": 1.5}, "shift=1.5"),
+        ({"shift": float("nan")}, "shift=nan"),
+        ({"rotation": -1}, "rotation=-1"),
+    ],
+)
+def test_bad_arguments_are_named(change, message):
+    mean, scale = moments(64)
+    arguments = {"images": images(2, (8, 8)), "shape": (8, 8), "mean": mean, "scale": scale}
+    with pytest.raises(ValueError, match=message):
+        ImageAugmentation(**(arguments | change))

@@ -1,0 +1,26 @@
+"""Truly sparse multilayer perceptrons: no masks, no dense weight matrix, ever."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["SparseMLP", "SparseMLPClassifier", "__version__"]
+
+if TYPE_CHECKING:
+    from sparsecore.estimator import SparseMLPClassifier
+    from sparsecore.mlp import SparseMLP
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: the command line's --help and the data commands need neither Numba nor
+    # scikit-learn, which take a second to import.
+    if name == "SparseMLPClassifier":
+        from sparsecore.estimator import SparseMLPClassifier
+
+        return SparseMLPClassifier
+    if name == "SparseMLP":
+        from sparsecore.mlp import SparseMLP
+
+        return SparseMLP
+    raise AttributeError(f"module 'sparsecore' has no attribute {name!r}")

@@ -1,0 +1,308 @@
+"""The command line: ``python -m sparsecore train | bench | data``.
+
+Each command parses its options, calls one function of the library and prints; nothing is computed here.
+Diagnostics go to standard error, so that standard output can be piped; a mistake in the options ends
+with status 2, anything else that goes wrong with 1 and one line that says what.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from sparsecore import __version__, datasets
+from sparsecore.team import cpu_count
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    try:
+        options.function(options)
+    except (ValueError, FloatingPointError, OSError, RuntimeError) as error:
+        print(f"sparsecore {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"sparsecore {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sparsecore", description="Truly sparse multilayer perceptrons."
+    )
+    parser.add_argument("--version", action="version", version=f"sparsecore {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_bench(commands)
+    _add_data(commands)
+    return parser
+
+
+# --- train ---------------------------------------------------------------------------------------
+
+
+def _add_train(commands: Any) -> None:
+    sub = commands.add_parser(
+        "train",
+        help="train a network on a data set",
+        description="Train a truly sparse network. Hyperparameters that are not given are those of the "
+        "paper's study for the data set (DEFAULT column of the book's hyperparameter table).",
+    )
+    sub.set_defaults(function=_train)
+    sub.add_argument(
+        "--dataset", required=True, metavar="NAME", help=f"one of {', '.join(datasets.names())}"
+    )
+    group = sub.add_argument_group(
+        "hyperparameters (default: the study's setting for the data set)"
+    )
+    group.add_argument(
+        "--hidden",
+        type=_sizes,
+        metavar="N,N,…",
+        help="neurons of the hidden layers (fashion-mnist: 1000,1000,1000)",
+    )
+    group.add_argument(
+        "--epsilon", type=float, help="Erdős–Rényi sparsity, > 0 (fashion-mnist: 20)"
+    )
+    group.add_argument(
+        "--density", type=float, help="connection probability in (0, 1] instead of --epsilon"
+    )
+    group.add_argument("--activation", help="all-relu, relu or leaky-relu (all-relu)")
+    group.add_argument(
+        "--alpha", type=float, help="negative slope of All-ReLU and LeakyReLU (fashion-mnist: 0.6)"
+    )
+    group.add_argument("--init", help="he_uniform, xavier or normal (fashion-mnist: he_uniform)")
+    group.add_argument("--learning-rate", type=float, metavar="ETA", help="> 0 (0.01)")
+    group.add_argument("--momentum", type=float, metavar="MU", help="in [0, 1) (0.9)")
+    group.add_argument(
+        "--weight-decay",
+        type=float,
+        metavar="LAMBDA",
+        help="decoupled, per step, in [0, 1) (0.0002)",
+    )
+    group.add_argument(
+        "--dropout",
+        type=float,
+        metavar="RATE",
+        help="share of hidden activations dropped, in [0, 1) (0.3)",
+    )
+    group.add_argument(
+        "--zeta",
+        type=float,
+        help="fraction of connections replaced after each epoch, in [0, 1) (0.3)",
+    )
+    group.add_argument(
+        "--batch-size", type=int, metavar="N", help="samples a step (fashion-mnist: 128)"
+    )
+    group.add_argument(
+        "--epochs", type=int, metavar="N", help="passes over the training data (500)"
+    )
+    group.add_argument(
+        "--prune-from",
+        type=int,
+        metavar="EPOCH",
+        help="prune by neuron importance from this epoch on (off)",
+    )
+    group.add_argument(
+        "--prune-every", type=int, metavar="EPOCHS", help="epochs between prunings (10)"
+    )
+    group.add_argument(
+        "--prune-percentile",
+        type=float,
+        metavar="P",
+        help="importance percentile in [0, 100] that is pruned (20)",
+    )
+    group.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="shift, rotate and flip images (cifar10: on)",
+    )
+    sub.add_argument(
+        "--limit", type=int, metavar="N", help="train on N rows, a stratified choice (all)"
+    )
+    sub.add_argument(
+        "--seed", type=int, default=0, help="determines the result bit for bit (%(default)s)"
+    )
+    sub.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads; the result does not depend on them (%(default)s)",
+    )
+    sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
+    sub.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="save the state of the run there after each epoch (.npz)",
+    )
+    sub.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
+    sub.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object, the last line"
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    from sparsecore import checkpoint, experiment
+    from sparsecore.paper import settings
+
+    base = settings.setting(options.dataset).config
+    given = {
+        name: value
+        for name in base.to_dict()
+        if (value := getattr(options, name, None)) is not None
+    }
+    config = base.with_values(**given)
+    _check_common(options)
+    if options.resume and options.checkpoint is None:
+        raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
+    data = datasets.load(options.dataset)
+    if options.limit is not None:
+        data = data.limited(options.limit, random_state=options.seed)
+    model, result = experiment.run(
+        data,
+        config,
+        seed=options.seed,
+        threads=options.threads,
+        progress=True,
+        checkpoint_path=options.checkpoint,
+        resume=options.resume,
+    )
+    if options.out is not None:
+        checkpoint.save(model, options.out)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(model)
+        print(
+            f"test accuracy {100 * result['test_accuracy']:.2f} % "
+            f"(best {100 * result['best_test_accuracy']:.2f} %), "
+            f"{result['seconds']['train']:.1f} s of training, "
+            f"{result['samples_per_second']:,.0f} samples/s"
+        )
+
+
+# --- bench ---------------------------------------------------------------------------------------
+
+
+def _add_bench(commands: Any) -> None:
+    sub = commands.add_parser("bench", help="time full training steps on random data")
+    sub.set_defaults(function=_bench)
+    sub.add_argument(
+        "--dims",
+        type=_sizes,
+        default=(784, 1000, 1000, 1000, 10),
+        metavar="N,N,…",
+        help="neurons per layer (784,1000,1000,1000,10)",
+    )
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--epsilon", type=float, help="Erdős–Rényi sparsity, > 0 (20)")
+    how.add_argument("--density", type=float, help="connection probability in (0, 1] instead")
+    sub.add_argument(
+        "--batch", type=int, default=128, metavar="N", help="samples a step (%(default)s)"
+    )
+    sub.add_argument("--threads", type=int, default=1, help="threads (%(default)s)")
+    sub.add_argument(
+        "--steps", type=int, default=200, metavar="N", help="steps that are timed (%(default)s)"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of data and network (%(default)s)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from sparsecore.bench import bench
+
+    _check_common(options)
+    result = bench(
+        options.dims,
+        epsilon=options.epsilon,
+        density=options.density,
+        batch_size=options.batch,
+        threads=options.threads,
+        steps=options.steps,
+        seed=options.seed,
+    )
+    if options.json:
+        print(json.dumps(result))
+        return
+    ms = result["ms_per_step"]
+    print(f"{result['nnz']:,} connections, batch {options.batch}, {options.threads} thread(s)")
+    print(
+        f"training step  {ms['median']:.3f} ms (min {ms['min']:.3f}, p90 {ms['p90']:.3f}), {result['gflops']:.1f} GFLOP/s"
+    )
+    print(f"evolution      {result['evolution_ms']:.2f} ms")
+    print(f"prediction     {result['predict_ms']:.3f} ms a batch")
+    print(f"peak memory    {result['peak_rss_mb']:.0f} MiB")
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def _add_data(commands: Any) -> None:
+    sub = commands.add_parser("data", help="list, fetch and verify the data sets")
+    verbs = sub.add_subparsers(dest="verb", required=True, metavar="list | fetch | verify")
+    verbs.add_parser("list", help="what there is, and whether this machine has it").set_defaults(
+        function=_list_data
+    )
+    fetch = verbs.add_parser("fetch", help="bring a data set into the cache")
+    fetch.add_argument("name", metavar="NAME")
+    fetch.set_defaults(function=_fetch_data)
+    verify = verbs.add_parser("verify", help="check the SHA-256 of the contents")
+    verify.add_argument("name", metavar="NAME", nargs="?", help="all that are there if left out")
+    verify.set_defaults(function=_verify_data)
+
+
+def _list_data(options: argparse.Namespace) -> None:
+    for name in datasets.names():
+        facts = datasets.describe(name)
+        here = "here" if datasets.available(name) else "to be fetched"
+        print(
+            f"{name:18} {facts['domain']:10} {facts['n_features']:>6} features {facts['n_classes']:>3} classes "
+            f"{facts['n_train']:>7}/{facts['n_test']:<6} {here}"
+        )
+
+
+def _fetch_data(options: argparse.Namespace) -> None:
+    print(f"{options.name}: {datasets.fetch(options.name)}")
+
+
+def _verify_data(options: argparse.Namespace) -> None:
+    names = (
+        [options.name] if options.name else [n for n in datasets.names() if datasets.available(n)]
+    )
+    for name in names:
+        print(f"{name}: sha256 {datasets.verify(name)}")
+
+
+# --- shared --------------------------------------------------------------------------------------
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected integers separated by commas, such as 1000,1000, got {text!r}"
+        ) from None
+
+
+def _check_common(options: argparse.Namespace) -> None:
+    if options.threads < 1:
+        raise ValueError(f"--threads: expected an integer of at least 1, got {options.threads}")
+    if options.seed < 0:
+        raise ValueError(f"--seed: expected an integer of at least 0, got {options.seed}")
+    if options.threads > cpu_count():
+        print(
+            f"sparsecore: {options.threads} threads on {cpu_count()} CPUs will wait for each other",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

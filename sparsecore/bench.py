@@ -1,0 +1,129 @@
+"""Timing of full training steps on random data: what ``python -m sparsecore bench`` prints.
+
+A step is gather, forward, activation, dropout, loss, backward, momentum and weight decay. Everything is
+compiled and warmed up before it is timed. Timing whole runs is the business of `experiment`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sparsecore import seeds
+from sparsecore.engine import Engine, metrics
+from sparsecore.kernels import Rule
+from sparsecore.mlp import SparseMLP
+from sparsecore.provenance import peak_rss_mb, provenance
+from sparsecore.seeds import Purpose
+
+_WARM_UP_STEPS = 10
+_REPEATS = 5
+
+
+def bench(
+    sizes: tuple[int, ...],
+    *,
+    epsilon: float | None = None,
+    density: float | None = None,
+    batch_size: int = 128,
+    threads: int = 1,
+    steps: int = 200,
+    activation: str = "all-relu",
+    dropout: float = 0.3,
+    zeta: float = 0.3,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Time training steps, evolution and prediction of a network on random data.
+
+    Parameters
+    ----------
+    sizes : tuple of int
+        Neurons per layer.
+    epsilon, density : float, optional
+        Sparsity; see `SparseMLP.erdos_renyi`.
+    batch_size, threads, steps : int
+    activation : str
+    dropout, zeta : float
+    seed : int
+
+    Returns
+    -------
+    dict
+        "ms_per_step" {"median", "min", "p90"}, "gflops" (of the median step; 6 floating-point
+        operations a connection and sample, 4 in the first layer, whose input gradient nobody needs),
+        "nnz", "evolution_ms" and "predict_ms" (one batch; medians), "peak_rss_mb", what was timed,
+        and "provenance".
+
+    Raises
+    ------
+    ValueError
+        If a value is out of its range; the message names it.
+    """
+    for name, value in (("batch", batch_size), ("threads", threads), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{name}: expected an integer of at least 1, got {value}")
+    rng = seeds.generator(seed, Purpose.TOPOLOGY)
+    model = SparseMLP.erdos_renyi(
+        sizes, epsilon=epsilon, density=density, activation=activation, random_state=rng
+    )
+    velocity = model.start_momentum()
+    n_rows = batch_size * 8  # more than a batch, so that gathering is not flattered by the cache
+    inputs = rng.standard_normal((n_rows, sizes[0]), np.float32)
+    labels = rng.integers(sizes[-1], size=n_rows)
+    rule = Rule(
+        np.float32(0.01), np.float32(0.9), np.float32(0.0002), np.float32(dropout),
+        seeds.key(seed, Purpose.DROPOUT),
+    )  # fmt: skip
+    sums = metrics()
+    with Engine(model.network, batch_size, threads) as engine:
+
+        def step(number: int) -> None:
+            rows = rng.integers(n_rows, size=batch_size)
+            engine.train(velocity, rule, inputs, labels, rows, batch_size, number, sums)
+
+        for number in range(_WARM_UP_STEPS):
+            step(number)
+        times = np.array([_milliseconds(lambda n=n: step(n)) for n in range(steps)])
+        batch = inputs[:batch_size]
+        model.decision_function(batch, threads)
+        predict = [
+            _milliseconds(lambda: model.decision_function(batch, threads)) for _ in range(_REPEATS)
+        ]
+        model.evolve(zeta, rng)
+        evolve = [_milliseconds(lambda: model.evolve(zeta, rng)) for _ in range(_REPEATS)]
+    first = model[0].nnz
+    flops = batch_size * (6 * (model.nnz - first) + 4 * first)
+    median = float(np.median(times))
+    return {
+        "config": {
+            "dims": list(sizes),
+            "epsilon": epsilon,
+            "density": density,
+            "batch": batch_size,
+            "threads": threads,
+            "steps": steps,
+            "activation": activation,
+            "dropout": dropout,
+        },
+        "seed": seed,
+        "ms_per_step": {
+            "median": median,
+            "min": float(times.min()),
+            "p90": float(np.percentile(times, 90)),
+        },
+        "gflops": flops / median / 1e6,
+        "nnz": model.nnz,
+        "evolution_ms": float(np.median(evolve)),
+        "predict_ms": float(np.median(predict)),
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "provenance": provenance(threads, None),
+    }
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) * 1e3

@@ -1,0 +1,142 @@
+"""Files that are either whole or absent: models, training checkpoints, JSON results.
+
+A model is one ``.npz`` with a format version and no pickles; a checkpoint is the same file with the
+state of a run beside the model. Writing goes to a temporary file that replaces the target at the end,
+so a process that dies half-way leaves the previous file as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from sparsecore.mlp import SparseMLP
+
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A file that is not what it should be: cut short, foreign, or of an unknown version."""
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path` that replaces it if the block ends without an error."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are private
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as JSON, atomically; NaN and infinity are refused."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    with atomic_write(path) as file:
+        file.write(text.encode() + b"\n")
+
+
+def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | None = None) -> None:
+    """Write a model to one ``.npz`` file.
+
+    Parameters
+    ----------
+    model : SparseMLP
+    path : path
+    run : dict, optional
+        JSON-able state of the run that trains it; the velocity is written with it, so that the run can
+        go on from there.
+    """
+    net = model.network
+    about = {
+        "activation": model.activation,
+        "alpha": model.alpha,
+        "init": model.init,
+        "run": run,
+    }
+    arrays = {
+        "format_version": np.array(FORMAT_VERSION),
+        "sizes": net.sizes,
+        "weight_start": net.weight_start,
+        "indptr": net.indptr,
+        "indices": net.indices,
+        "params": model.params,
+        "about": np.array(json.dumps(about)),
+    }
+    if run is not None and model.velocity is not None:
+        arrays["velocity"] = model.velocity
+    with atomic_write(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+
+
+def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None]:
+    """Read what `save` wrote.
+
+    Returns
+    -------
+    model : SparseMLP
+    run : dict or None
+
+    Raises
+    ------
+    CheckpointError
+        If the file is cut short, damaged, foreign, or of a newer version.
+    FileNotFoundError
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        version = int(arrays["format_version"])
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: format version {version}, expected {FORMAT_VERSION}; "
+                "a newer sparsecore may have written it"
+            )
+        about = json.loads(str(arrays["about"]))
+        model = _model(arrays, about)
+    except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path}: not a whole sparsecore model file ({type(error).__name__}: {error}); "
+            "restore it from a copy or train again"
+        ) from error
+    return model, about["run"]
+
+
+def _model(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> SparseMLP:
+    sizes, starts = arrays["sizes"].tolist(), arrays["weight_start"].tolist()
+    params, nnz = arrays["params"], starts[-1]
+    rows = np.concatenate([[0], np.cumsum([n + 1 for n in sizes[1:]])]).tolist()
+    parts = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    pointers = [arrays["indptr"][a:b] for a, b in zip(rows[:-1], rows[1:], strict=True)]
+    model = SparseMLP(
+        sizes,
+        [(p, arrays["indices"][part]) for p, part in zip(pointers, parts, strict=True)],
+        [params[part] for part in parts],
+        [params[nnz:]],
+        activation=about["activation"],
+        alpha=about["alpha"],
+        init=about["init"],
+    )
+    if "velocity" in arrays:
+        model.start_momentum()[:] = arrays["velocity"]
+    return model

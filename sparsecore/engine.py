@@ -1,0 +1,172 @@
+"""What it takes to run the kernels on a network: lane width, aligned buffers, threads, fair shares.
+
+An `Engine` is made once for a network's layer sizes and a batch size; after a change of the topology
+it is told to `bind` the network again. The parameters themselves belong to `mlp`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsecore import kernels, lanes
+from sparsecore.kernels import Metrics, Network, Rule, Workspace
+from sparsecore.team import Team
+
+# A row costs about as much as this many connections, for its activation, noise and store.
+_ROW_COST = 6
+_PREDICT_LANES = 64
+
+
+def aligned(size: int, dtype: type) -> np.ndarray:
+    """Return a zeroed 1-D array that begins at a cache line, so that no SIMD load straddles two."""
+    n_bytes = size * np.dtype(dtype).itemsize
+    raw = np.zeros(n_bytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + n_bytes].view(dtype)
+
+
+def lane_width(batch_size: int) -> int:
+    """Return how many samples the kernels carry in registers for a batch: 8 to `lanes.widest()`.
+
+    Narrow blocks walk the connections more often, wide ones pad the batch more; reading a connection
+    costs about as much as 32 samples' arithmetic.
+    """
+    widths = [w for w in (64, 32, 16, 8) if w <= lanes.widest()]
+    return min(widths, key=lambda w: -(-batch_size // w) * (w + 32))
+
+
+def metrics() -> Metrics:
+    """Return cleared metrics."""
+    return Metrics(np.zeros(1), np.zeros(1, np.int64))
+
+
+class Engine:
+    """Runs training steps, gradients and predictions of one network.
+
+    Parameters
+    ----------
+    network : Network
+    batch_size : int
+        Largest number of samples in a step.
+    threads : int
+        Threads that share each layer's rows. Results do not depend on it.
+
+    Notes
+    -----
+    Memory: 4 bytes and 2 bits a neuron and sample, the batch rounded up to whole blocks of lanes.
+    """
+
+    def __init__(self, network: Network, batch_size: int, threads: int = 1) -> None:
+        self._team = Team(threads)
+        self._width = lanes.Width(lane_width(batch_size))
+        n_lanes = self._width.lanes
+        padded = -(-batch_size // n_lanes) * n_lanes
+        self._act_start = np.concatenate([[0], np.cumsum(network.sizes * padded)])
+        size = int(self._act_start[-1])
+        self._act = aligned(size, np.float32)
+        self._positive = aligned(size // 8, np.uint8)
+        self._kept = aligned(size // 8, np.uint8)
+        self.bind(network)
+
+    def bind(self, network: Network) -> None:
+        """Take over a network of the same layer sizes, whose topology may have changed."""
+        self._network = network
+        self._work = Workspace(
+            self._act,
+            self._act_start,
+            self._positive,
+            self._kept,
+            _shares(network.indptr, network.sizes[1:], self._team.size),
+            _shares(network.out_indptr, network.sizes[:-1], self._team.size),
+        )
+
+    def train(
+        self,
+        velocity: np.ndarray,
+        rule: Rule,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        batch_size: int,
+        step: int,
+        sums: Metrics,
+    ) -> None:
+        """Take momentum steps over ``inputs[rows]`` in that order, `batch_size` samples each.
+
+        Parameters
+        ----------
+        velocity : ndarray of float32, shape (n_parameters,)
+        rule : Rule
+        inputs : ndarray of float32, shape (n, n_features)
+        labels : ndarray of int64, shape (n,)
+        rows : ndarray of int64
+        batch_size : int
+        step : int
+            Number of the first step; it keys the dropout noise.
+        sums : Metrics
+            Added to.
+        """
+        nnz = len(self._network.weights)
+        self._team.run(
+            kernels.train_batches, self._team.size, self._team.sync, self._width, self._network,
+            velocity[:nnz], velocity[nnz:], self._work, rule, inputs, labels, rows,
+            batch_size, step, sums,
+        )  # fmt: skip
+
+    def gradient(
+        self,
+        out: np.ndarray,
+        rule: Rule,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        step: int,
+        sums: Metrics,
+    ) -> None:
+        """Write the gradient of the mean loss over ``inputs[rows]`` into a flat vector."""
+        nnz = len(self._network.weights)
+        self._team.run(
+            kernels.batch_gradient, self._team.size, self._team.sync, self._width, self._network,
+            out[:nnz], out[nnz:], self._work, rule, inputs, labels, rows, step, sums,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """End the threads."""
+        self._team.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray:
+    """Return the network's logits, float32, shape (n, n_classes).
+
+    Parameters
+    ----------
+    network : Network
+    inputs : ndarray of float32, shape (n, n_features)
+    threads : int
+        Threads that share the samples.
+    """
+    width = lanes.Width(min(_PREDICT_LANES, lanes.widest(), lane_width(max(1, len(inputs)))))
+    row = 2 * int(network.sizes.max()) * width.lanes
+    act = aligned(threads * row, np.float32).reshape(threads, row)
+    out = np.empty((len(inputs), int(network.sizes[-1])), np.float32)
+    with Team(threads) as team:
+        team.run(kernels.predict_range, team.size, width, network, inputs, np.arange(len(inputs)), act, out)
+    return out
+
+
+def _shares(pointers: np.ndarray, counts: np.ndarray, members: int) -> np.ndarray:
+    """Cut each layer's rows into consecutive shares of about equal work."""
+    cuts = np.zeros((len(counts), members + 1), np.int64)
+    start = 0
+    for layer, n_rows in enumerate(counts):
+        work = pointers[start : start + n_rows + 1] + _ROW_COST * np.arange(n_rows + 1)
+        cuts[layer] = np.searchsorted(work, work[-1] * np.arange(members + 1) / members)
+        cuts[layer, -1] = n_rows
+        start += n_rows + 1
+    return cuts

@@ -1,0 +1,383 @@
+"""The jitted loops: forward, loss, backward and update over plain arrays.
+
+Activations are feature-major and cut into blocks of the batch: layer l holds ``n_blocks`` blocks of
+shape ``(n_l, lanes)``, one after the other in one flat buffer, so a neuron's batch row is contiguous
+and a block stays in the cache while a layer is swept. Weights are CSR by output neuron (a row is one
+neuron's incoming connections); the backward sweep reads them through the transposed access
+(``out_indptr``, ``out_indices``, ``out_position``), so it holds one input neuron's activations in
+registers, streams the gradients of the neurons it feeds, and obtains the input gradient, the weight
+gradient and the update in one pass.
+
+Every function fills arrays that it is given; who allocates and checks them is `mlp`. A program
+(`train_batches`, `batch_gradient`, `predict_range`) is walked through by all members of a `team.Team`:
+a row of a layer belongs to exactly one member, so results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from sparsecore.lanes import (
+    at,
+    bernoulli,
+    dot,
+    fma,
+    lanes_of,
+    load,
+    load_mask,
+    positive,
+    put,
+    select,
+    splat,
+    store,
+    store_mask,
+    total,
+)
+from sparsecore.team import barrier
+
+# Two things that Numba must be told, or a step takes 8 ms instead of 2. Without `_nrt`, every access to an
+# array of a tuple counts references, atomically, in the inner loop; here no array is ever made, so there
+# is nothing to count. And left to itself LLVM calls the bodies of inner loops instead of inlining them.
+_options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
+_jit = njit(**_options)
+_inline = njit(**_options, forceinline=True)
+
+
+class Network(NamedTuple):
+    """The arrays of a model, all layers in flat vectors; layer l maps sizes[l] to sizes[l + 1] neurons."""
+
+    sizes: np.ndarray  #: int64, neurons per layer, the input first
+    weight_start: np.ndarray  #: int64, where each layer begins in `weights`, `indices`
+    bias_start: np.ndarray  #: int64, where each layer begins in `biases`
+    weights: np.ndarray  #: float32, CSR order
+    biases: np.ndarray  #: float32
+    indptr: np.ndarray  #: int64, sizes[l + 1] + 1 entries a layer, counted from the layer's start
+    indices: np.ndarray  #: int32, input neuron of each connection
+    out_indptr: np.ndarray  #: int64, sizes[l] + 1 entries a layer: the transposed access
+    out_indices: np.ndarray  #: int32, output neuron of each connection, ordered by input neuron
+    out_position: np.ndarray  #: int32 or int64, its place in the layer's CSR order
+    slopes: np.ndarray  #: float32, negative slope of each layer's activation
+
+
+class Workspace(NamedTuple):
+    """Buffers of one training step, and how its rows are shared out."""
+
+    act: np.ndarray  #: float32, activations; overwritten by their gradients on the way back
+    act_start: np.ndarray  #: int64, where each layer begins in `act`
+    positive: np.ndarray  #: uint8, one bit an activation: pre-activation above zero
+    kept: np.ndarray  #: uint8, one bit an activation: kept by dropout
+    forward_cuts: np.ndarray  #: int64 (layers, members + 1), output neurons of each member
+    backward_cuts: np.ndarray  #: int64 (layers, members + 1), input neurons of each member
+
+
+class Rule(NamedTuple):
+    """What a step does besides the gradient: momentum SGD with decoupled weight decay, and dropout."""
+
+    learning_rate: Any  #: float32
+    momentum: Any  #: float32
+    weight_decay: Any  #: float32, per step
+    dropout: Any  #: float32 in [0, 1): probability that a hidden activation is dropped
+    seed: Any  #: uint64, key of the dropout noise
+
+
+class Metrics(NamedTuple):
+    """Sums over the samples seen since the caller last cleared them."""
+
+    loss: np.ndarray  #: float64 (1,), cross-entropy in nats
+    correct: np.ndarray  #: int64 (1,), samples whose largest logit is the label's
+
+
+@_inline
+def mix(a, b):
+    """Hash two integers to a uint64 (the finaliser of splitmix64)."""
+    h = np.uint64(a) + np.uint64(0x9E3779B97F4A7C15) * (np.uint64(b) + np.uint64(1))
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
+@_jit
+def _row_start(sizes, layer, side):
+    """Where a layer's pointers begin: in `indptr` for side 1, in `out_indptr` for side 0."""
+    start = 0
+    for below in range(layer):
+        start += sizes[below + side] + 1
+    return start
+
+
+@_jit
+def _gather(width, start, stop, inputs, rows, first, count, act, x0):
+    """Copy features [start, stop) of `count` samples into a feature-major block, padded with 0."""
+    lanes = lanes_of(width)
+    # Sixteen features at a time: the block's rows that are written stay in L1 while samples pass.
+    for near in range(start, stop, 16):
+        far = min(near + 16, stop)
+        for column in range(count):
+            row = at(rows, first + column)
+            for feature in range(near, far):
+                put(act, x0 + feature * lanes + column, inputs[row, feature])
+        for column in range(count, lanes):
+            for feature in range(near, far):
+                put(act, x0 + feature * lanes + column, np.float32(0))
+
+
+@_inline
+def _pre_activation(width, row, pointer, base, net, act, x0, bias):
+    """Weighted sum of one output neuron over a block of the batch."""
+    lanes = lanes_of(width)
+    acc = splat(width, at(net.biases, bias + row))
+    for k in range(base + at(net.indptr, pointer), base + at(net.indptr, pointer + 1)):
+        x = load(width, act, x0 + np.int64(at(net.indices, k)) * lanes)
+        acc = fma(splat(width, at(net.weights, k)), x, acc)
+    return acc
+
+
+@_jit
+def _forward(
+    width, start, stop, layer, net, act, x0, y0, hidden, work, key, column, threshold, scale
+):
+    """Outputs of neurons [start, stop) of a layer; with a `work`, keeps what backward needs."""
+    lanes = lanes_of(width)
+    base, bias = net.weight_start[layer], net.bias_start[layer]
+    pointer = _row_start(net.sizes, layer, 1)
+    slope, stretch = splat(width, net.slopes[layer]), splat(width, scale)
+    nothing = splat(width, np.float32(0))
+    for row in range(start, stop):
+        y = _pre_activation(width, row, pointer + row, base, net, act, x0, bias)
+        target = y0 + row * lanes
+        if hidden:
+            up = positive(y)
+            y = select(up, y, y * slope)
+            if work is not None:
+                store_mask(work.positive, target, up)
+                if threshold > 0:
+                    keep = bernoulli(width, np.uint32(mix(key, row)), column, threshold)
+                    store_mask(work.kept, target, keep)
+                    y = select(keep, y * stretch, nothing)
+        store(act, target, y)
+
+
+@_jit
+def _softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count, metrics):
+    """Replace a block of logits by the gradient of the summed loss; padding gets gradient 0."""
+    lanes = lanes_of(width)
+    for column in range(count):
+        top, best = -np.inf, 0
+        for c in range(n_classes):
+            z = at(act, z0 + c * lanes + column)
+            if z > top:
+                top, best = z, c
+        norm = 0.0
+        for c in range(n_classes):
+            # Subtracting the largest logit keeps exp() from overflowing.
+            e = math.exp(at(act, z0 + c * lanes + column) - top)
+            norm += e
+        label = labels[at(rows, first + column)]
+        metrics.loss[0] += math.log(norm) + top - at(act, z0 + label * lanes + column)
+        metrics.correct[0] += label == best
+        for c in range(n_classes):
+            place = z0 + c * lanes + column
+            p = math.exp(at(act, place) - top) / norm
+            put(act, place, np.float32(p - (c == label)))
+    for column in range(count, lanes):
+        for c in range(n_classes):
+            put(act, z0 + c * lanes + column, np.float32(0))
+
+
+@_inline
+def _apply(k, g, values, velocity, gradient, fresh, final, rate, rule):
+    """Use the gradient of parameter k, summed over one block of the batch.
+
+    One of `velocity` and `gradient` is None. With a velocity the momentum step v <- mu v - eta g;
+    w <- w + v - lambda w is taken: the velocity gathers the blocks, and the parameter moves with the
+    last one, because backward still needs its old value. A gradient is written, scaled by `rate`, or,
+    after the first block, added to.
+    """
+    if velocity is not None:
+        v = at(velocity, k)
+        if fresh:
+            v *= rule.momentum
+        v -= rate * g
+        put(velocity, k, v)
+        if final:
+            w = at(values, k)
+            put(values, k, w + v - rule.weight_decay * w)
+    if gradient is not None:
+        put(gradient, k, rate * g if fresh else at(gradient, k) + rate * g)
+
+
+@_jit
+def _backward_input(
+    width, start, stop, net, velocity, gradient, act, x0, d0, fresh, final, rate, rule
+):
+    """Weight gradients and updates of the first layer; nobody needs its input gradient."""
+    lanes = lanes_of(width)
+    for row in range(start, stop):
+        x = load(width, act, x0 + row * lanes)
+        for k in range(at(net.out_indptr, row), at(net.out_indptr, row + 1)):
+            d = load(width, act, d0 + np.int64(at(net.out_indices, k)) * lanes)
+            p = np.int64(at(net.out_position, k))
+            _apply(p, dot(x, d), net.weights, velocity, gradient, fresh, final, rate, rule)
+
+
+@_jit
+def _backward(
+    width, start, stop, layer, net, velocity, gradient, velocity_b, gradient_b, work, x0, d0,
+    threshold, scale, fresh, final, rate, rule,
+):  # fmt: skip
+    """Gradients and updates of a hidden layer's outgoing weights, and of that layer's biases.
+
+    The activations of the layer below are replaced by the gradients of its pre-activations.
+    """
+    lanes = lanes_of(width)
+    act = work.act
+    base, bias = net.weight_start[layer], net.bias_start[layer - 1]
+    pointer = _row_start(net.sizes, layer, 0)
+    nothing, stretch = splat(width, np.float32(0)), splat(width, scale)
+    slope = splat(width, net.slopes[layer - 1] * scale)
+    for row in range(start, stop):
+        place = x0 + row * lanes
+        x = load(width, act, place)
+        acc = nothing
+        for k in range(
+            base + at(net.out_indptr, pointer + row), base + at(net.out_indptr, pointer + row + 1)
+        ):
+            d = load(width, act, d0 + np.int64(at(net.out_indices, k)) * lanes)
+            p = base + np.int64(at(net.out_position, k))
+            acc = fma(splat(width, at(net.weights, p)), d, acc)
+            _apply(p, dot(x, d), net.weights, velocity, gradient, fresh, final, rate, rule)
+        acc = acc * select(load_mask(width, work.positive, place), stretch, slope)
+        if threshold > 0:
+            acc = select(load_mask(width, work.kept, place), acc, nothing)
+        store(act, place, acc)
+        _apply(bias + row, total(acc), net.biases, velocity_b, gradient_b, fresh, final, rate, rule)
+
+
+@_jit
+def _step(
+    member, size, sync, width, net, velocity, velocity_b, gradient, gradient_b, work, rule,
+    inputs, labels, rows, first, count, step, metrics,
+):  # fmt: skip
+    """One batch: forward, loss, and backward into either the parameters or `gradient`."""
+    lanes = lanes_of(width)
+    depth = len(net.sizes) - 1
+    blocks = (count + lanes - 1) // lanes
+    threshold = np.uint32(np.float64(rule.dropout) * 2.0**32)
+    scale = np.float32(1.0 / (1.0 - np.float64(rule.dropout)))
+    rate = np.float32(1.0 / count)
+    if gradient is None:
+        rate = np.float32(rule.learning_rate / count)
+
+    features = net.sizes[0]
+    for block in range(blocks):
+        _gather(
+            width, features * member // size, features * (member + 1) // size, inputs, rows,
+            first + block * lanes, min(lanes, count - block * lanes),
+            work.act, work.act_start[0] + block * features * lanes,
+        )  # fmt: skip
+    barrier(sync, size)
+
+    for layer in range(depth):
+        hidden = layer < depth - 1
+        key = mix(mix(rule.seed, step), layer)
+        start, stop = work.forward_cuts[layer, member], work.forward_cuts[layer, member + 1]
+        for block in range(blocks):
+            x0 = work.act_start[layer] + block * net.sizes[layer] * lanes
+            y0 = work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
+            _forward(
+                width, start, stop, layer, net, work.act, x0, y0, hidden, work, key,
+                np.uint32(block * lanes), threshold, scale,
+            )  # fmt: skip
+        barrier(sync, size)
+
+    if member == 0:
+        bias, n_classes = net.bias_start[depth - 1], net.sizes[depth]
+        for block in range(blocks):
+            z0 = work.act_start[depth] + block * n_classes * lanes
+            here = min(lanes, count - block * lanes)
+            _softmax_cross_entropy(
+                width, n_classes, work.act, z0, labels, rows, first + block * lanes, here, metrics
+            )
+            for c in range(n_classes):
+                _apply(
+                    bias + c, total(load(width, work.act, z0 + c * lanes)), net.biases,
+                    velocity_b, gradient_b, block == 0, block == blocks - 1, rate, rule,
+                )  # fmt: skip
+    barrier(sync, size)
+
+    for layer in range(depth - 1, -1, -1):
+        start, stop = work.backward_cuts[layer, member], work.backward_cuts[layer, member + 1]
+        for block in range(blocks):
+            fresh, final = block == 0, block == blocks - 1
+            x0 = work.act_start[layer] + block * net.sizes[layer] * lanes
+            d0 = work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
+            if layer == 0:
+                _backward_input(
+                    width, start, stop, net, velocity, gradient, work.act, x0, d0,
+                    fresh, final, rate, rule,
+                )  # fmt: skip
+            else:
+                _backward(
+                    width, start, stop, layer, net, velocity, gradient, velocity_b, gradient_b,
+                    work, x0, d0, threshold, scale, fresh, final, rate, rule,
+                )  # fmt: skip
+        barrier(sync, size)
+
+
+@_jit
+def train_batches(
+    member, size, sync, width, net, velocity, velocity_b, work, rule,
+    inputs, labels, rows, batch, step, metrics,
+):  # fmt: skip
+    """Take momentum steps over `rows`, `batch` samples each; the last one may be smaller.
+
+    Source: DESIGN's SGD with momentum (the paper, section on sparse training); cost
+    O(nnz * batch) a step, nothing is allocated.
+    """
+    for first in range(0, len(rows), batch):
+        count = min(batch, len(rows) - first)
+        _step(
+            member, size, sync, width, net, velocity, velocity_b, None, None, work, rule,
+            inputs, labels, rows, first, count, step + first // batch, metrics,
+        )  # fmt: skip
+
+
+@_jit
+def batch_gradient(
+    member, size, sync, width, net, gradient, gradient_b, work, rule,
+    inputs, labels, rows, step, metrics,
+):  # fmt: skip
+    """Write the gradient of the mean loss over `rows` into two flat vectors; the model is not changed."""
+    _step(
+        member, size, sync, width, net, None, None, gradient, gradient_b, work, rule,
+        inputs, labels, rows, 0, len(rows), step, metrics,
+    )  # fmt: skip
+
+
+@_jit
+def predict_range(member, size, width, net, inputs, rows, act, out):
+    """Write the logits of ``inputs[rows]`` to `out`; members take turns at blocks of samples.
+
+    `act` has one row a member, with room for two layers of one block.
+    """
+    lanes = lanes_of(width)
+    depth = len(net.sizes) - 1
+    n, half = len(rows), act.shape[1] // 2
+    mine = act[member]
+    for first in range(member * lanes, n, size * lanes):
+        count = min(lanes, n - first)
+        _gather(width, 0, net.sizes[0], inputs, rows, first, count, mine, 0)
+        for layer in range(depth):
+            x0, y0 = half * (layer % 2), half * ((layer + 1) % 2)
+            _forward(
+                width, 0, net.sizes[layer + 1], layer, net, mine, x0, y0, layer < depth - 1,
+                None, np.uint64(0), np.uint32(0), np.uint32(0), np.float32(1),
+            )  # fmt: skip
+        z0 = half * (depth % 2)
+        for column in range(count):
+            for c in range(net.sizes[depth]):
+                out[first + column, c] = at(mine, z0 + c * lanes + column)

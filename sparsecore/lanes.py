@@ -1,0 +1,430 @@
+"""The SIMD lane type that the kernels are written with.
+
+A `Width(n)` marks, at compile time, how many float32 lanes a value has; ``load(width, a, i)`` gives a
+value of that many lanes, and ``fma``, ``dot``, ``select`` and the rest work on such values. Numba sees
+a first-class type whose LLVM form is ``<n x float>``; LLVM cuts it into whatever registers the CPU has
+(eight AVX-512 registers for 128 lanes), so a kernel reads like scalar code and a batch row stays in
+registers while the connections of a neuron stream by. What does not live here: anything that knows
+about networks (see `kernels`).
+
+Nothing here checks bounds: kernels receive arrays that their caller has allocated and checked.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import (
+    NativeValue,
+    intrinsic,
+    models,
+    overload,
+    register_model,
+    typeof_impl,
+    unbox,
+)
+
+# A reduction is done in registers of this many lanes; wider values are first folded down to it.
+_FOLD = 16
+_F32 = ir.FloatType()
+_I32 = ir.IntType(32)
+
+
+class Width:
+    """A number of float32 lanes, known to the compiler.
+
+    Parameters
+    ----------
+    lanes : int
+        A power of two, at least 8.
+    """
+
+    def __init__(self, lanes: int) -> None:
+        if lanes < 8 or lanes & (lanes - 1):
+            raise ValueError(f"a lane width is a power of two and at least 8, got {lanes}")
+        self.lanes = lanes
+
+    def __repr__(self) -> str:
+        return f"Width({self.lanes})"
+
+
+def widest() -> int:
+    """Return the most lanes whose two operand rows fit this CPU's vector registers.
+
+    Returns
+    -------
+    int
+        128 with 32 AVX-512 registers; 32 with AVX2 or NEON, where a wider value would spill.
+    """
+    return 128 if llvm.get_host_cpu_features().get("avx512f") else 32
+
+
+class WidthType(types.Type):
+    """Numba type of a `Width`."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        super().__init__(name=f"Width({lanes})")
+
+
+class LanesType(types.Type):
+    """Numba type of `lanes` float32 values."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        super().__init__(name=f"f32x{lanes}")
+
+
+class MaskType(types.Type):
+    """Numba type of `lanes` truth values."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        super().__init__(name=f"i1x{lanes}")
+
+
+register_model(WidthType)(models.OpaqueModel)
+
+
+@register_model(LanesType)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: LanesType) -> None:
+        super().__init__(manager, fe_type, ir.VectorType(_F32, fe_type.lanes))
+
+
+@register_model(MaskType)
+class _MaskModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: MaskType) -> None:
+        super().__init__(manager, fe_type, ir.VectorType(ir.IntType(1), fe_type.lanes))
+
+
+@typeof_impl.register(Width)
+def _typeof_width(value: Width, context: Any) -> WidthType:
+    return WidthType(value.lanes)
+
+
+@unbox(WidthType)
+def _unbox_width(typ: WidthType, value: Any, c: Any) -> NativeValue:
+    return NativeValue(c.context.get_dummy_value())
+
+
+# --- code generation -----------------------------------------------------------------------------
+
+
+def _address(
+    context: Any, builder: Any, array_type: Any, array: Any, index: Any, pointee: Any
+) -> Any:
+    """Address of element `index` of a contiguous 1-D array, as a pointer to `pointee`."""
+    data = context.make_array(array_type)(context, builder, array).data
+    wide = ir.IntType(64)
+    index = builder.sext(index, wide) if index.type.width < 64 else index
+    return builder.bitcast(builder.gep(data, [index], inbounds=True), pointee.as_pointer())
+
+
+def _broadcast(builder: Any, scalar: Any, lanes: int) -> Any:
+    vector = ir.VectorType(scalar.type, lanes)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_I32, 0))
+    zeros = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _piece(builder: Any, value: Any, first: int, lanes: int) -> Any:
+    """Lanes [first, first + lanes) of a vector; free where they are whole registers."""
+    if value.type.count == lanes:
+        return value
+    index = ir.Constant(ir.VectorType(_I32, lanes), list(range(first, first + lanes)))
+    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), index)
+
+
+def _call(builder: Any, name: str, returns: Any, args: list[Any], **kwargs: Any) -> Any:
+    kind = ir.FunctionType(returns, [a.type for a in args])
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, args, **kwargs)
+
+
+def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return _call(builder, f"llvm.fma.v{a.type.count}f32", a.type, [a, b, c])
+
+
+def _horizontal(builder: Any, v: Any) -> Any:
+    zero = ir.Constant(_F32, 0.0)
+    name = f"llvm.vector.reduce.fadd.v{v.type.count}f32"
+    # "reassoc" lets LLVM add by halves; the order is fixed at compile time and the same in every run.
+    return _call(builder, name, _F32, [zero, v], fastmath=("reassoc",))
+
+
+def _float_array(a: Any) -> bool:
+    return (
+        isinstance(a, types.Array) and a.ndim == 1 and a.layout == "C" and a.dtype == types.float32
+    )
+
+
+def lanes_of(width: Width) -> int:
+    """Return the number of lanes of `width`; a constant to the compiler."""
+    return width.lanes
+
+
+@overload(lanes_of)
+def _lanes_of(width):
+    lanes = width.lanes
+    return lambda width: lanes
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+@intrinsic
+def load(typingctx, width, array, index):
+    """``array[index : index + lanes]`` of a contiguous float32 array."""
+    if not (isinstance(width, WidthType) and _float_array(array)):
+        return None
+    signature = LanesType(width.lanes)(width, array, index)
+
+    def codegen(context, builder, signature, args):
+        vector = ir.VectorType(_F32, signature.return_type.lanes)
+        pointer = _address(context, builder, signature.args[1], args[1], args[2], vector)
+        return builder.load(pointer, align=4)
+
+    return signature, codegen
+
+
+@intrinsic
+def store(typingctx, array, index, value):
+    """``array[index : index + lanes] = value``."""
+    if not (isinstance(value, LanesType) and _float_array(array)):
+        return None
+    signature = types.void(array, index, value)
+
+    def codegen(context, builder, signature, args):
+        pointer = _address(context, builder, signature.args[0], args[0], args[1], args[2].type)
+        builder.store(args[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def prefetch(typingctx, width, array, index):
+    """Ask for ``array[index : index + lanes]`` to be brought near; never faults."""
+    signature = types.void(width, array, index)
+
+    def codegen(context, builder, signature, args):
+        byte = ir.IntType(8)
+        start = _address(context, builder, signature.args[1], args[1], args[2], byte)
+        read, near, data = (ir.Constant(_I32, v) for v in (0, 3, 1))
+        for line in range(0, signature.args[0].lanes * 4, 64):
+            pointer = builder.gep(start, [ir.Constant(_I32, line)])
+            kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            builder.call(function, [pointer, read, near, data])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def at(typingctx, array, index):
+    """``array[index]`` without Numba's test for a negative index; the inner loops count on it."""
+    signature = array.dtype(array, index)
+
+    def codegen(context, builder, signature, args):
+        kind = context.get_data_type(signature.return_type)
+        return builder.load(_address(context, builder, signature.args[0], args[0], args[1], kind))
+
+    return signature, codegen
+
+
+@intrinsic
+def put(typingctx, array, index, value):
+    """``array[index] = value`` without Numba's test for a negative index."""
+    if array.dtype != value:
+        return None
+    signature = types.void(array, index, value)
+
+    def codegen(context, builder, signature, args):
+        kind = context.get_data_type(signature.args[2])
+        builder.store(
+            args[2], _address(context, builder, signature.args[0], args[0], args[1], kind)
+        )
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def load_mask(typingctx, width, bits, index):
+    """Mask stored by `store_mask` at lane `index` of a packed uint8 array (`index` % 8 == 0)."""
+    signature = MaskType(width.lanes)(width, bits, index)
+
+    def codegen(context, builder, signature, args):
+        lanes = signature.return_type.lanes
+        packed = ir.IntType(lanes)
+        position = builder.ashr(args[2], ir.Constant(args[2].type, 3))
+        pointer = _address(context, builder, signature.args[1], args[1], position, packed)
+        return builder.bitcast(builder.load(pointer, align=1), ir.VectorType(ir.IntType(1), lanes))
+
+    return signature, codegen
+
+
+@intrinsic
+def store_mask(typingctx, bits, index, mask):
+    """Pack a mask into a uint8 array at lane `index` (`index` % 8 == 0), one bit a lane."""
+    signature = types.void(bits, index, mask)
+
+    def codegen(context, builder, signature, args):
+        lanes = signature.args[2].lanes
+        step = min(lanes, _FOLD)
+        piece = ir.IntType(step)
+        for first in range(0, lanes, step):
+            lane = builder.add(args[1], ir.Constant(args[1].type, first))
+            position = builder.ashr(lane, ir.Constant(lane.type, 3))
+            pointer = _address(context, builder, signature.args[0], args[0], position, piece)
+            builder.store(
+                builder.bitcast(_piece(builder, args[2], first, step), piece), pointer, align=1
+            )
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+# --- arithmetic ----------------------------------------------------------------------------------
+
+
+@intrinsic
+def splat(typingctx, width, value):
+    """Return `value` in every lane."""
+    signature = LanesType(width.lanes)(width, types.float32)
+
+    def codegen(context, builder, signature, args):
+        return _broadcast(builder, args[1], signature.return_type.lanes)
+
+    return signature, codegen
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """``a * b + c``, rounded once."""
+
+    def codegen(context, builder, signature, args):
+        return _fused(builder, *args)
+
+    return a(a, b, c), codegen
+
+
+def _elementwise(name):
+    @intrinsic
+    def apply(typingctx, a, b):
+        def codegen(context, builder, signature, args):
+            return getattr(builder, name)(*args)
+
+        return a(a, b), codegen
+
+    return apply
+
+
+_add, _multiply, _subtract = _elementwise("fadd"), _elementwise("fmul"), _elementwise("fsub")
+
+
+def _overload_operator(symbol, implementation):
+    @overload(symbol)
+    def typed(a, b):
+        if isinstance(a, LanesType) and isinstance(b, LanesType) and a.lanes == b.lanes:
+            return lambda a, b: implementation(a, b)
+        return None
+
+
+_overload_operator(operator.add, _add)
+_overload_operator(operator.mul, _multiply)
+_overload_operator(operator.sub, _subtract)
+
+
+@intrinsic
+def dot(typingctx, a, b):
+    """Sum over the lanes of ``a * b``, float32."""
+    signature = types.float32(a, b)
+
+    def codegen(context, builder, signature, args):
+        lanes = signature.args[0].lanes
+        step = min(lanes, _FOLD)
+        pieces = [
+            [_piece(builder, value, first, step) for value in args]
+            for first in range(0, lanes, step)
+        ]
+        # Two chains of fused multiply-adds: one alone would wait for its own latency.
+        sums = [builder.fmul(*piece) for piece in pieces[:2]]
+        for k, (left, right) in enumerate(pieces[2:]):
+            sums[k % 2] = _fused(builder, left, right, sums[k % 2])
+        return _horizontal(builder, builder.fadd(*sums) if len(sums) == 2 else sums[0])
+
+    return signature, codegen
+
+
+@intrinsic
+def total(typingctx, a):
+    """Sum over the lanes, float32."""
+    signature = types.float32(a)
+
+    def codegen(context, builder, signature, args):
+        return _horizontal(builder, args[0])
+
+    return signature, codegen
+
+
+# --- masks ---------------------------------------------------------------------------------------
+
+
+@intrinsic
+def positive(typingctx, a):
+    """Mask of the lanes greater than zero."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fcmp_ordered(">", args[0], ir.Constant(args[0].type, None))
+
+    return MaskType(a.lanes)(a), codegen
+
+
+@intrinsic
+def select(typingctx, mask, a, b):
+    """``a`` where the mask is set, else ``b``."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(*args)
+
+    return a(mask, a, b), codegen
+
+
+@intrinsic
+def bernoulli(typingctx, width, key, first, threshold):
+    """Mask that is unset with probability ``threshold / 2**32``, from a counter.
+
+    Lane c hashes the counter (`key`, `first` + c) with the 32-bit finaliser "lowbias32" (C. Wellons,
+    2018): no state, so any thread can draw any lane's value, and it vectorises, which a sequential
+    generator does not. All arguments are uint32.
+    """
+    u32 = types.uint32
+    signature = MaskType(width.lanes)(width, u32, u32, u32)
+
+    def codegen(context, builder, signature, args):
+        lanes = signature.return_type.lanes
+        vector = ir.VectorType(_I32, lanes)
+
+        def constant(value):
+            return ir.Constant(vector, [value] * lanes)
+
+        _, key, first, threshold = args
+        counter = builder.add(
+            _broadcast(builder, first, lanes), ir.Constant(vector, list(range(lanes)))
+        )
+        # An odd multiplier spreads neighbouring counters before the key is mixed in.
+        h = builder.xor(builder.mul(counter, constant(0x9E3779B1)), _broadcast(builder, key, lanes))
+        h = builder.mul(builder.xor(h, builder.lshr(h, constant(16))), constant(0x7FEB352D))
+        h = builder.mul(builder.xor(h, builder.lshr(h, constant(15))), constant(0x846CA68B))
+        h = builder.xor(h, builder.lshr(h, constant(16)))
+        return builder.icmp_unsigned(">=", h, _broadcast(builder, threshold, lanes))
+
+    return signature, codegen

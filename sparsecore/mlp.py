@@ -1,0 +1,590 @@
+"""`SparseMLP`: the parameters of a truly sparse multilayer perceptron, and what can be asked of them.
+
+All weights and biases are one flat float32 vector; layers are views of it. How a batch flows through
+them is written in `kernels`, how one layer's structure changes in `topology`; epochs, schedules and
+data order belong to `train`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from sparsecore import engine, losses, topology
+from sparsecore.activations import negative_slope
+from sparsecore.initializers import initial_weights
+from sparsecore.kernels import Network, Rule
+
+_INT32_MAX = np.iinfo(np.int32).max
+_PREDICT_ROWS = 8192  # rows of a sparse matrix that are made dense at a time
+
+
+@dataclass(frozen=True)
+class SparseLayer:
+    """Views of one layer's arrays; row j of the CSR matrix holds neuron j's incoming connections.
+
+    Attributes
+    ----------
+    n_in, n_out : int
+    indptr : ndarray of int64, shape (n_out + 1,)
+    indices : ndarray of int32, shape (nnz,)
+    data : ndarray of float32, shape (nnz,)
+    bias : ndarray of float32, shape (n_out,)
+    velocity : ndarray of float32, shape (nnz,), or None
+        Of the weights; None before training.
+    """
+
+    n_in: int
+    n_out: int
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+    bias: np.ndarray
+    velocity: np.ndarray | None
+
+    @property
+    def nnz(self) -> int:
+        """Number of connections."""
+        return len(self.data)
+
+    @property
+    def density(self) -> float:
+        """Share of the possible connections that exist."""
+        return self.nnz / (self.n_in * self.n_out)
+
+    def fan_in(self) -> np.ndarray:
+        """Return the number of incoming connections of each output neuron, int64."""
+        return np.diff(self.indptr)
+
+    def fan_out(self) -> np.ndarray:
+        """Return the number of outgoing connections of each input neuron, int64."""
+        return np.bincount(self.indices, minlength=self.n_in)
+
+    def input_strength(self) -> np.ndarray:
+        """Return, for each input neuron, the sum of |w| over its outgoing connections, float64."""
+        return np.bincount(self.indices, np.abs(self.data), self.n_in)
+
+    def to_scipy(self) -> sp.csr_array:
+        """Return a copy of the weights as a CSR array of shape (n_out, n_in)."""
+        arrays = (self.data.copy(), self.indices.copy(), self.indptr.copy())
+        return sp.csr_array(arrays, shape=(self.n_out, self.n_in))
+
+
+class SparseMLP:
+    """A multilayer perceptron whose layers hold only the weights that exist.
+
+    Make one with `SparseMLP.erdos_renyi` or `SparseMLP.from_scipy`.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Neurons per layer: features, hidden layers, classes.
+    structures : sequence of (indptr, indices)
+        CSR structure of each layer, valid as `topology.check` has it.
+    data : sequence of ndarray of float32
+        Weights of each layer.
+    biases : sequence of ndarray of float32, optional
+        Zeros by default.
+    activation : {"all-relu", "relu", "leaky-relu"}
+    alpha : float
+        Slope of All-ReLU and LeakyReLU.
+    init : {"he_uniform", "xavier", "normal"}
+        How new connections are weighted when the topology evolves.
+
+    Attributes
+    ----------
+    params : ndarray of float32, shape (nnz + number of biases,)
+        All weights in CSR order, layer by layer, then all biases.
+    velocity : ndarray of float32 or None
+        Momentum's velocity, laid out like `params`; None until `start_momentum`.
+    sizes : tuple of int
+
+    Notes
+    -----
+    Memory: 16 bytes a connection (weight, index, transposed index and place), 20 with momentum, and 24
+    bytes a neuron.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        structures: Sequence[tuple[np.ndarray, np.ndarray]],
+        data: Sequence[np.ndarray],
+        biases: Sequence[np.ndarray] | None = None,
+        *,
+        activation: str = "all-relu",
+        alpha: float = 0.6,
+        init: str = "he_uniform",
+    ) -> None:
+        self.sizes = _checked_sizes(sizes)
+        if not np.isfinite(alpha):
+            raise ValueError(f"alpha: expected a finite number, got {alpha!r}")
+        self.activation, self.alpha, self.init = activation, float(alpha), init
+        initial_weights(init, 1, 1, 0, np.random.default_rng(0))  # an unknown name is refused here
+        slopes = [negative_slope(activation, layer, alpha) for layer in range(1, len(self.sizes))]
+        self._slopes = np.array(slopes, np.float32)
+        self._bias_start = np.concatenate([[0], np.cumsum(self.sizes[1:])]).astype(np.int64)
+        self.velocity: np.ndarray | None = None
+        self._assemble(structures, data, None)
+        if biases is not None:
+            self.biases[:] = np.concatenate([np.asarray(b, np.float32) for b in biases])
+
+    @classmethod
+    def erdos_renyi(
+        cls,
+        sizes: Sequence[int],
+        *,
+        epsilon: float | None = None,
+        density: float | None = None,
+        activation: str = "all-relu",
+        alpha: float = 0.6,
+        init: str = "he_uniform",
+        random_state: int | np.random.Generator | None = None,
+    ) -> SparseMLP:
+        """Make a network with Erdős–Rényi topology and fresh weights.
+
+        Parameters
+        ----------
+        sizes : sequence of int
+        epsilon : float, optional
+            Sparsity: a layer's connection probability is min(1, epsilon (n_in + n_out) / (n_in n_out)).
+            20 unless `density` is given.
+        density : float, optional
+            The same probability in (0, 1] for all layers, instead of `epsilon`.
+        activation, alpha, init
+            See the class.
+        random_state : int or Generator, optional
+            Determines topology and weights.
+
+        Raises
+        ------
+        ValueError
+            If a value is out of its range; the message names it.
+
+        Notes
+        -----
+        Source: SET, Mocanu et al. 2018, equation 1. O(nnz + neurons) time and memory.
+        """
+        sizes = _checked_sizes(sizes)
+        if epsilon is not None and density is not None:
+            raise ValueError(f"give epsilon or density, not both (got {epsilon!r} and {density!r})")
+        rng = np.random.default_rng(random_state)
+        structures, data = [], []
+        for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+            p = density
+            if p is None:
+                p = topology.erdos_renyi_density(n_in, n_out, 20 if epsilon is None else epsilon)
+            structures.append(topology.erdos_renyi(n_in, n_out, p, rng))
+            data.append(initial_weights(init, n_in, n_out, len(structures[-1][1]), rng))
+        return cls(sizes, structures, data, activation=activation, alpha=alpha, init=init)
+
+    @classmethod
+    def from_scipy(
+        cls,
+        matrices: Sequence[Any],
+        biases: Sequence[np.ndarray] | None = None,
+        *,
+        activation: str = "all-relu",
+        alpha: float = 0.6,
+        init: str = "he_uniform",
+    ) -> SparseMLP:
+        """Make a network from a list of scipy.sparse matrices of shape (fan_out, fan_in), copied."""
+        layers = [sp.csr_array(m) for m in matrices]
+        for layer in layers:
+            layer.sum_duplicates()
+        if not layers:
+            raise ValueError("matrices: expected at least one")
+        for below, above in zip(layers[:-1], layers[1:], strict=True):
+            if above.shape[1] != below.shape[0]:
+                raise ValueError(f"matrices: shapes {below.shape} and {above.shape} do not chain")
+        sizes = [layers[0].shape[1], *(layer.shape[0] for layer in layers)]
+        return cls(
+            sizes,
+            [(layer.indptr, layer.indices) for layer in layers],
+            [layer.data for layer in layers],
+            biases,
+            activation=activation,
+            alpha=alpha,
+            init=init,
+        )
+
+    # --- structure -------------------------------------------------------------------------------
+
+    def _assemble(
+        self,
+        structures: Sequence[tuple[np.ndarray, np.ndarray]],
+        data: Sequence[np.ndarray],
+        velocity: Sequence[np.ndarray] | None,
+    ) -> None:
+        """Lay the layers out in flat arrays; biases, and their velocities, keep their values."""
+        n_layers = len(self.sizes) - 1
+        if len(structures) != n_layers or len(data) != n_layers:
+            raise ValueError(f"expected {n_layers} layers, got {len(structures)} and {len(data)}")
+        for layer, (indptr, indices) in enumerate(structures):
+            if len(indptr) != self.sizes[layer + 1] + 1 or len(indices) != len(data[layer]):
+                raise ValueError(f"layer {layer}: pointers, indices and data do not fit the sizes")
+            topology.check(indptr, indices, self.sizes[layer])
+        counts = [len(d) for d in data]
+        nnz, n_biases = sum(counts), sum(self.sizes[1:])
+        old_biases = self.biases if hasattr(self, "params") else np.zeros(n_biases, np.float32)
+        place = np.int32 if max(counts) <= _INT32_MAX else np.int64
+        self.params = _flat([*data, old_biases], np.float32)
+        if velocity is not None and self.velocity is not None:
+            self.velocity = _flat([*velocity, self.velocity[-n_biases:]], np.float32)
+        self._network = Network(
+            sizes=np.array(self.sizes, np.int64),
+            weight_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            bias_start=self._bias_start,
+            weights=self.params[:nnz],
+            biases=self.params[nnz:],
+            indptr=_flat([indptr for indptr, _ in structures], np.int64),
+            indices=_flat([indices for _, indices in structures], np.int32),
+            out_indptr=np.zeros(sum(self.sizes[:-1]) + n_layers, np.int64),
+            out_indices=np.empty(nnz, np.int32),
+            out_position=np.empty(nnz, place),
+            slopes=self._slopes,
+        )
+        for layer in range(n_layers):
+            self._transpose(layer)
+
+    def _transpose(self, layer: int) -> None:
+        """Bring the transposed access of a layer up to date."""
+        view, net = self[layer], self._network
+        start = sum(self.sizes[:layer]) + layer
+        part = slice(net.weight_start[layer], net.weight_start[layer + 1])
+        topology.transpose(
+            view.indptr,
+            view.indices,
+            net.out_indptr[start : start + view.n_in + 1],
+            net.out_indices[part],
+            net.out_position[part],
+        )
+
+    def __len__(self) -> int:
+        """Return the number of layers of weights."""
+        return len(self.sizes) - 1
+
+    def __getitem__(self, layer: int) -> SparseLayer:
+        """Return views of a layer, counted from the input."""
+        if not 0 <= layer < len(self):
+            raise IndexError(f"layer: expected 0 to {len(self) - 1}, got {layer}")
+        net = self._network
+        part = slice(int(net.weight_start[layer]), int(net.weight_start[layer + 1]))
+        biases = slice(int(self._bias_start[layer]), int(self._bias_start[layer + 1]))
+        start, n_out = int(self._bias_start[layer]) + layer, self.sizes[layer + 1]
+        return SparseLayer(
+            n_in=self.sizes[layer],
+            n_out=n_out,
+            indptr=net.indptr[start : start + n_out + 1],
+            indices=net.indices[part],
+            data=net.weights[part],
+            bias=net.biases[biases],
+            velocity=None if self.velocity is None else self.velocity[part],
+        )
+
+    @property
+    def network(self) -> Network:
+        """The flat arrays, for `engine`; replaced by another tuple when nnz changes."""
+        return self._network
+
+    @property
+    def biases(self) -> np.ndarray:
+        """All biases, a view of `params`, float32."""
+        return self.params[self.nnz :]
+
+    @property
+    def nnz(self) -> int:
+        """Number of connections."""
+        return len(self._network.weights)
+
+    @property
+    def density(self) -> float:
+        """Share of the possible connections that exist."""
+        possible = sum(a * b for a, b in zip(self.sizes[:-1], self.sizes[1:], strict=True))
+        return self.nnz / possible
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays: parameters, structure, transposed access, velocity."""
+        net = self._network
+        arrays = [self.params, net.indptr, net.indices, net.out_indptr, net.out_indices]
+        arrays += [net.out_position] + ([] if self.velocity is None else [self.velocity])
+        return sum(a.nbytes for a in arrays)
+
+    def __repr__(self) -> str:
+        """Return shape, density, nnz and bytes in one line."""
+        shape = "-".join(map(str, self.sizes))
+        return (
+            f"<SparseMLP {shape}, {self.activation}, density {self.density:.3g}, "
+            f"nnz {self.nnz:,}, {self.nbytes / 2**20:.1f} MiB>"
+        )
+
+    def to_scipy(self) -> list[sp.csr_array]:
+        """Return copies of the layers as CSR arrays of shape (fan_out, fan_in)."""
+        return [self[layer].to_scipy() for layer in range(len(self))]
+
+    def copy(self) -> SparseMLP:
+        """Return an independent copy, velocity included."""
+        layers = [self[layer] for layer in range(len(self))]
+        twin = SparseMLP(
+            self.sizes,
+            [(v.indptr, v.indices) for v in layers],
+            [v.data for v in layers],
+            [v.bias for v in layers],
+            activation=self.activation,
+            alpha=self.alpha,
+            init=self.init,
+        )
+        twin.velocity = None if self.velocity is None else self.velocity.copy()
+        return twin
+
+    def weights_sha256(self) -> str:
+        """Return the SHA-256 of structure and parameters, as hexadecimal digits."""
+        digest = hashlib.sha256()
+        for array in (
+            self._network.sizes,
+            self._network.indptr,
+            self._network.indices,
+            self.params,
+        ):
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return digest.hexdigest()
+
+    # --- running ---------------------------------------------------------------------------------
+
+    def decision_function(self, X: Any, threads: int = 1) -> np.ndarray:
+        """Return the logits, float32, shape (n, n_classes).
+
+        Parameters
+        ----------
+        X : ndarray or scipy.sparse, shape (n, n_features)
+        threads : int
+
+        Raises
+        ------
+        ValueError
+            If `X` is not two-dimensional or has another number of features.
+        """
+        inputs = self.as_inputs(X)
+        if not sp.issparse(inputs):
+            return engine.logits(self._network, inputs, threads)
+        parts = [
+            engine.logits(self._network, inputs[first : first + _PREDICT_ROWS].toarray(), threads)
+            for first in range(0, inputs.shape[0], _PREDICT_ROWS)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, self.sizes[-1]), np.float32)
+
+    def predict_proba(self, X: Any, threads: int = 1) -> np.ndarray:
+        """Return class probabilities, float32, shape (n, n_classes)."""
+        return losses.probabilities(self.decision_function(X, threads))
+
+    def predict(self, X: Any, threads: int = 1) -> np.ndarray:
+        """Return the most probable class of each row, int64."""
+        return self.decision_function(X, threads).argmax(axis=1)
+
+    def loss_and_gradient(
+        self, X: np.ndarray, y: np.ndarray, *, dropout: float = 0.0, seed: int = 0, step: int = 0
+    ) -> tuple[float, np.ndarray]:
+        """Return the mean cross-entropy over (X, y), as one batch, and its gradient.
+
+        Parameters
+        ----------
+        X : ndarray, shape (n, n_features)
+        y : ndarray of int, shape (n,)
+            Class indices.
+        dropout : float in [0, 1)
+        seed, step : int
+            Determine which activations are dropped.
+
+        Returns
+        -------
+        loss : float
+            In nats.
+        gradient : ndarray of float32
+            Laid out like `params`: only existing connections have one.
+
+        Notes
+        -----
+        O(nnz n) time, 4 bytes a neuron and sample.
+        """
+        inputs, labels = self.as_inputs(X), np.asarray(y, np.int64)
+        gradient, sums = np.empty_like(self.params), engine.metrics()
+        zero = np.float32(0)
+        rule = Rule(zero, zero, zero, np.float32(dropout), np.uint64(seed))
+        with engine.Engine(self._network, len(inputs)) as runner:
+            runner.gradient(gradient, rule, inputs, labels, np.arange(len(inputs)), step, sums)
+        return float(sums.loss[0]) / len(inputs), gradient
+
+    def gradient_flow(self, X: np.ndarray, y: np.ndarray, batch_size: int = 1024) -> float:
+        """Return the squared norm of the loss's gradient over the existing parameters.
+
+        Notes
+        -----
+        Source: "Truly Sparse Neural Networks at Scale", gradient flow: the first-order decrease of
+        the loss under a gradient step. The gradient of the mean loss over all of (X, y), summed up
+        batch by batch in float64.
+        """
+        mean = np.zeros(len(self.params))
+        for first in range(0, len(X), batch_size):
+            part = slice(first, first + batch_size)
+            _, gradient = self.loss_and_gradient(X[part], y[part])
+            mean += gradient * (len(X[part]) / len(X))
+        return float(mean @ mean)
+
+    def as_inputs(self, X: Any) -> Any:
+        """Return `X` as contiguous float32 or CSR, checked for its number of features."""
+        X = (
+            sp.csr_array(X, dtype=np.float32)
+            if sp.issparse(X)
+            else np.ascontiguousarray(X, np.float32)
+        )
+        if X.ndim != 2 or X.shape[1] != self.sizes[0]:
+            raise ValueError(f"X: expected shape (n, {self.sizes[0]}), got {X.shape}")
+        return X
+
+    # --- change ----------------------------------------------------------------------------------
+
+    def start_momentum(self) -> np.ndarray:
+        """Return the velocity, allocated with zeros at the first call."""
+        if self.velocity is None:
+            self.velocity = engine.aligned(len(self.params), np.float32)
+        return self.velocity
+
+    def evolve(self, zeta: float, rng: np.random.Generator) -> int:
+        """Replace the weakest connections of all layers but the output layer by random new ones.
+
+        Parameters
+        ----------
+        zeta : float
+            Fraction in [0, 1) of the positive, and of the negative, weights.
+        rng : numpy.random.Generator
+
+        Returns
+        -------
+        int
+            Connections replaced.
+
+        Notes
+        -----
+        Source: SET, Mocanu et al. 2018, algorithm 1. Kept connections keep their velocity, new ones
+        start at 0 with fresh initial weights; nnz stays constant. O(nnz) time, temporaries of one
+        layer.
+        """
+        replaced = 0
+        for layer in range(len(self) - 1):
+            view = self[layer]
+            drop = topology.weakest(view.data, zeta)
+            fresh = initial_weights(self.init, view.n_in, view.n_out, int(drop.sum()), rng)
+            topology.replace(
+                drop, view.indptr, view.indices, view.data, view.velocity, view.n_in, fresh, rng
+            )
+            self._transpose(layer)
+            replaced += len(fresh)
+        return replaced
+
+    def importance(self, layer: int) -> np.ndarray:
+        """Return the importance of the neurons of hidden layer `layer` (1, 2, ...), float64."""
+        if not 1 <= layer < len(self):
+            raise IndexError(f"layer: hidden layers are 1 to {len(self) - 1}, got {layer}")
+        view = self[layer - 1]
+        return topology.importance(view.indptr, view.data)
+
+    def prune(self, percentile: float) -> int:
+        """Take the incoming connections from unimportant hidden neurons, for good.
+
+        Parameters
+        ----------
+        percentile : float
+            In [0, 100]: neurons at or below this percentile of their layer's importances, among those
+            that still have connections, lose theirs.
+
+        Returns
+        -------
+        int
+            Connections removed.
+
+        Notes
+        -----
+        Source: "Truly Sparse Neural Networks at Scale", importance pruning. O(nnz).
+        """
+        views = [self[layer] for layer in range(len(self))]
+        keeps = [~topology.unimportant(v.indptr, v.data, percentile) for v in views[:-1]]
+        keeps.append(np.ones(views[-1].nnz, bool))
+        before = self.nnz
+        kept = list(zip(keeps, views, strict=True))
+        self._assemble(
+            [topology.keep_only(keep, v.indptr, v.indices) for keep, v in kept],
+            [v.data[keep] for keep, v in kept],
+            None if self.velocity is None else [v.velocity[keep] for keep, v in kept],
+        )
+        return before - self.nnz
+
+    def compact(self) -> SparseMLP:
+        """Return the equivalent network without the hidden neurons that no longer matter.
+
+        A neuron without incoming connections is a constant, which is folded into the next layer's
+        biases; one without outgoing connections is left out. A hidden layer keeps at least one
+        neuron.
+
+        Returns
+        -------
+        SparseMLP
+            With the same predictions, to rounding. O(nnz).
+        """
+        weights = self.to_scipy()
+        biases = [self[layer].bias.copy() for layer in range(len(self))]
+        for layer in range(len(self) - 1):
+            constant = np.diff(weights[layer].indptr) == 0
+            value = np.where(biases[layer] > 0, 1, self._slopes[layer]) * biases[layer]
+            biases[layer + 1] += weights[layer + 1] @ np.where(constant, value, np.float32(0))
+            weights[layer], biases[layer], weights[layer + 1] = _without(
+                constant, weights[layer], biases[layer], weights[layer + 1]
+            )
+        for layer in range(len(self) - 2, -1, -1):
+            unused = np.bincount(weights[layer + 1].indices, minlength=len(biases[layer])) == 0
+            weights[layer], biases[layer], weights[layer + 1] = _without(
+                unused, weights[layer], biases[layer], weights[layer + 1]
+            )
+        return SparseMLP.from_scipy(
+            weights, biases, activation=self.activation, alpha=self.alpha, init=self.init
+        )
+
+
+def _without(
+    gone: np.ndarray, below: sp.csr_array, bias: np.ndarray, above: sp.csr_array
+) -> tuple[sp.csr_array, np.ndarray, sp.csr_array]:
+    """Take neurons out between two layers; if all would go, the first stays, disconnected above."""
+    above = above.tocsc()
+    keep = ~gone
+    if not keep.any():
+        keep[0] = True
+        above = sp.csc_array(above.shape, dtype=above.dtype)
+    places = np.flatnonzero(keep)
+    return below[places], bias[places], sp.csr_array(above[:, places])
+
+
+def _checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    values = list(sizes)
+    if len(values) < 2:
+        raise ValueError(f"sizes: expected at least an input and an output layer, got {values}")
+    for n in values:
+        if not isinstance(n, (int, np.integer)) or not 1 <= n <= _INT32_MAX:
+            raise ValueError(
+                f"sizes: expected integers from 1 to {_INT32_MAX}, got {n!r} in {values}"
+            )
+    return tuple(int(n) for n in values)
+
+
+def _flat(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    """Concatenate into a cache-aligned vector."""
+    out = engine.aligned(sum(len(a) for a in arrays), dtype)
+    start = 0
+    for array in arrays:
+        out[start : start + len(array)] = array
+        start += len(array)
+    return out

@@ -1,0 +1,1 @@
+"""What only the book needs: settings, studies, figures and tables. The library never imports it."""

@@ -1,0 +1,81 @@
+"""The hyperparameters of the study, per data set, and where each value comes from.
+
+DESIGN section 4 as data: the command line's defaults, the studies' configurations and the book's table
+of hyperparameters are all read from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsecore.train import TrainConfig
+
+RELEASED = "released code"
+READING = "this project's reading"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A data set's configuration, and which of its fields stand in the authors' released code.
+
+    Attributes
+    ----------
+    config : TrainConfig
+    released : frozenset of str
+        Fields whose values stand in the released code; all others are this project's reading.
+    """
+
+    config: TrainConfig
+    released: frozenset[str]
+
+    def origin(self, field: str) -> str:
+        """Return where the value of a field of `config` comes from."""
+        return RELEASED if field in self.released else READING
+
+
+# In the released code for every data set.
+_COMMON = frozenset(
+    {"momentum", "dropout", "zeta", "prune_from", "prune_every", "prune_percentile"}
+)
+_ALL = _COMMON | {"hidden", "epsilon", "activation", "alpha", "learning_rate", "batch_size", "init"}
+
+SETTINGS: dict[str, Setting] = {
+    "fashion-mnist": Setting(TrainConfig(), _ALL),
+    "cifar10": Setting(TrainConfig(hidden=(4000, 1000, 4000), alpha=0.75, augment=True), _ALL),
+    "madelon": Setting(
+        TrainConfig(hidden=(400, 100, 400), epsilon=10, alpha=0.5, init="normal", batch_size=32),
+        _COMMON | {"hidden"},
+    ),
+    "higgs": Setting(TrainConfig(epsilon=10, alpha=0.05, init="xavier"), _COMMON),
+    "leukemia": Setting(
+        TrainConfig(
+            hidden=(27500, 27500),
+            epsilon=10,
+            alpha=0.75,
+            learning_rate=0.005,
+            init="normal",
+            batch_size=5,
+        ),
+        _COMMON,
+    ),
+    # Not in the study: small data that is always there.
+    "digits": Setting(TrainConfig(hidden=(200, 200, 200), epsilon=10, batch_size=32), frozenset()),
+    "madelon-generator": Setting(
+        TrainConfig(hidden=(400, 100, 400), epsilon=10, alpha=0.5, init="normal", batch_size=32),
+        frozenset(),
+    ),
+    "artificial": Setting(TrainConfig(epsilon=10), frozenset()),
+}
+
+
+def setting(dataset: str) -> Setting:
+    """Return the setting of a data set.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name; the message lists them.
+    """
+    if dataset not in SETTINGS:
+        raise ValueError(f"dataset: expected one of {', '.join(SETTINGS)}, got {dataset!r}")
+    return SETTINGS[dataset]

@@ -1,0 +1,80 @@
+"""Where a result comes from: commit, versions, machine, threads, ranks."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import sparsecore
+from sparsecore.team import cpu_count
+
+_PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "scikit-learn", "mpi4py", "mpich")
+
+
+@cache
+def _commit() -> str | None:
+    """Return the commit of the checkout that the package runs from, "+" if changed; None outside one."""
+    root = Path(sparsecore.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head + "+" * bool(_git(root, "status", "--porcelain", "--", "sparsecore"))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@cache
+def cpu_model() -> str:
+    """Return the CPU's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def peak_rss_mb() -> float:
+    """Return the largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str, Any]:
+    """Return what a result file says of its origin, as JSON types."""
+    return {
+        "sparsecore": sparsecore.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: v for name in _PACKAGES if (v := _version(name)) is not None},
+        "platform": platform.platform(),
+        "cpu": cpu_model(),
+        "cores": cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "threads": threads,
+        "ranks": ranks,
+        "data_sha256": data_hash,
+    }

@@ -1,0 +1,37 @@
+"""Random generators, one for each purpose, all from one seed.
+
+A generator is addressed by (seed, purpose, rank, epoch) instead of being carried along, so a run that
+is resumed at an epoch draws what the uninterrupted run would have drawn.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What random numbers are for; the values are part of every seeded result."""
+
+    TOPOLOGY = 0
+    WEIGHTS = 1
+    SHUFFLE = 2
+    EVOLUTION = 3
+    DROPOUT = 4
+    SPLIT = 5
+
+
+def sequence(seed: int, purpose: Purpose, rank: int = 0, epoch: int = 0) -> np.random.SeedSequence:
+    """Return the SeedSequence of one purpose, rank and epoch."""
+    return np.random.SeedSequence(seed, spawn_key=(int(purpose), rank, epoch))
+
+
+def generator(seed: int, purpose: Purpose, rank: int = 0, epoch: int = 0) -> np.random.Generator:
+    """Return a fresh Generator of one purpose, rank and epoch."""
+    return np.random.default_rng(sequence(seed, purpose, rank, epoch))
+
+
+def key(seed: int, purpose: Purpose, rank: int = 0) -> np.uint64:
+    """Return a 64-bit key for counter-based noise."""
+    return sequence(seed, purpose, rank).generate_state(1, np.uint64)[0]

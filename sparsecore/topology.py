@@ -1,0 +1,326 @@
+"""What is connected to what: making, checking and changing the sparse structure of one layer.
+
+A layer's structure is the CSR pair ``indptr, indices``: row j lists, in ascending order and without
+repeats, the input neurons that feed output neuron j. Support and value are different things: a weight
+that happens to be zero is still a connection. Everything here takes time and memory in proportion to
+the number of connections, never to ``n_in * n_out``. Whole models are the business of `mlp`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from sparsecore.kernels import mix
+
+_jit = njit(nogil=True, cache=True, error_model="numpy")
+
+
+def erdos_renyi_density(n_in: int, n_out: int, epsilon: float) -> float:
+    """Return p = min(1, epsilon (n_in + n_out) / (n_in n_out)), the probability of a connection.
+
+    Raises
+    ------
+    ValueError
+        If `epsilon` is not positive and finite.
+    """
+    if not (np.isfinite(epsilon) and epsilon > 0):
+        raise ValueError(f"epsilon: expected a positive number, got {epsilon!r}")
+    return min(1.0, epsilon * (n_in + n_out) / (n_in * n_out))
+
+
+def erdos_renyi(
+    n_in: int, n_out: int, density: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw an Erdős–Rényi layer: each connection exists with probability `density`, independently.
+
+    Parameters
+    ----------
+    n_in, n_out : int
+        Neurons on the two sides.
+    density : float
+        Probability in (0, 1].
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    indptr : ndarray of int64, shape (n_out + 1,)
+    indices : ndarray of int32, shape (nnz,)
+
+    Raises
+    ------
+    ValueError
+        If `density` is outside (0, 1].
+
+    Notes
+    -----
+    O(nnz + n_out) time and memory: the gaps between a row's connections are geometric (Batagelj and
+    Brandes, 2005), drawn once to count and again to fill.
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density: expected a number in (0, 1], got {density!r}")
+    key = rng.integers(2**63, dtype=np.int64)
+    log_miss = np.log1p(-density) if density < 1 else -np.inf
+    indptr = np.zeros(n_out + 1, np.int64)
+    _draw_rows(n_in, log_miss, key, indptr, None)
+    np.cumsum(indptr, out=indptr)
+    indices = np.empty(indptr[-1], np.int32)
+    _draw_rows(n_in, log_miss, key, indptr, indices)
+    return indptr, indices
+
+
+@_jit
+def _draw_rows(n_in, log_miss, key, indptr, indices):
+    """Count each row's connections into ``indptr[row + 1]``, or fill `indices` if it is given."""
+    for row in range(len(indptr) - 1):
+        row_key = mix(key, row)
+        column, n = -1, 0
+        while True:
+            uniform = (np.float64(mix(row_key, n) >> np.uint64(11)) + 1.0) * 2.0**-53
+            gap = np.log(uniform) / log_miss
+            if gap >= n_in - 1 - column:
+                break
+            column += np.int64(gap) + 1
+            if indices is not None:
+                indices[indptr[row] + n] = column
+            n += 1
+        if indices is None:
+            indptr[row + 1] = n
+
+
+def check(indptr: np.ndarray, indices: np.ndarray, n_in: int) -> None:
+    """Check that a CSR structure is valid: pointers, bounds, ascending order, no repeats.
+
+    Raises
+    ------
+    ValueError
+        Naming the first thing that is wrong. O(nnz).
+    """
+    if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(indices):
+        raise ValueError(f"indptr: expected to run from 0 to nnz = {len(indices)}")
+    if np.any(np.diff(indptr) < 0):
+        raise ValueError(f"indptr: decreases at row {int(np.argmax(np.diff(indptr) < 0))}")
+    if len(indices) == 0:
+        return
+    if indices.min() < 0 or indices.max() >= n_in:
+        bad = indices[(indices < 0) | (indices >= n_in)][0]
+        raise ValueError(f"indices: {bad} is outside [0, {n_in})")
+    rises = np.diff(indices) > 0
+    row_ends = indptr[1:-1]
+    rises[row_ends[(row_ends > 0) & (row_ends < len(indices))] - 1] = True
+    if not rises.all():
+        place = int(np.argmin(rises))
+        row = int(np.searchsorted(indptr, place, "right")) - 1
+        raise ValueError(f"indices: row {row} is not strictly ascending (a repeated connection?)")
+
+
+def transpose(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    out_indptr: np.ndarray,
+    out_indices: np.ndarray,
+    out_position: np.ndarray,
+) -> None:
+    """Fill the transposed access of a layer: for each input neuron, whom it feeds and where that is.
+
+    Parameters
+    ----------
+    indptr, indices : ndarray
+        CSR structure.
+    out_indptr : ndarray of int64, shape (n_in + 1,)
+        Filled.
+    out_indices : ndarray of int32, shape (nnz,)
+        Filled with output neurons, ascending for each input neuron.
+    out_position : ndarray of int32 or int64, shape (nnz,)
+        Filled with the connection's place in CSR order.
+
+    Notes
+    -----
+    A counting sort, O(nnz + n_in).
+    """
+    _transpose(indptr, indices, out_indptr, out_indices, out_position)
+
+
+@_jit
+def _transpose(indptr, indices, out_indptr, out_indices, out_position):
+    out_indptr[:] = 0
+    for k in range(len(indices)):
+        out_indptr[indices[k] + 1] += 1
+    for column in range(1, len(out_indptr)):
+        out_indptr[column] += out_indptr[column - 1]
+    # The pointers serve as cursors; afterwards each stands where the next one began.
+    for row in range(len(indptr) - 1):
+        for k in range(indptr[row], indptr[row + 1]):
+            place = out_indptr[indices[k]]
+            out_indices[place] = row
+            out_position[place] = k
+            out_indptr[indices[k]] += 1
+    for column in range(len(out_indptr) - 1, 0, -1):
+        out_indptr[column] = out_indptr[column - 1]
+    out_indptr[0] = 0
+
+
+def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
+    """Mark the connections that SET removes.
+
+    Parameters
+    ----------
+    data : ndarray of float32, shape (nnz,)
+        Weights. Zeros count as positive.
+    zeta : float
+        Fraction in [0, 1).
+
+    Returns
+    -------
+    ndarray of bool, shape (nnz,)
+        True for the fraction `zeta` (rounded down) of the positive weights that are closest to zero,
+        and for the same fraction of the negative ones.
+
+    Notes
+    -----
+    Source: sparse evolutionary training, Mocanu et al. 2018, algorithm 1. O(nnz) by selection.
+    """
+    if not 0 <= zeta < 1:
+        raise ValueError(f"zeta: expected a fraction in [0, 1), got {zeta!r}")
+    drop = np.zeros(len(data), bool)
+    negative = data < 0
+    for sign in (~negative, negative):
+        places = np.flatnonzero(sign)
+        n_drop = int(zeta * len(places))
+        if n_drop:
+            nearest = np.argpartition(np.abs(data[places]), n_drop - 1)[:n_drop]
+            drop[places[nearest]] = True
+    return drop
+
+
+def distinct(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw `size` distinct integers from [0, n), every subset equally likely, in ascending order.
+
+    Notes
+    -----
+    Expected O(size log size) time and O(size) memory, whatever `n`.
+    """
+    if 2 * size > n:
+        return np.sort(rng.permutation(n)[:size])
+    drawn = np.unique(rng.integers(n, size=size))
+    while len(drawn) < size:
+        drawn = np.union1d(drawn, rng.integers(n, size=size - len(drawn)))
+    return drawn
+
+
+def replace(
+    drop: np.ndarray,
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    data: np.ndarray,
+    velocity: np.ndarray | None,
+    n_in: int,
+    fresh: np.ndarray,
+    rng: np.random.Generator,
+) -> None:
+    """Remove connections and add as many at uniformly random vacant places, in place.
+
+    Parameters
+    ----------
+    drop : ndarray of bool, shape (nnz,)
+        Connections to remove. Their places are vacant again.
+    indptr, indices, data : ndarray
+        The layer, rewritten.
+    velocity : ndarray of float32, shape (nnz,), or None
+        Kept connections keep theirs; new ones start at 0.
+    n_in : int
+    fresh : ndarray of float32, shape (number of removed,)
+        Weights of the new connections.
+    rng : numpy.random.Generator
+
+    Notes
+    -----
+    Source: SET, Mocanu et al. 2018, algorithm 1. nnz stays exactly constant; rows stay ascending and
+    without repeats. Vacant places are numbered and numbers are drawn, so it takes O(nnz) whatever the
+    density; one merge of the kept with the new rewrites the layer.
+    """
+    n_out = len(indptr) - 1
+    keep = np.flatnonzero(~drop)
+    vacant = n_in * n_out - len(keep)
+    ranks = distinct(vacant, len(fresh), rng)
+    velocity_in = np.zeros(0, np.float32) if velocity is None else velocity[keep]
+    velocity_out = np.zeros(0, np.float32) if velocity is None else velocity
+    rows = np.repeat(np.arange(n_out, dtype=np.int32), np.diff(indptr))[keep]
+    _merge(
+        rows, indices[keep], data[keep], velocity_in, ranks, fresh, n_in,
+        indptr, indices, data, velocity_out,
+    )  # fmt: skip
+
+
+@_jit
+def _merge(rows, columns, kept, kept_velocity, ranks, fresh, n_in, indptr, indices, data, velocity):
+    """Write kept and new connections in ascending order; `ranks` count vacant places."""
+    n_kept, n_new = len(rows), len(ranks)
+    indptr[:] = 0
+    i = 0
+    for place in range(n_kept + n_new):
+        j = place - i
+        # With i connections kept so far, vacant place number r is at r + i, unless the next kept
+        # connection lies at or before it.
+        if i < n_kept and (j == n_new or np.int64(rows[i]) * n_in + columns[i] - i <= ranks[j]):
+            row = rows[i]
+            indices[place] = columns[i]
+            data[place] = kept[i]
+            if len(velocity):
+                velocity[place] = kept_velocity[i]
+            i += 1
+        else:
+            position = ranks[j] + i
+            row = position // n_in
+            indices[place] = position - row * n_in
+            data[place] = fresh[j]
+            if len(velocity):
+                velocity[place] = 0
+        indptr[row + 1] += 1
+    for row in range(1, len(indptr)):
+        indptr[row] += indptr[row - 1]
+
+
+def importance(indptr: np.ndarray, data: np.ndarray) -> np.ndarray:
+    """Return the neuron importance I_j = sum_i |w_ji|, float64, shape (n_out,). O(nnz).
+
+    Notes
+    -----
+    Source: "Truly Sparse Neural Networks at Scale", neuron importance: the strength of a hidden
+    neuron's incoming connections. Each row is summed by itself, so that an unconnected neuron has
+    importance exactly 0.
+    """
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    return np.bincount(rows, np.abs(data), len(indptr) - 1)
+
+
+def unimportant(indptr: np.ndarray, data: np.ndarray, percentile: float) -> np.ndarray:
+    """Mark the connections into neurons whose importance is at or below a percentile.
+
+    Parameters
+    ----------
+    indptr, data : ndarray
+        The layer.
+    percentile : float
+        In [0, 100], of the importances of the neurons that still have connections; 0 marks none.
+
+    Returns
+    -------
+    ndarray of bool, shape (nnz,)
+    """
+    if not 0 <= percentile <= 100:
+        raise ValueError(f"percentile: expected a number in [0, 100], got {percentile!r}")
+    fan_in = np.diff(indptr)
+    strength = importance(indptr, data)
+    if percentile == 0 or not fan_in.any():
+        return np.zeros(len(data), bool)
+    weak = strength <= np.percentile(strength[fan_in > 0], percentile)
+    return np.repeat(weak, fan_in)
+
+
+def keep_only(
+    keep: np.ndarray, indptr: np.ndarray, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the structure without the connections where `keep` is False. O(nnz)."""
+    running = np.concatenate([[0], np.cumsum(keep)])
+    return running[indptr], indices[keep]

@@ -1,0 +1,362 @@
+"""The sequential trainer: epochs of momentum SGD, then evolution and pruning when they are due.
+
+`TrainConfig` holds the hyperparameters, checked on creation; `Trainer` takes a model through one epoch
+at a time, so that whoever drives it (the estimator, the command line, a study) decides what happens
+between epochs. Random numbers are addressed by epoch (see `seeds`), so an epoch does not depend on how
+the trainer came to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from sparsecore import losses, seeds
+from sparsecore.activations import ACTIVATIONS
+from sparsecore.engine import Engine, metrics
+from sparsecore.initializers import INITIALIZERS
+from sparsecore.kernels import Rule
+from sparsecore.mlp import SparseMLP
+from sparsecore.seeds import Purpose
+
+# The kernels cannot be interrupted: they are handed about this many seconds of work at a time.
+_SLICE_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Hyperparameters of a network and its training.
+
+    Parameters
+    ----------
+    hidden : tuple of int
+        Neurons of each hidden layer.
+    epsilon : float
+        Sparsity of the Erdős–Rényi topology, positive.
+    density : float or None
+        Connection probability in (0, 1] of all layers instead of `epsilon`.
+    activation : {"all-relu", "relu", "leaky-relu"}
+    alpha : float
+        Slope of All-ReLU and LeakyReLU.
+    init : {"he_uniform", "xavier", "normal"}
+    learning_rate : float
+        Positive.
+    momentum : float
+        In [0, 1).
+    weight_decay : float
+        Decoupled, per step, in [0, 1).
+    dropout : float
+        Share of hidden activations dropped, in [0, 1).
+    zeta : float
+        Fraction of connections replaced after an epoch, in [0, 1); 0 keeps the topology.
+    batch_size : int
+    epochs : int
+    prune_from : int or None
+        First epoch (counted from 1) after which importance pruning may happen; None: never.
+    prune_every : int
+        Epochs between prunings.
+    prune_percentile : float
+        In [0, 100].
+    augment : bool
+        Train on shifted, rotated and flipped images where the data set has them.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of its range; the message names it.
+    """
+
+    hidden: tuple[int, ...] = (1000, 1000, 1000)
+    epsilon: float = 20.0
+    density: float | None = None
+    activation: str = "all-relu"
+    alpha: float = 0.6
+    init: str = "he_uniform"
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 0.0002
+    dropout: float = 0.3
+    zeta: float = 0.3
+    batch_size: int = 128
+    epochs: int = 500
+    prune_from: int | None = None
+    prune_every: int = 10
+    prune_percentile: float = 20.0
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for n in self.hidden:
+            _require(_is_integer(n) and n >= 1, "hidden", self.hidden, "integers of at least 1")
+        _require(
+            _is_number(self.epsilon) and self.epsilon > 0,
+            "epsilon",
+            self.epsilon,
+            "a positive number",
+        )
+        if self.density is not None:
+            ok = _is_number(self.density) and 0 < self.density <= 1
+            _require(ok, "density", self.density, "a number in (0, 1]")
+        _require(
+            self.activation in ACTIVATIONS,
+            "activation",
+            self.activation,
+            f"one of {', '.join(ACTIVATIONS)}",
+        )
+        _require(self.init in INITIALIZERS, "init", self.init, f"one of {', '.join(INITIALIZERS)}")
+        _require(_is_number(self.alpha), "alpha", self.alpha, "a finite number")
+        ok = _is_number(self.learning_rate) and self.learning_rate > 0
+        _require(ok, "learning_rate", self.learning_rate, "a positive number")
+        for name in ("momentum", "weight_decay", "dropout", "zeta"):
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 <= value < 1, name, value, "a number in [0, 1)")
+        for name, least in (("batch_size", 1), ("epochs", 0), ("prune_every", 1)):
+            value = getattr(self, name)
+            _require(
+                _is_integer(value) and value >= least,
+                name,
+                value,
+                f"an integer of at least {least}",
+            )
+        if self.prune_from is not None:
+            ok = _is_integer(self.prune_from) and self.prune_from >= 1
+            _require(ok, "prune_from", self.prune_from, "an epoch of at least 1, or None")
+        ok = _is_number(self.prune_percentile) and 0 <= self.prune_percentile <= 100
+        _require(ok, "prune_percentile", self.prune_percentile, "a number in [0, 100]")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as plain JSON types."""
+        return {**asdict(self), "hidden": list(self.hidden)}
+
+    def with_values(self, **changes: Any) -> TrainConfig:
+        """Return a copy with some values changed, checked again."""
+        return replace(self, **changes)
+
+    def prunes_after(self, epoch: int) -> bool:
+        """Tell whether importance pruning is due after `epoch` (counted from 1)."""
+        if self.prune_from is None or epoch < self.prune_from or epoch >= self.epochs:
+            return False
+        return (epoch - self.prune_from) % self.prune_every == 0
+
+
+def _require(ok: bool, name: str, value: Any, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and bool(np.isfinite(value))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def new_model(config: TrainConfig, n_features: int, n_classes: int, seed: int) -> SparseMLP:
+    """Make the network that `config` and `seed` describe."""
+    return SparseMLP.erdos_renyi(
+        (n_features, *config.hidden, n_classes),
+        epsilon=None if config.density is not None else config.epsilon,
+        density=config.density,
+        activation=config.activation,
+        alpha=config.alpha,
+        init=config.init,
+        random_state=seeds.generator(seed, Purpose.TOPOLOGY),
+    )
+
+
+def check_finite(X: Any, name: str = "X") -> None:
+    """Raise a ValueError that names the first NaN or infinite feature of `X`, if there is one."""
+    values = X.data if sp.issparse(X) else np.asarray(X)
+    # A sum is finite only if its terms are, and needs no temporary; overflow alone is looked into.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(values, dtype=np.float64)):
+            return
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        place = tuple(int(i) for i in bad[0])
+        where = (
+            "stored value " + str(place[0])
+            if sp.issparse(X)
+            else f"row {place[0]}, feature {place[1]}"
+        )
+        raise ValueError(
+            f"{name}: expected finite numbers, got {values[place]} at {where} "
+            f"({len(bad)} in all); impute or remove them first"
+        )
+
+
+class Trainer:
+    """Trains a model, an epoch at a time.
+
+    Parameters
+    ----------
+    model : SparseMLP
+        Changed in place.
+    config : TrainConfig
+    seed : int
+        Determines data order, dropout and evolution.
+    threads : int
+        Results do not depend on it.
+    rank : int
+        Gives parallel workers different streams.
+
+    Attributes
+    ----------
+    epoch : int
+        Epochs done.
+    step : int
+        Steps done; it keys the dropout noise.
+    seconds : dict
+        Spent in "train", "evaluate" and "evolve"; compilation excluded.
+    """
+
+    def __init__(
+        self,
+        model: SparseMLP,
+        config: TrainConfig,
+        *,
+        seed: int = 0,
+        threads: int = 1,
+        rank: int = 0,
+    ) -> None:
+        self.model, self.config = model, config
+        self.seed, self.threads, self.rank = seed, threads, rank
+        self.epoch = self.step = 0
+        self.seconds = {"train": 0.0, "evaluate": 0.0, "evolve": 0.0}
+        self._velocity = model.start_momentum()
+        self._engine = Engine(model.network, config.batch_size, threads)
+        self._rule = Rule(
+            np.float32(config.learning_rate),
+            np.float32(config.momentum),
+            np.float32(config.weight_decay),
+            np.float32(config.dropout),
+            seeds.key(seed, Purpose.DROPOUT, rank),
+        )
+        self._slice_steps = 1
+        self._compile()
+
+    def run_epoch(
+        self, X: Any, y: np.ndarray, on_progress: Callable[[int, float], None] | None = None
+    ) -> dict[str, float]:
+        """Take one pass over the training data in a fresh random order.
+
+        Parameters
+        ----------
+        X : ndarray of float32 or csr_array, shape (n, n_features)
+            As `SparseMLP.as_inputs` returns it.
+        y : ndarray of int64, shape (n,)
+            Class indices.
+        on_progress : callable, optional
+            Called some times a second with the samples done since the last call and the mean loss so
+            far.
+
+        Returns
+        -------
+        dict
+            "loss" (nats) and "train_accuracy", over the epoch's batches as they were trained on, with
+            dropout.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is no longer finite.
+        """
+        start = time.perf_counter()
+        n, batch = len(y), self.config.batch_size
+        order = seeds.generator(self.seed, Purpose.SHUFFLE, self.rank, self.epoch).permutation(n)
+        sums, done = metrics(), 0
+        while done < n:
+            begin = time.perf_counter()
+            rows = order[done : done + self._slice_steps * batch]
+            inputs, labels = X, y
+            if sp.issparse(X):  # only these rows are ever dense
+                inputs, labels, rows = X[rows].toarray(), y[rows], np.arange(len(rows))
+            self._engine.train(
+                self._velocity, self._rule, inputs, labels, rows, batch, self.step, sums
+            )
+            done += len(rows)
+            self.step += -(-len(rows) // batch)
+            loss = float(sums.loss[0]) / done
+            if not np.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss became {loss} in epoch {self.epoch + 1}, by step {self.step}; a lower "
+                    f"learning_rate (now {self.config.learning_rate}) usually helps"
+                )
+            if on_progress is not None:
+                on_progress(len(rows), loss)
+            if time.perf_counter() - begin < _SLICE_SECONDS / 2:
+                self._slice_steps *= 2
+        self.epoch += 1
+        self.seconds["train"] += time.perf_counter() - start
+        return {"loss": loss, "train_accuracy": int(sums.correct[0]) / n}
+
+    def change_topology(self) -> dict[str, int]:
+        """Prune by importance if that is due after this epoch, then evolve unless it was the last.
+
+        Returns
+        -------
+        dict
+            "pruned" and "replaced": numbers of connections.
+        """
+        start = time.perf_counter()
+        pruned = replaced = 0
+        if self.config.prunes_after(self.epoch):
+            pruned = self.model.prune(self.config.prune_percentile)
+        if self.config.zeta > 0 and self.epoch < self.config.epochs:
+            rng = seeds.generator(self.seed, Purpose.EVOLUTION, self.rank, self.epoch)
+            replaced = self.model.evolve(self.config.zeta, rng)
+        if pruned or replaced:
+            self._velocity = self.model.start_momentum()
+            self._engine.bind(self.model.network)
+        self.seconds["evolve"] += time.perf_counter() - start
+        return {"pruned": pruned, "replaced": replaced}
+
+    def evaluate(self, X: Any, y: np.ndarray) -> dict[str, float]:
+        """Return "loss" (nats) and "accuracy" of the model on (X, y)."""
+        start = time.perf_counter()
+        logits = self.model.decision_function(X, self.threads)
+        accuracy = float((logits.argmax(axis=1) == y).mean())
+        result = {"loss": losses.cross_entropy(logits, y), "accuracy": accuracy}
+        self.seconds["evaluate"] += time.perf_counter() - start
+        return result
+
+    def progress(self) -> dict[str, Any]:
+        """Return where the run stands, as JSON types, for `restore`."""
+        return {"epoch": self.epoch, "step": self.step, "seconds": dict(self.seconds)}
+
+    def restore(self, progress: dict[str, Any] | None) -> None:
+        """Go on from where `progress` says; the model must be the one of that moment."""
+        if progress is not None:
+            self.epoch, self.step = progress["epoch"], progress["step"]
+            self.seconds = dict(progress["seconds"])
+
+    def close(self) -> None:
+        """End the threads."""
+        self._engine.close()
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _compile(self) -> None:
+        """Have everything compiled before anything is timed: run it over no or little data."""
+        n_features = self.model.sizes[0]
+        nothing = (
+            np.zeros((0, n_features), np.float32),
+            np.zeros(0, np.int64),
+            np.zeros(0, np.int64),
+        )
+        self._engine.train(self._velocity, self._rule, *nothing, 1, 0, metrics())
+        self.model.decision_function(np.zeros((1, n_features), np.float32))
+        tiny = SparseMLP.erdos_renyi((4, 4, 4, 2), density=0.5, random_state=0)
+        tiny.start_momentum()
+        tiny.evolve(0.5, np.random.default_rng(0))

@@ -48,11 +48,11 @@ def describe(name: str) -> dict[str, object]:
     Returns
     -------
     dict
-        `name`, `title`, `domain`, `n_features`, `feature_shape`, `n_classes`, `classes`,
-        `n_train`, `n_test`, `kind` ("files", "embedded" or "files or surrogate"), `files`
-        (names), `mirrors` (labels, in order), `megabytes` (download; 0 if there is none), `home`,
-        `licence`, `citation`, `sha256` (pinned content hash, or None where the content may vary).
-        JSON-serialisable.
+        `name`, `title`, `domain`, `n_features`, `feature_shape`, `n_classes`, `classes`, `n_train`,
+        `n_test`, `kind` ("files", "embedded" or "files or surrogate"), `files` (names), `mirrors`
+        (labels, in order), `megabytes` (download; 0 if there is none), `on_request` (True where
+        only `fetch` downloads, never `load`), `home`, `licence`, `citation`, `sha256` (pinned
+        content hash, or None where the content may vary). JSON-serialisable.
 
     Raises
     ------
@@ -77,6 +77,7 @@ def describe(name: str) -> dict[str, object]:
         "files": [file.name for file in entry.files],
         "mirrors": [mirror.label for mirror in entry.mirrors],
         "megabytes": entry.megabytes,
+        "on_request": entry.on_request,
         "home": entry.home,
         "licence": entry.licence,
         "citation": entry.citation,

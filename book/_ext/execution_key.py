@@ -1,0 +1,260 @@
+"""A Sphinx extension that re-executes the notebooks when what they were computed from has changed.
+
+What lives here: the fingerprint of what a notebook's outputs depend on beside its own code, and the
+hooks that drop the execution cache and re-read the notebooks when that fingerprint differs from the
+one of the last build. What does not: execution itself and the matching of code cells, which are
+MyST-NB's and jupyter-cache's.
+
+jupyter-cache knows a notebook by its code cells alone. Here the key is completed by
+
+- the package's sources (all of them: a notebook reaches most modules through the studies, and what
+  it starts in another process no analysis of imports would see; a page whose results are still
+  valid executes in seconds);
+- the versions of Python and of every distribution that the package requires, with its extras;
+- the environment variables that begin with the package's name;
+- which data sets are at hand, so that a page that says "not available on this machine" is built
+  anew once the files are in place;
+- the files that notebooks read and write, by the patterns of ``execution_key_files``. They are
+  compared with their state at the *end* of the last build, since the build itself writes the
+  results that were missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+Key = dict[str, str]
+"""Part of the fingerprint by the name under which the log reports its change."""
+
+STATE_FILE = "execution_key.json"
+
+
+def digest_files(root: Path, patterns: Iterable[str]) -> str:
+    """Digest the names and contents of the files below `root` that match one of the patterns.
+
+    Parameters
+    ----------
+    root : Path
+        The folder; one that does not exist has no files.
+    patterns : iterable of str
+        Patterns for `Path.glob`.
+
+    Returns
+    -------
+    str
+        SHA-256, 64 hexadecimal digits; independent of the file system's order and of the place of
+        `root`.
+    """
+    found = {p for pattern in patterns for p in root.glob(pattern) if p.is_file()}
+    total = hashlib.sha256()
+    for path in sorted(found):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def required_versions(package: str) -> dict[str, str]:
+    """Look up the installed version of every distribution that `package` requires, extras included.
+
+    Parameters
+    ----------
+    package : str
+        Name of an installed distribution.
+
+    Returns
+    -------
+    dict of str to str
+        Version by name; ``"absent"`` for a requirement (of an extra) that is not installed.
+
+    Raises
+    ------
+    importlib.metadata.PackageNotFoundError
+        If `package` itself is not installed.
+    """
+    names = [
+        re.split(r"[^A-Za-z0-9._-]", r, maxsplit=1)[0]
+        for r in importlib.metadata.requires(package) or []
+    ]
+    versions = {}
+    for name in sorted(set(names) - {package}):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions
+
+
+def code_key(package: str, environ: Mapping[str, str]) -> Key:
+    """Compute the part of the key that a build does not change: sources, versions, settings.
+
+    Parameters
+    ----------
+    package : str
+        Name of the package, importable and installed; it is not imported.
+    environ : mapping of str to str
+        The environment; variables named ``<PACKAGE>_*`` take part.
+
+    Returns
+    -------
+    dict of str to str
+        SHA-256 by part.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"the book needs the package {package!r}, which cannot be imported here: "
+            "install it into this environment with: pip install -e '.[book]'"
+        )
+    root = Path(next(iter(spec.submodule_search_locations)))
+    versions = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **required_versions(package),
+    }
+    settings = {k: v for k, v in environ.items() if k.startswith(f"{package.upper()}_")}
+    return {
+        "sources": digest_files(root, ["**/*.py"]),
+        "versions": _digest(versions),
+        "settings": _digest(settings),
+    }
+
+
+def available_data(package: str) -> dict[str, bool]:
+    """Ask the package which data sets can be read here without a download.
+
+    Parameters
+    ----------
+    package : str
+        Name of a package whose module ``datasets`` offers ``names()`` and ``available(name)``.
+
+    Returns
+    -------
+    dict of str to bool
+        Availability by name.
+    """
+    datasets = importlib.import_module(f"{package}.datasets")
+    return {name: bool(datasets.available(name)) for name in datasets.names()}
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+class ExecutionKey:
+    """The key of the execution cache in one build.
+
+    Parameters
+    ----------
+    cache : Path
+        Folder of jupyter-cache; the state of the last build is kept beside its content.
+    code : callable
+        Computes the part of the key that a build leaves as it is.
+    files : callable
+        Computes the part of the key that a build may change.
+    """
+
+    def __init__(self, cache: Path, code: Callable[[], Key], files: Callable[[], Key]) -> None:
+        self.cache = cache
+        self._code = code()
+        self._files = files
+
+    def changed(self) -> list[str]:
+        """Name, in order, the parts that differ from the last build; all if there was none."""
+        now = {**self._code, **self._files()}
+        try:
+            last = json.loads((self.cache / STATE_FILE).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            last = {}
+        return sorted(k for k in now.keys() | last.keys() if now.get(k) != last.get(k))
+
+    def drop(self) -> None:
+        """Remove every executed notebook."""
+        if self.cache.exists():
+            shutil.rmtree(self.cache)
+
+    def record(self) -> None:
+        """Write the state: the code as it was when the build began, the files as they are."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        target = self.cache / STATE_FILE
+        partial = target.with_suffix(".part")
+        partial.write_text(json.dumps({**self._code, **self._files()}, indent=1), encoding="utf-8")
+        partial.replace(target)
+
+
+def _start(app: Sphinx) -> None:
+    from sphinx.application import ENV_PICKLE_FILENAME
+    from sphinx.util import logging
+
+    package = app.config.execution_key_package
+    source = Path(app.srcdir)
+
+    def files() -> Key:
+        return {
+            "data": _digest(available_data(package)),
+            "files": digest_files(source, app.config.execution_key_files),
+        }
+
+    # MyST-NB has put the folder's place into its settings by now (same event, higher priority)
+    cache = Path(app.env.mystnb_config.execution_cache_path)  # type: ignore[attr-defined]
+    key = ExecutionKey(cache, lambda: code_key(package, os.environ), files)
+    changed = key.changed()
+    if changed:
+        logging.getLogger(__name__).info(
+            f"execution key: new or changed: {', '.join(changed)}; every notebook is executed"
+        )
+        key.drop()
+        # Already in memory. Without the file, a build that is killed before it has read every
+        # notebook leaves nothing behind that the next build could take for up to date.
+        (Path(app.doctreedir) / ENV_PICKLE_FILENAME).unlink(missing_ok=True)
+    key.record()
+    app.execution_key = key  # type: ignore[attr-defined]
+    app.execution_key_changed = bool(changed)  # type: ignore[attr-defined]
+
+
+def _outdated(
+    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
+    if not app.execution_key_changed:  # type: ignore[attr-defined]
+        return []
+    return [name for name in env.found_docs if env.doc2path(name).endswith(".ipynb")]
+
+
+def _rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    # Values glued in one notebook are shown on other pages, and Sphinx does not know that these
+    # depend on it. Writing a page takes milliseconds: after an execution all are written anew.
+    from myst_nb.sphinx_ import NbMetadataCollector
+
+    return sorted(env.found_docs) if NbMetadataCollector.new_exec_data(env) else []
+
+
+def _finish(app: Sphinx, exception: Exception | None) -> None:
+    # also after a failure: the notebooks that were executed before it stay valid
+    if key := getattr(app, "execution_key", None):
+        key.record()
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the extension with Sphinx."""
+    app.setup_extension("myst_nb")
+    app.add_config_value("execution_key_package", "sparsecore", "")
+    app.add_config_value("execution_key_files", [], "")
+    app.connect("builder-inited", _start, priority=600)
+    app.connect("env-get-outdated", _outdated)
+    app.connect("env-updated", _rewrite)
+    app.connect("build-finished", _finish)
+    return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}

@@ -1,0 +1,187 @@
+"""The book's cache: a notebook is executed anew if and only if what it was made from changed."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+BOOK = Path(__file__).parent.parent / "book"
+
+spec = importlib.util.spec_from_file_location("execution_key", BOOK / "_ext/execution_key.py")
+execution_key = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(execution_key)
+
+
+def test_digest_sees_content_names_and_only_the_patterns(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.py").write_text("1")
+    (tmp_path / "sub/b.py").write_text("2")
+    first = execution_key.digest_files(tmp_path, ["**/*.py"])
+    (tmp_path / "c.txt").write_text("not a source")
+    assert execution_key.digest_files(tmp_path, ["**/*.py"]) == first
+    (tmp_path / "sub/b.py").write_text("3")
+    second = execution_key.digest_files(tmp_path, ["**/*.py"])
+    (tmp_path / "sub/b.py").rename(tmp_path / "sub/d.py")
+    third = execution_key.digest_files(tmp_path, ["**/*.py"])
+    assert len({first, second, third}) == 3
+
+
+def test_digest_does_not_depend_on_the_place(tmp_path):
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.py").write_text("1")
+    here, there = (execution_key.digest_files(tmp_path / p, ["*.py"]) for p in ("here", "there"))
+    assert here == there
+
+
+def test_versions_follow_the_package_metadata():
+    versions = execution_key.required_versions("sparsecore")
+    assert versions["numpy"] == importlib.metadata.version("numpy")
+    assert {"numba", "scipy", "mpi4py", "matplotlib"} <= versions.keys()
+    assert "sparsecore" not in versions
+
+
+def test_code_key_sees_the_settings_of_its_package_alone():
+    plain = execution_key.code_key("sparsecore", {"OTHER": "1"})
+    assert plain == execution_key.code_key("sparsecore", {})
+    other = execution_key.code_key("sparsecore", {"SPARSECORE_DATA": "somewhere"})
+    assert {k for k in plain if plain[k] != other[k]} == {"settings"}
+
+
+def test_missing_package_is_named():
+    with pytest.raises(ModuleNotFoundError, match=r"no_such_package.*pip install"):
+        execution_key.code_key("no_such_package", {})
+
+
+def test_changed_compares_code_with_the_start_and_files_with_the_end_of_the_last_build(tmp_path):
+    state = {"sources": "1", "files": "1"}
+
+    def build():
+        return execution_key.ExecutionKey(
+            tmp_path / "cache",
+            lambda: {"sources": state["sources"]},
+            lambda: {"files": state["files"]},
+        )
+
+    key = build()
+    assert key.changed() == ["files", "sources"], "a first build"
+    key.record()
+    state["files"] = "2"  # the build wrote results
+    key.record()
+    assert build().changed() == []
+
+    key = build()
+    state["sources"] = "2"  # edited while the build ran: its notebooks saw the old sources
+    key.record()
+    assert build().changed() == ["sources"]
+
+    (tmp_path / "cache" / execution_key.STATE_FILE).write_text("{cut sho")
+    assert build().changed() == ["files", "sources"]
+
+
+# --- whole builds, with the book's own configuration and a package of one line ---
+
+
+GLUE = "from myst_nb import glue\nimport toy\nglue('answer', toy.answer, display=False)"
+
+
+class Book:
+    """A small book beside a package `toy`: page a glues `toy.answer`, page b shows it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.build_dir = root / "book/_build"
+        config = yaml.safe_load((BOOK / "_config.yml").read_text())
+        config["sphinx"]["local_extensions"]["execution_key"] = str(BOOK / "_ext")
+        config["sphinx"]["config"]["execution_key_package"] = "toy"
+        self.write("book/_config.yml", yaml.safe_dump(config))
+        self.write("book/references.bib", (BOOK / "references.bib").read_text())
+        self.write("book/_toc.yml", "format: jb-book\nroot: a\nchapters:\n- file: b\n- file: c\n")
+        self.write("book/c.md", "# C\n\n$x^2$\n\n```{bibliography}\n```\n")
+        self.write("lib/toy-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
+        self.write("lib/toy/__init__.py", "answer = 41\n")
+        self.write("lib/toy/datasets.py", "names = lambda: ['d']\navailable = lambda name: True\n")
+        self.notebook("a", GLUE)
+        self.notebook("b", "print('b')", "Answer: {glue:text}`a.ipynb::answer:.0f`.")
+
+    def write(self, name: str, text: str) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def notebook(self, name: str, code: str, text: str = "Text.") -> None:
+        cells = [
+            nbformat.v4.new_markdown_cell(f"# {name}\n\n{text}", id="text"),
+            nbformat.v4.new_code_cell(code, id="code"),
+        ]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nb = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        self.write(f"book/{name}.ipynb", nbformat.writes(nb))
+
+    def build(self) -> tuple[int, list[str], str]:
+        """Build as a newcomer does: by the program's path, the environment not activated."""
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("TOY_")}
+        environ |= {"PYTHONPATH": str(self.root / "lib"), "PYTHONDONTWRITEBYTECODE": "1"}
+        environ["PATH"] = os.defpath
+        program = [
+            Path(sys.executable).with_name("jupyter-book"),
+            "build",
+            "book",
+            "-W",
+            "-n",
+            "--keep-going",
+        ]
+        done = subprocess.run(
+            program, cwd=self.root, env=environ, text=True, capture_output=True, timeout=300
+        )
+        log = done.stdout + done.stderr
+        return done.returncode, re.findall(r"(\w+)\.ipynb: Executing notebook", log), log
+
+    def page(self, name: str) -> str:
+        return re.sub(r"<[^>]+>", "", (self.build_dir / f"html/{name}.html").read_text())
+
+
+@pytest.mark.slow
+def test_book_executes_what_has_changed_and_fails_when_a_notebook_fails(tmp_path):
+    book = Book(tmp_path)
+
+    status, executed, log = book.build()
+    assert status == 0, log
+    assert sorted(executed) == ["a", "b"]
+    assert "Answer: 41." in book.page("b")
+
+    status, executed, log = book.build()
+    assert (status, executed) == (0, []), log
+
+    book.write("lib/toy/__init__.py", "answer = 42\n")
+    status, executed, log = book.build()
+    assert (status, sorted(executed)) == (0, ["a", "b"]), log
+    assert "Answer: 42." in book.page("b")
+
+    book.notebook("a", GLUE.replace("toy.answer", "toy.answer + 1"))
+    status, executed, log = book.build()
+    assert (status, executed) == (0, ["a"]), log
+    assert "Answer: 43." in book.page("b"), "a glued value must reach the page that shows it"
+
+    book.write("book/results/paper/study/run.json", json.dumps({"accuracy": 1}))
+    status, executed, log = book.build()
+    assert (status, sorted(executed)) == (0, ["a", "b"]), log
+
+    book.notebook("b", "raise ValueError('on purpose')")
+    status, executed, log = book.build()
+    assert status != 0
+    assert executed == ["b"]
+    assert "on purpose" in log
+
+    # no page asks another machine for anything: the book is read without a network
+    html = "".join(p.read_text() for p in (book.build_dir / "html").glob("*.html"))
+    assert "_static/mathjax/" in html
+    assert not re.findall(r"<(?:script|img|iframe)[^>]+src=\"(?:https?:)?//[^\"]+", html)
+    assert not re.findall(r"<link[^>]+stylesheet[^>]+href=\"(?:https?:)?//[^\"]+", html)

@@ -277,7 +277,8 @@ def _verify_data(options: argparse.Namespace) -> None:
         [options.name] if options.name else [n for n in datasets.names() if datasets.available(n)]
     )
     for name in names:
-        print(f"{name}: sha256 {datasets.verify(name)}")
+        for what, digest in datasets.verify(name).items():
+            print(f"{name}: {what}: sha256 {digest}")
 
 
 # --- shared --------------------------------------------------------------------------------------

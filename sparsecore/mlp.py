@@ -328,19 +328,29 @@ class SparseMLP:
         """Return copies of the layers as CSR arrays of shape (fan_out, fan_in)."""
         return [self[layer].to_scipy() for layer in range(len(self))]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickling and copying need: without views, which would be copied apart."""
+        layers = [self[layer] for layer in range(len(self))]
+        return {
+            "sizes": self.sizes,
+            "structures": [(v.indptr.copy(), v.indices.copy()) for v in layers],
+            "data": [v.data.copy() for v in layers],
+            "biases": [v.bias.copy() for v in layers],
+            "options": {"activation": self.activation, "alpha": self.alpha, "init": self.init},
+            "velocity": self.velocity,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build the network anew."""
+        options, velocity = state.pop("options"), state.pop("velocity")
+        SparseMLP.__init__(self, **state, **options)
+        if velocity is not None:
+            self.start_momentum()[:] = velocity
+
     def copy(self) -> SparseMLP:
         """Return an independent copy, velocity included."""
-        layers = [self[layer] for layer in range(len(self))]
-        twin = SparseMLP(
-            self.sizes,
-            [(v.indptr, v.indices) for v in layers],
-            [v.data for v in layers],
-            [v.bias for v in layers],
-            activation=self.activation,
-            alpha=self.alpha,
-            init=self.init,
-        )
-        twin.velocity = None if self.velocity is None else self.velocity.copy()
+        twin = SparseMLP.__new__(SparseMLP)
+        twin.__setstate__(self.__getstate__())
         return twin
 
     def weights_sha256(self) -> str:

@@ -1,0 +1,233 @@
+"""The scikit-learn contract of `SparseMLPClassifier`, through scikit-learn's own tools."""
+
+from __future__ import annotations
+
+import pickle
+
+import joblib
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from sklearn.base import clone
+from sklearn.datasets import load_digits, make_classification
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MaxAbsScaler, StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sparsecore import SparseMLPClassifier
+
+
+@parametrize_with_checks([SparseMLPClassifier()])
+def test_scikit_learn_contract(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    return train_test_split(X, y, random_state=0, stratify=y)
+
+
+def small(**options):
+    return SparseMLPClassifier(
+        (64, 64), **{"max_iter": 15, "epsilon": 8, "random_state": 0, **options}
+    )
+
+
+def test_learns_digits_far_above_a_linear_guess(digits):
+    X_train, X_test, y_train, y_test = digits
+    clf = small(max_iter=30).fit(X_train, y_train)
+    assert clf.score(X_test, y_test) > 0.93
+    assert clf.n_iter_ == len(clf.loss_curve_) == 30
+    assert clf.loss_curve_[-1] < clf.loss_curve_[0] / 3
+    assert clf.loss_ == clf.loss_curve_[-1]
+
+
+def test_same_seed_same_network_whatever_the_threads(digits):
+    X, _, y, _ = digits
+    one = small(max_iter=4).fit(X, y)
+    two = small(max_iter=4, n_jobs=2).fit(X, y)
+    other = small(max_iter=4, random_state=1).fit(X, y)
+    assert one.model_.weights_sha256() == two.model_.weights_sha256()
+    assert one.model_.weights_sha256() != other.model_.weights_sha256()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.array(["no", "yes"]), np.array([-1, 1]), np.array([True, False]), np.array([2.0, 7.0])],
+    ids=["text", "signed", "bool", "float"],
+)
+def test_labels_of_any_type(labels):
+    X, y = make_classification(200, 10, class_sep=2, random_state=0)
+    clf = small().fit(X, labels[y])
+    assert set(clf.predict(X)) <= set(labels)
+    assert (clf.predict(X) == labels[y]).mean() > 0.85
+    np.testing.assert_array_equal(clf.classes_, np.unique(labels))
+
+
+def test_columns_of_predict_proba_follow_classes_(digits):
+    X_train, X_test, y_train, _ = digits
+    names = np.array(list("jihgfedcba"))
+    clf = small().fit(X_train, names[y_train])
+    proba = clf.predict_proba(X_test)
+    np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(clf.classes_[proba.argmax(axis=1)], clf.predict(X_test))
+
+
+def test_sparse_input_gives_the_same_network_as_dense(digits):
+    X_train, X_test, y_train, _ = digits
+    dense = small(max_iter=3, standardize=False).fit(X_train / 16, y_train)
+    sparse = small(max_iter=3, standardize=False).fit(sp.csr_matrix(X_train / 16), y_train)
+    assert dense.model_.weights_sha256() == sparse.model_.weights_sha256()
+    np.testing.assert_array_equal(
+        dense.predict_proba(X_test / 16), sparse.predict_proba(sp.csc_array(X_test / 16))
+    )
+
+
+def test_dense_fit_then_sparse_predict(digits):
+    X_train, X_test, y_train, _ = digits
+    clf = small(max_iter=3).fit(X_train, y_train)
+    np.testing.assert_array_equal(clf.predict(X_test), clf.predict(sp.csr_array(X_test)))
+
+
+def test_in_a_pipeline_a_grid_search_and_cross_validation(digits):
+    X, _, y, _ = digits
+    X, y = X[:400], y[:400]
+    pipe = make_pipeline(MaxAbsScaler(), small(max_iter=8))
+    grid = GridSearchCV(pipe, {"sparsemlpclassifier__epsilon": [0.2, 8]}, cv=2).fit(X, y)
+    assert grid.best_params_ == {"sparsemlpclassifier__epsilon": 8}
+    assert cross_val_score(clone(pipe), X, y, cv=3).min() > 0.6
+
+
+def test_in_parallel_with_joblib(digits):
+    X, _, y, _ = digits
+    fits = joblib.Parallel(n_jobs=2)(
+        joblib.delayed(small(max_iter=2, random_state=s).fit)(X[:200], y[:200]) for s in (0, 0, 1)
+    )
+    hashes = [clf.model_.weights_sha256() for clf in fits]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_survives_pickling_without_sharing_arrays(digits):
+    X, X_test, y, _ = digits
+    clf = small(max_iter=2).fit(X, y)
+    twin = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(clf.predict_proba(X_test), twin.predict_proba(X_test))
+    before = clf.model_.weights_sha256()
+    twin.partial_fit(X, y)
+    assert clf.model_.weights_sha256() == before != twin.model_.weights_sha256()
+    assert np.shares_memory(twin.model_.params, twin.model_[0].data)
+
+
+def test_partial_fit_learns_from_a_stream(digits):
+    X_train, X_test, y_train, y_test = digits
+    clf = small()
+    for _ in range(15):
+        for part in np.array_split(np.arange(len(y_train)), 2):
+            clf.partial_fit(X_train[part], y_train[part], classes=np.arange(10))
+    assert clf.score(X_test, y_test) > 0.9
+    assert clf.n_iter_ == len(clf.loss_curve_) == 30
+
+
+def test_partial_fit_names_what_it_needs(digits):
+    X, _, y, _ = digits
+    with pytest.raises(ValueError, match="classes: expected all labels"):
+        small().partial_fit(X, y)
+    clf = small().partial_fit(X, y, classes=np.arange(10))
+    with pytest.raises(ValueError, match=r"got \[99\]"):
+        clf.partial_fit(X, np.where(y == 3, 99, y))
+    with pytest.raises(ValueError, match="as in the first call"):
+        clf.partial_fit(X, y, classes=[1, 2])
+
+
+def test_early_stopping_keeps_the_best_network(digits):
+    X, _, y, _ = digits
+    clf = small(max_iter=200, early_stopping=True, n_iter_no_change=4).fit(X, y)
+    assert clf.n_iter_ < 200
+    assert clf.best_validation_score_ == max(clf.validation_scores_)
+    # The set-aside part is drawn again from the seed; the kept network scores the best on it.
+    _, X_valid, _, y_valid = train_test_split(
+        X.astype(np.float32), y, test_size=0.1, stratify=y, random_state=clf._seed
+    )
+    assert clf.score(X_valid, y_valid) == pytest.approx(clf.best_validation_score_)
+
+
+def test_stops_when_the_loss_no_longer_improves(digits):
+    X, _, y, _ = digits
+    clf = small(max_iter=100, tol=10.0, n_iter_no_change=3).fit(X, y)
+    assert clf.n_iter_ == 4  # the first epoch counts as an improvement on nothing
+
+
+def test_coefs_are_sparse_and_predict(digits):
+    X, _, y, _ = digits
+    clf = small(max_iter=2, activation="relu", standardize=False).fit(X / 16, y)
+    h = X / 16
+    for layer, (W, b) in enumerate(zip(clf.coefs_, clf.intercepts_, strict=True)):
+        assert sp.issparse(W)
+        h = h @ W + b
+        if layer < 2:
+            h = np.maximum(h, 0)
+    np.testing.assert_array_equal(clf.classes_[h.argmax(axis=1)], clf.predict(X / 16))
+
+
+def test_standardize_is_the_pipeline_with_a_scaler(digits):
+    X, X_test, y, _ = digits
+    inside = small(max_iter=2).fit(X, y)
+    outside = make_pipeline(StandardScaler(), small(max_iter=2, standardize=False))
+    outside.fit(X.astype(np.float32), y)
+    np.testing.assert_array_equal(
+        inside.predict_proba(X_test), outside.predict_proba(X_test.astype(np.float32))
+    )
+
+
+def test_verbose_shows_progress(digits, capsys):
+    X, _, y, _ = digits
+    small(max_iter=2, verbose=True, early_stopping=True).fit(X, y)
+    shown = capsys.readouterr().err
+    assert "2/2" in shown and "loss=" in shown and "validation=" in shown
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("epsilon", 0),
+        ("epsilon", -1.5),
+        ("zeta", 1.0),
+        ("zeta", -0.1),
+        ("dropout", 1),
+        ("momentum", 1.2),
+        ("learning_rate", 0),
+        ("weight_decay", -1),
+        ("activation", "tanh"),
+        ("init", "zeros"),
+        ("hidden_layer_sizes", (10, 0)),
+        ("batch_size", 0),
+        ("max_iter", 0),
+        ("prune_percentile", 101),
+        ("prune_from", 0),
+        ("validation_fraction", 1.0),
+        ("n_iter_no_change", 0),
+        ("n_jobs", 0),
+    ],
+)
+def test_a_bad_parameter_is_named_before_anything_starts(option, value):
+    shown = value if not isinstance(value, tuple) else value
+    with pytest.raises(ValueError) as caught:
+        SparseMLPClassifier(**{option: value}).fit(np.eye(4), [0, 1, 0, 1])
+    message = str(caught.value)
+    assert repr(shown) in message and "expected" in message
+    assert {"hidden_layer_sizes": "hidden"}.get(option, option) in message
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused(bad):
+    X = np.eye(4)
+    X[2, 1] = bad
+    with pytest.raises(ValueError, match="(?i)nan|infinity"):
+        small().fit(X, [0, 1, 0, 1])
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ValueError, match=r"one class only: \['a'\]"):
+        small().fit(np.eye(3), ["a", "a", "a"])

@@ -1,0 +1,268 @@
+"""What holds the project together: files that must agree, and the order of the modules."""
+
+import ast
+import graphlib
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import sparsecore
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "sparsecore"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README = (ROOT / "README.md").read_text()
+
+# The rooms of the library, the upper ones first. A module imports only from the rows below its own;
+# a row's rooms know nothing of each other. A new module has to be given its place here.
+ROWS = (
+    {"__main__"},
+    {"paper"},
+    {"experiment", "bench"},
+    {"__init__"},  # the public names
+    {"estimator"},
+    {"cluster"},
+    {"wasap"},
+    {"train"},
+    {"checkpoint"},
+    {"mlp"},
+    {"engine"},
+    {"topology"},
+    {"kernels"},
+    {"lanes", "provenance"},
+    {"team"},
+    {"activations", "losses", "initializers", "seeds", "datasets", "augment"},
+)
+RANK = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
+
+# The one module that may import a distribution.
+ALONE = {"mpi4py": "wasap", "ipyparallel": "cluster"}
+
+# Distributions whose modules have another name.
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+
+
+# --- packaging ---
+
+
+def requirements(*extras: str) -> dict[str, Requirement]:
+    """Collect the requirements of the package and these extras, with those that they include."""
+    found = {}
+    todo = [*PROJECT["dependencies"]]
+    for extra in extras:
+        todo += PROJECT["optional-dependencies"][extra]
+    while todo:
+        requirement = Requirement(todo.pop())
+        if canonicalize_name(requirement.name) == PROJECT["name"]:
+            for extra in requirement.extras:
+                todo += PROJECT["optional-dependencies"][extra]
+        else:
+            found[canonicalize_name(requirement.name)] = requirement
+    return found
+
+
+def test_conda_environment_agrees_with_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    [from_pip] = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert "--editable ." in from_pip, "sparsecore itself is installed from this folder"
+    listed = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    listed += [entry for entry in from_pip if entry != "--editable ."]
+    conda = {canonicalize_name(r.name): r.specifier for r in map(Requirement, listed)}
+
+    assert len(conda) == len(listed), "a package is listed twice"
+    conda.pop("pip")
+    assert conda.pop("python") == PROJECT["requires-python"]
+    assert conda == {name: r.specifier for name, r in requirements("test").items()}
+
+
+def test_every_requirement_has_a_lower_bound():
+    for name, requirement in requirements(*PROJECT["optional-dependencies"]).items():
+        assert any(s.operator == ">=" for s in requirement.specifier), name
+
+
+def test_version_is_written_once():
+    assert "version" in PROJECT["dynamic"]
+    assert importlib.metadata.version("sparsecore") == sparsecore.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == sparsecore.__version__
+
+
+def test_citation_names_the_software_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= citation.keys(), "required by the format"
+    assert citation["license"] == PROJECT["license"] == "BSD-3-Clause"
+    [paper] = citation["references"]
+    assert paper["title"] == "Truly Sparse Neural Networks at Scale"
+    assert [a["family-names"] for a in paper["authors"]] == ["Curci", "Mocanu", "Pechenizkiy"]
+    assert paper["identifiers"][0]["value"] == "arXiv:2102.01732"
+    references = (ROOT / "book/references.bib").read_text()
+    assert re.search(r"eprint\s*= \{2102\.01732\}", references)
+
+
+# --- README ---
+
+
+@pytest.mark.parametrize("extra, program", [("book", "jupyter-book"), ("test", "pytest")])
+def test_readme_has_one_command_that_does_everything(extra, program):
+    [command] = re.findall(rf"^python3 -m venv .*/bin/{program}.*$", README, re.MULTILINE)
+    make, install, run = command.split(" && ")
+    environment = make.removeprefix("python3 -m venv ")
+    assert install == f"{environment}/bin/pip install -q -e '.[{extra}]'"
+    assert run.startswith(f"{environment}/bin/{program}")
+    assert subprocess.run(["bash", "-n", "-c", command]).returncode == 0
+
+
+def test_book_command_is_strict():
+    [command] = re.findall(r"jupyter-book build book (.*)$", README, re.MULTILINE)
+    assert command.split() == ["-W", "-n", "--keep-going"]
+
+
+def test_readme_example_uses_what_there_is():
+    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    tree = ast.parse(code)
+    [names] = [n.names for n in tree.body if isinstance(n, ast.ImportFrom)]
+    assert all(getattr(sparsecore, n.name, n.name == "datasets") for n in names)
+    [made] = [
+        n.value
+        for n in tree.body
+        if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "classifier"
+    ]
+    estimator = sparsecore.SparseMLPClassifier()
+    assert {k.arg for k in made.keywords} <= estimator.get_params().keys()
+
+
+# --- notebooks ---
+
+
+def code_cells(path: Path) -> list[dict]:
+    notebook = json.loads(path.read_text())
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def test_notebooks_are_committed_without_outputs():
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        for cell in code_cells(path):
+            assert not cell["outputs"], f"{path.name}: run nbstripout on it"
+            assert cell["execution_count"] is None, f"{path.name}: run nbstripout on it"
+
+
+def test_notebooks_define_nothing():
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        for cell in code_cells(path):
+            lines = "".join(cell["source"]).splitlines(keepends=True)
+            code = "".join("pass\n" if re.match(r"\s*[%!]", s) else s for s in lines)
+            defined = [
+                node.name
+                for node in ast.walk(ast.parse(code))
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            ]
+            assert not defined, f"{path.name} defines {defined}: it belongs in sparsecore"
+
+
+def test_every_notebook_is_a_page_of_the_book():
+    toc = (ROOT / "book/_toc.yml").read_text()
+    pages = set(re.findall(r"file: notebooks/(\S+)", toc))
+    assert pages == {path.stem for path in ROOT.glob("notebooks/*") if path.is_file()}
+
+
+# --- modules ---
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path) -> set[str]:
+    """List the absolute names of all that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_imports(path: Path) -> set[str]:
+    """Resolve a file's imports within the package to modules; the version alone is free for all."""
+    resolved = set()
+    for name in imports(path):
+        if name.split(".")[0] != "sparsecore" or name == "sparsecore.__version__":
+            continue
+        if name == "sparsecore":
+            used = set(re.findall(r"\bsparsecore\.(\w+)", path.read_text()))
+            assert used <= {"__version__", "__file__"}, f"{path}: import what you use"
+            continue
+        while name not in MODULES:
+            name = name.rpartition(".")[0]
+            if name == "sparsecore":
+                name = "sparsecore.__init__"
+        resolved.add(name)
+    return resolved
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_module_has_a_place():
+    assert {room(m) for m in MODULES} <= RANK.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_downwards_only(module):
+    for other in own_imports(MODULES[module]) - {module}:
+        if room(other) != room(module):
+            assert RANK[room(other)] < RANK[room(module)], f"{module} imports {other}"
+
+
+def test_library_does_not_know_the_paper():
+    for module, path in MODULES.items():
+        if room(module) not in {"paper", "__main__"}:
+            assert not {m for m in own_imports(path) if room(m) == "paper"}, module
+
+
+def test_imports_have_no_cycle():
+    graph = {module: own_imports(path) - {module} for module, path in MODULES.items()}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def distributions(path: Path) -> set[str]:
+    tops = {name.split(".")[0] for name in imports(path)}
+    tops -= sys.stdlib_module_names | {"sparsecore", "__future__"}
+    return {canonicalize_name(DISTRIBUTIONS.get(top, top)) for top in tops}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_imported_package_is_declared(module):
+    extras = {"wasap": ["mpi"], "cluster": ["mpi"], "paper": ["book"]}.get(room(module), [])
+    used = distributions(MODULES[module])
+    assert used <= requirements(*extras).keys()
+    for name, owner in ALONE.items():
+        assert name not in used or room(module) == owner, f"{name} is for {owner} alone"
+
+
+def test_every_package_that_the_tests_import_is_declared():
+    used = {name for path in ROOT.glob("tests/*.py") for name in distributions(path)}
+    tests = {path.stem for path in ROOT.glob("tests/*.py")}
+    # pytest brings tomli to the Pythons that have no tomllib
+    assert used - {canonicalize_name(t) for t in tests} - {"tomli"} <= requirements("test").keys()

@@ -209,7 +209,11 @@ def own_imports(path: Path) -> set[str]:
         if name.split(".")[0] != "sparsecore" or name == "sparsecore.__version__":
             continue
         if name == "sparsecore":
-            used = set(re.findall(r"\bsparsecore\.(\w+)", path.read_text()))
+            used = {
+                node.attr
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "sparsecore"
+            }
             assert used <= {"__version__", "__file__"}, f"{path}: import what you use"
             continue
         while name not in MODULES:

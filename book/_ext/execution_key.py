@@ -128,7 +128,7 @@ def code_key(package: str, environ: Mapping[str, str]) -> Key:
     }
     settings = {k: v for k, v in environ.items() if k.startswith(f"{package.upper()}_")}
     return {
-        "sources": digest_files(root, ["**/*.py"]),
+        "sources": digest_files(root, ["**/*.py", "**/*.c"]),
         "versions": _digest(versions),
         "settings": _digest(settings),
     }

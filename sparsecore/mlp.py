@@ -465,6 +465,38 @@ class SparseMLP:
             self.velocity = engine.aligned(len(self.params), np.float32)
         return self.velocity
 
+    def adopt(
+        self,
+        structures: Sequence[tuple[np.ndarray, np.ndarray]],
+        params: np.ndarray,
+        velocity: np.ndarray | None = None,
+    ) -> None:
+        """Take over another topology with its parameters; arrays are copied.
+
+        Parameters
+        ----------
+        structures : sequence of (indptr, indices)
+            CSR structure of each layer.
+        params : ndarray of float32
+            Laid out like `params`.
+        velocity : ndarray of float32, optional
+            The same; without it momentum starts anew.
+        """
+        cuts = np.cumsum([0] + [len(indices) for _, indices in structures])
+        expected = int(cuts[-1]) + sum(self.sizes[1:])
+        if len(params) != expected:
+            raise ValueError(f"params: expected {expected} values, got {len(params)}")
+        parts = [params[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        self._assemble(structures, parts, None)
+        self.params[cuts[-1] :] = params[cuts[-1] :]
+        self.velocity = None
+        if velocity is not None:
+            self.start_momentum()[:] = velocity
+
+    def structures(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return each layer's (indptr, indices), views."""
+        return [(self[layer].indptr, self[layer].indices) for layer in range(len(self))]
+
     def evolve(self, zeta: float, rng: np.random.Generator) -> int:
         """Replace the weakest connections of all layers but the output layer by random new ones.
 

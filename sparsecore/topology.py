@@ -324,3 +324,124 @@ def keep_only(
     """Return the structure without the connections where `keep` is False. O(nnz)."""
     running = np.concatenate([[0], np.cumsum(keep)])
     return running[indptr], indices[keep]
+
+
+def retain_valid(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    new_indptr: np.ndarray,
+    new_indices: np.ndarray,
+    out: np.ndarray,
+) -> int:
+    """Carry values of an older topology over to a newer one.
+
+    Parameters
+    ----------
+    indptr, indices, values : ndarray
+        A layer as it was, and one value a connection.
+    new_indptr, new_indices : ndarray
+        The same layer as it is.
+    out : ndarray of float32, shape (new nnz,)
+        Filled: the connection's value if it existed, else 0.
+
+    Returns
+    -------
+    int
+        Number of connections that exist in both.
+
+    Notes
+    -----
+    Source: "Truly Sparse Neural Networks at Scale", RetainValidUpdates. A merge of the rows,
+    O(nnz + new nnz).
+    """
+    return int(_retain_valid(indptr, indices, values, new_indptr, new_indices, out))
+
+
+@_jit
+def _retain_valid(indptr, indices, values, new_indptr, new_indices, out):
+    kept = 0
+    for row in range(len(indptr) - 1):
+        k, stop = indptr[row], indptr[row + 1]
+        for place in range(new_indptr[row], new_indptr[row + 1]):
+            column = new_indices[place]
+            while k < stop and indices[k] < column:
+                k += 1
+            if k < stop and indices[k] == column:
+                out[place] = values[k]
+                kept += 1
+            else:
+                out[place] = 0
+    return kept
+
+
+def union_average(
+    layers: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Average sparse layers of one shape over the union of their connections.
+
+    Parameters
+    ----------
+    layers : list of (indptr, indices, data)
+
+    Returns
+    -------
+    indptr : ndarray of int64
+    indices : ndarray of int32
+    data : ndarray of float32
+        A connection that a layer lacks counts as 0.
+
+    Notes
+    -----
+    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD, phase 2. Sums are float64 in the order
+    given, so equal layers average to themselves exactly. Merges of rows, O(layers * union).
+    """
+    if not layers:
+        raise ValueError("layers: expected at least one to average, got none")
+    indptr, indices, data = layers[0]
+    indptr, indices, total = indptr.copy(), indices.copy(), data.astype(np.float64)
+    for other_indptr, other_indices, other in layers[1:]:
+        merged = np.zeros_like(indptr)
+        columns = np.empty(len(indices) + len(other_indices), np.int32)
+        sums = np.empty(len(columns))
+        size = _add_rows(
+            indptr, indices, total, other_indptr, other_indices, other, merged, columns, sums
+        )
+        indptr, indices, total = merged, columns[:size].copy(), sums[:size].copy()
+    return indptr, indices, (total / len(layers)).astype(np.float32)
+
+
+@_jit
+def _add_rows(indptr, indices, data, indptr_b, indices_b, data_b, out_indptr, out_indices, out):
+    n = 0
+    for row in range(len(indptr) - 1):
+        a, stop_a = indptr[row], indptr[row + 1]
+        b, stop_b = indptr_b[row], indptr_b[row + 1]
+        while a < stop_a or b < stop_b:
+            if b == stop_b or (a < stop_a and indices[a] < indices_b[b]):
+                out_indices[n], out[n] = indices[a], data[a]
+                a += 1
+            elif a == stop_a or indices_b[b] < indices[a]:
+                out_indices[n], out[n] = indices_b[b], data_b[b]
+                b += 1
+            else:
+                out_indices[n], out[n] = indices[a], data[a] + data_b[b]
+                a += 1
+                b += 1
+            n += 1
+        out_indptr[row + 1] = n
+    return n
+
+
+def strongest(data: np.ndarray, n: int) -> np.ndarray:
+    """Mark the `n` values of largest magnitude; among equals, the first. O(len(data))."""
+    size = np.abs(data)
+    if n >= len(size):
+        return np.ones(len(size), bool)
+    if n == 0:
+        return np.zeros(len(size), bool)
+    least = np.partition(size, len(size) - n)[len(size) - n]
+    keep = size > least
+    ties = np.flatnonzero(size == least)
+    keep[ties[: n - int(keep.sum())]] = True
+    return keep

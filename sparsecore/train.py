@@ -192,6 +192,25 @@ def check_finite(X: Any, name: str = "X") -> None:
         )
 
 
+def change_topology(
+    model: SparseMLP, config: TrainConfig, seed: int, rank: int, epoch: int
+) -> dict[str, int]:
+    """Prune by importance if that is due after `epoch`, then evolve unless it was the last.
+
+    Returns
+    -------
+    dict
+        "pruned" and "replaced": numbers of connections.
+    """
+    pruned = replaced = 0
+    if config.prunes_after(epoch):
+        pruned = model.prune(config.prune_percentile)
+    if config.zeta > 0 and epoch < config.epochs:
+        rng = seeds.generator(seed, Purpose.EVOLUTION, rank, epoch)
+        replaced = model.evolve(config.zeta, rng)
+    return {"pruned": pruned, "replaced": replaced}
+
+
 class Trainer:
     """Trains a model, an epoch at a time.
 
@@ -306,17 +325,12 @@ class Trainer:
             "pruned" and "replaced": numbers of connections.
         """
         start = time.perf_counter()
-        pruned = replaced = 0
-        if self.config.prunes_after(self.epoch):
-            pruned = self.model.prune(self.config.prune_percentile)
-        if self.config.zeta > 0 and self.epoch < self.config.epochs:
-            rng = seeds.generator(self.seed, Purpose.EVOLUTION, self.rank, self.epoch)
-            replaced = self.model.evolve(self.config.zeta, rng)
-        if pruned or replaced:
+        changed = change_topology(self.model, self.config, self.seed, self.rank, self.epoch)
+        if any(changed.values()):
             self._velocity = self.model.start_momentum()
             self._engine.bind(self.model.network)
         self.seconds["evolve"] += time.perf_counter() - start
-        return {"pruned": pruned, "replaced": replaced}
+        return changed
 
     def evaluate(self, X: Any, y: np.ndarray) -> dict[str, float]:
         """Return "loss" (nats) and "accuracy" of the model on (X, y)."""

@@ -1,0 +1,213 @@
+"""Every lane operation against NumPy, for every width the kernels may use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numba import njit
+from oracle import U, gamma, mix
+from oracle import bernoulli as numpy_bernoulli
+
+from sparsecore import lanes
+from sparsecore.lanes import Width
+
+WIDTHS = [8, 16, 32, 64, 128]
+
+
+# Compiled for each width and kept in no file: Numba's cache would not notice a changed lanes.py.
+@njit
+def arithmetic(width, a, b, c, i, value, out, scalars):
+    n = lanes.lanes_of(width)
+    x, y, z = lanes.load(width, a, i), lanes.load(width, b, i), lanes.load(width, c, i)
+    lanes.prefetch(width, a, i)
+    lanes.store(out, i, x + y)
+    lanes.store(out, i + n, x - y)
+    lanes.store(out, i + 2 * n, x * y)
+    lanes.store(out, i + 3 * n, lanes.fma(x, y, z))
+    lanes.store(out, i + 4 * n, lanes.splat(width, value))
+    lanes.store(out, i + 5 * n, lanes.select(lanes.positive(x), y, z))
+    scalars[0] = lanes.dot(x, y)
+    scalars[1] = lanes.total(x)
+
+
+@njit
+def masks(width, a, bits, i, key, first, threshold, out, noise):
+    n = lanes.lanes_of(width)
+    lanes.store_mask(bits, i, lanes.positive(lanes.load(width, a, 0)))
+    one, zero = lanes.splat(width, np.float32(1)), lanes.splat(width, np.float32(0))
+    lanes.store(out, 0, lanes.select(lanes.load_mask(width, bits, i), one, zero))
+    keep = lanes.bernoulli(width, key, first, threshold)
+    lanes.store_mask(noise, 0, keep)
+    lanes.store(out, n, lanes.select(keep, one, zero))
+
+
+@njit
+def element(array, index, value):
+    before = lanes.at(array, index)
+    lanes.put(array, index, value)
+    return before
+
+
+@njit
+def how_many(width):
+    return lanes.lanes_of(width)
+
+
+class Sample:
+    """Inputs of `arithmetic` at an odd offset, with sentinels around its outputs."""
+
+    def __init__(self, n, a, b, c):
+        offset = 3
+        pad = np.full(offset, np.nan, np.float32)
+        arrays = [np.concatenate([pad, v.astype(np.float32), pad]) for v in (a, b, c)]
+        out = np.full(offset + 6 * n + offset, np.float32(77), np.float32)
+        scalars = np.zeros(2, np.float32)
+        arithmetic(Width(n), *arrays, offset, np.float32(-2.5), out, scalars)
+        assert (out[:offset] == 77).all() and (out[-offset:] == 77).all(), "wrote outside its lanes"
+        parts = out[offset:-offset].reshape(6, n)
+        self.sum, self.difference, self.product, self.fma, self.splat, self.select = parts
+        self.dot, self.total = scalars
+
+
+def normals(n, seed=0):
+    return np.random.default_rng(seed).standard_normal((3, n)).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_elementwise_operations_are_those_of_numpy(n):
+    a, b, c = normals(n)
+    got = Sample(n, a, b, c)
+    np.testing.assert_array_equal(got.sum, a + b)
+    np.testing.assert_array_equal(got.difference, a - b)
+    np.testing.assert_array_equal(got.product, a * b)
+    np.testing.assert_array_equal(got.splat, np.full(n, -2.5, np.float32))
+    np.testing.assert_array_equal(got.select, np.where(a > 0, b, c))
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_fma_rounds_once(n):
+    # a b = 1 + 2^-11 + 2^-24 does not fit into 24 bits; rounded by itself the last term is lost.
+    a = np.full(n, 1 + 2.0**-12)
+    got = Sample(n, a, a, np.full(n, -(1 + 2.0**-11)))
+    np.testing.assert_array_equal(got.fma, np.full(n, 2.0**-24, np.float32))
+    # float64 holds the product exactly; its sum, rounded to float32, is the correctly rounded one
+    # unless it lies within 2^-53 of a tie, which none of these does.
+    a, b, c = normals(n).astype(np.float64)
+    np.testing.assert_array_equal(Sample(n, a, b, c).fma, (a * b + c).astype(np.float32))
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_reductions_take_every_lane_once(n):
+    # Sums of small integers are exact in any order. Powers of two would overflow; distinct values
+    # tell a lane that is taken twice from one that is left out.
+    rng = np.random.default_rng(1)
+    a, b = rng.permutation(n) + 1, rng.permutation(n) - n // 2
+    got = Sample(n, a, b, b)
+    assert got.dot == np.dot(a, b)
+    assert got.total == n * (n + 1) // 2
+    for lane in range(n):
+        e = np.eye(n)[lane]
+        got = Sample(n, e, a, a)
+        assert (got.dot, got.total) == (a[lane], 1)
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_reductions_are_within_the_rounding_of_a_sum(n):
+    a, b, c = normals(n, seed=2)
+    got = Sample(n, a, b, c)
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    # n products and additions in any order: gamma(n) of the sum of magnitudes.
+    assert abs(got.dot - wide_a @ wide_b) <= gamma(n) * (np.abs(wide_a) @ np.abs(wide_b))
+    assert abs(got.total - wide_a.sum()) <= gamma(n) * np.abs(wide_a).sum()
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_positive_is_false_for_zeros_and_nan(n):
+    special = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45, 1.0], np.float32)
+    a = np.resize(special, n)
+    got = Sample(n, a, np.ones(n), np.zeros(n))
+    np.testing.assert_array_equal(got.select, np.resize([0, 0, 0, 1, 0, 1, 0, 1], n))
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_masks_are_packed_a_bit_a_lane(n):
+    a = normals(n, seed=3)[0]
+    bits = np.full(1 + n // 8 + 1, 0xA5, np.uint8)
+    out, noise = np.zeros(2 * n, np.float32), np.zeros(n // 8, np.uint8)
+    zero = np.uint32(0)
+    masks(Width(n), a, bits, 8, zero, zero, zero, out, noise)
+    np.testing.assert_array_equal(bits[1:-1], np.packbits(a > 0, bitorder="little"))
+    assert bits[0] == bits[-1] == 0xA5
+    np.testing.assert_array_equal(out[:n], a > 0)
+    assert (out[n:] == 1).all(), "nothing is dropped with threshold 0"
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+@pytest.mark.parametrize("first", [0, 64, 2**32 - 4])
+def test_bernoulli_is_the_hash_of_its_counter(n, first):
+    bits, noise, out = np.zeros(n // 8, np.uint8), np.zeros(n // 8, np.uint8), np.zeros(2 * n, "f4")
+    for key, share in ((0, 0.3), (0xDEADBEEF, 0.5), (123456789, 0.999)):
+        threshold = int(share * 2**32)
+        masks(
+            Width(n), out[:n].copy(), bits, 0, np.uint32(key), np.uint32(first),
+            np.uint32(threshold), out, noise,
+        )  # fmt: skip
+        expected = numpy_bernoulli(key, (first + np.arange(n)) % 2**32, threshold)
+        np.testing.assert_array_equal(out[n:], expected)
+        np.testing.assert_array_equal(noise, np.packbits(expected, bitorder="little"))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_bernoulli_drops_the_share_it_should(share):
+    # That it is this hash is tested above; here: is the hash any good? Keys as the kernels make
+    # them, columns as a batch has them. z-scores of 4 happen once in 16 000.
+    n_keys, columns = 2000, np.arange(128)
+    keep = np.array(
+        [
+            numpy_bernoulli(mix(7, k) & 0xFFFFFFFF, columns, int(share * 2**32))
+            for k in range(n_keys)
+        ]
+    )
+    spread = np.sqrt(share * (1 - share))
+    assert abs((~keep).mean() - share) < 4 * spread / np.sqrt(keep.size)
+    by_column = ((~keep).mean(axis=0) - share) / (spread / np.sqrt(n_keys))
+    assert np.abs(by_column).max() < 4.5
+    # Neighbouring columns, and neighbouring keys, are uncorrelated.
+    centred = (~keep - share) / spread
+    assert abs((centred[:, 1:] * centred[:, :-1]).mean()) < 4 / np.sqrt(keep.size)
+    assert abs((centred[1:] * centred[:-1]).mean()) < 4 / np.sqrt(keep.size)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.int64])
+def test_at_and_put_reach_one_element(dtype):
+    array = np.arange(10, dtype=dtype)
+    assert element(array, 4, dtype(99)) == 4
+    expected = np.arange(10, dtype=dtype)
+    expected[4] = 99
+    np.testing.assert_array_equal(array, expected)
+
+
+def test_put_refuses_another_type():
+    with pytest.raises(Exception, match="put"):
+        element(np.zeros(3, np.float32), 0, np.float64(1))
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_a_width_knows_its_lanes(n):
+    width = Width(n)
+    assert (width.lanes, how_many(width), lanes.lanes_of(width)) == (n, n, n)
+    assert repr(width) == f"Width({n})"
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, 7, 12, 100, -8])
+def test_a_width_is_a_power_of_two(n):
+    with pytest.raises(ValueError, match=f"power of two and at least 8, got {n}"):
+        Width(n)
+
+
+def test_widest_is_a_width():
+    assert lanes.widest() in WIDTHS
+
+
+def test_unit_roundoff_is_that_of_float32():
+    assert np.finfo(np.float32).eps / 2 == U

@@ -1,0 +1,138 @@
+"""The barrier: every size of team, members that come late, more members than cores."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from numba import njit, types
+
+from sparsecore.team import Team, barrier, cpu_count
+
+usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
+
+
+@njit(nogil=True)
+def rounds(member, size, sync, slots, errors, n_rounds, late, n_sleeps):
+    """Each round every member writes and reads all; what it reads must be of this round."""
+    for r in range(n_rounds):
+        if late and r % size == member and r < n_sleeps:
+            usleep(2000)  # far longer than the others spin: they sleep in the kernel
+        slots[16 * member] = r + 1
+        barrier(sync, size)
+        for other in range(size):
+            if slots[16 * other] != r + 1:
+                errors[16 * member] += 1
+        barrier(sync, size)
+
+
+@njit(nogil=True)
+def wait_for_the_first(member, size, sync, microseconds):
+    if member == 0:
+        usleep(microseconds)
+    barrier(sync, size)
+
+
+def run_rounds(size, n_rounds, late=False, n_sleeps=0):
+    slots, errors = np.zeros(16 * size, np.int64), np.zeros(16 * size, np.int64)
+    with Team(size) as team:
+        team.run(rounds, size, team.sync, slots, errors, n_rounds, late, n_sleeps)
+        assert not team.sync[0], "nobody is left waiting"
+    assert not errors.any()
+    assert (slots[::16] == n_rounds).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_no_member_passes_before_the_last_arrives(size):
+    # With more members than cores this also takes the way through the kernel, thousands of times.
+    run_rounds(size, 2000 if size <= cpu_count() else 300)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_members_that_sleep_are_woken(size):
+    run_rounds(size, 40, late=True, n_sleeps=40)
+
+
+def test_the_round_may_overflow():
+    # The round is an int32 that wraps; a team that trains for days gets there.
+    size, slots, errors = 2, np.zeros(32, np.int64), np.zeros(32, np.int64)
+    with Team(size) as team:
+        team.sync[16] = 2**31 - 5
+        team.run(rounds, size, team.sync, slots, errors, 20, False, 0)
+        assert team.sync[16] == -(2**31) + 35
+    assert not errors.any()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
+    reason="members sleep in a Linux futex; elsewhere they yield",
+)
+def test_a_waiting_member_gives_its_core_up():
+    size = 3
+    with Team(size) as team:
+        team.run(wait_for_the_first, size, team.sync, 10)  # compiled
+        begin, wall = time.process_time(), time.perf_counter()
+        team.run(wait_for_the_first, size, team.sync, 300_000)
+        spent, wall = time.process_time() - begin, time.perf_counter() - wall
+    assert wall >= 0.3
+    # Two members that spun would spend the wait's length each where there is a core for them.
+    assert spent < 0.1 * wall
+
+
+def test_a_team_walks_through_many_programs():
+    # Threads are handed from run to run; with barriers inside, all of them must be there each time.
+    size = 4
+    slots, errors = np.zeros(16 * size, np.int64), np.zeros(16 * size, np.int64)
+    with Team(size) as team:
+        for _ in range(100):
+            team.run(lambda member: None)
+            team.run(rounds, size, team.sync, slots, errors, 1, False, 0)
+    assert not errors.any()
+
+
+def test_every_member_runs_once_on_its_own_thread():
+    seen = []
+    with Team(3) as team:
+        meet = threading.Barrier(3)
+
+        def note(member, word):
+            meet.wait(10)
+            seen.append((member, word, threading.get_ident()))
+
+        team.run(note, "x")
+    assert sorted((m, w) for m, w, _ in seen) == [(0, "x"), (1, "x"), (2, "x")]
+    assert len({thread for *_, thread in seen}) == 3
+    assert dict((m, t) for m, _, t in seen)[0] == threading.get_ident()
+
+
+def test_an_error_in_another_member_reaches_the_caller():
+    def fail(member):
+        if member == 1:
+            raise RuntimeError("member 1")
+
+    with Team(2) as team, pytest.raises(RuntimeError, match="member 1"):
+        team.run(fail)
+
+
+def test_closing_ends_the_threads():
+    before = threading.active_count()
+    team = Team(3)
+    meet = threading.Barrier(3)
+    team.run(lambda member: meet.wait(10))
+    assert threading.active_count() == before + 2
+    team.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "2", None])
+def test_a_team_has_a_whole_number_of_members(size):
+    with pytest.raises(ValueError, match=r"threads: expected an integer of at least 1, got"):
+        Team(size)
+
+
+def test_cpu_count_is_positive():
+    assert cpu_count() >= 1

@@ -1,4 +1,4 @@
-"""The command line: ``python -m sparsecore train | bench | data``.
+"""The command line: ``python -m sparsecore train | bench | data | study``.
 
 Each command parses its options, calls one function of the library and prints; nothing is computed here.
 Diagnostics go to standard error, so that standard output can be piped; a mistake in the options ends
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_bench(commands)
     _add_data(commands)
+    _add_study(commands)
     return parser
 
 
@@ -279,6 +280,57 @@ def _verify_data(options: argparse.Namespace) -> None:
     for name in names:
         for what, digest in datasets.verify(name).items():
             print(f"{name}: {what}: sha256 {digest}")
+
+
+# --- study ---------------------------------------------------------------------------------------
+
+
+def _add_study(commands: Any) -> None:
+    sub = commands.add_parser("study", help="list and run the studies behind the book's figures")
+    verbs = sub.add_subparsers(dest="verb", required=True, metavar="list | run | status")
+    verbs.add_parser("list", help="the studies and what they show").set_defaults(
+        function=_list_studies
+    )
+    run = verbs.add_parser("run", help="run what a study lacks; what is there and valid is kept")
+    run.add_argument("key", metavar="KEY", help="as `study list` names it")
+    run.add_argument("--seeds", type=_sizes, metavar="N,N,…", help="(those of the profile)")
+    run.set_defaults(function=_run_study)
+    status = verbs.add_parser("status", help="which results are there, missing, stale or damaged")
+    status.set_defaults(function=_study_status)
+    for verb in (run, status):
+        verb.add_argument("--profile", help="quick or paper ($SPARSECORE_PROFILE, or else quick)")
+
+
+def _list_studies(options: argparse.Namespace) -> None:
+    from sparsecore.paper import studies
+
+    for study in studies.STUDIES.values():
+        print(f"{study.key:12} {study.content}")
+
+
+def _run_study(options: argparse.Namespace) -> None:
+    from sparsecore.paper import studies
+
+    found = studies.load(options.key, options.profile, options.seeds)
+    for dataset in found.study.datasets:
+        for method in found.study.methods:
+            runs = found.of(dataset, method)
+            scores = ", ".join(f"{100 * run['test_accuracy']:.2f}" for run in runs)
+            absent = "not available on this machine"
+            print(f"{dataset:18} {method:20} {f'test accuracy {scores} %' if runs else absent}")
+
+
+def _study_status(options: argparse.Namespace) -> None:
+    from sparsecore.paper import studies
+
+    profile = studies.current_profile(options.profile)
+    for study in studies.STUDIES.values():
+        states = {c: studies.look(c)[1] for c in study.conditions(profile)}
+        there = sum(state == "present" for state in states.values())
+        print(f"{study.key:12} {there}/{len(states)} results of profile {profile}")
+        for condition, state in states.items():
+            if state != "present":
+                print(f"  {condition.name}: {state}")
 
 
 # --- shared --------------------------------------------------------------------------------------

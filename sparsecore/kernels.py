@@ -24,18 +24,21 @@ from numba import njit
 from sparsecore.lanes import (
     at,
     bernoulli,
-    dot,
+    copy_transposed,
     fma,
     lanes_of,
     load,
     load_mask,
+    partial_dot,
     positive,
     put,
     select,
     splat,
     store,
     store_mask,
+    tile_of,
     total,
+    totals,
 )
 from sparsecore.team import barrier
 
@@ -112,17 +115,20 @@ def _row_start(sizes, layer, side):
 @_jit
 def _gather(width, start, stop, inputs, rows, first, count, act, x0):
     """Copy features [start, stop) of `count` samples into a feature-major block, padded with 0."""
-    lanes = lanes_of(width)
-    # Sixteen features at a time: the block's rows that are written stay in L1 while samples pass.
-    for near in range(start, stop, 16):
-        far = min(near + 16, stop)
-        for column in range(count):
-            row = at(rows, first + column)
-            for feature in range(near, far):
-                put(act, x0 + feature * lanes + column, inputs[row, feature])
-        for column in range(count, lanes):
-            for feature in range(near, far):
-                put(act, x0 + feature * lanes + column, np.float32(0))
+    lanes, side = lanes_of(width), tile_of(width)
+    whole = start + (stop - start) // side * side
+    for column in range(0, lanes, side):
+        edge = start  # features from here on are copied one by one
+        if column + side <= count:
+            for feature in range(start, whole, side):
+                place = x0 + feature * lanes + column
+                copy_transposed(width, inputs, rows, first + column, feature, act, place, lanes)
+            edge = whole
+        for c in range(column, column + side):
+            row = at(rows, first + c) if c < count else 0
+            for feature in range(edge, stop):
+                value = inputs[row, feature] if c < count else np.float32(0)
+                put(act, x0 + feature * lanes + c, value)
 
 
 @_inline
@@ -188,46 +194,110 @@ def _softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count
             put(act, z0 + c * lanes + column, np.float32(0))
 
 
+class Pace(NamedTuple):
+    """How a block of the batch moves the parameters.
+
+    The velocity gathers the gradients of all blocks, and the parameters move with the last one,
+    because until then backward needs their old values.
+    """
+
+    rate: Any  #: float32, factor of the block's summed gradient
+    carry: Any  #: float32, factor of what was there: the momentum, or 1 after the first block
+    keep: Any  #: float32, factor of the parameter: 1 - weight decay with the last block, or 1
+    move: Any  #: float32, factor of the velocity: 1 with the last block, or 0
+
+
 @_inline
-def _apply(k, g, values, velocity, gradient, fresh, final, rate, rule):
+def _pace(rate, rule, momentum, block, blocks):
+    one, zero = np.float32(1), np.float32(0)
+    carry = momentum if block == 0 else one
+    final = block == blocks - 1
+    return Pace(rate, carry, one - rule.weight_decay if final else one, one if final else zero)
+
+
+@_inline
+def _apply(k, g, values, velocity, gradient, pace):
     """Use the gradient of parameter k, summed over one block of the batch.
 
-    One of `velocity` and `gradient` is None. With a velocity the momentum step v <- mu v - eta g;
-    w <- w + v - lambda w is taken: the velocity gathers the blocks, and the parameter moves with the
-    last one, because backward still needs its old value. A gradient is written, scaled by `rate`, or,
-    after the first block, added to.
+    One of `velocity` and `gradient` is None. With a velocity the momentum step
+    v <- mu v - eta g; w <- w + v - lambda w is taken, else the gradient is written. There is no branch,
+    which would cut the loops around it in two.
     """
     if velocity is not None:
-        v = at(velocity, k)
-        if fresh:
-            v *= rule.momentum
-        v -= rate * g
+        v = fma(-pace.rate, g, pace.carry * at(velocity, k))
         put(velocity, k, v)
-        if final:
-            w = at(values, k)
-            put(values, k, w + v - rule.weight_decay * w)
+        put(values, k, fma(pace.move, v, pace.keep * at(values, k)))
     if gradient is not None:
-        put(gradient, k, rate * g if fresh else at(gradient, k) + rate * g)
+        before = at(gradient, k)
+        # Not multiplied by 0: an earlier gradient may have been infinite.
+        put(gradient, k, fma(pace.rate, g, before if pace.carry != 0 else np.float32(0)))
+
+
+@_inline
+def _connection(width, k, base, net, act, x, d0, acc, inner):
+    """Follow one outgoing connection of an input neuron that has activations `x`.
+
+    Returns the connection's place, the input gradient with it added, and lanes that sum to the
+    weight's gradient. Without `inner` nobody needs the input gradient.
+    """
+    d = load(width, act, d0 + np.int64(at(net.out_indices, k)) * lanes_of(width))
+    p = base + np.int64(at(net.out_position, k))
+    if inner:
+        acc = fma(splat(width, at(net.weights, p)), d, acc)
+    return p, acc, partial_dot(x, d)
+
+
+@_inline
+def _backward_row(width, begin, end, base, net, velocity, gradient, act, x, d0, inner, pace):
+    """Walk one input neuron's outgoing connections [begin, end); return its input gradient."""
+    acc = splat(width, np.float32(0))
+    # Four at a time, because four sums over lanes together cost little more than one.
+    k = begin
+    while k + 4 <= end:
+        p0, acc, s0 = _connection(width, k, base, net, act, x, d0, acc, inner)
+        p1, acc, s1 = _connection(width, k + 1, base, net, act, x, d0, acc, inner)
+        p2, acc, s2 = _connection(width, k + 2, base, net, act, x, d0, acc, inner)
+        p3, acc, s3 = _connection(width, k + 3, base, net, act, x, d0, acc, inner)
+        g0, g1, g2, g3 = totals(s0, s1, s2, s3)
+        _apply(p0, g0, net.weights, velocity, gradient, pace)
+        _apply(p1, g1, net.weights, velocity, gradient, pace)
+        _apply(p2, g2, net.weights, velocity, gradient, pace)
+        _apply(p3, g3, net.weights, velocity, gradient, pace)
+        k += 4
+    while k < end:
+        p0, acc, s0 = _connection(width, k, base, net, act, x, d0, acc, inner)
+        _apply(p0, total(s0), net.weights, velocity, gradient, pace)
+        k += 1
+    return acc
 
 
 @_jit
-def _backward_input(
-    width, start, stop, net, velocity, gradient, act, x0, d0, fresh, final, rate, rule
-):
-    """Weight gradients and updates of the first layer; nobody needs its input gradient."""
+def _backward_input(width, start, stop, net, velocity, gradient, act, x0, d0, pace):
+    """Weight gradients and updates of the first layer."""
     lanes = lanes_of(width)
     for row in range(start, stop):
         x = load(width, act, x0 + row * lanes)
-        for k in range(at(net.out_indptr, row), at(net.out_indptr, row + 1)):
-            d = load(width, act, d0 + np.int64(at(net.out_indices, k)) * lanes)
-            p = np.int64(at(net.out_position, k))
-            _apply(p, dot(x, d), net.weights, velocity, gradient, fresh, final, rate, rule)
+        begin, end = at(net.out_indptr, row), at(net.out_indptr, row + 1)
+        _backward_row(
+            width,
+            begin,
+            end,
+            0,
+            net,
+            velocity,
+            gradient,
+            act,
+            x,
+            d0,
+            False,
+            pace,
+        )
 
 
 @_jit
 def _backward(
     width, start, stop, layer, net, velocity, gradient, velocity_b, gradient_b, work, x0, d0,
-    threshold, scale, fresh, final, rate, rule,
+    threshold, scale, pace,
 ):  # fmt: skip
     """Gradients and updates of a hidden layer's outgoing weights, and of that layer's biases.
 
@@ -242,19 +312,27 @@ def _backward(
     for row in range(start, stop):
         place = x0 + row * lanes
         x = load(width, act, place)
-        acc = nothing
-        for k in range(
-            base + at(net.out_indptr, pointer + row), base + at(net.out_indptr, pointer + row + 1)
-        ):
-            d = load(width, act, d0 + np.int64(at(net.out_indices, k)) * lanes)
-            p = base + np.int64(at(net.out_position, k))
-            acc = fma(splat(width, at(net.weights, p)), d, acc)
-            _apply(p, dot(x, d), net.weights, velocity, gradient, fresh, final, rate, rule)
+        begin = base + at(net.out_indptr, pointer + row)
+        end = base + at(net.out_indptr, pointer + row + 1)
+        acc = _backward_row(
+            width,
+            begin,
+            end,
+            base,
+            net,
+            velocity,
+            gradient,
+            act,
+            x,
+            d0,
+            True,
+            pace,
+        )
         acc = acc * select(load_mask(width, work.positive, place), stretch, slope)
         if threshold > 0:
             acc = select(load_mask(width, work.kept, place), acc, nothing)
         store(act, place, acc)
-        _apply(bias + row, total(acc), net.biases, velocity_b, gradient_b, fresh, final, rate, rule)
+        _apply(bias + row, total(acc), net.biases, velocity_b, gradient_b, pace)
 
 
 @_jit
@@ -269,8 +347,9 @@ def _step(
     threshold = np.uint32(np.float64(rule.dropout) * 2.0**32)
     scale = np.float32(1.0 / (1.0 - np.float64(rule.dropout)))
     rate = np.float32(1.0 / count)
+    momentum = np.float32(0)
     if gradient is None:
-        rate = np.float32(rule.learning_rate / count)
+        rate, momentum = np.float32(rule.learning_rate / count), rule.momentum
 
     features = net.sizes[0]
     for block in range(blocks):
@@ -302,28 +381,24 @@ def _step(
             _softmax_cross_entropy(
                 width, n_classes, work.act, z0, labels, rows, first + block * lanes, here, metrics
             )
+            pace = _pace(rate, rule, momentum, block, blocks)
             for c in range(n_classes):
-                _apply(
-                    bias + c, total(load(width, work.act, z0 + c * lanes)), net.biases,
-                    velocity_b, gradient_b, block == 0, block == blocks - 1, rate, rule,
-                )  # fmt: skip
+                g = total(load(width, work.act, z0 + c * lanes))
+                _apply(bias + c, g, net.biases, velocity_b, gradient_b, pace)
     barrier(sync, size)
 
     for layer in range(depth - 1, -1, -1):
         start, stop = work.backward_cuts[layer, member], work.backward_cuts[layer, member + 1]
         for block in range(blocks):
-            fresh, final = block == 0, block == blocks - 1
+            pace = _pace(rate, rule, momentum, block, blocks)
             x0 = work.act_start[layer] + block * net.sizes[layer] * lanes
             d0 = work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
             if layer == 0:
-                _backward_input(
-                    width, start, stop, net, velocity, gradient, work.act, x0, d0,
-                    fresh, final, rate, rule,
-                )  # fmt: skip
+                _backward_input(width, start, stop, net, velocity, gradient, work.act, x0, d0, pace)
             else:
                 _backward(
                     width, start, stop, layer, net, velocity, gradient, velocity_b, gradient_b,
-                    work, x0, d0, threshold, scale, fresh, final, rate, rule,
+                    work, x0, d0, threshold, scale, pace,
                 )  # fmt: skip
         barrier(sync, size)
 

@@ -152,7 +152,7 @@ def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 def _horizontal(builder: Any, v: Any) -> Any:
-    zero = ir.Constant(_F32, 0.0)
+    zero = ir.Constant(_F32, -0.0)  # what adding to changes nothing, so that LLVM leaves it out
     name = f"llvm.vector.reduce.fadd.v{v.type.count}f32"
     # "reassoc" lets LLVM add by halves; the order is fixed at compile time and the same in every run.
     return _call(builder, name, _F32, [zero, v], fastmath=("reassoc",))
@@ -173,6 +173,17 @@ def lanes_of(width: Width) -> int:
 def _lanes_of(width):
     lanes = width.lanes
     return lambda width: lanes
+
+
+def tile_of(width: Width) -> int:
+    """Return the side of a square tile of values that `copy_transposed` holds in registers."""
+    return min(width.lanes, _FOLD)
+
+
+@overload(tile_of)
+def _tile_of(width):
+    side = min(width.lanes, _FOLD)
+    return lambda width: side
 
 
 # --- memory --------------------------------------------------------------------------------------
@@ -292,6 +303,55 @@ def store_mask(typingctx, bits, index, mask):
     return signature, codegen
 
 
+@intrinsic
+def copy_transposed(typingctx, width, inputs, rows, first, feature, out, place, step):
+    """Copy a square tile of `inputs`, transposed, to `out`.
+
+    The tile is ``inputs[rows[first : first + t], feature : feature + t]`` for t = `tile_of` (width);
+    feature f of it goes to ``out[place + f * step : ... + t]``. Whole cache lines are read and
+    written and the values change places in registers; element by element it takes ten times as long.
+    """
+    if not (inputs.ndim == 2 and inputs.layout == "C" and inputs.dtype == types.float32):
+        return None
+    i = types.int64
+    signature = types.void(width, inputs, rows, i, i, out, i, i)
+
+    def codegen(context, builder, signature, args):
+        _, inputs, rows, first, feature, out, place, step = args
+        side = min(signature.args[0].lanes, _FOLD)
+        vector = ir.VectorType(_F32, side)
+        wide = ir.IntType(64)
+        row_type = context.get_data_type(signature.args[2].dtype)
+        array = context.make_array(signature.args[1])(context, builder, inputs)
+        columns = builder.extract_value(array.shape, 1)
+        tile = []
+        for k in range(side):
+            index = builder.add(first, ir.Constant(wide, k))
+            row = builder.load(_address(context, builder, signature.args[2], rows, index, row_type))
+            offset = builder.add(builder.mul(builder.sext(row, wide), columns), feature)
+            pointer = builder.bitcast(builder.gep(array.data, [offset]), vector.as_pointer())
+            tile.append(builder.load(pointer, align=4))
+        # Exchange blocks of 1, 2, 4, ... off the diagonal: rows become columns.
+        span = 1
+        while span < side:
+            low = [k if k & span == 0 else side + k - span for k in range(side)]
+            high = [k + span if k & span == 0 else side + k for k in range(side)]
+            kind = ir.VectorType(_I32, side)
+            for k in range(side):
+                if k & span == 0:
+                    pair = tile[k], tile[k + span]
+                    tile[k] = builder.shuffle_vector(*pair, ir.Constant(kind, low))
+                    tile[k + span] = builder.shuffle_vector(*pair, ir.Constant(kind, high))
+            span *= 2
+        for k in range(side):
+            index = builder.add(place, builder.mul(step, ir.Constant(wide, k)))
+            pointer = _address(context, builder, signature.args[5], out, index, vector)
+            builder.store(tile[k], pointer, align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 # --- arithmetic ----------------------------------------------------------------------------------
 
 
@@ -308,9 +368,11 @@ def splat(typingctx, width, value):
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """``a * b + c``, rounded once."""
+    """``a * b + c``, rounded once, of lanes or of float32 scalars."""
 
     def codegen(context, builder, signature, args):
+        if isinstance(args[0].type, ir.FloatType):
+            return _call(builder, "llvm.fma.f32", _F32, list(args))
         return _fused(builder, *args)
 
     return a(a, b, c), codegen
@@ -344,22 +406,58 @@ _overload_operator(operator.sub, _subtract)
 
 
 @intrinsic
-def dot(typingctx, a, b):
-    """Sum over the lanes of ``a * b``, float32."""
-    signature = types.float32(a, b)
+def partial_dot(typingctx, a, b):
+    """Lanes, at most 16, whose sum is the sum over the lanes of ``a * b``; for `total` or `totals`."""
+    signature = LanesType(min(a.lanes, _FOLD))(a, b)
 
     def codegen(context, builder, signature, args):
-        lanes = signature.args[0].lanes
-        step = min(lanes, _FOLD)
+        step = signature.return_type.lanes
         pieces = [
             [_piece(builder, value, first, step) for value in args]
-            for first in range(0, lanes, step)
+            for first in range(0, signature.args[0].lanes, step)
         ]
         # Two chains of fused multiply-adds: one alone would wait for its own latency.
         sums = [builder.fmul(*piece) for piece in pieces[:2]]
         for k, (left, right) in enumerate(pieces[2:]):
             sums[k % 2] = _fused(builder, left, right, sums[k % 2])
-        return _horizontal(builder, builder.fadd(*sums) if len(sums) == 2 else sums[0])
+        return builder.fadd(*sums) if len(sums) == 2 else sums[0]
+
+    return signature, codegen
+
+
+@intrinsic
+def totals(typingctx, a, b, c, d):
+    """Sums over the lanes of four values, as four float32: cheaper than four times `total`."""
+    signature = types.UniTuple(types.float32, 4)(a, b, c, d)
+
+    def codegen(context, builder, signature, args):
+        lanes = args[0].type.count
+
+        def paired(left, right, first, second):
+            """Add lanes `first` and `second` of every four: of `left` below, of `right` above."""
+            sides = []
+            for chosen in (first, second):
+                index = [
+                    group + lane + (lanes if from_right else 0)
+                    for group in range(0, lanes, 4)
+                    for from_right, lane in chosen
+                ]
+                mask = ir.Constant(ir.VectorType(_I32, lanes), index)
+                sides.append(builder.shuffle_vector(left, right, mask))
+            return builder.fadd(*sides)
+
+        # Lanes of four: (a0+a2, b0+b2, a1+a3, b1+b3), then (a, b, c, d), then fold the groups.
+        low = ((0, 0), (1, 0), (0, 1), (1, 1))
+        high = ((0, 2), (1, 2), (0, 3), (1, 3))
+        ab, cd = paired(args[0], args[1], low, high), paired(args[2], args[3], low, high)
+        sums = paired(ab, cd, ((0, 0), (0, 1), (1, 0), (1, 1)), ((0, 2), (0, 3), (1, 2), (1, 3)))
+        while lanes > 4:
+            lanes //= 2
+            sums = builder.fadd(
+                _piece(builder, sums, 0, lanes), _piece(builder, sums, lanes, lanes)
+            )
+        four = [builder.extract_element(sums, ir.Constant(_I32, k)) for k in range(4)]
+        return context.make_tuple(builder, signature.return_type, four)
 
     return signature, codegen
 

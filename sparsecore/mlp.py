@@ -195,6 +195,8 @@ class SparseMLP:
     ) -> SparseMLP:
         """Make a network from a list of scipy.sparse matrices of shape (fan_out, fan_in), copied."""
         layers = [sp.csr_array(m) for m in matrices]
+        # Sorting happens in place, and a CSR matrix of the caller's is not ours to sort.
+        layers = [m if m.has_canonical_format else m.copy() for m in layers]
         for layer in layers:
             layer.sum_duplicates()
         if not layers:
@@ -600,12 +602,13 @@ class SparseMLP:
 def _without(
     gone: np.ndarray, below: sp.csr_array, bias: np.ndarray, above: sp.csr_array
 ) -> tuple[sp.csr_array, np.ndarray, sp.csr_array]:
-    """Take neurons out between two layers; if all would go, the first stays, disconnected above."""
+    """Take neurons out between two layers; if all would go, the first stays, disconnected."""
     above = above.tocsc()
     keep = ~gone
     if not keep.any():
         keep[0] = True
         above = sp.csc_array(above.shape, dtype=above.dtype)
+        below = sp.csr_array(below.shape, dtype=below.dtype)
     places = np.flatnonzero(keep)
     return below[places], bias[places], sp.csr_array(above[:, places])
 

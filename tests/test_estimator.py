@@ -94,7 +94,7 @@ def test_dense_fit_then_sparse_predict(digits):
 def test_in_a_pipeline_a_grid_search_and_cross_validation(digits):
     X, _, y, _ = digits
     X, y = X[:400], y[:400]
-    pipe = make_pipeline(MaxAbsScaler(), small(max_iter=8))
+    pipe = make_pipeline(MaxAbsScaler(), small(max_iter=15))
     grid = GridSearchCV(pipe, {"sparsemlpclassifier__epsilon": [0.2, 8]}, cv=2).fit(X, y)
     assert grid.best_params_ == {"sparsemlpclassifier__epsilon": 8}
     assert cross_val_score(clone(pipe), X, y, cv=3).min() > 0.6

@@ -1,8 +1,8 @@
 """`SparseMLP`: the parameters of a truly sparse multilayer perceptron, and what can be asked of them.
 
-All weights and biases are one flat float32 vector; layers are views of it. How a batch flows through
-them is written in `kernels`, how one layer's structure changes in `topology`; epochs, schedules and
-data order belong to `train`.
+All weights and biases are one flat float32 vector; layers are views of it. How a batch flows
+through them is written in `kernels`, how one layer's structure changes in `topology`; epochs,
+schedules and data order belong to `train`.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ class SparseMLP:
 
     Notes
     -----
-    Memory: 16 bytes a connection (weight, index, transposed index and place), 20 with momentum, and 24
-    bytes a neuron.
+    Memory: 16 bytes a connection (weight, index, transposed index and place), 20 with momentum, and
+    24 bytes a neuron.
     """
 
     def __init__(
@@ -132,7 +132,10 @@ class SparseMLP:
         self.velocity: np.ndarray | None = None
         self._assemble(structures, data, None)
         if biases is not None:
-            self.biases[:] = np.concatenate([np.asarray(b, np.float32) for b in biases])
+            values = np.concatenate([np.asarray(b, np.float32) for b in biases])
+            if len(values) != len(self.biases):
+                raise ValueError(f"biases: expected {len(self.biases)} values, got {len(values)}")
+            self.biases[:] = values
 
     @classmethod
     def erdos_renyi(
@@ -152,8 +155,8 @@ class SparseMLP:
         ----------
         sizes : sequence of int
         epsilon : float, optional
-            Sparsity: a layer's connection probability is min(1, epsilon (n_in + n_out) / (n_in n_out)).
-            20 unless `density` is given.
+            Sparsity: a layer's connection probability is min(1, epsilon (n_in + n_out) / (n_in
+            n_out)). 20 unless `density` is given.
         density : float, optional
             The same probability in (0, 1] for all layers, instead of `epsilon`.
         activation, alpha, init
@@ -424,7 +427,8 @@ class SparseMLP:
         -----
         O(nnz n) time, 4 bytes a neuron and sample.
         """
-        inputs, labels = self.as_inputs(X), np.asarray(y, np.int64)
+        inputs = self.as_inputs(X)
+        labels = self.as_labels(y, len(inputs))
         gradient, sums = np.empty_like(self.params), engine.metrics()
         zero = np.float32(0)
         rule = Rule(zero, zero, zero, np.float32(dropout), np.uint64(seed))
@@ -458,6 +462,18 @@ class SparseMLP:
         if X.ndim != 2 or X.shape[1] != self.sizes[0]:
             raise ValueError(f"X: expected shape (n, {self.sizes[0]}), got {X.shape}")
         return X
+
+    def as_labels(self, y: Any, n: int) -> np.ndarray:
+        """Return `y` as int64, checked to be `n` class indices: the kernels index with them."""
+        labels = np.asarray(y, np.int64)
+        if labels.shape != (n,):
+            raise ValueError(f"y: expected shape ({n},), one label a row of X, got {labels.shape}")
+        outside = labels[(labels < 0) | (labels >= self.sizes[-1])]
+        if len(outside):
+            raise ValueError(
+                f"y: expected class indices from 0 to {self.sizes[-1] - 1}, got {outside[0]}"
+            )
+        return labels
 
     # --- change ----------------------------------------------------------------------------------
 
@@ -544,8 +560,8 @@ class SparseMLP:
         Parameters
         ----------
         percentile : float
-            In [0, 100]: neurons at or below this percentile of their layer's importances, among those
-            that still have connections, lose theirs.
+            In [0, 100]: neurons at or below this percentile of their layer's importances, among
+            those that still have connections, lose theirs.
 
         Returns
         -------

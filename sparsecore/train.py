@@ -1,9 +1,9 @@
 """The sequential trainer: epochs of momentum SGD, then evolution and pruning when they are due.
 
-`TrainConfig` holds the hyperparameters, checked on creation; `Trainer` takes a model through one epoch
-at a time, so that whoever drives it (the estimator, the command line, a study) decides what happens
-between epochs. Random numbers are addressed by epoch (see `seeds`), so an epoch does not depend on how
-the trainer came to it.
+`TrainConfig` holds the hyperparameters, checked on creation; `Trainer` takes a model through one
+epoch at a time, so that whoever drives it (the estimator, the command line, a study) decides what
+happens between epochs. Random numbers are addressed by epoch (see `seeds`), so an epoch does not
+depend on how the trainer came to it.
 """
 
 from __future__ import annotations
@@ -268,27 +268,33 @@ class Trainer:
 
         Parameters
         ----------
-        X : ndarray of float32 or csr_array, shape (n, n_features)
-            As `SparseMLP.as_inputs` returns it.
+        X : ndarray or scipy.sparse, shape (n, n_features)
+            Not copied if it is a contiguous float32 array or CSR.
         y : ndarray of int64, shape (n,)
             Class indices.
         on_progress : callable, optional
-            Called some times a second with the samples done since the last call and the mean loss so
-            far.
+            Called some times a second with the samples done since the last call and the mean loss
+            so far.
 
         Returns
         -------
         dict
-            "loss" (nats) and "train_accuracy", over the epoch's batches as they were trained on, with
-            dropout.
+            "loss" (nats) and "train_accuracy", over the epoch's batches as they were trained on,
+            with dropout.
 
         Raises
         ------
+        ValueError
+            If shapes do not fit, there are no rows, or a label is not a class index.
         FloatingPointError
             If the loss is no longer finite.
         """
         start = time.perf_counter()
+        X = self.model.as_inputs(X)
+        y = self.model.as_labels(y, X.shape[0])
         n, batch = len(y), self.config.batch_size
+        if n == 0:
+            raise ValueError("X: expected at least one row to train on, got none")
         order = seeds.generator(self.seed, Purpose.SHUFFLE, self.rank, self.epoch).permutation(n)
         sums, done = metrics(), 0
         while done < n:

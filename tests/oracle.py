@@ -198,7 +198,7 @@ class Net:
         return Value(z.exact.T, z.error.T)
 
     def loss_and_gradient(self, X, y, dropout=0.0, seed=0, step=0):
-        """Return mean cross-entropy, gradient laid out as `params`, and samples classified right."""
+        """Return mean cross-entropy, gradient laid out as `params`, and correct samples."""
         factor, n = stretch(dropout), len(X)
         inputs, sums, masks = self.forward(X, dropout, seed, step)
         z = sums[-1]

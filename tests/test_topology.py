@@ -409,6 +409,56 @@ def test_keep_only_leaves_the_others_out(layer, seed):
         np.testing.assert_array_equal(got, want)
 
 
+# --- two topologies of one layer ------------------------------------------------------------------
+
+
+@st.composite
+def siblings(draw, n):
+    shape = draw(st.integers(1, 7)), draw(st.integers(1, 7))
+    masks = [draw(hnp.arrays(bool, shape)) for _ in range(n)]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    values = [(rng.normal(size=shape) * mask).astype(np.float32) for mask in masks]
+    return masks, values
+
+
+@given(siblings(2))
+def test_retain_valid_keeps_what_exists_in_both(pair):
+    (old, new), (values, _) = pair
+    out = np.full(int(new.sum()), np.nan, np.float32)
+    kept = topology.retain_valid(*csr(old), values[old], *csr(new), out)
+    assert kept == (old & new).sum()
+    np.testing.assert_array_equal(out, values[new])
+
+
+@given(st.integers(1, 4).flatmap(siblings))
+def test_union_average_is_the_dense_mean(stack):
+    masks, values = stack
+    layers = [(*csr(mask), v[mask]) for mask, v in zip(masks, values, strict=True)]
+    before = [tuple(a.copy() for a in layer) for layer in layers]
+    indptr, indices, data = topology.union_average(layers)
+    union = np.any(masks, axis=0)
+    for got, want in zip((indptr, indices), csr(union), strict=True):
+        np.testing.assert_array_equal(got, want)
+        assert got.dtype == want.dtype
+    total = np.zeros(union.shape)
+    for v in values:
+        total += v
+    np.testing.assert_array_equal(data, (total / len(values)).astype(np.float32)[union])
+    for layer, old in zip(layers, before, strict=True):
+        for a, b in zip(layer, old, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@given(hnp.arrays(np.float32, st.integers(0, 20), elements=st.sampled_from([-2, -1, 0, 1, 3])))
+def test_strongest_are_those_of_largest_magnitude(data):
+    for n in range(len(data) + 2):
+        # A stable sort by descending magnitude takes the first among equals.
+        order = np.argsort(-np.abs(data), kind="stable")[:n]
+        expected = np.zeros(len(data), bool)
+        expected[order] = True
+        np.testing.assert_array_equal(topology.strongest(data, n), expected)
+
+
 # --- initial weights ------------------------------------------------------------------------------
 
 

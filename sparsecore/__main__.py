@@ -1,8 +1,8 @@
 """The command line: ``python -m sparsecore train | bench | data | study``.
 
-Each command parses its options, calls one function of the library and prints; nothing is computed here.
-Diagnostics go to standard error, so that standard output can be piped; a mistake in the options ends
-with status 2, anything else that goes wrong with 1 and one line that says what.
+Each command parses its options, calls one function of the library and prints; nothing is computed
+here. Diagnostics go to standard error, so that standard output can be piped; a mistake in the
+options ends with status 2, anything else that goes wrong with 1 and one line that says what.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def _add_train(commands: Any) -> None:
     sub = commands.add_parser(
         "train",
         help="train a network on a data set",
-        description="Train a truly sparse network. Hyperparameters that are not given are those of the "
-        "paper's study for the data set (DEFAULT column of the book's hyperparameter table).",
+        description="Train a truly sparse network. Hyperparameters that are not given are those of "
+        "the study for the data set, as the book's table of hyperparameters has them.",
     )
     sub.set_defaults(function=_train)
     sub.add_argument(
@@ -234,9 +234,8 @@ def _bench(options: argparse.Namespace) -> None:
         return
     ms = result["ms_per_step"]
     print(f"{result['nnz']:,} connections, batch {options.batch}, {options.threads} thread(s)")
-    print(
-        f"training step  {ms['median']:.3f} ms (min {ms['min']:.3f}, p90 {ms['p90']:.3f}), {result['gflops']:.1f} GFLOP/s"
-    )
+    print(f"training step  {ms['median']:.3f} ms (min {ms['min']:.3f}, p90 {ms['p90']:.3f})")
+    print(f"rate           {result['gflops']:.1f} GFLOP/s")
     print(f"evolution      {result['evolution_ms']:.2f} ms")
     print(f"prediction     {result['predict_ms']:.3f} ms a batch")
     print(f"peak memory    {result['peak_rss_mb']:.0f} MiB")
@@ -264,8 +263,8 @@ def _list_data(options: argparse.Namespace) -> None:
         facts = datasets.describe(name)
         here = "here" if datasets.available(name) else "to be fetched"
         print(
-            f"{name:18} {facts['domain']:10} {facts['n_features']:>6} features {facts['n_classes']:>3} classes "
-            f"{facts['n_train']:>7}/{facts['n_test']:<6} {here}"
+            f"{name:18} {facts['domain']:10} {facts['n_features']:>6} features "
+            f"{facts['n_classes']:>3} classes {facts['n_train']:>7}/{facts['n_test']:<6} {here}"
         )
 
 

@@ -20,7 +20,7 @@ def leaky_relu(layer: int, alpha: float) -> float:
 
 
 def all_relu(layer: int, alpha: float) -> float:
-    """Return the negative slope of All-ReLU: ``-alpha`` in odd hidden layers, ``+alpha`` in even ones.
+    """Return the negative slope of All-ReLU: ``-alpha`` in odd layers, ``+alpha`` in even ones.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ def all_relu(layer: int, alpha: float) -> float:
 
     Notes
     -----
-    Source: "Truly Sparse Neural Networks at Scale", the definition of All-ReLU; the paper counts the
-    input as layer 1, so its even layers are the odd ones here.
+    Source: "Truly Sparse Neural Networks at Scale", the definition of All-ReLU; the paper counts
+    the input as layer 1, so its even layers are the odd ones here.
     """
     return -alpha if layer % 2 else alpha
 

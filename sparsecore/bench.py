@@ -1,13 +1,15 @@
 """Timing of full training steps on random data: what ``python -m sparsecore bench`` prints.
 
-A step is gather, forward, activation, dropout, loss, backward, momentum and weight decay. Everything is
-compiled and warmed up before it is timed. Timing whole runs is the business of `experiment`.
+A step is gather, forward, activation, dropout, loss, backward, momentum and weight decay.
+Everything is compiled and warmed up before it is timed. Timing whole runs is the business of
+`experiment`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,9 +55,9 @@ def bench(
     -------
     dict
         "ms_per_step" {"median", "min", "p90"}, "gflops" (of the median step; 6 floating-point
-        operations a connection and sample, 4 in the first layer, whose input gradient nobody needs),
-        "nnz", "evolution_ms" and "predict_ms" (one batch; medians), "peak_rss_mb", what was timed,
-        and "provenance".
+        operations a connection and sample, 4 in the first layer, whose input gradient nobody
+        needs), "nnz", "evolution_ms" and "predict_ms" (one batch; medians), "peak_rss_mb", what was
+        timed, and "provenance".
 
     Raises
     ------
@@ -86,7 +88,7 @@ def bench(
 
         for number in range(_WARM_UP_STEPS):
             step(number)
-        times = np.array([_milliseconds(lambda n=n: step(n)) for n in range(steps)])
+        times = np.array([_milliseconds(partial(step, number)) for number in range(steps)])
         batch = inputs[:batch_size]
         model.decision_function(batch, threads)
         predict = [

@@ -1,8 +1,8 @@
 """Files that are either whole or absent: models, training checkpoints, JSON results.
 
 A model is one ``.npz`` with a format version and no pickles; a checkpoint is the same file with the
-state of a run beside the model. Writing goes to a temporary file that replaces the target at the end,
-so a process that dies half-way leaves the previous file as it was.
+state of a run beside the model. Writing goes to a temporary file that replaces the target at the
+end, so a process that dies half-way leaves the previous file as it was.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,8 +63,8 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     model : SparseMLP
     path : path
     run : dict, optional
-        JSON-able state of the run that trains it; the velocity is written with it, so that the run can
-        go on from there.
+        JSON-able state of the run that trains it; the velocity is written with it, so that the run
+        can go on from there.
     """
     net = model.network
     about = {
@@ -84,7 +85,7 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     if run is not None and model.velocity is not None:
         arrays["velocity"] = model.velocity
     with atomic_write(path) as file:
-        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None]:
@@ -126,8 +127,8 @@ def _model(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> SparseMLP:
     sizes, starts = arrays["sizes"].tolist(), arrays["weight_start"].tolist()
     params, nnz = arrays["params"], starts[-1]
     rows = np.concatenate([[0], np.cumsum([n + 1 for n in sizes[1:]])]).tolist()
-    parts = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
-    pointers = [arrays["indptr"][a:b] for a, b in zip(rows[:-1], rows[1:], strict=True)]
+    parts = [slice(a, b) for a, b in pairwise(starts)]
+    pointers = [arrays["indptr"][a:b] for a, b in pairwise(rows)]
     model = SparseMLP(
         sizes,
         [(p, arrays["indices"][part]) for p, part in zip(pointers, parts, strict=True)],

@@ -1,7 +1,7 @@
 """What it takes to run the kernels on a network: lane width, aligned buffers, threads, fair shares.
 
-An `Engine` is made once for a network's layer sizes and a batch size; after a change of the topology
-it is told to `bind` the network again. The parameters themselves belong to `mlp`.
+An `Engine` is made once for a network's layer sizes and a batch size; after a change of the
+topology it is told to `bind` the network again. The parameters themselves belong to `mlp`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _CACHE_LINE, _HUGE_PAGE = 64, 2**21
 def aligned(size: int, dtype: type) -> np.ndarray:
     """Return a zeroed 1-D array that begins at a cache line, so that no SIMD load straddles two.
 
-    From a quarter of a huge page on, it lies in huge pages where the system has them: rows are
+    From half a huge page on, it lies in huge pages where the system has them: rows are
     visited in random order, and with 4 KiB pages nearly every visit would miss the first-level TLB.
     """
     n_bytes = size * np.dtype(dtype).itemsize
-    if n_bytes >= _HUGE_PAGE // 4 and hasattr(mmap, "MADV_HUGEPAGE"):
+    if n_bytes >= _HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
         whole = -(-n_bytes // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE
         memory = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -41,8 +41,8 @@ def aligned(size: int, dtype: type) -> np.ndarray:
 def lane_width(batch_size: int) -> int:
     """Return how many samples the kernels carry in registers for a batch: 8 to `lanes.widest()`.
 
-    Narrow blocks walk the connections more often, wide ones pad the batch more; reading a connection
-    costs about as much as 32 samples' arithmetic.
+    Narrow blocks walk the connections more often, wide ones pad the batch more; reading a
+    connection costs about as much as 32 samples' arithmetic.
     """
     widths = [w for w in (128, 64, 32, 16, 8) if w <= lanes.widest()]
     return min(widths, key=lambda w: -(-batch_size // w) * (w + 32))
@@ -169,7 +169,8 @@ def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray
     act = aligned(threads * row, np.float32).reshape(threads, row)
     out = np.empty((len(inputs), int(network.sizes[-1])), np.float32)
     with Team(threads) as team:
-        team.run(kernels.predict_range, team.size, width, network, inputs, np.arange(len(inputs)), act, out)
+        rows = np.arange(len(inputs))
+        team.run(kernels.predict_range, team.size, width, network, inputs, rows, act, out)
     return out
 
 

@@ -1,7 +1,7 @@
 """`SparseMLPClassifier`: the scikit-learn contract around `SparseMLP` and `Trainer`.
 
-Labels of any type, dense or sparse `X`, validation, early stopping and the fitted attributes live here;
-what training does is written in `train`.
+Labels of any type, dense or sparse `X`, validation, early stopping and the fitted attributes live
+here; what training does is written in `train`.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
         Percentile of the importances that is pruned, in [0, 100].
     standardize : bool, default=True
         Standardise every feature with the mean and standard deviation of the training data (of the
-        first call's, with `partial_fit`), as the paper's study does. A sparse `X` is only scaled, so
-        that it stays sparse.
+        first call's, with `partial_fit`), as the paper's study does. A sparse `X` is only scaled,
+        so that it stays sparse.
     early_stopping : bool, default=False
-        Set a part of the training data aside, stop when its accuracy no longer improves, and keep the
-        best network. Otherwise the training loss decides, and the last network is kept.
+        Set a part of the training data aside, stop when its accuracy no longer improves, and keep
+        the best network. Otherwise the training loss decides, and the last network is kept.
     validation_fraction : float, default=0.1
         Share that early stopping sets aside, in (0, 1).
     n_iter_no_change : int, default=10
@@ -115,6 +115,10 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
     >>> bool(clf.score(X[1500:] / 16, y[1500:]) > 0.85)
     True
     """
+
+    _progress: dict[str, Any] | None
+    validation_scores_: list[float] | None
+    best_validation_score_: float | None
 
     def __init__(
         self,
@@ -197,13 +201,15 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
                 f"y: expected at least two classes, got one class only: {self.classes_}"
             )
         self._start()
-        X_valid, valid = None, None
+        X_valid, valid = None, labels[:0]
         if self.early_stopping:
             X, X_valid, labels, valid = self._split(X, labels)
         self._fit_scaler(X)
         self.model_ = new_model(config, self.n_features_in_, len(self.classes_), self._seed)
         X = self._inputs(X)
         X_valid = None if X_valid is None else self._inputs(X_valid)
+        validation_scores: list[float] = []
+        self.validation_scores_ = validation_scores if self.early_stopping else None
         best, best_model, stale = -np.inf, None, 0
         with (
             self._trainer(config, len(labels)) as trainer,
@@ -213,7 +219,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
                 score = -self._run_epoch(trainer, X, labels)
                 if X_valid is not None:
                     score = trainer.evaluate(X_valid, valid)["accuracy"]
-                    self.validation_scores_.append(score)
+                    validation_scores.append(score)
                 stale = 0 if score > best + self.tol else stale + 1
                 if score > best:
                     best = score
@@ -281,7 +287,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[best]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return class probabilities, float32, shape (n_samples, n_classes), columns as `classes_`."""
+        """Return probabilities, float32, shape (n_samples, n_classes), columns as `classes_`."""
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float32, order="C", reset=False)
         return self.model_.predict_proba(self._inputs(X), self._threads())
@@ -310,16 +316,18 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"max_iter: expected an integer of at least 1, got {self.max_iter!r}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
-                f"validation_fraction: expected a number in (0, 1), got {self.validation_fraction!r}"
+                "validation_fraction: expected a number in (0, 1), "
+                f"got {self.validation_fraction!r}"
             )
         if self.n_iter_no_change < 1:
             raise ValueError(
-                f"n_iter_no_change: expected an integer of at least 1, got {self.n_iter_no_change!r}"
+                "n_iter_no_change: expected an integer of at least 1, "
+                f"got {self.n_iter_no_change!r}"
             )
         self._threads()
         hidden = self.hidden_layer_sizes
         return TrainConfig(
-            hidden=(hidden,) if np.isscalar(hidden) else tuple(hidden),
+            hidden=(int(hidden),) if isinstance(hidden, (int, np.integer)) else tuple(hidden),
             epsilon=self.epsilon,
             activation=self.activation,
             alpha=self.alpha,
@@ -346,10 +354,9 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
     def _start(self) -> None:
         """Clear what an earlier fit has left, and draw the seed."""
         self._seed = int(check_random_state(self.random_state).randint(2**31))
-        self._progress: dict[str, Any] | None = None
+        self._progress = None
         self.loss_curve_: list[float] = []
-        self.validation_scores_: list[float] | None = [] if self.early_stopping else None
-        self.best_validation_score_: float | None = None
+        self.validation_scores_, self.best_validation_score_ = None, None
 
     def _split(self, X: Any, labels: np.ndarray) -> list[Any]:
         try:
@@ -362,12 +369,14 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
             )
         except ValueError as error:
             raise ValueError(
-                f"early_stopping: {len(labels)} samples of {len(self.classes_)} classes cannot give a "
-                f"validation_fraction of {self.validation_fraction}: {error}"
+                f"early_stopping: {len(labels)} samples of {len(self.classes_)} classes cannot "
+                f"give a validation_fraction of {self.validation_fraction}: {error}"
             ) from error
 
     def _fit_scaler(self, X: Any) -> None:
-        self.scaler_ = StandardScaler(with_mean=not sp.issparse(X)).fit(X) if self.standardize else None
+        self.scaler_ = None
+        if self.standardize:
+            self.scaler_ = StandardScaler(with_mean=not sp.issparse(X)).fit(X)
 
     def _inputs(self, X: Any) -> Any:
         """Return `X` as the network takes it."""

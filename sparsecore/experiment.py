@@ -1,7 +1,7 @@
 """One run from data to result: train a network on a data set and write down all there is to know.
 
-The result is a dictionary of JSON types whose names are a contract; the command line prints it, studies
-store it, notebooks read it. Hyperparameters come from the caller.
+The result is a dictionary of JSON types whose names are a contract; the command line prints it,
+studies store it, notebooks read it. Hyperparameters come from the caller.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def run(
     progress : bool
         Show a bar with loss and accuracy on standard error.
     observe : callable, optional
-        ``observe(model)`` returns more entries for an epoch's record. It is called after each epoch,
-        before the topology changes, and once before the first epoch (record of epoch 0).
+        ``observe(model)`` returns more entries for an epoch's record. It is called after each
+        epoch, before the topology changes, and once before the first epoch (record of epoch 0).
     checkpoint_path : path, optional
         Rewritten after every epoch, atomically.
     resume : bool
@@ -101,7 +101,7 @@ def run(
         with bar:
             while trainer.epoch < config.epochs:
                 X = scaled.X_train if inputs is None else inputs(trainer.epoch)
-                record = {"epoch": trainer.epoch + 1, "nnz": model.nnz}
+                record: dict[str, Any] = {"epoch": trainer.epoch + 1, "nnz": model.nnz}
                 record |= trainer.run_epoch(X, scaled.y_train, lambda n, loss: bar.update(n))
                 tested = trainer.evaluate(scaled.X_test, scaled.y_test)
                 record |= {"test_loss": tested["loss"], "test_accuracy": tested["accuracy"]}

@@ -47,7 +47,8 @@ def initial_weights(
     ----------
     name : {"he_uniform", "xavier", "normal"}
     n_in, n_out : int
-        Neurons of the layer's two sides: the dense widths, not the sparse fan-in, as the paper does.
+        Neurons of the layer's two sides: the dense widths, not the sparse fan-in, as the paper
+        does.
     size : int
         How many.
     rng : numpy.random.Generator

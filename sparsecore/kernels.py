@@ -1,16 +1,17 @@
 """The jitted loops: forward, loss, backward and update over plain arrays.
 
 Activations are feature-major and cut into blocks of the batch: layer l holds ``n_blocks`` blocks of
-shape ``(n_l, lanes)``, one after the other in one flat buffer, so a neuron's batch row is contiguous
-and a block stays in the cache while a layer is swept. Weights are CSR by output neuron (a row is one
-neuron's incoming connections); the backward sweep reads them through the transposed access
-(``out_indptr``, ``out_indices``, ``out_position``), so it holds one input neuron's activations in
-registers, streams the gradients of the neurons it feeds, and obtains the input gradient, the weight
-gradient and the update in one pass.
+shape ``(n_l, lanes)``, one after the other in one flat buffer, so a neuron's batch row is
+contiguous and a block stays in the cache while a layer is swept. Weights are CSR by output neuron
+(a row is one neuron's incoming connections); the backward sweep reads them through the transposed
+access (``out_indptr``, ``out_indices``, ``out_position``), so it holds one input neuron's
+activations in registers, streams the gradients of the neurons it feeds, and obtains the input
+gradient, the weight gradient and the update in one pass.
 
 Every function fills arrays that it is given; who allocates and checks them is `mlp`. A program
-(`train_batches`, `batch_gradient`, `predict_range`) is walked through by all members of a `team.Team`:
-a row of a layer belongs to exactly one member, so results do not depend on the number of threads.
+(`train_batches`, `batch_gradient`, `predict_range`) is walked through by all members of a
+`team.Team`: a row of a layer belongs to exactly one member, so results do not depend on the number
+of threads.
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ from sparsecore.lanes import (
 )
 from sparsecore.team import barrier
 
-# Two things that Numba must be told, or a step takes 8 ms instead of 2. Without `_nrt`, every access to an
-# array of a tuple counts references, atomically, in the inner loop; here no array is ever made, so there
-# is nothing to count. And left to itself LLVM calls the bodies of inner loops instead of inlining them.
+# Two things that Numba must be told, or a step takes 8 ms instead of 2. Without `_nrt`, every
+# access to an array of a tuple counts references, atomically, in the inner loop; here no array is
+# ever made, so there is nothing to count. And left to itself LLVM calls the bodies of inner loops
+# instead of inlining them.
 _options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
 _jit = njit(**_options)
 _inline = njit(**_options, forceinline=True)
 
 
 class Network(NamedTuple):
-    """The arrays of a model, all layers in flat vectors; layer l maps sizes[l] to sizes[l + 1] neurons."""
+    """The arrays of a model, in flat vectors; layer l maps sizes[l] to sizes[l + 1] neurons."""
 
     sizes: np.ndarray  #: int64, neurons per layer, the input first
     weight_start: np.ndarray  #: int64, where each layer begins in `weights`, `indices`
@@ -78,7 +80,7 @@ class Workspace(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What a step does besides the gradient: momentum SGD with decoupled weight decay, and dropout."""
+    """Momentum SGD with decoupled weight decay, and dropout."""
 
     learning_rate: Any  #: float32
     momentum: Any  #: float32
@@ -146,7 +148,7 @@ def _pre_activation(width, row, pointer, base, net, act, x0, bias):
 def _forward(
     width, start, stop, layer, net, act, x0, y0, hidden, work, key, column, threshold, scale
 ):
-    """Outputs of neurons [start, stop) of a layer; with a `work`, keeps what backward needs."""
+    """Compute neurons [start, stop) of a layer; with a `work`, keep what backward needs."""
     lanes = lanes_of(width)
     base, bias = net.weight_start[layer], net.bias_start[layer]
     pointer = _row_start(net.sizes, layer, 1)
@@ -220,8 +222,8 @@ def _apply(k, g, values, velocity, gradient, pace):
     """Use the gradient of parameter k, summed over one block of the batch.
 
     One of `velocity` and `gradient` is None. With a velocity the momentum step
-    v <- mu v - eta g; w <- w + v - lambda w is taken, else the gradient is written. There is no branch,
-    which would cut the loops around it in two.
+    v <- mu v - eta g; w <- w + v - lambda w is taken, else the gradient is written. There is no
+    branch, which would cut the loops around it in two.
     """
     if velocity is not None:
         v = fma(-pace.rate, g, pace.carry * at(velocity, k))
@@ -426,7 +428,7 @@ def batch_gradient(
     member, size, sync, width, net, gradient, gradient_b, work, rule,
     inputs, labels, rows, step, metrics,
 ):  # fmt: skip
-    """Write the gradient of the mean loss over `rows` into two flat vectors; the model is not changed."""
+    """Write the gradient of the mean loss over `rows` into two flat vectors."""
     _step(
         member, size, sync, width, net, None, None, gradient, gradient_b, work, rule,
         inputs, labels, rows, 0, len(rows), step, metrics,

@@ -1,11 +1,11 @@
 """The SIMD lane type that the kernels are written with.
 
-A `Width(n)` marks, at compile time, how many float32 lanes a value has; ``load(width, a, i)`` gives a
-value of that many lanes, and ``fma``, ``dot``, ``select`` and the rest work on such values. Numba sees
-a first-class type whose LLVM form is ``<n x float>``; LLVM cuts it into whatever registers the CPU has
-(eight AVX-512 registers for 128 lanes), so a kernel reads like scalar code and a batch row stays in
-registers while the connections of a neuron stream by. What does not live here: anything that knows
-about networks (see `kernels`).
+A `Width(n)` marks, at compile time, how many float32 lanes a value has; ``load(width, a, i)`` gives
+a value of that many lanes, and ``fma``, ``dot``, ``select`` and the rest work on such values. Numba
+sees a first-class type whose LLVM form is ``<n x float>``; LLVM cuts it into whatever registers the
+CPU has (eight AVX-512 registers for 128 lanes), so a kernel reads like scalar code and a batch row
+stays in registers while the connections of a neuron stream by. What does not live here: anything
+that knows about networks (see `kernels`).
 
 Nothing here checks bounds: kernels receive arrays that their caller has allocated and checked.
 """
@@ -154,7 +154,8 @@ def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
 def _horizontal(builder: Any, v: Any) -> Any:
     zero = ir.Constant(_F32, -0.0)  # what adding to changes nothing, so that LLVM leaves it out
     name = f"llvm.vector.reduce.fadd.v{v.type.count}f32"
-    # "reassoc" lets LLVM add by halves; the order is fixed at compile time and the same in every run.
+    # "reassoc" lets LLVM add by halves; the order is fixed at compile time and the same in every
+    # run.
     return _call(builder, name, _F32, [zero, v], fastmath=("reassoc",))
 
 
@@ -307,9 +308,10 @@ def store_mask(typingctx, bits, index, mask):
 def copy_transposed(typingctx, width, inputs, rows, first, feature, out, place, step):
     """Copy a square tile of `inputs`, transposed, to `out`.
 
-    The tile is ``inputs[rows[first : first + t], feature : feature + t]`` for t = `tile_of` (width);
-    feature f of it goes to ``out[place + f * step : ... + t]``. Whole cache lines are read and
-    written and the values change places in registers; element by element it takes ten times as long.
+    The tile is ``inputs[rows[first : first + t], feature : feature + t]`` for t = `tile_of`
+    (width); feature f of it goes to ``out[place + f * step : ... + t]``. Whole cache lines are read
+    and written and the values change places in registers; element by element it takes ten times as
+    long.
     """
     if not (inputs.ndim == 2 and inputs.layout == "C" and inputs.dtype == types.float32):
         return None
@@ -368,7 +370,7 @@ def splat(typingctx, width, value):
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """``a * b + c``, rounded once, of lanes or of float32 scalars."""
+    """Return ``a * b + c``, rounded once, of lanes or of float32 scalars."""
 
     def codegen(context, builder, signature, args):
         if isinstance(args[0].type, ir.FloatType):
@@ -407,7 +409,7 @@ _overload_operator(operator.sub, _subtract)
 
 @intrinsic
 def partial_dot(typingctx, a, b):
-    """Lanes, at most 16, whose sum is the sum over the lanes of ``a * b``; for `total` or `totals`."""
+    """Return lanes, at most 16, that sum to the sum of ``a * b``; for `total` or `totals`."""
     signature = LanesType(min(a.lanes, _FOLD))(a, b)
 
     def codegen(context, builder, signature, args):
@@ -427,7 +429,7 @@ def partial_dot(typingctx, a, b):
 
 @intrinsic
 def totals(typingctx, a, b, c, d):
-    """Sums over the lanes of four values, as four float32: cheaper than four times `total`."""
+    """Return the sums over the lanes of four values: cheaper than four times `total`."""
     signature = types.UniTuple(types.float32, 4)(a, b, c, d)
 
     def codegen(context, builder, signature, args):
@@ -488,7 +490,7 @@ def positive(typingctx, a):
 
 @intrinsic
 def select(typingctx, mask, a, b):
-    """``a`` where the mask is set, else ``b``."""
+    """Return ``a`` where the mask is set, else ``b``."""
 
     def codegen(context, builder, signature, args):
         return builder.select(*args)
@@ -500,9 +502,9 @@ def select(typingctx, mask, a, b):
 def bernoulli(typingctx, width, key, first, threshold):
     """Mask that is unset with probability ``threshold / 2**32``, from a counter.
 
-    Lane c hashes the counter (`key`, `first` + c) with the 32-bit finaliser "lowbias32" (C. Wellons,
-    2018): no state, so any thread can draw any lane's value, and it vectorises, which a sequential
-    generator does not. All arguments are uint32.
+    Lane c hashes the counter (`key`, `first` + c) with the 32-bit finaliser "lowbias32" (C.
+    Wellons, 2018): no state, so any thread can draw any lane's value, and it vectorises, which a
+    sequential generator does not. All arguments are uint32.
     """
     u32 = types.uint32
     signature = MaskType(width.lanes)(width, u32, u32, u32)

@@ -1,4 +1,4 @@
-"""`SparseMLP`: the parameters of a truly sparse multilayer perceptron, and what can be asked of them.
+"""`SparseMLP`: the parameters of a truly sparse perceptron, and what can be asked of them.
 
 All weights and biases are one flat float32 vector; layers are views of it. How a batch flows
 through them is written in `kernels`, how one layer's structure changes in `topology`; epochs,
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -178,7 +179,7 @@ class SparseMLP:
             raise ValueError(f"give epsilon or density, not both (got {epsilon!r} and {density!r})")
         rng = np.random.default_rng(random_state)
         structures, data = [], []
-        for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for n_in, n_out in pairwise(sizes):
             p = density
             if p is None:
                 p = topology.erdos_renyi_density(n_in, n_out, 20 if epsilon is None else epsilon)
@@ -196,7 +197,7 @@ class SparseMLP:
         alpha: float = 0.6,
         init: str = "he_uniform",
     ) -> SparseMLP:
-        """Make a network from a list of scipy.sparse matrices of shape (fan_out, fan_in), copied."""
+        """Make a network from scipy.sparse matrices of shape (fan_out, fan_in), copied."""
         layers = [sp.csr_array(m) for m in matrices]
         # Sorting happens in place, and a CSR matrix of the caller's is not ours to sort.
         layers = [m if m.has_canonical_format else m.copy() for m in layers]
@@ -204,7 +205,7 @@ class SparseMLP:
             layer.sum_duplicates()
         if not layers:
             raise ValueError("matrices: expected at least one")
-        for below, above in zip(layers[:-1], layers[1:], strict=True):
+        for below, above in pairwise(layers):
             if above.shape[1] != below.shape[0]:
                 raise ValueError(f"matrices: shapes {below.shape} and {above.shape} do not chain")
         sizes = [layers[0].shape[1], *(layer.shape[0] for layer in layers)]
@@ -310,7 +311,7 @@ class SparseMLP:
     @property
     def density(self) -> float:
         """Share of the possible connections that exist."""
-        possible = sum(a * b for a, b in zip(self.sizes[:-1], self.sizes[1:], strict=True))
+        possible = sum(a * b for a, b in pairwise(self.sizes))
         return self.nnz / possible
 
     @property
@@ -504,7 +505,7 @@ class SparseMLP:
         expected = int(cuts[-1]) + sum(self.sizes[1:])
         if len(params) != expected:
             raise ValueError(f"params: expected {expected} values, got {len(params)}")
-        parts = [params[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        parts = [params[a:b] for a, b in pairwise(cuts)]
         self._assemble(structures, parts, None)
         self.params[cuts[-1] :] = params[cuts[-1] :]
         self.velocity = None
@@ -580,7 +581,7 @@ class SparseMLP:
         self._assemble(
             [topology.keep_only(keep, v.indptr, v.indices) for keep, v in kept],
             [v.data[keep] for keep, v in kept],
-            None if self.velocity is None else [v.velocity[keep] for keep, v in kept],
+            [v.velocity[keep] for keep, v in kept if v.velocity is not None] or None,
         )
         return before - self.nnz
 

@@ -20,7 +20,7 @@ _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "scikit-learn", "mpi4py", "m
 
 @cache
 def _commit() -> str | None:
-    """Return the commit of the checkout that the package runs from, "+" if changed; None outside one."""
+    """Return the commit that the package runs from, "+" if changed; None outside a checkout."""
     root = Path(sparsecore.__file__).parent.parent
     if not (root / ".git").exists():
         return None

@@ -2,9 +2,9 @@
 
 `Team.run` starts the same compiled function on every member; inside it, `barrier` makes the members
 wait for each other. A member that waits spins for some microseconds, because the others are usually
-about to arrive, and then sleeps in the kernel (a futex), so that a core that another process wants is
-given up: Numba's own ``prange`` costs 30 ms a barrier on such a machine. What each member does between
-two barriers is not decided here.
+about to arrive, and then sleeps in the kernel (a futex), so that a core that another process wants
+is given up: Numba's own ``prange`` costs 30 ms a barrier on such a machine. What each member does
+between two barriers is not decided here.
 """
 
 from __future__ import annotations

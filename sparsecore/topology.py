@@ -1,9 +1,10 @@
 """What is connected to what: making, checking and changing the sparse structure of one layer.
 
 A layer's structure is the CSR pair ``indptr, indices``: row j lists, in ascending order and without
-repeats, the input neurons that feed output neuron j. Support and value are different things: a weight
-that happens to be zero is still a connection. Everything here takes time and memory in proportion to
-the number of connections, never to ``n_in * n_out``. Whole models are the business of `mlp`.
+repeats, the input neurons that feed output neuron j. Support and value are different things: a
+weight that happens to be zero is still a connection. Everything here takes time and memory in
+proportion to the number of connections, never to ``n_in * n_out``. Whole models are the business of
+`mlp`.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def transpose(
     out_indices: np.ndarray,
     out_position: np.ndarray,
 ) -> None:
-    """Fill the transposed access of a layer: for each input neuron, whom it feeds and where that is.
+    """Fill the transposed access of a layer: whom each input neuron feeds, and where that is.
 
     Parameters
     ----------
@@ -173,8 +174,8 @@ def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
     Returns
     -------
     ndarray of bool, shape (nnz,)
-        True for the fraction `zeta` (rounded down) of the positive weights that are closest to zero,
-        and for the same fraction of the negative ones.
+        True for the fraction `zeta` (rounded down) of the positive weights that are closest to
+        zero, and for the same fraction of the negative ones.
 
     Notes
     -----
@@ -235,9 +236,9 @@ def replace(
 
     Notes
     -----
-    Source: SET, Mocanu et al. 2018, algorithm 1. nnz stays exactly constant; rows stay ascending and
-    without repeats. Vacant places are numbered and numbers are drawn, so it takes O(nnz) whatever the
-    density; one merge of the kept with the new rewrites the layer.
+    Source: SET, Mocanu et al. 2018, algorithm 1. nnz stays exactly constant; rows stay ascending
+    and without repeats. Vacant places are numbered and numbers are drawn, so it takes O(nnz)
+    whatever the density; one merge of the kept with the new rewrites the layer.
     """
     n_out = len(indptr) - 1
     keep = np.flatnonzero(~drop)
@@ -393,8 +394,8 @@ def union_average(
 
     Notes
     -----
-    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD, phase 2. Sums are float64 in the order
-    given, so equal layers average to themselves exactly. Merges of rows, O(layers * union).
+    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD, phase 2. Sums are float64 in the
+    order given, so equal layers average to themselves exactly. Merges of rows, O(layers * union).
     """
     if not layers:
         raise ValueError("layers: expected at least one to average, got none")

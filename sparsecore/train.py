@@ -311,8 +311,8 @@ class Trainer:
             loss = float(sums.loss[0]) / done
             if not np.isfinite(loss):
                 raise FloatingPointError(
-                    f"the loss became {loss} in epoch {self.epoch + 1}, by step {self.step}; a lower "
-                    f"learning_rate (now {self.config.learning_rate}) usually helps"
+                    f"the loss became {loss} in epoch {self.epoch + 1}, by step {self.step}; "
+                    f"a lower learning_rate (now {self.config.learning_rate}) usually helps"
                 )
             if on_progress is not None:
                 on_progress(len(rows), loss)

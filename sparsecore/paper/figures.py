@@ -1,0 +1,366 @@
+"""The figures: results in, a picture with its caption out.
+
+Everything that figures share is defined once, here: colours, sizes, how seeds become bands. A
+caption's numbers are computed from the results it is drawn from. Nothing is run or read here, see
+`studies`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sparsecore import datasets
+from sparsecore.paper.page import Picture
+from sparsecore.paper.studies import METHODS, Result, Results
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
+# everywhere.
+COLOURS = {
+    "set-relu": "#D55E00",  # vermillion
+    "set-all-relu": "#0072B2",  # blue
+    "set-all-relu-pruned": "#009E73",  # bluish green
+}
+GREY = "#6b6b6b"
+WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "white",
+}
+
+
+def curves(results: Results) -> Picture:
+    """Draw test accuracy and loss against epoch, a column per data set.
+
+    Parameters
+    ----------
+    results : Results
+        Of F-curves.
+    """
+    names = results.study.datasets
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+        axes = figure.subplots(2, len(names), squeeze=False, sharex="col")
+        for column, name in enumerate(names):
+            top, bottom = axes[:, column]
+            top.set_title(_title(name))
+            if name in results.unavailable:
+                _not_available(top, bottom)
+                continue
+            for method in results.study.methods:
+                runs = results.of(name, method)
+                colour = COLOURS[method]
+                _band(top, runs, "test_accuracy", colour, scale=100)
+                _band(bottom, runs, "test_loss", colour)
+                _band(bottom, runs, "loss", colour, linestyle=(0, (4, 2)), linewidth=1.2)
+            top.set_xlim(1, results.epochs(name))
+            bottom.set_xlabel("epoch")
+        axes[0, 0].set_ylabel("test accuracy (%)")
+        axes[1, 0].set_ylabel("cross-entropy (nats)")
+        _method_legend(figure, results.study.methods, {"test": "-", "training": (0, (4, 2))})
+    ends = "; ".join(
+        f"{_title(name)} ({results.epochs(name)} epochs) "
+        + ", ".join(
+            f"{_percent(results.of(name, m))} with {METHODS[m].label}"
+            for m in results.study.methods
+        )
+        for name in names
+        if name not in results.unavailable
+    )
+    caption = (
+        "**ReLU and All-ReLU in sparse networks.** Accuracy on the test set (top), and loss on the "
+        "test set (solid) and on the training batches, with dropout (dashed; bottom). Lines are "
+        "means "
+        "over seeds, bands ± one standard deviation. What to see: whether the blue line lies "
+        "above the "
+        f"red one by more than the bands are wide. {_sentence('Test accuracy at the end', ends)}"
+        f"{_unavailable(results)}{_source(results)}"
+    )
+    alt = "Test accuracy and loss against epoch for ReLU and All-ReLU, one column per data set."
+    return Picture("F-curves", figure, caption, alt)
+
+
+def degrees(results: Results) -> Picture:
+    """Draw the degree distributions of the sparse layers before and after training.
+
+    Parameters
+    ----------
+    results : Results
+        Of F-topology.
+    """
+    (name,), (method,) = results.study.datasets, results.study.methods
+    runs = results.of(name, method)
+    sides = (("fan_out", "outgoing"), ("fan_in", "incoming"))
+    with matplotlib.rc_context(STYLE):
+        if not runs:
+            figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
+            _not_available(figure.subplots())
+            told = ""
+        else:
+            sizes = _sizes(runs[0])
+            last = runs[0]["epochs"][-1]["epoch"]
+            layers = _sparse_layers(runs[0], sizes)
+            figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
+            axes = figure.subplots(2, len(layers), squeeze=False)
+            for row, (side, word) in enumerate(sides):
+                for column, layer in enumerate(layers):
+                    ax = axes[row, column]
+                    for epoch, colour in ((0, GREY), (last, COLOURS[method])):
+                        _histogram(ax, [_topology(r, epoch)[side][layer] for r in runs], colour)
+                    trials = sizes[layer + 1] if side == "fan_out" else sizes[layer]
+                    _binomial(ax, runs, layer, trials)
+                    ax.set_title(_neurons(layer if side == "fan_out" else layer + 1))
+                    ax.set_xlabel(f"{word} connections")
+                    ax.set_xlim(left=0)
+                    ax.set_ylim(bottom=0)
+                axes[row, 0].set_ylabel("share of neurons (%)")
+            figure.legend(
+                handles=[
+                    _patch(GREY, "before training"),
+                    _patch(COLOURS[method], f"after {last} epochs"),
+                    _line("black", "Erdős–Rényi (binomial)", (0, (1, 1))),
+                ],
+                loc="outside upper center",
+                ncols=3,
+            )
+            changes = ", ".join(
+                f"{np.mean([_spread(_topology(r, 0)[side][layer]) for r in runs]):.1f} → "
+                f"{np.mean([_spread(_topology(r, last)[side][layer]) for r in runs]):.1f} "
+                f"({word}, {_neurons(layer + (side == 'fan_in'))})"
+                for (side, word), layer in ((sides[0], layers[0]), (sides[1], layers[-1]))
+            )
+            told = f"Standard deviations: {changes}. "
+    caption = (
+        "**Degrees before and after training.** Each column is one layer of weights between "
+        f"{_title(name)}'s pixels and the last hidden layer: the connections that leave the "
+        f"neurons below it "
+        "(top) and that enter those above (bottom). Means over seeds in bins "
+        f"of {_BIN} connections, bands ± one standard deviation. The output layer does not "
+        f"evolve. What to see: "
+        "the networks start as random graphs (the dotted line is the binomial distribution); "
+        "evolution "
+        "takes connections from some neurons and gives them to others, and the distributions "
+        "grow wider. "
+        f"{told}{_unavailable(results)}{_source(results)}"
+    )
+    alt = "Histograms of connections per neuron, before and after training, for each sparse layer."
+    return Picture("F-topology-degrees", figure, caption, alt)
+
+
+def pixels(results: Results) -> Picture:
+    """Draw the strength of the input pixels' connections as images over epochs.
+
+    Parameters
+    ----------
+    results : Results
+        Of F-topology; the first seed is shown.
+    """
+    (name,), (method,) = results.study.datasets, results.study.methods
+    runs = results.of(name, method)
+    facts: dict[str, Any] = datasets.describe(name)
+    shape = facts["feature_shape"]
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        if not runs:
+            figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
+            _not_available(figure.subplots())
+            told = ""
+        else:
+            run = runs[0]
+            seen = [record for record in run["epochs"] if "topology" in record][-6:]
+            seen[0] = run["epochs"][0]
+            images = [np.reshape(r["topology"]["input_strength"], shape) for r in seen]
+            figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
+            axes = figure.subplots(1, len(images))
+            low, high = np.quantile(images, (0.001, 0.999))
+            for ax, record, image in zip(axes, seen, images, strict=True):
+                drawn = ax.imshow(
+                    image, vmin=low, vmax=high, cmap="cividis", interpolation="nearest"
+                )
+                ax.set_title("before" if record["epoch"] == 0 else f"epoch {record['epoch']}")
+                ax.set_xticks([])
+                ax.set_yticks([])
+                ax.spines[:].set_visible(False)
+            bar = figure.colorbar(
+                drawn, ax=axes, orientation="horizontal", fraction=0.07, aspect=50, extend="both"
+            )
+            bar.set_label("strength of a pixel: Σ |weight| over its outgoing connections")
+            bar.outline.set_visible(False)
+            first, final = (100 * _held_by_strongest(image) for image in (images[0], images[-1]))
+            told = (
+                f"The strongest tenth of the pixels holds {first:.0f} % of all strength before "
+                f"training "
+                f"and {final:.0f} % at the end. "
+            )
+    seed = f" Seed {runs[0]['seed']}, one scale for all images." if runs else ""
+    caption = (
+        "**Where the network looks.** Strength of the connections that leave each of "
+        f"{_title(name)}'s pixels, over training.{seed} What to see: the network starts "
+        "without preferences, and nobody tells it which pixels lie beside each other; as it "
+        "learns, strength gathers "
+        f"where the pictures differ, along the outlines of the clothes. "
+        f"{told}{_unavailable(results)}{_source(results)}"
+    )
+    alt = "Images of connection strength per input pixel at several epochs."
+    return Picture("F-topology-pixels", figure, caption, alt)
+
+
+# --- shared --------------------------------------------------------------------------------------
+
+
+def _title(dataset: str) -> str:
+    return str(datasets.describe(dataset)["title"])
+
+
+def _sentence(start: str, text: str) -> str:
+    return f"{start}: {text}. " if text else ""
+
+
+def _percent(runs: list[Result]) -> str:
+    values = [100 * run["test_accuracy"] for run in runs]
+    return f"{np.mean(values):.1f} ± {_sd(values):.1f} %"
+
+
+def _sd(values: Any, axis: int | None = None) -> Any:
+    """Return the sample's standard deviation; 0 for one value."""
+    values = np.asarray(values, float)
+    n = values.size if axis is None else values.shape[axis]
+    return np.std(values, axis=axis, ddof=1 if n > 1 else 0)
+
+
+def _unavailable(results: Results) -> str:
+    names = ", ".join(_title(n) for n in results.study.datasets if n in results.unavailable)
+    return f"Not available on this machine: {names}. " if names else ""
+
+
+def _source(results: Results) -> str:
+    return f"*Source: {results.provenance}.*"
+
+
+def _band(
+    ax: Axes, runs: list[Result], name: str, colour: str, scale: float = 1, **style: Any
+) -> None:
+    """Draw the mean over seeds of an epoch's `name`, and a band of one standard deviation."""
+    records = [[e for e in run["epochs"] if name in e] for run in runs]
+    x = [e["epoch"] for e in records[0]]
+    y = scale * np.array([[e[name] for e in one] for one in records])
+    mean, sd = y.mean(axis=0), _sd(y, axis=0)
+    ax.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.2, linewidth=0)
+    ax.plot(x, mean, color=colour, **style)
+
+
+def _not_available(*axes: Axes) -> None:
+    for ax in axes:
+        ax.set(facecolor="#f2f2f2", xticks=[], yticks=[])
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+        ax.text(
+            0.5,
+            0.5,
+            "not available\non this machine",
+            transform=ax.transAxes,
+            ha="center",
+            va="center",
+            color=GREY,
+        )
+
+
+def _line(colour: str, label: str, linestyle: Any = "-") -> Any:
+    return matplotlib.lines.Line2D([], [], color=colour, label=label, linestyle=linestyle)
+
+
+def _patch(colour: str, label: str) -> Any:
+    return matplotlib.patches.Patch(color=colour, alpha=0.6, label=label)
+
+
+def _method_legend(figure: Figure, methods: tuple[str, ...], styles: dict[str, Any]) -> None:
+    handles = [_line(COLOURS[m], METHODS[m].label) for m in methods]
+    handles += [_line("#333333", label, style) for label, style in styles.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+
+
+def _sizes(run: Result) -> list[int]:
+    return [run["data"]["n_features"], *run["config"]["hidden"], run["data"]["n_classes"]]
+
+
+def _topology(run: Result, epoch: int) -> dict[str, Any]:
+    return next(e["topology"] for e in run["epochs"] if e["epoch"] == epoch)
+
+
+def _connections(histogram: list[int]) -> int:
+    return int(np.dot(np.arange(len(histogram)), histogram))
+
+
+def _sparse_layers(run: Result, sizes: list[int]) -> list[int]:
+    fan_in = _topology(run, 0)["fan_in"]
+    full = [a * b for a, b in itertools.pairwise(sizes)]
+    return [layer for layer, h in enumerate(fan_in) if _connections(h) < full[layer]]
+
+
+def _neurons(layer: int) -> str:
+    return "input pixels" if layer == 0 else f"hidden layer {layer}"
+
+
+def _spread(histogram: list[int]) -> float:
+    """Return the standard deviation of the degrees that a histogram counts."""
+    k, weights = np.arange(len(histogram)), np.asarray(histogram) / np.sum(histogram)
+    mean = k @ weights
+    return float(np.sqrt((k - mean) ** 2 @ weights))
+
+
+_BIN = 4  # connections: fewer make the curves ragged, more hide the width of the first ones
+
+
+def _binned(histogram: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the middles of the bins and the share, in percent per connection, in each."""
+    counts = np.asarray(histogram, float)
+    counts = np.pad(counts, (0, -len(counts) % _BIN)).reshape(-1, _BIN).sum(axis=1)
+    return np.arange(len(counts)) * _BIN + (_BIN - 1) / 2, 100 * counts / counts.sum()
+
+
+def _histogram(ax: Axes, histograms: list[list[int]], colour: str) -> None:
+    longest = max(len(h) for h in histograms)
+    padded = [np.pad(h, (0, longest + _BIN - len(h))) for h in histograms]
+    x = _binned(padded[0])[0]
+    shares = np.array([_binned(h)[1] for h in padded])
+    mean, sd = shares.mean(axis=0), _sd(shares, axis=0)
+    ax.fill_between(x, mean, step="mid", color=colour, alpha=0.3, linewidth=0)
+    ax.fill_between(x, mean - sd, mean + sd, step="mid", color=colour, alpha=0.35, linewidth=0)
+    ax.step(x, mean, where="mid", color=colour, linewidth=1.3)
+
+
+def _binomial(ax: Axes, runs: list[Result], layer: int, trials: int) -> None:
+    from scipy.stats import binom
+
+    sizes = _sizes(runs[0])
+    nnz = np.mean([_connections(_topology(run, 0)["fan_in"][layer]) for run in runs])
+    density = nnz / (sizes[layer] * sizes[layer + 1])
+    k = np.arange(int(trials * density + 5 * np.sqrt(trials * density)) + 1)
+    x, share = _binned(binom.pmf(k, trials, density))
+    ax.plot(x, share, color="black", linewidth=1.2, linestyle=(0, (1, 1)))
+
+
+def _held_by_strongest(image: np.ndarray) -> float:
+    """Return the share of all strength that the strongest tenth of the pixels has."""
+    strengths = np.sort(image, axis=None)[::-1]
+    return float(strengths[: len(strengths) // 10].sum() / strengths.sum())

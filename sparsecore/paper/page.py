@@ -1,0 +1,192 @@
+"""How a picture or a table shows itself: with its caption in JupyterLab, numbered in the book.
+
+In JupyterLab a figure or table must carry its caption with it. In the book, Sphinx numbers it, if
+it gets the bare picture and a caption in the cell's metadata, or a table in Markdown. Both are
+offered here at once; the book prefers the second by the order of media types in its configuration.
+What is in a picture is up to `figures`, what is in a table to `tables`.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its caption.
+
+    Attributes
+    ----------
+    key : str
+        Name of the figure; "<key>-caption" is the name under which the caption is glued.
+    figure : matplotlib.figure.Figure
+    caption : str
+        One paragraph of Markdown.
+    alt : str
+        What the figure shows, for those who cannot see it.
+    """
+
+    key: str
+    figure: Figure
+    caption: str
+    alt: str
+
+    def svg(self) -> str:
+        """Return the figure as SVG; the same figure gives the same text."""
+        import matplotlib
+
+        out = io.StringIO()
+        with matplotlib.rc_context({"svg.hashsalt": self.key}):
+            self.figure.savefig(
+                out,
+                format="svg",
+                metadata={"Date": None},
+                bbox_inches="tight",
+                pad_inches=0.05,
+                dpi=200,
+            )
+        return out.getvalue()
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self.svg().encode()).decode()
+        return (
+            f'<figure style="margin: 0"><img src="data:image/svg+xml;base64,{data}" '
+            f'alt="{html.escape(self.alt)}" style="max-width: 100%; background: white">'
+            f"<figcaption>{_inline(self.caption)}</figcaption></figure>"
+        )
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import Markdown, display
+        from myst_nb import glue
+
+        glue(f"{self.key}-caption", Markdown(self.caption), display=False)
+        display(
+            {
+                "text/html": self._repr_html_(),
+                "image/svg+xml": self.svg(),
+                "text/plain": self.caption,
+            },
+            metadata={"image/svg+xml": {"alt": self.alt}},
+            raw=True,
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its caption.
+
+    Attributes
+    ----------
+    key : str
+        Name of the table, and of the files that it can be downloaded as.
+    frame : pandas.DataFrame
+        Texts, ready to be shown; Markdown is allowed. The index is not shown.
+    caption : str
+        One paragraph of Markdown.
+    data : pandas.DataFrame
+        What the CSV file holds: plain values, whole hashes.
+    numbers : tuple of str
+        Columns to be set flush right.
+    """
+
+    key: str
+    frame: pd.DataFrame
+    caption: str
+    data: pd.DataFrame
+    numbers: tuple[str, ...] = ()
+
+    def csv(self) -> str:
+        """Return the plain values as CSV."""
+        return self.data.to_csv(index=False, lineterminator="\n")
+
+    def latex(self) -> str:
+        """Return a LaTeX table (booktabs) with caption and label."""
+        frame = self.frame.map(_latex).rename(columns=_latex)
+        return frame.to_latex(
+            index=False,
+            caption=_latex(self.caption),
+            label=f"tab:{self.key}",
+            column_format="".join("r" if c in self.numbers else "l" for c in self.frame.columns),
+        )
+
+    def _repr_html_(self) -> str:
+        frame = self.frame.map(_inline)
+        body = frame.to_html(index=False, escape=False, border=0)
+        return f"<p>{_inline(self.caption)}</p>{body}<p>{self._downloads()}</p>"
+
+    def _repr_markdown_(self) -> str:
+        rows = [list(self.frame.columns), *self.frame.to_numpy().tolist()]
+        rule = ["---:" if c in self.numbers else ":---" for c in self.frame.columns]
+        lines = [_row(rows[0]), _row(rule), *(_row(row) for row in rows[1:])]
+        body = "\n".join(lines)
+        return (
+            f"````{{table}} {self.caption}\n:name: {self.key}\n\n{body}\n````\n\n"
+            f"{self._downloads()}\n"
+        )
+
+    def _downloads(self) -> str:
+        kinds = (("CSV", "csv", self.csv()), ("LaTeX", "tex", self.latex()))
+        links = [
+            f'<a download="{self.key}.{suffix}" href="data:text/plain;charset=utf-8;base64,'
+            f'{base64.b64encode(text.encode()).decode()}">{label}</a>'
+            for label, suffix, text in kinds
+        ]
+        return f"Download: {' · '.join(links)}"
+
+
+def _row(cells: list[Any]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"
+
+
+# The little Markdown that captions and cells use: code, bold, italics.
+_MARKUP = re.compile(r"`(?P<code>[^`]+)`|\*\*(?P<bold>.+?)\*\*|\*(?P<italic>[^*]+)\*")
+
+
+def _marked(text: Any, escape: Any, code: str, bold: str, italic: str) -> str:
+    out, end = [], 0
+    for match in _MARKUP.finditer(str(text)):
+        kind = str(match.lastgroup)
+        form = {"code": code, "bold": bold, "italic": italic}[kind]
+        out += [escape(str(text)[end : match.start()]), form.format(escape(match[kind]))]
+        end = match.end()
+    return "".join(out) + escape(str(text)[end:])
+
+
+def _inline(text: Any) -> str:
+    """Turn that Markdown into HTML."""
+    return _marked(text, html.escape, "<code>{}</code>", "<b>{}</b>", "<i>{}</i>")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "ε": r"$\varepsilon$",
+    "α": r"$\alpha$",
+    "η": r"$\eta$",
+    "ζ": r"$\zeta$",
+    "λ": r"$\lambda$",
+    "μ": r"$\mu$",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "≥": r"$\geq$",
+    "–": "--",
+    "—": "---",
+    **{c: "\\" + c for c in "&%$#_{}"},
+}
+
+
+def _latex(text: Any) -> str:
+    """Turn that Markdown into LaTeX."""
+
+    def escape(plain: str) -> str:
+        return "".join(_LATEX.get(c, c) for c in plain)
+
+    return _marked(text, escape, r"\texttt{{{}}}", r"\textbf{{{}}}", r"\emph{{{}}}")

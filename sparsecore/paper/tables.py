@@ -1,0 +1,168 @@
+"""The tables: facts and results in, a table with its caption out, to be shown or downloaded.
+
+A table's texts are what the book shows; its data, which the CSV file holds, are the plain values
+behind them. Nothing is run here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from sparsecore import datasets
+from sparsecore.datasets import DataNotAvailable
+from sparsecore.paper.page import Table
+from sparsecore.paper.settings import READING, RELEASED, SETTINGS
+from sparsecore.paper.studies import METHODS, STUDIES
+
+NOT_AVAILABLE = "not available on this machine"
+_HASH_DIGITS = 12
+
+
+def data_sets() -> Table:
+    """Make T-datasets: all data sets, and what this machine has of them.
+
+    Returns
+    -------
+    Table
+        A data set that a study uses is brought here if it can be had; others are only looked for.
+    """
+    wanted = {name for study in STUDIES.values() for name in study.datasets}
+    rows = [_data_set(name, fetch=name in wanted) for name in datasets.names()]
+    plain = pd.DataFrame(rows)
+    shown = pd.DataFrame(
+        {
+            "data set": plain["title"],
+            "domain": plain["domain"],
+            "features": [_shape(row) for row in rows],
+            "classes": plain["classes"].astype(str),
+            "training": [f"{n:,}" for n in plain["training_rows"]],
+            "test": [f"{n:,}" for n in plain["test_rows"]],
+            "source": plain["source"],
+            "SHA-256": [f"`{h[:_HASH_DIGITS]}`" if h else "—" for h in plain["sha256"]],
+        }
+    )
+    caption = (
+        "**The data sets.** Rows of the two parts, where this machine has them from, and the first "
+        f"{_HASH_DIGITS} digits of the SHA-256 of their content (the CSV file has all). A "
+        f"surrogate has the shape of data "
+        "that cannot be had here, and serves to measure time and memory only."
+    )
+    return Table("T-datasets", shown, caption, plain, ("features", "classes", "training", "test"))
+
+
+def _data_set(name: str, fetch: bool) -> dict[str, Any]:
+    facts: dict[str, Any] = datasets.describe(name)
+    row = {
+        "name": name,
+        "title": facts["title"],
+        "domain": facts["domain"],
+        "features": facts["n_features"],
+        "shape": "×".join(str(n) for n in facts["feature_shape"]),
+        "classes": facts["n_classes"],
+        "training_rows": facts["n_train"],
+        "test_rows": facts["n_test"],
+        "source": NOT_AVAILABLE,
+        "sha256": "",
+        "surrogate": False,
+    }
+    if not (fetch or datasets.available(name)):
+        return row
+    try:
+        data = datasets.load(name)
+    except DataNotAvailable:
+        return row
+    return {
+        **row,
+        "classes": data.n_classes,
+        "training_rows": len(data.y_train),
+        "test_rows": len(data.y_test),
+        "source": data.source,
+        "sha256": data.content_hash,
+        "surrogate": data.surrogate,
+    }
+
+
+def _shape(row: dict[str, Any]) -> str:
+    return f"{row['features']:,}" + (f" ({row['shape']})" if "×" in row["shape"] else "")
+
+
+# Fields of TrainConfig as the table names them: those that differ between data sets, and those that
+# do not.
+_PER_DATASET = {
+    "epsilon": "ε",
+    "alpha": "α",
+    "learning_rate": "η",
+    "batch_size": "batch",
+    "init": "init",
+}
+_COMMON = {
+    "momentum": "momentum μ",
+    "weight_decay": "weight decay λ, per step",
+    "dropout": "dropout",
+    "zeta": "connections replaced after each epoch ζ",
+    "epochs": "epochs",
+    "prune_from": "importance pruning from epoch",
+    "prune_every": "then every … epochs",
+    "prune_percentile": "pruned up to this percentile of importance",
+}
+
+
+def hyperparameters() -> Table:
+    """Make T-hyper: architecture and training per data set; a star marks our own reading."""
+    shown, plain = [], []
+    for name, setting in SETTINGS.items():
+        facts = datasets.describe(name)
+        sizes = (facts["n_features"], *setting.config.hidden, facts["n_classes"])
+        row = {
+            "data set": facts["title"],
+            "architecture": _starred("-".join(map(str, sizes)), setting.origin("hidden")),
+        }
+        plain.append(
+            _plain(name, "architecture", "-".join(map(str, sizes)), setting.origin("hidden"))
+        )
+        for field, label in _PER_DATASET.items():
+            value = getattr(setting.config, field)
+            row[label] = _starred(value, setting.origin(field))
+            plain.append(_plain(name, field, value, setting.origin(field)))
+        shown.append(row)
+    caption = (
+        f"**Hyperparameters per data set.** Unmarked values stand in the authors' {RELEASED}; a "
+        f"star marks "
+        f"{READING} of the study. Digits, Madelon's generator and the artificial data are not in "
+        f"the study."
+    )
+    numbers = ("ε", "α", "η", "batch")
+    return Table("T-hyper", pd.DataFrame(shown), caption, pd.DataFrame(plain), numbers)
+
+
+def common_hyperparameters() -> Table:
+    """Make the second part of T-hyper: what is the same for all data sets."""
+    settings = [setting for name, setting in SETTINGS.items() if setting.released]
+    pruning = METHODS["set-all-relu-pruned"].changes
+    shown, plain = [], []
+    for field, label in _COMMON.items():
+        values = {pruning.get(field, getattr(s.config, field)) for s in settings}
+        origins = {s.origin(field) for s in settings}
+        text = ", ".join(map(_text, sorted(values)))
+        shown.append({"hyperparameter": label, "value": text, "origin": ", ".join(sorted(origins))})
+        plain += [_plain("", field, v, o) for v in sorted(values) for o in sorted(origins)]
+    caption = (
+        "**Hyperparameters of all data sets of the study.** Importance pruning is for the "
+        "methods that "
+        "have it in their name; the schedule is the sequential one."
+    )
+    return Table("T-hyper-common", pd.DataFrame(shown), caption, pd.DataFrame(plain), ("value",))
+
+
+def _starred(value: Any, origin: str) -> str:
+    return _text(value) if origin == RELEASED else f"{_text(value)} *"
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _plain(dataset: str, parameter: str, value: Any, origin: str) -> dict[str, Any]:
+    return {"data set": dataset, "parameter": parameter, "value": _text(value), "origin": origin}

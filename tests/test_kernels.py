@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from oracle import SIZES, Net, Value, batch, kept, mix, network
+from oracle import SIZES, Net, Value, added, batch, given, kept, mix, network, scaled
 
 from sparsecore import engine, kernels
 from sparsecore.engine import Engine, aligned, lane_width
@@ -352,6 +352,19 @@ def test_a_smaller_last_batch_is_its_own_mean():
     oracle.velocity = Value(other.velocity.astype(float), np.zeros(len(other.params)))
     oracle.step(X[32:], y[32:], **RULE)
     oracle.params.holds(one.params)
+
+
+def test_the_momentum_step_over_flat_vectors_is_the_same_rule():
+    rng = np.random.default_rng(2)
+    w, v, g = rng.standard_normal((3, 1000)).astype(np.float32)
+    eta, mu, decay = (float(np.float32(x)) for x in RULE.values())
+    new_v = added(scaled(given(v), mu, 1), scaled(given(g), -eta, 1), 1)
+    new_w = added(added(given(w), new_v, 1), scaled(given(w), -decay, 1), 1)
+    out = np.empty_like(w)
+    kernels.momentum_step(w, v, g, out, *(np.float32(x) for x in RULE.values()))
+    new_v.holds(v)
+    new_w.holds(w)
+    np.testing.assert_array_equal(out, w)
 
 
 # --- the noise of dropout -------------------------------------------------------------------------

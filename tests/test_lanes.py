@@ -26,8 +26,10 @@ def arithmetic(width, a, b, c, i, value, out, scalars):
     lanes.store(out, i + 3 * n, lanes.fma(x, y, z))
     lanes.store(out, i + 4 * n, lanes.splat(width, value))
     lanes.store(out, i + 5 * n, lanes.select(lanes.positive(x), y, z))
-    scalars[0] = lanes.dot(x, y)
+    scalars[0] = lanes.total(lanes.partial_dot(x, y))
     scalars[1] = lanes.total(x)
+    scalars[2], scalars[3], scalars[4], scalars[5] = lanes.totals(x, y, z, x * y)
+    scalars[6] = lanes.fma(a[i], b[i], c[i])
 
 
 @njit
@@ -49,8 +51,13 @@ def element(array, index, value):
 
 
 @njit
+def tile(width, inputs, rows, first, feature, out, place, step):
+    lanes.copy_transposed(width, inputs, rows, first, feature, out, place, step)
+
+
+@njit
 def how_many(width):
-    return lanes.lanes_of(width)
+    return lanes.lanes_of(width), lanes.tile_of(width)
 
 
 class Sample:
@@ -61,12 +68,12 @@ class Sample:
         pad = np.full(offset, np.nan, np.float32)
         arrays = [np.concatenate([pad, v.astype(np.float32), pad]) for v in (a, b, c)]
         out = np.full(offset + 6 * n + offset, np.float32(77), np.float32)
-        scalars = np.zeros(2, np.float32)
+        scalars = np.zeros(7, np.float32)
         arithmetic(Width(n), *arrays, offset, np.float32(-2.5), out, scalars)
         assert (out[:offset] == 77).all() and (out[-offset:] == 77).all(), "wrote outside its lanes"
         parts = out[offset:-offset].reshape(6, n)
         self.sum, self.difference, self.product, self.fma, self.splat, self.select = parts
-        self.dot, self.total = scalars
+        self.dot, self.total, *self.totals, self.scalar_fma = scalars
 
 
 def normals(n, seed=0):
@@ -90,6 +97,7 @@ def test_fma_rounds_once(n):
     a = np.full(n, 1 + 2.0**-12)
     got = Sample(n, a, a, np.full(n, -(1 + 2.0**-11)))
     np.testing.assert_array_equal(got.fma, np.full(n, 2.0**-24, np.float32))
+    assert got.scalar_fma == 2.0**-24
     # float64 holds the product exactly; its sum, rounded to float32, is the correctly rounded one
     # unless it lies within 2^-53 of a tie, which none of these does.
     a, b, c = normals(n).astype(np.float64)
@@ -105,20 +113,26 @@ def test_reductions_take_every_lane_once(n):
     got = Sample(n, a, b, b)
     assert got.dot == np.dot(a, b)
     assert got.total == n * (n + 1) // 2
+    assert got.totals == [a.sum(), b.sum(), b.sum(), np.dot(a, b)]
     for lane in range(n):
         e = np.eye(n)[lane]
-        got = Sample(n, e, a, a)
+        got = Sample(n, e, a, 3 * e)
         assert (got.dot, got.total) == (a[lane], 1)
+        assert got.totals == [1, a.sum(), 3, a[lane]]
 
 
 @pytest.mark.parametrize("n", WIDTHS)
 def test_reductions_are_within_the_rounding_of_a_sum(n):
     a, b, c = normals(n, seed=2)
     got = Sample(n, a, b, c)
-    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    wide = [v.astype(np.float64) for v in (a, b, c)]
+    wide.append(wide[0] * wide[1])
     # n products and additions in any order: gamma(n) of the sum of magnitudes.
-    assert abs(got.dot - wide_a @ wide_b) <= gamma(n) * (np.abs(wide_a) @ np.abs(wide_b))
-    assert abs(got.total - wide_a.sum()) <= gamma(n) * np.abs(wide_a).sum()
+    bounds = [gamma(n) * np.abs(v).sum() for v in wide]
+    assert abs(got.dot - wide[3].sum()) <= bounds[3]
+    assert abs(got.total - wide[0].sum()) <= bounds[0]
+    for value, v, bound in zip(got.totals, wide, bounds, strict=True):
+        assert abs(value - v.sum()) <= bound
 
 
 @pytest.mark.parametrize("n", WIDTHS)
@@ -178,6 +192,23 @@ def test_bernoulli_drops_the_share_it_should(share):
     assert abs((centred[1:] * centred[:-1]).mean()) < 4 / np.sqrt(keep.size)
 
 
+@pytest.mark.parametrize("n", WIDTHS)
+def test_a_tile_is_copied_transposed(n):
+    side = lanes.tile_of(Width(n))
+    assert n % side == 0
+    rng = np.random.default_rng(8)
+    inputs = rng.standard_normal((2 * side, side + 5)).astype(np.float32)
+    rows = rng.permutation(2 * side)
+    first, feature, place, step = 3, 4, 7, n + 1
+    out = np.full(place + side * step + 5, 77, np.float32)
+    tile(Width(n), inputs, rows, first, feature, out, place, step)
+    expected = np.full_like(out, 77)
+    for f in range(side):
+        for k in range(side):
+            expected[place + f * step + k] = inputs[rows[first + k], feature + f]
+    np.testing.assert_array_equal(out, expected)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.int64])
 def test_at_and_put_reach_one_element(dtype):
     array = np.arange(10, dtype=dtype)
@@ -195,7 +226,8 @@ def test_put_refuses_another_type():
 @pytest.mark.parametrize("n", WIDTHS)
 def test_a_width_knows_its_lanes(n):
     width = Width(n)
-    assert (width.lanes, how_many(width), lanes.lanes_of(width)) == (n, n, n)
+    assert (width.lanes, lanes.lanes_of(width)) == (n, n)
+    assert how_many(width) == (n, lanes.tile_of(width))
     assert repr(width) == f"Width({n})"
 
 

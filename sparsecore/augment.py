@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from sparsecore.jit import jit
 
 
 class ImageAugmentation:
@@ -146,7 +147,7 @@ class ImageAugmentation:
         return self._out.reshape(len(self.images), -1)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@jit()
 def resample(images, moves, mean, scale, out):
     """
     Fill `out` with images that are flipped, then rotated about their centre, then shifted.

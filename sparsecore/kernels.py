@@ -20,8 +20,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from sparsecore.jit import jit
 from sparsecore.lanes import (
     at,
     bernoulli,
@@ -47,9 +47,8 @@ from sparsecore.team import barrier
 # access to an array of a tuple counts references, atomically, in the inner loop; here no array is
 # ever made, so there is nothing to count. And left to itself LLVM calls the bodies of inner loops
 # instead of inlining them.
-_options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
-_jit = njit(**_options)
-_inline = njit(**_options, forceinline=True)
+_jit = jit(_nrt=False)
+_inline = jit(_nrt=False, forceinline=True)
 
 
 class Network(NamedTuple):

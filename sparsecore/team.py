@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from sparsecore.jit import jit
 
 _SPINS = (
     4000  # about 10 to 40 microseconds, more than a balanced layer's difference in finishing times
@@ -138,7 +140,7 @@ def _pause(typingctx):
     return types.void(), codegen
 
 
-@njit(nogil=True, cache=True)
+@jit()
 def barrier(sync, size):
     """Return once all `size` members have called it."""
     if size == 1:

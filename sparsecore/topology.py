@@ -10,11 +10,11 @@ proportion to the number of connections, never to ``n_in * n_out``. Whole models
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from sparsecore.jit import jit
 from sparsecore.kernels import mix
 
-_jit = njit(nogil=True, cache=True, error_model="numpy")
+_jit = jit()
 
 
 def erdos_renyi_density(n_in: int, n_out: int, epsilon: float) -> float:

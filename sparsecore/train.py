@@ -339,9 +339,20 @@ class Trainer:
         return changed
 
     def evaluate(self, X: Any, y: np.ndarray) -> dict[str, float]:
-        """Return "loss" (nats) and "accuracy" of the model on (X, y)."""
+        """Return "loss" (nats) and "accuracy" of the model on (X, y).
+
+        Raises
+        ------
+        FloatingPointError
+            If the logits are not finite: the last step of an epoch is seen here first.
+        """
         start = time.perf_counter()
         logits = self.model.decision_function(X, self.threads)
+        if not np.isfinite(logits).all():
+            raise FloatingPointError(
+                f"the logits became infinite or NaN in epoch {self.epoch}; a lower learning_rate "
+                f"(now {self.config.learning_rate}) usually helps"
+            )
         accuracy = float((logits.argmax(axis=1) == y).mean())
         result = {"loss": losses.cross_entropy(logits, y), "accuracy": accuracy}
         self.seconds["evaluate"] += time.perf_counter() - start

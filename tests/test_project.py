@@ -45,6 +45,7 @@ ROWS = (
     {"lanes", "provenance"},
     {"team"},
     {"activations", "losses", "initializers", "seeds", "datasets", "augment"},
+    {"jit"},
 )
 RANK = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 

@@ -1,0 +1,74 @@
+"""The compiled code on disk: complete stamp, no stale code, no race."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import sparsecore
+from sparsecore import jit
+
+PACKAGE = Path(sparsecore.__file__).parent
+
+RUN = """
+import sys
+import numpy as np
+from sparsecore import topology
+print(topology.importance(np.array([0, 2]), np.array([1, -2], np.float32))[0])
+out = np.zeros(3, np.int64)
+topology.transpose(np.array([0, 2]), np.array([0, 1], np.int32), out, *np.zeros((2, 2), np.int32))
+print(out.tolist())
+"""
+
+
+def run(root: Path, cache: Path) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": str(root), "NUMBA_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-c", RUN]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, cwd=root)
+
+
+def test_every_module_with_compiled_code_is_part_of_the_stamp():
+    uses = {
+        path.stem
+        for path in PACKAGE.glob("*.py")
+        if re.search(r"\bjit\(|@intrinsic", path.read_text())
+    }
+    assert uses == set(jit.COMPILED)
+
+
+def test_processes_that_start_together_share_a_cache_and_agree(tmp_path):
+    cache = tmp_path / "cache"
+    started = [run(PACKAGE.parent, cache) for _ in range(3)]
+    answers = {process.communicate()[0] for process in started}
+    assert answers == {"3.0\n[0, 1, 2]\n"}
+    files = sorted(path.name for path in cache.rglob("*.nbc"))
+    assert files and len(files) == len(set(files))
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.nbc")}
+    run(PACKAGE.parent, cache).communicate()
+    assert before == {path: path.stat().st_mtime_ns for path in cache.rglob("*.nbc")}
+
+
+def test_changed_sources_are_compiled_anew_and_old_code_is_dropped(tmp_path):
+    # A function that is compiled into another module's: Numba's own cache would miss the change.
+    shutil.copytree(PACKAGE, tmp_path / "sparsecore", ignore=shutil.ignore_patterns("__pycache__"))
+    cache = tmp_path / "cache"
+    run(tmp_path, cache).communicate()
+    before = {path.name for path in cache.rglob("*.nbc")}
+    lanes = tmp_path / "sparsecore" / "lanes.py"
+    lanes.write_text(lanes.read_text() + "\n# changed\n")
+    assert run(tmp_path, cache).communicate()[0] == "3.0\n[0, 1, 2]\n"
+    after = {path.name for path in cache.rglob("*.nbc")}
+    assert before and after and not before & after
+    assert len(after) == len(before)
+
+
+def test_a_damaged_file_is_compiled_again(tmp_path):
+    cache = tmp_path / "cache"
+    run(PACKAGE.parent, cache).communicate()
+    for path in cache.rglob("*.nbc"):
+        path.write_bytes(b"")
+    assert run(PACKAGE.parent, cache).communicate()[0] == "3.0\n[0, 1, 2]\n"

@@ -7,7 +7,6 @@ caption's numbers are computed from the results it is drawn from. Nothing is run
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import matplotlib
@@ -89,12 +88,10 @@ def curves(results: Results) -> Picture:
         if name not in results.unavailable
     )
     caption = (
-        "**ReLU and All-ReLU in sparse networks.** Accuracy on the test set (top), and loss on the "
-        "test set (solid) and on the training batches, with dropout (dashed; bottom). Lines are "
-        "means "
-        "over seeds, bands ± one standard deviation. What to see: whether the blue line lies "
-        "above the "
-        f"red one by more than the bands are wide. {_sentence('Test accuracy at the end', ends)}"
+        "**ReLU and All-ReLU in sparse networks.** Accuracy on the test set (top); loss on the test "
+        "set (solid) and on the training batches, with dropout (dashed; bottom). Lines are means "
+        "over seeds, bands ± one standard deviation. What to see: whether the lines lie "
+        f"farther apart than the bands are wide. {_sentence('Test accuracy at the end', ends)}"
         f"{_unavailable(results)}{_source(results)}"
     )
     alt = "Test accuracy and loss against epoch for ReLU and All-ReLU, one column per data set."
@@ -102,7 +99,7 @@ def curves(results: Results) -> Picture:
 
 
 def degrees(results: Results) -> Picture:
-    """Draw the degree distributions of the sparse layers before and after training.
+    """Draw the degree distributions of the layers that evolve, before and after training.
 
     Parameters
     ----------
@@ -120,7 +117,7 @@ def degrees(results: Results) -> Picture:
         else:
             sizes = _sizes(runs[0])
             last = runs[0]["epochs"][-1]["epoch"]
-            layers = _sparse_layers(runs[0], sizes)
+            layers = range(len(sizes) - 2)  # the output layer does not evolve
             figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
             axes = figure.subplots(2, len(layers), squeeze=False)
             for row, (side, word) in enumerate(sides):
@@ -152,16 +149,12 @@ def degrees(results: Results) -> Picture:
             )
             told = f"Standard deviations: {changes}. "
     caption = (
-        "**Degrees before and after training.** Each column is one layer of weights between "
-        f"{_title(name)}'s pixels and the last hidden layer: the connections that leave the "
-        f"neurons below it "
-        "(top) and that enter those above (bottom). Means over seeds in bins "
-        f"of {_BIN} connections, bands ± one standard deviation. The output layer does not "
-        f"evolve. What to see: "
-        "the networks start as random graphs (the dotted line is the binomial distribution); "
-        "evolution "
-        "takes connections from some neurons and gives them to others, and the distributions "
-        "grow wider. "
+        f"**Degrees before and after training.** {_title(name)}; each column is one layer of "
+        "weights: the connections that leave the neurons below it (top) and that enter those above "
+        f"it (bottom). Means over seeds in bins of {_BIN} connections, bands ± one standard "
+        "deviation; the output layer does not evolve. What to see: the networks start as random "
+        "graphs, whose degrees are binomial (dotted); wherever evolution takes connections from "
+        "some neurons and gives them to others, the distribution grows wider. "
         f"{told}{_unavailable(results)}{_source(results)}"
     )
     alt = "Histograms of connections per neuron, before and after training, for each sparse layer."
@@ -209,17 +202,14 @@ def pixels(results: Results) -> Picture:
             first, final = (100 * _held_by_strongest(image) for image in (images[0], images[-1]))
             told = (
                 f"The strongest tenth of the pixels holds {first:.0f} % of all strength before "
-                f"training "
-                f"and {final:.0f} % at the end. "
+                f"training and {final:.0f} % at the end. "
             )
     seed = f" Seed {runs[0]['seed']}, one scale for all images." if runs else ""
     caption = (
         "**Where the network looks.** Strength of the connections that leave each of "
-        f"{_title(name)}'s pixels, over training.{seed} What to see: the network starts "
-        "without preferences, and nobody tells it which pixels lie beside each other; as it "
-        "learns, strength gathers "
-        f"where the pictures differ, along the outlines of the clothes. "
-        f"{told}{_unavailable(results)}{_source(results)}"
+        f"{_title(name)}'s pixels, over training.{seed} What to see: the network starts without "
+        "preferences, and nobody tells it which pixels lie beside each other. Look for shapes, such "
+        f"as the outlines of clothes. {told}{_unavailable(results)}{_source(results)}"
     )
     alt = "Images of connection strength per input pixel at several epochs."
     return Picture("F-topology-pixels", figure, caption, alt)
@@ -309,12 +299,6 @@ def _topology(run: Result, epoch: int) -> dict[str, Any]:
 
 def _connections(histogram: list[int]) -> int:
     return int(np.dot(np.arange(len(histogram)), histogram))
-
-
-def _sparse_layers(run: Result, sizes: list[int]) -> list[int]:
-    fan_in = _topology(run, 0)["fan_in"]
-    full = [a * b for a, b in itertools.pairwise(sizes)]
-    return [layer for layer, h in enumerate(fan_in) if _connections(h) < full[layer]]
 
 
 def _neurons(layer: int) -> str:

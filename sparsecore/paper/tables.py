@@ -17,7 +17,7 @@ from sparsecore.paper.settings import READING, RELEASED, SETTINGS
 from sparsecore.paper.studies import METHODS, STUDIES
 
 NOT_AVAILABLE = "not available on this machine"
-_HASH_DIGITS = 12
+_HASH_DIGITS = 8
 
 
 def data_sets() -> Table:
@@ -44,10 +44,10 @@ def data_sets() -> Table:
         }
     )
     caption = (
-        "**The data sets.** Rows of the two parts, where this machine has them from, and the first "
-        f"{_HASH_DIGITS} digits of the SHA-256 of their content (the CSV file has all). A "
-        f"surrogate has the shape of data "
-        "that cannot be had here, and serves to measure time and memory only."
+        "**The data sets.** Rows for training and test, where this machine has them from, and the "
+        f"first {_HASH_DIGITS} digits of the SHA-256 of their content (the CSV file has all). A "
+        "surrogate has the shape of data that cannot be had here; it serves to measure time and "
+        "memory only."
     )
     return Table("T-datasets", shown, caption, plain, ("features", "classes", "training", "test"))
 
@@ -110,28 +110,27 @@ _COMMON = {
 
 
 def hyperparameters() -> Table:
-    """Make T-hyper: architecture and training per data set; a star marks our own reading."""
+    """Make T-hyper: architecture and training per data set; a dagger marks our own reading."""
     shown, plain = [], []
     for name, setting in SETTINGS.items():
         facts = datasets.describe(name)
         sizes = (facts["n_features"], *setting.config.hidden, facts["n_classes"])
         row = {
             "data set": facts["title"],
-            "architecture": _starred("-".join(map(str, sizes)), setting.origin("hidden")),
+            "architecture": _marked("-".join(map(str, sizes)), setting.origin("hidden")),
         }
         plain.append(
             _plain(name, "architecture", "-".join(map(str, sizes)), setting.origin("hidden"))
         )
         for field, label in _PER_DATASET.items():
             value = getattr(setting.config, field)
-            row[label] = _starred(value, setting.origin(field))
+            row[label] = _marked(value, setting.origin(field))
             plain.append(_plain(name, field, value, setting.origin(field)))
         shown.append(row)
     caption = (
         f"**Hyperparameters per data set.** Unmarked values stand in the authors' {RELEASED}; a "
-        f"star marks "
-        f"{READING} of the study. Digits, Madelon's generator and the artificial data are not in "
-        f"the study."
+        f"dagger marks {READING} of the study. Digits, Madelon's generator and the artificial data "
+        "are not in the study."
     )
     numbers = ("ε", "α", "η", "batch")
     return Table("T-hyper", pd.DataFrame(shown), caption, pd.DataFrame(plain), numbers)
@@ -149,15 +148,14 @@ def common_hyperparameters() -> Table:
         shown.append({"hyperparameter": label, "value": text, "origin": ", ".join(sorted(origins))})
         plain += [_plain("", field, v, o) for v in sorted(values) for o in sorted(origins)]
     caption = (
-        "**Hyperparameters of all data sets of the study.** Importance pruning is for the "
-        "methods that "
-        "have it in their name; the schedule is the sequential one."
+        "**Hyperparameters of all data sets of the study.** Importance pruning is for the methods "
+        "that have it in their name; the schedule is the sequential one."
     )
     return Table("T-hyper-common", pd.DataFrame(shown), caption, pd.DataFrame(plain), ("value",))
 
 
-def _starred(value: Any, origin: str) -> str:
-    return _text(value) if origin == RELEASED else f"{_text(value)} *"
+def _marked(value: Any, origin: str) -> str:
+    return _text(value) if origin == RELEASED else f"{_text(value)}†"
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,294 @@
+"""Studies: run or load, and when a result file is not taken for what it says."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from sparsecore import __main__, datasets, experiment
+from sparsecore.datasets import DataNotAvailable
+from sparsecore.paper import results, studies
+from sparsecore.paper.settings import setting
+from sparsecore.paper.studies import METHODS, STUDIES, Condition, ObserveTopology, Study
+from sparsecore.train import new_model
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Return a study of four short runs on embedded data, with a results folder of its own."""
+    small = Study(
+        "F-test",
+        "two methods on digits",
+        datasets=("digits",),
+        methods=("set-relu", "set-all-relu"),
+        seeds={"quick": (0, 1), "paper": (0,)},
+        quick={"digits": {"epochs": 2, "hidden": (20, 20)}},
+        observers={("digits", "set-all-relu"): ObserveTopology},
+    )
+    monkeypatch.setitem(STUDIES, "F-test", small)
+    monkeypatch.setenv(results.ENVIRONMENT, str(tmp_path))
+    monkeypatch.delenv(studies.ENVIRONMENT, raising=False)
+    return small
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Return the list of (activation, seed) that are trained from now on."""
+    calls = []
+    train = experiment.run
+
+    def counted(data, config, **options):
+        calls.append((config.activation, options["seed"]))
+        return train(data, config, **options)
+
+    monkeypatch.setattr(experiment, "run", counted)
+    return calls
+
+
+def load():
+    return studies.load("F-test", progress=False)
+
+
+def test_runs_what_is_missing_and_reads_what_is_there(study, ran):
+    first = load()
+    assert ran == [("relu", 0), ("all-relu", 0), ("relu", 1), ("all-relu", 1)]
+    second = load()
+    assert len(ran) == 4
+    assert second.runs == first.runs
+    assert [run["seed"] for run in second.of("digits", "set-relu")] == [0, 1]
+
+
+def test_a_deleted_file_is_computed_anew_and_no_other(study, ran):
+    before = load().runs
+    gone = Condition("F-test", "quick", "digits", "set-all-relu", 1)
+    gone.path.unlink()
+    ran.clear()
+    after = load().runs
+    assert ran == [("all-relu", 1)]
+    assert [r["weights_sha256"] for r in after] == [r["weights_sha256"] for r in before]
+
+
+def test_a_result_says_what_it_is_and_is_the_command_line_s(study):
+    run = load().of("digits", "set-all-relu")[0]
+    config = setting("digits").config.with_values(epochs=2, hidden=(20, 20), activation="all-relu")
+    data = datasets.load("digits")
+    _, alone = experiment.run(data, config, seed=0)
+    assert run["weights_sha256"] == alone["weights_sha256"]
+    assert run["test_accuracy"] == alone["test_accuracy"]
+    assert run["config"] == alone["config"]
+    assert run["data"]["n_train"] == len(data.y_train)
+    assert run["provenance"]["data_sha256"] == data.content_hash
+    assert "/" not in run["data"]["source"]
+
+
+def _cut(text):
+    return text[: len(text) // 2]
+
+
+def _edited(text):
+    found = json.loads(text)
+    found["test_accuracy"] = 0.999
+    return json.dumps(found)
+
+
+def _foreign(text):
+    return json.dumps({"accuracy": 1.0})
+
+
+def _typed(text):
+    found = json.loads(text)
+    found["nnz_end"] = "many"
+    return json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(_cut, "not JSON"), (_edited, "digest"), (_foreign, "format_version"), (_typed, "nnz_end")],
+)
+def test_a_damaged_file_is_named_and_computed_anew(study, ran, spoil, reason):
+    path = Condition("F-test", "quick", "digits", "set-relu", 0).path
+    good = load().runs[0]
+    path.write_text(spoil(path.read_text()))
+    ran.clear()
+    with pytest.warns(results.ResultWarning, match=f"{path.name}.*{reason}"):
+        again = load()
+    assert ran == [("relu", 0)]
+    assert again.runs[0]["test_accuracy"] == good["test_accuracy"]
+
+
+def test_the_result_of_another_run_is_not_taken(study, ran):
+    load()
+    one = Condition("F-test", "quick", "digits", "set-relu", 0).path
+    other = Condition("F-test", "quick", "digits", "set-relu", 1).path
+    one.write_bytes(other.read_bytes())
+    ran.clear()
+    with pytest.warns(results.ResultWarning, match="another run"):
+        load()
+    assert ran == [("relu", 0)]
+
+
+@pytest.mark.parametrize("changed", ["config", "code", "data"])
+def test_a_stale_result_is_computed_anew(study, ran, monkeypatch, changed):
+    load()
+    ran.clear()
+    if changed == "config":
+        monkeypatch.setitem(
+            METHODS, "set-relu", studies.Method("SET", {"activation": "relu", "zeta": 0.2})
+        )
+    elif changed == "code":
+        monkeypatch.setattr(results, "code_sha256", lambda *modules: "another")
+    else:
+        monkeypatch.setattr(studies, "_data_sha256", lambda name: "another")
+    condition = Condition("F-test", "quick", "digits", "set-relu", 0)
+    result, state = studies.look(condition)
+    assert result is None
+    assert state.startswith(
+        "stale: " + {"config": "zeta", "code": "the code", "data": "the data"}[changed]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # stale is not damaged
+        load()
+    assert ran == {
+        "config": [("relu", 0), ("relu", 1)],
+        "code": [("relu", 0), ("all-relu", 0), ("relu", 1), ("all-relu", 1)],
+    }.get(changed, [("relu", 0), ("all-relu", 0), ("relu", 1), ("all-relu", 1)])
+
+
+def test_an_interruption_loses_only_the_run_in_progress(study, monkeypatch):
+    train, calls = experiment.run, []
+
+    def interrupted(data, config, **options):
+        calls.append(config.activation)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return train(data, config, **options)
+
+    monkeypatch.setattr(experiment, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load()
+    assert (
+        len(list(results.root().rglob("*"))) == 2 + 2
+    )  # two folders, two results, nothing partial
+    load()
+    assert len(calls) == 3 + 2
+
+
+def test_data_that_cannot_be_had_are_asked_for_once(study, monkeypatch):
+    asked = []
+
+    def absent(name):
+        asked.append(name)
+        raise DataNotAvailable(name, [], "put it there")
+
+    studies._last_data.clear()
+    monkeypatch.setattr(datasets, "load", absent)
+    found = load()
+    assert found.runs == []
+    assert found.unavailable == {"digits"}
+    assert asked == ["digits"]
+
+
+def test_a_study_can_show_the_runs_of_another(study, ran, monkeypatch):
+    view = Study("F-view", "", datasets=("digits",), methods=("set-all-relu",), runs_of="F-test")
+    monkeypatch.setitem(STUDIES, "F-view", view)
+    found = studies.load("F-view", progress=False)
+    assert ran == [("all-relu", 0), ("all-relu", 1)]
+    load()
+    assert len(ran) == 4
+    assert found.epochs("digits") == 2
+
+
+def test_profiles(study, monkeypatch):
+    assert studies.current_profile() == "quick"
+    monkeypatch.setenv(studies.ENVIRONMENT, "paper")
+    assert studies.current_profile() == "paper"
+    assert studies.current_profile("quick") == "quick"
+    monkeypatch.setenv(studies.ENVIRONMENT, "huge")
+    with pytest.raises(
+        ValueError, match=r"\$SPARSECORE_PROFILE: expected one of quick, paper, got 'huge'"
+    ):
+        studies.current_profile()
+    with pytest.raises(ValueError, match=r"expected one of .*F-curves.*, got 'F-none'"):
+        studies.find("F-none")
+
+
+def test_the_paper_profile_is_the_setting_unchanged():
+    for study in STUDIES.values():
+        for condition in study.conditions("paper"):
+            changes = METHODS[condition.method].changes
+            assert condition.config == setting(condition.dataset).config.with_values(**changes)
+
+
+def test_observed_topology_against_dense_counts():
+    config = setting("digits").config.with_values(hidden=(30, 20), epochs=7)
+    model = new_model(config, 64, 10, seed=3)
+    observe = ObserveTopology(config)
+    records = [observe(model) for _ in range(8)]
+    assert [i for i, record in enumerate(records) if record] == [0, 1, 2, 5, 7]
+    topology = records[0]["topology"]
+    for layer, matrix in enumerate(model.to_scipy()):
+        there = np.zeros(matrix.shape, bool)
+        rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        there[rows, matrix.indices] = True
+        for side, axis in (("fan_in", 1), ("fan_out", 0)):
+            assert topology[side][layer] == np.bincount(there.sum(axis=axis)).tolist()
+    dense = model.to_scipy()[0].toarray()
+    # four significant digits: half a unit of the fourth
+    np.testing.assert_allclose(topology["input_strength"], np.abs(dense).sum(axis=0), rtol=5e-4)
+
+
+def test_only_code_counts_for_the_digest():
+    source = (
+        '"""Doc."""\n\nx = 1  # why\n\n\n'
+        'def f(a):\n    """Return it.\n\n    Notes\n    """\n    return "# no comment"\n'
+    )
+    bare = 'x = 1\ndef f(a):\n    return "# no comment"'
+    assert results.essence(source) == bare
+    assert results.essence(source.replace("x = 1", "x = 2")) != bare
+
+
+def test_the_digest_covers_what_training_imports():
+    modules = results._closure(("sparsecore.experiment", "sparsecore.datasets.dataset"))
+    needed = {
+        "train",
+        "mlp",
+        "topology",
+        "kernels",
+        "engine",
+        "losses",
+        "seeds",
+        "augment",
+        "datasets.dataset",
+    }
+    assert {f"sparsecore.{name}" for name in needed} <= modules
+    assert not any("paper" in m or "provenance" in m or "registry" in m for m in modules)
+
+
+def test_where_results_are(tmp_path, monkeypatch):
+    monkeypatch.delenv(results.ENVIRONMENT, raising=False)
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "_toc.yml").touch()
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "book" / "notebooks").symlink_to("../notebooks")
+    for place in (".", "book", "notebooks", "book/notebooks"):
+        monkeypatch.chdir(tmp_path / place)
+        assert results.root() == tmp_path / "book" / "results"
+    outside = tmp_path / "elsewhere" / "deep"
+    outside.mkdir(parents=True)
+    (tmp_path / "book" / "_toc.yml").unlink()
+    monkeypatch.chdir(outside)
+    assert results.root() == outside / "results"
+
+
+def test_command_line(study, ran, capsys):
+    assert __main__.main(["study", "list"]) == 0
+    assert "F-curves" in capsys.readouterr().out
+    assert __main__.main(["study", "status"]) == 0
+    assert "digits-set-relu-seed0: missing" in capsys.readouterr().out
+    assert __main__.main(["study", "run", "F-test", "--seeds", "1", "--profile", "quick"]) == 0
+    assert ran == [("relu", 1), ("all-relu", 1)]
+    out = capsys.readouterr().out
+    assert "set-all-relu" in out and "test accuracy" in out
+    assert __main__.main(["study", "run", "F-none"]) == 1
+    assert "F-none" in capsys.readouterr().err

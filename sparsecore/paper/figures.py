@@ -88,8 +88,8 @@ def curves(results: Results) -> Picture:
         if name not in results.unavailable
     )
     caption = (
-        "**ReLU and All-ReLU in sparse networks.** Accuracy on the test set (top); loss on the test "
-        "set (solid) and on the training batches, with dropout (dashed; bottom). Lines are means "
+        "**ReLU and All-ReLU in sparse networks.** Accuracy on the test set (top); loss on the "
+        "test set (solid) and on the training batches, with dropout (dashed; bottom). Lines are means "
         "over seeds, bands ± one standard deviation. What to see: whether the lines lie "
         f"farther apart than the bands are wide. {_sentence('Test accuracy at the end', ends)}"
         f"{_unavailable(results)}{_source(results)}"
@@ -208,8 +208,8 @@ def pixels(results: Results) -> Picture:
     caption = (
         "**Where the network looks.** Strength of the connections that leave each of "
         f"{_title(name)}'s pixels, over training.{seed} What to see: the network starts without "
-        "preferences, and nobody tells it which pixels lie beside each other. Look for shapes, such "
-        f"as the outlines of clothes. {told}{_unavailable(results)}{_source(results)}"
+        "preferences, and nobody tells it which pixels lie beside each other. Look for shapes, "
+        f"such as the outlines of clothes. {told}{_unavailable(results)}{_source(results)}"
     )
     alt = "Images of connection strength per input pixel at several epochs."
     return Picture("F-topology-pixels", figure, caption, alt)

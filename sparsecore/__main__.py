@@ -57,7 +57,7 @@ def _add_train(commands: Any) -> None:
     )
     sub.set_defaults(function=_train)
     sub.add_argument(
-        "--dataset", required=True, metavar="NAME", help=f"one of {', '.join(datasets.names())}"
+        "--dataset", metavar="NAME", help=f"one of {', '.join(datasets.names())}; required"
     )
     group = sub.add_argument_group(
         "hyperparameters (default: the study's setting for the data set)"
@@ -137,6 +137,41 @@ def _add_train(commands: Any) -> None:
         default=1,
         help="threads; the result does not depend on them (%(default)s)",
     )
+    parallel = sub.add_argument_group(
+        "parallel training, one worker a rank (mpiexec -n 5 python -m sparsecore train …)"
+    )
+    parallel.add_argument(
+        "--algorithm",
+        choices=("sequential", "wasap", "wassp"),
+        default="sequential",
+        help="wasap: asynchronous, wassp: in lockstep (%(default)s)",
+    )
+    parallel.add_argument(
+        "--phase1",
+        type=float,
+        default=0.7,
+        metavar="SHARE",
+        help="share of the epochs in which workers exchange gradients, in [0, 1] (%(default)s)",
+    )
+    parallel.add_argument(
+        "--warmup",
+        type=int,
+        default=5,
+        metavar="EPOCHS",
+        help="wassp: epochs in which the learning rate rises to its K-fold (%(default)s)",
+    )
+    parallel.add_argument(
+        "--window",
+        choices=("auto", "shared", "remote"),
+        default="auto",
+        help="the server: in shared memory, or behind Get and Put (auto: shared on one node)",
+    )
+    parallel.add_argument(
+        "--replay",
+        metavar="RESULT",
+        help="repeat the asynchronous run of that JSON result in its recorded order, in one "
+        "process; data set and hyperparameters are the result's",
+    )
     sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
     sub.add_argument(
         "--checkpoint",
@@ -153,6 +188,12 @@ def _train(options: argparse.Namespace) -> None:
     from sparsecore import checkpoint, experiment
     from sparsecore.paper import settings
 
+    _check_common(options)
+    if options.replay is not None:
+        _replay(options)
+        return
+    if options.dataset is None:
+        raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none")
     base = settings.setting(options.dataset).config
     given = {
         name: value
@@ -160,32 +201,64 @@ def _train(options: argparse.Namespace) -> None:
         if (value := getattr(options, name, None)) is not None
     }
     config = base.with_values(**given)
-    _check_common(options)
     if options.resume and options.checkpoint is None:
         raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
-    data = datasets.load(options.dataset)
-    if options.limit is not None:
-        data = data.limited(options.limit, random_state=options.seed)
-    model, result = experiment.run(
-        data,
-        config,
-        seed=options.seed,
-        threads=options.threads,
-        progress=True,
-        checkpoint_path=options.checkpoint,
-        resume=options.resume,
-    )
+    data = _loaded(options.dataset, options.limit, options.seed)
+    if options.algorithm == "sequential":
+        model, result = experiment.run(
+            data,
+            config,
+            seed=options.seed,
+            threads=options.threads,
+            progress=True,
+            checkpoint_path=options.checkpoint,
+            resume=options.resume,
+        )
+    else:
+        from sparsecore.wasap import command
+
+        parallel = command.train(data, config, options)
+        if parallel is None:  # not the rank that has the result
+            return
+        model, result = parallel
     if options.out is not None:
         checkpoint.save(model, options.out)
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps(result), flush=True)
     else:
         print(model)
         print(
             f"test accuracy {100 * result['test_accuracy']:.2f} % "
             f"(best {100 * result['best_test_accuracy']:.2f} %), "
             f"{result['seconds']['train']:.1f} s of training, "
-            f"{result['samples_per_second']:,.0f} samples/s"
+            f"{result['samples_per_second']:,.0f} samples/s",
+            flush=True,
+        )
+
+
+def _loaded(name: str, limit: int | None, seed: int) -> datasets.Dataset:
+    data = datasets.load(name)
+    return data if limit is None else data.limited(limit, random_state=seed)
+
+
+def _replay(options: argparse.Namespace) -> None:
+    from sparsecore.wasap import command
+
+    result = command.read_result(options.replay)
+    config = result["config"]
+    data = _loaded(config["dataset"], config["n_train"], result["seed"])
+    report = command.replay(data, result, options.threads)
+    if options.json:
+        print(json.dumps(report))
+    if not report["identical"]:
+        raise RuntimeError(
+            f"replay: weights have SHA-256 {report['weights_sha256']}, the result's are "
+            f"{report['recorded_sha256']}: another version of the package or another kind of CPU"
+        )
+    if not options.json:
+        print(
+            f"replayed {report['updates']:,} updates: weights identical to the last bit "
+            f"(SHA-256 {report['weights_sha256']})"
         )
 
 

@@ -1,0 +1,94 @@
+"""The end of phase 2: models as one message, and their average."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from sparsecore import topology
+from sparsecore.mlp import SparseMLP
+from sparsecore.train import TrainConfig
+
+
+def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
+    """Average models over the union of their topologies, and cut each layer back to its nnz.
+
+    Parameters
+    ----------
+    models : sequence of SparseMLP
+        Of the same layer sizes and numbers of connections.
+
+    Returns
+    -------
+    model : SparseMLP
+    union_nnz : int
+        Connections that any of the models had.
+
+    Notes
+    -----
+    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD, phase 2. A connection that a model
+    lacks counts as 0; the weights of smallest magnitude are cut. O(models * union).
+    """
+    first = models[0]
+    structures, data, union_nnz = [], [], 0
+    for layer in range(len(first)):
+        views = [model[layer] for model in models]
+        indptr, indices, mean = topology.union_average(
+            [(view.indptr, view.indices, view.data) for view in views]
+        )
+        union_nnz += len(mean)
+        keep = topology.strongest(mean, max(view.nnz for view in views))
+        structures.append(topology.keep_only(keep, indptr, indices))
+        data.append(mean[keep])
+    biases = np.stack([model.biases for model in models]).mean(axis=0, dtype=np.float64)
+    model = SparseMLP(
+        first.sizes, structures, data, [np.asarray(biases, np.float32)],
+        activation=first.activation, alpha=first.alpha, init=first.init,
+    )  # fmt: skip
+    return model, union_nnz
+
+
+def pack(model: SparseMLP | None, about: dict[str, Any]) -> list[np.ndarray]:
+    """Return a model's structure and parameters, and JSON `about` it, as arrays to be sent."""
+    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    if model is None:
+        return [np.array([len(text), 0], np.int64), text]
+    net = model.network
+    head = np.array([len(text), len(net.weight_start)], np.int64)
+    return [head, net.weight_start, net.indptr, net.indices, model.params, text]
+
+
+def unpack(
+    buffer: np.ndarray, sizes: Sequence[int], config: TrainConfig
+) -> tuple[SparseMLP | None, dict[str, Any]]:
+    """Return what `pack` was given."""
+    start = 0
+
+    def take(n: int, dtype: type) -> np.ndarray:
+        nonlocal start
+        part = buffer[start : start + n * np.dtype(dtype).itemsize]
+        start += part.nbytes
+        return part.view(dtype)
+
+    n_text, n_starts = take(2, np.int64)
+    model = None
+    if n_starts:
+        starts = take(n_starts, np.int64)
+        pointers = [take(n_out + 1, np.int64) for n_out in sizes[1:]]
+        indices = take(starts[-1], np.int32)
+        params = take(starts[-1] + sum(sizes[1:]), np.float32)
+        cuts = list(pairwise(starts))
+        model = SparseMLP(
+            sizes,
+            [(p, indices[a:b]) for p, (a, b) in zip(pointers, cuts, strict=True)],
+            [params[a:b] for a, b in cuts],
+            [params[starts[-1] :]],
+            activation=config.activation,
+            alpha=config.alpha,
+            init=config.init,
+        )
+    return model, json.loads(take(n_text, np.uint8).tobytes())

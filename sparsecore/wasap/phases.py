@@ -1,0 +1,492 @@
+"""A parallel run on all ranks, from data to result: set up, phase 1, phase 2, averaging.
+
+Every rank calls `run`; rank 0 returns the model and the result. The rules of an update are in
+`server` and `lockstep`, a worker's own part in `worker`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsecore import checkpoint, losses, topology, train
+from sparsecore.datasets import Dataset
+from sparsecore.engine import aligned
+from sparsecore.kernels import momentum_step
+from sparsecore.mlp import SparseMLP
+from sparsecore.provenance import peak_rss_mb, provenance
+from sparsecore.train import TrainConfig, Trainer
+from sparsecore.wasap import outcome
+from sparsecore.wasap import record as records
+from sparsecore.wasap.average import average, pack, unpack
+from sparsecore.wasap.lockstep import Lockstep
+from sparsecore.wasap.mpi import Ranks, Window
+from sparsecore.wasap.place import TESTED, Layout, ParallelError
+from sparsecore.wasap.plan import Plan, Start, about
+from sparsecore.wasap.resources import Resources
+from sparsecore.wasap.server import FIELDS, ParameterServer, Record, Update
+from sparsecore.wasap.worker import Shard, Worker, shard_rows
+
+_REPORT_SECONDS = 0.25
+
+
+def run(
+    data: Dataset,
+    config: TrainConfig,
+    plan: Plan | None = None,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    comm: Any = None,
+    shared: bool | None = None,
+    patience: float = 8.0,
+) -> tuple[SparseMLP | None, dict[str, Any] | None]:
+    """Train with one worker per rank; all ranks of the communicator call this alike.
+
+    Parameters
+    ----------
+    data : Dataset
+        Raw values; they are split among the workers and standardised here.
+    config : TrainConfig
+    plan : Plan, optional
+    seed : int
+    threads : int
+        Per rank; 1 where ranks share cores.
+    on_progress : callable, optional
+        Called on rank 0 some times a second with a dictionary of where the run stands.
+    checkpoint_path : path, optional
+        The server's state, rewritten after every epoch of phase 1, atomically; in phase 2 each
+        worker writes its own beside it, as ``<path>.worker<rank>``.
+    resume : bool
+        Go on from `checkpoint_path` if it exists, with as many workers.
+    comm : mpi4py.MPI.Comm, optional
+        All ranks by default; duplicated.
+    shared : bool, optional
+        Whether the server's window is shared memory; by default if all ranks are on one node.
+    patience : float
+        Seconds without a sign of life after which a rank counts as lost.
+
+    Returns
+    -------
+    model : SparseMLP or None
+        None on ranks other than 0.
+    result : dict or None
+        The sequential run's entries, and "parallel".
+
+    Raises
+    ------
+    ParallelError
+        If another rank failed, or is lost; the message names it and the cause.
+    ValueError, FloatingPointError
+        As the sequential run does; the other ranks then raise ParallelError.
+    """
+    ranks = Ranks(comm)
+    parallel_run = _Run(ranks, data, config, plan or Plan(), seed, threads, on_progress)
+    parallel_run.prepare(checkpoint_path, resume, shared, patience)
+    try:
+        with Resources() as resources:
+            model, result = parallel_run.go(resources)
+    except Exception as error:
+        parallel_run.window.stop(error)
+        # Only together may the window be freed; who does not come is named in the error.
+        if ranks.barrier(limit=2.0):
+            parallel_run.close()
+        raise
+    if not (result and result["parallel"]["failed_workers"]):
+        ranks.barrier()
+        parallel_run.close()
+    return model, result
+
+
+class _Run:
+    """The state of one rank's part of a run."""
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        data: Dataset,
+        config: TrainConfig,
+        plan: Plan,
+        seed: int,
+        threads: int,
+        on_progress: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self.ranks, self.data, self.config, self.plan = ranks, data, config, plan
+        self.seed, self.threads, self.on_progress = seed, threads, on_progress
+        self.rank, self.workers = ranks.rank, ranks.size
+        self.phase1_epochs = plan.phase1_epochs(config.epochs)
+        self.sizes = (data.n_features, *config.hidden, data.n_classes)
+        self.about = about(data, config, plan, ranks.size)
+        self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
+        self.own_epochs: list[dict[str, Any]] = []
+        self.restarts: list[int] = []
+        self._reported = 0.0
+
+    # --- before ----------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        path: str | os.PathLike[str] | None,
+        resume: bool,
+        shared: bool | None,
+        patience: float,
+    ) -> None:
+        """Load, split, compile, and open the window with the model in it."""
+        self.path = None if path is None else Path(path)
+        start = self._together(lambda: self._start(resume))
+        nnz, self.nnz_start, self.restarts = self.ranks.share(
+            (start.model.nnz, start.nnz_start, start.restarts) if start is not None else None
+        )
+        self._together(self._load)
+        asynchronous = self.plan.algorithm == "wasap"
+        shards = self._shard_sizes
+        batches = [-(-n // self.config.batch_size) for n in shards]
+        # An epoch is all workers' batches together; in lockstep, a step of all of them.
+        self.updates_per_epoch = sum(batches) if asynchronous else max(batches)
+        updates = self.updates_per_epoch * self.phase1_epochs
+        layout = Layout(
+            self.sizes, nnz, self.workers, updates if asynchronous else 0, self.phase1_epochs,
+            len(FIELDS),
+        )  # fmt: skip
+        self.window = Window(self.ranks, layout, shared, patience)
+        self.server = ParameterServer(
+            self.window, self.config, self.seed, self.updates_per_epoch,
+            self.phase1_epochs if asynchronous else 0,
+        )  # fmt: skip
+        if start is not None:
+            self.server.publish(start.model, start.record, start.rows)
+        done, elapsed = self.ranks.share(
+            None if start is None else (len(start.rows) // len(FIELDS), start.elapsed)
+        )
+        self.epochs_before = done
+        own = self.window.fetch("worker", 0, self.server.ticket) == self.rank
+        step = int(own.sum()) if asynchronous else done * batches[self.rank]
+        self.worker = Worker(
+            self.rank, self.shard, self.sizes, self.config, self.seed, self.threads, step
+        )
+        self.ranks.in_turns(self._compile)
+        self.server.pull(self.worker)
+        self.ranks.barrier()
+        self.window.moved = 0
+        self.server.start_clock(elapsed)
+
+    def _together(self, function: Callable[[], Any]) -> Any:
+        result, error = None, None
+        try:
+            result = function()
+        except Exception as caught:
+            error = caught
+        self.ranks.agree(error)
+        return result
+
+    def _start(self, resume: bool) -> Start | None:
+        """Make the model, or read the checkpoint, on rank 0."""
+        if self.rank:
+            return None
+        if resume and self.path is not None and self.path.exists():
+            return Start.resumed(self.path, self.about, self.seed)
+        model = train.new_model(self.config, self.data.n_features, self.data.n_classes, self.seed)
+        return Start(model, None, np.zeros(0), 0.0, model.nnz, [])
+
+    def _load(self) -> None:
+        data = self.data
+        train.check_finite(data.X_train, "training data")
+        train.check_finite(data.X_test, "test data")
+        if len(np.unique(data.y_train)) < 2:
+            found = np.unique(data.y_train)
+            raise ValueError(f"y: expected at least two classes, got only {found}")
+        rows = shard_rows(data.y_train, self.workers, self.seed)
+        self._shard_sizes = [len(part) for part in rows]
+        self.shard = Shard(data, rows[self.rank], self.config, self.seed, self.rank)
+        mean, scale = data.moments()
+        self.X_test = data.X_test.astype(np.float32)
+        self.X_test -= mean
+        self.X_test /= scale
+        self.y_test = data.y_test
+
+    def _compile(self) -> None:
+        """Have everything compiled before anything is timed."""
+        worker = Worker(self.rank, self.shard, self.sizes, self.config, self.seed, self.threads)
+        self.server.pull(worker)
+        try:
+            worker.compute()
+        except FloatingPointError:
+            pass  # it will be met again where it is reported
+        n = len(worker.gradient)
+        nothing = (np.float32(0), np.float32(0), np.float32(0))
+        momentum_step(
+            aligned(n, np.float32), aligned(n, np.float32), worker.gradient, worker.model.params,
+            *nothing,
+        )  # fmt: skip
+        tiny = SparseMLP.erdos_renyi((4, 4, 2), density=0.5, random_state=0)
+        view = tiny[0]
+        topology.retain_valid(
+            view.indptr, view.indices, view.data, view.indptr, view.indices, view.data.copy()
+        )
+        average([tiny, tiny])
+        with Trainer(tiny, self.config.with_values(hidden=(4,))):
+            pass
+        worker.close()
+
+    # --- the run ---------------------------------------------------------------------------------
+
+    def go(self, resources: Resources) -> tuple[SparseMLP | None, dict[str, Any] | None]:
+        """Take this rank through both phases."""
+        model: SparseMLP | None
+        try:
+            if self.plan.algorithm == "wasap":
+                self._phase1()
+            else:
+                self._phase1_in_lockstep()
+            self.phase1_seconds = self.server.elapsed()
+            self._phase2()
+            model = self.worker.model
+        except (ParallelError, FloatingPointError):
+            raise
+        except Exception as error:
+            if self.plan.algorithm == "wassp" or self.workers == 1:
+                raise
+            self.window.leave(error)
+            model = None
+            self.phase1_seconds = self.server.elapsed()
+        if self.rank:
+            pending = None
+            if model is not None:
+                pending = self.window.send_result(pack(model, self._own(resources)))
+            self.window.wait_for_finish(pending)
+            return None, None
+        return self._finish(model, resources)
+
+    def _phase1(self) -> None:
+        """Push gradients until the epochs of phase 1 are done."""
+        while True:
+            self.worker.compute()
+            update = self.server.push(self.worker)
+            if update is None:
+                break
+            self.window.beat()
+            if update.epoch:
+                self._end_epoch(update)
+            self._report(1, update.ticket)
+        self.server.pull(self.worker)
+
+    def _end_epoch(self, update: Update) -> None:
+        """Test and save what the server's model was at the end of an epoch."""
+        before = time.perf_counter()
+        while self.window.fetch("control")[TESTED] < update.epoch - 1:
+            time.sleep(1e-3)  # whoever ended the epoch before is still busy with it
+            self.window.check()
+        assert update.model is not None
+        self._aside(time.perf_counter() - before, "evaluate")
+        with self.window.busy():
+            try:
+                self.server.tested(update.epoch, *self._test(update.model))
+                self._save(update.epoch, self.server.record(update.ticket))
+            finally:
+                self.window.write("control", update.epoch, TESTED)
+
+    def _phase1_in_lockstep(self) -> None:
+        """Take the steps of phase 1 together."""
+        worker = self.worker
+        lockstep = Lockstep(self.window, worker, self._shard_sizes, self.config, self.plan.warmup)
+        part = slice(*(len(self.y_test) * np.arange(self.rank, self.rank + 2) // self.workers))
+        for epoch in range(self.epochs_before + 1, self.phase1_epochs + 1):
+            trained = [0.0, 0.0, 0.0]
+            for step in range((epoch - 1) * lockstep.steps, epoch * lockstep.steps):
+                worker.sums.loss[0] = worker.sums.correct[0] = 0
+                lockstep.take_step(step)
+                trained[0] += worker.n_samples
+                trained[1] += float(worker.sums.loss[0])
+                trained[2] += int(worker.sums.correct[0])
+                self._report(1, step + 1)
+            loss, accuracy = self._test(worker.model, part)
+            n = len(self.y_test[part])
+            sums = lockstep.sums([*trained, loss * n, accuracy * n, self._aside_so_far()])
+            nnz = worker.model.nnz
+            changed = lockstep.change_topology(self.seed, epoch)
+            if self.rank == 0:
+                row = np.array(
+                    [*sums[:3], 0, lockstep.steps, nnz, changed["pruned"], changed["replaced"],
+                     self.server.elapsed(), sums[5], *(sums[3:5] / len(self.y_test))]
+                )  # fmt: skip
+                self.window.write("epochs", row, (epoch - 1) * len(FIELDS))
+                self.window.write("control", epoch, TESTED)
+                with self.window.busy():
+                    self._save(epoch, None)
+
+    def _phase2(self) -> None:
+        """Train this worker's copy on its shard, without exchange."""
+        worker, resumed = self.worker, None
+        if self.phase1_epochs == self.config.epochs:
+            return
+        origin = worker.model.weights_sha256()
+        own_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")
+        if self.restarts and own_path and own_path.exists():
+            model, state = checkpoint.load(own_path)
+            if state is not None and state.get("origin") == origin:
+                resumed = model, state["progress"]
+                self.own_epochs = state["epochs"]
+
+        def test(trainer: Trainer) -> dict[str, Any]:
+            loss, accuracy = self._test(trainer.model)
+            return {"test_loss": loss, "test_accuracy": accuracy}
+
+        def on_epoch(trainer: Trainer, record: dict[str, Any]) -> None:
+            record["elapsed"] = self.server.elapsed()
+            record["aside"] = self._aside_so_far()
+            self.own_epochs.append(record)
+            if own_path is None:
+                return
+            state = {"origin": origin, "progress": trainer.progress(), "epochs": self.own_epochs}
+            before = time.perf_counter()
+            with self.window.busy():
+                checkpoint.save(trainer.model, own_path, state)
+            self._aside(time.perf_counter() - before, "checkpoint")
+
+        def on_progress(samples: int, loss: float) -> None:
+            self.window.beat()
+            self.window.check()
+            self._done += samples
+            self._report(2, self._done)
+
+        self._done = len(self.own_epochs) * len(self.shard)
+        worker.train_alone(self.phase1_epochs, test, on_epoch, on_progress, resumed)
+
+    # --- testing, saving, reporting --------------------------------------------------------------
+
+    def _test(self, model: SparseMLP, part: slice = slice(None)) -> tuple[float, float]:
+        before = time.perf_counter()
+        labels = self.y_test[part]
+        logits = model.decision_function(self.X_test[part], self.threads)
+        accuracy = float((logits.argmax(axis=1) == labels).mean())
+        loss = losses.cross_entropy(logits, labels)
+        self._aside(time.perf_counter() - before, "evaluate")
+        return loss, accuracy
+
+    def _aside(self, seconds: float, what: str) -> None:
+        """Count seconds that this rank did not train; they are not the algorithm's."""
+        self.seconds[what] += seconds
+        self.window.write("aside", self._aside_so_far(), self.rank)
+
+    def _aside_so_far(self) -> float:
+        return self.seconds["evaluate"] + self.seconds["checkpoint"]
+
+    def _save(self, epoch: int, record: Record | None) -> None:
+        if self.path is None:
+            return
+        before = time.perf_counter()
+        run_state = {
+            "config": self.about,
+            "seed": self.seed,
+            "nnz_start": self.nnz_start,
+            "record": None if record is None else records.to_json(record),
+            "rows": records.encode(self.server.rows(epoch)),
+            "restarts": self.restarts,
+            "elapsed": self.server.elapsed()
+            - float(self.window.fetch("aside").sum()) / self.workers,
+        }
+        checkpoint.save(self.worker.model, self.path, run_state)
+        self._aside(time.perf_counter() - before, "checkpoint")
+
+    def _report(self, phase: int, done: int) -> None:
+        """Tell where the run stands, on rank 0, some times a second."""
+        now = time.perf_counter()
+        if self.on_progress is None or self.rank or now - self._reported < _REPORT_SECONDS:
+            return
+        self._reported = now
+        if phase == 1:
+            epochs = done / self.updates_per_epoch
+        else:
+            epochs = self.phase1_epochs + done / len(self.shard)
+        tested = int(self.window.fetch("control")[TESTED])
+        accuracy = None
+        if self.own_epochs:
+            accuracy = self.own_epochs[-1]["test_accuracy"]
+        elif tested:
+            at = (tested - 1) * len(FIELDS) + FIELDS.index("test_accuracy")
+            accuracy = float(self.window.fetch("epochs", at, at + 1)[0])
+        staleness = 0.0
+        if self.plan.algorithm == "wasap" and phase == 1:
+            recent = self.window.fetch("staleness", max(0, done - 200), done)
+            staleness = float(recent.mean())
+        self.on_progress(
+            {
+                "algorithm": self.plan.algorithm,
+                "workers": self.workers,
+                "phase": phase,
+                "epoch": epochs,
+                "epochs": self.config.epochs,
+                "updates": done if phase == 1 else self.updates_per_epoch * self.phase1_epochs,
+                "elapsed": self.server.elapsed(),
+                "test_accuracy": accuracy,
+                "staleness": staleness,
+            }
+        )
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def _own(self, resources: Resources) -> dict[str, Any]:
+        """Return what the result says of this rank."""
+        return {
+            "rank": self.rank,
+            "host": self.ranks.host,
+            "pid": os.getpid(),
+            "shard": len(self.shard),
+            "updates": self.worker.updates,
+            "samples": self.worker.samples,
+            "bytes_moved": self.window.moved,
+            "seconds": {
+                **self.worker.seconds, **self.seconds, "phase1": self.phase1_seconds,
+                "total": self.server.elapsed(),
+            },
+            "peak_rss_mb": round(peak_rss_mb(), 1),
+            "resources": resources.to_dict(),
+            "epochs": self.own_epochs,
+        }  # fmt: skip
+
+    def _finish(
+        self, model: SparseMLP | None, resources: Resources
+    ) -> tuple[SparseMLP, dict[str, Any]]:
+        """Receive the others' models, average, test, and write down all there is to know."""
+        arrived, failed = self.window.receive_results()
+        if model is None:
+            failed[0] = self.window.message(0)
+        models, own = ([], []) if model is None else ([model], [self._own(resources)])
+        for rank in sorted(arrived):
+            other, about_it = unpack(arrived[rank], self.sizes, self.config)
+            assert other is not None
+            models.append(other)
+            own.append(about_it)
+        if not models:
+            causes = "; ".join(f"rank {rank}: {why}" for rank, why in sorted(failed.items()))
+            raise ParallelError(f"no worker got to the end: {causes}")
+        # Without a phase 2 all copies are the server's.
+        averages = self.phase1_epochs < self.config.epochs
+        merged, union_nnz = average(models) if averages else (models[0], models[0].nnz)
+        elapsed = self.server.elapsed()
+        with self.window.busy():
+            test = self._test(merged)
+        result = {
+            "config": self.about,
+            "seed": self.seed,
+            "nnz_start": self.nnz_start,
+            **outcome.result(merged, self.server, own, failed, self.about, test, elapsed),
+            "provenance": provenance(self.threads, self.data.content_hash, self.workers),
+        }
+        result["parallel"] |= {"union_nnz": union_nnz, "restarts": self.restarts}
+        self.window.finish()
+        return merged, result
+
+    def close(self) -> None:
+        """Free what MPI holds. Collective."""
+        self.worker.close()
+        self.window.close()
+        self.ranks.close()

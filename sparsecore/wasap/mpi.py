@@ -325,8 +325,7 @@ class Window(Place):
                         raise ParallelError(f"rank {rank} is lost: {reason}")
 
     def send_result(self, parts: list[np.ndarray]) -> Any:
-        """Start to send arrays to rank 0, as one message; keep what is returned until it is
-        done."""
+        """Start to send arrays to rank 0 as one message; keep what is returned until then."""
         buffer = np.concatenate([np.ascontiguousarray(p).view(np.uint8).ravel() for p in parts])
         return self.ranks.comm.Isend([buffer, MPI.BYTE], 0, _TAG_MODEL), buffer
 

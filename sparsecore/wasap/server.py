@@ -132,8 +132,7 @@ class ParameterServer:
             worker.pulled, worker.version = int(state[TICKET]), int(state[VERSION])
 
     def push(self, worker: Worker) -> Update | None:
-        """Apply the worker's gradient, give it the new model, and end the epoch if this is its
-        last.
+        """Apply the worker's gradient, give it the new model, end the epoch if it is complete.
 
         Returns
         -------

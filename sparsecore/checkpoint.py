@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -100,27 +99,32 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
     ------
     CheckpointError
         If the file is cut short, damaged, foreign, or of a newer version.
-    FileNotFoundError
+    OSError
+        If it cannot be opened.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        version = int(arrays["format_version"])
-        if version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path}: format version {version}, expected {FORMAT_VERSION}; "
-                "a newer sparsecore may have written it"
-            )
-        about = json.loads(str(arrays["about"]))
-        model = _model(arrays, about)
-    except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
-        if isinstance(error, CheckpointError):
+    with open(path, "rb") as stream:
+        try:
+            return _read(stream, path)
+        except CheckpointError:
             raise
+        except Exception as error:  # what damaged bytes can make a zip and array reader raise
+            raise CheckpointError(
+                f"{path}: not a whole sparsecore model file ({type(error).__name__}: {error}); "
+                "restore it from a copy or train again"
+            ) from error
+
+
+def _read(stream: IO[bytes], path: Any) -> tuple[SparseMLP, dict[str, Any] | None]:
+    with np.load(stream, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    version = int(arrays["format_version"])
+    if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: not a whole sparsecore model file ({type(error).__name__}: {error}); "
-            "restore it from a copy or train again"
-        ) from error
-    return model, about["run"]
+            f"{path}: format version {version}, expected {FORMAT_VERSION}; "
+            "a newer sparsecore may have written it"
+        )
+    about = json.loads(str(arrays["about"]))
+    return _model(arrays, about), about["run"]
 
 
 def _model(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> SparseMLP:

@@ -78,10 +78,16 @@ def run(
 
     model, state = None, None
     if resume and checkpoint_path is not None and Path(checkpoint_path).exists():
-        model, state = _resumed(checkpoint_path, about, seed)
+        model, state = _resumed(checkpoint_path, about, seed, data.content_hash)
     if model is None or state is None:
         model = train.new_model(config, data.n_features, data.n_classes, seed)
-        state = {"config": about, "seed": seed, "nnz_start": model.nnz, "epochs": []}
+        state = {
+            "config": about,
+            "seed": seed,
+            "data": data.content_hash,
+            "nnz_start": model.nnz,
+            "epochs": [],
+        }
         if observe is not None:
             state["epochs"].append({"epoch": 0, "nnz": model.nnz, **observe(model)})
     epochs = state["epochs"]
@@ -140,14 +146,16 @@ def run(
     return model, result
 
 
-def _resumed(path: Any, about: dict[str, Any], seed: int) -> tuple[SparseMLP, dict[str, Any]]:
+def _resumed(
+    path: Any, about: dict[str, Any], seed: int, content_hash: str
+) -> tuple[SparseMLP, dict[str, Any]]:
     model, state = checkpoint.load(path)
     if state is None:
         raise checkpoint.CheckpointError(f"{path}: a model, not the checkpoint of a run")
-    for name, here, there in (("seed", seed, state["seed"]), ("config", about, state["config"])):
-        if here != there:
+    for name, here in (("seed", seed), ("config", about), ("data", content_hash)):
+        if here != state[name]:
             raise ValueError(
-                f"{path}: belongs to a run with {name} {there!r}, not {here!r}; "
+                f"{path}: belongs to a run with {name} {state[name]!r}, not {here!r}; "
                 "resume with the same options, or name another checkpoint"
             )
     return model, state

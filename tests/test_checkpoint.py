@@ -1,0 +1,312 @@
+"""Model files: round trips, every kind of damage, and writes that are interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import stat
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from oracle import batch, network
+
+from sparsecore import checkpoint
+from sparsecore.checkpoint import CheckpointError, atomic_write, load, save, write_json
+from sparsecore.mlp import SparseMLP
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = network(activation="leaky-relu", alpha=0.15)
+    model.start_momentum()[:] = np.random.default_rng(0).normal(size=len(model.params))
+    path = tmp_path / "model.npz"
+    save(model, path, {"epoch": 3, "loss": 0.1})
+    return model, path
+
+
+# --- round trips ----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back_bit_by_bit(saved):
+    model, path = saved
+    twin, run = load(path)
+    assert run == {"epoch": 3, "loss": 0.1}
+    assert twin.weights_sha256() == model.weights_sha256()
+    np.testing.assert_array_equal(twin.velocity, model.velocity)
+    assert twin.velocity.dtype == np.float32
+    assert (twin.sizes, twin.activation, twin.alpha, twin.init) == (
+        model.sizes, "leaky-relu", 0.15, "he_uniform",
+    )  # fmt: skip
+    X, _ = batch(model, 20)
+    np.testing.assert_array_equal(twin.decision_function(X), model.decision_function(X))
+
+
+def test_a_model_has_no_run_and_no_velocity(saved, tmp_path):
+    model, _ = saved
+    save(model, tmp_path / "plain.npz")
+    twin, run = load(tmp_path / "plain.npz")
+    assert run is None and twin.velocity is None
+    assert twin.weights_sha256() == model.weights_sha256()
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 1, 2), (5, 4)])
+def test_networks_without_connections_come_back(tmp_path, sizes):
+    model = SparseMLP(
+        sizes, [(np.zeros(n + 1, int), np.zeros(0, int)) for n in sizes[1:]],
+        [np.zeros(0)] * (len(sizes) - 1),
+    )  # fmt: skip
+    save(model, tmp_path / "empty.npz")
+    assert load(tmp_path / "empty.npz")[0].weights_sha256() == model.weights_sha256()
+
+
+def test_floats_of_the_run_come_back_exactly(saved, tmp_path):
+    model, _ = saved
+    values = np.random.default_rng(0).normal(size=100).tolist()
+    save(model, tmp_path / "run.npz", {"values": values})
+    assert load(tmp_path / "run.npz")[1] == {"values": values}
+
+
+def test_there_are_no_pickles_inside(saved):
+    _, path = saved
+    with np.load(path, allow_pickle=False) as file:
+        assert all(file[name].dtype != object for name in file.files)
+        assert int(file["format_version"]) == checkpoint.FORMAT_VERSION
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_file_cut_short(saved, share):
+    _, path = saved
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError, match=r"model\.npz: not a whole sparsecore model file"):
+        load(path)
+
+
+def test_a_file_cut_short_at_its_end(saved):
+    _, path = saved
+    whole = path.read_bytes()
+    for lost in (1, 2, 10, 21, 22, 23, 100):
+        path.write_bytes(whole[:-lost])
+        with pytest.raises(CheckpointError, match="not a whole sparsecore model file"):
+            load(path)
+
+
+def test_a_flipped_bit_is_found_or_changes_nothing(saved):
+    model, path = saved
+    whole = bytearray(path.read_bytes())
+    rng = np.random.default_rng(1)
+    found = 0
+    # The last kilobyte or so is the zip's directory, where a bit may mean anything.
+    places = [*rng.integers(len(whole), size=300), *range(len(whole) - 1000, len(whole), 3)]
+    for place in places:
+        bit = 1 << int(rng.integers(8))
+        whole[place] ^= bit
+        path.write_bytes(whole)
+        try:
+            twin, run = load(path)
+        except CheckpointError:
+            found += 1
+        else:  # a time stamp, a file attribute, padding
+            assert run == {"epoch": 3, "loss": 0.1}
+            assert twin.weights_sha256() == model.weights_sha256()
+        whole[place] ^= bit
+    assert found > 0.5 * len(places)
+
+
+def foreign(kind, path):
+    rng = np.random.default_rng(0)
+    if kind == "text":
+        path.write_text("epoch,loss\n1,0.5\n")
+    elif kind == "noise":
+        path.write_bytes(rng.bytes(5000))
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"weights": [1, 2, 3]}))
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("readme.txt", "hello")
+    elif kind == "npz":
+        np.savez(path, weights=rng.normal(size=5))
+    elif kind == "npy":
+        with path.open("wb") as file:
+            np.save(file, rng.normal(size=5))
+    elif kind == "version only":
+        np.savez(path, format_version=np.array(1))
+    elif kind == "odd version":
+        np.savez(path, format_version=np.array([1, 2]), about=np.array("{}"))
+    elif kind == "objects":
+        np.savez(path, format_version=np.array(1), about=np.array({"a": 1}, object))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "text", "noise", "empty", "pickle", "zip", "npz", "npy", "version only", "odd version",
+        "objects",
+    ],
+)  # fmt: skip
+def test_a_foreign_file(tmp_path, kind):
+    path = tmp_path / "foreign.npz"
+    foreign(kind, path)
+    with pytest.raises(CheckpointError, match=r"foreign\.npz: not a whole sparsecore model file"):
+        load(path)
+
+
+class Exploit:
+    def __reduce__(self):
+        return os.mkdir, ("exploited",)
+
+
+def test_a_pickle_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.npz"
+    np.savez(path, format_version=np.array(Exploit(), object))
+    with pytest.raises(CheckpointError):
+        load(path)
+    path.write_bytes(pickle.dumps(Exploit()))
+    with pytest.raises(CheckpointError):
+        load(path)
+    assert not (tmp_path / "exploited").exists()
+
+
+def rewritten(path, **changes):
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    about = json.loads(str(arrays["about"]))
+    for name, value in changes.items():
+        if name in about:
+            about[name] = value
+        else:
+            arrays[name] = value(arrays[name]) if callable(value) else value
+    arrays["about"] = np.array(json.dumps(about))
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+
+
+def test_a_newer_version_says_so(saved):
+    _, path = saved
+    rewritten(path, format_version=np.array(checkpoint.FORMAT_VERSION + 1))
+    with pytest.raises(CheckpointError, match="format version 2, expected 1; a newer sparsecore"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sizes": lambda a: a[:-1]},
+        {"sizes": lambda a: a[:0]},
+        {"sizes": lambda a: a * 0},
+        {"weight_start": lambda a: a[:-1]},
+        {"weight_start": lambda a: a[:0]},
+        {"weight_start": lambda a: a + 1},
+        {"indptr": lambda a: a[::-1]},
+        {"indptr": None},
+        {"indices": lambda a: a + 1000},
+        {"indices": lambda a: -a},
+        {"indices": lambda a: np.zeros_like(a)},
+        {"params": lambda a: a[:-1]},
+        {"params": lambda a: a[:3]},
+        {"params": lambda a: a[None]},
+        {"velocity": lambda a: a[:-1]},
+        {"activation": "gelu"},
+        {"init": "zeros"},
+        {"alpha": "steep"},
+    ],
+)
+def test_contents_that_are_not_a_network(saved, changes):
+    _, path = saved
+    rewritten(path, **changes)
+    with pytest.raises(CheckpointError, match="not a whole sparsecore model file"):
+        load(path)
+
+
+@pytest.mark.parametrize("about", ["[]", "{}", "3", "{", '{"activation": "relu"}'])
+def test_descriptions_that_are_not_one(saved, about):
+    _, path = saved
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(path, **{**arrays, "about": np.array(about)})
+    with pytest.raises(CheckpointError, match="not a whole sparsecore model file"):
+        load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.npz"):
+        load(tmp_path / "nothing.npz")
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), atomic_write(path) as file:
+            file.write(b"new and longer")
+            raise error
+        assert path.read_bytes() == b"old"
+        assert os.listdir(tmp_path) == ["file"], "no temporary file is left"
+
+
+def test_a_killed_process_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    program = (
+        "import os, sys\n"
+        "from sparsecore.checkpoint import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as file:\n"
+        "    file.write(b'new' * 100000)\n"
+        "    file.flush()\n"
+        "    os._exit(9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], timeout=60)
+    assert done.returncode == 9
+    assert path.read_bytes() == b"old"
+
+
+def test_a_failed_save_leaves_the_old_model(saved, monkeypatch):
+    model, path = saved
+    before = path.read_bytes()
+    other = network(seed=1)
+
+    def break_down(file, **arrays):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np, "savez", break_down)
+    with pytest.raises(OSError, match="no space left"):
+        save(other, path)
+    assert path.read_bytes() == before
+    assert load(path)[0].weights_sha256() == model.weights_sha256()
+
+
+def test_a_written_file_is_whole_and_readable_by_others(tmp_path):
+    path = tmp_path / "new" / "folder" / "file"
+    umask = os.umask(0o027)
+    try:
+        with atomic_write(path) as file:
+            file.write(b"content")
+            assert not path.exists(), "nothing is there before it is whole"
+    finally:
+        os.umask(umask)
+    assert path.read_bytes() == b"content"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_json_is_written_whole(tmp_path):
+    path = tmp_path / "result.json"
+    value = {"a": [1, 2.5, None], "ε": "ζ"}
+    write_json(path, value)
+    assert json.loads(path.read_text()) == value
+    for bad in (float("nan"), float("inf"), {1, 2}):
+        with pytest.raises((ValueError, TypeError)):
+            write_json(path, {"a": bad})
+    assert json.loads(path.read_text()) == value

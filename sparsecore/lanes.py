@@ -13,6 +13,7 @@ Nothing here checks bounds: kernels receive arrays that their caller has allocat
 from __future__ import annotations
 
 import operator
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -53,6 +54,7 @@ class Width:
         return f"Width({self.lanes})"
 
 
+@cache
 def widest() -> int:
     """Return the most lanes whose two operand rows fit this CPU's vector registers.
 

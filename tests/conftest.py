@@ -1,11 +1,18 @@
-"""What all tests share: Hypothesis draws the same examples in every run, so a failure repeats."""
+"""What all tests share: settings that must stand before anything is imported, or the same for all."""
 
 from __future__ import annotations
 
-import hypothesis
+import os
+
+# SciPy reads it when it is first imported; scikit-learn's check of array API input is skipped
+# without.
+os.environ["SCIPY_ARRAY_API"] = "1"
+
+import hypothesis  # noqa: E402
 
 hypothesis.settings.register_profile(
-    # A deadline would measure compilation and the neighbours' load, not the code.
+    # Examples are the same in every run, so a failure repeats. A deadline would measure compilation
+    # and the neighbours' load, not the code.
     "repeatable",
     derandomize=True,
     deadline=None,

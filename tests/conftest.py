@@ -1,4 +1,4 @@
-"""What all tests share: settings that must stand before anything is imported, or the same for all."""
+"""What all tests share: settings that come before any import, or are the same for all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 # without.
 os.environ["SCIPY_ARRAY_API"] = "1"
 
-import hypothesis  # noqa: E402
+import hypothesis
 
 hypothesis.settings.register_profile(
     # Examples are the same in every run, so a failure repeats. A deadline would measure compilation

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsecore import __version__, datasets
-from sparsecore.team import cpu_count
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -418,6 +417,8 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _check_common(options: argparse.Namespace) -> None:
+    from sparsecore.team import cpu_count  # not above: Numba takes half a second
+
     if options.threads < 1:
         raise ValueError(f"--threads: expected an integer of at least 1, got {options.threads}")
     if options.seed < 0:

@@ -1,0 +1,283 @@
+"""The command line as a user meets it: other processes, their output and their exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sparsecore import __version__, checkpoint
+from sparsecore.__main__ import main
+from sparsecore.team import cpu_count
+
+# The names are a contract: results, notebooks and other people's scripts read them.
+TRAIN_KEYS = {
+    "config", "seed", "test_accuracy", "best_test_accuracy", "nnz_start", "nnz_end", "seconds",
+    "samples_per_second", "peak_rss_mb", "weights_sha256", "epochs", "provenance",
+}  # fmt: skip
+BENCH_KEYS = {
+    "ms_per_step", "gflops", "nnz", "evolution_ms", "predict_ms", "peak_rss_mb", "provenance",
+}  # fmt: skip
+
+SMALL = ["train", "--dataset", "digits", "--hidden", "40,30", "--epsilon", "5", "--limit", "300"]
+
+
+def run(*words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "sparsecore", *words],
+        capture_output=True, text=True, timeout=300, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def last_line(text):
+    return json.loads(text.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    paths = {"out": folder / "model.npz", "checkpoint": folder / "run.npz"}
+    done = run(
+        *SMALL, "--epochs", "3", "--seed", "7", "--json", "--out", str(paths["out"]),
+        "--checkpoint", str(paths["checkpoint"]),
+    )  # fmt: skip
+    return done, paths
+
+
+def test_train_prints_one_json_object_last(trained):
+    done, _ = trained
+    assert done.returncode == 0, done.stderr
+    result = last_line(done.stdout)
+    assert TRAIN_KEYS <= result.keys()
+    assert result["seconds"].keys() >= {"train", "evaluate", "evolve"}
+    assert result["seed"] == 7
+    assert result["config"]["dataset"] == "digits" and result["config"]["n_train"] == 300
+    assert result["config"]["hidden"] == [40, 30] and result["config"]["epsilon"] == 5
+    # What is not given is the setting of the study for this data set.
+    assert result["config"]["zeta"] == 0.3 and result["config"]["activation"] == "all-relu"
+    assert len(result["epochs"]) == 3 and all(isinstance(e, dict) for e in result["epochs"])
+    # Ten classes: guessing is right in one of ten.
+    assert 0.2 < result["test_accuracy"] <= result["best_test_accuracy"] <= 1
+    assert len(result["weights_sha256"]) == 64
+    assert result["nnz_start"] == result["nnz_end"] > 0
+
+
+def test_train_shows_progress_on_standard_error(trained):
+    done, _ = trained
+    assert done.stdout.count("\n") == 1, "only the JSON"
+    assert "digits" in done.stderr and "loss" in done.stderr and "test" in done.stderr
+
+
+def test_train_saves_the_model(trained):
+    done, paths = trained
+    model, state = checkpoint.load(paths["out"])
+    assert model.weights_sha256() == last_line(done.stdout)["weights_sha256"]
+    assert state is None
+
+
+def test_the_same_seed_gives_the_same_weights_with_two_threads(trained, capsys):
+    done, _ = trained
+    assert main([*SMALL, "--epochs", "3", "--seed", "7", "--json", "--threads", "2"]) == 0
+    assert (
+        last_line(capsys.readouterr().out)["weights_sha256"]
+        == (last_line(done.stdout)["weights_sha256"])
+    )
+
+
+def test_a_finished_run_resumes_to_its_result(trained, capsys):
+    done, paths = trained
+    words = ["--epochs", "3", "--seed", "7", "--json", "--resume"]
+    assert main([*SMALL, *words, "--checkpoint", str(paths["checkpoint"])]) == 0
+    mine, whole = last_line(capsys.readouterr().out), last_line(done.stdout)
+    assert mine["weights_sha256"] == whole["weights_sha256"]
+    assert mine["epochs"] == whole["epochs"]
+
+
+def test_without_json_people_are_told(capsys):
+    assert main([*SMALL, "--epochs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("<SparseMLP 64-40-30-10, all-relu, density ")
+    assert "test accuracy" in out and "samples/s" in out
+
+
+def test_every_hyperparameter_is_an_option(capsys):
+    given = {
+        "hidden": [12, 8], "density": 0.5, "activation": "leaky-relu", "alpha": 0.1,
+        "init": "xavier", "learning_rate": 0.02, "momentum": 0.8, "weight_decay": 0.001,
+        "dropout": 0.1, "zeta": 0.2, "batch_size": 32, "epochs": 4, "prune_from": 1,
+        "prune_every": 2, "prune_percentile": 10.0, "augment": False, "epsilon": 3.0,
+    }  # fmt: skip
+    words = ["train", "--dataset", "digits", "--limit", "200", "--json"]
+    for name, value in given.items():
+        option = "--" + name.replace("_", "-")
+        if name == "augment":
+            words.append("--no-augment")
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [option, text]
+    assert main(words) == 0
+    result = last_line(capsys.readouterr().out)
+    # Everything that a result's config says, and nothing else, could be said on the command line.
+    assert {k: v for k, v in result["config"].items() if k not in ("dataset", "n_train")} == given
+    assert result["nnz_end"] < result["nnz_start"], "pruned"
+
+
+def test_bench_prints_one_json_object():
+    done = run(
+        "bench", "--dims", "50,60,40,10", "--epsilon", "4", "--batch", "32", "--steps", "20",
+        "--threads", "1", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = last_line(done.stdout)
+    assert BENCH_KEYS <= result.keys()
+    ms = result["ms_per_step"]
+    assert ms.keys() == {"median", "min", "p90"}
+    assert 0 < ms["min"] <= ms["median"] <= ms["p90"]
+    assert result["evolution_ms"] > 0 and result["predict_ms"] > 0
+    # epsilon (n_in + n_out) connections a layer, at most all; 5 deviations of a binomial.
+    expected = sum(min(a * b, 4 * (a + b)) for a, b in ((50, 60), (60, 40), (40, 10)))
+    assert abs(result["nnz"] - expected) < 5 * np.sqrt(expected)
+    # 6 operations a connection and sample, 4 in the first layer.
+    flops = result["gflops"] * 1e6 * ms["median"] / 32
+    assert 4 * result["nnz"] < flops < 6 * result["nnz"]
+
+
+def test_bench_takes_a_density(capsys):
+    words = ["bench", "--dims", "20,10,5", "--density", "1", "--batch", "32", "--steps", "3"]
+    assert main([*words, "--json"]) == 0
+    assert last_line(capsys.readouterr().out)["nnz"] == 250
+    assert main(words) == 0
+    assert "250 connections, batch 32, 1 thread(s)" in capsys.readouterr().out
+
+
+def test_data_list_and_verify(capsys):
+    assert main(["data", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    digits = next(line for line in lines if line.startswith("digits "))
+    assert "64 features" in digits and "10 classes" in digits and digits.endswith("here")
+    assert main(["data", "verify", "digits"]) == 0
+    assert re.fullmatch(r"digits: .*sha256 [0-9a-f]{64}\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["bench"], ["data"], ["data", "fetch"]])
+def test_help_is_quick_and_complete(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: python -m sparsecore")
+    if command == ["train"]:
+        for option in ("--learning-rate", "--prune-percentile", "--limit", "--seed", "--threads"):
+            assert option in out
+
+
+def test_help_needs_neither_numba_nor_sklearn():
+    # They take a second to import; --help shows at once.
+    program = (
+        "import sys\n"
+        "from sparsecore.__main__ import main\n"
+        "try:\n"
+        "    main(['train', '--help'])\n"
+        "except SystemExit:\n"
+        "    print(sorted({'numba', 'sklearn'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_version():
+    done = run("--version")
+    assert (done.returncode, done.stdout.strip()) == (0, f"sparsecore {__version__}")
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["fly"],
+        ["train", "--dataset"],
+        ["train", "--dataset", "digits", "--epochs", "many"],
+        ["train", "--dataset", "digits", "--hidden", "10;20"],
+        ["train", "--dataset", "digits", "--colour", "red"],
+        ["bench", "--epsilon", "3", "--density", "0.5"],
+        ["data"],
+    ],
+)
+def test_options_that_make_no_sense_end_with_status_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "usage: " in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--epsilon", "0"], "epsilon: expected a positive number, got 0.0"),
+        (["--epsilon", "nan"], "epsilon: expected a positive number, got nan"),
+        (["--density", "1.5"], "density: expected a number in (0, 1], got 1.5"),
+        (["--zeta", "1"], "zeta: expected a number in [0, 1), got 1.0"),
+        (["--zeta", "-0.1"], "zeta: expected a number in [0, 1), got -0.1"),
+        (["--dropout", "1"], "dropout: expected a number in [0, 1), got 1.0"),
+        (["--activation", "gelu"], "activation: expected one of relu, leaky-relu, all-relu, got"),
+        (["--init", "zeros"], "init: expected one of he_uniform, xavier, normal, got 'zeros'"),
+        (["--learning-rate", "0"], "learning_rate: expected a positive number, got 0.0"),
+        (["--batch-size", "0"], "batch_size: expected an integer of at least 1, got 0"),
+        (["--epochs", "-1"], "epochs: expected an integer of at least 0, got -1"),
+        (["--hidden", "10,0"], "hidden: expected integers of at least 1, got (10, 0)"),
+        (["--threads", "0"], "--threads: expected an integer of at least 1, got 0"),
+        (["--seed", "-1"], "--seed: expected an integer of at least 0, got -1"),
+        (["--limit", "3"], "3"),
+        (["--resume"], "--resume: expected --checkpoint FILE"),
+        (["--augment"], "augment: expected colour images"),
+    ],
+)
+def test_values_out_of_range_end_with_status_1_and_one_line(words, complaint, capsys):
+    assert main(["train", "--dataset", "digits", *words]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    message = captured.err.splitlines()[-1]
+    assert message.startswith("sparsecore train: ") and complaint in message
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--dims", "10"], "sizes: expected at least an input and an output layer, got [10]"),
+        (["--dims", "10,0,2"], "sizes: expected integers from 1"),
+        (["--steps", "0"], "steps: expected an integer of at least 1, got 0"),
+        (["--batch", "0"], "batch: expected an integer of at least 1, got 0"),
+        (["--epsilon", "-3"], "epsilon: expected a positive number, got -3.0"),
+    ],
+)
+def test_bench_names_what_is_wrong(words, complaint, capsys):
+    assert main(["bench", *words]) == 1
+    assert complaint in capsys.readouterr().err
+
+
+def test_an_unknown_data_set_is_named():
+    done = run("train", "--dataset", "mnist-1d")
+    assert done.returncode == 1 and done.stdout == ""
+    message = done.stderr.strip()
+    assert "mnist-1d" in message and "fashion-mnist" in message and message.count("\n") == 0
+
+
+def test_a_diverging_run_ends_with_status_1(capsys):
+    assert main([*SMALL, "--epochs", "5", "--learning-rate", "1e6"]) == 1
+    assert "learning_rate" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_more_threads_than_cores_is_a_warning(capsys):
+    words = ["bench", "--dims", "20,10,5", "--density", "1", "--batch", "32", "--steps", "1"]
+    assert main([*words, "--threads", str(cpu_count() + 1)]) == 0
+    assert f"{cpu_count() + 1} threads on {cpu_count()} CPUs" in capsys.readouterr().err

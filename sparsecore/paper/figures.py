@@ -89,8 +89,8 @@ def curves(results: Results) -> Picture:
     )
     caption = (
         "**ReLU and All-ReLU in sparse networks.** Accuracy on the test set (top); loss on the "
-        "test set (solid) and on the training batches, with dropout (dashed; bottom). Lines are means "
-        "over seeds, bands ± one standard deviation. What to see: whether the lines lie "
+        "test set (solid) and on the training batches, with dropout (dashed; bottom). Lines are "
+        "means over seeds, bands ± one standard deviation. What to see: whether the lines lie "
         f"farther apart than the bands are wide. {_sentence('Test accuracy at the end', ends)}"
         f"{_unavailable(results)}{_source(results)}"
     )

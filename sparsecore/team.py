@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,13 @@ class Team:
             raise ValueError(f"threads: expected an integer of at least 1, got {size!r}")
         self.size = int(size)
         self.sync = np.zeros(32, np.int32)
-        self._pool = ThreadPoolExecutor(self.size - 1, "sparsecore") if self.size > 1 else None
+        self._pool = None
+        if self.size > 1:
+            self._pool = ThreadPoolExecutor(self.size - 1, "sparsecore")
+            # All threads start here and now: a pool starts one when it believes that none is idle,
+            # which it may get wrong, and members that wait for a thread never started wait forever.
+            everyone = threading.Barrier(self.size - 1)
+            wait([self._pool.submit(everyone.wait) for _ in range(self.size - 1)])
 
     def run(self, function: Callable[..., Any], *args: Any) -> None:
         """Call ``function(member, *args)`` on every member and wait for all.

@@ -11,6 +11,7 @@ goes stale.
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -52,7 +53,7 @@ class _SignatureFiles(IndexDataCacheFile):
         """Return one signature's code, or None."""
         try:
             return self._load_data(self._name(key))
-        except (OSError, EOFError):
+        except (OSError, EOFError, pickle.UnpicklingError):
             return None
 
     def flush(self) -> None:

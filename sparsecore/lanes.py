@@ -1,7 +1,7 @@
 """The SIMD lane type that the kernels are written with.
 
 A `Width(n)` marks, at compile time, how many float32 lanes a value has; ``load(width, a, i)`` gives
-a value of that many lanes, and ``fma``, ``dot``, ``select`` and the rest work on such values. Numba
+a value of that many lanes, and ``fma``, ``totals``, ``select`` and the rest work on such values. Numba
 sees a first-class type whose LLVM form is ``<n x float>``; LLVM cuts it into whatever registers the
 CPU has (eight AVX-512 registers for 128 lanes), so a kernel reads like scalar code and a batch row
 stays in registers while the connections of a neuron stream by. What does not live here: anything
@@ -217,25 +217,6 @@ def store(typingctx, array, index, value):
     def codegen(context, builder, signature, args):
         pointer = _address(context, builder, signature.args[0], args[0], args[1], args[2].type)
         builder.store(args[2], pointer, align=4)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@intrinsic
-def prefetch(typingctx, width, array, index):
-    """Ask for ``array[index : index + lanes]`` to be brought near; never faults."""
-    signature = types.void(width, array, index)
-
-    def codegen(context, builder, signature, args):
-        byte = ir.IntType(8)
-        start = _address(context, builder, signature.args[1], args[1], args[2], byte)
-        read, near, data = (ir.Constant(_I32, v) for v in (0, 3, 1))
-        for line in range(0, signature.args[0].lanes * 4, 64):
-            pointer = builder.gep(start, [ir.Constant(_I32, line)])
-            kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-            builder.call(function, [pointer, read, near, data])
         return context.get_dummy_value()
 
     return signature, codegen

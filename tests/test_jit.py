@@ -70,5 +70,5 @@ def test_a_damaged_file_is_compiled_again(tmp_path):
     cache = tmp_path / "cache"
     run(PACKAGE.parent, cache).communicate()
     for path in cache.rglob("*.nbc"):
-        path.write_bytes(b"")
+        path.write_bytes(b"not a pickle")
     assert run(PACKAGE.parent, cache).communicate()[0] == "3.0\n[0, 1, 2]\n"

@@ -19,7 +19,6 @@ WIDTHS = [8, 16, 32, 64, 128]
 def arithmetic(width, a, b, c, i, value, out, scalars):
     n = lanes.lanes_of(width)
     x, y, z = lanes.load(width, a, i), lanes.load(width, b, i), lanes.load(width, c, i)
-    lanes.prefetch(width, a, i)
     lanes.store(out, i, x + y)
     lanes.store(out, i + n, x - y)
     lanes.store(out, i + 2 * n, x * y)

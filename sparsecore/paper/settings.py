@@ -1,7 +1,7 @@
 """The hyperparameters of the study, per data set, and where each value comes from.
 
-DESIGN section 4 as data: the command line's defaults, the studies' configurations and the book's table
-of hyperparameters are all read from here.
+DESIGN section 4 as data: the command line's defaults, the studies' configurations and the book's
+table of hyperparameters are all read from here.
 """
 
 from __future__ import annotations

@@ -259,9 +259,9 @@ def distributions(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_imported_package_is_declared(module):
-    extras = {"wasap": ["mpi"], "cluster": ["mpi"], "paper": ["book"]}.get(room(module), [])
+    extras = {"wasap": ["mpi"], "cluster": ["mpi"], "paper": ["book", "peers"]}
     used = distributions(MODULES[module])
-    assert used <= requirements(*extras).keys()
+    assert used <= requirements(*extras.get(room(module), [])).keys()
     for name, owner in ALONE.items():
         assert name not in used or room(module) == owner, f"{name} is for {owner} alone"
 

@@ -1,0 +1,266 @@
+"""The contest: full training steps of the peers, timed in interleaved rounds.
+
+Each peer runs in a process of its own, with its threads set before its libraries load; they take
+turns, so that a disturbance of the machine hits all alike. One that is not installed, or fails, is
+listed with the reason. What a peer does is written in `peers`; the book's other measurements are in
+`speed`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from sparsecore.paper.peers import (
+    PEERS,
+    THROUGH_BLAS,
+    Problem,
+    Trainer,
+    absent,
+    installed_version,
+    loaded_blas,
+)
+from sparsecore.provenance import peak_rss_mb, provenance
+
+_STEPS_PER_CALL = 8  # the trainers hand over many batches at a time, too
+_PAUSE = 0.2  # seconds between two peers: idle OpenMP threads spin for a while
+
+
+def compare(
+    problem: Problem,
+    keys: Sequence[str] | None = None,
+    *,
+    rounds: int = 5,
+    seconds: float = 0.5,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Time full training steps of all peers, in interleaved rounds.
+
+    Parameters
+    ----------
+    problem : Problem
+    keys : sequence of str, optional
+        Which of `PEERS`; all by default. "sparsecore", which all are compared with, always runs.
+    rounds : int
+        How often it is each peer's turn.
+    seconds : float
+        How long a turn is, in seconds; at least one call is timed.
+    progress : callable, optional
+        Called with one line before each round.
+
+    Returns
+    -------
+    dict
+        "problem"; "nnz"; "peers": per peer that ran "ms" (milliseconds per step: the median over
+        rounds of the round's median), "low" and "high" (smallest and largest round), "rounds",
+        "ratio" (its time over sparsecore's, round by round: "median", "low", "high"), "cpu_ms" and
+        "cores" (medians of what `stopwatch` returns), "peak_rss_mb", "label", "note", "version",
+        "blas"; "absent": the others, each with the "reason"; "provenance".
+
+    Raises
+    ------
+    ValueError
+        If a value is out of its range.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds: expected an integer of at least 1, got {rounds}")
+    chosen = list(PEERS) if keys is None else ["sparsecore", *keys]
+    chosen = list(dict.fromkeys(chosen))
+    gone = {key: reason for key in chosen if (reason := absent(key, problem)) is not None}
+    turns: dict[str, list[dict[str, float]]] = {}
+    about: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        workers = {}
+        for key in chosen:
+            if key in gone:
+                continue
+            if progress:
+                progress(f"starting {PEERS[key].label}")
+            worker = stack.enter_context(_Worker(key, problem))
+            try:
+                about[key] = worker.ask(("start", seconds))
+            except _WorkerError as error:
+                gone[key] = f"failed: {error}"
+                continue
+            workers[key], turns[key] = worker, []
+        if "sparsecore" in gone:
+            raise RuntimeError(f"sparsecore itself {gone['sparsecore']}")
+        order = list(workers)
+        for number in range(rounds):
+            if progress:
+                progress(f"round {number + 1} of {rounds}")
+            for key in order:
+                time.sleep(_PAUSE)
+                turns[key].append(workers[key].ask(("turn", seconds)))
+            order = order[1:] + order[:1]  # nobody always follows the same neighbour
+        for key, worker in workers.items():
+            about[key]["peak_rss_mb"] = worker.ask(("memory", 0))
+    ours = np.array([turn["ms"] for turn in turns["sparsecore"]])
+    return {
+        "problem": {**asdict(problem), "sizes": list(problem.sizes)},
+        "nnz": problem.model.nnz,
+        "peers": {key: {**_summary(turns[key], ours), **about[key]} for key in turns},
+        "absent": {
+            key: {"label": PEERS[key].label, "reason": reason} for key, reason in gone.items()
+        },
+        "provenance": provenance(problem.threads, None),
+    }
+
+
+def _summary(turns: list[dict[str, float]], ours: np.ndarray) -> dict[str, Any]:
+    ms = np.array([turn["ms"] for turn in turns])
+    return {
+        "ms": float(np.median(ms)),
+        "low": float(ms.min()),
+        "high": float(ms.max()),
+        "rounds": ms.tolist(),
+        "ratio": spread(ms / ours),
+        "cpu_ms": float(np.median([turn["cpu_ms"] for turn in turns])),
+        "cores": float(np.median([turn["cores"] for turn in turns])),
+    }
+
+
+def spread(values: Any) -> dict[str, float]:
+    """Return median, smallest and largest of some numbers."""
+    return {
+        "median": float(np.median(values)),
+        "low": float(np.min(values)),
+        "high": float(np.max(values)),
+    }
+
+
+def stopwatch(trainer: Trainer, seconds: float, steps: int) -> dict[str, float]:
+    """Time calls of `steps` steps for some seconds, at least one.
+
+    Returns
+    -------
+    dict
+        "ms" per step (median over calls), "cpu_ms" (the process's CPU time per step, mean) and
+        "cores" (CPU time over wall time: below the number of threads, somebody waited).
+    """
+    rng = np.random.default_rng(0)
+    n = len(trainer.problem.data[1])
+    times: list[float] = []
+    begin, cpu = time.perf_counter(), time.process_time()
+    while not times or time.perf_counter() - begin < seconds:
+        rows = rng.integers(n, size=steps * trainer.problem.batch_size)
+        start = time.perf_counter()
+        trainer.train(rows)
+        times.append(time.perf_counter() - start)
+    wall, busy = time.perf_counter() - begin, time.process_time() - cpu
+    return {
+        "ms": 1e3 * float(np.median(times)) / steps,
+        "cpu_ms": 1e3 * busy / (len(times) * steps),
+        "cores": busy / wall,
+    }
+
+
+def warm_up(trainer: Trainer, seconds: float) -> int:
+    """Compile, fill caches, and return how many steps a timed call should have."""
+    stopwatch(trainer, 0, 1)
+    ms = stopwatch(trainer, seconds / 2, 1)["ms"]
+    steps = int(np.clip(1e3 * seconds / 4 / ms, 1, _STEPS_PER_CALL))
+    stopwatch(trainer, 0, steps)
+    return steps
+
+
+class _WorkerError(RuntimeError):
+    """A peer's process raised or died."""
+
+
+class _Worker:
+    """A process that holds one peer and takes its turns."""
+
+    def __init__(self, key: str, problem: Problem) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, key, problem), daemon=True)
+        with _thread_settings(problem.threads):
+            self._process.start()
+        theirs.close()
+
+    def ask(self, question: tuple[str, float]) -> Any:
+        """Send a question and wait for the answer."""
+        try:
+            self._pipe.send(question)
+            kind, answer = self._pipe.recv()
+        except (EOFError, OSError):
+            raise _WorkerError("its process died") from None
+        if kind == "error":
+            raise _WorkerError(answer)
+        return answer
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pipe.close()  # which ends the process
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+
+
+@contextmanager
+def _thread_settings(threads: int) -> Iterator[None]:
+    """Set what libraries read when they are loaded, for processes that are started meanwhile."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    settings = dict.fromkeys(names, str(threads))
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(pipe: Any, key: str, problem: Problem) -> None:
+    """Answer questions until the pipe closes; runs in the peer's process."""
+    peer, trainer, steps = PEERS[key], None, 1
+    if key == "jax-dense":
+        _confine(problem.threads)
+    while True:
+        try:
+            what, seconds = pipe.recv()
+        except (EOFError, OSError):
+            break
+        try:
+            answer: Any
+            if what == "start":
+                trainer = peer.trainer(problem)
+                steps = warm_up(trainer, seconds)
+                answer = {
+                    "label": peer.label,
+                    "note": peer.note,
+                    "version": installed_version(key),
+                    "blas": loaded_blas() if key in THROUGH_BLAS else [],
+                }
+            elif what == "turn":
+                assert trainer is not None
+                answer = stopwatch(trainer, seconds, steps)
+            else:
+                answer = round(peak_rss_mb(), 1)
+            pipe.send(("answer", answer))
+        except Exception as error:  # whatever a foreign library raises is the peer's result
+            traceback.print_exc()
+            pipe.send(("error", f"{type(error).__name__}: {error}"))
+    if trainer is not None:
+        trainer.close()
+
+
+def _confine(threads: int) -> None:
+    """Keep this process to as many CPUs as it may have threads: XLA asks nothing else."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])

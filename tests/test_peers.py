@@ -1,0 +1,190 @@
+"""The peers: each takes the steps that the dense oracle takes, so the comparison is of equals."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from oracle import Net, Value, added, gamma, given, product, scaled
+
+from sparsecore.paper import contest, peers
+from sparsecore.paper.peers import PEERS, Problem
+
+SIZES = (20, 24, 16, 5)
+PLAIN = {"density": 0.3, "dropout": 0.0, "weight_decay": 0.0, "learning_rate": 0.2}
+DECOUPLED = ("sparsecore", "numpy-dense", "jax-dense")  # PyTorch and scikit-learn decay otherwise
+
+
+def trainer(key, problem):
+    if reason := peers.absent(key, problem):
+        pytest.skip(reason)
+    return PEERS[key].trainer(problem)
+
+
+def assert_steps_of_the_oracle(key, problem, steps=3):
+    """Learn one batch; the losses tell of forward, backward and update."""
+    made = trainer(key, problem)
+    inputs, labels = problem.data
+    net = Net(Problem(**vars_of(problem)).model)  # its own: ours is trained in place
+    if key.endswith("-dense"):  # what is absent for us is a zero that learns for them
+        net.support = [np.ones_like(support) for support in net.support]
+        net.velocity = given(np.zeros(sum(s.size + len(s) for s in net.support)))
+    rows = np.random.default_rng(5).integers(len(inputs), size=problem.batch_size)
+    rule = (problem.learning_rate, problem.momentum, problem.weight_decay)
+    losses = []
+    for _ in range(steps):
+        loss, _ = net.step(inputs[rows], labels[rows], *rule)
+        # The oracle's bound is for a softmax in float64; others sum classes and samples in float32.
+        more = gamma(problem.batch_size + problem.sizes[-1] + 10) * 2 * (1 + loss.exact)
+        losses.append(Value(loss.exact, loss.error + more))
+        losses[-1].holds(made.train(rows))
+    made.close()
+    # A bound that a peer could meet without learning would show nothing.
+    for before, after in pairwise(losses):
+        assert before.exact - after.exact > 10 * (before.error + after.error)
+
+
+def vars_of(problem):
+    return {name: getattr(problem, name) for name in problem.__dataclass_fields__}
+
+
+@pytest.mark.parametrize("key", [key for key in PEERS if key != "c-loop"])
+@pytest.mark.parametrize("batch_size", [20, 32])
+def test_steps_are_those_of_the_dense_network(key, batch_size):
+    changed = {}
+    if key == "scikit-learn-dense":
+        # It has ReLU only, whose slope jumps: a seed with no sum so near 0 that rounding decides.
+        changed = {"activation": "relu", "seed": 30}
+    assert_steps_of_the_oracle(key, Problem(SIZES, batch_size=batch_size, **{**PLAIN, **changed}))
+
+
+@pytest.mark.parametrize("key", DECOUPLED)
+def test_weight_decay_is_ours(key):
+    assert_steps_of_the_oracle(
+        key, Problem(SIZES, batch_size=16, **{**PLAIN, "weight_decay": 0.02})
+    )
+
+
+@pytest.mark.parametrize("key", [key for key in PEERS if key != "c-loop"])
+def test_several_batches_a_call_give_the_mean_loss(key):
+    problem = Problem(SIZES, batch_size=16, activation="relu", **PLAIN)
+    whole, single = trainer(key, problem), trainer(key, Problem(**vars_of(problem)))
+    rows = np.arange(48)
+    one_by_one = [single.train(batch) for batch in problem.batches(rows)]
+    assert whole.train(rows) == pytest.approx(np.mean(one_by_one), rel=1e-6)
+    whole.close()
+    single.close()
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in PEERS if key not in ("c-loop", "scikit-learn-dense")]
+)
+def test_dropout_is_applied(key):
+    problem = Problem(SIZES, batch_size=64, density=0.3, dropout=0.5, learning_rate=1e-12)
+    made = trainer(key, problem)
+    rows = np.arange(64)
+    assert len({made.train(rows) for _ in range(4)}) == 4, "the same loss twice: no noise"
+    made.close()
+
+
+def test_masked_weights_stay_absent():
+    problem = Problem(SIZES, batch_size=16, density=0.3)
+    made = trainer("torch-masked", problem)
+    made.train(np.arange(64))
+    for layer, matrix in zip(made._layers, problem.model.to_scipy(), strict=True):
+        weights = layer.weight.detach().numpy()
+        assert np.all(weights[matrix.toarray() == 0] == 0)
+        assert np.any(weights[matrix.toarray() != 0] != matrix.data[0])
+
+
+# --- the yardstick ---
+
+
+def test_c_loop_is_what_numpy_computes():
+    problem = Problem((30, 41, 17, 6), density=0.25, learning_rate=0.1)
+    loop = trainer("c-loop", problem)
+    rng = np.random.default_rng(2)
+    loop.activations[0][:] = rng.standard_normal(loop.activations[0].shape)
+    loop.gradients[-1][:] = rng.standard_normal(loop.gradients[-1].shape)
+    for velocity in loop.velocities:
+        velocity[:] = rng.standard_normal(len(velocity))
+    old = [velocity.copy() for velocity in loop.velocities]
+    matrices = problem.model.to_scipy()
+    dense = [given(matrix.toarray()) for matrix in matrices]
+
+    loop.forward()
+    for i, weights in enumerate(dense):
+        fan_in = int(np.diff(matrices[i].indptr).max())
+        # Each layer is compared with the exact product of what C gave it.
+        product(weights, given(loop.activations[i]), fan_in + 1).holds(loop.activations[i + 1])
+
+    rate, momentum, decay = (float(np.float32(v)) for v in (0.01, 0.9, 0.05))
+    loop.backward(rate, momentum, decay)
+    for i, weights in enumerate(dense):
+        dz = given(loop.gradients[i + 1])
+        if i:
+            fan_out = int(np.bincount(matrices[i].indices).max())
+            product(given(weights.exact.T), dz, fan_out + 1).holds(loop.gradients[i])
+        full = product(dz, given(loop.activations[i].T), problem.batch_size + 1)
+        rows, columns = matrices[i].tocoo().coords
+        g = Value(full.exact[rows, columns], full.error[rows, columns])
+        v = added(scaled(given(old[i]), momentum, 1), scaled(g, -rate, 1), 2)
+        v.holds(loop.velocities[i])
+        w = given(matrices[i].data)
+        added(added(w, v, 2), scaled(w, -decay, 1), 2).holds(loop.weights[i])
+
+
+@pytest.mark.parametrize("changed", [{"batch_size": 64}, {"threads": 2}])
+def test_c_loop_is_for_one_thread_and_batches_of_128(changed):
+    assert peers.absent("c-loop", Problem(SIZES, **changed)) is not None
+
+
+# --- comparing ---
+
+
+def test_comparison_is_interleaved_and_complete():
+    problem = Problem(SIZES, density=0.3, batch_size=16)
+    result = contest.compare(problem, ["numpy-dense"], rounds=3, seconds=0.02)
+    assert list(result["peers"]) == ["sparsecore", "numpy-dense"]
+    assert result["nnz"] == problem.model.nnz
+    for found in result["peers"].values():
+        assert len(found["rounds"]) == 3
+        assert found["low"] <= found["ms"] <= found["high"]
+        assert found["ms"] == np.median(found["rounds"])
+        assert found["peak_rss_mb"] > 10
+        assert 0 < found["cores"] < 1.5, "one thread"
+    assert result["peers"]["sparsecore"]["ratio"] == {"median": 1, "low": 1, "high": 1}
+    ours, theirs = (np.array(p["rounds"]) for p in result["peers"].values())
+    assert result["peers"]["numpy-dense"]["ratio"] == contest.spread(theirs / ours)
+    [blas] = {line.split("(")[1] for line in result["peers"]["numpy-dense"]["blas"]}
+    assert blas == "1 threads)"
+    json.dumps(result)
+
+
+def test_peer_that_fails_is_listed_with_what_it_said():
+    problem = Problem(SIZES, density=0.3, batch_size=16, weight_decay=-0.1)
+    result = contest.compare(problem, ["scikit-learn-dense"], rounds=1, seconds=0.02)
+    assert list(result["peers"]) == ["sparsecore"]
+    assert "alpha" in result["absent"]["scikit-learn-dense"]["reason"]
+
+
+def test_peer_that_is_not_installed_is_listed(monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    assert peers.absent("torch-dense", Problem(SIZES)) == "torch not installed"
+    assert peers.absent("numpy-dense", Problem(SIZES)) is None
+
+
+def test_unknown_peer_is_refused():
+    with pytest.raises(ValueError, match=r"numpy-dense.*got 'tensorflow'"):
+        peers.absent("tensorflow", Problem(SIZES))
+
+
+def test_threads_settings_do_not_stay(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    with contest._thread_settings(3):
+        assert contest.os.environ["OMP_NUM_THREADS"] == contest.os.environ["MKL_NUM_THREADS"] == "3"
+    assert contest.os.environ["OMP_NUM_THREADS"] == "7"
+    assert "MKL_NUM_THREADS" not in contest.os.environ

@@ -33,6 +33,8 @@ def run(
     observe: Callable[[SparseMLP], dict[str, Any]] | None = None,
     checkpoint_path: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    new_model: Callable[[TrainConfig, int, int, int], Any] = train.new_model,
+    new_trainer: Callable[..., Trainer] = Trainer,
 ) -> tuple[SparseMLP, dict[str, Any]]:
     """Train sequentially on a data set and evaluate on its test set after every epoch.
 
@@ -53,6 +55,8 @@ def run(
         Rewritten after every epoch, atomically.
     resume : bool
         Go on from `checkpoint_path` if it exists; the result is the uninterrupted run's.
+    new_model, new_trainer : callable
+        Make another kind of network and its trainer, to be run in the same way.
 
     Returns
     -------
@@ -80,7 +84,7 @@ def run(
     if resume and checkpoint_path is not None and Path(checkpoint_path).exists():
         model, state = _resumed(checkpoint_path, about, seed, data.content_hash)
     if model is None or state is None:
-        model = train.new_model(config, data.n_features, data.n_classes, seed)
+        model = new_model(config, data.n_features, data.n_classes, seed)
         state = {
             "config": about,
             "seed": seed,
@@ -92,7 +96,7 @@ def run(
             state["epochs"].append({"epoch": 0, "nnz": model.nnz, **observe(model)})
     epochs = state["epochs"]
 
-    with Trainer(model, config, seed=seed, threads=threads) as trainer:
+    with new_trainer(model, config, seed=seed, threads=threads) as trainer:
         trainer.restore(state.get("progress"))
         bar = tqdm(
             total=config.epochs * len(scaled.y_train),

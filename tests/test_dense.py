@@ -1,0 +1,141 @@
+"""The dense baseline against the float64 oracle, the sparse network of density 1, and the loop."""
+
+import numpy as np
+import oracle
+import pytest
+
+from sparsecore import datasets, experiment, seeds
+from sparsecore.engine import metrics
+from sparsecore.kernels import Rule
+from sparsecore.paper import dense
+from sparsecore.seeds import Purpose
+from sparsecore.train import TrainConfig, Trainer
+
+SIZES = (11, 13, 9, 4)
+RATE, MOMENTUM, DECAY = 0.05, 0.9, 0.01
+
+
+def twins(activation="all-relu"):
+    """Return a sparse network of density 1 and the dense one with the same parameters."""
+    sparse = oracle.network(SIZES, density=1.0, activation=activation)
+    twin = dense.DenseMLP(
+        SIZES, activation=activation, alpha=0.6, init="xavier", rng=np.random.default_rng(0)
+    )
+    twin.params[:] = sparse.params
+    return sparse, twin
+
+
+def rule(dropout, seed=5):
+    values = (np.float32(v) for v in (RATE, MOMENTUM, DECAY, dropout))
+    return Rule(*values, np.uint64(seed))
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky-relu", "all-relu"])
+def test_logits_against_oracle(activation):
+    sparse, model = twins(activation)
+    X, _ = oracle.batch(sparse, 2 * dense._PREDICT_ROWS // 1000 + 33)
+    oracle.Net(sparse).logits(X).holds(model.decision_function(X))
+
+
+def test_prediction_in_parts_is_prediction_of_the_whole(monkeypatch):
+    sparse, model = twins()
+    X, _ = oracle.batch(sparse, 50)
+    monkeypatch.setattr(dense, "_PREDICT_ROWS", 16)
+    oracle.Net(sparse).logits(X).holds(model.decision_function(X))
+    assert model.predict(X).tolist() == model.decision_function(X).argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky-relu", "all-relu"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_steps_against_oracle(activation, dropout):
+    sparse, model = twins(activation)
+    net, sums = oracle.Net(sparse), metrics()
+    engine, velocity = dense.DenseEngine(model, 16, threads=1), model.start_momentum()
+    losses, correct = 0.0, 0
+    for step, n in enumerate((16, 16, 5)):  # an epoch's last batch is smaller
+        X, y = oracle.batch(sparse, n, seed=step)
+        engine.train(velocity, rule(dropout), X, y, np.arange(n), 16, step, sums)
+        loss, hits = net.step(X, y, RATE, MOMENTUM, DECAY, dropout, 5, step)
+        net.params.holds(model.params)
+        net.velocity.holds(velocity)
+        losses, correct = losses + n * loss.exact, correct + hits
+    assert sums.loss[0] == pytest.approx(losses, rel=1e-5)
+    assert sums.correct[0] == correct
+
+
+def test_an_epoch_is_the_sparse_one_of_density_1():
+    config = TrainConfig(
+        hidden=SIZES[1:-1], density=1.0, zeta=0.0, batch_size=8, epochs=2, learning_rate=0.02
+    )
+    sparse, model = twins()
+    X, y = oracle.batch(sparse, 60)
+    with Trainer(sparse, config, seed=3) as a, dense.DenseTrainer(model, config, seed=3) as b:
+        for _ in range(config.epochs):
+            first, second = a.run_epoch(X, y), b.run_epoch(X, y)
+            assert a.change_topology() == b.change_topology() == {"pruned": 0, "replaced": 0}
+            assert first["train_accuracy"] == second["train_accuracy"]
+            assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
+    # 16 steps apart, each of which may add some tens of roundings: the oracle bounds single steps.
+    np.testing.assert_allclose(model.params, sparse.params, rtol=0, atol=16 * 64 * oracle.U)
+
+
+def test_weights_are_updated_in_place():
+    sparse, model = twins()
+    X, y = oracle.batch(sparse, 8)
+    params, velocity = model.params, model.start_momentum()
+    before = params.copy()
+    dense.DenseEngine(model, 8, 1).train(velocity, rule(0.0), X, y, np.arange(8), 8, 0, metrics())
+    assert model.params is params
+    assert (params != before).mean() > 0.9
+    assert np.shares_memory(model.layers(params)[0][0], params)
+
+
+def test_run_keeps_the_contract_of_the_sparse_run():
+    data = datasets.load("digits")
+    config = TrainConfig(
+        hidden=(30, 20), epochs=3, batch_size=32, activation="relu", zeta=0.0, epsilon=5
+    )
+    model, result = dense.run(data, config, seed=1)
+    _, sparse = experiment.run(data, config, seed=1)
+    assert result.keys() == sparse.keys()
+    assert [e.keys() for e in result["epochs"]] == [e.keys() for e in sparse["epochs"]]
+    assert result["config"] == sparse["config"]
+    assert result["nnz_start"] == result["nnz_end"] == 64 * 30 + 30 * 20 + 20 * 10
+    hits = model.predict(data.standardized().X_test) == data.y_test
+    assert result["test_accuracy"] == hits.mean() > 0.8
+    assert result["weights_sha256"] == dense.run(data, config, seed=1)[1]["weights_sha256"]
+    assert result["weights_sha256"] != dense.run(data, config, seed=2)[1]["weights_sha256"]
+
+
+def test_initial_weights_are_those_of_the_rule():
+    config = TrainConfig(hidden=(40,), init="he_uniform")
+    model = dense.new_model(config, 600, 10, seed=0)
+    (first, bias), _ = model.layers(model.params)
+    assert first.shape == (40, 600)
+    assert 0.999 * (6 / 600) ** 0.5 < np.abs(first).max() <= (6 / 600) ** 0.5
+    assert not bias.any()
+    again = dense.new_model(config, 600, 10, seed=0)
+    np.testing.assert_array_equal(model.params, again.params)
+
+
+def test_noise_is_the_seed_s():
+    """The trainer's key is the sparse trainer's, so both drop the same activations."""
+    config = TrainConfig(hidden=(4,), zeta=0.0)
+    trainer = dense.DenseTrainer(dense.new_model(config, 3, 2, 7), config, seed=7)
+    assert trainer._rule.seed == seeds.key(7, Purpose.DROPOUT, 0)
+
+
+@pytest.mark.parametrize("changes", [{"zeta": 0.3}, {"zeta": 0.0, "prune_from": 1}])
+def test_evolution_and_pruning_are_refused(changes):
+    with pytest.raises(ValueError, match="neither evolves nor is pruned"):
+        dense.run(datasets.load("digits"), TrainConfig(hidden=(4,), epochs=1, **changes))
+
+
+def test_inputs_that_do_not_fit_are_refused():
+    model = twins()[1]
+    with pytest.raises(ValueError, match=r"X: expected shape \(n, 11\), got \(2, 3\)"):
+        model.decision_function(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="class indices from 0 to 3"):
+        model.as_labels([0, 4], 2)
+    with pytest.raises(ValueError, match="one label a row"):
+        model.as_labels([0], 2)

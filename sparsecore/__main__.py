@@ -166,6 +166,13 @@ def _add_train(commands: Any) -> None:
         help="the server: in shared memory, or behind Get and Put (auto: shared on one node)",
     )
     parallel.add_argument(
+        "--patience",
+        type=float,
+        default=8.0,
+        metavar="SECONDS",
+        help="silence after which a rank counts as lost (%(default)s)",
+    )
+    parallel.add_argument(
         "--replay",
         metavar="RESULT",
         help="repeat the asynchronous run of that JSON result in its recorded order, in one "
@@ -186,6 +193,7 @@ def _add_train(commands: Any) -> None:
 def _train(options: argparse.Namespace) -> None:
     from sparsecore import checkpoint, experiment
     from sparsecore.paper import settings
+    from sparsecore.wasap import command
 
     _check_common(options)
     if options.replay is not None:
@@ -214,8 +222,6 @@ def _train(options: argparse.Namespace) -> None:
             resume=options.resume,
         )
     else:
-        from sparsecore.wasap import command
-
         parallel = command.train(data, config, options)
         if parallel is None:  # not the rank that has the result
             return
@@ -233,6 +239,8 @@ def _train(options: argparse.Namespace) -> None:
             f"{result['samples_per_second']:,.0f} samples/s",
             flush=True,
         )
+    if options.algorithm != "sequential":
+        command.end(result)
 
 
 def _loaded(name: str, limit: int | None, seed: int) -> datasets.Dataset:

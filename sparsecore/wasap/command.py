@@ -23,7 +23,7 @@ def train(
     """Run with the command line's options; None on ranks other than 0.
 
     A rank that cannot go on prints why; if others can then never arrive at MPI's end, it ends
-    the job.
+    the job. After a run that went on without a lost rank, `end` must be called.
     """
     from sparsecore.wasap import mpi
 
@@ -61,6 +61,7 @@ def train(
                 on_progress=show,
                 checkpoint_path=options.checkpoint,
                 resume=options.resume,
+                patience=options.patience,
                 shared={"auto": None, "shared": True, "remote": False}[options.window],
             )
             if result is not None:
@@ -79,6 +80,15 @@ def train(
             file=sys.stderr,
         )
     return model, result
+
+
+def end(result: dict[str, Any] | None) -> None:
+    """End the job, if a rank is lost that MPI would wait for in vain."""
+    from sparsecore.wasap import mpi
+
+    if result is not None and result["parallel"]["lost"]:
+        sys.stdout.flush()
+        mpi.end_job(0)
 
 
 def _introduce(facts: list[tuple[str, int]], options: Namespace) -> None:

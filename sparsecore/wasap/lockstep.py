@@ -50,7 +50,7 @@ class Lockstep:
         warmup: int,
     ) -> None:
         self._window, self._worker, self._config = window, worker, config
-        self._comm, self._shards, self._warmup = window.collectives(), shard_sizes, warmup
+        self._comm, self._shards, self._warmup = window.exchange, shard_sizes, warmup
         self.steps = max(-(-size // config.batch_size) for size in shard_sizes)
         self._share_out()
 

@@ -132,6 +132,11 @@ class Window(Place):
     patience : float
         Seconds without a sign of life after which a rank counts as lost.
 
+    Attributes
+    ----------
+    exchange : mpi4py.MPI.Comm
+        For the synchronous schedule.
+
     Notes
     -----
     Collective; so is `close`. Between machines an update fetches and stores parameters and
@@ -162,6 +167,8 @@ class Window(Place):
         self._last_beat = self._last_check = time.monotonic()
         self._seen: dict[int, tuple[int, float]] = {}
         self._beats, self._pause = 0, 0.0
+        # Exchanges that an error cuts short must not be taken for a later barrier.
+        self.exchange = ranks.comm.Dup()
         self._win.Lock_all(MPI.MODE_NOCHECK)
         self.write("pids", os.getpid(), self.rank)
         ranks.barrier()
@@ -359,13 +366,13 @@ class Window(Place):
         while not request.Test():
             time.sleep(NAP)
 
-    def finish(self) -> None:
-        """Tell the others that the result is there (rank 0)."""
-        self.write("control", 1, DONE)
+    def finish(self, all_alive: bool) -> None:
+        """Tell the others that the result is there (rank 0), and whether all ranks are."""
+        self.write("control", 1 if all_alive else 2, DONE)
 
-    def wait_for_finish(self, pending: tuple[Any, np.ndarray] | None) -> None:
-        """Wait, asleep, until rank 0 has the result."""
-        while not self.fetch("control")[DONE]:
+    def wait_for_finish(self, pending: tuple[Any, np.ndarray] | None) -> bool:
+        """Wait, asleep, until rank 0 has the result; return whether all ranks are alive."""
+        while not (done := int(self.fetch("control")[DONE])):
             time.sleep(5e-3)
             if pending is not None:
                 pending[0].Test()
@@ -374,16 +381,15 @@ class Window(Place):
             reason = self.lost(0)
             if reason:
                 raise ParallelError(f"rank 0, which makes the result, is lost: {reason}")
+        return done == 1
 
-    def collectives(self) -> Any:
-        """Return the communicator, for the synchronous schedule."""
-        return self.ranks.comm
-
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Free the window. Collective."""
         self._win.Unlock_all()
         self._views = {}
         self._win.Free()
+        if not failed:  # else a rank's exchange may still wait for one that never came
+            self.exchange.Free()
 
 
 def _alive(pid: int) -> bool:

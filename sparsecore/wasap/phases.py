@@ -98,9 +98,9 @@ def run(
         parallel_run.window.stop(error)
         # Only together may the window be freed; who does not come is named in the error.
         if ranks.barrier(limit=2.0):
-            parallel_run.close()
+            parallel_run.close(failed=True)
         raise
-    if not (result and result["parallel"]["failed_workers"]):
+    if parallel_run.all_alive:
         ranks.barrier()
         parallel_run.close()
     return model, result
@@ -128,6 +128,7 @@ class _Run:
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
         self.own_epochs: list[dict[str, Any]] = []
         self.restarts: list[int] = []
+        self.all_alive, self.stopped = True, False
         self._reported = 0.0
 
     # --- before ----------------------------------------------------------------------------------
@@ -252,7 +253,7 @@ class _Run:
         except (ParallelError, FloatingPointError):
             raise
         except Exception as error:
-            if self.plan.algorithm == "wassp" or self.workers == 1:
+            if self.stopped or self.plan.algorithm == "wassp" or self.workers == 1:
                 raise
             self.window.leave(error)
             model = None
@@ -261,7 +262,7 @@ class _Run:
             pending = None
             if model is not None:
                 pending = self.window.send_result(pack(model, self._own(resources)))
-            self.window.wait_for_finish(pending)
+            self.all_alive = self.window.wait_for_finish(pending)
             return None, None
         return self._finish(model, resources)
 
@@ -284,14 +285,19 @@ class _Run:
         while self.window.fetch("control")[TESTED] < update.epoch - 1:
             time.sleep(1e-3)  # whoever ended the epoch before is still busy with it
             self.window.check()
+        self.window.check()
         assert update.model is not None
         self._aside(time.perf_counter() - before, "evaluate")
         with self.window.busy():
             try:
                 self.server.tested(update.epoch, *self._test(update.model))
                 self._save(update.epoch, self.server.record(update.ticket))
-            finally:
-                self.window.write("control", update.epoch, TESTED)
+            except Exception as error:
+                # What cannot be tested or saved here cannot be by the others either.
+                self.window.stop(error)
+                self.stopped = True
+                raise
+            self.window.write("control", update.epoch, TESTED)
 
     def _phase1_in_lockstep(self) -> None:
         """Take the steps of phase 1 together."""
@@ -482,11 +488,14 @@ class _Run:
             "provenance": provenance(self.threads, self.data.content_hash, self.workers),
         }
         result["parallel"] |= {"union_nnz": union_nnz, "restarts": self.restarts}
-        self.window.finish()
+        # A rank that is lost, unlike one that has left, will not come to free the window.
+        self.all_alive = all(self.window.left(rank) for rank in failed)
+        result["parallel"]["lost"] = not self.all_alive
+        self.window.finish(self.all_alive)
         return merged, result
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Free what MPI holds. Collective."""
         self.worker.close()
-        self.window.close()
+        self.window.close(failed)
         self.ranks.close()

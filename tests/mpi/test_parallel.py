@@ -1,0 +1,258 @@
+"""Parallel runs on however many ranks there are; one is enough for the suite to pass."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from sparsecore import datasets, experiment, seeds, train, wasap
+from sparsecore.engine import Engine, metrics
+from sparsecore.kernels import Rule
+from sparsecore.train import TrainConfig
+from sparsecore.wasap import worker
+from sparsecore.wasap.server import ParameterServer
+from sparsecore.wasap.worker import Worker, shard_rows
+
+SMALL = TrainConfig(
+    hidden=(40, 30), epsilon=6, learning_rate=0.02, batch_size=32, epochs=5, dropout=0.2
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return datasets.load("digits").limited(450)
+
+
+def staleness_by_hand(workers):
+    """Each worker pulls where it pushes, so the updates since its last one were made by others."""
+    last, result = {}, []
+    for ticket, rank in enumerate(workers):
+        result.append(ticket - last.get(rank, 0))
+        last[rank] = ticket + 1
+    return result
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_asynchronous_run_is_recorded_and_replays_to_the_last_bit(comm, digits, shared):
+    config = SMALL.with_values(prune_from=2, prune_every=1, prune_percentile=10)
+    model, result = wasap.run(digits, config, seed=3, shared=shared)
+    if comm.rank:
+        assert model is None and result is None
+        return
+    parallel = result["parallel"]
+    assert parallel["window"] == ("shared" if shared else "remote")
+    assert parallel["failed_workers"] == []
+    batches = [-(-len(r) // 32) for r in shard_rows(digits.y_train, comm.size, 3)]
+    record = wasap.from_json(parallel["record"])
+    assert len(record.worker) == parallel["updates"] == 4 * sum(batches)  # 0.7 * 5 rounds to 4
+    assert record.staleness.tolist() == staleness_by_hand(record.worker.tolist())
+    assert parallel["staleness_histogram"] == np.bincount(record.staleness).tolist()
+    assert np.bincount(record.worker, minlength=comm.size).tolist() == [
+        rank["updates"] for rank in parallel["ranks"]
+    ]
+    # Only a gradient that crosses the end of an epoch can lose connections.
+    crossed = record.staleness > np.arange(len(record.worker)) % sum(batches)
+    assert (record.accepted[~crossed] == 1).all()
+    assert (record.accepted > 0).all()
+    assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2, 3, 4, 5]
+    assert [epoch["phase"] for epoch in result["epochs"]] == [1, 1, 1, 1, 2]
+    assert result["nnz_end"] < result["nnz_start"]  # pruned after epochs 2, 3 and 4
+    assert result["weights_sha256"] == model.weights_sha256()
+    assert result["provenance"]["ranks"] == comm.size
+
+    _, report = wasap.replay(digits, result)
+    assert report["identical"]
+    assert report["staleness_agrees"]
+
+
+def test_one_worker_follows_the_sequential_trainer(comm, digits):
+    # Every rank makes a run of its own.
+    model, result = wasap.run(digits, SMALL, seed=1, comm=MPI.COMM_SELF)
+    expected, sequential = experiment.run(digits, SMALL, seed=1)
+    for here, there in zip(model.structures(), expected.structures(), strict=True):
+        np.testing.assert_array_equal(here[1], there[1])
+    # 75 steps, each of which rounds a parameter by some units in the last place.
+    np.testing.assert_allclose(model.params, expected.params, rtol=0, atol=2e-5)
+    for here, there in zip(result["epochs"], sequential["epochs"], strict=True):
+        assert here["loss"] == pytest.approx(there["loss"], rel=1e-4)
+        assert here["test_accuracy"] == pytest.approx(there["test_accuracy"], abs=0.006)
+        assert (here["nnz"], here["replaced"]) == (there["nnz"], there["replaced"])
+    assert result["config"].items() >= sequential["config"].items()
+
+
+def in_large_batches(data, config, n_workers, seed):
+    """Train sequentially on batches that hold the workers' batches one after the other."""
+    scaled = data.standardized()
+    shards = shard_rows(data.y_train, n_workers, seed)
+    model = train.new_model(config, data.n_features, data.n_classes, seed)
+    rate = np.float32(config.learning_rate * n_workers)
+    decay, momentum = np.float32(config.weight_decay), np.float32(config.momentum)
+    rule = Rule(rate, momentum, decay, np.float32(0), np.uint64(0))
+    size = config.batch_size
+    for epoch in range(config.epochs):
+        orders = [
+            rows[seeds.generator(seed, seeds.Purpose.SHUFFLE, k, epoch).permutation(len(rows))]
+            for k, rows in enumerate(shards)
+        ]
+        with Engine(model.network, n_workers * size) as engine:
+            for first in range(0, max(map(len, orders)), size):
+                rows = np.concatenate([order[first : first + size] for order in orders])
+                engine.train(
+                    model.start_momentum(), rule, scaled.X_train, scaled.y_train, rows,
+                    len(rows), 0, metrics(),
+                )  # fmt: skip
+        train.change_topology(model, config, seed, 0, epoch + 1)
+    return model
+
+
+def test_lockstep_follows_the_sequential_trainer_on_the_larger_batch(comm, digits):
+    # 450 rows do not divide evenly, so the last batches are smaller, and of unequal sizes.
+    config = SMALL.with_values(dropout=0.0, epochs=3)
+    plan = wasap.Plan("wassp", phase1=1.0, warmup=0)
+    model, result = wasap.run(digits, config, plan, seed=2)
+    if comm.rank:
+        return
+    expected = in_large_batches(digits, config, comm.size, 2)
+    for here, there in zip(model.structures(), expected.structures(), strict=True):
+        np.testing.assert_array_equal(here[1], there[1])
+    np.testing.assert_allclose(model.params, expected.params, rtol=0, atol=2e-5)
+    losses = [epoch["loss"] for epoch in result["epochs"]]
+    assert losses[2] < losses[1] < losses[0]  # it has moved by more than the tolerance
+
+
+def test_lockstep_is_determined_by_the_seed(comm, digits):
+    config = SMALL.with_values(prune_from=1, prune_every=2, prune_percentile=10)
+    plan = wasap.Plan("wassp", warmup=2)
+    hashes = []
+    for shared in (True, False, True):
+        _, result = wasap.run(digits, config, plan, seed=4, shared=shared)
+        hashes.append(result and result["weights_sha256"])
+    assert len(set(hashes)) == 1
+
+
+def test_learning_rate_of_lockstep_rises_to_its_k_fold(comm, digits):
+    from sparsecore.wasap.lockstep import Lockstep
+
+    class FakeWindow:
+        rank, workers, exchange = 0, 4, None
+
+    class FakeWorker:
+        model = train.new_model(SMALL, 64, 10, 0)
+
+    lockstep = Lockstep(FakeWindow(), FakeWorker(), [320, 320, 320, 310], SMALL, warmup=5)
+    assert lockstep.steps == 10
+    rates = [lockstep.learning_rate(step) for step in (0, 24, 49, 50, 1000)]
+    np.testing.assert_allclose(rates, [0.02 * 1.06, 0.05, 0.08, 0.08, 0.08], rtol=1e-6)
+
+
+def break_gradients(monkeypatch, from_step, how):
+    """Have this rank's gradients break."""
+    original = Worker.compute
+
+    def compute(self):
+        if self.step >= from_step:
+            how(self)
+        original(self)
+
+    monkeypatch.setattr(Worker, "compute", compute)
+
+
+def poisoned(self):
+    self.model.params[:] = np.nan
+
+
+def failing(self):
+    raise OSError("disk is gone")
+
+
+@pytest.mark.parametrize("algorithm", ["wasap", "wassp"])
+def test_nan_in_one_gradient_ends_the_run_on_all_ranks(comm, digits, monkeypatch, algorithm):
+    last = comm.size - 1
+    if comm.rank == last:
+        break_gradients(monkeypatch, 5, poisoned)
+        expected, message = FloatingPointError, f"worker {last}: .* batch 6 is not finite"
+    else:
+        expected, message = wasap.ParallelError, f"rank {last} .*worker {last}: .* not finite"
+    with pytest.raises(expected, match=message):
+        wasap.run(digits, SMALL.with_values(epochs=50), wasap.Plan(algorithm))
+
+
+@pytest.mark.parametrize("failing_rank", [0, -1])
+def test_run_goes_on_without_a_worker_that_raises(comm, digits, monkeypatch, failing_rank):
+    failing_rank %= comm.size
+    if comm.rank == failing_rank:
+        break_gradients(monkeypatch, 5, failing)
+    if comm.size == 1:
+        with pytest.raises(OSError, match="disk is gone"):
+            wasap.run(digits, SMALL)
+        return
+    _, result = wasap.run(digits, SMALL)
+    if comm.rank:
+        return
+    lost = result["parallel"]["failed_workers"]
+    assert [entry["rank"] for entry in lost] == [failing_rank]
+    assert "disk is gone" in lost[0]["cause"]
+    record = wasap.from_json(result["parallel"]["record"])
+    assert np.sum(record.worker == failing_rank) == 5
+    assert len(record.worker) == result["parallel"]["updates"]
+    monkeypatch.undo()
+    assert wasap.replay(digits, result)[1]["identical"]
+
+
+def test_error_before_the_start_is_raised_on_all_ranks(comm, digits):
+    data = digits
+    if comm.rank == comm.size - 1:
+        X = digits.X_train.astype(np.float32)
+        X[3, 5] = np.inf
+        data = dataclasses.replace(digits, X_train=X)
+        expected, message = ValueError, "training data: .* row 3, feature 5"
+    else:
+        expected, message = wasap.ParallelError, f"rank {comm.size - 1} could not start"
+    with pytest.raises(expected, match=message):
+        wasap.run(data, SMALL)
+
+
+def test_unequal_workers_slow_only_themselves(comm, digits, monkeypatch):
+    import time
+
+    if comm.rank == comm.size - 1 and comm.size > 1:
+        break_gradients(monkeypatch, 0, lambda self: time.sleep(0.02))
+    _, result = wasap.run(digits, SMALL.with_values(epochs=20), wasap.Plan(phase1=1.0))
+    if comm.rank or comm.size == 1:
+        return
+    updates = [rank["updates"] for rank in result["parallel"]["ranks"]]
+    assert sum(updates) == result["parallel"]["updates"]
+    assert updates[-1] < min(updates[:-1]) / 2
+
+
+def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path):
+    path = comm.bcast(str(tmp_path / "run.npz"))
+    original = ParameterServer.tested
+
+    def tested(self, epoch, loss, accuracy):
+        if epoch == 3:
+            raise FloatingPointError("stopped for the test")
+        original(self, epoch, loss, accuracy)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ParameterServer, "tested", tested)
+        with pytest.raises((FloatingPointError, wasap.ParallelError), match="stopped for the test"):
+            wasap.run(digits, SMALL, checkpoint_path=path)
+    comm.Barrier()
+    _, result = wasap.run(digits, SMALL, checkpoint_path=path, resume=True)
+    if comm.rank:
+        return
+    batches = sum(-(-len(r) // 32) for r in shard_rows(digits.y_train, comm.size, 0))
+    assert result["parallel"]["restarts"] == [2 * batches]
+    assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2, 3, 4, 5]
+    assert wasap.replay(digits, result)[1]["identical"]
+    if comm.size == 1:
+        _, whole = wasap.run(digits, SMALL, comm=MPI.COMM_SELF)
+        assert whole["weights_sha256"] == result["weights_sha256"]
+
+
+def test_shards_are_those_of_the_module(comm, digits):
+    # All ranks must split alike without talking.
+    rows = worker.shard_rows(digits.y_train, comm.size, 9)
+    assert comm.allreduce(len(rows[comm.rank])) == len(digits.y_train)

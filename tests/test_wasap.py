@@ -1,0 +1,353 @@
+"""The parallel algorithm's parts against oracles, and MPI jobs as a user starts them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsecore import topology, wasap
+from sparsecore.mlp import SparseMLP
+from sparsecore.wasap import average, record
+from sparsecore.wasap.server import Record, retained
+from sparsecore.wasap.worker import shard_rows
+
+HERE = Path(__file__).parent
+
+
+# --- merges --------------------------------------------------------------------------------------
+
+
+def random_layer(seed, n_in=12, n_out=9, density=0.3):
+    rng = np.random.default_rng(seed)
+    indptr, indices = topology.erdos_renyi(n_in, n_out, density, rng)
+    return indptr, indices, rng.standard_normal(len(indices)).astype(np.float32)
+
+
+def dense(indptr, indices, data, n_in=12):
+    matrix = np.zeros((len(indptr) - 1, n_in))
+    matrix[np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)), indices] = data
+    return matrix
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6))
+def test_retain_valid_keeps_what_exists_in_both(seed, other_seed):
+    indptr, indices, values = random_layer(seed)
+    new_indptr, new_indices, _ = random_layer(other_seed)
+    out = np.full(len(new_indices), np.nan, np.float32)
+    kept = topology.retain_valid(indptr, indices, values, new_indptr, new_indices, out)
+    exists = dense(new_indptr, new_indices, 1) > 0
+    expected = np.where(exists, dense(indptr, indices, values), 0)
+    np.testing.assert_array_equal(dense(new_indptr, new_indices, out), expected)
+    assert kept == np.sum(exists & (dense(indptr, indices, 1) > 0))
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=4))
+def test_union_average_is_the_mean_with_zeros_for_what_is_missing(seeds):
+    layers = [random_layer(seed) for seed in seeds]
+    indptr, indices, mean = topology.union_average(layers)
+    topology.check(indptr, indices, 12)
+    expected = np.mean([dense(*layer) for layer in layers], axis=0)
+    np.testing.assert_array_equal(dense(indptr, indices, mean), expected.astype(np.float32))
+    union = np.any([dense(p, i, 1) > 0 for p, i, _ in layers], axis=0)
+    assert len(indices) == union.sum()
+
+
+def test_union_average_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        topology.union_average([])
+
+
+@given(st.lists(st.integers(-3, 3), max_size=12), st.integers(0, 14))
+def test_strongest_marks_the_largest_and_the_first_of_equals(values, n):
+    data = np.array(values, np.float32)
+    order = np.argsort(-np.abs(data), kind="stable")[:n]
+    expected = np.zeros(len(data), bool)
+    expected[order] = True
+    np.testing.assert_array_equal(topology.strongest(data, n), expected)
+
+
+def model(seed, sizes=(12, 9, 8, 3)):
+    network = SparseMLP.erdos_renyi(sizes, density=0.4, random_state=seed)
+    network.biases[:] = np.random.default_rng(seed).standard_normal(len(network.biases))
+    return network
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_averaging_equal_models_changes_nothing(n):
+    network = model(0)
+    merged, union_nnz = average.average([network.copy() for _ in range(n)])
+    assert merged.weights_sha256() == network.weights_sha256()
+    assert union_nnz == network.nnz
+
+
+def test_average_is_cut_back_to_the_largest_weights_of_each_layer():
+    first, second = model(0), model(0)
+    second.evolve(0.5, np.random.default_rng(1))
+    merged, union_nnz = average.average([first, second])
+    assert merged.nnz == first.nnz < union_nnz
+    for layer in range(len(first)):
+        views = [m[layer] for m in (first, second)]
+        mean = np.mean([m.to_scipy().toarray() for m in views], axis=0, dtype=np.float64)
+        kept = merged[layer].to_scipy().toarray()
+        assert merged[layer].nnz == first[layer].nnz
+        np.testing.assert_array_equal(kept[kept != 0], mean.astype(np.float32)[kept != 0])
+        cut = np.abs(mean[(kept == 0) & (mean != 0)])
+        assert cut.max(initial=0) <= np.abs(kept[kept != 0]).min()
+    np.testing.assert_allclose(merged.biases, (first.biases + second.biases) / 2, rtol=1e-6)
+
+
+def test_gradient_of_an_older_topology_keeps_its_valid_part():
+    old, new = model(0), model(0)
+    new.evolve(0.4, np.random.default_rng(2))
+    gradient = np.arange(1, len(old.params) + 1, dtype=np.float32)
+    out, accepted = retained(old, gradient, new.structures())
+    place_old, place_new, common = 0, 0, 0
+    for layer in range(len(old)):
+        a, b = old[layer], new[layer]
+        before = dense(a.indptr, a.indices, gradient[place_old : place_old + a.nnz], a.n_in)
+        after = dense(b.indptr, b.indices, out[place_new : place_new + b.nnz], b.n_in)
+        exists = dense(b.indptr, b.indices, 1, b.n_in) > 0
+        np.testing.assert_array_equal(after, np.where(exists, before, 0))
+        common += np.sum(exists & (before > 0))
+        place_old, place_new = place_old + a.nnz, place_new + b.nnz
+    assert accepted == pytest.approx(common / old.nnz)
+    np.testing.assert_array_equal(out[place_new:], gradient[place_old:])
+
+
+def test_packed_model_is_the_same_when_unpacked():
+    from sparsecore.train import TrainConfig
+
+    network = model(3)
+    parts = average.pack(network, {"rank": 2})
+    buffer = np.concatenate([np.ascontiguousarray(p).view(np.uint8).ravel() for p in parts])
+    config = TrainConfig(hidden=(9, 8))
+    twin, about = average.unpack(buffer, network.sizes, config)
+    assert twin.weights_sha256() == network.weights_sha256()
+    assert about == {"rank": 2}
+
+
+# --- shards, plans, records ----------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=7, max_size=90),
+    st.integers(1, 7),
+    st.integers(0, 10**6),
+)
+def test_shards_hold_every_row_once_and_every_class_evenly(labels, n_workers, seed):
+    labels = np.array(labels)
+    shards = shard_rows(labels, n_workers, seed)
+    np.testing.assert_array_equal(np.sort(np.concatenate(shards)), np.arange(len(labels)))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    for label in range(5):
+        shares = [np.sum(labels[rows] == label) for rows in shards]
+        assert max(shares) - min(shares) <= 1
+    assert all((np.diff(rows) > 0).all() for rows in shards)
+
+
+def test_more_workers_than_rows_are_refused():
+    with pytest.raises(ValueError, match="4 workers cannot share 3 rows"):
+        shard_rows(np.zeros(3, int), 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"algorithm": "fast"}, "algorithm: expected one of wasap, wassp, got 'fast'"),
+        ({"phase1": 1.5}, "phase1: .* got 1.5"),
+        ({"warmup": -1}, "warmup: .* got -1"),
+    ],
+)
+def test_plan_is_checked(values, message):
+    with pytest.raises(ValueError, match=message):
+        wasap.Plan(**values)
+
+
+def test_phase_1_is_seven_tenths_of_the_epochs():
+    assert [wasap.Plan().phase1_epochs(n) for n in (0, 1, 2, 3, 10, 500)] == [0, 1, 1, 2, 7, 350]
+
+
+@given(st.lists(st.integers(0, 300)))
+def test_record_survives_json(values):
+    array = np.array(values, np.int16)
+    original = Record(array, array.astype(np.int32), array.astype(np.float32))
+    read = record.from_json(json.loads(json.dumps(record.to_json(original))))
+    for here, there in zip(read, original, strict=True):
+        assert here.dtype == there.dtype
+        np.testing.assert_array_equal(here, there)
+
+
+@pytest.mark.parametrize("damage", [{"zlib_base64": "AAAA"}, {"size": 3}, {"dtype": None}])
+def test_damaged_record_is_refused(damage):
+    value = record.encode(np.arange(4, dtype=np.int16)) | damage
+    with pytest.raises(ValueError, match="record"):
+        record.decode(value)
+
+
+def test_replay_refuses_a_synchronous_result():
+    with pytest.raises(ValueError, match="repeat from their seed alone"):
+        record.replay(None, {"config": {"algorithm": "wassp"}})
+
+
+# --- jobs ----------------------------------------------------------------------------------------
+
+
+def environment():
+    bin_folder = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": bin_folder + os.pathsep + os.environ["PATH"]}
+
+
+def start(n, *arguments):
+    return subprocess.Popen(
+        ["mpiexec", "-n", str(n), sys.executable, "-m", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+
+
+def finished(job, limit=120):
+    try:
+        out, err = job.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        job.kill()
+        out, err = job.communicate()
+        pytest.fail(f"the job did not end within {limit} s: {out[-2000:]}{err[-2000:]}")
+    return job.returncode, out, err
+
+
+TRAIN = ("sparsecore", "train", "--dataset", "digits", "--hidden", "40,30", "--json")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("n", [2, 3])
+def test_parallel_suite_passes(n):
+    status, out, err = finished(start(n, "pytest", "-q", "--timeout", "100", HERE / "mpi"), 200)
+    assert status == 0, out[-3000:] + err[-3000:]
+    assert len(re.findall(r"\d+ passed", out)) == n
+    assert "UCX" not in err  # nothing is left open at the end
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("n", [2, 3])
+def test_command_line_trains_and_replays(tmp_path, n):
+    status, out, err = finished(start(n, *TRAIN, "--algorithm", "wasap", "--epochs", 10))
+    assert status == 0, err
+    assert out.count("\n") == 1, "only rank 0 prints"
+    assert f"{n} worker(s): rank 0 = process" in err
+    path = tmp_path / "result.json"
+    path.write_text(out)
+    command = [sys.executable, "-m", "sparsecore", "train", "--replay", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "weights identical to the last bit" in done.stdout
+    assert json.loads(out)["weights_sha256"] in done.stdout
+
+    # Another order of the same updates makes other weights.
+    changed = json.loads(out)
+    read = wasap.from_json(changed["parallel"]["record"])
+    changed["parallel"]["record"] = record.to_json(read._replace(worker=read.worker[::-1]))
+    path.write_text(json.dumps(changed))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "another kind of CPU" in done.stderr
+
+
+@pytest.mark.mpi
+def test_one_rank_says_how_to_start_more():
+    arguments = [sys.executable, "-m", *TRAIN, "--algorithm", "wassp", "--epochs", "2"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert "mpiexec -n 5" in done.stderr
+    assert json.loads(done.stdout)["parallel"]["failed_workers"] == []
+
+
+@pytest.mark.mpi
+def test_wrong_option_is_one_message_and_ends_the_job():
+    status, out, err = finished(start(2, *TRAIN, "--algorithm", "wasap", "--phase1", "2"), 60)
+    assert status == 1 and "test_accuracy" not in out
+    assert "phase1: expected a share in [0, 1], got 2.0" in err
+    assert "Traceback" not in err
+
+
+def when(condition, job, limit=60):
+    """Wait until `condition` holds, while the job runs."""
+    end = time.monotonic() + limit
+    while not condition():
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < end, "the job did not get that far"
+        time.sleep(0.01)
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("phase", [1, 2])
+def test_killed_rank_ends_the_job_which_resumes(tmp_path, rank, phase):
+    path = tmp_path / "run.npz"
+    arguments = (
+        *TRAIN, "--algorithm", "wasap", "--epochs", 60, "--phase1", 0.5, "--checkpoint", path,
+    )  # fmt: skip
+    job = start(2, *arguments)
+    first_line = ""
+    while "rank 1 = process" not in first_line:
+        first_line = job.stderr.readline()
+    pids = [int(pid) for pid in re.findall(r"= process (\d+)", first_line)]
+    mark = path if phase == 1 else tmp_path / f"run.npz.worker{rank}"
+    when(mark.exists, job)
+    os.kill(pids[rank], signal.SIGKILL)
+    killed = time.monotonic()
+    status, out, err = finished(job, 20)
+    assert time.monotonic() - killed < 10
+    # MPI names the process; the job's first line says which rank it is.
+    assert status != 0
+    assert re.search(rf"PID {pids[rank]} .*\n.*EXIT CODE: 9", out + err)
+
+    status, out, err = finished(start(2, *arguments, "--resume"))
+    assert status == 0, err
+    result = json.loads(out)
+    assert [epoch["epoch"] for epoch in result["epochs"]] == list(range(1, 61))
+    assert result["parallel"]["restarts"]
+    (tmp_path / "result.json").write_text(out)
+    replayed = [sys.executable, "-m", "sparsecore", "train", "--replay", tmp_path / "result.json"]
+    assert subprocess.run(replayed, capture_output=True).returncode == 0
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_hanging_worker_is_left_behind_and_named():
+    job = start(
+        2, *TRAIN, "--algorithm", "wasap", "--epochs", 400, "--phase1", 0.9, "--patience", 2
+    )
+    first_line = ""
+    while "rank 1 = process" not in first_line:
+        first_line = job.stderr.readline()
+    pid = int(re.findall(r"= process (\d+)", first_line)[1])
+    time.sleep(2.5)
+    assert job.poll() is None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        status, out, err = finished(job, 60)
+    finally:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    # Nine times out of ten it is stopped while it computes; with the lock, the run must end.
+    if status == 0:
+        lost = json.loads(out)["parallel"]["failed_workers"]
+        assert [entry["rank"] for entry in lost] == [1]
+        assert "no sign of life" in lost[0]["cause"]
+        assert "rank 1 was lost" in err
+    else:
+        assert "rank 1" in err and "no sign of life" in err

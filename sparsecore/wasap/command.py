@@ -15,6 +15,7 @@ from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
 from sparsecore.team import cpu_count
 from sparsecore.train import TrainConfig
+from sparsecore.wasap.witness import witness
 
 
 def train(
@@ -50,8 +51,11 @@ def train(
         )
         bar.update(state["epoch"] - bar.n)
 
+    here = {rank: pid for rank, (host, pid) in enumerate(facts) if host == ranks.host}
+    resumable = options.checkpoint is not None
+    hint = f"; --resume goes on from {options.checkpoint}" if resumable else ""
     try:
-        with bar:
+        with bar, witness(here if ranks.rank_on_node == 0 else {}, hint):
             model, result = wasap.run(
                 data,
                 config,
@@ -92,7 +96,7 @@ def end(result: dict[str, Any] | None) -> None:
 
 
 def _introduce(facts: list[tuple[str, int]], options: Namespace) -> None:
-    """Say who takes part: MPI names a rank that dies by its process number."""
+    """Say who takes part, and warn of what makes a run slow."""
     who = ", ".join(
         f"rank {rank} = process {pid} on {host}" for rank, (host, pid) in enumerate(facts)
     )

@@ -45,9 +45,17 @@ def world() -> Any:
     return MPI.COMM_WORLD
 
 
-def threads_are_safe() -> bool:
-    """Tell whether other threads may run beside the one that calls MPI."""
-    return MPI.Query_thread() >= MPI.THREAD_FUNNELED
+@contextmanager
+def first_ranks(n: int) -> Iterator[Any]:
+    """Give a communicator of the first `n` ranks of all, to those alone."""
+    group = MPI.COMM_WORLD.Get_group().Incl(range(n))
+    comm = MPI.COMM_WORLD.Create_group(group)
+    group.Free()
+    try:
+        yield comm
+    finally:
+        if comm != MPI.COMM_NULL:
+            comm.Free()
 
 
 class Ranks:

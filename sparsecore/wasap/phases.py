@@ -130,6 +130,7 @@ class _Run:
         self.restarts: list[int] = []
         self.all_alive, self.stopped = True, False
         self._reported = 0.0
+        self._pace = 0.0, 0  # seconds and updates at the last report
 
     # --- before ----------------------------------------------------------------------------------
 
@@ -235,6 +236,8 @@ class _Run:
         average([tiny, tiny])
         with Trainer(tiny, self.config.with_values(hidden=(4,))):
             pass
+        for part in (slice(None), self._test_part()):  # lanes depend on the number of rows
+            worker.model.decision_function(self.X_test[part], self.threads)
         worker.close()
 
     # --- the run ---------------------------------------------------------------------------------
@@ -242,6 +245,7 @@ class _Run:
     def go(self, resources: Resources) -> tuple[SparseMLP | None, dict[str, Any] | None]:
         """Take this rank through both phases."""
         model: SparseMLP | None
+        self._pace = self.server.elapsed(), self.server.ticket
         try:
             if self.plan.algorithm == "wasap":
                 self._phase1()
@@ -303,7 +307,7 @@ class _Run:
         """Take the steps of phase 1 together."""
         worker = self.worker
         lockstep = Lockstep(self.window, worker, self._shard_sizes, self.config, self.plan.warmup)
-        part = slice(*(len(self.y_test) * np.arange(self.rank, self.rank + 2) // self.workers))
+        part = self._test_part()
         for epoch in range(self.epochs_before + 1, self.phase1_epochs + 1):
             trained = [0.0, 0.0, 0.0]
             for step in range((epoch - 1) * lockstep.steps, epoch * lockstep.steps):
@@ -377,6 +381,11 @@ class _Run:
         self._aside(time.perf_counter() - before, "evaluate")
         return loss, accuracy
 
+    def _test_part(self) -> slice:
+        """Return this worker's share of the test set, when it is tested together."""
+        cuts = len(self.y_test) * np.arange(self.rank, self.rank + 2) // self.workers
+        return slice(int(cuts[0]), int(cuts[1]))
+
     def _aside(self, seconds: float, what: str) -> None:
         """Count seconds that this rank did not train; they are not the algorithm's."""
         self.seconds[what] += seconds
@@ -431,11 +440,18 @@ class _Run:
                 "epoch": epochs,
                 "epochs": self.config.epochs,
                 "updates": done if phase == 1 else self.updates_per_epoch * self.phase1_epochs,
+                "updates_per_second": self._rate(phase, done),
                 "elapsed": self.server.elapsed(),
                 "test_accuracy": accuracy,
                 "staleness": staleness,
             }
         )
+
+    def _rate(self, phase: int, done: int) -> float:
+        """Return updates a second since the last report; in phase 2 there are none."""
+        now, (then, before) = self.server.elapsed(), self._pace
+        self._pace = now, done
+        return (done - before) / (now - then) if phase == 1 and now > then else 0.0
 
     # --- the end ---------------------------------------------------------------------------------
 

@@ -1,0 +1,146 @@
+"""Clusters of MPI engines: found, started, used, broken."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ipyparallel")
+pytest.importorskip("mpi4py")
+
+from sparsecore import cluster, datasets, wasap
+from sparsecore.cluster import ClusterError
+from sparsecore.train import TrainConfig
+
+pytestmark = [pytest.mark.mpi]
+SMALL = TrainConfig(hidden=(40, 30), batch_size=32, epochs=6)
+LONG = SMALL.with_values(epochs=4000)
+
+
+@pytest.fixture(autouse=True)
+def profile(tmp_path_factory, monkeypatch):
+    """An IPython folder without anyone's cluster in it."""
+    folder = tmp_path_factory.mktemp("ipython")
+    monkeypatch.setenv("IPYTHONDIR", str(folder))
+    # A new user's shell does not have the environment's bin folder on PATH.
+    bin_folder = str(Path(sys.executable).parent)
+    paths = [p for p in os.environ["PATH"].split(os.pathsep) if p != bin_folder]
+    monkeypatch.setenv("PATH", os.pathsep.join(paths))
+    return folder
+
+
+def write_cluster_file(folder, text):
+    path = folder / "profile_default" / "security" / "ipcontroller-client.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    return path
+
+
+def test_cluster_of_its_own_trains_reports_and_goes(profile):
+    states = []
+    with cluster.connect(2) as workers:
+        assert "2 MPI workers, started here" in repr(workers)
+        model, result = cluster.train(workers, SMALL, "digits", on_progress=states.append)
+        assert result["config"]["workers"] == 2
+        assert model.weights_sha256() == result["weights_sha256"]
+        assert wasap.replay(datasets.load("digits"), result)[1]["identical"]
+
+        # A failure that MPI survives leaves the engines usable.
+        diverging = SMALL.with_values(learning_rate=1e6)
+        with pytest.raises(ClusterError, match=r"rank \d: FloatingPointError: worker \d.*finite"):
+            cluster.train(workers, diverging, "digits")
+        with pytest.raises(ClusterError, match="rank 0: ValueError: unknown data set 'nothing'"):
+            cluster.train(workers, SMALL, "nothing")
+
+        _, result = cluster.train(
+            workers, LONG.with_values(epochs=60), "digits", algorithm="wassp", limit=200,
+            on_progress=states.append,
+        )  # fmt: skip
+        assert result["config"]["n_train"] == 200
+        assert states and {"phase", "epoch", "updates_per_second", "staleness"} <= states[-1].keys()
+        pids = workers.pids
+    end = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_engine_is_named_and_training_resumes(tmp_path, rank):
+    path = tmp_path / "run.npz"
+    killed = []
+
+    def kill(state):
+        if state["epoch"] > 3 and not killed:
+            killed.append(time.monotonic())
+            os.kill(workers.pids[rank], signal.SIGKILL)
+
+    with cluster.connect(2) as workers:
+        pid = workers.pids[rank]
+        with pytest.raises(
+            ClusterError, match=rf"rank {rank} \(process {pid}\) was killed"
+        ) as error:
+            cluster.train(workers, LONG, "digits", checkpoint_path=path, on_progress=kill)
+        assert time.monotonic() - killed[0] < 10
+        assert "resume=True" in str(error.value)
+    assert path.exists()
+
+
+@pytest.mark.slow
+def test_cluster_started_in_a_terminal_is_used_and_left_running(profile):
+    bin_folder = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    terminal = subprocess.Popen(
+        [bin_folder / "ipcluster", "start", "--engines=MPI", "-n", "3"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+    )  # fmt: skip
+    try:
+        while "successfully" not in terminal.stdout.readline():
+            assert terminal.poll() is None
+        with cluster.connect(2) as workers:
+            assert workers.own is None
+            _, result = cluster.train(workers, SMALL, "digits")
+            assert result["config"]["workers"] == 2
+        with cluster.connect(3) as workers:
+            _, result = cluster.train(workers, SMALL, "digits")
+            assert result["config"]["workers"] == 3
+        with pytest.raises(ClusterError, match=r"has 3 engine.*4 workers.*-n 4"):
+            with cluster.connect(4):
+                pass
+        assert terminal.poll() is None
+    finally:
+        terminal.send_signal(signal.SIGINT)
+        terminal.communicate(timeout=30)
+
+
+def test_stale_cluster_file_is_named_and_passed_over(profile):
+    facts = {"interface": "tcp://127.0.0.1", "location": "localhost", "registration": 1}
+    path = write_cluster_file(profile, json.dumps(facts))
+    with pytest.warns(UserWarning, match=f"{path} is left from a cluster that no longer answers"):
+        assert cluster._running("default") is None
+
+
+def test_damaged_cluster_file_is_named_and_passed_over(profile):
+    path = write_cluster_file(profile, "{")
+    with pytest.warns(UserWarning, match=f"{path} is left from"):
+        assert cluster._running("default") is None
+
+
+def test_missing_mpiexec_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(ClusterError, match="mpiexec: found neither on PATH nor in"):
+        with cluster.connect(1):
+            pass
+
+
+def test_less_than_one_worker_is_refused():
+    with pytest.raises(ValueError, match="at least 1 worker, got 0"):
+        with cluster.connect(0):
+            pass

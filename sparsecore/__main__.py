@@ -289,10 +289,19 @@ def _add_bench(commands: Any) -> None:
         "--batch", type=int, default=128, metavar="N", help="samples a step (%(default)s)"
     )
     sub.add_argument("--threads", type=int, default=1, help="threads (%(default)s)")
-    sub.add_argument(
-        "--steps", type=int, default=200, metavar="N", help="steps that are timed (%(default)s)"
-    )
+    sub.add_argument("--steps", type=int, metavar="N", help="steps that are timed (200)")
     sub.add_argument("--seed", type=int, default=0, help="of data and network (%(default)s)")
+    sub.add_argument(
+        "--peers",
+        action="store_true",
+        help="time all peers that are installed as well (pip install 'sparsecore[peers]')",
+    )
+    sub.add_argument(
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="with --peers: turns of each, half a second long (5)",
+    )
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -300,13 +309,18 @@ def _bench(options: argparse.Namespace) -> None:
     from sparsecore.bench import bench
 
     _check_common(options)
+    if options.peers:
+        _bench_peers(options)
+        return
+    if options.rounds is not None:
+        raise ValueError("--rounds: expected --peers with it, got none; see --steps")
     result = bench(
         options.dims,
         epsilon=options.epsilon,
         density=options.density,
         batch_size=options.batch,
         threads=options.threads,
-        steps=options.steps,
+        steps=200 if options.steps is None else options.steps,
         seed=options.seed,
     )
     if options.json:
@@ -319,6 +333,30 @@ def _bench(options: argparse.Namespace) -> None:
     print(f"evolution      {result['evolution_ms']:.2f} ms")
     print(f"prediction     {result['predict_ms']:.3f} ms a batch")
     print(f"peak memory    {result['peak_rss_mb']:.0f} MiB")
+
+
+def _bench_peers(options: argparse.Namespace) -> None:
+    from sparsecore.paper import contest
+    from sparsecore.paper.peers import Problem
+
+    if options.steps is not None:
+        raise ValueError("--steps: with --peers turns are timed instead; see --rounds")
+    if options.batch < 1:
+        raise ValueError(f"--batch: expected an integer of at least 1, got {options.batch}")
+    problem = Problem(
+        options.dims,
+        epsilon=options.epsilon,
+        density=options.density,
+        batch_size=options.batch,
+        threads=options.threads,
+        seed=options.seed,
+    )
+    result = contest.compare(
+        problem,
+        rounds=5 if options.rounds is None else options.rounds,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(json.dumps(result) if options.json else contest.report(result))
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -388,8 +426,11 @@ def _list_studies(options: argparse.Namespace) -> None:
 
 
 def _run_study(options: argparse.Namespace) -> None:
-    from sparsecore.paper import studies
+    from sparsecore.paper import speed, studies
 
+    if options.key == speed.STUDY:
+        print(speed.load(options.profile))
+        return
     found = studies.load(options.key, options.profile, options.seeds)
     for dataset in found.study.datasets:
         for method in found.study.methods:

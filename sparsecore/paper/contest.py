@@ -80,17 +80,19 @@ def compare(
     with ExitStack() as stack:
         workers = {}
         for key in chosen:
-            if key in gone:
-                continue
+            if key not in gone:
+                workers[key] = stack.enter_context(_Worker(key, problem))
+                workers[key].tell("make", 0)  # all at once: that is not timed
+        for key in list(workers):
             if progress:
                 progress(f"starting {PEERS[key].label}")
-            worker = stack.enter_context(_Worker(key, problem))
             try:
-                about[key] = worker.ask(("start", seconds))
-            except _WorkerError as error:
+                workers[key].hear()
+                about[key] = workers[key].ask("start", seconds)
+                turns[key] = []
+            except WorkerError as error:
                 gone[key] = f"failed: {error}"
-                continue
-            workers[key], turns[key] = worker, []
+                del workers[key]
         if "sparsecore" in gone:
             raise RuntimeError(f"sparsecore itself {gone['sparsecore']}")
         order = list(workers)
@@ -99,10 +101,10 @@ def compare(
                 progress(f"round {number + 1} of {rounds}")
             for key in order:
                 time.sleep(_PAUSE)
-                turns[key].append(workers[key].ask(("turn", seconds)))
+                turns[key].append(workers[key].ask("turn", seconds))
             order = order[1:] + order[:1]  # nobody always follows the same neighbour
         for key, worker in workers.items():
-            about[key]["peak_rss_mb"] = worker.ask(("memory", 0))
+            about[key]["peak_rss_mb"] = worker.ask("memory", 0)
     ours = np.array([turn["ms"] for turn in turns["sparsecore"]])
     return {
         "problem": {**asdict(problem), "sizes": list(problem.sizes)},
@@ -113,6 +115,24 @@ def compare(
         },
         "provenance": provenance(problem.threads, None),
     }
+
+
+def report(result: dict[str, Any]) -> str:
+    """Return what `compare` found as a table of plain text, the fastest first."""
+    problem = result["problem"]
+    lines = [
+        f"{result['nnz']:,} connections, batch {problem['batch_size']}, "
+        f"{problem['threads']} thread(s), milliseconds per training step",
+        f"{'':24} {'median':>8} {'fastest':>8} {'slowest':>8} {'ratio':>7} {'CPUs':>5} {'MiB':>6}",
+    ]
+    for found in sorted(result["peers"].values(), key=lambda found: found["ms"]):
+        lines.append(
+            f"{found['label']:24} {found['ms']:8.2f} {found['low']:8.2f} {found['high']:8.2f} "
+            f"{found['ratio']['median']:7.2f} {found['cores']:5.2f} {found['peak_rss_mb']:6.0f}"
+        )
+    lines += [f"{left['label']:24} {left['reason']}" for left in result["absent"].values()]
+    lines += [f"{found['label']}: {found['note']}" for found in result["peers"].values()]
+    return "\n".join(lines)
 
 
 def _summary(turns: list[dict[str, float]], ours: np.ndarray) -> dict[str, Any]:
@@ -172,7 +192,7 @@ def warm_up(trainer: Trainer, seconds: float) -> int:
     return steps
 
 
-class _WorkerError(RuntimeError):
+class WorkerError(RuntimeError):
     """A peer's process raised or died."""
 
 
@@ -187,16 +207,27 @@ class _Worker:
             self._process.start()
         theirs.close()
 
-    def ask(self, question: tuple[str, float]) -> Any:
-        """Send a question and wait for the answer."""
+    def tell(self, what: str, seconds: float) -> None:
+        """Send a question."""
         try:
-            self._pipe.send(question)
+            self._pipe.send((what, seconds))
+        except OSError:
+            pass  # it died, which `hear` reports
+
+    def hear(self) -> Any:
+        """Wait for the answer."""
+        try:
             kind, answer = self._pipe.recv()
         except (EOFError, OSError):
-            raise _WorkerError("its process died") from None
+            raise WorkerError("its process died") from None
         if kind == "error":
-            raise _WorkerError(answer)
+            raise WorkerError(answer)
         return answer
+
+    def ask(self, what: str, seconds: float) -> Any:
+        """Send a question and wait for the answer."""
+        self.tell(what, seconds)
+        return self.hear()
 
     def __enter__(self) -> _Worker:
         return self
@@ -237,9 +268,11 @@ def _serve(pipe: Any, key: str, problem: Problem) -> None:
         except (EOFError, OSError):
             break
         try:
-            answer: Any
-            if what == "start":
+            answer: Any = None
+            if what == "make":
                 trainer = peer.trainer(problem)
+            elif what == "start":
+                assert trainer is not None
                 steps = warm_up(trainer, seconds)
                 answer = {
                     "label": peer.label,

@@ -1,0 +1,283 @@
+"""The roofline: what one thread of this machine can do, and where the kernels lie under that.
+
+Ceilings are measured by small compiled loops, and so is each layer's forward and backward kernel,
+alone and on data as a training step has them. Where the results are kept is the business of
+`speed`, how they are drawn that of `speed_figures`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from sparsecore import kernels
+from sparsecore.engine import Engine, aligned, metrics
+from sparsecore.kernels import Rule, Workspace
+from sparsecore.lanes import Width, fma, load, splat, total, widest
+from sparsecore.paper.contest import spread
+from sparsecore.paper.peers import Problem
+
+Result = dict[str, Any]
+Report = Callable[[str], None]
+
+_PEAK_STEPS = 2_000_000
+_STREAMED = 2**28  # bytes read per measurement of a bandwidth
+_CACHES = {"L1": 2**15, "L2": 2**20, "L3": 2**25}  # bytes, where the system does not say
+_jit = njit(nogil=True, error_model="numpy", _nrt=False)
+
+
+@_jit
+def _multiply_add(width, n, a, b, out):
+    """As many multiply-adds as the registers can do: independent, and nothing from memory."""
+    x, y = splat(width, a), splat(width, b)
+    acc = x
+    for _ in range(n):
+        acc = fma(acc, x, y)
+    out[0] = total(acc)
+
+
+@_jit
+def _read(width, lanes, passes, data, out):
+    """Read an array again and again, and do as little as possible with it."""
+    acc = splat(width, np.float32(0))
+    for _ in range(passes):
+        for i in range(0, len(data), lanes):
+            acc = acc + load(width, data, i)
+    out[0] = total(acc)
+
+
+@_jit
+def _forward_many(n, blocks, width, layer, net, work, rule, hidden):
+    lanes = len(work.act) // np.int64(net.sizes.sum()) // blocks
+    n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
+    threshold = np.uint32(np.float64(rule.dropout) * 2.0**32)
+    for _ in range(n):
+        for block in range(blocks):
+            kernels._forward(
+                width, 0, n_out, layer, net, work.act,
+                work.act_start[layer] + block * n_in * lanes,
+                work.act_start[layer + 1] + block * n_out * lanes,
+                hidden, work, np.uint64(layer), np.uint32(block * lanes), threshold,
+                np.float32(1.4),
+            )  # fmt: skip
+
+
+@_jit
+def _backward_many(n, blocks, width, layer, net, work, rule, velocity, velocity_b):
+    lanes = len(work.act) // np.int64(net.sizes.sum()) // blocks
+    n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
+    threshold = np.uint32(np.float64(rule.dropout) * 2.0**32)
+    for _ in range(n):
+        for block in range(blocks):
+            pace = kernels._pace(rule.learning_rate, rule, rule.momentum, block, blocks)
+            x0 = work.act_start[layer] + block * n_in * lanes
+            d0 = work.act_start[layer + 1] + block * n_out * lanes
+            if layer == 0:
+                kernels._backward_input(width, 0, n_in, net, velocity, None, work.act, x0, d0, pace)
+            else:
+                kernels._backward(
+                    width, 0, n_in, layer, net, velocity, None, velocity_b, None,
+                    work, x0, d0, threshold, np.float32(1.4), pace,
+                )  # fmt: skip
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return how long a call takes, in seconds."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _best(work: Callable[[], object], repeats: int) -> float:
+    """Return the shortest time in seconds: a ceiling is what the machine can do."""
+    work()
+    return min(timed(work) for _ in range(repeats))
+
+
+def cache_sizes() -> dict[str, int]:
+    """Return the bytes of this machine's data caches, as the system states them."""
+    names = {"L1": "SC_LEVEL1_DCACHE_SIZE", "L2": "SC_LEVEL2_CACHE_SIZE"}
+    sizes = dict(_CACHES)
+    for level, name in names.items():
+        try:
+            sizes[level] = os.sysconf(name) or sizes[level]
+        except (ValueError, OSError):
+            pass
+    return sizes
+
+
+def ceilings(repeats: int = 5) -> Result:
+    """Measure what one thread of this machine can do.
+
+    Returns
+    -------
+    dict
+        "gflops": fused multiply-adds on registers, each counted as 2; "bandwidth": GB/s (10⁹ bytes)
+        read from "L1", "L2", "L3" and "DRAM"; "working_set": bytes that each was measured with;
+        "cache": bytes up to which a working set counts as that level's.
+
+    Notes
+    -----
+    Bandwidths are of reading in order, the best of some repeats. The L3 of a virtual machine is
+    shared with strangers: its bandwidth is measured at 8 MiB, "DRAM" at 512 MiB.
+    """
+    lanes = widest()
+    width, out = Width(lanes), np.zeros(1, np.float32)
+    seconds = _best(
+        lambda: _multiply_add(width, _PEAK_STEPS, np.float32(0.5), np.float32(0.1), out), repeats
+    )
+    caches = cache_sizes()
+    sets = {"L1": caches["L1"] // 2, "L2": caches["L2"] // 2, "L3": 2**23, "DRAM": 2**29}
+    bandwidth = {}
+    for level, n_bytes in sets.items():
+        data = aligned(n_bytes // 4, np.float32)
+        data[:] = 1
+        passes = max(1, _STREAMED // n_bytes)
+        best = _best(partial(_read, width, lanes, passes, data, out), repeats)
+        bandwidth[level] = passes * n_bytes / best / 1e9
+    return {
+        "gflops": 2 * lanes * _PEAK_STEPS / seconds / 1e9,
+        "bandwidth": bandwidth,
+        "working_set": sets,
+        "cache": {"L1": caches["L1"], "L2": caches["L2"], "L3": caches["L3"]},
+    }
+
+
+def measure(
+    shapes: Mapping[str, tuple[int, ...]], epsilon: float, repeats: int, report: Report
+) -> Result:
+    """Time each layer's forward and backward kernel, and place them under the ceilings.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Neurons per layer, by name.
+    epsilon : float
+    repeats : int
+        Timings of each kernel.
+    report : callable
+        Called with a line that says what is being measured.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Neurons per layer, by name.
+    epsilon : float
+    repeats : int
+        Timings of each kernel.
+    report : callable
+        Called with a line that says what is being measured.
+
+    Returns
+    -------
+    dict
+        What `ceilings` returns, and "kernels": "shape", "layer" (1, 2, …), "direction", "nnz",
+        "ms" {"median", "low", "high"}, "gflops", "intensity" (floating-point operations per byte
+        that is loaded or stored), "working_set" (bytes of the rows that are visited in random
+        order), "level" (the smallest memory that holds them), "share" (of the ceiling there).
+    """
+    report("ceilings")
+    found = ceilings()
+    points = []
+    for shape, sizes in shapes.items():
+        report(shape)
+        points += _kernels(shape, sizes, epsilon, repeats)
+    for point in points:
+        point["level"] = level_of(point["working_set"], found["cache"])
+        roof = min(found["gflops"], point["intensity"] * found["bandwidth"][point["level"]])
+        point["share"] = point["gflops"] / roof
+    return {**found, "kernels": points, "batch": 128, "epsilon": epsilon}
+
+
+def level_of(n_bytes: int, caches: dict[str, int]) -> str:
+    """Return the smallest memory that holds a working set."""
+    return next((level for level, size in caches.items() if n_bytes <= size), "DRAM")
+
+
+def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -> list[Result]:
+    problem = Problem(sizes, epsilon=epsilon)
+    model, batch = problem.model, problem.batch_size
+    velocity = model.start_momentum()
+    zero = np.float32(0)  # weights that stay as they are, at the price of weights that move
+    rule = Rule(zero, np.float32(0.9), zero, np.float32(0.3), np.uint64(1))
+    inputs, labels = problem.data
+    points = []
+    with Engine(model.network, batch) as engine:
+        # A whole step fills activations, masks and gradients with what the kernels meet in earnest.
+        engine.train(velocity, rule, inputs, labels, np.arange(batch), batch, 0, metrics())
+        net, work, width = model.network, engine._work, engine._width
+        blocks = -(-batch // width.lanes)
+        weights, biases = velocity[: model.nnz], velocity[model.nnz :]
+        work.act[:] = np.random.default_rng(0).standard_normal(len(work.act), np.float32)
+        for layer in range(len(sizes) - 1):
+            nnz, hidden = model[layer].nnz, layer < len(sizes) - 2
+            common = (blocks, width, layer, net, work, rule)
+            runs: dict[str, Callable[[int], object]] = {
+                "forward": partial(_many_forward, common, hidden),
+                "backward": partial(_many_backward, common, weights, biases),
+            }
+            for direction, run in runs.items():
+                # Rows grow from call to call; they must not become infinite.
+                ms = spread(_kernel_ms(run, repeats, work))
+                point = _counts(direction, layer, nnz, sizes, width.lanes, blocks)
+                point["gflops"] = point["flops"] / ms["median"] / 1e6
+                points.append(
+                    {
+                        "shape": shape,
+                        "layer": layer + 1,
+                        "direction": direction,
+                        "nnz": nnz,
+                        "ms": ms,
+                        **point,
+                    }
+                )
+    return points
+
+
+def _many_forward(common: tuple[Any, ...], hidden: bool, n: int) -> None:
+    _forward_many(n, *common, hidden)
+
+
+def _many_backward(common: tuple[Any, ...], weights: Any, biases: Any, n: int) -> None:
+    _backward_many(n, *common, weights, biases)
+
+
+def _kernel_ms(run: Callable[[int], object], repeats: int, work: Workspace) -> list[float]:
+    run(1)
+    per_call = timed(lambda: run(1))
+    n = max(1, int(0.02 / per_call))
+    kept, times = work.act.copy(), []
+    for _ in range(repeats):
+        work.act[:] = kept
+        times.append(1e3 * timed(lambda: run(n)) / n)
+    work.act[:] = kept
+    return times
+
+
+def _counts(
+    direction: str, layer: int, nnz: int, sizes: tuple[int, ...], lanes: int, blocks: int
+) -> Result:
+    """Count operations and bytes of one layer's kernel; a bit mask counts nothing."""
+    n_in, n_out = sizes[layer], sizes[layer + 1]
+    row = 4 * lanes
+    if direction == "forward":
+        # per connection a row, a weight and an index; per neuron a row that is stored
+        flops, n_bytes = 2 * lanes * nnz, (row + 8) * nnz + row * n_out
+        held = row * n_in
+    else:
+        # weight and velocity are read and written, two indices read; then the rows of the layer
+        products = 2 if layer else 1
+        flops, n_bytes = 2 * products * lanes * nnz, (row + 24) * nnz + row * n_in * products
+        held = row * n_out
+    return {
+        "flops": blocks * flops,
+        "bytes": blocks * n_bytes,
+        "intensity": flops / n_bytes,
+        "working_set": held,
+    }

@@ -1,0 +1,265 @@
+"""The page on speed: its measurements on small networks, their files, pictures and command."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from sparsecore.__main__ import main
+from sparsecore.engine import lane_width
+from sparsecore.paper import roofline, speed, speed_figures
+from sparsecore.paper.results import ResultWarning
+from sparsecore.paper.speed import Effort, Speed
+
+SMALL = Effort(2, 0.01, (1,), (40, 90))
+SHAPES = {"fashion-mnist": (30, 40, 20, 50, 5)}
+
+
+def quiet(line):
+    pass
+
+
+def contest_of(shape, threads, absent=()):
+    """Make up a contest as `compare` returns it."""
+    found = {}
+    for i, key in enumerate(("sparsecore", "c-loop", "torch-dense")):
+        if key in absent:
+            continue
+        found[key] = {
+            "ms": 2.0 + i, "low": 1.5 + i, "high": 3.0 + i, "rounds": [2.0 + i], "cpu_ms": 2.0,
+            "ratio": {"median": 1 + i / 2, "low": 1, "high": 2}, "cores": 1.0, "version": "1.0",
+            "blas": [], "peak_rss_mb": 100.0, "label": key, "note": "",
+        }  # fmt: skip
+    gone = {key: {"label": key, "reason": f"{key} not installed"} for key in absent}
+    sizes = list(speed.SHAPES[shape])
+    return {
+        "shape": shape, "problem": {"sizes": sizes, "threads": threads, "batch_size": 128},
+        "nnz": 1, "peers": found, "absent": gone,
+    }  # fmt: skip
+
+
+def contests(effort, report):
+    report("made up")
+    return {"contests": [contest_of(shape, 1, ("torch-dense",)) for shape in speed.SHAPES]}
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Let a profile be a matter of a second, without other processes, in its own folder."""
+    monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
+    monkeypatch.delenv("SPARSECORE_PROFILE", raising=False)
+    monkeypatch.setattr(speed, "EFFORTS", {"quick": SMALL, "paper": SMALL})
+    parts = {
+        "peers": contests,
+        "density": lambda effort, report: speed.density_sweep(
+            effort, report, SHAPES["fashion-mnist"], (0.1, 1.0)
+        ),
+        "roofline": lambda effort, report: {
+            "gflops": 100.0,
+            "bandwidth": {"L1": 200.0, "L2": 100.0, "L3": 50.0, "DRAM": 10.0},
+            "kernels": [
+                {
+                    "shape": "fashion-mnist", "layer": 1, "direction": direction, "nnz": 9,
+                    "ms": {"median": 1.0, "low": 0.9, "high": 2.0}, "gflops": 20.0, "flops": 1,
+                    "bytes": 1, "intensity": 0.5, "working_set": 9, "level": "L2", "share": 0.4,
+                }
+                for direction in ("forward", "backward")
+            ],
+        },
+        "width": speed.width_sweep,
+    }  # fmt: skip
+    monkeypatch.setattr(speed, "PARTS", parts)
+    return tmp_path
+
+
+# --- measuring ---
+
+
+def test_density_sweep_reaches_from_sparse_to_dense():
+    found = speed.density_sweep(SMALL, quiet, (30, 200, 200, 5), (0.01, 0.1, 1.0))
+    shares = [p["density"] for p in found["points"]]
+    assert shares == pytest.approx([0.01, 0.1, 1.0], rel=0.2)
+    assert found["points"][-1]["nnz"] == 30 * 200 + 200 * 200 + 200 * 5
+    for p in found["points"]:
+        assert 0 < p["ms"]["low"] <= p["ms"]["median"] <= p["ms"]["high"]
+    assert "numpy-dense" in found["dense"]
+
+
+def test_crossover_is_interpolated_in_the_logarithms():
+    assert speed.crossover([0.01, 0.1, 1.0], [1, 10, 100], 10**1.5) == pytest.approx(10**-0.5)
+    assert speed.crossover([0.01, 0.1, 1.0], [1, 10, 100], 10) == pytest.approx(0.1)
+    assert speed.crossover([0.01, 0.1], [1, 10], 100) is None
+    assert speed.crossover([0.01, 0.1], [1, 10], 0.5) is None
+
+
+def test_width_sweep_counts_connections_and_bytes():
+    found = speed.width_sweep(SMALL, quiet)
+    assert [p["width"] for p in found["points"]] == list(SMALL.widths)
+    for p in found["points"]:
+        n = p["width"]
+        assert p["dense_mib"] * 2**20 == 4 * (784 * n + n * n + 10 * n)
+        assert p["nnz"] <= 784 * n + n * n + 10 * n
+        # 20 bytes a connection, 24 a neuron and a few per layer
+        assert p["bytes_per_connection"] <= 20 + 24 * (784 + 2 * n + 10 + 3) / p["nnz"]
+        assert p["make_s"] > 0 and p["evolve_s"] > 0
+
+
+def test_ceilings_are_ordered():
+    found = roofline.ceilings(repeats=2)
+    bandwidth = found["bandwidth"]
+    assert list(bandwidth) == ["L1", "L2", "L3", "DRAM"]
+    assert bandwidth["L1"] > bandwidth["DRAM"] > 0.5, "GB/s"
+    assert found["gflops"] > 1
+
+
+def test_kernels_lie_under_the_roof_that_their_rows_have():
+    found = roofline.measure(SHAPES, 5, 2, quiet)
+    sizes = SHAPES["fashion-mnist"]
+    assert len(found["kernels"]) == 2 * (len(sizes) - 1)
+    lanes = lane_width(128)
+    blocks = 128 // lanes
+    for p in found["kernels"]:
+        n_in, n_out = sizes[p["layer"] - 1], sizes[p["layer"]]
+        products = 2 if p["direction"] == "backward" and p["layer"] > 1 else 1
+        assert p["flops"] == 2 * 128 * p["nnz"] * products
+        assert p["bytes"] >= blocks * p["nnz"] * 4 * lanes
+        assert p["intensity"] == pytest.approx(p["flops"] / p["bytes"])
+        visited = n_in if p["direction"] == "forward" else n_out
+        assert p["working_set"] == 4 * lanes * visited
+        roof = min(found["gflops"], p["intensity"] * found["bandwidth"][p["level"]])
+        assert p["share"] == pytest.approx(p["gflops"] / roof)
+        assert p["gflops"] == pytest.approx(p["flops"] / p["ms"]["median"] / 1e6)
+
+
+def test_level_is_the_smallest_memory_that_holds_the_rows():
+    caches = {"L1": 100, "L2": 1000, "L3": 10_000}
+    levels = [roofline.level_of(n, caches) for n in (1, 100, 101, 1000, 10_001)]
+    assert levels == ["L1", "L1", "L2", "L2", "DRAM"]
+
+
+# --- files ---
+
+
+def test_measured_once_and_then_read(small, monkeypatch):
+    first = speed.load()
+    assert first.profile == "quick" and first.recorded == {}
+    written = sorted(p.relative_to(small).as_posix() for p in small.rglob("*.json"))
+    assert written == [f"quick/F-speed/{part}.json" for part in sorted(speed.PARTS)]
+    again = speed.load()
+    assert json.dumps(again.here) == json.dumps(first.here)
+    monkeypatch.setattr(speed, "_code_sha256", lambda: "another")
+    assert json.dumps(speed.load().here) != json.dumps(first.here), "stale: measured anew"
+
+
+def test_recorded_profile_stands_beside_the_build(small):
+    speed.load("paper", progress=False)
+    both = speed.load()
+    assert [title for title, _ in both.versions("width")] == ["recorded", "this build"]
+    assert [title for title, _ in speed.load("paper").versions("width")] == ["recorded"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"study": "F-speed", "part": "peers"', "{}"])
+def test_damaged_file_is_measured_anew(small, content):
+    speed.load()
+    path = speed.path_of("width", "quick")
+    path.write_text(content)
+    with pytest.warns(ResultWarning, match=r"width\.json of F-speed, quick: damaged"):
+        found = speed.load()
+    assert found.here["width"]["points"] == json.loads(path.read_text())["points"]
+
+
+def test_unknown_profile_is_refused():
+    with pytest.raises(ValueError, match="got 'fast'"):
+        speed.load("fast")
+
+
+# --- pictures ---
+
+
+def pictures(measured):
+    return [
+        getattr(speed_figures, name)(measured) for name in ("peers", "density", "roofline", "width")
+    ]
+
+
+def test_pictures_of_a_build_alone_and_beside_the_recorded(small):
+    alone = speed.load()
+    speed.load("paper")
+    both = speed.load()
+    for one, two in zip(pictures(alone), pictures(both), strict=True):
+        assert "this build: " in one.caption and "recorded" not in one.caption.split("Source")[1]
+        assert "recorded: " in two.caption
+        assert "<svg" in two.svg()
+    assert (
+        "none" in speed_figures.density(both).caption or "%" in speed_figures.density(both).caption
+    )
+
+
+def test_tables_say_what_is_there_and_what_is_not(small):
+    recorded = {"contests": [contest_of("fashion-mnist", 1), contest_of("fashion-mnist", 2)]}
+    here = contests(SMALL, quiet)
+    table = speed_figures.what_peers_do(Speed("quick", {"peers": here}, {"peers": recorded}))
+    row = table.frame.set_index("peer").loc["PyTorch, dense"]
+    assert (row["recorded"], row["this build"]) == ("1.0", "torch-dense not installed")
+    assert {"sparsecore", "torch-dense"} <= set(table.data["peer"])
+    assert set(table.data["threads"]) == {1, 2}
+    measured = speed.load()
+    kernels = speed_figures.kernels(measured)
+    assert list(kernels.frame["layer"]) == ["784 → 1000"] * 2
+    assert "ms_median" in kernels.csv()
+
+
+# --- the command ---
+
+
+def test_bench_with_peers_prints_one_json_object(capsys):
+    main_args = [
+        "bench",
+        "--peers",
+        "--dims",
+        "20,30,5",
+        "--batch",
+        "16",
+        "--rounds",
+        "1",
+        "--json",
+    ]
+    assert main(main_args) == 0
+    out, err = capsys.readouterr()
+    [line] = out.splitlines()
+    result = json.loads(line)
+    assert result["peers"]["sparsecore"]["ratio"]["median"] == 1
+    assert result["peers"]["numpy-dense"]["ratio"]["median"] > 0
+    assert "c-loop" in result["absent"]
+    assert "round 1 of 1" in err
+    times = [p["ms"] for p in result["peers"].values()]
+    assert all(np.isfinite(times))
+
+
+def test_report_lists_the_fastest_first():
+    from sparsecore.paper import contest
+
+    text = contest.report(contest_of("fashion-mnist", 1, ("c-loop",))).splitlines()
+    assert [line.split()[0] for line in text[2:4]] == ["sparsecore", "torch-dense"]
+    assert text[4].endswith("c-loop not installed")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--rounds", "3"], "--rounds: expected --peers"),
+        (["--peers", "--steps", "3"], "--steps: with --peers"),
+        (["--peers", "--rounds", "0"], "rounds: expected an integer of at least 1, got 0"),
+        (["--peers", "--batch", "0"], "--batch: expected an integer of at least 1, got 0"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message, capsys):
+    assert main(["bench", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_study_command_measures(small, capsys):
+    assert main(["study", "run", "F-speed"]) == 0
+    assert "density" in capsys.readouterr().out

@@ -56,7 +56,7 @@ def peers(speed: Speed) -> Picture:
     caption = (
         "**A training step, and the peers.** Time of one full step on the two networks of the "
         "study's images (ε = 20, batches of 128, random data), medians of interleaved rounds; bars "
-        "reach from the fastest round to the slowest. What each peer does is in {numref}`t-peers`: "
+        "reach from the fastest round to the slowest. What each peer does is in the table below; "
         "the C loop does the sparse work alone. What to see: how far the dense peers and the "
         f"sparse ones lie to the right of sparsecore. {_ratios(versions)}{_source(speed, 'peers')}"
     )
@@ -279,10 +279,7 @@ def kernels(speed: Speed) -> Table:
                     "of the ceiling": f"{100 * p['share']:.0f} %",
                 }
             )
-    caption = (
-        "**Each kernel's time.** The numbers of {numref}`f-speed-roofline`: medians, one thread, a "
-        "batch of 128."
-    )
+    caption = "**Each kernel's time.** The numbers behind the roofline: medians, one thread, a batch of 128."
     numbers = ("connections", "ms", "GFLOP/s", "of the ceiling")
     return Table("T-kernels", pd.DataFrame(shown), caption, pd.DataFrame(plain), numbers)
 

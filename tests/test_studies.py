@@ -2,15 +2,22 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sparsecore import __main__, datasets, experiment
 from sparsecore.datasets import DataNotAvailable
-from sparsecore.paper import results, studies
+from sparsecore.paper import dense, results, studies
+from sparsecore.paper.observers import (
+    ObserveGradientFlow,
+    ObserveImportance,
+    ObservePruning,
+    ObserveTopology,
+)
 from sparsecore.paper.settings import setting
-from sparsecore.paper.studies import METHODS, STUDIES, Condition, ObserveTopology, Study
+from sparsecore.paper.studies import METHODS, STUDIES, Condition, Study
 from sparsecore.train import new_model
 
 
@@ -24,7 +31,8 @@ def study(tmp_path, monkeypatch):
         methods=("set-relu", "set-all-relu"),
         seeds={"quick": (0, 1), "paper": (0,)},
         quick={"digits": {"epochs": 2, "hidden": (20, 20)}},
-        observers={("digits", "set-all-relu"): ObserveTopology},
+        quick_rows={"digits": (300, 100)},
+        observers={("digits", "set-all-relu"): (ObserveTopology,)},
     )
     monkeypatch.setitem(STUDIES, "F-test", small)
     monkeypatch.setenv(results.ENVIRONMENT, str(tmp_path))
@@ -72,12 +80,14 @@ def test_a_deleted_file_is_computed_anew_and_no_other(study, ran):
 def test_a_result_says_what_it_is_and_is_the_command_line_s(study):
     run = load().of("digits", "set-all-relu")[0]
     config = setting("digits").config.with_values(epochs=2, hidden=(20, 20), activation="all-relu")
-    data = datasets.load("digits")
+    data = datasets.load("digits").limited(300)
     _, alone = experiment.run(data, config, seed=0)
     assert run["weights_sha256"] == alone["weights_sha256"]
-    assert run["test_accuracy"] == alone["test_accuracy"]
+    assert run["epochs"][-1]["loss"] == alone["epochs"][-1]["loss"]
     assert run["config"] == alone["config"]
-    assert run["data"]["n_train"] == len(data.y_train)
+    assert run["data"]["n_train"] == len(data.y_train) == 300
+    assert run["data"]["n_test"] == 100
+    assert run["limit"] == {"train": 300, "test": 100}
     assert run["provenance"]["data_sha256"] == data.content_hash
     assert "/" not in run["data"]["source"]
 
@@ -128,7 +138,7 @@ def test_the_result_of_another_run_is_not_taken(study, ran):
     assert ran == [("relu", 0)]
 
 
-@pytest.mark.parametrize("changed", ["config", "code", "data"])
+@pytest.mark.parametrize("changed", ["config", "code", "data", "rows"])
 def test_a_stale_result_is_computed_anew(study, ran, monkeypatch, changed):
     load()
     ran.clear()
@@ -138,13 +148,22 @@ def test_a_stale_result_is_computed_anew(study, ran, monkeypatch, changed):
         )
     elif changed == "code":
         monkeypatch.setattr(results, "code_sha256", lambda *modules: "another")
+    elif changed == "rows":
+        fewer = replace(study, quick_rows={"digits": (200, 100)})
+        monkeypatch.setitem(STUDIES, "F-test", fewer)
     else:
         monkeypatch.setattr(studies, "_data_sha256", lambda name: "another")
     condition = Condition("F-test", "quick", "digits", "set-relu", 0)
     result, state = studies.look(condition)
     assert result is None
     assert state.startswith(
-        "stale: " + {"config": "zeta", "code": "the code", "data": "the data"}[changed]
+        "stale: "
+        + {
+            "config": "zeta",
+            "code": "the code",
+            "data": "the data",
+            "rows": "rows (train) were 300",
+        }[changed]
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # stale is not damaged
@@ -172,6 +191,20 @@ def test_an_interruption_loses_only_the_run_in_progress(study, monkeypatch):
     )  # two folders, two results, nothing partial
     load()
     assert len(calls) == 3 + 2
+
+
+def test_a_run_that_diverges_is_recorded_and_not_computed_again(study, ran, monkeypatch):
+    wild = studies.Method("SET", {"activation": "relu", "learning_rate": 1e6})
+    monkeypatch.setitem(METHODS, "set-relu", wild)
+    with np.errstate(all="ignore"):
+        found = load()
+    assert found.of("digits", "set-relu") == []
+    assert [r["seed"] for r in found.diverged] == [0, 1]
+    assert "learning_rate" in found.diverged[0]["diverged"]
+    assert len(found.of("digits", "set-all-relu")) == 2
+    ran.clear()
+    assert load().diverged == found.diverged
+    assert ran == []
 
 
 def test_data_that_cannot_be_had_are_asked_for_once(study, monkeypatch):
@@ -218,12 +251,13 @@ def test_the_paper_profile_is_the_setting_unchanged():
         for condition in study.conditions("paper"):
             changes = METHODS[condition.method].changes
             assert condition.config == setting(condition.dataset).config.with_values(**changes)
+            assert condition.limit == {"train": None, "test": None}
 
 
 def test_observed_topology_against_dense_counts():
     config = setting("digits").config.with_values(hidden=(30, 20), epochs=7)
     model = new_model(config, 64, 10, seed=3)
-    observe = ObserveTopology(config)
+    observe = ObserveTopology(config, datasets.load("digits"))
     records = [observe(model) for _ in range(8)]
     assert [i for i, record in enumerate(records) if record] == [0, 1, 2, 5, 7]
     topology = records[0]["topology"]
@@ -236,6 +270,144 @@ def test_observed_topology_against_dense_counts():
     dense = model.to_scipy()[0].toarray()
     # four significant digits: half a unit of the fourth
     np.testing.assert_allclose(topology["input_strength"], np.abs(dense).sum(axis=0), rtol=5e-4)
+
+
+def test_a_method_names_its_runner(study, monkeypatch):
+    both = replace(study, methods=("dense", "set-relu"), observers={})
+    monkeypatch.setitem(STUDIES, "F-test", both)
+    found = load()
+    run = found.of("digits", "dense")[0]
+    config = setting("digits").config.with_values(
+        epochs=2, hidden=(20, 20), **METHODS["dense"].changes
+    )
+    _, alone = dense.run(datasets.load("digits").limited(300), config, seed=0)
+    assert run["weights_sha256"] == alone["weights_sha256"]
+    assert run["nnz_start"] == 64 * 20 + 20 * 20 + 20 * 10
+    assert run["code_sha256"] != found.of("digits", "set-relu")[0]["code_sha256"]
+
+
+def test_what_does_not_fit_is_not_run_and_said():
+    reason = studies.excluded("leukemia", "dense")
+    weights = 54675 * 27500 + 27500 * 27500 + 27500 * 18
+    assert f"{8 * weights / 2**30:.1f} GiB" in reason
+    assert studies.excluded("leukemia", "set-relu") is None
+    assert studies.excluded("cifar10", "dense") is None
+    ran = {(c.dataset, c.method) for c in STUDIES["T-main"].conditions("quick")}
+    assert ("leukemia", "dense") not in ran
+    assert ("leukemia", "set-relu") in ran
+
+
+def test_quick_pruning_is_scaled_to_the_epochs():
+    condition = Condition("T-main", "quick", "madelon", "set-all-relu-pruned", 0)
+    assert condition.config.epochs == 100
+    prunings = [e for e in range(1, 101) if condition.config.prunes_after(e)]
+    assert prunings == [40, 50, 60, 70, 80, 90]
+    paper = replace(condition, profile="paper").config
+    assert (paper.prune_from, paper.prune_every) == (200, 10)
+
+
+def test_recorded_results_are_read_and_never_run(study, ran, monkeypatch):
+    assert studies.recorded("F-test").runs == []
+    paper = [c for c in study.conditions("paper") if c.method == "set-relu"]
+    for condition in paper:
+        run = dict(load().of("digits", "set-relu")[0])
+        run |= {
+            "profile": "paper",
+            "limit": condition.limit,
+            "config": {"dataset": "digits", **condition.config.to_dict()},
+        }
+        run.pop("digest")
+        results.write(condition.path, run)
+    ran.clear()
+    found = studies.recorded("F-test")
+    assert [r["profile"] for r in found.runs] == ["paper"]
+    assert (found.recorded, found.older, found.suffix) == (True, False, "-recorded")
+    assert ran == []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "code_sha256", lambda *modules: "another")
+        older = studies.recorded("F-test")
+        assert len(older.runs) == 1
+        assert "earlier state of the code" in older.provenance
+    with monkeypatch.context() as patch:
+        patch.setattr(studies, "_data_sha256", lambda name: None)  # not on this machine
+        assert len(studies.recorded("F-test").runs) == 1
+        patch.setattr(studies, "_data_sha256", lambda name: "another")
+        assert studies.recorded("F-test").runs == []
+    with monkeypatch.context() as patch:
+        patch.setitem(
+            METHODS, "set-relu", studies.Method("SET", {"activation": "relu", "zeta": 0.2})
+        )
+        assert studies.recorded("F-test").runs == []
+    with monkeypatch.context() as patch:
+        patch.setenv(studies.ENVIRONMENT, "paper")  # then they are the build's own
+        assert studies.recorded("F-test").runs == []
+    paper[0].path.write_text("{")
+    with pytest.warns(results.ResultWarning, match="left out"):
+        assert studies.recorded("F-test").runs == []
+    assert paper[0].path.read_text() == "{"
+
+
+def _observed(epochs, observer, **changes):
+    """Return a trained model and the records that an observer made on the way."""
+    config = setting("digits").config.with_values(hidden=(30, 20), epochs=epochs, **changes)
+    data, records = datasets.load("digits"), []
+    see = observer(config, data)
+
+    def observe(model):
+        records.append((model.copy(), see(model)))
+        return {}
+
+    model, _ = experiment.run(data, config, seed=0, observe=observe)
+    return model, data, records
+
+
+def test_gradient_flow_is_of_the_same_rows_every_epoch():
+    _, data, records = _observed(2, ObserveGradientFlow)
+    rows, scaled = data.limited(1000), data.standardized()
+    chosen = [np.flatnonzero((data.X_train == x).all(axis=1))[0] for x in rows.X_train]
+    for model, seen in records:
+        _, gradient = model.loss_and_gradient(scaled.X_train[chosen], rows.y_train)
+        expected = float(gradient.astype(float) @ gradient)
+        # Two orders of summing float32 gradients of up to 1000 terms.
+        assert seen["gradient_flow"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_importance_counts_the_neurons_that_have_connections():
+    _, _, records = _observed(3, ObserveImportance, prune_from=1, prune_every=1, epsilon=2)
+    assert [i for i, (_, seen) in enumerate(records) if seen] == [0, 1, 2, 3]
+    for model, seen in records:
+        for layer, one in enumerate(seen["importance"], 1):
+            strengths = np.abs(model.to_scipy()[layer - 1].toarray()).sum(axis=1)
+            connected = model[layer - 1].fan_in() > 0
+            assert sum(one["counts"]) == connected.sum()
+            assert one["largest"] == pytest.approx(strengths.max(), rel=1e-6)
+            heavy = np.sum(strengths[connected] > one["largest"] / 2)
+            assert abs(sum(one["counts"][20:]) - heavy) <= 1  # one on the border
+
+
+def test_pruning_after_training_against_a_model_pruned_by_hand():
+    model, data, records = _observed(1, ObservePruning)
+    assert records[0][1] == {}
+    seen = records[-1][1]["post_pruning"]
+    scaled = data.standardized()
+    assert seen[0]["nnz"] == model.nnz
+    for one in (seen[0], seen[5], seen[-1]):
+        pruned = model.copy()
+        pruned.prune(one["percentile"])
+        hits = pruned.predict(scaled.X_test) == scaled.y_test
+        assert one["test_accuracy"] == hits.mean()
+        assert one["nnz"] == pruned.nnz
+        assert one["agreement"] == 1
+        assert one["compact_nnz"] <= one["nnz"]
+    assert records[-1][0].weights_sha256() == model.weights_sha256()
+
+
+def test_a_base_class_s_code_counts_for_an_observer():
+    digests = {
+        observer.code_sha256() for observer in (ObserveTopology, ObserveImportance, ObservePruning)
+    }
+    assert len(digests) == 3
 
 
 def test_only_code_counts_for_the_digest():

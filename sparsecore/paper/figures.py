@@ -7,6 +7,8 @@ caption's numbers are computed from the results it is drawn from. Nothing is run
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -15,13 +17,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsecore import datasets
-from sparsecore.paper.page import Picture
-from sparsecore.paper.studies import METHODS, Result, Results
+from sparsecore.paper.page import Note, Picture
+from sparsecore.paper.studies import METHODS, Result, Results, current_profile
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
 # everywhere.
 COLOURS = {
+    "dense": "#000000",
     "set-relu": "#D55E00",  # vermillion
+    "set-leaky-relu": "#CC79A7",  # reddish purple
     "set-all-relu": "#0072B2",  # blue
     "set-all-relu-pruned": "#009E73",  # bluish green
 }
@@ -49,40 +53,73 @@ STYLE = {
 }
 
 
+def drawn(draw: Callable[[Results], Picture]) -> Callable[[Results], Picture | Note]:
+    """Have a function return a note where it is asked to draw recorded results and there are none.
+
+    Parameters
+    ----------
+    draw : callable
+        Draws a picture of results.
+    """
+
+    @functools.wraps(draw)
+    def drawn_or_said(results: Results) -> Picture | Note:
+        if results.recorded and not results.runs:
+            return Note(nothing_recorded(results))
+        return draw(results)
+
+    return drawn_or_said
+
+
+def nothing_recorded(results: Results) -> str:
+    """Return a sentence that says why there are no recorded results."""
+    if current_profile() == "paper":
+        return "The results above are those of profile paper themselves."
+    return f"No results of profile paper are recorded for {results.study.key} yet."
+
+
+@drawn
 def curves(results: Results) -> Picture:
-    """Draw test accuracy and loss against epoch, a column per data set.
+    """Draw test accuracy and loss against epoch, two panels per data set.
 
     Parameters
     ----------
     results : Results
         Of F-curves.
     """
-    names = results.study.datasets
+    names, columns = shown(results), 3
+    blocks = -(-len(names) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
-        axes = figure.subplots(2, len(names), squeeze=False, sharex="col")
-        for column, name in enumerate(names):
-            top, bottom = axes[:, column]
-            top.set_title(_title(name))
+        figure = Figure(figsize=(WIDTH, 4.6 * blocks), layout="constrained")
+        axes = figure.subplots(2 * blocks, min(columns, len(names)), squeeze=False)
+        for place, name in enumerate(names):
+            row, column = 2 * (place // columns), place % columns
+            top, bottom = axes[row, column], axes[row + 1, column]
+            top.set_title(results.title(name))
             if name in results.unavailable:
-                _not_available(top, bottom)
+                not_available(top, bottom)
                 continue
             for method in results.study.methods:
                 runs = results.of(name, method)
                 colour = COLOURS[method]
-                _band(top, runs, "test_accuracy", colour, scale=100)
-                _band(bottom, runs, "test_loss", colour)
-                _band(bottom, runs, "loss", colour, linestyle=(0, (4, 2)), linewidth=1.2)
-            top.set_xlim(1, results.epochs(name))
+                band(top, runs, "test_accuracy", colour, scale=100)
+                band(bottom, runs, "test_loss", colour)
+                band(bottom, runs, "loss", colour, linestyle=(0, (4, 2)), linewidth=1.2)
+            for ax in (top, bottom):
+                ax.set_xlim(1, results.epochs(name))
+                ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
             bottom.set_xlabel("epoch")
-        axes[0, 0].set_ylabel("test accuracy (%)")
-        axes[1, 0].set_ylabel("cross-entropy (nats)")
-        _method_legend(figure, results.study.methods, {"test": "-", "training": (0, (4, 2))})
+        for ax in axes[:, :].flat[len(names) + (blocks - 1) * columns :]:
+            if not ax.has_data() and not ax.texts:
+                ax.set_visible(False)
+        for row in range(blocks):
+            axes[2 * row, 0].set_ylabel("test accuracy (%)")
+            axes[2 * row + 1, 0].set_ylabel("cross-entropy (nats)")
+        method_legend(figure, results.study.methods, {"test": "-", "training": (0, (4, 2))})
     ends = "; ".join(
-        f"{_title(name)} ({results.epochs(name)} epochs) "
+        f"{results.title(name)} ({results.size(name)}) "
         + ", ".join(
-            f"{_percent(results.of(name, m))} with {METHODS[m].label}"
-            for m in results.study.methods
+            f"{percent(results.of(name, m))} with {METHODS[m].label}" for m in results.study.methods
         )
         for name in names
         if name not in results.unavailable
@@ -91,13 +128,14 @@ def curves(results: Results) -> Picture:
         "**ReLU and All-ReLU in sparse networks.** Accuracy on the test set (top); loss on the "
         "test set (solid) and on the training batches, with dropout (dashed; bottom). Lines are "
         "means over seeds, bands ± one standard deviation. What to see: whether the lines lie "
-        f"farther apart than the bands are wide. {_sentence('Test accuracy at the end', ends)}"
-        f"{_unavailable(results)}{_source(results)}"
+        f"farther apart than the bands are wide. {sentence('Test accuracy at the end', ends)}"
+        f"{surrogates(results)}{absent(results)}{source(results)}"
     )
-    alt = "Test accuracy and loss against epoch for ReLU and All-ReLU, one column per data set."
-    return Picture("F-curves", figure, caption, alt)
+    alt = "Test accuracy and loss against epoch for ReLU and All-ReLU, two panels per data set."
+    return Picture("F-curves" + results.suffix, figure, caption, alt)
 
 
+@drawn
 def degrees(results: Results) -> Picture:
     """Draw the degree distributions of the layers that evolve, before and after training.
 
@@ -112,7 +150,7 @@ def degrees(results: Results) -> Picture:
     with matplotlib.rc_context(STYLE):
         if not runs:
             figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
-            _not_available(figure.subplots())
+            not_available(figure.subplots())
             told = ""
         else:
             sizes = _sizes(runs[0])
@@ -134,9 +172,9 @@ def degrees(results: Results) -> Picture:
                 axes[row, 0].set_ylabel("share of neurons (%)")
             figure.legend(
                 handles=[
-                    _patch(GREY, "before training"),
-                    _patch(COLOURS[method], f"after {last} epochs"),
-                    _line("black", "Erdős–Rényi (binomial)", (0, (1, 1))),
+                    patch(GREY, "before training"),
+                    patch(COLOURS[method], f"after {last} epochs"),
+                    line("black", "Erdős–Rényi (binomial)", (0, (1, 1))),
                 ],
                 loc="outside upper center",
                 ncols=3,
@@ -149,18 +187,20 @@ def degrees(results: Results) -> Picture:
             )
             told = f"Standard deviations: {changes}. "
     caption = (
-        f"**Degrees before and after training.** {_title(name)}; each column is one layer of "
-        "weights: the connections that leave the neurons below it (top) and that enter those above "
-        f"it (bottom). Means over seeds in bins of {_BIN} connections, bands ± one standard "
-        "deviation; the output layer does not evolve. What to see: the networks start as random "
-        "graphs, whose degrees are binomial (dotted); wherever evolution takes connections from "
-        "some neurons and gives them to others, the distribution grows wider. "
-        f"{told}{_unavailable(results)}{_source(results)}"
+        f"**Degrees before and after training.** {_title(name)}{_length(results, name)}; each "
+        "column is one layer of weights: the connections that leave the neurons below it (top) "
+        "and that enter those above it (bottom). Means over seeds in bins of "
+        f"{_BIN} connections, bands ± one standard deviation; the output layer does not evolve. "
+        "What to see: the networks start as random graphs, whose degrees are binomial (dotted); "
+        "wherever evolution takes connections from some neurons and gives them to others, the "
+        "distribution grows wider. "
+        f"{told}{absent(results)}{source(results)}"
     )
     alt = "Histograms of connections per neuron, before and after training, for each sparse layer."
-    return Picture("F-topology-degrees", figure, caption, alt)
+    return Picture("F-topology-degrees" + results.suffix, figure, caption, alt)
 
 
+@drawn
 def pixels(results: Results) -> Picture:
     """Draw the strength of the input pixels' connections as images over epochs.
 
@@ -176,7 +216,7 @@ def pixels(results: Results) -> Picture:
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         if not runs:
             figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
-            _not_available(figure.subplots())
+            not_available(figure.subplots())
             told = ""
         else:
             run = runs[0]
@@ -209,10 +249,10 @@ def pixels(results: Results) -> Picture:
         "**Where the network looks.** Strength of the connections that leave each of "
         f"{_title(name)}'s pixels, over training.{seed} What to see: the network starts without "
         "preferences, and nobody tells it which pixels lie beside each other. Look for shapes, "
-        f"such as the outlines of clothes. {told}{_unavailable(results)}{_source(results)}"
+        f"such as the outlines of clothes. {told}{absent(results)}{source(results)}"
     )
     alt = "Images of connection strength per input pixel at several epochs."
-    return Picture("F-topology-pixels", figure, caption, alt)
+    return Picture("F-topology-pixels" + results.suffix, figure, caption, alt)
 
 
 # --- shared --------------------------------------------------------------------------------------
@@ -222,44 +262,77 @@ def _title(dataset: str) -> str:
     return str(datasets.describe(dataset)["title"])
 
 
-def _sentence(start: str, text: str) -> str:
+def _length(results: Results, dataset: str) -> str:
+    return f" ({results.size(dataset)})" if results.runs else ""
+
+
+def shown(results: Results) -> list[str]:
+    """Return the data sets to show: of recorded results only those that are there."""
+    there = {run["condition"]["dataset"] for run in results.runs}
+    return [n for n in results.study.datasets if n in there or not results.recorded]
+
+
+def surrogates(results: Results) -> str:
+    """Return a sentence about the data sets that a surrogate stands in for, if there are any."""
+    names = [n for n in results.study.datasets if "surrogate" in results.title(n)]
+    if not names:
+        return ""
+    return (
+        f"{', '.join(names)}: generated data of the right shape, which say nothing about accuracy "
+        "on the real ones. "
+    )
+
+
+def sentence(start: str, text: str) -> str:
+    """Return "<start>: <text>. ", or nothing if there is no text."""
     return f"{start}: {text}. " if text else ""
 
 
-def _percent(runs: list[Result]) -> str:
+def percent(runs: list[Result]) -> str:
+    """Return mean and standard deviation of the test accuracy, as a text."""
     values = [100 * run["test_accuracy"] for run in runs]
-    return f"{np.mean(values):.1f} ± {_sd(values):.1f} %"
+    return f"{np.mean(values):.1f} ± {deviation(values):.1f} %"
 
 
-def _sd(values: Any, axis: int | None = None) -> Any:
+def deviation(values: Any, axis: int | None = None) -> Any:
     """Return the sample's standard deviation; 0 for one value."""
     values = np.asarray(values, float)
     n = values.size if axis is None else values.shape[axis]
     return np.std(values, axis=axis, ddof=1 if n > 1 else 0)
 
 
-def _unavailable(results: Results) -> str:
+def absent(results: Results) -> str:
+    """Return sentences that name what is not shown: data that are not there, runs that diverged."""
     names = ", ".join(_title(n) for n in results.study.datasets if n in results.unavailable)
-    return f"Not available on this machine: {names}. " if names else ""
+    diverged = ", ".join(
+        f"{results.title(run['condition']['dataset'])} with "
+        f"{METHODS[run['condition']['method']].label} (seed {run['seed']})"
+        for run in results.diverged
+    )
+    return sentence("Not available on this machine", names) + sentence(
+        "Diverged, and not shown", diverged
+    )
 
 
-def _source(results: Results) -> str:
+def source(results: Results) -> str:
+    """Return where results come from, in italics."""
     return f"*Source: {results.provenance}.*"
 
 
-def _band(
+def band(
     ax: Axes, runs: list[Result], name: str, colour: str, scale: float = 1, **style: Any
 ) -> None:
     """Draw the mean over seeds of an epoch's `name`, and a band of one standard deviation."""
     records = [[e for e in run["epochs"] if name in e] for run in runs]
     x = [e["epoch"] for e in records[0]]
     y = scale * np.array([[e[name] for e in one] for one in records])
-    mean, sd = y.mean(axis=0), _sd(y, axis=0)
+    mean, sd = y.mean(axis=0), deviation(y, axis=0)
     ax.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.2, linewidth=0)
     ax.plot(x, mean, color=colour, **style)
 
 
-def _not_available(*axes: Axes) -> None:
+def not_available(*axes: Axes) -> None:
+    """Have panels say that there are no data."""
     for ax in axes:
         ax.set(facecolor="#f2f2f2", xticks=[], yticks=[])
         ax.grid(False)
@@ -275,17 +348,20 @@ def _not_available(*axes: Axes) -> None:
         )
 
 
-def _line(colour: str, label: str, linestyle: Any = "-") -> Any:
+def line(colour: str, label: str, linestyle: Any = "-") -> Any:
+    """Return a line for a legend."""
     return matplotlib.lines.Line2D([], [], color=colour, label=label, linestyle=linestyle)
 
 
-def _patch(colour: str, label: str) -> Any:
+def patch(colour: str, label: str) -> Any:
+    """Return an area for a legend."""
     return matplotlib.patches.Patch(color=colour, alpha=0.6, label=label)
 
 
-def _method_legend(figure: Figure, methods: tuple[str, ...], styles: dict[str, Any]) -> None:
-    handles = [_line(COLOURS[m], METHODS[m].label) for m in methods]
-    handles += [_line("#333333", label, style) for label, style in styles.items()]
+def method_legend(figure: Figure, methods: tuple[str, ...], styles: dict[str, Any]) -> None:
+    """Put the methods' colours, and what line styles mean, above a figure."""
+    handles = [line(COLOURS[m], METHODS[m].label) for m in methods]
+    handles += [line("#333333", label, style) for label, style in styles.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
 
 
@@ -327,7 +403,7 @@ def _histogram(ax: Axes, histograms: list[list[int]], colour: str) -> None:
     padded = [np.pad(h, (0, longest + _BIN - len(h))) for h in histograms]
     x = _binned(padded[0])[0]
     shares = np.array([_binned(h)[1] for h in padded])
-    mean, sd = shares.mean(axis=0), _sd(shares, axis=0)
+    mean, sd = shares.mean(axis=0), deviation(shares, axis=0)
     ax.fill_between(x, mean, step="mid", color=colour, alpha=0.3, linewidth=0)
     ax.fill_between(x, mean - sd, mean + sd, step="mid", color=colour, alpha=0.35, linewidth=0)
     ax.step(x, mean, where="mid", color=colour, linewidth=1.3)

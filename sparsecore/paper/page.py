@@ -81,6 +81,22 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What stands where there is no figure or table to be shown.
+
+    Attributes
+    ----------
+    text : str
+        One paragraph of Markdown.
+    """
+
+    text: str
+
+    def _repr_markdown_(self) -> str:
+        return f"*{self.text}*"
+
+
+@dataclass(frozen=True)
 class Table:
     """A table with its caption.
 

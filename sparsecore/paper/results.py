@@ -1,9 +1,10 @@
 """Result files: where they are, what they must hold, how they are written and read.
 
 One run is one JSON file, ``<root>/<profile>/<study>/<name>.json``: what `experiment.run` returns,
-and what it was a run of. Each file carries a digest of itself and of the sources that made it, so
-that a file that was cut short, edited, copied from elsewhere or overtaken by a change of the code
-is told from a good one. Which runs there are, and running them, is the business of `studies`.
+or that the run diverged, and what it was a run of. Each file carries a digest of itself and of the
+sources that made it, so that a file that was cut short, edited, copied from elsewhere or overtaken
+by a change of the code is told from a good one. Which runs there are, and running them, is the
+business of `studies`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from typing import Any
 import sparsecore
 from sparsecore import checkpoint
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ENVIRONMENT = "SPARSECORE_RESULTS"
 
 _NUMBER = (int, float)
+_ROWS = (int, type(None))
 # Name -> type, a schema of the values of a dict, or a one-element list with the schema of a list's
 # items.
 _SCHEMA: dict[str, Any] = {
@@ -35,6 +37,7 @@ _SCHEMA: dict[str, Any] = {
     "study": str,
     "profile": str,
     "condition": {"dataset": str, "method": str},
+    "limit": {"train": _ROWS, "test": _ROWS},
     "code_sha256": str,
     "data": {
         "title": str,
@@ -48,6 +51,10 @@ _SCHEMA: dict[str, Any] = {
     },
     "config": dict,
     "seed": int,
+    "provenance": {"cpu": str, "cores": int, "threads": int, "ranks": int, "packages": dict},
+}
+# What a run that came to its end found.
+_FOUND: dict[str, Any] = {
     "test_accuracy": _NUMBER,
     "best_test_accuracy": _NUMBER,
     "nnz_start": int,
@@ -57,7 +64,6 @@ _SCHEMA: dict[str, Any] = {
     "peak_rss_mb": _NUMBER,
     "weights_sha256": str,
     "epochs": [{"epoch": int, "nnz": int}],
-    "provenance": {"cpu": str, "cores": int, "threads": int, "ranks": int, "packages": dict},
 }
 
 
@@ -99,7 +105,7 @@ def write(path: Path, result: dict[str, Any]) -> None:
     """
     whole = {"format_version": FORMAT_VERSION, "digest": "", **result}
     whole["digest"] = _digest(whole)
-    _check(whole, _SCHEMA, path.name)
+    _check(whole, _schema(whole), path.name)
     checkpoint.write_json(path, whole)
 
 
@@ -121,10 +127,15 @@ def read(path: Path) -> dict[str, Any]:
     version = result.get("format_version")
     if version != FORMAT_VERSION:
         raise ResultError(f"format_version: expected {FORMAT_VERSION}, got {version!r}")
-    _check(result, _SCHEMA, "")
+    _check(result, _schema(result), "")
     if _digest(result) != result["digest"]:
         raise ResultError("its content does not have the digest that it was written with")
     return result
+
+
+def _schema(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a result: of a run that diverged, or of one that came to its end."""
+    return {**_SCHEMA, **({"diverged": str} if "diverged" in result else _FOUND)}
 
 
 def _digest(result: dict[str, Any]) -> str:

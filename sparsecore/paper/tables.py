@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
+from sparsecore.paper import studies
 from sparsecore.paper.page import Table
 from sparsecore.paper.settings import READING, RELEASED, SETTINGS
-from sparsecore.paper.studies import METHODS, STUDIES
+from sparsecore.paper.studies import METHODS, STUDIES, Results
 
 NOT_AVAILABLE = "not available on this machine"
 _HASH_DIGITS = 8
@@ -152,6 +154,118 @@ def common_hyperparameters() -> Table:
         "that have it in their name; the schedule is the sequential one."
     )
     return Table("T-hyper-common", pd.DataFrame(shown), caption, pd.DataFrame(plain), ("value",))
+
+
+def main(*found: Results) -> Table:
+    """Make T-main: accuracy, connections and time of all methods on all data sets.
+
+    Parameters
+    ----------
+    *found : Results
+        Of T-main: a build's own, and the recorded ones to stand beside them.
+    """
+    found = tuple(results for results in found if results.runs or not results.recorded)
+    rows = [
+        _main_row(results, dataset, method)
+        for dataset in found[0].study.datasets
+        for method in found[0].study.methods
+        for results in found
+        if not results.recorded or results.of(dataset, method)
+    ]
+    plain = pd.DataFrame(rows)
+    shown = pd.DataFrame(
+        {
+            "data set": _once(plain["title"]),
+            "method": plain["label"],
+            "profile": plain["profile"],
+            "accuracy (%)": [_mean_sd(row, "test_accuracy", 100, "{:.1f}") for row in rows],
+            "nnz, start": [_mean(row, "nnz_start", "{:,.0f}") for row in rows],
+            "nnz, end": [_mean(row, "nnz_end", "{:,.0f}") for row in rows],
+            "training (s)": [_mean_sd(row, "train_seconds", 1, "{:.3g}") for row in rows],
+            "× dense": [_mean(row, "speed_against_dense", "{:.3g}") for row in rows],
+        }
+    )
+    if len(found) == 1:
+        shown = shown.drop(columns="profile")
+    notes = dict.fromkeys(
+        f"{row['title']}, {row['label']}: {row['note']}." for row in rows if row["note"]
+    ) | dict.fromkeys(
+        f"{results.title(run['condition']['dataset'])}, "
+        f"{METHODS[run['condition']['method']].label}: seed {run['seed']} diverged."
+        for results in found
+        for run in results.diverged
+    )
+    lengths = "; ".join(
+        f"profile {results.profile}: "
+        + ", ".join(
+            f"{results.title(n)} {results.size(n)}"
+            for n in results.study.datasets
+            if any(r["condition"]["dataset"] == n for r in results.runs)
+        )
+        for results in found
+        if results.runs
+    )
+    surrogate = any(run["data"]["surrogate"] for results in found for run in results.runs)
+    caption = (
+        "**Dense and sparse methods.** Accuracy on the test set after the last epoch, connections "
+        "at the start and at the end, seconds of training without evaluation, and how many times "
+        "as fast as dense training of as many epochs on the same rows and cores. Means over seeds, "
+        "± one standard deviation. "
+        + ("A surrogate's accuracy says nothing; its times do. " if surrogate else "")
+        + f"Runs: {lengths}. "
+        + " ".join(notes)
+        + " "
+        + " ".join(f"*Source: {results.provenance}.*" for results in found)
+    )
+    numbers = ("accuracy (%)", "nnz, start", "nnz, end", "training (s)", "× dense")
+    return Table("T-main", shown, caption, plain, numbers)
+
+
+_MEASURED = ("test_accuracy", "nnz_start", "nnz_end", "train_seconds")
+
+
+def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
+    """Return a row's plain values: means and standard deviations; None where there is none."""
+    runs, dense = results.of(dataset, method), results.of(dataset, "dense")
+    row: dict[str, Any] = {
+        "title": results.title(dataset),
+        "label": METHODS[method].label,
+        "profile": results.profile,
+        "dataset": dataset,
+        "method": method,
+        "seeds": " ".join(str(run["seed"]) for run in runs),
+        "note": "",
+    }
+    for name in _MEASURED:
+        values = [r["seconds"]["train"] if name == "train_seconds" else r[name] for r in runs]
+        row[name] = float(np.mean(values)) if runs else None
+        row[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(runs) > 1 else None
+    row["speed_against_dense"] = None
+    if runs and dense:
+        dense_seconds = np.mean([run["seconds"]["train"] for run in dense])
+        row["speed_against_dense"] = float(dense_seconds / row["train_seconds"])
+    if not runs:
+        row["note"] = studies.excluded(dataset, method) or NOT_AVAILABLE
+    return row
+
+
+def _once(values: Any) -> list[str]:
+    """Return texts with repetitions left out, as in a table with groups of rows."""
+    texts = list(values)
+    return [t if i == 0 or texts[i - 1] != t else "" for i, t in enumerate(texts)]
+
+
+def _mean(row: dict[str, Any], name: str, form: str) -> str:
+    return "—" if row[name] is None else form.format(row[name])
+
+
+def _mean_sd(row: dict[str, Any], name: str, scale: float, form: str) -> str:
+    if row[name] is None:
+        return "—" if row["note"] != NOT_AVAILABLE else "not available"
+    sd = row[f"{name}_sd"]
+    return form.format(scale * row[name]) + (
+        f" ± {form.format(scale * sd)}" if sd is not None else ""
+    )
 
 
 def _marked(value: Any, origin: str) -> str:

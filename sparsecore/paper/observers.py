@@ -1,0 +1,167 @@
+"""What studies look at while a network trains: additional entries for an epoch's record.
+
+An observer is made for one run, of its configuration and data, and called with the model after each
+epoch, and once before the first. It changes neither the model nor the random numbers of the run.
+Which runs are observed by what is said in `studies`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import textwrap
+import time
+from typing import Any
+
+import numpy as np
+
+from sparsecore.datasets import Dataset
+from sparsecore.mlp import SparseMLP
+from sparsecore.paper import results
+from sparsecore.train import TrainConfig
+
+
+class Observer:
+    """Sees a model before the first epoch and after each.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    data : Dataset
+        Raw values, as the run gets them.
+    """
+
+    def __init__(self, config: TrainConfig, data: Dataset) -> None:
+        self.config, self.data = config, data
+        self._epoch = -1
+
+    def __call__(self, model: SparseMLP) -> dict[str, Any]:
+        """Return what is new in the epoch's record, as JSON types."""
+        self._epoch += 1
+        return self.see(model, self._epoch)
+
+    def see(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
+        """Do what `__call__` does; the model is of the end of `epoch`, 0 before training."""
+        raise NotImplementedError
+
+    def now_and_then(self, epoch: int) -> bool:
+        """Tell whether it is epoch 0, 1, 2, 5, 10, 20, 50, … or the last."""
+        return epoch in {0, self.config.epochs} | {k * 10**e for k in (1, 2, 5) for e in range(6)}
+
+    def standardized(self, X: np.ndarray) -> np.ndarray:
+        """Return raw rows as the network is given them, float32."""
+        mean, scale = self.data.moments()
+        return (X.astype(np.float32) - mean) / scale
+
+    @classmethod
+    def code_sha256(cls) -> str:
+        """Return a digest of the code that observes."""
+        kinds = [kind for kind in cls.__mro__ if kind is not object]
+        sources = [results.essence(textwrap.dedent(inspect.getsource(kind))) for kind in kinds]
+        return hashlib.sha256("\0".join(sources).encode()).hexdigest()
+
+
+class ObserveTopology(Observer):
+    """Sees degrees and input strengths, now and then.
+
+    "topology": per layer of weights how many neurons have 0, 1, 2, … connections; strengths.
+    """
+
+    def see(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
+        """Count; O(nnz)."""
+        if not self.now_and_then(epoch):
+            return {}
+        layers = [model[layer] for layer in range(len(model))]
+        return {
+            "topology": {
+                "fan_in": [np.bincount(layer.fan_in()).tolist() for layer in layers],
+                "fan_out": [np.bincount(layer.fan_out()).tolist() for layer in layers],
+                "input_strength": [float(f"{s:.4g}") for s in layers[0].input_strength()],
+            }
+        }
+
+
+class ObserveGradientFlow(Observer):
+    """Sees "gradient_flow", on the same training rows every epoch.
+
+    Notes
+    -----
+    Up to 1000 rows, stratified; without dropout, which would be another network every time.
+    """
+
+    def __init__(self, config: TrainConfig, data: Dataset) -> None:
+        super().__init__(config, data)
+        rows = data.limited(min(1000, len(data.y_train)))
+        self._X, self._y = self.standardized(rows.X_train), rows.y_train
+
+    def see(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
+        """Compute it; O(nnz · rows)."""
+        return {"gradient_flow": model.gradient_flow(self._X, self._y)}
+
+
+class ObserveImportance(Observer):
+    """Sees the importances of the hidden neurons that have connections, now and then.
+
+    "importance": per hidden layer how many neurons have which, in bins of equal width from 0 to
+    the largest.
+    """
+
+    _BINS = 40
+
+    def see(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
+        """Count; O(nnz)."""
+        if not self.now_and_then(epoch):
+            return {}
+        seen = []
+        for layer in range(1, len(model)):
+            values = model.importance(layer)[model[layer - 1].fan_in() > 0]
+            largest = float(values.max()) if len(values) else 0.0
+            counts, _ = np.histogram(values, self._BINS, range=(0, largest or 1.0))
+            seen.append({"largest": largest, "counts": counts.tolist()})
+        return {"importance": seen}
+
+
+class ObservePruning(Observer):
+    """Prunes copies of the trained model by importance, and compacts them.
+
+    "post_pruning", in the last epoch's record: for each percentile the test accuracy, nnz, the
+    compact model's sizes and bytes, whether it predicts the same classes, and seconds a prediction
+    takes before and after.
+    """
+
+    def see(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
+        """Prune, evaluate and time; nothing before the last epoch."""
+        if epoch < self.config.epochs:
+            return {}
+        X, y = self.standardized(self.data.X_test), self.data.y_test
+        found = []
+        for percentile in (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95):
+            pruned = model.copy()
+            pruned.prune(percentile)
+            small = pruned.compact()
+            predicted = pruned.predict(X)
+            found.append(
+                {
+                    "percentile": percentile,
+                    "test_accuracy": float((predicted == y).mean()),
+                    "nnz": pruned.nnz,
+                    "nbytes": pruned.nbytes,
+                    "compact_sizes": list(small.sizes),
+                    "compact_nnz": small.nnz,
+                    "compact_nbytes": small.nbytes,
+                    "agreement": float((small.predict(X) == predicted).mean()),
+                    "seconds": self._seconds(pruned, X[:1000]),
+                    "compact_seconds": self._seconds(small, X[:1000]),
+                }
+            )
+        return {"post_pruning": found}
+
+    @staticmethod
+    def _seconds(model: SparseMLP, X: np.ndarray) -> float:
+        """Return the least of five times: what disturbs a measurement only ever adds to it."""
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            model.decision_function(X)
+            times.append(time.perf_counter() - start)
+        return min(times)

@@ -1,0 +1,192 @@
+"""The ledger: verdicts follow from results by the stated rules, and from nothing else."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("pandas")
+
+from sparsecore.paper import claims, studies
+from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, UNTESTED, Check, Interval
+from sparsecore.paper.studies import STUDIES, Results, Study
+
+ABOUT = {"cpu": "a CPU", "cores": 2, "threads": 1, "ranks": 1, "packages": {}, "sparsecore": "0"}
+DENSE_NNZ = 1000
+
+
+def run(dataset, method, seed, accuracy, seconds=1.0, flow=1.0, nnz=(100, 100), surrogate=False):
+    epochs = [{"epoch": 0, "nnz": nnz[0], "gradient_flow": 5.0}]
+    epochs += [{"epoch": e, "nnz": nnz[0], "gradient_flow": flow} for e in (1, 2)]
+    return {
+        "condition": {"dataset": dataset, "method": method},
+        "seed": seed,
+        "test_accuracy": accuracy,
+        "seconds": {"train": seconds},
+        "nnz_start": nnz[0],
+        "nnz_end": nnz[1],
+        "epochs": epochs,
+        "data": {"surrogate": surrogate, "n_train": 10},
+        "provenance": ABOUT,
+    }
+
+
+def results(dataset="digits", profile="quick", surrogate=False, **values):
+    """Return results of one data set; `values` are, per method, what `run` takes, per seed."""
+    runs = [
+        run(dataset, method.replace("_", "-"), seed, surrogate=surrogate, **one)
+        for method, seeds in values.items()
+        for seed, one in enumerate(seeds)
+    ]
+    study = Study("L-test", "", (dataset,), STUDIES["L-claims"].methods, runs_of="T-main")
+    return Results(study, profile, runs, recorded=profile == "paper")
+
+
+def seeds(accuracies, **same):
+    return [{"accuracy": a, **same} for a in accuracies]
+
+
+BETTER, WORSE = (0.900, 0.901, 0.902), (0.700, 0.701, 0.702)
+
+
+def good():
+    """Return results for which all that can be tested holds."""
+    sparse = {"seconds": 1.0, "flow": 3.0}
+    return results(
+        dense=seeds(WORSE, seconds=9.0, nnz=(DENSE_NNZ, DENSE_NNZ)),
+        set_relu=seeds(WORSE, flow=1.0),
+        set_all_relu=seeds(BETTER, **sparse),
+        set_all_relu_pruned=seeds(BETTER, nnz=(100, 30)),
+    )
+
+
+def test_interval_is_scipy_s():
+    a, b = [0.81, 0.84, 0.86], [0.80, 0.79]
+    found = claims.welch(a, b)
+    reference = stats.ttest_ind(a, b, equal_var=False).confidence_interval(claims.CONFIDENCE)
+    assert found.low == pytest.approx(reference.low)
+    assert found.high == pytest.approx(reference.high)
+    assert found.difference == pytest.approx(np.mean(a) - np.mean(b))
+
+
+def test_one_seed_says_nothing_and_equal_seeds_are_exact():
+    assert claims.welch([0.9], [0.1, 0.2]) is None
+    assert claims.judged(None) == UNTESTED
+    assert claims.welch([0.5, 0.5], [0.4, 0.4]).low == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "threshold", "outcome"),
+    [
+        (0.1, 0.3, 0.0, HOLDS),
+        (-0.1, 0.3, 0.0, UNDECIDED),
+        (-0.3, -0.1, 0.0, FAILS),
+        (-0.005, 0.3, -0.01, HOLDS),
+        (-0.3, -0.02, -0.01, FAILS),
+    ],
+)
+def test_outcome_of_an_interval(low, high, threshold, outcome):
+    assert claims.judged(Interval((low + high) / 2, low, high), threshold) == outcome
+
+
+def test_verdicts_where_everything_holds():
+    verdicts = claims.Ledger(good()).verdicts
+    assert verdicts == {
+        "C1": f"holds in 2 of 2 checks, 1 {UNTESTED}",
+        "C2": HOLDS,
+        "C3": HOLDS,
+        "C4": UNTESTED,
+        "C5": HOLDS,
+    }
+
+
+def test_without_results_nothing_is_tested():
+    assert set(claims.Ledger(results()).verdicts.values()) == {UNTESTED}
+
+
+def test_verdicts_turn_with_the_results():
+    turned = results(
+        dense=seeds(BETTER, seconds=0.1, nnz=(DENSE_NNZ, DENSE_NNZ)),
+        set_relu=seeds(BETTER, flow=9.0),
+        set_all_relu=seeds(WORSE, flow=3.0, nnz=(DENSE_NNZ, DENSE_NNZ)),
+        set_all_relu_pruned=seeds((0.5, 0.51, 0.52), nnz=(100, 100)),
+    )
+    ledger = claims.Ledger(turned)
+    tested = [c for checks in ledger.checks.values() for c in checks if c.outcome != UNTESTED]
+    assert {c.outcome for c in tested} == {FAILS}
+    assert ledger.verdicts["C2"] == ledger.verdicts["C3"] == ledger.verdicts["C5"] == FAILS
+
+
+def test_noise_decides_nothing():
+    noisy = results(set_relu=seeds((0.5, 0.9)), set_all_relu=seeds((0.6, 0.9), flow=1.0))
+    accuracy = claims.Ledger(noisy).checks["C2"][1]
+    assert (accuracy.question, accuracy.outcome) == ("more accurate than ReLU", UNDECIDED)
+
+
+def test_a_surrogate_s_accuracy_is_no_evidence_but_its_time_is():
+    both = results(
+        surrogate=True,
+        dense=seeds(WORSE, seconds=9.0, nnz=(DENSE_NNZ, DENSE_NNZ)),
+        set_relu=seeds(WORSE),
+        set_all_relu=seeds(BETTER),
+    )
+    checks = claims.Ledger(both).checks
+    assert {c.outcome for c in checks["C2"]} == {UNTESTED}
+    assert [c.outcome for c in checks["C5"]] == [UNTESTED, UNTESTED, HOLDS]
+
+
+def test_recorded_results_decide_where_they_are():
+    recorded = results(profile="paper", set_relu=seeds(BETTER), set_all_relu=seeds(WORSE, flow=3.0))
+    ledger = claims.Ledger(recorded, good())
+    c2 = ledger.checks["C2"]
+    assert [(c.profile, c.outcome) for c in c2] == [("paper", HOLDS), ("paper", FAILS)]
+    assert {c.profile for c in ledger.checks["C3"]} == {"quick"}
+
+
+def test_evidence_is_computed_from_the_results():
+    ledger = claims.Ledger(good())
+    [faster] = [c for c in ledger.checks["C5"] if c.question == "faster than dense"]
+    assert faster.evidence == "× 9 [9, 9]"
+    [accuracy] = [c for c in ledger.checks["C5"] if "SET-ReLU" in c.question]
+    found = claims.welch(BETTER, WORSE)
+    assert accuracy.evidence == f"+20.0 points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    [kept] = [c for c in ledger.checks["C3"] if c.question == "fewer connections"]
+    assert kept.evidence == "30 % of the connections left"
+
+
+def test_more_connections_than_at_the_start_are_not_truly_sparse():
+    grown = good()
+    grown.of("digits", "set-all-relu")[1]["epochs"][-1]["nnz"] = 101
+    assert claims.Ledger(grown).checks["C1"][0].outcome == FAILS
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ([HOLDS, HOLDS], HOLDS),
+        ([FAILS, FAILS], FAILS),
+        ([UNTESTED], UNTESTED),
+        ([UNDECIDED], "holds in 0 of 1 checks, undecided in 1"),
+        (
+            [HOLDS, FAILS, UNDECIDED, UNTESTED],
+            f"holds in 1 of 3 checks, does not in 1, undecided in 1, 1 {UNTESTED}",
+        ),
+    ],
+)
+def test_verdict_of_checks(outcomes, expected):
+    assert claims.verdict([Check("?", outcome=o) for o in outcomes]) == expected
+
+
+def test_tables_hold_every_claim_and_every_check():
+    ledger = claims.Ledger(good())
+    table = ledger.table()
+    assert table.data["claim"].tolist() == ["C1", "C2", "C3", "C4", "C5"]
+    assert table.data.set_index("claim").loc["C2", "verdict"] == ledger.verdicts["C2"]
+    assert len(ledger.evidence().data) == sum(len(c) for c in ledger.checks.values())
+
+
+def test_claims_are_judged_by_the_runs_of_the_main_table():
+    study = STUDIES["L-claims"]
+    assert study.home.key == "T-main"
+    assert set(study.conditions("quick")) <= set(STUDIES["T-main"].conditions("quick"))
+    assert studies.find("L-claims") is study

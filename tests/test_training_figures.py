@@ -1,0 +1,261 @@
+"""T-main and the figures about training: what is shown are the numbers of the result files."""
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("pandas")
+
+from sparsecore import datasets
+from sparsecore.datasets import DataNotAvailable
+from sparsecore.paper import figures, page, results, studies, tables
+from sparsecore.paper import training_figures as training
+from sparsecore.paper.observers import ObserveGradientFlow, ObserveImportance, ObservePruning
+from sparsecore.paper.studies import SENSITIVITIES, STUDIES, Condition, Study
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"epochs": 3, "hidden": (40, 40, 40), "epsilon": 4}
+METHODS = ("dense", "set-relu", "set-leaky-relu", "set-all-relu", "set-all-relu-pruned")
+
+
+@pytest.fixture(scope="module")
+def patch(tmp_path_factory):
+    load = datasets.load
+
+    def without_madelon(name):
+        if name == "madelon":
+            raise DataNotAvailable(name, [], "put it into /somewhere/private")
+        return load(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(results.ENVIRONMENT, str(tmp_path_factory.mktemp("results")))
+        patch.delenv(studies.ENVIRONMENT, raising=False)
+        patch.setattr(datasets, "load", without_madelon)
+        studies._last_data.clear()
+        yield patch
+    studies._last_data.clear()
+
+
+@pytest.fixture(scope="module")
+def main(patch):
+    """Return results of all methods on one data set; this machine cannot have the other."""
+    everyone = (ObserveGradientFlow, ObserveImportance)
+    observers = {("digits", m): everyone for m in METHODS[1:]}
+    observers["digits", "set-all-relu"] += (ObservePruning,)
+    study = Study(
+        "T-test",
+        "",
+        datasets=("digits", "madelon", "leukemia"),
+        methods=METHODS,
+        seeds={"quick": (0, 1)},
+        quick={"digits": SMALL},
+        observers=observers,
+    )
+    patch.setitem(STUDIES, "T-test", replace(study, datasets=("digits", "madelon")))
+    found = studies.load("T-test", progress=False)
+    return replace(found, study=study)
+
+
+def view(main, *methods):
+    study = Study("F-view", "", ("digits", "madelon"), methods, runs_of="T-test")
+    return replace(main, study=study)
+
+
+def mean_sd(values, form="{:.1f}", scale=1):
+    mean, sd = scale * np.mean(values), scale * np.std(values, ddof=1)
+    return f"{form.format(mean)} ± {form.format(sd)}"
+
+
+def files():
+    """Return what the result files hold, read without the package."""
+    found = [json.loads(path.read_text()) for path in results.root().glob("quick/T-test/*.json")]
+    return [(run["condition"]["method"], run) for run in found]
+
+
+def test_main_table_holds_the_numbers_of_the_files(main):
+    table = tables.main(main)
+    rows = table.frame[:5].set_index("method")
+    labels = {m: studies.METHODS[m].label for m in METHODS}
+    seconds = {m: [r["seconds"]["train"] for n, r in files() if n == m] for m in METHODS}
+    for method, label in labels.items():
+        runs = [run for name, run in files() if name == method]
+        assert len(runs) == 2
+        row = rows.loc[label]
+        assert row["accuracy (%)"] == mean_sd([r["test_accuracy"] for r in runs], scale=100)
+        assert row["nnz, start"] == f"{np.mean([r['nnz_start'] for r in runs]):,.0f}"
+        assert row["nnz, end"] == f"{np.mean([r['nnz_end'] for r in runs]):,.0f}"
+        assert row["training (s)"] == mean_sd(seconds[method], "{:.3g}")
+        ratio = np.mean(seconds["dense"]) / np.mean(seconds[method])
+        assert row["× dense"] == f"{ratio:.3g}"
+    assert rows.loc["dense", "× dense"] == "1"
+    assert "profile" not in table.frame
+
+
+def test_main_table_says_what_is_missing_and_why(main):
+    table = tables.main(main)
+    shown = table.frame.assign(name=table.data["dataset"]).set_index("name")
+    assert set(shown.loc["madelon", "accuracy (%)"]) == {"not available"}
+    assert set(shown.loc["madelon", "× dense"]) == {"—"}
+    assert shown.loc["leukemia", "accuracy (%)"].iloc[0] == "—"
+    assert studies.excluded("leukemia", "dense") in table.caption
+    assert "Madelon, SET-ReLU: not available on this machine" in table.caption
+    assert "3 epochs of 1,437 rows" in table.caption
+    assert "/somewhere" not in table._repr_markdown_() + table.latex() + table.csv()
+
+
+def test_main_table_as_latex_and_csv(main):
+    table = tables.main(main)
+    body = table.latex()
+    plain = [r for r in csv.DictReader(io.StringIO(table.csv())) if r["dataset"] == "digits"]
+    assert [r["method"] for r in plain] == list(METHODS)
+    for row in plain:
+        runs = [run for name, run in files() if name == row["method"]]
+        mean = np.mean([r["test_accuracy"] for r in runs])
+        assert float(row["test_accuracy"]) == pytest.approx(mean)
+        assert f"{100 * mean:.1f} $\\pm$" in body
+    assert r"$\times$ dense" in body
+
+
+def test_recorded_results_stand_beside_the_build_s_own(main):
+    runs = [{**run, "test_accuracy": 0.5} for run in main.of("digits", "set-relu")]
+    recorded = replace(main, profile="paper", runs=runs, recorded=True, unavailable=frozenset())
+    table = tables.main(main, recorded)
+    rows = table.data[table.data["method"] == "set-relu"]
+    assert rows["profile"].tolist()[:2] == ["quick", "paper"]
+    assert rows["test_accuracy"].tolist()[1] == 0.5
+    assert (table.data["profile"] == "paper").sum() == 1, "only what is recorded has a row"
+    assert table.caption.count("*Source: profile") == 2
+    nothing = replace(recorded, runs=[])
+    assert "profile" not in tables.main(main, nothing).frame
+    picture = figures.curves(replace(recorded, study=view(main, "set-relu").study))
+    assert picture.key == "F-curves-recorded"
+
+
+def test_where_nothing_is_recorded_a_figure_is_a_note(main):
+    nothing = replace(main, profile="paper", runs=[], recorded=True)
+    for draw in (figures.curves, training.gradient_flow, training.pruning_after):
+        note = draw(nothing)
+        assert isinstance(note, page.Note)
+        assert "No results of profile paper are recorded for T-test yet." in note._repr_markdown_()
+
+
+def test_gradient_flow_draws_geometric_means(main):
+    methods = ("set-relu", "set-leaky-relu", "set-all-relu")
+    picture = training.gradient_flow(view(main, *methods))
+    ax = picture.figure.axes[0]
+    for line, method in zip(ax.lines, methods, strict=True):
+        runs = [run for name, run in files() if name == method]
+        flows = [[e["gradient_flow"] for e in run["epochs"]] for run in runs]
+        np.testing.assert_allclose(line.get_ydata(), np.exp(np.log(flows).mean(axis=0)))
+        assert line.get_color() == figures.COLOURS[method]
+    assert ax.get_yscale() == "log"
+    assert "Not available on this machine: Madelon" in picture.caption
+
+
+def test_pruning_figures_hold_the_numbers_of_the_files(main):
+    shown = view(main, "set-all-relu", "set-all-relu-pruned")
+    during = training.pruning_during(shown)
+    pruned = [run for name, run in files() if name == "set-all-relu-pruned"]
+    nnz = [[e["nnz"] / 1000 for e in r["epochs"]] for r in pruned]
+    np.testing.assert_allclose(during.figure.axes[0].lines[1].get_ydata(), np.mean(nnz, axis=0))
+    left = 100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in pruned])
+    assert f"{left:.0f} % of the connections are left" in during.caption
+
+    after = training.pruning_after(shown)
+    plain = [run for name, run in files() if name == "set-all-relu"]
+    seen = [[p["test_accuracy"] for p in r["epochs"][-1]["post_pruning"]] for r in plain]
+    np.testing.assert_allclose(
+        after.figure.axes[0].lines[0].get_ydata(), 100 * np.mean(seen, axis=0)
+    )
+    assert after.figure.axes[0].lines[0].get_ydata()[0] == pytest.approx(
+        100 * np.mean([r["test_accuracy"] for r in plain])
+    )
+
+
+def test_importance_histograms_hold_all_neurons(main):
+    picture = training.importance(view(main, "set-all-relu", "set-all-relu-pruned"))
+    panels = picture.figure.axes[:3]
+    for ax in panels:
+        outlines = ax.patches[::2]  # each is drawn as a line and as an area
+        assert len(outlines) == 3
+        for patch in outlines:
+            assert np.sum(patch.get_data().values) == pytest.approx(100)
+
+
+def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):
+    study = Study(
+        "F-test-alpha",
+        "",
+        datasets=("digits", "madelon"),
+        methods=STUDIES["F-alpha"].methods,
+        seeds={"quick": (0, 1)},
+        quick={"digits": {**SMALL, "epochs": 1, "hidden": (20, 20), "epsilon": 10}},
+    )
+    patch.setitem(STUDIES, "F-test-alpha", study)
+    found = studies.load("F-test-alpha", progress=False)
+    picture = training.sensitivity(found)
+    alpha, epsilon, zeta = picture.figure.axes[:3]
+    for ax, field, own in (
+        (alpha, "alpha", [0, 0.6]),
+        (epsilon, "epsilon", []),
+        (zeta, "zeta", [0.3]),
+    ):
+        expected = sorted({*SENSITIVITIES[field][1], *own})
+        [container] = ax.containers
+        assert container.lines[0].get_xdata() == pytest.approx(expected)
+    runs = found.of("digits", "zeta-0.5")
+    assert container.lines[0].get_ydata()[-1] == pytest.approx(
+        100 * np.mean([r["test_accuracy"] for r in runs])
+    )
+    assert "Digits" in picture.caption or "digits" in picture.caption
+
+
+def test_every_sensitivity_changes_one_thing():
+    base = Condition("F-alpha", "paper", "madelon", "set-all-relu", 0).config
+    for field, (_, values) in SENSITIVITIES.items():
+        for value in values:
+            config = Condition("F-alpha", "paper", "madelon", f"{field}-{value:g}", 0).config
+            assert config == base.with_values(**{field: value})
+
+
+def test_the_built_table_holds_the_numbers_of_the_results():
+    """The page in ``book/_build``, if there is one, against the result files it was built from."""
+    built = ROOT / "book/_build/html/notebooks/main.html"
+    if not built.is_file():
+        pytest.skip("the book is not built")
+    text = built.read_text()
+    table = re.search(r'<table[^>]*id="t-main".*?</table>', text, re.DOTALL)
+    assert table, "no table t-main on the page"
+    cells = [
+        [re.sub(r"<[^>]+>", "", c).strip() for c in re.findall(r"<td.*?</td>", row, re.DOTALL)]
+        for row in re.findall(r"<tr.*?</tr>", table[0], re.DOTALL)
+    ]
+    rows = iter([row for row in cells if row])
+    two_profiles = "<p>profile</p>" in table[0]
+    folder = ROOT / "book/results"
+    compared = 0
+    for name in STUDIES["T-main"].datasets:
+        for method in STUDIES["T-main"].methods:
+            for profile in ("quick", "paper") if two_profiles else ("quick",):
+                paths = sorted((folder / profile / "T-main").glob(f"{name}-{method}-seed*.json"))
+                if profile == "paper" and not paths:
+                    continue
+                row = next(rows)
+                runs = [json.loads(path.read_text()) for path in paths]
+                assert row[1] == studies.METHODS[method].label
+                if not runs:
+                    assert row[-5] in ("—", "not available")
+                    continue
+                assert row[-5] == mean_sd([r["test_accuracy"] for r in runs], scale=100)
+                assert row[-4] == f"{np.mean([r['nnz_start'] for r in runs]):,.0f}"
+                assert row[-3] == f"{np.mean([r['nnz_end'] for r in runs]):,.0f}"
+                assert row[-2] == mean_sd([r["seconds"]["train"] for r in runs], "{:.3g}")
+                compared += 1
+    assert compared

@@ -12,7 +12,7 @@ import numpy as np
 
 from sparsecore import kernels, lanes
 from sparsecore.kernels import Metrics, Network, Rule, Workspace
-from sparsecore.team import Team
+from sparsecore.team import PARTS, Team
 
 # A row costs about as much as this many connections, for its activation, noise and store.
 _ROW_COST = 6
@@ -89,8 +89,8 @@ class Engine:
             self._act_start,
             self._positive,
             self._kept,
-            _shares(network.indptr, network.sizes[1:], self._team.size),
-            _shares(network.out_indptr, network.sizes[:-1], self._team.size),
+            _parts(network.indptr, network.sizes[1:], self._team.size * PARTS),
+            _parts(network.out_indptr, network.sizes[:-1], self._team.size * PARTS),
         )
 
     def train(
@@ -174,13 +174,13 @@ def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray
     return out
 
 
-def _shares(pointers: np.ndarray, counts: np.ndarray, members: int) -> np.ndarray:
-    """Cut each layer's rows into consecutive shares of about equal work."""
-    cuts = np.zeros((len(counts), members + 1), np.int64)
+def _parts(pointers: np.ndarray, counts: np.ndarray, parts: int) -> np.ndarray:
+    """Cut each layer's rows into consecutive parts of about equal work."""
+    cuts = np.zeros((len(counts), parts + 1), np.int64)
     start = 0
     for layer, n_rows in enumerate(counts):
         work = pointers[start : start + n_rows + 1] + _ROW_COST * np.arange(n_rows + 1)
-        cuts[layer] = np.searchsorted(work, work[-1] * np.arange(members + 1) / members)
+        cuts[layer] = np.searchsorted(work, work[-1] * np.arange(parts + 1) / parts)
         cuts[layer, -1] = n_rows
         start += n_rows + 1
     return cuts

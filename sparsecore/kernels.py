@@ -10,8 +10,8 @@ gradient, the weight gradient and the update in one pass.
 
 Every function fills arrays that it is given; who allocates and checks them is `mlp`. A program
 (`train_batches`, `batch_gradient`, `predict_range`) is walked through by all members of a
-`team.Team`: a row of a layer belongs to exactly one member, so results do not depend on the number
-of threads.
+`team.Team`: a row of a layer is computed by exactly one member, so results do not depend on the
+number of threads, nor on who takes which part.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from sparsecore.lanes import (
     total,
     totals,
 )
-from sparsecore.team import barrier
+from sparsecore.team import PARTS, barrier, claim
 
 # Two things that Numba must be told, or a step takes 8 ms instead of 2. Without `_nrt`, every
 # access to an array of a tuple counts references, atomically, in the inner loop; here no array is
@@ -68,14 +68,14 @@ class Network(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """Buffers of one training step, and how its rows are shared out."""
+    """Buffers of one training step, and the parts that its rows are shared out in."""
 
     act: np.ndarray  #: float32, activations; overwritten by their gradients on the way back
     act_start: np.ndarray  #: int64, where each layer begins in `act`
     positive: np.ndarray  #: uint8, one bit an activation: pre-activation above zero
     kept: np.ndarray  #: uint8, one bit an activation: kept by dropout
-    forward_cuts: np.ndarray  #: int64 (layers, members + 1), output neurons of each member
-    backward_cuts: np.ndarray  #: int64 (layers, members + 1), input neurons of each member
+    forward_cuts: np.ndarray  #: int64 (layers, parts + 1), output neurons of each part
+    backward_cuts: np.ndarray  #: int64 (layers, parts + 1), input neurons of each part
 
 
 class Rule(NamedTuple):
@@ -353,26 +353,34 @@ def _step(
         rate, momentum = np.float32(rule.learning_rate / count), rule.momentum
 
     features = net.sizes[0]
+    side = tile_of(width)
+    tiles, parts = (features + side - 1) // side, size * PARTS
     for block in range(blocks):
-        _gather(
-            width, features * member // size, features * (member + 1) // size, inputs, rows,
-            first + block * lanes, min(lanes, count - block * lanes),
-            work.act, work.act_start[0] + block * features * lanes,
-        )  # fmt: skip
-    barrier(sync, size)
+        x0 = work.act_start[0] + block * features * lanes
+        here = min(lanes, count - block * lanes)
+        part = claim(sync, size, member)
+        while part >= 0:
+            start = tiles * part // parts * side
+            stop = min(features, tiles * (part + 1) // parts * side)
+            _gather(width, start, stop, inputs, rows, first + block * lanes, here, work.act, x0)
+            part = claim(sync, size, member)
+        barrier(sync, size)
 
     for layer in range(depth):
         hidden = layer < depth - 1
         key = mix(mix(rule.seed, step), layer)
-        start, stop = work.forward_cuts[layer, member], work.forward_cuts[layer, member + 1]
         for block in range(blocks):
             x0 = work.act_start[layer] + block * net.sizes[layer] * lanes
             y0 = work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
-            _forward(
-                width, start, stop, layer, net, work.act, x0, y0, hidden, work, key,
-                np.uint32(block * lanes), threshold, scale,
-            )  # fmt: skip
-        barrier(sync, size)
+            part = claim(sync, size, member)
+            while part >= 0:
+                _forward(
+                    width, work.forward_cuts[layer, part], work.forward_cuts[layer, part + 1],
+                    layer, net, work.act, x0, y0, hidden, work, key, np.uint32(block * lanes),
+                    threshold, scale,
+                )  # fmt: skip
+                part = claim(sync, size, member)
+            barrier(sync, size)
 
     if member == 0:
         bias, n_classes = net.bias_start[depth - 1], net.sizes[depth]
@@ -389,19 +397,25 @@ def _step(
     barrier(sync, size)
 
     for layer in range(depth - 1, -1, -1):
-        start, stop = work.backward_cuts[layer, member], work.backward_cuts[layer, member + 1]
         for block in range(blocks):
             pace = _pace(rate, rule, momentum, block, blocks)
             x0 = work.act_start[layer] + block * net.sizes[layer] * lanes
             d0 = work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
-            if layer == 0:
-                _backward_input(width, start, stop, net, velocity, gradient, work.act, x0, d0, pace)
-            else:
-                _backward(
-                    width, start, stop, layer, net, velocity, gradient, velocity_b, gradient_b,
-                    work, x0, d0, threshold, scale, pace,
-                )  # fmt: skip
-        barrier(sync, size)
+            part = claim(sync, size, member)
+            while part >= 0:
+                start, stop = work.backward_cuts[layer, part], work.backward_cuts[layer, part + 1]
+                if layer == 0:
+                    _backward_input(
+                        width, start, stop, net, velocity, gradient, work.act, x0, d0, pace
+                    )
+                else:
+                    _backward(
+                        width, start, stop, layer, net, velocity, gradient, velocity_b,
+                        gradient_b, work, x0, d0, threshold, scale, pace,
+                    )  # fmt: skip
+                part = claim(sync, size, member)
+            # The blocks' updates of a weight come in order.
+            barrier(sync, size)
 
 
 @_jit

@@ -25,15 +25,15 @@ from numba.extending import intrinsic
 
 from sparsecore.jit import jit
 
-_SPINS = (
-    4000  # about 10 to 40 microseconds, more than a balanced layer's difference in finishing times
-)
+PARTS = 8  # of a member's share of a phase; what a member has not begun, others may take
+_SPINS = 300  # about 10 microseconds, more than a part takes
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
 _HAS_FUTEX = _FUTEX is not None
 _FUTEX_CALL = _FUTEX or 0
 _WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
 _EVERYONE = 2**31 - 1
-_ARRIVED, _ROUND = 0, 16  # two counters, a cache line apart
+_LINE = 16  # int32 of a cache line: each counter has one to itself
+_ARRIVED, _ROUND, _TAKEN = 0, _LINE, 2 * _LINE
 
 _syscall = types.ExternalFunction(
     "syscall",
@@ -62,15 +62,15 @@ class Team:
     Attributes
     ----------
     size : int
-    sync : ndarray of int32, shape (32,)
-        State of the barrier; the jitted function passes it to `barrier`.
+    sync : ndarray of int32
+        State of the barrier and of the phase; the jitted function passes it to `barrier`, `claim`.
     """
 
     def __init__(self, size: int) -> None:
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"threads: expected an integer of at least 1, got {size!r}")
         self.size = int(size)
-        self.sync = np.zeros(32, np.int32)
+        self.sync = np.zeros((2 + self.size) * _LINE, np.int32)
         self._pool = None
         if self.size > 1:
             self._pool = ThreadPoolExecutor(self.size - 1, "sparsecore")
@@ -148,13 +148,34 @@ def _pause(typingctx):
 
 
 @jit()
+def claim(sync, size, member):
+    """Return a part of the current phase that nobody has taken yet, or -1 if there is none.
+
+    There are ``size * PARTS`` parts. A member takes its own first, in order, so that it meets the
+    same rows in every phase, in its own cache; then it helps the others, one of which may have lost
+    its core to another process.
+    """
+    for turn in range(size):
+        owner = (member + turn) % size
+        counter = _TAKEN + _LINE * owner
+        if _read(sync, counter) < PARTS:
+            part = _fetch_add(sync, counter, 1)
+            if part < PARTS:
+                return owner * PARTS + part
+    return -1
+
+
+@jit()
 def barrier(sync, size):
-    """Return once all `size` members have called it."""
+    """Return once all `size` members have called it; a new phase begins, with nothing taken."""
     if size == 1:
+        sync[_TAKEN] = 0
         return
     # The round is read before arriving: the last to arrive may end it at once.
     current = _read(sync, _ROUND)
     if _fetch_add(sync, _ARRIVED, 1) == size - 1:
+        for owner in range(size):
+            sync[_TAKEN + _LINE * owner] = 0
         _fetch_add(sync, _ARRIVED, -size)
         _fetch_add(sync, _ROUND, 1)
         if _HAS_FUTEX:

@@ -279,7 +279,7 @@ def kernels(speed: Speed) -> Table:
                     "of the ceiling": f"{100 * p['share']:.0f} %",
                 }
             )
-    caption = "**Each kernel's time.** The numbers behind the roofline: medians, one thread, a batch of 128."
+    caption = "**Each kernel's time.** The numbers of the roofline: medians, one thread, batches of 128."
     numbers = ("connections", "ms", "GFLOP/s", "of the ceiling")
     return Table("T-kernels", pd.DataFrame(shown), caption, pd.DataFrame(plain), numbers)
 

@@ -302,6 +302,12 @@ def _add_bench(commands: Any) -> None:
         metavar="N",
         help="with --peers: turns of each, half a second long (5)",
     )
+    sub.add_argument(
+        "--parallel",
+        metavar="DATASET",
+        help="under mpiexec: train it for ten epochs with all ranks (WASAP-SGD) and with one, in "
+        "turns, three seeds; and time the server's lock",
+    )
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -309,6 +315,9 @@ def _bench(options: argparse.Namespace) -> None:
     from sparsecore.bench import bench
 
     _check_common(options)
+    if options.parallel is not None:
+        _bench_parallel(options)
+        return
     if options.peers:
         _bench_peers(options)
         return
@@ -333,6 +342,40 @@ def _bench(options: argparse.Namespace) -> None:
     print(f"evolution      {result['evolution_ms']:.2f} ms")
     print(f"prediction     {result['predict_ms']:.3f} ms a batch")
     print(f"peak memory    {result['peak_rss_mb']:.0f} MiB")
+
+
+def _bench_parallel(options: argparse.Namespace) -> None:
+    from sparsecore.paper import settings
+    from sparsecore.wasap import bench
+
+    data = datasets.load(options.parallel)
+    config = settings.setting(options.parallel).config.with_values(epochs=10)
+    times = bench.locks()
+    result = bench.against_sequential(data, config, range(options.seed, options.seed + 3))
+    if result is None or times is None:  # not the rank that has them
+        return
+    if options.json:
+        print(json.dumps({**result, "locks": times}))
+        return
+    print("seed  sequential  parallel  ratio   accuracy  and parallel  gradient  lock  update")
+    for entry in result["rounds"]:
+        shares = "  ".join(f"{100 * share:3.0f} %" for share in entry["shares"].values())
+        print(
+            f"{entry['seed']:4}  {entry['sequential']:8,.0f}/s {entry['parallel']:8,.0f}/s  "
+            f"{entry['ratio']:.2f}   {100 * entry['sequential_accuracy']:6.2f} %      "
+            f"{100 * entry['parallel_accuracy']:6.2f} %     {shares}"
+        )
+    ratio = result["ratio"]
+    print(
+        f"{result['workers']} workers: {ratio['median']:.2f} times the samples per second of one "
+        f"thread ({ratio['min']:.2f} to {ratio['max']:.2f}), test accuracy "
+        f"{result['accuracy_difference']:+.2f} points"
+    )
+    for name, found in times.items():
+        print(
+            f"{name}: {found['updates_per_second']:,.0f} updates/s, waiting "
+            f"{found['wait_us']['median']:.0f} us (90 %: {found['wait_us']['p90']:.0f})"
+        )
 
 
 def _bench_peers(options: argparse.Namespace) -> None:

@@ -1,0 +1,237 @@
+"""The pictures of the pages on parallel training: the schematic, the runs, the resources.
+
+Runs come from `parallel`; what all figures of the book share is in `figures`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from sparsecore import wasap
+from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH, line
+from sparsecore.paper.page import Picture
+from sparsecore.paper.parallel import ALGORITHMS, Parallel, Result
+
+_LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
+_COLOUR = dict(zip(ALGORITHMS, ("#333333", COLOURS["set-all-relu"], "#E69F00"), strict=True))
+_SERVER = "server's\nwindow\n\nweights\nvelocity\ntopology"
+_RANKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+# --- the schematic -------------------------------------------------------------------------------
+
+
+def overview(workers: int = 3) -> Picture:
+    """Draw the two phases: shards, workers, the server's window, averaging."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+        ax = figure.subplots()
+        ax.set(xlim=(0, 16), ylim=(0, 8), xticks=[], yticks=[])
+        ax.grid(False)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+        heights = np.linspace(6.2, 1.2, workers)
+        middle = float(heights.mean())
+        for x, title in ((1.2, "data"), (5.6, "phase 1: exchange"), (12.0, "phase 2: alone")):
+            ax.text(x, 7.6, title, ha="center", weight="bold")
+        ax.axvline(9.2, ymax=0.92, color=GREY, linestyle=(0, (4, 3)), linewidth=1)
+        _box(
+            ax, 7.4, middle, 1.9, 3.4, "server's\nwindow\n\nweights\nvelocity\ntopology", "#fff3d6"
+        )
+        for rank, y in enumerate(heights):
+            _box(ax, 1.2, y, 1.7, 0.9, f"shard {rank}", "#eeeeee")
+            _box(ax, 4.0, y, 1.8, 0.9, f"worker {rank}", "#dbe9f6")
+            _box(ax, 11.2, y, 2.3, 0.9, f"copy {rank}\nown evolution", "#dbe9f6")
+            _arrow(ax, (2.05, y), (3.1, y), GREY)
+            target = middle + (y - middle) * 0.45
+            _arrow(ax, (4.9, y + 0.15), (6.45, target + 0.15), COLOURS["set-relu"])
+            _arrow(ax, (6.45, target - 0.2), (4.9, y - 0.2), COLOURS["set-all-relu"])
+            _arrow(ax, (8.35, target), (10.05, y), GREY)
+            _arrow(ax, (12.35, y), (13.6, middle + (y - middle) * 0.2), GREY)
+        _box(ax, 14.6, middle, 2.0, 1.9, "average\nover the union,\ncut to nnz", "#dff2e4")
+        ax.text(5.7, 0.25, "push gradient", color=COLOURS["set-relu"], ha="right", fontsize=9)
+        ax.text(5.9, 0.25, "pull weights", color=COLOURS["set-all-relu"], ha="left", fontsize=9)
+        ax.text(11.2, 0.25, "no exchange", color=GREY, ha="center", fontsize=9)
+    caption = (
+        "**WASAP-SGD in two phases.** In phase 1 every worker computes sparse gradients on its own "
+        "shard and applies them to the weights in the server's window, under a lock, one after the "
+        "other; of a gradient that was computed on an older topology only the connections that "
+        "still exist are used. The worker that completes an epoch evolves the topology. In phase 2 "
+        "every worker trains its own copy, with its own evolution; at the end the copies are "
+        "averaged over the union of their connections, and each layer is cut back to its nnz. What "
+        "to see: the server is a place, not a process; nobody waits for a slower worker before the "
+        "end."
+    )
+    alt = "Schematic: shards feed workers, which exchange gradients and weights with a window."
+    return Picture("F-overview", figure, caption, alt)
+
+
+def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, fill: str) -> None:
+    shape = FancyBboxPatch(
+        (x - width / 2, y - height / 2), width, height,
+        boxstyle="round,pad=0.05,rounding_size=0.15", facecolor=fill, edgecolor=GREY, linewidth=1,
+    )  # fmt: skip
+    ax.add_patch(shape)
+    ax.text(x, y, text, ha="center", va="center", fontsize=9)
+
+
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
+    ax.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=10, color=colour, linewidth=1.2
+        )
+    )
+
+
+# --- the runs ------------------------------------------------------------------------------------
+
+
+def accuracy(found: Parallel) -> Picture:
+    """Draw test accuracy against epochs and against seconds."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for algorithm, runs in found.runs.items():
+            for run in runs:
+                epochs = [epoch["epoch"] for epoch in run["epochs"]]
+                tests = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
+                seconds = [epoch["seconds"]["train"] for epoch in run["epochs"]]
+                colour = _COLOUR[algorithm]
+                left.plot(epochs, tests, color=colour)
+                right.plot(seconds, tests, color=colour)
+                if algorithm != "sequential":
+                    final = 100 * run["test_accuracy"]
+                    left.plot(epochs[-1], final, "o", color=colour, markersize=5)
+                    right.plot(run["seconds"]["train"], final, "o", color=colour, markersize=5)
+        first = next(
+            (run for name, runs in found.runs.items() for run in runs if name == "wasap"), None
+        )
+        if first is not None:
+            left.axvline(first["config"]["phase1_epochs"], color=GREY, linestyle=":", linewidth=1)
+        left.set(xlabel="epoch", ylabel="test accuracy, %")
+        right.set(xlabel="seconds of training")
+        handles = [line(_COLOUR[name], _LABELS[name]) for name in found.runs]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(ALGORITHMS))
+    caption = (
+        f"**Parallel training on Fashion-MNIST.** {_setting(found)} A line per seed; from the "
+        "dotted line on the workers train alone, and the line is the mean of their copies' "
+        f"accuracies; the dot is the averaged model. {_outcome(found)}What to see: what parallel
+        training costs in " "accuracy per epoch, and what it gains per second."
+    )
+    alt = "Lines of test accuracy against epochs and against seconds, one colour an algorithm."
+    return Picture("F-parallel" + _suffix(found), figure, caption, alt)
+
+
+def staleness(found: Parallel) -> Picture:
+    """Draw how many updates others made between a worker's pull and push."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+        ax = figure.subplots()
+        run = found.first("wasap")
+        counts = np.array(run["parallel"]["staleness_histogram"])
+        top = int(np.flatnonzero(np.cumsum(counts) >= 0.999 * counts.sum())[0])
+        shares = 100 * counts / counts.sum()
+        ax.bar(range(top + 1), shares[: top + 1], color=_COLOUR["wasap"], width=0.8)
+        ax.set(xlabel="staleness, updates", ylabel="share of updates, %")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    record = wasap.from_json(run["parallel"]["record"])
+    lost = 100 * float((record.accepted < 1).mean())
+    workers = run["config"]["workers"]
+    caption = (
+        f"**Staleness of WASAP-SGD's updates**, {workers} workers: how many updates the others made "
+        f"while a gradient was computed. Mean {record.staleness.mean():.2f}, largest "
+        f"{record.staleness.max()}; shown to the 99.9th percentile. {lost:.2f} % of the updates met "
+        "a newer topology and lost a part of their connections. What to see: the peak near "
+        f"{workers - 1}, the number of other workers."
+    )
+    alt = "Bars: share of updates for each staleness."
+    return Picture("F-parallel-staleness" + _suffix(found), figure, caption, alt)
+
+
+def resources(found: Parallel) -> Picture:
+    """Draw CPU and memory over time of every rank."""
+    names = [name for name in ALGORITHMS if name != "sequential"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+        axes = figure.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
+        for column, name in enumerate(names):
+            for rank in found.first(name)["parallel"]["ranks"]:
+                samples, colour = rank["resources"], _RANKS[rank["rank"] % len(_RANKS)]
+                axes[0, column].plot(samples["seconds"], samples["cpu_percent"], color=colour)
+                axes[1, column].plot(samples["seconds"], samples["rss_mb"], color=colour)
+            axes[0, column].set_title(_LABELS[name])
+            axes[1, column].set_xlabel("seconds")
+        axes[0, 0].set_ylabel("CPU, % of a core")
+        axes[1, 0].set_ylabel("memory, MiB")
+        axes[0, 0].set_ylim(bottom=0)
+        axes[1, 0].set_ylim(bottom=0)
+        count = found.first("wasap")["config"]["workers"]
+        handles = [line(_RANKS[rank % len(_RANKS)], f"rank {rank}") for rank in range(count)]
+        figure.legend(handles=handles, loc="outside upper center", ncols=count)
+    run = found.first("wasap")
+    caption = (
+        f"**CPU and memory of every rank.** {_setting(found)} Memory is the whole process, with "
+        f"Python, compiled code and the rank's data. An update of WASAP-SGD moves "
+        f"{run['parallel']['bytes_per_update'] / 1e6:.2f} MB through the server's window "
+        f"({run['nnz_start']:,} connections). Waiting for the server's lock took "
+        f"{_share(run, 'lock'):.1f} % of phase 1, the updates under it "
+        f"{_share(run, 'update'):.1f} %. What to see: cores that are busy to the end, and ranks that need the same memory."
+    )
+    alt = "Lines of CPU use and of memory against time, one colour a rank."
+    return Picture("F-resources" + _suffix(found), figure, caption, alt)
+
+
+def replayed(found: Parallel) -> str:
+    """Return a sentence on what the replay found, in Markdown."""
+    report = found.replay
+    if not report:
+        return "There is no asynchronous run here to replay."
+    verdict = "identical to the last bit" if report["identical"] else "**different**"
+    return (
+        f"The replay repeated {report['updates']:,} updates in one process; its weights are "
+        f"{verdict} (SHA-256 `{report['weights_sha256'][:16]}…`, recorded "
+        f"`{report['recorded_sha256'][:16]}…`)."
+    )
+
+
+def _suffix(found: Parallel) -> str:
+    return "-recorded" if found.recorded else ""
+
+
+def _setting(found: Parallel) -> str:
+    config = found.first("wasap")["config"]
+    machine = found.first("wasap")["provenance"]
+    return (
+        f"{config['epochs']} epochs of {config['n_train']:,} rows, {config['workers']} workers on "
+        f"{machine['cores']} cores ({machine['cpu']}), profile {found.profile}."
+    )
+
+
+def _outcome(found: Parallel) -> str:
+    """Say accuracy and speed of every algorithm, means over seeds."""
+    parts = []
+    base = _mean(found.runs["sequential"], "samples_per_second")
+    for name, runs in found.runs.items():
+        text = f"{_LABELS[name]} {100 * _mean(runs, 'test_accuracy'):.2f} %"
+        if name != "sequential":
+            text += (
+                f" at {_mean(runs, 'samples_per_second') / base:.2f} times the samples per second"
+            )
+        parts.append(text)
+    return f"Final test accuracy: {', '.join(parts)}. "
+
+
+def _mean(runs: list[Result], name: str) -> float:
+    return float(np.mean([run[name] for run in runs]))
+
+
+def _share(run: Result, name: str) -> float:
+    ranks: list[dict[str, Any]] = run["parallel"]["ranks"]
+    spent = sum(rank["seconds"][name] for rank in ranks)
+    return 100 * spent / sum(rank["seconds"]["phase1"] for rank in ranks)

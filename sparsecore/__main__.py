@@ -345,13 +345,19 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _bench_parallel(options: argparse.Namespace) -> None:
+    from sparsecore import experiment
     from sparsecore.paper import settings
     from sparsecore.wasap import bench
 
     data = datasets.load(options.parallel)
     config = settings.setting(options.parallel).config.with_values(epochs=10)
     times = bench.locks()
-    result = bench.against_sequential(data, config, range(options.seed, options.seed + 3))
+    result = bench.against_sequential(
+        data,
+        config,
+        range(options.seed, options.seed + 3),
+        lambda seed: experiment.run(data, config, seed=seed)[1],
+    )
     if result is None or times is None:  # not the rank that has them
         return
     if options.json:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecore import checkpoint, cluster, datasets, experiment, wasap
-from sparsecore.datasets import DataNotAvailable, Dataset
+from sparsecore.datasets import Dataset
 from sparsecore.paper import results
 from sparsecore.paper.results import ResultWarning
 from sparsecore.paper.settings import setting
@@ -52,17 +52,14 @@ class Parallel:
     ----------
     profile : str
     runs : dict of str to list of dict
-        Results per algorithm, one per seed; empty if the data are not at hand.
+        Results per algorithm, one per seed.
     replay : dict
-        What the replay of the first asynchronous run found; empty if there is none.
-    recorded : bool
-        Read from what is recorded.
+        What the replay of the first asynchronous run found.
     """
 
     profile: str
     runs: dict[str, list[Result]]
     replay: Result
-    recorded: bool = False
 
     def first(self, algorithm: str) -> Result:
         """Return the run with the first seed."""
@@ -96,14 +93,12 @@ def load(profile: str | None = None) -> Parallel:
     ------
     ClusterError
         If a cluster is needed and cannot be had.
+    DataNotAvailable
+        If the data cannot be had.
     """
     profile = current_profile(profile)
     effort, config = EFFORTS[profile], config_of(profile)
-    try:
-        data = datasets.load(DATASET)
-    except DataNotAvailable as error:
-        warnings.warn(str(error), ResultWarning, stacklevel=2)
-        return Parallel(profile, {}, {})
+    data = datasets.load(DATASET)
     found: dict[tuple[str, int], Result] = {}
     missing = []
     for seed in effort.seeds:
@@ -130,18 +125,6 @@ def load(profile: str | None = None) -> Parallel:
                 found[algorithm, seed] = _written(profile, f"{algorithm}-seed{seed}", result)
     runs = {name: [found[name, seed] for seed in effort.seeds] for name in ALGORITHMS}
     return Parallel(profile, runs, _replayed(profile, data, runs["wasap"][0]))
-
-
-def recorded() -> Parallel | None:
-    """Return the recorded runs of the `paper` profile, or None."""
-    runs: dict[str, list[Result]] = {}
-    for algorithm in ALGORITHMS:
-        names = [f"{algorithm}-seed{seed}" for seed in EFFORTS["paper"].seeds]
-        read = [_read("paper", name, anywhere=True) for name in names]
-        runs[algorithm] = [result for result in read if result is not None]
-        if not runs[algorithm]:
-            return None
-    return Parallel("paper", runs, _read("paper", "replay", anywhere=True) or {}, True)
 
 
 def _replayed(profile: str, data: Dataset, result: Result) -> Result:
@@ -171,8 +154,8 @@ def _written(profile: str, name: str, result: Result) -> Result:
     return result
 
 
-def _read(profile: str, name: str, anywhere: bool = False) -> Result | None:
-    """Return a run's result if it is there, whole, and of this code (or of any)."""
+def _read(profile: str, name: str) -> Result | None:
+    """Return a run's result if it is there, whole, and of this code."""
     path = path_of(profile, name)
     try:
         result = json.loads(path.read_bytes())
@@ -188,4 +171,4 @@ def _read(profile: str, name: str, anywhere: bool = False) -> Result | None:
         )
         return None
     fits = all(result.get(key) == value for key, value in _identity().items())
-    return result if anywhere or fits else None
+    return result if fits else None

@@ -15,7 +15,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from sparsecore import wasap
 from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH, line
-from sparsecore.paper.page import Picture
+from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.parallel import ALGORITHMS, Parallel, Result
 
 _LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
@@ -53,8 +53,8 @@ def overview(workers: int = 3) -> Picture:
             _arrow(ax, (4.9, y + 0.15), (6.45, target + 0.15), COLOURS["set-relu"])
             _arrow(ax, (6.45, target - 0.2), (4.9, y - 0.2), COLOURS["set-all-relu"])
             _arrow(ax, (8.35, target), (10.05, y), GREY)
-            _arrow(ax, (12.35, y), (13.6, middle + (y - middle) * 0.2), GREY)
-        _box(ax, 14.6, middle, 2.0, 1.9, "average\nover the union,\ncut to nnz", "#dff2e4")
+            _arrow(ax, (12.35, y), (13.3, middle + (y - middle) * 0.2), GREY)
+        _box(ax, 14.6, middle, 2.5, 1.9, "average\nover the union,\ncut to nnz", "#dff2e4")
         ax.text(5.7, 0.25, "push gradient", color=COLOURS["set-relu"], ha="right", fontsize=9)
         ax.text(5.9, 0.25, "pull weights", color=COLOURS["set-all-relu"], ha="left", fontsize=9)
         ax.text(11.2, 0.25, "no exchange", color=GREY, ha="center", fontsize=9)
@@ -121,11 +121,11 @@ def accuracy(found: Parallel) -> Picture:
     caption = (
         f"**Parallel training on Fashion-MNIST.** {_setting(found)} A line per seed; from the "
         "dotted line on the workers train alone, and the line is the mean of their copies' "
-        f"accuracies; the dot is the averaged model. {_outcome(found)}What to see: what parallel
-        training costs in " "accuracy per epoch, and what it gains per second."
+        f"accuracies; the dot is the averaged model. {_outcome(found)}What to see: what parallel "
+        "training costs in accuracy per epoch, and what it gains per second."
     )
     alt = "Lines of test accuracy against epochs and against seconds, one colour an algorithm."
-    return Picture("F-parallel" + _suffix(found), figure, caption, alt)
+    return Picture("F-parallel", figure, caption, alt)
 
 
 def staleness(found: Parallel) -> Picture:
@@ -144,14 +144,14 @@ def staleness(found: Parallel) -> Picture:
     lost = 100 * float((record.accepted < 1).mean())
     workers = run["config"]["workers"]
     caption = (
-        f"**Staleness of WASAP-SGD's updates**, {workers} workers: how many updates the others made "
-        f"while a gradient was computed. Mean {record.staleness.mean():.2f}, largest "
-        f"{record.staleness.max()}; shown to the 99.9th percentile. {lost:.2f} % of the updates met "
-        "a newer topology and lost a part of their connections. What to see: the peak near "
+        f"**Staleness of WASAP-SGD's updates**, {workers} workers: how many updates the others "
+        f"made while a gradient was computed. Mean {record.staleness.mean():.2f}, largest "
+        f"{record.staleness.max()}; shown to the 99.9th percentile. {lost:.2f} % of the updates "
+        "met a newer topology and lost a part of their connections. What to see: the peak near "
         f"{workers - 1}, the number of other workers."
     )
     alt = "Bars: share of updates for each staleness."
-    return Picture("F-parallel-staleness" + _suffix(found), figure, caption, alt)
+    return Picture("F-parallel-staleness", figure, caption, alt)
 
 
 def resources(found: Parallel) -> Picture:
@@ -181,27 +181,22 @@ def resources(found: Parallel) -> Picture:
         f"{run['parallel']['bytes_per_update'] / 1e6:.2f} MB through the server's window "
         f"({run['nnz_start']:,} connections). Waiting for the server's lock took "
         f"{_share(run, 'lock'):.1f} % of phase 1, the updates under it "
-        f"{_share(run, 'update'):.1f} %. What to see: cores that are busy to the end, and ranks that need the same memory."
+        f"{_share(run, 'update'):.1f} %. What to see: cores that are busy to the end, and ranks "
+        "that need the same memory."
     )
     alt = "Lines of CPU use and of memory against time, one colour a rank."
-    return Picture("F-resources" + _suffix(found), figure, caption, alt)
+    return Picture("F-resources", figure, caption, alt)
 
 
-def replayed(found: Parallel) -> str:
-    """Return a sentence on what the replay found, in Markdown."""
+def replayed(found: Parallel) -> Note:
+    """Say what the replay found."""
     report = found.replay
-    if not report:
-        return "There is no asynchronous run here to replay."
-    verdict = "identical to the last bit" if report["identical"] else "**different**"
-    return (
+    verdict = "identical to the last bit" if report["identical"] else "different"
+    return Note(
         f"The replay repeated {report['updates']:,} updates in one process; its weights are "
         f"{verdict} (SHA-256 `{report['weights_sha256'][:16]}…`, recorded "
         f"`{report['recorded_sha256'][:16]}…`)."
     )
-
-
-def _suffix(found: Parallel) -> str:
-    return "-recorded" if found.recorded else ""
 
 
 def _setting(found: Parallel) -> str:

@@ -6,13 +6,12 @@ All ranks call these functions; while the sequential trainer runs on rank 0, the
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from sparsecore import experiment
 from sparsecore.datasets import Dataset
 from sparsecore.train import TrainConfig
 from sparsecore.wasap.mpi import Ranks, Window
@@ -21,7 +20,10 @@ from sparsecore.wasap.place import Layout
 
 
 def against_sequential(
-    data: Dataset, config: TrainConfig, seeds: Sequence[int]
+    data: Dataset,
+    config: TrainConfig,
+    seeds: Sequence[int],
+    train_alone: Callable[[int], dict[str, Any]],
 ) -> dict[str, Any] | None:
     """Train sequentially with one thread and with all ranks, in turns; same epochs, same seeds.
 
@@ -30,6 +32,8 @@ def against_sequential(
     data : Dataset
     config : TrainConfig
     seeds : sequence of int
+    train_alone : callable
+        ``train_alone(seed)`` trains sequentially and returns the result.
 
     Returns
     -------
@@ -41,7 +45,7 @@ def against_sequential(
     ranks = Ranks()
     rounds = []
     for seed in seeds:
-        alone = experiment.run(data, config, seed=seed)[1] if ranks.rank == 0 else None
+        alone = train_alone(seed) if ranks.rank == 0 else None
         ranks.barrier()
         _, together = run(data, config, seed=seed)
         if alone is None or together is None:

@@ -5,8 +5,9 @@ memory and `fetch` and `store` cost nothing; otherwise it lies on rank 0 and the
 What is written there is decided in `server`.
 
 The lock is one word of the window, taken by compare-and-swap; who does not get it soon sleeps for
-some microseconds. MPI's own exclusive lock spins while it waits, which takes the core from the very rank
-that is awaited: ``mpiexec -n 2 python -m sparsecore bench --parallel fashion-mnist`` measures both.
+some microseconds. MPI's own exclusive lock spins while it waits, which takes the core from the very
+rank that is awaited. ``mpiexec -n 2 python -m sparsecore bench --parallel fashion-mnist`` measures
+both.
 """
 
 from __future__ import annotations

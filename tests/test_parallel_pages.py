@@ -1,0 +1,77 @@
+"""Runs and pictures of the pages on parallel training, on small data without a cluster."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from sparsecore import datasets, wasap
+from sparsecore.paper import parallel, parallel_figures
+from sparsecore.train import TrainConfig
+
+SMALL = TrainConfig(hidden=(20, 20), batch_size=32, epochs=4)
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """What would be trained on a cluster, trained here by one worker, and listed."""
+    mpi = pytest.importorskip("mpi4py.MPI")
+    calls = []
+
+    @contextmanager
+    def connect(n):
+        yield n
+
+    def train(workers, config, dataset, *, algorithm, seed, limit):
+        calls.append((algorithm, seed))
+        data = datasets.load(dataset).limited(limit, random_state=seed)
+        plan = wasap.Plan(algorithm)
+        return wasap.run(data, config, plan, seed=seed, comm=mpi.COMM_SELF)
+
+    monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
+    monkeypatch.setattr(parallel, "DATASET", "digits")
+    monkeypatch.setattr(parallel, "EFFORTS", {"quick": parallel.Effort(1, 4, 300, (0, 1))})
+    monkeypatch.setattr(parallel, "config_of", lambda profile: SMALL)
+    monkeypatch.setattr(parallel.cluster, "connect", connect)
+    monkeypatch.setattr(parallel.cluster, "train", train)
+    return calls
+
+
+def test_runs_are_made_once_and_then_read(trained):
+    first = parallel.load("quick")
+    assert trained == [("wasap", 0), ("wassp", 0), ("wasap", 1), ("wassp", 1)]
+    assert first.replay["identical"]
+    again = parallel.load("quick")
+    assert len(trained) == 4
+    assert again.runs == first.runs and again.replay == first.replay
+
+    parallel.path_of("quick", "wassp-seed1").write_text("{")
+    with pytest.warns(parallel.ResultWarning, match="wassp-seed1.json .* damaged"):
+        repaired = parallel.load("quick")
+    assert trained[4:] == [("wassp", 1)]
+    assert repaired.runs["wassp"][1]["weights_sha256"] == first.runs["wassp"][1]["weights_sha256"]
+
+
+def test_pictures_say_what_the_runs_hold(trained):
+    found = parallel.load("quick")
+    accuracy = parallel_figures.accuracy(found)
+    for runs in found.runs.values():
+        mean = sum(run["test_accuracy"] for run in runs) / len(runs)
+        assert f"{100 * mean:.2f} %" in accuracy.caption
+    left = accuracy.figure.axes[0]
+    assert len(left.lines) == 2 + 2 * 2 * 2 + 1  # a line a run, a dot a parallel one, the phases
+    tests = [100 * epoch["test_accuracy"] for epoch in found.runs["sequential"][0]["epochs"]]
+    assert left.lines[0].get_ydata().tolist() == tests
+
+    staleness = parallel_figures.staleness(found)
+    heights = [bar.get_height() for bar in staleness.figure.axes[0].patches]
+    assert heights == [100.0]  # one worker is never stale
+    resources = parallel_figures.resources(found)
+    assert f"{found.first('wasap')['nnz_start']:,} connections" in resources.caption
+    assert "identical to the last bit" in parallel_figures.replayed(found).text
+
+
+def test_schematic_shows_every_worker():
+    picture = parallel_figures.overview(4)
+    texts = {text.get_text() for text in picture.figure.axes[0].texts}
+    assert {f"worker {rank}" for rank in range(4)} <= texts
+    assert picture.svg() == parallel_figures.overview(4).svg()

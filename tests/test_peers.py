@@ -11,6 +11,7 @@ from oracle import Net, Value, added, gamma, given, product, scaled
 
 from sparsecore.paper import contest, peers
 from sparsecore.paper.peers import PEERS, Problem
+from sparsecore.team import cpu_count
 
 SIZES = (20, 24, 16, 5)
 PLAIN = {"density": 0.3, "dropout": 0.0, "weight_decay": 0.0, "learning_rate": 0.2}
@@ -155,12 +156,45 @@ def test_comparison_is_interleaved_and_complete():
         assert found["ms"] == np.median(found["rounds"])
         assert found["peak_rss_mb"] > 10
         assert 0 < found["cores"] < 1.5, "one thread"
+        assert 0 <= found["others"] < 1.2 * cpu_count()
     assert result["peers"]["sparsecore"]["ratio"] == {"median": 1, "low": 1, "high": 1}
     ours, theirs = (np.array(p["rounds"]) for p in result["peers"].values())
     assert result["peers"]["numpy-dense"]["ratio"] == contest.spread(theirs / ours)
     [blas] = {line.split("(")[1] for line in result["peers"]["numpy-dense"]["blas"]}
     assert blas == "1 threads)"
     json.dumps(result)
+
+
+class Busy:
+    """A worker whose first turns are disturbed."""
+
+    def __init__(self, others):
+        self.others = list(others)
+        self.asked = 0
+
+    def ask(self, what, seconds):
+        self.asked += 1
+        return {"ms": self.asked, "others": self.others.pop(0)}
+
+
+@pytest.mark.parametrize(
+    "patience, others, asked", [(60, [9, 9, 0, 9], 3), (0, [9, 0], 1), (60, [0, 0], 1)]
+)
+def test_disturbed_turns_are_repeated_while_patience_lasts(patience, others, asked, monkeypatch):
+    monkeypatch.setattr(contest, "_busy_seconds", lambda: 0.0)
+    worker = Busy(others)
+    turn, left = contest._undisturbed(worker, 0.0, 1, patience)
+    assert worker.asked == turn["ms"] == asked
+    assert left <= patience
+
+
+def test_a_turn_waits_for_the_others(monkeypatch):
+    clock = iter([0.0, 50.0, 50.0, 100.0, 100.0, 100.0, 100.0])
+    monkeypatch.setattr(contest, "_busy_seconds", lambda: next(clock))
+    monkeypatch.setattr(contest, "_WAIT", 0.0)
+    worker = Busy([0])
+    contest._undisturbed(worker, 0.0, 1, 60.0)
+    assert next(clock) == 100.0, "looked three times: twice busy, then still"
 
 
 def test_peer_that_fails_is_listed_with_what_it_said():

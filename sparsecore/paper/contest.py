@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,12 @@ from sparsecore.paper.peers import (
     loaded_blas,
 )
 from sparsecore.provenance import peak_rss_mb, provenance
+from sparsecore.team import cpu_count
 
 _STEPS_PER_CALL = 8  # the trainers hand over many batches at a time, too
 _PAUSE = 0.2  # seconds between two peers: idle OpenMP threads spin for a while
+_WAIT = 2.0  # seconds until the machine is looked at again
+_SLACK = 0.15  # CPUs that others may use beyond those left over: the system is never quite still
 
 
 def compare(
@@ -40,6 +44,7 @@ def compare(
     *,
     rounds: int = 5,
     seconds: float = 0.5,
+    patience: float = 0.0,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Time full training steps of all peers, in interleaved rounds.
@@ -53,6 +58,9 @@ def compare(
         How often it is each peer's turn.
     seconds : float
         How long a turn is, in seconds; at least one call is timed.
+    patience : float
+        Seconds in all to wait for other processes to leave CPUs free, and to repeat turns in which
+        they did not.
     progress : callable, optional
         Called with one line before each round.
 
@@ -61,9 +69,9 @@ def compare(
     dict
         "problem"; "nnz"; "peers": per peer that ran "ms" (milliseconds per step: the median over
         rounds of the round's median), "low" and "high" (smallest and largest round), "rounds",
-        "ratio" (its time over sparsecore's, round by round: "median", "low", "high"), "cpu_ms" and
-        "cores" (medians of what `stopwatch` returns), "peak_rss_mb", "label", "note", "version",
-        "blas"; "absent": the others, each with the "reason"; "provenance".
+        "ratio" (its time over sparsecore's, round by round: "median", "low", "high"), "cpu_ms",
+        "cores" and "others" (medians of what `stopwatch` returns), "peak_rss_mb", "label", "note",
+        "version", "blas"; "absent": the peers left out, each with the "reason"; "provenance".
 
     Raises
     ------
@@ -100,8 +108,8 @@ def compare(
             if progress:
                 progress(f"round {number + 1} of {rounds}")
             for key in order:
-                time.sleep(_PAUSE)
-                turns[key].append(workers[key].ask("turn", seconds))
+                turn, patience = _undisturbed(workers[key], seconds, problem.threads, patience)
+                turns[key].append(turn)
             order = order[1:] + order[:1]  # nobody always follows the same neighbour
         for key, worker in workers.items():
             about[key]["peak_rss_mb"] = worker.ask("memory", 0)
@@ -145,6 +153,7 @@ def _summary(turns: list[dict[str, float]], ours: np.ndarray) -> dict[str, Any]:
         "ratio": spread(ms / ours),
         "cpu_ms": float(np.median([turn["cpu_ms"] for turn in turns])),
         "cores": float(np.median([turn["cores"] for turn in turns])),
+        "others": float(np.median([turn["others"] for turn in turns])),
     }
 
 
@@ -163,24 +172,58 @@ def stopwatch(trainer: Trainer, seconds: float, steps: int) -> dict[str, float]:
     Returns
     -------
     dict
-        "ms" per step (median over calls), "cpu_ms" (the process's CPU time per step, mean) and
-        "cores" (CPU time over wall time: below the number of threads, somebody waited).
+        "ms" per step (median over calls), "cpu_ms" (the process's CPU time per step, mean), "cores"
+        (CPU time over wall time: below the number of threads, somebody waited) and "others" (CPUs
+        that other processes kept busy meanwhile; 0 where the system does not tell).
     """
     rng = np.random.default_rng(0)
     n = len(trainer.problem.data[1])
     times: list[float] = []
-    begin, cpu = time.perf_counter(), time.process_time()
+    begin, cpu, all_cpu = time.perf_counter(), time.process_time(), _busy_seconds()
     while not times or time.perf_counter() - begin < seconds:
         rows = rng.integers(n, size=steps * trainer.problem.batch_size)
         start = time.perf_counter()
         trainer.train(rows)
         times.append(time.perf_counter() - start)
     wall, busy = time.perf_counter() - begin, time.process_time() - cpu
+    others = max(0.0, _busy_seconds() - all_cpu - busy)
     return {
         "ms": 1e3 * float(np.median(times)) / steps,
         "cpu_ms": 1e3 * busy / (len(times) * steps),
         "cores": busy / wall,
+        "others": others / wall,
     }
+
+
+def _busy_seconds() -> float:
+    """Return the CPU time of all processes since the system started, or 0 if it does not tell."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    except OSError:
+        return 0.0
+    user, nice, system, _, _, irq, softirq, stolen = map(int, fields[:8])
+    return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
+
+
+def _undisturbed(
+    worker: _Worker, seconds: float, threads: int, patience: float
+) -> tuple[dict[str, float], float]:
+    """Return a turn that others left CPUs free for, or what there was when patience ran out."""
+    free = cpu_count() - threads + _SLACK
+    begin = time.perf_counter()
+    while True:
+        before = _busy_seconds()
+        time.sleep(_PAUSE)
+        left = patience - (time.perf_counter() - begin)
+        if left > 0 and (_busy_seconds() - before) / _PAUSE > free:
+            time.sleep(min(_WAIT, left))
+            continue
+        turn = worker.ask("turn", seconds)
+        left = patience - (time.perf_counter() - begin)
+        if turn["others"] <= free or left <= 0:
+            # Turns take time anyway; only what was waited for or repeated counts.
+            spent = time.perf_counter() - begin - _PAUSE - seconds
+            return turn, patience - max(0.0, spent)
 
 
 def warm_up(trainer: Trainer, seconds: float) -> int:

@@ -62,17 +62,22 @@ class Effort:
         Thread counts of the contest.
     widths : tuple of int
         Neurons per hidden layer.
+    patience : float
+        Seconds in each contest to wait for other processes to leave CPUs free.
     """
 
     rounds: int
     seconds: float
     threads: tuple[int, ...]
     widths: tuple[int, ...]
+    patience: float = 0.0
 
 
 EFFORTS = {
     "quick": Effort(3, 0.12, (1,), (1_000, 3_000, 10_000, 30_000)),
-    "paper": Effort(7, 0.6, (1, 2), (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)),
+    "paper": Effort(
+        7, 0.6, (1, 2), (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000), 240.0
+    ),
 }
 
 
@@ -97,7 +102,11 @@ def contest(effort: Effort, report: Report) -> Result:
                 {
                     "shape": shape,
                     **compare(
-                        problem, rounds=effort.rounds, seconds=effort.seconds, progress=report
+                        problem,
+                        rounds=effort.rounds,
+                        seconds=effort.seconds,
+                        patience=effort.patience,
+                        progress=report,
                     ),
                 }
             )

@@ -135,6 +135,7 @@ def what_peers_do(speed: Speed) -> Table:
                         "high": found.get("high"),
                         "ratio": found.get("ratio", {}).get("median"),
                         "cpu_ms_per_step": found.get("cpu_ms"),
+                        "others_cpus": found.get("others"),
                         "peak_rss_mb": found.get("peak_rss_mb"),
                         "version": found.get("version"),
                         "blas": "; ".join(found.get("blas", [])),
@@ -279,7 +280,7 @@ def kernels(speed: Speed) -> Table:
                     "of the ceiling": f"{100 * p['share']:.0f} %",
                 }
             )
-    caption = "**Each kernel's time.** The numbers of the roofline: medians, one thread, batches of 128."
+    caption = "**Each kernel's time.** The roofline's numbers: medians, one thread, batches of 128."
     numbers = ("connections", "ms", "GFLOP/s", "of the ceiling")
     return Table("T-kernels", pd.DataFrame(shown), caption, pd.DataFrame(plain), numbers)
 

@@ -135,7 +135,10 @@ def test_recorded_results_stand_beside_the_build_s_own(main):
     nothing = replace(recorded, runs=[])
     assert "profile" not in tables.main(main, nothing).frame
     picture = figures.curves(replace(recorded, study=view(main, "set-relu").study))
-    assert picture.key == "F-curves-recorded"
+    assert isinstance(picture, page.Recorded)
+    markdown = picture._repr_markdown_()
+    assert ":name: f-curves-recorded\n" in markdown
+    assert picture.caption in markdown
 
 
 def test_where_nothing_is_recorded_a_figure_is_a_note(main):
@@ -259,3 +262,15 @@ def test_the_built_table_holds_the_numbers_of_the_results():
                 assert row[-2] == mean_sd([r["seconds"]["train"] for r in runs], "{:.3g}")
                 compared += 1
     assert compared
+
+
+def test_methods_without_runs_are_left_out(main):
+    """Runs that diverged, or that are not recorded yet, do not keep the others from being shown."""
+    runs = main.of("digits", "set-all-relu")
+    three = replace(view(main, "set-relu", "set-leaky-relu", "set-all-relu"), runs=runs)
+    assert len(training.gradient_flow(three).figure.axes[0].lines) == 1
+    caption = figures.curves(three).caption
+    assert "with SET-All-ReLU" in caption and "with SET-ReLU" not in caption
+    pair = replace(view(main, "set-all-relu", "set-all-relu-pruned"), runs=runs)
+    assert len(training.pruning_during(pair).figure.axes[0].lines) == 0
+    assert len(training.pruning_after(pair).figure.axes[0].lines) == 1

@@ -8,6 +8,7 @@ caption's numbers are computed from the results it is drawn from. Nothing is run
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsecore import datasets
-from sparsecore.paper.page import Note, Picture
+from sparsecore.paper.page import Note, Picture, Recorded
 from sparsecore.paper.studies import METHODS, Result, Results, current_profile
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
@@ -54,7 +55,7 @@ STYLE = {
 
 
 def drawn(draw: Callable[[Results], Picture]) -> Callable[[Results], Picture | Note]:
-    """Have a function return a note where it is asked to draw recorded results and there are none.
+    """Have a function's picture of recorded results be `Recorded`, or a note if there are none.
 
     Parameters
     ----------
@@ -64,14 +65,14 @@ def drawn(draw: Callable[[Results], Picture]) -> Callable[[Results], Picture | N
 
     @functools.wraps(draw)
     def drawn_or_said(results: Results) -> Picture | Note:
-        if results.recorded and not results.runs:
-            return Note(nothing_recorded(results))
-        return draw(results)
+        if not results.recorded:
+            return draw(results)
+        return Recorded(**vars(draw(results))) if results.runs else Note(_nothing(results))
 
     return drawn_or_said
 
 
-def nothing_recorded(results: Results) -> str:
+def _nothing(results: Results) -> str:
     """Return a sentence that says why there are no recorded results."""
     if current_profile() == "paper":
         return "The results above are those of profile paper themselves."
@@ -95,11 +96,11 @@ def curves(results: Results) -> Picture:
         for place, name in enumerate(names):
             row, column = 2 * (place // columns), place % columns
             top, bottom = axes[row, column], axes[row + 1, column]
-            top.set_title(results.title(name))
-            if name in results.unavailable:
+            top.set_title(textwrap.fill(results.title(name), 22))
+            if not there(results, name):
                 not_available(top, bottom)
                 continue
-            for method in results.study.methods:
+            for method in there(results, name):
                 runs = results.of(name, method)
                 colour = COLOURS[method]
                 band(top, runs, "test_accuracy", colour, scale=100)
@@ -119,10 +120,10 @@ def curves(results: Results) -> Picture:
     ends = "; ".join(
         f"{results.title(name)} ({results.size(name)}) "
         + ", ".join(
-            f"{percent(results.of(name, m))} with {METHODS[m].label}" for m in results.study.methods
+            f"{percent(results.of(name, m))} with {METHODS[m].label}" for m in there(results, name)
         )
         for name in names
-        if name not in results.unavailable
+        if there(results, name)
     )
     caption = (
         "**ReLU and All-ReLU in sparse networks.** Accuracy on the test set (top); loss on the "
@@ -268,13 +269,17 @@ def _length(results: Results, dataset: str) -> str:
 
 def shown(results: Results) -> list[str]:
     """Return the data sets to show: of recorded results only those that are there."""
-    there = {run["condition"]["dataset"] for run in results.runs}
-    return [n for n in results.study.datasets if n in there or not results.recorded]
+    return [n for n in results.study.datasets if there(results, n) or not results.recorded]
+
+
+def there(results: Results, dataset: str) -> list[str]:
+    """Return the methods that have runs on a data set."""
+    return [m for m in results.study.methods if results.of(dataset, m)]
 
 
 def surrogates(results: Results) -> str:
     """Return a sentence about the data sets that a surrogate stands in for, if there are any."""
-    names = [n for n in results.study.datasets if "surrogate" in results.title(n)]
+    names = [_title(n) for n in results.study.datasets if results.title(n) != _title(n)]
     if not names:
         return ""
     return (

@@ -137,6 +137,7 @@ class ObservePruning(Observer):
         found = []
         for percentile in (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95):
             pruned = model.copy()
+            pruned.velocity = None  # of no use after training, and the compact model has none
             pruned.prune(percentile)
             small = pruned.compact()
             predicted = pruned.predict(X)

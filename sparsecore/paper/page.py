@@ -81,6 +81,31 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Recorded(Picture):
+    """A figure that may be there or not: in the book it brings its own number and caption.
+
+    A cell whose metadata make a figure of its output needs one in every build.
+    """
+
+    def _repr_markdown_(self) -> str:
+        data = base64.b64encode(self.svg().encode()).decode()
+        return (
+            f"````{{figure}} data:image/svg+xml;base64,{data}\n:name: {self.key.lower()}\n"
+            f":alt: {self.alt}\n\n{self.caption}\n````\n"
+        )
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        data = {
+            "text/html": self._repr_html_(),
+            "text/markdown": self._repr_markdown_(),
+            "text/plain": self.caption,
+        }
+        display(data, raw=True)
+
+
+@dataclass(frozen=True)
 class Note:
     """What stands where there is no figure or table to be shown.
 

@@ -296,8 +296,8 @@ class Condition:
             return config.with_values(**changes)
         config = config.with_values(**STUDIES[self.study].quick.get(self.dataset, {}))
         if changes.get("prune_from") is not None:
-            tenth = max(1, config.epochs // 10)
-            changes = {**changes, "prune_from": 4 * tenth, "prune_every": tenth}
+            schedule = {"prune_from": 4 * config.epochs // 10, "prune_every": config.epochs // 10}
+            changes = {**changes, **{name: max(1, epoch) for name, epoch in schedule.items()}}
         return config.with_values(**changes)
 
     @property
@@ -382,7 +382,7 @@ class Results:
         surrogate = any(
             run["data"]["surrogate"] for run in self.runs if run["condition"]["dataset"] == dataset
         )
-        return str(datasets.describe(dataset)["title"]) + " (surrogate)" * surrogate
+        return str(datasets.describe(dataset)["title"]) + ", surrogate" * surrogate
 
     def epochs(self, dataset: str) -> int:
         """Return how many epochs the runs on a data set take."""

@@ -27,6 +27,7 @@ from sparsecore.paper.figures import (
     sentence,
     shown,
     source,
+    there,
 )
 from sparsecore.paper.page import Picture
 from sparsecore.paper.settings import setting
@@ -48,11 +49,11 @@ def gradient_flow(results: Results) -> Picture:
         figure, axes = _grid(len(names), columns=2, height=2.7)
         for ax, name in zip(axes, names, strict=True):
             ax.set_title(results.title(name))
-            if name in results.unavailable:
+            if not there(results, name):
                 not_available(ax)
                 continue
             levels = {}
-            for method in results.study.methods:
+            for method in there(results, name):
                 logs = flow_logs(results.of(name, method))
                 epochs = np.arange(logs.shape[1])
                 mean, sd = logs.mean(axis=0), deviation(logs, axis=0)
@@ -73,6 +74,7 @@ def gradient_flow(results: Results) -> Picture:
             ratios = ", ".join(
                 f"{levels['set-all-relu'] / levels[m]:.2g} times {METHODS[m].label}'s"
                 for m in ("set-relu", "set-leaky-relu")
+                if {m, "set-all-relu"} <= levels.keys()
             )
             told.append(f"{results.title(name)} ({results.size(name)}) {ratios}")
         method_legend(figure, results.study.methods, {})
@@ -110,11 +112,12 @@ def sensitivity(results: Results) -> Picture:
         figure = Figure(figsize=(WIDTH, 2.6 * len(names) + 0.3), layout="constrained")
         axes = figure.subplots(len(names), len(SENSITIVITIES), squeeze=False, sharey="row")
         for row, name in zip(axes, names, strict=True):
-            if name in results.unavailable:
+            points_there = there(results, name)
+            if not points_there:
                 not_available(*row)
             for ax, (field, (symbol, _)) in zip(row, SENSITIVITIES.items(), strict=True):
                 ax.set_xlabel(symbol)
-                if name in results.unavailable:
+                if not points_there:
                     continue
                 points = _points(results, name, field)
                 x = list(points)
@@ -139,7 +142,7 @@ def sensitivity(results: Results) -> Picture:
                     f"best at {x[best]:g}"
                 )
             row[0].set_ylabel(f"{results.title(name)}\ntest accuracy (%)")
-    lengths = "; ".join(f"{results.title(n)} {results.size(n)}" for n in names if _has(results, n))
+    lengths = "; ".join(f"{results.title(n)} {results.size(n)}" for n in names if there(results, n))
     caption = (
         "**Sensitivity to α, ε and ζ.** Test accuracy at the end of training with SET-All-ReLU, "
         "when one hyperparameter is changed and all others stay as in the study's setting (dotted: "
@@ -163,10 +166,6 @@ def _points(results: Results, dataset: str, field: str) -> dict[float, list[Resu
     return {value: found[value] for value in sorted(found) if found[value]}
 
 
-def _has(results: Results, dataset: str) -> bool:
-    return any(run["condition"]["dataset"] == dataset for run in results.runs)
-
-
 # Before, in the middle and at the end of training.
 _MOMENTS = (GREY, "#56B4E9", "#0072B2")
 
@@ -186,7 +185,7 @@ def importance(results: Results) -> Picture:
         axes = figure.subplots(len(names), 3, squeeze=False)
         told = []
         for row, name in zip(axes, names, strict=True):
-            if not _has(results, name):
+            if not results.of(name, "set-all-relu"):
                 not_available(*row)
                 continue
             run = results.of(name, "set-all-relu")[0]
@@ -258,7 +257,7 @@ def pruning_during(results: Results) -> Picture:
         axes = figure.subplots(2, len(names), squeeze=False, sharex="col")
         for (top, bottom), name in zip(axes.T, names, strict=True):
             top.set_title(results.title(name))
-            if not _has(results, name):
+            if len(there(results, name)) < len(results.study.methods):
                 not_available(top, bottom)
                 continue
             for method in results.study.methods:
@@ -314,7 +313,7 @@ def pruning_after(results: Results) -> Picture:
         axes = figure.subplots(2, len(names), squeeze=False, sharex="col")
         for (top, bottom), name in zip(axes.T, names, strict=True):
             top.set_title(results.title(name))
-            if not _has(results, name):
+            if not results.of(name, "set-all-relu"):
                 not_available(top, bottom)
                 continue
             table = _after(results.of(name, "set-all-relu"))

@@ -1,11 +1,11 @@
 """The SIMD lane type that the kernels are written with.
 
 A `Width(n)` marks, at compile time, how many float32 lanes a value has; ``load(width, a, i)`` gives
-a value of that many lanes, and ``fma``, ``totals``, ``select`` and the rest work on such values. Numba
-sees a first-class type whose LLVM form is ``<n x float>``; LLVM cuts it into whatever registers the
-CPU has (eight AVX-512 registers for 128 lanes), so a kernel reads like scalar code and a batch row
-stays in registers while the connections of a neuron stream by. What does not live here: anything
-that knows about networks (see `kernels`).
+a value of that many lanes, and ``fma``, ``totals``, ``select`` and the rest work on such values.
+Numba sees a first-class type whose LLVM form is ``<n x float>``; LLVM cuts it into whatever
+registers the CPU has (eight AVX-512 registers for 128 lanes), so a kernel reads like scalar code
+and a batch row stays in registers while the connections of a neuron stream by. What does not live
+here: anything that knows about networks (see `kernels`).
 
 Nothing here checks bounds: kernels receive arrays that their caller has allocated and checked.
 """

@@ -171,8 +171,10 @@ def density(speed: Speed) -> Picture:
                 style = "-" if key == "numpy-dense" else (0, (4, 2))
                 ax.axhline(ms["median"], color=_COLOUR[key], linestyle=style)
                 ax.axhspan(ms["low"], ms["high"], color=_COLOUR[key], alpha=0.15, linewidth=0)
-                ax.annotate(PEERS[key].label, (x[0], ms["median"]), xytext=(0, 3),
-                            textcoords="offset points", fontsize=8, color=_COLOUR[key])  # fmt: skip
+                above = ms["median"] == max(dense["median"] for dense in result["dense"].values())
+                ax.annotate(PEERS[key].label, (x[0], ms["median"]), xytext=(0, 3 if above else -3),
+                            va="bottom" if above else "top", textcoords="offset points",
+                            fontsize=8, color=_COLOUR[key])  # fmt: skip
             if result["crossover"]:
                 ax.axvline(100 * result["crossover"], color=GREY, linestyle=(0, (1, 1)))
             ax.set(xscale="log", yscale="log", title=title, xlabel="connections that exist (%)")

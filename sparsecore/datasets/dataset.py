@@ -126,8 +126,8 @@ class Dataset:
         mean, scale = self.moments()
         return dataclasses.replace(
             self,
-            X_train=_standardize(self.X_train, mean, scale),
-            X_test=_standardize(self.X_test, mean, scale),
+            X_train=standardize(self.X_train, mean, scale),
+            X_test=standardize(self.X_test, mean, scale),
         )
 
     def limited(self, n_train: int, random_state: int = 0) -> Dataset:
@@ -175,9 +175,10 @@ class Dataset:
         return dataclasses.replace(self, X_train=self.X_train[chosen], y_train=self.y_train[chosen])
 
 
-def _standardize(
+def standardize(
     X: NDArray, mean: NDArray[np.float32], scale: NDArray[np.float32]
 ) -> NDArray[np.float32]:
+    """Return ``(X - mean) / scale`` as new float32, with the moments of `Dataset.moments`."""
     out = X.astype(np.float32)
     out -= mean
     out /= scale

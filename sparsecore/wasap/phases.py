@@ -16,6 +16,7 @@ import numpy as np
 
 from sparsecore import checkpoint, losses, topology, train
 from sparsecore.datasets import Dataset
+from sparsecore.datasets.dataset import standardize
 from sparsecore.engine import aligned
 from sparsecore.kernels import momentum_step
 from sparsecore.mlp import SparseMLP
@@ -208,10 +209,7 @@ class _Run:
         rows = shard_rows(data.y_train, self.workers, self.seed)
         self._shard_sizes = [len(part) for part in rows]
         self.shard = Shard(data, rows[self.rank], self.config, self.seed, self.rank)
-        mean, scale = data.moments()
-        self.X_test = data.X_test.astype(np.float32)
-        self.X_test -= mean
-        self.X_test /= scale
+        self.X_test = standardize(data.X_test, *data.moments())
         self.y_test = data.y_test
 
     def _compile(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from sparsecore import seeds
 from sparsecore.augment import ImageAugmentation
 from sparsecore.datasets import Dataset
+from sparsecore.datasets.dataset import standardize
 from sparsecore.engine import Engine, aligned, metrics
 from sparsecore.kernels import Metrics, Rule
 from sparsecore.mlp import SparseMLP
@@ -76,9 +77,7 @@ class Shard:
                 data.X_train[rows], data.feature_shape, mean, scale, seed=key
             )
         else:
-            self._inputs = data.X_train[rows].astype(np.float32)
-            self._inputs -= mean
-            self._inputs /= scale
+            self._inputs = standardize(data.X_train[rows], mean, scale)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -18,6 +18,10 @@ from sparsecore.team import PARTS, Team
 _ROW_COST = 6
 _PREDICT_LANES = 64
 _CACHE_LINE, _HUGE_PAGE = 64, 2**21
+# Rows that are read at random should fill half of a second-level cache of 1 MiB; cutting them
+# further costs more than it gives, as do slices in which a row has hardly any connections.
+_SLICE_BYTES = 2**19
+_SLICE_CONNECTIONS = 4
 
 
 def aligned(size: int, dtype: type) -> np.ndarray:
@@ -84,13 +88,20 @@ class Engine:
     def bind(self, network: Network) -> None:
         """Take over a network of the same layer sizes, whose topology may have changed."""
         self._network = network
+        sizes = network.sizes
+        below = _slices(sizes[:-1], sizes[1:], network.weight_start, self._width.lanes)
+        above = _slices(sizes[1:], sizes[:-1], network.weight_start, self._width.lanes)
         self._work = Workspace(
             self._act,
             self._act_start,
             self._positive,
             self._kept,
-            _parts(network.indptr, network.sizes[1:], self._team.size * PARTS),
-            _parts(network.out_indptr, network.sizes[:-1], self._team.size * PARTS),
+            _parts(network.indptr, sizes[1:], self._team.size * PARTS),
+            _parts(network.out_indptr, sizes[:-1], self._team.size * PARTS),
+            below,
+            above,
+            np.empty(max(_most(sizes[1:], below), _most(sizes[:-1], above)), np.int64),
+            aligned(_most(sizes[1:-1], above[1:]) * self._width.lanes, np.float32),
         )
 
     def train(
@@ -184,3 +195,17 @@ def _parts(pointers: np.ndarray, counts: np.ndarray, parts: int) -> np.ndarray:
         cuts[layer, -1] = n_rows
         start += n_rows + 1
     return cuts
+
+
+def _slices(
+    read: np.ndarray, rows: np.ndarray, weight_start: np.ndarray, n_lanes: int
+) -> np.ndarray:
+    """Into how many slices to cut the neurons that each layer's rows read at random."""
+    wanted = -(-read * n_lanes * 4 // _SLICE_BYTES)
+    worthwhile = np.diff(weight_start) // (rows * _SLICE_CONNECTIONS)
+    return np.maximum(1, np.minimum(wanted, worthwhile))
+
+
+def _most(rows: np.ndarray, slices: np.ndarray) -> int:
+    """Return the most rows of a layer that is swept in slices; 0 if none is."""
+    return int(rows[slices > 1].max(initial=0))

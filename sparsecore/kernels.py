@@ -6,7 +6,9 @@ contiguous and a block stays in the cache while a layer is swept. Weights are CS
 (a row is one neuron's incoming connections); the backward sweep reads them through the transposed
 access (``out_indptr``, ``out_indices``, ``out_position``), so it holds one input neuron's
 activations in registers, streams the gradients of the neurons it feeds, and obtains the input
-gradient, the weight gradient and the update in one pass.
+gradient, the weight gradient and the update in one pass. A layer too wide for the cache is swept in
+slices, first all connections to its first neurons, then all to the next: what is read at random
+stays in the cache, and every sum is still added up in the same order.
 
 Every function fills arrays that it is given; who allocates and checks them is `mlp`. A program
 (`train_batches`, `batch_gradient`, `predict_range`) is walked through by all members of a
@@ -76,6 +78,10 @@ class Workspace(NamedTuple):
     kept: np.ndarray  #: uint8, one bit an activation: kept by dropout
     forward_cuts: np.ndarray  #: int64 (layers, parts + 1), output neurons of each part
     backward_cuts: np.ndarray  #: int64 (layers, parts + 1), input neurons of each part
+    forward_slices: np.ndarray  #: int64, per layer, slices of the inputs that forward reads
+    backward_slices: np.ndarray  #: int64, per layer, slices of the gradients that backward reads
+    cursor: np.ndarray  #: int64, where each row of the layer goes on in the next slice
+    partial: np.ndarray  #: float32, input gradients of the layer between two slices
 
 
 class Rule(NamedTuple):
@@ -132,12 +138,37 @@ def _gather(width, start, stop, inputs, rows, first, count, act, x0):
                 put(act, x0 + feature * lanes + c, value)
 
 
+class Slice(NamedTuple):
+    """A range of the neurons on the far side of a layer: what one sweep over its rows follows."""
+
+    stop: Any  #: int64, where it ends
+    first: Any  #: bool
+    last: Any  #: bool
+
+
 @_inline
-def _pre_activation(width, row, pointer, base, net, act, x0, bias):
-    """Weighted sum of one output neuron over a block of the batch."""
+def _slice(n, number, slices):
+    return Slice(n * (number + 1) // slices, number == 0, number == slices - 1)
+
+
+@_inline
+def _within(part, row, begin, end, indices, cursor):
+    """Return which of a row's connections [begin, end), ascending, lie in a slice."""
+    if not part.first:
+        begin = at(cursor, row)
+    if not part.last:
+        whole, end = end, begin
+        while end < whole and at(indices, end) < part.stop:
+            end += 1
+        put(cursor, row, end)
+    return begin, end
+
+
+@_inline
+def _weighted_sum(width, begin, end, net, act, x0, acc):
+    """Add the inputs of one output neuron, by its connections [begin, end), to `acc`."""
     lanes = lanes_of(width)
-    acc = splat(width, at(net.biases, bias + row))
-    for k in range(base + at(net.indptr, pointer), base + at(net.indptr, pointer + 1)):
+    for k in range(begin, end):
         x = load(width, act, x0 + np.int64(at(net.indices, k)) * lanes)
         acc = fma(splat(width, at(net.weights, k)), x, acc)
     return acc
@@ -145,18 +176,27 @@ def _pre_activation(width, row, pointer, base, net, act, x0, bias):
 
 @_jit
 def _forward(
-    width, start, stop, layer, net, act, x0, y0, hidden, work, key, column, threshold, scale
+    width, start, stop, layer, part, net, act, x0, y0, hidden, work, key, column, threshold, scale
 ):
-    """Compute neurons [start, stop) of a layer; with a `work`, keep what backward needs."""
+    """Add a slice of the inputs of neurons [start, stop) of a layer; with the last, finish them.
+
+    With a `work`, what backward needs is kept; without, there is one slice only.
+    """
     lanes = lanes_of(width)
     base, bias = net.weight_start[layer], net.bias_start[layer]
     pointer = _row_start(net.sizes, layer, 1)
     slope, stretch = splat(width, net.slopes[layer]), splat(width, scale)
     nothing = splat(width, np.float32(0))
     for row in range(start, stop):
-        y = _pre_activation(width, row, pointer + row, base, net, act, x0, bias)
         target = y0 + row * lanes
-        if hidden:
+        begin, end = base + at(net.indptr, pointer + row), base + at(net.indptr, pointer + row + 1)
+        y = splat(width, at(net.biases, bias + row))
+        if work is not None:
+            begin, end = _within(part, row, begin, end, net.indices, work.cursor)
+            if not part.first:
+                y = load(width, act, target)
+        y = _weighted_sum(width, begin, end, net, act, x0, y)
+        if hidden and part.last:
             up = positive(y)
             y = select(up, y, y * slope)
             if work is not None:
@@ -249,9 +289,8 @@ def _connection(width, k, base, net, act, x, d0, acc, inner):
 
 
 @_inline
-def _backward_row(width, begin, end, base, net, velocity, gradient, act, x, d0, inner, pace):
-    """Walk one input neuron's outgoing connections [begin, end); return its input gradient."""
-    acc = splat(width, np.float32(0))
+def _backward_row(width, begin, end, base, net, velocity, gradient, act, x, d0, acc, inner, pace):
+    """Walk one input neuron's connections [begin, end); return `acc` with its input gradient."""
     # Four at a time, because four sums over lanes together cost little more than one.
     k = begin
     while k + 4 <= end:
@@ -273,36 +312,30 @@ def _backward_row(width, begin, end, base, net, velocity, gradient, act, x, d0, 
 
 
 @_jit
-def _backward_input(width, start, stop, net, velocity, gradient, act, x0, d0, pace):
-    """Weight gradients and updates of the first layer."""
+def _backward_input(width, start, stop, part, net, velocity, gradient, work, x0, d0, pace):
+    """Weight gradients and updates of the first layer, for a slice of its outputs."""
     lanes = lanes_of(width)
+    nothing = splat(width, np.float32(0))
     for row in range(start, stop):
-        x = load(width, act, x0 + row * lanes)
-        begin, end = at(net.out_indptr, row), at(net.out_indptr, row + 1)
+        x = load(width, work.act, x0 + row * lanes)
+        begin, end = _within(
+            part, row, at(net.out_indptr, row), at(net.out_indptr, row + 1), net.out_indices,
+            work.cursor,
+        )  # fmt: skip
         _backward_row(
-            width,
-            begin,
-            end,
-            0,
-            net,
-            velocity,
-            gradient,
-            act,
-            x,
-            d0,
-            False,
-            pace,
+            width, begin, end, 0, net, velocity, gradient, work.act, x, d0, nothing, False, pace
         )
 
 
 @_jit
 def _backward(
-    width, start, stop, layer, net, velocity, gradient, velocity_b, gradient_b, work, x0, d0,
+    width, start, stop, layer, part, net, velocity, gradient, velocity_b, gradient_b, work, x0, d0,
     threshold, scale, pace,
 ):  # fmt: skip
-    """Gradients and updates of a hidden layer's outgoing weights, and of that layer's biases.
+    """Gradients and updates of a hidden layer's outgoing weights, for a slice of their targets.
 
-    The activations of the layer below are replaced by the gradients of its pre-activations.
+    With the last slice, also of that layer's biases, and its activations are replaced by the
+    gradients of its pre-activations.
     """
     lanes = lanes_of(width)
     act = work.act
@@ -315,20 +348,14 @@ def _backward(
         x = load(width, act, place)
         begin = base + at(net.out_indptr, pointer + row)
         end = base + at(net.out_indptr, pointer + row + 1)
+        begin, end = _within(part, row, begin, end, net.out_indices, work.cursor)
+        acc = nothing if part.first else load(width, work.partial, row * lanes)
         acc = _backward_row(
-            width,
-            begin,
-            end,
-            base,
-            net,
-            velocity,
-            gradient,
-            act,
-            x,
-            d0,
-            True,
-            pace,
+            width, begin, end, base, net, velocity, gradient, act, x, d0, acc, True, pace
         )
+        if not part.last:
+            store(work.partial, row * lanes, acc)
+            continue
         acc = acc * select(load_mask(width, work.positive, place), stretch, slope)
         if threshold > 0:
             acc = select(load_mask(width, work.kept, place), acc, nothing)
@@ -372,15 +399,19 @@ def _step(
         for block in range(blocks):
             x0 = work.act_start[layer] + block * net.sizes[layer] * lanes
             y0 = work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
-            part = claim(sync, size, member)
-            while part >= 0:
-                _forward(
-                    width, work.forward_cuts[layer, part], work.forward_cuts[layer, part + 1],
-                    layer, net, work.act, x0, y0, hidden, work, key, np.uint32(block * lanes),
-                    threshold, scale,
-                )  # fmt: skip
+            slices = work.forward_slices[layer]
+            for number in range(slices):
+                inputs_here = _slice(net.sizes[layer], number, slices)
                 part = claim(sync, size, member)
-            barrier(sync, size)
+                while part >= 0:
+                    _forward(
+                        width, work.forward_cuts[layer, part], work.forward_cuts[layer, part + 1],
+                        layer, inputs_here, net, work.act, x0, y0, hidden, work, key,
+                        np.uint32(block * lanes), threshold, scale,
+                    )  # fmt: skip
+                    part = claim(sync, size, member)
+                # The slices of a sum come in order.
+                barrier(sync, size)
 
     if member == 0:
         bias, n_classes = net.bias_start[depth - 1], net.sizes[depth]
@@ -401,21 +432,26 @@ def _step(
             pace = _pace(rate, rule, momentum, block, blocks)
             x0 = work.act_start[layer] + block * net.sizes[layer] * lanes
             d0 = work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
-            part = claim(sync, size, member)
-            while part >= 0:
-                start, stop = work.backward_cuts[layer, part], work.backward_cuts[layer, part + 1]
-                if layer == 0:
-                    _backward_input(
-                        width, start, stop, net, velocity, gradient, work.act, x0, d0, pace
-                    )
-                else:
-                    _backward(
-                        width, start, stop, layer, net, velocity, gradient, velocity_b,
-                        gradient_b, work, x0, d0, threshold, scale, pace,
-                    )  # fmt: skip
+            slices = work.backward_slices[layer]
+            for number in range(slices):
+                outputs_here = _slice(net.sizes[layer + 1], number, slices)
                 part = claim(sync, size, member)
-            # The blocks' updates of a weight come in order.
-            barrier(sync, size)
+                while part >= 0:
+                    start = work.backward_cuts[layer, part]
+                    stop = work.backward_cuts[layer, part + 1]
+                    if layer == 0:
+                        _backward_input(
+                            width, start, stop, outputs_here, net, velocity, gradient, work, x0,
+                            d0, pace,
+                        )  # fmt: skip
+                    else:
+                        _backward(
+                            width, start, stop, layer, outputs_here, net, velocity, gradient,
+                            velocity_b, gradient_b, work, x0, d0, threshold, scale, pace,
+                        )  # fmt: skip
+                    part = claim(sync, size, member)
+                # The blocks' updates of a weight, and the slices of a sum, come in order.
+                barrier(sync, size)
 
 
 @_jit
@@ -458,14 +494,15 @@ def predict_range(member, size, width, net, inputs, rows, act, out):
     depth = len(net.sizes) - 1
     n, half = len(rows), act.shape[1] // 2
     mine = act[member]
+    everything = Slice(0, True, True)
     for first in range(member * lanes, n, size * lanes):
         count = min(lanes, n - first)
         _gather(width, 0, net.sizes[0], inputs, rows, first, count, mine, 0)
         for layer in range(depth):
             x0, y0 = half * (layer % 2), half * ((layer + 1) % 2)
             _forward(
-                width, 0, net.sizes[layer + 1], layer, net, mine, x0, y0, layer < depth - 1,
-                None, np.uint64(0), np.uint32(0), np.uint32(0), np.float32(1),
+                width, 0, net.sizes[layer + 1], layer, everything, net, mine, x0, y0,
+                layer < depth - 1, None, np.uint64(0), np.uint32(0), np.uint32(0), np.float32(1),
             )  # fmt: skip
         z0 = half * (depth % 2)
         for column in range(count):

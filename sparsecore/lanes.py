@@ -42,12 +42,12 @@ class Width:
     Parameters
     ----------
     lanes : int
-        A power of two, at least 8.
+        A power of two, at least 4; masks can be stored from 8 on, whole bytes.
     """
 
     def __init__(self, lanes: int) -> None:
-        if lanes < 8 or lanes & (lanes - 1):
-            raise ValueError(f"a lane width is a power of two and at least 8, got {lanes}")
+        if lanes < 4 or lanes & (lanes - 1):
+            raise ValueError(f"a lane width is a power of two and at least 4, got {lanes}")
         self.lanes = lanes
 
     def __repr__(self) -> str:
@@ -217,6 +217,27 @@ def store(typingctx, array, index, value):
     def codegen(context, builder, signature, args):
         pointer = _address(context, builder, signature.args[0], args[0], args[1], args[2].type)
         builder.store(args[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def stream(typingctx, array, index, value):
+    """``array[index : index + lanes] = value``, past the caches: nobody reads it back soon.
+
+    The array begins at a cache line and `index` is a multiple of the lanes. A line that is written
+    whole is then not read from memory first. Other threads see it after a `team.barrier`.
+    """
+    if not (isinstance(value, LanesType) and _float_array(array)):
+        return None
+    signature = types.void(array, index, value)
+
+    def codegen(context, builder, signature, args):
+        pointer = _address(context, builder, signature.args[0], args[0], args[1], args[2].type)
+        written = builder.store(args[2], pointer, align=min(64, 4 * args[2].type.count))
+        hint = builder.module.add_metadata([ir.Constant(_I32, 1)])
+        written.set_metadata("nontemporal", hint)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -443,6 +464,20 @@ def totals(typingctx, a, b, c, d):
             )
         four = [builder.extract_element(sums, ir.Constant(_I32, k)) for k in range(4)]
         return context.make_tuple(builder, signature.return_type, four)
+
+    return signature, codegen
+
+
+@intrinsic
+def packed(typingctx, a, b, c, d):
+    """Return four float32 scalars as lanes."""
+    signature = LanesType(4)(a, b, c, d)
+
+    def codegen(context, builder, signature, args):
+        value = ir.Constant(ir.VectorType(_F32, 4), ir.Undefined)
+        for k, scalar in enumerate(args):
+            value = builder.insert_element(value, scalar, ir.Constant(_I32, k))
+        return value
 
     return signature, codegen
 

@@ -300,6 +300,28 @@ def test_threads_do_not_change_a_bit(batch_size):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("n", [5, 300])
+def test_a_layer_swept_in_slices_takes_the_step_of_the_dense_network(n, monkeypatch):
+    monkeypatch.setattr(engine, "_SLICE_BYTES", 512)
+    monkeypatch.setattr(engine, "_SLICE_CONNECTIONS", 1)
+    X, y = batch(network(), n)
+    results = []
+    for threads in (1, 2):
+        model = network()
+        with Engine(model.network, n, threads) as runner:
+            work = runner._work
+        assert work.forward_slices.max() > 1
+        assert work.backward_slices[0] > 1
+        assert work.backward_slices[1:].max() > 1
+        oracle = Net(model)
+        sums = train(model, X, y, n, rule(0.3, seed=3), step=8, threads=threads)
+        oracle.step(X, y, **RULE, dropout=0.3, seed=3, step=8)
+        oracle.velocity.holds(model.velocity)
+        results.append((model.params, model.velocity, sums.loss))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_threads_do_not_change_a_bit_of_the_gradient():
     model = network()
     X, y = batch(model, 130)

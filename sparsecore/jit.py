@@ -21,14 +21,24 @@ from numba import njit
 from numba.core.caching import IndexDataCacheFile
 
 #: Modules whose code is compiled, into each other's functions too.
-COMPILED = ("augment", "jit", "kernels", "lanes", "team", "topology")
+COMPILED = (
+    "augment",
+    "extreme/select",
+    "extreme/sweeps",
+    "extreme/tiles",
+    "jit",
+    "kernels",
+    "lanes",
+    "team",
+    "topology",
+)
 
 
 @cache
 def _stamp() -> str:
     digest = hashlib.sha256()
     for name in COMPILED:
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     EVOLUTION = 3
     DROPOUT = 4
     SPLIT = 5
+    SAMPLES = 6
 
 
 def sequence(seed: int, purpose: Purpose, rank: int = 0, epoch: int = 0) -> np.random.SeedSequence:

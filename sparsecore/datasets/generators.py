@@ -6,6 +6,8 @@ anything read from the user's folder or the cache.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,6 +75,79 @@ def madelon_generator(random_state: int = 2005) -> Arrays:
     return X[:2000], y[:2000], X[2000:], y[2000:]
 
 
+@dataclass(frozen=True)
+class Clusters:
+    """
+    Gaussian clusters on hypercube vertices among features of noise, to be drawn from in parts.
+
+    Attributes
+    ----------
+    n_features, n_classes : int
+    signs : ndarray of float32, shape (n_clusters, n_informative)
+        Vertices; cluster c belongs to class c % n_classes.
+    columns : ndarray of int64, shape (n_informative,)
+        Places of the informative features, ascending.
+    separation : float
+        Half the side of the hypercube, in standard deviations of a cluster.
+    """
+
+    n_features: int
+    n_classes: int
+    signs: NDArray[np.float32]
+    columns: NDArray[np.int64]
+    separation: float
+
+    @classmethod
+    def design(
+        cls,
+        n_features: int,
+        n_classes: int,
+        n_informative: int,
+        clusters_per_class: int,
+        separation: float,
+        rng: np.random.Generator,
+    ) -> Clusters:
+        """
+        Choose vertices and the places of the informative features.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer vertices than clusters, or more informative features than features.
+        """
+        n_clusters = n_classes * clusters_per_class
+        if not 1 <= n_informative <= n_features:
+            raise ValueError(
+                f"n_informative={n_informative}: expected 1 … {n_features} (n_features)"
+            )
+        bits = min(n_informative, 30)  # enough vertices for any number of clusters
+        if n_clusters > 1 << bits:
+            raise ValueError(
+                f"{n_clusters} clusters do not fit on the {1 << bits} vertices of {n_informative} "
+                "informative features: raise n_informative"
+            )
+        vertices: set[int] = set()
+        while len(vertices) < n_clusters:
+            vertices.add(int(rng.integers(1 << bits)))
+        signs = rng.choice(np.array([-1, 1], np.float32), (n_clusters, n_informative))
+        for cluster, vertex in enumerate(sorted(vertices)):  # distinct in the first `bits` features
+            signs[cluster, :bits] = [1 if vertex >> bit & 1 else -1 for bit in range(bits)]
+        rng.shuffle(signs)
+        columns = np.sort(rng.choice(n_features, n_informative, replace=False))
+        return cls(n_features, n_classes, signs, columns, separation)
+
+    def draw(
+        self, n_rows: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Draw rows and their classes, of equal size to within one row."""
+        n_clusters = len(self.signs)
+        y = rng.permutation(np.arange(n_rows, dtype=np.int64) % self.n_classes)
+        cluster = y + self.n_classes * rng.integers(n_clusters // self.n_classes, size=n_rows)
+        X = rng.standard_normal((n_rows, self.n_features), dtype=np.float32)
+        X[:, self.columns] += np.float32(self.separation) * self.signs[cluster]
+        return X, y
+
+
 def artificial(
     n_features: int = 1024,
     n_train: int = 2000,
@@ -119,33 +194,11 @@ def artificial(
     themselves, 4 (n_train + n_test) n_features bytes, are all that is allocated. O(n_rows ·
     n_features).
     """
-    n_clusters = n_classes * clusters_per_class
-    if not 1 <= n_informative <= n_features:
-        raise ValueError(f"n_informative={n_informative}: expected 1 … {n_features} (n_features)")
-    bits = min(n_informative, 30)  # enough vertices for any number of clusters
-    if n_clusters > 1 << bits:
-        raise ValueError(
-            f"{n_clusters} clusters do not fit on the {1 << bits} vertices of {n_informative} "
-            "informative features: raise n_informative"
-        )
     rng = np.random.default_rng(np.random.SeedSequence(random_state))
-    vertices: set[int] = set()
-    while len(vertices) < n_clusters:
-        vertices.add(int(rng.integers(1 << bits)))
-    signs = rng.choice(np.array([-1, 1], np.float32), (n_clusters, n_informative))
-    for cluster, vertex in enumerate(sorted(vertices)):  # distinct in the first `bits` features
-        signs[cluster, :bits] = [1 if vertex >> bit & 1 else -1 for bit in range(bits)]
-    rng.shuffle(signs)
-    columns = np.sort(rng.choice(n_features, n_informative, replace=False))
-
-    def draw(n_rows: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        y = rng.permutation(np.arange(n_rows, dtype=np.int64) % n_classes)
-        cluster = y + n_classes * rng.integers(clusters_per_class, size=n_rows)
-        X = rng.standard_normal((n_rows, n_features), dtype=np.float32)
-        X[:, columns] += np.float32(separation) * signs[cluster]
-        return X, y
-
-    return (*draw(n_train), *draw(n_test))
+    design = Clusters.design(
+        n_features, n_classes, n_informative, clusters_per_class, separation, rng
+    )
+    return (*design.draw(n_train, rng), *design.draw(n_test, rng))
 
 
 def leukemia_surrogate() -> Arrays:

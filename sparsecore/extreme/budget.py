@@ -1,0 +1,216 @@
+"""What a network takes in memory, to the array, before anything of it is there.
+
+Connections are counted in expectation: of hundreds of millions that exist with some probability,
+the number is known to four digits. What is stored at all, and in which form, is decided in `tiles`
+(12 bytes a connection, nothing transposed), `sweeps` (16 bytes a neuron for a batch of 4, gradients
+in the place of activations) and `network` (one workspace as large as the largest layer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import psutil
+
+from sparsecore import topology
+from sparsecore.extreme import tiles
+from sparsecore.extreme.tiles import Grid
+
+GIB = 2**30
+_HUGE_PAGE = 2**21
+LANES = (4, 8, 16, 32, 64)
+
+
+class OverBudgetError(ValueError):
+    """A network that does not fit the memory that it may take."""
+
+
+def lane_width(batch_size: int) -> int:
+    """Return the number of activations that are kept for each neuron.
+
+    Raises
+    ------
+    ValueError
+        If no width holds the batch.
+    """
+    for width in LANES:
+        if 1 <= batch_size <= width:
+            return width
+    raise ValueError(f"batch: expected 1 to {LANES[-1]} samples, got {batch_size!r}")
+
+
+def densities(sizes: Sequence[int], epsilon: float) -> list[float]:
+    """Return each layer's Erdős–Rényi density.
+
+    Raises
+    ------
+    ValueError
+        If a layer that evolves would be too dense for it.
+    """
+    found = [topology.erdos_renyi_density(a, b, epsilon) for a, b in pairwise(sizes)]
+    for layer, density in enumerate(found[:-1]):
+        if density > tiles.DENSE:
+            raise ValueError(
+                f"layer {layer}, {sizes[layer]:,} to {sizes[layer + 1]:,} neurons: epsilon "
+                f"{epsilon} makes it {100 * density:.0f} % dense, expected at most "
+                f"{100 * tiles.DENSE:.0f} %; use `python -m sparsecore train` for such networks"
+            )
+    return found
+
+
+def expected(sizes: Sequence[int], epsilon: float) -> list[float]:
+    """Return the expected number of connections of each layer."""
+    shapes = zip(densities(sizes, epsilon), pairwise(sizes), strict=True)
+    return [p * a * b for p, (a, b) in shapes]
+
+
+def workspace(counts: Sequence[float], grids: Sequence[Grid], lanes: int) -> int:
+    """Return the bytes that the largest layer needs for its slots, and to be evolved.
+
+    Parameters
+    ----------
+    counts : sequence of float
+        Connections of each layer.
+    grids : sequence of Grid
+    lanes : int
+    """
+    evolved = max((tiles.CONNECTION * n for n in counts[:-1]), default=0)
+    strips = []
+    for n, g in zip(counts, grids, strict=True):
+        block = n * min(1.0, max(g.side_out / g.n_out, g.side_in / g.n_in))
+        # Six standard deviations: at no evolution is a row of tiles larger.
+        strips.append(4 * lanes * min(n, block + 6 * block**0.5 + 64))
+    return int(max(evolved, *strips)) + 64
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The memory plan of a network in training.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        Neurons per layer, the input first.
+    connections : float
+        Expected number.
+    items : dict of str to int
+        Bytes, by what they are for.
+    """
+
+    sizes: tuple[int, ...]
+    connections: float
+    items: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return sum(self.items.values())
+
+    def table(self) -> str:
+        """Return the plan as text, a line an item."""
+        neurons = sum(self.sizes[1:-1])
+        lines = [
+            f"{'-'.join(_short(n) for n in self.sizes)}: {neurons:,} hidden neurons, "
+            f"{self.connections:,.0f} connections expected"
+        ]
+        lines += [f"  {name:42} {bytes_ / GIB:8.3f} GiB" for name, bytes_ in self.items.items()]
+        lines.append(f"  {'in all':42} {self.total / GIB:8.3f} GiB")
+        return "\n".join(lines)
+
+    def check(self, limit: int | None) -> None:
+        """Refuse what does not fit.
+
+        Parameters
+        ----------
+        limit : int or None
+            Bytes; the memory that is free now if None.
+
+        Raises
+        ------
+        OverBudgetError
+            If the plan exceeds the limit.
+        """
+        free = psutil.virtual_memory().available
+        name, most = ("--memory-limit", limit) if limit is not None else ("free memory", free)
+        if self.total > most:
+            raise OverBudgetError(
+                f"{name}: expected at least {self.total / GIB:.2f} GiB for this network, got "
+                f"{most / GIB:.2f} GiB; take fewer neurons, a lower --epsilon, or another machine"
+            )
+
+
+def _short(n: int) -> str:
+    return f"{n:,}".replace(",000,000", "M").replace(",000", "k")
+
+
+def plan(sizes: Sequence[int], epsilon: float, batch_size: int, threads: int) -> Budget:
+    """Plan the memory of a network.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Neurons per layer: features, hidden layers, classes.
+    epsilon : float
+        Erdős–Rényi sparsity.
+    batch_size : int
+    threads : int
+
+    Returns
+    -------
+    Budget
+        With what the process takes already: import and compile first.
+    """
+    lanes = lane_width(batch_size)
+    counts = expected(sizes, epsilon)
+    grids = [tiles.grid(a, b, lanes) for a, b in pairwise(sizes)]
+    pages = [8 * (g.across * g.down + 1) for g in grids]
+    items = {
+        "program": psutil.Process().memory_info().rss,
+        "weights, 4 bytes each": sum(_pages(4 * n) for n in counts),
+        "velocities, 4 bytes each": sum(_pages(4 * n) for n in counts),
+        "indices, 2 × 2 bytes each": sum(2 * _pages(2 * n) for n in counts),
+        "tile pointers": 2 * sum(pages),
+        "transposed access": 0,
+        "biases and velocities, 8 bytes each": sum(2 * _pages(4 * n) for n in sizes[1:]),
+        f"activations, {4 * lanes} bytes a neuron": sum(_pages(4 * lanes * n) for n in sizes),
+        "workspace: slots, or a layer that evolves": _pages(workspace(counts, grids, lanes)),
+        "scratch of the threads": threads * max(_scratch(g, lanes) for g in grids),
+        "batches": 4 * 4 * sizes[0] * lanes,
+    }
+    return Budget(tuple(sizes), sum(counts), items)
+
+
+def _scratch(g: Grid, lanes: int) -> int:
+    return 4 * lanes * g.side_in + 4 * g.side_out
+
+
+def _pages(n_bytes: float) -> int:
+    """Return what an array takes: whole huge pages, if it is large."""
+    if n_bytes < _HUGE_PAGE // 2:
+        return int(n_bytes)
+    return int(-(-n_bytes // _HUGE_PAGE) * _HUGE_PAGE)
+
+
+def parse_bytes(text: str) -> int:
+    """Return the number of bytes that a text such as "22GiB", "500 MB" or "1e9" names.
+
+    Raises
+    ------
+    ValueError
+        If it names none.
+    """
+    units = {"": 1, "B": 1}
+    for power, letter in enumerate("KMGT", 1):
+        units |= {f"{letter}IB": 1024**power, f"{letter}B": 1000**power, letter: 1024**power}
+    compact = text.strip().upper()
+    digits = compact.rstrip("KMGTIB").strip()
+    try:
+        value = float(digits) * units[compact[len(digits) :].strip()]
+    except (ValueError, KeyError):
+        value = float("nan")
+    if not np.isfinite(value) or value <= 0:
+        raise ValueError(f"expected a size such as 22GiB or 500MB, got {text!r}")
+    return int(value)

@@ -1,0 +1,68 @@
+"""The artificial data of the extreme study, drawn a batch at a time.
+
+Two Gaussian clusters among 65 536 features, as scikit-learn's `make_classification` lays them out.
+A batch is drawn when it is needed, from a stream of its own number, and never kept: a run that is
+resumed sees the same samples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsecore import seeds
+from sparsecore.datasets.generators import Clusters
+from sparsecore.seeds import Purpose
+
+N_FEATURES, N_CLASSES = 65_536, 2
+_INFORMATIVE = 4  # one feature in so many
+_TRAIN, _HELD_OUT = 0, 1
+
+
+class Stream:
+    """Batches without end.
+
+    Parameters
+    ----------
+    seed : int
+        Of design and samples.
+    separation : float
+        Distance of a cluster's informative features from their middle, in standard deviations.
+    n_features : int
+    """
+
+    def __init__(self, seed: int, separation: float, n_features: int = N_FEATURES) -> None:
+        rng = seeds.generator(seed, Purpose.SPLIT)
+        informative = max(1, n_features // _INFORMATIVE)
+        self._seed = seed
+        self._design = Clusters.design(n_features, N_CLASSES, informative, 1, separation, rng)
+        moved = separation * self._design.signs
+        self._mean = moved.mean(axis=0)
+        self._sd = np.sqrt(1 + moved.var(axis=0))
+
+    def batch(self, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a batch to train on.
+
+        Parameters
+        ----------
+        number : int
+            The same number gives the same samples.
+        size : int
+
+        Returns
+        -------
+        X : ndarray of float32, shape (size, n_features)
+            Every feature has mean 0 and variance 1.
+        y : ndarray of int64, shape (size,)
+            Classes, as many of one as of the other.
+        """
+        return self._draw(_TRAIN, number, size)
+
+    def held_out(self, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a batch to test on, of samples that are not trained on."""
+        return self._draw(_HELD_OUT, number, size)
+
+    def _draw(self, part: int, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        X, y = self._design.draw(size, seeds.generator(self._seed, Purpose.SAMPLES, part, number))
+        columns = self._design.columns
+        X[:, columns] = (X[:, columns] - self._mean) / self._sd
+        return X, y

@@ -1,0 +1,110 @@
+"""The checkpoint of an extreme run: one file, written whole or not at all, read without a copy.
+
+The same ``.npz`` form as `sparsecore.checkpoint` writes, but array by array, straight from and into
+the arrays of the network: there is no memory for a second one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sparsecore.checkpoint import CheckpointError, atomic_write
+from sparsecore.extreme.network import TiledMLP
+
+FORMAT_VERSION = 1
+_CHUNK = 2**24
+_ABOUT = "about.json"
+
+Progress = Callable[[int], Any]
+
+
+def save(
+    net: TiledMLP, path: str | os.PathLike[str], run: dict[str, Any], progress: Progress
+) -> None:
+    """Write the network, velocities included, with the JSON-able state of its run.
+
+    Parameters
+    ----------
+    net : TiledMLP
+    path : path
+    run : dict
+    progress : callable
+        Called with the bytes of each array that is written.
+    """
+    about = {"format_version": FORMAT_VERSION, "sizes": list(net.sizes), "run": run}
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(_ABOUT, json.dumps(about))
+        for name, array in net.arrays():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+            progress(array.nbytes)
+
+
+def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the state of the run that a checkpoint was written by.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is cut short, damaged, foreign, or of another version.
+    OSError
+        If it cannot be opened.
+    """
+    return _read(path, lambda archive, about: about["run"])
+
+
+def restore(net: TiledMLP, path: str | os.PathLike[str], progress: Progress) -> None:
+    """Fill a network of the same sizes from a checkpoint; errors as of `read_run`."""
+
+    def fill(archive: zipfile.ZipFile, about: dict[str, Any]) -> None:
+        if about["sizes"] != list(net.sizes):
+            raise CheckpointError(f"{path}: has layers of {about['sizes']}, not {net.sizes}")
+        for name, array in net.arrays():
+            with archive.open(f"{name}.npy") as member:
+                _fill(array, member)
+            progress(array.nbytes)
+
+    _read(path, fill)
+    net.restored()
+
+
+def _read(path: Any, use: Callable[[zipfile.ZipFile, dict[str, Any]], Any]) -> Any:
+    with open(path, "rb") as stream:
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                about = json.loads(archive.read(_ABOUT))
+                if about["format_version"] != FORMAT_VERSION:
+                    raise CheckpointError(
+                        f"{path}: format version {about['format_version']}, expected "
+                        f"{FORMAT_VERSION}; another sparsecore may have written it"
+                    )
+                return use(archive, about)
+        except CheckpointError:
+            raise
+        except Exception as error:  # what damaged bytes can make a zip and array reader raise
+            raise CheckpointError(
+                f"{path}: not a whole checkpoint of an extreme run ({type(error).__name__}: "
+                f"{error}); restore it from a copy or train again"
+            ) from error
+
+
+def _fill(array: np.ndarray, member: Any) -> None:
+    """Read a saved array into one that is there."""
+    np.lib.format.read_magic(member)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+    if shape != array.shape or dtype != array.dtype:
+        raise ValueError(f"expected {array.dtype} {array.shape}, got {dtype} {shape}")
+    left = array.view(np.uint8).data
+    while len(left):
+        chunk = member.read(min(_CHUNK, len(left)))
+        if not chunk:
+            raise EOFError("an array is cut short")
+        left[: len(chunk)] = chunk
+        left = left[len(chunk) :]
+    member.read(1)  # at the end the checksum is compared

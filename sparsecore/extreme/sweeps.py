@@ -1,0 +1,212 @@
+"""The jitted sweeps of a small batch through one layer of tiles, forward and backward.
+
+A connection moves a value from one neuron to another, both somewhere in gigabytes; visited one by
+one, each would wait for memory. Instead a sweep goes along the columns of the grid, or along its
+rows, and one side's neurons stay in the cache; what the other side needs is left in a slot of its
+own for each connection, written and read in the order of the tiles, which memory is fast at.
+Forward, inputs go to the slots column by column, and from there to the outputs row by row;
+backward, output gradients go to the slots row by row, and column by column they meet the inputs,
+which gives input gradients, weight gradients and the update at once. (The idea is propagation
+blocking: Beamer, Asanović and Patterson, 2017.)
+
+There are slots for a part of the layer at a time, a `Strip`. Activations are neuron-major with the
+batch in the lanes of a register; stored is what goes into the activation function, since All-ReLU
+does not tell its sign.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparsecore.jit import jit
+from sparsecore.lanes import (
+    at,
+    fma,
+    lanes_of,
+    load,
+    packed,
+    partial_dot,
+    positive,
+    put,
+    select,
+    splat,
+    store,
+    stream,
+    total,
+    totals,
+)
+from sparsecore.team import PARTS, barrier, claim
+
+_jit = jit(_nrt=False)
+_inline = jit(_nrt=False, forceinline=True)
+
+
+class Strip(NamedTuple):
+    """Tiles whose connections have slots at the same time: a rectangle of the grid."""
+
+    top: int  #: first row of tiles
+    bottom: int  #: behind the last row
+    left: int  #: first column of tiles
+    right: int  #: behind the last column
+    shift: np.ndarray  #: int64 (rows of the grid,): slot of a connection minus its place
+
+
+class Update(NamedTuple):
+    """Momentum SGD with decoupled weight decay, for one layer."""
+
+    learning_rate: Any  #: float32
+    momentum: Any  #: float32
+    keep: Any  #: float32, 1 - weight decay
+
+
+@_inline
+def _activated(width, z, slope):
+    return select(positive(z), z, z * splat(width, slope))
+
+
+@_inline
+def _momentum(k, gradient, values, velocity, update):
+    """Take v <- mu v - eta g; w <- w + v - lambda w."""
+    v = fma(-update.learning_rate, gradient, update.momentum * at(velocity, k))
+    put(velocity, k, v)
+    put(values, k, fma(update.keep, at(values, k), v))
+
+
+@_jit
+def send_inputs(member, size, sync, width, grid, tiles, strip, z, slope, slots):
+    """Write each connection's input activation to its slot."""
+    lanes = lanes_of(width)
+    parts, columns = size * PARTS, strip.right - strip.left
+    part = claim(sync, size, member)
+    while part >= 0:
+        for column in range(
+            strip.left + columns * part // parts, strip.left + columns * (part + 1) // parts
+        ):
+            first = column * grid.side_in
+            for row in range(strip.top, strip.bottom):
+                tile, shift = row * grid.across + column, at(strip.shift, row)
+                for k in range(at(tiles.start, tile), at(tiles.start, tile + 1)):
+                    x = load(width, z, (first + np.int64(at(tiles.columns, k))) * lanes)
+                    stream(slots, (k + shift) * lanes, _activated(width, x, slope))
+        part = claim(sync, size, member)
+    barrier(sync, size)
+
+
+@_jit
+def receive_inputs(member, size, sync, width, grid, tiles, strip, slots, biases, z):
+    """Sum up the inputs of whole rows of tiles: z = bias + weights times slots."""
+    lanes = lanes_of(width)
+    parts, rows = size * PARTS, strip.bottom - strip.top
+    part = claim(sync, size, member)
+    while part >= 0:
+        for row in range(strip.top + rows * part // parts, strip.top + rows * (part + 1) // parts):
+            first, shift = row * grid.side_out, at(strip.shift, row)
+            for neuron in range(first, min(first + grid.side_out, grid.n_out)):
+                store(z, neuron * lanes, splat(width, at(biases, neuron)))
+            tile = row * grid.across
+            for k in range(at(tiles.start, tile), at(tiles.start, tile + grid.across)):
+                place = (first + np.int64(at(tiles.rows, k))) * lanes
+                x = load(width, slots, (k + shift) * lanes)
+                w = splat(width, at(tiles.weights, k))
+                store(z, place, fma(w, x, load(width, z, place)))
+        part = claim(sync, size, member)
+    barrier(sync, size)
+
+
+@_jit
+def update_biases(member, size, sync, width, grid, delta, biases, velocity, update):
+    """Sum each output gradient over the batch and move the bias."""
+    lanes = lanes_of(width)
+    parts = size * PARTS
+    part = claim(sync, size, member)
+    while part >= 0:
+        for neuron in range(grid.n_out * part // parts, grid.n_out * (part + 1) // parts):
+            g = total(load(width, delta, neuron * lanes))
+            _momentum(neuron, g, biases, velocity, update)
+        part = claim(sync, size, member)
+    barrier(sync, size)
+
+
+@_jit
+def send_deltas(member, size, sync, width, grid, tiles, strip, delta, slots):
+    """Write each connection's output gradient to its slot."""
+    lanes = lanes_of(width)
+    parts, rows = size * PARTS, strip.bottom - strip.top
+    part = claim(sync, size, member)
+    while part >= 0:
+        for row in range(strip.top + rows * part // parts, strip.top + rows * (part + 1) // parts):
+            first, shift = row * grid.side_out, at(strip.shift, row)
+            tile = row * grid.across
+            begin, end = at(tiles.start, tile + strip.left), at(tiles.start, tile + strip.right)
+            for k in range(begin, end):
+                d = load(width, delta, (first + np.int64(at(tiles.rows, k))) * lanes)
+                stream(slots, (k + shift) * lanes, d)
+        part = claim(sync, size, member)
+    barrier(sync, size)
+
+
+@_inline
+def _connection(width, k, first, shift, tiles, slots, z, slope, sums, inner):
+    """Follow one connection back; return lanes that sum to its weight's gradient."""
+    lanes = lanes_of(width)
+    d = load(width, slots, (k + shift) * lanes)
+    column = np.int64(at(tiles.columns, k))
+    x = _activated(width, load(width, z, (first + column) * lanes), slope)
+    if inner:
+        place = column * lanes
+        g = fma(splat(width, at(tiles.weights, k)), d, load(width, sums, place))
+        store(sums, place, g)
+    return partial_dot(x, d)
+
+
+@_jit
+def receive_deltas(
+    member, size, sync, width, four, grid, tiles, strip, slots, z, slope, gradients, update, inner
+):
+    """Move the weights of whole columns of tiles; with `inner`, replace z by its gradient.
+
+    `four` is the width of as many weights.
+    """
+    lanes = lanes_of(width)
+    parts, columns = size * PARTS, strip.right - strip.left
+    sums, one = gradients[member], splat(width, np.float32(1))
+    rate, carry = splat(four, -update.learning_rate), splat(four, update.momentum)
+    keep = splat(four, update.keep)
+    part = claim(sync, size, member)
+    while part >= 0:
+        for column in range(
+            strip.left + columns * part // parts, strip.left + columns * (part + 1) // parts
+        ):
+            first = column * grid.side_in
+            here = min(grid.side_in, grid.n_in - first)
+            if inner:
+                for neuron in range(here):
+                    store(sums, neuron * lanes, splat(width, np.float32(0)))
+            for row in range(strip.top, strip.bottom):
+                tile, s = row * grid.across + column, at(strip.shift, row)
+                k, end = at(tiles.start, tile), at(tiles.start, tile + 1)
+                # Four at a time: four sums over lanes together cost little more than one.
+                while k + 4 <= end:
+                    d0 = _connection(width, k, first, s, tiles, slots, z, slope, sums, inner)
+                    d1 = _connection(width, k + 1, first, s, tiles, slots, z, slope, sums, inner)
+                    d2 = _connection(width, k + 2, first, s, tiles, slots, z, slope, sums, inner)
+                    d3 = _connection(width, k + 3, first, s, tiles, slots, z, slope, sums, inner)
+                    g0, g1, g2, g3 = totals(d0, d1, d2, d3)
+                    v = fma(rate, packed(g0, g1, g2, g3), carry * load(four, tiles.velocity, k))
+                    store(tiles.velocity, k, v)
+                    store(tiles.weights, k, fma(keep, load(four, tiles.weights, k), v))
+                    k += 4
+                while k < end:
+                    d0 = _connection(width, k, first, s, tiles, slots, z, slope, sums, inner)
+                    _momentum(k, total(d0), tiles.weights, tiles.velocity, update)
+                    k += 1
+            if inner:
+                for neuron in range(here):
+                    place = (first + neuron) * lanes
+                    up = positive(load(width, z, place))
+                    g = load(width, sums, neuron * lanes)
+                    store(z, place, g * select(up, one, splat(width, slope)))
+        part = claim(sync, size, member)
+    barrier(sync, size)

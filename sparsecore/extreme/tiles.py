@@ -1,0 +1,385 @@
+"""How one layer is stored in tiles, how its random structure is drawn, and how it evolves.
+
+A layer's matrix is cut into a grid of tiles, small enough that the neurons on either side of a tile
+fit a core's cache with all their activations. A tile is a list of connections: the output neuron
+and the input neuron within the tile, 16 bits each, ascending and without repeats, and weight and
+velocity. The tiles lie one after the other, those of a row of the grid together. So a connection
+takes 12 bytes, and both directions can be walked: along the rows of the grid, or along its columns.
+What flows through a layer is the business of `sweeps`.
+
+Everything takes time in proportion to the connections and is the same whatever the number of
+threads: a tile draws from its own stream of a counter-based hash.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparsecore.extreme import select
+from sparsecore.jit import jit
+from sparsecore.kernels import mix
+from sparsecore.team import PARTS, Team, barrier, claim
+
+_jit = jit(_nrt=False)
+
+# Neurons on the sides of a tile, for 4 activations a neuron. Outputs are visited alone, inputs with
+# their gradients. Both fill half of a second-level cache of 1 MiB, or a little more.
+_SIDE_OUT, _SIDE_IN, _LANES = 2**16, 2**15, 4
+_LEAST_SIDE = 2**8
+_BLOCKS = 16  # of neurons, at least, if they are not too few: what threads share out
+# Above this density new places are chosen by walking through all, not by trying and rejecting.
+DENSE = 0.25
+
+
+class Grid(NamedTuple):
+    """The tiles of a layer, or of some rows of them."""
+
+    n_in: int  #: input neurons
+    n_out: int  #: output neurons
+    side_in: int  #: input neurons of a tile
+    side_out: int  #: output neurons of a tile
+    across: int  #: tiles side by side
+    down: int  #: rows of tiles
+    first: int  #: number, in the whole layer, of the first row of tiles
+
+
+class Tiles(NamedTuple):
+    """Connections in the order of the tiles."""
+
+    start: np.ndarray  #: int64, where each tile begins, row of tiles by row, and the end
+    rows: np.ndarray  #: uint16, output neuron within the tile
+    columns: np.ndarray  #: uint16, input neuron within the tile
+    weights: np.ndarray  #: float32; NaN until `weigh` gives one
+    velocity: np.ndarray  #: float32
+
+
+#: Bytes of a connection.
+CONNECTION = 2 + 2 + 4 + 4
+
+
+def grid(n_in: int, n_out: int, lanes: int) -> Grid:
+    """Cut a layer into tiles.
+
+    Parameters
+    ----------
+    n_in, n_out : int
+    lanes : int
+        Activations of a neuron.
+    """
+    side_in = _side(n_in, _SIDE_IN * _LANES // lanes)
+    side_out = _side(n_out, _SIDE_OUT * _LANES // lanes)
+    return Grid(n_in, n_out, side_in, side_out, -(-n_in // side_in), -(-n_out // side_out), 0)
+
+
+def _side(n: int, most: int) -> int:
+    return min(most, max(_LEAST_SIDE, 1 << (-(-n // _BLOCKS) - 1).bit_length()))
+
+
+def cells(grid: Grid) -> np.ndarray:
+    """Return the number of possible connections of each tile, int64."""
+    heights = np.minimum(grid.side_out, grid.n_out - grid.side_out * np.arange(grid.down))
+    widths = np.minimum(grid.side_in, grid.n_in - grid.side_in * np.arange(grid.across))
+    return np.outer(heights, widths).ravel()
+
+
+def counts(grid: Grid, density: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw how many connections each tile of an Erdős–Rényi layer has, int64."""
+    return rng.binomial(cells(grid), density)
+
+
+def pointers(counts: np.ndarray) -> np.ndarray:
+    """Return where each tile begins, and the end, int64."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+class Scratch:
+    """What the members of a team need to draw the connections of a tile, 16 bytes a draw."""
+
+    def __init__(self, members: int) -> None:
+        self._members = members
+        self.drawn = self.buckets = np.empty((members, 1), np.int64)
+
+    def reserve(self, most: int) -> None:
+        """Make room for tiles of `most` draws."""
+        if most >= self.buckets.shape[1]:
+            self.drawn = np.empty((self._members, most), np.int64)
+            self.buckets = np.empty((self._members, most + 1), np.int64)
+
+
+def draw(grid: Grid, tiles: Tiles, density: float, key: np.uint64, team: Team) -> None:
+    """Draw an Erdős–Rényi layer into arrays made for it.
+
+    Parameters
+    ----------
+    grid : Grid
+    tiles : Tiles
+        `start` as the `counts` have it; rows, columns and weights are filled, velocities cleared.
+    density : float
+    key : uint64
+        Of structure and weights.
+    team : Team
+
+    Notes
+    -----
+    Given their number, the connections of a tile are a uniformly random subset of its cells. Each
+    connection exists with probability `density`, independently, if the numbers are binomial.
+    """
+    size = np.diff(tiles.start)
+    scratch, vacant = Scratch(team.size), cells(grid)
+    walked = density > DENSE
+    draws, found = size.copy(), np.zeros_like(size)
+    while True:
+        scratch.reserve(int(draws.max(initial=0)))
+        _share(
+            _count, team, grid, key, vacant, draws, walked, scratch.drawn, scratch.buckets, found
+        )
+        if (found == size).all():
+            break
+        draws += size - found
+    nothing = Tiles(np.zeros_like(tiles.start), *(a[:0] for a in tiles[1:]))
+    no_cut = select.Cut(np.zeros(2, np.uint32), np.zeros(2, np.int64))
+    quota = np.zeros((len(size), 2), np.int64)
+    _share(
+        _merge, team, grid, key, vacant, draws, walked, scratch.drawn, scratch.buckets,
+        nothing, no_cut.magnitude, quota, tiles,
+    )  # fmt: skip
+    weigh(grid, tiles, key, team)
+
+
+def weigh(grid: Grid, tiles: Tiles, key: np.uint64, team: Team) -> None:
+    """Give weights to the connections that have none: U(±√(6/k)) for a neuron with k inputs.
+
+    Notes
+    -----
+    He et al. 2015, with the neuron's own fan-in: at a few connections a neuron it varies by a
+    factor, and the width of the layer below says nothing about it.
+    """
+    fan_in = np.empty((team.size, grid.side_out), np.int32)
+    _share(_weigh, team, grid, key, tiles, fan_in)
+
+
+def evolve(
+    grid: Grid, tiles: Tiles, spare: Tiles, zeta: float, key: np.uint64, rng: np.random.Generator,
+    team: Team,
+) -> int:  # fmt: skip
+    """Replace the weakest connections of a layer by as many at uniformly random vacant places.
+
+    Parameters
+    ----------
+    grid : Grid
+    tiles : Tiles
+        Rewritten.
+    spare : Tiles
+        Of the same size; what is in it is lost.
+    zeta : float
+        Fraction in [0, 1) of the positive, and of the negative, weights.
+    key : uint64
+        Another one at each call.
+    rng : numpy.random.Generator
+        Says how many new connections each tile gets.
+    team : Team
+
+    Returns
+    -------
+    int
+        Connections replaced.
+
+    Notes
+    -----
+    Source: SET, Mocanu et al. 2018, algorithm 1. Places are drawn independently and uniformly over
+    all vacant ones, and repeats drawn anew until there are enough, which gives every subset of
+    vacant places the same chance. O(nnz).
+    """
+    cut = select.weakest(tiles.weights, zeta, team)
+    wanted = int(cut.dropped)
+    below = np.zeros((len(tiles.start) - 1, 3), np.int64)
+    _share(_count_weak, team, tiles, cut.magnitude, below)
+    # Of weights exactly at the cut, the first ones go.
+    before = np.cumsum(below[:, 1:], axis=0) - below[:, 1:]
+    quota = np.clip(cut.ties - before, 0, below[:, 1:])
+    kept = np.diff(tiles.start) - below[:, 0] - quota.sum(axis=1)
+    vacant = cells(grid) - kept
+    scratch = Scratch(team.size)
+    draws, found = np.zeros_like(kept), np.zeros_like(kept)
+    while (missing := wanted - int(found.sum())) > 0:
+        draws += rng.multinomial(missing, vacant / vacant.sum())
+        scratch.reserve(int(draws.max()))
+        _share(_count, team, grid, key, vacant, draws, False, scratch.drawn, scratch.buckets, found)
+    spare.start[:] = pointers(kept + found)
+    _share(
+        _merge, team, grid, key, vacant, draws, False, scratch.drawn, scratch.buckets,
+        tiles, cut.magnitude, quota, spare,
+    )  # fmt: skip
+    weigh(grid, spare, key, team)
+    for old, new in zip(tiles, spare, strict=True):
+        np.copyto(old, new)
+    return wanted
+
+
+# --- compiled ------------------------------------------------------------------------------------
+
+
+def _share(function: Any, team: Team, *args: Any) -> None:
+    team.run(function, team.size, team.sync, *args)
+
+
+@_jit
+def _uniform(key, number):
+    """Return a number in [0, 1), a multiple of 2**-53."""
+    return np.float64(mix(key, number) >> np.uint64(11)) * 2.0**-53
+
+
+@_jit
+def _distinct(key, n, draws, out, buckets):
+    """Draw integers from [0, n) and write them in ascending order, each once; return how many.
+
+    A bucket sort: draws are uniform, so there is about one in a bucket.
+    """
+    for bucket in range(draws + 1):
+        buckets[bucket] = 0
+    for number in range(draws):
+        buckets[np.int64(_uniform(key, number) * draws) + 1] += 1
+    for bucket in range(draws):
+        buckets[bucket + 1] += buckets[bucket]
+    for number in range(draws):
+        u = _uniform(key, number)
+        bucket = np.int64(u * draws)
+        out[buckets[bucket]] = np.int64(u * n)
+        buckets[bucket] += 1
+    kept = 0
+    for place in range(draws):
+        value = out[place]
+        hole = kept
+        while hole > 0 and out[hole - 1] > value:
+            hole -= 1
+        if hole > 0 and out[hole - 1] == value:
+            continue
+        for other in range(kept, hole, -1):
+            out[other] = out[other - 1]
+        out[hole] = value
+        kept += 1
+    return kept
+
+
+@_jit
+def _chosen(key, n, size, out):
+    """Choose `size` of the integers below n, each subset equally likely, in ascending order."""
+    found = 0
+    for value in range(n):
+        if _uniform(key, value) * (n - value) < size - found:
+            out[found] = value
+            found += 1
+    return found
+
+
+@_jit
+def _tile_key(key, grid, tile):
+    return mix(key, grid.first * grid.across + tile)
+
+
+@_jit
+def _ranks(key, grid, tile, vacant, draws, walked, out, buckets):
+    """Write the new connections of a tile, as numbers of vacant cells; return how many."""
+    own = _tile_key(key, grid, tile)
+    if walked:
+        return _chosen(own, vacant[tile], draws[tile], out)
+    return _distinct(own, vacant[tile], draws[tile], out, buckets)
+
+
+@_jit
+def _count(member, size, sync, grid, key, vacant, draws, walked, drawn, buckets, found):
+    """Count how many different cells the draws of each tile hit."""
+    n, parts = len(draws), size * PARTS
+    part = claim(sync, size, member)
+    while part >= 0:
+        for tile in range(n * part // parts, n * (part + 1) // parts):
+            found[tile] = _ranks(
+                key, grid, tile, vacant, draws, walked, drawn[member], buckets[member]
+            )
+        part = claim(sync, size, member)
+    barrier(sync, size)
+
+
+@_jit
+def _count_weak(member, size, sync, tiles, cut, below):
+    """Count the weights of each tile below the cut, and the positive and negative ones at it."""
+    n, parts = len(tiles.start) - 1, size * PARTS
+    bits = tiles.weights.view(np.uint32)
+    part = claim(sync, size, member)
+    while part >= 0:
+        for tile in range(n * part // parts, n * (part + 1) // parts):
+            for k in range(tiles.start[tile], tiles.start[tile + 1]):
+                sign, magnitude = select.split(bits[k])
+                below[tile, 0] += magnitude < cut[sign]
+                below[tile, 1 + sign] += magnitude == cut[sign]
+        part = claim(sync, size, member)
+    barrier(sync, size)
+
+
+@_jit
+def _merge(
+    member, size, sync, grid, key, vacant, draws, walked, drawn, buckets, old, cut, quota, new
+):
+    """Write the connections that stay and the new ones, tile by tile, in ascending order."""
+    n, parts = len(draws), size * PARTS
+    bits = old.weights.view(np.uint32)
+    ranks = drawn[member]
+    part = claim(sync, size, member)
+    while part >= 0:
+        for tile in range(n * part // parts, n * (part + 1) // parts):
+            n_new = _ranks(key, grid, tile, vacant, draws, walked, ranks, buckets[member])
+            width = min(grid.side_in, grid.n_in - tile % grid.across * grid.side_in)
+            place, kept, fresh = new.start[tile], 0, 0
+            for k in range(old.start[tile], old.start[tile + 1]):
+                sign, magnitude = select.split(bits[k])
+                if magnitude < cut[sign]:
+                    continue
+                if magnitude == cut[sign] and quota[tile, sign] > 0:
+                    quota[tile, sign] -= 1
+                    continue
+                cell = np.int64(old.rows[k]) * width + old.columns[k]
+                # With so many cells taken before it, vacant cell number r is at r + kept.
+                while fresh < n_new and ranks[fresh] + kept < cell:
+                    _put(new, place, ranks[fresh] + kept, width)
+                    place, fresh = place + 1, fresh + 1
+                new.rows[place], new.columns[place] = old.rows[k], old.columns[k]
+                new.weights[place], new.velocity[place] = old.weights[k], old.velocity[k]
+                place, kept = place + 1, kept + 1
+            while fresh < n_new:
+                _put(new, place, ranks[fresh] + kept, width)
+                place, fresh = place + 1, fresh + 1
+        part = claim(sync, size, member)
+    barrier(sync, size)
+
+
+@_jit
+def _put(tiles, place, cell, width):
+    """Write a connection that has no weight yet."""
+    row = cell // width
+    tiles.rows[place], tiles.columns[place] = row, cell - row * width
+    tiles.weights[place], tiles.velocity[place] = np.nan, 0
+
+
+@_jit
+def _weigh(member, size, sync, grid, key, tiles, fan_in):
+    """Give weights to connections that have none, a row of tiles at a time."""
+    parts, count = size * PARTS, fan_in[member]
+    part = claim(sync, size, member)
+    while part >= 0:
+        for block in range(grid.down * part // parts, grid.down * (part + 1) // parts):
+            count[:] = 0
+            first = block * grid.across
+            for k in range(tiles.start[first], tiles.start[first + grid.across]):
+                count[tiles.rows[k]] += 1
+            for tile in range(first, first + grid.across):
+                own = mix(_tile_key(key, grid, tile), grid.n_in)
+                begin = tiles.start[tile]
+                for k in range(begin, tiles.start[tile + 1]):
+                    if np.isnan(tiles.weights[k]):
+                        limit = np.sqrt(6.0 / count[tiles.rows[k]])
+                        u = _uniform(own, k - begin)
+                        tiles.weights[k] = np.float32(limit * (2.0 * u - 1.0))
+        part = claim(sync, size, member)
+    barrier(sync, size)

@@ -1,0 +1,59 @@
+"""Layers split over ranks: the same network, the same results to rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparsecore.extreme.network import TiledMLP
+from sparsecore.extreme.run import ExtremeConfig
+from sparsecore.wasap import split
+
+SIZES = (600, 1500, 1300, 900, 3)
+
+
+def samples(seed):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((4, SIZES[0]), np.float32), rng.integers(SIZES[-1], size=4)
+
+
+def test_a_split_network_trains_as_a_whole_one(comm):
+    with (
+        TiledMLP(SIZES, epsilon=3, alpha=0.3, seed=4) as whole,
+        split.SplitMLP(comm, SIZES, epsilon=3, alpha=0.3, seed=4) as ranks,
+    ):
+        parts = comm.allgather([0 if layer is None else layer.nnz for layer in ranks.layers])
+        assert np.sum(parts, axis=0).tolist() == [layer.nnz for layer in whole.layers]
+        for number in range(5):
+            X, y = samples(number)
+            expected = whole.step(X, y, 0.3, 0.9, 0.001)
+            found = ranks.step(X, y, 0.3, 0.9, 0.001)
+            if number == 0:
+                assert (found == expected).all(), "nothing has been summed over ranks yet"
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        for number, layer in enumerate(ranks.layers):
+            if layer is None:
+                continue
+            full, own = whole.layers[number], layer.grid
+            first = full.tiles.start[own.first * own.across]
+            same = slice(first, first + layer.nnz)
+            assert (layer.tiles.columns == full.tiles.columns[same]).all()
+            np.testing.assert_allclose(
+                layer.tiles.weights, full.tiles.weights[same], rtol=1e-4, atol=1e-5
+            )
+        if comm.size > 1:
+            assert 5 * split.step_bytes(SIZES, 4, comm.size) == pytest.approx(
+                np.mean(comm.allgather(ranks.message_bytes)), rel=0.02
+            )
+
+
+def test_a_run_over_ranks(comm):
+    config = ExtremeConfig(neurons=3000, hidden_layers=2, steps=12, zeta=0)
+    result = split.run(comm, config, seed=0, threads=1)
+    if comm.rank:
+        assert result is None
+        return
+    assert result["ranks"] == len(result["peak_bytes"]) == comm.size
+    assert len(result["losses"]) == 12 and np.isfinite(result["losses"]).all()
+    with pytest.raises(ValueError, match="zeta: expected 0 for layers split over ranks"):
+        split.run(comm, ExtremeConfig(neurons=3000), seed=0, threads=1)

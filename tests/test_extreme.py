@@ -1,0 +1,510 @@
+"""Extreme networks: tiles drawn and evolved, sweeps, budget, runs, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from sparsecore import topology
+from sparsecore.checkpoint import CheckpointError
+from sparsecore.extreme import budget, run, saved, select, sweeps, tiles
+from sparsecore.extreme.budget import OverBudgetError
+from sparsecore.extreme.data import Stream
+from sparsecore.extreme.network import TiledMLP
+from sparsecore.extreme.run import ExtremeConfig
+from sparsecore.extreme.tiles import Tiles
+from sparsecore.lanes import Width
+from sparsecore.team import Team
+
+SIZES = (600, 1500, 1300, 900, 3)
+ALPHA = 0.3
+MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # of mmap from Python 3.13 on
+
+
+@pytest.fixture(scope="module")
+def team():
+    with Team(2) as both:
+        yield both
+
+
+def arrays(start):
+    nnz = int(start[-1])
+    kinds = np.uint16, np.uint16, np.float32, np.float32
+    return Tiles(start.copy(), *(np.zeros(nnz, kind) for kind in kinds))
+
+
+def drawn(n_in, n_out, density, team, seed=0, lanes=4):
+    """Draw a layer; return its grid and tiles."""
+    grid = tiles.grid(n_in, n_out, lanes)
+    counts = tiles.counts(grid, density, np.random.default_rng(seed))
+    layer = arrays(tiles.pointers(counts))
+    tiles.draw(grid, layer, density, np.uint64(seed + 1), team)
+    return grid, layer
+
+
+def numbered(grid, layer):
+    """Return each connection's cell in the whole layer; check the structure on the way."""
+    tile = np.repeat(np.arange(grid.down * grid.across), np.diff(layer.start))
+    rows = tile // grid.across * grid.side_out + layer.rows
+    columns = tile % grid.across * grid.side_in + layer.columns
+    assert layer.start[0] == 0 and layer.start[-1] == len(tile)
+    assert (layer.rows < grid.side_out).all() and (layer.columns < grid.side_in).all()
+    assert (rows < grid.n_out).all() and (columns < grid.n_in).all()
+    within = tile * 2**40 + layer.rows.astype(np.int64) * grid.side_in + layer.columns
+    assert (np.diff(within) > 0).all(), "ascending, and no connection twice"
+    return rows * np.int64(grid.n_in) + columns
+
+
+def network(seed=0, threads=1, **options):
+    return TiledMLP(SIZES, epsilon=3, alpha=ALPHA, seed=seed, threads=threads, **options)
+
+
+def samples(n=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, SIZES[0]), np.float32), rng.integers(SIZES[-1], size=n)
+
+
+# --- selection -----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-2, 2, width=32)), st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.99]))
+def test_the_cut_is_where_sorting_puts_it(values, zeta):
+    weights = np.array(values, np.float32)
+    with Team(1) as alone:
+        cut = select.weakest(weights, zeta, alone)
+    total = 0
+    for sign, own in enumerate((weights[~(weights < 0)], weights[weights < 0])):
+        n_drop = int(zeta * len(own))
+        total += n_drop
+        if len(own) and n_drop < len(own):
+            magnitude = cut.magnitude[sign : sign + 1].view(np.float32)[0]
+            ordered = np.sort(np.abs(own))
+            assert magnitude == ordered[n_drop]
+            assert (ordered < magnitude).sum() + cut.ties[sign] == n_drop
+    assert cut.dropped == total
+
+
+def test_zeta_is_a_fraction(team):
+    with pytest.raises(ValueError, match=r"zeta: expected a fraction in \[0, 1\), got 1.0"):
+        select.weakest(np.ones(3, np.float32), 1.0, team)
+
+
+# --- drawing -------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 1500), st.integers(1, 1500), st.sampled_from([0.001, 0.05, 0.24, 0.6, 1]))
+@settings(max_examples=30)
+def test_a_drawn_layer_is_valid(n_in, n_out, density):
+    with Team(1) as alone:
+        grid, layer = drawn(n_in, n_out, density, alone)
+    numbered(grid, layer)
+    fan_in = np.bincount(numbered(grid, layer) // n_in, minlength=n_out)
+    limits = np.sqrt(6 / fan_in[numbered(grid, layer) // n_in])
+    assert (np.abs(layer.weights) <= limits * (1 + 1e-6)).all()
+    if density == 1:
+        assert len(layer.weights) == n_in * n_out
+
+
+@pytest.mark.parametrize("density", [0.02, 0.6])
+def test_every_connection_is_as_likely(team, density):
+    n_in, n_out, rounds = 5, 300, 400
+    hits = np.zeros(n_in * n_out)
+    for seed in range(rounds):
+        hits[numbered(*drawn(n_in, n_out, density, team, seed))] += 1
+    expected = rounds * density
+    assert abs(hits.mean() - expected) < 5 * (expected / len(hits)) ** 0.5
+    assert hits.var() == pytest.approx(expected * (1 - density), rel=0.2)
+    blocks = hits.reshape(-1, 50).sum(axis=1)
+    assert chisquare(blocks).pvalue > 1e-3
+
+
+def test_weights_have_the_variance_of_the_neurons_own_fan_in(team):
+    grid, layer = drawn(3000, 2000, 0.002, team)
+    rows = numbered(grid, layer) // 3000
+    fan_in = np.bincount(rows, minlength=2000)
+    assert (layer.weights**2 * fan_in[rows]).mean() == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_drawing_and_evolving_do_not_depend_on_threads(threads):
+    with network() as one, network(threads=threads) as many:
+        assert one.sha256() == many.sha256()
+        one.evolve(0.3, 1)
+        many.evolve(0.3, 1)
+        assert one.sha256() == many.sha256()
+
+
+# --- evolution -----------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(10, 900), st.integers(1, 900), st.sampled_from([0.01, 0.1, 0.25]),
+    st.sampled_from([0.0, 0.3, 0.9]), st.booleans(),
+)  # fmt: skip
+@settings(max_examples=40)
+def test_evolution(n_in, n_out, density, zeta, ties):
+    with Team(1) as alone:
+        grid, layer = drawn(n_in, n_out, density, alone)
+        if ties:
+            np.copyto(layer.weights, np.round(layer.weights * 2) / 2)
+        layer.velocity[:] = np.arange(1, len(layer.velocity) + 1)
+        before, cell = Tiles(*(a.copy() for a in layer)), numbered(grid, layer)
+        rng = np.random.default_rng(1)
+        spare = arrays(layer.start)
+        replaced = tiles.evolve(grid, layer, spare, zeta, np.uint64(9), rng, alone)
+    after = numbered(grid, layer)
+    kept = layer.velocity > 0
+    assert replaced == len(after) - kept.sum() == topology.weakest(before.weights, zeta).sum()
+    place = layer.velocity[kept].astype(int) - 1
+    assert (after[kept] == cell[place]).all()
+    assert (layer.weights[kept] == before.weights[place]).all()
+    gone = np.ones(len(cell), bool)
+    gone[place] = False
+    if ties:  # which of the equal ones go is a matter of order
+        for sign in (before.weights < 0, ~(before.weights < 0)):
+            own = np.abs(before.weights)
+            if (gone & sign).any() and (~gone & sign).any():
+                assert own[gone & sign].max() <= own[~gone & sign].min()
+    else:
+        assert (gone == topology.weakest(before.weights, zeta)).all()
+    assert not np.isnan(layer.weights).any()
+
+
+def test_new_places_are_uniform_over_the_vacant_ones(team):
+    n_in, n_out, rounds = 40, 15, 600
+    hits = np.zeros(n_in * n_out)
+    for seed in range(rounds):
+        grid, layer = drawn(n_in, n_out, 0.1, team, 5)
+        before = numbered(grid, layer)
+        weak = topology.weakest(layer.weights, 0.5)
+        rng = np.random.default_rng(seed)
+        tiles.evolve(grid, layer, arrays(layer.start), 0.5, np.uint64(seed), rng, team)
+        new = numbered(grid, layer)[layer.velocity == 0]
+        hits[np.setdiff1d(new, before[~weak])] += 1
+    possible = np.setdiff1d(np.arange(n_in * n_out), before[~weak])
+    assert hits.sum() == hits[possible].sum() == rounds * weak.sum()
+    assert chisquare(hits[possible]).pvalue > 1e-3
+
+
+# --- sweeps --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["all-relu", "relu", "leaky-relu"])
+@pytest.mark.parametrize("n, batch_size", [(4, 4), (3, 4), (1, 4), (11, 16)])
+def test_against_dense_numpy(activation, n, batch_size):
+    X, y = samples(n)
+    with network(activation=activation, batch_size=batch_size, threads=2) as net:
+        for layer in net.layers:
+            layer.biases[:] = np.random.default_rng(2).normal(0, 0.2, len(layer.biases))
+        reference = oracle.Net(net.to_mlp(activation, ALPHA))
+        reference.logits(X).holds(net.logits(X))
+        _, gradient, _ = reference.loss_and_gradient(X, y)
+        fan_in = [layer.nnz / layer.grid.n_out for layer in net.layers]
+        counts = [layer.nnz for layer in net.layers] + [layer.grid.n_out for layer in net.layers]
+        rates = np.repeat([0.5 / max(1.0, k) for k in 2 * fan_in], counts)
+        net.step(X, y, learning_rate=0.5, momentum=0.0)
+        velocity = net.to_mlp(activation, ALPHA).velocity
+        error = gradient.error + oracle.gamma(4) * gradient.size
+        oracle.Value(-rates * gradient.exact, rates * error).holds(velocity)
+
+
+def test_steps_follow_the_rule_and_the_ordinary_kernels():
+    X, y = samples()
+    with network() as net:
+        before = net.to_mlp("all-relu", ALPHA)
+        _, gradient = before.loss_and_gradient(X, y)
+        net.step(X, y, 0.5, 0.9, 0.01)
+        once = net.to_mlp("all-relu", ALPHA)
+        fan_in = [layer.nnz / layer.grid.n_out for layer in net.layers]
+        counts = [layer.nnz for layer in net.layers] + [layer.grid.n_out for layer in net.layers]
+        rates = np.repeat([0.5 / max(1.0, k) for k in 2 * fan_in], counts)
+        np.testing.assert_allclose(once.velocity, -rates * gradient, rtol=1e-4, atol=1e-7)
+        expected = before.params + once.velocity
+        expected[: before.nnz] -= 0.01 * before.params[: before.nnz]
+        expected[before.nnz :] -= 0.01 * before.params[before.nnz :]
+        np.testing.assert_allclose(once.params, expected, rtol=1e-5, atol=1e-7)
+        _, gradient = once.loss_and_gradient(X, y)
+        net.step(X, y, 0.5, 0.9, 0.01)
+        twice = net.to_mlp("all-relu", ALPHA)
+        np.testing.assert_allclose(
+            twice.velocity, 0.9 * once.velocity - rates * gradient, rtol=1e-4, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_training_does_not_depend_on_threads(threads):
+    X, y = samples()
+    with network() as one, network(threads=threads) as many:
+        for net in (one, many):
+            net.step(X, y, 0.3)
+            net.evolve(0.3, 1)
+            net.step(X, y, 0.3)
+        assert one.sha256() == many.sha256()
+
+
+def test_strips_change_nothing_but_the_order_of_sums():
+    X, y = samples()
+    with network() as whole, network() as cut:
+        for layer in cut.layers[:-1]:
+            layer.cut(layer.nnz // 2)
+            assert len(layer.rows) > 1 and len(layer.columns) > 1
+        assert (whole.logits(X) == cut.logits(X)).all(), "a neuron's sum is in one strip"
+        whole.step(X, y, 0.3)
+        cut.step(X, y, 0.3)
+        for a, b in zip(whole.layers, cut.layers, strict=True):
+            np.testing.assert_array_equal(a.tiles.weights, b.tiles.weights)
+
+
+def test_inputs_of_a_wrong_shape_are_refused():
+    with network() as net:
+        for shape in ((5, 600), (4, 601), (0, 600)):
+            with pytest.raises(ValueError, match=r"X: expected shape \(1 to 4, 600\)"):
+                net.logits(np.zeros(shape, np.float32))
+
+
+# --- where integers end --------------------------------------------------------------------------
+
+
+def test_coordinates_reach_the_last_of_16_bits(team):
+    grid = tiles.grid(2**20, 2**20, 4)
+    assert (grid.side_out, grid.side_in) == (2**16, 2**15)
+    assert tiles.cells(grid).max() == 2**31, "more than an int32 holds"
+    grid, layer = drawn(2**20, 2**20, 3e-7, team)
+    cell = numbered(grid, layer)
+    assert cell.max() > 2**39
+    assert layer.rows.max() > 2**16 - 200 and layer.columns.max() > 2**15 - 200
+
+
+def test_activations_beyond_the_reach_of_32_bits():
+    """Neurons whose activations lie behind 2**31 floats, in memory that is never touched else."""
+    n_in = 2**29 + 2**15
+    try:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        memory = mmap.mmap(-1, 16 * n_in, flags=flags)
+    except (AttributeError, OSError):
+        pytest.skip("the system lends no 8 GiB of addresses")
+    z = np.frombuffer(memory, np.float32)
+    grid = tiles.grid(n_in, 1, 4)
+    start = np.zeros(grid.across + 1, np.int64)
+    start[-1] = 1
+    layer = Tiles(
+        start,
+        np.zeros(1, np.uint16),
+        np.array([2**15 - 1], np.uint16),
+        np.array([2], np.float32),
+        np.zeros(1, np.float32),
+    )
+    z[-4:] = 1, 2, -3, 4
+    slots, out = np.zeros(64, np.float32), np.zeros(4, np.float32)
+    aligned = slots[-slots.ctypes.data % 64 // 4 :][:4]
+    strip = sweeps.Strip(0, 1, 0, grid.across, np.zeros(1, np.int64))
+    with Team(1) as alone:
+        head = 1, alone.sync, Width(4), grid, layer, strip
+        alone.run(sweeps.send_inputs, *head, z, np.float32(1), aligned)
+        alone.run(sweeps.receive_inputs, *head, aligned, np.zeros(1, np.float32), out)
+    assert out.tolist() == [2, 4, -6, 8]
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def test_batches_are_balanced_standardised_and_repeatable():
+    stream = Stream(0, 1.0, n_features=400)
+    X, y = stream.batch(3, 2000)
+    assert (np.bincount(y) == 1000).all()
+    assert np.abs(X.mean(axis=0)).max() < 0.12 and np.abs(X.std(axis=0) - 1).max() < 0.1
+    again = Stream(0, 1.0, n_features=400).batch(3, 2000)
+    assert (again[0] == X).all() and (again[1] == y).all()
+    for other in (stream.batch(4, 2000), stream.held_out(3, 2000)):
+        assert not (other[0] == X).any(axis=1).any()
+    apart = np.abs(X[y == 0].mean(axis=0) - X[y == 1].mean(axis=0)) > 0.7
+    assert 30 < apart.sum() < 70, "half of the informative quarter tells the classes apart"
+
+
+# --- budget --------------------------------------------------------------------------------------
+
+
+def test_the_plan_counts_every_array():
+    sizes = (600, 30_000, 30_000, 2)
+    plan = budget.plan(sizes, 2.5, 4, 1)
+    with TiledMLP(sizes, epsilon=2.5) as net:
+        assert net.nnz == pytest.approx(plan.connections, rel=0.02)
+        n_bytes = sum(a.nbytes for _, a in net.arrays()) + sum(z.nbytes for z in net._z)
+        n_bytes += len(net._workspace) + net._sums.nbytes
+    planned = plan.total - plan.items["program"]
+    assert n_bytes == pytest.approx(planned, rel=0.1)
+    assert plan.items["transposed access"] == 0
+    assert "60,000 hidden neurons" in plan.table() and "in all" in plan.table()
+
+
+def test_a_plan_above_the_limit_is_refused():
+    plan = budget.plan((600, 30_000, 2), 2.5, 4, 1)
+    plan.check(2**40)
+    with pytest.raises(OverBudgetError, match=r"--memory-limit: expected at least 0\.\d\d GiB"):
+        plan.check(2**20)
+
+
+def test_the_rats_plan_is_below_22_gib():
+    config = ExtremeConfig(neurons=200_000_000)
+    plan = budget.plan(config.sizes, config.epsilon, 4, 2)
+    assert plan.total < 22 * budget.GIB
+    assert config.sizes == (65_536, *[20_000_000] * 10, 2)
+
+
+@pytest.mark.parametrize(
+    "text, expected", [("22GiB", 22 * 2**30), ("500 MB", 5e8), ("1e9", 10**9), ("2.5k", 2560)]
+)
+def test_sizes_in_bytes(text, expected):
+    assert budget.parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "many", "1XB", "nan", "0"])
+def test_what_is_no_size(text):
+    with pytest.raises(ValueError, match="expected a size such as 22GiB"):
+        budget.parse_bytes(text)
+
+
+# --- checkpoint ----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back_bit_by_bit(tmp_path):
+    path, X_y = tmp_path / "net.npz", samples()
+    with network() as net, network(seed=1, empty=True) as twin:
+        net.step(*X_y, 0.3)
+        saved.save(net, path, {"step": 1, "loss": 0.1}, lambda n: None)
+        assert saved.read_run(path) == {"step": 1, "loss": 0.1}
+        with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+            saved.restore(twin, path, lambda n: None)  # another seed, other numbers of connections
+    with network() as net, network(empty=True) as twin:
+        saved.restore(twin, path, lambda n: None)
+        net.step(*X_y, 0.3)
+        assert twin.sha256() == net.sha256()
+        for one in (net, twin):
+            one.evolve(0.3, 2)
+            one.step(*X_y, 0.3)
+        assert twin.sha256() == net.sha256()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_checkpoint_cut_short(tmp_path, share):
+    path = tmp_path / "net.npz"
+    with network() as net:
+        saved.save(net, path, {}, lambda n: None)
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+        with pytest.raises(CheckpointError, match=r"net\.npz: not a whole checkpoint"):
+            saved.restore(net, path, lambda n: None)
+
+
+def test_a_flipped_bit_in_an_array_is_found(tmp_path):
+    path = tmp_path / "net.npz"
+    with network() as net:
+        saved.save(net, path, {}, lambda n: None)
+        whole = bytearray(path.read_bytes())
+        for place in np.random.default_rng(0).integers(2000, len(whole) - 5000, size=20):
+            whole[place] ^= 1
+            path.write_bytes(whole)
+            with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+                saved.restore(net, path, lambda n: None)
+            whole[place] ^= 1
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+QUICK = "--neurons", "2e4", "--hidden-layers", "3", "--threads", "1"
+
+
+def command(*words):
+    return [sys.executable, "-m", "sparsecore", "extreme", *words]
+
+
+def finished(*words):
+    return subprocess.run(command(*words), capture_output=True, text=True)
+
+
+def test_a_run_learns_within_its_budget():
+    done = finished("--neurons", "3e5", "--memory-limit", "1GiB", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["peak_bytes"] == pytest.approx(result["budget_bytes"], rel=0.1)
+    assert "activations, 16 bytes a neuron" in done.stderr
+    assert len(result["losses"]) == len(result["step_seconds"]) == 50
+    assert result["trend"]["tau"] < 0 and result["trend"]["p"] < 0.05
+    assert result["test"]["n"] == 100 and result["test"]["p"] < 1e-3
+    assert len(result["evolve_seconds"]) == 1
+
+
+def test_a_killed_run_goes_on_bit_by_bit(tmp_path):
+    path = tmp_path / "run.npz"
+    words = (*QUICK, "--steps", "60", "--evolve-every", "4", "--held-out", "8", "--json")
+    whole = json.loads(finished(*words).stdout)
+    again = (*words, "--checkpoint", str(path), "--checkpoint-every", "5", "--resume")
+    running = subprocess.Popen(
+        command(*again), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not path.exists() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL, "it was to be killed half-way"
+    assert saved.read_run(path)["step"] < 60
+    done = finished(*again)
+    assert done.returncode == 0, done.stderr
+    resumed = json.loads(done.stdout)
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert resumed["losses"] == whole["losses"]
+    assert resumed["test"] == whole["test"]
+    other = finished(*again, "--seed", "1")
+    assert other.returncode == 1 and "belongs to a run with seed 0, not 1" in other.stderr
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (("--memory-limit", "1MB"), "--memory-limit: expected at least"),
+        (("--memory-limit", "much"), "expected a size such as 22GiB"),
+        (("--batch", "65"), "batch: expected 1 to 64 samples, got 65"),
+        (("--epsilon", "0"), "epsilon: expected a positive number, got 0.0"),
+        (("--epsilon", "1e4"), "use `python -m sparsecore train`"),
+        (("--steps", "0"), "steps: expected an integer of at least 1, got 0"),
+        (("--zeta", "1"), "zeta: expected a number in [0, 1), got 1.0"),
+        (("--resume",), "--resume: expected --checkpoint FILE"),
+        (("--neurons", "2"), "neurons: expected an integer of at least 3, got 2"),
+        (("--steps", "1.5"), "expected a whole number, such as 50 or 2e8, got '1.5'"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(words, complaint):
+    done = finished(*QUICK, *words)
+    assert done.returncode in (1, 2)
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr and not done.stdout
+
+
+def test_a_loss_that_diverges_is_said():
+    config = ExtremeConfig(neurons=3000, hidden_layers=2, learning_rate=1e20, held_out=0)
+    with pytest.raises(FloatingPointError, match="--learning-rate"):
+        run.run(config)
+
+
+def test_trends():
+    assert run.trend(np.linspace(1, 0, 20).tolist())["p"] < 1e-9
+    assert run.trend(np.linspace(0, 1, 20).tolist())["p"] > 0.99
+    assert run.trend([1.0, 0.5]) is None
+
+
+def test_layers_share_the_neurons():
+    sizes = ExtremeConfig(neurons=1000, hidden_layers=3, epsilon=0.1).sizes
+    assert sum(sizes[1:-1]) == 1000
+    assert all(abs(a - b) <= 1 for a, b in pairwise(sizes[1:-1]))

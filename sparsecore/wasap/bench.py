@@ -1,4 +1,4 @@
-"""Measurements of the parallel algorithm: against the sequential trainer, and of the server's lock.
+"""Measurements of the parallel algorithm: against the sequential trainer, its lock, its messages.
 
 All ranks call these functions; while the sequential trainer runs on rank 0, the others sleep.
 """
@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from mpi4py import MPI
 
 from sparsecore.datasets import Dataset
 from sparsecore.train import TrainConfig
-from sparsecore.wasap.mpi import Ranks, Window
+from sparsecore.wasap.mpi import MPI, first_ranks
 from sparsecore.wasap.phases import run
 from sparsecore.wasap.place import Layout
+from sparsecore.wasap.ranks import Ranks
+from sparsecore.wasap.window import Window
 
 
 def against_sequential(
@@ -66,7 +67,7 @@ def against_sequential(
                 },
             }
         )
-    ranks.barrier()
+    ranks.close()
     if ranks.rank:
         return None
     ratios = [entry["ratio"] for entry in rounds]
@@ -133,5 +134,34 @@ def locks(updates: int = 300, compute_seconds: float = 0.002) -> dict[str, Any] 
             },
         }
     plain.Free()
-    window.close()
+    window.free()
+    ranks.close()
     return None if ranks.rank else found
+
+
+def messages(n_bytes: int, repeats: int = 200) -> dict[str, float]:
+    """Time messages that two ranks send each other at the same time; the first two ranks call this.
+
+    Parameters
+    ----------
+    n_bytes : int
+        Size of the large ones.
+    repeats : int
+
+    Returns
+    -------
+    dict
+        "seconds" of a message of 8 bytes, median, and "bytes_per_second" of a large one, each way.
+    """
+    medians = []
+    with first_ranks(2) as comm:
+        for size in (8, n_bytes):
+            out, into, times = np.zeros(size, np.uint8), np.empty(size, np.uint8), []
+            for _ in range(repeats):
+                comm.Barrier()
+                begun = time.perf_counter()
+                comm.Sendrecv(out, 1 - comm.rank, recvbuf=into)
+                times.append(time.perf_counter() - begun)
+            medians.append(float(np.median(times)))
+    small, large = medians
+    return {"seconds": small, "bytes_per_second": n_bytes / max(large - small, 1e-9)}

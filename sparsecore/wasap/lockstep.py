@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from mpi4py import MPI
 
 from sparsecore import kernels
 from sparsecore.train import TrainConfig, change_topology
-from sparsecore.wasap.mpi import Window
+from sparsecore.wasap.mpi import MPI
+from sparsecore.wasap.window import Window
 from sparsecore.wasap.worker import Worker
 
 
@@ -24,7 +24,7 @@ class Lockstep:
     Parameters
     ----------
     window : Window
-        For the communicator, and to notice lost ranks.
+        For its ranks, and to count the bytes moved.
     worker : Worker
         With the model and velocity that all workers have.
     shard_sizes : list of int
@@ -50,23 +50,23 @@ class Lockstep:
         warmup: int,
     ) -> None:
         self._window, self._worker, self._config = window, worker, config
-        self._comm, self._shards, self._warmup = window.exchange, shard_sizes, warmup
+        self._ranks, self._shards, self._warmup = window.ranks, shard_sizes, warmup
         self.steps = max(-(-size // config.batch_size) for size in shard_sizes)
         self._share_out()
 
     def _share_out(self) -> None:
         """Divide the parameters among the workers."""
-        n, workers = len(self._worker.model.params), self._window.workers
+        n, workers = len(self._worker.model.params), self._ranks.size
         cuts = n * np.arange(workers + 1) // workers
         self._starts, self._counts = cuts[:-1], np.diff(cuts)
-        self._mine = slice(int(cuts[self._window.rank]), int(cuts[self._window.rank + 1]))
-        size = int(self._counts[self._window.rank])
+        self._mine = slice(int(cuts[self._ranks.rank]), int(cuts[self._ranks.rank + 1]))
+        size = int(self._counts[self._ranks.rank])
         self._received = np.empty((workers, size), np.float32)
         self._mean, self._term = np.empty(size, np.float32), np.empty(size, np.float32)
 
     def learning_rate(self, step: int) -> np.float32:
         """Return the rate of a step, counted from 0."""
-        workers, rise = self._window.workers, self._warmup * self.steps
+        workers, rise = self._ranks.size, self._warmup * self.steps
         share = min(1.0, (step + 1) / rise) if rise else 1.0
         return np.float32(self._config.learning_rate * (1 + (workers - 1) * share))
 
@@ -76,7 +76,9 @@ class Lockstep:
         size = self._config.batch_size
         samples = np.array([min(max(n - batch * size, 0), size) for n in self._shards])
         if samples[worker.rank]:
+            self._ranks.step()
             worker.compute()
+            self._ranks.rest()
         else:
             worker.gradient[:] = 0
             worker.n_samples = 0
@@ -98,35 +100,34 @@ class Lockstep:
         if samples[worker.rank]:
             worker.pushed()
         worker.seconds["update"] += time.perf_counter() - begun
-        self._window.beat()
 
     def _exchange_gradients(self) -> None:
         size = self._received.shape[1]
-        places = np.arange(self._window.workers) * size
-        request = self._comm.Ialltoallv(
+        places = np.arange(self._ranks.size) * size
+        request = self._ranks.comm.Ialltoallv(
             [self._worker.gradient, self._counts, self._starts, MPI.FLOAT],
-            [self._received, np.full(self._window.workers, size), places, MPI.FLOAT],
+            [self._received, np.full(self._ranks.size, size), places, MPI.FLOAT],
         )
-        self._window.wait(request)
+        self._ranks.wait(request)
         self._count_bytes()
 
     def _gather(self, vector: np.ndarray) -> None:
         """Fill in the other workers' shares of a vector."""
-        request = self._comm.Iallgatherv(
+        request = self._ranks.comm.Iallgatherv(
             MPI.IN_PLACE, [vector, self._counts, self._starts, MPI.FLOAT]
         )
-        self._window.wait(request)
+        self._ranks.wait(request)
         self._count_bytes()
 
     def _count_bytes(self) -> None:
         n, mine = len(self._worker.model.params), len(self._mean)
-        self._window.moved += 4 * (n - mine + mine * (self._window.workers - 1))
+        self._window.moved += 4 * (n - mine + mine * (self._ranks.size - 1))
 
     def sums(self, values: list[float]) -> np.ndarray:
         """Return the sums of numbers over all workers, in the order of the ranks, float64."""
         sent = np.array(values, np.float64)
-        received = np.empty((self._window.workers, len(sent)))
-        self._window.wait(self._comm.Iallgather(sent, received))
+        received = np.empty((self._ranks.size, len(sent)))
+        self._ranks.wait(self._ranks.comm.Iallgather(sent, received))
         return received.sum(axis=0)
 
     def change_topology(self, seed: int, epoch: int) -> dict[str, int]:
@@ -166,5 +167,5 @@ class Lockstep:
 
     def _send(self, array: np.ndarray) -> None:
         """Send rank 0's array to all."""
-        self._window.wait(self._comm.Ibcast([array.view(np.uint8), MPI.BYTE]))
+        self._ranks.wait(self._ranks.comm.Ibcast([array.view(np.uint8), MPI.BYTE]))
         self._window.moved += array.nbytes

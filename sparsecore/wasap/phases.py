@@ -26,14 +26,15 @@ from sparsecore.wasap import outcome
 from sparsecore.wasap import record as records
 from sparsecore.wasap.average import average, pack, unpack
 from sparsecore.wasap.lockstep import Lockstep
-from sparsecore.wasap.mpi import Ranks, Window
 from sparsecore.wasap.place import TESTED, Layout, ParallelError
 from sparsecore.wasap.plan import Plan, Start, about
+from sparsecore.wasap.progress import Progress
+from sparsecore.wasap.ranks import Ranks
 from sparsecore.wasap.resources import Resources
 from sparsecore.wasap.server import FIELDS, ParameterServer, Record, Update
+from sparsecore.wasap.watch import PATIENCE
+from sparsecore.wasap.window import Window
 from sparsecore.wasap.worker import Shard, Worker, shard_rows
-
-_REPORT_SECONDS = 0.25
 
 
 def run(
@@ -48,7 +49,7 @@ def run(
     resume: bool = False,
     comm: Any = None,
     shared: bool | None = None,
-    patience: float = 8.0,
+    patience: float = PATIENCE,
 ) -> tuple[SparseMLP | None, dict[str, Any] | None]:
     """Train with one worker per rank; all ranks of the communicator call this alike.
 
@@ -89,22 +90,37 @@ def run(
     ValueError, FloatingPointError
         As the sequential run does; the other ranks then raise ParallelError.
     """
-    ranks = Ranks(comm)
-    parallel_run = _Run(ranks, data, config, plan or Plan(), seed, threads, on_progress)
-    parallel_run.prepare(checkpoint_path, resume, shared, patience)
+    ranks = Ranks(comm, shared=shared, patience=patience)
     try:
+        return run_on(
+            ranks, data, config, plan or Plan(), seed, threads, on_progress, checkpoint_path, resume
+        )
+    finally:
+        ranks.close()
+
+
+def run_on(
+    ranks: Ranks,
+    data: Dataset,
+    config: TrainConfig,
+    plan: Plan,
+    seed: int,
+    threads: int,
+    on_progress: Callable[[dict[str, Any]], None] | None,
+    checkpoint_path: str | os.PathLike[str] | None,
+    resume: bool,
+) -> tuple[SparseMLP | None, dict[str, Any] | None]:
+    """Train as `run` does, on ranks that go on to be used."""
+    this_run = _Run(ranks, data, config, plan, seed, threads, on_progress)
+    try:
+        this_run.prepare(checkpoint_path, resume)
         with Resources() as resources:
-            model, result = parallel_run.go(resources)
+            return this_run.go(resources)
     except Exception as error:
-        parallel_run.window.stop(error)
-        # Only together may the window be freed; who does not come is named in the error.
-        if ranks.barrier(limit=2.0):
-            parallel_run.close(failed=True)
+        ranks.stop(error)
         raise
-    if parallel_run.all_alive:
-        ranks.barrier()
-        parallel_run.close()
-    return model, result
+    finally:
+        this_run.close()
 
 
 class _Run:
@@ -121,7 +137,7 @@ class _Run:
         on_progress: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self.ranks, self.data, self.config, self.plan = ranks, data, config, plan
-        self.seed, self.threads, self.on_progress = seed, threads, on_progress
+        self.seed, self.threads, self._on_progress = seed, threads, on_progress
         self.rank, self.workers = ranks.rank, ranks.size
         self.phase1_epochs = plan.phase1_epochs(config.epochs)
         self.sizes = (data.n_features, *config.hidden, data.n_classes)
@@ -129,25 +145,17 @@ class _Run:
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
         self.own_epochs: list[dict[str, Any]] = []
         self.restarts: list[int] = []
-        self.all_alive, self.stopped = True, False
-        self._reported = 0.0
-        self._pace = 0.0, 0  # seconds and updates at the last report
+        self.stopped = False
 
     # --- before ----------------------------------------------------------------------------------
 
-    def prepare(
-        self,
-        path: str | os.PathLike[str] | None,
-        resume: bool,
-        shared: bool | None,
-        patience: float,
-    ) -> None:
+    def prepare(self, path: str | os.PathLike[str] | None, resume: bool) -> None:
         """Load, split, compile, and open the window with the model in it."""
         self.path = None if path is None else Path(path)
         start = self._together(lambda: self._start(resume))
-        nnz, self.nnz_start, self.restarts = self.ranks.share(
+        nnz, self.nnz_start, self.restarts = self.ranks.gathered(
             (start.model.nnz, start.nnz_start, start.restarts) if start is not None else None
-        )
+        )[0]
         self._together(self._load)
         asynchronous = self.plan.algorithm == "wasap"
         shards = self._shard_sizes
@@ -159,16 +167,16 @@ class _Run:
             self.sizes, nnz, self.workers, updates if asynchronous else 0, self.phase1_epochs,
             len(FIELDS),
         )  # fmt: skip
-        self.window = Window(self.ranks, layout, shared, patience)
+        self.window = Window(self.ranks, layout)
         self.server = ParameterServer(
             self.window, self.config, self.seed, self.updates_per_epoch,
             self.phase1_epochs if asynchronous else 0,
         )  # fmt: skip
         if start is not None:
             self.server.publish(start.model, start.record, start.rows)
-        done, elapsed = self.ranks.share(
+        done, elapsed = self.ranks.gathered(
             None if start is None else (len(start.rows) // len(FIELDS), start.elapsed)
-        )
+        )[0]
         self.epochs_before = done
         own = self.window.fetch("worker", 0, self.server.ticket) == self.rank
         step = int(own.sum()) if asynchronous else done * batches[self.rank]
@@ -218,6 +226,9 @@ class _Run:
         self.server.pull(worker)
         try:
             worker.compute()
+            begun = time.monotonic()
+            worker.compute()
+            self.ranks.longest_step = time.monotonic() - begun
         except FloatingPointError:
             pass  # it will be met again where it is reported
         n = len(worker.gradient)
@@ -243,7 +254,10 @@ class _Run:
     def go(self, resources: Resources) -> tuple[SparseMLP | None, dict[str, Any] | None]:
         """Take this rank through both phases."""
         model: SparseMLP | None
-        self._pace = self.server.elapsed(), self.server.ticket
+        show = None if self.rank else self._on_progress
+        self._progress = Progress(
+            show, self.server, self.config, self.plan, self.phase1_epochs, len(self.shard)
+        )
         try:
             if self.plan.algorithm == "wasap":
                 self._phase1()
@@ -257,49 +271,59 @@ class _Run:
         except Exception as error:
             if self.stopped or self.plan.algorithm == "wassp" or self.workers == 1:
                 raise
-            self.window.leave(error)
+            self.ranks.leave(error)
             model = None
             self.phase1_seconds = self.server.elapsed()
         if self.rank:
             pending = None
             if model is not None:
                 pending = self.window.send_result(pack(model, self._own(resources)))
-            self.all_alive = self.window.wait_for_finish(pending)
+            self.window.wait_for_finish(pending)
             return None, None
         return self._finish(model, resources)
 
     def _phase1(self) -> None:
         """Push gradients until the epochs of phase 1 are done."""
         while True:
+            self.ranks.step()
             self.worker.compute()
+            self.ranks.rest()
             update = self.server.push(self.worker)
             if update is None:
                 break
-            self.window.beat()
             if update.epoch:
                 self._end_epoch(update)
-            self._report(1, update.ticket)
+            self._progress.phase1(update.ticket)
         self.server.pull(self.worker)
 
     def _end_epoch(self, update: Update) -> None:
         """Test and save what the server's model was at the end of an epoch."""
         before = time.perf_counter()
-        while self.window.fetch("control")[TESTED] < update.epoch - 1:
-            time.sleep(1e-3)  # whoever ended the epoch before is still busy with it
-            self.window.check()
-        self.window.check()
+        self._await_tests(update.epoch - 1)
         assert update.model is not None
         self._aside(time.perf_counter() - before, "evaluate")
-        with self.window.busy():
-            try:
-                self.server.tested(update.epoch, *self._test(update.model))
-                self._save(update.epoch, self.server.record(update.ticket))
-            except Exception as error:
-                # What cannot be tested or saved here cannot be by the others either.
-                self.window.stop(error)
-                self.stopped = True
-                raise
-            self.window.write("control", update.epoch, TESTED)
+        try:
+            self.server.tested(update.epoch, *self._test(update.model))
+            if self.window.fetch("control")[TESTED] >= update.epoch:
+                return  # the others took this rank for lost, and are further by now
+            self._save(update.epoch, self.server.record(update.ticket))
+        except Exception as error:
+            # What cannot be tested or saved here cannot be by the others either.
+            self.ranks.stop(error)
+            self.stopped = True
+            raise
+        self.window.write("control", update.epoch, TESTED)
+
+    def _await_tests(self, epoch: int) -> None:
+        """Wait until whoever ended an epoch has tested and saved its model, or is lost."""
+        if epoch == 0:
+            return
+        last = epoch * self.updates_per_epoch - 1
+        busy = int(self.window.fetch("worker", last, last + 1)[0])
+        while self.window.fetch("control")[TESTED] < epoch and not self.ranks.lost(busy):
+            time.sleep(1e-3)
+            self.ranks.check()
+        self.ranks.check()
 
     def _phase1_in_lockstep(self) -> None:
         """Take the steps of phase 1 together."""
@@ -314,7 +338,7 @@ class _Run:
                 trained[0] += worker.n_samples
                 trained[1] += float(worker.sums.loss[0])
                 trained[2] += int(worker.sums.correct[0])
-                self._report(1, step + 1)
+                self._progress.phase1(step + 1)
             loss, accuracy = self._test(worker.model, part)
             n = len(self.y_test[part])
             sums = lockstep.sums([*trained, loss * n, accuracy * n, self._aside_so_far()])
@@ -327,8 +351,7 @@ class _Run:
                 )  # fmt: skip
                 self.window.write("epochs", row, (epoch - 1) * len(FIELDS))
                 self.window.write("control", epoch, TESTED)
-                with self.window.busy():
-                    self._save(epoch, None)
+                self._save(epoch, None)
 
     def _phase2(self) -> None:
         """Train this worker's copy on its shard, without exchange."""
@@ -344,6 +367,7 @@ class _Run:
                 self.own_epochs = state["epochs"]
 
         def test(trainer: Trainer) -> dict[str, Any]:
+            self.ranks.rest()
             loss, accuracy = self._test(trainer.model)
             return {"test_loss": loss, "test_accuracy": accuracy}
 
@@ -355,20 +379,21 @@ class _Run:
                 return
             state = {"origin": origin, "progress": trainer.progress(), "epochs": self.own_epochs}
             before = time.perf_counter()
-            with self.window.busy():
-                checkpoint.save(trainer.model, own_path, state)
+            checkpoint.save(trainer.model, own_path, state)
             self._aside(time.perf_counter() - before, "checkpoint")
 
-        def on_progress(samples: int, loss: float) -> None:
-            self.window.beat()
-            self.window.check()
-            self._done += samples
-            self._report(2, self._done)
+        done = len(self.own_epochs) * len(self.shard)
 
-        self._done = len(self.own_epochs) * len(self.shard)
+        def on_progress(samples: int, loss: float) -> None:
+            nonlocal done
+            self.ranks.step()
+            self.ranks.check()
+            done += samples
+            self._progress.phase2(done, self.own_epochs)
+
         worker.train_alone(self.phase1_epochs, test, on_epoch, on_progress, resumed)
 
-    # --- testing, saving, reporting --------------------------------------------------------------
+    # --- testing, saving -------------------------------------------------------------------------
 
     def _test(self, model: SparseMLP, part: slice = slice(None)) -> tuple[float, float]:
         before = time.perf_counter()
@@ -409,48 +434,6 @@ class _Run:
         checkpoint.save(self.worker.model, self.path, run_state)
         self._aside(time.perf_counter() - before, "checkpoint")
 
-    def _report(self, phase: int, done: int) -> None:
-        """Tell where the run stands, on rank 0, some times a second."""
-        now = time.perf_counter()
-        if self.on_progress is None or self.rank or now - self._reported < _REPORT_SECONDS:
-            return
-        self._reported = now
-        if phase == 1:
-            epochs = done / self.updates_per_epoch
-        else:
-            epochs = self.phase1_epochs + done / len(self.shard)
-        tested = int(self.window.fetch("control")[TESTED])
-        accuracy = None
-        if self.own_epochs:
-            accuracy = self.own_epochs[-1]["test_accuracy"]
-        elif tested:
-            at = (tested - 1) * len(FIELDS) + FIELDS.index("test_accuracy")
-            accuracy = float(self.window.fetch("epochs", at, at + 1)[0])
-        staleness = 0.0
-        if self.plan.algorithm == "wasap" and phase == 1:
-            recent = self.window.fetch("staleness", max(0, done - 200), done)
-            staleness = float(recent.mean())
-        self.on_progress(
-            {
-                "algorithm": self.plan.algorithm,
-                "workers": self.workers,
-                "phase": phase,
-                "epoch": epochs,
-                "epochs": self.config.epochs,
-                "updates": done if phase == 1 else self.updates_per_epoch * self.phase1_epochs,
-                "updates_per_second": self._rate(phase, done),
-                "elapsed": self.server.elapsed(),
-                "test_accuracy": accuracy,
-                "staleness": staleness,
-            }
-        )
-
-    def _rate(self, phase: int, done: int) -> float:
-        """Return updates a second since the last report; in phase 2 there are none."""
-        now, (then, before) = self.server.elapsed(), self._pace
-        self._pace = now, done
-        return (done - before) / (now - then) if phase == 1 and now > then else 0.0
-
     # --- the end ---------------------------------------------------------------------------------
 
     def _own(self, resources: Resources) -> dict[str, Any]:
@@ -478,7 +461,7 @@ class _Run:
         """Receive the others' models, average, test, and write down all there is to know."""
         arrived, failed = self.window.receive_results()
         if model is None:
-            failed[0] = self.window.message(0)
+            failed[0] = self.ranks.message(0)
         models, own = ([], []) if model is None else ([model], [self._own(resources)])
         for rank in sorted(arrived):
             other, about_it = unpack(arrived[rank], self.sizes, self.config)
@@ -492,8 +475,7 @@ class _Run:
         averages = self.phase1_epochs < self.config.epochs
         merged, union_nnz = average(models) if averages else (models[0], models[0].nnz)
         elapsed = self.server.elapsed()
-        with self.window.busy():
-            test = self._test(merged)
+        test = self._test(merged)
         result = {
             "config": self.about,
             "seed": self.seed,
@@ -502,14 +484,13 @@ class _Run:
             "provenance": provenance(self.threads, self.data.content_hash, self.workers),
         }
         result["parallel"] |= {"union_nnz": union_nnz, "restarts": self.restarts}
-        # A rank that is lost, unlike one that has left, will not come to free the window.
-        self.all_alive = all(self.window.left(rank) for rank in failed)
-        result["parallel"]["lost"] = not self.all_alive
-        self.window.finish(self.all_alive)
+        self.window.finish()
         return merged, result
 
-    def close(self, failed: bool = False) -> None:
-        """Free what MPI holds. Collective."""
-        self.worker.close()
-        self.window.close(failed)
-        self.ranks.close()
+    def close(self) -> None:
+        """Free what MPI holds, if all ranks come to do so together."""
+        together = self.ranks.arrive()
+        if hasattr(self, "worker"):
+            self.worker.close()
+        if together and hasattr(self, "window"):
+            self.window.free()

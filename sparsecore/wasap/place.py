@@ -1,8 +1,8 @@
-"""The place where the parameter server's state lies: named regions, a lock, signs of life.
+"""The place where the parameter server's state lies: named regions and a lock.
 
 A `Place` is memory laid out by a `Layout`. Here it is plain memory of one process, which is what a
-replay works in; `mpi` has the same thing in an MPI window. What is done to the state is decided in
-`server`.
+replay works in; `window` has the same thing in an MPI window. What is done to the state is decided
+in `server`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ import numpy as np
 
 from sparsecore import engine
 
-MESSAGE_BYTES = 1024
-
 # Words of the region "control".
-LOCK, STOP, DONE, TESTED = 0, 1, 2, 3
+LOCK, DONE, TESTED = 0, 1, 2
 
 # Words of the region "state".
 TICKET, VERSION, NNZ = 0, 1, 2
@@ -69,12 +67,6 @@ class Layout:
         arrays: list[tuple[str, type, int]] = [
             ("control", np.int64, 8),
             ("state", np.int64, 8),
-            ("gone", np.int64, workers),  # 1: the worker has left the run
-            ("beats", np.int64, workers),  # counts up as long as the worker lives
-            ("busy", np.int64, workers),  # 1: the worker is in a call that gives no sign of life
-            ("pauses", np.float64, workers),  # the longest silence between two beats, seconds
-            ("pids", np.int64, workers),
-            ("messages", np.uint8, workers * MESSAGE_BYTES),
             ("aside", np.float64, workers),  # seconds spent on tests and checkpoints
             ("weight_start", np.int64, len(sizes)),
             ("indptr", np.int64, sum(sizes[1:]) + len(sizes) - 1),
@@ -148,11 +140,3 @@ class Place:
 
     def check(self) -> None:
         """Raise `ParallelError` if a worker has stopped the run."""
-
-    def beat(self) -> None:
-        """Give a sign of life."""
-
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Mark a call that may take long without a sign of life, such as writing a file."""
-        yield

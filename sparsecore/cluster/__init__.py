@@ -1,0 +1,17 @@
+"""Parallel training from a notebook: MPI engines of ipyparallel, found or started, and driven.
+
+`connect` gives a cluster, `train` runs `wasap` on its engines and shows how it goes. What the
+engines do is written in `wasap`.
+
+A cluster is started in a terminal with ``ipcluster start --engines=MPI -n 6``, or by `connect` for
+as long as its block lasts. On a machine with Slurm the same training runs without a notebook::
+
+    #!/bin/bash
+    #SBATCH --ntasks=5 --cpus-per-task=1
+    srun python -m sparsecore train --dataset fashion-mnist --algorithm wasap --json
+"""
+
+from sparsecore.cluster.engines import Cluster, ClusterError, connect
+from sparsecore.cluster.training import train
+
+__all__ = ["Cluster", "ClusterError", "connect", "train"]

@@ -1,0 +1,68 @@
+"""The state of a run as a notebook shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Display:
+    """The state of a run in a notebook: one output that is rewritten, and a clean one at the end.
+
+    Outside IPython it stays silent.
+    """
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        try:
+            from IPython import get_ipython
+
+            self._active = get_ipython() is not None
+        except ImportError:
+            self._active = False
+
+    def __call__(self, state: dict[str, Any]) -> None:
+        """Show where the run stands."""
+        accuracy = state["test_accuracy"]
+        rows = {
+            "phase": state["phase"],
+            "epoch": f"{state['epoch']:.1f} of {state['epochs']}",
+            "test accuracy": "–" if accuracy is None else f"{100 * accuracy:.2f} %",
+            "updates": f"{state['updates']:,} ({state['updates_per_second']:,.0f} per second)",
+            "staleness": f"{state['staleness']:.2f}",
+            "seconds": f"{state['elapsed']:.1f}",
+        }
+        self._show(f"{state['algorithm'].upper()}, {state['workers']} workers", rows)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Show the outcome."""
+        config, parallel = result["config"], result["parallel"]
+        histogram = parallel["staleness_histogram"]
+        staleness = sum(s * n for s, n in enumerate(histogram)) / max(1, sum(histogram))
+        rows = {
+            "test accuracy": f"{100 * result['test_accuracy']:.2f} %",
+            "epochs": f"{config['epochs']}, of which {config['phase1_epochs']} in phase 1",
+            "updates": f"{parallel['updates']:,}",
+            "updates per second": f"{parallel['updates_per_second']:,.0f}",
+            "mean staleness": f"{staleness:.2f}",
+            "samples per second": f"{result['samples_per_second']:,.0f}",
+            "seconds of training": f"{result['seconds']['train']:.1f}",
+        }
+        for lost in parallel["failed_workers"]:
+            rows[f"rank {lost['rank']} lost"] = lost["cause"]
+        self._show(
+            f"{config['algorithm'].upper()}, {config['workers']} workers: {config['dataset']}", rows
+        )
+
+    def _show(self, title: str, rows: dict[str, Any]) -> None:
+        if not self._active:
+            return
+        from html import escape
+
+        from IPython.display import HTML, display
+
+        body = "".join(f"<tr><td>{k}</td><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
+        page = HTML(f"<table><caption>{escape(title)}</caption>{body}</table>")
+        if self._handle is None:
+            self._handle = display(page, display_id=True)
+        else:
+            self._handle.update(page)

@@ -1,0 +1,243 @@
+"""Clusters of MPI engines: found or started, and stopped."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ipyparallel as ipp
+from traitlets.config import Config
+
+from sparsecore.team import cpu_count
+from sparsecore.wasap.processes import trouble
+
+_ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package
+
+
+class ClusterError(RuntimeError):
+    """A cluster that cannot be used, or that broke; the message says what to do."""
+
+
+class Cluster:
+    """MPI engines that are ready to train.
+
+    Made by `connect`.
+
+    Attributes
+    ----------
+    client : ipyparallel.Client
+    engines : list of int
+        Engine of each rank.
+    pids : list of int
+        Process of each rank.
+    own : ipyparallel.Cluster or None
+        The cluster, if `connect` has started it.
+    """
+
+    def __init__(self, client: Any, n: int, own: Any = None) -> None:
+        self.client, self.own = client, own
+        facts = _facts(client)
+        sizes = {size for _, size, _, _ in facts.values()}
+        if sizes != {len(facts)}:
+            raise ClusterError(
+                f"the running cluster has {len(facts)} engines in MPI jobs of {sorted(sizes)} "
+                f"ranks: expected one job; stop it (ipcluster stop) and start it with "
+                f"ipcluster start --engines=MPI -n {n}"
+            )
+        self.engines = sorted(facts, key=facts.__getitem__)[:n]
+        self.pids = [facts[engine][2] for engine in self.engines]
+        self._hosts = [facts[engine][3] for engine in self.engines]
+        self.n = n
+
+    def __repr__(self) -> str:
+        """Return the number of workers and where they come from."""
+        origin = "running" if self.own is None else "started here"
+        return f"<Cluster of {self.n} MPI workers, {origin}>"
+
+    def first(self, n: int) -> Cluster:
+        """Return the first `n` workers, to be used while the others rest.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer.
+        """
+        if not 1 <= n <= self.n:
+            raise ValueError(f"n: expected 1 to {self.n} workers, got {n}")
+        part = copy.copy(self)
+        part.n, part.engines, part.pids, part._hosts = (
+            n, self.engines[:n], self.pids[:n], self._hosts[:n],
+        )  # fmt: skip
+        return part
+
+    def stopped(self) -> list[int]:
+        """Return the ranks whose processes are stopped, of those on this machine."""
+        here = socket.gethostname()
+        return [
+            rank
+            for rank, (pid, host) in enumerate(zip(self.pids, self._hosts, strict=True))
+            if host == here and trouble(pid) == "stopped"
+        ]
+
+    def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+        """Call an importable function on every worker; return their AsyncResults by rank."""
+        return [
+            self.client[engine].apply_async(function, *args, **kwargs) for engine in self.engines
+        ]
+
+
+@contextmanager
+def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Iterator[Cluster]:
+    """Use the cluster that runs, or start one of `n` MPI engines and stop it at the end.
+
+    Parameters
+    ----------
+    n : int
+        Workers. A running cluster may have more engines; the first are used.
+    profile : str
+        IPython profile of the running cluster.
+    timeout : float
+        Seconds to wait for engines.
+
+    Yields
+    ------
+    Cluster
+
+    Raises
+    ------
+    ClusterError
+        If a running cluster has too few engines or none that share an MPI job, if there is no
+        ``mpiexec``, or if engines do not come up.
+    """
+    if n < 1:
+        raise ValueError(f"n: expected at least 1 worker, got {n}")
+    client = _running(profile)
+    if client is not None:
+        with client:
+            _wait_for_engines(client, 1, min(timeout, 10.0))
+            if len(client.ids) < n:
+                raise ClusterError(
+                    f"the running cluster has {len(client.ids)} engine(s), and {n} workers were "
+                    f"asked for: ask for fewer, or stop it (ipcluster stop) and start it with "
+                    f"ipcluster start --engines=MPI -n {n}"
+                )
+            yield Cluster(client, n)
+        return
+    own, workers = _start(n), None
+    try:
+        client = own.connect_client_sync()
+        with client:
+            _wait_for_engines(client, n, timeout, own)
+            workers = Cluster(client, n, own)
+            yield workers
+    finally:
+        _stop(own, workers)
+
+
+def _running(profile: str) -> Any:
+    """Return a client of the running cluster, or None; a stale cluster file is warned of."""
+    path = _security(profile) / "ipcontroller-client.json"
+    if not path.exists():
+        return None
+    try:
+        facts = json.loads(path.read_text())
+        host = facts["interface"].split("://")[-1]
+        host = facts.get("location", host) if host in ("*", "0.0.0.0") else host
+        socket.create_connection((host, int(facts["registration"])), timeout=2).close()
+        return ipp.Client(str(path), timeout=5)
+    except (OSError, ValueError, KeyError, TimeoutError) as error:
+        warnings.warn(
+            f"{path} is left from a cluster that no longer answers ({error}); a new one is "
+            "started. Delete the file, or ipcluster start will refuse to start",
+            stacklevel=4,
+        )
+        return None
+
+
+def _security(profile: str) -> Path:
+    from IPython.paths import get_ipython_dir
+
+    return Path(get_ipython_dir()) / f"profile_{profile}" / "security"
+
+
+def _mpiexec() -> str:
+    """Return the path of mpiexec: on PATH, or beside this Python (environment not activated)."""
+    beside = Path(sys.executable).parent
+    found = shutil.which("mpiexec") or shutil.which("mpiexec", path=str(beside))
+    if found is None:
+        raise ClusterError(
+            f"mpiexec: found neither on PATH nor in {beside}; activate the environment that has "
+            "it, or install one: pip install mpich"
+        )
+    return found
+
+
+def _start(n: int) -> Any:
+    """Start a cluster of `n` MPI engines."""
+    config = Config()
+    config.MPIEngineSetLauncher.mpi_cmd = [_mpiexec()]
+    # The engines register with the first heartbeat; the default makes them wait for seconds.
+    config.Cluster.controller_args = ["--HeartMonitor.period=500"]
+    # Stopping engines makes mpiexec complain, which a page should not show; errors are raised here.
+    own = ipp.Cluster(n=n, engines="mpi", config=config, log_level=logging.CRITICAL)
+    own.start_cluster_sync()
+    if n > cpu_count():
+        print(f"{n} workers share {cpu_count()} CPUs", file=sys.stderr)
+    return own
+
+
+def _wait_for_engines(client: Any, n: int, timeout: float, own: Any = None) -> None:
+    end = time.monotonic() + timeout
+    while len(client.ids) < n:
+        if time.monotonic() > end:
+            output = ""
+            for engine_set in own.engines.values() if own is not None else []:
+                output += f"; mpiexec said: {engine_set.get_output()[-500:]!r}"
+            raise ClusterError(
+                f"{len(client.ids)} of {n} engines came up within {timeout:.0f} s{output}"
+            )
+        time.sleep(0.05)
+
+
+def _stop(own: Any, workers: Cluster | None) -> None:
+    """Stop a cluster and whatever of its processes does not listen."""
+    if workers is not None:
+        for rank in workers.stopped():  # they would not hear that they should end
+            os.kill(workers.pids[rank], signal.SIGKILL)
+    try:
+        own.stop_cluster_sync()
+    except Exception as error:
+        warnings.warn(f"the cluster did not stop by itself: {error}", stacklevel=2)
+
+
+def _facts(client: Any) -> dict[int, tuple[int, int, int, str]]:
+    """Return rank, number of ranks, process number and host of each engine."""
+    jobs = {engine: client[engine].apply_async(_about_engine) for engine in client.ids}
+    end = time.monotonic() + _ANSWER_SECONDS
+    while silent := [engine for engine, job in jobs.items() if not job.ready()]:
+        if time.monotonic() > end:
+            raise ClusterError(
+                f"engine {silent} of {len(jobs)} did not answer within {_ANSWER_SECONDS:.0f} s: it "
+                "hangs, or computes for somebody else; stop the cluster and start it anew"
+            )
+        time.sleep(0.05)
+    return {engine: job.get() for engine, job in jobs.items()}
+
+
+def _about_engine() -> tuple[int, int, int, str]:
+    """Return rank, number of ranks, process number and host of an engine."""
+    from sparsecore.wasap.mpi import world
+
+    return world().rank, world().size, os.getpid(), socket.gethostname()

@@ -1,0 +1,155 @@
+"""A training run on a cluster: submitted, watched, and its errors made one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ipyparallel as ipp
+
+from sparsecore.cluster.display import Display
+from sparsecore.cluster.engines import Cluster, ClusterError
+from sparsecore.datasets import Dataset
+from sparsecore.mlp import SparseMLP
+from sparsecore.train import TrainConfig
+from sparsecore.wasap.watch import PATIENCE
+
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 2.0  # for the others' errors, when one engine has failed
+
+
+def train(
+    cluster: Cluster,
+    config: TrainConfig,
+    dataset: str | Dataset,
+    *,
+    algorithm: str = "wasap",
+    phase1: float = 0.7,
+    warmup: int = 5,
+    seed: int = 0,
+    threads: int = 1,
+    limit: int | None = None,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+    patience: float = PATIENCE,
+) -> tuple[SparseMLP, dict[str, Any]]:
+    """Train on the cluster's workers and show how it goes.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    config : TrainConfig
+    dataset : str or Dataset
+        A name: every worker loads the data for itself. Data that no name stands for are sent.
+    algorithm, phase1, warmup
+        See `wasap.Plan`.
+    seed, threads : int
+    limit : int, optional
+        Train on so many rows.
+    checkpoint_path, resume, patience
+        See `wasap.run`; the path must mean the same to all workers.
+    on_progress : callable, optional
+        Called with where the run stands, instead of showing it.
+
+    Returns
+    -------
+    model : SparseMLP
+    result : dict
+        As `wasap.run` returns them.
+
+    Raises
+    ------
+    ClusterError
+        If a worker fails or is killed; the message names the rank and the cause. The cluster must
+        then be started anew.
+    """
+    show = Display() if on_progress is None else on_progress
+    path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
+    jobs = cluster.submit(
+        _train_on_engine,
+        {"config": config, "dataset": dataset, "limit": limit, "n_workers": cluster.n},
+        {"algorithm": algorithm, "phase1": phase1, "warmup": warmup},
+        {
+            "seed": seed, "threads": threads, "checkpoint_path": path, "resume": resume,
+            "patience": patience,
+        },
+    )  # fmt: skip
+    ended: list[int] = []  # the ranks in the order in which they did
+    for rank, job in enumerate(jobs):
+        job.add_done_callback(lambda _, rank=rank: ended.append(rank))
+    shown: dict[str, Any] | None = None
+    stopped: list[int] = []
+    while not jobs[0].ready():
+        jobs[0].wait(_POLL_SECONDS)
+        stopped = cluster.stopped() or stopped
+        state = jobs[0].data
+        if state and state != shown:
+            shown = dict(state)
+            show(shown)
+        if any(job.ready() and not job.successful() for job in jobs):
+            break
+    _raise_errors(cluster, jobs, ended, stopped, path)
+    model, result = jobs[0].get(timeout=60)
+    if isinstance(show, Display):
+        show.finish(result)
+    return model, result
+
+
+def _raise_errors(
+    cluster: Cluster, jobs: list[Any], ended: list[int], stopped: list[int], path: str | None
+) -> None:
+    """Raise the first cause, if a worker failed: the others only say that one did."""
+    if all(not job.ready() or job.successful() for job in jobs):
+        return
+    end = time.monotonic() + _GRACE_SECONDS
+    while time.monotonic() < end and not all(job.ready() for job in jobs):
+        jobs[0].wait(_POLL_SECONDS)
+    hint = "" if path is None or not os.path.exists(path) else f"; resume=True goes on from {path}"
+    causes = {}
+    for rank, job in enumerate(jobs):
+        if job.ready() and not job.successful():
+            try:
+                job.get(timeout=1)
+            except ipp.error.RemoteError as error:
+                causes[rank] = error.ename, error.evalue
+            except Exception as error:
+                causes[rank] = type(error).__name__, str(error)
+    gone = [rank for rank in ended if causes.get(rank, ("", ""))[0] == "EngineError"]
+    if gone:
+        # When one process ends, MPI ends all others, some milliseconds later; and those that find
+        # themselves held up by one that is stopped end of their own accord.
+        rank, what = (stopped[0], "is stopped") if stopped else (gone[0], "was killed or crashed")
+        raise ClusterError(
+            f"rank {rank} (process {cluster.pids[rank]}) {what}, and MPI ended all engines; start "
+            f"the cluster anew{hint}"
+        )
+    first = [rank for rank, (name, _) in causes.items() if name != "ParallelError"]
+    rank = min(first or causes)
+    name, text = causes[rank]
+    silent = [r for r, job in enumerate(jobs) if not job.ready()]
+    if silent:
+        hint = f" (rank {silent} did not answer: start the cluster anew)" + hint
+    raise ClusterError(f"rank {rank}: {name}: {text}{hint}")
+
+
+def _train_on_engine(
+    what: dict[str, Any], plan: dict[str, Any], options: dict[str, Any]
+) -> tuple[SparseMLP | None, dict[str, Any] | None]:
+    """Take one engine's part in a run."""
+    from ipyparallel.datapub import publish_data
+
+    from sparsecore import datasets, wasap
+    from sparsecore.wasap.mpi import first_ranks
+
+    data, limit = what["dataset"], what["limit"]
+    if isinstance(data, str):
+        data = datasets.load(data)
+    if limit is not None:
+        data = data.limited(limit, random_state=options["seed"])
+    with first_ranks(what["n_workers"]) as comm:
+        return wasap.run(
+            data, what["config"], wasap.Plan(**plan), comm=comm, on_progress=publish_data, **options
+        )

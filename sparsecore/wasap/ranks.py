@@ -1,0 +1,380 @@
+"""The ranks of a run: who they are, who lives, who has failed, and waiting without spinning.
+
+Every rank has a row in a small window of memory: a count that its `Watch` raises as long as it
+lives, and what it has to say. A rank whose count stands still for longer than the patience is lost.
+The count goes on through long calls (a test, a checkpoint, an evolution), since it is not the main
+thread that counts; only between `step` and `rest` it takes a step to raise it, so that a main
+thread that hangs there is noticed as well.
+
+Ranks wait by polling: only so a wait can end because of somebody who will not come.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import threading
+import time
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from sparsecore.team import cpu_count
+from sparsecore.wasap import processes
+from sparsecore.wasap.mpi import MPI
+from sparsecore.wasap.place import ParallelError
+from sparsecore.wasap.watch import LOOK, PATIENCE, Watch
+
+NAP = 2e-5  # seconds; with the kernel's timer slack about 70 microseconds
+_LONG_NAP = 1e-3
+# Whoever sleeps on a busy machine wakes up late, by the slice of another process; an update takes
+# half of this. Where ranks outnumber cores nobody spins: it would be the awaited rank's core.
+_SPIN = 3e-4
+_GONE = 3 * LOOK  # silence after which the operating system is asked
+_GRACE = 2.0  # seconds for all ranks to arrive where the run has failed
+_STEPS = 5  # a step may take so many times the longest before it
+_MESSAGE_BYTES = 1024
+
+# Columns of a rank's row.
+_BEATS, _STEP_MS, _STATE, _ARRIVALS, _ALONE = range(5)
+_ROW_BYTES = 5 * 8
+# States; at first 0. A rank that has left lets the others go on, one that has failed does not.
+_LEFT, _FAILED = 1, 2
+
+
+class Ranks:
+    """The ranks of a run, on a communicator of their own.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm, optional
+        Duplicated; all its ranks take part. By default all ranks.
+    shared : bool, optional
+        Whether the ranks' memory is shared; by default if all are on one node.
+    patience : float
+        Seconds without a sign of life after which a rank counts as lost.
+
+    Attributes
+    ----------
+    facts : list of (str, int)
+        Host and process number of every rank.
+    spin : float
+        Seconds of spinning before a wait sleeps.
+    watch : Watch
+
+    Raises
+    ------
+    ValueError
+        If memory is to be shared and cannot.
+
+    Notes
+    -----
+    Collective. Between nodes the rows lie on rank 0; each rank exchanges some bytes with it five
+    times a second.
+    """
+
+    def __init__(
+        self, comm: Any = None, *, shared: bool | None = None, patience: float = PATIENCE
+    ) -> None:
+        comm = MPI.COMM_WORLD if comm is None else comm
+        self.rank, self.size, self.patience = comm.rank, comm.size, patience
+        self.host, self.spin = socket.gethostname(), 0.0
+        self.facts: list[tuple[str, int]] = []
+        self.longest_step = 0.0
+        self._lost: dict[int, str] = {}
+        self._rows: np.ndarray | None = None
+        self._guard = threading.Lock()  # the rows are not taken away while the watch looks at them
+        self._known, self._silence = [0] * self.size, [0.0] * self.size
+        self._steps = self._steps_known = self._arrivals = 0
+        self._late = False
+        self._step_began: float | None = None
+        self._looked = time.monotonic()
+        self._unfinished: list[Any] = []
+        self.watch = Watch(self._look, patience)
+        self.watch.start()
+        with self.watch.over("the ranks' meeting"):
+            self.comm, request = comm.Idup()
+            self.wait(request)
+            self.facts = self.gathered((self.host, os.getpid()))
+            node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+            self.rank_on_node, size_on_node = node.rank, node.size
+            node.Free()
+            if shared and size_on_node != self.size:
+                raise ValueError("window: expected all ranks on one node to share memory")
+            self.shared = size_on_node == self.size if shared is None else shared
+            rows = self._open()
+        self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
+        self._looked = time.monotonic()
+        self._rows = rows
+
+    # --- the rows --------------------------------------------------------------------------------
+
+    def _open(self) -> np.ndarray:
+        """Make the window; return the ranks' rows, or room for a copy of them."""
+        n_rows = _ROW_BYTES * self.size
+        nbytes = n_rows + _MESSAGE_BYTES * self.size
+        own = nbytes if self.rank == 0 else 0
+        if self.shared:
+            self._win = MPI.Win.Allocate_shared(own, 1, comm=self.comm)
+            memory = np.asarray(self._win.Shared_query(0)[0])[:nbytes].view(np.uint8)
+        else:
+            self._win = MPI.Win.Allocate(own, 1, comm=self.comm)
+            memory = np.zeros(nbytes, np.uint8)
+            self._copy = np.zeros((self.size, 5), np.int64)
+            self._exchange: list[Any] = []
+        if self.rank == 0:
+            np.asarray(self._win.tomemory()).view(np.uint8)[:] = 0
+        self._messages = memory[n_rows:].reshape(self.size, _MESSAGE_BYTES)
+        self._win.Lock_all(MPI.MODE_NOCHECK)
+        self.barrier()
+        return memory[:n_rows].view(np.int64).reshape(self.size, 5)
+
+    def _swap_rows(self, rows: np.ndarray) -> None:
+        """Send this rank's row to rank 0 and fetch all, without waiting for it."""
+        if not all(request.Test() for request in self._exchange):
+            return
+        if self._exchange:
+            own = rows[self.rank].copy()
+            rows[:] = self._copy
+            rows[self.rank] = own
+        sent = rows[self.rank].copy()
+        self._exchange = [
+            self._win.Rput([sent, MPI.BYTE], 0, (_ROW_BYTES * self.rank, _ROW_BYTES, MPI.BYTE)),
+            self._win.Rget([self._copy, MPI.BYTE], 0, (0, self._copy.nbytes, MPI.BYTE)),
+        ]
+
+    def _set(self, column: int, value: int) -> None:
+        """Let the others know of a number in this rank's row."""
+        assert self._rows is not None
+        self._rows[self.rank, column] = value
+        if not self.shared:
+            where = (_ROW_BYTES * self.rank + 8 * column, 8, MPI.BYTE)
+            with self.watch.over("telling the others"):
+                self._win.Put([np.array([value]), MPI.BYTE], 0, where)
+                self._win.Flush(0)
+
+    def _column(self, column: int) -> list[int]:
+        return [] if self._rows is None else self._rows[:, column].tolist()
+
+    # --- who lives -------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Begin a step of the computation; it ends with the next one, or with `rest`."""
+        self.rest()
+        self._steps += 1
+        self._step_began = time.monotonic()
+
+    def rest(self) -> None:
+        """End a step."""
+        if self._step_began is not None:
+            self.longest_step = max(self.longest_step, time.monotonic() - self._step_began)
+            self._step_began = None
+
+    def lost(self, rank: int) -> str | None:
+        """Return why a rank will not be heard of again, or None."""
+        return self._lost.get(rank)
+
+    def all_lost(self) -> dict[int, str]:
+        """Return the ranks that are lost, and why."""
+        return dict(self._lost)
+
+    def _look(self) -> str | None:
+        """Give a sign of life, and look for the others'; called by the watch."""
+        with self._guard:
+            if self._rows is None:
+                return self._stopped() if self.facts else processes.missing_siblings()
+            self._beat(self._rows)
+            if not self.shared:
+                self._swap_rows(self._rows)
+            self._listen(self._rows)
+            if self.rank and 0 in self._lost and self._silence[0] > self.patience + _GRACE:
+                self.watch.end_process(self._without_rank_0())  # the main thread is busy
+            if any(self._rows[:, _ALONE]):
+                return f"rank {int(self._rows[:, _ALONE].argmax())} waits no more"
+            return next((f"rank {rank} {why}" for rank, why in self._lost.items()), None)
+
+    def _beat(self, rows: np.ndarray) -> None:
+        if self._step_began is None or self._steps != self._steps_known:
+            rows[self.rank, _BEATS] += 1
+        self._steps_known = self._steps
+        rows[self.rank, _STEP_MS] = 1000 * self.longest_step
+
+    def _listen(self, rows: np.ndarray) -> None:
+        now = time.monotonic()
+        # Whoever was suspended himself has not listened all the time.
+        passed, self._looked = min(now - self._looked, _GONE), now
+        for rank, (beats, step_ms) in enumerate(rows[:, : _STEP_MS + 1].tolist()):
+            if rank == self.rank:
+                continue
+            if beats != self._known[rank]:
+                self._known[rank], self._silence[rank] = beats, 0.0
+                self._lost.pop(rank, None)
+                continue
+            self._silence[rank] += passed
+            if self._silence[rank] > _GONE:
+                self._judge(rank, self._silence[rank], step_ms / 1000)
+
+    def _judge(self, rank: int, silence: float, longest_step: float) -> None:
+        host, pid = self.facts[rank]
+        trouble = processes.trouble(pid) if host == self.host else None
+        what = f"gave no sign of life for {silence:.1f} s"
+        if trouble == "gone":
+            self._lost[rank] = f"is gone (process {pid} on {host})"
+        elif trouble == "stopped" and silence > self.patience:
+            self._lost[rank] = f"{what} (process {pid} on {host} is stopped)"
+        elif silence > max(self.patience, _STEPS * longest_step):
+            self._lost[rank] = f"{what} (process {pid} on {host})"
+
+    def _stopped(self) -> str | None:
+        for rank, (host, pid) in enumerate(self.facts):
+            trouble = processes.trouble(pid) if host == self.host else None
+            if trouble:
+                return f"rank {rank} is {trouble} (process {pid} on {host})"
+        return None
+
+    # --- who has failed --------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise `ParallelError` if a rank has ended the run, or rank 0 is lost."""
+        states = self._column(_STATE)
+        if _FAILED in states:
+            raise ParallelError(self.message(states.index(_FAILED)))
+        if self.rank and 0 in self._lost:
+            raise ParallelError(self._without_rank_0())
+
+    def _without_rank_0(self) -> str:
+        return f"rank 0, which makes the result, {self._lost[0]}"
+
+    def stop(self, error: BaseException) -> None:
+        """End the run for all ranks, because of this rank's `error`."""
+        text = f"rank {self.rank} ended the run: {type(error).__name__}: {error}"
+        self._say(str(error) if isinstance(error, ParallelError) else text, _FAILED)
+
+    def leave(self, error: BaseException) -> None:
+        """Leave the run to the others, because of this rank's `error`."""
+        self._say(f"{type(error).__name__}: {error}", _LEFT)
+
+    def left(self, rank: int) -> bool:
+        """Tell whether a rank has said that it leaves the run."""
+        return self._column(_STATE)[rank] == _LEFT
+
+    def _say(self, text: str, state: int) -> None:
+        self.rest()
+        raw = text.encode()[: _MESSAGE_BYTES - 1] + b"\0"
+        own = self._messages[self.rank, : len(raw)]
+        own[:] = np.frombuffer(raw, np.uint8)
+        if not self.shared:
+            where = (_ROW_BYTES * self.size + _MESSAGE_BYTES * self.rank, len(raw), MPI.BYTE)
+            with self.watch.over("telling the others"):
+                self._win.Put([own, MPI.BYTE], 0, where)
+                self._win.Flush(0)
+        self._set(_STATE, state)
+
+    def message(self, rank: int) -> str:
+        """Return why a rank left or ended the run."""
+        if not self.shared:
+            where = (_ROW_BYTES * self.size + _MESSAGE_BYTES * rank, _MESSAGE_BYTES, MPI.BYTE)
+            with self.watch.over("asking for the cause"):
+                self._win.Get([self._messages[rank], MPI.BYTE], 0, where)
+                self._win.Flush(0)
+        return self._messages[rank].tobytes().split(b"\0")[0].decode(errors="replace")
+
+    # --- waiting ---------------------------------------------------------------------------------
+
+    def wait(self, request: Any) -> None:
+        """Wait for a non-blocking operation in which all ranks take part.
+
+        Raises
+        ------
+        ParallelError
+            If a rank ends the run or is lost meanwhile.
+        """
+        start = looked = time.monotonic()
+        while not request.Test():
+            now = time.monotonic()
+            if now - start > self.spin:
+                time.sleep(NAP if now - start < 100 * NAP + self.spin else _LONG_NAP)
+            if now - looked > LOOK:
+                looked = now
+                try:
+                    self.check()
+                    for rank, why in list(self._lost.items()):
+                        raise ParallelError(f"rank {rank} {why}")
+                except ParallelError:
+                    self._unfinished.append(request)  # MPI may still write where it was told to
+                    raise
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        self.wait(self.comm.Ibarrier())
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return all ranks' values, of any small kind."""
+        raw = np.frombuffer(pickle.dumps(value), np.uint8)
+        sizes = np.zeros(self.size, np.int64)
+        self.wait(self.comm.Iallgather(np.array([len(raw)]), sizes))
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        every = np.empty(starts[-1], np.uint8)
+        self.wait(self.comm.Iallgatherv(raw, [every, sizes, starts[:-1], MPI.BYTE]))
+        return [pickle.loads(every[a:b].tobytes()) for a, b in pairwise(starts)]
+
+    def agree(self, error: BaseException | None) -> None:
+        """Raise on all ranks if there is an `error` on one: the run does not start."""
+        texts = self.gathered(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        for rank, other in enumerate(texts):
+            if other is not None:
+                raise ParallelError(f"rank {rank} could not start: {other}")
+
+    def in_turns(self, function: Any) -> Any:
+        """Call `function` on the first rank of each node, then on the others; raise on all or none.
+
+        What the first one compiles, the others find in the cache instead of racing for it.
+        """
+        result, error = None, None
+        for turn in (True, False):
+            if (self.rank_on_node == 0) == turn:
+                try:
+                    result = function()
+                except Exception as caught:
+                    error = caught
+            self.agree(error)
+        return result
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def arrive(self) -> bool:
+        """Wait until all ranks that live have come to this end; False if others have not.
+
+        Then nothing can be done together any more.
+        """
+        if self._late:
+            return False
+        self._arrivals += 1
+        self._set(_ARRIVALS, self._arrivals)
+        start = time.monotonic()
+        while missing := [r for r, n in enumerate(self._column(_ARRIVALS)) if n < self._arrivals]:
+            failed = _FAILED in self._column(_STATE)
+            self._late = failed and time.monotonic() - start > _GRACE
+            if self._late or all(rank in self._lost for rank in missing):
+                self._set(_ALONE, 1)
+                return False
+            time.sleep(_LONG_NAP)
+        return not any(self._column(_ALONE))
+
+    def close(self) -> None:
+        """Free what MPI holds, if all ranks come to do so together."""
+        if self.arrive():
+            with self.watch.over("freeing the memory"):
+                with self._guard:
+                    self._rows = None
+                if not self.shared:
+                    MPI.Request.Waitall(self._exchange)
+                self._win.Unlock_all()
+                self._win.Free()
+                if not self._unfinished:
+                    self.comm.Free()
+        self.watch.end()

@@ -1,0 +1,185 @@
+"""The server's window of memory, its lock, and the workers' models on their way to rank 0.
+
+The parameter server is a window of memory, not a process. If all ranks share a node it is shared
+memory and `fetch` and `store` cost nothing; otherwise it lies on rank 0 and they are Get and Put.
+What is written there is decided in `server`.
+
+The lock is one word of the window, taken by compare-and-swap; who does not get it soon sleeps for
+some microseconds. MPI's own exclusive lock spins while it waits, which takes the core from the very
+rank that is awaited. ``mpiexec -n 2 python -m sparsecore bench --parallel fashion-mnist`` measures
+both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from sparsecore import engine
+from sparsecore.wasap.mpi import MPI
+from sparsecore.wasap.place import DONE, LOCK, Layout, ParallelError, Place
+from sparsecore.wasap.ranks import NAP, Ranks
+from sparsecore.wasap.watch import LOOK
+
+_TAG_MODEL = 1  # a worker's model and record, sent to rank 0 at the end
+
+
+class Window(Place):
+    """State of the parameter server in an MPI window.
+
+    Parameters
+    ----------
+    ranks : Ranks
+    layout : Layout
+
+    Notes
+    -----
+    Collective; so is `free`. Between machines an update fetches and stores parameters and
+    velocity, 16 bytes a parameter, under the same lock.
+    """
+
+    def __init__(self, ranks: Ranks, layout: Layout) -> None:
+        self.layout, self.ranks = layout, ranks
+        self.rank, self.workers, self.moved = ranks.rank, ranks.size, 0
+        self.kind = "shared" if ranks.shared else "remote"
+        size = layout.nbytes if self.rank == 0 else 0
+        ranks.barrier()  # whoever is late is waited for where the wait can end
+        with ranks.watch.over("opening the server's window"):
+            if ranks.shared:
+                self._win = MPI.Win.Allocate_shared(size, 1, comm=ranks.comm)
+                memory = np.asarray(self._win.Shared_query(0)[0])[: layout.nbytes].view(np.uint8)
+            else:
+                self._win = MPI.Win.Allocate(size, 1, comm=ranks.comm)
+                memory = engine.aligned(layout.nbytes, np.uint8)
+        if self.rank == 0:
+            np.asarray(self._win.tomemory()).view(np.uint8)[:] = 0
+        self._attach(memory)
+        self._word, self._result = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        self._win.Lock_all(MPI.MODE_NOCHECK)
+        ranks.barrier()
+
+    # --- memory ----------------------------------------------------------------------------------
+
+    def fetch(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return ``region[start:stop]`` as it is now."""
+        part = super().fetch(name, start, stop)
+        if not self.ranks.shared and part.nbytes:
+            with self.ranks.watch.over("reading the server's state"):
+                self._win.Get([part, MPI.BYTE], 0, self._target(name, start, part))
+                self._win.Flush(0)
+        return part
+
+    def store(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Put back what was changed of ``region[start:stop]``."""
+        super().store(name, start, stop)
+        part = self._views[name][start:stop]
+        if not self.ranks.shared and part.nbytes:
+            with self.ranks.watch.over("writing the server's state"):
+                self._win.Put([part, MPI.BYTE], 0, self._target(name, start, part))
+                self._win.Flush(0)
+
+    def _target(self, name: str, start: int, part: np.ndarray) -> tuple[int, int, Any]:
+        region = self.layout.regions[name]
+        return region.offset + start * region.dtype.itemsize, part.nbytes, MPI.BYTE
+
+    def check(self) -> None:
+        """Raise `ParallelError` if a rank has ended the run."""
+        self.ranks.check()
+
+    # --- the lock --------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the server's exclusive lock.
+
+        A failure inside ends the run and keeps the lock: what it protects was left half done.
+        """
+        start = looked = time.monotonic()
+        while holder := self._swap(LOCK, 0, self.rank + 1):
+            now = time.monotonic()
+            if now - start > self.ranks.spin:
+                time.sleep(NAP)
+            if now - looked > LOOK:
+                looked = now
+                self.check()
+                why = self.ranks.lost(holder - 1)
+                if why:
+                    raise ParallelError(f"rank {holder - 1}, which holds the server's lock, {why}")
+        self._win.Sync()
+        try:
+            yield
+        except BaseException as error:
+            self.ranks.stop(error)
+            raise
+        self._win.Sync()
+        self._swap(LOCK, self.rank + 1, 0)
+
+    def _swap(self, word: int, expected: int, value: int) -> int:
+        """Set a control word to `value` if it is `expected`; return what it was."""
+        self._word[0] = value
+        compare = np.array([expected], np.int64)
+        offset = self.layout.regions["control"].offset + 8 * word
+        with self.ranks.watch.over("taking the server's lock"):
+            self._win.Compare_and_swap(self._word, compare, self._result, 0, offset)
+            self._win.Flush(0)
+        return int(self._result[0])
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def send_result(self, parts: list[np.ndarray]) -> Any:
+        """Start to send arrays to rank 0 as one message; keep what is returned until then."""
+        buffer = np.concatenate([np.ascontiguousarray(p).view(np.uint8).ravel() for p in parts])
+        return self.ranks.comm.Isend([buffer, MPI.BYTE], 0, _TAG_MODEL), buffer
+
+    def receive_results(self) -> tuple[dict[int, np.ndarray], dict[int, str]]:
+        """Wait for the other ranks' messages; return them, and why others will not come."""
+        missing = set(range(1, self.workers))
+        coming: dict[int, tuple[Any, np.ndarray]] = {}
+        arrived: dict[int, np.ndarray] = {}
+        failed: dict[int, str] = {}
+        looked = time.monotonic()
+        while missing:
+            status = MPI.Status()
+            message = self.ranks.comm.Improbe(MPI.ANY_SOURCE, _TAG_MODEL, status)
+            if message is not None:
+                buffer = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+                coming[status.source] = message.Irecv([buffer, MPI.BYTE]), buffer
+            for rank in missing & coming.keys():
+                if coming[rank][0].Test():
+                    arrived[rank] = coming[rank][1]
+            missing -= arrived.keys()
+            time.sleep(1e-3)
+            if time.monotonic() - looked > LOOK:
+                looked = time.monotonic()
+                self.check()
+                for rank in sorted(missing):
+                    left = self.ranks.left(rank)
+                    why = self.ranks.message(rank) if left else self.ranks.lost(rank)
+                    if why:
+                        failed[rank] = why
+                missing -= failed.keys()
+        self._unfinished = coming  # MPI may still write where it was told to
+        return arrived, failed
+
+    def finish(self) -> None:
+        """Tell the others that the result is there (rank 0)."""
+        self.write("control", 1, DONE)
+
+    def wait_for_finish(self, pending: tuple[Any, np.ndarray] | None) -> None:
+        """Wait, asleep, until rank 0 has the result."""
+        while not self.fetch("control")[DONE]:
+            time.sleep(5e-3)
+            if pending is not None:
+                pending[0].Test()
+            self.check()
+
+    def free(self) -> None:
+        """Free the window. Collective."""
+        self._views = {}
+        with self.ranks.watch.over("freeing the server's window"):
+            self._win.Unlock_all()
+            self._win.Free()

@@ -47,11 +47,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as JSON, atomically; NaN and infinity are refused."""
-    text = json.dumps(value, indent=1, allow_nan=False)
+def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
+    """Write `values` as JSON, one entry a line, atomically; NaN and infinity are refused."""
+    lines = (
+        f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'), allow_nan=False)}"
+        for name, value in values.items()
+    )
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
     with atomic_write(path) as file:
-        file.write(text.encode() + b"\n")
+        file.write(text.encode())
 
 
 def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | None = None) -> None:

@@ -16,10 +16,10 @@ pytest.importorskip("pandas")
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper import figures, results, studies, tables
+from sparsecore.paper.conditions import METHODS, SENSITIVITIES, STUDIES, Study
 from sparsecore.paper.observers import ObserveTopology
 from sparsecore.paper.page import Table
 from sparsecore.paper.settings import READING, SETTINGS
-from sparsecore.paper.studies import METHODS, SENSITIVITIES, STUDIES, Study
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -6,6 +6,7 @@ import pytest
 
 from sparsecore import datasets, wasap
 from sparsecore.paper import parallel, parallel_figures
+from sparsecore.paper.results import ResultWarning
 from sparsecore.train import TrainConfig
 
 SMALL = TrainConfig(hidden=(20, 20), batch_size=32, epochs=4)
@@ -44,8 +45,8 @@ def test_runs_are_made_once_and_then_read(trained):
     assert len(trained) == 4
     assert again.runs == first.runs and again.replay == first.replay
 
-    parallel.path_of("quick", "wassp-seed1").write_text("{")
-    with pytest.warns(parallel.ResultWarning, match="wassp-seed1.json .* damaged"):
+    parallel.FILES.path("wassp-seed1", "quick").write_text("{")
+    with pytest.warns(ResultWarning, match="wassp-seed1.json .* damaged"):
         repaired = parallel.load("quick")
     assert trained[4:] == [("wassp", 1)]
     assert repaired.runs["wassp"][1]["weights_sha256"] == first.runs["wassp"][1]["weights_sha256"]

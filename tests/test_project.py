@@ -36,7 +36,7 @@ ROWS = (
     {"estimator"},
     {"cluster"},
     {"wasap"},
-    {"train"},
+    {"train", "extreme"},
     {"checkpoint"},
     {"mlp"},
     {"engine"},

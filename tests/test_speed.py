@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(speed, "EFFORTS", {"quick": SMALL, "paper": SMALL})
     parts = {
         "peers": contests,
+        "epochs": lambda effort, report: speed.epochs(effort, report, (600, 100)),
         "density": lambda effort, report: speed.density_sweep(
             effort, report, SHAPES["fashion-mnist"], (0.1, 1.0)
         ),
@@ -149,7 +151,8 @@ def test_measured_once_and_then_read(small, monkeypatch):
     assert written == [f"quick/F-speed/{part}.json" for part in sorted(speed.PARTS)]
     again = speed.load()
     assert json.dumps(again.here) == json.dumps(first.here)
-    monkeypatch.setattr(speed, "_code_sha256", lambda: "another")
+    another = replace(speed.FILES, code_sha256=lambda: "another")
+    monkeypatch.setattr(speed, "FILES", another)
     assert json.dumps(speed.load().here) != json.dumps(first.here), "stale: measured anew"
 
 
@@ -160,10 +163,10 @@ def test_recorded_profile_stands_beside_the_build(small):
     assert [title for title, _ in speed.load("paper").versions("width")] == ["recorded"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"study": "F-speed", "part": "peers"', "{}"])
+@pytest.mark.parametrize("content", ["", "[]", '{"study": "F-speed", "name": "peers"', "{}"])
 def test_damaged_file_is_measured_anew(small, content):
     speed.load()
-    path = speed.path_of("width", "quick")
+    path = speed.FILES.path("width", "quick")
     path.write_text(content)
     with pytest.warns(ResultWarning, match=r"width\.json of F-speed, quick: damaged"):
         found = speed.load()
@@ -209,6 +212,12 @@ def test_tables_say_what_is_there_and_what_is_not(small):
     kernels = speed_figures.kernels(measured)
     assert list(kernels.frame["layer"]) == ["784 → 1000"] * 2
     assert "ms_median" in kernels.csv()
+    epoch = speed_figures.epochs(measured)
+    total = sum(spent["median"] for spent in measured.here["epochs"]["seconds"].values())
+    shares = [float(text.split()[0]) for text in epoch.frame["share"]]
+    assert sum(shares) == pytest.approx(100, abs=0.3)
+    products = measured.here["epochs"]["seconds"]["products"]["median"]
+    assert shares[0] == pytest.approx(100 * products / total, abs=0.06)
 
 
 # --- the command ---
@@ -263,3 +272,18 @@ def test_options_that_do_not_go_together(options, message, capsys):
 def test_study_command_measures(small, capsys):
     assert main(["study", "run", "F-speed"]) == 0
     assert "density" in capsys.readouterr().out
+
+
+def test_cache_sizes_are_the_system_s(tmp_path, monkeypatch):
+    for index, (level, kind, size) in enumerate(
+        [("1", "Data", "48K"), ("1", "Instruction", "32K"), ("2", "Unified", "2048K")]
+    ):
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        for name, text in (("level", level), ("type", kind), ("size", size)):
+            (folder / name).write_text(f"{text}\n")
+    monkeypatch.setattr(roofline, "_SYSTEM", tmp_path)
+    found = roofline.cache_sizes()
+    assert (found["L1"], found["L2"]) == (48 * 1024, 2 * 1024 * 1024)
+    monkeypatch.setattr(roofline, "_SYSTEM", tmp_path / "nothing")
+    assert roofline.cache_sizes() == roofline._CACHES

@@ -1,15 +1,19 @@
 """Studies: run or load, and when a result file is not taken for what it says."""
 
+import importlib
 import json
+import shutil
 import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sparsecore import __main__, datasets, experiment
+from sparsecore import __main__, cluster, datasets, experiment
 from sparsecore.datasets import DataNotAvailable
-from sparsecore.paper import dense, results, studies
+from sparsecore.paper import conditions, dense, on_cluster, results, studies, tables
+from sparsecore.paper.conditions import METHODS, STUDIES, Condition, Study
+from sparsecore.paper.measurements import Measurements
 from sparsecore.paper.observers import (
     ObserveGradientFlow,
     ObserveImportance,
@@ -17,7 +21,6 @@ from sparsecore.paper.observers import (
     ObserveTopology,
 )
 from sparsecore.paper.settings import setting
-from sparsecore.paper.studies import METHODS, STUDIES, Condition, Study
 from sparsecore.train import new_model
 
 
@@ -36,7 +39,7 @@ def study(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(STUDIES, "F-test", small)
     monkeypatch.setenv(results.ENVIRONMENT, str(tmp_path))
-    monkeypatch.delenv(studies.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(conditions.ENVIRONMENT, raising=False)
     return small
 
 
@@ -144,7 +147,7 @@ def test_a_stale_result_is_computed_anew(study, ran, monkeypatch, changed):
     ran.clear()
     if changed == "config":
         monkeypatch.setitem(
-            METHODS, "set-relu", studies.Method("SET", {"activation": "relu", "zeta": 0.2})
+            METHODS, "set-relu", conditions.Method("SET", {"activation": "relu", "zeta": 0.2})
         )
     elif changed == "code":
         monkeypatch.setattr(results, "code_sha256", lambda *modules: "another")
@@ -194,7 +197,7 @@ def test_an_interruption_loses_only_the_run_in_progress(study, monkeypatch):
 
 
 def test_a_run_that_diverges_is_recorded_and_not_computed_again(study, ran, monkeypatch):
-    wild = studies.Method("SET", {"activation": "relu", "learning_rate": 1e6})
+    wild = conditions.Method("SET", {"activation": "relu", "learning_rate": 1e6})
     monkeypatch.setitem(METHODS, "set-relu", wild)
     with np.errstate(all="ignore"):
         found = load()
@@ -233,17 +236,42 @@ def test_a_study_can_show_the_runs_of_another(study, ran, monkeypatch):
 
 
 def test_profiles(study, monkeypatch):
-    assert studies.current_profile() == "quick"
-    monkeypatch.setenv(studies.ENVIRONMENT, "paper")
-    assert studies.current_profile() == "paper"
-    assert studies.current_profile("quick") == "quick"
-    monkeypatch.setenv(studies.ENVIRONMENT, "huge")
+    assert conditions.current_profile() == "quick"
+    monkeypatch.setenv(conditions.ENVIRONMENT, "paper")
+    assert conditions.current_profile() == "paper"
+    assert conditions.current_profile("quick") == "quick"
+    monkeypatch.setenv(conditions.ENVIRONMENT, "huge")
     with pytest.raises(
         ValueError, match=r"\$SPARSECORE_PROFILE: expected one of quick, paper, got 'huge'"
     ):
-        studies.current_profile()
+        conditions.current_profile()
     with pytest.raises(ValueError, match=r"expected one of .*F-curves.*, got 'F-none'"):
-        studies.find("F-none")
+        conditions.find("F-none")
+
+
+def test_every_table_and_figure_of_the_design_has_its_study():
+    keys = "T-datasets T-hyper T-main T-extreme F-overview F-curves F-gradient-flow F-alpha "
+    keys += "F-importance F-topology F-parallel F-scaling F-resources F-speed L-claims"
+    assert set(keys.split()) == set(STUDIES)
+    measured = [study for study in STUDIES.values() if study.measured_by]
+    assert {study.key for study in measured} == {"F-speed", "F-parallel", "F-scaling", "T-extreme"}
+    for study in measured:
+        module = importlib.import_module(study.measured_by)
+        assert module.FILES.study == study.key
+        assert callable(module.load)
+
+
+def test_state_of_a_measurement(tmp_path, monkeypatch):
+    monkeypatch.setenv(results.ENVIRONMENT, str(tmp_path))
+    files = Measurements("F-test", lambda: "code", lambda profile: ["a", "b", "c"])
+    files.write("b", "quick", {"ms": 1.0})
+    replace(files, code_sha256=lambda: "older").write("c", "quick", {})
+    states = files.look("quick")
+    assert (states["a"], states["b"], states["c"][:5]) == ("missing", "present", "stale")
+    assert files.read("c", "quick") is not None
+    files.path("b", "quick").write_text('{"study": "F-test"')
+    with pytest.warns(results.ResultWarning, match="b.json of F-test, quick: damaged"):
+        assert files.look("quick")["b"].startswith("stale or damaged")
 
 
 def test_the_paper_profile_is_the_setting_unchanged():
@@ -286,12 +314,56 @@ def test_a_method_names_its_runner(study, monkeypatch):
     assert run["code_sha256"] != found.of("digits", "set-relu")[0]["code_sha256"]
 
 
+@pytest.fixture
+def parallel(study, monkeypatch, tmp_path):
+    """Return the study with parallel methods, and the list of clusters that are asked for."""
+    pytest.importorskip("ipyparallel")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    both = replace(study, methods=("set-relu", "wassp", "wasap"), seeds={"quick": (0,)})
+    monkeypatch.setitem(STUDIES, "F-test", replace(both, observers={}))
+    asked, connect = [], cluster.connect
+
+    def counted(n):
+        asked.append(n)
+        return connect(n)
+
+    monkeypatch.setattr(cluster, "connect", counted)
+    return asked
+
+
+@pytest.mark.mpi
+def test_parallel_methods_train_on_one_cluster(parallel):
+    pytest.importorskip("mpi4py")
+    found = load()
+    assert parallel == [on_cluster.n_workers()]
+    data = datasets.load("digits").limited(300)
+    for method in ("wassp", "wasap"):
+        run = found.of("digits", method)[0]
+        assert run["provenance"]["ranks"] == run["parallel"]["workers"] == on_cluster.n_workers()
+        assert run["provenance"]["data_sha256"] == data.content_hash
+        assert [epoch["epoch"] for epoch in run["epochs"]] == [1, 2]
+        assert run["config"]["algorithm"] == method
+    assert load().runs == found.runs
+    assert len(parallel) == 1, "what is there needs no cluster"
+
+
+def test_without_a_cluster_parallel_rows_say_so_and_the_others_are_there(parallel, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda *args, **options: None)
+    found = load()
+    assert [run["condition"]["method"] for run in found.runs] == ["set-relu"]
+    assert found.no_cluster.startswith("mpiexec: found neither on PATH")
+    assert len(parallel) == 1, "asked once, not for every run"
+    table = tables.main(found)
+    assert "WASAP: not run: mpiexec: found neither" in table.caption
+    assert table.frame.set_index("method").loc["WASAP", "accuracy (%)"] == "—"
+
+
 def test_what_does_not_fit_is_not_run_and_said():
-    reason = studies.excluded("leukemia", "dense")
+    reason = conditions.excluded("leukemia", "dense")
     weights = 54675 * 27500 + 27500 * 27500 + 27500 * 18
     assert f"{8 * weights / 2**30:.1f} GiB" in reason
-    assert studies.excluded("leukemia", "set-relu") is None
-    assert studies.excluded("cifar10", "dense") is None
+    assert conditions.excluded("leukemia", "set-relu") is None
+    assert conditions.excluded("cifar10", "dense") is None
     ran = {(c.dataset, c.method) for c in STUDIES["T-main"].conditions("quick")}
     assert ("leukemia", "dense") not in ran
     assert ("leukemia", "set-relu") in ran
@@ -303,7 +375,11 @@ def test_quick_pruning_is_scaled_to_the_epochs():
     prunings = [e for e in range(1, 101) if condition.config.prunes_after(e)]
     assert prunings == [40, 50, 60, 70, 80, 90]
     paper = replace(condition, profile="paper").config
-    assert (paper.prune_from, paper.prune_every) == (200, 10)
+    assert (paper.prune_from, paper.prune_every, paper.prune_percentile) == (200, 10, 20)
+    condition = replace(condition, method="wasap-pruned")
+    assert [e for e in range(1, 101) if condition.config.prunes_after(e)] == [40, 60, 80]
+    paper = replace(condition, profile="paper").config
+    assert (paper.prune_from, paper.prune_every, paper.prune_percentile) == (200, 20, 10)
 
 
 def test_recorded_results_are_read_and_never_run(study, ran, monkeypatch):
@@ -336,11 +412,11 @@ def test_recorded_results_are_read_and_never_run(study, ran, monkeypatch):
         assert studies.recorded("F-test").runs == []
     with monkeypatch.context() as patch:
         patch.setitem(
-            METHODS, "set-relu", studies.Method("SET", {"activation": "relu", "zeta": 0.2})
+            METHODS, "set-relu", conditions.Method("SET", {"activation": "relu", "zeta": 0.2})
         )
         assert studies.recorded("F-test").runs == []
     with monkeypatch.context() as patch:
-        patch.setenv(studies.ENVIRONMENT, "paper")  # then they are the build's own
+        patch.setenv(conditions.ENVIRONMENT, "paper")  # then they are the build's own
         assert studies.recorded("F-test").runs == []
     paper[0].path.write_text("{")
     with pytest.warns(results.ResultWarning, match="left out"):

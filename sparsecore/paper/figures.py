@@ -18,8 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsecore import datasets
+from sparsecore.paper.conditions import METHODS, current_profile
 from sparsecore.paper.page import Note, Picture, Recorded
-from sparsecore.paper.studies import METHODS, Result, Results, current_profile
+from sparsecore.paper.studies import Result, Results
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
 # everywhere.
@@ -29,6 +30,9 @@ COLOURS = {
     "set-leaky-relu": "#CC79A7",  # reddish purple
     "set-all-relu": "#0072B2",  # blue
     "set-all-relu-pruned": "#009E73",  # bluish green
+    "wassp": "#E69F00",  # orange
+    "wasap": "#56B4E9",  # sky blue
+    "wasap-pruned": "#882255",  # wine
 }
 GREY = "#6b6b6b"
 WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch

@@ -2,7 +2,7 @@
 
 An observer is made for one run, of its configuration and data, and called with the model after each
 epoch, and once before the first. It changes neither the model nor the random numbers of the run.
-Which runs are observed by what is said in `studies`.
+Which runs are observed by what is said in `conditions`.
 """
 
 from __future__ import annotations

@@ -7,18 +7,15 @@ profile. Drawing is for `parallel_figures`.
 
 from __future__ import annotations
 
-import json
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sparsecore import checkpoint, cluster, datasets, experiment, wasap
+from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.datasets import Dataset
 from sparsecore.paper import results
-from sparsecore.paper.results import ResultWarning
+from sparsecore.paper.conditions import current_profile
+from sparsecore.paper.measurements import Measurements
 from sparsecore.paper.settings import setting
-from sparsecore.paper.studies import current_profile
 from sparsecore.train import TrainConfig
 
 STUDY = "F-parallel"
@@ -76,9 +73,14 @@ def config_of(profile: str) -> TrainConfig:
     return config if epochs is None else config.with_values(epochs=epochs)
 
 
-def path_of(profile: str, name: str) -> Path:
-    """Return the file of a run, or of the replay."""
-    return results.root() / profile / STUDY / f"{name}.json"
+def _names(profile: str) -> list[str]:
+    seeds = EFFORTS[profile].seeds
+    return [*(f"{name}-seed{seed}" for seed in seeds for name in ALGORITHMS), "replay"]
+
+
+FILES = Measurements(
+    STUDY, lambda: results.code_sha256("sparsecore.wasap.phases", "sparsecore.experiment"), _names
+)
 
 
 def load(profile: str | None = None) -> Parallel:
@@ -87,7 +89,7 @@ def load(profile: str | None = None) -> Parallel:
     Parameters
     ----------
     profile : {"quick", "paper"}, optional
-        See `studies.current_profile`.
+        See `conditions.current_profile`.
 
     Raises
     ------
@@ -103,16 +105,16 @@ def load(profile: str | None = None) -> Parallel:
     missing = []
     for seed in effort.seeds:
         for algorithm in ALGORITHMS:
-            result = _read(profile, f"{algorithm}-seed{seed}")
+            result = FILES.valid(f"{algorithm}-seed{seed}", profile)
             if result is None:
                 missing.append((algorithm, seed))
             else:
                 found[algorithm, seed] = result
     for algorithm, seed in missing:
         if algorithm == "sequential":
-            found[algorithm, seed] = _written(
-                profile,
+            found[algorithm, seed] = FILES.write(
                 f"{algorithm}-seed{seed}",
+                profile,
                 experiment.run(_limited(data, profile, seed), config, seed=seed)[1],
             )
     parallel = [(algorithm, seed) for algorithm, seed in missing if algorithm != "sequential"]
@@ -122,53 +124,20 @@ def load(profile: str | None = None) -> Parallel:
                 _, result = cluster.train(
                     workers, config, DATASET, algorithm=algorithm, seed=seed, limit=effort.rows
                 )  # fmt: skip
-                found[algorithm, seed] = _written(profile, f"{algorithm}-seed{seed}", result)
+                found[algorithm, seed] = FILES.write(f"{algorithm}-seed{seed}", profile, result)
     runs = {name: [found[name, seed] for seed in effort.seeds] for name in ALGORITHMS}
     return Parallel(profile, runs, _replayed(profile, data, runs["wasap"][0]))
 
 
 def _replayed(profile: str, data: Dataset, result: Result) -> Result:
     """Replay an asynchronous run, or read what its replay found."""
-    report = _read(profile, "replay")
+    report = FILES.valid("replay", profile)
     if report is None or report["recorded_sha256"] != result["weights_sha256"]:
         data = _limited(data, profile, result["seed"])
-        report = _written(profile, "replay", wasap.replay(data, result)[1])
+        report = FILES.write("replay", profile, wasap.replay(data, result)[1])
     return report
 
 
 def _limited(data: Dataset, profile: str, seed: int) -> Dataset:
     rows = EFFORTS[profile].rows
     return data if rows is None else data.limited(rows, random_state=seed)
-
-
-def _identity() -> Result:
-    return {
-        "study": STUDY,
-        "code_sha256": results.code_sha256("sparsecore.wasap.phases", "sparsecore.experiment"),
-    }
-
-
-def _written(profile: str, name: str, result: Result) -> Result:
-    result = {**_identity(), "name": name, **result}
-    checkpoint.write_json(path_of(profile, name), result)
-    return result
-
-
-def _read(profile: str, name: str) -> Result | None:
-    """Return a run's result if it is there, whole, and of this code."""
-    path = path_of(profile, name)
-    try:
-        result = json.loads(path.read_bytes())
-        if not isinstance(result, dict) or result.get("name") != name:
-            raise ValueError("not a result of that run")
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as error:
-        warnings.warn(
-            f"{path.name} of {STUDY}, {profile}: damaged: {error}; it is left out or run anew",
-            ResultWarning,
-            stacklevel=3,
-        )
-        return None
-    fits = all(result.get(key) == value for key, value in _identity().items())
-    return result if fits else None

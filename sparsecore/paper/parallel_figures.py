@@ -18,8 +18,9 @@ from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH, line
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.parallel import ALGORITHMS, Parallel, Result
 
-_LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
-_COLOUR = dict(zip(ALGORITHMS, ("#333333", COLOURS["set-all-relu"], "#E69F00"), strict=True))
+LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
+# The sequential runs are SET-All-ReLU's.
+COLOUR = {name: COLOURS.get(name, COLOURS["set-all-relu"]) for name in ALGORITHMS}
 _SERVER = "server's\nwindow\n\nweights\nvelocity\ntopology"
 _RANKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -102,7 +103,7 @@ def accuracy(found: Parallel) -> Picture:
                 epochs = [epoch["epoch"] for epoch in run["epochs"]]
                 tests = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
                 seconds = [epoch["seconds"]["train"] for epoch in run["epochs"]]
-                colour = _COLOUR[algorithm]
+                colour = COLOUR[algorithm]
                 left.plot(epochs, tests, color=colour)
                 right.plot(seconds, tests, color=colour)
                 if algorithm != "sequential":
@@ -116,7 +117,7 @@ def accuracy(found: Parallel) -> Picture:
             left.axvline(first["config"]["phase1_epochs"], color=GREY, linestyle=":", linewidth=1)
         left.set(xlabel="epoch", ylabel="test accuracy, %")
         right.set(xlabel="seconds of training")
-        handles = [line(_COLOUR[name], _LABELS[name]) for name in found.runs]
+        handles = [line(COLOUR[name], LABELS[name]) for name in found.runs]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(ALGORITHMS))
     caption = (
         f"**Parallel training on Fashion-MNIST.** {_setting(found)} A line per seed; from the "
@@ -137,7 +138,7 @@ def staleness(found: Parallel) -> Picture:
         counts = np.array(run["parallel"]["staleness_histogram"])
         top = int(np.flatnonzero(np.cumsum(counts) >= 0.999 * counts.sum())[0])
         shares = 100 * counts / counts.sum()
-        ax.bar(range(top + 1), shares[: top + 1], color=_COLOUR["wasap"], width=0.8)
+        ax.bar(range(top + 1), shares[: top + 1], color=COLOUR["wasap"], width=0.8)
         ax.set(xlabel="staleness, updates", ylabel="share of updates, %")
         ax.xaxis.get_major_locator().set_params(integer=True)
     record = wasap.from_json(run["parallel"]["record"])
@@ -165,7 +166,7 @@ def resources(found: Parallel) -> Picture:
                 samples, colour = rank["resources"], _RANKS[rank["rank"] % len(_RANKS)]
                 axes[0, column].plot(samples["seconds"], samples["cpu_percent"], color=colour)
                 axes[1, column].plot(samples["seconds"], samples["rss_mb"], color=colour)
-            axes[0, column].set_title(_LABELS[name])
+            axes[0, column].set_title(LABELS[name])
             axes[1, column].set_xlabel("seconds")
         axes[0, 0].set_ylabel("CPU, % of a core")
         axes[1, 0].set_ylabel("memory, MiB")
@@ -213,7 +214,7 @@ def _outcome(found: Parallel) -> str:
     parts = []
     base = _mean(found.runs["sequential"], "samples_per_second")
     for name, runs in found.runs.items():
-        text = f"{_LABELS[name]} {100 * _mean(runs, 'test_accuracy'):.2f} %"
+        text = f"{LABELS[name]} {100 * _mean(runs, 'test_accuracy'):.2f} %"
         if name != "sequential":
             text += (
                 f" at {_mean(runs, 'samples_per_second') / base:.2f} times the samples per second"

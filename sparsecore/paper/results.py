@@ -3,8 +3,8 @@
 One run is one JSON file, ``<root>/<profile>/<study>/<name>.json``: what `experiment.run` returns,
 or that the run diverged, and what it was a run of. Each file carries a digest of itself and of the
 sources that made it, so that a file that was cut short, edited, copied from elsewhere or overtaken
-by a change of the code is told from a good one. Which runs there are, and running them, is the
-business of `studies`.
+by a change of the code is told from a good one. Which runs there are is said in `conditions`,
+running them is the business of `studies`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _FOUND: dict[str, Any] = {
     "best_test_accuracy": _NUMBER,
     "nnz_start": int,
     "nnz_end": int,
-    "seconds": {"train": _NUMBER, "evaluate": _NUMBER, "evolve": _NUMBER},
+    "seconds": {"train": _NUMBER, "evaluate": _NUMBER},
     "samples_per_second": _NUMBER,
     "peak_rss_mb": _NUMBER,
     "weights_sha256": str,

@@ -7,10 +7,10 @@ alone and on data as a training step has them. Where the results are kept is the
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,19 @@ from sparsecore import kernels
 from sparsecore.engine import Engine, aligned, metrics
 from sparsecore.kernels import Rule, Workspace
 from sparsecore.lanes import Width, fma, load, splat, total, widest
+from sparsecore.mlp import SparseMLP
 from sparsecore.paper.contest import spread
 from sparsecore.paper.peers import Problem
+from sparsecore.train import TrainConfig
 
 Result = dict[str, Any]
 Report = Callable[[str], None]
 
 _PEAK_STEPS = 2_000_000
+_TURN, _TURNS = 10, 50  # steps in a turn, and turns
 _STREAMED = 2**28  # bytes read per measurement of a bandwidth
 _CACHES = {"L1": 2**15, "L2": 2**20, "L3": 2**25}  # bytes, where the system does not say
+_SYSTEM = Path("/sys/devices/system/cpu/cpu0/cache")
 _jit = njit(nogil=True, error_model="numpy", _nrt=False)
 
 
@@ -57,15 +61,17 @@ def _forward_many(n, blocks, width, layer, net, work, rule, hidden):
     lanes = len(work.act) // np.int64(net.sizes.sum()) // blocks
     n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
     threshold = np.uint32(np.float64(rule.dropout) * 2.0**32)
+    slices = work.forward_slices[layer]
     for _ in range(n):
         for block in range(blocks):
-            kernels._forward(
-                width, 0, n_out, layer, net, work.act,
-                work.act_start[layer] + block * n_in * lanes,
-                work.act_start[layer + 1] + block * n_out * lanes,
-                hidden, work, np.uint64(layer), np.uint32(block * lanes), threshold,
-                np.float32(1.4),
-            )  # fmt: skip
+            for number in range(slices):
+                kernels._forward(
+                    width, 0, n_out, layer, kernels._slice(n_in, number, slices), net, work.act,
+                    work.act_start[layer] + block * n_in * lanes,
+                    work.act_start[layer + 1] + block * n_out * lanes,
+                    hidden, work, np.uint64(layer), np.uint32(block * lanes), threshold,
+                    np.float32(1.4),
+                )  # fmt: skip
 
 
 @_jit
@@ -73,18 +79,62 @@ def _backward_many(n, blocks, width, layer, net, work, rule, velocity, velocity_
     lanes = len(work.act) // np.int64(net.sizes.sum()) // blocks
     n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
     threshold = np.uint32(np.float64(rule.dropout) * 2.0**32)
+    slices = work.backward_slices[layer]
     for _ in range(n):
         for block in range(blocks):
             pace = kernels._pace(rule.learning_rate, rule, rule.momentum, block, blocks)
             x0 = work.act_start[layer] + block * n_in * lanes
             d0 = work.act_start[layer + 1] + block * n_out * lanes
-            if layer == 0:
-                kernels._backward_input(width, 0, n_in, net, velocity, None, work.act, x0, d0, pace)
-            else:
-                kernels._backward(
-                    width, 0, n_in, layer, net, velocity, None, velocity_b, None,
-                    work, x0, d0, threshold, np.float32(1.4), pace,
-                )  # fmt: skip
+            for number in range(slices):
+                part = kernels._slice(n_out, number, slices)
+                if layer == 0:
+                    kernels._backward_input(
+                        width, 0, n_in, part, net, velocity, None, work, x0, d0, pace
+                    )
+                else:
+                    kernels._backward(
+                        width, 0, n_in, layer, part, net, velocity, None, velocity_b, None,
+                        work, x0, d0, threshold, np.float32(1.4), pace,
+                    )  # fmt: skip
+
+
+@_jit
+def _gather_many(n, width, inputs, rows, work):
+    lanes = len(rows)
+    for _ in range(n):
+        kernels._gather(width, 0, inputs.shape[1], inputs, rows, 0, lanes, work.act, 0)
+
+
+def products_share(
+    model: SparseMLP, X: np.ndarray, y: np.ndarray, config: TrainConfig, rng: np.random.Generator
+) -> list[float]:
+    """Time the products of training steps: forward, loss, backward and update, one thread.
+
+    Returns
+    -------
+    list of float
+        Their share of the steps' time, for each of some turns: steps as they are taken in training,
+        and then as many on samples that stay in the cache, without dropout, less the time that it
+        takes to gather those. Turns are short, so that whatever else happens on the machine hits
+        both alike. The weights do not move.
+    """
+    zero, batch = np.float32(0), config.batch_size
+    still = Rule(zero, zero, zero, zero, np.uint64(0))
+    noisy = still._replace(dropout=np.float32(config.dropout))
+    velocity = np.zeros_like(model.params)  # not the model's own
+    shares = []
+    with Engine(model.network, batch) as engine:
+        width, work = engine._width, engine._work
+        resident, rows = np.resize(np.arange(batch), _TURN * batch), np.arange(width.lanes)
+        blocks = _TURN * -(-batch // width.lanes)
+        for _ in range(_TURNS + 1):
+            train = partial(engine.train, velocity)
+            drawn = rng.choice(len(y), _TURN * batch)
+            steps = timed(partial(train, noisy, X, y, drawn, batch, 0, metrics()))
+            bare = timed(partial(train, still, X, y, resident, batch, 0, metrics()))
+            gathering = timed(partial(_gather_many, blocks, width, X, rows, work))
+            shares.append((bare - gathering) / steps)
+    return shares[1:]  # the first turn compiles
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -101,14 +151,17 @@ def _best(work: Callable[[], object], repeats: int) -> float:
 
 
 def cache_sizes() -> dict[str, int]:
-    """Return the bytes of this machine's data caches, as the system states them."""
-    names = {"L1": "SC_LEVEL1_DCACHE_SIZE", "L2": "SC_LEVEL2_CACHE_SIZE"}
+    """Return the bytes of a core's data caches; the two nearest as Linux states them."""
     sizes = dict(_CACHES)
-    for level, name in names.items():
+    for folder in _SYSTEM.glob("index*"):
         try:
-            sizes[level] = os.sysconf(name) or sizes[level]
-        except (ValueError, OSError):
-            pass
+            level, kind, size = (
+                (folder / n).read_text().strip() for n in ("level", "type", "size")
+            )
+        except OSError:
+            continue
+        if kind != "Instruction" and level in ("1", "2") and size.endswith("K"):
+            sizes[f"L{level}"] = 1024 * int(size[:-1])
     return sizes
 
 
@@ -164,23 +217,14 @@ def measure(
     report : callable
         Called with a line that says what is being measured.
 
-    Parameters
-    ----------
-    shapes : mapping of str to tuple of int
-        Neurons per layer, by name.
-    epsilon : float
-    repeats : int
-        Timings of each kernel.
-    report : callable
-        Called with a line that says what is being measured.
-
     Returns
     -------
     dict
         What `ceilings` returns, and "kernels": "shape", "layer" (1, 2, …), "direction", "nnz",
         "ms" {"median", "low", "high"}, "gflops", "intensity" (floating-point operations per byte
-        that is loaded or stored), "working_set" (bytes of the rows that are visited in random
-        order), "level" (the smallest memory that holds them), "share" (of the ceiling there).
+        that is loaded or stored), "working_set" (bytes of the rows of one slice, which are visited
+        in random order), "level" (the smallest memory that holds them), "share" (of the ceiling
+        there).
     """
     report("ceilings")
     found = ceilings()
@@ -218,6 +262,10 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
         for layer in range(len(sizes) - 1):
             nnz, hidden = model[layer].nnz, layer < len(sizes) - 2
             common = (blocks, width, layer, net, work, rule)
+            slices = {
+                "forward": int(work.forward_slices[layer]),
+                "backward": int(work.backward_slices[layer]),
+            }
             runs: dict[str, Callable[[int], object]] = {
                 "forward": partial(_many_forward, common, hidden),
                 "backward": partial(_many_backward, common, weights, biases),
@@ -226,6 +274,7 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
                 # Rows grow from call to call; they must not become infinite.
                 ms = spread(_kernel_ms(run, repeats, work))
                 point = _counts(direction, layer, nnz, sizes, width.lanes, blocks)
+                point["working_set"] = -(-point["working_set"] // slices[direction])
                 point["gflops"] = point["flops"] / ms["median"] / 1e6
                 points.append(
                     {

@@ -1,7 +1,8 @@
 """F-speed: the measurements behind the page on speed, and how one comes by them: run or load.
 
-Four parts: the contest with the peers, a sweep over density against dense BLAS, a roofline of the
-kernels under this machine's measured ceilings, and growing width at constant epsilon. Each part is
+Five parts: the contest with the peers, whole epochs and where their time goes, a sweep over density
+against dense BLAS, a roofline of the kernels under this machine's measured ceilings, and growing
+width at constant epsilon. Each part is
 one JSON file per profile. The `quick` profile is measured where the book is built; the `paper`
 profile is recorded once, on a machine with all peers, and shown beside it. Drawing is for
 `speed_figures`.
@@ -11,11 +12,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import json
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,17 +26,19 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from sparsecore import checkpoint, seeds
+from sparsecore import seeds
 from sparsecore.paper import results
+from sparsecore.paper.conditions import current_profile
 from sparsecore.paper.contest import compare, spread, stopwatch, warm_up
-from sparsecore.paper.peers import PEERS, Problem, SparseCore, Trainer, absent
-from sparsecore.paper.results import ResultWarning
-from sparsecore.paper.roofline import Report, Result, timed
+from sparsecore.paper.measurements import Measurements
+from sparsecore.paper.peers import PEERS, Problem, SparseCore, absent
+from sparsecore.paper.peers import Trainer as Peer
+from sparsecore.paper.roofline import Report, Result, products_share, timed
 from sparsecore.paper.roofline import measure as measure_roofline
-from sparsecore.paper.studies import current_profile
 from sparsecore.provenance import provenance
 from sparsecore.seeds import Purpose
 from sparsecore.team import cpu_count
+from sparsecore.train import TrainConfig, Trainer, new_model
 
 STUDY = "F-speed"
 #: The networks of the study's image data sets.
@@ -113,6 +114,52 @@ def contest(effort: Effort, report: Report) -> Result:
     return {"contests": found}
 
 
+# --- whole epochs --------------------------------------------------------------------------------
+
+
+def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_000)) -> Result:
+    """Time epochs in full, and their products alone: steps on one batch, without dropout.
+
+    Random data of Fashion-MNIST's size and network, one thread; `rows` for training and test.
+
+    Returns
+    -------
+    dict
+        "rows"; "seconds" {"median", "low", "high"} per epoch of "products" (forward, loss, backward
+        and update), "batches" (fetching them, and dropout),
+        "evaluation" and "evolution"; "overhead": the same of the share of all but the products.
+    """
+    config = TrainConfig()
+    rng = np.random.default_rng(0)
+    X = rng.random((sum(rows), SHAPES["fashion-mnist"][0]), np.float32)
+    y = rng.integers(10, size=sum(rows))
+    X_train, y_train, X_test, y_test = X[: rows[0]], y[: rows[0]], X[rows[0] :], y[rows[0] :]
+    model = new_model(config, X.shape[1], 10, seed=0)
+    times: dict[str, list[float]] = {}
+    with Trainer(model, config, seed=0) as trainer:
+        for number in range(effort.rounds):
+            report(f"epoch {number + 1} of {effort.rounds}")
+            before = dict(trainer.seconds)
+            trainer.run_epoch(X_train, y_train)
+            trainer.evaluate(X_test, y_test)
+            trainer.change_topology()
+            spent = {name: trainer.seconds[name] - before[name] for name in before}
+            share = float(np.median(products_share(model, X_train, y_train, config, rng)))
+            for name, seconds in (
+                ("products", share * spent["train"]),
+                ("batches", (1 - share) * spent["train"]),
+                ("evaluation", spent["evaluate"]),
+                ("evolution", spent["evolve"]),
+            ):
+                times.setdefault(name, []).append(seconds)
+    totals = np.sum(list(times.values()), axis=0)
+    return {
+        "rows": list(rows),
+        "seconds": {name: spread(seconds) for name, seconds in times.items()},
+        "overhead": spread(list(1 - np.array(times["products"]) / totals)),
+    }
+
+
 # --- density -------------------------------------------------------------------------------------
 
 
@@ -133,7 +180,7 @@ def density_sweep(
         sparsecore, interpolated between points in the logarithms; None if there is none.
     """
     problems = {d: Problem(sizes, density=d) for d in densities}
-    trainers: dict[Any, Trainer] = {}
+    trainers: dict[Any, Peer] = {}
     dense = [key for key in ("numpy-dense", "torch-dense") if not absent(key, Problem(sizes))]
     with threadpool_limits(1):
         for density, problem in problems.items():
@@ -237,6 +284,7 @@ def _one_width(width: int, effort: Effort) -> Result:
 
 PARTS: dict[str, Callable[[Effort, Report], Result]] = {
     "peers": contest,
+    "epochs": epochs,
     "density": density_sweep,
     "roofline": roofline,
     "width": width_sweep,
@@ -277,18 +325,13 @@ class Speed:
         )
 
 
-def path_of(part: str, profile: str) -> Path:
-    """Return the file of a part."""
-    return results.root() / profile / STUDY / f"{part}.json"
-
-
 def load(profile: str | None = None, *, progress: bool = True) -> Speed:
     """Return all measurements; take those that are missing, stale or of another machine.
 
     Parameters
     ----------
     profile : {"quick", "paper"}, optional
-        See `studies.current_profile`.
+        See `conditions.current_profile`.
     progress : bool
         Say on standard error what is being measured.
 
@@ -301,8 +344,8 @@ def load(profile: str | None = None, *, progress: bool = True) -> Speed:
     here: dict[str, Result] = {}
     todo = []
     for part in PARTS:
-        found = _read_part(part, profile)
-        if found is None or not _fits(found):
+        found = FILES.valid(part, profile)
+        if found is None:
             todo.append(part)
         else:
             here[part] = found
@@ -315,7 +358,7 @@ def load(profile: str | None = None, *, progress: bool = True) -> Speed:
             bar.update()
     recorded = {}
     if profile != "paper":
-        found_parts = {part: _read_part(part, "paper") for part in PARTS}
+        found_parts = {part: FILES.read(part, "paper") for part in PARTS}
         recorded = {part: found for part, found in found_parts.items() if found is not None}
     return Speed(profile, {part: here[part] for part in PARTS}, recorded)
 
@@ -326,25 +369,10 @@ def _say(bar: Any, part: str, text: str) -> None:
 
 def _measure(part: str, profile: str, report: Report) -> Result:
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    result = {
-        "study": STUDY,
-        "part": part,
-        "profile": profile,
-        **_identity(),
-        **PARTS[part](EFFORTS[profile], report),
-        "provenance": {**provenance(1, None), "load_before": busy},
-    }
-    checkpoint.write_json(path_of(part, profile), result)
-    return result
-
-
-def _identity() -> Result:
-    """Return what a measurement hangs on: the code, and the machine with its libraries."""
-    about = provenance(1, None)
-    return {
-        "code_sha256": _code_sha256(),
-        "machine": {name: about[name] for name in ("cpu", "cores", "python")},
-    }
+    found = PARTS[part](EFFORTS[profile], report)
+    return FILES.write(
+        part, profile, {**found, "provenance": {**provenance(1, None), "load_before": busy}}
+    )
 
 
 def _code_sha256() -> str:
@@ -354,26 +382,4 @@ def _code_sha256() -> str:
     return hashlib.sha256(f"{timed_code}\0{own}".encode()).hexdigest()
 
 
-def _fits(result: Result) -> bool:
-    return all(result.get(name) == value for name, value in _identity().items())
-
-
-def _read_part(part: str, profile: str) -> Result | None:
-    path = path_of(part, profile)
-    try:
-        result = json.loads(path.read_bytes())
-        if not isinstance(result, dict) or (result.get("study"), result.get("part")) != (
-            STUDY,
-            part,
-        ):
-            raise ValueError("not a measurement of that part")
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as error:
-        warnings.warn(
-            f"{path.name} of {STUDY}, {profile}: damaged: {error}; it is left out or measured anew",
-            ResultWarning,
-            stacklevel=3,
-        )
-        return None
-    return result
+FILES = Measurements(STUDY, _code_sha256, lambda profile: list(PARTS))

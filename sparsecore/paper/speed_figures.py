@@ -158,6 +158,43 @@ def _presence(key: str, result: Result) -> str:
     return str(_all(result)[0]["absent"].get(key, {}).get("reason", "not there"))
 
 
+_EPOCH = {
+    "products": "forward, loss, backward, update",
+    "batches": "fetching the batches, dropout",
+    "evaluation": "evaluation",
+    "evolution": "evolution of the topology",
+}
+
+
+def epochs(speed: Speed) -> Table:
+    """Make the table of where the time of an epoch goes."""
+    shown, plain, told = [], [], []
+    for title, result in speed.versions("epochs"):
+        total = sum(spent["median"] for spent in result["seconds"].values())
+        for name, what in _EPOCH.items():
+            spent = result["seconds"][name]
+            plain.append({"measured": title, "part": name, **spent})
+            shown.append(
+                {
+                    "measured": title,
+                    "part of an epoch": what,
+                    "seconds": f"{spent['median']:.3f}",
+                    "share": f"{100 * spent['median'] / total:.1f} %",
+                }
+            )
+        overhead = result["overhead"]
+        told.append(
+            f"{title} {100 * overhead['median']:.0f} % ({100 * overhead['low']:.0f} to "
+            f"{100 * overhead['high']:.0f} %)"
+        )
+    caption = (
+        "**Where an epoch goes.** Fashion-MNIST's size and network, 60,000 rows for training and "
+        "10,000 for the test, one thread, medians over epochs. All but the products take "
+        f"{'; '.join(told)} of an epoch.{_source(speed, 'epochs', ' ')}"
+    )
+    return Table("T-epoch", pd.DataFrame(shown), caption, pd.DataFrame(plain), ("seconds", "share"))
+
+
 def density(speed: Speed) -> Picture:
     """Draw time per step against density, with the dense peers as levels."""
     versions = speed.versions("density")

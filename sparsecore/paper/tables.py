@@ -13,10 +13,11 @@ import pandas as pd
 
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
-from sparsecore.paper import studies
+from sparsecore.paper import conditions
+from sparsecore.paper.conditions import METHODS, STUDIES
 from sparsecore.paper.page import Table
 from sparsecore.paper.settings import READING, RELEASED, SETTINGS
-from sparsecore.paper.studies import METHODS, STUDIES, Results
+from sparsecore.paper.studies import Results, core_seconds
 
 NOT_AVAILABLE = "not available on this machine"
 _HASH_DIGITS = 8
@@ -181,8 +182,8 @@ def main(*found: Results) -> Table:
             "accuracy (%)": [_mean_sd(row, "test_accuracy", 100, "{:.1f}") for row in rows],
             "nnz, start": [_mean(row, "nnz_start", "{:,.0f}") for row in rows],
             "nnz, end": [_mean(row, "nnz_end", "{:,.0f}") for row in rows],
-            "training (s)": [_mean_sd(row, "train_seconds", 1, "{:.3g}") for row in rows],
-            "× dense": [_mean(row, "speed_against_dense", "{:.3g}") for row in rows],
+            "training (s)": [_mean_sd(row, "train_seconds", 1, "{:.1f}") for row in rows],
+            "× dense": [_mean(row, "speed_against_dense", "{:.2f}") for row in rows],
         }
     )
     if len(found) == 1:
@@ -207,10 +208,12 @@ def main(*found: Results) -> Table:
     )
     surrogate = any(run["data"]["surrogate"] for results in found for run in results.runs)
     caption = (
-        "**Dense and sparse methods.** Accuracy on the test set after the last epoch, connections "
-        "at the start and at the end, seconds of training without evaluation, and how many times "
-        "as fast as dense training of as many epochs on the same rows and cores. Means over seeds, "
-        "± one standard deviation. "
+        "**Dense, sparse and parallel methods.** Accuracy on the test set after the last epoch, "
+        "connections at the start and at the end, seconds of training without evaluation, and how "
+        "many times as fast as dense training of as many epochs on the same rows; a parallel run "
+        "is compared with dense training that gains from its cores without loss. Means over "
+        "seeds, ± one standard deviation. "
+        f"{_cores(found)}"
         + ("A surrogate's accuracy says nothing; its times do. " if surrogate else "")
         + f"Runs: {lengths}. "
         + " ".join(notes)
@@ -219,6 +222,18 @@ def main(*found: Results) -> Table:
     )
     numbers = ("accuracy (%)", "nnz, start", "nnz, end", "training (s)", "× dense")
     return Table("T-main", shown, caption, plain, numbers)
+
+
+def _cores(found: tuple[Results, ...]) -> str:
+    """Say how many workers the parallel runs had, and on how many cores."""
+    teams = {
+        f"{about['ranks']} workers on {about['cores']} cores"
+        for results in found
+        for run in results.runs
+        if METHODS[run["condition"]["method"]].parallel
+        for about in [run["provenance"]]
+    }
+    return f"Parallel runs: {', '.join(sorted(teams))}. " if teams else ""
 
 
 _MEASURED = ("test_accuracy", "nnz_start", "nnz_end", "train_seconds")
@@ -242,10 +257,12 @@ def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
         row[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(runs) > 1 else None
     row["speed_against_dense"] = None
     if runs and dense:
-        dense_seconds = np.mean([run["seconds"]["train"] for run in dense])
-        row["speed_against_dense"] = float(dense_seconds / row["train_seconds"])
+        seconds = [np.mean([core_seconds(run) for run in of]) for of in (dense, runs)]
+        row["speed_against_dense"] = float(seconds[0] / seconds[1])
     if not runs:
-        row["note"] = studies.excluded(dataset, method) or NOT_AVAILABLE
+        row["note"] = conditions.excluded(dataset, method) or NOT_AVAILABLE
+        if METHODS[method].parallel and results.no_cluster:
+            row["note"] = f"not run: {results.no_cluster}"
     return row
 
 

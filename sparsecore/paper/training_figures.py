@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sparsecore.paper.conditions import METHODS, SENSITIVITIES
 from sparsecore.paper.figures import (
     COLOURS,
     GREY,
@@ -31,7 +32,7 @@ from sparsecore.paper.figures import (
 )
 from sparsecore.paper.page import Picture
 from sparsecore.paper.settings import setting
-from sparsecore.paper.studies import METHODS, SENSITIVITIES, Result, Results
+from sparsecore.paper.studies import Result, Results
 
 
 @drawn

@@ -1,0 +1,395 @@
+"""A discrete-event simulation of phase 1 with more workers than there are cores: a model, no run.
+
+Workers compute for times that were measured, and meet as `wasap.server` and `wasap.lockstep` have
+them meet. What is measured, and what becomes of the numbers, is the business of `scaling`. Queue
+and clock are SimPy's, the field's own library: a cycle of a worker costs it about 10 microseconds,
+so that 1024 workers are a matter of tenths of a second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import simpy
+
+ALGORITHMS = ("wasap", "wassp")
+
+# Operations on a remote window that a push waits for, each there and back: between taking the
+# lock and giving it back in `ParameterServer.push` (the last half of the one and the first of the
+# other are one more), by a worker that meets a newer topology, and at the end of an epoch.
+ROUND_TRIPS, ROUND_TRIPS_RETAINED, ROUND_TRIPS_EVOLVED = 11, 3, 6
+_UPDATES, _STEPS = 6_000, 400
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the simulation takes from measurements.
+
+    Attributes
+    ----------
+    compute : float
+        Seconds from the end of one push to the start of the next, mean.
+    lock : float
+        Seconds to take the lock when nobody has it.
+    update : float
+        Seconds that a push holds the lock, without an evolution, mean.
+    evolve : float
+        Seconds more of the push that ends an epoch.
+    retain : float
+        Seconds more of a push that meets a newer topology.
+    adopt : float
+        Seconds that the worker then takes, without the lock, to adopt that topology.
+    reduce, term : float
+        Seconds to add up all workers' gradients in lockstep: for a worker's share of them, which is
+        as long as one gradient, and more per worker.
+    message : float
+        Seconds that a small message takes between two processes of a machine.
+    bandwidth : float
+        Bytes per second, each way, of a large one.
+    n_params : int
+    bytes_per_update : float
+        That an update moves between worker and server.
+    samples_per_update : float
+    updates_per_epoch : int
+    jitter : tuple of float
+        Quantiles, at equal distances from 0 to 1, of the time to compute a gradient relative to its
+        mean.
+    """
+
+    compute: float
+    lock: float
+    update: float
+    evolve: float
+    retain: float
+    adopt: float
+    reduce: float
+    term: float
+    message: float
+    bandwidth: float
+    n_params: int
+    bytes_per_update: float
+    samples_per_update: float
+    updates_per_epoch: int
+    jitter: tuple[float, ...] = (1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name in (field.name for field in fields(self) if field.name != "jitter"):
+            value = getattr(self, name)
+            positive = name not in (
+                "lock",
+                "evolve",
+                "retain",
+                "adopt",
+                "reduce",
+                "term",
+                "message",
+            )
+            if not math.isfinite(value) or value < 0 or (positive and value == 0):
+                least = "above" if positive else "of at least"
+                raise ValueError(f"{name}: expected a finite number {least} 0, got {value!r}")
+        if len(self.jitter) < 2 or min(self.jitter) < 0 or max(self.jitter) == 0:
+            raise ValueError(
+                f"jitter: expected at least two quantiles, not negative, got {self.jitter!r:.80}"
+            )
+
+    @property
+    def alone(self) -> float:
+        """Gradients per second of one worker that nothing holds up, with the window beside it."""
+        return 1 / (self.compute + self.lock + service(self, ONE_MACHINE))
+
+
+@dataclass(frozen=True)
+class Network:
+    """What lies between workers and server.
+
+    Attributes
+    ----------
+    name : str
+    latency : float
+        Seconds, one way.
+    bandwidth : float or None
+        Bytes per second, each way, of every machine. None: all workers share one memory, and
+        messages travel as measured.
+    """
+
+    name: str
+    latency: float = 0.0
+    bandwidth: float | None = None
+
+    def seconds(self, n_bytes: float) -> float:
+        """Return how long the bytes of one-sided access take."""
+        return 0.0 if self.bandwidth is None else n_bytes / self.bandwidth
+
+
+#: No copies, no messages, and no limit to the memory's bandwidth: the most that is possible.
+ONE_MACHINE = Network("one machine, shared memory")
+#: Assumptions, not measurements: nominal rates, and latencies between two programs.
+NETWORKS = (
+    ONE_MACHINE,
+    Network("InfiniBand, 200 Gbit/s, 2 µs", 2e-6, 200e9 / 8),
+    Network("Ethernet, 10 Gbit/s, 30 µs", 30e-6, 10e9 / 8),
+)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """How evenly the workers compute.
+
+    Attributes
+    ----------
+    name : str
+    jitter : bool
+        Whether times vary as measured, or are the mean.
+    slowest : float
+        How many times as long the first worker takes to compute a gradient.
+    pauses : float
+        Probability that a gradient takes `pause` times as long.
+    pause : float
+    """
+
+    name: str
+    jitter: bool = True
+    slowest: float = 1.0
+    pauses: float = 0.0
+    pause: float = 1.0
+
+
+EVEN = Scenario("all alike", jitter=False)
+AS_MEASURED = Scenario("jitter as measured")
+SCENARIOS = (
+    EVEN,
+    AS_MEASURED,
+    Scenario("one worker at half speed", slowest=2.0),
+    Scenario("1 gradient in 100 takes 10 times as long", pauses=0.01, pause=10.0),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a simulation.
+
+    Attributes
+    ----------
+    workers : int
+    gradients_per_second : float
+        Of all workers together.
+    samples_per_second : float
+    speedup : float
+        Over one worker that nothing holds up, with the window beside it (`Calibration.alone`).
+    utilisation : float
+        Share of the time in which somebody holds the server's lock; in lockstep, that the exchange
+        takes.
+    waiting : float
+        Share of the workers' time that they wait for the lock, or for the slowest.
+    staleness : float
+        Updates by others between a worker's pull and push, mean.
+    """
+
+    workers: int
+    gradients_per_second: float
+    samples_per_second: float
+    speedup: float
+    utilisation: float
+    waiting: float
+    staleness: float
+
+
+def simulate(
+    calibration: Calibration,
+    workers: int,
+    algorithm: str = "wasap",
+    network: Network = ONE_MACHINE,
+    scenario: Scenario = AS_MEASURED,
+    seed: int = 0,
+) -> Outcome:
+    """Simulate phase 1 of a parallel run in its steady state.
+
+    Parameters
+    ----------
+    calibration : Calibration
+    workers : int
+        At least 1; each has a core of its own, and always a full batch: where there are more
+        workers than updates in an epoch, the data grow with them.
+    algorithm : {"wasap", "wassp"}
+    network : Network
+    scenario : Scenario
+    seed : int
+        The same seed gives the same outcome.
+
+    Returns
+    -------
+    Outcome
+
+    Notes
+    -----
+    Not in the model: that cores share the memory's bandwidth, that requests for the lock load the
+    server's network, who gets the lock first (here the first to ask, which decides nothing but
+    whose gradient is stale), evaluation.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
+    if workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {workers!r}")
+    run = _asynchronous if algorithm == "wasap" else _lockstep
+    return run(calibration, workers, network, scenario, np.random.default_rng(seed))
+
+
+def service(calibration: Calibration, network: Network) -> float:
+    """Return how long a push holds the server's lock, mean, evolutions included.
+
+    Returns
+    -------
+    float
+        Seconds, for a push that meets the topology that it was computed on.
+    """
+    evolve = calibration.evolve + _evolved(calibration, network)
+    return _push(calibration, network) + evolve / calibration.updates_per_epoch
+
+
+def saturation(calibration: Calibration, network: Network) -> float:
+    """Return the number of workers at which the server never rests.
+
+    Returns
+    -------
+    float
+        (compute + lock + service) / service: while one worker computes, so many others can push.
+    """
+    busy = service(calibration, network)
+    return (calibration.compute + calibration.lock + 2 * network.latency + busy) / busy
+
+
+def exchange(calibration: Calibration, network: Network, workers: int) -> float:
+    """Return what a step in lockstep takes after the slowest worker has computed its gradient.
+
+    Returns
+    -------
+    float
+        Seconds: all-to-all of the gradients, whose messages are under way together; their sum and
+        the update, on a share of the parameters; the new parameters on a ring of the workers;
+        and what there is of an evolution per step, with its broadcast.
+    """
+    c, others = calibration, workers - 1
+    wire = c.bandwidth if network.bandwidth is None else network.bandwidth
+    share = 4 * c.n_params / workers / wire
+    hop = c.message + network.latency
+    to_all = others * (c.message + share) + network.latency * (others > 0)
+    ring = others * (hop + share)
+    depth = math.ceil(math.log2(workers))
+    evolution = c.evolve + ring + depth * (hop + 12 * c.n_params / wire)
+    own = c.reduce + workers * c.term + c.update / workers
+    return to_all + own + ring + evolution * workers / _epoch(c, workers)
+
+
+# --- asynchronous --------------------------------------------------------------------------------
+
+
+def _push(c: Calibration, network: Network) -> float:
+    trips = ROUND_TRIPS + 1  # of the lock itself: the way back of one word, the way of another
+    return c.update + 2 * trips * network.latency + network.seconds(c.bytes_per_update)
+
+
+def _evolved(c: Calibration, network: Network) -> float:
+    return 2 * ROUND_TRIPS_EVOLVED * network.latency + network.seconds(12 * c.n_params)
+
+
+def _asynchronous(
+    c: Calibration, workers: int, network: Network, scenario: Scenario, rng: np.random.Generator
+) -> Outcome:
+    """Have workers compute and queue for the lock, until enough updates have been made."""
+    first = max(_UPDATES // 10, 2 * workers)  # until then the common start is forgotten
+    epoch, updates = _epoch(c, workers), first + max(_UPDATES, 6 * workers)
+    updates += (first - updates) % epoch if epoch < updates - first else 0  # whole epochs
+    factors = iter(_factors(c, scenario, (updates + workers,), rng).tolist())
+    before = c.lock + 2 * network.latency
+    push, evolve = _push(c, network), c.evolve + _evolved(c, network)
+    retain = c.retain + 2 * ROUND_TRIPS_RETAINED * network.latency
+    retain += network.seconds(4 * c.n_params)
+    env = simpy.Environment()
+    server, over = simpy.Resource(env), env.event()
+    ticket = version = 0
+    busy = waited = stale = begun = 0.0
+
+    def worker(slowness: float) -> Generator[Any, Any, None]:
+        nonlocal ticket, version, busy, waited, stale, begun
+        pulled = seen = 0
+        adopt = 0.0
+        while True:
+            yield env.timeout(slowness * c.compute * next(factors) + adopt + before)
+            asked = env.now
+            with server.request() as turn:
+                yield turn
+                got = env.now
+                ends = (ticket + 1) % epoch == 0
+                old = seen != version
+                held = push + retain * old + evolve * ends
+                yield env.timeout(held)
+            if ticket >= first:
+                busy, waited, stale = busy + held, waited + got - asked, stale + ticket - pulled
+            ticket, version = ticket + 1, version + ends
+            pulled, seen, adopt = ticket, version, c.adopt * old
+            if ticket == first:
+                begun = env.now
+            elif ticket == updates:
+                over.succeed()
+
+    for rank in range(workers):
+        env.process(worker(scenario.slowest if rank == 0 else 1.0))
+    env.run(over)
+    seconds, made = env.now - begun, updates - first
+    return _outcome(
+        c, workers, made / seconds, busy / seconds, waited / (workers * seconds), stale / made
+    )
+
+
+# --- in lockstep ---------------------------------------------------------------------------------
+
+
+def _lockstep(
+    c: Calibration, workers: int, network: Network, scenario: Scenario, rng: np.random.Generator
+) -> Outcome:
+    """Have all workers wait for the slowest and exchange, step after step.
+
+    Nobody queues, and no step knows of another, so that steps are maxima of draws.
+    """
+    own = c.compute * _factors(c, scenario, (_STEPS, workers), rng)
+    own[:, 0] *= scenario.slowest
+    slowest = own.max(axis=1)
+    after = exchange(c, network, workers)
+    seconds = slowest.mean() + after
+    waiting = (slowest - own.mean(axis=1)).mean() / seconds
+    return _outcome(c, workers, workers / seconds, after / seconds, waiting, 0.0)
+
+
+# --- both ----------------------------------------------------------------------------------------
+
+
+def _epoch(c: Calibration, workers: int) -> int:
+    """Return the updates between two evolutions: with more workers than that, the data grow."""
+    return max(c.updates_per_epoch, workers)
+
+
+def _factors(
+    c: Calibration, scenario: Scenario, shape: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray:
+    """Draw times to compute a gradient, relative to the mean of those measured."""
+    factors = np.ones(shape)
+    if scenario.jitter:
+        quantiles = np.array(c.jitter)
+        mean = np.trapezoid(quantiles, dx=1 / (len(quantiles) - 1))
+        at = np.linspace(0, 1, len(quantiles))
+        factors = np.interp(rng.random(shape), at, quantiles / mean)
+    if scenario.pauses:
+        factors = np.where(rng.random(shape) < scenario.pauses, scenario.pause * factors, factors)
+    return factors
+
+
+def _outcome(
+    c: Calibration, workers: int, rate: float, utilisation: float, waiting: float, staleness: float
+) -> Outcome:
+    values = (rate, rate * c.samples_per_update, rate / c.alone, utilisation, waiting, staleness)
+    return Outcome(workers, *(float(value) for value in values))

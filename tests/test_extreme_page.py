@@ -1,0 +1,257 @@
+"""The extreme study: run or load, the claim's verdict, tables and pictures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("pandas")
+
+from sparsecore.paper import claims, extreme, extreme_figures, levers, results
+from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, UNTESTED
+from sparsecore.paper.extreme import BAT, Extreme, Row
+from sparsecore.paper.page import Note
+
+GIB = 2**30
+
+
+def result(neurons=BAT, trend_p=1e-6, test_p=1e-9, peak=5 * GIB, **changes):
+    """Return what a run of the command has in its result, as far as the page needs it."""
+    found = {
+        "profile": "paper",
+        "config": {"batch_size": 4, "steps": 4, "evolve_every": 2},
+        "density": 1e-6,
+        "nnz": 5 * neurons,
+        "budget": {"program": GIB, "weights, 4 bytes each": 3 * GIB},
+        "budget_bytes": 4 * GIB,
+        "peak_bytes": peak,
+        "seconds": {"initialise": 3.0},
+        "step_seconds": [neurons * 3e-8, neurons * 4e-8, neurons * 5e-8],
+        "evolve_seconds": [2.0],
+        "predict_seconds": [0.5],
+        "seconds_per_sample": neurons * 1e-8,
+        "losses": [0.8, 0.7, 0.5, 0.4],
+        "trend": {"tau": -1.0, "p": trend_p},
+        "test": {"n": 100, "correct": 90, "accuracy": 0.9, "p": test_p},
+        "provenance": {"memory_gib": 24.0, "cpu": "a CPU", "threads": 2, "commit": "abc"},
+    }
+    return found | changes
+
+
+LEVERS = {
+    "neurons": 1000,
+    "forward": [{"lever": "tiles", "kind": "tiles", "threads": 1, "ns": 2.0}],
+    "step_neurons": 2000,
+    "steps": [{"kind": "one by one", "threads": 1, "ns": 40.0}],
+}
+
+
+SPLIT = {
+    "whole": {"neurons": 9, "step_seconds": [1.0], "peak_bytes": GIB, "losses": [0.5]},
+    "split": {
+        "neurons": 9,
+        "step_seconds": [0.6],
+        "peak_bytes": [GIB // 2, GIB // 4],
+        "losses": [0.500001],
+        "message_bytes": 2**21,
+        "message_seconds": 0.1,
+    },
+    "largest_difference": 1e-6,
+}
+
+
+SURVIVAL = {
+    "whole": {"neurons": 9},
+    "resumed": {"seconds": {"checkpoint": 4.0}, "weights_sha256": "0123456789"},
+    "identical": True,
+    "file_bytes": GIB,
+}
+
+
+def page():
+    here = {Row(n, 10): result(n, profile="quick") for n in (500_000, 5_000_000)}
+    recorded = {Row(n, 10): result(n) for n in (5_000_000, BAT, 200_000_000)}
+    parts = {
+        "levers": {"recorded": LEVERS, "this build": LEVERS},
+        "split": {"this build": SPLIT},
+        "survival": {"this build": SURVIVAL},
+    }
+    return Extreme("quick", here, recorded, parts)
+
+
+# --- the claim -----------------------------------------------------------------------------------
+
+
+def checks(runs):
+    [claim] = [claim for claim in claims.CLAIMS if claim.key == "C4"]
+    return claim.ask(claims.Evidence((), runs))
+
+
+def verdicts(runs):
+    return [check.outcome for check in checks(runs)]
+
+
+def test_the_claim_holds_for_good_runs():
+    assert verdicts({Row(BAT, 10): result()}) == [HOLDS, HOLDS, HOLDS]
+    assert verdicts({Row(4 * BAT, 10): result(4 * BAT)}) == [HOLDS, HOLDS]
+    both = checks({Row(BAT, 10): result(), Row(4 * BAT, 10): result(4 * BAT)})
+    assert claims.verdict(both) == HOLDS
+
+
+@pytest.mark.parametrize(
+    "changes, outcome",
+    [
+        ({"peak": 25 * GIB}, [FAILS, HOLDS, HOLDS]),
+        ({"trend_p": 0.3}, [HOLDS, UNDECIDED, HOLDS]),
+        ({"trend_p": 0.99}, [HOLDS, FAILS, HOLDS]),
+        ({"test_p": 0.4}, [HOLDS, HOLDS, UNDECIDED]),
+        ({"trend": None}, [HOLDS, UNTESTED, HOLDS]),
+        ({"test": None}, [HOLDS, HOLDS, UNTESTED]),
+    ],
+)
+def test_each_check_can_fail(changes, outcome):
+    assert verdicts({Row(BAT, 10): result(**changes)}) == outcome
+
+
+def test_small_networks_are_no_evidence():
+    assert set(verdicts({Row(BAT // 10, 10): result()})) == {UNTESTED}
+    assert set(verdicts({})) == {UNTESTED}
+
+
+def test_what_is_recorded_bears_the_claim_out():
+    found = {row: run for row, run in extreme.recorded().items() if row.neurons >= BAT}
+    if found:
+        assert set(verdicts(found)) == {HOLDS}
+        for run in found.values():
+            assert run["peak_bytes"] == pytest.approx(run["budget_bytes"], rel=0.1)
+            assert run["peak_bytes"] < 22 * GIB
+
+
+# --- run or load ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    monkeypatch.setenv(results.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setattr(extreme, "LIVE", (Row(20_000, 2),))
+    monkeypatch.setattr(extreme, "PARTS", {"split": lambda neurons: None})
+    return tmp_path
+
+
+def test_a_live_run_is_made_once(small, monkeypatch):
+    found = extreme.load("quick", progress=False)
+    [run] = found.here.values()
+    assert run["neurons"] == 20_000 and run["trend"] is not None
+    assert run["provenance"]["packages"] and run["code_sha256"]
+    path = extreme.FILES.path(Row(20_000, 2).name, "quick")
+    before = path.stat().st_mtime_ns
+    again = extreme.load("quick", progress=False)
+    assert again.here == found.here and path.stat().st_mtime_ns == before
+    path.write_text("{")
+    monkeypatch.setattr(extreme, "_result", lambda *args: {"run": "anew"})
+    with pytest.warns(results.ResultWarning, match="damaged"):
+        [found] = extreme.load("quick", progress=False).here.values()
+    assert found["run"] == "anew"
+
+
+def test_a_stale_result_is_run_anew(small, monkeypatch):
+    path = extreme.FILES.path(Row(20_000, 2).name, "quick")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"study": extreme.STUDY, "name": path.stem, "code_sha256": "old"}))
+    monkeypatch.setattr(extreme, "_result", lambda *args: {"run": "anew"})
+    [found] = extreme.load("quick", progress=False).here.values()
+    assert found["run"] == "anew"
+
+
+def test_a_run_that_fails_says_why(small, monkeypatch):
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda *args, **kwargs: subprocess.CompletedProcess(args, 1, "", "one\nno memory\n"),
+    )
+    with pytest.raises(RuntimeError, match="no memory"):
+        extreme.load("quick", progress=False)
+
+
+# --- tables and pictures -------------------------------------------------------------------------
+
+
+def test_the_table_has_a_row_for_every_run():
+    table = extreme_figures.table(page())
+    assert len(table.frame) == 5
+    assert table.frame["run"].tolist() == [
+        "this build", "recorded", "this build", "recorded", "recorded"
+    ]  # fmt: skip
+    assert table.frame["held out"][0] == "90/100 (p = 1e-09)"
+    assert table.frame["loss"][0] == "0.60 → 0.60"
+    assert table.data["nnz"].tolist() == [5 * n for n in table.data["neurons"]]
+    assert "epoch of 16 samples" in table.caption
+
+
+def test_the_memory_table_is_of_the_largest_run():
+    table = extreme_figures.memory(page())
+    assert "200,000,000 neurons" in table.caption
+    assert table.frame["GiB"].tolist() == ["1.000", "3.000", "4.000", "5.000"]
+    assert isinstance(extreme_figures.memory(Extreme("quick", {}, {}, {"split": {}})), Note)
+
+
+def test_the_growth_is_measured():
+    picture = extreme_figures.scaling(page())
+    assert "exponents are 1.00 and 0.00" in picture.caption
+    axes = picture.figure.axes
+    labels = {text.get_text().split("\n")[0] for text in axes[0].texts}
+    assert labels == set(extreme_figures.BRAINS)
+
+
+def test_the_loss_is_drawn_for_deep_networks():
+    picture = extreme_figures.losses(page())
+    assert "200,000,000: Kendall's τ -1.00" in picture.caption
+    assert np.allclose(picture.figure.axes[0].lines[0].get_ydata(), result()["losses"])
+
+
+def test_split_networks():
+    table = extreme_figures.split(page())
+    assert table.frame["messages a step (MiB)"].tolist() == ["0", "2"]
+    assert table.frame["GiB a rank"].tolist() == ["1.00", "0.50"]
+    assert "agree to 1e-06" in table.caption
+    assert isinstance(extreme_figures.split(Extreme("quick", {}, {}, {"split": {}})), Note)
+
+
+def test_the_projection_is_of_ranks_that_fit():
+    data = extreme_figures.projection(page()).data
+    assert (data["rank_bytes"] <= 22 * GIB).all()
+    assert data["ranks"].is_monotonic_increasing and data["ranks"][0] > 1
+    moved = 3 * 16 * data["neurons"] * (1 - 1 / data["ranks"])
+    np.testing.assert_allclose(data["message_bytes"], moved)
+
+
+def test_survival():
+    table = extreme_figures.survival(page())
+    assert table.frame["as if it had not been killed"].tolist() == ["yes"]
+    assert table.frame["writing it (s)"].tolist() == ["4.0"]
+
+
+def test_a_killed_run_is_compared():
+    found = extreme.survive(300_000)
+    assert found["identical"] and found["file_bytes"] > 1_000_000
+
+
+@pytest.mark.mpi
+def test_two_ranks_are_compared():
+    found = extreme.compare(20_000)
+    if found is None:
+        pytest.skip("no MPI")
+    assert found["largest_difference"] < 1e-4
+    assert found["split"]["ranks"] == 2 and found["split"]["nnz"] == found["whole"]["nnz"]
+
+
+def test_levers():
+    table = extreme_figures.levers(page())
+    assert table.frame["ns a connection"].tolist() == ["2.00", "2.00", "40.00", "40.00"]
+    measured = levers.measure(4000, 1, 2)
+    assert [lever["kind"] for lever in measured["forward"]] == ["one by one"] * 5 + ["tiles"] * 2
+    assert all(entry["ns"] > 0 for entry in measured["forward"] + measured["steps"])

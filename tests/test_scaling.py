@@ -1,0 +1,418 @@
+"""F-scaling: the simulation against closed forms, what it is calibrated with, and its pictures."""
+
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sparsecore import datasets, wasap
+from sparsecore.__main__ import main
+from sparsecore.paper import scaling, scaling_figures, simulate
+from sparsecore.paper.parallel_figures import COLOUR
+from sparsecore.paper.results import ResultWarning
+from sparsecore.paper.simulate import (
+    AS_MEASURED,
+    EVEN,
+    NETWORKS,
+    ONE_MACHINE,
+    Calibration,
+    Network,
+    Scenario,
+    exchange,
+    saturation,
+    service,
+)
+from sparsecore.train import TrainConfig, new_model
+from sparsecore.wasap.place import VERSION, Layout, Place
+from sparsecore.wasap.server import FIELDS, ParameterServer
+from sparsecore.wasap.worker import Shard, Worker
+
+# A worker that computes for 10 ms and a push of 1 ms: 11 workers keep the server busy.
+PLAIN = Calibration(
+    compute=0.01, lock=0.0, update=0.001, evolve=0.0, retain=0.0, adopt=0.0, reduce=0.0, term=0.0,
+    message=0.0, bandwidth=1e9, n_params=1_000, bytes_per_update=16_000, samples_per_update=100,
+    updates_per_epoch=500,
+)  # fmt: skip
+# Exponential times, of mean 1.
+EXPONENTIAL = tuple(-np.log1p(-np.linspace(0, 1 - 1e-7, 200_001)))
+
+
+# --- closed forms ---
+
+
+def test_one_worker_computes_and_pushes_in_turns():
+    found = simulate.simulate(PLAIN, 1, scenario=EVEN)
+    assert found.gradients_per_second == pytest.approx(1 / 0.011)
+    assert found.gradients_per_second == pytest.approx(PLAIN.alone)
+    assert found.samples_per_second == pytest.approx(100 / 0.011)
+    assert found.speedup == pytest.approx(1)
+    assert (found.waiting, found.staleness) == (0, 0)
+
+
+@pytest.mark.parametrize("workers", [2, 5, 10, 11, 12, 40, 300])
+def test_even_workers_share_the_server_until_it_is_busy(workers):
+    found = simulate.simulate(PLAIN, workers, scenario=EVEN)
+    rate = min(workers / 0.011, 1 / 0.001)
+    assert found.gradients_per_second == pytest.approx(rate, rel=1e-6)
+    assert found.utilisation == pytest.approx(rate * 0.001, rel=1e-6)
+    assert saturation(PLAIN, ONE_MACHINE) == pytest.approx(11)
+    assert found.staleness == pytest.approx(workers - 1, rel=1e-6)
+
+
+@pytest.mark.parametrize("workers", [3, 10, 30])
+def test_littles_law(workers):
+    """The workers are computing, waiting or pushing: K = rate × (c + wait + s)."""
+    uneven = replace(PLAIN, jitter=EXPONENTIAL)
+    found = simulate.simulate(uneven, workers, seed=3)
+    wait = found.waiting * workers / found.gradients_per_second
+    cycle = 0.01 + wait + 0.001
+    # The mean of 6,000 exponential times has a standard error of 1.3 %.
+    assert found.gradients_per_second * cycle == pytest.approx(workers, rel=0.05)
+    assert found.utilisation == pytest.approx(found.gradients_per_second * 0.001)
+
+
+def test_exponential_times_are_a_machine_repair_queue():
+    """With a constant service the asymptotes bound the rate; with two workers it is known.
+
+    While one pushes for s, the other comes with probability 1 - exp(-s / c) and waits for what is
+    left; a cycle's mean wait is s - c (1 - exp(-s / c)).
+    """
+    c, s = 0.001, 0.001
+    uneven = replace(PLAIN, compute=c, update=s, jitter=EXPONENTIAL)
+    # State after a departure: the other one waits with p, or computes, memoryless.
+    p = 1 - np.exp(-s / c)
+    between = s + (1 - p) * c / 2  # until the next departure: both compute, the first one comes
+    found = np.mean(
+        [simulate.simulate(uneven, 2, seed=seed).gradients_per_second for seed in range(8)]
+    )
+    assert found == pytest.approx(1 / between, rel=0.02)
+
+
+def test_lockstep_takes_the_time_of_all_and_of_the_exchange():
+    for workers in (1, 2, 7, 64):
+        found = simulate.simulate(PLAIN, workers, "wassp", scenario=EVEN)
+        step = 0.01 + exchange(PLAIN, ONE_MACHINE, workers)
+        assert found.gradients_per_second == pytest.approx(workers / step)
+        assert found.waiting == 0 and found.staleness == 0
+    assert exchange(PLAIN, ONE_MACHINE, 1) == pytest.approx(0.001)
+
+
+def test_lockstep_waits_for_the_largest_of_exponential_times():
+    """The expected maximum of K exponential times is the harmonic number H(K)."""
+    uneven = replace(PLAIN, update=1e-9, bandwidth=1e15, jitter=EXPONENTIAL)
+    for workers in (2, 16, 128):
+        rates = [
+            simulate.simulate(uneven, workers, "wassp", seed=seed).gradients_per_second
+            for seed in range(8)
+        ]
+        harmonic = np.sum(1 / np.arange(1, workers + 1))
+        # 8 × 400 maxima, each with a standard deviation of at most 1.3 means.
+        assert workers / np.mean(rates) / 0.01 == pytest.approx(harmonic, rel=0.07)
+
+
+def test_exchange_sends_what_lockstep_sends():
+    """16 (K - 1) / K bytes a parameter and step, sent and received: 8 each way."""
+    wide = replace(PLAIN, n_params=10_000_000, update=1e-12, updates_per_epoch=10**12)
+    for workers in (2, 10):
+        each_way = 8 * (workers - 1) / workers * wide.n_params
+        assert exchange(wide, ONE_MACHINE, workers) == pytest.approx(each_way / 1e9, rel=1e-6)
+
+
+def test_a_slow_worker_costs_its_own_work_or_everybodys():
+    slow = Scenario("slow", jitter=False, slowest=2.0)
+    even, uneven = (simulate.simulate(PLAIN, 4, scenario=s) for s in (EVEN, slow))
+    lost = even.gradients_per_second - uneven.gradients_per_second
+    own = 1 / 0.011 - 1 / 0.021
+    # Out of step with the others, it or one of them waits for a push at most, once in its cycle.
+    assert own - 0.5 <= lost <= own + 0.001 / 0.021 / 0.011
+    together = simulate.simulate(PLAIN, 4, "wassp", scenario=slow)
+    step = 0.02 + exchange(PLAIN, ONE_MACHINE, 4)
+    assert together.gradients_per_second == pytest.approx(4 / step)
+    full = [simulate.simulate(PLAIN, 40, scenario=s).gradients_per_second for s in (EVEN, slow)]
+    assert full[1] == pytest.approx(full[0]), "a busy server does not notice"
+
+
+def test_pauses_lengthen_the_mean():
+    paused = Scenario("paused", jitter=False, pauses=0.5, pause=3.0)
+    found = simulate.simulate(PLAIN, 1, scenario=paused)
+    assert found.gradients_per_second == pytest.approx(1 / (0.02 + 0.001), rel=0.05)
+
+
+def test_transfers_and_latencies_hold_the_lock():
+    network = Network("slow", 1e-4, 1e6)
+    trips = 2 * (simulate.ROUND_TRIPS + 1)
+    assert service(PLAIN, network) == pytest.approx(
+        0.001 + trips * 1e-4 + 0.016
+        + (2 * simulate.ROUND_TRIPS_EVOLVED * 1e-4 + 0.012) / PLAIN.updates_per_epoch
+    )  # fmt: skip
+    busy = simulate.simulate(PLAIN, 50, network=network, scenario=EVEN)
+    assert busy.utilisation == pytest.approx(1, rel=1e-3)
+
+
+def test_newer_topologies_make_a_busy_server_slower():
+    evolving = replace(PLAIN, retain=0.004, evolve=0.1, updates_per_epoch=100)
+    rates = [
+        simulate.simulate(evolving, k, scenario=EVEN).gradients_per_second for k in (1, 20, 100)
+    ]
+    assert rates[0] == pytest.approx(1 / (0.011 + 0.1 / 100), rel=1e-3)  # its own evolution
+    # After an evolution all workers but the one that made it hold an older topology.
+    assert rates[1] == pytest.approx(100 / (100 * 0.001 + 0.1 + 19 * 0.004), rel=1e-3)
+    assert rates[2] == pytest.approx(100 / (100 * 0.001 + 0.1 + 99 * 0.004), rel=1e-3)
+
+
+def test_seed_determines_the_outcome():
+    uneven = replace(PLAIN, jitter=EXPONENTIAL)
+    for name in simulate.ALGORITHMS:
+        first, again, other = (
+            simulate.simulate(uneven, 9, name, NETWORKS[1], AS_MEASURED, seed) for seed in (1, 1, 2)
+        )
+        assert first == again != other
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: simulate.simulate(PLAIN, 0), "workers: expected at least 1, got 0"),
+        (lambda: simulate.simulate(PLAIN, 2, "dense"), "algorithm: expected one of wasap, wassp"),
+        (lambda: replace(PLAIN, update=0.0), "update: expected a finite number above 0, got 0.0"),
+        (lambda: replace(PLAIN, lock=-1.0), "lock: expected a finite number of at least 0"),
+        (lambda: replace(PLAIN, bandwidth=np.inf), "bandwidth: expected a finite number"),
+        (lambda: replace(PLAIN, jitter=(1.0,)), "jitter: expected at least two quantiles"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# --- what is modelled is what is implemented ---
+
+
+def test_round_trips_are_those_of_a_push():
+    class Counting(Place):
+        count = 0
+
+        def fetch(self, *args):
+            Counting.count += 1
+            return super().fetch(*args)
+
+        def store(self, *args):
+            Counting.count += 1
+            super().store(*args)
+
+    data = datasets.load("digits").limited(128, random_state=0)
+    config = TrainConfig(hidden=(20, 20), batch_size=16, epochs=4)
+    model = new_model(config, data.n_features, data.n_classes, 0)
+    sizes = (data.n_features, *config.hidden, data.n_classes)
+    place = Counting(Layout(sizes, model.nnz, 2, 12, 4, len(FIELDS)))
+    server = ParameterServer(place, config, 0, 3, 4)
+    server.publish(model)
+    workers = [
+        Worker(k, Shard(data, np.arange(k, 128, 2), config, 0, k), sizes, config, 0)
+        for k in range(2)
+    ]
+    for worker in workers:
+        server.pull(worker)
+    counts = {}
+    for step in (0, 1, 0, 1):  # the third ends an epoch, the fourth meets a newer topology
+        worker = workers[step]
+        worker.compute()
+        version, before = worker.version, Counting.count
+        update = server.push(worker)
+        made = Counting.count - before
+        old = version != place.fetch("state")[VERSION]
+        counts["evolved" if update.epoch else "retained" if old else "plain"] = made
+        worker.close()
+    plain = counts["plain"]
+    assert plain == simulate.ROUND_TRIPS
+    assert counts["evolved"] - plain == simulate.ROUND_TRIPS_EVOLVED
+    assert counts["retained"] - plain == simulate.ROUND_TRIPS_RETAINED
+
+
+# --- calibration ---
+
+
+def made_up(profile="quick", **changes):
+    """A measurement of round numbers: 1 ms of computing, 0.1 ms of lock, 0.2 ms of update."""
+
+    def run(rate, workers, seed):
+        seconds = {
+            "gradient": 0.04, "lock": 0.005, "update": 0.01, "evaluate": 1.0, "checkpoint": 0.5,
+            "phase1": 1.5 + 0.05 + 0.015,
+        }  # fmt: skip
+        rank = {"updates": 50, "samples": 5_000, "seconds": seconds}
+        return {
+            "seed": seed, "samples_per_second": rate * (1 + 0.1 * seed), "window": "shared",
+            "bytes_per_update": 2e6, "staleness": workers - 1.0, "ranks": [rank] * workers,
+        }  # fmt: skip
+
+    return {
+        "study": "F-scaling", "name": "measured", "profile": profile,
+        "n_train": 1_000, "batch_size": 100, "epochs": 5,
+        "others": [0.0, 0.1],
+        "runs": {
+            "sequential": {"1": [{"seed": 0, "samples_per_second": 80_000.0},
+                                 {"seed": 1, "samples_per_second": 88_000.0}]},
+            "wasap": {str(k): [run(76_000.0 * k, k, s) for s in (0, 1)] for k in (1, 2)},
+            "wassp": {str(k): [run(60_000.0 * k, k, s) for s in (0, 1)] for k in (1, 2)},
+        },
+        "steps": {
+            "gradient": [0.9e-3, 1e-3, 1.1e-3], "push": 1e-4, "retain": 3e-4, "adopt": 2e-4,
+            "evolve": 1e-3, "reduce": 2e-5, "term": 1e-6, "n_params": 100_000, "n_gradients": 400,
+        },
+        "messages": {"seconds": 1e-6, "bytes_per_second": 5e9},
+        "provenance": {"cpu": "a CPU", "cores": 2, "sparsecore": "0", "commit": None},
+        **changes,
+    }  # fmt: skip
+
+
+def test_calibration_divides_the_time_of_one_worker():
+    found = scaling.calibrate(made_up())
+    assert found.compute == pytest.approx(1e-3)  # what is neither lock nor update nor set aside
+    assert found.lock == pytest.approx(1e-4)
+    assert found.update == pytest.approx(2e-4 - 4 / 50 * 1e-3)  # 4 evolutions in 50 updates
+    assert (found.evolve, found.retain, found.bandwidth) == (1e-3, 3e-4, 5e9)
+    assert (found.updates_per_epoch, found.samples_per_update) == (10, 100)
+    assert found.jitter == pytest.approx((0.9, 1.0, 1.1))
+    assert scaling.busy(made_up(), "wasap", 2).compute == pytest.approx(1e-3)
+
+
+def test_calibration_that_makes_no_sense_is_refused():
+    result = made_up()
+    result["steps"]["evolve"] = 1.0
+    with pytest.raises(ValueError, match="update: expected a finite number above 0"):
+        scaling.calibrate(result)
+
+
+def test_speedups_are_those_of_the_same_round():
+    assert scaling.speedups(made_up(), "wasap", 2).tolist() == pytest.approx([1.9, 1.9])
+    assert scaling.workers_of(made_up(), "wassp") == [1, 2]
+    assert [scaling.counts(n) for n in (1, 2, 6)] == [[1], [1, 2], [1, 2, 4, 6]]
+    assert scaling.powers()[-1] == 1024
+
+
+# --- run or load ---
+
+
+@pytest.fixture
+def measuring(monkeypatch, tmp_path):
+    """What would be trained on a cluster, trained here by one worker, and listed."""
+    mpi = pytest.importorskip("mpi4py.MPI")
+    calls = []
+
+    class Job:
+        def get(self):
+            return {"seconds": 1e-6, "bytes_per_second": 1e9}
+
+    class Workers:
+        def first(self, n):
+            return self
+
+        def submit(self, function, *args):
+            return [Job(), Job()]
+
+    @contextmanager
+    def connect(n):
+        yield Workers()
+
+    def train(workers, config, dataset, *, algorithm, phase1, seed):
+        calls.append((algorithm, seed))
+        assert phase1 == 1.0
+        data = datasets.load(dataset).limited(300, random_state=seed)
+        plan = wasap.Plan(algorithm, phase1)
+        return wasap.run(data, config, plan, seed=seed, comm=mpi.COMM_SELF)
+
+    monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
+    monkeypatch.setattr(scaling, "DATASET", "digits")
+    effort = scaling.Effort(epochs=2, seeds=(0,), workers=2, steps=40)
+    monkeypatch.setattr(scaling, "EFFORTS", {"quick": effort, "paper": effort})
+    monkeypatch.setattr(scaling.cluster, "connect", connect)
+    monkeypatch.setattr(scaling.cluster, "train", train)
+    return calls
+
+
+def test_measured_once_then_read_and_beside_what_is_recorded(measuring, capsys):
+    first = scaling.load("quick")
+    assert measuring == [("wasap", 0), ("wassp", 0)] * 2
+    assert first.recorded is None and [title for title, _ in first.versions()] == ["this build"]
+    times = first.here["steps"]["gradient"]
+    assert times == sorted(times) and times[0] > 0
+    assert scaling.load("quick").here == json.loads(json.dumps(first.here))
+    assert len(measuring) == 4
+
+    path = scaling.FILES.path("measured", "paper")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(made_up("paper")))
+    assert main(["study", "run", "F-scaling", "--profile", "quick"]) == 0
+    assert "wasap [1, 2]" in capsys.readouterr().out
+    assert [title for title, _ in scaling.load("quick").versions()] == ["recorded", "this build"]
+
+    path.unlink()
+    scaling.FILES.path("measured", "quick").write_text("{")
+    with pytest.warns(ResultWarning, match=r"measured\.json of F-scaling, quick: damaged"):
+        again = scaling.load("quick")
+    assert len(measuring) == 8 and again.recorded is None
+
+
+# --- pictures ---
+
+
+@pytest.fixture(params=["alone", "beside"])
+def found(request):
+    recorded = None if request.param == "alone" else made_up("paper")
+    return scaling.Scaling("quick", made_up(), recorded)
+
+
+def test_measured_speedup_is_drawn_and_told(found):
+    picture = scaling_figures.measured(found)
+    assert len(picture.figure.axes) == len(found.versions())
+    assert "WASAP-SGD 1.90 with 2, WASSP-SGD 1.50 with 2" in picture.caption
+    assert "profile quick" in picture.caption and "<svg" in picture.svg()
+    line = picture.figure.axes[0].lines[0]
+    assert line.get_ydata() == pytest.approx([0.95, 1.9]) and line.get_color() == COLOUR["wasap"]
+
+
+def test_a_busy_machine_is_told():
+    quiet, busy = (scaling.Scaling("quick", made_up(others=[n, n])) for n in (0.1, 1.5))
+    assert "Other processes" not in scaling_figures.measured(quiet).caption
+    assert "(this build: 1.5 CPUs)" in scaling_figures.measured(busy).caption
+
+
+def test_simulations_say_that_they_are(found):
+    point = saturation(found.calibration(), ONE_MACHINE)
+    simulated = scaling_figures.simulated(found)
+    assert f"K* = {point:.1f} on" in simulated.caption
+    stragglers = scaling_figures.stragglers(found)
+    assert "one worker at half speed, 8 workers: " in stragglers.caption
+    for picture in (simulated, stragglers):
+        assert picture.caption.startswith("**Simulation: ")
+        assert len(picture.figure.axes) == 2 * len(found.versions())
+        assert all(ax.get_title().startswith("simulation: ") for ax in picture.figure.axes)
+        assert ("Recorded: " in picture.caption) == (found.recorded is not None)
+
+
+def test_tables_set_simulation_beside_measurement(found):
+    table = scaling_figures.comparison(found)
+    assert len(table.data) == 4 * len(found.versions())
+    row = table.data.query("algorithm == 'WASAP-SGD' and workers == 2").iloc[-1]
+    assert row["measured"] == pytest.approx(76_000 * 2 * 1.05)
+    expected = simulate.simulate(found.calibration(), 2).samples_per_second
+    assert row["simulated"] == expected
+    assert f"{expected:,.0f} ({expected / row['measured'] - 1:+.0%})" in table._repr_markdown_()
+    calibration = scaling_figures.calibration(found)
+    assert "1.25 GB/s each way" in calibration.caption
+    assert calibration.frame["this build"].iloc[0] == "1.0000"
+    assert "\\begin{tabular}" in table.latex() and "\\begin{tabular}" in calibration.latex()
+
+
+def test_part_of_a_cluster():
+    from sparsecore.cluster import Cluster
+
+    whole = Cluster.__new__(Cluster)
+    whole.n, whole.engines, whole.pids, whole._hosts = 3, [5, 6, 7], [1, 2, 3], ["a", "b", "c"]
+    part = whole.first(2)
+    assert (part.n, part.engines, part.pids) == (2, [5, 6], [1, 2]) and whole.n == 3
+    with pytest.raises(ValueError, match="n: expected 1 to 3 workers, got 4"):
+        whole.first(4)

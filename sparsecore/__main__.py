@@ -1,4 +1,4 @@
-"""The command line: ``python -m sparsecore train | bench | data | study``.
+"""The command line: ``python -m sparsecore train | bench | data | study | extreme``.
 
 Each command parses its options, calls one function of the library and prints; nothing is computed
 here. Diagnostics go to standard error, so that standard output can be piped; a mistake in the
@@ -8,12 +8,16 @@ options ends with status 2, anything else that goes wrong with 1 and one line th
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsecore import __version__, datasets
+
+if TYPE_CHECKING:
+    from sparsecore.mlp import SparseMLP
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_data(commands)
     _add_study(commands)
+    _add_extreme(commands)
     return parser
 
 
@@ -168,7 +173,7 @@ def _add_train(commands: Any) -> None:
     parallel.add_argument(
         "--patience",
         type=float,
-        default=8.0,
+        default=5.0,
         metavar="SECONDS",
         help="silence after which a rank counts as lost (%(default)s)",
     )
@@ -191,9 +196,8 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from sparsecore import checkpoint, experiment
+    from sparsecore import experiment
     from sparsecore.paper import settings
-    from sparsecore.wasap import command
 
     _check_common(options)
     if options.replay is not None:
@@ -221,11 +225,20 @@ def _train(options: argparse.Namespace) -> None:
             checkpoint_path=options.checkpoint,
             resume=options.resume,
         )
-    else:
-        parallel = command.train(data, config, options)
-        if parallel is None:  # not the rank that has the result
-            return
-        model, result = parallel
+        _report(model, result, options)
+        return
+    from sparsecore.wasap.job import job
+
+    with job(options) as this_job:
+        trained, found = this_job.train(data, config)
+        if trained is not None and found is not None:
+            _report(trained, found, options)
+
+
+def _report(model: SparseMLP, result: dict[str, Any], options: argparse.Namespace) -> None:
+    """Save and print what came of a training run."""
+    from sparsecore import checkpoint
+
     if options.out is not None:
         checkpoint.save(model, options.out)
     if options.json:
@@ -239,8 +252,6 @@ def _train(options: argparse.Namespace) -> None:
             f"{result['samples_per_second']:,.0f} samples/s",
             flush=True,
         )
-    if options.algorithm != "sequential":
-        command.end(result)
 
 
 def _loaded(name: str, limit: int | None, seed: int) -> datasets.Dataset:
@@ -468,19 +479,22 @@ def _add_study(commands: Any) -> None:
 
 
 def _list_studies(options: argparse.Namespace) -> None:
-    from sparsecore.paper import studies
+    from sparsecore.paper import conditions
 
-    for study in studies.STUDIES.values():
-        print(f"{study.key:12} {study.content}")
+    for study in conditions.STUDIES.values():
+        print(f"{study.key:16} {study.content}")
 
 
 def _run_study(options: argparse.Namespace) -> None:
-    from sparsecore.paper import speed, studies
+    from sparsecore.paper import conditions, studies
 
-    if options.key == speed.STUDY:
-        print(speed.load(options.profile))
+    measured_by = conditions.find(options.key).home.measured_by
+    if measured_by:
+        print(importlib.import_module(measured_by).load(options.profile))
         return
     found = studies.load(options.key, options.profile, options.seeds)
+    if not found.study.datasets:
+        print(f"{options.key} needs no run")
     for dataset in found.study.datasets:
         for method in found.study.methods:
             runs = found.of(dataset, method)
@@ -490,16 +504,155 @@ def _run_study(options: argparse.Namespace) -> None:
 
 
 def _study_status(options: argparse.Namespace) -> None:
-    from sparsecore.paper import studies
+    from sparsecore.paper import conditions, studies
 
-    profile = studies.current_profile(options.profile)
-    for study in studies.STUDIES.values():
-        states = {c: studies.look(c)[1] for c in study.conditions(profile)}
+    profile = conditions.current_profile(options.profile)
+    for study in conditions.STUDIES.values():
+        if study.home.measured_by:
+            states = importlib.import_module(study.home.measured_by).FILES.look(profile)
+        else:
+            states = {c.name: studies.look(c)[1] for c in study.conditions(profile)}
         there = sum(state == "present" for state in states.values())
-        print(f"{study.key:12} {there}/{len(states)} results of profile {profile}")
-        for condition, state in states.items():
+        print(f"{study.key:16} {there}/{len(states)} results of profile {profile}")
+        for name, state in states.items():
             if state != "present":
-                print(f"  {condition.name}: {state}")
+                print(f"  {name}: {state}")
+
+
+# --- extreme -------------------------------------------------------------------------------------
+
+
+def _add_extreme(commands: Any) -> None:
+    sub = commands.add_parser(
+        "extreme",
+        help="train a network of up to hundreds of millions of neurons",
+        description="Train a truly sparse network on artificial data of 65,536 features and two "
+        "classes, drawn batch by batch. The memory that it takes is planned and printed first. "
+        "On two cores a step takes about 5 ns a connection.",
+    )
+    sub.set_defaults(function=_extreme)
+    sub.add_argument(
+        "--neurons", type=_whole, required=True, metavar="N", help="hidden neurons, such as 2e8"
+    )
+    sub.add_argument(
+        "--hidden-layers", type=_whole, metavar="N", help="that share them equally (10)"
+    )
+    sub.add_argument(
+        "--batch", dest="batch_size", type=_whole, metavar="N", help="samples a step, 1 to 64 (4)"
+    )
+    sub.add_argument("--steps", type=_whole, metavar="N", help="(50)")
+    sub.add_argument(
+        "--epsilon",
+        type=float,
+        help="Erdős–Rényi sparsity, > 0; between layers of one width a neuron has 2 ε inputs (2.5)",
+    )
+    sub.add_argument("--alpha", type=float, help="negative slope of All-ReLU (0.05)")
+    sub.add_argument(
+        "--learning-rate",
+        type=float,
+        metavar="ETA",
+        help=">= 0, divided by each layer's mean fan-in (0.2)",
+    )
+    sub.add_argument("--momentum", type=float, metavar="MU", help="in [0, 1) (0.9)")
+    sub.add_argument(
+        "--weight-decay", type=float, metavar="LAMBDA", help="per step, in [0, 1) (0.0002)"
+    )
+    sub.add_argument(
+        "--zeta", type=float, help="fraction of connections that an evolution replaces (0.1)"
+    )
+    sub.add_argument(
+        "--evolve-every", type=_whole, metavar="STEPS", help="steps between evolutions (25)"
+    )
+    sub.add_argument("--separation", type=float, help="of the classes, in standard deviations (1)")
+    sub.add_argument(
+        "--held-out", type=_whole, metavar="N", help="samples to test with, 0 for none (100)"
+    )
+    sub.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="such as 22GiB: a plan above it is refused (what is free)",
+    )
+    sub.add_argument("--plan", action="store_true", help="print the memory plan and stop")
+    sub.add_argument(
+        "--split",
+        action="store_true",
+        help="under mpiexec: split every layer over the ranks, one thread each; needs --zeta 0",
+    )
+    sub.add_argument(
+        "--seed", type=int, default=0, help="determines the result bit for bit (%(default)s)"
+    )
+    sub.add_argument(
+        "--threads", type=int, help="threads; the result does not depend on them (all CPUs)"
+    )
+    sub.add_argument("--checkpoint", metavar="FILE", help="save the state of the run there (.npz)")
+    sub.add_argument(
+        "--checkpoint-every", type=_whole, default=25, metavar="STEPS", help="(%(default)s)"
+    )
+    sub.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
+    sub.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object, the last line"
+    )
+
+
+def _extreme(options: argparse.Namespace) -> None:
+    from sparsecore.extreme import budget, run
+    from sparsecore.team import cpu_count
+
+    if options.threads is None:
+        options.threads = cpu_count()
+    _check_common(options)
+    if options.resume and options.checkpoint is None:
+        raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
+    if options.checkpoint_every < 1:
+        raise ValueError(f"--checkpoint-every: expected at least 1, got {options.checkpoint_every}")
+    names = run.ExtremeConfig.__dataclass_fields__
+    given = {n: v for n in names if (v := getattr(options, n, None)) is not None}
+    config = run.ExtremeConfig(**given)
+    limit = None
+    if options.memory_limit is not None:
+        limit = budget.parse_bytes(options.memory_limit)
+    if options.split:
+        _split(options, config)
+        return
+    if options.plan:
+        plan = budget.plan(config.sizes, config.epsilon, config.batch_size, options.threads)
+        print(plan.table())
+        plan.check(limit)
+        return
+    result = run.run(
+        config,
+        seed=options.seed,
+        threads=options.threads,
+        memory_limit=limit,
+        checkpoint_path=options.checkpoint,
+        checkpoint_every=options.checkpoint_every,
+        resume=options.resume,
+        progress=True,
+        announce=lambda plan: print(plan.table(), file=sys.stderr, flush=True),
+    )
+    if options.json:
+        print(json.dumps(result), flush=True)
+    else:
+        print(run.report(result), flush=True)
+
+
+def _split(options: argparse.Namespace, config: Any) -> None:
+    from sparsecore.wasap import mpi, split
+
+    if options.checkpoint is not None:
+        raise ValueError("--split: expected no --checkpoint, a split network is not saved yet")
+    result = split.run(mpi.world(), config, seed=options.seed, threads=1)
+    if result is None:  # not the rank that has it
+        return
+    if options.json:
+        print(json.dumps(result), flush=True)
+        return
+    losses, peak = result["losses"], max(result["peak_bytes"]) / 2**30
+    print(
+        f"{result['neurons']:,} hidden neurons on {result['ranks']} ranks, at most {peak:.2f} GiB "
+        f"each; loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last; a step exchanges "
+        f"{result['message_bytes'] / 2**20:.0f} MiB in {result['message_seconds']:.2f} s"
+    )
 
 
 # --- shared --------------------------------------------------------------------------------------
@@ -512,6 +665,16 @@ def _sizes(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(
             f"expected integers separated by commas, such as 1000,1000, got {text!r}"
         ) from None
+
+
+def _whole(text: str) -> int:
+    try:
+        value = float(text)
+        if value == int(value):
+            return int(value)
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"expected a whole number, such as 50 or 2e8, got {text!r}")
 
 
 def _check_common(options: argparse.Namespace) -> None:

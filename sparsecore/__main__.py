@@ -471,6 +471,8 @@ def _add_study(commands: Any) -> None:
     run = verbs.add_parser("run", help="run what a study lacks; what is there and valid is kept")
     run.add_argument("key", metavar="KEY", help="as `study list` names it")
     run.add_argument("--seeds", type=_sizes, metavar="N,N,…", help="(those of the profile)")
+    for name in ("datasets", "methods"):
+        run.add_argument(f"--{name}", type=_names, metavar="NAME,…", help="only these (all)")
     run.set_defaults(function=_run_study)
     status = verbs.add_parser("status", help="which results are there, missing, stale or damaged")
     status.set_defaults(function=_study_status)
@@ -490,9 +492,18 @@ def _run_study(options: argparse.Namespace) -> None:
 
     measured_by = conditions.find(options.key).home.measured_by
     if measured_by:
+        for name in ("seeds", "datasets", "methods"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name}: {options.key} is measured whole; expected none")
         print(importlib.import_module(measured_by).load(options.profile))
         return
-    found = studies.load(options.key, options.profile, options.seeds)
+    found = studies.load(
+        options.key,
+        options.profile,
+        options.seeds,
+        of_datasets=options.datasets,
+        methods=options.methods,
+    )
     if not found.study.datasets:
         print(f"{options.key} needs no run")
     for dataset in found.study.datasets:
@@ -665,6 +676,10 @@ def _sizes(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(
             f"expected integers separated by commas, such as 1000,1000, got {text!r}"
         ) from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _whole(text: str) -> int:

@@ -540,3 +540,18 @@ def test_command_line(study, ran, capsys):
     assert "set-all-relu" in out and "test accuracy" in out
     assert __main__.main(["study", "run", "F-none"]) == 1
     assert "F-none" in capsys.readouterr().err
+
+
+def test_command_line_runs_a_part_of_a_study(study, ran, capsys):
+    part = ["study", "run", "F-test", "--datasets", "digits", "--methods", "set-all-relu"]
+    assert __main__.main(part) == 0
+    assert ran == [("all-relu", 0), ("all-relu", 1)]
+    assert "set-relu" not in capsys.readouterr().out
+    assert __main__.main([*part[:-1], "set-relu,dense"]) == 1
+    error = capsys.readouterr().err
+    assert "methods: expected one of set-relu, set-all-relu (F-test), got 'dense'" in error
+    assert __main__.main(["study", "run", "F-test", "--datasets", "mnist"]) == 1
+    assert "datasets: expected one of digits (F-test), got 'mnist'" in capsys.readouterr().err
+    assert __main__.main(["study", "run", "F-speed", "--methods", "dense"]) == 1
+    assert "--methods: F-speed is measured whole" in capsys.readouterr().err
+    assert ran == [("all-relu", 0), ("all-relu", 1)]

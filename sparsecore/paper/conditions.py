@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,26 @@ class Study:
     def home(self) -> Study:
         """The study that owns the runs."""
         return STUDIES[self.runs_of] if self.runs_of else self
+
+    def part(self, datasets: Sequence[str] | None, methods: Sequence[str] | None) -> Study:
+        """Return the same study with some of its data sets and methods; None: all.
+
+        Raises
+        ------
+        ValueError
+            If one is not the study's; the message lists those that are.
+        """
+        chosen = {}
+        for name, wanted in (("datasets", datasets), ("methods", methods)):
+            there = getattr(self, name)
+            for value in wanted or ():
+                if value not in there:
+                    raise ValueError(
+                        f"{name}: expected one of {', '.join(there) or 'none'} ({self.key}), "
+                        f"got {value!r}"
+                    )
+            chosen[name] = there if wanted is None else tuple(v for v in there if v in wanted)
+        return replace(self, runs_of=self.home.key, **chosen)
 
     def conditions(self, profile: str, seeds: Sequence[int] | None = None) -> list[Condition]:
         """Return the conditions of a profile, data set by data set."""

@@ -140,6 +140,8 @@ def load(
     profile: str | None = None,
     seeds: Sequence[int] | None = None,
     *,
+    of_datasets: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Results:
     """Return a study's results; run what is missing, stale or damaged.
@@ -152,6 +154,8 @@ def load(
         See `current_profile`.
     seeds : sequence of int, optional
         Instead of those of the profile.
+    of_datasets, methods : sequence of str, optional
+        Only these of the study's; all by default.
     progress : bool
         Show a bar that says how long is left.
 
@@ -162,14 +166,14 @@ def load(
     Raises
     ------
     ValueError
-        If the study or the profile is unknown.
+        If the study, the profile, a data set or a method is unknown.
 
     Warns
     -----
     ResultWarning
         For a damaged or foreign file, with its name; it is replaced.
     """
-    study, profile = find(key), current_profile(profile)
+    study, profile = find(key).part(of_datasets, methods), current_profile(profile)
     runs: dict[Condition, Result] = {}
     todo = []
     for condition in (conditions := study.conditions(profile, seeds)):

@@ -171,7 +171,7 @@ def main(*found: Results) -> Table:
         for dataset in found[0].study.datasets
         for method in found[0].study.methods
         for results in found
-        if not results.recorded or results.of(dataset, method)
+        if _has_row(results, dataset, method)
     ]
     plain = pd.DataFrame(rows)
     shown = pd.DataFrame(
@@ -239,12 +239,25 @@ def _cores(found: tuple[Results, ...]) -> str:
 _MEASURED = ("test_accuracy", "nnz_start", "nnz_end", "train_seconds")
 
 
+def _absent(results: Results, dataset: str) -> bool:
+    """Tell whether a data set cannot be had, so that there is nothing to say of its methods."""
+    methods = results.study.methods
+    return dataset in results.unavailable and not any(results.of(dataset, m) for m in methods)
+
+
+def _has_row(results: Results, dataset: str, method: str) -> bool:
+    if results.recorded:
+        return bool(results.of(dataset, method))
+    return method == results.study.methods[0] or not _absent(results, dataset)
+
+
 def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
     """Return a row's plain values: means and standard deviations; None where there is none."""
     runs, dense = results.of(dataset, method), results.of(dataset, "dense")
+    absent = _absent(results, dataset)
     row: dict[str, Any] = {
         "title": results.title(dataset),
-        "label": METHODS[method].label,
+        "label": "all methods" if absent else METHODS[method].label,
         "profile": results.profile,
         "dataset": dataset,
         "method": method,
@@ -260,8 +273,9 @@ def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
         seconds = [np.mean([core_seconds(run) for run in of]) for of in (dense, runs)]
         row["speed_against_dense"] = float(seconds[0] / seconds[1])
     if not runs:
-        row["note"] = conditions.excluded(dataset, method) or NOT_AVAILABLE
-        if METHODS[method].parallel and results.no_cluster:
+        row["note"] = NOT_AVAILABLE if absent else conditions.excluded(dataset, method)
+        row["note"] = row["note"] or NOT_AVAILABLE
+        if METHODS[method].parallel and results.no_cluster and not absent:
             row["note"] = f"not run: {results.no_cluster}"
     return row
 

@@ -183,10 +183,9 @@ def test_a_run_that_fails_says_why(small, monkeypatch):
 def test_the_table_has_a_row_for_every_run():
     table = extreme_figures.table(page())
     assert len(table.frame) == 5
-    assert table.frame["run"].tolist() == [
-        "this build", "recorded", "this build", "recorded", "recorded"
-    ]  # fmt: skip
-    assert table.frame["held out"][0] == "90/100 (p = 1e-09)"
+    assert table.frame["run"].tolist() == ["here", "rec.", "here", "rec.", "rec."]
+    assert table.frame["right"][0] == "90/100"
+    assert "p ≤ 1e-09" in table.caption
     assert table.frame["loss"][0] == "0.60 → 0.60"
     assert table.data["nnz"].tolist() == [5 * n for n in table.data["neurons"]]
     assert "epoch of 16 samples" in table.caption

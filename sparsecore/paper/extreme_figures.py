@@ -31,6 +31,7 @@ BRAINS = {
 }
 _GIB = 2**30
 _PROJECTED = (1_000_000_000, 2_000_000_000, 5_000_000_000)
+_RUN = {"recorded": "rec.", "this build": "here"}
 _KINDS = {"recorded": COLOURS["set-all-relu"], "this build": COLOURS["set-relu"]}
 
 
@@ -40,32 +41,32 @@ def table(extreme: Extreme) -> Table:
     plain = pd.DataFrame([_plain(row, where, run) for row, where, run in entries])
     shown = pd.DataFrame(
         {
-            "neurons": [f"{row.neurons:,}" for row, _, _ in entries],
+            "neurons": [_count(row.neurons) for row, _, _ in entries],
             "layers": [str(row.hidden_layers) for row, _, _ in entries],
-            "density": [f"{run['density']:.1e}" for _, _, run in entries],
-            "connections": [f"{run['nnz']:,}" for _, _, run in entries],
-            "GiB (planned)": [
-                f"{run['peak_bytes'] / _GIB:.2f} ({run['budget_bytes'] / _GIB:.2f})"
-                for _, _, run in entries
-            ],
-            "initialise (s)": [_seconds(run["seconds"]["initialise"]) for _, _, run in entries],
-            "sample (s)": [_seconds(run["seconds_per_sample"]) for _, _, run in entries],
-            "epoch (s)": [_seconds(sum(run["step_seconds"])) for _, _, run in entries],
-            "inference (s)": [_seconds(_inference(run)) for _, _, run in entries],
-            "evolution (s)": [_seconds(_mean(run["evolve_seconds"])) for _, _, run in entries],
+            "density": [_count(run["density"]) for _, _, run in entries],
+            "nnz": [_count(run["nnz"]) for _, _, run in entries],
+            "GiB": [f"{run['peak_bytes'] / _GIB:.2f}" for _, _, run in entries],
+            "plan": [f"{run['budget_bytes'] / _GIB:.2f}" for _, _, run in entries],
+            "init": [_seconds(run["seconds"]["initialise"]) for _, _, run in entries],
+            "sample": [_seconds(run["seconds_per_sample"]) for _, _, run in entries],
+            "epoch": [_seconds(sum(run["step_seconds"])) for _, _, run in entries],
+            "infer": [_seconds(_inference(run)) for _, _, run in entries],
+            "evolve": [_seconds(_mean(run["evolve_seconds"])) for _, _, run in entries],
             "loss": [_ends(run["losses"]) for _, _, run in entries],
-            "held out": [_test(run["test"]) for _, _, run in entries],
-            "run": [where for _, where, _ in entries],
+            "right": [_test(run["test"]) for _, _, run in entries],
+            "run": [_RUN[where] for _, where, _ in entries],
         }
     )
+    worst = max((run["test"]["p"] for _, _, run in entries if run["test"]), default=None)
     caption = (
         "**Extreme networks.** Hidden neurons, hidden layers, density of the middle layer, "
-        "connections; the most memory that the process had resident, and what was planned; "
+        "connections; GiB: the most memory that the process had resident, and what was planned; "
         "seconds to initialise, per training sample, per epoch of "
         f"{_epoch(entries)} samples, per sample of inference, per evolution of all layers; mean "
-        "loss of the first and the last ten batches; held-out samples classified rightly. "
-        "Rows of *this build* were run on the machine that built it, *recorded* ones "
-        f"{_machine(extreme)}."
+        "loss of the first and the last ten batches; held-out samples classified rightly"
+        + (f" (chance: p ≤ {worst:.0e})" if worst is not None else "")
+        + ". Rows marked *here* were run on the machine that built the book, *rec.* (recorded) "
+        f"ones {_machine(extreme)}."
     )
     numbers = tuple(c for c in shown.columns if c not in ("loss", "run"))
     return Table("T-extreme", shown, caption, plain, numbers)
@@ -392,7 +393,7 @@ def _ends(losses: Sequence[float]) -> str:
 
 
 def _test(test: Result | None) -> str:
-    return "—" if test is None else f"{test['correct']}/{test['n']} (p = {test['p']:.0e})"
+    return "—" if test is None else f"{test['correct']}/{test['n']}"
 
 
 def _epoch(entries: Sequence[tuple[Row, str, Result]]) -> str:
@@ -432,8 +433,9 @@ def _brains(ax: Axes, named: bool) -> None:
             )  # fmt: skip
 
 
-def _count(n: int) -> str:
-    if n < 10_000:
+def _count(n: float) -> str:
+    if 1 <= n < 10_000:
         return f"{n:,}"
-    exponent = int(np.log10(n))
-    return f"{n / 10**exponent:.2g}·10" + "".join("⁰¹²³⁴⁵⁶⁷⁸⁹"[int(d)] for d in str(exponent))
+    mantissa, exponent = f"{n:.1e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{float(mantissa):g}·10{raised}"

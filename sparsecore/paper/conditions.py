@@ -156,7 +156,7 @@ class Study:
         ValueError
             If one is not the study's; the message lists those that are.
         """
-        chosen = {}
+        chosen: dict[str, Any] = {}
         for name, wanted in (("datasets", datasets), ("methods", methods)):
             there = getattr(self, name)
             for value in wanted or ():

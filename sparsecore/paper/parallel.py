@@ -36,7 +36,7 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort(2, 10, 12_000, (0, 1)),
+    "quick": Effort(2, 10, None, (0, 1)),
     "paper": Effort(5, None, None, (0, 1, 2)),
 }
 

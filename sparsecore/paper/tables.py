@@ -182,7 +182,7 @@ def main(*found: Results) -> Table:
             "accuracy (%)": [_mean_sd(row, "test_accuracy", 100, "{:.1f}") for row in rows],
             "nnz, start": [_mean(row, "nnz_start", "{:,.0f}") for row in rows],
             "nnz, end": [_mean(row, "nnz_end", "{:,.0f}") for row in rows],
-            "training (s)": [_mean_sd(row, "train_seconds", 1, "{:.1f}") for row in rows],
+            "training (s)": [_mean_sd(row, "train_seconds", 1, _seconds_form(row)) for row in rows],
             "× dense": [_mean(row, "speed_against_dense", "{:.2f}") for row in rows],
         }
     )
@@ -290,12 +290,16 @@ def _mean(row: dict[str, Any], name: str, form: str) -> str:
     return "—" if row[name] is None else form.format(row[name])
 
 
+def _seconds_form(row: dict[str, Any]) -> str:
+    return "{:.2f}" if (row["train_seconds"] or 0) < 10 else "{:.0f}"
+
+
 def _mean_sd(row: dict[str, Any], name: str, scale: float, form: str) -> str:
     if row[name] is None:
         return "—" if row["note"] != NOT_AVAILABLE else "not available"
     sd = row[f"{name}_sd"]
     return form.format(scale * row[name]) + (
-        f" ± {form.format(scale * sd)}" if sd is not None else ""
+        f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{form.format(scale * sd)}" if sd is not None else ""
     )
 
 

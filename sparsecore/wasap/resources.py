@@ -20,7 +20,7 @@ class Resources:
         Seconds between samples, at first.
     """
 
-    def __init__(self, interval: float = 0.25) -> None:
+    def __init__(self, interval: float = 0.1) -> None:
         self._interval = interval
         self._rows: list[tuple[float, float, float]] = []
         self._stop = threading.Event()

@@ -1,0 +1,148 @@
+"""``bench``: full training steps, alone, beside the peers, or by the ranks of an MPI job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from sparsecore import datasets
+from sparsecore.commands.options import check_common, sizes
+
+
+def add(commands: Any) -> None:
+    """Add the command to the command line."""
+    sub = commands.add_parser("bench", help="time full training steps on random data")
+    sub.set_defaults(function=_bench)
+    sub.add_argument(
+        "--dims",
+        type=sizes,
+        default=(784, 1000, 1000, 1000, 10),
+        metavar="N,N,…",
+        help="neurons per layer (784,1000,1000,1000,10)",
+    )
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--epsilon", type=float, help="Erdős–Rényi sparsity, > 0 (20)")
+    how.add_argument("--density", type=float, help="connection probability in (0, 1] instead")
+    sub.add_argument(
+        "--batch", type=int, default=128, metavar="N", help="samples a step (%(default)s)"
+    )
+    sub.add_argument("--threads", type=int, default=1, help="threads (%(default)s)")
+    sub.add_argument("--steps", type=int, metavar="N", help="steps that are timed (200)")
+    sub.add_argument("--seed", type=int, default=0, help="of data and network (%(default)s)")
+    sub.add_argument(
+        "--peers",
+        action="store_true",
+        help="time all peers that are installed as well (pip install 'sparsecore[peers]')",
+    )
+    sub.add_argument(
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="with --peers: turns of each, half a second long (5)",
+    )
+    sub.add_argument(
+        "--parallel",
+        metavar="DATASET",
+        help="under mpiexec: train it for ten epochs with all ranks (WASAP-SGD) and with one, in "
+        "turns, three seeds; and time the server's lock",
+    )
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from sparsecore.bench import bench
+
+    check_common(options)
+    if options.parallel is not None:
+        _bench_parallel(options)
+        return
+    if options.peers:
+        _bench_peers(options)
+        return
+    if options.rounds is not None:
+        raise ValueError("--rounds: expected --peers with it, got none; see --steps")
+    result = bench(
+        options.dims,
+        epsilon=options.epsilon,
+        density=options.density,
+        batch_size=options.batch,
+        threads=options.threads,
+        steps=200 if options.steps is None else options.steps,
+        seed=options.seed,
+    )
+    if options.json:
+        print(json.dumps(result))
+        return
+    ms = result["ms_per_step"]
+    print(f"{result['nnz']:,} connections, batch {options.batch}, {options.threads} thread(s)")
+    print(f"training step  {ms['median']:.3f} ms (min {ms['min']:.3f}, p90 {ms['p90']:.3f})")
+    print(f"rate           {result['gflops']:.1f} GFLOP/s")
+    print(f"evolution      {result['evolution_ms']:.2f} ms")
+    print(f"prediction     {result['predict_ms']:.3f} ms a batch")
+    print(f"peak memory    {result['peak_rss_mb']:.0f} MiB")
+
+
+def _bench_parallel(options: argparse.Namespace) -> None:
+    from sparsecore import experiment
+    from sparsecore.paper import settings
+    from sparsecore.wasap import bench
+
+    data = datasets.load(options.parallel)
+    config = settings.setting(options.parallel).config.with_values(epochs=10)
+    times = bench.locks()
+    result = bench.against_sequential(
+        data,
+        config,
+        range(options.seed, options.seed + 3),
+        lambda seed: experiment.run(data, config, seed=seed)[1],
+    )
+    if result is None or times is None:  # not the rank that has them
+        return
+    if options.json:
+        print(json.dumps({**result, "locks": times}))
+        return
+    print("seed  sequential  parallel  ratio   accuracy  and parallel  gradient  lock  update")
+    for entry in result["rounds"]:
+        shares = "  ".join(f"{100 * share:3.0f} %" for share in entry["shares"].values())
+        print(
+            f"{entry['seed']:4}  {entry['sequential']:8,.0f}/s {entry['parallel']:8,.0f}/s  "
+            f"{entry['ratio']:.2f}   {100 * entry['sequential_accuracy']:6.2f} %      "
+            f"{100 * entry['parallel_accuracy']:6.2f} %     {shares}"
+        )
+    ratio = result["ratio"]
+    print(
+        f"{result['workers']} workers: {ratio['median']:.2f} times the samples per second of one "
+        f"thread ({ratio['min']:.2f} to {ratio['max']:.2f}), test accuracy "
+        f"{result['accuracy_difference']:+.2f} points"
+    )
+    for name, found in times.items():
+        print(
+            f"{name}: {found['updates_per_second']:,.0f} updates/s, waiting "
+            f"{found['wait_us']['median']:.0f} us (90 %: {found['wait_us']['p90']:.0f})"
+        )
+
+
+def _bench_peers(options: argparse.Namespace) -> None:
+    from sparsecore.paper import contest
+    from sparsecore.paper.peers import Problem
+
+    if options.steps is not None:
+        raise ValueError("--steps: with --peers turns are timed instead; see --rounds")
+    if options.batch < 1:
+        raise ValueError(f"--batch: expected an integer of at least 1, got {options.batch}")
+    problem = Problem(
+        options.dims,
+        epsilon=options.epsilon,
+        density=options.density,
+        batch_size=options.batch,
+        threads=options.threads,
+        seed=options.seed,
+    )
+    result = contest.compare(
+        problem,
+        rounds=5 if options.rounds is None else options.rounds,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(json.dumps(result) if options.json else contest.report(result))

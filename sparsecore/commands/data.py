@@ -1,0 +1,46 @@
+"""``data``: which data sets there are, and whether they are what they should be."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sparsecore import datasets
+
+
+def add(commands: Any) -> None:
+    """Add the command to the command line."""
+    sub = commands.add_parser("data", help="list, fetch and verify the data sets")
+    verbs = sub.add_subparsers(dest="verb", required=True, metavar="list | fetch | verify")
+    verbs.add_parser("list", help="what there is, and whether this machine has it").set_defaults(
+        function=_list_data
+    )
+    fetch = verbs.add_parser("fetch", help="bring a data set into the cache")
+    fetch.add_argument("name", metavar="NAME")
+    fetch.set_defaults(function=_fetch_data)
+    verify = verbs.add_parser("verify", help="check the SHA-256 of the contents")
+    verify.add_argument("name", metavar="NAME", nargs="?", help="all that are there if left out")
+    verify.set_defaults(function=_verify_data)
+
+
+def _list_data(options: argparse.Namespace) -> None:
+    for name in datasets.names():
+        facts = datasets.describe(name)
+        here = "here" if datasets.available(name) else "to be fetched"
+        print(
+            f"{name:18} {facts['domain']:10} {facts['n_features']:>6} features "
+            f"{facts['n_classes']:>3} classes {facts['n_train']:>7}/{facts['n_test']:<6} {here}"
+        )
+
+
+def _fetch_data(options: argparse.Namespace) -> None:
+    print(f"{options.name}: {datasets.fetch(options.name)}")
+
+
+def _verify_data(options: argparse.Namespace) -> None:
+    names = (
+        [options.name] if options.name else [n for n in datasets.names() if datasets.available(n)]
+    )
+    for name in names:
+        for what, digest in datasets.verify(name).items():
+            print(f"{name}: {what}: sha256 {digest}")

@@ -1,0 +1,78 @@
+"""``study``: the runs and measurements behind the book."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Any
+
+from sparsecore.commands.options import names, sizes
+
+
+def add(commands: Any) -> None:
+    """Add the command to the command line."""
+    sub = commands.add_parser("study", help="list and run the studies behind the book's figures")
+    verbs = sub.add_subparsers(dest="verb", required=True, metavar="list | run | status")
+    verbs.add_parser("list", help="the studies and what they show").set_defaults(
+        function=_list_studies
+    )
+    run = verbs.add_parser("run", help="run what a study lacks; what is there and valid is kept")
+    run.add_argument("key", metavar="KEY", help="as `study list` names it")
+    run.add_argument("--seeds", type=sizes, metavar="N,N,…", help="(those of the profile)")
+    for name in ("datasets", "methods"):
+        run.add_argument(f"--{name}", type=names, metavar="NAME,…", help="only these (all)")
+    run.set_defaults(function=_run_study)
+    status = verbs.add_parser("status", help="which results are there, missing, stale or damaged")
+    status.set_defaults(function=_study_status)
+    for verb in (run, status):
+        verb.add_argument("--profile", help="quick or paper ($SPARSECORE_PROFILE, or else quick)")
+
+
+def _list_studies(options: argparse.Namespace) -> None:
+    from sparsecore.paper import conditions
+
+    for study in conditions.STUDIES.values():
+        print(f"{study.key:16} {study.content}")
+
+
+def _run_study(options: argparse.Namespace) -> None:
+    from sparsecore.paper import conditions, studies
+
+    measured_by = conditions.find(options.key).home.measured_by
+    if measured_by:
+        for name in ("seeds", "datasets", "methods"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name}: {options.key} is measured whole; expected none")
+        print(importlib.import_module(measured_by).load(options.profile))
+        return
+    found = studies.load(
+        options.key,
+        options.profile,
+        options.seeds,
+        of_datasets=options.datasets,
+        methods=options.methods,
+    )
+    if not found.study.datasets:
+        print(f"{options.key} needs no run")
+    for dataset in found.study.datasets:
+        for method in found.study.methods:
+            runs = found.of(dataset, method)
+            scores = ", ".join(f"{100 * run['test_accuracy']:.2f}" for run in runs)
+            absent = "not available on this machine"
+            print(f"{dataset:18} {method:20} {f'test accuracy {scores} %' if runs else absent}")
+
+
+def _study_status(options: argparse.Namespace) -> None:
+    from sparsecore.paper import conditions, studies
+
+    profile = conditions.current_profile(options.profile)
+    for study in conditions.STUDIES.values():
+        if study.home.measured_by:
+            states = importlib.import_module(study.home.measured_by).FILES.look(profile)
+        else:
+            states = {c.name: studies.look(c)[1] for c in study.conditions(profile)}
+        there = sum(state == "present" for state in states.values())
+        print(f"{study.key:16} {there}/{len(states)} results of profile {profile}")
+        for name, state in states.items():
+            if state != "present":
+                print(f"  {name}: {state}")

@@ -1,0 +1,242 @@
+"""``train``: one network on one data set, by one process or by the ranks of an MPI job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from sparsecore import datasets
+from sparsecore.commands.options import check_common, sizes
+
+if TYPE_CHECKING:
+    from sparsecore.mlp import SparseMLP
+
+
+def add(commands: Any) -> None:
+    """Add the command to the command line."""
+    sub = commands.add_parser(
+        "train",
+        help="train a network on a data set",
+        description="Train a truly sparse network. Hyperparameters that are not given are those of "
+        "the study for the data set, as the book's table of hyperparameters has them.",
+    )
+    sub.set_defaults(function=_train)
+    sub.add_argument(
+        "--dataset", metavar="NAME", help=f"one of {', '.join(datasets.names())}; required"
+    )
+    group = sub.add_argument_group(
+        "hyperparameters (default: the study's setting for the data set)"
+    )
+    group.add_argument(
+        "--hidden",
+        type=sizes,
+        metavar="N,N,…",
+        help="neurons of the hidden layers (fashion-mnist: 1000,1000,1000)",
+    )
+    group.add_argument(
+        "--epsilon", type=float, help="Erdős–Rényi sparsity, > 0 (fashion-mnist: 20)"
+    )
+    group.add_argument(
+        "--density", type=float, help="connection probability in (0, 1] instead of --epsilon"
+    )
+    group.add_argument("--activation", help="all-relu, relu or leaky-relu (all-relu)")
+    group.add_argument(
+        "--alpha", type=float, help="negative slope of All-ReLU and LeakyReLU (fashion-mnist: 0.6)"
+    )
+    group.add_argument("--init", help="he_uniform, xavier or normal (fashion-mnist: he_uniform)")
+    group.add_argument("--learning-rate", type=float, metavar="ETA", help="> 0 (0.01)")
+    group.add_argument("--momentum", type=float, metavar="MU", help="in [0, 1) (0.9)")
+    group.add_argument(
+        "--weight-decay",
+        type=float,
+        metavar="LAMBDA",
+        help="decoupled, per step, in [0, 1) (0.0002)",
+    )
+    group.add_argument(
+        "--dropout",
+        type=float,
+        metavar="RATE",
+        help="share of hidden activations dropped, in [0, 1) (0.3)",
+    )
+    group.add_argument(
+        "--zeta",
+        type=float,
+        help="fraction of connections replaced after each epoch, in [0, 1) (0.3)",
+    )
+    group.add_argument(
+        "--batch-size", type=int, metavar="N", help="samples a step (fashion-mnist: 128)"
+    )
+    group.add_argument(
+        "--epochs", type=int, metavar="N", help="passes over the training data (500)"
+    )
+    group.add_argument(
+        "--prune-from",
+        type=int,
+        metavar="EPOCH",
+        help="prune by neuron importance from this epoch on (off)",
+    )
+    group.add_argument(
+        "--prune-every", type=int, metavar="EPOCHS", help="epochs between prunings (10)"
+    )
+    group.add_argument(
+        "--prune-percentile",
+        type=float,
+        metavar="P",
+        help="importance percentile in [0, 100] that is pruned (20)",
+    )
+    group.add_argument(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="shift, rotate and flip images (cifar10: on)",
+    )
+    sub.add_argument(
+        "--limit", type=int, metavar="N", help="train on N rows, a stratified choice (all)"
+    )
+    sub.add_argument(
+        "--seed", type=int, default=0, help="determines the result bit for bit (%(default)s)"
+    )
+    sub.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads; the result does not depend on them (%(default)s)",
+    )
+    parallel = sub.add_argument_group(
+        "parallel training, one worker a rank (mpiexec -n 5 python -m sparsecore train …)"
+    )
+    parallel.add_argument(
+        "--algorithm",
+        choices=("sequential", "wasap", "wassp"),
+        default="sequential",
+        help="wasap: asynchronous, wassp: in lockstep (%(default)s)",
+    )
+    parallel.add_argument(
+        "--phase1",
+        type=float,
+        default=0.7,
+        metavar="SHARE",
+        help="share of the epochs in which workers exchange gradients, in [0, 1] (%(default)s)",
+    )
+    parallel.add_argument(
+        "--warmup",
+        type=int,
+        default=5,
+        metavar="EPOCHS",
+        help="wassp: epochs in which the learning rate rises to its K-fold (%(default)s)",
+    )
+    parallel.add_argument(
+        "--window",
+        choices=("auto", "shared", "remote"),
+        default="auto",
+        help="the server: in shared memory, or behind Get and Put (auto: shared on one node)",
+    )
+    parallel.add_argument(
+        "--patience",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="silence after which a rank counts as lost (%(default)s)",
+    )
+    parallel.add_argument(
+        "--replay",
+        metavar="RESULT",
+        help="repeat the asynchronous run of that JSON result in its recorded order, in one "
+        "process; data set and hyperparameters are the result's",
+    )
+    sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
+    sub.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="save the state of the run there after each epoch (.npz)",
+    )
+    sub.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
+    sub.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object, the last line"
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    from sparsecore import experiment
+    from sparsecore.paper import settings
+
+    check_common(options)
+    if options.replay is not None:
+        _replay(options)
+        return
+    if options.dataset is None:
+        raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none")
+    base = settings.setting(options.dataset).config
+    given = {
+        name: value
+        for name in base.to_dict()
+        if (value := getattr(options, name, None)) is not None
+    }
+    config = base.with_values(**given)
+    if options.resume and options.checkpoint is None:
+        raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
+    data = _loaded(options.dataset, options.limit, options.seed)
+    if options.algorithm == "sequential":
+        model, result = experiment.run(
+            data,
+            config,
+            seed=options.seed,
+            threads=options.threads,
+            progress=True,
+            checkpoint_path=options.checkpoint,
+            resume=options.resume,
+        )
+        _report(model, result, options)
+        return
+    from sparsecore.wasap.job import job
+
+    with job(options) as this_job:
+        trained, found = this_job.train(data, config)
+        if trained is not None and found is not None:
+            _report(trained, found, options)
+
+
+def _report(model: SparseMLP, result: dict[str, Any], options: argparse.Namespace) -> None:
+    """Save and print what came of a training run."""
+    from sparsecore import checkpoint
+
+    if options.out is not None:
+        checkpoint.save(model, options.out)
+    if options.json:
+        print(json.dumps(result), flush=True)
+    else:
+        print(model)
+        print(
+            f"test accuracy {100 * result['test_accuracy']:.2f} % "
+            f"(best {100 * result['best_test_accuracy']:.2f} %), "
+            f"{result['seconds']['train']:.1f} s of training, "
+            f"{result['samples_per_second']:,.0f} samples/s",
+            flush=True,
+        )
+
+
+def _loaded(name: str, limit: int | None, seed: int) -> datasets.Dataset:
+    data = datasets.load(name)
+    return data if limit is None else data.limited(limit, random_state=seed)
+
+
+def _replay(options: argparse.Namespace) -> None:
+    from sparsecore.wasap import command
+
+    result = command.read_result(options.replay)
+    config = result["config"]
+    data = _loaded(config["dataset"], config["n_train"], result["seed"])
+    report = command.replay(data, result, options.threads)
+    if options.json:
+        print(json.dumps(report))
+    if not report["identical"]:
+        raise RuntimeError(
+            f"replay: weights have SHA-256 {report['weights_sha256']}, the result's are "
+            f"{report['recorded_sha256']}: another version of the package or another kind of CPU"
+        )
+    if not options.json:
+        print(
+            f"replayed {report['updates']:,} updates: weights identical to the last bit "
+            f"(SHA-256 {report['weights_sha256']})"
+        )

@@ -35,6 +35,7 @@ def blobs(name="blobs"):
 def places():
     """Where a rank can break: an owner, the name of its function, how many calls go well before."""
     from sparsecore import kernels, train
+    from sparsecore.commands import train as command
     from sparsecore.train import Trainer
     from sparsecore.wasap import mpi, phases
     from sparsecore.wasap.ranks import Ranks
@@ -61,7 +62,7 @@ def places():
         "receiving": (Window, "receive_results", 0),
         "averaging": (phases, "average", 1),
         "freeing": (Window, "free", 0),
-        "printing": (command_line, "_report", 0),
+        "printing": (command, "_report", 0),
         "last arrival": (Ranks, "arrive", 1),
         "closing": (Ranks, "close", 0),
         "MPI's end": (mpi, "finalize", 0),

@@ -23,6 +23,7 @@ from traitlets.config import Config
 from sparsecore.team import cpu_count
 from sparsecore.wasap.processes import trouble
 
+_REGISTERING = 3.0  # seconds for engines that have just been started to be known
 _ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package
 
 
@@ -126,13 +127,14 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
     client = _running(profile)
     if client is not None:
         with client:
-            _wait_for_engines(client, 1, min(timeout, 10.0))
-            if len(client.ids) < n:
+            try:
+                _wait_for_engines(client, n, min(timeout, _REGISTERING))
+            except ClusterError as error:
                 raise ClusterError(
                     f"the running cluster has {len(client.ids)} engine(s), and {n} workers were "
                     f"asked for: ask for fewer, or stop it (ipcluster stop) and start it with "
                     f"ipcluster start --engines=MPI -n {n}"
-                )
+                ) from error
             yield Cluster(client, n)
         return
     own, workers = _start(n), None
@@ -173,9 +175,10 @@ def _security(profile: str) -> Path:
 
 
 def _mpiexec() -> str:
-    """Return the path of mpiexec: on PATH, or beside this Python (environment not activated)."""
+    """Return the path of mpiexec: beside this Python, activated or not, or else on PATH."""
     beside = Path(sys.executable).parent
-    found = shutil.which("mpiexec") or shutil.which("mpiexec", path=str(beside))
+    # An environment's own MPI is the one that its mpi4py was installed with.
+    found = shutil.which("mpiexec", path=str(beside)) or shutil.which("mpiexec")
     if found is None:
         raise ClusterError(
             f"mpiexec: found neither on PATH nor in {beside}; activate the environment that has "

@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
     sub.add_argument(
         "--peers",
         action="store_true",
-        help="time all peers that are installed as well (pip install 'sparsecore[peers]')",
+        help="time all peers that are installed as well (pip install -e '.[peers]')",
     )
     sub.add_argument(
         "--rounds",
@@ -56,6 +56,9 @@ def _bench(options: argparse.Namespace) -> None:
 
     check_common(options)
     if options.parallel is not None:
+        for name in ("peers", "rounds", "steps", "epsilon", "density"):
+            if getattr(options, name):
+                raise ValueError(f"--{name}: not with --parallel, which trains the study's network")
         _bench_parallel(options)
         return
     if options.peers:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from sparsecore import datasets
@@ -163,8 +165,13 @@ def _train(options: argparse.Namespace) -> None:
 
     check_common(options)
     if options.replay is not None:
+        for name in ("dataset", "out", "checkpoint", "limit"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name}: not with --replay, which says all by itself")
         _replay(options)
         return
+    if options.patience <= 0:
+        raise ValueError(f"--patience: expected seconds above 0, got {options.patience}")
     if options.dataset is None:
         raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none")
     base = settings.setting(options.dataset).config
@@ -178,6 +185,12 @@ def _train(options: argparse.Namespace) -> None:
         raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
     data = _loaded(options.dataset, options.limit, options.seed)
     if options.algorithm == "sequential":
+        if int(os.environ.get("PMI_SIZE", 1)) > 1:
+            print(
+                "sparsecore train: every rank trains the same network by itself; to share the "
+                "work: --algorithm wasap",
+                file=sys.stderr,
+            )
         model, result = experiment.run(
             data,
             config,

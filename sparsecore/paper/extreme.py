@@ -193,7 +193,7 @@ def compare(neurons: int) -> Result | None:
         "whole" and "split", the results, and "largest_difference" of their losses; None if there
         is no MPI.
     """
-    mpiexec = shutil.which("mpiexec") or shutil.which("mpiexec", path=Path(sys.executable).parent)
+    mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
     if mpiexec is None:
         return None
     size = neurons, 10, "--zeta", 0, "--steps", 10, "--held-out", 0, "--threads", 1

@@ -116,7 +116,7 @@ def run_on(
         this_run.prepare(checkpoint_path, resume)
         with Resources() as resources:
             return this_run.go(resources)
-    except Exception as error:
+    except BaseException as error:
         ranks.stop(error)
         raise
     finally:
@@ -145,7 +145,6 @@ class _Run:
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
         self.own_epochs: list[dict[str, Any]] = []
         self.restarts: list[int] = []
-        self.stopped = False
 
     # --- before ----------------------------------------------------------------------------------
 
@@ -203,7 +202,7 @@ class _Run:
         if self.rank:
             return None
         if resume and self.path is not None and self.path.exists():
-            return Start.resumed(self.path, self.about, self.seed)
+            return Start.resumed(self.path, self.about, self.seed, self.data.content_hash)
         model = train.new_model(self.config, self.data.n_features, self.data.n_classes, self.seed)
         return Start(model, None, np.zeros(0), 0.0, model.nnz, [])
 
@@ -269,7 +268,7 @@ class _Run:
         except (ParallelError, FloatingPointError):
             raise
         except Exception as error:
-            if self.stopped or self.plan.algorithm == "wassp" or self.workers == 1:
+            if self.ranks.failed or self.plan.algorithm == "wassp" or self.workers == 1:
                 raise
             self.ranks.leave(error)
             model = None
@@ -310,9 +309,8 @@ class _Run:
         except Exception as error:
             # What cannot be tested or saved here cannot be by the others either.
             self.ranks.stop(error)
-            self.stopped = True
             raise
-        self.window.write("control", update.epoch, TESTED)
+        self.window.advance(TESTED, update.epoch)
 
     def _await_tests(self, epoch: int) -> None:
         """Wait until whoever ended an epoch has tested and saved its model, or is lost."""
@@ -365,6 +363,7 @@ class _Run:
             if state is not None and state.get("origin") == origin:
                 resumed = model, state["progress"]
                 self.own_epochs = state["epochs"]
+                self.server.start_clock(state["elapsed"])
 
         def test(trainer: Trainer) -> dict[str, Any]:
             self.ranks.rest()
@@ -377,7 +376,12 @@ class _Run:
             self.own_epochs.append(record)
             if own_path is None:
                 return
-            state = {"origin": origin, "progress": trainer.progress(), "epochs": self.own_epochs}
+            state = {
+                "origin": origin,
+                "progress": trainer.progress(),
+                "epochs": self.own_epochs,
+                "elapsed": record["elapsed"] - record["aside"],
+            }
             before = time.perf_counter()
             checkpoint.save(trainer.model, own_path, state)
             self._aside(time.perf_counter() - before, "checkpoint")
@@ -399,6 +403,11 @@ class _Run:
         before = time.perf_counter()
         labels = self.y_test[part]
         logits = model.decision_function(self.X_test[part], self.threads)
+        if not np.isfinite(logits).all():
+            raise FloatingPointError(
+                f"the logits became infinite or NaN; a lower learning_rate (now "
+                f"{self.config.learning_rate}) usually helps"
+            )
         accuracy = float((logits.argmax(axis=1) == labels).mean())
         loss = losses.cross_entropy(logits, labels)
         self._aside(time.perf_counter() - before, "evaluate")
@@ -424,6 +433,7 @@ class _Run:
         run_state = {
             "config": self.about,
             "seed": self.seed,
+            "data": self.data.content_hash,
             "nnz_start": self.nnz_start,
             "record": None if record is None else records.to_json(record),
             "rows": records.encode(self.server.rows(epoch)),

@@ -78,16 +78,17 @@ class Start:
     restarts: list[int]
 
     @classmethod
-    def resumed(cls, path: Path, about: dict[str, Any], seed: int) -> Start:
+    def resumed(cls, path: Path, about: dict[str, Any], seed: int, data: str) -> Start:
         """Read a checkpoint of the same run."""
         model, state = checkpoint.load(path)
         if state is None or "rows" not in state:
             raise checkpoint.CheckpointError(f"{path}: not the checkpoint of a parallel run")
-        for name, here in (("seed", seed), ("config", about)):
-            if state[name] != here:
+        for name, here in (("seed", seed), ("config", about), ("data", data)):
+            if state.get(name) != here:
                 raise ValueError(
-                    f"{path}: belongs to a run with {name} {state[name]!r}, not {here!r}; resume "
-                    "with the same options and as many ranks, or name another checkpoint"
+                    f"{path}: belongs to a run with {name} {state.get(name)!r}, not {here!r}; "
+                    "resume with the same data, the same options and as many ranks, or name "
+                    "another checkpoint"
                 )
         record = None if state["record"] is None else records.from_json(state["record"])
         rows = records.decode(state["rows"])

@@ -37,6 +37,9 @@ _GRACE = 2.0  # seconds for all ranks to arrive where the run has failed
 _STEPS = 5  # a step may take so many times the longest before it
 _MESSAGE_BYTES = 1024
 
+# Operations that did not end, with their buffers; they outlive the run.
+_ABANDONED: list[Any] = []
+
 # Columns of a rank's row.
 _BEATS, _STEP_MS, _STATE, _ARRIVALS, _ALONE = range(5)
 _ROW_BYTES = 5 * 8
@@ -62,6 +65,8 @@ class Ranks:
         Host and process number of every rank.
     spin : float
         Seconds of spinning before a wait sleeps.
+    failed : bool
+        This rank has ended the run.
     watch : Watch
 
     Raises
@@ -82,6 +87,7 @@ class Ranks:
         self.rank, self.size, self.patience = comm.rank, comm.size, patience
         self.host, self.spin = socket.gethostname(), 0.0
         self.facts: list[tuple[str, int]] = []
+        self.failed = False
         self.longest_step = 0.0
         self._lost: dict[int, str] = {}
         self._rows: np.ndarray | None = None
@@ -147,8 +153,9 @@ class Ranks:
 
     def _set(self, column: int, value: int) -> None:
         """Let the others know of a number in this rank's row."""
-        assert self._rows is not None
-        self._rows[self.rank, column] = value
+        with self._guard:  # the watch may be putting a copy of all rows in place
+            assert self._rows is not None
+            self._rows[self.rank, column] = value
         if not self.shared:
             where = (_ROW_BYTES * self.rank + 8 * column, 8, MPI.BYTE)
             with self.watch.over("telling the others"):
@@ -249,6 +256,7 @@ class Ranks:
 
     def stop(self, error: BaseException) -> None:
         """End the run for all ranks, because of this rank's `error`."""
+        self.failed = True
         text = f"rank {self.rank} ended the run: {type(error).__name__}: {error}"
         self._say(str(error) if isinstance(error, ParallelError) else text, _FAILED)
 
@@ -303,8 +311,13 @@ class Ranks:
                     for rank, why in list(self._lost.items()):
                         raise ParallelError(f"rank {rank} {why}")
                 except ParallelError:
-                    self._unfinished.append(request)  # MPI may still write where it was told to
+                    self.abandon(request)
                     raise
+
+    def abandon(self, operation: Any) -> None:
+        """Keep an operation that did not end: MPI may still write where it was told to."""
+        self._unfinished.append(operation)
+        _ABANDONED.append(operation)
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""

@@ -140,12 +140,11 @@ def replay(
             on_progress(ticket + 1, updates)
     models = []
     for worker in workers:
-        if worker.rank in failed:
-            continue
-        server.pull(worker)
-        if epochs < config.epochs:
-            worker.train_alone(epochs)
-        models.append(worker.model)
+        if worker.rank not in failed:
+            server.pull(worker)
+            if epochs < config.epochs:
+                worker.train_alone(epochs)
+            models.append(worker.model)
         worker.close()
     merged = average(models)[0] if epochs < config.epochs else models[0]
     digest = merged.weights_sha256()

@@ -128,6 +128,12 @@ class Window(Place):
             self._win.Flush(0)
         return int(self._result[0])
 
+    def advance(self, word: int, value: int) -> None:
+        """Raise a control word to `value`, unless it is there or further already."""
+        while (now := int(self.fetch("control")[word])) < value:
+            if self._swap(word, now, value) == now:
+                return
+
     # --- the end ---------------------------------------------------------------------------------
 
     def send_result(self, parts: list[np.ndarray]) -> Any:
@@ -142,28 +148,40 @@ class Window(Place):
         arrived: dict[int, np.ndarray] = {}
         failed: dict[int, str] = {}
         looked = time.monotonic()
-        while missing:
-            status = MPI.Status()
-            message = self.ranks.comm.Improbe(MPI.ANY_SOURCE, _TAG_MODEL, status)
-            if message is not None:
-                buffer = np.empty(status.Get_count(MPI.BYTE), np.uint8)
-                coming[status.source] = message.Irecv([buffer, MPI.BYTE]), buffer
-            for rank in missing & coming.keys():
-                if coming[rank][0].Test():
-                    arrived[rank] = coming[rank][1]
-            missing -= arrived.keys()
-            time.sleep(1e-3)
-            if time.monotonic() - looked > LOOK:
-                looked = time.monotonic()
-                self.check()
-                for rank in sorted(missing):
-                    left = self.ranks.left(rank)
-                    why = self.ranks.message(rank) if left else self.ranks.lost(rank)
-                    if why:
-                        failed[rank] = why
-                missing -= failed.keys()
-        self._unfinished = coming  # MPI may still write where it was told to
+        try:
+            while missing:
+                self._receive(missing, coming, arrived)
+                time.sleep(1e-3)
+                if time.monotonic() - looked > LOOK:
+                    looked = time.monotonic()
+                    self.check()
+                    for rank in sorted(missing):
+                        left = self.ranks.left(rank)
+                        why = self.ranks.message(rank) if left else self.ranks.lost(rank)
+                        if why:
+                            failed[rank] = why
+                    missing -= failed.keys()
+        finally:
+            for rank in coming.keys() - arrived.keys():
+                self.ranks.abandon(coming[rank])
         return arrived, failed
+
+    def _receive(
+        self,
+        missing: set[int],
+        coming: dict[int, tuple[Any, np.ndarray]],
+        arrived: dict[int, np.ndarray],
+    ) -> None:
+        """Begin to receive what has come, and move what is whole from `missing` to `arrived`."""
+        status = MPI.Status()
+        message = self.ranks.comm.Improbe(MPI.ANY_SOURCE, _TAG_MODEL, status)
+        if message is not None:
+            buffer = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+            coming[status.source] = message.Irecv([buffer, MPI.BYTE]), buffer
+        for rank in missing & coming.keys():
+            if coming[rank][0].Test():
+                arrived[rank] = coming[rank][1]
+        missing.difference_update(arrived)
 
     def finish(self) -> None:
         """Tell the others that the result is there (rank 0)."""

@@ -163,7 +163,7 @@ def poisoned(self):
     self.model.params[:] = np.nan
 
 
-def failing(self):
+def failing(*arguments):
     raise OSError("disk is gone")
 
 
@@ -199,6 +199,12 @@ def test_run_goes_on_without_a_worker_that_raises(comm, digits, monkeypatch, fai
     assert len(record.worker) == result["parallel"]["updates"]
     monkeypatch.undo()
     assert wasap.replay(digits, result)[1]["identical"]
+
+
+def test_failure_under_the_lock_ends_the_run_on_all_ranks(comm, digits, monkeypatch):
+    monkeypatch.setattr(train, "change_topology", failing)  # by whoever completes an epoch
+    with pytest.raises((OSError, wasap.ParallelError), match="disk is gone"):
+        wasap.run(digits, SMALL)
 
 
 def test_error_before_the_start_is_raised_on_all_ranks(comm, digits):

@@ -1,5 +1,7 @@
 """The ledger: verdicts follow from results by the stated rules, and from nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -29,7 +31,7 @@ def run(
         "nnz_start": nnz[0],
         "nnz_end": nnz[1],
         "epochs": epochs,
-        "data": {"surrogate": surrogate, "n_train": 10},
+        "data": {"surrogate": surrogate, "n_train": 10, "n_test": 1000, "n_classes": 10},
         "provenance": {**ABOUT, "ranks": ranks},
     }
 
@@ -145,6 +147,56 @@ def test_recorded_results_decide_where_they_are():
     c2 = ledger.checks["C2"]
     assert [(c.profile, c.outcome) for c in c2] == [("paper", HOLDS), ("paper", FAILS)]
     assert {c.profile for c in ledger.checks["C3"]} == {"quick"}
+
+
+def test_recorded_results_that_cannot_answer_yet_leave_it_to_the_build_s_own():
+    one_seed = results(
+        profile="paper",
+        set_relu=seeds(BETTER[:1]),
+        set_all_relu=seeds(WORSE[:1], flow=3.0),
+    )
+    checks = claims.Ledger(one_seed, good()).checks["C2"]
+    assert [(c.profile, c.outcome) for c in checks] == [("quick", HOLDS), ("quick", HOLDS)]
+
+
+def test_data_sets_without_an_answer_are_named():
+    there = good()
+    study = replace(there.study, datasets=("digits", "madelon", "leukemia"))
+    ledger = claims.Ledger(replace(there, study=study))
+    assert ledger.verdicts["C2"] == f"holds in 2 of 2 checks, 4 {UNTESTED}"
+    faster = {c.dataset: c for c in ledger.checks["C1"] if c.question.startswith("training")}
+    assert faster["Madelon"].evidence == "no runs"
+    assert "16.8 GiB" in faster["Leukemia (MILE study)"].evidence
+
+
+def test_what_diverged_does_not_hold():
+    there = good()
+    lost = [run for run in there.runs if run["condition"]["method"] == "set-all-relu"][:1]
+    runs = [run for run in there.runs if run not in lost]
+    checks = claims.Ledger(replace(there, runs=runs, diverged=lost)).checks
+    assert {c.outcome for c in checks["C2"]} == {FAILS}
+    assert "1 run(s) diverged" in {c.evidence for c in checks["C2"]}
+    assert {c.outcome for c in checks["C3"]} == {UNTESTED}
+
+
+def test_times_of_different_machines_are_not_compared():
+    there = good()
+    for run in there.of("digits", "dense"):
+        run["provenance"] = {**ABOUT, "cpu": "another CPU"}
+    [check] = [c for c in claims.Ledger(there).checks["C5"] if c.question == "faster than dense"]
+    assert (check.outcome, check.evidence) == (UNTESTED, "runs of different machines")
+
+
+def test_a_network_at_chance_decides_nothing():
+    guessing = (0.110, 0.108, 0.112)
+    lost = results(
+        set_relu=seeds(BETTER, flow=1.0),
+        set_all_relu=seeds(guessing, flow=3.0),
+        set_all_relu_pruned=seeds(BETTER, nnz=(100, 30)),
+    )
+    checks = claims.Ledger(lost).checks
+    assert [c.outcome for c in checks["C2"]] == [UNDECIDED, FAILS]
+    assert [c.outcome for c in checks["C3"]] == [HOLDS, UNDECIDED]
 
 
 def test_evidence_is_computed_from_the_results():

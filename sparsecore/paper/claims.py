@@ -1,8 +1,9 @@
 """The ledger of the paper's claims: each with its rule, the evidence, and a verdict.
 
-A claim is made of checks, and a check is a question with a rule that is stated here, before any
-result is seen: answered by results, it holds, does not hold, or is undecided; without results it is
-not tested here yet. Nothing is typed by hand. Accuracy on a surrogate is no evidence.
+A claim is made of checks, and a check is a question with a rule that is stated here and knows no
+result: answered by results, it holds, does not hold, or is undecided; without results it is not
+tested here yet. Nothing is typed by hand. Accuracy on a surrogate is no evidence, nor is what a
+network does that has learnt nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from sparsecore.paper import conditions
 from sparsecore.paper.extreme import BAT, Row
 from sparsecore.paper.page import Table
-from sparsecore.paper.studies import Result, Results, core_seconds
+from sparsecore.paper.studies import Result, Results, core_seconds, same_machine
 from sparsecore.paper.training_figures import flow_logs
 
 HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "not tested here yet"
@@ -121,7 +123,7 @@ class Evidence:
     Attributes
     ----------
     sources : tuple of Results
-        The most trusted first: per data set and method, the first that has runs answers.
+        The most trusted first: per data set, the first that can answer does.
     extreme : dict of Row to dict
         Runs of T-extreme.
     """
@@ -151,21 +153,42 @@ class Evidence:
         Returns
         -------
         list of Check
-            One per data set that has runs of both methods; one that is untested if there is none.
+            One per data set.
         """
         checks = []
         for dataset in self.sources[0].study.datasets:
             for source in self.sources:
-                first, second = (source.of(dataset, method) for method in methods)
-                if not (first and second):
-                    continue
-                if not (accuracy and first[0]["data"]["surrogate"]):
-                    evidence, outcome = judge(first, second)
-                    checks.append(
-                        Check(question, source.title(dataset), source.profile, evidence, outcome)
-                    )
-                break
-        return checks or [Check(question)]
+                evidence, outcome = _answer(source, dataset, methods, judge, accuracy)
+                if outcome != UNTESTED:
+                    break
+            title = source.title(dataset)
+            profile = source.profile if outcome != UNTESTED else ""
+            checks.append(Check(question, title, profile, evidence, outcome))
+        return checks
+
+
+def _answer(
+    source: Results,
+    dataset: str,
+    methods: tuple[str, str],
+    judge: Callable[[list[Result], list[Result]], tuple[str, str]],
+    accuracy: bool,
+) -> tuple[str, str]:
+    """Return what a source's runs say on one data set: evidence and outcome."""
+    for method in methods:
+        if why := conditions.excluded(dataset, method):
+            return why, UNTESTED
+    lost, reference_lost = (source.diverged_of(dataset, method) for method in methods)
+    if lost:
+        return f"{len(lost)} run(s) diverged", FAILS
+    if reference_lost:
+        return f"{len(reference_lost)} run(s) of what it is compared with diverged", UNTESTED
+    first, second = (source.of(dataset, method) for method in methods)
+    if not (first and second):
+        return "no runs", UNTESTED
+    if accuracy and first[0]["data"]["surrogate"]:
+        return "a surrogate's accuracy is no evidence", UNTESTED
+    return judge(first, second)
 
 
 # --- how two methods' runs are compared ----------------------------------------------------------
@@ -181,8 +204,17 @@ def _more_accurate(first: list[Result], second: list[Result]) -> tuple[str, str]
 
 
 def _not_less_accurate(first: list[Result], second: list[Result]) -> tuple[str, str]:
+    if _at_chance(second):
+        return "the network without pruning has not learnt anything yet", UNDECIDED
     found = welch(_accuracies(first), _accuracies(second))
     return _points(found), judged(found, -MARGIN)
+
+
+def _at_chance(runs: list[Result]) -> bool:
+    """Tell whether accuracy is within three standard errors of guessing."""
+    chance = 1 / runs[0]["data"]["n_classes"]
+    error = math.sqrt(chance * (1 - chance) / runs[0]["data"]["n_test"])
+    return float(np.mean(_accuracies(runs))) < chance + 3 * error
 
 
 def _points(found: Interval | None) -> str:
@@ -202,10 +234,14 @@ def _factor(first: list[float], second: list[float]) -> tuple[str, str]:
 
 
 def _faster(first: list[Result], second: list[Result]) -> tuple[str, str]:
+    if not same_machine(*first, *second):
+        return "runs of different machines", UNTESTED
     return _factor(*([core_seconds(run) for run in runs] for runs in (second, first)))
 
 
 def _more_flow(first: list[Result], second: list[Result]) -> tuple[str, str]:
+    if _at_chance(first):
+        return "with All-ReLU the network has not learnt anything yet", UNDECIDED
     return _factor(*((10 ** flow_logs(r)[:, 1:].mean(axis=1)).tolist() for r in (first, second)))
 
 
@@ -433,7 +469,8 @@ class Ledger:
             "**The claims and their verdicts.** The rules stand in the code and know no result. "
             f'"Higher", "less" and "more" mean that the {100 * CONFIDENCE:.0f} % confidence '
             "interval of the difference between the means over seeds (Welch) lies on that side; "
-            "where it does not, the check is undecided. "
+            "where it does not, the check is undecided, and so it is where a network that is to be "
+            "compared is no better than guessing. "
             + " ".join(f"*Source: {s.provenance}.*" for s in self._sources if s.runs)
         )
         return Table("L-claims", shown, caption, plain)

@@ -67,6 +67,11 @@ class Results:
         wanted = {"dataset": dataset, "method": method}
         return [run for run in self.runs if run["condition"] == wanted]
 
+    def diverged_of(self, dataset: str, method: str) -> list[Result]:
+        """Return the runs of a method on a data set that diverged."""
+        wanted = {"dataset": dataset, "method": method}
+        return [run for run in self.diverged if run["condition"] == wanted]
+
     @property
     def suffix(self) -> str:
         """What tells recorded results' figures from this build's own."""
@@ -120,6 +125,12 @@ class Results:
         return f"<Results {self.study.key}, {self.profile}: {len(self.runs)} runs{missing}>"
 
 
+def training_seconds(run: Result) -> float:
+    """Return seconds of training, evolution included and tests not, of any kind of run."""
+    # A parallel run evolves within its training time, the others book it by itself.
+    return float(run["seconds"]["train"] + run["seconds"].get("evolve", 0.0))
+
+
 def core_seconds(run: Result) -> float:
     """Return seconds of training × cores that trained.
 
@@ -128,7 +139,12 @@ def core_seconds(run: Result) -> float:
     """
     about = run["provenance"]
     cores = min(about["ranks"] * about["threads"], about["cores"])
-    return float(run["seconds"]["train"] * cores)
+    return training_seconds(run) * cores
+
+
+def same_machine(*runs: Result) -> bool:
+    """Tell whether times of runs can be compared."""
+    return len({(run["provenance"]["cpu"], run["provenance"]["cores"]) for run in runs}) == 1
 
 
 def _listed(values: Iterable[Any]) -> str:

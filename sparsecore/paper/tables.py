@@ -17,7 +17,7 @@ from sparsecore.paper import conditions
 from sparsecore.paper.conditions import METHODS, STUDIES
 from sparsecore.paper.page import Table
 from sparsecore.paper.settings import READING, RELEASED, SETTINGS
-from sparsecore.paper.studies import Results, core_seconds
+from sparsecore.paper.studies import Results, core_seconds, same_machine, training_seconds
 
 NOT_AVAILABLE = "not available on this machine"
 _HASH_DIGITS = 8
@@ -209,10 +209,10 @@ def main(*found: Results) -> Table:
     surrogate = any(run["data"]["surrogate"] for results in found for run in results.runs)
     caption = (
         "**Dense, sparse and parallel methods.** Accuracy on the test set after the last epoch, "
-        "connections at the start and at the end, seconds of training without evaluation, and how "
-        "many times as fast as dense training of as many epochs on the same rows; a parallel run "
-        "is compared with dense training that gains from its cores without loss. Means over "
-        "seeds, ± one standard deviation. "
+        "connections at the start and at the end, seconds of training with evolution and without "
+        "evaluation, and how many times as fast as dense training of as many epochs on the same "
+        "rows; a parallel run is compared with dense training that gains from its cores without "
+        "loss. Means over seeds, ± one standard deviation. "
         f"{_cores(found)}"
         + ("A surrogate's accuracy says nothing; its times do. " if surrogate else "")
         + f"Runs: {lengths}. "
@@ -265,15 +265,17 @@ def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
         "note": "",
     }
     for name in _MEASURED:
-        values = [r["seconds"]["train"] if name == "train_seconds" else r[name] for r in runs]
+        values = [training_seconds(r) if name == "train_seconds" else r[name] for r in runs]
         row[name] = float(np.mean(values)) if runs else None
         row[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(runs) > 1 else None
     row["speed_against_dense"] = None
-    if runs and dense:
+    if runs and dense and same_machine(*runs, *dense):
         seconds = [np.mean([core_seconds(run) for run in of]) for of in (dense, runs)]
         row["speed_against_dense"] = float(seconds[0] / seconds[1])
     if not runs:
         row["note"] = NOT_AVAILABLE if absent else conditions.excluded(dataset, method)
+        if results.diverged_of(dataset, method):
+            row["note"] = "all seeds diverged"
         row["note"] = row["note"] or NOT_AVAILABLE
         if METHODS[method].parallel and results.no_cluster and not absent:
             row["note"] = f"not run: {results.no_cluster}"

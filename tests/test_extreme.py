@@ -209,14 +209,14 @@ def test_against_dense_numpy(activation, n, batch_size):
     with network(activation=activation, batch_size=batch_size, threads=2) as net:
         for layer in net.layers:
             layer.biases[:] = np.random.default_rng(2).normal(0, 0.2, len(layer.biases))
-        reference = oracle.Net(net.to_mlp(activation, ALPHA))
+        reference = oracle.Net(net.to_mlp())
         reference.logits(X).holds(net.logits(X))
         _, gradient, _ = reference.loss_and_gradient(X, y)
         fan_in = [layer.nnz / layer.grid.n_out for layer in net.layers]
         counts = [layer.nnz for layer in net.layers] + [layer.grid.n_out for layer in net.layers]
         rates = np.repeat([0.5 / max(1.0, k) for k in 2 * fan_in], counts)
         net.step(X, y, learning_rate=0.5, momentum=0.0)
-        velocity = net.to_mlp(activation, ALPHA).velocity
+        velocity = net.to_mlp().velocity
         error = gradient.error + oracle.gamma(4) * gradient.size
         oracle.Value(-rates * gradient.exact, rates * error).holds(velocity)
 
@@ -224,10 +224,10 @@ def test_against_dense_numpy(activation, n, batch_size):
 def test_steps_follow_the_rule_and_the_ordinary_kernels():
     X, y = samples()
     with network() as net:
-        before = net.to_mlp("all-relu", ALPHA)
+        before = net.to_mlp()
         _, gradient = before.loss_and_gradient(X, y)
         net.step(X, y, 0.5, 0.9, 0.01)
-        once = net.to_mlp("all-relu", ALPHA)
+        once = net.to_mlp()
         fan_in = [layer.nnz / layer.grid.n_out for layer in net.layers]
         counts = [layer.nnz for layer in net.layers] + [layer.grid.n_out for layer in net.layers]
         rates = np.repeat([0.5 / max(1.0, k) for k in 2 * fan_in], counts)
@@ -238,7 +238,7 @@ def test_steps_follow_the_rule_and_the_ordinary_kernels():
         np.testing.assert_allclose(once.params, expected, rtol=1e-5, atol=1e-7)
         _, gradient = once.loss_and_gradient(X, y)
         net.step(X, y, 0.5, 0.9, 0.01)
-        twice = net.to_mlp("all-relu", ALPHA)
+        twice = net.to_mlp()
         np.testing.assert_allclose(
             twice.velocity, 0.9 * once.velocity - rates * gradient, rtol=1e-4, atol=1e-7
         )
@@ -319,6 +319,14 @@ def test_activations_beyond_the_reach_of_32_bits():
 
 
 # --- data ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_odd_batches_favour_no_class(size):
+    stream = Stream(0, 1.0, n_features=20)
+    labels = np.concatenate([stream.batch(number, size)[1] for number in range(400)])
+    # What is left of each batch is a fair coin: six standard deviations.
+    assert abs(labels.mean() - 0.5) < 6 * 0.5 / (np.sqrt(400) * size)
 
 
 def test_batches_are_balanced_standardised_and_repeatable():

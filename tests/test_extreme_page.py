@@ -15,6 +15,7 @@ from sparsecore.paper import claims, extreme, extreme_figures, levers, results
 from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, UNTESTED
 from sparsecore.paper.extreme import BAT, Extreme, Row
 from sparsecore.paper.page import Note
+from sparsecore.wasap import split
 
 GIB = 2**30
 
@@ -23,6 +24,7 @@ def result(neurons=BAT, trend_p=1e-6, test_p=1e-9, peak=5 * GIB, **changes):
     """Return what a run of the command has in its result, as far as the page needs it."""
     found = {
         "profile": "paper",
+        "seed": 0,
         "config": {"batch_size": 4, "steps": 4, "evolve_every": 2},
         "density": 1e-6,
         "nnz": 5 * neurons,
@@ -37,7 +39,13 @@ def result(neurons=BAT, trend_p=1e-6, test_p=1e-9, peak=5 * GIB, **changes):
         "losses": [0.8, 0.7, 0.5, 0.4],
         "trend": {"tau": -1.0, "p": trend_p},
         "test": {"n": 100, "correct": 90, "accuracy": 0.9, "p": test_p},
-        "provenance": {"memory_gib": 24.0, "cpu": "a CPU", "threads": 2, "commit": "abc"},
+        "provenance": {
+            "memory_gib": 24.0,
+            "cpu": "a CPU",
+            "threads": 2,
+            "commit": "abc",
+            "sparsecore": "0",
+        },
     }
     return found | changes
 
@@ -221,11 +229,15 @@ def test_split_networks():
 
 
 def test_the_projection_is_of_ranks_that_fit():
-    data = extreme_figures.projection(page()).data
+    table = extreme_figures.projection(page())
+    data = table.data
+    assert "5·10⁹ neurons fit no number of ranks" in table.caption
     assert (data["rank_bytes"] <= 22 * GIB).all()
     assert data["ranks"].is_monotonic_increasing and data["ranks"][0] > 1
     moved = 3 * 16 * data["neurons"] * (1 - 1 / data["ranks"])
     np.testing.assert_allclose(data["message_bytes"], moved)
+    every = split.loads((65_536, 20_000_000, 20_000_000, 2), 2.5, 4, 3)
+    assert every[2].connections > 1.05 * every[0].connections, "it has the two outputs"
 
 
 def test_survival():

@@ -205,7 +205,8 @@ def test_importance_histograms_hold_all_neurons(main):
         outlines = ax.patches[::2]  # each is drawn as a line and as an area
         assert len(outlines) == 3
         for patch in outlines:
-            assert np.sum(patch.get_data().values) == pytest.approx(100)
+            values, edges, _ = patch.get_data()
+            assert np.sum(values * np.diff(edges)) == pytest.approx(1)
 
 
 def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):

@@ -65,7 +65,8 @@ def add(commands: Any) -> None:
     sub.add_argument(
         "--split",
         action="store_true",
-        help="under mpiexec: split every layer over the ranks, one thread each; needs --zeta 0",
+        help="under mpiexec: split every layer over the ranks, one thread each; needs --zeta 0; "
+        "--memory-limit is a rank's",
     )
     sub.add_argument(
         "--seed", type=int, default=0, help="determines the result bit for bit (%(default)s)"
@@ -101,7 +102,7 @@ def _extreme(options: argparse.Namespace) -> None:
     if options.memory_limit is not None:
         limit = budget.parse_bytes(options.memory_limit)
     if options.split:
-        _split(options, config)
+        _split(options, config, limit)
         return
     if options.plan:
         plan = budget.plan(config.sizes, config.epsilon, config.batch_size, options.threads)
@@ -125,11 +126,28 @@ def _extreme(options: argparse.Namespace) -> None:
         print(run.report(result), flush=True)
 
 
-def _split(options: argparse.Namespace, config: Any) -> None:
+def _split(options: argparse.Namespace, config: Any, limit: int | None) -> None:
+    from sparsecore.extreme import budget
     from sparsecore.wasap import mpi, split
 
     if options.checkpoint is not None:
         raise ValueError("--split: expected no --checkpoint, a split network is not saved yet")
+    ranks = mpi.world().size
+    plan = split.loads(config.sizes, config.epsilon, config.batch_size, ranks)
+    needed = max(load.n_bytes for load in plan)
+    if mpi.world().rank == 0:
+        print(
+            f"{config.neurons:,} hidden neurons on {ranks} ranks: at most "
+            f"{needed / budget.GIB:.2f} GiB each, beside the program",
+            file=sys.stderr,
+        )
+    if limit is not None and needed > limit:
+        raise ValueError(
+            f"--memory-limit: expected at least {needed / budget.GIB:.2f} GiB a rank, got "
+            f"{limit / budget.GIB:.2f} GiB; start more ranks"
+        )
+    if options.plan:
+        return
     result = split.run(mpi.world(), config, seed=options.seed, threads=1)
     if result is None:  # not the rank that has it
         return

@@ -133,7 +133,8 @@ class Budget:
         OverBudgetError
             If the plan exceeds the limit.
         """
-        free = psutil.virtual_memory().available
+        # What the process has already is in the plan, and not available any more.
+        free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
         name, most = ("--memory-limit", limit) if limit is not None else ("free memory", free)
         if self.total > most:
             raise OverBudgetError(

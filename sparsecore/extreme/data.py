@@ -53,7 +53,7 @@ class Stream:
         X : ndarray of float32, shape (size, n_features)
             Every feature has mean 0 and variance 1.
         y : ndarray of int64, shape (size,)
-            Classes, as many of one as of the other.
+            Classes, as many of one as of the other, or one more of either.
         """
         return self._draw(_TRAIN, number, size)
 
@@ -62,7 +62,9 @@ class Stream:
         return self._draw(_HELD_OUT, number, size)
 
     def _draw(self, part: int, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        X, y = self._design.draw(size, seeds.generator(self._seed, Purpose.SAMPLES, part, number))
+        # Drawn in pairs: an odd batch would always have one more of the same class.
+        rng = seeds.generator(self._seed, Purpose.SAMPLES, part, number)
+        X, y = (array[:size] for array in self._design.draw(size + size % 2, rng))
         columns = self._design.columns
         X[:, columns] = (X[:, columns] - self._mean) / self._sd
         return X, y

@@ -234,6 +234,7 @@ class TiledMLP:
         progress: Any = None,
     ) -> None:
         self.sizes, self.seed, self.batch_size = tuple(sizes), seed, batch_size
+        self._activation, self._alpha = activation, alpha
         lanes = budget.lane_width(batch_size)
         self._width, self._team = Width(lanes), Team(threads)
         plans = drafts(sizes, epsilon, lanes, activation, alpha, seed)
@@ -377,17 +378,13 @@ class TiledMLP:
         weights, velocity, rows, columns = found
         return Tiles(np.empty_like(layer.tiles.start), rows, columns, weights, velocity)
 
-    def to_mlp(self, activation: str = "all-relu", alpha: float = 0.05) -> SparseMLP:
-        """Return the same network in the library's own form, which a small one is better off with.
-
-        Parameters
-        ----------
-        activation, alpha
-            Those of this network.
-        """
+    def to_mlp(self) -> SparseMLP:
+        """Return the same network in the library's own form; a small one is better off with it."""
         weights = [layer.to_scipy(layer.tiles.weights) for layer in self.layers]
         biases = [layer.biases for layer in self.layers]
-        model = SparseMLP.from_scipy(weights, biases, activation=activation, alpha=alpha)
+        model = SparseMLP.from_scipy(
+            weights, biases, activation=self._activation, alpha=self._alpha
+        )
         parts = [layer.to_scipy(layer.tiles.velocity).data for layer in self.layers]
         parts += [layer.bias_velocity for layer in self.layers]
         model.start_momentum()[:] = np.concatenate(parts)

@@ -13,7 +13,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparsecore.extreme import budget
 from sparsecore.extreme.run import ExtremeConfig
 from sparsecore.paper.extreme import Extreme, Result, Row
 from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH
@@ -30,6 +29,7 @@ BRAINS = {
     "rat": 200_000_000,
 }
 _GIB = 2**30
+_MOST_RANKS = 129
 _PROJECTED = (1_000_000_000, 2_000_000_000, 5_000_000_000)
 _RUN = {"recorded": "rec.", "this build": "here"}
 _KINDS = {"recorded": COLOURS["set-all-relu"], "this build": COLOURS["set-relu"]}
@@ -66,7 +66,7 @@ def table(extreme: Extreme) -> Table:
         "loss of the first and the last ten batches; held-out samples classified rightly"
         + (f" (chance: p ≤ {worst:.0e})" if worst is not None else "")
         + ". Rows marked *here* were run on the machine that built the book, *rec.* (recorded) "
-        f"ones {_machine(extreme)}."
+        f"ones {_machine(extreme)}. {_source(extreme)}"
     )
     numbers = tuple(c for c in shown.columns if c not in ("loss", "run"))
     return Table("T-extreme", shown, caption, plain, numbers)
@@ -93,7 +93,8 @@ def memory(extreme: Extreme) -> Table | Note:
     )
     caption = (
         f"**The memory of {row.neurons:,} neurons**, batch {run['config']['batch_size']}: the plan "
-        "that is printed before anything is allocated, and the most that was resident."
+        "that is printed before anything is allocated, and the most that was resident. "
+        f"{_source(extreme)}"
     )
     return Table("T-extreme-memory", shown, caption, plain, ("GiB", "bytes a neuron"))
 
@@ -131,7 +132,7 @@ def scaling(extreme: Extreme) -> Picture:
     caption = (
         "**Growth.** Seconds per training step (batch 4) and the most memory resident, against "
         "hidden neurons; the more layers the larger the circle. Dashed: proportional to neurons. "
-        f"Grey: brains with as many neurons.{law}"
+        f"Grey: brains with as many neurons.{law} {_source(extreme)}"
     )
     alt = "Log-log plot of seconds per step and bytes against neurons, with brains as landmarks."
     return Picture("F-extreme-scaling", figure, caption, alt)
@@ -164,7 +165,7 @@ def losses(extreme: Extreme) -> Picture:
     caption = (
         "**They learn.** Loss of each batch before it is trained on, and the mean of five; every "
         "sample is seen once. Dotted: the topology evolves, which costs what was learnt on the "
-        f"connections that go. The line is chance. {trends}."
+        f"connections that go. The line is chance. {trends}. {_source(extreme)}"
     )
     alt = "Loss against step for the largest networks, falling."
     return Picture("F-extreme-loss", figure, caption, alt)
@@ -299,7 +300,9 @@ def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e
         return Note("No run is there to go by.")
     row, _, run = entries[-1]
     pace = float(np.median(run["step_seconds"])) / run["nnz"]
-    rows = [_projected(n, memory, network, pace) for n in _PROJECTED]
+    tried = {n: _projected(n, memory, network, pace) for n in _PROJECTED}
+    rows = [found for found in tried.values() if found is not None]
+    beyond = ", ".join(f"{_count(n)} neurons" for n, found in tried.items() if found is None)
     plain = pd.DataFrame(rows)
     shown = pd.DataFrame(
         {
@@ -318,6 +321,12 @@ def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e
         f"computing at the {pace * 1e9:.1f} ns a connection of {row.neurons:,} neurons, and for "
         f"messages at {network / 1e9:g} GB/s. A projection, not a measurement; messages are as "
         "large as those measured above, neuron for neuron."
+        + (
+            f" {beyond} fit no number of ranks: the two outputs, with all their connections, are "
+            "on one of them."
+            if beyond
+            else ""
+        )
     )
     numbers = tuple(shown.columns)
     return Table("T-extreme-projection", shown, caption, plain, numbers)
@@ -352,23 +361,24 @@ def _plain(row: Row, where: str, run: Result) -> Result:
     }
 
 
-def _projected(neurons: int, memory: int, network: float, pace: float) -> Result:
+def _projected(neurons: int, memory: int, network: float, pace: float) -> Result | None:
+    """Return what a network takes on the fewest ranks that it fits on; None if on none."""
     config = ExtremeConfig(neurons=neurons)
     sizes, batch = config.sizes, config.batch_size
-    fits = (
-        n for n in range(1, 1025)
-        if split_network.rank_bytes(sizes, config.epsilon, batch, n) <= memory
-    )  # fmt: skip
-    ranks = next(fits)
-    connections = sum(budget.expected(sizes, config.epsilon))
+    every = (split_network.loads(sizes, config.epsilon, batch, n) for n in range(1, _MOST_RANKS))
+    fit = (found for found in every if max(load.n_bytes for load in found) <= memory)
+    loads = next(fit, None)
+    if loads is None:
+        return None
+    ranks = len(loads)
     moved = split_network.step_bytes(sizes, batch, ranks)
     return {
         "neurons": neurons,
-        "connections": connections,
+        "connections": sum(load.connections for load in loads),
         "ranks": ranks,
-        "rank_bytes": split_network.rank_bytes(sizes, config.epsilon, batch, ranks),
+        "rank_bytes": max(load.n_bytes for load in loads),
         "message_bytes": moved,
-        "compute_seconds": connections * pace / ranks,
+        "compute_seconds": max(load.connections for load in loads) * pace,
         "message_seconds": moved / network,
     }
 
@@ -399,6 +409,17 @@ def _test(test: Result | None) -> str:
 def _epoch(entries: Sequence[tuple[Row, str, Result]]) -> str:
     sizes = {r["config"]["steps"] * r["config"]["batch_size"] for _, _, r in entries}
     return " or ".join(str(n) for n in sorted(sizes))
+
+
+def _source(extreme: Extreme) -> str:
+    """Return profiles, versions and commits, in italics."""
+    about = [
+        f"{title}: profile {run['profile']}, seed {run['seed']}, sparsecore "
+        f"{run['provenance']['sparsecore']}, commit {(run['provenance']['commit'] or '?')[:7]}"
+        for title, runs in (("recorded", extreme.recorded), ("here", extreme.here))
+        for run in list(runs.values())[-1:]
+    ]
+    return f"*Source: {'; '.join(about)}.*"
 
 
 def _machine(extreme: Extreme) -> str:

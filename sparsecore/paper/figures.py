@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from sparsecore import datasets
 from sparsecore.paper.conditions import METHODS, current_profile
-from sparsecore.paper.page import Note, Picture, Recorded
+from sparsecore.paper.page import NOT_AVAILABLE, Note, Picture, Recorded
 from sparsecore.paper.studies import Result, Results
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
@@ -102,7 +102,7 @@ def curves(results: Results) -> Picture:
             top, bottom = axes[row, column], axes[row + 1, column]
             top.set_title(textwrap.fill(results.title(name), 22))
             if not there(results, name):
-                not_available(top, bottom)
+                not_there(results, top, bottom)
                 continue
             for method in there(results, name):
                 runs = results.of(name, method)
@@ -155,7 +155,7 @@ def degrees(results: Results) -> Picture:
     with matplotlib.rc_context(STYLE):
         if not runs:
             figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
-            not_available(figure.subplots())
+            not_there(results, figure.subplots())
             told = ""
         else:
             sizes = _sizes(runs[0])
@@ -221,7 +221,7 @@ def pixels(results: Results) -> Picture:
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         if not runs:
             figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
-            not_available(figure.subplots())
+            not_there(results, figure.subplots())
             told = ""
         else:
             run = runs[0]
@@ -300,7 +300,8 @@ def sentence(start: str, text: str) -> str:
 def percent(runs: list[Result]) -> str:
     """Return mean and standard deviation of the test accuracy, as a text."""
     values = [100 * run["test_accuracy"] for run in runs]
-    return f"{np.mean(values):.1f} ± {deviation(values):.1f} %"
+    spread = f" ± {deviation(values):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread} %"
 
 
 def deviation(values: Any, axis: int | None = None) -> Any:
@@ -340,8 +341,21 @@ def band(
     ax.plot(x, mean, color=colour, **style)
 
 
-def not_available(*axes: Axes) -> None:
-    """Have panels say that there are no data."""
+def not_there(results: Results, *axes: Axes) -> None:
+    """Have panels say that there are no results: no data here, or not recorded yet."""
+    not_available(*axes, text="not recorded yet" if results.recorded else NOT_AVAILABLE)
+
+
+def nothing(key: str, reason: str) -> Picture:
+    """Return what stands in a figure's place where it cannot be made."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.6), layout="constrained")
+        not_available(figure.subplots())
+    return Picture(key, figure, f"**Not available on this machine.** {reason}", NOT_AVAILABLE)
+
+
+def not_available(*axes: Axes, text: str = NOT_AVAILABLE) -> None:
+    """Have panels say that there is nothing to be drawn."""
     for ax in axes:
         ax.set(facecolor="#f2f2f2", xticks=[], yticks=[])
         ax.grid(False)
@@ -349,7 +363,7 @@ def not_available(*axes: Axes) -> None:
         ax.text(
             0.5,
             0.5,
-            "not available\non this machine",
+            text.replace("available ", "available\n"),
             transform=ax.transAxes,
             ha="center",
             va="center",

@@ -7,11 +7,12 @@ profile. Drawing is for `parallel_figures`.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 from sparsecore import cluster, datasets, experiment, wasap
-from sparsecore.datasets import Dataset
+from sparsecore.datasets import DataNotAvailable, Dataset
 from sparsecore.paper import results
 from sparsecore.paper.conditions import current_profile
 from sparsecore.paper.measurements import Measurements
@@ -52,11 +53,14 @@ class Parallel:
         Results per algorithm, one per seed.
     replay : dict
         What the replay of the first asynchronous run found.
+    missing : str
+        Why there are no runs; "" if there are.
     """
 
     profile: str
     runs: dict[str, list[Result]]
     replay: Result
+    missing: str = ""
 
     def first(self, algorithm: str) -> Result:
         """Return the run with the first seed."""
@@ -78,9 +82,14 @@ def _names(profile: str) -> list[str]:
     return [*(f"{name}-seed{seed}" for seed in seeds for name in ALGORITHMS), "replay"]
 
 
-FILES = Measurements(
-    STUDY, lambda: results.code_sha256("sparsecore.wasap.phases", "sparsecore.experiment"), _names
-)
+def _code_sha256() -> str:
+    """Return a digest of what trains, and of how long the runs are."""
+    trained = results.code_sha256("sparsecore.wasap.phases", "sparsecore.experiment")
+    settings = [config_of(profile).to_dict() for profile in EFFORTS]
+    return hashlib.sha256(f"{trained}\0{EFFORTS}\0{settings}".encode()).hexdigest()
+
+
+FILES = Measurements(STUDY, _code_sha256, _names)
 
 
 def load(profile: str | None = None) -> Parallel:
@@ -91,14 +100,21 @@ def load(profile: str | None = None) -> Parallel:
     profile : {"quick", "paper"}, optional
         See `conditions.current_profile`.
 
-    Raises
-    ------
-    ClusterError
-        If a cluster is needed and cannot be had.
-    DataNotAvailable
-        If the data cannot be had.
+    Returns
+    -------
+    Parallel
+        Without runs, and with the reason, where the data or a cluster cannot be had.
     """
     profile = current_profile(profile)
+    try:
+        return _load(profile)
+    except DataNotAvailable:
+        return Parallel(profile, {}, {}, "The runs need Fashion-MNIST.")
+    except cluster.ClusterError as error:
+        return Parallel(profile, {}, {}, f"The runs need a cluster of MPI engines: {error}.")
+
+
+def _load(profile: str) -> Parallel:
     effort, config = EFFORTS[profile], config_of(profile)
     data = datasets.load(DATASET)
     found: dict[tuple[str, int], Result] = {}

@@ -5,6 +5,8 @@ Runs come from `parallel`; what all figures of the book share is in `figures`.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -14,14 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from sparsecore import wasap
-from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH, line
+from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH, line, nothing
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.parallel import ALGORITHMS, Parallel, Result
 
 LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
 # The sequential runs are SET-All-ReLU's.
 COLOUR = {name: COLOURS.get(name, COLOURS["set-all-relu"]) for name in ALGORITHMS}
-_SERVER = "server's\nwindow\n\nweights\nvelocity\ntopology"
 _RANKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -93,6 +94,20 @@ def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colou
 # --- the runs ------------------------------------------------------------------------------------
 
 
+def _if_there(key: str) -> Callable[[Callable[[Parallel], Picture]], Callable[[Parallel], Picture]]:
+    """Have a function's picture say why it is empty where there are no runs."""
+
+    def decorated(draw: Callable[[Parallel], Picture]) -> Callable[[Parallel], Picture]:
+        @functools.wraps(draw)
+        def drawn(found: Parallel) -> Picture:
+            return nothing(key, found.missing) if found.missing else draw(found)
+
+        return drawn
+
+    return decorated
+
+
+@_if_there("F-parallel")
 def accuracy(found: Parallel) -> Picture:
     """Draw test accuracy against epochs and against seconds."""
     with matplotlib.rc_context(STYLE):
@@ -123,12 +138,14 @@ def accuracy(found: Parallel) -> Picture:
         f"**Parallel training on Fashion-MNIST.** {_setting(found)} A line per seed; from the "
         "dotted line on the workers train alone, and the line is the mean of their copies' "
         f"accuracies; the dot is the averaged model. {_outcome(found)}What to see: what parallel "
-        "training costs in accuracy per epoch, and what it gains per second."
+        "training costs in accuracy per epoch, and what it gains per second. "
+        f"{_source(found)}"
     )
     alt = "Lines of test accuracy against epochs and against seconds, one colour an algorithm."
     return Picture("F-parallel", figure, caption, alt)
 
 
+@_if_there("F-parallel-staleness")
 def staleness(found: Parallel) -> Picture:
     """Draw how many updates others made between a worker's pull and push."""
     with matplotlib.rc_context(STYLE):
@@ -149,12 +166,13 @@ def staleness(found: Parallel) -> Picture:
         f"made while a gradient was computed. Mean {record.staleness.mean():.2f}, largest "
         f"{record.staleness.max()}; shown to the 99.9th percentile. {lost:.2f} % of the updates "
         "met a newer topology and lost a part of their connections. What to see: the peak near "
-        f"{workers - 1}, the number of other workers."
+        f"{workers - 1}, the number of other workers. {_source(found)}"
     )
     alt = "Bars: share of updates for each staleness."
     return Picture("F-parallel-staleness", figure, caption, alt)
 
 
+@_if_there("F-resources")
 def resources(found: Parallel) -> Picture:
     """Draw CPU and memory over time of every rank."""
     names = [name for name in ALGORITHMS if name != "sequential"]
@@ -183,7 +201,7 @@ def resources(found: Parallel) -> Picture:
         f"({run['nnz_start']:,} connections). Waiting for the server's lock took "
         f"{_share(run, 'lock'):.1f} % of phase 1, the updates under it "
         f"{_share(run, 'update'):.1f} %. What to see: cores that are busy to the end, and ranks "
-        "that need the same memory."
+        f"that need the same memory. {_source(found)}"
     )
     alt = "Lines of CPU use and of memory against time, one colour a rank."
     return Picture("F-resources", figure, caption, alt)
@@ -191,6 +209,8 @@ def resources(found: Parallel) -> Picture:
 
 def replayed(found: Parallel) -> Note:
     """Say what the replay found."""
+    if found.missing:
+        return Note(found.missing)
     report = found.replay
     verdict = "identical to the last bit" if report["identical"] else "different"
     return Note(
@@ -206,6 +226,16 @@ def _setting(found: Parallel) -> str:
     return (
         f"{config['epochs']} epochs of {config['n_train']:,} rows, {config['workers']} workers on "
         f"{machine['cores']} cores ({machine['cpu']}), profile {found.profile}."
+    )
+
+
+def _source(found: Parallel) -> str:
+    about = [run["provenance"] for runs in found.runs.values() for run in runs]
+    seeds = sorted({run["seed"] for runs in found.runs.values() for run in runs})
+    commits = sorted({(entry["commit"] or "")[:7] for entry in about})
+    return (
+        f"*Source: profile {found.profile}, seeds {', '.join(map(str, seeds))}, sparsecore "
+        f"{about[0]['sparsecore']}, commit {', '.join(commits) or 'unknown'}, {about[0]['cpu']}.*"
     )
 
 

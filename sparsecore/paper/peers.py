@@ -626,7 +626,7 @@ PEERS: dict[str, Peer] = {
     ),
     "scikit-learn-dense": Peer(
         "scikit-learn, dense",
-        "MLPClassifier: dense, ReLU in place of All-ReLU, no dropout; all else as the others.",
+        "MLPClassifier: dense, ReLU in place of All-ReLU, no dropout, weight decay as a penalty.",
         ScikitLearn,
         ("sklearn",),
         "scikit-learn",

@@ -74,28 +74,29 @@ class Scaling:
     ----------
     profile : str
         Of this build.
-    here : dict
-        Measured by it.
+    here : dict or None
+        Measured by it; None where the data or a cluster cannot be had.
     recorded : dict or None
         Of the recorded `paper` profile; None if there is none, or this build is of that profile.
     """
 
     profile: str
-    here: Result
+    here: Result | None
     recorded: Result | None = None
 
     def versions(self) -> list[tuple[str, Result]]:
         """Return what there is, the recorded one first, each with a title."""
         title = "recorded" if self.profile == "paper" else "this build"
-        found = [] if self.recorded is None else [("recorded", self.recorded)]
-        return [*found, (title, self.here)]
+        both = (("recorded", self.recorded), (title, self.here))
+        return [(name, result) for name, result in both if result is not None]
 
     def calibration(self) -> Calibration:
-        """Return what this build's measurements give the simulation."""
-        return calibrate(self.here)
+        """Return what this build's measurements give the simulation, or else the recorded ones."""
+        return calibrate(self.versions()[-1][1])
 
     def __repr__(self) -> str:
-        runs = ", ".join(f"{name} {sorted(map(int, k))}" for name, k in self.here["runs"].items())
+        there = self.versions()[-1][1]["runs"]
+        runs = ", ".join(f"{name} {sorted(map(int, k))}" for name, k in there.items())
         return f"<Scaling {self.profile}: workers {runs}>"
 
 
@@ -124,13 +125,23 @@ def load(profile: str | None = None) -> Scaling:
     Raises
     ------
     ClusterError
-        If a cluster is needed and cannot be had.
+        If a cluster is needed and cannot be had, and nothing is recorded.
     DataNotAvailable
-        If the data cannot be had.
+        If the data cannot be had, and nothing is recorded.
     ValueError
         If there is no such profile.
     """
     profile = current_profile(profile)
+    recorded = None if profile == "paper" else FILES.read(_NAME, "paper")
+    try:
+        return Scaling(profile, _measured(profile), recorded)
+    except (cluster.ClusterError, datasets.DataNotAvailable):
+        if recorded is None:
+            raise
+        return Scaling(profile, None, recorded)
+
+
+def _measured(profile: str) -> Result:
     found = FILES.valid(_NAME, profile)
     if found is None:
         load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -138,7 +149,7 @@ def load(profile: str | None = None) -> Scaling:
         found = measure(EFFORTS[profile], data, setting(DATASET).config)
         about = {**provenance(1, data.content_hash), "load_before": load_before}
         found = FILES.write(_NAME, profile, {**found, "provenance": about})
-    return Scaling(profile, found, None if profile == "paper" else FILES.read(_NAME, "paper"))
+    return found
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -174,8 +185,10 @@ def measure(effort: Effort, data: Dataset, config: TrainConfig) -> Result:
         for seed in effort.seeds:
             others.append(_others())  # now the workers sleep
             alone = experiment.run(data, config, seed=seed)[1]
-            told = {name: alone[name] for name in ("seed", "samples_per_second")}
-            runs["sequential"]["1"].append(told)
+            # The workers' seconds include evolution.
+            seconds = alone["seconds"]["train"] + alone["seconds"]["evolve"]
+            pace = config.epochs * len(data.y_train) / seconds
+            runs["sequential"]["1"].append({"seed": seed, "samples_per_second": pace})
             for k in numbers:
                 for name in ALGORITHMS:
                     _, result = cluster.train(

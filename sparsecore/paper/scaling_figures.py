@@ -320,15 +320,15 @@ def _told(parts: list[str], n_versions: int) -> str:
 
 
 def _rows(scaling: Scaling) -> int:
-    return int(scaling.here["n_train"])
+    return int(scaling.versions()[0][1]["n_train"])
 
 
 def _updates(scaling: Scaling) -> int:
-    return _rows(scaling) // int(scaling.here["batch_size"])
+    return _rows(scaling) // int(scaling.versions()[0][1]["batch_size"])
 
 
 def _drawn(scaling: Scaling) -> int:
-    return int(scaling.here["steps"]["n_gradients"])
+    return int(scaling.versions()[0][1]["steps"]["n_gradients"])
 
 
 def _disturbed(scaling: Scaling) -> str:

@@ -145,8 +145,8 @@ def what_peers_do(speed: Speed) -> Table:
     caption = (
         "**The peers.** What a step of each includes, and the version that was timed. All train "
         "the same network on the same data, each in a process of its own, with the same number of "
-        "threads; without dropout each takes the same steps as a reference in float64, to "
-        "rounding (the project's tests assert it)."
+        "threads; without dropout and weight decay each takes the same steps as a reference in "
+        "float64, to rounding (the project's tests assert it)."
     )
     return Table("T-peers", pd.DataFrame(shown), caption, pd.DataFrame(plain))
 

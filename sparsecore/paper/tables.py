@@ -15,11 +15,12 @@ from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper import conditions
 from sparsecore.paper.conditions import METHODS, STUDIES
-from sparsecore.paper.page import Table
+from sparsecore.paper.on_cluster import WORKERS
+from sparsecore.paper.page import NOT_AVAILABLE, Table
 from sparsecore.paper.settings import READING, RELEASED, SETTINGS
 from sparsecore.paper.studies import Results, core_seconds, same_machine, training_seconds
+from sparsecore.wasap.plan import Plan
 
-NOT_AVAILABLE = "not available on this machine"
 _HASH_DIGITS = 8
 
 
@@ -142,7 +143,7 @@ def hyperparameters() -> Table:
 def common_hyperparameters() -> Table:
     """Make the second part of T-hyper: what is the same for all data sets."""
     settings = [setting for name, setting in SETTINGS.items() if setting.released]
-    pruning = METHODS["set-all-relu-pruned"].changes
+    pruning, parallel = (METHODS[m].changes for m in ("set-all-relu-pruned", "wasap-pruned"))
     shown, plain = [], []
     for field, label in _COMMON.items():
         values = {pruning.get(field, getattr(s.config, field)) for s in settings}
@@ -150,9 +151,21 @@ def common_hyperparameters() -> Table:
         text = ", ".join(map(_text, sorted(values)))
         shown.append({"hyperparameter": label, "value": text, "origin": ", ".join(sorted(origins))})
         plain += [_plain("", field, v, o) for v in sorted(values) for o in sorted(origins)]
+    plan = Plan()
+    for label, value, origin in (
+        ("parallel: then every … epochs", parallel["prune_every"], RELEASED),
+        ("parallel: pruned up to this percentile", parallel["prune_percentile"], RELEASED),
+        ("parallel: workers (here one a core, if there are fewer)", WORKERS, READING),
+        ("parallel: share of the epochs in phase 1", plan.phase1, READING),
+        ("WASSP: epochs of warm-up of the learning rate", plan.warmup, READING),
+    ):
+        shown.append({"hyperparameter": label, "value": _text(value), "origin": origin})
+        plain.append(_plain("", label, value, origin))
+    augmented = ", ".join(n for n, setting in SETTINGS.items() if setting.config.augment)
     caption = (
         "**Hyperparameters of all data sets of the study.** Importance pruning is for the methods "
-        "that have it in their name; the schedule is the sequential one."
+        "that have it in their name. Images that are shifted, rotated and flipped in training: "
+        f"{augmented}."
     )
     return Table("T-hyper-common", pd.DataFrame(shown), caption, pd.DataFrame(plain), ("value",))
 

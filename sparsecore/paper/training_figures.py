@@ -24,7 +24,7 @@ from sparsecore.paper.figures import (
     drawn,
     line,
     method_legend,
-    not_available,
+    not_there,
     sentence,
     shown,
     source,
@@ -51,7 +51,7 @@ def gradient_flow(results: Results) -> Picture:
         for ax, name in zip(axes, names, strict=True):
             ax.set_title(results.title(name))
             if not there(results, name):
-                not_available(ax)
+                not_there(results, ax)
                 continue
             levels = {}
             for method in there(results, name):
@@ -77,7 +77,8 @@ def gradient_flow(results: Results) -> Picture:
                 for m in ("set-relu", "set-leaky-relu")
                 if {m, "set-all-relu"} <= levels.keys()
             )
-            told.append(f"{results.title(name)} ({results.size(name)}) {ratios}")
+            if ratios:
+                told.append(f"{results.title(name)} ({results.size(name)}) {ratios}")
         method_legend(figure, results.study.methods, {})
     caption = (
         "**Gradient flow.** Squared norm of the loss's gradient over the parameters that exist, on "
@@ -115,12 +116,15 @@ def sensitivity(results: Results) -> Picture:
         for row, name in zip(axes, names, strict=True):
             points_there = there(results, name)
             if not points_there:
-                not_available(*row)
+                not_there(results, *row)
             for ax, (field, (symbol, _)) in zip(row, SENSITIVITIES.items(), strict=True):
                 ax.set_xlabel(symbol)
                 if not points_there:
                     continue
                 points = _points(results, name, field)
+                if not points:
+                    not_there(results, ax)
+                    continue
                 x = list(points)
                 scores = [100 * np.array([r["test_accuracy"] for r in points[v]]) for v in x]
                 means = [float(np.mean(s)) for s in scores]
@@ -187,7 +191,7 @@ def importance(results: Results) -> Picture:
         told = []
         for row, name in zip(axes, names, strict=True):
             if not results.of(name, "set-all-relu"):
-                not_available(*row)
+                not_there(results, *row)
                 continue
             run = results.of(name, "set-all-relu")[0]
             seen = [e for e in run["epochs"] if "importance" in e]
@@ -199,7 +203,7 @@ def importance(results: Results) -> Picture:
                 ax.set_xlim(left=0)
                 ax.set_ylim(bottom=0)
                 ax.set_xlabel("importance Σ |weight|")
-            row[0].set_ylabel(f"{results.title(name)}\nneurons per bin (%)")
+            row[0].set_ylabel(f"{results.title(name)}\ndensity of neurons")
             spreads = [_relative_spread(moments[i]["importance"][0]) for i in (0, -1)]
             told.append(
                 f"{results.title(name)} (epochs {', '.join(str(m['epoch']) for m in moments)}) "
@@ -230,8 +234,10 @@ def importance(results: Results) -> Picture:
 def _outline(ax: Axes, seen: dict[str, Any], colour: str) -> None:
     counts = np.asarray(seen["counts"], float)
     edges = np.linspace(0, seen["largest"] or 1.0, len(counts) + 1)
-    ax.stairs(100 * counts / max(1.0, counts.sum()), edges, color=colour, linewidth=1.3)
-    ax.stairs(100 * counts / max(1.0, counts.sum()), edges, color=colour, alpha=0.15, fill=True)
+    # Bins are as wide as the largest value of the moment asks for: only densities compare.
+    density = counts / max(1.0, counts.sum()) / edges[1]
+    ax.stairs(density, edges, color=colour, linewidth=1.3)
+    ax.stairs(density, edges, color=colour, alpha=0.15, fill=True)
 
 
 def _relative_spread(seen: dict[str, Any]) -> float:
@@ -259,7 +265,7 @@ def pruning_during(results: Results) -> Picture:
         for (top, bottom), name in zip(axes.T, names, strict=True):
             top.set_title(results.title(name))
             if len(there(results, name)) < len(results.study.methods):
-                not_available(top, bottom)
+                not_there(results, top, bottom)
                 continue
             for method in results.study.methods:
                 runs = results.of(name, method)
@@ -315,7 +321,7 @@ def pruning_after(results: Results) -> Picture:
         for (top, bottom), name in zip(axes.T, names, strict=True):
             top.set_title(results.title(name))
             if not results.of(name, "set-all-relu"):
-                not_available(top, bottom)
+                not_there(results, top, bottom)
                 continue
             table = _after(results.of(name, "set-all-relu"))
             x = table["percentile"][0]

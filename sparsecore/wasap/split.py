@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +40,11 @@ class SplitMLP:
     threads : int
         Of each rank.
 
+    Raises
+    ------
+    ValueError
+        If there are more ranks than a layer has rows of tiles.
+
     Attributes
     ----------
     layers : list of Layer or None
@@ -63,6 +69,12 @@ class SplitMLP:
         lanes = budget.lane_width(batch_size)
         self._width, self._team = Width(lanes), Team(threads)
         plans = drafts(sizes, epsilon, lanes, activation, alpha, seed)
+        most = max(d.grid.down for d in plans)
+        if comm.size > most:
+            raise ValueError(
+                f"ranks: expected at most {most}, the rows of tiles that these layers have, got "
+                f"{comm.size}; start fewer"
+            )
         self._fan_in = [d.counts.sum() / d.grid.n_out for d in plans]
         self._shares = [_shares(d.grid, comm.size) for d in plans]
         parts = [_part(d, s[comm.rank]) for d, s in zip(plans, self._shares, strict=True)]
@@ -187,8 +199,15 @@ def _part(draft: Draft, share: Share) -> Draft:
     )
 
 
-def rank_bytes(sizes: Sequence[int], epsilon: float, batch_size: int, ranks: int) -> int:
-    """Return the memory that a rank needs, beside the program's.
+class Load(NamedTuple):
+    """What a rank has to bear."""
+
+    n_bytes: int  #: beside the program's
+    connections: float  #: expected
+
+
+def loads(sizes: Sequence[int], epsilon: float, batch_size: int, ranks: int) -> list[Load]:
+    """Return the load of each rank; a layer is shared out in whole rows of tiles.
 
     Parameters
     ----------
@@ -198,11 +217,22 @@ def rank_bytes(sizes: Sequence[int], epsilon: float, batch_size: int, ranks: int
     ranks : int
     """
     lanes = budget.lane_width(batch_size)
-    counts = [n / ranks for n in budget.expected(sizes, epsilon)]
-    own = sum(sizes[1:]) / ranks
-    connections = tiles.CONNECTION * sum(counts)
-    largest = tiles.CONNECTION * max(counts)
-    return int(connections + largest + own * (8 + 4 * lanes) + 4 * lanes * max(sizes[:-1]))
+    counts = budget.expected(sizes, epsilon)
+    grids = [tiles.grid(a, b, lanes) for a, b in pairwise(sizes)]
+    shares = [_shares(grid, ranks) for grid in grids]
+    found = []
+    for rank in range(ranks):
+        here, parts, own = [], [], 0
+        for count, grid, share in zip(counts, grids, shares, strict=True):
+            top, bottom, first, last = share[rank]
+            own += last - first
+            if bottom > top:
+                here.append(count * (last - first) / grid.n_out)
+                parts.append(grid._replace(n_out=last - first, down=bottom - top))
+        slots = budget.workspace(here, parts, lanes) if here else 0
+        arrays = tiles.CONNECTION * sum(here) + own * (8 + 4 * lanes)
+        found.append(Load(int(arrays + slots + 4 * lanes * max(sizes[:-1])), sum(here)))
+    return found
 
 
 def step_bytes(sizes: Sequence[int], batch_size: int, ranks: int) -> float:
@@ -246,12 +276,12 @@ def run(comm: Any, config: ExtremeConfig, *, seed: int, threads: int) -> dict[st
             f"zeta: expected 0 for layers split over ranks, got {config.zeta}; their topology does "
             "not evolve"
         )
+    planned = loads(config.sizes, config.epsilon, config.batch_size, comm.size)
     stream, losses, seconds = Stream(seed, config.separation), [], []
     with SplitMLP(
         comm, config.sizes, epsilon=config.epsilon, batch_size=config.batch_size,
         alpha=config.alpha, seed=seed, threads=threads,
     ) as net:  # fmt: skip
-        before = peak_bytes()
         for number in range(config.steps):
             X, y = stream.batch(number, config.batch_size)
             start = time.perf_counter()
@@ -259,7 +289,7 @@ def run(comm: Any, config: ExtremeConfig, *, seed: int, threads: int) -> dict[st
             seconds.append(time.perf_counter() - start)
             losses.append(cross_entropy(logits, y))
         nnz = sum(layer.nnz for layer in net.layers if layer is not None)
-        whole = comm.gather((nnz, max(before, peak_bytes())))
+        whole = comm.gather((nnz, peak_bytes()))
         if comm.rank:
             return None
         return {
@@ -273,7 +303,7 @@ def run(comm: Any, config: ExtremeConfig, *, seed: int, threads: int) -> dict[st
             "step_seconds": seconds,
             "message_bytes": net.message_bytes / config.steps,
             "message_seconds": net.message_seconds / config.steps,
-            "planned_bytes": rank_bytes(config.sizes, config.epsilon, config.batch_size, comm.size),
+            "planned_bytes": [load.n_bytes for load in planned],
             "peak_bytes": [peak for _, peak in whole],
             "provenance": provenance(threads, None, comm.size),
         }

@@ -295,7 +295,7 @@ def _c3(evidence: Evidence) -> list[Check]:
 
 def _c4(evidence: Evidence) -> list[Check]:
     large = {row: run for row, run in evidence.extreme.items() if row.neurons >= BAT}
-    questions = "it is trained within this machine's memory", "its loss falls", "it beats chance"
+    questions = "it is trained within its machine's memory", "its loss falls", "it beats chance"
     if not large:
         return [Check(question) for question in questions]
     checks = []
@@ -371,7 +371,7 @@ CLAIMS = (
     Claim(
         "C4",
         "A network of the order of 5·10⁷ neurons can be trained.",
-        "Networks of at least 5·10⁷ neurons take training steps in this machine's memory; their "
+        "Networks of at least 5·10⁷ neurons take training steps in their machine's memory; their "
         "loss falls (Kendall's test for a trend), and those of 5·10⁷ neurons are right on held-out "
         "samples more often than chance (binomial test), one-sided, at 5 %.",
         _c4,
@@ -430,8 +430,8 @@ class Ledger:
     """
 
     def __init__(self, *sources: Results, extreme: dict[Row, Result] | None = None) -> None:
-        self._sources = sources
-        evidence = Evidence(sources, extreme or {})
+        self._sources, self._extreme = sources, extreme or {}
+        evidence = Evidence(sources, self._extreme)
         self.checks = {claim.key: claim.ask(evidence) for claim in CLAIMS}
 
     @property
@@ -472,8 +472,14 @@ class Ledger:
             "where it does not, the check is undecided, and so it is where a network that is to be "
             "compared is no better than guessing. "
             + " ".join(f"*Source: {s.provenance}.*" for s in self._sources if s.runs)
+            + self._source_of_c4
         )
         return Table("L-claims", shown, caption, plain)
+
+    @property
+    def _source_of_c4(self) -> str:
+        machines = sorted({run["provenance"]["cpu"] for run in self._extreme.values()})
+        return f" *C4: recorded runs of T-extreme, {', '.join(machines)}.*" if machines else ""
 
     def evidence(self) -> Table:
         """Make the second part of L-claims: every check with its numbers."""

@@ -307,6 +307,9 @@ def sizes(dataset: str) -> tuple[int, ...]:
 
 def excluded(dataset: str, method: str) -> str | None:
     """Return why a method does not run on a data set on any machine; None if it does."""
+    name, _, value = method.rpartition("-")
+    if name in SENSITIVITIES and getattr(setting(dataset).config, name) == float(value):
+        return "not run: the setting's own value, which SET-All-ReLU has"
     if not METHODS[method].dense:
         return None
     n_bytes = 8 * sum(a * b for a, b in itertools.pairwise(sizes(dataset)))

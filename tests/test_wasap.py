@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -325,10 +326,13 @@ def broken(*command, n=2, options=()):
     The result is None if the job printed none; the seconds count from where the rank broke.
     """
     job, err = start(n, *command, options=options), ""
+    too_late = threading.Timer(60, job.kill)
+    too_late.start()
     while "breaks here" not in err:
         line = job.stderr.readline()
         assert line, f"the job ended before a rank broke: {err}{job.stdout.read()}"
         err += line
+    too_late.cancel()
     begun = time.monotonic()
     status, out, rest = finished(job, 20)
     results = [json.loads(line) for line in out.splitlines() if line.startswith("{")]

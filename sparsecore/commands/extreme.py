@@ -132,12 +132,12 @@ def _split(options: argparse.Namespace, config: Any, limit: int | None) -> None:
 
     if options.checkpoint is not None:
         raise ValueError("--split: expected no --checkpoint, a split network is not saved yet")
-    ranks = mpi.world().size
-    plan = split.loads(config.sizes, config.epsilon, config.batch_size, ranks)
+    world = mpi.world()
+    plan = split.loads(config.sizes, config.epsilon, config.batch_size, world.size)
     needed = max(load.n_bytes for load in plan)
-    if mpi.world().rank == 0:
+    if world.rank == 0:
         print(
-            f"{config.neurons:,} hidden neurons on {ranks} ranks: at most "
+            f"{config.neurons:,} hidden neurons on {world.size} ranks: at most "
             f"{needed / budget.GIB:.2f} GiB each, beside the program",
             file=sys.stderr,
         )
@@ -148,7 +148,7 @@ def _split(options: argparse.Namespace, config: Any, limit: int | None) -> None:
         )
     if options.plan:
         return
-    result = split.run(mpi.world(), config, seed=options.seed, threads=1)
+    result = split.run(world, config, seed=options.seed, threads=1)
     if result is None:  # not the rank that has it
         return
     if options.json:

@@ -319,16 +319,21 @@ def _told(parts: list[str], n_versions: int) -> str:
     return f"{'Recorded: ' * (n_versions > 1)}{'; '.join(first)}."
 
 
+def _first(scaling: Scaling) -> Result:
+    """Return the measurements whose numbers the captions tell."""
+    return scaling.versions()[0][1]
+
+
 def _rows(scaling: Scaling) -> int:
-    return int(scaling.versions()[0][1]["n_train"])
+    return int(_first(scaling)["n_train"])
 
 
 def _updates(scaling: Scaling) -> int:
-    return _rows(scaling) // int(scaling.versions()[0][1]["batch_size"])
+    return _rows(scaling) // int(_first(scaling)["batch_size"])
 
 
 def _drawn(scaling: Scaling) -> int:
-    return int(scaling.versions()[0][1]["steps"]["n_gradients"])
+    return int(_first(scaling)["steps"]["n_gradients"])
 
 
 def _disturbed(scaling: Scaling) -> str:

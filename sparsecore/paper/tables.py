@@ -286,13 +286,17 @@ def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
         seconds = [np.mean([core_seconds(run) for run in of]) for of in (dense, runs)]
         row["speed_against_dense"] = float(seconds[0] / seconds[1])
     if not runs:
-        row["note"] = NOT_AVAILABLE if absent else conditions.excluded(dataset, method)
-        if results.diverged_of(dataset, method):
-            row["note"] = "all seeds diverged"
-        row["note"] = row["note"] or NOT_AVAILABLE
-        if METHODS[method].parallel and results.no_cluster and not absent:
-            row["note"] = f"not run: {results.no_cluster}"
+        row["note"] = NOT_AVAILABLE if absent else _why_not(results, dataset, method)
     return row
+
+
+def _why_not(results: Results, dataset: str, method: str) -> str:
+    """Return why a method has no runs on a data set that is there."""
+    if METHODS[method].parallel and results.no_cluster:
+        return f"not run: {results.no_cluster}"
+    if results.diverged_of(dataset, method):
+        return "all seeds diverged"
+    return conditions.excluded(dataset, method) or NOT_AVAILABLE
 
 
 def _once(values: Any) -> list[str]:

@@ -372,7 +372,7 @@ def _step(
     lanes = lanes_of(width)
     depth = len(net.sizes) - 1
     blocks = (count + lanes - 1) // lanes
-    threshold = np.uint32(np.float64(rule.dropout) * 2.0**32)
+    threshold = np.uint16(np.float64(rule.dropout) * 2.0**16)
     scale = np.float32(1.0 / (1.0 - np.float64(rule.dropout)))
     rate = np.float32(1.0 / count)
     momentum = np.float32(0)
@@ -502,7 +502,7 @@ def predict_range(member, size, width, net, inputs, rows, act, out):
             x0, y0 = half * (layer % 2), half * ((layer + 1) % 2)
             _forward(
                 width, 0, net.sizes[layer + 1], layer, everything, net, mine, x0, y0,
-                layer < depth - 1, None, np.uint64(0), np.uint32(0), np.uint32(0), np.float32(1),
+                layer < depth - 1, None, np.uint64(0), np.uint32(0), np.uint16(0), np.float32(1),
             )  # fmt: skip
         z0 = half * (depth % 2)
         for column in range(count):

@@ -518,31 +518,35 @@ def select(typingctx, mask, a, b):
 
 @intrinsic
 def bernoulli(typingctx, width, key, first, threshold):
-    """Mask that is unset with probability ``threshold / 2**32``, from a counter.
+    """Mask that is unset with probability ``threshold / 2**16``, from a counter.
 
-    Lane c hashes the counter (`key`, `first` + c) with the 32-bit finaliser "lowbias32" (C.
-    Wellons, 2018): no state, so any thread can draw any lane's value, and it vectorises, which a
-    sequential generator does not. All arguments are uint32.
+    Lanes c and c + 1, c even, take the low and the high half of a hash of the counter (`key`,
+    (`first` + c) / 2) by the 32-bit finaliser "lowbias32" (C. Wellons, 2018): no state, so any
+    thread can draw any lane's value, and it vectorises, which a sequential generator does not.
+    `first` is even; it and `key` are uint32, `threshold` is uint16.
     """
     u32 = types.uint32
-    signature = MaskType(width.lanes)(width, u32, u32, u32)
+    signature = MaskType(width.lanes)(width, u32, u32, types.uint16)
 
     def codegen(context, builder, signature, args):
         lanes = signature.return_type.lanes
-        vector = ir.VectorType(_I32, lanes)
+        pairs = lanes // 2
+        vector = ir.VectorType(_I32, pairs)
 
         def constant(value):
-            return ir.Constant(vector, [value] * lanes)
+            return ir.Constant(vector, [value] * pairs)
 
         _, key, first, threshold = args
         counter = builder.add(
-            _broadcast(builder, first, lanes), ir.Constant(vector, list(range(lanes)))
+            _broadcast(builder, builder.lshr(first, ir.Constant(_I32, 1)), pairs),
+            ir.Constant(vector, list(range(pairs))),
         )
         # An odd multiplier spreads neighbouring counters before the key is mixed in.
-        h = builder.xor(builder.mul(counter, constant(0x9E3779B1)), _broadcast(builder, key, lanes))
+        h = builder.xor(builder.mul(counter, constant(0x9E3779B1)), _broadcast(builder, key, pairs))
         h = builder.mul(builder.xor(h, builder.lshr(h, constant(16))), constant(0x7FEB352D))
         h = builder.mul(builder.xor(h, builder.lshr(h, constant(15))), constant(0x846CA68B))
         h = builder.xor(h, builder.lshr(h, constant(16)))
-        return builder.icmp_unsigned(">=", h, _broadcast(builder, threshold, lanes))
+        halves = builder.bitcast(h, ir.VectorType(ir.IntType(16), lanes))
+        return builder.icmp_unsigned(">=", halves, _broadcast(builder, threshold, lanes))
 
     return signature, codegen

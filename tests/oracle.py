@@ -82,19 +82,20 @@ def mix(a, b):
 
 
 def bernoulli(key, columns, threshold):
-    """Which counters are kept: lowbias32 (Wellons, 2018) of key and counter against a threshold."""
+    """Which columns are kept: half a hash, lowbias32 (Wellons, 2018) of key and counter, decides."""
+    columns = np.asarray(columns, np.uint32)
     with np.errstate(over="ignore"):
-        h = np.asarray(columns, np.uint32) * np.uint32(0x9E3779B1) ^ np.uint32(key)
+        h = (columns >> 1) * np.uint32(0x9E3779B1) ^ np.uint32(key)
         h = (h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D)
         h = (h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B)
         h = h ^ (h >> np.uint32(16))
-    return h >= np.uint32(threshold)
+    return np.where(columns % 2, h >> np.uint32(16), h & np.uint32(0xFFFF)) >= threshold
 
 
 def kept(seed, step, layer, n_rows, n_columns, rate):
     """Dropout's mask of hidden layer `layer` (0, 1, ...): bool, shape (n_rows, n_columns)."""
     key = mix(mix(seed, step), layer)
-    threshold = int(float(np.float32(rate)) * 2**32)
+    threshold = int(float(np.float32(rate)) * 2**16)
     columns = np.arange(n_columns)
     return np.array(
         [bernoulli(mix(key, r) & 0xFFFFFFFF, columns, threshold) for r in range(n_rows)]

@@ -254,7 +254,7 @@ class DenseEngine:
     ) -> None:
         model, n = self._model, len(X)
         layers = model.layers(model.params)
-        threshold = np.uint32(float(rule.dropout) * 2.0**32)
+        threshold = np.uint16(float(rule.dropout) * 2.0**16)
         scale = np.float32(1.0 / (1.0 - float(rule.dropout)))
         key = np.uint64(mix(rule.seed, step))
         # Feature-major, as in the sparse kernels; the last batch of an epoch may be narrower.
@@ -355,18 +355,19 @@ def _activate(z, biases, slope, key, threshold, scale, gain):
             value = z[row, column] + bias
             slope_here = scale if value > 0 else scale * slope
             # The same noise as the sparse kernels': `lanes.bernoulli`.
-            h = np.uint32(np.uint32(np.uint32(column) * np.uint32(0x9E3779B1)) ^ row_key)
+            h = np.uint32(np.uint32(np.uint32(column >> 1) * np.uint32(0x9E3779B1)) ^ row_key)
             h = np.uint32(np.uint32(h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
             h = np.uint32(np.uint32(h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
             h = np.uint32(h ^ (h >> np.uint32(16)))
-            slope_here = slope_here if h >= threshold else np.float32(0)
+            half = np.uint16(h >> np.uint32(16 * (column & 1)))
+            slope_here = slope_here if half >= threshold else np.float32(0)
             z[row, column] = value * slope_here
             if gain is not None:
                 gain[row, column] = slope_here
 
 
 # Arguments of `_activate` where nothing is dropped.
-_NO_DROPOUT = (np.uint64(0), np.uint32(0), np.float32(1))
+_NO_DROPOUT = (np.uint64(0), np.uint16(0), np.float32(1))
 
 
 @_jit

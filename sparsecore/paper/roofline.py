@@ -60,7 +60,7 @@ def _read(width, lanes, passes, data, out):
 def _forward_many(n, blocks, width, layer, net, work, rule, hidden):
     lanes = len(work.act) // np.int64(net.sizes.sum()) // blocks
     n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
-    threshold = np.uint32(np.float64(rule.dropout) * 2.0**32)
+    threshold = np.uint16(np.float64(rule.dropout) * 2.0**16)
     slices = work.forward_slices[layer]
     for _ in range(n):
         for block in range(blocks):
@@ -78,7 +78,7 @@ def _forward_many(n, blocks, width, layer, net, work, rule, hidden):
 def _backward_many(n, blocks, width, layer, net, work, rule, velocity, velocity_b):
     lanes = len(work.act) // np.int64(net.sizes.sum()) // blocks
     n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
-    threshold = np.uint32(np.float64(rule.dropout) * 2.0**32)
+    threshold = np.uint16(np.float64(rule.dropout) * 2.0**16)
     slices = work.backward_slices[layer]
     for _ in range(n):
         for block in range(blocks):

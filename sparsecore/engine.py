@@ -7,10 +7,12 @@ topology it is told to `bind` the network again. The parameters themselves belon
 from __future__ import annotations
 
 import mmap
+import time
 
 import numpy as np
 
 from sparsecore import kernels, lanes
+from sparsecore.governor import Governor
 from sparsecore.kernels import Metrics, Network, Rule, Workspace
 from sparsecore.team import PARTS, Team
 
@@ -66,7 +68,8 @@ class Engine:
     batch_size : int
         Largest number of samples in a step.
     threads : int
-        Threads that share each layer's rows. Results do not depend on it.
+        Threads that share each layer's rows; in training, as long as that is faster than one
+        (see `governor`). Results do not depend on it.
 
     Notes
     -----
@@ -75,6 +78,7 @@ class Engine:
 
     def __init__(self, network: Network, batch_size: int, threads: int = 1) -> None:
         self._team = Team(threads)
+        self._governor = Governor(self._team.size)
         self._width = lanes.Width(lane_width(batch_size))
         n_lanes = self._width.lanes
         padded = -(-batch_size // n_lanes) * n_lanes
@@ -91,18 +95,23 @@ class Engine:
         sizes = network.sizes
         below = _slices(sizes[:-1], sizes[1:], network.weight_start, self._width.lanes)
         above = _slices(sizes[1:], sizes[:-1], network.weight_start, self._width.lanes)
-        self._work = Workspace(
-            self._act,
-            self._act_start,
-            self._positive,
-            self._kept,
-            _parts(network.indptr, sizes[1:], self._team.size * PARTS),
-            _parts(network.out_indptr, sizes[:-1], self._team.size * PARTS),
-            below,
-            above,
-            np.empty(max(_most(sizes[1:], below), _most(sizes[:-1], above)), np.int64),
-            aligned(_most(sizes[1:-1], above[1:]) * self._width.lanes, np.float32),
-        )
+        cursor = np.empty(max(_most(sizes[1:], below), _most(sizes[:-1], above)), np.int64)
+        partial = aligned(_most(sizes[1:-1], above[1:]) * self._width.lanes, np.float32)
+        self._work = {
+            members: Workspace(
+                self._act,
+                self._act_start,
+                self._positive,
+                self._kept,
+                _parts(network.indptr, sizes[1:], members * PARTS),
+                _parts(network.out_indptr, sizes[:-1], members * PARTS),
+                below,
+                above,
+                cursor,
+                partial,
+            )
+            for members in {1, self._team.size}
+        }
 
     def train(
         self,
@@ -131,11 +140,22 @@ class Engine:
             Added to.
         """
         nnz = len(self._network.weights)
-        self._team.run(
-            kernels.train_batches, self._team.size, self._team.sync, self._width, self._network,
-            velocity[:nnz], velocity[nnz:], self._work, rule, inputs, labels, rows,
-            batch_size, step, sums,
-        )  # fmt: skip
+        first = 0
+        while True:
+            steps = self._governor.units(-(-(len(rows) - first) // batch_size))
+            turn = rows[first : first + steps * batch_size]
+            members = self._governor.members
+            begin = time.perf_counter()
+            self._team.run(
+                kernels.train_batches, members, self._team.sync, self._width, self._network,
+                velocity[:nnz], velocity[nnz:], self._work[members], rule, inputs, labels, turn,
+                batch_size, step + first // batch_size, sums, members=members,
+            )  # fmt: skip
+            if steps:
+                self._governor.took((time.perf_counter() - begin) / steps)
+            first += len(turn)
+            if first >= len(rows):
+                return
 
     def gradient(
         self,
@@ -151,7 +171,8 @@ class Engine:
         nnz = len(self._network.weights)
         self._team.run(
             kernels.batch_gradient, self._team.size, self._team.sync, self._width, self._network,
-            out[:nnz], out[nnz:], self._work, rule, inputs, labels, rows, step, sums,
+            out[:nnz], out[nnz:], self._work[self._team.size], rule, inputs, labels, rows, step,
+            sums,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -71,15 +71,14 @@ class Team:
             raise ValueError(f"threads: expected an integer of at least 1, got {size!r}")
         self.size = int(size)
         self.sync = np.zeros((2 + self.size) * _LINE, np.int32)
-        self._pool = None
+        self._pool = ThreadPoolExecutor(max(1, self.size - 1), "sparsecore")
         if self.size > 1:
-            self._pool = ThreadPoolExecutor(self.size - 1, "sparsecore")
             # All threads start here and now: a pool starts one when it believes that none is idle,
             # which it may get wrong, and members that wait for a thread never started wait forever.
             everyone = threading.Barrier(self.size - 1)
             wait([self._pool.submit(everyone.wait) for _ in range(self.size - 1)])
 
-    def run(self, function: Callable[..., Any], *args: Any) -> None:
+    def run(self, function: Callable[..., Any], *args: Any, members: int | None = None) -> None:
         """Call ``function(member, *args)`` on every member and wait for all.
 
         Parameters
@@ -88,19 +87,18 @@ class Team:
             Jitted with ``nogil=True``. It must not raise between two barriers.
         *args
             Passed to every member alike.
+        members : int, optional
+            Only the first so many.
         """
-        if self._pool is None:
-            function(0, *args)
-            return
-        others = [self._pool.submit(function, member, *args) for member in range(1, self.size)]
+        members = self.size if members is None else members
+        others = [self._pool.submit(function, member, *args) for member in range(1, members)]
         function(0, *args)
         for other in others:
             other.result()
 
     def close(self) -> None:
         """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
 
     def __enter__(self) -> Team:
         return self

@@ -309,7 +309,7 @@ def test_a_layer_swept_in_slices_takes_the_step_of_the_dense_network(n, monkeypa
     for threads in (1, 2):
         model = network()
         with Engine(model.network, n, threads) as runner:
-            work = runner._work
+            work = runner._work[threads]
         assert work.forward_slices.max() > 1
         assert work.backward_slices[0] > 1
         assert work.backward_slices[1:].max() > 1

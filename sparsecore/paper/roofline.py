@@ -124,7 +124,7 @@ def products_share(
     velocity = np.zeros_like(model.params)  # not the model's own
     shares = []
     with Engine(model.network, batch) as engine:
-        width, work = engine._width, engine._work
+        width, work = engine._width, engine._work[1]
         resident, rows = np.resize(np.arange(batch), _TURN * batch), np.arange(width.lanes)
         blocks = _TURN * -(-batch // width.lanes)
         for _ in range(_TURNS + 1):
@@ -255,7 +255,7 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
     with Engine(model.network, batch) as engine:
         # A whole step fills activations, masks and gradients with what the kernels meet in earnest.
         engine.train(velocity, rule, inputs, labels, np.arange(batch), batch, 0, metrics())
-        net, work, width = model.network, engine._work, engine._width
+        net, work, width = model.network, engine._work[1], engine._width
         blocks = -(-batch // width.lanes)
         weights, biases = velocity[: model.nnz], velocity[model.nnz :]
         work.act[:] = np.random.default_rng(0).standard_normal(len(work.act), np.float32)

@@ -1,0 +1,67 @@
+"""Whether a team of threads pays, decided anew while it works.
+
+Two threads are not always faster than one: another process may want a core, and then the team
+waits for the member that lost it; or the cores may lie far apart, in a virtual machine from one
+minute to the next, and then what they hand each other costs more than the help is worth. No rule
+tells beforehand, so it is measured. Nothing here knows what the work is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+_TURN_SECONDS = 4e-3  # far longer than it takes to start the members
+_LAST = 5  # turns whose median is the pace: one that was interrupted does not count
+_FIRST_WAIT, _LONGEST_WAIT = 8, 256  # turns between trials: 256 are about a second
+
+
+class Governor:
+    """Chooses, turn by turn, whether the whole team works or its first member alone.
+
+    Now and then the other choice is tried for a turn, and kept if it was faster than the median of
+    the last turns. Trials become rare while they fail, so that they cost less than 1 %.
+
+    Parameters
+    ----------
+    size : int
+        Members of the team.
+
+    Attributes
+    ----------
+    members : int
+        How many should work in the coming turn: `size` or 1.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = self.members = size
+        self._seconds: deque[float] = deque(maxlen=_LAST)  # a unit of work, of the choice's turns
+        self._wait = self._left = _FIRST_WAIT  # turns until the next trial
+        self._trial = False
+
+    def units(self, most: int) -> int:
+        """Return how many units of work the coming turn should take, of `most` that there are."""
+        if self.size == 1 or not most:
+            return most
+        return min(most, max(1, int(_TURN_SECONDS / median(self._seconds)))) if self._seconds else 1
+
+    def took(self, seconds: float) -> None:
+        """Tell how long a unit of the turn has taken, in seconds, and choose for the next."""
+        if not self._trial:
+            self._seconds.append(seconds)
+            self._left -= 1
+            if self._left <= 0:
+                self._trial, self.members = True, self._other()
+            return
+        self._trial = False
+        if seconds < median(self._seconds):
+            self._seconds.clear()
+            self._seconds.append(seconds)
+            self._wait = _FIRST_WAIT
+        else:
+            self.members = self._other()
+            self._wait = min(2 * self._wait, _LONGEST_WAIT)
+        self._left = self._wait
+
+    def _other(self) -> int:
+        return 1 if self.members == self.size else self.size

@@ -19,6 +19,7 @@ from sparsecore.team import PARTS, Team
 # A row costs about as much as this many connections, for its activation, noise and store.
 _ROW_COST = 6
 _PREDICT_LANES = 64
+_PREDICT_SAMPLES = 128  # for each thread: to start one takes as long as about 50 samples
 _CACHE_LINE, _HUGE_PAGE = 64, 2**21
 # Rows that are read at random should fill half of a second-level cache of 1 MiB; cutting them
 # further costs more than it gives, as do slices in which a row has hardly any connections.
@@ -194,8 +195,9 @@ def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray
     network : Network
     inputs : ndarray of float32, shape (n, n_features)
     threads : int
-        Threads that share the samples.
+        Threads that share the samples, as far as there are 128 for each.
     """
+    threads = min(threads, max(1, len(inputs) // _PREDICT_SAMPLES))
     width = lanes.Width(min(_PREDICT_LANES, lanes.widest(), lane_width(max(1, len(inputs)))))
     row = 2 * int(network.sizes.max()) * width.lanes
     act = aligned(threads * row, np.float32).reshape(threads, row)

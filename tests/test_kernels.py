@@ -157,11 +157,11 @@ def test_logits_do_not_depend_on_company():
     # A sample's sums run over connections in CSR order, in a lane of their own: same bits whatever
     # the block, the padding, the width and the thread.
     model = network()
-    X, _ = batch(model, 130)
+    X, _ = batch(model, 450)
     together = model.decision_function(X)
     np.testing.assert_array_equal(model.decision_function(X, threads=2), together)
     np.testing.assert_array_equal(model.decision_function(X, threads=3), together)
-    for first, last in ((0, 1), (17, 22), (98, 130), (129, 130)):
+    for first, last in ((0, 1), (17, 22), (98, 130), (449, 450)):
         np.testing.assert_array_equal(model.decision_function(X[first:last]), together[first:last])
 
 
@@ -298,6 +298,35 @@ def test_threads_do_not_change_a_bit(batch_size):
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_a_team_that_comes_and_goes_does_not_change_a_bit(monkeypatch):
+    X, y = batch(network(), 400)
+    crews = []
+
+    class Whimsical:
+        """One step a turn, by the team and by its first member in turn."""
+
+        def __init__(self, size):
+            self.size = self.members = size
+
+        def units(self, most):
+            return min(most, 1)
+
+        def took(self, seconds):
+            assert seconds > 0
+            crews.append(self.members)
+            self.members = 1 if self.members > 1 else self.size
+
+    reference = network()
+    sums = train(reference, X, y, 32, rule(0.3, seed=1))
+    monkeypatch.setattr(engine, "Governor", Whimsical)
+    model = network()
+    changing = train(model, X, y, 32, rule(0.3, seed=1), threads=3)
+    assert crews == [3, 1] * 6 + [3]
+    np.testing.assert_array_equal(reference.params, model.params)
+    np.testing.assert_array_equal(reference.velocity, model.velocity)
+    np.testing.assert_array_equal(sums.loss, changing.loss)
 
 
 @pytest.mark.parametrize("n", [5, 300])

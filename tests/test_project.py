@@ -45,7 +45,7 @@ ROWS = (
     {"kernels"},
     {"lanes", "provenance"},
     {"team"},
-    {"activations", "losses", "initializers", "seeds", "datasets", "augment"},
+    {"activations", "losses", "initializers", "seeds", "datasets", "augment", "governor"},
     {"jit"},
 )
 RANK = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}

@@ -1,0 +1,78 @@
+"""The governor, on machines that are simulated: how long a turn takes is made up here."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from sparsecore.governor import Governor
+
+ALONE, TEAM = 0.8e-3, 0.48e-3
+
+
+def drive(governor, n_turns, seconds):
+    """Let it govern for so many turns; return who worked in each and the seconds of each unit."""
+    members, spent = [], []
+    for _ in range(n_turns):
+        members.append(governor.members)
+        spent.append(seconds(governor.members))
+        governor.took(spent[-1])
+    return np.array(members), np.array(spent)
+
+
+def test_a_team_that_is_faster_works():
+    members, spent = drive(Governor(2), 5000, lambda members: TEAM if members == 2 else ALONE)
+    assert members[0] == 2
+    assert 0 < (members == 1).sum() < 30
+    assert spent.sum() < 1.01 * 5000 * TEAM
+
+
+def test_a_team_that_is_slower_rests():
+    members, spent = drive(Governor(2), 5000, lambda members: 1e-3 if members == 2 else ALONE)
+    assert spent.sum() < 1.01 * 5000 * ALONE
+    assert (members == 2).any()
+
+
+def test_it_follows_a_machine_that_changes():
+    busy = [False]
+
+    def seconds(members):
+        return ALONE if members == 1 else 0.97e-3 if busy[0] else TEAM
+
+    governor = Governor(2)
+    drive(governor, 3000, seconds)
+    for state, choice in ((True, 1), (False, 2), (True, 1), (False, 2)):
+        busy[0] = state
+        # A trial comes after 256 turns at the latest, about a second.
+        members, _ = drive(governor, 3000, seconds)
+        assert np.mean(members[260:] == choice) > 0.97
+
+
+def test_turns_that_are_interrupted_do_not_decide():
+    rng = np.random.default_rng(0)
+
+    def seconds(members):
+        usual = TEAM if members == 2 else ALONE
+        return usual * (10 if rng.random() < 0.1 else rng.normal(1, 0.05))
+
+    members, _ = drive(Governor(2), 5000, seconds)
+    assert np.mean(members == 2) > 0.97
+
+
+@pytest.mark.parametrize("pace", [1e-6, 1e-3, 1.0])
+def test_a_turn_is_some_milliseconds_long(pace):
+    governor = Governor(3)
+    assert governor.units(1000) == 1, "nothing is known yet"
+    governor.took(pace)
+    assert governor.units(10**6) == max(1, round(4e-3 / pace))
+    assert governor.units(1) == 1
+    assert governor.units(0) == 0
+
+
+def test_one_thread_alone_is_not_interrupted():
+    governor = Governor(1)
+    for number, n in itertools.product(range(50), (1, 10**6)):
+        assert (governor.units(n), governor.members) == (n, 1), number
+        governor.took(ALONE)

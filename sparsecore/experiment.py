@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,9 @@ def run(
         )
         with bar:
             while trainer.epoch < config.epochs:
+                begin = time.perf_counter()
                 X = scaled.X_train if inputs is None else inputs(trainer.epoch)
+                trainer.seconds["train"] += time.perf_counter() - begin  # as in a parallel worker
                 record: dict[str, Any] = {"epoch": trainer.epoch + 1, "nnz": model.nnz}
                 record |= trainer.run_epoch(X, scaled.y_train, lambda n, loss: bar.update(n))
                 tested = trainer.evaluate(scaled.X_test, scaled.y_test)

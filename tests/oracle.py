@@ -82,7 +82,7 @@ def mix(a, b):
 
 
 def bernoulli(key, columns, threshold):
-    """Which columns are kept: half a hash, lowbias32 (Wellons, 2018) of key and counter, decides."""
+    """Which columns are kept: half of lowbias32 (Wellons, 2018) of key and counter decides."""
     columns = np.asarray(columns, np.uint32)
     with np.errstate(over="ignore"):
         h = (columns >> 1) * np.uint32(0x9E3779B1) ^ np.uint32(key)

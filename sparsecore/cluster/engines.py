@@ -174,8 +174,14 @@ def _security(profile: str) -> Path:
     return Path(get_ipython_dir()) / f"profile_{profile}" / "security"
 
 
-def _mpiexec() -> str:
-    """Return the path of mpiexec: beside this Python, activated or not, or else on PATH."""
+def mpiexec() -> str:
+    """Return the path of mpiexec: beside this Python, activated or not, or else on PATH.
+
+    Raises
+    ------
+    ClusterError
+        If there is none.
+    """
     beside = Path(sys.executable).parent
     # An environment's own MPI is the one that its mpi4py was installed with.
     found = shutil.which("mpiexec", path=str(beside)) or shutil.which("mpiexec")
@@ -190,7 +196,7 @@ def _mpiexec() -> str:
 def _start(n: int) -> Any:
     """Start a cluster of `n` MPI engines."""
     config = Config()
-    config.MPIEngineSetLauncher.mpi_cmd = [_mpiexec()]
+    config.MPIEngineSetLauncher.mpi_cmd = [mpiexec()]
     # The engines register with the first heartbeat; the default makes them wait for seconds.
     config.Cluster.controller_args = ["--HeartMonitor.period=500"]
     # Stopping engines makes mpiexec complain, which a page should not show; errors are raised here.

@@ -19,7 +19,8 @@ from scipy.stats import t as student
 from sparsecore.paper import conditions
 from sparsecore.paper.extreme import BAT, Row
 from sparsecore.paper.page import Table
-from sparsecore.paper.studies import Result, Results, core_seconds, same_machine
+from sparsecore.paper.results import core_seconds, same_machine
+from sparsecore.paper.studies import Result, Results
 from sparsecore.paper.training_figures import flow_logs
 
 HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "not tested here yet"

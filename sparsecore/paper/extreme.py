@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from sparsecore import cluster
 from sparsecore.paper import levers, results
 from sparsecore.paper.conditions import current_profile
 from sparsecore.paper.measurements import Measurements
@@ -193,8 +193,9 @@ def compare(neurons: int) -> Result | None:
         "whole" and "split", the results, and "largest_difference" of their losses; None if there
         is no MPI.
     """
-    mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
-    if mpiexec is None:
+    try:
+        mpiexec = cluster.mpiexec()
+    except cluster.ClusterError:
         return None
     size = neurons, 10, "--zeta", 0, "--steps", 10, "--held-out", 0, "--threads", 1
     whole, split = _result([], *size), _result([mpiexec, "-n", "2"], *size, "--split")

@@ -185,9 +185,7 @@ def measure(effort: Effort, data: Dataset, config: TrainConfig) -> Result:
         for seed in effort.seeds:
             others.append(_others())  # now the workers sleep
             alone = experiment.run(data, config, seed=seed)[1]
-            # The workers' seconds include evolution.
-            seconds = alone["seconds"]["train"] + alone["seconds"]["evolve"]
-            pace = config.epochs * len(data.y_train) / seconds
+            pace = config.epochs * len(data.y_train) / results.training_seconds(alone)
             runs["sequential"]["1"].append({"seed": seed, "samples_per_second": pace})
             for k in numbers:
                 for name in ALGORITHMS:

@@ -125,28 +125,6 @@ class Results:
         return f"<Results {self.study.key}, {self.profile}: {len(self.runs)} runs{missing}>"
 
 
-def training_seconds(run: Result) -> float:
-    """Return seconds of training, evolution included and tests not, of any kind of run."""
-    # A parallel run evolves within its training time, the others book it by itself.
-    return float(run["seconds"]["train"] + run["seconds"].get("evolve", 0.0))
-
-
-def core_seconds(run: Result) -> float:
-    """Return seconds of training × cores that trained.
-
-    Runs on a different number of cores are compared by it. That is hard on the one with more of
-    them: no other method loses nothing when it is spread.
-    """
-    about = run["provenance"]
-    cores = min(about["ranks"] * about["threads"], about["cores"])
-    return training_seconds(run) * cores
-
-
-def same_machine(*runs: Result) -> bool:
-    """Tell whether times of runs can be compared."""
-    return len({(run["provenance"]["cpu"], run["provenance"]["cores"]) for run in runs}) == 1
-
-
 def _listed(values: Iterable[Any]) -> str:
     return ", ".join(str(value) for value in sorted(values))
 

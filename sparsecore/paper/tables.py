@@ -17,8 +17,9 @@ from sparsecore.paper import conditions
 from sparsecore.paper.conditions import METHODS, STUDIES
 from sparsecore.paper.on_cluster import WORKERS
 from sparsecore.paper.page import NOT_AVAILABLE, Table
+from sparsecore.paper.results import core_seconds, same_machine, training_seconds
 from sparsecore.paper.settings import READING, RELEASED, SETTINGS
-from sparsecore.paper.studies import Results, core_seconds, same_machine, training_seconds
+from sparsecore.paper.studies import Results
 from sparsecore.wasap.plan import Plan
 
 _HASH_DIGITS = 8

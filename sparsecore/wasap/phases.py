@@ -257,6 +257,8 @@ class _Run:
         self._progress = Progress(
             show, self.server, self.config, self.plan, self.phase1_epochs, len(self.shard)
         )
+        if self.rank == 0 and not self.phase1_epochs and not self.restarts:
+            self._save(0, None)  # what phase 2 starts from; else phase 1 saves that
         try:
             if self.plan.algorithm == "wasap":
                 self._phase1()

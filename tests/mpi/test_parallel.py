@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from sparsecore import datasets, experiment, seeds, train, wasap
+from sparsecore import checkpoint, datasets, experiment, seeds, train, wasap
 from sparsecore.engine import Engine, metrics
 from sparsecore.kernels import Rule
 from sparsecore.train import TrainConfig
@@ -257,6 +257,32 @@ def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path):
     if comm.size == 1:
         _, whole = wasap.run(digits, SMALL, comm=MPI.COMM_SELF)
         assert whole["weights_sha256"] == result["weights_sha256"]
+
+
+@pytest.mark.parametrize("algorithm", wasap.ALGORITHMS)
+def test_a_run_without_phase_1_resumes(comm, digits, monkeypatch, tmp_path, algorithm):
+    path = comm.bcast(str(tmp_path / "run.npz"))
+    plan = wasap.Plan(algorithm, phase1=0.0)
+    original = checkpoint.save
+
+    def save(model, where, state):
+        original(model, where, state)
+        if len(state.get("epochs", ())) == 3:
+            raise FloatingPointError("stopped for the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        with pytest.raises((FloatingPointError, wasap.ParallelError), match="stopped for the test"):
+            wasap.run(digits, SMALL, plan, checkpoint_path=path)
+    comm.Barrier()
+    _, result = wasap.run(digits, SMALL, plan, checkpoint_path=path, resume=True)
+    comm.Barrier()
+    _, whole = wasap.run(digits, SMALL, plan)
+    if comm.rank:
+        return
+    assert result["parallel"]["restarts"] == [0]
+    assert result["weights_sha256"] == whole["weights_sha256"]
+    assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2, 3, 4, 5]
 
 
 def test_shards_are_those_of_the_module(comm, digits):

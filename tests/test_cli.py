@@ -21,7 +21,8 @@ TRAIN_KEYS = {
     "samples_per_second", "peak_rss_mb", "weights_sha256", "epochs", "provenance",
 }  # fmt: skip
 BENCH_KEYS = {
-    "ms_per_step", "gflops", "nnz", "evolution_ms", "predict_ms", "peak_rss_mb", "provenance",
+    "ms_per_step", "gflops", "nnz", "evolution_ms", "predict_ms", "meeting_us", "peak_rss_mb",
+    "provenance",
 }  # fmt: skip
 
 SMALL = ["train", "--dataset", "digits", "--hidden", "40,30", "--epsilon", "5", "--limit", "300"]
@@ -138,7 +139,7 @@ def test_bench_prints_one_json_object():
     ms = result["ms_per_step"]
     assert ms.keys() == {"median", "min", "p90"}
     assert 0 < ms["min"] <= ms["median"] <= ms["p90"]
-    assert result["evolution_ms"] > 0 and result["predict_ms"] > 0
+    assert result["evolution_ms"] > 0 and result["predict_ms"] > 0 and result["meeting_us"] > 0
     # epsilon (n_in + n_out) connections a layer, at most all; 5 deviations of a binomial.
     expected = sum(min(a * b, 4 * (a + b)) for a, b in ((50, 60), (60, 40), (40, 10)))
     assert abs(result["nnz"] - expected) < 5 * np.sqrt(expected)

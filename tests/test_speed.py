@@ -37,7 +37,7 @@ def contest_of(shape, threads, absent=()):
     sizes = list(speed.SHAPES[shape])
     return {
         "shape": shape, "problem": {"sizes": sizes, "threads": threads, "batch_size": 128},
-        "nnz": 1, "peers": found, "absent": gone,
+        "nnz": 1, "meeting_us": [0.25, 0.5], "peers": found, "absent": gone,
     }  # fmt: skip
 
 
@@ -208,6 +208,9 @@ def test_tables_say_what_is_there_and_what_is_not(small):
     assert (row["recorded"], row["this build"]) == ("1.0", "torch-dense not installed")
     assert {"sparsecore", "torch-dense"} <= set(table.data["peer"])
     assert set(table.data["threads"]) == {1, 2}
+    said = "took 0.25 to 0.50 µs"
+    assert said in speed_figures.peers(Speed("quick", {}, {"peers": recorded})).caption
+    assert said not in speed_figures.peers(Speed("quick", {"peers": here}, {})).caption
     measured = speed.load()
     kernels = speed_figures.kernels(measured)
     assert list(kernels.frame["layer"]) == ["784 → 1000"] * 2
@@ -245,6 +248,7 @@ def test_bench_with_peers_prints_one_json_object(capsys):
     assert "round 1 of 1" in err
     times = [p["ms"] for p in result["peers"].values()]
     assert all(np.isfinite(times))
+    assert min(result["meeting_us"]) > 0
 
 
 def test_report_lists_the_fastest_first():
@@ -253,6 +257,10 @@ def test_report_lists_the_fastest_first():
     text = contest.report(contest_of("fashion-mnist", 1, ("c-loop",))).splitlines()
     assert [line.split()[0] for line in text[2:4]] == ["sparsecore", "torch-dense"]
     assert text[4].endswith("c-loop not installed")
+    assert "the threads meet in 0.25 us before, 0.50 us after" in contest.report(
+        contest_of("fashion-mnist", 2)
+    )
+    assert "meet" not in "".join(text)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,8 @@ def _bench(options: argparse.Namespace) -> None:
     print(f"rate           {result['gflops']:.1f} GFLOP/s")
     print(f"evolution      {result['evolution_ms']:.2f} ms")
     print(f"prediction     {result['predict_ms']:.3f} ms a batch")
+    if options.threads > 1:
+        print(f"threads meet   in {result['meeting_us']:.2f} us")
     print(f"peak memory    {result['peak_rss_mb']:.0f} MiB")
 
 

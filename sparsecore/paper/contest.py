@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsecore.bench import meeting_seconds
 from sparsecore.paper.peers import (
     PEERS,
     THROUGH_BLAS,
@@ -67,11 +68,12 @@ def compare(
     Returns
     -------
     dict
-        "problem"; "nnz"; "peers": per peer that ran "ms" (milliseconds per step: the median over
-        rounds of the round's median), "low" and "high" (smallest and largest round), "rounds",
-        "ratio" (its time over sparsecore's, round by round: "median", "low", "high"), "cpu_ms",
-        "cores" and "others" (medians of what `stopwatch` returns), "peak_rss_mb", "label", "note",
-        "version", "blas"; "absent": the peers left out, each with the "reason"; "provenance".
+        "problem"; "nnz"; "meeting_us" (`bench.meeting_seconds` before and after); "peers": per
+        peer that ran "ms" (milliseconds per step: the median over rounds of the round's median),
+        "low" and "high" (smallest and largest round), "rounds", "ratio" (its time over
+        sparsecore's, round by round: "median", "low", "high"), "cpu_ms", "cores" and "others"
+        (medians of what `stopwatch` returns), "peak_rss_mb", "label", "note", "version", "blas";
+        "absent": the peers left out, each with the "reason"; "provenance".
 
     Raises
     ------
@@ -104,6 +106,7 @@ def compare(
         if "sparsecore" in gone:
             raise RuntimeError(f"sparsecore itself {gone['sparsecore']}")
         order = list(workers)
+        meetings = [meeting_seconds(problem.threads)]
         for number in range(rounds):
             if progress:
                 progress(f"round {number + 1} of {rounds}")
@@ -111,12 +114,14 @@ def compare(
                 turn, patience = _undisturbed(workers[key], seconds, problem.threads, patience)
                 turns[key].append(turn)
             order = order[1:] + order[:1]  # nobody always follows the same neighbour
+        meetings.append(meeting_seconds(problem.threads))
         for key, worker in workers.items():
             about[key]["peak_rss_mb"] = worker.ask("memory", 0)
     ours = np.array([turn["ms"] for turn in turns["sparsecore"]])
     return {
         "problem": {**asdict(problem), "sizes": list(problem.sizes)},
         "nnz": problem.model.nnz,
+        "meeting_us": [1e6 * seconds for seconds in meetings],
         "peers": {key: {**_summary(turns[key], ours), **about[key]} for key in turns},
         "absent": {
             key: {"label": PEERS[key].label, "reason": reason} for key, reason in gone.items()
@@ -137,6 +142,10 @@ def report(result: dict[str, Any]) -> str:
         lines.append(
             f"{found['label']:24} {found['ms']:8.2f} {found['low']:8.2f} {found['high']:8.2f} "
             f"{found['ratio']['median']:7.2f} {found['cores']:5.2f} {found['peak_rss_mb']:6.0f}"
+        )
+    if problem["threads"] > 1:
+        lines.append(
+            "the threads meet in {:.2f} us before, {:.2f} us after".format(*result["meeting_us"])
         )
     lines += [f"{left['label']:24} {left['reason']}" for left in result["absent"].values()]
     lines += [f"{found['label']}: {found['note']}" for found in result["peers"].values()]

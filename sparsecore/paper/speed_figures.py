@@ -58,7 +58,8 @@ def peers(speed: Speed) -> Picture:
         "study's images (ε = 20, batches of 128, random data), medians of interleaved rounds; bars "
         "reach from the fastest round to the slowest. What each peer does is in the table below; "
         "the C loop does the sparse work alone. What to see: how far the dense peers and the "
-        f"sparse ones lie to the right of sparsecore. {_ratios(versions)}{_source(speed, 'peers')}"
+        f"sparse ones lie to the right of sparsecore. {_ratios(versions)}{_distance(versions)}"
+        f"{_source(speed, 'peers')}"
     )
     alt = "Dot plot of milliseconds per training step for each peer, on two networks."
     return Picture("F-speed-peers", figure, caption, alt)
@@ -110,6 +111,24 @@ def _ratios(versions: list[tuple[str, Result]]) -> str:
                     f"({PEERS[first].label}) to {others[last]:.1f} ({PEERS[last].label})"
                 )
     return f"Times as long as sparsecore, one thread: {'; '.join(parts)}. " if parts else ""
+
+
+def _distance(versions: list[tuple[str, Result]]) -> str:
+    """Say how far from each other the cores were where there were several threads."""
+    seen = [
+        microseconds
+        for _, result in versions
+        for contest in _all(result)
+        if contest["problem"]["threads"] > 1
+        for microseconds in contest["meeting_us"]
+    ]
+    if not seen:
+        return ""
+    return (
+        f"Two threads with nothing to do but wait for each other took {min(seen):.2f} to "
+        f"{max(seen):.2f} µs for it: the further their cores are from each other, the less there "
+        "is to gain by the second. "
+    )
 
 
 def what_peers_do(speed: Speed) -> Table:

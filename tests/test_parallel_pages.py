@@ -30,7 +30,8 @@ def trained(monkeypatch, tmp_path):
 
     monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
     monkeypatch.setattr(parallel, "DATASET", "digits")
-    monkeypatch.setattr(parallel, "EFFORTS", {"quick": parallel.Effort(1, 4, 300, (0, 1))})
+    small = parallel.Effort(1, 4, 300, (0, 1))
+    monkeypatch.setattr(parallel, "EFFORTS", {"quick": small, "paper": small})
     monkeypatch.setattr(parallel, "config_of", lambda profile: SMALL)
     monkeypatch.setattr(parallel.cluster, "connect", connect)
     monkeypatch.setattr(parallel.cluster, "train", train)
@@ -69,6 +70,43 @@ def test_pictures_say_what_the_runs_hold(trained):
     resources = parallel_figures.resources(found)
     assert f"{found.first('wasap')['nnz_start']:,} connections" in resources.caption
     assert "identical to the last bit" in parallel_figures.replayed(found).text
+
+
+def test_recorded_runs_stand_beside_the_build_s(trained, monkeypatch):
+    parallel.load("paper")
+    found = parallel.load("quick")
+    assert [title for title, _ in found.versions()] == ["recorded", "this build"]
+    accuracy = parallel_figures.accuracy(found)
+    assert [ax.get_title() for ax in accuracy.figure.axes] == ["recorded", "", "this build", ""]
+    assert accuracy.caption.count("final test accuracy") == 2
+    assert len(parallel_figures.staleness(found).figure.axes) == 2
+    assert parallel_figures.replayed(found).text.count("identical") == 2
+    assert "profile quick" in parallel_figures.resources(found).caption
+
+    # Without one of an algorithm's runs the recorded ones compare nothing; half of them do.
+    parallel.FILES.path("wassp-seed0", "paper").unlink()
+    assert parallel.load("quick").recorded.runs["wassp"][0]["seed"] == 1
+    parallel.FILES.path("wassp-seed1", "paper").unlink()
+    assert parallel.load("quick").recorded is None
+
+
+def test_recorded_runs_are_shown_where_nothing_can_be_run(trained, monkeypatch):
+    parallel.load("paper")
+
+    def connect(n):
+        raise parallel.cluster.ClusterError("no MPI here")
+
+    monkeypatch.setattr(parallel.cluster, "connect", connect)
+    found = parallel.load("quick")
+    accuracy = parallel_figures.accuracy(found)
+    assert [ax.get_title() for ax in accuracy.figure.axes] == ["recorded", ""]
+    assert "no MPI here" in accuracy.caption
+    assert "profile paper" in parallel_figures.resources(found).caption
+    parallel.FILES.path("replay", "paper").unlink()
+    nothing = parallel.load("quick")
+    assert not nothing.versions()
+    assert "no MPI here" in parallel_figures.accuracy(nothing).caption
+    assert "no MPI here" in parallel_figures.replayed(nothing).text
 
 
 def test_schematic_shows_every_worker():

@@ -8,7 +8,7 @@ profile. Drawing is for `parallel_figures`.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsecore import cluster, datasets, experiment, wasap
@@ -55,12 +55,21 @@ class Parallel:
         What the replay of the first asynchronous run found.
     missing : str
         Why there are no runs; "" if there are.
+    recorded : Parallel or None
+        The recorded runs of the `paper` profile; None if there are none, or these are they.
     """
 
     profile: str
     runs: dict[str, list[Result]]
     replay: Result
     missing: str = ""
+    recorded: Parallel | None = None
+
+    def versions(self) -> list[tuple[str, Parallel]]:
+        """Return what has runs, the recorded one first, each with a title."""
+        title = "recorded" if self.profile == "paper" else "this build"
+        both = (("recorded", self.recorded), (title, self))
+        return [(name, found) for name, found in both if found is not None and found.runs]
 
     def first(self, algorithm: str) -> Result:
         """Return the run with the first seed."""
@@ -106,12 +115,28 @@ def load(profile: str | None = None) -> Parallel:
         Without runs, and with the reason, where the data or a cluster cannot be had.
     """
     profile = current_profile(profile)
+    recorded = None if profile == "paper" else _recorded()
     try:
-        return _load(profile)
+        return replace(_load(profile), recorded=recorded)
     except DataNotAvailable:
-        return Parallel(profile, {}, {}, "The runs need Fashion-MNIST.")
+        missing = "The runs need Fashion-MNIST."
     except cluster.ClusterError as error:
-        return Parallel(profile, {}, {}, f"The runs need a cluster of MPI engines: {error}.")
+        missing = f"The runs need a cluster of MPI engines: {error}."
+    return Parallel(profile, {}, {}, missing, recorded)
+
+
+def _recorded() -> Parallel | None:
+    """Read the runs of the `paper` profile, whatever their age, if each algorithm has some."""
+    runs = {
+        name: [
+            result
+            for seed in EFFORTS["paper"].seeds
+            if (result := FILES.read(f"{name}-seed{seed}", "paper")) is not None
+        ]
+        for name in ALGORITHMS
+    }
+    replay = FILES.read("replay", "paper")
+    return Parallel("paper", runs, replay) if replay is not None and all(runs.values()) else None
 
 
 def _load(profile: str) -> Parallel:

@@ -95,12 +95,12 @@ def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colou
 
 
 def _if_there(key: str) -> Callable[[Callable[[Parallel], Picture]], Callable[[Parallel], Picture]]:
-    """Have a function's picture say why it is empty where there are no runs."""
+    """Have a function's picture say why it is empty where there are no runs at all."""
 
     def decorated(draw: Callable[[Parallel], Picture]) -> Callable[[Parallel], Picture]:
         @functools.wraps(draw)
         def drawn(found: Parallel) -> Picture:
-            return nothing(key, found.missing) if found.missing else draw(found)
+            return draw(found) if found.versions() else nothing(key, found.missing)
 
         return drawn
 
@@ -109,72 +109,89 @@ def _if_there(key: str) -> Callable[[Callable[[Parallel], Picture]], Callable[[P
 
 @_if_there("F-parallel")
 def accuracy(found: Parallel) -> Picture:
-    """Draw test accuracy against epochs and against seconds."""
+    """Draw test accuracy against epochs and against seconds, a row per profile."""
+    versions = found.versions()
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
-        for algorithm, runs in found.runs.items():
-            for run in runs:
-                epochs = [epoch["epoch"] for epoch in run["epochs"]]
-                tests = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
-                seconds = [epoch["seconds"]["train"] for epoch in run["epochs"]]
-                colour = COLOUR[algorithm]
-                left.plot(epochs, tests, color=colour)
-                right.plot(seconds, tests, color=colour)
-                if algorithm != "sequential":
-                    final = 100 * run["test_accuracy"]
-                    left.plot(epochs[-1], final, "o", color=colour, markersize=5)
-                    right.plot(run["seconds"]["train"], final, "o", color=colour, markersize=5)
-        first = next(
-            (run for name, runs in found.runs.items() for run in runs if name == "wasap"), None
-        )
-        if first is not None:
-            left.axvline(first["config"]["phase1_epochs"], color=GREY, linestyle=":", linewidth=1)
-        left.set(xlabel="epoch", ylabel="test accuracy, %")
-        right.set(xlabel="seconds of training")
-        handles = [line(COLOUR[name], LABELS[name]) for name in found.runs]
+        figure = Figure(figsize=(WIDTH, 0.6 + 3.0 * len(versions)), layout="constrained")
+        axes = figure.subplots(len(versions), 2, sharey="row", squeeze=False)
+        for (left, right), (title, version) in zip(axes, versions, strict=True):
+            _curves(left, right, version)
+            left.set_title(title)
+        handles = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(ALGORITHMS))
+    told = " ".join(f"{_setting(version)}: {_outcome(version)}" for _, version in versions)
+    if found.missing:
+        told += f"{found.missing} "
     caption = (
-        f"**Parallel training on Fashion-MNIST.** {_setting(found)} A line per seed; from the "
-        "dotted line on the workers train alone, and the line is the mean of their copies' "
-        f"accuracies; the dot is the averaged model. {_outcome(found)}What to see: what parallel "
-        "training costs in accuracy per epoch, and what it gains per second. "
-        f"{_source(found)}"
+        "**Parallel training on Fashion-MNIST.** A line per seed; from the dotted line on the "
+        "workers train alone, and the line is the mean of their copies' accuracies; the dot is the "
+        f"averaged model. {told}What to see: what parallel training costs in accuracy per epoch, "
+        f"and what it gains per second. {_sources(versions)}"
     )
     alt = "Lines of test accuracy against epochs and against seconds, one colour an algorithm."
     return Picture("F-parallel", figure, caption, alt)
 
 
+def _curves(left: Axes, right: Axes, found: Parallel) -> None:
+    for algorithm, runs in found.runs.items():
+        for run in runs:
+            epochs = [epoch["epoch"] for epoch in run["epochs"]]
+            tests = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
+            seconds = [epoch["seconds"]["train"] for epoch in run["epochs"]]
+            colour = COLOUR[algorithm]
+            left.plot(epochs, tests, color=colour)
+            right.plot(seconds, tests, color=colour)
+            if algorithm != "sequential":
+                final = 100 * run["test_accuracy"]
+                left.plot(epochs[-1], final, "o", color=colour, markersize=5)
+                right.plot(run["seconds"]["train"], final, "o", color=colour, markersize=5)
+    alone_from = found.first("wasap")["config"]["phase1_epochs"]
+    left.axvline(alone_from, color=GREY, linestyle=":", linewidth=1)
+    left.set(xlabel="epoch", ylabel="test accuracy, %")
+    right.set(xlabel="seconds of training")
+
+
 @_if_there("F-parallel-staleness")
 def staleness(found: Parallel) -> Picture:
     """Draw how many updates others made between a worker's pull and push."""
+    versions = found.versions()
+    told = []
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-        ax = figure.subplots()
-        run = found.first("wasap")
-        counts = np.array(run["parallel"]["staleness_histogram"])
-        top = int(np.flatnonzero(np.cumsum(counts) >= 0.999 * counts.sum())[0])
-        shares = 100 * counts / counts.sum()
-        ax.bar(range(top + 1), shares[: top + 1], color=COLOUR["wasap"], width=0.8)
-        ax.set(xlabel="staleness, updates", ylabel="share of updates, %")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    record = wasap.from_json(run["parallel"]["record"])
-    lost = 100 * float((record.accepted < 1).mean())
-    workers = run["config"]["workers"]
+        axes = figure.subplots(1, len(versions), squeeze=False)[0]
+        for ax, (title, version) in zip(axes, versions, strict=True):
+            run = version.first("wasap")
+            counts = np.array(run["parallel"]["staleness_histogram"])
+            top = int(np.flatnonzero(np.cumsum(counts) >= 0.999 * counts.sum())[0])
+            shares = 100 * counts / counts.sum()
+            ax.bar(range(top + 1), shares[: top + 1], color=COLOUR["wasap"], width=0.8)
+            ax.set(xlabel="staleness, updates", title=title)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            told.append(f"{title}, {_staleness(run)}")
+        axes[0].set_ylabel("share of updates, %")
     caption = (
-        f"**Staleness of WASAP-SGD's updates**, {workers} workers: how many updates the others "
-        f"made while a gradient was computed. Mean {record.staleness.mean():.2f}, largest "
-        f"{record.staleness.max()}; shown to the 99.9th percentile. {lost:.2f} % of the updates "
-        "met a newer topology and lost a part of their connections. What to see: the peak near "
-        f"{workers - 1}, the number of other workers. {_source(found)}"
+        "**Staleness of WASAP-SGD's updates**: how many updates the others made while a gradient "
+        f"was computed, shown to the 99.9th percentile. {'; '.join(told)}. An update that meets a "
+        "newer topology loses a part of its connections. What to see: the peak near the number of "
+        f"other workers. {_sources(versions)}"
     )
     alt = "Bars: share of updates for each staleness."
     return Picture("F-parallel-staleness", figure, caption, alt)
 
 
+def _staleness(run: Result) -> str:
+    record = wasap.from_json(run["parallel"]["record"])
+    lost = 100 * float((record.accepted < 1).mean())
+    return (
+        f"{run['config']['workers']} workers: mean {record.staleness.mean():.2f}, largest "
+        f"{record.staleness.max()}, {lost:.2f} % of the updates met a newer topology"
+    )
+
+
 @_if_there("F-resources")
 def resources(found: Parallel) -> Picture:
-    """Draw CPU and memory over time of every rank."""
+    """Draw CPU and memory over time of every rank, of this build if it has runs."""
+    found = found.versions()[-1][1]
     names = [name for name in ALGORITHMS if name != "sequential"]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
@@ -195,29 +212,32 @@ def resources(found: Parallel) -> Picture:
         figure.legend(handles=handles, loc="outside upper center", ncols=count)
     run = found.first("wasap")
     caption = (
-        f"**CPU and memory of every rank.** {_setting(found)} Memory is the whole process, with "
+        f"**CPU and memory of every rank.** {_setting(found)}. Memory is the whole process, with "
         f"Python, compiled code and the rank's data. An update of WASAP-SGD moves "
         f"{run['parallel']['bytes_per_update'] / 1e6:.2f} MB through the server's window "
         f"({run['nnz_start']:,} connections). Waiting for the server's lock took "
         f"{_share(run, 'lock'):.1f} % of phase 1, the updates under it "
         f"{_share(run, 'update'):.1f} %. What to see: cores that are busy to the end, and ranks "
-        f"that need the same memory. {_source(found)}"
+        f"that need the same memory. {_sources(found.versions())}"
     )
     alt = "Lines of CPU use and of memory against time, one colour a rank."
     return Picture("F-resources", figure, caption, alt)
 
 
 def replayed(found: Parallel) -> Note:
-    """Say what the replay found."""
-    if found.missing:
+    """Say what the replays found."""
+    if not found.versions():
         return Note(found.missing)
-    report = found.replay
-    verdict = "identical to the last bit" if report["identical"] else "different"
-    return Note(
-        f"The replay repeated {report['updates']:,} updates in one process; its weights are "
-        f"{verdict} (SHA-256 `{report['weights_sha256'][:16]}…`, recorded "
-        f"`{report['recorded_sha256'][:16]}…`)."
-    )
+    told = []
+    for title, version in found.versions():
+        report = version.replay
+        verdict = "identical to the last bit" if report["identical"] else "different"
+        told.append(
+            f"The replay ({title}) repeated {report['updates']:,} updates in one process; its "
+            f"weights are {verdict} (SHA-256 `{report['weights_sha256'][:16]}…`, recorded "
+            f"`{report['recorded_sha256'][:16]}…`)."
+        )
+    return Note(" ".join(told))
 
 
 def _setting(found: Parallel) -> str:
@@ -225,8 +245,12 @@ def _setting(found: Parallel) -> str:
     machine = found.first("wasap")["provenance"]
     return (
         f"{config['epochs']} epochs of {config['n_train']:,} rows, {config['workers']} workers on "
-        f"{machine['cores']} cores ({machine['cpu']}), profile {found.profile}."
+        f"{machine['cores']} cores ({machine['cpu']}), profile {found.profile}"
     )
+
+
+def _sources(versions: list[tuple[str, Parallel]]) -> str:
+    return f"*Source: {'; '.join(_source(found) for _, found in versions)}.*"
 
 
 def _source(found: Parallel) -> str:
@@ -234,8 +258,8 @@ def _source(found: Parallel) -> str:
     seeds = sorted({run["seed"] for runs in found.runs.values() for run in runs})
     commits = sorted({(entry["commit"] or "")[:7] for entry in about})
     return (
-        f"*Source: profile {found.profile}, seeds {', '.join(map(str, seeds))}, sparsecore "
-        f"{about[0]['sparsecore']}, commit {', '.join(commits) or 'unknown'}, {about[0]['cpu']}.*"
+        f"profile {found.profile}, seeds {', '.join(map(str, seeds))}, sparsecore "
+        f"{about[0]['sparsecore']}, commit {', '.join(commits) or 'unknown'}, {about[0]['cpu']}"
     )
 
 
@@ -250,7 +274,7 @@ def _outcome(found: Parallel) -> str:
                 f" at {_mean(runs, 'samples_per_second') / base:.2f} times the samples per second"
             )
         parts.append(text)
-    return f"Final test accuracy: {', '.join(parts)}. "
+    return f"final test accuracy {', '.join(parts)}. "
 
 
 def _mean(runs: list[Result], name: str) -> float:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from sparsecore import __version__
 from sparsecore.commands import bench, data, extreme, study, train
 
+_MPI = ("mpi4py", "ipyparallel", "IPython", "traitlets")  # the rest of what is optional is "book"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
@@ -22,6 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.function(options)
     except (ValueError, FloatingPointError, OSError, RuntimeError) as error:
         print(f"sparsecore {options.command}: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        extra = "mpi" if error.name in _MPI else "book"
+        print(
+            f"sparsecore {options.command}: needs {error.name}, which is not installed; "
+            f"pip install 'sparsecore[{extra}]', or -e '.[{extra}]' in a checkout",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print(f"sparsecore {options.command}: interrupted", file=sys.stderr)

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from sparsecore import seeds
 from sparsecore.engine import Engine, metrics
-from sparsecore.jit import jit
 from sparsecore.kernels import Rule
 from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import peak_rss_mb, provenance
@@ -27,6 +27,7 @@ _STEPS_PER_CALL = 8  # the trainer, too, hands the kernels many steps at a time
 _WARM_UP_CALLS = 2
 _REPEATS = 5
 _MEETINGS = 20_000
+_ZETA = 0.3
 
 
 def bench(
@@ -37,9 +38,7 @@ def bench(
     batch_size: int = 128,
     threads: int = 1,
     steps: int = 200,
-    activation: str = "all-relu",
     dropout: float = 0.3,
-    zeta: float = 0.3,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Time training steps, evolution and prediction of a network on random data.
@@ -51,8 +50,7 @@ def bench(
     epsilon, density : float, optional
         Sparsity; see `SparseMLP.erdos_renyi`.
     batch_size, threads, steps : int
-    activation : str
-    dropout, zeta : float
+    dropout : float
     seed : int
 
     Returns
@@ -71,10 +69,10 @@ def bench(
     for name, value in (("batch", batch_size), ("threads", threads), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name}: expected an integer of at least 1, got {value}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: expected a number in [0, 1), got {dropout}")
     rng = seeds.generator(seed, Purpose.TOPOLOGY)
-    model = SparseMLP.erdos_renyi(
-        sizes, epsilon=epsilon, density=density, activation=activation, random_state=rng
-    )
+    model = SparseMLP.erdos_renyi(sizes, epsilon=epsilon, density=density, random_state=rng)
     velocity = model.start_momentum()
     n_rows = batch_size * _STEPS_PER_CALL
     inputs = rng.standard_normal((n_rows, sizes[0]), np.float32)
@@ -99,8 +97,8 @@ def bench(
         predict = [
             _milliseconds(lambda: model.decision_function(batch, threads)) for _ in range(_REPEATS)
         ]
-        model.evolve(zeta, rng)
-        evolve = [_milliseconds(lambda: model.evolve(zeta, rng)) for _ in range(_REPEATS)]
+        model.evolve(_ZETA, rng)
+        evolve = [_milliseconds(lambda: model.evolve(_ZETA, rng)) for _ in range(_REPEATS)]
     first = model[0].nnz
     flops = batch_size * (6 * (model.nnz - first) + 4 * first)
     median = float(np.median(times))
@@ -112,7 +110,7 @@ def bench(
             "batch": batch_size,
             "threads": threads,
             "steps": steps,
-            "activation": activation,
+            "activation": model.activation,
             "dropout": dropout,
         },
         "seed": seed,
@@ -131,7 +129,7 @@ def bench(
     }
 
 
-@jit()
+@njit(nogil=True)
 def _meet(member, size, sync, n):
     for _ in range(n):
         barrier(sync, size)

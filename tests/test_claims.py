@@ -12,6 +12,7 @@ pytest.importorskip("pandas")
 from sparsecore.paper import claims, conditions
 from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, UNTESTED, Check, Interval
 from sparsecore.paper.conditions import STUDIES, Study
+from sparsecore.paper.observers import ObserveGradientFlow
 from sparsecore.paper.studies import Results
 
 ABOUT = {"cpu": "a CPU", "cores": 2, "threads": 1, "ranks": 1, "packages": {}, "sparsecore": "0"}
@@ -104,6 +105,13 @@ def test_verdicts_where_everything_holds():
         "C4": UNTESTED,
         "C5": HOLDS,
     }
+
+
+def test_what_the_ledger_asks_of_runs_is_observed():
+    observers = STUDIES["T-main"].observers
+    for dataset in STUDIES["L-claims"].datasets:
+        for method in ("set-relu", "set-all-relu"):
+            assert ObserveGradientFlow in observers[dataset, method], dataset
 
 
 def test_without_results_nothing_is_tested():

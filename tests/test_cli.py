@@ -13,6 +13,7 @@ import pytest
 
 from sparsecore import __version__, checkpoint
 from sparsecore.__main__ import main
+from sparsecore.bench import bench
 from sparsecore.team import cpu_count
 
 # The names are a contract: results, notebooks and other people's scripts read them.
@@ -148,6 +149,39 @@ def test_bench_prints_one_json_object():
     assert 4 * result["nnz"] < flops < 6 * result["nnz"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--dims", "5,3"], ["--batch", "7"], ["--threads", "1"], ["--steps", "0"], ["--peers"]],
+)
+def test_bench_parallel_refuses_what_it_would_not_heed(words, capsys):
+    assert main(["bench", "--parallel", "digits", *words]) == 1
+    assert f"{words[0]}: not with --parallel" in capsys.readouterr().err
+
+
+def test_bench_refuses_a_dropout_that_is_none():
+    with pytest.raises(ValueError, match=r"dropout: expected a number in \[0, 1\), got 1.5"):
+        bench((5, 4, 3), epsilon=2, dropout=1.5)
+
+
+def test_extreme_split_refuses_threads(capsys):
+    words = ["extreme", "--neurons", "100", "--split", "--zeta", "0", "--threads", "2"]
+    assert main(words) == 1
+    assert "--threads: with --split each rank has one, got 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra"), [("mpi4py", "mpi"), ("ipyparallel", "mpi"), ("pandas", "book")]
+)
+def test_a_missing_extra_is_named(missing, extra, monkeypatch, capsys):
+    def without(options):
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr("sparsecore.commands.data._list_data", without)
+    assert main(["data", "list"]) == 1
+    error = capsys.readouterr().err
+    assert f"needs {missing}, which is not installed" in error and f"[{extra}]" in error
+
+
 def test_bench_takes_a_density(capsys):
     words = ["bench", "--dims", "20,10,5", "--density", "1", "--batch", "32", "--steps", "3"]
     assert main([*words, "--json"]) == 0
@@ -237,9 +271,12 @@ def test_options_that_make_no_sense_end_with_status_2(words, capsys):
         (["--hidden", "10,0"], "hidden: expected integers of at least 1, got (10, 0)"),
         (["--threads", "0"], "--threads: expected an integer of at least 1, got 0"),
         (["--seed", "-1"], "--seed: expected an integer of at least 0, got -1"),
-        (["--limit", "3"], "3"),
+        (["--limit", "3"], "choose between 10 and 1437"),
         (["--resume"], "--resume: expected --checkpoint FILE"),
         (["--augment"], "augment: expected colour images"),
+        (["--phase1", "0.5"], "--phase1: expected --algorithm wasap or wassp"),
+        (["--window", "shared"], "--window: expected --algorithm wasap or wassp"),
+        (["--algorithm", "wasap", "--phase1", "7"], "phase1: expected a share in [0, 1], got 7.0"),
     ],
 )
 def test_values_out_of_range_end_with_status_1_and_one_line(words, complaint, capsys):

@@ -195,9 +195,11 @@ def test_pictures_of_a_build_alone_and_beside_the_recorded(small):
         assert "this build: " in one.caption and "recorded" not in one.caption.split("Source")[1]
         assert "recorded: " in two.caption
         assert "<svg" in two.svg()
-    assert (
-        "none" in speed_figures.density(both).caption or "%" in speed_figures.density(both).caption
-    )
+    said = speed_figures.density(both).caption.split("crossing: ")[1]
+    for title, found in (("recorded", both.recorded), ("this build", both.here)):
+        crossing = found["density"]["crossover"]
+        share = "none" if crossing is None else f"{100 * crossing:.0f} %"
+        assert f"{title} {share}" in said
 
 
 def test_tables_say_what_is_there_and_what_is_not(small):
@@ -212,7 +214,8 @@ def test_tables_say_what_is_there_and_what_is_not(small):
     said = "took 0.25 to 0.50 µs"
     assert said not in speed_figures.peers(measured).caption
     measured.here["peers"] |= recorded
-    assert said in speed_figures.peers(measured).caption
+    caption = speed_figures.peers(measured).caption
+    assert said in caption and "kept 1.0 to 1.0 cores busy" in caption
     kernels = speed_figures.kernels(measured)
     assert list(kernels.frame["layer"]) == ["784 → 1000"] * 2
     assert "ms_median" in kernels.csv()

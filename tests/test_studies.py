@@ -529,6 +529,20 @@ def test_where_results_are(tmp_path, monkeypatch):
     assert results.root() == outside / "results"
 
 
+def test_a_run_is_stamped_with_the_code_that_began_it(study, monkeypatch):
+    now = ["before"]
+    monkeypatch.setattr(Condition, "code_sha256", property(lambda self: now[0]))
+    train = experiment.run
+
+    def edited_meanwhile(*args, **options):
+        now[0] = "edited"
+        return train(*args, **options)
+
+    monkeypatch.setattr(experiment, "run", edited_meanwhile)
+    condition = Condition("F-test", "quick", "digits", "set-relu", 0)
+    assert studies._run(condition, lambda work: None)["code_sha256"] == "before"
+
+
 def test_command_line(study, ran, capsys):
     assert __main__.main(["study", "list"]) == 0
     assert "F-curves" in capsys.readouterr().out

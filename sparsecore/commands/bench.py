@@ -10,6 +10,8 @@ from typing import Any
 from sparsecore import datasets
 from sparsecore.commands.options import check_common, sizes
 
+_DIMS = (784, 1000, 1000, 1000, 10)
+
 
 def add(commands: Any) -> None:
     """Add the command to the command line."""
@@ -18,17 +20,14 @@ def add(commands: Any) -> None:
     sub.add_argument(
         "--dims",
         type=sizes,
-        default=(784, 1000, 1000, 1000, 10),
         metavar="N,N,…",
         help="neurons per layer (784,1000,1000,1000,10)",
     )
     how = sub.add_mutually_exclusive_group()
     how.add_argument("--epsilon", type=float, help="Erdős–Rényi sparsity, > 0 (20)")
     how.add_argument("--density", type=float, help="connection probability in (0, 1] instead")
-    sub.add_argument(
-        "--batch", type=int, default=128, metavar="N", help="samples a step (%(default)s)"
-    )
-    sub.add_argument("--threads", type=int, default=1, help="threads (%(default)s)")
+    sub.add_argument("--batch", type=int, metavar="N", help="samples a step (128)")
+    sub.add_argument("--threads", type=int, help="threads (1)")
     sub.add_argument("--steps", type=int, metavar="N", help="steps that are timed (200)")
     sub.add_argument("--seed", type=int, default=0, help="of data and network (%(default)s)")
     sub.add_argument(
@@ -54,11 +53,17 @@ def add(commands: Any) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from sparsecore.bench import bench
 
+    if options.parallel is not None:
+        for name in ("dims", "epsilon", "density", "batch", "threads", "steps", "rounds"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name}: not with --parallel, which trains the study's network")
+        if options.peers:
+            raise ValueError("--peers: not with --parallel")
+    for name, default in (("dims", _DIMS), ("batch", 128), ("threads", 1)):
+        if getattr(options, name) is None:
+            setattr(options, name, default)
     check_common(options)
     if options.parallel is not None:
-        for name in ("peers", "rounds", "steps", "epsilon", "density"):
-            if getattr(options, name):
-                raise ValueError(f"--{name}: not with --parallel, which trains the study's network")
         _bench_parallel(options)
         return
     if options.peers:

@@ -88,6 +88,8 @@ def _extreme(options: argparse.Namespace) -> None:
     from sparsecore.extreme import budget, run
     from sparsecore.team import cpu_count
 
+    if options.split and options.threads not in (None, 1):
+        raise ValueError(f"--threads: with --split each rank has one, got {options.threads}")
     if options.threads is None:
         options.threads = cpu_count()
     check_common(options)

@@ -58,8 +58,8 @@ def _run_study(options: argparse.Namespace) -> None:
         for method in found.study.methods:
             runs = found.of(dataset, method)
             scores = ", ".join(f"{100 * run['test_accuracy']:.2f}" for run in runs)
-            absent = "not available on this machine"
-            print(f"{dataset:18} {method:20} {f'test accuracy {scores} %' if runs else absent}")
+            told = f"test accuracy {scores} %" if runs else found.why_not(dataset, method)
+            print(f"{dataset:18} {method:20} {told}")
 
 
 def _study_status(options: argparse.Namespace) -> None:

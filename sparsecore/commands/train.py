@@ -117,21 +117,18 @@ def add(commands: Any) -> None:
     parallel.add_argument(
         "--phase1",
         type=float,
-        default=0.7,
         metavar="SHARE",
-        help="share of the epochs in which workers exchange gradients, in [0, 1] (%(default)s)",
+        help="share of the epochs in which workers exchange gradients, in [0, 1] (0.7)",
     )
     parallel.add_argument(
         "--warmup",
         type=int,
-        default=5,
         metavar="EPOCHS",
-        help="wassp: epochs in which the learning rate rises to its K-fold (%(default)s)",
+        help="wassp: epochs in which the learning rate rises to its K-fold (5)",
     )
     parallel.add_argument(
         "--window",
         choices=("auto", "shared", "remote"),
-        default="auto",
         help="the server: in shared memory, or behind Get and Put (auto: shared on one node)",
     )
     parallel.add_argument(
@@ -170,6 +167,7 @@ def _train(options: argparse.Namespace) -> None:
                 raise ValueError(f"--{name}: not with --replay, which says all by itself")
         _replay(options)
         return
+    _check_parallel(options)
     if options.patience <= 0:
         raise ValueError(f"--patience: expected seconds above 0, got {options.patience}")
     if options.dataset is None:
@@ -208,6 +206,20 @@ def _train(options: argparse.Namespace) -> None:
         trained, found = this_job.train(data, config)
         if trained is not None and found is not None:
             _report(trained, found, options)
+
+
+def _check_parallel(options: argparse.Namespace) -> None:
+    """Fill in what a parallel run is told; refuse it where nothing is parallel."""
+    from sparsecore.wasap.plan import Plan
+
+    usual = Plan()
+    for name, default in (("phase1", usual.phase1), ("warmup", usual.warmup), ("window", "auto")):
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+        elif options.algorithm == "sequential":
+            raise ValueError(f"--{name}: expected --algorithm wasap or wassp with it, got none")
+    if options.algorithm != "sequential":
+        Plan(options.algorithm, options.phase1, options.warmup)  # refuses what is out of range
 
 
 def _report(model: SparseMLP, result: dict[str, Any], options: argparse.Namespace) -> None:

@@ -187,7 +187,7 @@ _REAL = ("fashion-mnist", "cifar10", "madelon", "higgs")
 def _looked_on() -> dict[tuple[str, str], tuple[type[Observer], ...]]:
     """Return who observes T-main's runs: the figures about training are made of them, too."""
     found: dict[tuple[str, str], tuple[type[Observer], ...]] = {}
-    for dataset in _REAL:
+    for dataset in (*_REAL, "leukemia"):
         for method in (*_SET, "set-leaky-relu"):
             found[dataset, method] = (ObserveGradientFlow,)
     found["fashion-mnist", "set-all-relu"] += (ObserveTopology,)

@@ -196,7 +196,8 @@ def levers(extreme: Extreme) -> Table:
     caption = (
         "**The levers.** A forward pass through one layer of so many neurons to as many, five "
         "inputs each, batch 4, lever upon lever; then the same sums in tiles. Below, whole steps "
-        "of a network of two hidden layers. Medians."
+        "of a network of two hidden layers; the library's kernels use as many threads at most, and "
+        "leave idle what does not help. Medians."
     )
     return Table(
         "T-extreme-levers", shown, caption, plain, ("threads", "ns a connection", "neurons")

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 from sparsecore import datasets
 from sparsecore.paper.conditions import METHODS, current_profile
-from sparsecore.paper.page import NOT_AVAILABLE, Note, Picture, Recorded
-from sparsecore.paper.studies import Result, Results
+from sparsecore.paper.page import Note, Picture, Recorded
+from sparsecore.paper.studies import NOT_AVAILABLE, Result, Results
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
 # everywhere.

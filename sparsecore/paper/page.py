@@ -105,9 +105,6 @@ class Recorded(Picture):
         display(data, raw=True)
 
 
-NOT_AVAILABLE = "not available on this machine"
-
-
 @dataclass(frozen=True)
 class Note:
     """What stands where there is no figure or table to be shown.

@@ -126,17 +126,18 @@ def load(profile: str | None = None) -> Parallel:
 
 
 def _recorded() -> Parallel | None:
-    """Read the runs of the `paper` profile, whatever their age, if each algorithm has some."""
-    runs = {
-        name: [
-            result
-            for seed in EFFORTS["paper"].seeds
-            if (result := FILES.read(f"{name}-seed{seed}", "paper")) is not None
-        ]
-        for name in ALGORITHMS
-    }
+    """Read the runs of the `paper` profile, whatever their age: of seeds that all have run."""
+    runs: dict[str, list[Result]] = {name: [] for name in ALGORITHMS}
+    for seed in EFFORTS["paper"].seeds:
+        found = {name: FILES.read(f"{name}-seed{seed}", "paper") for name in ALGORITHMS}
+        for name, result in found.items():
+            if result is not None and None not in found.values():
+                runs[name].append(result)
     replay = FILES.read("replay", "paper")
-    return Parallel("paper", runs, replay) if replay is not None and all(runs.values()) else None
+    if replay is None or not runs["wasap"]:
+        return None
+    replayed = replay["recorded_sha256"] == runs["wasap"][0]["weights_sha256"]
+    return Parallel("paper", runs, replay) if replayed else None
 
 
 def _load(profile: str) -> Parallel:

@@ -19,6 +19,7 @@ from sparsecore import wasap
 from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH, line, nothing
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.parallel import ALGORITHMS, Parallel, Result
+from sparsecore.paper.results import origin, samples_per_second, training_seconds
 
 LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
 # The sequential runs are SET-All-ReLU's.
@@ -137,14 +138,14 @@ def _curves(left: Axes, right: Axes, found: Parallel) -> None:
         for run in runs:
             epochs = [epoch["epoch"] for epoch in run["epochs"]]
             tests = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
-            seconds = [epoch["seconds"]["train"] for epoch in run["epochs"]]
+            seconds = [training_seconds(epoch) for epoch in run["epochs"]]
             colour = COLOUR[algorithm]
             left.plot(epochs, tests, color=colour)
             right.plot(seconds, tests, color=colour)
             if algorithm != "sequential":
                 final = 100 * run["test_accuracy"]
                 left.plot(epochs[-1], final, "o", color=colour, markersize=5)
-                right.plot(run["seconds"]["train"], final, "o", color=colour, markersize=5)
+                right.plot(training_seconds(run), final, "o", color=colour, markersize=5)
     alone_from = found.first("wasap")["config"]["phase1_epochs"]
     left.axvline(alone_from, color=GREY, linestyle=":", linewidth=1)
     left.set(xlabel="epoch", ylabel="test accuracy, %")
@@ -254,31 +255,25 @@ def _sources(versions: list[tuple[str, Parallel]]) -> str:
 
 
 def _source(found: Parallel) -> str:
-    about = [run["provenance"] for runs in found.runs.values() for run in runs]
-    seeds = sorted({run["seed"] for runs in found.runs.values() for run in runs})
-    commits = sorted({(entry["commit"] or "")[:7] for entry in about})
-    return (
-        f"profile {found.profile}, seeds {', '.join(map(str, seeds))}, sparsecore "
-        f"{about[0]['sparsecore']}, commit {', '.join(commits) or 'unknown'}, {about[0]['cpu']}"
-    )
+    runs = [run for of in found.runs.values() for run in of]
+    seeds = sorted({run["seed"] for run in runs})
+    places = sorted({origin(run["provenance"]) for run in runs})
+    return f"profile {found.profile}, seeds {', '.join(map(str, seeds))}, {', '.join(places)}"
 
 
 def _outcome(found: Parallel) -> str:
     """Say accuracy and speed of every algorithm, means over seeds."""
     parts = []
-    base = _mean(found.runs["sequential"], "samples_per_second")
+    pace = {
+        name: np.mean([samples_per_second(run) for run in runs])
+        for name, runs in found.runs.items()
+    }
     for name, runs in found.runs.items():
-        text = f"{LABELS[name]} {100 * _mean(runs, 'test_accuracy'):.2f} %"
+        text = f"{LABELS[name]} {100 * np.mean([run['test_accuracy'] for run in runs]):.2f} %"
         if name != "sequential":
-            text += (
-                f" at {_mean(runs, 'samples_per_second') / base:.2f} times the samples per second"
-            )
+            text += f" at {pace[name] / pace['sequential']:.2f} times the samples per second"
         parts.append(text)
     return f"final test accuracy {', '.join(parts)}. "
-
-
-def _mean(runs: list[Result], name: str) -> float:
-    return float(np.mean([run[name] for run in runs]))
 
 
 def _share(run: Result, name: str) -> float:

@@ -172,6 +172,11 @@ def training_seconds(run: dict[str, Any]) -> float:
     return float(run["seconds"]["train"] + run["seconds"].get("evolve", 0.0))
 
 
+def samples_per_second(run: dict[str, Any]) -> float:
+    """Return how many samples were trained on in a second of training, evolution included."""
+    return float(run["config"]["epochs"] * run["config"]["n_train"]) / training_seconds(run)
+
+
 def core_seconds(run: dict[str, Any]) -> float:
     """Return seconds of training × cores that trained.
 
@@ -186,6 +191,15 @@ def core_seconds(run: dict[str, Any]) -> float:
 def same_machine(*runs: dict[str, Any]) -> bool:
     """Tell whether times of runs can be compared."""
     return len({(run["provenance"]["cpu"], run["provenance"]["cores"]) for run in runs}) == 1
+
+
+def origin(about: dict[str, Any]) -> str:
+    """Say of a result's provenance: machine, version and commit."""
+    commit = about.get("commit") or ""
+    return (
+        f"{about['cpu']}, {about['cores']} cores, sparsecore {about['sparsecore']}"
+        f"{' commit ' * bool(commit)}{commit[:7]}{' with changes' * commit.endswith('+')}"
+    )
 
 
 # --- the code that made a result -----------------------------------------------------------------

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from sparsecore.paper.figures import GREY, STYLE, WIDTH, line
 from sparsecore.paper.page import Picture, Table
 from sparsecore.paper.parallel_figures import COLOUR, LABELS
+from sparsecore.paper.results import origin
 from sparsecore.paper.scaling import (
     Result,
     Scaling,
@@ -352,11 +353,9 @@ def _source(scaling: Scaling) -> str:
     places = []
     for title, result in scaling.versions():
         about = result["provenance"]
-        commit, load = about.get("commit") or "", about.get("load_before")
+        load = about.get("load_before")
         places.append(
-            f"{title} (profile {result['profile']}): {about['cpu']}, {about['cores']} cores, "
-            f"sparsecore {about['sparsecore']}"
-            + (f" commit {commit[:7]}{' with changes' * commit.endswith('+')}" if commit else "")
+            f"{title} (profile {result['profile']}): {origin(about)}"
             + ("" if load is None else f", load before it {load:.1f}")
         )
     return f"*Source: {'; '.join(places)}.*"

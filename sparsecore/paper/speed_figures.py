@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH
 from sparsecore.paper.page import Picture, Table
 from sparsecore.paper.peers import PEERS
+from sparsecore.paper.results import origin
 from sparsecore.paper.speed import SHAPES, Result, Speed
 
 # One colour a kind of peer, from the palette of `figures`; sparsecore has that of its method.
@@ -51,7 +52,7 @@ def peers(speed: Speed) -> Picture:
         for ax in axes[-1]:
             ax.set_xlabel("milliseconds per training step")
         handles = [_dot(colour, label) for label, (colour, _) in _KINDS.items()]
-        handles += [_dot(GREY, "one thread"), _dot(GREY, "two threads", fill="white")]
+        handles += [_dot(GREY, "one thread"), _dot(GREY, "at most two threads", fill="white")]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     caption = (
         "**A training step, and the peers.** Time of one full step on the two networks of the "
@@ -115,19 +116,16 @@ def _ratios(versions: list[tuple[str, Result]]) -> str:
 
 def _distance(versions: list[tuple[str, Result]]) -> str:
     """Say how far from each other the cores were where there were several threads."""
-    seen = [
-        microseconds
-        for _, result in versions
-        for contest in _all(result)
-        if contest["problem"]["threads"] > 1
-        for microseconds in contest["meeting_us"]
-    ]
-    if not seen:
+    shared = [c for _, result in versions for c in _all(result) if c["problem"]["threads"] > 1]
+    if not shared:
         return ""
+    seen = [microseconds for contest in shared for microseconds in contest["meeting_us"]]
+    busy = [contest["peers"]["sparsecore"]["cores"] for contest in shared]
     return (
         f"Two threads with nothing to do but wait for each other took {min(seen):.2f} to "
         f"{max(seen):.2f} µs for it: the further their cores are from each other, the less there "
-        "is to gain by the second. "
+        "is to gain by the second, which sparsecore leaves idle where it does not help: given two "
+        f"threads, it kept {min(busy):.1f} to {max(busy):.1f} cores busy. "
     )
 
 
@@ -153,6 +151,7 @@ def what_peers_do(speed: Speed) -> Table:
                         "low": found.get("low"),
                         "high": found.get("high"),
                         "ratio": found.get("ratio", {}).get("median"),
+                        "cores_busy": found.get("cores"),
                         "cpu_ms_per_step": found.get("cpu_ms"),
                         "others_cpus": found.get("others"),
                         "peak_rss_mb": found.get("peak_rss_mb"),
@@ -163,9 +162,9 @@ def what_peers_do(speed: Speed) -> Table:
                 )
     caption = (
         "**The peers.** What a step of each includes, and the version that was timed. All train "
-        "the same network on the same data, each in a process of its own, with the same number of "
-        "threads; without dropout and weight decay each takes the same steps as a reference in "
-        "float64, to rounding (the project's tests assert it)."
+        "the same network on the same data, each in a process of its own, with at most the same "
+        "number of threads; without dropout and weight decay each takes the same steps as a "
+        "reference in float64, to rounding (the project's tests assert it)."
     )
     return Table("T-peers", pd.DataFrame(shown), caption, pd.DataFrame(plain))
 
@@ -434,10 +433,9 @@ def _source(speed: Speed, part: str, before: str = "") -> str:
     places = []
     for title, result in speed.versions(part):
         about = result["provenance"]
-        commit, load = about.get("commit") or "", about.get("load_before")
+        load = about.get("load_before")
         places.append(
-            f"{title}: {about['cpu']}, {about['cores']} cores, sparsecore {about['sparsecore']}"
-            + (f" commit {commit[:7]}{' with changes' * commit.endswith('+')}" if commit else "")
+            f"{title}: {origin(about)}"
             + f", Python {about['python']}, NumPy {about['packages']['numpy']}"
             + ("" if load is None else f", load before it {load:.1f}")
         )

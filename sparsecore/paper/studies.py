@@ -23,11 +23,20 @@ from sparsecore import datasets
 from sparsecore.cluster import ClusterError
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper import on_cluster, results
-from sparsecore.paper.conditions import METHODS, Condition, Study, current_profile, find
+from sparsecore.paper.conditions import (
+    METHODS,
+    Condition,
+    Study,
+    current_profile,
+    excluded,
+    find,
+)
 from sparsecore.paper.results import ResultError, ResultWarning
 from sparsecore.provenance import provenance
 
 Result = dict[str, Any]
+
+NOT_AVAILABLE = "not available on this machine"
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,14 @@ class Results:
         """Return the runs of a method on a data set that diverged."""
         wanted = {"dataset": dataset, "method": method}
         return [run for run in self.diverged if run["condition"] == wanted]
+
+    def why_not(self, dataset: str, method: str) -> str:
+        """Return why a method has no runs on a data set."""
+        if METHODS[method].parallel and self.no_cluster:
+            return f"not run: {self.no_cluster}"
+        if self.diverged_of(dataset, method):
+            return "all seeds diverged"
+        return excluded(dataset, method) or NOT_AVAILABLE
 
     @property
     def suffix(self) -> str:
@@ -315,6 +332,8 @@ def _stale_config(condition: Condition, result: Result) -> str:
 
 def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
     data, config = _limited(_data(condition.dataset), **condition.limit), condition.config
+    # Of the code as it is now: hours may pass, and meanwhile somebody may edit and commit.
+    code_sha256, _ = condition.code_sha256, provenance(1, None)
     observers = [make(config, data) for make in condition.observers]
     calls = 0
 
@@ -342,7 +361,7 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
         "profile": condition.profile,
         "condition": {"dataset": condition.dataset, "method": condition.method},
         "limit": condition.limit,
-        "code_sha256": condition.code_sha256,
+        "code_sha256": code_sha256,
         "data": {
             "title": datasets.describe(condition.dataset)["title"],
             "domain": data.domain,

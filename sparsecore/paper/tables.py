@@ -13,13 +13,12 @@ import pandas as pd
 
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
-from sparsecore.paper import conditions
 from sparsecore.paper.conditions import METHODS, STUDIES
 from sparsecore.paper.on_cluster import WORKERS
-from sparsecore.paper.page import NOT_AVAILABLE, Table
+from sparsecore.paper.page import Table
 from sparsecore.paper.results import core_seconds, same_machine, training_seconds
 from sparsecore.paper.settings import READING, RELEASED, SETTINGS
-from sparsecore.paper.studies import Results
+from sparsecore.paper.studies import NOT_AVAILABLE, Results
 from sparsecore.wasap.plan import Plan
 
 _HASH_DIGITS = 8
@@ -287,17 +286,8 @@ def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
         seconds = [np.mean([core_seconds(run) for run in of]) for of in (dense, runs)]
         row["speed_against_dense"] = float(seconds[0] / seconds[1])
     if not runs:
-        row["note"] = NOT_AVAILABLE if absent else _why_not(results, dataset, method)
+        row["note"] = NOT_AVAILABLE if absent else results.why_not(dataset, method)
     return row
-
-
-def _why_not(results: Results, dataset: str, method: str) -> str:
-    """Return why a method has no runs on a data set that is there."""
-    if METHODS[method].parallel and results.no_cluster:
-        return f"not run: {results.no_cluster}"
-    if results.diverged_of(dataset, method):
-        return "all seeds diverged"
-    return conditions.excluded(dataset, method) or NOT_AVAILABLE
 
 
 def _once(values: Any) -> list[str]:

@@ -30,7 +30,7 @@ def trained(monkeypatch, tmp_path):
 
     monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
     monkeypatch.setattr(parallel, "DATASET", "digits")
-    small = parallel.Effort(1, 4, 300, (0, 1))
+    small = parallel.Effort(4, 300, (0, 1))
     monkeypatch.setattr(parallel, "EFFORTS", {"quick": small, "paper": small})
     monkeypatch.setattr(parallel, "config_of", lambda profile: SMALL)
     monkeypatch.setattr(parallel.cluster, "connect", connect)

@@ -24,7 +24,11 @@ def add(commands: Any) -> None:
         help="neurons per layer (784,1000,1000,1000,10)",
     )
     how = sub.add_mutually_exclusive_group()
-    how.add_argument("--epsilon", type=float, help="Erdős–Rényi sparsity, > 0 (20)")
+    how.add_argument(
+        "--epsilon",
+        type=float,
+        help="density, > 0: about ε (n_in + n_out) connections a layer (20)",
+    )
     how.add_argument("--density", type=float, help="connection probability in (0, 1] instead")
     sub.add_argument("--batch", type=int, metavar="N", help="samples a step (128)")
     sub.add_argument("--threads", type=int, help="threads (1)")

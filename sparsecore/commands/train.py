@@ -37,7 +37,9 @@ def add(commands: Any) -> None:
         help="neurons of the hidden layers (fashion-mnist: 1000,1000,1000)",
     )
     group.add_argument(
-        "--epsilon", type=float, help="Erdős–Rényi sparsity, > 0 (fashion-mnist: 20)"
+        "--epsilon",
+        type=float,
+        help="density, > 0: about ε (n_in + n_out) connections a layer (fashion-mnist: 20)",
     )
     group.add_argument(
         "--density", type=float, help="connection probability in (0, 1] instead of --epsilon"

@@ -217,7 +217,7 @@ class TiledMLP:
 
     Notes
     -----
-    Memory: see `budget.plan`. A step takes about 5 ns a connection on two cores.
+    Memory: see `budget.plan`. A step takes 7 to 9 ns a connection on two cores.
     """
 
     def __init__(

@@ -64,7 +64,11 @@ def table(extreme: Extreme) -> Table:
         "seconds to initialise, per training sample, per epoch of "
         f"{_epoch(entries)} samples, per sample of inference, per evolution of all layers; mean "
         "loss of the first and the last ten batches; held-out samples classified rightly"
-        + (f" (chance: p ≤ {worst:.0e})" if worst is not None else "")
+        + (
+            f" (guessing does as well with a probability of at most {worst:.0e})"
+            if worst is not None
+            else ""
+        )
         + ". Rows marked *here* were run on the machine that built the book, *rec.* (recorded) "
         f"ones {_machine(extreme)}. {_source(extreme)}"
     )
@@ -127,7 +131,8 @@ def scaling(extreme: Extreme) -> Picture:
         axes[0].legend(loc="upper left")
         axes[-1].set_xlabel("hidden neurons")
     deep = [s for s in slopes if s is not None]
-    exponents = " and ".join(f"{s:.2f}" for s in deep)
+    named = zip(("time", "memory"), slopes, strict=True)
+    exponents = " and ".join(f"{s:.2f} ({what})" for what, s in named if s is not None)
     law = f" From 5·10⁶ neurons on the exponents are {exponents}; linear growth is 1." * bool(deep)
     caption = (
         "**Growth.** Seconds per training step (batch 4) and the most memory resident, against "

@@ -13,7 +13,7 @@ from typing import Any
 
 from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.datasets import DataNotAvailable, Dataset
-from sparsecore.paper import results
+from sparsecore.paper import on_cluster, results
 from sparsecore.paper.conditions import current_profile
 from sparsecore.paper.measurements import Measurements
 from sparsecore.paper.settings import setting
@@ -30,15 +30,14 @@ Result = dict[str, Any]
 class Effort:
     """How long a profile's runs are; None: as the setting has it, all rows."""
 
-    workers: int
     epochs: int | None
     rows: int | None
     seeds: tuple[int, ...]
 
 
 EFFORTS = {
-    "quick": Effort(2, 10, None, (0, 1)),
-    "paper": Effort(5, None, None, (0, 1, 2)),
+    "quick": Effort(10, None, (0, 1)),
+    "paper": Effort(None, None, (0, 1, 2)),
 }
 
 
@@ -161,7 +160,7 @@ def _load(profile: str) -> Parallel:
             )
     parallel = [(algorithm, seed) for algorithm, seed in missing if algorithm != "sequential"]
     if parallel:
-        with cluster.connect(effort.workers) as workers:
+        with cluster.connect(on_cluster.n_workers()) as workers:
             for algorithm, seed in parallel:
                 _, result = cluster.train(
                     workers, config, DATASET, algorithm=algorithm, seed=seed, limit=effort.rows

@@ -130,8 +130,9 @@ def simulated(scaling: Scaling) -> Picture:
         "WASAP-SGD's line leaves the dotted one, and that it falls beyond the diamond: more and "
         "more gradients meet a newer topology, and take longer under the lock. WASSP-SGD has no "
         f"such place, but exchanges messages with every other worker. {_told(told, len(versions))} "
-        f"With {_rows(scaling):,} rows no more than {_updates(scaling)} workers have a full batch "
-        f"each; beyond them the data would have to grow. {_source(scaling)}"
+        f"{_deviations(versions)}With {_rows(scaling):,} rows no more than {_updates(scaling)} "
+        "workers have a full batch each; beyond them the data would have to grow. "
+        f"{_source(scaling)}"
     )
     alt = "Simulated speed-up against up to 1024 workers, log-log, one line per network."
     return Picture("F-scaling-simulated", figure, caption, alt)
@@ -297,6 +298,25 @@ def _shown(name: str, value: float) -> str:
     if name in ("n_params", "updates_per_epoch"):
         return f"{value:,}"
     return f"{value:.1f}" if name == "samples_per_update" else f"{1e3 * value:.4f}"
+
+
+def _deviations(versions: list[tuple[str, Result]]) -> str:
+    """Say by how much the simulation deviates where it can be checked, with most workers."""
+    parts = []
+    for title, result in versions:
+        found = check(result)
+        most = max(k for _, k, _ in found)
+        errors = {
+            name: outcome.samples_per_second / np.median(samples_per_second(result, name, k)) - 1
+            for name, k, outcome in found
+            if k == most
+        }
+        told = ", ".join(f"{error:+.0%} ({LABELS[name]})" for name, error in errors.items())
+        parts.append(f"{title}, {most} workers: {told}")
+    return (
+        "Where it can be checked the simulation deviates from what was measured, and beyond by as "
+        f"much at least: {'; '.join(parts)}. "
+    )
 
 
 def _against(row: dict[str, Any], name: str) -> str:

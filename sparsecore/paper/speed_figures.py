@@ -120,12 +120,13 @@ def _distance(versions: list[tuple[str, Result]]) -> str:
     if not shared:
         return ""
     seen = [microseconds for contest in shared for microseconds in contest["meeting_us"]]
-    busy = [contest["peers"]["sparsecore"]["cores"] for contest in shared]
+    cores = sorted(f"{contest['peers']['sparsecore']['cores']:.1f}" for contest in shared)
+    busy = " to ".join(dict.fromkeys((cores[0], cores[-1])))
     return (
         f"Two threads with nothing to do but wait for each other took {min(seen):.2f} to "
         f"{max(seen):.2f} µs for it: the further their cores are from each other, the less there "
         "is to gain by the second, which sparsecore leaves idle where it does not help: given two "
-        f"threads, it kept {min(busy):.1f} to {max(busy):.1f} cores busy. "
+        f"threads, it kept {busy} busy. "
     )
 
 
@@ -207,8 +208,8 @@ def epochs(speed: Speed) -> Table:
         )
     caption = (
         "**Where an epoch goes.** Fashion-MNIST's size and network, 60,000 rows for training and "
-        "10,000 for the test, one thread, medians over epochs. All but the products take "
-        f"{'; '.join(told)} of an epoch.{_source(speed, 'epochs', ' ')}"
+        "10,000 for the test, one thread, medians over epochs. Share of all but the products: "
+        f"{'; '.join(told)}.{_source(speed, 'epochs', ' ')}"
     )
     return Table("T-epoch", pd.DataFrame(shown), caption, pd.DataFrame(plain), ("seconds", "share"))
 

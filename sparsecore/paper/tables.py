@@ -223,9 +223,8 @@ def main(*found: Results) -> Table:
     caption = (
         "**Dense, sparse and parallel methods.** Accuracy on the test set after the last epoch, "
         "connections at the start and at the end, seconds of training with evolution and without "
-        "evaluation, and how many times as fast as dense training of as many epochs on the same "
-        "rows; a parallel run is compared with dense training that gains from its cores without "
-        "loss. Means over seeds, ± one standard deviation. "
+        "evaluation, and × dense: seconds × cores of dense training of as many epochs on the same "
+        "rows, divided by those of the run. Means over seeds, ± one standard deviation. "
         f"{_cores(found)}"
         + ("A surrogate's accuracy says nothing; its times do. " if surrogate else "")
         + f"Runs: {lengths}. "

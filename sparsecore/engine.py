@@ -6,6 +6,7 @@ topology it is told to `bind` the network again. The parameters themselves belon
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import time
 
@@ -37,7 +38,8 @@ def aligned(size: int, dtype: type) -> np.ndarray:
     if n_bytes >= _HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
         whole = -(-n_bytes // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE
         memory = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a system without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
         raw, boundary = np.frombuffer(memory, np.uint8), _HUGE_PAGE
     else:
         raw, boundary = np.zeros(n_bytes + _CACHE_LINE, np.uint8), _CACHE_LINE
@@ -152,8 +154,9 @@ class Engine:
                 velocity[:nnz], velocity[nnz:], self._work[members], rule, inputs, labels, turn,
                 batch_size, step + first // batch_size, sums, members=members,
             )  # fmt: skip
-            if steps:
-                self._governor.took((time.perf_counter() - begin) / steps)
+            if steps:  # the last one may be smaller than the others
+                seconds = time.perf_counter() - begin
+                self._governor.took(seconds * batch_size / len(turn))
             first += len(turn)
             if first >= len(rows):
                 return

@@ -195,11 +195,10 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
         """
         config = self._config(self.max_iter)
         X, labels = self._validated(X, y, reset=True)
-        self.classes_, labels = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(
-                f"y: expected at least two classes, got one class only: {self.classes_}"
-            )
+        classes, labels = np.unique(labels, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"y: expected at least two classes, got one class only: {classes}")
+        self.classes_ = classes
         self._start()
         X_valid, valid = None, labels[:0]
         if self.early_stopping:
@@ -254,25 +253,22 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
         """
         config = self._config(_FOREVER)
         first = not hasattr(self, "model_")
+        if first and classes is None:
+            raise ValueError(
+                "classes: expected all labels in the first call of partial_fit, got None"
+            )
         X, labels = self._validated(X, y, reset=first)
+        known = np.unique(classes) if first else self.classes_
+        if classes is not None and not np.array_equal(np.unique(classes), known):
+            raise ValueError(f"classes: expected {known} as in the first call, got {classes}")
+        unknown = np.setdiff1d(labels, known)
+        if len(unknown):
+            raise ValueError(f"y: expected labels among the classes {known}, got {unknown[:5]}")
         if first:
-            if classes is None:
-                raise ValueError(
-                    "classes: expected all labels in the first call of partial_fit, got None"
-                )
-            self.classes_ = np.unique(classes)
+            self.classes_ = known
             self._start()
             self._fit_scaler(X)
-            self.model_ = new_model(config, self.n_features_in_, len(self.classes_), self._seed)
-        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-            raise ValueError(
-                f"classes: expected {self.classes_} as in the first call, got {classes}"
-            )
-        unknown = np.setdiff1d(labels, self.classes_)
-        if len(unknown):
-            raise ValueError(
-                f"y: expected labels among the classes {self.classes_}, got {unknown[:5]}"
-            )
+            self.model_ = new_model(config, self.n_features_in_, len(known), self._seed)
         with self._trainer(config, len(labels)) as trainer:
             trainer.restore(self._progress)
             if trainer.epoch:
@@ -288,7 +284,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return probabilities, float32, shape (n_samples, n_classes), columns as `classes_`."""
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float32, order="C", reset=False)
         return self.model_.predict_proba(self._inputs(X), self._threads())
 
@@ -312,17 +308,21 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
 
     def _config(self, epochs: int) -> TrainConfig:
         """Check all parameters before any work is done."""
-        if self.max_iter < 1:
-            raise ValueError(f"max_iter: expected an integer of at least 1, got {self.max_iter!r}")
+        for name in ("max_iter", "n_iter_no_change"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        if not np.iterable(self.hidden_layer_sizes) and not isinstance(
+            self.hidden_layer_sizes, (int, np.integer)
+        ):
+            raise ValueError(
+                "hidden_layer_sizes: expected neurons per hidden layer, such as (256, 256), "
+                f"got {self.hidden_layer_sizes!r}"
+            )
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 "validation_fraction: expected a number in (0, 1), "
                 f"got {self.validation_fraction!r}"
-            )
-        if self.n_iter_no_change < 1:
-            raise ValueError(
-                "n_iter_no_change: expected an integer of at least 1, "
-                f"got {self.n_iter_no_change!r}"
             )
         self._threads()
         hidden = self.hidden_layer_sizes
@@ -400,9 +400,11 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
     def _threads(self) -> int:
         if self.n_jobs is None:
             return 1
-        threads = cpu_count() + 1 + self.n_jobs if self.n_jobs < 0 else self.n_jobs
-        if threads < 1:
+        threads = self.n_jobs
+        if isinstance(threads, (int, np.integer)) and threads < 0:
+            threads += cpu_count() + 1
+        if not isinstance(threads, (int, np.integer)) or threads < 1:
             raise ValueError(
                 f"n_jobs: expected a number of threads, -1 for all CPUs, got {self.n_jobs!r}"
             )
-        return threads
+        return int(threads)

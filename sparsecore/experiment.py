@@ -144,7 +144,8 @@ def run(
         "nnz_start": state["nnz_start"],
         "nnz_end": model.nnz,
         "seconds": seconds,
-        "samples_per_second": samples / seconds["train"] if seconds["train"] else 0.0,
+        # As a parallel run counts: evolution is part of the method, tests are not.
+        "samples_per_second": samples / (seconds["train"] + seconds["evolve"]) if samples else 0.0,
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "weights_sha256": model.weights_sha256(),
         "epochs": epochs,

@@ -13,7 +13,7 @@ from statistics import median
 
 _TURN_SECONDS = 4e-3  # far longer than it takes to start the members
 _LAST = 5  # turns whose median is the pace: one that was interrupted does not count
-_FIRST_WAIT, _LONGEST_WAIT = 8, 256  # turns between trials: 256 are about a second
+_FIRST_WAIT, _LONGEST_WAIT = 8, 256  # turns between trials: 256 are a second, or as many long steps
 
 
 class Governor:

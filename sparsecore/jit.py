@@ -29,6 +29,7 @@ COMPILED = (
     "jit",
     "kernels",
     "lanes",
+    "paper/dense",
     "team",
     "topology",
 )

@@ -22,7 +22,8 @@ from sparsecore.initializers import initial_weights
 from sparsecore.kernels import Network, Rule
 
 _INT32_MAX = np.iinfo(np.int32).max
-_PREDICT_ROWS = 8192  # rows of a sparse matrix that are made dense at a time
+#: Values of a sparse matrix's rows that are made dense at a time: 64 MiB.
+DENSE_VALUES = 2**24
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,9 @@ class SparseMLP:
             if above.shape[1] != below.shape[0]:
                 raise ValueError(f"matrices: shapes {below.shape} and {above.shape} do not chain")
         sizes = [layers[0].shape[1], *(layer.shape[0] for layer in layers)]
+        lengths = sizes[1:] if biases is None else [len(b) for b in biases]
+        if lengths != sizes[1:]:
+            raise ValueError(f"biases: expected {sizes[1:]} values in the layers, got {lengths}")
         return cls(
             sizes,
             [(layer.indptr, layer.indices) for layer in layers],
@@ -389,9 +393,10 @@ class SparseMLP:
         inputs = self.as_inputs(X)
         if not sp.issparse(inputs):
             return engine.logits(self._network, inputs, threads)
+        rows = max(1, DENSE_VALUES // inputs.shape[1])
         parts = [
-            engine.logits(self._network, inputs[first : first + _PREDICT_ROWS].toarray(), threads)
-            for first in range(0, inputs.shape[0], _PREDICT_ROWS)
+            engine.logits(self._network, inputs[first : first + rows].toarray(), threads)
+            for first in range(0, inputs.shape[0], rows)
         ]
         return np.concatenate(parts) if parts else np.empty((0, self.sizes[-1]), np.float32)
 
@@ -575,6 +580,8 @@ class SparseMLP:
         """
         views = [self[layer] for layer in range(len(self))]
         keeps = [~topology.unimportant(v.indptr, v.data, percentile) for v in views[:-1]]
+        if all(keep.all() for keep in keeps):
+            return 0  # the arrays stay where they are
         keeps.append(np.ones(views[-1].nnz, bool))
         before = self.nnz
         kept = list(zip(keeps, views, strict=True))

@@ -57,7 +57,7 @@ class Team:
     Parameters
     ----------
     size : int
-        Number of members, the calling thread included.
+        Number of members.
 
     Attributes
     ----------
@@ -71,12 +71,12 @@ class Team:
             raise ValueError(f"threads: expected an integer of at least 1, got {size!r}")
         self.size = int(size)
         self.sync = np.zeros((2 + self.size) * _LINE, np.int32)
-        self._pool = ThreadPoolExecutor(max(1, self.size - 1), "sparsecore")
+        self._pool = ThreadPoolExecutor(self.size, "sparsecore")
         if self.size > 1:
             # All threads start here and now: a pool starts one when it believes that none is idle,
             # which it may get wrong, and members that wait for a thread never started wait forever.
-            everyone = threading.Barrier(self.size - 1)
-            wait([self._pool.submit(everyone.wait) for _ in range(self.size - 1)])
+            everyone = threading.Barrier(self.size)
+            wait([self._pool.submit(everyone.wait) for _ in range(self.size)])
 
     def run(self, function: Callable[..., Any], *args: Any, members: int | None = None) -> None:
         """Call ``function(member, *args)`` on every member and wait for all.
@@ -91,8 +91,23 @@ class Team:
             Only the first so many.
         """
         members = self.size if members is None else members
+        if members == 1:
+            function(0, *args)
+            return
+        # In one go, and not from this thread: an interrupt (Ctrl-C) comes to the main thread, and
+        # must not come between two members, of which the first would wait for the other forever.
+        everyone = self._pool.submit(self._lead, members, function, args)
+        try:
+            everyone.result()
+        finally:
+            wait([everyone])
+
+    def _lead(self, members: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         others = [self._pool.submit(function, member, *args) for member in range(1, members)]
-        function(0, *args)
+        try:
+            function(0, *args)
+        finally:
+            wait(others)
         for other in others:
             other.result()
 

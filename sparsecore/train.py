@@ -21,7 +21,7 @@ from sparsecore.activations import ACTIVATIONS
 from sparsecore.engine import Engine, metrics
 from sparsecore.initializers import INITIALIZERS
 from sparsecore.kernels import Rule
-from sparsecore.mlp import SparseMLP
+from sparsecore.mlp import DENSE_VALUES, SparseMLP
 from sparsecore.seeds import Purpose
 
 # The kernels cannot be interrupted: they are handed about this many seconds of work at a time.
@@ -91,9 +91,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):  # JSON does not know NumPy's numbers
+                object.__setattr__(self, name, value.item())
         for n in self.hidden:
             _require(_is_integer(n) and n >= 1, "hidden", self.hidden, "integers of at least 1")
+        object.__setattr__(self, "hidden", tuple(map(int, self.hidden)))
         _require(
             _is_number(self.epsilon) and self.epsilon > 0,
             "epsilon",
@@ -299,7 +302,7 @@ class Trainer:
         sums, done = metrics(), 0
         while done < n:
             begin = time.perf_counter()
-            rows = order[done : done + self._slice_steps * batch]
+            rows = order[done : done + self._slice_rows(X)]
             inputs, labels = X, y
             if sp.issparse(X):  # only these rows are ever dense
                 inputs, labels, rows = X[rows].toarray(), y[rows], np.arange(len(rows))
@@ -316,11 +319,27 @@ class Trainer:
                 )
             if on_progress is not None:
                 on_progress(len(rows), loss)
-            if time.perf_counter() - begin < _SLICE_SECONDS / 2:
+            full = len(rows) == self._slice_steps * batch
+            if full and time.perf_counter() - begin < _SLICE_SECONDS / 2:
                 self._slice_steps *= 2
+        with np.errstate(invalid="ignore"):  # the sum of two infinities
+            finite = np.isfinite(self.model.params.sum(dtype=np.float64))
+        if not finite:
+            raise FloatingPointError(
+                f"the weights became infinite or NaN by the end of epoch {self.epoch + 1}; a lower "
+                f"learning_rate (now {self.config.learning_rate}) usually helps"
+            )
         self.epoch += 1
         self.seconds["train"] += time.perf_counter() - start
         return {"loss": loss, "train_accuracy": int(sums.correct[0]) / n}
+
+    def _slice_rows(self, X: Any) -> int:
+        """Return how many rows the kernels are handed at a time."""
+        batch = self.config.batch_size
+        steps = self._slice_steps
+        if sp.issparse(X):
+            steps = max(1, min(steps, DENSE_VALUES // (X.shape[1] * batch)))
+        return steps * batch
 
     def change_topology(self) -> dict[str, int]:
         """Prune by importance if that is due after this epoch, then evolve unless it was the last.

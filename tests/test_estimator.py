@@ -10,12 +10,13 @@ import pytest
 import scipy.sparse as sp
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_classification
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sparsecore import SparseMLPClassifier
+from sparsecore import SparseMLPClassifier, mlp
 
 
 @parametrize_with_checks([SparseMLPClassifier()])
@@ -230,3 +231,54 @@ def test_features_that_are_not_finite_are_refused(bad):
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match=r"one class only: \['a'\]"):
         small().fit(np.eye(3), ["a", "a", "a"])
+
+
+def test_a_refused_fit_leaves_the_fitted_network_alone():
+    X, y = np.random.default_rng(0).standard_normal((40, 5)), np.arange(40) % 3
+    clf = SparseMLPClassifier((8,), max_iter=3, random_state=0).fit(X, y)
+    before = clf.predict_proba(X)
+    with pytest.raises(ValueError, match="at least two classes"):
+        clf.fit(X, np.zeros(40))
+    np.testing.assert_array_equal(clf.predict_proba(X), before)
+    np.testing.assert_array_equal(clf.classes_, [0, 1, 2])
+
+
+def test_a_refused_first_partial_fit_leaves_nothing_behind():
+    X, y = np.random.default_rng(0).standard_normal((20, 5)), np.arange(20) % 2
+    clf = SparseMLPClassifier((8,), random_state=0)
+    with pytest.raises(ValueError, match="labels among the classes"):
+        clf.partial_fit(X, y, classes=[0, 7])
+    with pytest.raises(NotFittedError):
+        clf.predict(X)
+    clf.partial_fit(X, y, classes=[0, 1])
+    np.testing.assert_array_equal(clf.classes_, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_iter", 2.5), ("max_iter", "a"), ("n_iter_no_change", None), ("n_jobs", "x"),
+        ("n_jobs", 1.5), ("hidden_layer_sizes", None),
+    ],
+)  # fmt: skip
+def test_a_parameter_of_another_type_is_named(name, value):
+    X, y = np.zeros((4, 2)), np.arange(4) % 2
+    with pytest.raises(ValueError, match=f"{name}: expected .*, got {value!r}"):
+        SparseMLPClassifier(**{name: value}).fit(X, y)
+
+
+def test_sparse_rows_are_made_dense_a_few_at_a_time(monkeypatch):
+    X = sp.random_array((50, 30), density=0.2, format="csr", rng=np.random.default_rng(0))
+    clf = SparseMLPClassifier((8,), max_iter=2, random_state=0).fit(X, np.arange(50) % 2)
+    expected = clf.predict_proba(X)
+    seen = []
+    original = mlp.engine.logits
+
+    def counted(network, inputs, threads):
+        seen.append(len(inputs))
+        return original(network, inputs, threads)
+
+    monkeypatch.setattr(mlp.engine, "logits", counted)
+    monkeypatch.setattr(mlp, "DENSE_VALUES", 30 * 20)
+    np.testing.assert_array_equal(clf.predict_proba(X), expected)
+    assert seen == [20, 20, 10]

@@ -58,7 +58,8 @@ def test_the_record_of_a_run():
     assert result["seed"] == 3
     assert result["seconds"].keys() == {"train", "evaluate", "evolve"}
     assert all(v > 0 for v in result["seconds"].values())
-    assert result["samples_per_second"] == 1000 / result["seconds"]["train"]
+    spent = result["seconds"]["train"] + result["seconds"]["evolve"]
+    assert result["samples_per_second"] == 1000 / spent
     assert result["weights_sha256"] == model.weights_sha256()
     assert result["nnz_end"] == model.nnz < result["nnz_start"]
     assert result["peak_rss_mb"] > 10

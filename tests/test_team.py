@@ -6,6 +6,7 @@ import platform
 import sys
 import threading
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_every_member_runs_once_on_its_own_thread():
         team.run(note, "x")
     assert sorted((m, w) for m, w, _ in seen) == [(0, "x"), (1, "x"), (2, "x")]
     assert len({thread for *_, thread in seen}) == 3
-    assert dict((m, t) for m, _, t in seen)[0] == threading.get_ident()
+    assert threading.get_ident() not in {thread for *_, thread in seen}
 
 
 def test_an_error_in_another_member_reaches_the_caller():
@@ -118,12 +119,40 @@ def test_an_error_in_another_member_reaches_the_caller():
         team.run(fail)
 
 
+def test_an_interrupt_waits_for_the_members_and_leaves_the_team_fit_for_work(monkeypatch):
+    slots, errors = np.zeros(32, np.int64), np.zeros(32, np.int64)
+    with Team(2) as team:
+        original, raised = Future.result, []
+
+        def interrupted(self, timeout=None):
+            if threading.current_thread() is threading.main_thread() and not raised:
+                raised.append(True)
+                raise KeyboardInterrupt
+            return original(self, timeout)
+
+        monkeypatch.setattr(Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            team.run(rounds, 2, team.sync, slots, errors, 2000, False, 0)
+        assert (slots[::16] == 2000).all(), "nobody touches the arrays any more"
+        team.run(rounds, 2, team.sync, slots, errors, 3000, False, 0)
+    assert (slots[::16] == 3000).all() and not errors.any()
+
+
+def test_some_members_may_work_alone():
+    seen = []
+    with Team(3) as team:
+        team.run(lambda member: seen.append((member, threading.get_ident())), members=1)
+        assert seen == [(0, threading.get_ident())]
+        team.run(lambda member: seen.append((member, 0)), members=2)
+    assert sorted(seen[1:]) == [(0, 0), (1, 0)]
+
+
 def test_closing_ends_the_threads():
     before = threading.active_count()
     team = Team(3)
     meet = threading.Barrier(3)
     team.run(lambda member: meet.wait(10))
-    assert threading.active_count() == before + 2
+    assert threading.active_count() == before + 3
     team.close()
     assert threading.active_count() == before
 

@@ -408,3 +408,27 @@ def test_run_goes_on_without_a_killed_rank_where_mpi_lets_it(tmp_path):
     updates = np.bincount(wasap.from_json(result["parallel"]["record"]).worker)
     assert updates[1] < 100 and updates.sum() == result["parallel"]["updates"]
     assert record.replay(blobs(), result)[1]["identical"]
+
+
+SPLIT_THAT_BREAKS = """
+import sys
+from mpi4py import MPI
+from sparsecore.__main__ import main
+from sparsecore.wasap import split
+
+if MPI.COMM_WORLD.rank == 1:
+    def step(self, *args, **options):
+        raise OSError(12, "no memory left")
+
+    split.SplitMLP.step = step
+sys.exit(main(["extreme", "--neurons", "4096", "--hidden-layers", "2", "--split", "--zeta", "0"]))
+"""
+
+
+@pytest.mark.mpi
+def test_a_split_network_ends_when_a_rank_cannot_go_on(tmp_path):
+    script = tmp_path / "breaks.py"
+    script.write_text(SPLIT_THAT_BREAKS)
+    status, _, err = finished(start(2, sys.executable, script), limit=60)
+    assert status != 0
+    assert "rank 1: [Errno 12] no memory left" in err

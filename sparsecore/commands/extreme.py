@@ -150,7 +150,17 @@ def _split(options: argparse.Namespace, config: Any, limit: int | None) -> None:
         )
     if options.plan:
         return
-    result = split.run(world, config, seed=options.seed, threads=1)
+    try:
+        result = split.run(world, config, seed=options.seed, threads=1)
+    except ValueError:  # all ranks have it
+        raise
+    except Exception as error:
+        if world.size == 1:
+            raise
+        # The others wait for this rank inside MPI; nothing else would wake them.
+        print(f"sparsecore extreme: rank {world.rank}: {error}", file=sys.stderr, flush=True)
+        world.Abort(1)
+        raise
     if result is None:  # not the rank that has it
         return
     if options.json:

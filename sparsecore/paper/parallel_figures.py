@@ -19,7 +19,7 @@ from sparsecore import wasap
 from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH, line, nothing
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.parallel import ALGORITHMS, Parallel, Result
-from sparsecore.paper.results import origin, samples_per_second, training_seconds
+from sparsecore.paper.results import origin, training_seconds
 
 LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
 # The sequential runs are SET-All-ReLU's.
@@ -265,7 +265,7 @@ def _outcome(found: Parallel) -> str:
     """Say accuracy and speed of every algorithm, means over seeds."""
     parts = []
     pace = {
-        name: np.mean([samples_per_second(run) for run in runs])
+        name: np.mean([run["samples_per_second"] for run in runs])
         for name, runs in found.runs.items()
     }
     for name, runs in found.runs.items():

@@ -172,11 +172,6 @@ def training_seconds(run: dict[str, Any]) -> float:
     return float(run["seconds"]["train"] + run["seconds"].get("evolve", 0.0))
 
 
-def samples_per_second(run: dict[str, Any]) -> float:
-    """Return how many samples were trained on in a second of training, evolution included."""
-    return float(run["config"]["epochs"] * run["config"]["n_train"]) / training_seconds(run)
-
-
 def core_seconds(run: dict[str, Any]) -> float:
     """Return seconds of training × cores that trained.
 

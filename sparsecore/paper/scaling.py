@@ -185,7 +185,7 @@ def measure(effort: Effort, data: Dataset, config: TrainConfig) -> Result:
         for seed in effort.seeds:
             others.append(_others())  # now the workers sleep
             alone = experiment.run(data, config, seed=seed)[1]
-            pace = results.samples_per_second(alone)
+            pace = alone["samples_per_second"]
             runs["sequential"]["1"].append({"seed": seed, "samples_per_second": pace})
             for k in numbers:
                 for name in ALGORITHMS:

@@ -193,7 +193,7 @@ def test_the_table_has_a_row_for_every_run():
     assert len(table.frame) == 5
     assert table.frame["run"].tolist() == ["here", "rec.", "here", "rec.", "rec."]
     assert table.frame["right"][0] == "90/100"
-    assert "p ≤ 1e-09" in table.caption
+    assert "a probability of at most 1e-09" in table.caption
     assert table.frame["loss"][0] == "0.60 → 0.60"
     assert table.data["nnz"].tolist() == [5 * n for n in table.data["neurons"]]
     assert "epoch of 16 samples" in table.caption
@@ -208,7 +208,7 @@ def test_the_memory_table_is_of_the_largest_run():
 
 def test_the_growth_is_measured():
     picture = extreme_figures.scaling(page())
-    assert "exponents are 1.00 and 0.00" in picture.caption
+    assert "exponents are 1.00 (time) and 0.00 (memory)" in picture.caption
     axes = picture.figure.axes
     labels = {text.get_text().split("\n")[0] for text in axes[0].texts}
     assert labels == set(extreme_figures.BRAINS)

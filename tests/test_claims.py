@@ -213,7 +213,7 @@ def test_evidence_is_computed_from_the_results():
     assert faster.evidence == "× 9 [9, 9]"
     [accuracy] = [c for c in ledger.checks["C5"] if "SET-ReLU" in c.question]
     found = claims.welch(BETTER, WORSE)
-    assert accuracy.evidence == f"+20.0 points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    assert accuracy.evidence == f"+20.00 points [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
     [kept] = [c for c in ledger.checks["C3"] if c.question == "fewer connections"]
     assert kept.evidence == "30 % of the connections left"
 

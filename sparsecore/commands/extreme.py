@@ -155,11 +155,9 @@ def _split(options: argparse.Namespace, config: Any, limit: int | None) -> None:
     except ValueError:  # all ranks have it
         raise
     except Exception as error:
-        if world.size == 1:
-            raise
-        # The others wait for this rank inside MPI; nothing else would wake them.
-        print(f"sparsecore extreme: rank {world.rank}: {error}", file=sys.stderr, flush=True)
-        world.Abort(1)
+        if world.size > 1:  # the others wait for this rank inside MPI; nothing else wakes them
+            print(f"sparsecore extreme: rank {world.rank}: {error}", file=sys.stderr, flush=True)
+            world.Abort(1)
         raise
     if result is None:  # not the rank that has it
         return

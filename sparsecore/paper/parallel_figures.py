@@ -211,7 +211,7 @@ def resources(found: Parallel) -> Picture:
         count = found.first("wasap")["config"]["workers"]
         handles = [line(_RANKS[rank % len(_RANKS)], f"rank {rank}") for rank in range(count)]
         figure.legend(handles=handles, loc="outside upper center", ncols=count)
-    run, source = found.first("wasap"), _sources([("", found)])
+    run = found.first("wasap")
     caption = (
         f"**CPU and memory of every rank.** {_setting(found)}. Memory is the whole process, with "
         f"Python, compiled code and the rank's data. An update of WASAP-SGD moves "
@@ -219,7 +219,7 @@ def resources(found: Parallel) -> Picture:
         f"({run['nnz_start']:,} connections). Waiting for the server's lock took "
         f"{_share(run, 'lock'):.1f} % of phase 1, the updates under it "
         f"{_share(run, 'update'):.1f} %. What to see: cores that are busy to the end, and ranks "
-        f"that need the same memory. {source}"
+        f"that need the same memory. *Source: {_source(found)}.*"
     )
     alt = "Lines of CPU use and of memory against time, one colour a rank."
     return Picture("F-resources", figure, caption, alt)

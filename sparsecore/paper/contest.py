@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore.bench import meeting_seconds
+from sparsecore.paper.blas import loaded_blas
 from sparsecore.paper.peers import (
     PEERS,
     THROUGH_BLAS,
@@ -28,7 +29,6 @@ from sparsecore.paper.peers import (
     Trainer,
     absent,
     installed_version,
-    loaded_blas,
 )
 from sparsecore.provenance import peak_rss_mb, provenance
 from sparsecore.team import cpu_count

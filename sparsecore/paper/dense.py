@@ -24,6 +24,7 @@ from sparsecore.engine import aligned, metrics
 from sparsecore.initializers import initial_weights
 from sparsecore.jit import jit
 from sparsecore.kernels import Metrics, Rule, mix
+from sparsecore.paper.blas import loaded_blas
 from sparsecore.seeds import Purpose
 from sparsecore.train import TrainConfig, Trainer
 
@@ -58,7 +59,7 @@ def run(
     -------
     model : DenseMLP
     result : dict
-        As from `experiment.run`; nnz counts all weights.
+        As from `experiment.run`; nnz counts all weights, and "provenance" names the BLAS.
 
     Raises
     ------
@@ -74,7 +75,7 @@ def run(
             f"a dense network neither evolves nor is pruned: expected zeta=0 and prune_from=None, "
             f"got zeta={config.zeta!r} and prune_from={config.prune_from!r}"
         )
-    return experiment.run(  # type: ignore[return-value]
+    model, result = experiment.run(
         data,
         config,
         seed=seed,
@@ -84,6 +85,9 @@ def run(
         new_model=new_model,
         new_trainer=DenseTrainer,
     )
+    with _blas(threads):
+        result["provenance"]["blas"] = loaded_blas()
+    return model, result  # type: ignore[return-value]
 
 
 def new_model(config: TrainConfig, n_features: int, n_classes: int, seed: int) -> DenseMLP:

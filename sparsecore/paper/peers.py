@@ -668,21 +668,3 @@ def installed_version(key: str) -> str:
         return version(PEERS[key].distribution)
     except PackageNotFoundError:
         return "unknown"
-
-
-def loaded_blas() -> list[str]:
-    """Return the matrix libraries that are loaded in this process, with kernel and threads."""
-    from threadpoolctl import threadpool_info
-
-    return sorted(
-        {
-            " ".join(
-                str(info[name])
-                for name in ("internal_api", "version", "architecture")
-                if info.get(name)
-            )
-            + f" ({info['num_threads']} threads)"
-            for info in threadpool_info()
-            if info["user_api"] == "blas"
-        }
-    )

@@ -125,6 +125,7 @@ class Results:
             for p in about
             if p.get("commit")
         }
+        blas = {library.split(" (")[0] for p in about for library in p.get("blas", [])}
         parts = [
             f"profile {self.profile}",
             f"seed{'s' * (len(seeds) > 1)} {_listed(seeds)}",
@@ -132,6 +133,7 @@ class Results:
             *([f"commit {_listed(commits)}"] if commits else []),
             _listed({p["cpu"] for p in about}),
             f"threads: {_listed({p['threads'] for p in about})}",
+            *([f"dense through {_listed(blas)}"] if blas else []),
         ]
         if self.older:
             parts.append("in part computed by an earlier state of the code")

@@ -11,7 +11,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import sparsecore.paper  # noqa: F401 - first: it readies BLAS, which loads with NumPy
 from sparsecore import __version__
 from sparsecore.commands import bench, data, extreme, study, train
 

@@ -3,11 +3,13 @@
 import numpy as np
 import oracle
 import pytest
+from threadpoolctl import threadpool_limits
 
 from sparsecore import datasets, experiment, seeds
 from sparsecore.engine import metrics
 from sparsecore.kernels import Rule
 from sparsecore.paper import dense
+from sparsecore.paper.blas import loaded_blas
 from sparsecore.seeds import Purpose
 from sparsecore.train import TrainConfig, Trainer
 
@@ -98,6 +100,8 @@ def test_run_keeps_the_contract_of_the_sparse_run():
     model, result = dense.run(data, config, seed=1)
     _, sparse = experiment.run(data, config, seed=1)
     assert result.keys() == sparse.keys()
+    with threadpool_limits(1):
+        assert result["provenance"]["blas"] == loaded_blas()
     assert [e.keys() for e in result["epochs"]] == [e.keys() for e in sparse["epochs"]]
     assert result["config"] == sparse["config"]
     assert result["nnz_start"] == result["nnz_end"] == 64 * 30 + 30 * 20 + 20 * 10

@@ -257,7 +257,16 @@ def test_tables_hold_every_claim_and_every_check():
     table = ledger.table()
     assert table.data["claim"].tolist() == ["C1", "C2", "C3", "C4", "C5"]
     assert table.data.set_index("claim").loc["C2", "verdict"] == ledger.verdicts["C2"]
-    assert len(ledger.evidence().data) == sum(len(c) for c in ledger.checks.values())
+    evidence = ledger.evidence().data
+    assert len(evidence) == sum(len(c) for c in ledger.checks.values())
+
+
+def test_evidence_counts_the_seeds_of_both_methods():
+    fewer = results(dense=seeds(WORSE[:2]), set_all_relu=seeds(BETTER))
+    evidence = claims.Ledger(fewer).evidence().data
+    told = evidence.set_index(["claim", "check"])["seeds"]
+    assert told["C5", "more accurate than dense"] == f"{len(BETTER)}, 2"
+    assert told["C5", "more accurate than SET-ReLU"] == "—"  # there are no such runs
 
 
 def test_claims_are_judged_by_the_runs_of_the_main_table():

@@ -83,6 +83,8 @@ class Check:
         Title; "" if there is none.
     profile : str
         Of the results that answered.
+    seeds : str
+        How many runs answered: those of the method, and of what it is compared with.
     evidence : str
         Numbers, computed; "" if there are none.
     outcome : str
@@ -92,6 +94,7 @@ class Check:
     question: str
     dataset: str = ""
     profile: str = ""
+    seeds: str = ""
     evidence: str = ""
     outcome: str = UNTESTED
 
@@ -163,8 +166,11 @@ class Evidence:
                 if outcome != UNTESTED:
                     break
             title = source.title(dataset)
-            profile = source.profile if outcome != UNTESTED else ""
-            checks.append(Check(question, title, profile, evidence, outcome))
+            profile = seeds = ""
+            if outcome != UNTESTED:
+                profile = source.profile
+                seeds = ", ".join(str(len(source.of(dataset, method))) for method in methods)
+            checks.append(Check(question, title, profile, seeds, evidence, outcome))
         return checks
 
 
@@ -308,7 +314,7 @@ def _c4(evidence: Evidence) -> list[Check]:
         answers += [_beats_chance(run)] if row.neurons == BAT else []
         label = f"artificial, {row.neurons:.0e} neurons, {row.hidden_layers} hidden layer(s)"
         checks += [
-            Check(question, label, run["profile"], *answer)
+            Check(question, label, run["profile"], "1", *answer)
             for question, answer in zip(questions, answers, strict=False)
         ]
     return checks
@@ -493,6 +499,7 @@ class Ledger:
                 "check": check.question,
                 "data set": check.dataset or "—",
                 "profile": check.profile or "—",
+                "seeds": check.seeds or "—",
                 "evidence": check.evidence or "—",
                 "outcome": check.outcome,
             }
@@ -502,9 +509,9 @@ class Ledger:
         plain = pd.DataFrame(rows)
         caption = (
             "**The evidence.** Differences and ratios of means over seeds, with their "
-            f"{100 * CONFIDENCE:.0f} % confidence intervals in brackets. Where results of profile "
-            "paper are recorded, they decide; else those of this build. Few seeds make wide "
-            "intervals."
+            f"{100 * CONFIDENCE:.0f} % confidence intervals in brackets. Seeds: of the method, and "
+            "of what it is compared with; few make wide intervals. Where results of profile paper "
+            "are recorded, they decide; else those of this build."
         )
         return Table("L-claims-evidence", plain.assign(claim=_once(rows)), caption, plain)
 

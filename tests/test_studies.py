@@ -479,11 +479,18 @@ def test_pruning_after_training_against_a_model_pruned_by_hand():
     assert records[-1][0].weights_sha256() == model.weights_sha256()
 
 
-def test_a_base_class_s_code_counts_for_an_observer():
-    digests = {
-        observer.code_sha256() for observer in (ObserveTopology, ObserveImportance, ObservePruning)
-    }
-    assert len(digests) == 3
+def test_a_base_class_s_code_counts_for_an_observer(monkeypatch):
+    before = ObserveTopology.code_sha256()
+    original = results.essence
+
+    def changed(source):
+        return original(source) + "# changed" * source.startswith("class Observer:")
+
+    monkeypatch.setattr(results, "essence", changed)
+    assert ObserveTopology.code_sha256() != before
+    monkeypatch.undo()
+    kinds = (ObserveTopology, ObserveImportance, ObservePruning)
+    assert len({kind.code_sha256() for kind in kinds}) == 3
 
 
 def test_only_code_counts_for_the_digest():

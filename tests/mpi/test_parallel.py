@@ -26,6 +26,18 @@ def digits():
     return datasets.load("digits").limited(450)
 
 
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 256, (360, 48)).astype(np.uint8)
+    y = (X[:, :24].mean(axis=1) > X[:, 24:].mean(axis=1)).astype(np.int64)
+    return datasets.Dataset(
+        name="pictures", X_train=X[:300], X_test=X[300:], y_train=y[:300], y_test=y[300:],
+        classes=("top", "bottom"), feature_shape=(4, 4, 3), domain="test", source="random",
+        content_hash="p" * 64,
+    )  # fmt: skip
+
+
 def staleness_by_hand(workers):
     """Each worker pulls where it pushes, so the updates since its last one were made by others."""
     last, result = {}, []
@@ -68,10 +80,12 @@ def test_asynchronous_run_is_recorded_and_replays_to_the_last_bit(comm, digits, 
     assert report["staleness_agrees"]
 
 
-def test_one_worker_follows_the_sequential_trainer(comm, digits):
+@pytest.mark.parametrize("augment", [False, True])
+def test_one_worker_follows_the_sequential_trainer(comm, digits, pictures, augment):
     # Every rank makes a run of its own.
-    model, result = wasap.run(digits, SMALL, seed=1, comm=MPI.COMM_SELF)
-    expected, sequential = experiment.run(digits, SMALL, seed=1)
+    data, config = pictures if augment else digits, SMALL.with_values(augment=augment)
+    model, result = wasap.run(data, config, seed=1, comm=MPI.COMM_SELF)
+    expected, sequential = experiment.run(data, config, seed=1)
     for here, there in zip(model.structures(), expected.structures(), strict=True):
         np.testing.assert_array_equal(here[1], there[1])
     # 75 steps, each of which rounds a parameter by some units in the last place.
@@ -81,6 +95,21 @@ def test_one_worker_follows_the_sequential_trainer(comm, digits):
         assert here["test_accuracy"] == pytest.approx(there["test_accuracy"], abs=0.006)
         assert (here["nnz"], here["replaced"]) == (there["nnz"], there["replaced"])
     assert result["config"].items() >= sequential["config"].items()
+
+
+@pytest.mark.parametrize("algorithm", wasap.ALGORITHMS)
+def test_runs_on_augmented_pictures_can_be_repeated(comm, pictures, algorithm):
+    config = SMALL.with_values(augment=True)
+    _, result = wasap.run(pictures, config, wasap.Plan(algorithm), seed=3)
+    _, plain = wasap.run(pictures, SMALL, wasap.Plan(algorithm), seed=3)
+    _, again = wasap.run(pictures, config, wasap.Plan(algorithm), seed=3)
+    if comm.rank:
+        return
+    assert result["weights_sha256"] != plain["weights_sha256"]
+    if algorithm == "wassp":
+        assert result["weights_sha256"] == again["weights_sha256"]
+    else:
+        assert wasap.replay(pictures, result)[1]["identical"]
 
 
 def in_large_batches(data, config, n_workers, seed):
@@ -164,6 +193,10 @@ def poisoned(self):
     self.model.params[:] = np.nan
 
 
+def linger(self):
+    time.sleep(0.02)
+
+
 def failing(*arguments):
     raise OSError("disk is gone")
 
@@ -175,6 +208,7 @@ def test_nan_in_one_gradient_ends_the_run_on_all_ranks(comm, digits, monkeypatch
         break_gradients(monkeypatch, 5, poisoned)
         expected, message = FloatingPointError, f"worker {last}: .* batch 6 is not finite"
     else:
+        break_gradients(monkeypatch, 0, linger)  # or they may be done before it comes to fail
         expected, message = wasap.ParallelError, f"rank {last} .*worker {last}: .* not finite"
     with pytest.raises(expected, match=message):
         wasap.run(digits, SMALL.with_values(epochs=50), wasap.Plan(algorithm))
@@ -186,7 +220,7 @@ def test_run_goes_on_without_a_worker_that_raises(comm, digits, monkeypatch, fai
     if comm.rank == failing_rank:
         break_gradients(monkeypatch, 5, failing)
     else:  # or the others may be done before it comes to fail
-        break_gradients(monkeypatch, 0, lambda self: time.sleep(0.02))
+        break_gradients(monkeypatch, 0, linger)
     if comm.size == 1:
         with pytest.raises(OSError, match="disk is gone"):
             wasap.run(digits, SMALL)
@@ -224,8 +258,8 @@ def test_error_before_the_start_is_raised_on_all_ranks(comm, digits):
 
 
 def test_unequal_workers_slow_only_themselves(comm, digits, monkeypatch):
-    if comm.rank == comm.size - 1 and comm.size > 1:
-        break_gradients(monkeypatch, 0, lambda self: time.sleep(0.02))
+    slow = comm.rank == comm.size - 1 and comm.size > 1
+    break_gradients(monkeypatch, 0, lambda self: time.sleep(0.04 if slow else 0.002))
     _, result = wasap.run(digits, SMALL.with_values(epochs=20), wasap.Plan(phase1=1.0))
     if comm.rank or comm.size == 1:
         return
@@ -288,5 +322,6 @@ def test_a_run_without_phase_1_resumes(comm, digits, monkeypatch, tmp_path, algo
 
 def test_shards_are_those_of_the_module(comm, digits):
     # All ranks must split alike without talking.
-    rows = worker.shard_rows(digits.y_train, comm.size, 9)
-    assert comm.allreduce(len(rows[comm.rank])) == len(digits.y_train)
+    mine = worker.shard_rows(digits.y_train, comm.size, 9)[comm.rank]
+    rows = np.sort(np.concatenate(comm.allgather(mine)))
+    np.testing.assert_array_equal(rows, np.arange(len(digits.y_train)))

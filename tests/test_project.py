@@ -46,7 +46,7 @@ ROWS = (
     {"lanes", "provenance"},
     {"team"},
     {"activations", "losses", "initializers", "seeds", "datasets", "augment", "governor"},
-    {"jit"},
+    {"jit", "lock"},
 )
 RANK = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 

@@ -3,14 +3,18 @@
 import importlib
 import json
 import shutil
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sparsecore import __main__, cluster, datasets, experiment
-from sparsecore.datasets import DataNotAvailable
+from sparsecore.datasets import DataCorrupt, DataNotAvailable
+from sparsecore.lock import lock
 from sparsecore.paper import conditions, dense, on_cluster, results, studies, tables
 from sparsecore.paper.conditions import METHODS, STUDIES, Condition, Study
 from sparsecore.paper.measurements import Measurements
@@ -20,6 +24,7 @@ from sparsecore.paper.observers import (
     ObservePruning,
     ObserveTopology,
 )
+from sparsecore.paper.results import ResultWarning
 from sparsecore.paper.settings import setting
 from sparsecore.train import new_model
 
@@ -189,9 +194,9 @@ def test_an_interruption_loses_only_the_run_in_progress(study, monkeypatch):
     monkeypatch.setattr(experiment, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load()
-    assert (
-        len(list(results.root().rglob("*"))) == 2 + 2
-    )  # two folders, two results, nothing partial
+    files = {path.suffix for path in results.root().rglob("*") if path.is_file()}
+    assert files == {".json", ".lock"}  # nothing partial
+    assert len(list(results.root().rglob("*.json"))) == 2
     load()
     assert len(calls) == 3 + 2
 
@@ -210,6 +215,68 @@ def test_a_run_that_diverges_is_recorded_and_not_computed_again(study, ran, monk
     assert ran == []
 
 
+def test_what_another_process_has_computed_meanwhile_is_read(study, ran, monkeypatch):
+    computed = load().runs
+    ran.clear()
+    looks, look = [], studies.look
+
+    def late(condition):  # at the first look at all conditions, none was there
+        looks.append(condition)
+        return (None, "missing") if len(looks) <= 4 else look(condition)
+
+    monkeypatch.setattr(studies, "look", late)
+    assert load().runs == computed and ran == []
+
+
+def test_two_processes_do_not_compute_the_same_run(study, tmp_path):
+    condition = Condition("F-test", "quick", "digits", "set-relu", 0)
+    held = condition.path.with_name(f".{condition.name}.lock")
+    with ThreadPoolExecutor(1) as pool:
+        with lock(held) as locked:
+            if not locked:
+                pytest.skip("this system has no locks")
+            waiting = pool.submit(studies.load, "F-test", progress=False)
+            time.sleep(0.3)
+            assert not list(results.root().rglob("*.json"))
+        assert len(waiting.result().runs) == 4
+
+
+def test_results_that_cannot_be_written_are_shown_all_the_same(study, monkeypatch):
+    def full(path, result):
+        raise OSError("no space left")
+
+    kept = load().runs
+    for path in results.root().rglob("*.json"):
+        path.unlink()
+    monkeypatch.setattr(results, "write", full)
+    with pytest.warns(
+        ResultWarning, match=r"digits-set-relu-seed0.*cannot be kept \(no space left"
+    ):
+        found = load()
+    assert [r["weights_sha256"] for r in found.runs] == [r["weights_sha256"] for r in kept]
+
+
+def test_results_stay_valid_where_their_data_are_not(study, ran, monkeypatch):
+    kept = load().runs
+    ran.clear()
+    monkeypatch.setattr(studies, "_data_sha256", lambda name: None)
+    assert load().runs == kept and ran == []
+
+
+def test_damaged_data_are_named_and_the_rest_goes_on(study, monkeypatch, capsys):
+    def damaged(name):
+        raise DataCorrupt("digits.csv", "1797 rows", "12", "replace the file")
+
+    studies._last_data.clear()
+    monkeypatch.setattr(datasets, "load", damaged)
+    assert load().runs == []
+    assert __main__.main(["study", "run", "F-test"]) == 1
+    told = capsys.readouterr()
+    assert "digits.csv" in told.err and "replace the file" in told.err
+    assert told.err.splitlines()[-1].endswith("the reasons are above")
+    assert "not available on this machine" in told.out
+
+
 def test_data_that_cannot_be_had_are_asked_for_once(study, monkeypatch):
     asked = []
 
@@ -221,7 +288,7 @@ def test_data_that_cannot_be_had_are_asked_for_once(study, monkeypatch):
     monkeypatch.setattr(datasets, "load", absent)
     found = load()
     assert found.runs == []
-    assert found.unavailable == {"digits"}
+    assert found.unavailable.keys() == {"digits"} and "put it there" in found.unavailable["digits"]
     assert asked == ["digits"]
 
 
@@ -345,6 +412,39 @@ def test_parallel_methods_train_on_one_cluster(parallel):
         assert run["config"]["algorithm"] == method
     assert load().runs == found.runs
     assert len(parallel) == 1, "what is there needs no cluster"
+
+
+class Workers:
+    """A cluster whose runs end as the test says."""
+
+    def __init__(self, monkeypatch, *outcomes):
+        self.outcomes = list(outcomes)
+        monkeypatch.setattr(cluster, "connect", lambda n: nullcontext(self))
+        monkeypatch.setattr(cluster, "train", self.train)
+
+    def train(self, *args, **options):
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return None, {"parallel": {"failed_workers": outcome}}
+
+
+def test_a_parallel_run_that_diverges_is_a_result_and_the_next_goes_on(parallel, monkeypatch):
+    diverged = cluster.WorkerError("rank 1: FloatingPointError: not finite", "FloatingPointError")
+    workers = Workers(monkeypatch, diverged, diverged)
+    found = load()
+    assert workers.outcomes == [], "both methods were tried"
+    assert [run["condition"]["method"] for run in found.diverged] == ["wassp", "wasap"]
+    assert "not finite" in found.diverged[0]["diverged"] and not found.no_cluster
+
+
+def test_a_parallel_run_that_lost_a_worker_is_no_result(parallel, monkeypatch):
+    lost = [{"rank": 1, "cause": "silent for 5 s"}]
+    Workers(monkeypatch, lost, cluster.ClusterError("engines are gone"))
+    found = load()
+    assert [run["condition"]["method"] for run in found.runs] == ["set-relu"]
+    assert found.no_cluster == "engines are gone"
+    assert found.lacks("digits", "wasap") and not found.lacks("digits", "set-relu")
 
 
 def test_without_a_cluster_parallel_rows_say_so_and_the_others_are_there(parallel, monkeypatch):
@@ -501,6 +601,11 @@ def test_only_code_counts_for_the_digest():
     bare = 'x = 1\ndef f(a):\n    return "# no comment"'
     assert results.essence(source) == bare
     assert results.essence(source.replace("x = 1", "x = 2")) != bare
+
+
+def test_modules_are_those_that_are_spelled_so():
+    assert {"sparsecore.datasets", "sparsecore.datasets.dataset"} <= results._modules()
+    assert "sparsecore.datasets.Dataset" not in results._modules()  # a class; as a file on macOS
 
 
 def test_the_digest_covers_what_training_imports():

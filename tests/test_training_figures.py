@@ -141,7 +141,7 @@ def test_main_table_as_latex_and_csv(main):
 
 def test_recorded_results_stand_beside_the_build_s_own(main):
     runs = [{**run, "test_accuracy": 0.5} for run in main.of("digits", "set-relu")]
-    recorded = replace(main, profile="paper", runs=runs, recorded=True, unavailable=frozenset())
+    recorded = replace(main, profile="paper", runs=runs, recorded=True, unavailable={})
     table = tables.main(main, recorded)
     rows = table.data[table.data["method"] == "set-relu"]
     assert rows["profile"].tolist()[:2] == ["quick", "paper"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from typing import Any
 
 from sparsecore.commands.options import names, sizes
@@ -52,6 +53,9 @@ def _run_study(options: argparse.Namespace) -> None:
         of_datasets=options.datasets,
         methods=options.methods,
     )
+    for dataset, why in found.unavailable.items():
+        print(f"sparsecore study: {dataset}: {why}", file=sys.stderr)
+    lacking = []
     if not found.study.datasets:
         print(f"{options.key} needs no run")
     for dataset in found.study.datasets:
@@ -60,6 +64,10 @@ def _run_study(options: argparse.Namespace) -> None:
             scores = ", ".join(f"{100 * run['test_accuracy']:.2f}" for run in runs)
             told = f"test accuracy {scores} %" if runs else found.why_not(dataset, method)
             print(f"{dataset:18} {method:20} {told}")
+            if found.lacks(dataset, method):
+                lacking.append(f"{dataset} {method}")
+    if lacking:
+        raise RuntimeError(f"not run: {', '.join(lacking)}; the reasons are above")
 
 
 def _study_status(options: argparse.Namespace) -> None:

@@ -15,13 +15,14 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from sparsecore.datasets.readers import DataCorrupt, DataError, DataFile, Located, read_content
+from sparsecore.lock import lock
 
 ENVIRONMENT = "SPARSECORE_DATA"
 ORIGIN = "origin.txt"  # in a cache folder: the mirror that its files came from
@@ -308,7 +309,7 @@ def download(name: str, files: Sequence[DataFile], mirrors: Sequence[Mirror], tr
     cache = cache_folder(name)
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(cache.parent / f".{name}.lock") as alone:
+        with lock(cache.parent / f".{name}.lock") as alone:
             if intact(files, cache):  # another process may have been faster
                 return True
             if alone:  # what a killed process left behind
@@ -364,23 +365,6 @@ def _install(files: Sequence[DataFile], folder: Path, cache: Path, label: str) -
             if other != target:  # an older, damaged form must not be found instead
                 other.unlink(missing_ok=True)
     os.replace(origin, cache / ORIGIN)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[bool]:
-    """Hold a lock between processes; yield False where there is none (then work may double)."""
-    try:
-        import fcntl
-    except ImportError:
-        yield False
-        return
-    with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            locked = True
-        except OSError:  # some network file systems
-            locked = False
-        yield locked  # closing the file, or the death of the process, frees the lock
 
 
 def _require_program(name: str) -> str:

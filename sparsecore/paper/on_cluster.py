@@ -67,7 +67,10 @@ def run(
     Raises
     ------
     ClusterError
-        If a cluster is needed and cannot be had, or a worker fails.
+        If a cluster is needed and cannot be had, or a worker fails or is lost: a run that the
+        others finish is a result of `cluster.train`, but none of the study's method.
+    FloatingPointError
+        If the run diverges.
     """
     if "failed" in _shared:
         raise cluster.ClusterError(_shared["failed"])
@@ -87,8 +90,13 @@ def run(
             on_progress=on_progress,
         )  # fmt: skip
     except cluster.ClusterError as error:
+        if isinstance(error, cluster.WorkerError) and error.cause == "FloatingPointError":
+            raise FloatingPointError(str(error)) from error  # the engines go on to the next run
         _shared["failed"] = str(error)  # the next run would fail as well, after a long wait
         raise
+    if lost := result["parallel"]["failed_workers"]:
+        causes = "; ".join(f"rank {worker['rank']}: {worker['cause']}" for worker in lost)
+        raise cluster.ClusterError(f"workers were lost on the way, run it again: {causes}")
     on_progress({"epoch": config.epochs})
     told = {name: result["parallel"][name] for name in _TOLD}
     return model, {**result, "parallel": {"workers": n_workers(), **told}}

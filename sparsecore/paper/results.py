@@ -230,6 +230,16 @@ def _file(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+@cache
+def _modules() -> frozenset[str]:
+    """Return the names of the package's modules, as they are spelled on disk."""
+    # Not by looking whether there is such a file: where case does not count, a class has one too.
+    root = Path(sparsecore.__file__).parent
+    parts = [path.relative_to(root).with_suffix("").parts for path in root.rglob("*.py")]
+    names = (".".join(p[:-1] if p[-1] == "__init__" else p) for p in parts)
+    return frozenset(f"sparsecore.{name}" for name in names if name)
+
+
 def _closure(modules: Iterable[str]) -> set[str]:
     waiting, found = set(modules), set()
     while waiting:
@@ -242,7 +252,7 @@ def _closure(modules: Iterable[str]) -> set[str]:
                 names = [alias.name for alias in node.names]
             else:
                 continue
-            waiting |= {n for n in names if n.startswith("sparsecore.") and _file(n).is_file()}
+            waiting |= set(names) & _modules()
         waiting -= found | set(_NO_INFLUENCE)
     return found
 

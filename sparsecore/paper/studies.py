@@ -9,6 +9,7 @@ of is said in `conditions`, files are those of `results`; how results are shown 
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,8 @@ from tqdm.auto import tqdm
 
 from sparsecore import datasets
 from sparsecore.cluster import ClusterError
-from sparsecore.datasets import DataNotAvailable
+from sparsecore.datasets import DataError
+from sparsecore.lock import lock
 from sparsecore.paper import on_cluster, results
 from sparsecore.paper.conditions import (
     METHODS,
@@ -65,7 +67,7 @@ class Results:
     study: Study
     profile: str
     runs: list[Result]
-    unavailable: frozenset[str] = frozenset()
+    unavailable: dict[str, str] = field(default_factory=dict)
     no_cluster: str = ""
     diverged: list[Result] = field(default_factory=list)
     recorded: bool = False
@@ -88,6 +90,11 @@ class Results:
         if self.diverged_of(dataset, method):
             return "all seeds diverged"
         return excluded(dataset, method) or NOT_AVAILABLE
+
+    def lacks(self, dataset: str, method: str) -> bool:
+        """Tell whether a method has nothing to show that the study asks for: not even failures."""
+        found = self.of(dataset, method) or self.diverged_of(dataset, method)
+        return not (found or excluded(dataset, method))
 
     @property
     def suffix(self) -> str:
@@ -202,7 +209,7 @@ def load(
                 ResultWarning,
                 stacklevel=2,
             )
-    unavailable: set[str] = set()
+    unavailable: dict[str, str] = {}
     no_cluster = ""
     with (
         on_cluster.kept(),
@@ -217,15 +224,18 @@ def load(
             bar.set_description_str(f"{key} {number}/{len(todo)} {condition.name}")
             if condition.dataset not in unavailable:  # asking again could mean to wait again
                 try:
-                    runs[condition] = _run(condition, bar.update)
-                    continue
-                except DataNotAvailable:
-                    unavailable.add(condition.dataset)
+                    with lock(condition.path.with_name(f".{condition.name}.lock")):
+                        result, _ = look(condition)  # another process may have been faster
+                        runs[condition] = result or _run(condition, bar.update)
+                    if result is None:
+                        continue
+                except DataError as error:
+                    unavailable[condition.dataset] = str(error)
                 except ClusterError as error:
                     no_cluster = str(error)
             bar.total -= condition.work * condition.config.epochs
     ended, diverged = _sorted([runs[c] for c in conditions if c in runs])
-    return Results(study, profile, ended, frozenset(unavailable), no_cluster, diverged)
+    return Results(study, profile, ended, unavailable, no_cluster, diverged)
 
 
 def _sorted(runs: Iterable[Result]) -> tuple[list[Result], list[Result]]:
@@ -294,7 +304,7 @@ def look(condition: Condition) -> tuple[Result | None, str]:
         return None, stale
     if result["code_sha256"] != condition.code_sha256:
         return None, "stale: the code that trains has changed"
-    if result["provenance"].get("data_sha256") != _data_sha256(condition.dataset):
+    if _data_sha256(condition.dataset) not in (None, result["provenance"].get("data_sha256")):
         return None, "stale: the data have changed"
     return result, "present"
 
@@ -375,7 +385,17 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
             "surrogate": data.surrogate,
         },
     }
-    results.write(condition.path, {**about, **result})
+    whole = {**about, **result}
+    try:
+        results.write(condition.path, whole)
+    except OSError as error:
+        warnings.warn(
+            f"{condition.path.name} of {condition.study}, {condition.profile}: cannot be kept "
+            f"({error}); set {results.ENVIRONMENT} to a folder that can be written",
+            ResultWarning,
+            stacklevel=3,
+        )
+        return json.loads(json.dumps(whole))  # as it would have been read
     return results.read(condition.path)
 
 
@@ -392,13 +412,16 @@ def _limited(data: datasets.Dataset, train: int | None, test: int | None) -> dat
 
 @cache
 def _data_sha256(name: str) -> str | None:
-    """Return the hash of the data as they are; where it is pinned, without reading them."""
+    """Return the hash of the data as they are; where it is pinned, without reading them.
+
+    None if they are not here: a result of them is as good as it was.
+    """
     pinned = datasets.describe(name)["sha256"]
     if pinned is not None:
         return str(pinned)
     try:
         return _data(name).content_hash
-    except DataNotAvailable:
+    except DataError:
         return None
 
 

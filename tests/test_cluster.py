@@ -7,14 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("ipyparallel")
 pytest.importorskip("mpi4py")
 
+from ipyparallel.error import RemoteError
+
 from sparsecore import cluster, datasets, wasap
-from sparsecore.cluster import ClusterError
+from sparsecore.cluster import ClusterError, engines
 from sparsecore.train import TrainConfig
 
 pytestmark = [pytest.mark.mpi]
@@ -56,6 +59,16 @@ def test_cluster_of_its_own_trains_reports_and_goes(profile):
             cluster.train(workers, diverging, "digits")
         with pytest.raises(ClusterError, match="rank 0: ValueError: unknown data set 'nothing'"):
             cluster.train(workers, SMALL, "nothing")
+
+        # So does an interrupt, after which no engine trains on.
+        def interrupt(state):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            cluster.train(
+                workers, LONG.with_values(epochs=100_000), "digits", on_progress=interrupt
+            )
+        assert all(job.get(timeout=10) for job in workers.submit(os.getpid))
 
         _, result = cluster.train(
             workers, LONG.with_values(epochs=60), "digits", algorithm="wassp", limit=200,
@@ -130,6 +143,52 @@ def test_cluster_started_in_a_terminal_is_used_and_left_running(profile):
     finally:
         terminal.send_signal(signal.SIGINT)
         terminal.communicate(timeout=30)
+
+
+class Engines:
+    """A client of two engines that answer as the test says."""
+
+    ids = (0, 1)
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __getitem__(self, engine):
+        return SimpleNamespace(apply_async=lambda function: self)
+
+    def ready(self):
+        return True
+
+    def get(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            (0, 1, 1, "here", engines._SOURCES),
+            r"2 engines in MPI jobs of \[1\] ranks.*--engines=MPI",
+        ),
+        ((0, 2, 1, "here", "older"), "another state of sparsecore.*ipcluster stop"),
+        (
+            RemoteError("ModuleNotFoundError", "no sparsecore", "", {}),
+            "another environme",
+        ),
+    ],
+)
+def test_engines_that_cannot_be_used_are_refused(answer, message):
+    with pytest.raises(ClusterError, match=message):
+        cluster.Cluster(Engines(answer), 2)
+
+
+def test_engine_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setattr(engines, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(Engines, "ready", lambda self: False)
+    with pytest.raises(ClusterError, match=r"engine \[0, 1\] of 2 did not answer within"):
+        cluster.Cluster(Engines(None), 2)
 
 
 def test_stale_cluster_file_is_named_and_passed_over(profile):

@@ -11,7 +11,7 @@ as long as its block lasts. On a machine with Slurm the same training runs witho
     srun python -m sparsecore train --dataset fashion-mnist --algorithm wasap --json
 """
 
-from sparsecore.cluster.engines import Cluster, ClusterError, connect, mpiexec
+from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError, connect, mpiexec
 from sparsecore.cluster.training import train
 
-__all__ = ["Cluster", "ClusterError", "connect", "mpiexec", "train"]
+__all__ = ["Cluster", "ClusterError", "WorkerError", "connect", "mpiexec", "train"]

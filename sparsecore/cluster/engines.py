@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any
 import ipyparallel as ipp
 from traitlets.config import Config
 
+import sparsecore
 from sparsecore.team import cpu_count
 from sparsecore.wasap.processes import trouble
 
@@ -29,6 +31,20 @@ _ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package
 
 class ClusterError(RuntimeError):
     """A cluster that cannot be used, or that broke; the message says what to do."""
+
+
+class WorkerError(ClusterError):
+    """A worker that failed.
+
+    Attributes
+    ----------
+    cause : str
+        Name of the exception's class, such as "FloatingPointError".
+    """
+
+    def __init__(self, message: str, cause: str) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Cluster:
@@ -50,7 +66,13 @@ class Cluster:
     def __init__(self, client: Any, n: int, own: Any = None) -> None:
         self.client, self.own = client, own
         facts = _facts(client)
-        sizes = {size for _, size, _, _ in facts.values()}
+        if any(sources != _SOURCES for *_, sources in facts.values()):
+            raise ClusterError(
+                "the running cluster's engines work with another state of sparsecore than this "
+                "process, from before an edit or in another environment: stop it (ipcluster stop) "
+                f"and start it with ipcluster start --engines=MPI -n {n}"
+            )
+        sizes = {size for _, size, *_ in facts.values()}
         if sizes != {len(facts)}:
             raise ClusterError(
                 f"the running cluster has {len(facts)} engines in MPI jobs of {sorted(sizes)} "
@@ -231,8 +253,11 @@ def _stop(own: Any, workers: Cluster | None) -> None:
         warnings.warn(f"the cluster did not stop by itself: {error}", stacklevel=2)
 
 
-def _facts(client: Any) -> dict[int, tuple[int, int, int, str]]:
-    """Return rank, number of ranks, process number and host of each engine."""
+_Facts = tuple[int, int, int, str, str]
+
+
+def _facts(client: Any) -> dict[int, _Facts]:
+    """Return what `_about_engine` does, of each engine."""
     jobs = {engine: client[engine].apply_async(_about_engine) for engine in client.ids}
     end = time.monotonic() + _ANSWER_SECONDS
     while silent := [engine for engine, job in jobs.items() if not job.ready()]:
@@ -242,11 +267,28 @@ def _facts(client: Any) -> dict[int, tuple[int, int, int, str]]:
                 "hangs, or computes for somebody else; stop the cluster and start it anew"
             )
         time.sleep(0.05)
-    return {engine: job.get() for engine, job in jobs.items()}
+    try:
+        return {engine: job.get() for engine, job in jobs.items()}
+    except ipp.error.RemoteError as error:
+        raise ClusterError(
+            f"the running cluster's engines cannot use sparsecore ({error.ename}: {error.evalue}): "
+            "they may belong to another environment; stop the cluster (ipcluster stop)"
+        ) from error
 
 
-def _about_engine() -> tuple[int, int, int, str]:
-    """Return rank, number of ranks, process number and host of an engine."""
+def _about_engine() -> _Facts:
+    """Return rank, number of ranks, process number, host and code of an engine."""
     from sparsecore.wasap.mpi import world
 
-    return world().rank, world().size, os.getpid(), socket.gethostname()
+    return world().rank, world().size, os.getpid(), socket.gethostname(), _SOURCES
+
+
+def _sources() -> str:
+    """Return a digest of the package's sources as they are on disk."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(sparsecore.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_SOURCES = _sources()  # now: an engine goes on with the modules that it has loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import ipyparallel as ipp
 
 from sparsecore.cluster.display import Display
-from sparsecore.cluster.engines import Cluster, ClusterError
+from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
 from sparsecore.train import TrainConfig
@@ -63,8 +64,13 @@ def train(
     Raises
     ------
     ClusterError
-        If a worker fails or is killed; the message names the rank and the cause. The cluster must
-        then be started anew.
+        If a worker fails (a `WorkerError`) or is killed; the message names the rank and the cause.
+        The cluster must then be started anew.
+
+    Notes
+    -----
+    An interrupt (Ctrl-C, or a notebook's stop button) interrupts the engines too, which then are
+    ready for the next run.
     """
     show = Display() if on_progress is None else on_progress
     path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
@@ -82,20 +88,32 @@ def train(
         job.add_done_callback(lambda _, rank=rank: ended.append(rank))
     shown: dict[str, Any] | None = None
     stopped: list[int] = []
-    while not jobs[0].ready():
-        jobs[0].wait(_POLL_SECONDS)
-        stopped = cluster.stopped() or stopped
-        state = jobs[0].data
-        if state and state != shown:
-            shown = dict(state)
-            show(shown)
-        if any(job.ready() and not job.successful() for job in jobs):
-            break
+    try:
+        while not jobs[0].ready():
+            jobs[0].wait(_POLL_SECONDS)
+            stopped = cluster.stopped() or stopped
+            state = jobs[0].data
+            if state and state != shown:
+                shown = dict(state)
+                show(shown)
+            if any(job.ready() and not job.successful() for job in jobs):
+                break
+    except KeyboardInterrupt:
+        _interrupt(cluster, jobs)
+        raise
     _raise_errors(cluster, jobs, ended, stopped, path)
     model, result = jobs[0].get(timeout=60)
     if isinstance(show, Display):
         show.finish(result)
     return model, result
+
+
+def _interrupt(cluster: Cluster, jobs: list[Any]) -> None:
+    """Have the engines stop too: they would train to the end, and answer nobody until then."""
+    cluster.client.send_signal(signal.SIGINT, targets=cluster.engines, block=True)
+    end = time.monotonic() + _GRACE_SECONDS
+    while time.monotonic() < end and not all(job.ready() for job in jobs):
+        time.sleep(_POLL_SECONDS)
 
 
 def _raise_errors(
@@ -132,7 +150,7 @@ def _raise_errors(
     silent = [r for r, job in enumerate(jobs) if not job.ready()]
     if silent:
         hint = f" (rank {silent} did not answer: start the cluster anew)" + hint
-    raise ClusterError(f"rank {rank}: {name}: {text}{hint}")
+    raise WorkerError(f"rank {rank}: {name}: {text}{hint}", name)
 
 
 def _train_on_engine(

@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         options.function(options)
+    except MemoryError as error:
+        print(f"sparsecore {options.command}: not enough memory: {error}", file=sys.stderr)
+        return 1
     except (ValueError, FloatingPointError, OSError, RuntimeError) as error:
         print(f"sparsecore {options.command}: {error}", file=sys.stderr)
         return 1

@@ -109,7 +109,7 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
     with open(path, "rb") as stream:
         try:
             return _read(stream, path)
-        except CheckpointError:
+        except (CheckpointError, MemoryError):
             raise
         except Exception as error:  # what damaged bytes can make a zip and array reader raise
             raise CheckpointError(

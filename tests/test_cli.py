@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from sparsecore import __version__, checkpoint
+from sparsecore import __version__, checkpoint, datasets
 from sparsecore.__main__ import main
 from sparsecore.bench import bench
 from sparsecore.team import cpu_count
@@ -112,7 +112,7 @@ def test_every_hyperparameter_is_an_option(capsys):
         "hidden": [12, 8], "density": 0.5, "activation": "leaky-relu", "alpha": 0.1,
         "init": "xavier", "learning_rate": 0.02, "momentum": 0.8, "weight_decay": 0.001,
         "dropout": 0.1, "zeta": 0.2, "batch_size": 32, "epochs": 4, "prune_from": 1,
-        "prune_every": 2, "prune_percentile": 10.0, "augment": False, "epsilon": 3.0,
+        "prune_every": 2, "prune_percentile": 10.0, "augment": False,
     }  # fmt: skip
     words = ["train", "--dataset", "digits", "--limit", "200", "--json"]
     for name, value in given.items():
@@ -125,7 +125,8 @@ def test_every_hyperparameter_is_an_option(capsys):
     assert main(words) == 0
     result = last_line(capsys.readouterr().out)
     # Everything that a result's config says, and nothing else, could be said on the command line.
-    assert {k: v for k, v in result["config"].items() if k not in ("dataset", "n_train")} == given
+    others = ("dataset", "n_train", "epsilon")  # --epsilon is said instead of --density
+    assert {k: v for k, v in result["config"].items() if k not in others} == given
     assert result["nnz_end"] < result["nnz_start"], "pruned"
 
 
@@ -199,7 +200,19 @@ def test_data_list_and_verify(capsys):
     assert re.fullmatch(r"digits: .*sha256 [0-9a-f]{64}\n", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["bench"], ["data"], ["data", "fetch"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["train"],
+        ["bench"],
+        ["data"],
+        ["data", "fetch"],
+        ["study"],
+        ["study", "run"],
+        ["extreme"],
+    ],
+)
 def test_help_is_quick_and_complete(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -243,6 +256,7 @@ def test_version():
         ["train", "--dataset", "digits", "--hidden", "10;20"],
         ["train", "--dataset", "digits", "--colour", "red"],
         ["bench", "--epsilon", "3", "--density", "0.5"],
+        ["train", "--dataset", "digits", "--epsilon", "3", "--density", "0.5"],
         ["data"],
     ],
 )
@@ -276,7 +290,15 @@ def test_options_that_make_no_sense_end_with_status_2(words, capsys):
         (["--augment"], "augment: expected colour images"),
         (["--phase1", "0.5"], "--phase1: expected --algorithm wasap or wassp"),
         (["--window", "shared"], "--window: expected --algorithm wasap or wassp"),
+        (["--patience", "3"], "--patience: expected --algorithm wasap or wassp"),
         (["--algorithm", "wasap", "--phase1", "7"], "phase1: expected a share in [0, 1], got 7.0"),
+        (["--algorithm", "wasap", "--warmup", "2"], "--warmup: expected --algorithm wassp with"),
+        (["--algorithm", "wasap", "--patience", "0"], "--patience: expected seconds above 0"),
+        (["--prune-every", "3"], "--prune-every: expected --prune-from EPOCH with it, got none"),
+        (["--prune-percentile", "3"], "--prune-percentile: expected --prune-from EPOCH with it"),
+        (["--out", os.curdir], "--out: expected a file, got the folder ."),
+        (["--checkpoint", os.devnull + "/a/b.npz"], "b.npz: /dev/null is no folder with"),
+        (["--replay", "run.json"], "--dataset: not with --replay, which says all by itself"),
     ],
 )
 def test_values_out_of_range_end_with_status_1_and_one_line(words, complaint, capsys):
@@ -301,6 +323,53 @@ def test_values_out_of_range_end_with_status_1_and_one_line(words, complaint, ca
 def test_bench_names_what_is_wrong(words, complaint, capsys):
     assert main(["bench", *words]) == 1
     assert complaint in capsys.readouterr().err
+
+
+def test_nothing_is_given_beside_a_replay(capsys):
+    for words in (["--epochs", "5"], ["--seed", "3"], ["--algorithm", "wassp"], ["--resume"]):
+        assert main(["train", "--replay", "run.json", *words]) == 1
+        assert f"{words[0]}: not with --replay" in capsys.readouterr().err
+    assert main(["train", "--replay", "run.json", "--threads", "1"]) == 1
+    assert "run.json" in capsys.readouterr().err.splitlines()[-1]  # there is no such file
+
+
+@pytest.mark.parametrize("name", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_ranks_that_train_the_same_are_told(monkeypatch, capsys, name):
+    monkeypatch.setenv(name, "2")
+    assert main([*SMALL, "--epochs", "1"]) == 0
+    assert "every rank trains the same network by itself" in capsys.readouterr().err
+
+
+def test_a_surrogate_is_said_to_be_one(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("SPARSECORE_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = ["train", "--dataset", "leukemia", "--hidden", "5", "--epochs", "1", "--limit", "100"]
+    assert main([*words, "--json"]) == 0
+    told = capsys.readouterr()
+    assert "leukemia is a surrogate here" in told.err
+    assert last_line(told.out)["data"] == {"source": "surrogate generator", "surrogate": True}
+    assert main(words) == 0
+    assert "test accuracy on a surrogate" in capsys.readouterr().out
+    assert main(["data", "list"]) == 0
+    [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("leukemia ")]
+    assert line.endswith("a surrogate here")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "sparsecore data: interrupted"),
+        (MemoryError("3 TiB"), 1, "sparsecore data: not enough memory: 3 TiB"),
+        (ModuleNotFoundError("x", name="mpi4py"), 1, "pip install 'sparsecore[mpi]'"),
+    ],
+)
+def test_other_ends_have_their_status_and_one_line(monkeypatch, capsys, error, status, message):
+    def stop(name):
+        raise error
+
+    monkeypatch.setattr(datasets, "verify", stop)
+    assert main(["data", "verify", "digits"]) == status
+    assert message in capsys.readouterr().err
 
 
 def test_an_unknown_data_set_is_named():

@@ -26,7 +26,10 @@ def add(commands: Any) -> None:
 def _list_data(options: argparse.Namespace) -> None:
     for name in datasets.names():
         facts = datasets.describe(name)
-        here = "here" if datasets.available(name) else "to be fetched"
+        if datasets.stands_in(name):
+            here = "a surrogate here"
+        else:
+            here = "here" if datasets.available(name) else "to be fetched"
         print(
             f"{name:18} {facts['domain']:10} {facts['n_features']:>6} features "
             f"{facts['n_classes']:>3} classes {facts['n_train']:>7}/{facts['n_test']:<6} {here}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -30,6 +32,30 @@ def whole(text: str) -> int:
     except (ValueError, OverflowError):
         pass
     raise argparse.ArgumentTypeError(f"expected a whole number, such as 50 or 2e8, got {text!r}")
+
+
+def ranks_here() -> int:
+    """Return how many processes this one was started with by MPI, without starting MPI; 1 if none.
+
+    MPICH and those made of it, Open MPI, and Slurm's own start say it in the environment.
+    """
+    names = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
+    return max(int(os.environ.get(name, 1)) for name in names)
+
+
+def check_target(option: str, name: str | None) -> None:
+    """Refuse a file that could not be written at the end of a run; its folder may be made yet."""
+    if name is None:
+        return
+    path = Path(name)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise ValueError(f"{option}: expected a file, got the folder {name}")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{option}: expected a file that can be written, got {name}: {folder} is no folder "
+            "with permission to write"
+        )
 
 
 def check_common(options: argparse.Namespace) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from sparsecore import datasets
-from sparsecore.commands.options import check_common, sizes
+from sparsecore.commands.options import check_common, check_target, ranks_here, sizes
 
 if TYPE_CHECKING:
     from sparsecore.mlp import SparseMLP
+
+_WITH_REPLAY = ("command", "function", "default", "replay", "threads", "json")
 
 
 def add(commands: Any) -> None:
@@ -23,7 +24,7 @@ def add(commands: Any) -> None:
         description="Train a truly sparse network. Hyperparameters that are not given are those of "
         "the study for the data set, as the book's table of hyperparameters has them.",
     )
-    sub.set_defaults(function=_train)
+    sub.set_defaults(function=_train, default=sub.get_default)
     sub.add_argument(
         "--dataset", metavar="NAME", help=f"one of {', '.join(datasets.names())}; required"
     )
@@ -36,12 +37,13 @@ def add(commands: Any) -> None:
         metavar="N,N,…",
         help="neurons of the hidden layers (fashion-mnist: 1000,1000,1000)",
     )
-    group.add_argument(
+    density = group.add_mutually_exclusive_group()
+    density.add_argument(
         "--epsilon",
         type=float,
         help="density, > 0: about ε (n_in + n_out) connections a layer (fashion-mnist: 20)",
     )
-    group.add_argument(
+    density.add_argument(
         "--density", type=float, help="connection probability in (0, 1] instead of --epsilon"
     )
     group.add_argument("--activation", help="all-relu, relu or leaky-relu (all-relu)")
@@ -136,9 +138,8 @@ def add(commands: Any) -> None:
     parallel.add_argument(
         "--patience",
         type=float,
-        default=5.0,
         metavar="SECONDS",
-        help="silence after which a rank counts as lost (%(default)s)",
+        help="silence after which a rank counts as lost (5)",
     )
     parallel.add_argument(
         "--replay",
@@ -164,14 +165,13 @@ def _train(options: argparse.Namespace) -> None:
 
     check_common(options)
     if options.replay is not None:
-        for name in ("dataset", "out", "checkpoint", "limit"):
-            if getattr(options, name) is not None:
+        for name, value in vars(options).items():
+            if name not in _WITH_REPLAY and value != options.default(name):
+                name = name.replace("_", "-")
                 raise ValueError(f"--{name}: not with --replay, which says all by itself")
         _replay(options)
         return
     _check_parallel(options)
-    if options.patience <= 0:
-        raise ValueError(f"--patience: expected seconds above 0, got {options.patience}")
     if options.dataset is None:
         raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none")
     base = settings.setting(options.dataset).config
@@ -181,11 +181,24 @@ def _train(options: argparse.Namespace) -> None:
         if (value := getattr(options, name, None)) is not None
     }
     config = base.with_values(**given)
+    for name in ("prune_every", "prune_percentile"):
+        if name in given and config.prune_from is None:
+            name = name.replace("_", "-")
+            raise ValueError(f"--{name}: expected --prune-from EPOCH with it, got none")
     if options.resume and options.checkpoint is None:
         raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
+    for name in ("out", "checkpoint"):
+        check_target(f"--{name}", getattr(options, name))
     data = _loaded(options.dataset, options.limit, options.seed)
+    if data.surrogate:
+        print(
+            f"sparsecore train: {data.name} is a surrogate here, generated data of the same shape: "
+            f"its accuracy says nothing (python -m sparsecore data fetch {data.name} tells where "
+            "to put the real data)",
+            file=sys.stderr,
+        )
     if options.algorithm == "sequential":
-        if int(os.environ.get("PMI_SIZE", 1)) > 1:
+        if ranks_here() > 1:
             print(
                 "sparsecore train: every rank trains the same network by itself; to share the "
                 "work: --algorithm wasap",
@@ -200,47 +213,61 @@ def _train(options: argparse.Namespace) -> None:
             checkpoint_path=options.checkpoint,
             resume=options.resume,
         )
-        _report(model, result, options)
+        _report(data, model, result, options)
         return
     from sparsecore.wasap.job import job
 
     with job(options) as this_job:
         trained, found = this_job.train(data, config)
         if trained is not None and found is not None:
-            _report(trained, found, options)
+            _report(data, trained, found, options)
 
 
 def _check_parallel(options: argparse.Namespace) -> None:
     """Fill in what a parallel run is told; refuse it where nothing is parallel."""
     from sparsecore.wasap.plan import Plan
+    from sparsecore.wasap.watch import PATIENCE
 
     usual = Plan()
-    for name, default in (("phase1", usual.phase1), ("warmup", usual.warmup), ("window", "auto")):
+    for name, default in (
+        ("phase1", usual.phase1),
+        ("warmup", usual.warmup),
+        ("window", "auto"),
+        ("patience", PATIENCE),
+    ):
         if getattr(options, name) is None:
             setattr(options, name, default)
         elif options.algorithm == "sequential":
             raise ValueError(f"--{name}: expected --algorithm wasap or wassp with it, got none")
+        elif (name, options.algorithm) == ("warmup", "wasap"):
+            raise ValueError("--warmup: expected --algorithm wassp with it, got wasap")
+    if options.patience <= 0:
+        raise ValueError(f"--patience: expected seconds above 0, got {options.patience}")
     if options.algorithm != "sequential":
         Plan(options.algorithm, options.phase1, options.warmup)  # refuses what is out of range
 
 
-def _report(model: SparseMLP, result: dict[str, Any], options: argparse.Namespace) -> None:
-    """Save and print what came of a training run."""
+def _report(
+    data: datasets.Dataset, model: SparseMLP, result: dict[str, Any], options: argparse.Namespace
+) -> None:
+    """Print and save what came of a training run."""
     from sparsecore import checkpoint
 
-    if options.out is not None:
-        checkpoint.save(model, options.out)
     if options.json:
-        print(json.dumps(result), flush=True)
+        about = {"source": data.source, "surrogate": data.surrogate}
+        print(json.dumps({**result, "data": about}), flush=True)
     else:
         print(model)
         print(
-            f"test accuracy {100 * result['test_accuracy']:.2f} % "
+            f"test accuracy{' on a surrogate' * data.surrogate} "
+            f"{100 * result['test_accuracy']:.2f} % "
             f"(best {100 * result['best_test_accuracy']:.2f} %), "
             f"{result['seconds']['train']:.1f} s of training, "
             f"{result['samples_per_second']:,.0f} samples/s",
             flush=True,
         )
+    if options.out is not None:  # last: should it fail, the result is not lost
+        checkpoint.save(model, options.out)
 
 
 def _loaded(name: str, limit: int | None, seed: int) -> datasets.Dataset:

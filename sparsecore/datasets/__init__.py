@@ -27,6 +27,7 @@ __all__ = [
     "fetch",
     "load",
     "names",
+    "stands_in",
     "verify",
 ]
 
@@ -107,6 +108,28 @@ def available(name: str) -> bool:
     """
     entry = registry.find(name)
     return entry.generate is not None or _locate(entry, []) is not None
+
+
+def stands_in(name: str) -> bool:
+    """
+    Tell whether `load` would return a surrogate here.
+
+    Parameters
+    ----------
+    name : str
+        One of `names()`.
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    entry = registry.find(name)
+    return entry.generate is not None and bool(entry.files) and _locate(entry, []) is None
 
 
 def load(name: str) -> Dataset:

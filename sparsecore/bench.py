@@ -23,7 +23,7 @@ from sparsecore.provenance import peak_rss_mb, provenance
 from sparsecore.seeds import Purpose
 from sparsecore.team import Team, barrier
 
-_STEPS_PER_CALL = 8  # the trainer, too, hands the kernels many steps at a time
+_STEPS_PER_CALL = 32  # the trainer, too, hands the kernels many steps at a time
 _WARM_UP_CALLS = 2
 _REPEATS = 5
 _MEETINGS = 20_000
@@ -56,7 +56,7 @@ def bench(
     Returns
     -------
     dict
-        "ms_per_step" {"median", "min", "p90"} (over calls of 8 steps), "gflops" (of the median
+        "ms_per_step" {"median", "min", "p90"} (over calls of 32 steps), "gflops" (of the median
         step; 6 floating-point operations a connection and sample, 4 in the first layer, whose input
         gradient nobody needs), "nnz", "evolution_ms" and "predict_ms" (one batch; medians),
         "meeting_us" (see `meeting_seconds`), "peak_rss_mb", what was timed, and "provenance".

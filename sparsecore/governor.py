@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-_TURN_SECONDS = 4e-3  # far longer than it takes to start the members
+_TURN_SECONDS = 16e-3  # far longer than it takes to start the members, 0.1 ms and more
 _LAST = 5  # turns whose median is the pace: one that was interrupted does not count
-_FIRST_WAIT, _LONGEST_WAIT = 8, 256  # turns between trials: 256 are a second, or as many long steps
+_FIRST_WAIT, _LONGEST_WAIT = 8, 128  # turns between trials: 128 are two seconds, or long steps
 
 
 class Governor:
@@ -43,7 +43,11 @@ class Governor:
         """Return how many units of work the coming turn should take, of `most` that there are."""
         if self.size == 1 or not most:
             return most
-        return min(most, max(1, int(_TURN_SECONDS / median(self._seconds)))) if self._seconds else 1
+        if not self._seconds:
+            return 1
+        # In equal turns: in a short one at the end, the start would count for more than the work.
+        turns = max(1, round(most * median(self._seconds) / _TURN_SECONDS))
+        return -(-most // turns) if turns < most else 1
 
     def took(self, seconds: float) -> None:
         """Tell how long a unit of the turn has taken, in seconds, and choose for the next."""

@@ -30,6 +30,7 @@ COMPILED = (
     "kernels",
     "lanes",
     "paper/dense",
+    "programs",
     "team",
     "topology",
 )

@@ -1,4 +1,4 @@
-"""The jitted loops: forward, loss, backward and update over plain arrays.
+"""The jitted loops over one layer: forward, loss, backward and update, on plain arrays.
 
 Activations are feature-major and cut into blocks of the batch: layer l holds ``n_blocks`` blocks of
 shape ``(n_l, lanes)``, one after the other in one flat buffer, so a neuron's batch row is
@@ -10,10 +10,8 @@ gradient, the weight gradient and the update in one pass. A layer too wide for t
 slices, first all connections to its first neurons, then all to the next: what is read at random
 stays in the cache, and every sum is still added up in the same order.
 
-Every function fills arrays that it is given; who allocates and checks them is `mlp`. A program
-(`train_batches`, `batch_gradient`, `predict_range`) is walked through by all members of a
-`team.Team`: a row of a layer is computed by exactly one member, so results do not depend on the
-number of threads, nor on who takes which part.
+Every function fills arrays that it is given; who allocates and checks them is `mlp`, who calls them
+in which order, and on which thread, is said in `programs`.
 """
 
 from __future__ import annotations
@@ -31,19 +29,20 @@ from sparsecore.lanes import (
     fma,
     lanes_of,
     load,
-    load_mask,
+    load_across,
+    load_mask_across,
     partial_dot,
     positive,
     put,
     select,
     splat,
     store,
+    store_across,
     store_mask,
     tile_of,
     total,
     totals,
 )
-from sparsecore.team import PARTS, barrier, claim
 
 # Two things that Numba must be told, or a step takes 8 ms instead of 2. Without `_nrt`, every
 # access to an array of a tuple counts references, atomically, in the inner loop; here no array is
@@ -76,11 +75,13 @@ class Workspace(NamedTuple):
     act_start: np.ndarray  #: int64, where each layer begins in `act`
     positive: np.ndarray  #: uint8, one bit an activation: pre-activation above zero
     kept: np.ndarray  #: uint8, one bit an activation: kept by dropout
+    losses: np.ndarray  #: float64, cross-entropy of each sample of the batch, in nats
+    hits: np.ndarray  #: bool, whether its largest logit is the label's
     forward_cuts: np.ndarray  #: int64 (layers, parts + 1), output neurons of each part
     backward_cuts: np.ndarray  #: int64 (layers, parts + 1), input neurons of each part
     forward_slices: np.ndarray  #: int64, per layer, slices of the inputs that forward reads
     backward_slices: np.ndarray  #: int64, per layer, slices of the gradients that backward reads
-    cursor: np.ndarray  #: int64, where each row of the layer goes on in the next slice
+    cursor: np.ndarray  #: int64 (members, rows), where each row goes on in the next slice
     partial: np.ndarray  #: float32, input gradients of the layer between two slices
 
 
@@ -92,6 +93,14 @@ class Rule(NamedTuple):
     weight_decay: Any  #: float32, per step
     dropout: Any  #: float32 in [0, 1): probability that a hidden activation is dropped
     seed: Any  #: uint64, key of the dropout noise
+
+
+class Noise(NamedTuple):
+    """The dropout of one step."""
+
+    key: Any  #: uint64, another in each step
+    threshold: Any  #: uint16, of 2**16: what is drawn below drops an activation
+    scale: Any  #: float32, factor of what is kept
 
 
 class Metrics(NamedTuple):
@@ -110,6 +119,14 @@ def mix(a, b):
     return h ^ (h >> np.uint64(31))
 
 
+@_inline
+def noise_of(rule, step):
+    """Return the dropout of a step."""
+    threshold = np.uint16(np.float64(rule.dropout) * 2.0**16)
+    scale = np.float32(1.0 / (1.0 - np.float64(rule.dropout)))
+    return Noise(mix(rule.seed, step), threshold, scale)
+
+
 @_jit
 def _row_start(sizes, layer, side):
     """Where a layer's pointers begin: in `indptr` for side 1, in `out_indptr` for side 0."""
@@ -120,7 +137,7 @@ def _row_start(sizes, layer, side):
 
 
 @_jit
-def _gather(width, start, stop, inputs, rows, first, count, act, x0):
+def gather(width, start, stop, inputs, rows, first, count, act, x0):
     """Copy features [start, stop) of `count` samples into a feature-major block, padded with 0."""
     lanes, side = lanes_of(width), tile_of(width)
     whole = start + (stop - start) // side * side
@@ -147,7 +164,8 @@ class Slice(NamedTuple):
 
 
 @_inline
-def _slice(n, number, slices):
+def slice_of(n, number, slices):
+    """Return one of the slices that `n` neurons are cut into."""
     return Slice(n * (number + 1) // slices, number == 0, number == slices - 1)
 
 
@@ -175,24 +193,24 @@ def _weighted_sum(width, begin, end, net, act, x0, acc):
 
 
 @_jit
-def _forward(
-    width, start, stop, layer, part, net, act, x0, y0, hidden, work, key, column, threshold, scale
-):
+def forward(width, start, stop, layer, part, net, act, x0, y0, hidden, work, cursor, noise, column):
     """Add a slice of the inputs of neurons [start, stop) of a layer; with the last, finish them.
 
-    With a `work`, what backward needs is kept; without, there is one slice only.
+    With a `work`, what backward needs is kept, and `noise` drops activations; without, there is one
+    slice only. `column` is the place of the first lane's sample in the batch.
     """
     lanes = lanes_of(width)
     base, bias = net.weight_start[layer], net.bias_start[layer]
     pointer = _row_start(net.sizes, layer, 1)
-    slope, stretch = splat(width, net.slopes[layer]), splat(width, scale)
-    nothing = splat(width, np.float32(0))
+    slope, nothing = splat(width, net.slopes[layer]), splat(width, np.float32(0))
+    if work is not None:
+        key, stretch = mix(noise.key, layer), splat(width, noise.scale)
     for row in range(start, stop):
         target = y0 + row * lanes
         begin, end = base + at(net.indptr, pointer + row), base + at(net.indptr, pointer + row + 1)
         y = splat(width, at(net.biases, bias + row))
         if work is not None:
-            begin, end = _within(part, row, begin, end, net.indices, work.cursor)
+            begin, end = _within(part, row, begin, end, net.indices, cursor)
             if not part.first:
                 y = load(width, act, target)
         y = _weighted_sum(width, begin, end, net, act, x0, y)
@@ -201,15 +219,15 @@ def _forward(
             y = select(up, y, y * slope)
             if work is not None:
                 store_mask(work.positive, target, up)
-                if threshold > 0:
-                    keep = bernoulli(width, np.uint32(mix(key, row)), column, threshold)
+                if noise.threshold > 0:
+                    keep = bernoulli(width, np.uint32(mix(key, row)), column, noise.threshold)
                     store_mask(work.kept, target, keep)
                     y = select(keep, y * stretch, nothing)
         store(act, target, y)
 
 
 @_jit
-def _softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count, metrics):
+def softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count, losses, hits):
     """Replace a block of logits by the gradient of the summed loss; padding gets gradient 0."""
     lanes = lanes_of(width)
     for column in range(count):
@@ -224,8 +242,8 @@ def _softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count
             e = math.exp(at(act, z0 + c * lanes + column) - top)
             norm += e
         label = labels[at(rows, first + column)]
-        metrics.loss[0] += math.log(norm) + top - at(act, z0 + label * lanes + column)
-        metrics.correct[0] += label == best
+        losses[column] = math.log(norm) + top - at(act, z0 + label * lanes + column)
+        hits[column] = label == best
         for c in range(n_classes):
             place = z0 + c * lanes + column
             p = math.exp(at(act, place) - top) / norm
@@ -236,285 +254,181 @@ def _softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count
 
 
 class Pace(NamedTuple):
-    """How a block of the batch moves the parameters.
+    """How some blocks of the batch move the parameters.
 
     The velocity gathers the gradients of all blocks, and the parameters move with the last one,
     because until then backward needs their old values.
     """
 
-    rate: Any  #: float32, factor of the block's summed gradient
-    carry: Any  #: float32, factor of what was there: the momentum, or 1 after the first block
-    keep: Any  #: float32, factor of the parameter: 1 - weight decay with the last block, or 1
-    move: Any  #: float32, factor of the velocity: 1 with the last block, or 0
+    rate: Any  #: float32, factor of a block's summed gradient
+    carry: Any  #: float32, factor of what was there: the momentum, or 1 after the first blocks
+    keep: Any  #: float32, factor of the parameter: 1 - weight decay with the last blocks, or 1
+    move: Any  #: float32, factor of the velocity: 1 with the last blocks, or 0
 
 
 @_inline
-def _pace(rate, rule, momentum, block, blocks):
+def pace_of(rate, rule, momentum, turn, turns):
+    """Return the pace of the blocks that are worked on in one of several turns."""
     one, zero = np.float32(1), np.float32(0)
-    carry = momentum if block == 0 else one
-    final = block == blocks - 1
+    carry = momentum if turn == 0 else one
+    final = turn == turns - 1
     return Pace(rate, carry, one - rule.weight_decay if final else one, one if final else zero)
 
 
-@_inline
-def _apply(k, g, values, velocity, gradient, pace):
-    """Use the gradient of parameter k, summed over one block of the batch.
+class Target(NamedTuple):
+    """What backward changes: velocities and with them the parameters, or gradients; else None.
 
-    One of `velocity` and `gradient` is None. With a velocity the momentum step
+    Gradients are in CSR order like the weights, velocities in the order in which backward, sweeping
+    the transposed access, comes by.
+    """
+
+    velocity: Any  #: float32 (nnz,) or None
+    velocity_b: Any  #: float32 (neurons,) or None
+    gradient: Any  #: float32 (nnz,) or None
+    gradient_b: Any  #: float32 (neurons,) or None
+
+
+@_inline
+def apply(k, p, g, values, velocity, gradient, pace):
+    """Use the gradient of one parameter, summed over one block of the batch.
+
+    The parameter is at place `p`, its velocity at `k`. With a velocity the momentum step
     v <- mu v - eta g; w <- w + v - lambda w is taken, else the gradient is written. There is no
     branch, which would cut the loops around it in two.
     """
     if velocity is not None:
         v = fma(-pace.rate, g, pace.carry * at(velocity, k))
         put(velocity, k, v)
-        put(values, k, fma(pace.move, v, pace.keep * at(values, k)))
+        put(values, p, fma(pace.move, v, pace.keep * at(values, p)))
     if gradient is not None:
-        before = at(gradient, k)
+        before = at(gradient, p)
         # Not multiplied by 0: an earlier gradient may have been infinite.
-        put(gradient, k, fma(pace.rate, g, before if pace.carry != 0 else np.float32(0)))
+        put(gradient, p, fma(pace.rate, g, before if pace.carry != 0 else np.float32(0)))
+
+
+class Rows(NamedTuple):
+    """Where the batch rows of a layer's neurons are that backward takes at a time."""
+
+    start: Any  #: int64, in `Workspace.act`
+    gap: Any  #: int64, from a row in one block of the batch to its continuation in the next
 
 
 @_inline
-def _connection(width, k, base, net, act, x, d0, acc, inner):
+def rows_of(width, layer, block, net, work):
+    """Return the rows of a layer, from a block of the batch on."""
+    gap = net.sizes[layer] * lanes_of(width)
+    return Rows(work.act_start[layer] + block * gap, gap)
+
+
+@_inline
+def _connection(wide, width, k, base, net, act, x, d, acc, inner):
     """Follow one outgoing connection of an input neuron that has activations `x`.
 
     Returns the connection's place, the input gradient with it added, and lanes that sum to the
     weight's gradient. Without `inner` nobody needs the input gradient.
     """
-    d = load(width, act, d0 + np.int64(at(net.out_indices, k)) * lanes_of(width))
+    row = d.start + np.int64(at(net.out_indices, k)) * lanes_of(width)
+    y = load_across(wide, width, act, row, d.gap)
     p = base + np.int64(at(net.out_position, k))
     if inner:
-        acc = fma(splat(width, at(net.weights, p)), d, acc)
-    return p, acc, partial_dot(x, d)
+        acc = fma(splat(wide, at(net.weights, p)), y, acc)
+    return p, acc, partial_dot(x, y)
 
 
 @_inline
-def _backward_row(width, begin, end, base, net, velocity, gradient, act, x, d0, acc, inner, pace):
+def _backward_row(wide, width, begin, end, base, net, target, act, x, d, acc, inner, pace):
     """Walk one input neuron's connections [begin, end); return `acc` with its input gradient."""
+    values, velocity, gradient = net.weights, target.velocity, target.gradient
     # Four at a time, because four sums over lanes together cost little more than one.
     k = begin
     while k + 4 <= end:
-        p0, acc, s0 = _connection(width, k, base, net, act, x, d0, acc, inner)
-        p1, acc, s1 = _connection(width, k + 1, base, net, act, x, d0, acc, inner)
-        p2, acc, s2 = _connection(width, k + 2, base, net, act, x, d0, acc, inner)
-        p3, acc, s3 = _connection(width, k + 3, base, net, act, x, d0, acc, inner)
+        p0, acc, s0 = _connection(wide, width, k, base, net, act, x, d, acc, inner)
+        p1, acc, s1 = _connection(wide, width, k + 1, base, net, act, x, d, acc, inner)
+        p2, acc, s2 = _connection(wide, width, k + 2, base, net, act, x, d, acc, inner)
+        p3, acc, s3 = _connection(wide, width, k + 3, base, net, act, x, d, acc, inner)
         g0, g1, g2, g3 = totals(s0, s1, s2, s3)
-        _apply(p0, g0, net.weights, velocity, gradient, pace)
-        _apply(p1, g1, net.weights, velocity, gradient, pace)
-        _apply(p2, g2, net.weights, velocity, gradient, pace)
-        _apply(p3, g3, net.weights, velocity, gradient, pace)
+        apply(k, p0, g0, values, velocity, gradient, pace)
+        apply(k + 1, p1, g1, values, velocity, gradient, pace)
+        apply(k + 2, p2, g2, values, velocity, gradient, pace)
+        apply(k + 3, p3, g3, values, velocity, gradient, pace)
         k += 4
     while k < end:
-        p0, acc, s0 = _connection(width, k, base, net, act, x, d0, acc, inner)
-        _apply(p0, total(s0), net.weights, velocity, gradient, pace)
+        p0, acc, s0 = _connection(wide, width, k, base, net, act, x, d, acc, inner)
+        apply(k, p0, total(s0), values, velocity, gradient, pace)
         k += 1
     return acc
 
 
 @_jit
-def _backward_input(width, start, stop, part, net, velocity, gradient, work, x0, d0, pace):
-    """Weight gradients and updates of the first layer, for a slice of its outputs."""
-    lanes = lanes_of(width)
-    nothing = splat(width, np.float32(0))
+def backward_input(wide, width, start, stop, part, net, target, work, x, d, pace):
+    """Weight gradients of what features [start, stop) feed, for a slice of it."""
+    cursor, nothing = work.cursor[0], splat(wide, np.float32(0))
     for row in range(start, stop):
-        x = load(width, work.act, x0 + row * lanes)
+        mine = load_across(wide, width, work.act, x.start + row * lanes_of(width), x.gap)
         begin, end = _within(
             part, row, at(net.out_indptr, row), at(net.out_indptr, row + 1), net.out_indices,
-            work.cursor,
+            cursor,
         )  # fmt: skip
         _backward_row(
-            width, begin, end, 0, net, velocity, gradient, work.act, x, d0, nothing, False, pace
+            wide, width, begin, end, 0, net, target, work.act, mine, d, nothing, False, pace
         )
 
 
 @_jit
-def _backward(
-    width, start, stop, layer, part, net, velocity, gradient, velocity_b, gradient_b, work, x0, d0,
-    threshold, scale, pace,
-):  # fmt: skip
-    """Gradients and updates of a hidden layer's outgoing weights, for a slice of their targets.
+def backward(wide, width, start, stop, layer, part, net, target, work, x, d, noise, pace):
+    """Gradients of a hidden layer's outgoing weights, for a slice of their targets.
 
     With the last slice, also of that layer's biases, and its activations are replaced by the
     gradients of its pre-activations.
     """
-    lanes = lanes_of(width)
-    act = work.act
+    cursor, act, all_lanes = work.cursor[0], work.act, lanes_of(wide)
     base, bias = net.weight_start[layer], net.bias_start[layer - 1]
     pointer = _row_start(net.sizes, layer, 0)
-    nothing, stretch = splat(width, np.float32(0)), splat(width, scale)
-    slope = splat(width, net.slopes[layer - 1] * scale)
+    nothing, stretch = splat(wide, np.float32(0)), splat(wide, noise.scale)
+    slope = splat(wide, net.slopes[layer - 1] * noise.scale)
     for row in range(start, stop):
-        place = x0 + row * lanes
-        x = load(width, act, place)
+        place = x.start + row * lanes_of(width)
+        mine = load_across(wide, width, act, place, x.gap)
         begin = base + at(net.out_indptr, pointer + row)
         end = base + at(net.out_indptr, pointer + row + 1)
-        begin, end = _within(part, row, begin, end, net.out_indices, work.cursor)
-        acc = nothing if part.first else load(width, work.partial, row * lanes)
+        begin, end = _within(part, row, begin, end, net.out_indices, cursor)
+        acc = nothing if part.first else load(wide, work.partial, row * all_lanes)
         acc = _backward_row(
-            width, begin, end, base, net, velocity, gradient, act, x, d0, acc, True, pace
+            wide, width, begin, end, base, net, target, act, mine, d, acc, True, pace
         )
         if not part.last:
-            store(work.partial, row * lanes, acc)
+            store(work.partial, row * all_lanes, acc)
             continue
-        acc = acc * select(load_mask(width, work.positive, place), stretch, slope)
-        if threshold > 0:
-            acc = select(load_mask(width, work.kept, place), acc, nothing)
-        store(act, place, acc)
-        _apply(bias + row, total(acc), net.biases, velocity_b, gradient_b, pace)
-
-
-@_jit
-def _step(
-    member, size, sync, width, net, velocity, velocity_b, gradient, gradient_b, work, rule,
-    inputs, labels, rows, first, count, step, metrics,
-):  # fmt: skip
-    """One batch: forward, loss, and backward into either the parameters or `gradient`."""
-    lanes = lanes_of(width)
-    depth = len(net.sizes) - 1
-    blocks = (count + lanes - 1) // lanes
-    threshold = np.uint16(np.float64(rule.dropout) * 2.0**16)
-    scale = np.float32(1.0 / (1.0 - np.float64(rule.dropout)))
-    rate = np.float32(1.0 / count)
-    momentum = np.float32(0)
-    if gradient is None:
-        rate, momentum = np.float32(rule.learning_rate / count), rule.momentum
-
-    features = net.sizes[0]
-    side = tile_of(width)
-    tiles, parts = (features + side - 1) // side, size * PARTS
-    for block in range(blocks):
-        x0 = work.act_start[0] + block * features * lanes
-        here = min(lanes, count - block * lanes)
-        part = claim(sync, size, member)
-        while part >= 0:
-            start = tiles * part // parts * side
-            stop = min(features, tiles * (part + 1) // parts * side)
-            _gather(width, start, stop, inputs, rows, first + block * lanes, here, work.act, x0)
-            part = claim(sync, size, member)
-        barrier(sync, size)
-
-    for layer in range(depth):
-        hidden = layer < depth - 1
-        key = mix(mix(rule.seed, step), layer)
-        for block in range(blocks):
-            x0 = work.act_start[layer] + block * net.sizes[layer] * lanes
-            y0 = work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
-            slices = work.forward_slices[layer]
-            for number in range(slices):
-                inputs_here = _slice(net.sizes[layer], number, slices)
-                part = claim(sync, size, member)
-                while part >= 0:
-                    _forward(
-                        width, work.forward_cuts[layer, part], work.forward_cuts[layer, part + 1],
-                        layer, inputs_here, net, work.act, x0, y0, hidden, work, key,
-                        np.uint32(block * lanes), threshold, scale,
-                    )  # fmt: skip
-                    part = claim(sync, size, member)
-                # The slices of a sum come in order.
-                barrier(sync, size)
-
-    if member == 0:
-        bias, n_classes = net.bias_start[depth - 1], net.sizes[depth]
-        for block in range(blocks):
-            z0 = work.act_start[depth] + block * n_classes * lanes
-            here = min(lanes, count - block * lanes)
-            _softmax_cross_entropy(
-                width, n_classes, work.act, z0, labels, rows, first + block * lanes, here, metrics
-            )
-            pace = _pace(rate, rule, momentum, block, blocks)
-            for c in range(n_classes):
-                g = total(load(width, work.act, z0 + c * lanes))
-                _apply(bias + c, g, net.biases, velocity_b, gradient_b, pace)
-    barrier(sync, size)
-
-    for layer in range(depth - 1, -1, -1):
-        for block in range(blocks):
-            pace = _pace(rate, rule, momentum, block, blocks)
-            x0 = work.act_start[layer] + block * net.sizes[layer] * lanes
-            d0 = work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
-            slices = work.backward_slices[layer]
-            for number in range(slices):
-                outputs_here = _slice(net.sizes[layer + 1], number, slices)
-                part = claim(sync, size, member)
-                while part >= 0:
-                    start = work.backward_cuts[layer, part]
-                    stop = work.backward_cuts[layer, part + 1]
-                    if layer == 0:
-                        _backward_input(
-                            width, start, stop, outputs_here, net, velocity, gradient, work, x0,
-                            d0, pace,
-                        )  # fmt: skip
-                    else:
-                        _backward(
-                            width, start, stop, layer, outputs_here, net, velocity, gradient,
-                            velocity_b, gradient_b, work, x0, d0, threshold, scale, pace,
-                        )  # fmt: skip
-                    part = claim(sync, size, member)
-                # The blocks' updates of a weight, and the slices of a sum, come in order.
-                barrier(sync, size)
-
-
-@_jit
-def train_batches(
-    member, size, sync, width, net, velocity, velocity_b, work, rule,
-    inputs, labels, rows, batch, step, metrics,
-):  # fmt: skip
-    """Take momentum steps over `rows`, `batch` samples each; the last one may be smaller.
-
-    Source: DESIGN's SGD with momentum (the paper, section on sparse training); cost
-    O(nnz * batch) a step, nothing is allocated.
-    """
-    for first in range(0, len(rows), batch):
-        count = min(batch, len(rows) - first)
-        _step(
-            member, size, sync, width, net, velocity, velocity_b, None, None, work, rule,
-            inputs, labels, rows, first, count, step + first // batch, metrics,
+        up = load_mask_across(wide, width, work.positive, place, x.gap)
+        acc = acc * select(up, stretch, slope)
+        if noise.threshold > 0:
+            acc = select(load_mask_across(wide, width, work.kept, place, x.gap), acc, nothing)
+        store_across(width, act, place, x.gap, acc)
+        apply(
+            bias + row, bias + row, total(acc), net.biases, target.velocity_b, target.gradient_b,
+            pace,
         )  # fmt: skip
 
 
 @_jit
-def batch_gradient(
-    member, size, sync, width, net, gradient, gradient_b, work, rule,
-    inputs, labels, rows, step, metrics,
-):  # fmt: skip
-    """Write the gradient of the mean loss over `rows` into two flat vectors."""
-    _step(
-        member, size, sync, width, net, None, None, gradient, gradient_b, work, rule,
-        inputs, labels, rows, 0, len(rows), step, metrics,
-    )  # fmt: skip
+def take(values, places, out):
+    """Write ``values[places]`` to `out`."""
+    for k in range(len(places)):
+        out[k] = at(values, at(places, k))
 
 
 @_jit
-def predict_range(member, size, width, net, inputs, rows, act, out):
-    """Write the logits of ``inputs[rows]`` to `out`; members take turns at blocks of samples.
-
-    `act` has one row a member, with room for two layers of one block.
-    """
-    lanes = lanes_of(width)
-    depth = len(net.sizes) - 1
-    n, half = len(rows), act.shape[1] // 2
-    mine = act[member]
-    everything = Slice(0, True, True)
-    for first in range(member * lanes, n, size * lanes):
-        count = min(lanes, n - first)
-        _gather(width, 0, net.sizes[0], inputs, rows, first, count, mine, 0)
-        for layer in range(depth):
-            x0, y0 = half * (layer % 2), half * ((layer + 1) % 2)
-            _forward(
-                width, 0, net.sizes[layer + 1], layer, everything, net, mine, x0, y0,
-                layer < depth - 1, None, np.uint64(0), np.uint32(0), np.uint16(0), np.float32(1),
-            )  # fmt: skip
-        z0 = half * (depth % 2)
-        for column in range(count):
-            for c in range(net.sizes[depth]):
-                out[first + column, c] = at(mine, z0 + c * lanes + column)
+def spread(values, places, out):
+    """Write `values` to ``out[places]``."""
+    for k in range(len(places)):
+        put(out, at(places, k), values[k])
 
 
 @_jit
 def momentum_step(values, velocity, gradient, out, learning_rate, momentum, weight_decay):
     """Take v <- mu v - eta g; w <- w + v - lambda w over flat vectors, and copy the new w to `out`.
 
-    The same rule as `_apply`, for a gradient that came from elsewhere. 24 bytes a parameter move.
+    The same rule as `apply`, for a gradient that came from elsewhere. 24 bytes a parameter move.
     """
     for k in range(len(values)):
         v = momentum * velocity[k] - learning_rate * gradient[k]

@@ -273,18 +273,72 @@ def put(typingctx, array, index, value):
 
 
 @intrinsic
-def load_mask(typingctx, width, bits, index):
-    """Mask stored by `store_mask` at lane `index` of a packed uint8 array (`index` % 8 == 0)."""
-    signature = MaskType(width.lanes)(width, bits, index)
+def load_across(typingctx, wide, width, array, index, gap):
+    """Lanes of `wide`, as pieces of `width`: at `index`, `index` + `gap` and so on."""
+    signature = LanesType(wide.lanes)(wide, width, array, index, gap)
 
     def codegen(context, builder, signature, args):
-        lanes = signature.return_type.lanes
-        packed = ir.IntType(lanes)
-        position = builder.ashr(args[2], ir.Constant(args[2].type, 3))
-        pointer = _address(context, builder, signature.args[1], args[1], position, packed)
-        return builder.bitcast(builder.load(pointer, align=1), ir.VectorType(ir.IntType(1), lanes))
+        _, width, array, _, _ = signature.args
+        piece = ir.VectorType(_F32, width.lanes)
+
+        def read(place):
+            return builder.load(_address(context, builder, array, args[2], place, piece), align=4)
+
+        return _across(builder, signature.return_type.lanes // width.lanes, args[3], args[4], read)
 
     return signature, codegen
+
+
+@intrinsic
+def load_mask_across(typingctx, wide, width, bits, index, gap):
+    """Mask of `wide`, stored by `store_mask` in pieces of `width` (`index`, `gap` % 8 == 0)."""
+    signature = MaskType(wide.lanes)(wide, width, bits, index, gap)
+
+    def codegen(context, builder, signature, args):
+        _, width, bits, _, _ = signature.args
+        packed = ir.IntType(width.lanes)
+
+        def read(place):
+            byte = builder.ashr(place, ir.Constant(place.type, 3))
+            word = builder.load(_address(context, builder, bits, args[2], byte, packed), align=1)
+            return builder.bitcast(word, ir.VectorType(ir.IntType(1), width.lanes))
+
+        return _across(builder, signature.return_type.lanes // width.lanes, args[3], args[4], read)
+
+    return signature, codegen
+
+
+@intrinsic
+def store_across(typingctx, width, array, index, gap, value):
+    """Store lanes as `load_across` reads them."""
+    signature = types.void(width, array, index, gap, value)
+
+    def codegen(context, builder, signature, args):
+        step, place = signature.args[0].lanes, args[2]
+        for first in range(0, signature.args[4].lanes, step):
+            piece = _piece(builder, args[4], first, step)
+            pointer = _address(context, builder, signature.args[1], args[1], place, piece.type)
+            builder.store(piece, pointer, align=4)
+            place = builder.add(place, args[3])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _across(builder: Any, n: int, place: Any, gap: Any, read: Any) -> Any:
+    """Join what `read` finds at `n` places, a power of two, `gap` apart."""
+    pieces = []
+    for _ in range(n):
+        pieces.append(read(place))
+        place = builder.add(place, gap)
+    while len(pieces) > 1:
+        pieces = [_joined(builder, *pieces[k : k + 2]) for k in range(0, len(pieces), 2)]
+    return pieces[0]
+
+
+def _joined(builder: Any, low: Any, high: Any) -> Any:
+    lanes = ir.Constant(ir.VectorType(_I32, 2 * low.type.count), list(range(2 * low.type.count)))
+    return builder.shuffle_vector(low, high, lanes)
 
 
 @intrinsic

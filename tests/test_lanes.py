@@ -36,7 +36,7 @@ def masks(width, a, bits, i, key, first, threshold, out, noise):
     n = lanes.lanes_of(width)
     lanes.store_mask(bits, i, lanes.positive(lanes.load(width, a, 0)))
     one, zero = lanes.splat(width, np.float32(1)), lanes.splat(width, np.float32(0))
-    lanes.store(out, 0, lanes.select(lanes.load_mask(width, bits, i), one, zero))
+    lanes.store(out, 0, lanes.select(lanes.load_mask_across(width, width, bits, i, 0), one, zero))
     keep = lanes.bernoulli(width, key, first, threshold)
     lanes.store_mask(noise, 0, keep)
     lanes.store(out, n, lanes.select(keep, one, zero))
@@ -242,3 +242,32 @@ def test_widest_is_a_width():
 
 def test_unit_roundoff_is_that_of_float32():
     assert np.finfo(np.float32).eps / 2 == U
+
+
+@njit
+def across(wide, width, array, bits, index, gap, out, store_at):
+    value = lanes.load_across(wide, width, array, index, gap)
+    lanes.store(out, 0, value)
+    mask = lanes.load_mask_across(wide, width, bits, index, gap)
+    nothing = lanes.splat(wide, np.float32(0))
+    lanes.store(out, lanes.lanes_of(wide), lanes.select(mask, value, nothing))
+    lanes.store_across(width, array, store_at, gap, value)
+
+
+@pytest.mark.parametrize(("wide", "width"), [(128, 64), (128, 32), (64, 64), (32, 8), (16, 8)])
+def test_wide_lanes_may_lie_in_pieces(wide, width):
+    rng = np.random.default_rng(wide + width)
+    array = rng.standard_normal(2048).astype(np.float32)
+    bits = rng.integers(256, size=256).astype(np.uint8)
+    out, before = np.zeros(2 * wide, np.float32), array.copy()
+    index, gap, store_at = 16, 192, 1040
+    across(lanes.Width(wide), lanes.Width(width), array, bits, index, gap, out, store_at)
+    places = np.concatenate([np.arange(width) + k * gap for k in range(wide // width)])
+    expected = before[index + places]
+    np.testing.assert_array_equal(out[:wide], expected)
+    kept = np.unpackbits(bits, bitorder="little")[index + places]
+    np.testing.assert_array_equal(out[wide:], np.where(kept, expected, 0))
+    np.testing.assert_array_equal(array[store_at + places], expected)
+    untouched = np.ones(2048, bool)
+    untouched[store_at + places] = False
+    np.testing.assert_array_equal(array[untouched], before[untouched])

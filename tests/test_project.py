@@ -42,6 +42,7 @@ ROWS = (
     {"mlp"},
     {"engine"},
     {"topology"},
+    {"programs"},
     {"kernels"},
     {"lanes", "provenance"},
     {"team"},

@@ -19,7 +19,7 @@ from numba import njit
 from sparsecore import kernels
 from sparsecore.engine import Engine, aligned, metrics
 from sparsecore.kernels import Rule, Workspace
-from sparsecore.lanes import Width, fma, load, splat, total, widest
+from sparsecore.lanes import Width, fma, lanes_of, load, splat, total, widest
 from sparsecore.mlp import SparseMLP
 from sparsecore.paper.contest import spread
 from sparsecore.paper.peers import Problem
@@ -57,52 +57,51 @@ def _read(width, lanes, passes, data, out):
 
 
 @_jit
-def _forward_many(n, blocks, width, layer, net, work, rule, hidden):
-    lanes = len(work.act) // np.int64(net.sizes.sum()) // blocks
+def _forward_many(n, wide, width, blocks, layer, net, work, rule, hidden):
+    lanes = lanes_of(width)
     n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
-    threshold = np.uint16(np.float64(rule.dropout) * 2.0**16)
+    noise = kernels.noise_of(rule, 0)
     slices = work.forward_slices[layer]
     for _ in range(n):
         for block in range(blocks):
             for number in range(slices):
-                kernels._forward(
-                    width, 0, n_out, layer, kernels._slice(n_in, number, slices), net, work.act,
+                kernels.forward(
+                    width, 0, n_out, layer, kernels.slice_of(n_in, number, slices), net, work.act,
                     work.act_start[layer] + block * n_in * lanes,
                     work.act_start[layer + 1] + block * n_out * lanes,
-                    hidden, work, np.uint64(layer), np.uint32(block * lanes), threshold,
-                    np.float32(1.4),
+                    hidden, work, work.cursor[0], noise, np.uint32(block * lanes),
                 )  # fmt: skip
 
 
 @_jit
-def _backward_many(n, blocks, width, layer, net, work, rule, velocity, velocity_b):
-    lanes = len(work.act) // np.int64(net.sizes.sum()) // blocks
+def _backward_many(n, wide, width, blocks, layer, net, work, rule, velocity, velocity_b):
     n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
-    threshold = np.uint16(np.float64(rule.dropout) * 2.0**16)
-    slices = work.backward_slices[layer]
+    noise = kernels.noise_of(rule, 0)
+    target = kernels.Target(velocity, velocity_b, None, None)
+    together = lanes_of(wide) // lanes_of(width)
+    turns, slices = blocks // together, work.backward_slices[layer]
     for _ in range(n):
-        for block in range(blocks):
-            pace = kernels._pace(rule.learning_rate, rule, rule.momentum, block, blocks)
-            x0 = work.act_start[layer] + block * n_in * lanes
-            d0 = work.act_start[layer + 1] + block * n_out * lanes
+        for turn in range(turns):
+            pace = kernels.pace_of(rule.learning_rate, rule, rule.momentum, turn, turns)
+            x = kernels.rows_of(width, layer, turn * together, net, work)
+            d = kernels.rows_of(width, layer + 1, turn * together, net, work)
             for number in range(slices):
-                part = kernels._slice(n_out, number, slices)
+                part = kernels.slice_of(n_out, number, slices)
                 if layer == 0:
-                    kernels._backward_input(
-                        width, 0, n_in, part, net, velocity, None, work, x0, d0, pace
+                    kernels.backward_input(
+                        wide, width, 0, n_in, part, net, target, work, x, d, pace
                     )
                 else:
-                    kernels._backward(
-                        width, 0, n_in, layer, part, net, velocity, None, velocity_b, None,
-                        work, x0, d0, threshold, np.float32(1.4), pace,
-                    )  # fmt: skip
+                    kernels.backward(
+                        wide, width, 0, n_in, layer, part, net, target, work, x, d, noise, pace
+                    )
 
 
 @_jit
 def _gather_many(n, width, inputs, rows, work):
     lanes = len(rows)
     for _ in range(n):
-        kernels._gather(width, 0, inputs.shape[1], inputs, rows, 0, lanes, work.act, 0)
+        kernels.gather(width, 0, inputs.shape[1], inputs, rows, 0, lanes, work.act, 0)
 
 
 def products_share(
@@ -255,13 +254,13 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
     with Engine(model.network, batch) as engine:
         # A whole step fills activations, masks and gradients with what the kernels meet in earnest.
         engine.train(velocity, rule, inputs, labels, np.arange(batch), batch, 0, metrics())
-        net, work, width = model.network, engine._work[1], engine._width
-        blocks = -(-batch // width.lanes)
+        net, work, wide, width = model.network, engine._work[1], engine._wide, engine._width
+        blocks = -(-batch // wide.lanes) * (wide.lanes // width.lanes)
         weights, biases = velocity[: model.nnz], velocity[model.nnz :]
         work.act[:] = np.random.default_rng(0).standard_normal(len(work.act), np.float32)
         for layer in range(len(sizes) - 1):
             nnz, hidden = model[layer].nnz, layer < len(sizes) - 2
-            common = (blocks, width, layer, net, work, rule)
+            common = (wide, width, blocks, layer, net, work, rule)
             slices = {
                 "forward": int(work.forward_slices[layer]),
                 "backward": int(work.backward_slices[layer]),
@@ -273,7 +272,8 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
             for direction, run in runs.items():
                 # Rows grow from call to call; they must not become infinite.
                 ms = spread(_kernel_ms(run, repeats, work))
-                point = _counts(direction, layer, nnz, sizes, width.lanes, blocks)
+                here = width.lanes if direction == "forward" else wide.lanes
+                point = _counts(direction, layer, nnz, sizes, here, blocks * width.lanes // here)
                 point["working_set"] = -(-point["working_set"] // slices[direction])
                 point["gflops"] = point["flops"] / ms["median"] / 1e6
                 points.append(

@@ -78,7 +78,8 @@ class Engine:
 
     Notes
     -----
-    Memory: 4 bytes and 2 bits a neuron and sample, the batch rounded up to whole blocks of lanes.
+    Memory: 4 bytes and 2 bits a neuron and sample, the batch rounded up to whole blocks of lanes;
+    for a moment of each call of `train`, 4 bytes a connection of the largest layer.
     """
 
     def __init__(self, network: Network, batch_size: int, threads: int = 1) -> None:

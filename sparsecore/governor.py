@@ -14,13 +14,16 @@ from statistics import median
 _TURN_SECONDS = 16e-3  # far longer than it takes to start the members, 0.1 ms and more
 _LAST = 5  # turns whose median is the pace: one that was interrupted does not count
 _FIRST_WAIT, _LONGEST_WAIT = 8, 128  # turns between trials: 128 are two seconds, or long steps
+# A team that comes back is tried for so long: the system may start its members on one core, and
+# takes some ten milliseconds to move them apart.
+_TEAM_TRIAL = 3
 
 
 class Governor:
     """Chooses, turn by turn, whether the whole team works or its first member alone.
 
-    Now and then the other choice is tried for a turn, and kept if it was faster than the median of
-    the last turns. Trials become rare while they fail, so that they cost less than 1 %.
+    Now and then the other choice is tried for a turn or some, and kept if it was faster than the
+    median of the last turns. Trials become rare while they fail, so that they cost less than 1 %.
 
     Parameters
     ----------
@@ -37,7 +40,7 @@ class Governor:
         self.size = self.members = size
         self._seconds: deque[float] = deque(maxlen=_LAST)  # a unit of work, of the choice's turns
         self._wait = self._left = _FIRST_WAIT  # turns until the next trial
-        self._trial = False
+        self._trial = 0  # turns left of a trial
 
     def units(self, most: int) -> int:
         """Return how many units of work the coming turn should take, of `most` that there are."""
@@ -55,17 +58,18 @@ class Governor:
             self._seconds.append(seconds)
             self._left -= 1
             if self._left <= 0:
-                self._trial, self.members = True, self._other()
+                self.members = self._other()
+                self._trial = 1 if self.members == 1 else _TEAM_TRIAL
             return
-        self._trial = False
+        self._trial -= 1
         if seconds < median(self._seconds):
+            self._trial = 0
             self._seconds.clear()
             self._seconds.append(seconds)
-            self._wait = _FIRST_WAIT
-        else:
+            self._wait = self._left = _FIRST_WAIT
+        elif not self._trial:
             self.members = self._other()
-            self._wait = min(2 * self._wait, _LONGEST_WAIT)
-        self._left = self._wait
+            self._wait = self._left = min(2 * self._wait, _LONGEST_WAIT)
 
     def _other(self) -> int:
         return 1 if self.members == self.size else self.size

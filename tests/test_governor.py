@@ -50,6 +50,15 @@ def test_it_follows_a_machine_that_changes():
         assert np.mean(members[260:] == choice) > 0.97
 
 
+def test_a_team_that_comes_back_may_begin_on_one_core():
+    together = itertools.cycle([2 * ALONE, 2 * ALONE, TEAM])
+    governor = Governor(2)
+    drive(governor, 100, lambda members: 2 * ALONE if members == 2 else ALONE)
+    assert governor.members == 1
+    members, _ = drive(governor, 300, lambda members: ALONE if members == 1 else next(together))
+    assert (members == 2).any() and members[-1] == 2
+
+
 def test_turns_that_are_interrupted_do_not_decide():
     rng = np.random.default_rng(0)
 

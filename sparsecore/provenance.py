@@ -40,14 +40,22 @@ def _git(root: Path, *words: str) -> str:
 
 @cache
 def cpu_model() -> str:
-    """Return the CPU's name as the system gives it."""
+    """Return the CPU's name as the system gives it.
+
+    A virtual machine may say no more than "AMD EPYC", of CPUs of which one is twice as fast as the
+    other: where the name has no number, family and model are added.
+    """
+    facts: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+            key, _, value = line.partition(":")
+            facts.setdefault(key.strip(), value.strip())
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in facts and not any(letter.isdigit() for letter in name):
+        name += f" (family {facts['cpu family']}, model {facts.get('model', '?')})"
+    return name
 
 
 def _version(package: str) -> str | None:

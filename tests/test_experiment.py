@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from sparsecore import checkpoint, experiment
+from sparsecore import checkpoint, experiment, provenance
 from sparsecore.datasets import Dataset
 from sparsecore.train import TrainConfig
 
@@ -246,3 +246,20 @@ def test_augmented_images_train_and_are_evaluated_as_they_are():
 def test_divergence_is_an_error():
     with pytest.raises(FloatingPointError, match="learning_rate"):
         experiment.run(dataset(), config(learning_rate=1e30, epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        (
+            "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n"
+            "\nprocessor\t: 1\ncpu family\t: 26\n",
+            "AMD EPYC (family 25, model 17)",
+        ),
+        ("cpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Intel(R) Xeon(R) 8488C\n", None),
+    ],
+)
+def test_a_cpu_without_a_number_is_told_by_family_and_model(monkeypatch, cpuinfo, name):
+    monkeypatch.setattr(provenance.Path, "read_text", lambda path: cpuinfo)
+    expected = name or "Intel(R) Xeon(R) 8488C"
+    assert provenance.cpu_model.__wrapped__() == expected

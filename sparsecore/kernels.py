@@ -8,7 +8,8 @@ access (``out_indptr``, ``out_indices``, ``out_position``), so it holds one inpu
 activations in registers, streams the gradients of the neurons it feeds, and obtains the input
 gradient, the weight gradient and the update in one pass. A layer too wide for the cache is swept in
 slices, first all connections to its first neurons, then all to the next: what is read at random
-stays in the cache, and every sum is still added up in the same order.
+stays in the cache, and every sum is still added up in the same order. Backward takes some blocks at
+a time: `wide` lanes, in pieces of `width`, which is what forward works with.
 
 Every function fills arrays that it is given; who allocates and checks them is `mlp`, who calls them
 in which order, and on which thread, is said in `programs`.
@@ -411,17 +412,22 @@ def backward(wide, width, start, stop, layer, part, net, target, work, x, d, noi
 
 
 @_jit
-def take(values, places, out):
-    """Write ``values[places]`` to `out`."""
-    for k in range(len(places)):
-        out[k] = at(values, at(places, k))
+def reorder(values, starts, places, layer, transposed):
+    """Bring values of connections from CSR order into that of the transposed access, or back.
 
-
-@_jit
-def spread(values, places, out):
-    """Write `values` to ``out[places]``."""
-    for k in range(len(places)):
-        put(out, at(places, k), values[k])
+    `starts` says where each layer begins, `places` is `Network.out_position`; `layer` has room for
+    the largest. All in one call, so that no interrupt comes between two layers.
+    """
+    for number in range(len(starts) - 1):
+        start, stop = starts[number], starts[number + 1]
+        for k in range(start, stop):
+            layer[k - start] = values[k]
+        for k in range(start, stop):
+            place = np.int64(at(places, k))
+            if transposed:
+                values[k] = at(layer, place)
+            else:
+                put(values, start + place, layer[k - start])
 
 
 @_jit

@@ -113,9 +113,8 @@ def _loss(width, net, work, labels, rows, first, block, count):
 
 
 @_jit
-def _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, carry, count):
+def _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, carry, turns):
     """Backward, the neurons that feed each layer shared out, for `wide` lanes at a time."""
-    turns = (count + lanes_of(wide) - 1) // lanes_of(wide)
     together = lanes_of(wide) // lanes_of(width)
     for layer in range(len(net.sizes) - 2, -1, -1):
         for turn in range(turns):
@@ -151,8 +150,9 @@ def _step(
     """One batch: forward, loss, and backward into `target`."""
     lanes = lanes_of(width)
     depth = len(net.sizes) - 1
-    # Backward reads the padding, too.
-    blocks = (count + lanes_of(wide) - 1) // lanes_of(wide) * (lanes_of(wide) // lanes)
+    # Backward takes some blocks in a turn, and reads their padding, too.
+    turns, together = (count + lanes_of(wide) - 1) // lanes_of(wide), lanes_of(wide) // lanes
+    blocks = turns * together
     noise = noise_of(rule, step)
     if blocks % size == 0:
         _forward_by_samples(
@@ -169,14 +169,13 @@ def _step(
             metrics.loss[0] += work.losses[sample]
             metrics.correct[0] += work.hits[sample]
         bias = net.bias_start[depth - 1]
-        turns = blocks * lanes // lanes_of(wide)
         for turn in range(turns):
             pace = pace_of(rate, rule, carry, turn, turns)
-            z = rows_of(width, depth, blocks // turns * turn, net, work)
+            z = rows_of(width, depth, turn * together, net, work)
             for c in range(net.sizes[depth]):
                 g = total(load_across(wide, width, work.act, z.start + c * lanes, z.gap))
                 apply(bias + c, bias + c, g, net.biases, target.velocity_b, target.gradient_b, pace)
-    _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, carry, count)
+    _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, carry, turns)
 
 
 @_jit

@@ -15,7 +15,7 @@ import pytest
 from sparsecore import __main__, cluster, datasets, experiment
 from sparsecore.datasets import DataCorrupt, DataNotAvailable
 from sparsecore.lock import lock
-from sparsecore.paper import conditions, dense, on_cluster, results, studies, tables
+from sparsecore.paper import conditions, dense, on_cluster, repeat, results, studies, tables
 from sparsecore.paper.conditions import METHODS, STUDIES, Condition, Study
 from sparsecore.paper.measurements import Measurements
 from sparsecore.paper.observers import (
@@ -653,6 +653,81 @@ def test_a_run_is_stamped_with_the_code_that_began_it(study, monkeypatch):
     monkeypatch.setattr(experiment, "run", edited_meanwhile)
     condition = Condition("F-test", "quick", "digits", "set-relu", 0)
     assert studies._run(condition, lambda work: None)["code_sha256"] == "before"
+
+
+@pytest.fixture
+def of_older_code(study, monkeypatch):
+    """Return the conditions of a study whose results are of other code than today's."""
+    longer = replace(study, quick={"digits": {"epochs": 4, "hidden": (20, 20)}})
+    monkeypatch.setitem(STUDIES, "F-test", longer)
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "code_sha256", lambda *modules: "older")
+        studies.load("F-test", methods=["set-all-relu"], progress=False)
+    found = [c for c in study.conditions("quick") if c.method == "set-all-relu"]
+    assert {studies.look(c)[1] for c in found} == {studies.CODE_CHANGED}
+    return found
+
+
+@pytest.mark.parametrize("epochs", [1, 10], ids=["begun", "whole"])
+def test_results_that_today_s_code_repeats_count_as_today_s(of_older_code, ran, epochs):
+    before = [results.read(c.path) for c in of_older_code]
+    ran.clear()
+    found = repeat.repeat("F-test", epochs=epochs, progress=False)
+    assert found == {c.name: "repeated" for c in of_older_code}
+    assert len(ran) == 2
+    for condition, old in zip(of_older_code, before, strict=True):
+        result, state = studies.look(condition)
+        assert state == "present"
+        added = {"repeated", "digest"}
+        assert {n: v for n, v in result.items() if n not in added} == {
+            n: v for n, v in old.items() if n not in added
+        }
+        assert result["repeated"]["epochs"] == min(epochs, 4)
+    assert "repeated bit for bit" in load().provenance
+    assert repeat.repeat("F-test", progress=False) == {}  # nothing is left to do
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda r: r["epochs"][1].update(loss=r["epochs"][1]["loss"] + 1e-15), "epochs[1].loss"),
+        (lambda r: r["epochs"][0]["topology"]["fan_in"][0].append(1), "fan_in[0]"),
+        (lambda r: r.update(weights_sha256="other"), "weights_sha256"),
+        (lambda r: r["epochs"][2].pop("replaced"), "epochs[2].replaced"),
+    ],
+)
+def test_a_result_that_differs_is_named_and_left_as_it_is(of_older_code, capsys, spoil, reason):
+    condition = of_older_code[1]
+    result = results.read(condition.path)
+    spoil(result)
+    results.write(condition.path, result)
+    before = condition.path.read_bytes()
+    assert __main__.main(["study", "repeat", "F-test", "--methods", "set-all-relu"]) == 1
+    said = capsys.readouterr()
+    assert f"{of_older_code[0].name}: repeated" in said.out
+    assert f"{condition.name}: differs: " in said.out and reason in said.out
+    assert f"not the same: {condition.name}" in said.err
+    assert condition.path.read_bytes() == before
+
+
+def test_what_cannot_be_repeated_in_part_is_said(study, monkeypatch, capsys):
+    by_cluster = conditions.Method("W", {"activation": "relu"}, conditions.ON_CLUSTER)
+    studies.load("F-test", methods=["set-relu"], seeds=[0], progress=False)
+    monkeypatch.setitem(METHODS, "set-relu", by_cluster)
+    assert repeat.repeat("F-test", progress=False) == {
+        "digits-set-relu-seed0": "not repeated: a parallel run cannot be in part"
+    }
+    for wrong in (["F-test", "--epochs", "0"], ["F-speed"]):
+        assert __main__.main(["study", "repeat", *wrong]) == 1
+    said = capsys.readouterr().err
+    assert "epochs: expected at least 1, got 0" in said and "F-speed is measured" in said
+
+
+def test_a_repetition_goes_on_until_importance_has_pruned():
+    config = setting("madelon").config.with_values(prune_from=200)
+    assert repeat._length(config, 10) == 202  # the epochs to 201, and one that does not count
+    assert repeat._length(setting("madelon").config, 10) == 11
+    assert repeat._length(config.with_values(epochs=120), 10) == 120
 
 
 def test_command_line(study, ran, capsys):

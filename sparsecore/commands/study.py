@@ -13,19 +13,27 @@ from sparsecore.commands.options import names, sizes
 def add(commands: Any) -> None:
     """Add the command to the command line."""
     sub = commands.add_parser("study", help="list and run the studies behind the book's figures")
-    verbs = sub.add_subparsers(dest="verb", required=True, metavar="list | run | status")
+    verbs = sub.add_subparsers(dest="verb", required=True, metavar="list | run | repeat | status")
     verbs.add_parser("list", help="the studies and what they show").set_defaults(
         function=_list_studies
     )
     run = verbs.add_parser("run", help="run what a study lacks; what is there and valid is kept")
-    run.add_argument("key", metavar="KEY", help="as `study list` names it")
-    run.add_argument("--seeds", type=sizes, metavar="N,N,…", help="(those of the profile)")
-    for name in ("datasets", "methods"):
-        run.add_argument(f"--{name}", type=names, metavar="NAME,…", help="only these (all)")
     run.set_defaults(function=_run_study)
+    repeat = verbs.add_parser(
+        "repeat",
+        help="train the first epochs of results that other code has made; those that are the same "
+        "to the last bit count as today's",
+    )
+    repeat.add_argument("--epochs", type=int, default=10, help="how many (10)")
+    repeat.set_defaults(function=_repeat_study)
+    for verb in (run, repeat):
+        verb.add_argument("key", metavar="KEY", help="as `study list` names it")
+        verb.add_argument("--seeds", type=sizes, metavar="N,N,…", help="(those of the profile)")
+        for name in ("datasets", "methods"):
+            verb.add_argument(f"--{name}", type=names, metavar="NAME,…", help="only these (all)")
     status = verbs.add_parser("status", help="which results are there, missing, stale or damaged")
     status.set_defaults(function=_study_status)
-    for verb in (run, status):
+    for verb in (run, repeat, status):
         verb.add_argument("--profile", help="quick or paper ($SPARSECORE_PROFILE, or else quick)")
 
 
@@ -68,6 +76,27 @@ def _run_study(options: argparse.Namespace) -> None:
                 lacking.append(f"{dataset} {method}")
     if lacking:
         raise RuntimeError(f"not run: {', '.join(lacking)}; the reasons are above")
+
+
+def _repeat_study(options: argparse.Namespace) -> None:
+    from sparsecore.paper import conditions, repeat
+
+    if conditions.find(options.key).home.measured_by:
+        raise ValueError(f"key: {options.key} is measured; expected a study of runs")
+    found = repeat.repeat(
+        options.key,
+        options.profile,
+        options.seeds,
+        of_datasets=options.datasets,
+        methods=options.methods,
+        epochs=options.epochs,
+    )
+    for name, state in found.items():
+        print(f"{name}: {state}")
+    if not found:
+        print(f"{options.key}: no result was made by other code than today's")
+    if differing := [name for name, state in found.items() if state.startswith("differs")]:
+        raise RuntimeError(f"not the same: {', '.join(differing)}; `study run` computes them anew")
 
 
 def _study_status(options: argparse.Namespace) -> None:

@@ -1,10 +1,10 @@
 """Result files: where they are, what they must hold, how they are written and read.
 
 One run is one JSON file, ``<root>/<profile>/<study>/<name>.json``: what `experiment.run` returns,
-or that the run diverged, and what it was a run of. Each file carries a digest of itself and of the
-sources that made it, so that a file that was cut short, edited, copied from elsewhere or overtaken
-by a change of the code is told from a good one. Which runs there are is said in `conditions`,
-running them is the business of `studies`.
+or that the run diverged, and what it was a run of; later, that `repeat` found the same. Each file
+carries a digest of itself and of the sources that made it, so that a file that was cut short,
+edited, copied from elsewhere or overtaken by a change of the code is told from a good one. Which
+runs there are is said in `conditions`, running them is the business of `studies`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ _FOUND: dict[str, Any] = {
     "weights_sha256": str,
     "epochs": [{"epoch": int, "nnz": int}],
 }
+# What `repeat` adds.
+_REPEATED: dict[str, Any] = {"repeated": {"code_sha256": str, "epochs": int}}
 
 
 class ResultError(ValueError):
@@ -135,7 +137,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def _schema(result: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a result: of a run that diverged, or of one that came to its end."""
-    return {**_SCHEMA, **({"diverged": str} if "diverged" in result else _FOUND)}
+    repeated = _REPEATED if "repeated" in result else {}
+    return {**_SCHEMA, **({"diverged": str} if "diverged" in result else _FOUND), **repeated}
 
 
 def _digest(result: dict[str, Any]) -> str:
@@ -181,6 +184,11 @@ def core_seconds(run: dict[str, Any]) -> float:
     about = run["provenance"]
     cores = min(about["ranks"] * about["threads"], about["cores"])
     return training_seconds(run) * cores
+
+
+def is_of(code_sha256: str, run: dict[str, Any]) -> bool:
+    """Tell whether code of this digest made a result, or has repeated its first epochs."""
+    return code_sha256 in (run["code_sha256"], run.get("repeated", {}).get("code_sha256"))
 
 
 def same_machine(*runs: dict[str, Any]) -> bool:

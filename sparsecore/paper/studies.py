@@ -35,10 +35,12 @@ from sparsecore.paper.conditions import (
 )
 from sparsecore.paper.results import ResultError, ResultWarning
 from sparsecore.provenance import provenance
+from sparsecore.train import TrainConfig
 
 Result = dict[str, Any]
 
 NOT_AVAILABLE = "not available on this machine"
+CODE_CHANGED = "stale: the code that trains has changed"
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,11 @@ class Results:
             f"threads: {_listed({p['threads'] for p in about})}",
             *([f"dense through {_listed(blas)}"] if blas else []),
         ]
+        if repeated := [run["repeated"]["epochs"] for run in self.runs if "repeated" in run]:
+            parts.append(
+                f"the first {min(repeated)} epochs of {len(repeated)} runs repeated bit for bit by "
+                "later code"
+            )
         if self.older:
             parts.append("in part computed by an earlier state of the code")
         return ", ".join(parts) if self.runs else f"profile {self.profile}, no runs"
@@ -266,7 +273,7 @@ def recorded(key: str) -> Results:
     """
     study, runs, older = find(key), [], False
     for condition in study.conditions("paper") if current_profile() != "paper" else []:
-        result, state = _read(condition)
+        result, state = read(condition)
         if result is None:
             if state.startswith("damaged"):
                 warnings.warn(
@@ -281,7 +288,7 @@ def recorded(key: str) -> Results:
         digest = _data_sha256(condition.dataset)
         if digest not in (None, result["provenance"].get("data_sha256")):
             continue
-        older |= result["code_sha256"] != condition.code_sha256
+        older |= not results.is_of(condition.code_sha256, result)
         runs.append(result)
     ended, diverged = _sorted(runs)
     return Results(study, "paper", ended, diverged=diverged, recorded=True, older=older)
@@ -297,20 +304,27 @@ def look(condition: Condition) -> tuple[Result | None, str]:
     state : str
         "present", "missing", or "stale" or "damaged" with the reason.
     """
-    result, state = _read(condition)
+    result, state = read(condition)
     if result is None:
         return None, state
     if stale := _stale_config(condition, result):
         return None, stale
-    if result["code_sha256"] != condition.code_sha256:
-        return None, "stale: the code that trains has changed"
+    if not results.is_of(condition.code_sha256, result):
+        return None, CODE_CHANGED
     if _data_sha256(condition.dataset) not in (None, result["provenance"].get("data_sha256")):
         return None, "stale: the data have changed"
     return result, "present"
 
 
-def _read(condition: Condition) -> tuple[Result | None, str]:
-    """Return a condition's result, whatever its age, or None and why not."""
+def read(condition: Condition) -> tuple[Result | None, str]:
+    """Read a condition's result file, whatever its age.
+
+    Returns
+    -------
+    result : dict or None
+    state : str
+        "present", "missing", or "damaged" with the reason.
+    """
     try:
         result = results.read(condition.path)
     except FileNotFoundError:
@@ -342,10 +356,31 @@ def _stale_config(condition: Condition, result: Result) -> str:
     return ""
 
 
-def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
-    data, config = _limited(_data(condition.dataset), **condition.limit), condition.config
-    # Of the code as it is now: hours may pass, and meanwhile somebody may edit and commit.
-    code_sha256, _ = condition.code_sha256, provenance(1, None)
+def train(condition: Condition, config: TrainConfig, on_epoch: Callable[[], Any]) -> Result:
+    """Train as a condition says, though perhaps with another configuration, and keep nothing.
+
+    Parameters
+    ----------
+    condition : Condition
+    config : TrainConfig
+    on_epoch : callable
+        Called after every epoch.
+
+    Returns
+    -------
+    dict
+        The runner's result, and what it was a run of.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be had.
+    ClusterError
+        If a cluster is needed and fails.
+    FloatingPointError
+        If the run diverges.
+    """
+    data = _limited(_data(condition.dataset), **condition.limit)
     observers = [make(config, data) for make in condition.observers]
     calls = 0
 
@@ -353,15 +388,30 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
         nonlocal calls
         calls += 1
         if calls > 1:  # the first is before the first epoch
-            advance(condition.work)
+            on_epoch()
         return {name: value for see in observers for name, value in see(model).items()}
 
     method = METHODS[condition.method]
     runner = importlib.import_module(method.runner)
+    _, result = runner.run(data, config, seed=condition.seed, observe=observe, **method.options)
+    return dict(result)
+
+
+def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
+    data, config = _limited(_data(condition.dataset), **condition.limit), condition.config
+    # Of the code as it is now: hours may pass, and meanwhile somebody may edit and commit.
+    code_sha256, _ = condition.code_sha256, provenance(1, None)
+    epochs = 0
+
+    def on_epoch() -> None:
+        nonlocal epochs
+        epochs += 1
+        advance(condition.work)
+
     try:
-        _, result = runner.run(data, config, seed=condition.seed, observe=observe, **method.options)
+        result = train(condition, config, on_epoch)
     except FloatingPointError as error:  # a finding, and not to be computed again each time
-        advance(condition.work * (config.epochs - max(0, calls - 1)))
+        advance(condition.work * (config.epochs - epochs))
         result = {
             "config": {"dataset": data.name, "n_train": len(data.y_train), **config.to_dict()},
             "seed": condition.seed,

@@ -1,0 +1,138 @@
+"""Whether today's code computes what an earlier state of it computed.
+
+A result of other code than today's is stale, though most changes of the code change no number. Its
+first epochs are trained again: if all that was recorded of them is the same to the last bit, the
+result says so and counts as today's. Where results are and what they hold is said in `results`,
+training is the business of `studies`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from sparsecore.datasets import DataError
+from sparsecore.lock import lock
+from sparsecore.paper import results, studies
+from sparsecore.paper.conditions import METHODS, Condition, current_profile, find
+from sparsecore.provenance import provenance
+from sparsecore.train import TrainConfig
+
+EPOCHS = 10
+
+
+def repeat(
+    key: str,
+    profile: str | None = None,
+    seeds: Sequence[int] | None = None,
+    *,
+    of_datasets: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    epochs: int = EPOCHS,
+    progress: bool = True,
+) -> dict[str, str]:
+    """Train the first epochs of a study's results that other code has made, and compare.
+
+    Parameters
+    ----------
+    key, profile, seeds, of_datasets, methods, progress
+        As for `studies.load`.
+    epochs : int
+        How many, at least 1; with importance pruning, until it has pruned once. A run that is no
+        longer than that is repeated whole, and its final weights are compared as well.
+
+    Returns
+    -------
+    dict
+        Per name of a run that was looked at: "repeated", or why not.
+
+    Raises
+    ------
+    ValueError
+        If the study, the profile, a data set, a method or the number of epochs is none.
+
+    Notes
+    -----
+    A result that was repeated is written anew, with the digest of today's code; no other is
+    touched. A parallel run cannot be repeated in part, since its second phase is a share of the
+    whole.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs: expected at least 1, got {epochs}")
+    study, profile = find(key).part(of_datasets, methods), current_profile(profile)
+    older = [
+        condition
+        for condition in study.conditions(profile, seeds)
+        if studies.look(condition)[1] == studies.CODE_CHANGED
+    ]
+    lengths = {c: 0 if METHODS[c.method].parallel else _length(c.config, epochs) for c in older}
+    found = {}
+    with tqdm(
+        total=sum(c.work * n for c, n in lengths.items()),
+        bar_format="{desc} {percentage:3.0f} % |{bar}| {elapsed} gone, {remaining} left",
+        disable=not (progress and older),
+        mininterval=0.5 if sys.stderr.isatty() else 10,  # a log is not flooded
+    ) as bar:
+        for number, condition in enumerate(older, 1):
+            bar.set_description_str(f"{key} {number}/{len(older)} {condition.name}")
+            with lock(condition.path.with_name(f".{condition.name}.lock")):
+                found[condition.name] = _repeat(condition, lengths[condition], bar)
+    return found
+
+
+def _length(config: TrainConfig, epochs: int) -> int:
+    """Return how many epochs are trained, for so many to be compared."""
+    if config.prune_from is not None:
+        epochs = max(epochs, config.prune_from + 1)
+    # The last epoch of a run is not like the others: nothing evolves after it.
+    return min(epochs + 1, config.epochs)
+
+
+def _repeat(condition: Condition, length: int, bar: tqdm[Any]) -> str:
+    result, state = studies.read(condition)
+    if result is None:
+        return state
+    if not length:
+        return "not repeated: a parallel run cannot be in part"
+    if "diverged" in result:
+        return "not repeated: it diverged"
+    code_sha256, commit = condition.code_sha256, provenance(1, None).get("commit")
+    whole = length == condition.config.epochs
+    try:
+        again = studies.train(
+            condition,
+            condition.config.with_values(epochs=length),
+            lambda: bar.update(condition.work),
+        )
+    except DataError as error:
+        return f"not repeated: {str(error).splitlines()[0]}"  # the rest says how to get them
+    except FloatingPointError as error:
+        return f"differs: {error}"
+    compared = length + 1 if whole else length  # the record of epoch 0 counts, too
+    names = ("weights_sha256",) if whole else ()
+    before = [*result["epochs"][:compared], {name: result[name] for name in names}]
+    now = json.loads(
+        json.dumps([*again["epochs"][:compared], {name: again[name] for name in names}])
+    )
+    if difference := next(_differences(before, now, "epochs"), None):
+        return f"differs: {difference}"
+    result["repeated"] = {"code_sha256": code_sha256, "epochs": compared - 1, "commit": commit}
+    results.write(condition.path, result)
+    return "repeated"
+
+
+def _differences(before: Any, now: Any, place: str) -> Iterator[str]:
+    """Say in what two records differ, times left out."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() | now.keys()):
+            if not name.endswith("seconds"):
+                yield from _differences(before.get(name), now.get(name), f"{place}.{name}")
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for number, (one, other) in enumerate(zip(before, now, strict=True)):
+            yield from _differences(one, other, f"{place}[{number}]")
+    elif before != now:
+        yield f"{place} was {before!r:.60}, is now {now!r:.60}"

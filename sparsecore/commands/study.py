@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     repeat = verbs.add_parser(
         "repeat",
         help="train the first epochs of results that other code has made; those that are the same "
-        "to the last bit count as today's",
+        "to twelve digits count as today's",
     )
     repeat.add_argument("--epochs", type=int, default=10, help="how many (10)")
     repeat.set_defaults(function=_repeat_study)

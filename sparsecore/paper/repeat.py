@@ -1,7 +1,7 @@
 """Whether today's code computes what an earlier state of it computed.
 
 A result of other code than today's is stale, though most changes of the code change no number. Its
-first epochs are trained again: if all that was recorded of them is the same to the last bit, the
+first epochs are trained again: if all that was recorded of them is the same to twelve digits, the
 result says so and counts as today's. Where results are and what they hold is said in `results`,
 training is the business of `studies`.
 """
@@ -9,6 +9,7 @@ training is the business of `studies`.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,6 +24,9 @@ from sparsecore.provenance import provenance
 from sparsecore.train import TrainConfig
 
 EPOCHS = 10
+# Weights are float32, so that another rounding anywhere shows up far above this. What observers sum
+# up in float64, by way of BLAS, differs by less from machine to machine.
+_TOLERANCE = 1e-12
 
 
 def repeat(
@@ -134,5 +138,8 @@ def _differences(before: Any, now: Any, place: str) -> Iterator[str]:
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for number, (one, other) in enumerate(zip(before, now, strict=True)):
             yield from _differences(one, other, f"{place}[{number}]")
+    elif isinstance(before, float) and isinstance(now, float):
+        if not math.isclose(before, now, rel_tol=_TOLERANCE):
+            yield f"{place} was {before!r}, is now {now!r}"
     elif before != now:
         yield f"{place} was {before!r:.60}, is now {now!r:.60}"

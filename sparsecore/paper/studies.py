@@ -146,8 +146,8 @@ class Results:
         ]
         if repeated := [run["repeated"]["epochs"] for run in self.runs if "repeated" in run]:
             parts.append(
-                f"the first {min(repeated)} epochs of {len(repeated)} runs repeated to twelve digits "
-                "by later code"
+                f"the first {min(repeated)} epochs of {len(repeated)} runs repeated to twelve "
+                "digits by later code"
             )
         if self.older:
             parts.append("in part computed by an earlier state of the code")

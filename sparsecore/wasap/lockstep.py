@@ -104,19 +104,21 @@ class Lockstep:
     def _exchange_gradients(self) -> None:
         size = self._received.shape[1]
         places = np.arange(self._ranks.size) * size
-        request = self._ranks.comm.Ialltoallv(
-            [self._worker.gradient, self._counts, self._starts, MPI.FLOAT],
-            [self._received, np.full(self._ranks.size, size), places, MPI.FLOAT],
+        self._ranks.transfer(
+            lambda: self._ranks.comm.Ialltoallv(
+                [self._worker.gradient, self._counts, self._starts, MPI.FLOAT],
+                [self._received, np.full(self._ranks.size, size), places, MPI.FLOAT],
+            )
         )
-        self._ranks.wait(request)
         self._count_bytes()
 
     def _gather(self, vector: np.ndarray) -> None:
         """Fill in the other workers' shares of a vector."""
-        request = self._ranks.comm.Iallgatherv(
-            MPI.IN_PLACE, [vector, self._counts, self._starts, MPI.FLOAT]
+        self._ranks.transfer(
+            lambda: self._ranks.comm.Iallgatherv(
+                MPI.IN_PLACE, [vector, self._counts, self._starts, MPI.FLOAT]
+            )
         )
-        self._ranks.wait(request)
         self._count_bytes()
 
     def _count_bytes(self) -> None:
@@ -167,5 +169,5 @@ class Lockstep:
 
     def _send(self, array: np.ndarray) -> None:
         """Send rank 0's array to all."""
-        self._ranks.wait(self._ranks.comm.Ibcast([array.view(np.uint8), MPI.BYTE]))
+        self._ranks.transfer(lambda: self._ranks.comm.Ibcast([array.view(np.uint8), MPI.BYTE]))
         self._window.moved += array.nbytes

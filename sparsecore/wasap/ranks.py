@@ -16,6 +16,7 @@ import pickle
 import socket
 import threading
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -291,8 +292,28 @@ class Ranks:
 
     # --- waiting ---------------------------------------------------------------------------------
 
-    def wait(self, request: Any) -> None:
+    def transfer(self, start: Callable[[], Any]) -> None:
+        """Wait until all ranks are here, call `start`, and wait for the operation that it returns.
+
+        Of a collective operation MPI moves some KiB whenever a rank looks: ranks that slept between
+        their looks took 0.2 seconds for the gradients of 1.6 million parameters.
+
+        Raises
+        ------
+        ParallelError
+            If a rank ends the run or is lost meanwhile.
+        """
+        self.barrier()
+        self.wait(start(), asleep=False)
+
+    def wait(self, request: Any, *, asleep: bool = True) -> None:
         """Wait for a non-blocking operation in which all ranks take part.
+
+        Parameters
+        ----------
+        request : mpi4py.MPI.Request
+        asleep : bool
+            Sleep between looks, since the operation may wait for a rank that is late.
 
         Raises
         ------
@@ -302,7 +323,9 @@ class Ranks:
         start = looked = time.monotonic()
         while not request.Test():
             now = time.monotonic()
-            if now - start > self.spin:
+            if not asleep:
+                os.sched_yield()
+            elif now - start > self.spin:
                 time.sleep(NAP if now - start < 100 * NAP + self.spin else _LONG_NAP)
             if now - looked > LOOK:
                 looked = now

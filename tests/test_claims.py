@@ -195,6 +195,16 @@ def test_times_of_different_machines_are_not_compared():
     assert (check.outcome, check.evidence) == (UNTESTED, "runs of different machines")
 
 
+def test_only_times_of_one_machine_are_compared():
+    there = good()
+    whole = {c.question: c for c in claims.Ledger(there).checks["C5"]}["faster than dense"]
+    there.of("digits", "dense")[0]["provenance"] = {**ABOUT, "cpu": "another CPU"}
+    part = {c.question: c for c in claims.Ledger(there).checks["C5"]}["faster than dense"]
+    assert (part.outcome, part.seeds) == (whole.outcome, whole.seeds)
+    assert part.evidence.endswith("; 1 run(s) of another machine left out")
+    assert "another machine" not in whole.evidence
+
+
 def test_a_network_at_chance_decides_nothing():
     guessing = (0.110, 0.108, 0.112)
     lost = results(

@@ -19,7 +19,7 @@ from scipy.stats import t as student
 from sparsecore.paper import conditions
 from sparsecore.paper.extreme import BAT, Row
 from sparsecore.paper.page import Table
-from sparsecore.paper.results import core_seconds, same_machine
+from sparsecore.paper.results import core_seconds, of_one_machine
 from sparsecore.paper.studies import Result, Results
 from sparsecore.paper.training_figures import flow_logs
 
@@ -241,9 +241,12 @@ def _factor(first: list[float], second: list[float]) -> tuple[str, str]:
 
 
 def _faster(first: list[Result], second: list[Result]) -> tuple[str, str]:
-    if not same_machine(*first, *second):
+    timed = of_one_machine(second, first)
+    if not all(timed):
         return "runs of different machines", UNTESTED
-    return _factor(*([core_seconds(run) for run in runs] for runs in (second, first)))
+    evidence, outcome = _factor(*([core_seconds(run) for run in runs] for runs in timed))
+    left_out = len(first) + len(second) - sum(map(len, timed))
+    return evidence + f"; {left_out} run(s) of another machine left out" * bool(left_out), outcome
 
 
 def _more_flow(first: list[Result], second: list[Result]) -> tuple[str, str]:

@@ -191,9 +191,27 @@ def is_of(code_sha256: str, run: dict[str, Any]) -> bool:
     return code_sha256 in (run["code_sha256"], run.get("repeated", {}).get("code_sha256"))
 
 
-def same_machine(*runs: dict[str, Any]) -> bool:
-    """Tell whether times of runs can be compared."""
-    return len({(run["provenance"]["cpu"], run["provenance"]["cores"]) for run in runs}) == 1
+def of_one_machine(*groups: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return of each group the runs whose times can be compared with those of the others.
+
+    Parameters
+    ----------
+    *groups : list of dict
+        Runs.
+
+    Returns
+    -------
+    list of list of dict
+        The runs of one machine: of those that each group has runs of, the one with most runs. Empty
+        lists if there is none.
+    """
+    of = [[(r["provenance"]["cpu"], r["provenance"]["cores"]) for r in group] for group in groups]
+    common = sorted(set.intersection(*map(set, of)))
+    chosen = max(common, key=lambda machine: sum(m.count(machine) for m in of), default=None)
+    return [
+        [run for run, machine in zip(group, machines, strict=True) if machine == chosen]
+        for group, machines in zip(groups, of, strict=True)
+    ]
 
 
 def origin(about: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper.conditions import METHODS, STUDIES
 from sparsecore.paper.on_cluster import WORKERS
 from sparsecore.paper.page import Table
-from sparsecore.paper.results import core_seconds, same_machine, training_seconds
+from sparsecore.paper.results import core_seconds, of_one_machine, training_seconds
 from sparsecore.paper.settings import READING, RELEASED, SETTINGS
 from sparsecore.paper.studies import NOT_AVAILABLE, Results
 from sparsecore.wasap.plan import Plan
@@ -248,7 +248,7 @@ def _cores(found: tuple[Results, ...]) -> str:
     return f"Parallel runs: {', '.join(sorted(teams))}. " if teams else ""
 
 
-_MEASURED = ("test_accuracy", "nnz_start", "nnz_end", "train_seconds")
+_COUNTED = ("test_accuracy", "nnz_start", "nnz_end")
 
 
 def _absent(results: Results, dataset: str) -> bool:
@@ -276,14 +276,21 @@ def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
         "seeds": " ".join(str(run["seed"]) for run in runs),
         "note": "",
     }
-    for name in _MEASURED:
-        values = [training_seconds(r) if name == "train_seconds" else r[name] for r in runs]
-        row[name] = float(np.mean(values)) if runs else None
-        row[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(runs) > 1 else None
+    timed, dense = of_one_machine(runs, dense)
     row["speed_against_dense"] = None
-    if runs and dense and same_machine(*runs, *dense):
-        seconds = [np.mean([core_seconds(run) for run in of]) for of in (dense, runs)]
+    if timed:
+        seconds = [np.mean([core_seconds(run) for run in of]) for of in (dense, timed)]
         row["speed_against_dense"] = float(seconds[0] / seconds[1])
+    else:
+        [timed] = of_one_machine(runs)
+    measured = {name: [run[name] for run in runs] for name in _COUNTED}
+    measured["train_seconds"] = [training_seconds(run) for run in timed]
+    for name, values in measured.items():
+        row[name] = float(np.mean(values)) if values else None
+        row[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    if len(timed) < len(runs):
+        seeds = ", ".join(str(run["seed"]) for run in timed)
+        row["note"] = f"seconds of seeds {seeds} only, the others ran on another machine"
     if not runs:
         row["note"] = NOT_AVAILABLE if absent else results.why_not(dataset, method)
     return row

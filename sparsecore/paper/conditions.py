@@ -231,10 +231,10 @@ STUDIES: dict[str, Study] = {
             methods=("dense", *_SET, "set-all-relu-pruned", "wassp", "wasap", "wasap-pruned"),
             seeds={"quick": (0, 1), "paper": (0, 1, 2)},
             quick={
-                "fashion-mnist": {"epochs": 10},
+                "fashion-mnist": {"epochs": 8},
                 "cifar10": {"epochs": 5},
                 "madelon": {"epochs": 100},
-                "higgs": {"epochs": 10},
+                "higgs": {"epochs": 8},
                 "leukemia": {"epochs": 2},
                 "digits": {"epochs": 40},
             },

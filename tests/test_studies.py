@@ -302,6 +302,16 @@ def test_a_study_can_show_the_runs_of_another(study, ran, monkeypatch):
     assert found.epochs("digits") == 2
 
 
+def test_runs_of_full_length_serve_two_studies():
+    full = {c.study for c in STUDIES["F-alpha"].conditions("paper") if c.method == "set-relu"}
+    own = {c.study for c in STUDIES["F-alpha"].conditions("paper") if c.method == "alpha-1"}
+    quick = {c.study for c in STUDIES["F-alpha"].conditions("quick")}
+    assert (full, own, quick) == ({"T-main"}, {"F-alpha"}, {"F-alpha"})
+    for condition in STUDIES["F-alpha"].conditions("paper"):
+        alone = replace(condition, study="F-alpha")
+        assert (condition.config, condition.limit) == (alone.config, alone.limit)
+
+
 def test_profiles(study, monkeypatch):
     assert conditions.current_profile() == "quick"
     monkeypatch.setenv(conditions.ENVIRONMENT, "paper")

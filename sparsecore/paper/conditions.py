@@ -125,6 +125,9 @@ class Study:
         Per data set, how many rows for training and for the test the quick profile takes at most.
     runs_of : str or None
         Key of the study whose runs these are; it also says how long they are and what is observed.
+    full_runs_of : str or None
+        Key of the study whose runs of the same methods serve this one, too, in the profile "paper":
+        at full length they are the same.
     measured_by : str
         Module whose ``load(profile)`` measures what is shown, and whose ``FILES`` keep it, if the
         study is no list of runs.
@@ -140,6 +143,7 @@ class Study:
     quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     quick_rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     runs_of: str | None = None
+    full_runs_of: str | None = None
     measured_by: str = ""
     observers: Mapping[tuple[str, str], tuple[type[Observer], ...]] = field(default_factory=dict)
 
@@ -172,12 +176,23 @@ class Study:
         """Return the conditions of a profile, data set by data set."""
         chosen = self.home.seeds.get(profile, ()) if seeds is None else tuple(seeds)
         return [
-            Condition(self.home.key, profile, dataset, method, seed)
+            Condition(self._owner(profile, method), profile, dataset, method, seed)
             for dataset in self.datasets
             for seed in chosen
             for method in self.methods
             if excluded(dataset, method) is None
         ]
+
+    def _owner(self, profile: str, method: str) -> str:
+        """Return the key of the study that owns a method's runs."""
+        home = self.home
+        if (
+            home.full_runs_of
+            and profile == "paper"
+            and method in STUDIES[home.full_runs_of].methods
+        ):
+            return home.full_runs_of
+        return home.key
 
 
 _SET = ("set-relu", "set-all-relu")
@@ -271,6 +286,7 @@ STUDIES: dict[str, Study] = {
             seeds={"quick": (0, 1), "paper": (0, 1, 2)},
             quick={"fashion-mnist": {"epochs": 6}, "madelon": {"epochs": 60}},
             quick_rows={"fashion-mnist": (6_000, 4_000)},
+            full_runs_of="T-main",
         ),
         Study(
             "F-importance",

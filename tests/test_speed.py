@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -46,19 +48,14 @@ def contests(effort, report):
     return {"contests": [contest_of(shape, 1, ("torch-dense",)) for shape in speed.SHAPES]}
 
 
-@pytest.fixture
-def small(monkeypatch, tmp_path):
-    """Let a profile be a matter of a second, without other processes, in its own folder."""
-    monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
-    monkeypatch.delenv("SPARSECORE_PROFILE", raising=False)
-    monkeypatch.setattr(speed, "EFFORTS", {"quick": SMALL, "paper": SMALL})
-    parts = {
-        "peers": contests,
-        "epochs": lambda effort, report: speed.epochs(effort, report, (600, 100)),
-        "density": lambda effort, report: speed.density_sweep(
-            effort, report, SHAPES["fashion-mnist"], (0.1, 1.0)
-        ),
-        "roofline": lambda effort, report: {
+@pytest.fixture(scope="module")
+def measured():
+    """Measure each part on small networks, without other processes."""
+    return {
+        "peers": contests(SMALL, quiet),
+        "epochs": speed.epochs(SMALL, quiet, (600, 100)),
+        "density": speed.density_sweep(SMALL, quiet, SHAPES["fashion-mnist"], (0.1, 1.0)),
+        "roofline": {
             "gflops": 100.0,
             "bandwidth": {"L1": 200.0, "L2": 100.0, "L3": 50.0, "DRAM": 10.0},
             "kernels": [
@@ -70,10 +67,27 @@ def small(monkeypatch, tmp_path):
                 for direction in ("forward", "backward")
             ],
         },
-        "width": speed.width_sweep,
+        "width": speed.width_sweep(SMALL, quiet),
     }  # fmt: skip
-    monkeypatch.setattr(speed, "PARTS", parts)
-    return tmp_path
+
+
+@pytest.fixture
+def small(measured, monkeypatch, tmp_path):
+    """Let a profile be a matter of no time, in its own folder; return that and what was measured.
+
+    A part is measured once for all tests; each measurement of it has a number of its own.
+    """
+    monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
+    monkeypatch.delenv("SPARSECORE_PROFILE", raising=False)
+    monkeypatch.setattr(speed, "EFFORTS", {"quick": SMALL, "paper": SMALL})
+    done = []
+
+    def measure(name, effort, report):
+        done.append(name)
+        return {**copy.deepcopy(measured[name]), "number": len(done)}
+
+    monkeypatch.setattr(speed, "PARTS", {name: partial(measure, name) for name in measured})
+    return tmp_path, done
 
 
 # --- measuring ---
@@ -146,15 +160,18 @@ def test_level_is_the_smallest_memory_that_holds_the_rows():
 
 
 def test_measured_once_and_then_read(small, monkeypatch):
+    folder, done = small
     first = speed.load()
     assert first.profile == "quick" and first.recorded == {}
-    written = sorted(p.relative_to(small).as_posix() for p in small.rglob("*.json"))
+    written = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.json"))
     assert written == [f"quick/F-speed/{part}.json" for part in sorted(speed.PARTS)]
     again = speed.load()
     assert json.dumps(again.here) == json.dumps(first.here)
+    assert done == list(speed.PARTS)
     another = replace(speed.FILES, code_sha256=lambda: "another")
     monkeypatch.setattr(speed, "FILES", another)
     assert json.dumps(speed.load().here) != json.dumps(first.here), "stale: measured anew"
+    assert done == 2 * list(speed.PARTS)
 
 
 def test_recorded_profile_stands_beside_the_build(small):
@@ -171,7 +188,8 @@ def test_damaged_file_is_measured_anew(small, content):
     path.write_text(content)
     with pytest.warns(ResultWarning, match=r"width\.json of F-speed, quick: damaged"):
         found = speed.load()
-    assert found.here["width"]["points"] == json.loads(path.read_text())["points"]
+    assert found.here["width"] == json.loads(path.read_text())
+    assert small[1] == [*speed.PARTS, "width"]
 
 
 def test_unknown_profile_is_refused():
@@ -285,6 +303,7 @@ def test_options_that_do_not_go_together(options, message, capsys):
 def test_study_command_measures(small, capsys):
     assert main(["study", "run", "F-speed"]) == 0
     assert "density" in capsys.readouterr().out
+    assert small[1] == list(speed.PARTS)
 
 
 def test_cache_sizes_are_the_system_s(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sparsecore import SparseMLPClassifier, mlp
+from sparsecore.team import cpu_count
 
 
 @parametrize_with_checks([SparseMLPClassifier()])
@@ -49,8 +50,11 @@ def test_same_seed_same_network_whatever_the_threads(digits):
     X, _, y, _ = digits
     one = small(max_iter=4).fit(X, y)
     two = small(max_iter=4, n_jobs=2).fit(X, y)
+    every = small(max_iter=4, n_jobs=-1).fit(X, y)
     other = small(max_iter=4, random_state=1).fit(X, y)
+    assert every._threads() == cpu_count()
     assert one.model_.weights_sha256() == two.model_.weights_sha256()
+    assert one.model_.weights_sha256() == every.model_.weights_sha256()
     assert one.model_.weights_sha256() != other.model_.weights_sha256()
 
 

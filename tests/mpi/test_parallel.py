@@ -282,9 +282,23 @@ def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path):
         with pytest.raises((FloatingPointError, wasap.ParallelError), match="stopped for the test"):
             wasap.run(digits, SMALL, checkpoint_path=path)
     comm.Barrier()
+    other_data = dataclasses.replace(digits, content_hash="another")
+    for refused, name in (
+        ({"data": other_data}, "data"),
+        ({"config": SMALL.with_values(alpha=0.1)}, "config"),
+        ({"seed": 7}, "seed"),
+    ):
+        again = {"data": digits, "config": SMALL, "seed": 0} | refused
+        with pytest.raises(
+            (ValueError, wasap.ParallelError), match=f"belongs to a run with {name}"
+        ):
+            wasap.run(**again, checkpoint_path=path, resume=True)
+        comm.Barrier()
     _, result = wasap.run(digits, SMALL, checkpoint_path=path, resume=True)
     if comm.rank:
         return
+    with pytest.raises(ValueError, match="replay: the run's data have SHA-256"):
+        wasap.replay(other_data, result)
     batches = sum(-(-len(r) // 32) for r in shard_rows(digits.y_train, comm.size, 0))
     assert result["parallel"]["restarts"] == [2 * batches]
     assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2, 3, 4, 5]

@@ -44,6 +44,16 @@ def _list_studies(options: argparse.Namespace) -> None:
         print(f"{study.key:16} {study.content}")
 
 
+def _chosen(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what part of a study is asked for."""
+    return {
+        "profile": options.profile,
+        "seeds": options.seeds,
+        "of_datasets": options.datasets,
+        "methods": options.methods,
+    }
+
+
 def _run_study(options: argparse.Namespace) -> None:
     from sparsecore.paper import conditions, studies
 
@@ -54,13 +64,7 @@ def _run_study(options: argparse.Namespace) -> None:
                 raise ValueError(f"--{name}: {options.key} is measured whole; expected none")
         print(importlib.import_module(measured_by).load(options.profile))
         return
-    found = studies.load(
-        options.key,
-        options.profile,
-        options.seeds,
-        of_datasets=options.datasets,
-        methods=options.methods,
-    )
+    found = studies.load(options.key, **_chosen(options))
     for dataset, why in found.unavailable.items():
         print(f"sparsecore study: {dataset}: {why}", file=sys.stderr)
     lacking = []
@@ -83,14 +87,7 @@ def _repeat_study(options: argparse.Namespace) -> None:
 
     if conditions.find(options.key).home.measured_by:
         raise ValueError(f"key: {options.key} is measured; expected a study of runs")
-    found = repeat.repeat(
-        options.key,
-        options.profile,
-        options.seeds,
-        of_datasets=options.datasets,
-        methods=options.methods,
-        epochs=options.epochs,
-    )
+    found = repeat.repeat(options.key, **_chosen(options), epochs=options.epochs)
     for name, state in found.items():
         print(f"{name}: {state}")
     if not found:

@@ -20,10 +20,11 @@ DENSE_NNZ = 1000
 
 
 def run(
-    dataset, method, seed, accuracy, seconds=1.0, flow=1.0, nnz=(100, 100), surrogate=False, ranks=1
-):
+    dataset, method, seed, accuracy, seconds=1.0, flow=1.0, nnz=(100, 100), surrogate=False,
+    ranks=1, loss=1.0,
+):  # fmt: skip
     epochs = [{"epoch": 0, "nnz": nnz[0], "gradient_flow": 5.0}]
-    epochs += [{"epoch": e, "nnz": nnz[0], "gradient_flow": flow} for e in (1, 2)]
+    epochs += [{"epoch": e, "nnz": nnz[0], "gradient_flow": flow, "loss": loss} for e in (1, 2)]
     return {
         "condition": {"dataset": dataset, "method": method},
         "seed": seed,
@@ -205,16 +206,32 @@ def test_only_times_of_one_machine_are_compared():
     assert "another machine" not in whole.evidence
 
 
-def test_a_network_at_chance_decides_nothing():
-    guessing = (0.110, 0.108, 0.112)
-    lost = results(
-        set_relu=seeds(BETTER, flow=1.0),
-        set_all_relu=seeds(guessing, flow=3.0),
-        set_all_relu_pruned=seeds(BETTER, nnz=(100, 30)),
-    )
-    checks = claims.Ledger(lost).checks
-    assert [c.outcome for c in checks["C2"]] == [UNDECIDED, FAILS]
+def test_a_network_that_has_learnt_nothing_decides_nothing():
+    # Of unequal classes the most frequent one is right more often than one in ten.
+    guessing = {"accuracies": (0.310, 0.308, 0.312), "loss": 0.995 * np.log(10)}
+    lost = {
+        "dense": seeds(BETTER),
+        "set_relu": seeds(BETTER, flow=1.0),
+        "set_all_relu": seeds(**guessing, flow=3.0),
+        "set_all_relu_pruned": seeds(BETTER, nnz=(100, 30)),
+    }
+    checks = claims.Ledger(results(**lost)).checks
+    assert [c.outcome for c in checks["C2"]] == [UNDECIDED, UNDECIDED]
     assert [c.outcome for c in checks["C3"]] == [HOLDS, UNDECIDED]
+    assert [c.outcome for c in checks["C5"][:2]] == [UNDECIDED, UNDECIDED]
+    # That ReLU learns nothing where All-ReLU does is what the claim says.
+    lost |= {"set_all_relu": seeds(BETTER, flow=3.0), "set_relu": seeds(**guessing, flow=1.0)}
+    checks = claims.Ledger(results(**lost)).checks
+    assert [c.outcome for c in checks["C2"]] == [HOLDS, HOLDS]
+
+
+def test_a_verdict_says_how_much_of_it_is_of_full_length():
+    full, short = (Check("", profile=p, outcome=HOLDS) for p in ("paper", "quick"))
+    failed = replace(full, outcome=FAILS)
+    assert claims.verdict([full, failed]) == "holds in 1 of 2 checks, does not in 1"
+    assert claims.verdict([full, failed, short, Check("")]) == (
+        f"holds in 2 of 3 checks (1 of 2 at full length), does not in 1, 1 {UNTESTED}"
+    )
 
 
 def test_evidence_is_computed_from_the_results():

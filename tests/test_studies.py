@@ -6,7 +6,7 @@ import shutil
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -160,7 +160,7 @@ def test_a_stale_result_is_computed_anew(study, ran, monkeypatch, changed):
         fewer = replace(study, quick_rows={"digits": (200, 100)})
         monkeypatch.setitem(STUDIES, "F-test", fewer)
     else:
-        monkeypatch.setattr(studies, "_data_sha256", lambda name: "another")
+        monkeypatch.setattr(studies, "data_sha256", lambda name: "another")
     condition = Condition("F-test", "quick", "digits", "set-relu", 0)
     result, state = studies.look(condition)
     assert result is None
@@ -259,7 +259,7 @@ def test_results_that_cannot_be_written_are_shown_all_the_same(study, monkeypatc
 def test_results_stay_valid_where_their_data_are_not(study, ran, monkeypatch):
     kept = load().runs
     ran.clear()
-    monkeypatch.setattr(studies, "_data_sha256", lambda name: None)
+    monkeypatch.setattr(studies, "data_sha256", lambda name: None)
     assert load().runs == kept and ran == []
 
 
@@ -490,6 +490,9 @@ def test_quick_pruning_is_scaled_to_the_epochs():
     assert [e for e in range(1, 101) if condition.config.prunes_after(e)] == [40, 60, 80]
     paper = replace(condition, profile="paper").config
     assert (paper.prune_from, paper.prune_every, paper.prune_percentile) == (200, 20, 10)
+    condition = replace(condition, dataset="fashion-mnist")
+    assert condition.config.epochs == 8
+    assert [e for e in range(1, 9) if condition.config.prunes_after(e)] == [3, 5, 7]
 
 
 def test_recorded_results_are_read_and_never_run(study, ran, monkeypatch):
@@ -514,11 +517,11 @@ def test_recorded_results_are_read_and_never_run(study, ran, monkeypatch):
         patch.setattr(results, "code_sha256", lambda *modules: "another")
         older = studies.recorded("F-test")
         assert len(older.runs) == 1
-        assert "earlier state of the code" in older.provenance
+        assert "some made by earlier code and not repeated" in older.provenance
     with monkeypatch.context() as patch:
-        patch.setattr(studies, "_data_sha256", lambda name: None)  # not on this machine
+        patch.setattr(studies, "data_sha256", lambda name: None)  # not on this machine
         assert len(studies.recorded("F-test").runs) == 1
-        patch.setattr(studies, "_data_sha256", lambda name: "another")
+        patch.setattr(studies, "data_sha256", lambda name: "another")
         assert studies.recorded("F-test").runs == []
     with monkeypatch.context() as patch:
         patch.setitem(
@@ -693,7 +696,7 @@ def test_results_that_today_s_code_repeats_count_as_today_s(of_older_code, ran, 
             n: v for n, v in old.items() if n not in added
         }
         assert result["repeated"]["epochs"] == min(epochs, 4)
-    assert "repeated to twelve digits" in load().provenance
+    assert "later code repeats at least the first" in load().provenance
     assert repeat.repeat("F-test", progress=False) == {}  # nothing is left to do
 
 
@@ -723,6 +726,50 @@ def test_a_result_that_differs_is_named_and_left_as_it_is(of_older_code, capsys,
     assert condition.path.read_bytes() == before
 
 
+def test_why_a_result_is_not_repeated(of_older_code, ran, monkeypatch):
+    first, second = of_older_code
+    whole = results.read(first.path)
+    results.write(first.path, {**whole, "diverged": "loss nan"})
+    ran.clear()
+
+    @contextmanager
+    def lock_after_another(path):
+        results.write(first.path, {**whole, "code_sha256": first.code_sha256})
+        yield
+
+    assert repeat.repeat("F-test", progress=False) == {
+        first.name: "not repeated: it diverged", second.name: "repeated",
+    }  # fmt: skip
+    assert ran == [("all-relu", 1)]
+    results.write(first.path, whole)
+    ran.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(studies, "data_sha256", lambda name: "another")
+        found = repeat.repeat("F-test", progress=False)
+    assert found == {first.name: "not repeated: the data have changed"}
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            studies,
+            "_data",
+            lambda name: raised(DataNotAvailable("digits", [("here", "gone")], "by hand")),
+        )
+        assert repeat.repeat("F-test", progress=False) == {
+            first.name: "not repeated: digits is not available on this machine. Sources tried:"
+        }
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "run", lambda *a, **o: raised(FloatingPointError("loss nan")))
+        assert repeat.repeat("F-test", progress=False) == {first.name: "differs: loss nan"}
+    with monkeypatch.context() as patch:
+        patch.setattr(repeat, "lock", lock_after_another)
+        found = repeat.repeat("F-test", progress=False)
+    assert found == {first.name: "not repeated: another process has just written it"}
+    assert ran == []
+
+
+def raised(error):
+    raise error
+
+
 def test_what_cannot_be_repeated_in_part_is_said(study, monkeypatch, capsys):
     by_cluster = conditions.Method("W", {"activation": "relu"}, conditions.ON_CLUSTER)
     studies.load("F-test", methods=["set-relu"], seeds=[0], progress=False)
@@ -737,10 +784,12 @@ def test_what_cannot_be_repeated_in_part_is_said(study, monkeypatch, capsys):
 
 
 def test_a_repetition_goes_on_until_importance_has_pruned():
-    config = setting("madelon").config.with_values(prune_from=200)
-    assert repeat._length(config, 10) == 202  # the epochs to 201, and one that does not count
-    assert repeat._length(setting("madelon").config, 10) == 11
-    assert repeat._length(config.with_values(epochs=120), 10) == 120
+    condition = Condition("T-main", "paper", "madelon", "set-all-relu-pruned", 0)
+    assert repeat._length(condition, 10) == 202  # the epochs to 201, and one that does not count
+    assert repeat._length(replace(condition, method="set-relu"), 10) == 11
+    assert repeat._length(replace(condition, profile="quick"), 200) == 100
+    # Looked at by `ObservePruning` after the last epoch.
+    assert repeat._length(replace(condition, method="set-all-relu"), 10) == 500
 
 
 def test_command_line(study, ran, capsys):

@@ -87,9 +87,12 @@ def _repeat_study(options: argparse.Namespace) -> None:
 
     if conditions.find(options.key).home.measured_by:
         raise ValueError(f"key: {options.key} is measured; expected a study of runs")
-    found = repeat.repeat(options.key, **_chosen(options), epochs=options.epochs)
-    for name, state in found.items():
-        print(f"{name}: {state}")
+    found = repeat.repeat(
+        options.key,
+        **_chosen(options),
+        epochs=options.epochs,
+        on_result=lambda name, state: print(f"{name}: {state}", flush=True),
+    )
     if not found:
         print(f"{options.key}: no result was made by other code than today's")
     if differing := [name for name, state in found.items() if state.startswith("differs")]:

@@ -149,7 +149,7 @@ class Study:
 
     @property
     def home(self) -> Study:
-        """The study that owns the runs."""
+        """The study that owns the runs, but for those of `full_runs_of`."""
         return STUDIES[self.runs_of] if self.runs_of else self
 
     def part(self, datasets: Sequence[str] | None, methods: Sequence[str] | None) -> Study:
@@ -363,8 +363,8 @@ class Condition:
             return config.with_values(**changes)
         config = config.with_values(**STUDIES[self.study].quick.get(self.dataset, {}))
         if changes.get("prune_from") is not None:
-            every = changes.get("prune_every", config.prune_every) * config.epochs // 100
-            schedule = {"prune_from": 4 * config.epochs // 10, "prune_every": every}
+            every = changes.get("prune_every", config.prune_every) * config.epochs / 100
+            schedule = {"prune_from": 4 * config.epochs // 10, "prune_every": round(every)}
             changes = {**changes, **{name: max(1, epoch) for name, epoch in schedule.items()}}
         return config.with_values(**changes)
 

@@ -312,15 +312,18 @@ def deviation(values: Any, axis: int | None = None) -> Any:
 
 
 def absent(results: Results) -> str:
-    """Return sentences that name what is not shown: data that are not there, runs that diverged."""
+    """Return sentences that name what is not shown: data or records not there, diverged runs."""
     names = ", ".join(_title(n) for n in results.study.datasets if n in results.unavailable)
     diverged = ", ".join(
         f"{results.title(run['condition']['dataset'])} with "
         f"{METHODS[run['condition']['method']].label} (seed {run['seed']})"
         for run in results.diverged
     )
-    return sentence("Not available on this machine", names) + sentence(
-        "Diverged, and not shown", diverged
+    missing = [n for n in results.study.datasets if results.recorded and not there(results, n)]
+    return (
+        sentence("Not available on this machine", names)
+        + sentence("Not recorded yet", ", ".join(map(_title, missing)))
+        + sentence("Diverged, and not shown", diverged)
     )
 
 

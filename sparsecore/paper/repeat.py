@@ -1,9 +1,9 @@
 """Whether today's code computes what an earlier state of it computed.
 
 A result of other code than today's is stale, though most changes of the code change no number. Its
-first epochs are trained again: if all that was recorded of them is the same to twelve digits, the
-result says so and counts as today's. Where results are and what they hold is said in `results`,
-training is the business of `studies`.
+first epochs are trained again: if all that was recorded of them, but for times, is the same to
+twelve digits, the result says so and counts as today's. Where results are and what they hold is
+said in `results`, training is the business of `studies`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -20,8 +20,8 @@ from sparsecore.datasets import DataError
 from sparsecore.lock import lock
 from sparsecore.paper import results, studies
 from sparsecore.paper.conditions import METHODS, Condition, current_profile, find
+from sparsecore.paper.observers import ObservePruning
 from sparsecore.provenance import provenance
-from sparsecore.train import TrainConfig
 
 EPOCHS = 10
 # Weights are float32, so that another rounding anywhere shows up far above this. What observers sum
@@ -38,6 +38,7 @@ def repeat(
     methods: Sequence[str] | None = None,
     epochs: int = EPOCHS,
     progress: bool = True,
+    on_result: Callable[[str, str], Any] | None = None,
 ) -> dict[str, str]:
     """Train the first epochs of a study's results that other code has made, and compare.
 
@@ -47,7 +48,10 @@ def repeat(
         As for `studies.load`.
     epochs : int
         How many, at least 1; with importance pruning, until it has pruned once. A run that is no
-        longer than that is repeated whole, and its final weights are compared as well.
+        longer than that, or in which something is looked at only at the end, is repeated whole, and
+        its final weights are compared as well.
+    on_result : callable, optional
+        Called with the name of each run and what came of it, as soon as it is known.
 
     Returns
     -------
@@ -73,8 +77,9 @@ def repeat(
         for condition in study.conditions(profile, seeds)
         if studies.look(condition)[1] == studies.CODE_CHANGED
     ]
-    lengths = {c: 0 if METHODS[c.method].parallel else _length(c.config, epochs) for c in older}
-    found = {}
+    lengths = {condition: _length(condition, epochs) for condition in older}
+    found: dict[str, str] = {}
+    unavailable: dict[str, str] = {}  # asking again could mean to wait again
     with tqdm(
         total=sum(c.work * n for c, n in lengths.items()),
         bar_format="{desc} {percentage:3.0f} % |{bar}| {elapsed} gone, {remaining} left",
@@ -83,13 +88,29 @@ def repeat(
     ) as bar:
         for number, condition in enumerate(older, 1):
             bar.set_description_str(f"{key} {number}/{len(older)} {condition.name}")
+            done, work = bar.n, condition.work * lengths[condition]
             with lock(condition.path.with_name(f".{condition.name}.lock")):
-                found[condition.name] = _repeat(condition, lengths[condition], bar)
+                state = unavailable.get(condition.dataset)
+                try:
+                    state = state or _repeat(condition, lengths[condition], bar)
+                except DataError as error:
+                    # Its first line: the rest says how to get them.
+                    state = f"not repeated: {str(error).splitlines()[0]}"
+                    unavailable[condition.dataset] = state
+            bar.total -= work - (bar.n - done)
+            found[condition.name] = state
+            if on_result is not None:
+                on_result(condition.name, state)
     return found
 
 
-def _length(config: TrainConfig, epochs: int) -> int:
-    """Return how many epochs are trained, for so many to be compared."""
+def _length(condition: Condition, epochs: int) -> int:
+    """Return how many epochs are trained, for so many to be compared; 0 if none can be."""
+    config = condition.config
+    if METHODS[condition.method].parallel:
+        return 0
+    if ObservePruning in condition.observers:  # it looks on at the end only
+        return config.epochs
     if config.prune_from is not None:
         epochs = max(epochs, config.prune_from + 1)
     # The last epoch of a run is not like the others: nothing evolves after it.
@@ -97,13 +118,16 @@ def _length(config: TrainConfig, epochs: int) -> int:
 
 
 def _repeat(condition: Condition, length: int, bar: tqdm[Any]) -> str:
-    result, state = studies.read(condition)
-    if result is None:
-        return state
-    if not length:
+    if METHODS[condition.method].parallel:
         return "not repeated: a parallel run cannot be in part"
+    if studies.look(condition)[1] != studies.CODE_CHANGED:
+        return "not repeated: another process has just written it"
+    result, _ = studies.read(condition)
+    assert result is not None
     if "diverged" in result:
         return "not repeated: it diverged"
+    if studies.data_sha256(condition.dataset) not in (None, result["provenance"]["data_sha256"]):
+        return "not repeated: the data have changed"
     code_sha256, commit = condition.code_sha256, provenance(1, None).get("commit")
     whole = length == condition.config.epochs
     try:
@@ -112,18 +136,15 @@ def _repeat(condition: Condition, length: int, bar: tqdm[Any]) -> str:
             condition.config.with_values(epochs=length),
             lambda: bar.update(condition.work),
         )
-    except DataError as error:
-        return f"not repeated: {str(error).splitlines()[0]}"  # the rest says how to get them
     except FloatingPointError as error:
         return f"differs: {error}"
+    again = json.loads(json.dumps(again))
     compared = length + 1 if whole else length  # the record of epoch 0 counts, too
-    names = ("weights_sha256",) if whole else ()
-    before = [*result["epochs"][:compared], {name: result[name] for name in names}]
-    now = json.loads(
-        json.dumps([*again["epochs"][:compared], {name: again[name] for name in names}])
-    )
-    if difference := next(_differences(before, now, "epochs"), None):
+    differences = _differences(result["epochs"][:compared], again["epochs"][:compared], "epochs")
+    if difference := next(differences, None):
         return f"differs: {difference}"
+    if whole and result["weights_sha256"] != again["weights_sha256"]:
+        return "differs: weights_sha256"
     result["repeated"] = {"code_sha256": code_sha256, "epochs": compared - 1, "commit": commit}
     results.write(condition.path, result)
     return "repeated"

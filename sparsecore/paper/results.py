@@ -186,6 +186,16 @@ def core_seconds(run: dict[str, Any]) -> float:
     return training_seconds(run) * cores
 
 
+def have_learnt(runs: list[dict[str, Any]]) -> bool:
+    """Tell whether networks do better than guessing, by the training loss of their last epoch.
+
+    Not by accuracy: always the most frequent class may be right more often than one in so many.
+    """
+    classes = runs[0]["data"]["n_classes"]
+    loss = sum(run["epochs"][-1]["loss"] for run in runs) / len(runs)
+    return bool(loss < 0.99 * math.log(classes))
+
+
 def is_of(code_sha256: str, run: dict[str, Any]) -> bool:
     """Tell whether code of this digest made a result, or has repeated its first epochs."""
     return code_sha256 in (run["code_sha256"], run.get("repeated", {}).get("code_sha256"))
@@ -202,10 +212,10 @@ def of_one_machine(*groups: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     Returns
     -------
     list of list of dict
-        The runs of one machine: of those that each group has runs of, the one with most runs. Empty
-        lists if there is none.
+        The runs on one kind of CPU: of those that each group has runs of, the one with most runs.
+        Empty lists if there is none. On how many of its cores is up to `core_seconds`.
     """
-    of = [[(r["provenance"]["cpu"], r["provenance"]["cores"]) for r in group] for group in groups]
+    of = [[run["provenance"]["cpu"] for run in group] for group in groups]
     common = sorted(set.intersection(*map(set, of)))
     chosen = max(common, key=lambda machine: sum(m.count(machine) for m in of), default=None)
     return [

@@ -105,8 +105,8 @@ def simulated(scaling: Scaling) -> Picture:
                     ax.plot(numbers, gains, color=COLOUR[name], linestyle=style)
                     best = found[int(np.argmax(gains))]
                     last = found[-1]
-                    text = f"{LABELS[name]}, {network.name}: {best.speedup:.1f} times one worker "
-                    text += f"with {best.workers}"
+                    text = f"{LABELS[name]}, {network.name}: at most {best.speedup:.1f} times "
+                    text += f"one worker, with {best.workers}"
                     if best is not last:
                         text += f", {last.speedup:.1f} with {last.workers}"
                     if name == "wasap":

@@ -63,7 +63,7 @@ class Results:
     recorded : bool
         Read from what is recorded, to stand beside this build's own results.
     older : bool
-        Some of it was computed by an earlier state of the code.
+        Some of it was made by an earlier state of the code, and today's has not repeated it.
     """
 
     study: Study
@@ -146,11 +146,11 @@ class Results:
         ]
         if repeated := [run["repeated"]["epochs"] for run in self.runs if "repeated" in run]:
             parts.append(
-                f"the first {min(repeated)} epochs of {len(repeated)} runs repeated to twelve "
-                "digits by later code"
+                f"{len(repeated)} of {len(self.runs)} runs made by earlier code, of which later "
+                f"code repeats at least the first {min(repeated)} epochs to twelve digits"
             )
         if self.older:
-            parts.append("in part computed by an earlier state of the code")
+            parts.append("some made by earlier code and not repeated")
         return ", ".join(parts) if self.runs else f"profile {self.profile}, no runs"
 
     def __repr__(self) -> str:
@@ -285,7 +285,7 @@ def recorded(key: str) -> Results:
         if _stale_config(condition, result):
             continue
         # Without the data here the recorded result is all the more worth showing.
-        digest = _data_sha256(condition.dataset)
+        digest = data_sha256(condition.dataset)
         if digest not in (None, result["provenance"].get("data_sha256")):
             continue
         older |= not results.is_of(condition.code_sha256, result)
@@ -311,7 +311,7 @@ def look(condition: Condition) -> tuple[Result | None, str]:
         return None, stale
     if not results.is_of(condition.code_sha256, result):
         return None, CODE_CHANGED
-    if _data_sha256(condition.dataset) not in (None, result["provenance"].get("data_sha256")):
+    if data_sha256(condition.dataset) not in (None, result["provenance"].get("data_sha256")):
         return None, "stale: the data have changed"
     return result, "present"
 
@@ -369,7 +369,7 @@ def train(condition: Condition, config: TrainConfig, on_epoch: Callable[[], Any]
     Returns
     -------
     dict
-        The runner's result, and what it was a run of.
+        The runner's result.
 
     Raises
     ------
@@ -461,7 +461,7 @@ def _limited(data: datasets.Dataset, train: int | None, test: int | None) -> dat
 
 
 @cache
-def _data_sha256(name: str) -> str | None:
+def data_sha256(name: str) -> str | None:
     """Return the hash of the data as they are; where it is pinned, without reading them.
 
     None if they are not here: a result of them is as good as it was.

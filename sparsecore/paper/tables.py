@@ -16,7 +16,7 @@ from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper.conditions import METHODS, STUDIES
 from sparsecore.paper.on_cluster import WORKERS
 from sparsecore.paper.page import Table
-from sparsecore.paper.results import core_seconds, of_one_machine, training_seconds
+from sparsecore.paper.results import core_seconds, have_learnt, of_one_machine, training_seconds
 from sparsecore.paper.settings import READING, RELEASED, SETTINGS
 from sparsecore.paper.studies import NOT_AVAILABLE, Results
 from sparsecore.wasap.plan import Plan
@@ -201,8 +201,11 @@ def main(*found: Results) -> Table:
     )
     if len(found) == 1:
         shown = shown.drop(columns="profile")
+    several = len(found) > 1
     notes = dict.fromkeys(
-        f"{row['title']}, {row['label']}: {row['note']}." for row in rows if row["note"]
+        f"{row['title']}, {row['label']}{several * (', profile ' + row['profile'])}: {row['note']}."
+        for row in rows
+        if row["note"]
     ) | dict.fromkeys(
         f"{results.title(run['condition']['dataset'])}, "
         f"{METHODS[run['condition']['method']].label}: seed {run['seed']} diverged."
@@ -219,6 +222,12 @@ def main(*found: Results) -> Table:
         for results in found
         if results.runs
     )
+    guessing = "; ".join(
+        f"{results.title(dataset)}, profile {results.profile}: {', '.join(labels)}"
+        for results in found
+        for dataset in results.study.datasets
+        if (labels := _guessing(results, dataset))
+    )
     surrogate = any(run["data"]["surrogate"] for results in found for run in results.runs)
     caption = (
         "**Dense, sparse and parallel methods.** Accuracy on the test set after the last epoch, "
@@ -227,6 +236,7 @@ def main(*found: Results) -> Table:
         "rows, divided by those of the run. Means over seeds, ± one standard deviation. "
         f"{_cores(found)}"
         + ("A surrogate's accuracy says nothing; its times do. " if surrogate else "")
+        + (f"No better than guessing yet, by their training loss: {guessing}. " if guessing else "")
         + f"Runs: {lengths}. "
         + " ".join(notes)
         + " "
@@ -249,6 +259,12 @@ def _cores(found: tuple[Results, ...]) -> str:
 
 
 _COUNTED = ("test_accuracy", "nnz_start", "nnz_end")
+
+
+def _guessing(results: Results, dataset: str) -> list[str]:
+    """Return the methods whose networks have learnt nothing on a data set."""
+    tried = [(m, results.of(dataset, m)) for m in results.study.methods]
+    return [METHODS[m].label for m, runs in tried if runs and not have_learnt(runs)]
 
 
 def _absent(results: Results, dataset: str) -> bool:
@@ -276,6 +292,7 @@ def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
         "seeds": " ".join(str(run["seed"]) for run in runs),
         "note": "",
     }
+    has_dense = bool(dense)
     timed, dense = of_one_machine(runs, dense)
     row["speed_against_dense"] = None
     if timed:
@@ -290,7 +307,9 @@ def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
         row[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
     if len(timed) < len(runs):
         seeds = ", ".join(str(run["seed"]) for run in timed)
-        row["note"] = f"seconds of seeds {seeds} only, the others ran on another machine"
+        row["note"] = f"seconds of seeds {seeds} only, the others ran on another CPU"
+    if runs and has_dense and row["speed_against_dense"] is None:
+        row["note"] = "no dense run on its CPU"
     if not runs:
         row["note"] = NOT_AVAILABLE if absent else results.why_not(dataset, method)
     return row

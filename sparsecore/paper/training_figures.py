@@ -89,7 +89,7 @@ def gradient_flow(results: Results) -> Picture:
         f"curves. {sentence('SET-All-ReLU, geometric mean over the epochs', '; '.join(told))}"
         f"{absent(results)}{source(results)}"
     )
-    alt = "Gradient flow against epoch on a logarithmic axis, three activations, four data sets."
+    alt = "Gradient flow against epoch on a logarithmic axis, a line per activation, by data set."
     return Picture("F-gradient-flow" + results.suffix, figure, caption, alt)
 
 

@@ -6,7 +6,8 @@ The count goes on through long calls (a test, a checkpoint, an evolution), since
 thread that counts; only between `step` and `rest` it takes a step to raise it, so that a main
 thread that hangs there is noticed as well.
 
-Ranks wait by polling: only so a wait can end because of somebody who will not come.
+Ranks wait by polling: only so a wait can end because of somebody who will not come. They sleep in
+between, but for a transfer, where all are there and only bytes are under way.
 """
 
 from __future__ import annotations

@@ -393,6 +393,11 @@ def test_simulations_say_that_they_are(found):
         assert ("Recorded: " in picture.caption) == (found.recorded is not None)
 
 
+def test_an_outcome_says_that_it_is_simulated():
+    said = repr(simulate.simulate(PLAIN, 1, scenario=EVEN))
+    assert said.startswith("Simulation: 1 workers, 9,091 samples/s, 1.00 times one worker; ")
+
+
 def test_tables_set_simulation_beside_measurement(found):
     table = scaling_figures.comparison(found)
     assert len(table.data) == 4 * len(found.versions())

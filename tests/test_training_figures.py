@@ -195,9 +195,9 @@ def test_recorded_results_stand_beside_the_build_s_own(main):
     nothing = replace(recorded, runs=[])
     assert "profile" not in tables.main(main, nothing).frame
     picture = figures.curves(replace(recorded, study=view(main, "set-relu").study))
-    assert isinstance(picture, page.Recorded)
     markdown = picture._repr_markdown_()
     assert ":name: f-curves-recorded\n" in markdown
+    assert f"\n:alt: {picture.alt}\n" in markdown and len(picture.alt.splitlines()) == 1
     assert picture.caption in markdown
 
 

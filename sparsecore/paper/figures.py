@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from sparsecore import datasets
 from sparsecore.paper.conditions import METHODS, current_profile
-from sparsecore.paper.page import Note, Picture, Recorded
+from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.studies import NOT_AVAILABLE, Result, Results
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
@@ -59,7 +59,7 @@ STYLE = {
 
 
 def drawn(draw: Callable[[Results], Picture]) -> Callable[[Results], Picture | Note]:
-    """Have a function's picture of recorded results be `Recorded`, or a note if there are none.
+    """Have a function's picture of recorded results be a note where there are none.
 
     Parameters
     ----------
@@ -69,9 +69,7 @@ def drawn(draw: Callable[[Results], Picture]) -> Callable[[Results], Picture | N
 
     @functools.wraps(draw)
     def drawn_or_said(results: Results) -> Picture | Note:
-        if not results.recorded:
-            return draw(results)
-        return Recorded(**vars(draw(results))) if results.runs else Note(_nothing(results))
+        return Note(_nothing(results)) if results.recorded and not results.runs else draw(results)
 
     return drawn_or_said
 

@@ -1,9 +1,9 @@
 """How a picture or a table shows itself: with its caption in JupyterLab, numbered in the book.
 
-In JupyterLab a figure or table must carry its caption with it. In the book, Sphinx numbers it, if
-it gets the bare picture and a caption in the cell's metadata, or a table in Markdown. Both are
-offered here at once; the book prefers the second by the order of media types in its configuration.
-What is in a picture is up to `figures`, what is in a table to `tables`.
+JupyterLab shows HTML. The book takes MyST Markdown, by the order of media types in its
+configuration, in which a figure or table brings its name, its caption and a text for those who
+cannot see it, and is numbered by Sphinx. What is in a picture is up to `figures`, what is in a
+table to `tables`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Picture:
     Attributes
     ----------
     key : str
-        Name of the figure; "<key>-caption" is the name under which the caption is glued.
+        Name of the figure; in small letters, what the book refers to it by.
     figure : matplotlib.figure.Figure
     caption : str
         One paragraph of Markdown.
@@ -56,6 +56,9 @@ class Picture:
             )
         return out.getvalue()
 
+    def __repr__(self) -> str:
+        return self.caption
+
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.svg().encode()).decode()
         return (
@@ -64,45 +67,12 @@ class Picture:
             f"<figcaption>{_inline(self.caption)}</figcaption></figure>"
         )
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import Markdown, display
-        from myst_nb import glue
-
-        glue(f"{self.key}-caption", Markdown(self.caption), display=False)
-        display(
-            {
-                "text/html": self._repr_html_(),
-                "image/svg+xml": self.svg(),
-                "text/plain": self.caption,
-            },
-            metadata={"image/svg+xml": {"alt": self.alt}},
-            raw=True,
-        )
-
-
-@dataclass(frozen=True)
-class Recorded(Picture):
-    """A figure that may be there or not: in the book it brings its own number and caption.
-
-    A cell whose metadata make a figure of its output needs one in every build.
-    """
-
     def _repr_markdown_(self) -> str:
         data = base64.b64encode(self.svg().encode()).decode()
         return (
             f"````{{figure}} data:image/svg+xml;base64,{data}\n:name: {self.key.lower()}\n"
             f":alt: {self.alt}\n\n{self.caption}\n````\n"
         )
-
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        data = {
-            "text/html": self._repr_html_(),
-            "text/markdown": self._repr_markdown_(),
-            "text/plain": self.caption,
-        }
-        display(data, raw=True)
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,13 @@ class Outcome:
     waiting: float
     staleness: float
 
+    def __repr__(self) -> str:
+        return (
+            f"Simulation: {self.workers} workers, {self.samples_per_second:,.0f} samples/s, "
+            f"{self.speedup:.2f} times one worker; lock or exchange busy {self.utilisation:.0%}, "
+            f"workers waiting {self.waiting:.0%}, staleness {self.staleness:.1f}"
+        )
+
 
 def simulate(
     calibration: Calibration,

@@ -123,10 +123,10 @@ def _distance(versions: list[tuple[str, Result]]) -> str:
     cores = sorted(f"{contest['peers']['sparsecore']['cores']:.1f}" for contest in shared)
     busy = " to ".join(dict.fromkeys((cores[0], cores[-1])))
     return (
-        f"Two threads with nothing to do but wait for each other took {min(seen):.2f} to "
-        f"{max(seen):.2f} µs for it: the further their cores are from each other, the less there "
-        "is to gain by the second, which sparsecore leaves idle where it does not help: given two "
-        f"threads, it kept {busy} busy. "
+        f"A signal between the two threads took {min(seen):.2f} to {max(seen):.2f} µs: the further "
+        "their cores are from each other, the less there is to gain by the second, which "
+        "sparsecore leaves idle where it does not help: given two threads, it kept "
+        f"{busy} busy. "
     )
 
 
@@ -164,8 +164,9 @@ def what_peers_do(speed: Speed) -> Table:
     caption = (
         "**The peers.** What a step of each includes, and the version that was timed. All train "
         "the same network on the same data, each in a process of its own, with at most the same "
-        "number of threads; without dropout and weight decay each takes the same steps as a "
-        "reference in float64, to rounding (the project's tests assert it)."
+        "number of threads; without dropout and weight decay each but the C loop, scikit-learn "
+        "with ReLU, takes the same steps as a reference in float64, to rounding (the project's "
+        "tests assert it)."
     )
     return Table("T-peers", pd.DataFrame(shown), caption, pd.DataFrame(plain))
 

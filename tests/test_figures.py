@@ -19,7 +19,7 @@ from sparsecore.paper import figures, results, studies, tables
 from sparsecore.paper.conditions import METHODS, SENSITIVITIES, STUDIES, Study
 from sparsecore.paper.observers import ObserveTopology
 from sparsecore.paper.page import Table
-from sparsecore.paper.settings import READING, SETTINGS
+from sparsecore.paper.settings import CHOICE, READING, SETTINGS
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -143,7 +143,7 @@ def test_hyperparameters_are_the_settings_with_their_origins():
     for name, setting in SETTINGS.items():
         row = shown.loc[datasets.describe(name)["title"]]
         for field, label in (("alpha", "α"), ("learning_rate", "η"), ("batch_size", "batch")):
-            mark = "†" if setting.origin(field) == READING else ""
+            mark = {READING: "†", CHOICE: "‡"}.get(setting.origin(field), "")
             assert row[label] == f"{getattr(setting.config, field):g}{mark}"
     assert shown.loc["Fashion-MNIST", "architecture"] == "784-1000-1000-1000-10"
     common = tables.common_hyperparameters().frame.set_index("hyperparameter")["value"]

@@ -187,6 +187,8 @@ _LATEX = {
     "μ": r"$\mu$",
     "×": r"$\times$",
     "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
+    "°": r"$^\circ$",
     "…": r"\dots{}",
     "±": r"$\pm$",
     "\N{NO-BREAK SPACE}": "~",

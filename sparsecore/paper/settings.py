@@ -12,6 +12,7 @@ from sparsecore.train import TrainConfig
 
 RELEASED = "released code"
 READING = "this project's reading"
+CHOICE = "this project's choice"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Setting:
     ----------
     config : TrainConfig
     released : frozenset of str
-        Fields whose values stand in the released code; all others are this project's reading.
+        Fields whose values stand in the released code. All others are this project's reading; if
+        there are none, the data set is not in the study, and its setting is this project's choice.
     """
 
     config: TrainConfig
@@ -30,6 +32,8 @@ class Setting:
 
     def origin(self, field: str) -> str:
         """Return where the value of a field of `config` comes from."""
+        if not self.released:
+            return CHOICE
         return RELEASED if field in self.released else READING
 
 

@@ -17,7 +17,7 @@ from sparsecore.paper.conditions import METHODS, STUDIES
 from sparsecore.paper.on_cluster import WORKERS
 from sparsecore.paper.page import Table
 from sparsecore.paper.results import core_seconds, have_learnt, of_one_machine, training_seconds
-from sparsecore.paper.settings import READING, RELEASED, SETTINGS
+from sparsecore.paper.settings import CHOICE, READING, RELEASED, SETTINGS
 from sparsecore.paper.studies import NOT_AVAILABLE, Results
 from sparsecore.wasap.plan import Plan
 
@@ -114,7 +114,7 @@ _COMMON = {
 
 
 def hyperparameters() -> Table:
-    """Make T-hyper: architecture and training per data set; a dagger marks our own reading."""
+    """Make T-hyper: architecture and training per data set; daggers mark what is our own."""
     shown, plain = [], []
     for name, setting in SETTINGS.items():
         facts = datasets.describe(name)
@@ -133,8 +133,8 @@ def hyperparameters() -> Table:
         shown.append(row)
     caption = (
         f"**Hyperparameters per data set.** Unmarked values stand in the authors' {RELEASED}; a "
-        f"dagger marks {READING} of the study. Digits, Madelon's generator and the artificial data "
-        "are not in the study."
+        f"dagger marks {READING} of the study, a double dagger {CHOICE} for data that are not in "
+        "the study."
     )
     numbers = ("ε", "α", "η", "batch")
     return Table("T-hyper", pd.DataFrame(shown), caption, pd.DataFrame(plain), numbers)
@@ -161,11 +161,13 @@ def common_hyperparameters() -> Table:
     ):
         shown.append({"hyperparameter": label, "value": _text(value), "origin": origin})
         plain.append(_plain("", label, value, origin))
-    augmented = ", ".join(n for n, setting in SETTINGS.items() if setting.config.augment)
+    augmented = ", ".join(
+        str(datasets.describe(n)["title"]) for n, s in SETTINGS.items() if s.config.augment
+    )
     caption = (
         "**Hyperparameters of all data sets of the study.** Importance pruning is for the methods "
-        "that have it in their name. Images that are shifted, rotated and flipped in training: "
-        f"{augmented}."
+        "that have it in their name. Images that are shifted (by up to 10 %), rotated (by up to "
+        f"10°) and flipped horizontally in training: {augmented}."
     )
     return Table("T-hyper-common", pd.DataFrame(shown), caption, pd.DataFrame(plain), ("value",))
 
@@ -339,7 +341,7 @@ def _mean_sd(row: dict[str, Any], name: str, scale: float, form: str) -> str:
 
 
 def _marked(value: Any, origin: str) -> str:
-    return _text(value) if origin == RELEASED else f"{_text(value)}†"
+    return _text(value) + {RELEASED: "", READING: "†", CHOICE: "‡"}[origin]
 
 
 def _text(value: Any) -> str:

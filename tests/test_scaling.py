@@ -112,6 +112,13 @@ def test_lockstep_waits_for_the_largest_of_exponential_times():
         assert workers / np.mean(rates) / 0.01 == pytest.approx(harmonic, rel=0.07)
 
 
+def test_workers_meet_before_they_exchange():
+    """All-to-all, a ring of K - 1 messages, and twice ⌈log2 K⌉ to meet."""
+    slow = replace(PLAIN, message=0.01, update=1e-12, bandwidth=1e15, updates_per_epoch=10**12)
+    for workers, messages in ((1, 0), (2, 1 + 1 + 2), (5, 4 + 4 + 2 * 3), (8, 7 + 7 + 2 * 3)):
+        assert exchange(slow, ONE_MACHINE, workers) == pytest.approx(0.01 * messages, abs=1e-9)
+
+
 def test_exchange_sends_what_lockstep_sends():
     """16 (K - 1) / K bytes a parameter and step, sent and received: 8 each way."""
     wide = replace(PLAIN, n_params=10_000_000, update=1e-12, updates_per_epoch=10**12)

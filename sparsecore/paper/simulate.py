@@ -278,7 +278,8 @@ def exchange(calibration: Calibration, network: Network, workers: int) -> float:
     float
         Seconds: all-to-all of the gradients, whose messages are under way together; their sum and
         the update, on a share of the parameters; the new parameters on a ring of the workers;
-        and what there is of an evolution per step, with its broadcast.
+        and what there is of an evolution per step, with its broadcast. Before each of these the
+        workers meet, in a message for every doubling of their number.
     """
     c, others = calibration, workers - 1
     wire = c.bandwidth if network.bandwidth is None else network.bandwidth
@@ -287,9 +288,10 @@ def exchange(calibration: Calibration, network: Network, workers: int) -> float:
     to_all = others * (c.message + share) + network.latency * (others > 0)
     ring = others * (hop + share)
     depth = math.ceil(math.log2(workers))
-    evolution = c.evolve + ring + depth * (hop + 12 * c.n_params / wire)
+    meeting = depth * hop
+    evolution = c.evolve + ring + depth * (hop + 12 * c.n_params / wire) + 2 * meeting
     own = c.reduce + workers * c.term + c.update / workers
-    return to_all + own + ring + evolution * workers / _epoch(c, workers)
+    return to_all + own + ring + 2 * meeting + evolution * workers / _epoch(c, workers)
 
 
 # --- asynchronous --------------------------------------------------------------------------------

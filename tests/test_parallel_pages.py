@@ -35,6 +35,7 @@ def trained(monkeypatch, tmp_path):
     monkeypatch.setattr(parallel, "config_of", lambda profile: SMALL)
     monkeypatch.setattr(parallel.cluster, "connect", connect)
     monkeypatch.setattr(parallel.cluster, "train", train)
+    monkeypatch.setattr(parallel, "used_by_others", lambda: 0.1)
     return calls
 
 
@@ -70,6 +71,16 @@ def test_pictures_say_what_the_runs_hold(trained):
     resources = parallel_figures.resources(found)
     assert f"{found.first('wasap')['nnz_start']:,} connections" in resources.caption
     assert "identical to the last bit" in parallel_figures.replayed(found).text
+
+
+def test_a_busy_machine_is_told(trained, monkeypatch):
+    quiet = parallel.load("paper")
+    monkeypatch.setattr(parallel, "used_by_others", lambda: 1.5)
+    found = parallel.load("quick")
+    pictures = (parallel_figures.accuracy, parallel_figures.resources)
+    for draw in pictures:
+        assert "Other processes" not in draw(quiet).caption
+        assert "**Other processes were at work** (this build: 1.5 CPUs)" in draw(found).caption
 
 
 def test_recorded_runs_stand_beside_the_build_s(trained, monkeypatch):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib
@@ -35,6 +35,7 @@ COLOURS = {
     "wasap-pruned": "#882255",  # wine
 }
 GREY = "#6b6b6b"
+_QUIET = 0.15  # CPUs that others use: a system is never quite still
 WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch
 STYLE = {
     "font.size": 10,
@@ -323,6 +324,22 @@ def absent(results: Results) -> str:
         + sentence("Not recorded yet", ", ".join(map(_title, missing)))
         + sentence("Diverged, and not shown", diverged)
     )
+
+
+def disturbed(used: Mapping[str, float], consequence: str) -> str:
+    """Return a warning if other processes were at work; "" if not.
+
+    Parameters
+    ----------
+    used : mapping of str to float
+        How many CPUs they used, per measurement.
+    consequence : str
+        What that does to what is shown.
+    """
+    found = [f"{title}: {cpus:.1f} CPUs" for title, cpus in used.items() if cpus > _QUIET]
+    if not found:
+        return ""
+    return f"**Other processes were at work** ({'; '.join(found)}): {consequence}. "
 
 
 def source(results: Results) -> str:

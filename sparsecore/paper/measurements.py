@@ -14,12 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from sparsecore import checkpoint
 from sparsecore.paper import results
 from sparsecore.paper.results import ResultWarning
 from sparsecore.provenance import provenance
 
 Result = dict[str, Any]
+
+
+def used_by_others(seconds: float = 0.5) -> float:
+    """Return how many CPUs other processes use, while this one sleeps for so many seconds."""
+    return psutil.cpu_percent(seconds) / 100 * psutil.cpu_count()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.datasets import DataNotAvailable, Dataset
 from sparsecore.paper import on_cluster, results
 from sparsecore.paper.conditions import current_profile
-from sparsecore.paper.measurements import Measurements
+from sparsecore.paper.measurements import Measurements, used_by_others
 from sparsecore.paper.settings import setting
 from sparsecore.train import TrainConfig
 
@@ -49,7 +49,7 @@ class Parallel:
     ----------
     profile : str
     runs : dict of str to list of dict
-        Results per algorithm, one per seed.
+        Results per algorithm, one per seed; "others": CPUs that other processes used before it.
     replay : dict
         What the replay of the first asynchronous run found.
     missing : str
@@ -153,18 +153,19 @@ def _load(profile: str) -> Parallel:
                 found[algorithm, seed] = result
     for algorithm, seed in missing:
         if algorithm == "sequential":
-            found[algorithm, seed] = FILES.write(
-                f"{algorithm}-seed{seed}",
-                profile,
-                experiment.run(_limited(data, profile, seed), config, seed=seed)[1],
-            )
+            others = used_by_others()
+            _, result = experiment.run(_limited(data, profile, seed), config, seed=seed)
+            result["others"] = others
+            found[algorithm, seed] = FILES.write(f"{algorithm}-seed{seed}", profile, result)
     parallel = [(algorithm, seed) for algorithm, seed in missing if algorithm != "sequential"]
     if parallel:
         with cluster.connect(on_cluster.n_workers()) as workers:
             for algorithm, seed in parallel:
+                others = used_by_others()  # now the workers sleep
                 _, result = cluster.train(
                     workers, config, DATASET, algorithm=algorithm, seed=seed, limit=effort.rows
                 )  # fmt: skip
+                result["others"] = others
                 found[algorithm, seed] = FILES.write(f"{algorithm}-seed{seed}", profile, result)
     runs = {name: [found[name, seed] for seed in effort.seeds] for name in ALGORITHMS}
     return Parallel(profile, runs, _replayed(profile, data, runs["wasap"][0]))

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from sparsecore import wasap
-from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH, line, nothing
+from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH, disturbed, line, nothing
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.parallel import ALGORITHMS, Parallel, Result
 from sparsecore.paper.results import origin, training_seconds
@@ -127,7 +127,7 @@ def accuracy(found: Parallel) -> Picture:
         "**Parallel training on Fashion-MNIST.** A line per seed; from the dotted line on the "
         "workers train alone, and the line is the mean of their copies' accuracies; the dot is the "
         f"averaged model. {told}What to see: what parallel training costs in accuracy per epoch, "
-        f"and what it gains per second. {_sources(versions)}"
+        f"and what it gains per second. {_disturbed(versions)}{_sources(versions)}"
     )
     alt = "Lines of test accuracy against epochs and against seconds, one colour an algorithm."
     return Picture("F-parallel", figure, caption, alt)
@@ -189,10 +189,21 @@ def _staleness(run: Result) -> str:
     )
 
 
+def _disturbed(versions: list[tuple[str, Parallel]]) -> str:
+    used = {
+        title: float(
+            np.median([run.get("others", 0.0) for runs in v.runs.values() for run in runs])
+        )
+        for title, v in versions
+    }
+    return disturbed(used, "workers shared cores with them and waited more than they would")
+
+
 @_if_there("F-resources")
 def resources(found: Parallel) -> Picture:
     """Draw CPU and memory over time of every rank, of this build if it has runs."""
-    found = found.versions()[-1][1]
+    last = found.versions()[-1:]
+    found = last[0][1]
     names = [name for name in ALGORITHMS if name != "sequential"]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
@@ -219,7 +230,7 @@ def resources(found: Parallel) -> Picture:
         f"({run['nnz_start']:,} connections). Waiting for the server's lock took "
         f"{_share(run, 'lock'):.1f} % of phase 1, the updates under it "
         f"{_share(run, 'update'):.1f} %. What to see: cores that are busy to the end, and ranks "
-        f"that need the same memory. *Source: {_source(found)}.*"
+        f"that need the same memory. {_disturbed(last)}*Source: {_source(found)}.*"
     )
     alt = "Lines of CPU use and of memory against time, one colour a rank."
     return Picture("F-resources", figure, caption, alt)

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from sparsecore import cluster, datasets, experiment, train
 from sparsecore.datasets import Dataset
 from sparsecore.paper import results
 from sparsecore.paper.conditions import current_profile
-from sparsecore.paper.measurements import Measurements
+from sparsecore.paper.measurements import Measurements, used_by_others
 from sparsecore.paper.settings import setting
 from sparsecore.paper.simulate import ALGORITHMS, Calibration, Outcome, simulate
 from sparsecore.provenance import provenance
@@ -183,7 +182,7 @@ def measure(effort: Effort, data: Dataset, config: TrainConfig) -> Result:
         jobs = workers.first(2).submit(_messages_on_engine, n_bytes)
         messages, _ = (job.get() for job in jobs)
         for seed in effort.seeds:
-            others.append(_others())  # now the workers sleep
+            others.append(used_by_others())  # now the workers sleep
             alone = experiment.run(data, config, seed=seed)[1]
             pace = alone["samples_per_second"]
             runs["sequential"]["1"].append({"seed": seed, "samples_per_second": pace})
@@ -202,11 +201,6 @@ def measure(effort: Effort, data: Dataset, config: TrainConfig) -> Result:
         "steps": time_steps(data, config, effort.steps),
         "messages": messages,
     }
-
-
-def _others(seconds: float = 0.5) -> float:
-    """Return how many CPUs other processes use, while this one sleeps."""
-    return psutil.cpu_percent(seconds) / 100 * psutil.cpu_count()
 
 
 def _messages_on_engine(n_bytes: int) -> Result:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sparsecore.paper.figures import GREY, STYLE, WIDTH, line
+from sparsecore.paper.figures import GREY, STYLE, WIDTH, disturbed, line
 from sparsecore.paper.page import Picture, Table
 from sparsecore.paper.parallel_figures import COLOUR, LABELS
 from sparsecore.paper.results import origin
@@ -44,9 +44,6 @@ from sparsecore.paper.simulate import (
 
 _NETWORK_STYLES = dict(zip(NETWORKS, ("-", (0, (5, 2)), (0, (1, 1))), strict=True))
 _SCENARIO_STYLES = dict(zip(SCENARIOS[1:], ("-", (0, (5, 2)), (0, (1, 1))), strict=True))
-
-
-_QUIET = 0.15  # CPUs that others use: a system is never quite still
 
 
 def measured(scaling: Scaling) -> Picture:
@@ -358,15 +355,8 @@ def _drawn(scaling: Scaling) -> int:
 
 
 def _disturbed(scaling: Scaling) -> str:
-    """Return a warning if other processes were at work."""
     used = {title: float(np.median(result["others"])) for title, result in scaling.versions()}
-    found = [f"{title}: {cpus:.1f} CPUs" for title, cpus in used.items() if cpus > _QUIET]
-    if not found:
-        return ""
-    return (
-        f"**Other processes were at work** ({'; '.join(found)}): workers shared cores with them, "
-        "so that these speed-ups are too low. "
-    )
+    return disturbed(used, "workers shared cores with them, so that these speed-ups are too low")
 
 
 def _source(scaling: Scaling) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -80,12 +79,7 @@ def repeat(
     lengths = {condition: _length(condition, epochs) for condition in older}
     found: dict[str, str] = {}
     unavailable: dict[str, str] = {}  # asking again could mean to wait again
-    with tqdm(
-        total=sum(c.work * n for c, n in lengths.items()),
-        bar_format="{desc} {percentage:3.0f} % |{bar}| {elapsed} gone, {remaining} left",
-        disable=not (progress and older),
-        mininterval=0.5 if sys.stderr.isatty() else 10,  # a log is not flooded
-    ) as bar:
+    with studies.work_bar(sum(c.work * n for c, n in lengths.items()), progress) as bar:
         for number, condition in enumerate(older, 1):
             bar.set_description_str(f"{key} {number}/{len(older)} {condition.name}")
             done, work = bar.n, condition.work * lengths[condition]

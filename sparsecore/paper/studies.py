@@ -220,12 +220,7 @@ def load(
     no_cluster = ""
     with (
         on_cluster.kept(),
-        tqdm(
-            total=sum(c.work * c.config.epochs for c in todo),
-            bar_format="{desc} {percentage:3.0f} % |{bar}| {elapsed} gone, {remaining} left",
-            disable=not (progress and todo),
-            mininterval=0.5 if sys.stderr.isatty() else 10,  # a log is not flooded
-        ) as bar,
+        work_bar(sum(c.work * c.config.epochs for c in todo), progress) as bar,
     ):
         for number, condition in enumerate(todo, 1):
             bar.set_description_str(f"{key} {number}/{len(todo)} {condition.name}")
@@ -243,6 +238,16 @@ def load(
             bar.total -= condition.work * condition.config.epochs
     ended, diverged = _sorted([runs[c] for c in conditions if c in runs])
     return Results(study, profile, ended, unavailable, no_cluster, diverged)
+
+
+def work_bar(total: float, progress: bool) -> tqdm[Any]:
+    """Return a bar of so much work, `Condition.work` an epoch, that says how long is left."""
+    return tqdm(
+        total=total,
+        bar_format="{desc} {percentage:3.0f} % |{bar}| {elapsed} gone, {remaining} left",
+        disable=not (progress and total),
+        mininterval=0.5 if sys.stderr.isatty() else 10,  # a log is not flooded
+    )
 
 
 def _sorted(runs: Iterable[Result]) -> tuple[list[Result], list[Result]]:

@@ -13,6 +13,7 @@ import html
 import io
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,21 +57,24 @@ class Picture:
             )
         return out.getvalue()
 
+    @cached_property
+    def _uri(self) -> str:
+        """The SVG as an address; drawn once for HTML and Markdown, which IPython both asks for."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg().encode()).decode()}"
+
     def __repr__(self) -> str:
         return self.caption
 
     def _repr_html_(self) -> str:
-        data = base64.b64encode(self.svg().encode()).decode()
         return (
-            f'<figure style="margin: 0"><img src="data:image/svg+xml;base64,{data}" '
+            f'<figure style="margin: 0"><img src="{self._uri}" '
             f'alt="{html.escape(self.alt)}" style="max-width: 100%; background: white">'
             f"<figcaption>{_inline(self.caption)}</figcaption></figure>"
         )
 
     def _repr_markdown_(self) -> str:
-        data = base64.b64encode(self.svg().encode()).decode()
         return (
-            f"````{{figure}} data:image/svg+xml;base64,{data}\n:name: {self.key.lower()}\n"
+            f"````{{figure}} {self._uri}\n:name: {self.key.lower()}\n"
             f":alt: {self.alt}\n\n{self.caption}\n````\n"
         )
 

@@ -128,6 +128,7 @@ def _repeat(condition: Condition, length: int, bar: tqdm[Any]) -> str:
         again = studies.train(
             condition,
             condition.config.with_values(epochs=length),
+            studies.data_of(condition),
             lambda: bar.update(condition.work),
         )
     except FloatingPointError as error:

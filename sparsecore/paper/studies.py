@@ -361,13 +361,31 @@ def _stale_config(condition: Condition, result: Result) -> str:
     return ""
 
 
-def train(condition: Condition, config: TrainConfig, on_epoch: Callable[[], Any]) -> Result:
+def data_of(condition: Condition) -> datasets.Dataset:
+    """Return the rows that a condition trains on and is tested with.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be had.
+    """
+    return _limited(_data(condition.dataset), **condition.limit)
+
+
+def train(
+    condition: Condition,
+    config: TrainConfig,
+    data: datasets.Dataset,
+    on_epoch: Callable[[], Any],
+) -> Result:
     """Train as a condition says, though perhaps with another configuration, and keep nothing.
 
     Parameters
     ----------
     condition : Condition
     config : TrainConfig
+    data : Dataset
+        As `data_of` gives them.
     on_epoch : callable
         Called after every epoch.
 
@@ -378,14 +396,11 @@ def train(condition: Condition, config: TrainConfig, on_epoch: Callable[[], Any]
 
     Raises
     ------
-    DataError
-        If the data cannot be had.
     ClusterError
         If a cluster is needed and fails.
     FloatingPointError
         If the run diverges.
     """
-    data = _limited(_data(condition.dataset), **condition.limit)
     observers = [make(config, data) for make in condition.observers]
     calls = 0
 
@@ -403,7 +418,7 @@ def train(condition: Condition, config: TrainConfig, on_epoch: Callable[[], Any]
 
 
 def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
-    data, config = _limited(_data(condition.dataset), **condition.limit), condition.config
+    data, config = data_of(condition), condition.config
     # Of the code as it is now: hours may pass, and meanwhile somebody may edit and commit.
     code_sha256, _ = condition.code_sha256, provenance(1, None)
     epochs = 0
@@ -414,7 +429,7 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
         advance(condition.work)
 
     try:
-        result = train(condition, config, on_epoch)
+        result = train(condition, config, data, on_epoch)
     except FloatingPointError as error:  # a finding, and not to be computed again each time
         advance(condition.work * (config.epochs - epochs))
         result = {

@@ -162,12 +162,13 @@ def _train_on_engine(
     from sparsecore import datasets, wasap
     from sparsecore.wasap.mpi import first_ranks
 
-    data, limit = what["dataset"], what["limit"]
-    if isinstance(data, str):
-        data = datasets.load(data)
-    if limit is not None:
-        data = data.limited(limit, random_state=options["seed"])
+    # Together first: whoever is not there yet cannot be waited for in a way that can be interrupted.
     with first_ranks(what["n_workers"]) as comm:
+        data, limit = what["dataset"], what["limit"]
+        if isinstance(data, str):
+            data = datasets.load(data)
+        if limit is not None:
+            data = data.limited(limit, random_state=options["seed"])
         return wasap.run(
             data, what["config"], wasap.Plan(**plan), comm=comm, on_progress=publish_data, **options
         )

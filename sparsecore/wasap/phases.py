@@ -22,7 +22,7 @@ from sparsecore.kernels import momentum_step
 from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import peak_rss_mb, provenance
 from sparsecore.train import TrainConfig, Trainer
-from sparsecore.wasap import outcome
+from sparsecore.wasap import interrupts, outcome
 from sparsecore.wasap import record as records
 from sparsecore.wasap.average import average, pack, unpack
 from sparsecore.wasap.lockstep import Lockstep
@@ -90,13 +90,15 @@ def run(
     ValueError, FloatingPointError
         As the sequential run does; the other ranks then raise ParallelError.
     """
-    ranks = Ranks(comm, shared=shared, patience=patience)
-    try:
-        return run_on(
-            ranks, data, config, plan or Plan(), seed, threads, on_progress, checkpoint_path, resume
-        )
-    finally:
-        ranks.close()
+    with interrupts.held_back():
+        ranks = Ranks(comm, shared=shared, patience=patience)
+        try:
+            return run_on(
+                ranks, data, config, plan or Plan(), seed, threads, on_progress, checkpoint_path,
+                resume,
+            )  # fmt: skip
+        finally:
+            ranks.close()
 
 
 def run_on(

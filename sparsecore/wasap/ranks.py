@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore.team import cpu_count
-from sparsecore.wasap import processes
+from sparsecore.wasap import interrupts, processes
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.place import ParallelError
 from sparsecore.wasap.watch import LOOK, PATIENCE, Watch
@@ -102,6 +102,17 @@ class Ranks:
         self._unfinished: list[Any] = []
         self.watch = Watch(self._look, patience)
         self.watch.start()
+        try:
+            size_on_node, rows = self._meet(comm, shared)
+        except BaseException:
+            self.watch.end()
+            raise
+        self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
+        self._looked = time.monotonic()
+        self._rows = rows
+
+    def _meet(self, comm: Any, shared: bool | None) -> tuple[int, np.ndarray]:
+        """Get to know the others; return how many are on this node, and the ranks' rows."""
         with self.watch.over("the ranks' meeting"):
             self.comm, request = comm.Idup()
             self.wait(request)
@@ -112,10 +123,7 @@ class Ranks:
             if shared and size_on_node != self.size:
                 raise ValueError("window: expected all ranks on one node to share memory")
             self.shared = size_on_node == self.size if shared is None else shared
-            rows = self._open()
-        self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
-        self._looked = time.monotonic()
-        self._rows = rows
+            return size_on_node, self._open()
 
     # --- the rows --------------------------------------------------------------------------------
 
@@ -170,7 +178,11 @@ class Ranks:
     # --- who lives -------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Begin a step of the computation; it ends with the next one, or with `rest`."""
+        """Begin a step of the computation; it ends with the next one, or with `rest`.
+
+        An interrupt that was held back comes here, see `interrupts`, or in `check`.
+        """
+        interrupts.let_through()
         self.rest()
         self._steps += 1
         self._step_began = time.monotonic()
@@ -247,6 +259,7 @@ class Ranks:
 
     def check(self) -> None:
         """Raise `ParallelError` if a rank has ended the run, or rank 0 is lost."""
+        interrupts.let_through()
         states = self._column(_STATE)
         if _FAILED in states:
             raise ParallelError(self.message(states.index(_FAILED)))

@@ -162,7 +162,7 @@ def _train_on_engine(
     from sparsecore import datasets, wasap
     from sparsecore.wasap.mpi import first_ranks
 
-    # Together first: whoever is not there yet cannot be waited for in a way that can be interrupted.
+    # Together first: nobody can be interrupted who waits inside MPI for a rank that still loads.
     with first_ranks(what["n_workers"]) as comm:
         data, limit = what["dataset"], what["limit"]
         if isinstance(data, str):

@@ -36,7 +36,7 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort(10, None, (0, 1)),
+    "quick": Effort(10, 20_000, (0, 1)),
     "paper": Effort(None, None, (0, 1, 2)),
 }
 

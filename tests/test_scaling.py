@@ -324,16 +324,16 @@ def measuring(monkeypatch, tmp_path):
     def connect(n):
         yield Workers()
 
-    def train(workers, config, dataset, *, algorithm, phase1, seed):
+    def train(workers, config, dataset, *, algorithm, phase1, seed, limit):
         calls.append((algorithm, seed))
         assert phase1 == 1.0
-        data = datasets.load(dataset).limited(300, random_state=seed)
+        data = datasets.load(dataset).limited(limit, random_state=seed)
         plan = wasap.Plan(algorithm, phase1)
         return wasap.run(data, config, plan, seed=seed, comm=mpi.COMM_SELF)
 
     monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
     monkeypatch.setattr(scaling, "DATASET", "digits")
-    effort = scaling.Effort(epochs=2, seeds=(0,), workers=2, steps=40)
+    effort = scaling.Effort(epochs=2, rows=300, seeds=(0,), workers=2, steps=40)
     monkeypatch.setattr(scaling, "EFFORTS", {"quick": effort, "paper": effort})
     monkeypatch.setattr(scaling.cluster, "connect", connect)
     monkeypatch.setattr(scaling.cluster, "train", train)

@@ -254,9 +254,9 @@ STUDIES: dict[str, Study] = {
                 "digits": {"epochs": 40},
             },
             quick_rows={
-                "fashion-mnist": (10_000, 10_000),
-                "cifar10": (2_000, 2_000),
-                "higgs": (8_000, 4_000),
+                "fashion-mnist": (5_000, 5_000),
+                "cifar10": (1_000, 1_000),
+                "higgs": (5_000, 3_000),
                 "leukemia": (200, 100),
             },
             observers=_looked_on(),
@@ -285,7 +285,7 @@ STUDIES: dict[str, Study] = {
             ),
             seeds={"quick": (0, 1), "paper": (0, 1, 2)},
             quick={"fashion-mnist": {"epochs": 6}, "madelon": {"epochs": 60}},
-            quick_rows={"fashion-mnist": (6_000, 4_000)},
+            quick_rows={"fashion-mnist": (4_000, 4_000)},
             full_runs_of="T-main",
         ),
         Study(

@@ -68,7 +68,7 @@ ROWS = (
 LIVE = tuple(row for row in ROWS if row.neurons <= 10_000_000 and row.hidden_layers == 10)
 #: Neurons of the measurements beside the table, by profile.
 SIZES = {
-    "levers": {"quick": 1_000_000, "paper": 20_000_000},
+    "levers": {"quick": 300_000, "paper": 20_000_000},
     "split": {"quick": 300_000, "paper": 10_000_000},
     "survival": {"quick": 300_000, "paper": 200_000_000},
 }

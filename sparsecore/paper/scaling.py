@@ -48,6 +48,8 @@ class Effort:
     Attributes
     ----------
     epochs : int
+    rows : int or None
+        Of the training set; None: all.
     seeds : tuple of int
         Each is a round of all runs.
     workers : int
@@ -57,12 +59,16 @@ class Effort:
     """
 
     epochs: int
+    rows: int | None
     seeds: tuple[int, ...]
     workers: int
     steps: int
 
 
-EFFORTS = {"quick": Effort(2, (0, 1), 4, 400), "paper": Effort(8, (0, 1, 2, 3, 4), 64, 2_000)}
+EFFORTS = {
+    "quick": Effort(2, 20_000, (0, 1), 4, 400),
+    "paper": Effort(8, None, (0, 1, 2, 3, 4), 64, 2_000),
+}
 
 
 @dataclass(frozen=True)
@@ -183,17 +189,19 @@ def measure(effort: Effort, data: Dataset, config: TrainConfig) -> Result:
         messages, _ = (job.get() for job in jobs)
         for seed in effort.seeds:
             others.append(used_by_others())  # now the workers sleep
-            alone = experiment.run(data, config, seed=seed)[1]
+            rows = data if effort.rows is None else data.limited(effort.rows, random_state=seed)
+            alone = experiment.run(rows, config, seed=seed)[1]
             pace = alone["samples_per_second"]
             runs["sequential"]["1"].append({"seed": seed, "samples_per_second": pace})
             for k in numbers:
                 for name in ALGORITHMS:
                     _, result = cluster.train(
-                        workers.first(k), config, data.name, algorithm=name, phase1=1.0, seed=seed
+                        workers.first(k), config, data.name,
+                        algorithm=name, phase1=1.0, seed=seed, limit=effort.rows,
                     )  # fmt: skip
                     runs[name][str(k)].append(_told(result))
     return {
-        "n_train": len(data.y_train),
+        "n_train": effort.rows or len(data.y_train),
         "batch_size": config.batch_size,
         "epochs": effort.epochs,
         "others": others,

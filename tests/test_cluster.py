@@ -77,10 +77,33 @@ def test_cluster_of_its_own_trains_reports_and_goes(profile):
         assert result["config"]["n_train"] == 200
         assert states and {"phase", "epoch", "updates_per_second", "staleness"} <= states[-1].keys()
         pids = workers.pids
-    end = time.monotonic() + 10
-    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < end:
+    assert are_gone(pids)
+
+
+def test_cluster_goes_with_who_started_it_however_that_ends(profile):
+    program = (
+        "from sparsecore import cluster, train\n"
+        "config = train.TrainConfig(hidden=(40, 30), batch_size=32, epochs=100_000)\n"
+        "with cluster.connect(2) as workers:\n"
+        "    show = lambda state: print(*workers.pids, flush=True)\n"
+        "    cluster.train(workers, config, 'digits', on_progress=show)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]  # they train
+        process.kill()
+    assert len(pids) == 2 and are_gone(pids, 60)  # importing takes its time on a busy machine
+
+
+def are_gone(pids, seconds=10):
+    """Return whether so many seconds are enough for processes to end."""
+    end = time.monotonic() + seconds
+    while there := any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        if time.monotonic() > end:
+            break
         time.sleep(0.05)
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    return not there
 
 
 @pytest.mark.slow

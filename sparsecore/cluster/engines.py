@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 import warnings
@@ -27,6 +28,15 @@ from sparsecore.wasap.processes import trouble
 
 _REGISTERING = 3.0  # seconds for engines that have just been started to be known
 _ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package
+# Reads to the end of what this process could write, which comes with the process's own end, and
+# stops a cluster that is then still there.
+_GUARD = """
+import os, sys
+sys.stdin.read()
+if os.path.exists(sys.argv[1]):
+    from ipyparallel import Cluster
+    Cluster.from_file(sys.argv[1]).stop_cluster_sync()
+"""
 
 
 class ClusterError(RuntimeError):
@@ -160,6 +170,7 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
             yield Cluster(client, n)
         return
     own, workers = _start(n), None
+    guard = _guard(own)
     try:
         client = own.connect_client_sync()
         with client:
@@ -168,6 +179,7 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
             yield workers
     finally:
         _stop(own, workers)
+        guard.communicate()
 
 
 def _running(profile: str) -> Any:
@@ -227,6 +239,20 @@ def _start(n: int) -> Any:
     if n > cpu_count():
         print(f"{n} workers share {cpu_count()} CPUs", file=sys.stderr)
     return own
+
+
+def _guard(own: Any) -> subprocess.Popen[bytes]:
+    """Start a process that stops a cluster whose starter is killed, as a notebook's kernel may be.
+
+    Engines do not notice: they would train on, and then wait for ever.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", _GUARD, own.cluster_file],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # an interrupt is not for it
+    )
 
 
 def _wait_for_engines(client: Any, n: int, timeout: float, own: Any = None) -> None:

@@ -64,6 +64,10 @@ def test_pictures_say_what_the_runs_hold(trained):
     assert len(left.lines) == 2 + 2 * 2 * 2 + 1  # a line a run, a dot a parallel one, the phases
     tests = [100 * epoch["test_accuracy"] for epoch in found.runs["sequential"][0]["epochs"]]
     assert left.lines[0].get_ydata().tolist() == tests
+    low, high = left.get_ylim()
+    assert all(
+        low < 100 * run["test_accuracy"] < high for runs in found.runs.values() for run in runs
+    )
 
     staleness = parallel_figures.staleness(found)
     heights = [bar.get_height() for bar in staleness.figure.axes[0].patches]
@@ -92,7 +96,13 @@ def test_recorded_runs_stand_beside_the_build_s(trained, monkeypatch):
     assert accuracy.caption.count("final test accuracy") == 2
     assert len(parallel_figures.staleness(found).figure.axes) == 2
     assert parallel_figures.replayed(found).text.count("identical") == 2
-    assert "profile quick" in parallel_figures.resources(found).caption
+    resources = parallel_figures.resources(found)
+    assert [ax.get_title() for ax in resources.figure.axes if ax.get_title()] == [
+        f"{title}: {name}-SGD"
+        for title in ("recorded", "this build")
+        for name in ("WASAP", "WASSP")
+    ]
+    assert resources.caption.count("waiting for the server's lock") == 2
 
     # Only seeds that all algorithms have are compared, and only a replay of these runs is told.
     parallel.FILES.path("wassp-seed1", "paper").unlink()

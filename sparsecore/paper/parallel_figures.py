@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from sparsecore import wasap
@@ -126,29 +126,35 @@ def accuracy(found: Parallel) -> Picture:
     caption = (
         "**Parallel training on Fashion-MNIST.** A line per seed; from the dotted line on the "
         "workers train alone, and the line is the mean of their copies' accuracies; the dot is the "
-        f"averaged model. {told}What to see: what parallel training costs in accuracy per epoch, "
-        f"and what it gains per second. {_disturbed(versions)}{_sources(versions)}"
+        "averaged model. The frame starts at the lowest accuracy after a twentieth of the epochs. "
+        f"{told}What to see: what parallel training costs in accuracy per epoch, and what it gains "
+        f"per second. {_disturbed(versions)}{_sources(versions)}"
     )
     alt = "Lines of test accuracy against epochs and against seconds, one colour an algorithm."
     return Picture("F-parallel", figure, caption, alt)
 
 
 def _curves(left: Axes, right: Axes, found: Parallel) -> None:
+    shown: list[float] = []
+    width = 1.8 if len(found.first("sequential")["epochs"]) < 100 else 0.8
     for algorithm, runs in found.runs.items():
         for run in runs:
             epochs = [epoch["epoch"] for epoch in run["epochs"]]
             tests = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
             seconds = [training_seconds(epoch) for epoch in run["epochs"]]
             colour = COLOUR[algorithm]
-            left.plot(epochs, tests, color=colour)
-            right.plot(seconds, tests, color=colour)
+            left.plot(epochs, tests, color=colour, linewidth=width)
+            right.plot(seconds, tests, color=colour, linewidth=width)
+            shown += [*tests[len(tests) // 20 :], 100 * run["test_accuracy"]]
             if algorithm != "sequential":
                 final = 100 * run["test_accuracy"]
                 left.plot(epochs[-1], final, "o", color=colour, markersize=5)
                 right.plot(training_seconds(run), final, "o", color=colour, markersize=5)
     alone_from = found.first("wasap")["config"]["phase1_epochs"]
     left.axvline(alone_from, color=GREY, linestyle=":", linewidth=1)
-    left.set(xlabel="epoch", ylabel="test accuracy, %")
+    low, high = min(shown), max(shown)
+    room = max(1.0, 0.05 * (high - low))
+    left.set(xlabel="epoch", ylabel="test accuracy, %", ylim=(low - room, high + room))
     right.set(xlabel="seconds of training")
 
 
@@ -201,39 +207,52 @@ def _disturbed(versions: list[tuple[str, Parallel]]) -> str:
 
 @_if_there("F-resources")
 def resources(found: Parallel) -> Picture:
-    """Draw CPU and memory over time of every rank, of this build if it has runs."""
-    last = found.versions()[-1:]
-    found = last[0][1]
-    names = [name for name in ALGORITHMS if name != "sequential"]
+    """Draw CPU and memory over time of every rank, two rows per profile."""
+    versions = found.versions()
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-        axes = figure.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
-        for column, name in enumerate(names):
-            for rank in found.first(name)["parallel"]["ranks"]:
-                samples, colour = rank["resources"], _RANKS[rank["rank"] % len(_RANKS)]
-                axes[0, column].plot(samples["seconds"], samples["cpu_percent"], color=colour)
-                axes[1, column].plot(samples["seconds"], samples["rss_mb"], color=colour)
-            axes[0, column].set_title(LABELS[name])
-            axes[1, column].set_xlabel("seconds")
-        axes[0, 0].set_ylabel("CPU, % of a core")
-        axes[1, 0].set_ylabel("memory, MiB")
-        axes[0, 0].set_ylim(bottom=0)
-        axes[1, 0].set_ylim(bottom=0)
-        count = found.first("wasap")["config"]["workers"]
+        figure = Figure(figsize=(WIDTH, 0.3 + 3.9 * len(versions)), layout="constrained")
+        parts = figure.subfigures(len(versions), squeeze=False)[:, 0]
+        for part, (title, version) in zip(parts, versions, strict=True):
+            _ranks(part, title, version)
+        count = max(version.first("wasap")["config"]["workers"] for _, version in versions)
         handles = [line(_RANKS[rank % len(_RANKS)], f"rank {rank}") for rank in range(count)]
-        figure.legend(handles=handles, loc="outside upper center", ncols=count)
-    run = found.first("wasap")
+        parts[0].legend(handles=handles, loc="outside upper center", ncols=count)
+    run = versions[-1][1].first("wasap")
+    told = " ".join(f"{_setting(version)}: {_waiting(version)}" for _, version in versions)
     caption = (
-        f"**CPU and memory of every rank.** {_setting(found)}. Memory is the whole process, with "
-        f"Python, compiled code and the rank's data. An update of WASAP-SGD moves "
+        "**CPU and memory of every rank.** Memory is the whole process, with Python, compiled code "
+        "and the rank's data. An update of WASAP-SGD moves "
         f"{run['parallel']['bytes_per_update'] / 1e6:.2f} MB through the server's window "
-        f"({run['nnz_start']:,} connections). Waiting for the server's lock took "
-        f"{_share(run, 'lock'):.1f} % of phase 1, the updates under it "
-        f"{_share(run, 'update'):.1f} %. What to see: cores that are busy to the end, and ranks "
-        f"that need the same memory. {_disturbed(last)}*Source: {_source(found)}.*"
+        f"({run['nnz_start']:,} connections). {told} What to see: cores that are busy to the end, "
+        f"and ranks that need the same memory. {_disturbed(versions)}{_sources(versions)}"
     )
     alt = "Lines of CPU use and of memory against time, one colour a rank."
     return Picture("F-resources", figure, caption, alt)
+
+
+def _ranks(part: FigureBase, title: str, found: Parallel) -> None:
+    names = [name for name in ALGORITHMS if name != "sequential"]
+    axes = part.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
+    for column, name in enumerate(names):
+        for rank in found.first(name)["parallel"]["ranks"]:
+            samples, colour = rank["resources"], _RANKS[rank["rank"] % len(_RANKS)]
+            axes[0, column].plot(samples["seconds"], samples["cpu_percent"], color=colour)
+            axes[1, column].plot(samples["seconds"], samples["rss_mb"], color=colour)
+        axes[0, column].set_title(f"{title}: {LABELS[name]}")
+        axes[1, column].set_xlabel("seconds")
+    axes[0, 0].set_ylabel("CPU, % of a core")
+    axes[1, 0].set_ylabel("memory, MiB")
+    for row in axes[:, 0]:
+        row.set_ylim(bottom=0)
+
+
+def _waiting(found: Parallel) -> str:
+    """Say how much of WASAP-SGD's first phase goes to the server."""
+    run = found.first("wasap")
+    return (
+        f"waiting for the server's lock took {_share(run, 'lock'):.1f} % of phase 1, the updates "
+        f"under it {_share(run, 'update'):.1f} %."
+    )
 
 
 def replayed(found: Parallel) -> Note:

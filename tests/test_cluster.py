@@ -44,7 +44,7 @@ def write_cluster_file(folder, text):
     return path
 
 
-def test_cluster_of_its_own_trains_reports_and_goes(profile):
+def test_cluster_of_its_own_trains_reports_and_goes(profile, capsys):
     states = []
     with cluster.connect(2) as workers:
         assert "2 MPI workers, started here" in repr(workers)
@@ -59,6 +59,11 @@ def test_cluster_of_its_own_trains_reports_and_goes(profile):
             cluster.train(workers, diverging, "digits")
         with pytest.raises(ClusterError, match="rank 0: ValueError: unknown data set 'nothing'"):
             cluster.train(workers, SMALL, "nothing")
+
+        # Nobody looks on: there is a bar.
+        cluster.train(workers, LONG.with_values(epochs=100), "digits", limit=200)
+        assert "WASAP, 2 workers: 100%" in (told := capsys.readouterr().err)
+        assert "100.0/100" in told
 
         # So does an interrupt, after which no engine trains on.
         def interrupt(state):

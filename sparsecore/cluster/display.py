@@ -1,18 +1,21 @@
-"""The state of a run as a notebook shows it."""
+"""The state of a run as a notebook shows it, or a terminal."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from sparsecore.wasap.bar import EpochBar
+
 
 class Display:
     """The state of a run in a notebook: one output that is rewritten, and a clean one at the end.
 
-    Outside IPython it stays silent.
+    Outside IPython it is a progress bar.
     """
 
     def __init__(self) -> None:
         self._handle: Any = None
+        self._bar: EpochBar | None = None
         try:
             from IPython import get_ipython
 
@@ -22,6 +25,11 @@ class Display:
 
     def __call__(self, state: dict[str, Any]) -> None:
         """Show where the run stands."""
+        title = f"{state['algorithm'].upper()}, {state['workers']} workers"
+        if not self._active:
+            self._bar = self._bar or EpochBar(title, state["epochs"])
+            self._bar(state)
+            return
         accuracy = state["test_accuracy"]
         rows = {
             "phase": state["phase"],
@@ -31,10 +39,15 @@ class Display:
             "staleness": f"{state['staleness']:.2f}",
             "seconds": f"{state['elapsed']:.1f}",
         }
-        self._show(f"{state['algorithm'].upper()}, {state['workers']} workers", rows)
+        self._show(title, rows)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Show the outcome."""
+        if not self._active:
+            if self._bar is not None:
+                self._bar.finish()
+                self._bar.close()
+            return
         config, parallel = result["config"], result["parallel"]
         histogram = parallel["staleness_histogram"]
         staleness = sum(s * n for s, n in enumerate(histogram)) / max(1, sum(histogram))
@@ -54,8 +67,6 @@ class Display:
         )
 
     def _show(self, title: str, rows: dict[str, Any]) -> None:
-        if not self._active:
-            return
         from html import escape
 
         from IPython.display import HTML, display

@@ -11,13 +11,14 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sparsecore import cluster, datasets, experiment, wasap
+from sparsecore import cluster, datasets, experiment
 from sparsecore.datasets import DataNotAvailable, Dataset
 from sparsecore.paper import on_cluster, results
 from sparsecore.paper.conditions import current_profile
 from sparsecore.paper.measurements import Measurements, used_by_others
 from sparsecore.paper.settings import setting
 from sparsecore.train import TrainConfig
+from sparsecore.wasap import command
 
 STUDY = "F-parallel"
 DATASET = "fashion-mnist"
@@ -154,7 +155,8 @@ def _load(profile: str) -> Parallel:
     for algorithm, seed in missing:
         if algorithm == "sequential":
             others = used_by_others()
-            _, result = experiment.run(_limited(data, profile, seed), config, seed=seed)
+            rows = _limited(data, profile, seed)
+            _, result = experiment.run(rows, config, seed=seed, progress=True)
             result["others"] = others
             found[algorithm, seed] = FILES.write(f"{algorithm}-seed{seed}", profile, result)
     parallel = [(algorithm, seed) for algorithm, seed in missing if algorithm != "sequential"]
@@ -176,7 +178,7 @@ def _replayed(profile: str, data: Dataset, result: Result) -> Result:
     report = FILES.valid("replay", profile)
     if report is None or report["recorded_sha256"] != result["weights_sha256"]:
         data = _limited(data, profile, result["seed"])
-        report = FILES.write("replay", profile, wasap.replay(data, result)[1])
+        report = FILES.write("replay", profile, command.replay(data, result, threads=1))
     return report
 
 

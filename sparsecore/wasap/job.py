@@ -6,16 +6,15 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
 from sparsecore.team import cpu_count
 from sparsecore.train import TrainConfig
 from sparsecore.wasap import mpi
+from sparsecore.wasap.bar import EpochBar
 from sparsecore.wasap.phases import run_on
 from sparsecore.wasap.place import ParallelError
 from sparsecore.wasap.plan import Plan
@@ -41,34 +40,15 @@ class Job:
     ) -> tuple[SparseMLP | None, dict[str, Any] | None]:
         """Train with a progress bar; return model and result on rank 0."""
         options = self._options
-        bar = tqdm(
-            total=config.epochs,
-            desc=f"{data.name}, {options.algorithm}",
-            unit="epoch",
-            bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}{postfix}]",
-            disable=self._ranks.rank > 0,
-            file=sys.stderr,
-            mininterval=0.2 if sys.stderr.isatty() else 10,  # a log is not flooded
-        )
-
-        def show(state: dict[str, Any]) -> None:
-            accuracy = state["test_accuracy"]
-            bar.set_postfix_str(
-                f"phase {state['phase']}, {state['updates']} updates, staleness "
-                f"{state['staleness']:.1f}"
-                + (f", test {100 * accuracy:.2f} %" if accuracy else ""),
-                refresh=False,
-            )
-            bar.update(state["epoch"] - bar.n)
-
-        with bar:
+        title = f"{data.name}, {options.algorithm}"
+        with closing(EpochBar(title, config.epochs, hidden=self._ranks.rank > 0)) as bar:
             model, result = run_on(
                 self._ranks, data, config,
                 Plan(options.algorithm, options.phase1, options.warmup),
-                options.seed, options.threads, show, options.checkpoint, options.resume,
+                options.seed, options.threads, bar, options.checkpoint, options.resume,
             )  # fmt: skip
             if result is not None:
-                bar.update(config.epochs - bar.n)
+                bar.finish()
         for entry in result["parallel"]["failed_workers"] if result is not None else []:
             _say(f"rank {entry['rank']} was lost on the way: {entry['cause']}; the others finished")
         return model, result

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from typing import Any
 
 from sparsecore.commands.options import check_common, whole
+
+_TOLD_SECONDS = 0.5  # for mpiexec to pass on what a rank said: an abort can overtake it
 
 
 def add(commands: Any) -> None:
@@ -157,6 +160,7 @@ def _split(options: argparse.Namespace, config: Any, limit: int | None) -> None:
     except Exception as error:
         if world.size > 1:  # the others wait for this rank inside MPI; nothing else wakes them
             print(f"sparsecore extreme: rank {world.rank}: {error}", file=sys.stderr, flush=True)
+            time.sleep(_TOLD_SECONDS)
             world.Abort(1)
         raise
     if result is None:  # not the rank that has it

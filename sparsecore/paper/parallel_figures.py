@@ -142,12 +142,11 @@ def _curves(left: Axes, right: Axes, found: Parallel) -> None:
             epochs = [epoch["epoch"] for epoch in run["epochs"]]
             tests = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
             seconds = [training_seconds(epoch) for epoch in run["epochs"]]
-            colour = COLOUR[algorithm]
+            colour, final = COLOUR[algorithm], 100 * run["test_accuracy"]
             left.plot(epochs, tests, color=colour, linewidth=width)
             right.plot(seconds, tests, color=colour, linewidth=width)
-            shown += [*tests[len(tests) // 20 :], 100 * run["test_accuracy"]]
+            shown += [*tests[len(tests) // 20 :], final]
             if algorithm != "sequential":
-                final = 100 * run["test_accuracy"]
                 left.plot(epochs[-1], final, "o", color=colour, markersize=5)
                 right.plot(training_seconds(run), final, "o", color=colour, markersize=5)
     alone_from = found.first("wasap")["config"]["phase1_epochs"]
@@ -213,7 +212,7 @@ def resources(found: Parallel) -> Picture:
         figure = Figure(figsize=(WIDTH, 0.3 + 3.9 * len(versions)), layout="constrained")
         parts = figure.subfigures(len(versions), squeeze=False)[:, 0]
         for part, (title, version) in zip(parts, versions, strict=True):
-            _ranks(part, title, version)
+            _over_time(part, title, version)
         count = max(version.first("wasap")["config"]["workers"] for _, version in versions)
         handles = [line(_RANKS[rank % len(_RANKS)], f"rank {rank}") for rank in range(count)]
         parts[0].legend(handles=handles, loc="outside upper center", ncols=count)
@@ -230,7 +229,7 @@ def resources(found: Parallel) -> Picture:
     return Picture("F-resources", figure, caption, alt)
 
 
-def _ranks(part: FigureBase, title: str, found: Parallel) -> None:
+def _over_time(part: FigureBase, title: str, found: Parallel) -> None:
     names = [name for name in ALGORITHMS if name != "sequential"]
     axes = part.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
     for column, name in enumerate(names):

@@ -302,14 +302,15 @@ def test_a_study_can_show_the_runs_of_another(study, ran, monkeypatch):
     assert found.epochs("digits") == 2
 
 
-def test_runs_of_full_length_serve_two_studies():
-    full = {c.study for c in STUDIES["F-alpha"].conditions("paper") if c.method == "set-relu"}
-    own = {c.study for c in STUDIES["F-alpha"].conditions("paper") if c.method == "alpha-1"}
-    quick = {c.study for c in STUDIES["F-alpha"].conditions("quick")}
-    assert (full, own, quick) == ({"T-main"}, {"F-alpha"}, {"F-alpha"})
-    for condition in STUDIES["F-alpha"].conditions("paper"):
-        alone = replace(condition, study="F-alpha")
-        assert (condition.config, condition.limit) == (alone.config, alone.limit)
+@pytest.mark.parametrize("profile", conditions.PROFILES)
+def test_runs_serve_two_studies(profile):
+    every = STUDIES["F-alpha"].conditions(profile)
+    shared = {c.study for c in every if c.method in ("set-relu", "set-all-relu")}
+    own = {c.study for c in every if c.method.startswith(("alpha", "epsilon", "zeta"))}
+    assert (shared, own) == ({"T-main"}, {"F-alpha"})
+    for condition in every:  # all are equally long
+        other = replace(condition, study={"T-main": "F-alpha"}.get(condition.study, "T-main"))
+        assert (condition.config, condition.limit) == (other.config, other.limit)
 
 
 def test_profiles(study, monkeypatch):
@@ -481,18 +482,18 @@ def test_what_does_not_fit_is_not_run_and_said():
 
 def test_quick_pruning_is_scaled_to_the_epochs():
     condition = Condition("T-main", "quick", "madelon", "set-all-relu-pruned", 0)
-    assert condition.config.epochs == 100
-    prunings = [e for e in range(1, 101) if condition.config.prunes_after(e)]
-    assert prunings == [40, 50, 60, 70, 80, 90]
+    assert condition.config.epochs == 60
+    prunings = [e for e in range(1, 61) if condition.config.prunes_after(e)]
+    assert prunings == [24, 30, 36, 42, 48, 54]
     paper = replace(condition, profile="paper").config
     assert (paper.prune_from, paper.prune_every, paper.prune_percentile) == (200, 10, 20)
     condition = replace(condition, method="wasap-pruned")
-    assert [e for e in range(1, 101) if condition.config.prunes_after(e)] == [40, 60, 80]
+    assert [e for e in range(1, 61) if condition.config.prunes_after(e)] == [24, 36, 48]
     paper = replace(condition, profile="paper").config
     assert (paper.prune_from, paper.prune_every, paper.prune_percentile) == (200, 20, 10)
     condition = replace(condition, dataset="fashion-mnist")
-    assert condition.config.epochs == 8
-    assert [e for e in range(1, 9) if condition.config.prunes_after(e)] == [3, 5, 7]
+    assert condition.config.epochs == 6
+    assert [e for e in range(1, 7) if condition.config.prunes_after(e)] == [2, 3, 4, 5]
 
 
 def test_recorded_results_are_read_and_never_run(study, ran, monkeypatch):
@@ -787,7 +788,7 @@ def test_a_repetition_goes_on_until_importance_has_pruned():
     condition = Condition("T-main", "paper", "madelon", "set-all-relu-pruned", 0)
     assert repeat._length(condition, 10) == 202  # the epochs to 201, and one that does not count
     assert repeat._length(replace(condition, method="set-relu"), 10) == 11
-    assert repeat._length(replace(condition, profile="quick"), 200) == 100
+    assert repeat._length(replace(condition, profile="quick"), 200) == 60
     # Looked at by `ObservePruning` after the last epoch.
     assert repeat._length(replace(condition, method="set-all-relu"), 10) == 500
 

@@ -125,9 +125,8 @@ class Study:
         Per data set, how many rows for training and for the test the quick profile takes at most.
     runs_of : str or None
         Key of the study whose runs these are; it also says how long they are and what is observed.
-    full_runs_of : str or None
-        Key of the study whose runs of the same methods serve this one, too, in the profile "paper":
-        at full length they are the same.
+    shares_with : str or None
+        Key of the study whose runs of the same methods serve this one, too; its own are as long.
     measured_by : str
         Module whose ``load(profile)`` measures what is shown, and whose ``FILES`` keep it, if the
         study is no list of runs.
@@ -143,13 +142,13 @@ class Study:
     quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     quick_rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     runs_of: str | None = None
-    full_runs_of: str | None = None
+    shares_with: str | None = None
     measured_by: str = ""
     observers: Mapping[tuple[str, str], tuple[type[Observer], ...]] = field(default_factory=dict)
 
     @property
     def home(self) -> Study:
-        """The study that owns the runs, but for those of `full_runs_of`."""
+        """The study that owns the runs, but for those of `shares_with`."""
         return STUDIES[self.runs_of] if self.runs_of else self
 
     def part(self, datasets: Sequence[str] | None, methods: Sequence[str] | None) -> Study:
@@ -176,23 +175,17 @@ class Study:
         """Return the conditions of a profile, data set by data set."""
         chosen = self.home.seeds.get(profile, ()) if seeds is None else tuple(seeds)
         return [
-            Condition(self._owner(profile, method), profile, dataset, method, seed)
+            Condition(self._owner(method), profile, dataset, method, seed)
             for dataset in self.datasets
             for seed in chosen
             for method in self.methods
             if excluded(dataset, method) is None
         ]
 
-    def _owner(self, profile: str, method: str) -> str:
+    def _owner(self, method: str) -> str:
         """Return the key of the study that owns a method's runs."""
-        home = self.home
-        if (
-            home.full_runs_of
-            and profile == "paper"
-            and method in STUDIES[home.full_runs_of].methods
-        ):
-            return home.full_runs_of
-        return home.key
+        home, other = self.home, self.home.shares_with
+        return other if other and method in STUDIES[other].methods else home.key
 
 
 _SET = ("set-relu", "set-all-relu")
@@ -246,18 +239,18 @@ STUDIES: dict[str, Study] = {
             methods=("dense", *_SET, "set-all-relu-pruned", "wassp", "wasap", "wasap-pruned"),
             seeds={"quick": (0, 1), "paper": (0, 1, 2)},
             quick={
-                "fashion-mnist": {"epochs": 8},
-                "cifar10": {"epochs": 5},
-                "madelon": {"epochs": 100},
-                "higgs": {"epochs": 8},
+                "fashion-mnist": {"epochs": 6},
+                "cifar10": {"epochs": 4},
+                "madelon": {"epochs": 60},
+                "higgs": {"epochs": 6},
                 "leukemia": {"epochs": 2},
                 "digits": {"epochs": 40},
             },
             quick_rows={
-                "fashion-mnist": (5_000, 5_000),
-                "cifar10": (1_000, 1_000),
-                "higgs": (5_000, 3_000),
-                "leukemia": (200, 100),
+                "fashion-mnist": (4_000, 2_000),
+                "cifar10": (1_000, 500),
+                "higgs": (3_000, 2_000),
+                "leukemia": (100, 100),
             },
             observers=_looked_on(),
         ),
@@ -284,9 +277,7 @@ STUDIES: dict[str, Study] = {
                 *(f"{n}-{v:g}" for n, (_, vs) in SENSITIVITIES.items() for v in vs),
             ),
             seeds={"quick": (0, 1), "paper": (0, 1, 2)},
-            quick={"fashion-mnist": {"epochs": 6}, "madelon": {"epochs": 60}},
-            quick_rows={"fashion-mnist": (4_000, 4_000)},
-            full_runs_of="T-main",
+            shares_with="T-main",
         ),
         Study(
             "F-importance",
@@ -355,13 +346,19 @@ class Condition:
         return results.root() / self.profile / self.study / f"{self.name}.json"
 
     @property
+    def _measure(self) -> Study:
+        """The study that says how long runs are in the quick profile."""
+        study = STUDIES[self.study]
+        return STUDIES[study.shares_with] if study.shares_with else study
+
+    @property
     def config(self) -> TrainConfig:
         """The data set's setting, changed by the profile and then by the method."""
         config = setting(self.dataset).config
         changes = METHODS[self.method].changes
         if self.profile == "paper":
             return config.with_values(**changes)
-        config = config.with_values(**STUDIES[self.study].quick.get(self.dataset, {}))
+        config = config.with_values(**self._measure.quick.get(self.dataset, {}))
         if changes.get("prune_from") is not None:
             every = changes.get("prune_every", config.prune_every) * config.epochs / 100
             schedule = {"prune_from": 4 * config.epochs // 10, "prune_every": round(every)}
@@ -371,7 +368,7 @@ class Condition:
     @property
     def limit(self) -> dict[str, int | None]:
         """How many rows are taken at most, "train" and "test"; None: all."""
-        rows = STUDIES[self.study].quick_rows.get(self.dataset)
+        rows = self._measure.quick_rows.get(self.dataset)
         if self.profile == "paper" or rows is None:
             return {"train": None, "test": None}
         return {"train": rows[0], "test": rows[1]}

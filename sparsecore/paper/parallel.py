@@ -37,7 +37,7 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort(10, 20_000, (0, 1)),
+    "quick": Effort(10, 10_000, (0, 1)),
     "paper": Effort(None, None, (0, 1, 2)),
 }
 

@@ -66,7 +66,7 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort(2, 20_000, (0, 1), 4, 400),
+    "quick": Effort(2, 10_000, (0, 1), 4, 400),
     "paper": Effort(8, None, (0, 1, 2, 3, 4), 64, 2_000),
 }
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-_TURN_SECONDS = 16e-3  # far longer than it takes to start the members, 0.1 ms and more
+# To start the members takes 0.2 ms, so turns are long; a trial, which may be slow, is short.
+_TURN_SECONDS, _TRIAL_SECONDS = 64e-3, 16e-3
 _LAST = 5  # turns whose median is the pace: one that was interrupted does not count
-_FIRST_WAIT, _LONGEST_WAIT = 8, 128  # turns between trials: 128 are two seconds, or long steps
+_FIRST_WAIT, _LONGEST_WAIT = 2, 32  # turns between trials: 32 are two seconds, or long steps
 # A team that comes back is tried for so long: the system may start its members on one core, and
 # takes some ten milliseconds to move them apart.
 _TEAM_TRIAL = 3
@@ -48,8 +49,9 @@ class Governor:
             return most
         if not self._seconds:
             return 1
+        length = _TRIAL_SECONDS if self._trial else _TURN_SECONDS
         # In equal turns: in a short one at the end, the start would count for more than the work.
-        turns = max(1, round(most * median(self._seconds) / _TURN_SECONDS))
+        turns = max(1, round(most * median(self._seconds) / length))
         return -(-most // turns) if turns < most else 1
 
     def took(self, seconds: float) -> None:

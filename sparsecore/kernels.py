@@ -34,6 +34,7 @@ from sparsecore.lanes import (
     load_mask_across,
     partial_dot,
     positive,
+    prefetch_to_write,
     put,
     select,
     splat,
@@ -51,6 +52,10 @@ from sparsecore.lanes import (
 # instead of inlining them.
 _jit = jit(_nrt=False)
 _inline = jit(_nrt=False, forceinline=True)
+
+# How many connections ahead backward asks for a line that another thread may have changed: what
+# lies in that thread's cache takes as long to come as ten connections, and 8 is worse than nothing.
+_AHEAD = 16
 
 
 class Network(NamedTuple):
@@ -287,6 +292,7 @@ class Target(NamedTuple):
     velocity_b: Any  #: float32 (neurons,) or None
     gradient: Any  #: float32 (nnz,) or None
     gradient_b: Any  #: float32 (neurons,) or None
+    shared: Any  #: bool, whether other threads change the same cache lines
 
 
 @_inline
@@ -305,6 +311,18 @@ def apply(k, p, g, values, velocity, gradient, pace):
         before = at(gradient, p)
         # Not multiplied by 0: an earlier gradient may have been infinite.
         put(gradient, p, fma(pace.rate, g, before if pace.carry != 0 else np.float32(0)))
+
+
+@_inline
+def _prefetch_changes(k, base, places, values, velocity, gradient):
+    """Ask for the lines where `apply` will write for connections [k, k + 4), or the last four."""
+    first = min(k, len(places) - 4)
+    for near in range(first, first + 4):
+        p = base + np.int64(at(places, near))
+        if velocity is not None:
+            prefetch_to_write(values, p)
+        if gradient is not None:
+            prefetch_to_write(gradient, p)
 
 
 class Rows(NamedTuple):
@@ -343,6 +361,8 @@ def _backward_row(wide, width, begin, end, base, net, target, act, x, d, acc, in
     # Four at a time, because four sums over lanes together cost little more than one.
     k = begin
     while k + 4 <= end:
+        if target.shared:
+            _prefetch_changes(k + _AHEAD, base, net.out_position, values, velocity, gradient)
         p0, acc, s0 = _connection(wide, width, k, base, net, act, x, d, acc, inner)
         p1, acc, s1 = _connection(wide, width, k + 1, base, net, act, x, d, acc, inner)
         p2, acc, s2 = _connection(wide, width, k + 2, base, net, act, x, d, acc, inner)

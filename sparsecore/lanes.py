@@ -272,6 +272,29 @@ def put(typingctx, array, index, value):
     return signature, codegen
 
 
+def _prefetch(write: int) -> Any:
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        flags = [ir.Constant(_I32, flag) for flag in (write, 3, 1)]  # into all caches, of data
+        _call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [pointer, *flags])
+        return context.get_dummy_value()
+
+    return codegen
+
+
+@intrinsic
+def prefetch(typingctx, array, index):
+    """Ask for the cache line of ``array[index]``, to read it soon; `index` may be anything."""
+    return types.void(array, index), _prefetch(0)
+
+
+@intrinsic
+def prefetch_to_write(typingctx, array, index):
+    """Ask for the cache line of ``array[index]``, to change it soon; `index` may be anything."""
+    return types.void(array, index), _prefetch(1)
+
+
 @intrinsic
 def load_across(typingctx, wide, width, array, index, gap):
     """Lanes of `wide`, as pieces of `width`: at `index`, `index` + `gap` and so on."""

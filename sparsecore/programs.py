@@ -188,7 +188,7 @@ def train_batches(
     Source: DESIGN's SGD with momentum (the paper, section on sparse training); cost
     O(nnz * batch) a step, nothing is allocated.
     """
-    target = Target(velocity, velocity_b, None, None)
+    target = Target(velocity, velocity_b, None, None, size > 1)
     for first in range(0, len(rows), batch):
         count = min(batch, len(rows) - first)
         _step(
@@ -204,10 +204,11 @@ def batch_gradient(
     step, metrics,
 ):  # fmt: skip
     """Write the gradient of the mean loss over `rows` into two flat vectors."""
+    target = Target(None, None, gradient, gradient_b, size > 1)
     count = len(rows)
     _step(
-        member, size, sync, wide, width, net, Target(None, None, gradient, gradient_b), work, rule,
-        inputs, labels, rows, 0, count, step, np.float32(1.0 / count), np.float32(0), metrics,
+        member, size, sync, wide, width, net, target, work, rule, inputs, labels, rows, 0, count,
+        step, np.float32(1.0 / count), np.float32(0), metrics,
     )  # fmt: skip
 
 

@@ -50,6 +50,12 @@ def element(array, index, value):
 
 
 @njit
+def fetched(array, index):
+    lanes.prefetch(array, index)
+    lanes.prefetch_to_write(array, index)
+
+
+@njit
 def tile(width, inputs, rows, first, feature, out, place, step):
     lanes.copy_transposed(width, inputs, rows, first, feature, out, place, step)
 
@@ -215,6 +221,13 @@ def test_at_and_put_reach_one_element(dtype):
     expected = np.arange(10, dtype=dtype)
     expected[4] = 99
     np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize("index", [0, 9, -1, 10**12])
+def test_prefetches_change_nothing_wherever_they_point(index):
+    array = np.arange(10, dtype=np.float32)
+    fetched(array, index)
+    np.testing.assert_array_equal(array, np.arange(10))
 
 
 def test_put_refuses_another_type():

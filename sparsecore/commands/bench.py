@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
     how.add_argument("--density", type=float, help="connection probability in (0, 1] instead")
     sub.add_argument("--batch", type=int, metavar="N", help="samples a step (128)")
     sub.add_argument("--threads", type=int, help="threads (1)")
-    sub.add_argument("--steps", type=int, metavar="N", help="steps that are timed (200)")
+    sub.add_argument("--steps", type=int, metavar="N", help="steps that are timed (500)")
     sub.add_argument("--seed", type=int, default=0, help="of data and network (%(default)s)")
     sub.add_argument(
         "--peers",
@@ -81,7 +81,7 @@ def _bench(options: argparse.Namespace) -> None:
         density=options.density,
         batch_size=options.batch,
         threads=options.threads,
-        steps=200 if options.steps is None else options.steps,
+        steps=500 if options.steps is None else options.steps,
         seed=options.seed,
     )
     if options.json:

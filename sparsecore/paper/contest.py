@@ -33,7 +33,7 @@ from sparsecore.paper.peers import (
 from sparsecore.provenance import peak_rss_mb, provenance
 from sparsecore.team import cpu_count
 
-_STEPS_PER_CALL = 32  # the trainers hand over many batches at a time, too
+_STEPS_PER_CALL = 128  # the trainers hand over many batches at a time, too
 _PAUSE = 0.2  # seconds between two peers: idle OpenMP threads spin for a while
 _WAIT = 2.0  # seconds until the machine is looked at again
 _SLACK = 0.15  # CPUs that others may use beyond those left over: the system is never quite still

@@ -14,40 +14,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 
 from sparsecore.bench import bench
 from sparsecore.engine import aligned
 from sparsecore.extreme import tiles
 from sparsecore.extreme.data import N_CLASSES, N_FEATURES
 from sparsecore.extreme.network import Layer, TiledMLP
-from sparsecore.lanes import Width, at, fma, lanes_of, load, splat, store
+from sparsecore.lanes import Width, at, fma, lanes_of, load, prefetch, splat, store
 from sparsecore.team import Team
 
 Result = dict[str, Any]
 
 _FAN_IN, _LANES, _AHEAD = 5, 4, 32
 _jit = njit(nogil=True, error_model="numpy", _nrt=False)
-
-
-@intrinsic
-def _prefetch(typingctx, array, index):
-    """Ask for the cache line of ``array[index]``, a contiguous float32 array."""
-    signature = types.void(array, index)
-
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
-        flag = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(function, [pointer, *(ir.Constant(flag, value) for value in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return signature, codegen
 
 
 @_jit
@@ -59,7 +39,7 @@ def _gather(member, size, width, fan_in, ahead, indices, weights, x, y):
         acc = splat(width, np.float32(0))
         for k in range(neuron * fan_in, (neuron + 1) * fan_in):
             if ahead > 0:
-                _prefetch(x, np.int64(at(indices, k + ahead)) * lanes)
+                prefetch(x, np.int64(at(indices, k + ahead)) * lanes)
             value = load(width, x, np.int64(at(indices, k)) * lanes)
             acc = fma(splat(width, at(weights, k)), value, acc)
         store(y, neuron * lanes, acc)

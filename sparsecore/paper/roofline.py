@@ -77,7 +77,7 @@ def _forward_many(n, wide, width, blocks, layer, net, work, rule, hidden):
 def _backward_many(n, wide, width, blocks, layer, net, work, rule, velocity, velocity_b):
     n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
     noise = kernels.noise_of(rule, 0)
-    target = kernels.Target(velocity, velocity_b, None, None)
+    target = kernels.Target(velocity, velocity_b, None, None, False)
     together = lanes_of(wide) // lanes_of(width)
     turns, slices = blocks // together, work.backward_slices[layer]
     for _ in range(n):

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-# To start the members takes 0.2 ms, so turns are long; a trial, which may be slow, is short.
-_TURN_SECONDS, _TRIAL_SECONDS = 64e-3, 16e-3
+# To start the members takes 0.2 ms, so turns are long; one member alone is tried for less.
+_TURN_SECONDS, _ALONE_SECONDS = 64e-3, 16e-3
 _LAST = 5  # turns whose median is the pace: one that was interrupted does not count
-_FIRST_WAIT, _LONGEST_WAIT = 2, 32  # turns between trials: 32 are two seconds, or long steps
-# A team that comes back is tried for so long: the system may start its members on one core, and
-# takes some ten milliseconds to move them apart.
+# Turns between trials. At first, enough for a median in which a cold start does not count; in the
+# end, 128 are eight seconds, or long steps.
+_FIRST_WAIT, _LONGEST_WAIT = 4, 128
+# A team that comes back is tried for so many turns: the system may start its members on one core,
+# and takes up to a tenth of a second to move them apart and to speed them up.
 _TEAM_TRIAL = 3
 
 
@@ -49,7 +51,7 @@ class Governor:
             return most
         if not self._seconds:
             return 1
-        length = _TRIAL_SECONDS if self._trial else _TURN_SECONDS
+        length = _ALONE_SECONDS if self._trial and self.members == 1 else _TURN_SECONDS
         # In equal turns: in a short one at the end, the start would count for more than the work.
         turns = max(1, round(most * median(self._seconds) / length))
         return -(-most // turns) if turns < most else 1

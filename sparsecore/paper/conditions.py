@@ -387,7 +387,7 @@ class Condition:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @property
-    def work(self) -> float:
+    def work(self) -> int:
         """An epoch's work, for the progress bar: connections × samples, and what comes on top."""
         facts: dict[str, Any] = datasets.describe(self.dataset)
         layers = itertools.pairwise(sizes(self.dataset))
@@ -400,7 +400,7 @@ class Condition:
             min(facts[f"n_{part}"], limit or facts[f"n_{part}"])
             for part, limit in self.limit.items()
         ]
-        return nnz * (rows[0] + rows[1] / 3) + 5e7
+        return round(nnz * (rows[0] + rows[1] / 3) + 5e7)
 
 
 def find(key: str) -> Study:

@@ -91,7 +91,7 @@ def repeat(
                     # Its first line: the rest says how to get them.
                     state = f"not repeated: {str(error).splitlines()[0]}"
                     unavailable[condition.dataset] = state
-            bar.total = max(bar.n, bar.total - work + bar.n - done)  # sums of floats are rounded
+            bar.total -= work - (bar.n - done)
             found[condition.name] = state
             if on_result is not None:
                 on_result(condition.name, state)

@@ -235,8 +235,11 @@ def origin(about: dict[str, Any]) -> str:
 
 # --- the code that made a result -----------------------------------------------------------------
 
-# Their code does not change what a run computes; the content of the data has a hash of its own.
-_NO_INFLUENCE = ("sparsecore.checkpoint", "sparsecore.provenance", "sparsecore.datasets")
+# Their code does not change what a run computes, nor does how many threads compute it; the content
+# of the data has a hash of its own.
+_NO_INFLUENCE = tuple(
+    f"sparsecore.{name}" for name in ("checkpoint", "datasets", "governor", "provenance")
+)
 
 
 @cache

@@ -377,7 +377,9 @@ def _measure(part: str, profile: str, report: Report) -> Result:
 
 def _code_sha256() -> str:
     """Return a digest of what is timed and of what times it, but not of the other studies."""
-    timed_code = results.code_sha256("sparsecore.paper.contest", "sparsecore.paper.roofline")
+    timed_code = results.code_sha256(
+        "sparsecore.paper.contest", "sparsecore.paper.roofline", "sparsecore.governor"
+    )
     own = results.essence(Path(__file__).read_text())
     return hashlib.sha256(f"{timed_code}\0{own}".encode()).hexdigest()
 

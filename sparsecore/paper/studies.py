@@ -240,7 +240,7 @@ def load(
     return Results(study, profile, ended, unavailable, no_cluster, diverged)
 
 
-def work_bar(total: float, progress: bool) -> tqdm[Any]:
+def work_bar(total: int, progress: bool) -> tqdm[Any]:
     """Return a bar of so much work, `Condition.work` an epoch, that says how long is left."""
     return tqdm(
         total=total,

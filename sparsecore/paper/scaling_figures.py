@@ -158,8 +158,8 @@ def stragglers(scaling: Scaling, network: Network = ONE_MACHINE) -> Picture:
                     ax.plot(numbers, kept, color=COLOUR[name], linestyle=style)
                     at = numbers.index(8)
                     told.append(
-                        f"{LABELS[name]}, {scenario.name}, 8 workers: {kept[at] - 100:+.0f} %, "
-                        f"{numbers[-1]}: {kept[-1] - 100:+.0f} %"
+                        f"{LABELS[name]}, {scenario.name}, 8 workers: {round(kept[at] - 100):+d} %, "
+                        f"{numbers[-1]}: {round(kept[-1] - 100):+d} %"
                     )
                 ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
                 ax.set(xscale="log", title=f"simulation: {LABELS[name]}, {title}")

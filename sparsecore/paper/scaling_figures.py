@@ -156,10 +156,10 @@ def stragglers(scaling: Scaling, network: Network = ONE_MACHINE) -> Picture:
                     ]
                     kept = 100 * np.array(uneven) / even
                     ax.plot(numbers, kept, color=COLOUR[name], linestyle=style)
-                    at = numbers.index(8)
+                    few, many = (round(kept[i] - 100) for i in (numbers.index(8), -1))
                     told.append(
-                        f"{LABELS[name]}, {scenario.name}, 8 workers: {round(kept[at] - 100):+d} %, "
-                        f"{numbers[-1]}: {round(kept[-1] - 100):+d} %"
+                        f"{LABELS[name]}, {scenario.name}, 8 workers: {few:+d} %, "
+                        f"{numbers[-1]}: {many:+d} %"
                     )
                 ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
                 ax.set(xscale="log", title=f"simulation: {LABELS[name]}, {title}")

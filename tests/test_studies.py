@@ -622,6 +622,12 @@ def test_modules_are_those_that_are_spelled_so():
     assert "sparsecore.datasets.Dataset" not in results._modules()  # a class; as a file on macOS
 
 
+def test_modules_that_are_named_count_though_they_change_no_result():
+    named = ("sparsecore.experiment", *results._NO_INFLUENCE)
+    assert set(results._NO_INFLUENCE) <= results._closure(named)
+    assert "sparsecore.governor" not in results._closure(("sparsecore.experiment",))
+
+
 def test_the_digest_covers_what_training_imports():
     modules = results._closure(("sparsecore.experiment", "sparsecore.datasets.dataset"))
     needed = {

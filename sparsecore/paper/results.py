@@ -255,8 +255,8 @@ def code_sha256(*modules: str) -> str:
     -------
     str
         SHA-256 over these modules and all that they import from the package, directly or not, but
-        for those that cannot change a result. Comments, docstrings and empty lines do not count:
-        results that took hours stay valid when only the words change.
+        for those that cannot change a result, unless they are named. Comments, docstrings and empty
+        lines do not count: results that took hours stay valid when only the words change.
     """
     total = hashlib.sha256()
     for name in sorted(_closure(modules)):
@@ -281,6 +281,7 @@ def _modules() -> frozenset[str]:
 
 def _closure(modules: Iterable[str]) -> set[str]:
     waiting, found = set(modules), set()
+    left_out = set(_NO_INFLUENCE) - waiting  # unless asked for
     while waiting:
         name = waiting.pop()
         found.add(name)
@@ -292,7 +293,7 @@ def _closure(modules: Iterable[str]) -> set[str]:
             else:
                 continue
             waiting |= set(names) & _modules()
-        waiting -= found | set(_NO_INFLUENCE)
+        waiting -= found | left_out
     return found
 
 

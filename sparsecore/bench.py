@@ -16,12 +16,12 @@ import numpy as np
 from numba import njit
 
 from sparsecore import seeds
-from sparsecore.engine import Engine, metrics
-from sparsecore.kernels import Rule
+from sparsecore.compiled.engine import Engine, metrics
+from sparsecore.compiled.kernels import Rule
+from sparsecore.compiled.team import Team, barrier
 from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import peak_rss_mb, provenance
 from sparsecore.seeds import Purpose
-from sparsecore.team import Team, barrier
 
 _STEPS_PER_CALL = 100  # the trainer, too, hands the kernels a tenth of a second's work or more
 _BATCHES = 32  # of random data

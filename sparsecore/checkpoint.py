@@ -1,23 +1,19 @@
-"""Files that are either whole or absent: models, training checkpoints, JSON results.
+"""Models and training checkpoints as files.
 
 A model is one ``.npz`` with a format version and no pickles; a checkpoint is the same file with the
-state of a run beside the model. Writing goes to a temporary file that replaces the target at the
-end, so a process that dies half-way leaves the previous file as it was.
+state of a run beside the model.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from sparsecore.files import atomic_write
 from sparsecore.mlp import SparseMLP
 
 FORMAT_VERSION = 1
@@ -25,37 +21,6 @@ FORMAT_VERSION = 1
 
 class CheckpointError(ValueError):
     """A file that is not what it should be: cut short, foreign, or of an unknown version."""
-
-
-@contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path` that replaces it if the block ends without an error."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are private
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
-    """Write `values` as JSON, one entry a line, atomically; NaN and infinity are refused."""
-    lines = (
-        f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'), allow_nan=False)}"
-        for name, value in values.items()
-    )
-    text = "{\n" + ",\n".join(lines) + "\n}\n"
-    with atomic_write(path) as file:
-        file.write(text.encode())
 
 
 def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | None = None) -> None:

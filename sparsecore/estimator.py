@@ -18,7 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from tqdm.auto import tqdm
 
-from sparsecore.team import cpu_count
+from sparsecore.compiled.team import cpu_count
 from sparsecore.train import TrainConfig, Trainer, new_model
 
 _FOREVER = 2**31  # epochs of a partial_fit: nobody knows which call is the last

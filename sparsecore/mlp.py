@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from sparsecore import engine, losses, topology
-from sparsecore.activations import negative_slope
-from sparsecore.initializers import initial_weights
-from sparsecore.kernels import Network, Rule
+from sparsecore import functions, topology
+from sparsecore.compiled import engine
+from sparsecore.compiled.kernels import Network, Rule
+from sparsecore.functions import initial_weights, negative_slope
 
 _INT32_MAX = np.iinfo(np.int32).max
 #: Values of a sparse matrix's rows that are made dense at a time: 64 MiB.
@@ -402,7 +402,7 @@ class SparseMLP:
 
     def predict_proba(self, X: Any, threads: int = 1) -> np.ndarray:
         """Return class probabilities, float32, shape (n, n_classes)."""
-        return losses.probabilities(self.decision_function(X, threads))
+        return functions.probabilities(self.decision_function(X, threads))
 
     def predict(self, X: Any, threads: int = 1) -> np.ndarray:
         """Return the most probable class of each row, int64."""

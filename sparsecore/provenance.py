@@ -12,8 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_info
+
 import sparsecore
-from sparsecore.team import cpu_count
+from sparsecore.compiled.team import cpu_count
 
 _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "scikit-learn", "mpi4py", "mpich")
 
@@ -63,6 +65,22 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def loaded_blas() -> list[str]:
+    """Return the matrix libraries that are loaded in this process, with kernel and threads."""
+    return sorted(
+        {
+            " ".join(
+                str(info[name])
+                for name in ("internal_api", "version", "architecture")
+                if info.get(name)
+            )
+            + f" ({info['num_threads']} threads)"
+            for info in threadpool_info()
+            if info["user_api"] == "blas"
+        }
+    )
 
 
 def peak_rss_mb() -> float:

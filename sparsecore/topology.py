@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsecore.jit import jit
-from sparsecore.kernels import mix
+from sparsecore.compiled.jit import jit
+from sparsecore.compiled.kernels import mix
 
 _jit = jit()
 

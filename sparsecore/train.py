@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from sparsecore import losses, seeds
-from sparsecore.activations import ACTIVATIONS
-from sparsecore.engine import Engine, metrics
-from sparsecore.initializers import INITIALIZERS
-from sparsecore.kernels import Rule
+from sparsecore import functions, seeds
+from sparsecore.compiled.engine import Engine, metrics
+from sparsecore.compiled.kernels import Rule
+from sparsecore.functions import ACTIVATIONS, INITIALIZERS
 from sparsecore.mlp import DENSE_VALUES, SparseMLP
 from sparsecore.seeds import Purpose
 
@@ -373,7 +372,7 @@ class Trainer:
                 f"(now {self.config.learning_rate}) usually helps"
             )
         accuracy = float((logits.argmax(axis=1) == y).mean())
-        result = {"loss": losses.cross_entropy(logits, y), "accuracy": accuracy}
+        result = {"loss": functions.cross_entropy(logits, y), "accuracy": accuracy}
         self.seconds["evaluate"] += time.perf_counter() - start
         return result
 

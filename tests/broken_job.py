@@ -34,8 +34,9 @@ def blobs(name="blobs"):
 
 def places():
     """Where a rank can break: an owner, the name of its function, how many calls go well before."""
-    from sparsecore import kernels, train
+    from sparsecore import train
     from sparsecore.commands import train as command
+    from sparsecore.compiled import kernels
     from sparsecore.train import Trainer
     from sparsecore.wasap import mpi, phases
     from sparsecore.wasap.ranks import Ranks

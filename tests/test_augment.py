@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import affine_transform
 
-from sparsecore.augment import ImageAugmentation, resample
+from sparsecore.datasets.augment import ImageAugmentation, resample
 
 
 def images(n, shape, seed=0):

@@ -15,7 +15,8 @@ import pytest
 from oracle import batch, network
 
 from sparsecore import checkpoint
-from sparsecore.checkpoint import CheckpointError, atomic_write, load, save, write_json
+from sparsecore.checkpoint import CheckpointError, load, save
+from sparsecore.files import atomic_write, write_json
 from sparsecore.mlp import SparseMLP
 
 
@@ -261,7 +262,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     path.write_bytes(b"old")
     program = (
         "import os, sys\n"
-        "from sparsecore.checkpoint import atomic_write\n"
+        "from sparsecore.files import atomic_write\n"
         "with atomic_write(sys.argv[1]) as file:\n"
         "    file.write(b'new' * 100000)\n"
         "    file.flush()\n"

@@ -9,11 +9,12 @@ from scipy import stats
 pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 
-from sparsecore.paper import claims, conditions
+from sparsecore.paper import claims
 from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, UNTESTED, Check, Interval
-from sparsecore.paper.conditions import STUDIES, Study
-from sparsecore.paper.observers import ObserveGradientFlow
-from sparsecore.paper.studies import Results
+from sparsecore.paper.training import conditions
+from sparsecore.paper.training.conditions import STUDIES, Study
+from sparsecore.paper.training.observers import ObserveGradientFlow
+from sparsecore.paper.training.studies import Results
 
 ABOUT = {"cpu": "a CPU", "cores": 2, "threads": 1, "ranks": 1, "packages": {}, "sparsecore": "0"}
 DENSE_NNZ = 1000

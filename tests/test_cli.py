@@ -14,7 +14,7 @@ import pytest
 from sparsecore import __version__, checkpoint, datasets
 from sparsecore.__main__ import main
 from sparsecore.bench import bench
-from sparsecore.team import cpu_count
+from sparsecore.compiled.team import cpu_count
 
 # The names are a contract: results, notebooks and other people's scripts read them.
 TRAIN_KEYS = {

@@ -6,10 +6,10 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from sparsecore import datasets, experiment, seeds
-from sparsecore.engine import metrics
-from sparsecore.kernels import Rule
-from sparsecore.paper import dense
-from sparsecore.paper.blas import loaded_blas
+from sparsecore.compiled.engine import metrics
+from sparsecore.compiled.kernels import Rule
+from sparsecore.paper.training import dense
+from sparsecore.provenance import loaded_blas
 from sparsecore.seeds import Purpose
 from sparsecore.train import TrainConfig, Trainer
 

@@ -17,7 +17,7 @@ from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sparsecore import SparseMLPClassifier, mlp
-from sparsecore.team import cpu_count
+from sparsecore.compiled.team import cpu_count
 
 
 @parametrize_with_checks([SparseMLPClassifier()])

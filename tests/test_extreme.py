@@ -20,14 +20,14 @@ from scipy.stats import chisquare
 
 from sparsecore import topology
 from sparsecore.checkpoint import CheckpointError
+from sparsecore.compiled.lanes import Width
+from sparsecore.compiled.team import Team
 from sparsecore.extreme import budget, run, saved, select, sweeps, tiles
 from sparsecore.extreme.budget import OverBudgetError
 from sparsecore.extreme.data import Stream
 from sparsecore.extreme.network import TiledMLP
 from sparsecore.extreme.run import ExtremeConfig
 from sparsecore.extreme.tiles import Tiles
-from sparsecore.lanes import Width
-from sparsecore.team import Team
 
 SIZES = (600, 1500, 1300, 900, 3)
 ALPHA = 0.3

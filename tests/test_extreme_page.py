@@ -11,11 +11,13 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 
-from sparsecore.paper import claims, extreme, extreme_figures, levers, results
+from sparsecore.extreme import split
+from sparsecore.paper import claims, results
 from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, UNTESTED
-from sparsecore.paper.extreme import BAT, Extreme, Row
+from sparsecore.paper.extreme import figures as extreme_figures
+from sparsecore.paper.extreme import runs as extreme
+from sparsecore.paper.extreme.runs import BAT, Extreme, Row
 from sparsecore.paper.page import Note
-from sparsecore.wasap import split
 
 GIB = 2**30
 
@@ -50,14 +52,6 @@ def result(neurons=BAT, trend_p=1e-6, test_p=1e-9, peak=5 * GIB, **changes):
     return found | changes
 
 
-LEVERS = {
-    "neurons": 1000,
-    "forward": [{"lever": "tiles", "kind": "tiles", "threads": 1, "ns": 2.0}],
-    "step_neurons": 2000,
-    "steps": [{"kind": "one by one", "threads": 1, "ns": 40.0}],
-}
-
-
 SPLIT = {
     "whole": {"neurons": 9, "step_seconds": [1.0], "peak_bytes": GIB, "losses": [0.5]},
     "split": {
@@ -84,7 +78,6 @@ def page():
     here = {Row(n, 10): result(n, profile="quick") for n in (500_000, 5_000_000)}
     recorded = {Row(n, 10): result(n) for n in (5_000_000, BAT, 200_000_000)}
     parts = {
-        "levers": {"recorded": LEVERS, "this build": LEVERS},
         "split": {"this build": SPLIT},
         "survival": {"this build": SURVIVAL},
     }
@@ -258,11 +251,3 @@ def test_two_ranks_are_compared():
         pytest.skip("no MPI")
     assert found["largest_difference"] < 1e-4
     assert found["split"]["ranks"] == 2 and found["split"]["nnz"] == found["whole"]["nnz"]
-
-
-def test_levers():
-    table = extreme_figures.levers(page())
-    assert table.frame["ns a connection"].tolist() == ["2.00", "2.00", "40.00", "40.00"]
-    measured = levers.measure(4000, 1, 2)
-    assert [lever["kind"] for lever in measured["forward"]] == ["one by one"] * 5 + ["tiles"] * 2
-    assert all(entry["ns"] > 0 for entry in measured["forward"] + measured["steps"])

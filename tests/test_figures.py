@@ -15,11 +15,12 @@ pytest.importorskip("pandas")
 
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
-from sparsecore.paper import figures, results, studies, tables
-from sparsecore.paper.conditions import METHODS, SENSITIVITIES, STUDIES, Study
-from sparsecore.paper.observers import ObserveTopology
+from sparsecore.paper import figures, results
 from sparsecore.paper.page import Table
-from sparsecore.paper.settings import CHOICE, READING, SETTINGS
+from sparsecore.paper.training import studies, tables
+from sparsecore.paper.training.conditions import METHODS, SENSITIVITIES, STUDIES, Study
+from sparsecore.paper.training.observers import ObserveTopology
+from sparsecore.settings import CHOICE, READING, SETTINGS
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

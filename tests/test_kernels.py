@@ -11,9 +11,9 @@ import pytest
 import scipy.sparse as sp
 from oracle import SIZES, Net, Value, added, batch, given, kept, mix, network, scaled
 
-from sparsecore import engine, kernels
-from sparsecore.engine import Engine, aligned, lane_width
-from sparsecore.kernels import Rule
+from sparsecore.compiled import engine, kernels
+from sparsecore.compiled.engine import Engine, aligned, lane_width
+from sparsecore.compiled.kernels import Rule
 from sparsecore.mlp import SparseMLP
 
 BATCHES = [1, 5, 8, 32, 100, 128, 130, 512]

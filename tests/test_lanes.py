@@ -8,8 +8,8 @@ from numba import njit
 from oracle import U, gamma, mix
 from oracle import bernoulli as numpy_bernoulli
 
-from sparsecore import lanes
-from sparsecore.lanes import Width
+from sparsecore.compiled import lanes
+from sparsecore.compiled.lanes import Width
 
 WIDTHS = [8, 16, 32, 64, 128]
 

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import pytest
 
 from sparsecore import datasets, wasap
-from sparsecore.paper import parallel, parallel_figures
+from sparsecore.paper.parallel import figures as parallel_figures
+from sparsecore.paper.parallel import runs as parallel
 from sparsecore.paper.results import ResultWarning
 from sparsecore.train import TrainConfig
 

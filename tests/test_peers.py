@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from oracle import Net, Value, added, gamma, given, product, scaled
 
-from sparsecore.paper import contest, peers
-from sparsecore.paper.peers import PEERS, Problem
-from sparsecore.team import cpu_count
+from sparsecore.compiled.team import cpu_count
+from sparsecore.paper.speed import contest, peers
+from sparsecore.paper.speed.peers import PEERS, Problem
 
 SIZES = (20, 24, 16, 5)
 PLAIN = {"density": 0.3, "dropout": 0.0, "weight_decay": 0.0, "learning_rate": 0.2}

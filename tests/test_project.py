@@ -26,28 +26,24 @@ PACKAGE = ROOT / "sparsecore"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
 
-# The rooms of the library, the upper ones first. A module imports only from the rows below its own;
-# a row's rooms know nothing of each other. A new module has to be given its place here.
+# The rooms of the house, the upper ones first. A module imports only from the rows below its own;
+# a row's rooms know nothing of each other. A new room has to be given its place here.
 ROWS = (
     {"__main__"},
     {"commands"},
     {"paper"},
-    {"experiment", "bench"},
     {"__init__"},  # the public names
-    {"estimator"},
-    {"cluster"},
+    {"cluster", "estimator"},
     {"wasap"},
-    {"train", "extreme"},
+    {"experiment", "bench", "settings"},
+    {"extreme", "train"},
     {"checkpoint"},
     {"mlp"},
-    {"engine"},
     {"topology"},
-    {"programs"},
-    {"kernels"},
-    {"lanes", "provenance"},
-    {"team"},
-    {"activations", "losses", "initializers", "seeds", "datasets", "augment", "governor"},
-    {"jit", "lock"},
+    {"provenance"},
+    {"datasets"},
+    {"compiled"},
+    {"functions", "seeds", "files", "progress"},
 )
 RANK = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 
@@ -232,7 +228,7 @@ def room(module: str) -> str:
 
 
 def test_every_module_has_a_place():
-    assert {room(m) for m in MODULES} <= RANK.keys()
+    assert {room(m) for m in MODULES} == RANK.keys()
 
 
 @pytest.mark.parametrize("module", MODULES)

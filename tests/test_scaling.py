@@ -9,10 +9,12 @@ import pytest
 
 from sparsecore import datasets, wasap
 from sparsecore.__main__ import main
-from sparsecore.paper import scaling, scaling_figures, simulate
-from sparsecore.paper.parallel_figures import COLOUR
+from sparsecore.paper.parallel.figures import COLOUR
 from sparsecore.paper.results import ResultWarning
-from sparsecore.paper.simulate import (
+from sparsecore.paper.scaling import figures as scaling_figures
+from sparsecore.paper.scaling import measure as scaling
+from sparsecore.paper.scaling import simulate
+from sparsecore.paper.scaling.simulate import (
     AS_MEASURED,
     EVEN,
     NETWORKS,

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from sparsecore.__main__ import main
-from sparsecore.engine import lane_width
-from sparsecore.paper import roofline, speed, speed_figures
+from sparsecore.compiled.engine import lane_width
 from sparsecore.paper.results import ResultWarning
-from sparsecore.paper.speed import Effort, Speed
+from sparsecore.paper.speed import figures as speed_figures
+from sparsecore.paper.speed import measure as speed
+from sparsecore.paper.speed import roofline
+from sparsecore.paper.speed.measure import Effort, Speed
 
 SMALL = Effort(2, 0.01, (1,), (40, 90))
 SHAPES = {"fashion-mnist": (30, 40, 20, 50, 5)}
@@ -275,7 +277,7 @@ def test_bench_with_peers_prints_one_json_object(capsys):
 
 
 def test_report_lists_the_fastest_first():
-    from sparsecore.paper import contest
+    from sparsecore.paper.speed import contest
 
     text = contest.report(contest_of("fashion-mnist", 1, ("c-loop",))).splitlines()
     assert [line.split()[0] for line in text[2:4]] == ["sparsecore", "torch-dense"]

@@ -14,18 +14,19 @@ import pytest
 
 from sparsecore import __main__, cluster, datasets, experiment
 from sparsecore.datasets import DataCorrupt, DataNotAvailable
-from sparsecore.lock import lock
-from sparsecore.paper import conditions, dense, on_cluster, repeat, results, studies, tables
-from sparsecore.paper.conditions import METHODS, STUDIES, Condition, Study
+from sparsecore.files import lock
+from sparsecore.paper import repeat, results
 from sparsecore.paper.measurements import Measurements
-from sparsecore.paper.observers import (
+from sparsecore.paper.results import ResultWarning
+from sparsecore.paper.training import conditions, dense, on_cluster, studies, tables
+from sparsecore.paper.training.conditions import METHODS, STUDIES, Condition, Study
+from sparsecore.paper.training.observers import (
     ObserveGradientFlow,
     ObserveImportance,
     ObservePruning,
     ObserveTopology,
 )
-from sparsecore.paper.results import ResultWarning
-from sparsecore.paper.settings import setting
+from sparsecore.settings import setting
 from sparsecore.train import new_model
 
 

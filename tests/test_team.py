@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numba import njit, types
 
-from sparsecore.team import Team, barrier, cpu_count
+from sparsecore.compiled.team import Team, barrier, cpu_count
 
 usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from sparsecore import topology
-from sparsecore.initializers import initial_weights
+from sparsecore.functions import initial_weights
 
 # A chi-square test with a fixed seed either passes or fails for good; at this level a correct
 # implementation had one chance in a thousand to be unlucky with its seed.

@@ -16,10 +16,15 @@ pytest.importorskip("pandas")
 
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
-from sparsecore.paper import conditions, figures, page, results, studies, tables
-from sparsecore.paper import training_figures as training
-from sparsecore.paper.conditions import SENSITIVITIES, STUDIES, Condition, Study
-from sparsecore.paper.observers import ObserveGradientFlow, ObserveImportance, ObservePruning
+from sparsecore.paper import figures, page, results
+from sparsecore.paper.training import conditions, studies, tables
+from sparsecore.paper.training import figures as training
+from sparsecore.paper.training.conditions import SENSITIVITIES, STUDIES, Condition, Study
+from sparsecore.paper.training.observers import (
+    ObserveGradientFlow,
+    ObserveImportance,
+    ObservePruning,
+)
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"epochs": 3, "hidden": (40, 40, 40), "epsilon": 4}

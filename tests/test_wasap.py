@@ -414,7 +414,7 @@ SPLIT_THAT_BREAKS = """
 import sys
 from mpi4py import MPI
 from sparsecore.__main__ import main
-from sparsecore.wasap import split
+from sparsecore.extreme import split
 
 if MPI.COMM_WORLD.rank == 1:
     def step(self, *args, **options):

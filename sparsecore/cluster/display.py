@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsecore.wasap.bar import EpochBar
+from sparsecore.progress import EpochBar
 
 
 class Display:

@@ -23,7 +23,7 @@ import ipyparallel as ipp
 from traitlets.config import Config
 
 import sparsecore
-from sparsecore.team import cpu_count
+from sparsecore.compiled.team import cpu_count
 from sparsecore.wasap.processes import trouble
 
 _REGISTERING = 3.0  # seconds for engines that have just been started to be known

@@ -99,8 +99,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _bench_parallel(options: argparse.Namespace) -> None:
-    from sparsecore import experiment
-    from sparsecore.paper import settings
+    from sparsecore import experiment, settings
     from sparsecore.wasap import bench
 
     data = datasets.load(options.parallel)
@@ -139,8 +138,8 @@ def _bench_parallel(options: argparse.Namespace) -> None:
 
 
 def _bench_peers(options: argparse.Namespace) -> None:
-    from sparsecore.paper import contest
-    from sparsecore.paper.peers import Problem
+    from sparsecore.paper.speed import contest
+    from sparsecore.paper.speed.peers import Problem
 
     if options.steps is not None:
         raise ValueError("--steps: with --peers turns are timed instead; see --rounds")

@@ -88,8 +88,8 @@ def add(commands: Any) -> None:
 
 
 def _extreme(options: argparse.Namespace) -> None:
+    from sparsecore.compiled.team import cpu_count
     from sparsecore.extreme import budget, run
-    from sparsecore.team import cpu_count
 
     if options.split and options.threads not in (None, 1):
         raise ValueError(f"--threads: with --split each rank has one, got {options.threads}")
@@ -132,8 +132,8 @@ def _extreme(options: argparse.Namespace) -> None:
 
 
 def _split(options: argparse.Namespace, config: Any, limit: int | None) -> None:
-    from sparsecore.extreme import budget
-    from sparsecore.wasap import mpi, split
+    from sparsecore.extreme import budget, split
+    from sparsecore.wasap import mpi
 
     if options.checkpoint is not None:
         raise ValueError("--split: expected no --checkpoint, a split network is not saved yet")

@@ -60,7 +60,7 @@ def check_target(option: str, name: str | None) -> None:
 
 def check_common(options: argparse.Namespace) -> None:
     """Refuse wrong `threads` and `seed`; warn of more threads than CPUs."""
-    from sparsecore.team import cpu_count  # not above: Numba takes half a second
+    from sparsecore.compiled.team import cpu_count  # not above: Numba takes half a second
 
     if options.threads < 1:
         raise ValueError(f"--threads: expected an integer of at least 1, got {options.threads}")

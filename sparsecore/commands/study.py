@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
 
 
 def _list_studies(options: argparse.Namespace) -> None:
-    from sparsecore.paper import conditions
+    from sparsecore.paper.training import conditions
 
     for study in conditions.STUDIES.values():
         print(f"{study.key:16} {study.content}")
@@ -55,7 +55,7 @@ def _chosen(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_study(options: argparse.Namespace) -> None:
-    from sparsecore.paper import conditions, studies
+    from sparsecore.paper.training import conditions, studies
 
     measured_by = conditions.find(options.key).home.measured_by
     if measured_by:
@@ -83,7 +83,8 @@ def _run_study(options: argparse.Namespace) -> None:
 
 
 def _repeat_study(options: argparse.Namespace) -> None:
-    from sparsecore.paper import conditions, repeat
+    from sparsecore.paper import repeat
+    from sparsecore.paper.training import conditions
 
     if conditions.find(options.key).home.measured_by:
         raise ValueError(f"key: {options.key} is measured; expected a study of runs")
@@ -100,7 +101,7 @@ def _repeat_study(options: argparse.Namespace) -> None:
 
 
 def _study_status(options: argparse.Namespace) -> None:
-    from sparsecore.paper import conditions, studies
+    from sparsecore.paper.training import conditions, studies
 
     profile = conditions.current_profile(options.profile)
     for study in conditions.STUDIES.values():

@@ -160,8 +160,7 @@ def add(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from sparsecore import experiment
-    from sparsecore.paper import settings
+    from sparsecore import experiment, settings
 
     check_common(options)
     if options.replay is not None:
@@ -215,7 +214,7 @@ def _train(options: argparse.Namespace) -> None:
         )
         _report(data, model, result, options)
         return
-    from sparsecore.wasap.job import job
+    from sparsecore.commands.job import job
 
     with job(options) as this_job:
         trained, found = this_job.train(data, config)

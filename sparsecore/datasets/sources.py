@@ -22,7 +22,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from sparsecore.datasets.readers import DataCorrupt, DataError, DataFile, Located, read_content
-from sparsecore.lock import lock
+from sparsecore.files import lock
 
 ENVIRONMENT = "SPARSECORE_DATA"
 ORIGIN = "origin.txt"  # in a cache folder: the mirror that its files came from

@@ -14,16 +14,15 @@ import numpy as np
 import scipy.sparse as sp
 
 from sparsecore import seeds
-from sparsecore.activations import negative_slope
-from sparsecore.engine import aligned
+from sparsecore.compiled.engine import aligned
+from sparsecore.compiled.lanes import Width
+from sparsecore.compiled.team import Team
 from sparsecore.extreme import budget, sweeps, tiles
 from sparsecore.extreme.sweeps import Strip, Update
 from sparsecore.extreme.tiles import Grid, Tiles
-from sparsecore.lanes import Width
-from sparsecore.losses import probabilities
+from sparsecore.functions import negative_slope, probabilities
 from sparsecore.mlp import SparseMLP
 from sparsecore.seeds import Purpose
-from sparsecore.team import Team
 
 
 class Draft(NamedTuple):

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from sparsecore.extreme import budget, saved
 from sparsecore.extreme.data import N_CLASSES, N_FEATURES, Stream
 from sparsecore.extreme.network import TiledMLP
-from sparsecore.losses import cross_entropy
+from sparsecore.functions import cross_entropy
 from sparsecore.provenance import peak_rss_mb, provenance
 
 _PHASES = ("initialise", "train", "evolve", "evaluate", "checkpoint", "fingerprint")

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sparsecore.checkpoint import CheckpointError, atomic_write
+from sparsecore.checkpoint import CheckpointError
 from sparsecore.extreme.network import TiledMLP
+from sparsecore.files import atomic_write
 
 FORMAT_VERSION = 1
 _CHUNK = 2**24

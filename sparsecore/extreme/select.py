@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsecore.jit import jit
-from sparsecore.team import PARTS, Team, barrier, claim
+from sparsecore.compiled.jit import jit
+from sparsecore.compiled.team import PARTS, Team, barrier, claim
 
 _jit = jit(_nrt=False)
 _BINS = 2**16

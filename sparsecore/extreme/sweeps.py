@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsecore.jit import jit
-from sparsecore.lanes import (
+from sparsecore.compiled.jit import jit
+from sparsecore.compiled.lanes import (
     at,
     fma,
     lanes_of,
@@ -37,7 +37,7 @@ from sparsecore.lanes import (
     total,
     totals,
 )
-from sparsecore.team import PARTS, barrier, claim
+from sparsecore.compiled.team import PARTS, barrier, claim
 
 _jit = jit(_nrt=False)
 _inline = jit(_nrt=False, forceinline=True)

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparsecore.compiled.jit import jit
+from sparsecore.compiled.kernels import mix
+from sparsecore.compiled.team import PARTS, Team, barrier, claim
 from sparsecore.extreme import select
-from sparsecore.jit import jit
-from sparsecore.kernels import mix
-from sparsecore.team import PARTS, Team, barrier, claim
 
 _jit = jit(_nrt=False)
 

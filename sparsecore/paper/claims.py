@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from sparsecore.paper import conditions
-from sparsecore.paper.extreme import BAT, Row
+from sparsecore.paper.extreme.runs import BAT, Row
 from sparsecore.paper.page import Table
 from sparsecore.paper.results import core_seconds, have_learnt, of_one_machine
-from sparsecore.paper.studies import Result, Results
-from sparsecore.paper.training_figures import flow_logs
+from sparsecore.paper.training import conditions
+from sparsecore.paper.training.figures import flow_logs
+from sparsecore.paper.training.studies import Result, Results
 
 HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "not tested here yet"
 

@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsecore import datasets
-from sparsecore.paper.conditions import METHODS, current_profile
 from sparsecore.paper.page import Note, Picture
-from sparsecore.paper.studies import NOT_AVAILABLE, Result, Results
+from sparsecore.paper.training.conditions import METHODS, current_profile
+from sparsecore.paper.training.studies import NOT_AVAILABLE, Result, Results
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
 # everywhere.

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from sparsecore import checkpoint
+from sparsecore import files
 from sparsecore.paper import results
 from sparsecore.paper.results import ResultWarning
 from sparsecore.provenance import provenance
@@ -107,7 +107,7 @@ class Measurements:
             **self._identity(),
             **found,
         }
-        checkpoint.write_json(self.path(name, profile), result)
+        files.write_json(self.path(name, profile), result)
         return result
 
     def _identity(self) -> Result:

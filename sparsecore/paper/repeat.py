@@ -16,10 +16,11 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from sparsecore.datasets import DataError
-from sparsecore.lock import lock
-from sparsecore.paper import results, studies
-from sparsecore.paper.conditions import METHODS, Condition, current_profile, find
-from sparsecore.paper.observers import ObservePruning
+from sparsecore.files import lock
+from sparsecore.paper import results
+from sparsecore.paper.training import studies
+from sparsecore.paper.training.conditions import METHODS, Condition, current_profile, find
+from sparsecore.paper.training.observers import ObservePruning
 from sparsecore.provenance import provenance
 
 EPOCHS = 10

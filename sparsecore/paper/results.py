@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import sparsecore
-from sparsecore import checkpoint
+from sparsecore import files
 
 FORMAT_VERSION = 2
 ENVIRONMENT = "SPARSECORE_RESULTS"
@@ -108,7 +108,7 @@ def write(path: Path, result: dict[str, Any]) -> None:
     whole = {"format_version": FORMAT_VERSION, "digest": "", **result}
     whole["digest"] = _digest(whole)
     _check(whole, _schema(whole), path.name)
-    checkpoint.write_json(path, whole)
+    files.write_json(path, whole)
 
 
 def read(path: Path) -> dict[str, Any]:

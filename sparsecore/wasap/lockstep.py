@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from sparsecore import kernels
+from sparsecore.compiled import kernels
 from sparsecore.train import TrainConfig, change_topology
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.window import Window

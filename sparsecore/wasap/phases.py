@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from sparsecore import checkpoint, losses, topology, train
+from sparsecore import checkpoint, functions, topology, train
+from sparsecore.compiled.engine import aligned
+from sparsecore.compiled.kernels import momentum_step
 from sparsecore.datasets import Dataset
 from sparsecore.datasets.dataset import standardize
-from sparsecore.engine import aligned
-from sparsecore.kernels import momentum_step
 from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import peak_rss_mb, provenance
 from sparsecore.train import TrainConfig, Trainer
@@ -413,7 +413,7 @@ class _Run:
                 f"{self.config.learning_rate}) usually helps"
             )
         accuracy = float((logits.argmax(axis=1) == labels).mean())
-        loss = losses.cross_entropy(logits, labels)
+        loss = functions.cross_entropy(logits, labels)
         self._aside(time.perf_counter() - before, "evaluate")
         return loss, accuracy
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsecore import engine
+from sparsecore.compiled import engine
 
 # Words of the region "control".
 LOCK, DONE, TESTED = 0, 1, 2

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsecore.team import cpu_count
+from sparsecore.compiled.team import cpu_count
 from sparsecore.wasap import interrupts, processes
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.place import ParallelError

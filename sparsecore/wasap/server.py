@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsecore import kernels, topology, train
+from sparsecore import topology, train
+from sparsecore.compiled import kernels
 from sparsecore.mlp import SparseMLP
 from sparsecore.train import TrainConfig
 from sparsecore.wasap.place import NNZ, TESTED, TICKET, VERSION, Place

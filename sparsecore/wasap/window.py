@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsecore import engine
+from sparsecore.compiled import engine
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.place import DONE, LOCK, Layout, ParallelError, Place
 from sparsecore.wasap.ranks import NAP, Ranks

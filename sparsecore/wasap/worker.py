@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from sparsecore import seeds
-from sparsecore.augment import ImageAugmentation
+from sparsecore.compiled.engine import Engine, aligned, metrics
+from sparsecore.compiled.kernels import Metrics, Rule
 from sparsecore.datasets import Dataset
+from sparsecore.datasets.augment import ImageAugmentation
 from sparsecore.datasets.dataset import standardize
-from sparsecore.engine import Engine, aligned, metrics
-from sparsecore.kernels import Metrics, Rule
 from sparsecore.mlp import SparseMLP
 from sparsecore.seeds import Purpose
 from sparsecore.train import TrainConfig, Trainer

@@ -9,8 +9,8 @@ import pytest
 from mpi4py import MPI
 
 from sparsecore import checkpoint, datasets, experiment, seeds, train, wasap
-from sparsecore.engine import Engine, metrics
-from sparsecore.kernels import Rule
+from sparsecore.compiled.engine import Engine, metrics
+from sparsecore.compiled.kernels import Rule
 from sparsecore.train import TrainConfig
 from sparsecore.wasap import worker
 from sparsecore.wasap.server import ParameterServer

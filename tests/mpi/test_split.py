@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sparsecore.extreme import split
 from sparsecore.extreme.network import TiledMLP
 from sparsecore.extreme.run import ExtremeConfig
-from sparsecore.wasap import split
 
 SIZES = (600, 1500, 1300, 900, 3)
 

@@ -1,0 +1,1 @@
+"""Compiled code: lanes, kernels, and the threads that run them."""

@@ -1,0 +1,260 @@
+"""What it takes to run the kernels on a network: lane width, aligned buffers, threads, fair shares.
+
+An `Engine` is made once for a network's layer sizes and a batch size; after a change of the
+topology it is told to `bind` the network again. The parameters themselves belong to `mlp`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from sparsecore.compiled import kernels, lanes, programs
+from sparsecore.compiled.governor import Governor
+from sparsecore.compiled.kernels import Metrics, Network, Rule, Workspace
+from sparsecore.compiled.team import PARTS, Team
+
+# Forward gains little from more lanes, and two threads can share a batch of 128.
+_FORWARD_LANES = 64
+# A row costs about as much as this many connections, for its activation, noise and store.
+_ROW_COST = 6
+_PREDICT_SAMPLES = 128  # for each thread: to start one takes as long as about 50 samples
+_CACHE_LINE, _HUGE_PAGE = 64, 2**21
+# Rows that are read at random should fill half of a second-level cache of 1 MiB; cutting them
+# further costs more than it gives, as do slices in which a row has hardly any connections.
+_SLICE_BYTES = 2**19
+_SLICE_CONNECTIONS = 4
+
+
+def aligned(size: int, dtype: type) -> np.ndarray:
+    """Return a zeroed 1-D array that begins at a cache line, so that no SIMD load straddles two.
+
+    From half a huge page on, it lies in huge pages where the system has them: rows are
+    visited in random order, and with 4 KiB pages nearly every visit would miss the first-level TLB.
+    """
+    n_bytes = size * np.dtype(dtype).itemsize
+    if n_bytes >= _HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
+        whole = -(-n_bytes // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE
+        memory = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a system without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        raw, boundary = np.frombuffer(memory, np.uint8), _HUGE_PAGE
+    else:
+        raw, boundary = np.zeros(n_bytes + _CACHE_LINE, np.uint8), _CACHE_LINE
+    start = -raw.ctypes.data % boundary
+    return raw[start : start + n_bytes].view(dtype)
+
+
+def lane_width(batch_size: int) -> int:
+    """Return how many samples the kernels carry in registers for a batch: 8 to `lanes.widest()`.
+
+    Narrow blocks walk the connections more often, wide ones pad the batch more; reading a
+    connection costs about as much as 32 samples' arithmetic.
+    """
+    widths = [w for w in (128, 64, 32, 16, 8) if w <= lanes.widest()]
+    return min(widths, key=lambda w: -(-batch_size // w) * (w + 32))
+
+
+def metrics() -> Metrics:
+    """Return cleared metrics."""
+    return Metrics(np.zeros(1), np.zeros(1, np.int64))
+
+
+class Engine:
+    """Runs training steps, gradients and predictions of one network.
+
+    Parameters
+    ----------
+    network : Network
+    batch_size : int
+        Largest number of samples in a step.
+    threads : int
+        Threads that share each layer's rows; in training, as long as that is faster than one
+        (see `governor`). Results do not depend on it.
+
+    Notes
+    -----
+    Memory: 4 bytes and 2 bits a neuron and sample, the batch rounded up to whole blocks of lanes;
+    for a moment of each call of `train`, 4 bytes a connection of the largest layer.
+    """
+
+    def __init__(self, network: Network, batch_size: int, threads: int = 1) -> None:
+        self._team = Team(threads)
+        self._governor = Governor(self._team.size)
+        n_lanes = lane_width(batch_size)
+        self._wide, self._width = lanes.Width(n_lanes), lanes.Width(min(n_lanes, _FORWARD_LANES))
+        padded = -(-batch_size // n_lanes) * n_lanes
+        self._act_start = np.concatenate([[0], np.cumsum(network.sizes * padded)])
+        size = int(self._act_start[-1])
+        self._act = aligned(size, np.float32)
+        self._positive = aligned(size // 8, np.uint8)
+        self._kept = aligned(size // 8, np.uint8)
+        self._losses, self._hits = np.empty(padded), np.empty(padded, bool)
+        self.bind(network)
+
+    def bind(self, network: Network) -> None:
+        """Take over a network of the same layer sizes, whose topology may have changed."""
+        self._network = network
+        sizes, size, wide = network.sizes, self._team.size, self._wide.lanes
+        below = _slices(sizes[:-1], sizes[1:], network.weight_start, self._width.lanes)
+        above = _slices(sizes[1:], sizes[:-1], network.weight_start, wide)
+        most = max(_most(sizes[1:], below), _most(sizes[:-1], above))
+        cursor = np.empty((size, most), np.int64)
+        partial = aligned(_most(sizes[1:-1], above[1:]) * wide, np.float32)
+        self._work = {
+            members: Workspace(
+                self._act,
+                self._act_start,
+                self._positive,
+                self._kept,
+                self._losses,
+                self._hits,
+                _parts(network.indptr, sizes[1:], members * PARTS),
+                _parts(network.out_indptr, sizes[:-1], members * PARTS),
+                below,
+                above,
+                cursor,
+                partial,
+            )
+            for members in {1, size}
+        }
+
+    def train(
+        self,
+        velocity: np.ndarray,
+        rule: Rule,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        batch_size: int,
+        step: int,
+        sums: Metrics,
+    ) -> None:
+        """Take momentum steps over ``inputs[rows]`` in that order, `batch_size` samples each.
+
+        Parameters
+        ----------
+        velocity : ndarray of float32, shape (n_parameters,)
+        rule : Rule
+        inputs : ndarray of float32, shape (n, n_features)
+        labels : ndarray of int64, shape (n,)
+        rows : ndarray of int64
+        batch_size : int
+        step : int
+            Number of the first step; it keys the dropout noise.
+        sums : Metrics
+            Added to.
+        """
+        nnz, first = len(self._network.weights), 0
+        with self._backward_order(velocity):
+            while True:
+                steps = self._governor.units(-(-(len(rows) - first) // batch_size))
+                turn = rows[first : first + steps * batch_size]
+                members = self._governor.members
+                begin = time.perf_counter()
+                self._team.run(
+                    programs.train_batches, members, self._team.sync, self._wide, self._width,
+                    self._network, velocity[:nnz], velocity[nnz:], self._work[members], rule,
+                    inputs, labels, turn, batch_size, step + first // batch_size, sums,
+                    members=members,
+                )  # fmt: skip
+                if steps:  # the last one may be smaller than the others
+                    seconds = time.perf_counter() - begin
+                    self._governor.took(seconds * batch_size / len(turn))
+                first += len(turn)
+                if first >= len(rows):
+                    return
+
+    @contextlib.contextmanager
+    def _backward_order(self, velocity: np.ndarray) -> Iterator[None]:
+        """Have velocities in the order of the transposed access instead of CSR order.
+
+        Backward comes by its connections in that order, so velocities are read and written one
+        after the other; that gains 5 % of a step, 12 % where the layers are wide.
+        """
+        starts, places = self._network.weight_start, self._network.out_position
+        layer = np.empty(int(np.diff(starts).max()), np.float32)
+        kernels.reorder(velocity, starts, places, layer, True)
+        try:
+            yield
+        finally:
+            kernels.reorder(velocity, starts, places, layer, False)
+
+    def gradient(
+        self,
+        out: np.ndarray,
+        rule: Rule,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        step: int,
+        sums: Metrics,
+    ) -> None:
+        """Write the gradient of the mean loss over ``inputs[rows]`` into a flat vector."""
+        nnz = len(self._network.weights)
+        self._team.run(
+            programs.batch_gradient, self._team.size, self._team.sync, self._wide, self._width,
+            self._network, out[:nnz], out[nnz:], self._work[self._team.size], rule, inputs, labels,
+            rows, step, sums,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """End the threads."""
+        self._team.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray:
+    """Return the network's logits, float32, shape (n, n_classes).
+
+    Parameters
+    ----------
+    network : Network
+    inputs : ndarray of float32, shape (n, n_features)
+    threads : int
+        Threads that share the samples, as far as there are 128 for each.
+    """
+    threads = min(threads, max(1, len(inputs) // _PREDICT_SAMPLES))
+    width = lanes.Width(min(_FORWARD_LANES, lane_width(max(1, len(inputs)))))
+    row = 2 * int(network.sizes.max()) * width.lanes
+    act = aligned(threads * row, np.float32).reshape(threads, row)
+    out = np.empty((len(inputs), int(network.sizes[-1])), np.float32)
+    with Team(threads) as team:
+        rows = np.arange(len(inputs))
+        team.run(programs.predict_range, team.size, width, network, inputs, rows, act, out)
+    return out
+
+
+def _parts(pointers: np.ndarray, counts: np.ndarray, parts: int) -> np.ndarray:
+    """Cut each layer's rows into consecutive parts of about equal work."""
+    cuts = np.zeros((len(counts), parts + 1), np.int64)
+    start = 0
+    for layer, n_rows in enumerate(counts):
+        work = pointers[start : start + n_rows + 1] + _ROW_COST * np.arange(n_rows + 1)
+        cuts[layer] = np.searchsorted(work, work[-1] * np.arange(parts + 1) / parts)
+        cuts[layer, -1] = n_rows
+        start += n_rows + 1
+    return cuts
+
+
+def _slices(
+    read: np.ndarray, rows: np.ndarray, weight_start: np.ndarray, n_lanes: int
+) -> np.ndarray:
+    """Into how many slices to cut the neurons that each layer's rows read at random."""
+    wanted = -(-read * n_lanes * 4 // _SLICE_BYTES)
+    worthwhile = np.diff(weight_start) // (rows * _SLICE_CONNECTIONS)
+    return np.maximum(1, np.minimum(wanted, worthwhile))
+
+
+def _most(rows: np.ndarray, slices: np.ndarray) -> int:
+    """Return the most rows of a layer that is swept in slices; 0 if none is."""
+    return int(rows[slices > 1].max(initial=0))

@@ -1,0 +1,464 @@
+"""The jitted loops over one layer: forward, loss, backward and update, on plain arrays.
+
+Activations are feature-major and cut into blocks of the batch: layer l holds ``n_blocks`` blocks of
+shape ``(n_l, lanes)``, one after the other in one flat buffer, so a neuron's batch row is
+contiguous and a block stays in the cache while a layer is swept. Weights are CSR by output neuron
+(a row is one neuron's incoming connections); the backward sweep reads them through the transposed
+access (``out_indptr``, ``out_indices``, ``out_position``), so it holds one input neuron's
+activations in registers, streams the gradients of the neurons it feeds, and obtains the input
+gradient, the weight gradient and the update in one pass. A layer too wide for the cache is swept in
+slices, first all connections to its first neurons, then all to the next: what is read at random
+stays in the cache, and every sum is still added up in the same order. Backward takes some blocks at
+a time: `wide` lanes, in pieces of `width`, which is what forward works with.
+
+Every function fills arrays that it is given; who allocates and checks them is `mlp`, who calls them
+in which order, and on which thread, is said in `programs`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparsecore.compiled.jit import jit
+from sparsecore.compiled.lanes import (
+    at,
+    bernoulli,
+    copy_transposed,
+    fma,
+    lanes_of,
+    load,
+    load_across,
+    load_mask_across,
+    partial_dot,
+    positive,
+    prefetch_to_write,
+    put,
+    select,
+    splat,
+    store,
+    store_across,
+    store_mask,
+    tile_of,
+    total,
+    totals,
+)
+
+# Two things that Numba must be told, or a step takes 8 ms instead of 2. Without `_nrt`, every
+# access to an array of a tuple counts references, atomically, in the inner loop; here no array is
+# ever made, so there is nothing to count. And left to itself LLVM calls the bodies of inner loops
+# instead of inlining them.
+_jit = jit(_nrt=False)
+_inline = jit(_nrt=False, forceinline=True)
+
+# How many connections ahead backward asks for a line that another thread may have changed: what
+# lies in that thread's cache takes as long to come as ten connections, and 8 is worse than nothing.
+_AHEAD = 16
+
+
+class Network(NamedTuple):
+    """The arrays of a model, in flat vectors; layer l maps sizes[l] to sizes[l + 1] neurons."""
+
+    sizes: np.ndarray  #: int64, neurons per layer, the input first
+    weight_start: np.ndarray  #: int64, where each layer begins in `weights`, `indices`
+    bias_start: np.ndarray  #: int64, where each layer begins in `biases`
+    weights: np.ndarray  #: float32, CSR order
+    biases: np.ndarray  #: float32
+    indptr: np.ndarray  #: int64, sizes[l + 1] + 1 entries a layer, counted from the layer's start
+    indices: np.ndarray  #: int32, input neuron of each connection
+    out_indptr: np.ndarray  #: int64, sizes[l] + 1 entries a layer: the transposed access
+    out_indices: np.ndarray  #: int32, output neuron of each connection, ordered by input neuron
+    out_position: np.ndarray  #: int32 or int64, its place in the layer's CSR order
+    slopes: np.ndarray  #: float32, negative slope of each layer's activation
+
+
+class Workspace(NamedTuple):
+    """Buffers of one training step, and the parts that its rows are shared out in."""
+
+    act: np.ndarray  #: float32, activations; overwritten by their gradients on the way back
+    act_start: np.ndarray  #: int64, where each layer begins in `act`
+    positive: np.ndarray  #: uint8, one bit an activation: pre-activation above zero
+    kept: np.ndarray  #: uint8, one bit an activation: kept by dropout
+    losses: np.ndarray  #: float64, cross-entropy of each sample of the batch, in nats
+    hits: np.ndarray  #: bool, whether its largest logit is the label's
+    forward_cuts: np.ndarray  #: int64 (layers, parts + 1), output neurons of each part
+    backward_cuts: np.ndarray  #: int64 (layers, parts + 1), input neurons of each part
+    forward_slices: np.ndarray  #: int64, per layer, slices of the inputs that forward reads
+    backward_slices: np.ndarray  #: int64, per layer, slices of the gradients that backward reads
+    cursor: np.ndarray  #: int64 (members, rows), where each row goes on in the next slice
+    partial: np.ndarray  #: float32, input gradients of the layer between two slices
+
+
+class Rule(NamedTuple):
+    """Momentum SGD with decoupled weight decay, and dropout."""
+
+    learning_rate: Any  #: float32
+    momentum: Any  #: float32
+    weight_decay: Any  #: float32, per step
+    dropout: Any  #: float32 in [0, 1): probability that a hidden activation is dropped
+    seed: Any  #: uint64, key of the dropout noise
+
+
+class Noise(NamedTuple):
+    """The dropout of one step."""
+
+    key: Any  #: uint64, another in each step
+    threshold: Any  #: uint16, of 2**16: what is drawn below drops an activation
+    scale: Any  #: float32, factor of what is kept
+
+
+class Metrics(NamedTuple):
+    """Sums over the samples seen since the caller last cleared them."""
+
+    loss: np.ndarray  #: float64 (1,), cross-entropy in nats
+    correct: np.ndarray  #: int64 (1,), samples whose largest logit is the label's
+
+
+@_inline
+def mix(a, b):
+    """Hash two integers to a uint64 (the finaliser of splitmix64)."""
+    h = np.uint64(a) + np.uint64(0x9E3779B97F4A7C15) * (np.uint64(b) + np.uint64(1))
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
+@_inline
+def noise_of(rule, step):
+    """Return the dropout of a step."""
+    threshold = np.uint16(np.float64(rule.dropout) * 2.0**16)
+    scale = np.float32(1.0 / (1.0 - np.float64(rule.dropout)))
+    return Noise(mix(rule.seed, step), threshold, scale)
+
+
+@_jit
+def _row_start(sizes, layer, side):
+    """Where a layer's pointers begin: in `indptr` for side 1, in `out_indptr` for side 0."""
+    start = 0
+    for below in range(layer):
+        start += sizes[below + side] + 1
+    return start
+
+
+@_jit
+def gather(width, start, stop, inputs, rows, first, count, act, x0):
+    """Copy features [start, stop) of `count` samples into a feature-major block, padded with 0."""
+    lanes, side = lanes_of(width), tile_of(width)
+    whole = start + (stop - start) // side * side
+    for column in range(0, lanes, side):
+        edge = start  # features from here on are copied one by one
+        if column + side <= count:
+            for feature in range(start, whole, side):
+                place = x0 + feature * lanes + column
+                copy_transposed(width, inputs, rows, first + column, feature, act, place, lanes)
+            edge = whole
+        for c in range(column, column + side):
+            row = at(rows, first + c) if c < count else 0
+            for feature in range(edge, stop):
+                value = inputs[row, feature] if c < count else np.float32(0)
+                put(act, x0 + feature * lanes + c, value)
+
+
+class Slice(NamedTuple):
+    """A range of the neurons on the far side of a layer: what one sweep over its rows follows."""
+
+    stop: Any  #: int64, where it ends
+    first: Any  #: bool
+    last: Any  #: bool
+
+
+@_inline
+def slice_of(n, number, slices):
+    """Return one of the slices that `n` neurons are cut into."""
+    return Slice(n * (number + 1) // slices, number == 0, number == slices - 1)
+
+
+@_inline
+def _within(part, row, begin, end, indices, cursor):
+    """Return which of a row's connections [begin, end), ascending, lie in a slice."""
+    if not part.first:
+        begin = at(cursor, row)
+    if not part.last:
+        whole, end = end, begin
+        while end < whole and at(indices, end) < part.stop:
+            end += 1
+        put(cursor, row, end)
+    return begin, end
+
+
+@_inline
+def _weighted_sum(width, begin, end, net, act, x0, acc):
+    """Add the inputs of one output neuron, by its connections [begin, end), to `acc`."""
+    lanes = lanes_of(width)
+    for k in range(begin, end):
+        x = load(width, act, x0 + np.int64(at(net.indices, k)) * lanes)
+        acc = fma(splat(width, at(net.weights, k)), x, acc)
+    return acc
+
+
+@_jit
+def forward(width, start, stop, layer, part, net, act, x0, y0, hidden, work, cursor, noise, column):
+    """Add a slice of the inputs of neurons [start, stop) of a layer; with the last, finish them.
+
+    With a `work`, what backward needs is kept, and `noise` drops activations; without, there is one
+    slice only. `column` is the place of the first lane's sample in the batch.
+    """
+    lanes = lanes_of(width)
+    base, bias = net.weight_start[layer], net.bias_start[layer]
+    pointer = _row_start(net.sizes, layer, 1)
+    slope, nothing = splat(width, net.slopes[layer]), splat(width, np.float32(0))
+    if work is not None:
+        key, stretch = mix(noise.key, layer), splat(width, noise.scale)
+    for row in range(start, stop):
+        target = y0 + row * lanes
+        begin, end = base + at(net.indptr, pointer + row), base + at(net.indptr, pointer + row + 1)
+        y = splat(width, at(net.biases, bias + row))
+        if work is not None:
+            begin, end = _within(part, row, begin, end, net.indices, cursor)
+            if not part.first:
+                y = load(width, act, target)
+        y = _weighted_sum(width, begin, end, net, act, x0, y)
+        if hidden and part.last:
+            up = positive(y)
+            y = select(up, y, y * slope)
+            if work is not None:
+                store_mask(work.positive, target, up)
+                if noise.threshold > 0:
+                    keep = bernoulli(width, np.uint32(mix(key, row)), column, noise.threshold)
+                    store_mask(work.kept, target, keep)
+                    y = select(keep, y * stretch, nothing)
+        store(act, target, y)
+
+
+@_jit
+def softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count, losses, hits):
+    """Replace a block of logits by the gradient of the summed loss; padding gets gradient 0."""
+    lanes = lanes_of(width)
+    for column in range(count):
+        top, best = -np.inf, 0
+        for c in range(n_classes):
+            z = at(act, z0 + c * lanes + column)
+            if z > top:
+                top, best = z, c
+        norm = 0.0
+        for c in range(n_classes):
+            # Subtracting the largest logit keeps exp() from overflowing.
+            e = math.exp(at(act, z0 + c * lanes + column) - top)
+            norm += e
+        label = labels[at(rows, first + column)]
+        losses[column] = math.log(norm) + top - at(act, z0 + label * lanes + column)
+        hits[column] = label == best
+        for c in range(n_classes):
+            place = z0 + c * lanes + column
+            p = math.exp(at(act, place) - top) / norm
+            put(act, place, np.float32(p - (c == label)))
+    for column in range(count, lanes):
+        for c in range(n_classes):
+            put(act, z0 + c * lanes + column, np.float32(0))
+
+
+class Pace(NamedTuple):
+    """How some blocks of the batch move the parameters.
+
+    The velocity gathers the gradients of all blocks, and the parameters move with the last one,
+    because until then backward needs their old values.
+    """
+
+    rate: Any  #: float32, factor of a block's summed gradient
+    carry: Any  #: float32, factor of what was there: the momentum, or 1 after the first blocks
+    keep: Any  #: float32, factor of the parameter: 1 - weight decay with the last blocks, or 1
+    move: Any  #: float32, factor of the velocity: 1 with the last blocks, or 0
+
+
+@_inline
+def pace_of(rate, rule, momentum, turn, turns):
+    """Return the pace of the blocks that are worked on in one of several turns."""
+    one, zero = np.float32(1), np.float32(0)
+    carry = momentum if turn == 0 else one
+    final = turn == turns - 1
+    return Pace(rate, carry, one - rule.weight_decay if final else one, one if final else zero)
+
+
+class Target(NamedTuple):
+    """What backward changes: velocities and with them the parameters, or gradients; else None.
+
+    Gradients are in CSR order like the weights, velocities in the order in which backward, sweeping
+    the transposed access, comes by.
+    """
+
+    velocity: Any  #: float32 (nnz,) or None
+    velocity_b: Any  #: float32 (neurons,) or None
+    gradient: Any  #: float32 (nnz,) or None
+    gradient_b: Any  #: float32 (neurons,) or None
+    shared: Any  #: bool, whether other threads change the same cache lines
+
+
+@_inline
+def apply(k, p, g, values, velocity, gradient, pace):
+    """Use the gradient of one parameter, summed over one block of the batch.
+
+    The parameter is at place `p`, its velocity at `k`. With a velocity the momentum step
+    v <- mu v - eta g; w <- w + v - lambda w is taken, else the gradient is written. There is no
+    branch, which would cut the loops around it in two.
+    """
+    if velocity is not None:
+        v = fma(-pace.rate, g, pace.carry * at(velocity, k))
+        put(velocity, k, v)
+        put(values, p, fma(pace.move, v, pace.keep * at(values, p)))
+    if gradient is not None:
+        before = at(gradient, p)
+        # Not multiplied by 0: an earlier gradient may have been infinite.
+        put(gradient, p, fma(pace.rate, g, before if pace.carry != 0 else np.float32(0)))
+
+
+@_inline
+def _prefetch_changes(k, base, places, values, velocity, gradient):
+    """Ask for the lines where `apply` will write for connections [k, k + 4), or the last four."""
+    first = min(k, len(places) - 4)
+    for near in range(first, first + 4):
+        p = base + np.int64(at(places, near))
+        if velocity is not None:
+            prefetch_to_write(values, p)
+        if gradient is not None:
+            prefetch_to_write(gradient, p)
+
+
+class Rows(NamedTuple):
+    """Where the batch rows of a layer's neurons are that backward takes at a time."""
+
+    start: Any  #: int64, in `Workspace.act`
+    gap: Any  #: int64, from a row in one block of the batch to its continuation in the next
+
+
+@_inline
+def rows_of(width, layer, block, net, work):
+    """Return the rows of a layer, from a block of the batch on."""
+    gap = net.sizes[layer] * lanes_of(width)
+    return Rows(work.act_start[layer] + block * gap, gap)
+
+
+@_inline
+def _connection(wide, width, k, base, net, act, x, d, acc, inner):
+    """Follow one outgoing connection of an input neuron that has activations `x`.
+
+    Returns the connection's place, the input gradient with it added, and lanes that sum to the
+    weight's gradient. Without `inner` nobody needs the input gradient.
+    """
+    row = d.start + np.int64(at(net.out_indices, k)) * lanes_of(width)
+    y = load_across(wide, width, act, row, d.gap)
+    p = base + np.int64(at(net.out_position, k))
+    if inner:
+        acc = fma(splat(wide, at(net.weights, p)), y, acc)
+    return p, acc, partial_dot(x, y)
+
+
+@_inline
+def _backward_row(wide, width, begin, end, base, net, target, act, x, d, acc, inner, pace):
+    """Walk one input neuron's connections [begin, end); return `acc` with its input gradient."""
+    values, velocity, gradient = net.weights, target.velocity, target.gradient
+    # Four at a time, because four sums over lanes together cost little more than one.
+    k = begin
+    while k + 4 <= end:
+        if target.shared:
+            _prefetch_changes(k + _AHEAD, base, net.out_position, values, velocity, gradient)
+        p0, acc, s0 = _connection(wide, width, k, base, net, act, x, d, acc, inner)
+        p1, acc, s1 = _connection(wide, width, k + 1, base, net, act, x, d, acc, inner)
+        p2, acc, s2 = _connection(wide, width, k + 2, base, net, act, x, d, acc, inner)
+        p3, acc, s3 = _connection(wide, width, k + 3, base, net, act, x, d, acc, inner)
+        g0, g1, g2, g3 = totals(s0, s1, s2, s3)
+        apply(k, p0, g0, values, velocity, gradient, pace)
+        apply(k + 1, p1, g1, values, velocity, gradient, pace)
+        apply(k + 2, p2, g2, values, velocity, gradient, pace)
+        apply(k + 3, p3, g3, values, velocity, gradient, pace)
+        k += 4
+    while k < end:
+        p0, acc, s0 = _connection(wide, width, k, base, net, act, x, d, acc, inner)
+        apply(k, p0, total(s0), values, velocity, gradient, pace)
+        k += 1
+    return acc
+
+
+@_jit
+def backward_input(wide, width, start, stop, part, net, target, work, x, d, pace):
+    """Weight gradients of what features [start, stop) feed, for a slice of it."""
+    cursor, nothing = work.cursor[0], splat(wide, np.float32(0))
+    for row in range(start, stop):
+        mine = load_across(wide, width, work.act, x.start + row * lanes_of(width), x.gap)
+        begin, end = _within(
+            part, row, at(net.out_indptr, row), at(net.out_indptr, row + 1), net.out_indices,
+            cursor,
+        )  # fmt: skip
+        _backward_row(
+            wide, width, begin, end, 0, net, target, work.act, mine, d, nothing, False, pace
+        )
+
+
+@_jit
+def backward(wide, width, start, stop, layer, part, net, target, work, x, d, noise, pace):
+    """Gradients of a hidden layer's outgoing weights, for a slice of their targets.
+
+    With the last slice, also of that layer's biases, and its activations are replaced by the
+    gradients of its pre-activations.
+    """
+    cursor, act, all_lanes = work.cursor[0], work.act, lanes_of(wide)
+    base, bias = net.weight_start[layer], net.bias_start[layer - 1]
+    pointer = _row_start(net.sizes, layer, 0)
+    nothing, stretch = splat(wide, np.float32(0)), splat(wide, noise.scale)
+    slope = splat(wide, net.slopes[layer - 1] * noise.scale)
+    for row in range(start, stop):
+        place = x.start + row * lanes_of(width)
+        mine = load_across(wide, width, act, place, x.gap)
+        begin = base + at(net.out_indptr, pointer + row)
+        end = base + at(net.out_indptr, pointer + row + 1)
+        begin, end = _within(part, row, begin, end, net.out_indices, cursor)
+        acc = nothing if part.first else load(wide, work.partial, row * all_lanes)
+        acc = _backward_row(
+            wide, width, begin, end, base, net, target, act, mine, d, acc, True, pace
+        )
+        if not part.last:
+            store(work.partial, row * all_lanes, acc)
+            continue
+        up = load_mask_across(wide, width, work.positive, place, x.gap)
+        acc = acc * select(up, stretch, slope)
+        if noise.threshold > 0:
+            acc = select(load_mask_across(wide, width, work.kept, place, x.gap), acc, nothing)
+        store_across(width, act, place, x.gap, acc)
+        apply(
+            bias + row, bias + row, total(acc), net.biases, target.velocity_b, target.gradient_b,
+            pace,
+        )  # fmt: skip
+
+
+@_jit
+def reorder(values, starts, places, layer, transposed):
+    """Bring values of connections from CSR order into that of the transposed access, or back.
+
+    `starts` says where each layer begins, `places` is `Network.out_position`; `layer` has room for
+    the largest. All in one call, so that no interrupt comes between two layers.
+    """
+    for number in range(len(starts) - 1):
+        start, stop = starts[number], starts[number + 1]
+        for k in range(start, stop):
+            layer[k - start] = values[k]
+        for k in range(start, stop):
+            place = np.int64(at(places, k))
+            if transposed:
+                values[k] = at(layer, place)
+            else:
+                put(values, start + place, layer[k - start])
+
+
+@_jit
+def momentum_step(values, velocity, gradient, out, learning_rate, momentum, weight_decay):
+    """Take v <- mu v - eta g; w <- w + v - lambda w over flat vectors, and copy the new w to `out`.
+
+    The same rule as `apply`, for a gradient that came from elsewhere. 24 bytes a parameter move.
+    """
+    for k in range(len(values)):
+        v = momentum * velocity[k] - learning_rate * gradient[k]
+        w = values[k] + v - weight_decay * values[k]
+        velocity[k] = v
+        values[k] = w
+        out[k] = w

@@ -1,0 +1,238 @@
+"""The jitted programs: training steps, a gradient, predictions.
+
+A program is walked through by all members of a `team.Team`. Forward, each member takes some blocks
+of the batch through all layers, and nobody waits; a batch of too few blocks for that is shared out
+by rows, layer by layer, as backward always is, because there each weight gathers what all samples
+say. Forward goes by the blocks that activations are kept in, backward takes some of them together.
+
+Every sum is added up by one member, in an order that does not depend on who does it, so results do
+not depend on the number of threads, nor on who takes which part. The loops are those of `kernels`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsecore.compiled.jit import jit
+from sparsecore.compiled.kernels import (
+    Slice,
+    Target,
+    apply,
+    backward,
+    backward_input,
+    forward,
+    gather,
+    noise_of,
+    pace_of,
+    rows_of,
+    slice_of,
+    softmax_cross_entropy,
+)
+from sparsecore.compiled.lanes import at, lanes_of, load_across, tile_of, total
+from sparsecore.compiled.team import PARTS, barrier, claim
+
+_jit = jit(_nrt=False)
+
+
+@_jit
+def _forward_by_rows(
+    member, size, sync, width, net, work, noise, inputs, labels, rows, first, count, blocks
+):
+    """Forward up to the gradients of the logits, each layer's neurons shared out."""
+    lanes = lanes_of(width)
+    depth = len(net.sizes) - 1
+    features, side = net.sizes[0], tile_of(width)
+    tiles, parts = (features + side - 1) // side, size * PARTS
+    for block in range(blocks):
+        x0 = work.act_start[0] + block * features * lanes
+        here = max(0, min(lanes, count - block * lanes))
+        part = claim(sync, size, member)
+        while part >= 0:
+            start = tiles * part // parts * side
+            stop = min(features, tiles * (part + 1) // parts * side)
+            gather(width, start, stop, inputs, rows, first + block * lanes, here, work.act, x0)
+            part = claim(sync, size, member)
+        barrier(sync, size)
+
+    for layer in range(depth):
+        for block in range(blocks):
+            x0 = work.act_start[layer] + block * net.sizes[layer] * lanes
+            y0 = work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
+            slices = work.forward_slices[layer]
+            for number in range(slices):
+                inputs_here = slice_of(net.sizes[layer], number, slices)
+                part = claim(sync, size, member)
+                while part >= 0:
+                    forward(
+                        width, work.forward_cuts[layer, part], work.forward_cuts[layer, part + 1],
+                        layer, inputs_here, net, work.act, x0, y0, layer < depth - 1, work,
+                        work.cursor[0], noise, np.uint32(block * lanes),
+                    )  # fmt: skip
+                    part = claim(sync, size, member)
+                # The slices of a sum come in order.
+                barrier(sync, size)
+
+    if member == 0:
+        for block in range(blocks):
+            _loss(width, net, work, labels, rows, first, block, count)
+
+
+@_jit
+def _forward_by_samples(
+    member, size, width, net, work, noise, inputs, labels, rows, first, count, blocks
+):
+    """Forward up to the gradients of the logits, every `size`-th block of the batch."""
+    lanes = lanes_of(width)
+    depth = len(net.sizes) - 1
+    for block in range(member, blocks, size):
+        y0 = work.act_start[0] + block * net.sizes[0] * lanes
+        here = max(0, min(lanes, count - block * lanes))
+        gather(width, 0, net.sizes[0], inputs, rows, first + block * lanes, here, work.act, y0)
+        for layer in range(depth):
+            x0, y0 = y0, work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
+            slices = work.forward_slices[layer]
+            for number in range(slices):
+                forward(
+                    width, 0, net.sizes[layer + 1], layer,
+                    slice_of(net.sizes[layer], number, slices), net, work.act, x0, y0,
+                    layer < depth - 1, work, work.cursor[member], noise, np.uint32(block * lanes),
+                )  # fmt: skip
+        _loss(width, net, work, labels, rows, first, block, count)
+
+
+@_jit
+def _loss(width, net, work, labels, rows, first, block, count):
+    """Turn a block's logits into their gradients."""
+    lanes = lanes_of(width)
+    depth, start = len(net.sizes) - 1, block * lanes
+    z0 = work.act_start[depth] + start * net.sizes[depth]
+    softmax_cross_entropy(
+        width, net.sizes[depth], work.act, z0, labels, rows, first + start,
+        max(0, min(lanes, count - start)), work.losses[start:], work.hits[start:],
+    )  # fmt: skip
+
+
+@_jit
+def _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, carry, turns):
+    """Backward, the neurons that feed each layer shared out, for `wide` lanes at a time."""
+    together = lanes_of(wide) // lanes_of(width)
+    for layer in range(len(net.sizes) - 2, -1, -1):
+        for turn in range(turns):
+            pace = pace_of(rate, rule, carry, turn, turns)
+            x = rows_of(width, layer, turn * together, net, work)
+            d = rows_of(width, layer + 1, turn * together, net, work)
+            slices = work.backward_slices[layer]
+            for number in range(slices):
+                outputs_here = slice_of(net.sizes[layer + 1], number, slices)
+                part = claim(sync, size, member)
+                while part >= 0:
+                    start = work.backward_cuts[layer, part]
+                    stop = work.backward_cuts[layer, part + 1]
+                    if layer == 0:
+                        backward_input(
+                            wide, width, start, stop, outputs_here, net, target, work, x, d, pace
+                        )
+                    else:
+                        backward(
+                            wide, width, start, stop, layer, outputs_here, net, target, work, x, d,
+                            noise, pace,
+                        )  # fmt: skip
+                    part = claim(sync, size, member)
+                # The blocks' updates of a weight, and the slices of a sum, come in order.
+                barrier(sync, size)
+
+
+@_jit
+def _step(
+    member, size, sync, wide, width, net, target, work, rule, inputs, labels, rows, first, count,
+    step, rate, carry, metrics,
+):  # fmt: skip
+    """One batch: forward, loss, and backward into `target`."""
+    lanes = lanes_of(width)
+    depth = len(net.sizes) - 1
+    # Backward takes some blocks in a turn, and reads their padding, too.
+    turns, together = (count + lanes_of(wide) - 1) // lanes_of(wide), lanes_of(wide) // lanes
+    blocks = turns * together
+    noise = noise_of(rule, step)
+    if blocks % size == 0:
+        _forward_by_samples(
+            member, size, width, net, work, noise, inputs, labels, rows, first, count, blocks
+        )
+    else:
+        _forward_by_rows(
+            member, size, sync, width, net, work, noise, inputs, labels, rows, first, count, blocks
+        )
+    barrier(sync, size)
+
+    if member == 0:  # the others need not wait: nobody looks at these in this step any more
+        for sample in range(count):
+            metrics.loss[0] += work.losses[sample]
+            metrics.correct[0] += work.hits[sample]
+        bias = net.bias_start[depth - 1]
+        for turn in range(turns):
+            pace = pace_of(rate, rule, carry, turn, turns)
+            z = rows_of(width, depth, turn * together, net, work)
+            for c in range(net.sizes[depth]):
+                g = total(load_across(wide, width, work.act, z.start + c * lanes, z.gap))
+                apply(bias + c, bias + c, g, net.biases, target.velocity_b, target.gradient_b, pace)
+    _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, carry, turns)
+
+
+@_jit
+def train_batches(
+    member, size, sync, wide, width, net, velocity, velocity_b, work, rule, inputs, labels, rows,
+    batch, step, metrics,
+):  # fmt: skip
+    """Take momentum steps over `rows`, `batch` samples each; the last one may be smaller.
+
+    Source: DESIGN's SGD with momentum (the paper, section on sparse training); cost
+    O(nnz * batch) a step, nothing is allocated.
+    """
+    target = Target(velocity, velocity_b, None, None, size > 1)
+    for first in range(0, len(rows), batch):
+        count = min(batch, len(rows) - first)
+        _step(
+            member, size, sync, wide, width, net, target, work, rule, inputs, labels, rows,
+            first, count, step + first // batch, np.float32(rule.learning_rate / count),
+            rule.momentum, metrics,
+        )  # fmt: skip
+
+
+@_jit
+def batch_gradient(
+    member, size, sync, wide, width, net, gradient, gradient_b, work, rule, inputs, labels, rows,
+    step, metrics,
+):  # fmt: skip
+    """Write the gradient of the mean loss over `rows` into two flat vectors."""
+    target = Target(None, None, gradient, gradient_b, size > 1)
+    count = len(rows)
+    _step(
+        member, size, sync, wide, width, net, target, work, rule, inputs, labels, rows, 0, count,
+        step, np.float32(1.0 / count), np.float32(0), metrics,
+    )  # fmt: skip
+
+
+@_jit
+def predict_range(member, size, width, net, inputs, rows, act, out):
+    """Write the logits of ``inputs[rows]`` to `out`; members take turns at blocks of samples.
+
+    `act` has one row a member, with room for two layers of one block.
+    """
+    lanes = lanes_of(width)
+    depth = len(net.sizes) - 1
+    n, half = len(rows), act.shape[1] // 2
+    mine = act[member]
+    everything = Slice(0, True, True)
+    for first in range(member * lanes, n, size * lanes):
+        count = min(lanes, n - first)
+        gather(width, 0, net.sizes[0], inputs, rows, first, count, mine, 0)
+        for layer in range(depth):
+            x0, y0 = half * (layer % 2), half * ((layer + 1) % 2)
+            forward(
+                width, 0, net.sizes[layer + 1], layer, everything, net, mine, x0, y0,
+                layer < depth - 1, None, None, None, np.uint32(0),
+            )  # fmt: skip
+        z0 = half * (depth % 2)
+        for column in range(count):
+            for c in range(net.sizes[depth]):
+                out[first + column, c] = at(mine, z0 + c * lanes + column)

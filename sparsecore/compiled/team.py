@@ -1,0 +1,205 @@
+"""A team of threads that walk through one jitted program together.
+
+`Team.run` starts the same compiled function on every member; inside it, `barrier` makes the members
+wait for each other. A member that waits spins for some microseconds, because the others are usually
+about to arrive, and then sleeps in the kernel (a futex), so that a core that another process wants
+is given up: Numba's own ``prange`` costs 30 ms a barrier on such a machine. What each member does
+between two barriers is not decided here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from sparsecore.compiled.jit import jit
+
+PARTS = 8  # of a member's share of a phase; what a member has not begun, others may take
+_SPINS = 300  # about 10 microseconds, more than a part takes
+_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
+_HAS_FUTEX = _FUTEX is not None
+_FUTEX_CALL = _FUTEX or 0
+_WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
+_EVERYONE = 2**31 - 1
+_LINE = 16  # int32 of a cache line: each counter has one to itself
+_ARRIVED, _ROUND, _TAKEN = 0, _LINE, 2 * _LINE
+
+_syscall = types.ExternalFunction(
+    "syscall",
+    types.int64(
+        types.int64, types.intp, types.int64, types.int64, types.intp, types.intp, types.int64
+    ),
+)
+_sched_yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+def cpu_count() -> int:
+    """Return the number of CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Team:
+    """Threads that run jitted functions side by side.
+
+    Parameters
+    ----------
+    size : int
+        Number of members.
+
+    Attributes
+    ----------
+    size : int
+    sync : ndarray of int32
+        State of the barrier and of the phase; the jitted function passes it to `barrier`, `claim`.
+    """
+
+    def __init__(self, size: int) -> None:
+        if not isinstance(size, (int, np.integer)) or size < 1:
+            raise ValueError(f"threads: expected an integer of at least 1, got {size!r}")
+        self.size = int(size)
+        self.sync = np.zeros((2 + self.size) * _LINE, np.int32)
+        self._pool = ThreadPoolExecutor(self.size, "sparsecore")
+        if self.size > 1:
+            # All threads start here and now: a pool starts one when it believes that none is idle,
+            # which it may get wrong, and members that wait for a thread never started wait forever.
+            everyone = threading.Barrier(self.size)
+            wait([self._pool.submit(everyone.wait) for _ in range(self.size)])
+
+    def run(self, function: Callable[..., Any], *args: Any, members: int | None = None) -> None:
+        """Call ``function(member, *args)`` on every member and wait for all.
+
+        Parameters
+        ----------
+        function : callable
+            Jitted with ``nogil=True``. It must not raise between two barriers.
+        *args
+            Passed to every member alike.
+        members : int, optional
+            Only the first so many.
+        """
+        members = self.size if members is None else members
+        if members == 1:
+            function(0, *args)
+            return
+        # In one go, and not from this thread: an interrupt (Ctrl-C) comes to the main thread, and
+        # must not come between two members, of which the first would wait for the other forever.
+        everyone = self._pool.submit(self._lead, members, function, args)
+        try:
+            everyone.result()
+        finally:
+            wait([everyone])
+
+    def _lead(self, members: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        others = [self._pool.submit(function, member, *args) for member in range(1, members)]
+        try:
+            function(0, *args)
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+@intrinsic
+def _fetch_add(typingctx, counters, index, value):
+    signature = types.int32(types.Array(types.int32, 1, "C"), types.intp, types.int32)
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.gep(data, [args[1]])
+        return builder.atomic_rmw("add", pointer, args[2], ordering="seq_cst")
+
+    return signature, codegen
+
+
+@intrinsic
+def _read(typingctx, counters, index):
+    signature = types.int32(types.Array(types.int32, 1, "C"), types.intp)
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load_atomic(builder.gep(data, [args[1]]), ordering="seq_cst", align=4)
+
+    return signature, codegen
+
+
+@intrinsic
+def _pause(typingctx):
+    """Tell the CPU that this is a waiting loop."""
+
+    def codegen(context, builder, signature, args):
+        if platform.machine() in ("x86_64", "AMD64"):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(
+                cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), []
+            )
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@jit()
+def claim(sync, size, member):
+    """Return a part of the current phase that nobody has taken yet, or -1 if there is none.
+
+    There are ``size * PARTS`` parts. A member takes its own first, in order, so that it meets the
+    same rows in every phase, in its own cache; then it helps the others, one of which may have lost
+    its core to another process.
+    """
+    for turn in range(size):
+        owner = (member + turn) % size
+        counter = _TAKEN + _LINE * owner
+        if _read(sync, counter) < PARTS:
+            part = _fetch_add(sync, counter, 1)
+            if part < PARTS:
+                return owner * PARTS + part
+    return -1
+
+
+@jit()
+def barrier(sync, size):
+    """Return once all `size` members have called it; a new phase begins, with nothing taken."""
+    if size == 1:
+        sync[_TAKEN] = 0
+        return
+    # The round is read before arriving: the last to arrive may end it at once.
+    current = _read(sync, _ROUND)
+    if _fetch_add(sync, _ARRIVED, 1) == size - 1:
+        for owner in range(size):
+            sync[_TAKEN + _LINE * owner] = 0
+        _fetch_add(sync, _ARRIVED, -size)
+        _fetch_add(sync, _ROUND, 1)
+        if _HAS_FUTEX:
+            _syscall(_FUTEX_CALL, sync.ctypes.data + 4 * _ROUND, _WAKE_PRIVATE, _EVERYONE, 0, 0, 0)
+        return
+    spins = 0
+    while _read(sync, _ROUND) == current:
+        spins += 1
+        if spins < _SPINS:
+            _pause()
+        elif _HAS_FUTEX:
+            _syscall(_FUTEX_CALL, sync.ctypes.data + 4 * _ROUND, _WAIT_PRIVATE, current, 0, 0, 0)
+        else:
+            _sched_yield()

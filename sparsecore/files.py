@@ -1,0 +1,69 @@
+"""Files that are whole or absent, and locks between processes.
+
+A file is written to a temporary file that replaces the target at the end, so a process that dies
+half-way leaves the previous file as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path` that replaces it if the block ends without an error."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are private
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
+    """Write `values` as JSON, one entry a line, atomically; NaN and infinity are refused."""
+    lines = (
+        f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'), allow_nan=False)}"
+        for name, value in values.items()
+    )
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[bool]:
+    """Hold the lock of that file, which is made; wait for a process that has it.
+
+    Yields
+    ------
+    bool
+        False where there is none, and work may double: the file cannot be written, or the system
+        or its network file system has no locks.
+    """
+    with ExitStack() as stack:
+        try:
+            import fcntl
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = stack.enter_context(path.open("a"))
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            locked = True
+        except (ImportError, OSError):
+            locked = False
+        yield locked  # closing the file, or the death of the process, frees the lock

@@ -1,0 +1,144 @@
+"""The functions that a network is made of, by name: activations, initial weights, losses.
+
+Every activation is ``f(z) = z`` for z > 0 and ``f(z) = s z`` otherwise. They differ only in how the
+negative slope s depends on the layer, and s is all that a kernel needs to know. Training fuses the
+loss into its kernels; the functions here serve evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.special import log_softmax, softmax
+
+
+def relu(layer: int, alpha: float) -> float:
+    """Return the negative slope of ReLU: 0."""
+    return 0.0
+
+
+def leaky_relu(layer: int, alpha: float) -> float:
+    """Return the negative slope of LeakyReLU: ``alpha`` in every layer."""
+    return alpha
+
+
+def all_relu(layer: int, alpha: float) -> float:
+    """Return the negative slope of All-ReLU: ``-alpha`` in odd layers, ``+alpha`` in even ones.
+
+    Parameters
+    ----------
+    layer : int
+        Hidden layer, counted from 1.
+    alpha : float
+        Slope, a constant of the architecture and not a trainable parameter.
+
+    Notes
+    -----
+    Source: "Truly Sparse Neural Networks at Scale", the definition of All-ReLU; the paper counts
+    the input as layer 1, so its even layers are the odd ones here.
+    """
+    return -alpha if layer % 2 else alpha
+
+
+ACTIVATIONS: dict[str, Callable[[int, float], float]] = {
+    "relu": relu,
+    "leaky-relu": leaky_relu,
+    "all-relu": all_relu,
+}
+
+
+def negative_slope(name: str, layer: int, alpha: float) -> float:
+    """Return the slope for z <= 0 of hidden layer `layer` (1, 2, ...).
+
+    Raises
+    ------
+    ValueError
+        If `name` is not an activation.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name](layer, alpha)
+
+
+# --- initial weights; biases start at 0 ----------------------------------------------------------
+
+
+def _uniform(limit: float, size: int, rng: np.random.Generator) -> np.ndarray:
+    values = rng.random(size, np.float32)
+    values *= np.float32(2 * limit)
+    values -= np.float32(limit)
+    return values
+
+
+def he_uniform(n_in: int, n_out: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw from U(-b, b), b = sqrt(6 / n_in)."""
+    return _uniform((6 / n_in) ** 0.5, size, rng)
+
+
+def xavier(n_in: int, n_out: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw from U(-b, b), b = sqrt(6 / (n_in + n_out))."""
+    return _uniform((6 / (n_in + n_out)) ** 0.5, size, rng)
+
+
+def normal(n_in: int, n_out: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw from N(0, 0.1**2)."""
+    values = rng.standard_normal(size, np.float32)
+    values *= np.float32(0.1)
+    return values
+
+
+INITIALIZERS: dict[str, Callable[[int, int, int, np.random.Generator], np.ndarray]] = {
+    "he_uniform": he_uniform,
+    "xavier": xavier,
+    "normal": normal,
+}
+
+
+def initial_weights(
+    name: str, n_in: int, n_out: int, size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw `size` initial weights of a layer.
+
+    Parameters
+    ----------
+    name : {"he_uniform", "xavier", "normal"}
+    n_in, n_out : int
+        Neurons of the layer's two sides: the dense widths, not the sparse fan-in, as the paper
+        does.
+    size : int
+        How many.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray of float32, shape (size,)
+
+    Raises
+    ------
+    ValueError
+        If `name` is not an initialiser.
+    """
+    if name not in INITIALIZERS:
+        raise ValueError(f"init: expected one of {', '.join(INITIALIZERS)}, got {name!r}")
+    return INITIALIZERS[name](n_in, n_out, size, rng)
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax of float32 logits, shape (n, n_classes); rows sum to 1."""
+    return softmax(logits, axis=1)
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean cross-entropy in nats.
+
+    Parameters
+    ----------
+    logits : ndarray of float32, shape (n, n_classes)
+    labels : ndarray of int, shape (n,)
+    """
+    chosen = log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
+    return float(-chosen.mean())

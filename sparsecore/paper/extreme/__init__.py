@@ -1,0 +1,1 @@
+"""Networks up to the size of a brain."""

@@ -1,0 +1,1 @@
+"""Parallel training against epochs and seconds."""

@@ -1,0 +1,311 @@
+"""The pictures of the pages on parallel training: the schematic, the runs, the resources.
+
+Runs come from `parallel`; what all figures of the book share is in `figures`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from sparsecore import wasap
+from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH, disturbed, line, nothing
+from sparsecore.paper.page import Note, Picture
+from sparsecore.paper.parallel.runs import ALGORITHMS, Parallel, Result
+from sparsecore.paper.results import origin, training_seconds
+
+LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
+# The sequential runs are SET-All-ReLU's.
+COLOUR = {name: COLOURS.get(name, COLOURS["set-all-relu"]) for name in ALGORITHMS}
+_RANKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+# --- the schematic -------------------------------------------------------------------------------
+
+
+def overview(workers: int = 3) -> Picture:
+    """Draw the two phases: shards, workers, the server's window, averaging."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+        ax = figure.subplots()
+        ax.set(xlim=(0, 16), ylim=(0, 8), xticks=[], yticks=[])
+        ax.grid(False)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+        heights = np.linspace(6.2, 1.2, workers)
+        middle = float(heights.mean())
+        for x, title in ((1.2, "data"), (5.6, "phase 1: exchange"), (12.0, "phase 2: alone")):
+            ax.text(x, 7.6, title, ha="center", weight="bold")
+        ax.axvline(9.2, ymax=0.92, color=GREY, linestyle=(0, (4, 3)), linewidth=1)
+        _box(
+            ax, 7.4, middle, 1.9, 3.4, "server's\nwindow\n\nweights\nvelocity\ntopology", "#fff3d6"
+        )
+        for rank, y in enumerate(heights):
+            _box(ax, 1.2, y, 1.7, 0.9, f"shard {rank}", "#eeeeee")
+            _box(ax, 4.0, y, 1.8, 0.9, f"worker {rank}", "#dbe9f6")
+            _box(ax, 11.2, y, 2.3, 0.9, f"copy {rank}\nown evolution", "#dbe9f6")
+            _arrow(ax, (2.05, y), (3.1, y), GREY)
+            target = middle + (y - middle) * 0.45
+            _arrow(ax, (4.9, y + 0.15), (6.45, target + 0.15), COLOURS["set-relu"])
+            _arrow(ax, (6.45, target - 0.2), (4.9, y - 0.2), COLOURS["set-all-relu"])
+            _arrow(ax, (8.35, target), (10.05, y), GREY)
+            _arrow(ax, (12.35, y), (13.3, middle + (y - middle) * 0.2), GREY)
+        _box(ax, 14.6, middle, 2.5, 1.9, "average\nover the union,\ncut to nnz", "#dff2e4")
+        ax.text(5.7, 0.25, "push gradient", color=COLOURS["set-relu"], ha="right", fontsize=9)
+        ax.text(5.9, 0.25, "pull weights", color=COLOURS["set-all-relu"], ha="left", fontsize=9)
+        ax.text(11.2, 0.25, "no exchange", color=GREY, ha="center", fontsize=9)
+    caption = (
+        "**WASAP-SGD in two phases.** In phase 1 every worker computes sparse gradients on its own "
+        "shard and applies them to the weights in the server's window, under a lock, one after the "
+        "other; of a gradient that was computed on an older topology only the connections that "
+        "still exist are used. The worker that completes an epoch evolves the topology. In phase 2 "
+        "every worker trains its own copy, with its own evolution; at the end the copies are "
+        "averaged over the union of their connections, and each layer is cut back to its nnz. What "
+        "to see: the server is a place, not a process; nobody waits for a slower worker before the "
+        "end."
+    )
+    alt = "Schematic: shards feed workers, which exchange gradients and weights with a window."
+    return Picture("F-overview", figure, caption, alt)
+
+
+def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, fill: str) -> None:
+    shape = FancyBboxPatch(
+        (x - width / 2, y - height / 2), width, height,
+        boxstyle="round,pad=0.05,rounding_size=0.15", facecolor=fill, edgecolor=GREY, linewidth=1,
+    )  # fmt: skip
+    ax.add_patch(shape)
+    ax.text(x, y, text, ha="center", va="center", fontsize=9)
+
+
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
+    ax.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=10, color=colour, linewidth=1.2
+        )
+    )
+
+
+# --- the runs ------------------------------------------------------------------------------------
+
+
+def _if_there(key: str) -> Callable[[Callable[[Parallel], Picture]], Callable[[Parallel], Picture]]:
+    """Have a function's picture say why it is empty where there are no runs at all."""
+
+    def decorated(draw: Callable[[Parallel], Picture]) -> Callable[[Parallel], Picture]:
+        @functools.wraps(draw)
+        def drawn(found: Parallel) -> Picture:
+            return draw(found) if found.versions() else nothing(key, found.missing)
+
+        return drawn
+
+    return decorated
+
+
+@_if_there("F-parallel")
+def accuracy(found: Parallel) -> Picture:
+    """Draw test accuracy against epochs and against seconds, a row per profile."""
+    versions = found.versions()
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.6 + 3.0 * len(versions)), layout="constrained")
+        axes = figure.subplots(len(versions), 2, sharey="row", squeeze=False)
+        for (left, right), (title, version) in zip(axes, versions, strict=True):
+            _curves(left, right, version)
+            left.set_title(title)
+        handles = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(ALGORITHMS))
+    told = " ".join(f"{_setting(version)}: {_outcome(version)}" for _, version in versions)
+    if found.missing:
+        told += f"{found.missing} "
+    caption = (
+        "**Parallel training on Fashion-MNIST.** A line per seed; from the dotted line on the "
+        "workers train alone, and the line is the mean of their copies' accuracies; the dot is the "
+        "averaged model. The frame starts at the lowest accuracy after a twentieth of the epochs. "
+        f"{told}What to see: what parallel training costs in accuracy per epoch, and what it gains "
+        f"per second. {_disturbed(versions)}{_sources(versions)}"
+    )
+    alt = "Lines of test accuracy against epochs and against seconds, one colour an algorithm."
+    return Picture("F-parallel", figure, caption, alt)
+
+
+def _curves(left: Axes, right: Axes, found: Parallel) -> None:
+    shown: list[float] = []
+    width = 1.8 if len(found.first("sequential")["epochs"]) < 100 else 0.8
+    for algorithm, runs in found.runs.items():
+        for run in runs:
+            epochs = [epoch["epoch"] for epoch in run["epochs"]]
+            tests = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
+            seconds = [training_seconds(epoch) for epoch in run["epochs"]]
+            colour, final = COLOUR[algorithm], 100 * run["test_accuracy"]
+            left.plot(epochs, tests, color=colour, linewidth=width)
+            right.plot(seconds, tests, color=colour, linewidth=width)
+            shown += [*tests[len(tests) // 20 :], final]
+            if algorithm != "sequential":
+                left.plot(epochs[-1], final, "o", color=colour, markersize=5)
+                right.plot(training_seconds(run), final, "o", color=colour, markersize=5)
+    alone_from = found.first("wasap")["config"]["phase1_epochs"]
+    left.axvline(alone_from, color=GREY, linestyle=":", linewidth=1)
+    low, high = min(shown), max(shown)
+    room = max(1.0, 0.05 * (high - low))
+    left.set(xlabel="epoch", ylabel="test accuracy, %", ylim=(low - room, high + room))
+    right.set(xlabel="seconds of training")
+
+
+@_if_there("F-parallel-staleness")
+def staleness(found: Parallel) -> Picture:
+    """Draw how many updates others made between a worker's pull and push."""
+    versions = found.versions()
+    told = []
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+        axes = figure.subplots(1, len(versions), squeeze=False)[0]
+        for ax, (title, version) in zip(axes, versions, strict=True):
+            run = version.first("wasap")
+            counts = np.array(run["parallel"]["staleness_histogram"])
+            top = int(np.flatnonzero(np.cumsum(counts) >= 0.999 * counts.sum())[0])
+            shares = 100 * counts / counts.sum()
+            ax.bar(range(top + 1), shares[: top + 1], color=COLOUR["wasap"], width=0.8)
+            ax.set(xlabel="staleness, updates", title=title)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            told.append(f"{title}, {_staleness(run)}")
+        axes[0].set_ylabel("share of updates, %")
+    caption = (
+        "**Staleness of WASAP-SGD's updates**: how many updates the others made while a gradient "
+        f"was computed, shown to the 99.9th percentile. {'; '.join(told)}. An update that meets a "
+        "newer topology loses a part of its connections. What to see: the peak near the number of "
+        f"other workers. {_sources(versions)}"
+    )
+    alt = "Bars: share of updates for each staleness."
+    return Picture("F-parallel-staleness", figure, caption, alt)
+
+
+def _staleness(run: Result) -> str:
+    record = wasap.from_json(run["parallel"]["record"])
+    lost = 100 * float((record.accepted < 1).mean())
+    return (
+        f"{run['config']['workers']} workers: mean {record.staleness.mean():.2f}, largest "
+        f"{record.staleness.max()}, {lost:.2f} % of the updates met a newer topology"
+    )
+
+
+def _disturbed(versions: list[tuple[str, Parallel]]) -> str:
+    used = {
+        title: float(
+            np.median([run.get("others", 0.0) for runs in v.runs.values() for run in runs])
+        )
+        for title, v in versions
+    }
+    return disturbed(used, "workers shared cores with them and waited more than they would")
+
+
+@_if_there("F-resources")
+def resources(found: Parallel) -> Picture:
+    """Draw CPU and memory over time of every rank, two rows per profile."""
+    versions = found.versions()
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.3 + 3.9 * len(versions)), layout="constrained")
+        parts = figure.subfigures(len(versions), squeeze=False)[:, 0]
+        for part, (title, version) in zip(parts, versions, strict=True):
+            _over_time(part, title, version)
+        count = max(version.first("wasap")["config"]["workers"] for _, version in versions)
+        handles = [line(_RANKS[rank % len(_RANKS)], f"rank {rank}") for rank in range(count)]
+        parts[0].legend(handles=handles, loc="outside upper center", ncols=count)
+    run = versions[-1][1].first("wasap")
+    told = " ".join(f"{_setting(version)}: {_waiting(version)}" for _, version in versions)
+    caption = (
+        "**CPU and memory of every rank.** Memory is the whole process, with Python, compiled code "
+        "and the rank's data. An update of WASAP-SGD moves "
+        f"{run['parallel']['bytes_per_update'] / 1e6:.2f} MB through the server's window "
+        f"({run['nnz_start']:,} connections). {told} What to see: cores that are busy to the end, "
+        f"and ranks that need the same memory. {_disturbed(versions)}{_sources(versions)}"
+    )
+    alt = "Lines of CPU use and of memory against time, one colour a rank."
+    return Picture("F-resources", figure, caption, alt)
+
+
+def _over_time(part: FigureBase, title: str, found: Parallel) -> None:
+    names = [name for name in ALGORITHMS if name != "sequential"]
+    axes = part.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
+    for column, name in enumerate(names):
+        for rank in found.first(name)["parallel"]["ranks"]:
+            samples, colour = rank["resources"], _RANKS[rank["rank"] % len(_RANKS)]
+            axes[0, column].plot(samples["seconds"], samples["cpu_percent"], color=colour)
+            axes[1, column].plot(samples["seconds"], samples["rss_mb"], color=colour)
+        axes[0, column].set_title(f"{title}: {LABELS[name]}")
+        axes[1, column].set_xlabel("seconds")
+    axes[0, 0].set_ylabel("CPU, % of a core")
+    axes[1, 0].set_ylabel("memory, MiB")
+    for row in axes[:, 0]:
+        row.set_ylim(bottom=0)
+
+
+def _waiting(found: Parallel) -> str:
+    """Say how much of WASAP-SGD's first phase goes to the server."""
+    run = found.first("wasap")
+    return (
+        f"waiting for the server's lock took {_share(run, 'lock'):.1f} % of phase 1, the updates "
+        f"under it {_share(run, 'update'):.1f} %."
+    )
+
+
+def replayed(found: Parallel) -> Note:
+    """Say what the replays found."""
+    if not found.versions():
+        return Note(found.missing)
+    told = []
+    for title, version in found.versions():
+        report = version.replay
+        verdict = "identical to the last bit" if report["identical"] else "different"
+        told.append(
+            f"The replay ({title}) repeated {report['updates']:,} updates in one process; its "
+            f"weights are {verdict} (SHA-256 `{report['weights_sha256'][:16]}…`, recorded "
+            f"`{report['recorded_sha256'][:16]}…`)."
+        )
+    return Note(" ".join(told))
+
+
+def _setting(found: Parallel) -> str:
+    config = found.first("wasap")["config"]
+    machine = found.first("wasap")["provenance"]
+    return (
+        f"{config['epochs']} epochs of {config['n_train']:,} rows, {config['workers']} workers on "
+        f"{machine['cores']} cores ({machine['cpu']}), profile {found.profile}"
+    )
+
+
+def _sources(versions: list[tuple[str, Parallel]]) -> str:
+    return f"*Source: {'; '.join(_source(found) for _, found in versions)}.*"
+
+
+def _source(found: Parallel) -> str:
+    runs = [run for of in found.runs.values() for run in of]
+    seeds = sorted({run["seed"] for run in runs})
+    places = sorted({origin(run["provenance"]) for run in runs})
+    return f"profile {found.profile}, seeds {', '.join(map(str, seeds))}, {', '.join(places)}"
+
+
+def _outcome(found: Parallel) -> str:
+    """Say accuracy and speed of every algorithm, means over seeds."""
+    parts = []
+    pace = {
+        name: np.mean([run["samples_per_second"] for run in runs])
+        for name, runs in found.runs.items()
+    }
+    for name, runs in found.runs.items():
+        text = f"{LABELS[name]} {100 * np.mean([run['test_accuracy'] for run in runs]):.2f} %"
+        if name != "sequential":
+            text += f" at {pace[name] / pace['sequential']:.2f} times the samples per second"
+        parts.append(text)
+    return f"final test accuracy {', '.join(parts)}. "
+
+
+def _share(run: Result, name: str) -> float:
+    ranks: list[dict[str, Any]] = run["parallel"]["ranks"]
+    spent = sum(rank["seconds"][name] for rank in ranks)
+    return 100 * spent / sum(rank["seconds"]["phase1"] for rank in ranks)

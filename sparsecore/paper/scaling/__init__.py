@@ -1,0 +1,1 @@
+"""Speed-up per worker, measured and simulated."""

@@ -1,0 +1,332 @@
+"""The roofline: what one thread of this machine can do, and where the kernels lie under that.
+
+Ceilings are measured by small compiled loops, and so is each layer's forward and backward kernel,
+alone and on data as a training step has them. Where the results are kept is the business of
+`speed`, how they are drawn that of `speed_figures`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from sparsecore.compiled import kernels
+from sparsecore.compiled.engine import Engine, aligned, metrics
+from sparsecore.compiled.kernels import Rule, Workspace
+from sparsecore.compiled.lanes import Width, fma, lanes_of, load, splat, total, widest
+from sparsecore.mlp import SparseMLP
+from sparsecore.paper.speed.contest import spread
+from sparsecore.paper.speed.peers import Problem
+from sparsecore.train import TrainConfig
+
+Result = dict[str, Any]
+Report = Callable[[str], None]
+
+_PEAK_STEPS = 2_000_000
+_TURN, _TURNS = 10, 50  # steps in a turn, and turns
+_STREAMED = 2**28  # bytes read per measurement of a bandwidth
+_CACHES = {"L1": 2**15, "L2": 2**20, "L3": 2**25}  # bytes, where the system does not say
+_SYSTEM = Path("/sys/devices/system/cpu/cpu0/cache")
+_jit = njit(nogil=True, error_model="numpy", _nrt=False)
+
+
+@_jit
+def _multiply_add(width, n, a, b, out):
+    """As many multiply-adds as the registers can do: independent, and nothing from memory."""
+    x, y = splat(width, a), splat(width, b)
+    acc = x
+    for _ in range(n):
+        acc = fma(acc, x, y)
+    out[0] = total(acc)
+
+
+@_jit
+def _read(width, lanes, passes, data, out):
+    """Read an array again and again, and do as little as possible with it."""
+    acc = splat(width, np.float32(0))
+    for _ in range(passes):
+        for i in range(0, len(data), lanes):
+            acc = acc + load(width, data, i)
+    out[0] = total(acc)
+
+
+@_jit
+def _forward_many(n, wide, width, blocks, layer, net, work, rule, hidden):
+    lanes = lanes_of(width)
+    n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
+    noise = kernels.noise_of(rule, 0)
+    slices = work.forward_slices[layer]
+    for _ in range(n):
+        for block in range(blocks):
+            for number in range(slices):
+                kernels.forward(
+                    width, 0, n_out, layer, kernels.slice_of(n_in, number, slices), net, work.act,
+                    work.act_start[layer] + block * n_in * lanes,
+                    work.act_start[layer + 1] + block * n_out * lanes,
+                    hidden, work, work.cursor[0], noise, np.uint32(block * lanes),
+                )  # fmt: skip
+
+
+@_jit
+def _backward_many(n, wide, width, blocks, layer, net, work, rule, velocity, velocity_b):
+    n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
+    noise = kernels.noise_of(rule, 0)
+    target = kernels.Target(velocity, velocity_b, None, None, False)
+    together = lanes_of(wide) // lanes_of(width)
+    turns, slices = blocks // together, work.backward_slices[layer]
+    for _ in range(n):
+        for turn in range(turns):
+            pace = kernels.pace_of(rule.learning_rate, rule, rule.momentum, turn, turns)
+            x = kernels.rows_of(width, layer, turn * together, net, work)
+            d = kernels.rows_of(width, layer + 1, turn * together, net, work)
+            for number in range(slices):
+                part = kernels.slice_of(n_out, number, slices)
+                if layer == 0:
+                    kernels.backward_input(
+                        wide, width, 0, n_in, part, net, target, work, x, d, pace
+                    )
+                else:
+                    kernels.backward(
+                        wide, width, 0, n_in, layer, part, net, target, work, x, d, noise, pace
+                    )
+
+
+@_jit
+def _gather_many(n, width, inputs, rows, work):
+    lanes = len(rows)
+    for _ in range(n):
+        kernels.gather(width, 0, inputs.shape[1], inputs, rows, 0, lanes, work.act, 0)
+
+
+def products_share(
+    model: SparseMLP, X: np.ndarray, y: np.ndarray, config: TrainConfig, rng: np.random.Generator
+) -> list[float]:
+    """Time the products of training steps: forward, loss, backward and update, one thread.
+
+    Returns
+    -------
+    list of float
+        Their share of the steps' time, for each of some turns: steps as they are taken in training,
+        and then as many on samples that stay in the cache, without dropout, less the time that it
+        takes to gather those. Turns are short, so that whatever else happens on the machine hits
+        both alike. The weights do not move.
+    """
+    zero, batch = np.float32(0), config.batch_size
+    still = Rule(zero, zero, zero, zero, np.uint64(0))
+    noisy = still._replace(dropout=np.float32(config.dropout))
+    velocity = np.zeros_like(model.params)  # not the model's own
+    shares = []
+    with Engine(model.network, batch) as engine:
+        width, work = engine._width, engine._work[1]
+        resident, rows = np.resize(np.arange(batch), _TURN * batch), np.arange(width.lanes)
+        blocks = _TURN * -(-batch // width.lanes)
+        for _ in range(_TURNS + 1):
+            train = partial(engine.train, velocity)
+            drawn = rng.choice(len(y), _TURN * batch)
+            steps = timed(partial(train, noisy, X, y, drawn, batch, 0, metrics()))
+            bare = timed(partial(train, still, X, y, resident, batch, 0, metrics()))
+            gathering = timed(partial(_gather_many, blocks, width, X, rows, work))
+            shares.append((bare - gathering) / steps)
+    return shares[1:]  # the first turn compiles
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return how long a call takes, in seconds."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _best(work: Callable[[], object], repeats: int) -> float:
+    """Return the shortest time in seconds: a ceiling is what the machine can do."""
+    work()
+    return min(timed(work) for _ in range(repeats))
+
+
+def cache_sizes() -> dict[str, int]:
+    """Return the bytes of a core's data caches; the two nearest as Linux states them."""
+    sizes = dict(_CACHES)
+    for folder in _SYSTEM.glob("index*"):
+        try:
+            level, kind, size = (
+                (folder / n).read_text().strip() for n in ("level", "type", "size")
+            )
+        except OSError:
+            continue
+        if kind != "Instruction" and level in ("1", "2") and size.endswith("K"):
+            sizes[f"L{level}"] = 1024 * int(size[:-1])
+    return sizes
+
+
+def ceilings(repeats: int = 5) -> Result:
+    """Measure what one thread of this machine can do.
+
+    Returns
+    -------
+    dict
+        "gflops": fused multiply-adds on registers, each counted as 2; "bandwidth": GB/s (10⁹ bytes)
+        read from "L1", "L2", "L3" and "DRAM"; "working_set": bytes that each was measured with;
+        "cache": bytes up to which a working set counts as that level's.
+
+    Notes
+    -----
+    Bandwidths are of reading in order, the best of some repeats. The L3 of a virtual machine is
+    shared with strangers: its bandwidth is measured at 8 MiB, "DRAM" at 512 MiB.
+    """
+    lanes = widest()
+    width, out = Width(lanes), np.zeros(1, np.float32)
+    seconds = _best(
+        lambda: _multiply_add(width, _PEAK_STEPS, np.float32(0.5), np.float32(0.1), out), repeats
+    )
+    caches = cache_sizes()
+    sets = {"L1": caches["L1"] // 2, "L2": caches["L2"] // 2, "L3": 2**23, "DRAM": 2**29}
+    bandwidth = {}
+    for level, n_bytes in sets.items():
+        data = aligned(n_bytes // 4, np.float32)
+        data[:] = 1
+        passes = max(1, _STREAMED // n_bytes)
+        best = _best(partial(_read, width, lanes, passes, data, out), repeats)
+        bandwidth[level] = passes * n_bytes / best / 1e9
+    return {
+        "gflops": 2 * lanes * _PEAK_STEPS / seconds / 1e9,
+        "bandwidth": bandwidth,
+        "working_set": sets,
+        "cache": {"L1": caches["L1"], "L2": caches["L2"], "L3": caches["L3"]},
+    }
+
+
+def measure(
+    shapes: Mapping[str, tuple[int, ...]], epsilon: float, repeats: int, report: Report
+) -> Result:
+    """Time each layer's forward and backward kernel, and place them under the ceilings.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Neurons per layer, by name.
+    epsilon : float
+    repeats : int
+        Timings of each kernel.
+    report : callable
+        Called with a line that says what is being measured.
+
+    Returns
+    -------
+    dict
+        What `ceilings` returns, and "kernels": "shape", "layer" (1, 2, …), "direction", "nnz",
+        "ms" {"median", "low", "high"}, "gflops", "intensity" (floating-point operations per byte
+        that is loaded or stored), "working_set" (bytes of the rows of one slice, which are visited
+        in random order), "level" (the smallest memory that holds them), "share" (of the ceiling
+        there).
+    """
+    report("ceilings")
+    found = ceilings()
+    points = []
+    for shape, sizes in shapes.items():
+        report(shape)
+        points += _kernels(shape, sizes, epsilon, repeats)
+    for point in points:
+        point["level"] = level_of(point["working_set"], found["cache"])
+        roof = min(found["gflops"], point["intensity"] * found["bandwidth"][point["level"]])
+        point["share"] = point["gflops"] / roof
+    return {**found, "kernels": points, "batch": 128, "epsilon": epsilon}
+
+
+def level_of(n_bytes: int, caches: dict[str, int]) -> str:
+    """Return the smallest memory that holds a working set."""
+    return next((level for level, size in caches.items() if n_bytes <= size), "DRAM")
+
+
+def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -> list[Result]:
+    problem = Problem(sizes, epsilon=epsilon)
+    model, batch = problem.model, problem.batch_size
+    velocity = model.start_momentum()
+    zero = np.float32(0)  # weights that stay as they are, at the price of weights that move
+    rule = Rule(zero, np.float32(0.9), zero, np.float32(0.3), np.uint64(1))
+    inputs, labels = problem.data
+    points = []
+    with Engine(model.network, batch) as engine:
+        # A whole step fills activations, masks and gradients with what the kernels meet in earnest.
+        engine.train(velocity, rule, inputs, labels, np.arange(batch), batch, 0, metrics())
+        net, work, wide, width = model.network, engine._work[1], engine._wide, engine._width
+        blocks = -(-batch // wide.lanes) * (wide.lanes // width.lanes)
+        weights, biases = velocity[: model.nnz], velocity[model.nnz :]
+        work.act[:] = np.random.default_rng(0).standard_normal(len(work.act), np.float32)
+        for layer in range(len(sizes) - 1):
+            nnz, hidden = model[layer].nnz, layer < len(sizes) - 2
+            common = (wide, width, blocks, layer, net, work, rule)
+            slices = {
+                "forward": int(work.forward_slices[layer]),
+                "backward": int(work.backward_slices[layer]),
+            }
+            runs: dict[str, Callable[[int], object]] = {
+                "forward": partial(_many_forward, common, hidden),
+                "backward": partial(_many_backward, common, weights, biases),
+            }
+            for direction, run in runs.items():
+                # Rows grow from call to call; they must not become infinite.
+                ms = spread(_kernel_ms(run, repeats, work))
+                here = width.lanes if direction == "forward" else wide.lanes
+                point = _counts(direction, layer, nnz, sizes, here, blocks * width.lanes // here)
+                point["working_set"] = -(-point["working_set"] // slices[direction])
+                point["gflops"] = point["flops"] / ms["median"] / 1e6
+                points.append(
+                    {
+                        "shape": shape,
+                        "layer": layer + 1,
+                        "direction": direction,
+                        "nnz": nnz,
+                        "ms": ms,
+                        **point,
+                    }
+                )
+    return points
+
+
+def _many_forward(common: tuple[Any, ...], hidden: bool, n: int) -> None:
+    _forward_many(n, *common, hidden)
+
+
+def _many_backward(common: tuple[Any, ...], weights: Any, biases: Any, n: int) -> None:
+    _backward_many(n, *common, weights, biases)
+
+
+def _kernel_ms(run: Callable[[int], object], repeats: int, work: Workspace) -> list[float]:
+    run(1)
+    per_call = timed(lambda: run(1))
+    n = max(1, int(0.02 / per_call))
+    kept, times = work.act.copy(), []
+    for _ in range(repeats):
+        work.act[:] = kept
+        times.append(1e3 * timed(lambda: run(n)) / n)
+    work.act[:] = kept
+    return times
+
+
+def _counts(
+    direction: str, layer: int, nnz: int, sizes: tuple[int, ...], lanes: int, blocks: int
+) -> Result:
+    """Count operations and bytes of one layer's kernel; a bit mask counts nothing."""
+    n_in, n_out = sizes[layer], sizes[layer + 1]
+    row = 4 * lanes
+    if direction == "forward":
+        # per connection a row, a weight and an index; per neuron a row that is stored
+        flops, n_bytes = 2 * lanes * nnz, (row + 8) * nnz + row * n_out
+        held = row * n_in
+    else:
+        # weight and velocity are read and written, two indices read; then the rows of the layer
+        products = 2 if layer else 1
+        flops, n_bytes = 2 * products * lanes * nnz, (row + 24) * nnz + row * n_in * products
+        held = row * n_out
+    return {
+        "flops": blocks * flops,
+        "bytes": blocks * n_bytes,
+        "intensity": flops / n_bytes,
+        "working_set": held,
+    }

@@ -1,0 +1,1 @@
+"""Training runs: conditions, results, figures and tables."""

@@ -1,0 +1,403 @@
+"""The dense baseline: the sequential trainer's own loop, with dense weights through BLAS.
+
+A network of the same layers whose every connection exists, and a trainer that differs from `train`
+in one thing only: a step is matrix products in place of sparse kernels. Data order, loss, dropout's
+noise, momentum and weight decay are the same, so a sparse network of density 1 computes the same
+numbers to rounding. Dense weights do not evolve and are not pruned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from scipy.linalg.blas import sgemm
+from threadpoolctl import ThreadpoolController
+
+from sparsecore import experiment, seeds
+from sparsecore.compiled.engine import aligned, metrics
+from sparsecore.compiled.jit import jit
+from sparsecore.compiled.kernels import Metrics, Rule, mix
+from sparsecore.datasets import Dataset
+from sparsecore.functions import initial_weights, negative_slope
+from sparsecore.provenance import loaded_blas
+from sparsecore.seeds import Purpose
+from sparsecore.train import TrainConfig, Trainer
+
+_jit = jit()
+_PREDICT_ROWS = 1024
+
+
+def run(
+    data: Dataset,
+    config: TrainConfig,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    progress: bool = False,
+    observe: Callable[[Any], dict[str, Any]] | None = None,
+) -> tuple[DenseMLP, dict[str, Any]]:
+    """Train a dense network as `experiment.run` trains a sparse one.
+
+    Parameters
+    ----------
+    data : Dataset
+    config : TrainConfig
+        `epsilon` and `density` have no meaning here.
+    seed : int
+    threads : int
+        Of BLAS.
+    progress : bool
+    observe : callable, optional
+        See `experiment.run`; it is given a `DenseMLP`.
+
+    Returns
+    -------
+    model : DenseMLP
+    result : dict
+        As from `experiment.run`; nnz counts all weights, and "provenance" names the BLAS.
+
+    Raises
+    ------
+    ValueError
+        If `config` asks for evolution or pruning.
+
+    Notes
+    -----
+    O(n_in n_out batch) a step and layer; 8 bytes a weight (weight and velocity).
+    """
+    if config.zeta != 0 or config.prune_from is not None:
+        raise ValueError(
+            f"a dense network neither evolves nor is pruned: expected zeta=0 and prune_from=None, "
+            f"got zeta={config.zeta!r} and prune_from={config.prune_from!r}"
+        )
+    model, result = experiment.run(
+        data,
+        config,
+        seed=seed,
+        threads=threads,
+        progress=progress,
+        observe=observe,
+        new_model=new_model,
+        new_trainer=DenseTrainer,
+    )
+    with _blas(threads):
+        result["provenance"]["blas"] = loaded_blas()
+    return model, result  # type: ignore[return-value]
+
+
+def new_model(config: TrainConfig, n_features: int, n_classes: int, seed: int) -> DenseMLP:
+    """Make the dense network that `config` and `seed` describe."""
+    return DenseMLP(
+        (n_features, *config.hidden, n_classes),
+        activation=config.activation,
+        alpha=config.alpha,
+        init=config.init,
+        rng=seeds.generator(seed, Purpose.WEIGHTS),
+    )
+
+
+class DenseMLP:
+    """A multilayer perceptron with all its connections.
+
+    Parameters
+    ----------
+    sizes : tuple of int
+        Neurons per layer: features, hidden layers, classes.
+    activation, alpha, init
+        As for `SparseMLP`.
+    rng : numpy.random.Generator
+        Draws the weights.
+
+    Attributes
+    ----------
+    params : ndarray of float32
+        All weights, row-major, layer by layer, then all biases: laid out like those of a
+        `SparseMLP` of density 1.
+    velocity : ndarray of float32 or None
+    slopes : tuple of float
+        Negative slope of each hidden layer's activation.
+    """
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        *,
+        activation: str,
+        alpha: float,
+        init: str,
+        rng: np.random.Generator,
+    ) -> None:
+        self.sizes = tuple(sizes)
+        self.slopes = tuple(
+            negative_slope(activation, layer, alpha) for layer in range(1, len(sizes) - 1)
+        )
+        self.nnz = sum(a * b for a, b in pairwise(self.sizes))
+        self.params = aligned(self.nnz + sum(self.sizes[1:]), np.float32)
+        self.velocity: np.ndarray | None = None
+        for weights, _ in self.layers(self.params):
+            n_out, n_in = weights.shape
+            weights[:] = initial_weights(init, n_in, n_out, n_in * n_out, rng).reshape(n_out, n_in)
+
+    def layers(self, flat: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return views of a vector laid out like `params`: weights (n_out, n_in) and biases."""
+        views, weight, bias = [], 0, self.nnz
+        for n_in, n_out in pairwise(self.sizes):
+            matrix = flat[weight : weight + n_in * n_out].reshape(n_out, n_in)
+            views.append((matrix, flat[bias : bias + n_out]))
+            weight, bias = weight + n_in * n_out, bias + n_out
+        return views
+
+    def start_momentum(self) -> np.ndarray:
+        """Return the velocity, allocated with zeros at the first call."""
+        if self.velocity is None:
+            self.velocity = aligned(len(self.params), np.float32)
+        return self.velocity
+
+    def as_inputs(self, X: Any) -> np.ndarray:
+        """Return `X` as contiguous float32, checked for its number of features."""
+        X = np.ascontiguousarray(X, np.float32)
+        if X.ndim != 2 or X.shape[1] != self.sizes[0]:
+            raise ValueError(f"X: expected shape (n, {self.sizes[0]}), got {X.shape}")
+        return X
+
+    def as_labels(self, y: Any, n: int) -> np.ndarray:
+        """Return `y` as int64, checked to be `n` class indices."""
+        labels = np.asarray(y, np.int64)
+        if labels.shape != (n,):
+            raise ValueError(f"y: expected shape ({n},), one label a row of X, got {labels.shape}")
+        if n and not 0 <= labels.min() <= labels.max() < self.sizes[-1]:
+            raise ValueError(
+                f"y: expected class indices from 0 to {self.sizes[-1] - 1}, got "
+                f"{labels.min()} to {labels.max()}"
+            )
+        return labels
+
+    def decision_function(self, X: Any, threads: int = 1) -> np.ndarray:
+        """Return the logits, float32, shape (n, n_classes)."""
+        inputs = self.as_inputs(X)
+        out = np.empty((len(inputs), self.sizes[-1]), np.float32)
+        with _blas(threads):
+            for first in range(0, len(inputs), _PREDICT_ROWS):
+                rows = slice(first, first + _PREDICT_ROWS)
+                act = inputs[rows].T
+                for layer, (weights, biases) in enumerate(self.layers(self.params)):
+                    act = weights @ act
+                    slope = self.slopes[layer] if layer < len(self.slopes) else 1.0
+                    _activate(act, biases, np.float32(slope), *_NO_DROPOUT, None)
+                out[rows] = act.T
+        return out
+
+    def predict(self, X: Any, threads: int = 1) -> np.ndarray:
+        """Return the most probable class of each row, int64."""
+        return self.decision_function(X, threads).argmax(axis=1)
+
+    def weights_sha256(self) -> str:
+        """Return the SHA-256 of sizes and parameters, as hexadecimal digits."""
+        digest = hashlib.sha256(np.array(self.sizes, np.int64).tobytes())
+        digest.update(self.params.view(np.uint8).data)
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        shape = "-".join(map(str, self.sizes))
+        return f"<DenseMLP {shape}, {self.nnz:,} weights, {self.params.nbytes / 2**20:.1f} MiB>"
+
+
+class DenseEngine:
+    """Runs training steps of one dense network; stands where `engine.Engine` stands.
+
+    Parameters
+    ----------
+    model : DenseMLP
+    batch_size : int
+    threads : int
+        Of BLAS. Sums may be split differently for each number of threads.
+
+    Notes
+    -----
+    Memory: 8 bytes a neuron and sample. Weight gradients are never stored: BLAS adds them to the
+    velocity, which it scales by the momentum in the same sweep.
+    """
+
+    def __init__(self, model: DenseMLP, batch_size: int, threads: int) -> None:
+        self._model, self._threads = model, threads
+        self._inputs = np.empty((batch_size, model.sizes[0]), np.float32)
+        self._act = [np.empty(n * batch_size, np.float32) for n in model.sizes[1:]]
+        self._gain = [np.empty(n * batch_size, np.float32) for n in model.sizes[1:-1]]
+
+    def train(
+        self,
+        velocity: np.ndarray,
+        rule: Rule,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        batch_size: int,
+        step: int,
+        sums: Metrics,
+    ) -> None:
+        """Take momentum steps over ``inputs[rows]``; see `engine.Engine.train`."""
+        with _blas(self._threads):
+            for first in range(0, len(rows), batch_size):
+                chosen = rows[first : first + batch_size]
+                X = np.take(inputs, chosen, axis=0, out=self._inputs[: len(chosen)])
+                self._step(velocity, rule, X, labels[chosen], step + first // batch_size, sums)
+
+    def _step(
+        self,
+        velocity: np.ndarray,
+        rule: Rule,
+        X: np.ndarray,
+        labels: np.ndarray,
+        step: int,
+        sums: Metrics,
+    ) -> None:
+        model, n = self._model, len(X)
+        layers = model.layers(model.params)
+        threshold = np.uint16(float(rule.dropout) * 2.0**16)
+        scale = np.float32(1.0 / (1.0 - float(rule.dropout)))
+        key = np.uint64(mix(rule.seed, step))
+        # Feature-major, as in the sparse kernels; the last batch of an epoch may be narrower.
+        act = [X.T] + [a[: len(a) // len(self._inputs) * n].reshape(-1, n) for a in self._act]
+        gain = [g[: len(g) // len(self._inputs) * n].reshape(-1, n) for g in self._gain]
+        for layer, (weights, biases) in enumerate(layers):
+            z = np.matmul(weights, act[layer], out=act[layer + 1])
+            if layer < len(gain):
+                slope = np.float32(model.slopes[layer])
+                noise = np.uint64(mix(key, layer))  # jitted, it returns a Python integer
+                _activate(z, biases, slope, noise, threshold, scale, gain[layer])
+            else:
+                _softmax_cross_entropy(z, biases, labels, sums.loss, sums.correct)
+
+        rate = float(rule.learning_rate) / n
+        for layer in range(len(layers) - 1, -1, -1):
+            d, (v, v_bias) = act[layer + 1], model.layers(velocity)[layer]
+            if layer > 0:
+                # The gradient needs this layer's inputs, which its own inputs' gradient replaces.
+                _accumulate(act[layer], d, v, rate, float(rule.momentum))
+                below = np.matmul(layers[layer][0].T, d, out=act[layer])
+                np.multiply(below, gain[layer - 1], out=below)
+            else:
+                _accumulate(act[0], d, v, rate, float(rule.momentum))
+            v_bias *= rule.momentum
+            v_bias -= np.float32(rate) * d.sum(axis=1)
+        _move(model.params, velocity, rule.weight_decay)
+
+    def close(self) -> None:
+        """Do nothing: BLAS keeps its threads."""
+
+
+class DenseTrainer(Trainer):
+    """The sequential trainer on a dense network; parameters and attributes are its.
+
+    Parameters
+    ----------
+    model : DenseMLP
+    config : TrainConfig
+    seed : int
+    threads : int
+        Of BLAS.
+    """
+
+    def __init__(
+        self, model: DenseMLP, config: TrainConfig, *, seed: int = 0, threads: int = 1
+    ) -> None:
+        self.model, self.config = model, config  # type: ignore[assignment]
+        self.seed, self.threads, self.rank = seed, threads, 0
+        self.epoch = self.step = 0
+        self.seconds = {"train": 0.0, "evaluate": 0.0, "evolve": 0.0}
+        self._velocity = model.start_momentum()
+        self._engine = DenseEngine(  # type: ignore[assignment]
+            model, config.batch_size, threads
+        )
+        self._rule = Rule(
+            np.float32(config.learning_rate),
+            np.float32(config.momentum),
+            np.float32(config.weight_decay),
+            np.float32(config.dropout),
+            seeds.key(seed, Purpose.DROPOUT, 0),
+        )
+        self._slice_steps = 1
+        self._compile()
+
+    def _compile(self) -> None:
+        """Have everything compiled, and BLAS awake, before anything is timed."""
+        tiny = new_model(TrainConfig(hidden=(4, 4)), 4, 2, seed=0)
+        X, y, rows = np.zeros((2, 4), np.float32), np.zeros(2, np.int64), np.arange(2)
+        engine = DenseEngine(tiny, 2, self.threads)
+        engine.train(tiny.start_momentum(), self._rule, X, y, rows, 2, 0, metrics())
+        tiny.decision_function(X, self.threads)
+
+
+_controllers: list[ThreadpoolController] = []
+
+
+def _blas(threads: int) -> Any:
+    """Return a context in which BLAS uses so many threads."""
+    if not _controllers:  # finding the libraries takes milliseconds
+        _controllers.append(ThreadpoolController())
+    return _controllers[0].limit(limits=threads, user_api="blas")
+
+
+def _accumulate(x: np.ndarray, d: np.ndarray, v: np.ndarray, rate: float, momentum: float) -> None:
+    """Take v <- momentum v - rate d x^T in place; x (n_in, n), d (n_out, n), v (n_out, n_in)."""
+    # BLAS is column-major: what it is given, and what it fills, are transposes of these.
+    a, transposed = (x.T, True) if x.flags.c_contiguous else (x, False)
+    sgemm(-rate, a, d.T, beta=momentum, c=v.T, trans_a=transposed, overwrite_c=True)
+
+
+@_jit
+def _activate(z, biases, slope, key, threshold, scale, gain):
+    """Turn products into activations, in place; keep each one's derivative in `gain`."""
+    for row in range(z.shape[0]):
+        bias, row_key = biases[row], np.uint32(mix(key, row))
+        for column in range(z.shape[1]):
+            value = z[row, column] + bias
+            slope_here = scale if value > 0 else scale * slope
+            # The same noise as the sparse kernels': `lanes.bernoulli`.
+            h = np.uint32(np.uint32(np.uint32(column >> 1) * np.uint32(0x9E3779B1)) ^ row_key)
+            h = np.uint32(np.uint32(h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
+            h = np.uint32(np.uint32(h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
+            h = np.uint32(h ^ (h >> np.uint32(16)))
+            half = np.uint16(h >> np.uint32(16 * (column & 1)))
+            slope_here = slope_here if half >= threshold else np.float32(0)
+            z[row, column] = value * slope_here
+            if gain is not None:
+                gain[row, column] = slope_here
+
+
+# Arguments of `_activate` where nothing is dropped.
+_NO_DROPOUT = (np.uint64(0), np.uint16(0), np.float32(1))
+
+
+@_jit
+def _softmax_cross_entropy(z, biases, labels, loss, correct):
+    """Turn logits into the loss's gradient in them, in place; add up loss and correct samples."""
+    n_classes, n = z.shape
+    for column in range(n):
+        best = 0
+        for c in range(n_classes):
+            z[c, column] += biases[c]
+            if z[c, column] > z[best, column]:
+                best = c
+        top, total = z[best, column], 0.0
+        label = labels[column]
+        loss[0] += np.float64(top) - z[label, column]
+        correct[0] += best == label
+        for c in range(n_classes):
+            z[c, column] = np.exp(z[c, column] - top)
+            total += z[c, column]
+        for c in range(n_classes):
+            z[c, column] = np.float32(z[c, column] / total)
+        z[label, column] -= np.float32(1)
+        loss[0] += np.log(total)
+
+
+@_jit
+def _move(params, velocity, weight_decay):
+    """Take w <- w + v - lambda w."""
+    for k in range(len(params)):
+        params[k] += velocity[k] - weight_decay * params[k]

@@ -1,0 +1,102 @@
+"""A runner of the studies that trains in parallel, on a cluster of MPI engines.
+
+Within `kept`, all runs share one cluster, which is found or started when the first run needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from sparsecore import cluster
+from sparsecore.compiled.team import cpu_count
+from sparsecore.datasets import Dataset
+from sparsecore.mlp import SparseMLP
+from sparsecore.train import TrainConfig
+
+#: Workers of the study, where there are as many cores.
+WORKERS = 5
+# What a table and a claim need; the record of every update belongs to F-parallel.
+_TOLD = ("window", "updates", "updates_per_second", "staleness_histogram", "bytes_per_update")
+
+_shared: dict[str, Any] = {}
+
+
+def n_workers() -> int:
+    """Return the number of workers: the study's, or one a core if there are fewer, at least 2."""
+    return max(2, min(WORKERS, cpu_count()))
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep the cluster of the first run for the next ones, and stop it at the end."""
+    with ExitStack() as stack:
+        _shared["stack"] = stack
+        try:
+            yield
+        finally:
+            _shared.clear()
+
+
+def run(
+    data: Dataset,
+    config: TrainConfig,
+    *,
+    seed: int,
+    observe: Callable[[Any], dict[str, Any]],
+    algorithm: str,
+) -> tuple[SparseMLP, dict[str, Any]]:
+    """Train on the cluster that is kept.
+
+    Parameters
+    ----------
+    data : Dataset
+    config : TrainConfig
+    seed : int
+    observe : callable
+        Called once before training and once an epoch, without a model: the workers have it.
+    algorithm : {"wasap", "wassp"}
+
+    Returns
+    -------
+    model : SparseMLP
+    result : dict
+        As `cluster.train` returns them, without what is recorded of each update and rank.
+
+    Raises
+    ------
+    ClusterError
+        If a cluster is needed and cannot be had, or a worker fails or is lost: a run that the
+        others finish is a result of `cluster.train`, but none of the study's method.
+    FloatingPointError
+        If the run diverges.
+    """
+    if "failed" in _shared:
+        raise cluster.ClusterError(_shared["failed"])
+    seen = -1
+
+    def on_progress(state: dict[str, Any]) -> None:
+        nonlocal seen
+        while seen < int(state["epoch"]):
+            seen += 1
+            observe(None)
+
+    try:
+        if "workers" not in _shared:
+            _shared["workers"] = _shared["stack"].enter_context(cluster.connect(n_workers()))
+        model, result = cluster.train(
+            _shared["workers"], config, data, algorithm=algorithm, seed=seed,
+            on_progress=on_progress,
+        )  # fmt: skip
+    except cluster.ClusterError as error:
+        if isinstance(error, cluster.WorkerError) and error.cause == "FloatingPointError":
+            raise FloatingPointError(str(error)) from error  # the engines go on to the next run
+        _shared["failed"] = str(error)  # the next run would fail as well, after a long wait
+        raise
+    if lost := result["parallel"]["failed_workers"]:
+        causes = "; ".join(f"rank {worker['rank']}: {worker['cause']}" for worker in lost)
+        raise cluster.ClusterError(f"workers were lost on the way, run it again: {causes}")
+    on_progress({"epoch": config.epochs})
+    told = {name: result["parallel"][name] for name in _TOLD}
+    return model, {**result, "parallel": {"workers": n_workers(), **told}}

@@ -19,7 +19,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from tqdm.auto import tqdm
 
 from sparsecore.compiled.team import cpu_count
-from sparsecore.train import TrainConfig, Trainer, new_model
+from sparsecore.config import TrainConfig
+from sparsecore.train import Trainer, new_model
 
 _FOREVER = 2**31  # epochs of a partial_fit: nobody knows which call is the last
 

@@ -17,11 +17,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from sparsecore import checkpoint, train
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.datasets.augment import ImageAugmentation
 from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import peak_rss_mb, provenance
-from sparsecore.train import TrainConfig, Trainer
+from sparsecore.train import Trainer
 
 
 def run(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsecore.train import TrainConfig
+from sparsecore.config import TrainConfig
 
 RELEASED = "released code"
 READING = "this project's reading"

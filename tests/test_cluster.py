@@ -18,7 +18,7 @@ from ipyparallel.error import RemoteError
 
 from sparsecore import cluster, datasets, wasap
 from sparsecore.cluster import ClusterError, engines
-from sparsecore.train import TrainConfig
+from sparsecore.config import TrainConfig
 
 pytestmark = [pytest.mark.mpi]
 SMALL = TrainConfig(hidden=(40, 30), batch_size=32, epochs=6)
@@ -88,7 +88,7 @@ def test_cluster_of_its_own_trains_reports_and_goes(profile, capsys):
 def test_cluster_goes_with_who_started_it_however_that_ends(profile):
     program = (
         "from sparsecore import cluster, train\n"
-        "config = train.TrainConfig(hidden=(40, 30), batch_size=32, epochs=100_000)\n"
+        "config = TrainConfig(hidden=(40, 30), batch_size=32, epochs=100_000)\n"
         "with cluster.connect(2) as workers:\n"
         "    show = lambda state: print(*workers.pids, flush=True)\n"
         "    cluster.train(workers, config, 'digits', on_progress=show)\n"

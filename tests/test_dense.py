@@ -8,10 +8,11 @@ from threadpoolctl import threadpool_limits
 from sparsecore import datasets, experiment, seeds
 from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
+from sparsecore.config import TrainConfig
 from sparsecore.paper.training import dense
 from sparsecore.provenance import loaded_blas
 from sparsecore.seeds import Purpose
-from sparsecore.train import TrainConfig, Trainer
+from sparsecore.train import Trainer
 
 SIZES = (11, 13, 9, 4)
 RATE, MOMENTUM, DECAY = 0.05, 0.9, 0.01

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sparsecore import checkpoint, experiment, provenance
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
-from sparsecore.train import TrainConfig
 
 # The names are a contract: results, notebooks and other people's scripts read them.
 KEYS = {

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("mpi4py")
 
 from sparsecore import datasets, wasap
-from sparsecore.train import TrainConfig
+from sparsecore.config import TrainConfig
 from sparsecore.wasap import interrupts
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.window import Window

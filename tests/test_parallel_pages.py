@@ -5,10 +5,10 @@ from contextlib import contextmanager
 import pytest
 
 from sparsecore import datasets, wasap
+from sparsecore.config import TrainConfig
 from sparsecore.paper.parallel import figures as parallel_figures
 from sparsecore.paper.parallel import runs as parallel
 from sparsecore.paper.results import ResultWarning
-from sparsecore.train import TrainConfig
 
 SMALL = TrainConfig(hidden=(20, 20), batch_size=32, epochs=4)
 

@@ -38,7 +38,7 @@ ROWS = (
     {"experiment", "bench", "settings"},
     {"extreme", "train"},
     {"checkpoint"},
-    {"mlp"},
+    {"mlp", "config"},
     {"topology"},
     {"provenance"},
     {"datasets"},

@@ -9,6 +9,7 @@ import pytest
 
 from sparsecore import datasets, wasap
 from sparsecore.__main__ import main
+from sparsecore.config import TrainConfig
 from sparsecore.paper.parallel.figures import COLOUR
 from sparsecore.paper.results import ResultWarning
 from sparsecore.paper.scaling import figures as scaling_figures
@@ -26,7 +27,7 @@ from sparsecore.paper.scaling.simulate import (
     saturation,
     service,
 )
-from sparsecore.train import TrainConfig, new_model
+from sparsecore.train import new_model
 from sparsecore.wasap.place import VERSION, Layout, Place
 from sparsecore.wasap.server import FIELDS, ParameterServer
 from sparsecore.wasap.worker import Shard, Worker

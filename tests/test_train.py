@@ -13,9 +13,10 @@ import scipy.sparse as sp
 from oracle import Net, batch
 
 from sparsecore import seeds, train
+from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
 from sparsecore.seeds import Purpose
-from sparsecore.train import TrainConfig, Trainer, check_finite, new_model
+from sparsecore.train import Trainer, check_finite, new_model
 
 N_FEATURES, N_CLASSES = 20, 4
 
@@ -474,7 +475,8 @@ def test_an_epoch_allocates_one_layers_velocities_and_nothing_else_for_connectio
 MEASURE = """
 import numpy as np
 from sparsecore.mlp import SparseMLP
-from sparsecore.train import Trainer, TrainConfig
+from sparsecore.config import TrainConfig
+from sparsecore.train import Trainer
 
 def memory(field):
     with open("/proc/self/status") as status:

@@ -126,7 +126,7 @@ def test_gradient_of_an_older_topology_keeps_its_valid_part():
 
 
 def test_packed_model_is_the_same_when_unpacked():
-    from sparsecore.train import TrainConfig
+    from sparsecore.config import TrainConfig
 
     network = model(3)
     parts = average.pack(network, {"rank": 2})

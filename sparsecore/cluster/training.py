@@ -12,9 +12,9 @@ import ipyparallel as ipp
 
 from sparsecore.cluster.display import Display
 from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
-from sparsecore.train import TrainConfig
 from sparsecore.wasap.watch import PATIENCE
 
 _POLL_SECONDS = 0.2

@@ -10,10 +10,10 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from sparsecore.compiled.team import cpu_count
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import EpochBar
-from sparsecore.train import TrainConfig
 from sparsecore.wasap import mpi
 from sparsecore.wasap.phases import run_on
 from sparsecore.wasap.place import ParallelError

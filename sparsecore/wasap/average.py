@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from sparsecore import topology
+from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
-from sparsecore.train import TrainConfig
 
 
 def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:

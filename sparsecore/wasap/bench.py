@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
-from sparsecore.train import TrainConfig
 from sparsecore.wasap.mpi import MPI, first_ranks
 from sparsecore.wasap.phases import run
 from sparsecore.wasap.place import Layout

@@ -12,7 +12,8 @@ import time
 import numpy as np
 
 from sparsecore.compiled import kernels
-from sparsecore.train import TrainConfig, change_topology
+from sparsecore.config import TrainConfig
+from sparsecore.train import change_topology
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.window import Window
 from sparsecore.wasap.worker import Worker

@@ -17,11 +17,12 @@ import numpy as np
 from sparsecore import checkpoint, functions, topology, train
 from sparsecore.compiled.engine import aligned
 from sparsecore.compiled.kernels import momentum_step
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.datasets.dataset import standardize
 from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import peak_rss_mb, provenance
-from sparsecore.train import TrainConfig, Trainer
+from sparsecore.train import Trainer
 from sparsecore.wasap import interrupts, outcome
 from sparsecore.wasap import record as records
 from sparsecore.wasap.average import average, pack, unpack

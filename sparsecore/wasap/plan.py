@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from sparsecore import checkpoint
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
-from sparsecore.train import TrainConfig
 from sparsecore.wasap import record as records
 from sparsecore.wasap.server import FIELDS, Record
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sparsecore.train import TrainConfig
+from sparsecore.config import TrainConfig
 from sparsecore.wasap.place import TESTED
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.server import FIELDS, ParameterServer

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from sparsecore import train
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
-from sparsecore.train import TrainConfig
 from sparsecore.wasap.average import average
 from sparsecore.wasap.place import Layout, Place
 from sparsecore.wasap.server import FIELDS, ParameterServer, Record

@@ -16,8 +16,8 @@ import numpy as np
 
 from sparsecore import topology, train
 from sparsecore.compiled import kernels
+from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
-from sparsecore.train import TrainConfig
 from sparsecore.wasap.place import NNZ, TESTED, TICKET, VERSION, Place
 from sparsecore.wasap.worker import Worker
 

@@ -14,12 +14,13 @@ import numpy as np
 from sparsecore import seeds
 from sparsecore.compiled.engine import Engine, aligned, metrics
 from sparsecore.compiled.kernels import Metrics, Rule
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.datasets.augment import ImageAugmentation
 from sparsecore.datasets.dataset import standardize
 from sparsecore.mlp import SparseMLP
 from sparsecore.seeds import Purpose
-from sparsecore.train import TrainConfig, Trainer
+from sparsecore.train import Trainer
 
 
 def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray]:

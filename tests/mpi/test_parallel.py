@@ -11,7 +11,7 @@ from mpi4py import MPI
 from sparsecore import checkpoint, datasets, experiment, seeds, train, wasap
 from sparsecore.compiled.engine import Engine, metrics
 from sparsecore.compiled.kernels import Rule
-from sparsecore.train import TrainConfig
+from sparsecore.config import TrainConfig
 from sparsecore.wasap import worker
 from sparsecore.wasap.server import ParameterServer
 from sparsecore.wasap.worker import Worker, shard_rows

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsecore import cluster, datasets, experiment
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import DataNotAvailable, Dataset
 from sparsecore.paper import results
 from sparsecore.paper.measurements import Measurements, used_by_others
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.conditions import current_profile
 from sparsecore.settings import setting
-from sparsecore.train import TrainConfig
 from sparsecore.wasap import command
 
 STUDY = "F-parallel"

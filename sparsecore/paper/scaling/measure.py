@@ -20,6 +20,7 @@ import numpy as np
 
 from sparsecore import cluster, datasets, experiment, train
 from sparsecore.compiled.team import cpu_count
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.paper import results
 from sparsecore.paper.measurements import Measurements, used_by_others
@@ -27,7 +28,6 @@ from sparsecore.paper.scaling.simulate import ALGORITHMS, Calibration, Outcome, 
 from sparsecore.paper.training.conditions import current_profile
 from sparsecore.provenance import provenance
 from sparsecore.settings import setting
-from sparsecore.train import TrainConfig
 from sparsecore.wasap.place import VERSION, Layout, Place
 from sparsecore.wasap.server import FIELDS, ParameterServer
 from sparsecore.wasap.worker import Shard, Worker

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from sparsecore import seeds
 from sparsecore.compiled.team import cpu_count
+from sparsecore.config import TrainConfig
 from sparsecore.paper import results
 from sparsecore.paper.measurements import Measurements
 from sparsecore.paper.speed.contest import compare, spread, stopwatch, warm_up
@@ -38,7 +39,7 @@ from sparsecore.paper.speed.roofline import measure as measure_roofline
 from sparsecore.paper.training.conditions import current_profile
 from sparsecore.provenance import provenance
 from sparsecore.seeds import Purpose
-from sparsecore.train import TrainConfig, Trainer, new_model
+from sparsecore.train import Trainer, new_model
 
 STUDY = "F-speed"
 #: The networks of the study's image data sets.

@@ -20,10 +20,10 @@ from sparsecore.compiled import kernels
 from sparsecore.compiled.engine import Engine, aligned, metrics
 from sparsecore.compiled.kernels import Rule, Workspace
 from sparsecore.compiled.lanes import Width, fma, lanes_of, load, splat, total, widest
+from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
 from sparsecore.paper.speed.contest import spread
 from sparsecore.paper.speed.peers import Problem
-from sparsecore.train import TrainConfig
 
 Result = dict[str, Any]
 Report = Callable[[str], None]

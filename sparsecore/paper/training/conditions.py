@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecore import datasets
+from sparsecore.config import TrainConfig
 from sparsecore.paper import results
 from sparsecore.paper.training.observers import (
     ObserveGradientFlow,
@@ -25,7 +26,6 @@ from sparsecore.paper.training.observers import (
 )
 from sparsecore.settings import setting
 from sparsecore.topology import erdos_renyi_density
-from sparsecore.train import TrainConfig
 
 ENVIRONMENT = "SPARSECORE_PROFILE"
 PROFILES = ("quick", "paper")

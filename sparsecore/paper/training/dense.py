@@ -21,11 +21,12 @@ from sparsecore import experiment, seeds
 from sparsecore.compiled.engine import aligned, metrics
 from sparsecore.compiled.jit import jit
 from sparsecore.compiled.kernels import Metrics, Rule, mix
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.functions import initial_weights, negative_slope
 from sparsecore.provenance import loaded_blas
 from sparsecore.seeds import Purpose
-from sparsecore.train import TrainConfig, Trainer
+from sparsecore.train import Trainer
 
 _jit = jit()
 _PREDICT_ROWS = 1024

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
 from sparsecore.paper import results
-from sparsecore.train import TrainConfig
 
 
 class Observer:

@@ -11,9 +11,9 @@ from typing import Any
 
 from sparsecore import cluster
 from sparsecore.compiled.team import cpu_count
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
-from sparsecore.train import TrainConfig
 
 #: Workers of the study, where there are as many cores.
 WORKERS = 5

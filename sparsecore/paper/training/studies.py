@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from sparsecore import datasets
 from sparsecore.cluster import ClusterError
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import DataError
 from sparsecore.files import lock
 from sparsecore.paper import results
@@ -36,7 +37,6 @@ from sparsecore.paper.training.conditions import (
     find,
 )
 from sparsecore.provenance import provenance
-from sparsecore.train import TrainConfig
 
 Result = dict[str, Any]
 

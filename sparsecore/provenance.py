@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from threadpoolctl import threadpool_info
 
 import sparsecore
@@ -104,3 +105,8 @@ def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str,
         "ranks": ranks,
         "data_sha256": data_hash,
     }
+
+
+def busy_cpus(seconds: float = 0.5) -> float:
+    """Return how many CPUs other processes use, while this one sleeps for so many seconds."""
+    return psutil.cpu_percent(seconds) / 100 * psutil.cpu_count()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from typing import Any
 
@@ -13,28 +12,33 @@ from sparsecore.commands.options import names, sizes
 def add(commands: Any) -> None:
     """Add the command to the command line."""
     sub = commands.add_parser("study", help="list and run the studies behind the book's figures")
-    verbs = sub.add_subparsers(dest="verb", required=True, metavar="list | run | repeat | status")
+    verbs = sub.add_subparsers(dest="verb", required=True, metavar="list | run | status")
     verbs.add_parser("list", help="the studies and what they show").set_defaults(
         function=_list_studies
     )
     run = verbs.add_parser("run", help="run what a study lacks; what is there and valid is kept")
     run.set_defaults(function=_run_study)
-    repeat = verbs.add_parser(
-        "repeat",
-        help="train the first epochs of results that other code has made; those that are the same "
-        "to twelve digits count as today's",
+    run.add_argument("key", metavar="KEY", help="as `study list` names it")
+    run.add_argument("--seeds", type=sizes, metavar="N,N,…", help="(those of the profile)")
+    for name in ("datasets", "methods"):
+        run.add_argument(f"--{name}", type=names, metavar="NAME,…", help="only these (all)")
+    status = verbs.add_parser(
+        "status", help="which results are recorded, missing, of another recipe, or damaged"
     )
-    repeat.add_argument("--epochs", type=int, default=10, help="how many (10)")
-    repeat.set_defaults(function=_repeat_study)
-    for verb in (run, repeat):
-        verb.add_argument("key", metavar="KEY", help="as `study list` names it")
-        verb.add_argument("--seeds", type=sizes, metavar="N,N,…", help="(those of the profile)")
-        for name in ("datasets", "methods"):
-            verb.add_argument(f"--{name}", type=names, metavar="NAME,…", help="only these (all)")
-    status = verbs.add_parser("status", help="which results are there, missing, stale or damaged")
     status.set_defaults(function=_study_status)
-    for verb in (run, repeat, status):
+    for verb in (run, status):
         verb.add_argument("--profile", help="quick or paper ($SPARSECORE_PROFILE, or else quick)")
+
+
+def _measured() -> dict[str, Any]:
+    """Return the modules of the studies that are measured, by key; all load and list entries."""
+    from sparsecore.paper.extreme import runs as extreme
+    from sparsecore.paper.parallel import runs as parallel
+    from sparsecore.paper.scaling import measure as scaling
+    from sparsecore.paper.speed import measure as speed
+
+    found = {module.STUDY: module for module in (speed, parallel, scaling, extreme)}
+    return {**found, "F-resources": parallel}
 
 
 def _list_studies(options: argparse.Namespace) -> None:
@@ -44,27 +48,25 @@ def _list_studies(options: argparse.Namespace) -> None:
         print(f"{study.key:16} {study.content}")
 
 
-def _chosen(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what part of a study is asked for."""
-    return {
-        "profile": options.profile,
-        "seeds": options.seeds,
-        "of_datasets": options.datasets,
-        "methods": options.methods,
-    }
-
-
 def _run_study(options: argparse.Namespace) -> None:
     from sparsecore.paper.training import conditions, studies
 
-    measured_by = conditions.find(options.key).home.measured_by
-    if measured_by:
+    conditions.find(options.key)
+    if (module := _measured().get(options.key)) is not None:
         for name in ("seeds", "datasets", "methods"):
             if getattr(options, name) is not None:
                 raise ValueError(f"--{name}: {options.key} is measured whole; expected none")
-        print(importlib.import_module(measured_by).load(options.profile))
+        module.load(options.profile)
+        if _show(options.key, module.entries(studies.current_profile(options.profile))):
+            raise RuntimeError(f"{options.key}: not all could be measured; see above")
         return
-    found = studies.load(options.key, **_chosen(options))
+    found = studies.load(
+        options.key,
+        options.profile,
+        options.seeds,
+        of_datasets=options.datasets,
+        methods=options.methods,
+    )
     for dataset, why in found.unavailable.items():
         print(f"sparsecore study: {dataset}: {why}", file=sys.stderr)
     lacking = []
@@ -82,35 +84,24 @@ def _run_study(options: argparse.Namespace) -> None:
         raise RuntimeError(f"not run: {', '.join(lacking)}; the reasons are above")
 
 
-def _repeat_study(options: argparse.Namespace) -> None:
-    from sparsecore.paper import repeat
-    from sparsecore.paper.training import conditions
-
-    if conditions.find(options.key).home.measured_by:
-        raise ValueError(f"key: {options.key} is measured; expected a study of runs")
-    found = repeat.repeat(
-        options.key,
-        **_chosen(options),
-        epochs=options.epochs,
-        on_result=lambda name, state: print(f"{name}: {state}", flush=True),
-    )
-    if not found:
-        print(f"{options.key}: no result was made by other code than today's")
-    if differing := [name for name, state in found.items() if state.startswith("differs")]:
-        raise RuntimeError(f"not the same: {', '.join(differing)}; `study run` computes them anew")
-
-
 def _study_status(options: argparse.Namespace) -> None:
+    from sparsecore.paper.store import current_profile
     from sparsecore.paper.training import conditions, studies
 
-    profile = conditions.current_profile(options.profile)
+    profile, measured = current_profile(options.profile), _measured()
     for study in conditions.STUDIES.values():
-        if study.home.measured_by:
-            states = importlib.import_module(study.home.measured_by).FILES.look(profile)
+        if study.key in measured:
+            entries = measured[study.key].entries(profile)
         else:
-            states = {c.name: studies.look(c)[1] for c in study.conditions(profile)}
-        there = sum(state == "present" for state in states.values())
-        print(f"{study.key:16} {there}/{len(states)} results of profile {profile}")
-        for name, state in states.items():
-            if state != "present":
-                print(f"  {name}: {state}")
+            entries = [studies.entry(condition) for condition in study.conditions(profile)]
+        _show(study.key, entries)
+
+
+def _show(key: str, entries: list[Any]) -> dict[str, str]:
+    """Print the state of results; return those that are not recorded."""
+    states = {entry.name: entry.look()[1] for entry in entries}
+    lacking = {name: state for name, state in states.items() if state != "recorded"}
+    print(f"{key:16} {len(states) - len(lacking)}/{len(states)} results recorded")
+    for name, state in lacking.items():
+        print(f"  {name}: {state}")
+    return lacking

@@ -18,10 +18,15 @@ from scipy.stats import t as student
 
 from sparsecore.paper.extreme.runs import BAT, Row
 from sparsecore.paper.page import Table
-from sparsecore.paper.results import core_seconds, have_learnt, of_one_machine
 from sparsecore.paper.training import conditions
 from sparsecore.paper.training.figures import flow_logs
-from sparsecore.paper.training.studies import Result, Results
+from sparsecore.paper.training.studies import (
+    Result,
+    Results,
+    core_seconds,
+    have_learnt,
+    of_one_machine,
+)
 
 HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "not tested here yet"
 

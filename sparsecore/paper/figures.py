@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -19,44 +19,19 @@ from matplotlib.figure import Figure
 
 from sparsecore import datasets
 from sparsecore.paper.page import Note, Picture
-from sparsecore.paper.training.conditions import METHODS, current_profile
-from sparsecore.paper.training.studies import NOT_AVAILABLE, Result, Results
-
-# Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
-# everywhere.
-COLOURS = {
-    "dense": "#000000",
-    "set-relu": "#D55E00",  # vermillion
-    "set-leaky-relu": "#CC79A7",  # reddish purple
-    "set-all-relu": "#0072B2",  # blue
-    "set-all-relu-pruned": "#009E73",  # bluish green
-    "wassp": "#E69F00",  # orange
-    "wasap": "#56B4E9",  # sky blue
-    "wasap-pruned": "#882255",  # wine
-}
-GREY = "#6b6b6b"
-_QUIET = 0.15  # CPUs that others use: a system is never quite still
-WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "xtick.color": "#333333",
-    "ytick.color": "#333333",
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "figure.facecolor": "white",
-}
+from sparsecore.paper.store import NOT_AVAILABLE, current_profile
+from sparsecore.paper.style import (
+    COLOURS,
+    GREY,
+    STYLE,
+    WIDTH,
+    deviation,
+    line,
+    not_available,
+    patch,
+)
+from sparsecore.paper.training.conditions import METHODS
+from sparsecore.paper.training.studies import Result, Results
 
 
 def drawn(draw: Callable[[Results], Picture]) -> Callable[[Results], Picture | Note]:
@@ -303,13 +278,6 @@ def percent(runs: list[Result]) -> str:
     return f"{np.mean(values):.1f}{spread} %"
 
 
-def deviation(values: Any, axis: int | None = None) -> Any:
-    """Return the sample's standard deviation; 0 for one value."""
-    values = np.asarray(values, float)
-    n = values.size if axis is None else values.shape[axis]
-    return np.std(values, axis=axis, ddof=1 if n > 1 else 0)
-
-
 def absent(results: Results) -> str:
     """Return sentences that name what is not shown: data or records not there, diverged runs."""
     names = ", ".join(_title(n) for n in results.study.datasets if n in results.unavailable)
@@ -324,22 +292,6 @@ def absent(results: Results) -> str:
         + sentence("Not recorded yet", ", ".join(map(_title, missing)))
         + sentence("Diverged, and not shown", diverged)
     )
-
-
-def disturbed(used: Mapping[str, float], consequence: str) -> str:
-    """Return a warning if other processes were at work; "" if not.
-
-    Parameters
-    ----------
-    used : mapping of str to float
-        How many CPUs they used, per measurement.
-    consequence : str
-        What that does to what is shown.
-    """
-    found = [f"{title}: {cpus:.1f} CPUs" for title, cpus in used.items() if cpus > _QUIET]
-    if not found:
-        return ""
-    return f"**Other processes were at work** ({'; '.join(found)}): {consequence}. "
 
 
 def source(results: Results) -> str:
@@ -362,41 +314,6 @@ def band(
 def not_there(results: Results, *axes: Axes) -> None:
     """Have panels say that there are no results: no data here, or not recorded yet."""
     not_available(*axes, text="not recorded yet" if results.recorded else NOT_AVAILABLE)
-
-
-def nothing(key: str, reason: str) -> Picture:
-    """Return what stands in a figure's place where it cannot be made."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.6), layout="constrained")
-        not_available(figure.subplots())
-    return Picture(key, figure, f"**Not available on this machine.** {reason}", NOT_AVAILABLE)
-
-
-def not_available(*axes: Axes, text: str = NOT_AVAILABLE) -> None:
-    """Have panels say that there is nothing to be drawn."""
-    for ax in axes:
-        ax.set(facecolor="#f2f2f2", xticks=[], yticks=[])
-        ax.grid(False)
-        ax.spines[:].set_visible(False)
-        ax.text(
-            0.5,
-            0.5,
-            text.replace("available ", "available\n"),
-            transform=ax.transAxes,
-            ha="center",
-            va="center",
-            color=GREY,
-        )
-
-
-def line(colour: str, label: str, linestyle: Any = "-") -> Any:
-    """Return a line for a legend."""
-    return matplotlib.lines.Line2D([], [], color=colour, label=label, linestyle=linestyle)
-
-
-def patch(colour: str, label: str) -> Any:
-    """Return an area for a legend."""
-    return matplotlib.patches.Patch(color=colour, alpha=0.6, label=label)
 
 
 def method_legend(figure: Figure, methods: tuple[str, ...], styles: dict[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 JupyterLab shows HTML. The book takes MyST Markdown, by the order of media types in its
 configuration, in which a figure or table brings its name, its caption and a text for those who
-cannot see it, and is numbered by Sphinx. What is in a picture is up to `figures`, what is in a
-table to `tables`.
+cannot see it, and is numbered by Sphinx. How pictures look is in `style`, what is in them in the
+folders of the pages.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import base64
 import html
 import io
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,17 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its caption.
+    """A figure with its caption, one paragraph of Markdown.
 
-    Attributes
-    ----------
-    key : str
-        Name of the figure; in small letters, what the book refers to it by.
-    figure : matplotlib.figure.Figure
-    caption : str
-        One paragraph of Markdown.
-    alt : str
-        What the figure shows, for those who cannot see it.
+    The book refers to it by its `key` in small letters. `alt` says what it shows for those who
+    cannot see it.
     """
 
     key: str
@@ -81,13 +75,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Note:
-    """What stands where there is no figure or table to be shown.
-
-    Attributes
-    ----------
-    text : str
-        One paragraph of Markdown.
-    """
+    """What stands where there is no figure or table to be shown: one paragraph of Markdown."""
 
     text: str
 
@@ -96,21 +84,32 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table with its caption.
+class Column:
+    """A column of a table: its title, and how it shows a row's value.
 
-    Attributes
-    ----------
-    key : str
-        Name of the table, and of the files that it can be downloaded as.
-    frame : pandas.DataFrame
-        Texts, ready to be shown; Markdown is allowed. The index is not shown.
-    caption : str
-        One paragraph of Markdown.
-    data : pandas.DataFrame
-        What the CSV file holds: plain values, whole hashes.
-    numbers : tuple of str
-        Columns to be set flush right.
+    `show` is a format such as "{:,}" for the value under `name`, or is called with the row. Numbers
+    are set flush right.
+    """
+
+    title: str
+    name: str
+    show: str | Callable[[Mapping[str, Any]], str] = "{}"
+    number: bool = True
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """Return the cell of a row; a dash where it has no value."""
+        if callable(self.show):
+            return self.show(row)
+        value = row.get(self.name)
+        return "—" if value is None else self.show.format(value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its caption, one paragraph of Markdown.
+
+    `key` names it and its downloads. `frame` holds texts, ready to be shown, Markdown allowed;
+    `data` the plain values of the CSV file. `numbers` are the columns that are set flush right.
     """
 
     key: str
@@ -118,6 +117,18 @@ class Table:
     caption: str
     data: pd.DataFrame
     numbers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, key: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], caption: str
+    ) -> Table:
+        """Make a table of rows, which are its plain values, and of how columns show them."""
+        import pandas as pd
+
+        rows = list(rows)
+        frame = pd.DataFrame({c.title: [c.text(row) for row in rows] for c in columns})
+        numbers = tuple(c.title for c in columns if c.number)
+        return cls(key, frame, caption, pd.DataFrame(rows), numbers)
 
     def csv(self) -> str:
         """Return the plain values as CSV."""

@@ -1,15 +1,13 @@
-"""T-extreme: the runs of the extreme study, and how one comes by them: run or load.
+"""T-extreme: the runs of the extreme study.
 
-Each run is a process of its own, the command ``python -m sparsecore extreme``, since the most
-memory that a process has had can only be asked of the whole process; its result is one JSON file.
-The `quick` profile runs what takes under half a minute where the book is built; the `paper` profile
-is recorded once, in all sizes, and shown beside it. Drawing is for `extreme_figures`.
+Each run is a process of its own, the command ``python -m sparsecore extreme``, because a process
+can only tell the most memory that it has had in all. The `quick` profile runs what takes under half
+a minute. Drawing is for `figures`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,32 +19,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from sparsecore import cluster
 from sparsecore.compiled.team import cpu_count
-from sparsecore.paper import results
-from sparsecore.paper.measurements import Measurements
-from sparsecore.paper.training.conditions import current_profile
-from sparsecore.provenance import provenance
-
-Result = dict[str, Any]
+from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
+from sparsecore.progress import bar
+from sparsecore.provenance import busy_cpus, provenance
 
 STUDY = "T-extreme"
 #: Neurons of a bat's brain, the size of the claim.
 BAT = 50_000_000
 
 
+_NUMBER = (int, float)
+SCHEMA: dict[str, Any] = {
+    "config": {"neurons": int, "hidden_layers": int},
+    "seed": int,
+    "neurons": int,
+    "nnz": int,
+    "budget_bytes": int,
+    "peak_bytes": int,
+    "seconds": {"initialise": _NUMBER, "train": _NUMBER},
+    "seconds_per_sample": _NUMBER,
+    "losses": list,
+    "weights_sha256": str,
+}
+SCHEMAS: dict[str, Any] = {
+    "split": {"whole": dict, "split": dict, "largest_difference": _NUMBER},
+    "survival": {"whole": SCHEMA, "resumed": SCHEMA, "identical": bool, "file_bytes": int},
+}
+
+
 @dataclass(frozen=True, order=True)
 class Row:
-    """A network of the table.
-
-    Attributes
-    ----------
-    neurons : int
-        Hidden neurons in all.
-    hidden_layers : int
-    """
+    """A network of the table: hidden neurons in all, and hidden layers."""
 
     neurons: int
     hidden_layers: int
@@ -74,126 +80,86 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Extreme:
-    """The study's results.
+    """The study's results: of the networks of the table, and of `PARTS`."""
 
-    Attributes
-    ----------
-    profile : str
-        Of this build.
-    here : dict of Row to dict
-        Run by it, or by an earlier one on this machine.
-    recorded : dict of Row to dict
-        Of the recorded `paper` profile; empty if this build is of that profile.
-    parts : dict of str to dict
-        Results of `PARTS`, each by "recorded" and "this build", where they are there.
-    """
+    rows: dict[Row, Versions[Result]]
+    parts: dict[str, Versions[Result]]
 
-    profile: str
-    here: dict[Row, Result]
-    recorded: dict[Row, Result]
-    parts: dict[str, dict[str, Result]]
+    def runs(self) -> list[tuple[Row, str, Result]]:
+        """Return all results of the table by size, each with "recorded" or "this build"."""
+        return [
+            (row, title, result)
+            for row, found in sorted(self.rows.items())
+            for title, result in found
+        ]
 
-    def rows(self) -> list[tuple[Row, str, Result]]:
-        """Return all results by size, each with "recorded" or "this build"."""
-        title = "recorded" if self.profile == "paper" else "this build"
-        found = [(row, "recorded", result) for row, result in self.recorded.items()]
-        found += [(row, title, result) for row, result in self.here.items()]
-        return sorted(found, key=lambda entry: entry[:2])
 
-    def __repr__(self) -> str:
-        return f"<Extreme {self.profile}: {len(self.here)} here, {len(self.recorded)} recorded>"
+def _entry(row: Row, profile: str) -> Entry:
+    expected = {"config.neurons": row.neurons, "config.hidden_layers": row.hidden_layers}
+    return Entry(STUDY, row.name, profile, lambda result: SCHEMA, lambda: expected)
+
+
+def _part_entry(name: str, profile: str) -> Entry:
+    return Entry(STUDY, name, profile, lambda result: SCHEMAS[name])
 
 
 def _rows(profile: str) -> tuple[Row, ...]:
     return ROWS if profile == "paper" else LIVE
 
 
-FILES = Measurements(
-    STUDY,
-    lambda: results.code_sha256("sparsecore.extreme.run"),
-    lambda profile: [*(row.name for row in _rows(profile)), *PARTS],
-)
+def entries(profile: str) -> list[Entry]:
+    """Return the results that a profile is made of."""
+    rows = [_entry(row, profile) for row in _rows(profile)]
+    return [*rows, *(_part_entry(name, profile) for name in PARTS)]
 
 
 def recorded() -> dict[Row, Result]:
-    """Return what is recorded of the `paper` profile, without running anything."""
-    found = {row: FILES.read(row.name, "paper") for row in ROWS}
+    """Return what is recorded of the table without running anything."""
+    found = {row: _entry(row, "paper").recorded() for row in ROWS}
     return {row: result for row, result in found.items() if result is not None}
 
 
 def load(profile: str | None = None, *, progress: bool = True) -> Extreme:
-    """Return all results; run those of the profile that are missing, stale or of another machine.
+    """Return both versions of all results; run what this build lacks.
 
-    Parameters
-    ----------
-    profile : {"quick", "paper"}, optional
-        See `conditions.current_profile`.
-    progress : bool
-        Say on standard error what is being run.
-
-    Raises
-    ------
-    ValueError
-        If there is no such profile.
-    RuntimeError
-        If a run fails, with what it said.
+    Raises RuntimeError if a run fails, with what it said.
     """
     profile = current_profile(profile)
-    rows = _rows(profile)
-    works: dict[Row | str, tuple[str, Callable[[], Result | None]]] = {
-        row: (row.name, partial(_result, [], row.neurons, row.hidden_layers)) for row in rows
-    }
-    works |= {name: (name, partial(part, SIZES[name][profile])) for name, part in PARTS.items()}
-    found: dict[Row | str, Result] = {}
-    with tqdm(
-        total=len(works), disable=not progress, bar_format="{desc} ({n}/{total})",
-        mininterval=0.5 if sys.stderr.isatty() else 10,
-    ) as bar:  # fmt: skip
-        for key, (name, work) in works.items():
-            bar.set_description_str(name)
-            result = _kept(name, profile, work)
-            if result is not None:
-                found[key] = result
-            bar.update()
-    title = "recorded" if profile == "paper" else "this build"
-    parts = {name: {title: found[name]} if name in found else {} for name in PARTS}
-    for name in PARTS if profile != "paper" else ():
-        if (other := FILES.read(name, "paper")) is not None:
-            parts[name] = {"recorded": other} | parts[name]
-    here = {row: found[row] for row in rows}
-    return Extreme(profile, here, {} if profile == "paper" else recorded(), parts)
+    rows, parts, here = {}, {}, _rows(profile)
+    form = "{desc} ({n}/{total})"
+    with bar(len(here) + len(PARTS), bar_format=form, hidden=not progress) as shown:
+        for row in ROWS:
+            if row not in here:
+                rows[row] = Versions(_entry(row, "paper").recorded())
+                continue
+            shown.set_description_str(row.name)
+            run = partial(_result, [], row.neurons, row.hidden_layers)
+            rows[row] = versions(partial(_entry, row), partial(_measure, run), profile)
+            shown.update()
+        for name, part in PARTS.items():
+            shown.set_description_str(name)
+            run = partial(part, SIZES[name][profile])
+            parts[name] = versions(partial(_part_entry, name), partial(_measure, run), profile)
+            shown.update()
+    return Extreme({row: found for row, found in rows.items() if found}, parts)
 
 
-def _kept(name: str, profile: str, work: Callable[[], Result | None]) -> Result | None:
-    """Return a result that is there and valid, or what `work` makes, and keep that."""
-    there = FILES.valid(name, profile)
-    if there is not None:
-        return there
-    made = work()
-    if made is None:
-        return None
-    made.setdefault("provenance", provenance(cpu_count(), None))
-    if hasattr(os, "getloadavg"):  # of the last quarter of an hour: whether it had the cores
-        made["provenance"]["load_after"] = os.getloadavg()[2]
-    return FILES.write(name, profile, made)
+def _measure(run: Callable[[], Result]) -> Result:
+    others = busy_cpus()
+    found = {"provenance": provenance(cpu_count(), None), **run()}
+    found["provenance"]["others"] = others
+    return found
 
 
 # --- what is measured ----------------------------------------------------------------------------
 
 
-def compare(neurons: int) -> Result | None:
-    """Train a network on two ranks and on one.
+def compare(neurons: int) -> Result:
+    """Train a network on two ranks and on one; raise ClusterError if there is no MPI.
 
-    Returns
-    -------
-    dict or None
-        "whole" and "split", the results, and "largest_difference" of their losses; None if there
-        is no MPI.
+    The result has both results, and the largest difference of their losses.
     """
-    try:
-        mpiexec = cluster.mpiexec()
-    except cluster.ClusterError:
-        return None
+    mpiexec = cluster.mpiexec()
     size = neurons, 10, "--zeta", 0, "--steps", 10, "--held-out", 0, "--threads", 1
     whole, split = _result([], *size), _result([mpiexec, "-n", "2"], *size, "--split")
     apart = np.abs(np.subtract(whole["losses"], split["losses"])).max()
@@ -201,13 +167,9 @@ def compare(neurons: int) -> Result | None:
 
 
 def survive(neurons: int) -> Result:
-    """Kill a run after its first checkpoint, let it go on, and compare it with one that was not.
+    """Kill a run after its first checkpoint, resume it, and compare it with one left alone.
 
-    Returns
-    -------
-    dict
-        "whole" and "resumed", the results, "identical", whether weights and losses are, to the
-        last bit, and "file_bytes" of the checkpoint.
+    "identical" is whether weights and losses agree to the last bit.
     """
     few = neurons, 10, "--steps", 4, "--evolve-every", 1, "--held-out", 4
     with tempfile.TemporaryDirectory() as folder:
@@ -228,7 +190,7 @@ def survive(neurons: int) -> Result:
 
 
 #: What is measured beside the table, for a number of neurons.
-PARTS: dict[str, Callable[[int], Result | None]] = {
+PARTS: dict[str, Callable[[int], Result]] = {
     "split": compare,
     "survival": survive,
 }

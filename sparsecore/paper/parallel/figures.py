@@ -19,7 +19,8 @@ from sparsecore import wasap
 from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH, disturbed, line, nothing
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.parallel.runs import ALGORITHMS, Parallel, Result
-from sparsecore.paper.results import origin, training_seconds
+from sparsecore.paper.store import origin
+from sparsecore.paper.training.studies import training_seconds
 
 LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
 # The sequential runs are SET-All-ReLU's.

@@ -1,31 +1,27 @@
-"""F-parallel and F-resources: the runs behind the pages on parallel training: run or load.
+"""F-parallel and F-resources: the runs behind the pages on parallel training.
 
 The same network, data, seeds and epochs, trained sequentially, by WASAP-SGD and by WASSP-SGD. The
-parallel runs need a cluster of MPI engines, see `cluster.connect`; each run is one JSON file per
-profile. Drawing is for `parallel_figures`.
+parallel runs need a cluster of MPI engines, see `cluster.connect`. Drawing is for `figures`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
-from sparsecore import cluster, datasets, experiment
+from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.config import TrainConfig
-from sparsecore.datasets import DataNotAvailable, Dataset
-from sparsecore.paper import results
-from sparsecore.paper.measurements import Measurements, used_by_others
+from sparsecore.datasets import Dataset
+from sparsecore.paper.store import Entry, Result, Versions, current_profile
 from sparsecore.paper.training import on_cluster
-from sparsecore.paper.training.conditions import current_profile
+from sparsecore.paper.training.studies import TRAINED
+from sparsecore.progress import bar
+from sparsecore.provenance import busy_cpus
 from sparsecore.settings import setting
-from sparsecore.wasap import command
 
 STUDY = "F-parallel"
 DATASET = "fashion-mnist"
 ALGORITHMS = ("sequential", "wasap", "wassp")
-
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,32 +41,14 @@ EFFORTS = {
 
 @dataclass(frozen=True)
 class Parallel:
-    """The runs of a profile.
+    """A profile's runs per algorithm, one a seed, and the replay of the first asynchronous one.
 
-    Attributes
-    ----------
-    profile : str
-    runs : dict of str to list of dict
-        Results per algorithm, one per seed; "others": CPUs that other processes used before it.
-    replay : dict
-        What the replay of the first asynchronous run found.
-    missing : str
-        Why there are no runs; "" if there are.
-    recorded : Parallel or None
-        The recorded runs of the `paper` profile; None if there are none, or these are they.
+    "others" of a run are the CPUs that other processes used before it.
     """
 
     profile: str
     runs: dict[str, list[Result]]
     replay: Result
-    missing: str = ""
-    recorded: Parallel | None = None
-
-    def versions(self) -> list[tuple[str, Parallel]]:
-        """Return what has runs, the recorded one first, each with a title."""
-        title = "recorded" if self.profile == "paper" else "this build"
-        both = (("recorded", self.recorded), (title, self))
-        return [(name, found) for name, found in both if found is not None and found.runs]
 
     def first(self, algorithm: str) -> Result:
         """Return the run with the first seed."""
@@ -87,102 +65,88 @@ def config_of(profile: str) -> TrainConfig:
     return config if epochs is None else config.with_values(epochs=epochs)
 
 
-def _names(profile: str) -> list[str]:
-    seeds = EFFORTS[profile].seeds
-    return [*(f"{name}-seed{seed}" for seed in seeds for name in ALGORITHMS), "replay"]
+def entry(algorithm: str, seed: int, profile: str) -> Entry:
+    """Return where a run is kept, and when it is valid."""
+    config = {"dataset": DATASET, **config_of(profile).to_dict()}
+    if (rows := EFFORTS[profile].rows) is not None:
+        config["n_train"] = rows
+    expected = {f"config.{name}": value for name, value in config.items()} | {"seed": seed}
+    name = f"{algorithm}-seed{seed}"
+    return Entry(STUDY, name, profile, lambda result: TRAINED, lambda: expected)
 
 
-def _code_sha256() -> str:
-    """Return a digest of what trains, and of how long the runs are."""
-    trained = results.code_sha256("sparsecore.wasap.phases", "sparsecore.experiment")
-    settings = [config_of(profile).to_dict() for profile in EFFORTS]
-    return hashlib.sha256(f"{trained}\0{EFFORTS}\0{settings}".encode()).hexdigest()
+def _replay_entry(run: Result) -> Entry:
+    expected = {"recorded_sha256": run["weights_sha256"]}
+    schema = {"identical": bool, "recorded_sha256": str, "weights_sha256": str, "updates": int}
+    return Entry(STUDY, "replay", run["profile"], lambda result: schema, lambda: expected)
 
 
-FILES = Measurements(STUDY, _code_sha256, _names)
+def entries(profile: str) -> list[Entry]:
+    """Return the results that a profile is made of."""
+    found = [entry(name, s, profile) for s in EFFORTS[profile].seeds for name in ALGORITHMS]
+    first = entry("wasap", EFFORTS[profile].seeds[0], profile).look()[0]
+    return [*found, _replay_entry(first or {"weights_sha256": "", "profile": profile})]
 
 
-def load(profile: str | None = None) -> Parallel:
-    """Return all runs; make those that are missing or of other code or another machine.
-
-    Parameters
-    ----------
-    profile : {"quick", "paper"}, optional
-        See `conditions.current_profile`.
-
-    Returns
-    -------
-    Parallel
-        Without runs, and with the reason, where the data or a cluster cannot be had.
-    """
+def load(profile: str | None = None) -> Versions[Parallel]:
+    """Return both versions of the runs; train what this build lacks."""
     profile = current_profile(profile)
     recorded = None if profile == "paper" else _recorded()
     try:
-        return replace(_load(profile), recorded=recorded)
-    except DataNotAvailable:
-        missing = "The runs need Fashion-MNIST."
+        found = _load(profile)
+    except datasets.DataNotAvailable:
+        return Versions(recorded, missing="The runs need Fashion-MNIST.")
     except cluster.ClusterError as error:
-        missing = f"The runs need a cluster of MPI engines: {error}."
-    return Parallel(profile, {}, {}, missing, recorded)
+        why = f"The runs need a cluster of MPI engines: {error}."
+        return Versions(recorded, missing=why)
+    return Versions(found) if profile == "paper" else Versions(recorded, found)
 
 
 def _recorded() -> Parallel | None:
-    """Read the runs of the `paper` profile, whatever their age: of seeds that all have run."""
+    """Return the recorded runs, of seeds that all algorithms have run."""
     runs: dict[str, list[Result]] = {name: [] for name in ALGORITHMS}
     for seed in EFFORTS["paper"].seeds:
-        found = {name: FILES.read(f"{name}-seed{seed}", "paper") for name in ALGORITHMS}
+        found = {name: entry(name, seed, "paper").recorded() for name in ALGORITHMS}
         for name, result in found.items():
             if result is not None and None not in found.values():
                 runs[name].append(result)
-    replay = FILES.read("replay", "paper")
-    if replay is None or not runs["wasap"]:
+    if not runs["wasap"]:
         return None
-    replayed = replay["recorded_sha256"] == runs["wasap"][0]["weights_sha256"]
-    return Parallel("paper", runs, replay) if replayed else None
+    replay = _replay_entry(runs["wasap"][0]).recorded()
+    return Parallel("paper", runs, replay) if replay else None
 
 
 def _load(profile: str) -> Parallel:
-    effort, config = EFFORTS[profile], config_of(profile)
-    data = datasets.load(DATASET)
-    found: dict[tuple[str, int], Result] = {}
-    missing = []
-    for seed in effort.seeds:
-        for algorithm in ALGORITHMS:
-            result = FILES.valid(f"{algorithm}-seed{seed}", profile)
-            if result is None:
-                missing.append((algorithm, seed))
-            else:
-                found[algorithm, seed] = result
-    for algorithm, seed in missing:
-        if algorithm == "sequential":
-            others = used_by_others()
-            rows = _limited(data, profile, seed)
-            _, result = experiment.run(rows, config, seed=seed, progress=True)
-            result["others"] = others
-            found[algorithm, seed] = FILES.write(f"{algorithm}-seed{seed}", profile, result)
-    parallel = [(algorithm, seed) for algorithm, seed in missing if algorithm != "sequential"]
-    if parallel:
-        with cluster.connect(on_cluster.n_workers()) as workers:
-            for algorithm, seed in parallel:
-                others = used_by_others()  # now the workers sleep
-                _, result = cluster.train(
-                    workers, config, DATASET, algorithm=algorithm, seed=seed, limit=effort.rows
-                )  # fmt: skip
-                result["others"] = others
-                found[algorithm, seed] = FILES.write(f"{algorithm}-seed{seed}", profile, result)
-    runs = {name: [found[name, seed] for seed in effort.seeds] for name in ALGORITHMS}
-    return Parallel(profile, runs, _replayed(profile, data, runs["wasap"][0]))
+    """Return all runs; those on the cluster share one, which starts if a run needs it."""
+    effort, data = EFFORTS[profile], datasets.load(DATASET)
+    runs: dict[str, list[Result]] = {name: [] for name in ALGORITHMS}
+    with on_cluster.kept():
+        for seed in effort.seeds:
+            rows = data if effort.rows is None else data.limited(effort.rows, random_state=seed)
+            for algorithm in ALGORITHMS:
+                train = partial(_train, algorithm, seed, rows, profile)
+                runs[algorithm].append(entry(algorithm, seed, profile).obtain(train))
+    first = runs["wasap"][0]
+    rows = data if effort.rows is None else data.limited(effort.rows, random_state=first["seed"])
+    with bar(None, "replay", unit="update") as shown:
+
+        def show(done: int, total: int) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        def replay() -> Result:
+            return wasap.replay(rows, first, on_progress=show)[1]
+
+        return Parallel(profile, runs, _replay_entry(first).obtain(replay))
 
 
-def _replayed(profile: str, data: Dataset, result: Result) -> Result:
-    """Replay an asynchronous run, or read what its replay found."""
-    report = FILES.valid("replay", profile)
-    if report is None or report["recorded_sha256"] != result["weights_sha256"]:
-        data = _limited(data, profile, result["seed"])
-        report = FILES.write("replay", profile, command.replay(data, result, threads=1))
-    return report
-
-
-def _limited(data: Dataset, profile: str, seed: int) -> Dataset:
-    rows = EFFORTS[profile].rows
-    return data if rows is None else data.limited(rows, random_state=seed)
+def _train(algorithm: str, seed: int, rows: Dataset, profile: str) -> Result:
+    others, config = busy_cpus(), config_of(profile)  # the workers of a cluster sleep now
+    if algorithm == "sequential":
+        _, result = experiment.run(rows, config, seed=seed, progress=True)
+    else:
+        _, result = cluster.train(
+            on_cluster.workers(), config, DATASET, algorithm=algorithm, seed=seed,
+            limit=EFFORTS[profile].rows,
+        )  # fmt: skip
+    return {**result, "others": others}

@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from sparsecore.paper.figures import GREY, STYLE, WIDTH, disturbed, line
 from sparsecore.paper.page import Picture, Table
 from sparsecore.paper.parallel.figures import COLOUR, LABELS
-from sparsecore.paper.results import origin
 from sparsecore.paper.scaling.measure import (
     Result,
     Scaling,
@@ -41,6 +40,7 @@ from sparsecore.paper.scaling.simulate import (
     service,
     simulate,
 )
+from sparsecore.paper.store import origin
 
 _NETWORK_STYLES = dict(zip(NETWORKS, ("-", (0, (5, 2)), (0, (1, 1))), strict=True))
 _SCENARIO_STYLES = dict(zip(SCENARIOS[1:], ("-", (0, (5, 2)), (0, (1, 1))), strict=True))

@@ -1,19 +1,17 @@
 """F-scaling: speed-up per worker as measured, and what the simulation is calibrated with.
 
-One JSON file per profile: samples per second of the sequential trainer and of both parallel ones,
+One result: samples per second of the sequential trainer and of both parallel ones,
 with one worker and more, up to the cores there are; and the times of the steps that a parallel run
 is made of. `simulate` goes on from there, whenever a page is made. Drawing is for
-`scaling_figures`.
+`figures`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,23 +20,28 @@ from sparsecore import cluster, datasets, experiment, train
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
-from sparsecore.paper import results
-from sparsecore.paper.measurements import Measurements, used_by_others
 from sparsecore.paper.scaling.simulate import ALGORITHMS, Calibration, Outcome, simulate
-from sparsecore.paper.training.conditions import current_profile
-from sparsecore.provenance import provenance
+from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
+from sparsecore.provenance import busy_cpus, provenance
 from sparsecore.settings import setting
 from sparsecore.wasap.place import VERSION, Layout, Place
 from sparsecore.wasap.server import FIELDS, ParameterServer
 from sparsecore.wasap.worker import Shard, Worker
-
-Result = dict[str, Any]
 
 STUDY = "F-scaling"
 DATASET = "fashion-mnist"
 _QUANTILES = 201
 _KINDS = ("gradient", "push", "retain", "adopt", "evolve")
 _EVERY = 20  # pushes between two evolutions, while steps are timed
+SCHEMA: dict[str, Any] = {
+    "n_train": int,
+    "batch_size": int,
+    "epochs": int,
+    "others": list,
+    "runs": {"sequential": dict, "wasap": dict, "wassp": dict},
+    "steps": {"gradient": list, "push": (int, float), "n_params": int},
+    "messages": {"seconds": (int, float), "bytes_per_second": (int, float)},
+}
 
 
 @dataclass(frozen=True)
@@ -71,90 +74,26 @@ EFFORTS = {
 }
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """The measurements of the page.
-
-    Attributes
-    ----------
-    profile : str
-        Of this build.
-    here : dict or None
-        Measured by it; None where the data or a cluster cannot be had.
-    recorded : dict or None
-        Of the recorded `paper` profile; None if there is none, or this build is of that profile.
-    """
-
-    profile: str
-    here: Result | None
-    recorded: Result | None = None
-
-    def versions(self) -> list[tuple[str, Result]]:
-        """Return what there is, the recorded one first, each with a title."""
-        title = "recorded" if self.profile == "paper" else "this build"
-        both = (("recorded", self.recorded), (title, self.here))
-        return [(name, result) for name, result in both if result is not None]
-
-    def calibration(self) -> Calibration:
-        """Return what this build's measurements give the simulation, or else the recorded ones."""
-        return calibrate(self.versions()[-1][1])
-
-    def __repr__(self) -> str:
-        there = self.versions()[-1][1]["runs"]
-        runs = ", ".join(f"{name} {sorted(map(int, k))}" for name, k in there.items())
-        return f"<Scaling {self.profile}: workers {runs}>"
+def entry(profile: str) -> Entry:
+    """Return where a profile's measurements are kept."""
+    return Entry(STUDY, "measured", profile, lambda result: SCHEMA)
 
 
-# --- run or load ---------------------------------------------------------------------------------
+def entries(profile: str) -> list[Entry]:
+    """Return the results that a profile is made of."""
+    return [entry(profile)]
 
 
-def _code_sha256() -> str:
-    """Return a digest of what is timed and of what times it; the simulation is made anew anyway."""
-    timed = results.code_sha256("sparsecore.wasap.phases", "sparsecore.experiment")
-    own = results.essence(Path(__file__).read_text())
-    return hashlib.sha256(f"{timed}\0{own}".encode()).hexdigest()
-
-
-FILES = Measurements(STUDY, _code_sha256, lambda profile: [_NAME])
-_NAME = "measured"
-
-
-def load(profile: str | None = None) -> Scaling:
-    """Return the measurements; take them if they are missing, stale or of another machine.
-
-    Parameters
-    ----------
-    profile : {"quick", "paper"}, optional
-        See `conditions.current_profile`.
-
-    Raises
-    ------
-    ClusterError
-        If a cluster is needed and cannot be had, and nothing is recorded.
-    DataNotAvailable
-        If the data cannot be had, and nothing is recorded.
-    ValueError
-        If there is no such profile.
-    """
+def load(profile: str | None = None) -> Versions[Result]:
+    """Return both versions of the measurements; take those that this build lacks."""
     profile = current_profile(profile)
-    recorded = None if profile == "paper" else FILES.read(_NAME, "paper")
-    try:
-        return Scaling(profile, _measured(profile), recorded)
-    except (cluster.ClusterError, datasets.DataNotAvailable):
-        if recorded is None:
-            raise
-        return Scaling(profile, None, recorded)
+    return versions(entry, partial(_measured, EFFORTS[profile]), profile)
 
 
-def _measured(profile: str) -> Result:
-    found = FILES.valid(_NAME, profile)
-    if found is None:
-        load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        data = datasets.load(DATASET)
-        found = measure(EFFORTS[profile], data, setting(DATASET).config)
-        about = {**provenance(1, data.content_hash), "load_before": load_before}
-        found = FILES.write(_NAME, profile, {**found, "provenance": about})
-    return found
+def _measured(effort: Effort) -> Result:
+    data = datasets.load(DATASET)
+    found = measure(effort, data, setting(DATASET).config)
+    return {**found, "provenance": provenance(1, data.content_hash)}
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -188,7 +127,7 @@ def measure(effort: Effort, data: Dataset, config: TrainConfig) -> Result:
         jobs = workers.first(2).submit(_messages_on_engine, n_bytes)
         messages, _ = (job.get() for job in jobs)
         for seed in effort.seeds:
-            others.append(used_by_others())  # now the workers sleep
+            others.append(busy_cpus())  # now the workers sleep
             rows = data if effort.rows is None else data.limited(effort.rows, random_state=seed)
             alone = experiment.run(rows, config, seed=seed)[1]
             pace = alone["samples_per_second"]

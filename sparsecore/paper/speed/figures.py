@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH
 from sparsecore.paper.page import Picture, Table
-from sparsecore.paper.results import origin
 from sparsecore.paper.speed.measure import SHAPES, Result, Speed
 from sparsecore.paper.speed.peers import PEERS
+from sparsecore.paper.store import origin
 
 # One colour a kind of peer, from the palette of `figures`; sparsecore has that of its method.
 _KINDS = {

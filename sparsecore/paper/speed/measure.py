@@ -2,42 +2,33 @@
 
 Five parts: the contest with the peers, whole epochs and where their time goes, a sweep over density
 against dense BLAS, a roofline of the kernels under this machine's measured ceilings, and growing
-width at constant epsilon. Each part is
-one JSON file per profile. The `quick` profile is measured where the book is built; the `paper`
-profile is recorded once, on a machine with all peers, and shown beside it. Drawing is for
-`speed_figures`.
+width at constant epsilon. Each part is one result. Drawing is for `figures`.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
 
 from sparsecore import seeds
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
-from sparsecore.paper import results
-from sparsecore.paper.measurements import Measurements
 from sparsecore.paper.speed.contest import compare, spread, stopwatch, warm_up
 from sparsecore.paper.speed.peers import PEERS, Problem, SparseCore, absent
 from sparsecore.paper.speed.peers import Trainer as Peer
 from sparsecore.paper.speed.roofline import Report, Result, products_share, timed
 from sparsecore.paper.speed.roofline import measure as measure_roofline
-from sparsecore.paper.training.conditions import current_profile
-from sparsecore.provenance import provenance
+from sparsecore.paper.store import Entry, Versions, current_profile, versions
+from sparsecore.progress import bar
+from sparsecore.provenance import busy_cpus, provenance
 from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, new_model
 
@@ -283,6 +274,13 @@ def _one_width(width: int, effort: Effort) -> Result:
 
 # --- run or load ---------------------------------------------------------------------------------
 
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "peers": {"contests": [{"shape": str, "peers": dict, "problem": dict}]},
+    "epochs": {"rows": list, "seconds": dict, "overhead": dict},
+    "density": {"sizes": list, "points": [{"density": (int, float), "ms": dict}], "dense": dict},
+    "roofline": {"gflops": (int, float), "bandwidth": dict, "kernels": list},
+    "width": {"points": [{"width": int, "ms": dict}]},
+}
 PARTS: dict[str, Callable[[Effort, Report], Result]] = {
     "peers": contest,
     "epochs": epochs,
@@ -292,97 +290,31 @@ PARTS: dict[str, Callable[[Effort, Report], Result]] = {
 }
 
 
-@dataclass(frozen=True)
-class Speed:
-    """The measurements of the page.
-
-    Attributes
-    ----------
-    profile : str
-        Of this build.
-    here : dict
-        Measured by it, per part.
-    recorded : dict
-        The recorded `paper` profile, per part; empty if this build is of that profile.
-    """
-
-    profile: str
-    here: dict[str, Result]
-    recorded: dict[str, Result]
-
-    def versions(self, part: str) -> list[tuple[str, Result]]:
-        """Return what there is of a part, the recorded one first, each with a title."""
-        found = []
-        if part in self.recorded:
-            found.append(("recorded", self.recorded[part]))
-        if part in self.here:
-            title = "recorded" if self.profile == "paper" else "this build"
-            found.append((title, self.here[part]))
-        return found
-
-    def __repr__(self) -> str:
-        return (
-            f"<Speed {self.profile}: {', '.join(self.here)}; recorded {', '.join(self.recorded)}>"
-        )
+def entry(part: str, profile: str) -> Entry:
+    """Return where a part's result is kept."""
+    return Entry(STUDY, part, profile, lambda result: SCHEMAS[part])
 
 
-def load(profile: str | None = None, *, progress: bool = True) -> Speed:
-    """Return all measurements; take those that are missing, stale or of another machine.
+def entries(profile: str) -> list[Entry]:
+    """Return the results that a profile is made of."""
+    return [entry(part, profile) for part in PARTS]
 
-    Parameters
-    ----------
-    profile : {"quick", "paper"}, optional
-        See `conditions.current_profile`.
-    progress : bool
-        Say on standard error what is being measured.
 
-    Raises
-    ------
-    ValueError
-        If there is no such profile.
-    """
+def load(profile: str | None = None, *, progress: bool = True) -> dict[str, Versions[Result]]:
+    """Return both versions of each part; measure what this build lacks."""
     profile = current_profile(profile)
-    here: dict[str, Result] = {}
-    todo = []
-    for part in PARTS:
-        found = FILES.valid(part, profile)
-        if found is None:
-            todo.append(part)
-        else:
-            here[part] = found
-    with tqdm(
-        total=len(todo), bar_format="{desc} ({n}/{total} parts)", disable=not (progress and todo),
-        mininterval=0.5 if sys.stderr.isatty() else 10,
-    ) as bar:  # fmt: skip
-        for part in todo:
-            here[part] = _measure(part, profile, partial(_say, bar, part))
-            bar.update()
-    recorded = {}
-    if profile != "paper":
-        found_parts = {part: FILES.read(part, "paper") for part in PARTS}
-        recorded = {part: found for part, found in found_parts.items() if found is not None}
-    return Speed(profile, {part: here[part] for part in PARTS}, recorded)
+    effort, found = EFFORTS[profile], {}
+    form = "{desc} ({n}/{total} parts)"
+    with bar(len(PARTS), bar_format=form, hidden=not progress) as shown:
+        for part in PARTS:
+            found[part] = versions(
+                partial(entry, part), partial(_measure, part, effort, shown), profile
+            )
+            shown.update()
+    return found
 
 
-def _say(bar: Any, part: str, text: str) -> None:
-    bar.set_description_str(f"{part}: {text}")
-
-
-def _measure(part: str, profile: str, report: Report) -> Result:
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    found = PARTS[part](EFFORTS[profile], report)
-    return FILES.write(
-        part, profile, {**found, "provenance": {**provenance(1, None), "load_before": busy}}
-    )
-
-
-def _code_sha256() -> str:
-    """Return a digest of what is timed and of what times it, but not of the other studies."""
-    timed_code = results.code_sha256(
-        "sparsecore.paper.contest", "sparsecore.paper.roofline", "sparsecore.governor"
-    )
-    own = results.essence(Path(__file__).read_text())
-    return hashlib.sha256(f"{timed_code}\0{own}".encode()).hexdigest()
-
-
-FILES = Measurements(STUDY, _code_sha256, lambda profile: list(PARTS))
+def _measure(part: str, effort: Effort, shown: Any) -> Result:
+    busy = busy_cpus()
+    found = PARTS[part](effort, lambda text: shown.set_description_str(f"{part}: {text}"))
+    return {**found, "provenance": {**provenance(1, None), "others": busy}}

@@ -6,17 +6,14 @@ Hyperparameters are those of `settings`; running and loading is the business of 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from sparsecore import datasets
+from sparsecore import datasets, experiment
 from sparsecore.config import TrainConfig
-from sparsecore.paper import results
+from sparsecore.paper.training import dense, on_cluster
 from sparsecore.paper.training.observers import (
     ObserveGradientFlow,
     ObserveImportance,
@@ -26,9 +23,6 @@ from sparsecore.paper.training.observers import (
 )
 from sparsecore.settings import setting
 from sparsecore.topology import erdos_renyi_density
-
-ENVIRONMENT = "SPARSECORE_PROFILE"
-PROFILES = ("quick", "paper")
 
 
 @dataclass(frozen=True)
@@ -41,45 +35,43 @@ class Method:
         As figures and tables call it.
     changes : mapping
         Values of `TrainConfig` fields.
-    runner : str
-        A module whose ``run(data, config, seed=…, observe=…)`` returns a model and the result that
+    run : callable
+        ``run(data, config, seed=…, observe=…, **options)`` returns a model and the result that
         `experiment.run` documents.
     options : mapping
-        What else the runner is given.
+        What else it is given.
     """
 
     label: str
     changes: Mapping[str, Any]
-    runner: str = "sparsecore.experiment"
+    run: Callable[..., Any] = experiment.run
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def dense(self) -> bool:
         """Whether all connections exist."""
-        return self.runner == DENSE
+        return self.run is dense.run
 
     @property
     def parallel(self) -> bool:
         """Whether a cluster trains."""
-        return self.runner == ON_CLUSTER
+        return self.run is on_cluster.run
 
-
-DENSE, ON_CLUSTER = "sparsecore.paper.dense", "sparsecore.paper.on_cluster"
 
 METHODS: dict[str, Method] = {
-    "dense": Method("dense", {"activation": "relu", "zeta": 0.0}, DENSE),
+    "dense": Method("dense", {"activation": "relu", "zeta": 0.0}, dense.run),
     "set-relu": Method("SET-ReLU", {"activation": "relu"}),
     "set-leaky-relu": Method("SET-LeakyReLU", {"activation": "leaky-relu"}),
     "set-all-relu": Method("SET-All-ReLU", {"activation": "all-relu"}),
     "set-all-relu-pruned": Method(
         "SET-All-ReLU with importance pruning", {"activation": "all-relu", "prune_from": 200}
     ),
-    "wassp": Method("WASSP", {"activation": "all-relu"}, ON_CLUSTER, {"algorithm": "wassp"}),
-    "wasap": Method("WASAP", {"activation": "all-relu"}, ON_CLUSTER, {"algorithm": "wasap"}),
+    "wassp": Method("WASSP", {"activation": "all-relu"}, on_cluster.run, {"algorithm": "wassp"}),
+    "wasap": Method("WASAP", {"activation": "all-relu"}, on_cluster.run, {"algorithm": "wasap"}),
     "wasap-pruned": Method(
         "WASAP with importance pruning",
         {"activation": "all-relu", "prune_from": 200, "prune_every": 20, "prune_percentile": 10},
-        ON_CLUSTER,
+        on_cluster.run,
         {"algorithm": "wasap"},
     ),
 }
@@ -127,9 +119,6 @@ class Study:
         Key of the study whose runs these are; it also says how long they are and what is observed.
     shares_with : str or None
         Key of the study whose runs of the same methods serve this one, too; its own are as long.
-    measured_by : str
-        Module whose ``load(profile)`` measures what is shown, and whose ``FILES`` keep it, if the
-        study is no list of runs.
     observers : mapping
         Per (data set, method), who looks on.
     """
@@ -143,7 +132,6 @@ class Study:
     quick_rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     runs_of: str | None = None
     shares_with: str | None = None
-    measured_by: str = ""
     observers: Mapping[tuple[str, str], tuple[type[Observer], ...]] = field(default_factory=dict)
 
     @property
@@ -214,23 +202,19 @@ STUDIES: dict[str, Study] = {
         Study(
             "F-speed",
             "time per training step, the peers, the machine's ceilings",
-            measured_by="sparsecore.paper.speed",
         ),
         Study(
             "F-parallel",
             "WASAP, WASSP and sequential against epochs and seconds; staleness; replay",
-            measured_by="sparsecore.paper.parallel",
         ),
         Study("F-resources", "CPU and memory over time of each rank", runs_of="F-parallel"),
         Study(
             "F-scaling",
             "speed-up per worker, measured, and simulated to 1024",
-            measured_by="sparsecore.paper.scaling",
         ),
         Study(
             "T-extreme",
             "up to 2·10⁸ neurons: memory, time, learning",
-            measured_by="sparsecore.paper.extreme",
         ),
         Study(
             "T-main",
@@ -341,11 +325,6 @@ class Condition:
         return f"{self.dataset}-{self.method}-seed{self.seed}"
 
     @property
-    def path(self) -> Path:
-        """The result file."""
-        return results.root() / self.profile / self.study / f"{self.name}.json"
-
-    @property
     def _measure(self) -> Study:
         """The study that says how long runs are in the quick profile."""
         study = STUDIES[self.study]
@@ -379,14 +358,6 @@ class Condition:
         return STUDIES[self.study].observers.get((self.dataset, self.method), ())
 
     @property
-    def code_sha256(self) -> str:
-        """Digest of the code that determines the result."""
-        runner = METHODS[self.method].runner
-        parts = [results.code_sha256(runner, "sparsecore.datasets.dataset")]
-        parts += [observer.code_sha256() for observer in self.observers]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-    @property
     def work(self) -> int:
         """An epoch's work, for the progress bar: connections × samples, and what comes on top."""
         facts: dict[str, Any] = datasets.describe(self.dataset)
@@ -414,18 +385,3 @@ def find(key: str) -> Study:
     if key not in STUDIES:
         raise ValueError(f"study: expected one of {', '.join(STUDIES)}, got {key!r}")
     return STUDIES[key]
-
-
-def current_profile(profile: str | None = None) -> str:
-    """Return `profile`, or else ``$SPARSECORE_PROFILE``, or else "quick".
-
-    Raises
-    ------
-    ValueError
-        If it is not one of `PROFILES`.
-    """
-    chosen = profile or os.environ.get(ENVIRONMENT) or "quick"
-    if chosen not in PROFILES:
-        where = "profile" if profile else f"${ENVIRONMENT}"
-        raise ValueError(f"{where}: expected one of {', '.join(PROFILES)}, got {chosen!r}")
-    return chosen

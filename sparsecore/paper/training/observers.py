@@ -7,9 +7,6 @@ Which runs are observed by what is said in `conditions`.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import textwrap
 import time
 from typing import Any
 
@@ -18,7 +15,6 @@ import numpy as np
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
-from sparsecore.paper import results
 
 
 class Observer:
@@ -52,13 +48,6 @@ class Observer:
         """Return raw rows as the network is given them, float32."""
         mean, scale = self.data.moments()
         return (X.astype(np.float32) - mean) / scale
-
-    @classmethod
-    def code_sha256(cls) -> str:
-        """Return a digest of the code that observes."""
-        kinds = [kind for kind in cls.__mro__ if kind is not object]
-        sources = [results.essence(textwrap.dedent(inspect.getsource(kind))) for kind in kinds]
-        return hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
 
 class ObserveTopology(Observer):

@@ -28,6 +28,13 @@ def n_workers() -> int:
     return max(2, min(WORKERS, cpu_count()))
 
 
+def workers() -> cluster.Cluster:
+    """Return the cluster that is kept; the first call finds or starts it."""
+    if "workers" not in _shared:
+        _shared["workers"] = _shared["stack"].enter_context(cluster.connect(n_workers()))
+    return _shared["workers"]
+
+
 @contextmanager
 def kept() -> Iterator[None]:
     """Keep the cluster of the first run for the next ones, and stop it at the end."""
@@ -83,10 +90,8 @@ def run(
             observe(None)
 
     try:
-        if "workers" not in _shared:
-            _shared["workers"] = _shared["stack"].enter_context(cluster.connect(n_workers()))
         model, result = cluster.train(
-            _shared["workers"], config, data, algorithm=algorithm, seed=seed,
+            workers(), config, data, algorithm=algorithm, seed=seed,
             on_progress=on_progress,
         )  # fmt: skip
     except cluster.ClusterError as error:

@@ -1,17 +1,11 @@
-"""How one comes by the results of a study: run or load.
+"""The results of training studies: run or load, and what is asked of runs.
 
-Results that are there and still valid are read; what is missing, stale or damaged is computed and
-written at once, so that an interruption loses only the run in progress. Which runs a study is made
-of is said in `conditions`, files are those of `results`; how results are shown is for `figures` and
-`tables`.
+Which runs a study is made of is said in `conditions`; `store` keeps the files.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
-import sys
-import warnings
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -22,49 +16,76 @@ from tqdm.auto import tqdm
 
 from sparsecore import datasets
 from sparsecore.cluster import ClusterError
-from sparsecore.config import TrainConfig
 from sparsecore.datasets import DataError
-from sparsecore.files import lock
-from sparsecore.paper import results
-from sparsecore.paper.results import ResultError, ResultWarning
+from sparsecore.paper.store import NOT_AVAILABLE, Entry, Result, current_profile
 from sparsecore.paper.training import on_cluster
-from sparsecore.paper.training.conditions import (
-    METHODS,
-    Condition,
-    Study,
-    current_profile,
-    excluded,
-    find,
-)
+from sparsecore.paper.training.conditions import METHODS, Condition, Study, excluded, find
+from sparsecore.progress import bar
 from sparsecore.provenance import provenance
 
-Result = dict[str, Any]
+_NUMBER = (int, float)
+_ROWS = (int, type(None))
+# What the result of any training run holds.
+TRAINED: dict[str, Any] = {
+    "config": dict,
+    "seed": int,
+    "test_accuracy": _NUMBER,
+    "best_test_accuracy": _NUMBER,
+    "nnz_start": int,
+    "nnz_end": int,
+    "seconds": {"train": _NUMBER, "evaluate": _NUMBER},
+    "samples_per_second": _NUMBER,
+    "peak_rss_mb": _NUMBER,
+    "weights_sha256": str,
+    "epochs": [{"epoch": int, "nnz": int}],
+    "provenance": {"threads": int, "ranks": int, "packages": dict},
+}
+_DIVERGED: dict[str, Any] = {"config": dict, "seed": int, "diverged": str}
+_CONDITION: dict[str, Any] = {
+    "condition": {"dataset": str, "method": str},
+    "limit": {"train": _ROWS, "test": _ROWS},
+    "data": {
+        "title": str,
+        "domain": str,
+        "n_features": int,
+        "n_classes": int,
+        "n_train": int,
+        "n_test": int,
+        "source": str,
+        "surrogate": bool,
+    },
+}
 
-NOT_AVAILABLE = "not available on this machine"
-CODE_CHANGED = "stale: the code that trains has changed"
+
+def _schema(result: Result) -> dict[str, Any]:
+    return {**_CONDITION, **(_DIVERGED if "diverged" in result else TRAINED)}
+
+
+def entry(condition: Condition) -> Entry:
+    """Return where a condition's result is kept, and when it is valid."""
+
+    def expected() -> dict[str, Any]:
+        config = {"dataset": condition.dataset, **condition.config.to_dict()}
+        digest = data_sha256(condition.dataset)
+        return {
+            "condition": {"dataset": condition.dataset, "method": condition.method},
+            "seed": condition.seed,
+            **{f"config.{name}": value for name, value in config.items()},
+            **{f"limit.{part}": rows for part, rows in condition.limit.items()},
+            # A result is as good as it was where its data are not at hand.
+            **({} if digest is None else {"provenance.data_sha256": digest}),
+        }
+
+    return Entry(condition.study, condition.name, condition.profile, _schema, expected)
 
 
 @dataclass(frozen=True)
 class Results:
     """The results of a study in one profile.
 
-    Attributes
-    ----------
-    study : Study
-    profile : str
-    runs : list of dict
-        What the result files hold.
-    unavailable : frozenset of str
-        Data sets that this machine cannot have.
-    no_cluster : str
-        Why the parallel methods did not run; "" if they did.
-    diverged : list of dict
-        What the result files of runs hold that came to no end, because their loss did not stay
-        finite.
-    recorded : bool
-        Read from what is recorded, to stand beside this build's own results.
-    older : bool
-        Some of it was made by an earlier state of the code, and today's has not repeated it.
+    `unavailable` says of data sets why this machine cannot have them, `no_cluster` why the parallel
+    methods did not run ("" if they did). `diverged` are the runs whose loss did not stay finite.
+    `recorded` results stand beside this build's own.
     """
 
     study: Study
@@ -74,7 +95,6 @@ class Results:
     no_cluster: str = ""
     diverged: list[Result] = field(default_factory=list)
     recorded: bool = False
-    older: bool = False
 
     def of(self, dataset: str, method: str) -> list[Result]:
         """Return the runs of a method on a data set, one per seed."""
@@ -145,13 +165,6 @@ class Results:
             f"threads: {_listed({p['threads'] for p in about})}",
             *([f"dense through {_listed(blas)}"] if blas else []),
         ]
-        if repeated := [run["repeated"]["epochs"] for run in self.runs if "repeated" in run]:
-            parts.append(
-                f"{len(repeated)} of {len(self.runs)} runs made by earlier code, of which later "
-                f"code repeats at least the first {min(repeated)} epochs to twelve digits"
-            )
-        if self.older:
-            parts.append("some made by earlier code and not repeated")
         return ", ".join(parts) if self.runs else f"profile {self.profile}, no runs"
 
     def __repr__(self) -> str:
@@ -172,82 +185,51 @@ def load(
     methods: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Results:
-    """Return a study's results; run what is missing, stale or damaged.
-
-    Parameters
-    ----------
-    key : str
-        Such as "F-curves".
-    profile : {"quick", "paper"}, optional
-        See `current_profile`.
-    seeds : sequence of int, optional
-        Instead of those of the profile.
-    of_datasets, methods : sequence of str, optional
-        Only these of the study's; all by default.
-    progress : bool
-        Show a bar that says how long is left.
-
-    Returns
-    -------
-    Results
-
-    Raises
-    ------
-    ValueError
-        If the study, the profile, a data set or a method is unknown.
-
-    Warns
-    -----
-    ResultWarning
-        For a damaged or foreign file, with its name; it is replaced.
-    """
+    """Return a study's results, or a part of them; run those that are not there or not valid."""
     study, profile = find(key).part(of_datasets, methods), current_profile(profile)
-    runs: dict[Condition, Result] = {}
-    todo = []
-    for condition in (conditions := study.conditions(profile, seeds)):
-        result, state = look(condition)
-        if result is not None:
-            runs[condition] = result
-            continue
-        todo.append(condition)
-        if state.startswith("damaged"):
-            warnings.warn(
-                f"{condition.path.name} of {condition.study}, {profile}: {state}; it is computed "
-                f"anew",
-                ResultWarning,
-                stacklevel=2,
-            )
+    conditions = study.conditions(profile, seeds)
+    runs = {c: entry(c).look()[0] for c in conditions}
+    todo = [c for c, result in runs.items() if result is None]
     unavailable: dict[str, str] = {}
     no_cluster = ""
     with (
         on_cluster.kept(),
-        work_bar(sum(c.work * c.config.epochs for c in todo), progress) as bar,
+        _work_bar(sum(c.work * c.config.epochs for c in todo), progress) as shown,
     ):
         for number, condition in enumerate(todo, 1):
-            bar.set_description_str(f"{key} {number}/{len(todo)} {condition.name}")
+            shown.set_description_str(f"{key} {number}/{len(todo)} {condition.name}")
+            done = shown.n
             if condition.dataset not in unavailable:  # asking again could mean to wait again
                 try:
-                    with lock(condition.path.with_name(f".{condition.name}.lock")):
-                        result, _ = look(condition)  # another process may have been faster
-                        runs[condition] = result or _run(condition, bar.update)
-                    if result is None:
-                        continue
+                    run = _Run(condition, shown.update)
+                    runs[condition] = entry(condition).obtain(run)
                 except DataError as error:
                     unavailable[condition.dataset] = str(error)
                 except ClusterError as error:
                     no_cluster = str(error)
-            bar.total -= condition.work * condition.config.epochs
-    ended, diverged = _sorted([runs[c] for c in conditions if c in runs])
+            shown.total -= condition.work * condition.config.epochs - (shown.n - done)
+    ended, diverged = _sorted([run for run in runs.values() if run is not None])
     return Results(study, profile, ended, unavailable, no_cluster, diverged)
 
 
-def work_bar(total: int, progress: bool) -> tqdm[Any]:
+def recorded(key: str) -> Results:
+    """Return a study's valid results of profile "paper" without running anything.
+
+    There are none if this build's own profile is "paper": `load` has them.
+    """
+    study = find(key)
+    conditions = study.conditions("paper") if current_profile() != "paper" else []
+    found = [entry(condition).recorded() for condition in conditions]
+    ended, diverged = _sorted([run for run in found if run is not None])
+    return Results(study, "paper", ended, diverged=diverged, recorded=True)
+
+
+def _work_bar(total: int, progress: bool) -> tqdm[Any]:
     """Return a bar of so much work, `Condition.work` an epoch, that says how long is left."""
-    return tqdm(
-        total=total,
+    return bar(
+        total,
         bar_format="{desc} {percentage:3.0f} % |{bar}| {elapsed} gone, {remaining} left",
-        disable=not (progress and total),
-        mininterval=0.5 if sys.stderr.isatty() else 10,  # a log is not flooded
+        hidden=not (progress and total),
     )
 
 
@@ -259,219 +241,65 @@ def _sorted(runs: Iterable[Result]) -> tuple[list[Result], list[Result]]:
     return both
 
 
-def recorded(key: str) -> Results:
-    """Return a study's recorded results of profile "paper", without running anything.
-
-    Parameters
-    ----------
-    key : str
-
-    Returns
-    -------
-    Results
-        What is there and belongs to today's configuration. None if this build's own profile is
-        "paper": `load` has them.
-
-    Warns
-    -----
-    ResultWarning
-        For a damaged or foreign file, with its name; it is left out.
-    """
-    study, runs, older = find(key), [], False
-    for condition in study.conditions("paper") if current_profile() != "paper" else []:
-        result, state = read(condition)
-        if result is None:
-            if state.startswith("damaged"):
-                warnings.warn(
-                    f"{condition.path.name} of {condition.study}, paper: {state}; it is left out",
-                    ResultWarning,
-                    stacklevel=2,
-                )
-            continue
-        if _stale_config(condition, result):
-            continue
-        # Without the data here the recorded result is all the more worth showing.
-        digest = data_sha256(condition.dataset)
-        if digest not in (None, result["provenance"].get("data_sha256")):
-            continue
-        older |= not results.is_of(condition.code_sha256, result)
-        runs.append(result)
-    ended, diverged = _sorted(runs)
-    return Results(study, "paper", ended, diverged=diverged, recorded=True, older=older)
+# --- running -------------------------------------------------------------------------------------
 
 
-def look(condition: Condition) -> tuple[Result | None, str]:
-    """Look at a condition's result file without running anything.
+@dataclass
+class _Run:
+    """Trains a condition; tells `advance` of each epoch's work."""
 
-    Returns
-    -------
-    result : dict or None
-        None unless the file is valid.
-    state : str
-        "present", "missing", or "stale" or "damaged" with the reason.
-    """
-    result, state = read(condition)
-    if result is None:
-        return None, state
-    if stale := _stale_config(condition, result):
-        return None, stale
-    if not results.is_of(condition.code_sha256, result):
-        return None, CODE_CHANGED
-    if data_sha256(condition.dataset) not in (None, result["provenance"].get("data_sha256")):
-        return None, "stale: the data have changed"
-    return result, "present"
+    condition: Condition
+    advance: Callable[[float], Any]
 
+    def __call__(self) -> Result:
+        """Train, or find that training diverges: a finding, not to be computed again each time."""
+        condition, data = self.condition, data_of(self.condition)
+        config, method = condition.config, METHODS[condition.method]
+        observers = [make(config, data) for make in condition.observers]
+        epoch = -1
 
-def read(condition: Condition) -> tuple[Result | None, str]:
-    """Read a condition's result file, whatever its age.
+        def observe(model: Any) -> dict[str, Any]:
+            nonlocal epoch
+            epoch += 1
+            if epoch:  # the first call is before the first epoch
+                self.advance(condition.work)
+            return {name: value for see in observers for name, value in see(model).items()}
 
-    Returns
-    -------
-    result : dict or None
-    state : str
-        "present", "missing", or "damaged" with the reason.
-    """
-    try:
-        result = results.read(condition.path)
-    except FileNotFoundError:
-        return None, "missing"
-    except (ResultError, OSError) as error:
-        return None, f"damaged: {error}"
-    identity = {
-        "study": condition.study,
-        "profile": condition.profile,
-        "condition": {"dataset": condition.dataset, "method": condition.method},
-        "seed": condition.seed,
-    }
-    for name, value in identity.items():
-        if result[name] != value:
-            return None, f"damaged: a result of another run ({name} {result[name]!r})"
-    return result, "present"
-
-
-def _stale_config(condition: Condition, result: Result) -> str:
-    """Return in what the result's configuration is not today's; "" if it is."""
-    config = {"dataset": condition.dataset, **condition.config.to_dict()}
-    for name, value in config.items():
-        if result["config"].get(name) != value:
-            return f"stale: {name} was {result['config'].get(name)!r}, is now {value!r}"
-    for part, limit in condition.limit.items():
-        if result["limit"][part] != limit:
-            was, now = (f"{n:,}" if n else "all" for n in (result["limit"][part], limit))
-            return f"stale: rows ({part}) were {was}, are now {now}"
-    return ""
+        about = {
+            "condition": {"dataset": condition.dataset, "method": condition.method},
+            "limit": condition.limit,
+            "data": {
+                "title": datasets.describe(condition.dataset)["title"],
+                "domain": data.domain,
+                "n_features": data.n_features,
+                "n_classes": data.n_classes,
+                "n_train": len(data.y_train),
+                "n_test": len(data.y_test),
+                "source": data.source,
+                "surrogate": data.surrogate,
+            },
+        }
+        try:
+            _, result = method.run(
+                data, config, seed=condition.seed, observe=observe, **method.options
+            )
+            return {**about, **result}
+        except FloatingPointError as error:
+            return {
+                **about,
+                "config": {"dataset": data.name, "n_train": len(data.y_train), **config.to_dict()},
+                "seed": condition.seed,
+                "diverged": str(error),
+                "provenance": provenance(1, data.content_hash),
+            }
 
 
 def data_of(condition: Condition) -> datasets.Dataset:
-    """Return the rows that a condition trains on and is tested with.
+    """Return the rows that a condition trains on and is tested with, or raise DataError.
 
-    Raises
-    ------
-    DataError
-        If the data cannot be had.
+    Rows are limited stratified for training, and drawn at random for the test.
     """
-    return _limited(_data(condition.dataset), **condition.limit)
-
-
-def train(
-    condition: Condition,
-    config: TrainConfig,
-    data: datasets.Dataset,
-    on_epoch: Callable[[], Any],
-) -> Result:
-    """Train as a condition says, though perhaps with another configuration, and keep nothing.
-
-    Parameters
-    ----------
-    condition : Condition
-    config : TrainConfig
-    data : Dataset
-        As `data_of` gives them.
-    on_epoch : callable
-        Called after every epoch.
-
-    Returns
-    -------
-    dict
-        The runner's result.
-
-    Raises
-    ------
-    ClusterError
-        If a cluster is needed and fails.
-    FloatingPointError
-        If the run diverges.
-    """
-    observers = [make(config, data) for make in condition.observers]
-    calls = 0
-
-    def observe(model: Any) -> dict[str, Any]:
-        nonlocal calls
-        calls += 1
-        if calls > 1:  # the first is before the first epoch
-            on_epoch()
-        return {name: value for see in observers for name, value in see(model).items()}
-
-    method = METHODS[condition.method]
-    runner = importlib.import_module(method.runner)
-    _, result = runner.run(data, config, seed=condition.seed, observe=observe, **method.options)
-    return dict(result)
-
-
-def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
-    data, config = data_of(condition), condition.config
-    # Of the code as it is now: hours may pass, and meanwhile somebody may edit and commit.
-    code_sha256, _ = condition.code_sha256, provenance(1, None)
-    epochs = 0
-
-    def on_epoch() -> None:
-        nonlocal epochs
-        epochs += 1
-        advance(condition.work)
-
-    try:
-        result = train(condition, config, data, on_epoch)
-    except FloatingPointError as error:  # a finding, and not to be computed again each time
-        advance(condition.work * (config.epochs - epochs))
-        result = {
-            "config": {"dataset": data.name, "n_train": len(data.y_train), **config.to_dict()},
-            "seed": condition.seed,
-            "diverged": str(error),
-            "provenance": provenance(1, data.content_hash),
-        }
-    about = {
-        "study": condition.study,
-        "profile": condition.profile,
-        "condition": {"dataset": condition.dataset, "method": condition.method},
-        "limit": condition.limit,
-        "code_sha256": code_sha256,
-        "data": {
-            "title": datasets.describe(condition.dataset)["title"],
-            "domain": data.domain,
-            "n_features": data.n_features,
-            "n_classes": data.n_classes,
-            "n_train": len(data.y_train),
-            "n_test": len(data.y_test),
-            "source": data.source,
-            "surrogate": data.surrogate,
-        },
-    }
-    whole = {**about, **result}
-    try:
-        results.write(condition.path, whole)
-    except OSError as error:
-        warnings.warn(
-            f"{condition.path.name} of {condition.study}, {condition.profile}: cannot be kept "
-            f"({error}); set {results.ENVIRONMENT} to a folder that can be written",
-            ResultWarning,
-            stacklevel=3,
-        )
-        return json.loads(json.dumps(whole))  # as it would have been read
-    return results.read(condition.path)
-
-
-def _limited(data: datasets.Dataset, train: int | None, test: int | None) -> datasets.Dataset:
-    """Return so many rows at most: stratified for training, drawn at random for the test."""
+    data, train, test = _data(condition.dataset), condition.limit["train"], condition.limit["test"]
     if train is not None and train < len(data.y_train):
         data = data.limited(train)
     if test is not None and test < len(data.y_test):
@@ -505,3 +333,47 @@ def _data(name: str) -> datasets.Dataset:
         _last_data[:] = []  # before the next is read: two may not fit
         _last_data[:] = [datasets.load(name)]
     return _last_data[0]
+
+
+# --- comparing runs -------------------------------------------------------------------------------
+
+
+def training_seconds(run: Result) -> float:
+    """Return seconds of training, evolution included and tests not, of any kind of run."""
+    # A parallel run evolves within its training time, the others book it by itself.
+    return float(run["seconds"]["train"] + run["seconds"].get("evolve", 0.0))
+
+
+def core_seconds(run: Result) -> float:
+    """Return seconds of training × cores that trained; runs on more cores are compared by it.
+
+    This penalises runs on more cores, since no method scales perfectly.
+    """
+    about = run["provenance"]
+    cores = min(about["ranks"] * about["threads"], about["cores"])
+    return training_seconds(run) * cores
+
+
+def have_learnt(runs: list[Result]) -> bool:
+    """Tell whether networks do better than guessing, by the training loss of their last epoch.
+
+    Accuracy cannot tell: guessing the most frequent class may beat chance.
+    """
+    classes = runs[0]["data"]["n_classes"]
+    loss = sum(run["epochs"][-1]["loss"] for run in runs) / len(runs)
+    return bool(loss < 0.99 * math.log(classes))
+
+
+def of_one_machine(*groups: list[Result]) -> list[list[Result]]:
+    """Return of each group of runs those on one kind of CPU, whose times can be compared.
+
+    Of the kinds that every group has runs on, it is the one with most runs; if there is none, the
+    lists are empty. `core_seconds` accounts for the number of cores.
+    """
+    of = [[run["provenance"]["cpu"] for run in group] for group in groups]
+    common = sorted(set.intersection(*map(set, of)))
+    chosen = max(common, key=lambda machine: sum(m.count(machine) for m in of), default=None)
+    return [
+        [run for run, machine in zip(group, machines, strict=True) if machine == chosen]
+        for group, machines in zip(groups, of, strict=True)
+    ]

@@ -14,10 +14,16 @@ import pandas as pd
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper.page import Table
-from sparsecore.paper.results import core_seconds, have_learnt, of_one_machine, training_seconds
 from sparsecore.paper.training.conditions import METHODS, STUDIES
 from sparsecore.paper.training.on_cluster import WORKERS
-from sparsecore.paper.training.studies import NOT_AVAILABLE, Results
+from sparsecore.paper.training.studies import (
+    NOT_AVAILABLE,
+    Results,
+    core_seconds,
+    have_learnt,
+    of_one_machine,
+    training_seconds,
+)
 from sparsecore.settings import CHOICE, READING, RELEASED, SETTINGS
 from sparsecore.wasap.plan import Plan
 

@@ -1,0 +1,296 @@
+"""The one way to come by a result: read the file if it is valid, else compute and keep it.
+
+A result is one JSON file, ``<root>/<profile>/<study>/<name>.json``, with a digest of its content.
+What is recorded in profile "paper" is valid for its configuration, data and recipe
+(`experiment.RECIPE`), whatever code and machine it came from. What profile "quick" computes is a
+cache: valid for the package's sources as they are, on this machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import sparsecore
+from sparsecore import files
+from sparsecore.cluster import ClusterError
+from sparsecore.datasets import DataNotAvailable
+from sparsecore.experiment import RECIPE
+from sparsecore.provenance import provenance
+
+Result = dict[str, Any]
+T = TypeVar("T")
+
+FORMAT_VERSION = 3
+FOLDER = "SPARSECORE_RESULTS"
+PROFILE = "SPARSECORE_PROFILE"
+PROFILES = ("quick", "paper")
+
+RECORDED, MISSING = "recorded", "missing"
+NOT_AVAILABLE = "not available on this machine"
+
+# Name -> type, a schema of the values of a dict, or a one-element list with the schema of a list's
+# items.
+_COMMON: dict[str, Any] = {
+    "format_version": int,
+    "digest": str,
+    "study": str,
+    "name": str,
+    "profile": str,
+    "recipe": int,
+    "provenance": {"cpu": str, "cores": int, "python": str},
+}
+
+
+class ResultError(ValueError):
+    """A file that is not a whole result of ours."""
+
+
+class ResultWarning(UserWarning):
+    """A result file was set aside, or could not be kept; the message says why."""
+
+
+def root() -> Path:
+    """Return the folder of all results.
+
+    It is ``$SPARSECORE_RESULTS`` if that is set; else ``book/results`` of the project that the
+    working directory is in; else ``results`` in the working directory.
+    """
+    if os.environ.get(FOLDER):
+        return Path(os.environ[FOLDER])
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "book" / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
+            return folder / "book" / "results"
+    return here / "results"
+
+
+def current_profile(profile: str | None = None) -> str:
+    """Return `profile`, else ``$SPARSECORE_PROFILE``, else "quick"; raise ValueError for others."""
+    chosen = profile or os.environ.get(PROFILE) or "quick"
+    if chosen not in PROFILES:
+        where = "profile" if profile else f"${PROFILE}"
+        raise ValueError(f"{where}: expected one of {', '.join(PROFILES)}, got {chosen!r}")
+    return chosen
+
+
+@cache
+def sources_sha256() -> str:
+    """Return one hash of all the package's sources: the key of what a quick build computes."""
+    package, total = Path(sparsecore.__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One result of a study: where it is kept, its form, and what it must agree with.
+
+    `schema` returns what a result holds besides the common keys, and `expected` the values that it
+    must have to be valid, by dotted name; it is asked only when there is a file.
+    """
+
+    study: str
+    name: str
+    profile: str
+    schema: Callable[[Result], Mapping[str, Any]] = lambda result: {}
+    expected: Callable[[], Mapping[str, Any]] = dict
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return root() / self.profile / self.study / f"{self.name}.json"
+
+    def look(self) -> tuple[Result | None, str]:
+        """Return the result, if it is valid, and its state; compute nothing.
+
+        The state is "recorded", "missing", or "damaged", "other recipe", "other configuration" or
+        "other code or machine", with the reason.
+        """
+        try:
+            result = read(self.path, self.schema)
+        except FileNotFoundError:
+            return None, MISSING
+        except (ResultError, OSError) as error:
+            return None, f"damaged: {error}"
+        own = {"study": self.study, "name": self.name, "profile": self.profile}
+        if own != {key: result[key] for key in own}:
+            return None, f"damaged: the result of another run, {result['name']}"
+        if result["recipe"] != RECIPE:
+            return None, f"other recipe: {result['recipe']}, today's is {RECIPE}"
+        for name, value in self.expected().items():
+            if (was := _at(result, name)) != value:
+                return None, f"other configuration: {name} was {was!r:.60}, is now {value!r:.60}"
+        if self.profile == "quick" and result.get("cache") != _cache_key():
+            return None, "other code or machine"
+        return result, RECORDED
+
+    def recorded(self) -> Result | None:
+        """Return the result, if it is valid; warn of a file that is damaged."""
+        result, state = self.look()
+        if state.startswith("damaged"):
+            self._warn(f"{state}; it is left out", 3)
+        return result
+
+    def obtain(self, compute: Callable[[], Result]) -> Result:
+        """Return the result, computed by `compute` and kept unless there is a valid one.
+
+        A process that needs a result which another one is computing waits for it.
+        """
+        result, state = self.look()
+        if result is not None:
+            return result
+        if state.startswith("damaged"):
+            self._warn(f"{state}; it is computed anew", 3)
+        with files.lock(self.path.with_name(f".{self.name}.lock")):
+            result, _ = self.look()  # another process may have been faster
+            return self._keep(compute()) if result is None else result
+
+    def _keep(self, found: Result) -> Result:
+        """Write what was computed and return it as it would be read."""
+        result: Result = {"study": self.study, "name": self.name, "profile": self.profile}
+        if self.profile == "quick":
+            result["cache"] = _cache_key()
+        result |= {"recipe": RECIPE, **found}
+        result.setdefault("provenance", provenance(1, None))
+        try:
+            write(self.path, result, self.schema)
+        except OSError as error:
+            self._warn(f"cannot be kept ({error}); set {FOLDER} to a folder that can be written", 4)
+        return dict(json.loads(json.dumps(result)))
+
+    def _warn(self, what: str, level: int) -> None:
+        text = f"{self.path.name} of {self.study}, {self.profile}: {what}"
+        warnings.warn(text, ResultWarning, stacklevel=level)
+
+
+def _cache_key() -> str:
+    about = provenance(1, None)
+    machine = "\0".join(str(about[name]) for name in ("cpu", "cores", "python"))
+    return hashlib.sha256(f"{sources_sha256()}\0{machine}".encode()).hexdigest()
+
+
+def _at(result: Any, name: str) -> Any:
+    for part in name.split("."):
+        result = result.get(part) if isinstance(result, dict) else None
+    return result
+
+
+@dataclass(frozen=True)
+class Versions(Generic[T]):
+    """What a page shows: what is recorded, and what the build at hand has computed.
+
+    Iterating gives each version that is there with its title, the recorded one first. A build in
+    profile "paper" computes what is recorded, and has no version of its own. `missing` says why
+    there is none.
+    """
+
+    recorded: T | None
+    here: T | None = None
+    missing: str = ""
+
+    def __iter__(self) -> Iterator[tuple[str, T]]:
+        for title, version in (("recorded", self.recorded), ("this build", self.here)):
+            if version is not None:
+                yield title, version
+
+    def __bool__(self) -> bool:
+        return self.recorded is not None or self.here is not None
+
+    @property
+    def first(self) -> T:
+        """The version that counts: the recorded one if there is one."""
+        return next(version for _, version in self)
+
+
+def versions(
+    entry: Callable[[str], Entry], compute: Callable[[], Result], profile: str
+) -> Versions[Result]:
+    """Return what is recorded of an entry, and what `compute` finds in this build's `profile`.
+
+    `entry` is called with a profile. If the data or a cluster cannot be had, nothing is computed.
+    """
+    recorded = entry("paper").recorded() if profile != "paper" else None
+    try:
+        found = entry(profile).obtain(compute)
+    except (DataNotAvailable, ClusterError) as error:
+        return Versions(recorded, missing=f"This needs what is not at hand: {error}.")
+    return Versions(found) if profile == "paper" else Versions(recorded, found)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def write(path: Path, result: Result, schema: Callable[[Result], Mapping[str, Any]]) -> None:
+    """Write a result with its digest, atomically; raise ResultError if it is not of the form."""
+    whole = {"format_version": FORMAT_VERSION, "digest": "", **result}
+    whole["digest"] = _digest(whole)
+    check(whole, {**_COMMON, **schema(whole)}, path.name)
+    files.write_json(path, whole)
+
+
+def read(path: Path, schema: Callable[[Result], Mapping[str, Any]]) -> Result:
+    """Read a result and check its digest and form.
+
+    Raises FileNotFoundError, or ResultError with what is wrong with the file.
+    """
+    try:
+        result = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ResultError(f"not JSON ({error})") from None
+    if not isinstance(result, dict):
+        raise ResultError(f"expected a JSON object, got {type(result).__name__}")
+    version = result.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ResultError(f"format_version: expected {FORMAT_VERSION}, got {version!r}")
+    check(result, {**_COMMON, **schema(result)}, "")
+    if _digest(result) != result["digest"]:
+        raise ResultError("its content does not have the digest that it was written with")
+    return result
+
+
+def _digest(result: Result) -> str:
+    rest = {name: value for name, value in result.items() if name != "digest"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check(value: Any, schema: Any, place: str) -> None:
+    """Raise a ResultError that names the first place where `value` is not as `schema` says."""
+    if isinstance(schema, Mapping):
+        check(value, dict, place)
+        for name, inner in schema.items():
+            inside = f"{place}.{name}".lstrip(".")
+            if name not in value:
+                raise ResultError(f"{inside}: missing")
+            check(value[name], inner, inside)
+    elif isinstance(schema, list):
+        check(value, list, place)
+        for number, item in enumerate(value):
+            check(item, schema[0], f"{place}[{number}]")
+    else:
+        kinds = schema if isinstance(schema, tuple) else (schema,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise ResultError(f"{place}: expected {names}, got {value!r:.60}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ResultError(f"{place}: expected a finite number, got {value}")
+
+
+def origin(about: Mapping[str, Any]) -> str:
+    """Say of a result's provenance: machine, version and commit."""
+    commit = about.get("commit") or ""
+    version = f", sparsecore {about['sparsecore']}" if "sparsecore" in about else ""
+    return (
+        f"{about['cpu']}, {about['cores']} cores{version}"
+        f"{' commit ' * bool(commit)}{commit[:7]}{' with changes' * commit.endswith('+')}"
+    )

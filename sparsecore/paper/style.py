@@ -1,0 +1,157 @@
+"""How the book's pictures look: colours, sizes, panels, and what stands where there is nothing.
+
+Everything that pictures share is defined once, here. Nothing is run or read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sparsecore.paper.page import Picture
+from sparsecore.paper.store import NOT_AVAILABLE, Result, Versions, origin
+
+T = TypeVar("T")
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
+# everywhere.
+COLOURS = {
+    "dense": "#000000",
+    "set-relu": "#D55E00",  # vermillion
+    "set-leaky-relu": "#CC79A7",  # reddish purple
+    "set-all-relu": "#0072B2",  # blue
+    "set-all-relu-pruned": "#009E73",  # bluish green
+    "wassp": "#E69F00",  # orange
+    "wasap": "#56B4E9",  # sky blue
+    "wasap-pruned": "#882255",  # wine
+}
+GREY = "#6b6b6b"
+_QUIET = 0.15  # CPUs that others use: a system is never quite still
+WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "white",
+}
+
+
+def panels(
+    versions: Versions[T],
+    draw: Callable[[Any, str, T], None],
+    *,
+    across: int = 1,
+    height: float = 3.6,
+    legend: Sequence[Any] = (),
+    **subplots: Any,
+) -> Figure:
+    """Draw every version that is there, and one legend above them.
+
+    Versions stand side by side, each drawn on one panel; or, with `across` panels each, below each
+    other. ``draw(panel or array of panels, title, version)`` draws one. `height` is that of a row,
+    in inches.
+    """
+    found = list(versions)
+    rows, columns = (1, len(found)) if across == 1 else (len(found), across)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **subplots)
+        for place, (title, version) in zip(axes[0] if across == 1 else axes, found, strict=True):
+            draw(place, title, version)
+        if legend:
+            figure.legend(handles=legend, loc="outside upper center", ncols=len(legend))
+    return figure
+
+
+def source(versions: Versions[Result]) -> str:
+    """Return where results come from, in italics."""
+    places = [
+        f"{title} (profile {result['profile']}): {origin(result['provenance'])}"
+        for title, result in versions
+    ]
+    return f"*Source: {'; '.join(places)}.*"
+
+
+def disturbed(used: Mapping[str, float], consequence: str) -> str:
+    """Return a warning if other processes were at work; "" if not.
+
+    Parameters
+    ----------
+    used : mapping of str to float
+        How many CPUs they used, per measurement.
+    consequence : str
+        What that does to what is shown.
+    """
+    found = [f"{title}: {cpus:.1f} CPUs" for title, cpus in used.items() if cpus > _QUIET]
+    if not found:
+        return ""
+    return f"**Other processes were at work** ({'; '.join(found)}): {consequence}. "
+
+
+def nothing(key: str, reason: str) -> Picture:
+    """Return what stands in a figure's place where it cannot be made."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.6), layout="constrained")
+        not_available(figure.subplots())
+    return Picture(key, figure, f"**Not available on this machine.** {reason}", NOT_AVAILABLE)
+
+
+def not_available(*axes: Axes, text: str = NOT_AVAILABLE) -> None:
+    """Have panels say that there is nothing to be drawn."""
+    for ax in axes:
+        ax.set(facecolor="#f2f2f2", xticks=[], yticks=[])
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+        ax.text(
+            0.5,
+            0.5,
+            text.replace("available ", "available\n"),
+            transform=ax.transAxes,
+            ha="center",
+            va="center",
+            color=GREY,
+        )
+
+
+def line(colour: str, label: str, linestyle: Any = "-") -> Any:
+    """Return a line for a legend."""
+    return matplotlib.lines.Line2D([], [], color=colour, label=label, linestyle=linestyle)
+
+
+def patch(colour: str, label: str) -> Any:
+    """Return an area for a legend."""
+    return matplotlib.patches.Patch(color=colour, alpha=0.6, label=label)
+
+
+def dot(colour: str, label: str, marker: str = "o", fill: str | None = None) -> Any:
+    """Return a mark for a legend."""
+    return matplotlib.lines.Line2D(
+        [], [], color=colour, marker=marker, linestyle="", markerfacecolor=fill or colour,
+        label=label,
+    )  # fmt: skip
+
+
+def deviation(values: Any, axis: int | None = None) -> Any:
+    """Return the sample's standard deviation; 0 for one value."""
+    values = np.asarray(values, float)
+    n = values.size if axis is None else values.shape[axis]
+    return np.std(values, axis=axis, ddof=1 if n > 1 else 0)

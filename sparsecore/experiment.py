@@ -24,8 +24,8 @@ from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import peak_rss_mb, provenance
 from sparsecore.train import Trainer
 
-#: What training computes, as a number. Raise it, with a line in the changelog, when a change is meant
-#: to change what training computes: recorded results are valid for one recipe.
+#: What training computes, as a number. Raise it, with a line in the changelog, when a change is
+#: meant to change what training computes: recorded results are valid for one recipe.
 RECIPE = 1
 
 

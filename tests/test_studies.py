@@ -1,12 +1,8 @@
-"""Studies: run or load, and when a result file is not taken for what it says."""
+"""Studies of training runs: what is run, what is loaded, what is observed."""
 
-import importlib
-import json
 import shutil
-import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +10,7 @@ import pytest
 
 from sparsecore import __main__, cluster, datasets, experiment
 from sparsecore.datasets import DataCorrupt, DataNotAvailable
-from sparsecore.files import lock
-from sparsecore.paper import repeat, results
-from sparsecore.paper.measurements import Measurements
-from sparsecore.paper.results import ResultWarning
+from sparsecore.paper import store
 from sparsecore.paper.training import conditions, dense, on_cluster, studies, tables
 from sparsecore.paper.training.conditions import METHODS, STUDIES, Condition, Study
 from sparsecore.paper.training.observers import (
@@ -44,22 +37,22 @@ def study(tmp_path, monkeypatch):
         observers={("digits", "set-all-relu"): (ObserveTopology,)},
     )
     monkeypatch.setitem(STUDIES, "F-test", small)
-    monkeypatch.setenv(results.ENVIRONMENT, str(tmp_path))
-    monkeypatch.delenv(conditions.ENVIRONMENT, raising=False)
+    monkeypatch.setenv(store.FOLDER, str(tmp_path))
+    monkeypatch.delenv(store.PROFILE, raising=False)
     return small
 
 
 @pytest.fixture
 def ran(monkeypatch):
-    """Return the list of (activation, seed) that are trained from now on."""
+    """Return the list of (activation, seed) that are trained sequentially from now on."""
     calls = []
-    train = experiment.run
 
     def counted(data, config, **options):
         calls.append((config.activation, options["seed"]))
-        return train(data, config, **options)
+        return experiment.run(data, config, **options)
 
-    monkeypatch.setattr(experiment, "run", counted)
+    for name in ("set-relu", "set-all-relu"):
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], run=counted))
     return calls
 
 
@@ -79,7 +72,7 @@ def test_runs_what_is_missing_and_reads_what_is_there(study, ran):
 def test_a_deleted_file_is_computed_anew_and_no_other(study, ran):
     before = load().runs
     gone = Condition("F-test", "quick", "digits", "set-all-relu", 1)
-    gone.path.unlink()
+    studies.entry(gone).path.unlink()
     ran.clear()
     after = load().runs
     assert ran == [("all-relu", 1)]
@@ -101,109 +94,59 @@ def test_a_result_says_what_it_is_and_is_the_command_line_s(study):
     assert "/" not in run["data"]["source"]
 
 
-def _cut(text):
-    return text[: len(text) // 2]
-
-
-def _edited(text):
-    found = json.loads(text)
-    found["test_accuracy"] = 0.999
-    return json.dumps(found)
-
-
-def _foreign(text):
-    return json.dumps({"accuracy": 1.0})
-
-
-def _typed(text):
-    found = json.loads(text)
-    found["nnz_end"] = "many"
-    return json.dumps(found)
-
-
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [(_cut, "not JSON"), (_edited, "digest"), (_foreign, "format_version"), (_typed, "nnz_end")],
+    ("changed", "reason"),
+    [
+        ("config", "config.zeta was 0.3"),
+        ("data", "provenance.data_sha256"),
+        ("rows", "limit.train"),
+    ],
 )
-def test_a_damaged_file_is_named_and_computed_anew(study, ran, spoil, reason):
-    path = Condition("F-test", "quick", "digits", "set-relu", 0).path
-    good = load().runs[0]
-    path.write_text(spoil(path.read_text()))
-    ran.clear()
-    with pytest.warns(results.ResultWarning, match=f"{path.name}.*{reason}"):
-        again = load()
-    assert ran == [("relu", 0)]
-    assert again.runs[0]["test_accuracy"] == good["test_accuracy"]
-
-
-def test_the_result_of_another_run_is_not_taken(study, ran):
-    load()
-    one = Condition("F-test", "quick", "digits", "set-relu", 0).path
-    other = Condition("F-test", "quick", "digits", "set-relu", 1).path
-    one.write_bytes(other.read_bytes())
-    ran.clear()
-    with pytest.warns(results.ResultWarning, match="another run"):
-        load()
-    assert ran == [("relu", 0)]
-
-
-@pytest.mark.parametrize("changed", ["config", "code", "data", "rows"])
-def test_a_stale_result_is_computed_anew(study, ran, monkeypatch, changed):
+def test_a_result_of_another_configuration_is_computed_anew(
+    study, ran, monkeypatch, changed, reason
+):
     load()
     ran.clear()
     if changed == "config":
-        monkeypatch.setitem(
-            METHODS, "set-relu", conditions.Method("SET", {"activation": "relu", "zeta": 0.2})
-        )
-    elif changed == "code":
-        monkeypatch.setattr(results, "code_sha256", lambda *modules: "another")
+        other = replace(METHODS["set-relu"], changes={"activation": "relu", "zeta": 0.2})
+        monkeypatch.setitem(METHODS, "set-relu", other)
     elif changed == "rows":
         fewer = replace(study, quick_rows={"digits": (200, 100)})
         monkeypatch.setitem(STUDIES, "F-test", fewer)
     else:
         monkeypatch.setattr(studies, "data_sha256", lambda name: "another")
     condition = Condition("F-test", "quick", "digits", "set-relu", 0)
-    result, state = studies.look(condition)
-    assert result is None
-    assert state.startswith(
-        "stale: "
-        + {
-            "config": "zeta",
-            "code": "the code",
-            "data": "the data",
-            "rows": "rows (train) were 300",
-        }[changed]
-    )
+    result, state = studies.entry(condition).look()
+    assert result is None and state.startswith(f"other configuration: {reason}")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # stale is not damaged
+        warnings.simplefilter("error")  # it is not damaged
         load()
-    assert ran == {
-        "config": [("relu", 0), ("relu", 1)],
-        "code": [("relu", 0), ("all-relu", 0), ("relu", 1), ("all-relu", 1)],
-    }.get(changed, [("relu", 0), ("all-relu", 0), ("relu", 1), ("all-relu", 1)])
+    every = [("relu", 0), ("all-relu", 0), ("relu", 1), ("all-relu", 1)]
+    assert ran == (every[::2] if changed == "config" else every)
 
 
 def test_an_interruption_loses_only_the_run_in_progress(study, monkeypatch):
-    train, calls = experiment.run, []
+    calls = []
 
     def interrupted(data, config, **options):
         calls.append(config.activation)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return train(data, config, **options)
+        return experiment.run(data, config, **options)
 
-    monkeypatch.setattr(experiment, "run", interrupted)
+    for name in study.methods:
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], run=interrupted))
     with pytest.raises(KeyboardInterrupt):
         load()
-    files = {path.suffix for path in results.root().rglob("*") if path.is_file()}
+    files = {path.suffix for path in store.root().rglob("*") if path.is_file()}
     assert files == {".json", ".lock"}  # nothing partial
-    assert len(list(results.root().rglob("*.json"))) == 2
+    assert len(list(store.root().rglob("*.json"))) == 2
     load()
     assert len(calls) == 3 + 2
 
 
 def test_a_run_that_diverges_is_recorded_and_not_computed_again(study, ran, monkeypatch):
-    wild = conditions.Method("SET", {"activation": "relu", "learning_rate": 1e6})
+    wild = replace(METHODS["set-relu"], changes={"activation": "relu", "learning_rate": 1e6})
     monkeypatch.setitem(METHODS, "set-relu", wild)
     with np.errstate(all="ignore"):
         found = load()
@@ -214,47 +157,6 @@ def test_a_run_that_diverges_is_recorded_and_not_computed_again(study, ran, monk
     ran.clear()
     assert load().diverged == found.diverged
     assert ran == []
-
-
-def test_what_another_process_has_computed_meanwhile_is_read(study, ran, monkeypatch):
-    computed = load().runs
-    ran.clear()
-    looks, look = [], studies.look
-
-    def late(condition):  # at the first look at all conditions, none was there
-        looks.append(condition)
-        return (None, "missing") if len(looks) <= 4 else look(condition)
-
-    monkeypatch.setattr(studies, "look", late)
-    assert load().runs == computed and ran == []
-
-
-def test_two_processes_do_not_compute_the_same_run(study, tmp_path):
-    condition = Condition("F-test", "quick", "digits", "set-relu", 0)
-    held = condition.path.with_name(f".{condition.name}.lock")
-    with ThreadPoolExecutor(1) as pool:
-        with lock(held) as locked:
-            if not locked:
-                pytest.skip("this system has no locks")
-            waiting = pool.submit(studies.load, "F-test", progress=False)
-            time.sleep(0.3)
-            assert not list(results.root().rglob("*.json"))
-        assert len(waiting.result().runs) == 4
-
-
-def test_results_that_cannot_be_written_are_shown_all_the_same(study, monkeypatch):
-    def full(path, result):
-        raise OSError("no space left")
-
-    kept = load().runs
-    for path in results.root().rglob("*.json"):
-        path.unlink()
-    monkeypatch.setattr(results, "write", full)
-    with pytest.warns(
-        ResultWarning, match=r"digits-set-relu-seed0.*cannot be kept \(no space left"
-    ):
-        found = load()
-    assert [r["weights_sha256"] for r in found.runs] == [r["weights_sha256"] for r in kept]
 
 
 def test_results_stay_valid_where_their_data_are_not(study, ran, monkeypatch):
@@ -303,7 +205,7 @@ def test_a_study_can_show_the_runs_of_another(study, ran, monkeypatch):
     assert found.epochs("digits") == 2
 
 
-@pytest.mark.parametrize("profile", conditions.PROFILES)
+@pytest.mark.parametrize("profile", store.PROFILES)
 def test_runs_serve_two_studies(profile):
     every = STUDIES["F-alpha"].conditions(profile)
     shared = {c.study for c in every if c.method in ("set-relu", "set-all-relu")}
@@ -314,16 +216,7 @@ def test_runs_serve_two_studies(profile):
         assert (condition.config, condition.limit) == (other.config, other.limit)
 
 
-def test_profiles(study, monkeypatch):
-    assert conditions.current_profile() == "quick"
-    monkeypatch.setenv(conditions.ENVIRONMENT, "paper")
-    assert conditions.current_profile() == "paper"
-    assert conditions.current_profile("quick") == "quick"
-    monkeypatch.setenv(conditions.ENVIRONMENT, "huge")
-    with pytest.raises(
-        ValueError, match=r"\$SPARSECORE_PROFILE: expected one of quick, paper, got 'huge'"
-    ):
-        conditions.current_profile()
+def test_a_study_that_is_none_is_named():
     with pytest.raises(ValueError, match=r"expected one of .*F-curves.*, got 'F-none'"):
         conditions.find("F-none")
 
@@ -332,25 +225,6 @@ def test_every_table_and_figure_of_the_design_has_its_study():
     keys = "T-datasets T-hyper T-main T-extreme F-overview F-curves F-gradient-flow F-alpha "
     keys += "F-importance F-topology F-parallel F-scaling F-resources F-speed L-claims"
     assert set(keys.split()) == set(STUDIES)
-    measured = [study for study in STUDIES.values() if study.measured_by]
-    assert {study.key for study in measured} == {"F-speed", "F-parallel", "F-scaling", "T-extreme"}
-    for study in measured:
-        module = importlib.import_module(study.measured_by)
-        assert module.FILES.study == study.key
-        assert callable(module.load)
-
-
-def test_state_of_a_measurement(tmp_path, monkeypatch):
-    monkeypatch.setenv(results.ENVIRONMENT, str(tmp_path))
-    files = Measurements("F-test", lambda: "code", lambda profile: ["a", "b", "c"])
-    files.write("b", "quick", {"ms": 1.0})
-    replace(files, code_sha256=lambda: "older").write("c", "quick", {})
-    states = files.look("quick")
-    assert (states["a"], states["b"], states["c"][:5]) == ("missing", "present", "stale")
-    assert files.read("c", "quick") is not None
-    files.path("b", "quick").write_text('{"study": "F-test"')
-    with pytest.warns(results.ResultWarning, match="b.json of F-test, quick: damaged"):
-        assert files.look("quick")["b"].startswith("stale or damaged")
 
 
 def test_the_paper_profile_is_the_setting_unchanged():
@@ -390,7 +264,6 @@ def test_a_method_names_its_runner(study, monkeypatch):
     _, alone = dense.run(datasets.load("digits").limited(300), config, seed=0)
     assert run["weights_sha256"] == alone["weights_sha256"]
     assert run["nnz_start"] == 64 * 20 + 20 * 20 + 20 * 10
-    assert run["code_sha256"] != found.of("digits", "set-relu")[0]["code_sha256"]
 
 
 @pytest.fixture
@@ -499,44 +372,37 @@ def test_quick_pruning_is_scaled_to_the_epochs():
 
 def test_recorded_results_are_read_and_never_run(study, ran, monkeypatch):
     assert studies.recorded("F-test").runs == []
-    paper = [c for c in study.conditions("paper") if c.method == "set-relu"]
-    for condition in paper:
-        run = dict(load().of("digits", "set-relu")[0])
-        run |= {
-            "profile": "paper",
-            "limit": condition.limit,
-            "config": {"dataset": "digits", **condition.config.to_dict()},
-        }
-        run.pop("digest")
-        results.write(condition.path, run)
+    [paper] = [c for c in study.conditions("paper") if c.method == "set-relu"]
+    load()
+    run = {
+        name: value
+        for name, value in studies.entry(replace(paper, profile="quick")).look()[0].items()
+        if name not in ("study", "name", "profile", "digest", "cache")
+    }
+    run |= {
+        "limit": paper.limit,
+        "config": {"dataset": "digits", **paper.config.to_dict()},
+    }
+    studies.entry(paper).obtain(lambda: run)
     ran.clear()
+    monkeypatch.setattr(store, "sources_sha256", lambda: "other code")
     found = studies.recorded("F-test")
     assert [r["profile"] for r in found.runs] == ["paper"]
-    assert (found.recorded, found.older, found.suffix) == (True, False, "-recorded")
+    assert (found.recorded, found.suffix) == (True, "-recorded")
     assert ran == []
 
-    with monkeypatch.context() as patch:
-        patch.setattr(results, "code_sha256", lambda *modules: "another")
-        older = studies.recorded("F-test")
-        assert len(older.runs) == 1
-        assert "some made by earlier code and not repeated" in older.provenance
     with monkeypatch.context() as patch:
         patch.setattr(studies, "data_sha256", lambda name: None)  # not on this machine
         assert len(studies.recorded("F-test").runs) == 1
         patch.setattr(studies, "data_sha256", lambda name: "another")
         assert studies.recorded("F-test").runs == []
     with monkeypatch.context() as patch:
-        patch.setitem(
-            METHODS, "set-relu", conditions.Method("SET", {"activation": "relu", "zeta": 0.2})
-        )
+        patch.setenv(store.PROFILE, "paper")  # then they are the build's own
         assert studies.recorded("F-test").runs == []
-    with monkeypatch.context() as patch:
-        patch.setenv(conditions.ENVIRONMENT, "paper")  # then they are the build's own
+    studies.entry(paper).path.write_text("{")
+    with pytest.warns(store.ResultWarning, match="left out"):
         assert studies.recorded("F-test").runs == []
-    paper[0].path.write_text("{")
-    with pytest.warns(results.ResultWarning, match="left out"):
-        assert studies.recorded("F-test").runs == []
-    assert paper[0].path.read_text() == "{"
+    assert studies.entry(paper).path.read_text() == "{"
 
 
 def _observed(epochs, observer, **changes):
@@ -592,212 +458,6 @@ def test_pruning_after_training_against_a_model_pruned_by_hand():
         assert one["agreement"] == 1
         assert one["compact_nnz"] <= one["nnz"]
     assert records[-1][0].weights_sha256() == model.weights_sha256()
-
-
-def test_a_base_class_s_code_counts_for_an_observer(monkeypatch):
-    before = ObserveTopology.code_sha256()
-    original = results.essence
-
-    def changed(source):
-        return original(source) + "# changed" * source.startswith("class Observer:")
-
-    monkeypatch.setattr(results, "essence", changed)
-    assert ObserveTopology.code_sha256() != before
-    monkeypatch.undo()
-    kinds = (ObserveTopology, ObserveImportance, ObservePruning)
-    assert len({kind.code_sha256() for kind in kinds}) == 3
-
-
-def test_only_code_counts_for_the_digest():
-    source = (
-        '"""Doc."""\n\nx = 1  # why\n\n\n'
-        'def f(a):\n    """Return it.\n\n    Notes\n    """\n    return "# no comment"\n'
-    )
-    bare = 'x = 1\ndef f(a):\n    return "# no comment"'
-    assert results.essence(source) == bare
-    assert results.essence(source.replace("x = 1", "x = 2")) != bare
-
-
-def test_modules_are_those_that_are_spelled_so():
-    assert {"sparsecore.datasets", "sparsecore.datasets.dataset"} <= results._modules()
-    assert "sparsecore.datasets.Dataset" not in results._modules()  # a class; as a file on macOS
-
-
-def test_modules_that_are_named_count_though_they_change_no_result():
-    named = ("sparsecore.experiment", *results._NO_INFLUENCE)
-    assert set(results._NO_INFLUENCE) <= results._closure(named)
-    assert "sparsecore.governor" not in results._closure(("sparsecore.experiment",))
-
-
-def test_the_digest_covers_what_training_imports():
-    modules = results._closure(("sparsecore.experiment", "sparsecore.datasets.dataset"))
-    needed = {
-        "train",
-        "mlp",
-        "topology",
-        "kernels",
-        "engine",
-        "losses",
-        "seeds",
-        "augment",
-        "datasets.dataset",
-    }
-    assert {f"sparsecore.{name}" for name in needed} <= modules
-    assert not any("paper" in m or "provenance" in m or "registry" in m for m in modules)
-
-
-def test_where_results_are(tmp_path, monkeypatch):
-    monkeypatch.delenv(results.ENVIRONMENT, raising=False)
-    (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "_toc.yml").touch()
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "book" / "notebooks").symlink_to("../notebooks")
-    for place in (".", "book", "notebooks", "book/notebooks"):
-        monkeypatch.chdir(tmp_path / place)
-        assert results.root() == tmp_path / "book" / "results"
-    outside = tmp_path / "elsewhere" / "deep"
-    outside.mkdir(parents=True)
-    (tmp_path / "book" / "_toc.yml").unlink()
-    monkeypatch.chdir(outside)
-    assert results.root() == outside / "results"
-
-
-def test_a_run_is_stamped_with_the_code_that_began_it(study, monkeypatch):
-    now = ["before"]
-    monkeypatch.setattr(Condition, "code_sha256", property(lambda self: now[0]))
-    train = experiment.run
-
-    def edited_meanwhile(*args, **options):
-        now[0] = "edited"
-        return train(*args, **options)
-
-    monkeypatch.setattr(experiment, "run", edited_meanwhile)
-    condition = Condition("F-test", "quick", "digits", "set-relu", 0)
-    assert studies._run(condition, lambda work: None)["code_sha256"] == "before"
-
-
-@pytest.fixture
-def of_older_code(study, monkeypatch):
-    """Return the conditions of a study whose results are of other code than today's."""
-    longer = replace(study, quick={"digits": {"epochs": 4, "hidden": (20, 20)}})
-    monkeypatch.setitem(STUDIES, "F-test", longer)
-    with monkeypatch.context() as patch:
-        patch.setattr(results, "code_sha256", lambda *modules: "older")
-        studies.load("F-test", methods=["set-all-relu"], progress=False)
-    found = [c for c in study.conditions("quick") if c.method == "set-all-relu"]
-    assert {studies.look(c)[1] for c in found} == {studies.CODE_CHANGED}
-    return found
-
-
-@pytest.mark.parametrize("epochs", [1, 10], ids=["begun", "whole"])
-def test_results_that_today_s_code_repeats_count_as_today_s(of_older_code, ran, epochs):
-    before = [results.read(c.path) for c in of_older_code]
-    ran.clear()
-    found = repeat.repeat("F-test", epochs=epochs, progress=False)
-    assert found == {c.name: "repeated" for c in of_older_code}
-    assert len(ran) == 2
-    for condition, old in zip(of_older_code, before, strict=True):
-        result, state = studies.look(condition)
-        assert state == "present"
-        added = {"repeated", "digest"}
-        assert {n: v for n, v in result.items() if n not in added} == {
-            n: v for n, v in old.items() if n not in added
-        }
-        assert result["repeated"]["epochs"] == min(epochs, 4)
-    assert "later code repeats at least the first" in load().provenance
-    assert repeat.repeat("F-test", progress=False) == {}  # nothing is left to do
-
-
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        (
-            lambda r: r["epochs"][1].update(loss=r["epochs"][1]["loss"] * (1 + 1e-11)),
-            "epochs[1].loss",
-        ),
-        (lambda r: r["epochs"][0]["topology"]["fan_in"][0].append(1), "fan_in[0]"),
-        (lambda r: r.update(weights_sha256="other"), "weights_sha256"),
-        (lambda r: r["epochs"][2].pop("replaced"), "epochs[2].replaced"),
-    ],
-)
-def test_a_result_that_differs_is_named_and_left_as_it_is(of_older_code, capsys, spoil, reason):
-    condition = of_older_code[1]
-    result = results.read(condition.path)
-    spoil(result)
-    results.write(condition.path, result)
-    before = condition.path.read_bytes()
-    assert __main__.main(["study", "repeat", "F-test", "--methods", "set-all-relu"]) == 1
-    said = capsys.readouterr()
-    assert f"{of_older_code[0].name}: repeated" in said.out
-    assert f"{condition.name}: differs: " in said.out and reason in said.out
-    assert f"not the same: {condition.name}" in said.err
-    assert condition.path.read_bytes() == before
-
-
-def test_why_a_result_is_not_repeated(of_older_code, ran, monkeypatch):
-    first, second = of_older_code
-    whole = results.read(first.path)
-    results.write(first.path, {**whole, "diverged": "loss nan"})
-    ran.clear()
-
-    @contextmanager
-    def lock_after_another(path):
-        results.write(first.path, {**whole, "code_sha256": first.code_sha256})
-        yield
-
-    assert repeat.repeat("F-test", progress=False) == {
-        first.name: "not repeated: it diverged", second.name: "repeated",
-    }  # fmt: skip
-    assert ran == [("all-relu", 1)]
-    results.write(first.path, whole)
-    ran.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(studies, "data_sha256", lambda name: "another")
-        found = repeat.repeat("F-test", progress=False)
-    assert found == {first.name: "not repeated: the data have changed"}
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            studies,
-            "_data",
-            lambda name: raised(DataNotAvailable("digits", [("here", "gone")], "by hand")),
-        )
-        assert repeat.repeat("F-test", progress=False) == {
-            first.name: "not repeated: digits is not available on this machine. Sources tried:"
-        }
-    with monkeypatch.context() as patch:
-        patch.setattr(experiment, "run", lambda *a, **o: raised(FloatingPointError("loss nan")))
-        assert repeat.repeat("F-test", progress=False) == {first.name: "differs: loss nan"}
-    with monkeypatch.context() as patch:
-        patch.setattr(repeat, "lock", lock_after_another)
-        found = repeat.repeat("F-test", progress=False)
-    assert found == {first.name: "not repeated: another process has just written it"}
-    assert ran == []
-
-
-def raised(error):
-    raise error
-
-
-def test_what_cannot_be_repeated_in_part_is_said(study, monkeypatch, capsys):
-    by_cluster = conditions.Method("W", {"activation": "relu"}, conditions.ON_CLUSTER)
-    studies.load("F-test", methods=["set-relu"], seeds=[0], progress=False)
-    monkeypatch.setitem(METHODS, "set-relu", by_cluster)
-    assert repeat.repeat("F-test", progress=False) == {
-        "digits-set-relu-seed0": "not repeated: a parallel run cannot be in part"
-    }
-    for wrong in (["F-test", "--epochs", "0"], ["F-speed"]):
-        assert __main__.main(["study", "repeat", *wrong]) == 1
-    said = capsys.readouterr().err
-    assert "epochs: expected at least 1, got 0" in said and "F-speed is measured" in said
-
-
-def test_a_repetition_goes_on_until_importance_has_pruned():
-    condition = Condition("T-main", "paper", "madelon", "set-all-relu-pruned", 0)
-    assert repeat._length(condition, 10) == 202  # the epochs to 201, and one that does not count
-    assert repeat._length(replace(condition, method="set-relu"), 10) == 11
-    assert repeat._length(replace(condition, profile="quick"), 200) == 60
-    # Looked at by `ObservePruning` after the last epoch.
-    assert repeat._length(replace(condition, method="set-all-relu"), 10) == 500
 
 
 def test_command_line(study, ran, capsys):

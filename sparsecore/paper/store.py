@@ -153,20 +153,23 @@ class Entry:
             self._warn(f"{state}; it is computed anew", 3)
         with files.lock(self.path.with_name(f".{self.name}.lock")):
             result, _ = self.look()  # another process may have been faster
-            return self._keep(compute()) if result is None else result
+            return self._keep(compute) if result is None else result
 
-    def _keep(self, found: Result) -> Result:
-        """Write what was computed and return it as it would be read."""
+    def _keep(self, compute: Callable[[], Result]) -> Result:
+        """Compute the result, write it, and return it as it would be read."""
         result: Result = {"study": self.study, "name": self.name, "profile": self.profile}
+        result["recipe"] = RECIPE
+        # Of the code that begins: in the hours of a run somebody may edit and commit.
+        about = provenance(1, None)
         if self.profile == "quick":
             result["cache"] = _cache_key()
-        result |= {"recipe": RECIPE, **found}
-        result.setdefault("provenance", provenance(1, None))
+        result = {**result, "provenance": about, **compute()}
         try:
             write(self.path, result, self.schema)
         except OSError as error:
             self._warn(f"cannot be kept ({error}); set {FOLDER} to a folder that can be written", 4)
-        return dict(json.loads(json.dumps(result)))
+            return dict(json.loads(json.dumps(result)))  # as it would be read
+        return read(self.path, self.schema)
 
     def _warn(self, what: str, level: int) -> None:
         text = f"{self.path.name} of {self.study}, {self.profile}: {what}"

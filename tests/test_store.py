@@ -1,0 +1,216 @@
+"""The store of results: when a file is taken for what it says, and when it is computed."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+
+from sparsecore import experiment, files
+from sparsecore.commands import study
+from sparsecore.datasets import DataNotAvailable
+from sparsecore.paper import store
+from sparsecore.paper.store import Entry, ResultWarning, Versions, versions
+from sparsecore.paper.training import studies
+from sparsecore.paper.training.conditions import STUDIES
+
+FOUND = {"ms": 1.5, "config": {"epochs": 3}}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(store.FOLDER, str(tmp_path))
+    monkeypatch.delenv(store.PROFILE, raising=False)
+
+
+def entry(profile="paper", **expected):
+    return Entry("F-test", "one", profile, lambda result: {"ms": float}, lambda: expected)
+
+
+def never():
+    raise AssertionError("computed")
+
+
+def test_what_is_missing_is_computed_once():
+    assert entry().look() == (None, "missing")
+    first = entry().obtain(lambda: FOUND)
+    assert first["ms"] == 1.5 and first["recipe"] == experiment.RECIPE
+    assert {"cpu", "cores", "python", "commit"} <= first["provenance"].keys()
+    assert entry().obtain(never) == first == entry().recorded()
+
+
+def _cut(text):
+    return text[: len(text) // 2]
+
+
+def _edited(text):
+    return text.replace("1.5", "0.5")
+
+
+def _foreign(text):
+    return json.dumps({"accuracy": 1.0})
+
+
+def _typed(text):
+    return text.replace("1.5", '"fast"')
+
+
+def _renamed(text):
+    result = json.loads(text) | {"name": "two"}
+    return json.dumps(result | {"digest": store._digest(result)})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_cut, "not JSON"),
+        (_edited, "digest"),
+        (_foreign, "format_version"),
+        (_typed, "ms: expected float"),
+        (_renamed, "another run, two"),
+    ],
+)
+def test_a_damaged_file_is_named_and_computed_anew(spoil, reason):
+    good = entry().obtain(lambda: FOUND)
+    entry().path.write_text(spoil(entry().path.read_text()))
+    with pytest.warns(ResultWarning, match=f"one.json of F-test, paper: damaged.*{reason}"):
+        assert entry().recorded() is None
+    with pytest.warns(ResultWarning, match=f"damaged.*{reason}"):
+        assert entry().obtain(lambda: FOUND)["ms"] == good["ms"]
+    assert entry().look()[1] == "recorded"
+
+
+def test_a_recorded_result_is_valid_for_its_configuration_and_recipe_alone(monkeypatch):
+    entry().obtain(lambda: FOUND)
+    monkeypatch.setattr(store, "sources_sha256", lambda: "a module was renamed")
+    monkeypatch.setattr(store, "_cache_key", lambda: "another machine")
+    assert entry(**{"config.epochs": 3}).look()[1] == "recorded"
+    other = entry(**{"config.epochs": 4}).look()
+    assert other == (None, "other configuration: config.epochs was 3, is now 4")
+    monkeypatch.setattr(store, "RECIPE", experiment.RECIPE + 1)
+    assert entry().look()[1] == f"other recipe: {experiment.RECIPE}, today's is {store.RECIPE}"
+    assert entry().obtain(lambda: FOUND)["recipe"] == store.RECIPE
+
+
+def test_a_quick_result_is_a_cache_of_this_code_on_this_machine(monkeypatch):
+    entry("quick").obtain(lambda: FOUND)
+    assert entry("quick").look()[1] == "recorded"
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "sources_sha256", lambda: "changed")
+        assert entry("quick").look() == (None, "other code or machine")
+    with monkeypatch.context() as patch:
+        about = {**store.provenance(1, None), "cpu": "another"}
+        patch.setattr(store, "provenance", lambda *args: about)
+        assert entry("quick").look() == (None, "other code or machine")
+
+
+def test_a_result_says_which_code_computed_it_though_that_changes_meanwhile(monkeypatch):
+    now = ["before"]
+    monkeypatch.setattr(store, "sources_sha256", lambda: now[0])
+
+    def edited_meanwhile():
+        now[0] = "after"
+        return FOUND
+
+    entry("quick").obtain(edited_meanwhile)
+    assert entry("quick").look()[1] == "other code or machine"
+
+
+def test_two_processes_do_not_compute_the_same_result():
+    held = entry().path.with_name(".one.lock")
+    with ThreadPoolExecutor(1) as pool:
+        with files.lock(held) as locked:
+            if not locked:
+                pytest.skip("this system has no locks")
+            waiting = pool.submit(entry().obtain, never)
+            time.sleep(0.2)
+            whole = {"study": "F-test", "name": "one", "profile": "paper", "recipe": store.RECIPE}
+            whole |= {**FOUND, "provenance": store.provenance(1, None)}
+            store.write(entry().path, whole, lambda result: {})
+        assert waiting.result()["ms"] == 1.5
+
+
+def test_a_result_that_cannot_be_kept_is_shown_all_the_same(monkeypatch):
+    def full(path, values):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(files, "write_json", full)
+    with pytest.warns(ResultWarning, match=r"one.*cannot be kept \(no space left"):
+        assert entry().obtain(lambda: FOUND)["ms"] == 1.5
+
+
+def test_versions(monkeypatch):
+    def make(profile):
+        return entry(profile)
+
+    def absent():
+        raise DataNotAvailable("digits", [], "put it there")
+
+    nothing = versions(make, absent, "quick")
+    assert not nothing and "put it there" in nothing.missing
+    here = versions(make, lambda: FOUND, "quick")
+    assert [title for title, _ in here] == ["this build"]
+    own = versions(make, lambda: {**FOUND, "ms": 2.5}, "paper")
+    assert [(title, found["ms"]) for title, found in own] == [("recorded", 2.5)]
+    both = versions(make, never, "quick")
+    assert [(title, found["ms"]) for title, found in both] == [
+        ("recorded", 2.5),
+        ("this build", 1.5),
+    ]
+    assert both.first["ms"] == 2.5
+    assert list(Versions(None, 3)) == [("this build", 3)]
+
+
+def test_profiles(monkeypatch):
+    assert store.current_profile() == "quick"
+    monkeypatch.setenv(store.PROFILE, "paper")
+    assert store.current_profile() == "paper"
+    assert store.current_profile("quick") == "quick"
+    monkeypatch.setenv(store.PROFILE, "huge")
+    with pytest.raises(
+        ValueError, match=r"\$SPARSECORE_PROFILE: expected one of quick, paper, got 'huge'"
+    ):
+        store.current_profile()
+
+
+def test_where_results_are(tmp_path, monkeypatch):
+    monkeypatch.delenv(store.FOLDER, raising=False)
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "_toc.yml").touch()
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "book" / "notebooks").symlink_to("../notebooks")
+    for place in (".", "book", "notebooks", "book/notebooks"):
+        monkeypatch.chdir(tmp_path / place)
+        assert store.root() == tmp_path / "book" / "results"
+    outside = tmp_path / "elsewhere" / "deep"
+    outside.mkdir(parents=True)
+    (tmp_path / "book" / "_toc.yml").unlink()
+    monkeypatch.chdir(outside)
+    assert store.root() == outside / "results"
+
+
+def test_what_is_committed_is_valid_and_belongs_to_a_study(monkeypatch, request):
+    monkeypatch.setenv(store.FOLDER, str(request.config.rootpath / "book" / "results"))
+    pinned = {c.dataset for s in STUDIES.values() for c in s.conditions("paper")} - {"higgs"}
+    hashed = studies.data_sha256
+    digest = lambda name: hashed(name) if name in pinned - {"leukemia"} else None  # noqa: E731
+    monkeypatch.setattr(studies, "data_sha256", digest)  # the others would be downloaded
+    measured = study._measured()
+    entries = [e for module in measured.values() for e in module.entries("paper")]
+    for key in STUDIES.keys() - measured.keys():
+        entries += map(studies.entry, STUDIES[key].conditions("paper"))
+    states = {e.path: e.look()[1] for e in entries}
+    assert {state for state in states.values() if state != "missing"} == {"recorded"}
+    assert set((store.root() / "paper").glob("*/*.json")) <= states.keys()
+
+
+def test_deleting_a_result_recomputes_that_one():
+    names = [Entry("F-test", name, "paper") for name in "abc"]
+    for each in names:
+        each.obtain(lambda: FOUND)
+    names[1].path.unlink()
+    ran = []
+    for each in names:
+        each.obtain(partial(lambda e: ran.append(e.name) or FOUND, each))
+    assert ran == ["b"]

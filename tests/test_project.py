@@ -244,6 +244,20 @@ def test_library_does_not_know_the_paper():
             assert not {m for m in own_imports(path) if room(m) == "paper"}, module
 
 
+def test_no_module_is_imported_by_a_name_in_a_string():
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and node.value in MODULES:
+                assert room(node.value) == room(module), f"{path}, line {node.lineno}"
+
+
+def test_modules_are_small():
+    lines = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
+    large = {module for module, n in lines.items() if n > 500}
+    assert large <= {"sparsecore.compiled.lanes", "sparsecore.mlp"}
+    assert sum(lines.values()) < 20_000, "a feature arrives by reusing what is there"
+
+
 def test_imports_have_no_cycle():
     graph = {module: own_imports(path) - {module} for module, path in MODULES.items()}
     tuple(graphlib.TopologicalSorter(graph).static_order())

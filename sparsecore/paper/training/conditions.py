@@ -29,17 +29,8 @@ from sparsecore.topology import erdos_renyi_density
 class Method:
     """A way of training: what it changes in a data set's setting, and what runs it.
 
-    Attributes
-    ----------
-    label : str
-        As figures and tables call it.
-    changes : mapping
-        Values of `TrainConfig` fields.
-    run : callable
-        ``run(data, config, seed=…, observe=…, **options)`` returns a model and the result that
-        `experiment.run` documents.
-    options : mapping
-        What else it is given.
+    ``run(data, config, seed=…, observe=…, **options)`` returns a model and the result that
+    `experiment.run` documents.
     """
 
     label: str
@@ -98,29 +89,8 @@ METHODS.update(
 class Study:
     """What a table or figure is made of.
 
-    Attributes
-    ----------
-    key : str
-        As the book calls it.
-    content : str
-        What it shows, in one line.
-    datasets, methods : tuple of str
-        Every method runs on every data set, unless `excluded` says why not. Both empty: the study
-        needs no run.
-    seeds : mapping of str to tuple of int
-        Per profile.
-    quick : mapping
-        Per data set, the fields of `TrainConfig` that the quick profile changes. The schedule of
-        importance pruning is scaled to the epochs: from 40 % of them on, every tenth part (fifth,
-        if parallel).
-    quick_rows : mapping
-        Per data set, how many rows for training and for the test the quick profile takes at most.
-    runs_of : str or None
-        Key of the study whose runs these are; it also says how long they are and what is observed.
-    shares_with : str or None
-        Key of the study whose runs of the same methods serve this one, too; its own are as long.
-    observers : mapping
-        Per (data set, method), who looks on.
+    Every method runs on every data set, with the seeds of the profile, unless `excluded` says why
+    not. A study without data sets needs no run.
     """
 
     key: str
@@ -128,9 +98,13 @@ class Study:
     datasets: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    # Per data set: the fields of the configuration that the quick profile changes, and how many
+    # rows for training and for the test it takes at most.
     quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     quick_rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    # The study whose runs these are; it also says how long they are and what is observed.
     runs_of: str | None = None
+    # The study whose runs of the same methods serve this one, too; its own are as long.
     shares_with: str | None = None
     observers: Mapping[tuple[str, str], tuple[type[Observer], ...]] = field(default_factory=dict)
 
@@ -140,13 +114,7 @@ class Study:
         return STUDIES[self.runs_of] if self.runs_of else self
 
     def part(self, datasets: Sequence[str] | None, methods: Sequence[str] | None) -> Study:
-        """Return the same study with some of its data sets and methods; None: all.
-
-        Raises
-        ------
-        ValueError
-            If one is not the study's; the message lists those that are.
-        """
+        """Return the study with some of its data sets and methods; None: all. Others: ValueError."""
         chosen: dict[str, Any] = {}
         for name, wanted in (("datasets", datasets), ("methods", methods)):
             there = getattr(self, name)
@@ -337,6 +305,7 @@ class Condition:
         changes = METHODS[self.method].changes
         if self.profile == "paper":
             return config.with_values(**changes)
+        # Importance pruning starts after 40 % of the epochs, then every tenth part (or fifth).
         config = config.with_values(**self._measure.quick.get(self.dataset, {}))
         if changes.get("prune_from") is not None:
             every = changes.get("prune_every", config.prune_every) * config.epochs / 100
@@ -375,13 +344,7 @@ class Condition:
 
 
 def find(key: str) -> Study:
-    """Return a study by its key.
-
-    Raises
-    ------
-    ValueError
-        If there is none; the message lists them.
-    """
+    """Return a study by its key; a ValueError lists all keys."""
     if key not in STUDIES:
         raise ValueError(f"study: expected one of {', '.join(STUDIES)}, got {key!r}")
     return STUDIES[key]

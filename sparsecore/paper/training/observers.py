@@ -18,14 +18,7 @@ from sparsecore.mlp import SparseMLP
 
 
 class Observer:
-    """Sees a model before the first epoch and after each.
-
-    Parameters
-    ----------
-    config : TrainConfig
-    data : Dataset
-        Raw values, as the run gets them.
-    """
+    """Sees a model before the first epoch and after each; `data` are raw, as the run gets them."""
 
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
         self.config, self.data = config, data
@@ -71,11 +64,9 @@ class ObserveTopology(Observer):
 
 
 class ObserveGradientFlow(Observer):
-    """Sees "gradient_flow", on the same training rows every epoch.
+    """Sees "gradient_flow" on the same 1000 training rows every epoch, stratified.
 
-    Notes
-    -----
-    Up to 1000 rows, stratified; without dropout, which would be another network every time.
+    There is no dropout, which would be another network every time.
     """
 
     def __init__(self, config: TrainConfig, data: Dataset) -> None:

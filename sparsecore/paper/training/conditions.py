@@ -114,7 +114,7 @@ class Study:
         return STUDIES[self.runs_of] if self.runs_of else self
 
     def part(self, datasets: Sequence[str] | None, methods: Sequence[str] | None) -> Study:
-        """Return the study with some of its data sets and methods; None: all. Others: ValueError."""
+        """Return the study with some of its data sets and methods, or all; name what it has not."""
         chosen: dict[str, Any] = {}
         for name, wanted in (("datasets", datasets), ("methods", methods)):
             there = getattr(self, name)

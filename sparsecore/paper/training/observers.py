@@ -8,6 +8,7 @@ Which runs are observed by what is said in `conditions`.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
 
 
-class Observer:
+class Observer(ABC):
     """Sees a model before the first epoch and after each; `data` are raw, as the run gets them."""
 
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
@@ -29,9 +30,9 @@ class Observer:
         self._epoch += 1
         return self.see(model, self._epoch)
 
+    @abstractmethod
     def see(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
         """Do what `__call__` does; the model is of the end of `epoch`, 0 before training."""
-        raise NotImplementedError
 
     def now_and_then(self, epoch: int) -> bool:
         """Tell whether it is epoch 0, 1, 2, 5, 10, 20, 50, … or the last."""

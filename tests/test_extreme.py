@@ -22,11 +22,11 @@ from sparsecore import topology
 from sparsecore.checkpoint import CheckpointError
 from sparsecore.compiled.lanes import Width
 from sparsecore.compiled.team import Team
-from sparsecore.extreme import budget, run, saved, select, sweeps, tiles
+from sparsecore.extreme import budget, run, saved, sweeps, tiles
 from sparsecore.extreme.budget import OverBudgetError
+from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.data import Stream
 from sparsecore.extreme.network import TiledMLP
-from sparsecore.extreme.run import ExtremeConfig
 from sparsecore.extreme.tiles import Tiles
 
 SIZES = (600, 1500, 1300, 900, 3)
@@ -84,7 +84,7 @@ def samples(n=4, seed=0):
 def test_the_cut_is_where_sorting_puts_it(values, zeta):
     weights = np.array(values, np.float32)
     with Team(1) as alone:
-        cut = select.weakest(weights, zeta, alone)
+        cut = tiles.weakest(weights, zeta, alone)
     total = 0
     for sign, own in enumerate((weights[~(weights < 0)], weights[weights < 0])):
         n_drop = int(zeta * len(own))
@@ -99,7 +99,7 @@ def test_the_cut_is_where_sorting_puts_it(values, zeta):
 
 def test_zeta_is_a_fraction(team):
     with pytest.raises(ValueError, match=r"zeta: expected a fraction in \[0, 1\), got 1.0"):
-        select.weakest(np.ones(3, np.float32), 1.0, team)
+        tiles.weakest(np.ones(3, np.float32), 1.0, team)
 
 
 # --- drawing -------------------------------------------------------------------------------------

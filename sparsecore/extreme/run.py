@@ -21,6 +21,7 @@ import numpy as np
 from scipy.stats import binomtest, kendalltau
 
 from sparsecore import progress as bars
+from sparsecore.checkpoint import check_resumed
 from sparsecore.extreme import budget, saved, split
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.data import N_CLASSES, Stream
@@ -244,14 +245,8 @@ def _state(config: ExtremeConfig, seed: int, path: Any, resume: bool) -> dict[st
     """Return the state to go on from, or None."""
     if not resume or path is None or not Path(path).exists():
         return None
-    state = saved.read_run(path)
-    for name, here in (("seed", seed), ("config", asdict(config))):
-        if state[name] != here:
-            raise ValueError(
-                f"{path}: belongs to a run with {name} {state[name]!r}, not {here!r}; resume with "
-                "the same options, or name another checkpoint"
-            )
-    return state
+    expected = {"seed": seed, "config": asdict(config)}
+    return check_resumed(path, saved.read_run(path), expected)
 
 
 def _next_stop(config: ExtremeConfig, step: int, checkpoint_every: int) -> int:

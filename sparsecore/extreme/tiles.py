@@ -100,11 +100,16 @@ class Scratch:
         self._members = members
         self.drawn = self.buckets = np.empty((members, 1), np.int64)
 
-    def reserve(self, most: int) -> None:
-        """Make room for tiles of `most` draws."""
+    def count(
+        self, team: Team, grid: Grid, key: np.uint64, vacant: np.ndarray, draws: np.ndarray,
+        walked: bool, found: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Fill `found` with the number of different cells that so many draws hit in each tile."""
+        most = int(draws.max())
         if most >= self.buckets.shape[1]:
             self.drawn = np.empty((self._members, most), np.int64)
             self.buckets = np.empty((self._members, most + 1), np.int64)
+        _share(_count, team, grid, key, vacant, draws, walked, self.drawn, self.buckets, found)
 
 
 def draw(grid: Grid, tiles: Tiles, density: float, key: np.uint64, team: Team) -> None:
@@ -116,15 +121,10 @@ def draw(grid: Grid, tiles: Tiles, density: float, key: np.uint64, team: Team) -
     size = np.diff(tiles.start)
     scratch, vacant = Scratch(team.size), cells(grid)
     walked = density > DENSE
-    draws, found = size.copy(), np.zeros_like(size)
-    while True:
-        scratch.reserve(int(draws.max(initial=0)))
-        _share(
-            _count, team, grid, key, vacant, draws, walked, scratch.drawn, scratch.buckets, found
-        )
-        if (found == size).all():
-            break
-        draws += size - found
+    draws, found = np.zeros_like(size), np.zeros_like(size)
+    while (missing := size - found).any():
+        draws += missing
+        scratch.count(team, grid, key, vacant, draws, walked, found)
     nothing = Tiles(np.zeros_like(tiles.start), *(a[:0] for a in tiles[1:]))
     no_cut = np.zeros(2, np.uint32)
     quota = np.zeros((len(size), 2), np.int64)
@@ -168,8 +168,7 @@ def evolve(
     draws, found = np.zeros_like(kept), np.zeros_like(kept)
     while (missing := cut.dropped - int(found.sum())) > 0:
         draws += rng.multinomial(missing, vacant / vacant.sum())
-        scratch.reserve(int(draws.max()))
-        _share(_count, team, grid, key, vacant, draws, False, scratch.drawn, scratch.buckets, found)
+        scratch.count(team, grid, key, vacant, draws, False, found)
     spare.start[:] = pointers(kept + found)
     _share(
         _merge, team, grid, key, vacant, draws, False, scratch.drawn, scratch.buckets,

@@ -24,14 +24,7 @@ import numpy as np
 import pytest
 
 from sparsecore import datasets
-from sparsecore.datasets import (
-    DataCorrupt,
-    DataNotAvailable,
-    generators,
-    readers,
-    registry,
-    sources,
-)  # fmt: skip
+from sparsecore.datasets import DataCorrupt, DataNotAvailable, readers, registry, sources
 from sparsecore.datasets.dataset import _apportion, every_kth, hash_arrays
 from sparsecore.datasets.readers import DataFile
 
@@ -302,7 +295,7 @@ def test_without_a_file_leukemia_is_a_labelled_surrogate(small_leukemia):
 
 
 def test_the_surrogate_has_the_shape_of_the_study(monkeypatch):
-    monkeypatch.setattr(generators, "artificial", lambda **arguments: arguments)
+    monkeypatch.setattr("sparsecore.datasets.generators.artificial", lambda **arguments: arguments)
     drawn, facts = registry.find("leukemia").generate(), datasets.describe("leukemia")
     for name in ("n_features", "n_train", "n_test", "n_classes"):
         assert drawn[name] == facts[name]

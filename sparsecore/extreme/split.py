@@ -39,10 +39,7 @@ class SplitMLP(TiledMLP):
 
     def evolve(self, zeta: float, epoch: int, progress: Any = None) -> int:
         """Refuse: each rank would choose the weakest among its own connections."""
-        raise ValueError(
-            f"zeta: expected 0 for layers split over ranks, got {zeta}; their topology does not "
-            "evolve"
-        )
+        raise NotImplementedError("the topology of a split network does not evolve")
 
     def _parts(self, plans: list[Draft]) -> list[Draft]:
         most = max(d.grid.down for d in plans)

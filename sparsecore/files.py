@@ -48,13 +48,10 @@ def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
 
 @contextmanager
 def lock(path: Path) -> Iterator[bool]:
-    """Hold the lock of that file, which is made; wait for a process that has it.
+    """Create a lock file and hold its lock; wait for a process that has it.
 
-    Yields
-    ------
-    bool
-        False where there is none, and work may double: the file cannot be written, or the system
-        or its network file system has no locks.
+    Yields False where there is no lock, so that work may be done twice: the file cannot be written,
+    or the system or its network file system has no locks.
     """
     with ExitStack() as stack:
         try:

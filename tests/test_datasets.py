@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -132,37 +133,32 @@ def test_cifar10_is_read_with_a_pixels_colours_together(machine, monkeypatch):
 
 
 def madelon_contents(labels=(-1, 1, 1, -1)):
-    rng = np.random.default_rng(0)
-    X = rng.integers(300, 700, (6, 500))
+    X = np.random.default_rng(0).integers(300, 700, (6, 500))
     rows = ["".join(f"{value} " for value in row) + "\n" for row in X]
-    train, valid = labels[:4], (1, -1)
     contents = {
-        "madelon_train.data": "".join(rows[:4]).encode(),
-        "madelon_train.labels": "".join(f"{y}\n" for y in train).encode(),
-        "madelon_valid.data": "".join(rows[4:]).encode(),
-        "madelon_valid.labels": "".join(f"{y}\n" for y in valid).encode(),
+        "madelon_train.data": "".join(rows[:4]),
+        "madelon_train.labels": "".join(f"{y}\n" for y in labels),
+        "madelon_valid.data": "".join(rows[4:]),
+        "madelon_valid.labels": "1\n-1\n",
     }
-    return contents, X
+    return {name: text.encode() for name, text in contents.items()}, X
 
 
-def test_madelon_is_read_from_text(machine, monkeypatch):
-    contents, X = madelon_contents()
+@pytest.mark.parametrize("labels", [(-1, 1, 1, -1), (-1, 1, 3, -1)])
+def test_madelon_is_read_from_text(machine, monkeypatch, labels):
+    contents, X = madelon_contents(labels)
     replace_entry(monkeypatch, "madelon", files=pinned(contents), n_train=4, n_test=2)
     write(machine / "data" / "madelon", contents)
+    if 3 in labels:
+        with pytest.raises(DataCorrupt, match=r"labels -1 and \+1"):
+            datasets.load("madelon")
+        return
     data = datasets.load("madelon")
     np.testing.assert_array_equal(data.X_train, X[:4])
     np.testing.assert_array_equal(data.X_test, X[4:])
     assert data.X_train.dtype == np.float32
     assert data.y_train.tolist() == [0, 1, 1, 0] and data.y_test.tolist() == [1, 0]
     assert data.classes == ("-1", "+1")
-
-
-def test_madelon_labels_are_checked(machine, monkeypatch):
-    contents, _ = madelon_contents(labels=(-1, 1, 3, -1))
-    replace_entry(monkeypatch, "madelon", files=pinned(contents), n_train=4, n_test=2)
-    write(machine / "data" / "madelon", contents)
-    with pytest.raises(DataCorrupt, match=r"labels -1 and \+1"):
-        datasets.load("madelon")
 
 
 def higgs_text(n_rows, n_columns=29, labels=None):
@@ -298,12 +294,12 @@ def test_without_a_file_leukemia_is_a_labelled_surrogate(small_leukemia):
         datasets.fetch("leukemia")
 
 
-def test_the_surrogate_has_the_shape_of_the_study():
-    X_train, y_train, X_test, y_test = registry.find("leukemia").generate()
-    assert X_train.shape == (1397, 54675) and X_test.shape == (699, 54675)
-    assert X_train.dtype == np.float32
-    for y in (y_train, y_test):
-        assert y.dtype == np.int64 and np.unique(y).tolist() == list(range(18))
+def test_the_surrogate_has_the_shape_of_the_study(monkeypatch):
+    monkeypatch.setattr("sparsecore.datasets.generators.artificial", lambda **arguments: arguments)
+    drawn, facts = registry.find("leukemia").generate(), datasets.describe("leukemia")
+    for name in ("n_features", "n_train", "n_test", "n_classes"):
+        assert drawn[name] == facts[name]
+    assert (drawn["n_features"], drawn["n_train"] + drawn["n_test"]) == (54_675, 2096)
 
 
 # ---------------------------------------------------------------- damaged files and unknown names
@@ -376,26 +372,19 @@ class FakeMirror:
             raise sources.SourceFailed(self.failure)
 
 
-def test_the_users_folder_comes_before_the_cache(machine, small_fashion):
+def test_the_users_folder_comes_before_the_cache_if_it_is_complete(machine, small_fashion):
     contents, _ = small_fashion
+    folder = machine / "data" / "fashion-mnist"
     assert not datasets.available("fashion-mnist")
     write(machine / "cache" / "fashion-mnist", contents)
     assert datasets.available("fashion-mnist")
-    assert datasets.load("fashion-mnist").source == "cache"
     assert datasets.fetch("fashion-mnist") == machine / "cache" / "fashion-mnist"
-    write(machine / "data" / "fashion-mnist", contents)
-    assert datasets.load("fashion-mnist").source == "$SPARSECORE_DATA"
-    assert set(datasets.verify("fashion-mnist")) == {
-        str(machine / "data" / "fashion-mnist" / f"{name}.gz") for name in contents
-    }
-
-
-def test_an_incomplete_folder_is_passed_over(machine, small_fashion):
-    contents, _ = small_fashion
-    write(machine / "cache" / "fashion-mnist", contents)
-    name, content = next(iter(contents.items()))
-    write(machine / "data" / "fashion-mnist", {name: content})
+    write(folder, dict([next(iter(contents.items()))]))
     assert datasets.load("fashion-mnist").source == "cache"
+    write(folder, contents)
+    assert datasets.load("fashion-mnist").source == "$SPARSECORE_DATA"
+    paths = {str(folder / f"{name}.gz") for name in contents}
+    assert set(datasets.verify("fashion-mnist")) == paths
 
 
 def test_an_installed_debian_package_is_used(machine, small_fashion, monkeypatch):
@@ -472,11 +461,7 @@ def test_a_damaged_cache_is_reported_by_load_and_replaced_by_fetch(
         datasets.load("fashion-mnist")
     assert datasets.fetch("fashion-mnist") == folder
     assert datasets.load("fashion-mnist").source == "cache, from right"
-
-
-def test_a_cache_that_cannot_be_written_is_a_reason(machine, small_fashion, monkeypatch):
-    contents, _ = small_fashion
-    replace_entry(monkeypatch, "fashion-mnist", mirrors=(FakeMirror("right", contents),))
+    shutil.rmtree(machine / "cache")
     (machine / "cache").write_text("a file where the folder should be")
     with pytest.raises(DataNotAvailable, match="cannot write"):
         datasets.load("fashion-mnist")
@@ -510,28 +495,31 @@ def server(tmp_path):
         http_server.shutdown()
 
 
-def test_home_files_are_downloaded(machine, small_fashion, monkeypatch, server):
+def archive(path, members):
+    """Write a gzipped tar archive."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_home_files_are_downloaded_and_archives_unpacked_flat(
+    machine, small_fashion, monkeypatch, server, packed
+):
     address, folder = server
     contents, arrays = small_fashion
-    write(folder, contents)
-    home = sources.Home(tuple(f"{address}/{name}.gz" for name in contents))
+    names = ["all.tar.gz"] if packed else [f"{name}.gz" for name in contents]
+    if packed:  # with paths that must not be followed
+        archive(folder / "all.tar.gz", {f"../inner/{name}": c for name, c in contents.items()})
+    else:
+        write(folder, contents)
+    home = sources.Home(tuple(f"{address}/{name}" for name in names))
     replace_entry(monkeypatch, "fashion-mnist", mirrors=(home,))
     data = datasets.load("fashion-mnist")
     np.testing.assert_array_equal(data.X_train, arrays[0].reshape(30, 784))
     assert data.source == f"cache, from {home.label}"
-
-
-def test_home_archives_are_unpacked_flat(machine, small_fashion, monkeypatch, server):
-    address, folder = server
-    contents, _ = small_fashion
-    with tarfile.open(folder / "all.tar.gz", "w:gz") as tar:
-        for name, content in contents.items():
-            member = tarfile.TarInfo(f"../inner/{name}")  # a path that must not be followed
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    home = sources.Home((f"{address}/all.tar.gz",))
-    replace_entry(monkeypatch, "fashion-mnist", mirrors=(home,))
-    assert datasets.load("fashion-mnist").X_train.shape == (30, 784)
     assert not (machine / "cache" / "inner").exists()
 
 
@@ -627,11 +615,7 @@ def test_the_npm_package_of_cifar10_becomes_the_official_batches(tmp_path):
         buffer = io.BytesIO()
         image.fromarray(batch).save(buffer, "PNG")
         members[f"{name}.png"] = buffer.getvalue()
-    with tarfile.open(tmp_path / "x.tgz", "w:gz") as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(f"package/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+    archive(tmp_path / "x.tgz", {f"package/{name}": content for name, content in members.items()})
     readers.unpack_cifar10_png(tmp_path / "x.tgz", tmp_path)
     for name, batch, y in zip([*names, "test_batch"], pixels, labels, strict=True):
         expected = b"".join(
@@ -644,15 +628,14 @@ def test_the_npm_package_of_cifar10_becomes_the_official_batches(tmp_path):
 # ---------------------------------------------------------------- processes at once
 
 FETCHER = """
-import dataclasses, gzip, hashlib, os, sys, time
+import sys, time
 from pathlib import Path
+from _pytest.monkeypatch import MonkeyPatch
+import test_datasets
 from sparsecore import datasets
-from sparsecore.datasets import registry, sources
-from sparsecore.datasets.readers import DataFile
 
-root = Path(sys.argv[1])
-pieces = float(sys.argv[2])
-contents = {path.name: path.read_bytes() for path in (root / "contents").iterdir()}
+root, pieces = Path(sys.argv[1]), float(sys.argv[2])
+contents, _ = test_datasets.fashion()
 
 class Slow:
     label = "slow"
@@ -664,24 +647,19 @@ class Slow:
                 for i in range(0, len(content), 5000):
                     file.write(content[i : i + 5000]); file.flush(); time.sleep(pieces)
 
-sources.cache_folder = lambda name: root / "cache" / name
-old = registry.find("fashion-mnist")
-files = tuple(
-    DataFile(f.name, hashlib.sha256(contents[f.name]).hexdigest(), len(contents[f.name]))
-    for f in old.files
+datasets.sources.cache_folder = lambda name: root / "cache" / name
+test_datasets.replace_entry(
+    MonkeyPatch(), "fashion-mnist", files=test_datasets.pinned(contents), n_train=30, n_test=10,
+    mirrors=(Slow(),),
 )
-entry = dataclasses.replace(old, files=files, n_train=30, n_test=10, mirrors=(Slow(),))
-registry.ENTRIES = (entry,)
-print("ready", flush=True)
 print(datasets.load("fashion-mnist").content_hash)
 """
 
 
 def fetcher(tmp_path, seconds_per_piece):
-    contents, _ = fashion()
-    write(tmp_path / "contents", contents, compress=False)
     environment = {k: v for k, v in os.environ.items() if k != "SPARSECORE_DATA"}
-    environment["PYTHONPATH"] = str(Path(datasets.__file__).parents[2])
+    here = Path(__file__).parent, Path(datasets.__file__).parents[2]
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, here))
     command = [sys.executable, "-c", FETCHER, str(tmp_path), str(seconds_per_piece)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -838,7 +816,7 @@ def test_standardized_agrees_with_float64(dtype, monkeypatch):
     np.testing.assert_allclose(data.X_test, (test - mean) / scale, atol=4 * 256 * 2**-24 / 50)
 
 
-def test_constant_features_are_divided_by_one():
+def test_constant_features_and_large_offsets_do_not_spoil_the_scale():
     X = np.full((1001, 3), 0.1, np.float32)  # not a binary fraction: a naive variance is not 0
     X[:, 1] = 1e6 + 0.25
     X[:, 2] = np.arange(1001)
@@ -849,12 +827,8 @@ def test_constant_features_are_divided_by_one():
     standard = data.standardized()
     assert not standard.X_train[:, :2].any()
     np.testing.assert_allclose(standard.X_test, [[5.0, -0.25, 0]], rtol=1e-6)
-
-
-def test_a_large_offset_does_not_spoil_the_scale():
-    X = (1e4 + np.random.default_rng(0).normal(size=(5000, 2))).astype(np.float32)
-    _, scale = tiny(X).moments()
-    np.testing.assert_allclose(scale, X.astype(float).std(axis=0), rtol=1e-6)
+    far = (1e4 + np.random.default_rng(0).normal(size=(5000, 2))).astype(np.float32)
+    np.testing.assert_allclose(tiny(far).moments()[1], far.astype(float).std(axis=0), rtol=1e-6)
 
 
 def test_limited_keeps_the_shares_of_the_classes():

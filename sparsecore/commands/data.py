@@ -1,4 +1,4 @@
-"""``data``: which data sets there are, and whether they are what they should be."""
+"""``data``: list, fetch and verify the data sets."""
 
 from __future__ import annotations
 

@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import MISSING, fields
 from typing import Any
 
 from sparsecore.commands.options import check_common, whole
+from sparsecore.extreme.config import ExtremeConfig
 
 _TOLD_SECONDS = 0.5  # for mpiexec to pass on what a rank said: an abort can overtake it
 
@@ -23,42 +25,16 @@ def add(commands: Any) -> None:
         "On two cores a step takes 7 to 9 ns a connection.",
     )
     sub.set_defaults(function=_extreme)
-    sub.add_argument(
-        "--neurons", type=whole, required=True, metavar="N", help="hidden neurons, such as 2e8"
-    )
-    sub.add_argument(
-        "--hidden-layers", type=whole, metavar="N", help="that share them equally (10)"
-    )
-    sub.add_argument(
-        "--batch", dest="batch_size", type=whole, metavar="N", help="samples a step, 1 to 64 (4)"
-    )
-    sub.add_argument("--steps", type=whole, metavar="N", help="(50)")
-    sub.add_argument(
-        "--epsilon",
-        type=float,
-        help="Erdős–Rényi sparsity, > 0; between layers of one width a neuron has 2 ε inputs (2.5)",
-    )
-    sub.add_argument("--alpha", type=float, help="negative slope of All-ReLU (0.05)")
-    sub.add_argument(
-        "--learning-rate",
-        type=float,
-        metavar="ETA",
-        help=">= 0, divided by each layer's mean fan-in (0.2)",
-    )
-    sub.add_argument("--momentum", type=float, metavar="MU", help="in [0, 1) (0.9)")
-    sub.add_argument(
-        "--weight-decay", type=float, metavar="LAMBDA", help="per step, in [0, 1) (0.0002)"
-    )
-    sub.add_argument(
-        "--zeta", type=float, help="fraction of connections that an evolution replaces (0.1)"
-    )
-    sub.add_argument(
-        "--evolve-every", type=whole, metavar="STEPS", help="steps between evolutions (25)"
-    )
-    sub.add_argument("--separation", type=float, help="of the classes, in standard deviations (1)")
-    sub.add_argument(
-        "--held-out", type=whole, metavar="N", help="samples to test with, 0 for none (100)"
-    )
+    for each in fields(ExtremeConfig):
+        facts, missing = each.metadata, each.default is MISSING
+        sub.add_argument(
+            "--batch" if each.name == "batch_size" else f"--{each.name.replace('_', '-')}",
+            dest=each.name,
+            type=whole if "least" in facts else float,
+            required=missing,
+            metavar=facts["metavar"],
+            help=facts["help"] if missing else f"{facts['help']} ({each.default:g})".strip(),
+        )
     sub.add_argument(
         "--memory-limit",
         metavar="SIZE",
@@ -100,77 +76,43 @@ def _extreme(options: argparse.Namespace) -> None:
         raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
     if options.checkpoint_every < 1:
         raise ValueError(f"--checkpoint-every: expected at least 1, got {options.checkpoint_every}")
-    names = run.ExtremeConfig.__dataclass_fields__
-    given = {n: v for n in names if (v := getattr(options, n, None)) is not None}
-    config = run.ExtremeConfig(**given)
+    given = {each.name: getattr(options, each.name) for each in fields(ExtremeConfig)}
+    config = ExtremeConfig(**{name: v for name, v in given.items() if v is not None})
     limit = None
     if options.memory_limit is not None:
         limit = budget.parse_bytes(options.memory_limit)
+    comm = None
     if options.split:
-        _split(options, config, limit)
-        return
+        from sparsecore.wasap import mpi
+
+        comm = mpi.world()
+    first = comm is None or comm.rank == 0
     if options.plan:
-        plan = budget.plan(config.sizes, config.epsilon, config.batch_size, options.threads)
-        print(plan.table())
+        plan = run.plan(config, options.threads, comm)
+        if first:
+            print(plan.table(), file=sys.stderr if options.split else sys.stdout)
         plan.check(limit)
         return
-    result = run.run(
-        config,
-        seed=options.seed,
-        threads=options.threads,
-        memory_limit=limit,
-        checkpoint_path=options.checkpoint,
-        checkpoint_every=options.checkpoint_every,
-        resume=options.resume,
-        progress=True,
-        announce=lambda plan: print(plan.table(), file=sys.stderr, flush=True),
-    )
-    if options.json:
-        print(json.dumps(result), flush=True)
-    else:
-        print(run.report(result), flush=True)
-
-
-def _split(options: argparse.Namespace, config: Any, limit: int | None) -> None:
-    from sparsecore.extreme import budget, split
-    from sparsecore.wasap import mpi
-
-    if options.checkpoint is not None:
-        raise ValueError("--split: expected no --checkpoint, a split network is not saved yet")
-    world = mpi.world()
-    plan = split.loads(config.sizes, config.epsilon, config.batch_size, world.size)
-    needed = max(load.n_bytes for load in plan)
-    if world.rank == 0:
-        print(
-            f"{config.neurons:,} hidden neurons on {world.size} ranks: at most "
-            f"{needed / budget.GIB:.2f} GiB each, beside the program",
-            file=sys.stderr,
-        )
-    if limit is not None and needed > limit:
-        raise ValueError(
-            f"--memory-limit: expected at least {needed / budget.GIB:.2f} GiB a rank, got "
-            f"{limit / budget.GIB:.2f} GiB; start more ranks"
-        )
-    if options.plan:
-        return
     try:
-        result = split.run(world, config, seed=options.seed, threads=1)
+        result = run.run(
+            config,
+            seed=options.seed,
+            threads=options.threads,
+            comm=comm,
+            memory_limit=limit,
+            checkpoint_path=options.checkpoint,
+            checkpoint_every=options.checkpoint_every,
+            resume=options.resume,
+            progress=first,
+            announce=lambda plan: first and print(plan.table(), file=sys.stderr, flush=True),
+        )
     except ValueError:  # all ranks have it
         raise
     except Exception as error:
-        if world.size > 1:  # the others wait for this rank inside MPI; nothing else wakes them
-            print(f"sparsecore extreme: rank {world.rank}: {error}", file=sys.stderr, flush=True)
+        if comm is not None and comm.size > 1:  # the others wait for this rank inside MPI
+            print(f"sparsecore extreme: rank {comm.rank}: {error}", file=sys.stderr, flush=True)
             time.sleep(_TOLD_SECONDS)
-            world.Abort(1)
+            comm.Abort(1)
         raise
-    if result is None:  # not the rank that has it
-        return
-    if options.json:
-        print(json.dumps(result), flush=True)
-        return
-    losses, peak = result["losses"], max(result["peak_bytes"]) / 2**30
-    print(
-        f"{result['neurons']:,} hidden neurons on {result['ranks']} ranks, at most {peak:.2f} GiB "
-        f"each; loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last; a step exchanges "
-        f"{result['message_bytes'] / 2**20:.0f} MiB in {result['message_seconds']:.2f} s"
-    )
+    if first:
+        print(json.dumps(result) if options.json else run.report(result), flush=True)

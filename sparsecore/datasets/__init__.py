@@ -1,8 +1,8 @@
-"""The data sets of the study: find, fetch, verify and load them.
+"""The data sets of the study: find, fetch, verify, load and augment them.
 
-Here: the public functions. Files are looked for in `$SPARSECORE_DATA/<name>/`, then in the user's
-cache, then at the data set's mirrors. Not here: facts (`registry`), formats (`readers`),
-downloads (`sources`), generated data (`generators`).
+This module has the public functions. They look for files in `$SPARSECORE_DATA/<name>/`, then in the
+user's cache, then at the data set's mirrors. `registry` has the facts, `readers` the formats,
+`sources` the places and downloads, `generators` the generated data, `augment` moved images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sparsecore.datasets import registry, sources
 from sparsecore.datasets.dataset import Dataset, hash_arrays
-from sparsecore.datasets.generators import artificial
+from sparsecore.datasets.generators import Arrays, artificial
 from sparsecore.datasets.readers import DataCorrupt, DataError, Located, Parsed
 from sparsecore.datasets.registry import Entry
 from sparsecore.datasets.sources import DataNotAvailable, Tried
@@ -31,6 +31,8 @@ __all__ = [
     "verify",
 ]
 
+SURROGATE = "surrogate generator"
+
 
 def names() -> tuple[str, ...]:
     """Return the names of all data sets."""
@@ -38,8 +40,7 @@ def names() -> tuple[str, ...]:
 
 
 def describe(name: str) -> dict[str, object]:
-    """
-    Return the static facts about a data set, without touching files or the network.
+    """Return the static facts about a data set, without touching files or the network.
 
     Parameters
     ----------
@@ -61,34 +62,22 @@ def describe(name: str) -> dict[str, object]:
         If the name is unknown.
     """
     entry = registry.find(name)
-    kind = (
-        "files" if entry.generate is None else "files or surrogate" if entry.files else "embedded"
-    )
-    return {
-        "name": entry.name,
-        "title": entry.title,
-        "domain": entry.domain,
-        "n_features": entry.n_features,
+    same = ("name", "title", "domain", "n_features", "n_train", "n_test", "megabytes", "on_request",
+            "home", "licence", "citation")  # fmt: skip
+    surrogate = "files or surrogate" if entry.files else "embedded"
+    return {fact: getattr(entry, fact) for fact in same} | {
         "feature_shape": list(entry.feature_shape),
         "n_classes": len(entry.classes),
         "classes": list(entry.classes),
-        "n_train": entry.n_train,
-        "n_test": entry.n_test,
-        "kind": kind,
+        "kind": "files" if entry.generate is None else surrogate,
         "files": [file.name for file in entry.files],
         "mirrors": [mirror.label for mirror in entry.mirrors],
-        "megabytes": entry.megabytes,
-        "on_request": entry.on_request,
-        "home": entry.home,
-        "licence": entry.licence,
-        "citation": entry.citation,
         "sha256": entry.content_hash,
     }
 
 
 def available(name: str) -> bool:
-    """
-    Tell whether `load` would succeed without any download.
+    """Tell whether `load` would succeed without any download.
 
     Parameters
     ----------
@@ -111,8 +100,7 @@ def available(name: str) -> bool:
 
 
 def stands_in(name: str) -> bool:
-    """
-    Tell whether `load` would return a surrogate here.
+    """Tell whether `load` would return a surrogate here.
 
     Parameters
     ----------
@@ -122,6 +110,7 @@ def stands_in(name: str) -> bool:
     Returns
     -------
     bool
+        True only for "leukemia", where its file is missing.
 
     Raises
     ------
@@ -133,8 +122,7 @@ def stands_in(name: str) -> bool:
 
 
 def load(name: str) -> Dataset:
-    """
-    Load a data set, downloading it to the user's cache where it is not at hand.
+    """Load a data set, downloading it to the user's cache where it is not at hand.
 
     Parameters
     ----------
@@ -165,15 +153,14 @@ def load(name: str) -> Dataset:
     place = _locate(entry, tried)
     if place is None and entry.generate is not None:
         return _generated(entry)
-    if place is None:
-        place = _downloaded(entry, tried, asked=False)
-    label, located = place
-    return _dataset(entry, _read(entry, located), label)
+    label, located = place or _downloaded(entry, tried, asked=False)
+    parsed = _read(entry, located)
+    arrays = parsed.X_train, parsed.y_train, parsed.X_test, parsed.y_test
+    return _dataset(entry, arrays, label, parsed.content_hash, parsed.classes)
 
 
 def fetch(name: str) -> Path | None:
-    """
-    Make sure that a data set's verified files are on this machine.
+    """Make sure that a data set's verified files are on this machine.
 
     Parameters
     ----------
@@ -216,8 +203,7 @@ def fetch(name: str) -> Path | None:
 
 
 def verify(name: str) -> dict[str, str]:
-    """
-    Check the content of a data set that is already on this machine.
+    """Check the content of a data set that is already on this machine.
 
     Parameters
     ----------
@@ -284,7 +270,7 @@ def _downloaded(entry: Entry, tried: Tried, asked: bool) -> tuple[str, Located]:
 
 
 def _read(entry: Entry, located: Located) -> Parsed:
-    """Read and check files; an error says how to get this data set's file anew."""
+    """Read and check files; an error says how to replace a damaged one."""
     assert entry.read is not None
     first = located[0][1]
     try:
@@ -302,34 +288,36 @@ def _read(entry: Entry, located: Located) -> Parsed:
     except DataCorrupt as error:
         remedy = f"replace the file with the one from {entry.home}"
         if entry.mirrors:
-            remedy = (
-                "delete the file and run `python -m sparsecore data fetch "
-                f"{entry.name}`, or {remedy}"
-            )
+            fetch = f"python -m sparsecore data fetch {entry.name}"
+            remedy = f"delete the file and run `{fetch}`, or {remedy}"
         raise DataCorrupt(error.path, error.expected, error.got, remedy) from None
     return parsed
 
 
-def _dataset(entry: Entry, parsed: Parsed, source: str) -> Dataset:
+def _dataset(
+    entry: Entry, arrays: Arrays, source: str, digest: str, classes: tuple[str, ...] | None = None
+) -> Dataset:
+    X_train, y_train, X_test, y_test = arrays
     return Dataset(
         name=entry.name,
-        X_train=parsed.X_train,
-        X_test=parsed.X_test,
-        y_train=parsed.y_train,
-        y_test=parsed.y_test,
-        classes=parsed.classes or entry.classes,
+        X_train=X_train,
+        X_test=X_test,
+        y_train=y_train,
+        y_test=y_test,
+        classes=classes or entry.classes,
         feature_shape=entry.feature_shape,
         domain=entry.domain,
         source=source,
-        content_hash=parsed.content_hash,
+        content_hash=digest,
+        surrogate=source == SURROGATE,
     )
 
 
 def _generated(entry: Entry) -> Dataset:
-    """Make embedded data, or the surrogate of a data set that is not at hand."""
+    """Make embedded data, or the surrogate of a data set that is missing."""
     assert entry.generate is not None
-    X_train, y_train, X_test, y_test = entry.generate()
-    digest = hash_arrays(X_train, y_train, X_test, y_test)
+    arrays = entry.generate()
+    digest = hash_arrays(*arrays)
     if entry.sha256 is not None and digest != entry.sha256:
         raise DataCorrupt(
             f"{entry.name} (embedded in scikit-learn)",
@@ -338,19 +326,7 @@ def _generated(entry: Entry) -> Dataset:
             "reinstall scikit-learn",
         )
     embedded = "scikit-learn" if entry.sha256 is not None else "generator"
-    return Dataset(
-        name=entry.name,
-        X_train=X_train,
-        X_test=X_test,
-        y_train=y_train,
-        y_test=y_test,
-        classes=entry.classes,
-        feature_shape=entry.feature_shape,
-        domain=entry.domain,
-        source="surrogate generator" if entry.files else embedded,
-        content_hash=digest,
-        surrogate=bool(entry.files),
-    )
+    return _dataset(entry, arrays, SURROGATE if entry.files else embedded, digest)
 
 
 def _remedy(entry: Entry) -> str:

@@ -1,8 +1,6 @@
 """Image augmentation: each image shifted, rotated, flipped and standardised in one pass.
 
-Here: the random draws of an epoch and the jitted kernel that resamples the images. Not here:
-which data sets are augmented and when (`train`), nor standardisation without augmentation
-(`datasets`).
+The configuration of a run says which data sets are augmented; `dataset` standardises without it.
 """
 
 from __future__ import annotations
@@ -16,8 +14,7 @@ from sparsecore.compiled.jit import jit
 
 
 class ImageAugmentation:
-    """
-    Randomly shifted, rotated and flipped copies of a set of images, one set per epoch.
+    """Randomly shifted, rotated and flipped copies of a set of images, one set per epoch.
 
     Parameters
     ----------
@@ -95,8 +92,7 @@ class ImageAugmentation:
         self._out: NDArray[np.float32] | None = None
 
     def draw(self, epoch: int) -> NDArray[np.float64]:
-        """
-        Draw the transformation of every image for one epoch.
+        """Draw the transformation of every image for one epoch.
 
         Parameters
         ----------
@@ -110,8 +106,8 @@ class ImageAugmentation:
 
         Notes
         -----
-        All four numbers are drawn for every image whatever is switched off, so that switching
-        one transformation off leaves the others as they are.
+        All four numbers are drawn for every image, so that switching one transformation off leaves
+        the others as they are.
         """
         entropy, key = self.seed.entropy, (*self.seed.spawn_key, epoch)
         rng = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=key))
@@ -124,8 +120,7 @@ class ImageAugmentation:
         return moves
 
     def __call__(self, epoch: int) -> NDArray[np.float32]:
-        """
-        Return the augmented, standardised images of one epoch.
+        """Return the augmented, standardised images of one epoch.
 
         Parameters
         ----------
@@ -149,25 +144,11 @@ class ImageAugmentation:
 
 @jit()
 def resample(images, moves, mean, scale, out):
-    """
-    Fill `out` with images that are flipped, then rotated about their centre, then shifted.
+    """Fill `out` with images that are flipped, then rotated about their centre, then shifted.
 
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (n, height, width, channels)
-        Raw images.
-    moves : ndarray of float64, shape (n, 4)
-        Per image: shift down, shift right (pixels), angle (radians), flip (0 or 1).
-    mean, scale : ndarray of float32, shape (height, width, channels)
-        The result is (value - mean) / scale.
-    out : ndarray of float32, shape (n, height, width, channels)
-        Receives the result.
-
-    Notes
-    -----
-    Every output pixel looks up where it comes from: back by the shift, back by the rotation,
-    mirrored. That place is an affine function of (y, x). About 25 flops per pixel and 12 per
-    value.
+    `moves` are those of `ImageAugmentation.draw`. Every output pixel looks up where it comes from:
+    back by the shift, back by the rotation, mirrored. That place is an affine function of (y, x).
+    About 25 flops per pixel and 12 per value.
     """
     n, height, width, channels = images.shape
     centre_y, centre_x = (height - 1) / 2, (width - 1) / 2

@@ -1,7 +1,6 @@
-"""The `Dataset` that everything else receives: arrays, names, and where they came from.
+"""The `Dataset` that everything else receives: arrays, names, origin; standardised, and subsets.
 
-Here: the record itself, standardisation and stratified subsets. Not here: reading files
-(`readers`), finding them (`sources`), or what is known about each data set (`registry`).
+`readers` reads files, `sources` finds them, `registry` knows the facts about each data set.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Statistics work on blocks of about this many values, so that the float64 copies stay small.
+# Values in a block of the statistics: small float64 copies.
 BLOCK_VALUES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """
-    Training and test arrays of one data set, with their provenance.
+    """Training and test arrays of one data set, with their provenance.
 
     Parameters
     ----------
@@ -76,8 +74,7 @@ class Dataset:
         )
 
     def moments(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """
-        Compute mean and scale of every feature over the training rows.
+        """Compute mean and scale of every feature over the training rows.
 
         Returns
         -------
@@ -88,9 +85,9 @@ class Dataset:
 
         Notes
         -----
-        Two passes in float64 over differences from the first row: a constant feature then has
-        a standard deviation of exactly 0, whatever its value. O(n_rows · n_features) time,
-        O(n_features) memory beyond one block.
+        Two passes in float64 over differences from the first row, so that the standard deviation
+        of a constant feature is exactly 0. O(n_rows · n_features) time, O(n_features) memory beyond
+        one block.
         """
         X = self.X_train
         first = X[0].astype(np.float64)
@@ -109,8 +106,7 @@ class Dataset:
         return (first + offset).astype(np.float32), scale.astype(np.float32)
 
     def standardized(self) -> Dataset:
-        """
-        Standardise every feature with the mean and standard deviation of the training rows.
+        """Standardise every feature with the mean and standard deviation of the training rows.
 
         Returns
         -------
@@ -119,9 +115,7 @@ class Dataset:
 
         Notes
         -----
-        DESIGN of the study: "inputs are standardised per feature with the training set's mean and
-        standard deviation". Allocates 4 bytes per value and one block; the raw arrays stay as
-        they are.
+        Allocates 4 bytes per value and one block; the raw arrays stay as they are.
         """
         mean, scale = self.moments()
         return dataclasses.replace(
@@ -131,8 +125,7 @@ class Dataset:
         )
 
     def limited(self, n_train: int, random_state: int = 0) -> Dataset:
-        """
-        Take a seeded, stratified subset of the training rows.
+        """Take a seeded, stratified subset of the training rows.
 
         Parameters
         ----------
@@ -198,19 +191,7 @@ def _apportion(counts: NDArray[np.integer], size: int) -> NDArray[np.int64]:
 
 
 def hash_arrays(*arrays: NDArray) -> str:
-    """
-    Hash the dtype, shape and values of arrays.
-
-    Parameters
-    ----------
-    *arrays : ndarray
-        Arrays in a fixed order; values are hashed little-endian, in C order.
-
-    Returns
-    -------
-    str
-        SHA-256, hex.
-    """
+    """Return the SHA-256 of arrays: of their dtype, shape, and values (little-endian, C order)."""
     digest = hashlib.sha256()
     for array in arrays:
         values = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
@@ -220,23 +201,8 @@ def hash_arrays(*arrays: NDArray) -> str:
 
 
 def every_kth(y: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """
-    Mark a stratified test part: every k-th row once rows are ordered by class.
+    """Mark a stratified test part: every k-th row, once rows are ordered by class.
 
-    Parameters
-    ----------
-    y : ndarray of int64, shape (n_rows,)
-        Class indices.
-    k : int
-        One row in `k` goes to the test part.
-
-    Returns
-    -------
-    ndarray of bool, shape (n_rows,)
-        True for test rows, ceil(n_rows / k) of them.
-
-    Notes
-    -----
     No random numbers: the split is the same on every machine and for every NumPy.
     """
     test = np.zeros(len(y), dtype=bool)

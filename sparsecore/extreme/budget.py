@@ -1,15 +1,14 @@
-"""What a network takes in memory, to the array, before anything of it is there.
+"""What memory a network takes, array by array, before any of it is allocated.
 
-Connections are counted in expectation: of hundreds of millions that exist with some probability,
-the number is known to four digits. What is stored at all, and in which form, is decided in `tiles`
-(12 bytes a connection, nothing transposed), `sweeps` (16 bytes a neuron for a batch of 4, gradients
-in the place of activations) and `network` (one workspace as large as the largest layer).
+Connections are counted in expectation: of hundreds of millions of random ones, the number is known
+to four digits. `tiles` (12 bytes per connection), `sweeps` (16 bytes per neuron for a batch of 4)
+and `network` (one workspace as large as the largest layer) decide what is stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -20,22 +19,16 @@ from sparsecore.extreme import tiles
 from sparsecore.extreme.tiles import Grid
 
 GIB = 2**30
-_HUGE_PAGE = 2**21
 LANES = (4, 8, 16, 32, 64)
+_HUGE_PAGE = 2**21
 
 
 class OverBudgetError(ValueError):
-    """A network that does not fit the memory that it may take."""
+    """A network needs more memory than it may take."""
 
 
 def lane_width(batch_size: int) -> int:
-    """Return the number of activations that are kept for each neuron.
-
-    Raises
-    ------
-    ValueError
-        If no width holds the batch.
-    """
+    """Return how many activations each neuron keeps: a batch, rounded up to a register's lanes."""
     for width in LANES:
         if 1 <= batch_size <= width:
             return width
@@ -43,13 +36,7 @@ def lane_width(batch_size: int) -> int:
 
 
 def densities(sizes: Sequence[int], epsilon: float) -> list[float]:
-    """Return each layer's Erdős–Rényi density.
-
-    Raises
-    ------
-    ValueError
-        If a layer that evolves would be too dense for it.
-    """
+    """Return each layer's Erdős–Rényi density; refuse a layer that is too dense to evolve."""
     found = [topology.erdos_renyi_density(a, b, epsilon) for a, b in pairwise(sizes)]
     for layer, density in enumerate(found[:-1]):
         if density > tiles.DENSE:
@@ -68,41 +55,26 @@ def expected(sizes: Sequence[int], epsilon: float) -> list[float]:
 
 
 def workspace(counts: Sequence[float], grids: Sequence[Grid], lanes: int) -> int:
-    """Return the bytes that the largest layer needs for its slots, and to be evolved.
+    """Return the bytes that slots or evolution need, for the largest of these layers.
 
-    Parameters
-    ----------
-    counts : sequence of float
-        Connections of each layer.
-    grids : sequence of Grid
-    lanes : int
+    `counts` are the layers' connections. A split network may hold no rows of some layer.
     """
     evolved = max((tiles.CONNECTION * n for n in counts[:-1]), default=0)
     strips = []
     for n, g in zip(counts, grids, strict=True):
-        block = n * min(1.0, max(g.side_out / g.n_out, g.side_in / g.n_in))
-        # Six standard deviations: at no evolution is a row of tiles larger.
+        block = n * min(1.0, max(g.side_out / max(1, g.n_out), g.side_in / g.n_in))
+        # Six standard deviations: evolution makes no row of tiles larger than that.
         strips.append(4 * lanes * min(n, block + 6 * block**0.5 + 64))
     return int(max(evolved, *strips)) + 64
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The memory plan of a network in training.
-
-    Attributes
-    ----------
-    sizes : tuple of int
-        Neurons per layer, the input first.
-    connections : float
-        Expected number.
-    items : dict of str to int
-        Bytes, by what they are for.
-    """
+    """The memory plan of a network in training: expected connections, and bytes by purpose."""
 
     sizes: tuple[int, ...]
     connections: float
-    items: dict[str, int] = field(default_factory=dict)
+    items: dict[str, int]
 
     @property
     def total(self) -> int:
@@ -110,10 +82,10 @@ class Budget:
         return sum(self.items.values())
 
     def table(self) -> str:
-        """Return the plan as text, a line an item."""
-        neurons = sum(self.sizes[1:-1])
+        """Return the plan as text, one item per line."""
+        widths = (f"{n:,}".replace(",000,000", "M").replace(",000", "k") for n in self.sizes)
         lines = [
-            f"{'-'.join(_short(n) for n in self.sizes)}: {neurons:,} hidden neurons, "
+            f"{'-'.join(widths)}: {sum(self.sizes[1:-1]):,} hidden neurons, "
             f"{self.connections:,.0f} connections expected"
         ]
         lines += [f"  {name:42} {bytes_ / GIB:8.3f} GiB" for name, bytes_ in self.items.items()]
@@ -121,19 +93,8 @@ class Budget:
         return "\n".join(lines)
 
     def check(self, limit: int | None) -> None:
-        """Refuse what does not fit.
-
-        Parameters
-        ----------
-        limit : int or None
-            Bytes; the memory that is free now if None.
-
-        Raises
-        ------
-        OverBudgetError
-            If the plan exceeds the limit.
-        """
-        # What the process has already is in the plan, and not available any more.
+        """Refuse a plan above `limit` bytes, or above the memory that is free now if None."""
+        # The process's own memory is not free any more, but it is in the plan.
         free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
         name, most = ("--memory-limit", limit) if limit is not None else ("free memory", free)
         if self.total > most:
@@ -143,49 +104,29 @@ class Budget:
             )
 
 
-def _short(n: int) -> str:
-    return f"{n:,}".replace(",000,000", "M").replace(",000", "k")
-
-
 def plan(sizes: Sequence[int], epsilon: float, batch_size: int, threads: int) -> Budget:
     """Plan the memory of a network.
 
-    Parameters
-    ----------
-    sizes : sequence of int
-        Neurons per layer: features, hidden layers, classes.
-    epsilon : float
-        Erdős–Rényi sparsity.
-    batch_size : int
-    threads : int
-
-    Returns
-    -------
-    Budget
-        With what the process takes already: import and compile first.
+    The plan contains what the process takes already, so import and compile first.
     """
     lanes = lane_width(batch_size)
     counts = expected(sizes, epsilon)
     grids = [tiles.grid(a, b, lanes) for a, b in pairwise(sizes)]
-    pages = [8 * (g.across * g.down + 1) for g in grids]
     items = {
         "program": psutil.Process().memory_info().rss,
         "weights, 4 bytes each": sum(_pages(4 * n) for n in counts),
         "velocities, 4 bytes each": sum(_pages(4 * n) for n in counts),
         "indices, 2 × 2 bytes each": sum(2 * _pages(2 * n) for n in counts),
-        "tile pointers": 2 * sum(pages),
+        "tile pointers": 2 * sum(8 * (g.across * g.down + 1) for g in grids),
         "transposed access": 0,
         "biases and velocities, 8 bytes each": sum(2 * _pages(4 * n) for n in sizes[1:]),
         f"activations, {4 * lanes} bytes a neuron": sum(_pages(4 * lanes * n) for n in sizes),
         "workspace: slots, or a layer that evolves": _pages(workspace(counts, grids, lanes)),
-        "scratch of the threads": threads * max(_scratch(g, lanes) for g in grids),
+        "scratch of the threads": threads
+        * max(4 * lanes * g.side_in + 4 * g.side_out for g in grids),
         "batches": 4 * 4 * sizes[0] * lanes,
     }
     return Budget(tuple(sizes), sum(counts), items)
-
-
-def _scratch(g: Grid, lanes: int) -> int:
-    return 4 * lanes * g.side_in + 4 * g.side_out
 
 
 def _pages(n_bytes: float) -> int:
@@ -196,13 +137,7 @@ def _pages(n_bytes: float) -> int:
 
 
 def parse_bytes(text: str) -> int:
-    """Return the number of bytes that a text such as "22GiB", "500 MB" or "1e9" names.
-
-    Raises
-    ------
-    ValueError
-        If it names none.
-    """
+    """Return the number of bytes that a text such as "22GiB", "500 MB" or "1e9" names."""
     units = {"": 1, "B": 1}
     for power, letter in enumerate("KMGT", 1):
         units |= {f"{letter}IB": 1024**power, f"{letter}B": 1000**power, letter: 1024**power}

@@ -1,8 +1,8 @@
-"""The artificial data of the extreme study, drawn a batch at a time.
+"""The artificial data of the extreme study, drawn one batch at a time.
 
 Two Gaussian clusters among 65 536 features, as scikit-learn's `make_classification` lays them out.
-A batch is drawn when it is needed, from a stream of its own number, and never kept: a run that is
-resumed sees the same samples.
+A batch is drawn when it is needed, from the stream of its number, and never kept. So a resumed run
+sees the same samples.
 """
 
 from __future__ import annotations
@@ -21,13 +21,8 @@ _TRAIN, _HELD_OUT = 0, 1
 class Stream:
     """Batches without end.
 
-    Parameters
-    ----------
-    seed : int
-        Of design and samples.
-    separation : float
-        Distance of a cluster's informative features from their middle, in standard deviations.
-    n_features : int
+    `separation` is the distance of a cluster's informative features from their middle, in standard
+    deviations.
     """
 
     def __init__(self, seed: int, separation: float, n_features: int = N_FEATURES) -> None:
@@ -40,25 +35,15 @@ class Stream:
         self._sd = np.sqrt(1 + moved.var(axis=0))
 
     def batch(self, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a batch to train on.
+        """Return a batch to train on: X (size, n_features) float32, y (size,) int64.
 
-        Parameters
-        ----------
-        number : int
-            The same number gives the same samples.
-        size : int
-
-        Returns
-        -------
-        X : ndarray of float32, shape (size, n_features)
-            Every feature has mean 0 and variance 1.
-        y : ndarray of int64, shape (size,)
-            Classes, as many of one as of the other, or one more of either.
+        The same number gives the same samples. Every feature has mean 0 and variance 1; the two
+        classes are of equal size, to within one.
         """
         return self._draw(_TRAIN, number, size)
 
     def held_out(self, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a batch to test on, of samples that are not trained on."""
+        """Return a batch to test on; none of its samples is trained on."""
         return self._draw(_HELD_OUT, number, size)
 
     def _draw(self, part: int, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:

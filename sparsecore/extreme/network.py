@@ -1,7 +1,7 @@
-"""`TiledMLP`: the layers of tiles, their activations and one workspace, and a training step.
+"""`TiledMLP`: layers of tiles, their activations, one workspace, and a training step.
 
-The arrays are made once, for a number of threads and a batch, and never grow. Memory is planned in
-`budget`; data, schedule and files are the business of `run`.
+All arrays are allocated once, for a number of threads and a batch size. `budget` plans their
+memory, `split` spreads a network over ranks, and `run` owns data, schedule and files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sparsecore.seeds import Purpose
 
 
 class Draft(NamedTuple):
-    """What a layer is to be, before there is memory for it."""
+    """What a layer will be, before there is memory for it."""
 
     grid: Grid
     density: float
@@ -38,7 +38,7 @@ class Draft(NamedTuple):
 def drafts(
     sizes: Sequence[int], epsilon: float, lanes: int, activation: str, alpha: float, seed: int
 ) -> list[Draft]:
-    """Return what the layers of a network are to be; see `TiledMLP`."""
+    """Draft all layers of a network; see `TiledMLP`."""
     found = []
     for layer, density in enumerate(budget.densities(sizes, epsilon)):
         grid = tiles.grid(sizes[layer], sizes[layer + 1], lanes)
@@ -50,33 +50,25 @@ def drafts(
 
 
 class Layer:
-    """One layer of tiles.
+    """One layer of tiles with its biases; of a split network, some rows of it or none."""
 
-    Parameters
-    ----------
-    grid : Grid
-    counts : ndarray of int64
-        Connections of each tile.
-    slope : float
-        Negative slope of the activation of the layer's inputs; 1 for the features.
-
-    Attributes
-    ----------
-    tiles : Tiles
-    biases, bias_velocity : ndarray of float32
-    """
-
-    def __init__(self, grid: Grid, counts: np.ndarray, slope: float) -> None:
-        self.grid, self.slope = grid, np.float32(slope)
-        start = tiles.pointers(counts)
-        self.tiles = Tiles(start, *_connections(int(start[-1])))
-        self.biases = aligned(grid.n_out, np.float32)
-        self.bias_velocity = aligned(grid.n_out, np.float32)
+    def __init__(self, draft: Draft) -> None:
+        self.grid, self.slope = draft.grid, np.float32(draft.slope)
+        start = tiles.pointers(draft.counts)
+        kinds = np.uint16, np.uint16, np.float32, np.float32
+        self.tiles = Tiles(start, *(aligned(int(start[-1]), kind) for kind in kinds))
+        self.biases = aligned(self.grid.n_out, np.float32)
+        self.bias_velocity = aligned(self.grid.n_out, np.float32)
 
     @property
     def nnz(self) -> int:
         """Number of connections."""
         return len(self.tiles.weights)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of connections of each tile, int64."""
+        return np.diff(self.tiles.start)
 
     def to_scipy(self, values: np.ndarray) -> sp.csr_array:
         """Return the layer with these values of its connections, shape (n_out, n_in)."""
@@ -85,21 +77,18 @@ class Layer:
         columns = tile % g.across * g.side_in + self.tiles.columns
         return sp.csr_array((values, (rows, columns)), shape=(g.n_out, g.n_in))
 
-    @property
-    def counts(self) -> np.ndarray:
-        """Number of connections of each tile, int64."""
-        return np.diff(self.tiles.start)
-
     def cut(self, slots: int) -> None:
         """Cut the grid into strips of at most `slots` connections; again after each evolution."""
-        g, table = self.grid, self.tiles.start[:-1].reshape(self.grid.down, self.grid.across)
+        g = self.grid
+        self.rows: list[Strip] = []
+        self.columns: list[Strip] = []
+        if not g.down:
+            return
+        table = self.tiles.start[:-1].reshape(g.down, g.across)
         ends = self.tiles.start[g.across :: g.across]
         size = self.counts.reshape(g.down, g.across)
-        self.rows = [
-            Strip(a, b, 0, g.across, np.full(g.down, -table[a, 0]))
-            for a, b in _groups(size.sum(axis=1), slots)
-        ]
-        self.columns = []
+        for a, b in _groups(size.sum(axis=1), slots):
+            self.rows.append(Strip(a, b, 0, g.across, np.full(g.down, -table[a, 0])))
         for a, b in _groups(size.sum(axis=0), slots):
             taken = (ends if b == g.across else table[:, b]) - table[:, a]
             first = np.cumsum(taken) - taken
@@ -108,7 +97,7 @@ class Layer:
     def forward(
         self, team: Team, width: Width, z_in: np.ndarray, slots: np.ndarray, z_out: np.ndarray
     ) -> None:
-        """Fill `z_out` with what goes into the outputs' activation function."""
+        """Fill `z_out` with the inputs of the outputs' activation function."""
         for strip in self.rows:
             head = team.size, team.sync, width, self.grid, self.tiles, strip
             team.run(sweeps.send_inputs, *head, z_in, self.slope, slots)
@@ -119,6 +108,8 @@ class Layer:
         sums: np.ndarray, update: Update, inner: bool,
     ) -> None:  # fmt: skip
         """Take a step down the gradient; with `inner`, replace `z_in` by its gradient."""
+        if inner and not self.columns:
+            z_in[:] = 0
         team.run(
             sweeps.update_biases, team.size, team.sync, width, self.grid, delta, self.biases,
             self.bias_velocity, update,
@@ -133,29 +124,16 @@ class Layer:
 
 
 def rule(fan_in: float, learning_rate: float, momentum: float, weight_decay: float) -> Update:
-    """Return how a layer moves whose neurons have `fan_in` inputs on average."""
+    """Return the update of a layer whose neurons have `fan_in` inputs on average."""
     rate = learning_rate / max(1.0, fan_in)
     return Update(np.float32(rate), np.float32(momentum), np.float32(1 - weight_decay))
 
 
 def replace_by_gradient(outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Replace the outputs by the gradient of the mean cross-entropy.
+    """Replace outputs by the gradient of the mean cross-entropy; return the logits (n, n_classes).
 
-    Parameters
-    ----------
-    outputs : ndarray of float32, shape (n_classes, lanes)
-        Lanes without a sample get gradient 0.
-    y : ndarray of int64, shape (n,)
-
-    Returns
-    -------
-    ndarray of float32, shape (n, n_classes)
-        The logits that were there.
-
-    Raises
-    ------
-    FloatingPointError
-        If they are not finite; nothing is changed then.
+    `outputs` has shape (n_classes, lanes); lanes without a sample get gradient 0. If the logits are
+    not finite, nothing is changed.
     """
     n = len(y)
     logits = outputs[:, :n].T.copy()
@@ -166,12 +144,6 @@ def replace_by_gradient(outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
     outputs[:] = 0
     outputs[:, :n] = gradient.T / n
     return logits
-
-
-def _connections(nnz: int) -> tuple[np.ndarray, ...]:
-    """Return arrays of rows, columns, weights and velocities."""
-    kinds = np.uint16, np.uint16, np.float32, np.float32
-    return tuple(aligned(nnz, kind) for kind in kinds)
 
 
 def _groups(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
@@ -196,28 +168,26 @@ class TiledMLP:
     sizes : sequence of int
         Neurons per layer: features, hidden layers, classes.
     epsilon : float
-        Erdős–Rényi sparsity.
+        Erdős–Rényi sparsity, positive.
     batch_size : int
-        Largest number of samples in a step, up to 64.
+        Largest number of samples in a step, 1 to 64.
     activation : {"all-relu", "relu", "leaky-relu"}
     alpha : float
+        Negative slope of All-ReLU and LeakyReLU.
     seed : int
         Determines everything, bit for bit, whatever the threads.
     threads : int
     empty : bool
-        Leave the drawing of the structure to `restore`.
+        Do not draw the structure: a checkpoint will fill it in.
     progress : callable, optional
         Called with the connections of each layer when it is drawn.
 
-    Attributes
-    ----------
-    layers : list of Layer
-    sizes : tuple of int
-
     Notes
     -----
-    Memory: see `budget.plan`. A step takes 7 to 9 ns a connection on two cores.
+    Memory: see `budget.plan`. A step takes 7 to 9 ns per connection on two cores.
     """
+
+    message_bytes = message_seconds = 0.0  # what a split network has exchanged
 
     def __init__(
         self,
@@ -235,20 +205,22 @@ class TiledMLP:
         self.sizes, self.seed, self.batch_size = tuple(sizes), seed, batch_size
         self._activation, self._alpha = activation, alpha
         lanes = budget.lane_width(batch_size)
-        self._width, self._team = Width(lanes), Team(threads)
         plans = drafts(sizes, epsilon, lanes, activation, alpha, seed)
+        self._fan_in = [d.counts.sum() / d.grid.n_out for d in plans]
+        plans = self._parts(plans)
         grids, totals = [d.grid for d in plans], [int(d.counts.sum()) for d in plans]
+        self._width, self._team = Width(lanes), Team(threads)
         self._workspace = aligned(budget.workspace(totals, grids, lanes), np.uint8)
         self.layers: list[Layer] = []
         for draft in plans:
-            layer = Layer(draft.grid, draft.counts, draft.slope)
+            layer = Layer(draft)
             self.layers.append(layer)
             if not empty:
                 tiles.draw(draft.grid, layer.tiles, draft.density, draft.key, self._team)
                 self._cut(layer)
             if progress is not None:
                 progress(layer.nnz)
-        self._z = [aligned(lanes * n, np.float32) for n in sizes]
+        self._z = [aligned(lanes * n, np.float32) for n in (sizes[0], *(g.n_out for g in grids))]
         self._sums = aligned(threads * lanes * max(g.side_in for g in grids), np.float32)
         self._sums = self._sums.reshape(threads, -1)
 
@@ -259,19 +231,14 @@ class TiledMLP:
 
     def __repr__(self) -> str:
         """Return sizes and connections in one line."""
-        return f"<TiledMLP {'-'.join(map(str, self.sizes))}, nnz {self.nnz:,}>"
+        return f"<{type(self).__name__} {'-'.join(map(str, self.sizes))}, nnz {self.nnz:,}>"
 
     # --- running ---------------------------------------------------------------------------------
 
     def logits(self, X: np.ndarray) -> np.ndarray:
-        """Return the logits of up to a batch of samples, float32, shape (n, n_classes).
-
-        Parameters
-        ----------
-        X : ndarray of float32, shape (n, n_features)
-        """
+        """Return the logits of up to a batch of samples, float32, shape (n, n_classes)."""
         self._forward(X)
-        return self._z[-1].reshape(-1, self._width.lanes)[:, : len(X)].T.copy()
+        return self._outputs()[:, : len(X)].T.copy()
 
     def step(
         self,
@@ -282,39 +249,28 @@ class TiledMLP:
         weight_decay: float = 0.0,
         follow: Any = None,
     ) -> np.ndarray:
-        """Take a step of momentum SGD on a batch.
+        """Take a step of momentum SGD on a batch; return the logits before it.
 
-        Parameters
-        ----------
-        X : ndarray of float32, shape (n, n_features)
-        y : ndarray of int64, shape (n,)
-        learning_rate : float
-            Divided by a layer's mean fan-in, so that a step moves the outputs as much whatever
-            the width, and the narrow layers no more than the wide ones.
-        momentum, weight_decay : float
-        follow : callable, optional
-            Called with the connections of a layer when a sweep over them is done, forward or back.
-
-        Returns
-        -------
-        ndarray of float32, shape (n, n_classes)
-            The logits before the step.
-
-        Raises
-        ------
-        FloatingPointError
-            If they are not finite; nothing is changed then.
+        `learning_rate` is divided by a layer's mean fan-in: so a step moves the outputs equally for
+        all widths, and narrow layers no more than wide ones. `follow` is called with the
+        connections of a layer after each sweep over them. If the logits are not finite, nothing is
+        changed, and FloatingPointError is raised.
         """
         self._forward(X, follow)
-        logits = replace_by_gradient(self._z[-1].reshape(-1, self._width.lanes), y)
+        outputs = self._outputs()
+        logits = replace_by_gradient(outputs, y)
+        grid = self.layers[-1].grid  # a split network keeps its own rows of the gradient
+        begin = grid.first * grid.side_out
+        self._z[-1].reshape(-1, self._width.lanes)[:] = outputs[begin : begin + grid.n_out]
         for number in range(len(self.layers) - 1, -1, -1):
-            layer = self.layers[number]
-            fan_in = layer.nnz / layer.grid.n_out
-            update = rule(fan_in, learning_rate, momentum, weight_decay)
+            layer, z_in = self.layers[number], self._inputs(number)
+            update = rule(self._fan_in[number], learning_rate, momentum, weight_decay)
             layer.backward(
-                self._team, self._width, self._z[number], self._z[number + 1], self._slots(),
-                self._sums, update, number > 0,
+                self._team, self._width, z_in, self._z[number + 1], self._slots(), self._sums,
+                update, number > 0,
             )  # fmt: skip
+            if number > 0:
+                self._pass_down(number, z_in)
             if follow is not None:
                 follow(layer.nnz)
         return logits
@@ -328,26 +284,33 @@ class TiledMLP:
         block[:, : len(X)] = X.T
         block[:, len(X) :] = 0
         for number, layer in enumerate(self.layers):
-            z_in, z_out = self._z[number], self._z[number + 1]
+            z_in, z_out = self._inputs(number), self._z[number + 1]
             layer.forward(self._team, self._width, z_in, self._slots(), z_out)
             if follow is not None:
                 follow(layer.nnz)
 
+    # What a split network does in another way.
+
+    def _parts(self, plans: list[Draft]) -> list[Draft]:
+        """Return the parts of the layers that are here."""
+        return plans
+
+    def _inputs(self, number: int) -> np.ndarray:
+        """Return all inputs of a layer."""
+        return self._z[number]
+
+    def _outputs(self) -> np.ndarray:
+        """Return all outputs of the network, shape (n_classes, lanes)."""
+        return self._z[-1].reshape(-1, self._width.lanes)
+
+    def _pass_down(self, number: int, gradient: np.ndarray) -> None:
+        """Bring the gradient of a layer's inputs to the layer below; here it is in place."""
+
     def evolve(self, zeta: float, epoch: int, progress: Any = None) -> int:
-        """Replace the weakest connections of all layers but the output layer; see `tiles.evolve`.
+        """Replace the weakest connections of all layers but the output layer; return how many.
 
-        Parameters
-        ----------
-        zeta : float
-        epoch : int
-            Another one at each call, from 1 on.
-        progress : callable, optional
-            Called with the connections of each layer when it is done.
-
-        Returns
-        -------
-        int
-            Connections replaced.
+        `epoch` must differ between calls, from 1 on. `progress` is called with the connections of
+        each layer when it is done.
         """
         replaced = 0
         for number, layer in enumerate(self.layers[:-1]):
@@ -364,7 +327,7 @@ class TiledMLP:
         layer.cut(len(self._slots()) // self._width.lanes)
 
     def _slots(self) -> np.ndarray:
-        """Return the workspace as room for activations."""
+        """Return the workspace as slots for activations."""
         whole = len(self._workspace) // 64 * 64
         return self._workspace[:whole].view(np.float32)
 
@@ -378,7 +341,7 @@ class TiledMLP:
         return Tiles(np.empty_like(layer.tiles.start), rows, columns, weights, velocity)
 
     def to_mlp(self) -> SparseMLP:
-        """Return the same network in the library's own form; a small one is better off with it."""
+        """Return the same network in the library's own form, for small ones."""
         weights = [layer.to_scipy(layer.tiles.weights) for layer in self.layers]
         biases = [layer.biases for layer in self.layers]
         model = SparseMLP.from_scipy(
@@ -392,7 +355,7 @@ class TiledMLP:
     # --- state -----------------------------------------------------------------------------------
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield all that a run has to keep, under names, the arrays themselves."""
+        """Yield name and array of everything that a checkpoint has to keep."""
         for number, layer in enumerate(self.layers):
             for name, array in layer.tiles._asdict().items():
                 yield f"{number}.{name}", array
@@ -400,17 +363,14 @@ class TiledMLP:
             yield f"{number}.bias_velocity", layer.bias_velocity
 
     def restored(self) -> None:
-        """Take note that the arrays have been filled from elsewhere."""
+        """Adapt to arrays that have been filled from outside."""
         for layer in self.layers:
             self._cut(layer)
 
     def sha256(self, progress: Any = None) -> str:
         """Return the SHA-256 of structure, parameters and velocities, as hexadecimal digits.
 
-        Parameters
-        ----------
-        progress : callable, optional
-            Called with the bytes of each array that is done.
+        `progress` is called with the bytes of each array that is done.
         """
         digest = hashlib.sha256()
         for _, array in self.arrays():

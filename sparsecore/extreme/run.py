@@ -1,28 +1,30 @@
 """One extreme run from plan to result: memory first, then the network, steps, evolution, a test.
 
-The result is a dictionary of JSON types, which the command line prints and the book stores. That
-the network learns is tested: a trend in the losses of the batches, none of which was seen before,
-and held-out accuracy against chance.
+A whole network and one that is split over ranks go through the same steps. The result is a
+dictionary of JSON types, which the command line prints and the book stores. Two statistical tests
+say whether the network learns: a trend in the losses of the batches, each of which is new, and
+held-out accuracy against chance.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, kendalltau
-from tqdm.auto import tqdm
 
-from sparsecore.extreme import budget, saved
-from sparsecore.extreme.data import N_CLASSES, N_FEATURES, Stream
+from sparsecore import progress as bars
+from sparsecore.checkpoint import check_resumed
+from sparsecore.extreme import budget, saved, split
+from sparsecore.extreme.config import ExtremeConfig
+from sparsecore.extreme.data import N_CLASSES, Stream
 from sparsecore.extreme.network import TiledMLP
 from sparsecore.functions import cross_entropy
 from sparsecore.provenance import peak_rss_mb, provenance
@@ -30,78 +32,12 @@ from sparsecore.provenance import peak_rss_mb, provenance
 _PHASES = ("initialise", "train", "evolve", "evaluate", "checkpoint", "fingerprint")
 
 
-@dataclass(frozen=True)
-class ExtremeConfig:
-    """What an extreme run trains, and how.
-
-    Attributes
-    ----------
-    neurons : int
-        Hidden neurons in all.
-    hidden_layers : int
-    batch_size : int
-    steps : int
-    epsilon : float
-        Erdős–Rényi sparsity: twice as many connections a neuron between layers of one width.
-    alpha : float
-        Slope of All-ReLU. Small, or the class is lost in the mean of deep layers.
-    learning_rate : float
-        Of a neuron with one input; see `TiledMLP.step`.
-    momentum, weight_decay : float
-    zeta : float
-        Fraction of connections that an evolution replaces: less than the study's 0.3, since it
-        comes after some steps and not after an epoch, and new connections bring noise to every
-        layer that steps have to take out again.
-    evolve_every : int
-        Steps between evolutions; there is none after the last step.
-    separation : float
-        Of the classes, in standard deviations of a feature.
-    held_out : int
-        Samples of the test.
-    """
-
-    neurons: int
-    hidden_layers: int = 10
-    batch_size: int = 4
-    steps: int = 50
-    epsilon: float = 2.5
-    alpha: float = 0.05
-    learning_rate: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 2e-4
-    zeta: float = 0.1
-    evolve_every: int = 25
-    separation: float = 1.0
-    held_out: int = 100
-
-    def __post_init__(self) -> None:
-        """Refuse values that no run can have."""
-        for name, least in (
-            ("hidden_layers", 1), ("batch_size", 1), ("steps", 1), ("evolve_every", 1),
-            ("held_out", 0), ("neurons", self.hidden_layers),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < least:
-                raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-        for name, low, high in (
-            ("learning_rate", 0, np.inf), ("momentum", 0, 1), ("weight_decay", 0, 1),
-            ("zeta", 0, 1), ("separation", 0, np.inf), ("alpha", -np.inf, np.inf),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not (np.isfinite(value) and low <= value < high):
-                raise ValueError(f"{name}: expected a number in [{low}, {high}), got {value!r}")
-        budget.lane_width(self.batch_size)
-        budget.densities(self.sizes, self.epsilon)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Neurons per layer: features, hidden layers of equal size to within one, classes."""
-        ends = [self.neurons * n // self.hidden_layers for n in range(self.hidden_layers + 1)]
-        return (N_FEATURES, *(b - a for a, b in pairwise(ends)), N_CLASSES)
-
-    def evolves_after(self, step: int) -> bool:
-        """Tell whether the topology evolves after `step`, counted from 1."""
-        return self.zeta > 0 and step % self.evolve_every == 0 and step < self.steps
+def plan(
+    config: ExtremeConfig, threads: int, comm: Any = None
+) -> budget.Budget | split.SplitBudget:
+    """Plan the memory of a whole network, or of each rank of `comm`."""
+    size = config.sizes, config.epsilon, config.batch_size
+    return budget.plan(*size, threads) if comm is None else split.plan(*size, comm.size)
 
 
 def run(
@@ -109,6 +45,7 @@ def run(
     *,
     seed: int = 0,
     threads: int = 1,
+    comm: Any = None,
     memory_limit: int | None = None,
     checkpoint_path: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 25,
@@ -121,29 +58,35 @@ def run(
     Parameters
     ----------
     config : ExtremeConfig
+        With zeta 0 if `comm` is given.
     seed : int
         With `config` it determines the weights bit for bit.
     threads : int
+        Of each rank.
+    comm : mpi4py.MPI.Comm, optional
+        Split every layer over its ranks; all of them call this function.
     memory_limit : int, optional
-        Bytes; what is free now if left out.
+        Bytes, of each rank; what is free now if left out, and no limit with `comm`.
     checkpoint_path : path, optional
-        Rewritten every `checkpoint_every` steps and at the end, atomically.
+        Rewritten every `checkpoint_every` steps and at the end, atomically; not with `comm`.
     checkpoint_every : int
     resume : bool
         Go on from `checkpoint_path` if it exists; the result is the uninterrupted run's.
     progress : bool
         Show bars on standard error.
     announce : callable, optional
-        Called with the `Budget` before anything is allocated.
+        Called with the `plan` before the network is allocated.
 
     Returns
     -------
     dict
-        "config", "seed", "sizes", "neurons", "nnz", "density" (of the hidden layers), "budget"
-        (bytes by item), "budget_bytes", "peak_bytes", "seconds" (by phase), "step_seconds",
-        "evolve_seconds", "predict_seconds" (lists), "seconds_per_sample" (median step),
-        "losses" (of each batch before the step), "trend" (Kendall), "test" (binomial, or None),
-        "weights_sha256" and "provenance".
+        "config", "seed", "sizes", "neurons", "nnz", "density" (of the middle layer), "seconds" (by
+        phase), "step_seconds", "evolve_seconds", "predict_seconds" (lists), "seconds_per_sample"
+        (median step), "losses" (of each batch before the step), "trend" (Kendall), "test"
+        (binomial, or None) and "provenance". A whole network has "budget" (bytes by item),
+        "budget_bytes", "peak_bytes" and "weights_sha256". A split one has "ranks", "message_bytes"
+        and "message_seconds" (per step, of this rank), "planned_bytes" and "peak_bytes" (of each
+        rank).
 
     Raises
     ------
@@ -151,24 +94,42 @@ def run(
         If the network does not fit.
     FloatingPointError
         If the loss diverges.
+    ValueError
+        If a checkpoint belongs to another run, or a split network is to evolve or to be saved.
+
+    Notes
+    -----
+    7 to 9 ns per connection and step on two cores; memory: `budget.plan`.
     """
+    if comm is not None and config.zeta:
+        raise ValueError(
+            f"zeta: expected 0 for layers split over ranks, got {config.zeta}; their topology does "
+            "not evolve"
+        )
+    if comm is not None and checkpoint_path is not None:
+        raise ValueError("--split: expected no --checkpoint, a split network is not saved yet")
     _compile(config, threads)
     state = _state(config, seed, checkpoint_path, resume)
-    plan = budget.plan(config.sizes, config.epsilon, config.batch_size, threads)
+    memory = plan(config, threads, comm)
     if announce is not None:
-        announce(plan)
-    plan.check(memory_limit)
+        announce(memory)
+    memory.check(memory_limit)
     resumed = state is not None
     if state is None:
         state = {"config": asdict(config), "seed": seed, "step": 0, "losses": [],
                  "seconds": dict.fromkeys(_PHASES, 0.0), "step_seconds": [],
                  "evolve_seconds": []}  # fmt: skip
-    clock = _Clock(state["seconds"], progress)
-    with clock("initialise", plan.connections, "connection") as bar:
-        net = TiledMLP(
-            config.sizes, epsilon=config.epsilon, batch_size=config.batch_size,
-            alpha=config.alpha, seed=seed, threads=threads, empty=resumed, progress=bar.update,
-        )  # fmt: skip
+    clock = partial(_phase, state["seconds"], progress)
+    with clock("initialise", memory.connections, "connection") as bar:
+        options: dict[str, Any] = {
+            "epsilon": config.epsilon, "batch_size": config.batch_size, "alpha": config.alpha,
+            "seed": seed, "threads": threads, "empty": resumed, "progress": bar.update,
+        }  # fmt: skip
+        net = (
+            TiledMLP(config.sizes, **options)
+            if comm is None
+            else split.SplitMLP(comm, config.sizes, **options)
+        )
     n_bytes = sum(array.nbytes for _, array in net.arrays())
     with net:
         if resumed and checkpoint_path is not None:
@@ -189,20 +150,15 @@ def run(
             if checkpoint_path is not None and due:
                 with clock("checkpoint", n_bytes, "B") as bar:
                     saved.save(net, checkpoint_path, state, bar.update)
+        messages = net.message_bytes / config.steps, net.message_seconds / config.steps
         with clock("evaluate", config.held_out, "sample") as bar:
             test, predict_seconds = _test(net, stream, config, bar)
-        with clock("fingerprint", n_bytes, "B") as bar:
-            weights_sha256 = net.sha256(bar.update)
         result = {
             "config": asdict(config),
             "seed": seed,
             "sizes": list(config.sizes),
             "neurons": config.neurons,
-            "nnz": net.nnz,
             "density": budget.densities(config.sizes, config.epsilon)[len(config.sizes) // 2 - 1],
-            "budget": plan.items,
-            "budget_bytes": plan.total,
-            "peak_bytes": peak_bytes(),
             "seconds": state["seconds"],
             "step_seconds": state["step_seconds"],
             "evolve_seconds": state["evolve_seconds"],
@@ -211,14 +167,38 @@ def run(
             "losses": state["losses"],
             "trend": trend(state["losses"]),
             "test": test,
-            "weights_sha256": weights_sha256,
-            "provenance": provenance(threads, None),
+            "provenance": provenance(threads, None, 1 if comm is None else comm.size),
         }
-    return result
+        if isinstance(memory, split.SplitBudget):
+            ranks = comm.allgather((net.nnz, peak_bytes()))
+            return result | {
+                "nnz": sum(nnz for nnz, _ in ranks),
+                "ranks": comm.size,
+                "message_bytes": messages[0],
+                "message_seconds": messages[1],
+                "planned_bytes": [load.n_bytes for load in memory.loads],
+                "peak_bytes": [peak for _, peak in ranks],
+            }
+        with clock("fingerprint", n_bytes, "B") as bar:
+            weights_sha256 = net.sha256(bar.update)
+        return result | {
+            "nnz": net.nnz,
+            "budget": memory.items,
+            "budget_bytes": memory.total,
+            "peak_bytes": peak_bytes(),
+            "weights_sha256": weights_sha256,
+        }
 
 
 def report(result: dict[str, Any]) -> str:
     """Return a result as a few lines of text."""
+    if "ranks" in result:
+        losses, peak = result["losses"], max(result["peak_bytes"]) / budget.GIB
+        return (
+            f"{result['neurons']:,} hidden neurons on {result['ranks']} ranks, at most {peak:.2f} "
+            f"GiB each; loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last; a step exchanges "
+            f"{result['message_bytes'] / 2**20:.0f} MiB in {result['message_seconds']:.2f} s"
+        )
     seconds, found, test = result["seconds"], result["trend"], result["test"]
     lines = [
         f"{result['neurons']:,} hidden neurons, {result['nnz']:,} connections",
@@ -237,16 +217,9 @@ def report(result: dict[str, Any]) -> str:
 
 
 def trend(losses: list[float]) -> dict[str, float] | None:
-    """Test whether losses fall, against there being no trend.
+    """Test whether losses fall, against there being no trend; None of fewer than three.
 
-    Returns
-    -------
-    dict or None
-        "tau", Kendall's correlation with the step, and "p", one-sided; None of fewer than three.
-
-    Notes
-    -----
-    Mann (1945), Kendall (1975).
+    "tau" is Kendall's correlation of loss and step, "p" is one-sided (Mann 1945, Kendall 1975).
     """
     if len(losses) < 3:
         return None
@@ -257,9 +230,7 @@ def trend(losses: list[float]) -> dict[str, float] | None:
 def peak_bytes() -> int:
     """Return the most memory that this process has had resident.
 
-    Notes
-    -----
-    VmHWM: what `resource` says goes back to the process that this one was started from.
+    That is VmHWM: what `resource` tells may be that of the process which started this one.
     """
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -274,14 +245,8 @@ def _state(config: ExtremeConfig, seed: int, path: Any, resume: bool) -> dict[st
     """Return the state to go on from, or None."""
     if not resume or path is None or not Path(path).exists():
         return None
-    state = saved.read_run(path)
-    for name, here in (("seed", seed), ("config", asdict(config))):
-        if state[name] != here:
-            raise ValueError(
-                f"{path}: belongs to a run with {name} {state[name]!r}, not {here!r}; resume with "
-                "the same options, or name another checkpoint"
-            )
-    return state
+    expected = {"seed": seed, "config": asdict(config)}
+    return check_resumed(path, saved.read_run(path), expected)
 
 
 def _next_stop(config: ExtremeConfig, step: int, checkpoint_every: int) -> int:
@@ -317,7 +282,7 @@ def _step(
 def _test(
     net: TiledMLP, stream: Stream, config: ExtremeConfig, bar: Any
 ) -> tuple[dict[str, Any] | None, list[float]]:
-    """Count the held-out samples that are classified rightly, and test that against chance."""
+    """Count the held-out samples that are classified correctly; test the number against chance."""
     correct, seconds = 0, []
     for first in range(0, config.held_out, config.batch_size):
         size = min(config.batch_size, config.held_out - first)
@@ -337,27 +302,22 @@ def _test(
 
 
 def _compile(config: ExtremeConfig, threads: int) -> None:
-    """Have everything compiled before memory is counted or anything timed."""
+    """Compile everything before memory is counted or anything is timed."""
     tiny = (8, 64, 64, 2)
     with TiledMLP(
         tiny, epsilon=1.0, batch_size=config.batch_size, alpha=config.alpha, threads=threads
     ) as net:
         net.step(np.zeros((1, 8), np.float32), np.zeros(1, np.int64), 0.0)
-        net.evolve(0.5, 1)
+        if config.zeta:
+            net.evolve(0.5, 1)
 
 
-class _Clock:
-    """Times the phases of a run and shows a bar for each."""
-
-    def __init__(self, seconds: dict[str, float], shown: bool) -> None:
-        self._seconds, self._shown = seconds, shown
-
-    @contextmanager
-    def __call__(self, phase: str, total: float, unit: str) -> Iterator[Any]:
-        start = time.perf_counter()
-        with tqdm(
-            total=int(total), desc=phase, unit=unit, unit_scale=True, disable=not self._shown,
-            file=sys.stderr, mininterval=0.2 if sys.stderr.isatty() else 10,
-        ) as bar:  # fmt: skip
-            yield bar
-        self._seconds[phase] += time.perf_counter() - start
+@contextmanager
+def _phase(
+    seconds: dict[str, float], shown: bool, name: str, total: float, unit: str
+) -> Iterator[Any]:
+    """Add the time of the block to its phase, and give it a progress bar."""
+    start = time.perf_counter()
+    with bars.bar(int(total), name, unit=unit, unit_scale=True, hidden=not shown) as bar:
+        yield bar
+    seconds[name] += time.perf_counter() - start

@@ -1,7 +1,7 @@
-"""The checkpoint of an extreme run: one file, written whole or not at all, read without a copy.
+"""The checkpoint of an extreme run: one file, whole or absent, read without a copy.
 
-The same ``.npz`` form as `sparsecore.checkpoint` writes, but array by array, straight from and into
-the arrays of the network: there is no memory for a second one.
+It has the ``.npz`` form of `sparsecore.checkpoint`, but goes array by array, straight from and into
+the arrays of the network: there is no memory for a second copy.
 """
 
 from __future__ import annotations
@@ -30,13 +30,7 @@ def save(
 ) -> None:
     """Write the network, velocities included, with the JSON-able state of its run.
 
-    Parameters
-    ----------
-    net : TiledMLP
-    path : path
-    run : dict
-    progress : callable
-        Called with the bytes of each array that is written.
+    `progress` is called with the bytes of each array that is written.
     """
     about = {"format_version": FORMAT_VERSION, "sizes": list(net.sizes), "run": run}
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
@@ -48,20 +42,12 @@ def save(
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the state of the run that a checkpoint was written by.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is cut short, damaged, foreign, or of another version.
-    OSError
-        If it cannot be opened.
-    """
+    """Return the state of the run that wrote a checkpoint; refuse a damaged or foreign file."""
     return _read(path, lambda archive, about: about["run"])
 
 
 def restore(net: TiledMLP, path: str | os.PathLike[str], progress: Progress) -> None:
-    """Fill a network of the same sizes from a checkpoint; errors as of `read_run`."""
+    """Fill a network of the same sizes from a checkpoint; refuse a damaged or foreign file."""
 
     def fill(archive: zipfile.ZipFile, about: dict[str, Any]) -> None:
         if about["sizes"] != list(net.sizes):
@@ -96,7 +82,7 @@ def _read(path: Any, use: Callable[[zipfile.ZipFile, dict[str, Any]], Any]) -> A
 
 
 def _fill(array: np.ndarray, member: Any) -> None:
-    """Read a saved array into one that is there."""
+    """Read a saved array into an existing one."""
     np.lib.format.read_magic(member)
     shape, _, dtype = np.lib.format.read_array_header_1_0(member)
     if shape != array.shape or dtype != array.dtype:
@@ -108,4 +94,4 @@ def _fill(array: np.ndarray, member: Any) -> None:
             raise EOFError("an array is cut short")
         left[: len(chunk)] = chunk
         left = left[len(chunk) :]
-    member.read(1)  # at the end the checksum is compared
+    member.read(1)  # reading to the end compares the checksum

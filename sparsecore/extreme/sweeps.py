@@ -1,17 +1,17 @@
 """The jitted sweeps of a small batch through one layer of tiles, forward and backward.
 
-A connection moves a value from one neuron to another, both somewhere in gigabytes; visited one by
-one, each would wait for memory. Instead a sweep goes along the columns of the grid, or along its
-rows, and one side's neurons stay in the cache; what the other side needs is left in a slot of its
-own for each connection, written and read in the order of the tiles, which memory is fast at.
-Forward, inputs go to the slots column by column, and from there to the outputs row by row;
-backward, output gradients go to the slots row by row, and column by column they meet the inputs,
-which gives input gradients, weight gradients and the update at once. (The idea is propagation
-blocking: Beamer, Asanović and Patterson, 2017.)
+A connection moves a value between two neurons, each anywhere in gigabytes. Visited one by one, each
+connection would wait for memory. Instead, a sweep goes along the columns of the grid or along its
+rows, so that one side's neurons stay in the cache. What the other side needs goes to a slot of its
+own for each connection. Slots are written and read in the order of the tiles, which is fast.
+Forward, inputs go to the slots column by column, and from there to the outputs row by row.
+Backward, output gradients go to the slots row by row; column by column they meet the inputs, which
+gives input gradients, weight gradients and the update at once. (The idea is propagation blocking:
+Beamer, Asanović and Patterson, 2017.)
 
-There are slots for a part of the layer at a time, a `Strip`. Activations are neuron-major with the
-batch in the lanes of a register; stored is what goes into the activation function, since All-ReLU
-does not tell its sign.
+Only a part of the layer, a `Strip`, has slots at a time. Activations are neuron-major, with the
+batch in the lanes of a register. Stored is the input of the activation function, because the output
+of All-ReLU does not tell its input's sign.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""How one layer is stored in tiles, how its random structure is drawn, and how it evolves.
+"""How a layer is stored in tiles, how its random structure is drawn, and how it evolves.
 
-A layer's matrix is cut into a grid of tiles, small enough that the neurons on either side of a tile
-fit a core's cache with all their activations. A tile is a list of connections: the output neuron
-and the input neuron within the tile, 16 bits each, ascending and without repeats, and weight and
-velocity. The tiles lie one after the other, those of a row of the grid together. So a connection
-takes 12 bytes, and both directions can be walked: along the rows of the grid, or along its columns.
-What flows through a layer is the business of `sweeps`.
+A layer's matrix is cut into a grid of tiles. A tile is so small that the activations of its input
+and output neurons fit a core's cache. It is a list of connections, ascending and without repeats:
+the output and the input neuron within the tile (16 bits each), weight and velocity. A connection
+takes 12 bytes. Tiles lie one after the other, row by row of the grid, so a layer can be walked
+along the rows of the grid or along its columns, without a transposed copy. `sweeps` does that.
 
-Everything takes time in proportion to the connections and is the same whatever the number of
-threads: a tile draws from its own stream of a counter-based hash.
+Every function takes O(nnz) time and gives the same result for any number of threads, because each
+tile draws from its own stream of a counter-based hash.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ import numpy as np
 from sparsecore.compiled.jit import jit
 from sparsecore.compiled.kernels import mix
 from sparsecore.compiled.team import PARTS, Team, barrier, claim
-from sparsecore.extreme import select
 
 _jit = jit(_nrt=False)
 
-# Neurons on the sides of a tile, for 4 activations a neuron. Outputs are visited alone, inputs with
-# their gradients. Both fill half of a second-level cache of 1 MiB, or a little more.
+# Neurons on the sides of a tile, for 4 activations per neuron. A visit to an input touches its
+# gradient, too. Both sides fill about half of a second-level cache of 1 MiB.
 _SIDE_OUT, _SIDE_IN, _LANES = 2**16, 2**15, 4
 _LEAST_SIDE = 2**8
-_BLOCKS = 16  # of neurons, at least, if they are not too few: what threads share out
-# Above this density new places are chosen by walking through all, not by trying and rejecting.
+_BLOCKS = 16  # rows or columns of tiles that a layer should have, so that threads can share them
+# Above this density, cells are chosen by walking through all of them, not by drawing and rejecting.
 DENSE = 0.25
+_BINS = 2**16
 
 
 class Grid(NamedTuple):
@@ -51,23 +50,23 @@ class Tiles(NamedTuple):
     start: np.ndarray  #: int64, where each tile begins, row of tiles by row, and the end
     rows: np.ndarray  #: uint16, output neuron within the tile
     columns: np.ndarray  #: uint16, input neuron within the tile
-    weights: np.ndarray  #: float32; NaN until `weigh` gives one
+    weights: np.ndarray  #: float32; NaN until `weigh` sets it
     velocity: np.ndarray  #: float32
 
 
-#: Bytes of a connection.
-CONNECTION = 2 + 2 + 4 + 4
+CONNECTION = 2 + 2 + 4 + 4  # bytes
+
+
+class Cut(NamedTuple):
+    """Magnitudes below which weights are weak; entry 0 is for positive ones, 1 for negative."""
+
+    magnitude: np.ndarray  #: uint32 (2,), the bits
+    ties: np.ndarray  #: int64 (2,), how many of those exactly at the cut are weak as well
+    dropped: int  #: weak weights in all
 
 
 def grid(n_in: int, n_out: int, lanes: int) -> Grid:
-    """Cut a layer into tiles.
-
-    Parameters
-    ----------
-    n_in, n_out : int
-    lanes : int
-        Activations of a neuron.
-    """
+    """Cut a layer into tiles, for `lanes` activations per neuron."""
     side_in = _side(n_in, _SIDE_IN * _LANES // lanes)
     side_out = _side(n_out, _SIDE_OUT * _LANES // lanes)
     return Grid(n_in, n_out, side_in, side_out, -(-n_in // side_in), -(-n_out // side_out), 0)
@@ -95,66 +94,52 @@ def pointers(counts: np.ndarray) -> np.ndarray:
 
 
 class Scratch:
-    """What the members of a team need to draw the connections of a tile, 16 bytes a draw."""
+    """Room for each member of a team to draw the connections of a tile, 16 bytes per draw."""
 
     def __init__(self, members: int) -> None:
         self._members = members
         self.drawn = self.buckets = np.empty((members, 1), np.int64)
 
-    def reserve(self, most: int) -> None:
-        """Make room for tiles of `most` draws."""
+    def count(
+        self, team: Team, grid: Grid, key: np.uint64, vacant: np.ndarray, draws: np.ndarray,
+        walked: bool, found: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Fill `found` with the number of different cells that so many draws hit in each tile."""
+        most = int(draws.max())
         if most >= self.buckets.shape[1]:
             self.drawn = np.empty((self._members, most), np.int64)
             self.buckets = np.empty((self._members, most + 1), np.int64)
+        _share(_count, team, grid, key, vacant, draws, walked, self.drawn, self.buckets, found)
 
 
 def draw(grid: Grid, tiles: Tiles, density: float, key: np.uint64, team: Team) -> None:
-    """Draw an Erdős–Rényi layer into arrays made for it.
+    """Draw an Erdős–Rényi layer into arrays whose `start` is made of `counts`.
 
-    Parameters
-    ----------
-    grid : Grid
-    tiles : Tiles
-        `start` as the `counts` have it; rows, columns and weights are filled, velocities cleared.
-    density : float
-    key : uint64
-        Of structure and weights.
-    team : Team
-
-    Notes
-    -----
-    Given their number, the connections of a tile are a uniformly random subset of its cells. Each
-    connection exists with probability `density`, independently, if the numbers are binomial.
+    The connections of a tile are a uniformly random subset of its cells. Since their number is
+    binomial, each connection exists with probability `density`, independently of the others.
     """
     size = np.diff(tiles.start)
     scratch, vacant = Scratch(team.size), cells(grid)
     walked = density > DENSE
-    draws, found = size.copy(), np.zeros_like(size)
-    while True:
-        scratch.reserve(int(draws.max(initial=0)))
-        _share(
-            _count, team, grid, key, vacant, draws, walked, scratch.drawn, scratch.buckets, found
-        )
-        if (found == size).all():
-            break
-        draws += size - found
+    draws, found = np.zeros_like(size), np.zeros_like(size)
+    while (missing := size - found).any():
+        draws += missing
+        scratch.count(team, grid, key, vacant, draws, walked, found)
     nothing = Tiles(np.zeros_like(tiles.start), *(a[:0] for a in tiles[1:]))
-    no_cut = select.Cut(np.zeros(2, np.uint32), np.zeros(2, np.int64))
+    no_cut = np.zeros(2, np.uint32)
     quota = np.zeros((len(size), 2), np.int64)
     _share(
         _merge, team, grid, key, vacant, draws, walked, scratch.drawn, scratch.buckets,
-        nothing, no_cut.magnitude, quota, tiles,
+        nothing, no_cut, quota, tiles,
     )  # fmt: skip
     weigh(grid, tiles, key, team)
 
 
 def weigh(grid: Grid, tiles: Tiles, key: np.uint64, team: Team) -> None:
-    """Give weights to the connections that have none: U(±√(6/k)) for a neuron with k inputs.
+    """Draw weights that are missing from U(±√(6/k)), k being the neuron's own fan-in.
 
-    Notes
-    -----
-    He et al. 2015, with the neuron's own fan-in: at a few connections a neuron it varies by a
-    factor, and the width of the layer below says nothing about it.
+    He et al. (2015) take the width of the layer below. Here a neuron has a few inputs, whose number
+    varies by a factor between neurons, so its own number counts.
     """
     fan_in = np.empty((team.size, grid.side_out), np.int32)
     _share(_weigh, team, grid, key, tiles, fan_in)
@@ -164,36 +149,14 @@ def evolve(
     grid: Grid, tiles: Tiles, spare: Tiles, zeta: float, key: np.uint64, rng: np.random.Generator,
     team: Team,
 ) -> int:  # fmt: skip
-    """Replace the weakest connections of a layer by as many at uniformly random vacant places.
+    """Replace a layer's weakest connections by as many at random vacant places; return how many.
 
-    Parameters
-    ----------
-    grid : Grid
-    tiles : Tiles
-        Rewritten.
-    spare : Tiles
-        Of the same size; what is in it is lost.
-    zeta : float
-        Fraction in [0, 1) of the positive, and of the negative, weights.
-    key : uint64
-        Another one at each call.
-    rng : numpy.random.Generator
-        Says how many new connections each tile gets.
-    team : Team
-
-    Returns
-    -------
-    int
-        Connections replaced.
-
-    Notes
-    -----
-    Source: SET, Mocanu et al. 2018, algorithm 1. Places are drawn independently and uniformly over
-    all vacant ones, and repeats drawn anew until there are enough, which gives every subset of
-    vacant places the same chance. O(nnz).
+    SET (Mocanu et al. 2018, algorithm 1), O(nnz). `spare` has the same size as `tiles`, and its
+    contents are lost; `key` must be new in each call; `rng` shares the new connections out among
+    the tiles. Places are drawn independently and uniformly over all vacant ones, and repeats are
+    drawn anew, so every subset of vacant places is equally likely.
     """
-    cut = select.weakest(tiles.weights, zeta, team)
-    wanted = int(cut.dropped)
+    cut = weakest(tiles.weights, zeta, team)
     below = np.zeros((len(tiles.start) - 1, 3), np.int64)
     _share(_count_weak, team, tiles, cut.magnitude, below)
     # Of weights exactly at the cut, the first ones go.
@@ -203,10 +166,9 @@ def evolve(
     vacant = cells(grid) - kept
     scratch = Scratch(team.size)
     draws, found = np.zeros_like(kept), np.zeros_like(kept)
-    while (missing := wanted - int(found.sum())) > 0:
+    while (missing := cut.dropped - int(found.sum())) > 0:
         draws += rng.multinomial(missing, vacant / vacant.sum())
-        scratch.reserve(int(draws.max()))
-        _share(_count, team, grid, key, vacant, draws, False, scratch.drawn, scratch.buckets, found)
+        scratch.count(team, grid, key, vacant, draws, False, found)
     spare.start[:] = pointers(kept + found)
     _share(
         _merge, team, grid, key, vacant, draws, False, scratch.drawn, scratch.buckets,
@@ -215,7 +177,38 @@ def evolve(
     weigh(grid, spare, key, team)
     for old, new in zip(tiles, spare, strict=True):
         np.copyto(old, new)
-    return wanted
+    return cut.dropped
+
+
+def weakest(weights: np.ndarray, zeta: float, team: Team) -> Cut:
+    """Find the fraction `zeta`, rounded down, of each sign's weights that is closest to zero.
+
+    Magnitudes of float32 are ordered like their bits. So a histogram of the upper 16 bits finds the
+    cut to 16 bits, and one of the lower 16 bits of the weights in that bin finds the rest: two
+    passes, no sorting, no copy, 1 MiB per thread. Zeros count as positive, as in
+    `topology.weakest`; NaN is not allowed.
+    """
+    if not 0 <= zeta < 1:
+        raise ValueError(f"zeta: expected a fraction in [0, 1), got {zeta!r}")
+    counts = np.zeros((team.size, 2, _BINS), np.int64)
+    bits = weights.view(np.uint32)
+    _share(_histogram, team, bits, np.full(2, _BINS, np.uint32), counts)
+    upper = counts.sum(axis=0)
+    drop = np.array([int(zeta * int(n)) for n in upper.sum(axis=1)])
+    high, left = _bin(upper, drop)
+    counts[:] = 0
+    _share(_histogram, team, bits, high, counts)
+    low, ties = _bin(counts.sum(axis=0), left)
+    return Cut(high << np.uint32(16) | low, ties, int(drop.sum()))
+
+
+def _bin(counts: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bin of weight number `left` of each sign, and how many are left within it."""
+    ends = np.cumsum(counts, axis=1)
+    found = [np.searchsorted(e, n, side="right") for e, n in zip(ends, left, strict=True)]
+    bins = np.minimum(found, _BINS - 1)
+    sides = np.arange(2)
+    return bins.astype(np.uint32), left - ends[sides, bins] + counts[sides, bins]
 
 
 # --- compiled ------------------------------------------------------------------------------------
@@ -223,6 +216,30 @@ def evolve(
 
 def _share(function: Any, team: Team, *args: Any) -> None:
     team.run(function, team.size, team.sync, *args)
+
+
+@_jit
+def _signed(bits):
+    """Return the sign, 1 if negative, and the bits of the magnitude of a float32 given as bits."""
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    return (1 if bits > np.uint32(0x80000000) else 0), magnitude
+
+
+@_jit
+def _histogram(member, size, sync, bits, within, counts):
+    """Count upper halves of magnitudes, or lower halves of those whose upper one is `within`."""
+    n, parts = len(bits), size * PARTS
+    part = claim(sync, size, member)
+    while part >= 0:
+        for k in range(n * part // parts, n * (part + 1) // parts):
+            sign, magnitude = _signed(bits[k])
+            high = magnitude >> np.uint32(16)
+            if within[0] == _BINS:
+                counts[member, sign, high] += 1
+            elif high == within[sign]:
+                counts[member, sign, magnitude & np.uint32(0xFFFF)] += 1
+        part = claim(sync, size, member)
+    barrier(sync, size)
 
 
 @_jit
@@ -235,7 +252,7 @@ def _uniform(key, number):
 def _distinct(key, n, draws, out, buckets):
     """Draw integers from [0, n) and write them in ascending order, each once; return how many.
 
-    A bucket sort: draws are uniform, so there is about one in a bucket.
+    A bucket sort: the draws are uniform, so a bucket holds about one.
     """
     for bucket in range(draws + 1):
         buckets[bucket] = 0
@@ -311,7 +328,7 @@ def _count_weak(member, size, sync, tiles, cut, below):
     while part >= 0:
         for tile in range(n * part // parts, n * (part + 1) // parts):
             for k in range(tiles.start[tile], tiles.start[tile + 1]):
-                sign, magnitude = select.split(bits[k])
+                sign, magnitude = _signed(bits[k])
                 below[tile, 0] += magnitude < cut[sign]
                 below[tile, 1 + sign] += magnitude == cut[sign]
         part = claim(sync, size, member)
@@ -333,14 +350,14 @@ def _merge(
             width = min(grid.side_in, grid.n_in - tile % grid.across * grid.side_in)
             place, kept, fresh = new.start[tile], 0, 0
             for k in range(old.start[tile], old.start[tile + 1]):
-                sign, magnitude = select.split(bits[k])
+                sign, magnitude = _signed(bits[k])
                 if magnitude < cut[sign]:
                     continue
                 if magnitude == cut[sign] and quota[tile, sign] > 0:
                     quota[tile, sign] -= 1
                     continue
                 cell = np.int64(old.rows[k]) * width + old.columns[k]
-                # With so many cells taken before it, vacant cell number r is at r + kept.
+                # `kept` cells are taken before it, so vacant cell number r is cell r + kept.
                 while fresh < n_new and ranks[fresh] + kept < cell:
                     _put(new, place, ranks[fresh] + kept, width)
                     place, fresh = place + 1, fresh + 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparsecore.extreme import split
+from sparsecore.extreme import run, split
+from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.network import TiledMLP
-from sparsecore.extreme.run import ExtremeConfig
 
 SIZES = (600, 1500, 1300, 900, 3)
 
@@ -22,7 +22,7 @@ def test_a_split_network_trains_as_a_whole_one(comm):
         TiledMLP(SIZES, epsilon=3, alpha=0.3, seed=4) as whole,
         split.SplitMLP(comm, SIZES, epsilon=3, alpha=0.3, seed=4) as ranks,
     ):
-        parts = comm.allgather([0 if layer is None else layer.nnz for layer in ranks.layers])
+        parts = comm.allgather([layer.nnz for layer in ranks.layers])
         assert np.sum(parts, axis=0).tolist() == [layer.nnz for layer in whole.layers]
         for number in range(5):
             X, y = samples(number)
@@ -32,8 +32,6 @@ def test_a_split_network_trains_as_a_whole_one(comm):
                 assert (found == expected).all(), "nothing has been summed over ranks yet"
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
         for number, layer in enumerate(ranks.layers):
-            if layer is None:
-                continue
             full, own = whole.layers[number], layer.grid
             first = full.tiles.start[own.first * own.across]
             same = slice(first, first + layer.nnz)
@@ -49,11 +47,9 @@ def test_a_split_network_trains_as_a_whole_one(comm):
 
 def test_a_run_over_ranks(comm):
     config = ExtremeConfig(neurons=3000, hidden_layers=2, steps=12, zeta=0)
-    result = split.run(comm, config, seed=0, threads=1)
-    if comm.rank:
-        assert result is None
-        return
+    result = run.run(config, comm=comm)
     assert result["ranks"] == len(result["peak_bytes"]) == comm.size
     assert len(result["losses"]) == 12 and np.isfinite(result["losses"]).all()
+    assert result["test"]["n"] == 100
     with pytest.raises(ValueError, match="zeta: expected 0 for layers split over ranks"):
-        split.run(comm, ExtremeConfig(neurons=3000), seed=0, threads=1)
+        run.run(ExtremeConfig(neurons=3000), comm=comm)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsecore.extreme import split as split_network
-from sparsecore.extreme.run import ExtremeConfig
+from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.paper.extreme.runs import Extreme, Result, Row
 from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH
 from sparsecore.paper.page import Note, Picture, Table

@@ -16,10 +16,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from tqdm.auto import tqdm
 
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
+from sparsecore.progress import bar
 from sparsecore.train import Trainer, new_model
 
 _FOREVER = 2**31  # epochs of a partial_fit: nobody knows which call is the last
@@ -213,7 +213,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
         best, best_model, stale = -np.inf, None, 0
         with (
             self._trainer(config, len(labels)) as trainer,
-            tqdm(total=config.epochs, desc="fit", unit="epoch", disable=not self.verbose) as bar,
+            bar(config.epochs, "fit", unit="epoch", hidden=not self.verbose) as shown,
         ):
             while trainer.epoch < config.epochs:
                 score = -self._run_epoch(trainer, X, labels)
@@ -225,8 +225,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
                     best = score
                     if X_valid is not None:
                         best_model = self.model_.copy()
-                bar.update()
-                bar.set_postfix(
+                shown.update()
+                shown.set_postfix(
                     loss=self.loss_, **({"validation": score} if self.early_stopping else {})
                 )
                 if stale >= self.n_iter_no_change:

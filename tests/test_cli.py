@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -343,6 +344,7 @@ def test_ranks_that_train_the_same_are_told(monkeypatch, capsys, name):
 def test_a_surrogate_is_said_to_be_one(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("SPARSECORE_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(datasets, "load", cache(datasets.load))  # to generate it takes seconds
     words = ["train", "--dataset", "leukemia", "--hidden", "5", "--epochs", "1", "--limit", "100"]
     assert main([*words, "--json"]) == 0
     told = capsys.readouterr()
@@ -360,7 +362,7 @@ def test_a_surrogate_is_said_to_be_one(monkeypatch, tmp_path, capsys):
     [
         (KeyboardInterrupt(), 130, "sparsecore data: interrupted"),
         (MemoryError("3 TiB"), 1, "sparsecore data: not enough memory: 3 TiB"),
-        (ModuleNotFoundError("x", name="mpi4py"), 1, "pip install 'sparsecore[mpi]'"),
+        (ModuleNotFoundError("x", name="mpi4py"), 1, "pip install -e '.[mpi]'"),
     ],
 )
 def test_other_ends_have_their_status_and_one_line(monkeypatch, capsys, error, status, message):

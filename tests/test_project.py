@@ -94,7 +94,7 @@ def test_every_requirement_has_a_lower_bound():
 
 def test_version_is_written_once():
     assert "version" in PROJECT["dynamic"]
-    assert importlib.metadata.version("sparsecore") == sparsecore.__version__
+    assert importlib.metadata.version(PROJECT["name"]) == sparsecore.__version__
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == sparsecore.__version__
 

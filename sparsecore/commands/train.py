@@ -8,7 +8,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sparsecore import datasets
-from sparsecore.commands.options import check_common, check_target, ranks_here, sizes
+from sparsecore.commands.options import check_common, check_target, hyperparameter, ranks_here
+from sparsecore.config import HYPERPARAMETERS
 
 if TYPE_CHECKING:
     from sparsecore.mlp import SparseMLP
@@ -31,72 +32,9 @@ def add(commands: Any) -> None:
     group = sub.add_argument_group(
         "hyperparameters (default: the study's setting for the data set)"
     )
-    group.add_argument(
-        "--hidden",
-        type=sizes,
-        metavar="N,N,…",
-        help="neurons of the hidden layers (fashion-mnist: 1000,1000,1000)",
-    )
     density = group.add_mutually_exclusive_group()
-    density.add_argument(
-        "--epsilon",
-        type=float,
-        help="density, > 0: about ε (n_in + n_out) connections a layer (fashion-mnist: 20)",
-    )
-    density.add_argument(
-        "--density", type=float, help="connection probability in (0, 1] instead of --epsilon"
-    )
-    group.add_argument("--activation", help="all-relu, relu or leaky-relu (all-relu)")
-    group.add_argument(
-        "--alpha", type=float, help="negative slope of All-ReLU and LeakyReLU (fashion-mnist: 0.6)"
-    )
-    group.add_argument("--init", help="he_uniform, xavier or normal (fashion-mnist: he_uniform)")
-    group.add_argument("--learning-rate", type=float, metavar="ETA", help="> 0 (0.01)")
-    group.add_argument("--momentum", type=float, metavar="MU", help="in [0, 1) (0.9)")
-    group.add_argument(
-        "--weight-decay",
-        type=float,
-        metavar="LAMBDA",
-        help="decoupled, per step, in [0, 1) (0.0002)",
-    )
-    group.add_argument(
-        "--dropout",
-        type=float,
-        metavar="RATE",
-        help="share of hidden activations dropped, in [0, 1) (0.3)",
-    )
-    group.add_argument(
-        "--zeta",
-        type=float,
-        help="fraction of connections replaced after each epoch, in [0, 1) (0.3)",
-    )
-    group.add_argument(
-        "--batch-size", type=int, metavar="N", help="samples a step (fashion-mnist: 128)"
-    )
-    group.add_argument(
-        "--epochs", type=int, metavar="N", help="passes over the training data (500)"
-    )
-    group.add_argument(
-        "--prune-from",
-        type=int,
-        metavar="EPOCH",
-        help="prune by neuron importance from this epoch on (off)",
-    )
-    group.add_argument(
-        "--prune-every", type=int, metavar="EPOCHS", help="epochs between prunings (10)"
-    )
-    group.add_argument(
-        "--prune-percentile",
-        type=float,
-        metavar="P",
-        help="importance percentile in [0, 100] that is pruned (20)",
-    )
-    group.add_argument(
-        "--augment",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="shift, rotate and flip images (cifar10: on)",
-    )
+    for name in HYPERPARAMETERS:
+        hyperparameter(density if name in ("epsilon", "density") else group, name)
     sub.add_argument(
         "--limit", type=int, metavar="N", help="train on N rows, a stratified choice (all)"
     )

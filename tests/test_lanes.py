@@ -237,10 +237,10 @@ def test_a_width_knows_its_lanes(n):
     assert repr(width) == f"Width({n})"
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 7, 12, 100, -8])
-def test_a_width_is_a_power_of_two(n):
-    with pytest.raises(ValueError, match=f"power of two and at least 4, got {n}"):
-        Width(n)
+def test_a_width_is_a_power_of_two():
+    for n in (0, 1, 2, 7, 12, 100, -8):
+        with pytest.raises(ValueError, match=f"power of two and at least 4, got {n}"):
+            Width(n)
 
 
 def test_widest_is_a_width():

@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from sparsecore.mlp import SparseMLP
 
 _WITH_REPLAY = ("command", "function", "default", "replay", "threads", "json")
+_PARALLEL = (
+    ("--phase1", float, "SHARE", "share of the epochs with gradient exchange, in [0, 1] (0.7)"),
+    ("--warmup", int, "EPOCHS", "wassp: epochs in which the learning rate rises to K-fold (5)"),
+    ("--patience", float, "SECONDS", "silence after which a rank counts as lost (5)"),
+    (
+        "--replay",
+        str,
+        "RESULT",
+        "repeat the asynchronous run of that JSON result in its recorded order, in one process; "
+        "data set and hyperparameters are the result's",
+    ),
+)
 
 
 def add(commands: Any) -> None:
@@ -38,59 +50,31 @@ def add(commands: Any) -> None:
     sub.add_argument(
         "--limit", type=int, metavar="N", help="train on N rows, a stratified choice (all)"
     )
+    sub.add_argument("--seed", type=int, default=0, help="determines the result bit for bit (0)")
     sub.add_argument(
-        "--seed", type=int, default=0, help="determines the result bit for bit (%(default)s)"
-    )
-    sub.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        help="threads; the result does not depend on them (%(default)s)",
+        "--threads", type=int, default=1, help="threads; the result does not depend on them (1)"
     )
     parallel = sub.add_argument_group(
-        "parallel training, one worker a rank (mpiexec -n 5 python -m sparsecore train …)"
+        "parallel training, one worker per rank (mpiexec -n 5 python -m sparsecore train …)"
     )
     parallel.add_argument(
         "--algorithm",
         choices=("sequential", "wasap", "wassp"),
         default="sequential",
-        help="wasap: asynchronous, wassp: in lockstep (%(default)s)",
-    )
-    parallel.add_argument(
-        "--phase1",
-        type=float,
-        metavar="SHARE",
-        help="share of the epochs in which workers exchange gradients, in [0, 1] (0.7)",
-    )
-    parallel.add_argument(
-        "--warmup",
-        type=int,
-        metavar="EPOCHS",
-        help="wassp: epochs in which the learning rate rises to its K-fold (5)",
+        help="wasap: asynchronous, wassp: in lockstep (sequential)",
     )
     parallel.add_argument(
         "--window",
         choices=("auto", "shared", "remote"),
         help="the server: in shared memory, or behind Get and Put (auto: shared on one node)",
     )
-    parallel.add_argument(
-        "--patience",
-        type=float,
-        metavar="SECONDS",
-        help="silence after which a rank counts as lost (5)",
-    )
-    parallel.add_argument(
-        "--replay",
-        metavar="RESULT",
-        help="repeat the asynchronous run of that JSON result in its recorded order, in one "
-        "process; data set and hyperparameters are the result's",
-    )
-    sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
-    sub.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help="save the state of the run there after each epoch (.npz)",
-    )
+    for name, kind, metavar, help_text in _PARALLEL:
+        parallel.add_argument(name, type=kind, metavar=metavar, help=help_text)
+    for name, help_text in (
+        ("--out", "save the trained model there (.npz)"),
+        ("--checkpoint", "save the state of the run there after each epoch (.npz)"),
+    ):
+        sub.add_argument(name, metavar="FILE", help=help_text)
     sub.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
     sub.add_argument(
         "--json", action="store_true", help="print the result as one JSON object, the last line"

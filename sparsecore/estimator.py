@@ -107,7 +107,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     Source: "Truly Sparse Neural Networks at Scale" (All-ReLU, importance pruning) and Mocanu et al.
-    2018 (SET). O(nnz) per sample and epoch; 20 bytes a connection.
+    2018 (SET). O(nnz) per sample and epoch; 20 bytes per connection.
 
     Examples
     --------

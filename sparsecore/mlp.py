@@ -76,7 +76,7 @@ class SparseMLP:
     sizes : sequence of int
         Neurons per layer: features, hidden layers, classes.
     structures : sequence of (indptr, indices)
-        CSR structure of each layer, valid as `topology.check` has it.
+        CSR structure of each layer; `topology.check` refuses an invalid one.
     data : sequence of ndarray of float32
         Weights of each layer.
     biases : sequence of ndarray of float32, optional

@@ -18,6 +18,7 @@ from sparsecore import __version__, checkpoint, datasets, provenance
 from sparsecore.__main__ import main
 from sparsecore.bench import bench, spread, timed
 from sparsecore.compiled.team import cpu_count
+from sparsecore.config import HYPERPARAMETERS, TrainConfig
 
 # The names are a contract: results, notebooks and other people's scripts read them.
 TRAIN_KEYS = {
@@ -131,6 +132,14 @@ def test_every_hyperparameter_is_an_option(capsys):
     others = ("dataset", "n_train", "epsilon")  # --epsilon is said instead of --density
     assert {k: v for k, v in result["config"].items() if k not in others} == given
     assert result["nnz_end"] < result["nnz_start"], "pruned"
+
+
+def test_the_configs_docstring_tells_of_every_hyperparameter():
+    for name, about in HYPERPARAMETERS.items():
+        assert (
+            f"\n    {name} : " in TrainConfig.__doc__
+            and about.range.expected in TrainConfig.__doc__
+        )
 
 
 def test_bench_prints_one_json_object():

@@ -245,6 +245,13 @@ def test_help_is_quick_and_complete(command, capsys, monkeypatch):
         assert "shift, rotate and flip images (off; cifar10: on)" in told
 
 
+def test_the_console_script_calls_itself_by_its_name(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/sparsecore"])
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: sparsecore ")
+
+
 def test_help_needs_neither_numba_nor_sklearn():
     # They take a second to import; --help shows at once.
     program = (

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use: the command line's --help and the data commands need neither Numba nor
+    # On first use: the command line's --help and the data commands need neither Numba nor
     # scikit-learn, which take a second to import.
     if name == "SparseMLPClassifier":
         from sparsecore.estimator import SparseMLPClassifier

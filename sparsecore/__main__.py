@@ -1,8 +1,8 @@
-"""The command line: ``python -m sparsecore train | bench | data | study | extreme``.
+"""The command line: ``sparsecore`` or ``python -m sparsecore``, then train, bench, data or others.
 
 The commands are in `commands`. Diagnostics go to standard error, so that standard output can be
-piped; a mistake in the options ends with status 2, anything else that goes wrong with 1 and one
-line that says what.
+piped. A mistake in the options ends with status 2, any other error with 1 and one line that names
+it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from sparsecore import __version__
 from sparsecore.commands import bench, data, extreme, study, train
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra = "mpi" if error.name in _MPI else "book"
         print(
             f"sparsecore {options.command}: needs {error.name}, which is not installed; "
-            f"pip install 'sparsecore[{extra}]', or -e '.[{extra}]' in a checkout",
+            f"in a checkout: pip install -e '.[{extra}]'",
             file=sys.stderr,
         )
         return 1
@@ -43,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    script = Path(sys.argv[0]).name == "sparsecore"
     parser = argparse.ArgumentParser(
-        prog="python -m sparsecore", description="Truly sparse multilayer perceptrons."
+        prog="sparsecore" if script else "python -m sparsecore",
+        description="Truly sparse multilayer perceptrons.",
     )
     parser.add_argument("--version", action="version", version=f"sparsecore {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -1,7 +1,7 @@
 """`SparseMLPClassifier`: the scikit-learn contract around `SparseMLP` and `Trainer`.
 
-Labels of any type, dense or sparse `X`, validation, early stopping and the fitted attributes live
-here; what training does is written in `train`.
+Labels of any type, dense or sparse `X`, validation and early stopping live here; training itself is
+in `train`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from tqdm.auto import tqdm
 
 from sparsecore.compiled.team import cpu_count
-from sparsecore.config import TrainConfig
+from sparsecore.config import HYPERPARAMETERS, TrainConfig
+from sparsecore.progress import bar
 from sparsecore.train import Trainer, new_model
 
 _FOREVER = 2**31  # epochs of a partial_fit: nobody knows which call is the last
+# Hyperparameters that scikit-learn gives another name.
+_NAMES = {"hidden": "hidden_layer_sizes", "epochs": "max_iter"}
 
 
 class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
@@ -105,7 +107,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     Source: "Truly Sparse Neural Networks at Scale" (All-ReLU, importance pruning) and Mocanu et al.
-    2018 (SET). O(nnz) per sample and epoch; 20 bytes a connection.
+    2018 (SET). O(nnz) per sample and epoch; 20 bytes per connection.
 
     Examples
     --------
@@ -213,7 +215,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
         best, best_model, stale = -np.inf, None, 0
         with (
             self._trainer(config, len(labels)) as trainer,
-            tqdm(total=config.epochs, desc="fit", unit="epoch", disable=not self.verbose) as bar,
+            bar(config.epochs, "fit", unit="epoch", hidden=not self.verbose) as shown,
         ):
             while trainer.epoch < config.epochs:
                 score = -self._run_epoch(trainer, X, labels)
@@ -225,8 +227,8 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
                     best = score
                     if X_valid is not None:
                         best_model = self.model_.copy()
-                bar.update()
-                bar.set_postfix(
+                shown.update()
+                shown.set_postfix(
                     loss=self.loss_, **({"validation": score} if self.early_stopping else {})
                 )
                 if stale >= self.n_iter_no_change:
@@ -313,37 +315,22 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
             value = getattr(self, name)
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
-        if not np.iterable(self.hidden_layer_sizes) and not isinstance(
-            self.hidden_layer_sizes, (int, np.integer)
-        ):
-            raise ValueError(
-                "hidden_layer_sizes: expected neurons per hidden layer, such as (256, 256), "
-                f"got {self.hidden_layer_sizes!r}"
-            )
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 "validation_fraction: expected a number in (0, 1), "
                 f"got {self.validation_fraction!r}"
             )
         self._threads()
-        hidden = self.hidden_layer_sizes
-        return TrainConfig(
-            hidden=(int(hidden),) if isinstance(hidden, (int, np.integer)) else tuple(hidden),
-            epsilon=self.epsilon,
-            activation=self.activation,
-            alpha=self.alpha,
-            init=self.init,
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            dropout=self.dropout,
-            zeta=self.zeta,
-            batch_size=self.batch_size,
-            epochs=epochs,
-            prune_from=self.prune_from,
-            prune_every=self.prune_every,
-            prune_percentile=self.prune_percentile,
-        )
+        values: dict[str, Any] = {}
+        for name, about in HYPERPARAMETERS.items():
+            own = _NAMES.get(name, name)
+            if hasattr(self, own):
+                value = getattr(self, own)
+                if name == "hidden" and isinstance(value, (int, np.integer)):
+                    value = (value,)
+                about.check(value, own)
+                values[name] = tuple(value) if name == "hidden" else value
+        return TrainConfig(**{**values, "epochs": epochs})
 
     def _validated(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
         X, y = validate_data(

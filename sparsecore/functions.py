@@ -1,8 +1,8 @@
 """The functions that a network is made of, by name: activations, initial weights, losses.
 
 Every activation is ``f(z) = z`` for z > 0 and ``f(z) = s z`` otherwise. They differ only in how the
-negative slope s depends on the layer, and s is all that a kernel needs to know. Training fuses the
-loss into its kernels; the functions here serve evaluation.
+negative slope s depends on the layer; a kernel needs to know s alone. Training fuses the loss into
+its kernels; the losses here serve evaluation.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import log_softmax, softmax
 
 
 def relu(layer: int, alpha: float) -> float:
@@ -26,17 +25,8 @@ def leaky_relu(layer: int, alpha: float) -> float:
 def all_relu(layer: int, alpha: float) -> float:
     """Return the negative slope of All-ReLU: ``-alpha`` in odd layers, ``+alpha`` in even ones.
 
-    Parameters
-    ----------
-    layer : int
-        Hidden layer, counted from 1.
-    alpha : float
-        Slope, a constant of the architecture and not a trainable parameter.
-
-    Notes
-    -----
-    Source: "Truly Sparse Neural Networks at Scale", the definition of All-ReLU; the paper counts
-    the input as layer 1, so its even layers are the odd ones here.
+    Hidden layers are counted from 1. The paper counts the input as layer 1, so its even layers are
+    the odd ones here. The slope is a constant of the architecture, not a trainable parameter.
     """
     return -alpha if layer % 2 else alpha
 
@@ -49,13 +39,7 @@ ACTIVATIONS: dict[str, Callable[[int, float], float]] = {
 
 
 def negative_slope(name: str, layer: int, alpha: float) -> float:
-    """Return the slope for z <= 0 of hidden layer `layer` (1, 2, ...).
-
-    Raises
-    ------
-    ValueError
-        If `name` is not an activation.
-    """
+    """Return the slope for z <= 0 of hidden layer `layer` (1, 2, ...); refuse an unknown name."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name](layer, alpha)
@@ -98,26 +82,9 @@ INITIALIZERS: dict[str, Callable[[int, int, int, np.random.Generator], np.ndarra
 def initial_weights(
     name: str, n_in: int, n_out: int, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw `size` initial weights of a layer.
+    """Draw `size` initial weights, float32; refuse an unknown name.
 
-    Parameters
-    ----------
-    name : {"he_uniform", "xavier", "normal"}
-    n_in, n_out : int
-        Neurons of the layer's two sides: the dense widths, not the sparse fan-in, as the paper
-        does.
-    size : int
-        How many.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    ndarray of float32, shape (size,)
-
-    Raises
-    ------
-    ValueError
-        If `name` is not an initialiser.
+    `n_in` and `n_out` are the layer's widths, not its sparse fan-in and fan-out, as in the paper.
     """
     if name not in INITIALIZERS:
         raise ValueError(f"init: expected one of {', '.join(INITIALIZERS)}, got {name!r}")
@@ -129,16 +96,14 @@ def initial_weights(
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Return the softmax of float32 logits, shape (n, n_classes); rows sum to 1."""
+    from scipy.special import softmax  # on use: the command line's --help needs the names above
+
     return softmax(logits, axis=1)
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean cross-entropy in nats.
+    """Return the mean cross-entropy of logits (n, n_classes) and class indices (n,), in nats."""
+    from scipy.special import log_softmax
 
-    Parameters
-    ----------
-    logits : ndarray of float32, shape (n, n_classes)
-    labels : ndarray of int, shape (n,)
-    """
     chosen = log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
     return float(-chosen.mean())

@@ -1,8 +1,8 @@
 """`SparseMLP`: the parameters of a truly sparse perceptron, and what can be asked of them.
 
-All weights and biases are one flat float32 vector; layers are views of it. How a batch flows
-through them is written in `kernels`, how one layer's structure changes in `topology`; epochs,
-schedules and data order belong to `train`.
+All weights and biases are one flat float32 vector; layers are views of it. `compiled.kernels` says
+how a batch flows through them, `topology` how one layer's structure changes, `train` how epochs,
+schedules and data order go.
 """
 
 from __future__ import annotations
@@ -28,26 +28,15 @@ DENSE_VALUES = 2**24
 
 @dataclass(frozen=True)
 class SparseLayer:
-    """Views of one layer's arrays; row j of the CSR matrix holds neuron j's incoming connections.
-
-    Attributes
-    ----------
-    n_in, n_out : int
-    indptr : ndarray of int64, shape (n_out + 1,)
-    indices : ndarray of int32, shape (nnz,)
-    data : ndarray of float32, shape (nnz,)
-    bias : ndarray of float32, shape (n_out,)
-    velocity : ndarray of float32, shape (nnz,), or None
-        Of the weights; None before training.
-    """
+    """Views of one layer's arrays; row j of the CSR matrix is neuron j's incoming connections."""
 
     n_in: int
     n_out: int
-    indptr: np.ndarray
-    indices: np.ndarray
-    data: np.ndarray
-    bias: np.ndarray
-    velocity: np.ndarray | None
+    indptr: np.ndarray  #: int64, shape (n_out + 1,)
+    indices: np.ndarray  #: int32, shape (nnz,), input neurons
+    data: np.ndarray  #: float32, shape (nnz,), weights
+    bias: np.ndarray  #: float32, shape (n_out,)
+    velocity: np.ndarray | None  #: float32, shape (nnz,), of the weights; None before training
 
     @property
     def nnz(self) -> int:
@@ -87,7 +76,7 @@ class SparseMLP:
     sizes : sequence of int
         Neurons per layer: features, hidden layers, classes.
     structures : sequence of (indptr, indices)
-        CSR structure of each layer, valid as `topology.check` has it.
+        CSR structure of each layer; `topology.check` refuses an invalid one.
     data : sequence of ndarray of float32
         Weights of each layer.
     biases : sequence of ndarray of float32, optional
@@ -108,8 +97,8 @@ class SparseMLP:
 
     Notes
     -----
-    Memory: 16 bytes a connection (weight, index, transposed index and place), 20 with momentum, and
-    24 bytes a neuron.
+    Memory: 16 bytes per connection (weight, index, transposed index and place), 20 with momentum,
+    and 24 bytes per neuron.
     """
 
     def __init__(
@@ -156,6 +145,7 @@ class SparseMLP:
         Parameters
         ----------
         sizes : sequence of int
+            Neurons per layer.
         epsilon : float, optional
             Sparsity: a layer's connection probability is min(1, epsilon (n_in + n_out) / (n_in
             n_out)). 20 unless `density` is given.
@@ -198,7 +188,11 @@ class SparseMLP:
         alpha: float = 0.6,
         init: str = "he_uniform",
     ) -> SparseMLP:
-        """Make a network from scipy.sparse matrices of shape (fan_out, fan_in), copied."""
+        """Make a network from scipy.sparse matrices of shape (fan_out, fan_in), copied.
+
+        A stored zero is a connection; duplicate entries are added up. `biases` are zeros unless
+        given. Raises ValueError if shapes do not chain.
+        """
         layers = [sp.csr_array(m) for m in matrices]
         # Sorting happens in place, and a CSR matrix of the caller's is not ours to sort.
         layers = [m if m.has_canonical_format else m.copy() for m in layers]
@@ -366,12 +360,8 @@ class SparseMLP:
     def weights_sha256(self) -> str:
         """Return the SHA-256 of structure and parameters, as hexadecimal digits."""
         digest = hashlib.sha256()
-        for array in (
-            self._network.sizes,
-            self._network.indptr,
-            self._network.indices,
-            self.params,
-        ):
+        net = self._network
+        for array in (net.sizes, net.indptr, net.indices, self.params):
             digest.update(np.ascontiguousarray(array).view(np.uint8).data)
         return digest.hexdigest()
 
@@ -380,15 +370,8 @@ class SparseMLP:
     def decision_function(self, X: Any, threads: int = 1) -> np.ndarray:
         """Return the logits, float32, shape (n, n_classes).
 
-        Parameters
-        ----------
-        X : ndarray or scipy.sparse, shape (n, n_features)
-        threads : int
-
-        Raises
-        ------
-        ValueError
-            If `X` is not two-dimensional or has another number of features.
+        `X` is an ndarray or scipy.sparse, shape (n, n_features); another shape raises ValueError.
+        The result does not depend on the number of threads. O(nnz n) time.
         """
         inputs = self.as_inputs(X)
         if not sp.issparse(inputs):
@@ -431,7 +414,7 @@ class SparseMLP:
 
         Notes
         -----
-        O(nnz n) time, 4 bytes a neuron and sample.
+        O(nnz n) time, 4 bytes per neuron and sample.
         """
         inputs = self.as_inputs(X)
         labels = self.as_labels(y, len(inputs))
@@ -448,8 +431,8 @@ class SparseMLP:
         Notes
         -----
         Source: "Truly Sparse Neural Networks at Scale", gradient flow: the first-order decrease of
-        the loss under a gradient step. The gradient of the mean loss over all of (X, y), summed up
-        batch by batch in float64.
+        the loss under a gradient step. The mean gradient over all of (X, y) is summed up batch by
+        batch in float64, so `batch_size` changes memory and rounding only.
         """
         mean = np.zeros(len(self.params))
         for first in range(0, len(X), batch_size):
@@ -460,11 +443,10 @@ class SparseMLP:
 
     def as_inputs(self, X: Any) -> Any:
         """Return `X` as contiguous float32 or CSR, checked for its number of features."""
-        X = (
-            sp.csr_array(X, dtype=np.float32)
-            if sp.issparse(X)
-            else np.ascontiguousarray(X, np.float32)
-        )
+        if sp.issparse(X):
+            X = sp.csr_array(X, dtype=np.float32)
+        else:
+            X = np.ascontiguousarray(X, np.float32)
         if X.ndim != 2 or X.shape[1] != self.sizes[0]:
             raise ValueError(f"X: expected shape (n, {self.sizes[0]}), got {X.shape}")
         return X
@@ -495,14 +477,14 @@ class SparseMLP:
         params: np.ndarray,
         velocity: np.ndarray | None = None,
     ) -> None:
-        """Take over another topology with its parameters; arrays are copied.
+        """Copy another topology, its parameters and its velocity into this network.
 
         Parameters
         ----------
         structures : sequence of (indptr, indices)
             CSR structure of each layer.
         params : ndarray of float32
-            Laid out like `params`.
+            Laid out like `params`; another length raises ValueError.
         velocity : ndarray of float32, optional
             The same; without it momentum starts anew.
         """
@@ -510,8 +492,7 @@ class SparseMLP:
         expected = int(cuts[-1]) + sum(self.sizes[1:])
         if len(params) != expected:
             raise ValueError(f"params: expected {expected} values, got {len(params)}")
-        parts = [params[a:b] for a, b in pairwise(cuts)]
-        self._assemble(structures, parts, None)
+        self._assemble(structures, [params[a:b] for a, b in pairwise(cuts)], None)
         self.params[cuts[-1] :] = params[cuts[-1] :]
         self.velocity = None
         if velocity is not None:
@@ -561,13 +542,13 @@ class SparseMLP:
         return topology.importance(view.indptr, view.data)
 
     def prune(self, percentile: float) -> int:
-        """Take the incoming connections from unimportant hidden neurons, for good.
+        """Remove the incoming connections of unimportant hidden neurons, for good.
 
         Parameters
         ----------
         percentile : float
-            In [0, 100]: neurons at or below this percentile of their layer's importances, among
-            those that still have connections, lose theirs.
+            In [0, 100]. Of the neurons of a layer that still have connections, those whose
+            importance is at or below this percentile lose theirs.
 
         Returns
         -------
@@ -597,12 +578,7 @@ class SparseMLP:
 
         A neuron without incoming connections is a constant, which is folded into the next layer's
         biases; one without outgoing connections is left out. A hidden layer keeps at least one
-        neuron.
-
-        Returns
-        -------
-        SparseMLP
-            With the same predictions, to rounding. O(nnz).
+        neuron. Predictions are the same, to rounding. O(nnz).
         """
         weights = self.to_scipy()
         biases = [self[layer].bias.copy() for layer in range(len(self))]
@@ -610,31 +586,27 @@ class SparseMLP:
             constant = np.diff(weights[layer].indptr) == 0
             value = np.where(biases[layer] > 0, 1, self._slopes[layer]) * biases[layer]
             biases[layer + 1] += weights[layer + 1] @ np.where(constant, value, np.float32(0))
-            weights[layer], biases[layer], weights[layer + 1] = _without(
-                constant, weights[layer], biases[layer], weights[layer + 1]
-            )
+            _remove(constant, layer, weights, biases)
         for layer in range(len(self) - 2, -1, -1):
             unused = np.bincount(weights[layer + 1].indices, minlength=len(biases[layer])) == 0
-            weights[layer], biases[layer], weights[layer + 1] = _without(
-                unused, weights[layer], biases[layer], weights[layer + 1]
-            )
+            _remove(unused, layer, weights, biases)
         return SparseMLP.from_scipy(
             weights, biases, activation=self.activation, alpha=self.alpha, init=self.init
         )
 
 
-def _without(
-    gone: np.ndarray, below: sp.csr_array, bias: np.ndarray, above: sp.csr_array
-) -> tuple[sp.csr_array, np.ndarray, sp.csr_array]:
-    """Take neurons out between two layers; if all would go, the first stays, disconnected."""
-    above = above.tocsc()
-    keep = ~gone
+def _remove(
+    gone: np.ndarray, layer: int, weights: list[sp.csr_array], biases: list[np.ndarray]
+) -> None:
+    """Remove neurons between two layers; if all would go, the first stays, disconnected."""
+    below, above, keep = weights[layer], weights[layer + 1].tocsc(), ~gone
     if not keep.any():
         keep[0] = True
         above = sp.csc_array(above.shape, dtype=above.dtype)
         below = sp.csr_array(below.shape, dtype=below.dtype)
     places = np.flatnonzero(keep)
-    return below[places], bias[places], sp.csr_array(above[:, places])
+    weights[layer], biases[layer] = below[places], biases[layer][places]
+    weights[layer + 1] = sp.csr_array(above[:, places])
 
 
 def _checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
@@ -643,10 +615,9 @@ def _checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
         raise ValueError(f"sizes: expected at least an input and an output layer, got {values}")
     for n in values:
         if not isinstance(n, (int, np.integer)) or not 1 <= n <= _INT32_MAX:
-            raise ValueError(
-                f"sizes: expected integers from 1 to {_INT32_MAX}, got {n!r} in {values}"
-            )
-    return tuple(int(n) for n in values)
+            expected = f"integers from 1 to {_INT32_MAX}"
+            raise ValueError(f"sizes: expected {expected}, got {n!r} in {values}")
+    return tuple(map(int, values))
 
 
 def _flat(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:

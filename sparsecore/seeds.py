@@ -1,7 +1,7 @@
 """Random generators, one for each purpose, all from one seed.
 
-A generator is addressed by (seed, purpose, rank, epoch) instead of being carried along, so a run
-that is resumed at an epoch draws what the uninterrupted run would have drawn.
+A generator is addressed by (seed, purpose, rank, epoch) and never carried along, so a run that
+resumes at an epoch draws what the uninterrupted run would have drawn.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The hyperparameters of the study, per data set, and where each value comes from.
 
-DESIGN section 4 as data: the command line's defaults, the studies' configurations and the book's
-table of hyperparameters are all read from here.
+This is DESIGN section 4 as data: the command line's defaults, the studies' configurations and the
+book's table of hyperparameters are read from here.
 """
 
 from __future__ import annotations
@@ -17,18 +17,14 @@ CHOICE = "this project's choice"
 
 @dataclass(frozen=True)
 class Setting:
-    """A data set's configuration, and which of its fields stand in the authors' released code.
+    """A data set's configuration, and which of its values stand in the authors' released code.
 
-    Attributes
-    ----------
-    config : TrainConfig
-    released : frozenset of str
-        Fields whose values stand in the released code. All others are this project's reading; if
-        there are none, the data set is not in the study, and its setting is this project's choice.
+    All other values are this project's reading of the study. Where none is released, the data set
+    is not in the study, and its setting is this project's choice.
     """
 
     config: TrainConfig
-    released: frozenset[str]
+    released: frozenset[str]  #: fields of `config`
 
     def origin(self, field: str) -> str:
         """Return where the value of a field of `config` comes from."""
@@ -73,13 +69,7 @@ SETTINGS: dict[str, Setting] = {
 
 
 def setting(dataset: str) -> Setting:
-    """Return the setting of a data set.
-
-    Raises
-    ------
-    ValueError
-        If there is none of that name; the message lists them.
-    """
+    """Return the setting of a data set; an unknown name raises ValueError that lists them."""
     if dataset not in SETTINGS:
         raise ValueError(f"dataset: expected one of {', '.join(SETTINGS)}, got {dataset!r}")
     return SETTINGS[dataset]

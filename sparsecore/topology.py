@@ -1,10 +1,9 @@
-"""What is connected to what: making, checking and changing the sparse structure of one layer.
+"""The sparse structure of one layer: make it, check it, change it.
 
 A layer's structure is the CSR pair ``indptr, indices``: row j lists, in ascending order and without
 repeats, the input neurons that feed output neuron j. Support and value are different things: a
-weight that happens to be zero is still a connection. Everything here takes time and memory in
-proportion to the number of connections, never to ``n_in * n_out``. Whole models are the business of
-`mlp`.
+weight that happens to be zero is still a connection. Time and memory grow with the number of
+connections, never with ``n_in * n_out``. Whole networks are in `mlp`.
 """
 
 from __future__ import annotations
@@ -20,10 +19,7 @@ _jit = jit()
 def erdos_renyi_density(n_in: int, n_out: int, epsilon: float) -> float:
     """Return p = min(1, epsilon (n_in + n_out) / (n_in n_out)), the probability of a connection.
 
-    Raises
-    ------
-    ValueError
-        If `epsilon` is not positive and finite.
+    Raises ValueError if `epsilon` is not positive and finite.
     """
     if not (np.isfinite(epsilon) and epsilon > 0):
         raise ValueError(f"epsilon: expected a positive number, got {epsilon!r}")
@@ -40,18 +36,13 @@ def erdos_renyi(
     n_in, n_out : int
         Neurons on the two sides.
     density : float
-        Probability in (0, 1].
+        Probability in (0, 1]; another one raises ValueError.
     rng : numpy.random.Generator
 
     Returns
     -------
     indptr : ndarray of int64, shape (n_out + 1,)
     indices : ndarray of int32, shape (nnz,)
-
-    Raises
-    ------
-    ValueError
-        If `density` is outside (0, 1].
 
     Notes
     -----
@@ -90,12 +81,9 @@ def _draw_rows(n_in, log_miss, key, indptr, indices):
 
 
 def check(indptr: np.ndarray, indices: np.ndarray, n_in: int) -> None:
-    """Check that a CSR structure is valid: pointers, bounds, ascending order, no repeats.
+    """Check that a CSR structure is valid: pointers, bounds, ascending order, no repeats. O(nnz).
 
-    Raises
-    ------
-    ValueError
-        Naming the first thing that is wrong. O(nnz).
+    Raises ValueError that names the first thing that is wrong.
     """
     if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(indices):
         raise ValueError(f"indptr: expected to run from 0 to nnz = {len(indices)}")
@@ -115,13 +103,8 @@ def check(indptr: np.ndarray, indices: np.ndarray, n_in: int) -> None:
         raise ValueError(f"indices: row {row} is not strictly ascending (a repeated connection?)")
 
 
-def transpose(
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    out_indptr: np.ndarray,
-    out_indices: np.ndarray,
-    out_position: np.ndarray,
-) -> None:
+@_jit
+def transpose(indptr, indices, out_indptr, out_indices, out_position):
     """Fill the transposed access of a layer: whom each input neuron feeds, and where that is.
 
     Parameters
@@ -129,7 +112,7 @@ def transpose(
     indptr, indices : ndarray
         CSR structure.
     out_indptr : ndarray of int64, shape (n_in + 1,)
-        Filled.
+        Filled with pointers into the other two.
     out_indices : ndarray of int32, shape (nnz,)
         Filled with output neurons, ascending for each input neuron.
     out_position : ndarray of int32 or int64, shape (nnz,)
@@ -139,11 +122,6 @@ def transpose(
     -----
     A counting sort, O(nnz + n_in).
     """
-    _transpose(indptr, indices, out_indptr, out_indices, out_position)
-
-
-@_jit
-def _transpose(indptr, indices, out_indptr, out_indices, out_position):
     out_indptr[:] = 0
     for k in range(len(indices)):
         out_indptr[indices[k] + 1] += 1
@@ -169,7 +147,7 @@ def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
     data : ndarray of float32, shape (nnz,)
         Weights. Zeros count as positive.
     zeta : float
-        Fraction in [0, 1).
+        Fraction in [0, 1); another one raises ValueError.
 
     Returns
     -------
@@ -197,8 +175,6 @@ def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
 def distinct(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """Draw `size` distinct integers from [0, n), every subset equally likely, in ascending order.
 
-    Notes
-    -----
     Expected O(size log size) time and O(size) memory, whatever `n`.
     """
     if 2 * size > n:
@@ -233,15 +209,16 @@ def replace(
     velocity : ndarray of float32, shape (nnz,), or None
         Kept connections keep theirs; new ones start at 0.
     n_in : int
-    fresh : ndarray of float32, shape (number of removed,)
-        Weights of the new connections.
+        Input neurons of the layer.
+    fresh : ndarray of float32
+        Weights of the new connections, as many as are removed.
     rng : numpy.random.Generator
 
     Notes
     -----
-    Source: SET, Mocanu et al. 2018, algorithm 1. nnz stays exactly constant; rows stay ascending
-    and without repeats. Vacant places are numbered and numbers are drawn, so it takes O(nnz)
-    whatever the density; one merge of the kept with the new rewrites the layer.
+    Source: SET, Mocanu et al. 2018, algorithm 1. nnz stays constant; rows stay ascending and
+    without repeats. Numbers of vacant places are drawn, so it takes O(nnz) whatever the density;
+    one merge of the kept with the new rewrites the layer.
     """
     n_out = len(indptr) - 1
     keep = np.flatnonzero(~drop)
@@ -291,8 +268,8 @@ def importance(indptr: np.ndarray, data: np.ndarray) -> np.ndarray:
     Notes
     -----
     Source: "Truly Sparse Neural Networks at Scale", neuron importance: the strength of a hidden
-    neuron's incoming connections. Each row is summed by itself, so that an unconnected neuron has
-    importance exactly 0.
+    neuron's incoming connections. Each row is summed by itself, so the importance of an unconnected
+    neuron is exactly 0.
     """
     rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
     return np.bincount(rows, np.abs(data), len(indptr) - 1)
@@ -307,6 +284,7 @@ def unimportant(indptr: np.ndarray, data: np.ndarray, percentile: float) -> np.n
         The layer.
     percentile : float
         In [0, 100], of the importances of the neurons that still have connections; 0 marks none.
+        Another one raises ValueError.
 
     Returns
     -------
@@ -330,20 +308,14 @@ def keep_only(
     return running[indptr], indices[keep]
 
 
-def retain_valid(
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    values: np.ndarray,
-    new_indptr: np.ndarray,
-    new_indices: np.ndarray,
-    out: np.ndarray,
-) -> int:
+@_jit
+def retain_valid(indptr, indices, values, new_indptr, new_indices, out):
     """Carry values of an older topology over to a newer one.
 
     Parameters
     ----------
     indptr, indices, values : ndarray
-        A layer as it was, and one value a connection.
+        A layer as it was, and one value per connection.
     new_indptr, new_indices : ndarray
         The same layer as it is.
     out : ndarray of float32, shape (new nnz,)
@@ -359,11 +331,6 @@ def retain_valid(
     Source: "Truly Sparse Neural Networks at Scale", RetainValidUpdates. A merge of the rows,
     O(nnz + new nnz).
     """
-    return int(_retain_valid(indptr, indices, values, new_indptr, new_indices, out))
-
-
-@_jit
-def _retain_valid(indptr, indices, values, new_indptr, new_indices, out):
     kept = 0
     for row in range(len(indptr) - 1):
         k, stop = indptr[row], indptr[row + 1]
@@ -387,6 +354,7 @@ def union_average(
     Parameters
     ----------
     layers : list of (indptr, indices, data)
+        At least one; none raises ValueError.
 
     Returns
     -------

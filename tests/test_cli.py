@@ -7,14 +7,18 @@ import os
 import re
 import subprocess
 import sys
+import time
+from functools import cache
 
 import numpy as np
+import psutil
 import pytest
 
-from sparsecore import __version__, checkpoint, datasets
+from sparsecore import __version__, checkpoint, datasets, provenance
 from sparsecore.__main__ import main
-from sparsecore.bench import bench
+from sparsecore.bench import bench, spread, timed
 from sparsecore.compiled.team import cpu_count
+from sparsecore.config import HYPERPARAMETERS, TrainConfig
 
 # The names are a contract: results, notebooks and other people's scripts read them.
 TRAIN_KEYS = {
@@ -130,6 +134,14 @@ def test_every_hyperparameter_is_an_option(capsys):
     assert result["nnz_end"] < result["nnz_start"], "pruned"
 
 
+def test_the_configs_docstring_tells_of_every_hyperparameter():
+    for name, about in HYPERPARAMETERS.items():
+        assert (
+            f"\n    {name} : " in TrainConfig.__doc__
+            and about.range.expected in TrainConfig.__doc__
+        )
+
+
 def test_bench_prints_one_json_object():
     done = run(
         "bench", "--dims", "50,60,40,10", "--epsilon", "4", "--batch", "32", "--steps", "20",
@@ -164,23 +176,26 @@ def test_bench_refuses_a_dropout_that_is_none():
         bench((5, 4, 3), epsilon=2, dropout=1.5)
 
 
+def test_the_stopwatch_times_each_call():
+    calls = []
+    seconds = timed(lambda: calls.append(time.sleep(0.01)), 3)
+    assert len(calls) == len(seconds) == 3 and (seconds >= 0.01).all()
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2, "low": 1, "high": 3}
+
+
+def test_busy_cpus_are_those_that_work():
+    # Another process burns a CPU meanwhile; the system's clock has steps of 10 ms.
+    program = "while True: pass"
+    with subprocess.Popen([sys.executable, "-c", program]) as burning:
+        busy = provenance.busy_cpus(0.3)
+        burning.kill()
+    assert 0.3 < busy <= psutil.cpu_count() + 0.1
+
+
 def test_extreme_split_refuses_threads(capsys):
     words = ["extreme", "--neurons", "100", "--split", "--zeta", "0", "--threads", "2"]
     assert main(words) == 1
     assert "--threads: with --split each rank has one, got 2" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("missing", "extra"), [("mpi4py", "mpi"), ("ipyparallel", "mpi"), ("pandas", "book")]
-)
-def test_a_missing_extra_is_named(missing, extra, monkeypatch, capsys):
-    def without(options):
-        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
-
-    monkeypatch.setattr("sparsecore.commands.data._list_data", without)
-    assert main(["data", "list"]) == 1
-    error = capsys.readouterr().err
-    assert f"needs {missing}, which is not installed" in error and f"[{extra}]" in error
 
 
 def test_bench_takes_a_density(capsys):
@@ -213,7 +228,8 @@ def test_data_list_and_verify(capsys):
         ["extreme"],
     ],
 )
-def test_help_is_quick_and_complete(command, capsys):
+def test_help_is_quick_and_complete(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
     assert stop.value.code == 0
@@ -222,6 +238,18 @@ def test_help_is_quick_and_complete(command, capsys):
     if command == ["train"]:
         for option in ("--learning-rate", "--prune-percentile", "--limit", "--seed", "--threads"):
             assert option in out
+        told = " ".join(out.split())
+        assert "--momentum MU share of the velocity kept, a number in [0, 1) (0.9)" in told
+        assert "step size η, a positive number (0.01; leukemia: 0.005)" in told
+        assert "integers of at least 1 (fashion-mnist: 1000,1000,1000)" in told
+        assert "shift, rotate and flip images (off; cifar10: on)" in told
+
+
+def test_the_console_script_calls_itself_by_its_name(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/sparsecore"])
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: sparsecore ")
 
 
 def test_help_needs_neither_numba_nor_sklearn():
@@ -343,6 +371,7 @@ def test_ranks_that_train_the_same_are_told(monkeypatch, capsys, name):
 def test_a_surrogate_is_said_to_be_one(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("SPARSECORE_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(datasets, "load", cache(datasets.load))  # to generate it takes seconds
     words = ["train", "--dataset", "leukemia", "--hidden", "5", "--epochs", "1", "--limit", "100"]
     assert main([*words, "--json"]) == 0
     told = capsys.readouterr()
@@ -360,7 +389,13 @@ def test_a_surrogate_is_said_to_be_one(monkeypatch, tmp_path, capsys):
     [
         (KeyboardInterrupt(), 130, "sparsecore data: interrupted"),
         (MemoryError("3 TiB"), 1, "sparsecore data: not enough memory: 3 TiB"),
-        (ModuleNotFoundError("x", name="mpi4py"), 1, "pip install 'sparsecore[mpi]'"),
+        (
+            ModuleNotFoundError("x", name="mpi4py"),
+            1,
+            "needs mpi4py, which is not installed; in a checkout: pip install -e '.[mpi]'",
+        ),
+        (ModuleNotFoundError("x", name="ipyparallel"), 1, "pip install -e '.[mpi]'"),
+        (ModuleNotFoundError("x", name="pandas"), 1, "pip install -e '.[book]'"),
     ],
 )
 def test_other_ends_have_their_status_and_one_line(monkeypatch, capsys, error, status, message):

@@ -42,22 +42,22 @@ def test_digest_does_not_depend_on_the_place(tmp_path):
 
 
 def test_versions_follow_the_package_metadata():
-    versions = execution_key.required_versions("sparsecore")
+    versions = execution_key.required_versions("truly-sparse")
     assert versions["numpy"] == importlib.metadata.version("numpy")
     assert {"numba", "scipy", "mpi4py", "matplotlib"} <= versions.keys()
-    assert "sparsecore" not in versions
+    assert "truly-sparse" not in versions
 
 
 def test_code_key_sees_the_settings_of_its_package_alone():
-    plain = execution_key.code_key("sparsecore", {"OTHER": "1"})
-    assert plain == execution_key.code_key("sparsecore", {})
-    other = execution_key.code_key("sparsecore", {"SPARSECORE_DATA": "somewhere"})
+    plain = execution_key.code_key("sparsecore", "truly-sparse", {"OTHER": "1"})
+    assert plain == execution_key.code_key("sparsecore", "truly-sparse", {})
+    other = execution_key.code_key("sparsecore", "truly-sparse", {"SPARSECORE_DATA": "somewhere"})
     assert {k for k in plain if plain[k] != other[k]} == {"settings"}
 
 
 def test_missing_package_is_named():
     with pytest.raises(ModuleNotFoundError, match=r"no_such_package.*pip install"):
-        execution_key.code_key("no_such_package", {})
+        execution_key.code_key("no_such_package", "truly-sparse", {})
 
 
 def test_changed_compares_code_with_the_start_and_files_with_the_end_of_the_last_build(tmp_path):
@@ -100,7 +100,8 @@ class Book:
         self.build_dir = root / "book/_build"
         config = yaml.safe_load((BOOK / "_config.yml").read_text())
         config["sphinx"]["local_extensions"]["execution_key"] = str(BOOK / "_ext")
-        config["sphinx"]["config"]["execution_key_package"] = "toy"
+        for name in ("package", "distribution"):
+            config["sphinx"]["config"][f"execution_key_{name}"] = "toy"
         self.write("book/_config.yml", yaml.safe_dump(config))
         self.write("book/references.bib", (BOOK / "references.bib").read_text())
         self.write("book/_toc.yml", "format: jb-book\nroot: a\nchapters:\n- file: b\n- file: c\n")

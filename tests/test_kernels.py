@@ -1,7 +1,7 @@
 """The kernels against the dense oracle: forward, backward and update, in blocks and padded lanes.
 
 Batch sizes are chosen for what they exercise: less than a block (1, 5), exactly one (8, 32),
-several (128, 130, 512), and blocks with padded lanes (5, 100, 130).
+several (130, 512), and blocks with padded lanes (5, 100, 130).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sparsecore.compiled.engine import Engine, aligned, lane_width
 from sparsecore.compiled.kernels import Rule
 from sparsecore.mlp import SparseMLP
 
-BATCHES = [1, 5, 8, 32, 100, 128, 130, 512]
+BATCHES = [1, 5, 8, 32, 100, 130, 512]
 ACTIVATIONS = ["all-relu", "relu", "leaky-relu"]
 
 
@@ -169,11 +169,11 @@ def test_no_samples_no_logits():
     assert network().decision_function(np.zeros((0, SIZES[0]))).shape == (0, SIZES[-1])
 
 
-@pytest.mark.parametrize("n", [*range(1, 140), 512, 1000, 4096])
-def test_lane_width_pads_less_than_it_computes(n):
-    width = lane_width(n)
-    assert width in (8, 16, 32, 64, 128)
-    assert -(-n // width) * width < n + max(8, n)
+def test_lane_width_pads_less_than_it_computes():
+    for n in (*range(1, 140), 512, 1000, 4096):
+        width = lane_width(n)
+        assert width in (8, 16, 32, 64, 128)
+        assert -(-n // width) * width < n + max(8, n)
 
 
 def test_places_may_need_64_bits():
@@ -356,19 +356,6 @@ def test_a_layer_swept_in_slices_takes_the_step_of_the_dense_network(n, monkeypa
         np.testing.assert_array_equal(a, b)
 
 
-def test_threads_do_not_change_a_bit_of_the_gradient():
-    model = network()
-    X, y = batch(model, 130)
-    results = []
-    for threads in (1, 2, 3):
-        out, sums = np.empty_like(model.params), engine.metrics()
-        with Engine(model.network, len(X), threads) as runner:
-            runner.gradient(out, rule(0.3), X, y, np.arange(len(X)), 0, sums)
-        results.append(out)
-    np.testing.assert_array_equal(results[0], results[1])
-    np.testing.assert_array_equal(results[0], results[2])
-
-
 def test_more_threads_than_neurons():
     results = []
     for threads in (1, 4):
@@ -397,17 +384,6 @@ def test_both_uses_of_the_kernels_agree():
     train(model, X, y, 100, rule(0.3, momentum=0.0, weight_decay=0.0, learning_rate=0.5), step=2)
     exact = Net(network()).loss_and_gradient(X, y, 0.3, 0, 2)[1]
     assert np.all(np.abs(model.velocity + 0.5 * gradient) <= exact.error)
-
-
-def test_a_smaller_last_batch_is_its_own_mean():
-    X, y = batch(network(), 33)
-    one, other = network(), network()
-    train(one, X, y, 32, rule())
-    train(other, X, y, 32, rule(), np.arange(32))
-    oracle = Net(other)
-    oracle.velocity = Value(other.velocity.astype(float), np.zeros(len(other.params)))
-    oracle.step(X[32:], y[32:], **RULE)
-    oracle.params.holds(one.params)
 
 
 def test_the_momentum_step_over_flat_vectors_is_the_same_rule():

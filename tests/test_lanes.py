@@ -19,12 +19,10 @@ WIDTHS = [8, 16, 32, 64, 128]
 def arithmetic(width, a, b, c, i, value, out, scalars):
     n = lanes.lanes_of(width)
     x, y, z = lanes.load(width, a, i), lanes.load(width, b, i), lanes.load(width, c, i)
-    lanes.store(out, i, x + y)
-    lanes.store(out, i + n, x - y)
-    lanes.store(out, i + 2 * n, x * y)
-    lanes.store(out, i + 3 * n, lanes.fma(x, y, z))
-    lanes.store(out, i + 4 * n, lanes.splat(width, value))
-    lanes.store(out, i + 5 * n, lanes.select(lanes.positive(x), y, z))
+    lanes.store(out, i, x * y)
+    lanes.store(out, i + n, lanes.fma(x, y, z))
+    lanes.store(out, i + 2 * n, lanes.splat(width, value))
+    lanes.store(out, i + 3 * n, lanes.select(lanes.positive(x), y, z))
     scalars[0] = lanes.total(lanes.partial_dot(x, y))
     scalars[1] = lanes.total(x)
     scalars[2], scalars[3], scalars[4], scalars[5] = lanes.totals(x, y, z, x * y)
@@ -51,7 +49,6 @@ def element(array, index, value):
 
 @njit
 def fetched(array, index):
-    lanes.prefetch(array, index)
     lanes.prefetch_to_write(array, index)
 
 
@@ -72,12 +69,11 @@ class Sample:
         offset = 3
         pad = np.full(offset, np.nan, np.float32)
         arrays = [np.concatenate([pad, v.astype(np.float32), pad]) for v in (a, b, c)]
-        out = np.full(offset + 6 * n + offset, np.float32(77), np.float32)
+        out = np.full(offset + 4 * n + offset, np.float32(77), np.float32)
         scalars = np.zeros(7, np.float32)
         arithmetic(Width(n), *arrays, offset, np.float32(-2.5), out, scalars)
         assert (out[:offset] == 77).all() and (out[-offset:] == 77).all(), "wrote outside its lanes"
-        parts = out[offset:-offset].reshape(6, n)
-        self.sum, self.difference, self.product, self.fma, self.splat, self.select = parts
+        self.product, self.fma, self.splat, self.select = out[offset:-offset].reshape(4, n)
         self.dot, self.total, *self.totals, self.scalar_fma = scalars
 
 
@@ -89,8 +85,6 @@ def normals(n, seed=0):
 def test_elementwise_operations_are_those_of_numpy(n):
     a, b, c = normals(n)
     got = Sample(n, a, b, c)
-    np.testing.assert_array_equal(got.sum, a + b)
-    np.testing.assert_array_equal(got.difference, a - b)
     np.testing.assert_array_equal(got.product, a * b)
     np.testing.assert_array_equal(got.splat, np.full(n, -2.5, np.float32))
     np.testing.assert_array_equal(got.select, np.where(a > 0, b, c))
@@ -224,7 +218,7 @@ def test_at_and_put_reach_one_element(dtype):
 
 
 @pytest.mark.parametrize("index", [0, 9, -1, 10**12])
-def test_prefetches_change_nothing_wherever_they_point(index):
+def test_a_prefetch_changes_nothing_wherever_it_points(index):
     array = np.arange(10, dtype=np.float32)
     fetched(array, index)
     np.testing.assert_array_equal(array, np.arange(10))
@@ -243,10 +237,10 @@ def test_a_width_knows_its_lanes(n):
     assert repr(width) == f"Width({n})"
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 7, 12, 100, -8])
-def test_a_width_is_a_power_of_two(n):
-    with pytest.raises(ValueError, match=f"power of two and at least 4, got {n}"):
-        Width(n)
+def test_a_width_is_a_power_of_two():
+    for n in (0, 1, 2, 7, 12, 100, -8):
+        with pytest.raises(ValueError, match=f"power of two and at least 4, got {n}"):
+            Width(n)
 
 
 def test_widest_is_a_width():

@@ -94,9 +94,15 @@ def test_every_requirement_has_a_lower_bound():
 
 def test_version_is_written_once():
     assert "version" in PROJECT["dynamic"]
-    assert importlib.metadata.version("sparsecore") == sparsecore.__version__
+    assert importlib.metadata.version(PROJECT["name"]) == sparsecore.__version__
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == sparsecore.__version__
+
+
+def test_the_console_script_is_the_command_line():
+    assert PROJECT["scripts"] == {"sparsecore": "sparsecore.__main__:main"}
+    assert PROJECT["name"] != "sparsecore", "on the index that is another project"
+    assert f"`{PROJECT['name']}`" in README
 
 
 def test_citation_names_the_software_and_the_paper():

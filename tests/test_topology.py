@@ -132,12 +132,6 @@ def test_density_is_a_probability(density):
 # --- check ----------------------------------------------------------------------------------------
 
 
-@given(layers())
-def test_check_accepts_what_is_valid(layer):
-    mask, indptr, indices, _ = layer
-    topology.check(indptr, indices, mask.shape[1])
-
-
 @pytest.mark.parametrize(
     ("indptr", "indices", "complaint"),
     [
@@ -189,26 +183,6 @@ def test_transpose_is_the_transpose(layer, place):
     weights = np.zeros(mask.shape)
     weights[mask] = data
     np.testing.assert_array_equal(data[out_position], weights.T[mask.T])
-
-
-@given(layers())
-def test_transpose_is_its_own_inverse(layer):
-    mask, indptr, indices, data = layer
-
-    def transposed(indptr, indices, n):
-        out = (
-            np.empty(n + 1, np.int64),
-            np.empty(len(data), np.int32),
-            np.empty(len(data), np.int32),
-        )
-        topology.transpose(indptr, indices, *out)
-        return out
-
-    there = transposed(indptr, indices, mask.shape[1])
-    back = transposed(there[0], there[1], mask.shape[0])
-    np.testing.assert_array_equal(back[0], indptr)
-    np.testing.assert_array_equal(back[1], indices)
-    np.testing.assert_array_equal(there[2][back[2]], np.arange(len(data)))
 
 
 # --- removal --------------------------------------------------------------------------------------

@@ -68,13 +68,13 @@ def digest_files(root: Path, patterns: Iterable[str]) -> str:
     return total.hexdigest()
 
 
-def required_versions(package: str) -> dict[str, str]:
-    """Look up the installed version of every distribution that `package` requires, extras included.
+def required_versions(distribution: str) -> dict[str, str]:
+    """Look up the installed version of all that a distribution requires, extras included.
 
     Parameters
     ----------
-    package : str
-        Name of an installed distribution.
+    distribution : str
+        Its name on the index, not that of the package in it.
 
     Returns
     -------
@@ -84,14 +84,14 @@ def required_versions(package: str) -> dict[str, str]:
     Raises
     ------
     importlib.metadata.PackageNotFoundError
-        If `package` itself is not installed.
+        If the distribution itself is not installed.
     """
     names = [
         re.split(r"[^A-Za-z0-9._-]", r, maxsplit=1)[0]
-        for r in importlib.metadata.requires(package) or []
+        for r in importlib.metadata.requires(distribution) or []
     ]
     versions = {}
-    for name in sorted(set(names) - {package}):
+    for name in sorted(set(names) - {distribution}):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -99,13 +99,15 @@ def required_versions(package: str) -> dict[str, str]:
     return versions
 
 
-def code_key(package: str, environ: Mapping[str, str]) -> Key:
+def code_key(package: str, distribution: str, environ: Mapping[str, str]) -> Key:
     """Compute the part of the key that a build does not change: sources, versions, settings.
 
     Parameters
     ----------
     package : str
         Name of the package, importable and installed; it is not imported.
+    distribution : str
+        Name of the distribution that it comes from.
     environ : mapping of str to str
         The environment; variables named ``<PACKAGE>_*`` take part.
 
@@ -124,7 +126,7 @@ def code_key(package: str, environ: Mapping[str, str]) -> Key:
     versions = {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        **required_versions(package),
+        **required_versions(distribution),
     }
     settings = {k: v for k, v in environ.items() if k.startswith(f"{package.upper()}_")}
     return {
@@ -201,6 +203,7 @@ def _start(app: Sphinx) -> None:
     from sphinx.util import logging
 
     package = app.config.execution_key_package
+    distribution = app.config.execution_key_distribution
     source = Path(app.srcdir)
 
     def files() -> Key:
@@ -211,7 +214,7 @@ def _start(app: Sphinx) -> None:
 
     # MyST-NB has put the folder's place into its settings by now (same event, higher priority)
     cache = Path(app.env.mystnb_config.execution_cache_path)  # type: ignore[attr-defined]
-    key = ExecutionKey(cache, lambda: code_key(package, os.environ), files)
+    key = ExecutionKey(cache, lambda: code_key(package, distribution, os.environ), files)
     changed = key.changed()
     if changed:
         logging.getLogger(__name__).info(
@@ -252,6 +255,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension with Sphinx."""
     app.setup_extension("myst_nb")
     app.add_config_value("execution_key_package", "sparsecore", "")
+    app.add_config_value("execution_key_distribution", "truly-sparse", "")
     app.add_config_value("execution_key_files", [], "")
     app.connect("builder-inited", _start, priority=600)
     app.connect("env-get-outdated", _outdated)

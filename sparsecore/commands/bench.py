@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from sparsecore import datasets
-from sparsecore.commands.options import check_common, sizes
+from sparsecore.commands.options import check_common, hyperparameter, sizes
 
 _DIMS = (784, 1000, 1000, 1000, 10)
 
@@ -24,13 +24,9 @@ def add(commands: Any) -> None:
         help="neurons per layer (784,1000,1000,1000,10)",
     )
     how = sub.add_mutually_exclusive_group()
-    how.add_argument(
-        "--epsilon",
-        type=float,
-        help="density, > 0: about ε (n_in + n_out) connections a layer (20)",
-    )
-    how.add_argument("--density", type=float, help="connection probability in (0, 1] instead")
-    sub.add_argument("--batch", type=int, metavar="N", help="samples a step (128)")
+    hyperparameter(how, "epsilon", "20")
+    hyperparameter(how, "density")
+    sub.add_argument("--batch", type=int, metavar="N", help="samples per step (128)")
     sub.add_argument("--threads", type=int, help="threads (1)")
     sub.add_argument("--steps", type=int, metavar="N", help="steps that are timed (500)")
     sub.add_argument("--seed", type=int, default=0, help="of data and network (%(default)s)")

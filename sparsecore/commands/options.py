@@ -6,6 +6,10 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+from sparsecore.config import HYPERPARAMETERS
+from sparsecore.settings import SETTINGS
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -34,17 +38,56 @@ def whole(text: str) -> int:
     raise argparse.ArgumentTypeError(f"expected a whole number, such as 50 or 2e8, got {text!r}")
 
 
-def ranks_here() -> int:
-    """Return how many processes this one was started with by MPI, without starting MPI; 1 if none.
+def hyperparameter(group: Any, name: str, default: str | None = None) -> None:
+    """Add a hyperparameter's option; without a `default` to show, the settings' are shown.
 
-    MPICH and those made of it, Open MPI, and Slurm's own start say it in the environment.
+    What is not given is None.
+    """
+    about = HYPERPARAMETERS[name]
+    option = f"--{name.replace('_', '-')}"
+    default = _defaults(name) if default is None else default
+    if about.range.kind is bool:
+        action = argparse.BooleanOptionalAction
+        group.add_argument(option, action=action, default=None, help=f"{about.help} ({default})")
+        return
+    expected = about.range.expected.removesuffix(", or None")
+    group.add_argument(
+        option,
+        type=sizes if about.range.kind is tuple else about.range.kind,
+        metavar=about.metavar,
+        help=f"{about.help}, {expected} ({default})",
+    )
+
+
+def _defaults(name: str) -> str:
+    """Return a hyperparameter's default, and the data set that has another if it is only one."""
+    values = {dataset: getattr(setting.config, name) for dataset, setting in SETTINGS.items()}
+    default = HYPERPARAMETERS[name].default
+    others = [dataset for dataset, value in values.items() if value != default]
+    if len(others) > 1:
+        return f"fashion-mnist: {_shown(default)}"
+    return "; ".join([_shown(default), *(f"{name}: {_shown(values[name])}" for name in others)])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if value is None or isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def ranks_here() -> int:
+    """Return the ranks of the MPI job that this process belongs to, 1 if none; MPI is not started.
+
+    MPICH and its relatives, Open MPI, and Slurm's srun say it in the environment.
     """
     names = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
     return max(int(os.environ.get(name, 1)) for name in names)
 
 
 def check_target(option: str, name: str | None) -> None:
-    """Refuse a file that could not be written at the end of a run; its folder may be made yet."""
+    """Refuse a file that could not be written at the end of a run; its folder may be missing."""
     if name is None:
         return
     path = Path(name)

@@ -8,12 +8,25 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sparsecore import datasets
-from sparsecore.commands.options import check_common, check_target, ranks_here, sizes
+from sparsecore.commands.options import check_common, check_target, hyperparameter, ranks_here
+from sparsecore.config import HYPERPARAMETERS
 
 if TYPE_CHECKING:
     from sparsecore.mlp import SparseMLP
 
 _WITH_REPLAY = ("command", "function", "default", "replay", "threads", "json")
+_PARALLEL = (
+    ("--phase1", float, "SHARE", "share of the epochs with gradient exchange, in [0, 1] (0.7)"),
+    ("--warmup", int, "EPOCHS", "wassp: epochs in which the learning rate rises to K-fold (5)"),
+    ("--patience", float, "SECONDS", "silence after which a rank counts as lost (5)"),
+    (
+        "--replay",
+        str,
+        "RESULT",
+        "repeat the asynchronous run of that JSON result in its recorded order, in one process; "
+        "data set and hyperparameters are the result's",
+    ),
+)
 
 
 def add(commands: Any) -> None:
@@ -31,128 +44,37 @@ def add(commands: Any) -> None:
     group = sub.add_argument_group(
         "hyperparameters (default: the study's setting for the data set)"
     )
-    group.add_argument(
-        "--hidden",
-        type=sizes,
-        metavar="N,N,…",
-        help="neurons of the hidden layers (fashion-mnist: 1000,1000,1000)",
-    )
     density = group.add_mutually_exclusive_group()
-    density.add_argument(
-        "--epsilon",
-        type=float,
-        help="density, > 0: about ε (n_in + n_out) connections a layer (fashion-mnist: 20)",
-    )
-    density.add_argument(
-        "--density", type=float, help="connection probability in (0, 1] instead of --epsilon"
-    )
-    group.add_argument("--activation", help="all-relu, relu or leaky-relu (all-relu)")
-    group.add_argument(
-        "--alpha", type=float, help="negative slope of All-ReLU and LeakyReLU (fashion-mnist: 0.6)"
-    )
-    group.add_argument("--init", help="he_uniform, xavier or normal (fashion-mnist: he_uniform)")
-    group.add_argument("--learning-rate", type=float, metavar="ETA", help="> 0 (0.01)")
-    group.add_argument("--momentum", type=float, metavar="MU", help="in [0, 1) (0.9)")
-    group.add_argument(
-        "--weight-decay",
-        type=float,
-        metavar="LAMBDA",
-        help="decoupled, per step, in [0, 1) (0.0002)",
-    )
-    group.add_argument(
-        "--dropout",
-        type=float,
-        metavar="RATE",
-        help="share of hidden activations dropped, in [0, 1) (0.3)",
-    )
-    group.add_argument(
-        "--zeta",
-        type=float,
-        help="fraction of connections replaced after each epoch, in [0, 1) (0.3)",
-    )
-    group.add_argument(
-        "--batch-size", type=int, metavar="N", help="samples a step (fashion-mnist: 128)"
-    )
-    group.add_argument(
-        "--epochs", type=int, metavar="N", help="passes over the training data (500)"
-    )
-    group.add_argument(
-        "--prune-from",
-        type=int,
-        metavar="EPOCH",
-        help="prune by neuron importance from this epoch on (off)",
-    )
-    group.add_argument(
-        "--prune-every", type=int, metavar="EPOCHS", help="epochs between prunings (10)"
-    )
-    group.add_argument(
-        "--prune-percentile",
-        type=float,
-        metavar="P",
-        help="importance percentile in [0, 100] that is pruned (20)",
-    )
-    group.add_argument(
-        "--augment",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="shift, rotate and flip images (cifar10: on)",
-    )
+    for name in HYPERPARAMETERS:
+        hyperparameter(density if name in ("epsilon", "density") else group, name)
     sub.add_argument(
         "--limit", type=int, metavar="N", help="train on N rows, a stratified choice (all)"
     )
+    sub.add_argument("--seed", type=int, default=0, help="determines the result bit for bit (0)")
     sub.add_argument(
-        "--seed", type=int, default=0, help="determines the result bit for bit (%(default)s)"
-    )
-    sub.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        help="threads; the result does not depend on them (%(default)s)",
+        "--threads", type=int, default=1, help="threads; the result does not depend on them (1)"
     )
     parallel = sub.add_argument_group(
-        "parallel training, one worker a rank (mpiexec -n 5 python -m sparsecore train …)"
+        "parallel training, one worker per rank (mpiexec -n 5 python -m sparsecore train …)"
     )
     parallel.add_argument(
         "--algorithm",
         choices=("sequential", "wasap", "wassp"),
         default="sequential",
-        help="wasap: asynchronous, wassp: in lockstep (%(default)s)",
-    )
-    parallel.add_argument(
-        "--phase1",
-        type=float,
-        metavar="SHARE",
-        help="share of the epochs in which workers exchange gradients, in [0, 1] (0.7)",
-    )
-    parallel.add_argument(
-        "--warmup",
-        type=int,
-        metavar="EPOCHS",
-        help="wassp: epochs in which the learning rate rises to its K-fold (5)",
+        help="wasap: asynchronous, wassp: in lockstep (sequential)",
     )
     parallel.add_argument(
         "--window",
         choices=("auto", "shared", "remote"),
         help="the server: in shared memory, or behind Get and Put (auto: shared on one node)",
     )
-    parallel.add_argument(
-        "--patience",
-        type=float,
-        metavar="SECONDS",
-        help="silence after which a rank counts as lost (5)",
-    )
-    parallel.add_argument(
-        "--replay",
-        metavar="RESULT",
-        help="repeat the asynchronous run of that JSON result in its recorded order, in one "
-        "process; data set and hyperparameters are the result's",
-    )
-    sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
-    sub.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help="save the state of the run there after each epoch (.npz)",
-    )
+    for name, kind, metavar, help_text in _PARALLEL:
+        parallel.add_argument(name, type=kind, metavar=metavar, help=help_text)
+    for name, help_text in (
+        ("--out", "save the trained model there (.npz)"),
+        ("--checkpoint", "save the state of the run there after each epoch (.npz)"),
+    ):
+        sub.add_argument(name, metavar="FILE", help=help_text)
     sub.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
     sub.add_argument(
         "--json", action="store_true", help="print the result as one JSON object, the last line"

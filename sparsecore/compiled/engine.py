@@ -1,7 +1,7 @@
-"""What it takes to run the kernels on a network: lane width, aligned buffers, threads, fair shares.
+"""What the kernels need to run on a network: lane width, aligned buffers, threads, fair shares.
 
-An `Engine` is made once for a network's layer sizes and a batch size; after a change of the
-topology it is told to `bind` the network again. The parameters themselves belong to `mlp`.
+An `Engine` is made for a network's layer sizes and a batch size; `bind` gives it the network again
+after a change of the topology. The parameters belong to `mlp`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _FORWARD_LANES = 64
 _ROW_COST = 6
 _PREDICT_SAMPLES = 128  # for each thread: to start one takes as long as about 50 samples
 _CACHE_LINE, _HUGE_PAGE = 64, 2**21
-# Rows that are read at random should fill half of a second-level cache of 1 MiB; cutting them
-# further costs more than it gives, as do slices in which a row has hardly any connections.
+# Rows that are read at random should fill half of a second-level cache of 1 MiB. Smaller slices
+# cost more than they save, as do slices in which a row has hardly any connections.
 _SLICE_BYTES = 2**19
 _SLICE_CONNECTIONS = 4
 
@@ -33,8 +33,8 @@ _SLICE_CONNECTIONS = 4
 def aligned(size: int, dtype: type) -> np.ndarray:
     """Return a zeroed 1-D array that begins at a cache line, so that no SIMD load straddles two.
 
-    From half a huge page on, it lies in huge pages where the system has them: rows are
-    visited in random order, and with 4 KiB pages nearly every visit would miss the first-level TLB.
+    From half a huge page on, it lies in huge pages where the system has them. Rows are visited in
+    random order, and with 4 KiB pages nearly every visit would miss the first-level TLB.
     """
     n_bytes = size * np.dtype(dtype).itemsize
     if n_bytes >= _HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
@@ -65,21 +65,12 @@ def metrics() -> Metrics:
 
 
 class Engine:
-    """Runs training steps, gradients and predictions of one network.
+    """Runs training steps and gradients of one network, with batches of at most `batch_size`.
 
-    Parameters
-    ----------
-    network : Network
-    batch_size : int
-        Largest number of samples in a step.
-    threads : int
-        Threads that share each layer's rows; in training, as long as that is faster than one
-        (see `governor`). Results do not depend on it.
-
-    Notes
-    -----
-    Memory: 4 bytes and 2 bits a neuron and sample, the batch rounded up to whole blocks of lanes;
-    for a moment of each call of `train`, 4 bytes a connection of the largest layer.
+    In training, the threads share the work as long as that is faster than one (see `governor`).
+    Results do not depend on them. Memory: 4 bytes and 2 bits per neuron and sample, the batch
+    rounded up to whole blocks of lanes; during each call of `train`, 4 bytes per connection of the
+    largest layer.
     """
 
     def __init__(self, network: Network, batch_size: int, threads: int = 1) -> None:
@@ -97,7 +88,7 @@ class Engine:
         self.bind(network)
 
     def bind(self, network: Network) -> None:
-        """Take over a network of the same layer sizes, whose topology may have changed."""
+        """Work on a network of the same layer sizes, whose topology may differ."""
         self._network = network
         sizes, size, wide = network.sizes, self._team.size, self._wide.lanes
         below = _slices(sizes[:-1], sizes[1:], network.weight_start, self._width.lanes)
@@ -105,23 +96,14 @@ class Engine:
         most = max(_most(sizes[1:], below), _most(sizes[:-1], above))
         cursor = np.empty((size, most), np.int64)
         partial = aligned(_most(sizes[1:-1], above[1:]) * wide, np.float32)
-        self._work = {
-            members: Workspace(
-                self._act,
-                self._act_start,
-                self._positive,
-                self._kept,
-                self._losses,
-                self._hits,
+        self._work = {}
+        for members in {1, size}:
+            self._work[members] = Workspace(
+                self._act, self._act_start, self._positive, self._kept, self._losses, self._hits,
                 _parts(network.indptr, sizes[1:], members * PARTS),
                 _parts(network.out_indptr, sizes[:-1], members * PARTS),
-                below,
-                above,
-                cursor,
-                partial,
-            )
-            for members in {1, size}
-        }
+                below, above, cursor, partial,
+            )  # fmt: skip
 
     def train(
         self,
@@ -136,18 +118,8 @@ class Engine:
     ) -> None:
         """Take momentum steps over ``inputs[rows]`` in that order, `batch_size` samples each.
 
-        Parameters
-        ----------
-        velocity : ndarray of float32, shape (n_parameters,)
-        rule : Rule
-        inputs : ndarray of float32, shape (n, n_features)
-        labels : ndarray of int64, shape (n,)
-        rows : ndarray of int64
-        batch_size : int
-        step : int
-            Number of the first step; it keys the dropout noise.
-        sums : Metrics
-            Added to.
+        `velocity` is laid out like the network's parameters, `step` is the number of the first step
+        and keys the dropout noise, and loss and correct predictions are added to `sums`.
         """
         nnz, first = len(self._network.weights), 0
         with self._backward_order(velocity):
@@ -171,10 +143,10 @@ class Engine:
 
     @contextlib.contextmanager
     def _backward_order(self, velocity: np.ndarray) -> Iterator[None]:
-        """Have velocities in the order of the transposed access instead of CSR order.
+        """Keep velocities in the order of the transposed access instead of CSR order.
 
-        Backward comes by its connections in that order, so velocities are read and written one
-        after the other; that gains 5 % of a step, 12 % where the layers are wide.
+        Backward visits connections in that order, so it reads and writes velocities one after the
+        other; that gains 5 % of a step, 12 % in wide layers.
         """
         starts, places = self._network.weight_start, self._network.out_position
         layer = np.empty(int(np.diff(starts).max()), np.float32)
@@ -214,14 +186,9 @@ class Engine:
 
 
 def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray:
-    """Return the network's logits, float32, shape (n, n_classes).
+    """Return the network's logits, float32, shape (n, n_classes), of float32 inputs in C order.
 
-    Parameters
-    ----------
-    network : Network
-    inputs : ndarray of float32, shape (n, n_features)
-    threads : int
-        Threads that share the samples, as far as there are 128 for each.
+    Threads share the samples, as far as there are 128 for each.
     """
     threads = min(threads, max(1, len(inputs) // _PREDICT_SAMPLES))
     width = lanes.Width(min(_FORWARD_LANES, lane_width(max(1, len(inputs)))))
@@ -249,7 +216,7 @@ def _parts(pointers: np.ndarray, counts: np.ndarray, parts: int) -> np.ndarray:
 def _slices(
     read: np.ndarray, rows: np.ndarray, weight_start: np.ndarray, n_lanes: int
 ) -> np.ndarray:
-    """Into how many slices to cut the neurons that each layer's rows read at random."""
+    """Return into how many slices to cut the neurons that each layer's rows read at random."""
     wanted = -(-read * n_lanes * 4 // _SLICE_BYTES)
     worthwhile = np.diff(weight_start) // (rows * _SLICE_CONNECTIONS)
     return np.maximum(1, np.minimum(wanted, worthwhile))

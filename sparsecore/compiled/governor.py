@@ -1,9 +1,9 @@
-"""Whether a team of threads pays, decided anew while it works.
+"""Whether a team of threads pays, decided again and again while it works.
 
-Two threads are not always faster than one: another process may want a core, and then the team
-waits for the member that lost it; or the cores may lie far apart, in a virtual machine from one
-minute to the next, and then what they hand each other costs more than the help is worth. No rule
-tells beforehand, so it is measured. Nothing here knows what the work is.
+Two threads are not always faster than one. Another process may want a core, and then the team waits
+for the member that lost it. Or the cores lie far apart, in a virtual machine from one minute to the
+next, and passing data between them costs more than the help is worth. No rule tells beforehand, so
+it is measured. Nothing here knows what the work is.
 """
 
 from __future__ import annotations
@@ -11,32 +11,23 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-# To start the members takes 0.2 ms, so turns are long; one member alone is tried for less.
+# Starting the members takes 0.2 ms, so turns are long; a trial of one member alone is shorter.
 _TURN_SECONDS, _ALONE_SECONDS = 64e-3, 16e-3
 _LAST = 5  # turns whose median is the pace: one that was interrupted does not count
-# Turns between trials. At first, enough for a median in which a cold start does not count; in the
-# end, 128 are eight seconds, or long steps.
+# Turns between trials: at first, enough for a median that ignores a cold start; in the end, eight
+# seconds.
 _FIRST_WAIT, _LONGEST_WAIT = 4, 128
-# A team that comes back is tried for so many turns: the system may start its members on one core,
-# and takes up to a tenth of a second to move them apart and to speed them up.
+# Turns of a team's trial: the system may start its members on one core, and takes up to a tenth of
+# a second to move them apart and to speed them up.
 _TEAM_TRIAL = 3
 
 
 class Governor:
     """Chooses, turn by turn, whether the whole team works or its first member alone.
 
-    Now and then the other choice is tried for a turn or some, and kept if it was faster than the
-    median of the last turns. Trials become rare while they fail, so that they cost less than 1 %.
-
-    Parameters
-    ----------
-    size : int
-        Members of the team.
-
-    Attributes
-    ----------
-    members : int
-        How many should work in the coming turn: `size` or 1.
+    `members` is how many should work in the coming turn: `size` or 1. Now and then the other choice
+    is tried, and kept if it was faster than the median of the last turns. Trials become rare while
+    they fail, so that they cost less than 1 %.
     """
 
     def __init__(self, size: int) -> None:
@@ -46,18 +37,18 @@ class Governor:
         self._trial = 0  # turns left of a trial
 
     def units(self, most: int) -> int:
-        """Return how many units of work the coming turn should take, of `most` that there are."""
+        """Return how many units of work the coming turn should take, at most `most`."""
         if self.size == 1 or not most:
             return most
         if not self._seconds:
             return 1
         length = _ALONE_SECONDS if self._trial and self.members == 1 else _TURN_SECONDS
-        # In equal turns: in a short one at the end, the start would count for more than the work.
+        # Turns are equal: a short one at the end would spend more time on its start than on work.
         turns = max(1, round(most * median(self._seconds) / length))
         return -(-most // turns) if turns < most else 1
 
     def took(self, seconds: float) -> None:
-        """Tell how long a unit of the turn has taken, in seconds, and choose for the next."""
+        """Note how long a unit of the turn took, in seconds, and choose for the next turn."""
         if not self._trial:
             self._seconds.append(seconds)
             self._left -= 1

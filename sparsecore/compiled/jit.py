@@ -1,11 +1,10 @@
 """The one decorator that compiles: Numba's `njit`, with machine code kept on disk safely.
 
 Numba's own cache has an index file that processes which compile at the same time overwrite for each
-other, up to loading one signature's code for another; and it looks at the source of a function
-only, not of the functions that are compiled into it. Ranks of an MPI job start together, and the
-kernels are built from several modules. So here each signature has a file of its own, named after
-its contents and the sources it may be compiled from: nothing is shared, so nobody waits, and
-nothing goes stale.
+other, up to loading one signature's code for another; ranks of an MPI job start together. And it
+watches the source of a function, but not of the functions compiled into it; the kernels are built
+from several modules. So here each signature has a file of its own, named after its contents and the
+sources it may be compiled from: nothing is shared, nobody waits, and nothing goes stale.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _HERE = Path(__file__).parent
 def _stamp(source: Path) -> str:
     """Digest the sources that a function may be compiled from: this folder, and its own folder.
 
-    Modules right below the package are not each other's; there the function's own file counts.
+    Of the modules right below the package only the function's own counts.
     """
     own = [source] if source.parent == _HERE.parent else source.parent.glob("*.py")
     digest = hashlib.sha256()
@@ -46,8 +45,8 @@ class _SignatureFiles(IndexDataCacheFile):
         return f"{base}.{self._source_stamp}.{digest}.nbc"
 
     def save(self, key: Any, data: Any) -> None:
-        """Write one signature's code, whole or not at all, and drop what older sources left."""
-        function = self._index_name.split("-")[0]  # what follows is its line, which moves
+        """Write one signature's code, whole or not at all, and drop the code of older sources."""
+        function = self._index_name.split("-")[0]  # its line follows, which moves
         for path in Path(self._cache_path).glob(f"{function}-*.nbc"):
             if f".{self._source_stamp}." not in path.name:
                 path.unlink(missing_ok=True)
@@ -67,10 +66,7 @@ class _SignatureFiles(IndexDataCacheFile):
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles a function when it is first called.
 
-    Parameters
-    ----------
-    **options
-        Of `numba.njit`, beside ``nogil``, ``cache`` and ``error_model="numpy"``.
+    The options are those of `numba.njit`, beside ``nogil``, ``cache`` and ``error_model="numpy"``.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:

@@ -1,18 +1,17 @@
 """The jitted loops over one layer: forward, loss, backward and update, on plain arrays.
 
 Activations are feature-major and cut into blocks of the batch: layer l holds ``n_blocks`` blocks of
-shape ``(n_l, lanes)``, one after the other in one flat buffer, so a neuron's batch row is
-contiguous and a block stays in the cache while a layer is swept. Weights are CSR by output neuron
-(a row is one neuron's incoming connections); the backward sweep reads them through the transposed
-access (``out_indptr``, ``out_indices``, ``out_position``), so it holds one input neuron's
-activations in registers, streams the gradients of the neurons it feeds, and obtains the input
-gradient, the weight gradient and the update in one pass. A layer too wide for the cache is swept in
-slices, first all connections to its first neurons, then all to the next: what is read at random
-stays in the cache, and every sum is still added up in the same order. Backward takes some blocks at
-a time: `wide` lanes, in pieces of `width`, which is what forward works with.
+shape ``(n_l, lanes)``, one after the other in one flat buffer. So a neuron's batch row is
+contiguous, and a block stays in the cache while a layer is swept. Weights are CSR by output neuron
+(a row is one neuron's incoming connections). The backward sweep reads them through the transposed
+access (``out_indptr``, ``out_indices``, ``out_position``): it holds one input neuron's activations
+in registers, streams the gradients of the neurons it feeds, and obtains the input gradient, the
+weight gradient and the update in one pass. A layer too wide for the cache is swept in slices: first
+all connections to its first neurons, then all to the next. What is read at random stays in the
+cache, and every sum is still added up in the same order. Backward takes several blocks at a time:
+`wide` lanes, in pieces of `width`, which is what forward works with.
 
-Every function fills arrays that it is given; who allocates and checks them is `mlp`, who calls them
-in which order, and on which thread, is said in `programs`.
+Every function fills arrays that `engine` has allocated. `programs` calls them.
 """
 
 from __future__ import annotations
@@ -46,15 +45,14 @@ from sparsecore.compiled.lanes import (
     totals,
 )
 
-# Two things that Numba must be told, or a step takes 8 ms instead of 2. Without `_nrt`, every
-# access to an array of a tuple counts references, atomically, in the inner loop; here no array is
-# ever made, so there is nothing to count. And left to itself LLVM calls the bodies of inner loops
-# instead of inlining them.
+# Without these two options a step takes 8 ms instead of 2. With `_nrt`, every access to an array of
+# a tuple counts references, atomically, in the inner loop; no array is made here, so there is
+# nothing to count. And without `forceinline` LLVM calls the bodies of inner loops.
 _jit = jit(_nrt=False)
 _inline = jit(_nrt=False, forceinline=True)
 
-# How many connections ahead backward asks for a line that another thread may have changed: what
-# lies in that thread's cache takes as long to come as ten connections, and 8 is worse than nothing.
+# How many connections ahead backward asks for a line that another thread may have changed. From
+# that thread's cache it takes as long as ten connections; 8 is worse than no prefetch.
 _AHEAD = 16
 
 
@@ -66,21 +64,21 @@ class Network(NamedTuple):
     bias_start: np.ndarray  #: int64, where each layer begins in `biases`
     weights: np.ndarray  #: float32, CSR order
     biases: np.ndarray  #: float32
-    indptr: np.ndarray  #: int64, sizes[l + 1] + 1 entries a layer, counted from the layer's start
+    indptr: np.ndarray  #: int64, sizes[l + 1] + 1 entries per layer, counted from the layer's start
     indices: np.ndarray  #: int32, input neuron of each connection
-    out_indptr: np.ndarray  #: int64, sizes[l] + 1 entries a layer: the transposed access
+    out_indptr: np.ndarray  #: int64, sizes[l] + 1 entries per layer: the transposed access
     out_indices: np.ndarray  #: int32, output neuron of each connection, ordered by input neuron
     out_position: np.ndarray  #: int32 or int64, its place in the layer's CSR order
     slopes: np.ndarray  #: float32, negative slope of each layer's activation
 
 
 class Workspace(NamedTuple):
-    """Buffers of one training step, and the parts that its rows are shared out in."""
+    """Buffers of one training step, and the parts into which its rows are cut."""
 
     act: np.ndarray  #: float32, activations; overwritten by their gradients on the way back
     act_start: np.ndarray  #: int64, where each layer begins in `act`
-    positive: np.ndarray  #: uint8, one bit an activation: pre-activation above zero
-    kept: np.ndarray  #: uint8, one bit an activation: kept by dropout
+    positive: np.ndarray  #: uint8, one bit per activation: pre-activation above zero
+    kept: np.ndarray  #: uint8, one bit per activation: kept by dropout
     losses: np.ndarray  #: float64, cross-entropy of each sample of the batch, in nats
     hits: np.ndarray  #: bool, whether its largest logit is the label's
     forward_cuts: np.ndarray  #: int64 (layers, parts + 1), output neurons of each part
@@ -105,8 +103,8 @@ class Noise(NamedTuple):
     """The dropout of one step."""
 
     key: Any  #: uint64, another in each step
-    threshold: Any  #: uint16, of 2**16: what is drawn below drops an activation
-    scale: Any  #: float32, factor of what is kept
+    threshold: Any  #: uint16: a draw of 16 bits below it drops an activation
+    scale: Any  #: float32, factor of a kept activation
 
 
 class Metrics(NamedTuple):
@@ -135,7 +133,7 @@ def noise_of(rule, step):
 
 @_jit
 def _row_start(sizes, layer, side):
-    """Where a layer's pointers begin: in `indptr` for side 1, in `out_indptr` for side 0."""
+    """Return where a layer's pointers begin: in `indptr` for side 1, in `out_indptr` for side 0."""
     start = 0
     for below in range(layer):
         start += sizes[below + side] + 1
@@ -162,7 +160,7 @@ def gather(width, start, stop, inputs, rows, first, count, act, x0):
 
 
 class Slice(NamedTuple):
-    """A range of the neurons on the far side of a layer: what one sweep over its rows follows."""
+    """A range of the neurons on the far side of a layer, which one sweep over its rows follows."""
 
     stop: Any  #: int64, where it ends
     first: Any  #: bool
@@ -200,10 +198,10 @@ def _weighted_sum(width, begin, end, net, act, x0, acc):
 
 @_jit
 def forward(width, start, stop, layer, part, net, act, x0, y0, hidden, work, cursor, noise, column):
-    """Add a slice of the inputs of neurons [start, stop) of a layer; with the last, finish them.
+    """Add a slice of the inputs of neurons [start, stop) of a layer; the last slice finishes them.
 
-    With a `work`, what backward needs is kept, and `noise` drops activations; without, there is one
-    slice only. `column` is the place of the first lane's sample in the batch.
+    With a `work`, what backward needs is kept, and `noise` drops activations; without it there is
+    only one slice. `column` is the place of the first lane's sample in the batch.
     """
     lanes = lanes_of(width)
     base, bias = net.weight_start[layer], net.bias_start[layer]
@@ -262,19 +260,19 @@ def softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count,
 class Pace(NamedTuple):
     """How some blocks of the batch move the parameters.
 
-    The velocity gathers the gradients of all blocks, and the parameters move with the last one,
-    because until then backward needs their old values.
+    The velocity sums the gradients of all blocks. The parameters move with the last block, because
+    backward needs their old values until then.
     """
 
     rate: Any  #: float32, factor of a block's summed gradient
-    carry: Any  #: float32, factor of what was there: the momentum, or 1 after the first blocks
+    carry: Any  #: float32, factor of the old value: the momentum, or 1 after the first blocks
     keep: Any  #: float32, factor of the parameter: 1 - weight decay with the last blocks, or 1
     move: Any  #: float32, factor of the velocity: 1 with the last blocks, or 0
 
 
 @_inline
 def pace_of(rate, rule, momentum, turn, turns):
-    """Return the pace of the blocks that are worked on in one of several turns."""
+    """Return the pace of the blocks of one of several turns."""
     one, zero = np.float32(1), np.float32(0)
     carry = momentum if turn == 0 else one
     final = turn == turns - 1
@@ -282,10 +280,10 @@ def pace_of(rate, rule, momentum, turn, turns):
 
 
 class Target(NamedTuple):
-    """What backward changes: velocities and with them the parameters, or gradients; else None.
+    """What backward changes: velocities and with them the parameters, or else gradients.
 
-    Gradients are in CSR order like the weights, velocities in the order in which backward, sweeping
-    the transposed access, comes by.
+    Gradients are in CSR order like the weights; velocities are in the order of the transposed
+    access, in which backward visits them.
     """
 
     velocity: Any  #: float32 (nnz,) or None
@@ -299,9 +297,9 @@ class Target(NamedTuple):
 def apply(k, p, g, values, velocity, gradient, pace):
     """Use the gradient of one parameter, summed over one block of the batch.
 
-    The parameter is at place `p`, its velocity at `k`. With a velocity the momentum step
-    v <- mu v - eta g; w <- w + v - lambda w is taken, else the gradient is written. There is no
-    branch, which would cut the loops around it in two.
+    The parameter is at place `p`, its velocity at `k`. With a velocity, take the momentum step
+    v <- mu v - eta g; w <- w + v - lambda w; with a gradient, write that. `pace` avoids a branch,
+    which would cut the loops around it in two.
     """
     if velocity is not None:
         v = fma(-pace.rate, g, pace.carry * at(velocity, k))
@@ -315,7 +313,7 @@ def apply(k, p, g, values, velocity, gradient, pace):
 
 @_inline
 def _prefetch_changes(k, base, places, values, velocity, gradient):
-    """Ask for the lines where `apply` will write for connections [k, k + 4), or the last four."""
+    """Prefetch the lines that `apply` will write for connections [k, k + 4), or the last four."""
     first = min(k, len(places) - 4)
     for near in range(first, first + 4):
         p = base + np.int64(at(places, near))
@@ -326,7 +324,7 @@ def _prefetch_changes(k, base, places, values, velocity, gradient):
 
 
 class Rows(NamedTuple):
-    """Where the batch rows of a layer's neurons are that backward takes at a time."""
+    """Where the batch rows of a layer's neurons are, for the blocks that backward takes at once."""
 
     start: Any  #: int64, in `Workspace.act`
     gap: Any  #: int64, from a row in one block of the batch to its continuation in the next
@@ -343,8 +341,8 @@ def rows_of(width, layer, block, net, work):
 def _connection(wide, width, k, base, net, act, x, d, acc, inner):
     """Follow one outgoing connection of an input neuron that has activations `x`.
 
-    Returns the connection's place, the input gradient with it added, and lanes that sum to the
-    weight's gradient. Without `inner` nobody needs the input gradient.
+    Return the connection's place, the input gradient with it added, and lanes that sum to the
+    weight's gradient. Without `inner` the input gradient is not needed.
     """
     row = d.start + np.int64(at(net.out_indices, k)) * lanes_of(width)
     y = load_across(wide, width, act, row, d.gap)
@@ -358,7 +356,7 @@ def _connection(wide, width, k, base, net, act, x, d, acc, inner):
 def _backward_row(wide, width, begin, end, base, net, target, act, x, d, acc, inner, pace):
     """Walk one input neuron's connections [begin, end); return `acc` with its input gradient."""
     values, velocity, gradient = net.weights, target.velocity, target.gradient
-    # Four at a time, because four sums over lanes together cost little more than one.
+    # Four at a time: four sums over lanes together cost little more than one.
     k = begin
     while k + 4 <= end:
         if target.shared:
@@ -382,7 +380,7 @@ def _backward_row(wide, width, begin, end, base, net, target, act, x, d, acc, in
 
 @_jit
 def backward_input(wide, width, start, stop, part, net, target, work, x, d, pace):
-    """Weight gradients of what features [start, stop) feed, for a slice of it."""
+    """Apply the gradients of the weights from features [start, stop), for a slice of targets."""
     cursor, nothing = work.cursor[0], splat(wide, np.float32(0))
     for row in range(start, stop):
         mine = load_across(wide, width, work.act, x.start + row * lanes_of(width), x.gap)
@@ -397,9 +395,9 @@ def backward_input(wide, width, start, stop, part, net, target, work, x, d, pace
 
 @_jit
 def backward(wide, width, start, stop, layer, part, net, target, work, x, d, noise, pace):
-    """Gradients of a hidden layer's outgoing weights, for a slice of their targets.
+    """Apply the gradients of a hidden layer's outgoing weights, for a slice of their targets.
 
-    With the last slice, also of that layer's biases, and its activations are replaced by the
+    The last slice also applies those of the layer's biases, and replaces its activations by the
     gradients of its pre-activations.
     """
     cursor, act, all_lanes = work.cursor[0], work.act, lanes_of(wide)
@@ -436,7 +434,7 @@ def reorder(values, starts, places, layer, transposed):
     """Bring values of connections from CSR order into that of the transposed access, or back.
 
     `starts` says where each layer begins, `places` is `Network.out_position`; `layer` has room for
-    the largest. All in one call, so that no interrupt comes between two layers.
+    the largest layer. One call reorders all layers, so no interrupt comes between two.
     """
     for number in range(len(starts) - 1):
         start, stop = starts[number], starts[number + 1]
@@ -454,7 +452,7 @@ def reorder(values, starts, places, layer, transposed):
 def momentum_step(values, velocity, gradient, out, learning_rate, momentum, weight_decay):
     """Take v <- mu v - eta g; w <- w + v - lambda w over flat vectors, and copy the new w to `out`.
 
-    The same rule as `apply`, for a gradient that came from elsewhere. 24 bytes a parameter move.
+    The same rule as `apply`, for a gradient that came from elsewhere. 24 bytes per parameter move.
     """
     for k in range(len(values)):
         v = momentum * velocity[k] - learning_rate * gradient[k]

@@ -1,13 +1,11 @@
 """The SIMD lane type that the kernels are written with.
 
-A `Width(n)` marks, at compile time, how many float32 lanes a value has; ``load(width, a, i)`` gives
-a value of that many lanes, and ``fma``, ``totals``, ``select`` and the rest work on such values.
-Numba sees a first-class type whose LLVM form is ``<n x float>``; LLVM cuts it into whatever
-registers the CPU has (eight AVX-512 registers for 128 lanes), so a kernel reads like scalar code
-and a batch row stays in registers while the connections of a neuron stream by. What does not live
-here: anything that knows about networks (see `kernels`).
-
-Nothing here checks bounds: kernels receive arrays that their caller has allocated and checked.
+A `Width(n)` tells the compiler how many float32 lanes a value has; ``load(width, a, i)`` gives a
+value of that many lanes, and ``fma``, ``totals``, ``select`` and the rest work on such values. For
+Numba it is a type whose LLVM form is ``<n x float>``; LLVM cuts it into the CPU's registers (eight
+AVX-512 registers for 128 lanes). So a kernel reads like scalar code, and a batch row stays in
+registers while the connections of a neuron stream by. Nothing here knows about networks (see
+`kernels`), and nothing checks bounds: the kernels' caller has allocated and checked the arrays.
 """
 
 from __future__ import annotations
@@ -30,19 +28,16 @@ from numba.extending import (
     unbox,
 )
 
-# A reduction is done in registers of this many lanes; wider values are first folded down to it.
+# Reductions work in registers of this many lanes; wider values are first folded down to it.
 _FOLD = 16
 _F32 = ir.FloatType()
 _I32 = ir.IntType(32)
 
 
 class Width:
-    """A number of float32 lanes, known to the compiler.
+    """A number of float32 lanes, known to the compiler: a power of two, at least 4.
 
-    Parameters
-    ----------
-    lanes : int
-        A power of two, at least 4; masks can be stored from 8 on, whole bytes.
+    Masks can be stored from 8 lanes on, in whole bytes.
     """
 
     def __init__(self, lanes: int) -> None:
@@ -58,36 +53,37 @@ class Width:
 def widest() -> int:
     """Return the most lanes whose two operand rows fit this CPU's vector registers.
 
-    Returns
-    -------
-    int
-        128 with 32 AVX-512 registers; 32 with AVX2 or NEON, where a wider value would spill.
+    128 with 32 AVX-512 registers; 32 with AVX2 or NEON, where a wider value would spill.
     """
     return 128 if llvm.get_host_cpu_features().get("avx512f") else 32
 
 
-class WidthType(types.Type):
+class _Counted(types.Type):
+    """Numba type that is told apart by a number of lanes."""
+
+    form = ""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        super().__init__(name=self.form.format(lanes))
+
+
+class WidthType(_Counted):
     """Numba type of a `Width`."""
 
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
-        super().__init__(name=f"Width({lanes})")
+    form = "Width({})"
 
 
-class LanesType(types.Type):
+class LanesType(_Counted):
     """Numba type of `lanes` float32 values."""
 
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
-        super().__init__(name=f"f32x{lanes}")
+    form = "f32x{}"
 
 
-class MaskType(types.Type):
+class MaskType(_Counted):
     """Numba type of `lanes` truth values."""
 
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
-        super().__init__(name=f"i1x{lanes}")
+    form = "i1x{}"
 
 
 register_model(WidthType)(models.OpaqueModel)
@@ -118,14 +114,12 @@ def _unbox_width(typ: WidthType, value: Any, c: Any) -> NativeValue:
 # --- code generation -----------------------------------------------------------------------------
 
 
-def _address(
-    context: Any, builder: Any, array_type: Any, array: Any, index: Any, pointee: Any
-) -> Any:
-    """Address of element `index` of a contiguous 1-D array, as a pointer to `pointee`."""
+def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, to: Any) -> Any:
+    """Return the address of element `index` of a contiguous 1-D array, as a pointer to `to`."""
     data = context.make_array(array_type)(context, builder, array).data
     wide = ir.IntType(64)
     index = builder.sext(index, wide) if index.type.width < 64 else index
-    return builder.bitcast(builder.gep(data, [index], inbounds=True), pointee.as_pointer())
+    return builder.bitcast(builder.gep(data, [index], inbounds=True), to.as_pointer())
 
 
 def _broadcast(builder: Any, scalar: Any, lanes: int) -> Any:
@@ -136,7 +130,7 @@ def _broadcast(builder: Any, scalar: Any, lanes: int) -> Any:
 
 
 def _piece(builder: Any, value: Any, first: int, lanes: int) -> Any:
-    """Lanes [first, first + lanes) of a vector; free where they are whole registers."""
+    """Return lanes [first, first + lanes) of a vector; free where they are whole registers."""
     if value.type.count == lanes:
         return value
     index = ir.Constant(ir.VectorType(_I32, lanes), list(range(first, first + lanes)))
@@ -153,18 +147,9 @@ def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return _call(builder, f"llvm.fma.v{a.type.count}f32", a.type, [a, b, c])
 
 
-def _horizontal(builder: Any, v: Any) -> Any:
-    zero = ir.Constant(_F32, -0.0)  # what adding to changes nothing, so that LLVM leaves it out
-    name = f"llvm.vector.reduce.fadd.v{v.type.count}f32"
-    # "reassoc" lets LLVM add by halves; the order is fixed at compile time and the same in every
-    # run.
-    return _call(builder, name, _F32, [zero, v], fastmath=("reassoc",))
-
-
 def _float_array(a: Any) -> bool:
-    return (
-        isinstance(a, types.Array) and a.ndim == 1 and a.layout == "C" and a.dtype == types.float32
-    )
+    row = isinstance(a, types.Array) and a.ndim == 1 and a.layout == "C"
+    return row and a.dtype == types.float32
 
 
 def lanes_of(width: Width) -> int:
@@ -207,19 +192,26 @@ def load(typingctx, width, array, index):
     return signature, codegen
 
 
+def _store(nontemporal: bool) -> Any:
+    def codegen(context, builder, signature, args):
+        pointer = _address(context, builder, signature.args[0], args[0], args[1], args[2].type)
+        if nontemporal:
+            written = builder.store(args[2], pointer, align=min(64, 4 * args[2].type.count))
+            hint = builder.module.add_metadata([ir.Constant(_I32, 1)])
+            written.set_metadata("nontemporal", hint)
+        else:
+            builder.store(args[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return codegen
+
+
 @intrinsic
 def store(typingctx, array, index, value):
     """``array[index : index + lanes] = value``."""
     if not (isinstance(value, LanesType) and _float_array(array)):
         return None
-    signature = types.void(array, index, value)
-
-    def codegen(context, builder, signature, args):
-        pointer = _address(context, builder, signature.args[0], args[0], args[1], args[2].type)
-        builder.store(args[2], pointer, align=4)
-        return context.get_dummy_value()
-
-    return signature, codegen
+    return types.void(array, index, value), _store(nontemporal=False)
 
 
 @intrinsic
@@ -231,16 +223,7 @@ def stream(typingctx, array, index, value):
     """
     if not (isinstance(value, LanesType) and _float_array(array)):
         return None
-    signature = types.void(array, index, value)
-
-    def codegen(context, builder, signature, args):
-        pointer = _address(context, builder, signature.args[0], args[0], args[1], args[2].type)
-        written = builder.store(args[2], pointer, align=min(64, 4 * args[2].type.count))
-        hint = builder.module.add_metadata([ir.Constant(_I32, 1)])
-        written.set_metadata("nontemporal", hint)
-        return context.get_dummy_value()
-
-    return signature, codegen
+    return types.void(array, index, value), _store(nontemporal=True)
 
 
 @intrinsic
@@ -264,40 +247,30 @@ def put(typingctx, array, index, value):
 
     def codegen(context, builder, signature, args):
         kind = context.get_data_type(signature.args[2])
-        builder.store(
-            args[2], _address(context, builder, signature.args[0], args[0], args[1], kind)
-        )
+        pointer = _address(context, builder, signature.args[0], args[0], args[1], kind)
+        builder.store(args[2], pointer)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
-def _prefetch(write: int) -> Any:
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
-        flags = [ir.Constant(_I32, flag) for flag in (write, 3, 1)]  # into all caches, of data
-        _call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [pointer, *flags])
-        return context.get_dummy_value()
-
-    return codegen
-
-
-@intrinsic
-def prefetch(typingctx, array, index):
-    """Ask for the cache line of ``array[index]``, to read it soon; `index` may be anything."""
-    return types.void(array, index), _prefetch(0)
-
-
 @intrinsic
 def prefetch_to_write(typingctx, array, index):
     """Ask for the cache line of ``array[index]``, to change it soon; `index` may be anything."""
-    return types.void(array, index), _prefetch(1)
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        flags = [ir.Constant(_I32, flag) for flag in (1, 3, 1)]  # to write, into all caches, data
+        _call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [pointer, *flags])
+        return context.get_dummy_value()
+
+    return types.void(array, index), codegen
 
 
 @intrinsic
 def load_across(typingctx, wide, width, array, index, gap):
-    """Lanes of `wide`, as pieces of `width`: at `index`, `index` + `gap` and so on."""
+    """Load lanes of `wide` in pieces of `width`: at `index`, `index` + `gap` and so on."""
     signature = LanesType(wide.lanes)(wide, width, array, index, gap)
 
     def codegen(context, builder, signature, args):
@@ -314,7 +287,7 @@ def load_across(typingctx, wide, width, array, index, gap):
 
 @intrinsic
 def load_mask_across(typingctx, wide, width, bits, index, gap):
-    """Mask of `wide`, stored by `store_mask` in pieces of `width` (`index`, `gap` % 8 == 0)."""
+    """Load a mask of `wide`, stored in pieces of `width` (`index` and `gap` multiples of 8)."""
     signature = MaskType(wide.lanes)(wide, width, bits, index, gap)
 
     def codegen(context, builder, signature, args):
@@ -366,7 +339,7 @@ def _joined(builder: Any, low: Any, high: Any) -> Any:
 
 @intrinsic
 def store_mask(typingctx, bits, index, mask):
-    """Pack a mask into a uint8 array at lane `index` (`index` % 8 == 0), one bit a lane."""
+    """Pack a mask into a uint8 array, one bit per lane, at lane `index`, a multiple of 8."""
     signature = types.void(bits, index, mask)
 
     def codegen(context, builder, signature, args):
@@ -377,9 +350,8 @@ def store_mask(typingctx, bits, index, mask):
             lane = builder.add(args[1], ir.Constant(args[1].type, first))
             position = builder.ashr(lane, ir.Constant(lane.type, 3))
             pointer = _address(context, builder, signature.args[0], args[0], position, piece)
-            builder.store(
-                builder.bitcast(_piece(builder, args[2], first, step), piece), pointer, align=1
-            )
+            packed = builder.bitcast(_piece(builder, args[2], first, step), piece)
+            builder.store(packed, pointer, align=1)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -390,9 +362,8 @@ def copy_transposed(typingctx, width, inputs, rows, first, feature, out, place, 
     """Copy a square tile of `inputs`, transposed, to `out`.
 
     The tile is ``inputs[rows[first : first + t], feature : feature + t]`` for t = `tile_of`
-    (width); feature f of it goes to ``out[place + f * step : ... + t]``. Whole cache lines are read
-    and written and the values change places in registers; element by element it takes ten times as
-    long.
+    (width); its feature f goes to ``out[place + f * step : ... + t]``. Whole cache lines are read
+    and written, and values change places in registers: ten times as fast as one by one.
     """
     if not (inputs.ndim == 2 and inputs.layout == "C" and inputs.dtype == types.float32):
         return None
@@ -441,12 +412,11 @@ def copy_transposed(typingctx, width, inputs, rows, first, feature, out, place, 
 @intrinsic
 def splat(typingctx, width, value):
     """Return `value` in every lane."""
-    signature = LanesType(width.lanes)(width, types.float32)
 
     def codegen(context, builder, signature, args):
         return _broadcast(builder, args[1], signature.return_type.lanes)
 
-    return signature, codegen
+    return LanesType(width.lanes)(width, types.float32), codegen
 
 
 @intrinsic
@@ -461,31 +431,16 @@ def fma(typingctx, a, b, c):
     return a(a, b, c), codegen
 
 
-def _elementwise(name):
-    @intrinsic
-    def apply(typingctx, a, b):
-        def codegen(context, builder, signature, args):
-            return getattr(builder, name)(*args)
-
-        return a(a, b), codegen
-
-    return apply
+@intrinsic
+def _multiply(typingctx, a, b):
+    return a(a, b), lambda context, builder, signature, args: builder.fmul(*args)
 
 
-_add, _multiply, _subtract = _elementwise("fadd"), _elementwise("fmul"), _elementwise("fsub")
-
-
-def _overload_operator(symbol, implementation):
-    @overload(symbol)
-    def typed(a, b):
-        if isinstance(a, LanesType) and isinstance(b, LanesType) and a.lanes == b.lanes:
-            return lambda a, b: implementation(a, b)
-        return None
-
-
-_overload_operator(operator.add, _add)
-_overload_operator(operator.mul, _multiply)
-_overload_operator(operator.sub, _subtract)
+@overload(operator.mul)
+def _typed_multiply(a, b):
+    if isinstance(a, LanesType) and a == b:
+        return lambda a, b: _multiply(a, b)
+    return None
 
 
 @intrinsic
@@ -536,9 +491,8 @@ def totals(typingctx, a, b, c, d):
         sums = paired(ab, cd, ((0, 0), (0, 1), (1, 0), (1, 1)), ((0, 2), (0, 3), (1, 2), (1, 3)))
         while lanes > 4:
             lanes //= 2
-            sums = builder.fadd(
-                _piece(builder, sums, 0, lanes), _piece(builder, sums, lanes, lanes)
-            )
+            below, above = (_piece(builder, sums, first, lanes) for first in (0, lanes))
+            sums = builder.fadd(below, above)
         four = [builder.extract_element(sums, ir.Constant(_I32, k)) for k in range(4)]
         return context.make_tuple(builder, signature.return_type, four)
 
@@ -562,12 +516,14 @@ def packed(typingctx, a, b, c, d):
 @intrinsic
 def total(typingctx, a):
     """Sum over the lanes, float32."""
-    signature = types.float32(a)
 
     def codegen(context, builder, signature, args):
-        return _horizontal(builder, args[0])
+        zero = ir.Constant(_F32, -0.0)  # adding to it changes nothing, so LLVM leaves it out
+        name = f"llvm.vector.reduce.fadd.v{args[0].type.count}f32"
+        # "reassoc" lets LLVM add by halves, in an order that is fixed at compile time.
+        return _call(builder, name, _F32, [zero, args[0]], fastmath=("reassoc",))
 
-    return signature, codegen
+    return types.float32(a), codegen
 
 
 # --- masks ---------------------------------------------------------------------------------------
@@ -575,7 +531,7 @@ def total(typingctx, a):
 
 @intrinsic
 def positive(typingctx, a):
-    """Mask of the lanes greater than zero."""
+    """Return the mask of the lanes greater than zero."""
 
     def codegen(context, builder, signature, args):
         return builder.fcmp_ordered(">", args[0], ir.Constant(args[0].type, None))
@@ -586,21 +542,17 @@ def positive(typingctx, a):
 @intrinsic
 def select(typingctx, mask, a, b):
     """Return ``a`` where the mask is set, else ``b``."""
-
-    def codegen(context, builder, signature, args):
-        return builder.select(*args)
-
-    return a(mask, a, b), codegen
+    return a(mask, a, b), lambda context, builder, signature, args: builder.select(*args)
 
 
 @intrinsic
 def bernoulli(typingctx, width, key, first, threshold):
-    """Mask that is unset with probability ``threshold / 2**16``, from a counter.
+    """Return a mask that is unset with probability ``threshold / 2**16``, from a counter.
 
     Lanes c and c + 1, c even, take the low and the high half of a hash of the counter (`key`,
-    (`first` + c) / 2) by the 32-bit finaliser "lowbias32" (C. Wellons, 2018): no state, so any
-    thread can draw any lane's value, and it vectorises, which a sequential generator does not.
-    `first` is even; it and `key` are uint32, `threshold` is uint16.
+    (`first` + c) / 2) by the 32-bit finaliser "lowbias32" (C. Wellons, 2018). Without a state, any
+    thread can draw any lane's value, and it vectorises, unlike a sequential generator. `first` is
+    even; it and `key` are uint32, `threshold` is uint16.
     """
     u32 = types.uint32
     signature = MaskType(width.lanes)(width, u32, u32, types.uint16)

@@ -1,12 +1,12 @@
 """The jitted programs: training steps, a gradient, predictions.
 
-A program is walked through by all members of a `team.Team`. Forward, each member takes some blocks
-of the batch through all layers, and nobody waits; a batch of too few blocks for that is shared out
-by rows, layer by layer, as backward always is, because there each weight gathers what all samples
-say. Forward goes by the blocks that activations are kept in, backward takes some of them together.
+All members of a `team.Team` walk through a program. Forward, each member takes some blocks of the
+batch through all layers, without waiting for the others. Small batches, and backward always, are
+split by neuron: a weight's gradient sums over all samples. Forward goes by the blocks in which
+activations are kept; backward takes several of them together.
 
-Every sum is added up by one member, in an order that does not depend on who does it, so results do
-not depend on the number of threads, nor on who takes which part. The loops are those of `kernels`.
+One member adds up each sum, in an order that does not depend on who does it: results depend neither
+on the number of threads nor on who takes which part. The loops are those of `kernels`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _jit = jit(_nrt=False)
 def _forward_by_rows(
     member, size, sync, width, net, work, noise, inputs, labels, rows, first, count, blocks
 ):
-    """Forward up to the gradients of the logits, each layer's neurons shared out."""
+    """Forward up to the gradients of the logits; members share the neurons of each layer."""
     lanes = lanes_of(width)
     depth = len(net.sizes) - 1
     features, side = net.sizes[0], tile_of(width)
@@ -81,7 +81,7 @@ def _forward_by_rows(
 def _forward_by_samples(
     member, size, width, net, work, noise, inputs, labels, rows, first, count, blocks
 ):
-    """Forward up to the gradients of the logits, every `size`-th block of the batch."""
+    """Forward up to the gradients of the logits; members share the blocks of the batch."""
     lanes = lanes_of(width)
     depth = len(net.sizes) - 1
     for block in range(member, blocks, size):
@@ -114,7 +114,7 @@ def _loss(width, net, work, labels, rows, first, block, count):
 
 @_jit
 def _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, carry, turns):
-    """Backward, the neurons that feed each layer shared out, for `wide` lanes at a time."""
+    """Backward, `wide` lanes at a time; members share the neurons that feed each layer."""
     together = lanes_of(wide) // lanes_of(width)
     for layer in range(len(net.sizes) - 2, -1, -1):
         for turn in range(turns):
@@ -150,7 +150,7 @@ def _step(
     """One batch: forward, loss, and backward into `target`."""
     lanes = lanes_of(width)
     depth = len(net.sizes) - 1
-    # Backward takes some blocks in a turn, and reads their padding, too.
+    # Backward takes several blocks in a turn, and reads their padding, too.
     turns, together = (count + lanes_of(wide) - 1) // lanes_of(wide), lanes_of(wide) // lanes
     blocks = turns * together
     noise = noise_of(rule, step)
@@ -164,7 +164,7 @@ def _step(
         )
     barrier(sync, size)
 
-    if member == 0:  # the others need not wait: nobody looks at these in this step any more
+    if member == 0:  # the others need not wait: nobody reads these again in this step
         for sample in range(count):
             metrics.loss[0] += work.losses[sample]
             metrics.correct[0] += work.hits[sample]
@@ -185,8 +185,7 @@ def train_batches(
 ):  # fmt: skip
     """Take momentum steps over `rows`, `batch` samples each; the last one may be smaller.
 
-    Source: DESIGN's SGD with momentum (the paper, section on sparse training); cost
-    O(nnz * batch) a step, nothing is allocated.
+    O(nnz * batch) per step; nothing is allocated.
     """
     target = Target(velocity, velocity_b, None, None, size > 1)
     for first in range(0, len(rows), batch):
@@ -216,7 +215,7 @@ def batch_gradient(
 def predict_range(member, size, width, net, inputs, rows, act, out):
     """Write the logits of ``inputs[rows]`` to `out`; members take turns at blocks of samples.
 
-    `act` has one row a member, with room for two layers of one block.
+    `act` has one row per member, with room for two layers of one block.
     """
     lanes = lanes_of(width)
     depth = len(net.sizes) - 1

@@ -1,10 +1,10 @@
 """A team of threads that walk through one jitted program together.
 
 `Team.run` starts the same compiled function on every member; inside it, `barrier` makes the members
-wait for each other. A member that waits spins for some microseconds, because the others are usually
-about to arrive, and then sleeps in the kernel (a futex), so that a core that another process wants
-is given up: Numba's own ``prange`` costs 30 ms a barrier on such a machine. What each member does
-between two barriers is not decided here.
+wait for each other. A waiting member spins for some microseconds, because the others usually arrive
+soon, and then sleeps in the kernel (a futex), so that another process can have its core. Numba's
+own ``prange`` costs 30 ms per barrier on a busy machine. The programs decide what each member does
+between two barriers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 
 from sparsecore.compiled.jit import jit
 
-PARTS = 8  # of a member's share of a phase; what a member has not begun, others may take
+PARTS = 8  # of a member's share of a phase; others may take a part that it has not begun
 _SPINS = 300  # about 10 microseconds, more than a part takes
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
 _HAS_FUTEX = _FUTEX is not None
@@ -35,12 +35,8 @@ _EVERYONE = 2**31 - 1
 _LINE = 16  # int32 of a cache line: each counter has one to itself
 _ARRIVED, _ROUND, _TAKEN = 0, _LINE, 2 * _LINE
 
-_syscall = types.ExternalFunction(
-    "syscall",
-    types.int64(
-        types.int64, types.intp, types.int64, types.int64, types.intp, types.intp, types.int64
-    ),
-)
+_i64, _ptr = types.int64, types.intp
+_syscall = types.ExternalFunction("syscall", _i64(_i64, _ptr, _i64, _i64, _ptr, _ptr, _i64))
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
@@ -54,16 +50,8 @@ def cpu_count() -> int:
 class Team:
     """Threads that run jitted functions side by side.
 
-    Parameters
-    ----------
-    size : int
-        Number of members.
-
-    Attributes
-    ----------
-    size : int
-    sync : ndarray of int32
-        State of the barrier and of the phase; the jitted function passes it to `barrier`, `claim`.
+    `sync` is the state of the barrier and of the phase; a jitted function passes it to `barrier`
+    and `claim`.
     """
 
     def __init__(self, size: int) -> None:
@@ -73,29 +61,22 @@ class Team:
         self.sync = np.zeros((2 + self.size) * _LINE, np.int32)
         self._pool = ThreadPoolExecutor(self.size, "sparsecore")
         if self.size > 1:
-            # All threads start here and now: a pool starts one when it believes that none is idle,
-            # which it may get wrong, and members that wait for a thread never started wait forever.
+            # All threads start now. Later, a pool starts one only when it believes that none is
+            # idle; it may be wrong, and members would wait forever for a thread never started.
             everyone = threading.Barrier(self.size)
             wait([self._pool.submit(everyone.wait) for _ in range(self.size)])
 
     def run(self, function: Callable[..., Any], *args: Any, members: int | None = None) -> None:
-        """Call ``function(member, *args)`` on every member and wait for all.
+        """Call ``function(member, *args)`` on every member, or the first so many, and wait for all.
 
-        Parameters
-        ----------
-        function : callable
-            Jitted with ``nogil=True``. It must not raise between two barriers.
-        *args
-            Passed to every member alike.
-        members : int, optional
-            Only the first so many.
+        The function is jitted with ``nogil=True``; it must not raise between two barriers.
         """
         members = self.size if members is None else members
         if members == 1:
             function(0, *args)
             return
-        # In one go, and not from this thread: an interrupt (Ctrl-C) comes to the main thread, and
-        # must not come between two members, of which the first would wait for the other forever.
+        # Another thread starts the members. An interrupt (Ctrl-C) comes to the main thread, and if
+        # it came between two members, the first would wait for the other forever.
         everyone = self._pool.submit(self._lead, members, function, args)
         try:
             everyone.result()
@@ -152,9 +133,8 @@ def _pause(typingctx):
     def codegen(context, builder, signature, args):
         if platform.machine() in ("x86_64", "AMD64"):
             kind = ir.FunctionType(ir.VoidType(), [])
-            builder.call(
-                cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), []
-            )
+            name = "llvm.x86.sse2.pause"
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -164,9 +144,8 @@ def _pause(typingctx):
 def claim(sync, size, member):
     """Return a part of the current phase that nobody has taken yet, or -1 if there is none.
 
-    There are ``size * PARTS`` parts. A member takes its own first, in order, so that it meets the
-    same rows in every phase, in its own cache; then it helps the others, one of which may have lost
-    its core to another process.
+    There are ``size * PARTS`` parts. A member takes its own first, in order, so its cache has the
+    rows of the last phase; then it helps the others, who may have lost a core to another process.
     """
     for turn in range(size):
         owner = (member + turn) % size

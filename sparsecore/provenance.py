@@ -123,8 +123,3 @@ def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str,
         "ranks": ranks,
         "data_sha256": data_hash,
     }
-
-
-def busy_cpus(seconds: float = 0.5) -> float:
-    """Return how many CPUs other processes use, while this one sleeps for so many seconds."""
-    return psutil.cpu_percent(seconds) / 100 * psutil.cpu_count()

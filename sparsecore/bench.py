@@ -1,8 +1,7 @@
-"""Timing of full training steps on random data: what ``python -m sparsecore bench`` prints.
+"""Timing: the package's one stopwatch, and training steps on random data (the command `bench`).
 
 A step is gather, forward, activation, dropout, loss, backward, momentum and weight decay.
-Everything is compiled and warmed up before it is timed. Timing whole runs is the business of
-`experiment`.
+Everything is compiled and warm before it is timed. `experiment` times whole runs.
 """
 
 from __future__ import annotations
@@ -23,12 +22,31 @@ from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import peak_rss_mb, provenance
 from sparsecore.seeds import Purpose
 
-_STEPS_PER_CALL = 100  # the trainer, too, hands the kernels a tenth of a second's work or more
+_STEPS_PER_CALL = 100  # the trainer, too, gives the kernels at least a tenth of a second's work
 _BATCHES = 32  # of random data
 _WARM_UP_CALLS = 2
 _REPEATS = 5
 _MEETINGS = 20_000
 _ZETA = 0.3
+
+
+def timed(work: Callable[[], object], repeats: int = 1) -> np.ndarray:
+    """Return how long each of some calls takes, in seconds; the caller has warmed `work` up."""
+    seconds = np.empty(repeats)
+    for k in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds[k] = time.perf_counter() - start
+    return seconds
+
+
+def spread(values: Any) -> dict[str, float]:
+    """Return median, smallest ("low") and largest ("high") of some numbers."""
+    return {
+        "median": float(np.median(values)),
+        "low": float(np.min(values)),
+        "high": float(np.max(values)),
+    }
 
 
 def bench(
@@ -44,28 +62,10 @@ def bench(
 ) -> dict[str, Any]:
     """Time training steps, evolution and prediction of a network on random data.
 
-    Parameters
-    ----------
-    sizes : tuple of int
-        Neurons per layer.
-    epsilon, density : float, optional
-        Sparsity; see `SparseMLP.erdos_renyi`.
-    batch_size, threads, steps : int
-    dropout : float
-    seed : int
-
-    Returns
-    -------
-    dict
-        "ms_per_step" {"median", "min", "p90"} (over calls of 100 steps), "gflops" (of the median
-        step; 6 floating-point operations a connection and sample, 4 in the first layer, whose input
-        gradient nobody needs), "nnz", "evolution_ms" and "predict_ms" (one batch; medians),
-        "meeting_us" (see `meeting_seconds`), "peak_rss_mb", what was timed, and "provenance".
-
-    Raises
-    ------
-    ValueError
-        If a value is out of its range; the message names it.
+    The result has "ms_per_step" {"median", "min", "p90"} (over calls of 100 steps), "gflops" (of
+    the median step: 6 operations per connection and sample, 4 in the first layer, whose input
+    gradient nobody needs), "nnz", "evolution_ms" and "predict_ms" (one batch; medians),
+    "meeting_us" (see `meeting_seconds`), "peak_rss_mb", what was timed, and "provenance".
     """
     for name, value in (("batch", batch_size), ("threads", threads), ("steps", steps)):
         if value < 1:
@@ -92,14 +92,12 @@ def bench(
         for _ in range(_WARM_UP_CALLS):
             call(_STEPS_PER_CALL)
         sizes_of_calls = [min(_STEPS_PER_CALL, steps - n) for n in range(0, steps, _STEPS_PER_CALL)]
-        times = np.array([_milliseconds(partial(call, n)) / n for n in sizes_of_calls])
+        times = 1e3 * np.array([timed(partial(call, n))[0] / n for n in sizes_of_calls])
         batch = inputs[:batch_size]
         model.decision_function(batch, threads)
-        predict = [
-            _milliseconds(lambda: model.decision_function(batch, threads)) for _ in range(_REPEATS)
-        ]
+        predict = timed(lambda: model.decision_function(batch, threads), _REPEATS)
         model.evolve(_ZETA, rng)
-        evolve = [_milliseconds(lambda: model.evolve(_ZETA, rng)) for _ in range(_REPEATS)]
+        evolve = timed(lambda: model.evolve(_ZETA, rng), _REPEATS)
     first = model[0].nnz
     flops = batch_size * (6 * (model.nnz - first) + 4 * first)
     median = float(np.median(times))
@@ -122,8 +120,8 @@ def bench(
         },
         "gflops": flops / median / 1e6,
         "nnz": model.nnz,
-        "evolution_ms": float(np.median(evolve)),
-        "predict_ms": float(np.median(predict)),
+        "evolution_ms": 1e3 * float(np.median(evolve)),
+        "predict_ms": 1e3 * float(np.median(predict)),
         "meeting_us": meeting_seconds(threads) * 1e6,
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "provenance": provenance(threads, None),
@@ -137,21 +135,12 @@ def _meet(member, size, sync, n):
 
 
 def meeting_seconds(threads: int) -> float:
-    """Return how long it takes threads that have nothing else to do to wait for each other.
+    """Return how long threads that have nothing else to do take to wait for each other.
 
-    It shows how far their cores are from each other: on one machine about 0.1 microseconds where
-    they share a cache, and 0.5 where they do not, and then two threads may be slower than one.
+    It shows how far apart their cores are: on one machine about 0.1 microseconds where they share a
+    cache, 0.5 where they do not. In the second case two threads may be slower than one.
     """
     with Team(threads) as team:
         team.run(_meet, threads, team.sync, 1)  # compiles
-        times = [
-            _milliseconds(lambda: team.run(_meet, threads, team.sync, _MEETINGS))
-            for _ in range(_REPEATS)
-        ]
-    return float(np.median(times)) / 1e3 / _MEETINGS
-
-
-def _milliseconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return (time.perf_counter() - start) * 1e3
+        times = timed(lambda: team.run(_meet, threads, team.sync, _MEETINGS), _REPEATS)
+    return float(np.median(times)) / _MEETINGS

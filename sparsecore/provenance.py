@@ -1,4 +1,4 @@
-"""Where a result comes from: commit, versions, machine, threads, ranks."""
+"""Where a result comes from (commit, versions, machine), and what else the machine was doing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,8 +46,8 @@ def _git(root: Path, *words: str) -> str:
 def cpu_model() -> str:
     """Return the CPU's name as the system gives it.
 
-    A virtual machine may say no more than "AMD EPYC", of CPUs of which one is twice as fast as the
-    other: where the name has no number, family and model are added.
+    A virtual machine may say only "AMD EPYC", for CPUs of which one is twice as fast as another:
+    where the name has no number, family and model are added.
     """
     facts: dict[str, str] = {}
     try:
@@ -84,6 +85,23 @@ def loaded_blas() -> list[str]:
     )
 
 
+def busy_seconds() -> float:
+    """Return the CPU time of all processes since the system started, stolen time included.
+
+    The system counts in steps of 10 ms.
+    """
+    spent = psutil.cpu_times()
+    kinds = ("user", "nice", "system", "irq", "softirq", "steal")
+    return sum(getattr(spent, kind, 0.0) for kind in kinds)
+
+
+def busy_cpus(seconds: float = 0.5) -> float:
+    """Return how many CPUs other processes use while this one sleeps for so many seconds."""
+    begin, before = time.perf_counter(), busy_seconds()
+    time.sleep(seconds)
+    return (busy_seconds() - before) / (time.perf_counter() - begin)
+
+
 def peak_rss_mb() -> float:
     """Return the largest resident memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -105,8 +123,3 @@ def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str,
         "ranks": ranks,
         "data_sha256": data_hash,
     }
-
-
-def busy_cpus(seconds: float = 0.5) -> float:
-    """Return how many CPUs other processes use, while this one sleeps for so many seconds."""
-    return psutil.cpu_percent(seconds) / 100 * psutil.cpu_count()

@@ -114,7 +114,7 @@ def accuracy(found: Runs) -> Picture:
         "**Parallel training on Fashion-MNIST.** A line per seed; from the dotted line on the "
         "workers train alone, and the line is the mean of their copies' accuracies; the dot is the "
         "averaged model. The frame starts at the lowest accuracy after a twentieth of the epochs. "
-        f"{told}{found.missing}{' ' * bool(found.missing)}What to see: what parallel training "
+        f"{told} {found.missing}{' ' * bool(found.missing)}What to see: what parallel training "
         "costs in accuracy per epoch, and what it gains per second. "
         f"{_disturbed(found)}{_source(found)}"
     )
@@ -256,7 +256,7 @@ def _outcome(found: Parallel) -> str:
         if name != "sequential":
             text += f" at {pace[name] / pace['sequential']:.2f} times the samples per second"
         parts.append(text)
-    return f"final test accuracy {', '.join(parts)}. "
+    return f"final test accuracy {', '.join(parts)}."
 
 
 def _waiting(found: Parallel) -> str:
@@ -280,5 +280,5 @@ def _disturbed(found: Runs) -> str:
 
 def _source(found: Runs) -> str:
     """Say where the first asynchronous runs come from, which stand for all."""
-    recorded, here = (v and v.first("wasap") for v in (found.recorded, found.here))
-    return source(Versions(recorded, here))
+    first = {title: version.first("wasap") for title, version in found}
+    return source(Versions(first.get("recorded"), first.get("this build")))

@@ -6,9 +6,8 @@ caption.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any
 
 import matplotlib
@@ -172,12 +171,12 @@ def _deviations(found: Measured) -> str:
     for title, result in found:
         checked = check(result)
         most = max(k for _, k, _ in checked)
-        told = ", ".join(
-            f"{outcome.samples_per_second / np.median(samples_per_second(result, name, k)) - 1:+.0%}"
-            f" ({LABELS[name]})"
+        ratios = {
+            name: outcome.samples_per_second / np.median(samples_per_second(result, name, k))
             for name, k, outcome in checked
             if k == most
-        )
+        }
+        told = ", ".join(f"{ratio - 1:+.0%} ({LABELS[name]})" for name, ratio in ratios.items())
         parts.append(f"{title}, {most} workers: {told}")
     return (
         "Where it can be checked the simulation deviates from what was measured, and beyond by as "
@@ -314,21 +313,27 @@ def _compared(title: str, result: Result, name: str, k: int, outcome: Outcome) -
     }
 
 
-_MEANINGS = {
-    "compute": ("a worker's time between two pushes", "WASAP-SGD, one worker"),
-    "lock": ("taking the free lock", "WASAP-SGD, one worker"),
-    "update": ("a push, under the lock", "WASAP-SGD, one worker, less evolution"),
-    "evolve": ("more for the push that ends an epoch", "step by step, one process"),
-    "retain": ("more for a push that meets a newer topology", "step by step, one process"),
-    "adopt": ("adopting that topology, without the lock", "step by step, one process"),
-    "reduce": ("adding up gradients in lockstep", "step by step, one process"),
-    "term": ("the same, more per worker", "step by step, one process"),
-    "message": ("a small message", "two ranks to each other"),
-    "bandwidth": ("a large one, GB/s each way", "two ranks to each other"),
-    "n_params": ("parameters", "the network"),
-    "bytes_per_update": ("megabytes that an update moves", "WASAP-SGD, one worker"),
-    "samples_per_update": ("samples in a gradient", "the data"),
-    "updates_per_epoch": ("updates between two evolutions", "the data"),
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.4f}"
+
+
+# What a quantity is, how it is shown, and where it comes from.
+_ONE, _STEPS, _TWO = "WASAP-SGD, one worker", "step by step, one process", "two ranks to each other"
+_QUANTITIES: dict[str, tuple[str, Callable[[float], str], str]] = {
+    "compute": ("a worker's time between two pushes", _ms, _ONE),
+    "lock": ("taking the free lock", _ms, _ONE),
+    "update": ("a push, under the lock", _ms, f"{_ONE}, less evolution"),
+    "evolve": ("more for the push that ends an epoch", _ms, _STEPS),
+    "retain": ("more for a push that meets a newer topology", _ms, _STEPS),
+    "adopt": ("adopting that topology, without the lock", _ms, _STEPS),
+    "reduce": ("adding up gradients in lockstep", _ms, _STEPS),
+    "term": ("the same, more per worker", _ms, _STEPS),
+    "message": ("a small message", _ms, _TWO),
+    "bandwidth": ("a large one, GB/s each way", lambda v: f"{v / 1e9:.1f}", _TWO),
+    "n_params": ("parameters", "{:,.0f}".format, "the network"),
+    "bytes_per_update": ("megabytes that an update moves", lambda v: f"{v / 1e6:.2f}", _ONE),
+    "samples_per_update": ("samples in a gradient", "{:.1f}".format, "the data"),
+    "updates_per_epoch": ("updates between two evolutions", "{:,.0f}".format, "the data"),
 }
 
 
@@ -336,15 +341,14 @@ _MEANINGS = {
 def calibration(found: Measured) -> Table:
     """Make T-scaling-calibration: what the simulation takes from measurements."""
     versions = {title: calibrate(result) for title, result in found}
-    names = [field.name for field in fields(Calibration) if field.name in _MEANINGS]
     rows = [
         {"quantity": name, **{title: float(getattr(c, name)) for title, c in versions.items()}}
-        for name in names
+        for name in _QUANTITIES
     ]
     columns = (
-        Column("quantity", "", lambda row: _MEANINGS[row["quantity"]][0], number=False),
-        *(Column(t, t, lambda r, t=t: _shown(r["quantity"], r[t])) for t in versions),  # type: ignore[misc]
-        Column("from", "", lambda row: _MEANINGS[row["quantity"]][1], number=False),
+        Column("quantity", "", lambda row: _QUANTITIES[row["quantity"]][0], number=False),
+        *(Column(title, "", partial(_quantity, title)) for title in versions),
+        Column("from", "", lambda row: _QUANTITIES[row["quantity"]][2], number=False),
     )
     networks = "; ".join(
         f"{n.name}: {1e6 * n.latency:g} µs one way, {n.bandwidth / 1e9:g} GB/s each way"
@@ -358,14 +362,8 @@ def calibration(found: Measured) -> Table:
     return Table.of("T-scaling-calibration", rows, columns, caption)
 
 
-def _shown(name: str, value: float) -> str:
-    if name == "bandwidth":
-        return f"{value / 1e9:.1f}"
-    if name == "bytes_per_update":
-        return f"{value / 1e6:.2f}"
-    if name in ("n_params", "updates_per_epoch"):
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if name == "samples_per_update" else f"{1e3 * value:.4f}"
+def _quantity(title: str, row: Mapping[str, Any]) -> str:
+    return _QUANTITIES[row["quantity"]][1](row[title])
 
 
 def _disturbed(found: Measured) -> str:

@@ -7,12 +7,13 @@ job. This module knows of neither: it is given what trains.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
-from sparsecore.paper.store import Result
 from sparsecore.provenance import busy_cpus
 
+Result = dict[str, Any]
 Train = Callable[[int], Result]
 
 
@@ -92,3 +93,40 @@ def spent(result: Result, algorithm: str, workers: int) -> dict[str, float]:
         for name, seconds in (("compute", rest), ("lock", lock), ("update", update)):
             rounds[name].append(seconds / updates)
     return {name: float(np.median(values)) for name, values in rounds.items()}
+
+
+def against_sequential(result: Result, algorithm: str, workers: int) -> Result:
+    """Return what so many workers gain and lose, round by round and in all.
+
+    "shares" says on what the ranks spend phase 1, as shares of its time; "accuracy_difference" is
+    a mean, in points.
+    """
+    alone, together = result["runs"]["sequential"]["1"], result["runs"][algorithm][str(workers)]
+    ratios = speedups(result, algorithm, workers)
+    rounds = [
+        {
+            "seed": one["seed"],
+            "sequential": one["samples_per_second"],
+            "parallel": all_["samples_per_second"],
+            "ratio": float(ratio),
+            "sequential_accuracy": one["test_accuracy"],
+            "parallel_accuracy": all_["test_accuracy"],
+            "shares": {
+                name: total_seconds(all_, name) / total_seconds(all_, "phase1")
+                for name in ("gradient", "lock", "update")
+            },
+        }
+        for one, all_, ratio in zip(alone, together, ratios, strict=True)
+    ]
+    difference = [r["parallel_accuracy"] - r["sequential_accuracy"] for r in rounds]
+    return {
+        "workers": workers,
+        "others": result["others"],
+        "rounds": rounds,
+        "ratio": {
+            "median": float(np.median(ratios)),
+            "min": float(ratios.min()),
+            "max": float(ratios.max()),
+        },
+        "accuracy_difference": 100 * float(np.mean(difference)),
+    }

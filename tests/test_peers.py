@@ -23,7 +23,7 @@ DECOUPLED = ("sparsecore", "numpy-dense", "jax-dense")  # PyTorch and scikit-lea
 def trainer(key, problem):
     if reason := registry.absent(key, problem):
         pytest.skip(reason)
-    return PEERS[key].trainer(problem)
+    return PEERS[key].adapter(problem)
 
 
 def assert_steps_of_the_oracle(key, problem, steps=3):

@@ -21,7 +21,7 @@ import numpy as np
 
 from sparsecore.bench import meeting_seconds, spread, timed
 from sparsecore.compiled.team import cpu_count
-from sparsecore.paper.speed.peers import Problem, Trainer
+from sparsecore.paper.speed.peers import Adapter, Problem
 from sparsecore.paper.speed.registry import PEERS, THROUGH_BLAS, absent, installed_version
 from sparsecore.provenance import busy_cpus, busy_seconds, loaded_blas, peak_rss_mb, provenance
 
@@ -139,7 +139,7 @@ def report(result: dict[str, Any]) -> str:
 # --- timing --------------------------------------------------------------------------------------
 
 
-def stopwatch(trainer: Trainer, seconds: float, steps: int) -> dict[str, float]:
+def stopwatch(peer: Adapter, seconds: float, steps: int) -> dict[str, float]:
     """Time calls of `steps` steps for some seconds, at least one.
 
     Returned are "ms" per step (median over calls), "cpu_ms" (the process's CPU time per step,
@@ -147,11 +147,11 @@ def stopwatch(trainer: Trainer, seconds: float, steps: int) -> dict[str, float]:
     "others" (CPUs that other processes kept busy meanwhile).
     """
     rng = np.random.default_rng(0)
-    n, size = len(trainer.problem.data[1]), steps * trainer.problem.batch_size
+    n, size = len(peer.problem.data[1]), steps * peer.problem.batch_size
     times: list[float] = []
     begin, cpu, all_cpu = time.perf_counter(), time.process_time(), busy_seconds()
     while not times or time.perf_counter() - begin < seconds:
-        times.append(timed(partial(trainer.train, rng.integers(n, size=size)))[0])
+        times.append(timed(partial(peer.train, rng.integers(n, size=size)))[0])
     wall, own = time.perf_counter() - begin, time.process_time() - cpu
     others = max(0.0, busy_seconds() - all_cpu - own)
     return {
@@ -162,12 +162,12 @@ def stopwatch(trainer: Trainer, seconds: float, steps: int) -> dict[str, float]:
     }
 
 
-def warm_up(trainer: Trainer, seconds: float) -> int:
+def warm_up(peer: Adapter, seconds: float) -> int:
     """Compile, fill caches, and return how many steps a timed call should have."""
-    stopwatch(trainer, 0, 1)
-    ms = stopwatch(trainer, seconds / 2, 1)["ms"]
+    stopwatch(peer, 0, 1)
+    ms = stopwatch(peer, seconds / 2, 1)["ms"]
     steps = int(np.clip(1e3 * seconds / 4 / ms, 1, _STEPS_PER_CALL))
-    stopwatch(trainer, 0, steps)
+    stopwatch(peer, 0, steps)
     return steps
 
 
@@ -262,7 +262,7 @@ def _thread_settings(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-_held: dict[str, Any] = {}  # in a peer's process: its "trainer", and the "steps" of a call
+_held: dict[str, Any] = {}  # in a peer's process: its "peer", and the "steps" of a call
 
 
 def _serve(pipe: Any) -> None:
@@ -277,20 +277,20 @@ def _serve(pipe: Any) -> None:
         except Exception as error:  # whatever a foreign library raises is the peer's result
             traceback.print_exc()
             pipe.send((False, f"{type(error).__name__}: {error}"))
-    if "trainer" in _held:
-        _held["trainer"].close()
+    if "peer" in _held:
+        _held["peer"].close()
 
 
 def _make(key: str, problem: Problem) -> None:
     if key == "jax-dense" and hasattr(os, "sched_setaffinity"):
         # XLA takes as many threads as it may use CPUs, and asks nothing else.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: problem.threads])
-    _held["trainer"] = PEERS[key].trainer(problem)
+    _held["peer"] = PEERS[key].adapter(problem)
 
 
 def _start(key: str, seconds: float) -> dict[str, Any]:
     """Warm up, and say what is timed."""
-    _held["steps"] = warm_up(_held["trainer"], seconds)
+    _held["steps"] = warm_up(_held["peer"], seconds)
     return {
         "label": PEERS[key].label,
         "note": PEERS[key].note,
@@ -300,4 +300,4 @@ def _start(key: str, seconds: float) -> dict[str, Any]:
 
 
 def _turn(seconds: float) -> dict[str, float]:
-    return stopwatch(_held["trainer"], seconds, _held["steps"])
+    return stopwatch(_held["peer"], seconds, _held["steps"])

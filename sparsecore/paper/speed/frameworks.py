@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sparsecore.paper.speed.peers import Problem, Trainer
+from sparsecore.paper.speed.peers import Adapter, Problem
 
 # --- PyTorch -------------------------------------------------------------------------------------
 
 
-class TorchDense(Trainer):
+class TorchDense(Adapter):
     """`torch.nn.Linear` layers."""
 
     def __init__(self, problem: Problem) -> None:
@@ -169,7 +169,7 @@ def _csr_linear() -> Any:
 # --- JAX -----------------------------------------------------------------------------------------
 
 
-class JaxDense(Trainer):
+class JaxDense(Adapter):
     """Dense matrices; the whole step is one function compiled by XLA."""
 
     def __init__(self, problem: Problem) -> None:

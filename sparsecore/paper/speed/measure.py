@@ -23,8 +23,7 @@ from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
 from sparsecore.paper.speed import roofline as kernels
 from sparsecore.paper.speed.contest import compare, stopwatch, warm_up
-from sparsecore.paper.speed.peers import Problem, SparseCore
-from sparsecore.paper.speed.peers import Trainer as Peer
+from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
 from sparsecore.paper.speed.registry import PEERS, absent
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
 from sparsecore.progress import bar
@@ -138,13 +137,13 @@ def density_sweep(
     the fastest of them takes as long as sparsecore, None if there is none.
     """
     problems = {d: Problem(sizes, density=d) for d in densities}
-    trainers: dict[Any, Peer] = {}
+    trainers: dict[Any, Adapter] = {}
     dense = [key for key in ("numpy-dense", "torch-dense") if not absent(key, Problem(sizes))]
     with threadpool_limits(1):
         for density, problem in problems.items():
             trainers[density] = SparseCore(problem)
         for key in dense:
-            trainers[key] = PEERS[key].trainer(Problem(sizes, density=min(densities)))
+            trainers[key] = PEERS[key].adapter(Problem(sizes, density=min(densities)))
         report("warming up")
         steps = {name: warm_up(trainer, effort.seconds) for name, trainer in trainers.items()}
         times: dict[Any, list[float]] = {name: [] for name in trainers}

@@ -81,8 +81,8 @@ class Problem:
         return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
 
 
-class Trainer:
-    """What an adapter does: take training steps on a problem."""
+class Adapter:
+    """What a peer does: take training steps on a problem."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -101,7 +101,7 @@ class Trainer:
 # --- sparsecore ----------------------------------------------------------------------------------
 
 
-class SparseCore(Trainer):
+class SparseCore(Adapter):
     """The package itself."""
 
     def __init__(self, problem: Problem) -> None:
@@ -130,7 +130,7 @@ class SparseCore(Trainer):
         self._engine.close()
 
 
-class CLoop(Trainer):
+class CLoop(Adapter):
     """The yardstick: `c_loop.c`, the sparse work alone, compiled for this CPU.
 
     `activations` and `gradients` of each layer's neurons have shape (n, 128), `weights` and
@@ -212,7 +212,7 @@ def _compiled_c_loop() -> ctypes.CDLL:
 # --- dense, through BLAS -------------------------------------------------------------------------
 
 
-class NumPyDense(Trainer):
+class NumPyDense(Adapter):
     """Dense matrices in NumPy: products by its BLAS, everything in place."""
 
     def __init__(self, problem: Problem) -> None:
@@ -269,7 +269,7 @@ class NumPyDense(Trainer):
         return loss
 
 
-class ScikitLearn(Trainer):
+class ScikitLearn(Adapter):
     """`MLPClassifier.partial_fit`: several batches a call, as its own `fit` does."""
 
     def __init__(self, problem: Problem) -> None:

@@ -9,22 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sparsecore.compiled.lanes import widest
-from sparsecore.paper.speed.frameworks import (
-    JaxDense,
-    TorchCSR,
-    TorchDense,
-    TorchMasked,
-    TorchSparseProp,
-)
-from sparsecore.paper.speed.peers import (
-    CLoop,
-    NumPyDense,
-    Problem,
-    ScikitLearn,
-    SparseCore,
-    Trainer,
-    compiler,
-)
+from sparsecore.paper.speed import frameworks, peers
+from sparsecore.paper.speed.peers import Adapter, Problem, compiler
 
 
 @dataclass(frozen=True)
@@ -33,7 +19,7 @@ class Peer:
 
     label: str
     note: str  # what a reader must know to compare fairly
-    trainer: type[Trainer]
+    adapter: type[Adapter]
     packages: tuple[str, ...] = ()  # modules that it needs
     distribution: str = "sparsecore"  # whose version is told
 
@@ -41,60 +27,60 @@ class Peer:
 _WHOLE = "Gather, forward, activation, dropout, loss, backward, momentum, weight decay"
 
 PEERS: dict[str, Peer] = {
-    "sparsecore": Peer("sparsecore", f"{_WHOLE}; sparse throughout.", SparseCore),
+    "sparsecore": Peer("sparsecore", f"{_WHOLE}; sparse throughout.", peers.SparseCore),
     "c-loop": Peer(
         "C loop (yardstick)",
         "Forward, backward and momentum over the connections alone, hand-written for AVX-512: no "
         "gather, activation, dropout or loss. One thread, batches of 128.",
-        CLoop,
+        peers.CLoop,
     ),
     "torch-csr": Peer(
         "PyTorch, CSR weights",
         f"{_WHOLE} (fused SGD); sparse products by MKL in an autograd function of ours, with a "
         f"second, transposed matrix for the input gradient.",
-        TorchCSR,
+        frameworks.TorchCSR,
         ("torch",),
         "torch",
     ),
     "sparseprop": Peer(
         "SparseProp",
         f"{_WHOLE} (fused SGD); its SparseLinear layers for PyTorch, compiled on this machine.",
-        TorchSparseProp,
+        frameworks.TorchSparseProp,
         ("torch", "sparseprop"),
         "sparseprop",
     ),
     "torch-dense": Peer(
         "PyTorch, dense",
         f"{_WHOLE} (fused SGD), with all weights, the absent ones too.",
-        TorchDense,
+        frameworks.TorchDense,
         ("torch",),
         "torch",
     ),
     "torch-masked": Peer(
         "PyTorch, masked",
         f"{_WHOLE} (fused SGD), dense; after each step the weights are multiplied by 0-1 masks.",
-        TorchMasked,
+        frameworks.TorchMasked,
         ("torch",),
         "torch",
     ),
     "jax-dense": Peer(
         "JAX, dense",
         f"{_WHOLE}, dense, compiled as one function; noise from XLA's own generator.",
-        JaxDense,
+        frameworks.JaxDense,
         ("jax",),
         "jax",
     ),
     "numpy-dense": Peer(
         "NumPy, dense",
         f"{_WHOLE}, dense; products by BLAS, the rest element by element.",
-        NumPyDense,
+        peers.NumPyDense,
         (),
         "numpy",
     ),
     "scikit-learn-dense": Peer(
         "scikit-learn, dense",
         "MLPClassifier: dense, ReLU in place of All-ReLU, no dropout, weight decay as a penalty.",
-        ScikitLearn,
+        peers.ScikitLearn,
         ("sklearn",),
         "scikit-learn",
     ),

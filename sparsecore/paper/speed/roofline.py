@@ -228,31 +228,21 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
         for layer in range(len(sizes) - 1):
             nnz, hidden = model[layer].nnz, layer < len(sizes) - 2
             common = (wide, width, blocks, layer, net, work, rule)
+            forward = partial(_forward_many, *common, hidden)
+            backward = partial(_backward_many, *common, weights, biases)
             kinds: tuple[tuple[str, Callable[[int], object], int], ...] = (
-                ("forward", partial(_forward_many, *common, hidden), work.forward_slices[layer]),
-                (
-                    "backward",
-                    partial(_backward_many, *common, weights, biases),
-                    work.backward_slices[layer],
-                ),
+                ("forward", forward, int(work.forward_slices[layer])),
+                ("backward", backward, int(work.backward_slices[layer])),
             )
             for direction, run, slices in kinds:
                 # Rows grow from call to call; they must not become infinite.
                 ms = spread(_kernel_ms(run, repeats, work))
                 here = width.lanes if direction == "forward" else wide.lanes
                 point = _counts(direction, layer, nnz, sizes, here, blocks * width.lanes // here)
-                point["working_set"] = -(-point["working_set"] // int(slices))
+                point["working_set"] = -(-point["working_set"] // slices)
                 point["gflops"] = point["flops"] / ms["median"] / 1e6
-                points.append(
-                    {
-                        "shape": shape,
-                        "layer": layer + 1,
-                        "direction": direction,
-                        "nnz": nnz,
-                        "ms": ms,
-                        **point,
-                    }
-                )
+                about = {"shape": shape, "layer": layer + 1, "direction": direction}
+                points.append({**about, "nnz": nnz, "ms": ms, **point})
     return points
 
 

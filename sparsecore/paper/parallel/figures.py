@@ -279,6 +279,6 @@ def _disturbed(found: Runs) -> str:
 
 
 def _source(found: Runs) -> str:
-    """Say where the first asynchronous runs come from, which stand for all."""
+    """Say where the first asynchronous run of each version comes from."""
     first = {title: version.first("wasap") for title, version in found}
-    return source(Versions(first.get("recorded"), first.get("this build")))
+    return f"First seed: {source(Versions(first.get('recorded'), first.get('this build')))}"

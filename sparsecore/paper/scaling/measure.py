@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore import cluster, datasets, experiment, train
+from sparsecore.bench import timed
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
@@ -194,17 +195,16 @@ def _time_reduction(n: int) -> tuple[float, float]:
     for rows, size in ((16, n // 16), (512, 1)):
         received = np.ones((rows, size), np.float32)
         mean, term = np.empty(size, np.float32), np.empty(size, np.float32)
-        times = []
-        for _ in range(20):
-            begun = time.perf_counter()
-            np.multiply(received[0], np.float32(1), out=mean)
-            for row in received[1:]:
-                np.multiply(row, np.float32(1), out=term)
-                mean += term
-            times.append(time.perf_counter() - begun)
-        found.append(float(np.median(times)))
+        found.append(float(np.median(timed(partial(_add_up, received, mean, term), 20))))
     per_term = found[1] / 512
     return max(0.0, found[0] - 16 * per_term), per_term
+
+
+def _add_up(received: np.ndarray, mean: np.ndarray, term: np.ndarray) -> None:
+    np.multiply(received[0], np.float32(1), out=mean)
+    for row in received[1:]:
+        np.multiply(row, np.float32(1), out=term)
+        mean += term
 
 
 # --- what follows from it ------------------------------------------------------------------------

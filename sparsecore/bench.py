@@ -64,7 +64,7 @@ def bench(
 
     The result has "ms_per_step" {"median", "min", "p90"} (over calls of 100 steps), "gflops" (of
     the median step: 6 operations per connection and sample, 4 in the first layer, whose input
-    gradient nobody needs), "nnz", "evolution_ms" and "predict_ms" (one batch; medians),
+    gradient is not needed), "nnz", "evolution_ms" and "predict_ms" (one batch; medians),
     "meeting_us" (see `meeting_seconds`), "peak_rss_mb", what was timed, and "provenance".
     """
     for name, value in (("batch", batch_size), ("threads", threads), ("steps", steps)):

@@ -170,8 +170,8 @@ def if_there(key: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     def decorated(show: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(show)
-        def shown(versions: Versions[Any], *more: Any) -> Any:
-            return show(versions, *more) if versions else nothing(key, versions.missing)
+        def shown(versions: Versions[Any], *args: Any, **more: Any) -> Any:
+            return show(versions, *args, **more) if versions else nothing(key, versions.missing)
 
         return shown
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -37,9 +37,12 @@ _KINDS = {"recorded": COLOURS["set-all-relu"], "this build": COLOURS["set-relu"]
 
 
 def _column(title: str, name: str, form: Callable[[Any], str], number: bool = True) -> Column:
-    return Column(
-        title, name, lambda row: "—" if row[name] is None else form(row[name]), number=number
-    )
+    """Make a column that shows the value under `name` by `form`; a dash where it has none."""
+
+    def show(row: Mapping[str, Any]) -> str:
+        return "—" if row[name] is None else form(row[name])
+
+    return Column(title, name, show, number)
 
 
 def _seconds(value: float) -> str:
@@ -82,9 +85,9 @@ def table(extreme: Extreme) -> Table:
     """Make T-extreme: size, memory, times and learning of every run."""
     rows = [_plain(row, where, run) for row, where, run in extreme.runs()]
     guesses = [row["test_p"] for row in rows if row["test_p"] is not None]
-    guessing = "" if not guesses else (
-        f" (guessing does as well with a probability of at most {max(guesses):.0e})"
-    )  # fmt: skip
+    guessing = ""
+    if guesses:
+        guessing = f" (guessing does as well with a probability of at most {max(guesses):.0e})"
     sizes = {r["config"]["steps"] * r["config"]["batch_size"] for _, _, r in extreme.runs()}
     caption = (
         "**Extreme networks.** Hidden neurons, hidden layers, density of the middle layer, "

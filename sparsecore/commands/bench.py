@@ -116,7 +116,7 @@ def _bench_parallel(options: argparse.Namespace) -> None:
         ranks.barrier()  # while rank 0 trains alone, the others sleep here
         return wasap.run(data, config, seed=seed)[1]
 
-    if ranks.rank:
+    if times is None:  # all ranks but the first
         for seed in seeds:
             together(seed)
         ranks.close()

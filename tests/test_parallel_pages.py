@@ -8,7 +8,7 @@ from sparsecore import datasets, wasap
 from sparsecore.config import TrainConfig
 from sparsecore.paper.parallel import figures as parallel_figures
 from sparsecore.paper.parallel import runs as parallel
-from sparsecore.paper.results import ResultWarning
+from sparsecore.paper.store import ResultWarning
 
 SMALL = TrainConfig(hidden=(20, 20), batch_size=32, epochs=4)
 
@@ -36,28 +36,29 @@ def trained(monkeypatch, tmp_path):
     monkeypatch.setattr(parallel, "config_of", lambda profile: SMALL)
     monkeypatch.setattr(parallel.cluster, "connect", connect)
     monkeypatch.setattr(parallel.cluster, "train", train)
-    monkeypatch.setattr(parallel, "used_by_others", lambda: 0.1)
+    monkeypatch.setattr(parallel, "busy_cpus", lambda: 0.1)
     return calls
 
 
 def test_runs_are_made_once_and_then_read(trained):
-    first = parallel.load("quick")
+    first = parallel.load("quick").here
     assert trained == [("wasap", 0), ("wassp", 0), ("wasap", 1), ("wassp", 1)]
     assert first.replay["identical"]
-    again = parallel.load("quick")
+    again = parallel.load("quick").here
     assert len(trained) == 4
     assert again.runs == first.runs and again.replay == first.replay
 
-    parallel.FILES.path("wassp-seed1", "quick").write_text("{")
-    with pytest.warns(ResultWarning, match="wassp-seed1.json .* damaged"):
-        repaired = parallel.load("quick")
+    parallel.entry("wassp", 1, "quick").path.write_text("{")
+    with pytest.warns(ResultWarning, match=r"wassp-seed1.json .* damaged"):
+        repaired = parallel.load("quick").here
     assert trained[4:] == [("wassp", 1)]
     assert repaired.runs["wassp"][1]["weights_sha256"] == first.runs["wassp"][1]["weights_sha256"]
 
 
 def test_pictures_say_what_the_runs_hold(trained):
-    found = parallel.load("quick")
-    accuracy = parallel_figures.accuracy(found)
+    versions = parallel.load("quick")
+    found = versions.here
+    accuracy = parallel_figures.accuracy(versions)
     for runs in found.runs.values():
         mean = sum(run["test_accuracy"] for run in runs) / len(runs)
         assert f"{100 * mean:.2f} %" in accuracy.caption
@@ -70,17 +71,17 @@ def test_pictures_say_what_the_runs_hold(trained):
         low < 100 * run["test_accuracy"] < high for runs in found.runs.values() for run in runs
     )
 
-    staleness = parallel_figures.staleness(found)
+    staleness = parallel_figures.staleness(versions)
     heights = [bar.get_height() for bar in staleness.figure.axes[0].patches]
     assert heights == [100.0]  # one worker is never stale
-    resources = parallel_figures.resources(found)
+    resources = parallel_figures.resources(versions)
     assert f"{found.first('wasap')['nnz_start']:,} connections" in resources.caption
-    assert "identical to the last bit" in parallel_figures.replayed(found).text
+    assert "identical to the last bit" in parallel_figures.replayed(versions).text
 
 
 def test_a_busy_machine_is_told(trained, monkeypatch):
     quiet = parallel.load("paper")
-    monkeypatch.setattr(parallel, "used_by_others", lambda: 1.5)
+    monkeypatch.setattr(parallel, "busy_cpus", lambda: 1.5)
     found = parallel.load("quick")
     pictures = (parallel_figures.accuracy, parallel_figures.resources)
     for draw in pictures:
@@ -91,7 +92,7 @@ def test_a_busy_machine_is_told(trained, monkeypatch):
 def test_recorded_runs_stand_beside_the_build_s(trained, monkeypatch):
     parallel.load("paper")
     found = parallel.load("quick")
-    assert [title for title, _ in found.versions()] == ["recorded", "this build"]
+    assert [title for title, _ in found] == ["recorded", "this build"]
     accuracy = parallel_figures.accuracy(found)
     assert [ax.get_title() for ax in accuracy.figure.axes] == ["recorded", "", "this build", ""]
     assert accuracy.caption.count("final test accuracy") == 2
@@ -106,11 +107,12 @@ def test_recorded_runs_stand_beside_the_build_s(trained, monkeypatch):
     assert resources.caption.count("waiting for the server's lock") == 2
 
     # Only seeds that all algorithms have are compared, and only a replay of these runs is told.
-    parallel.FILES.path("wassp-seed1", "paper").unlink()
+    parallel.entry("wassp", 1, "paper").path.unlink()
     recorded = parallel.load("quick").recorded
     assert all([run["seed"] for run in runs] == [0] for runs in recorded.runs.values())
-    path = parallel.FILES.path("replay", "paper")
-    path.write_text(path.read_text().replace(recorded.replay["recorded_sha256"], "another"))
+    other = parallel._replay_entry({**recorded.first("wasap"), "weights_sha256": "another"})
+    other.path.unlink()
+    other.obtain(lambda: {**recorded.replay, "recorded_sha256": "another"})
     assert parallel.load("quick").recorded is None
 
 
@@ -126,9 +128,9 @@ def test_recorded_runs_are_shown_where_nothing_can_be_run(trained, monkeypatch):
     assert [ax.get_title() for ax in accuracy.figure.axes] == ["recorded", ""]
     assert "no MPI here" in accuracy.caption
     assert "profile paper" in parallel_figures.resources(found).caption
-    parallel.FILES.path("replay", "paper").unlink()
+    parallel._replay_entry({"weights_sha256": "", "profile": "paper"}).path.unlink()
     nothing = parallel.load("quick")
-    assert not nothing.versions()
+    assert not nothing
     assert "no MPI here" in parallel_figures.accuracy(nothing).caption
     assert "no MPI here" in parallel_figures.replayed(nothing).text
 

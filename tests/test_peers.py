@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from oracle import Net, Value, added, gamma, given, product, scaled
 
+from sparsecore.bench import spread
 from sparsecore.compiled.team import cpu_count
-from sparsecore.paper.speed import contest, peers
-from sparsecore.paper.speed.peers import PEERS, Problem
+from sparsecore.paper.speed import contest, registry
+from sparsecore.paper.speed.peers import Problem
+from sparsecore.paper.speed.registry import PEERS
 
 SIZES = (20, 24, 16, 5)
 PLAIN = {"density": 0.3, "dropout": 0.0, "weight_decay": 0.0, "learning_rate": 0.2}
@@ -19,9 +21,9 @@ DECOUPLED = ("sparsecore", "numpy-dense", "jax-dense")  # PyTorch and scikit-lea
 
 
 def trainer(key, problem):
-    if reason := peers.absent(key, problem):
+    if reason := registry.absent(key, problem):
         pytest.skip(reason)
-    return PEERS[key].trainer(problem)
+    return PEERS[key].adapter(problem)
 
 
 def assert_steps_of_the_oracle(key, problem, steps=3):
@@ -140,7 +142,7 @@ def test_c_loop_is_what_numpy_computes():
 
 @pytest.mark.parametrize("changed", [{"batch_size": 64}, {"threads": 2}])
 def test_c_loop_is_for_one_thread_and_batches_of_128(changed):
-    assert peers.absent("c-loop", Problem(SIZES, **changed)) is not None
+    assert registry.absent("c-loop", Problem(SIZES, **changed)) is not None
 
 
 # --- comparing ---
@@ -160,20 +162,20 @@ def test_comparison_is_interleaved_and_complete():
         assert 0 <= found["others"] < 1.2 * cpu_count()
     assert result["peers"]["sparsecore"]["ratio"] == {"median": 1, "low": 1, "high": 1}
     ours, theirs = (np.array(p["rounds"]) for p in result["peers"].values())
-    assert result["peers"]["numpy-dense"]["ratio"] == contest.spread(theirs / ours)
+    assert result["peers"]["numpy-dense"]["ratio"] == spread(theirs / ours)
     [blas] = {line.split("(")[1] for line in result["peers"]["numpy-dense"]["blas"]}
     assert blas == "1 threads)"
     json.dumps(result)
 
 
 class Busy:
-    """A worker whose first turns are disturbed."""
+    """A peer's process whose first turns are disturbed."""
 
     def __init__(self, others):
         self.others = list(others)
         self.asked = 0
 
-    def ask(self, what, seconds):
+    def ask(self, function, seconds):
         self.asked += 1
         return {"ms": self.asked, "others": self.others.pop(0)}
 
@@ -182,7 +184,7 @@ class Busy:
     "patience, others, asked", [(60, [9, 9, 0, 9], 3), (0, [9, 0], 1), (60, [0, 0], 1)]
 )
 def test_disturbed_turns_are_repeated_while_patience_lasts(patience, others, asked, monkeypatch):
-    monkeypatch.setattr(contest, "_busy_seconds", lambda: 0.0)
+    monkeypatch.setattr(contest, "busy_cpus", lambda seconds: 0.0)
     worker = Busy(others)
     turn, left = contest._undisturbed(worker, 0.0, 1, patience)
     assert worker.asked == turn["ms"] == asked
@@ -190,12 +192,11 @@ def test_disturbed_turns_are_repeated_while_patience_lasts(patience, others, ask
 
 
 def test_a_turn_waits_for_the_others(monkeypatch):
-    clock = iter([0.0, 50.0, 50.0, 100.0, 100.0, 100.0, 100.0])
-    monkeypatch.setattr(contest, "_busy_seconds", lambda: next(clock))
+    seen = iter([50.0, 50.0, 0.0, 1.0])
+    monkeypatch.setattr(contest, "busy_cpus", lambda seconds: next(seen))
     monkeypatch.setattr(contest, "_WAIT", 0.0)
-    worker = Busy([0])
-    contest._undisturbed(worker, 0.0, 1, 60.0)
-    assert next(clock) == 100.0, "looked three times: twice busy, then still"
+    contest._undisturbed(Busy([0]), 0.0, 1, 60.0)
+    assert next(seen) == 1.0, "looked three times: twice busy, then still"
 
 
 def test_peer_that_fails_is_listed_with_what_it_said():
@@ -206,14 +207,14 @@ def test_peer_that_fails_is_listed_with_what_it_said():
 
 
 def test_peer_that_is_not_installed_is_listed(monkeypatch):
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    assert peers.absent("torch-dense", Problem(SIZES)) == "torch not installed"
-    assert peers.absent("numpy-dense", Problem(SIZES)) is None
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
+    assert registry.absent("torch-dense", Problem(SIZES)) == "torch not installed"
+    assert registry.absent("numpy-dense", Problem(SIZES)) is None
 
 
 def test_unknown_peer_is_refused():
     with pytest.raises(ValueError, match=r"numpy-dense.*got 'tensorflow'"):
-        peers.absent("tensorflow", Problem(SIZES))
+        registry.absent("tensorflow", Problem(SIZES))
 
 
 def test_threads_settings_do_not_stay(monkeypatch):

@@ -1,8 +1,8 @@
 """F-scaling: the simulation against closed forms, what it is calibrated with, and its pictures."""
 
-import json
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,10 +11,9 @@ from sparsecore import datasets, wasap
 from sparsecore.__main__ import main
 from sparsecore.config import TrainConfig
 from sparsecore.paper.parallel.figures import COLOUR
-from sparsecore.paper.results import ResultWarning
 from sparsecore.paper.scaling import figures as scaling_figures
 from sparsecore.paper.scaling import measure as scaling
-from sparsecore.paper.scaling import simulate
+from sparsecore.paper.scaling import rounds, simulate
 from sparsecore.paper.scaling.simulate import (
     AS_MEASURED,
     EVEN,
@@ -27,6 +26,7 @@ from sparsecore.paper.scaling.simulate import (
     saturation,
     service,
 )
+from sparsecore.paper.store import Versions
 from sparsecore.train import new_model
 from sparsecore.wasap.place import VERSION, Layout, Place
 from sparsecore.wasap.server import FIELDS, ParameterServer
@@ -297,10 +297,37 @@ def test_calibration_that_makes_no_sense_is_refused():
 
 
 def test_speedups_are_those_of_the_same_round():
-    assert scaling.speedups(made_up(), "wasap", 2).tolist() == pytest.approx([1.9, 1.9])
-    assert scaling.workers_of(made_up(), "wassp") == [1, 2]
+    assert rounds.speedups(made_up(), "wasap", 2).tolist() == pytest.approx([1.9, 1.9])
+    assert rounds.workers_of(made_up(), "wassp") == [1, 2]
     assert [scaling.counts(n) for n in (1, 2, 6)] == [[1], [1, 2], [1, 2, 4, 6]]
-    assert scaling.powers()[-1] == 1024
+
+
+def test_rounds_are_measured_in_turns_and_told(monkeypatch):
+    monkeypatch.setattr(rounds, "busy_cpus", lambda: 0.1)
+    calls = []
+
+    def train(name, pace, accuracy, seed):
+        calls.append((name, seed))
+        found = {"seed": seed, "samples_per_second": pace, "test_accuracy": accuracy}
+        if name != "alone":
+            seconds = {"phase1": 2.0, "gradient": 1.0, "lock": 0.5, "update": 0.25}
+            rank = {"updates": 5, "samples": 50, "seconds": seconds}
+            found["parallel"] = {
+                "staleness_histogram": [1, 3], "window": "shared", "bytes_per_update": 8.0,
+                "ranks": [rank, rank],
+            }  # fmt: skip
+        return found
+
+    found = rounds.in_turns(
+        (3, 4), partial(train, "alone", 10.0, 0.5), {("wasap", 2): partial(train, "two", 18.0, 0.4)}
+    )
+    assert calls == [("alone", 3), ("two", 3), ("alone", 4), ("two", 4)]
+    assert found["others"] == [0.1, 0.1]
+    assert found["runs"]["wasap"]["2"][0]["staleness"] == 0.75
+    told = rounds.against_sequential(found, "wasap", 2)
+    assert told["ratio"] == {"median": 1.8, "min": 1.8, "max": 1.8}
+    assert told["accuracy_difference"] == pytest.approx(-10)
+    assert told["rounds"][1]["shares"] == {"gradient": 0.5, "lock": 0.25, "update": 0.125}
 
 
 # --- run or load ---
@@ -346,24 +373,17 @@ def measuring(monkeypatch, tmp_path):
 def test_measured_once_then_read_and_beside_what_is_recorded(measuring, capsys):
     first = scaling.load("quick")
     assert measuring == [("wasap", 0), ("wassp", 0)] * 2
-    assert first.recorded is None and [title for title, _ in first.versions()] == ["this build"]
+    assert [title for title, _ in first] == ["this build"]
     times = first.here["steps"]["gradient"]
     assert times == sorted(times) and times[0] > 0
-    assert scaling.load("quick").here == json.loads(json.dumps(first.here))
+    assert scaling.load("quick").here == first.here
     assert len(measuring) == 4
 
-    path = scaling.FILES.path("measured", "paper")
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(made_up("paper")))
+    recorded = made_up("paper", provenance=first.here["provenance"])
+    scaling.entry("paper").obtain(lambda: recorded)
     assert main(["study", "run", "F-scaling", "--profile", "quick"]) == 0
-    assert "wasap [1, 2]" in capsys.readouterr().out
-    assert [title for title, _ in scaling.load("quick").versions()] == ["recorded", "this build"]
-
-    path.unlink()
-    scaling.FILES.path("measured", "quick").write_text("{")
-    with pytest.warns(ResultWarning, match=r"measured\.json of F-scaling, quick: damaged"):
-        again = scaling.load("quick")
-    assert len(measuring) == 8 and again.recorded is None
+    assert "1/1 results recorded" in capsys.readouterr().out
+    assert [title for title, _ in scaling.load("quick")] == ["recorded", "this build"]
 
 
 # --- pictures ---
@@ -371,13 +391,12 @@ def test_measured_once_then_read_and_beside_what_is_recorded(measuring, capsys):
 
 @pytest.fixture(params=["alone", "beside"])
 def found(request):
-    recorded = None if request.param == "alone" else made_up("paper")
-    return scaling.Scaling("quick", made_up(), recorded)
+    return Versions(None if request.param == "alone" else made_up("paper"), made_up())
 
 
 def test_measured_speedup_is_drawn_and_told(found):
     picture = scaling_figures.measured(found)
-    assert len(picture.figure.axes) == len(found.versions())
+    assert len(picture.figure.axes) == len(list(found))
     assert "WASAP-SGD 1.90 with 2, WASSP-SGD 1.50 with 2" in picture.caption
     assert "profile quick" in picture.caption and "<svg" in picture.svg()
     line = picture.figure.axes[0].lines[0]
@@ -385,22 +404,28 @@ def test_measured_speedup_is_drawn_and_told(found):
 
 
 def test_a_busy_machine_is_told():
-    quiet, busy = (scaling.Scaling("quick", made_up(others=[n, n])) for n in (0.1, 1.5))
+    quiet, busy = (Versions(None, made_up(others=[n, n])) for n in (0.1, 1.5))
     assert "Other processes" not in scaling_figures.measured(quiet).caption
     assert "(this build: 1.5 CPUs)" in scaling_figures.measured(busy).caption
 
 
 def test_simulations_say_that_they_are(found):
-    point = saturation(found.calibration(), ONE_MACHINE)
+    point = saturation(scaling.calibrate(found.first), ONE_MACHINE)
     simulated = scaling_figures.simulated(found)
     assert f"K* = {point:.1f} on" in simulated.caption
     stragglers = scaling_figures.stragglers(found)
     assert "one worker at half speed, 8 workers: " in stragglers.caption
     for picture in (simulated, stragglers):
         assert picture.caption.startswith("**Simulation: ")
-        assert len(picture.figure.axes) == 2 * len(found.versions())
+        assert len(picture.figure.axes) == 2 * len(list(found))
         assert all(ax.get_title().startswith("simulation: ") for ax in picture.figure.axes)
         assert ("Recorded: " in picture.caption) == (found.recorded is not None)
+
+
+def test_nothing_to_show_says_why():
+    names = ("measured", "comparison", "calibration", "simulated", "stragglers")
+    for name in names:
+        assert "no MPI" in getattr(scaling_figures, name)(Versions(None, missing="no MPI")).caption
 
 
 def test_an_outcome_says_that_it_is_simulated():
@@ -410,10 +435,10 @@ def test_an_outcome_says_that_it_is_simulated():
 
 def test_tables_set_simulation_beside_measurement(found):
     table = scaling_figures.comparison(found)
-    assert len(table.data) == 4 * len(found.versions())
+    assert len(table.data) == 4 * len(list(found))
     row = table.data.query("algorithm == 'WASAP-SGD' and workers == 2").iloc[-1]
     assert row["measured"] == pytest.approx(76_000 * 2 * 1.05)
-    expected = simulate.simulate(found.calibration(), 2).samples_per_second
+    expected = simulate.simulate(scaling.calibrate(found.first), 2).samples_per_second
     assert row["simulated"] == expected
     assert f"{expected:,.0f} ({expected / row['measured'] - 1:+.0%})" in table._repr_markdown_()
     calibration = scaling_figures.calibration(found)

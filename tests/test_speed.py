@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,11 +11,11 @@ import pytest
 
 from sparsecore.__main__ import main
 from sparsecore.compiled.engine import lane_width
-from sparsecore.paper.results import ResultWarning
+from sparsecore.paper.speed import contest, roofline
 from sparsecore.paper.speed import figures as speed_figures
 from sparsecore.paper.speed import measure as speed
-from sparsecore.paper.speed import roofline
-from sparsecore.paper.speed.measure import Effort, Speed
+from sparsecore.paper.speed.measure import Effort
+from sparsecore.paper.store import Versions
 
 SMALL = Effort(2, 0.01, (1,), (40, 90))
 SHAPES = {"fashion-mnist": (30, 40, 20, 50, 5)}
@@ -161,37 +160,23 @@ def test_level_is_the_smallest_memory_that_holds_the_rows():
 # --- files ---
 
 
-def test_measured_once_and_then_read(small, monkeypatch):
+def test_a_part_is_measured_once_and_then_read(small):
     folder, done = small
     first = speed.load()
-    assert first.profile == "quick" and first.recorded == {}
+    assert all(versions.recorded is None for versions in first.values())
     written = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.json"))
     assert written == [f"quick/F-speed/{part}.json" for part in sorted(speed.PARTS)]
-    again = speed.load()
-    assert json.dumps(again.here) == json.dumps(first.here)
+    assert speed.load() == first
     assert done == list(speed.PARTS)
-    another = replace(speed.FILES, code_sha256=lambda: "another")
-    monkeypatch.setattr(speed, "FILES", another)
-    assert json.dumps(speed.load().here) != json.dumps(first.here), "stale: measured anew"
+
+    speed.load("paper", progress=False)
+    assert [title for title, _ in speed.load()["width"]] == ["recorded", "this build"]
+    assert [title for title, _ in speed.load("paper")["width"]] == ["recorded"]
     assert done == 2 * list(speed.PARTS)
 
-
-def test_recorded_profile_stands_beside_the_build(small):
-    speed.load("paper", progress=False)
-    both = speed.load()
-    assert [title for title, _ in both.versions("width")] == ["recorded", "this build"]
-    assert [title for title, _ in speed.load("paper").versions("width")] == ["recorded"]
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"study": "F-speed", "name": "peers"', "{}"])
-def test_damaged_file_is_measured_anew(small, content):
-    speed.load()
-    path = speed.FILES.path("width", "quick")
-    path.write_text(content)
-    with pytest.warns(ResultWarning, match=r"width\.json of F-speed, quick: damaged"):
-        found = speed.load()
-    assert found.here["width"] == json.loads(path.read_text())
-    assert small[1] == [*speed.PARTS, "width"]
+    speed.entry("width", "quick").path.unlink()
+    assert speed.load()["peers"] != first["peers"], "beside what is recorded"
+    assert done == [*speed.PARTS, *speed.PARTS, "width"]
 
 
 def test_unknown_profile_is_refused():
@@ -213,20 +198,21 @@ def test_pictures_of_a_build_alone_and_beside_the_recorded(small):
     speed.load("paper")
     both = speed.load()
     for one, two in zip(pictures(alone), pictures(both), strict=True):
-        assert "this build: " in one.caption and "recorded" not in one.caption.split("Source")[1]
-        assert "recorded: " in two.caption
+        assert "this build (profile quick): " in one.caption
+        assert "recorded" not in one.caption.split("Source")[1]
+        assert "recorded (profile paper): " in two.caption
         assert "<svg" in two.svg()
     said = speed_figures.density(both).caption.split("crossing: ")[1]
-    for title, found in (("recorded", both.recorded), ("this build", both.here)):
-        crossing = found["density"]["crossover"]
+    for title, found in both["density"]:
+        crossing = found["crossover"]
         share = "none" if crossing is None else f"{100 * crossing:.0f} %"
         assert f"{title} {share}" in said
 
 
 def test_tables_say_what_is_there_and_what_is_not(small):
     recorded = {"contests": [contest_of("fashion-mnist", 1), contest_of("fashion-mnist", 2)]}
-    here = contests(SMALL, quiet)
-    table = speed_figures.what_peers_do(Speed("quick", {"peers": here}, {"peers": recorded}))
+    versions = Versions(recorded, contests(SMALL, quiet))
+    table = speed_figures.what_peers_do({"peers": versions})
     row = table.frame.set_index("peer").loc["PyTorch, dense"]
     assert (row["recorded"], row["this build"]) == ("1.0", "torch-dense not installed")
     assert {"sparsecore", "torch-dense"} <= set(table.data["peer"])
@@ -234,36 +220,26 @@ def test_tables_say_what_is_there_and_what_is_not(small):
     measured = speed.load()
     said = "took 0.25 to 0.50 µs"
     assert said not in speed_figures.peers(measured).caption
-    measured.here["peers"] |= recorded
+    measured["peers"].here.update(recorded)
     caption = speed_figures.peers(measured).caption
     assert said in caption and "kept 1.0 busy" in caption
     kernels = speed_figures.kernels(measured)
     assert list(kernels.frame["layer"]) == ["784 → 1000"] * 2
     assert "ms_median" in kernels.csv()
     epoch = speed_figures.epochs(measured)
-    total = sum(spent["median"] for spent in measured.here["epochs"]["seconds"].values())
-    shares = [float(text.split()[0]) for text in epoch.frame["share"]]
-    assert sum(shares) == pytest.approx(100, abs=0.3)
-    products = measured.here["epochs"]["seconds"]["products"]["median"]
-    assert shares[0] == pytest.approx(100 * products / total, abs=0.06)
+    seconds = measured["epochs"].here["seconds"]
+    assert sum(epoch.data["share"]) == pytest.approx(1)
+    total = sum(spent["median"] for spent in seconds.values())
+    assert epoch.data["share"][0] == pytest.approx(seconds["products"]["median"] / total)
+    assert epoch.frame["share"][0] == f"{100 * epoch.data['share'][0]:.1f} %"
 
 
 # --- the command ---
 
 
 def test_bench_with_peers_prints_one_json_object(capsys):
-    main_args = [
-        "bench",
-        "--peers",
-        "--dims",
-        "20,30,5",
-        "--batch",
-        "16",
-        "--rounds",
-        "1",
-        "--json",
-    ]
-    assert main(main_args) == 0
+    words = "bench --peers --dims 20,30,5 --batch 16 --rounds 1 --json"
+    assert main(words.split()) == 0
     out, err = capsys.readouterr()
     [line] = out.splitlines()
     result = json.loads(line)
@@ -277,8 +253,6 @@ def test_bench_with_peers_prints_one_json_object(capsys):
 
 
 def test_report_lists_the_fastest_first():
-    from sparsecore.paper.speed import contest
-
     text = contest.report(contest_of("fashion-mnist", 1, ("c-loop",))).splitlines()
     assert [line.split()[0] for line in text[2:4]] == ["sparsecore", "torch-dense"]
     assert text[4].endswith("c-loop not installed")
@@ -304,7 +278,7 @@ def test_options_that_do_not_go_together(options, message, capsys):
 
 def test_study_command_measures(small, capsys):
     assert main(["study", "run", "F-speed"]) == 0
-    assert "density" in capsys.readouterr().out
+    assert "5/5 results recorded" in capsys.readouterr().out
     assert small[1] == list(speed.PARTS)
 
 

@@ -95,20 +95,31 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _bench_parallel(options: argparse.Namespace) -> None:
-    from sparsecore import experiment, settings
+    from sparsecore import experiment, settings, wasap
+    from sparsecore.paper.scaling import rounds
     from sparsecore.wasap import bench
+    from sparsecore.wasap.ranks import Ranks
 
     data = datasets.load(options.parallel)
     config = settings.setting(options.parallel).config.with_values(epochs=10)
-    times = bench.locks()
-    result = bench.against_sequential(
-        data,
-        config,
-        range(options.seed, options.seed + 3),
-        lambda seed: experiment.run(data, config, seed=seed)[1],
-    )
-    if result is None or times is None:  # not the rank that has them
+    seeds = range(options.seed, options.seed + 3)
+    times, ranks = bench.locks(), Ranks()
+
+    def alone(seed: int) -> dict[str, Any]:
+        return experiment.run(data, config, seed=seed)[1]
+
+    def together(seed: int) -> Any:
+        ranks.barrier()  # while rank 0 trains alone, the others sleep here
+        return wasap.run(data, config, seed=seed)[1]
+
+    if times is None:  # all ranks but the first
+        for seed in seeds:
+            together(seed)
+        ranks.close()
         return
+    found = rounds.in_turns(seeds, alone, {("wasap", ranks.size): together})
+    ranks.close()
+    result = rounds.against_sequential(found, "wasap", ranks.size)
     if options.json:
         print(json.dumps({**result, "locks": times}))
         return

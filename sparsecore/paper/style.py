@@ -5,6 +5,7 @@ Everything that pictures share is defined once, here. Nothing is run or read.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -155,3 +156,23 @@ def deviation(values: Any, axis: int | None = None) -> Any:
     values = np.asarray(values, float)
     n = values.size if axis is None else values.shape[axis]
     return np.std(values, axis=axis, ddof=1 if n > 1 else 0)
+
+
+def stacked(ax: Axes, n: int) -> list[Axes]:
+    """Put `n` panels, one below the other, where one panel was."""
+    grid = ax.get_subplotspec().subgridspec(n, 1)
+    ax.remove()
+    return list(grid.subplots())
+
+
+def if_there(key: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Have a function that shows versions say why there are none instead."""
+
+    def decorated(show: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(show)
+        def shown(versions: Versions[Any], *args: Any, **more: Any) -> Any:
+            return show(versions, *args, **more) if versions else nothing(key, versions.missing)
+
+        return shown
+
+    return decorated

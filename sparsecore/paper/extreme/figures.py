@@ -1,23 +1,21 @@
-"""The tables and pictures of the page on extreme networks: results in, captioned tables out.
-
-Running is the business of `extreme`; what all figures of the book share is in `figures`.
-"""
+"""The tables and pictures of the page on extreme networks: results in, captioned tables out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsecore.extreme import split as split_network
 from sparsecore.extreme.config import ExtremeConfig
-from sparsecore.paper.extreme.runs import Extreme, Result, Row
-from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH
-from sparsecore.paper.page import Note, Picture, Table
+from sparsecore.paper.extreme.runs import Extreme, Row
+from sparsecore.paper.page import Column, Note, Picture, Table
+from sparsecore.paper.store import Result, Versions
+from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, source
 
 #: Neurons of the nervous system or brain; the page says where the numbers are from.
 BRAINS = {
@@ -35,105 +33,123 @@ _RUN = {"recorded": "rec.", "this build": "here"}
 _KINDS = {"recorded": COLOURS["set-all-relu"], "this build": COLOURS["set-relu"]}
 
 
+# --- how numbers are shown -----------------------------------------------------------------------
+
+
+def _column(title: str, name: str, form: Callable[[Any], str], number: bool = True) -> Column:
+    """Make a column that shows the value under `name` by `form`; a dash where it has none."""
+
+    def show(row: Mapping[str, Any]) -> str:
+        return "—" if row[name] is None else form(row[name])
+
+    return Column(title, name, show, number)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:#.2g}".rstrip(".")
+
+
+def _gib(n_bytes: float) -> str:
+    return f"{n_bytes / _GIB:.2f}"
+
+
+def _count(n: float) -> str:
+    if 1 <= n < 10_000:
+        return f"{n:,}"
+    mantissa, exponent = f"{n:.1e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{float(mantissa):g}·10{raised}"
+
+
+# --- the runs ------------------------------------------------------------------------------------
+
+_TABLE = (
+    _column("neurons", "neurons", _count),
+    Column("layers", "hidden_layers"),
+    _column("density", "density", _count),
+    _column("nnz", "nnz", _count),
+    _column("GiB", "peak_bytes", _gib),
+    _column("plan", "budget_bytes", _gib),
+    _column("init", "initialise_seconds", _seconds),
+    _column("sample", "seconds_per_sample", _seconds),
+    _column("epoch", "epoch_seconds", _seconds),
+    _column("infer", "inference_seconds_per_sample", _seconds),
+    _column("evolve", "evolution_seconds", _seconds),
+    Column("loss", "", lambda r: f"{r['first_loss']:.2f} → {r['last_loss']:.2f}", number=False),
+    Column("right", "", lambda r: f"{r['correct']}/{r['held_out']}" if r["held_out"] else "—"),
+    _column("run", "run", _RUN.__getitem__, number=False),
+)
+
+
 def table(extreme: Extreme) -> Table:
     """Make T-extreme: size, memory, times and learning of every run."""
-    entries = extreme.rows()
-    plain = pd.DataFrame([_plain(row, where, run) for row, where, run in entries])
-    shown = pd.DataFrame(
-        {
-            "neurons": [_count(row.neurons) for row, _, _ in entries],
-            "layers": [str(row.hidden_layers) for row, _, _ in entries],
-            "density": [_count(run["density"]) for _, _, run in entries],
-            "nnz": [_count(run["nnz"]) for _, _, run in entries],
-            "GiB": [f"{run['peak_bytes'] / _GIB:.2f}" for _, _, run in entries],
-            "plan": [f"{run['budget_bytes'] / _GIB:.2f}" for _, _, run in entries],
-            "init": [_seconds(run["seconds"]["initialise"]) for _, _, run in entries],
-            "sample": [_seconds(run["seconds_per_sample"]) for _, _, run in entries],
-            "epoch": [_seconds(sum(run["step_seconds"])) for _, _, run in entries],
-            "infer": [_seconds(_inference(run)) for _, _, run in entries],
-            "evolve": [_seconds(_mean(run["evolve_seconds"])) for _, _, run in entries],
-            "loss": [_ends(run["losses"]) for _, _, run in entries],
-            "right": [_test(run["test"]) for _, _, run in entries],
-            "run": [_RUN[where] for _, where, _ in entries],
-        }
-    )
-    worst = max((run["test"]["p"] for _, _, run in entries if run["test"]), default=None)
+    rows = [_plain(row, where, run) for row, where, run in extreme.runs()]
+    guesses = [row["test_p"] for row in rows if row["test_p"] is not None]
+    guessing = ""
+    if guesses:
+        guessing = f" (guessing does as well with a probability of at most {max(guesses):.0e})"
+    sizes = {r["config"]["steps"] * r["config"]["batch_size"] for _, _, r in extreme.runs()}
     caption = (
         "**Extreme networks.** Hidden neurons, hidden layers, density of the middle layer, "
         "connections; GiB: the most memory that the process had resident, and what was planned; "
         "seconds to initialise, per training sample, per epoch of "
-        f"{_epoch(entries)} samples, per sample of inference, per evolution of all layers; mean "
-        "loss of the first and the last ten batches; held-out samples classified rightly"
-        + (
-            f" (guessing does as well with a probability of at most {worst:.0e})"
-            if worst is not None
-            else ""
-        )
-        + ". Rows marked *here* were run on the machine that built the book, *rec.* (recorded) "
-        f"ones {_machine(extreme)}. {_source(extreme)}"
+        f"{' or '.join(map(str, sorted(sizes)))} samples, per sample of inference, per evolution "
+        "of all layers; mean loss of the first and the last ten batches; held-out samples "
+        f"classified rightly{guessing}. Rows marked *here* were run on the machine that built the "
+        f"book, *rec.* (recorded) ones {_machine(extreme)}. {_source(extreme)}"
     )
-    numbers = tuple(c for c in shown.columns if c not in ("loss", "run"))
-    return Table("T-extreme", shown, caption, plain, numbers)
+    return Table.of("T-extreme", rows, _TABLE, caption)
 
 
 def memory(extreme: Extreme) -> Table | Note:
     """Make the memory plan of the largest run, beside what it took."""
-    entries = extreme.rows()
-    if not entries:
+    if not extreme.runs():
         return Note("No run is there.")
-    row, _, run = entries[-1]
-    plain = pd.DataFrame(
-        [{"item": name, "bytes": n} for name, n in run["budget"].items()]
-        + [{"item": "planned", "bytes": run["budget_bytes"]}]
-        + [{"item": "measured", "bytes": run["peak_bytes"]}]
-    )
-    per = plain["bytes"] / row.neurons
-    shown = pd.DataFrame(
-        {
-            "item": [f"**{n}**" if n in ("planned", "measured") else n for n in plain["item"]],
-            "GiB": [f"{n / _GIB:.3f}" for n in plain["bytes"]],
-            "bytes a neuron": [f"{n:.1f}" for n in per],
-        }
+    row, _, run = extreme.runs()[-1]
+    totals = {"planned": run["budget_bytes"], "measured": run["peak_bytes"]}
+    rows = [{"item": item, "bytes": n} for item, n in {**run["budget"], **totals}.items()]
+    columns = (
+        _column("item", "item", lambda item: f"**{item}**" if item in totals else item, False),
+        _column("GiB", "bytes", lambda n: f"{n / _GIB:.3f}"),
+        _column("bytes a neuron", "bytes", lambda n: f"{n / row.neurons:.1f}"),
     )
     caption = (
         f"**The memory of {row.neurons:,} neurons**, batch {run['config']['batch_size']}: the plan "
         "that is printed before anything is allocated, and the most that was resident. "
         f"{_source(extreme)}"
     )
-    return Table("T-extreme-memory", shown, caption, plain, ("GiB", "bytes a neuron"))
+    return Table.of("T-extreme-memory", rows, columns, caption)
 
 
 def scaling(extreme: Extreme) -> Picture:
     """Draw seconds per step and bytes against neurons, on logarithmic axes, with named brains."""
-    entries = extreme.rows()
+    runs = extreme.runs()
     quantities = (
-        ("seconds per training step", [float(np.median(r["step_seconds"])) for _, _, r in entries]),
-        ("bytes of memory", [float(r["peak_bytes"]) for _, _, r in entries]),
+        ("time", "seconds per training step", lambda r: float(np.median(r["step_seconds"]))),
+        ("memory", "bytes of memory", lambda r: float(r["peak_bytes"])),
     )
-    neurons = [row.neurons for row, _, _ in entries]
-    slopes = []
+    told = []
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 6.6), layout="constrained")
         axes = figure.subplots(2, 1, sharex=True)
-        for ax, (label, values) in zip(axes, quantities, strict=True):
+        for ax, (what, label, value) in zip(axes, quantities, strict=True):
             for where, colour in _KINDS.items():
-                own = [i for i, (_, w, _) in enumerate(entries) if w == where]
+                own = [(row, value(run)) for row, title, run in runs if title == where]
                 if own:
-                    depths = [entries[i][0].hidden_layers for i in own]
                     ax.scatter(
-                        [neurons[i] for i in own], [values[i] for i in own],
-                        s=[18 + 5 * d for d in depths], facecolors="none", edgecolors=colour,
-                        linewidths=1.4, label=where, zorder=3,
+                        [row.neurons for row, _ in own], [y for _, y in own],
+                        s=[18 + 5 * row.hidden_layers for row, _ in own], facecolors="none",
+                        edgecolors=colour, linewidths=1.4, label=where, zorder=3,
                     )  # fmt: skip
-            slopes.append(_guide(ax, neurons, values))
+            slope = _guide(ax, [row.neurons for row, _, _ in runs], [value(r) for _, _, r in runs])
+            if slope is not None:
+                told.append(f"{slope:.2f} ({what})")
             ax.set(xscale="log", yscale="log", ylabel=label, xlim=(150, 6e8))
             _brains(ax, named=ax is axes[0])
         axes[0].legend(loc="upper left")
         axes[-1].set_xlabel("hidden neurons")
-    deep = [s for s in slopes if s is not None]
-    named = zip(("time", "memory"), slopes, strict=True)
-    exponents = " and ".join(f"{s:.2f} ({what})" for what, s in named if s is not None)
-    law = f" From 5·10⁶ neurons on the exponents are {exponents}; linear growth is 1." * bool(deep)
+    exponents = " and ".join(told)
+    law = f" From 5·10⁶ neurons on the exponents are {exponents}; linear growth is 1." * bool(told)
     caption = (
         "**Growth.** Seconds per training step (batch 4) and the most memory resident, against "
         "hidden neurons; the more layers the larger the circle. Dashed: proportional to neurons. "
@@ -145,7 +161,7 @@ def scaling(extreme: Extreme) -> Picture:
 
 def losses(extreme: Extreme) -> Picture:
     """Draw the loss curves of the largest networks."""
-    entries = [entry for entry in extreme.rows() if entry[0].hidden_layers == 10][-3:]
+    entries = [entry for entry in extreme.runs() if entry[0].hidden_layers == 10][-3:]
     colours = (COLOURS["set-all-relu-pruned"], COLOURS["set-relu"], COLOURS["set-all-relu"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
@@ -176,140 +192,122 @@ def losses(extreme: Extreme) -> Picture:
     return Picture("F-extreme-loss", figure, caption, alt)
 
 
+# --- beside the table ----------------------------------------------------------------------------
+
+_SPLIT = (
+    Column("neurons", "neurons", "{:,}"),
+    Column("ranks", "ranks"),
+    _column("step (s)", "step_seconds", _seconds),
+    _column("messages a step (MiB)", "message_bytes", lambda n: f"{n / 2**20:.0f}"),
+    _column("messages (s)", "message_seconds", _seconds),
+    _column("GiB a rank", "peak_bytes", _gib),
+    Column("last loss", "last_loss", "{:.6f}"),
+    Column("run", "run", number=False),
+)
+
+
 def split(extreme: Extreme) -> Table | Note:
     """Make the table of one network on two ranks and on one."""
-    if not extreme.parts["split"]:
+    found = extreme.parts["split"]
+    if not found:
         return Note("Not measured: there is no MPI on this machine.")
-    rows = []
-    for where, found in extreme.parts["split"].items():
-        for name, ranks in (("whole", 1), ("split", 2)):
-            run = found[name]
-            peaks = run["peak_bytes"] if ranks > 1 else [run["peak_bytes"]]
-            rows.append(
-                {
-                    "run": where,
-                    "neurons": run["neurons"],
-                    "ranks": ranks,
-                    "step_seconds": float(np.median(run["step_seconds"])),
-                    "message_bytes": run.get("message_bytes", 0.0),
-                    "message_seconds": run.get("message_seconds", 0.0),
-                    "peak_bytes": max(peaks),
-                    "last_loss": run["losses"][-1],
-                }
-            )
-    plain = pd.DataFrame(rows)
-    shown = pd.DataFrame(
+    rows = [
         {
-            "neurons": [f"{n:,}" for n in plain["neurons"]],
-            "ranks": plain["ranks"].astype(str),
-            "step (s)": [_seconds(s) for s in plain["step_seconds"]],
-            "messages a step (MiB)": [f"{n / 2**20:.0f}" for n in plain["message_bytes"]],
-            "messages (s)": [_seconds(s) for s in plain["message_seconds"]],
-            "GiB a rank": [f"{n / _GIB:.2f}" for n in plain["peak_bytes"]],
-            "last loss": [f"{loss:.6f}" for loss in plain["last_loss"]],
-            "run": plain["run"],
+            "run": where,
+            "neurons": run["neurons"],
+            "ranks": ranks,
+            "step_seconds": float(np.median(run["step_seconds"])),
+            "message_bytes": run.get("message_bytes", 0.0),
+            "message_seconds": run.get("message_seconds", 0.0),
+            "peak_bytes": int(np.max(run["peak_bytes"])),
+            "last_loss": run["losses"][-1],
         }
-    )
-    apart = max(found["largest_difference"] for found in extreme.parts["split"].values())
+        for where, result in found
+        for ranks, run in ((1, result["whole"]), (2, result["split"]))
+    ]
+    apart = max(result["largest_difference"] for _, result in found)
     caption = (
         "**Split over two ranks.** The same network on one rank and on two, one thread each; what "
         "a rank sends and receives in a step, and how long that takes, waiting included. The "
         f"losses of all steps agree to {apart:.0e}."
     )
-    numbers = tuple(c for c in shown.columns if c != "run")
-    return Table("T-extreme-split", shown, caption, plain, numbers)
+    return Table.of("T-extreme-split", rows, _SPLIT, caption)
+
+
+_SURVIVAL = (
+    Column("neurons", "neurons", "{:,}"),
+    _column("checkpoint (GiB)", "file_bytes", _gib),
+    _column("writing it (s)", "checkpoint_seconds", _seconds),
+    Column("weights", "weights_sha256", "`{:.8}`", number=False),
+    _column(
+        "as if it had not been killed", "identical", lambda same: "yes" if same else "**no**", False
+    ),
+    Column("run", "run", number=False),
+)
 
 
 def survival(extreme: Extreme) -> Table:
     """Make the table of the runs that were killed."""
-    found = extreme.parts["survival"]
-    plain = pd.DataFrame(
-        [
-            {
-                "run": where,
-                "neurons": result["whole"]["neurons"],
-                "file_bytes": result["file_bytes"],
-                "checkpoint_seconds": result["resumed"]["seconds"]["checkpoint"],
-                "weights_sha256": result["resumed"]["weights_sha256"],
-                "identical": result["identical"],
-            }
-            for where, result in found.items()
-        ]
-    )
-    shown = pd.DataFrame(
+    rows = [
         {
-            "neurons": [f"{n:,}" for n in plain["neurons"]],
-            "checkpoint (GiB)": [f"{n / _GIB:.2f}" for n in plain["file_bytes"]],
-            "writing it (s)": [_seconds(s) for s in plain["checkpoint_seconds"]],
-            "weights": [f"`{digest[:8]}`" for digest in plain["weights_sha256"]],
-            "as if it had not been killed": np.where(plain["identical"], "yes", "**no**"),
-            "run": plain["run"],
+            "run": where,
+            "neurons": result["whole"]["neurons"],
+            "file_bytes": result["file_bytes"],
+            "checkpoint_seconds": result["resumed"]["seconds"]["checkpoint"],
+            "weights_sha256": result["resumed"]["weights_sha256"],
+            "identical": result["identical"],
         }
-    )
+        for where, result in extreme.parts["survival"]
+    ]
     caption = (
         "**Killed and resumed.** A run of four steps and three evolutions gets SIGKILL after its "
         "first checkpoint and goes on from there. In the end weights, velocities and losses are "
         "compared, to the last bit, with those of a run that was left alone."
     )
-    return Table(
-        "T-extreme-survival", shown, caption, plain,
-        ("neurons", "checkpoint (GiB)", "writing it (s)"),
-    )  # fmt: skip
+    return Table.of("T-extreme-survival", rows, _SURVIVAL, caption)
+
+
+_PROJECTION = (
+    _column("neurons", "neurons", _count),
+    Column("connections", "connections", "{:.1e}"),
+    Column("ranks", "ranks"),
+    _column("GiB a rank", "rank_bytes", lambda n: f"{n / _GIB:.1f}"),
+    _column("messages a step and rank (GiB)", "message_bytes", lambda n: f"{n / _GIB:.1f}"),
+    _column("computing (s)", "compute_seconds", _seconds),
+    _column("messages (s)", "message_seconds", _seconds),
+)
 
 
 def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e9) -> Table | Note:
     """Make the table of what larger networks would take, on paper.
 
-    Parameters
-    ----------
-    extreme : Extreme
-    memory : int
-        Bytes of a rank's machine.
-    network : float
-        Bytes a second between machines: 100 Gbit/s.
+    `memory` is that of a rank's machine in bytes, `network` what moves between machines in bytes
+    per second (100 Gbit/s).
     """
-    entries = extreme.rows()
-    if not entries:
+    if not extreme.runs():
         return Note("No run is there to go by.")
-    row, _, run = entries[-1]
+    row, _, run = extreme.runs()[-1]
     pace = float(np.median(run["step_seconds"])) / run["nnz"]
     tried = {n: _projected(n, memory, network, pace) for n in _PROJECTED}
-    rows = [found for found in tried.values() if found is not None]
     beyond = ", ".join(f"{_count(n)} neurons" for n, found in tried.items() if found is None)
-    plain = pd.DataFrame(rows)
-    shown = pd.DataFrame(
-        {
-            "neurons": [_count(n) for n in plain["neurons"]],
-            "connections": [f"{n:.1e}" for n in plain["connections"]],
-            "ranks": plain["ranks"].astype(str),
-            "GiB a rank": [f"{n / _GIB:.1f}" for n in plain["rank_bytes"]],
-            "messages a step and rank (GiB)": [f"{n / _GIB:.1f}" for n in plain["message_bytes"]],
-            "computing (s)": [_seconds(s) for s in plain["compute_seconds"]],
-            "messages (s)": [_seconds(s) for s in plain["message_seconds"]],
-        }
-    )
+    rest = f" {beyond} fit no number of ranks: one rank holds both outputs with all connections."
     caption = (
         f"**On paper: larger than a rat's.** Ten hidden layers, batch 4, machines like this one "
         f"with {memory / _GIB:.0f} GiB: as many as the network needs, seconds per step for their "
         f"computing at the {pace * 1e9:.1f} ns a connection of {row.neurons:,} neurons, and for "
         f"messages at {network / 1e9:g} GB/s. A projection, not a measurement; messages are as "
-        "large as those measured above, neuron for neuron."
-        + (
-            f" {beyond} fit no number of ranks: the two outputs, with all their connections, are "
-            "on one of them."
-            if beyond
-            else ""
-        )
+        f"large as those measured above, neuron for neuron.{rest * bool(beyond)}"
     )
-    numbers = tuple(shown.columns)
-    return Table("T-extreme-projection", shown, caption, plain, numbers)
+    rows = [found for found in tried.values() if found is not None]
+    return Table.of("T-extreme-projection", rows, _PROJECTION, caption)
 
 
 # --- parts ---------------------------------------------------------------------------------------
 
 
 def _plain(row: Row, where: str, run: Result) -> Result:
-    test, found = run["test"] or {}, run["trend"] or {}
+    test, trend = run["test"] or {}, run["trend"] or {}
+    predict, evolve = run["predict_seconds"], run["evolve_seconds"]
     return {
         "run": where,
         "neurons": row.neurons,
@@ -321,10 +319,14 @@ def _plain(row: Row, where: str, run: Result) -> Result:
         "initialise_seconds": run["seconds"]["initialise"],
         "seconds_per_sample": run["seconds_per_sample"],
         "epoch_seconds": sum(run["step_seconds"]),
-        "inference_seconds_per_sample": _inference(run),
-        "evolution_seconds": _mean(run["evolve_seconds"]),
-        "tau": found.get("tau"),
-        "trend_p": found.get("p"),
+        "inference_seconds_per_sample": (
+            float(np.median(predict)) / run["config"]["batch_size"] if predict else None
+        ),
+        "evolution_seconds": float(np.mean(evolve)) if evolve else None,
+        "first_loss": float(np.mean(run["losses"][:10])),
+        "last_loss": float(np.mean(run["losses"][-10:])),
+        "tau": trend.get("tau"),
+        "trend_p": trend.get("p"),
         "correct": test.get("correct"),
         "held_out": test.get("n"),
         "test_p": test.get("p"),
@@ -340,8 +342,7 @@ def _projected(neurons: int, memory: int, network: float, pace: float) -> Result
     sizes, batch = config.sizes, config.batch_size
     every = (split_network.loads(sizes, config.epsilon, batch, n) for n in range(1, _MOST_RANKS))
     fit = (found for found in every if max(load.n_bytes for load in found) <= memory)
-    loads = next(fit, None)
-    if loads is None:
+    if (loads := next(fit, None)) is None:
         return None
     ranks = len(loads)
     moved = split_network.step_bytes(sizes, batch, ranks)
@@ -356,50 +357,20 @@ def _projected(neurons: int, memory: int, network: float, pace: float) -> Result
     }
 
 
-def _inference(run: Result) -> float:
-    seconds = run["predict_seconds"]
-    return float(np.median(seconds)) / run["config"]["batch_size"] if seconds else float("nan")
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
-
-
-def _seconds(value: float) -> str:
-    if not np.isfinite(value):
-        return "—"
-    return f"{value:.0f}" if value >= 100 else f"{value:#.2g}".rstrip(".")
-
-
-def _ends(losses: Sequence[float]) -> str:
-    return f"{np.mean(losses[:10]):.2f} → {np.mean(losses[-10:]):.2f}"
-
-
-def _test(test: Result | None) -> str:
-    return "—" if test is None else f"{test['correct']}/{test['n']}"
-
-
-def _epoch(entries: Sequence[tuple[Row, str, Result]]) -> str:
-    sizes = {r["config"]["steps"] * r["config"]["batch_size"] for _, _, r in entries}
-    return " or ".join(str(n) for n in sorted(sizes))
+def _largest(extreme: Extreme) -> Versions[Result]:
+    """Return the largest run that is recorded, and the largest of this build."""
+    last = {title: run for _, title, run in extreme.runs()}
+    return Versions(last.get("recorded"), last.get("this build"))
 
 
 def _source(extreme: Extreme) -> str:
-    """Return profiles, versions and commits, in italics."""
-    about = [
-        f"{title}: profile {run['profile']}, seed {run['seed']}, sparsecore "
-        f"{run['provenance']['sparsecore']}, commit {(run['provenance']['commit'] or '?')[:7]}"
-        for title, runs in (("recorded", extreme.recorded), ("here", extreme.here))
-        for run in list(runs.values())[-1:]
-    ]
-    return f"*Source: {'; '.join(about)}.*"
+    return source(_largest(extreme))
 
 
 def _machine(extreme: Extreme) -> str:
-    runs = list((extreme.recorded or extreme.here).values())
-    if not runs:
+    if not (found := _largest(extreme)):
         return "are not there yet"
-    about = runs[-1]["provenance"]
+    about = found.first["provenance"]
     return f"on {about['cpu']}, {about['threads']} threads, {about['memory_gib']} GiB"
 
 
@@ -425,11 +396,3 @@ def _brains(ax: Axes, named: bool) -> None:
                 xytext=(0, 3), textcoords="offset points", ha="center", va="bottom",
                 fontsize=7.5, color="#333333",
             )  # fmt: skip
-
-
-def _count(n: float) -> str:
-    if 1 <= n < 10_000:
-        return f"{n:,}"
-    mantissa, exponent = f"{n:.1e}".split("e")
-    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{float(mantissa):g}·10{raised}"

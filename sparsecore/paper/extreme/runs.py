@@ -1,8 +1,8 @@
 """T-extreme: the runs of the extreme study.
 
-Each run is a process of its own, the command ``python -m sparsecore extreme``, because a process
-can only tell the most memory that it has had in all. The `quick` profile runs what takes under half
-a minute. Drawing is for `figures`.
+Each run is a process of its own, the command ``python -m sparsecore extreme``: the most memory that
+a process has had is known for its whole life only. The quick profile runs what takes less than half
+a minute. `figures` draws the results.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from sparsecore.provenance import busy_cpus, provenance
 STUDY = "T-extreme"
 #: Neurons of a bat's brain, the size of the claim.
 BAT = 50_000_000
-
 
 _NUMBER = (int, float)
 SCHEMA: dict[str, Any] = {
@@ -80,7 +79,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Extreme:
-    """The study's results: of the networks of the table, and of `PARTS`."""
+    """The study's results: of the table's networks, and of `PARTS`."""
 
     rows: dict[Row, Versions[Result]]
     parts: dict[str, Versions[Result]]

@@ -1,26 +1,34 @@
-"""The pictures of the pages on parallel training: the schematic, the runs, the resources.
-
-Runs come from `parallel`; what all figures of the book share is in `figures`.
-"""
+"""The pictures of the pages on parallel training: the schematic, the runs, the resources."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from sparsecore import wasap
-from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH, disturbed, line, nothing
 from sparsecore.paper.page import Note, Picture
-from sparsecore.paper.parallel.runs import ALGORITHMS, Parallel, Result
-from sparsecore.paper.store import origin
+from sparsecore.paper.parallel.runs import ALGORITHMS, Parallel
+from sparsecore.paper.store import Result, Versions
+from sparsecore.paper.style import (
+    COLOURS,
+    GREY,
+    STYLE,
+    WIDTH,
+    disturbed,
+    if_there,
+    line,
+    panels,
+    source,
+    stacked,
+)
 from sparsecore.paper.training.studies import training_seconds
+
+Runs = Versions[Parallel]
 
 LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
 # The sequential runs are SET-All-ReLU's.
@@ -96,46 +104,26 @@ def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colou
 # --- the runs ------------------------------------------------------------------------------------
 
 
-def _if_there(key: str) -> Callable[[Callable[[Parallel], Picture]], Callable[[Parallel], Picture]]:
-    """Have a function's picture say why it is empty where there are no runs at all."""
-
-    def decorated(draw: Callable[[Parallel], Picture]) -> Callable[[Parallel], Picture]:
-        @functools.wraps(draw)
-        def drawn(found: Parallel) -> Picture:
-            return draw(found) if found.versions() else nothing(key, found.missing)
-
-        return drawn
-
-    return decorated
-
-
-@_if_there("F-parallel")
-def accuracy(found: Parallel) -> Picture:
-    """Draw test accuracy against epochs and against seconds, a row per profile."""
-    versions = found.versions()
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.6 + 3.0 * len(versions)), layout="constrained")
-        axes = figure.subplots(len(versions), 2, sharey="row", squeeze=False)
-        for (left, right), (title, version) in zip(axes, versions, strict=True):
-            _curves(left, right, version)
-            left.set_title(title)
-        handles = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(ALGORITHMS))
-    told = " ".join(f"{_setting(version)}: {_outcome(version)}" for _, version in versions)
-    if found.missing:
-        told += f"{found.missing} "
+@if_there("F-parallel")
+def accuracy(found: Runs) -> Picture:
+    """Draw test accuracy against epochs and against seconds."""
+    legend = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
+    figure = panels(found, _curves, across=2, legend=legend, sharey="row")
+    told = " ".join(f"{_setting(version)}: {_outcome(version)}" for _, version in found)
     caption = (
         "**Parallel training on Fashion-MNIST.** A line per seed; from the dotted line on the "
         "workers train alone, and the line is the mean of their copies' accuracies; the dot is the "
         "averaged model. The frame starts at the lowest accuracy after a twentieth of the epochs. "
-        f"{told}What to see: what parallel training costs in accuracy per epoch, and what it gains "
-        f"per second. {_disturbed(versions)}{_sources(versions)}"
+        f"{told} {found.missing}{' ' * bool(found.missing)}What to see: what parallel training "
+        "costs in accuracy per epoch, and what it gains per second. "
+        f"{_disturbed(found)}{_source(found)}"
     )
     alt = "Lines of test accuracy against epochs and against seconds, one colour an algorithm."
     return Picture("F-parallel", figure, caption, alt)
 
 
-def _curves(left: Axes, right: Axes, found: Parallel) -> None:
+def _curves(axes: Any, title: str, found: Parallel) -> None:
+    left, right = axes
     shown: list[float] = []
     width = 1.8 if len(found.first("sequential")["epochs"]) < 100 else 0.8
     for algorithm, runs in found.runs.items():
@@ -154,36 +142,33 @@ def _curves(left: Axes, right: Axes, found: Parallel) -> None:
     left.axvline(alone_from, color=GREY, linestyle=":", linewidth=1)
     low, high = min(shown), max(shown)
     room = max(1.0, 0.05 * (high - low))
-    left.set(xlabel="epoch", ylabel="test accuracy, %", ylim=(low - room, high + room))
+    left.set(title=title, xlabel="epoch", ylabel="test accuracy, %", ylim=(low - room, high + room))
     right.set(xlabel="seconds of training")
 
 
-@_if_there("F-parallel-staleness")
-def staleness(found: Parallel) -> Picture:
+@if_there("F-parallel-staleness")
+def staleness(found: Runs) -> Picture:
     """Draw how many updates others made between a worker's pull and push."""
-    versions = found.versions()
-    told = []
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-        axes = figure.subplots(1, len(versions), squeeze=False)[0]
-        for ax, (title, version) in zip(axes, versions, strict=True):
-            run = version.first("wasap")
-            counts = np.array(run["parallel"]["staleness_histogram"])
-            top = int(np.flatnonzero(np.cumsum(counts) >= 0.999 * counts.sum())[0])
-            shares = 100 * counts / counts.sum()
-            ax.bar(range(top + 1), shares[: top + 1], color=COLOUR["wasap"], width=0.8)
-            ax.set(xlabel="staleness, updates", title=title)
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            told.append(f"{title}, {_staleness(run)}")
-        axes[0].set_ylabel("share of updates, %")
+    figure = panels(found, _stale, height=2.8)
+    figure.axes[0].set_ylabel("share of updates, %")
+    told = "; ".join(f"{title}, {_staleness(v.first('wasap'))}" for title, v in found)
     caption = (
         "**Staleness of WASAP-SGD's updates**: how many updates the others made while a gradient "
-        f"was computed, shown to the 99.9th percentile. {'; '.join(told)}. An update that meets a "
-        "newer topology loses a part of its connections. What to see: the peak near the number of "
-        f"other workers. {_sources(versions)}"
+        f"was computed, shown to the 99.9th percentile. {told}. An update that meets a newer "
+        "topology loses a part of its connections. What to see: the peak near the number of other "
+        f"workers. {_source(found)}"
     )
     alt = "Bars: share of updates for each staleness."
     return Picture("F-parallel-staleness", figure, caption, alt)
+
+
+def _stale(ax: Axes, title: str, found: Parallel) -> None:
+    counts = np.array(found.first("wasap")["parallel"]["staleness_histogram"])
+    top = int(np.flatnonzero(np.cumsum(counts) >= 0.999 * counts.sum())[0])
+    shares = 100 * counts / counts.sum()
+    ax.bar(range(top + 1), shares[: top + 1], color=COLOUR["wasap"], width=0.8)
+    ax.set(xlabel="staleness, updates", title=title)
+    ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _staleness(run: Result) -> str:
@@ -195,72 +180,47 @@ def _staleness(run: Result) -> str:
     )
 
 
-def _disturbed(versions: list[tuple[str, Parallel]]) -> str:
-    used = {
-        title: float(
-            np.median([run.get("others", 0.0) for runs in v.runs.values() for run in runs])
-        )
-        for title, v in versions
-    }
-    return disturbed(used, "workers shared cores with them and waited more than they would")
-
-
-@_if_there("F-resources")
-def resources(found: Parallel) -> Picture:
-    """Draw CPU and memory over time of every rank, two rows per profile."""
-    versions = found.versions()
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.3 + 3.9 * len(versions)), layout="constrained")
-        parts = figure.subfigures(len(versions), squeeze=False)[:, 0]
-        for part, (title, version) in zip(parts, versions, strict=True):
-            _over_time(part, title, version)
-        count = max(version.first("wasap")["config"]["workers"] for _, version in versions)
-        handles = [line(_RANKS[rank % len(_RANKS)], f"rank {rank}") for rank in range(count)]
-        parts[0].legend(handles=handles, loc="outside upper center", ncols=count)
-    run = versions[-1][1].first("wasap")
-    told = " ".join(f"{_setting(version)}: {_waiting(version)}" for _, version in versions)
+@if_there("F-resources")
+def resources(found: Runs) -> Picture:
+    """Draw CPU and memory over time of every rank."""
+    count = max(version.first("wasap")["config"]["workers"] for _, version in found)
+    legend = [line(_RANKS[rank % len(_RANKS)], f"rank {rank}") for rank in range(count)]
+    figure = panels(found, _over_time, across=2, height=4.2, legend=legend)
+    run = list(found)[-1][1].first("wasap")
+    told = " ".join(f"{_setting(version)}: {_waiting(version)}" for _, version in found)
     caption = (
         "**CPU and memory of every rank.** Memory is the whole process, with Python, compiled code "
         "and the rank's data. An update of WASAP-SGD moves "
         f"{run['parallel']['bytes_per_update'] / 1e6:.2f} MB through the server's window "
         f"({run['nnz_start']:,} connections). {told} What to see: cores that are busy to the end, "
-        f"and ranks that need the same memory. {_disturbed(versions)}{_sources(versions)}"
+        f"and ranks that need the same memory. {_disturbed(found)}{_source(found)}"
     )
     alt = "Lines of CPU use and of memory against time, one colour a rank."
     return Picture("F-resources", figure, caption, alt)
 
 
-def _over_time(part: FigureBase, title: str, found: Parallel) -> None:
-    names = [name for name in ALGORITHMS if name != "sequential"]
-    axes = part.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
-    for column, name in enumerate(names):
+def _over_time(places: Any, title: str, found: Parallel) -> None:
+    columns = [stacked(place, 2) for place in places]
+    for column, name in zip(columns, ("wasap", "wassp"), strict=True):
         for rank in found.first(name)["parallel"]["ranks"]:
             samples, colour = rank["resources"], _RANKS[rank["rank"] % len(_RANKS)]
-            axes[0, column].plot(samples["seconds"], samples["cpu_percent"], color=colour)
-            axes[1, column].plot(samples["seconds"], samples["rss_mb"], color=colour)
-        axes[0, column].set_title(f"{title}: {LABELS[name]}")
-        axes[1, column].set_xlabel("seconds")
-    axes[0, 0].set_ylabel("CPU, % of a core")
-    axes[1, 0].set_ylabel("memory, MiB")
-    for row in axes[:, 0]:
-        row.set_ylim(bottom=0)
+            for ax, quantity in zip(column, ("cpu_percent", "rss_mb"), strict=True):
+                ax.plot(samples["seconds"], samples[quantity], color=colour)
+        column[0].set_title(f"{title}: {LABELS[name]}")
+        column[0].tick_params(labelbottom=False)
+        column[1].set_xlabel("seconds")
+    for left, right, label in zip(*columns, ("CPU, % of a core", "memory, MiB"), strict=True):
+        right.sharey(left)
+        right.tick_params(labelleft=False)
+        left.set(ylabel=label)
+        left.autoscale(axis="y")
+        left.set_ylim(bottom=0)
 
 
-def _waiting(found: Parallel) -> str:
-    """Say how much of WASAP-SGD's first phase goes to the server."""
-    run = found.first("wasap")
-    return (
-        f"waiting for the server's lock took {_share(run, 'lock'):.1f} % of phase 1, the updates "
-        f"under it {_share(run, 'update'):.1f} %."
-    )
-
-
-def replayed(found: Parallel) -> Note:
+def replayed(found: Runs) -> Note:
     """Say what the replays found."""
-    if not found.versions():
-        return Note(found.missing)
     told = []
-    for title, version in found.versions():
+    for title, version in found:
         report = version.replay
         verdict = "identical to the last bit" if report["identical"] else "different"
         told.append(
@@ -268,7 +228,10 @@ def replayed(found: Parallel) -> Note:
             f"weights are {verdict} (SHA-256 `{report['weights_sha256'][:16]}…`, recorded "
             f"`{report['recorded_sha256'][:16]}…`)."
         )
-    return Note(" ".join(told))
+    return Note(" ".join(told) or found.missing)
+
+
+# --- texts ---------------------------------------------------------------------------------------
 
 
 def _setting(found: Parallel) -> str:
@@ -276,19 +239,9 @@ def _setting(found: Parallel) -> str:
     machine = found.first("wasap")["provenance"]
     return (
         f"{config['epochs']} epochs of {config['n_train']:,} rows, {config['workers']} workers on "
-        f"{machine['cores']} cores ({machine['cpu']}), profile {found.profile}"
+        f"{machine['cores']} cores ({machine['cpu']}), seeds "
+        f"{', '.join(str(run['seed']) for run in found.runs['wasap'])}"
     )
-
-
-def _sources(versions: list[tuple[str, Parallel]]) -> str:
-    return f"*Source: {'; '.join(_source(found) for _, found in versions)}.*"
-
-
-def _source(found: Parallel) -> str:
-    runs = [run for of in found.runs.values() for run in of]
-    seeds = sorted({run["seed"] for run in runs})
-    places = sorted({origin(run["provenance"]) for run in runs})
-    return f"profile {found.profile}, seeds {', '.join(map(str, seeds))}, {', '.join(places)}"
 
 
 def _outcome(found: Parallel) -> str:
@@ -303,10 +256,29 @@ def _outcome(found: Parallel) -> str:
         if name != "sequential":
             text += f" at {pace[name] / pace['sequential']:.2f} times the samples per second"
         parts.append(text)
-    return f"final test accuracy {', '.join(parts)}. "
+    return f"final test accuracy {', '.join(parts)}."
 
 
-def _share(run: Result, name: str) -> float:
-    ranks: list[dict[str, Any]] = run["parallel"]["ranks"]
-    spent = sum(rank["seconds"][name] for rank in ranks)
-    return 100 * spent / sum(rank["seconds"]["phase1"] for rank in ranks)
+def _waiting(found: Parallel) -> str:
+    """Say how much of WASAP-SGD's first phase goes to the server."""
+    ranks = [rank["seconds"] for rank in found.first("wasap")["parallel"]["ranks"]]
+    whole = sum(seconds["phase1"] for seconds in ranks)
+    lock, update = (100 * sum(seconds[n] for seconds in ranks) / whole for n in ("lock", "update"))
+    return (
+        f"waiting for the server's lock took {lock:.1f} % of phase 1, the updates under it "
+        f"{update:.1f} %."
+    )
+
+
+def _disturbed(found: Runs) -> str:
+    used = {
+        title: float(np.median([run["others"] for runs in v.runs.values() for run in runs]))
+        for title, v in found
+    }
+    return disturbed(used, "workers shared cores with them and waited more than they would")
+
+
+def _source(found: Runs) -> str:
+    """Say where the first asynchronous run of each version comes from."""
+    first = {title: version.first("wasap") for title, version in found}
+    return f"First seed: {source(Versions(first.get('recorded'), first.get('this build')))}"

@@ -1,7 +1,7 @@
 """F-parallel and F-resources: the runs behind the pages on parallel training.
 
-The same network, data, seeds and epochs, trained sequentially, by WASAP-SGD and by WASSP-SGD. The
-parallel runs need a cluster of MPI engines, see `cluster.connect`. Drawing is for `figures`.
+The same network, data, seeds and epochs are trained sequentially, by WASAP-SGD and by WASSP-SGD.
+The parallel runs need a cluster of MPI engines, see `cluster.connect`. `figures` draws all of them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EFFORTS = {
 
 @dataclass(frozen=True)
 class Parallel:
-    """A profile's runs per algorithm, one a seed, and the replay of the first asynchronous one.
+    """A profile's runs per algorithm, one per seed, and the replay of the first asynchronous one.
 
     "others" of a run are the CPUs that other processes used before it.
     """
@@ -53,10 +53,6 @@ class Parallel:
     def first(self, algorithm: str) -> Result:
         """Return the run with the first seed."""
         return self.runs[algorithm][0]
-
-    def __repr__(self) -> str:
-        count = {algorithm: len(runs) for algorithm, runs in self.runs.items()}
-        return f"<Parallel {self.profile}: {count}>"
 
 
 def config_of(profile: str) -> TrainConfig:
@@ -117,7 +113,7 @@ def _recorded() -> Parallel | None:
 
 
 def _load(profile: str) -> Parallel:
-    """Return all runs; those on the cluster share one, which starts if a run needs it."""
+    """Return all runs; parallel ones share a cluster, which starts when the first needs it."""
     effort, data = EFFORTS[profile], datasets.load(DATASET)
     runs: dict[str, list[Result]] = {name: [] for name in ALGORITHMS}
     with on_cluster.kept():

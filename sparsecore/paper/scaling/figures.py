@@ -1,326 +1,87 @@
 """The pictures and tables of the page on scaling: what was measured, and what was simulated.
 
-Measurements come from `scaling`; simulations are made here, by `simulate`, when a picture is. What
-is simulated says so in its title, its axis or its caption.
+Simulations are made when a picture is. What is simulated says so in its title, its axis or its
+caption.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
-from sparsecore.paper.figures import GREY, STYLE, WIDTH, disturbed, line
-from sparsecore.paper.page import Picture, Table
+from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.parallel.figures import COLOUR, LABELS
-from sparsecore.paper.scaling.measure import (
-    Result,
-    Scaling,
-    busy,
-    calibrate,
-    check,
-    powers,
-    samples_per_second,
-    speedups,
-    spent,
-    workers_of,
-)
+from sparsecore.paper.scaling.measure import busy, calibrate, check
+from sparsecore.paper.scaling.rounds import samples_per_second, speedups, spent, workers_of
 from sparsecore.paper.scaling.simulate import (
     ALGORITHMS,
+    AS_MEASURED,
     EVEN,
     NETWORKS,
     ONE_MACHINE,
     SCENARIOS,
+    Calibration,
     Network,
+    Outcome,
+    Scenario,
     saturation,
     service,
     simulate,
 )
-from sparsecore.paper.store import origin
+from sparsecore.paper.store import Result, Versions
+from sparsecore.paper.style import GREY, disturbed, if_there, line, panels, source
 
-_NETWORK_STYLES = dict(zip(NETWORKS, ("-", (0, (5, 2)), (0, (1, 1))), strict=True))
-_SCENARIO_STYLES = dict(zip(SCENARIOS[1:], ("-", (0, (5, 2)), (0, (1, 1))), strict=True))
+Measured = Versions[Result]
+
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1)))
+_NETWORK_STYLES = dict(zip(NETWORKS, _DASHES, strict=True))
+_SCENARIO_STYLES = dict(zip(SCENARIOS[1:], _DASHES, strict=True))
+_NUMBERS = tuple(2**i for i in range(11))  # of workers that are simulated
 
 
-def measured(scaling: Scaling) -> Picture:
+# --- measured ------------------------------------------------------------------------------------
+
+
+@if_there("F-scaling")
+def measured(found: Measured) -> Picture:
     """Draw the measured samples per second against the number of workers, relative to one."""
-    versions = scaling.versions()
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-        axes = figure.subplots(1, len(versions), squeeze=False)[0]
-        for ax, (title, result) in zip(axes, versions, strict=True):
-            most = 1
-            for shift, name in ((-0.02, "wasap"), (0.02, "wassp")):
-                numbers = workers_of(result, name)
-                ratios = [speedups(result, name, k) for k in numbers]
-                middle = np.array([np.median(r) for r in ratios])
-                below = [m - r.min() for m, r in zip(middle, ratios, strict=True)]
-                above = [r.max() - m for m, r in zip(middle, ratios, strict=True)]
-                ax.errorbar(
-                    np.array(numbers) + shift, middle, yerr=[below, above], fmt="o-",
-                    color=COLOUR[name], markersize=5, linewidth=1.6, capsize=3,
-                )  # fmt: skip
-                most = max(most, *numbers)
-            ax.plot((1, most), (1, most), color=GREY, linestyle=":", linewidth=1.2)
-            ax.set(xlabel="workers", title=f"measured, {title}", xlim=(0.9, most + 0.1))
-            ax.set_ylim(bottom=0)
-            ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
-        axes[0].set_ylabel("speed-up over the\nsequential trainer")
-        handles = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
-        handles.append(line(GREY, "ideal", ":"))
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    told = "; ".join(f"{title}: {_gains(result)}" for title, result in versions)
+    legend = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
+    figure = panels(found, _measured, height=3.4, legend=[*legend, line(GREY, "ideal", ":")])
+    figure.axes[0].set_ylabel("speed-up over the\nsequential trainer")
+    told = "; ".join(f"{title}: {_gains(result)}" for title, result in found)
     caption = (
         "**Measured speed-up per worker.** Samples per second of phase 1 on Fashion-MNIST, all "
         "rows, evolution included, relative to the sequential trainer with one thread in the same "
         "round; medians over rounds, bars from the lowest to the highest. What to see: how far "
-        f"from the dotted line each added worker falls. {told}. {_disturbed(scaling)}"
-        f"{_source(scaling)}"
+        f"from the dotted line each added worker falls. {told}. {_disturbed(found)}"
+        f"{source(found)}"
     )
     alt = "Speed-up against number of workers for WASAP-SGD and WASSP-SGD, with the ideal line."
     return Picture("F-scaling", figure, caption, alt)
 
 
-def simulated(scaling: Scaling) -> Picture:
-    """Draw the simulated speed-up up to 1024 workers, a line per network."""
-    versions, numbers = scaling.versions(), powers()
-    told = []
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.9 * len(versions)), layout="constrained")
-        axes = figure.subplots(len(versions), 2, squeeze=False, sharex=True, sharey=True)
-        for row, (title, result) in zip(axes, versions, strict=True):
-            calibration = calibrate(result)
-            for ax, name in zip(row, ALGORITHMS, strict=True):
-                ax.plot(numbers, numbers, color=GREY, linestyle=":", linewidth=1)
-                for network, style in _NETWORK_STYLES.items():
-                    found = [simulate(calibration, k, name, network) for k in numbers]
-                    gains = [outcome.speedup for outcome in found]
-                    ax.plot(numbers, gains, color=COLOUR[name], linestyle=style)
-                    best = found[int(np.argmax(gains))]
-                    last = found[-1]
-                    text = f"{LABELS[name]}, {network.name}: at most {best.speedup:.1f} times "
-                    text += f"one worker, with {best.workers}"
-                    if best is not last:
-                        text += f", {last.speedup:.1f} with {last.workers}"
-                    if name == "wasap":
-                        point = saturation(calibration, network)
-                        at = float(np.exp(np.interp(np.log(point), np.log(numbers), np.log(gains))))
-                        ax.plot(point, at, "D", color=GREY, markersize=6)
-                        held = 1e3 * service(calibration, network)
-                        text += f", saturated from K* = {point:.1f} on ({held:.2f} ms a push)"
-                    told.append(text)
-                ax.set(xscale="log", yscale="log", title=f"simulation: {LABELS[name]}, {title}")
-                ax.set_xticks((1, 4, 16, 64, 256, 1024), ("1", "4", "16", "64", "256", "1024"))
-                ax.minorticks_off()
-                ax.set_xlabel("simulated workers")
-            row[0].set_ylabel("simulated speed-up\nover one worker")
-        handles = [line("#333333", n.name, style) for n, style in _NETWORK_STYLES.items()]
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    caption = (
-        "**Simulation: up to 1024 workers.** Not a run: a discrete-event simulation with the times "
-        "measured on this page, and networks that are assumed; one worker per core, or per machine "
-        "on a network. Diamonds: from here on the parameter server has no rest. What to see: where "
-        "WASAP-SGD's line leaves the dotted one, and that it falls beyond the diamond: more and "
-        "more gradients meet a newer topology, and take longer under the lock. WASSP-SGD has no "
-        f"such place, but exchanges messages with every other worker. {_told(told, len(versions))} "
-        f"{_deviations(versions)}With {_rows(scaling):,} rows no more than {_updates(scaling)} "
-        "workers have a full batch each; beyond them the data would have to grow. "
-        f"{_source(scaling)}"
-    )
-    alt = "Simulated speed-up against up to 1024 workers, log-log, one line per network."
-    return Picture("F-scaling-simulated", figure, caption, alt)
-
-
-def stragglers(scaling: Scaling, network: Network = ONE_MACHINE) -> Picture:
-    """Draw the simulated throughput with uneven workers, relative to that with even ones."""
-    versions, numbers = scaling.versions(), powers()[1:]
-    told = []
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.4 * len(versions)), layout="constrained")
-        axes = figure.subplots(len(versions), 2, squeeze=False, sharex=True, sharey=True)
-        for row, (title, result) in zip(axes, versions, strict=True):
-            calibration = calibrate(result)
-            for ax, name in zip(row, ALGORITHMS, strict=True):
-                even = [
-                    simulate(calibration, k, name, network, EVEN).gradients_per_second
-                    for k in numbers
-                ]
-                for scenario, style in _SCENARIO_STYLES.items():
-                    uneven = [
-                        simulate(calibration, k, name, network, scenario).gradients_per_second
-                        for k in numbers
-                    ]
-                    kept = 100 * np.array(uneven) / even
-                    ax.plot(numbers, kept, color=COLOUR[name], linestyle=style)
-                    few, many = (round(kept[i] - 100) for i in (numbers.index(8), -1))
-                    told.append(
-                        f"{LABELS[name]}, {scenario.name}, 8 workers: {few:+d} %, "
-                        f"{numbers[-1]}: {many:+d} %"
-                    )
-                ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
-                ax.set(xscale="log", title=f"simulation: {LABELS[name]}, {title}")
-                ax.set_xticks((2, 8, 32, 128, 512), ("2", "8", "32", "128", "512"))
-                ax.minorticks_off()
-                ax.set_xlabel("simulated workers")
-            row[0].set_ylabel("throughput, % of that of\nworkers all alike")
-            row[0].set_ylim(bottom=0)
-        handles = [line("#333333", s.name, style) for s, style in _SCENARIO_STYLES.items()]
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    caption = (
-        "**Simulation: what stragglers cost.** Gradients per second relative to workers that all "
-        f"take the mean time; {network.name}. Jitter is that of {_drawn(scaling)} gradients "
-        "measured one by one, and is in the other two scenarios as well. What to see: in lockstep "
-        "everybody waits for the slowest, until the exchange takes longer than that; WASAP-SGD "
-        "loses what the slow ones themselves do not do, and nothing where all wait for the server. "
-        f"{_told(told, len(versions))} {_source(scaling)}"
-    )
-    alt = "Simulated throughput with stragglers relative to even workers, one panel per algorithm."
-    return Picture("F-scaling-stragglers", figure, caption, alt)
-
-
-def comparison(scaling: Scaling) -> Table:
-    """Make T-scaling: measured and simulated samples per second, side by side."""
-    rows: list[dict[str, Any]] = []
-    for title, result in scaling.versions():
-        for name, k, outcome in check(result):
-            rates, times = samples_per_second(result, name, k), spent(result, name, k)
-            beside = simulate(busy(result, name, k), k, name) if name == "wasap" else None
-            rows.append(
-                {
-                    "where": title,
-                    "algorithm": LABELS[name],
-                    "workers": k,
-                    "measured": float(np.median(rates)),
-                    "lowest": float(rates.min()),
-                    "highest": float(rates.max()),
-                    "speedup": float(np.median(speedups(result, name, k))),
-                    "gradient_ms": 1e3 * times["compute"],
-                    "lock_ms": 1e3 * times["lock"],
-                    "update_ms": 1e3 * times["update"],
-                    "simulated": outcome.samples_per_second,
-                    "simulated_beside": None if beside is None else beside.samples_per_second,
-                }
-            )
-    plain = pd.DataFrame(rows)
-    shown = pd.DataFrame(
-        {
-            "where": plain["where"],
-            "algorithm": plain["algorithm"],
-            "workers": plain["workers"].astype(str),
-            "samples/s measured": [
-                f"{r['measured']:,.0f} ({r['lowest']:,.0f}–{r['highest']:,.0f})" for r in rows
-            ],
-            "speed-up": [f"{r['speedup']:.2f}" for r in rows],
-            "gradient, lock, update (ms)": [
-                f"{r['gradient_ms']:.2f}, "
-                + ("—" if r["algorithm"] == LABELS["wassp"] else f"{r['lock_ms']:.2f}")
-                + f", {r['update_ms']:.2f}"
-                for r in rows
-            ],
-            "samples/s simulated": [_against(r, "simulated") for r in rows],
-            "with that gradient": [_against(r, "simulated_beside") for r in rows],
-        }
-    )
-    numbers = tuple(c for c in shown.columns if c not in ("where", "algorithm"))
-    caption = (
-        "**Does the simulation hold where it can be checked?** Medians over rounds (lowest to "
-        "highest), speed-up over the sequential trainer, where a worker's time per gradient goes "
-        "(in lockstep the update includes the wait for the slowest), and the samples per second of "
-        "the simulation, with its deviation from the measurement. The simulation knows WASAP-SGD "
-        "with one worker only; the last column has it use the time of a gradient that was measured "
-        "beside as many busy cores. What separates the two columns is what cores take from each "
-        "other (memory, clock, other processes); what remains is what the model lacks. "
-        f"{_disturbed(scaling)}{_source(scaling)}"
-    )
-    return Table("T-scaling", shown, caption, plain, numbers)
-
-
-_MEANINGS = {
-    "compute": ("a worker's time between two pushes", "WASAP-SGD, one worker"),
-    "lock": ("taking the free lock", "WASAP-SGD, one worker"),
-    "update": ("a push, under the lock", "WASAP-SGD, one worker, less evolution"),
-    "evolve": ("more for the push that ends an epoch", "step by step, one process"),
-    "retain": ("more for a push that meets a newer topology", "step by step, one process"),
-    "adopt": ("adopting that topology, without the lock", "step by step, one process"),
-    "reduce": ("adding up gradients in lockstep", "step by step, one process"),
-    "term": ("the same, more per worker", "step by step, one process"),
-    "message": ("a small message", "two ranks to each other"),
-    "bandwidth": ("a large one, GB/s each way", "two ranks to each other"),
-    "n_params": ("parameters", "the network"),
-    "bytes_per_update": ("megabytes that an update moves", "WASAP-SGD, one worker"),
-    "samples_per_update": ("samples in a gradient", "the data"),
-    "updates_per_epoch": ("updates between two evolutions", "the data"),
-}
-
-
-def calibration(scaling: Scaling) -> Table:
-    """Make T-scaling-calibration: what the simulation takes from measurements."""
-    versions = [(title, calibrate(result)) for title, result in scaling.versions()]
-    names = [field.name for field in fields(versions[0][1]) if field.name in _MEANINGS]
-    plain = pd.DataFrame(
-        {"quantity": names, **{t: [float(getattr(c, n)) for n in names] for t, c in versions}}
-    )
-    shown = pd.DataFrame(
-        {
-            "quantity": [_MEANINGS[name][0] for name in names],
-            **{title: [_shown(n, getattr(c, n)) for n in names] for title, c in versions},
-            "from": [_MEANINGS[name][1] for name in names],
-        }
-    )
-    networks = "; ".join(
-        f"{n.name}: {1e6 * n.latency:g} µs one way, {n.bandwidth / 1e9:g} GB/s each way"
-        for n in NETWORKS
-        if n.bandwidth is not None
-    )
-    caption = (
-        "**What the simulation is calibrated with.** Times in milliseconds; the CSV file has "
-        f"seconds and bytes. Assumed, not measured: {networks}. {_source(scaling)}"
-    )
-    numbers = tuple(title for title, _ in versions)
-    return Table("T-scaling-calibration", shown, caption, plain, numbers)
-
-
-# --- texts ---------------------------------------------------------------------------------------
-
-
-def _shown(name: str, value: float) -> str:
-    if name == "bandwidth":
-        return f"{value / 1e9:.1f}"
-    if name == "bytes_per_update":
-        return f"{value / 1e6:.2f}"
-    if name in ("n_params", "updates_per_epoch"):
-        return f"{value:,}"
-    return f"{value:.1f}" if name == "samples_per_update" else f"{1e3 * value:.4f}"
-
-
-def _deviations(versions: list[tuple[str, Result]]) -> str:
-    """Say by how much the simulation deviates where it can be checked, with most workers."""
-    parts = []
-    for title, result in versions:
-        found = check(result)
-        most = max(k for _, k, _ in found)
-        errors = {
-            name: outcome.samples_per_second / np.median(samples_per_second(result, name, k)) - 1
-            for name, k, outcome in found
-            if k == most
-        }
-        told = ", ".join(f"{error:+.0%} ({LABELS[name]})" for name, error in errors.items())
-        parts.append(f"{title}, {most} workers: {told}")
-    return (
-        "Where it can be checked the simulation deviates from what was measured, and beyond by as "
-        f"much at least: {'; '.join(parts)}. "
-    )
-
-
-def _against(row: dict[str, Any], name: str) -> str:
-    """Return simulated samples per second, and by how much they deviate from those measured."""
-    if row[name] is None:
-        return "—"
-    return f"{row[name]:,.0f} ({row[name] / row['measured'] - 1:+.0%})"
+def _measured(ax: Axes, title: str, result: Result) -> None:
+    most = 1
+    for shift, name in ((-0.02, "wasap"), (0.02, "wassp")):
+        numbers = workers_of(result, name)
+        ratios = [speedups(result, name, k) for k in numbers]
+        middle = np.array([np.median(r) for r in ratios])
+        below = [m - r.min() for m, r in zip(middle, ratios, strict=True)]
+        above = [r.max() - m for m, r in zip(middle, ratios, strict=True)]
+        ax.errorbar(
+            np.array(numbers) + shift, middle, yerr=[below, above], fmt="o-",
+            color=COLOUR[name], markersize=5, linewidth=1.6, capsize=3,
+        )  # fmt: skip
+        most = max(most, *numbers)
+    ax.plot((1, most), (1, most), color=GREY, linestyle=":", linewidth=1.2)
+    ax.set(xlabel="workers", title=f"measured, {title}", xlim=(0.9, most + 0.1))
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
 
 
 def _gains(result: Result) -> str:
@@ -331,41 +92,280 @@ def _gains(result: Result) -> str:
     )
 
 
-def _told(parts: list[str], n_versions: int) -> str:
-    """Return sentences; of two versions those of the recorded one."""
-    first = parts[: len(parts) // n_versions]
-    return f"{'Recorded: ' * (n_versions > 1)}{'; '.join(first)}."
+# --- simulated -----------------------------------------------------------------------------------
 
 
-def _first(scaling: Scaling) -> Result:
-    """Return the measurements whose numbers the captions tell."""
-    return scaling.versions()[0][1]
+@cache
+def _simulated(
+    calibration: Calibration, name: str, network: Network, scenario: Scenario = AS_MEASURED
+) -> tuple[Outcome, ...]:
+    """Simulate all numbers of workers; a picture's lines and its caption ask for the same."""
+    return tuple(simulate(calibration, k, name, network, scenario) for k in _NUMBERS)
 
 
-def _rows(scaling: Scaling) -> int:
-    return int(_first(scaling)["n_train"])
+def _workers_axis(ax: Axes, title: str, *ticks: int, **more: Any) -> None:
+    ax.set(xscale="log", title=f"simulation: {title}", xlabel="simulated workers", **more)
+    ax.set_xticks(ticks, [str(n) for n in ticks])
+    ax.minorticks_off()
 
 
-def _updates(scaling: Scaling) -> int:
-    return _rows(scaling) // int(_first(scaling)["batch_size"])
+@if_there("F-scaling-simulated")
+def simulated(found: Measured) -> Picture:
+    """Draw the simulated speed-up up to 1024 workers, a line per network."""
+    legend = [line("#333333", network.name, style) for network, style in _NETWORK_STYLES.items()]
+    figure = panels(
+        found, _speedup, across=2, height=3.9, legend=legend, sharex=True, sharey=True
+    )  # fmt: skip
+    first = found.first
+    caption = (
+        "**Simulation: up to 1024 workers.** Not a run: a discrete-event simulation with the times "
+        "measured on this page, and networks that are assumed; one worker per core, or per machine "
+        "on a network. Diamonds: from here on the parameter server has no rest. What to see: where "
+        "WASAP-SGD's line leaves the dotted one, and that it falls beyond the diamond: more and "
+        "more gradients meet a newer topology, and take longer under the lock. WASSP-SGD has no "
+        f"such place, but exchanges messages with every other worker. {_told(found, _limits)} "
+        f"{_deviations(found)}With {first['n_train']:,} rows no more than "
+        f"{first['n_train'] // first['batch_size']} workers have a full batch each; beyond them "
+        f"the data would have to grow. {source(found)}"
+    )
+    alt = "Simulated speed-up against up to 1024 workers, log-log, one line per network."
+    return Picture("F-scaling-simulated", figure, caption, alt)
 
 
-def _drawn(scaling: Scaling) -> int:
-    return int(_first(scaling)["steps"]["n_gradients"])
+def _speedup(axes: Any, title: str, result: Result) -> None:
+    calibration = calibrate(result)
+    for ax, name in zip(axes, ALGORITHMS, strict=True):
+        ax.plot(_NUMBERS, _NUMBERS, color=GREY, linestyle=":", linewidth=1)
+        for network, style in _NETWORK_STYLES.items():
+            gains = [outcome.speedup for outcome in _simulated(calibration, name, network)]
+            ax.plot(_NUMBERS, gains, color=COLOUR[name], linestyle=style)
+            if name == "wasap":
+                point = saturation(calibration, network)
+                at = np.exp(np.interp(np.log(point), np.log(_NUMBERS), np.log(gains)))
+                ax.plot(point, at, "D", color=GREY, markersize=6)
+        _workers_axis(ax, f"{LABELS[name]}, {title}", 1, 4, 16, 64, 256, 1024, yscale="log")
+    axes[0].set_ylabel("simulated speed-up\nover one worker")
 
 
-def _disturbed(scaling: Scaling) -> str:
-    used = {title: float(np.median(result["others"])) for title, result in scaling.versions()}
-    return disturbed(used, "workers shared cores with them, so that these speed-ups are too low")
+def _limits(calibration: Calibration) -> list[str]:
+    """Say how far each algorithm comes on each network."""
+    told = []
+    for name in ALGORITHMS:
+        for network in NETWORKS:
+            outcomes = _simulated(calibration, name, network)
+            best, last = max(outcomes, key=lambda outcome: outcome.speedup), outcomes[-1]
+            text = f"{LABELS[name]}, {network.name}: at most {best.speedup:.1f} times one worker, "
+            text += f"with {best.workers}"
+            if best is not last:
+                text += f", {last.speedup:.1f} with {last.workers}"
+            if name == "wasap":
+                point, held = saturation(calibration, network), service(calibration, network)
+                text += f", saturated from K* = {point:.1f} on ({1e3 * held:.2f} ms a push)"
+            told.append(text)
+    return told
 
 
-def _source(scaling: Scaling) -> str:
-    places = []
-    for title, result in scaling.versions():
-        about = result["provenance"]
-        load = about.get("load_before")
-        places.append(
-            f"{title} (profile {result['profile']}): {origin(about)}"
-            + ("" if load is None else f", load before it {load:.1f}")
+def _deviations(found: Measured) -> str:
+    """Say by how much the simulation deviates where it can be checked, with most workers."""
+    parts = []
+    for title, result in found:
+        checked = check(result)
+        most = max(k for _, k, _ in checked)
+        ratios = {
+            name: outcome.samples_per_second / np.median(samples_per_second(result, name, k))
+            for name, k, outcome in checked
+            if k == most
+        }
+        told = ", ".join(f"{ratio - 1:+.0%} ({LABELS[name]})" for name, ratio in ratios.items())
+        parts.append(f"{title}, {most} workers: {told}")
+    return (
+        "Where it can be checked the simulation deviates from what was measured, and beyond by as "
+        f"much at least: {'; '.join(parts)}. "
+    )
+
+
+@if_there("F-scaling-stragglers")
+def stragglers(found: Measured, network: Network = ONE_MACHINE) -> Picture:
+    """Draw the simulated throughput with uneven workers, relative to that with even ones."""
+
+    def kept(calibration: Calibration, name: str, scenario: Scenario) -> np.ndarray:
+        even, uneven = (
+            np.array([o.gradients_per_second for o in _simulated(calibration, name, network, s)])
+            for s in (EVEN, scenario)
         )
-    return f"*Source: {'; '.join(places)}.*"
+        return 100 * (uneven / even)[1:]
+
+    def draw(axes: Any, title: str, result: Result) -> None:
+        for ax, name in zip(axes, ALGORITHMS, strict=True):
+            for scenario, style in _SCENARIO_STYLES.items():
+                shares = kept(calibrate(result), name, scenario)
+                ax.plot(_NUMBERS[1:], shares, color=COLOUR[name], linestyle=style)
+            ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
+            _workers_axis(ax, f"{LABELS[name]}, {title}", 2, 8, 32, 128, 512)
+        axes[0].set_ylabel("throughput, % of that of\nworkers all alike")
+        axes[0].set_ylim(bottom=0)
+
+    def losses(calibration: Calibration) -> list[str]:
+        told = []
+        for name in ALGORITHMS:
+            for scenario in _SCENARIO_STYLES:
+                shares = kept(calibration, name, scenario)
+                few, many = (round(shares[i] - 100) for i in (_NUMBERS.index(8) - 1, -1))
+                told.append(
+                    f"{LABELS[name]}, {scenario.name}, 8 workers: {few:+d} %, "
+                    f"{_NUMBERS[-1]}: {many:+d} %"
+                )
+        return told
+
+    legend = [line("#333333", s.name, style) for s, style in _SCENARIO_STYLES.items()]
+    figure = panels(found, draw, across=2, height=3.4, legend=legend, sharex=True, sharey=True)
+    caption = (
+        "**Simulation: what stragglers cost.** Gradients per second relative to workers that all "
+        f"take the mean time; {network.name}. Jitter is that of "
+        f"{found.first['steps']['n_gradients']} gradients measured one by one, and is in the other "
+        "two scenarios as well. What to see: in lockstep everybody waits for the slowest, until "
+        "the exchange takes longer than that; WASAP-SGD loses what the slow ones themselves do not "
+        f"do, and nothing where all wait for the server. {_told(found, losses)} {source(found)}"
+    )
+    alt = "Simulated throughput with stragglers relative to even workers, one panel per algorithm."
+    return Picture("F-scaling-stragglers", figure, caption, alt)
+
+
+def _told(found: Measured, tell: Callable[[Calibration], list[str]]) -> str:
+    """Return sentences; of two versions those of the recorded one."""
+    both = found.recorded is not None and found.here is not None
+    return f"{'Recorded: ' * both}{'; '.join(tell(calibrate(found.first)))}."
+
+
+# --- side by side --------------------------------------------------------------------------------
+
+
+def _against(name: str) -> Callable[[Any], str]:
+    """Show simulated samples per second, and by how much they deviate from those measured."""
+    return lambda row: (
+        "—" if row[name] is None else f"{row[name]:,.0f} ({row[name] / row['measured'] - 1:+.0%})"
+    )
+
+
+_COMPARISON = (
+    Column("where", "where", number=False),
+    Column("algorithm", "algorithm", number=False),
+    Column("workers", "workers"),
+    Column(
+        "samples/s measured",
+        "",
+        lambda r: f"{r['measured']:,.0f} ({r['lowest']:,.0f}–{r['highest']:,.0f})",
+    ),
+    Column("speed-up", "speedup", "{:.2f}"),
+    Column(
+        "gradient, lock, update (ms)",
+        "",
+        lambda r: ", ".join(
+            (
+                f"{r['gradient_ms']:.2f}",
+                "—" if r["algorithm"] == LABELS["wassp"] else f"{r['lock_ms']:.2f}",
+                f"{r['update_ms']:.2f}",
+            )
+        ),
+    ),
+    Column("samples/s simulated", "", _against("simulated")),
+    Column("with that gradient", "", _against("simulated_beside")),
+)
+
+
+@if_there("T-scaling")
+def comparison(found: Measured) -> Table:
+    """Make T-scaling: measured and simulated samples per second, side by side."""
+    rows = [
+        _compared(title, result, name, k, outcome)
+        for title, result in found
+        for name, k, outcome in check(result)
+    ]
+    caption = (
+        "**Does the simulation hold where it can be checked?** Medians over rounds (lowest to "
+        "highest), speed-up over the sequential trainer, where a worker's time per gradient goes "
+        "(in lockstep the update includes the wait for the slowest), and the samples per second of "
+        "the simulation, with its deviation from the measurement. The simulation knows WASAP-SGD "
+        "with one worker only; the last column has it use the time of a gradient that was measured "
+        "beside as many busy cores. What separates the two columns is what cores take from each "
+        "other (memory, clock, other processes); what remains is what the model lacks. "
+        f"{_disturbed(found)}{source(found)}"
+    )
+    return Table.of("T-scaling", rows, _COMPARISON, caption)
+
+
+def _compared(title: str, result: Result, name: str, k: int, outcome: Outcome) -> dict[str, Any]:
+    rates, times = samples_per_second(result, name, k), spent(result, name, k)
+    beside = simulate(busy(result, name, k), k, name) if name == "wasap" else None
+    return {
+        "where": title,
+        "algorithm": LABELS[name],
+        "workers": k,
+        "measured": float(np.median(rates)),
+        "lowest": float(rates.min()),
+        "highest": float(rates.max()),
+        "speedup": float(np.median(speedups(result, name, k))),
+        "gradient_ms": 1e3 * times["compute"],
+        "lock_ms": 1e3 * times["lock"],
+        "update_ms": 1e3 * times["update"],
+        "simulated": outcome.samples_per_second,
+        "simulated_beside": None if beside is None else beside.samples_per_second,
+    }
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.4f}"
+
+
+# What a quantity is, how it is shown, and where it comes from.
+_ONE, _STEPS, _TWO = "WASAP-SGD, one worker", "step by step, one process", "two ranks to each other"
+_QUANTITIES: dict[str, tuple[str, Callable[[float], str], str]] = {
+    "compute": ("a worker's time between two pushes", _ms, _ONE),
+    "lock": ("taking the free lock", _ms, _ONE),
+    "update": ("a push, under the lock", _ms, f"{_ONE}, less evolution"),
+    "evolve": ("more for the push that ends an epoch", _ms, _STEPS),
+    "retain": ("more for a push that meets a newer topology", _ms, _STEPS),
+    "adopt": ("adopting that topology, without the lock", _ms, _STEPS),
+    "reduce": ("adding up gradients in lockstep", _ms, _STEPS),
+    "term": ("the same, more per worker", _ms, _STEPS),
+    "message": ("a small message", _ms, _TWO),
+    "bandwidth": ("a large one, GB/s each way", lambda v: f"{v / 1e9:.1f}", _TWO),
+    "n_params": ("parameters", "{:,.0f}".format, "the network"),
+    "bytes_per_update": ("megabytes that an update moves", lambda v: f"{v / 1e6:.2f}", _ONE),
+    "samples_per_update": ("samples in a gradient", "{:.1f}".format, "the data"),
+    "updates_per_epoch": ("updates between two evolutions", "{:,.0f}".format, "the data"),
+}
+
+
+@if_there("T-scaling-calibration")
+def calibration(found: Measured) -> Table:
+    """Make T-scaling-calibration: what the simulation takes from measurements."""
+    versions = {title: calibrate(result) for title, result in found}
+    rows = [
+        {"quantity": name, **{title: float(getattr(c, name)) for title, c in versions.items()}}
+        for name in _QUANTITIES
+    ]
+    columns = (
+        Column("quantity", "", lambda row: _QUANTITIES[row["quantity"]][0], number=False),
+        *(Column(title, "", partial(_quantity, title)) for title in versions),
+        Column("from", "", lambda row: _QUANTITIES[row["quantity"]][2], number=False),
+    )
+    networks = "; ".join(
+        f"{n.name}: {1e6 * n.latency:g} µs one way, {n.bandwidth / 1e9:g} GB/s each way"
+        for n in NETWORKS
+        if n.bandwidth is not None
+    )
+    caption = (
+        "**What the simulation is calibrated with.** Times in milliseconds; the CSV file has "
+        f"seconds and bytes. Assumed, not measured: {networks}. {source(found)}"
+    )
+    return Table.of("T-scaling-calibration", rows, columns, caption)
+
+
+def _quantity(title: str, row: Mapping[str, Any]) -> str:
+    return _QUANTITIES[row["quantity"]][1](row[title])
+
+
+def _disturbed(found: Measured) -> str:
+    used = {title: float(np.median(result["others"])) for title, result in found}
+    return disturbed(used, "workers shared cores with them, so that these speed-ups are too low")

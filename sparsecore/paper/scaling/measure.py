@@ -1,15 +1,13 @@
 """F-scaling: speed-up per worker as measured, and what the simulation is calibrated with.
 
-One result: samples per second of the sequential trainer and of both parallel ones,
-with one worker and more, up to the cores there are; and the times of the steps that a parallel run
-is made of. `simulate` goes on from there, whenever a page is made. Drawing is for
-`figures`.
+One result holds the samples per second of the sequential trainer and of both parallel ones, with
+one worker up to as many as there are cores, and the times of the steps of a parallel run.
+`simulate` takes them to more workers, `figures` draws both.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from sparsecore import cluster, datasets, experiment, train
+from sparsecore.bench import timed
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
+from sparsecore.paper.scaling.rounds import in_turns, spent, workers_of
 from sparsecore.paper.scaling.simulate import ALGORITHMS, Calibration, Outcome, simulate
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
-from sparsecore.provenance import busy_cpus, provenance
+from sparsecore.provenance import provenance
 from sparsecore.settings import setting
 from sparsecore.wasap.place import VERSION, Layout, Place
 from sparsecore.wasap.server import FIELDS, ParameterServer
@@ -46,26 +46,13 @@ SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a profile measures.
-
-    Attributes
-    ----------
-    epochs : int
-    rows : int or None
-        Of the training set; None: all.
-    seeds : tuple of int
-        Each is a round of all runs.
-    workers : int
-        The most workers, if there are as many cores.
-    steps : int
-        Gradients whose times are taken one by one.
-    """
+    """How much a profile measures."""
 
     epochs: int
-    rows: int | None
-    seeds: tuple[int, ...]
-    workers: int
-    steps: int
+    rows: int | None  # of the training set; None: all
+    seeds: tuple[int, ...]  # each is a round of all runs
+    workers: int  # the most, if there are as many cores
+    steps: int  # gradients whose times are taken one by one
 
 
 EFFORTS = {
@@ -108,43 +95,33 @@ def counts(most: int) -> list[int]:
 def measure(effort: Effort, data: Dataset, config: TrainConfig) -> Result:
     """Train sequentially and in parallel, in turns, and time the steps of a parallel run.
 
-    All epochs are phase 1, with the topology's evolution between them.
-
-    Returns
-    -------
-    dict
-        "n_train", "batch_size", "epochs"; "others": CPUs that other processes used before each
-        round; "runs": per algorithm and number of workers (a text),
-        one dict per seed; "steps": see `time_steps`; "messages": see `wasap.bench.messages`.
+    All epochs are phase 1, with the topology's evolution between them. The result has what
+    `in_turns` and `time_steps` ("steps") return, and "messages", see `wasap.bench.messages`.
     """
     config = config.with_values(epochs=effort.epochs)
     numbers = counts(max(2, min(cpu_count(), effort.workers)))
-    runs: dict[str, dict[str, list[Result]]] = {"sequential": {"1": []}}
-    runs |= {name: {str(k): [] for k in numbers} for name in ALGORITHMS}
-    others: list[float] = []
     n_bytes = 4 * train.new_model(config, data.n_features, data.n_classes, 0).nnz
+
+    def alone(seed: int) -> Result:
+        rows = data if effort.rows is None else data.limited(effort.rows, random_state=seed)
+        return experiment.run(rows, config, seed=seed)[1]
+
+    def together(algorithm: str, k: int, seed: int) -> Result:
+        return cluster.train(
+            workers.first(k), config, data.name,
+            algorithm=algorithm, phase1=1.0, seed=seed, limit=effort.rows,
+        )[1]  # fmt: skip
+
+    runs = {(name, k): partial(together, name, k) for k in numbers for name in ALGORITHMS}
     with cluster.connect(numbers[-1]) as workers:
         jobs = workers.first(2).submit(_messages_on_engine, n_bytes)
         messages, _ = (job.get() for job in jobs)
-        for seed in effort.seeds:
-            others.append(busy_cpus())  # now the workers sleep
-            rows = data if effort.rows is None else data.limited(effort.rows, random_state=seed)
-            alone = experiment.run(rows, config, seed=seed)[1]
-            pace = alone["samples_per_second"]
-            runs["sequential"]["1"].append({"seed": seed, "samples_per_second": pace})
-            for k in numbers:
-                for name in ALGORITHMS:
-                    _, result = cluster.train(
-                        workers.first(k), config, data.name,
-                        algorithm=name, phase1=1.0, seed=seed, limit=effort.rows,
-                    )  # fmt: skip
-                    runs[name][str(k)].append(_told(result))
+        found = in_turns(effort.seeds, alone, runs)
     return {
         "n_train": effort.rows or len(data.y_train),
         "batch_size": config.batch_size,
         "epochs": effort.epochs,
-        "others": others,
-        "runs": runs,
+        **found,
         "steps": time_steps(data, config, effort.steps),
         "messages": messages,
     }
@@ -156,41 +133,13 @@ def _messages_on_engine(n_bytes: int) -> Result:
     return dict(messages(n_bytes))
 
 
-def _told(result: Result) -> Result:
-    """Return what of a parallel run's result is kept."""
-    parallel = result["parallel"]
-    stale = np.array(parallel["staleness_histogram"] or [1])
-    return {
-        "seed": result["seed"],
-        "samples_per_second": result["samples_per_second"],
-        "window": parallel["window"],
-        "bytes_per_update": parallel["bytes_per_update"],
-        "staleness": float(np.average(np.arange(len(stale)), weights=stale)),
-        "ranks": [
-            {name: rank[name] for name in ("updates", "samples", "seconds")}
-            for rank in parallel["ranks"]
-        ],
-    }
-
-
 def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
     """Time what a parallel run does, step by step, in this process: two workers and a server.
 
-    Parameters
-    ----------
-    data : Dataset
-    config : TrainConfig
-    n : int
-        Gradients.
-
-    Returns
-    -------
-    dict
-        "gradient": quantiles, at equal distances from 0 to 1, of the seconds to compute one;
-        seconds that a push holds the lock, median: "push", and how much longer to "retain" what a
-        newer topology has left of a gradient, and to "evolve"; "adopt": what a worker then takes
-        for itself; "reduce", "term": to add up gradients, and how much longer for every further
-        worker; "n_params"; "n_gradients".
+    Of `n` gradients, in seconds: "gradient", quantiles at equal distances from 0 to 1; "push", how
+    long one holds the lock, median; how much longer it does to "retain" what a newer topology has
+    left of a gradient, and to "evolve"; "adopt", what a worker then takes for itself; "reduce" and
+    "term", to add up gradients, and how much longer for every further worker.
     """
     config = config.with_values(epochs=n)
     model = train.new_model(config, data.n_features, data.n_classes, 0)
@@ -246,68 +195,25 @@ def _time_reduction(n: int) -> tuple[float, float]:
     for rows, size in ((16, n // 16), (512, 1)):
         received = np.ones((rows, size), np.float32)
         mean, term = np.empty(size, np.float32), np.empty(size, np.float32)
-        times = []
-        for _ in range(20):
-            begun = time.perf_counter()
-            np.multiply(received[0], np.float32(1), out=mean)
-            for row in received[1:]:
-                np.multiply(row, np.float32(1), out=term)
-                mean += term
-            times.append(time.perf_counter() - begun)
-        found.append(float(np.median(times)))
+        found.append(float(np.median(timed(partial(_add_up, received, mean, term), 20))))
     per_term = found[1] / 512
     return max(0.0, found[0] - 16 * per_term), per_term
+
+
+def _add_up(received: np.ndarray, mean: np.ndarray, term: np.ndarray) -> None:
+    np.multiply(received[0], np.float32(1), out=mean)
+    for row in received[1:]:
+        np.multiply(row, np.float32(1), out=term)
+        mean += term
 
 
 # --- what follows from it ------------------------------------------------------------------------
 
 
-def samples_per_second(result: Result, algorithm: str, workers: int = 1) -> np.ndarray:
-    """Return the samples per second of all rounds."""
-    runs = result["runs"][algorithm][str(workers)]
-    return np.array([run["samples_per_second"] for run in runs])
-
-
-def workers_of(result: Result, algorithm: str) -> list[int]:
-    """Return the numbers of workers that were measured."""
-    return sorted(int(k) for k in result["runs"][algorithm])
-
-
-def speedups(result: Result, algorithm: str, workers: int) -> np.ndarray:
-    """Return samples per second relative to the sequential trainer's, of each round."""
-    sequential = samples_per_second(result, "sequential")
-    return samples_per_second(result, algorithm, workers) / sequential
-
-
-def spent(result: Result, algorithm: str, workers: int) -> dict[str, float]:
-    """Return on what the workers spent phase 1, seconds per update of a worker.
-
-    Returns
-    -------
-    dict
-        "compute" (whatever is neither of the others), "lock" and "update"; medians over rounds of
-        the means.
-    """
-    rounds: dict[str, list[float]] = {"compute": [], "lock": [], "update": []}
-    for run in result["runs"][algorithm][str(workers)]:
-        updates = sum(rank["updates"] for rank in run["ranks"])
-        total = {
-            name: sum(rank["seconds"][name] for rank in run["ranks"])
-            for name in ("phase1", "evaluate", "checkpoint", "lock", "update")
-        }
-        rest = total["phase1"] - sum(s for name, s in total.items() if name != "phase1")
-        for name, seconds in (("compute", rest), *((n, total[n]) for n in ("lock", "update"))):
-            rounds[name].append(seconds / updates)
-    return {name: float(np.median(values)) for name, values in rounds.items()}
-
-
 def calibrate(result: Result) -> Calibration:
     """Return the simulation's numbers, from the runs of WASAP-SGD with one worker and the steps.
 
-    Raises
-    ------
-    ValueError
-        If they make no sense, for instance because the machine was busy with something else.
+    Raises ValueError if they make no sense, for instance because the machine was busy otherwise.
     """
     run, steps = result["runs"]["wasap"]["1"][0], result["steps"]
     mean = spent(result, "wasap", 1)
@@ -346,8 +252,3 @@ def check(result: Result) -> list[tuple[str, int, Outcome]]:
 def busy(result: Result, algorithm: str, workers: int) -> Calibration:
     """Return the calibration with the time of a gradient beside `workers - 1` busy cores."""
     return replace(calibrate(result), compute=spent(result, algorithm, workers)["compute"])
-
-
-def powers(most: int = 1024) -> Sequence[int]:
-    """Return the numbers of workers to be simulated."""
-    return tuple(2**i for i in range(most.bit_length()) if 2**i <= most)

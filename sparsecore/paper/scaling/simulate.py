@@ -1,9 +1,8 @@
 """A discrete-event simulation of phase 1 with more workers than there are cores: a model, no run.
 
-Workers compute for times that were measured, and meet as `wasap.server` and `wasap.lockstep` have
-them meet. What is measured, and what becomes of the numbers, is the business of `scaling`. Queue
-and clock are SimPy's, the field's own library: a cycle of a worker costs it about 10 microseconds,
-so that 1024 workers are a matter of tenths of a second.
+Workers compute for times that `measure` has measured, and meet as they do in `wasap.server` and
+`wasap.lockstep`. SimPy, the field's own library, has the queue and the clock. A worker's cycle
+costs it about 10 microseconds, so 1024 workers take tenths of a second.
 """
 
 from __future__ import annotations
@@ -18,77 +17,42 @@ import simpy
 
 ALGORITHMS = ("wasap", "wassp")
 
-# Operations on a remote window that a push waits for, each there and back: between taking the
-# lock and giving it back in `ParameterServer.push` (the last half of the one and the first of the
-# other are one more), by a worker that meets a newer topology, and at the end of an epoch.
+# Operations on a remote window that a push waits for, each there and back: between taking the lock
+# and giving it back in `ParameterServer.push`, by a worker that meets a newer topology, and at the
+# end of an epoch. Half of the lock's taking and half of its giving back are one more.
 ROUND_TRIPS, ROUND_TRIPS_RETAINED, ROUND_TRIPS_EVOLVED = 11, 3, 6
 _UPDATES, _STEPS = 6_000, 400
+_MAY_BE_0 = ("lock", "evolve", "retain", "adopt", "reduce", "term", "message")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the simulation takes from measurements.
+    """What the simulation takes from measurements; times in seconds."""
 
-    Attributes
-    ----------
-    compute : float
-        Seconds from the end of one push to the start of the next, mean.
-    lock : float
-        Seconds to take the lock when nobody has it.
-    update : float
-        Seconds that a push holds the lock, without an evolution, mean.
-    evolve : float
-        Seconds more of the push that ends an epoch.
-    retain : float
-        Seconds more of a push that meets a newer topology.
-    adopt : float
-        Seconds that the worker then takes, without the lock, to adopt that topology.
-    reduce, term : float
-        Seconds to add up all workers' gradients in lockstep: for a worker's share of them, which is
-        as long as one gradient, and more per worker.
-    message : float
-        Seconds that a small message takes between two processes of a machine.
-    bandwidth : float
-        Bytes per second, each way, of a large one.
-    n_params : int
-    bytes_per_update : float
-        That an update moves between worker and server.
-    samples_per_update : float
-    updates_per_epoch : int
-    jitter : tuple of float
-        Quantiles, at equal distances from 0 to 1, of the time to compute a gradient relative to its
-        mean.
-    """
-
-    compute: float
-    lock: float
-    update: float
-    evolve: float
-    retain: float
-    adopt: float
-    reduce: float
-    term: float
-    message: float
-    bandwidth: float
+    compute: float  # from the end of one push to the start of the next, mean
+    lock: float  # to take the lock when nobody has it
+    update: float  # that a push holds the lock, without an evolution, mean
+    evolve: float  # more for the push that ends an epoch
+    retain: float  # more for a push that meets a newer topology
+    adopt: float  # that the worker then takes, without the lock, to adopt that topology
+    reduce: (
+        float  # to add up in lockstep a worker's share of the gradients, as long as one gradient
+    )
+    term: float  # more of that per worker
+    message: float  # that a small message takes between two processes of a machine
+    bandwidth: float  # bytes per second, each way, of a large one
     n_params: int
-    bytes_per_update: float
+    bytes_per_update: float  # that an update moves between worker and server
     samples_per_update: float
     updates_per_epoch: int
+    # Quantiles, at equal distances from 0 to 1, of the time of a gradient relative to its mean.
     jitter: tuple[float, ...] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         """Check every value."""
         for name in (field.name for field in fields(self) if field.name != "jitter"):
             value = getattr(self, name)
-            positive = name not in (
-                "lock",
-                "evolve",
-                "retain",
-                "adopt",
-                "reduce",
-                "term",
-                "message",
-            )
+            positive = name not in _MAY_BE_0
             if not math.isfinite(value) or value < 0 or (positive and value == 0):
                 least = "above" if positive else "of at least"
                 raise ValueError(f"{name}: expected a finite number {least} 0, got {value!r}")
@@ -105,20 +69,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Network:
-    """What lies between workers and server.
-
-    Attributes
-    ----------
-    name : str
-    latency : float
-        Seconds, one way.
-    bandwidth : float or None
-        Bytes per second, each way, of every machine. None: all workers share one memory, and
-        messages travel as measured.
-    """
+    """What lies between workers and server."""
 
     name: str
-    latency: float = 0.0
+    latency: float = 0.0  # seconds, one way
+    # Bytes per second, each way, of every machine. None: all workers share one memory, and messages
+    # travel as measured.
     bandwidth: float | None = None
 
     def seconds(self, n_bytes: float) -> float:
@@ -138,24 +94,12 @@ NETWORKS = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """How evenly the workers compute.
-
-    Attributes
-    ----------
-    name : str
-    jitter : bool
-        Whether times vary as measured, or are the mean.
-    slowest : float
-        How many times as long the first worker takes to compute a gradient.
-    pauses : float
-        Probability that a gradient takes `pause` times as long.
-    pause : float
-    """
+    """How evenly the workers compute."""
 
     name: str
-    jitter: bool = True
-    slowest: float = 1.0
-    pauses: float = 0.0
+    jitter: bool = True  # whether times vary as measured, or are the mean
+    slowest: float = 1.0  # how many times as long the first worker takes to compute a gradient
+    pauses: float = 0.0  # probability that a gradient takes `pause` times as long
     pause: float = 1.0
 
 
@@ -171,32 +115,15 @@ SCENARIOS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a simulation.
-
-    Attributes
-    ----------
-    workers : int
-    gradients_per_second : float
-        Of all workers together.
-    samples_per_second : float
-    speedup : float
-        Over one worker that nothing holds up, with the window beside it (`Calibration.alone`).
-    utilisation : float
-        Share of the time in which somebody holds the server's lock; in lockstep, that the exchange
-        takes.
-    waiting : float
-        Share of the workers' time that they wait for the lock, or for the slowest.
-    staleness : float
-        Updates by others between a worker's pull and push, mean.
-    """
+    """What came of a simulation."""
 
     workers: int
-    gradients_per_second: float
+    gradients_per_second: float  # of all workers together
     samples_per_second: float
-    speedup: float
-    utilisation: float
-    waiting: float
-    staleness: float
+    speedup: float  # over one worker that nothing holds up (`Calibration.alone`)
+    utilisation: float  # share of the time that the lock is held; in lockstep, of the exchange
+    waiting: float  # share of the workers' time that they wait for the lock, or for the slowest
+    staleness: float  # updates by others between a worker's pull and push, mean
 
     def __repr__(self) -> str:
         return (
@@ -214,29 +141,15 @@ def simulate(
     scenario: Scenario = AS_MEASURED,
     seed: int = 0,
 ) -> Outcome:
-    """Simulate phase 1 of a parallel run in its steady state.
+    """Simulate phase 1 of a parallel run in its steady state; a seed determines the outcome.
 
-    Parameters
-    ----------
-    calibration : Calibration
-    workers : int
-        At least 1; each has a core of its own, and always a full batch: where there are more
-        workers than updates in an epoch, the data grow with them.
-    algorithm : {"wasap", "wassp"}
-    network : Network
-    scenario : Scenario
-    seed : int
-        The same seed gives the same outcome.
-
-    Returns
-    -------
-    Outcome
+    Each worker has a core of its own and always a full batch: where there are more workers than
+    updates in an epoch, the data grow with them. `algorithm` is "wasap" or "wassp".
 
     Notes
     -----
-    Not in the model: that cores share the memory's bandwidth, that requests for the lock load the
-    server's network, who gets the lock first (here the first to ask, which decides nothing but
-    whose gradient is stale), evaluation.
+    Not in the model: cores share the memory's bandwidth; requests for the lock load the server's
+    network; evaluation. The first to ask gets the lock, which only decides whose gradient is stale.
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
@@ -247,12 +160,9 @@ def simulate(
 
 
 def service(calibration: Calibration, network: Network) -> float:
-    """Return how long a push holds the server's lock, mean, evolutions included.
+    """Return how many seconds a push holds the server's lock, mean, evolutions included.
 
-    Returns
-    -------
-    float
-        Seconds, for a push that meets the topology that it was computed on.
+    The push meets the topology that its gradient was computed on.
     """
     evolve = calibration.evolve + _evolved(calibration, network)
     return _push(calibration, network) + evolve / calibration.updates_per_epoch
@@ -261,25 +171,19 @@ def service(calibration: Calibration, network: Network) -> float:
 def saturation(calibration: Calibration, network: Network) -> float:
     """Return the number of workers at which the server never rests.
 
-    Returns
-    -------
-    float
-        (compute + lock + service) / service: while one worker computes, so many others can push.
+    It is (compute + lock + service) / service: while one worker computes, so many others can push.
     """
     busy = service(calibration, network)
     return (calibration.compute + calibration.lock + 2 * network.latency + busy) / busy
 
 
 def exchange(calibration: Calibration, network: Network, workers: int) -> float:
-    """Return what a step in lockstep takes after the slowest worker has computed its gradient.
+    """Return how many seconds a step in lockstep takes after the slowest worker's gradient.
 
-    Returns
-    -------
-    float
-        Seconds: all-to-all of the gradients, whose messages are under way together; their sum and
-        the update, on a share of the parameters; the new parameters on a ring of the workers;
-        and what there is of an evolution per step, with its broadcast. Before each of these the
-        workers meet, in a message for every doubling of their number.
+    The workers exchange gradients, all to all, with all messages under way together; each adds up
+    and updates its share of the parameters; the new parameters go round a ring. An evolution, with
+    its broadcast, is spread over the steps. Before each exchange the workers meet, which takes a
+    message for every doubling of their number.
     """
     c, others = calibration, workers - 1
     wire = c.bandwidth if network.bandwidth is None else network.bandwidth

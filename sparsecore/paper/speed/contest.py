@@ -1,9 +1,8 @@
 """The contest: full training steps of the peers, timed in interleaved rounds.
 
-Each peer runs in a process of its own, with its threads set before its libraries load; they take
-turns, so that a disturbance of the machine hits all alike. One that is not installed, or fails, is
-listed with the reason. What a peer does is written in `peers`; the book's other measurements are in
-`speed`.
+Each peer runs in a process of its own, with its threads set before its libraries load. The peers
+take turns, so that a disturbance of the machine hits all alike. One that is not installed, or
+fails, is listed with the reason.
 """
 
 from __future__ import annotations
@@ -15,22 +14,16 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from sparsecore.bench import meeting_seconds
+from sparsecore.bench import meeting_seconds, spread, timed
 from sparsecore.compiled.team import cpu_count
-from sparsecore.paper.speed.peers import (
-    PEERS,
-    THROUGH_BLAS,
-    Problem,
-    Trainer,
-    absent,
-    installed_version,
-)
-from sparsecore.provenance import loaded_blas, peak_rss_mb, provenance
+from sparsecore.paper.speed.peers import Adapter, Problem
+from sparsecore.paper.speed.registry import PEERS, THROUGH_BLAS, absent, installed_version
+from sparsecore.provenance import busy_cpus, busy_seconds, loaded_blas, peak_rss_mb, provenance
 
 _STEPS_PER_CALL = 128  # the trainers hand over many batches at a time, too
 _PAUSE = 0.2  # seconds between two peers: idle OpenMP threads spin for a while
@@ -45,77 +38,54 @@ def compare(
     rounds: int = 5,
     seconds: float = 0.5,
     patience: float = 0.0,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Time full training steps of all peers, in interleaved rounds.
+    """Time full training steps of all peers, or of `keys` and sparsecore, in interleaved rounds.
 
-    Parameters
-    ----------
-    problem : Problem
-    keys : sequence of str, optional
-        Which of `PEERS`; all by default. "sparsecore", which all are compared with, always runs.
-    rounds : int
-        How often it is each peer's turn.
-    seconds : float
-        How long a turn is, in seconds; at least one call is timed.
-    patience : float
-        Seconds in all to wait for other processes to leave CPUs free, and to repeat turns in which
-        they did not.
-    progress : callable, optional
-        Called with one line before each round.
+    In each round each peer has a turn of some `seconds`, of at least one call. `patience` is how
+    many seconds in all to wait for other processes to leave CPUs free, and to repeat turns in which
+    they did not. `progress` is called with a line before each round.
 
-    Returns
-    -------
-    dict
-        "problem"; "nnz"; "meeting_us" (`bench.meeting_seconds` before and after); "peers": per
-        peer that ran "ms" (milliseconds per step: the median over rounds of the round's median),
-        "low" and "high" (smallest and largest round), "rounds", "ratio" (its time over
-        sparsecore's, round by round: "median", "low", "high"), "cpu_ms", "cores" and "others"
-        (medians of what `stopwatch` returns), "peak_rss_mb", "label", "note", "version", "blas";
-        "absent": the peers left out, each with the "reason"; "provenance".
-
-    Raises
-    ------
-    ValueError
-        If a value is out of its range.
+    The result has "peers", and for each that ran "ms" (milliseconds per step: the median over
+    rounds of the round's median), "low", "high" and "rounds", "ratio" (its time over sparsecore's,
+    round by round), "cpu_ms", "cores" and "others" (medians of what `stopwatch` returns), and what
+    was timed; "absent", the peers left out with the "reason"; "meeting_us", how long the threads
+    took to meet before and after; "nnz", "problem" and "provenance".
     """
     if rounds < 1:
         raise ValueError(f"rounds: expected an integer of at least 1, got {rounds}")
-    chosen = list(PEERS) if keys is None else ["sparsecore", *keys]
-    chosen = list(dict.fromkeys(chosen))
+    chosen = list(PEERS) if keys is None else list(dict.fromkeys(["sparsecore", *keys]))
     gone = {key: reason for key in chosen if (reason := absent(key, problem)) is not None}
     turns: dict[str, list[dict[str, float]]] = {}
     about: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
-        workers = {}
+        running = {}
         for key in chosen:
             if key not in gone:
-                workers[key] = stack.enter_context(_Worker(key, problem))
-                workers[key].tell("make", 0)  # all at once: that is not timed
-        for key in list(workers):
-            if progress:
-                progress(f"starting {PEERS[key].label}")
+                running[key] = stack.enter_context(_Process(problem.threads))
+                running[key].tell(_make, key, problem)  # all at once: that is not timed
+        for key in list(running):
+            progress(f"starting {PEERS[key].label}")
             try:
-                workers[key].hear()
-                about[key] = workers[key].ask("start", seconds)
-                turns[key] = []
-            except WorkerError as error:
+                running[key].hear()
+                about[key] = running[key].ask(_start, key, seconds)
+            except PeerError as error:
                 gone[key] = f"failed: {error}"
-                del workers[key]
+                del running[key]
         if "sparsecore" in gone:
             raise RuntimeError(f"sparsecore itself {gone['sparsecore']}")
-        order = list(workers)
+        turns = {key: [] for key in running}
+        order = list(running)
         meetings = [meeting_seconds(problem.threads)]
         for number in range(rounds):
-            if progress:
-                progress(f"round {number + 1} of {rounds}")
+            progress(f"round {number + 1} of {rounds}")
             for key in order:
-                turn, patience = _undisturbed(workers[key], seconds, problem.threads, patience)
+                turn, patience = _undisturbed(running[key], seconds, problem.threads, patience)
                 turns[key].append(turn)
             order = order[1:] + order[:1]  # nobody always follows the same neighbour
         meetings.append(meeting_seconds(problem.threads))
-        for key, worker in workers.items():
-            about[key]["peak_rss_mb"] = worker.ask("memory", 0)
+        for key, process in running.items():
+            about[key]["peak_rss_mb"] = round(process.ask(peak_rss_mb), 1)
     ours = np.array([turn["ms"] for turn in turns["sparsecore"]])
     return {
         "problem": {**asdict(problem), "sizes": list(problem.sizes)},
@@ -126,6 +96,21 @@ def compare(
             key: {"label": PEERS[key].label, "reason": reason} for key, reason in gone.items()
         },
         "provenance": provenance(problem.threads, None),
+    }
+
+
+def _summary(turns: list[dict[str, float]], ours: np.ndarray) -> dict[str, Any]:
+    ms = np.array([turn["ms"] for turn in turns])
+    return {
+        "ms": float(np.median(ms)),
+        "low": float(ms.min()),
+        "high": float(ms.max()),
+        "rounds": ms.tolist(),
+        "ratio": spread(ms / ours),
+        **{
+            name: float(np.median([turn[name] for turn in turns]))
+            for name in ("cpu_ms", "cores", "others")
+        },
     }
 
 
@@ -151,82 +136,57 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _summary(turns: list[dict[str, float]], ours: np.ndarray) -> dict[str, Any]:
-    ms = np.array([turn["ms"] for turn in turns])
-    return {
-        "ms": float(np.median(ms)),
-        "low": float(ms.min()),
-        "high": float(ms.max()),
-        "rounds": ms.tolist(),
-        "ratio": spread(ms / ours),
-        "cpu_ms": float(np.median([turn["cpu_ms"] for turn in turns])),
-        "cores": float(np.median([turn["cores"] for turn in turns])),
-        "others": float(np.median([turn["others"] for turn in turns])),
-    }
+# --- timing --------------------------------------------------------------------------------------
 
 
-def spread(values: Any) -> dict[str, float]:
-    """Return median, smallest and largest of some numbers."""
-    return {
-        "median": float(np.median(values)),
-        "low": float(np.min(values)),
-        "high": float(np.max(values)),
-    }
-
-
-def stopwatch(trainer: Trainer, seconds: float, steps: int) -> dict[str, float]:
+def stopwatch(peer: Adapter, seconds: float, steps: int) -> dict[str, float]:
     """Time calls of `steps` steps for some seconds, at least one.
 
-    Returns
-    -------
-    dict
-        "ms" per step (median over calls), "cpu_ms" (the process's CPU time per step, mean), "cores"
-        (CPU time over wall time: below the number of threads, somebody waited) and "others" (CPUs
-        that other processes kept busy meanwhile; 0 where the system does not tell).
+    Returned are "ms" per step (median over calls), "cpu_ms" (the process's CPU time per step,
+    mean), "cores" (CPU time over wall time: below the number of threads, one of them waited) and
+    "others" (CPUs that other processes kept busy meanwhile).
     """
     rng = np.random.default_rng(0)
-    n = len(trainer.problem.data[1])
+    n, size = len(peer.problem.data[1]), steps * peer.problem.batch_size
     times: list[float] = []
-    begin, cpu, all_cpu = time.perf_counter(), time.process_time(), _busy_seconds()
+    begin, cpu, all_cpu = time.perf_counter(), time.process_time(), busy_seconds()
     while not times or time.perf_counter() - begin < seconds:
-        rows = rng.integers(n, size=steps * trainer.problem.batch_size)
-        start = time.perf_counter()
-        trainer.train(rows)
-        times.append(time.perf_counter() - start)
-    wall, busy = time.perf_counter() - begin, time.process_time() - cpu
-    others = max(0.0, _busy_seconds() - all_cpu - busy)
+        times.append(timed(partial(peer.train, rng.integers(n, size=size)))[0])
+    wall, own = time.perf_counter() - begin, time.process_time() - cpu
+    others = max(0.0, busy_seconds() - all_cpu - own)
     return {
         "ms": 1e3 * float(np.median(times)) / steps,
-        "cpu_ms": 1e3 * busy / (len(times) * steps),
-        "cores": busy / wall,
+        "cpu_ms": 1e3 * own / (len(times) * steps),
+        "cores": own / wall,
         "others": others / wall,
     }
 
 
-def _busy_seconds() -> float:
-    """Return the CPU time of all processes since the system started, or 0 if it does not tell."""
-    try:
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-    except OSError:
-        return 0.0
-    user, nice, system, _, _, irq, softirq, stolen = map(int, fields[:8])
-    return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
+def warm_up(peer: Adapter, seconds: float) -> int:
+    """Compile, fill caches, and return how many steps a timed call should have."""
+    stopwatch(peer, 0, 1)
+    ms = stopwatch(peer, seconds / 2, 1)["ms"]
+    steps = int(np.clip(1e3 * seconds / 4 / ms, 1, _STEPS_PER_CALL))
+    stopwatch(peer, 0, steps)
+    return steps
 
 
 def _undisturbed(
-    worker: _Worker, seconds: float, threads: int, patience: float
+    process: _Process, seconds: float, threads: int, patience: float
 ) -> tuple[dict[str, float], float]:
-    """Return a turn that others left CPUs free for, or what there was when patience ran out."""
+    """Return a turn that others left CPUs free for, and the patience that is left.
+
+    If patience runs out, it is the turn that there was.
+    """
     free = cpu_count() - threads + _SLACK
     begin = time.perf_counter()
     while True:
-        before = _busy_seconds()
-        time.sleep(_PAUSE)
+        busy = busy_cpus(_PAUSE)
         left = patience - (time.perf_counter() - begin)
-        if left > 0 and (_busy_seconds() - before) / _PAUSE > free:
+        if left > 0 and busy > free:
             time.sleep(min(_WAIT, left))
             continue
-        turn = worker.ask("turn", seconds)
+        turn = process.ask(_turn, seconds)
         left = patience - (time.perf_counter() - begin)
         if turn["others"] <= free or left <= 0:
             # Turns take time anyway; only what was waited for or repeated counts.
@@ -234,53 +194,47 @@ def _undisturbed(
             return turn, patience - max(0.0, spent)
 
 
-def warm_up(trainer: Trainer, seconds: float) -> int:
-    """Compile, fill caches, and return how many steps a timed call should have."""
-    stopwatch(trainer, 0, 1)
-    ms = stopwatch(trainer, seconds / 2, 1)["ms"]
-    steps = int(np.clip(1e3 * seconds / 4 / ms, 1, _STEPS_PER_CALL))
-    stopwatch(trainer, 0, steps)
-    return steps
+# --- the peers' processes ------------------------------------------------------------------------
 
 
-class WorkerError(RuntimeError):
-    """A peer's process raised or died."""
+class PeerError(RuntimeError):
+    """A peer raised, or its process died."""
 
 
-class _Worker:
-    """A process that holds one peer and takes its turns."""
+class _Process:
+    """A process that calls functions for us: it holds one peer."""
 
-    def __init__(self, key: str, problem: Problem) -> None:
+    def __init__(self, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, key, problem), daemon=True)
-        with _thread_settings(problem.threads):
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        with _thread_settings(threads):
             self._process.start()
         theirs.close()
 
-    def tell(self, what: str, seconds: float) -> None:
-        """Send a question."""
+    def tell(self, function: Callable[..., Any], *args: Any) -> None:
+        """Have a function called."""
         try:
-            self._pipe.send((what, seconds))
+            self._pipe.send((function, args))
         except OSError:
             pass  # it died, which `hear` reports
 
     def hear(self) -> Any:
-        """Wait for the answer."""
+        """Wait for what the function returns."""
         try:
-            kind, answer = self._pipe.recv()
+            fine, answer = self._pipe.recv()
         except (EOFError, OSError):
-            raise WorkerError("its process died") from None
-        if kind == "error":
-            raise WorkerError(answer)
+            raise PeerError("its process died") from None
+        if not fine:
+            raise PeerError(answer)
         return answer
 
-    def ask(self, what: str, seconds: float) -> Any:
-        """Send a question and wait for the answer."""
-        self.tell(what, seconds)
+    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Have a function called, and wait for what it returns."""
+        self.tell(function, *args)
         return self.hear()
 
-    def __enter__(self) -> _Worker:
+    def __enter__(self) -> _Process:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -308,43 +262,42 @@ def _thread_settings(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(pipe: Any, key: str, problem: Problem) -> None:
-    """Answer questions until the pipe closes; runs in the peer's process."""
-    peer, trainer, steps = PEERS[key], None, 1
-    if key == "jax-dense":
-        _confine(problem.threads)
+_held: dict[str, Any] = {}  # in a peer's process: its "peer", and the "steps" of a call
+
+
+def _serve(pipe: Any) -> None:
+    """Call functions until the pipe closes; runs in the peer's process."""
     while True:
         try:
-            what, seconds = pipe.recv()
+            function, args = pipe.recv()
         except (EOFError, OSError):
             break
         try:
-            answer: Any = None
-            if what == "make":
-                trainer = peer.trainer(problem)
-            elif what == "start":
-                assert trainer is not None
-                steps = warm_up(trainer, seconds)
-                answer = {
-                    "label": peer.label,
-                    "note": peer.note,
-                    "version": installed_version(key),
-                    "blas": loaded_blas() if key in THROUGH_BLAS else [],
-                }
-            elif what == "turn":
-                assert trainer is not None
-                answer = stopwatch(trainer, seconds, steps)
-            else:
-                answer = round(peak_rss_mb(), 1)
-            pipe.send(("answer", answer))
+            pipe.send((True, function(*args)))
         except Exception as error:  # whatever a foreign library raises is the peer's result
             traceback.print_exc()
-            pipe.send(("error", f"{type(error).__name__}: {error}"))
-    if trainer is not None:
-        trainer.close()
+            pipe.send((False, f"{type(error).__name__}: {error}"))
+    if "peer" in _held:
+        _held["peer"].close()
 
 
-def _confine(threads: int) -> None:
-    """Keep this process to as many CPUs as it may have threads: XLA asks nothing else."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+def _make(key: str, problem: Problem) -> None:
+    if key == "jax-dense" and hasattr(os, "sched_setaffinity"):
+        # XLA takes as many threads as it may use CPUs, and asks nothing else.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: problem.threads])
+    _held["peer"] = PEERS[key].adapter(problem)
+
+
+def _start(key: str, seconds: float) -> dict[str, Any]:
+    """Warm up, and say what is timed."""
+    _held["steps"] = warm_up(_held["peer"], seconds)
+    return {
+        "label": PEERS[key].label,
+        "note": PEERS[key].note,
+        "version": installed_version(key),
+        "blas": loaded_blas() if key in THROUGH_BLAS else [],
+    }
+
+
+def _turn(seconds: float) -> dict[str, float]:
+    return stopwatch(_held["peer"], seconds, _held["steps"])

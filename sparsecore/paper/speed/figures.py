@@ -1,8 +1,4 @@
-"""The pictures and tables of the page on speed: measurements in, a captioned picture or table out.
-
-Measuring is the business of `speed`; what all figures of the book share is in `figures`. A column
-of a picture is a place where it was measured: the recorded machine, and that of the build.
-"""
+"""The pictures and tables of the page on speed: measurements in, captions out."""
 
 from __future__ import annotations
 
@@ -13,15 +9,16 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from sparsecore.paper.figures import COLOURS, GREY, STYLE, WIDTH
-from sparsecore.paper.page import Picture, Table
-from sparsecore.paper.speed.measure import SHAPES, Result, Speed
-from sparsecore.paper.speed.peers import PEERS
-from sparsecore.paper.store import origin
+from sparsecore.paper.page import Column, Picture, Table
+from sparsecore.paper.speed.measure import SHAPES
+from sparsecore.paper.speed.registry import PEERS
+from sparsecore.paper.store import Result, Versions
+from sparsecore.paper.style import COLOURS, GREY, dot, line, panels, source, stacked
 
-# One colour a kind of peer, from the palette of `figures`; sparsecore has that of its method.
+Speed = dict[str, Versions[Result]]
+
+# One colour for each kind of peer; sparsecore has that of its method.
 _KINDS = {
     "sparsecore": (COLOURS["set-all-relu"], ("sparsecore",)),
     "yardstick": ("#333333", ("c-loop",)),
@@ -33,37 +30,44 @@ _KINDS = {
 }
 _COLOUR = {key: colour for colour, keys in _KINDS.values() for key in keys}
 _TITLES = {"fashion-mnist": "Fashion-MNIST's network", "cifar10": "CIFAR-10's network"}
+_SHAPE_COLOUR = {"fashion-mnist": COLOURS["set-all-relu"], "cifar10": COLOURS["set-relu"]}
 _LEVEL_STYLE = {"L1": "-", "L2": (0, (5, 1)), "L3": (0, (3, 1, 1, 1)), "DRAM": (0, (1, 1))}
 _LEVEL_MARKER = {"L1": "s", "L2": "o", "L3": "D", "DRAM": "v"}
 
 
+# --- the contest ---------------------------------------------------------------------------------
+
+
 def peers(speed: Speed) -> Picture:
     """Draw milliseconds per training step of all peers, a row per network."""
-    versions = speed.versions("peers")
-    keys = [key for key in PEERS if any(key in c["peers"] for _, r in versions for c in _all(r))]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.9 + 0.62 * len(keys)), layout="constrained")
-        axes = figure.subplots(len(SHAPES), len(versions), squeeze=False, sharey=True)
-        for column, (title, result) in enumerate(versions):
-            for row, shape in enumerate(SHAPES):
-                ax = axes[row, column]
-                _contest(ax, [c for c in _all(result) if c["shape"] == shape], keys)
-                ax.set_title(f"{_TITLES[shape]}, {title}")
-        for ax in axes[-1]:
-            ax.set_xlabel("milliseconds per training step")
-        handles = [_dot(colour, label) for label, (colour, _) in _KINDS.items()]
-        handles += [_dot(GREY, "one thread"), _dot(GREY, "at most two threads", fill="white")]
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    found = speed["peers"]
+    keys = [key for key in PEERS if any(key in c["peers"] for _, c in _contests(found))]
+
+    def draw(place: Axes, title: str, result: Result) -> None:
+        for ax, shape in zip(stacked(place, len(SHAPES)), SHAPES, strict=True):
+            _contest(ax, [c for c in result["contests"] if c["shape"] == shape], keys)
+            ax.set_title(f"{_TITLES[shape]}, {title}")
+            ax.tick_params(labelleft=title == next(iter(found))[0])
+        ax.set_xlabel("milliseconds per training step")
+
+    legend = [dot(colour, label) for label, (colour, _) in _KINDS.items()]
+    legend += [dot(GREY, "one thread"), dot(GREY, "at most two threads", fill="white")]
+    figure = panels(found, draw, height=0.9 + 0.62 * len(keys), legend=legend)
     caption = (
         "**A training step, and the peers.** Time of one full step on the two networks of the "
         "study's images (ε = 20, batches of 128, random data), medians of interleaved rounds; bars "
         "reach from the fastest round to the slowest. What each peer does is in the table below; "
         "the C loop does the sparse work alone. What to see: how far the dense peers and the "
-        f"sparse ones lie to the right of sparsecore. {_ratios(versions)}{_distance(versions)}"
-        f"{_source(speed, 'peers')}"
+        f"sparse ones lie to the right of sparsecore. {_ratios(found)}{_distance(found)}"
+        f"{source(found)}"
     )
     alt = "Dot plot of milliseconds per training step for each peer, on two networks."
     return Picture("F-speed-peers", figure, caption, alt)
+
+
+def _contests(found: Versions[Result]) -> list[tuple[str, Result]]:
+    """Return the contests of all versions, each with its version's title."""
+    return [(title, contest) for title, result in found for contest in result["contests"]]
 
 
 def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
@@ -78,14 +82,9 @@ def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
             if key != "sparsecore":
                 text += f" (×{found['ratio']['median']:.2g})"
             ax.annotate(
-                text,
-                (found["high"], place),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7.5,
-                color="#333333",
-            )
+                text, (found["high"], place), xytext=(6, 0), textcoords="offset points",
+                va="center", fontsize=7.5, color="#333333",
+            )  # fmt: skip
     ax.set_yticks(range(len(keys)), [PEERS[key].label for key in keys])
     ax.set_ylim(len(keys) - 0.4, -0.6)
     ax.set_xscale("log")
@@ -94,29 +93,27 @@ def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
     _plain_ticks(ax.xaxis)
 
 
-def _ratios(versions: list[tuple[str, Result]]) -> str:
+def _ratios(found: Versions[Result]) -> str:
     """Say how many times as long the others take, with one thread."""
     parts = []
-    for title, result in versions:
-        for contest in _all(result):
-            others = {
-                key: found["ratio"]["median"]
-                for key, found in contest["peers"].items()
-                if key not in ("sparsecore", "c-loop")
-            }
-            if contest["problem"]["threads"] == 1 and others:
-                first = min(others, key=lambda key: others[key])
-                last = max(others, key=lambda key: others[key])
-                parts.append(
-                    f"{_TITLES[contest['shape']]}, {title}: {others[first]:.1f} "
-                    f"({PEERS[first].label}) to {others[last]:.1f} ({PEERS[last].label})"
-                )
+    for title, contest in _contests(found):
+        others = {
+            key: peer["ratio"]["median"]
+            for key, peer in contest["peers"].items()
+            if key not in ("sparsecore", "c-loop")
+        }
+        if contest["problem"]["threads"] == 1 and others:
+            first, last = (f(others, key=lambda key: others[key]) for f in (min, max))
+            parts.append(
+                f"{_TITLES[contest['shape']]}, {title}: {others[first]:.1f} "
+                f"({PEERS[first].label}) to {others[last]:.1f} ({PEERS[last].label})"
+            )
     return f"Times as long as sparsecore, one thread: {'; '.join(parts)}. " if parts else ""
 
 
-def _distance(versions: list[tuple[str, Result]]) -> str:
+def _distance(found: Versions[Result]) -> str:
     """Say how far from each other the cores were where there were several threads."""
-    shared = [c for _, result in versions for c in _all(result) if c["problem"]["threads"] > 1]
+    shared = [c for _, c in _contests(found) if c["problem"]["threads"] > 1]
     if not shared:
         return ""
     seen = [microseconds for contest in shared for microseconds in contest["meeting_us"]]
@@ -132,35 +129,13 @@ def _distance(versions: list[tuple[str, Result]]) -> str:
 
 def what_peers_do(speed: Speed) -> Table:
     """Make the table of the peers: what each does, and where it was timed."""
-    versions = speed.versions("peers")
-    shown, plain = [], []
-    for key, peer in PEERS.items():
-        row = {"peer": peer.label, "what a step of it is": peer.note}
-        for title, result in versions:
-            row[title] = _presence(key, result)
-        shown.append(row)
-        for title, result in versions:
-            for contest in _all(result):
-                found = contest["peers"].get(key, {})
-                plain.append(
-                    {
-                        "peer": key,
-                        "measured": title,
-                        "network": "-".join(map(str, contest["problem"]["sizes"])),
-                        "threads": contest["problem"]["threads"],
-                        "ms_per_step": found.get("ms"),
-                        "low": found.get("low"),
-                        "high": found.get("high"),
-                        "ratio": found.get("ratio", {}).get("median"),
-                        "cores_busy": found.get("cores"),
-                        "cpu_ms_per_step": found.get("cpu_ms"),
-                        "others_cpus": found.get("others"),
-                        "peak_rss_mb": found.get("peak_rss_mb"),
-                        "version": found.get("version"),
-                        "blas": "; ".join(found.get("blas", [])),
-                        "absent": contest["absent"].get(key, {}).get("reason"),
-                    }
-                )
+    found = speed["peers"]
+    shown = [
+        {"peer": peer.label, "what a step of it is": peer.note}
+        | {title: _presence(key, result["contests"]) for title, result in found}
+        for key, peer in PEERS.items()
+    ]
+    plain = [_timed(key, title, contest) for key in PEERS for title, contest in _contests(found)]
     caption = (
         "**The peers.** What a step of each includes, and the version that was timed. All train "
         "the same network on the same data, each in a process of its own, with at most the same "
@@ -171,12 +146,36 @@ def what_peers_do(speed: Speed) -> Table:
     return Table("T-peers", pd.DataFrame(shown), caption, pd.DataFrame(plain))
 
 
-def _presence(key: str, result: Result) -> str:
-    for contest in _all(result):
+def _presence(key: str, contests: Sequence[Result]) -> str:
+    """Return the version that was timed, or why there is none."""
+    for contest in contests:
         if key in contest["peers"]:
             return str(contest["peers"][key]["version"])
-    return str(_all(result)[0]["absent"].get(key, {}).get("reason", "not there"))
+    return str(contests[0]["absent"].get(key, {}).get("reason", "not there"))
 
+
+def _timed(key: str, title: str, contest: Result) -> Result:
+    found = contest["peers"].get(key, {})
+    return {
+        "peer": key,
+        "measured": title,
+        "network": "-".join(map(str, contest["problem"]["sizes"])),
+        "threads": contest["problem"]["threads"],
+        "ms_per_step": found.get("ms"),
+        "low": found.get("low"),
+        "high": found.get("high"),
+        "ratio": found.get("ratio", {}).get("median"),
+        "cores_busy": found.get("cores"),
+        "cpu_ms_per_step": found.get("cpu_ms"),
+        "others_cpus": found.get("others"),
+        "peak_rss_mb": found.get("peak_rss_mb"),
+        "version": found.get("version"),
+        "blas": "; ".join(found.get("blas", [])),
+        "absent": contest["absent"].get(key, {}).get("reason"),
+    }
+
+
+# --- whole epochs --------------------------------------------------------------------------------
 
 _EPOCH = {
     "products": "forward, loss, backward, update",
@@ -184,114 +183,98 @@ _EPOCH = {
     "evaluation": "evaluation",
     "evolution": "evolution of the topology",
 }
+_EPOCHS = (
+    Column("measured", "measured", number=False),
+    Column("part of an epoch", "", lambda row: _EPOCH[row["part"]], number=False),
+    Column("seconds", "median", "{:.3f}"),
+    Column("share", "", lambda row: f"{100 * row['share']:.1f} %"),
+)
 
 
 def epochs(speed: Speed) -> Table:
     """Make the table of where the time of an epoch goes."""
-    shown, plain, told = [], [], []
-    for title, result in speed.versions("epochs"):
+    found = speed["epochs"]
+    rows, told = [], []
+    for title, result in found:
         total = sum(spent["median"] for spent in result["seconds"].values())
-        for name, what in _EPOCH.items():
+        for name in _EPOCH:
             spent = result["seconds"][name]
-            plain.append({"measured": title, "part": name, **spent})
-            shown.append(
-                {
-                    "measured": title,
-                    "part of an epoch": what,
-                    "seconds": f"{spent['median']:.3f}",
-                    "share": f"{100 * spent['median'] / total:.1f} %",
-                }
+            rows.append(
+                {"measured": title, "part": name, **spent, "share": spent["median"] / total}
             )
-        overhead = result["overhead"]
-        told.append(
-            f"{title} {100 * overhead['median']:.0f} % ({100 * overhead['low']:.0f} to "
-            f"{100 * overhead['high']:.0f} %)"
-        )
+        rest = {name: f"{100 * share:.0f}" for name, share in result["overhead"].items()}
+        told.append(f"{title} {rest['median']} % ({rest['low']} to {rest['high']} %)")
     caption = (
         "**Where an epoch goes.** Fashion-MNIST's size and network, 60,000 rows for training and "
         "10,000 for the test, one thread, medians over epochs. Share of all but the products: "
-        f"{'; '.join(told)}.{_source(speed, 'epochs', ' ')}"
+        f"{'; '.join(told)}. {source(found)}"
     )
-    return Table("T-epoch", pd.DataFrame(shown), caption, pd.DataFrame(plain), ("seconds", "share"))
+    return Table.of("T-epoch", rows, _EPOCHS, caption)
+
+
+# --- density -------------------------------------------------------------------------------------
 
 
 def density(speed: Speed) -> Picture:
     """Draw time per step against density, with the dense peers as levels."""
-    versions = speed.versions("density")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-        axes = figure.subplots(1, len(versions), squeeze=False, sharey=True)[0]
-        for ax, (title, result) in zip(axes, versions, strict=True):
-            x = [100 * p["density"] for p in result["points"]]
-            _line_with_spread(ax, x, [p["ms"] for p in result["points"]], _COLOUR["sparsecore"])
-            for key, ms in result["dense"].items():
-                style = "-" if key == "numpy-dense" else (0, (4, 2))
-                ax.axhline(ms["median"], color=_COLOUR[key], linestyle=style)
-                ax.axhspan(ms["low"], ms["high"], color=_COLOUR[key], alpha=0.15, linewidth=0)
-                above = ms["median"] == max(dense["median"] for dense in result["dense"].values())
-                ax.annotate(PEERS[key].label, (x[0], ms["median"]), xytext=(0, 3 if above else -3),
-                            va="bottom" if above else "top", textcoords="offset points",
-                            fontsize=8, color=_COLOUR[key])  # fmt: skip
-            if result["crossover"]:
-                ax.axvline(100 * result["crossover"], color=GREY, linestyle=(0, (1, 1)))
-            ax.set(xscale="log", yscale="log", title=title, xlabel="connections that exist (%)")
-            _plain_ticks(ax.xaxis, ax.yaxis)
-        axes[0].set_ylabel("milliseconds per step")
-    crossings = "; ".join(f"{title} {_percent(result['crossover'])}" for title, result in versions)
+    found = speed["density"]
+    figure = panels(found, _density, sharey=True)
+    figure.axes[0].set_ylabel("milliseconds per step")
+    crossings = "; ".join(f"{title} {_percent(result['crossover'])}" for title, result in found)
     caption = (
         "**Where dense wins.** A step of 784-1000-1000-1000-10 with batches of 128 and one thread, "
         "from half a percent of the connections to all (blue), beside dense matrix products, whose "
         "time does not depend on it (lines); bands and bars reach from the fastest round to the "
         "slowest. What to see: time grows in proportion to the connections until, at the dotted "
         "line, the fastest dense peer takes as long: above that density, dense is the better "
-        f"choice. Density at the crossing: {crossings}.{_source(speed, 'density', ' ')}"
+        f"choice. Density at the crossing: {crossings}. {source(found)}"
     )
     alt = "Milliseconds per step against density on logarithmic axes, with dense levels."
     return Picture("F-speed-density", figure, caption, alt)
+
+
+def _density(ax: Axes, title: str, result: Result) -> None:
+    x = [100 * p["density"] for p in result["points"]]
+    _line_with_spread(ax, x, [p["ms"] for p in result["points"]])
+    slowest = max(ms["median"] for ms in result["dense"].values())
+    for key, ms in result["dense"].items():
+        style = "-" if key == "numpy-dense" else (0, (4, 2))
+        ax.axhline(ms["median"], color=_COLOUR[key], linestyle=style)
+        ax.axhspan(ms["low"], ms["high"], color=_COLOUR[key], alpha=0.15, linewidth=0)
+        above = ms["median"] == slowest
+        ax.annotate(
+            PEERS[key].label, (x[0], ms["median"]), xytext=(0, 3 if above else -3),
+            va="bottom" if above else "top", textcoords="offset points", fontsize=8,
+            color=_COLOUR[key],
+        )  # fmt: skip
+    if result["crossover"]:
+        ax.axvline(100 * result["crossover"], color=GREY, linestyle=(0, (1, 1)))
+    ax.set(xscale="log", yscale="log", title=title, xlabel="connections that exist (%)")
+    _plain_ticks(ax.xaxis, ax.yaxis)
 
 
 def _percent(share: float | None) -> str:
     return "none" if share is None else f"{100 * share:.0f} %"
 
 
+# --- roofline ------------------------------------------------------------------------------------
+
+
 def roofline(speed: Speed) -> Picture:
     """Draw the kernels of both networks under the machine's measured ceilings."""
-    versions = speed.versions("roofline")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
-        axes = figure.subplots(1, len(versions), squeeze=False, sharey=True)[0]
-        for ax, (title, result) in zip(axes, versions, strict=True):
-            _roof(ax, result)
-            for point in result["kernels"]:
-                colour = COLOURS[
-                    "set-all-relu" if point["shape"] == "fashion-mnist" else "set-relu"
-                ]
-                fill = colour if point["direction"] == "forward" else "white"
-                ax.plot(
-                    point["intensity"],
-                    point["gflops"],
-                    _LEVEL_MARKER[point["level"]],
-                    color=colour,
-                    markerfacecolor=fill,
-                    markersize=6,
-                )
-            ax.set(xscale="log", yscale="log", title=title, xlabel="operations per byte moved")
-            ax.set_xlim(0.25, 8)
-            ax.set_xticks([0.25, 0.5, 1, 2, 4, 8])
-            ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-            _plain_ticks(ax.xaxis, ax.yaxis)
-        axes[0].set_ylabel("GFLOP/s, one thread")
-        handles = [
-            _dot(COLOURS["set-all-relu"], _TITLES["fashion-mnist"]),
-            _dot(COLOURS["set-relu"], _TITLES["cifar10"]),
-            _dot(GREY, "forward"),
-            _dot(GREY, "backward", fill="white"),
-            *(_dot(GREY, f"rows in {level}", _LEVEL_MARKER[level]) for level in ("L1", "L2", "L3")),
-        ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=4)
+    found = speed["roofline"]
+    figure = panels(found, _roofline, height=4.6, sharey=True)
+    figure.axes[0].set_ylabel("GFLOP/s, one thread")
+    handles = [
+        *(dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()),
+        dot(GREY, "forward"),
+        dot(GREY, "backward", fill="white"),
+        *(dot(GREY, f"rows in {level}", _LEVEL_MARKER[level]) for level in ("L1", "L2", "L3")),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     shares = "; ".join(
         f"{title} {100 * min(s):.0f} to {100 * max(s):.0f} % (median {100 * np.median(s):.0f} %)"
-        for title, result in versions
+        for title, result in found
         if (s := [p["share"] for p in result["kernels"]])
     )
     caption = (
@@ -301,90 +284,95 @@ def roofline(speed: Speed) -> Picture:
         "instructions load and store; a point's shape is the memory that holds the rows which a "
         "layer visits in random order, and its ceiling is that level's line. What to see: each "
         "multiply-add takes an operand from memory, so the caches are the limit, not arithmetic. "
-        f"Share of the ceiling: {shares}.{_source(speed, 'roofline', ' ')}"
+        f"Share of the ceiling: {shares}. {source(found)}"
     )
     alt = "Roofline plot: GFLOP/s against operations per byte, with measured ceilings."
     return Picture("F-speed-roofline", figure, caption, alt)
 
 
-def _roof(ax: Axes, result: Result) -> None:
-    x = np.geomspace(0.25, 8, 60)
+def _roofline(ax: Axes, title: str, result: Result) -> None:
+    x, peak = np.geomspace(0.25, 8, 60), result["gflops"]
     for level, bandwidth in result["bandwidth"].items():
-        y = np.minimum(result["gflops"], x * bandwidth)
+        y = np.minimum(peak, x * bandwidth)
         ax.plot(x, y, color=GREY, linestyle=_LEVEL_STYLE[level], linewidth=1.2)
         ax.annotate(f"{level} {bandwidth:.0f} GB/s", (0.26, 0.26 * bandwidth), xytext=(2, 6),
                     textcoords="offset points", fontsize=7.5, color=GREY)  # fmt: skip
-    ax.annotate(f"multiply-adds {result['gflops']:.0f} GFLOP/s", (7.6, result["gflops"]),
-                xytext=(0, 4), textcoords="offset points", fontsize=7.5, color=GREY,
-                ha="right")  # fmt: skip
+    ax.annotate(f"multiply-adds {peak:.0f} GFLOP/s", (7.6, peak), xytext=(0, 4), ha="right",
+                textcoords="offset points", fontsize=7.5, color=GREY)  # fmt: skip
+    for point in result["kernels"]:
+        colour = _SHAPE_COLOUR[point["shape"]]
+        fill = colour if point["direction"] == "forward" else "white"
+        ax.plot(
+            point["intensity"], point["gflops"], _LEVEL_MARKER[point["level"]], color=colour,
+            markerfacecolor=fill, markersize=6,
+        )  # fmt: skip
+    ax.set(xscale="log", yscale="log", title=title, xlabel="operations per byte moved")
+    ax.set(xlim=(0.25, 8), xticks=[0.25, 0.5, 1, 2, 4, 8])
+    ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    _plain_ticks(ax.xaxis, ax.yaxis)
+
+
+def _layer(row: Any) -> str:
+    n_in, n_out = SHAPES[row["shape"]][row["layer"] - 1 : row["layer"] + 1]
+    return f"{n_in} → {n_out}"
+
+
+_KERNELS = (
+    Column("measured", "measured", number=False),
+    Column("layer", "", _layer, number=False),
+    Column("kernel", "direction", number=False),
+    Column("connections", "nnz", "{:,}"),
+    Column("ms", "ms_median", "{:.3f}"),
+    Column("GFLOP/s", "gflops", "{:.0f}"),
+    Column("rows in", "level", number=False),
+    Column("of the ceiling", "share", lambda row: _percent(row["share"])),
+)
 
 
 def kernels(speed: Speed) -> Table:
     """Make the table behind the roofline."""
-    shown, plain = [], []
-    for title, result in speed.versions("roofline"):
-        for p in result["kernels"]:
-            flat = {**{name: v for name, v in p.items() if name != "ms"}, **_prefixed(p["ms"])}
-            plain.append({"measured": title, **flat})
-            sizes = SHAPES[p["shape"]]
-            shown.append(
-                {
-                    "measured": title,
-                    "layer": f"{sizes[p['layer'] - 1]} → {sizes[p['layer']]}",
-                    "kernel": p["direction"],
-                    "connections": f"{p['nnz']:,}",
-                    "ms": f"{p['ms']['median']:.3f}",
-                    "GFLOP/s": f"{p['gflops']:.0f}",
-                    "rows in": p["level"],
-                    "of the ceiling": f"{100 * p['share']:.0f} %",
-                }
-            )
+    rows = [
+        {"measured": title}
+        | {name: value for name, value in point.items() if name != "ms"}
+        | {f"ms_{name}": value for name, value in point["ms"].items()}
+        for title, result in speed["roofline"]
+        for point in result["kernels"]
+    ]
     caption = "**Each kernel's time.** The roofline's numbers: medians, one thread, batches of 128."
-    numbers = ("connections", "ms", "GFLOP/s", "of the ceiling")
-    return Table("T-kernels", pd.DataFrame(shown), caption, pd.DataFrame(plain), numbers)
+    return Table.of("T-kernels", rows, _KERNELS, caption)
 
 
-def _prefixed(ms: dict[str, float]) -> dict[str, float]:
-    return {f"ms_{name}": value for name, value in ms.items()}
+# --- width ---------------------------------------------------------------------------------------
 
 
 def width(speed: Speed) -> Picture:
     """Draw time per step and memory against the width of the hidden layers."""
-    versions = speed.versions("width")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for title, result in versions:
-            points = result["points"]
-            x = [p["width"] for p in points]
-            fill = None if title == "recorded" else "white"
-            _line_with_spread(left, x, [p["ms"] for p in points], _COLOUR["sparsecore"], fill)
-            right.plot(x, [p["mib"] for p in points], "o-", color=_COLOUR["sparsecore"],
-                       markerfacecolor=fill)  # fmt: skip
-            right.plot(x, [p["dense_mib"] for p in points], ":", color=_COLOUR["numpy-dense"])
-        left.set(xscale="log", yscale="log", title="Time", ylabel="milliseconds per step")
-        right.set(xscale="log", yscale="log", title="Memory", ylabel="MiB")
-        for ax in (left, right):
-            ax.set_xlabel("neurons per hidden layer")
-            _plain_ticks(ax.xaxis, ax.yaxis)
-        handles = [_dot(_COLOUR["sparsecore"], "sparsecore, recorded")]
-        if any(title != "recorded" for title, _ in versions):
-            handles.append(_dot(_COLOUR["sparsecore"], "sparsecore, this build", fill="white"))
-        handles.append(
-            matplotlib.lines.Line2D(
-                [], [], color=_COLOUR["numpy-dense"], linestyle=":", label="dense weights alone"
-            )
-        )
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-    told = "; ".join(f"{title}: {_widest(result)}" for title, result in versions)
+    found = speed["width"]
+    colour, dense = _COLOUR["sparsecore"], _COLOUR["numpy-dense"]
+    legend = [dot(colour, "sparsecore"), line(dense, "dense weights alone", ":")]
+    figure = panels(found, _width, across=2, legend=legend)
+    told = "; ".join(f"{title}: {_widest(result)}" for title, result in found)
     caption = (
         "**Wider at constant ε.** Networks of 784-n-n-10 neurons, ε = 20, batches of 128, one "
         "thread. Memory is that of parameters, velocity and structure. What to see: connections "
         "grow as n, dense weights as n². Time grows faster than n where a layer's rows leave a "
-        f"cache. The widest network, {told}.{_source(speed, 'width', ' ')}"
+        f"cache. The widest network, {told}. {source(found)}"
     )
     alt = "Milliseconds per step and memory against neurons per layer, on logarithmic axes."
     return Picture("F-speed-width", figure, caption, alt)
+
+
+def _width(axes: Any, title: str, result: Result) -> None:
+    left, right = axes
+    points = result["points"]
+    x = [p["width"] for p in points]
+    _line_with_spread(left, x, [p["ms"] for p in points])
+    right.plot(x, [p["mib"] for p in points], "o-", color=_COLOUR["sparsecore"])
+    right.plot(x, [p["dense_mib"] for p in points], ":", color=_COLOUR["numpy-dense"])
+    for ax, what, unit in ((left, "Time", "milliseconds per step"), (right, "Memory", "MiB")):
+        ax.set(xscale="log", yscale="log", title=f"{what}, {title}", ylabel=unit)
+        ax.set_xlabel("neurons per hidden layer")
+        _plain_ticks(ax.xaxis, ax.yaxis)
 
 
 def _widest(result: Result) -> str:
@@ -400,45 +388,16 @@ def _widest(result: Result) -> str:
 # --- shared --------------------------------------------------------------------------------------
 
 
-def _all(result: Result) -> list[Result]:
-    contests: list[Result] = result["contests"]
-    return contests
-
-
-def _dot(colour: str, label: str, marker: str = "o", fill: str | None = None) -> Any:
-    return matplotlib.lines.Line2D(
-        [], [], color=colour, marker=marker, linestyle="", markerfacecolor=fill or colour,
-        label=label,
-    )  # fmt: skip
-
-
 def _plain_ticks(*axes: Any) -> None:
     for axis in axes:
         axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
-def _line_with_spread(
-    ax: Axes, x: Sequence[float], ms: Sequence[dict[str, float]], colour: str,
-    fill: str | None = None,
-) -> None:  # fmt: skip
-    y = [value["median"] for value in ms]
-    below = [value["median"] - value["low"] for value in ms]
-    above = [value["high"] - value["median"] for value in ms]
+def _line_with_spread(ax: Axes, x: Sequence[float], ms: Sequence[dict[str, float]]) -> None:
+    """Draw sparsecore's medians, with bars from the lowest to the highest."""
+    y, low, high = (np.array([value[name] for value in ms]) for name in ("median", "low", "high"))
     ax.errorbar(
-        x, y, yerr=[below, above], fmt="o-", color=colour, markersize=5, linewidth=1.4,
-        markerfacecolor=fill or colour,
+        x, y, yerr=[y - low, high - y], fmt="o-", color=_COLOUR["sparsecore"], markersize=5,
+        linewidth=1.4,
     )  # fmt: skip
-
-
-def _source(speed: Speed, part: str, before: str = "") -> str:
-    places = []
-    for title, result in speed.versions(part):
-        about = result["provenance"]
-        load = about.get("load_before")
-        places.append(
-            f"{title}: {origin(about)}"
-            + f", Python {about['python']}, NumPy {about['packages']['numpy']}"
-            + ("" if load is None else f", load before it {load:.1f}")
-        )
-    return f"{before}*Source: {'; '.join(places)}.*"

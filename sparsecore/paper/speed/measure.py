@@ -1,14 +1,13 @@
-"""F-speed: the measurements behind the page on speed, and how one comes by them: run or load.
+"""F-speed: the measurements behind the page on speed.
 
-Five parts: the contest with the peers, whole epochs and where their time goes, a sweep over density
-against dense BLAS, a roofline of the kernels under this machine's measured ceilings, and growing
-width at constant epsilon. Each part is one result. Drawing is for `figures`.
+Five parts, each one result: the contest with the peers, whole epochs and where their time goes, a
+sweep over density against dense BLAS, a roofline of the kernels under this machine's measured
+ceilings, and growing width at constant epsilon. `figures` draws them.
 """
 
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,14 +18,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from sparsecore import seeds
+from sparsecore.bench import spread, timed
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
-from sparsecore.paper.speed.contest import compare, spread, stopwatch, warm_up
-from sparsecore.paper.speed.peers import PEERS, Problem, SparseCore, absent
-from sparsecore.paper.speed.peers import Trainer as Peer
-from sparsecore.paper.speed.roofline import Report, Result, products_share, timed
-from sparsecore.paper.speed.roofline import measure as measure_roofline
-from sparsecore.paper.store import Entry, Versions, current_profile, versions
+from sparsecore.paper.speed import roofline as kernels
+from sparsecore.paper.speed.contest import compare, stopwatch, warm_up
+from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
+from sparsecore.paper.speed.registry import PEERS, absent
+from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
 from sparsecore.progress import bar
 from sparsecore.provenance import busy_cpus, provenance
 from sparsecore.seeds import Purpose
@@ -41,29 +40,18 @@ SHAPES: dict[str, tuple[int, ...]] = {
 EPSILON = 20.0
 DENSITIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
+Report = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a profile measures.
-
-    Attributes
-    ----------
-    rounds : int
-    seconds : float
-        Length of one peer's turn in a round.
-    threads : tuple of int
-        Thread counts of the contest.
-    widths : tuple of int
-        Neurons per hidden layer.
-    patience : float
-        Seconds in each contest to wait for other processes to leave CPUs free.
-    """
+    """How much a profile measures."""
 
     rounds: int
-    seconds: float
-    threads: tuple[int, ...]
-    widths: tuple[int, ...]
-    patience: float = 0.0
+    seconds: float  # of one peer's turn in a round
+    threads: tuple[int, ...]  # numbers of threads of the contest
+    widths: tuple[int, ...]  # neurons per hidden layer
+    patience: float = 0.0  # seconds in each contest to wait for others to leave CPUs free
 
 
 EFFORTS = {
@@ -78,31 +66,16 @@ EFFORTS = {
 
 
 def contest(effort: Effort, report: Report) -> Result:
-    """Time all peers on both shapes, for each number of threads that the machine has.
-
-    Returns
-    -------
-    dict
-        "contests": what `compare` returns, each with its "shape".
-    """
+    """Time all peers on both shapes, for each number of threads that the machine has."""
     found = []
     for shape, sizes in SHAPES.items():
         for threads in effort.threads:
-            if threads > cpu_count():
-                continue
-            problem = Problem(sizes, epsilon=EPSILON, threads=threads)
-            found.append(
-                {
-                    "shape": shape,
-                    **compare(
-                        problem,
-                        rounds=effort.rounds,
-                        seconds=effort.seconds,
-                        patience=effort.patience,
-                        progress=report,
-                    ),
-                }
-            )
+            if threads <= cpu_count():
+                timing = compare(
+                    Problem(sizes, epsilon=EPSILON, threads=threads), rounds=effort.rounds,
+                    seconds=effort.seconds, patience=effort.patience, progress=report,
+                )  # fmt: skip
+                found.append({"shape": shape, **timing})
     return {"contests": found}
 
 
@@ -112,14 +85,10 @@ def contest(effort: Effort, report: Report) -> Result:
 def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_000)) -> Result:
     """Time epochs in full, and their products alone: steps on one batch, without dropout.
 
-    Random data of Fashion-MNIST's size and network, one thread; `rows` for training and test.
-
-    Returns
-    -------
-    dict
-        "rows"; "seconds" {"median", "low", "high"} per epoch of "products" (forward, loss, backward
-        and update), "batches" (fetching them, and dropout),
-        "evaluation" and "evolution"; "overhead": the same of the share of all but the products.
+    One thread; random data with Fashion-MNIST's network and number of rows (training and test).
+    "seconds" of an epoch are of "products" (forward, loss, backward and update), "batches"
+    (fetching them, and dropout), "evaluation" and "evolution"; "overhead" is the share of all but
+    the products.
     """
     config = TrainConfig()
     rng = np.random.default_rng(0)
@@ -136,7 +105,7 @@ def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_0
             trainer.evaluate(X_test, y_test)
             trainer.change_topology()
             spent = {name: trainer.seconds[name] - before[name] for name in before}
-            share = float(np.median(products_share(model, X_train, y_train, config, rng)))
+            share = float(np.median(kernels.products_share(model, X_train, y_train, config, rng)))
             for name, seconds in (
                 ("products", share * spent["train"]),
                 ("batches", (1 - share) * spent["train"]),
@@ -163,22 +132,18 @@ def density_sweep(
 ) -> Result:
     """Time sparsecore at growing density, and the dense peers, in interleaved rounds, one thread.
 
-    Returns
-    -------
-    dict
-        "sizes"; "points": "density" (share of connections that exist), "nnz", "ms" {"median",
-        "low", "high"} (milliseconds per step, over rounds); "dense": the same "ms" per dense peer
-        that is installed; "crossover": the density at which the fastest of them takes as long as
-        sparsecore, interpolated between points in the logarithms; None if there is none.
+    "points" has a "density" (the share of connections that exist), "nnz" and "ms" per step for
+    each; "dense" the "ms" of each dense peer that is installed; "crossover" is the density at which
+    the fastest of them takes as long as sparsecore, None if there is none.
     """
     problems = {d: Problem(sizes, density=d) for d in densities}
-    trainers: dict[Any, Peer] = {}
+    trainers: dict[Any, Adapter] = {}
     dense = [key for key in ("numpy-dense", "torch-dense") if not absent(key, Problem(sizes))]
     with threadpool_limits(1):
         for density, problem in problems.items():
             trainers[density] = SparseCore(problem)
         for key in dense:
-            trainers[key] = PEERS[key].trainer(Problem(sizes, density=min(densities)))
+            trainers[key] = PEERS[key].adapter(Problem(sizes, density=min(densities)))
         report("warming up")
         steps = {name: warm_up(trainer, effort.seconds) for name, trainer in trainers.items()}
         times: dict[Any, list[float]] = {name: [] for name in trainers}
@@ -208,7 +173,10 @@ def density_sweep(
 
 
 def crossover(densities: Sequence[float], ms: Sequence[float], level: float) -> float | None:
-    """Return the density at which the time first reaches `level`, or None if it never does."""
+    """Return the density at which the time first reaches `level`, or None if it never does.
+
+    It is interpolated between points in the logarithms.
+    """
     points = list(zip(np.log(densities), np.log(ms), strict=True))
     for (x0, y0), (x1, y1) in pairwise(points):
         if y0 < np.log(level) <= y1:
@@ -221,7 +189,7 @@ def crossover(densities: Sequence[float], ms: Sequence[float], level: float) -> 
 
 def roofline(effort: Effort, report: Report) -> Result:
     """Place both shapes' kernels under the machine's ceilings; see `roofline.measure`."""
-    return measure_roofline(SHAPES, EPSILON, 5 * effort.rounds, report)
+    return kernels.measure(SHAPES, EPSILON, 5 * effort.rounds, report)
 
 
 # --- width ---------------------------------------------------------------------------------------
@@ -230,13 +198,9 @@ def roofline(effort: Effort, report: Report) -> Result:
 def width_sweep(effort: Effort, report: Report) -> Result:
     """Time networks of 784-n-n-10 neurons at constant epsilon, with one thread, batch 128.
 
-    Returns
-    -------
-    dict
-        "points": "width" n, "nnz", "density", "ms" per step {"median", "low", "high"}, "make_s" and
-        "evolve_s" (seconds to make the network and to evolve its topology once), "mib" (of
-        parameters, velocity and structure), "bytes_per_connection", "dense_mib" (what the weights
-        alone would take if they were dense); "epsilon"; "batch".
+    A point has the "width" n, "ms" per step, the seconds to make the network and to evolve its
+    topology once, the "mib" of parameters, velocity and structure, and what the weights alone would
+    take if they were dense.
     """
     points = []
     for width in effort.widths:
@@ -249,23 +213,22 @@ def width_sweep(effort: Effort, report: Report) -> Result:
 def _one_width(width: int, effort: Effort) -> Result:
     sizes = (784, width, width, 10)
     problem = Problem(sizes, epsilon=EPSILON)
-    start = time.perf_counter()
+    make = timed(lambda: problem.model)[0]  # the first access makes it
     model = problem.model
-    make = time.perf_counter() - start
     trainer = SparseCore(problem)
     steps = warm_up(trainer, effort.seconds)
     ms = [stopwatch(trainer, effort.seconds, steps)["ms"] for _ in range(effort.rounds)]
     trainer.close()
     rng = seeds.generator(0, Purpose.EVOLUTION)
     model.evolve(0.3, rng)
-    evolve = timed(lambda: model.evolve(0.3, rng))
+    evolve = timed(lambda: model.evolve(0.3, rng))[0]
     return {
         "width": width,
         "nnz": model.nnz,
         "density": model.density,
         "ms": spread(ms),
-        "make_s": make,
-        "evolve_s": evolve,
+        "make_s": float(make),
+        "evolve_s": float(evolve),
         "mib": model.nbytes / 2**20,
         "bytes_per_connection": model.nbytes / model.nnz,
         "dense_mib": sum(a * b for a, b in pairwise(sizes)) * 4 / 2**20,

@@ -1,32 +1,27 @@
 """The roofline: what one thread of this machine can do, and where the kernels lie under that.
 
-Ceilings are measured by small compiled loops, and so is each layer's forward and backward kernel,
-alone and on data as a training step has them. Where the results are kept is the business of
-`speed`, how they are drawn that of `speed_figures`.
+Small compiled loops measure the ceilings, and each layer's forward and backward kernel alone, on
+data as a training step has it.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numba import njit
 
+from sparsecore.bench import spread, timed
 from sparsecore.compiled import kernels
 from sparsecore.compiled.engine import Engine, aligned, metrics
 from sparsecore.compiled.kernels import Rule, Workspace
 from sparsecore.compiled.lanes import Width, fma, lanes_of, load, splat, total, widest
 from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
-from sparsecore.paper.speed.contest import spread
 from sparsecore.paper.speed.peers import Problem
-
-Result = dict[str, Any]
-Report = Callable[[str], None]
+from sparsecore.paper.store import Result
 
 _PEAK_STEPS = 2_000_000
 _TURN, _TURNS = 10, 50  # steps in a turn, and turns
@@ -57,7 +52,7 @@ def _read(width, lanes, passes, data, out):
 
 
 @_jit
-def _forward_many(n, wide, width, blocks, layer, net, work, rule, hidden):
+def _forward_many(wide, width, blocks, layer, net, work, rule, hidden, n):
     lanes = lanes_of(width)
     n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
     noise = kernels.noise_of(rule, 0)
@@ -74,7 +69,7 @@ def _forward_many(n, wide, width, blocks, layer, net, work, rule, hidden):
 
 
 @_jit
-def _backward_many(n, wide, width, blocks, layer, net, work, rule, velocity, velocity_b):
+def _backward_many(wide, width, blocks, layer, net, work, rule, velocity, velocity_b, n):
     n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
     noise = kernels.noise_of(rule, 0)
     target = kernels.Target(velocity, velocity_b, None, None, False)
@@ -109,13 +104,10 @@ def products_share(
 ) -> list[float]:
     """Time the products of training steps: forward, loss, backward and update, one thread.
 
-    Returns
-    -------
-    list of float
-        Their share of the steps' time, for each of some turns: steps as they are taken in training,
-        and then as many on samples that stay in the cache, without dropout, less the time that it
-        takes to gather those. Turns are short, so that whatever else happens on the machine hits
-        both alike. The weights do not move.
+    Returned are their shares of the steps' time, one for each of some turns. A turn takes steps as
+    training takes them, and then as many on samples that stay in the cache, without dropout, less
+    the time to gather those. Turns are short, so that a disturbance hits both alike. The weights do
+    not move.
     """
     zero, batch = np.float32(0), config.batch_size
     still = Rule(zero, zero, zero, zero, np.uint64(0))
@@ -129,24 +121,17 @@ def products_share(
         for _ in range(_TURNS + 1):
             train = partial(engine.train, velocity)
             drawn = rng.choice(len(y), _TURN * batch)
-            steps = timed(partial(train, noisy, X, y, drawn, batch, 0, metrics()))
-            bare = timed(partial(train, still, X, y, resident, batch, 0, metrics()))
-            gathering = timed(partial(_gather_many, blocks, width, X, rows, work))
-            shares.append((bare - gathering) / steps)
+            [steps] = timed(partial(train, noisy, X, y, drawn, batch, 0, metrics()))
+            [bare] = timed(partial(train, still, X, y, resident, batch, 0, metrics()))
+            [gathering] = timed(partial(_gather_many, blocks, width, X, rows, work))
+            shares.append(float((bare - gathering) / steps))
     return shares[1:]  # the first turn compiles
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Return how long a call takes, in seconds."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def _best(work: Callable[[], object], repeats: int) -> float:
     """Return the shortest time in seconds: a ceiling is what the machine can do."""
     work()
-    return min(timed(work) for _ in range(repeats))
+    return float(timed(work, repeats).min())
 
 
 def cache_sizes() -> dict[str, int]:
@@ -165,19 +150,12 @@ def cache_sizes() -> dict[str, int]:
 
 
 def ceilings(repeats: int = 5) -> Result:
-    """Measure what one thread of this machine can do.
+    """Measure what one thread of this machine can do, the best of some repeats.
 
-    Returns
-    -------
-    dict
-        "gflops": fused multiply-adds on registers, each counted as 2; "bandwidth": GB/s (10⁹ bytes)
-        read from "L1", "L2", "L3" and "DRAM"; "working_set": bytes that each was measured with;
-        "cache": bytes up to which a working set counts as that level's.
-
-    Notes
-    -----
-    Bandwidths are of reading in order, the best of some repeats. The L3 of a virtual machine is
-    shared with strangers: its bandwidth is measured at 8 MiB, "DRAM" at 512 MiB.
+    "gflops" counts a fused multiply-add on registers as 2; "bandwidth" is of reading in order from
+    "L1", "L2", "L3" and "DRAM", in GB/s (10⁹ bytes); "working_set" has the bytes that each was
+    measured with, "cache" those up to which a working set counts as that level's. The L3 of a
+    virtual machine is shared with strangers: it is measured at 8 MiB, "DRAM" at 512 MiB.
     """
     lanes = widest()
     width, out = Width(lanes), np.zeros(1, np.float32)
@@ -202,28 +180,17 @@ def ceilings(repeats: int = 5) -> Result:
 
 
 def measure(
-    shapes: Mapping[str, tuple[int, ...]], epsilon: float, repeats: int, report: Report
+    shapes: Mapping[str, tuple[int, ...]],
+    epsilon: float,
+    repeats: int,
+    report: Callable[[str], None],
 ) -> Result:
     """Time each layer's forward and backward kernel, and place them under the ceilings.
 
-    Parameters
-    ----------
-    shapes : mapping of str to tuple of int
-        Neurons per layer, by name.
-    epsilon : float
-    repeats : int
-        Timings of each kernel.
-    report : callable
-        Called with a line that says what is being measured.
-
-    Returns
-    -------
-    dict
-        What `ceilings` returns, and "kernels": "shape", "layer" (1, 2, …), "direction", "nnz",
-        "ms" {"median", "low", "high"}, "gflops", "intensity" (floating-point operations per byte
-        that is loaded or stored), "working_set" (bytes of the rows of one slice, which are visited
-        in random order), "level" (the smallest memory that holds them), "share" (of the ceiling
-        there).
+    The result has what `ceilings` returns, and "kernels", each with its "ms", "gflops", "intensity"
+    (floating-point operations per byte that is loaded or stored), "working_set" (bytes of the rows
+    of one slice, which are visited in random order), "level" (the smallest memory that holds them)
+    and "share" (of the ceiling there). `report` is called with a line that says what is measured.
     """
     report("ceilings")
     found = ceilings()
@@ -261,50 +228,31 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
         for layer in range(len(sizes) - 1):
             nnz, hidden = model[layer].nnz, layer < len(sizes) - 2
             common = (wide, width, blocks, layer, net, work, rule)
-            slices = {
-                "forward": int(work.forward_slices[layer]),
-                "backward": int(work.backward_slices[layer]),
-            }
-            runs: dict[str, Callable[[int], object]] = {
-                "forward": partial(_many_forward, common, hidden),
-                "backward": partial(_many_backward, common, weights, biases),
-            }
-            for direction, run in runs.items():
+            forward = partial(_forward_many, *common, hidden)
+            backward = partial(_backward_many, *common, weights, biases)
+            kinds: tuple[tuple[str, Callable[[int], object], int], ...] = (
+                ("forward", forward, int(work.forward_slices[layer])),
+                ("backward", backward, int(work.backward_slices[layer])),
+            )
+            for direction, run, slices in kinds:
                 # Rows grow from call to call; they must not become infinite.
                 ms = spread(_kernel_ms(run, repeats, work))
                 here = width.lanes if direction == "forward" else wide.lanes
                 point = _counts(direction, layer, nnz, sizes, here, blocks * width.lanes // here)
-                point["working_set"] = -(-point["working_set"] // slices[direction])
+                point["working_set"] = -(-point["working_set"] // slices)
                 point["gflops"] = point["flops"] / ms["median"] / 1e6
-                points.append(
-                    {
-                        "shape": shape,
-                        "layer": layer + 1,
-                        "direction": direction,
-                        "nnz": nnz,
-                        "ms": ms,
-                        **point,
-                    }
-                )
+                about = {"shape": shape, "layer": layer + 1, "direction": direction}
+                points.append({**about, "nnz": nnz, "ms": ms, **point})
     return points
-
-
-def _many_forward(common: tuple[Any, ...], hidden: bool, n: int) -> None:
-    _forward_many(n, *common, hidden)
-
-
-def _many_backward(common: tuple[Any, ...], weights: Any, biases: Any, n: int) -> None:
-    _backward_many(n, *common, weights, biases)
 
 
 def _kernel_ms(run: Callable[[int], object], repeats: int, work: Workspace) -> list[float]:
     run(1)
-    per_call = timed(lambda: run(1))
-    n = max(1, int(0.02 / per_call))
+    n = max(1, int(0.02 / timed(lambda: run(1))[0]))
     kept, times = work.act.copy(), []
     for _ in range(repeats):
         work.act[:] = kept
-        times.append(1e3 * timed(lambda: run(n)) / n)
+        times.append(1e3 * float(timed(lambda: run(n))[0]) / n)
     work.act[:] = kept
     return times
 

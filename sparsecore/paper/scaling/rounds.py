@@ -1,0 +1,132 @@
+"""Sequential and parallel training in turns: the one measurement of what workers gain.
+
+F-scaling takes it on a cluster's engines, the command ``bench --parallel`` by the ranks of its MPI
+job. This module knows of neither: it is given what trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sparsecore.provenance import busy_cpus
+
+Result = dict[str, Any]
+Train = Callable[[int], Result]
+
+
+def in_turns(
+    seeds: Iterable[int], alone: Train, together: Mapping[tuple[str, int], Train]
+) -> Result:
+    """Train sequentially and in parallel, a round per seed.
+
+    ``alone(seed)`` trains sequentially, ``together[algorithm, workers](seed)`` in parallel; both
+    return a run's result. The answer has "others", the CPUs that other processes used before each
+    round, and "runs": one dict per seed, by algorithm and number of workers (a text).
+    """
+    others: list[float] = []
+    runs: dict[str, dict[str, list[Result]]] = {"sequential": {"1": []}}
+    for name, k in together:
+        runs.setdefault(name, {})[str(k)] = []
+    for seed in seeds:
+        others.append(busy_cpus())  # now the workers sleep
+        runs["sequential"]["1"].append(_kept(alone(seed)))
+        for (name, k), train in together.items():
+            runs[name][str(k)].append(_kept(train(seed)))
+    return {"others": others, "runs": runs}
+
+
+def _kept(result: Result) -> Result:
+    """Return what of a run's result is kept."""
+    found = {name: result[name] for name in ("seed", "samples_per_second", "test_accuracy")}
+    if (parallel := result.get("parallel")) is None:
+        return found
+    stale = np.array(parallel["staleness_histogram"] or [1])
+    return {
+        **found,
+        "window": parallel["window"],
+        "bytes_per_update": parallel["bytes_per_update"],
+        "staleness": float(np.average(np.arange(len(stale)), weights=stale)),
+        "ranks": [
+            {name: rank[name] for name in ("updates", "samples", "seconds")}
+            for rank in parallel["ranks"]
+        ],
+    }
+
+
+def workers_of(result: Result, algorithm: str) -> list[int]:
+    """Return the numbers of workers that were measured."""
+    return sorted(int(k) for k in result["runs"][algorithm])
+
+
+def samples_per_second(result: Result, algorithm: str, workers: int = 1) -> np.ndarray:
+    """Return the samples per second of all rounds."""
+    runs = result["runs"][algorithm][str(workers)]
+    return np.array([run["samples_per_second"] for run in runs])
+
+
+def speedups(result: Result, algorithm: str, workers: int) -> np.ndarray:
+    """Return samples per second relative to the sequential trainer's, of each round."""
+    sequential = samples_per_second(result, "sequential")
+    return samples_per_second(result, algorithm, workers) / sequential
+
+
+def total_seconds(run: Result, name: str) -> float:
+    """Return the seconds that all ranks of a run spent on something, such as "lock"."""
+    return float(sum(rank["seconds"][name] for rank in run["ranks"]))
+
+
+def spent(result: Result, algorithm: str, workers: int) -> dict[str, float]:
+    """Return on what the workers spent phase 1, in seconds per update of a worker.
+
+    "lock", "update", and "compute", which is the rest without evaluation and checkpoints; medians
+    over rounds of the means.
+    """
+    rounds: dict[str, list[float]] = {"compute": [], "lock": [], "update": []}
+    for run in result["runs"][algorithm][str(workers)]:
+        updates = sum(rank["updates"] for rank in run["ranks"])
+        lock, update = total_seconds(run, "lock"), total_seconds(run, "update")
+        aside = total_seconds(run, "evaluate") + total_seconds(run, "checkpoint")
+        rest = total_seconds(run, "phase1") - aside - lock - update
+        for name, seconds in (("compute", rest), ("lock", lock), ("update", update)):
+            rounds[name].append(seconds / updates)
+    return {name: float(np.median(values)) for name, values in rounds.items()}
+
+
+def against_sequential(result: Result, algorithm: str, workers: int) -> Result:
+    """Return what so many workers gain and lose, round by round and in all.
+
+    "shares" says on what the ranks spend phase 1, as shares of its time; "accuracy_difference" is
+    a mean, in points.
+    """
+    alone, together = result["runs"]["sequential"]["1"], result["runs"][algorithm][str(workers)]
+    ratios = speedups(result, algorithm, workers)
+    rounds = [
+        {
+            "seed": one["seed"],
+            "sequential": one["samples_per_second"],
+            "parallel": all_["samples_per_second"],
+            "ratio": float(ratio),
+            "sequential_accuracy": one["test_accuracy"],
+            "parallel_accuracy": all_["test_accuracy"],
+            "shares": {
+                name: total_seconds(all_, name) / total_seconds(all_, "phase1")
+                for name in ("gradient", "lock", "update")
+            },
+        }
+        for one, all_, ratio in zip(alone, together, ratios, strict=True)
+    ]
+    difference = [r["parallel_accuracy"] - r["sequential_accuracy"] for r in rounds]
+    return {
+        "workers": workers,
+        "others": result["others"],
+        "rounds": rounds,
+        "ratio": {
+            "median": float(np.median(ratios)),
+            "min": float(ratios.min()),
+            "max": float(ratios.max()),
+        },
+        "accuracy_difference": 100 * float(np.mean(difference)),
+    }

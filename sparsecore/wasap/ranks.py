@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import socket
-import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -22,7 +21,7 @@ from sparsecore.compiled.team import cpu_count
 from sparsecore.wasap import interrupts
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.place import ParallelError
-from sparsecore.wasap.watch import LOOK, PATIENCE, Watch, sibling_in_trouble, trouble
+from sparsecore.wasap.watch import LOOK, PATIENCE, Watch, sibling_in_trouble, trouble, watched
 
 NAP = 2e-5  # seconds; with the kernel's timer slack about 70 microseconds
 _LONG_NAP = 1e-3
@@ -46,12 +45,10 @@ _abandoned: list[Any] = []
 class Ranks:
     """The ranks of a run, on a duplicate of the communicator `comm` (by default all ranks).
 
-    Collective, as are most methods. `shared` says whether the ranks' memory is shared; None if all
-    are on one node. After `patience` seconds without a sign of life a rank counts as lost. `facts`
-    has host and process number of every rank; `spin` is how many seconds a wait spins before it
-    sleeps, `failed` whether this rank has ended the run.
-
-    Between nodes the rows lie on rank 0, and each rank exchanges some bytes with it at every look.
+    Collective. `shared` says whether the ranks' memory is shared, by default if all are on one
+    node; otherwise the rows lie on rank 0, and each rank exchanges some bytes with it at each look.
+    After `patience` seconds without a sign of life a rank counts as lost. `facts` has host and
+    process of every rank; a wait sleeps after `spin` seconds; `failed`: this rank ended the run.
     """
 
     def __init__(
@@ -67,16 +64,12 @@ class Ranks:
         self._step_known: float | None = None  # by the watch
         self._arrivals = 0
         self._lost: dict[int, str] = {}
-        self._rows: np.ndarray | None = None
-        self._guard = threading.Lock()  # the rows are not taken away while the watch looks at them
         self._known, self._silence = [0] * self.size, [0.0] * self.size
+        self._rows = np.zeros((self.size, 4), np.int64)
+        with watched("the ranks' meeting", self.in_trouble, patience):
+            self._meet(comm, shared)
+        self._looked = time.monotonic()
         self.watch = Watch(self._look, patience)
-        try:
-            with self.watch.over("the ranks' meeting"):
-                self._meet(comm, shared)
-        except BaseException:
-            self.watch.end()
-            raise
 
     def _meet(self, comm: Any, shared: bool | None) -> None:
         """Get to know the others, and open the window with the ranks' rows and messages."""
@@ -99,23 +92,21 @@ class Ranks:
         else:
             self._win = MPI.Win.Allocate(own, 1, comm=self.comm)
             memory = np.zeros(nbytes, np.uint8)
-            self._copy = np.zeros((self.size, 4), np.int64)
+            self._others = np.arange(self.size) != self.rank
+            self._copy = np.zeros_like(self._rows)
             self._exchange: list[Any] = []
         if self.rank == 0:
             np.asarray(self._win.tomemory()).view(np.uint8)[:] = 0
         self._messages = memory[n_rows:].view(f"S{_MESSAGE_BYTES}")
         self._win.Lock_all(MPI.MODE_NOCHECK)
         self.barrier()
-        self._looked = time.monotonic()
         self._rows = memory[:n_rows].view(np.int64).reshape(self.size, 4)
 
     # --- the rows --------------------------------------------------------------------------------
 
     def _set(self, column: int, value: int) -> None:
         """Let the others know of a number in this rank's row."""
-        with self._guard:  # the watch may be putting a copy of all rows in place
-            assert self._rows is not None
-            self._rows[self.rank, column] = value
+        self._rows[self.rank, column] = value
         self._put(np.array([value]), _ROW_BYTES * self.rank + 8 * column)
 
     def _put(self, values: np.ndarray, offset: int) -> None:
@@ -126,19 +117,17 @@ class Ranks:
                 self._win.Flush(0)
 
     def _column(self, column: int) -> list[int]:
-        return [] if self._rows is None else self._rows[:, column].tolist()
+        return [int(value) for value in self._rows[:, column]]
 
-    def _swap(self, rows: np.ndarray) -> None:
-        """Send this rank's row to rank 0 and fetch all, without waiting for it."""
-        if not all(request.Test() for request in self._exchange):
-            return
-        own = rows[self.rank].copy()
-        rows[:] = self._copy
-        rows[self.rank] = own
-        self._exchange = [
-            self._win.Rput([own, MPI.BYTE], 0, (_ROW_BYTES * self.rank, _ROW_BYTES, MPI.BYTE)),
-            self._win.Rget([self._copy, MPI.BYTE], 0, (0, self._copy.nbytes, MPI.BYTE)),
-        ]
+    def _swap(self) -> None:
+        """Send this rank's count to rank 0 and fetch all rows, without waiting for it."""
+        if all(request.Test() for request in self._exchange):
+            self._rows[self._others] = self._copy[self._others]
+            count, where = self._rows[self.rank, :1].copy(), (_ROW_BYTES * self.rank, 8, MPI.BYTE)
+            self._exchange = [
+                self._win.Rput([count, MPI.BYTE], 0, where),
+                self._win.Rget([self._copy, MPI.BYTE], 0, (0, self._copy.nbytes, MPI.BYTE)),
+            ]
 
     # --- who lives -------------------------------------------------------------------------------
 
@@ -166,26 +155,22 @@ class Ranks:
 
     def _look(self) -> str | None:
         """Give a sign of life and look for the others'; return who is in trouble (the watch)."""
-        with self._guard:
-            if self._rows is None:
-                return self.in_trouble() if self.facts else sibling_in_trouble()
-            now, began = time.monotonic(), self._step_began
-            # When a step takes five times the longest, the others' patience ends.
-            allowed = _STEPS * self.longest_step - self.patience
-            if began is None or began != self._step_known or now - began < allowed:
-                self._rows[self.rank, _BEATS] += 1
-            self._step_known = began
-            if not self.shared:
-                self._swap(self._rows)
-            # A rank that was suspended itself has not listened all the time.
-            passed, self._looked = min(now - self._looked, _GONE), now
-            for rank, beats in enumerate(self._column(_BEATS)):
-                self._listen(rank, beats, passed)
-            if self.rank and 0 in self._lost and self._silence[0] > self.patience + _GRACE:
-                self.watch.end_process(self._without_rank_0())  # the main thread is busy
-            if any(self._column(_ALONE)):
-                return f"rank {self._column(_ALONE).index(1)} waits no more"
-            return self._first_lost()
+        now, began = time.monotonic(), self._step_began
+        # When a step takes five times the longest, the others' patience ends.
+        allowed = _STEPS * self.longest_step - self.patience
+        if began is None or began != self._step_known or now - began < allowed:
+            self._rows[self.rank, _BEATS] += 1
+        self._step_known = began
+        if not self.shared:
+            self._swap()
+        # A rank that was suspended itself has not listened all the time.
+        passed, self._looked = min(now - self._looked, _GONE), now
+        for rank, beats in enumerate(self._column(_BEATS)):
+            self._listen(rank, beats, passed)
+        if self.rank and 0 in self._lost and self._silence[0] > self.patience + _GRACE:
+            self.watch.end_process(self._without_rank_0())  # the main thread is busy
+        alone = self._column(_ALONE)
+        return f"rank {alone.index(1)} waits no more" if 1 in alone else self._first_lost()
 
     def _listen(self, rank: int, beats: int, passed: float) -> None:
         """Judge another rank by its count, `passed` seconds after the last look."""
@@ -209,6 +194,8 @@ class Ranks:
 
     def in_trouble(self) -> str | None:
         """Return which rank on this machine is gone or stopped, or None."""
+        if not self.facts:
+            return sibling_in_trouble()
         for rank, (host, pid) in enumerate(self.facts):
             if what := self._trouble(rank):
                 return f"rank {rank} is {what} (process {pid} on {host})"
@@ -320,20 +307,19 @@ class Ranks:
             if other is not None:
                 raise ParallelError(f"rank {rank} could not start: {other}")
 
-    def in_turns(self, function: Callable[[], Any]) -> Any:
+    def in_turns(self, function: Callable[[], None]) -> None:
         """Call `function` on the first rank of each node, then on the others; raise on all or none.
 
         What the first one compiles, the others find in the cache instead of racing for it.
         """
-        result, error = None, None
         for turn in (True, False):
-            if (self.rank_on_node == 0) == turn:
-                try:
-                    result = function()
-                except Exception as caught:
-                    error = caught
+            error = None
+            try:
+                if (self.rank_on_node == 0) == turn:
+                    function()
+            except Exception as caught:
+                error = caught
             self.agree(error)
-        return result
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -358,14 +344,13 @@ class Ranks:
 
     def close(self) -> None:
         """Free what MPI holds, if all ranks come to do so together."""
-        if self.arrive():
-            with self.watch.over("freeing the memory"):
-                with self._guard:
-                    self._rows = None
+        together = self.arrive()
+        self.watch.end()
+        if together:
+            with watched("freeing the memory", self.in_trouble, self.patience):
                 if not self.shared:
                     MPI.Request.Waitall(self._exchange)
                 self._win.Unlock_all()
                 self._win.Free()
                 if not self._unfinished:
                     self.comm.Free()
-        self.watch.end()

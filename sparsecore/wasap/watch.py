@@ -28,12 +28,7 @@ import psutil
 LOOK = 0.2  # seconds between looks
 PATIENCE = 5.0  # seconds of silence after which a rank counts as lost
 
-_TROUBLE = {
-    psutil.STATUS_ZOMBIE: "gone",
-    psutil.STATUS_DEAD: "gone",
-    psutil.STATUS_STOPPED: "stopped",
-    psutil.STATUS_TRACING_STOP: "stopped",
-}
+_TROUBLE = {"zombie": "gone", "dead": "gone", "stopped": "stopped", "tracing-stop": "stopped"}
 
 
 def trouble(pid: int) -> str | None:
@@ -122,9 +117,13 @@ class Watch:
 
 
 @contextmanager
-def watched(call: str, look: Callable[[], str | None] = sibling_in_trouble) -> Iterator[None]:
-    """Watch over a call for which ranks have no rows: MPI's start, its end, a communicator."""
-    watch = Watch(look, PATIENCE)
+def watched(
+    call: str,
+    look: Callable[[], str | None] = sibling_in_trouble,
+    patience: float | None = None,
+) -> Iterator[None]:
+    """Watch over a call for which the ranks have no rows: MPI's start and end, and the like."""
+    watch = Watch(look, PATIENCE if patience is None else patience)
     try:
         with watch.over(call):
             yield

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from typing import Any
 
 from sparsecore.commands.options import check_common, whole
+
+_TOLD_SECONDS = 0.5  # for mpiexec to pass on what a rank said: an abort can overtake it
 
 
 def add(commands: Any) -> None:
@@ -131,7 +134,6 @@ def _extreme(options: argparse.Namespace) -> None:
 def _split(options: argparse.Namespace, config: Any, limit: int | None) -> None:
     from sparsecore.extreme import budget, split
     from sparsecore.wasap import mpi
-    from sparsecore.wasap.watch import end_process
 
     if options.checkpoint is not None:
         raise ValueError("--split: expected no --checkpoint, a split network is not saved yet")
@@ -156,8 +158,10 @@ def _split(options: argparse.Namespace, config: Any, limit: int | None) -> None:
     except ValueError:  # all ranks have it
         raise
     except Exception as error:
-        if world.size > 1:  # the others wait for this rank inside MPI
-            end_process(f"sparsecore extreme: rank {world.rank}: {error}")
+        if world.size > 1:  # the others wait for this rank inside MPI; nothing else wakes them
+            print(f"sparsecore extreme: rank {world.rank}: {error}", file=sys.stderr, flush=True)
+            time.sleep(_TOLD_SECONDS)
+            world.Abort(1)
         raise
     if result is None:  # not the rank that has it
         return

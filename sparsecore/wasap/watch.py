@@ -70,12 +70,6 @@ def sibling_in_trouble() -> str | None:
     return "one rank is gone" if _siblings and len(_siblings) < here else None
 
 
-def end_process(last_words: str) -> NoReturn:
-    """Say why, and end the process whatever the main thread does; mpiexec then ends the job."""
-    print(last_words, file=sys.stderr, flush=True)
-    os._exit(1)
-
-
 class Watch:
     """A thread that looks around until `end`, while the main thread computes or waits inside MPI.
 
@@ -107,13 +101,14 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(LOOK):
-            trouble, over = self._look(), self._over
-            if trouble and over is not None and time.monotonic() - over[1] > self._patience:
-                self.end_process(f"{over[0]} does not end: {trouble}")
+            who, over = self._look(), self._over
+            if who and over is not None and time.monotonic() - over[1] > self._patience:
+                self.end_process(f"{over[0]} does not end: {who}")
 
     def end_process(self, cause: str) -> NoReturn:
-        """End the process because of what another rank does."""
-        end_process(f"sparsecore: {cause}{self.last_words()}")
+        """Say why, and end the process whatever the main thread does; mpiexec then ends the job."""
+        print(f"sparsecore: {cause}{self.last_words()}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 @contextmanager

@@ -424,11 +424,9 @@ def test_jobs_that_see_the_same_process_numbers_do_not_clash(tmp_path):
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no permission to make namespaces")
     command = ["mpiexec", "-n", "2", *map(str, job_of("", "", "nowhere", tmp_path / "run.npz"))]
+    command += ["--epochs", "60", "--patience", "5"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    jobs = [
-        subprocess.Popen([*CONTAINER, *command, "--epochs", "60"], env=environment(), **pipes)
-        for _ in range(2)
-    ]
+    jobs = [subprocess.Popen([*CONTAINER, *command], env=environment(), **pipes) for _ in range(2)]
     ended = [finished(job) for job in jobs]
     assert [status for status, _, _ in ended] == [0, 0], ended
     pids = [[rank["pid"] for rank in json.loads(out)["parallel"]["ranks"]] for _, out, _ in ended]
@@ -438,7 +436,7 @@ def test_jobs_that_see_the_same_process_numbers_do_not_clash(tmp_path):
 @pytest.mark.mpi
 def test_nodes_may_share_a_machine(tmp_path):
     job = start(
-        2, *job_of("", "", "nowhere", tmp_path / "run.npz"),
+        2, *job_of("", "", "nowhere", tmp_path / "run.npz"), "--patience", 5,
         options=("-genv", "MPIR_CVAR_NOLOCAL", "1"),
     )  # fmt: skip
     status, out, err = finished(job)

@@ -5,7 +5,7 @@ reports is not always that of the first. The witness, which is not started by MP
 ranks' process descriptors; whichever wakes it is the cause, unless that rank has said that it ends.
 After the first end mpiexec would wait forever for a rank that is stopped: the witness kills it.
 
-`start` runs this very file as a program of its own, so it imports the standard library alone.
+`start` runs this very file as a program, which imports little and so soon sees the ranks.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
-import uuid
 from contextlib import suppress
 
 
@@ -25,19 +23,24 @@ def start(pids: dict[int, int], checkpoint: str | None, patience: float) -> str 
 
     `pids` has the process of each rank, `checkpoint` is what a run that ends too early can be
     resumed from, and within `patience` seconds all end after the first. None if the system has no
-    process descriptors. The address is a name of no other job's, whatever its process numbers.
+    process descriptors, or room. The address is no other job's, whatever its process numbers.
     """
     if not hasattr(os, "pidfd_open"):
         return None
-    address = f"\0sparsecore-{uuid.uuid4()}"
+    import subprocess  # here, so that the program itself starts sooner
+
+    address = f"\0sparsecore-{os.urandom(16).hex()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as words:
         words.bind(address)
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, checkpoint or "", str(patience)]
-            + [f"{rank}={pid}" for rank, pid in pids.items()],
-            stdin=words.fileno(),
-            start_new_session=True,  # out of reach of mpiexec's signals
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", __file__, checkpoint or "", str(patience)]
+                + [f"{rank}={pid}" for rank, pid in pids.items()],
+                stdin=words.fileno(),
+                start_new_session=True,  # out of reach of mpiexec's signals
+            )
+        except OSError:  # no reason not to train
+            return None
     process.returncode = 0  # it outlives this process
     return address
 

@@ -410,6 +410,40 @@ def test_run_goes_on_without_a_killed_rank_where_mpi_lets_it(tmp_path):
     assert record.replay(blobs(), result)[1]["identical"]
 
 
+# In containers process numbers begin anew, but sockets' names may be those of the whole machine.
+CONTAINER = (
+    "unshare", "--pid", "--ipc", "--fork", "--mount-proc",
+    "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "container",
+)  # fmt: skip
+
+
+@pytest.mark.mpi
+def test_jobs_that_see_the_same_process_numbers_do_not_clash(tmp_path):
+    try:
+        subprocess.run([*CONTAINER, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no permission to make namespaces")
+    command = ["mpiexec", "-n", "2", *map(str, job_of("", "", "nowhere", tmp_path / "run.npz"))]
+    command += ["--epochs", "60", "--patience", "5"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    jobs = [subprocess.Popen([*CONTAINER, *command], env=environment(), **pipes) for _ in range(2)]
+    ended = [finished(job) for job in jobs]
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    pids = [[rank["pid"] for rank in json.loads(out)["parallel"]["ranks"]] for _, out, _ in ended]
+    assert pids[0] == pids[1]
+
+
+@pytest.mark.mpi
+def test_nodes_may_share_a_machine(tmp_path):
+    job = start(
+        2, *job_of("", "", "nowhere", tmp_path / "run.npz"), "--patience", 5,
+        options=("-genv", "MPIR_CVAR_NOLOCAL", "1"),
+    )  # fmt: skip
+    status, out, err = finished(job)
+    assert status == 0, err
+    assert json.loads(out)["parallel"]["window"] == "remote"
+
+
 SPLIT_THAT_BREAKS = """
 import sys
 from mpi4py import MPI

@@ -24,7 +24,7 @@ from traitlets.config import Config
 
 import sparsecore
 from sparsecore.compiled.team import cpu_count
-from sparsecore.wasap.processes import trouble
+from sparsecore.wasap.watch import trouble
 
 _REGISTERING = 3.0  # seconds for engines that have just been started to be known
 _ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package

@@ -136,10 +136,16 @@ def _train(options: argparse.Namespace) -> None:
         )
         _report(data, model, result, options)
         return
-    from sparsecore.commands.job import job
+    from sparsecore.commands import job
+    from sparsecore.wasap.plan import Plan
 
-    with job(options) as this_job:
-        trained, found = this_job.train(data, config)
+    plan = Plan(options.algorithm, options.phase1, options.warmup)
+    shared = {"auto": None, "shared": True, "remote": False}[options.window]
+    with job.job(shared, options.patience, options.checkpoint) as ranks:
+        trained, found = job.train(
+            ranks, data, config, plan, options.seed, options.threads, options.checkpoint,
+            options.resume,
+        )  # fmt: skip
         if trained is not None and found is not None:
             _report(data, trained, found, options)
 

@@ -1,9 +1,9 @@
 """Interrupts (Ctrl-C) that come only where a rank can end together with the others.
 
-An interrupt may reach the ranks of a cluster one after the other. Those that it reaches late are
-ending already, because the first has ended the run; torn out of that, they would leave the others
-alone in a collective call that nothing ends. So a run holds interrupts back, and asks for them
-where it also asks whether a rank has failed.
+An interrupt may reach the ranks of a cluster one after the other. When it reaches the later ones,
+they are ending already, because the first has ended the run; torn out of that, they would leave the
+others alone in a collective call that nothing ends. So a run holds interrupts back, and lets them
+through where it also asks whether a rank has failed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ _came = threading.Event()
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Hold interrupts back until `let_through` is called, or until the end.
-
-    Only the main thread has interrupts; on others nothing is done.
-    """
+    """Hold interrupts back until `let_through`, or the end; only the main thread has interrupts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,21 +1,20 @@
-"""MPI's beginning and end; everything that needs MPI has it from here.
+"""MPI's start and end; everything that needs MPI has it from here.
 
 Ranks wait for each other in both, inside the library. mpi4py keeps Python's other threads from
-running meanwhile; called directly, the library does not, so that a `Watch` can name who hangs.
+running meanwhile; called directly, the library does not, so that a watch can name who hangs.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import mpi4py
 
-from sparsecore.wasap.processes import missing_siblings
-from sparsecore.wasap.watch import PATIENCE, Watch
+from sparsecore.wasap.watch import watched
 
 # MPICH reads it when it is initialised: a rank that waits inside MPI then yields its core.
 os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "1")
@@ -24,33 +23,16 @@ from mpi4py import MPI  # noqa: E402 (these settings come first)
 
 _library = ctypes.CDLL(MPI.__file__)
 
-
-@contextmanager
-def _watched(what: str) -> Iterator[None]:
-    watch = Watch(missing_siblings, PATIENCE)
-    watch.start()
-    try:
-        with watch.over(what):
-            yield
-    finally:
-        watch.end()
-
-
-def _begin() -> None:
-    if MPI.Is_initialized():
-        return
-    with _watched("MPI's start"):
+if not MPI.Is_initialized():
+    with watched("MPI's start"):
         _library.MPI_Init_thread(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int()))
-    for comm in (MPI.COMM_WORLD, MPI.COMM_SELF):
-        comm.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py makes exceptions of them
+    for _comm in (MPI.COMM_WORLD, MPI.COMM_SELF):
+        _comm.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py makes exceptions of them
 
 
-_begin()
-
-
-def finalize() -> None:
-    """End MPI, together with all other ranks."""
-    with _watched("MPI's end"):
+def finalize(look: Callable[[], str | None]) -> None:
+    """End MPI, together with all other ranks; `look` returns which of them is in trouble."""
+    with watched("MPI's end", look):
         _library.MPI_Finalize()
 
 
@@ -63,7 +45,7 @@ def world() -> Any:
 def first_ranks(n: int) -> Iterator[Any]:
     """Give a communicator of the first `n` ranks of all, to those alone."""
     group = MPI.COMM_WORLD.Get_group().Incl(range(n))
-    with _watched("setting up the workers' communicator"):
+    with watched("setting up the workers' communicator"):
         comm = MPI.COMM_WORLD.Create_group(group)
     group.Free()
     try:

@@ -1,13 +1,8 @@
-"""The ranks of a run: who they are, who lives, who has failed, and waiting without spinning.
+"""The ranks of a run: their rows, who is lost or has failed, and how they wait for each other.
 
-Every rank has a row in a small window of memory: a count that its `Watch` raises as long as it
-lives, and what it has to say. A rank whose count stands still for longer than the patience is lost.
-The count goes on through long calls (a test, a checkpoint, an evolution), since it is not the main
-thread that counts; only between `step` and `rest` it takes a step to raise it, so that a main
-thread that hangs there is noticed as well.
-
-Ranks wait by polling: only so a wait can end because of somebody who will not come. They sleep in
-between, but for a transfer, where all are there and only bytes are under way.
+A row holds a rank's count of signs of life, and what it has to say to the others. `watch` tells how
+ranks that hang are found. Ranks sleep while they wait, except during a transfer, where all are
+there and only bytes are under way.
 """
 
 from __future__ import annotations
@@ -15,7 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import socket
-import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -24,62 +18,37 @@ from typing import Any
 import numpy as np
 
 from sparsecore.compiled.team import cpu_count
-from sparsecore.wasap import interrupts, processes
+from sparsecore.wasap import interrupts
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.place import ParallelError
-from sparsecore.wasap.watch import LOOK, PATIENCE, Watch
+from sparsecore.wasap.watch import LOOK, PATIENCE, Watch, sibling_in_trouble, trouble, watched
 
 NAP = 2e-5  # seconds; with the kernel's timer slack about 70 microseconds
 _LONG_NAP = 1e-3
-# Whoever sleeps on a busy machine wakes up late, by the slice of another process; an update takes
-# half of this. Where ranks outnumber cores nobody spins: it would be the awaited rank's core.
+# A rank that sleeps on a busy machine wakes up late, by another process's time slice; an update
+# takes half of this. Where ranks outnumber cores, none spins: the core would be the awaited rank's.
 _SPIN = 3e-4
 _GONE = 3 * LOOK  # silence after which the operating system is asked
-_GRACE = 2.0  # seconds for all ranks to arrive where the run has failed
+_GRACE = 2.0  # seconds for all ranks to arrive after the run has failed
 _STEPS = 5  # a step may take so many times the longest before it
-_MESSAGE_BYTES = 1024
 
-# Operations that did not end, with their buffers; they outlive the run.
-_ABANDONED: list[Any] = []
-
-# Columns of a rank's row.
-_BEATS, _STEP_MS, _STATE, _ARRIVALS, _ALONE = range(5)
-_ROW_BYTES = 5 * 8
+# Columns of a rank's row, int64, and the size of its message behind all rows.
+_BEATS, _STATE, _ARRIVALS, _ALONE = range(4)
+_ROW_BYTES, _MESSAGE_BYTES = 4 * 8, 1024
 # States; at first 0. A rank that has left lets the others go on, one that has failed does not.
 _LEFT, _FAILED = 1, 2
 
+# Operations that did not end, with their buffers: MPI may still write there after the run.
+_abandoned: list[Any] = []
+
 
 class Ranks:
-    """The ranks of a run, on a communicator of their own.
+    """The ranks of a run, on a duplicate of the communicator `comm` (by default all ranks).
 
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm, optional
-        Duplicated; all its ranks take part. By default all ranks.
-    shared : bool, optional
-        Whether the ranks' memory is shared; by default if all are on one node.
-    patience : float
-        Seconds without a sign of life after which a rank counts as lost.
-
-    Attributes
-    ----------
-    facts : list of (str, int)
-        Host and process number of every rank.
-    spin : float
-        Seconds of spinning before a wait sleeps.
-    failed : bool
-        This rank has ended the run.
-    watch : Watch
-
-    Raises
-    ------
-    ValueError
-        If memory is to be shared and cannot.
-
-    Notes
-    -----
-    Collective. Between nodes the rows lie on rank 0; each rank exchanges some bytes with it five
-    times a second.
+    Collective. `shared` says whether the ranks' memory is shared, by default if all are on one
+    node; otherwise the rows lie on rank 0, and each rank exchanges some bytes with it at each look.
+    After `patience` seconds without a sign of life a rank counts as lost. `facts` has host and
+    process of every rank; a wait sleeps after `spin` seconds; `failed`: this rank ended the run.
     """
 
     def __init__(
@@ -89,46 +58,31 @@ class Ranks:
         self.rank, self.size, self.patience = comm.rank, comm.size, patience
         self.host, self.spin = socket.gethostname(), 0.0
         self.facts: list[tuple[str, int]] = []
-        self.failed = False
+        self.failed = self._late = self._unfinished = False
         self.longest_step = 0.0
-        self._lost: dict[int, str] = {}
-        self._rows: np.ndarray | None = None
-        self._guard = threading.Lock()  # the rows are not taken away while the watch looks at them
-        self._known, self._silence = [0] * self.size, [0.0] * self.size
-        self._steps = self._steps_known = self._arrivals = 0
-        self._late = False
         self._step_began: float | None = None
+        self._step_known: float | None = None  # by the watch
+        self._arrivals = 0
+        self._lost: dict[int, str] = {}
+        self._known, self._silence = [0] * self.size, [0.0] * self.size
+        self._rows = np.zeros((self.size, 4), np.int64)
+        with watched("the ranks' meeting", self.in_trouble, patience):
+            self._meet(comm, shared)
         self._looked = time.monotonic()
-        self._unfinished: list[Any] = []
         self.watch = Watch(self._look, patience)
-        self.watch.start()
-        try:
-            size_on_node, rows = self._meet(comm, shared)
-        except BaseException:
-            self.watch.end()
-            raise
+
+    def _meet(self, comm: Any, shared: bool | None) -> None:
+        """Get to know the others, and open the window with the ranks' rows and messages."""
+        self.comm, request = comm.Idup()
+        self.wait(request)
+        self.facts = self.gathered((self.host, os.getpid()))
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.rank_on_node, size_on_node = node.rank, node.size
+        node.Free()
+        if shared and size_on_node != self.size:
+            raise ValueError("window: expected all ranks on one node to share memory")
+        self.shared = size_on_node == self.size if shared is None else shared
         self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
-        self._looked = time.monotonic()
-        self._rows = rows
-
-    def _meet(self, comm: Any, shared: bool | None) -> tuple[int, np.ndarray]:
-        """Get to know the others; return how many are on this node, and the ranks' rows."""
-        with self.watch.over("the ranks' meeting"):
-            self.comm, request = comm.Idup()
-            self.wait(request)
-            self.facts = self.gathered((self.host, os.getpid()))
-            node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-            self.rank_on_node, size_on_node = node.rank, node.size
-            node.Free()
-            if shared and size_on_node != self.size:
-                raise ValueError("window: expected all ranks on one node to share memory")
-            self.shared = size_on_node == self.size if shared is None else shared
-            return size_on_node, self._open()
-
-    # --- the rows --------------------------------------------------------------------------------
-
-    def _open(self) -> np.ndarray:
-        """Make the window; return the ranks' rows, or room for a copy of them."""
         n_rows = _ROW_BYTES * self.size
         nbytes = n_rows + _MESSAGE_BYTES * self.size
         own = nbytes if self.rank == 0 else 0
@@ -138,53 +92,52 @@ class Ranks:
         else:
             self._win = MPI.Win.Allocate(own, 1, comm=self.comm)
             memory = np.zeros(nbytes, np.uint8)
-            self._copy = np.zeros((self.size, 5), np.int64)
+            self._others = np.arange(self.size) != self.rank
+            self._copy = np.zeros_like(self._rows)
             self._exchange: list[Any] = []
         if self.rank == 0:
             np.asarray(self._win.tomemory()).view(np.uint8)[:] = 0
-        self._messages = memory[n_rows:].reshape(self.size, _MESSAGE_BYTES)
+        self._messages = memory[n_rows:].view(f"S{_MESSAGE_BYTES}")
         self._win.Lock_all(MPI.MODE_NOCHECK)
         self.barrier()
-        return memory[:n_rows].view(np.int64).reshape(self.size, 5)
+        self._rows = memory[:n_rows].view(np.int64).reshape(self.size, 4)
 
-    def _swap_rows(self, rows: np.ndarray) -> None:
-        """Send this rank's row to rank 0 and fetch all, without waiting for it."""
-        if not all(request.Test() for request in self._exchange):
-            return
-        if self._exchange:
-            own = rows[self.rank].copy()
-            rows[:] = self._copy
-            rows[self.rank] = own
-        sent = rows[self.rank].copy()
-        self._exchange = [
-            self._win.Rput([sent, MPI.BYTE], 0, (_ROW_BYTES * self.rank, _ROW_BYTES, MPI.BYTE)),
-            self._win.Rget([self._copy, MPI.BYTE], 0, (0, self._copy.nbytes, MPI.BYTE)),
-        ]
+    # --- the rows --------------------------------------------------------------------------------
 
     def _set(self, column: int, value: int) -> None:
         """Let the others know of a number in this rank's row."""
-        with self._guard:  # the watch may be putting a copy of all rows in place
-            assert self._rows is not None
-            self._rows[self.rank, column] = value
+        self._rows[self.rank, column] = value
+        self._put(np.array([value]), _ROW_BYTES * self.rank + 8 * column)
+
+    def _put(self, values: np.ndarray, offset: int) -> None:
+        """Put values into rank 0's window, if this rank has but a copy of it."""
         if not self.shared:
-            where = (_ROW_BYTES * self.rank + 8 * column, 8, MPI.BYTE)
             with self.watch.over("telling the others"):
-                self._win.Put([np.array([value]), MPI.BYTE], 0, where)
+                self._win.Put([values, MPI.BYTE], 0, (offset, values.nbytes, MPI.BYTE))
                 self._win.Flush(0)
 
     def _column(self, column: int) -> list[int]:
-        return [] if self._rows is None else self._rows[:, column].tolist()
+        return [int(value) for value in self._rows[:, column]]
+
+    def _swap(self) -> None:
+        """Send this rank's count to rank 0 and fetch all rows, without waiting for it."""
+        if all(request.Test() for request in self._exchange):
+            self._rows[self._others] = self._copy[self._others]
+            count, where = self._rows[self.rank, :1].copy(), (_ROW_BYTES * self.rank, 8, MPI.BYTE)
+            self._exchange = [
+                self._win.Rput([count, MPI.BYTE], 0, where),
+                self._win.Rget([self._copy, MPI.BYTE], 0, (0, self._copy.nbytes, MPI.BYTE)),
+            ]
 
     # --- who lives -------------------------------------------------------------------------------
 
     def step(self) -> None:
         """Begin a step of the computation; it ends with the next one, or with `rest`.
 
-        An interrupt that was held back comes here, see `interrupts`, or in `check`.
+        An interrupt that was held back is raised here, see `interrupts`, or in `check`.
         """
         interrupts.let_through()
         self.rest()
-        self._steps += 1
         self._step_began = time.monotonic()
 
     def rest(self) -> None:
@@ -197,62 +150,55 @@ class Ranks:
         """Return why a rank will not be heard of again, or None."""
         return self._lost.get(rank)
 
-    def all_lost(self) -> dict[int, str]:
-        """Return the ranks that are lost, and why."""
-        return dict(self._lost)
+    def _first_lost(self) -> str | None:
+        return next((f"rank {rank} {why}" for rank, why in list(self._lost.items())), None)
 
     def _look(self) -> str | None:
-        """Give a sign of life, and look for the others'; called by the watch."""
-        with self._guard:
-            if self._rows is None:
-                return self._stopped() if self.facts else processes.missing_siblings()
-            self._beat(self._rows)
-            if not self.shared:
-                self._swap_rows(self._rows)
-            self._listen(self._rows)
-            if self.rank and 0 in self._lost and self._silence[0] > self.patience + _GRACE:
-                self.watch.end_process(self._without_rank_0())  # the main thread is busy
-            if any(self._rows[:, _ALONE]):
-                return f"rank {int(self._rows[:, _ALONE].argmax())} waits no more"
-            return next((f"rank {rank} {why}" for rank, why in self._lost.items()), None)
-
-    def _beat(self, rows: np.ndarray) -> None:
-        if self._step_began is None or self._steps != self._steps_known:
-            rows[self.rank, _BEATS] += 1
-        self._steps_known = self._steps
-        rows[self.rank, _STEP_MS] = 1000 * self.longest_step
-
-    def _listen(self, rows: np.ndarray) -> None:
-        now = time.monotonic()
-        # Whoever was suspended himself has not listened all the time.
+        """Give a sign of life and look for the others'; return who is in trouble (the watch)."""
+        now, began = time.monotonic(), self._step_began
+        # When a step takes five times the longest, the others' patience ends.
+        allowed = _STEPS * self.longest_step - self.patience
+        if began is None or began != self._step_known or now - began < allowed:
+            self._rows[self.rank, _BEATS] += 1
+        self._step_known = began
+        if not self.shared:
+            self._swap()
+        # A rank that was suspended itself has not listened all the time.
         passed, self._looked = min(now - self._looked, _GONE), now
-        for rank, (beats, step_ms) in enumerate(rows[:, : _STEP_MS + 1].tolist()):
-            if rank == self.rank:
-                continue
-            if beats != self._known[rank]:
-                self._known[rank], self._silence[rank] = beats, 0.0
-                self._lost.pop(rank, None)
-                continue
-            self._silence[rank] += passed
-            if self._silence[rank] > _GONE:
-                self._judge(rank, self._silence[rank], step_ms / 1000)
+        for rank, beats in enumerate(self._column(_BEATS)):
+            self._listen(rank, beats, passed)
+        if self.rank and 0 in self._lost and self._silence[0] > self.patience + _GRACE:
+            self.watch.end_process(self._without_rank_0())  # the main thread is busy
+        alone = self._column(_ALONE)
+        return f"rank {alone.index(1)} waits no more" if 1 in alone else self._first_lost()
 
-    def _judge(self, rank: int, silence: float, longest_step: float) -> None:
+    def _listen(self, rank: int, beats: int, passed: float) -> None:
+        """Judge another rank by its count, `passed` seconds after the last look."""
+        silence = self._silence[rank] + passed
+        if rank == self.rank or beats != self._known[rank]:
+            self._known[rank], silence = beats, 0.0
+            self._lost.pop(rank, None)
+        elif silence > _GONE:
+            what, (host, pid) = self._trouble(rank), self.facts[rank]
+            where = f"process {pid} on {host}"
+            if what == "gone":
+                self._lost[rank] = f"is gone ({where})"
+            elif silence > self.patience:
+                where += " is stopped" if what else ""
+                self._lost[rank] = f"gave no sign of life for {silence:.1f} s ({where})"
+        self._silence[rank] = silence
+
+    def _trouble(self, rank: int) -> str | None:
         host, pid = self.facts[rank]
-        trouble = processes.trouble(pid) if host == self.host else None
-        what = f"gave no sign of life for {silence:.1f} s"
-        if trouble == "gone":
-            self._lost[rank] = f"is gone (process {pid} on {host})"
-        elif trouble == "stopped" and silence > self.patience:
-            self._lost[rank] = f"{what} (process {pid} on {host} is stopped)"
-        elif silence > max(self.patience, _STEPS * longest_step):
-            self._lost[rank] = f"{what} (process {pid} on {host})"
+        return trouble(pid) if host == self.host else None
 
-    def _stopped(self) -> str | None:
+    def in_trouble(self) -> str | None:
+        """Return which rank on this machine is gone or stopped, or None."""
+        if not self.facts:
+            return sibling_in_trouble()
         for rank, (host, pid) in enumerate(self.facts):
-            trouble = processes.trouble(pid) if host == self.host else None
-            if trouble:
-                return f"rank {rank} is {trouble} (process {pid} on {host})"
+            if what := self._trouble(rank):
+                return f"rank {rank} is {what} (process {pid} on {host})"
         return None
 
     # --- who has failed --------------------------------------------------------------------------
@@ -285,14 +231,9 @@ class Ranks:
 
     def _say(self, text: str, state: int) -> None:
         self.rest()
-        raw = text.encode()[: _MESSAGE_BYTES - 1] + b"\0"
-        own = self._messages[self.rank, : len(raw)]
-        own[:] = np.frombuffer(raw, np.uint8)
-        if not self.shared:
-            where = (_ROW_BYTES * self.size + _MESSAGE_BYTES * self.rank, len(raw), MPI.BYTE)
-            with self.watch.over("telling the others"):
-                self._win.Put([own, MPI.BYTE], 0, where)
-                self._win.Flush(0)
+        own = self._messages[self.rank : self.rank + 1]
+        own[0] = text.encode()  # cut off where it is too long
+        self._put(own, _ROW_BYTES * self.size + _MESSAGE_BYTES * self.rank)
         self._set(_STATE, state)
 
     def message(self, rank: int) -> str:
@@ -300,9 +241,9 @@ class Ranks:
         if not self.shared:
             where = (_ROW_BYTES * self.size + _MESSAGE_BYTES * rank, _MESSAGE_BYTES, MPI.BYTE)
             with self.watch.over("asking for the cause"):
-                self._win.Get([self._messages[rank], MPI.BYTE], 0, where)
+                self._win.Get([self._messages[rank : rank + 1], MPI.BYTE], 0, where)
                 self._win.Flush(0)
-        return self._messages[rank].tobytes().split(b"\0")[0].decode(errors="replace")
+        return self._messages[rank].decode(errors="replace")
 
     # --- waiting ---------------------------------------------------------------------------------
 
@@ -311,11 +252,6 @@ class Ranks:
 
         Of a collective operation MPI moves some KiB whenever a rank looks: ranks that slept between
         their looks took 0.2 seconds for the gradients of 1.6 million parameters.
-
-        Raises
-        ------
-        ParallelError
-            If a rank ends the run or is lost meanwhile.
         """
         self.barrier()
         self.wait(start(), asleep=False)
@@ -323,16 +259,8 @@ class Ranks:
     def wait(self, request: Any, *, asleep: bool = True) -> None:
         """Wait for a non-blocking operation in which all ranks take part.
 
-        Parameters
-        ----------
-        request : mpi4py.MPI.Request
-        asleep : bool
-            Sleep between looks, since the operation may wait for a rank that is late.
-
-        Raises
-        ------
-        ParallelError
-            If a rank ends the run or is lost meanwhile.
+        `asleep` has it sleep between looks, since a rank may be late. Raises `ParallelError` if a
+        rank ends the run or is lost meanwhile.
         """
         start = looked = time.monotonic()
         while not request.Test():
@@ -345,16 +273,16 @@ class Ranks:
                 looked = now
                 try:
                     self.check()
-                    for rank, why in list(self._lost.items()):
-                        raise ParallelError(f"rank {rank} {why}")
-                except ParallelError:
+                    if lost := self._first_lost():
+                        raise ParallelError(lost)
+                except BaseException:
                     self.abandon(request)
                     raise
 
     def abandon(self, operation: Any) -> None:
-        """Keep an operation that did not end: MPI may still write where it was told to."""
-        self._unfinished.append(operation)
-        _ABANDONED.append(operation)
+        """Keep an operation that did not end, with its buffers."""
+        self._unfinished = True
+        _abandoned.append(operation)
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -379,20 +307,19 @@ class Ranks:
             if other is not None:
                 raise ParallelError(f"rank {rank} could not start: {other}")
 
-    def in_turns(self, function: Any) -> Any:
+    def in_turns(self, function: Callable[[], None]) -> None:
         """Call `function` on the first rank of each node, then on the others; raise on all or none.
 
         What the first one compiles, the others find in the cache instead of racing for it.
         """
-        result, error = None, None
         for turn in (True, False):
-            if (self.rank_on_node == 0) == turn:
-                try:
-                    result = function()
-                except Exception as caught:
-                    error = caught
+            error = None
+            try:
+                if (self.rank_on_node == 0) == turn:
+                    function()
+            except Exception as caught:
+                error = caught
             self.agree(error)
-        return result
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -417,14 +344,13 @@ class Ranks:
 
     def close(self) -> None:
         """Free what MPI holds, if all ranks come to do so together."""
-        if self.arrive():
-            with self.watch.over("freeing the memory"):
-                with self._guard:
-                    self._rows = None
+        together = self.arrive()
+        self.watch.end()
+        if together:
+            with watched("freeing the memory", self.in_trouble, self.patience):
                 if not self.shared:
                     MPI.Request.Waitall(self._exchange)
                 self._win.Unlock_all()
                 self._win.Free()
                 if not self._unfinished:
                     self.comm.Free()
-        self.watch.end()

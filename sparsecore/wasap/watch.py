@@ -1,48 +1,88 @@
-"""A thread that looks around while the main thread computes, or waits inside MPI.
+"""The watchdog: a rank that hangs or fails is named, with the cause, within ten seconds.
 
-A call into MPI cannot be interrupted. If it needs a rank that hangs, only another thread can say so
-and end the process; mpiexec then ends the job.
+1. Every rank has a thread, its watch, that looks around five times a second.
+2. All ranks have rows in a window of memory (`ranks`). The watch raises the count in its own row,
+   except while a step of the main thread takes much longer than any before.
+3. A rank is lost if its process is gone, or its count stands still for longer than the patience.
+4. The others poll where they wait, so they notice: they go on without it, or end with an error.
+5. Some calls into MPI cannot poll; they run under `Watch.over`. If one lasts longer than the
+   patience while a rank is in trouble, the watch says which and ends the process, and mpiexec the
+   job. Until the ranks have met, it asks for the processes that mpiexec has started beside its own.
+6. When a rank is killed, mpiexec kills all within milliseconds. A process of its own (`witness`)
+   then says which was the first, and kills a rank that is stopped and so keeps the job from ending.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
+
+import psutil
 
 LOOK = 0.2  # seconds between looks
 PATIENCE = 5.0  # seconds of silence after which a rank counts as lost
 
+_TROUBLE = {"zombie": "gone", "dead": "gone", "stopped": "stopped", "tracing-stop": "stopped"}
+
+
+def trouble(pid: int) -> str | None:
+    """Return "gone" or "stopped" if a process of this machine is; None if not, or not known."""
+    try:
+        return _TROUBLE.get(psutil.Process(pid).status())
+    except psutil.NoSuchProcess:
+        return "gone"
+    except psutil.Error:
+        return None
+
+
+def _started() -> list[int]:
+    """Return the ranks' processes that MPICH's mpiexec has started here, in their order."""
+    if "MPI_LOCALNRANKS" not in os.environ:
+        return []
+    try:
+        parent = psutil.Process(os.getppid())
+        children = parent.children() if parent.name().startswith("hydra") else []
+        return [c.pid for c in sorted(children, key=lambda c: (c.create_time(), c.pid))]
+    except psutil.Error:
+        return []
+
+
+_siblings = _started()  # now, before one of them may have ended
+
+
+def sibling_in_trouble() -> str | None:
+    """Return which rank of this machine is stopped or gone, for as long as the ranks have not met.
+
+    None if there is none, or if another program than MPICH's has started them.
+    """
+    here, size = (int(os.environ.get(name, 0)) for name in ("MPI_LOCALNRANKS", "PMI_SIZE"))
+    # How ranks are numbered over several machines is not told.
+    name = "rank" if here == size else f"{socket.gethostname()}'s rank"
+    for number, pid in enumerate(_siblings):
+        if what := trouble(pid):
+            return f"{name} {number} is {what} (process {pid})"
+    return "one rank is gone" if _siblings and len(_siblings) < here else None
+
 
 class Watch:
-    """Looks around some times a second, from `start` to `end`.
+    """A thread that looks around until `end`, while the main thread computes or waits inside MPI.
 
-    Parameters
-    ----------
-    look : callable
-        Returns which rank is in trouble, or None.
-    patience : float
-        Seconds that the main thread may be held up while a rank is in trouble.
-
-    Attributes
-    ----------
-    last_words : callable
-        Called before the process is ended; returns what is appended to the cause.
+    `look` returns which rank is in trouble, or None; `patience` is in seconds. Before the process
+    is ended, `last_words` gives what is appended to the cause.
     """
 
     def __init__(self, look: Callable[[], str | None], patience: float) -> None:
         self._look, self._patience = look, patience
         self.last_words: Callable[[], str] = str
-        self._since: float | None = None
-        self._what = ""
+        self._over: tuple[str, float] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-
-    def start(self) -> None:
-        """Begin to look."""
         self._thread.start()
 
     def end(self) -> None:
@@ -51,21 +91,36 @@ class Watch:
         self._thread.join()
 
     @contextmanager
-    def over(self, what: str) -> Iterator[None]:
+    def over(self, call: str) -> Iterator[None]:
         """Watch over a call that may never return because a rank hangs."""
-        self._what, self._since = what, time.monotonic()
+        self._over = call, time.monotonic()
         try:
             yield
         finally:
-            self._since = None
+            self._over = None
 
     def _run(self) -> None:
         while not self._ended.wait(LOOK):
-            trouble, since = self._look(), self._since
-            if trouble and since is not None and time.monotonic() - since > self._patience:
-                self.end_process(f"{self._what} does not end: {trouble}")
+            who, over = self._look(), self._over
+            if who and over is not None and time.monotonic() - over[1] > self._patience:
+                self.end_process(f"{over[0]} does not end: {who}")
 
-    def end_process(self, cause: str) -> None:
-        """Say why, and end the process whatever the main thread does."""
+    def end_process(self, cause: str) -> NoReturn:
+        """Say why, and end the process whatever the main thread does; mpiexec then ends the job."""
         print(f"sparsecore: {cause}{self.last_words()}", file=sys.stderr, flush=True)
         os._exit(1)
+
+
+@contextmanager
+def watched(
+    call: str,
+    look: Callable[[], str | None] = sibling_in_trouble,
+    patience: float | None = None,
+) -> Iterator[None]:
+    """Watch over a call for which the ranks have no rows: MPI's start and end, and the like."""
+    watch = Watch(look, PATIENCE if patience is None else patience)
+    try:
+        with watch.over(call):
+            yield
+    finally:
+        watch.end()

@@ -1,0 +1,99 @@
+"""A process that outlives an MPI job and says which rank was killed or crashed first.
+
+When one rank is killed, mpiexec kills the rest within milliseconds, and the process number that it
+reports is not always that of the first. The witness, which is not started by MPI, sleeps on the
+ranks' process descriptors; whichever wakes it is the cause, unless that rank has said that it ends.
+After the first end mpiexec would wait forever for a rank that is stopped: the witness kills it.
+
+`start` runs this very file as a program, which imports little and so soon sees the ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+from contextlib import suppress
+
+
+def start(pids: dict[int, int], checkpoint: str | None, patience: float) -> str | None:
+    """Start the witness of a machine's ranks, and return the address where `tell` reaches it.
+
+    `pids` has the process of each rank, `checkpoint` is what a run that ends too early can be
+    resumed from, and within `patience` seconds all end after the first. None if the system has no
+    process descriptors, or room. The address is no other job's, whatever its process numbers.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return None
+    import subprocess  # here, so that the program itself starts sooner
+
+    address = f"\0sparsecore-{os.urandom(16).hex()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as words:
+        words.bind(address)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", __file__, checkpoint or "", str(patience)]
+                + [f"{rank}={pid}" for rank, pid in pids.items()],
+                stdin=words.fileno(),
+                start_new_session=True,  # out of reach of mpiexec's signals
+            )
+        except OSError:  # no reason not to train
+            return None
+    process.returncode = 0  # it outlives this process
+    return address
+
+
+def tell(address: str | None, who: int | str) -> None:
+    """Say that a rank ends as it means to; "all": that there is nothing to watch any more."""
+    if address is not None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as words, suppress(OSError):
+            words.sendto(str(who).encode(), address)
+
+
+def resume_hint(checkpoint: str | None) -> str:
+    """Return how a run that ends too early can go on, to be appended to the cause."""
+    there = checkpoint and os.path.exists(checkpoint)
+    return f"; --resume goes on from {checkpoint}" if there else ""
+
+
+def _say(rank: str, pid: str, what: str) -> None:
+    print(f"sparsecore train: rank {rank} (process {pid}) {what}", file=sys.stderr, flush=True)
+
+
+def _main(checkpoint: str, patience: str, *ranks: str) -> None:
+    """Watch the ranks (``rank=pid``) until all have ended; standard input is where they `tell`."""
+    words = socket.socket(fileno=0)
+    try:
+        names = {
+            os.pidfd_open(int(pid)): (rank, pid) for rank, pid in (r.split("=") for r in ranks)
+        }
+    except OSError:  # one has ended already, or this kernel has no descriptors
+        return
+    waiting = select.poll()
+    ended: set[str] = set()
+    for descriptor in (0, *names):
+        waiting.register(descriptor, select.POLLIN)
+    while names:
+        ready = [fd for fd, _ in waiting.poll(1000 * float(patience) if ended else None)]
+        if 0 in ready:
+            ended.add(words.recv(16).decode())
+            if "all" in ended:
+                return
+        elif ready:
+            rank, pid = names.pop(ready[0])
+            waiting.unregister(ready[0])
+            if not ended:
+                _say(rank, pid, f"was killed or crashed{resume_hint(checkpoint)}")
+            ended.add(rank)
+        else:
+            for descriptor, (rank, pid) in names.items():
+                with suppress(OSError), open(f"/proc/{pid}/stat") as file:
+                    if file.read().rpartition(")")[2].split()[0] in "Tt":
+                        _say(rank, pid, "does not end because it is stopped, and is killed")
+                        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -83,6 +83,30 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
             ) from error
 
 
+def check_resumed(
+    path: Any, found: dict[str, Any] | None, expected: dict[str, Any]
+) -> dict[str, Any]:
+    """Return `found`, the state in a checkpoint; refuse it unless it has all that is `expected`.
+
+    Where values that differ are dictionaries, such as configurations, only the entries that differ
+    are named.
+    """
+    if found is None or not expected.keys() <= found.keys():
+        raise CheckpointError(f"{path}: a model, not the checkpoint of a run")
+    for name, here in expected.items():
+        there = found[name]
+        if there == here:
+            continue
+        if isinstance(there, dict) and isinstance(here, dict):
+            differ = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+            there, here = ({k: v[k] for k in differ if k in v} for v in (there, here))
+        raise ValueError(
+            f"{path}: belongs to a run with {name} {there!r}, not {here!r}; resume with the same "
+            "data and options, or name another checkpoint"
+        )
+    return found
+
+
 def _read(stream: IO[bytes], path: Any) -> tuple[SparseMLP, dict[str, Any] | None]:
     with np.load(stream, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}

@@ -84,7 +84,9 @@ def run(
 
     model, state = None, None
     if resume and checkpoint_path is not None and Path(checkpoint_path).exists():
-        model, state = _resumed(checkpoint_path, about, seed, data.content_hash)
+        model, state = checkpoint.load(checkpoint_path)
+        expected = {"seed": seed, "config": about, "data": data.content_hash}
+        state = checkpoint.check_resumed(checkpoint_path, state, expected)
     if model is None or state is None:
         model = new_model(config, data.n_features, data.n_classes, seed)
         state = {
@@ -153,21 +155,6 @@ def run(
         "provenance": provenance(threads, data.content_hash),
     }
     return model, result
-
-
-def _resumed(
-    path: Any, about: dict[str, Any], seed: int, content_hash: str
-) -> tuple[SparseMLP, dict[str, Any]]:
-    model, state = checkpoint.load(path)
-    if state is None:
-        raise checkpoint.CheckpointError(f"{path}: a model, not the checkpoint of a run")
-    for name, here in (("seed", seed), ("config", about), ("data", content_hash)):
-        if here != state[name]:
-            raise ValueError(
-                f"{path}: belongs to a run with {name} {state[name]!r}, not {here!r}; "
-                "resume with the same options, or name another checkpoint"
-            )
-    return model, state
 
 
 def _augmented(data: Dataset, config: TrainConfig, seed: int) -> ImageAugmentation | None:

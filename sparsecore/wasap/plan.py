@@ -81,15 +81,8 @@ class Start:
     def resumed(cls, path: Path, about: dict[str, Any], seed: int, data: str) -> Start:
         """Read a checkpoint of the same run."""
         model, state = checkpoint.load(path)
-        if state is None or "rows" not in state:
-            raise checkpoint.CheckpointError(f"{path}: not the checkpoint of a parallel run")
-        for name, here in (("seed", seed), ("config", about), ("data", data)):
-            if state.get(name) != here:
-                raise ValueError(
-                    f"{path}: belongs to a run with {name} {state.get(name)!r}, not {here!r}; "
-                    "resume with the same data, the same options and as many ranks, or name "
-                    "another checkpoint"
-                )
+        expected = {"seed": seed, "config": about, "data": data}
+        state = checkpoint.check_resumed(path, state, expected)
         record = None if state["record"] is None else records.from_json(state["record"])
         rows = records.decode(state["rows"])
         done = len(rows) // len(FIELDS) if record is None else len(record.worker)

@@ -458,6 +458,10 @@ class SparseMLP:
             mean += gradient * (len(X[part]) / len(X))
         return float(mean @ mean)
 
+    def new_engine(self, batch_size: int, threads: int = 1) -> engine.Engine:
+        """Return what runs this network's training steps, of up to `batch_size` samples."""
+        return engine.Engine(self._network, batch_size, threads)
+
     def as_inputs(self, X: Any) -> Any:
         """Return `X` as contiguous float32 or CSR, checked for its number of features."""
         X = (

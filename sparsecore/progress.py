@@ -1,35 +1,52 @@
-"""The state of a parallel run as a terminal shows it."""
+"""Progress on a terminal: the one place that makes a bar."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
+
+
+def bar(
+    total: float | None,
+    desc: str | None = None,
+    *,
+    unit: str = "it",
+    unit_scale: bool = False,
+    hidden: bool = False,
+    initial: float = 0,
+    bar_format: str | None = None,
+    leave: bool = True,
+) -> tqdm[Any]:
+    """Return a progress bar on standard error; `total` None: nobody knows how much there is.
+
+    A terminal sees it five times a second, a log every ten seconds, so that it is not flooded.
+    """
+    from tqdm.auto import tqdm  # on use: data commands show none, and start without it
+
+    return tqdm(
+        total=total,
+        desc=desc,
+        unit=unit,
+        unit_scale=unit_scale,
+        disable=hidden,
+        initial=initial,
+        bar_format=bar_format,
+        leave=leave,
+        file=sys.stderr,
+        mininterval=0.2 if sys.stderr.isatty() else 10,
+    )
 
 
 class EpochBar:
-    """A progress bar over epochs, on standard error.
-
-    Parameters
-    ----------
-    title : str
-    epochs : int
-    hidden : bool
-        Show nothing: another rank does.
-    """
+    """The state of a parallel run as a bar over epochs; `hidden` where another rank shows it."""
 
     def __init__(self, title: str, epochs: int, *, hidden: bool = False) -> None:
         self._epochs = epochs
-        self._bar = tqdm(
-            total=epochs,
-            desc=title,
-            unit="epoch",
-            bar_format="{l_bar}{bar}| {n:.1f}/{total} [{elapsed}{postfix}]",
-            disable=hidden,
-            file=sys.stderr,
-            mininterval=0.2 if sys.stderr.isatty() else 10,  # a log is not flooded
-        )
+        form = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}{postfix}]"
+        self._bar = bar(epochs, title, unit="epoch", hidden=hidden, bar_format=form)
 
     def __call__(self, state: dict[str, Any]) -> None:
         """Show where the run stands."""

@@ -15,6 +15,7 @@ from typing import Any
 from threadpoolctl import threadpool_info
 
 import sparsecore
+from sparsecore.compiled import lanes
 from sparsecore.compiled.team import cpu_count
 
 _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "scikit-learn", "mpi4py", "mpich")
@@ -99,6 +100,7 @@ def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str,
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": cpu_count(),
+        "lane_width": lanes.widest(),  # float32 values that a kernel carries in registers
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "threads": threads,
         "ranks": ranks,

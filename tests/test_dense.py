@@ -72,7 +72,7 @@ def test_an_epoch_is_the_sparse_one_of_density_1():
     )
     sparse, model = twins()
     X, y = oracle.batch(sparse, 60)
-    with Trainer(sparse, config, seed=3) as a, dense.DenseTrainer(model, config, seed=3) as b:
+    with Trainer(sparse, config, seed=3) as a, Trainer(model, config, seed=3) as b:
         for _ in range(config.epochs):
             first, second = a.run_epoch(X, y), b.run_epoch(X, y)
             assert a.change_topology() == b.change_topology() == {"pruned": 0, "replaced": 0}
@@ -126,7 +126,7 @@ def test_initial_weights_are_those_of_the_rule():
 def test_noise_is_the_seed_s():
     """The trainer's key is the sparse trainer's, so both drop the same activations."""
     config = TrainConfig(hidden=(4,), zeta=0.0)
-    trainer = dense.DenseTrainer(dense.new_model(config, 3, 2, 7), config, seed=7)
+    trainer = Trainer(dense.new_model(config, 3, 2, 7), config, seed=7)
     assert trainer._rule.seed == seeds.key(7, Purpose.DROPOUT, 0)
 
 

@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sparsecore import cluster, datasets, experiment
+from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import DataNotAvailable, Dataset
 from sparsecore.paper import results
@@ -19,7 +19,6 @@ from sparsecore.paper.measurements import Measurements, used_by_others
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.conditions import current_profile
 from sparsecore.settings import setting
-from sparsecore.wasap import command
 
 STUDY = "F-parallel"
 DATASET = "fashion-mnist"
@@ -179,7 +178,7 @@ def _replayed(profile: str, data: Dataset, result: Result) -> Result:
     report = FILES.valid("replay", profile)
     if report is None or report["recorded_sha256"] != result["weights_sha256"]:
         data = _limited(data, profile, result["seed"])
-        report = FILES.write("replay", profile, command.replay(data, result, threads=1))
+        report = FILES.write("replay", profile, wasap.replay(data, result, progress=True)[1])
     return report
 
 

@@ -169,9 +169,7 @@ class _Run:
         # An epoch is all workers' batches together; in lockstep, a step of all of them.
         self.updates_per_epoch = sum(batches) if asynchronous else max(batches)
         updates = self.updates_per_epoch * self.phase1_epochs if asynchronous else 0
-        layout = Layout(
-            self.sizes, nnz, self.workers, updates, self.phase1_epochs, len(FIELDS)
-        )  # fmt: skip
+        layout = Layout(self.sizes, nnz, self.workers, updates, self.phase1_epochs, len(FIELDS))
         self.window = Window(self.ranks, layout)
         self.server = ParameterServer(
             self.window, self.config, self.seed, self.updates_per_epoch,
@@ -189,28 +187,24 @@ class _Run:
         self.server.start_clock(before["elapsed"])
 
     def _together(self, function: Callable[[], Any]) -> Any:
-        result, error = None, None
+        """Call a function on all ranks; raise on all if one raises."""
         try:
             result = function()
-        except Exception as caught:
-            error = caught
-        self.ranks.agree(error)
+        except Exception as error:
+            self.ranks.agree(error)
+        self.ranks.agree(None)
         return result
 
     def _start(
         self, resume: bool
     ) -> tuple[SparseMLP, dict[str, Any], Record | None, np.ndarray] | None:
-        """Make the model, or read the checkpoint, on rank 0.
-
-        Return it with what all ranks must know, the record of updates, and the epochs' rows.
-        """
+        """Return rank 0's model, what all ranks must know of it, its record and epochs' rows."""
         if self.rank:
             return None
         found = experiment.resumed(self.path, resume, self.about)
         if found is None:
-            model = train.new_model(
-                self.config, self.data.n_features, self.data.n_classes, self.seed
-            )
+            n_features, n_classes = self.sizes[0], self.sizes[-1]
+            model = train.new_model(self.config, n_features, n_classes, self.seed)
             fresh = {"nnz_start": model.nnz, "restarts": [], "epochs": 0, "elapsed": 0.0}
             return model, fresh, None, np.zeros(0)
         model, state = found
@@ -218,12 +212,8 @@ class _Run:
         rows = records.decode(state["rows"])
         epochs = len(rows) // len(FIELDS)
         done = epochs if record is None else len(record.worker)
-        before = {
-            "nnz_start": state["nnz_start"],
-            "restarts": [*state["restarts"], done],
-            "epochs": epochs,
-            "elapsed": state["elapsed"],
-        }
+        state |= {"restarts": [*state["restarts"], done], "epochs": epochs}
+        before = {name: state[name] for name in ("nnz_start", "restarts", "epochs", "elapsed")}
         return model, before, record, rows
 
     def _load(self) -> None:
@@ -412,13 +402,11 @@ class _Run:
                 self.own_epochs.append(record)
                 if own_path is not None:
                     before = time.perf_counter()
-                    saved = {
-                        "origin": origin,
-                        "progress": trainer.progress(),
-                        "epochs": self.own_epochs,
-                        "elapsed": record["elapsed"] - record["aside"],
-                    }
-                    checkpoint.save(worker.model, own_path, saved)
+                    state = {
+                        "origin": origin, "progress": trainer.progress(),
+                        "epochs": self.own_epochs, "elapsed": record["elapsed"] - record["aside"],
+                    }  # fmt: skip
+                    checkpoint.save(worker.model, own_path, state)
                     self._aside(time.perf_counter() - before, "checkpoint")
 
     # --- testing, saving -------------------------------------------------------------------------
@@ -463,13 +451,9 @@ class _Run:
     def _own(self, resources: Resources) -> dict[str, Any]:
         """Return what the result says of this rank."""
         return {
-            "rank": self.rank,
-            "host": self.ranks.host,
-            "pid": os.getpid(),
-            "shard": len(self.shard),
-            "updates": self.worker.updates,
-            "samples": self.worker.samples,
-            "bytes_moved": self.window.moved,
+            "rank": self.rank, "host": self.ranks.host, "pid": os.getpid(),
+            "shard": len(self.shard), "updates": self.worker.updates,
+            "samples": self.worker.samples, "bytes_moved": self.window.moved,
             "seconds": {
                 **self.worker.seconds, **self.seconds, "phase1": self.phase1_seconds,
                 "total": self.server.elapsed(),
@@ -482,19 +466,18 @@ class _Run:
     def _finish(
         self, model: SparseMLP | None, resources: Resources
     ) -> tuple[SparseMLP, dict[str, Any]]:
-        """Receive the others' models, average, test, and write down all there is to know."""
+        """Receive the others' models, average, test, and make the result."""
         arrived, failed = self.window.receive_results()
         if model is None:
             failed[0] = self.ranks.message(0)
         models, own = ([], []) if model is None else ([model], [self._own(resources)])
         for rank in sorted(arrived):
             other, about_it = unpack(arrived[rank], self.sizes, self.config)
-            assert other is not None
             models.append(other)
             own.append(about_it)
         if not models:
-            causes = "; ".join(f"rank {rank}: {why}" for rank, why in sorted(failed.items()))
-            raise ParallelError(f"no worker got to the end: {causes}")
+            causes = [f"rank {rank}: {why}" for rank, why in sorted(failed.items())]
+            raise ParallelError(f"no worker got to the end: {'; '.join(causes)}")
         # Without a phase 2 all copies are the server's.
         averages = self.phase1_epochs < self.config.epochs
         merged, union_nnz = average(models) if averages else (models[0], models[0].nnz)

@@ -100,10 +100,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Return "loss" (nats) and "accuracy" of a model on (X, y).
 
-    Raises
-    ------
-    FloatingPointError
-        If the logits are not finite: the last step of an epoch is seen here first.
+    Raise a FloatingPointError if the logits are not finite: the last step of an epoch shows here
+    first.
     """
     logits = model.decision_function(X, threads)
     if not np.isfinite(logits).all():
@@ -140,28 +138,11 @@ def change_topology(
 
 
 class Trainer:
-    """Trains a model in place, an epoch at a time.
+    """Trains a model in place, an epoch at a time; only a `SparseMLP` evolves and is pruned.
 
-    Parameters
-    ----------
-    model : SparseMLP
-        Or another `Model`; only a `SparseMLP` evolves and is pruned.
-    config : TrainConfig
-    seed : int
-        Determines data order, dropout and evolution.
-    threads : int
-        Results of a `SparseMLP` do not depend on it.
-    rank : int
-        Gives parallel workers different streams.
-
-    Attributes
-    ----------
-    epoch : int
-        Epochs done.
-    step : int
-        Steps done; it keys the dropout noise.
-    seconds : dict
-        Spent in "train", "evaluate" and "evolve"; compilation excluded.
+    `seed` determines data order, dropout and evolution, and `rank` gives parallel workers different
+    streams; results of a `SparseMLP` do not depend on `threads`. `epoch` and `step` count what is
+    done, and `seconds` the time spent, compilation excluded.
     """
 
     def __init__(
@@ -186,22 +167,8 @@ class Trainer:
     ) -> Iterator[dict[str, Any]]:
         """Take the epochs that are left, and yield the record of each.
 
-        Parameters
-        ----------
-        inputs : callable
-            ``inputs(epoch)``, counted from 0, returns the epoch's training inputs; the time that
-            takes counts as training.
-        y : ndarray of int64, shape (n,)
-        test : callable
-            Called before the topology changes; returns more entries of the record.
-        on_progress : callable, optional
-            See `run_epoch`.
-
-        Yields
-        ------
-        dict
-            "epoch" (counted from 1), "nnz" in the epoch, what `run_epoch`, `test` and
-            `change_topology` return, and "seconds" so far.
+        ``inputs(epoch)``, counted from 0, makes an epoch's inputs, which counts as training;
+        ``test()`` is called before the topology changes, and returns more entries of the record.
         """
         while self.epoch < self.config.epochs:
             begin = time.perf_counter()
@@ -218,28 +185,17 @@ class Trainer:
     ) -> dict[str, float]:
         """Take one pass over the training data in a fresh random order.
 
-        Parameters
-        ----------
-        X : ndarray or scipy.sparse, shape (n, n_features)
-            Not copied if it is a contiguous float32 array or CSR.
-        y : ndarray of int64, shape (n,)
-            Class indices.
-        on_progress : callable, optional
-            Called some times a second with the samples done since the last call and the mean loss
-            so far.
-
-        Returns
-        -------
-        dict
-            "loss" (nats) and "train_accuracy", over the epoch's batches as they were trained on,
-            with dropout.
+        `X` is dense or scipy.sparse, and not copied if it is contiguous float32 or CSR; `y` has
+        class indices. `on_progress` is called some times a second with the samples done since the
+        last call and the mean loss so far. Return "loss" (nats) and "train_accuracy", over the
+        epoch's batches as they were trained on, with dropout.
 
         Raises
         ------
         ValueError
             If shapes do not fit, there are no rows, or a label is not a class index.
         FloatingPointError
-            If the loss is no longer finite.
+            If loss or weights are no longer finite.
         """
         start = time.perf_counter()
         X = self.model.as_inputs(X)

@@ -79,14 +79,9 @@ class DenseMLP:
     """
 
     def __init__(
-        self,
-        sizes: tuple[int, ...],
-        *,
-        activation: str,
-        alpha: float,
-        init: str,
+        self, sizes: tuple[int, ...], *, activation: str, alpha: float, init: str,
         rng: np.random.Generator,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.sizes = tuple(sizes)
         self.slopes = tuple(
             negative_slope(activation, layer, alpha) for layer in range(1, len(sizes) - 1)
@@ -187,16 +182,9 @@ class DenseEngine:
         self._gain = [np.empty(n * batch_size, np.float32) for n in model.sizes[1:-1]]
 
     def train(
-        self,
-        velocity: np.ndarray,
-        rule: Rule,
-        inputs: np.ndarray,
-        labels: np.ndarray,
-        rows: np.ndarray,
-        batch_size: int,
-        step: int,
-        sums: Metrics,
-    ) -> None:
+        self, velocity: np.ndarray, rule: Rule, inputs: np.ndarray, labels: np.ndarray,
+        rows: np.ndarray, batch_size: int, step: int, sums: Metrics,
+    ) -> None:  # fmt: skip
         """Take momentum steps over ``inputs[rows]``; see `engine.Engine.train`."""
         with _blas(self._threads):
             for first in range(0, len(rows), batch_size):
@@ -205,14 +193,9 @@ class DenseEngine:
                 self._step(velocity, rule, X, labels[chosen], step + first // batch_size, sums)
 
     def _step(
-        self,
-        velocity: np.ndarray,
-        rule: Rule,
-        X: np.ndarray,
-        labels: np.ndarray,
-        step: int,
+        self, velocity: np.ndarray, rule: Rule, X: np.ndarray, labels: np.ndarray, step: int,
         sums: Metrics,
-    ) -> None:
+    ) -> None:  # fmt: skip
         model, n = self._model, len(X)
         layers = model.layers(model.params)
         threshold = np.uint16(float(rule.dropout) * 2.0**16)

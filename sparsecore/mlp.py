@@ -140,6 +140,21 @@ class SparseMLP:
             self.biases[:] = values
 
     @classmethod
+    def from_flat(
+        cls,
+        sizes: Sequence[int],
+        weight_start: np.ndarray,
+        indptr: np.ndarray,
+        indices: np.ndarray,
+        params: np.ndarray,
+        **options: Any,
+    ) -> SparseMLP:
+        """Make a network from arrays as those of `network`, and `params`; all are copied."""
+        structures = split_layers(sizes, weight_start, indptr, indices)
+        data = [params[a:b] for a, b in pairwise(weight_start)]
+        return cls(sizes, structures, data, [params[weight_start[-1] :]], **options)
+
+    @classmethod
     def erdos_renyi(
         cls,
         sizes: Sequence[int],
@@ -625,6 +640,17 @@ class SparseMLP:
         return SparseMLP.from_scipy(
             weights, biases, activation=self.activation, alpha=self.alpha, init=self.init
         )
+
+
+def split_layers(
+    sizes: Sequence[int], weight_start: np.ndarray, indptr: np.ndarray, indices: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return each layer's part of a network's flat pointers and indices, as views."""
+    rows = np.cumsum([0, *(n + 1 for n in sizes[1:])])
+    return [
+        (indptr[a:b], indices[c:d])
+        for (a, b), (c, d) in zip(pairwise(rows), pairwise(weight_start), strict=True)
+    ]
 
 
 def _without(

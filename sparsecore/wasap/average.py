@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import numpy as np
 from sparsecore import topology
 from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
-from sparsecore.wasap.place import split_layers
 
 
 def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
@@ -65,13 +63,8 @@ def unpack(
     indptr = take(sum(sizes[1:]) + len(sizes) - 1, np.int64)
     indices = take(starts[-1], np.int32)
     params = take(starts[-1] + sum(sizes[1:]), np.float32)
-    model = SparseMLP(
-        sizes,
-        split_layers(sizes, starts, indptr, indices),
-        [params[a:b] for a, b in pairwise(starts)],
-        [params[starts[-1] :]],
-        activation=config.activation,
-        alpha=config.alpha,
-        init=config.init,
-    )
+    model = SparseMLP.from_flat(
+        sizes, starts, indptr, indices, params,
+        activation=config.activation, alpha=config.alpha, init=config.init,
+    )  # fmt: skip
     return model, json.loads(take(n_text, np.uint8).tobytes())

@@ -13,10 +13,9 @@ import numpy as np
 
 from sparsecore.compiled import kernels
 from sparsecore.config import TrainConfig
-from sparsecore.mlp import SparseMLP
+from sparsecore.mlp import SparseMLP, split_layers
 from sparsecore.train import change_topology
 from sparsecore.wasap.mpi import MPI
-from sparsecore.wasap.place import split_layers
 from sparsecore.wasap.window import Window
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -81,17 +80,6 @@ class Layout:
         region = self.regions[name]
         stop = region.offset + region.size * region.dtype.itemsize
         return memory[region.offset : stop].view(region.dtype)
-
-
-def split_layers(
-    sizes: Sequence[int], weight_start: np.ndarray, indptr: np.ndarray, indices: np.ndarray
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return each layer's part of a network's flat pointers and indices, as views."""
-    rows = np.cumsum([0, *(n + 1 for n in sizes[1:])])
-    return [
-        (indptr[a:b], indices[c:d])
-        for (a, b), (c, d) in zip(pairwise(rows), pairwise(weight_start), strict=True)
-    ]
 
 
 class Place:

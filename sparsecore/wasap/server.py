@@ -16,9 +16,9 @@ import numpy as np
 from sparsecore import train
 from sparsecore.compiled import kernels
 from sparsecore.config import TrainConfig
-from sparsecore.mlp import SparseMLP
+from sparsecore.mlp import SparseMLP, split_layers
 from sparsecore.wasap.gradient import Gradient, Structures, Update, Version, retained
-from sparsecore.wasap.place import NNZ, TESTED, TICKET, VERSION, Place, split_layers
+from sparsecore.wasap.place import NNZ, TESTED, TICKET, VERSION, Place
 
 #: What is recorded for an epoch of phase 1, a row of the region "epochs".
 FIELDS = (
@@ -103,16 +103,17 @@ class ParameterServer:
     def pull(self, out: SparseMLP | None = None) -> tuple[SparseMLP, Version]:
         """Make `out`, or a new model, a copy of the server's model with its velocity."""
         with self.place.locked():
-            state, structures = self.place.fetch("state"), self._structures()
+            place, state = self.place, self.place.fetch("state")
             n = int(state[NNZ]) + self._n_biases
+            params, velocity = (place.fetch(name, 0, n) for name in ("params", "velocity"))
             if out is None:
-                config, weights = self.config, [np.zeros(len(i), "f4") for _, i in structures]
-                out = SparseMLP(
-                    self.place.layout.sizes, structures, weights,
-                    activation=config.activation, alpha=config.alpha, init=config.init,
-                )  # fmt: skip
-            params, velocity = (self.place.fetch(name, 0, n) for name in ("params", "velocity"))
-            out.adopt(structures, params, velocity)
+                about = {
+                    name: getattr(self.config, name) for name in ("activation", "alpha", "init")
+                }
+                out = SparseMLP.from_flat(place.layout.sizes, *self._topology(), params, **about)
+                out.start_momentum()[:] = velocity
+            else:
+                out.adopt(self._structures(), params, velocity)
             return out, Version(int(state[TICKET]), int(state[VERSION]))
 
     def push(self, gradient: Gradient, version: Version, out: SparseMLP) -> Update | None:
@@ -190,10 +191,12 @@ class ParameterServer:
         first = (epoch - 1) * len(FIELDS) + _COLUMN["test_loss"]
         self.place.write("epochs", np.array([loss, accuracy]), first)
 
-    def _structures(self) -> Structures:
+    def _topology(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         starts = self.place.fetch("weight_start")
-        indices = self.place.fetch("indices", 0, int(starts[-1]))
-        return split_layers(self.place.layout.sizes, starts, self.place.fetch("indptr"), indices)
+        return starts, self.place.fetch("indptr"), self.place.fetch("indices", 0, int(starts[-1]))
+
+    def _structures(self) -> Structures:
+        return split_layers(self.place.layout.sizes, *self._topology())
 
     def _write_model(self, model: SparseMLP, state: np.ndarray) -> None:
         net = model.network

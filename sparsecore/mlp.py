@@ -77,6 +77,17 @@ class SparseLayer:
         return sp.csr_array(arrays, shape=(self.n_out, self.n_in))
 
 
+def split_layers(
+    sizes: Sequence[int], weight_start: np.ndarray, indptr: np.ndarray, indices: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return each layer's part of a network's flat pointers and indices, as views."""
+    rows = np.cumsum([0, *(n + 1 for n in sizes[1:])])
+    return [
+        (indptr[a:b], indices[c:d])
+        for (a, b), (c, d) in zip(pairwise(rows), pairwise(weight_start), strict=True)
+    ]
+
+
 class SparseMLP:
     """A multilayer perceptron whose layers hold only the weights that exist.
 
@@ -640,17 +651,6 @@ class SparseMLP:
         return SparseMLP.from_scipy(
             weights, biases, activation=self.activation, alpha=self.alpha, init=self.init
         )
-
-
-def split_layers(
-    sizes: Sequence[int], weight_start: np.ndarray, indptr: np.ndarray, indices: np.ndarray
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return each layer's part of a network's flat pointers and indices, as views."""
-    rows = np.cumsum([0, *(n + 1 for n in sizes[1:])])
-    return [
-        (indptr[a:b], indices[c:d])
-        for (a, b), (c, d) in zip(pairwise(rows), pairwise(weight_start), strict=True)
-    ]
 
 
 def _without(

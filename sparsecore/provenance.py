@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import resource
@@ -32,6 +33,15 @@ def _commit() -> str | None:
         return head + "+" * bool(_git(root, "status", "--porcelain", "--", "sparsecore"))
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+@cache
+def sources_sha256() -> str:
+    """Return one hash of all the package's sources as they are on disk at the first call."""
+    package, total = Path(sparsecore.__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()
 
 
 def _git(root: Path, *words: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -22,12 +21,13 @@ from typing import Any
 import ipyparallel as ipp
 from traitlets.config import Config
 
-import sparsecore
 from sparsecore.compiled.team import cpu_count
+from sparsecore.provenance import sources_sha256
 from sparsecore.wasap.processes import trouble
 
 _REGISTERING = 3.0  # seconds for engines that have just been started to be known
 _ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package
+_SOURCES = sources_sha256()  # now: an engine goes on with the modules that it has loaded
 # Waits until this process ends, which closes the pipe, and stops the cluster if it is still there.
 _GUARD = """
 import os, sys
@@ -251,7 +251,7 @@ def _stop(own: Any, workers: Cluster | None) -> None:
         warnings.warn(f"the cluster did not stop by itself: {error}", stacklevel=2)
 
 
-_Facts = tuple[int, int, int, str, str]
+_Facts = tuple[int, int, int, str, str]  # rank, ranks, process, host, sources
 
 
 def _facts(client: Any) -> dict[int, _Facts]:
@@ -279,14 +279,3 @@ def _about_engine() -> _Facts:
     from sparsecore.wasap.mpi import world
 
     return world().rank, world().size, os.getpid(), socket.gethostname(), _SOURCES
-
-
-def _sources() -> str:
-    """Return a digest of the package's sources as they are on disk."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(sparsecore.__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-_SOURCES = _sources()  # now: an engine goes on with the modules that it has loaded

@@ -21,13 +21,13 @@ from typing import Any
 import ipyparallel as ipp
 from traitlets.config import Config
 
+from sparsecore import provenance
 from sparsecore.compiled.team import cpu_count
-from sparsecore.provenance import sources_sha256
 from sparsecore.wasap.processes import trouble
 
 _REGISTERING = 3.0  # seconds for engines that have just been started to be known
 _ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package
-_SOURCES = sources_sha256()  # now: an engine goes on with the modules that it has loaded
+_SOURCES = provenance.sources_sha256()  # now: an engine goes on with the modules that it has loaded
 # Waits until this process ends, which closes the pipe, and stops the cluster if it is still there.
 _GUARD = """
 import os, sys

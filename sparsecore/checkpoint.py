@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from itertools import pairwise
 from typing import IO, Any
 
 import numpy as np
@@ -121,19 +120,10 @@ def _read(stream: IO[bytes], path: Any) -> tuple[SparseMLP, dict[str, Any] | Non
 
 
 def _model(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> SparseMLP:
-    sizes, starts = arrays["sizes"].tolist(), arrays["weight_start"].tolist()
-    params, nnz = arrays["params"], starts[-1]
-    rows = np.concatenate([[0], np.cumsum([n + 1 for n in sizes[1:]])]).tolist()
-    parts = [slice(a, b) for a, b in pairwise(starts)]
-    pointers = [arrays["indptr"][a:b] for a, b in pairwise(rows)]
-    model = SparseMLP(
-        sizes,
-        [(p, arrays["indices"][part]) for p, part in zip(pointers, parts, strict=True)],
-        [params[part] for part in parts],
-        [params[nnz:]],
-        activation=about["activation"],
-        alpha=about["alpha"],
-        init=about["init"],
+    names = ("weight_start", "indptr", "indices", "params")
+    options = {name: about[name] for name in ("activation", "alpha", "init")}
+    model = SparseMLP.from_flat(
+        arrays["sizes"].tolist(), *(arrays[name] for name in names), **options
     )
     if "velocity" in arrays:
         model.start_momentum()[:] = arrays["velocity"]

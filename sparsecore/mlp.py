@@ -66,6 +66,17 @@ class SparseLayer:
         return sp.csr_array(arrays, shape=(self.n_out, self.n_in))
 
 
+def split_layers(
+    sizes: Sequence[int], weight_start: np.ndarray, indptr: np.ndarray, indices: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return each layer's part of a network's flat pointers and indices, as views."""
+    rows = np.cumsum([0, *(n + 1 for n in sizes[1:])])
+    return [
+        (indptr[a:b], indices[c:d])
+        for (a, b), (c, d) in zip(pairwise(rows), pairwise(weight_start), strict=True)
+    ]
+
+
 class SparseMLP:
     """A multilayer perceptron whose layers hold only the weights that exist.
 
@@ -127,6 +138,21 @@ class SparseMLP:
             if len(values) != len(self.biases):
                 raise ValueError(f"biases: expected {len(self.biases)} values, got {len(values)}")
             self.biases[:] = values
+
+    @classmethod
+    def from_flat(
+        cls,
+        sizes: Sequence[int],
+        weight_start: np.ndarray,
+        indptr: np.ndarray,
+        indices: np.ndarray,
+        params: np.ndarray,
+        **options: Any,
+    ) -> SparseMLP:
+        """Make a network from arrays as those of `network`, and `params`; all are copied."""
+        structures = split_layers(sizes, weight_start, indptr, indices)
+        data = [params[a:b] for a, b in pairwise(weight_start)]
+        return cls(sizes, structures, data, [params[weight_start[-1] :]], **options)
 
     @classmethod
     def erdos_renyi(
@@ -440,6 +466,10 @@ class SparseMLP:
             _, gradient = self.loss_and_gradient(X[part], y[part])
             mean += gradient * (len(X[part]) / len(X))
         return float(mean @ mean)
+
+    def new_engine(self, batch_size: int, threads: int = 1) -> engine.Engine:
+        """Return what runs this network's training steps, of up to `batch_size` samples."""
+        return engine.Engine(self._network, batch_size, threads)
 
     def as_inputs(self, X: Any) -> Any:
         """Return `X` as contiguous float32 or CSR, checked for its number of features."""

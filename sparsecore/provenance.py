@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import resource
@@ -17,6 +18,7 @@ import psutil
 from threadpoolctl import threadpool_info
 
 import sparsecore
+from sparsecore.compiled import lanes
 from sparsecore.compiled.team import cpu_count
 
 _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "scikit-learn", "mpi4py", "mpich")
@@ -33,6 +35,15 @@ def _commit() -> str | None:
         return head + "+" * bool(_git(root, "status", "--porcelain", "--", "sparsecore"))
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+@cache
+def sources_sha256() -> str:
+    """Return one hash of all the package's sources as they are on disk at the first call."""
+    package, total = Path(sparsecore.__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()
 
 
 def _git(root: Path, *words: str) -> str:
@@ -118,6 +129,7 @@ def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str,
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": cpu_count(),
+        "lane_width": lanes.widest(),  # float32 values that a kernel carries in registers
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "threads": threads,
         "ranks": ranks,

@@ -2,20 +2,20 @@
 
 A `Trainer` takes a model through one epoch at a time, so its caller (the estimator, the command
 line, a study) decides what happens between epochs. Random numbers are addressed by epoch (see
-`seeds`), so an epoch does not depend on how the trainer came to it.
+`seeds`): an epoch does not depend on what came before it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
 
 from sparsecore import functions, seeds
-from sparsecore.compiled.engine import Engine, metrics
+from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.config import TrainConfig
 from sparsecore.mlp import DENSE_VALUES, SparseMLP
@@ -23,6 +23,35 @@ from sparsecore.seeds import Purpose
 
 # The kernels cannot be interrupted: they are handed about this many seconds of work at a time.
 _SLICE_SECONDS = 0.2
+
+
+class Model(Protocol):
+    """What a trainer needs of a network: of `SparseMLP`, or of one with an engine of its own."""
+
+    sizes: tuple[int, ...]
+    params: np.ndarray
+
+    @property
+    def nnz(self) -> int:
+        """Number of weights."""
+
+    def new_engine(self, batch_size: int, threads: int) -> Any:
+        """Return what takes the steps, with the methods of `engine.Engine`."""
+
+    def start_momentum(self) -> np.ndarray:
+        """Return the velocity."""
+
+    def as_inputs(self, X: Any) -> Any:
+        """Return checked inputs."""
+
+    def as_labels(self, y: Any, n: int) -> np.ndarray:
+        """Return checked labels."""
+
+    def decision_function(self, X: Any, threads: int = 1) -> np.ndarray:
+        """Return the logits."""
+
+    def weights_sha256(self) -> str:
+        """Return the digest of all that was learnt."""
 
 
 def new_model(config: TrainConfig, n_features: int, n_classes: int, seed: int) -> SparseMLP:
@@ -59,15 +88,45 @@ def check_finite(X: Any, name: str = "X") -> None:
         )
 
 
+def diverged(what: str, config: TrainConfig) -> FloatingPointError:
+    """Return the error of a run whose numbers are no longer finite, with what helps."""
+    return FloatingPointError(
+        f"{what}; a lower learning_rate (now {config.learning_rate}) usually helps"
+    )
+
+
+def evaluate(
+    model: Model, X: Any, y: np.ndarray, config: TrainConfig, threads: int = 1, when: str = ""
+) -> dict[str, float]:
+    """Return "loss" (nats) and "accuracy" of a model on (X, y).
+
+    Raise a FloatingPointError if the logits are not finite: the last step of an epoch shows here
+    first.
+    """
+    logits = model.decision_function(X, threads)
+    if not np.isfinite(logits).all():
+        raise diverged(f"the logits became infinite or NaN{when}", config)
+    accuracy = float((logits.argmax(axis=1) == y).mean())
+    return {"loss": functions.cross_entropy(logits, y), "accuracy": accuracy}
+
+
+def sgd_rule(config: TrainConfig, seed: int, rank: int = 0) -> Rule:
+    """Return the step that `config` describes, with the key of the dropout noise."""
+    return Rule(
+        np.float32(config.learning_rate),
+        np.float32(config.momentum),
+        np.float32(config.weight_decay),
+        np.float32(config.dropout),
+        seeds.key(seed, Purpose.DROPOUT, rank),
+    )
+
+
 def change_topology(
     model: SparseMLP, config: TrainConfig, seed: int, rank: int, epoch: int
 ) -> dict[str, int]:
     """Prune by importance if that is due after `epoch`, then evolve unless it was the last.
 
-    Returns
-    -------
-    dict
-        "pruned" and "replaced": numbers of connections.
+    Return the numbers of connections that were "pruned" and "replaced".
     """
     pruned = replaced = 0
     if config.prunes_after(epoch):
@@ -79,82 +138,64 @@ def change_topology(
 
 
 class Trainer:
-    """Trains a model, an epoch at a time.
+    """Trains a model in place, an epoch at a time; only a `SparseMLP` evolves and is pruned.
 
-    Parameters
-    ----------
-    model : SparseMLP
-        Changed in place.
-    config : TrainConfig
-    seed : int
-        Determines data order, dropout and evolution.
-    threads : int
-        Results do not depend on it.
-    rank : int
-        Gives parallel workers different streams.
-
-    Attributes
-    ----------
-    epoch : int
-        Epochs done.
-    step : int
-        Steps done; it keys the dropout noise.
-    seconds : dict
-        Spent in "train", "evaluate" and "evolve"; compilation excluded.
+    `seed` determines data order, dropout and evolution, and `rank` gives parallel workers different
+    streams; results of a `SparseMLP` do not depend on `threads`. `epoch` and `step` count what is
+    done, and `seconds` the time spent, compilation excluded.
     """
 
     def __init__(
-        self,
-        model: SparseMLP,
-        config: TrainConfig,
-        *,
-        seed: int = 0,
-        threads: int = 1,
-        rank: int = 0,
+        self, model: Model, config: TrainConfig, *, seed: int = 0, threads: int = 1, rank: int = 0
     ) -> None:
         self.model, self.config = model, config
         self.seed, self.threads, self.rank = seed, threads, rank
         self.epoch = self.step = 0
         self.seconds = {"train": 0.0, "evaluate": 0.0, "evolve": 0.0}
         self._velocity = model.start_momentum()
-        self._engine = Engine(model.network, config.batch_size, threads)
-        self._rule = Rule(
-            np.float32(config.learning_rate),
-            np.float32(config.momentum),
-            np.float32(config.weight_decay),
-            np.float32(config.dropout),
-            seeds.key(seed, Purpose.DROPOUT, rank),
-        )
+        self._engine = model.new_engine(config.batch_size, threads)
+        self._rule = sgd_rule(config, seed, rank)
         self._slice_steps = 1
         self._compile()
+
+    def epochs(
+        self,
+        inputs: Callable[[int], Any],
+        y: np.ndarray,
+        test: Callable[[], dict[str, Any]] = dict,
+        on_progress: Callable[[int, float], None] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Take the epochs that are left, and yield the record of each.
+
+        ``inputs(epoch)``, counted from 0, makes an epoch's inputs, which counts as training;
+        ``test()`` is called before the topology changes, and returns more entries of the record.
+        """
+        while self.epoch < self.config.epochs:
+            begin = time.perf_counter()
+            X = inputs(self.epoch)
+            self.seconds["train"] += time.perf_counter() - begin
+            record: dict[str, Any] = {"epoch": self.epoch + 1, "nnz": self.model.nnz}
+            record |= self.run_epoch(X, y, on_progress)
+            record |= test()
+            record |= self.change_topology()
+            yield {**record, "seconds": dict(self.seconds)}
 
     def run_epoch(
         self, X: Any, y: np.ndarray, on_progress: Callable[[int, float], None] | None = None
     ) -> dict[str, float]:
         """Take one pass over the training data in a fresh random order.
 
-        Parameters
-        ----------
-        X : ndarray or scipy.sparse, shape (n, n_features)
-            Not copied if it is a contiguous float32 array or CSR.
-        y : ndarray of int64, shape (n,)
-            Class indices.
-        on_progress : callable, optional
-            Called some times a second with the samples done since the last call and the mean loss
-            so far.
-
-        Returns
-        -------
-        dict
-            "loss" (nats) and "train_accuracy", over the epoch's batches as they were trained on,
-            with dropout.
+        `X` is dense or scipy.sparse, and not copied if it is contiguous float32 or CSR; `y` has
+        class indices. `on_progress` is called some times a second with the samples done since the
+        last call and the mean loss so far. Return "loss" (nats) and "train_accuracy", over the
+        epoch's batches as they were trained on, with dropout.
 
         Raises
         ------
         ValueError
             If shapes do not fit, there are no rows, or a label is not a class index.
         FloatingPointError
-            If the loss is no longer finite.
+            If loss or weights are no longer finite.
         """
         start = time.perf_counter()
         X = self.model.as_inputs(X)
@@ -177,9 +218,9 @@ class Trainer:
             self.step += -(-len(rows) // batch)
             loss = float(sums.loss[0]) / done
             if not np.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss became {loss} in epoch {self.epoch + 1}, by step {self.step}; "
-                    f"a lower learning_rate (now {self.config.learning_rate}) usually helps"
+                raise diverged(
+                    f"the loss became {loss} in epoch {self.epoch + 1}, by step {self.step}",
+                    self.config,
                 )
             if on_progress is not None:
                 on_progress(len(rows), loss)
@@ -189,9 +230,9 @@ class Trainer:
         with np.errstate(invalid="ignore"):  # the sum of two infinities
             finite = np.isfinite(self.model.params.sum(dtype=np.float64))
         if not finite:
-            raise FloatingPointError(
-                f"the weights became infinite or NaN by the end of epoch {self.epoch + 1}; a lower "
-                f"learning_rate (now {self.config.learning_rate}) usually helps"
+            raise diverged(
+                f"the weights became infinite or NaN by the end of epoch {self.epoch + 1}",
+                self.config,
             )
         self.epoch += 1
         self.seconds["train"] += time.perf_counter() - start
@@ -206,40 +247,23 @@ class Trainer:
         return steps * batch
 
     def change_topology(self) -> dict[str, int]:
-        """Prune by importance if that is due after this epoch, then evolve unless it was the last.
-
-        Returns
-        -------
-        dict
-            "pruned" and "replaced": numbers of connections.
-        """
-        start = time.perf_counter()
-        changed = change_topology(self.model, self.config, self.seed, self.rank, self.epoch)
-        if any(changed.values()):
-            self._velocity = self.model.start_momentum()
-            self._engine.bind(self.model.network)
+        """Prune and evolve what is due after this epoch; see the function of that name."""
+        start, model = time.perf_counter(), self.model
+        changed = {"pruned": 0, "replaced": 0}
+        if isinstance(model, SparseMLP):
+            changed = change_topology(model, self.config, self.seed, self.rank, self.epoch)
+            if any(changed.values()):
+                self._velocity = model.start_momentum()
+                self._engine.bind(model.network)
         self.seconds["evolve"] += time.perf_counter() - start
         return changed
 
     def evaluate(self, X: Any, y: np.ndarray) -> dict[str, float]:
-        """Return "loss" (nats) and "accuracy" of the model on (X, y).
-
-        Raises
-        ------
-        FloatingPointError
-            If the logits are not finite: the last step of an epoch is seen here first.
-        """
+        """Return what the function of that name does, and count the time."""
         start = time.perf_counter()
-        logits = self.model.decision_function(X, self.threads)
-        if not np.isfinite(logits).all():
-            raise FloatingPointError(
-                f"the logits became infinite or NaN in epoch {self.epoch}; a lower learning_rate "
-                f"(now {self.config.learning_rate}) usually helps"
-            )
-        accuracy = float((logits.argmax(axis=1) == y).mean())
-        result = {"loss": functions.cross_entropy(logits, y), "accuracy": accuracy}
+        found = evaluate(self.model, X, y, self.config, self.threads, f" in epoch {self.epoch}")
         self.seconds["evaluate"] += time.perf_counter() - start
-        return result
+        return found
 
     def progress(self) -> dict[str, Any]:
         """Return where the run stands, as JSON types, for `restore`."""
@@ -263,14 +287,10 @@ class Trainer:
 
     def _compile(self) -> None:
         """Have everything compiled before anything is timed: run it over no or little data."""
-        n_features = self.model.sizes[0]
-        nothing = (
-            np.zeros((0, n_features), np.float32),
-            np.zeros(0, np.int64),
-            np.zeros(0, np.int64),
-        )
-        self._engine.train(self._velocity, self._rule, *nothing, 1, 0, metrics())
-        self.model.decision_function(np.zeros((1, n_features), np.float32))
-        tiny = SparseMLP.erdos_renyi((4, 4, 4, 2), density=0.5, random_state=0)
-        tiny.start_momentum()
-        tiny.evolve(0.5, np.random.default_rng(0))
+        X, none = np.zeros((1, self.model.sizes[0]), np.float32), np.zeros(0, np.int64)
+        self._engine.train(self._velocity, self._rule, X[:0], none, none, 1, 0, metrics())
+        self.model.decision_function(X)
+        if self.config.zeta > 0 or self.config.prune_from is not None:
+            tiny = SparseMLP.erdos_renyi((4, 4, 4, 2), density=0.5, random_state=0)
+            tiny.start_momentum()
+            tiny.evolve(0.5, np.random.default_rng(0))

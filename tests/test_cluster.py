@@ -87,7 +87,7 @@ def test_cluster_of_its_own_trains_reports_and_goes(profile, capsys):
 
 def test_cluster_goes_with_who_started_it_however_that_ends(profile):
     program = (
-        "from sparsecore import cluster, train\n"
+        "from sparsecore import cluster\nfrom sparsecore.config import TrainConfig\n"
         "config = TrainConfig(hidden=(40, 30), batch_size=32, epochs=100_000)\n"
         "with cluster.connect(2) as workers:\n"
         "    show = lambda state: print(*workers.pids, flush=True)\n"

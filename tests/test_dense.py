@@ -5,13 +5,12 @@ import oracle
 import pytest
 from threadpoolctl import threadpool_limits
 
-from sparsecore import datasets, experiment, seeds
+from sparsecore import datasets, experiment
 from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.config import TrainConfig
 from sparsecore.paper.training import dense
 from sparsecore.provenance import loaded_blas
-from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer
 
 SIZES = (11, 13, 9, 4)
@@ -72,7 +71,7 @@ def test_an_epoch_is_the_sparse_one_of_density_1():
     )
     sparse, model = twins()
     X, y = oracle.batch(sparse, 60)
-    with Trainer(sparse, config, seed=3) as a, dense.DenseTrainer(model, config, seed=3) as b:
+    with Trainer(sparse, config, seed=3) as a, Trainer(model, config, seed=3) as b:
         for _ in range(config.epochs):
             first, second = a.run_epoch(X, y), b.run_epoch(X, y)
             assert a.change_topology() == b.change_topology() == {"pruned": 0, "replaced": 0}
@@ -121,13 +120,6 @@ def test_initial_weights_are_those_of_the_rule():
     assert not bias.any()
     again = dense.new_model(config, 600, 10, seed=0)
     np.testing.assert_array_equal(model.params, again.params)
-
-
-def test_noise_is_the_seed_s():
-    """The trainer's key is the sparse trainer's, so both drop the same activations."""
-    config = TrainConfig(hidden=(4,), zeta=0.0)
-    trainer = dense.DenseTrainer(dense.new_model(config, 3, 2, 7), config, seed=7)
-    assert trainer._rule.seed == seeds.key(7, Purpose.DROPOUT, 0)
 
 
 @pytest.mark.parametrize("changes", [{"zeta": 0.3}, {"zeta": 0.0, "prune_from": 1}])

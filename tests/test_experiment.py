@@ -13,8 +13,8 @@ from sparsecore.datasets import Dataset
 
 # The names are a contract: results, notebooks and other people's scripts read them.
 KEYS = {
-    "config", "seed", "test_accuracy", "best_test_accuracy", "nnz_start", "nnz_end", "seconds",
-    "samples_per_second", "peak_rss_mb", "weights_sha256", "epochs", "provenance",
+    "config", "seed", "recipe", "test_accuracy", "best_test_accuracy", "nnz_start", "nnz_end",
+    "seconds", "samples_per_second", "peak_rss_mb", "weights_sha256", "epochs", "provenance",
 }  # fmt: skip
 
 
@@ -56,6 +56,7 @@ def test_the_record_of_a_run():
     assert result.keys() == KEYS
     assert result["config"] == {"dataset": "clusters", "n_train": 200, **config().to_dict()}
     assert result["seed"] == 3
+    assert result["recipe"] == experiment.RECIPE
     assert result["seconds"].keys() == {"train", "evaluate", "evolve"}
     assert all(v > 0 for v in result["seconds"].values())
     spent = result["seconds"]["train"] + result["seconds"]["evolve"]
@@ -63,7 +64,7 @@ def test_the_record_of_a_run():
     assert result["weights_sha256"] == model.weights_sha256()
     assert result["nnz_end"] == model.nnz < result["nnz_start"]
     assert result["peak_rss_mb"] > 10
-    assert {"commit", "packages", "cpu", "threads", "ranks", "data_sha256"} <= (
+    assert {"commit", "packages", "cpu", "threads", "ranks", "lane_width", "data_sha256"} <= (
         result["provenance"].keys()
     )
     assert result["provenance"]["data_sha256"] == "0" * 64

@@ -269,6 +269,12 @@ def test_imports_have_no_cycle():
     tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
+def test_the_server_takes_gradients_and_knows_no_worker():
+    for name in ("server", "lockstep"):
+        path = MODULES[f"sparsecore.wasap.{name}"]
+        assert "sparsecore.wasap.worker" not in own_imports(path)
+
+
 def distributions(path: Path) -> set[str]:
     tops = {name.split(".")[0] for name in imports(path)}
     tops -= sys.stdlib_module_names | {"sparsecore", "__future__"}

@@ -10,6 +10,7 @@ import pytest
 from sparsecore import datasets, wasap
 from sparsecore.__main__ import main
 from sparsecore.config import TrainConfig
+from sparsecore.experiment import Shard
 from sparsecore.paper.parallel.figures import COLOUR
 from sparsecore.paper.scaling import figures as scaling_figures
 from sparsecore.paper.scaling import measure as scaling
@@ -28,9 +29,9 @@ from sparsecore.paper.scaling.simulate import (
 )
 from sparsecore.paper.store import Versions
 from sparsecore.train import new_model
-from sparsecore.wasap.place import VERSION, Layout, Place
+from sparsecore.wasap.place import Layout, Place
 from sparsecore.wasap.server import FIELDS, ParameterServer
-from sparsecore.wasap.worker import Shard, Worker
+from sparsecore.wasap.worker import Worker
 
 # A worker that computes for 10 ms and a push of 1 ms: 11 workers keep the server busy.
 PLAIN = Calibration(
@@ -215,24 +216,21 @@ def test_round_trips_are_those_of_a_push():
     data = datasets.load("digits").limited(128, random_state=0)
     config = TrainConfig(hidden=(20, 20), batch_size=16, epochs=4)
     model = new_model(config, data.n_features, data.n_classes, 0)
-    sizes = (data.n_features, *config.hidden, data.n_classes)
-    place = Counting(Layout(sizes, model.nnz, 2, 12, 4, len(FIELDS)))
+    place = Counting(Layout(model.sizes, model.nnz, 2, 12, 4, len(FIELDS)))
     server = ParameterServer(place, config, 0, 3, 4)
     server.publish(model)
     workers = [
-        Worker(k, Shard(data, np.arange(k, 128, 2), config, 0, k), sizes, config, 0)
+        Worker(k, Shard(data, np.arange(k, 128, 2), config, 0, k), *server.pull(), config, 0)
         for k in range(2)
     ]
-    for worker in workers:
-        server.pull(worker)
     counts = {}
     for step in (0, 1, 0, 1):  # the third ends an epoch, the fourth meets a newer topology
         worker = workers[step]
-        worker.compute()
-        version, before = worker.version, Counting.count
-        update = server.push(worker)
+        gradient, version, before = worker.compute(), worker.version, Counting.count
+        update = server.push(gradient, version, worker.model)
         made = Counting.count - before
-        old = version != place.fetch("state")[VERSION]
+        worker.pushed(gradient, update)
+        old = version.topology != update.version.topology
         counts["evolved" if update.epoch else "retained" if old else "plain"] = made
         worker.close()
     plain = counts["plain"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -22,14 +21,14 @@ from typing import Any
 import ipyparallel as ipp
 from traitlets.config import Config
 
-import sparsecore
+from sparsecore import provenance
 from sparsecore.compiled.team import cpu_count
 from sparsecore.wasap.watch import trouble
 
 _REGISTERING = 3.0  # seconds for engines that have just been started to be known
 _ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package
-# Reads to the end of what this process could write, which comes with the process's own end, and
-# stops a cluster that is then still there.
+_SOURCES = provenance.sources_sha256()  # now: an engine goes on with the modules that it has loaded
+# Waits until this process ends, which closes the pipe, and stops the cluster if it is still there.
 _GUARD = """
 import os, sys
 sys.stdin.read()
@@ -44,13 +43,7 @@ class ClusterError(RuntimeError):
 
 
 class WorkerError(ClusterError):
-    """A worker that failed.
-
-    Attributes
-    ----------
-    cause : str
-        Name of the exception's class, such as "FloatingPointError".
-    """
+    """A worker that failed; `cause` is its exception's class, such as "FloatingPointError"."""
 
     def __init__(self, message: str, cause: str) -> None:
         super().__init__(message)
@@ -58,19 +51,10 @@ class WorkerError(ClusterError):
 
 
 class Cluster:
-    """MPI engines that are ready to train.
+    """MPI engines that are ready to train, as `connect` gives them.
 
-    Made by `connect`.
-
-    Attributes
-    ----------
-    client : ipyparallel.Client
-    engines : list of int
-        Engine of each rank.
-    pids : list of int
-        Process of each rank.
-    own : ipyparallel.Cluster or None
-        The cluster, if `connect` has started it.
+    `engines` and `pids` have each rank's engine and process; `own` is the ipyparallel cluster if
+    `connect` has started it.
     """
 
     def __init__(self, client: Any, n: int, own: Any = None) -> None:
@@ -100,13 +84,7 @@ class Cluster:
         return f"<Cluster of {self.n} MPI workers, {origin}>"
 
     def first(self, n: int) -> Cluster:
-        """Return the first `n` workers, to be used while the others rest.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer.
-        """
+        """Return the first `n` workers, to be used while the others rest."""
         if not 1 <= n <= self.n:
             raise ValueError(f"n: expected 1 to {self.n} workers, got {n}")
         part = copy.copy(self)
@@ -209,13 +187,7 @@ def _security(profile: str) -> Path:
 
 
 def mpiexec() -> str:
-    """Return the path of mpiexec: beside this Python, activated or not, or else on PATH.
-
-    Raises
-    ------
-    ClusterError
-        If there is none.
-    """
+    """Return the path of mpiexec: beside this Python, activated or not, or else on PATH."""
     beside = Path(sys.executable).parent
     # An environment's own MPI is the one that its mpi4py was installed with.
     found = shutil.which("mpiexec", path=str(beside)) or shutil.which("mpiexec")
@@ -242,9 +214,9 @@ def _start(n: int) -> Any:
 
 
 def _guard(own: Any) -> subprocess.Popen[bytes]:
-    """Start a process that stops a cluster whose starter is killed, as a notebook's kernel may be.
+    """Start a process that stops the cluster if this process is killed, as a kernel may be.
 
-    Engines do not notice: they would train on, and then wait for ever.
+    The engines would not notice: they would train on, and then wait for ever.
     """
     return subprocess.Popen(
         [sys.executable, "-c", _GUARD, own.cluster_file],
@@ -279,7 +251,7 @@ def _stop(own: Any, workers: Cluster | None) -> None:
         warnings.warn(f"the cluster did not stop by itself: {error}", stacklevel=2)
 
 
-_Facts = tuple[int, int, int, str, str]
+_Facts = tuple[int, int, int, str, str]  # rank, ranks, process, host, sources
 
 
 def _facts(client: Any) -> dict[int, _Facts]:
@@ -307,14 +279,3 @@ def _about_engine() -> _Facts:
     from sparsecore.wasap.mpi import world
 
     return world().rank, world().size, os.getpid(), socket.gethostname(), _SOURCES
-
-
-def _sources() -> str:
-    """Return a digest of the package's sources as they are on disk."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(sparsecore.__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-_SOURCES = _sources()  # now: an engine goes on with the modules that it has loaded

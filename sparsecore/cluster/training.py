@@ -109,7 +109,7 @@ def train(
 
 
 def _interrupt(cluster: Cluster, jobs: list[Any]) -> None:
-    """Have the engines stop too: they would train to the end, and answer nobody until then."""
+    """Interrupt the engines too: they would train to the end, and answer nothing until then."""
     cluster.client.send_signal(signal.SIGINT, targets=cluster.engines, block=True)
     end = time.monotonic() + _GRACE_SECONDS
     while time.monotonic() < end and not all(job.ready() for job in jobs):
@@ -119,7 +119,7 @@ def _interrupt(cluster: Cluster, jobs: list[Any]) -> None:
 def _raise_errors(
     cluster: Cluster, jobs: list[Any], ended: list[int], stopped: list[int], path: str | None
 ) -> None:
-    """Raise the first cause, if a worker failed: the others only say that one did."""
+    """Raise the first cause if a worker failed; the other workers' errors only say that one did."""
     if all(not job.ready() or job.successful() for job in jobs):
         return
     end = time.monotonic() + _GRACE_SECONDS
@@ -137,8 +137,8 @@ def _raise_errors(
                 causes[rank] = type(error).__name__, str(error)
     gone = [rank for rank in ended if causes.get(rank, ("", ""))[0] == "EngineError"]
     if gone:
-        # When one process ends, MPI ends all others, some milliseconds later; and those that find
-        # themselves held up by one that is stopped end of their own accord.
+        # When one process ends, MPI ends all others some milliseconds later. A process that waits
+        # for a stopped one ends by itself.
         rank, what = (stopped[0], "is stopped") if stopped else (gone[0], "was killed or crashed")
         raise ClusterError(
             f"rank {rank} (process {cluster.pids[rank]}) {what}, and MPI ended all engines; start "
@@ -162,7 +162,7 @@ def _train_on_engine(
     from sparsecore import datasets, wasap
     from sparsecore.wasap.mpi import first_ranks
 
-    # Together first: nobody can be interrupted who waits inside MPI for a rank that still loads.
+    # First meet, then load: a rank that waits inside MPI for one that loads cannot be interrupted.
     with first_ranks(what["n_workers"]) as comm:
         data, limit = what["dataset"], what["limit"]
         if isinstance(data, str):

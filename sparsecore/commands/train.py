@@ -203,12 +203,12 @@ def _loaded(name: str, limit: int | None, seed: int) -> datasets.Dataset:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from sparsecore.wasap import command
+    from sparsecore.wasap.record import read_result, replay
 
-    result = command.read_result(options.replay)
+    result = read_result(options.replay)
     config = result["config"]
     data = _loaded(config["dataset"], config["n_train"], result["seed"])
-    report = command.replay(data, result, options.threads)
+    report = replay(data, result, threads=options.threads, progress=True)[1]
     if options.json:
         print(json.dumps(report))
     if not report["identical"]:

@@ -15,16 +15,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import sparsecore
 from sparsecore import files
 from sparsecore.cluster import ClusterError
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.experiment import RECIPE
-from sparsecore.provenance import provenance
+from sparsecore.provenance import provenance, sources_sha256
 
 Result = dict[str, Any]
 T = TypeVar("T")
@@ -80,15 +78,6 @@ def current_profile(profile: str | None = None) -> str:
         where = "profile" if profile else f"${PROFILE}"
         raise ValueError(f"{where}: expected one of {', '.join(PROFILES)}, got {chosen!r}")
     return chosen
-
-
-@cache
-def sources_sha256() -> str:
-    """Return one hash of all the package's sources: the key of what a quick build computes."""
-    package, total = Path(sparsecore.__file__).parent, hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
-    return total.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,21 +16,9 @@ from sparsecore.mlp import SparseMLP
 def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
     """Average models over the union of their topologies, and cut each layer back to its nnz.
 
-    Parameters
-    ----------
-    models : sequence of SparseMLP
-        Of the same layer sizes and numbers of connections.
-
-    Returns
-    -------
-    model : SparseMLP
-    union_nnz : int
-        Connections that any of the models had.
-
-    Notes
-    -----
-    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD, phase 2. A connection that a model
-    lacks counts as 0; the weights of smallest magnitude are cut. O(models * union).
+    Return the model, and the number of connections that any of `models` has. A connection that a
+    model lacks counts as 0; the weights of smallest magnitude are cut. Source: "Truly Sparse Neural
+    Networks at Scale", WASAP-SGD, phase 2. O(models * union).
     """
     first = models[0]
     structures, data, union_nnz = [], [], 0
@@ -52,19 +39,16 @@ def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
     return model, union_nnz
 
 
-def pack(model: SparseMLP | None, about: dict[str, Any]) -> list[np.ndarray]:
+def pack(model: SparseMLP, about: dict[str, Any]) -> list[np.ndarray]:
     """Return a model's structure and parameters, and JSON `about` it, as arrays to be sent."""
-    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    if model is None:
-        return [np.array([len(text), 0], np.int64), text]
-    net = model.network
-    head = np.array([len(text), len(net.weight_start)], np.int64)
+    text, net = np.frombuffer(json.dumps(about).encode(), np.uint8), model.network
+    head = np.array([len(text)], np.int64)
     return [head, net.weight_start, net.indptr, net.indices, model.params, text]
 
 
 def unpack(
     buffer: np.ndarray, sizes: Sequence[int], config: TrainConfig
-) -> tuple[SparseMLP | None, dict[str, Any]]:
+) -> tuple[SparseMLP, dict[str, Any]]:
     """Return what `pack` was given."""
     start = 0
 
@@ -74,21 +58,13 @@ def unpack(
         start += part.nbytes
         return part.view(dtype)
 
-    n_text, n_starts = take(2, np.int64)
-    model = None
-    if n_starts:
-        starts = take(n_starts, np.int64)
-        pointers = [take(n_out + 1, np.int64) for n_out in sizes[1:]]
-        indices = take(starts[-1], np.int32)
-        params = take(starts[-1] + sum(sizes[1:]), np.float32)
-        cuts = list(pairwise(starts))
-        model = SparseMLP(
-            sizes,
-            [(p, indices[a:b]) for p, (a, b) in zip(pointers, cuts, strict=True)],
-            [params[a:b] for a, b in cuts],
-            [params[starts[-1] :]],
-            activation=config.activation,
-            alpha=config.alpha,
-            init=config.init,
-        )
+    [n_text] = take(1, np.int64)
+    starts = take(len(sizes), np.int64)
+    indptr = take(sum(sizes[1:]) + len(sizes) - 1, np.int64)
+    indices = take(starts[-1], np.int32)
+    params = take(starts[-1] + sum(sizes[1:]), np.float32)
+    model = SparseMLP.from_flat(
+        sizes, starts, indptr, indices, params,
+        activation=config.activation, alpha=config.alpha, init=config.init,
+    )  # fmt: skip
     return model, json.loads(take(n_text, np.uint8).tobytes())

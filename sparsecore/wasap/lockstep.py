@@ -1,63 +1,48 @@
-"""WASSP-SGD's phase 1: all workers' gradients of a step are averaged, and all take the same step.
+"""WASSP-SGD's phase 1: the workers' gradients of a step are averaged, and all take the same step.
 
 Every worker holds the whole model and a share of the velocity: it receives its share of all
 gradients, sums them in the order of the ranks, takes the momentum step there, and sends its share
-of the new parameters to all. The result does not depend on timing, nor on how MPI reduces.
+of the new parameters to all. The result depends neither on timing nor on how MPI reduces.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from sparsecore.compiled import kernels
 from sparsecore.config import TrainConfig
+from sparsecore.mlp import SparseMLP, split_layers
 from sparsecore.train import change_topology
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.window import Window
-from sparsecore.wasap.worker import Worker
 
 
 class Lockstep:
-    """The synchronous schedule.
+    """The synchronous schedule, on the `model` (with its velocity) that all workers have.
 
-    Parameters
-    ----------
-    window : Window
-        For its ranks, and to count the bytes moved.
-    worker : Worker
-        With the model and velocity that all workers have.
-    shard_sizes : list of int
-        Of all workers.
-    config : TrainConfig
-    warmup : int
-        Epochs over which the learning rate rises from the configuration's to `n_workers` times
-        that.
-
-    Notes
-    -----
-    Source: "Truly Sparse Neural Networks at Scale", WASSP-SGD; the scaling of the learning rate
-    and its warm-up are Goyal et al., 2017. Sends and receives 16 (K - 1) / K bytes a parameter and
-    step.
+    The learning rate rises to `n_workers` times the configuration's over `warmup` epochs.
+    Source: "Truly Sparse Neural Networks at Scale", WASSP-SGD; scaled rate and warm-up are Goyal
+    et al., 2017. A step sends and receives 16 (K - 1) / K bytes a parameter.
     """
 
     def __init__(
         self,
         window: Window,
-        worker: Worker,
-        shard_sizes: list[int],
+        model: SparseMLP,
+        shard_sizes: Sequence[int],
         config: TrainConfig,
         warmup: int,
     ) -> None:
-        self._window, self._worker, self._config = window, worker, config
-        self._ranks, self._shards, self._warmup = window.ranks, shard_sizes, warmup
-        self.steps = max(-(-size // config.batch_size) for size in shard_sizes)
+        self._window, self._model, self._config = window, model, config
+        self._ranks, self._shards, self._warmup = window.ranks, np.array(shard_sizes), warmup
+        self.steps = int(-(-self._shards.max() // config.batch_size))  # of an epoch
         self._share_out()
 
     def _share_out(self) -> None:
         """Divide the parameters among the workers."""
-        n, workers = len(self._worker.model.params), self._ranks.size
+        n, workers = len(self._model.params), self._ranks.size
         cuts = n * np.arange(workers + 1) // workers
         self._starts, self._counts = cuts[:-1], np.diff(cuts)
         self._mine = slice(int(cuts[self._ranks.rank]), int(cuts[self._ranks.rank + 1]))
@@ -71,43 +56,35 @@ class Lockstep:
         share = min(1.0, (step + 1) / rise) if rise else 1.0
         return np.float32(self._config.learning_rate * (1 + (workers - 1) * share))
 
-    def take_step(self, step: int) -> None:
-        """Take step number `step` of phase 1 together with all other workers."""
-        worker, batch = self._worker, step % self.steps
+    def samples(self, step: int) -> np.ndarray:
+        """Return how many samples each worker's batch has in a step; a small shard ends early."""
         size = self._config.batch_size
-        samples = np.array([min(max(n - batch * size, 0), size) for n in self._shards])
-        if samples[worker.rank]:
-            self._ranks.step()
-            worker.compute()
-            self._ranks.rest()
-        else:
-            worker.gradient[:] = 0
-            worker.n_samples = 0
-        begun = time.perf_counter()
-        self._exchange_gradients()
+        return np.clip(self._shards - step % self.steps * size, 0, size)
+
+    def take_step(self, step: int, gradient: np.ndarray | None) -> None:
+        """Take step number `step` of phase 1 together; None: this worker's batch has no samples."""
+        params, velocity = self._model.params, self._model.start_momentum()
+        self._exchange(np.zeros(len(params), np.float32) if gradient is None else gradient)
         # In the order of the ranks, so that the sum is the same whoever was first.
+        samples = self.samples(step)
         shares = (samples / samples.sum()).astype(np.float32)
         np.multiply(self._received[0], shares[0], out=self._mean)
         for received, share in zip(self._received[1:], shares[1:], strict=True):
             np.multiply(received, share, out=self._term)
             self._mean += self._term
-        params, velocity = worker.model.params, worker.model.start_momentum()
         kernels.momentum_step(
             params[self._mine], velocity[self._mine], self._mean, params[self._mine],
             self.learning_rate(step), np.float32(self._config.momentum),
             np.float32(self._config.weight_decay),
         )  # fmt: skip
         self._gather(params)
-        if samples[worker.rank]:
-            worker.pushed()
-        worker.seconds["update"] += time.perf_counter() - begun
 
-    def _exchange_gradients(self) -> None:
+    def _exchange(self, gradient: np.ndarray) -> None:
         size = self._received.shape[1]
         places = np.arange(self._ranks.size) * size
         self._ranks.transfer(
             lambda: self._ranks.comm.Ialltoallv(
-                [self._worker.gradient, self._counts, self._starts, MPI.FLOAT],
+                [gradient, self._counts, self._starts, MPI.FLOAT],
                 [self._received, np.full(self._ranks.size, size), places, MPI.FLOAT],
             )
         )
@@ -123,10 +100,10 @@ class Lockstep:
         self._count_bytes()
 
     def _count_bytes(self) -> None:
-        n, mine = len(self._worker.model.params), len(self._mean)
+        n, mine = len(self._model.params), len(self._mean)
         self._window.moved += 4 * (n - mine + mine * (self._ranks.size - 1))
 
-    def sums(self, values: list[float]) -> np.ndarray:
+    def sums(self, values: Sequence[float]) -> np.ndarray:
         """Return the sums of numbers over all workers, in the order of the ranks, float64."""
         sent = np.array(values, np.float64)
         received = np.empty((self._ranks.size, len(sent)))
@@ -134,37 +111,32 @@ class Lockstep:
         return received.sum(axis=0)
 
     def change_topology(self, seed: int, epoch: int) -> dict[str, int]:
-        """Prune and evolve after an epoch, on rank 0, and send the outcome to all."""
-        worker = self._worker
-        model = worker.model
+        """Prune and evolve the model after an epoch, on rank 0, and send the outcome to all."""
+        model, first = self._model, self._ranks.rank == 0
         self._gather(model.start_momentum())
         counts = np.zeros(2, np.int64)
-        if worker.rank == 0:
+        if first:
             changed = change_topology(model, self._config, seed, 0, epoch)
             counts[:] = changed["pruned"], changed["replaced"]
         self._send(counts)
         if counts.any():
-            sizes = worker.sizes
-            starts = model.network.weight_start.copy()
+            net = model.network
+            starts = net.weight_start.copy()
             self._send(starts)
-            if worker.rank == 0:
-                indptr, indices = model.network.indptr, model.network.indices
-                params, velocity = model.params, model.start_momentum()
-            else:
-                indptr, indices = np.empty_like(model.network.indptr), np.empty(starts[-1], "i4")
-                params = np.empty(starts[-1] + worker.n_biases, np.float32)
-                velocity = np.empty_like(params)
+            n_params = starts[-1] + sum(model.sizes[1:])
+            indptr, indices, params, velocity = (
+                (net.indptr, net.indices, model.params, model.start_momentum())
+                if first
+                else (
+                    np.empty_like(net.indptr), np.empty(starts[-1], np.int32),
+                    np.empty(n_params, np.float32), np.empty(n_params, np.float32),
+                )
+            )  # fmt: skip
             for array in (indptr, indices, params, velocity):
                 self._send(array)
-            if worker.rank == 0:
-                worker.take(model)
-            else:
-                structures, first = [], 0
-                for layer, n_out in enumerate(sizes[1:]):
-                    pointers = indptr[first : first + n_out + 1]
-                    structures.append((pointers, indices[starts[layer] : starts[layer + 1]]))
-                    first += n_out + 1
-                worker.adopt(structures, params, velocity)
+            if not first:
+                structures = split_layers(model.sizes, starts, indptr, indices)
+                model.adopt(structures, params, velocity)
             self._share_out()
         return {"pruned": int(counts[0]), "replaced": int(counts[1])}
 

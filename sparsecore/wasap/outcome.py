@@ -1,4 +1,4 @@
-"""The result of a parallel run: the sequential trainer's entries, and what is recorded besides."""
+"""The result of a parallel run: the sequential run's entries, and what is recorded besides."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsecore.experiment import result_of
 from sparsecore.mlp import SparseMLP
 from sparsecore.wasap import record as records
 from sparsecore.wasap.server import FIELDS, ParameterServer, epoch_records
@@ -14,33 +15,21 @@ from sparsecore.wasap.server import FIELDS, ParameterServer, epoch_records
 def result(
     model: SparseMLP,
     server: ParameterServer,
+    run: dict[str, Any],
     own: list[dict[str, Any]],
     failed: dict[int, str],
-    about: dict[str, Any],
-    test: tuple[float, float],
+    test: dict[str, float],
     elapsed: float,
+    threads: int,
 ) -> dict[str, Any]:
     """Return all there is to know of a run, as JSON types.
 
-    Parameters
-    ----------
-    model : SparseMLP
-        The final one.
-    server : ParameterServer
-        With the record of phase 1.
-    own : list of dict
-        What each rank says of itself; those that got to the end.
-    failed : dict of int to str
-        Ranks that did not, and why.
-    about : dict
-        The configuration.
-    test : (loss, accuracy)
-        Of the final model.
-    elapsed : float
-        Seconds of the whole run.
+    `own` is what each rank says of itself, `failed` why others did not get to the end, `test` the
+    final model's loss and accuracy, `elapsed` the seconds of the whole run.
     """
-    place, workers = server.place, about["workers"]
-    rows = server.rows(about["phase1_epochs"])
+    place, about = server.place, run["config"]
+    workers, phase1_epochs = about["workers"], about["phase1_epochs"]
+    rows = server.rows(phase1_epochs)
     epochs = epoch_records(rows, workers, server.updates_per_epoch)
     epochs += _phase2_records([entry.pop("epochs") for entry in own], workers)
     aside = float(place.fetch("aside").sum())
@@ -54,22 +43,22 @@ def result(
         "phase2": elapsed - phase1,
     }
     samples = float(rows.reshape(-1, len(FIELDS))[:, 0].sum())
-    samples += about["n_train"] * (about["epochs"] - about["phase1_epochs"])
-    tests = [epoch["test_accuracy"] for epoch in epochs if epoch["test_accuracy"] is not None]
+    samples += about["n_train"] * (about["epochs"] - phase1_epochs)
     record = server.record() if about["algorithm"] == "wasap" else None
-    updates = server.updates_per_epoch * about["phase1_epochs"]
+    updates = server.updates_per_epoch * phase1_epochs
     moved = sum(entry["bytes_moved"] for entry in own)
-    return {
-        "test_accuracy": test[1],
-        "test_loss": test[0],
-        "best_test_accuracy": max([*tests, test[1]]),
-        "nnz_end": model.nnz,
-        "seconds": seconds,
-        "samples_per_second": samples / seconds["train"],
-        "peak_rss_mb": max(entry["peak_rss_mb"] for entry in own),
-        "weights_sha256": model.weights_sha256(),
-        "epochs": epochs,
-        "parallel": {
+    return result_of(
+        model,
+        run,
+        epochs,
+        test_accuracy=test["accuracy"],
+        test_loss=test["loss"],
+        seconds=seconds,
+        samples_per_second=samples / seconds["train"],
+        peak_rss_mb=max(entry["peak_rss_mb"] for entry in own),
+        threads=threads,
+        ranks=workers,
+        parallel={
             "window": place.kind,
             "updates": updates,
             "updates_per_second": updates / phase1,
@@ -82,7 +71,7 @@ def result(
             ],
             "ranks": own,
         },
-    }
+    )
 
 
 def _phase2_records(own: list[list[dict[str, Any]]], workers: int) -> list[dict[str, Any]]:

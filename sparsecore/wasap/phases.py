@@ -1,7 +1,7 @@
 """A parallel run on all ranks, from data to result: set up, phase 1, phase 2, averaging.
 
-Every rank calls `run`; rank 0 returns the model and the result. The rules of an update are in
-`server` and `lockstep`, a worker's own part in `worker`.
+Every rank calls `run`; rank 0 returns the model and the result. This module takes the gradients of
+`worker` to `server` or `lockstep`, which have the rules of an update.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ from typing import Any
 
 import numpy as np
 
-from sparsecore import checkpoint, functions, topology, train
+from sparsecore import checkpoint, experiment, topology, train
 from sparsecore.compiled.engine import aligned
 from sparsecore.compiled.kernels import momentum_step
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.datasets.dataset import standardize
+from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
-from sparsecore.provenance import peak_rss_mb, provenance
+from sparsecore.provenance import peak_rss_mb
 from sparsecore.train import Trainer
 from sparsecore.wasap import interrupts, outcome
 from sparsecore.wasap import record as records
 from sparsecore.wasap.average import average, pack, unpack
+from sparsecore.wasap.gradient import Update
 from sparsecore.wasap.lockstep import Lockstep
 from sparsecore.wasap.place import TESTED, Layout, ParallelError
-from sparsecore.wasap.plan import Plan, Start, about
+from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.progress import Progress
 from sparsecore.wasap.ranks import Ranks
 from sparsecore.wasap.resources import Resources
-from sparsecore.wasap.server import FIELDS, ParameterServer, Record, Update
+from sparsecore.wasap.server import FIELDS, ParameterServer, Record
 from sparsecore.wasap.watch import PATIENCE
 from sparsecore.wasap.window import Window
-from sparsecore.wasap.worker import Shard, Worker, shard_rows
+from sparsecore.wasap.worker import Worker, shard_rows
 
 
 def run(
@@ -144,10 +146,13 @@ class _Run:
         self.rank, self.workers = ranks.rank, ranks.size
         self.phase1_epochs = plan.phase1_epochs(config.epochs)
         self.sizes = (data.n_features, *config.hidden, data.n_classes)
-        self.about = about(data, config, plan, ranks.size)
+        self.about = experiment.identity(
+            data, config, seed,
+            algorithm=plan.algorithm, workers=ranks.size, phase1=plan.phase1,
+            phase1_epochs=self.phase1_epochs, warmup=plan.warmup,
+        )  # fmt: skip
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
         self.own_epochs: list[dict[str, Any]] = []
-        self.restarts: list[int] = []
 
     # --- before ----------------------------------------------------------------------------------
 
@@ -155,77 +160,79 @@ class _Run:
         """Load, split, compile, and open the window with the model in it."""
         self.path = None if path is None else Path(path)
         start = self._together(lambda: self._start(resume))
-        nnz, self.nnz_start, self.restarts = self.ranks.gathered(
-            (start.model.nnz, start.nnz_start, start.restarts) if start is not None else None
-        )[0]
+        nnz, before = self.ranks.gathered(start and (start[0].nnz, start[1]))[0]
+        self.about |= {"nnz_start": before["nnz_start"], "restarts": before["restarts"]}
+        self.restarts, self.epochs_before = before["restarts"], before["epochs"]
         self._together(self._load)
         asynchronous = self.plan.algorithm == "wasap"
-        shards = self._shard_sizes
-        batches = [-(-n // self.config.batch_size) for n in shards]
+        batches = [-(-n // self.config.batch_size) for n in self._shard_sizes]
         # An epoch is all workers' batches together; in lockstep, a step of all of them.
         self.updates_per_epoch = sum(batches) if asynchronous else max(batches)
-        updates = self.updates_per_epoch * self.phase1_epochs
-        layout = Layout(
-            self.sizes, nnz, self.workers, updates if asynchronous else 0, self.phase1_epochs,
-            len(FIELDS),
-        )  # fmt: skip
+        updates = self.updates_per_epoch * self.phase1_epochs if asynchronous else 0
+        layout = Layout(self.sizes, nnz, self.workers, updates, self.phase1_epochs, len(FIELDS))
         self.window = Window(self.ranks, layout)
         self.server = ParameterServer(
             self.window, self.config, self.seed, self.updates_per_epoch,
             self.phase1_epochs if asynchronous else 0,
         )  # fmt: skip
         if start is not None:
-            self.server.publish(start.model, start.record, start.rows)
-        done, elapsed = self.ranks.gathered(
-            None if start is None else (len(start.rows) // len(FIELDS), start.elapsed)
-        )[0]
-        self.epochs_before = done
+            self.server.publish(start[0], *start[2:])
+        self.ranks.barrier()
         own = self.window.fetch("worker", 0, self.server.ticket) == self.rank
-        step = int(own.sum()) if asynchronous else done * batches[self.rank]
-        self.worker = Worker(
-            self.rank, self.shard, self.sizes, self.config, self.seed, self.threads, step
-        )
+        step = int(own.sum()) if asynchronous else self.epochs_before * batches[self.rank]
         self.ranks.in_turns(self._compile)
-        self.server.pull(self.worker)
+        self.worker = self._new_worker(step)
         self.ranks.barrier()
         self.window.moved = 0
-        self.server.start_clock(elapsed)
+        self.server.start_clock(before["elapsed"])
 
     def _together(self, function: Callable[[], Any]) -> Any:
-        result, error = None, None
+        """Call a function on all ranks; raise on all if one raises."""
         try:
             result = function()
-        except Exception as caught:
-            error = caught
-        self.ranks.agree(error)
+        except Exception as error:
+            self.ranks.agree(error)
+        self.ranks.agree(None)
         return result
 
-    def _start(self, resume: bool) -> Start | None:
-        """Make the model, or read the checkpoint, on rank 0."""
+    def _start(
+        self, resume: bool
+    ) -> tuple[SparseMLP, dict[str, Any], Record | None, np.ndarray] | None:
+        """Return rank 0's model, what all ranks must know of it, its record and epochs' rows."""
         if self.rank:
             return None
-        if resume and self.path is not None and self.path.exists():
-            return Start.resumed(self.path, self.about, self.seed, self.data.content_hash)
-        model = train.new_model(self.config, self.data.n_features, self.data.n_classes, self.seed)
-        return Start(model, None, np.zeros(0), 0.0, model.nnz, [])
+        found = experiment.resumed(self.path, resume, self.about)
+        if found is None:
+            n_features, n_classes = self.sizes[0], self.sizes[-1]
+            model = train.new_model(self.config, n_features, n_classes, self.seed)
+            fresh = {"nnz_start": model.nnz, "restarts": [], "epochs": 0, "elapsed": 0.0}
+            return model, fresh, None, np.zeros(0)
+        model, state = found
+        record = None if state["record"] is None else records.from_json(state["record"])
+        rows = records.decode(state["rows"])
+        epochs = len(rows) // len(FIELDS)
+        done = epochs if record is None else len(record.worker)
+        state |= {"restarts": [*state["restarts"], done], "epochs": epochs}
+        before = {name: state[name] for name in ("nnz_start", "restarts", "epochs", "elapsed")}
+        return model, before, record, rows
 
     def _load(self) -> None:
         data = self.data
-        train.check_finite(data.X_train, "training data")
-        train.check_finite(data.X_test, "test data")
-        if len(np.unique(data.y_train)) < 2:
-            found = np.unique(data.y_train)
-            raise ValueError(f"y: expected at least two classes, got only {found}")
+        experiment.check_data(data)
         rows = shard_rows(data.y_train, self.workers, self.seed)
         self._shard_sizes = [len(part) for part in rows]
         self.shard = Shard(data, rows[self.rank], self.config, self.seed, self.rank)
         self.X_test = standardize(data.X_test, *data.moments())
         self.y_test = data.y_test
 
+    def _new_worker(self, step: int = 0) -> Worker:
+        return Worker(
+            self.rank, self.shard, *self.server.pull(), self.config, self.seed, self.threads, step
+        )
+
     def _compile(self) -> None:
         """Have everything compiled before anything is timed."""
-        worker = Worker(self.rank, self.shard, self.sizes, self.config, self.seed, self.threads)
-        self.server.pull(worker)
+        worker = self._new_worker()
         try:
             worker.compute()
             begun = time.monotonic()
@@ -233,12 +240,8 @@ class _Run:
             self.ranks.longest_step = time.monotonic() - begun
         except FloatingPointError:
             pass  # it will be met again where it is reported
-        n = len(worker.gradient)
-        nothing = (np.float32(0), np.float32(0), np.float32(0))
-        momentum_step(
-            aligned(n, np.float32), aligned(n, np.float32), worker.gradient, worker.model.params,
-            *nothing,
-        )  # fmt: skip
+        zero, flat = np.float32(0), aligned(4 * len(worker.model.params), np.float32)
+        momentum_step(*flat.reshape(4, -1), zero, zero, zero)
         tiny = SparseMLP.erdos_renyi((4, 4, 2), density=0.5, random_state=0)
         view = tiny[0]
         topology.retain_valid(
@@ -257,9 +260,7 @@ class _Run:
         """Take this rank through both phases."""
         model: SparseMLP | None
         show = None if self.rank else self._on_progress
-        self._progress = Progress(
-            show, self.server, self.config, self.plan, self.phase1_epochs, len(self.shard)
-        )
+        self._progress = Progress(show, self.server, self.plan, len(self.shard))
         if self.rank == 0 and not self.phase1_epochs and not self.restarts:
             self._save(0, None)  # what phase 2 starts from; else phase 1 saves that
         try:
@@ -288,17 +289,19 @@ class _Run:
 
     def _phase1(self) -> None:
         """Push gradients until the epochs of phase 1 are done."""
+        worker = self.worker
         while True:
             self.ranks.step()
-            self.worker.compute()
+            gradient = worker.compute()
             self.ranks.rest()
-            update = self.server.push(self.worker)
+            update = self.server.push(gradient, worker.version, worker.model)
             if update is None:
                 break
+            worker.pushed(gradient, update)
             if update.epoch:
                 self._end_epoch(update)
-            self._progress.phase1(update.ticket)
-        self.server.pull(self.worker)
+            self._progress.phase1(update.version.updates)
+        worker.changed(self.server.pull(worker.model)[1])
 
     def _end_epoch(self, update: Update) -> None:
         """Test and save what the server's model was at the end of an epoch."""
@@ -307,10 +310,10 @@ class _Run:
         assert update.model is not None
         self._aside(time.perf_counter() - before, "evaluate")
         try:
-            self.server.tested(update.epoch, *self._test(update.model))
+            self.server.tested(update.epoch, **self._test(update.model))
             if self.window.fetch("control")[TESTED] >= update.epoch:
                 return  # the others took this rank for lost, and are further by now
-            self._save(update.epoch, self.server.record(update.ticket))
+            self._save(update.epoch, self.server.record(update.version.updates))
         except Exception as error:
             # What cannot be tested or saved here cannot be by the others either.
             self.ranks.stop(error)
@@ -330,23 +333,32 @@ class _Run:
 
     def _phase1_in_lockstep(self) -> None:
         """Take the steps of phase 1 together."""
-        worker = self.worker
-        lockstep = Lockstep(self.window, worker, self._shard_sizes, self.config, self.plan.warmup)
+        worker, model = self.worker, self.worker.model
+        lockstep = Lockstep(self.window, model, self._shard_sizes, self.config, self.plan.warmup)
         part = self._test_part()
         for epoch in range(self.epochs_before + 1, self.phase1_epochs + 1):
-            trained = [0.0, 0.0, 0.0]
+            trained = np.zeros(3)  # samples, loss, correct
             for step in range((epoch - 1) * lockstep.steps, epoch * lockstep.steps):
-                worker.sums.loss[0] = worker.sums.correct[0] = 0
-                lockstep.take_step(step)
-                trained[0] += worker.n_samples
-                trained[1] += float(worker.sums.loss[0])
-                trained[2] += int(worker.sums.correct[0])
+                gradient = None
+                if lockstep.samples(step)[self.rank]:
+                    self.ranks.step()
+                    gradient = worker.compute()
+                    self.ranks.rest()
+                    trained += gradient.samples, gradient.loss, gradient.correct
+                begun = time.perf_counter()
+                lockstep.take_step(step, None if gradient is None else gradient.values)
+                worker.seconds["update"] += time.perf_counter() - begun
+                if gradient is not None:
+                    worker.count(gradient)
                 self._progress.phase1(step + 1)
-            loss, accuracy = self._test(worker.model, part)
-            n = len(self.y_test[part])
-            sums = lockstep.sums([*trained, loss * n, accuracy * n, self._aside_so_far()])
-            nnz = worker.model.nnz
+            test, n = self._test(model, part), len(self.y_test[part])
+            sums = lockstep.sums(
+                [*trained, test["loss"] * n, test["accuracy"] * n, self._aside_so_far()]
+            )
+            nnz = model.nnz
             changed = lockstep.change_topology(self.seed, epoch)
+            if any(changed.values()):
+                worker.changed(worker.version)
             if self.rank == 0:
                 row = np.array(
                     [*sums[:3], 0, lockstep.steps, nnz, changed["pruned"], changed["replaced"],
@@ -358,40 +370,22 @@ class _Run:
 
     def _phase2(self) -> None:
         """Train this worker's copy on its shard, without exchange."""
-        worker, resumed = self.worker, None
+        worker, shard = self.worker, self.shard
         if self.phase1_epochs == self.config.epochs:
             return
-        origin = worker.model.weights_sha256()
+        origin, state = worker.model.weights_sha256(), None
         own_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")
         if self.restarts and own_path and own_path.exists():
-            model, state = checkpoint.load(own_path)
-            if state is not None and state.get("origin") == origin:
-                resumed = model, state["progress"]
+            model, found = checkpoint.load(own_path)
+            if found is not None and found.get("origin") == origin:
+                worker.model, state = model, found
                 self.own_epochs = state["epochs"]
                 self.server.start_clock(state["elapsed"])
+        done = len(self.own_epochs) * len(shard)
 
-        def test(trainer: Trainer) -> dict[str, Any]:
+        def test() -> dict[str, Any]:
             self.ranks.rest()
-            loss, accuracy = self._test(trainer.model)
-            return {"test_loss": loss, "test_accuracy": accuracy}
-
-        def on_epoch(trainer: Trainer, record: dict[str, Any]) -> None:
-            record["elapsed"] = self.server.elapsed()
-            record["aside"] = self._aside_so_far()
-            self.own_epochs.append(record)
-            if own_path is None:
-                return
-            state = {
-                "origin": origin,
-                "progress": trainer.progress(),
-                "epochs": self.own_epochs,
-                "elapsed": record["elapsed"] - record["aside"],
-            }
-            before = time.perf_counter()
-            checkpoint.save(trainer.model, own_path, state)
-            self._aside(time.perf_counter() - before, "checkpoint")
-
-        done = len(self.own_epochs) * len(self.shard)
+            return {f"test_{name}": value for name, value in self._test(worker.model).items()}
 
         def on_progress(samples: int, loss: float) -> None:
             nonlocal done
@@ -400,23 +394,30 @@ class _Run:
             done += samples
             self._progress.phase2(done, self.own_epochs)
 
-        worker.train_alone(self.phase1_epochs, test, on_epoch, on_progress, resumed)
+        with worker.trainer(self.phase1_epochs) as trainer:
+            trainer.restore(state and state["progress"])
+            for record in trainer.epochs(shard, shard.labels, test, on_progress):
+                worker.samples += len(shard)
+                record |= {"elapsed": self.server.elapsed(), "aside": self._aside_so_far()}
+                self.own_epochs.append(record)
+                if own_path is not None:
+                    before = time.perf_counter()
+                    state = {
+                        "origin": origin, "progress": trainer.progress(),
+                        "epochs": self.own_epochs, "elapsed": record["elapsed"] - record["aside"],
+                    }  # fmt: skip
+                    checkpoint.save(worker.model, own_path, state)
+                    self._aside(time.perf_counter() - before, "checkpoint")
 
     # --- testing, saving -------------------------------------------------------------------------
 
-    def _test(self, model: SparseMLP, part: slice = slice(None)) -> tuple[float, float]:
+    def _test(self, model: SparseMLP, part: slice = slice(None)) -> dict[str, float]:
         before = time.perf_counter()
-        labels = self.y_test[part]
-        logits = model.decision_function(self.X_test[part], self.threads)
-        if not np.isfinite(logits).all():
-            raise FloatingPointError(
-                f"the logits became infinite or NaN; a lower learning_rate (now "
-                f"{self.config.learning_rate}) usually helps"
-            )
-        accuracy = float((logits.argmax(axis=1) == labels).mean())
-        loss = functions.cross_entropy(logits, labels)
+        found = train.evaluate(
+            model, self.X_test[part], self.y_test[part], self.config, self.threads
+        )
         self._aside(time.perf_counter() - before, "evaluate")
-        return loss, accuracy
+        return found
 
     def _test_part(self) -> slice:
         """Return this worker's share of the test set, when it is tested together."""
@@ -435,16 +436,12 @@ class _Run:
         if self.path is None:
             return
         before = time.perf_counter()
+        aside = float(self.window.fetch("aside").sum()) / self.workers
         run_state = {
-            "config": self.about,
-            "seed": self.seed,
-            "data": self.data.content_hash,
-            "nnz_start": self.nnz_start,
+            **self.about,
             "record": None if record is None else records.to_json(record),
             "rows": records.encode(self.server.rows(epoch)),
-            "restarts": self.restarts,
-            "elapsed": self.server.elapsed()
-            - float(self.window.fetch("aside").sum()) / self.workers,
+            "elapsed": self.server.elapsed() - aside,
         }
         checkpoint.save(self.worker.model, self.path, run_state)
         self._aside(time.perf_counter() - before, "checkpoint")
@@ -454,13 +451,9 @@ class _Run:
     def _own(self, resources: Resources) -> dict[str, Any]:
         """Return what the result says of this rank."""
         return {
-            "rank": self.rank,
-            "host": self.ranks.host,
-            "pid": os.getpid(),
-            "shard": len(self.shard),
-            "updates": self.worker.updates,
-            "samples": self.worker.samples,
-            "bytes_moved": self.window.moved,
+            "rank": self.rank, "host": self.ranks.host, "pid": os.getpid(),
+            "shard": len(self.shard), "updates": self.worker.updates,
+            "samples": self.worker.samples, "bytes_moved": self.window.moved,
             "seconds": {
                 **self.worker.seconds, **self.seconds, "phase1": self.phase1_seconds,
                 "total": self.server.elapsed(),
@@ -473,31 +466,26 @@ class _Run:
     def _finish(
         self, model: SparseMLP | None, resources: Resources
     ) -> tuple[SparseMLP, dict[str, Any]]:
-        """Receive the others' models, average, test, and write down all there is to know."""
+        """Receive the others' models, average, test, and make the result."""
         arrived, failed = self.window.receive_results()
         if model is None:
             failed[0] = self.ranks.message(0)
         models, own = ([], []) if model is None else ([model], [self._own(resources)])
         for rank in sorted(arrived):
             other, about_it = unpack(arrived[rank], self.sizes, self.config)
-            assert other is not None
             models.append(other)
             own.append(about_it)
         if not models:
-            causes = "; ".join(f"rank {rank}: {why}" for rank, why in sorted(failed.items()))
-            raise ParallelError(f"no worker got to the end: {causes}")
+            causes = [f"rank {rank}: {why}" for rank, why in sorted(failed.items())]
+            raise ParallelError(f"no worker got to the end: {'; '.join(causes)}")
         # Without a phase 2 all copies are the server's.
         averages = self.phase1_epochs < self.config.epochs
         merged, union_nnz = average(models) if averages else (models[0], models[0].nnz)
         elapsed = self.server.elapsed()
         test = self._test(merged)
-        result = {
-            "config": self.about,
-            "seed": self.seed,
-            "nnz_start": self.nnz_start,
-            **outcome.result(merged, self.server, own, failed, self.about, test, elapsed),
-            "provenance": provenance(self.threads, self.data.content_hash, self.workers),
-        }
+        result = outcome.result(
+            merged, self.server, self.about, own, failed, test, elapsed, self.threads
+        )
         result["parallel"] |= {"union_nnz": union_nnz, "restarts": self.restarts}
         self.window.finish()
         return merged, result

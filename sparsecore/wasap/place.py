@@ -1,13 +1,12 @@
 """The place where the parameter server's state lies: named regions and a lock.
 
 A `Place` is memory laid out by a `Layout`. Here it is plain memory of one process, which is what a
-replay works in; `window` has the same thing in an MPI window. What is done to the state is decided
-in `server`.
+replay works in; `window` has the same in an MPI window. `server` decides what is done to the state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,31 +37,21 @@ class Region:
 class Layout:
     """Names, types and offsets of the arrays of a place.
 
-    Parameters
-    ----------
-    sizes : tuple of int
-        Neurons per layer.
-    nnz : int
-        Largest number of connections: pruning makes it smaller, nothing larger.
-    workers, updates, epochs : int
-        Workers, and updates and epochs of phase 1.
-    epoch_fields : int
-        Numbers recorded for an epoch.
-
-    Notes
-    -----
-    12 bytes a connection (weight, velocity, index), 16 a neuron, 10 an update.
+    `nnz` is the largest number of connections: pruning makes it smaller, nothing larger; `updates`
+    and `epochs` are phase 1's, and `epoch_fields` numbers are recorded for an epoch. 12 bytes a
+    connection (weight, velocity, index), 16 a neuron, 10 an update.
     """
 
     def __init__(
         self,
-        sizes: tuple[int, ...],
+        sizes: Sequence[int],
         nnz: int,
         workers: int,
         updates: int,
         epochs: int,
         epoch_fields: int,
     ) -> None:
+        self.sizes = tuple(sizes)  # neurons per layer
         n_params = nnz + sum(sizes[1:])
         arrays: list[tuple[str, type, int]] = [
             ("control", np.int64, 8),
@@ -97,12 +86,8 @@ class Place:
     """State of the parameter server in this process's own memory.
 
     `fetch` gives a part of a region to read and change, `store` puts it back; where the memory is
-    the server's own, both cost nothing.
-
-    Attributes
-    ----------
-    moved : int
-        Bytes that have been fetched and stored, wherever the memory lies.
+    the server's own, both cost nothing. `moved` counts the bytes fetched and stored, wherever the
+    memory lies.
     """
 
     kind = "local"

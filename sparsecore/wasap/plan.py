@@ -1,19 +1,8 @@
-"""What a parallel run is told, and what it starts from: a fresh model or a checkpoint."""
+"""How a run is parallel: the algorithm and its two phases."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-
-from sparsecore import checkpoint
-from sparsecore.config import TrainConfig
-from sparsecore.datasets import Dataset
-from sparsecore.mlp import SparseMLP
-from sparsecore.wasap import record as records
-from sparsecore.wasap.server import FIELDS, Record
 
 ALGORITHMS = ("wasap", "wassp")
 
@@ -50,49 +39,3 @@ class Plan:
     def phase1_epochs(self, epochs: int) -> int:
         """Return how many of the epochs are phase 1, rounded half up."""
         return int(self.phase1 * epochs + 0.5)
-
-
-def about(data: Dataset, config: TrainConfig, plan: Plan, workers: int) -> dict[str, Any]:
-    """Return the configuration of a parallel run as it stands in results and checkpoints."""
-    return {
-        "dataset": data.name,
-        "n_train": len(data.y_train),
-        **config.to_dict(),
-        "algorithm": plan.algorithm,
-        "workers": workers,
-        "phase1": plan.phase1,
-        "phase1_epochs": plan.phase1_epochs(config.epochs),
-        "warmup": plan.warmup,
-    }
-
-
-@dataclass
-class Start:
-    """What a run starts from."""
-
-    model: SparseMLP
-    record: Record | None
-    rows: np.ndarray
-    elapsed: float
-    nnz_start: int
-    restarts: list[int]
-
-    @classmethod
-    def resumed(cls, path: Path, about: dict[str, Any], seed: int, data: str) -> Start:
-        """Read a checkpoint of the same run."""
-        model, state = checkpoint.load(path)
-        if state is None or "rows" not in state:
-            raise checkpoint.CheckpointError(f"{path}: not the checkpoint of a parallel run")
-        for name, here in (("seed", seed), ("config", about), ("data", data)):
-            if state.get(name) != here:
-                raise ValueError(
-                    f"{path}: belongs to a run with {name} {state.get(name)!r}, not {here!r}; "
-                    "resume with the same data, the same options and as many ranks, or name "
-                    "another checkpoint"
-                )
-        record = None if state["record"] is None else records.from_json(state["record"])
-        rows = records.decode(state["rows"])
-        done = len(rows) // len(FIELDS) if record is None else len(record.worker)
-        return cls(
-            model, record, rows, state["elapsed"], state["nnz_start"], [*state["restarts"], done]
-        )

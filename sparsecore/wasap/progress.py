@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sparsecore.config import TrainConfig
 from sparsecore.wasap.place import TESTED
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.server import FIELDS, ParameterServer
@@ -16,31 +15,21 @@ _RECENT = 200  # updates over which staleness is averaged
 
 
 class Progress:
-    """Tells where a run stands.
+    """Calls `show`, unless it is None, with a dictionary of where the run stands.
 
-    Parameters
-    ----------
-    show : callable or None
-        Called with a dictionary; None: nothing is told.
-    server : ParameterServer
-    config : TrainConfig
-    plan : Plan
-    phase1_epochs : int
-    n_samples : int
-        Of this worker's shard.
+    `n_samples` is the size of this worker's shard.
     """
 
     def __init__(
         self,
         show: Callable[[dict[str, Any]], None] | None,
         server: ParameterServer,
-        config: TrainConfig,
         plan: Plan,
-        phase1_epochs: int,
         n_samples: int,
     ) -> None:
-        self._show, self._server, self._plan = show, server, plan
-        self._epochs, self._phase1_epochs, self._n_samples = config.epochs, phase1_epochs, n_samples
+        self._show, self._server, self._plan, self._n_samples = show, server, plan, n_samples
+        self._epochs = server.config.epochs
+        self._phase1_epochs = plan.phase1_epochs(self._epochs)
         self._told = 0.0
         self._pace = server.elapsed(), server.ticket  # at the last report
 
@@ -58,27 +47,16 @@ class Progress:
             staleness = float(recent.mean())
         now, (then, before) = self._server.elapsed(), self._pace
         self._pace = now, updates
-        self._tell(
-            phase=1,
-            epoch=updates / self._server.updates_per_epoch,
-            updates=updates,
-            updates_per_second=(updates - before) / (now - then) if now > then else 0.0,
-            test_accuracy=accuracy,
-            staleness=staleness,
-        )
+        pace = (updates - before) / (now - then) if now > then else 0.0
+        self._tell(1, updates / self._server.updates_per_epoch, updates, accuracy, pace, staleness)
 
     def phase2(self, samples: int, own_epochs: list[dict[str, Any]]) -> None:
         """Tell that so many samples are done; `own_epochs` are the records of the epochs."""
         if not self._due():
             return
-        self._tell(
-            phase=2,
-            epoch=self._phase1_epochs + samples / self._n_samples,
-            updates=self._server.updates_per_epoch * self._phase1_epochs,
-            updates_per_second=0.0,
-            test_accuracy=own_epochs[-1]["test_accuracy"] if own_epochs else None,
-            staleness=0.0,
-        )
+        accuracy = own_epochs[-1]["test_accuracy"] if own_epochs else None
+        updates = self._server.updates_per_epoch * self._phase1_epochs
+        self._tell(2, self._phase1_epochs + samples / self._n_samples, updates, accuracy)
 
     def _due(self) -> bool:
         now = time.perf_counter()
@@ -87,7 +65,15 @@ class Progress:
         self._told = now
         return True
 
-    def _tell(self, **state: Any) -> None:
+    def _tell(
+        self,
+        phase: int,
+        epoch: float,
+        updates: int,
+        accuracy: float | None,
+        pace: float = 0.0,
+        staleness: float = 0.0,
+    ) -> None:
         assert self._show is not None
         self._show(
             {
@@ -95,6 +81,11 @@ class Progress:
                 "workers": self._server.place.workers,
                 "epochs": self._epochs,
                 "elapsed": self._server.elapsed(),
-                **state,
+                "phase": phase,
+                "epoch": epoch,
+                "updates": updates,
+                "updates_per_second": pace,
+                "test_accuracy": accuracy,
+                "staleness": staleness,
             }
         )

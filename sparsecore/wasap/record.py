@@ -1,15 +1,16 @@
 """The record of a run's updates as it stands in a result, and the replay of a run from it.
 
-A gradient depends on the model that the worker had pulled, and that on the order of the updates;
-the record holds the order. In a replay, in one process, each worker's copy of the model waits as
-it waited in the run, and the weights come out the same to the last bit.
+A gradient depends on the model that the worker had pulled, and so on the order of the updates; the
+record holds that order. A replay, in one process, keeps each worker's copy of the model as long as
+the run did, and the weights come out the same to the last bit.
 """
 
 from __future__ import annotations
 
 import base64
+import json
+import os
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ import numpy as np
 from sparsecore import train
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
+from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
+from sparsecore.progress import bar
 from sparsecore.wasap.average import average
 from sparsecore.wasap.place import Layout, Place
 from sparsecore.wasap.server import FIELDS, ParameterServer, Record
-from sparsecore.wasap.worker import Shard, Worker, shard_rows
+from sparsecore.wasap.worker import Worker, shard_rows
 
 
 def encode(array: np.ndarray) -> dict[str, Any]:
@@ -31,13 +34,7 @@ def encode(array: np.ndarray) -> dict[str, Any]:
 
 
 def decode(value: dict[str, Any]) -> np.ndarray:
-    """Return the array that `encode` was given.
-
-    Raises
-    ------
-    ValueError
-        If the value is damaged.
-    """
+    """Return the array that `encode` was given; raise a ValueError if the value is damaged."""
     try:
         raw = zlib.decompress(base64.b64decode(value["zlib_base64"]))
         array = np.frombuffer(raw, np.dtype(value["dtype"]))
@@ -65,12 +62,26 @@ def staleness_histogram(record: Record) -> list[int]:
     return np.bincount(record.staleness).tolist() if len(record.staleness) else []
 
 
+def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the JSON result of a run: the last line of what `--json` printed, or a whole file."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    for candidate in (text, text.strip().rpartition("\n")[2]):
+        try:
+            result = json.loads(candidate)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(result, dict) and "config" in result and "weights_sha256" in result:
+            return result
+    raise ValueError(f"{path}: expected the JSON result of a training run (train … --json > FILE)")
+
+
 def replay(
     data: Dataset,
     result: dict[str, Any],
     *,
     threads: int = 1,
-    on_progress: Callable[[int, int], None] | None = None,
+    progress: bool = False,
 ) -> tuple[SparseMLP, dict[str, Any]]:
     """Repeat the run that `result` records.
 
@@ -82,8 +93,8 @@ def replay(
         Of an asynchronous run, as `run` returned it.
     threads : int
         The weights do not depend on it.
-    on_progress : callable, optional
-        Called with the updates done and all there are.
+    progress : bool
+        Show a bar on standard error.
 
     Returns
     -------
@@ -108,42 +119,48 @@ def replay(
             f"replay: the run's data have SHA-256 {result['provenance']['data_sha256']}, "
             f"{data.name} here has {data.content_hash}"
         )
-    names = TrainConfig().to_dict()
-    config = TrainConfig(**{name: about[name] for name in names})
+    config = TrainConfig(**{name: about[name] for name in TrainConfig().to_dict()})
     seed, n_workers, epochs = result["seed"], about["workers"], about["phase1_epochs"]
     record = from_json(result["parallel"]["record"])
     restarts = set(result["parallel"]["restarts"])
     failed = {entry["rank"] for entry in result["parallel"]["failed_workers"]}
 
-    sizes = (data.n_features, *config.hidden, data.n_classes)
     model = train.new_model(config, data.n_features, data.n_classes, seed)
     shards = shard_rows(data.y_train, n_workers, seed)
-    workers = [
-        Worker(rank, Shard(data, rows, config, seed, rank), sizes, config, seed, threads)
-        for rank, rows in enumerate(shards)
-    ]
-    per_epoch = sum(worker.batches for worker in workers)
+    per_epoch = sum(-(-len(rows) // config.batch_size) for rows in shards)
     updates = len(record.worker)
-    layout = Layout(sizes, model.nnz, n_workers, updates, epochs, len(FIELDS))
+    layout = Layout(model.sizes, model.nnz, n_workers, updates, epochs, len(FIELDS))
     server = ParameterServer(Place(layout), config, seed, per_epoch, epochs)
     if updates != server.updates:
         raise ValueError(f"replay: expected {server.updates} updates in the record, got {updates}")
     server.publish(model)
+    workers = [
+        Worker(rank, Shard(data, rows, config, seed, rank), *server.pull(), config, seed, threads)
+        for rank, rows in enumerate(shards)
+    ]
 
-    for ticket, rank in enumerate(record.worker.tolist()):
-        if ticket == 0 or ticket in restarts:
-            for worker in workers:
-                server.pull(worker)
-        workers[rank].compute()
-        server.push(workers[rank])
-        if on_progress is not None:
-            on_progress(ticket + 1, updates)
+    def pull(worker: Worker) -> None:
+        worker.changed(server.pull(worker.model)[1])
+
+    with bar(updates, "replay", unit="update", hidden=not progress) as shown:
+        for ticket, rank in enumerate(record.worker.tolist()):
+            if ticket in restarts:
+                for worker in workers:
+                    pull(worker)
+            worker = workers[rank]
+            gradient = worker.compute()
+            update = server.push(gradient, worker.version, worker.model)
+            assert update is not None
+            worker.pushed(gradient, update)
+            shown.update()
     models = []
     for worker in workers:
         if worker.rank not in failed:
-            server.pull(worker)
+            pull(worker)
             if epochs < config.epochs:
-                worker.train_alone(epochs)
+                with worker.trainer(epochs) as trainer:
+                    for _ in trainer.epochs(worker.shard, worker.shard.labels):
+                        pass
             models.append(worker.model)
         worker.close()
     merged = average(models)[0] if epochs < config.epochs else models[0]

@@ -12,13 +12,7 @@ _SAMPLES = 400  # when there are more, every other one is dropped and sampling s
 
 
 class Resources:
-    """Samples until the block ends.
-
-    Parameters
-    ----------
-    interval : float
-        Seconds between samples, at first.
-    """
+    """Takes samples until the block ends, at first every `interval` seconds."""
 
     def __init__(self, interval: float = 0.1) -> None:
         self._interval = interval

@@ -1,25 +1,24 @@
-"""What is done to the parameter server's state: pull, push, and what ends an epoch.
+"""The parameter server of WASAP-SGD's phase 1: pull, push, and what ends an epoch.
 
-The server is a place (see `place`), and whoever has its lock is the server. A worker that pushes a
-gradient applies it to the server's weights itself, and copies the new weights out in the same
-sweep. Who computes gradients, and when, is written in `worker` and `phases`.
+The server is a place (see `place`), and whoever holds its lock acts as the server. A push applies a
+gradient to the server's weights and copies the new weights out in the same sweep. `phases` brings
+the workers' gradients here.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsecore import topology, train
+from sparsecore import train
 from sparsecore.compiled import kernels
 from sparsecore.config import TrainConfig
-from sparsecore.mlp import SparseMLP
+from sparsecore.mlp import SparseMLP, split_layers
+from sparsecore.wasap.gradient import Gradient, Structures, Update, Version, retained
 from sparsecore.wasap.place import NNZ, TESTED, TICKET, VERSION, Place
-from sparsecore.wasap.worker import Worker
 
 #: What is recorded for an epoch of phase 1, a row of the region "epochs".
 FIELDS = (
@@ -27,16 +26,6 @@ FIELDS = (
     "aside", "test_loss", "test_accuracy",
 )  # fmt: skip
 _COLUMN = {name: column for column, name in enumerate(FIELDS)}
-
-Structures = Sequence[tuple[np.ndarray, np.ndarray]]
-
-
-class Update(NamedTuple):
-    """What became of a push."""
-
-    ticket: int  #: number of updates now applied
-    epoch: int  #: the epoch that it completed, or 0
-    model: SparseMLP | None  #: the server's model at the end of that epoch, before it evolved
 
 
 class Record(NamedTuple):
@@ -48,22 +37,11 @@ class Record(NamedTuple):
 
 
 class ParameterServer:
-    """Pull and push, by the rules of WASAP-SGD's phase 1.
+    """Pull and push; phase 1 is `epochs` times `updates_per_epoch` updates.
 
-    Parameters
-    ----------
-    place : Place
-    config : TrainConfig
-    seed : int
-    updates_per_epoch, epochs : int
-        An epoch is as many updates as the shards have batches together; `epochs` of them are phase
-        1.
-
-    Notes
-    -----
     Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD, parameter server. A push reads and
-    writes parameters and velocity, 16 bytes a parameter; the pull that comes with it copies 4 more.
-    When the topology has changed, 4 bytes a connection and 8 a neuron are read besides.
+    writes parameters and velocity, 16 bytes a parameter, and copies the new parameters out, 4 more.
+    When the topology has changed, it also reads 4 bytes a connection and 8 a neuron.
     """
 
     def __init__(
@@ -72,6 +50,7 @@ class ParameterServer:
         self.place, self.config, self.seed = place, config, seed
         self.updates_per_epoch, self.epochs = updates_per_epoch, epochs
         self.updates = updates_per_epoch * epochs
+        self._n_biases = sum(place.layout.sizes[1:])
         self._rule = (
             np.float32(config.learning_rate),
             np.float32(config.momentum),
@@ -121,110 +100,103 @@ class ParameterServer:
 
     # --- pull and push ---------------------------------------------------------------------------
 
-    def pull(self, worker: Worker) -> None:
-        """Give the worker the server's model with its velocity."""
+    def pull(self, out: SparseMLP | None = None) -> tuple[SparseMLP, Version]:
+        """Make `out`, or a new model, a copy of the server's model with its velocity."""
         with self.place.locked():
-            state = self.place.fetch("state")
-            n = int(state[NNZ]) + worker.n_biases
-            structures = self._structures(worker.sizes)
-            params = self.place.fetch("params", 0, n)
-            velocity = self.place.fetch("velocity", 0, n)
-            worker.adopt(structures, params, velocity)
-            worker.pulled, worker.version = int(state[TICKET]), int(state[VERSION])
+            place, state = self.place, self.place.fetch("state")
+            n = int(state[NNZ]) + self._n_biases
+            params, velocity = (place.fetch(name, 0, n) for name in ("params", "velocity"))
+            if out is None:
+                about = {
+                    name: getattr(self.config, name) for name in ("activation", "alpha", "init")
+                }
+                out = SparseMLP.from_flat(place.layout.sizes, *self._topology(), params, **about)
+                out.start_momentum()[:] = velocity
+            else:
+                out.adopt(self._structures(), params, velocity)
+            return out, Version(int(state[TICKET]), int(state[VERSION]))
 
-    def push(self, worker: Worker) -> Update | None:
-        """Apply the worker's gradient, give it the new model, end the epoch if it is complete.
+    def push(self, gradient: Gradient, version: Version, out: SparseMLP) -> Update | None:
+        """Apply a gradient that was computed on `out`, a copy of the server's model at `version`.
 
-        Returns
-        -------
-        Update or None
-            None if phase 1 was over; the gradient is then lost.
+        `out` becomes a copy of the new model, and the epoch ends if it is complete. Return None if
+        phase 1 was over; the gradient is then lost.
         """
         place, asked = self.place, time.perf_counter()
-        model, epoch_model, structures = worker.model, None, None
+        values, fresh, accepted = gradient.values, out.params, 1.0
+        epoch_model = structures = None
         with place.locked():
             begun = time.perf_counter()
             place.check()
             state = place.fetch("state")
-            ticket, nnz = int(state[TICKET]), int(state[NNZ])
+            ticket = int(state[TICKET])
             if ticket >= self.updates:
                 return None
-            n = nnz + worker.n_biases
-            gradient, fresh, accepted = worker.gradient, model.params, 1.0
-            if worker.version != state[VERSION]:
+            n = int(state[NNZ]) + self._n_biases
+            if version.topology != state[VERSION]:
                 # In shared memory these are the server's own arrays, which may soon change.
-                structures = [(p.copy(), i.copy()) for p, i in self._structures(worker.sizes)]
-                gradient, accepted = retained(model, gradient, structures)
+                structures = [(p.copy(), i.copy()) for p, i in self._structures()]
+                values, accepted = retained(out, values, structures)
                 fresh = np.empty(n, np.float32)
             params, velocity = place.fetch("params", 0, n), place.fetch("velocity", 0, n)
-            kernels.momentum_step(params, velocity, gradient, fresh, *self._rule)
+            kernels.momentum_step(params, velocity, values, fresh, *self._rule)
             place.store("params", 0, n)
             place.store("velocity", 0, n)
 
-            staleness = ticket - worker.pulled
-            place.write("worker", worker.rank, ticket)
+            staleness = ticket - version.updates
+            place.write("worker", gradient.worker, ticket)
             place.write("staleness", staleness, ticket)
             place.write("accepted", accepted, ticket)
             epoch = ticket // self.updates_per_epoch
             first = epoch * len(FIELDS)
             row = place.fetch("epochs", first, first + len(FIELDS))
             row[: _COLUMN["nnz"]] += (
-                worker.n_samples, worker.sums.loss[0], worker.sums.correct[0], staleness, accepted
+                gradient.samples, gradient.loss, gradient.correct, staleness, accepted
             )  # fmt: skip
             state[TICKET] = ticket + 1
             epoch_ends = (ticket + 1) % self.updates_per_epoch == 0
             if epoch_ends:
                 if structures is not None:
-                    worker.adopt(structures, fresh)
+                    out.adopt(structures, fresh)
                     structures = None
-                epoch_model = self._end_epoch(worker, velocity, state, row, epoch + 1)
+                epoch_model = out.copy()
+                self._end_epoch(out, velocity, state, row, epoch + 1)
             place.store("epochs", first, first + len(FIELDS))
             place.store("state")
-            worker.pulled, worker.version = ticket + 1, int(state[VERSION])
+            version = Version(ticket + 1, int(state[VERSION]))
             ended = time.perf_counter()
         if structures is not None:
-            worker.adopt(structures, fresh)
-        worker.pushed()
-        worker.seconds["lock"] += begun - asked
-        worker.seconds["update"] += ended - begun
-        return Update(ticket + 1, epoch + 1 if epoch_ends else 0, epoch_model)
+            out.adopt(structures, fresh)
+        number = epoch + 1 if epoch_ends else 0
+        return Update(version, number, epoch_model, begun - asked, ended - begun)
 
     def _end_epoch(
-        self, worker: Worker, velocity: np.ndarray, state: np.ndarray, row: np.ndarray, epoch: int
-    ) -> SparseMLP:
-        """Prune and evolve the server's model, by the worker that has just received it."""
-        model = worker.model
-        evolved = model.copy()
-        evolved.start_momentum()[:] = velocity
-        changed = train.change_topology(evolved, self.config, self.seed, 0, epoch)
+        self, model: SparseMLP, velocity: np.ndarray, state: np.ndarray, row: np.ndarray, epoch: int
+    ) -> None:
+        """Prune and evolve `model`, a copy of the server's, and make it the server's."""
+        nnz = model.nnz
+        model.start_momentum()[:] = velocity
+        changed = train.change_topology(model, self.config, self.seed, 0, epoch)
         row[_COLUMN["nnz"] : _COLUMN["test_loss"]] = (
-            model.nnz, changed["pruned"], changed["replaced"], self.elapsed(),
+            nnz, changed["pruned"], changed["replaced"], self.elapsed(),
             self.place.fetch("aside").sum(),
         )  # fmt: skip
         row[_COLUMN["test_loss"] :] = math.nan
         if any(changed.values()):
-            self._write_model(evolved, state)
+            self._write_model(model, state)
             state[VERSION] += 1
-        worker.take(evolved)
-        return model
 
     def tested(self, epoch: int, loss: float, accuracy: float) -> None:
         """Record the test of an epoch's model."""
         first = (epoch - 1) * len(FIELDS) + _COLUMN["test_loss"]
         self.place.write("epochs", np.array([loss, accuracy]), first)
 
-    # --- the topology ----------------------------------------------------------------------------
-
-    def _structures(self, sizes: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _topology(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         starts = self.place.fetch("weight_start")
-        indptr = self.place.fetch("indptr")
-        indices = self.place.fetch("indices", 0, int(starts[-1]))
-        structures, first = [], 0
-        for layer, n_out in enumerate(sizes[1:]):
-            pointers = indptr[first : first + n_out + 1]
-            structures.append((pointers, indices[starts[layer] : starts[layer + 1]]))
-            first += n_out + 1
-        return structures
+        return starts, self.place.fetch("indptr"), self.place.fetch("indices", 0, int(starts[-1]))
+
+    def _structures(self) -> Structures:
+        return split_layers(self.place.layout.sizes, *self._topology())
 
     def _write_model(self, model: SparseMLP, state: np.ndarray) -> None:
         net = model.network
@@ -237,33 +209,6 @@ class ParameterServer:
             ("velocity", model.start_momentum()),
         ):
             self.place.write(name, values)
-
-
-def retained(
-    model: SparseMLP, gradient: np.ndarray, structures: Structures
-) -> tuple[np.ndarray, float]:
-    """Keep of a gradient what exists in a newer topology (RetainValidUpdates).
-
-    Returns
-    -------
-    gradient : ndarray of float32
-        Laid out for `structures`; 0 for connections that the gradient knows nothing of.
-    accepted : float
-        Share of the old connections that still exist.
-    """
-    sizes = [len(indices) for _, indices in structures]
-    out = np.empty(sum(sizes) + len(model.biases), np.float32)
-    old = new = kept = 0
-    for layer, (indptr, indices) in enumerate(structures):
-        view = model[layer]
-        kept += topology.retain_valid(
-            view.indptr, view.indices, gradient[old : old + view.nnz],
-            indptr, indices, out[new : new + sizes[layer]],
-        )  # fmt: skip
-        old += view.nnz
-        new += sizes[layer]
-    out[new:] = gradient[old:]
-    return out, kept / max(1, model.nnz)
 
 
 def epoch_records(rows: np.ndarray, n_workers: int, updates_per_epoch: int) -> list[dict[str, Any]]:

@@ -1,13 +1,12 @@
 """The server's window of memory, its lock, and the workers' models on their way to rank 0.
 
 The parameter server is a window of memory, not a process. If all ranks share a node it is shared
-memory and `fetch` and `store` cost nothing; otherwise it lies on rank 0 and they are Get and Put.
-What is written there is decided in `server`.
+memory, and `fetch` and `store` cost nothing; otherwise it lies on rank 0, and they are Get and Put.
 
-The lock is one word of the window, taken by compare-and-swap; who does not get it soon sleeps for
-some microseconds. MPI's own exclusive lock spins while it waits, which takes the core from the very
-rank that is awaited. ``mpiexec -n 2 python -m sparsecore bench --parallel fashion-mnist`` measures
-both.
+The lock is one word of the window, taken by compare-and-swap; a rank that does not get it soon
+sleeps for some microseconds. MPI's own exclusive lock spins while it waits, which takes the core
+from the very rank that holds it. ``mpiexec -n 2 python -m sparsecore bench --parallel
+fashion-mnist`` measures both.
 """
 
 from __future__ import annotations
@@ -29,17 +28,10 @@ _TAG_MODEL = 1  # a worker's model and record, sent to rank 0 at the end
 
 
 class Window(Place):
-    """State of the parameter server in an MPI window.
+    """State of the parameter server in an MPI window; to make and to free it is collective.
 
-    Parameters
-    ----------
-    ranks : Ranks
-    layout : Layout
-
-    Notes
-    -----
-    Collective; so is `free`. Between machines an update fetches and stores parameters and
-    velocity, 16 bytes a parameter, under the same lock.
+    Between machines an update fetches and stores parameters and velocity, 16 bytes a parameter,
+    under the lock.
     """
 
     def __init__(self, ranks: Ranks, layout: Layout) -> None:
@@ -47,7 +39,7 @@ class Window(Place):
         self.rank, self.workers, self.moved = ranks.rank, ranks.size, 0
         self.kind = "shared" if ranks.shared else "remote"
         size = layout.nbytes if self.rank == 0 else 0
-        ranks.barrier()  # whoever is late is waited for where the wait can end
+        ranks.barrier()  # a wait for a late rank can be abandoned here
         with ranks.watch.over("opening the server's window"):
             if ranks.shared:
                 self._win = MPI.Win.Allocate_shared(size, 1, comm=ranks.comm)
@@ -96,7 +88,7 @@ class Window(Place):
     def locked(self) -> Iterator[None]:
         """Hold the server's exclusive lock.
 
-        A failure inside ends the run and keeps the lock: what it protects was left half done.
+        A failure inside ends the run and keeps the lock: the state may be half written.
         """
         start = looked = time.monotonic()
         while holder := self._swap(LOCK, 0, self.rank + 1):
@@ -137,12 +129,12 @@ class Window(Place):
     # --- the end ---------------------------------------------------------------------------------
 
     def send_result(self, parts: list[np.ndarray]) -> Any:
-        """Start to send arrays to rank 0 as one message; keep what is returned until then."""
+        """Start to send arrays to rank 0 as one message; keep the return value until it is sent."""
         buffer = np.concatenate([np.ascontiguousarray(p).view(np.uint8).ravel() for p in parts])
         return self.ranks.comm.Isend([buffer, MPI.BYTE], 0, _TAG_MODEL), buffer
 
     def receive_results(self) -> tuple[dict[int, np.ndarray], dict[int, str]]:
-        """Wait for the other ranks' messages; return them, and why others will not come."""
+        """Return the other ranks' messages, and why the ranks that send none are lost."""
         missing = set(range(1, self.workers))
         coming: dict[int, tuple[Any, np.ndarray]] = {}
         arrived: dict[int, np.ndarray] = {}

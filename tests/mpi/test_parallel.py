@@ -168,10 +168,8 @@ def test_learning_rate_of_lockstep_rises_to_its_k_fold(comm, digits):
     class FakeWindow:
         ranks = types.SimpleNamespace(rank=0, size=4)
 
-    class FakeWorker:
-        model = train.new_model(SMALL, 64, 10, 0)
-
-    lockstep = Lockstep(FakeWindow(), FakeWorker(), [320, 320, 320, 310], SMALL, warmup=5)
+    model = train.new_model(SMALL, 64, 10, 0)
+    lockstep = Lockstep(FakeWindow(), model, [320, 320, 320, 310], SMALL, warmup=5)
     assert lockstep.steps == 10
     rates = [lockstep.learning_rate(step) for step in (0, 24, 49, 50, 1000)]
     np.testing.assert_allclose(rates, [0.02 * 1.06, 0.05, 0.08, 0.08, 0.08], rtol=1e-6)
@@ -184,7 +182,7 @@ def break_gradients(monkeypatch, from_step, how):
     def compute(self):
         if self.step >= from_step:
             how(self)
-        original(self)
+        return original(self)
 
     monkeypatch.setattr(Worker, "compute", compute)
 

@@ -15,7 +15,6 @@ from sparsecore.datasets import Dataset
 from sparsecore.paper.store import Entry, Result, Versions, current_profile
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.studies import TRAINED
-from sparsecore.progress import bar
 from sparsecore.provenance import busy_cpus
 from sparsecore.settings import setting
 
@@ -124,16 +123,8 @@ def _load(profile: str) -> Parallel:
                 runs[algorithm].append(entry(algorithm, seed, profile).obtain(train))
     first = runs["wasap"][0]
     rows = data if effort.rows is None else data.limited(effort.rows, random_state=first["seed"])
-    with bar(None, "replay", unit="update") as shown:
-
-        def show(done: int, total: int) -> None:
-            shown.total = total
-            shown.update(done - shown.n)
-
-        def replay() -> Result:
-            return wasap.replay(rows, first, on_progress=show)[1]
-
-        return Parallel(profile, runs, _replay_entry(first).obtain(replay))
+    replay = _replay_entry(first).obtain(lambda: wasap.replay(rows, first, progress=True)[1])
+    return Parallel(profile, runs, replay)
 
 
 def _train(algorithm: str, seed: int, rows: Dataset, profile: str) -> Result:

@@ -24,9 +24,9 @@ from sparsecore.paper.scaling.simulate import ALGORITHMS, Calibration, Outcome, 
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
 from sparsecore.provenance import provenance
 from sparsecore.settings import setting
-from sparsecore.wasap.place import VERSION, Layout, Place
+from sparsecore.wasap.place import Layout, Place
 from sparsecore.wasap.server import FIELDS, ParameterServer
-from sparsecore.wasap.worker import Shard, Worker
+from sparsecore.wasap.worker import Worker
 
 STUDY = "F-scaling"
 DATASET = "fashion-mnist"
@@ -143,36 +143,32 @@ def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
     """
     config = config.with_values(epochs=n)
     model = train.new_model(config, data.n_features, data.n_classes, 0)
-    sizes = (data.n_features, *config.hidden, data.n_classes)
-    place = Place(Layout(sizes, model.nnz, 2, n + _EVERY, n, len(FIELDS)))
+    place = Place(Layout(model.sizes, model.nnz, 2, n + _EVERY, n, len(FIELDS)))
     server = ParameterServer(place, config, 0, _EVERY, n)
     server.publish(model)
     shards = [np.arange(rank, min(8_192, len(data.y_train)), 2) for rank in range(2)]
     workers = [
-        Worker(rank, Shard(data, rows, config, 0, rank), sizes, config, 0)
+        Worker(rank, experiment.Shard(data, rows, config, 0, rank), *server.pull(), config, 0)
         for rank, rows in enumerate(shards)
     ]
     times: dict[str, list[float]] = {name: [] for name in _KINDS}
-    for worker in workers:
-        server.pull(worker)
     for step in range(n + _EVERY):
         worker = workers[step % 2]
-        begun = time.perf_counter()
-        worker.compute()
+        version, begun = worker.version, time.perf_counter()
+        gradient = worker.compute()
         computed = time.perf_counter()
-        version, before = worker.version, worker.seconds["update"]
-        update = server.push(worker)
-        pushed = time.perf_counter()
-        held = worker.seconds["update"] - before
+        update = server.push(gradient, version, worker.model)
         assert update is not None
+        worker.pushed(gradient, update)
+        pushed = time.perf_counter()
         if step < _EVERY:
             continue  # compiles, and meets cold caches
         times["gradient"].append(computed - begun)
-        old = version != place.fetch("state")[VERSION]
+        old = version.topology != update.version.topology
         kind = "evolve" if update.epoch else "retain" if old else "push"
-        times[kind].append(held)
+        times[kind].append(update.held)
         if kind == "retain":
-            times["adopt"].append(pushed - computed - held)
+            times["adopt"].append(pushed - computed - update.held)
     for worker in workers:
         worker.close()
     push = float(np.median(times["push"]))

@@ -1,15 +1,14 @@
-"""The dense baseline: the sequential trainer's own loop, with dense weights through BLAS.
+"""The dense baseline: a network of the same layers whose every connection exists, through BLAS.
 
-A network of the same layers whose every connection exists, and a trainer that differs from `train`
-in one thing only: a step is matrix products in place of sparse kernels. Data order, loss, dropout's
-noise, momentum and weight decay are the same, so a sparse network of density 1 computes the same
-numbers to rounding. Dense weights do not evolve and are not pruned.
+The sequential trainer trains it; only a step differs, which is matrix products in place of sparse
+kernels. Data order, loss, dropout's noise, momentum and weight decay are the same, so a sparse
+network of density 1 computes the same numbers to rounding. Dense weights neither evolve nor are
+pruned.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -23,10 +22,11 @@ from sparsecore.compiled.jit import jit
 from sparsecore.compiled.kernels import Metrics, Rule, mix
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
+from sparsecore.experiment import Observer
 from sparsecore.functions import initial_weights, negative_slope
 from sparsecore.provenance import loaded_blas
 from sparsecore.seeds import Purpose
-from sparsecore.train import Trainer
+from sparsecore.train import sgd_rule
 
 _jit = jit()
 _PREDICT_ROWS = 1024
@@ -39,55 +39,25 @@ def run(
     seed: int = 0,
     threads: int = 1,
     progress: bool = False,
-    observe: Callable[[Any], dict[str, Any]] | None = None,
+    observe: Observer | None = None,
 ) -> tuple[DenseMLP, dict[str, Any]]:
-    """Train a dense network as `experiment.run` trains a sparse one.
+    """Train a dense network as `experiment.run` trains a sparse one; `threads` are of BLAS.
 
-    Parameters
-    ----------
-    data : Dataset
-    config : TrainConfig
-        `epsilon` and `density` have no meaning here.
-    seed : int
-    threads : int
-        Of BLAS.
-    progress : bool
-    observe : callable, optional
-        See `experiment.run`; it is given a `DenseMLP`.
-
-    Returns
-    -------
-    model : DenseMLP
-    result : dict
-        As from `experiment.run`; nnz counts all weights, and "provenance" names the BLAS.
-
-    Raises
-    ------
-    ValueError
-        If `config` asks for evolution or pruning.
-
-    Notes
-    -----
-    O(n_in n_out batch) a step and layer; 8 bytes a weight (weight and velocity).
+    `epsilon` and `density` have no meaning here; in the result nnz counts all weights, and
+    "provenance" names the BLAS. O(n_in n_out batch) a step and layer; 8 bytes a weight.
     """
     if config.zeta != 0 or config.prune_from is not None:
         raise ValueError(
             f"a dense network neither evolves nor is pruned: expected zeta=0 and prune_from=None, "
             f"got zeta={config.zeta!r} and prune_from={config.prune_from!r}"
         )
-    model, result = experiment.run(
-        data,
-        config,
-        seed=seed,
-        threads=threads,
-        progress=progress,
-        observe=observe,
-        new_model=new_model,
-        new_trainer=DenseTrainer,
+    model = new_model(config, data.n_features, data.n_classes, seed)
+    result = experiment.fit(
+        model, data, config, seed=seed, threads=threads, progress=progress, observe=observe
     )
     with _blas(threads):
         result["provenance"]["blas"] = loaded_blas()
-    return model, result  # type: ignore[return-value]
+    return model, result
 
 
 def new_model(config: TrainConfig, n_features: int, n_classes: int, seed: int) -> DenseMLP:
@@ -102,36 +72,16 @@ def new_model(config: TrainConfig, n_features: int, n_classes: int, seed: int) -
 
 
 class DenseMLP:
-    """A multilayer perceptron with all its connections.
+    """A multilayer perceptron with all its connections, freshly initialised.
 
-    Parameters
-    ----------
-    sizes : tuple of int
-        Neurons per layer: features, hidden layers, classes.
-    activation, alpha, init
-        As for `SparseMLP`.
-    rng : numpy.random.Generator
-        Draws the weights.
-
-    Attributes
-    ----------
-    params : ndarray of float32
-        All weights, row-major, layer by layer, then all biases: laid out like those of a
-        `SparseMLP` of density 1.
-    velocity : ndarray of float32 or None
-    slopes : tuple of float
-        Negative slope of each hidden layer's activation.
+    `params` (float32) has all weights, row-major, layer by layer, then all biases: laid out like
+    those of a `SparseMLP` of density 1.
     """
 
     def __init__(
-        self,
-        sizes: tuple[int, ...],
-        *,
-        activation: str,
-        alpha: float,
-        init: str,
+        self, sizes: tuple[int, ...], *, activation: str, alpha: float, init: str,
         rng: np.random.Generator,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.sizes = tuple(sizes)
         self.slopes = tuple(
             negative_slope(activation, layer, alpha) for layer in range(1, len(sizes) - 1)
@@ -151,6 +101,16 @@ class DenseMLP:
             views.append((matrix, flat[bias : bias + n_out]))
             weight, bias = weight + n_in * n_out, bias + n_out
         return views
+
+    def new_engine(self, batch_size: int, threads: int = 1) -> DenseEngine:
+        """Return what takes the steps, with everything compiled and BLAS awake."""
+        tiny = new_model(TrainConfig(hidden=(4, 4)), 4, 2, seed=0)
+        X, y, rows = np.zeros((2, 4), np.float32), np.zeros(2, np.int64), np.arange(2)
+        rule = sgd_rule(TrainConfig(), 0)
+        DenseEngine(tiny, 2, threads).train(
+            tiny.start_momentum(), rule, X, y, rows, 2, 0, metrics()
+        )
+        return DenseEngine(self, batch_size, threads)
 
     def start_momentum(self) -> np.ndarray:
         """Return the velocity, allocated with zeros at the first call."""
@@ -208,19 +168,11 @@ class DenseMLP:
 
 
 class DenseEngine:
-    """Runs training steps of one dense network; stands where `engine.Engine` stands.
+    """Takes training steps of one dense network; stands where `engine.Engine` stands.
 
-    Parameters
-    ----------
-    model : DenseMLP
-    batch_size : int
-    threads : int
-        Of BLAS. Sums may be split differently for each number of threads.
-
-    Notes
-    -----
-    Memory: 8 bytes a neuron and sample. Weight gradients are never stored: BLAS adds them to the
-    velocity, which it scales by the momentum in the same sweep.
+    Sums may be split differently for each number of BLAS's threads. Memory: 8 bytes a neuron and
+    sample. Weight gradients are never stored: BLAS adds them to the velocity, which it scales by
+    the momentum in the same sweep.
     """
 
     def __init__(self, model: DenseMLP, batch_size: int, threads: int) -> None:
@@ -230,16 +182,9 @@ class DenseEngine:
         self._gain = [np.empty(n * batch_size, np.float32) for n in model.sizes[1:-1]]
 
     def train(
-        self,
-        velocity: np.ndarray,
-        rule: Rule,
-        inputs: np.ndarray,
-        labels: np.ndarray,
-        rows: np.ndarray,
-        batch_size: int,
-        step: int,
-        sums: Metrics,
-    ) -> None:
+        self, velocity: np.ndarray, rule: Rule, inputs: np.ndarray, labels: np.ndarray,
+        rows: np.ndarray, batch_size: int, step: int, sums: Metrics,
+    ) -> None:  # fmt: skip
         """Take momentum steps over ``inputs[rows]``; see `engine.Engine.train`."""
         with _blas(self._threads):
             for first in range(0, len(rows), batch_size):
@@ -248,14 +193,9 @@ class DenseEngine:
                 self._step(velocity, rule, X, labels[chosen], step + first // batch_size, sums)
 
     def _step(
-        self,
-        velocity: np.ndarray,
-        rule: Rule,
-        X: np.ndarray,
-        labels: np.ndarray,
-        step: int,
+        self, velocity: np.ndarray, rule: Rule, X: np.ndarray, labels: np.ndarray, step: int,
         sums: Metrics,
-    ) -> None:
+    ) -> None:  # fmt: skip
         model, n = self._model, len(X)
         layers = model.layers(model.params)
         threshold = np.uint16(float(rule.dropout) * 2.0**16)
@@ -289,48 +229,6 @@ class DenseEngine:
 
     def close(self) -> None:
         """Do nothing: BLAS keeps its threads."""
-
-
-class DenseTrainer(Trainer):
-    """The sequential trainer on a dense network; parameters and attributes are its.
-
-    Parameters
-    ----------
-    model : DenseMLP
-    config : TrainConfig
-    seed : int
-    threads : int
-        Of BLAS.
-    """
-
-    def __init__(
-        self, model: DenseMLP, config: TrainConfig, *, seed: int = 0, threads: int = 1
-    ) -> None:
-        self.model, self.config = model, config  # type: ignore[assignment]
-        self.seed, self.threads, self.rank = seed, threads, 0
-        self.epoch = self.step = 0
-        self.seconds = {"train": 0.0, "evaluate": 0.0, "evolve": 0.0}
-        self._velocity = model.start_momentum()
-        self._engine = DenseEngine(  # type: ignore[assignment]
-            model, config.batch_size, threads
-        )
-        self._rule = Rule(
-            np.float32(config.learning_rate),
-            np.float32(config.momentum),
-            np.float32(config.weight_decay),
-            np.float32(config.dropout),
-            seeds.key(seed, Purpose.DROPOUT, 0),
-        )
-        self._slice_steps = 1
-        self._compile()
-
-    def _compile(self) -> None:
-        """Have everything compiled, and BLAS awake, before anything is timed."""
-        tiny = new_model(TrainConfig(hidden=(4, 4)), 4, 2, seed=0)
-        X, y, rows = np.zeros((2, 4), np.float32), np.zeros(2, np.int64), np.arange(2)
-        engine = DenseEngine(tiny, 2, self.threads)
-        engine.train(tiny.start_momentum(), self._rule, X, y, rows, 2, 0, metrics())
-        tiny.decision_function(X, self.threads)
 
 
 _controllers: list[ThreadpoolController] = []

@@ -1,6 +1,6 @@
 """A runner of the studies that trains in parallel, on a cluster of MPI engines.
 
-Within `kept`, all runs share one cluster, which is found or started when the first run needs it.
+Within `kept`, all runs share one cluster, which the first run finds or starts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _shared: dict[str, Any] = {}
 
 
 def n_workers() -> int:
-    """Return the number of workers: the study's, or one a core if there are fewer, at least 2."""
+    """Return the number of workers: the study's, or one per core if there are fewer, at least 2."""
     return max(2, min(WORKERS, cpu_count()))
 
 
@@ -54,30 +54,11 @@ def run(
     observe: Callable[[Any], dict[str, Any]],
     algorithm: str,
 ) -> tuple[SparseMLP, dict[str, Any]]:
-    """Train on the cluster that is kept.
+    """Train on the cluster that is kept; return what `cluster.train` does, without each update.
 
-    Parameters
-    ----------
-    data : Dataset
-    config : TrainConfig
-    seed : int
-    observe : callable
-        Called once before training and once an epoch, without a model: the workers have it.
-    algorithm : {"wasap", "wassp"}
-
-    Returns
-    -------
-    model : SparseMLP
-    result : dict
-        As `cluster.train` returns them, without what is recorded of each update and rank.
-
-    Raises
-    ------
-    ClusterError
-        If a cluster is needed and cannot be had, or a worker fails or is lost: a run that the
-        others finish is a result of `cluster.train`, but none of the study's method.
-    FloatingPointError
-        If the run diverges.
+    `observe` is called once before training and once an epoch, without a model: the workers have
+    it. Raise a ClusterError if a cluster cannot be had, or a worker fails or is lost: a run that
+    the others finish is a result of `cluster.train`, but none of the study's method.
     """
     if "failed" in _shared:
         raise cluster.ClusterError(_shared["failed"])

@@ -1,51 +1,93 @@
-"""The hyperparameters of a network and its training, checked when they are set."""
+"""The hyperparameters of a network and its training, checked when they are set.
+
+Each stands here once, with default, range, help and label. From `HYPERPARAMETERS` the command line,
+the estimator and the book's table take what they say of them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sparsecore.functions import ACTIVATIONS, INITIALIZERS
 
 
+class Range(NamedTuple):
+    """The values that a hyperparameter may have."""
+
+    kind: type  #: of the values
+    expected: str  #: what an error says was expected
+    holds: Callable[[Any], bool]
+
+
+def _numbers(expected: str, holds: Callable[[Any], bool]) -> Range:
+    numbers = (int, float, np.number)
+    return Range(
+        float, expected, lambda v: isinstance(v, numbers) and bool(np.isfinite(v)) and holds(v)
+    )
+
+
+def _is_integer(value: Any, least: int) -> bool:
+    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return integer and value >= least
+
+
+def _integers(least: int, expected: str = "an integer of at least {}") -> Range:
+    return Range(int, expected.format(least), lambda v: _is_integer(v, least))
+
+
+def _names(table: dict[str, Any]) -> Range:
+    return Range(str, f"one of {', '.join(table)}", lambda v: isinstance(v, str) and v in table)
+
+
+_POSITIVE = _numbers("a positive number", lambda v: v > 0)
+_FRACTION = _numbers("a number in [0, 1)", lambda v: 0 <= v < 1)
+_WIDTHS = Range(
+    tuple,
+    "integers of at least 1",
+    lambda v: bool(np.iterable(v)) and all(_is_integer(n, 1) for n in v),
+)
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """What is to be known of a hyperparameter beside its default.
+
+    `help` says what it is, without its range; `label` names it in a table; `metavar` stands for a
+    value on the command line. One whose default is None may be left out.
+    """
+
+    name: str
+    default: Any
+    range: Range
+    help: str
+    label: str
+    metavar: str | None
+
+    def check(self, value: Any, name: str | None = None) -> None:
+        """Raise ValueError if a value is out of range; `name` is what the caller calls it."""
+        if (value is None and self.default is None) or self.range.holds(value):
+            return
+        raise ValueError(f"{name or self.name}: expected {self.range.expected}, got {value!r}")
+
+
+def _field(
+    default: Any, values: Range, about: str, label: str = "", metavar: str | None = None
+) -> Any:
+    known = {"range": values, "help": about, "label": label, "metavar": metavar}
+    return field(default=default, metadata=known)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """Hyperparameters of a network and its training.
+    """Hyperparameters of a network and its training; the defaults are the study's Fashion-MNIST.
 
     Parameters
     ----------
-    hidden : tuple of int
-        Neurons of each hidden layer.
-    epsilon : float
-        Sparsity of the Erdős–Rényi topology, positive.
-    density : float or None
-        Connection probability in (0, 1] of all layers instead of `epsilon`.
-    activation : {"all-relu", "relu", "leaky-relu"}
-    alpha : float
-        Slope of All-ReLU and LeakyReLU.
-    init : {"he_uniform", "xavier", "normal"}
-    learning_rate : float
-        Positive.
-    momentum : float
-        In [0, 1).
-    weight_decay : float
-        Decoupled, per step, in [0, 1).
-    dropout : float
-        Share of hidden activations dropped, in [0, 1).
-    zeta : float
-        Fraction of connections replaced after an epoch, in [0, 1); 0 keeps the topology.
-    batch_size : int
-    epochs : int
-    prune_from : int or None
-        First epoch (counted from 1) after which importance pruning may happen; None: never.
-    prune_every : int
-        Epochs between prunings.
-    prune_percentile : float
-        In [0, 100].
-    augment : bool
-        Train on shifted, rotated and flipped images where the data set has them.
+    {parameters}
 
     Raises
     ------
@@ -53,67 +95,72 @@ class TrainConfig:
         If a value is out of its range; the message names it.
     """
 
-    hidden: tuple[int, ...] = (1000, 1000, 1000)
-    epsilon: float = 20.0
-    density: float | None = None
-    activation: str = "all-relu"
-    alpha: float = 0.6
-    init: str = "he_uniform"
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 0.0002
-    dropout: float = 0.3
-    zeta: float = 0.3
-    batch_size: int = 128
-    epochs: int = 500
-    prune_from: int | None = None
-    prune_every: int = 10
-    prune_percentile: float = 20.0
-    augment: bool = False
+    hidden: tuple[int, ...] = _field(
+        (1000, 1000, 1000), _WIDTHS, "neurons of the hidden layers", "hidden layers", "N,N,…"
+    )
+    epsilon: float = _field(
+        20.0, _POSITIVE, "density, about ε (n_in + n_out) connections per layer", "ε"
+    )
+    density: float | None = _field(
+        None,
+        _numbers("a number in (0, 1]", lambda v: 0 < v <= 1),
+        "connection probability instead of epsilon",
+    )
+    activation: str = _field("all-relu", _names(ACTIVATIONS), "of the hidden layers")
+    alpha: float = _field(
+        0.6,
+        _numbers("a finite number", lambda v: True),
+        "negative slope of All-ReLU and LeakyReLU",
+        "α",
+    )
+    init: str = _field("he_uniform", _names(INITIALIZERS), "distribution of new weights", "init")
+    learning_rate: float = _field(0.01, _POSITIVE, "step size η", "η", "ETA")
+    momentum: float = _field(0.9, _FRACTION, "share of the velocity kept", "momentum μ", "MU")
+    weight_decay: float = _field(
+        0.0002, _FRACTION, "decoupled, per step", "weight decay λ, per step", "LAMBDA"
+    )
+    dropout: float = _field(
+        0.3, _FRACTION, "share of hidden activations dropped", "dropout", "RATE"
+    )
+    zeta: float = _field(
+        0.3,
+        _FRACTION,
+        "fraction of connections replaced after each epoch (0 keeps the topology)",
+        "connections replaced after each epoch ζ",
+    )
+    batch_size: int = _field(128, _integers(1), "samples per step", "batch", "N")
+    epochs: int = _field(500, _integers(0), "passes over the training data", "epochs", "N")
+    prune_from: int | None = _field(
+        None,
+        _integers(1, "an epoch of at least {}, or None"),
+        "prune by neuron importance from this epoch on",
+        "importance pruning from epoch",
+        "EPOCH",
+    )
+    prune_every: int = _field(
+        10, _integers(1), "epochs between prunings", "then every … epochs", "EPOCHS"
+    )
+    prune_percentile: float = _field(
+        20.0,
+        _numbers("a number in [0, 100]", lambda v: 0 <= v <= 100),
+        "percentile of importance that is pruned",
+        "pruned up to this percentile of importance",
+        "P",
+    )
+    augment: bool = _field(
+        False,
+        Range(bool, "True or False", lambda v: isinstance(v, bool)),
+        "shift, rotate and flip images",
+    )
 
     def __post_init__(self) -> None:
         """Check every value."""
         for name, value in vars(self).items():
             if isinstance(value, np.generic):  # JSON does not know NumPy's numbers
                 object.__setattr__(self, name, value.item())
-        for n in self.hidden:
-            _require(_is_integer(n) and n >= 1, "hidden", self.hidden, "integers of at least 1")
+        for name, about in HYPERPARAMETERS.items():
+            about.check(getattr(self, name))
         object.__setattr__(self, "hidden", tuple(map(int, self.hidden)))
-        _require(
-            _is_number(self.epsilon) and self.epsilon > 0,
-            "epsilon",
-            self.epsilon,
-            "a positive number",
-        )
-        if self.density is not None:
-            ok = _is_number(self.density) and 0 < self.density <= 1
-            _require(ok, "density", self.density, "a number in (0, 1]")
-        _require(
-            self.activation in ACTIVATIONS,
-            "activation",
-            self.activation,
-            f"one of {', '.join(ACTIVATIONS)}",
-        )
-        _require(self.init in INITIALIZERS, "init", self.init, f"one of {', '.join(INITIALIZERS)}")
-        _require(_is_number(self.alpha), "alpha", self.alpha, "a finite number")
-        ok = _is_number(self.learning_rate) and self.learning_rate > 0
-        _require(ok, "learning_rate", self.learning_rate, "a positive number")
-        for name in ("momentum", "weight_decay", "dropout", "zeta"):
-            value = getattr(self, name)
-            _require(_is_number(value) and 0 <= value < 1, name, value, "a number in [0, 1)")
-        for name, least in (("batch_size", 1), ("epochs", 0), ("prune_every", 1)):
-            value = getattr(self, name)
-            _require(
-                _is_integer(value) and value >= least,
-                name,
-                value,
-                f"an integer of at least {least}",
-            )
-        if self.prune_from is not None:
-            ok = _is_integer(self.prune_from) and self.prune_from >= 1
-            _require(ok, "prune_from", self.prune_from, "an epoch of at least 1, or None")
-        ok = _is_number(self.prune_percentile) and 0 <= self.prune_percentile <= 100
-        _require(ok, "prune_percentile", self.prune_percentile, "a number in [0, 100]")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as plain JSON types."""
@@ -130,14 +177,15 @@ class TrainConfig:
         return (epoch - self.prune_from) % self.prune_every == 0
 
 
-def _require(ok: bool, name: str, value: Any, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+HYPERPARAMETERS: dict[str, Hyperparameter] = {
+    f.name: Hyperparameter(f.name, f.default, **f.metadata) for f in fields(TrainConfig)
+}
 
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and bool(np.isfinite(value))
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+TrainConfig.__doc__ = (TrainConfig.__doc__ or "").replace(
+    "{parameters}",
+    "\n    ".join(
+        f"{f.name} : {f.type}, default={f.default!r}\n"
+        f"        {about.help[0].upper()}{about.help[1:]}, {about.range.expected}."
+        for f, about in zip(fields(TrainConfig), HYPERPARAMETERS.values(), strict=True)
+    ),
+)

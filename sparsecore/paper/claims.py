@@ -388,9 +388,9 @@ class Ledger:
             "**The claims and their verdicts.** The rules stand in the code and know no result. "
             f'"Higher", "less" and "more" mean that the {100 * CONFIDENCE:.0f} % confidence '
             "interval of the difference between the means over seeds (Welch) lies on that side; "
-            "where it does not, the check is undecided. So it is where SET-All-ReLU is no better "
-            "than guessing (its training loss is above 99 % of the logarithm of the number of "
-            "classes): then the schedule is too short to compare. "
+            "where it does not, the check is undecided. It is undecided, too, where SET-All-ReLU "
+            "is no better than guessing (its training loss is above 99 % of the logarithm of the "
+            "number of classes): the schedule is too short to compare. "
             + source(*(results for results in self._evidence.sources if results.runs))
             + (f" *C4: recorded runs of T-extreme, {', '.join(machines)}.*" if machines else "")
         )

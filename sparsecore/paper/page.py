@@ -39,16 +39,9 @@ class Picture:
         """Return the figure as SVG; the same figure gives the same text."""
         import matplotlib
 
-        out = io.StringIO()
+        out, tight = io.StringIO(), {"bbox_inches": "tight", "pad_inches": 0.05}
         with matplotlib.rc_context({"svg.hashsalt": self.key}):
-            self.figure.savefig(
-                out,
-                format="svg",
-                metadata={"Date": None},
-                bbox_inches="tight",
-                pad_inches=0.05,
-                dpi=200,
-            )
+            self.figure.savefig(out, format="svg", metadata={"Date": None}, dpi=200, **tight)
         return out.getvalue()
 
     @cached_property

@@ -151,8 +151,7 @@ def sensitivity(results: Results) -> tuple[Figure, str]:
         labels=("test accuracy (%)",),
         sharey="row",
     )
-    names = [name for name in results.study.datasets if shown.by_method(results, name)]
-    lengths = "; ".join(shown.sized(results, name) for name in names)
+    lengths = "; ".join(shown.sized(results, name) for name in shown.datasets_of(results))
     return figure, (
         "**Sensitivity to α, ε and ζ.** Test accuracy at the end of training with SET-All-ReLU, "
         "when one hyperparameter is changed and all others stay as in the study's setting (dotted: "

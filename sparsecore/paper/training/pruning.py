@@ -50,8 +50,8 @@ def importance(results: Results) -> tuple[Figure, str]:
     return figure, (
         "**Neuron importance over training.** Importance is the strength of a hidden neuron's "
         "incoming connections; SET with All-ReLU, no pruning, first seed. What to see: a random "
-        "network's neurons are much alike; where training sets them apart, a left tail of neurons "
-        "grows that could be done without. "
+        "network's neurons are much alike; where training sets them apart, the left tail holds "
+        "neurons that may be redundant. "
         + sentence("Standard deviation over mean in hidden layer 1", told)
     )
 

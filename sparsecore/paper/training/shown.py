@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -90,7 +90,7 @@ def by_dataset(
     labels : sequence of str
         What the block's rows show; they stand at the leftmost panels.
     """
-    names = [n for n in results.study.datasets if by_method(results, n) or not results.recorded]
+    names = datasets_of(results) if results.recorded else results.study.datasets
     across, (rows, columns) = min(across, len(names)), block
     down = -(-len(names) // across)
     figure = Figure(figsize=(WIDTH, height * down + extra), layout="constrained")
@@ -122,6 +122,11 @@ def by_dataset(
 def not_there(results: Results, *axes: Axes) -> None:
     """Have panels say that there are no results: no data here, or not recorded yet."""
     not_available(*axes, text="not recorded yet" if results.recorded else NOT_AVAILABLE)
+
+
+def datasets_of(results: Results) -> list[str]:
+    """Return the data sets that have runs."""
+    return [name for name in results.study.datasets if by_method(results, name)]
 
 
 def by_method(results: Results, dataset: str) -> dict[str, list[Result]]:
@@ -191,16 +196,18 @@ def source(*results: Results) -> str:
 def _absent(results: Results, unavailable: str) -> str:
     """Name what is not shown: data that are not here or not recorded, and diverged runs."""
     names = results.study.datasets
-    missing = [n for n in names if results.recorded and not by_method(results, n)]
+    missing = set(names) - set(datasets_of(results)) if results.recorded else set()
     diverged = [
         f"{results.title(run['condition']['dataset'])} with "
         f"{METHODS[run['condition']['method']].label} (seed {run['seed']})"
         for run in results.diverged
     ]
+
+    def titles(of: Iterable[str]) -> str:
+        return ", ".join(official_title(name) for name in names if name in of)
+
     return (
-        sentence(
-            unavailable, ", ".join(official_title(n) for n in names if n in results.unavailable)
-        )
-        + sentence("Not recorded yet", ", ".join(map(official_title, missing)))
+        sentence(unavailable, titles(results.unavailable))
+        + sentence("Not recorded yet", titles(missing))
         + sentence("Diverged, and not shown", ", ".join(diverged))
     )

@@ -6,6 +6,7 @@ Nothing is run here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -44,15 +45,15 @@ def data_sets() -> Table:
     columns = (
         Column("data set", "title", number=False),
         Column("domain", "domain", number=False),
-        Column("features", "features", _features),
-        Column("classes", "classes"),
-        Column("training", "training_rows", "{:,}"),
-        Column("test", "test_rows", "{:,}"),
+        Column("features", "n_features", _features),
+        Column("classes", "n_classes"),
+        Column("training", "n_train", "{:,}"),
+        Column("test", "n_test", "{:,}"),
         Column("source", "source", number=False),
         Column("SHA-256", "sha256", f"`{{:.{_HASH_DIGITS}}}`", number=False),
     )
     caption = (
-        "**The data sets.** Rows for training and test, where this machine has them from, and the "
+        "**The data sets.** Rows for training and test, where this machine found them, and the "
         f"first {_HASH_DIGITS} digits of the SHA-256 of their content (the CSV file has all). A "
         "surrogate has the shape of data that cannot be had here; it serves to measure time and "
         "memory only."
@@ -63,38 +64,20 @@ def data_sets() -> Table:
 
 def _data_set(name: str, fetch: bool) -> dict[str, Any]:
     facts: dict[str, Any] = datasets.describe(name)
-    row = {
-        "name": name,
-        "title": facts["title"],
-        "domain": facts["domain"],
-        "features": facts["n_features"],
-        "shape": "×".join(str(n) for n in facts["feature_shape"]),
-        "classes": facts["n_classes"],
-        "training_rows": facts["n_train"],
-        "test_rows": facts["n_test"],
-        "source": NOT_AVAILABLE,
-        "sha256": None,
-        "surrogate": False,
-    }
-    if not (fetch or datasets.available(name)):
-        return row
-    try:
-        data = datasets.load(name)
-    except DataNotAvailable:
-        return row
-    return {
-        **row,
-        "classes": data.n_classes,
-        "training_rows": len(data.y_train),
-        "test_rows": len(data.y_test),
-        "source": data.source,
-        "sha256": data.content_hash,
-        "surrogate": data.surrogate,
-    }
+    plain = ("title", "domain", "n_features", "n_classes", "n_train", "n_test")
+    row = {"name": name, **{key: facts[key] for key in plain}, "source": NOT_AVAILABLE}
+    row["shape"] = "×".join(map(str, facts["feature_shape"]))
+    if fetch or datasets.available(name):
+        with suppress(DataNotAvailable):
+            data = datasets.load(name)
+            row |= {"n_classes": data.n_classes, "source": data.source}
+            row |= {"n_train": len(data.y_train), "n_test": len(data.y_test)}
+            row |= {"sha256": data.content_hash, "surrogate": data.surrogate}
+    return row
 
 
 def _features(row: Mapping[str, Any]) -> str:
-    return f"{row['features']:,}" + (f" ({row['shape']})" if "×" in row["shape"] else "")
+    return f"{row['n_features']:,}" + (f" ({row['shape']})" if "×" in row["shape"] else "")
 
 
 # --- T-hyper -------------------------------------------------------------------------------------
@@ -213,17 +196,17 @@ def _main_caption(found: tuple[Results, ...], rows: list[dict[str, Any]], severa
         for results in found
         for run in results.diverged
     )
-    lengths, guessing = [], []
-    for results in found:
-        by_dataset = {n: shown.by_method(results, n) for n in results.study.datasets}
-        names = [name for name, there in by_dataset.items() if there]
-        if names:
-            of = ", ".join(f"{results.title(n)} {results.size(n)}" for n in names)
-            lengths.append(f"profile {results.profile}: {of}")
-        for name, there in by_dataset.items():
-            if lost := [METHODS[m].label for m, runs in there.items() if not have_learnt(runs)]:
-                title = f"{results.title(name)}, profile {results.profile}"
-                guessing.append(f"{title}: {', '.join(lost)}")
+    lengths = [
+        f"profile {results.profile}: {', '.join(shown.sized(results, n) for n in names)}"
+        for results in found
+        if (names := shown.datasets_of(results))
+    ]
+    guessing = [
+        f"{results.title(name)}, profile {results.profile}: {', '.join(lost)}"
+        for results in found
+        for name in shown.datasets_of(results)
+        if (lost := _guessing(shown.by_method(results, name)))
+    ]
     surrogate = any(run["data"]["surrogate"] for results in found for run in results.runs)
     return (
         "**Dense, sparse and parallel methods.** Accuracy on the test set after the last epoch, "
@@ -236,6 +219,11 @@ def _main_caption(found: tuple[Results, ...], rows: list[dict[str, Any]], severa
         + shown.sentence("Runs", "; ".join(lengths))
         + " ".join([*notes, shown.source(*found)])
     )
+
+
+def _guessing(found: dict[str, list[Result]]) -> list[str]:
+    """Return the methods whose networks have learnt nothing."""
+    return [METHODS[method].label for method, runs in found.items() if not have_learnt(runs)]
 
 
 def _teams(found: Iterable[Results]) -> str:

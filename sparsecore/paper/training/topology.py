@@ -117,7 +117,8 @@ def _draw_binomial(ax: Axes, histograms: list[list[int]], trials: int) -> None:
 @drawn("F-topology-pixels", "Images of connection strength per input pixel at several epochs.")
 def pixels(results: Results) -> tuple[Figure, str]:
     """Draw the strength of the input pixels' connections over epochs, first seed; of F-topology."""
-    [name], run = results.study.datasets, results.runs[0]
+    (name,), (method,) = results.study.datasets, results.study.methods
+    run = results.of(name, method)[0]
     facts: dict[str, Any] = datasets.describe(name)
     seen = [record for record in run["epochs"] if "topology" in record][-6:]
     seen[0] = run["epochs"][0]

@@ -77,14 +77,14 @@ class Check:
     """One question to the results, on one data set, and the answer.
 
     `profile` is that of the results that answered, `seeds` the number of runs of the method, and of
-    what it is compared with. Texts are "" where there are none.
+    what it is compared with.
     """
 
     question: str
-    dataset: str = ""
-    profile: str = ""
-    seeds: str = ""
-    evidence: str = ""
+    dataset: str | None = None
+    profile: str | None = None
+    seeds: str | None = None
+    evidence: str | None = None
     outcome: str = UNTESTED
 
 
@@ -155,11 +155,12 @@ def _compare(
                 found, outcome = answer(results, dataset)
                 if outcome != UNTESTED:
                     break
-            about = ("", "")
+            profile = seeds = None
             if outcome != UNTESTED:
+                profile = results.profile
                 seeds = ", ".join(str(len(results.of(dataset, method))) for method in methods)
-                about = (results.profile, seeds)
-            checks.append(Check(question, results.title(dataset), *about, found, outcome))
+            title = results.title(dataset)
+            checks.append(Check(question, title, profile, seeds, found, outcome))
         return checks
 
     return ask
@@ -399,19 +400,13 @@ class Ledger:
     def evidence(self) -> Table:
         """Make the second part of L-claims: every check with its numbers."""
         rows = [
-            {
-                "claim": key,
-                "check": check.question,
-                "data set": check.dataset or "—",
-                "profile": check.profile or "—",
-                "seeds": check.seeds or "—",
-                "evidence": check.evidence or "—",
-                "outcome": check.outcome,
-            }
-            for key, checks in self.checks.items()
-            for check in checks
+            {"claim": key, **vars(check)} for key, checks in self.checks.items() for check in checks
         ]
-        columns = [Column(name, name, number=False, once=name == "claim") for name in rows[0]]
+        titles = ("claim", "check", "data set", "profile", "seeds", "evidence", "outcome")
+        columns = [
+            Column(title, name, number=False, once=name == "claim")
+            for title, name in zip(titles, rows[0], strict=True)
+        ]
         caption = (
             "**The evidence.** Differences and ratios of means over seeds, with their "
             f"{100 * CONFIDENCE:.0f} % confidence intervals in brackets. Seeds: of the method, and "

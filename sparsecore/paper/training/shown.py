@@ -76,19 +76,10 @@ def by_dataset(
 ) -> tuple[Figure, str]:
     """Draw a block of panels per data set, or say in it that there is nothing to be drawn.
 
-    ``draw(panels, name)`` draws a data set and returns what is to be told of it in the caption; all
-    of that is returned, too. It is called if there are runs, and some of each method in `needs`.
-
-    Parameters
-    ----------
-    height, extra : float
-        Of a row of blocks, and of the legend, in inches.
-    block : (int, int)
-        Rows and columns of panels per data set.
-    across : int
-        At most so many blocks stand side by side.
-    labels : sequence of str
-        What the block's rows show; they stand at the leftmost panels.
+    ``draw(panels, name)`` draws a data set that has runs, and some of each method in `needs`; it
+    returns what the caption tells of it. All of that is returned beside the figure. A block has
+    (rows, columns) of panels, and `labels` name its rows. At most `across` blocks stand side by
+    side; such a row is `height` inches high, and `extra` inches are for the legend.
     """
     names = datasets_of(results) if results.recorded else results.study.datasets
     across, (rows, columns) = min(across, len(names)), block

@@ -253,11 +253,18 @@ def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
     """Return a row's plain values: means and standard deviations; None where there is none."""
     runs = results.of(dataset, method)
     timed, dense = of_one_machine(runs, results.of(dataset, "dense"))
-    speed = None
+    speed, note = None, ""
     if timed:
         speed = _mean(map(core_seconds, dense)) / _mean(map(core_seconds, timed))
     else:
         [timed] = of_one_machine(runs)
+    if not runs:
+        note = results.why_not(dataset, method)
+    elif speed is None and results.of(dataset, "dense"):
+        note = "no dense run on its CPU"
+    elif len(timed) < len(runs):
+        seeds = ", ".join(str(run["seed"]) for run in timed)
+        note = f"seconds of seeds {seeds} only, the others ran on another CPU"
     row: dict[str, Any] = {
         "title": results.title(dataset),
         "label": METHODS[method].label,
@@ -265,7 +272,7 @@ def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
         "dataset": dataset,
         "method": method,
         "seeds": " ".join(str(run["seed"]) for run in runs),
-        "note": _note(results, dataset, method, runs, timed, speed),
+        "note": note,
         "speed_against_dense": speed,
     }
     if _unavailable(results, dataset):
@@ -276,25 +283,6 @@ def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
         row[name] = _mean(values) if values else None
         row[f"{name}_sd"] = float(deviation(values)) if len(values) > 1 else None
     return row
-
-
-def _note(
-    results: Results,
-    dataset: str,
-    method: str,
-    runs: list[Result],
-    timed: list[Result],
-    speed: float | None,
-) -> str:
-    """Say what a row lacks, and why."""
-    if not runs:
-        return results.why_not(dataset, method)
-    if speed is None and results.of(dataset, "dense"):
-        return "no dense run on its CPU"
-    if len(timed) < len(runs):
-        seeds = ", ".join(str(run["seed"]) for run in timed)
-        return f"seconds of seeds {seeds} only, the others ran on another CPU"
-    return ""
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -1,13 +1,11 @@
-"""Figures and tables: numbers come from results, absences are said, notebooks stay thin."""
+"""Pages: tables in three forms, tables of facts, colours; notebooks stay thin."""
 
 import ast
 import csv
 import io
 import json
-import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
@@ -15,127 +13,19 @@ pytest.importorskip("pandas")
 
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
-from sparsecore.paper import figures, results
-from sparsecore.paper.page import Table
-from sparsecore.paper.training import studies, tables
-from sparsecore.paper.training.conditions import METHODS, SENSITIVITIES, STUDIES, Study
-from sparsecore.paper.training.observers import ObserveTopology
+from sparsecore.paper.page import Column, Table
+from sparsecore.paper.style import COLOURS
+from sparsecore.paper.training import tables
+from sparsecore.paper.training.conditions import METHODS, SENSITIVITIES
 from sparsecore.settings import CHOICE, READING, SETTINGS
 
-ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-
-
-@pytest.fixture(scope="module")
-def curves(tmp_path_factory):
-    """Return results of two data sets, one of which this machine cannot have."""
-    study = Study(
-        "F-test",
-        "",
-        datasets=("digits", "madelon"),
-        methods=("set-relu", "set-all-relu"),
-        seeds={"quick": (0, 1)},
-        quick={"digits": {"epochs": 3, "hidden": (40, 40, 40), "epsilon": 4}},
-        observers={("digits", "set-all-relu"): (ObserveTopology,)},
-    )
-    load = datasets.load
-
-    def without_madelon(name):
-        if name == "madelon":
-            raise DataNotAvailable(name, [], "put it into /somewhere/private")
-        return load(name)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(STUDIES, "F-test", study)
-        patch.setenv(results.ENVIRONMENT, str(tmp_path_factory.mktemp("results")))
-        patch.setattr(datasets, "load", without_madelon)
-        yield studies.load("F-test", progress=False)
-    studies._last_data.clear()
-
-
-def topology_of(curves):
-    study = Study("F-view", "", ("digits",), ("set-all-relu",), runs_of="F-test")
-    runs = curves.of("digits", "set-all-relu")
-    return studies.Results(study, curves.profile, runs)
-
-
-def texts(figure):
-    return [t.get_text() for ax in figure.axes for t in ax.texts]
-
-
-def test_curves_draw_means_and_bands_of_the_results(curves):
-    picture = figures.curves(curves)
-    top = picture.figure.axes[0]
-    for line, method in zip(top.lines, ("set-relu", "set-all-relu"), strict=True):
-        per_seed = [
-            [100 * e["test_accuracy"] for e in run["epochs"] if "test_accuracy" in e]
-            for run in curves.of("digits", method)
-        ]
-        np.testing.assert_allclose(line.get_ydata(), np.mean(per_seed, axis=0))
-        assert line.get_xdata().tolist() == [1, 2, 3]
-        assert line.get_color() == figures.COLOURS[method]
-    band = top.collections[0].get_paths()[0].vertices[:, 1]
-    per_seed = np.array(per_seed)
-    first = np.array(
-        [
-            [100 * e["test_accuracy"] for e in run["epochs"] if "test_accuracy" in e]
-            for run in curves.of("digits", "set-relu")
-        ]
-    )
-    low, high = (first.mean(0) + s * first.std(0, ddof=1) for s in (-1, 1))
-    assert band.min() == pytest.approx(low.min())
-    assert band.max() == pytest.approx(high.max())
-
-
-def test_caption_holds_the_numbers_of_the_results(curves):
-    caption = figures.curves(curves).caption
-    for method in ("set-relu", "set-all-relu"):
-        final = [100 * run["test_accuracy"] for run in curves.of("digits", method)]
-        said = f"{np.mean(final):.1f} ± {np.std(final, ddof=1):.1f} % with {METHODS[method].label}"
-        assert said in caption
-    assert "profile quick, seeds 0, 1" in caption
-    assert "(3 epochs of 1,437 rows)" in caption
-
-
-def test_absent_data_are_said_and_no_path_is_shown(curves):
-    picture = figures.curves(curves)
-    assert texts(picture.figure).count("not available\non this machine") == 2
-    assert "Not available on this machine: Madelon." in picture.caption
-    empty = studies.Results(STUDIES["F-topology"], "quick", [], frozenset({"fashion-mnist"}))
-    for draw in (figures.degrees, figures.pixels):
-        picture = draw(empty)
-        assert texts(picture.figure) == ["not available\non this machine"]
-        assert "Fashion-MNIST" in picture.caption
-        assert "/somewhere" not in picture.caption + picture.svg()
-
-
-def test_degree_histograms_hold_all_neurons(curves):
-    figure = figures.degrees(topology_of(curves)).figure
-    sizes = [64, 40, 40, 40]
-    for ax, neurons in zip(figure.axes, sizes[:3] + sizes[1:], strict=True):
-        for line in ax.lines[:2]:
-            assert np.sum(line.get_ydata()) == pytest.approx(100), neurons
-    assert figure.axes[0].get_ylabel() == "share of neurons (%)"
-
-
-def test_pixels_are_where_they_are_in_the_picture(curves):
-    found = topology_of(curves)
-    images = [ax.images[0].get_array() for ax in figures.pixels(found).figure.axes if ax.images]
-    seen = [e for e in found.runs[0]["epochs"] if "topology" in e]
-    assert len(images) == len(seen)
-    for image, record in zip(images, seen, strict=True):
-        assert image.shape == (8, 8)
-        np.testing.assert_allclose(np.ravel(image), record["topology"]["input_strength"])
-
-
-def test_a_picture_is_the_same_svg_every_time(curves):
-    assert figures.curves(curves).svg() == figures.curves(curves).svg()
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
 def test_every_method_has_a_colour_of_its_own():
     varied = {m for m in METHODS if m.rpartition("-")[0] in SENSITIVITIES}
-    assert set(figures.COLOURS) == set(METHODS) - varied
-    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
+    assert set(COLOURS) == set(METHODS) - varied
+    assert len(set(COLOURS.values())) == len(COLOURS)
 
 
 def test_hyperparameters_are_the_settings_with_their_origins():
@@ -169,6 +59,21 @@ def test_data_sets_table_says_what_is_not_there(monkeypatch):
     assert "/somewhere" not in table._repr_markdown_() + table.latex()
 
 
+def test_a_table_is_made_of_rows_and_columns():
+    columns = (
+        Column("group", "group", number=False, once=True),
+        Column("n", "n", "{:,}"),
+        Column("both", "", lambda row: f"{row['group']}{row['n']}", number=False),
+    )
+    rows = [{"group": "a", "n": 1000}, {"group": "a", "n": None}, {"group": "b", "n": 2}]
+    table = Table.of("T-x", rows, columns, "")
+    assert table.frame.to_dict("list") == {
+        "group": ["a", "", "b"], "n": ["1,000", "—", "2"], "both": ["a1000", "aNone", "b2"],
+    }  # fmt: skip
+    assert table.numbers == ("n",)
+    assert table.csv().splitlines() == ["group,n", "a,1000.0", "a,", "b,2.0"]
+
+
 def test_table_in_three_forms():
     import pandas as pd
 
@@ -189,18 +94,9 @@ def test_table_in_three_forms():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebooks_are_thin_and_without_outputs(path):
-    cells = json.loads(path.read_text())["cells"]
-    for cell in (c for c in cells if c["cell_type"] == "code"):
-        assert cell["outputs"] == []
-        assert cell["execution_count"] is None
-        forbidden = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While)
-        assert not any(
-            isinstance(n, forbidden) for n in ast.walk(ast.parse("".join(cell["source"])))
-        )
-
-
-def test_every_notebook_is_in_the_book():
-    toc = (ROOT / "book" / "_toc.yml").read_text()
-    listed = re.findall(r"notebooks/(\S+)", toc)
-    assert sorted(listed) == [path.stem for path in NOTEBOOKS]
+def test_notebooks_load_call_and_show(path):
+    forbidden = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While)
+    for cell in json.loads(path.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            tree = ast.parse("".join(cell["source"]))
+            assert not any(isinstance(node, forbidden) for node in ast.walk(tree))

@@ -1,4 +1,4 @@
-"""T-main and the figures about training: what is shown are the numbers of the result files."""
+"""T-main and the figures of training: what is shown are the numbers of the result files."""
 
 import csv
 import html
@@ -16,14 +16,15 @@ pytest.importorskip("pandas")
 
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
-from sparsecore.paper import figures, page, results
-from sparsecore.paper.training import conditions, studies, tables
-from sparsecore.paper.training import figures as training
+from sparsecore.paper import page, store
+from sparsecore.paper.style import COLOURS
+from sparsecore.paper.training import conditions, figures, pruning, studies, tables, topology
 from sparsecore.paper.training.conditions import SENSITIVITIES, STUDIES, Condition, Study
 from sparsecore.paper.training.observers import (
     ObserveGradientFlow,
     ObserveImportance,
     ObservePruning,
+    ObserveTopology,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -41,8 +42,8 @@ def patch(tmp_path_factory):
         return load(name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(results.ENVIRONMENT, str(tmp_path_factory.mktemp("results")))
-        patch.delenv(conditions.ENVIRONMENT, raising=False)
+        patch.setenv(store.FOLDER, str(tmp_path_factory.mktemp("results")))
+        patch.delenv(store.PROFILE, raising=False)
         patch.setattr(datasets, "load", without_madelon)
         studies._last_data.clear()
         yield patch
@@ -54,7 +55,7 @@ def main(patch):
     """Return results of all methods on one data set; this machine cannot have the other."""
     everyone = (ObserveGradientFlow, ObserveImportance)
     observers = {("digits", m): everyone for m in METHODS[1:]}
-    observers["digits", "set-all-relu"] += (ObservePruning,)
+    observers["digits", "set-all-relu"] += (ObservePruning, ObserveTopology)
     study = Study(
         "T-test",
         "",
@@ -72,6 +73,10 @@ def main(patch):
 def view(main, *methods):
     study = Study("F-view", "", ("digits", "madelon"), methods, runs_of="T-test")
     return replace(main, study=study)
+
+
+def texts(figure):
+    return [t.get_text() for ax in figure.axes for t in ax.texts]
 
 
 def mean_sd(values, digits, scale=1):
@@ -136,7 +141,7 @@ def test_times_in_the_main_table_are_of_one_machine(main):
 
 def files():
     """Return what the result files hold, read without the package."""
-    found = [json.loads(path.read_text()) for path in results.root().glob("quick/T-test/*.json")]
+    found = [json.loads(path.read_text()) for path in store.root().glob("quick/T-test/*.json")]
     return [(run["condition"]["method"], run) for run in found]
 
 
@@ -208,35 +213,90 @@ def test_recorded_results_stand_beside_the_build_s_own(main):
 
 def test_where_nothing_is_recorded_a_figure_is_a_note(main):
     nothing = replace(main, profile="paper", runs=[], recorded=True)
-    for draw in (figures.curves, training.gradient_flow, training.pruning_after):
+    for draw in (figures.curves, figures.gradient_flow, pruning.after_training):
         note = draw(nothing)
         assert isinstance(note, page.Note)
         assert "No results of profile paper are recorded for T-test yet." in note._repr_markdown_()
 
 
+def test_curves_draw_means_and_bands_of_the_results(main):
+    methods = ("set-relu", "set-all-relu")
+    picture = figures.curves(view(main, *methods))
+    top = picture.figure.axes[0]
+    for line, band, method in zip(top.lines, top.collections, methods, strict=True):
+        runs = [run for name, run in files() if name == method]
+        seeds = [[100 * e["test_accuracy"] for e in run["epochs"][1:]] for run in runs]
+        mean, sd = np.mean(seeds, axis=0), np.std(seeds, axis=0, ddof=1)
+        np.testing.assert_allclose(line.get_ydata(), mean)
+        assert line.get_xdata().tolist() == [1, 2, 3]
+        assert line.get_color() == COLOURS[method]
+        drawn = band.get_paths()[0].vertices[:, 1]
+        assert drawn.min() == pytest.approx((mean - sd).min())
+        assert drawn.max() == pytest.approx((mean + sd).max())
+        final = [100 * run["test_accuracy"] for run in runs]
+        said = f"{np.mean(final):.1f} ± {np.std(final, ddof=1):.1f} % with "
+        assert said + conditions.METHODS[method].label in picture.caption
+    assert "profile quick, seeds 0, 1" in picture.caption
+    assert "(3 epochs of 1,437 rows)" in picture.caption
+    assert picture.svg() == figures.curves(view(main, *methods)).svg(), "the same every time"
+
+
+def test_absent_data_are_said_and_no_path_is_shown(main):
+    picture = figures.curves(view(main, "set-relu"))
+    assert texts(picture.figure) == 2 * ["not available\non this machine"]
+    assert "Not available on this machine: Madelon." in picture.caption
+    empty = studies.Results(STUDIES["F-topology"], "quick", [], {"fashion-mnist": "/somewhere"})
+    for draw in (topology.degrees, topology.pixels):
+        picture = draw(empty)
+        assert texts(picture.figure) == ["not available\non this machine"]
+        assert "Fashion-MNIST" in picture.caption
+        assert "/somewhere" not in picture.caption + picture.svg()
+
+
+def test_degree_histograms_hold_all_neurons(main):
+    study = Study("F-view", "", ("digits",), ("set-all-relu",), runs_of="T-test")
+    figure = topology.degrees(replace(main, study=study)).figure
+    for ax in figure.axes:
+        for line in ax.lines[:2]:
+            assert np.sum(line.get_ydata()) == pytest.approx(100)
+    assert len(figure.axes) == 6 and figure.axes[0].get_ylabel() == "share of neurons (%)"
+
+
+def test_pixels_are_where_they_are_in_the_picture(main):
+    study = Study("F-view", "", ("digits",), ("set-all-relu",), runs_of="T-test")
+    runs = main.of("digits", "set-all-relu")
+    picture = topology.pixels(replace(main, study=study, runs=runs))
+    images = [ax.images[0].get_array() for ax in picture.figure.axes if ax.images]
+    seen = [e for e in runs[0]["epochs"] if "topology" in e]
+    assert len(images) == len(seen)
+    for image, record in zip(images, seen, strict=True):
+        assert image.shape == (8, 8)
+        np.testing.assert_allclose(np.ravel(image), record["topology"]["input_strength"])
+
+
 def test_gradient_flow_draws_geometric_means(main):
     methods = ("set-relu", "set-leaky-relu", "set-all-relu")
-    picture = training.gradient_flow(view(main, *methods))
+    picture = figures.gradient_flow(view(main, *methods))
     ax = picture.figure.axes[0]
     for line, method in zip(ax.lines, methods, strict=True):
         runs = [run for name, run in files() if name == method]
         flows = [[e["gradient_flow"] for e in run["epochs"]] for run in runs]
         np.testing.assert_allclose(line.get_ydata(), np.exp(np.log(flows).mean(axis=0)))
-        assert line.get_color() == figures.COLOURS[method]
+        assert line.get_color() == COLOURS[method]
     assert ax.get_yscale() == "log"
     assert "Not available on this machine: Madelon" in picture.caption
 
 
 def test_pruning_figures_hold_the_numbers_of_the_files(main):
     shown = view(main, "set-all-relu", "set-all-relu-pruned")
-    during = training.pruning_during(shown)
+    during = pruning.during_training(shown)
     pruned = [run for name, run in files() if name == "set-all-relu-pruned"]
     nnz = [[e["nnz"] / 1000 for e in r["epochs"]] for r in pruned]
     np.testing.assert_allclose(during.figure.axes[0].lines[1].get_ydata(), np.mean(nnz, axis=0))
     left = 100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in pruned])
     assert f"{left:.0f} % of the connections are left" in during.caption
 
-    after = training.pruning_after(shown)
+    after = pruning.after_training(shown)
     plain = [run for name, run in files() if name == "set-all-relu"]
     seen = [[p["test_accuracy"] for p in r["epochs"][-1]["post_pruning"]] for r in plain]
     np.testing.assert_allclose(
@@ -248,7 +308,7 @@ def test_pruning_figures_hold_the_numbers_of_the_files(main):
 
 
 def test_importance_histograms_hold_all_neurons(main):
-    picture = training.importance(view(main, "set-all-relu", "set-all-relu-pruned"))
+    picture = pruning.importance(view(main, "set-all-relu", "set-all-relu-pruned"))
     panels = picture.figure.axes[:3]
     for ax in panels:
         outlines = ax.patches[::2]  # each is drawn as a line and as an area
@@ -269,7 +329,7 @@ def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):
     )
     patch.setitem(STUDIES, "F-test-alpha", study)
     found = studies.load("F-test-alpha", progress=False)
-    picture = training.sensitivity(found)
+    picture = figures.sensitivity(found)
     alpha, epsilon, zeta = picture.figure.axes[:3]
     for ax, field, own in (
         (alpha, "alpha", [0, 0.6]),
@@ -339,9 +399,9 @@ def test_methods_without_runs_are_left_out(main):
     """Runs that diverged, or that are not recorded yet, do not keep the others from being shown."""
     runs = main.of("digits", "set-all-relu")
     three = replace(view(main, "set-relu", "set-leaky-relu", "set-all-relu"), runs=runs)
-    assert len(training.gradient_flow(three).figure.axes[0].lines) == 1
+    assert len(figures.gradient_flow(three).figure.axes[0].lines) == 1
     caption = figures.curves(three).caption
     assert "with SET-All-ReLU" in caption and "with SET-ReLU" not in caption
     pair = replace(view(main, "set-all-relu", "set-all-relu-pruned"), runs=runs)
-    assert len(training.pruning_during(pair).figure.axes[0].lines) == 0
-    assert len(training.pruning_after(pair).figure.axes[0].lines) == 1
+    assert len(pruning.during_training(pair).figure.axes[0].lines) == 0
+    assert len(pruning.after_training(pair).figure.axes[0].lines) == 1

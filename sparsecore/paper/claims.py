@@ -1,9 +1,8 @@
 """The ledger of the paper's claims: each with its rule, the evidence, and a verdict.
 
-A claim is made of checks, and a check is a question with a rule that is stated here and knows no
-result: answered by results, it holds, does not hold, or is undecided; without results it is not
-tested here yet. Nothing is typed by hand. Accuracy on a surrogate is no evidence, nor is what a
-network does that has learnt nothing.
+A claim is made of checks. A check is a question with a rule that stands here and knows no result.
+Results answer it: it holds, does not hold, or is undecided; without results it is not tested here
+yet. Surrogate data, and networks no better than chance, count as no evidence.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
 from scipy.stats import t as student
 
 from sparsecore.paper.extreme.runs import BAT, Row
-from sparsecore.paper.page import Table
+from sparsecore.paper.page import Column, Table
+from sparsecore.paper.store import Result
 from sparsecore.paper.training import conditions
 from sparsecore.paper.training.figures import flow_logs
+from sparsecore.paper.training.shown import source
 from sparsecore.paper.training.studies import (
-    Result,
     Results,
     core_seconds,
     have_learnt,
@@ -31,8 +30,10 @@ from sparsecore.paper.training.studies import (
 HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "not tested here yet"
 
 CONFIDENCE = 0.95
-_NOT_YET = "SET-All-ReLU has not learnt anything yet"
 MARGIN = 0.01  # of accuracy that pruning may cost: one percentage point
+
+Runs = list[Result]
+Answer = tuple[str, str]  # evidence and outcome
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,10 @@ class Interval:
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> Interval | None:
-    """Return mean(a) - mean(b) with Welch's confidence interval; None without spread to judge by.
+    """Return mean(a) - mean(b) with its confidence interval; None if one has less than two values.
 
-    Parameters
-    ----------
-    a, b : sequence of float
-        One value a seed, at least two each.
-
-    Notes
-    -----
-    Welch (1947): standard error of the difference from both samples' variances, degrees of freedom
-    after Satterthwaite. Samples without any spread have an interval of width 0.
+    Welch (1947): the standard error is of both samples' variances, the degrees of freedom are
+    Satterthwaite's. Samples without any spread have an interval of width 0.
     """
     if min(len(a), len(b)) < 2:
         return None
@@ -80,159 +74,111 @@ def judged(interval: Interval | None, threshold: float = 0.0) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """One question to the results, on one data set.
+    """One question to the results, on one data set, and the answer.
 
-    Attributes
-    ----------
-    question : str
-    dataset : str
-        Title; "" if there is none.
-    profile : str
-        Of the results that answered.
-    seeds : str
-        How many runs there are: of the method, and of what it is compared with.
-    evidence : str
-        Numbers, computed; "" if there are none.
-    outcome : str
-        `HOLDS`, `FAILS`, `UNDECIDED` or `UNTESTED`.
+    `profile` is that of the results that answered, `seeds` the number of runs of the method, and of
+    what it is compared with.
     """
 
     question: str
-    dataset: str = ""
-    profile: str = ""
-    seeds: str = ""
-    evidence: str = ""
+    dataset: str | None = None
+    profile: str | None = None
+    seeds: str | None = None
+    evidence: str | None = None
     outcome: str = UNTESTED
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A claim of the paper's abstract.
-
-    Attributes
-    ----------
-    key : str
-        "C1" to "C5".
-    text : str
-    rule : str
-        When it holds.
-    ask : callable
-        Puts the questions to results.
-    """
-
-    key: str
-    text: str
-    rule: str
-    ask: Callable[[Evidence], list[Check]]
-
-
-@dataclass(frozen=True)
 class Evidence:
-    """The results that checks are answered from.
-
-    Attributes
-    ----------
-    sources : tuple of Results
-        The most trusted first: per data set, the first that can answer does.
-    extreme : dict of Row to dict
-        Runs of T-extreme.
-    """
+    """The results that answer: of L-claims, the most trusted first, and runs of T-extreme."""
 
     sources: tuple[Results, ...]
     extreme: dict[Row, Result] = field(default_factory=dict)
 
-    def compare(
-        self,
-        question: str,
-        methods: tuple[str, str],
-        judge: Callable[[list[Result], list[Result]], tuple[str, str]],
-        accuracy: bool,
-    ) -> list[Check]:
-        """Ask a question on every data set.
 
-        Parameters
-        ----------
-        question : str
-        methods : (str, str)
-            Whose runs are compared.
-        judge : callable
-            Makes evidence and outcome of the two methods' runs.
-        accuracy : bool
-            It is about accuracy: surrogates are left out.
-
-        Returns
-        -------
-        list of Check
-            One per data set.
-        """
-        checks = []
-        for dataset in self.sources[0].study.datasets:
-            for source in self.sources:
-                evidence, outcome = _answer(source, dataset, methods, judge, accuracy)
-                if outcome != UNTESTED:
-                    break
-            title = source.title(dataset)
-            profile = seeds = ""
-            if outcome != UNTESTED:
-                profile = source.profile
-                seeds = ", ".join(str(len(source.of(dataset, method))) for method in methods)
-            checks.append(Check(question, title, profile, seeds, evidence, outcome))
-        return checks
+Ask = Callable[[Evidence], list[Check]]
 
 
-def _answer(
-    source: Results,
-    dataset: str,
-    methods: tuple[str, str],
-    judge: Callable[[list[Result], list[Result]], tuple[str, str]],
-    accuracy: bool,
-) -> tuple[str, str]:
-    """Return what a source's runs say on one data set: evidence and outcome."""
-    for method in methods:
-        if why := conditions.excluded(dataset, method):
-            return why, UNTESTED
-    lost, reference_lost = (source.diverged_of(dataset, method) for method in methods)
-    if lost:
-        return f"{len(lost)} run(s) diverged", FAILS
-    if reference_lost:
-        return f"{len(reference_lost)} run(s) of what it is compared with diverged", UNTESTED
-    first, second = (source.of(dataset, method) for method in methods)
-    if not (first and second):
-        return "no runs", UNTESTED
-    if accuracy and first[0]["data"]["surrogate"]:
-        return "a surrogate's accuracy is no evidence", UNTESTED
-    return judge(first, second)
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper's abstract, the rule by which it holds, and what is asked of results."""
+
+    key: str
+    text: str
+    rule: str
+    questions: tuple[Ask, ...]
+
+    def ask(self, evidence: Evidence) -> list[Check]:
+        """Return the answers."""
+        return [check for question in self.questions for check in question(evidence)]
 
 
 # --- how two methods' runs are compared ----------------------------------------------------------
 
-
-def _accuracies(runs: list[Result]) -> list[float]:
-    return [float(run["test_accuracy"]) for run in runs]
+_SPARSE, _RELU, _PRUNED = "set-all-relu", "set-relu", "set-all-relu-pruned"
 
 
-def _more_accurate(first: list[Result], second: list[Result]) -> tuple[str, str]:
-    if not have_learnt(first):
-        return _NOT_YET, UNDECIDED
-    found = welch(_accuracies(first), _accuracies(second))
-    return _points(found), judged(found)
+def _compare(
+    question: str,
+    methods: tuple[str, str],
+    judge: Callable[[Runs, Runs], Answer],
+    learning: bool = False,
+) -> Ask:
+    """Return what asks a question about two methods on every data set.
+
+    The first source that can answer does. With `learning`, the question is about what is learnt:
+    surrogates do not count, nor does SET-All-ReLU where it is no better than guessing.
+    """
+
+    def answer(results: Results, dataset: str) -> Answer:
+        for method in methods:
+            if why := conditions.excluded(dataset, method):
+                return why, UNTESTED
+        lost, reference_lost = (results.diverged_of(dataset, method) for method in methods)
+        if lost:
+            return f"{len(lost)} run(s) diverged", FAILS
+        if reference_lost:
+            return f"{len(reference_lost)} run(s) of what it is compared with diverged", UNTESTED
+        first, second = (results.of(dataset, method) for method in methods)
+        if not (first and second):
+            return "no runs", UNTESTED
+        if learning and first[0]["data"]["surrogate"]:
+            return "a surrogate's accuracy is no evidence", UNTESTED
+        if learning and not have_learnt(results.of(dataset, _SPARSE)):
+            return "SET-All-ReLU has not learnt anything yet", UNDECIDED
+        return judge(first, second)
+
+    def ask(evidence: Evidence) -> list[Check]:
+        checks = []
+        for dataset in evidence.sources[0].study.datasets:
+            for results in evidence.sources:
+                found, outcome = answer(results, dataset)
+                if outcome != UNTESTED:
+                    break
+            profile = seeds = None
+            if outcome != UNTESTED:
+                profile = results.profile
+                seeds = ", ".join(str(len(results.of(dataset, method))) for method in methods)
+            title = results.title(dataset)
+            checks.append(Check(question, title, profile, seeds, found, outcome))
+        return checks
+
+    return ask
 
 
-def _not_less_accurate(first: list[Result], second: list[Result]) -> tuple[str, str]:
-    if not have_learnt(second):
-        return _NOT_YET, UNDECIDED
-    found = welch(_accuracies(first), _accuracies(second))
-    return _points(found), judged(found, -MARGIN)
-
-
-def _points(found: Interval | None) -> str:
+def _more_accurate(first: Runs, second: Runs, threshold: float = 0.0) -> Answer:
+    found = welch(*([float(run["test_accuracy"]) for run in runs] for runs in (first, second)))
     if found is None:
-        return "fewer than two seeds"
+        return "fewer than two seeds", UNTESTED
     values = (100 * v for v in (found.difference, found.low, found.high))
-    return "{:+.2f} points [{:+.2f}, {:+.2f}]".format(*values)
+    return "{:+.2f} points [{:+.2f}, {:+.2f}]".format(*values), judged(found, threshold)
 
 
-def _factor(first: list[float], second: list[float]) -> tuple[str, str]:
+def _not_less_accurate(first: Runs, second: Runs) -> Answer:
+    return _more_accurate(first, second, -MARGIN)
+
+
+def _larger(first: Sequence[float], second: Sequence[float]) -> Answer:
     """Judge whether values of `first` are larger, as a factor: times and flows are positive."""
     found = welch(np.log(first).tolist(), np.log(second).tolist())
     if found is None:
@@ -241,22 +187,20 @@ def _factor(first: list[float], second: list[float]) -> tuple[str, str]:
     return "× {:.3g} [{:.3g}, {:.3g}]".format(*values), judged(found)
 
 
-def _faster(first: list[Result], second: list[Result]) -> tuple[str, str]:
+def _faster(first: Runs, second: Runs) -> Answer:
     timed = of_one_machine(second, first)
     if not all(timed):
         return "runs of different machines", UNTESTED
-    evidence, outcome = _factor(*([core_seconds(run) for run in runs] for runs in timed))
+    evidence, outcome = _larger(*([core_seconds(run) for run in runs] for runs in timed))
     left_out = len(first) + len(second) - sum(map(len, timed))
     return evidence + f"; {left_out} run(s) of another machine left out" * bool(left_out), outcome
 
 
-def _more_flow(first: list[Result], second: list[Result]) -> tuple[str, str]:
-    if not have_learnt(first):
-        return _NOT_YET, UNDECIDED
-    return _factor(*((10 ** flow_logs(r)[:, 1:].mean(axis=1)).tolist() for r in (first, second)))
+def _more_flow(first: Runs, second: Runs) -> Answer:
+    return _larger(*((10 ** flow_logs(runs)[:, 1:].mean(axis=1)) for runs in (first, second)))
 
 
-def _truly_sparse(first: list[Result], second: list[Result]) -> tuple[str, str]:
+def _truly_sparse(first: Runs, second: Runs) -> Answer:
     """Judge whether there never were more connections than at the start: nothing hides a mask."""
     most = max(epoch["nnz"] / run["nnz_start"] for run in first for epoch in run["epochs"])
     density = np.mean([run["nnz_start"] for run in first]) / second[0]["nnz_start"]
@@ -264,80 +208,47 @@ def _truly_sparse(first: list[Result], second: list[Result]) -> tuple[str, str]:
     return f"{100 * density:.2g} % of the dense weights", HOLDS if ok else FAILS
 
 
-def _fewer(first: list[Result], second: list[Result]) -> tuple[str, str]:
-    left = [a["nnz_end"] / a["nnz_start"] for a in first]
-    before = [b["nnz_end"] / b["nnz_start"] for b in second]
+def _fewer(first: Runs, second: Runs) -> Answer:
+    left, before = ([run["nnz_end"] / run["nnz_start"] for run in runs] for runs in (first, second))
     ok = max(left) < min(before)
     return f"{100 * np.mean(left):.0f} % of the connections left", HOLDS if ok else FAILS
 
 
-# --- the claims ----------------------------------------------------------------------------------
-
-_SPARSE, _RELU, _PRUNED = "set-all-relu", "set-relu", "set-all-relu-pruned"
+# --- how a run of an extreme network is judged ---------------------------------------------------
 
 
-def _c1(evidence: Evidence) -> list[Check]:
-    return [
-        *evidence.compare(
-            "never more connections than at the start, fewer than dense",
-            (_SPARSE, "dense"),
-            _truly_sparse,
-            False,
-        ),
-        *evidence.compare("training is faster than dense", (_SPARSE, "dense"), _faster, False),
-        *evidence.compare(
-            "parallel training is faster than dense", ("wasap", "dense"), _faster, False
-        ),
-    ]
-
-
-def _c2(evidence: Evidence) -> list[Check]:
-    pair = (_SPARSE, _RELU)
-    return [
-        *evidence.compare("more gradient flow than ReLU", pair, _more_flow, True),
-        *evidence.compare("more accurate than ReLU", pair, _more_accurate, True),
-    ]
-
-
-def _c3(evidence: Evidence) -> list[Check]:
-    pair = (_PRUNED, _SPARSE)
-    return [
-        *evidence.compare("fewer connections", pair, _fewer, False),
-        *evidence.compare("accuracy kept", pair, _not_less_accurate, True),
-    ]
-
-
-def _c4(evidence: Evidence) -> list[Check]:
-    large = {row: run for row, run in evidence.extreme.items() if row.neurons >= BAT}
-    questions = "it is trained within its machine's memory", "its loss falls", "it beats chance"
+def _ask_extreme(evidence: Evidence) -> list[Check]:
+    questions = {
+        "it is trained within its machine's memory": _within_memory,
+        "its loss falls": _loss_falls,
+        "it beats chance": _beats_chance,
+    }
+    large = {row: run for row, run in sorted(evidence.extreme.items()) if row.neurons >= BAT}
     if not large:
         return [Check(question) for question in questions]
     checks = []
-    for row, run in sorted(large.items()):
-        answers = [_within_memory(run), _loss_falls(run)]
-        answers += [_beats_chance(run)] if row.neurons == BAT else []
+    for row, run in large.items():
         label = f"artificial, {row.neurons:.0e} neurons, {row.hidden_layers} hidden layer(s)"
-        checks += [
-            Check(question, label, run["profile"], "1", *answer)
-            for question, answer in zip(questions, answers, strict=False)
-        ]
+        for question, judge in questions.items():
+            if judge is not _beats_chance or row.neurons == BAT:
+                checks.append(Check(question, label, run["profile"], "1", *judge(run)))
     return checks
 
 
-def _within_memory(run: Result) -> tuple[str, str]:
+def _within_memory(run: Result) -> Answer:
     peak, there = run["peak_bytes"] / 2**30, run["provenance"]["memory_gib"]
     text = f"{len(run['losses'])} steps with {peak:.1f} of {there:.1f} GiB"
     return text, HOLDS if run["losses"] and peak <= there else FAILS
 
 
-def _loss_falls(run: Result) -> tuple[str, str]:
+def _loss_falls(run: Result) -> Answer:
     found = run["trend"]
     if found is None:
         return "fewer than three steps", UNTESTED
     return f"Kendall's τ {found['tau']:+.2f}, p = {found['p']:.1g}", _by_p(found["p"])
 
 
-def _beats_chance(run: Result) -> tuple[str, str]:
+def _beats_chance(run: Result) -> Answer:
     found = run["test"]
     if found is None:
         return "no held-out samples", UNTESTED
@@ -350,13 +261,7 @@ def _by_p(p: float) -> str:
     return HOLDS if p < 1 - CONFIDENCE else FAILS if p > CONFIDENCE else UNDECIDED
 
 
-def _c5(evidence: Evidence) -> list[Check]:
-    return [
-        *evidence.compare("more accurate than SET-ReLU", (_SPARSE, _RELU), _more_accurate, True),
-        *evidence.compare("more accurate than dense", (_SPARSE, "dense"), _more_accurate, True),
-        *evidence.compare("faster than dense", (_SPARSE, "dense"), _faster, False),
-    ]
-
+# --- the claims ----------------------------------------------------------------------------------
 
 CLAIMS = (
     Claim(
@@ -365,14 +270,25 @@ CLAIMS = (
         "On every data set SET-All-ReLU never has more connections than it began with, and trains "
         "in less time than the dense network on as many cores; so does parallel training, in "
         "seconds × cores.",
-        _c1,
+        (
+            _compare(
+                "never more connections than at the start, fewer than dense",
+                (_SPARSE, "dense"),
+                _truly_sparse,
+            ),
+            _compare("training is faster than dense", (_SPARSE, "dense"), _faster),
+            _compare("parallel training is faster than dense", ("wasap", "dense"), _faster),
+        ),
     ),
     Claim(
         "C2",
         "All-ReLU favours the gradient flow, and so beats ReLU in sparse networks.",
         "On every data set the gradient flow, as a geometric mean over the epochs, and the final "
         "accuracy are higher with All-ReLU than with ReLU.",
-        _c2,
+        (
+            _compare("more gradient flow than ReLU", (_SPARSE, _RELU), _more_flow, True),
+            _compare("more accurate than ReLU", (_SPARSE, _RELU), _more_accurate, True),
+        ),
     ),
     Claim(
         "C3",
@@ -380,7 +296,10 @@ CLAIMS = (
         "kept.",
         "On every data set pruning during training leaves fewer connections, and costs less than "
         "one percentage point of accuracy.",
-        _c3,
+        (
+            _compare("fewer connections", (_PRUNED, _SPARSE), _fewer),
+            _compare("accuracy kept", (_PRUNED, _SPARSE), _not_less_accurate, True),
+        ),
     ),
     Claim(
         "C4",
@@ -388,14 +307,18 @@ CLAIMS = (
         "Networks of at least 5·10⁷ neurons take training steps in their machine's memory; their "
         "loss falls (Kendall's test for a trend), and those of 5·10⁷ neurons are right on held-out "
         "samples more often than chance (binomial test), one-sided, at 5 %.",
-        _c4,
+        (_ask_extreme,),
     ),
     Claim(
         "C5",
         "More accurate than SET with ReLU, and than dense, while being faster.",
         "On every data set SET-All-ReLU is more accurate than SET-ReLU and than the dense network, "
         "and trains in less time than the dense network.",
-        _c5,
+        (
+            _compare("more accurate than SET-ReLU", (_SPARSE, _RELU), _more_accurate, True),
+            _compare("more accurate than dense", (_SPARSE, "dense"), _more_accurate, True),
+            _compare("faster than dense", (_SPARSE, "dense"), _faster),
+        ),
     ),
 )
 
@@ -403,20 +326,16 @@ CLAIMS = (
 def verdict(checks: Sequence[Check]) -> str:
     """Return what checks say together.
 
-    Returns
-    -------
-    str
-        "holds" if all do; "does not hold" if none does and all are decided; "not tested here yet"
-        if none was tested; else in how many of the tested checks it holds, and what is open.
+    "holds" if all do; "does not hold" if none does and all are decided; "not tested here yet" if
+    none was tested; else in how many of the tested checks it holds, and what is open.
     """
     counts = {o: sum(c.outcome == o for c in checks) for o in (HOLDS, FAILS, UNDECIDED, UNTESTED)}
     tested = len(checks) - counts[UNTESTED]
     if not tested:
         return UNTESTED
-    if counts[HOLDS] == len(checks):
-        return HOLDS
-    if counts[FAILS] == len(checks):
-        return FAILS
+    for outcome in (HOLDS, FAILS):
+        if counts[outcome] == len(checks):
+            return outcome
     parts = [f"holds in {counts[HOLDS]} of {tested} checks{_at_full_length(checks)}"]
     if counts[FAILS]:
         parts.append(f"does not in {counts[FAILS]}")
@@ -429,38 +348,23 @@ def verdict(checks: Sequence[Check]) -> str:
 
 def _at_full_length(checks: Sequence[Check]) -> str:
     """Say how many of the checks that full schedules answered hold, if others answered, too."""
-    full = [c for c in checks if c.outcome != UNTESTED and c.profile == "paper"]
-    tested = sum(c.outcome != UNTESTED for c in checks)
-    if len(full) in (0, tested):
+    tested = [c for c in checks if c.outcome != UNTESTED]
+    full = [c for c in tested if c.profile == "paper"]
+    if len(full) in (0, len(tested)):
         return ""
     return f" ({sum(c.outcome == HOLDS for c in full)} of {len(full)} at full length)"
 
 
 class Ledger:
-    """All claims, judged.
+    """All claims, judged by results of L-claims and by runs of T-extreme.
 
-    Parameters
-    ----------
-    *sources : Results
-        Of L-claims: recorded ones first, where they are to be preferred.
-    extreme : dict of Row to dict, optional
-        Runs of T-extreme, as `extreme.recorded` returns them.
-
-    Attributes
-    ----------
-    checks : dict of str to list of Check
-        By claim.
+    `checks` are the answers by claim, `verdicts` what they say together.
     """
 
     def __init__(self, *sources: Results, extreme: dict[Row, Result] | None = None) -> None:
-        self._sources, self._extreme = sources, extreme or {}
-        evidence = Evidence(sources, self._extreme)
-        self.checks = {claim.key: claim.ask(evidence) for claim in CLAIMS}
-
-    @property
-    def verdicts(self) -> dict[str, str]:
-        """Return each claim's verdict."""
-        return {key: verdict(checks) for key, checks in self.checks.items()}
+        self._evidence = Evidence(sources, extreme or {})
+        self.checks = {claim.key: claim.ask(self._evidence) for claim in CLAIMS}
+        self.verdicts = {key: verdict(checks) for key, checks in self.checks.items()}
 
     def glue(self) -> None:
         """Offer the verdicts to other pages of the book, as "C1-verdict" to "C5-verdict"."""
@@ -472,55 +376,37 @@ class Ledger:
     def table(self) -> Table:
         """Make L-claims: claim, rule, verdict."""
         rows = [
-            {
-                "claim": claim.key,
-                "text": claim.text,
-                "rule": claim.rule,
-                "verdict": self.verdicts[claim.key],
-            }
-            for claim in CLAIMS
+            {"claim": c.key, "text": c.text, "rule": c.rule, "verdict": self.verdicts[c.key]}
+            for c in CLAIMS
         ]
-        plain = pd.DataFrame(rows)
-        shown = pd.DataFrame(
-            {
-                "claim": [f"**{row['claim']}** {row['text']}" for row in rows],
-                "it holds if": plain["rule"],
-                "verdict": [f"**{v}**" for v in plain["verdict"]],
-            }
+        columns = (
+            Column("claim", "claim", lambda row: f"**{row['claim']}** {row['text']}", number=False),
+            Column("it holds if", "rule", number=False),
+            Column("verdict", "verdict", "**{}**", number=False),
         )
+        machines = sorted({run["provenance"]["cpu"] for run in self._evidence.extreme.values()})
         caption = (
             "**The claims and their verdicts.** The rules stand in the code and know no result. "
             f'"Higher", "less" and "more" mean that the {100 * CONFIDENCE:.0f} % confidence '
             "interval of the difference between the means over seeds (Welch) lies on that side; "
-            "where it does not, the check is undecided. So it is where SET-All-ReLU is no better "
-            "than guessing (its training loss is above 99 % of the logarithm of the number of "
-            "classes): then the schedule is too short to compare. "
-            + " ".join(f"*Source: {s.provenance}.*" for s in self._sources if s.runs)
-            + self._source_of_c4
+            "where it does not, the check is undecided. It is undecided, too, where SET-All-ReLU "
+            "is no better than guessing (its training loss is above 99 % of the logarithm of the "
+            "number of classes): the schedule is too short to compare. "
+            + source(*(results for results in self._evidence.sources if results.runs))
+            + (f" *C4: recorded runs of T-extreme, {', '.join(machines)}.*" if machines else "")
         )
-        return Table("L-claims", shown, caption, plain)
-
-    @property
-    def _source_of_c4(self) -> str:
-        machines = sorted({run["provenance"]["cpu"] for run in self._extreme.values()})
-        return f" *C4: recorded runs of T-extreme, {', '.join(machines)}.*" if machines else ""
+        return Table.of("L-claims", rows, columns, caption)
 
     def evidence(self) -> Table:
         """Make the second part of L-claims: every check with its numbers."""
         rows = [
-            {
-                "claim": key,
-                "check": check.question,
-                "data set": check.dataset or "—",
-                "profile": check.profile or "—",
-                "seeds": check.seeds or "—",
-                "evidence": check.evidence or "—",
-                "outcome": check.outcome,
-            }
-            for key, checks in self.checks.items()
-            for check in checks
+            {"claim": key, **vars(check)} for key, checks in self.checks.items() for check in checks
         ]
-        plain = pd.DataFrame(rows)
+        titles = ("claim", "check", "data set", "profile", "seeds", "evidence", "outcome")
+        columns = [
+            Column(title, name, number=False, once=name == "claim")
+            for title, name in zip(titles, rows[0], strict=True)
+        ]
         caption = (
             "**The evidence.** Differences and ratios of means over seeds, with their "
             f"{100 * CONFIDENCE:.0f} % confidence intervals in brackets. Seeds: of the method, and "
@@ -528,11 +414,4 @@ class Ledger:
             "are recorded and can answer (times on different machines cannot), they decide; else "
             "those of this build."
         )
-        return Table("L-claims-evidence", plain.assign(claim=_once(rows)), caption, plain)
-
-
-def _once(rows: list[dict[str, str]]) -> list[str]:
-    return [
-        row["claim"] if i == 0 or rows[i - 1]["claim"] != row["claim"] else ""
-        for i, row in enumerate(rows)
-    ]
+        return Table.of("L-claims-evidence", rows, columns, caption)

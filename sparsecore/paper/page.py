@@ -39,16 +39,9 @@ class Picture:
         """Return the figure as SVG; the same figure gives the same text."""
         import matplotlib
 
-        out = io.StringIO()
+        out, tight = io.StringIO(), {"bbox_inches": "tight", "pad_inches": 0.05}
         with matplotlib.rc_context({"svg.hashsalt": self.key}):
-            self.figure.savefig(
-                out,
-                format="svg",
-                metadata={"Date": None},
-                bbox_inches="tight",
-                pad_inches=0.05,
-                dpi=200,
-            )
+            self.figure.savefig(out, format="svg", metadata={"Date": None}, dpi=200, **tight)
         return out.getvalue()
 
     @cached_property
@@ -88,13 +81,14 @@ class Column:
     """A column of a table: its title, and how it shows a row's value.
 
     `show` is a format such as "{:,}" for the value under `name`, or is called with the row. Numbers
-    are set flush right.
+    are set flush right. A column of groups shows what is in several rows below each other `once`.
     """
 
     title: str
     name: str
     show: str | Callable[[Mapping[str, Any]], str] = "{}"
     number: bool = True
+    once: bool = False
 
     def text(self, row: Mapping[str, Any]) -> str:
         """Return the cell of a row; a dash where it has no value."""
@@ -102,6 +96,13 @@ class Column:
             return self.show(row)
         value = row.get(self.name)
         return "—" if value is None else self.show.format(value)
+
+    def texts(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return all cells of the column."""
+        texts = [self.text(row) for row in rows]
+        if not self.once:
+            return texts
+        return ["" if i and text == texts[i - 1] else text for i, text in enumerate(texts)]
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Table:
         import pandas as pd
 
         rows = list(rows)
-        frame = pd.DataFrame({c.title: [c.text(row) for row in rows] for c in columns})
+        frame = pd.DataFrame({c.title: c.texts(rows) for c in columns})
         numbers = tuple(c.title for c in columns if c.number)
         return cls(key, frame, caption, pd.DataFrame(rows), numbers)
 

@@ -1,23 +1,26 @@
-"""The tables: facts and results in, a table with its caption out, to be shown or downloaded.
+"""The tables of the data sets, of the hyperparameters, and of all methods' results.
 
-A table's texts are what the book shows; its data, which the CSV file holds, are the plain values
-behind them. Nothing is run here.
+Nothing is run here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sparsecore import datasets
+from sparsecore.config import HYPERPARAMETERS
 from sparsecore.datasets import DataNotAvailable
-from sparsecore.paper.page import Table
+from sparsecore.paper.page import Column, Table
+from sparsecore.paper.store import NOT_AVAILABLE, Result
+from sparsecore.paper.style import deviation
+from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, STUDIES
 from sparsecore.paper.training.on_cluster import WORKERS
 from sparsecore.paper.training.studies import (
-    NOT_AVAILABLE,
     Results,
     core_seconds,
     have_learnt,
@@ -30,163 +33,138 @@ from sparsecore.wasap.plan import Plan
 _HASH_DIGITS = 8
 
 
+# --- T-datasets ----------------------------------------------------------------------------------
+
+
 def data_sets() -> Table:
     """Make T-datasets: all data sets, and what this machine has of them.
 
-    Returns
-    -------
-    Table
-        A data set that a study uses is brought here if it can be had; others are only looked for.
+    A data set that a study uses is brought here if it can be had; others are only looked for.
     """
     wanted = {name for study in STUDIES.values() for name in study.datasets}
-    rows = [_data_set(name, fetch=name in wanted) for name in datasets.names()]
-    plain = pd.DataFrame(rows)
-    shown = pd.DataFrame(
-        {
-            "data set": plain["title"],
-            "domain": plain["domain"],
-            "features": [_shape(row) for row in rows],
-            "classes": plain["classes"].astype(str),
-            "training": [f"{n:,}" for n in plain["training_rows"]],
-            "test": [f"{n:,}" for n in plain["test_rows"]],
-            "source": plain["source"],
-            "SHA-256": [f"`{h[:_HASH_DIGITS]}`" if h else "—" for h in plain["sha256"]],
-        }
+    columns = (
+        Column("data set", "title", number=False),
+        Column("domain", "domain", number=False),
+        Column("features", "n_features", _features),
+        Column("classes", "n_classes"),
+        Column("training", "n_train", "{:,}"),
+        Column("test", "n_test", "{:,}"),
+        Column("source", "source", number=False),
+        Column("SHA-256", "sha256", f"`{{:.{_HASH_DIGITS}}}`", number=False),
     )
     caption = (
-        "**The data sets.** Rows for training and test, where this machine has them from, and the "
+        "**The data sets.** Rows for training and test, where this machine found them, and the "
         f"first {_HASH_DIGITS} digits of the SHA-256 of their content (the CSV file has all). A "
         "surrogate has the shape of data that cannot be had here; it serves to measure time and "
         "memory only."
     )
-    return Table("T-datasets", shown, caption, plain, ("features", "classes", "training", "test"))
+    rows = [_data_set(name, fetch=name in wanted) for name in datasets.names()]
+    return Table.of("T-datasets", rows, columns, caption)
 
 
 def _data_set(name: str, fetch: bool) -> dict[str, Any]:
     facts: dict[str, Any] = datasets.describe(name)
-    row = {
-        "name": name,
-        "title": facts["title"],
-        "domain": facts["domain"],
-        "features": facts["n_features"],
-        "shape": "×".join(str(n) for n in facts["feature_shape"]),
-        "classes": facts["n_classes"],
-        "training_rows": facts["n_train"],
-        "test_rows": facts["n_test"],
-        "source": NOT_AVAILABLE,
-        "sha256": "",
-        "surrogate": False,
-    }
-    if not (fetch or datasets.available(name)):
-        return row
-    try:
-        data = datasets.load(name)
-    except DataNotAvailable:
-        return row
-    return {
-        **row,
-        "classes": data.n_classes,
-        "training_rows": len(data.y_train),
-        "test_rows": len(data.y_test),
-        "source": data.source,
-        "sha256": data.content_hash,
-        "surrogate": data.surrogate,
-    }
+    plain = ("title", "domain", "n_features", "n_classes", "n_train", "n_test")
+    row = {"name": name, **{key: facts[key] for key in plain}, "source": NOT_AVAILABLE}
+    row["shape"] = "×".join(map(str, facts["feature_shape"]))
+    if fetch or datasets.available(name):
+        with suppress(DataNotAvailable):
+            data = datasets.load(name)
+            row |= {"n_classes": data.n_classes, "source": data.source}
+            row |= {"n_train": len(data.y_train), "n_test": len(data.y_test)}
+            row |= {"sha256": data.content_hash, "surrogate": data.surrogate}
+    return row
 
 
-def _shape(row: dict[str, Any]) -> str:
-    return f"{row['features']:,}" + (f" ({row['shape']})" if "×" in row["shape"] else "")
+def _features(row: Mapping[str, Any]) -> str:
+    return f"{row['n_features']:,}" + (f" ({row['shape']})" if "×" in row["shape"] else "")
 
 
-# Fields of TrainConfig as the table names them: those that differ between data sets, and those that
-# do not.
-_PER_DATASET = {
-    "epsilon": "ε",
-    "alpha": "α",
-    "learning_rate": "η",
-    "batch_size": "batch",
-    "init": "init",
-}
-_COMMON = {
-    "momentum": "momentum μ",
-    "weight_decay": "weight decay λ, per step",
-    "dropout": "dropout",
-    "zeta": "connections replaced after each epoch ζ",
-    "epochs": "epochs",
-    "prune_from": "importance pruning from epoch",
-    "prune_every": "then every … epochs",
-    "prune_percentile": "pruned up to this percentile of importance",
-}
+# --- T-hyper -------------------------------------------------------------------------------------
+
+_MARKS = {RELEASED: "", READING: "†", CHOICE: "‡"}
+_OF_A_DATASET = ("epsilon", "alpha", "learning_rate", "batch_size", "init")
+_COMMON = (
+    "momentum", "weight_decay", "dropout", "zeta", "epochs", "prune_from", "prune_every",
+    "prune_percentile",
+)  # fmt: skip
 
 
 def hyperparameters() -> Table:
     """Make T-hyper: architecture and training per data set; daggers mark what is our own."""
-    shown, plain = [], []
+    rows = []
     for name, setting in SETTINGS.items():
-        facts = datasets.describe(name)
+        facts: dict[str, Any] = datasets.describe(name)
         sizes = (facts["n_features"], *setting.config.hidden, facts["n_classes"])
-        row = {
-            "data set": facts["title"],
-            "architecture": _marked("-".join(map(str, sizes)), setting.origin("hidden")),
-        }
-        plain.append(
-            _plain(name, "architecture", "-".join(map(str, sizes)), setting.origin("hidden"))
-        )
-        for field, label in _PER_DATASET.items():
-            value = getattr(setting.config, field)
-            row[label] = _marked(value, setting.origin(field))
-            plain.append(_plain(name, field, value, setting.origin(field)))
-        shown.append(row)
+        row = {"data set": facts["title"], "name": name, "hidden": "-".join(map(str, sizes))}
+        row |= {field: getattr(setting.config, field) for field in _OF_A_DATASET}
+        origins = {f"{f} from": setting.origin(f) for f in ("hidden", *_OF_A_DATASET)}
+        rows.append(row | origins)
+    columns = (
+        Column("data set", "data set", number=False),
+        Column("architecture", "hidden", _marked("hidden"), number=False),
+        *(
+            Column(HYPERPARAMETERS[field].label, field, _marked(field), field != "init")
+            for field in _OF_A_DATASET
+        ),
+    )
     caption = (
         f"**Hyperparameters per data set.** Unmarked values stand in the authors' {RELEASED}; a "
         f"dagger marks {READING} of the study, a double dagger {CHOICE} for data that are not in "
         "the study."
     )
-    numbers = ("ε", "α", "η", "batch")
-    return Table("T-hyper", pd.DataFrame(shown), caption, pd.DataFrame(plain), numbers)
+    return Table.of("T-hyper", rows, columns, caption)
+
+
+def _marked(field: str) -> Callable[[Mapping[str, Any]], str]:
+    """Return how a value is shown with the mark of its origin."""
+    return lambda row: _text(row[field]) + _MARKS[row[f"{field} from"]]
 
 
 def common_hyperparameters() -> Table:
     """Make the second part of T-hyper: what is the same for all data sets."""
-    settings = [setting for name, setting in SETTINGS.items() if setting.released]
+    settings = [setting for setting in SETTINGS.values() if setting.released]
     pruning, parallel = (METHODS[m].changes for m in ("set-all-relu-pruned", "wasap-pruned"))
-    shown, plain = [], []
-    for field, label in _COMMON.items():
+    plan, found = Plan(), []
+    for field in _COMMON:
         values = {pruning.get(field, getattr(s.config, field)) for s in settings}
         origins = {s.origin(field) for s in settings}
-        text = ", ".join(map(_text, sorted(values)))
-        shown.append({"hyperparameter": label, "value": text, "origin": ", ".join(sorted(origins))})
-        plain += [_plain("", field, v, o) for v in sorted(values) for o in sorted(origins)]
-    plan = Plan()
-    for label, value, origin in (
-        ("parallel: then every … epochs", parallel["prune_every"], RELEASED),
-        ("parallel: pruned up to this percentile", parallel["prune_percentile"], RELEASED),
-        ("parallel: workers (here one a core, if there are fewer)", WORKERS, READING),
-        ("parallel: share of the epochs in phase 1", plan.phase1, READING),
-        ("WASSP: epochs of warm-up of the learning rate", plan.warmup, READING),
-    ):
-        shown.append({"hyperparameter": label, "value": _text(value), "origin": origin})
-        plain.append(_plain("", label, value, origin))
-    augmented = ", ".join(
-        str(datasets.describe(n)["title"]) for n, s in SETTINGS.items() if s.config.augment
-    )
+        found.append((HYPERPARAMETERS[field].label, sorted(values), ", ".join(sorted(origins))))
+    found += [
+        ("parallel: then every … epochs", [parallel["prune_every"]], RELEASED),
+        ("parallel: pruned up to this percentile", [parallel["prune_percentile"]], RELEASED),
+        ("parallel: workers (here one per core, if there are fewer)", [WORKERS], READING),
+        ("parallel: share of the epochs in phase 1", [plan.phase1], READING),
+        ("WASSP: epochs of warm-up of the learning rate", [plan.warmup], READING),
+    ]
+    rows = [
+        {"hyperparameter": label, "value": ", ".join(map(_text, values)), "origin": origin}
+        for label, values, origin in found
+    ]
+    columns = [Column(name, name, number=name == "value") for name in rows[0]]
+    augmented = [shown.official_title(n) for n, s in SETTINGS.items() if s.config.augment]
     caption = (
         "**Hyperparameters of all data sets of the study.** Importance pruning is for the methods "
         "that have it in their name. Images that are shifted (by up to 10 %), rotated (by up to "
-        f"10°) and flipped horizontally in training: {augmented}."
+        f"10°) and flipped horizontally in training: {', '.join(augmented)}."
     )
-    return Table("T-hyper-common", pd.DataFrame(shown), caption, pd.DataFrame(plain), ("value",))
+    return Table.of("T-hyper-common", rows, columns, caption)
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# --- T-main --------------------------------------------------------------------------------------
 
 
 def main(*found: Results) -> Table:
     """Make T-main: accuracy, connections and time of all methods on all data sets.
 
-    Parameters
-    ----------
-    *found : Results
-        Of T-main: a build's own, and the recorded ones to stand beside them.
+    `found` are a build's own results, and the recorded ones to stand beside them.
     """
     found = tuple(results for results in found if results.runs or not results.recorded)
+    several = len(found) > 1
     rows = [
         _main_row(results, dataset, method)
         for dataset in found[0].study.datasets
@@ -194,22 +172,20 @@ def main(*found: Results) -> Table:
         for results in found
         if _has_row(results, dataset, method)
     ]
-    plain = pd.DataFrame(rows)
-    shown = pd.DataFrame(
-        {
-            "data set": _once(plain["title"]),
-            "method": plain["label"],
-            "profile": plain["profile"],
-            "accuracy (%)": [_mean_sd(row, "test_accuracy", 100, "{:.1f}") for row in rows],
-            "nnz, start": [_mean(row, "nnz_start", "{:,.0f}") for row in rows],
-            "nnz, end": [_mean(row, "nnz_end", "{:,.0f}") for row in rows],
-            "training (s)": [_mean_sd(row, "train_seconds", 1, _seconds_form(row)) for row in rows],
-            "× dense": [_mean(row, "speed_against_dense", "{:.2f}") for row in rows],
-        }
+    columns = (
+        Column("data set", "title", number=False, once=True),
+        Column("method", "label", number=False),
+        *([Column("profile", "profile", number=False)] if several else []),
+        Column("accuracy (%)", "test_accuracy", _mean_sd("test_accuracy", 100)),
+        Column("nnz, start", "nnz_start", "{:,.0f}"),
+        Column("nnz, end", "nnz_end", "{:,.0f}"),
+        Column("training (s)", "train_seconds", _mean_sd("train_seconds")),
+        Column("× dense", "speed_against_dense", "{:.2f}"),
     )
-    if len(found) == 1:
-        shown = shown.drop(columns="profile")
-    several = len(found) > 1
+    return Table.of("T-main", rows, columns, _main_caption(found, rows, several))
+
+
+def _main_caption(found: tuple[Results, ...], rows: list[dict[str, Any]], several: bool) -> str:
     notes = dict.fromkeys(
         f"{row['title']}, {row['label']}{several * (', profile ' + row['profile'])}: {row['note']}."
         for row in rows
@@ -220,41 +196,37 @@ def main(*found: Results) -> Table:
         for results in found
         for run in results.diverged
     )
-    lengths = "; ".join(
-        f"profile {results.profile}: "
-        + ", ".join(
-            f"{results.title(n)} {results.size(n)}"
-            for n in results.study.datasets
-            if any(r["condition"]["dataset"] == n for r in results.runs)
-        )
+    lengths = [
+        f"profile {results.profile}: {', '.join(shown.sized(results, n) for n in names)}"
         for results in found
-        if results.runs
-    )
-    guessing = "; ".join(
-        f"{results.title(dataset)}, profile {results.profile}: {', '.join(labels)}"
+        if (names := shown.datasets_of(results))
+    ]
+    guessing = [
+        f"{results.title(name)}, profile {results.profile}: {', '.join(lost)}"
         for results in found
-        for dataset in results.study.datasets
-        if (labels := _guessing(results, dataset))
-    )
+        for name in shown.datasets_of(results)
+        if (lost := _guessing(shown.by_method(results, name)))
+    ]
     surrogate = any(run["data"]["surrogate"] for results in found for run in results.runs)
-    caption = (
+    return (
         "**Dense, sparse and parallel methods.** Accuracy on the test set after the last epoch, "
         "connections at the start and at the end, seconds of training with evolution and without "
         "evaluation, and × dense: seconds × cores of dense training of as many epochs on the same "
         "rows, divided by those of the run. Means over seeds, ± one standard deviation. "
-        f"{_cores(found)}"
-        + ("A surrogate's accuracy says nothing; its times do. " if surrogate else "")
-        + (f"No better than guessing yet, by their training loss: {guessing}. " if guessing else "")
-        + f"Runs: {lengths}. "
-        + " ".join(notes)
-        + " "
-        + " ".join(f"*Source: {results.provenance}.*" for results in found)
+        f"{shown.sentence('Parallel runs', _teams(found))}"
+        + "A surrogate's accuracy says nothing; its times do. " * surrogate
+        + shown.sentence("No better than guessing yet, by their training loss", "; ".join(guessing))
+        + shown.sentence("Runs", "; ".join(lengths))
+        + " ".join([*notes, shown.source(*found)])
     )
-    numbers = ("accuracy (%)", "nnz, start", "nnz, end", "training (s)", "× dense")
-    return Table("T-main", shown, caption, plain, numbers)
 
 
-def _cores(found: tuple[Results, ...]) -> str:
+def _guessing(found: dict[str, list[Result]]) -> list[str]:
+    """Return the methods whose networks have learnt nothing."""
+    return [METHODS[method].label for method, runs in found.items() if not have_learnt(runs)]
+
+
+def _teams(found: Iterable[Results]) -> str:
     """Say how many workers the parallel runs had, and on how many cores."""
     teams = {
         f"{about['ranks']} workers on {about['cores']} cores"
@@ -263,96 +235,71 @@ def _cores(found: tuple[Results, ...]) -> str:
         if METHODS[run["condition"]["method"]].parallel
         for about in [run["provenance"]]
     }
-    return f"Parallel runs: {', '.join(sorted(teams))}. " if teams else ""
+    return ", ".join(sorted(teams))
 
 
-_COUNTED = ("test_accuracy", "nnz_start", "nnz_end")
-
-
-def _guessing(results: Results, dataset: str) -> list[str]:
-    """Return the methods whose networks have learnt nothing on a data set."""
-    tried = [(m, results.of(dataset, m)) for m in results.study.methods]
-    return [METHODS[m].label for m, runs in tried if runs and not have_learnt(runs)]
-
-
-def _absent(results: Results, dataset: str) -> bool:
-    """Tell whether a data set cannot be had, so that there is nothing to say of its methods."""
-    methods = results.study.methods
-    return dataset in results.unavailable and not any(results.of(dataset, m) for m in methods)
+def _unavailable(results: Results, dataset: str) -> bool:
+    """Tell whether a data set cannot be had, so that one row says so for all methods."""
+    return dataset in results.unavailable and not shown.by_method(results, dataset)
 
 
 def _has_row(results: Results, dataset: str, method: str) -> bool:
     if results.recorded:
         return bool(results.of(dataset, method))
-    return method == results.study.methods[0] or not _absent(results, dataset)
+    return method == results.study.methods[0] or not _unavailable(results, dataset)
 
 
 def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
     """Return a row's plain values: means and standard deviations; None where there is none."""
-    runs, dense = results.of(dataset, method), results.of(dataset, "dense")
-    absent = _absent(results, dataset)
+    runs = results.of(dataset, method)
+    timed, dense = of_one_machine(runs, results.of(dataset, "dense"))
+    speed, note = None, ""
+    if timed:
+        speed = _mean(map(core_seconds, dense)) / _mean(map(core_seconds, timed))
+    else:
+        [timed] = of_one_machine(runs)
+    if not runs:
+        note = results.why_not(dataset, method)
+    elif speed is None and results.of(dataset, "dense"):
+        note = "no dense run on its CPU"
+    elif len(timed) < len(runs):
+        seeds = ", ".join(str(run["seed"]) for run in timed)
+        note = f"seconds of seeds {seeds} only, the others ran on another CPU"
     row: dict[str, Any] = {
         "title": results.title(dataset),
-        "label": "all methods" if absent else METHODS[method].label,
+        "label": METHODS[method].label,
         "profile": results.profile,
         "dataset": dataset,
         "method": method,
         "seeds": " ".join(str(run["seed"]) for run in runs),
-        "note": "",
+        "note": note,
+        "speed_against_dense": speed,
     }
-    has_dense = bool(dense)
-    timed, dense = of_one_machine(runs, dense)
-    row["speed_against_dense"] = None
-    if timed:
-        seconds = [np.mean([core_seconds(run) for run in of]) for of in (dense, timed)]
-        row["speed_against_dense"] = float(seconds[0] / seconds[1])
-    else:
-        [timed] = of_one_machine(runs)
-    measured = {name: [run[name] for run in runs] for name in _COUNTED}
-    measured["train_seconds"] = [training_seconds(run) for run in timed]
+    if _unavailable(results, dataset):
+        row |= {"label": "all methods", "note": NOT_AVAILABLE}
+    measured = {n: [run[n] for run in runs] for n in ("test_accuracy", "nnz_start", "nnz_end")}
+    measured["train_seconds"] = list(map(training_seconds, timed))
     for name, values in measured.items():
-        row[name] = float(np.mean(values)) if values else None
-        row[f"{name}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    if len(timed) < len(runs):
-        seeds = ", ".join(str(run["seed"]) for run in timed)
-        row["note"] = f"seconds of seeds {seeds} only, the others ran on another CPU"
-    if runs and has_dense and row["speed_against_dense"] is None:
-        row["note"] = "no dense run on its CPU"
-    if not runs:
-        row["note"] = NOT_AVAILABLE if absent else results.why_not(dataset, method)
+        row[name] = _mean(values) if values else None
+        row[f"{name}_sd"] = float(deviation(values)) if len(values) > 1 else None
     return row
 
 
-def _once(values: Any) -> list[str]:
-    """Return texts with repetitions left out, as in a table with groups of rows."""
-    texts = list(values)
-    return [t if i == 0 or texts[i - 1] != t else "" for i, t in enumerate(texts)]
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
 
 
-def _mean(row: dict[str, Any], name: str, form: str) -> str:
-    return "—" if row[name] is None else form.format(row[name])
+def _mean_sd(name: str, scale: float = 1) -> Callable[[Mapping[str, Any]], str]:
+    """Return how a mean is shown with its standard deviation; short times have more digits."""
 
+    def show(row: Mapping[str, Any]) -> str:
+        if row[name] is None:
+            return "not available" if row["note"] == NOT_AVAILABLE else "—"
+        short = name == "train_seconds" and row[name] < 10
+        form = "{:.1f}" if name == "test_accuracy" else "{:.2f}" if short else "{:.0f}"
+        values = (row[name], row[f"{name}_sd"])
+        return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(
+            form.format(scale * value) for value in values if value is not None
+        )
 
-def _seconds_form(row: dict[str, Any]) -> str:
-    return "{:.2f}" if (row["train_seconds"] or 0) < 10 else "{:.0f}"
-
-
-def _mean_sd(row: dict[str, Any], name: str, scale: float, form: str) -> str:
-    if row[name] is None:
-        return "—" if row["note"] != NOT_AVAILABLE else "not available"
-    sd = row[f"{name}_sd"]
-    return form.format(scale * row[name]) + (
-        f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{form.format(scale * sd)}" if sd is not None else ""
-    )
-
-
-def _marked(value: Any, origin: str) -> str:
-    return _text(value) + {RELEASED: "", READING: "†", CHOICE: "‡"}[origin]
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _plain(dataset: str, parameter: str, value: Any, origin: str) -> dict[str, Any]:
-    return {"data set": dataset, "parameter": parameter, "value": _text(value), "origin": origin}
+    return show

@@ -1,0 +1,182 @@
+"""The pictures of neuron importance: how it is distributed, and what pruning by it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sparsecore.paper.style import COLOURS, GREY, line
+from sparsecore.paper.training import shown
+from sparsecore.paper.training.shown import drawn, sentence
+from sparsecore.paper.training.studies import Result, Results
+
+_MOMENTS = {"before training": GREY, "on the way": "#56B4E9", "at the end": "#0072B2"}
+
+
+@drawn(
+    "F-importance",
+    "Histograms of neuron importance per hidden layer before, during and after training.",
+)
+def importance(results: Results) -> tuple[Figure, str]:
+    """Draw how importance is distributed in each hidden layer, first seed; of F-importance."""
+
+    def draw(axes: Any, name: str) -> str:
+        run = results.of(name, "set-all-relu")[0]
+        seen = [e for e in run["epochs"] if "importance" in e]
+        moments = (seen[0], seen[len(seen) // 2], seen[-1])
+        for layer, ax in enumerate(axes):
+            for record, colour in zip(moments, _MOMENTS.values(), strict=True):
+                _outline(ax, record["importance"][layer], colour)
+            ax.set(title=f"hidden layer {layer + 1}", xlabel="importance Σ |weight|")
+            ax.set_xlim(left=0)
+            ax.set_ylim(bottom=0)
+        first, last = (_relative_spread(moments[i]["importance"][0]) for i in (0, -1))
+        epochs = ", ".join(str(moment["epoch"]) for moment in moments)
+        return f"{results.title(name)} (epochs {epochs}) {first:.2f} → {last:.2f}"
+
+    figure, told = shown.by_dataset(
+        results,
+        draw,
+        height=2.4,
+        extra=0.5,
+        block=(1, 3),
+        labels=("density of neurons",),
+        needs=("set-all-relu",),
+        legend=[line(colour, label) for label, colour in _MOMENTS.items()],
+    )
+    return figure, (
+        "**Neuron importance over training.** Importance is the strength of a hidden neuron's "
+        "incoming connections; SET with All-ReLU, no pruning, first seed. What to see: a random "
+        "network's neurons are much alike; where training sets them apart, the left tail holds "
+        "neurons that may be redundant. "
+        + sentence("Standard deviation over mean in hidden layer 1", told)
+    )
+
+
+def _outline(ax: Axes, seen: dict[str, Any], colour: str) -> None:
+    counts = np.asarray(seen["counts"], float)
+    edges = np.linspace(0, seen["largest"] or 1.0, len(counts) + 1)
+    # Bins are as wide as the largest value of the moment asks for: only densities compare.
+    density = counts / max(1.0, counts.sum()) / edges[1]
+    ax.stairs(density, edges, color=colour, linewidth=1.3)
+    ax.stairs(density, edges, color=colour, alpha=0.15, fill=True)
+
+
+def _relative_spread(seen: dict[str, Any]) -> float:
+    counts = np.asarray(seen["counts"], float)
+    middles = (np.arange(len(counts)) + 0.5) * seen["largest"] / len(counts)
+    share = counts / counts.sum()
+    mean = share @ middles
+    return float(np.sqrt(share @ (middles - mean) ** 2) / mean)
+
+
+@drawn(
+    "F-importance-during",
+    "Connections and test accuracy against epoch with and without importance pruning.",
+)
+def during_training(results: Results) -> tuple[Figure, str]:
+    """Draw connections and accuracy with importance pruning and without; of F-importance."""
+
+    def draw(axes: Any, name: str) -> str:
+        top, bottom = axes
+        for method, runs in shown.by_method(results, name).items():
+            shown.band(top, *shown.over_epochs(runs, "nnz", 1e-3), COLOURS[method])
+            shown.band(bottom, *shown.over_epochs(runs, "test_accuracy", 100), COLOURS[method])
+        top.set_xlim(1, results.epochs(name))
+        top.set_ylim(bottom=0)
+        bottom.set_xlabel("epoch")
+        plain, pruned = (results.of(name, m) for m in results.study.methods)
+        left = np.mean([run["nnz_end"] / run["nnz_start"] for run in pruned])
+        config = pruned[0]["config"]
+        return (
+            f"{results.title(name)} ({results.size(name)}; pruning from epoch "
+            f"{config['prune_from']} on, every {config['prune_every']}) {100 * left:.0f} % of the "
+            "connections are left and accuracy differs by "
+            f"{shown.accuracy(pruned) - shown.accuracy(plain):+.1f} points"
+        )
+
+    figure, told = shown.by_dataset(
+        results,
+        draw,
+        height=4.8,
+        block=(2, 1),
+        across=2,
+        labels=("connections (thousands)", "test accuracy (%)"),
+        needs=results.study.methods,
+        legend=shown.lines(results.study.methods),
+        sharex="col",
+    )
+    return figure, (
+        "**Importance pruning during training.** Number of connections (top) and accuracy on the "
+        "test set (bottom), with pruning and without, means over seeds with bands of one standard "
+        "deviation. Evolution keeps the number of connections; only pruning lowers it. What to "
+        f"see: how far the top line falls before the bottom one follows. "
+        f"{sentence('At the end', told)}"
+    )
+
+
+_POINTS: dict[str, Any] = {"marker": "o", "markersize": 3}
+# What is left: its colour, the value that it is a share of, its name.
+_LEFT = {
+    "nnz": ("#0072B2", "nnz", "connections"),
+    "compact_nbytes": ("#009E73", "nbytes", "memory, compact"),
+    "compact_seconds": ("#D55E00", "seconds", "prediction time, compact"),
+}
+
+
+@drawn(
+    "F-importance-after",
+    "Accuracy, connections, memory and prediction time against the pruned percentile.",
+)
+def after_training(results: Results) -> tuple[Figure, str]:
+    """Draw what pruning a trained network costs and saves, by percentile; of F-importance."""
+
+    def draw(axes: Any, name: str) -> str:
+        top, bottom = axes
+        runs = results.of(name, "set-all-relu")
+        x = _after(runs, "percentile")[0]
+        accuracy = 100 * _after(runs, "test_accuracy")
+        shown.band(top, x, accuracy, COLOURS["set-all-relu"], **_POINTS)
+        kept = accuracy.mean(axis=0)
+        last = int(np.flatnonzero(kept >= kept[0] - 1).max())
+        shares = []
+        for field, (colour, whole, _) in _LEFT.items():
+            left = 100 * _after(runs, field) / _after(runs, whole)[:, :1]
+            shown.band(bottom, x, left, colour, **_POINTS)
+            shares.append(f"{left[:, last].mean():.0f} %")
+        bottom.set_ylim(bottom=0)
+        bottom.set_xlabel("percentile of importance that is pruned")
+        return (
+            f"{shown.sized(results, name)}: up to percentile {x[last]:.0f} accuracy loses no more "
+            f"than one point; there {shares[0]} of the connections are left, and the compact "
+            f"network takes {shares[1]} of the memory and {shares[2]} of the time of a prediction"
+        )
+
+    figure, told = shown.by_dataset(
+        results,
+        draw,
+        height=4.8,
+        block=(2, 1),
+        across=2,
+        labels=("test accuracy (%)", "of the unpruned network (%)"),
+        needs=("set-all-relu",),
+        legend=[line(colour, label) for colour, _, label in _LEFT.values()],
+        sharex="col",
+    )
+    return figure, (
+        "**Importance pruning after training.** Hidden neurons up to a percentile of their layer's "
+        "importances lose their incoming connections, once, with no training afterwards. Top: "
+        "accuracy on the test set. Bottom: what is left, and what `compact()` makes of it: the "
+        "same predictions from a network without the neurons that no longer matter. Means over "
+        "seeds, bands ± one standard deviation. What to see: how far to the right the top line "
+        f"stays level. {sentence('SET with All-ReLU', told)}"
+    )
+
+
+def _after(runs: list[Result], name: str) -> np.ndarray:
+    """Return what was seen of pruning after training, shape (seeds, percentiles)."""
+    seen = [run["epochs"][-1]["post_pruning"] for run in runs]
+    return np.array([[record[name] for record in one] for one in seen], float)

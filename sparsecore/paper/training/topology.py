@@ -1,0 +1,154 @@
+"""The pictures of what evolution does to a network's graph: its degrees, and the input pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sparsecore import datasets
+from sparsecore.paper.style import COLOURS, GREY, WIDTH, deviation, line, patch
+from sparsecore.paper.training import shown
+from sparsecore.paper.training.shown import drawn
+from sparsecore.paper.training.studies import Result, Results
+
+_DOTTED = (0, (1, 1))
+_BIN = 4  # connections: fewer make the curves ragged, more hide the width of the first ones
+
+
+@drawn(
+    "F-topology-degrees",
+    "Histograms of connections per neuron, before and after training, for each sparse layer.",
+)
+def degrees(results: Results) -> tuple[Figure, str]:
+    """Draw the degrees in the layers that evolve, before and after training; of F-topology."""
+    (name,), (method,) = results.study.datasets, results.study.methods
+    runs, colour = results.of(name, method), COLOURS[method]
+    last = runs[0]["epochs"][-1]["epoch"]
+    sides = (("fan_out", "outgoing"), ("fan_in", "incoming"))
+    sizes = _sizes(runs[0])
+    layers = len(sizes) - 2  # the output layer does not evolve
+    figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
+    axes = figure.subplots(2, layers, squeeze=False)
+    spreads = {}
+    for row, (side, word) in enumerate(sides):
+        for layer, ax in enumerate(axes[row]):
+            before, after = (
+                [_topology(r, epoch)[side][layer] for r in runs] for epoch in (0, last)
+            )
+            _draw_degrees(ax, before, GREY)
+            _draw_degrees(ax, after, colour)
+            _draw_binomial(ax, before, sizes[layer + 1 - row])
+            neurons = "input pixels" if layer + row == 0 else f"hidden layer {layer + row}"
+            ax.set(title=neurons, xlabel=f"{word} connections")
+            ax.set_xlim(left=0)
+            ax.set_ylim(bottom=0)
+            spreads[row, layer] = (
+                f"{np.mean(list(map(_spread, before))):.1f} → "
+                f"{np.mean(list(map(_spread, after))):.1f} ({word}, {neurons})"
+            )
+        axes[row, 0].set_ylabel("share of neurons (%)")
+    figure.legend(
+        handles=[
+            patch(GREY, "before training"),
+            patch(colour, f"after {last} epochs"),
+            line("black", "Erdős–Rényi (binomial)", _DOTTED),
+        ],
+        loc="outside upper center",
+        ncols=3,
+    )
+    return figure, (
+        "**Degrees before and after training.** "
+        f"{shown.official_title(name)} ({results.size(name)}); each "
+        "column is one layer of weights: the connections that leave the neurons below it (top) "
+        "and that enter those above it (bottom). Means over seeds in bins of "
+        f"{_BIN} connections, bands ± one standard deviation; the output layer does not evolve. "
+        "What to see: the networks start as random graphs, whose degrees are binomial (dotted); "
+        "wherever evolution takes connections from some neurons and gives them to others, the "
+        "distribution grows wider. "
+        f"Standard deviations: {spreads[0, 0]}, {spreads[1, layers - 1]}."
+    )
+
+
+def _sizes(run: Result) -> list[int]:
+    return [run["data"]["n_features"], *run["config"]["hidden"], run["data"]["n_classes"]]
+
+
+def _topology(run: Result, epoch: int) -> dict[str, Any]:
+    return next(e["topology"] for e in run["epochs"] if e["epoch"] == epoch)
+
+
+def _spread(histogram: list[int]) -> float:
+    """Return the standard deviation of the degrees that a histogram counts."""
+    k, weights = np.arange(len(histogram)), np.asarray(histogram) / np.sum(histogram)
+    return float(np.sqrt((k - k @ weights) ** 2 @ weights))
+
+
+def _binned(histogram: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the middles of the bins and the share, in percent per connection, in each."""
+    counts = np.asarray(histogram, float)
+    counts = np.pad(counts, (0, -len(counts) % _BIN)).reshape(-1, _BIN).sum(axis=1)
+    return np.arange(len(counts)) * _BIN + (_BIN - 1) / 2, 100 * counts / counts.sum()
+
+
+def _draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
+    longest = max(len(h) for h in histograms)
+    padded = [np.pad(h, (0, longest + _BIN - len(h))) for h in histograms]
+    x = _binned(padded[0])[0]
+    shares = np.array([_binned(h)[1] for h in padded])
+    mean, sd = shares.mean(axis=0), deviation(shares, axis=0)
+    ax.fill_between(x, mean, step="mid", color=colour, alpha=0.3, linewidth=0)
+    ax.fill_between(x, mean - sd, mean + sd, step="mid", color=colour, alpha=0.35, linewidth=0)
+    ax.step(x, mean, where="mid", color=colour, linewidth=1.3)
+
+
+def _draw_binomial(ax: Axes, histograms: list[list[int]], trials: int) -> None:
+    """Draw the degrees of a random graph with as many connections."""
+    from scipy.stats import binom
+
+    degree = np.mean([np.dot(np.arange(len(h)), h) / np.sum(h) for h in histograms])
+    k = np.arange(int(degree + 5 * np.sqrt(degree)) + 1)
+    x, share = _binned(binom.pmf(k, trials, degree / trials))
+    ax.plot(x, share, color="black", linewidth=1.2, linestyle=_DOTTED)
+
+
+@drawn("F-topology-pixels", "Images of connection strength per input pixel at several epochs.")
+def pixels(results: Results) -> tuple[Figure, str]:
+    """Draw the strength of the input pixels' connections over epochs, first seed; of F-topology."""
+    (name,), (method,) = results.study.datasets, results.study.methods
+    run = results.of(name, method)[0]
+    facts: dict[str, Any] = datasets.describe(name)
+    seen = [record for record in run["epochs"] if "topology" in record][-6:]
+    seen[0] = run["epochs"][0]
+    images = [np.reshape(r["topology"]["input_strength"], facts["feature_shape"]) for r in seen]
+    figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
+    axes = figure.subplots(1, len(images))
+    low, high = np.quantile(images, (0.001, 0.999))
+    for ax, record, image in zip(axes, seen, images, strict=True):
+        drawing = ax.imshow(image, vmin=low, vmax=high, cmap="cividis", interpolation="nearest")
+        title = "before" if record["epoch"] == 0 else f"epoch {record['epoch']}"
+        ax.set(title=title, xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    bar = figure.colorbar(
+        drawing, ax=axes, orientation="horizontal", fraction=0.07, aspect=50, extend="both"
+    )
+    bar.set_label("strength of a pixel: Σ |weight| over its outgoing connections")
+    bar.outline.set_visible(False)
+    bar.ax.grid(False)
+    first, final = (100 * _held_by_strongest(image) for image in (images[0], images[-1]))
+    return figure, (
+        "**Where the network looks.** Strength of the connections that leave each of "
+        f"{facts['title']}'s pixels, over training. Seed {run['seed']}, one scale for all images. "
+        "What to see: the network starts without preferences, and nobody tells it which pixels "
+        "lie beside each other. Look for shapes, such as the outlines of clothes. The strongest "
+        f"tenth of the pixels holds {first:.0f} % of all strength before training and {final:.0f} "
+        "% at the end."
+    )
+
+
+def _held_by_strongest(image: np.ndarray) -> float:
+    """Return the share of all strength that the strongest tenth of the pixels has."""
+    strengths = np.sort(image, axis=None)[::-1]
+    return float(strengths[: len(strengths) // 10].sum() / strengths.sum())

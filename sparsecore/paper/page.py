@@ -27,13 +27,14 @@ class Picture:
     """A figure with its caption, one paragraph of Markdown.
 
     The book refers to it by its `key` in small letters. `alt` says what it shows for those who
-    cannot see it.
+    cannot see it, and `sources` where its numbers come from: a fold under the figure.
     """
 
     key: str
     figure: Figure
     caption: str
     alt: str
+    sources: str = ""
 
     def svg(self) -> str:
         """Return the figure as SVG; the same figure gives the same text."""
@@ -56,13 +57,13 @@ class Picture:
         return (
             f'<figure style="margin: 0"><img src="{self._uri}" '
             f'alt="{html.escape(self.alt)}" style="max-width: 100%; background: white">'
-            f"<figcaption>{_inline(self.caption)}</figcaption></figure>"
+            f"<figcaption>{_inline(self.caption)}</figcaption></figure>{_fold_html(self.sources)}"
         )
 
     def _repr_markdown_(self) -> str:
         return (
             f"````{{figure}} {self._uri}\n:name: {self.key.lower()}\n"
-            f":alt: {self.alt}\n\n{self.caption}\n````\n"
+            f":alt: {self.alt}\n\n{self.caption}\n````\n{_fold_myst(self.sources)}"
         )
 
 
@@ -111,6 +112,7 @@ class Table:
 
     `key` names it and its downloads. `frame` holds texts, ready to be shown, Markdown allowed;
     `data` the plain values of the CSV file. `numbers` are the columns that are set flush right.
+    `sources` says where the numbers come from: a fold under the table.
     """
 
     key: str
@@ -118,10 +120,16 @@ class Table:
     caption: str
     data: pd.DataFrame
     numbers: tuple[str, ...] = ()
+    sources: str = ""
 
     @classmethod
     def of(
-        cls, key: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], caption: str
+        cls,
+        key: str,
+        rows: Iterable[Mapping[str, Any]],
+        columns: Sequence[Column],
+        caption: str,
+        sources: str = "",
     ) -> Table:
         """Make a table of rows, which are its plain values, and of how columns show them."""
         import pandas as pd
@@ -129,7 +137,7 @@ class Table:
         rows = list(rows)
         frame = pd.DataFrame({c.title: c.texts(rows) for c in columns})
         numbers = tuple(c.title for c in columns if c.number)
-        return cls(key, frame, caption, pd.DataFrame(rows), numbers)
+        return cls(key, frame, caption, pd.DataFrame(rows), numbers, sources)
 
     def csv(self) -> str:
         """Return the plain values as CSV."""
@@ -148,7 +156,8 @@ class Table:
     def _repr_html_(self) -> str:
         frame = self.frame.map(_inline)
         body = frame.to_html(index=False, escape=False, border=0)
-        return f"<p>{_inline(self.caption)}</p>{body}<p>{self._downloads()}</p>"
+        folded = _fold_html(self.sources)
+        return f"<p>{_inline(self.caption)}</p>{body}<p>{self._downloads()}</p>{folded}"
 
     def _repr_markdown_(self) -> str:
         rows = [list(self.frame.columns), *self.frame.to_numpy().tolist()]
@@ -157,7 +166,7 @@ class Table:
         body = "\n".join(lines)
         return (
             f"````{{table}} {self.caption}\n:name: {self.key}\n\n{body}\n````\n\n"
-            f"{self._downloads()}\n"
+            f"{self._downloads()}\n\n{_fold_myst(self.sources)}"
         )
 
     def _downloads(self) -> str:
@@ -168,6 +177,14 @@ class Table:
             for label, suffix, text in kinds
         ]
         return f"Download: {' · '.join(links)}"
+
+
+def _fold_html(text: str) -> str:
+    return f"<details><summary>Sources</summary>{_inline(text)}</details>" if text else ""
+
+
+def _fold_myst(text: str) -> str:
+    return f"\n```{{dropdown}} Sources\n{text}\n```\n" if text else ""
 
 
 def _row(cells: list[Any]) -> str:

@@ -84,7 +84,7 @@ def panels(
 
 
 def source(versions: Versions[Result]) -> str:
-    """Return where results come from, in italics."""
+    """Return where results come from, a sentence; "" if there are none."""
     places = [
         f"{title} (profile {result['profile']}): {origin(result['provenance'])}"
         for title, result in versions

@@ -16,7 +16,7 @@ pytest.importorskip("pandas")
 
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
-from sparsecore.paper import page, store
+from sparsecore.paper import claims, page, store
 from sparsecore.paper.style import COLOURS
 from sparsecore.paper.training import conditions, figures, pruning, studies, tables, topology
 from sparsecore.paper.training.conditions import SENSITIVITIES, STUDIES, Condition, Study
@@ -121,19 +121,19 @@ def test_times_in_the_main_table_are_of_one_machine(main):
     assert sparse["speed_against_dense"] == pytest.approx(
         part.loc["dense", "train_seconds"] / sparse["train_seconds"]
     )
-    assert "dense: seconds of seeds 0 only, the others ran on another CPU." in table.caption
-    assert "No better than guessing" not in table.caption
+    assert "dense: seconds of seeds 0 only, the others ran on another CPU." in table.sources
+    assert "No better than guessing" not in table.sources
 
     for run in changed:
         if run["condition"]["method"] == "dense":
             run["provenance"]["cpu"] = "another CPU"
             run["epochs"][-1]["loss"] = np.log(10)
     table = tables.main(replace(main, runs=changed))
-    assert "SET-ReLU: no dense run on its CPU." in table.caption
+    assert "SET-ReLU: no dense run on its CPU." in table.sources
     guessing = (
         "No better than guessing yet, by their training loss: Optical digits, profile quick: "
     )
-    assert f"{guessing}dense. " in table.caption
+    assert f"{guessing}dense. " in table.sources
     other = table.data.set_index(["dataset", "method"])
     assert np.isnan(other.loc[("digits", "set-relu"), "speed_against_dense"])
     assert other.loc[("digits", "set-relu"), "train_seconds"] == sparse["train_seconds"]
@@ -174,9 +174,9 @@ def test_main_table_says_what_is_missing_and_why(main):
     assert (absent["method"], absent["accuracy (%)"]) == ("all methods", "not available")
     assert absent["× dense"] == "—"
     assert shown.loc["leukemia", "accuracy (%)"].iloc[0] == "—"
-    assert conditions.excluded("leukemia", "dense") in table.caption
-    assert table.caption.count("Madelon, all methods: not available on this machine") == 1
-    assert "3 epochs of 1,437 rows" in table.caption
+    assert conditions.excluded("leukemia", "dense") in table.sources
+    assert table.sources.count("Madelon, all methods: not available on this machine") == 1
+    assert "3 epochs of 1,437 rows" in table.sources
     assert "/somewhere" not in table._repr_markdown_() + table.latex() + table.csv()
 
 
@@ -201,7 +201,7 @@ def test_recorded_results_stand_beside_the_build_s_own(main):
     assert rows["profile"].tolist()[:2] == ["quick", "paper"]
     assert rows["test_accuracy"].tolist()[1] == 0.5
     assert (table.data["profile"] == "paper").sum() == 1, "only what is recorded has a row"
-    assert table.caption.count("*Source: profile") == 2
+    assert table.sources.count("Runs: profile") == 2
     nothing = replace(recorded, runs=[])
     assert "profile" not in tables.main(main, nothing).frame
     picture = figures.curves(replace(recorded, study=view(main, "set-relu").study))
@@ -235,16 +235,16 @@ def test_curves_draw_means_and_bands_of_the_results(main):
         assert drawn.max() == pytest.approx((mean + sd).max())
         final = [100 * run["test_accuracy"] for run in runs]
         said = f"{np.mean(final):.1f} ± {np.std(final, ddof=1):.1f} % with "
-        assert said + conditions.METHODS[method].label in picture.caption
-    assert "profile quick, seeds 0, 1" in picture.caption
-    assert "(3 epochs of 1,437 rows)" in picture.caption
+        assert said + conditions.METHODS[method].label in picture.sources
+    assert "profile quick, seeds 0, 1" in picture.sources
+    assert "(3 epochs of 1,437 rows)" in picture.sources
     assert picture.svg() == figures.curves(view(main, *methods)).svg(), "the same every time"
 
 
 def test_absent_data_are_said_and_no_path_is_shown(main):
     picture = figures.curves(view(main, "set-relu"))
     assert texts(picture.figure) == 2 * ["not available\non this machine"]
-    assert "Not available on this machine: Madelon." in picture.caption
+    assert "Not available on this machine: Madelon." in picture.sources
     empty = studies.Results(STUDIES["F-topology"], "quick", [], {"fashion-mnist": "/somewhere"})
     for draw in (topology.degrees, topology.pixels):
         picture = draw(empty)
@@ -284,7 +284,7 @@ def test_gradient_flow_draws_geometric_means(main):
         np.testing.assert_allclose(line.get_ydata(), np.exp(np.log(flows).mean(axis=0)))
         assert line.get_color() == COLOURS[method]
     assert ax.get_yscale() == "log"
-    assert "Not available on this machine: Madelon" in picture.caption
+    assert "Not available on this machine: Madelon" in picture.sources
 
 
 def test_pruning_figures_hold_the_numbers_of_the_files(main):
@@ -294,7 +294,7 @@ def test_pruning_figures_hold_the_numbers_of_the_files(main):
     nnz = [[e["nnz"] / 1000 for e in r["epochs"]] for r in pruned]
     np.testing.assert_allclose(during.figure.axes[0].lines[1].get_ydata(), np.mean(nnz, axis=0))
     left = 100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in pruned])
-    assert f"{left:.0f} % of the connections are left" in during.caption
+    assert f"{left:.0f} % of the connections are left" in during.sources
 
     after = pruning.after_training(shown)
     plain = [run for name, run in files() if name == "set-all-relu"]
@@ -343,7 +343,7 @@ def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):
     assert container.lines[0].get_ydata()[-1] == pytest.approx(
         100 * np.mean([r["test_accuracy"] for r in runs])
     )
-    assert "Digits" in picture.caption or "digits" in picture.caption
+    assert "Digits" in picture.sources or "digits" in picture.sources
 
 
 def test_every_sensitivity_changes_one_thing():
@@ -400,8 +400,34 @@ def test_methods_without_runs_are_left_out(main):
     runs = main.of("digits", "set-all-relu")
     three = replace(view(main, "set-relu", "set-leaky-relu", "set-all-relu"), runs=runs)
     assert len(figures.gradient_flow(three).figure.axes[0].lines) == 1
-    caption = figures.curves(three).caption
+    caption = figures.curves(three).sources
     assert "with SET-All-ReLU" in caption and "with SET-ReLU" not in caption
     pair = replace(view(main, "set-all-relu", "set-all-relu-pruned"), runs=runs)
     assert len(pruning.during_training(pair).figure.axes[0].lines) == 0
     assert len(pruning.after_training(pair).figure.axes[0].lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "draw"),
+    [
+        ("F-curves", figures.curves),
+        ("F-gradient-flow", figures.gradient_flow),
+        ("F-alpha", figures.sensitivity),
+        ("F-importance", pruning.importance),
+        ("F-importance", pruning.during_training),
+        ("F-importance", pruning.after_training),
+        ("F-topology", topology.degrees),
+        ("F-topology", topology.pixels),
+        ("T-main", tables.main),
+        ("L-claims", lambda found: claims.Ledger(found).table()),
+        ("L-claims", lambda found: claims.Ledger(found).evidence()),
+    ],
+)
+def test_captions_of_recorded_results_are_short_and_name_no_machine(key, draw, monkeypatch):
+    monkeypatch.setenv(store.FOLDER, str(ROOT / "book" / "results"))
+    monkeypatch.setattr(studies, "data_sha256", lambda name: None)  # not to be downloaded
+    shown = draw(studies.recorded(key))
+    assert len(shown.caption.split()) <= 60
+    assert not re.search(r"commit|EPYC|Xeon|cores|profile", shown.caption)
+    if key != "L-claims":
+        assert "Runs: profile paper" in shown.sources

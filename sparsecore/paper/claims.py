@@ -386,16 +386,15 @@ class Ledger:
         )
         machines = sorted({run["provenance"]["cpu"] for run in self._evidence.extreme.values()})
         caption = (
-            "**The claims and their verdicts.** The rules stand in the code and know no result. "
-            f'"Higher", "less" and "more" mean that the {100 * CONFIDENCE:.0f} % confidence '
-            "interval of the difference between the means over seeds (Welch) lies on that side; "
-            "where it does not, the check is undecided. It is undecided, too, where SET-All-ReLU "
-            "is no better than guessing (its training loss is above 99 % of the logarithm of the "
-            "number of classes): the schedule is too short to compare. "
-            + source(*(results for results in self._evidence.sources if results.runs))
-            + (f" *C4: recorded runs of T-extreme, {', '.join(machines)}.*" if machines else "")
+            "**The claims and their verdicts.** The rules know no result. A difference counts if "
+            f"the {100 * CONFIDENCE:.0f} % confidence interval of the means over seeds (Welch) "
+            "lies on one side; else the check is undecided, as it is where SET-All-ReLU is no "
+            "better than guessing."
         )
-        return Table.of("L-claims", rows, columns, caption)
+        sources = source(*self._evidence.sources) + (
+            f" C4: recorded runs of T-extreme, {', '.join(machines)}." if machines else ""
+        )
+        return Table.of("L-claims", rows, columns, caption, sources)
 
     def evidence(self) -> Table:
         """Make the second part of L-claims: every check with its numbers."""
@@ -409,9 +408,8 @@ class Ledger:
         ]
         caption = (
             "**The evidence.** Differences and ratios of means over seeds, with their "
-            f"{100 * CONFIDENCE:.0f} % confidence intervals in brackets. Seeds: of the method, and "
-            "of what it is compared with; few make wide intervals. Where results of profile paper "
-            "are recorded and can answer (times on different machines cannot), they decide; else "
+            f"{100 * CONFIDENCE:.0f} % confidence intervals in brackets; seeds of the method, and "
+            "of what it is compared with. Recorded results decide where they can answer, else "
             "those of this build."
         )
         return Table.of("L-claims-evidence", rows, columns, caption)

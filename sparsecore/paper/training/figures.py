@@ -20,7 +20,7 @@ from sparsecore.settings import setting
     "F-curves",
     "Test accuracy and loss against epoch for ReLU and All-ReLU, two panels per data set.",
 )
-def curves(results: Results) -> tuple[Figure, str]:
+def curves(results: Results) -> tuple[Figure, str, str]:
     """Draw test accuracy and loss against epoch, two panels per data set; of F-curves."""
     dashed = (0, (4, 2))
 
@@ -50,13 +50,13 @@ def curves(results: Results) -> tuple[Figure, str]:
         labels=("test accuracy (%)", "cross-entropy (nats)"),
         legend=shown.lines(results.study.methods, {"test": "-", "training": dashed}),
     )
-    return figure, (
+    caption = (
         "**ReLU and All-ReLU in sparse networks.** Accuracy on the test set (top); loss on the "
-        "test set (solid) and on the training batches, with dropout (dashed; bottom). Lines are "
-        "means over seeds, bands ± one standard deviation. What to see: whether the lines lie "
-        f"farther apart than the bands are wide. {sentence('Test accuracy at the end', ends)}"
-        f"{_surrogates(results)}"
+        "test set (solid) and on the training batches, with dropout (dashed). Lines are means over "
+        "seeds, bands ± one standard deviation. What to see: whether the lines lie farther apart "
+        "than the bands are wide."
     )
+    return figure, caption, sentence("Test accuracy at the end", ends) + _surrogates(results)
 
 
 def _percent(runs: list[Result]) -> str:
@@ -76,7 +76,7 @@ def _surrogates(results: Results) -> str:
     "F-gradient-flow",
     "Gradient flow against epoch on a logarithmic axis, a line per activation, by data set.",
 )
-def gradient_flow(results: Results) -> tuple[Figure, str]:
+def gradient_flow(results: Results) -> tuple[Figure, str, str]:
     """Draw gradient flow against epoch, a panel per data set; of F-gradient-flow."""
 
     def draw(axes: Any, name: str) -> str:
@@ -98,14 +98,13 @@ def gradient_flow(results: Results) -> tuple[Figure, str]:
     figure, told = shown.by_dataset(
         results, draw, height=2.7, extra=0.4, across=2, legend=shown.lines(results.study.methods)
     )
-    return figure, (
-        "**Gradient flow.** Squared norm of the loss's gradient over the parameters that exist, on "
-        "the same training rows (up to 1,000) after every epoch, without dropout: how much a small "
-        "gradient step would lower the loss. Lines are geometric means over seeds, bands one "
-        "standard deviation of the logarithm. What to see: a higher line learns more from a step, "
-        "unless it is high because nothing has been learned yet: read it beside the learning "
-        f"curves. {sentence('SET-All-ReLU, geometric mean over the epochs', told)}"
+    caption = (
+        "**Gradient flow.** Squared norm of the loss's gradient over the existing parameters, on "
+        "the same rows after every epoch: how much a small step would lower the loss. Geometric "
+        "means over seeds, bands one standard deviation of the logarithm. What to see: a higher "
+        "line learns more from a step, unless nothing has been learned yet."
     )
+    return figure, caption, sentence("SET-All-ReLU, geometric mean over the epochs", told)
 
 
 def flow_logs(runs: list[Result]) -> np.ndarray:
@@ -115,7 +114,7 @@ def flow_logs(runs: list[Result]) -> np.ndarray:
 
 
 @drawn("F-alpha", "Test accuracy against alpha, epsilon and zeta, one row of panels per data set.")
-def sensitivity(results: Results) -> tuple[Figure, str]:
+def sensitivity(results: Results) -> tuple[Figure, str, str]:
     """Draw test accuracy against α, ε and ζ, a row per data set; of F-alpha."""
 
     def draw(axes: Any, name: str) -> str:
@@ -152,14 +151,13 @@ def sensitivity(results: Results) -> tuple[Figure, str]:
         sharey="row",
     )
     lengths = "; ".join(shown.sized(results, name) for name in shown.datasets_of(results))
-    return figure, (
-        "**Sensitivity to α, ε and ζ.** Test accuracy at the end of training with SET-All-ReLU, "
-        "when one hyperparameter is changed and all others stay as in the study's setting (dotted: "
-        "its value there). Points are means over seeds, bars ± one standard deviation. α = 0 is "
-        "ReLU; ε sets how many connections there are; ζ = 0 never changes the topology. What to "
-        "see: whether the setting lies on a plateau or on a slope. "
-        f"{sentence('Runs', lengths)}{sentence('Range of the means', told)}"
+    caption = (
+        "**Sensitivity to α, ε and ζ.** Final test accuracy of SET-All-ReLU when one "
+        "hyperparameter changes; dotted: the study's value. Means over seeds, bars ± one standard "
+        "deviation. α = 0 is ReLU, ζ = 0 a fixed topology. What to see: whether the setting lies "
+        "on a plateau or on a slope."
     )
+    return figure, caption, sentence("Runs", lengths) + sentence("Range of the means", told)
 
 
 def _points(results: Results, dataset: str, field: str) -> dict[float, list[Result]]:

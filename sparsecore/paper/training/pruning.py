@@ -20,7 +20,7 @@ _MOMENTS = {"before training": GREY, "on the way": "#56B4E9", "at the end": "#00
     "F-importance",
     "Histograms of neuron importance per hidden layer before, during and after training.",
 )
-def importance(results: Results) -> tuple[Figure, str]:
+def importance(results: Results) -> tuple[Figure, str, str]:
     """Draw how importance is distributed in each hidden layer, first seed; of F-importance."""
 
     def draw(axes: Any, name: str) -> str:
@@ -47,13 +47,13 @@ def importance(results: Results) -> tuple[Figure, str]:
         needs=("set-all-relu",),
         legend=[line(colour, label) for label, colour in _MOMENTS.items()],
     )
-    return figure, (
+    caption = (
         "**Neuron importance over training.** Importance is the strength of a hidden neuron's "
         "incoming connections; SET with All-ReLU, no pruning, first seed. What to see: a random "
-        "network's neurons are much alike; where training sets them apart, the left tail holds "
-        "neurons that may be redundant. "
-        + sentence("Standard deviation over mean in hidden layer 1", told)
+        "network's neurons are much alike; training sets them apart, and the least important may "
+        "be redundant."
     )
+    return figure, caption, sentence("Standard deviation over mean in hidden layer 1", told)
 
 
 def _outline(ax: Axes, seen: dict[str, Any], colour: str) -> None:
@@ -77,7 +77,7 @@ def _relative_spread(seen: dict[str, Any]) -> float:
     "F-importance-during",
     "Connections and test accuracy against epoch with and without importance pruning.",
 )
-def during_training(results: Results) -> tuple[Figure, str]:
+def during_training(results: Results) -> tuple[Figure, str, str]:
     """Draw connections and accuracy with importance pruning and without; of F-importance."""
 
     def draw(axes: Any, name: str) -> str:
@@ -109,13 +109,13 @@ def during_training(results: Results) -> tuple[Figure, str]:
         legend=shown.lines(results.study.methods),
         sharex="col",
     )
-    return figure, (
+    caption = (
         "**Importance pruning during training.** Number of connections (top) and accuracy on the "
-        "test set (bottom), with pruning and without, means over seeds with bands of one standard "
-        "deviation. Evolution keeps the number of connections; only pruning lowers it. What to "
-        f"see: how far the top line falls before the bottom one follows. "
-        f"{sentence('At the end', told)}"
+        "test set (bottom), with pruning and without; means over seeds, bands of one standard "
+        "deviation. Only pruning lowers the number of connections. What to see: how far the top "
+        "line falls before the bottom one follows."
     )
+    return figure, caption, sentence("At the end", told)
 
 
 _POINTS: dict[str, Any] = {"marker": "o", "markersize": 3}
@@ -131,7 +131,7 @@ _LEFT = {
     "F-importance-after",
     "Accuracy, connections, memory and prediction time against the pruned percentile.",
 )
-def after_training(results: Results) -> tuple[Figure, str]:
+def after_training(results: Results) -> tuple[Figure, str, str]:
     """Draw what pruning a trained network costs and saves, by percentile; of F-importance."""
 
     def draw(axes: Any, name: str) -> str:
@@ -166,14 +166,13 @@ def after_training(results: Results) -> tuple[Figure, str]:
         legend=[line(colour, label) for colour, _, label in _LEFT.values()],
         sharex="col",
     )
-    return figure, (
-        "**Importance pruning after training.** Hidden neurons up to a percentile of their layer's "
-        "importances lose their incoming connections, once, with no training afterwards. Top: "
-        "accuracy on the test set. Bottom: what is left, and what `compact()` makes of it: the "
-        "same predictions from a network without the neurons that no longer matter. Means over "
-        "seeds, bands ± one standard deviation. What to see: how far to the right the top line "
-        f"stays level. {sentence('SET with All-ReLU', told)}"
+    caption = (
+        "**Importance pruning after training.** Hidden neurons up to a percentile of importance "
+        "lose their incoming connections, without training afterwards. Top: accuracy on the test "
+        "set. Bottom: what is left, also in the compact network. Means over seeds, bands ± one "
+        "standard deviation. What to see: how far to the right the top line stays level."
     )
+    return figure, caption, sentence("SET with All-ReLU", told)
 
 
 def _after(runs: list[Result], name: str) -> np.ndarray:

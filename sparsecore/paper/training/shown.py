@@ -31,14 +31,14 @@ from sparsecore.paper.style import (
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.studies import Result, Results
 
-Draw = Callable[[Results], tuple[Figure, str]]
+Draw = Callable[[Results], tuple[Figure, str, str]]
 
 
 def drawn(key: str, alt: str) -> Callable[[Draw], Callable[[Results], Picture | Note]]:
-    """Make a picture of the figure and the caption that a function draws of results.
+    """Make a picture of the figure that a function draws of results, its caption and its numbers.
 
-    The caption is completed by what is missing and by the source. Where there are no runs at all,
-    the function is not called.
+    Numbers, what is missing, and where the runs come from are a fold under the figure. Where there
+    are no runs at all, the function is not called.
     """
 
     def decorate(draw: Draw) -> Callable[[Results], Picture | Note]:
@@ -47,11 +47,11 @@ def drawn(key: str, alt: str) -> Callable[[Draw], Callable[[Results], Picture | 
             name = key + results.suffix
             if results.runs:
                 with matplotlib.rc_context(STYLE):
-                    figure, text = draw(results)
-                caption = f"{text.strip()} {_absent(results, NOT_AVAILABLE.capitalize())}"
-                return Picture(name, figure, caption + source(results), alt)
+                    figure, caption, numbers = draw(results)
+                absent = _absent(results, NOT_AVAILABLE.capitalize())
+                return Picture(name, figure, caption, alt, numbers + absent + source(results))
             if not results.recorded:
-                return nothing(name, _absent(results, "Missing") + source(results))
+                return nothing(name, _absent(results, "Missing"))
             if current_profile() == "paper":
                 return Note("The results above are those of profile paper themselves.")
             return Note(f"No results of profile paper are recorded for {results.study.key} yet.")
@@ -77,7 +77,7 @@ def by_dataset(
     """Draw a block of panels per data set, or say in it that there is nothing to be drawn.
 
     ``draw(panels, name)`` draws a data set that has runs, and some of each method in `needs`; it
-    returns what the caption tells of it. All of that is returned beside the figure. A block has
+    returns the numbers to be told of it. All of them are returned beside the figure. A block has
     (rows, columns) of panels, and `labels` name its rows. At most `across` blocks stand side by
     side; such a row is `height` inches high, and `extra` inches are for the legend.
     """
@@ -161,7 +161,7 @@ def lines(methods: Sequence[str], styles: Mapping[str, Any] | None = None) -> li
     ]
 
 
-# --- captions ------------------------------------------------------------------------------------
+# --- texts ------------------------------------------------------------------------------------
 
 
 def official_title(dataset: str) -> str:
@@ -180,8 +180,8 @@ def sentence(start: str, text: str) -> str:
 
 
 def source(*results: Results) -> str:
-    """Return where results come from, in italics."""
-    return " ".join(f"*Source: {one.provenance}.*" for one in results)
+    """Return where results come from, a sentence for each."""
+    return " ".join(f"Runs: {one.provenance}." for one in results if one.runs)
 
 
 def _absent(results: Results, unavailable: str) -> str:

@@ -54,9 +54,8 @@ def data_sets() -> Table:
     )
     caption = (
         "**The data sets.** Rows for training and test, where this machine found them, and the "
-        f"first {_HASH_DIGITS} digits of the SHA-256 of their content (the CSV file has all). A "
-        "surrogate has the shape of data that cannot be had here; it serves to measure time and "
-        "memory only."
+        f"first {_HASH_DIGITS} digits of the SHA-256 of their content. A surrogate has the shape "
+        "of data that cannot be had here; it serves to measure time and memory only."
     )
     rows = [_data_set(name, fetch=name in wanted) for name in datasets.names()]
     return Table.of("T-datasets", rows, columns, caption)
@@ -182,10 +181,15 @@ def main(*found: Results) -> Table:
         Column("training (s)", "train_seconds", _mean_sd("train_seconds")),
         Column("× dense", "speed_against_dense", "{:.2f}"),
     )
-    return Table.of("T-main", rows, columns, _main_caption(found, rows, several))
+    caption = (
+        "**Dense, sparse and parallel methods.** Accuracy on the test set after the last epoch; "
+        "connections; seconds of training, evolution included; × dense: seconds × cores of dense "
+        "training, divided by those of the run. Means over seeds, ± one standard deviation."
+    )
+    return Table.of("T-main", rows, columns, caption, _main_sources(found, rows, several))
 
 
-def _main_caption(found: tuple[Results, ...], rows: list[dict[str, Any]], several: bool) -> str:
+def _main_sources(found: tuple[Results, ...], rows: list[dict[str, Any]], several: bool) -> str:
     notes = dict.fromkeys(
         f"{row['title']}, {row['label']}{several * (', profile ' + row['profile'])}: {row['note']}."
         for row in rows
@@ -209,14 +213,10 @@ def _main_caption(found: tuple[Results, ...], rows: list[dict[str, Any]], severa
     ]
     surrogate = any(run["data"]["surrogate"] for results in found for run in results.runs)
     return (
-        "**Dense, sparse and parallel methods.** Accuracy on the test set after the last epoch, "
-        "connections at the start and at the end, seconds of training with evolution and without "
-        "evaluation, and × dense: seconds × cores of dense training of as many epochs on the same "
-        "rows, divided by those of the run. Means over seeds, ± one standard deviation. "
-        f"{shown.sentence('Parallel runs', _teams(found))}"
+        shown.sentence("Parallel runs", _teams(found))
         + "A surrogate's accuracy says nothing; its times do. " * surrogate
         + shown.sentence("No better than guessing yet, by their training loss", "; ".join(guessing))
-        + shown.sentence("Runs", "; ".join(lengths))
+        + shown.sentence("Lengths", "; ".join(lengths))
         + " ".join([*notes, shown.source(*found)])
     )
 

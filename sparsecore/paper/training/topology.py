@@ -22,7 +22,7 @@ _BIN = 4  # connections: fewer make the curves ragged, more hide the width of th
     "F-topology-degrees",
     "Histograms of connections per neuron, before and after training, for each sparse layer.",
 )
-def degrees(results: Results) -> tuple[Figure, str]:
+def degrees(results: Results) -> tuple[Figure, str, str]:
     """Draw the degrees in the layers that evolve, before and after training; of F-topology."""
     (name,), (method,) = results.study.datasets, results.study.methods
     runs, colour = results.of(name, method), COLOURS[method]
@@ -59,17 +59,17 @@ def degrees(results: Results) -> tuple[Figure, str]:
         loc="outside upper center",
         ncols=3,
     )
-    return figure, (
-        "**Degrees before and after training.** "
-        f"{shown.official_title(name)} ({results.size(name)}); each "
-        "column is one layer of weights: the connections that leave the neurons below it (top) "
-        "and that enter those above it (bottom). Means over seeds in bins of "
-        f"{_BIN} connections, bands ± one standard deviation; the output layer does not evolve. "
-        "What to see: the networks start as random graphs, whose degrees are binomial (dotted); "
-        "wherever evolution takes connections from some neurons and gives them to others, the "
-        "distribution grows wider. "
-        f"Standard deviations: {spreads[0, 0]}, {spreads[1, layers - 1]}."
+    caption = (
+        "**Degrees before and after training.** A column is one layer of weights: connections that "
+        "leave the neurons below it (top) and enter those above it (bottom). Means over seeds, "
+        "bands ± one standard deviation. What to see: degrees start binomial (dotted); the "
+        "distribution widens where evolution moves connections from some neurons to others."
     )
+    numbers = (
+        f"{shown.sized(results, name)}; bins of {_BIN} connections. "
+        f"Standard deviations: {spreads[0, 0]}, {spreads[1, layers - 1]}. "
+    )
+    return figure, caption, numbers
 
 
 def _sizes(run: Result) -> list[int]:
@@ -115,7 +115,7 @@ def _draw_binomial(ax: Axes, histograms: list[list[int]], trials: int) -> None:
 
 
 @drawn("F-topology-pixels", "Images of connection strength per input pixel at several epochs.")
-def pixels(results: Results) -> tuple[Figure, str]:
+def pixels(results: Results) -> tuple[Figure, str, str]:
     """Draw the strength of the input pixels' connections over epochs, first seed; of F-topology."""
     (name,), (method,) = results.study.datasets, results.study.methods
     run = results.of(name, method)[0]
@@ -138,14 +138,13 @@ def pixels(results: Results) -> tuple[Figure, str]:
     bar.outline.set_visible(False)
     bar.ax.grid(False)
     first, final = (100 * _held_by_strongest(image) for image in (images[0], images[-1]))
-    return figure, (
+    caption = (
         "**Where the network looks.** Strength of the connections that leave each of "
-        f"{facts['title']}'s pixels, over training. Seed {run['seed']}, one scale for all images. "
-        "What to see: the network starts without preferences, and nobody tells it which pixels "
-        "lie beside each other. Look for shapes, such as the outlines of clothes. The strongest "
-        f"tenth of the pixels holds {first:.0f} % of all strength before training and {final:.0f} "
-        "% at the end."
+        f"{facts['title']}'s pixels, over training, on one scale. The network starts without "
+        f"preferences. What to see: shapes appear. The strongest tenth of the pixels holds "
+        f"{first:.0f} % of all strength before training and {final:.0f} % at the end."
     )
+    return figure, caption, f"Seed {run['seed']}. "
 
 
 def _held_by_strongest(image: np.ndarray) -> float:

@@ -428,6 +428,6 @@ def test_captions_of_recorded_results_are_short_and_name_no_machine(key, draw, m
     monkeypatch.setattr(studies, "data_sha256", lambda name: None)  # not to be downloaded
     shown = draw(studies.recorded(key))
     assert len(shown.caption.split()) <= 60
-    assert not re.search(r"commit|EPYC|Xeon|cores|profile", shown.caption)
+    assert not re.search(r"commit|EPYC|Xeon|profile", shown.caption)
     if key != "L-claims":
         assert "Runs: profile paper" in shown.sources

@@ -132,9 +132,9 @@ def common_hyperparameters() -> Table:
     found += [
         ("parallel: then every … epochs", [parallel["prune_every"]], RELEASED),
         ("parallel: pruned up to this percentile", [parallel["prune_percentile"]], RELEASED),
-        ("parallel: workers (here one per core, if there are fewer)", [WORKERS], READING),
-        ("parallel: share of the epochs in phase 1", [plan.phase1], READING),
-        ("WASSP: epochs of warm-up of the learning rate", [plan.warmup], READING),
+        ("parallel: workers (here one per core, if there are fewer)", [WORKERS], RELEASED),
+        ("parallel: share of the epochs in phase 1", [plan.phase1], RELEASED),
+        ("WASSP: epochs of warm-up of the learning rate", [plan.warmup], RELEASED),
     ]
     rows = [
         {"hyperparameter": label, "value": ", ".join(map(_text, values)), "origin": origin}

@@ -1,7 +1,7 @@
 """Models and training checkpoints as files.
 
-A model is one ``.npz`` with a format version and no pickles; a checkpoint is the same file with the
-state of a run beside the model.
+A model is one ``.npz`` with a format version and no pickles; a checkpoint has the state of a run
+beside it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     model : SparseMLP
     path : path
     run : dict, optional
-        JSON-able state of the run that trains it; the velocity is written with it, so that the run
-        can go on from there.
+        JSON-able state of the run that trains it; its velocity is written, too.
     """
     net = model.network
     about = {
@@ -57,12 +56,7 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
 
 
 def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None]:
-    """Read what `save` wrote.
-
-    Returns
-    -------
-    model : SparseMLP
-    run : dict or None
+    """Read what `save` wrote: the model, and the run's state or None.
 
     Raises
     ------
@@ -86,11 +80,7 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
 def check_resumed(
     path: Any, found: dict[str, Any] | None, expected: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return `found`, the state in a checkpoint; refuse it unless it has all that is `expected`.
-
-    Where values that differ are dictionaries, such as configurations, only the entries that differ
-    are named.
-    """
+    """Return `found`, the state in a checkpoint; refuse it unless it has all that is `expected`."""
     if found is None or not expected.keys() <= found.keys():
         raise CheckpointError(f"{path}: a model, not the checkpoint of a run")
     for name, here in expected.items():

@@ -1,7 +1,6 @@
 """Places that data files come from: the user's folder, the cache, and mirrors on the network.
 
-Files enter the cache verified, each renamed in one step, by one downloader at a time. `readers`
-knows the formats, `registry` the addresses.
+Files enter the cache verified, each renamed in one step, by one downloader at a time.
 """
 
 from __future__ import annotations
@@ -226,9 +225,8 @@ def places(name: str, subfolder: str, mirrors: Sequence[Mirror], tried: Tried) -
 def download(name: str, files: Sequence[DataFile], mirrors: Sequence[Mirror], tried: Tried) -> bool:
     """Bring a data set into the cache from the first mirror that serves it; tell whether one did.
 
-    `tried` receives the reason of each mirror that does not. Files are verified beside the cache,
-    on its file system, and renamed into it, so that a file that is there is whole. A lock keeps a
-    second process from downloading the same data at the same time.
+    Files are verified beside the cache, on its file system, and renamed into it, so that a file
+    that is there is whole. A lock keeps a second process from downloading the same data.
     """
     if not mirrors:
         return False

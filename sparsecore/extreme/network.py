@@ -1,7 +1,6 @@
 """`TiledMLP`: layers of tiles, their activations, one workspace, and a training step.
 
-All arrays are allocated once, for a number of threads and a batch size. `budget` plans their
-memory, `split` spreads a network over ranks, and `run` owns data, schedule and files.
+All arrays are allocated once, for a number of threads and a batch size.
 """
 
 from __future__ import annotations
@@ -130,10 +129,9 @@ def rule(fan_in: float, learning_rate: float, momentum: float, weight_decay: flo
 
 
 def replace_by_gradient(outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Replace outputs by the gradient of the mean cross-entropy; return the logits (n, n_classes).
+    """Replace outputs (n_classes, lanes) by the mean cross-entropy's gradient; return the logits.
 
-    `outputs` has shape (n_classes, lanes); lanes without a sample get gradient 0. If the logits are
-    not finite, nothing is changed.
+    Lanes without a sample get gradient 0. If the logits are not finite, nothing is changed.
     """
     n = len(y)
     logits = outputs[:, :n].T.copy()
@@ -163,28 +161,9 @@ def _groups(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
 class TiledMLP:
     """A truly sparse perceptron for hundreds of millions of neurons and small batches.
 
-    Parameters
-    ----------
-    sizes : sequence of int
-        Neurons per layer: features, hidden layers, classes.
-    epsilon : float
-        Erdős–Rényi sparsity, positive.
-    batch_size : int
-        Largest number of samples in a step, 1 to 64.
-    activation : {"all-relu", "relu", "leaky-relu"}
-    alpha : float
-        Negative slope of All-ReLU and LeakyReLU.
-    seed : int
-        Determines everything, bit for bit, whatever the threads.
-    threads : int
-    empty : bool
-        Do not draw the structure: a checkpoint will fill it in.
-    progress : callable, optional
-        Called with the connections of each layer when it is drawn.
-
-    Notes
-    -----
-    Memory: see `budget.plan`. A step takes 7 to 9 ns per connection on two cores.
+    `seed` determines everything, bit for bit, whatever the threads. With `empty` no structure is
+    drawn: a checkpoint will fill it in. `progress` is called with each layer's connections when it
+    is drawn. Memory: see `budget.plan`; a step takes 7 to 9 ns per connection on two cores.
     """
 
     message_bytes = message_seconds = 0.0  # what a split network has exchanged
@@ -230,7 +209,6 @@ class TiledMLP:
         return sum(layer.nnz for layer in self.layers)
 
     def __repr__(self) -> str:
-        """Return sizes and connections in one line."""
         return f"<{type(self).__name__} {'-'.join(map(str, self.sizes))}, nnz {self.nnz:,}>"
 
     # --- running ---------------------------------------------------------------------------------
@@ -252,9 +230,8 @@ class TiledMLP:
         """Take a step of momentum SGD on a batch; return the logits before it.
 
         `learning_rate` is divided by a layer's mean fan-in: so a step moves the outputs equally for
-        all widths, and narrow layers no more than wide ones. `follow` is called with the
-        connections of a layer after each sweep over them. If the logits are not finite, nothing is
-        changed, and FloatingPointError is raised.
+        all widths. `follow` is called with the connections of a layer after each sweep over them.
+        If the logits are not finite, nothing is changed, and FloatingPointError is raised.
         """
         self._forward(X, follow)
         outputs = self._outputs()
@@ -309,8 +286,7 @@ class TiledMLP:
     def evolve(self, zeta: float, epoch: int, progress: Any = None) -> int:
         """Replace the weakest connections of all layers but the output layer; return how many.
 
-        `epoch` must differ between calls, from 1 on. `progress` is called with the connections of
-        each layer when it is done.
+        `epoch` must differ between calls, from 1 on.
         """
         replaced = 0
         for number, layer in enumerate(self.layers[:-1]):
@@ -368,10 +344,7 @@ class TiledMLP:
             self._cut(layer)
 
     def sha256(self, progress: Any = None) -> str:
-        """Return the SHA-256 of structure, parameters and velocities, as hexadecimal digits.
-
-        `progress` is called with the bytes of each array that is done.
-        """
+        """Return the SHA-256 of structure, parameters and velocities, as hexadecimal digits."""
         digest = hashlib.sha256()
         for _, array in self.arrays():
             digest.update(array.view(np.uint8).data)

@@ -1,7 +1,7 @@
 """The checkpoint of an extreme run: one file, whole or absent, read without a copy.
 
 It has the ``.npz`` form of `sparsecore.checkpoint`, but goes array by array, straight from and into
-the arrays of the network: there is no memory for a second copy.
+the network: there is no memory for a second copy.
 """
 
 from __future__ import annotations
@@ -28,10 +28,7 @@ Progress = Callable[[int], Any]
 def save(
     net: TiledMLP, path: str | os.PathLike[str], run: dict[str, Any], progress: Progress
 ) -> None:
-    """Write the network, velocities included, with the JSON-able state of its run.
-
-    `progress` is called with the bytes of each array that is written.
-    """
+    """Write the network, velocities included, with the JSON-able state of its run."""
     about = {"format_version": FORMAT_VERSION, "sizes": list(net.sizes), "run": run}
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         archive.writestr(_ABOUT, json.dumps(about))

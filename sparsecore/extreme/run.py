@@ -26,7 +26,7 @@ from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.data import N_CLASSES, Stream
 from sparsecore.extreme.network import TiledMLP
 from sparsecore.functions import cross_entropy
-from sparsecore.provenance import peak_rss_mb, provenance
+from sparsecore.provenance import peak_bytes, provenance
 
 _PHASES = ("initialise", "train", "evolve", "evaluate", "checkpoint", "fingerprint")
 
@@ -221,20 +221,6 @@ def trend(losses: list[float]) -> dict[str, float] | None:
         return None
     found = kendalltau(range(len(losses)), losses, alternative="less")
     return {"tau": float(found.statistic), "p": float(found.pvalue)}
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process has had resident.
-
-    That is VmHWM: what `resource` tells may be that of the process which started this one.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return int(peak_rss_mb() * 2**20)
 
 
 def _state(config: ExtremeConfig, seed: int, path: Any, resume: bool) -> dict[str, Any] | None:

@@ -208,9 +208,6 @@ def _bin(counts: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return bins.astype(np.uint32), left - ends[sides, bins] + counts[sides, bins]
 
 
-# --- compiled ------------------------------------------------------------------------------------
-
-
 def _share(function: Any, team: Team, *args: Any) -> None:
     team.run(function, team.size, team.sync, *args)
 

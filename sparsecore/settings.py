@@ -35,12 +35,7 @@ _COMMON = frozenset(
 _ALL = _COMMON | {"hidden", "epsilon", "activation", "alpha", "learning_rate", "batch_size", "init"}
 _MADELON = TrainConfig(hidden=(400, 100, 400), epsilon=10, alpha=0.5, init="normal", batch_size=32)
 _LEUKEMIA = TrainConfig(
-    hidden=(27500, 27500),
-    epsilon=10,
-    alpha=0.75,
-    learning_rate=0.005,
-    init="normal",
-    batch_size=5,
+    hidden=(27500, 27500), epsilon=10, alpha=0.75, learning_rate=0.005, init="normal", batch_size=5
 )
 
 SETTINGS: dict[str, Setting] = {

@@ -19,10 +19,7 @@ def add(commands: Any) -> None:
     sub = commands.add_parser("bench", help="time full training steps on random data")
     sub.set_defaults(function=_bench)
     sub.add_argument(
-        "--dims",
-        type=sizes,
-        metavar="N,N,…",
-        help="neurons per layer (784,1000,1000,1000,10)",
+        "--dims", type=sizes, metavar="N,N,…", help="neurons per layer (784,1000,1000,1000,10)"
     )
     how = sub.add_mutually_exclusive_group()
     hyperparameter(how, HYPERPARAMETERS["epsilon"])

@@ -231,18 +231,9 @@ def _dataset(
 ) -> Dataset:
     X_train, y_train, X_test, y_test = arrays
     return Dataset(
-        name=entry.name,
-        X_train=X_train,
-        X_test=X_test,
-        y_train=y_train,
-        y_test=y_test,
-        classes=classes or entry.classes,
-        feature_shape=entry.feature_shape,
-        domain=entry.domain,
-        source=source,
-        content_hash=digest,
-        surrogate=source == SURROGATE,
-    )
+        entry.name, X_train, X_test, y_train, y_test, classes or entry.classes,
+        entry.feature_shape, entry.domain, source, digest, surrogate=source == SURROGATE,
+    )  # fmt: skip
 
 
 def _generated(entry: Entry) -> Dataset:

@@ -60,11 +60,6 @@ class ImageAugmentation:
                 f"images of shape {images.shape} are not rows of {shape}: expected "
                 "(height, width) or (height, width, channels) with as many values as a row"
             )
-        for name, moments in (("mean", mean), ("scale", scale)):
-            if moments.shape != (images.shape[1],):
-                raise ValueError(f"{name} has shape {moments.shape}: expected ({images.shape[1]},)")
-        if not np.all(np.asarray(scale) > 0):
-            raise ValueError(f"scale has the value {np.min(scale)}: expected positive values")
         if not 0 <= shift <= 1:
             raise ValueError(f"shift={shift}: expected a fraction of the image, 0 … 1")
         if not 0 <= rotation <= 180:

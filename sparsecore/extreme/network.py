@@ -122,12 +122,6 @@ class Layer:
             )  # fmt: skip
 
 
-def rule(fan_in: float, learning_rate: float, momentum: float, weight_decay: float) -> Update:
-    """Return the update of a layer whose neurons have `fan_in` inputs on average."""
-    rate = learning_rate / max(1.0, fan_in)
-    return Update(np.float32(rate), np.float32(momentum), np.float32(1 - weight_decay))
-
-
 def replace_by_gradient(outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Replace outputs (n_classes, lanes) by the mean cross-entropy's gradient; return the logits.
 
@@ -239,7 +233,8 @@ class TiledMLP:
         self._z[-1].reshape(-1, self._width.lanes)[:] = outputs[begin : begin + grid.n_out]
         for number in range(len(self.layers) - 1, -1, -1):
             layer, z_in = self.layers[number], self._inputs(number)
-            update = rule(self._fan_in[number], learning_rate, momentum, weight_decay)
+            rate = learning_rate / max(1.0, self._fan_in[number])
+            update = Update(np.float32(rate), np.float32(momentum), np.float32(1 - weight_decay))
             layer.backward(
                 self._team, self._width, z_in, self._z[number + 1], self._slots(), self._sums,
                 update, number > 0,

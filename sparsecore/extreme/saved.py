@@ -58,10 +58,7 @@ def restore(net: TiledMLP, path: str | os.PathLike[str], progress: Progress) -> 
 
 @contextmanager
 def _opened(path: Any) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
-    with (
-        opened(path, "checkpoint of an extreme run") as stream,
-        zipfile.ZipFile(stream) as archive,
-    ):
+    with opened(path, "checkpoint of an extreme run") as stream, zipfile.ZipFile(stream) as archive:
         about = json.loads(archive.read(_ABOUT))
         check_version(path, about["format_version"])
         yield archive, about

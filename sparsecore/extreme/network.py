@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 
 from sparsecore import seeds
 from sparsecore.compiled.engine import aligned
@@ -20,7 +19,6 @@ from sparsecore.extreme import budget, sweeps, tiles
 from sparsecore.extreme.sweeps import Strip, Update
 from sparsecore.extreme.tiles import Grid, Tiles
 from sparsecore.functions import negative_slope, probabilities
-from sparsecore.mlp import SparseMLP
 from sparsecore.seeds import Purpose
 
 
@@ -68,13 +66,6 @@ class Layer:
     def counts(self) -> np.ndarray:
         """Number of connections of each tile, int64."""
         return np.diff(self.tiles.start)
-
-    def to_scipy(self, values: np.ndarray) -> sp.csr_array:
-        """Return the layer with these values of its connections, shape (n_out, n_in)."""
-        g, tile = self.grid, np.repeat(np.arange(len(self.tiles.start) - 1), self.counts)
-        rows = tile // g.across * g.side_out + self.tiles.rows
-        columns = tile % g.across * g.side_in + self.tiles.columns
-        return sp.csr_array((values, (rows, columns)), shape=(g.n_out, g.n_in))
 
     def cut(self, slots: int) -> None:
         """Cut the grid into strips of at most `slots` connections; again after each evolution."""
@@ -176,7 +167,6 @@ class TiledMLP:
         progress: Any = None,
     ) -> None:
         self.sizes, self.seed, self.batch_size = tuple(sizes), seed, batch_size
-        self._activation, self._alpha = activation, alpha
         lanes = budget.lane_width(batch_size)
         plans = drafts(sizes, epsilon, lanes, activation, alpha, seed)
         self._fan_in = [d.counts.sum() / d.grid.n_out for d in plans]
@@ -308,18 +298,6 @@ class TiledMLP:
             place += array.nbytes
         weights, velocity, rows, columns = found
         return Tiles(np.empty_like(layer.tiles.start), rows, columns, weights, velocity)
-
-    def to_mlp(self) -> SparseMLP:
-        """Return the same network in the library's own form, for small ones."""
-        weights = [layer.to_scipy(layer.tiles.weights) for layer in self.layers]
-        biases = [layer.biases for layer in self.layers]
-        model = SparseMLP.from_scipy(
-            weights, biases, activation=self._activation, alpha=self._alpha
-        )
-        parts = [layer.to_scipy(layer.tiles.velocity).data for layer in self.layers]
-        parts += [layer.bias_velocity for layer in self.layers]
-        model.start_momentum()[:] = np.concatenate(parts)
-        return model
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield name and array of everything that a checkpoint has to keep."""

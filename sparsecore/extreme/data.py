@@ -18,7 +18,7 @@ _TRAIN, _HELD_OUT = 0, 1
 
 
 class Stream:
-    """Batches without end; `separation` is half the clusters' distance, in standard deviations."""
+    """Batches without end; informative features lie `separation` standard deviations off their mean."""
 
     def __init__(self, seed: int, separation: float, n_features: int = N_FEATURES) -> None:
         rng = seeds.generator(seed, Purpose.SPLIT)

@@ -18,7 +18,7 @@ _TRAIN, _HELD_OUT = 0, 1
 
 
 class Stream:
-    """Batches without end; informative features lie `separation` standard deviations off their mean."""
+    """Batches without end; informative features lie `separation` deviations off their mean."""
 
     def __init__(self, seed: int, separation: float, n_features: int = N_FEATURES) -> None:
         rng = seeds.generator(seed, Purpose.SPLIT)

@@ -1,8 +1,4 @@
-"""Timing: the package's one stopwatch, and training steps on random data (the command `bench`).
-
-A step is gather, forward, activation, dropout, loss, backward, momentum and weight decay.
-Everything is compiled and warm before it is timed. `experiment` times whole runs.
-"""
+"""Timing: the package's one stopwatch, and training steps on random data (the command `bench`)."""
 
 from __future__ import annotations
 
@@ -137,8 +133,8 @@ def _meet(member, size, sync, n):
 def meeting_seconds(threads: int) -> float:
     """Return how long threads that have nothing else to do take to wait for each other.
 
-    It shows how far apart their cores are: on one machine about 0.1 microseconds where they share a
-    cache, 0.5 where they do not. In the second case two threads may be slower than one.
+    On one machine 0.1 microseconds where their cores share a cache, 0.5 where they do not: then two
+    threads may be slower than one.
     """
     with Team(threads) as team:
         team.run(_meet, threads, team.sync, 1)  # compiles

@@ -1,13 +1,15 @@
 """Models and training checkpoints as files.
 
-A model is one ``.npz`` with a format version and no pickles; a checkpoint is the same file with the
-state of a run beside the model.
+A model is one ``.npz`` with a format version and no pickles; a checkpoint has the state of a run
+beside it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
@@ -30,16 +32,10 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     model : SparseMLP
     path : path
     run : dict, optional
-        JSON-able state of the run that trains it; the velocity is written with it, so that the run
-        can go on from there.
+        JSON-able state of the run that trains it; its velocity is written, too.
     """
     net = model.network
-    about = {
-        "activation": model.activation,
-        "alpha": model.alpha,
-        "init": model.init,
-        "run": run,
-    }
+    about = {name: getattr(model, name) for name in ("activation", "alpha", "init")} | {"run": run}
     arrays = {
         "format_version": np.array(FORMAT_VERSION),
         "sizes": net.sizes,
@@ -56,12 +52,7 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
 
 
 def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None]:
-    """Read what `save` wrote.
-
-    Returns
-    -------
-    model : SparseMLP
-    run : dict or None
+    """Read what `save` wrote: the model, and the run's state or None.
 
     Raises
     ------
@@ -70,26 +61,42 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
     OSError
         If it cannot be opened.
     """
+    with opened(path, "sparsecore model file") as stream:
+        with np.load(stream, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        check_version(path, int(arrays["format_version"]))
+        about = json.loads(str(arrays["about"]))
+        return _model(arrays, about), about["run"]
+
+
+@contextmanager
+def opened(path: Any, what: str) -> Iterator[IO[bytes]]:
+    """Open a file to read; what its damaged bytes make the reader raise is a CheckpointError."""
     with open(path, "rb") as stream:
         try:
-            return _read(stream, path)
+            yield stream
         except (CheckpointError, MemoryError):
             raise
-        except Exception as error:  # what damaged bytes can make a zip and array reader raise
+        except Exception as error:
             raise CheckpointError(
-                f"{path}: not a whole sparsecore model file ({type(error).__name__}: {error}); "
-                "restore it from a copy or train again"
+                f"{path}: not a whole {what} ({type(error).__name__}: {error}); restore it from a "
+                "copy or train again"
             ) from error
+
+
+def check_version(path: Any, found: int) -> None:
+    """Refuse a file of another format version."""
+    if found != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {found}, expected {FORMAT_VERSION}; "
+            "a newer sparsecore may have written it"
+        )
 
 
 def check_resumed(
     path: Any, found: dict[str, Any] | None, expected: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return `found`, the state in a checkpoint; refuse it unless it has all that is `expected`.
-
-    Where values that differ are dictionaries, such as configurations, only the entries that differ
-    are named.
-    """
+    """Return `found`, the state in a checkpoint; refuse it unless it has all that is `expected`."""
     if found is None or not expected.keys() <= found.keys():
         raise CheckpointError(f"{path}: a model, not the checkpoint of a run")
     for name, here in expected.items():
@@ -104,19 +111,6 @@ def check_resumed(
             "data and options, or name another checkpoint"
         )
     return found
-
-
-def _read(stream: IO[bytes], path: Any) -> tuple[SparseMLP, dict[str, Any] | None]:
-    with np.load(stream, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    version = int(arrays["format_version"])
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format version {version}, expected {FORMAT_VERSION}; "
-            "a newer sparsecore may have written it"
-        )
-    about = json.loads(str(arrays["about"]))
-    return _model(arrays, about), about["run"]
 
 
 def _model(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> SparseMLP:

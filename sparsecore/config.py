@@ -1,13 +1,13 @@
 """The hyperparameters of a network and its training, checked when they are set.
 
-Each stands here once, with default, range, help and label. From `HYPERPARAMETERS` the command line,
-the estimator and the book's table take what they say of them.
+Each stands in its configuration once, with default, range, help and label. The command line, the
+estimator and the book's table take what they say of them from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +23,11 @@ class Range(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def _numbers(expected: str, holds: Callable[[Any], bool]) -> Range:
-    numbers = (int, float, np.number)
+def numbers(expected: str, holds: Callable[[Any], bool]) -> Range:
+    """Return the range of finite numbers for which `holds`."""
+    kinds = (int, float, np.number)
     return Range(
-        float, expected, lambda v: isinstance(v, numbers) and bool(np.isfinite(v)) and holds(v)
+        float, expected, lambda v: isinstance(v, kinds) and bool(np.isfinite(v)) and holds(v)
     )
 
 
@@ -35,7 +36,8 @@ def _is_integer(value: Any, least: int) -> bool:
     return integer and value >= least
 
 
-def _integers(least: int, expected: str = "an integer of at least {}") -> Range:
+def integers(least: int, expected: str = "an integer of at least {}") -> Range:
+    """Return the range of integers from `least` on."""
     return Range(int, expected.format(least), lambda v: _is_integer(v, least))
 
 
@@ -43,8 +45,9 @@ def _names(table: dict[str, Any]) -> Range:
     return Range(str, f"one of {', '.join(table)}", lambda v: isinstance(v, str) and v in table)
 
 
-_POSITIVE = _numbers("a positive number", lambda v: v > 0)
-_FRACTION = _numbers("a number in [0, 1)", lambda v: 0 <= v < 1)
+POSITIVE = numbers("a positive number", lambda v: v > 0)
+FRACTION = numbers("a number in [0, 1)", lambda v: 0 <= v < 1)
+FINITE = numbers("a finite number", lambda v: True)
 _WIDTHS = Range(
     tuple,
     "integers of at least 1",
@@ -54,10 +57,9 @@ _WIDTHS = Range(
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """What is to be known of a hyperparameter beside its default.
+    """What is to be known of a hyperparameter: `label` names it in a table, `metavar` is its value.
 
-    `help` says what it is, without its range; `label` names it in a table; `metavar` stands for a
-    value on the command line. One whose default is None may be left out.
+    `help` says what it is, without its range. One whose default is None may be left out.
     """
 
     name: str
@@ -74,11 +76,24 @@ class Hyperparameter:
         raise ValueError(f"{name or self.name}: expected {self.range.expected}, got {value!r}")
 
 
-def _field(
+def param(
     default: Any, values: Range, about: str, label: str = "", metavar: str | None = None
 ) -> Any:
+    """Declare a field of a configuration; one whose default is MISSING has to be given."""
     known = {"range": values, "help": about, "label": label, "metavar": metavar}
     return field(default=default, metadata=known)
+
+
+def hyperparameters(config: type) -> dict[str, Hyperparameter]:
+    """Collect a configuration's hyperparameters, and list them in its docstring."""
+    found = {f.name: Hyperparameter(f.name, f.default, **f.metadata) for f in fields(config)}
+    listed = (
+        f"{f.name} : {f.type}{'' if f.default is MISSING else f', default={f.default!r}'}\n"
+        f"        {about.help[0].upper()}{about.help[1:]}, {about.range.expected}."
+        for f, about in zip(fields(config), found.values(), strict=True)
+    )
+    config.__doc__ = (config.__doc__ or "").replace("{parameters}", "\n    ".join(listed))
+    return found
 
 
 @dataclass(frozen=True)
@@ -95,59 +110,52 @@ class TrainConfig:
         If a value is out of its range; the message names it.
     """
 
-    hidden: tuple[int, ...] = _field(
+    hidden: tuple[int, ...] = param(
         (1000, 1000, 1000), _WIDTHS, "neurons of the hidden layers", "hidden layers", "N,N,…"
     )
-    epsilon: float = _field(
-        20.0, _POSITIVE, "density, about ε (n_in + n_out) connections per layer", "ε"
+    epsilon: float = param(
+        20.0, POSITIVE, "density, about ε (n_in + n_out) connections per layer", "ε"
     )
-    density: float | None = _field(
+    density: float | None = param(
         None,
-        _numbers("a number in (0, 1]", lambda v: 0 < v <= 1),
+        numbers("a number in (0, 1]", lambda v: 0 < v <= 1),
         "connection probability instead of epsilon",
     )
-    activation: str = _field("all-relu", _names(ACTIVATIONS), "of the hidden layers")
-    alpha: float = _field(
-        0.6,
-        _numbers("a finite number", lambda v: True),
-        "negative slope of All-ReLU and LeakyReLU",
-        "α",
+    activation: str = param("all-relu", _names(ACTIVATIONS), "of the hidden layers")
+    alpha: float = param(0.6, FINITE, "negative slope of All-ReLU and LeakyReLU", "α")
+    init: str = param("he_uniform", _names(INITIALIZERS), "distribution of new weights", "init")
+    learning_rate: float = param(0.01, POSITIVE, "step size η", "η", "ETA")
+    momentum: float = param(0.9, FRACTION, "share of the velocity kept", "momentum μ", "MU")
+    weight_decay: float = param(
+        0.0002, FRACTION, "decoupled, per step", "weight decay λ, per step", "LAMBDA"
     )
-    init: str = _field("he_uniform", _names(INITIALIZERS), "distribution of new weights", "init")
-    learning_rate: float = _field(0.01, _POSITIVE, "step size η", "η", "ETA")
-    momentum: float = _field(0.9, _FRACTION, "share of the velocity kept", "momentum μ", "MU")
-    weight_decay: float = _field(
-        0.0002, _FRACTION, "decoupled, per step", "weight decay λ, per step", "LAMBDA"
-    )
-    dropout: float = _field(
-        0.3, _FRACTION, "share of hidden activations dropped", "dropout", "RATE"
-    )
-    zeta: float = _field(
+    dropout: float = param(0.3, FRACTION, "share of hidden activations dropped", "dropout", "RATE")
+    zeta: float = param(
         0.3,
-        _FRACTION,
+        FRACTION,
         "fraction of connections replaced after each epoch (0 keeps the topology)",
         "connections replaced after each epoch ζ",
     )
-    batch_size: int = _field(128, _integers(1), "samples per step", "batch", "N")
-    epochs: int = _field(500, _integers(0), "passes over the training data", "epochs", "N")
-    prune_from: int | None = _field(
+    batch_size: int = param(128, integers(1), "samples per step", "batch", "N")
+    epochs: int = param(500, integers(0), "passes over the training data", "epochs", "N")
+    prune_from: int | None = param(
         None,
-        _integers(1, "an epoch of at least {}, or None"),
+        integers(1, "an epoch of at least {}, or None"),
         "prune by neuron importance from this epoch on",
         "importance pruning from epoch",
         "EPOCH",
     )
-    prune_every: int = _field(
-        10, _integers(1), "epochs between prunings", "then every … epochs", "EPOCHS"
+    prune_every: int = param(
+        10, integers(1), "epochs between prunings", "then every … epochs", "EPOCHS"
     )
-    prune_percentile: float = _field(
+    prune_percentile: float = param(
         20.0,
-        _numbers("a number in [0, 100]", lambda v: 0 <= v <= 100),
+        numbers("a number in [0, 100]", lambda v: 0 <= v <= 100),
         "percentile of importance that is pruned",
         "pruned up to this percentile of importance",
         "P",
     )
-    augment: bool = _field(
+    augment: bool = param(
         False,
         Range(bool, "True or False", lambda v: isinstance(v, bool)),
         "shift, rotate and flip images",
@@ -177,15 +185,4 @@ class TrainConfig:
         return (epoch - self.prune_from) % self.prune_every == 0
 
 
-HYPERPARAMETERS: dict[str, Hyperparameter] = {
-    f.name: Hyperparameter(f.name, f.default, **f.metadata) for f in fields(TrainConfig)
-}
-
-TrainConfig.__doc__ = (TrainConfig.__doc__ or "").replace(
-    "{parameters}",
-    "\n    ".join(
-        f"{f.name} : {f.type}, default={f.default!r}\n"
-        f"        {about.help[0].upper()}{about.help[1:]}, {about.range.expected}."
-        for f, about in zip(fields(TrainConfig), HYPERPARAMETERS.values(), strict=True)
-    ),
-)
+HYPERPARAMETERS = hyperparameters(TrainConfig)

@@ -1,8 +1,4 @@
-"""`SparseMLPClassifier`: the scikit-learn contract around `SparseMLP` and `Trainer`.
-
-Labels of any type, dense or sparse `X`, validation and early stopping live here; training itself is
-in `train`.
-"""
+"""`SparseMLPClassifier`: the scikit-learn contract around `SparseMLP` and `Trainer`."""
 
 from __future__ import annotations
 
@@ -45,17 +41,15 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
         Slope of All-ReLU and LeakyReLU (not a penalty, as it is in scikit-learn's MLP).
     init : {"he_uniform", "xavier", "normal"}, default="he_uniform"
         Distribution of initial weights.
-    learning_rate : float, default=0.01
-    momentum : float, default=0.9
+    learning_rate, momentum : float, defaults 0.01 and 0.9
     weight_decay : float, default=0.0002
         Decoupled, per step.
     dropout : float, default=0.3
         Share of hidden activations dropped in training.
     zeta : float, default=0.3
         Fraction of connections replaced after an epoch; 0 keeps the topology.
-    batch_size : int, default=32
-    max_iter : int, default=100
-        Epochs.
+    batch_size, max_iter : int, defaults 32 and 100
+        Samples per step; epochs.
     prune_from : int or None, default=None
         First epoch after which neurons of small importance lose their connections; None: never.
     prune_every : int, default=10
@@ -63,18 +57,16 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
     prune_percentile : float, default=20
         Percentile of the importances that is pruned, in [0, 100].
     standardize : bool, default=True
-        Standardise every feature with the mean and standard deviation of the training data (of the
-        first call's, with `partial_fit`), as the paper's study does. A sparse `X` is only scaled,
-        so that it stays sparse.
+        Standardise every feature with the moments of the training data (of the first call's, with
+        `partial_fit`). A sparse `X` is only scaled, so that it stays sparse.
     early_stopping : bool, default=False
         Set a part of the training data aside, stop when its accuracy no longer improves, and keep
         the best network. Otherwise the training loss decides, and the last network is kept.
     validation_fraction : float, default=0.1
         Share that early stopping sets aside, in (0, 1).
-    n_iter_no_change : int, default=10
-        Epochs without an improvement by `tol` after which training stops.
-    tol : float, default=1e-4
-        Improvement of the loss (nats), or of the validation accuracy, that counts.
+    n_iter_no_change, tol : int and float, defaults 10 and 1e-4
+        Epochs without an improvement by `tol`, of the loss (nats) or of the validation accuracy,
+        after which training stops.
     n_jobs : int or None, default=None
         Threads; None is 1, -1 all CPUs. The result does not depend on it.
     random_state : int, RandomState or None, default=None
@@ -89,20 +81,15 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
         The network itself.
     scaler_ : sklearn.preprocessing.StandardScaler or None
         What stands between `X` and the network.
-    coefs_ : list of scipy.sparse.csc_array, shapes (n_in, n_out)
-        Weights, oriented as in scikit-learn's MLP.
-    intercepts_ : list of ndarray of float32
-    loss_ : float
-        Training loss of the last epoch, nats.
-    loss_curve_ : list of float
-        Training loss of each epoch.
-    validation_scores_ : list of float or None
-        Validation accuracy of each epoch, with early stopping.
-    best_validation_score_ : float or None
+    coefs_, intercepts_ : lists of scipy.sparse.csc_array, shapes (n_in, n_out), and of ndarray
+        Weights, oriented as in scikit-learn's MLP, and biases.
+    loss_curve_, loss_ : list of float, and float
+        Training loss of each epoch, and of the last one, nats.
+    validation_scores_, best_validation_score_ : list of float, and float; or None
+        Validation accuracy of each epoch, and the best, with early stopping.
     n_iter_ : int
         Epochs done.
-    n_features_in_ : int
-    feature_names_in_ : ndarray of str
+    n_features_in_, feature_names_in_ : int and ndarray of str
 
     Notes
     -----
@@ -175,7 +162,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any) -> SparseMLPClassifier:
-        """Train a new network.
+        """Train a new network; return this estimator.
 
         Parameters
         ----------
@@ -183,11 +170,6 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
             Finite numbers; computed with as float32.
         y : array-like, shape (n_samples,)
             Labels of any type, at least two different ones.
-
-        Returns
-        -------
-        SparseMLPClassifier
-            This estimator.
 
         Raises
         ------
@@ -240,19 +222,9 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> SparseMLPClassifier:
-        """Take one pass over (X, y); the topology evolves between calls.
+        """Take one pass over (X, y), as for `fit`; the topology evolves between calls.
 
-        Parameters
-        ----------
-        X, y
-            As for `fit`.
-        classes : array-like, optional
-            All labels that will ever occur; needed in the first call only.
-
-        Returns
-        -------
-        SparseMLPClassifier
-            This estimator.
+        `classes`, all labels that will ever occur, are needed in the first call only.
         """
         config = self._config(_FOREVER)
         first = not hasattr(self, "model_")
@@ -306,8 +278,6 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
-
-    # --- inside ----------------------------------------------------------------------------------
 
     def _config(self, epochs: int) -> TrainConfig:
         """Check all parameters before any work is done."""

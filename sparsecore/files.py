@@ -1,8 +1,4 @@
-"""Files that are whole or absent, and locks between processes.
-
-A file is written to a temporary file that replaces the target at the end, so a process that dies
-half-way leaves the previous file as it was.
-"""
+"""Files that are whole or absent, even if a process dies half-way; locks between processes."""
 
 from __future__ import annotations
 
@@ -50,8 +46,8 @@ def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
 def lock(path: Path) -> Iterator[bool]:
     """Create a lock file and hold its lock; wait for a process that has it.
 
-    Yields False where there is no lock, so that work may be done twice: the file cannot be written,
-    or the system or its network file system has no locks.
+    Yields False, so that work may be done twice, where the file cannot be written or the system or
+    its network file system has no locks.
     """
     with ExitStack() as stack:
         try:

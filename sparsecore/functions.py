@@ -1,8 +1,7 @@
 """The functions that a network is made of, by name: activations, initial weights, losses.
 
-Every activation is ``f(z) = z`` for z > 0 and ``f(z) = s z`` otherwise. They differ only in how the
-negative slope s depends on the layer; a kernel needs to know s alone. Training fuses the loss into
-its kernels; the losses here serve evaluation.
+Every activation is ``f(z) = z`` for z > 0 and ``f(z) = s z`` otherwise, and a kernel needs to know
+the slope s alone. Training fuses the loss into its kernels; the losses here serve evaluation.
 """
 
 from __future__ import annotations
@@ -11,30 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-
-def relu(layer: int, alpha: float) -> float:
-    """Return the negative slope of ReLU: 0."""
-    return 0.0
-
-
-def leaky_relu(layer: int, alpha: float) -> float:
-    """Return the negative slope of LeakyReLU: ``alpha`` in every layer."""
-    return alpha
-
-
-def all_relu(layer: int, alpha: float) -> float:
-    """Return the negative slope of All-ReLU: ``-alpha`` in odd layers, ``+alpha`` in even ones.
-
-    Hidden layers are counted from 1. The paper counts the input as layer 1, so its even layers are
-    the odd ones here. The slope is a constant of the architecture, not a trainable parameter.
-    """
-    return -alpha if layer % 2 else alpha
-
-
+# The negative slope in hidden layer `layer`, counted from 1. The paper counts the input as layer 1,
+# so its even layers are the odd ones here. It is a constant of the architecture, not trainable.
 ACTIVATIONS: dict[str, Callable[[int, float], float]] = {
-    "relu": relu,
-    "leaky-relu": leaky_relu,
-    "all-relu": all_relu,
+    "relu": lambda layer, alpha: 0.0,
+    "leaky-relu": lambda layer, alpha: alpha,
+    "all-relu": lambda layer, alpha: -alpha if layer % 2 else alpha,
 }
 
 
@@ -45,9 +26,6 @@ def negative_slope(name: str, layer: int, alpha: float) -> float:
     return ACTIVATIONS[name](layer, alpha)
 
 
-# --- initial weights; biases start at 0 ----------------------------------------------------------
-
-
 def _uniform(limit: float, size: int, rng: np.random.Generator) -> np.ndarray:
     values = rng.random(size, np.float32)
     values *= np.float32(2 * limit)
@@ -55,27 +33,16 @@ def _uniform(limit: float, size: int, rng: np.random.Generator) -> np.ndarray:
     return values
 
 
-def he_uniform(n_in: int, n_out: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw from U(-b, b), b = sqrt(6 / n_in)."""
-    return _uniform((6 / n_in) ** 0.5, size, rng)
-
-
-def xavier(n_in: int, n_out: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw from U(-b, b), b = sqrt(6 / (n_in + n_out))."""
-    return _uniform((6 / (n_in + n_out)) ** 0.5, size, rng)
-
-
-def normal(n_in: int, n_out: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw from N(0, 0.1**2)."""
+def _normal(deviation: float, size: int, rng: np.random.Generator) -> np.ndarray:
     values = rng.standard_normal(size, np.float32)
-    values *= np.float32(0.1)
+    values *= np.float32(deviation)
     return values
 
 
 INITIALIZERS: dict[str, Callable[[int, int, int, np.random.Generator], np.ndarray]] = {
-    "he_uniform": he_uniform,
-    "xavier": xavier,
-    "normal": normal,
+    "he_uniform": lambda n_in, n_out, size, rng: _uniform((6 / n_in) ** 0.5, size, rng),
+    "xavier": lambda n_in, n_out, size, rng: _uniform((6 / (n_in + n_out)) ** 0.5, size, rng),
+    "normal": lambda n_in, n_out, size, rng: _normal(0.1, size, rng),
 }
 
 
@@ -89,9 +56,6 @@ def initial_weights(
     if name not in INITIALIZERS:
         raise ValueError(f"init: expected one of {', '.join(INITIALIZERS)}, got {name!r}")
     return INITIALIZERS[name](n_in, n_out, size, rng)
-
-
-# --- losses --------------------------------------------------------------------------------------
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

@@ -1,8 +1,6 @@
 """`SparseMLP`: the parameters of a truly sparse perceptron, and what can be asked of them.
 
-All weights and biases are one flat float32 vector; layers are views of it. `compiled.kernels` says
-how a batch flows through them, `topology` how one layer's structure changes, `train` how epochs,
-schedules and data order go.
+All weights and biases are one flat float32 vector; layers are views of it.
 """
 
 from __future__ import annotations
@@ -80,7 +78,8 @@ def split_layers(
 class SparseMLP:
     """A multilayer perceptron whose layers hold only the weights that exist.
 
-    Make one with `SparseMLP.erdos_renyi` or `SparseMLP.from_scipy`.
+    Make one with `SparseMLP.erdos_renyi` or `SparseMLP.from_scipy`. A value out of its range, or of
+    the wrong shape, raises ValueError that names it, here and in every method.
 
     Parameters
     ----------
@@ -88,10 +87,8 @@ class SparseMLP:
         Neurons per layer: features, hidden layers, classes.
     structures : sequence of (indptr, indices)
         CSR structure of each layer; `topology.check` refuses an invalid one.
-    data : sequence of ndarray of float32
-        Weights of each layer.
-    biases : sequence of ndarray of float32, optional
-        Zeros by default.
+    data, biases : sequences of ndarray of float32
+        Weights and biases of each layer; zeros if no biases are given.
     activation : {"all-relu", "relu", "leaky-relu"}
     alpha : float
         Slope of All-ReLU and LeakyReLU.
@@ -170,22 +167,15 @@ class SparseMLP:
 
         Parameters
         ----------
-        sizes : sequence of int
-            Neurons per layer.
+        sizes, activation, alpha, init
+            See the class.
         epsilon : float, optional
             Sparsity: a layer's connection probability is min(1, epsilon (n_in + n_out) / (n_in
             n_out)). 20 unless `density` is given.
         density : float, optional
             The same probability in (0, 1] for all layers, instead of `epsilon`.
-        activation, alpha, init
-            See the class.
         random_state : int or Generator, optional
             Determines topology and weights.
-
-        Raises
-        ------
-        ValueError
-            If a value is out of its range; the message names it.
 
         Notes
         -----
@@ -216,8 +206,7 @@ class SparseMLP:
     ) -> SparseMLP:
         """Make a network from scipy.sparse matrices of shape (fan_out, fan_in), copied.
 
-        A stored zero is a connection; duplicate entries are added up. `biases` are zeros unless
-        given. Raises ValueError if shapes do not chain.
+        A stored zero is a connection; duplicate entries are added up.
         """
         layers = [sp.csr_array(m) for m in matrices]
         # Sorting happens in place, and a CSR matrix of the caller's is not ours to sort.
@@ -242,8 +231,6 @@ class SparseMLP:
             alpha=alpha,
             init=init,
         )
-
-    # --- structure -------------------------------------------------------------------------------
 
     def _assemble(
         self,
@@ -296,7 +283,6 @@ class SparseMLP:
         )
 
     def __len__(self) -> int:
-        """Return the number of layers of weights."""
         return len(self.sizes) - 1
 
     def __getitem__(self, layer: int) -> SparseLayer:
@@ -347,7 +333,6 @@ class SparseMLP:
         return sum(a.nbytes for a in arrays)
 
     def __repr__(self) -> str:
-        """Return shape, density, nnz and bytes in one line."""
         shape = "-".join(map(str, self.sizes))
         return (
             f"<SparseMLP {shape}, {self.activation}, density {self.density:.3g}, "
@@ -371,7 +356,6 @@ class SparseMLP:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Build the network anew."""
         options, velocity = state.pop("options"), state.pop("velocity")
         SparseMLP.__init__(self, **state, **options)
         if velocity is not None:
@@ -391,12 +375,9 @@ class SparseMLP:
             digest.update(np.ascontiguousarray(array).view(np.uint8).data)
         return digest.hexdigest()
 
-    # --- running ---------------------------------------------------------------------------------
-
     def decision_function(self, X: Any, threads: int = 1) -> np.ndarray:
-        """Return the logits, float32, shape (n, n_classes).
+        """Return the logits, float32, shape (n, n_classes), of an ndarray or scipy.sparse `X`.
 
-        `X` is an ndarray or scipy.sparse, shape (n, n_features); another shape raises ValueError.
         The result does not depend on the number of threads. O(nnz n) time.
         """
         inputs = self.as_inputs(X)
@@ -420,13 +401,12 @@ class SparseMLP:
     def loss_and_gradient(
         self, X: np.ndarray, y: np.ndarray, *, dropout: float = 0.0, seed: int = 0, step: int = 0
     ) -> tuple[float, np.ndarray]:
-        """Return the mean cross-entropy over (X, y), as one batch, and its gradient.
+        """Return the mean cross-entropy over (X, y), as one batch, in nats, and its gradient.
 
         Parameters
         ----------
-        X : ndarray, shape (n, n_features)
-        y : ndarray of int, shape (n,)
-            Class indices.
+        X, y : ndarray, shapes (n, n_features) and (n,)
+            Samples and their class indices.
         dropout : float in [0, 1)
         seed, step : int
             Determine which activations are dropped.
@@ -434,7 +414,6 @@ class SparseMLP:
         Returns
         -------
         loss : float
-            In nats.
         gradient : ndarray of float32
             Laid out like `params`: only existing connections have one.
 
@@ -454,11 +433,9 @@ class SparseMLP:
     def gradient_flow(self, X: np.ndarray, y: np.ndarray, batch_size: int = 1024) -> float:
         """Return the squared norm of the loss's gradient over the existing parameters.
 
-        Notes
-        -----
-        Source: "Truly Sparse Neural Networks at Scale", gradient flow: the first-order decrease of
-        the loss under a gradient step. The mean gradient over all of (X, y) is summed up batch by
-        batch in float64, so `batch_size` changes memory and rounding only.
+        It is the first-order decrease of the loss under a gradient step ("Truly Sparse Neural
+        Networks at Scale"). Batches' gradients are summed in float64, so `batch_size` changes
+        memory and rounding only.
         """
         mean = np.zeros(len(self.params))
         for first in range(0, len(X), batch_size):
@@ -493,8 +470,6 @@ class SparseMLP:
             )
         return labels
 
-    # --- change ----------------------------------------------------------------------------------
-
     def start_momentum(self) -> np.ndarray:
         """Return the velocity, allocated with zeros at the first call."""
         if self.velocity is None:
@@ -507,16 +482,10 @@ class SparseMLP:
         params: np.ndarray,
         velocity: np.ndarray | None = None,
     ) -> None:
-        """Copy another topology, its parameters and its velocity into this network.
+        """Copy another topology (`structures`, as in the class) and its parameters to this network.
 
-        Parameters
-        ----------
-        structures : sequence of (indptr, indices)
-            CSR structure of each layer.
-        params : ndarray of float32
-            Laid out like `params`; another length raises ValueError.
-        velocity : ndarray of float32, optional
-            The same; without it momentum starts anew.
+        `params` and `velocity` are laid out like the attributes; without a velocity, momentum
+        starts anew.
         """
         cuts = np.cumsum([0] + [len(indices) for _, indices in structures])
         expected = int(cuts[-1]) + sum(self.sizes[1:])
@@ -533,7 +502,7 @@ class SparseMLP:
         return [(self[layer].indptr, self[layer].indices) for layer in range(len(self))]
 
     def evolve(self, zeta: float, rng: np.random.Generator) -> int:
-        """Replace the weakest connections of all layers but the output layer by random new ones.
+        """Replace the weakest connections of all layers but the output layer; return how many.
 
         Parameters
         ----------
@@ -541,16 +510,10 @@ class SparseMLP:
             Fraction in [0, 1) of the positive, and of the negative, weights.
         rng : numpy.random.Generator
 
-        Returns
-        -------
-        int
-            Connections replaced.
-
         Notes
         -----
         Source: SET, Mocanu et al. 2018, algorithm 1. Kept connections keep their velocity, new ones
-        start at 0 with fresh initial weights; nnz stays constant. O(nnz) time, temporaries of one
-        layer.
+        start at 0 with fresh initial weights, at random places; nnz stays constant. O(nnz).
         """
         replaced = 0
         for layer in range(len(self) - 1):
@@ -572,18 +535,13 @@ class SparseMLP:
         return topology.importance(view.indptr, view.data)
 
     def prune(self, percentile: float) -> int:
-        """Remove the incoming connections of unimportant hidden neurons, for good.
+        """Remove unimportant hidden neurons' incoming connections, for good; return how many.
 
         Parameters
         ----------
         percentile : float
             In [0, 100]. Of the neurons of a layer that still have connections, those whose
             importance is at or below this percentile lose theirs.
-
-        Returns
-        -------
-        int
-            Connections removed.
 
         Notes
         -----

@@ -10,33 +10,17 @@ if TYPE_CHECKING:
 
 
 def bar(
-    total: float | None,
-    desc: str | None = None,
-    *,
-    unit: str = "it",
-    unit_scale: bool = False,
-    hidden: bool = False,
-    initial: float = 0,
-    bar_format: str | None = None,
-    leave: bool = True,
+    total: float | None, desc: str | None = None, *, hidden: bool = False, **options: Any
 ) -> tqdm[Any]:
-    """Return a progress bar on standard error; `total` None: nobody knows how much there is.
+    """Return tqdm's bar on standard error; `total` None: nobody knows how much there is.
 
     A terminal sees it five times a second, a log every ten seconds, so that it is not flooded.
     """
     from tqdm.auto import tqdm  # on use: data commands show none, and start without it
 
+    pause = 0.2 if sys.stderr.isatty() else 10
     return tqdm(
-        total=total,
-        desc=desc,
-        unit=unit,
-        unit_scale=unit_scale,
-        disable=hidden,
-        initial=initial,
-        bar_format=bar_format,
-        leave=leave,
-        file=sys.stderr,
-        mininterval=0.2 if sys.stderr.isatty() else 10,
+        total=total, desc=desc, disable=hidden, file=sys.stderr, mininterval=pause, **options
     )
 
 

@@ -58,7 +58,7 @@ def cpu_model() -> str:
     """Return the CPU's name as the system gives it.
 
     A virtual machine may say only "AMD EPYC", for CPUs of which one is twice as fast as another:
-    where the name has no number, family and model are added.
+    to a name without a number, family and model are added.
     """
     facts: dict[str, str] = {}
     try:
@@ -82,25 +82,15 @@ def _version(package: str) -> str | None:
 
 def loaded_blas() -> list[str]:
     """Return the matrix libraries that are loaded in this process, with kernel and threads."""
-    return sorted(
-        {
-            " ".join(
-                str(info[name])
-                for name in ("internal_api", "version", "architecture")
-                if info.get(name)
-            )
-            + f" ({info['num_threads']} threads)"
-            for info in threadpool_info()
-            if info["user_api"] == "blas"
-        }
-    )
+    found = [info for info in threadpool_info() if info["user_api"] == "blas"]
+    kinds = ("internal_api", "version", "architecture")
+    names = [" ".join(str(info[kind]) for kind in kinds if info.get(kind)) for info in found]
+    shown = zip(names, found, strict=True)
+    return sorted({f"{name} ({info['num_threads']} threads)" for name, info in shown})
 
 
 def busy_seconds() -> float:
-    """Return the CPU time of all processes since the system started, stolen time included.
-
-    The system counts in steps of 10 ms.
-    """
+    """Return all processes' CPU time since the start, stolen time included, in steps of 10 ms."""
     spent = psutil.cpu_times()
     kinds = ("user", "nice", "system", "irq", "softirq", "steal")
     return sum(getattr(spent, kind, 0.0) for kind in kinds)
@@ -113,10 +103,22 @@ def busy_cpus(seconds: float = 0.5) -> float:
     return (busy_seconds() - before) / (time.perf_counter() - begin)
 
 
+def peak_bytes() -> int:
+    """Return the largest resident memory of this process so far.
+
+    Linux has it as VmHWM: what `resource` tells may be that of the process which started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def peak_rss_mb() -> float:
-    """Return the largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    """Return `peak_bytes` in MiB."""
+    return peak_bytes() / 2**20
 
 
 def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str, Any]:

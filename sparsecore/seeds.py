@@ -1,7 +1,6 @@
-"""Random generators, one for each purpose, all from one seed.
+"""Random generators, one for each (seed, purpose, rank, epoch), and never carried along.
 
-A generator is addressed by (seed, purpose, rank, epoch) and never carried along, so a run that
-resumes at an epoch draws what the uninterrupted run would have drawn.
+So a run that resumes at an epoch draws what the uninterrupted run would have drawn.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The hyperparameters of the study, per data set, and where each value comes from.
-
-This is DESIGN section 4 as data: the command line's defaults, the studies' configurations and the
-book's table of hyperparameters are read from here.
-"""
+"""The hyperparameters of the study, per data set, and where each value comes from."""
 
 from __future__ import annotations
 
@@ -19,8 +15,7 @@ CHOICE = "this project's choice"
 class Setting:
     """A data set's configuration, and which of its values stand in the authors' released code.
 
-    All other values are this project's reading of the study. Where none is released, the data set
-    is not in the study, and its setting is this project's choice.
+    All others are this project's reading of the study; with none, the data set is not in the study.
     """
 
     config: TrainConfig
@@ -38,32 +33,20 @@ _COMMON = frozenset(
     {"momentum", "dropout", "zeta", "prune_from", "prune_every", "prune_percentile"}
 )
 _ALL = _COMMON | {"hidden", "epsilon", "activation", "alpha", "learning_rate", "batch_size", "init"}
+_MADELON = TrainConfig(hidden=(400, 100, 400), epsilon=10, alpha=0.5, init="normal", batch_size=32)
+_LEUKEMIA = TrainConfig(
+    hidden=(27500, 27500), epsilon=10, alpha=0.75, learning_rate=0.005, init="normal", batch_size=5
+)
 
 SETTINGS: dict[str, Setting] = {
     "fashion-mnist": Setting(TrainConfig(), _ALL),
     "cifar10": Setting(TrainConfig(hidden=(4000, 1000, 4000), alpha=0.75, augment=True), _ALL),
-    "madelon": Setting(
-        TrainConfig(hidden=(400, 100, 400), epsilon=10, alpha=0.5, init="normal", batch_size=32),
-        _COMMON | {"hidden"},
-    ),
+    "madelon": Setting(_MADELON, _COMMON | {"hidden"}),
     "higgs": Setting(TrainConfig(epsilon=10, alpha=0.05, init="xavier"), _COMMON),
-    "leukemia": Setting(
-        TrainConfig(
-            hidden=(27500, 27500),
-            epsilon=10,
-            alpha=0.75,
-            learning_rate=0.005,
-            init="normal",
-            batch_size=5,
-        ),
-        _COMMON,
-    ),
+    "leukemia": Setting(_LEUKEMIA, _COMMON),
     # Not in the study: small data that is always there.
     "digits": Setting(TrainConfig(hidden=(200, 200, 200), epsilon=10, batch_size=32), frozenset()),
-    "madelon-generator": Setting(
-        TrainConfig(hidden=(400, 100, 400), epsilon=10, alpha=0.5, init="normal", batch_size=32),
-        frozenset(),
-    ),
+    "madelon-generator": Setting(_MADELON, frozenset()),
     "artificial": Setting(TrainConfig(epsilon=10), frozenset()),
 }
 

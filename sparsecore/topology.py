@@ -1,9 +1,11 @@
 """The sparse structure of one layer: make it, check it, change it.
 
-A layer's structure is the CSR pair ``indptr, indices``: row j lists, in ascending order and without
-repeats, the input neurons that feed output neuron j. Support and value are different things: a
-weight that happens to be zero is still a connection. Time and memory grow with the number of
-connections, never with ``n_in * n_out``. Whole networks are in `mlp`.
+A layer's structure is the CSR pair ``indptr`` (int64, shape (n_out + 1,)), ``indices`` (int32,
+shape (nnz,)): row j lists, in ascending order and without repeats, the input neurons that feed
+output neuron j. ``data`` and ``velocity`` are float32, shape (nnz,). Support and value are
+different things: a weight that happens to be zero is still a connection. Time and memory grow with
+the number of connections, never with ``n_in * n_out``. Source, where no other is named: SET is
+Mocanu et al. 2018, algorithm 1; all else is "Truly Sparse Neural Networks at Scale".
 """
 
 from __future__ import annotations
@@ -29,25 +31,10 @@ def erdos_renyi_density(n_in: int, n_out: int, epsilon: float) -> float:
 def erdos_renyi(
     n_in: int, n_out: int, density: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an Erdős–Rényi layer: each connection exists with probability `density`, independently.
+    """Draw (indptr, indices) of a layer; connections exist with probability `density` in (0, 1].
 
-    Parameters
-    ----------
-    n_in, n_out : int
-        Neurons on the two sides.
-    density : float
-        Probability in (0, 1]; another one raises ValueError.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    indptr : ndarray of int64, shape (n_out + 1,)
-    indices : ndarray of int32, shape (nnz,)
-
-    Notes
-    -----
-    O(nnz + n_out) time and memory: the gaps between a row's connections are geometric (Batagelj and
-    Brandes, 2005), drawn once to count and again to fill.
+    Raises ValueError for another density. O(nnz + n_out) time and memory: the gaps between a row's
+    connections are geometric (Batagelj and Brandes, 2005), drawn once to count and again to fill.
     """
     if not 0 < density <= 1:
         raise ValueError(f"density: expected a number in (0, 1], got {density!r}")
@@ -140,24 +127,11 @@ def transpose(indptr, indices, out_indptr, out_indices, out_position):
 
 
 def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
-    """Mark the connections that SET removes.
+    """Mark the connections that SET removes, bool, shape (nnz,).
 
-    Parameters
-    ----------
-    data : ndarray of float32, shape (nnz,)
-        Weights. Zeros count as positive.
-    zeta : float
-        Fraction in [0, 1); another one raises ValueError.
-
-    Returns
-    -------
-    ndarray of bool, shape (nnz,)
-        True for the fraction `zeta` (rounded down) of the positive weights that are closest to
-        zero, and for the same fraction of the negative ones.
-
-    Notes
-    -----
-    Source: sparse evolutionary training, Mocanu et al. 2018, algorithm 1. O(nnz) by selection.
+    They are the fraction `zeta` in [0, 1) (rounded down) of the positive weights that are closest
+    to zero, and the same fraction of the negative ones; zeros count as positive. Raises ValueError
+    for another `zeta`. O(nnz) by selection.
     """
     if not 0 <= zeta < 1:
         raise ValueError(f"zeta: expected a fraction in [0, 1), got {zeta!r}")
@@ -204,10 +178,8 @@ def replace(
     ----------
     drop : ndarray of bool, shape (nnz,)
         Connections to remove. Their places are vacant again.
-    indptr, indices, data : ndarray
-        The layer, rewritten.
-    velocity : ndarray of float32, shape (nnz,), or None
-        Kept connections keep theirs; new ones start at 0.
+    indptr, indices, data, velocity : ndarray
+        The layer, rewritten. New connections have velocity 0; it may be None.
     n_in : int
         Input neurons of the layer.
     fresh : ndarray of float32
@@ -216,9 +188,8 @@ def replace(
 
     Notes
     -----
-    Source: SET, Mocanu et al. 2018, algorithm 1. nnz stays constant; rows stay ascending and
-    without repeats. Numbers of vacant places are drawn, so it takes O(nnz) whatever the density;
-    one merge of the kept with the new rewrites the layer.
+    Source: SET. nnz stays constant; rows stay ascending and without repeats. Numbers of vacant
+    places are drawn, and one merge rewrites the layer, so it takes O(nnz) whatever the density.
     """
     n_out = len(indptr) - 1
     keep = np.flatnonzero(~drop)
@@ -265,30 +236,17 @@ def _merge(rows, columns, kept, kept_velocity, ranks, fresh, n_in, indptr, indic
 def importance(indptr: np.ndarray, data: np.ndarray) -> np.ndarray:
     """Return the neuron importance I_j = sum_i |w_ji|, float64, shape (n_out,). O(nnz).
 
-    Notes
-    -----
-    Source: "Truly Sparse Neural Networks at Scale", neuron importance: the strength of a hidden
-    neuron's incoming connections. Each row is summed by itself, so the importance of an unconnected
-    neuron is exactly 0.
+    Each row is summed by itself, so the importance of an unconnected neuron is exactly 0.
     """
     rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
     return np.bincount(rows, np.abs(data), len(indptr) - 1)
 
 
 def unimportant(indptr: np.ndarray, data: np.ndarray, percentile: float) -> np.ndarray:
-    """Mark the connections into neurons whose importance is at or below a percentile.
+    """Mark the connections into neurons whose importance is at or below a percentile, bool (nnz,).
 
-    Parameters
-    ----------
-    indptr, data : ndarray
-        The layer.
-    percentile : float
-        In [0, 100], of the importances of the neurons that still have connections; 0 marks none.
-        Another one raises ValueError.
-
-    Returns
-    -------
-    ndarray of bool, shape (nnz,)
+    It is a percentile, in [0, 100], of the importances of the neurons that still have connections;
+    0 marks none, another number raises ValueError.
     """
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile: expected a number in [0, 100], got {percentile!r}")
@@ -310,7 +268,7 @@ def keep_only(
 
 @_jit
 def retain_valid(indptr, indices, values, new_indptr, new_indices, out):
-    """Carry values of an older topology over to a newer one.
+    """Carry values of an older topology over to a newer one (RetainValidUpdates).
 
     Parameters
     ----------
@@ -328,8 +286,7 @@ def retain_valid(indptr, indices, values, new_indptr, new_indices, out):
 
     Notes
     -----
-    Source: "Truly Sparse Neural Networks at Scale", RetainValidUpdates. A merge of the rows,
-    O(nnz + new nnz).
+    A merge of the rows, O(nnz + new nnz).
     """
     kept = 0
     for row in range(len(indptr) - 1):
@@ -349,24 +306,11 @@ def retain_valid(indptr, indices, values, new_indptr, new_indices, out):
 def union_average(
     layers: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Average sparse layers of one shape over the union of their connections.
+    """Average layers (indptr, indices, data) of one shape over the union of their connections.
 
-    Parameters
-    ----------
-    layers : list of (indptr, indices, data)
-        At least one; none raises ValueError.
-
-    Returns
-    -------
-    indptr : ndarray of int64
-    indices : ndarray of int32
-    data : ndarray of float32
-        A connection that a layer lacks counts as 0.
-
-    Notes
-    -----
-    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD, phase 2. Sums are float64 in the
-    order given, so equal layers average to themselves exactly. Merges of rows, O(layers * union).
+    A connection that a layer lacks counts as 0. Sums are float64 in the order given, so equal
+    layers average to themselves exactly. No layer raises ValueError. O(layers * union). Source:
+    WASAP-SGD, phase 2.
     """
     if not layers:
         raise ValueError("layers: expected at least one to average, got none")

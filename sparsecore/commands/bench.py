@@ -9,6 +9,7 @@ from typing import Any
 
 from sparsecore import datasets
 from sparsecore.commands.options import check_common, hyperparameter, sizes
+from sparsecore.config import HYPERPARAMETERS
 
 _DIMS = (784, 1000, 1000, 1000, 10)
 
@@ -18,14 +19,11 @@ def add(commands: Any) -> None:
     sub = commands.add_parser("bench", help="time full training steps on random data")
     sub.set_defaults(function=_bench)
     sub.add_argument(
-        "--dims",
-        type=sizes,
-        metavar="N,N,…",
-        help="neurons per layer (784,1000,1000,1000,10)",
+        "--dims", type=sizes, metavar="N,N,…", help="neurons per layer (784,1000,1000,1000,10)"
     )
     how = sub.add_mutually_exclusive_group()
-    hyperparameter(how, "epsilon", "20")
-    hyperparameter(how, "density")
+    hyperparameter(how, HYPERPARAMETERS["epsilon"])
+    hyperparameter(how, HYPERPARAMETERS["density"])
     sub.add_argument("--batch", type=int, metavar="N", help="samples per step (128)")
     sub.add_argument("--threads", type=int, help="threads (1)")
     sub.add_argument("--steps", type=int, metavar="N", help="steps that are timed (500)")

@@ -6,11 +6,10 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import MISSING, fields
 from typing import Any
 
-from sparsecore.commands.options import check_common, whole
-from sparsecore.extreme.config import ExtremeConfig
+from sparsecore.commands.options import check_common, hyperparameter, whole
+from sparsecore.extreme.config import HYPERPARAMETERS, ExtremeConfig
 
 _TOLD_SECONDS = 0.5  # for mpiexec to pass on what a rank said: an abort can overtake it
 
@@ -25,16 +24,8 @@ def add(commands: Any) -> None:
         "On two cores a step takes 7 to 9 ns a connection.",
     )
     sub.set_defaults(function=_extreme)
-    for each in fields(ExtremeConfig):
-        facts, missing = each.metadata, each.default is MISSING
-        sub.add_argument(
-            "--batch" if each.name == "batch_size" else f"--{each.name.replace('_', '-')}",
-            dest=each.name,
-            type=whole if "least" in facts else float,
-            required=missing,
-            metavar=facts["metavar"],
-            help=facts["help"] if missing else f"{facts['help']} ({each.default:g})".strip(),
-        )
+    for about in HYPERPARAMETERS.values():
+        hyperparameter(sub, about)
     sub.add_argument(
         "--memory-limit",
         metavar="SIZE",
@@ -76,7 +67,7 @@ def _extreme(options: argparse.Namespace) -> None:
         raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
     if options.checkpoint_every < 1:
         raise ValueError(f"--checkpoint-every: expected at least 1, got {options.checkpoint_every}")
-    given = {each.name: getattr(options, each.name) for each in fields(ExtremeConfig)}
+    given = {name: getattr(options, name) for name in HYPERPARAMETERS}
     config = ExtremeConfig(**{name: v for name, v in given.items() if v is not None})
     limit = None
     if options.memory_limit is not None:

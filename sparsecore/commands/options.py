@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from sparsecore.config import HYPERPARAMETERS
+from sparsecore.config import HYPERPARAMETERS, Hyperparameter
 from sparsecore.settings import SETTINGS
 
 
@@ -38,28 +39,27 @@ def whole(text: str) -> int:
     raise argparse.ArgumentTypeError(f"expected a whole number, such as 50 or 2e8, got {text!r}")
 
 
-def hyperparameter(group: Any, name: str, default: str | None = None) -> None:
-    """Add a hyperparameter's option; without a `default` to show, the settings' are shown.
-
-    What is not given is None.
-    """
-    about = HYPERPARAMETERS[name]
-    option = f"--{name.replace('_', '-')}"
-    default = _defaults(name) if default is None else default
+def hyperparameter(group: Any, about: Hyperparameter, default: str | None = None) -> None:
+    """Add a hyperparameter's option, and show its default; what is not given is None."""
+    options = [f"--{about.name.replace('_', '-')}"] + ["--batch"] * (about.name == "batch_size")
+    given = about.default is not MISSING
+    shown = f" ({default or _shown(about.default)})" if given else ""
     if about.range.kind is bool:
         action = argparse.BooleanOptionalAction
-        group.add_argument(option, action=action, default=None, help=f"{about.help} ({default})")
+        group.add_argument(*options, action=action, default=None, help=about.help + shown)
         return
     expected = about.range.expected.removesuffix(", or None")
     group.add_argument(
-        option,
-        type=sizes if about.range.kind is tuple else about.range.kind,
+        *options,
+        dest=about.name,
+        type={tuple: sizes, int: whole}.get(about.range.kind, about.range.kind),
+        required=not given,
         metavar=about.metavar,
-        help=f"{about.help}, {expected} ({default})",
+        help=f"{about.help}, {expected}{shown}",
     )
 
 
-def _defaults(name: str) -> str:
+def study_default(name: str) -> str:
     """Return a hyperparameter's default, and the data set that has another if it is only one."""
     values = {dataset: getattr(setting.config, name) for dataset, setting in SETTINGS.items()}
     default = HYPERPARAMETERS[name].default

@@ -8,7 +8,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sparsecore import datasets
-from sparsecore.commands.options import check_common, check_target, hyperparameter, ranks_here
+from sparsecore.commands.options import (
+    check_common,
+    check_target,
+    hyperparameter,
+    ranks_here,
+    study_default,
+)
 from sparsecore.config import HYPERPARAMETERS
 
 if TYPE_CHECKING:
@@ -45,8 +51,9 @@ def add(commands: Any) -> None:
         "hyperparameters (default: the study's setting for the data set)"
     )
     density = group.add_mutually_exclusive_group()
-    for name in HYPERPARAMETERS:
-        hyperparameter(density if name in ("epsilon", "density") else group, name)
+    for name, about in HYPERPARAMETERS.items():
+        part = density if name in ("epsilon", "density") else group
+        hyperparameter(part, about, study_default(name))
     sub.add_argument(
         "--limit", type=int, metavar="N", help="train on N rows, a stratified choice (all)"
     )

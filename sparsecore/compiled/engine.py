@@ -1,8 +1,4 @@
-"""What the kernels need to run on a network: lane width, aligned buffers, threads, fair shares.
-
-An `Engine` is made for a network's layer sizes and a batch size; `bind` gives it the network again
-after a change of the topology. The parameters belong to `mlp`.
-"""
+"""What the kernels need to run on a network: lane width, aligned buffers, threads, fair shares."""
 
 from __future__ import annotations
 
@@ -52,8 +48,8 @@ def aligned(size: int, dtype: type) -> np.ndarray:
 def lane_width(batch_size: int) -> int:
     """Return how many samples the kernels carry in registers for a batch: 8 to `lanes.widest()`.
 
-    Narrow blocks walk the connections more often, wide ones pad the batch more; reading a
-    connection costs about as much as 32 samples' arithmetic.
+    Narrow blocks walk the connections more often, each walk costs as much as 32 samples'
+    arithmetic, and wide blocks pad the batch more.
     """
     widths = [w for w in (128, 64, 32, 16, 8) if w <= lanes.widest()]
     return min(widths, key=lambda w: -(-batch_size // w) * (w + 32))
@@ -67,10 +63,9 @@ def metrics() -> Metrics:
 class Engine:
     """Runs training steps and gradients of one network, with batches of at most `batch_size`.
 
-    In training, the threads share the work as long as that is faster than one (see `governor`).
-    Results do not depend on them. Memory: 4 bytes and 2 bits per neuron and sample, the batch
-    rounded up to whole blocks of lanes; during each call of `train`, 4 bytes per connection of the
-    largest layer.
+    Results do not depend on the threads. Memory: 4 bytes and 2 bits per neuron and sample, the
+    batch rounded up to whole blocks of lanes; during `train`, 4 bytes per connection of the largest
+    layer.
     """
 
     def __init__(self, network: Network, batch_size: int, threads: int = 1) -> None:
@@ -118,8 +113,8 @@ class Engine:
     ) -> None:
         """Take momentum steps over ``inputs[rows]`` in that order, `batch_size` samples each.
 
-        `velocity` is laid out like the network's parameters, `step` is the number of the first step
-        and keys the dropout noise, and loss and correct predictions are added to `sums`.
+        `velocity` is laid out like the network's parameters, `step` is the first step's number and
+        keys the dropout noise; `sums` receives loss and correct predictions.
         """
         nnz, first = len(self._network.weights), 0
         with self._backward_order(velocity):
@@ -143,11 +138,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _backward_order(self, velocity: np.ndarray) -> Iterator[None]:
-        """Keep velocities in the order of the transposed access instead of CSR order.
-
-        Backward visits connections in that order, so it reads and writes velocities one after the
-        other; that gains 5 % of a step, 12 % in wide layers.
-        """
+        """Keep velocities in the order in which backward visits them: 5 to 12 % of a step."""
         starts, places = self._network.weight_start, self._network.out_position
         layer = np.empty(int(np.diff(starts).max()), np.float32)
         kernels.reorder(velocity, starts, places, layer, True)
@@ -186,10 +177,7 @@ class Engine:
 
 
 def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray:
-    """Return the network's logits, float32, shape (n, n_classes), of float32 inputs in C order.
-
-    Threads share the samples, as far as there are 128 for each.
-    """
+    """Return the logits, float32, shape (n, n_classes), of float32 inputs in C order."""
     threads = min(threads, max(1, len(inputs) // _PREDICT_SAMPLES))
     width = lanes.Width(min(_FORWARD_LANES, lane_width(max(1, len(inputs)))))
     row = 2 * int(network.sizes.max()) * width.lanes

@@ -1,9 +1,8 @@
 """Whether a team of threads pays, decided again and again while it works.
 
-Two threads are not always faster than one. Another process may want a core, and then the team waits
-for the member that lost it. Or the cores lie far apart, in a virtual machine from one minute to the
-next, and passing data between them costs more than the help is worth. No rule tells beforehand, so
-it is measured. Nothing here knows what the work is.
+Another process may want a core, and then the team waits for the member that lost it. Or the cores
+lie far apart, in a virtual machine from one minute to the next, and passing data between them costs
+more than the help is worth. No rule tells beforehand, so it is measured.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ class Governor:
     """Chooses, turn by turn, whether the whole team works or its first member alone.
 
     `members` is how many should work in the coming turn: `size` or 1. Now and then the other choice
-    is tried, and kept if it was faster than the median of the last turns. Trials become rare while
-    they fail, so that they cost less than 1 %.
+    is tried, and kept if it was faster. Trials that fail become rare: they cost less than 1 %.
     """
 
     def __init__(self, size: int) -> None:

@@ -1,10 +1,9 @@
 """The one decorator that compiles: Numba's `njit`, with machine code kept on disk safely.
 
-Numba's own cache has an index file that processes which compile at the same time overwrite for each
-other, up to loading one signature's code for another; ranks of an MPI job start together. And it
-watches the source of a function, but not of the functions compiled into it; the kernels are built
-from several modules. So here each signature has a file of its own, named after its contents and the
-sources it may be compiled from: nothing is shared, nobody waits, and nothing goes stale.
+Processes that compile at the same time overwrite the index file of Numba's own cache for each
+other, up to loading one signature's code for another; and it does not watch the functions that are
+compiled into a function. So here each signature has a file of its own, named after its contents and
+the sources it may be compiled from: nothing is shared, nobody waits, and nothing goes stale.
 """
 
 from __future__ import annotations
@@ -24,10 +23,7 @@ _HERE = Path(__file__).parent
 
 @cache
 def _stamp(source: Path) -> str:
-    """Digest the sources that a function may be compiled from: this folder, and its own folder.
-
-    Of the modules right below the package only the function's own counts.
-    """
+    """Digest what a function may be compiled from: this folder, and its own or its module."""
     own = [source] if source.parent == _HERE.parent else source.parent.glob("*.py")
     digest = hashlib.sha256()
     for path in sorted({*_HERE.glob("*.py"), *own}):
@@ -64,10 +60,7 @@ class _SignatureFiles(IndexDataCacheFile):
 
 
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that compiles a function when it is first called.
-
-    The options are those of `numba.njit`, beside ``nogil``, ``cache`` and ``error_model="numpy"``.
-    """
+    """Return a decorator that compiles at the first call, with options of `numba.njit` added."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = njit(nogil=True, cache=True, error_model="numpy", **options)(function)

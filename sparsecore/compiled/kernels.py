@@ -2,16 +2,12 @@
 
 Activations are feature-major and cut into blocks of the batch: layer l holds ``n_blocks`` blocks of
 shape ``(n_l, lanes)``, one after the other in one flat buffer. So a neuron's batch row is
-contiguous, and a block stays in the cache while a layer is swept. Weights are CSR by output neuron
-(a row is one neuron's incoming connections). The backward sweep reads them through the transposed
-access (``out_indptr``, ``out_indices``, ``out_position``): it holds one input neuron's activations
+contiguous, and a block stays in the cache while a layer is swept. Weights are CSR by output neuron.
+The backward sweep reads them through the transposed access: it holds one input neuron's activations
 in registers, streams the gradients of the neurons it feeds, and obtains the input gradient, the
 weight gradient and the update in one pass. A layer too wide for the cache is swept in slices: first
-all connections to its first neurons, then all to the next. What is read at random stays in the
-cache, and every sum is still added up in the same order. Backward takes several blocks at a time:
-`wide` lanes, in pieces of `width`, which is what forward works with.
-
-Every function fills arrays that `engine` has allocated. `programs` calls them.
+all connections to its first neurons, then all to the next; every sum is still added up in the same
+order. Backward takes several blocks at a time: `wide` lanes, in pieces of `width`.
 """
 
 from __future__ import annotations
@@ -201,7 +197,7 @@ def forward(width, start, stop, layer, part, net, act, x0, y0, hidden, work, cur
     """Add a slice of the inputs of neurons [start, stop) of a layer; the last slice finishes them.
 
     With a `work`, what backward needs is kept, and `noise` drops activations; without it there is
-    only one slice. `column` is the place of the first lane's sample in the batch.
+    only one slice. `column` is the first lane's sample in the batch.
     """
     lanes = lanes_of(width)
     base, bias = net.weight_start[layer], net.bias_start[layer]
@@ -260,7 +256,7 @@ def softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count,
 class Pace(NamedTuple):
     """How some blocks of the batch move the parameters.
 
-    The velocity sums the gradients of all blocks. The parameters move with the last block, because
+    The velocity sums the gradients of all blocks; the parameters move with the last, because
     backward needs their old values until then.
     """
 
@@ -280,11 +276,7 @@ def pace_of(rate, rule, momentum, turn, turns):
 
 
 class Target(NamedTuple):
-    """What backward changes: velocities and with them the parameters, or else gradients.
-
-    Gradients are in CSR order like the weights; velocities are in the order of the transposed
-    access, in which backward visits them.
-    """
+    """What backward changes: gradients (CSR order), or velocities (transposed) with parameters."""
 
     velocity: Any  #: float32 (nnz,) or None
     velocity_b: Any  #: float32 (neurons,) or None
@@ -295,11 +287,10 @@ class Target(NamedTuple):
 
 @_inline
 def apply(k, p, g, values, velocity, gradient, pace):
-    """Use the gradient of one parameter, summed over one block of the batch.
+    """Use the gradient of the parameter at `p` (velocity at `k`), summed over a block of the batch.
 
-    The parameter is at place `p`, its velocity at `k`. With a velocity, take the momentum step
-    v <- mu v - eta g; w <- w + v - lambda w; with a gradient, write that. `pace` avoids a branch,
-    which would cut the loops around it in two.
+    With a velocity, take v <- mu v - eta g; w <- w + v - lambda w; with a gradient, write that.
+    `pace` avoids a branch, which would cut the loops around it in two.
     """
     if velocity is not None:
         v = fma(-pace.rate, g, pace.carry * at(velocity, k))
@@ -339,11 +330,7 @@ def rows_of(width, layer, block, net, work):
 
 @_inline
 def _connection(wide, width, k, base, net, act, x, d, acc, inner):
-    """Follow one outgoing connection of an input neuron that has activations `x`.
-
-    Return the connection's place, the input gradient with it added, and lanes that sum to the
-    weight's gradient. Without `inner` the input gradient is not needed.
-    """
+    """Return a connection's place, the input gradient plus its share, and lanes of its gradient."""
     row = d.start + np.int64(at(net.out_indices, k)) * lanes_of(width)
     y = load_across(wide, width, act, row, d.gap)
     p = base + np.int64(at(net.out_position, k))
@@ -397,8 +384,7 @@ def backward_input(wide, width, start, stop, part, net, target, work, x, d, pace
 def backward(wide, width, start, stop, layer, part, net, target, work, x, d, noise, pace):
     """Apply the gradients of a hidden layer's outgoing weights, for a slice of their targets.
 
-    The last slice also applies those of the layer's biases, and replaces its activations by the
-    gradients of its pre-activations.
+    The last slice also moves the biases, and replaces activations by pre-activation gradients.
     """
     cursor, act, all_lanes = work.cursor[0], work.act, lanes_of(wide)
     base, bias = net.weight_start[layer], net.bias_start[layer - 1]
@@ -433,8 +419,7 @@ def backward(wide, width, start, stop, layer, part, net, target, work, x, d, noi
 def reorder(values, starts, places, layer, transposed):
     """Bring values of connections from CSR order into that of the transposed access, or back.
 
-    `starts` says where each layer begins, `places` is `Network.out_position`; `layer` has room for
-    the largest layer. One call reorders all layers, so no interrupt comes between two.
+    `layer` has room for the largest layer. One call reorders all, so no interrupt comes between.
     """
     for number in range(len(starts) - 1):
         start, stop = starts[number], starts[number + 1]
@@ -450,10 +435,7 @@ def reorder(values, starts, places, layer, transposed):
 
 @_jit
 def momentum_step(values, velocity, gradient, out, learning_rate, momentum, weight_decay):
-    """Take v <- mu v - eta g; w <- w + v - lambda w over flat vectors, and copy the new w to `out`.
-
-    The same rule as `apply`, for a gradient that came from elsewhere. 24 bytes per parameter move.
-    """
+    """Take v <- mu v - eta g; w <- w + v - lambda w over flat vectors, and copy w to `out`."""
     for k in range(len(values)):
         v = momentum * velocity[k] - learning_rate * gradient[k]
         w = values[k] + v - weight_decay * values[k]

@@ -1,11 +1,9 @@
 """The SIMD lane type that the kernels are written with.
 
-A `Width(n)` tells the compiler how many float32 lanes a value has; ``load(width, a, i)`` gives a
-value of that many lanes, and ``fma``, ``totals``, ``select`` and the rest work on such values. For
-Numba it is a type whose LLVM form is ``<n x float>``; LLVM cuts it into the CPU's registers (eight
-AVX-512 registers for 128 lanes). So a kernel reads like scalar code, and a batch row stays in
-registers while the connections of a neuron stream by. Nothing here knows about networks (see
-`kernels`), and nothing checks bounds: the kernels' caller has allocated and checked the arrays.
+A `Width(n)` tells the compiler how many float32 lanes a value has. Numba has a type for such values
+whose LLVM form is ``<n x float>``; LLVM cuts it into the CPU's registers (eight AVX-512 registers
+for 128 lanes). So a kernel reads like scalar code, and a batch row stays in registers while the
+connections of a neuron stream by. Nothing here checks bounds.
 """
 
 from __future__ import annotations
@@ -35,10 +33,7 @@ _I32 = ir.IntType(32)
 
 
 class Width:
-    """A number of float32 lanes, known to the compiler: a power of two, at least 4.
-
-    Masks can be stored from 8 lanes on, in whole bytes.
-    """
+    """A number of float32 lanes, known to the compiler: a power of two from 4 (masks: 8) on."""
 
     def __init__(self, lanes: int) -> None:
         if lanes < 4 or lanes & (lanes - 1):
@@ -51,10 +46,7 @@ class Width:
 
 @cache
 def widest() -> int:
-    """Return the most lanes whose two operand rows fit this CPU's vector registers.
-
-    128 with 32 AVX-512 registers; 32 with AVX2 or NEON, where a wider value would spill.
-    """
+    """Return the most lanes whose two operand rows fit this CPU's registers: more would spill."""
     return 128 if llvm.get_host_cpu_features().get("avx512f") else 32
 
 
@@ -109,9 +101,6 @@ def _typeof_width(value: Width, context: Any) -> WidthType:
 @unbox(WidthType)
 def _unbox_width(typ: WidthType, value: Any, c: Any) -> NativeValue:
     return NativeValue(c.context.get_dummy_value())
-
-
-# --- code generation -----------------------------------------------------------------------------
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, to: Any) -> Any:
@@ -174,9 +163,6 @@ def _tile_of(width):
     return lambda width: side
 
 
-# --- memory --------------------------------------------------------------------------------------
-
-
 @intrinsic
 def load(typingctx, width, array, index):
     """``array[index : index + lanes]`` of a contiguous float32 array."""
@@ -218,8 +204,8 @@ def store(typingctx, array, index, value):
 def stream(typingctx, array, index, value):
     """``array[index : index + lanes] = value``, past the caches: nobody reads it back soon.
 
-    The array begins at a cache line and `index` is a multiple of the lanes. A line that is written
-    whole is then not read from memory first. Other threads see it after a `team.barrier`.
+    The array begins at a cache line, `index` is a multiple of the lanes. Lines are not read from
+    memory first. Other threads see the value after a `team.barrier`.
     """
     if not (isinstance(value, LanesType) and _float_array(array)):
         return None
@@ -359,11 +345,10 @@ def store_mask(typingctx, bits, index, mask):
 
 @intrinsic
 def copy_transposed(typingctx, width, inputs, rows, first, feature, out, place, step):
-    """Copy a square tile of `inputs`, transposed, to `out`.
+    """Copy ``inputs[rows[first : first + t], feature : feature + t]``, transposed; t = `tile_of`.
 
-    The tile is ``inputs[rows[first : first + t], feature : feature + t]`` for t = `tile_of`
-    (width); its feature f goes to ``out[place + f * step : ... + t]``. Whole cache lines are read
-    and written, and values change places in registers: ten times as fast as one by one.
+    Feature f goes to ``out[place + f * step : ... + t]``. Whole cache lines are read and written,
+    and values change places in registers: ten times as fast as one by one.
     """
     if not (inputs.ndim == 2 and inputs.layout == "C" and inputs.dtype == types.float32):
         return None
@@ -404,9 +389,6 @@ def copy_transposed(typingctx, width, inputs, rows, first, feature, out, place, 
         return context.get_dummy_value()
 
     return signature, codegen
-
-
-# --- arithmetic ----------------------------------------------------------------------------------
 
 
 @intrinsic
@@ -526,9 +508,6 @@ def total(typingctx, a):
     return types.float32(a), codegen
 
 
-# --- masks ---------------------------------------------------------------------------------------
-
-
 @intrinsic
 def positive(typingctx, a):
     """Return the mask of the lanes greater than zero."""
@@ -549,10 +528,9 @@ def select(typingctx, mask, a, b):
 def bernoulli(typingctx, width, key, first, threshold):
     """Return a mask that is unset with probability ``threshold / 2**16``, from a counter.
 
-    Lanes c and c + 1, c even, take the low and the high half of a hash of the counter (`key`,
-    (`first` + c) / 2) by the 32-bit finaliser "lowbias32" (C. Wellons, 2018). Without a state, any
-    thread can draw any lane's value, and it vectorises, unlike a sequential generator. `first` is
-    even; it and `key` are uint32, `threshold` is uint16.
+    Lanes c and c + 1, c even, take the halves of a hash of the counter (`key`, (`first` + c) / 2)
+    by "lowbias32" (C. Wellons, 2018): without a state, any thread can draw any lane's value. `key`
+    and `first`, which is even, are uint32, `threshold` is uint16.
     """
     u32 = types.uint32
     signature = MaskType(width.lanes)(width, u32, u32, types.uint16)

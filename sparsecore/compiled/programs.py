@@ -1,12 +1,9 @@
-"""The jitted programs: training steps, a gradient, predictions.
+"""The jitted programs: training steps, a gradient, predictions; a team's members walk through them.
 
-All members of a `team.Team` walk through a program. Forward, each member takes some blocks of the
-batch through all layers, without waiting for the others. Small batches, and backward always, are
-split by neuron: a weight's gradient sums over all samples. Forward goes by the blocks in which
-activations are kept; backward takes several of them together.
-
-One member adds up each sum, in an order that does not depend on who does it: results depend neither
-on the number of threads nor on who takes which part. The loops are those of `kernels`.
+Forward, each member takes some blocks of the batch through all layers, without waiting for the
+others. Small batches, and backward always, are split by neuron: a weight's gradient sums over all
+samples. One member adds up each sum, in a fixed order, so results depend neither on the number of
+threads nor on who takes which part.
 """
 
 from __future__ import annotations

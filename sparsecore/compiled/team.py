@@ -1,10 +1,8 @@
 """A team of threads that walk through one jitted program together.
 
-`Team.run` starts the same compiled function on every member; inside it, `barrier` makes the members
-wait for each other. A waiting member spins for some microseconds, because the others usually arrive
-soon, and then sleeps in the kernel (a futex), so that another process can have its core. Numba's
-own ``prange`` costs 30 ms per barrier on a busy machine. The programs decide what each member does
-between two barriers.
+A waiting member spins for some microseconds, because the others usually arrive soon, and then
+sleeps in the kernel (a futex), so that another process can have its core. Numba's own ``prange``
+costs 30 ms per barrier on a busy machine.
 """
 
 from __future__ import annotations
@@ -48,11 +46,7 @@ def cpu_count() -> int:
 
 
 class Team:
-    """Threads that run jitted functions side by side.
-
-    `sync` is the state of the barrier and of the phase; a jitted function passes it to `barrier`
-    and `claim`.
-    """
+    """Threads that run jitted functions side by side; `sync` is for their `barrier` and `claim`."""
 
     def __init__(self, size: int) -> None:
         if not isinstance(size, (int, np.integer)) or size < 1:
@@ -144,8 +138,8 @@ def _pause(typingctx):
 def claim(sync, size, member):
     """Return a part of the current phase that nobody has taken yet, or -1 if there is none.
 
-    There are ``size * PARTS`` parts. A member takes its own first, in order, so its cache has the
-    rows of the last phase; then it helps the others, who may have lost a core to another process.
+    Of ``size * PARTS`` parts a member takes its own first, in order, so its cache has the rows of
+    the last phase; then it helps the others, who may have lost a core to another process.
     """
     for turn in range(size):
         owner = (member + turn) % size

@@ -1,8 +1,7 @@
 """The data sets of the study: find, fetch, verify, load and augment them.
 
-This module has the public functions. They look for files in `$SPARSECORE_DATA/<name>/`, then in the
-user's cache, then at the data set's mirrors. `registry` has the facts, `readers` the formats,
-`sources` the places and downloads, `generators` the generated data, `augment` moved images.
+These public functions look in `$SPARSECORE_DATA/<name>/`, then in the user's cache, then at the
+data set's mirrors; each refuses an unknown name with ValueError.
 """
 
 from __future__ import annotations
@@ -50,16 +49,11 @@ def describe(name: str) -> dict[str, object]:
     Returns
     -------
     dict
-        `name`, `title`, `domain`, `n_features`, `feature_shape`, `n_classes`, `classes`, `n_train`,
-        `n_test`, `kind` ("files", "embedded" or "files or surrogate"), `files` (names), `mirrors`
-        (labels, in order), `megabytes` (download; 0 if there is none), `on_request` (True where
-        only `fetch` downloads, never `load`), `home`, `licence`, `citation`, `sha256` (pinned
-        content hash, or None where the content may vary). JSON-serialisable.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown.
+        JSON-serialisable: `name`, `title`, `domain`, `n_features`, `feature_shape`, `n_classes`,
+        `classes`, `n_train`, `n_test`, `kind` ("files", "embedded" or "files or surrogate"),
+        `files` (names), `mirrors` (labels, in order), `megabytes` (download; 0 if there is none),
+        `on_request` (True where only `fetch` downloads, never `load`), `home`, `licence`,
+        `citation`, `sha256` (pinned content hash, or None where the content may vary).
     """
     entry = registry.find(name)
     same = ("name", "title", "domain", "n_features", "n_train", "n_test", "megabytes", "on_request",
@@ -79,44 +73,14 @@ def describe(name: str) -> dict[str, object]:
 def available(name: str) -> bool:
     """Tell whether `load` would succeed without any download.
 
-    Parameters
-    ----------
-    name : str
-        One of `names()`.
-
-    Returns
-    -------
-    bool
-        True if the files are in place (their content is not read here) or the data are generated;
-        for "leukemia" always, since a surrogate stands in.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown.
+    The files' content is not read. For "leukemia" always True, since a surrogate stands in.
     """
     entry = registry.find(name)
     return entry.generate is not None or _locate(entry, []) is not None
 
 
 def stands_in(name: str) -> bool:
-    """Tell whether `load` would return a surrogate here.
-
-    Parameters
-    ----------
-    name : str
-        One of `names()`.
-
-    Returns
-    -------
-    bool
-        True only for "leukemia", where its file is missing.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown.
-    """
+    """Tell whether `load` would return a surrogate here: for "leukemia" without its file."""
     entry = registry.find(name)
     return entry.generate is not None and bool(entry.files) and _locate(entry, []) is None
 
@@ -136,8 +100,6 @@ def load(name: str) -> Dataset:
 
     Raises
     ------
-    ValueError
-        If the name is unknown.
     DataCorrupt
         If a file is cut short or does not have the content that it should have.
     DataNotAvailable
@@ -160,26 +122,10 @@ def load(name: str) -> Dataset:
 
 
 def fetch(name: str) -> Path | None:
-    """Make sure that a data set's verified files are on this machine.
+    """Make sure that a data set's verified files are on this machine; return their folder.
 
-    Parameters
-    ----------
-    name : str
-        One of `names()`.
-
-    Returns
-    -------
-    Path or None
-        The folder with the files; None for embedded data, which need none.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown.
-    DataCorrupt
-        If the user's own folder holds a damaged file (one in the cache is replaced).
-    DataNotAvailable
-        If no source has the data.
+    None is returned for embedded data. A damaged file in the cache is replaced, one in the user's
+    own folder raises DataCorrupt; if no source has the data, DataNotAvailable is raised.
     """
     entry = registry.find(name)
     if entry.read is None:
@@ -203,32 +149,18 @@ def fetch(name: str) -> Path | None:
 
 
 def verify(name: str) -> dict[str, str]:
-    """Check the content of a data set that is already on this machine.
-
-    Parameters
-    ----------
-    name : str
-        One of `names()`.
+    """Check the content of a data set that is on this machine; nothing is downloaded.
 
     Returns
     -------
     dict
-        SHA-256 of the content of each file, by path; of generated arrays, under the data set's
-        name.
+        SHA-256 of the content of each file, by path; of generated arrays, by the data set's name.
+        Of a HIGGS file only the rows in use are read.
 
     Raises
     ------
-    ValueError
-        If the name is unknown.
-    DataCorrupt
-        If a content is wrong.
-    DataNotAvailable
-        If the files are not on this machine (nothing is downloaded).
-
-    Notes
-    -----
-    Of a HIGGS file no more than the rows in use are read. Leukemia's surrogate is generated to be
-    hashed.
+    DataCorrupt, DataNotAvailable
+        If a content is wrong, or the files are not here.
     """
     entry = registry.find(name)
     tried: Tried = []
@@ -299,18 +231,9 @@ def _dataset(
 ) -> Dataset:
     X_train, y_train, X_test, y_test = arrays
     return Dataset(
-        name=entry.name,
-        X_train=X_train,
-        X_test=X_test,
-        y_train=y_train,
-        y_test=y_test,
-        classes=classes or entry.classes,
-        feature_shape=entry.feature_shape,
-        domain=entry.domain,
-        source=source,
-        content_hash=digest,
-        surrogate=source == SURROGATE,
-    )
+        entry.name, X_train, X_test, y_train, y_test, classes or entry.classes,
+        entry.feature_shape, entry.domain, source, digest, surrogate=source == SURROGATE,
+    )  # fmt: skip
 
 
 def _generated(entry: Entry) -> Dataset:

@@ -1,7 +1,4 @@
-"""The `Dataset` that everything else receives: arrays, names, origin; standardised, and subsets.
-
-`readers` reads files, `sources` finds them, `registry` knows the facts about each data set.
-"""
+"""The `Dataset` that everything else receives: arrays, names, origin; standardised, and subsets."""
 
 from __future__ import annotations
 
@@ -22,8 +19,8 @@ class Dataset:
 
     Parameters
     ----------
-    name : str
-        Name as given to `load`.
+    name, domain : str
+        As given to `load`, and the field that the data come from, e.g. "images".
     X_train, X_test : ndarray of uint8 (images) or float32, shape (n_rows, n_features)
         Raw values, C-contiguous, one row per sample.
     y_train, y_test : ndarray of int64, shape (n_rows,)
@@ -31,9 +28,7 @@ class Dataset:
     classes : tuple of str
         Name of every class, in the order of the indices.
     feature_shape : tuple of int
-        Shape of one sample, e.g. (28, 28), (32, 32, 3) or (500,); rows are flattened in C order.
-    domain : str
-        Field that the data come from, e.g. "images".
+        Shape of a sample, e.g. (32, 32, 3) or (500,); rows are flattened in C order.
     source : str
         Where the content came from, for people; never a path of this machine.
     content_hash : str
@@ -74,20 +69,10 @@ class Dataset:
         )
 
     def moments(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Compute mean and scale of every feature over the training rows.
+        """Return each feature's mean and scale over the training rows, float32 (n_features,).
 
-        Returns
-        -------
-        mean : ndarray of float32, shape (n_features,)
-            Training mean.
-        scale : ndarray of float32, shape (n_features,)
-            Training standard deviation (of the population); 1 for a constant feature.
-
-        Notes
-        -----
-        Two passes in float64 over differences from the first row, so that the standard deviation
-        of a constant feature is exactly 0. O(n_rows · n_features) time, O(n_features) memory beyond
-        one block.
+        The scale is the standard deviation of the population; 1 for a constant feature. Two float64
+        passes over differences from the first row make a constant's deviation exactly 0.
         """
         X = self.X_train
         first = X[0].astype(np.float64)
@@ -106,17 +91,7 @@ class Dataset:
         return (first + offset).astype(np.float32), scale.astype(np.float32)
 
     def standardized(self) -> Dataset:
-        """Standardise every feature with the mean and standard deviation of the training rows.
-
-        Returns
-        -------
-        Dataset
-            The same data as float32, (x - mean) / scale; constant features are divided by 1.
-
-        Notes
-        -----
-        Allocates 4 bytes per value and one block; the raw arrays stay as they are.
-        """
+        """Return the data as float32 (x - mean) / scale, with the training rows' `moments`."""
         mean, scale = self.moments()
         return dataclasses.replace(
             self,
@@ -125,24 +100,14 @@ class Dataset:
         )
 
     def limited(self, n_train: int, random_state: int = 0) -> Dataset:
-        """Take a seeded, stratified subset of the training rows.
+        """Return a seeded, stratified subset of the training rows, in order, and all test rows.
 
         Parameters
         ----------
         n_train : int
-            Rows to keep, between n_classes and the number of training rows.
-        random_state : int, default 0
+            Rows to keep, from n_classes to the number of training rows; else ValueError.
+        random_state : int
             Seed of the choice.
-
-        Returns
-        -------
-        Dataset
-            The chosen rows in their original order; the test rows are all kept.
-
-        Raises
-        ------
-        ValueError
-            If `n_train` is out of range.
 
         Notes
         -----
@@ -201,10 +166,7 @@ def hash_arrays(*arrays: NDArray) -> str:
 
 
 def every_kth(y: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """Mark a stratified test part: every k-th row, once rows are ordered by class.
-
-    No random numbers: the split is the same on every machine and for every NumPy.
-    """
+    """Mark a test part: every k-th row by class, without random numbers, so the same everywhere."""
     test = np.zeros(len(y), dtype=bool)
     test[np.argsort(y, kind="stable")[::k]] = True
     return test

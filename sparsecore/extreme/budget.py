@@ -1,8 +1,7 @@
 """What memory a network takes, array by array, before any of it is allocated.
 
 Connections are counted in expectation: of hundreds of millions of random ones, the number is known
-to four digits. `tiles` (12 bytes per connection), `sweeps` (16 bytes per neuron for a batch of 4)
-and `network` (one workspace as large as the largest layer) decide what is stored.
+to four digits.
 """
 
 from __future__ import annotations
@@ -55,10 +54,7 @@ def expected(sizes: Sequence[int], epsilon: float) -> list[float]:
 
 
 def workspace(counts: Sequence[float], grids: Sequence[Grid], lanes: int) -> int:
-    """Return the bytes that slots or evolution need, for the largest of these layers.
-
-    `counts` are the layers' connections. A split network may hold no rows of some layer.
-    """
+    """Return the bytes that slots or evolution of the largest layer need; a layer may be empty."""
     evolved = max((tiles.CONNECTION * n for n in counts[:-1]), default=0)
     strips = []
     for n, g in zip(counts, grids, strict=True):
@@ -105,10 +101,7 @@ class Budget:
 
 
 def plan(sizes: Sequence[int], epsilon: float, batch_size: int, threads: int) -> Budget:
-    """Plan the memory of a network.
-
-    The plan contains what the process takes already, so import and compile first.
-    """
+    """Plan a network's memory, the process's own included: so import and compile first."""
     lanes = lane_width(batch_size)
     counts = expected(sizes, epsilon)
     grids = [tiles.grid(a, b, lanes) for a, b in pairwise(sizes)]

@@ -1,26 +1,14 @@
-"""The hyperparameters of an extreme run: default, range and help, once for library and command."""
+"""The hyperparameters of an extreme run."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass
 from itertools import pairwise
-from typing import Any
 
-import numpy as np
-
+from sparsecore.config import FINITE, FRACTION, POSITIVE, hyperparameters, integers, numbers, param
 from sparsecore.extreme.data import N_CLASSES, N_FEATURES
 
-
-def _whole(default: Any, least: int, text: str, metavar: str = "N") -> Any:
-    """Declare a whole number: its default, least value, and help on the command line."""
-    return field(default=default, metadata={"least": least, "help": text, "metavar": metavar})
-
-
-def _real(
-    default: float, text: str, span: tuple[float, float] | None = None, metavar: str | None = None
-) -> Any:
-    """Declare a number: its default, help, and the range [low, high) if it is checked here."""
-    return field(default=default, metadata={"span": span, "help": text, "metavar": metavar})
+_NOT_NEGATIVE = numbers("a number of at least 0", lambda v: v >= 0)
 
 
 @dataclass(frozen=True)
@@ -29,72 +17,49 @@ class ExtremeConfig:
 
     Parameters
     ----------
-    neurons : int
-        Hidden neurons in all, at least `hidden_layers`.
-    hidden_layers : int
-        They share the neurons equally, to within one.
-    batch_size : int
-        Samples per step, 1 to 64.
-    steps : int
-    epsilon : float
-        Erdős–Rényi sparsity, positive; between layers of equal width a neuron has 2 ε inputs.
-    alpha : float
-        Negative slope of All-ReLU. If it is large, the class is lost in the mean of deep layers.
-    learning_rate : float
-        Of a neuron with one input: it is divided by each layer's mean fan-in.
-    momentum : float
-        In [0, 1).
-    weight_decay : float
-        Decoupled, per step, in [0, 1).
-    zeta : float
-        Fraction of connections that an evolution replaces, in [0, 1). It is less than the study's
-        0.3, because an evolution comes after some steps and not after an epoch, and the steps have
-        to undo the noise that new connections bring to every layer.
-    evolve_every : int
-        Steps between evolutions; there is none after the last step.
-    separation : float
-        Distance of the classes, in standard deviations of a feature.
-    held_out : int
-        Samples of the test; 0 for none.
+    {parameters}
 
     Raises
     ------
     ValueError
         If a value is out of its range, or a layer would be too dense; the message says which.
+
+    Notes
+    -----
+    `zeta` is less than the study's 0.3, because an evolution comes after some steps and not after
+    an epoch, and the steps have to undo the noise that new connections bring to every layer. If
+    `alpha` is large, the class is lost in the mean of deep layers.
     """
 
-    neurons: int = _whole(MISSING, 1, "hidden neurons, such as 2e8")
-    hidden_layers: int = _whole(10, 1, "that share them equally")
-    batch_size: int = _whole(4, 1, "samples a step, 1 to 64")
-    steps: int = _whole(50, 1, "")
-    epsilon: float = _real(
-        2.5, "Erdős–Rényi sparsity, > 0; between layers of one width a neuron has 2 ε inputs"
+    neurons: int = param(MISSING, integers(1), "hidden neurons in all, such as 2e8", metavar="N")
+    hidden_layers: int = param(10, integers(1), "that share the neurons equally", metavar="N")
+    batch_size: int = param(4, integers(1), "samples a step, at most 64", metavar="N")
+    steps: int = param(50, integers(1), "of training", metavar="N")
+    epsilon: float = param(
+        2.5, POSITIVE, "Erdős–Rényi sparsity: between layers of one width a neuron has 2 ε inputs"
     )
-    alpha: float = _real(0.05, "negative slope of All-ReLU", (-np.inf, np.inf))
-    learning_rate: float = _real(
-        0.2, ">= 0, divided by each layer's mean fan-in", (0, np.inf), "ETA"
+    alpha: float = param(0.05, FINITE, "negative slope of All-ReLU")
+    learning_rate: float = param(
+        0.2, _NOT_NEGATIVE, "divided by each layer's mean fan-in", metavar="ETA"
     )
-    momentum: float = _real(0.9, "in [0, 1)", (0, 1), "MU")
-    weight_decay: float = _real(2e-4, "per step, in [0, 1)", (0, 1), "LAMBDA")
-    zeta: float = _real(0.1, "fraction of connections that an evolution replaces", (0, 1))
-    evolve_every: int = _whole(25, 1, "steps between evolutions", "STEPS")
-    separation: float = _real(1.0, "of the classes, in standard deviations", (0, np.inf))
-    held_out: int = _whole(100, 0, "samples to test with, 0 for none")
+    momentum: float = param(0.9, FRACTION, "share of the velocity kept", metavar="MU")
+    weight_decay: float = param(2e-4, FRACTION, "decoupled, per step", metavar="LAMBDA")
+    zeta: float = param(0.1, FRACTION, "share of connections that an evolution replaces")
+    evolve_every: int = param(
+        25, integers(1), "steps between evolutions; none after the last step", metavar="STEPS"
+    )
+    separation: float = param(
+        1.0, _NOT_NEGATIVE, "of the classes, in standard deviations of a feature"
+    )
+    held_out: int = param(100, integers(0), "samples to test with, 0 for none", metavar="N")
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
-        for name, facts in ((each.name, each.metadata) for each in fields(self)):
-            value = getattr(self, name)
-            if "least" in facts:
-                least = self.hidden_layers if name == "neurons" else facts["least"]
-                if not isinstance(value, (int, np.integer)) or value < least:
-                    raise ValueError(
-                        f"{name}: expected an integer of at least {least}, got {value!r}"
-                    )
-            elif facts["span"] is not None:
-                low, high = facts["span"]
-                if not (np.isfinite(value) and low <= value < high):
-                    raise ValueError(f"{name}: expected a number in [{low}, {high}), got {value!r}")
+        for name, about in HYPERPARAMETERS.items():
+            about.check(getattr(self, name))
+        if self.neurons < self.hidden_layers:
+            expected = integers(self.hidden_layers).expected
+            raise ValueError(f"neurons: expected {expected}, got {self.neurons!r}")
         from sparsecore.extreme import budget  # Numba takes a second, and --help does not need it
 
         budget.lane_width(self.batch_size)
@@ -109,3 +74,6 @@ class ExtremeConfig:
     def evolves_after(self, step: int) -> bool:
         """Tell whether the topology evolves after `step`, counted from 1."""
         return self.zeta > 0 and step % self.evolve_every == 0 and step < self.steps
+
+
+HYPERPARAMETERS = hyperparameters(ExtremeConfig)

@@ -1,8 +1,7 @@
-"""The artificial data of the extreme study, drawn one batch at a time.
+"""The artificial data of the extreme study: two Gaussian clusters among 65 536 features.
 
-Two Gaussian clusters among 65 536 features, as scikit-learn's `make_classification` lays them out.
-A batch is drawn when it is needed, from the stream of its number, and never kept. So a resumed run
-sees the same samples.
+They lie as in scikit-learn's `make_classification`. A batch is drawn from the stream of its number
+when it is needed, and never kept, so a resumed run sees the same samples.
 """
 
 from __future__ import annotations
@@ -19,11 +18,7 @@ _TRAIN, _HELD_OUT = 0, 1
 
 
 class Stream:
-    """Batches without end.
-
-    `separation` is the distance of a cluster's informative features from their middle, in standard
-    deviations.
-    """
+    """Batches without end; informative features lie `separation` deviations off their mean."""
 
     def __init__(self, seed: int, separation: float, n_features: int = N_FEATURES) -> None:
         rng = seeds.generator(seed, Purpose.SPLIT)
@@ -35,10 +30,9 @@ class Stream:
         self._sd = np.sqrt(1 + moved.var(axis=0))
 
     def batch(self, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a batch to train on: X (size, n_features) float32, y (size,) int64.
+        """Return batch `number` to train on: X (size, n_features) float32, y (size,) int64.
 
-        The same number gives the same samples. Every feature has mean 0 and variance 1; the two
-        classes are of equal size, to within one.
+        Every feature has mean 0 and variance 1; the classes are of equal size, to within one.
         """
         return self._draw(_TRAIN, number, size)
 

@@ -1,7 +1,6 @@
 """`TiledMLP`: layers of tiles, their activations, one workspace, and a training step.
 
-All arrays are allocated once, for a number of threads and a batch size. `budget` plans their
-memory, `split` spreads a network over ranks, and `run` owns data, schedule and files.
+All arrays are allocated once, for a number of threads and a batch size.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 
 from sparsecore import seeds
 from sparsecore.compiled.engine import aligned
@@ -21,7 +19,6 @@ from sparsecore.extreme import budget, sweeps, tiles
 from sparsecore.extreme.sweeps import Strip, Update
 from sparsecore.extreme.tiles import Grid, Tiles
 from sparsecore.functions import negative_slope, probabilities
-from sparsecore.mlp import SparseMLP
 from sparsecore.seeds import Purpose
 
 
@@ -70,13 +67,6 @@ class Layer:
         """Number of connections of each tile, int64."""
         return np.diff(self.tiles.start)
 
-    def to_scipy(self, values: np.ndarray) -> sp.csr_array:
-        """Return the layer with these values of its connections, shape (n_out, n_in)."""
-        g, tile = self.grid, np.repeat(np.arange(len(self.tiles.start) - 1), self.counts)
-        rows = tile // g.across * g.side_out + self.tiles.rows
-        columns = tile % g.across * g.side_in + self.tiles.columns
-        return sp.csr_array((values, (rows, columns)), shape=(g.n_out, g.n_in))
-
     def cut(self, slots: int) -> None:
         """Cut the grid into strips of at most `slots` connections; again after each evolution."""
         g = self.grid
@@ -123,17 +113,10 @@ class Layer:
             )  # fmt: skip
 
 
-def rule(fan_in: float, learning_rate: float, momentum: float, weight_decay: float) -> Update:
-    """Return the update of a layer whose neurons have `fan_in` inputs on average."""
-    rate = learning_rate / max(1.0, fan_in)
-    return Update(np.float32(rate), np.float32(momentum), np.float32(1 - weight_decay))
-
-
 def replace_by_gradient(outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Replace outputs by the gradient of the mean cross-entropy; return the logits (n, n_classes).
+    """Replace outputs (n_classes, lanes) by the mean cross-entropy's gradient; return the logits.
 
-    `outputs` has shape (n_classes, lanes); lanes without a sample get gradient 0. If the logits are
-    not finite, nothing is changed.
+    Lanes without a sample get gradient 0. If the logits are not finite, nothing is changed.
     """
     n = len(y)
     logits = outputs[:, :n].T.copy()
@@ -163,28 +146,9 @@ def _groups(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
 class TiledMLP:
     """A truly sparse perceptron for hundreds of millions of neurons and small batches.
 
-    Parameters
-    ----------
-    sizes : sequence of int
-        Neurons per layer: features, hidden layers, classes.
-    epsilon : float
-        Erdős–Rényi sparsity, positive.
-    batch_size : int
-        Largest number of samples in a step, 1 to 64.
-    activation : {"all-relu", "relu", "leaky-relu"}
-    alpha : float
-        Negative slope of All-ReLU and LeakyReLU.
-    seed : int
-        Determines everything, bit for bit, whatever the threads.
-    threads : int
-    empty : bool
-        Do not draw the structure: a checkpoint will fill it in.
-    progress : callable, optional
-        Called with the connections of each layer when it is drawn.
-
-    Notes
-    -----
-    Memory: see `budget.plan`. A step takes 7 to 9 ns per connection on two cores.
+    `seed` determines everything, bit for bit, whatever the threads. With `empty` no structure is
+    drawn: a checkpoint will fill it in. `progress` is called with each layer's connections when it
+    is drawn. Memory: see `budget.plan`; a step takes 7 to 9 ns per connection on two cores.
     """
 
     message_bytes = message_seconds = 0.0  # what a split network has exchanged
@@ -203,7 +167,6 @@ class TiledMLP:
         progress: Any = None,
     ) -> None:
         self.sizes, self.seed, self.batch_size = tuple(sizes), seed, batch_size
-        self._activation, self._alpha = activation, alpha
         lanes = budget.lane_width(batch_size)
         plans = drafts(sizes, epsilon, lanes, activation, alpha, seed)
         self._fan_in = [d.counts.sum() / d.grid.n_out for d in plans]
@@ -230,10 +193,7 @@ class TiledMLP:
         return sum(layer.nnz for layer in self.layers)
 
     def __repr__(self) -> str:
-        """Return sizes and connections in one line."""
         return f"<{type(self).__name__} {'-'.join(map(str, self.sizes))}, nnz {self.nnz:,}>"
-
-    # --- running ---------------------------------------------------------------------------------
 
     def logits(self, X: np.ndarray) -> np.ndarray:
         """Return the logits of up to a batch of samples, float32, shape (n, n_classes)."""
@@ -252,9 +212,8 @@ class TiledMLP:
         """Take a step of momentum SGD on a batch; return the logits before it.
 
         `learning_rate` is divided by a layer's mean fan-in: so a step moves the outputs equally for
-        all widths, and narrow layers no more than wide ones. `follow` is called with the
-        connections of a layer after each sweep over them. If the logits are not finite, nothing is
-        changed, and FloatingPointError is raised.
+        all widths. `follow` is called with the connections of a layer after each sweep over them.
+        If the logits are not finite, nothing is changed, and FloatingPointError is raised.
         """
         self._forward(X, follow)
         outputs = self._outputs()
@@ -264,7 +223,8 @@ class TiledMLP:
         self._z[-1].reshape(-1, self._width.lanes)[:] = outputs[begin : begin + grid.n_out]
         for number in range(len(self.layers) - 1, -1, -1):
             layer, z_in = self.layers[number], self._inputs(number)
-            update = rule(self._fan_in[number], learning_rate, momentum, weight_decay)
+            rate = learning_rate / max(1.0, self._fan_in[number])
+            update = Update(np.float32(rate), np.float32(momentum), np.float32(1 - weight_decay))
             layer.backward(
                 self._team, self._width, z_in, self._z[number + 1], self._slots(), self._sums,
                 update, number > 0,
@@ -309,8 +269,7 @@ class TiledMLP:
     def evolve(self, zeta: float, epoch: int, progress: Any = None) -> int:
         """Replace the weakest connections of all layers but the output layer; return how many.
 
-        `epoch` must differ between calls, from 1 on. `progress` is called with the connections of
-        each layer when it is done.
+        `epoch` must differ between calls, from 1 on.
         """
         replaced = 0
         for number, layer in enumerate(self.layers[:-1]):
@@ -340,20 +299,6 @@ class TiledMLP:
         weights, velocity, rows, columns = found
         return Tiles(np.empty_like(layer.tiles.start), rows, columns, weights, velocity)
 
-    def to_mlp(self) -> SparseMLP:
-        """Return the same network in the library's own form, for small ones."""
-        weights = [layer.to_scipy(layer.tiles.weights) for layer in self.layers]
-        biases = [layer.biases for layer in self.layers]
-        model = SparseMLP.from_scipy(
-            weights, biases, activation=self._activation, alpha=self._alpha
-        )
-        parts = [layer.to_scipy(layer.tiles.velocity).data for layer in self.layers]
-        parts += [layer.bias_velocity for layer in self.layers]
-        model.start_momentum()[:] = np.concatenate(parts)
-        return model
-
-    # --- state -----------------------------------------------------------------------------------
-
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield name and array of everything that a checkpoint has to keep."""
         for number, layer in enumerate(self.layers):
@@ -368,10 +313,7 @@ class TiledMLP:
             self._cut(layer)
 
     def sha256(self, progress: Any = None) -> str:
-        """Return the SHA-256 of structure, parameters and velocities, as hexadecimal digits.
-
-        `progress` is called with the bytes of each array that is done.
-        """
+        """Return the SHA-256 of structure, parameters and velocities, as hexadecimal digits."""
         digest = hashlib.sha256()
         for _, array in self.arrays():
             digest.update(array.view(np.uint8).data)

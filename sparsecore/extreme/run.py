@@ -1,7 +1,6 @@
 """One extreme run from plan to result: memory first, then the network, steps, evolution, a test.
 
-A whole network and one that is split over ranks go through the same steps. The result is a
-dictionary of JSON types, which the command line prints and the book stores. Two statistical tests
+A whole network and one that is split over ranks go through the same steps. Two statistical tests
 say whether the network learns: a trend in the losses of the batches, each of which is new, and
 held-out accuracy against chance.
 """
@@ -27,7 +26,7 @@ from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.data import N_CLASSES, Stream
 from sparsecore.extreme.network import TiledMLP
 from sparsecore.functions import cross_entropy
-from sparsecore.provenance import peak_rss_mb, provenance
+from sparsecore.provenance import peak_bytes, provenance
 
 _PHASES = ("initialise", "train", "evolve", "evaluate", "checkpoint", "fingerprint")
 
@@ -59,17 +58,14 @@ def run(
     ----------
     config : ExtremeConfig
         With zeta 0 if `comm` is given.
-    seed : int
-        With `config` it determines the weights bit for bit.
-    threads : int
-        Of each rank.
+    seed, threads : int
+        `seed` and `config` determine the weights bit for bit; threads are those of each rank.
     comm : mpi4py.MPI.Comm, optional
         Split every layer over its ranks; all of them call this function.
     memory_limit : int, optional
         Bytes, of each rank; what is free now if left out, and no limit with `comm`.
     checkpoint_path : path, optional
         Rewritten every `checkpoint_every` steps and at the end, atomically; not with `comm`.
-    checkpoint_every : int
     resume : bool
         Go on from `checkpoint_path` if it exists; the result is the uninterrupted run's.
     progress : bool
@@ -217,28 +213,14 @@ def report(result: dict[str, Any]) -> str:
 
 
 def trend(losses: list[float]) -> dict[str, float] | None:
-    """Test whether losses fall, against there being no trend; None of fewer than three.
+    """Return Kendall's tau of loss and step, and the one-sided p of a fall; None below three.
 
-    "tau" is Kendall's correlation of loss and step, "p" is one-sided (Mann 1945, Kendall 1975).
+    Mann 1945, Kendall 1975.
     """
     if len(losses) < 3:
         return None
     found = kendalltau(range(len(losses)), losses, alternative="less")
     return {"tau": float(found.statistic), "p": float(found.pvalue)}
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process has had resident.
-
-    That is VmHWM: what `resource` tells may be that of the process which started this one.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return int(peak_rss_mb() * 2**20)
 
 
 def _state(config: ExtremeConfig, seed: int, path: Any, resume: bool) -> dict[str, Any] | None:

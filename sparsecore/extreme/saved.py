@@ -1,7 +1,7 @@
 """The checkpoint of an extreme run: one file, whole or absent, read without a copy.
 
 It has the ``.npz`` form of `sparsecore.checkpoint`, but goes array by array, straight from and into
-the arrays of the network: there is no memory for a second copy.
+the network: there is no memory for a second copy.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from sparsecore.checkpoint import CheckpointError
+from sparsecore.checkpoint import FORMAT_VERSION, CheckpointError, check_version, opened
 from sparsecore.extreme.network import TiledMLP
 from sparsecore.files import atomic_write
 
-FORMAT_VERSION = 1
 _CHUNK = 2**24
 _ABOUT = "about.json"
 
@@ -28,10 +28,7 @@ Progress = Callable[[int], Any]
 def save(
     net: TiledMLP, path: str | os.PathLike[str], run: dict[str, Any], progress: Progress
 ) -> None:
-    """Write the network, velocities included, with the JSON-able state of its run.
-
-    `progress` is called with the bytes of each array that is written.
-    """
+    """Write the network, velocities included, with the JSON-able state of its run."""
     about = {"format_version": FORMAT_VERSION, "sizes": list(net.sizes), "run": run}
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         archive.writestr(_ABOUT, json.dumps(about))
@@ -43,42 +40,28 @@ def save(
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the state of the run that wrote a checkpoint; refuse a damaged or foreign file."""
-    return _read(path, lambda archive, about: about["run"])
+    with _opened(path) as (_, about):
+        return about["run"]
 
 
 def restore(net: TiledMLP, path: str | os.PathLike[str], progress: Progress) -> None:
     """Fill a network of the same sizes from a checkpoint; refuse a damaged or foreign file."""
-
-    def fill(archive: zipfile.ZipFile, about: dict[str, Any]) -> None:
+    with _opened(path) as (archive, about):
         if about["sizes"] != list(net.sizes):
             raise CheckpointError(f"{path}: has layers of {about['sizes']}, not {net.sizes}")
         for name, array in net.arrays():
             with archive.open(f"{name}.npy") as member:
                 _fill(array, member)
             progress(array.nbytes)
-
-    _read(path, fill)
     net.restored()
 
 
-def _read(path: Any, use: Callable[[zipfile.ZipFile, dict[str, Any]], Any]) -> Any:
-    with open(path, "rb") as stream:
-        try:
-            with zipfile.ZipFile(stream) as archive:
-                about = json.loads(archive.read(_ABOUT))
-                if about["format_version"] != FORMAT_VERSION:
-                    raise CheckpointError(
-                        f"{path}: format version {about['format_version']}, expected "
-                        f"{FORMAT_VERSION}; another sparsecore may have written it"
-                    )
-                return use(archive, about)
-        except CheckpointError:
-            raise
-        except Exception as error:  # what damaged bytes can make a zip and array reader raise
-            raise CheckpointError(
-                f"{path}: not a whole checkpoint of an extreme run ({type(error).__name__}: "
-                f"{error}); restore it from a copy or train again"
-            ) from error
+@contextmanager
+def _opened(path: Any) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
+    with opened(path, "checkpoint of an extreme run") as stream, zipfile.ZipFile(stream) as archive:
+        about = json.loads(archive.read(_ABOUT))
+        check_version(path, about["format_version"])
+        yield archive, about
 
 
 def _fill(array: np.ndarray, member: Any) -> None:

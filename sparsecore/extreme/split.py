@@ -3,9 +3,8 @@
 Each rank holds some rows of every layer's tiles, with the activations of their output neurons. To
 compute them, it gathers the activations of the whole layer below, one layer at a time. On the way
 back it gathers them again, and the input gradients of all ranks are summed on the ranks that hold
-these neurons. So a layer's activations travel three times in a step. The connections are those that
-`TiledMLP` draws, and the results agree up to the order of that one sum. The topology does not
-evolve.
+these neurons. So a layer's activations travel three times in a step. The results are those of
+`TiledMLP`, up to the order of that one sum.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class SplitMLP(TiledMLP):
     """A `TiledMLP` whose layers are spread over the ranks of `comm`; this rank's part of them.
 
     All ranks give the same batch and get the same logits. `message_bytes` and `message_seconds` add
-    up what this rank has sent and received, and how long that took, waiting included.
+    up this rank's messages, both ways, and the time for them, waiting included.
     """
 
     def __init__(self, comm: Any, sizes: Sequence[int], **options: Any) -> None:

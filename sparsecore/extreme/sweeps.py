@@ -1,17 +1,16 @@
 """The jitted sweeps of a small batch through one layer of tiles, forward and backward.
 
-A connection moves a value between two neurons, each anywhere in gigabytes. Visited one by one, each
-connection would wait for memory. Instead, a sweep goes along the columns of the grid or along its
-rows, so that one side's neurons stay in the cache. What the other side needs goes to a slot of its
-own for each connection. Slots are written and read in the order of the tiles, which is fast.
-Forward, inputs go to the slots column by column, and from there to the outputs row by row.
-Backward, output gradients go to the slots row by row; column by column they meet the inputs, which
-gives input gradients, weight gradients and the update at once. (The idea is propagation blocking:
-Beamer, Asanović and Patterson, 2017.)
+Visited one by one, each connection would wait for memory, because its neurons are anywhere in
+gigabytes. Instead, a sweep goes along the columns of the grid or along its rows, so that one side's
+neurons stay in the cache. What the other side needs goes to a slot of its own for each connection;
+slots are written and read in the order of the tiles, which is fast. Forward, inputs go to the slots
+column by column, and from there to the outputs row by row. Backward, output gradients go to the
+slots row by row; column by column they meet the inputs, which gives input gradients, weight
+gradients and the update at once. (Propagation blocking: Beamer, Asanović and Patterson, 2017.)
 
-Only a part of the layer, a `Strip`, has slots at a time. Activations are neuron-major, with the
-batch in the lanes of a register. Stored is the input of the activation function, because the output
-of All-ReLU does not tell its input's sign.
+Only a part of the layer, a `Strip`, has slots at a time. Activations are neuron-major, the batch in
+the lanes of a register. Stored is the input of the activation function, because the output of
+All-ReLU does not tell its input's sign.
 """
 
 from __future__ import annotations
@@ -165,10 +164,7 @@ def _connection(width, k, first, shift, tiles, slots, z, slope, sums, inner):
 def receive_deltas(
     member, size, sync, width, four, grid, tiles, strip, slots, z, slope, gradients, update, inner
 ):
-    """Move the weights of whole columns of tiles; with `inner`, replace z by its gradient.
-
-    `four` is the width of as many weights.
-    """
+    """Move the weights of whole columns of tiles; with `inner`, replace z by its gradient."""
     lanes = lanes_of(width)
     parts, columns = size * PARTS, strip.right - strip.left
     sums, one = gradients[member], splat(width, np.float32(1))

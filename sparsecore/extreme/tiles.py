@@ -1,10 +1,10 @@
 """How a layer is stored in tiles, how its random structure is drawn, and how it evolves.
 
-A layer's matrix is cut into a grid of tiles. A tile is so small that the activations of its input
-and output neurons fit a core's cache. It is a list of connections, ascending and without repeats:
-the output and the input neuron within the tile (16 bits each), weight and velocity. A connection
-takes 12 bytes. Tiles lie one after the other, row by row of the grid, so a layer can be walked
-along the rows of the grid or along its columns, without a transposed copy. `sweeps` does that.
+A layer's matrix is cut into a grid of tiles, so small that the activations of a tile's input and
+output neurons fit a core's cache. A tile is a list of connections, ascending and without repeats:
+output and input neuron within the tile (16 bits each), weight and velocity, 12 bytes in all. Tiles
+lie one after the other, row by row of the grid, so `sweeps` can walk a layer along the rows of the
+grid or along its columns, without a transposed copy.
 
 Every function takes O(nnz) time and gives the same result for any number of threads, because each
 tile draws from its own stream of a counter-based hash.
@@ -115,8 +115,8 @@ class Scratch:
 def draw(grid: Grid, tiles: Tiles, density: float, key: np.uint64, team: Team) -> None:
     """Draw an Erdős–Rényi layer into arrays whose `start` is made of `counts`.
 
-    The connections of a tile are a uniformly random subset of its cells. Since their number is
-    binomial, each connection exists with probability `density`, independently of the others.
+    A tile's connections are a uniformly random subset of its cells. Their number is binomial, so
+    each exists with probability `density`, independently of the others.
     """
     size = np.diff(tiles.start)
     scratch, vacant = Scratch(team.size), cells(grid)
@@ -138,8 +138,7 @@ def draw(grid: Grid, tiles: Tiles, density: float, key: np.uint64, team: Team) -
 def weigh(grid: Grid, tiles: Tiles, key: np.uint64, team: Team) -> None:
     """Draw weights that are missing from U(±√(6/k)), k being the neuron's own fan-in.
 
-    He et al. (2015) take the width of the layer below. Here a neuron has a few inputs, whose number
-    varies by a factor between neurons, so its own number counts.
+    He et al. (2015) take the width of the layer below, but here fan-ins are few and vary.
     """
     fan_in = np.empty((team.size, grid.side_out), np.int32)
     _share(_weigh, team, grid, key, tiles, fan_in)
@@ -153,8 +152,7 @@ def evolve(
 
     SET (Mocanu et al. 2018, algorithm 1), O(nnz). `spare` has the same size as `tiles`, and its
     contents are lost; `key` must be new in each call; `rng` shares the new connections out among
-    the tiles. Places are drawn independently and uniformly over all vacant ones, and repeats are
-    drawn anew, so every subset of vacant places is equally likely.
+    the tiles. Repeats are drawn anew, so every subset of vacant places is equally likely.
     """
     cut = weakest(tiles.weights, zeta, team)
     below = np.zeros((len(tiles.start) - 1, 3), np.int64)
@@ -184,9 +182,8 @@ def weakest(weights: np.ndarray, zeta: float, team: Team) -> Cut:
     """Find the fraction `zeta`, rounded down, of each sign's weights that is closest to zero.
 
     Magnitudes of float32 are ordered like their bits. So a histogram of the upper 16 bits finds the
-    cut to 16 bits, and one of the lower 16 bits of the weights in that bin finds the rest: two
-    passes, no sorting, no copy, 1 MiB per thread. Zeros count as positive, as in
-    `topology.weakest`; NaN is not allowed.
+    cut to 16 bits, and one of the lower 16 bits of the weights in that bin finds the rest, without
+    sorting or a copy. Zeros count as positive, as in `topology.weakest`; NaN is not allowed.
     """
     if not 0 <= zeta < 1:
         raise ValueError(f"zeta: expected a fraction in [0, 1), got {zeta!r}")
@@ -209,9 +206,6 @@ def _bin(counts: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bins = np.minimum(found, _BINS - 1)
     sides = np.arange(2)
     return bins.astype(np.uint32), left - ends[sides, bins] + counts[sides, bins]
-
-
-# --- compiled ------------------------------------------------------------------------------------
 
 
 def _share(function: Any, team: Team, *args: Any) -> None:
@@ -250,10 +244,7 @@ def _uniform(key, number):
 
 @_jit
 def _distinct(key, n, draws, out, buckets):
-    """Draw integers from [0, n) and write them in ascending order, each once; return how many.
-
-    A bucket sort: the draws are uniform, so a bucket holds about one.
-    """
+    """Draw integers from [0, n) and write them in ascending order, each once; return how many."""
     for bucket in range(draws + 1):
         buckets[bucket] = 0
     for number in range(draws):

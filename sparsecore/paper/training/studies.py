@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from sparsecore import datasets
 from sparsecore.cluster import ClusterError
@@ -224,7 +223,7 @@ def recorded(key: str) -> Results:
     return Results(study, "paper", ended, diverged=diverged, recorded=True)
 
 
-def _work_bar(total: int, progress: bool) -> tqdm[Any]:
+def _work_bar(total: int, progress: bool) -> Any:
     """Return a bar of so much work, `Condition.work` an epoch, that says how long is left."""
     return bar(
         total,

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
-from sparsecore import datasets
+from sparsecore import datasets, experiment
 from sparsecore.cluster import ClusterError
 from sparsecore.datasets import DataError
 from sparsecore.paper.store import NOT_AVAILABLE, Entry, Result, current_profile
@@ -40,6 +40,7 @@ TRAINED: dict[str, Any] = {
     "provenance": {"threads": int, "ranks": int, "packages": dict},
 }
 _DIVERGED: dict[str, Any] = {"config": dict, "seed": int, "diverged": str}
+_FACTS = ("domain", "n_features", "n_classes", "source", "surrogate")
 _CONDITION: dict[str, Any] = {
     "condition": {"dataset": str, "method": str},
     "limit": {"train": _ROWS, "test": _ROWS},
@@ -190,17 +191,15 @@ def load(
     runs = {c: entry(c).look()[0] for c in conditions}
     todo = [c for c, result in runs.items() if result is None]
     unavailable: dict[str, str] = {}
-    no_cluster = ""
-    with (
-        on_cluster.kept(),
-        _work_bar(sum(c.work * c.config.epochs for c in todo), progress) as shown,
-    ):
+    no_cluster, work = "", sum(c.work * c.config.epochs for c in todo)
+    form = "{desc} {percentage:3.0f} % |{bar}| {elapsed} gone, {remaining} left"
+    with on_cluster.kept(), bar(work, bar_format=form, hidden=not (progress and work)) as shown:
         for number, condition in enumerate(todo, 1):
             shown.set_description_str(f"{key} {number}/{len(todo)} {condition.name}")
             done = shown.n
             if condition.dataset not in unavailable:  # asking again could mean to wait again
                 try:
-                    run = _Run(condition, shown.update)
+                    run = partial(_run, condition, shown.update)
                     runs[condition] = entry(condition).obtain(run)
                 except DataError as error:
                     unavailable[condition.dataset] = str(error)
@@ -223,15 +222,6 @@ def recorded(key: str) -> Results:
     return Results(study, "paper", ended, diverged=diverged, recorded=True)
 
 
-def _work_bar(total: int, progress: bool) -> Any:
-    """Return a bar of so much work, `Condition.work` an epoch, that says how long is left."""
-    return bar(
-        total,
-        bar_format="{desc} {percentage:3.0f} % |{bar}| {elapsed} gone, {remaining} left",
-        hidden=not (progress and total),
-    )
-
-
 def _sorted(runs: Iterable[Result]) -> tuple[list[Result], list[Result]]:
     """Return the runs that came to their end, and those that diverged."""
     both: tuple[list[Result], list[Result]] = ([], [])
@@ -243,54 +233,35 @@ def _sorted(runs: Iterable[Result]) -> tuple[list[Result], list[Result]]:
 # --- running -------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Run:
-    """Trains a condition; tells `advance` of each epoch's work."""
+def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
+    """Train a condition, and tell `advance` of each epoch's work; divergence is a result, too."""
+    config, method, data = condition.config, METHODS[condition.method], data_of(condition)
+    observers = [make(config, data) for make in condition.observers]
+    epoch = -1
 
-    condition: Condition
-    advance: Callable[[float], Any]
+    def observe(model: Any) -> dict[str, Any]:
+        nonlocal epoch
+        epoch += 1
+        if epoch:  # the first call is before the first epoch
+            advance(condition.work)
+        return {name: value for see in observers for name, value in see(model).items()}
 
-    def __call__(self) -> Result:
-        """Train, or find that training diverges: a finding, not to be computed again each time."""
-        condition, data = self.condition, data_of(self.condition)
-        config, method = condition.config, METHODS[condition.method]
-        observers = [make(config, data) for make in condition.observers]
-        epoch = -1
-
-        def observe(model: Any) -> dict[str, Any]:
-            nonlocal epoch
-            epoch += 1
-            if epoch:  # the first call is before the first epoch
-                self.advance(condition.work)
-            return {name: value for see in observers for name, value in see(model).items()}
-
-        about = {
-            "condition": {"dataset": condition.dataset, "method": condition.method},
-            "limit": condition.limit,
-            "data": {
-                "title": datasets.describe(condition.dataset)["title"],
-                "domain": data.domain,
-                "n_features": data.n_features,
-                "n_classes": data.n_classes,
-                "n_train": len(data.y_train),
-                "n_test": len(data.y_test),
-                "source": data.source,
-                "surrogate": data.surrogate,
-            },
-        }
-        try:
-            _, result = method.run(
-                data, config, seed=condition.seed, observe=observe, **method.options
-            )
-            return {**about, **result}
-        except FloatingPointError as error:
-            return {
-                **about,
-                "config": {"dataset": data.name, "n_train": len(data.y_train), **config.to_dict()},
-                "seed": condition.seed,
-                "diverged": str(error),
-                "provenance": provenance(1, data.content_hash),
-            }
+    about = {
+        "condition": {"dataset": condition.dataset, "method": condition.method},
+        "limit": condition.limit,
+        "data": {
+            "title": datasets.describe(condition.dataset)["title"],
+            "n_train": len(data.y_train),
+            "n_test": len(data.y_test),
+            **{name: getattr(data, name) for name in _FACTS},
+        },
+    }
+    try:
+        _, result = method.run(data, config, seed=condition.seed, observe=observe, **method.options)
+        return {**about, **result}
+    except FloatingPointError as error:
+        known = {**experiment.identity(data, config, condition.seed), **about}
+        return {**known, "diverged": str(error), "provenance": provenance(1, data.content_hash)}
 
 
 def data_of(condition: Condition) -> datasets.Dataset:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import matplotlib
@@ -156,6 +156,14 @@ def deviation(values: Any, axis: int | None = None) -> Any:
     values = np.asarray(values, float)
     n = values.size if axis is None else values.shape[axis]
     return np.std(values, axis=axis, ddof=1 if n > 1 else 0)
+
+
+def with_spread(
+    ax: Axes, x: Any, spreads: Sequence[Mapping[str, float]], colour: str, **more: Any
+) -> None:
+    """Draw medians, with bars from the lowest to the highest; see `bench.spread`."""
+    y, low, high = (np.array([one[name] for one in spreads]) for name in ("median", "low", "high"))
+    ax.errorbar(x, y, yerr=[y - low, high - y], fmt="o-", color=colour, markersize=5, **more)
 
 
 def stacked(ax: Axes, n: int) -> list[Axes]:

@@ -311,10 +311,7 @@ def _plain(row: Row, where: str, run: Result) -> Result:
         "run": where,
         "neurons": row.neurons,
         "hidden_layers": row.hidden_layers,
-        "density": run["density"],
-        "nnz": run["nnz"],
-        "peak_bytes": run["peak_bytes"],
-        "budget_bytes": run["budget_bytes"],
+        **{name: run[name] for name in ("density", "nnz", "peak_bytes", "budget_bytes")},
         "initialise_seconds": run["seconds"]["initialise"],
         "seconds_per_sample": run["seconds_per_sample"],
         "epoch_seconds": sum(run["step_seconds"]),
@@ -329,9 +326,7 @@ def _plain(row: Row, where: str, run: Result) -> Result:
         "correct": test.get("correct"),
         "held_out": test.get("n"),
         "test_p": test.get("p"),
-        "commit": run["provenance"]["commit"],
-        "cpu": run["provenance"]["cpu"],
-        "threads": run["provenance"]["threads"],
+        **{name: run["provenance"][name] for name in ("commit", "cpu", "threads")},
     }
 
 

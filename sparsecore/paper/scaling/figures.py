@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
+from sparsecore.bench import spread
 from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.parallel.figures import COLOUR, LABELS
 from sparsecore.paper.scaling.measure import busy, calibrate, check
@@ -33,7 +34,7 @@ from sparsecore.paper.scaling.simulate import (
     simulate,
 )
 from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import GREY, if_there, line, panels, source
+from sparsecore.paper.style import GREY, if_there, line, panels, source, with_spread
 
 Measured = Versions[Result]
 
@@ -66,14 +67,8 @@ def _measured(ax: Axes, title: str, result: Result) -> None:
     most = 1
     for shift, name in ((-0.02, "wasap"), (0.02, "wassp")):
         numbers = workers_of(result, name)
-        ratios = [speedups(result, name, k) for k in numbers]
-        middle = np.array([np.median(r) for r in ratios])
-        below = [m - r.min() for m, r in zip(middle, ratios, strict=True)]
-        above = [r.max() - m for m, r in zip(middle, ratios, strict=True)]
-        ax.errorbar(
-            np.array(numbers) + shift, middle, yerr=[below, above], fmt="o-",
-            color=COLOUR[name], markersize=5, linewidth=1.6, capsize=3,
-        )  # fmt: skip
+        spreads = [spread(speedups(result, name, k)) for k in numbers]
+        with_spread(ax, np.array(numbers) + shift, spreads, COLOUR[name], linewidth=1.6, capsize=3)
         most = max(most, *numbers)
     ax.plot((1, most), (1, most), color=GREY, linestyle=":", linewidth=1.2)
     ax.set(xlabel="workers", title=f"measured, {title}", xlim=(0.9, most + 0.1))
@@ -251,15 +246,15 @@ def comparison(found: Measured) -> Table:
 
 
 def _compared(title: str, result: Result, name: str, k: int, outcome: Outcome) -> dict[str, Any]:
-    rates, times = samples_per_second(result, name, k), spent(result, name, k)
+    rates, times = spread(samples_per_second(result, name, k)), spent(result, name, k)
     beside = simulate(busy(result, name, k), k, name) if name == "wasap" else None
     return {
         "where": title,
         "algorithm": LABELS[name],
         "workers": k,
-        "measured": float(np.median(rates)),
-        "lowest": float(rates.min()),
-        "highest": float(rates.max()),
+        "measured": rates["median"],
+        "lowest": rates["low"],
+        "highest": rates["high"],
         "speedup": float(np.median(speedups(result, name, k))),
         "gradient_ms": 1e3 * times["compute"],
         "lock_ms": 1e3 * times["lock"],

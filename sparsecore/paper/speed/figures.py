@@ -14,7 +14,7 @@ from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.speed.measure import SHAPES
 from sparsecore.paper.speed.registry import PEERS
 from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import COLOURS, GREY, dot, line, panels, source, stacked
+from sparsecore.paper.style import COLOURS, GREY, dot, line, panels, source, stacked, with_spread
 
 Speed = dict[str, Versions[Result]]
 
@@ -216,7 +216,8 @@ def _crossing(result: Result) -> str:
 
 def _density(ax: Axes, title: str, result: Result) -> None:
     x = [100 * p["density"] for p in result["points"]]
-    _line_with_spread(ax, x, [p["ms"] for p in result["points"]])
+    spreads = [p["ms"] for p in result["points"]]
+    with_spread(ax, x, spreads, _COLOUR["sparsecore"], linewidth=1.4)
     slowest = max(ms["median"] for ms in result["dense"].values())
     for key, ms in result["dense"].items():
         style = "-" if key == "numpy-dense" else (0, (4, 2))
@@ -343,7 +344,7 @@ def _width(axes: Any, title: str, result: Result) -> None:
     left, right = axes
     points = result["points"]
     x = [p["width"] for p in points]
-    _line_with_spread(left, x, [p["ms"] for p in points])
+    with_spread(left, x, [p["ms"] for p in points], _COLOUR["sparsecore"], linewidth=1.4)
     right.plot(x, [p["mib"] for p in points], "o-", color=_COLOUR["sparsecore"])
     right.plot(x, [p["dense_mib"] for p in points], ":", color=_COLOUR["numpy-dense"])
     for ax, what, unit in ((left, "Time", "milliseconds per step"), (right, "Memory", "MiB")):
@@ -369,12 +370,3 @@ def _plain_ticks(*axes: Any) -> None:
     for axis in axes:
         axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-
-
-def _line_with_spread(ax: Axes, x: Sequence[float], ms: Sequence[dict[str, float]]) -> None:
-    """Draw sparsecore's medians, with bars from the lowest to the highest."""
-    y, low, high = (np.array([value[name] for value in ms]) for name in ("median", "low", "high"))
-    ax.errorbar(
-        x, y, yerr=[y - low, high - y], fmt="o-", color=_COLOUR["sparsecore"], markersize=5,
-        linewidth=1.4,
-    )  # fmt: skip

@@ -44,10 +44,10 @@ def _multiply_add(width, n, a, b, out):
 @_jit
 def _read(width, lanes, passes, data, out):
     """Read an array again and again, and do as little as possible with it."""
-    acc = splat(width, np.float32(0))
+    acc, one = splat(width, np.float32(0)), splat(width, np.float32(1))
     for _ in range(passes):
         for i in range(0, len(data), lanes):
-            acc = acc + load(width, data, i)
+            acc = fma(load(width, data, i), one, acc)
     out[0] = total(acc)
 
 

@@ -131,25 +131,29 @@ def _presence(key: str, contests: Sequence[Result]) -> str:
     return str(contests[0]["absent"].get(key, {}).get("reason", "not there"))
 
 
+# The columns of T-peers' CSV file that are those of a peer's measurement.
+_TIMED = {
+    "ms_per_step": "ms",
+    "low": "low",
+    "high": "high",
+    "ratio": "ratio",
+    "cores_busy": "cores",
+    "cpu_ms_per_step": "cpu_ms",
+    "others_cpus": "others",
+    "peak_rss_mb": "peak_rss_mb",
+    "version": "version",
+}
+
+
 def _timed(key: str, title: str, contest: Result) -> Result:
     found = contest["peers"].get(key, {})
-    names = {
-        "ms_per_step": "ms",
-        "low": "low",
-        "high": "high",
-        "cores_busy": "cores",
-        "cpu_ms_per_step": "cpu_ms",
-        "others_cpus": "others",
-        "peak_rss_mb": "peak_rss_mb",
-        "version": "version",
-    }
+    values = found | {"ratio": found.get("ratio", {}).get("median")}
     return {
         "peer": key,
         "measured": title,
         "network": "-".join(map(str, contest["problem"]["sizes"])),
         "threads": contest["problem"]["threads"],
-        **{name: found.get(own) for name, own in names.items()},
-        "ratio": found.get("ratio", {}).get("median"),
+        **{name: values.get(own) for name, own in _TIMED.items()},
         "blas": "; ".join(found.get("blas", [])),
         "absent": contest["absent"].get(key, {}).get("reason"),
     }

@@ -74,13 +74,16 @@ SURVIVAL = {
     "identical": True,
     "file_bytes": GIB,
 }
+PARTS = {"split": SPLIT, "survival": SURVIVAL}
 
 
 def page():
     quick = {n: result(n, profile="quick") for n in (500_000, 5_000_000)}
     recorded = {n: result(n) for n in (5_000_000, BAT, 200_000_000)}
     rows = {Row(n, 10): Versions(recorded.get(n), quick.get(n)) for n in {**quick, **recorded}}
-    return Extreme(rows, {"split": Versions(None, SPLIT), "survival": Versions(None, SURVIVAL)})
+    about = {name: result()[name] for name in ("profile", "provenance")}
+    parts = {name: Versions(None, part | about) for name, part in PARTS.items()}
+    return Extreme(rows, parts)
 
 
 NOTHING = Extreme({}, {"split": Versions(None)})
@@ -176,10 +179,10 @@ def test_the_table_has_a_row_for_every_run():
     assert len(table.frame) == 5
     assert table.frame["run"].tolist() == ["here", "rec.", "here", "rec.", "rec."]
     assert table.frame["right"][0] == "90/100"
-    assert "a probability of at most 1e-09" in table.caption
+    assert "a probability of at most 1e-09" in table.sources
     assert table.frame["loss"][0] == "0.60 → 0.60"
     assert table.data["nnz"].tolist() == [5 * n for n in table.data["neurons"]]
-    assert "epoch of 16 samples" in table.caption
+    assert "An epoch has 16 samples" in table.sources
 
 
 def test_the_memory_table_is_of_the_largest_run():
@@ -191,7 +194,7 @@ def test_the_memory_table_is_of_the_largest_run():
 
 def test_the_growth_is_measured():
     picture = extreme_figures.scaling(page())
-    assert "exponents are 1.00 (time) and 0.00 (memory)" in picture.caption
+    assert "exponents are 1.00 (time) and 0.00 (memory)" in picture.sources
     axes = picture.figure.axes
     labels = {text.get_text().split("\n")[0] for text in axes[0].texts}
     assert labels == set(extreme_figures.BRAINS)
@@ -199,7 +202,7 @@ def test_the_growth_is_measured():
 
 def test_the_loss_is_drawn_for_deep_networks():
     picture = extreme_figures.losses(page())
-    assert "200,000,000: Kendall's τ -1.00" in picture.caption
+    assert "200,000,000 neurons: Kendall's τ -1.00" in picture.sources
     assert np.allclose(picture.figure.axes[0].lines[0].get_ydata(), result()["losses"])
 
 
@@ -207,14 +210,14 @@ def test_split_networks():
     table = extreme_figures.split(page())
     assert table.frame["messages a step (MiB)"].tolist() == ["0", "2"]
     assert table.frame["GiB a rank"].tolist() == ["1.00", "0.50"]
-    assert "agree to 1e-06" in table.caption
+    assert "agree to 1e-06" in table.sources
     assert isinstance(extreme_figures.split(NOTHING), Note)
 
 
 def test_the_projection_is_of_ranks_that_fit():
     table = extreme_figures.projection(page())
     data = table.data
-    assert "5·10⁹ neurons fit no number of ranks" in table.caption
+    assert "5·10⁹ neurons fit no number of ranks" in table.sources
     assert (data["rank_bytes"] <= 22 * GIB).all()
     assert data["ranks"].is_monotonic_increasing and data["ranks"][0] > 1
     moved = 3 * 16 * data["neurons"] * (1 - 1 / data["ranks"])

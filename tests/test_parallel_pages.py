@@ -61,7 +61,7 @@ def test_pictures_say_what_the_runs_hold(trained):
     accuracy = parallel_figures.accuracy(versions)
     for runs in found.runs.values():
         mean = sum(run["test_accuracy"] for run in runs) / len(runs)
-        assert f"{100 * mean:.2f} %" in accuracy.caption
+        assert f"{100 * mean:.2f} %" in accuracy.sources
     left = accuracy.figure.axes[0]
     assert len(left.lines) == 2 + 2 * 2 * 2 + 1  # a line a run, a dot a parallel one, the phases
     tests = [100 * epoch["test_accuracy"] for epoch in found.runs["sequential"][0]["epochs"]]
@@ -75,7 +75,7 @@ def test_pictures_say_what_the_runs_hold(trained):
     heights = [bar.get_height() for bar in staleness.figure.axes[0].patches]
     assert heights == [100.0]  # one worker is never stale
     resources = parallel_figures.resources(versions)
-    assert f"{found.first('wasap')['nnz_start']:,} connections" in resources.caption
+    assert f"{found.first('wasap')['nnz_start']:,} connections" in resources.sources
     assert "identical to the last bit" in parallel_figures.replayed(versions).text
 
 
@@ -85,8 +85,8 @@ def test_a_busy_machine_is_told(trained, monkeypatch):
     found = parallel.load("quick")
     pictures = (parallel_figures.accuracy, parallel_figures.resources)
     for draw in pictures:
-        assert "Other processes" not in draw(quiet).caption
-        assert "**Other processes were at work** (this build: 1.5 CPUs)" in draw(found).caption
+        assert "Other processes" not in draw(quiet).sources
+        assert "Other processes used 1.5 CPUs" in draw(found).sources
 
 
 def test_recorded_runs_stand_beside_the_build_s(trained, monkeypatch):
@@ -95,7 +95,7 @@ def test_recorded_runs_stand_beside_the_build_s(trained, monkeypatch):
     assert [title for title, _ in found] == ["recorded", "this build"]
     accuracy = parallel_figures.accuracy(found)
     assert [ax.get_title() for ax in accuracy.figure.axes] == ["recorded", "", "this build", ""]
-    assert accuracy.caption.count("final test accuracy") == 2
+    assert accuracy.sources.count("Final test accuracy") == 2
     assert len(parallel_figures.staleness(found).figure.axes) == 2
     assert parallel_figures.replayed(found).text.count("identical") == 2
     resources = parallel_figures.resources(found)
@@ -104,7 +104,7 @@ def test_recorded_runs_stand_beside_the_build_s(trained, monkeypatch):
         for title in ("recorded", "this build")
         for name in ("WASAP", "WASSP")
     ]
-    assert resources.caption.count("waiting for the server's lock") == 2
+    assert resources.sources.count("Waiting for the server's lock") == 2
 
     # Only seeds that all algorithms have are compared, and only a replay of these runs is told.
     parallel.entry("wassp", 1, "paper").path.unlink()
@@ -126,8 +126,8 @@ def test_recorded_runs_are_shown_where_nothing_can_be_run(trained, monkeypatch):
     found = parallel.load("quick")
     accuracy = parallel_figures.accuracy(found)
     assert [ax.get_title() for ax in accuracy.figure.axes] == ["recorded", ""]
-    assert "no MPI here" in accuracy.caption
-    assert "profile paper" in parallel_figures.resources(found).caption
+    assert "no MPI here" in accuracy.sources
+    assert "profile paper" in parallel_figures.resources(found).sources
     parallel._replay_entry({"weights_sha256": "", "profile": "paper"}).path.unlink()
     nothing = parallel.load("quick")
     assert not nothing

@@ -395,29 +395,28 @@ def found(request):
 def test_measured_speedup_is_drawn_and_told(found):
     picture = scaling_figures.measured(found)
     assert len(picture.figure.axes) == len(list(found))
-    assert "WASAP-SGD 1.90 with 2, WASSP-SGD 1.50 with 2" in picture.caption
-    assert "profile quick" in picture.caption and "<svg" in picture.svg()
+    assert "WASAP-SGD 1.90 with 2, WASSP-SGD 1.50 with 2" in picture.sources
+    assert "profile quick" in picture.sources and "<svg" in picture.svg()
     line = picture.figure.axes[0].lines[0]
     assert line.get_ydata() == pytest.approx([0.95, 1.9]) and line.get_color() == COLOUR["wasap"]
 
 
 def test_a_busy_machine_is_told():
     quiet, busy = (Versions(None, made_up(others=[n, n])) for n in (0.1, 1.5))
-    assert "Other processes" not in scaling_figures.measured(quiet).caption
-    assert "(this build: 1.5 CPUs)" in scaling_figures.measured(busy).caption
+    assert "Other processes" not in scaling_figures.measured(quiet).sources
+    assert "Other processes used 1.5 CPUs" in scaling_figures.measured(busy).sources
 
 
 def test_simulations_say_that_they_are(found):
     point = saturation(scaling.calibrate(found.first), ONE_MACHINE)
     simulated = scaling_figures.simulated(found)
-    assert f"K* = {point:.1f} on" in simulated.caption
+    assert f"K* = {point:.1f} on" in simulated.sources
     stragglers = scaling_figures.stragglers(found)
-    assert "one worker at half speed, 8 workers: " in stragglers.caption
+    assert "one worker at half speed: " in stragglers.sources
     for picture in (simulated, stragglers):
         assert picture.caption.startswith("**Simulation: ")
         assert len(picture.figure.axes) == 2 * len(list(found))
         assert all(ax.get_title().startswith("simulation: ") for ax in picture.figure.axes)
-        assert ("Recorded: " in picture.caption) == (found.recorded is not None)
 
 
 def test_nothing_to_show_says_why():
@@ -440,7 +439,7 @@ def test_tables_set_simulation_beside_measurement(found):
     assert row["simulated"] == expected
     assert f"{expected:,.0f} ({expected / row['measured'] - 1:+.0%})" in table._repr_markdown_()
     calibration = scaling_figures.calibration(found)
-    assert "1.25 GB/s each way" in calibration.caption
+    assert "1.25 GB/s each way" in calibration.sources
     assert calibration.frame["this build"].iloc[0] == "1.0000"
     assert "\\begin{tabular}" in table.latex() and "\\begin{tabular}" in calibration.latex()
 

@@ -198,31 +198,32 @@ def test_pictures_of_a_build_alone_and_beside_the_recorded(small):
     speed.load("paper")
     both = speed.load()
     for one, two in zip(pictures(alone), pictures(both), strict=True):
-        assert "this build (profile quick): " in one.caption
-        assert "recorded" not in one.caption.split("Source")[1]
-        assert "recorded (profile paper): " in two.caption
+        assert one.sources.startswith("This build (profile quick): ")
+        assert two.sources.startswith("Recorded (profile paper): ")
         assert "<svg" in two.svg()
-    said = speed_figures.density(both).caption.split("crossing: ")[1]
-    for title, found in both["density"]:
+    said = speed_figures.density(both).sources
+    for _, found in both["density"]:
         crossing = found["crossover"]
         share = "none" if crossing is None else f"{100 * crossing:.0f} %"
-        assert f"{title} {share}" in said
+        assert f"crossing: {share}." in said
 
 
 def test_tables_say_what_is_there_and_what_is_not(small):
     recorded = {"contests": [contest_of("fashion-mnist", 1), contest_of("fashion-mnist", 2)]}
     versions = Versions(recorded, contests(SMALL, quiet))
+    measured = speed.load()
+    for _, result in versions:
+        result |= {name: measured["peers"].here[name] for name in ("profile", "provenance")}
     table = speed_figures.what_peers_do({"peers": versions})
     row = table.frame.set_index("peer").loc["PyTorch, dense"]
     assert (row["recorded"], row["this build"]) == ("1.0", "torch-dense not installed")
     assert {"sparsecore", "torch-dense"} <= set(table.data["peer"])
     assert set(table.data["threads"]) == {1, 2}
-    measured = speed.load()
     said = "took 0.25 to 0.50 µs"
-    assert said not in speed_figures.peers(measured).caption
+    assert said not in speed_figures.peers(measured).sources
     measured["peers"].here.update(recorded)
-    caption = speed_figures.peers(measured).caption
-    assert said in caption and "kept 1.0 busy" in caption
+    sources = speed_figures.peers(measured).sources
+    assert said in sources and "kept 1.0 to 1.0 cores busy" in sources
     kernels = speed_figures.kernels(measured)
     assert list(kernels.frame["layer"]) == ["784 → 1000"] * 2
     assert "ms_median" in kernels.csv()

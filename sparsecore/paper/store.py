@@ -204,19 +204,24 @@ class Versions(Generic[T]):
         return next(version for _, version in self)
 
 
+def both(recorded: Callable[[], T | None], here: Callable[[], T], profile: str) -> Versions[T]:
+    """Return what is recorded, and what this build has in its `profile`.
+
+    If the data or a cluster cannot be had, there is nothing of this build.
+    """
+    found = recorded() if profile != "paper" else None
+    try:
+        own = here()
+    except (DataNotAvailable, ClusterError) as error:
+        return Versions(found, missing=f"This needs what is not at hand: {error}.")
+    return Versions(own) if profile == "paper" else Versions(found, own)
+
+
 def versions(
     entry: Callable[[str], Entry], compute: Callable[[], Result], profile: str
 ) -> Versions[Result]:
-    """Return what is recorded of an entry, and what `compute` finds in this build's `profile`.
-
-    `entry` is called with a profile. If the data or a cluster cannot be had, nothing is computed.
-    """
-    recorded = entry("paper").recorded() if profile != "paper" else None
-    try:
-        found = entry(profile).obtain(compute)
-    except (DataNotAvailable, ClusterError) as error:
-        return Versions(recorded, missing=f"This needs what is not at hand: {error}.")
-    return Versions(found) if profile == "paper" else Versions(recorded, found)
+    """Return both versions of an entry, which is called with a profile."""
+    return both(entry("paper").recorded, lambda: entry(profile).obtain(compute), profile)
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ Everything that pictures share is defined once, here. Nothing is run or read.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import matplotlib
@@ -34,6 +35,7 @@ COLOURS = {
 GREY = "#6b6b6b"
 _QUIET = 0.15  # CPUs that others use: a system is never quite still
 WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch
+_LETTERS, _BESIDE = 114, 10  # of a legend's line; as wide as these is what is beside a label
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -79,33 +81,31 @@ def panels(
         for place, (title, version) in zip(axes[0] if across == 1 else axes, found, strict=True):
             draw(place, title, version)
         if legend:
-            figure.legend(handles=legend, loc="outside upper center", ncols=len(legend))
+            letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
+            columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
+            figure.legend(handles=legend, loc="outside upper center", ncols=columns)
     return figure
 
 
-def source(versions: Versions[Result]) -> str:
-    """Return where results come from, a sentence; "" if there are none."""
-    places = [
-        f"{title} (profile {result['profile']}): {origin(result['provenance'])}"
-        for title, result in versions
-    ]
-    return f"*Source: {'; '.join(places)}.*"
+def source(
+    versions: Iterable[tuple[str, Result]], tell: Callable[[Result], str] = lambda result: ""
+) -> str:
+    """Return where each version comes from, and what `tell` says of it, in plain sentences.
 
-
-def disturbed(used: Mapping[str, float], consequence: str) -> str:
-    """Return a warning if other processes were at work; "" if not.
-
-    Parameters
-    ----------
-    used : mapping of str to float
-        How many CPUs they used, per measurement.
-    consequence : str
-        What that does to what is shown.
+    They warn of other processes, whose CPUs a result has under "others" or in its provenance.
     """
-    found = [f"{title}: {cpus:.1f} CPUs" for title, cpus in used.items() if cpus > _QUIET]
-    if not found:
-        return ""
-    return f"**Other processes were at work** ({'; '.join(found)}): {consequence}. "
+    told = []
+    for title, result in versions:
+        about, seeds = result["provenance"], result.get("seeds", [])
+        seeds = [result["seed"]] if "seed" in result else seeds
+        many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, " if seeds else ""
+        profile = f"{title.capitalize()} (profile {result['profile']})"
+        told.append(f"{profile}: {many}{origin(about)}.")
+        others = float(np.median(result.get("others", about.get("others", 0.0))))
+        if others > _QUIET:
+            told.append(f"Other processes used {others:.1f} CPUs: these times are too long.")
+        told.append(tell(result))
+    return " ".join(filter(None, told))
 
 
 def nothing(key: str, reason: str) -> Picture:
@@ -156,6 +156,14 @@ def deviation(values: Any, axis: int | None = None) -> Any:
     values = np.asarray(values, float)
     n = values.size if axis is None else values.shape[axis]
     return np.std(values, axis=axis, ddof=1 if n > 1 else 0)
+
+
+def with_spread(
+    ax: Axes, x: Any, spreads: Sequence[Mapping[str, float]], colour: str, **more: Any
+) -> None:
+    """Draw medians, with bars from the lowest to the highest; see `bench.spread`."""
+    y, low, high = (np.array([one[name] for one in spreads]) for name in ("median", "low", "high"))
+    ax.errorbar(x, y, yerr=[y - low, high - y], fmt="o-", color=colour, markersize=5, **more)
 
 
 def stacked(ax: Axes, n: int) -> list[Axes]:

@@ -1,4 +1,4 @@
-"""The tables and pictures of the page on extreme networks: results in, captioned tables out."""
+"""The tables and pictures of the page on extreme networks: results in, tables and pictures out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsecore.extreme import split as split_network
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.paper.extreme.runs import Extreme, Row
 from sparsecore.paper.page import Column, Note, Picture, Table
-from sparsecore.paper.store import Result, Versions
+from sparsecore.paper.store import Result
 from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, source
 
 #: Neurons of the nervous system or brain; the page says where the numbers are from.
@@ -84,21 +84,17 @@ _TABLE = (
 def table(extreme: Extreme) -> Table:
     """Make T-extreme: size, memory, times and learning of every run."""
     rows = [_plain(row, where, run) for row, where, run in extreme.runs()]
-    guesses = [row["test_p"] for row in rows if row["test_p"] is not None]
-    guessing = ""
-    if guesses:
-        guessing = f" (guessing does as well with a probability of at most {max(guesses):.0e})"
     sizes = {r["config"]["steps"] * r["config"]["batch_size"] for _, _, r in extreme.runs()}
     caption = (
-        "**Extreme networks.** Hidden neurons, hidden layers, density of the middle layer, "
-        "connections; GiB: the most memory that the process had resident, and what was planned; "
-        "seconds to initialise, per training sample, per epoch of "
-        f"{' or '.join(map(str, sorted(sizes)))} samples, per sample of inference, per evolution "
-        "of all layers; mean loss of the first and the last ten batches; held-out samples "
-        f"classified rightly{guessing}. Rows marked *here* were run on the machine that built the "
-        f"book, *rec.* (recorded) ones {_machine(extreme)}. {_source(extreme)}"
+        "**Extreme networks.** Density is the middle layer's. GiB: the most that was resident, and "
+        "the plan. Seconds to initialise, per training sample, per epoch, per sample of inference, "
+        "per evolution of all layers; mean loss of the first and the last ten batches; held-out "
+        "samples classified rightly. Runs are recorded (rec.) or made with this book (here)."
     )
-    return Table.of("T-extreme", rows, _TABLE, caption)
+    sources = f"An epoch has {' or '.join(map(str, sorted(sizes)))} samples. "
+    if guesses := [row["test_p"] for row in rows if row["test_p"] is not None]:
+        sources += f"Guessing does as well with a probability of at most {max(guesses):.0e}. "
+    return Table.of("T-extreme", rows, _TABLE, caption, sources + _source(extreme))
 
 
 def memory(extreme: Extreme) -> Table | Note:
@@ -115,10 +111,9 @@ def memory(extreme: Extreme) -> Table | Note:
     )
     caption = (
         f"**The memory of {row.neurons:,} neurons**, batch {run['config']['batch_size']}: the plan "
-        "that is printed before anything is allocated, and the most that was resident. "
-        f"{_source(extreme)}"
+        "that is printed before anything is allocated, and the most that was resident."
     )
-    return Table.of("T-extreme-memory", rows, columns, caption)
+    return Table.of("T-extreme-memory", rows, columns, caption, _source(extreme))
 
 
 def scaling(extreme: Extreme) -> Picture:
@@ -148,15 +143,14 @@ def scaling(extreme: Extreme) -> Picture:
             _brains(ax, named=ax is axes[0])
         axes[0].legend(loc="upper left")
         axes[-1].set_xlabel("hidden neurons")
-    exponents = " and ".join(told)
-    law = f" From 5·10⁶ neurons on the exponents are {exponents}; linear growth is 1." * bool(told)
+    law = f"From 5·10⁶ neurons on the exponents are {' and '.join(told)}. " * bool(told)
     caption = (
         "**Growth.** Seconds per training step (batch 4) and the most memory resident, against "
         "hidden neurons; the more layers the larger the circle. Dashed: proportional to neurons. "
-        f"Grey: brains with as many neurons.{law} {_source(extreme)}"
+        "Grey: brains with as many neurons. What to see: both grow nearly linearly."
     )
     alt = "Log-log plot of seconds per step and bytes against neurons, with brains as landmarks."
-    return Picture("F-extreme-scaling", figure, caption, alt)
+    return Picture("F-extreme-scaling", figure, caption, alt, law + _source(extreme))
 
 
 def losses(extreme: Extreme) -> Picture:
@@ -179,17 +173,20 @@ def losses(extreme: Extreme) -> Picture:
         ax.set(xlabel="step", ylabel="cross-entropy (nats)", ylim=(0, None))
         ax.legend()
     trends = "; ".join(
-        f"{row.neurons:,}: Kendall's τ {run['trend']['tau']:+.2f}, p = {run['trend']['p']:.1g}"
+        f"{row.neurons:,} neurons: Kendall's τ {run['trend']['tau']:+.2f}, p = "
+        f"{run['trend']['p']:.1g}"
         for row, _, run in entries
         if run["trend"]
     )
     caption = (
-        "**They learn.** Loss of each batch before it is trained on, and the mean of five; every "
-        "sample is seen once. Dotted: the topology evolves, which costs what was learnt on the "
-        f"connections that go. The line is chance. {trends}. {_source(extreme)}"
+        "**They learn.** Loss of each batch before it is trained on (dots), and the mean of five "
+        "(lines); every sample is seen once. At dotted lines the topology evolves, which costs "
+        "what was learnt on the connections that go. What to see: the loss falls below the grey "
+        "line, which is chance."
     )
     alt = "Loss against step for the largest networks, falling."
-    return Picture("F-extreme-loss", figure, caption, alt)
+    sources = f"Trends of {trends}. " * bool(trends) + _source(extreme)
+    return Picture("F-extreme-loss", figure, caption, alt, sources)
 
 
 # --- beside the table ----------------------------------------------------------------------------
@@ -225,13 +222,13 @@ def split(extreme: Extreme) -> Table | Note:
         for where, result in found
         for ranks, run in ((1, result["whole"]), (2, result["split"]))
     ]
-    apart = max(result["largest_difference"] for _, result in found)
     caption = (
         "**Split over two ranks.** The same network on one rank and on two, one thread each; what "
-        "a rank sends and receives in a step, and how long that takes, waiting included. The "
-        f"losses of all steps agree to {apart:.0e}."
+        "a rank sends and receives in a step, and how long that takes, waiting included."
     )
-    return Table.of("T-extreme-split", rows, _SPLIT, caption)
+    apart = max(result["largest_difference"] for _, result in found)
+    sources = f"The losses of all steps agree to {apart:.0e}. {source(found)}"
+    return Table.of("T-extreme-split", rows, _SPLIT, caption, sources)
 
 
 _SURVIVAL = (
@@ -264,7 +261,8 @@ def survival(extreme: Extreme) -> Table:
         "first checkpoint and goes on from there. In the end weights, velocities and losses are "
         "compared, to the last bit, with those of a run that was left alone."
     )
-    return Table.of("T-extreme-survival", rows, _SURVIVAL, caption)
+    found = extreme.parts["survival"]
+    return Table.of("T-extreme-survival", rows, _SURVIVAL, caption, source(found))
 
 
 _PROJECTION = (
@@ -290,16 +288,17 @@ def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e
     pace = float(np.median(run["step_seconds"])) / run["nnz"]
     tried = {n: _projected(n, memory, network, pace) for n in _PROJECTED}
     beyond = ", ".join(f"{_count(n)} neurons" for n, found in tried.items() if found is None)
-    rest = f" {beyond} fit no number of ranks: one rank holds both outputs with all connections."
+    rest = f"{beyond} fit no number of ranks: one rank holds both outputs with all connections. "
     caption = (
-        f"**On paper: larger than a rat's.** Ten hidden layers, batch 4, machines like this one "
-        f"with {memory / _GIB:.0f} GiB: as many as the network needs, seconds per step for their "
-        f"computing at the {pace * 1e9:.1f} ns a connection of {row.neurons:,} neurons, and for "
-        f"messages at {network / 1e9:g} GB/s. A projection, not a measurement; messages are as "
-        f"large as those measured above, neuron for neuron.{rest * bool(beyond)}"
+        "**On paper: larger than a rat's.** A projection, not a measurement: ten hidden layers, "
+        f"batch 4, on as many machines with {memory / _GIB:.0f} GiB as the network needs. Seconds "
+        "are per step, for computing as fast as the largest run here and for messages at "
+        f"{network / 1e9:g} GB/s, as large as those measured above, neuron for neuron."
     )
+    sources = f"Computing takes {pace * 1e9:.1f} ns per connection at {row.neurons:,} neurons. "
+    sources += rest * bool(beyond) + _source(extreme)
     rows = [found for found in tried.values() if found is not None]
-    return Table.of("T-extreme-projection", rows, _PROJECTION, caption)
+    return Table.of("T-extreme-projection", rows, _PROJECTION, caption, sources)
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -312,10 +311,7 @@ def _plain(row: Row, where: str, run: Result) -> Result:
         "run": where,
         "neurons": row.neurons,
         "hidden_layers": row.hidden_layers,
-        "density": run["density"],
-        "nnz": run["nnz"],
-        "peak_bytes": run["peak_bytes"],
-        "budget_bytes": run["budget_bytes"],
+        **{name: run[name] for name in ("density", "nnz", "peak_bytes", "budget_bytes")},
         "initialise_seconds": run["seconds"]["initialise"],
         "seconds_per_sample": run["seconds_per_sample"],
         "epoch_seconds": sum(run["step_seconds"]),
@@ -330,9 +326,7 @@ def _plain(row: Row, where: str, run: Result) -> Result:
         "correct": test.get("correct"),
         "held_out": test.get("n"),
         "test_p": test.get("p"),
-        "commit": run["provenance"]["commit"],
-        "cpu": run["provenance"]["cpu"],
-        "threads": run["provenance"]["threads"],
+        **{name: run["provenance"][name] for name in ("commit", "cpu", "threads")},
     }
 
 
@@ -357,21 +351,11 @@ def _projected(neurons: int, memory: int, network: float, pace: float) -> Result
     }
 
 
-def _largest(extreme: Extreme) -> Versions[Result]:
-    """Return the largest run that is recorded, and the largest of this build."""
-    last = {title: run for _, title, run in extreme.runs()}
-    return Versions(last.get("recorded"), last.get("this build"))
-
-
 def _source(extreme: Extreme) -> str:
-    return source(_largest(extreme))
-
-
-def _machine(extreme: Extreme) -> str:
-    if not (found := _largest(extreme)):
-        return "are not there yet"
-    about = found.first["provenance"]
-    return f"on {about['cpu']}, {about['threads']} threads, {about['memory_gib']} GiB"
+    """Say where the largest recorded run is from, and the largest of this build."""
+    last = {title: run for _, title, run in extreme.runs()}
+    about = "The largest run had {threads} threads and {memory_gib} GiB of memory."
+    return source(last.items(), lambda run: about.format_map(run["provenance"]))
 
 
 def _guide(ax: Axes, neurons: Sequence[int], values: Sequence[float]) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import matplotlib
@@ -19,7 +21,6 @@ from sparsecore.paper.style import (
     GREY,
     STYLE,
     WIDTH,
-    disturbed,
     if_there,
     line,
     panels,
@@ -71,14 +72,10 @@ def overview(workers: int = 3) -> Picture:
         ax.text(5.9, 0.25, "pull weights", color=COLOURS["set-all-relu"], ha="left", fontsize=9)
         ax.text(11.2, 0.25, "no exchange", color=GREY, ha="center", fontsize=9)
     caption = (
-        "**WASAP-SGD in two phases.** In phase 1 every worker computes sparse gradients on its own "
-        "shard and applies them to the weights in the server's window, under a lock, one after the "
-        "other; of a gradient that was computed on an older topology only the connections that "
-        "still exist are used. The worker that completes an epoch evolves the topology. In phase 2 "
-        "every worker trains its own copy, with its own evolution; at the end the copies are "
-        "averaged over the union of their connections, and each layer is cut back to its nnz. What "
-        "to see: the server is a place, not a process; nobody waits for a slower worker before the "
-        "end."
+        "**WASAP-SGD in two phases.** In phase 1 every worker computes gradients on its shard and "
+        "applies them, under a lock, to the weights in the server's window. In phase 2 it trains "
+        "its own copy; at the end the copies are averaged. What to see: the server is a place, not "
+        "a process, and nobody waits for a slower worker."
     )
     alt = "Schematic: shards feed workers, which exchange gradients and weights with a window."
     return Picture("F-overview", figure, caption, alt)
@@ -109,17 +106,15 @@ def accuracy(found: Runs) -> Picture:
     """Draw test accuracy against epochs and against seconds."""
     legend = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
     figure = panels(found, _curves, across=2, legend=legend, sharey="row")
-    told = " ".join(f"{_setting(version)}: {_outcome(version)}" for _, version in found)
     caption = (
-        "**Parallel training on Fashion-MNIST.** A line per seed; from the dotted line on the "
-        "workers train alone, and the line is the mean of their copies' accuracies; the dot is the "
-        "averaged model. The frame starts at the lowest accuracy after a twentieth of the epochs. "
-        f"{told} {found.missing}{' ' * bool(found.missing)}What to see: what parallel training "
-        "costs in accuracy per epoch, and what it gains per second. "
-        f"{_disturbed(found)}{_source(found)}"
+        "**Parallel training on Fashion-MNIST.** Test accuracy against epochs and seconds, a line "
+        "per seed. Right of the dotted line workers train alone, and the line is the mean of "
+        "their copies; the dot is the averaged model. What to see: what parallel training costs in "
+        "accuracy per epoch, and what it gains per second."
     )
     alt = "Lines of test accuracy against epochs and against seconds, one colour an algorithm."
-    return Picture("F-parallel", figure, caption, alt)
+    sources = f"{_source(found, _outcome)} {found.missing}".strip()
+    return Picture("F-parallel", figure, caption, alt, sources)
 
 
 def _curves(axes: Any, title: str, found: Parallel) -> None:
@@ -151,15 +146,13 @@ def staleness(found: Runs) -> Picture:
     """Draw how many updates others made between a worker's pull and push."""
     figure = panels(found, _stale, height=2.8)
     figure.axes[0].set_ylabel("share of updates, %")
-    told = "; ".join(f"{title}, {_staleness(v.first('wasap'))}" for title, v in found)
     caption = (
-        "**Staleness of WASAP-SGD's updates**: how many updates the others made while a gradient "
-        f"was computed, shown to the 99.9th percentile. {told}. An update that meets a newer "
-        "topology loses a part of its connections. What to see: the peak near the number of other "
-        f"workers. {_source(found)}"
+        "**Staleness of WASAP-SGD's updates.** Staleness counts the updates that others made while "
+        "a gradient was computed. Bars: share of all updates, up to the 99.9th percentile, first "
+        "seed. What to see: the peak near the number of other workers."
     )
     alt = "Bars: share of updates for each staleness."
-    return Picture("F-parallel-staleness", figure, caption, alt)
+    return Picture("F-parallel-staleness", figure, caption, alt, _source(found, _staleness))
 
 
 def _stale(ax: Axes, title: str, found: Parallel) -> None:
@@ -171,12 +164,12 @@ def _stale(ax: Axes, title: str, found: Parallel) -> None:
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _staleness(run: Result) -> str:
-    record = wasap.from_json(run["parallel"]["record"])
+def _staleness(found: Parallel) -> str:
+    record = wasap.from_json(found.first("wasap")["parallel"]["record"])
     lost = 100 * float((record.accepted < 1).mean())
     return (
-        f"{run['config']['workers']} workers: mean {record.staleness.mean():.2f}, largest "
-        f"{record.staleness.max()}, {lost:.2f} % of the updates met a newer topology"
+        f"Mean staleness {record.staleness.mean():.2f}, largest {record.staleness.max()}; "
+        f"{lost:.2f} % of the updates met a newer topology and lost a part of their connections."
     )
 
 
@@ -186,17 +179,13 @@ def resources(found: Runs) -> Picture:
     count = max(version.first("wasap")["config"]["workers"] for _, version in found)
     legend = [line(_RANKS[rank % len(_RANKS)], f"rank {rank}") for rank in range(count)]
     figure = panels(found, _over_time, across=2, height=4.2, legend=legend)
-    run = list(found)[-1][1].first("wasap")
-    told = " ".join(f"{_setting(version)}: {_waiting(version)}" for _, version in found)
     caption = (
-        "**CPU and memory of every rank.** Memory is the whole process, with Python, compiled code "
-        "and the rank's data. An update of WASAP-SGD moves "
-        f"{run['parallel']['bytes_per_update'] / 1e6:.2f} MB through the server's window "
-        f"({run['nnz_start']:,} connections). {told} What to see: cores that are busy to the end, "
-        f"and ranks that need the same memory. {_disturbed(found)}{_source(found)}"
+        "**CPU and memory of every rank.** CPU and memory of the whole process (Python, compiled "
+        "code, the rank's data) against time, a line per rank; first seed. What to see: cores that "
+        "are busy to the end, and ranks that need the same memory."
     )
     alt = "Lines of CPU use and of memory against time, one colour a rank."
-    return Picture("F-resources", figure, caption, alt)
+    return Picture("F-resources", figure, caption, alt, _source(found, _waiting))
 
 
 def _over_time(places: Any, title: str, found: Parallel) -> None:
@@ -231,54 +220,48 @@ def replayed(found: Runs) -> Note:
     return Note(" ".join(told) or found.missing)
 
 
-# --- texts ---------------------------------------------------------------------------------------
-
-
-def _setting(found: Parallel) -> str:
-    config = found.first("wasap")["config"]
-    machine = found.first("wasap")["provenance"]
-    return (
-        f"{config['epochs']} epochs of {config['n_train']:,} rows, {config['workers']} workers on "
-        f"{machine['cores']} cores ({machine['cpu']}), seeds "
-        f"{', '.join(str(run['seed']) for run in found.runs['wasap'])}"
-    )
+# --- sources -------------------------------------------------------------------------------------
 
 
 def _outcome(found: Parallel) -> str:
     """Say accuracy and speed of every algorithm, means over seeds."""
-    parts = []
-    pace = {
-        name: np.mean([run["samples_per_second"] for run in runs])
-        for name, runs in found.runs.items()
-    }
+    parts, pace = [], {}
     for name, runs in found.runs.items():
+        pace[name] = np.mean([run["samples_per_second"] for run in runs])
         text = f"{LABELS[name]} {100 * np.mean([run['test_accuracy'] for run in runs]):.2f} %"
         if name != "sequential":
             text += f" at {pace[name] / pace['sequential']:.2f} times the samples per second"
         parts.append(text)
-    return f"final test accuracy {', '.join(parts)}."
+    return f"Final test accuracy: {', '.join(parts)}."
 
 
 def _waiting(found: Parallel) -> str:
-    """Say how much of WASAP-SGD's first phase goes to the server."""
-    ranks = [rank["seconds"] for rank in found.first("wasap")["parallel"]["ranks"]]
+    """Say how much of WASAP-SGD's first phase goes to the server, and what an update moves."""
+    run = found.first("wasap")
+    ranks = [rank["seconds"] for rank in run["parallel"]["ranks"]]
     whole = sum(seconds["phase1"] for seconds in ranks)
     lock, update = (100 * sum(seconds[n] for seconds in ranks) / whole for n in ("lock", "update"))
     return (
-        f"waiting for the server's lock took {lock:.1f} % of phase 1, the updates under it "
-        f"{update:.1f} %."
+        f"Waiting for the server's lock took {lock:.1f} % of WASAP-SGD's phase 1, updates under "
+        f"it {update:.1f} %. An update moves {run['parallel']['bytes_per_update'] / 1e6:.2f} MB "
+        f"({run['nnz_start']:,} connections)."
     )
 
 
-def _disturbed(found: Runs) -> str:
-    used = {
-        title: float(np.median([run["others"] for runs in v.runs.values() for run in runs]))
-        for title, v in found
-    }
-    return disturbed(used, "workers shared cores with them and waited more than they would")
+def _source(found: Runs, tell: Callable[[Parallel], str]) -> str:
+    """Say how and where each version was run, and what `tell` says of it."""
 
+    def about(version: Parallel) -> Result:
+        run = version.first("wasap")
+        return {
+            "profile": version.profile,
+            "provenance": run["provenance"],
+            "seeds": [run["seed"] for run in version.runs["wasap"]],
+            "others": [run["others"] for runs in version.runs.values() for run in runs],
+            "told": "{epochs} epochs of {n_train:,} rows, {workers} workers. ".format_map(
+                run["config"]
+            )
+            + tell(version),
+        }
 
-def _source(found: Runs) -> str:
-    """Say where the first asynchronous run of each version comes from."""
-    first = {title: version.first("wasap") for title, version in found}
-    return f"First seed: {source(Versions(first.get('recorded'), first.get('this build')))}"
+    return source(((title, about(version)) for title, version in found), itemgetter("told"))

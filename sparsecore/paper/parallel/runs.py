@@ -12,7 +12,7 @@ from functools import partial
 from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
-from sparsecore.paper.store import Entry, Result, Versions, current_profile
+from sparsecore.paper.store import Entry, Result, Versions, both, current_profile
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.studies import TRAINED
 from sparsecore.provenance import busy_cpus
@@ -86,15 +86,7 @@ def entries(profile: str) -> list[Entry]:
 def load(profile: str | None = None) -> Versions[Parallel]:
     """Return both versions of the runs; train what this build lacks."""
     profile = current_profile(profile)
-    recorded = None if profile == "paper" else _recorded()
-    try:
-        found = _load(profile)
-    except datasets.DataNotAvailable:
-        return Versions(recorded, missing="The runs need Fashion-MNIST.")
-    except cluster.ClusterError as error:
-        why = f"The runs need a cluster of MPI engines: {error}."
-        return Versions(recorded, missing=why)
-    return Versions(found) if profile == "paper" else Versions(recorded, found)
+    return both(_recorded, partial(_load, profile), profile)
 
 
 def _recorded() -> Parallel | None:

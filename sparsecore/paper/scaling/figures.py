@@ -1,7 +1,7 @@
 """The pictures and tables of the page on scaling: what was measured, and what was simulated.
 
-Simulations are made when a picture is. What is simulated says so in its title, its axis or its
-caption.
+Simulations are made when a picture is. What is simulated says so in its titles
+and its axis.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
+from sparsecore.bench import spread
 from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.parallel.figures import COLOUR, LABELS
 from sparsecore.paper.scaling.measure import busy, calibrate, check
@@ -30,11 +31,10 @@ from sparsecore.paper.scaling.simulate import (
     Outcome,
     Scenario,
     saturation,
-    service,
     simulate,
 )
 from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import GREY, disturbed, if_there, line, panels, source
+from sparsecore.paper.style import GREY, if_there, line, panels, source, with_spread
 
 Measured = Versions[Result]
 
@@ -53,30 +53,22 @@ def measured(found: Measured) -> Picture:
     legend = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
     figure = panels(found, _measured, height=3.4, legend=[*legend, line(GREY, "ideal", ":")])
     figure.axes[0].set_ylabel("speed-up over the\nsequential trainer")
-    told = "; ".join(f"{title}: {_gains(result)}" for title, result in found)
     caption = (
-        "**Measured speed-up per worker.** Samples per second of phase 1 on Fashion-MNIST, all "
-        "rows, evolution included, relative to the sequential trainer with one thread in the same "
-        "round; medians over rounds, bars from the lowest to the highest. What to see: how far "
-        f"from the dotted line each added worker falls. {told}. {_disturbed(found)}"
-        f"{source(found)}"
+        "**Measured speed-up per worker.** Samples per second of phase 1 on Fashion-MNIST, "
+        "evolution included, relative to the sequential trainer with one thread in the same round. "
+        "Dots are medians over rounds, bars reach from the lowest to the highest. What to see: how "
+        "far below the dotted line each added worker falls."
     )
     alt = "Speed-up against number of workers for WASAP-SGD and WASSP-SGD, with the ideal line."
-    return Picture("F-scaling", figure, caption, alt)
+    return Picture("F-scaling", figure, caption, alt, _source(found, _gains))
 
 
 def _measured(ax: Axes, title: str, result: Result) -> None:
     most = 1
     for shift, name in ((-0.02, "wasap"), (0.02, "wassp")):
         numbers = workers_of(result, name)
-        ratios = [speedups(result, name, k) for k in numbers]
-        middle = np.array([np.median(r) for r in ratios])
-        below = [m - r.min() for m, r in zip(middle, ratios, strict=True)]
-        above = [r.max() - m for m, r in zip(middle, ratios, strict=True)]
-        ax.errorbar(
-            np.array(numbers) + shift, middle, yerr=[below, above], fmt="o-",
-            color=COLOUR[name], markersize=5, linewidth=1.6, capsize=3,
-        )  # fmt: skip
+        spreads = [spread(speedups(result, name, k)) for k in numbers]
+        with_spread(ax, np.array(numbers) + shift, spreads, COLOUR[name], linewidth=1.6, capsize=3)
         most = max(most, *numbers)
     ax.plot((1, most), (1, most), color=GREY, linestyle=":", linewidth=1.2)
     ax.set(xlabel="workers", title=f"measured, {title}", xlim=(0.9, most + 0.1))
@@ -85,11 +77,12 @@ def _measured(ax: Axes, title: str, result: Result) -> None:
 
 
 def _gains(result: Result) -> str:
-    return ", ".join(
+    told = [
         f"{LABELS[name]} {np.median(speedups(result, name, k)):.2f} with {k}"
         for name in ALGORITHMS
         for k in workers_of(result, name)[-1:]
-    )
+    ]
+    return f"Speed-up: {', '.join(told)}."
 
 
 # --- simulated -----------------------------------------------------------------------------------
@@ -99,7 +92,7 @@ def _gains(result: Result) -> str:
 def _simulated(
     calibration: Calibration, name: str, network: Network, scenario: Scenario = AS_MEASURED
 ) -> tuple[Outcome, ...]:
-    """Simulate all numbers of workers; a picture's lines and its caption ask for the same."""
+    """Simulate all numbers of workers; a picture and its sources ask for the same."""
     return tuple(simulate(calibration, k, name, network, scenario) for k in _NUMBERS)
 
 
@@ -116,20 +109,14 @@ def simulated(found: Measured) -> Picture:
     figure = panels(
         found, _speedup, across=2, height=3.9, legend=legend, sharex=True, sharey=True
     )  # fmt: skip
-    first = found.first
     caption = (
-        "**Simulation: up to 1024 workers.** Not a run: a discrete-event simulation with the times "
-        "measured on this page, and networks that are assumed; one worker per core, or per machine "
-        "on a network. Diamonds: from here on the parameter server has no rest. What to see: where "
-        "WASAP-SGD's line leaves the dotted one, and that it falls beyond the diamond: more and "
-        "more gradients meet a newer topology, and take longer under the lock. WASSP-SGD has no "
-        f"such place, but exchanges messages with every other worker. {_told(found, _limits)} "
-        f"{_deviations(found)}With {first['n_train']:,} rows no more than "
-        f"{first['n_train'] // first['batch_size']} workers have a full batch each; beyond them "
-        f"the data would have to grow. {source(found)}"
+        "**Simulation: up to 1024 workers.** Speed-up in a simulation, not a run, with the times "
+        "measured on this page and assumed networks. From the diamonds on the parameter server has "
+        "no rest. What to see: WASAP-SGD falls beyond its diamond, because more and "
+        "more gradients meet a newer topology and take longer under the lock. WASSP-SGD does not."
     )
     alt = "Simulated speed-up against up to 1024 workers, log-log, one line per network."
-    return Picture("F-scaling-simulated", figure, caption, alt)
+    return Picture("F-scaling-simulated", figure, caption, alt, _source(found, _limits))
 
 
 def _speedup(axes: Any, title: str, result: Result) -> None:
@@ -147,40 +134,20 @@ def _speedup(axes: Any, title: str, result: Result) -> None:
     axes[0].set_ylabel("simulated speed-up\nover one worker")
 
 
-def _limits(calibration: Calibration) -> list[str]:
-    """Say how far each algorithm comes on each network."""
-    told = []
+def _limits(result: Result) -> str:
+    """Say how far each algorithm comes on each network, and how far the data go."""
+    told, calibration = [], calibrate(result)
     for name in ALGORITHMS:
         for network in NETWORKS:
-            outcomes = _simulated(calibration, name, network)
-            best, last = max(outcomes, key=lambda outcome: outcome.speedup), outcomes[-1]
-            text = f"{LABELS[name]}, {network.name}: at most {best.speedup:.1f} times one worker, "
-            text += f"with {best.workers}"
-            if best is not last:
-                text += f", {last.speedup:.1f} with {last.workers}"
+            best = max(_simulated(calibration, name, network), key=lambda found: found.speedup)
+            text = f"{LABELS[name]}, {network.name}: {best.speedup:.1f} with {best.workers} workers"
             if name == "wasap":
-                point, held = saturation(calibration, network), service(calibration, network)
-                text += f", saturated from K* = {point:.1f} on ({1e3 * held:.2f} ms a push)"
+                text += f", saturated from K* = {saturation(calibration, network):.1f} on"
             told.append(text)
-    return told
-
-
-def _deviations(found: Measured) -> str:
-    """Say by how much the simulation deviates where it can be checked, with most workers."""
-    parts = []
-    for title, result in found:
-        checked = check(result)
-        most = max(k for _, k, _ in checked)
-        ratios = {
-            name: outcome.samples_per_second / np.median(samples_per_second(result, name, k))
-            for name, k, outcome in checked
-            if k == most
-        }
-        told = ", ".join(f"{ratio - 1:+.0%} ({LABELS[name]})" for name, ratio in ratios.items())
-        parts.append(f"{title}, {most} workers: {told}")
+    full = result["n_train"] // result["batch_size"]
     return (
-        "Where it can be checked the simulation deviates from what was measured, and beyond by as "
-        f"much at least: {'; '.join(parts)}. "
+        f"Largest speed-up: {'; '.join(told)}. With {result['n_train']:,} rows at most {full} "
+        "workers have a full batch each; for more the data would have to grow."
     )
 
 
@@ -205,36 +172,28 @@ def stragglers(found: Measured, network: Network = ONE_MACHINE) -> Picture:
         axes[0].set_ylabel("throughput, % of that of\nworkers all alike")
         axes[0].set_ylim(bottom=0)
 
-    def losses(calibration: Calibration) -> list[str]:
+    def losses(result: Result) -> str:
         told = []
         for name in ALGORITHMS:
             for scenario in _SCENARIO_STYLES:
-                shares = kept(calibration, name, scenario)
-                few, many = (round(shares[i] - 100) for i in (_NUMBERS.index(8) - 1, -1))
-                told.append(
-                    f"{LABELS[name]}, {scenario.name}, 8 workers: {few:+d} %, "
-                    f"{_NUMBERS[-1]}: {many:+d} %"
-                )
-        return told
+                shares = kept(calibrate(result), name, scenario) - 100
+                few, many = (round(shares[i]) for i in (_NUMBERS.index(8) - 1, -1))
+                told.append(f"{LABELS[name]}, {scenario.name}: {few:+d} % and {many:+d} %")
+        return (
+            f"Change with 8 and with {_NUMBERS[-1]} workers: {'; '.join(told)}. The jitter is that "
+            f"of {result['steps']['n_gradients']:,} gradients measured one by one."
+        )
 
     legend = [line("#333333", s.name, style) for s, style in _SCENARIO_STYLES.items()]
     figure = panels(found, draw, across=2, height=3.4, legend=legend, sharex=True, sharey=True)
     caption = (
         "**Simulation: what stragglers cost.** Gradients per second relative to workers that all "
-        f"take the mean time; {network.name}. Jitter is that of "
-        f"{found.first['steps']['n_gradients']} gradients measured one by one, and is in the other "
-        "two scenarios as well. What to see: in lockstep everybody waits for the slowest, until "
-        "the exchange takes longer than that; WASAP-SGD loses what the slow ones themselves do not "
-        f"do, and nothing where all wait for the server. {_told(found, losses)} {source(found)}"
+        f"take the mean time; {network.name}. What to see: in lockstep all wait for the slowest, "
+        "until the exchange takes longer than that. WASAP-SGD loses only what the slow workers do "
+        "not do, and nothing where all wait for the server."
     )
     alt = "Simulated throughput with stragglers relative to even workers, one panel per algorithm."
-    return Picture("F-scaling-stragglers", figure, caption, alt)
-
-
-def _told(found: Measured, tell: Callable[[Calibration], list[str]]) -> str:
-    """Return sentences; of two versions those of the recorded one."""
-    both = found.recorded is not None and found.here is not None
-    return f"{'Recorded: ' * both}{'; '.join(tell(calibrate(found.first)))}."
+    return Picture("F-scaling-stragglers", figure, caption, alt, _source(found, losses))
 
 
 # --- side by side --------------------------------------------------------------------------------
@@ -251,11 +210,7 @@ _COMPARISON = (
     Column("where", "where", number=False),
     Column("algorithm", "algorithm", number=False),
     Column("workers", "workers"),
-    Column(
-        "samples/s measured",
-        "",
-        lambda r: f"{r['measured']:,.0f} ({r['lowest']:,.0f}–{r['highest']:,.0f})",
-    ),
+    Column("samples/s measured", "", "{measured:,.0f} ({lowest:,.0f}–{highest:,.0f})".format_map),
     Column("speed-up", "speedup", "{:.2f}"),
     Column(
         "gradient, lock, update (ms)",
@@ -283,27 +238,23 @@ def comparison(found: Measured) -> Table:
     ]
     caption = (
         "**Does the simulation hold where it can be checked?** Medians over rounds (lowest to "
-        "highest), speed-up over the sequential trainer, where a worker's time per gradient goes "
-        "(in lockstep the update includes the wait for the slowest), and the samples per second of "
-        "the simulation, with its deviation from the measurement. The simulation knows WASAP-SGD "
-        "with one worker only; the last column has it use the time of a gradient that was measured "
-        "beside as many busy cores. What separates the two columns is what cores take from each "
-        "other (memory, clock, other processes); what remains is what the model lacks. "
-        f"{_disturbed(found)}{source(found)}"
+        "highest) beside simulated samples per second and their deviation. In lockstep the update "
+        "includes the wait for the slowest. The simulation knows one worker only; the last column "
+        "has it use the time of a gradient beside as many busy cores, which share memory and clock."
     )
-    return Table.of("T-scaling", rows, _COMPARISON, caption)
+    return Table.of("T-scaling", rows, _COMPARISON, caption, _source(found))
 
 
 def _compared(title: str, result: Result, name: str, k: int, outcome: Outcome) -> dict[str, Any]:
-    rates, times = samples_per_second(result, name, k), spent(result, name, k)
+    rates, times = spread(samples_per_second(result, name, k)), spent(result, name, k)
     beside = simulate(busy(result, name, k), k, name) if name == "wasap" else None
     return {
         "where": title,
         "algorithm": LABELS[name],
         "workers": k,
-        "measured": float(np.median(rates)),
-        "lowest": float(rates.min()),
-        "highest": float(rates.max()),
+        "measured": rates["median"],
+        "lowest": rates["low"],
+        "highest": rates["high"],
         "speedup": float(np.median(speedups(result, name, k))),
         "gradient_ms": 1e3 * times["compute"],
         "lock_ms": 1e3 * times["lock"],
@@ -350,22 +301,25 @@ def calibration(found: Measured) -> Table:
         *(Column(title, "", partial(_quantity, title)) for title in versions),
         Column("from", "", lambda row: _QUANTITIES[row["quantity"]][2], number=False),
     )
-    networks = "; ".join(
+    assumed = "; ".join(
         f"{n.name}: {1e6 * n.latency:g} µs one way, {n.bandwidth / 1e9:g} GB/s each way"
         for n in NETWORKS
         if n.bandwidth is not None
     )
     caption = (
         "**What the simulation is calibrated with.** Times in milliseconds; the CSV file has "
-        f"seconds and bytes. Assumed, not measured: {networks}. {source(found)}"
+        "seconds and bytes. The networks of more than one machine are assumed, not measured."
     )
-    return Table.of("T-scaling-calibration", rows, columns, caption)
+    sources = f"{_source(found)} Assumed: {assumed}."
+    return Table.of("T-scaling-calibration", rows, columns, caption, sources)
 
 
 def _quantity(title: str, row: Mapping[str, Any]) -> str:
     return _QUANTITIES[row["quantity"]][1](row[title])
 
 
-def _disturbed(found: Measured) -> str:
-    used = {title: float(np.median(result["others"])) for title, result in found}
-    return disturbed(used, "workers shared cores with them, so that these speed-ups are too low")
+def _source(found: Measured, tell: Callable[[Result], str] = lambda result: "") -> str:
+    def seeds(result: Result) -> list[int]:
+        return [run["seed"] for run in result["runs"]["sequential"]["1"]]
+
+    return source(((title, {**result, "seeds": seeds(result)}) for title, result in found), tell)

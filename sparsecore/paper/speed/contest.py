@@ -56,7 +56,6 @@ def compare(
         raise ValueError(f"rounds: expected an integer of at least 1, got {rounds}")
     chosen = list(PEERS) if keys is None else list(dict.fromkeys(["sparsecore", *keys]))
     gone = {key: reason for key in chosen if (reason := absent(key, problem)) is not None}
-    turns: dict[str, list[dict[str, float]]] = {}
     about: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
         running = {}
@@ -74,7 +73,7 @@ def compare(
                 del running[key]
         if "sparsecore" in gone:
             raise RuntimeError(f"sparsecore itself {gone['sparsecore']}")
-        turns = {key: [] for key in running}
+        turns: dict[str, list[dict[str, float]]] = {key: [] for key in running}
         order = list(running)
         meetings = [meeting_seconds(problem.threads)]
         for number in range(rounds):

@@ -1,4 +1,4 @@
-"""The pictures and tables of the page on speed: measurements in, captions out."""
+"""The pictures and tables of the page on speed: measurements in, pictures out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.speed.measure import SHAPES
 from sparsecore.paper.speed.registry import PEERS
 from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import COLOURS, GREY, dot, line, panels, source, stacked
+from sparsecore.paper.style import COLOURS, GREY, dot, line, panels, source, stacked, with_spread
 
 Speed = dict[str, Versions[Result]]
 
@@ -54,20 +54,32 @@ def peers(speed: Speed) -> Picture:
     legend += [dot(GREY, "one thread"), dot(GREY, "at most two threads", fill="white")]
     figure = panels(found, draw, height=0.9 + 0.62 * len(keys), legend=legend)
     caption = (
-        "**A training step, and the peers.** Time of one full step on the two networks of the "
-        "study's images (ε = 20, batches of 128, random data), medians of interleaved rounds; bars "
-        "reach from the fastest round to the slowest. What each peer does is in the table below; "
-        "the C loop does the sparse work alone. What to see: how far the dense peers and the "
-        f"sparse ones lie to the right of sparsecore. {_ratios(found)}{_distance(found)}"
-        f"{source(found)}"
+        "**A training step, and the peers.** Time of a full step on the networks of the study's "
+        "images (ε = 20, batches of 128): medians of interleaved rounds, with bars from the "
+        "fastest to the slowest, and in brackets the time over sparsecore's. What to see: how far "
+        "the other peers lie to the right of sparsecore."
     )
     alt = "Dot plot of milliseconds per training step for each peer, on two networks."
-    return Picture("F-speed-peers", figure, caption, alt)
+    return Picture("F-speed-peers", figure, caption, alt, source(found, _threads))
 
 
 def _contests(found: Versions[Result]) -> list[tuple[str, Result]]:
     """Return the contests of all versions, each with its version's title."""
     return [(title, contest) for title, result in found for contest in result["contests"]]
+
+
+def _threads(result: Result) -> str:
+    """Say how far from each other the cores of several threads were, and how busy."""
+    shared = [c for c in result["contests"] if c["problem"]["threads"] > 1]
+    if not shared:
+        return ""
+    seen = [microseconds for contest in shared for microseconds in contest["meeting_us"]]
+    cores = sorted(contest["peers"]["sparsecore"]["cores"] for contest in shared)
+    return (
+        f"A signal between the two threads took {min(seen):.2f} to {max(seen):.2f} µs; sparsecore, "
+        "which leaves the second idle where it does not help, kept "
+        f"{cores[0]:.1f} to {cores[-1]:.1f} cores busy."
+    )
 
 
 def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
@@ -93,40 +105,6 @@ def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
     _plain_ticks(ax.xaxis)
 
 
-def _ratios(found: Versions[Result]) -> str:
-    """Say how many times as long the others take, with one thread."""
-    parts = []
-    for title, contest in _contests(found):
-        others = {
-            key: peer["ratio"]["median"]
-            for key, peer in contest["peers"].items()
-            if key not in ("sparsecore", "c-loop")
-        }
-        if contest["problem"]["threads"] == 1 and others:
-            first, last = (f(others, key=lambda key: others[key]) for f in (min, max))
-            parts.append(
-                f"{_TITLES[contest['shape']]}, {title}: {others[first]:.1f} "
-                f"({PEERS[first].label}) to {others[last]:.1f} ({PEERS[last].label})"
-            )
-    return f"Times as long as sparsecore, one thread: {'; '.join(parts)}. " if parts else ""
-
-
-def _distance(found: Versions[Result]) -> str:
-    """Say how far from each other the cores were where there were several threads."""
-    shared = [c for _, c in _contests(found) if c["problem"]["threads"] > 1]
-    if not shared:
-        return ""
-    seen = [microseconds for contest in shared for microseconds in contest["meeting_us"]]
-    cores = sorted(f"{contest['peers']['sparsecore']['cores']:.1f}" for contest in shared)
-    busy = " to ".join(dict.fromkeys((cores[0], cores[-1])))
-    return (
-        f"A signal between the two threads took {min(seen):.2f} to {max(seen):.2f} µs: the further "
-        "their cores are from each other, the less there is to gain by the second, which "
-        "sparsecore leaves idle where it does not help: given two threads, it kept "
-        f"{busy} busy. "
-    )
-
-
 def what_peers_do(speed: Speed) -> Table:
     """Make the table of the peers: what each does, and where it was timed."""
     found = speed["peers"]
@@ -137,13 +115,12 @@ def what_peers_do(speed: Speed) -> Table:
     ]
     plain = [_timed(key, title, contest) for key in PEERS for title, contest in _contests(found)]
     caption = (
-        "**The peers.** What a step of each includes, and the version that was timed. All train "
-        "the same network on the same data, each in a process of its own, with at most the same "
-        "number of threads; without dropout and weight decay each but the C loop, scikit-learn "
-        "with ReLU, takes the same steps as a reference in float64, to rounding (the project's "
-        "tests assert it)."
+        "**The peers.** What a step of each includes, and the version that was timed. Each trains "
+        "the same network on the same data, in a process of its own. Without dropout and weight "
+        "decay all but the C loop take the steps of a reference in float64, to rounding."
     )
-    return Table("T-peers", pd.DataFrame(shown), caption, pd.DataFrame(plain))
+    frame, data = pd.DataFrame(shown), pd.DataFrame(plain)
+    return Table("T-peers", frame, caption, data, sources=source(found))
 
 
 def _presence(key: str, contests: Sequence[Result]) -> str:
@@ -154,22 +131,29 @@ def _presence(key: str, contests: Sequence[Result]) -> str:
     return str(contests[0]["absent"].get(key, {}).get("reason", "not there"))
 
 
+# The columns of T-peers' CSV file that are those of a peer's measurement.
+_TIMED = {
+    "ms_per_step": "ms",
+    "low": "low",
+    "high": "high",
+    "ratio": "ratio",
+    "cores_busy": "cores",
+    "cpu_ms_per_step": "cpu_ms",
+    "others_cpus": "others",
+    "peak_rss_mb": "peak_rss_mb",
+    "version": "version",
+}
+
+
 def _timed(key: str, title: str, contest: Result) -> Result:
     found = contest["peers"].get(key, {})
+    values = found | {"ratio": found.get("ratio", {}).get("median")}
     return {
         "peer": key,
         "measured": title,
         "network": "-".join(map(str, contest["problem"]["sizes"])),
         "threads": contest["problem"]["threads"],
-        "ms_per_step": found.get("ms"),
-        "low": found.get("low"),
-        "high": found.get("high"),
-        "ratio": found.get("ratio", {}).get("median"),
-        "cores_busy": found.get("cores"),
-        "cpu_ms_per_step": found.get("cpu_ms"),
-        "others_cpus": found.get("others"),
-        "peak_rss_mb": found.get("peak_rss_mb"),
-        "version": found.get("version"),
+        **{name: values.get(own) for name, own in _TIMED.items()},
         "blas": "; ".join(found.get("blas", [])),
         "absent": contest["absent"].get(key, {}).get("reason"),
     }
@@ -193,23 +177,23 @@ _EPOCHS = (
 
 def epochs(speed: Speed) -> Table:
     """Make the table of where the time of an epoch goes."""
-    found = speed["epochs"]
-    rows, told = [], []
+    found, rows = speed["epochs"], []
     for title, result in found:
         total = sum(spent["median"] for spent in result["seconds"].values())
         for name in _EPOCH:
             spent = result["seconds"][name]
-            rows.append(
-                {"measured": title, "part": name, **spent, "share": spent["median"] / total}
-            )
-        rest = {name: f"{100 * share:.0f}" for name, share in result["overhead"].items()}
-        told.append(f"{title} {rest['median']} % ({rest['low']} to {rest['high']} %)")
+            share = spent["median"] / total
+            rows.append({"measured": title, "part": name, **spent, "share": share})
     caption = (
         "**Where an epoch goes.** Fashion-MNIST's size and network, 60,000 rows for training and "
-        "10,000 for the test, one thread, medians over epochs. Share of all but the products: "
-        f"{'; '.join(told)}. {source(found)}"
+        "10,000 for the test, one thread, medians over epochs."
     )
-    return Table.of("T-epoch", rows, _EPOCHS, caption)
+    return Table.of("T-epoch", rows, _EPOCHS, caption, source(found, _overhead))
+
+
+def _overhead(result: Result) -> str:
+    median, low, high = (_percent(result["overhead"][name]) for name in ("median", "low", "high"))
+    return f"All but the products took {median} of an epoch ({low} to {high})."
 
 
 # --- density -------------------------------------------------------------------------------------
@@ -220,22 +204,24 @@ def density(speed: Speed) -> Picture:
     found = speed["density"]
     figure = panels(found, _density, sharey=True)
     figure.axes[0].set_ylabel("milliseconds per step")
-    crossings = "; ".join(f"{title} {_percent(result['crossover'])}" for title, result in found)
     caption = (
-        "**Where dense wins.** A step of 784-1000-1000-1000-10 with batches of 128 and one thread, "
-        "from half a percent of the connections to all (blue), beside dense matrix products, whose "
-        "time does not depend on it (lines); bands and bars reach from the fastest round to the "
-        "slowest. What to see: time grows in proportion to the connections until, at the dotted "
-        "line, the fastest dense peer takes as long: above that density, dense is the better "
-        f"choice. Density at the crossing: {crossings}. {source(found)}"
+        "**Where dense wins.** Time of a step of 784-1000-1000-1000-10 (batches of 128, one "
+        "thread) against density (blue), beside dense matrix products (lines). Bars and bands "
+        "reach from the fastest round to the slowest. What to see: time grows in proportion to the "
+        "connections. To the right of the dotted line, dense is faster."
     )
     alt = "Milliseconds per step against density on logarithmic axes, with dense levels."
-    return Picture("F-speed-density", figure, caption, alt)
+    return Picture("F-speed-density", figure, caption, alt, source(found, _crossing))
+
+
+def _crossing(result: Result) -> str:
+    return f"Density at the crossing: {_percent(result['crossover'])}."
 
 
 def _density(ax: Axes, title: str, result: Result) -> None:
     x = [100 * p["density"] for p in result["points"]]
-    _line_with_spread(ax, x, [p["ms"] for p in result["points"]])
+    spreads = [p["ms"] for p in result["points"]]
+    with_spread(ax, x, spreads, _COLOUR["sparsecore"], linewidth=1.4)
     slowest = max(ms["median"] for ms in result["dense"].values())
     for key, ms in result["dense"].items():
         style = "-" if key == "numpy-dense" else (0, (4, 2))
@@ -263,31 +249,28 @@ def _percent(share: float | None) -> str:
 def roofline(speed: Speed) -> Picture:
     """Draw the kernels of both networks under the machine's measured ceilings."""
     found = speed["roofline"]
-    figure = panels(found, _roofline, height=4.6, sharey=True)
-    figure.axes[0].set_ylabel("GFLOP/s, one thread")
-    handles = [
+    legend = [
         *(dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()),
         dot(GREY, "forward"),
         dot(GREY, "backward", fill="white"),
         *(dot(GREY, f"rows in {level}", _LEVEL_MARKER[level]) for level in ("L1", "L2", "L3")),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
-    shares = "; ".join(
-        f"{title} {100 * min(s):.0f} to {100 * max(s):.0f} % (median {100 * np.median(s):.0f} %)"
-        for title, result in found
-        if (s := [p["share"] for p in result["kernels"]])
-    )
+    figure = panels(found, _roofline, height=4.6, legend=legend, sharey=True)
+    figure.axes[0].set_ylabel("GFLOP/s, one thread")
     caption = (
-        "**The kernels under the roof.** One point per layer and direction (ε = 20, batches of "
-        "128). Lines are what one thread of the machine was measured to do: reading in order from "
-        "each level of memory, and fused multiply-adds on registers. Bytes count what the "
-        "instructions load and store; a point's shape is the memory that holds the rows which a "
-        "layer visits in random order, and its ceiling is that level's line. What to see: each "
-        "multiply-add takes an operand from memory, so the caches are the limit, not arithmetic. "
-        f"Share of the ceiling: {shares}. {source(found)}"
+        "**The kernels under the roof.** A point per layer and direction (ε = 20, batches of 128). "
+        "Lines are measured ceilings: multiply-adds on registers, and reading in order from each "
+        "memory. A point's shape is the memory that holds the rows it visits in random order. What "
+        "to see: the caches are the limit, not arithmetic."
     )
     alt = "Roofline plot: GFLOP/s against operations per byte, with measured ceilings."
-    return Picture("F-speed-roofline", figure, caption, alt)
+    return Picture("F-speed-roofline", figure, caption, alt, source(found, _shares))
+
+
+def _shares(result: Result) -> str:
+    shares = [kernel["share"] for kernel in result["kernels"]]
+    low, middle, high = map(_percent, (min(shares), np.median(shares), max(shares)))
+    return f"Kernels reach {low} to {high} of their ceiling, the median is {middle}."
 
 
 def _roofline(ax: Axes, title: str, result: Result) -> None:
@@ -339,7 +322,7 @@ def kernels(speed: Speed) -> Table:
         for point in result["kernels"]
     ]
     caption = "**Each kernel's time.** The roofline's numbers: medians, one thread, batches of 128."
-    return Table.of("T-kernels", rows, _KERNELS, caption)
+    return Table.of("T-kernels", rows, _KERNELS, caption, source(speed["roofline"]))
 
 
 # --- width ---------------------------------------------------------------------------------------
@@ -351,22 +334,21 @@ def width(speed: Speed) -> Picture:
     colour, dense = _COLOUR["sparsecore"], _COLOUR["numpy-dense"]
     legend = [dot(colour, "sparsecore"), line(dense, "dense weights alone", ":")]
     figure = panels(found, _width, across=2, legend=legend)
-    told = "; ".join(f"{title}: {_widest(result)}" for title, result in found)
     caption = (
-        "**Wider at constant ε.** Networks of 784-n-n-10 neurons, ε = 20, batches of 128, one "
-        "thread. Memory is that of parameters, velocity and structure. What to see: connections "
-        "grow as n, dense weights as n². Time grows faster than n where a layer's rows leave a "
-        f"cache. The widest network, {told}. {source(found)}"
+        "**Wider at constant ε.** Time of a step and memory (parameters, velocity, structure) of "
+        "784-n-n-10 neurons, against n (ε = 20, batches of 128, one thread). What to see: "
+        "connections grow as n, dense weights as n². Time grows faster than n where a layer's rows "
+        "leave a cache."
     )
     alt = "Milliseconds per step and memory against neurons per layer, on logarithmic axes."
-    return Picture("F-speed-width", figure, caption, alt)
+    return Picture("F-speed-width", figure, caption, alt, source(found, _widest))
 
 
 def _width(axes: Any, title: str, result: Result) -> None:
     left, right = axes
     points = result["points"]
     x = [p["width"] for p in points]
-    _line_with_spread(left, x, [p["ms"] for p in points])
+    with_spread(left, x, [p["ms"] for p in points], _COLOUR["sparsecore"], linewidth=1.4)
     right.plot(x, [p["mib"] for p in points], "o-", color=_COLOUR["sparsecore"])
     right.plot(x, [p["dense_mib"] for p in points], ":", color=_COLOUR["numpy-dense"])
     for ax, what, unit in ((left, "Time", "milliseconds per step"), (right, "Memory", "MiB")):
@@ -378,10 +360,10 @@ def _width(axes: Any, title: str, result: Result) -> None:
 def _widest(result: Result) -> str:
     p = result["points"][-1]
     return (
-        f"{p['width']:,} neurons per layer, {p['nnz']:,} connections, made in {p['make_s']:.1f} s, "
-        f"{p['ms']['median'] / 1e3:.2g} s per step, {p['mib'] / 1024:.2g} GiB "
-        f"({p['bytes_per_connection']:.1f} bytes per connection; dense weights would take "
-        f"{p['dense_mib'] / 1024:,.0f} GiB)"
+        f"The widest network has {p['nnz']:,} connections. It was made in {p['make_s']:.1f} s and "
+        f"takes {p['ms']['median'] / 1e3:.2g} s per step and {p['mib'] / 1024:.2g} GiB "
+        f"({p['bytes_per_connection']:.1f} bytes per connection); dense weights would take "
+        f"{p['dense_mib'] / 1024:,.0f} GiB."
     )
 
 
@@ -392,12 +374,3 @@ def _plain_ticks(*axes: Any) -> None:
     for axis in axes:
         axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-
-
-def _line_with_spread(ax: Axes, x: Sequence[float], ms: Sequence[dict[str, float]]) -> None:
-    """Draw sparsecore's medians, with bars from the lowest to the highest."""
-    y, low, high = (np.array([value[name] for value in ms]) for name in ("median", "low", "high"))
-    ax.errorbar(
-        x, y, yerr=[y - low, high - y], fmt="o-", color=_COLOUR["sparsecore"], markersize=5,
-        linewidth=1.4,
-    )  # fmt: skip

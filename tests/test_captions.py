@@ -1,0 +1,72 @@
+"""Captions of the recorded results: short, and without where the numbers come from."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("pandas")
+
+from sparsecore.paper import store
+from sparsecore.paper.extreme import figures as extreme_figures
+from sparsecore.paper.extreme import runs as extreme
+from sparsecore.paper.extreme.runs import Extreme
+from sparsecore.paper.page import Note
+from sparsecore.paper.parallel import figures as parallel_figures
+from sparsecore.paper.parallel import runs as parallel
+from sparsecore.paper.scaling import figures as scaling_figures
+from sparsecore.paper.scaling import measure as scaling
+from sparsecore.paper.speed import figures as speed_figures
+from sparsecore.paper.speed import measure as speed
+from sparsecore.paper.store import Versions
+
+_PROVENANCE = re.compile(r"commit|AMD|EPYC|Intel|Xeon|CPU @|sparsecore \d|Source|\b[0-9a-f]{7,}\b")
+_SHOWN = {
+    speed_figures: (
+        "peers", "what_peers_do", "epochs", "density", "roofline", "kernels", "width",
+    ),
+    scaling_figures: ("measured", "simulated", "stragglers", "comparison", "calibration"),
+    parallel_figures: ("accuracy", "staleness", "resources"),
+    extreme_figures: ("table", "memory", "scaling", "losses", "split", "survival", "projection"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """What each page shows of the recorded results, by its module of figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        results = Path(__file__).parent.parent / "book" / "results"
+        patch.setenv(store.FOLDER, str(results))
+        rows = {row: Versions(run) for row, run in extreme.recorded().items()}
+        parts = {
+            name: Versions(extreme._part_entry(name, "paper").recorded())
+            for name in (extreme.PARTS)
+        }
+        return {
+            speed_figures: {p: Versions(speed.entry(p, "paper").recorded()) for p in speed.PARTS},
+            scaling_figures: Versions(scaling.entry("paper").recorded()),
+            parallel_figures: Versions(parallel._recorded()),
+            extreme_figures: Extreme(rows, parts),
+        }
+
+
+@pytest.mark.parametrize(
+    "page, name", [(page, name) for page, names in _SHOWN.items() for name in names]
+)
+def test_a_caption_is_short_and_its_sources_are_apart(page, name, recorded):
+    shown = getattr(page, name)(recorded[page])
+    assert not isinstance(shown, Note), "it is recorded"
+    assert_short(shown.caption)
+    assert "Recorded (profile paper): " in shown.sources
+    assert re.search(r"commit [0-9a-f]{7}", shown.sources)
+
+
+def test_the_schematic_has_a_short_caption_too():
+    assert_short(parallel_figures.overview().caption)
+
+
+def assert_short(caption):
+    assert len(caption.split()) <= 60
+    assert caption.startswith("**")
+    assert not _PROVENANCE.search(caption)

@@ -126,18 +126,6 @@ def test_gradient_of_an_older_topology_keeps_its_valid_part():
     np.testing.assert_array_equal(out[place_new:], gradient[place_old:])
 
 
-def test_packed_model_is_the_same_when_unpacked():
-    from sparsecore.config import TrainConfig
-
-    network = model(3)
-    parts = average.pack(network, {"rank": 2})
-    buffer = np.concatenate([np.ascontiguousarray(p).view(np.uint8).ravel() for p in parts])
-    config = TrainConfig(hidden=(9, 8))
-    twin, about = average.unpack(buffer, network.sizes, config)
-    assert twin.weights_sha256() == network.weights_sha256()
-    assert about == {"rank": 2}
-
-
 # --- shards, plans, records ----------------------------------------------------------------------
 
 

@@ -276,6 +276,7 @@ def _facts(client: Any) -> dict[int, _Facts]:
 
 def _about_engine() -> _Facts:
     """Return rank, number of ranks, process number, host and code of an engine."""
-    from sparsecore.wasap.mpi import world
+    from sparsecore.wasap.mpi import MPI
 
-    return world().rank, world().size, os.getpid(), socket.gethostname(), _SOURCES
+    world = MPI.COMM_WORLD
+    return world.rank, world.size, os.getpid(), socket.gethostname(), _SOURCES

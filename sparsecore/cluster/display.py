@@ -7,29 +7,21 @@ from typing import Any
 from sparsecore.progress import EpochBar
 
 
-class Display:
-    """The state of a run in a notebook: one output that is rewritten, and a clean one at the end.
+def new_display(title: str, epochs: int) -> Table | EpochBar:
+    """Return what shows the state of a run: a table in a notebook, a progress bar elsewhere."""
+    from IPython import get_ipython
 
-    Outside IPython it is a progress bar.
-    """
+    return EpochBar(title, epochs) if get_ipython() is None else Table(title)
 
-    def __init__(self) -> None:
-        self._handle: Any = None
-        self._bar: EpochBar | None = None
-        try:
-            from IPython import get_ipython
 
-            self._active = get_ipython() is not None
-        except ImportError:
-            self._active = False
+class Table:
+    """An output that is rewritten while a run lasts, and a clean one at the end."""
+
+    def __init__(self, title: str) -> None:
+        self._title, self._handle = title, None
 
     def __call__(self, state: dict[str, Any]) -> None:
         """Show where the run stands."""
-        title = f"{state['algorithm'].upper()}, {state['workers']} workers"
-        if not self._active:
-            self._bar = self._bar or EpochBar(title, state["epochs"])
-            self._bar(state)
-            return
         accuracy = state["test_accuracy"]
         rows = {
             "phase": state["phase"],
@@ -39,15 +31,10 @@ class Display:
             "staleness": f"{state['staleness']:.2f}",
             "seconds": f"{state['elapsed']:.1f}",
         }
-        self._show(title, rows)
+        self._show(self._title, rows)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Show the outcome."""
-        if not self._active:
-            if self._bar is not None:
-                self._bar.finish()
-                self._bar.close()
-            return
         config, parallel = result["config"], result["parallel"]
         histogram = parallel["staleness_histogram"]
         staleness = sum(s * n for s, n in enumerate(histogram)) / max(1, sum(histogram))
@@ -62,9 +49,7 @@ class Display:
         }
         for lost in parallel["failed_workers"]:
             rows[f"rank {lost['rank']} lost"] = lost["cause"]
-        self._show(
-            f"{config['algorithm'].upper()}, {config['workers']} workers: {config['dataset']}", rows
-        )
+        self._show(f"{self._title}: {config['dataset']}", rows)
 
     def _show(self, title: str, rows: dict[str, Any]) -> None:
         from html import escape

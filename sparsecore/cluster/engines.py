@@ -28,14 +28,7 @@ from sparsecore.wasap.watch import trouble
 _REGISTERING = 3.0  # seconds for engines that have just been started to be known
 _ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package
 _SOURCES = provenance.sources_sha256()  # now: an engine goes on with the modules that it has loaded
-# Waits until this process ends, which closes the pipe, and stops the cluster if it is still there.
-_GUARD = """
-import os, sys
-sys.stdin.read()
-if os.path.exists(sys.argv[1]):
-    from ipyparallel import Cluster
-    Cluster.from_file(sys.argv[1]).stop_cluster_sync()
-"""
+_GUARD = Path(__file__).with_name("guard.py")
 
 
 class ClusterError(RuntimeError):
@@ -219,7 +212,7 @@ def _guard(own: Any) -> subprocess.Popen[bytes]:
     The engines would not notice: they would train on, and then wait for ever.
     """
     return subprocess.Popen(
-        [sys.executable, "-c", _GUARD, own.cluster_file],
+        [sys.executable, _GUARD, own.cluster_file],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -280,13 +280,14 @@ class Ranks:
         self.wait(self.comm.Ibarrier())
 
     def gathered(self, value: Any) -> list[Any]:
-        """Return all ranks' values, of any small kind."""
+        """Return all ranks' values, of any kind."""
         raw = np.frombuffer(pickle.dumps(value), np.uint8)
         sizes = np.zeros(self.size, np.int64)
         self.wait(self.comm.Iallgather(np.array([len(raw)]), sizes))
         starts = np.concatenate([[0], np.cumsum(sizes)])
         every = np.empty(starts[-1], np.uint8)
-        self.wait(self.comm.Iallgatherv(raw, [every, sizes, starts[:-1], MPI.BYTE]))
+        into = [every, sizes, starts[:-1], MPI.BYTE]
+        self.transfer(lambda: self.comm.Iallgatherv(raw, into))
         return [pickle.loads(every[a:b].tobytes()) for a, b in pairwise(starts)]
 
     def together(self, function: Callable[[], Any]) -> Any:

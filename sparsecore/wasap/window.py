@@ -140,7 +140,7 @@ class Window(Place):
                 for rank in sorted(missing):
                     left = self.ranks.left(rank)
                     if rank in coming and coming[rank][0].Test():
-                        arrived[rank] = pickle.loads(coming.pop(rank)[1])
+                        arrived[rank] = pickle.loads(coming.pop(rank)[1].data)
                     elif why := self.ranks.message(rank) if left else self.ranks.lost(rank):
                         failed[rank] = why
                 missing -= arrived.keys() | failed.keys()

@@ -72,10 +72,7 @@ class Worker:
     def compute(self) -> Gradient:
         """Compute the gradient on the next batch of the shard; its values last until the next one.
 
-        Raises
-        ------
-        FloatingPointError
-            If it is not finite.
+        Raise a FloatingPointError if it is not finite.
         """
         start = time.perf_counter()
         number, batch = divmod(self.step, self.batches)

@@ -83,24 +83,14 @@ def run(
         model, state = train.new_model(config, data.n_features, data.n_classes, seed), None
     else:
         model, state = found
-    return model, fit(
-        model, data, config, seed=seed, threads=threads, progress=progress, observe=observe,
-        checkpoint_path=checkpoint_path, state=state,
-    )  # fmt: skip
+    return model, fit(model, data, config, seed, threads, progress, observe, checkpoint_path, state)
 
 
 def fit(
-    model: train.Model,
-    data: Dataset,
-    config: TrainConfig,
-    *,
-    seed: int,
-    threads: int = 1,
-    progress: bool = False,
-    observe: Observer | None = None,
-    checkpoint_path: str | os.PathLike[str] | None = None,
+    model: train.Model, data: Dataset, config: TrainConfig, seed: int, threads: int, progress: bool,
+    observe: Observer | None, checkpoint_path: str | os.PathLike[str] | None = None,
     state: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Train any kind of model as `run` does, from the `state` in a checkpoint; return the result.
 
     Only a `SparseMLP` has checkpoints.

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from sparsecore import topology, wasap
 from sparsecore.mlp import SparseMLP
 from sparsecore.wasap import average, record
-from sparsecore.wasap.gradient import retained
-from sparsecore.wasap.server import Record
+from sparsecore.wasap.server import Record, retained
 from sparsecore.wasap.worker import shard_rows
 
 HERE = Path(__file__).parent

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
+
+from IPython import get_ipython
+from IPython.display import HTML, display
 
 from sparsecore.progress import EpochBar
 
 
 def new_display(title: str, epochs: int) -> Table | EpochBar:
     """Return what shows the state of a run: a table in a notebook, a progress bar elsewhere."""
-    from IPython import get_ipython
-
     return EpochBar(title, epochs) if get_ipython() is None else Table(title)
 
 
@@ -52,10 +54,6 @@ class Table:
         self._show(f"{self._title}: {config['dataset']}", rows)
 
     def _show(self, title: str, rows: dict[str, Any]) -> None:
-        from html import escape
-
-        from IPython.display import HTML, display
-
         body = "".join(f"<tr><td>{k}</td><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
         page = HTML(f"<table><caption>{escape(title)}</caption>{body}</table>")
         if self._handle is None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ipyparallel as ipp
+from IPython.paths import get_ipython_dir
 from traitlets.config import Config
 
 from sparsecore import provenance
@@ -155,7 +156,8 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
 
 def _running(profile: str) -> Any:
     """Return a client of the running cluster, or None; a stale cluster file is warned of."""
-    path = _security(profile) / "ipcontroller-client.json"
+    folder = Path(get_ipython_dir()) / f"profile_{profile}"
+    path = folder / "security" / "ipcontroller-client.json"
     if not path.exists():
         return None
     try:
@@ -171,12 +173,6 @@ def _running(profile: str) -> Any:
             stacklevel=4,
         )
         return None
-
-
-def _security(profile: str) -> Path:
-    from IPython.paths import get_ipython_dir
-
-    return Path(get_ipython_dir()) / f"profile_{profile}" / "security"
 
 
 def mpiexec() -> str:

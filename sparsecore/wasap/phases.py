@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,12 @@ from sparsecore.train import Trainer
 from sparsecore.wasap import interrupts, outcome
 from sparsecore.wasap import record as records
 from sparsecore.wasap.average import average
-from sparsecore.wasap.gradient import Update
 from sparsecore.wasap.lockstep import Lockstep
 from sparsecore.wasap.place import TESTED, Layout, ParallelError
 from sparsecore.wasap.plan import Plan
-from sparsecore.wasap.progress import Progress
+from sparsecore.wasap.progress import Progress, Resources
 from sparsecore.wasap.ranks import Ranks
-from sparsecore.wasap.resources import Resources
-from sparsecore.wasap.server import FIELDS, ParameterServer, Record
+from sparsecore.wasap.server import FIELDS, ParameterServer, Record, Update
 from sparsecore.wasap.watch import PATIENCE
 from sparsecore.wasap.window import Window
 from sparsecore.wasap.worker import Worker, shard_rows
@@ -289,10 +288,9 @@ class _Run:
 
     def _end_epoch(self, update: Update) -> None:
         """Test and save what the server's model was at the end of an epoch."""
-        before = time.perf_counter()
-        self._await_tests(update.epoch - 1)
+        with self._aside("evaluate"):
+            self._await_tests(update.epoch - 1)
         assert update.model is not None
-        self._aside(time.perf_counter() - before, "evaluate")
         try:
             self.server.tested(update.epoch, **self._test(update.model))
             if self.window.fetch("control")[TESTED] >= update.epoch:
@@ -385,32 +383,32 @@ class _Run:
                 record |= {"elapsed": self.server.elapsed(), "aside": self._aside_so_far()}
                 self.own_epochs.append(record)
                 if own_path is not None:
-                    before = time.perf_counter()
                     state = {
                         "origin": origin, "progress": trainer.progress(),
                         "epochs": self.own_epochs, "elapsed": record["elapsed"] - record["aside"],
                     }  # fmt: skip
-                    checkpoint.save(worker.model, own_path, state)
-                    self._aside(time.perf_counter() - before, "checkpoint")
+                    with self._aside("checkpoint"):
+                        checkpoint.save(worker.model, own_path, state)
 
     # --- testing, saving -------------------------------------------------------------------------
 
     def _test(self, model: SparseMLP, part: slice = slice(None)) -> dict[str, float]:
-        before = time.perf_counter()
-        found = train.evaluate(
-            model, self.X_test[part], self.y_test[part], self.config, self.threads
-        )
-        self._aside(time.perf_counter() - before, "evaluate")
-        return found
+        with self._aside("evaluate"):
+            return train.evaluate(
+                model, self.X_test[part], self.y_test[part], self.config, self.threads
+            )
 
     def _test_part(self) -> slice:
         """Return this worker's share of the test set, when it is tested together."""
         cuts = len(self.y_test) * np.arange(self.rank, self.rank + 2) // self.workers
         return slice(int(cuts[0]), int(cuts[1]))
 
-    def _aside(self, seconds: float, what: str) -> None:
-        """Count seconds that this rank did not train; they are not the algorithm's."""
-        self.seconds[what] += seconds
+    @contextmanager
+    def _aside(self, what: str) -> Iterator[None]:
+        """Count the seconds in which this rank does not train; they are not the algorithm's."""
+        before = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - before
         self.window.write("aside", self._aside_so_far(), self.rank)
 
     def _aside_so_far(self) -> float:
@@ -419,16 +417,15 @@ class _Run:
     def _save(self, epoch: int, record: Record | None) -> None:
         if self.path is None:
             return
-        before = time.perf_counter()
-        aside = float(self.window.fetch("aside").sum()) / self.workers
-        run_state = {
-            **self.about,
-            "record": None if record is None else records.to_json(record),
-            "rows": records.encode(self.server.rows(epoch)),
-            "elapsed": self.server.elapsed() - aside,
-        }
-        checkpoint.save(self.worker.model, self.path, run_state)
-        self._aside(time.perf_counter() - before, "checkpoint")
+        with self._aside("checkpoint"):
+            aside = float(self.window.fetch("aside").sum()) / self.workers
+            run_state = {
+                **self.about,
+                "record": None if record is None else records.to_json(record),
+                "rows": records.encode(self.server.rows(epoch)),
+                "elapsed": self.server.elapsed() - aside,
+            }
+            checkpoint.save(self.worker.model, self.path, run_state)
 
     # --- the end ---------------------------------------------------------------------------------
 

@@ -50,24 +50,22 @@ class Window(Place):
     def fetch(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return ``region[start:stop]`` as it is now."""
         part = super().fetch(name, start, stop)
-        if not self.ranks.shared and part.nbytes:
-            with self.ranks.watch.over("reading the server's state"):
-                self._win.Get([part, MPI.BYTE], 0, self._target(name, start, part))
-                self._win.Flush(0)
+        if not self.ranks.shared:
+            self._move(self._win.Get, "reading", name, start, part)
         return part
 
     def store(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Put back what was changed of ``region[start:stop]``."""
         super().store(name, start, stop)
-        part = self._views[name][start:stop]
-        if not self.ranks.shared and part.nbytes:
-            with self.ranks.watch.over("writing the server's state"):
-                self._win.Put([part, MPI.BYTE], 0, self._target(name, start, part))
-                self._win.Flush(0)
+        if not self.ranks.shared:
+            self._move(self._win.Put, "writing", name, start, self._views[name][start:stop])
 
-    def _target(self, name: str, start: int, part: np.ndarray) -> tuple[int, int, Any]:
-        region = self.layout.regions[name]
-        return region.offset + start * region.dtype.itemsize, part.nbytes, MPI.BYTE
+    def _move(self, call: Any, doing: str, name: str, start: int, part: np.ndarray) -> None:
+        if part.nbytes:
+            offset = self.layout.regions[name].offset + start * part.itemsize
+            with self.ranks.watch.over(f"{doing} the server's state"):
+                call([part, MPI.BYTE], 0, (offset, part.nbytes, MPI.BYTE))
+                self._win.Flush(0)
 
     def check(self) -> None:
         """Raise `ParallelError` if a rank has ended the run."""

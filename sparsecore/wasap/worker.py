@@ -16,7 +16,7 @@ from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
 from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, diverged, sgd_rule
-from sparsecore.wasap.gradient import Gradient, Update, Version
+from sparsecore.wasap.server import Gradient, Update, Version
 
 
 def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray]:

@@ -53,9 +53,7 @@ def run(
             f"got zeta={config.zeta!r} and prune_from={config.prune_from!r}"
         )
     model = DenseMLP(config, data.n_features, data.n_classes, seed)
-    result = experiment.fit(
-        model, data, config, seed=seed, threads=threads, progress=progress, observe=observe
-    )
+    result = experiment.fit(model, data, config, seed, threads, progress, observe)
     with _blas(threads):
         result["provenance"]["blas"] = loaded_blas()
     return model, result

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import HYPERPARAMETERS, TrainConfig
+from sparsecore.mlp import as_inputs
 from sparsecore.progress import bar
 from sparsecore.train import Trainer, new_model
 
@@ -342,7 +343,7 @@ class SparseMLPClassifier(ClassifierMixin, BaseEstimator):
             if sp.issparse(X) and self.scaler_.with_mean:  # fitted on dense data
                 X = X.toarray()
             X = self.scaler_.transform(X)
-        return self.model_.as_inputs(X)
+        return as_inputs(X, self.model_.sizes[0])
 
     def _trainer(self, config: TrainConfig, n_samples: int) -> Trainer:
         batch_size = min(config.batch_size, n_samples)

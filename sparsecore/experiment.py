@@ -83,24 +83,14 @@ def run(
         model, state = train.new_model(config, data.n_features, data.n_classes, seed), None
     else:
         model, state = found
-    return model, fit(
-        model, data, config, seed=seed, threads=threads, progress=progress, observe=observe,
-        checkpoint_path=checkpoint_path, state=state,
-    )  # fmt: skip
+    return model, fit(model, data, config, seed, threads, progress, observe, checkpoint_path, state)
 
 
 def fit(
-    model: train.Model,
-    data: Dataset,
-    config: TrainConfig,
-    *,
-    seed: int,
-    threads: int = 1,
-    progress: bool = False,
-    observe: Observer | None = None,
-    checkpoint_path: str | os.PathLike[str] | None = None,
+    model: train.Model, data: Dataset, config: TrainConfig, seed: int, threads: int, progress: bool,
+    observe: Observer | None, checkpoint_path: str | os.PathLike[str] | None = None,
     state: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Train any kind of model as `run` does, from the `state` in a checkpoint; return the result.
 
     Only a `SparseMLP` has checkpoints.
@@ -143,7 +133,7 @@ def fit(
         model, state, epochs, test_accuracy=last, seconds=seconds,
         # As a parallel run counts: evolution is part of the method, tests are not.
         samples_per_second=done * n / spent if done else 0.0,
-        peak_rss_mb=peak_rss_mb(), threads=threads,
+        peak_rss_mb=round(peak_rss_mb(), 1), threads=threads,
     )  # fmt: skip
 
 
@@ -215,12 +205,9 @@ def result_of(
     epochs: list[dict[str, Any]],
     *,
     test_accuracy: float,
-    seconds: dict[str, float],
-    samples_per_second: float,
-    peak_rss_mb: float,
     threads: int,
     ranks: int = 1,
-    **more: Any,
+    **measured: Any,
 ) -> dict[str, Any]:
     """Return the result of a run, as JSON types; `run` has its `identity` and "nnz_start"."""
     tests = [e["test_accuracy"] for e in epochs if e.get("test_accuracy") is not None]
@@ -232,11 +219,8 @@ def result_of(
         "best_test_accuracy": max([*tests, test_accuracy]),
         "nnz_start": run["nnz_start"],
         "nnz_end": model.nnz,
-        "seconds": seconds,
-        "samples_per_second": samples_per_second,
-        "peak_rss_mb": round(peak_rss_mb, 1),
+        **measured,
         "weights_sha256": model.weights_sha256(),
         "epochs": epochs,
-        **more,
         "provenance": provenance(threads, run["data"], ranks),
     }

@@ -75,6 +75,28 @@ def split_layers(
     ]
 
 
+def as_inputs(X: Any, n_features: int) -> Any:
+    """Return `X` as contiguous float32 or CSR, checked for its number of features."""
+    if sp.issparse(X):
+        X = sp.csr_array(X, dtype=np.float32)
+    else:
+        X = np.ascontiguousarray(X, np.float32)
+    if X.ndim != 2 or X.shape[1] != n_features:
+        raise ValueError(f"X: expected shape (n, {n_features}), got {X.shape}")
+    return X
+
+
+def as_labels(y: Any, n: int, n_classes: int) -> np.ndarray:
+    """Return `y` as int64, checked to be `n` class indices: the kernels index with them."""
+    labels = np.asarray(y, np.int64)
+    if labels.shape != (n,):
+        raise ValueError(f"y: expected shape ({n},), one label a row of X, got {labels.shape}")
+    outside = labels[(labels < 0) | (labels >= n_classes)]
+    if len(outside):
+        raise ValueError(f"y: expected class indices from 0 to {n_classes - 1}, got {outside[0]}")
+    return labels
+
+
 class SparseMLP:
     """A multilayer perceptron whose layers hold only the weights that exist.
 
@@ -380,7 +402,7 @@ class SparseMLP:
 
         The result does not depend on the number of threads. O(nnz n) time.
         """
-        inputs = self.as_inputs(X)
+        inputs = as_inputs(X, self.sizes[0])
         if not sp.issparse(inputs):
             return engine.logits(self._network, inputs, threads)
         rows = max(1, DENSE_VALUES // inputs.shape[1])
@@ -421,8 +443,8 @@ class SparseMLP:
         -----
         O(nnz n) time, 4 bytes per neuron and sample.
         """
-        inputs = self.as_inputs(X)
-        labels = self.as_labels(y, len(inputs))
+        inputs = as_inputs(X, self.sizes[0])
+        labels = as_labels(y, len(inputs), self.sizes[-1])
         gradient, sums = np.empty_like(self.params), engine.metrics()
         zero = np.float32(0)
         rule = Rule(zero, zero, zero, np.float32(dropout), np.uint64(seed))
@@ -447,28 +469,6 @@ class SparseMLP:
     def new_engine(self, batch_size: int, threads: int = 1) -> engine.Engine:
         """Return what runs this network's training steps, of up to `batch_size` samples."""
         return engine.Engine(self._network, batch_size, threads)
-
-    def as_inputs(self, X: Any) -> Any:
-        """Return `X` as contiguous float32 or CSR, checked for its number of features."""
-        if sp.issparse(X):
-            X = sp.csr_array(X, dtype=np.float32)
-        else:
-            X = np.ascontiguousarray(X, np.float32)
-        if X.ndim != 2 or X.shape[1] != self.sizes[0]:
-            raise ValueError(f"X: expected shape (n, {self.sizes[0]}), got {X.shape}")
-        return X
-
-    def as_labels(self, y: Any, n: int) -> np.ndarray:
-        """Return `y` as int64, checked to be `n` class indices: the kernels index with them."""
-        labels = np.asarray(y, np.int64)
-        if labels.shape != (n,):
-            raise ValueError(f"y: expected shape ({n},), one label a row of X, got {labels.shape}")
-        outside = labels[(labels < 0) | (labels >= self.sizes[-1])]
-        if len(outside):
-            raise ValueError(
-                f"y: expected class indices from 0 to {self.sizes[-1] - 1}, got {outside[0]}"
-            )
-        return labels
 
     def start_momentum(self) -> np.ndarray:
         """Return the velocity, allocated with zeros at the first call."""

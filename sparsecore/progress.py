@@ -42,9 +42,10 @@ class EpochBar:
         )
         self._bar.update(state["epoch"] - self._bar.n)
 
-    def finish(self) -> None:
+    def finish(self, result: Any = None) -> None:
         """Show that all epochs are done."""
         self._bar.update(self._epochs - self._bar.n)
+        self.close()
 
     def close(self) -> None:
         """Leave the bar as it is."""

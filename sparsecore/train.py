@@ -18,7 +18,7 @@ from sparsecore import functions, seeds
 from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.config import TrainConfig
-from sparsecore.mlp import DENSE_VALUES, SparseMLP
+from sparsecore.mlp import DENSE_VALUES, SparseMLP, as_inputs, as_labels
 from sparsecore.seeds import Purpose
 
 # The kernels cannot be interrupted: they are handed about this many seconds of work at a time.
@@ -40,12 +40,6 @@ class Model(Protocol):
 
     def start_momentum(self) -> np.ndarray:
         """Return the velocity."""
-
-    def as_inputs(self, X: Any) -> Any:
-        """Return checked inputs."""
-
-    def as_labels(self, y: Any, n: int) -> np.ndarray:
-        """Return checked labels."""
 
     def decision_function(self, X: Any, threads: int = 1) -> np.ndarray:
         """Return the logits."""
@@ -198,8 +192,8 @@ class Trainer:
             If loss or weights are no longer finite.
         """
         start = time.perf_counter()
-        X = self.model.as_inputs(X)
-        y = self.model.as_labels(y, X.shape[0])
+        X = as_inputs(X, self.model.sizes[0])
+        y = as_labels(y, X.shape[0], self.model.sizes[-1])
         n, batch = len(y), self.config.batch_size
         if n == 0:
             raise ValueError("X: expected at least one row to train on, got none")

@@ -20,9 +20,8 @@ RATE, MOMENTUM, DECAY = 0.05, 0.9, 0.01
 def twins(activation="all-relu"):
     """Return a sparse network of density 1 and the dense one with the same parameters."""
     sparse = oracle.network(SIZES, density=1.0, activation=activation)
-    twin = dense.DenseMLP(
-        SIZES, activation=activation, alpha=0.6, init="xavier", rng=np.random.default_rng(0)
-    )
+    config = TrainConfig(hidden=SIZES[1:-1], activation=activation, alpha=0.6)
+    twin = dense.DenseMLP(config, SIZES[0], SIZES[-1], seed=0)
     twin.params[:] = sparse.params
     return sparse, twin
 
@@ -44,7 +43,6 @@ def test_prediction_in_parts_is_prediction_of_the_whole(monkeypatch):
     X, _ = oracle.batch(sparse, 50)
     monkeypatch.setattr(dense, "_PREDICT_ROWS", 16)
     oracle.Net(sparse).logits(X).holds(model.decision_function(X))
-    assert model.predict(X).tolist() == model.decision_function(X).argmax(axis=1).tolist()
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky-relu", "all-relu"])
@@ -105,7 +103,8 @@ def test_run_keeps_the_contract_of_the_sparse_run():
     assert [e.keys() for e in result["epochs"]] == [e.keys() for e in sparse["epochs"]]
     assert result["config"] == sparse["config"]
     assert result["nnz_start"] == result["nnz_end"] == 64 * 30 + 30 * 20 + 20 * 10
-    hits = model.predict(data.standardized().X_test) == data.y_test
+    logits = model.decision_function(data.standardized().X_test)
+    hits = logits.argmax(axis=1) == data.y_test
     assert result["test_accuracy"] == hits.mean() > 0.8
     assert result["weights_sha256"] == dense.run(data, config, seed=1)[1]["weights_sha256"]
     assert result["weights_sha256"] != dense.run(data, config, seed=2)[1]["weights_sha256"]
@@ -113,12 +112,12 @@ def test_run_keeps_the_contract_of_the_sparse_run():
 
 def test_initial_weights_are_those_of_the_rule():
     config = TrainConfig(hidden=(40,), init="he_uniform")
-    model = dense.new_model(config, 600, 10, seed=0)
+    model = dense.DenseMLP(config, 600, 10, seed=0)
     (first, bias), _ = model.layers(model.params)
     assert first.shape == (40, 600)
     assert 0.999 * (6 / 600) ** 0.5 < np.abs(first).max() <= (6 / 600) ** 0.5
     assert not bias.any()
-    again = dense.new_model(config, 600, 10, seed=0)
+    again = dense.DenseMLP(config, 600, 10, seed=0)
     np.testing.assert_array_equal(model.params, again.params)
 
 
@@ -132,7 +131,8 @@ def test_inputs_that_do_not_fit_are_refused():
     model = twins()[1]
     with pytest.raises(ValueError, match=r"X: expected shape \(n, 11\), got \(2, 3\)"):
         model.decision_function(np.zeros((2, 3)))
-    with pytest.raises(ValueError, match="class indices from 0 to 3"):
-        model.as_labels([0, 4], 2)
-    with pytest.raises(ValueError, match="one label a row"):
-        model.as_labels([0], 2)
+    with Trainer(model, TrainConfig(zeta=0)) as trainer:
+        with pytest.raises(ValueError, match="class indices from 0 to 3"):
+            trainer.run_epoch(np.zeros((2, 11)), [0, 4])
+        with pytest.raises(ValueError, match="one label a row"):
+            trainer.run_epoch(np.zeros((2, 11)), [0])

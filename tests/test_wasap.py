@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from sparsecore import topology, wasap
 from sparsecore.mlp import SparseMLP
 from sparsecore.wasap import average, record
-from sparsecore.wasap.gradient import retained
-from sparsecore.wasap.server import Record
+from sparsecore.wasap.server import Record, retained
 from sparsecore.wasap.worker import shard_rows
 
 HERE = Path(__file__).parent
@@ -124,18 +123,6 @@ def test_gradient_of_an_older_topology_keeps_its_valid_part():
         place_old, place_new = place_old + a.nnz, place_new + b.nnz
     assert accepted == pytest.approx(common / old.nnz)
     np.testing.assert_array_equal(out[place_new:], gradient[place_old:])
-
-
-def test_packed_model_is_the_same_when_unpacked():
-    from sparsecore.config import TrainConfig
-
-    network = model(3)
-    parts = average.pack(network, {"rank": 2})
-    buffer = np.concatenate([np.ascontiguousarray(p).view(np.uint8).ravel() for p in parts])
-    config = TrainConfig(hidden=(9, 8))
-    twin, about = average.unpack(buffer, network.sizes, config)
-    assert twin.weights_sha256() == network.weights_sha256()
-    assert about == {"rank": 2}
 
 
 # --- shards, plans, records ----------------------------------------------------------------------

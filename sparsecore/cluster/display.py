@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
+
+from IPython import get_ipython
+from IPython.display import HTML, display
 
 from sparsecore.progress import EpochBar
 
 
-class Display:
-    """The state of a run in a notebook: one output that is rewritten, and a clean one at the end.
+def new_display(title: str, epochs: int) -> Table | EpochBar:
+    """Return what shows the state of a run: a table in a notebook, a progress bar elsewhere."""
+    return EpochBar(title, epochs) if get_ipython() is None else Table(title)
 
-    Outside IPython it is a progress bar.
-    """
 
-    def __init__(self) -> None:
-        self._handle: Any = None
-        self._bar: EpochBar | None = None
-        try:
-            from IPython import get_ipython
+class Table:
+    """An output that is rewritten while a run lasts, and a clean one at the end."""
 
-            self._active = get_ipython() is not None
-        except ImportError:
-            self._active = False
+    def __init__(self, title: str) -> None:
+        self._title, self._handle = title, None
 
     def __call__(self, state: dict[str, Any]) -> None:
         """Show where the run stands."""
-        title = f"{state['algorithm'].upper()}, {state['workers']} workers"
-        if not self._active:
-            self._bar = self._bar or EpochBar(title, state["epochs"])
-            self._bar(state)
-            return
         accuracy = state["test_accuracy"]
         rows = {
             "phase": state["phase"],
@@ -39,15 +33,10 @@ class Display:
             "staleness": f"{state['staleness']:.2f}",
             "seconds": f"{state['elapsed']:.1f}",
         }
-        self._show(title, rows)
+        self._show(self._title, rows)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Show the outcome."""
-        if not self._active:
-            if self._bar is not None:
-                self._bar.finish()
-                self._bar.close()
-            return
         config, parallel = result["config"], result["parallel"]
         histogram = parallel["staleness_histogram"]
         staleness = sum(s * n for s, n in enumerate(histogram)) / max(1, sum(histogram))
@@ -62,15 +51,9 @@ class Display:
         }
         for lost in parallel["failed_workers"]:
             rows[f"rank {lost['rank']} lost"] = lost["cause"]
-        self._show(
-            f"{config['algorithm'].upper()}, {config['workers']} workers: {config['dataset']}", rows
-        )
+        self._show(f"{self._title}: {config['dataset']}", rows)
 
     def _show(self, title: str, rows: dict[str, Any]) -> None:
-        from html import escape
-
-        from IPython.display import HTML, display
-
         body = "".join(f"<tr><td>{k}</td><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
         page = HTML(f"<table><caption>{escape(title)}</caption>{body}</table>")
         if self._handle is None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ipyparallel as ipp
+from IPython.paths import get_ipython_dir
 from traitlets.config import Config
 
 from sparsecore import provenance
@@ -28,14 +29,7 @@ from sparsecore.wasap.watch import trouble
 _REGISTERING = 3.0  # seconds for engines that have just been started to be known
 _ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package
 _SOURCES = provenance.sources_sha256()  # now: an engine goes on with the modules that it has loaded
-# Waits until this process ends, which closes the pipe, and stops the cluster if it is still there.
-_GUARD = """
-import os, sys
-sys.stdin.read()
-if os.path.exists(sys.argv[1]):
-    from ipyparallel import Cluster
-    Cluster.from_file(sys.argv[1]).stop_cluster_sync()
-"""
+_GUARD = Path(__file__).with_name("guard.py")
 
 
 class ClusterError(RuntimeError):
@@ -162,7 +156,8 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
 
 def _running(profile: str) -> Any:
     """Return a client of the running cluster, or None; a stale cluster file is warned of."""
-    path = _security(profile) / "ipcontroller-client.json"
+    folder = Path(get_ipython_dir()) / f"profile_{profile}"
+    path = folder / "security" / "ipcontroller-client.json"
     if not path.exists():
         return None
     try:
@@ -178,12 +173,6 @@ def _running(profile: str) -> Any:
             stacklevel=4,
         )
         return None
-
-
-def _security(profile: str) -> Path:
-    from IPython.paths import get_ipython_dir
-
-    return Path(get_ipython_dir()) / f"profile_{profile}" / "security"
 
 
 def mpiexec() -> str:
@@ -219,7 +208,7 @@ def _guard(own: Any) -> subprocess.Popen[bytes]:
     The engines would not notice: they would train on, and then wait for ever.
     """
     return subprocess.Popen(
-        [sys.executable, "-c", _GUARD, own.cluster_file],
+        [sys.executable, _GUARD, own.cluster_file],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -276,6 +265,7 @@ def _facts(client: Any) -> dict[int, _Facts]:
 
 def _about_engine() -> _Facts:
     """Return rank, number of ranks, process number, host and code of an engine."""
-    from sparsecore.wasap.mpi import world
+    from sparsecore.wasap.mpi import MPI
 
-    return world().rank, world().size, os.getpid(), socket.gethostname(), _SOURCES
+    world = MPI.COMM_WORLD
+    return world.rank, world.size, os.getpid(), socket.gethostname(), _SOURCES

@@ -10,7 +10,7 @@ from typing import Any
 
 import ipyparallel as ipp
 
-from sparsecore.cluster.display import Display
+from sparsecore.cluster.display import new_display
 from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
@@ -72,7 +72,8 @@ def train(
     An interrupt (Ctrl-C, or a notebook's stop button) interrupts the engines too, which then are
     ready for the next run.
     """
-    show = Display() if on_progress is None else on_progress
+    title = f"{algorithm.upper()}, {cluster.n} workers"
+    show: Any = on_progress or new_display(title, config.epochs)
     path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
     jobs = cluster.submit(
         _train_on_engine,
@@ -86,16 +87,16 @@ def train(
     ended: list[int] = []  # the ranks in the order in which they did
     for rank, job in enumerate(jobs):
         job.add_done_callback(lambda _, rank=rank: ended.append(rank))
-    shown: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
     stopped: list[int] = []
     try:
         while not jobs[0].ready():
             jobs[0].wait(_POLL_SECONDS)
             stopped = cluster.stopped() or stopped
             state = jobs[0].data
-            if state and state != shown:
-                shown = dict(state)
-                show(shown)
+            if state and state != last:
+                last = dict(state)
+                show(last)
             if any(job.ready() and not job.successful() for job in jobs):
                 break
     except KeyboardInterrupt:
@@ -103,7 +104,7 @@ def train(
         raise
     _raise_errors(cluster, jobs, ended, stopped, path)
     model, result = jobs[0].get(timeout=60)
-    if isinstance(show, Display):
+    if on_progress is None:
         show.finish(result)
     return model, result
 
@@ -129,12 +130,10 @@ def _raise_errors(
     causes = {}
     for rank, job in enumerate(jobs):
         if job.ready() and not job.successful():
-            try:
-                job.get(timeout=1)
-            except ipp.error.RemoteError as error:
-                causes[rank] = error.ename, error.evalue
-            except Exception as error:
-                causes[rank] = type(error).__name__, str(error)
+            error = job.exception()
+            remote = isinstance(error, ipp.error.RemoteError)
+            name, text = (error.ename, error.evalue) if remote else (type(error).__name__, error)
+            causes[rank] = name, text
     gone = [rank for rank in ended if causes.get(rank, ("", ""))[0] == "EngineError"]
     if gone:
         # When one process ends, MPI ends all others some milliseconds later. A process that waits

@@ -74,9 +74,9 @@ def _extreme(options: argparse.Namespace) -> None:
         limit = budget.parse_bytes(options.memory_limit)
     comm = None
     if options.split:
-        from sparsecore.wasap import mpi
+        from sparsecore.wasap.mpi import MPI
 
-        comm = mpi.world()
+        comm = MPI.COMM_WORLD
     first = comm is None or comm.rank == 0
     if options.plan:
         plan = run.plan(config, options.threads, comm)

@@ -68,21 +68,14 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
 
 
 def train(
-    ranks: Ranks,
-    data: Dataset,
-    config: TrainConfig,
-    plan: Plan,
-    seed: int,
-    threads: int,
-    checkpoint: str | None,
-    resume: bool,
+    ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **options: Any
 ) -> tuple[SparseMLP | None, dict[str, Any] | None]:
-    """Train with a progress bar; return model and result on rank 0."""
+    """Train as `wasap.run` does, with a progress bar."""
     if ranks.rank == 0:
-        _introduce(ranks, plan.algorithm, threads)
+        _introduce(ranks, plan.algorithm, options["threads"])
     title = f"{data.name}, {plan.algorithm}"
     with closing(EpochBar(title, config.epochs, hidden=ranks.rank > 0)) as bar:
-        model, result = run_on(ranks, data, config, plan, seed, threads, bar, checkpoint, resume)
+        model, result = run_on(ranks, data, config, plan, on_progress=bar, **options)
         if result is not None:
             bar.finish()
     for entry in result["parallel"]["failed_workers"] if result is not None else []:

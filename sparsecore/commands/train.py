@@ -150,8 +150,8 @@ def _train(options: argparse.Namespace) -> None:
     shared = {"auto": None, "shared": True, "remote": False}[options.window]
     with job.job(shared, options.patience, options.checkpoint) as ranks:
         trained, found = job.train(
-            ranks, data, config, plan, options.seed, options.threads, options.checkpoint,
-            options.resume,
+            ranks, data, config, plan, seed=options.seed, threads=options.threads,
+            checkpoint_path=options.checkpoint, resume=options.resume,
         )  # fmt: skip
         if trained is not None and found is not None:
             _report(data, trained, found, options)

@@ -7,11 +7,11 @@ nowhere else in the package.
 from typing import TYPE_CHECKING, Any
 
 from sparsecore.wasap.place import ParallelError
+from sparsecore.wasap.plan import ALGORITHMS, Plan
+from sparsecore.wasap.record import from_json, replay
 
 if TYPE_CHECKING:
     from sparsecore.wasap.phases import run
-    from sparsecore.wasap.plan import ALGORITHMS, Plan
-    from sparsecore.wasap.record import from_json, replay
 
 __all__ = ["ALGORITHMS", "ParallelError", "Plan", "from_json", "replay", "run"]
 
@@ -22,8 +22,4 @@ def __getattr__(name: str) -> Any:
         from sparsecore.wasap import phases
 
         return phases.run
-    if name in __all__:
-        from sparsecore.wasap import plan, record
-
-        return getattr(plan if name in plan.__dict__ else record, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from sparsecore.compiled import kernels
 from sparsecore.config import TrainConfig
-from sparsecore.mlp import SparseMLP, split_layers
+from sparsecore.mlp import SparseMLP
 from sparsecore.train import change_topology
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.window import Window
@@ -112,35 +112,17 @@ class Lockstep:
 
     def change_topology(self, seed: int, epoch: int) -> dict[str, int]:
         """Prune and evolve the model after an epoch, on rank 0, and send the outcome to all."""
-        model, first = self._model, self._ranks.rank == 0
+        model, outcome = self._model, None
         self._gather(model.start_momentum())
-        counts = np.zeros(2, np.int64)
-        if first:
+        if self._ranks.rank == 0:
             changed = change_topology(model, self._config, seed, 0, epoch)
-            counts[:] = changed["pruned"], changed["replaced"]
-        self._send(counts)
-        if counts.any():
-            net = model.network
-            starts = net.weight_start.copy()
-            self._send(starts)
-            n_params = starts[-1] + sum(model.sizes[1:])
-            indptr, indices, params, velocity = (
-                (net.indptr, net.indices, model.params, model.start_momentum())
-                if first
-                else (
-                    np.empty_like(net.indptr), np.empty(starts[-1], np.int32),
-                    np.empty(n_params, np.float32), np.empty(n_params, np.float32),
-                )
-            )  # fmt: skip
-            for array in (indptr, indices, params, velocity):
-                self._send(array)
-            if not first:
-                structures = split_layers(model.sizes, starts, indptr, indices)
-                model.adopt(structures, params, velocity)
+            outcome = changed, model if any(changed.values()) else None
+        changed, new = self._ranks.gathered(outcome)[0]
+        if new is not None:
+            if self._ranks.rank:
+                model.adopt(new.structures(), new.params, new.velocity)
+            net, velocity = model.network, model.start_momentum()
+            for array in (net.indptr, net.indices, model.params, velocity):
+                self._window.moved += array.nbytes
             self._share_out()
-        return {"pruned": int(counts[0]), "replaced": int(counts[1])}
-
-    def _send(self, array: np.ndarray) -> None:
-        """Send rank 0's array to all."""
-        self._ranks.transfer(lambda: self._ranks.comm.Ibcast([array.view(np.uint8), MPI.BYTE]))
-        self._window.moved += array.nbytes
+        return changed

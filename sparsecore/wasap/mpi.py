@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import mpi4py
+import numpy as np
 
+from sparsecore.compiled.engine import aligned
 from sparsecore.wasap.watch import watched
 
 # MPICH reads it when it is initialised: a rank that waits inside MPI then yields its core.
@@ -36,9 +38,18 @@ def finalize(look: Callable[[], str | None]) -> None:
         _library.MPI_Finalize()
 
 
-def world() -> Any:
-    """Return the communicator of all ranks."""
-    return MPI.COMM_WORLD
+def window(comm: Any, nbytes: int, shared: bool) -> tuple[Any, np.ndarray]:
+    """Open a window of zeros on rank 0; return it, and its memory or this rank's copy of it."""
+    size = nbytes if comm.rank == 0 else 0
+    if shared:
+        opened = MPI.Win.Allocate_shared(size, 1, comm=comm)
+        memory = np.asarray(opened.Shared_query(0)[0])[:nbytes].view(np.uint8)
+    else:
+        opened, memory = MPI.Win.Allocate(size, 1, comm=comm), aligned(nbytes, np.uint8)
+    if comm.rank == 0:
+        np.asarray(opened.tomemory()).view(np.uint8)[:] = 0
+    opened.Lock_all(MPI.MODE_NOCHECK)
+    return opened, memory
 
 
 @contextmanager

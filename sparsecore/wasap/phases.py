@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +28,18 @@ from sparsecore.provenance import peak_rss_mb
 from sparsecore.train import Trainer
 from sparsecore.wasap import interrupts, outcome
 from sparsecore.wasap import record as records
-from sparsecore.wasap.average import average, pack, unpack
-from sparsecore.wasap.gradient import Update
+from sparsecore.wasap.average import average
 from sparsecore.wasap.lockstep import Lockstep
 from sparsecore.wasap.place import TESTED, Layout, ParallelError
 from sparsecore.wasap.plan import Plan
-from sparsecore.wasap.progress import Progress
+from sparsecore.wasap.progress import Progress, Resources
 from sparsecore.wasap.ranks import Ranks
-from sparsecore.wasap.resources import Resources
-from sparsecore.wasap.server import FIELDS, ParameterServer, Record
+from sparsecore.wasap.server import FIELDS, ParameterServer, Record, Update
 from sparsecore.wasap.watch import PATIENCE
 from sparsecore.wasap.window import Window
 from sparsecore.wasap.worker import Worker, shard_rows
+
+Outcome = tuple[SparseMLP | None, dict[str, Any] | None]  # model and result, on rank 0
 
 
 def run(
@@ -53,7 +55,7 @@ def run(
     comm: Any = None,
     shared: bool | None = None,
     patience: float = PATIENCE,
-) -> tuple[SparseMLP | None, dict[str, Any] | None]:
+) -> Outcome:
     """Train with one worker per rank; all ranks of the communicator call this alike.
 
     Parameters
@@ -97,28 +99,18 @@ def run(
         ranks = Ranks(comm, shared=shared, patience=patience)
         try:
             return run_on(
-                ranks, data, config, plan or Plan(), seed, threads, on_progress, checkpoint_path,
-                resume,
+                ranks, data, config, plan or Plan(), seed=seed, threads=threads,
+                on_progress=on_progress, checkpoint_path=checkpoint_path, resume=resume,
             )  # fmt: skip
         finally:
             ranks.close()
 
 
-def run_on(
-    ranks: Ranks,
-    data: Dataset,
-    config: TrainConfig,
-    plan: Plan,
-    seed: int,
-    threads: int,
-    on_progress: Callable[[dict[str, Any]], None] | None,
-    checkpoint_path: str | os.PathLike[str] | None,
-    resume: bool,
-) -> tuple[SparseMLP | None, dict[str, Any] | None]:
+def run_on(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **options: Any) -> Outcome:
     """Train as `run` does, on ranks that go on to be used."""
-    this_run = _Run(ranks, data, config, plan, seed, threads, on_progress)
+    this_run = _Run(ranks, data, config, plan, **options)
     try:
-        this_run.prepare(checkpoint_path, resume)
+        this_run.prepare()
         with Resources() as resources:
             return this_run.go(resources)
     except BaseException as error:
@@ -128,42 +120,43 @@ def run_on(
         this_run.close()
 
 
+@dataclass(eq=False)
 class _Run:
-    """The state of one rank's part of a run."""
+    """One rank's part of a run; the fields are the arguments of `run`."""
 
-    def __init__(
-        self,
-        ranks: Ranks,
-        data: Dataset,
-        config: TrainConfig,
-        plan: Plan,
-        seed: int,
-        threads: int,
-        on_progress: Callable[[dict[str, Any]], None] | None,
-    ) -> None:
-        self.ranks, self.data, self.config, self.plan = ranks, data, config, plan
-        self.seed, self.threads, self._on_progress = seed, threads, on_progress
-        self.rank, self.workers = ranks.rank, ranks.size
+    ranks: Ranks
+    data: Dataset
+    config: TrainConfig
+    plan: Plan
+    seed: int
+    threads: int
+    on_progress: Callable[[dict[str, Any]], None] | None
+    checkpoint_path: str | os.PathLike[str] | None
+    resume: bool
+
+    def __post_init__(self) -> None:
+        data, config, plan = self.data, self.config, self.plan
+        self.rank, self.workers = self.ranks.rank, self.ranks.size
         self.phase1_epochs = plan.phase1_epochs(config.epochs)
         self.sizes = (data.n_features, *config.hidden, data.n_classes)
         self.about = experiment.identity(
-            data, config, seed,
-            algorithm=plan.algorithm, workers=ranks.size, phase1=plan.phase1,
+            data, config, self.seed,
+            algorithm=plan.algorithm, workers=self.workers, phase1=plan.phase1,
             phase1_epochs=self.phase1_epochs, warmup=plan.warmup,
         )  # fmt: skip
+        self.path = None if self.checkpoint_path is None else Path(self.checkpoint_path)
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
         self.own_epochs: list[dict[str, Any]] = []
 
     # --- before ----------------------------------------------------------------------------------
 
-    def prepare(self, path: str | os.PathLike[str] | None, resume: bool) -> None:
+    def prepare(self) -> None:
         """Load, split, compile, and open the window with the model in it."""
-        self.path = None if path is None else Path(path)
-        start = self._together(lambda: self._start(resume))
+        start = self.ranks.together(self._start)
         nnz, before = self.ranks.gathered(start and (start[0].nnz, start[1]))[0]
         self.about |= {"nnz_start": before["nnz_start"], "restarts": before["restarts"]}
         self.restarts, self.epochs_before = before["restarts"], before["epochs"]
-        self._together(self._load)
+        self.ranks.together(self._load)
         asynchronous = self.plan.algorithm == "wasap"
         batches = [-(-n // self.config.batch_size) for n in self._shard_sizes]
         # An epoch is all workers' batches together; in lockstep, a step of all of them.
@@ -186,22 +179,11 @@ class _Run:
         self.window.moved = 0
         self.server.start_clock(before["elapsed"])
 
-    def _together(self, function: Callable[[], Any]) -> Any:
-        """Call a function on all ranks; raise on all if one raises."""
-        try:
-            result = function()
-        except Exception as error:
-            self.ranks.agree(error)
-        self.ranks.agree(None)
-        return result
-
-    def _start(
-        self, resume: bool
-    ) -> tuple[SparseMLP, dict[str, Any], Record | None, np.ndarray] | None:
+    def _start(self) -> tuple[SparseMLP, dict[str, Any], Record | None, np.ndarray] | None:
         """Return rank 0's model, what all ranks must know of it, its record and epochs' rows."""
         if self.rank:
             return None
-        found = experiment.resumed(self.path, resume, self.about)
+        found = experiment.resumed(self.path, self.resume, self.about)
         if found is None:
             n_features, n_classes = self.sizes[0], self.sizes[-1]
             model = train.new_model(self.config, n_features, n_classes, self.seed)
@@ -256,10 +238,10 @@ class _Run:
 
     # --- the run ---------------------------------------------------------------------------------
 
-    def go(self, resources: Resources) -> tuple[SparseMLP | None, dict[str, Any] | None]:
+    def go(self, resources: Resources) -> Outcome:
         """Take this rank through both phases."""
         model: SparseMLP | None
-        show = None if self.rank else self._on_progress
+        show = None if self.rank else self.on_progress
         self._progress = Progress(show, self.server, self.plan, len(self.shard))
         if self.rank == 0 and not self.phase1_epochs and not self.restarts:
             self._save(0, None)  # what phase 2 starts from; else phase 1 saves that
@@ -282,7 +264,8 @@ class _Run:
         if self.rank:
             pending = None
             if model is not None:
-                pending = self.window.send_result(pack(model, self._own(resources)))
+                model.velocity = None  # nobody needs it any more
+                pending = self.window.send_result((model, self._own(resources)))
             self.window.wait_for_finish(pending)
             return None, None
         return self._finish(model, resources)
@@ -305,10 +288,9 @@ class _Run:
 
     def _end_epoch(self, update: Update) -> None:
         """Test and save what the server's model was at the end of an epoch."""
-        before = time.perf_counter()
-        self._await_tests(update.epoch - 1)
+        with self._aside("evaluate"):
+            self._await_tests(update.epoch - 1)
         assert update.model is not None
-        self._aside(time.perf_counter() - before, "evaluate")
         try:
             self.server.tested(update.epoch, **self._test(update.model))
             if self.window.fetch("control")[TESTED] >= update.epoch:
@@ -401,32 +383,32 @@ class _Run:
                 record |= {"elapsed": self.server.elapsed(), "aside": self._aside_so_far()}
                 self.own_epochs.append(record)
                 if own_path is not None:
-                    before = time.perf_counter()
                     state = {
                         "origin": origin, "progress": trainer.progress(),
                         "epochs": self.own_epochs, "elapsed": record["elapsed"] - record["aside"],
                     }  # fmt: skip
-                    checkpoint.save(worker.model, own_path, state)
-                    self._aside(time.perf_counter() - before, "checkpoint")
+                    with self._aside("checkpoint"):
+                        checkpoint.save(worker.model, own_path, state)
 
     # --- testing, saving -------------------------------------------------------------------------
 
     def _test(self, model: SparseMLP, part: slice = slice(None)) -> dict[str, float]:
-        before = time.perf_counter()
-        found = train.evaluate(
-            model, self.X_test[part], self.y_test[part], self.config, self.threads
-        )
-        self._aside(time.perf_counter() - before, "evaluate")
-        return found
+        with self._aside("evaluate"):
+            return train.evaluate(
+                model, self.X_test[part], self.y_test[part], self.config, self.threads
+            )
 
     def _test_part(self) -> slice:
         """Return this worker's share of the test set, when it is tested together."""
         cuts = len(self.y_test) * np.arange(self.rank, self.rank + 2) // self.workers
         return slice(int(cuts[0]), int(cuts[1]))
 
-    def _aside(self, seconds: float, what: str) -> None:
-        """Count seconds that this rank did not train; they are not the algorithm's."""
-        self.seconds[what] += seconds
+    @contextmanager
+    def _aside(self, what: str) -> Iterator[None]:
+        """Count the seconds in which this rank does not train; they are not the algorithm's."""
+        before = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - before
         self.window.write("aside", self._aside_so_far(), self.rank)
 
     def _aside_so_far(self) -> float:
@@ -435,16 +417,15 @@ class _Run:
     def _save(self, epoch: int, record: Record | None) -> None:
         if self.path is None:
             return
-        before = time.perf_counter()
-        aside = float(self.window.fetch("aside").sum()) / self.workers
-        run_state = {
-            **self.about,
-            "record": None if record is None else records.to_json(record),
-            "rows": records.encode(self.server.rows(epoch)),
-            "elapsed": self.server.elapsed() - aside,
-        }
-        checkpoint.save(self.worker.model, self.path, run_state)
-        self._aside(time.perf_counter() - before, "checkpoint")
+        with self._aside("checkpoint"):
+            aside = float(self.window.fetch("aside").sum()) / self.workers
+            run_state = {
+                **self.about,
+                "record": None if record is None else records.to_json(record),
+                "rows": records.encode(self.server.rows(epoch)),
+                "elapsed": self.server.elapsed() - aside,
+            }
+            checkpoint.save(self.worker.model, self.path, run_state)
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -463,18 +444,14 @@ class _Run:
             "epochs": self.own_epochs,
         }  # fmt: skip
 
-    def _finish(
-        self, model: SparseMLP | None, resources: Resources
-    ) -> tuple[SparseMLP, dict[str, Any]]:
+    def _finish(self, model: SparseMLP | None, resources: Resources) -> Outcome:
         """Receive the others' models, average, test, and make the result."""
         arrived, failed = self.window.receive_results()
         if model is None:
             failed[0] = self.ranks.message(0)
-        models, own = ([], []) if model is None else ([model], [self._own(resources)])
-        for rank in sorted(arrived):
-            other, about_it = unpack(arrived[rank], self.sizes, self.config)
-            models.append(other)
-            own.append(about_it)
+        if model is not None:
+            arrived[0] = model, self._own(resources)
+        models, own = [[arrived[rank][i] for rank in sorted(arrived)] for i in (0, 1)]
         if not models:
             causes = [f"rank {rank}: {why}" for rank, why in sorted(failed.items())]
             raise ParallelError(f"no worker got to the end: {'; '.join(causes)}")

@@ -19,7 +19,7 @@ import numpy as np
 
 from sparsecore.compiled.team import cpu_count
 from sparsecore.wasap import interrupts
-from sparsecore.wasap.mpi import MPI
+from sparsecore.wasap.mpi import MPI, window
 from sparsecore.wasap.place import ParallelError
 from sparsecore.wasap.watch import LOOK, PATIENCE, Watch, sibling_in_trouble, trouble, watched
 
@@ -85,20 +85,11 @@ class Ranks:
         self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
         n_rows = _ROW_BYTES * self.size
         nbytes = n_rows + _MESSAGE_BYTES * self.size
-        own = nbytes if self.rank == 0 else 0
-        if self.shared:
-            self._win = MPI.Win.Allocate_shared(own, 1, comm=self.comm)
-            memory = np.asarray(self._win.Shared_query(0)[0])[:nbytes].view(np.uint8)
-        else:
-            self._win = MPI.Win.Allocate(own, 1, comm=self.comm)
-            memory = np.zeros(nbytes, np.uint8)
-            self._others = np.arange(self.size) != self.rank
-            self._copy = np.zeros_like(self._rows)
-            self._exchange: list[Any] = []
-        if self.rank == 0:
-            np.asarray(self._win.tomemory()).view(np.uint8)[:] = 0
+        self._win, memory = window(self.comm, nbytes, self.shared)
+        self._others = np.arange(self.size) != self.rank
+        self._copy = np.zeros_like(self._rows)
+        self._exchange: list[Any] = []
         self._messages = memory[n_rows:].view(f"S{_MESSAGE_BYTES}")
-        self._win.Lock_all(MPI.MODE_NOCHECK)
         self.barrier()
         self._rows = memory[:n_rows].view(np.int64).reshape(self.size, 4)
 
@@ -289,23 +280,30 @@ class Ranks:
         self.wait(self.comm.Ibarrier())
 
     def gathered(self, value: Any) -> list[Any]:
-        """Return all ranks' values, of any small kind."""
+        """Return all ranks' values, of any kind."""
         raw = np.frombuffer(pickle.dumps(value), np.uint8)
         sizes = np.zeros(self.size, np.int64)
         self.wait(self.comm.Iallgather(np.array([len(raw)]), sizes))
         starts = np.concatenate([[0], np.cumsum(sizes)])
         every = np.empty(starts[-1], np.uint8)
-        self.wait(self.comm.Iallgatherv(raw, [every, sizes, starts[:-1], MPI.BYTE]))
+        into = [every, sizes, starts[:-1], MPI.BYTE]
+        self.transfer(lambda: self.comm.Iallgatherv(raw, into))
         return [pickle.loads(every[a:b].tobytes()) for a, b in pairwise(starts)]
 
-    def agree(self, error: BaseException | None) -> None:
-        """Raise on all ranks if there is an `error` on one: the run does not start."""
-        texts = self.gathered(None if error is None else f"{type(error).__name__}: {error}")
+    def together(self, function: Callable[[], Any]) -> Any:
+        """Call a function on all ranks; raise on all if one raises: the run does not start."""
+        result = error = None
+        try:
+            result = function()
+        except Exception as caught:
+            error = caught
+        texts = self.gathered(error and f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
         for rank, other in enumerate(texts):
             if other is not None:
                 raise ParallelError(f"rank {rank} could not start: {other}")
+        return result
 
     def in_turns(self, function: Callable[[], None]) -> None:
         """Call `function` on the first rank of each node, then on the others; raise on all or none.
@@ -313,13 +311,7 @@ class Ranks:
         What the first one compiles, the others find in the cache instead of racing for it.
         """
         for turn in (True, False):
-            error = None
-            try:
-                if (self.rank_on_node == 0) == turn:
-                    function()
-            except Exception as caught:
-                error = caught
-            self.agree(error)
+            self.together(function if (self.rank_on_node == 0) == turn else lambda: None)
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -348,8 +340,7 @@ class Ranks:
         self.watch.end()
         if together:
             with watched("freeing the memory", self.in_trouble, self.patience):
-                if not self.shared:
-                    MPI.Request.Waitall(self._exchange)
+                MPI.Request.Waitall(self._exchange)
                 self._win.Unlock_all()
                 self._win.Free()
                 if not self._unfinished:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsecore import train
+from sparsecore import topology, train
 from sparsecore.compiled import kernels
 from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP, split_layers
-from sparsecore.wasap.gradient import Gradient, Structures, Update, Version, retained
 from sparsecore.wasap.place import NNZ, TESTED, TICKET, VERSION, Place
 
 #: What is recorded for an epoch of phase 1, a row of the region "epochs".
@@ -27,6 +27,35 @@ FIELDS = (
 )  # fmt: skip
 _COLUMN = {name: column for column, name in enumerate(FIELDS)}
 
+Structures = Sequence[tuple[np.ndarray, np.ndarray]]  # (indptr, indices) of each layer
+
+
+class Version(NamedTuple):
+    """The state of the server's model that a copy was made of."""
+
+    updates: int  #: that had been applied
+    topology: int  #: raised whenever the topology changes
+
+
+class Gradient(NamedTuple):
+    """The mean gradient of a batch, and the batch's part in the record."""
+
+    values: np.ndarray  #: float32, laid out like the parameters of the model it was computed on
+    worker: int  #: rank
+    samples: int
+    loss: float  #: sum over the samples, in nats
+    correct: int
+
+
+class Update(NamedTuple):
+    """What became of a gradient that was pushed."""
+
+    version: Version  #: of the model that came back
+    epoch: int  #: the epoch that it completed, or 0
+    model: SparseMLP | None  #: the server's model at the end of that epoch, before it evolved
+    waited: float  #: seconds for the server's lock
+    held: float  #: seconds under it
+
 
 class Record(NamedTuple):
     """The updates of phase 1, in the order in which they were applied."""
@@ -34,6 +63,29 @@ class Record(NamedTuple):
     worker: np.ndarray  #: int16
     staleness: np.ndarray  #: int32, updates by others between pull and push
     accepted: np.ndarray  #: float32, share of the gradient's connections that still existed
+
+
+def retained(
+    model: SparseMLP, values: np.ndarray, structures: Structures
+) -> tuple[np.ndarray, float]:
+    """Keep of a gradient on `model` what exists in a newer topology (RetainValidUpdates).
+
+    Return it laid out for `structures`, 0 for connections that the gradient knows nothing of, and
+    the share of the old connections that still exist.
+    """
+    sizes = [len(indices) for _, indices in structures]
+    out = np.empty(sum(sizes) + len(model.biases), np.float32)
+    old = new = kept = 0
+    for layer, (indptr, indices) in enumerate(structures):
+        view = model[layer]
+        kept += topology.retain_valid(
+            view.indptr, view.indices, values[old : old + view.nnz],
+            indptr, indices, out[new : new + sizes[layer]],
+        )  # fmt: skip
+        old += view.nnz
+        new += sizes[layer]
+    out[new:] = values[old:]
+    return out, kept / max(1, model.nnz)
 
 
 class ParameterServer:

@@ -11,6 +11,7 @@ fashion-mnist`` measures both.
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsecore.compiled import engine
-from sparsecore.wasap.mpi import MPI
+from sparsecore.wasap.mpi import MPI, window
 from sparsecore.wasap.place import DONE, LOCK, Layout, ParallelError, Place
 from sparsecore.wasap.ranks import NAP, Ranks
 from sparsecore.wasap.watch import LOOK
@@ -38,20 +38,11 @@ class Window(Place):
         self.layout, self.ranks = layout, ranks
         self.rank, self.workers, self.moved = ranks.rank, ranks.size, 0
         self.kind = "shared" if ranks.shared else "remote"
-        size = layout.nbytes if self.rank == 0 else 0
         ranks.barrier()  # a wait for a late rank can be abandoned here
         with ranks.watch.over("opening the server's window"):
-            if ranks.shared:
-                self._win = MPI.Win.Allocate_shared(size, 1, comm=ranks.comm)
-                memory = np.asarray(self._win.Shared_query(0)[0])[: layout.nbytes].view(np.uint8)
-            else:
-                self._win = MPI.Win.Allocate(size, 1, comm=ranks.comm)
-                memory = engine.aligned(layout.nbytes, np.uint8)
-        if self.rank == 0:
-            np.asarray(self._win.tomemory()).view(np.uint8)[:] = 0
+            self._win, memory = window(ranks.comm, layout.nbytes, ranks.shared)
         self._attach(memory)
         self._word, self._result = np.zeros(1, np.int64), np.zeros(1, np.int64)
-        self._win.Lock_all(MPI.MODE_NOCHECK)
         ranks.barrier()
 
     # --- memory ----------------------------------------------------------------------------------
@@ -59,24 +50,22 @@ class Window(Place):
     def fetch(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return ``region[start:stop]`` as it is now."""
         part = super().fetch(name, start, stop)
-        if not self.ranks.shared and part.nbytes:
-            with self.ranks.watch.over("reading the server's state"):
-                self._win.Get([part, MPI.BYTE], 0, self._target(name, start, part))
-                self._win.Flush(0)
+        if not self.ranks.shared:
+            self._move(self._win.Get, "reading", name, start, part)
         return part
 
     def store(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Put back what was changed of ``region[start:stop]``."""
         super().store(name, start, stop)
-        part = self._views[name][start:stop]
-        if not self.ranks.shared and part.nbytes:
-            with self.ranks.watch.over("writing the server's state"):
-                self._win.Put([part, MPI.BYTE], 0, self._target(name, start, part))
-                self._win.Flush(0)
+        if not self.ranks.shared:
+            self._move(self._win.Put, "writing", name, start, self._views[name][start:stop])
 
-    def _target(self, name: str, start: int, part: np.ndarray) -> tuple[int, int, Any]:
-        region = self.layout.regions[name]
-        return region.offset + start * region.dtype.itemsize, part.nbytes, MPI.BYTE
+    def _move(self, call: Any, doing: str, name: str, start: int, part: np.ndarray) -> None:
+        if part.nbytes:
+            offset = self.layout.regions[name].offset + start * part.itemsize
+            with self.ranks.watch.over(f"{doing} the server's state"):
+                call([part, MPI.BYTE], 0, (offset, part.nbytes, MPI.BYTE))
+                self._win.Flush(0)
 
     def check(self) -> None:
         """Raise `ParallelError` if a rank has ended the run."""
@@ -128,52 +117,37 @@ class Window(Place):
 
     # --- the end ---------------------------------------------------------------------------------
 
-    def send_result(self, parts: list[np.ndarray]) -> Any:
-        """Start to send arrays to rank 0 as one message; keep the return value until it is sent."""
-        buffer = np.concatenate([np.ascontiguousarray(p).view(np.uint8).ravel() for p in parts])
+    def send_result(self, value: Any) -> Any:
+        """Start to send a value to rank 0; keep what is returned until it is sent."""
+        buffer = pickle.dumps(value)
         return self.ranks.comm.Isend([buffer, MPI.BYTE], 0, _TAG_MODEL), buffer
 
-    def receive_results(self) -> tuple[dict[int, np.ndarray], dict[int, str]]:
-        """Return the other ranks' messages, and why the ranks that send none are lost."""
+    def receive_results(self) -> tuple[dict[int, Any], dict[int, str]]:
+        """Return the other ranks' values, and why the ranks that send none are lost."""
         missing = set(range(1, self.workers))
         coming: dict[int, tuple[Any, np.ndarray]] = {}
-        arrived: dict[int, np.ndarray] = {}
+        arrived: dict[int, Any] = {}
         failed: dict[int, str] = {}
-        looked = time.monotonic()
+        status = MPI.Status()
         try:
             while missing:
-                self._receive(missing, coming, arrived)
+                message = self.ranks.comm.Improbe(MPI.ANY_SOURCE, _TAG_MODEL, status)
+                if message is not None:
+                    buffer = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+                    coming[status.source] = message.Irecv([buffer, MPI.BYTE]), buffer
+                for rank in sorted(missing):
+                    left = self.ranks.left(rank)
+                    if rank in coming and coming[rank][0].Test():
+                        arrived[rank] = pickle.loads(coming.pop(rank)[1].data)
+                    elif why := self.ranks.message(rank) if left else self.ranks.lost(rank):
+                        failed[rank] = why
+                missing -= arrived.keys() | failed.keys()
                 time.sleep(1e-3)
-                if time.monotonic() - looked > LOOK:
-                    looked = time.monotonic()
-                    self.check()
-                    for rank in sorted(missing):
-                        left = self.ranks.left(rank)
-                        why = self.ranks.message(rank) if left else self.ranks.lost(rank)
-                        if why:
-                            failed[rank] = why
-                    missing -= failed.keys()
+                self.check()
         finally:
-            for rank in coming.keys() - arrived.keys():
-                self.ranks.abandon(coming[rank])
+            for operation in coming.values():
+                self.ranks.abandon(operation)
         return arrived, failed
-
-    def _receive(
-        self,
-        missing: set[int],
-        coming: dict[int, tuple[Any, np.ndarray]],
-        arrived: dict[int, np.ndarray],
-    ) -> None:
-        """Begin to receive what has come, and move what is whole from `missing` to `arrived`."""
-        status = MPI.Status()
-        message = self.ranks.comm.Improbe(MPI.ANY_SOURCE, _TAG_MODEL, status)
-        if message is not None:
-            buffer = np.empty(status.Get_count(MPI.BYTE), np.uint8)
-            coming[status.source] = message.Irecv([buffer, MPI.BYTE]), buffer
-        for rank in missing & coming.keys():
-            if coming[rank][0].Test():
-                arrived[rank] = coming[rank][1]
-        missing.difference_update(arrived)
 
     def finish(self) -> None:
         """Tell the others that the result is there (rank 0)."""

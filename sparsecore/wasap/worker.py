@@ -16,7 +16,7 @@ from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
 from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, diverged, sgd_rule
-from sparsecore.wasap.gradient import Gradient, Update, Version
+from sparsecore.wasap.server import Gradient, Update, Version
 
 
 def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray]:
@@ -72,10 +72,7 @@ class Worker:
     def compute(self) -> Gradient:
         """Compute the gradient on the next batch of the shard; its values last until the next one.
 
-        Raises
-        ------
-        FloatingPointError
-            If it is not finite.
+        Raise a FloatingPointError if it is not finite.
         """
         start = time.perf_counter()
         number, batch = divmod(self.step, self.batches)

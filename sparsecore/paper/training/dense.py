@@ -24,6 +24,7 @@ from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.experiment import Observer
 from sparsecore.functions import initial_weights, negative_slope
+from sparsecore.mlp import as_inputs
 from sparsecore.provenance import loaded_blas
 from sparsecore.seeds import Purpose
 from sparsecore.train import sgd_rule
@@ -51,47 +52,32 @@ def run(
             f"a dense network neither evolves nor is pruned: expected zeta=0 and prune_from=None, "
             f"got zeta={config.zeta!r} and prune_from={config.prune_from!r}"
         )
-    model = new_model(config, data.n_features, data.n_classes, seed)
-    result = experiment.fit(
-        model, data, config, seed=seed, threads=threads, progress=progress, observe=observe
-    )
+    model = DenseMLP(config, data.n_features, data.n_classes, seed)
+    result = experiment.fit(model, data, config, seed, threads, progress, observe)
     with _blas(threads):
         result["provenance"]["blas"] = loaded_blas()
     return model, result
 
 
-def new_model(config: TrainConfig, n_features: int, n_classes: int, seed: int) -> DenseMLP:
-    """Make the dense network that `config` and `seed` describe."""
-    return DenseMLP(
-        (n_features, *config.hidden, n_classes),
-        activation=config.activation,
-        alpha=config.alpha,
-        init=config.init,
-        rng=seeds.generator(seed, Purpose.WEIGHTS),
-    )
-
-
 class DenseMLP:
-    """A multilayer perceptron with all its connections, freshly initialised.
+    """The network with all its connections that `config` and `seed` describe.
 
     `params` (float32) has all weights, row-major, layer by layer, then all biases: laid out like
     those of a `SparseMLP` of density 1.
     """
 
-    def __init__(
-        self, sizes: tuple[int, ...], *, activation: str, alpha: float, init: str,
-        rng: np.random.Generator,
-    ) -> None:  # fmt: skip
-        self.sizes = tuple(sizes)
-        self.slopes = tuple(
-            negative_slope(activation, layer, alpha) for layer in range(1, len(sizes) - 1)
-        )
+    def __init__(self, config: TrainConfig, n_features: int, n_classes: int, seed: int) -> None:
+        self.sizes = (n_features, *config.hidden, n_classes)
+        hidden = range(1, len(self.sizes) - 1)
+        self.slopes = [negative_slope(config.activation, n, config.alpha) for n in hidden]
         self.nnz = sum(a * b for a, b in pairwise(self.sizes))
         self.params = aligned(self.nnz + sum(self.sizes[1:]), np.float32)
         self.velocity: np.ndarray | None = None
+        rng = seeds.generator(seed, Purpose.WEIGHTS)
         for weights, _ in self.layers(self.params):
             n_out, n_in = weights.shape
-            weights[:] = initial_weights(init, n_in, n_out, n_in * n_out, rng).reshape(n_out, n_in)
+            drawn = initial_weights(config.init, n_in, n_out, n_in * n_out, rng)
+            weights[:] = drawn.reshape(n_out, n_in)
 
     def layers(self, flat: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return views of a vector laid out like `params`: weights (n_out, n_in) and biases."""
@@ -104,7 +90,7 @@ class DenseMLP:
 
     def new_engine(self, batch_size: int, threads: int = 1) -> DenseEngine:
         """Return what takes the steps, with everything compiled and BLAS awake."""
-        tiny = new_model(TrainConfig(hidden=(4, 4)), 4, 2, seed=0)
+        tiny = DenseMLP(TrainConfig(hidden=(4, 4)), 4, 2, seed=0)
         X, y, rows = np.zeros((2, 4), np.float32), np.zeros(2, np.int64), np.arange(2)
         rule = sgd_rule(TrainConfig(), 0)
         DenseEngine(tiny, 2, threads).train(
@@ -118,28 +104,9 @@ class DenseMLP:
             self.velocity = aligned(len(self.params), np.float32)
         return self.velocity
 
-    def as_inputs(self, X: Any) -> np.ndarray:
-        """Return `X` as contiguous float32, checked for its number of features."""
-        X = np.ascontiguousarray(X, np.float32)
-        if X.ndim != 2 or X.shape[1] != self.sizes[0]:
-            raise ValueError(f"X: expected shape (n, {self.sizes[0]}), got {X.shape}")
-        return X
-
-    def as_labels(self, y: Any, n: int) -> np.ndarray:
-        """Return `y` as int64, checked to be `n` class indices."""
-        labels = np.asarray(y, np.int64)
-        if labels.shape != (n,):
-            raise ValueError(f"y: expected shape ({n},), one label a row of X, got {labels.shape}")
-        if n and not 0 <= labels.min() <= labels.max() < self.sizes[-1]:
-            raise ValueError(
-                f"y: expected class indices from 0 to {self.sizes[-1] - 1}, got "
-                f"{labels.min()} to {labels.max()}"
-            )
-        return labels
-
     def decision_function(self, X: Any, threads: int = 1) -> np.ndarray:
         """Return the logits, float32, shape (n, n_classes)."""
-        inputs = self.as_inputs(X)
+        inputs = as_inputs(X, self.sizes[0])
         out = np.empty((len(inputs), self.sizes[-1]), np.float32)
         with _blas(threads):
             for first in range(0, len(inputs), _PREDICT_ROWS):
@@ -151,10 +118,6 @@ class DenseMLP:
                     _activate(act, biases, np.float32(slope), *_NO_DROPOUT, None)
                 out[rows] = act.T
         return out
-
-    def predict(self, X: Any, threads: int = 1) -> np.ndarray:
-        """Return the most probable class of each row, int64."""
-        return self.decision_function(X, threads).argmax(axis=1)
 
     def weights_sha256(self) -> str:
         """Return the SHA-256 of sizes and parameters, as hexadecimal digits."""

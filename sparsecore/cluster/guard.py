@@ -1,0 +1,14 @@
+"""A program that stops a cluster when the process that has started it ends, however it ends.
+
+That process holds the other end of its standard input, and runs this file by its path.
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    if os.path.exists(sys.argv[1]):
+        from ipyparallel import Cluster
+
+        Cluster.from_file(sys.argv[1]).stop_cluster_sync()

@@ -78,12 +78,30 @@ def split_layers(
 def as_inputs(X: Any, n_features: int) -> Any:
     """Return `X` as contiguous float32 or CSR, checked for its number of features."""
     if sp.issparse(X):
-        X = sp.csr_array(X, dtype=np.float32)
+        X = sp.csr_array(_checked_sparse("X", X), dtype=np.float32)
     else:
         X = np.ascontiguousarray(X, np.float32)
     if X.ndim != 2 or X.shape[1] != n_features:
         raise ValueError(f"X: expected shape (n, {n_features}), got {X.shape}")
     return X
+
+
+def _checked_sparse(name: str, matrix: Any) -> Any:
+    """Return a scipy.sparse matrix whose pointers and indices are in range: C code trusts them."""
+    if matrix.format not in ("csr", "csc", "bsr"):
+        matrix = matrix.tocoo()
+        inside = [
+            len(places) == 0 or (places.min() >= 0 and places.max() < length)
+            for places, length in zip(matrix.coords, matrix.shape, strict=True)
+        ]
+        if not all(inside):
+            raise ValueError(f"{name}: has a coordinate outside its shape {matrix.shape}")
+        return matrix
+    try:
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise ValueError(f"{name}: not a valid {matrix.format} matrix: {error}") from None
+    return matrix
 
 
 def as_labels(y: Any, n: int, n_classes: int) -> np.ndarray:
@@ -230,7 +248,7 @@ class SparseMLP:
 
         A stored zero is a connection; duplicate entries are added up.
         """
-        layers = [sp.csr_array(m) for m in matrices]
+        layers = [sp.csr_array(_checked_sparse("matrices", m)) for m in matrices]
         # Sorting happens in place, and a CSR matrix of the caller's is not ours to sort.
         layers = [m if m.has_canonical_format else m.copy() for m in layers]
         for layer in layers:

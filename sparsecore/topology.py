@@ -70,8 +70,10 @@ def _draw_rows(n_in, log_miss, key, indptr, indices):
 def check(indptr: np.ndarray, indices: np.ndarray, n_in: int) -> None:
     """Check that a CSR structure is valid: pointers, bounds, ascending order, no repeats. O(nnz).
 
-    Raises ValueError that names the first thing that is wrong.
+    Raises ValueError that names the first thing that is wrong. Kernels check nothing, so every
+    structure passes here first.
     """
+    indptr, indices = _integers("indptr", indptr), _integers("indices", indices)
     if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(indices):
         raise ValueError(f"indptr: expected to run from 0 to nnz = {len(indices)}")
     if np.any(np.diff(indptr) < 0):
@@ -88,6 +90,16 @@ def check(indptr: np.ndarray, indices: np.ndarray, n_in: int) -> None:
         place = int(np.argmin(rises))
         row = int(np.searchsorted(indptr, place, "right")) - 1
         raise ValueError(f"indices: row {row} is not strictly ascending (a repeated connection?)")
+
+
+def _integers(name: str, values: np.ndarray) -> np.ndarray:
+    """Return a vector of signed integers: differences of unsigned ones would wrap."""
+    values = np.asarray(values)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: expected a vector of integers, got {values.dtype} of shape {values.shape}"
+        )
+    return values.astype(np.int64) if values.dtype.kind == "u" else values
 
 
 @_jit

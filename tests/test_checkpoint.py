@@ -311,3 +311,16 @@ def test_json_is_written_whole(tmp_path):
         with pytest.raises((ValueError, TypeError)):
             write_json(path, {"a": bad})
     assert json.loads(path.read_text()) == value
+
+
+@pytest.mark.parametrize("value", [10**6, 2**64 - 1])
+def test_pointers_that_lead_outside_are_refused(tmp_path, value):
+    path = tmp_path / "model.npz"
+    model = SparseMLP.erdos_renyi((4, 3, 2), density=0.9, random_state=0)
+    save(model, path)
+    arrays = dict(np.load(path))
+    arrays["indptr"] = arrays["indptr"].astype("u8")
+    arrays["indptr"][1] = value
+    np.savez(path, **arrays)
+    with pytest.raises(CheckpointError, match="indptr: decreases"):
+        load(path)

@@ -623,3 +623,32 @@ def test_a_network_takes_little_more_than_itself_to_make():
     assert model.nbytes < 20.5 * model.nnz
     # While it is laid out, weights and indices are there twice.
     assert peak < model.nbytes + 8 * model.nnz
+
+
+def _broken(name, value):
+    X = sp.csr_array(np.eye(5, 4, dtype=np.float32))
+    array = getattr(X, name).copy()
+    array[1] = value
+    setattr(X, name, array)
+    return X
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("indices", 99), ("indices", -1), ("indptr", 10**6), ("indptr", -5)]
+)
+def test_a_sparse_matrix_that_points_outside_itself_is_refused(name, value):
+    # C code follows these without looking: it read foreign memory, or crashed.
+    model = SparseMLP.erdos_renyi((4, 3, 2), density=0.9, random_state=0)
+    for use in (model.predict, model.decision_function, lambda X: SparseMLP.from_scipy([X])):
+        with pytest.raises(ValueError, match="not a valid csr matrix: ind"):
+            use(_broken(name, value))
+    with pytest.raises(ValueError, match="not a valid csr matrix"):
+        model.loss_and_gradient(_broken(name, value), np.zeros(5, int))
+
+
+def test_a_coordinate_outside_the_shape_is_refused():
+    X = sp.coo_array(np.eye(5, 4))
+    X.coords[1][0] = 77
+    model = SparseMLP.erdos_renyi((4, 3, 2), density=0.9, random_state=0)
+    with pytest.raises(ValueError, match=r"X: has a coordinate outside its shape \(5, 4\)"):
+        model.predict(X)

@@ -455,3 +455,22 @@ def test_an_unknown_initialiser_is_named():
         ValueError, match="init: expected one of he_uniform, xavier, normal, got 'he'"
     ):
         initial_weights("he", 1, 1, 1, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u4", "u8", "i1", "i4", "i8"])
+def test_check_knows_unsigned_integers(dtype):
+    good = np.array([0, 2, 4], dtype), np.array([0, 1, 2, 3], dtype)
+    topology.check(*good, 4)
+    for indices in ([1, 0, 2, 3], [1, 1, 2, 3]):  # the difference of unsigned numbers wraps
+        with pytest.raises(ValueError, match="row 0 is not strictly ascending"):
+            topology.check(good[0], np.array(indices, dtype), 4)
+    with pytest.raises(ValueError, match="indptr: decreases at row 1"):
+        topology.check(np.array([0, 5, 4], dtype), good[1], 4)
+
+
+@pytest.mark.parametrize("values", [[0.0, np.nan], [[0, 1]], ["a"], [True, False]])
+def test_check_refuses_what_is_no_vector_of_integers(values):
+    with pytest.raises(ValueError, match="indices: expected a vector of integers"):
+        topology.check(np.array([0, len(values)]), np.array(values), 4)
+    with pytest.raises(ValueError, match="indptr: expected a vector of integers"):
+        topology.check(np.array(values), np.array([0]), 4)

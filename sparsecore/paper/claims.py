@@ -380,7 +380,7 @@ class Ledger:
             for c in CLAIMS
         ]
         columns = (
-            Column("claim", "", lambda row: f"**{row['claim']}** {row['text']}", number=False),
+            Column("claim", "claim", lambda row: f"**{row['claim']}** {row['text']}", number=False),
             Column("it holds if", "rule", number=False),
             Column("verdict", "verdict", "**{}**", number=False),
         )

@@ -52,20 +52,20 @@ def _count(n: float) -> str:
 # --- the runs ------------------------------------------------------------------------------------
 
 _TABLE = (
-    Column("neurons", "neurons", _count),
+    Column("neurons", "neurons", by=_count),
     Column("layers", "hidden_layers"),
-    Column("density", "density", _count),
-    Column("nnz", "nnz", _count),
-    Column("GiB", "peak_bytes", _gib),
-    Column("plan", "budget_bytes", _gib),
-    Column("init", "initialise_seconds", _seconds),
-    Column("sample", "seconds_per_sample", _seconds),
-    Column("epoch", "epoch_seconds", _seconds),
-    Column("infer", "inference_seconds_per_sample", _seconds),
-    Column("evolve", "evolution_seconds", _seconds),
+    Column("density", "density", by=_count),
+    Column("nnz", "nnz", by=_count),
+    Column("GiB", "peak_bytes", by=_gib),
+    Column("plan", "budget_bytes", by=_gib),
+    Column("init", "initialise_seconds", by=_seconds),
+    Column("sample", "seconds_per_sample", by=_seconds),
+    Column("epoch", "epoch_seconds", by=_seconds),
+    Column("infer", "inference_seconds_per_sample", by=_seconds),
+    Column("evolve", "evolution_seconds", by=_seconds),
     Column("loss", "", lambda r: f"{r['first_loss']:.2f} → {r['last_loss']:.2f}", number=False),
     Column("right", "", lambda r: f"{r['correct']}/{r['held_out']}" if r["held_out"] else "—"),
-    Column("run", "run", _RUN.__getitem__, number=False),
+    Column("run", "run", by=_RUN.__getitem__, number=False),
 )
 
 
@@ -93,9 +93,11 @@ def memory(extreme: Extreme) -> Table | Note:
     totals = {"planned": run["budget_bytes"], "measured": run["peak_bytes"]}
     rows = [{"item": item, "bytes": n} for item, n in {**run["budget"], **totals}.items()]
     columns = (
-        Column("item", "item", lambda item: f"**{item}**" if item in totals else item, False),
-        Column("GiB", "bytes", _per(_GIB, 3)),
-        Column("bytes a neuron", "bytes", _per(row.neurons)),
+        Column(
+            "item", "item", number=False, by=lambda item: f"**{item}**" if item in totals else item
+        ),
+        Column("GiB", "bytes", by=_per(_GIB, 3)),
+        Column("bytes a neuron", "bytes", by=_per(row.neurons)),
     )
     caption = (
         f"**The memory of {row.neurons:,} neurons**, batch {run['config']['batch_size']}: the plan "
@@ -181,10 +183,10 @@ def losses(extreme: Extreme) -> Picture:
 _SPLIT = (
     Column("neurons", "neurons", "{:,}"),
     Column("ranks", "ranks"),
-    Column("step (s)", "step_seconds", _seconds),
-    Column("messages a step (MiB)", "message_bytes", _per(2**20, 0)),
-    Column("messages (s)", "message_seconds", _seconds),
-    Column("GiB a rank", "peak_bytes", _gib),
+    Column("step (s)", "step_seconds", by=_seconds),
+    Column("messages a step (MiB)", "message_bytes", by=_per(2**20, 0)),
+    Column("messages (s)", "message_seconds", by=_seconds),
+    Column("GiB a rank", "peak_bytes", by=_gib),
     Column("last loss", "last_loss", "{:.6f}"),
     Column("run", "run", number=False),
 )
@@ -220,10 +222,12 @@ def split(extreme: Extreme) -> Table | Note:
 
 _SURVIVAL = (
     Column("neurons", "neurons", "{:,}"),
-    Column("checkpoint (GiB)", "file_bytes", _gib),
-    Column("writing it (s)", "checkpoint_seconds", _seconds),
+    Column("checkpoint (GiB)", "file_bytes", by=_gib),
+    Column("writing it (s)", "checkpoint_seconds", by=_seconds),
     Column("weights", "weights_sha256", "`{:.8}`", number=False),
-    Column("as if it had not been killed", "identical", ("**no**", "yes").__getitem__, False),
+    Column(
+        "as if it had not been killed", "identical", number=False, by=("**no**", "yes").__getitem__
+    ),
     Column("run", "run", number=False),
 )
 
@@ -251,13 +255,13 @@ def survival(extreme: Extreme) -> Table:
 
 
 _PROJECTION = (
-    Column("neurons", "neurons", _count),
+    Column("neurons", "neurons", by=_count),
     Column("connections", "connections", "{:.1e}"),
     Column("ranks", "ranks"),
-    Column("GiB a rank", "rank_bytes", _per(_GIB)),
-    Column("messages a step and rank (GiB)", "message_bytes", _per(_GIB)),
-    Column("computing (s)", "compute_seconds", _seconds),
-    Column("messages (s)", "message_seconds", _seconds),
+    Column("GiB a rank", "rank_bytes", by=_per(_GIB)),
+    Column("messages a step and rank (GiB)", "message_bytes", by=_per(_GIB)),
+    Column("computing (s)", "compute_seconds", by=_seconds),
+    Column("messages (s)", "message_seconds", by=_seconds),
 )
 
 

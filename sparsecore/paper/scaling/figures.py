@@ -278,9 +278,9 @@ def calibration(found: Measured) -> Table:
         for name in _QUANTITIES
     ]
     columns = (
-        Column("quantity", "quantity", lambda name: _QUANTITIES[name][0], number=False),
+        Column("quantity", "quantity", by=lambda name: _QUANTITIES[name][0], number=False),
         *(Column(title, "", partial(_quantity, title)) for title in versions),
-        Column("from", "quantity", lambda name: _QUANTITIES[name][2], number=False),
+        Column("from", "quantity", by=lambda name: _QUANTITIES[name][2], number=False),
     )
     assumed = "; ".join(
         f"{n.name}: {1e6 * n.latency:g} µs one way, {n.bandwidth / 1e9:g} GB/s each way"

@@ -165,9 +165,9 @@ _EPOCH = {
 }
 _EPOCHS = (
     Column("measured", "measured", number=False),
-    Column("part of an epoch", "part", _EPOCH.__getitem__, number=False),
+    Column("part of an epoch", "part", by=_EPOCH.__getitem__, number=False),
     Column("seconds", "median", "{:.3f}"),
-    Column("share", "share", lambda share: f"{100 * share:.1f} %"),
+    Column("share", "share", by=lambda share: f"{100 * share:.1f} %"),
 )
 
 
@@ -290,7 +290,7 @@ _KERNELS = (
     Column("ms", "ms_median", "{:.3f}"),
     Column("GFLOP/s", "gflops", "{:.0f}"),
     Column("rows in", "level", number=False),
-    Column("of the ceiling", "share", lambda share: _percent(share)),
+    Column("of the ceiling", "share", by=lambda share: _percent(share)),
 )
 
 

@@ -45,7 +45,7 @@ def data_sets() -> Table:
     columns = (
         Column("data set", "title", number=False),
         Column("domain", "domain", number=False),
-        Column("features", "", _features),
+        Column("features", "n_features", _features),
         Column("classes", "n_classes"),
         Column("training", "n_train", "{:,}"),
         Column("test", "n_test", "{:,}"),

@@ -207,7 +207,10 @@ def test_peer_that_fails_is_listed_with_what_it_said():
 
 
 def test_peer_that_is_not_installed_is_listed(monkeypatch):
-    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
+    found = registry.importlib.util.find_spec("numpy")
+    monkeypatch.setattr(
+        registry.importlib.util, "find_spec", lambda name: None if name == "torch" else found
+    )
     assert registry.absent("torch-dense", Problem(SIZES)) == "torch not installed"
     assert registry.absent("numpy-dense", Problem(SIZES)) is None
 

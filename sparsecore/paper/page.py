@@ -81,8 +81,9 @@ class Note:
 class Column:
     """A column of a table: its title, and how it shows a row's value.
 
-    `show` is a format such as "{:,}" for the value under `name`, or is called with the row. Numbers
-    are set flush right. A column of groups shows what is in several rows below each other `once`.
+    `show` is a format such as "{:,}" for the value under `name`, or is called with the row; `by` is
+    called with the value. Numbers are set flush right. A column of groups shows what is in several
+    rows below each other `once`.
     """
 
     title: str
@@ -90,13 +91,14 @@ class Column:
     show: str | Callable[[Mapping[str, Any]], str] = "{}"
     number: bool = True
     once: bool = False
+    by: Callable[[Any], str] | None = None
 
     def text(self, row: Mapping[str, Any]) -> str:
         """Return the cell of a row; a dash where it has no value."""
         if callable(self.show):
             return self.show(row)
         value = row.get(self.name)
-        return "—" if value is None else self.show.format(value)
+        return "—" if value is None else (self.by or self.show.format)(value)
 
     def texts(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return all cells of the column."""

@@ -5,9 +5,10 @@ Everything that pictures share is defined once, here. Nothing is run or read.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import matplotlib
@@ -58,6 +59,13 @@ STYLE = {
 }
 
 
+@contextlib.contextmanager
+def canvas(height: float) -> Iterator[Figure]:
+    """Make an empty figure of the page's width, and draw on it in the book's style."""
+    with matplotlib.rc_context(STYLE):
+        yield Figure(figsize=(WIDTH, height), layout="constrained")
+
+
 def panels(
     versions: Versions[T],
     draw: Callable[[Any, str, T], None],
@@ -75,8 +83,7 @@ def panels(
     """
     found = list(versions)
     rows, columns = (1, len(found)) if across == 1 else (len(found), across)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
+    with canvas(height * rows) as figure:
         axes = figure.subplots(rows, columns, squeeze=False, **subplots)
         for place, (title, version) in zip(axes[0] if across == 1 else axes, found, strict=True):
             draw(place, title, version)
@@ -110,8 +117,7 @@ def source(
 
 def nothing(key: str, reason: str) -> Picture:
     """Return what stands in a figure's place where it cannot be made."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.6), layout="constrained")
+    with canvas(1.6) as figure:
         not_available(figure.subplots())
     return Picture(key, figure, f"**Not available on this machine.** {reason}", NOT_AVAILABLE)
 
@@ -164,6 +170,14 @@ def with_spread(
     """Draw medians, with bars from the lowest to the highest; see `bench.spread`."""
     y, low, high = (np.array([one[name] for one in spreads]) for name in ("median", "low", "high"))
     ax.errorbar(x, y, yerr=[y - low, high - y], fmt="o-", color=colour, markersize=5, **more)
+
+
+def tag(
+    ax: Axes, text: str, at: tuple[float, float], shift: tuple[float, float], **more: Any
+) -> None:
+    """Write a small text near a point, so many points of type away from it."""
+    look: dict[str, Any] = {"fontsize": 7.5, "color": "#333333", **more}
+    ax.annotate(text, at, xytext=shift, textcoords="offset points", **look)
 
 
 def stacked(ax: Axes, n: int) -> list[Axes]:

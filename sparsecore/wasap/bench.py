@@ -20,9 +20,8 @@ from sparsecore.wasap.window import Window
 def locks(updates: int = 300, compute_seconds: float = 0.002) -> dict[str, Any] | None:
     """Time the server's lock and MPI's own around the same work: compute, lock, sweep, unlock.
 
-    A rank makes `updates`, and computes for so many seconds between two. Rank 0 gets, for
-    "compare-and-swap, napping" and "MPI_Win_lock", the "updates_per_second" of all ranks together
-    and its own "wait_us" {"median", "p90"}; the others get None.
+    A rank makes `updates`, and computes for so many seconds between two. Rank 0 gets, for each
+    lock, the "updates_per_second" of all ranks and its own "wait_us"; the others get None.
     """
     ranks = Ranks()
     window = Window(ranks, Layout((1, 130_000), 0, ranks.size, 0, 0, 1))
@@ -50,10 +49,7 @@ def locks(updates: int = 300, compute_seconds: float = 0.002) -> dict[str, Any] 
         ranks.barrier()
         found[name] = {
             "updates_per_second": updates * ranks.size / (time.perf_counter() - start),
-            "wait_us": {
-                "median": float(np.median(waits)),
-                "p90": float(np.percentile(waits, 90)),
-            },
+            "wait_us": {"median": float(np.median(waits)), "p90": float(np.percentile(waits, 90))},
         }
     plain.Free()
     window.free()
@@ -64,8 +60,7 @@ def locks(updates: int = 300, compute_seconds: float = 0.002) -> dict[str, Any] 
 def messages(n_bytes: int, repeats: int = 200) -> dict[str, float]:
     """Time messages that the first two ranks, which call this, send each other at the same time.
 
-    "seconds" is that of a message of 8 bytes, median; "bytes_per_second" that of one of `n_bytes`,
-    each way.
+    "seconds" is a message of 8 bytes, "bytes_per_second" one of `n_bytes`, each way; medians.
     """
     medians = []
     with first_ranks(2) as comm:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from sparsecore.extreme import split as split_network
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.paper.extreme.runs import Extreme, Row
 from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.store import Result
-from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, source
+from sparsecore.paper.style import COLOURS, GREY, canvas, source, tag
 
 #: Neurons of the nervous system or brain; the page says where the numbers are from.
 BRAINS = {
@@ -33,24 +30,15 @@ _RUN = {"recorded": "rec.", "this build": "here"}
 _KINDS = {"recorded": COLOURS["set-all-relu"], "this build": COLOURS["set-relu"]}
 
 
-# --- how numbers are shown -----------------------------------------------------------------------
-
-
-def _column(title: str, name: str, form: Callable[[Any], str], number: bool = True) -> Column:
-    """Make a column that shows the value under `name` by `form`; a dash where it has none."""
-
-    def show(row: Mapping[str, Any]) -> str:
-        return "—" if row[name] is None else form(row[name])
-
-    return Column(title, name, show, number)
-
-
 def _seconds(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:#.2g}".rstrip(".")
 
 
-def _gib(n_bytes: float) -> str:
-    return f"{n_bytes / _GIB:.2f}"
+def _per(unit: float, digits: int = 1) -> Callable[[float], str]:
+    return lambda value: f"{value / unit:.{digits}f}"
+
+
+_gib = _per(_GIB, 2)
 
 
 def _count(n: float) -> str:
@@ -64,20 +52,20 @@ def _count(n: float) -> str:
 # --- the runs ------------------------------------------------------------------------------------
 
 _TABLE = (
-    _column("neurons", "neurons", _count),
+    Column("neurons", "neurons", by=_count),
     Column("layers", "hidden_layers"),
-    _column("density", "density", _count),
-    _column("nnz", "nnz", _count),
-    _column("GiB", "peak_bytes", _gib),
-    _column("plan", "budget_bytes", _gib),
-    _column("init", "initialise_seconds", _seconds),
-    _column("sample", "seconds_per_sample", _seconds),
-    _column("epoch", "epoch_seconds", _seconds),
-    _column("infer", "inference_seconds_per_sample", _seconds),
-    _column("evolve", "evolution_seconds", _seconds),
+    Column("density", "density", by=_count),
+    Column("nnz", "nnz", by=_count),
+    Column("GiB", "peak_bytes", by=_gib),
+    Column("plan", "budget_bytes", by=_gib),
+    Column("init", "initialise_seconds", by=_seconds),
+    Column("sample", "seconds_per_sample", by=_seconds),
+    Column("epoch", "epoch_seconds", by=_seconds),
+    Column("infer", "inference_seconds_per_sample", by=_seconds),
+    Column("evolve", "evolution_seconds", by=_seconds),
     Column("loss", "", lambda r: f"{r['first_loss']:.2f} → {r['last_loss']:.2f}", number=False),
     Column("right", "", lambda r: f"{r['correct']}/{r['held_out']}" if r["held_out"] else "—"),
-    _column("run", "run", _RUN.__getitem__, number=False),
+    Column("run", "run", by=_RUN.__getitem__, number=False),
 )
 
 
@@ -105,9 +93,11 @@ def memory(extreme: Extreme) -> Table | Note:
     totals = {"planned": run["budget_bytes"], "measured": run["peak_bytes"]}
     rows = [{"item": item, "bytes": n} for item, n in {**run["budget"], **totals}.items()]
     columns = (
-        _column("item", "item", lambda item: f"**{item}**" if item in totals else item, False),
-        _column("GiB", "bytes", lambda n: f"{n / _GIB:.3f}"),
-        _column("bytes a neuron", "bytes", lambda n: f"{n / row.neurons:.1f}"),
+        Column(
+            "item", "item", number=False, by=lambda item: f"**{item}**" if item in totals else item
+        ),
+        Column("GiB", "bytes", by=_per(_GIB, 3)),
+        Column("bytes a neuron", "bytes", by=_per(row.neurons)),
     )
     caption = (
         f"**The memory of {row.neurons:,} neurons**, batch {run['config']['batch_size']}: the plan "
@@ -120,23 +110,23 @@ def scaling(extreme: Extreme) -> Picture:
     """Draw seconds per step and bytes against neurons, on logarithmic axes, with named brains."""
     runs = extreme.runs()
     quantities = (
-        ("time", "seconds per training step", lambda r: float(np.median(r["step_seconds"]))),
-        ("memory", "bytes of memory", lambda r: float(r["peak_bytes"])),
+        ("time", "seconds per training step", [np.median(r["step_seconds"]) for _, _, r in runs]),
+        ("memory", "bytes of memory", [r["peak_bytes"] for _, _, r in runs]),
     )
     told = []
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 6.6), layout="constrained")
+    with canvas(6.6) as figure:
         axes = figure.subplots(2, 1, sharex=True)
-        for ax, (what, label, value) in zip(axes, quantities, strict=True):
+        for ax, (what, label, values) in zip(axes, quantities, strict=True):
+            pairs = list(zip(runs, values, strict=True))
             for where, colour in _KINDS.items():
-                own = [(row, value(run)) for row, title, run in runs if title == where]
+                own = [(row, y) for (row, title, _), y in pairs if title == where]
                 if own:
                     ax.scatter(
                         [row.neurons for row, _ in own], [y for _, y in own],
                         s=[18 + 5 * row.hidden_layers for row, _ in own], facecolors="none",
                         edgecolors=colour, linewidths=1.4, label=where, zorder=3,
                     )  # fmt: skip
-            slope = _guide(ax, [row.neurons for row, _, _ in runs], [value(r) for _, _, r in runs])
+            slope = _guide(ax, [row.neurons for row, _, _ in runs], values)
             if slope is not None:
                 told.append(f"{slope:.2f} ({what})")
             ax.set(xscale="log", yscale="log", ylabel=label, xlim=(150, 6e8))
@@ -157,8 +147,7 @@ def losses(extreme: Extreme) -> Picture:
     """Draw the loss curves of the largest networks."""
     entries = [entry for entry in extreme.runs() if entry[0].hidden_layers == 10][-3:]
     colours = (COLOURS["set-all-relu-pruned"], COLOURS["set-relu"], COLOURS["set-all-relu"])
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    with canvas(3.2) as figure:
         ax = figure.subplots()
         for (row, where, run), colour in zip(entries, colours, strict=False):
             values = np.array(run["losses"])
@@ -194,10 +183,10 @@ def losses(extreme: Extreme) -> Picture:
 _SPLIT = (
     Column("neurons", "neurons", "{:,}"),
     Column("ranks", "ranks"),
-    _column("step (s)", "step_seconds", _seconds),
-    _column("messages a step (MiB)", "message_bytes", lambda n: f"{n / 2**20:.0f}"),
-    _column("messages (s)", "message_seconds", _seconds),
-    _column("GiB a rank", "peak_bytes", _gib),
+    Column("step (s)", "step_seconds", by=_seconds),
+    Column("messages a step (MiB)", "message_bytes", by=_per(2**20, 0)),
+    Column("messages (s)", "message_seconds", by=_seconds),
+    Column("GiB a rank", "peak_bytes", by=_gib),
     Column("last loss", "last_loss", "{:.6f}"),
     Column("run", "run", number=False),
 )
@@ -233,11 +222,11 @@ def split(extreme: Extreme) -> Table | Note:
 
 _SURVIVAL = (
     Column("neurons", "neurons", "{:,}"),
-    _column("checkpoint (GiB)", "file_bytes", _gib),
-    _column("writing it (s)", "checkpoint_seconds", _seconds),
+    Column("checkpoint (GiB)", "file_bytes", by=_gib),
+    Column("writing it (s)", "checkpoint_seconds", by=_seconds),
     Column("weights", "weights_sha256", "`{:.8}`", number=False),
-    _column(
-        "as if it had not been killed", "identical", lambda same: "yes" if same else "**no**", False
+    Column(
+        "as if it had not been killed", "identical", number=False, by=("**no**", "yes").__getitem__
     ),
     Column("run", "run", number=False),
 )
@@ -245,6 +234,7 @@ _SURVIVAL = (
 
 def survival(extreme: Extreme) -> Table:
     """Make the table of the runs that were killed."""
+    found = extreme.parts["survival"]
     rows = [
         {
             "run": where,
@@ -254,33 +244,31 @@ def survival(extreme: Extreme) -> Table:
             "weights_sha256": result["resumed"]["weights_sha256"],
             "identical": result["identical"],
         }
-        for where, result in extreme.parts["survival"]
+        for where, result in found
     ]
     caption = (
         "**Killed and resumed.** A run of four steps and three evolutions gets SIGKILL after its "
         "first checkpoint and goes on from there. In the end weights, velocities and losses are "
         "compared, to the last bit, with those of a run that was left alone."
     )
-    found = extreme.parts["survival"]
     return Table.of("T-extreme-survival", rows, _SURVIVAL, caption, source(found))
 
 
 _PROJECTION = (
-    _column("neurons", "neurons", _count),
+    Column("neurons", "neurons", by=_count),
     Column("connections", "connections", "{:.1e}"),
     Column("ranks", "ranks"),
-    _column("GiB a rank", "rank_bytes", lambda n: f"{n / _GIB:.1f}"),
-    _column("messages a step and rank (GiB)", "message_bytes", lambda n: f"{n / _GIB:.1f}"),
-    _column("computing (s)", "compute_seconds", _seconds),
-    _column("messages (s)", "message_seconds", _seconds),
+    Column("GiB a rank", "rank_bytes", by=_per(_GIB)),
+    Column("messages a step and rank (GiB)", "message_bytes", by=_per(_GIB)),
+    Column("computing (s)", "compute_seconds", by=_seconds),
+    Column("messages (s)", "message_seconds", by=_seconds),
 )
 
 
 def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e9) -> Table | Note:
-    """Make the table of what larger networks would take, on paper.
+    """Make the table of what larger networks would take.
 
-    `memory` is that of a rank's machine in bytes, `network` what moves between machines in bytes
-    per second (100 Gbit/s).
+    `memory` is that of a rank's machine in bytes, `network` its bytes per second (100 Gbit/s).
     """
     if not extreme.runs():
         return Note("No run is there to go by.")
@@ -299,9 +287,6 @@ def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e
     sources += rest * bool(beyond) + _source(extreme)
     rows = [found for found in tried.values() if found is not None]
     return Table.of("T-extreme-projection", rows, _PROJECTION, caption, sources)
-
-
-# --- parts ---------------------------------------------------------------------------------------
 
 
 def _plain(row: Row, where: str, run: Result) -> Result:
@@ -334,21 +319,22 @@ def _projected(neurons: int, memory: int, network: float, pace: float) -> Result
     """Return what a network takes on the fewest ranks that it fits on; None if on none."""
     config = ExtremeConfig(neurons=neurons)
     sizes, batch = config.sizes, config.batch_size
-    every = (split_network.loads(sizes, config.epsilon, batch, n) for n in range(1, _MOST_RANKS))
-    fit = (found for found in every if max(load.n_bytes for load in found) <= memory)
-    if (loads := next(fit, None)) is None:
-        return None
-    ranks = len(loads)
-    moved = split_network.step_bytes(sizes, batch, ranks)
-    return {
-        "neurons": neurons,
-        "connections": sum(load.connections for load in loads),
-        "ranks": ranks,
-        "rank_bytes": max(load.n_bytes for load in loads),
-        "message_bytes": moved,
-        "compute_seconds": max(load.connections for load in loads) * pace,
-        "message_seconds": moved / network,
-    }
+    for ranks in range(1, _MOST_RANKS):
+        loads = split_network.loads(sizes, config.epsilon, batch, ranks)
+        rank_bytes = max(load.n_bytes for load in loads)
+        if rank_bytes > memory:
+            continue
+        moved = split_network.step_bytes(sizes, batch, ranks)
+        return {
+            "neurons": neurons,
+            "connections": sum(load.connections for load in loads),
+            "ranks": ranks,
+            "rank_bytes": rank_bytes,
+            "message_bytes": moved,
+            "compute_seconds": max(load.connections for load in loads) * pace,
+            "message_seconds": moved / network,
+        }
+    return None
 
 
 def _source(extreme: Extreme) -> str:
@@ -360,23 +346,18 @@ def _source(extreme: Extreme) -> str:
 
 def _guide(ax: Axes, neurons: Sequence[int], values: Sequence[float]) -> float | None:
     """Draw the line of proportionality; return the exponent that is measured, if there is one."""
-    x, y = np.log(np.array(neurons, float)), np.log(np.array(values, float))
-    large = x >= np.log(5e6)
-    if large.any():
-        level = np.median((y - x)[large])
+    x, y = np.log(np.array([neurons, values], float))
+    x, y = x[x >= np.log(5e6)], y[x >= np.log(5e6)]
+    if len(x):
         ends = np.array([1e5, 4e8])
-        ax.plot(ends, ends * np.exp(level), color=GREY, linewidth=1, linestyle=(0, (5, 3)))
-    if len(set(x[large])) < 3:
-        return None
-    return float(np.polyfit(x[large], y[large], 1)[0])
+        proportional = ends * np.exp(np.median(y - x))
+        ax.plot(ends, proportional, color=GREY, linewidth=1, linestyle=(0, (5, 3)))
+    return float(np.polyfit(x, y, 1)[0]) if len(set(x)) >= 3 else None
 
 
 def _brains(ax: Axes, named: bool) -> None:
     for name, count in BRAINS.items():
         ax.axvline(count, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
         if named:
-            ax.annotate(
-                f"{name}\n{_count(count)}", (count, 1), xycoords=("data", "axes fraction"),
-                xytext=(0, 3), textcoords="offset points", ha="center", va="bottom",
-                fontsize=7.5, color="#333333",
-            )  # fmt: skip
+            above = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
+            tag(ax, f"{name}\n{_count(count)}", (count, 1), (0, 3), **above)

@@ -33,11 +33,7 @@ BAT = 50_000_000
 _NUMBER = (int, float)
 SCHEMA: dict[str, Any] = {
     "config": {"neurons": int, "hidden_layers": int},
-    "seed": int,
-    "neurons": int,
-    "nnz": int,
-    "budget_bytes": int,
-    "peak_bytes": int,
+    **dict.fromkeys(("seed", "neurons", "nnz", "budget_bytes", "peak_bytes"), int),
     "seconds": {"initialise": _NUMBER, "train": _NUMBER},
     "seconds_per_sample": _NUMBER,
     "losses": list,
@@ -63,8 +59,7 @@ class Row:
 
 
 ROWS = (
-    *(Row(n, d) for n in (500_000, 1_000_000, 5_000_000, 10_000_000) for d in (1, 3, 10)),
-    *(Row(50_000_000, d) for d in (1, 3, 10)),
+    *(Row(n * 100_000, d) for n in (5, 10, 50, 100, 500) for d in (1, 3, 10)),
     *(Row(100_000_000, d) for d in (2, 10)),
     Row(200_000_000, 10),
 )
@@ -86,11 +81,8 @@ class Extreme:
 
     def runs(self) -> list[tuple[Row, str, Result]]:
         """Return all results of the table by size, each with "recorded" or "this build"."""
-        return [
-            (row, title, result)
-            for row, found in sorted(self.rows.items())
-            for title, result in found
-        ]
+        rows = sorted(self.rows.items())
+        return [(row, title, result) for row, found in rows for title, result in found]
 
 
 def _entry(row: Row, profile: str) -> Entry:
@@ -109,28 +101,24 @@ def _rows(profile: str) -> tuple[Row, ...]:
 def entries(profile: str) -> list[Entry]:
     """Return the results that a profile is made of."""
     rows = [_entry(row, profile) for row in _rows(profile)]
-    return [*rows, *(_part_entry(name, profile) for name in PARTS)]
+    return rows + [_part_entry(name, profile) for name in PARTS]
 
 
 def recorded() -> dict[Row, Result]:
     """Return what is recorded of the table without running anything."""
-    found = {row: _entry(row, "paper").recorded() for row in ROWS}
-    return {row: result for row, result in found.items() if result is not None}
+    found = ((row, _entry(row, "paper").recorded()) for row in ROWS)
+    return {row: result for row, result in found if result is not None}
 
 
 def load(profile: str | None = None, *, progress: bool = True) -> Extreme:
-    """Return both versions of all results; run what this build lacks.
-
-    Raises RuntimeError if a run fails, with what it said.
-    """
+    """Return both versions of all results; run what this build lacks."""
     profile = current_profile(profile)
-    rows, parts, here = {}, {}, _rows(profile)
+    here = _rows(profile)
+    rows = {row: Versions(_entry(row, "paper").recorded()) for row in ROWS if row not in here}
+    parts = {}
     form = "{desc} ({n}/{total})"
     with bar(len(here) + len(PARTS), bar_format=form, hidden=not progress) as shown:
-        for row in ROWS:
-            if row not in here:
-                rows[row] = Versions(_entry(row, "paper").recorded())
-                continue
+        for row in here:
             shown.set_description_str(row.name)
             run = partial(_result, [], row.neurons, row.hidden_layers)
             rows[row] = versions(partial(_entry, row), partial(_measure, run), profile)
@@ -154,10 +142,7 @@ def _measure(run: Callable[[], Result]) -> Result:
 
 
 def compare(neurons: int) -> Result:
-    """Train a network on two ranks and on one; raise ClusterError if there is no MPI.
-
-    The result has both results, and the largest difference of their losses.
-    """
+    """Train a network on two ranks and on one; raise ClusterError if there is no MPI."""
     mpiexec = cluster.mpiexec()
     size = neurons, 10, "--zeta", 0, "--steps", 10, "--held-out", 0, "--threads", 1
     whole, split = _result([], *size), _result([mpiexec, "-n", "2"], *size, "--split")
@@ -166,10 +151,7 @@ def compare(neurons: int) -> Result:
 
 
 def survive(neurons: int) -> Result:
-    """Kill a run after its first checkpoint, resume it, and compare it with one left alone.
-
-    "identical" is whether weights and losses agree to the last bit.
-    """
+    """Kill a run after its first checkpoint, resume it, and compare it with one left alone."""
     few = neurons, 10, "--steps", 4, "--evolve-every", 1, "--held-out", 4
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.npz"
@@ -189,10 +171,7 @@ def survive(neurons: int) -> Result:
 
 
 #: What is measured beside the table, for a number of neurons.
-PARTS: dict[str, Callable[[int], Result]] = {
-    "split": compare,
-    "survival": survive,
-}
+PARTS: dict[str, Callable[[int], Result]] = {"split": compare, "survival": survive}
 
 
 def _command(before: list[str], neurons: int, hidden_layers: int, *more: object) -> list[str]:
@@ -201,7 +180,7 @@ def _command(before: list[str], neurons: int, hidden_layers: int, *more: object)
 
 
 def _result(before: list[str], neurons: int, hidden_layers: int, *more: object) -> Result:
-    """Run the command and return its result."""
+    """Run the command and return its result; raise RuntimeError, with what it said, if it fails."""
     command = _command(before, neurons, hidden_layers, *more)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

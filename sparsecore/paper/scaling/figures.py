@@ -1,7 +1,6 @@
 """The pictures and tables of the page on scaling: what was measured, and what was simulated.
 
-Simulations are made when a picture is. What is simulated says so in its titles
-and its axis.
+Simulations are made when a picture is; its titles and its axis say that it is one.
 """
 
 from __future__ import annotations
@@ -17,30 +16,18 @@ from matplotlib.axes import Axes
 from sparsecore.bench import spread
 from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.parallel.figures import COLOUR, LABELS
+from sparsecore.paper.scaling import simulate as model
 from sparsecore.paper.scaling.measure import busy, calibrate, check
 from sparsecore.paper.scaling.rounds import samples_per_second, speedups, spent, workers_of
-from sparsecore.paper.scaling.simulate import (
-    ALGORITHMS,
-    AS_MEASURED,
-    EVEN,
-    NETWORKS,
-    ONE_MACHINE,
-    SCENARIOS,
-    Calibration,
-    Network,
-    Outcome,
-    Scenario,
-    saturation,
-    simulate,
-)
+from sparsecore.paper.scaling.simulate import ALGORITHMS
 from sparsecore.paper.store import Result, Versions
 from sparsecore.paper.style import GREY, if_there, line, panels, source, with_spread
 
 Measured = Versions[Result]
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1)))
-_NETWORK_STYLES = dict(zip(NETWORKS, _DASHES, strict=True))
-_SCENARIO_STYLES = dict(zip(SCENARIOS[1:], _DASHES, strict=True))
+_NETWORK_STYLES = dict(zip(model.NETWORKS, _DASHES, strict=True))
+_SCENARIO_STYLES = dict(zip(model.SCENARIOS[1:], _DASHES, strict=True))
 _NUMBERS = tuple(2**i for i in range(11))  # of workers that are simulated
 
 
@@ -90,10 +77,13 @@ def _gains(result: Result) -> str:
 
 @cache
 def _simulated(
-    calibration: Calibration, name: str, network: Network, scenario: Scenario = AS_MEASURED
-) -> tuple[Outcome, ...]:
+    calibration: model.Calibration,
+    name: str,
+    network: model.Network,
+    scenario: model.Scenario = model.AS_MEASURED,
+) -> tuple[model.Outcome, ...]:
     """Simulate all numbers of workers; a picture and its sources ask for the same."""
-    return tuple(simulate(calibration, k, name, network, scenario) for k in _NUMBERS)
+    return tuple(model.simulate(calibration, k, name, network, scenario) for k in _NUMBERS)
 
 
 def _workers_axis(ax: Axes, title: str, *ticks: int, **more: Any) -> None:
@@ -127,7 +117,7 @@ def _speedup(axes: Any, title: str, result: Result) -> None:
             gains = [outcome.speedup for outcome in _simulated(calibration, name, network)]
             ax.plot(_NUMBERS, gains, color=COLOUR[name], linestyle=style)
             if name == "wasap":
-                point = saturation(calibration, network)
+                point = model.saturation(calibration, network)
                 at = np.exp(np.interp(np.log(point), np.log(_NUMBERS), np.log(gains)))
                 ax.plot(point, at, "D", color=GREY, markersize=6)
         _workers_axis(ax, f"{LABELS[name]}, {title}", 1, 4, 16, 64, 256, 1024, yscale="log")
@@ -138,11 +128,11 @@ def _limits(result: Result) -> str:
     """Say how far each algorithm comes on each network, and how far the data go."""
     told, calibration = [], calibrate(result)
     for name in ALGORITHMS:
-        for network in NETWORKS:
+        for network in model.NETWORKS:
             best = max(_simulated(calibration, name, network), key=lambda found: found.speedup)
             text = f"{LABELS[name]}, {network.name}: {best.speedup:.1f} with {best.workers} workers"
             if name == "wasap":
-                text += f", saturated from K* = {saturation(calibration, network):.1f} on"
+                text += f", saturated from K* = {model.saturation(calibration, network):.1f} on"
             told.append(text)
     full = result["n_train"] // result["batch_size"]
     return (
@@ -152,13 +142,13 @@ def _limits(result: Result) -> str:
 
 
 @if_there("F-scaling-stragglers")
-def stragglers(found: Measured, network: Network = ONE_MACHINE) -> Picture:
+def stragglers(found: Measured, network: model.Network = model.ONE_MACHINE) -> Picture:
     """Draw the simulated throughput with uneven workers, relative to that with even ones."""
 
-    def kept(calibration: Calibration, name: str, scenario: Scenario) -> np.ndarray:
+    def kept(calibration: model.Calibration, name: str, scenario: model.Scenario) -> np.ndarray:
         even, uneven = (
             np.array([o.gradients_per_second for o in _simulated(calibration, name, network, s)])
-            for s in (EVEN, scenario)
+            for s in (model.EVEN, scenario)
         )
         return 100 * (uneven / even)[1:]
 
@@ -199,6 +189,11 @@ def stragglers(found: Measured, network: Network = ONE_MACHINE) -> Picture:
 # --- side by side --------------------------------------------------------------------------------
 
 
+def _parts(row: Mapping[str, Any]) -> str:
+    lock = "—" if row["algorithm"] == LABELS["wassp"] else f"{row['lock_ms']:.2f}"
+    return f"{row['gradient_ms']:.2f}, {lock}, {row['update_ms']:.2f}"
+
+
 def _against(name: str) -> Callable[[Any], str]:
     """Show simulated samples per second, and by how much they deviate from those measured."""
     return lambda row: (
@@ -212,17 +207,7 @@ _COMPARISON = (
     Column("workers", "workers"),
     Column("samples/s measured", "", "{measured:,.0f} ({lowest:,.0f}–{highest:,.0f})".format_map),
     Column("speed-up", "speedup", "{:.2f}"),
-    Column(
-        "gradient, lock, update (ms)",
-        "",
-        lambda r: ", ".join(
-            (
-                f"{r['gradient_ms']:.2f}",
-                "—" if r["algorithm"] == LABELS["wassp"] else f"{r['lock_ms']:.2f}",
-                f"{r['update_ms']:.2f}",
-            )
-        ),
-    ),
+    Column("gradient, lock, update (ms)", "", _parts),
     Column("samples/s simulated", "", _against("simulated")),
     Column("with that gradient", "", _against("simulated_beside")),
 )
@@ -231,11 +216,7 @@ _COMPARISON = (
 @if_there("T-scaling")
 def comparison(found: Measured) -> Table:
     """Make T-scaling: measured and simulated samples per second, side by side."""
-    rows = [
-        _compared(title, result, name, k, outcome)
-        for title, result in found
-        for name, k, outcome in check(result)
-    ]
+    rows = [_compared(title, result, *one) for title, result in found for one in check(result)]
     caption = (
         "**Does the simulation hold where it can be checked?** Medians over rounds (lowest to "
         "highest) beside simulated samples per second and their deviation. In lockstep the update "
@@ -245,9 +226,9 @@ def comparison(found: Measured) -> Table:
     return Table.of("T-scaling", rows, _COMPARISON, caption, _source(found))
 
 
-def _compared(title: str, result: Result, name: str, k: int, outcome: Outcome) -> dict[str, Any]:
+def _compared(title: str, result: Result, name: str, k: int, outcome: model.Outcome) -> Result:
     rates, times = spread(samples_per_second(result, name, k)), spent(result, name, k)
-    beside = simulate(busy(result, name, k), k, name) if name == "wasap" else None
+    beside = model.simulate(busy(result, name, k), k, name) if name == "wasap" else None
     return {
         "where": title,
         "algorithm": LABELS[name],
@@ -297,13 +278,13 @@ def calibration(found: Measured) -> Table:
         for name in _QUANTITIES
     ]
     columns = (
-        Column("quantity", "", lambda row: _QUANTITIES[row["quantity"]][0], number=False),
+        Column("quantity", "quantity", by=lambda name: _QUANTITIES[name][0], number=False),
         *(Column(title, "", partial(_quantity, title)) for title in versions),
-        Column("from", "", lambda row: _QUANTITIES[row["quantity"]][2], number=False),
+        Column("from", "quantity", by=lambda name: _QUANTITIES[name][2], number=False),
     )
     assumed = "; ".join(
         f"{n.name}: {1e6 * n.latency:g} µs one way, {n.bandwidth / 1e9:g} GB/s each way"
-        for n in NETWORKS
+        for n in model.NETWORKS
         if n.bandwidth is not None
     )
     caption = (

@@ -1,8 +1,7 @@
 """F-scaling: speed-up per worker as measured, and what the simulation is calibrated with.
 
-One result holds the samples per second of the sequential trainer and of both parallel ones, with
-one worker up to as many as there are cores, and the times of the steps of a parallel run.
-`simulate` takes them to more workers, `figures` draws both.
+With one worker up to as many as there are cores, and the times of the steps of a parallel run.
+`simulate` goes on to more workers, `figures` draws both.
 """
 
 from __future__ import annotations
@@ -88,15 +87,13 @@ def _measured(effort: Effort) -> Result:
 
 def counts(most: int) -> list[int]:
     """Return the numbers of workers to be measured: powers of two up to `most`, and that."""
-    powers = [2**i for i in range(most.bit_length()) if 2**i <= most]
-    return sorted({*powers, most})
+    return sorted({*(2**i for i in range(most.bit_length())), most})
 
 
 def measure(effort: Effort, data: Dataset, config: TrainConfig) -> Result:
     """Train sequentially and in parallel, in turns, and time the steps of a parallel run.
 
-    All epochs are phase 1, with the topology's evolution between them. The result has what
-    `in_turns` and `time_steps` ("steps") return, and "messages", see `wasap.bench.messages`.
+    All epochs are phase 1, with the topology's evolution between them.
     """
     config = config.with_values(epochs=effort.epochs)
     numbers = counts(max(2, min(cpu_count(), effort.workers)))
@@ -136,10 +133,8 @@ def _messages_on_engine(n_bytes: int) -> Result:
 def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
     """Time what a parallel run does, step by step, in this process: two workers and a server.
 
-    Of `n` gradients, in seconds: "gradient", quantiles at equal distances from 0 to 1; "push", how
-    long one holds the lock, median; how much longer it does to "retain" what a newer topology has
-    left of a gradient, and to "evolve"; "adopt", what a worker then takes for itself; "reduce" and
-    "term", to add up gradients, and how much longer for every further worker.
+    In seconds: "gradient" are quantiles at equal distances from 0 to 1; "push" is how long one
+    holds the lock, median; see `Calibration` for the others.
     """
     config = config.with_values(epochs=n)
     model = train.new_model(config, data.n_features, data.n_classes, 0)
@@ -171,13 +166,13 @@ def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
             times["adopt"].append(pushed - computed - update.held)
     for worker in workers:
         worker.close()
-    push = float(np.median(times["push"]))
+    median = {name: float(np.median(values)) for name, values in times.items()}
     reduce, term = _time_reduction(len(model.params))
     return {
         "gradient": np.quantile(times["gradient"], np.linspace(0, 1, _QUANTILES)).tolist(),
-        "push": push,
-        **{name: max(0.0, float(np.median(times[name])) - push) for name in ("retain", "evolve")},
-        "adopt": float(np.median(times["adopt"])),
+        "push": median["push"],
+        **{name: max(0.0, median[name] - median["push"]) for name in ("retain", "evolve")},
+        "adopt": median["adopt"],
         "reduce": reduce,
         "term": term,
         "n_params": len(model.params),
@@ -192,8 +187,8 @@ def _time_reduction(n: int) -> tuple[float, float]:
         received = np.ones((rows, size), np.float32)
         mean, term = np.empty(size, np.float32), np.empty(size, np.float32)
         found.append(float(np.median(timed(partial(_add_up, received, mean, term), 20))))
-    per_term = found[1] / 512
-    return max(0.0, found[0] - 16 * per_term), per_term
+    long, per_term = found[0], found[1] / 512
+    return max(0.0, long - 16 * per_term), per_term
 
 
 def _add_up(received: np.ndarray, mean: np.ndarray, term: np.ndarray) -> None:
@@ -216,18 +211,14 @@ def calibrate(result: Result) -> Calibration:
     per_epoch = -(-result["n_train"] // result["batch_size"])
     # No evolution follows the last epoch.
     evolutions = (result["epochs"] - 1) / (result["epochs"] * per_epoch)
+    taken = ("evolve", "retain", "adopt", "reduce", "term", "n_params")
     return Calibration(
+        **{name: steps[name] for name in taken},
         compute=mean["compute"],
         lock=mean["lock"],
         update=mean["update"] - evolutions * steps["evolve"],
-        evolve=steps["evolve"],
-        retain=steps["retain"],
-        adopt=steps["adopt"],
-        reduce=steps["reduce"],
-        term=steps["term"],
         message=result["messages"]["seconds"],
         bandwidth=result["messages"]["bytes_per_second"],
-        n_params=steps["n_params"],
         bytes_per_update=run["bytes_per_update"],
         samples_per_update=result["n_train"] / per_epoch,
         updates_per_epoch=per_epoch,

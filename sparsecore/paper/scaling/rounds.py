@@ -1,7 +1,6 @@
 """Sequential and parallel training in turns: the one measurement of what workers gain.
 
-F-scaling takes it on a cluster's engines, the command ``bench --parallel`` by the ranks of its MPI
-job. This module knows of neither: it is given what trains.
+F-scaling takes it on a cluster's engines, the command ``bench --parallel`` by its MPI job's ranks.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsecore.bench import spread
 from sparsecore.provenance import busy_cpus
 
 Result = dict[str, Any]
@@ -22,9 +22,9 @@ def in_turns(
 ) -> Result:
     """Train sequentially and in parallel, a round per seed.
 
-    ``alone(seed)`` trains sequentially, ``together[algorithm, workers](seed)`` in parallel; both
-    return a run's result. The answer has "others", the CPUs that other processes used before each
-    round, and "runs": one dict per seed, by algorithm and number of workers (a text).
+    ``alone(seed)`` trains sequentially, ``together[algorithm, workers](seed)`` in parallel.
+    "others" are the CPUs that other processes used before each round, "runs" what is kept of the
+    results, by algorithm and number of workers (a text).
     """
     others: list[float] = []
     runs: dict[str, dict[str, list[Result]]] = {"sequential": {"1": []}}
@@ -79,20 +79,19 @@ def total_seconds(run: Result, name: str) -> float:
 
 
 def spent(result: Result, algorithm: str, workers: int) -> dict[str, float]:
-    """Return on what the workers spent phase 1, in seconds per update of a worker.
+    """Return the seconds of a worker's update in phase 1, medians over rounds of the means.
 
-    "lock", "update", and "compute", which is the rest without evaluation and checkpoints; medians
-    over rounds of the means.
+    "compute" is the rest, without evaluation and checkpoints.
     """
-    rounds: dict[str, list[float]] = {"compute": [], "lock": [], "update": []}
+    rounds = []
     for run in result["runs"][algorithm][str(workers)]:
         updates = sum(rank["updates"] for rank in run["ranks"])
         lock, update = total_seconds(run, "lock"), total_seconds(run, "update")
         aside = total_seconds(run, "evaluate") + total_seconds(run, "checkpoint")
         rest = total_seconds(run, "phase1") - aside - lock - update
-        for name, seconds in (("compute", rest), ("lock", lock), ("update", update)):
-            rounds[name].append(seconds / updates)
-    return {name: float(np.median(values)) for name, values in rounds.items()}
+        rounds.append([seconds / updates for seconds in (rest, lock, update)])
+    medians = np.median(rounds, axis=0).tolist()
+    return dict(zip(("compute", "lock", "update"), medians, strict=True))
 
 
 def against_sequential(result: Result, algorithm: str, workers: int) -> Result:
@@ -103,6 +102,7 @@ def against_sequential(result: Result, algorithm: str, workers: int) -> Result:
     """
     alone, together = result["runs"]["sequential"]["1"], result["runs"][algorithm][str(workers)]
     ratios = speedups(result, algorithm, workers)
+    ratio = spread(ratios)
     rounds = [
         {
             "seed": one["seed"],
@@ -123,10 +123,6 @@ def against_sequential(result: Result, algorithm: str, workers: int) -> Result:
         "workers": workers,
         "others": result["others"],
         "rounds": rounds,
-        "ratio": {
-            "median": float(np.median(ratios)),
-            "min": float(ratios.min()),
-            "max": float(ratios.max()),
-        },
+        "ratio": {"median": ratio["median"], "min": ratio["low"], "max": ratio["high"]},
         "accuracy_difference": 100 * float(np.mean(difference)),
     }

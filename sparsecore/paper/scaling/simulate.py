@@ -35,9 +35,7 @@ class Calibration:
     evolve: float  # more for the push that ends an epoch
     retain: float  # more for a push that meets a newer topology
     adopt: float  # that the worker then takes, without the lock, to adopt that topology
-    reduce: (
-        float  # to add up in lockstep a worker's share of the gradients, as long as one gradient
-    )
+    reduce: float  # to add up in lockstep a worker's share of the gradients, one gradient in all
     term: float  # more of that per worker
     message: float  # that a small message takes between two processes of a machine
     bandwidth: float  # bytes per second, each way, of a large one
@@ -51,15 +49,12 @@ class Calibration:
     def __post_init__(self) -> None:
         """Check every value."""
         for name in (field.name for field in fields(self) if field.name != "jitter"):
-            value = getattr(self, name)
-            positive = name not in _MAY_BE_0
-            if not math.isfinite(value) or value < 0 or (positive and value == 0):
-                least = "above" if positive else "of at least"
+            value, least = getattr(self, name), "of at least" if name in _MAY_BE_0 else "above"
+            if not math.isfinite(value) or value < 0 or (least == "above" and value == 0):
                 raise ValueError(f"{name}: expected a finite number {least} 0, got {value!r}")
         if len(self.jitter) < 2 or min(self.jitter) < 0 or max(self.jitter) == 0:
-            raise ValueError(
-                f"jitter: expected at least two quantiles, not negative, got {self.jitter!r:.80}"
-            )
+            got = f"{self.jitter!r:.80}"
+            raise ValueError(f"jitter: expected at least two quantiles, not negative, got {got}")
 
     @property
     def alone(self) -> float:
@@ -169,10 +164,7 @@ def service(calibration: Calibration, network: Network) -> float:
 
 
 def saturation(calibration: Calibration, network: Network) -> float:
-    """Return the number of workers at which the server never rests.
-
-    It is (compute + lock + service) / service: while one worker computes, so many others can push.
-    """
+    """Return how many workers leave the server no rest: while one computes, the others push."""
     busy = service(calibration, network)
     return (calibration.compute + calibration.lock + 2 * network.latency + busy) / busy
 
@@ -180,10 +172,9 @@ def saturation(calibration: Calibration, network: Network) -> float:
 def exchange(calibration: Calibration, network: Network, workers: int) -> float:
     """Return how many seconds a step in lockstep takes after the slowest worker's gradient.
 
-    The workers exchange gradients, all to all, with all messages under way together; each adds up
-    and updates its share of the parameters; the new parameters go round a ring. An evolution, with
-    its broadcast, is spread over the steps. Before each exchange the workers meet, which takes a
-    message for every doubling of their number.
+    Gradients go from all to all at once; each worker adds up and updates its share; the new
+    parameters go round a ring. Before each exchange the workers meet, which takes a message for
+    every doubling of their number. An evolution, with its broadcast, is spread over the steps.
     """
     c, others = calibration, workers - 1
     wire = c.bandwidth if network.bandwidth is None else network.bandwidth
@@ -196,9 +187,6 @@ def exchange(calibration: Calibration, network: Network, workers: int) -> float:
     evolution = c.evolve + ring + depth * (hop + 12 * c.n_params / wire) + 2 * meeting
     own = c.reduce + workers * c.term + c.update / workers
     return to_all + own + ring + 2 * meeting + evolution * workers / _epoch(c, workers)
-
-
-# --- asynchronous --------------------------------------------------------------------------------
 
 
 def _push(c: Calibration, network: Network) -> float:
@@ -259,9 +247,6 @@ def _asynchronous(
     )
 
 
-# --- in lockstep ---------------------------------------------------------------------------------
-
-
 def _lockstep(
     c: Calibration, workers: int, network: Network, scenario: Scenario, rng: np.random.Generator
 ) -> Outcome:
@@ -271,14 +256,10 @@ def _lockstep(
     """
     own = c.compute * _factors(c, scenario, (_STEPS, workers), rng)
     own[:, 0] *= scenario.slowest
-    slowest = own.max(axis=1)
-    after = exchange(c, network, workers)
+    slowest, after = own.max(axis=1), exchange(c, network, workers)
     seconds = slowest.mean() + after
     waiting = (slowest - own.mean(axis=1)).mean() / seconds
     return _outcome(c, workers, workers / seconds, after / seconds, waiting, 0.0)
-
-
-# --- both ----------------------------------------------------------------------------------------
 
 
 def _epoch(c: Calibration, workers: int) -> int:
@@ -305,4 +286,4 @@ def _outcome(
     c: Calibration, workers: int, rate: float, utilisation: float, waiting: float, staleness: float
 ) -> Outcome:
     values = (rate, rate * c.samples_per_update, rate / c.alone, utilisation, waiting, staleness)
-    return Outcome(workers, *(float(value) for value in values))
+    return Outcome(workers, *map(float, values))

@@ -7,14 +7,16 @@ fails, is listed with the reason.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -44,13 +46,9 @@ def compare(
 
     In each round each peer has a turn of some `seconds`, of at least one call. `patience` is how
     many seconds in all to wait for other processes to leave CPUs free, and to repeat turns in which
-    they did not. `progress` is called with a line before each round.
-
-    The result has "peers", and for each that ran "ms" (milliseconds per step: the median over
-    rounds of the round's median), "low", "high" and "rounds", "ratio" (its time over sparsecore's,
-    round by round), "cpu_ms", "cores" and "others" (medians of what `stopwatch` returns), and what
-    was timed; "absent", the peers left out with the "reason"; "meeting_us", how long the threads
-    took to meet before and after; "nnz", "problem" and "provenance".
+    they did not. Of each peer, "ms" are milliseconds per step (the median over rounds of the
+    round's median) and "ratio" its time over sparsecore's, round by round; "meeting_us" is how long
+    the threads took to meet before and after.
     """
     if rounds < 1:
         raise ValueError(f"rounds: expected an integer of at least 1, got {rounds}")
@@ -58,15 +56,13 @@ def compare(
     gone = {key: reason for key in chosen if (reason := absent(key, problem)) is not None}
     about: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
-        running = {}
-        for key in chosen:
-            if key not in gone:
-                running[key] = stack.enter_context(_Process(problem.threads))
-                running[key].tell(_make, key, problem)  # all at once: that is not timed
+        # All are made at once: that is not timed.
+        running = {
+            key: stack.enter_context(_Process(key, problem)) for key in chosen if key not in gone
+        }
         for key in list(running):
             progress(f"starting {PEERS[key].label}")
             try:
-                running[key].hear()
                 about[key] = running[key].ask(_start, key, seconds)
             except PeerError as error:
                 gone[key] = f"failed: {error}"
@@ -91,25 +87,20 @@ def compare(
         "nnz": problem.model.nnz,
         "meeting_us": [1e6 * seconds for seconds in meetings],
         "peers": {key: {**_summary(turns[key], ours), **about[key]} for key in turns},
-        "absent": {
-            key: {"label": PEERS[key].label, "reason": reason} for key, reason in gone.items()
-        },
+        "absent": {key: {"label": PEERS[key].label, "reason": gone[key]} for key in gone},
         "provenance": provenance(problem.threads, None),
     }
 
 
 def _summary(turns: list[dict[str, float]], ours: np.ndarray) -> dict[str, Any]:
     ms = np.array([turn["ms"] for turn in turns])
+    names = ("ms", "cpu_ms", "cores", "others")
     return {
-        "ms": float(np.median(ms)),
+        **{name: float(np.median([turn[name] for turn in turns])) for name in names},
         "low": float(ms.min()),
         "high": float(ms.max()),
         "rounds": ms.tolist(),
         "ratio": spread(ms / ours),
-        **{
-            name: float(np.median([turn[name] for turn in turns]))
-            for name in ("cpu_ms", "cores", "others")
-        },
     }
 
 
@@ -127,9 +118,8 @@ def report(result: dict[str, Any]) -> str:
             f"{found['ratio']['median']:7.2f} {found['cores']:5.2f} {found['peak_rss_mb']:6.0f}"
         )
     if problem["threads"] > 1:
-        lines.append(
-            "the threads meet in {:.2f} us before, {:.2f} us after".format(*result["meeting_us"])
-        )
+        before, after = result["meeting_us"]
+        lines.append(f"the threads meet in {before:.2f} us before, {after:.2f} us after")
     lines += [f"{left['label']:24} {left['reason']}" for left in result["absent"].values()]
     lines += [f"{found['label']}: {found['note']}" for found in result["peers"].values()]
     return "\n".join(lines)
@@ -141,9 +131,8 @@ def report(result: dict[str, Any]) -> str:
 def stopwatch(peer: Adapter, seconds: float, steps: int) -> dict[str, float]:
     """Time calls of `steps` steps for some seconds, at least one.
 
-    Returned are "ms" per step (median over calls), "cpu_ms" (the process's CPU time per step,
-    mean), "cores" (CPU time over wall time: below the number of threads, one of them waited) and
-    "others" (CPUs that other processes kept busy meanwhile).
+    "ms" is per step, the median over calls, "cpu_ms" the process's CPU time per step; "cores" is
+    CPU time over wall time, and "others" the CPUs that other processes kept busy meanwhile.
     """
     rng = np.random.default_rng(0)
     n, size = len(peer.problem.data[1]), steps * peer.problem.batch_size
@@ -173,24 +162,18 @@ def warm_up(peer: Adapter, seconds: float) -> int:
 def _undisturbed(
     process: _Process, seconds: float, threads: int, patience: float
 ) -> tuple[dict[str, float], float]:
-    """Return a turn that others left CPUs free for, and the patience that is left.
-
-    If patience runs out, it is the turn that there was.
-    """
+    """Return a turn that others left CPUs free for, or the last one, and the patience left."""
     free = cpu_count() - threads + _SLACK
-    begin = time.perf_counter()
+    end = time.perf_counter() + patience
     while True:
-        busy = busy_cpus(_PAUSE)
-        left = patience - (time.perf_counter() - begin)
+        busy, left = busy_cpus(_PAUSE), end - time.perf_counter()
         if left > 0 and busy > free:
             time.sleep(min(_WAIT, left))
             continue
-        turn = process.ask(_turn, seconds)
-        left = patience - (time.perf_counter() - begin)
+        turn, left = process.ask(_turn, seconds), end - time.perf_counter()
         if turn["others"] <= free or left <= 0:
             # Turns take time anyway; only what was waited for or repeated counts.
-            spent = time.perf_counter() - begin - _PAUSE - seconds
-            return turn, patience - max(0.0, spent)
+            return turn, min(patience, left + _PAUSE + seconds)
 
 
 # --- the peers' processes ------------------------------------------------------------------------
@@ -200,84 +183,52 @@ class PeerError(RuntimeError):
     """A peer raised, or its process died."""
 
 
-class _Process:
-    """A process that calls functions for us: it holds one peer."""
+class _Process(ProcessPoolExecutor):
+    """A process of its own, which holds one peer and calls functions for us."""
 
-    def __init__(self, threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with _thread_settings(threads):
-            self._process.start()
-        theirs.close()
-
-    def tell(self, function: Callable[..., Any], *args: Any) -> None:
-        """Have a function called."""
-        try:
-            self._pipe.send((function, args))
-        except OSError:
-            pass  # it died, which `hear` reports
-
-    def hear(self) -> Any:
-        """Wait for what the function returns."""
-        try:
-            fine, answer = self._pipe.recv()
-        except (EOFError, OSError):
-            raise PeerError("its process died") from None
-        if not fine:
-            raise PeerError(answer)
-        return answer
+    def __init__(self, key: str, problem: Problem) -> None:
+        super().__init__(1, get_context("spawn"))
+        with _thread_settings(problem.threads):
+            self._made = self.submit(_call, _make, key, problem)  # starts the process
 
     def ask(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Have a function called, and wait for what it returns."""
-        self.tell(function, *args)
-        return self.hear()
-
-    def __enter__(self) -> _Process:
-        return self
+        """Have a function called when the peer is made, and return what it returns."""
+        try:
+            self._made.result()
+            return self.submit(_call, function, *args).result()
+        except BrokenProcessPool:
+            raise PeerError("its process died") from None
 
     def __exit__(self, *exc_info: object) -> None:
-        self._pipe.close()  # which ends the process
-        self._process.join(10)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
+        with suppress(PeerError):
+            self.ask(_close)
+        self.shutdown()
 
 
 @contextmanager
 def _thread_settings(threads: int) -> Iterator[None]:
     """Set what libraries read when they are loaded, for processes that are started meanwhile."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    settings = dict.fromkeys(names, str(threads))
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(names, str(threads)))
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in names:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 _held: dict[str, Any] = {}  # in a peer's process: its "peer", and the "steps" of a call
 
 
-def _serve(pipe: Any) -> None:
-    """Call functions until the pipe closes; runs in the peer's process."""
-    while True:
-        try:
-            function, args = pipe.recv()
-        except (EOFError, OSError):
-            break
-        try:
-            pipe.send((True, function(*args)))
-        except Exception as error:  # whatever a foreign library raises is the peer's result
-            traceback.print_exc()
-            pipe.send((False, f"{type(error).__name__}: {error}"))
-    if "peer" in _held:
-        _held["peer"].close()
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function in the peer's process; whatever a foreign library raises becomes a text."""
+    try:
+        return function(*args)
+    except Exception as error:
+        traceback.print_exc()
+        raise PeerError(f"{type(error).__name__}: {error}") from None
 
 
 def _make(key: str, problem: Problem) -> None:
@@ -300,3 +251,7 @@ def _start(key: str, seconds: float) -> dict[str, Any]:
 
 def _turn(seconds: float) -> dict[str, float]:
     return stopwatch(_held["peer"], seconds, _held["steps"])
+
+
+def _close() -> None:
+    _held["peer"].close()

@@ -14,7 +14,17 @@ from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.speed.measure import SHAPES
 from sparsecore.paper.speed.registry import PEERS
 from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import COLOURS, GREY, dot, line, panels, source, stacked, with_spread
+from sparsecore.paper.style import (
+    COLOURS,
+    GREY,
+    dot,
+    line,
+    panels,
+    source,
+    stacked,
+    tag,
+    with_spread,
+)
 
 Speed = dict[str, Versions[Result]]
 
@@ -33,9 +43,6 @@ _TITLES = {"fashion-mnist": "Fashion-MNIST's network", "cifar10": "CIFAR-10's ne
 _SHAPE_COLOUR = {"fashion-mnist": COLOURS["set-all-relu"], "cifar10": COLOURS["set-relu"]}
 _LEVEL_STYLE = {"L1": "-", "L2": (0, (5, 1)), "L3": (0, (3, 1, 1, 1)), "DRAM": (0, (1, 1))}
 _LEVEL_MARKER = {"L1": "s", "L2": "o", "L3": "D", "DRAM": "v"}
-
-
-# --- the contest ---------------------------------------------------------------------------------
 
 
 def peers(speed: Speed) -> Picture:
@@ -74,11 +81,11 @@ def _threads(result: Result) -> str:
     if not shared:
         return ""
     seen = [microseconds for contest in shared for microseconds in contest["meeting_us"]]
-    cores = sorted(contest["peers"]["sparsecore"]["cores"] for contest in shared)
+    cores = [contest["peers"]["sparsecore"]["cores"] for contest in shared]
     return (
         f"A signal between the two threads took {min(seen):.2f} to {max(seen):.2f} µs; sparsecore, "
         "which leaves the second idle where it does not help, kept "
-        f"{cores[0]:.1f} to {cores[-1]:.1f} cores busy."
+        f"{min(cores):.1f} to {max(cores):.1f} cores busy."
     )
 
 
@@ -93,10 +100,7 @@ def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
             text = f"{found['ms']:.3g}"
             if key != "sparsecore":
                 text += f" (×{found['ratio']['median']:.2g})"
-            ax.annotate(
-                text, (found["high"], place), xytext=(6, 0), textcoords="offset points",
-                va="center", fontsize=7.5, color="#333333",
-            )  # fmt: skip
+            tag(ax, text, (found["high"], place), (6, 0), va="center")
     ax.set_yticks(range(len(keys)), [PEERS[key].label for key in keys])
     ax.set_ylim(len(keys) - 0.4, -0.6)
     ax.set_xscale("log")
@@ -133,16 +137,10 @@ def _presence(key: str, contests: Sequence[Result]) -> str:
 
 # The columns of T-peers' CSV file that are those of a peer's measurement.
 _TIMED = {
-    "ms_per_step": "ms",
-    "low": "low",
-    "high": "high",
-    "ratio": "ratio",
-    "cores_busy": "cores",
-    "cpu_ms_per_step": "cpu_ms",
-    "others_cpus": "others",
-    "peak_rss_mb": "peak_rss_mb",
+    "ms_per_step": "ms", "low": "low", "high": "high", "ratio": "ratio", "cores_busy": "cores",
+    "cpu_ms_per_step": "cpu_ms", "others_cpus": "others", "peak_rss_mb": "peak_rss_mb",
     "version": "version",
-}
+}  # fmt: skip
 
 
 def _timed(key: str, title: str, contest: Result) -> Result:
@@ -159,8 +157,6 @@ def _timed(key: str, title: str, contest: Result) -> Result:
     }
 
 
-# --- whole epochs --------------------------------------------------------------------------------
-
 _EPOCH = {
     "products": "forward, loss, backward, update",
     "batches": "fetching the batches, dropout",
@@ -169,9 +165,9 @@ _EPOCH = {
 }
 _EPOCHS = (
     Column("measured", "measured", number=False),
-    Column("part of an epoch", "", lambda row: _EPOCH[row["part"]], number=False),
+    Column("part of an epoch", "part", by=_EPOCH.__getitem__, number=False),
     Column("seconds", "median", "{:.3f}"),
-    Column("share", "", lambda row: f"{100 * row['share']:.1f} %"),
+    Column("share", "share", by=lambda share: f"{100 * share:.1f} %"),
 )
 
 
@@ -179,11 +175,11 @@ def epochs(speed: Speed) -> Table:
     """Make the table of where the time of an epoch goes."""
     found, rows = speed["epochs"], []
     for title, result in found:
-        total = sum(spent["median"] for spent in result["seconds"].values())
+        parts = result["seconds"]
+        total = sum(spent["median"] for spent in parts.values())
         for name in _EPOCH:
-            spent = result["seconds"][name]
-            share = spent["median"] / total
-            rows.append({"measured": title, "part": name, **spent, "share": share})
+            shares = {"share": parts[name]["median"] / total}
+            rows.append({"measured": title, "part": name, **parts[name], **shares})
     caption = (
         "**Where an epoch goes.** Fashion-MNIST's size and network, 60,000 rows for training and "
         "10,000 for the test, one thread, medians over epochs."
@@ -194,9 +190,6 @@ def epochs(speed: Speed) -> Table:
 def _overhead(result: Result) -> str:
     median, low, high = (_percent(result["overhead"][name]) for name in ("median", "low", "high"))
     return f"All but the products took {median} of an epoch ({low} to {high})."
-
-
-# --- density -------------------------------------------------------------------------------------
 
 
 def density(speed: Speed) -> Picture:
@@ -211,11 +204,8 @@ def density(speed: Speed) -> Picture:
         "connections. To the right of the dotted line, dense is faster."
     )
     alt = "Milliseconds per step against density on logarithmic axes, with dense levels."
-    return Picture("F-speed-density", figure, caption, alt, source(found, _crossing))
-
-
-def _crossing(result: Result) -> str:
-    return f"Density at the crossing: {_percent(result['crossover'])}."
+    sources = source(found, lambda r: f"Density at the crossing: {_percent(r['crossover'])}.")
+    return Picture("F-speed-density", figure, caption, alt, sources)
 
 
 def _density(ax: Axes, title: str, result: Result) -> None:
@@ -227,12 +217,9 @@ def _density(ax: Axes, title: str, result: Result) -> None:
         style = "-" if key == "numpy-dense" else (0, (4, 2))
         ax.axhline(ms["median"], color=_COLOUR[key], linestyle=style)
         ax.axhspan(ms["low"], ms["high"], color=_COLOUR[key], alpha=0.15, linewidth=0)
-        above = ms["median"] == slowest
-        ax.annotate(
-            PEERS[key].label, (x[0], ms["median"]), xytext=(0, 3 if above else -3),
-            va="bottom" if above else "top", textcoords="offset points", fontsize=8,
-            color=_COLOUR[key],
-        )  # fmt: skip
+        shift, side = (3, "bottom") if ms["median"] == slowest else (-3, "top")
+        where, more = (x[0], ms["median"]), {"color": _COLOUR[key], "fontsize": 8}
+        tag(ax, PEERS[key].label, where, (0, shift), va=side, **more)
     if result["crossover"]:
         ax.axvline(100 * result["crossover"], color=GREY, linestyle=(0, (1, 1)))
     ax.set(xscale="log", yscale="log", title=title, xlabel="connections that exist (%)")
@@ -241,9 +228,6 @@ def _density(ax: Axes, title: str, result: Result) -> None:
 
 def _percent(share: float | None) -> str:
     return "none" if share is None else f"{100 * share:.0f} %"
-
-
-# --- roofline ------------------------------------------------------------------------------------
 
 
 def roofline(speed: Speed) -> Picture:
@@ -278,10 +262,8 @@ def _roofline(ax: Axes, title: str, result: Result) -> None:
     for level, bandwidth in result["bandwidth"].items():
         y = np.minimum(peak, x * bandwidth)
         ax.plot(x, y, color=GREY, linestyle=_LEVEL_STYLE[level], linewidth=1.2)
-        ax.annotate(f"{level} {bandwidth:.0f} GB/s", (0.26, 0.26 * bandwidth), xytext=(2, 6),
-                    textcoords="offset points", fontsize=7.5, color=GREY)  # fmt: skip
-    ax.annotate(f"multiply-adds {peak:.0f} GFLOP/s", (7.6, peak), xytext=(0, 4), ha="right",
-                textcoords="offset points", fontsize=7.5, color=GREY)  # fmt: skip
+        tag(ax, f"{level} {bandwidth:.0f} GB/s", (0.26, 0.26 * bandwidth), (2, 6), color=GREY)
+    tag(ax, f"multiply-adds {peak:.0f} GFLOP/s", (7.6, peak), (0, 4), color=GREY, ha="right")
     for point in result["kernels"]:
         colour = _SHAPE_COLOUR[point["shape"]]
         fill = colour if point["direction"] == "forward" else "white"
@@ -308,24 +290,20 @@ _KERNELS = (
     Column("ms", "ms_median", "{:.3f}"),
     Column("GFLOP/s", "gflops", "{:.0f}"),
     Column("rows in", "level", number=False),
-    Column("of the ceiling", "share", lambda row: _percent(row["share"])),
+    Column("of the ceiling", "share", by=lambda share: _percent(share)),
 )
 
 
 def kernels(speed: Speed) -> Table:
     """Make the table behind the roofline."""
     rows = [
-        {"measured": title}
-        | {name: value for name, value in point.items() if name != "ms"}
+        {"measured": title, **{name: value for name, value in point.items() if name != "ms"}}
         | {f"ms_{name}": value for name, value in point["ms"].items()}
         for title, result in speed["roofline"]
         for point in result["kernels"]
     ]
     caption = "**Each kernel's time.** The roofline's numbers: medians, one thread, batches of 128."
     return Table.of("T-kernels", rows, _KERNELS, caption, source(speed["roofline"]))
-
-
-# --- width ---------------------------------------------------------------------------------------
 
 
 def width(speed: Speed) -> Picture:
@@ -365,9 +343,6 @@ def _widest(result: Result) -> str:
         f"({p['bytes_per_connection']:.1f} bytes per connection); dense weights would take "
         f"{p['dense_mib'] / 1024:,.0f} GiB."
     )
-
-
-# --- shared --------------------------------------------------------------------------------------
 
 
 def _plain_ticks(*axes: Any) -> None:

@@ -9,8 +9,6 @@ import numpy as np
 
 from sparsecore.paper.speed.peers import Adapter, Problem
 
-# --- PyTorch -------------------------------------------------------------------------------------
-
 
 class TorchDense(Adapter):
     """`torch.nn.Linear` layers."""
@@ -51,22 +49,15 @@ class TorchDense(Adapter):
             x = functional.dropout(x, self.problem.dropout)
         return self._layers[-1](x)
 
-    def _after_step(self) -> None:
-        """Do what remains after the optimizer's step."""
-
-    def train(self, rows: np.ndarray) -> float:
-        """Take a step for each batch of `rows`."""
-        losses = []
-        for batch in self.problem.batches(rows):
-            chosen = self._torch.from_numpy(batch)
-            self._optimizer.zero_grad(set_to_none=True)
-            logits = self._logits(self._inputs[chosen])
-            loss = self._torch.nn.functional.cross_entropy(logits, self._labels[chosen])
-            loss.backward()
-            self._optimizer.step()
-            self._after_step()
-            losses.append(loss.detach())
-        return float(self._torch.stack(losses).mean())
+    def step(self, rows: np.ndarray) -> Any:
+        """Take a step on one batch."""
+        chosen = self._torch.from_numpy(rows)
+        self._optimizer.zero_grad(set_to_none=True)
+        logits = self._logits(self._inputs[chosen])
+        loss = self._torch.nn.functional.cross_entropy(logits, self._labels[chosen])
+        loss.backward()
+        self._optimizer.step()
+        return loss.detach()
 
 
 class TorchMasked(TorchDense):
@@ -79,10 +70,13 @@ class TorchMasked(TorchDense):
             matrix.data[:] = 1
         self._masks = [self._torch.from_numpy(matrix.toarray()) for matrix in matrices]
 
-    def _after_step(self) -> None:
+    def step(self, rows: np.ndarray) -> Any:
+        """Take a step on one batch, and mask the weights."""
+        loss = super().step(rows)
         with self._torch.no_grad():
             for layer, mask in zip(self._layers, self._masks, strict=True):
                 layer.weight.mul_(mask)
+        return loss
 
 
 class TorchSparseProp(TorchDense):
@@ -166,9 +160,6 @@ def _csr_linear() -> Any:
     return CsrLinear
 
 
-# --- JAX -----------------------------------------------------------------------------------------
-
-
 class JaxDense(Adapter):
     """Dense matrices; the whole step is one function compiled by XLA."""
 
@@ -201,18 +192,13 @@ class JaxDense(Adapter):
             return params, velocity, key, loss
 
         self._step = jax.jit(step, donate_argnums=(0, 1, 2))
-        self._params = [(jnp.asarray(w.T), jnp.asarray(b)) for w, b in p.dense()]
-        self._velocity = jax.tree.map(jnp.zeros_like, self._params)
+        params = [(jnp.asarray(w.T), jnp.asarray(b)) for w, b in p.dense()]
         # The generator that XLA has of its own: JAX's default costs more than the products.
-        self._key = jax.random.key(p.seed, impl="unsafe_rbg")
+        key = jax.random.key(p.seed, impl="unsafe_rbg")
+        self._state = [params, jax.tree.map(jnp.zeros_like, params), key]
         self._data = [jnp.asarray(array) for array in p.data]
 
-    def train(self, rows: np.ndarray) -> float:
-        """Take a step for each batch of `rows`."""
-        losses = []
-        for batch in self.problem.batches(rows):
-            self._params, self._velocity, self._key, loss = self._step(
-                self._params, self._velocity, self._key, batch, *self._data
-            )
-            losses.append(loss)
-        return float(np.mean([float(loss) for loss in losses]))
+    def step(self, rows: np.ndarray) -> Any:
+        """Take a step on one batch."""
+        *self._state, loss = self._step(*self._state, rows, *self._data)
+        return loss

@@ -1,8 +1,7 @@
-"""F-speed: the measurements behind the page on speed.
+"""F-speed: the measurements behind the page on speed, each of its parts one result.
 
-Five parts, each one result: the contest with the peers, whole epochs and where their time goes, a
-sweep over density against dense BLAS, a roofline of the kernels under this machine's measured
-ceilings, and growing width at constant epsilon. `figures` draws them.
+The contest with the peers, where an epoch's time goes, density against dense BLAS, the kernels'
+roofline, and growing width at constant epsilon. `figures` draws them.
 """
 
 from __future__ import annotations
@@ -62,9 +61,6 @@ EFFORTS = {
 }
 
 
-# --- the contest ---------------------------------------------------------------------------------
-
-
 def contest(effort: Effort, report: Report) -> Result:
     """Time all peers on both shapes, for each number of threads that the machine has."""
     found = []
@@ -79,16 +75,11 @@ def contest(effort: Effort, report: Report) -> Result:
     return {"contests": found}
 
 
-# --- whole epochs --------------------------------------------------------------------------------
-
-
 def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_000)) -> Result:
-    """Time epochs in full, and their products alone: steps on one batch, without dropout.
+    """Time epochs on random data, one thread, with Fashion-MNIST's network and number of rows.
 
-    One thread; random data with Fashion-MNIST's network and number of rows (training and test).
-    "seconds" of an epoch are of "products" (forward, loss, backward and update), "batches"
-    (fetching them, and dropout), "evaluation" and "evolution"; "overhead" is the share of all but
-    the products.
+    "seconds" are of "products" (forward, loss, backward and update), "batches" (fetching them, and
+    dropout), "evaluation" and "evolution"; "overhead" is the share of all but the products.
     """
     config = TrainConfig()
     rng = np.random.default_rng(0)
@@ -96,7 +87,7 @@ def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_0
     y = rng.integers(10, size=sum(rows))
     X_train, y_train, X_test, y_test = X[: rows[0]], y[: rows[0]], X[rows[0] :], y[rows[0] :]
     model = new_model(config, X.shape[1], 10, seed=0)
-    times: dict[str, list[float]] = {}
+    rounds = []
     with Trainer(model, config, seed=0) as trainer:
         for number in range(effort.rounds):
             report(f"epoch {number + 1} of {effort.rounds}")
@@ -106,22 +97,15 @@ def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_0
             trainer.change_topology()
             spent = {name: trainer.seconds[name] - before[name] for name in before}
             share = float(np.median(kernels.products_share(model, X_train, y_train, config, rng)))
-            for name, seconds in (
-                ("products", share * spent["train"]),
-                ("batches", (1 - share) * spent["train"]),
-                ("evaluation", spent["evaluate"]),
-                ("evolution", spent["evolve"]),
-            ):
-                times.setdefault(name, []).append(seconds)
-    totals = np.sum(list(times.values()), axis=0)
+            products, batches = share * spent["train"], (1 - share) * spent["train"]
+            rounds.append((products, batches, spent["evaluate"], spent["evolve"]))
+    names = ("products", "batches", "evaluation", "evolution")
+    times = dict(zip(names, np.transpose(rounds), strict=True))
     return {
         "rows": list(rows),
         "seconds": {name: spread(seconds) for name, seconds in times.items()},
-        "overhead": spread(list(1 - np.array(times["products"]) / totals)),
+        "overhead": spread(1 - times["products"] / np.sum(rounds, axis=1)),
     }
-
-
-# --- density -------------------------------------------------------------------------------------
 
 
 def density_sweep(
@@ -132,51 +116,46 @@ def density_sweep(
 ) -> Result:
     """Time sparsecore at growing density, and the dense peers, in interleaved rounds, one thread.
 
-    "points" has a "density" (the share of connections that exist), "nnz" and "ms" per step for
-    each; "dense" the "ms" of each dense peer that is installed; "crossover" is the density at which
-    the fastest of them takes as long as sparsecore, None if there is none.
+    "crossover" is the density (the share of connections that exist) at which the fastest of those
+    that are installed takes as long as sparsecore, None if there is none.
     """
     problems = {d: Problem(sizes, density=d) for d in densities}
-    trainers: dict[Any, Adapter] = {}
     dense = [key for key in ("numpy-dense", "torch-dense") if not absent(key, Problem(sizes))]
     with threadpool_limits(1):
-        for density, problem in problems.items():
-            trainers[density] = SparseCore(problem)
+        trainers: dict[Any, Adapter] = {d: SparseCore(problem) for d, problem in problems.items()}
         for key in dense:
             trainers[key] = PEERS[key].adapter(Problem(sizes, density=min(densities)))
-        report("warming up")
-        steps = {name: warm_up(trainer, effort.seconds) for name, trainer in trainers.items()}
-        times: dict[Any, list[float]] = {name: [] for name in trainers}
-        for number in range(effort.rounds):
-            report(f"round {number + 1} of {effort.rounds}")
-            for name, trainer in trainers.items():
-                times[name].append(stopwatch(trainer, effort.seconds, steps[name])["ms"])
-        for trainer in trainers.values():
-            trainer.close()
+        ms = _in_rounds(trainers, effort, report)
     points: list[Result] = [
-        {
-            "density": problem.model.density,
-            "nnz": problem.model.nnz,
-            "ms": spread(times[density]),
-        }
-        for density, problem in problems.items()
+        {"density": problem.model.density, "nnz": problem.model.nnz, "ms": ms[d]}
+        for d, problem in problems.items()
     ]
-    fastest = min(np.median(times[key]) for key in dense)
+    fastest = min(ms[key]["median"] for key in dense)
+    shares, medians = zip(*((p["density"], p["ms"]["median"]) for p in points), strict=True)
     return {
         "sizes": list(sizes),
         "points": points,
-        "dense": {key: spread(times[key]) for key in dense},
-        "crossover": crossover(
-            [p["density"] for p in points], [p["ms"]["median"] for p in points], float(fastest)
-        ),
+        "dense": {key: ms[key] for key in dense},
+        "crossover": crossover(shares, medians, fastest),
     }
 
 
-def crossover(densities: Sequence[float], ms: Sequence[float], level: float) -> float | None:
-    """Return the density at which the time first reaches `level`, or None if it never does.
+def _in_rounds(trainers: dict[Any, Adapter], effort: Effort, report: Report) -> dict[Any, Result]:
+    """Time all trainers in turns, milliseconds per step, and close them."""
+    report("warming up")
+    steps = {name: warm_up(trainer, effort.seconds) for name, trainer in trainers.items()}
+    ms: dict[Any, list[float]] = {name: [] for name in trainers}
+    for number in range(effort.rounds):
+        report(f"round {number + 1} of {effort.rounds}")
+        for name, trainer in trainers.items():
+            ms[name].append(stopwatch(trainer, effort.seconds, steps[name])["ms"])
+    for trainer in trainers.values():
+        trainer.close()
+    return {name: spread(values) for name, values in ms.items()}
 
-    It is interpolated between points in the logarithms.
-    """
+
+def crossover(densities: Sequence[float], ms: Sequence[float], level: float) -> float | None:
+    """Return the density at which the time first reaches `level`, if it does, log-interpolated."""
     points = list(zip(np.log(densities), np.log(ms), strict=True))
     for (x0, y0), (x1, y1) in pairwise(points):
         if y0 < np.log(level) <= y1:
@@ -184,23 +163,16 @@ def crossover(densities: Sequence[float], ms: Sequence[float], level: float) -> 
     return None
 
 
-# --- roofline ------------------------------------------------------------------------------------
-
-
 def roofline(effort: Effort, report: Report) -> Result:
     """Place both shapes' kernels under the machine's ceilings; see `roofline.measure`."""
     return kernels.measure(SHAPES, EPSILON, 5 * effort.rounds, report)
 
 
-# --- width ---------------------------------------------------------------------------------------
-
-
 def width_sweep(effort: Effort, report: Report) -> Result:
     """Time networks of 784-n-n-10 neurons at constant epsilon, with one thread, batch 128.
 
-    A point has the "width" n, "ms" per step, the seconds to make the network and to evolve its
-    topology once, the "mib" of parameters, velocity and structure, and what the weights alone would
-    take if they were dense.
+    A point has "ms" per step, the seconds to make the network and to evolve it once, the "mib" of
+    parameters, velocity and structure, and what dense weights alone would take.
     """
     points = []
     for width in effort.widths:
@@ -215,10 +187,7 @@ def _one_width(width: int, effort: Effort) -> Result:
     problem = Problem(sizes, epsilon=EPSILON)
     make = timed(lambda: problem.model)[0]  # the first access makes it
     model = problem.model
-    trainer = SparseCore(problem)
-    steps = warm_up(trainer, effort.seconds)
-    ms = [stopwatch(trainer, effort.seconds, steps)["ms"] for _ in range(effort.rounds)]
-    trainer.close()
+    found = _in_rounds({"ms": SparseCore(problem)}, effort, lambda text: None)
     rng = seeds.generator(0, Purpose.EVOLUTION)
     model.evolve(0.3, rng)
     evolve = timed(lambda: model.evolve(0.3, rng))[0]
@@ -226,7 +195,7 @@ def _one_width(width: int, effort: Effort) -> Result:
         "width": width,
         "nnz": model.nnz,
         "density": model.density,
-        "ms": spread(ms),
+        **found,
         "make_s": float(make),
         "evolve_s": float(evolve),
         "mib": model.nbytes / 2**20,
@@ -270,9 +239,8 @@ def load(profile: str | None = None, *, progress: bool = True) -> dict[str, Vers
     form = "{desc} ({n}/{total} parts)"
     with bar(len(PARTS), bar_format=form, hidden=not progress) as shown:
         for part in PARTS:
-            found[part] = versions(
-                partial(entry, part), partial(_measure, part, effort, shown), profile
-            )
+            compute = partial(_measure, part, effort, shown)
+            found[part] = versions(partial(entry, part), compute, profile)
             shown.update()
     return found
 

@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from sparsecore import seeds
 from sparsecore.compiled.engine import Engine, aligned, metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.functions import negative_slope
-from sparsecore.mlp import SparseMLP
+from sparsecore.mlp import SparseLayer, SparseMLP
 from sparsecore.seeds import Purpose
 
 _BATCHES_OF_DATA = 8  # more than one, so that gathering a batch is not flattered by the cache
@@ -70,11 +71,15 @@ class Problem:
         hidden = range(1, len(self.sizes) - 1)
         return [negative_slope(self.activation, layer, self.alpha) for layer in hidden]
 
+    @property
+    def layers(self) -> list[SparseLayer]:
+        """The network's layers."""
+        return [self.model[layer] for layer in range(len(self.model))]
+
     def dense(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return weights, shape (fan_out, fan_in), and biases of each layer, with zeros."""
-        biases = [self.model[layer].bias.copy() for layer in range(len(self.model))]
-        matrices = [matrix.toarray() for matrix in self.model.to_scipy()]
-        return list(zip(matrices, biases, strict=True))
+        pairs = zip(self.model.to_scipy(), self.layers, strict=True)
+        return [(matrix.toarray(), layer.bias.copy()) for matrix, layer in pairs]
 
     def batches(self, rows: np.ndarray) -> list[np.ndarray]:
         """Cut row numbers into batches."""
@@ -88,17 +93,19 @@ class Adapter:
         self.problem = problem
 
     def train(self, rows: np.ndarray) -> float | None:
-        """Take a step for each batch of `rows`; return the mean loss over the batches.
+        """Take a step for each batch of `rows`; return the mean of their losses, if they have any.
 
-        It is the cross-entropy of each batch before its step; None if the peer has no loss.
+        A loss is the cross-entropy of the batch before its step.
         """
+        losses = [self.step(batch) for batch in self.problem.batches(rows)]
+        return None if losses[0] is None else float(np.mean([float(loss) for loss in losses]))
+
+    def step(self, rows: np.ndarray) -> Any:
+        """Take a step on one batch; return its loss, a number of the framework, or None."""
         raise NotImplementedError
 
     def close(self) -> None:
         """Release what is held."""
-
-
-# --- sparsecore ----------------------------------------------------------------------------------
 
 
 class SparseCore(Adapter):
@@ -118,7 +125,7 @@ class SparseCore(Adapter):
         self._step = 0
 
     def train(self, rows: np.ndarray) -> float:
-        """Take a step for each batch of `rows`."""
+        """Take all steps in one call, as the trainer does."""
         size, sums = self.problem.batch_size, metrics()
         inputs, labels = self.problem.data
         self._engine.train(self._velocity, self._rule, inputs, labels, rows, size, self._step, sums)
@@ -146,7 +153,7 @@ class CLoop(Adapter):
         self.gradients = [aligned(a * b, np.float32).reshape(a, b) for a, b in shapes]
         for array in (self.activations[0], self.gradients[-1]):
             array[:] = 0.1 * rng.standard_normal(array.shape, np.float32)
-        layers = [problem.model[layer] for layer in range(len(problem.model))]
+        layers = problem.layers
         self.weights = [aligned(layer.nnz, np.float32) for layer in layers]
         self.velocities = [aligned(layer.nnz, np.float32) for layer in layers]
         for mine, layer in zip(self.weights, layers, strict=True):
@@ -183,12 +190,11 @@ class CLoop(Adapter):
                 *map(ctypes.c_float, (rate, momentum, decay)),
             )
 
-    def train(self, rows: np.ndarray) -> None:
-        """Do the sparse work of a step for each batch of `rows`, which it does not read."""
-        for _ in self.problem.batches(rows):
-            self.forward()
-            # Without a loss nothing would stop the weights from growing: steps of next to nothing.
-            self.backward(1e-9, self.problem.momentum, 0)
+    def step(self, rows: np.ndarray) -> None:
+        """Do the sparse work of a step; the batch is not read."""
+        self.forward()
+        # Without a loss nothing would stop the weights from growing: steps of next to nothing.
+        self.backward(1e-9, self.problem.momentum, 0)
 
 
 def _addresses(*arrays: np.ndarray | None) -> list[ctypes.c_void_p]:
@@ -209,9 +215,6 @@ def _compiled_c_loop() -> ctypes.CDLL:
         return ctypes.CDLL(str(target))  # stays mapped when the file goes
 
 
-# --- dense, through BLAS -------------------------------------------------------------------------
-
-
 class NumPyDense(Adapter):
     """Dense matrices in NumPy: products by its BLAS, everything in place."""
 
@@ -225,11 +228,8 @@ class NumPyDense(Adapter):
         self._gradients = [np.empty_like(p) for p in self._params]
         self._rng = np.random.default_rng(problem.seed)
 
-    def train(self, rows: np.ndarray) -> float:
-        """Take a step for each batch of `rows`."""
-        return float(np.mean([self._step(batch) for batch in self.problem.batches(rows)]))
-
-    def _step(self, rows: np.ndarray) -> float:
+    def step(self, rows: np.ndarray) -> float:
+        """Take a step on one batch."""
         p, depth = self.problem, len(self._weights)
         inputs, labels = p.data
         x, y, each = [inputs[rows]], labels[rows], np.arange(len(rows))
@@ -297,7 +297,7 @@ class ScikitLearn(Adapter):
         del self._mlp._optimizer  # with the velocities of that first step
 
     def train(self, rows: np.ndarray) -> float:
-        """Take a step for each batch of `rows`; the loss includes its penalty on weights."""
+        """Take all steps in one call; the loss includes the penalty on weights."""
         inputs, labels = self.problem.data
         self._mlp.partial_fit(inputs[rows], labels[rows])
         return float(self._mlp.loss_)

@@ -20,8 +20,8 @@ class Peer:
     label: str
     note: str  # what a reader must know to compare fairly
     adapter: type[Adapter]
-    packages: tuple[str, ...] = ()  # modules that it needs
-    distribution: str = "sparsecore"  # whose version is told
+    packages: tuple[str, ...] = ("sparsecore",)  # modules that it needs
+    distribution: str | None = None  # whose version is told, if not the last package's
 
 
 _WHOLE = "Gather, forward, activation, dropout, loss, backward, momentum, weight decay"
@@ -37,45 +37,39 @@ PEERS: dict[str, Peer] = {
     "torch-csr": Peer(
         "PyTorch, CSR weights",
         f"{_WHOLE} (fused SGD); sparse products by MKL in an autograd function of ours, with a "
-        f"second, transposed matrix for the input gradient.",
+        "second, transposed matrix for the input gradient.",
         frameworks.TorchCSR,
         ("torch",),
-        "torch",
     ),
     "sparseprop": Peer(
         "SparseProp",
         f"{_WHOLE} (fused SGD); its SparseLinear layers for PyTorch, compiled on this machine.",
         frameworks.TorchSparseProp,
         ("torch", "sparseprop"),
-        "sparseprop",
     ),
     "torch-dense": Peer(
         "PyTorch, dense",
         f"{_WHOLE} (fused SGD), with all weights, the absent ones too.",
         frameworks.TorchDense,
         ("torch",),
-        "torch",
     ),
     "torch-masked": Peer(
         "PyTorch, masked",
         f"{_WHOLE} (fused SGD), dense; after each step the weights are multiplied by 0-1 masks.",
         frameworks.TorchMasked,
         ("torch",),
-        "torch",
     ),
     "jax-dense": Peer(
         "JAX, dense",
         f"{_WHOLE}, dense, compiled as one function; noise from XLA's own generator.",
         frameworks.JaxDense,
         ("jax",),
-        "jax",
     ),
     "numpy-dense": Peer(
         "NumPy, dense",
         f"{_WHOLE}, dense; products by BLAS, the rest element by element.",
         peers.NumPyDense,
-        (),
-        "numpy",
+        ("numpy",),
     ),
     "scikit-learn-dense": Peer(
         "scikit-learn, dense",
@@ -90,19 +84,14 @@ THROUGH_BLAS = ("numpy-dense", "scikit-learn-dense")  # PyTorch and JAX bring th
 
 
 def absent(key: str, problem: Problem) -> str | None:
-    """Return why a peer cannot be timed on a problem here, or None if it can.
-
-    Raises ValueError, with a list of the peers, if there is no such peer.
-    """
+    """Return why a peer cannot be timed on a problem here, or None if it can."""
     if key not in PEERS:
         raise ValueError(f"peers: expected some of {', '.join(PEERS)}, got {key!r}")
     missing = [m for m in PEERS[key].packages if importlib.util.find_spec(m) is None]
     if missing:
         return f"{' and '.join(missing)} not installed"
-    return _no_c_loop(problem) if key == "c-loop" else None
-
-
-def _no_c_loop(problem: Problem) -> str | None:
+    if key != "c-loop":
+        return None
     if problem.batch_size != 128 or problem.threads != 1:
         return "written for batches of 128 and one thread"
     if widest() != 128:
@@ -117,6 +106,6 @@ def installed_version(key: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return f"{Path(command[0]).name} {done.stdout.strip()}".strip()
     try:
-        return version(PEERS[key].distribution)
+        return version(PEERS[key].distribution or PEERS[key].packages[-1])
     except PackageNotFoundError:
         return "unknown"

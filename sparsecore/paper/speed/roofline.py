@@ -1,8 +1,4 @@
-"""The roofline: what one thread of this machine can do, and where the kernels lie under that.
-
-Small compiled loops measure the ceilings, and each layer's forward and backward kernel alone, on
-data as a training step has it.
-"""
+"""The roofline: what one thread of this machine can do, and where the kernels lie under that."""
 
 from __future__ import annotations
 
@@ -102,12 +98,11 @@ def _gather_many(n, width, inputs, rows, work):
 def products_share(
     model: SparseMLP, X: np.ndarray, y: np.ndarray, config: TrainConfig, rng: np.random.Generator
 ) -> list[float]:
-    """Time the products of training steps: forward, loss, backward and update, one thread.
+    """Return the share of forward, loss, backward and update in a step's time, turn by turn.
 
-    Returned are their shares of the steps' time, one for each of some turns. A turn takes steps as
-    training takes them, and then as many on samples that stay in the cache, without dropout, less
-    the time to gather those. Turns are short, so that a disturbance hits both alike. The weights do
-    not move.
+    A turn takes steps as training takes them, and then as many on samples that stay in the cache,
+    without dropout, less the time to gather those. Turns are short, so that a disturbance hits both
+    alike. One thread; the weights do not move.
     """
     zero, batch = np.float32(0), config.batch_size
     still = Rule(zero, zero, zero, zero, np.uint64(0))
@@ -118,8 +113,8 @@ def products_share(
         width, work = engine._width, engine._work[1]
         resident, rows = np.resize(np.arange(batch), _TURN * batch), np.arange(width.lanes)
         blocks = _TURN * -(-batch // width.lanes)
+        train = partial(engine.train, velocity)
         for _ in range(_TURNS + 1):
-            train = partial(engine.train, velocity)
             drawn = rng.choice(len(y), _TURN * batch)
             [steps] = timed(partial(train, noisy, X, y, drawn, batch, 0, metrics()))
             [bare] = timed(partial(train, still, X, y, resident, batch, 0, metrics()))
@@ -137,11 +132,10 @@ def _best(work: Callable[[], object], repeats: int) -> float:
 def cache_sizes() -> dict[str, int]:
     """Return the bytes of a core's data caches; the two nearest as Linux states them."""
     sizes = dict(_CACHES)
+    names = ("level", "type", "size")
     for folder in _SYSTEM.glob("index*"):
         try:
-            level, kind, size = (
-                (folder / n).read_text().strip() for n in ("level", "type", "size")
-            )
+            level, kind, size = ((folder / name).read_text().strip() for name in names)
         except OSError:
             continue
         if kind != "Instruction" and level in ("1", "2") and size.endswith("K"):
@@ -152,10 +146,9 @@ def cache_sizes() -> dict[str, int]:
 def ceilings(repeats: int = 5) -> Result:
     """Measure what one thread of this machine can do, the best of some repeats.
 
-    "gflops" counts a fused multiply-add on registers as 2; "bandwidth" is of reading in order from
-    "L1", "L2", "L3" and "DRAM", in GB/s (10⁹ bytes); "working_set" has the bytes that each was
-    measured with, "cache" those up to which a working set counts as that level's. The L3 of a
-    virtual machine is shared with strangers: it is measured at 8 MiB, "DRAM" at 512 MiB.
+    "gflops" counts a fused multiply-add on registers as 2; "bandwidth" is of reading in order, in
+    GB/s (10⁹ bytes), from as many bytes as "working_set" has. The L3 of a virtual machine is shared
+    with strangers, so it is measured at 8 MiB.
     """
     lanes = widest()
     width, out = Width(lanes), np.zeros(1, np.float32)
@@ -175,7 +168,7 @@ def ceilings(repeats: int = 5) -> Result:
         "gflops": 2 * lanes * _PEAK_STEPS / seconds / 1e9,
         "bandwidth": bandwidth,
         "working_set": sets,
-        "cache": {"L1": caches["L1"], "L2": caches["L2"], "L3": caches["L3"]},
+        "cache": caches,
     }
 
 
@@ -187,10 +180,9 @@ def measure(
 ) -> Result:
     """Time each layer's forward and backward kernel, and place them under the ceilings.
 
-    The result has what `ceilings` returns, and "kernels", each with its "ms", "gflops", "intensity"
-    (floating-point operations per byte that is loaded or stored), "working_set" (bytes of the rows
-    of one slice, which are visited in random order), "level" (the smallest memory that holds them)
-    and "share" (of the ceiling there). `report` is called with a line that says what is measured.
+    A kernel's "intensity" is floating-point operations per byte that is loaded or stored, its
+    "working_set" the bytes of one slice's rows, which are visited in random order, its "level" the
+    smallest memory that holds them, and its "share" that of the ceiling there.
     """
     report("ceilings")
     found = ceilings()
@@ -230,15 +222,12 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
             common = (wide, width, blocks, layer, net, work, rule)
             forward = partial(_forward_many, *common, hidden)
             backward = partial(_backward_many, *common, weights, biases)
-            kinds: tuple[tuple[str, Callable[[int], object], int], ...] = (
-                ("forward", forward, int(work.forward_slices[layer])),
-                ("backward", backward, int(work.backward_slices[layer])),
-            )
-            for direction, run, slices in kinds:
-                # Rows grow from call to call; they must not become infinite.
+            for direction, run, lanes, slices in (
+                ("forward", forward, width.lanes, int(work.forward_slices[layer])),
+                ("backward", backward, wide.lanes, int(work.backward_slices[layer])),
+            ):
                 ms = spread(_kernel_ms(run, repeats, work))
-                here = width.lanes if direction == "forward" else wide.lanes
-                point = _counts(direction, layer, nnz, sizes, here, blocks * width.lanes // here)
+                point = _counts(direction, layer, nnz, sizes, lanes, blocks * width.lanes // lanes)
                 point["working_set"] = -(-point["working_set"] // slices)
                 point["gflops"] = point["flops"] / ms["median"] / 1e6
                 about = {"shape": shape, "layer": layer + 1, "direction": direction}
@@ -247,6 +236,7 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
 
 
 def _kernel_ms(run: Callable[[int], object], repeats: int, work: Workspace) -> list[float]:
+    """Time a kernel; rows grow from call to call, and are put back lest they become infinite."""
     run(1)
     n = max(1, int(0.02 / timed(lambda: run(1))[0]))
     kept, times = work.act.copy(), []
@@ -265,16 +255,11 @@ def _counts(
     row = 4 * lanes
     if direction == "forward":
         # per connection a row, a weight and an index; per neuron a row that is stored
-        flops, n_bytes = 2 * lanes * nnz, (row + 8) * nnz + row * n_out
-        held = row * n_in
+        products, n_bytes, held = 1, (row + 8) * nnz + row * n_out, row * n_in
     else:
         # weight and velocity are read and written, two indices read; then the rows of the layer
         products = 2 if layer else 1
-        flops, n_bytes = 2 * products * lanes * nnz, (row + 24) * nnz + row * n_in * products
-        held = row * n_out
-    return {
-        "flops": blocks * flops,
-        "bytes": blocks * n_bytes,
-        "intensity": flops / n_bytes,
-        "working_set": held,
-    }
+        n_bytes, held = (row + 24) * nnz + row * n_in * products, row * n_out
+    flops = 2 * products * lanes * nnz
+    totals = {"flops": blocks * flops, "bytes": blocks * n_bytes}
+    return {**totals, "intensity": flops / n_bytes, "working_set": held}

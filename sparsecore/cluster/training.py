@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +112,9 @@ def train(
 def _interrupt(cluster: Cluster, jobs: list[Any]) -> None:
     """Interrupt the engines too: they would train to the end, and answer nothing until then."""
     cluster.client.send_signal(signal.SIGINT, targets=cluster.engines, block=True)
-    cluster.client.wait(jobs, _GRACE_SECONDS)
+    end = time.monotonic() + _GRACE_SECONDS
+    while time.monotonic() < end and not all(job.ready() for job in jobs):
+        time.sleep(_POLL_SECONDS)
 
 
 def _raise_errors(
@@ -120,7 +123,9 @@ def _raise_errors(
     """Raise the first cause if a worker failed; the other workers' errors only say that one did."""
     if all(not job.ready() or job.successful() for job in jobs):
         return
-    cluster.client.wait(jobs, _GRACE_SECONDS)
+    end = time.monotonic() + _GRACE_SECONDS
+    while time.monotonic() < end and not all(job.ready() for job in jobs):
+        jobs[0].wait(_POLL_SECONDS)
     hint = "" if path is None or not os.path.exists(path) else f"; resume=True goes on from {path}"
     causes = {}
     for rank, job in enumerate(jobs):

@@ -30,6 +30,7 @@ _REGISTERING = 3.0  # seconds for engines that have just been started to be know
 _ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package
 _SOURCES = provenance.sources_sha256()  # now: an engine goes on with the modules that it has loaded
 _GUARD = Path(__file__).with_name("guard.py")
+_RESTART = "stop it (ipcluster stop) and start it with ipcluster start --engines=MPI -n"
 
 
 class ClusterError(RuntimeError):
@@ -57,20 +58,21 @@ class Cluster:
         if any(sources != _SOURCES for *_, sources in facts.values()):
             raise ClusterError(
                 "the running cluster's engines work with another state of sparsecore than this "
-                "process, from before an edit or in another environment: stop it (ipcluster stop) "
-                f"and start it with ipcluster start --engines=MPI -n {n}"
+                f"process, from before an edit or in another environment: {_RESTART} {n}"
             )
         sizes = {size for _, size, *_ in facts.values()}
         if sizes != {len(facts)}:
             raise ClusterError(
                 f"the running cluster has {len(facts)} engines in MPI jobs of {sorted(sizes)} "
-                f"ranks: expected one job; stop it (ipcluster stop) and start it with "
-                f"ipcluster start --engines=MPI -n {n}"
+                f"ranks: expected one job; {_RESTART} {n}"
             )
-        self.engines = sorted(facts, key=facts.__getitem__)[:n]
-        self.pids = [facts[engine][2] for engine in self.engines]
-        self._hosts = [facts[engine][3] for engine in self.engines]
-        self.n = n
+        self._facts = sorted((found, engine) for engine, found in facts.items())
+        self._use(n)
+
+    def _use(self, n: int) -> None:
+        self.n, self._facts = n, self._facts[:n]
+        self.engines = [engine for _, engine in self._facts]
+        self.pids = [pid for (_, _, pid, *_), _ in self._facts]
 
     def __repr__(self) -> str:
         """Return the number of workers and where they come from."""
@@ -82,9 +84,7 @@ class Cluster:
         if not 1 <= n <= self.n:
             raise ValueError(f"n: expected 1 to {self.n} workers, got {n}")
         part = copy.copy(self)
-        part.n, part.engines, part.pids, part._hosts = (
-            n, self.engines[:n], self.pids[:n], self._hosts[:n],
-        )  # fmt: skip
+        part._use(n)
         return part
 
     def stopped(self) -> list[int]:
@@ -92,7 +92,7 @@ class Cluster:
         here = socket.gethostname()
         return [
             rank
-            for rank, (pid, host) in enumerate(zip(self.pids, self._hosts, strict=True))
+            for (rank, _, pid, host, _), _ in self._facts
             if host == here and trouble(pid) == "stopped"
         ]
 
@@ -136,8 +136,7 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
             except ClusterError as error:
                 raise ClusterError(
                     f"the running cluster has {len(client.ids)} engine(s), and {n} workers were "
-                    f"asked for: ask for fewer, or stop it (ipcluster stop) and start it with "
-                    f"ipcluster start --engines=MPI -n {n}"
+                    f"asked for: ask for fewer, or {_RESTART} {n}"
                 ) from error
             yield Cluster(client, n)
         return

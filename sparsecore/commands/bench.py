@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from sparsecore import datasets
-from sparsecore.commands.options import check_common, hyperparameter, sizes
+from sparsecore.commands.options import check_common, given, hyperparameter, sizes
 from sparsecore.config import HYPERPARAMETERS
 
 _DIMS = (784, 1000, 1000, 1000, 10)
@@ -52,9 +52,9 @@ def _bench(options: argparse.Namespace) -> None:
     from sparsecore.bench import bench
 
     if options.parallel is not None:
-        for name in ("dims", "epsilon", "density", "batch", "threads", "steps", "rounds"):
-            if getattr(options, name) is not None:
-                raise ValueError(f"--{name}: not with --parallel, which trains the study's network")
+        names = "dims", "epsilon", "density", "batch", "threads", "steps", "rounds"
+        for name in given(options, names):
+            raise ValueError(f"--{name}: not with --parallel, which trains the study's network")
         if options.peers:
             raise ValueError("--peers: not with --parallel")
     for name, default in (("dims", _DIMS), ("batch", 128), ("threads", 1)):
@@ -69,15 +69,8 @@ def _bench(options: argparse.Namespace) -> None:
         return
     if options.rounds is not None:
         raise ValueError("--rounds: expected --peers with it, got none; see --steps")
-    result = bench(
-        options.dims,
-        epsilon=options.epsilon,
-        density=options.density,
-        batch_size=options.batch,
-        threads=options.threads,
-        steps=500 if options.steps is None else options.steps,
-        seed=options.seed,
-    )
+    steps = 500 if options.steps is None else options.steps
+    result = bench(options.dims, steps=steps, **_network(options))
     if options.json:
         print(json.dumps(result))
         return
@@ -90,6 +83,12 @@ def _bench(options: argparse.Namespace) -> None:
     if options.threads > 1:
         print(f"threads meet   in {result['meeting_us']:.2f} us")
     print(f"peak memory    {result['peak_rss_mb']:.0f} MiB")
+
+
+def _network(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what is trained, as the library's functions name it."""
+    same = {name: getattr(options, name) for name in ("epsilon", "density", "threads", "seed")}
+    return {**same, "batch_size": options.batch}
 
 
 def _bench_parallel(options: argparse.Namespace) -> None:
@@ -150,16 +149,8 @@ def _bench_peers(options: argparse.Namespace) -> None:
         raise ValueError("--steps: with --peers turns are timed instead; see --rounds")
     if options.batch < 1:
         raise ValueError(f"--batch: expected an integer of at least 1, got {options.batch}")
-    problem = Problem(
-        options.dims,
-        epsilon=options.epsilon,
-        density=options.density,
-        batch_size=options.batch,
-        threads=options.threads,
-        seed=options.seed,
-    )
     result = contest.compare(
-        problem,
+        Problem(options.dims, **_network(options)),
         rounds=5 if options.rounds is None else options.rounds,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )

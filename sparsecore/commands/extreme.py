@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from sparsecore.commands.options import check_common, hyperparameter, whole
+from sparsecore.commands.options import check_common, given, hyperparameter, result_options, whole
 from sparsecore.extreme.config import HYPERPARAMETERS, ExtremeConfig
 
 _TOLD_SECONDS = 0.5  # for mpiexec to pass on what a rank said: an abort can overtake it
@@ -48,10 +48,7 @@ def add(commands: Any) -> None:
     sub.add_argument(
         "--checkpoint-every", type=whole, default=25, metavar="STEPS", help="(%(default)s)"
     )
-    sub.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
-    sub.add_argument(
-        "--json", action="store_true", help="print the result as one JSON object, the last line"
-    )
+    result_options(sub)
 
 
 def _extreme(options: argparse.Namespace) -> None:
@@ -63,15 +60,10 @@ def _extreme(options: argparse.Namespace) -> None:
     if options.threads is None:
         options.threads = cpu_count()
     check_common(options)
-    if options.resume and options.checkpoint is None:
-        raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
     if options.checkpoint_every < 1:
         raise ValueError(f"--checkpoint-every: expected at least 1, got {options.checkpoint_every}")
-    given = {name: getattr(options, name) for name in HYPERPARAMETERS}
-    config = ExtremeConfig(**{name: v for name, v in given.items() if v is not None})
-    limit = None
-    if options.memory_limit is not None:
-        limit = budget.parse_bytes(options.memory_limit)
+    config = ExtremeConfig(**given(options, HYPERPARAMETERS))
+    limit = None if options.memory_limit is None else budget.parse_bytes(options.memory_limit)
     comm = None
     if options.split:
         from sparsecore.wasap.mpi import MPI

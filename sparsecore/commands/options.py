@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,20 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Return the values of those options that were given."""
+    values = {name: getattr(options, name, None) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def result_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of a run that can be resumed and that prints its result."""
+    sub.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
+    sub.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object, the last line"
+    )
+
+
 def ranks_here() -> int:
     """Return the ranks of the MPI job that this process belongs to, 1 if none; MPI is not started.
 
@@ -102,13 +117,15 @@ def check_target(option: str, name: str | None) -> None:
 
 
 def check_common(options: argparse.Namespace) -> None:
-    """Refuse wrong `threads` and `seed`; warn of more threads than CPUs."""
+    """Refuse wrong `threads`, `seed` and `resume`; warn of more threads than CPUs."""
     from sparsecore.compiled.team import cpu_count  # not above: Numba takes half a second
 
     if options.threads < 1:
         raise ValueError(f"--threads: expected an integer of at least 1, got {options.threads}")
     if options.seed < 0:
         raise ValueError(f"--seed: expected an integer of at least 0, got {options.seed}")
+    if getattr(options, "resume", False) and options.checkpoint is None:
+        raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
     if options.threads > cpu_count():
         print(
             f"sparsecore: {options.threads} threads on {cpu_count()} CPUs will wait for each other",

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from sparsecore.commands.options import names, sizes
+from sparsecore.commands.options import given, names, sizes
 
 
 def add(commands: Any) -> None:
@@ -53,9 +53,8 @@ def _run_study(options: argparse.Namespace) -> None:
 
     conditions.find(options.key)
     if (module := _measured().get(options.key)) is not None:
-        for name in ("seeds", "datasets", "methods"):
-            if getattr(options, name) is not None:
-                raise ValueError(f"--{name}: {options.key} is measured whole; expected none")
+        for name in given(options, ("seeds", "datasets", "methods")):
+            raise ValueError(f"--{name}: {options.key} is measured whole; expected none")
         module.load(options.profile)
         if _show(options.key, module.entries(studies.current_profile(options.profile))):
             raise RuntimeError(f"{options.key}: not all could be measured; see above")

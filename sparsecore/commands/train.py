@@ -11,8 +11,10 @@ from sparsecore import datasets
 from sparsecore.commands.options import (
     check_common,
     check_target,
+    given,
     hyperparameter,
     ranks_here,
+    result_options,
     study_default,
 )
 from sparsecore.config import HYPERPARAMETERS
@@ -77,44 +79,34 @@ def add(commands: Any) -> None:
     )
     for name, kind, metavar, help_text in _PARALLEL:
         parallel.add_argument(name, type=kind, metavar=metavar, help=help_text)
-    for name, help_text in (
-        ("--out", "save the trained model there (.npz)"),
-        ("--checkpoint", "save the state of the run there after each epoch (.npz)"),
-    ):
-        sub.add_argument(name, metavar="FILE", help=help_text)
-    sub.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
-    sub.add_argument(
-        "--json", action="store_true", help="print the result as one JSON object, the last line"
-    )
+    sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
+    after = "save the state of the run there after each epoch (.npz)"
+    sub.add_argument("--checkpoint", metavar="FILE", help=after)
+    result_options(sub)
 
 
 def _train(options: argparse.Namespace) -> None:
     from sparsecore import experiment, settings
 
-    check_common(options)
     if options.replay is not None:
         for name, value in vars(options).items():
             if name not in _WITH_REPLAY and value != options.default(name):
                 name = name.replace("_", "-")
                 raise ValueError(f"--{name}: not with --replay, which says all by itself")
+    check_common(options)
+    if options.replay is not None:
         _replay(options)
         return
     _check_parallel(options)
     if options.dataset is None:
         raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none")
     base = settings.setting(options.dataset).config
-    given = {
-        name: value
-        for name in base.to_dict()
-        if (value := getattr(options, name, None)) is not None
-    }
-    config = base.with_values(**given)
+    chosen = given(options, base.to_dict())
+    config = base.with_values(**chosen)
     for name in ("prune_every", "prune_percentile"):
-        if name in given and config.prune_from is None:
+        if name in chosen and config.prune_from is None:
             name = name.replace("_", "-")
             raise ValueError(f"--{name}: expected --prune-from EPOCH with it, got none")
-    if options.resume and options.checkpoint is None:
-        raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
     for name in ("out", "checkpoint"):
         check_target(f"--{name}", getattr(options, name))
     data = _loaded(options.dataset, options.limit, options.seed)
@@ -163,12 +155,8 @@ def _check_parallel(options: argparse.Namespace) -> None:
     from sparsecore.wasap.watch import PATIENCE
 
     usual = Plan()
-    for name, default in (
-        ("phase1", usual.phase1),
-        ("warmup", usual.warmup),
-        ("window", "auto"),
-        ("patience", PATIENCE),
-    ):
+    defaults = {"phase1": usual.phase1, "warmup": usual.warmup, "window": "auto"}
+    for name, default in {**defaults, "patience": PATIENCE}.items():
         if getattr(options, name) is None:
             setattr(options, name, default)
         elif options.algorithm == "sequential":

@@ -61,9 +61,10 @@ class _SignatureFiles(IndexDataCacheFile):
 
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles at the first call, with options of `numba.njit` added."""
+    options = {"nogil": True, "cache": True, "error_model": "numpy", **options}
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+        dispatcher = njit(**options)(function)
         files = getattr(dispatcher._cache, "_cache_file", None)
         if isinstance(files, IndexDataCacheFile):
             base = files._index_name.removesuffix(".nbi")

@@ -21,6 +21,7 @@ from numba.extending import (
     intrinsic,
     models,
     overload,
+    register_jitable,
     register_model,
     typeof_impl,
     unbox,
@@ -53,44 +54,37 @@ def widest() -> int:
 class _Counted(types.Type):
     """Numba type that is told apart by a number of lanes."""
 
-    form = ""
+    element: Any = None  #: LLVM's type of a lane
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
-        super().__init__(name=self.form.format(lanes))
+        super().__init__(name=f"{type(self).__name__}({lanes})")
 
 
 class WidthType(_Counted):
     """Numba type of a `Width`."""
 
-    form = "Width({})"
-
 
 class LanesType(_Counted):
     """Numba type of `lanes` float32 values."""
 
-    form = "f32x{}"
+    element = _F32
 
 
 class MaskType(_Counted):
     """Numba type of `lanes` truth values."""
 
-    form = "i1x{}"
+    element = ir.IntType(1)
 
 
 register_model(WidthType)(models.OpaqueModel)
 
 
 @register_model(LanesType)
-class _LanesModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, fe_type: LanesType) -> None:
-        super().__init__(manager, fe_type, ir.VectorType(_F32, fe_type.lanes))
-
-
 @register_model(MaskType)
-class _MaskModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, fe_type: MaskType) -> None:
-        super().__init__(manager, fe_type, ir.VectorType(ir.IntType(1), fe_type.lanes))
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: _Counted) -> None:
+        super().__init__(manager, fe_type, ir.VectorType(fe_type.element, fe_type.lanes))
 
 
 @typeof_impl.register(Width)
@@ -152,15 +146,10 @@ def _lanes_of(width):
     return lambda width: lanes
 
 
+@register_jitable
 def tile_of(width: Width) -> int:
     """Return the side of a square tile of values that `copy_transposed` holds in registers."""
-    return min(width.lanes, _FOLD)
-
-
-@overload(tile_of)
-def _tile_of(width):
-    side = min(width.lanes, _FOLD)
-    return lambda width: side
+    return min(lanes_of(width), _FOLD)
 
 
 @intrinsic
@@ -314,13 +303,11 @@ def _across(builder: Any, n: int, place: Any, gap: Any, read: Any) -> Any:
         pieces.append(read(place))
         place = builder.add(place, gap)
     while len(pieces) > 1:
-        pieces = [_joined(builder, *pieces[k : k + 2]) for k in range(0, len(pieces), 2)]
+        lanes = 2 * pieces[0].type.count
+        both = ir.Constant(ir.VectorType(_I32, lanes), list(range(lanes)))
+        pairs = zip(pieces[::2], pieces[1::2], strict=True)
+        pieces = [builder.shuffle_vector(low, high, both) for low, high in pairs]
     return pieces[0]
-
-
-def _joined(builder: Any, low: Any, high: Any) -> Any:
-    lanes = ir.Constant(ir.VectorType(_I32, 2 * low.type.count), list(range(2 * low.type.count)))
-    return builder.shuffle_vector(low, high, lanes)
 
 
 @intrinsic

@@ -176,3 +176,14 @@ def barrier(sync, size):
             _syscall(_FUTEX_CALL, sync.ctypes.data + 4 * _ROUND, _WAIT_PRIVATE, current, 0, 0, 0)
         else:
             _sched_yield()
+
+
+@jit(cache=False)  # Numba cannot load a generator from a cache; its callers' code has it
+def shares(sync, size, member, first, stop):
+    """Yield ranges that share [first, stop) among the members; end when all members are done."""
+    n, parts = stop - first, size * PARTS
+    part = claim(sync, size, member)
+    while part >= 0:
+        yield range(first + n * part // parts, first + n * (part + 1) // parts)
+        part = claim(sync, size, member)
+    barrier(sync, size)

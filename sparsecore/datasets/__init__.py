@@ -207,16 +207,13 @@ def _read(entry: Entry, located: Located) -> Parsed:
     first = located[0][1]
     try:
         parsed = entry.read(located)
-        rows, columns = (len(parsed.y_train), len(parsed.y_test)), parsed.X_train.shape[1]
-        wanted = (entry.n_train, entry.n_test)
-        if columns != entry.n_features or (rows != wanted and not entry.any_rows):
-            raise DataCorrupt(
-                str(first),
-                f"{wanted[0]} and {wanted[1]} rows of {entry.n_features} features",
-                f"{rows[0]} and {rows[1]} rows of {columns}",
-            )
+        n_train, n_test, columns = len(parsed.y_train), len(parsed.y_test), parsed.X_train.shape[1]
+        rows_fit = entry.any_rows or (n_train, n_test) == (entry.n_train, entry.n_test)
+        if columns != entry.n_features or not rows_fit:
+            wanted = f"{entry.n_train} and {entry.n_test} rows of {entry.n_features} features"
+            raise DataCorrupt(first, wanted, f"{n_train} and {n_test} rows of {columns}")
         if parsed.classes is not None and len(parsed.classes) != len(entry.classes):
-            raise DataCorrupt(str(first), f"{len(entry.classes)} classes", f"{len(parsed.classes)}")
+            raise DataCorrupt(first, f"{len(entry.classes)} classes", f"{len(parsed.classes)}")
     except DataCorrupt as error:
         remedy = f"replace the file with the one from {entry.home}"
         if entry.mirrors:
@@ -242,12 +239,8 @@ def _generated(entry: Entry) -> Dataset:
     arrays = entry.generate()
     digest = hash_arrays(*arrays)
     if entry.sha256 is not None and digest != entry.sha256:
-        raise DataCorrupt(
-            f"{entry.name} (embedded in scikit-learn)",
-            f"SHA-256 {entry.sha256} of the arrays",
-            digest,
-            "reinstall scikit-learn",
-        )
+        where, wanted = f"{entry.name} (embedded in scikit-learn)", f"SHA-256 {entry.sha256}"
+        raise DataCorrupt(where, f"{wanted} of the arrays", digest, "reinstall scikit-learn")
     embedded = "scikit-learn" if entry.sha256 is not None else "generator"
     return _dataset(entry, arrays, SURROGATE if entry.files else embedded, digest)
 
@@ -255,11 +248,9 @@ def _generated(entry: Entry) -> Dataset:
 def _remedy(entry: Entry) -> str:
     """Say how to put a data set's files in place by hand."""
     listed = ", ".join(file.name for file in entry.files)
-    urls = [
-        url for mirror in entry.mirrors if isinstance(mirror, sources.Home) for url in mirror.urls
-    ]
+    homes = [", ".join(m.urls) for m in entry.mirrors if isinstance(m, sources.Home)]
     return (
-        f"To put the files in place by hand: download them ({', '.join(urls) or entry.home}), put "
+        f"To put the files in place by hand: download them ({', '.join(homes) or entry.home}), put "
         f"{listed} (gzipped or not) into a folder {entry.name}/, and set "
         f"{sources.ENVIRONMENT} to the folder above it; or put them into "
         f"{sources.cache_folder(entry.name)}. Then: python -m sparsecore data verify {entry.name}"

@@ -35,16 +35,9 @@ def madelon_generator(random_state: int = 2005) -> Arrays:
     from sklearn.datasets import make_classification
 
     X, cluster = make_classification(
-        n_samples=2600,
-        n_features=500,
-        n_informative=5,
-        n_redundant=15,
-        n_classes=32,
-        n_clusters_per_class=1,
-        flip_y=0.01,
-        class_sep=1.5,
-        random_state=random_state,
-    )
+        n_samples=2600, n_features=500, n_informative=5, n_redundant=15, n_classes=32,
+        n_clusters_per_class=1, flip_y=0.01, class_sep=1.5, random_state=random_state,
+    )  # fmt: skip
     y = np.random.default_rng(random_state).permutation(np.arange(32) % 2)[cluster]
     X, y = X.astype(np.float32), y.astype(np.int64)
     return X[:2000], y[:2000], X[2000:], y[2000:]
@@ -154,11 +147,6 @@ def artificial(
 def leukemia_surrogate() -> Arrays:
     """Draw 458 MB in the shape of the MILE study, to measure time and memory, not accuracy."""
     return artificial(
-        n_features=54_675,
-        n_train=1397,
-        n_test=699,
-        n_classes=18,
-        n_informative=200,
-        clusters_per_class=1,
-        random_state=13159,
-    )
+        n_features=54_675, n_train=1397, n_test=699, n_classes=18, n_informative=200,
+        clusters_per_class=1, random_state=13159,
+    )  # fmt: skip

@@ -34,11 +34,11 @@ class DataCorrupt(DataError):  # noqa: N818 (named for what happened, as the pub
     """A data file is cut short or has the wrong content; `remedy` is what the user can do."""
 
     def __init__(
-        self, path: str, expected: str, got: str, remedy: str = "replace the file"
+        self, path: str | Path, expected: str, got: str, remedy: str = "replace the file"
     ) -> None:
         # The base class gets all arguments, so that the error survives pickling.
-        super().__init__(path, expected, got, remedy)
-        self.path, self.expected, self.got, self.remedy = path, expected, got, remedy
+        super().__init__(str(path), expected, got, remedy)
+        self.path, self.expected, self.got, self.remedy = self.args
 
     def __str__(self) -> str:
         return (
@@ -99,7 +99,7 @@ def _opened(path: Path, expected: str = "a whole gzip file") -> Iterator[BinaryI
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             yield cast(BinaryIO, stream)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataCorrupt(str(path), expected, f"a damaged gzip file ({error})") from None
+        raise DataCorrupt(path, expected, f"a damaged gzip file ({error})") from None
 
 
 def read_content(file: DataFile, path: Path) -> tuple[NDArray[np.uint8], str]:
@@ -109,21 +109,18 @@ def read_content(file: DataFile, path: Path) -> tuple[NDArray[np.uint8], str]:
         content = np.frombuffer(bytearray(stream.read()), dtype=np.uint8)
     if file.n_bytes is not None and len(content) != file.n_bytes:
         state = "the file is cut short" if len(content) < file.n_bytes else "the file is too long"
-        raise DataCorrupt(str(path), wanted, f"{len(content)} bytes: {state}")
+        raise DataCorrupt(path, wanted, f"{len(content)} bytes: {state}")
     digest = hashlib.sha256(content.data).hexdigest()
     if file.sha256 is not None and digest != file.sha256:
-        raise DataCorrupt(str(path), f"SHA-256 {file.sha256} of the content", digest)
+        raise DataCorrupt(path, f"SHA-256 {file.sha256} of the content", digest)
     return content, digest
 
 
 def _contents(files: Located) -> tuple[list[tuple[Path, NDArray[np.uint8]]], Digests]:
     """Read whole files; return each path with its content, and the digests."""
-    found, digests = [], []
-    for file, path in files:
-        content, digest = read_content(file, path)
-        found.append((path, content))
-        digests.append((file.name, digest))
-    return found, tuple(digests)
+    read = [(file.name, path, *read_content(file, path)) for file, path in files]
+    contents = [(path, content) for _, path, content, _ in read]
+    return contents, tuple((name, digest) for name, _, _, digest in read)
 
 
 def _numbers(text: bytes, sep: str, count: int, path: Path) -> NDArray[np.float32]:
@@ -136,9 +133,9 @@ def _numbers(text: bytes, sep: str, count: int, path: Path) -> NDArray[np.float3
         except ValueError:
             values = np.empty(0, np.float32)
     if len(values) != count:
-        raise DataCorrupt(str(path), f"{count} numbers", f"{len(values)} readable ones")
+        raise DataCorrupt(path, f"{count} numbers", f"{len(values)} readable ones")
     if not np.isfinite(values).all():
-        raise DataCorrupt(str(path), "finite numbers", "NaN or infinity among them")
+        raise DataCorrupt(path, "finite numbers", "NaN or infinity among them")
     return values
 
 
@@ -149,11 +146,11 @@ def read_idx(files: Located) -> Parsed:
     for path, content in contents:
         n_dims = int(content[3]) if len(content) >= 4 else 0
         if n_dims == 0 or content[2] != 0x08:
-            raise DataCorrupt(str(path), "an IDX file of bytes", f"header {bytes(content[:4])!r}")
+            raise DataCorrupt(path, "an IDX file of bytes", f"header {bytes(content[:4])!r}")
         start = 4 + 4 * n_dims
         shape = tuple(int(n) for n in content[4:start].view(">u4"))
         if len(content) != start + int(np.prod(shape)):
-            raise DataCorrupt(str(path), f"{shape} values", f"{len(content) - start} bytes")
+            raise DataCorrupt(path, f"{shape} values", f"{len(content) - start} bytes")
         arrays.append(content[start:].reshape(shape[0], -1))
     X_train, y_train, X_test, y_test = arrays
     labels = [y[:, 0].astype(np.int64) for y in (y_train, y_test)]
@@ -166,7 +163,7 @@ def read_cifar10(files: Located) -> Parsed:
     X, y = [], []
     for path, content in contents:
         if len(content) == 0 or len(content) % 3073:
-            raise DataCorrupt(str(path), "records of 3073 bytes", f"{len(content)} bytes")
+            raise DataCorrupt(path, "records of 3073 bytes", f"{len(content)} bytes")
         records = content.reshape(-1, 3073)
         y.append(records[:, 0].astype(np.int64))
         # The file holds three planes per image; rows hold the three values of a pixel together.
@@ -183,7 +180,7 @@ def read_madelon(files: Located) -> Parsed:
         text, label_text = data.tobytes(), label_data.tobytes()
         labels = _numbers(label_text, " ", len(label_text.split()), label_path)
         if not np.isin(labels, (-1, 1)).all():
-            raise DataCorrupt(str(label_path), "labels -1 and +1", f"{np.unique(labels)}")
+            raise DataCorrupt(label_path, "labels -1 and +1", f"{np.unique(labels)}")
         n_columns = len(text.split(b"\n", 1)[0].split())
         values = _numbers(text, " ", n_columns * len(labels), path)
         arrays += [values.reshape(len(labels), n_columns), (labels > 0).astype(np.int64)]
@@ -215,11 +212,8 @@ def read_higgs(files: Located) -> Parsed:
     for part, rows in (("training", table[:n_train]), ("test", table[n_train:])):
         found = np.unique(rows[:, 0]).tolist()
         if found != [0, 1]:
-            raise DataCorrupt(
-                str(path),
-                f"shuffled rows, with labels 0 and 1 in the {part} part",
-                f"labels {found}",
-            )
+            wanted = f"shuffled rows, with labels 0 and 1 in the {part} part"
+            raise DataCorrupt(path, wanted, f"labels {found}")
     y = table[:, 0].astype(np.int64)
     X = np.ascontiguousarray(table[:, 1:])
     return Parsed(X[:n_train], y[:n_train], X[n_train:], y[n_train:], ((file.name, digest),))
@@ -246,14 +240,12 @@ def read_geo(files: Located) -> Parsed:
             elif line.startswith(b"!series_matrix_table_begin"):
                 break
         if not labels or not n_probes:
-            raise DataCorrupt(
-                str(path),
-                "a series matrix with !Sample_data_row_count and a `leukemia class` per sample",
-                "a file without them",
-            )
+            wanted = "a series matrix with !Sample_data_row_count and a `leukemia class` per sample"
+            raise DataCorrupt(path, wanted, "a file without them")
         digest.update(stream.readline())  # the names of the samples
         classes, y = np.unique(labels, return_inverse=True)
-        is_test = every_kth(y.astype(np.int64), 3)
+        y = y.astype(np.int64)
+        is_test = every_kth(y, 3)
         X_train = np.empty((int((~is_test).sum()), n_probes), np.float32)
         X_test = np.empty((int(is_test.sum()), n_probes), np.float32)
         block = np.empty((min(64, n_probes), len(labels)), np.float32)
@@ -273,14 +265,11 @@ def read_geo(files: Located) -> Parsed:
         rest = stream.read()
         digest.update(rest)
     if not rest.startswith(b"!series_matrix_table_end"):
-        raise DataCorrupt(
-            str(path), f"the end of the table after {n_probes} probes", f"{rest[:40]!r}"
-        )
-    y = y.astype(np.int64)
-    names = tuple(str(name) for name in classes)
-    return Parsed(
-        X_train, y[~is_test], X_test, y[is_test], ((file.name, digest.hexdigest()),), names
-    )
+        wanted = f"the end of the table after {n_probes} probes"
+        raise DataCorrupt(path, wanted, f"{rest[:40]!r}")
+    digests = ((file.name, digest.hexdigest()),)
+    names = tuple(map(str, classes))
+    return Parsed(X_train, y[~is_test], X_test, y[is_test], digests, names)
 
 
 def _fields(line: bytes) -> list[str]:

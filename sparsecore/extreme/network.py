@@ -32,20 +32,6 @@ class Draft(NamedTuple):
     slope: float  #: negative slope of the activation of its inputs; 1 for the features
 
 
-def drafts(
-    sizes: Sequence[int], epsilon: float, lanes: int, activation: str, alpha: float, seed: int
-) -> list[Draft]:
-    """Draft all layers of a network; see `TiledMLP`."""
-    found = []
-    for layer, density in enumerate(budget.densities(sizes, epsilon)):
-        grid = tiles.grid(sizes[layer], sizes[layer + 1], lanes)
-        counts = tiles.counts(grid, density, seeds.generator(seed, Purpose.TOPOLOGY, layer))
-        key = seeds.key(seed, Purpose.WEIGHTS, layer)
-        slope = negative_slope(activation, layer, alpha) if layer else 1.0
-        found.append(Draft(grid, density, counts, key, slope))
-    return found
-
-
 class Layer:
     """One layer of tiles with its biases; of a split network, some rows of it or none."""
 
@@ -168,7 +154,13 @@ class TiledMLP:
     ) -> None:
         self.sizes, self.seed, self.batch_size = tuple(sizes), seed, batch_size
         lanes = budget.lane_width(batch_size)
-        plans = drafts(sizes, epsilon, lanes, activation, alpha, seed)
+        plans = []
+        for layer, density in enumerate(budget.densities(sizes, epsilon)):
+            grid = tiles.grid(sizes[layer], sizes[layer + 1], lanes)
+            counts = tiles.counts(grid, density, seeds.generator(seed, Purpose.TOPOLOGY, layer))
+            key = seeds.key(seed, Purpose.WEIGHTS, layer)
+            slope = negative_slope(activation, layer, alpha) if layer else 1.0
+            plans.append(Draft(grid, density, counts, key, slope))
         self._fan_in = [d.counts.sum() / d.grid.n_out for d in plans]
         plans = self._parts(plans)
         grids, totals = [d.grid for d in plans], [int(d.counts.sum()) for d in plans]
@@ -176,16 +168,15 @@ class TiledMLP:
         self._workspace = aligned(budget.workspace(totals, grids, lanes), np.uint8)
         self.layers: list[Layer] = []
         for draft in plans:
-            layer = Layer(draft)
-            self.layers.append(layer)
+            self.layers.append(drawn := Layer(draft))
             if not empty:
-                tiles.draw(draft.grid, layer.tiles, draft.density, draft.key, self._team)
-                self._cut(layer)
+                tiles.draw(draft.grid, drawn.tiles, draft.density, draft.key, self._team)
+                self._cut(drawn)
             if progress is not None:
-                progress(layer.nnz)
+                progress(drawn.nnz)
         self._z = [aligned(lanes * n, np.float32) for n in (sizes[0], *(g.n_out for g in grids))]
-        self._sums = aligned(threads * lanes * max(g.side_in for g in grids), np.float32)
-        self._sums = self._sums.reshape(threads, -1)
+        sums = aligned(threads * lanes * max(g.side_in for g in grids), np.float32)
+        self._sums = sums.reshape(threads, -1)
 
     @property
     def nnz(self) -> int:

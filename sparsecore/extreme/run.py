@@ -105,27 +105,25 @@ def run(
     if comm is not None and checkpoint_path is not None:
         raise ValueError("--split: expected no --checkpoint, a split network is not saved yet")
     _compile(config, threads)
-    state = _state(config, seed, checkpoint_path, resume)
+    about, state = {"seed": seed, "config": asdict(config)}, None
+    if resume and checkpoint_path is not None and Path(checkpoint_path).exists():
+        state = check_resumed(checkpoint_path, saved.read_run(checkpoint_path), about)
     memory = plan(config, threads, comm)
     if announce is not None:
         announce(memory)
     memory.check(memory_limit)
     resumed = state is not None
     if state is None:
-        state = {"config": asdict(config), "seed": seed, "step": 0, "losses": [],
-                 "seconds": dict.fromkeys(_PHASES, 0.0), "step_seconds": [],
-                 "evolve_seconds": []}  # fmt: skip
+        lists: dict[str, Any] = {n: [] for n in ("losses", "step_seconds", "evolve_seconds")}
+        state = {**about, "step": 0, "seconds": dict.fromkeys(_PHASES, 0.0), **lists}
     clock = partial(_phase, state["seconds"], progress)
     with clock("initialise", memory.connections, "connection") as bar:
         options: dict[str, Any] = {
             "epsilon": config.epsilon, "batch_size": config.batch_size, "alpha": config.alpha,
             "seed": seed, "threads": threads, "empty": resumed, "progress": bar.update,
         }  # fmt: skip
-        net = (
-            TiledMLP(config.sizes, **options)
-            if comm is None
-            else split.SplitMLP(comm, config.sizes, **options)
-        )
+        kind = TiledMLP if comm is None else partial(split.SplitMLP, comm)
+        net = kind(config.sizes, **options)
     n_bytes = sum(array.nbytes for _, array in net.arrays())
     with net:
         if resumed and checkpoint_path is not None:
@@ -149,18 +147,15 @@ def run(
         messages = net.message_bytes / config.steps, net.message_seconds / config.steps
         with clock("evaluate", config.held_out, "sample") as bar:
             test, predict_seconds = _test(net, stream, config, bar)
+        same = "seconds", "step_seconds", "evolve_seconds", "losses"
         result = {
-            "config": asdict(config),
-            "seed": seed,
+            **about,
             "sizes": list(config.sizes),
             "neurons": config.neurons,
             "density": budget.densities(config.sizes, config.epsilon)[len(config.sizes) // 2 - 1],
-            "seconds": state["seconds"],
-            "step_seconds": state["step_seconds"],
-            "evolve_seconds": state["evolve_seconds"],
+            **{name: state[name] for name in same},
             "predict_seconds": predict_seconds,
             "seconds_per_sample": float(np.median(state["step_seconds"])) / config.batch_size,
-            "losses": state["losses"],
             "trend": trend(state["losses"]),
             "test": test,
             "provenance": provenance(threads, None, 1 if comm is None else comm.size),
@@ -223,14 +218,6 @@ def trend(losses: list[float]) -> dict[str, float] | None:
     return {"tau": float(found.statistic), "p": float(found.pvalue)}
 
 
-def _state(config: ExtremeConfig, seed: int, path: Any, resume: bool) -> dict[str, Any] | None:
-    """Return the state to go on from, or None."""
-    if not resume or path is None or not Path(path).exists():
-        return None
-    expected = {"seed": seed, "config": asdict(config)}
-    return check_resumed(path, saved.read_run(path), expected)
-
-
 def _next_stop(config: ExtremeConfig, step: int, checkpoint_every: int) -> int:
     """Return the step after which something else is due."""
     return min(
@@ -256,8 +243,7 @@ def _step(
         ) from None
     state["step_seconds"].append(time.perf_counter() - before)
     state["step"] += 1
-    loss = cross_entropy(logits, y)
-    state["losses"].append(loss)
+    state["losses"].append(cross_entropy(logits, y))
     bar.set_postfix_str(f"step {state['step']}, loss {np.mean(state['losses'][-10:]):.3f}")
 
 

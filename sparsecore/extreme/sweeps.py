@@ -36,7 +36,7 @@ from sparsecore.compiled.lanes import (
     total,
     totals,
 )
-from sparsecore.compiled.team import PARTS, barrier, claim
+from sparsecore.compiled.team import shares
 
 _jit = jit(_nrt=False)
 _inline = jit(_nrt=False, forceinline=True)
@@ -77,30 +77,22 @@ def _momentum(k, gradient, values, velocity, update):
 def send_inputs(member, size, sync, width, grid, tiles, strip, z, slope, slots):
     """Write each connection's input activation to its slot."""
     lanes = lanes_of(width)
-    parts, columns = size * PARTS, strip.right - strip.left
-    part = claim(sync, size, member)
-    while part >= 0:
-        for column in range(
-            strip.left + columns * part // parts, strip.left + columns * (part + 1) // parts
-        ):
+    for part in shares(sync, size, member, strip.left, strip.right):
+        for column in part:
             first = column * grid.side_in
             for row in range(strip.top, strip.bottom):
                 tile, shift = row * grid.across + column, at(strip.shift, row)
                 for k in range(at(tiles.start, tile), at(tiles.start, tile + 1)):
                     x = load(width, z, (first + np.int64(at(tiles.columns, k))) * lanes)
                     stream(slots, (k + shift) * lanes, _activated(width, x, slope))
-        part = claim(sync, size, member)
-    barrier(sync, size)
 
 
 @_jit
 def receive_inputs(member, size, sync, width, grid, tiles, strip, slots, biases, z):
     """Sum up the inputs of whole rows of tiles: z = bias + weights times slots."""
     lanes = lanes_of(width)
-    parts, rows = size * PARTS, strip.bottom - strip.top
-    part = claim(sync, size, member)
-    while part >= 0:
-        for row in range(strip.top + rows * part // parts, strip.top + rows * (part + 1) // parts):
+    for part in shares(sync, size, member, strip.top, strip.bottom):
+        for row in part:
             first, shift = row * grid.side_out, at(strip.shift, row)
             for neuron in range(first, min(first + grid.side_out, grid.n_out)):
                 store(z, neuron * lanes, splat(width, at(biases, neuron)))
@@ -110,40 +102,30 @@ def receive_inputs(member, size, sync, width, grid, tiles, strip, slots, biases,
                 x = load(width, slots, (k + shift) * lanes)
                 w = splat(width, at(tiles.weights, k))
                 store(z, place, fma(w, x, load(width, z, place)))
-        part = claim(sync, size, member)
-    barrier(sync, size)
 
 
 @_jit
 def update_biases(member, size, sync, width, grid, delta, biases, velocity, update):
     """Sum each output gradient over the batch and move the bias."""
     lanes = lanes_of(width)
-    parts = size * PARTS
-    part = claim(sync, size, member)
-    while part >= 0:
-        for neuron in range(grid.n_out * part // parts, grid.n_out * (part + 1) // parts):
+    for part in shares(sync, size, member, 0, grid.n_out):
+        for neuron in part:
             g = total(load(width, delta, neuron * lanes))
             _momentum(neuron, g, biases, velocity, update)
-        part = claim(sync, size, member)
-    barrier(sync, size)
 
 
 @_jit
 def send_deltas(member, size, sync, width, grid, tiles, strip, delta, slots):
     """Write each connection's output gradient to its slot."""
     lanes = lanes_of(width)
-    parts, rows = size * PARTS, strip.bottom - strip.top
-    part = claim(sync, size, member)
-    while part >= 0:
-        for row in range(strip.top + rows * part // parts, strip.top + rows * (part + 1) // parts):
+    for part in shares(sync, size, member, strip.top, strip.bottom):
+        for row in part:
             first, shift = row * grid.side_out, at(strip.shift, row)
             tile = row * grid.across
             begin, end = at(tiles.start, tile + strip.left), at(tiles.start, tile + strip.right)
             for k in range(begin, end):
                 d = load(width, delta, (first + np.int64(at(tiles.rows, k))) * lanes)
                 stream(slots, (k + shift) * lanes, d)
-        part = claim(sync, size, member)
-    barrier(sync, size)
 
 
 @_inline
@@ -166,15 +148,11 @@ def receive_deltas(
 ):
     """Move the weights of whole columns of tiles; with `inner`, replace z by its gradient."""
     lanes = lanes_of(width)
-    parts, columns = size * PARTS, strip.right - strip.left
     sums, one = gradients[member], splat(width, np.float32(1))
     rate, carry = splat(four, -update.learning_rate), splat(four, update.momentum)
     keep = splat(four, update.keep)
-    part = claim(sync, size, member)
-    while part >= 0:
-        for column in range(
-            strip.left + columns * part // parts, strip.left + columns * (part + 1) // parts
-        ):
+    for part in shares(sync, size, member, strip.left, strip.right):
+        for column in part:
             first = column * grid.side_in
             here = min(grid.side_in, grid.n_in - first)
             if inner:
@@ -204,5 +182,3 @@ def receive_deltas(
                     up = positive(load(width, z, place))
                     g = load(width, sums, neuron * lanes)
                     store(z, place, g * select(up, one, splat(width, slope)))
-        part = claim(sync, size, member)
-    barrier(sync, size)

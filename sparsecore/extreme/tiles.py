@@ -12,13 +12,14 @@ tile draws from its own stream of a counter-based hash.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sparsecore.compiled.jit import jit
 from sparsecore.compiled.kernels import mix
-from sparsecore.compiled.team import PARTS, Team, barrier, claim
+from sparsecore.compiled.team import Team, shares
 
 _jit = jit(_nrt=False)
 
@@ -93,25 +94,6 @@ def pointers(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-class Scratch:
-    """Room for each member of a team to draw the connections of a tile, 16 bytes per draw."""
-
-    def __init__(self, members: int) -> None:
-        self._members = members
-        self.drawn = self.buckets = np.empty((members, 1), np.int64)
-
-    def count(
-        self, team: Team, grid: Grid, key: np.uint64, vacant: np.ndarray, draws: np.ndarray,
-        walked: bool, found: np.ndarray,
-    ) -> None:  # fmt: skip
-        """Fill `found` with the number of different cells that so many draws hit in each tile."""
-        most = int(draws.max())
-        if most >= self.buckets.shape[1]:
-            self.drawn = np.empty((self._members, most), np.int64)
-            self.buckets = np.empty((self._members, most + 1), np.int64)
-        _share(_count, team, grid, key, vacant, draws, walked, self.drawn, self.buckets, found)
-
-
 def draw(grid: Grid, tiles: Tiles, density: float, key: np.uint64, team: Team) -> None:
     """Draw an Erdős–Rényi layer into arrays whose `start` is made of `counts`.
 
@@ -119,20 +101,33 @@ def draw(grid: Grid, tiles: Tiles, density: float, key: np.uint64, team: Team) -
     each exists with probability `density`, independently of the others.
     """
     size = np.diff(tiles.start)
-    scratch, vacant = Scratch(team.size), cells(grid)
-    walked = density > DENSE
-    draws, found = np.zeros_like(size), np.zeros_like(size)
-    while (missing := size - found).any():
-        draws += missing
-        scratch.count(team, grid, key, vacant, draws, walked, found)
+    drawn, _ = _draw(team, grid, key, cells(grid), density > DENSE, lambda found: size - found)
     nothing = Tiles(np.zeros_like(tiles.start), *(a[:0] for a in tiles[1:]))
     no_cut = np.zeros(2, np.uint32)
     quota = np.zeros((len(size), 2), np.int64)
-    _share(
-        _merge, team, grid, key, vacant, draws, walked, scratch.drawn, scratch.buckets,
-        nothing, no_cut, quota, tiles,
-    )  # fmt: skip
+    _share(_merge, team, *drawn, nothing, no_cut, quota, tiles)
     weigh(grid, tiles, key, team)
+
+
+def _draw(
+    team: Team, grid: Grid, key: np.uint64, vacant: np.ndarray, walked: bool,
+    missing: Callable[[np.ndarray], np.ndarray],
+) -> tuple[tuple[Any, ...], np.ndarray]:  # fmt: skip
+    """Draw cells until none is `missing`; return what `_ranks` takes, and each tile's number.
+
+    `missing` gets the number of different cells that each tile's draws hit so far. Each member has
+    room for the cells of one tile, 16 bytes per draw.
+    """
+    draws, found = np.zeros_like(vacant), np.zeros_like(vacant)
+    drawn = buckets = np.empty((team.size, 1), np.int64)
+    while (more := missing(found)).any():
+        draws += more
+        most = int(draws.max())
+        if most >= buckets.shape[1]:
+            drawn = np.empty((team.size, most), np.int64)
+            buckets = np.empty((team.size, most + 1), np.int64)
+        _share(_count, team, grid, key, vacant, draws, walked, drawn, buckets, found)
+    return (grid, key, vacant, draws, walked, drawn, buckets), found
 
 
 def weigh(grid: Grid, tiles: Tiles, key: np.uint64, team: Team) -> None:
@@ -162,16 +157,13 @@ def evolve(
     quota = np.clip(cut.ties - before, 0, below[:, 1:])
     kept = np.diff(tiles.start) - below[:, 0] - quota.sum(axis=1)
     vacant = cells(grid) - kept
-    scratch = Scratch(team.size)
-    draws, found = np.zeros_like(kept), np.zeros_like(kept)
-    while (missing := cut.dropped - int(found.sum())) > 0:
-        draws += rng.multinomial(missing, vacant / vacant.sum())
-        scratch.count(team, grid, key, vacant, draws, False, found)
-    spare.start[:] = pointers(kept + found)
-    _share(
-        _merge, team, grid, key, vacant, draws, False, scratch.drawn, scratch.buckets,
-        tiles, cut.magnitude, quota, spare,
+    shares = vacant / max(1, vacant.sum())
+    drawn, found = _draw(
+        team, grid, key, vacant, False,
+        lambda found: rng.multinomial(cut.dropped - int(found.sum()), shares),
     )  # fmt: skip
+    spare.start[:] = pointers(kept + found)
+    _share(_merge, team, *drawn, tiles, cut.magnitude, quota, spare)
     weigh(grid, spare, key, team)
     for old, new in zip(tiles, spare, strict=True):
         np.copyto(old, new)
@@ -222,18 +214,14 @@ def _signed(bits):
 @_jit
 def _histogram(member, size, sync, bits, within, counts):
     """Count upper halves of magnitudes, or lower halves of those whose upper one is `within`."""
-    n, parts = len(bits), size * PARTS
-    part = claim(sync, size, member)
-    while part >= 0:
-        for k in range(n * part // parts, n * (part + 1) // parts):
+    for part in shares(sync, size, member, 0, len(bits)):
+        for k in part:
             sign, magnitude = _signed(bits[k])
             high = magnitude >> np.uint32(16)
             if within[0] == _BINS:
                 counts[member, sign, high] += 1
             elif high == within[sign]:
                 counts[member, sign, magnitude & np.uint32(0xFFFF)] += 1
-        part = claim(sync, size, member)
-    barrier(sync, size)
 
 
 @_jit
@@ -299,31 +287,23 @@ def _ranks(key, grid, tile, vacant, draws, walked, out, buckets):
 @_jit
 def _count(member, size, sync, grid, key, vacant, draws, walked, drawn, buckets, found):
     """Count how many different cells the draws of each tile hit."""
-    n, parts = len(draws), size * PARTS
-    part = claim(sync, size, member)
-    while part >= 0:
-        for tile in range(n * part // parts, n * (part + 1) // parts):
+    for part in shares(sync, size, member, 0, len(draws)):
+        for tile in part:
             found[tile] = _ranks(
                 key, grid, tile, vacant, draws, walked, drawn[member], buckets[member]
             )
-        part = claim(sync, size, member)
-    barrier(sync, size)
 
 
 @_jit
 def _count_weak(member, size, sync, tiles, cut, below):
     """Count the weights of each tile below the cut, and the positive and negative ones at it."""
-    n, parts = len(tiles.start) - 1, size * PARTS
     bits = tiles.weights.view(np.uint32)
-    part = claim(sync, size, member)
-    while part >= 0:
-        for tile in range(n * part // parts, n * (part + 1) // parts):
+    for part in shares(sync, size, member, 0, len(tiles.start) - 1):
+        for tile in part:
             for k in range(tiles.start[tile], tiles.start[tile + 1]):
                 sign, magnitude = _signed(bits[k])
                 below[tile, 0] += magnitude < cut[sign]
                 below[tile, 1 + sign] += magnitude == cut[sign]
-        part = claim(sync, size, member)
-    barrier(sync, size)
 
 
 @_jit
@@ -331,12 +311,10 @@ def _merge(
     member, size, sync, grid, key, vacant, draws, walked, drawn, buckets, old, cut, quota, new
 ):
     """Write the connections that stay and the new ones, tile by tile, in ascending order."""
-    n, parts = len(draws), size * PARTS
     bits = old.weights.view(np.uint32)
     ranks = drawn[member]
-    part = claim(sync, size, member)
-    while part >= 0:
-        for tile in range(n * part // parts, n * (part + 1) // parts):
+    for part in shares(sync, size, member, 0, len(draws)):
+        for tile in part:
             n_new = _ranks(key, grid, tile, vacant, draws, walked, ranks, buckets[member])
             width = min(grid.side_in, grid.n_in - tile % grid.across * grid.side_in)
             place, kept, fresh = new.start[tile], 0, 0
@@ -358,8 +336,6 @@ def _merge(
             while fresh < n_new:
                 _put(new, place, ranks[fresh] + kept, width)
                 place, fresh = place + 1, fresh + 1
-        part = claim(sync, size, member)
-    barrier(sync, size)
 
 
 @_jit
@@ -373,10 +349,9 @@ def _put(tiles, place, cell, width):
 @_jit
 def _weigh(member, size, sync, grid, key, tiles, fan_in):
     """Give weights to connections that have none, a row of tiles at a time."""
-    parts, count = size * PARTS, fan_in[member]
-    part = claim(sync, size, member)
-    while part >= 0:
-        for block in range(grid.down * part // parts, grid.down * (part + 1) // parts):
+    count = fan_in[member]
+    for part in shares(sync, size, member, 0, grid.down):
+        for block in part:
             count[:] = 0
             first = block * grid.across
             for k in range(tiles.start[first], tiles.start[first + grid.across]):
@@ -389,5 +364,3 @@ def _weigh(member, size, sync, grid, key, tiles, fan_in):
                         limit = np.sqrt(6.0 / count[tiles.rows[k]])
                         u = _uniform(own, k - begin)
                         tiles.weights[k] = np.float32(limit * (2.0 * u - 1.0))
-        part = claim(sync, size, member)
-    barrier(sync, size)

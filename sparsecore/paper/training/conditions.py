@@ -1,7 +1,7 @@
 """The studies: which runs each table and figure is made of.
 
 A study is a list of conditions (method × data set × seed); the profile says how long each run is.
-Hyperparameters are those of `settings`; running and loading is the business of `studies`.
+Hyperparameters are those of `settings`; `studies` runs and loads them.
 """
 
 from __future__ import annotations

@@ -248,7 +248,9 @@ class SparseMLP:
 
         A stored zero is a connection; duplicate entries are added up.
         """
-        layers = [sp.csr_array(_checked_sparse("matrices", m)) for m in matrices]
+        layers = [
+            sp.csr_array(_checked_sparse("matrices", m) if sp.issparse(m) else m) for m in matrices
+        ]
         # Sorting happens in place, and a CSR matrix of the caller's is not ours to sort.
         layers = [m if m.has_canonical_format else m.copy() for m in layers]
         for layer in layers:

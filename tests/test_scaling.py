@@ -448,7 +448,8 @@ def test_part_of_a_cluster():
     from sparsecore.cluster import Cluster
 
     whole = Cluster.__new__(Cluster)
-    whole.n, whole.engines, whole.pids, whole._hosts = 3, [5, 6, 7], [1, 2, 3], ["a", "b", "c"]
+    whole._facts = [((rank, 3, rank + 1, "host", "sources"), rank + 5) for rank in range(3)]
+    whole._use(3)
     part = whole.first(2)
     assert (part.n, part.engines, part.pids) == (2, [5, 6], [1, 2]) and whole.n == 3
     with pytest.raises(ValueError, match="n: expected 1 to 3 workers, got 4"):

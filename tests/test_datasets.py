@@ -24,7 +24,14 @@ import numpy as np
 import pytest
 
 from sparsecore import datasets
-from sparsecore.datasets import DataCorrupt, DataNotAvailable, readers, registry, sources
+from sparsecore.datasets import (
+    DataCorrupt,
+    DataNotAvailable,
+    generators,
+    readers,
+    registry,
+    sources,
+)
 from sparsecore.datasets.dataset import _apportion, every_kth, hash_arrays
 from sparsecore.datasets.readers import DataFile
 
@@ -921,3 +928,22 @@ def test_real_data(name):
         for y, n_rows in ((data.y_train, facts["n_train"]), (data.y_test, facts["n_test"])):
             if name != "cifar10" or n_rows == facts["n_test"]:
                 assert np.bincount(y).tolist() == [n_rows // data.n_classes] * data.n_classes
+
+
+@pytest.mark.parametrize("layout", ["known", "another"])
+def test_digits_are_those_of_scikit_learn(monkeypatch, layout):
+    from sklearn.datasets import load_digits
+
+    if layout == "another":
+
+        def moved(*args, **options):
+            raise FileNotFoundError
+
+        monkeypatch.setattr(np, "loadtxt", moved)
+    X_train, y_train, X_test, y_test = generators.digits()
+    X, y = load_digits(return_X_y=True)
+    test = every_kth(y, 5)
+    for found, expected in ((X_train, X[~test]), (X_test, X[test]), (y_train, y[~test])):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(y_test, y[test])
+    assert X_train.dtype == np.uint8 and y_train.dtype == np.int64

@@ -100,8 +100,7 @@ def test_a_quick_result_is_a_cache_of_this_code_on_this_machine(monkeypatch):
         patch.setattr(store, "sources_sha256", lambda: "changed")
         assert entry("quick").look() == (None, "other code or machine")
     with monkeypatch.context() as patch:
-        about = {**store.provenance(1, None), "cpu": "another"}
-        patch.setattr(store, "provenance", lambda *args: about)
+        patch.setattr(store, "cpu_model", lambda: "another")
         assert entry("quick").look() == (None, "other code or machine")
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from typing import Any, Generic, TypeVar
 
 from sparsecore import files
 from sparsecore.cluster import ClusterError
+from sparsecore.compiled.team import cpu_count
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.experiment import RECIPE
-from sparsecore.provenance import provenance, sources_sha256
+from sparsecore.provenance import cpu_model, provenance, sources_sha256
 
 Result = dict[str, Any]
 T = TypeVar("T")
@@ -166,8 +168,7 @@ class Entry:
 
 
 def _cache_key() -> str:
-    about = provenance(1, None)
-    machine = "\0".join(str(about[name]) for name in ("cpu", "cores", "python"))
+    machine = f"{cpu_model()}\0{cpu_count()}\0{platform.python_version()}"
     return hashlib.sha256(f"{sources_sha256()}\0{machine}".encode()).hexdigest()
 
 

@@ -105,23 +105,31 @@ def _recorded() -> Parallel | None:
 
 def _load(profile: str) -> Parallel:
     """Return all runs; parallel ones share a cluster, which starts when the first needs it."""
-    effort, data = EFFORTS[profile], datasets.load(DATASET)
+    data = datasets.load(DATASET)
     runs: dict[str, list[Result]] = {name: [] for name in ALGORITHMS}
     with on_cluster.kept():
-        for seed in effort.seeds:
-            rows = data if effort.rows is None else data.limited(effort.rows, random_state=seed)
+        for seed in EFFORTS[profile].seeds:
             for algorithm in ALGORITHMS:
-                train = partial(_train, algorithm, seed, rows, profile)
+                train = partial(_train, algorithm, seed, data, profile)
                 runs[algorithm].append(entry(algorithm, seed, profile).obtain(train))
     first = runs["wasap"][0]
-    rows = data if effort.rows is None else data.limited(effort.rows, random_state=first["seed"])
-    replay = _replay_entry(first).obtain(lambda: wasap.replay(rows, first, progress=True)[1])
-    return Parallel(profile, runs, replay)
+
+    def replay() -> Result:
+        rows = _rows(data, first["seed"], profile)
+        return wasap.replay(rows, first, progress=True)[1]
+
+    return Parallel(profile, runs, _replay_entry(first).obtain(replay))
 
 
-def _train(algorithm: str, seed: int, rows: Dataset, profile: str) -> Result:
+def _rows(data: Dataset, seed: int, profile: str) -> Dataset:
+    rows = EFFORTS[profile].rows
+    return data if rows is None else data.limited(rows, random_state=seed)
+
+
+def _train(algorithm: str, seed: int, data: Dataset, profile: str) -> Result:
     others, config = busy_cpus(), config_of(profile)  # the workers of a cluster sleep now
     if algorithm == "sequential":
+        rows = _rows(data, seed, profile)
         _, result = experiment.run(rows, config, seed=seed, progress=True)
     else:
         _, result = cluster.train(

@@ -117,9 +117,14 @@ def test_run_survives_engines_that_are_killed_or_hang(tmp_path):
     config = SMALL.with_values(epochs=300, learning_rate=0.001)
     broken = []
 
-    def train(workers, rank=None, how=None, epoch=0):
+    def saved():
+        return path.stat().st_mtime_ns if path.exists() else None
+
+    def train(workers, rank=None, how=None):
+        before = saved()
+
         def interfere(state):
-            if rank is not None and state["epoch"] > epoch and not broken:
+            if rank is not None and saved() != before and not broken:
                 broken.append(time.monotonic())
                 os.kill(workers.pids[rank], how)
 
@@ -132,12 +137,12 @@ def test_run_survives_engines_that_are_killed_or_hang(tmp_path):
     with cluster.connect(2) as workers:
         killed = rf"rank 1 \(process {workers.pids[1]}\) was killed or crashed.*; resume=True goes"
         with pytest.raises(ClusterError, match=killed):
-            train(workers, 1, signal.SIGKILL, 2)
+            train(workers, 1, signal.SIGKILL)
         assert time.monotonic() - broken[0] < 10
     with cluster.connect(2) as workers:
         stopped = rf"rank 0, which .* no sign of life .*process {workers.pids[0]} .*; resume=True"
         with pytest.raises(ClusterError, match=stopped):
-            train(workers, 0, signal.SIGSTOP, 10)
+            train(workers, 0, signal.SIGSTOP)
         assert time.monotonic() - broken[0] < 10
     with cluster.connect(2) as workers:
         _, result = train(workers)

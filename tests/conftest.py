@@ -19,3 +19,12 @@ hypothesis.settings.register_profile(
     max_examples=100,
 )
 hypothesis.settings.load_profile("repeatable")
+
+# Files are handed to workers whole and in this order: what compiles for all, then what waits for
+# other processes. The short rest fills both workers to the end.
+_FIRST = ("test_golden.py", "test_kernels.py", "test_wasap.py", "test_cluster.py")
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

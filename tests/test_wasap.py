@@ -221,25 +221,22 @@ SPARSECORE = (sys.executable, "-m", "sparsecore")
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("n", [2, 3])
-def test_parallel_suite_passes(n):
-    status, out, err = finished(
-        start(n, sys.executable, "-m", "pytest", "-q", "--timeout", "100", HERE / "mpi"), 200
-    )
+def test_parallel_suite_passes():
+    command = (sys.executable, "-m", "pytest", "-q", "--timeout", "100", HERE / "mpi")
+    status, out, err = finished(start(3, *command), 200)
     assert status == 0, out[-3000:] + err[-3000:]
-    assert len(re.findall(r"\d+ passed", out)) == n
+    assert len(re.findall(r"\d+ passed", out)) == 3
     assert "UCX" not in err  # nothing is left open at the end
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("n", [2, 3])
-def test_command_line_trains_and_replays(tmp_path, n):
+def test_command_line_trains_and_replays(tmp_path):
     status, out, err = finished(
-        start(n, *SPARSECORE, *TRAIN, "--algorithm", "wasap", "--epochs", 10)
+        start(2, *SPARSECORE, *TRAIN, "--algorithm", "wasap", "--epochs", 10)
     )
     assert status == 0, err
     assert out.count("\n") == 1, "only rank 0 prints"
-    assert f"{n} worker(s): rank 0 = process" in err
+    assert "2 worker(s): rank 0 = process" in err
     path = tmp_path / "result.json"
     path.write_text(out)
     command = [*SPARSECORE, "train", "--replay", str(path)]
@@ -248,8 +245,6 @@ def test_command_line_trains_and_replays(tmp_path, n):
     assert "weights identical to the last bit" in done.stdout
     assert json.loads(out)["weights_sha256"] in done.stdout
 
-    if n > 2:
-        return
     # Another order of the same updates makes other weights.
     changed = json.loads(out)
     read = wasap.from_json(changed["parallel"]["record"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,7 @@ class Outcome:
         )
 
 
+@cache  # several pictures and tables ask for the same
 def simulate(
     calibration: Calibration,
     workers: int,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 # SciPy reads it when it is first imported; scikit-learn's check of array API input is skipped
 # without.
 os.environ["SCIPY_ARRAY_API"] = "1"
 
 import hypothesis
+import pytest
 
 hypothesis.settings.register_profile(
     # Examples are the same in every run, so a failure repeats. A deadline would measure compilation
@@ -28,3 +31,42 @@ _FIRST = ("test_golden.py", "test_kernels.py", "test_wasap.py", "test_cluster.py
 def pytest_collection_modifyitems(items):
     order = {name: place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture
+def one_worker(monkeypatch, tmp_path):
+    """What would be trained on a cluster is trained here by one worker, and listed."""
+    mpi = pytest.importorskip("mpi4py.MPI")
+    from sparsecore import cluster, datasets, wasap
+
+    calls, message = [], {"seconds": 1e-6, "bytes_per_second": 1e9}
+    job = SimpleNamespace(get=lambda: message)
+    workers = SimpleNamespace(first=lambda n: workers, submit=lambda function, *args: [job, job])
+
+    @contextmanager
+    def connect(n):
+        yield workers
+
+    def train(workers, config, dataset, *, algorithm, seed, limit, phase1=0.7):
+        calls.append((algorithm, seed, phase1))
+        data = datasets.load(dataset).limited(limit, random_state=seed)
+        plan = wasap.Plan(algorithm, phase1)
+        return wasap.run(data, config, plan, seed=seed, comm=mpi.COMM_SELF)
+
+    monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
+    monkeypatch.setattr(cluster, "connect", connect)
+    monkeypatch.setattr(cluster, "train", train)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def short_simulations():
+    """Simulate up to 16 workers, and for less long."""
+    from sparsecore.paper.scaling import figures, simulate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulate, "_UPDATES", 300)
+        patch.setattr(figures, "_NUMBERS", (1, 2, 4, 8, 16))
+        simulate.simulate.cache_clear()
+        yield
+    simulate.simulate.cache_clear()

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 
-from sparsecore.paper import store
+from sparsecore.paper import claims, store
 from sparsecore.paper.extreme import figures as extreme_figures
 from sparsecore.paper.extreme import runs as extreme
 from sparsecore.paper.extreme.runs import Extreme
@@ -20,8 +20,23 @@ from sparsecore.paper.scaling import measure as scaling
 from sparsecore.paper.speed import figures as speed_figures
 from sparsecore.paper.speed import measure as speed
 from sparsecore.paper.store import Versions
+from sparsecore.paper.training import figures as training_figures
+from sparsecore.paper.training import pruning, studies, tables, topology
 
 _PROVENANCE = re.compile(r"commit|AMD|EPYC|Intel|Xeon|CPU @|sparsecore \d|Source|\b[0-9a-f]{7,}\b")
+_TRAINING = {
+    "F-curves": training_figures.curves,
+    "F-gradient-flow": training_figures.gradient_flow,
+    "F-alpha": training_figures.sensitivity,
+    "F-importance": pruning.importance,
+    "F-importance, during": pruning.during_training,
+    "F-importance, after": pruning.after_training,
+    "F-topology": topology.degrees,
+    "F-topology, pixels": topology.pixels,
+    "T-main": tables.main,
+    "L-claims": lambda found: claims.Ledger(found).table(),
+    "L-claims, evidence": lambda found: claims.Ledger(found).evidence(),
+}
 _SHOWN = {
     speed_figures: (
         "peers", "what_peers_do", "epochs", "density", "roofline", "kernels", "width",
@@ -33,11 +48,12 @@ _SHOWN = {
 
 
 @pytest.fixture(scope="module")
-def recorded():
+def recorded(short_simulations):
     """What each page shows of the recorded results, by its module of figures."""
     with pytest.MonkeyPatch.context() as patch:
         results = Path(__file__).parent.parent / "book" / "results"
         patch.setenv(store.FOLDER, str(results))
+        patch.setattr(studies, "data_sha256", lambda name: None)  # not to be downloaded
         rows = {row: Versions(run) for row, run in extreme.recorded().items()}
         parts = {
             name: Versions(extreme._part_entry(name, "paper").recorded())
@@ -48,6 +64,7 @@ def recorded():
             scaling_figures: Versions(scaling.entry("paper").recorded()),
             parallel_figures: Versions(parallel._recorded()),
             extreme_figures: Extreme(rows, parts),
+            **{key: studies.recorded(key) for key in {name.split(",")[0] for name in _TRAINING}},
         }
 
 
@@ -60,6 +77,16 @@ def test_a_caption_is_short_and_its_sources_are_apart(page, name, recorded):
     assert_short(shown.caption)
     assert "Recorded (profile paper): " in shown.sources
     assert re.search(r"commit [0-9a-f]{7}", shown.sources)
+
+
+@pytest.mark.parametrize("name", _TRAINING)
+def test_a_training_s_caption_is_short_and_its_sources_are_apart(name, recorded):
+    key = name.split(",")[0]
+    shown = _TRAINING[name](recorded[key])
+    assert_short(shown.caption)
+    assert "profile" not in shown.caption
+    if key != "L-claims":
+        assert "Runs: profile paper" in shown.sources
 
 
 def test_the_schematic_has_a_short_caption_too():

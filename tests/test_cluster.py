@@ -1,11 +1,11 @@
 """Clusters of MPI engines: found, started, used, broken."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,71 +21,84 @@ from sparsecore.cluster import ClusterError, engines
 from sparsecore.config import TrainConfig
 
 pytestmark = [pytest.mark.mpi]
+BIN = Path(sys.executable).parent
 SMALL = TrainConfig(hidden=(40, 30), batch_size=32, epochs=6)
 LONG = SMALL.with_values(epochs=4000)
 
 
+@contextmanager
+def new_user(folder):
+    """Have an IPython folder without anyone's cluster in it, and a shell as a new user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPYTHONDIR", str(folder))
+        # The environment's bin folder is not on PATH.
+        paths = os.environ["PATH"].split(os.pathsep)
+        patch.setenv("PATH", os.pathsep.join(p for p in paths if p != str(BIN)))
+        yield folder
+
+
 @pytest.fixture(autouse=True)
-def profile(tmp_path_factory, monkeypatch):
-    """An IPython folder without anyone's cluster in it."""
-    folder = tmp_path_factory.mktemp("ipython")
-    monkeypatch.setenv("IPYTHONDIR", str(folder))
-    # A new user's shell does not have the environment's bin folder on PATH.
-    bin_folder = str(Path(sys.executable).parent)
-    paths = [p for p in os.environ["PATH"].split(os.pathsep) if p != bin_folder]
-    monkeypatch.setenv("PATH", os.pathsep.join(paths))
-    return folder
+def profile(tmp_path_factory):
+    with new_user(tmp_path_factory.mktemp("ipython")) as folder:
+        yield folder
 
 
-def write_cluster_file(folder, text):
-    path = folder / "profile_default" / "security" / "ipcontroller-client.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(text)
-    return path
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A cluster that is started here and goes at the end."""
+    with new_user(tmp_path_factory.mktemp("ipython")):
+        with cluster.connect(2) as workers:
+            yield workers
+        assert are_gone(workers.pids)
 
 
-def test_cluster_of_its_own_trains_reports_and_goes(profile, capsys):
+def are_gone(pids, seconds=10):
+    """Return whether so many seconds are enough for processes to end."""
+    end = time.monotonic() + seconds
+    while there := any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        if time.monotonic() > end:
+            break
+        time.sleep(0.05)
+    return not there
+
+
+def test_cluster_of_its_own_trains_and_reports(own, capsys):
+    assert "2 MPI workers, started here" in repr(own)
     states = []
-    with cluster.connect(2) as workers:
-        assert "2 MPI workers, started here" in repr(workers)
-        model, result = cluster.train(workers, SMALL, "digits", on_progress=states.append)
-        assert result["config"]["workers"] == 2
-        assert model.weights_sha256() == result["weights_sha256"]
-        assert wasap.replay(datasets.load("digits"), result)[1]["identical"]
+    model, result = cluster.train(own, SMALL, "digits", on_progress=states.append)
+    assert result["config"]["workers"] == 2
+    assert model.weights_sha256() == result["weights_sha256"]
+    assert wasap.replay(datasets.load("digits"), result)[1]["identical"]
+    _, result = cluster.train(
+        own, LONG.with_values(epochs=60), "digits", algorithm="wassp", limit=200,
+        on_progress=states.append,
+    )  # fmt: skip
+    assert result["config"]["n_train"] == 200
+    assert states and {"phase", "epoch", "updates_per_second", "staleness"} <= states[-1].keys()
 
-        # A failure that MPI survives leaves the engines usable.
-        diverging = SMALL.with_values(learning_rate=1e6)
-        with pytest.raises(ClusterError, match=r"rank \d: FloatingPointError: worker \d.*finite"):
-            cluster.train(workers, diverging, "digits")
-        with pytest.raises(ClusterError, match="rank 0: ValueError: unknown data set 'nothing'"):
-            cluster.train(workers, SMALL, "nothing")
-
-        # Nobody looks on: there is a bar.
-        cluster.train(workers, LONG.with_values(epochs=100), "digits", limit=200)
-        assert "WASAP, 2 workers: 100%" in (told := capsys.readouterr().err)
-        assert "100.0/100" in told
-
-        # So does an interrupt, after which no engine trains on.
-        def interrupt(state):
-            raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            cluster.train(
-                workers, LONG.with_values(epochs=100_000), "digits", on_progress=interrupt
-            )
-        assert all(job.get(timeout=10) for job in workers.submit(os.getpid))
-
-        _, result = cluster.train(
-            workers, LONG.with_values(epochs=60), "digits", algorithm="wassp", limit=200,
-            on_progress=states.append,
-        )  # fmt: skip
-        assert result["config"]["n_train"] == 200
-        assert states and {"phase", "epoch", "updates_per_second", "staleness"} <= states[-1].keys()
-        pids = workers.pids
-    assert are_gone(pids)
+    # Nobody looks on: there is a bar.
+    cluster.train(own, LONG.with_values(epochs=100), "digits", limit=200)
+    assert "WASAP, 2 workers: 100%" in (told := capsys.readouterr().err)
+    assert "100.0/100" in told
 
 
-def test_cluster_goes_with_who_started_it_however_that_ends(profile):
+def test_failures_that_mpi_survives_leave_the_engines_usable(own):
+    diverging = SMALL.with_values(learning_rate=1e6)
+    with pytest.raises(ClusterError, match=r"rank \d: FloatingPointError: worker \d.*finite"):
+        cluster.train(own, diverging, "digits")
+    with pytest.raises(ClusterError, match="rank 0: ValueError: unknown data set 'nothing'"):
+        cluster.train(own, SMALL, "nothing")
+
+    # So does an interrupt, after which no engine trains on.
+    def interrupt(state):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cluster.train(own, LONG.with_values(epochs=100_000), "digits", on_progress=interrupt)
+    assert all(job.get(timeout=10) for job in own.submit(os.getpid))
+
+
+def test_cluster_goes_with_who_started_it_however_that_ends():
     program = (
         "from sparsecore import cluster\nfrom sparsecore.config import TrainConfig\n"
         "config = TrainConfig(hidden=(40, 30), batch_size=32, epochs=100_000)\n"
@@ -101,18 +114,26 @@ def test_cluster_goes_with_who_started_it_however_that_ends(profile):
     assert len(pids) == 2 and are_gone(pids, 60)  # importing takes its time on a busy machine
 
 
-def are_gone(pids, seconds=10):
-    """Return whether so many seconds are enough for processes to end."""
-    end = time.monotonic() + seconds
-    while there := any(os.path.exists(f"/proc/{pid}") for pid in pids):
-        if time.monotonic() > end:
-            break
-        time.sleep(0.05)
-    return not there
+@contextmanager
+def terminal(n, folder):
+    """Start a cluster in a terminal, that is by another process."""
+    with new_user(folder):
+        process = subprocess.Popen(
+            [BIN / "ipcluster", "start", "--engines=MPI", "-n", str(n)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
+        )  # fmt: skip
+        try:
+            while "successfully" not in process.stdout.readline():
+                assert process.poll() is None
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
 
 
 @pytest.mark.slow
-def test_run_survives_engines_that_are_killed_or_hang(tmp_path):
+def test_terminal_s_cluster_is_used_and_a_run_survives_engines_killed_or_hanging(own, tmp_path):
     path = tmp_path / "run.npz"
     config = SMALL.with_values(epochs=300, learning_rate=0.001)
     broken = []
@@ -134,48 +155,31 @@ def test_run_survives_engines_that_are_killed_or_hang(tmp_path):
             on_progress=interfere, patience=2,
         )  # fmt: skip
 
-    with cluster.connect(2) as workers:
-        killed = rf"rank 1 \(process {workers.pids[1]}\) was killed or crashed.*; resume=True goes"
-        with pytest.raises(ClusterError, match=killed):
-            train(workers, 1, signal.SIGKILL)
-        assert time.monotonic() - broken[0] < 10
-    with cluster.connect(2) as workers:
-        stopped = rf"rank 0, which .* no sign of life .*process {workers.pids[0]} .*; resume=True"
-        with pytest.raises(ClusterError, match=stopped):
-            train(workers, 0, signal.SIGSTOP)
-        assert time.monotonic() - broken[0] < 10
-    with cluster.connect(2) as workers:
-        _, result = train(workers)
-        assert [epoch["epoch"] for epoch in result["epochs"]] == list(range(1, 301))
-        assert len(result["parallel"]["restarts"]) == 2
-        assert wasap.replay(datasets.load("digits").limited(200), result)[1]["identical"]
-
-
-@pytest.mark.slow
-def test_cluster_started_in_a_terminal_is_used_and_left_running(profile):
-    bin_folder = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
-    terminal = subprocess.Popen(
-        [bin_folder / "ipcluster", "start", "--engines=MPI", "-n", "3"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-    )  # fmt: skip
-    try:
-        while "successfully" not in terminal.stdout.readline():
-            assert terminal.poll() is None
-        with cluster.connect(2) as workers:
-            assert workers.own is None
-            _, result = cluster.train(workers, SMALL, "digits")
-            assert result["config"]["workers"] == 2
+    with terminal(3, tmp_path / "ipython") as process:
         with cluster.connect(3) as workers:
             _, result = cluster.train(workers, SMALL, "digits")
             assert result["config"]["workers"] == 3
         with pytest.raises(ClusterError, match=r"has 3 engine.*4 workers.*-n 4"):
             with cluster.connect(4):
                 pass
-        assert terminal.poll() is None
-    finally:
-        terminal.send_signal(signal.SIGINT)
-        terminal.communicate(timeout=30)
+        assert process.poll() is None, "left running"
+        with cluster.connect(2) as workers:
+            assert workers.own is None
+            killed = rf"rank 1 \(process {workers.pids[1]}\) was killed or.*; resume=True goes"
+            with pytest.raises(ClusterError, match=killed):
+                train(workers, 1, signal.SIGKILL)
+            assert time.monotonic() - broken[0] < 10
+    with cluster.connect(2) as workers:
+        stopped = rf"rank 0, which .* no sign of life .*process {workers.pids[0]} .*; resume=True"
+        with pytest.raises(ClusterError, match=stopped):
+            train(workers, 0, signal.SIGSTOP)
+        assert time.monotonic() - broken[0] < 10
+    assert are_gone(workers.pids)
+    _, result = train(own)
+    assert result["config"]["workers"] == 2
+    assert [epoch["epoch"] for epoch in result["epochs"]] == list(range(1, 301))
+    assert len(result["parallel"]["restarts"]) == 2
+    assert wasap.replay(datasets.load("digits").limited(200), result)[1]["identical"]
 
 
 class Engines:
@@ -203,13 +207,10 @@ class Engines:
     [
         (
             (0, 1, 1, "here", engines._SOURCES),
-            r"2 engines in MPI jobs of \[1\] ranks.*--engines=MPI",
+            r"2 engines in MPI jobs of \[1\] .*--engines=MPI",
         ),
         ((0, 2, 1, "here", "older"), "another state of sparsecore.*ipcluster stop"),
-        (
-            RemoteError("ModuleNotFoundError", "no sparsecore", "", {}),
-            "another environme",
-        ),
+        (RemoteError("ModuleNotFoundError", "no sparsecore", "", {}), "another environme"),
     ],
 )
 def test_engines_that_cannot_be_used_are_refused(answer, message):
@@ -224,17 +225,25 @@ def test_engine_that_does_not_answer_is_named(monkeypatch):
         cluster.Cluster(Engines(None), 2)
 
 
-def test_stale_cluster_file_is_named_and_passed_over(profile):
-    facts = {"interface": "tcp://127.0.0.1", "location": "localhost", "registration": 1}
-    path = write_cluster_file(profile, json.dumps(facts))
+@pytest.mark.parametrize(
+    "text", ['{"interface": "tcp://127.0.0.1", "location": "localhost", "registration": 1}', "{"]
+)
+def test_stale_or_damaged_cluster_file_is_named_and_passed_over(profile, text):
+    path = profile / "profile_default" / "security" / "ipcontroller-client.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
     with pytest.warns(UserWarning, match=f"{path} is left from a cluster that no longer answers"):
-        assert cluster.engines._running("default") is None
+        assert engines._running("default") is None
 
 
-def test_damaged_cluster_file_is_named_and_passed_over(profile):
-    path = write_cluster_file(profile, "{")
-    with pytest.warns(UserWarning, match=f"{path} is left from"):
-        assert cluster.engines._running("default") is None
+def test_part_of_a_cluster():
+    whole = cluster.Cluster.__new__(cluster.Cluster)
+    whole._facts = [((rank, 3, rank + 1, "host", "sources"), rank + 5) for rank in range(3)]
+    whole._use(3)
+    part = whole.first(2)
+    assert (part.n, part.engines, part.pids) == (2, [5, 6], [1, 2]) and whole.n == 3
+    with pytest.raises(ValueError, match="n: expected 1 to 3 workers, got 4"):
+        whole.first(4)
 
 
 def test_missing_mpiexec_is_said(monkeypatch, tmp_path):

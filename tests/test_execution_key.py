@@ -19,26 +19,20 @@ execution_key = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(execution_key)
 
 
-def test_digest_sees_content_names_and_only_the_patterns(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "a.py").write_text("1")
-    (tmp_path / "sub/b.py").write_text("2")
-    first = execution_key.digest_files(tmp_path, ["**/*.py"])
-    (tmp_path / "c.txt").write_text("not a source")
-    assert execution_key.digest_files(tmp_path, ["**/*.py"]) == first
-    (tmp_path / "sub/b.py").write_text("3")
-    second = execution_key.digest_files(tmp_path, ["**/*.py"])
-    (tmp_path / "sub/b.py").rename(tmp_path / "sub/d.py")
-    third = execution_key.digest_files(tmp_path, ["**/*.py"])
+def test_digest_sees_content_names_and_only_the_patterns_wherever_that_is(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for place in (here, there):
+        (place / "sub").mkdir(parents=True)
+        (place / "a.py").write_text("1")
+        (place / "sub/b.py").write_text("2")
+    first = execution_key.digest_files(here, ["**/*.py"])
+    (there / "c.txt").write_text("not a source")
+    assert execution_key.digest_files(there, ["**/*.py"]) == first
+    (here / "sub/b.py").write_text("3")
+    second = execution_key.digest_files(here, ["**/*.py"])
+    (here / "sub/b.py").rename(here / "sub/d.py")
+    third = execution_key.digest_files(here, ["**/*.py"])
     assert len({first, second, third}) == 3
-
-
-def test_digest_does_not_depend_on_the_place(tmp_path):
-    for place in ("here", "there"):
-        (tmp_path / place).mkdir()
-        (tmp_path / place / "a.py").write_text("1")
-    here, there = (execution_key.digest_files(tmp_path / p, ["*.py"]) for p in ("here", "there"))
-    assert here == there
 
 
 def test_versions_follow_the_package_metadata():
@@ -131,19 +125,13 @@ class Book:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("TOY_")}
         environ |= {"PYTHONPATH": str(self.root / "lib"), "PYTHONDONTWRITEBYTECODE": "1"}
         environ["PATH"] = os.defpath
-        program = [
-            Path(sys.executable).with_name("jupyter-book"),
-            "build",
-            "book",
-            "-W",
-            "-n",
-            "--keep-going",
-        ]
+        program = Path(sys.executable).with_name("jupyter-book")
         done = subprocess.run(
-            program, cwd=self.root, env=environ, text=True, capture_output=True, timeout=300
-        )
+            [program, "build", "book", "-W", "-n", "--keep-going"],
+            cwd=self.root, env=environ, text=True, capture_output=True, timeout=300,
+        )  # fmt: skip
         log = done.stdout + done.stderr
-        return done.returncode, re.findall(r"(\w+)\.ipynb: Executing notebook", log), log
+        return done.returncode, sorted(re.findall(r"(\w+)\.ipynb: Executing notebook", log)), log
 
     def page(self, name: str) -> str:
         return re.sub(r"<[^>]+>", "", (self.build_dir / f"html/{name}.html").read_text())
@@ -153,33 +141,23 @@ class Book:
 def test_book_executes_what_has_changed_and_fails_when_a_notebook_fails(tmp_path):
     book = Book(tmp_path)
 
-    status, executed, log = book.build()
-    assert status == 0, log
-    assert sorted(executed) == ["a", "b"]
-    assert "Answer: 41." in book.page("b")
+    def expect(*executed: str, answer: int) -> None:
+        status, found, log = book.build()
+        assert (status, found) == (0, [*executed]), log
+        assert f"Answer: {answer}." in book.page("b"), "a glued value reaches the page showing it"
 
-    status, executed, log = book.build()
-    assert (status, executed) == (0, []), log
-
+    expect("a", "b", answer=41)
+    expect(answer=41)
     book.write("lib/toy/__init__.py", "answer = 42\n")
-    status, executed, log = book.build()
-    assert (status, sorted(executed)) == (0, ["a", "b"]), log
-    assert "Answer: 42." in book.page("b")
-
+    expect("a", "b", answer=42)
     book.notebook("a", GLUE.replace("toy.answer", "toy.answer + 1"))
-    status, executed, log = book.build()
-    assert (status, executed) == (0, ["a"]), log
-    assert "Answer: 43." in book.page("b"), "a glued value must reach the page that shows it"
+    expect("a", answer=43)
 
     book.write("book/results/paper/study/run.json", json.dumps({"accuracy": 1}))
-    status, executed, log = book.build()
-    assert (status, sorted(executed)) == (0, ["a", "b"]), log
-
     book.notebook("b", "raise ValueError('on purpose')")
     status, executed, log = book.build()
-    assert status != 0
-    assert executed == ["b"]
-    assert "on purpose" in log
+    assert status != 0 and "on purpose" in log
+    assert executed == ["a", "b"], "a for the result alone"
 
     # no page asks another machine for anything: the book is read without a network
     html = "".join(p.read_text() for p in (book.build_dir / "html").glob("*.html"))

@@ -95,7 +95,8 @@ def test_table_in_three_forms():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_load_call_and_show(path):
-    forbidden = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While)
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    forbidden = (*functions, ast.For, ast.While)
     for cell in json.loads(path.read_text())["cells"]:
         if cell["cell_type"] == "code":
             tree = ast.parse("".join(cell["source"]))

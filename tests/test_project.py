@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -165,19 +166,6 @@ def test_notebooks_are_committed_without_outputs():
             assert cell["execution_count"] is None, f"{path.name}: run nbstripout on it"
 
 
-def test_notebooks_define_nothing():
-    for path in ROOT.glob("notebooks/*.ipynb"):
-        for cell in code_cells(path):
-            lines = "".join(cell["source"]).splitlines(keepends=True)
-            code = "".join("pass\n" if re.match(r"\s*[%!]", s) else s for s in lines)
-            defined = [
-                node.name
-                for node in ast.walk(ast.parse(code))
-                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-            ]
-            assert not defined, f"{path.name} defines {defined}: it belongs in sparsecore"
-
-
 def test_every_notebook_is_a_page_of_the_book():
     toc = (ROOT / "book/_toc.yml").read_text()
     pages = set(re.findall(r"file: notebooks/(\S+)", toc))
@@ -195,10 +183,15 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imports(path: Path) -> set[str]:
     """List the absolute names of all that a file imports, inside functions too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -207,6 +200,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+@cache
 def own_imports(path: Path) -> set[str]:
     """Resolve a file's imports within the package to modules; the version alone is free for all."""
     resolved = set()
@@ -216,7 +210,7 @@ def own_imports(path: Path) -> set[str]:
         if name == "sparsecore":
             used = {
                 node.attr
-                for node in ast.walk(ast.parse(path.read_text()))
+                for node in nodes(path)
                 if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "sparsecore"
             }
             assert used <= {"__version__", "__file__"}, f"{path}: import what you use"
@@ -237,22 +231,16 @@ def test_every_module_has_a_place():
     assert {room(m) for m in MODULES} == RANK.keys()
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_go_downwards_only(module):
-    for other in own_imports(MODULES[module]) - {module}:
-        if room(other) != room(module):
-            assert RANK[room(other)] < RANK[room(module)], f"{module} imports {other}"
-
-
-def test_library_does_not_know_the_paper():
+def test_imports_go_downwards_only():
     for module, path in MODULES.items():
-        if room(module) not in {"paper", "commands", "__main__"}:
-            assert not {m for m in own_imports(path) if room(m) == "paper"}, module
+        for other in own_imports(path) - {module}:
+            if room(other) != room(module):
+                assert RANK[room(other)] < RANK[room(module)], f"{module} imports {other}"
 
 
 def test_no_module_is_imported_by_a_name_in_a_string():
     for module, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Constant) and node.value in MODULES:
                 assert room(node.value) == room(module), f"{path}, line {node.lineno}"
 
@@ -281,13 +269,13 @@ def distributions(path: Path) -> set[str]:
     return {canonicalize_name(DISTRIBUTIONS.get(top, top)) for top in tops}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_imported_package_is_declared(module):
+def test_every_imported_package_is_declared():
     extras = {"wasap": ["mpi"], "cluster": ["mpi"], "paper": ["book", "peers"]}
-    used = distributions(MODULES[module])
-    assert used <= requirements(*extras.get(room(module), [])).keys()
-    for name, owner in ALONE.items():
-        assert name not in used or room(module) == owner, f"{name} is for {owner} alone"
+    for module, path in MODULES.items():
+        used = distributions(path)
+        assert used <= requirements(*extras.get(room(module), [])).keys(), module
+        for name, owner in ALONE.items():
+            assert name not in used or room(module) == owner, f"{name} is for {owner} alone"
 
 
 def test_every_package_that_the_tests_import_is_declared():

@@ -1,14 +1,12 @@
 """F-scaling: the simulation against closed forms, what it is calibrated with, and its pictures."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
-from sparsecore import datasets, wasap
-from sparsecore.__main__ import main
+from sparsecore import datasets
 from sparsecore.config import TrainConfig
 from sparsecore.experiment import Shard
 from sparsecore.paper.parallel.figures import COLOUR
@@ -46,23 +44,20 @@ EXPONENTIAL = tuple(-np.log1p(-np.linspace(0, 1 - 1e-7, 200_001)))
 # --- closed forms ---
 
 
-def test_one_worker_computes_and_pushes_in_turns():
-    found = simulate.simulate(PLAIN, 1, scenario=EVEN)
-    assert found.gradients_per_second == pytest.approx(1 / 0.011)
-    assert found.gradients_per_second == pytest.approx(PLAIN.alone)
-    assert found.samples_per_second == pytest.approx(100 / 0.011)
-    assert found.speedup == pytest.approx(1)
-    assert (found.waiting, found.staleness) == (0, 0)
-
-
-@pytest.mark.parametrize("workers", [2, 5, 10, 11, 12, 40, 300])
+@pytest.mark.parametrize("workers", [1, 2, 5, 10, 11, 12, 40, 300])
 def test_even_workers_share_the_server_until_it_is_busy(workers):
     found = simulate.simulate(PLAIN, workers, scenario=EVEN)
     rate = min(workers / 0.011, 1 / 0.001)
     assert found.gradients_per_second == pytest.approx(rate, rel=1e-6)
+    assert found.samples_per_second == pytest.approx(100 * rate, rel=1e-6)
+    assert found.speedup == pytest.approx(rate / PLAIN.alone, rel=1e-6)
     assert found.utilisation == pytest.approx(rate * 0.001, rel=1e-6)
     assert saturation(PLAIN, ONE_MACHINE) == pytest.approx(11)
     assert found.staleness == pytest.approx(workers - 1, rel=1e-6)
+    if workers == 1:
+        assert PLAIN.alone == pytest.approx(1 / 0.011) and found.waiting == 0
+        said = "Simulation: 1 workers, 9,091 samples/s, 1.00 times one worker; "
+        assert repr(found).startswith(said)
 
 
 @pytest.mark.parametrize("workers", [3, 10, 30])
@@ -116,15 +111,12 @@ def test_lockstep_waits_for_the_largest_of_exponential_times():
         assert workers / np.mean(rates) / 0.01 == pytest.approx(harmonic, rel=0.07)
 
 
-def test_workers_meet_before_they_exchange():
+def test_workers_meet_and_exchange():
     """All-to-all, a ring of K - 1 messages, and twice ⌈log2 K⌉ to meet."""
     slow = replace(PLAIN, message=0.01, update=1e-12, bandwidth=1e15, updates_per_epoch=10**12)
     for workers, messages in ((1, 0), (2, 1 + 1 + 2), (5, 4 + 4 + 2 * 3), (8, 7 + 7 + 2 * 3)):
         assert exchange(slow, ONE_MACHINE, workers) == pytest.approx(0.01 * messages, abs=1e-9)
-
-
-def test_exchange_sends_what_lockstep_sends():
-    """16 (K - 1) / K bytes a parameter and step, sent and received: 8 each way."""
+    # 16 (K - 1) / K bytes a parameter and step, sent and received: 8 each way.
     wide = replace(PLAIN, n_params=10_000_000, update=1e-12, updates_per_epoch=10**12)
     for workers in (2, 10):
         each_way = 8 * (workers - 1) / workers * wide.n_params
@@ -191,6 +183,7 @@ def test_seed_determines_the_outcome():
         (lambda: replace(PLAIN, lock=-1.0), "lock: expected a finite number of at least 0"),
         (lambda: replace(PLAIN, bandwidth=np.inf), "bandwidth: expected a finite number"),
         (lambda: replace(PLAIN, jitter=(1.0,)), "jitter: expected at least two quantiles"),
+        (lambda: scaling.calibrate(made_up(evolve=1.0)), "update: expected a finite number above"),
     ],
 )
 def test_bad_input_is_refused(call, message):
@@ -242,7 +235,7 @@ def test_round_trips_are_those_of_a_push():
 # --- calibration ---
 
 
-def made_up(profile="quick", **changes):
+def made_up(profile="quick", evolve=1e-3, **changes):
     """A measurement of round numbers: 1 ms of computing, 0.1 ms of lock, 0.2 ms of update."""
 
     def run(rate, workers, seed):
@@ -268,7 +261,7 @@ def made_up(profile="quick", **changes):
         },
         "steps": {
             "gradient": [0.9e-3, 1e-3, 1.1e-3], "push": 1e-4, "retain": 3e-4, "adopt": 2e-4,
-            "evolve": 1e-3, "reduce": 2e-5, "term": 1e-6, "n_params": 100_000, "n_gradients": 400,
+            "evolve": evolve, "reduce": 2e-5, "term": 1e-6, "n_params": 100_000, "n_gradients": 400,
         },
         "messages": {"seconds": 1e-6, "bytes_per_second": 5e9},
         "provenance": {"cpu": "a CPU", "cores": 2, "sparsecore": "0", "commit": None},
@@ -285,13 +278,6 @@ def test_calibration_divides_the_time_of_one_worker():
     assert (found.updates_per_epoch, found.samples_per_update) == (10, 100)
     assert found.jitter == pytest.approx((0.9, 1.0, 1.1))
     assert scaling.busy(made_up(), "wasap", 2).compute == pytest.approx(1e-3)
-
-
-def test_calibration_that_makes_no_sense_is_refused():
-    result = made_up()
-    result["steps"]["evolve"] = 1.0
-    with pytest.raises(ValueError, match="update: expected a finite number above 0"):
-        scaling.calibrate(result)
 
 
 def test_speedups_are_those_of_the_same_round():
@@ -331,64 +317,22 @@ def test_rounds_are_measured_in_turns_and_told(monkeypatch):
 # --- run or load ---
 
 
-@pytest.fixture
-def measuring(monkeypatch, tmp_path):
-    """What would be trained on a cluster, trained here by one worker, and listed."""
-    mpi = pytest.importorskip("mpi4py.MPI")
-    calls = []
-
-    class Job:
-        def get(self):
-            return {"seconds": 1e-6, "bytes_per_second": 1e9}
-
-    class Workers:
-        def first(self, n):
-            return self
-
-        def submit(self, function, *args):
-            return [Job(), Job()]
-
-    @contextmanager
-    def connect(n):
-        yield Workers()
-
-    def train(workers, config, dataset, *, algorithm, phase1, seed, limit):
-        calls.append((algorithm, seed))
-        assert phase1 == 1.0
-        data = datasets.load(dataset).limited(limit, random_state=seed)
-        plan = wasap.Plan(algorithm, phase1)
-        return wasap.run(data, config, plan, seed=seed, comm=mpi.COMM_SELF)
-
-    monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
+def test_measured_in_turns_and_timed(one_worker, monkeypatch):
     monkeypatch.setattr(scaling, "DATASET", "digits")
     effort = scaling.Effort(epochs=2, rows=300, seeds=(0,), workers=2, steps=40)
-    monkeypatch.setattr(scaling, "EFFORTS", {"quick": effort, "paper": effort})
-    monkeypatch.setattr(scaling.cluster, "connect", connect)
-    monkeypatch.setattr(scaling.cluster, "train", train)
-    return calls
-
-
-def test_measured_once_then_read_and_beside_what_is_recorded(measuring, capsys):
-    first = scaling.load("quick")
-    assert measuring == [("wasap", 0), ("wassp", 0)] * 2
-    assert [title for title, _ in first] == ["this build"]
-    times = first.here["steps"]["gradient"]
+    monkeypatch.setattr(scaling, "EFFORTS", {"quick": effort})
+    first = scaling.load("quick").here
+    assert one_worker == [("wasap", 0, 1.0), ("wassp", 0, 1.0)] * 2
+    times = first["steps"]["gradient"]
     assert times == sorted(times) and times[0] > 0
-    assert scaling.load("quick").here == first.here
-    assert len(measuring) == 4
-
-    recorded = made_up("paper", provenance=first.here["provenance"])
-    scaling.entry("paper").obtain(lambda: recorded)
-    assert main(["study", "run", "F-scaling", "--profile", "quick"]) == 0
-    assert "1/1 results recorded" in capsys.readouterr().out
-    assert [title for title, _ in scaling.load("quick")] == ["recorded", "this build"]
+    assert scaling.load("quick").here == first and len(one_worker) == 4
 
 
 # --- pictures ---
 
 
 @pytest.fixture(params=["alone", "beside"])
-def found(request):
+def found(request, short_simulations):
     return Versions(None if request.param == "alone" else made_up("paper"), made_up())
 
 
@@ -425,11 +369,6 @@ def test_nothing_to_show_says_why():
         assert "no MPI" in getattr(scaling_figures, name)(Versions(None, missing="no MPI")).caption
 
 
-def test_an_outcome_says_that_it_is_simulated():
-    said = repr(simulate.simulate(PLAIN, 1, scenario=EVEN))
-    assert said.startswith("Simulation: 1 workers, 9,091 samples/s, 1.00 times one worker; ")
-
-
 def test_tables_set_simulation_beside_measurement(found):
     table = scaling_figures.comparison(found)
     assert len(table.data) == 4 * len(list(found))
@@ -442,15 +381,3 @@ def test_tables_set_simulation_beside_measurement(found):
     assert "1.25 GB/s each way" in calibration.sources
     assert calibration.frame["this build"].iloc[0] == "1.0000"
     assert "\\begin{tabular}" in table.latex() and "\\begin{tabular}" in calibration.latex()
-
-
-def test_part_of_a_cluster():
-    from sparsecore.cluster import Cluster
-
-    whole = Cluster.__new__(Cluster)
-    whole._facts = [((rank, 3, rank + 1, "host", "sources"), rank + 5) for rank in range(3)]
-    whole._use(3)
-    part = whole.first(2)
-    assert (part.n, part.engines, part.pids) == (2, [5, 6], [1, 2]) and whole.n == 3
-    with pytest.raises(ValueError, match="n: expected 1 to 3 workers, got 4"):
-        whole.first(4)

@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -16,7 +17,7 @@ pytest.importorskip("pandas")
 
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
-from sparsecore.paper import claims, page, store
+from sparsecore.paper import page, store
 from sparsecore.paper.style import COLOURS
 from sparsecore.paper.training import conditions, figures, pruning, studies, tables, topology
 from sparsecore.paper.training.conditions import SENSITIVITIES, STUDIES, Condition, Study
@@ -29,6 +30,7 @@ from sparsecore.paper.training.observers import (
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"epochs": 3, "hidden": (40, 40, 40), "epsilon": 4}
+SPENT = ("train", "evolve")
 METHODS = ("dense", "set-relu", "set-leaky-relu", "set-all-relu", "set-all-relu-pruned")
 
 
@@ -86,23 +88,17 @@ def mean_sd(values, digits, scale=1):
     return f"{mean}\xa0±\xa0{scale * np.std(values, ddof=1):.{digits}f}"
 
 
-def accuracy(runs):
-    return mean_sd([run["test_accuracy"] for run in runs], 1, 100)
+def numbers(runs):
+    """Return accuracy and connections of runs as the main table shows them."""
+    ends = (np.mean([run[name] for run in runs]) for name in ("nnz_start", "nnz_end"))
+    accuracy = mean_sd([run["test_accuracy"] for run in runs], 1, 100)
+    return [accuracy, *(f"{nnz:,.0f}" for nnz in ends)]
 
 
-def training_seconds(runs):
-    seconds = [run["seconds"]["train"] + run["seconds"].get("evolve", 0) for run in runs]
-    return mean_sd(seconds, 2 if np.mean(seconds) < 10 else 0)
-
-
-def timed(runs, folder, dataset):
-    """Return the runs on the CPU that most runs are of: these and dense ones, if they share one."""
-    dense = [json.loads(path.read_text()) for path in folder.glob(f"{dataset}-dense-*")]
-    here, there = ([run["provenance"]["cpu"] for run in of] for of in (runs, dense))
-    shared = [cpu for cpu in here + there if cpu in here and cpu in there] or here
-    return [
-        run for run in runs if run["provenance"]["cpu"] == max(sorted(shared), key=shared.count)
-    ]
+def files(method, dataset="digits", folder="quick/T-test", root=None):
+    """Return what the result files of a method hold, read without the package."""
+    paths = ((root or store.root()) / folder).glob(f"{dataset}-{method}-seed*.json")
+    return [json.loads(path.read_text()) for path in sorted(paths)]
 
 
 def test_times_in_the_main_table_are_of_one_machine(main):
@@ -139,30 +135,19 @@ def test_times_in_the_main_table_are_of_one_machine(main):
     assert other.loc[("digits", "set-relu"), "train_seconds"] == sparse["train_seconds"]
 
 
-def files():
-    """Return what the result files hold, read without the package."""
-    found = [json.loads(path.read_text()) for path in store.root().glob("quick/T-test/*.json")]
-    return [(run["condition"]["method"], run) for run in found]
-
-
 def test_main_table_holds_the_numbers_of_the_files(main):
     table = tables.main(main)
     rows = table.frame[:5].set_index("method")
     labels = {m: conditions.METHODS[m].label for m in METHODS}
-    seconds = {
-        m: [r["seconds"]["train"] + r["seconds"]["evolve"] for n, r in files() if n == m]
-        for m in METHODS
-    }
+    dense = np.mean([sum(run["seconds"][s] for s in SPENT) for run in files("dense")])
     for method, label in labels.items():
-        runs = [run for name, run in files() if name == method]
+        runs = files(method)
         assert len(runs) == 2
         row = rows.loc[label]
-        assert row["accuracy (%)"] == accuracy(runs)
-        assert row["nnz, start"] == f"{np.mean([r['nnz_start'] for r in runs]):,.0f}"
-        assert row["nnz, end"] == f"{np.mean([r['nnz_end'] for r in runs]):,.0f}"
-        assert row["training (s)"] == training_seconds(runs)
-        ratio = np.mean(seconds["dense"]) / np.mean(seconds[method])
-        assert row["× dense"] == f"{ratio:.2f}"
+        assert row[["accuracy (%)", "nnz, start", "nnz, end"]].tolist() == numbers(runs)
+        seconds = [sum(run["seconds"][s] for s in SPENT) for run in runs]
+        assert row["training (s)"] == mean_sd(seconds, 2)
+        assert row["× dense"] == f"{dense / np.mean(seconds):.2f}"
     assert rows.loc["dense", "× dense"] == "1.00"
     assert "profile" not in table.frame
 
@@ -186,7 +171,7 @@ def test_main_table_as_latex_and_csv(main):
     plain = [r for r in csv.DictReader(io.StringIO(table.csv())) if r["dataset"] == "digits"]
     assert [r["method"] for r in plain] == list(METHODS)
     for row in plain:
-        runs = [run for name, run in files() if name == row["method"]]
+        runs = files(row["method"])
         mean = np.mean([r["test_accuracy"] for r in runs])
         assert float(row["test_accuracy"]) == pytest.approx(mean)
         assert f"{100 * mean:.1f}~$\\pm$" in body
@@ -224,7 +209,7 @@ def test_curves_draw_means_and_bands_of_the_results(main):
     picture = figures.curves(view(main, *methods))
     top = picture.figure.axes[0]
     for line, band, method in zip(top.lines, top.collections, methods, strict=True):
-        runs = [run for name, run in files() if name == method]
+        runs = files(method)
         seeds = [[100 * e["test_accuracy"] for e in run["epochs"][1:]] for run in runs]
         mean, sd = np.mean(seeds, axis=0), np.std(seeds, axis=0, ddof=1)
         np.testing.assert_allclose(line.get_ydata(), mean)
@@ -279,7 +264,7 @@ def test_gradient_flow_draws_geometric_means(main):
     picture = figures.gradient_flow(view(main, *methods))
     ax = picture.figure.axes[0]
     for line, method in zip(ax.lines, methods, strict=True):
-        runs = [run for name, run in files() if name == method]
+        runs = files(method)
         flows = [[e["gradient_flow"] for e in run["epochs"]] for run in runs]
         np.testing.assert_allclose(line.get_ydata(), np.exp(np.log(flows).mean(axis=0)))
         assert line.get_color() == COLOURS[method]
@@ -290,14 +275,14 @@ def test_gradient_flow_draws_geometric_means(main):
 def test_pruning_figures_hold_the_numbers_of_the_files(main):
     shown = view(main, "set-all-relu", "set-all-relu-pruned")
     during = pruning.during_training(shown)
-    pruned = [run for name, run in files() if name == "set-all-relu-pruned"]
+    pruned = files("set-all-relu-pruned")
     nnz = [[e["nnz"] / 1000 for e in r["epochs"]] for r in pruned]
     np.testing.assert_allclose(during.figure.axes[0].lines[1].get_ydata(), np.mean(nnz, axis=0))
     left = 100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in pruned])
     assert f"{left:.0f} % of the connections are left" in during.sources
 
     after = pruning.after_training(shown)
-    plain = [run for name, run in files() if name == "set-all-relu"]
+    plain = files("set-all-relu")
     seen = [[p["test_accuracy"] for p in r["epochs"][-1]["post_pruning"]] for r in plain]
     np.testing.assert_allclose(
         after.figure.axes[0].lines[0].get_ydata(), 100 * np.mean(seen, axis=0)
@@ -359,38 +344,19 @@ def test_the_built_table_holds_the_numbers_of_the_results():
     built = ROOT / "book/_build/html/notebooks/main.html"
     if not built.is_file():
         pytest.skip("the book is not built")
-    text = html.unescape(built.read_text())
-    table = re.search(r'<table[^>]*id="t-main".*?</table>', text, re.DOTALL)
+    table = re.search(r'<table[^>]*id="t-main".*?</table>', built.read_text(), re.DOTALL)
     assert table, "no table t-main on the page"
-    cells = [
-        [
-            html.unescape(re.sub(r"<[^>]+>", "", c)).strip()
-            for c in re.findall(r"<td.*?</td>", row, re.DOTALL)
-        ]
-        for row in re.findall(r"<tr.*?</tr>", table[0], re.DOTALL)
+    cell = r"<td.*?</td>"
+    rows = [
+        [html.unescape(re.sub(r"<[^>]+>", "", c)).strip() for c in re.findall(cell, row, re.DOTALL)]
+        for row in table[0].split("</tr>")
     ]
-    rows = iter([row for row in cells if row])
-    two_profiles = "<p>profile</p>" in table[0]
-    folder = ROOT / "book/results"
-    compared = 0
-    for name in STUDIES["T-main"].datasets:
-        absent = not list((folder / "quick" / "T-main").glob(f"{name}-*"))
-        for method in STUDIES["T-main"].methods:
-            for profile in ("quick", "paper") if two_profiles else ("quick",):
-                paths = sorted((folder / profile / "T-main").glob(f"{name}-{method}-seed*.json"))
-                if not paths and (profile == "paper" or (absent and method != "dense")):
-                    continue
-                row = next(rows)
-                runs = [json.loads(path.read_text()) for path in paths]
-                label = "all methods" if absent and not runs else conditions.METHODS[method].label
-                assert row[1] == label
-                if not runs:
-                    assert row[-5] in ("—", "not available")
-                    continue
-                assert row[-5] == accuracy(runs)
-                assert row[-4] == f"{np.mean([r['nnz_start'] for r in runs]):,.0f}"
-                assert row[-3] == f"{np.mean([r['nnz_end'] for r in runs]):,.0f}"
-                assert row[-2] == training_seconds(timed(runs, folder / profile / "T-main", name))
+    study, compared = STUDIES["T-main"], 0
+    for profile in ("quick", "paper"):
+        for name, method in itertools.product(study.datasets, study.methods):
+            if runs := files(method, name, f"{profile}/T-main", ROOT / "book/results"):
+                expected = [conditions.METHODS[method].label, *numbers(runs)]
+                assert expected in [[row[1], *row[-5:-2]] for row in rows if row], (name, method)
                 compared += 1
     assert compared
 
@@ -405,29 +371,3 @@ def test_methods_without_runs_are_left_out(main):
     pair = replace(view(main, "set-all-relu", "set-all-relu-pruned"), runs=runs)
     assert len(pruning.during_training(pair).figure.axes[0].lines) == 0
     assert len(pruning.after_training(pair).figure.axes[0].lines) == 1
-
-
-@pytest.mark.parametrize(
-    ("key", "draw"),
-    [
-        ("F-curves", figures.curves),
-        ("F-gradient-flow", figures.gradient_flow),
-        ("F-alpha", figures.sensitivity),
-        ("F-importance", pruning.importance),
-        ("F-importance", pruning.during_training),
-        ("F-importance", pruning.after_training),
-        ("F-topology", topology.degrees),
-        ("F-topology", topology.pixels),
-        ("T-main", tables.main),
-        ("L-claims", lambda found: claims.Ledger(found).table()),
-        ("L-claims", lambda found: claims.Ledger(found).evidence()),
-    ],
-)
-def test_captions_of_recorded_results_are_short_and_name_no_machine(key, draw, monkeypatch):
-    monkeypatch.setenv(store.FOLDER, str(ROOT / "book" / "results"))
-    monkeypatch.setattr(studies, "data_sha256", lambda name: None)  # not to be downloaded
-    shown = draw(studies.recorded(key))
-    assert len(shown.caption.split()) <= 60
-    assert not re.search(r"commit|EPYC|Xeon|profile", shown.caption)
-    if key != "L-claims":
-        assert "Runs: profile paper" in shown.sources

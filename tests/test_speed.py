@@ -55,7 +55,7 @@ def measured():
     return {
         "peers": contests(SMALL, quiet),
         "epochs": speed.epochs(SMALL, quiet, (600, 100)),
-        "density": speed.density_sweep(SMALL, quiet, SHAPES["fashion-mnist"], (0.1, 1.0)),
+        "density": speed.density_sweep(SMALL, quiet, (30, 200, 200, 5), (0.01, 0.1, 1.0)),
         "roofline": {
             "gflops": 100.0,
             "bandwidth": {"L1": 200.0, "L2": 100.0, "L3": 50.0, "DRAM": 10.0},
@@ -74,18 +74,16 @@ def measured():
 
 @pytest.fixture
 def small(measured, monkeypatch, tmp_path):
-    """Let a profile be a matter of no time, in its own folder; return that and what was measured.
-
-    A part is measured once for all tests; each measurement of it has a number of its own.
-    """
+    """Have a profile take no time, in a folder of its own; return that and what is measured."""
     monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
     monkeypatch.delenv("SPARSECORE_PROFILE", raising=False)
     monkeypatch.setattr(speed, "EFFORTS", {"quick": SMALL, "paper": SMALL})
+    monkeypatch.setattr(speed, "busy_cpus", lambda: 0.0)
     done = []
 
     def measure(name, effort, report):
         done.append(name)
-        return {**copy.deepcopy(measured[name]), "number": len(done)}
+        return copy.deepcopy(measured[name])
 
     monkeypatch.setattr(speed, "PARTS", {name: partial(measure, name) for name in measured})
     return tmp_path, done
@@ -94,8 +92,8 @@ def small(measured, monkeypatch, tmp_path):
 # --- measuring ---
 
 
-def test_density_sweep_reaches_from_sparse_to_dense():
-    found = speed.density_sweep(SMALL, quiet, (30, 200, 200, 5), (0.01, 0.1, 1.0))
+def test_density_sweep_reaches_from_sparse_to_dense(measured):
+    found = measured["density"]
     shares = [p["density"] for p in found["points"]]
     assert shares == pytest.approx([0.01, 0.1, 1.0], rel=0.2)
     assert found["points"][-1]["nnz"] == 30 * 200 + 200 * 200 + 200 * 5
@@ -107,12 +105,11 @@ def test_density_sweep_reaches_from_sparse_to_dense():
 def test_crossover_is_interpolated_in_the_logarithms():
     assert speed.crossover([0.01, 0.1, 1.0], [1, 10, 100], 10**1.5) == pytest.approx(10**-0.5)
     assert speed.crossover([0.01, 0.1, 1.0], [1, 10, 100], 10) == pytest.approx(0.1)
-    assert speed.crossover([0.01, 0.1], [1, 10], 100) is None
-    assert speed.crossover([0.01, 0.1], [1, 10], 0.5) is None
+    assert {speed.crossover([0.01, 0.1], [1, 10], ms) for ms in (100, 0.5)} == {None}
 
 
-def test_width_sweep_counts_connections_and_bytes():
-    found = speed.width_sweep(SMALL, quiet)
+def test_width_sweep_counts_connections_and_bytes(measured):
+    found = measured["width"]
     assert [p["width"] for p in found["points"]] == list(SMALL.widths)
     for p in found["points"]:
         n = p["width"]
@@ -160,47 +157,29 @@ def test_level_is_the_smallest_memory_that_holds_the_rows():
 # --- files ---
 
 
-def test_a_part_is_measured_once_and_then_read(small):
+def test_the_command_measures_each_part_once(small, capsys):
     folder, done = small
-    first = speed.load()
-    assert all(versions.recorded is None for versions in first.values())
+    for _ in range(2):
+        assert main(["study", "run", "F-speed"]) == 0
+        assert "5/5 results recorded" in capsys.readouterr().out
+        assert done == list(speed.PARTS)
     written = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.json"))
     assert written == [f"quick/F-speed/{part}.json" for part in sorted(speed.PARTS)]
-    assert speed.load() == first
-    assert done == list(speed.PARTS)
-
-    speed.load("paper", progress=False)
-    assert [title for title, _ in speed.load()["width"]] == ["recorded", "this build"]
-    assert [title for title, _ in speed.load("paper")["width"]] == ["recorded"]
-    assert done == 2 * list(speed.PARTS)
-
-    speed.entry("width", "quick").path.unlink()
-    assert speed.load()["peers"] != first["peers"], "beside what is recorded"
-    assert done == [*speed.PARTS, *speed.PARTS, "width"]
-
-
-def test_unknown_profile_is_refused():
-    with pytest.raises(ValueError, match="got 'fast'"):
-        speed.load("fast")
 
 
 # --- pictures ---
-
-
-def pictures(measured):
-    return [
-        getattr(speed_figures, name)(measured) for name in ("peers", "density", "roofline", "width")
-    ]
 
 
 def test_pictures_of_a_build_alone_and_beside_the_recorded(small):
     alone = speed.load()
     speed.load("paper")
     both = speed.load()
-    for one, two in zip(pictures(alone), pictures(both), strict=True):
-        assert one.sources.startswith("This build (profile quick): ")
-        assert two.sources.startswith("Recorded (profile paper): ")
-        assert "<svg" in two.svg()
+    for name in ("peers", "density", "roofline", "width"):
+        draw = getattr(speed_figures, name)
+        assert draw(alone).sources.startswith("This build (profile quick): ")
+        picture = draw(both)
+        assert picture.sources.startswith("Recorded (profile paper): ")
+        assert "This build (profile quick): " in picture.sources and "<svg" in picture.svg()
     said = speed_figures.density(both).sources
     for _, found in both["density"]:
         crossing = found["crossover"]
@@ -275,12 +254,6 @@ def test_report_lists_the_fastest_first():
 def test_options_that_do_not_go_together(options, message, capsys):
     assert main(["bench", *options]) == 1
     assert message in capsys.readouterr().err
-
-
-def test_study_command_measures(small, capsys):
-    assert main(["study", "run", "F-speed"]) == 0
-    assert "5/5 results recorded" in capsys.readouterr().out
-    assert small[1] == list(speed.PARTS)
 
 
 def test_cache_sizes_are_the_system_s(tmp_path, monkeypatch):

@@ -82,7 +82,8 @@ def test_asynchronous_run_is_recorded_and_replays_to_the_last_bit(comm, digits, 
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_one_worker_follows_the_sequential_trainer(comm, digits, pictures, augment):
-    # Every rank makes a run of its own.
+    if comm.rank:
+        return
     data, config = pictures if augment else digits, SMALL.with_values(augment=augment)
     model, result = wasap.run(data, config, seed=1, comm=MPI.COMM_SELF)
     expected, sequential = experiment.run(data, config, seed=1)
@@ -102,7 +103,8 @@ def test_runs_on_augmented_pictures_can_be_repeated(comm, pictures, algorithm):
     config = SMALL.with_values(augment=True)
     _, result = wasap.run(pictures, config, wasap.Plan(algorithm), seed=3)
     _, plain = wasap.run(pictures, SMALL, wasap.Plan(algorithm), seed=3)
-    _, again = wasap.run(pictures, config, wasap.Plan(algorithm), seed=3)
+    if algorithm == "wassp":
+        _, again = wasap.run(pictures, config, wasap.Plan(algorithm), seed=3)
     if comm.rank:
         return
     assert result["weights_sha256"] != plain["weights_sha256"]
@@ -266,20 +268,26 @@ def test_unequal_workers_slow_only_themselves(comm, digits, monkeypatch):
     assert updates[-1] < min(updates[:-1]) / 2
 
 
+def stopped_run(digits, patch, owner, name, due, path, plan=None):
+    """Have a run stopped before a certain call of a function."""
+    original = getattr(owner, name)
+
+    def changed(*arguments):
+        if due(*arguments):
+            raise FloatingPointError("stopped for the test")
+        return original(*arguments)
+
+    with patch.context() as patch:
+        patch.setattr(owner, name, changed)
+        with pytest.raises((FloatingPointError, wasap.ParallelError), match="stopped for the test"):
+            wasap.run(digits, SMALL, plan, checkpoint_path=path)
+    MPI.COMM_WORLD.Barrier()
+
+
 def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path):
     path = comm.bcast(str(tmp_path / "run.npz"))
-    original = ParameterServer.tested
-
-    def tested(self, epoch, loss, accuracy):
-        if epoch == 3:
-            raise FloatingPointError("stopped for the test")
-        original(self, epoch, loss, accuracy)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ParameterServer, "tested", tested)
-        with pytest.raises((FloatingPointError, wasap.ParallelError), match="stopped for the test"):
-            wasap.run(digits, SMALL, checkpoint_path=path)
-    comm.Barrier()
+    third = lambda server, epoch, *_: epoch == 3  # noqa: E731
+    stopped_run(digits, monkeypatch, ParameterServer, "tested", third, path)
     other_data = dataclasses.replace(digits, content_hash="another")
     for refused, name in (
         ({"data": other_data}, "data"),
@@ -310,18 +318,8 @@ def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path):
 def test_a_run_without_phase_1_resumes(comm, digits, monkeypatch, tmp_path, algorithm):
     path = comm.bcast(str(tmp_path / "run.npz"))
     plan = wasap.Plan(algorithm, phase1=0.0)
-    original = checkpoint.save
-
-    def save(model, where, state):
-        original(model, where, state)
-        if len(state.get("epochs", ())) == 3:
-            raise FloatingPointError("stopped for the test")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save)
-        with pytest.raises((FloatingPointError, wasap.ParallelError), match="stopped for the test"):
-            wasap.run(digits, SMALL, plan, checkpoint_path=path)
-    comm.Barrier()
+    fourth = lambda model, where, state: len(state.get("epochs", ())) == 4  # noqa: E731
+    stopped_run(digits, monkeypatch, checkpoint, "save", fourth, path, plan)
     _, result = wasap.run(digits, SMALL, plan, checkpoint_path=path, resume=True)
     comm.Barrier()
     _, whole = wasap.run(digits, SMALL, plan)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sparsecore.mlp import SparseMLP
 
-U = np.finfo(np.float32).eps / 2  # unit roundoff of float32
+U = float(np.finfo(np.float32).eps) / 2  # unit roundoff of float32
 _TINY = 2.0**-149  # the smallest float32: what a product may lose by underflow
 _MASK = 2**64 - 1
 

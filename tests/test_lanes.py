@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numba import njit
-from oracle import gamma, mix
 from oracle import bernoulli as numpy_bernoulli
+from oracle import gamma, mix
 
 from sparsecore.compiled import lanes
 from sparsecore.compiled.lanes import Width

@@ -205,10 +205,7 @@ class Engines:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (
-            (0, 1, 1, "here", engines._SOURCES),
-            r"2 engines in MPI jobs of \[1\] .*--engines=MPI",
-        ),
+        ((0, 1, 1, "here", engines._SOURCES), r"2 engines in MPI jobs of \[1\] .*--engines=MPI"),
         ((0, 2, 1, "here", "older"), "another state of sparsecore.*ipcluster stop"),
         (RemoteError("ModuleNotFoundError", "no sparsecore", "", {}), "another environme"),
     ],

@@ -126,9 +126,7 @@ def test_gradient_of_an_older_topology_keeps_its_valid_part():
 
 
 @given(
-    st.lists(st.integers(0, 4), min_size=7, max_size=90),
-    st.integers(1, 7),
-    st.integers(0, 10**6),
+    st.lists(st.integers(0, 4), min_size=7, max_size=90), st.integers(1, 7), st.integers(0, 10**6)
 )
 def test_shards_hold_every_row_once_and_every_class_evenly(labels, n_workers, seed):
     labels = np.array(labels)

@@ -31,17 +31,12 @@ def rule(dropout, seed=5):
     return Rule(*values, np.uint64(seed))
 
 
+@pytest.mark.parametrize("rows", [16, 1000])  # in parts and as a whole
 @pytest.mark.parametrize("activation", ["relu", "leaky-relu", "all-relu"])
-def test_logits_against_oracle(activation):
+def test_logits_against_oracle(activation, rows, monkeypatch):
     sparse, model = twins(activation)
-    X, _ = oracle.batch(sparse, 2 * dense._PREDICT_ROWS // 1000 + 33)
-    oracle.Net(sparse).logits(X).holds(model.decision_function(X))
-
-
-def test_prediction_in_parts_is_prediction_of_the_whole(monkeypatch):
-    sparse, model = twins()
+    monkeypatch.setattr(dense, "_PREDICT_ROWS", rows)
     X, _ = oracle.batch(sparse, 50)
-    monkeypatch.setattr(dense, "_PREDICT_ROWS", 16)
     oracle.Net(sparse).logits(X).holds(model.decision_function(X))
 
 
@@ -51,6 +46,7 @@ def test_steps_against_oracle(activation, dropout):
     sparse, model = twins(activation)
     net, sums = oracle.Net(sparse), metrics()
     engine, velocity = dense.DenseEngine(model, 16, threads=1), model.start_momentum()
+    params, before = model.params, model.params.copy()
     losses, correct = 0.0, 0
     for step, n in enumerate((16, 16, 5)):  # an epoch's last batch is smaller
         X, y = oracle.batch(sparse, n, seed=step)
@@ -61,6 +57,8 @@ def test_steps_against_oracle(activation, dropout):
         losses, correct = losses + n * loss.exact, correct + hits
     assert sums.loss[0] == pytest.approx(losses, rel=1e-5)
     assert sums.correct[0] == correct
+    assert model.params is params and np.shares_memory(model.layers(params)[0][0], params)
+    assert (params != before).mean() > 0.9
 
 
 def test_an_epoch_is_the_sparse_one_of_density_1():
@@ -77,17 +75,6 @@ def test_an_epoch_is_the_sparse_one_of_density_1():
             assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
     # 16 steps apart, each of which may add some tens of roundings: the oracle bounds single steps.
     np.testing.assert_allclose(model.params, sparse.params, rtol=0, atol=16 * 64 * oracle.U)
-
-
-def test_weights_are_updated_in_place():
-    sparse, model = twins()
-    X, y = oracle.batch(sparse, 8)
-    params, velocity = model.params, model.start_momentum()
-    before = params.copy()
-    dense.DenseEngine(model, 8, 1).train(velocity, rule(0.0), X, y, np.arange(8), 8, 0, metrics())
-    assert model.params is params
-    assert (params != before).mean() > 0.9
-    assert np.shares_memory(model.layers(params)[0][0], params)
 
 
 def test_run_keeps_the_contract_of_the_sparse_run():
@@ -131,8 +118,3 @@ def test_inputs_that_do_not_fit_are_refused():
     model = twins()[1]
     with pytest.raises(ValueError, match=r"X: expected shape \(n, 11\), got \(2, 3\)"):
         model.decision_function(np.zeros((2, 3)))
-    with Trainer(model, TrainConfig(zeta=0)) as trainer:
-        with pytest.raises(ValueError, match="class indices from 0 to 3"):
-            trainer.run_epoch(np.zeros((2, 11)), [0, 4])
-        with pytest.raises(ValueError, match="one label a row"):
-            trainer.run_epoch(np.zeros((2, 11)), [0])

@@ -38,7 +38,7 @@ PLAIN = Calibration(
     updates_per_epoch=500,
 )  # fmt: skip
 # Exponential times, of mean 1.
-EXPONENTIAL = tuple(-np.log1p(-np.linspace(0, 1 - 1e-7, 200_001)))
+EXPONENTIAL = tuple(-np.log1p(-np.linspace(0, 1 - 1e-7, 20_001)))
 
 
 # --- closed forms ---
@@ -235,7 +235,7 @@ def test_round_trips_are_those_of_a_push():
 # --- calibration ---
 
 
-def made_up(profile="quick", evolve=1e-3, **changes):
+def made_up(profile="quick", evolve=1e-3):
     """A measurement of round numbers: 1 ms of computing, 0.1 ms of lock, 0.2 ms of update."""
 
     def run(rate, workers, seed):
@@ -265,7 +265,6 @@ def made_up(profile="quick", evolve=1e-3, **changes):
         },
         "messages": {"seconds": 1e-6, "bytes_per_second": 5e9},
         "provenance": {"cpu": "a CPU", "cores": 2, "sparsecore": "0", "commit": None},
-        **changes,
     }  # fmt: skip
 
 
@@ -345,12 +344,6 @@ def test_measured_speedup_is_drawn_and_told(found):
     assert line.get_ydata() == pytest.approx([0.95, 1.9]) and line.get_color() == COLOUR["wasap"]
 
 
-def test_a_busy_machine_is_told():
-    quiet, busy = (Versions(None, made_up(others=[n, n])) for n in (0.1, 1.5))
-    assert "Other processes" not in scaling_figures.measured(quiet).sources
-    assert "Other processes used 1.5 CPUs" in scaling_figures.measured(busy).sources
-
-
 def test_simulations_say_that_they_are(found):
     point = saturation(scaling.calibrate(found.first), ONE_MACHINE)
     simulated = scaling_figures.simulated(found)
@@ -364,8 +357,7 @@ def test_simulations_say_that_they_are(found):
 
 
 def test_nothing_to_show_says_why():
-    names = ("measured", "comparison", "calibration", "simulated", "stragglers")
-    for name in names:
+    for name in ("measured", "comparison", "calibration", "simulated", "stragglers"):
         assert "no MPI" in getattr(scaling_figures, name)(Versions(None, missing="no MPI")).caption
 
 

@@ -30,48 +30,10 @@ WASSP = {"config": {"algorithm": "wassp"}}
 # --- merges --------------------------------------------------------------------------------------
 
 
-def random_layer(seed, n_in=12, n_out=9, density=0.3):
-    rng = np.random.default_rng(seed)
-    indptr, indices = topology.erdos_renyi(n_in, n_out, density, rng)
-    return indptr, indices, rng.standard_normal(len(indices)).astype(np.float32)
-
-
-def dense(indptr, indices, data, n_in=12):
+def dense(indptr, indices, data, n_in):
     matrix = np.zeros((len(indptr) - 1, n_in))
     matrix[np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)), indices] = data
     return matrix
-
-
-@given(st.integers(0, 10**6), st.integers(0, 10**6))
-def test_retain_valid_keeps_what_exists_in_both(seed, other_seed):
-    indptr, indices, values = random_layer(seed)
-    new_indptr, new_indices, _ = random_layer(other_seed)
-    out = np.full(len(new_indices), np.nan, np.float32)
-    kept = topology.retain_valid(indptr, indices, values, new_indptr, new_indices, out)
-    exists = dense(new_indptr, new_indices, 1) > 0
-    expected = np.where(exists, dense(indptr, indices, values), 0)
-    np.testing.assert_array_equal(dense(new_indptr, new_indices, out), expected)
-    assert kept == np.sum(exists & (dense(indptr, indices, 1) > 0))
-
-
-@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=4))
-def test_union_average_is_the_mean_with_zeros_for_what_is_missing(seeds):
-    layers = [random_layer(seed) for seed in seeds]
-    indptr, indices, mean = topology.union_average(layers)
-    topology.check(indptr, indices, 12)
-    expected = np.mean([dense(*layer) for layer in layers], axis=0)
-    np.testing.assert_array_equal(dense(indptr, indices, mean), expected.astype(np.float32))
-    union = np.any([dense(p, i, 1) > 0 for p, i, _ in layers], axis=0)
-    assert len(indices) == union.sum()
-
-
-@given(st.lists(st.integers(-3, 3), max_size=12), st.integers(0, 14))
-def test_strongest_marks_the_largest_and_the_first_of_equals(values, n):
-    data = np.array(values, np.float32)
-    order = np.argsort(-np.abs(data), kind="stable")[:n]
-    expected = np.zeros(len(data), bool)
-    expected[order] = True
-    np.testing.assert_array_equal(topology.strongest(data, n), expected)
 
 
 def model(seed, sizes=(12, 9, 8, 3)):

@@ -12,7 +12,6 @@ from sparsecore import checkpoint, datasets, experiment, seeds, train, wasap
 from sparsecore.compiled.engine import Engine, metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.config import TrainConfig
-from sparsecore.wasap import worker
 from sparsecore.wasap.server import ParameterServer
 from sparsecore.wasap.worker import Worker, shard_rows
 
@@ -328,10 +327,3 @@ def test_a_run_without_phase_1_resumes(comm, digits, monkeypatch, tmp_path, algo
     assert result["parallel"]["restarts"] == [0]
     assert result["weights_sha256"] == whole["weights_sha256"]
     assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2, 3, 4, 5]
-
-
-def test_shards_are_those_of_the_module(comm, digits):
-    # All ranks must split alike without talking.
-    mine = worker.shard_rows(digits.y_train, comm.size, 9)[comm.rank]
-    rows = np.sort(np.concatenate(comm.allgather(mine)))
-    np.testing.assert_array_equal(rows, np.arange(len(digits.y_train)))

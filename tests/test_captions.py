@@ -24,19 +24,6 @@ from sparsecore.paper.training import figures as training_figures
 from sparsecore.paper.training import pruning, studies, tables, topology
 
 _PROVENANCE = re.compile(r"commit|AMD|EPYC|Intel|Xeon|CPU @|sparsecore \d|Source|\b[0-9a-f]{7,}\b")
-_TRAINING = {
-    "F-curves": training_figures.curves,
-    "F-gradient-flow": training_figures.gradient_flow,
-    "F-alpha": training_figures.sensitivity,
-    "F-importance": pruning.importance,
-    "F-importance, during": pruning.during_training,
-    "F-importance, after": pruning.after_training,
-    "F-topology": topology.degrees,
-    "F-topology, pixels": topology.pixels,
-    "T-main": tables.main,
-    "L-claims": lambda found: claims.Ledger(found).table(),
-    "L-claims, evidence": lambda found: claims.Ledger(found).evidence(),
-}
 _SHOWN = {
     speed_figures: (
         "peers", "what_peers_do", "epochs", "density", "roofline", "kernels", "width",
@@ -45,6 +32,19 @@ _SHOWN = {
     parallel_figures: ("accuracy", "staleness", "resources"),
     extreme_figures: ("table", "memory", "scaling", "losses", "split", "survival", "projection"),
 }  # fmt: skip
+_TRAINING = (
+    ("F-curves", training_figures.curves),
+    ("F-gradient-flow", training_figures.gradient_flow),
+    ("F-alpha", training_figures.sensitivity),
+    ("F-importance", pruning.importance),
+    ("F-importance", pruning.during_training),
+    ("F-importance", pruning.after_training),
+    ("F-topology", topology.degrees),
+    ("F-topology", topology.pixels),
+    ("T-main", tables.main),
+    ("L-claims", lambda found: claims.Ledger(found).table()),
+    ("L-claims", lambda found: claims.Ledger(found).evidence()),
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def recorded(short_simulations):
             scaling_figures: Versions(scaling.entry("paper").recorded()),
             parallel_figures: Versions(parallel._recorded()),
             extreme_figures: Extreme(rows, parts),
-            **{key: studies.recorded(key) for key in {name.split(",")[0] for name in _TRAINING}},
+            **{key: studies.recorded(key) for key, _ in _TRAINING},
         }
 
 
@@ -79,14 +79,12 @@ def test_a_caption_is_short_and_its_sources_are_apart(page, name, recorded):
     assert re.search(r"commit [0-9a-f]{7}", shown.sources)
 
 
-@pytest.mark.parametrize("name", _TRAINING)
-def test_a_training_s_caption_is_short_and_its_sources_are_apart(name, recorded):
-    key = name.split(",")[0]
-    shown = _TRAINING[name](recorded[key])
+@pytest.mark.parametrize("key, draw", _TRAINING)
+def test_a_training_s_caption_is_short_and_its_sources_are_apart(key, draw, recorded):
+    shown = draw(recorded[key])
     assert_short(shown.caption)
     assert "profile" not in shown.caption
-    if key != "L-claims":
-        assert "Runs: profile paper" in shown.sources
+    assert key == "L-claims" or "Runs: profile paper" in shown.sources
 
 
 def test_the_schematic_has_a_short_caption_too():

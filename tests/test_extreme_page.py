@@ -169,10 +169,22 @@ def test_the_table_has_a_row_for_every_run():
     assert "An epoch has 16 samples" in table.sources
 
 
-def test_the_memory_table_is_of_the_largest_run():
-    table = extreme_figures.memory(page())
-    assert "200,000,000 neurons" in table.caption
-    assert table.frame["GiB"].tolist() == ["1.000", "3.000", "4.000", "5.000"]
+@pytest.mark.parametrize(
+    "name, column, values, said",
+    [
+        ("memory", "GiB", ["1.000", "3.000", "4.000", "5.000"], "200,000,000 neurons"),
+        ("split", "messages a step (MiB)", ["0", "2"], "agree to 1e-06"),
+        ("split", "GiB a rank", ["1.00", "0.50"], "agree to 1e-06"),
+        ("survival", "as if it had not been killed", ["yes"], ""),
+        ("survival", "writing it (s)", ["4.0"], ""),
+    ],
+)
+def test_tables_of_what_is_measured_beside(name, column, values, said):
+    draw = getattr(extreme_figures, name)
+    table = draw(page())
+    assert table.frame[column].tolist() == values
+    assert said in table.caption + table.sources
+    assert isinstance(draw(Extreme({}, dict.fromkeys(PARTS, Versions(None)))), Note)
 
 
 def test_the_growth_is_measured():
@@ -189,15 +201,6 @@ def test_the_loss_is_drawn_for_deep_networks():
     assert np.allclose(picture.figure.axes[0].lines[0].get_ydata(), result()["losses"])
 
 
-def test_split_networks():
-    table = extreme_figures.split(page())
-    assert table.frame["messages a step (MiB)"].tolist() == ["0", "2"]
-    assert table.frame["GiB a rank"].tolist() == ["1.00", "0.50"]
-    assert "agree to 1e-06" in table.sources
-    for draw in (extreme_figures.split, extreme_figures.memory):
-        assert isinstance(draw(Extreme({}, {"split": Versions(None)})), Note)
-
-
 def test_the_projection_is_of_ranks_that_fit():
     table = extreme_figures.projection(page())
     data = table.data
@@ -208,12 +211,6 @@ def test_the_projection_is_of_ranks_that_fit():
     np.testing.assert_allclose(data["message_bytes"], moved)
     every = split.loads((65_536, 20_000_000, 20_000_000, 2), 2.5, 4, 3)
     assert every[2].connections > 1.05 * every[0].connections, "it has the two outputs"
-
-
-def test_survival():
-    table = extreme_figures.survival(page())
-    assert table.frame["as if it had not been killed"].tolist() == ["yes"]
-    assert table.frame["writing it (s)"].tolist() == ["4.0"]
 
 
 def test_a_killed_run_is_compared(in_process):

@@ -120,14 +120,12 @@ def slope(activation, layer, alpha):
 
 def dense(layer):
     """Weights and support of a `SparseLayer` as dense arrays of shape (n_out, n_in)."""
-    weights = np.zeros((layer.n_out, layer.n_in))
-    support = np.zeros((layer.n_out, layer.n_in), bool)
-    for j in range(layer.n_out):
-        for k in range(layer.indptr[j], layer.indptr[j + 1]):
-            assert not support[j, layer.indices[k]], "a connection is there twice"
-            weights[j, layer.indices[k]] = layer.data[k]
-            support[j, layer.indices[k]] = True
-    return weights, support
+    rows = np.repeat(np.arange(layer.n_out), np.diff(layer.indptr))
+    weights, support = np.zeros((layer.n_out, layer.n_in)), np.zeros((layer.n_out, layer.n_in), int)
+    np.add.at(support, (rows, layer.indices), 1)
+    assert support.max(initial=0) <= 1, "a connection is there twice"
+    weights[rows, layer.indices] = layer.data
+    return weights, support > 0
 
 
 class Net:

@@ -1,7 +1,6 @@
 """The parallel algorithm's parts against oracles, and MPI jobs as a user starts them."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,9 +14,11 @@ import pytest
 from broken_job import blobs
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from sparsecore import topology, wasap
 from sparsecore.__main__ import main
+from sparsecore.cluster import mpiexec
 from sparsecore.mlp import SparseMLP
 from sparsecore.wasap import average, record
 from sparsecore.wasap.server import Record, retained
@@ -28,12 +29,6 @@ WASSP = {"config": {"algorithm": "wassp"}}
 
 
 # --- merges --------------------------------------------------------------------------------------
-
-
-def dense(indptr, indices, data, n_in):
-    matrix = np.zeros((len(indptr) - 1, n_in))
-    matrix[np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)), indices] = data
-    return matrix
 
 
 def model(seed, sizes=(12, 9, 8, 3)):
@@ -74,9 +69,10 @@ def test_gradient_of_an_older_topology_keeps_its_valid_part():
     place_old, place_new, common = 0, 0, 0
     for layer in range(len(old)):
         a, b = old[layer], new[layer]
-        before = dense(a.indptr, a.indices, gradient[place_old : place_old + a.nnz], a.n_in)
-        after = dense(b.indptr, b.indices, out[place_new : place_new + b.nnz], b.n_in)
-        exists = dense(b.indptr, b.indices, 1, b.n_in) > 0
+        shape, here, there = (a.n_out, a.n_in), gradient[place_old:], out[place_new:]
+        before = csr_array((here[: a.nnz], a.indices, a.indptr), shape).toarray()
+        after = csr_array((there[: b.nnz], b.indices, b.indptr), shape).toarray()
+        exists = b.to_scipy().toarray() != 0
         np.testing.assert_array_equal(after, np.where(exists, before, 0))
         common += np.sum(exists & (before > 0))
         place_old, place_new = place_old + a.nnz, place_new + b.nnz
@@ -141,19 +137,10 @@ def test_damaged_record_is_refused(damage):
 # --- jobs ----------------------------------------------------------------------------------------
 
 
-def environment():
-    bin_folder = str(Path(sys.executable).parent)
-    return {**os.environ, "PATH": bin_folder + os.pathsep + os.environ["PATH"]}
-
-
-def start(n, *arguments, options=()):
-    return subprocess.Popen(
-        ["mpiexec", *options, "-n", str(n), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
+def start(n, *arguments, options=(), before=()):
+    command = [mpiexec(), *options, "-n", n, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*map(str, before), *map(str, command)], **pipes)
 
 
 def finished(job, limit=120):
@@ -204,7 +191,7 @@ def test_command_line_trains_and_replays(tmp_path, capsys):
 @pytest.mark.mpi
 def test_one_rank_says_how_to_start_more():
     arguments = [*SPARSECORE, *TRAIN, "--algorithm", "wassp", "--epochs", "2"]
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment())
+    done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "mpiexec -n 5" in done.stderr
     assert json.loads(done.stdout)["parallel"]["failed_workers"] == []
@@ -347,10 +334,8 @@ def test_jobs_that_see_the_same_process_numbers_do_not_clash(tmp_path):
         subprocess.run([*CONTAINER, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no permission to make namespaces")
-    command = ["mpiexec", "-n", "2", *map(str, job_of(tmp_path / "run.npz"))]
-    command += ["--epochs", "60", "--patience", "5"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    jobs = [subprocess.Popen([*CONTAINER, *command], env=environment(), **pipes) for _ in range(2)]
+    command = (*job_of(tmp_path / "run.npz"), "--epochs", 60, "--patience", 5)
+    jobs = [start(2, *command, before=CONTAINER) for _ in range(2)]
     ended = [finished(job) for job in jobs]
     assert [status for status, _, _ in ended] == [0, 0], ended
     pids = [[rank["pid"] for rank in json.loads(out)["parallel"]["ranks"]] for _, out, _ in ended]

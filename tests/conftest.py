@@ -1,7 +1,5 @@
 """What all tests share: settings that come before any import, or are the same for all."""
 
-from __future__ import annotations
-
 import os
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -36,7 +34,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def one_worker(monkeypatch, tmp_path):
     """What would be trained on a cluster is trained here by one worker, and listed."""
-    mpi = pytest.importorskip("mpi4py.MPI")
+    from mpi4py import MPI
+
     from sparsecore import cluster, datasets, wasap
 
     calls, message = [], {"seconds": 1e-6, "bytes_per_second": 1e9}
@@ -51,7 +50,7 @@ def one_worker(monkeypatch, tmp_path):
         calls.append((algorithm, seed, phase1))
         data = datasets.load(dataset).limited(limit, random_state=seed)
         plan = wasap.Plan(algorithm, phase1)
-        return wasap.run(data, config, plan, seed=seed, comm=mpi.COMM_SELF)
+        return wasap.run(data, config, plan, seed=seed, comm=MPI.COMM_SELF)
 
     monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
     monkeypatch.setattr(cluster, "connect", connect)

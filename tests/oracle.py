@@ -8,8 +8,6 @@ products' magnitudes. Tolerances in the tests are these bounds, not numbers that
 end are the networks and batches that the tests of several modules use.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Image augmentation against slices, NumPy and scipy.ndimage."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.ndimage import affine_transform

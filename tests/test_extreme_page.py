@@ -1,15 +1,10 @@
 """The extreme study: run or load, the claim's verdict, tables and pictures."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 
 import numpy as np
 import pytest
-
-pytest.importorskip("matplotlib")
-pytest.importorskip("pandas")
 
 from sparsecore.__main__ import main
 from sparsecore.cluster import ClusterError

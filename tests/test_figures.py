@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("pandas")
-
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper.page import Column, Table
@@ -94,10 +91,11 @@ def test_table_in_three_forms():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebooks_load_call_and_show(path):
+def test_notebooks_load_call_and_show_and_are_committed_without_outputs(path):
     functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
     forbidden = (*functions, ast.For, ast.While)
     for cell in json.loads(path.read_text())["cells"]:
         if cell["cell_type"] == "code":
             tree = ast.parse("".join(cell["source"]))
             assert not any(isinstance(node, forbidden) for node in ast.walk(tree))
+            assert not cell["outputs"] and cell["execution_count"] is None, "run nbstripout on it"

@@ -1,7 +1,5 @@
 """Every lane operation against NumPy, for every width the kernels may use."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from numba import njit

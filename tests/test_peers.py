@@ -1,7 +1,5 @@
 """The peers: each takes the steps that the dense oracle takes, so the comparison is of equals."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from itertools import pairwise

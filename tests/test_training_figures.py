@@ -12,9 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("pandas")
-
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper import page, store
@@ -127,17 +124,22 @@ def test_times_in_the_main_table_are_of_one_machine(main):
 def test_main_table_holds_the_numbers_of_the_files(main):
     table = tables.main(main)
     rows = table.frame[:5].set_index("method")
-    labels = {m: conditions.METHODS[m].label for m in METHODS}
+    plain = [r for r in csv.DictReader(io.StringIO(table.csv())) if r["dataset"] == "digits"]
+    plain = {row["method"]: row for row in plain}
+    assert list(plain) == list(METHODS)
     dense = np.mean([sum(run["seconds"][s] for s in SPENT) for run in files("dense")])
-    for method, label in labels.items():
-        runs = files(method)
+    for method in METHODS:
+        runs, row = files(method), rows.loc[conditions.METHODS[method].label]
         assert len(runs) == 2
-        row = rows.loc[label]
         assert row[["accuracy (%)", "nnz, start", "nnz, end"]].tolist() == numbers(runs)
         seconds = [sum(run["seconds"][s] for s in SPENT) for run in runs]
         assert row["training (s)"] == mean_sd(seconds, 2)
         assert row["× dense"] == f"{dense / np.mean(seconds):.2f}"
+        mean = np.mean([run["test_accuracy"] for run in runs])
+        assert float(plain[method]["test_accuracy"]) == pytest.approx(mean)
+        assert f"{100 * mean:.1f}~$\\pm$" in table.latex()
     assert rows.loc["dense", "× dense"] == "1.00"
+    assert r"$\times$ dense" in table.latex()
     assert "profile" not in table.frame
 
 
@@ -152,19 +154,6 @@ def test_main_table_says_what_is_missing_and_why(main):
     assert table.sources.count("Madelon, all methods: not available on this machine") == 1
     assert "3 epochs of 1,437 rows" in table.sources
     assert "/somewhere" not in table._repr_markdown_() + table.latex() + table.csv()
-
-
-def test_main_table_as_latex_and_csv(main):
-    table = tables.main(main)
-    body = table.latex()
-    plain = [r for r in csv.DictReader(io.StringIO(table.csv())) if r["dataset"] == "digits"]
-    assert [r["method"] for r in plain] == list(METHODS)
-    for row in plain:
-        runs = files(row["method"])
-        mean = np.mean([r["test_accuracy"] for r in runs])
-        assert float(row["test_accuracy"]) == pytest.approx(mean)
-        assert f"{100 * mean:.1f}~$\\pm$" in body
-    assert r"$\times$ dense" in body
 
 
 def test_recorded_results_stand_beside_the_build_s_own(main):

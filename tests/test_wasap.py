@@ -369,9 +369,7 @@ sys.exit(main(["extreme", "--neurons", "4096", "--hidden-layers", "2", "--split"
 
 
 @pytest.mark.mpi
-def test_a_split_network_ends_when_a_rank_cannot_go_on(tmp_path):
-    script = tmp_path / "breaks.py"
-    script.write_text(SPLIT_THAT_BREAKS)
-    status, _, err = finished(start(2, sys.executable, script), limit=60)
+def test_a_split_network_ends_when_a_rank_cannot_go_on():
+    status, _, err = finished(start(2, sys.executable, "-c", SPLIT_THAT_BREAKS), limit=60)
     assert status != 0
     assert "rank 1: [Errno 12] no memory left" in err

@@ -3,14 +3,7 @@
 import time
 
 import pytest
-
-MPI = pytest.importorskip("mpi4py.MPI", reason="the parallel tests need mpi4py and an MPI")
-
-
-def pytest_report_header(config):
-    vendor, version = MPI.get_vendor()
-    comm = MPI.COMM_WORLD
-    return f"MPI: {vendor} {'.'.join(map(str, version))}, rank {comm.rank} of {comm.size}"
+from mpi4py import MPI
 
 
 @pytest.fixture

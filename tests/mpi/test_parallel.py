@@ -259,10 +259,10 @@ def stopped_run(digits, patch, owner, name, due, path, plan=None):
     """Have a run stopped before a certain call of a function."""
     original = getattr(owner, name)
 
-    def changed(*arguments):
+    def changed(*arguments, **options):
         if due(*arguments):
             raise FloatingPointError("stopped for the test")
-        return original(*arguments)
+        return original(*arguments, **options)
 
     with patch.context() as patch:
         patch.setattr(owner, name, changed)

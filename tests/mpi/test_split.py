@@ -1,7 +1,5 @@
 """Layers split over ranks: the same network, the same results to rounding."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

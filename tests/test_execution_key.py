@@ -42,14 +42,11 @@ def test_versions_follow_the_package_metadata():
     assert "truly-sparse" not in versions
 
 
-def test_code_key_sees_the_settings_of_its_package_alone():
+def test_code_key_sees_the_settings_of_its_package_alone_and_names_one_that_is_missing():
     plain = execution_key.code_key("sparsecore", "truly-sparse", {"OTHER": "1"})
     assert plain == execution_key.code_key("sparsecore", "truly-sparse", {})
     other = execution_key.code_key("sparsecore", "truly-sparse", {"SPARSECORE_DATA": "somewhere"})
     assert {k for k in plain if plain[k] != other[k]} == {"settings"}
-
-
-def test_missing_package_is_named():
     with pytest.raises(ModuleNotFoundError, match=r"no_such_package.*pip install"):
         execution_key.code_key("no_such_package", "truly-sparse", {})
 

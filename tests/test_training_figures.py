@@ -20,13 +20,8 @@ from sparsecore.paper import page, store
 from sparsecore.paper.page import Column, Table
 from sparsecore.paper.style import COLOURS
 from sparsecore.paper.training import conditions, figures, pruning, studies, tables, topology
+from sparsecore.paper.training import observers as observing
 from sparsecore.paper.training.conditions import SENSITIVITIES, STUDIES, Condition, Study
-from sparsecore.paper.training.observers import (
-    ObserveGradientFlow,
-    ObserveImportance,
-    ObservePruning,
-    ObserveTopology,
-)
 from sparsecore.settings import CHOICE, READING, SETTINGS
 
 ROOT = Path(__file__).parent.parent
@@ -57,9 +52,9 @@ def patch(tmp_path_factory):
 @pytest.fixture(scope="module")
 def main(patch):
     """Return results of all methods on one data set; this machine cannot have the other."""
-    everyone = (ObserveGradientFlow, ObserveImportance)
+    everyone = (observing.ObserveGradientFlow, observing.ObserveImportance)
     observers = {("digits", m): everyone for m in METHODS[1:]}
-    observers["digits", "set-all-relu"] += (ObservePruning, ObserveTopology)
+    observers["digits", "set-all-relu"] += (observing.ObservePruning, observing.ObserveTopology)
     study = Study(
         "T-test", "", ("digits", "madelon", "leukemia"), METHODS, seeds={"quick": (0, 1)},
         quick={"digits": SMALL}, observers=observers,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from sparsecore import checkpoint, datasets, experiment, seeds, train, wasap
 from sparsecore.compiled.engine import Engine, metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.config import TrainConfig
+from sparsecore.wasap.lockstep import Lockstep
 from sparsecore.wasap.server import ParameterServer
 from sparsecore.wasap.worker import Worker, shard_rows
 
@@ -152,13 +153,9 @@ def test_lockstep_is_determined_by_the_seed(comm, pictures):
 
 
 def test_learning_rate_of_lockstep_rises_to_its_k_fold(comm, digits):
-    from sparsecore.wasap.lockstep import Lockstep
-
-    class FakeWindow:
-        ranks = types.SimpleNamespace(rank=0, size=4)
-
+    window = SimpleNamespace(ranks=SimpleNamespace(rank=0, size=4))
     model = train.new_model(SMALL, 64, 10, 0)
-    lockstep = Lockstep(FakeWindow(), model, [320, 320, 320, 310], SMALL, warmup=5)
+    lockstep = Lockstep(window, model, [320, 320, 320, 310], SMALL, warmup=5)
     assert lockstep.steps == 10
     rates = [lockstep.learning_rate(step) for step in (0, 24, 49, 50, 1000)]
     np.testing.assert_allclose(rates, [0.02 * 1.06, 0.05, 0.08, 0.08, 0.08], rtol=1e-6)

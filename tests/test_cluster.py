@@ -228,7 +228,7 @@ def test_stale_or_damaged_cluster_file_is_named_and_passed_over(profile, text):
         assert engines._running("default") is None
 
 
-def test_part_of_a_cluster():
+def test_number_of_workers_is_that_of_a_part_or_refused():
     whole = cluster.Cluster.__new__(cluster.Cluster)
     whole._facts = [((rank, 3, rank + 1, "host", "sources"), rank + 5) for rank in range(3)]
     whole._use(3)
@@ -236,6 +236,9 @@ def test_part_of_a_cluster():
     assert (part.n, part.engines, part.pids) == (2, [5, 6], [1, 2]) and whole.n == 3
     with pytest.raises(ValueError, match="n: expected 1 to 3 workers, got 4"):
         whole.first(4)
+    with pytest.raises(ValueError, match="at least 1 worker, got 0"):
+        with cluster.connect(0):
+            pass
 
 
 def test_missing_mpiexec_is_said(monkeypatch, tmp_path):
@@ -243,10 +246,4 @@ def test_missing_mpiexec_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(ClusterError, match="mpiexec: found neither on PATH nor in"):
         with cluster.connect(1):
-            pass
-
-
-def test_less_than_one_worker_is_refused():
-    with pytest.raises(ValueError, match="at least 1 worker, got 0"):
-        with cluster.connect(0):
             pass

@@ -27,17 +27,15 @@ def test_runs_are_made_in_turns_shown_and_told(trained):
     assert trained == [(name, seed, 0.7) for seed in (0, 1) for name in ("wasap", "wassp")]
     found = recorded.recorded
     accuracy = parallel_figures.accuracy(recorded)
+    left = accuracy.figure.axes[0]
+    low, high = left.get_ylim()
     for runs in found.runs.values():
         mean = sum(run["test_accuracy"] for run in runs) / len(runs)
         assert f"{100 * mean:.2f} %" in accuracy.sources
-    left = accuracy.figure.axes[0]
+        assert all(low < 100 * run["test_accuracy"] < high for run in runs)
     assert len(left.lines) == 2 + 2 * 2 * 2 + 1  # a line a run, a dot a parallel one, the phases
     tests = [100 * epoch["test_accuracy"] for epoch in found.runs["sequential"][0]["epochs"]]
     assert left.lines[0].get_ydata().tolist() == tests
-    low, high = left.get_ylim()
-    assert all(
-        low < 100 * run["test_accuracy"] < high for runs in found.runs.values() for run in runs
-    )
     staleness = parallel_figures.staleness(recorded)
     heights = [bar.get_height() for bar in staleness.figure.axes[0].patches]
     assert heights == [100.0]  # one worker is never stale

@@ -177,10 +177,6 @@ def poisoned(self):
     self.model.params[:] = np.nan
 
 
-def linger(self):
-    time.sleep(0.02)
-
-
 def failing(*arguments):
     raise OSError("disk is gone")
 
@@ -191,8 +187,8 @@ def test_nan_in_one_gradient_ends_the_run_on_all_ranks(comm, digits, monkeypatch
     if comm.rank == last:
         break_gradients(monkeypatch, 5, poisoned)
         expected, message = FloatingPointError, f"worker {last}: .* batch 6 is not finite"
-    else:
-        break_gradients(monkeypatch, 0, linger)  # or they may be done before it comes to fail
+    else:  # or they may be done before it comes to fail
+        break_gradients(monkeypatch, 0, lambda self: time.sleep(0.02))
         expected, message = wasap.ParallelError, f"rank {last} .*worker {last}: .* not finite"
     with pytest.raises(expected, match=message):
         wasap.run(digits, SMALL.with_values(epochs=50), wasap.Plan(algorithm))
@@ -204,7 +200,7 @@ def test_run_goes_on_without_a_worker_that_raises(comm, digits, monkeypatch, fai
     if comm.rank == failing_rank:
         break_gradients(monkeypatch, 5, failing)
     else:  # or the others may be done before it comes to fail
-        break_gradients(monkeypatch, 0, linger)
+        break_gradients(monkeypatch, 0, lambda self: time.sleep(0.02))
     if comm.size == 1:
         with pytest.raises(OSError, match="disk is gone"):
             wasap.run(digits, SMALL)

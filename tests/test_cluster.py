@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from ipyparallel.error import RemoteError
@@ -86,9 +87,7 @@ def test_failures_that_mpi_survives_leave_the_engines_usable(own):
         cluster.train(own, SMALL, "nothing")
 
     # So does an interrupt, after which no engine trains on.
-    def interrupt(state):
-        raise KeyboardInterrupt
-
+    interrupt = Mock(side_effect=KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         cluster.train(own, LONG.with_values(epochs=100_000), "digits", on_progress=interrupt)
     assert all(job.get(timeout=10) for job in own.submit(os.getpid))

@@ -27,6 +27,7 @@ from sparsecore.settings import CHOICE, READING, SETTINGS
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {"epochs": 3, "hidden": (40, 40, 40), "epsilon": 4}
+ABSENT = "not available\non this machine"
 SPENT = ("train", "evolve")
 METHODS = ("dense", "set-relu", "set-leaky-relu", "set-all-relu", "set-all-relu-pruned")
 
@@ -67,10 +68,6 @@ def main(patch):
 def view(main, *methods):
     study = Study("F-view", "", ("digits", "madelon"), methods, runs_of="T-test")
     return replace(main, study=study)
-
-
-def texts(figure):
-    return [t.get_text() for ax in figure.axes for t in ax.texts]
 
 
 def mean_sd(values, digits, scale=1):
@@ -206,12 +203,12 @@ def test_curves_draw_means_and_bands_of_the_results(main):
 
 def test_absent_data_are_said_and_no_path_is_shown(main):
     picture = figures.curves(view(main, "set-relu"))
-    assert texts(picture.figure) == 2 * ["not available\non this machine"]
+    assert [t.get_text() for ax in picture.figure.axes for t in ax.texts] == 2 * [ABSENT]
     assert "Not available on this machine: Madelon." in picture.sources
     empty = studies.Results(STUDIES["F-topology"], "quick", [], {"fashion-mnist": "/somewhere"})
     for draw in (topology.degrees, topology.pixels):
         picture = draw(empty)
-        assert texts(picture.figure) == ["not available\non this machine"]
+        assert [t.get_text() for ax in picture.figure.axes for t in ax.texts] == [ABSENT]
         assert "Fashion-MNIST" in picture.caption
         assert "/somewhere" not in picture.caption + picture.svg()
 

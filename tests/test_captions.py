@@ -61,7 +61,7 @@ def recorded(short_simulations):
             scaling_figures: Versions(scaling.entry("paper").recorded()),
             parallel_figures: Versions(parallel._recorded()),
             extreme_figures: Extreme(rows, parts),
-            **{key: studies.recorded(key) for key, _ in _TRAINING},
+            **{key: studies.recorded(key) for key in dict(_TRAINING)},
         }
 
 

@@ -48,9 +48,12 @@ CONTESTS = {"contests": [contest_of(shape, 1, ("torch-dense",)) for shape in spe
 @pytest.fixture(scope="module")
 def measured():
     """Measure each part on small networks, without other processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roofline, "_TURNS", 2)
+        epochs = speed.epochs(SMALL, quiet, (600, 100))
     return {
         "peers": CONTESTS,
-        "epochs": speed.epochs(SMALL, quiet, (600, 100)),
+        "epochs": epochs,
         "density": speed.density_sweep(SMALL, quiet, (30, 200, 200, 5), (0.01, 0.1, 1.0)),
         "roofline": {
             "gflops": 100.0,

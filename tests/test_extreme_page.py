@@ -179,7 +179,8 @@ def test_tables_of_what_is_measured_beside(name, column, values, said):
     table = draw(page())
     assert table.frame[column].tolist() == values
     assert said in table.caption + table.sources
-    assert isinstance(draw(Extreme({}, dict.fromkeys(PARTS, Versions(None)))), Note)
+    nothing = draw(Extreme({}, dict.fromkeys(PARTS, Versions(None))))
+    assert isinstance(nothing, Note) or (name == "survival" and nothing.frame.empty)
 
 
 def test_the_growth_is_measured():

@@ -48,19 +48,15 @@ _TRAINING = (
 def recorded(short_simulations):
     """What each page shows of the recorded results, by its module of figures."""
     with pytest.MonkeyPatch.context() as patch:
-        results = Path(__file__).parent.parent / "book" / "results"
-        patch.setenv(store.FOLDER, str(results))
+        patch.setenv(store.FOLDER, str(Path(__file__).parent.parent / "book" / "results"))
         patch.setattr(studies, "data_sha256", lambda name: None)  # not to be downloaded
         rows = {row: Versions(run) for row, run in extreme.recorded().items()}
-        parts = {
-            name: Versions(extreme._part_entry(name, "paper").recorded())
-            for name in (extreme.PARTS)
-        }
+        parts = {n: extreme._part_entry(n, "paper").recorded() for n in extreme.PARTS}
         return {
             speed_figures: {p: Versions(speed.entry(p, "paper").recorded()) for p in speed.PARTS},
             scaling_figures: Versions(scaling.entry("paper").recorded()),
             parallel_figures: Versions(parallel._recorded()),
-            extreme_figures: Extreme(rows, parts),
+            extreme_figures: Extreme(rows, {n: Versions(part) for n, part in parts.items()}),
             **{key: studies.recorded(key) for key in dict(_TRAINING)},
         }
 

@@ -99,11 +99,13 @@ def test_recorded_runs_stand_beside_the_build_s(trained, monkeypatch):
     assert len(parallel_figures.staleness(found).figure.axes) == 2
     assert parallel_figures.replayed(found).text.count("identical") == 2
     resources = parallel_figures.resources(found)
-    assert [ax.get_title() for ax in resources.figure.axes if ax.get_title()] == [
-        f"{title}: {name}-SGD"
+    assert resources.data[["where", "algorithm", "rank"]].to_numpy().tolist() == [
+        [title, f"{name}-SGD", 0]
         for title in ("recorded", "this build")
         for name in ("WASAP", "WASSP")
     ]
+    samples = found.here.first("wassp")["parallel"]["ranks"][0]["resources"]
+    assert resources.data["rss_mb"].iloc[-1] == max(samples["rss_mb"])
     assert resources.sources.count("Waiting for the server's lock") == 2
 
     # Only seeds that all algorithms have are compared, and only a replay of these runs is told.

@@ -104,8 +104,6 @@ def test_recorded_runs_stand_beside_the_build_s(trained, monkeypatch):
         for title in ("recorded", "this build")
         for name in ("WASAP", "WASSP")
     ]
-    samples = found.here.first("wassp")["parallel"]["ranks"][0]["resources"]
-    assert resources.data["rss_mb"].iloc[-1] == max(samples["rss_mb"])
     assert resources.sources.count("Waiting for the server's lock") == 2
 
     # Only seeds that all algorithms have are compared, and only a replay of these runs is told.

@@ -167,9 +167,9 @@ def resources(found: Runs) -> Table | Picture:
             "where": title,
             "algorithm": LABELS[name],
             "rank": rank["rank"],
-            "seconds": samples["seconds"][-1],
-            "cpu_percent": float(np.mean(samples["cpu_percent"])),
-            "rss_mb": max(samples["rss_mb"]),
+            "seconds": max(samples["seconds"], default=None),  # a run may end before a sample
+            "cpu_percent": float(np.mean(cpu)) if (cpu := samples["cpu_percent"]) else None,
+            "rss_mb": max(samples["rss_mb"], default=None),
         }
         for title, version in found
         for name in ("wasap", "wassp")

@@ -39,11 +39,8 @@ def timed(work: Callable[[], object], repeats: int = 1) -> np.ndarray:
 
 def spread(values: Any) -> dict[str, float]:
     """Return median, smallest ("low") and largest ("high") of some numbers."""
-    return {
-        "median": float(np.median(values)),
-        "low": float(np.min(values)),
-        "high": float(np.max(values)),
-    }
+    kinds: dict[str, Callable[..., Any]] = {"median": np.median, "low": np.min, "high": np.max}
+    return {name: float(kind(values)) for name, kind in kinds.items()}
 
 
 def bench(
@@ -85,15 +82,16 @@ def bench(
             rows = rng.integers(n_rows, size=n_steps * batch_size)
             engine.train(velocity, rule, inputs, labels, rows, batch_size, 0, sums)
 
-        for _ in range(_WARM_UP_CALLS):
-            call(_STEPS_PER_CALL)
-        sizes_of_calls = [min(_STEPS_PER_CALL, steps - n) for n in range(0, steps, _STEPS_PER_CALL)]
-        times = 1e3 * np.array([timed(partial(call, n))[0] / n for n in sizes_of_calls])
-        batch = inputs[:batch_size]
-        model.decision_function(batch, threads)
-        predict = timed(lambda: model.decision_function(batch, threads), _REPEATS)
-        model.evolve(_ZETA, rng)
-        evolve = timed(lambda: model.evolve(_ZETA, rng), _REPEATS)
+        timed(partial(call, _STEPS_PER_CALL), _WARM_UP_CALLS)
+        calls = [min(_STEPS_PER_CALL, steps - n) for n in range(0, steps, _STEPS_PER_CALL)]
+        times = 1e3 * np.array([timed(partial(call, n))[0] / n for n in calls])
+        predict, evolve = (
+            1e3 * float(np.median(timed(work, 1 + _REPEATS)[1:]))
+            for work in (
+                partial(model.decision_function, inputs[:batch_size], threads),
+                partial(model.evolve, _ZETA, rng),
+            )
+        )
     first = model[0].nnz
     flops = batch_size * (6 * (model.nnz - first) + 4 * first)
     median = float(np.median(times))
@@ -116,8 +114,8 @@ def bench(
         },
         "gflops": flops / median / 1e6,
         "nnz": model.nnz,
-        "evolution_ms": 1e3 * float(np.median(evolve)),
-        "predict_ms": 1e3 * float(np.median(predict)),
+        "evolution_ms": evolve,
+        "predict_ms": predict,
         "meeting_us": meeting_seconds(threads) * 1e6,
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "provenance": provenance(threads, None),

@@ -28,11 +28,15 @@ _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "scikit-learn", "mpi4py", "m
 def _commit() -> str | None:
     """Return the commit that the package runs from, "+" if changed; None outside a checkout."""
     root = Path(sparsecore.__file__).parent.parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     if not (root / ".git").exists():
         return None
     try:
-        head = _git(root, "rev-parse", "HEAD")
-        return head + "+" * bool(_git(root, "status", "--porcelain", "--", "sparsecore"))
+        return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "sparsecore"))
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -44,13 +48,6 @@ def sources_sha256() -> str:
     for path in sorted(package.rglob("*.py")):
         total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
 
 
 @cache
@@ -82,11 +79,15 @@ def _version(package: str) -> str | None:
 
 def loaded_blas() -> list[str]:
     """Return the matrix libraries that are loaded in this process, with kernel and threads."""
-    found = [info for info in threadpool_info() if info["user_api"] == "blas"]
     kinds = ("internal_api", "version", "architecture")
-    names = [" ".join(str(info[kind]) for kind in kinds if info.get(kind)) for info in found]
-    shown = zip(names, found, strict=True)
-    return sorted({f"{name} ({info['num_threads']} threads)" for name, info in shown})
+    return sorted(
+        {
+            f"{' '.join(str(info[kind]) for kind in kinds if info.get(kind))} "
+            f"({info['num_threads']} threads)"
+            for info in threadpool_info()
+            if info["user_api"] == "blas"
+        }
+    )
 
 
 def busy_seconds() -> float:

@@ -55,8 +55,8 @@ def test_recorded_runs_stand_beside_the_build_s(trained):
         assert "Other processes used 1.5 CPUs" in picture.sources
     assert len(parallel_figures.staleness(found).figure.axes) == 2
     assert parallel_figures.replayed(found).text.count("identical") == 2
-    assert [ax.get_title() for ax in resources.figure.axes if ax.get_title()] == [
-        f"{title}: {name}-SGD"
+    assert resources.data[["where", "algorithm", "rank"]].to_numpy().tolist() == [
+        [title, f"{name}-SGD", 0]
         for title in ("recorded", "this build")
         for name in ("WASAP", "WASSP")
     ]

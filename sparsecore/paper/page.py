@@ -156,16 +156,13 @@ class Table:
         )
 
     def _repr_html_(self) -> str:
-        frame = self.frame.map(_inline)
-        body = frame.to_html(index=False, escape=False, border=0)
-        folded = _fold_html(self.sources)
-        return f"<p>{_inline(self.caption)}</p>{body}<p>{self._downloads()}</p>{folded}"
+        body = self.frame.map(_inline).to_html(index=False, escape=False, border=0)
+        downloads, folded = self._downloads(), _fold_html(self.sources)
+        return f"<p>{_inline(self.caption)}</p>{body}<p>{downloads}</p>{folded}"
 
     def _repr_markdown_(self) -> str:
-        rows = [list(self.frame.columns), *self.frame.to_numpy().tolist()]
         rule = ["---:" if c in self.numbers else ":---" for c in self.frame.columns]
-        lines = [_row(rows[0]), _row(rule), *(_row(row) for row in rows[1:])]
-        body = "\n".join(lines)
+        body = "\n".join(map(_row, [self.frame.columns, rule, *self.frame.to_numpy()]))
         return (
             f"````{{table}} {self.caption}\n:name: {self.key}\n\n{body}\n````\n\n"
             f"{self._downloads()}\n\n{_fold_myst(self.sources)}"
@@ -189,37 +186,23 @@ def _fold_myst(text: str) -> str:
     return f"\n```{{dropdown}} Sources\n{text}\n```\n" if text else ""
 
 
-def _row(cells: list[Any]) -> str:
+def _row(cells: Iterable[Any]) -> str:
     return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"
 
 
 # The little Markdown that captions and cells use: code, bold, italics.
 _MARKUP = re.compile(r"`(?P<code>[^`]+)`|\*\*(?P<bold>.+?)\*\*|\*(?P<italic>[^*]+)\*")
-
-
-def _marked(text: Any, escape: Any, code: str, bold: str, italic: str) -> str:
-    out, end = [], 0
-    for match in _MARKUP.finditer(str(text)):
-        kind = str(match.lastgroup)
-        form = {"code": code, "bold": bold, "italic": italic}[kind]
-        out += [escape(str(text)[end : match.start()]), form.format(escape(match[kind]))]
-        end = match.end()
-    return "".join(out) + escape(str(text)[end:])
-
-
-def _inline(text: Any) -> str:
-    """Turn that Markdown into HTML."""
-    return _marked(text, html.escape, "<code>{}</code>", "<b>{}</b>", "<i>{}</i>")
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
+_HTML = {"code": "<code>{}</code>", "bold": "<b>{}</b>", "italic": "<i>{}</i>"}
+_TEX = {"code": r"\texttt{{{}}}", "bold": r"\textbf{{{}}}", "italic": r"\emph{{{}}}"}
+# It has no character of that Markdown's own, so a text is translated before it is marked up.
+_LATEX: dict[str, str | int | None] = {
     "ε": r"$\varepsilon$",
     "α": r"$\alpha$",
     "η": r"$\eta$",
     "ζ": r"$\zeta$",
     "λ": r"$\lambda$",
     "μ": r"$\mu$",
+    "\\": r"\textbackslash{}",
     "×": r"$\times$",
     "†": r"$^\dagger$",
     "‡": r"$^\ddagger$",
@@ -238,10 +221,15 @@ _LATEX = {
 }
 
 
+def _marked(text: str, forms: Mapping[str, str]) -> str:
+    return _MARKUP.sub(lambda m: forms[str(m.lastgroup)].format(m[str(m.lastgroup)]), text)
+
+
+def _inline(text: Any) -> str:
+    """Turn that Markdown into HTML."""
+    return _marked(html.escape(str(text)), _HTML)
+
+
 def _latex(text: Any) -> str:
     """Turn that Markdown into LaTeX."""
-
-    def escape(plain: str) -> str:
-        return "".join(_LATEX.get(c, c) for c in plain)
-
-    return _marked(text, escape, r"\texttt{{{}}}", r"\textbf{{{}}}", r"\emph{{{}}}")
+    return _marked(str(text).translate(str.maketrans(_LATEX)), _TEX)

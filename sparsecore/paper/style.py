@@ -6,7 +6,6 @@ Everything that pictures share is defined once, here. Nothing is run or read.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -94,24 +93,52 @@ def panels(
     return figure
 
 
+def picture(
+    key: str,
+    versions: Versions[T],
+    draw: Callable[[Any, str, T], None],
+    tell: Callable[[T], str] = lambda version: "",
+    about: Callable[[T], Result] = lambda version: version,  # type: ignore[assignment,return-value]
+    *,
+    caption: str,
+    alt: str,
+    label: str = "",
+    **look: Any,
+) -> Picture:
+    """Make a picture of all versions, see `panels` and `source`, or say why there are none.
+
+    `label` is the first panel's, on its left.
+    """
+    if not versions:
+        return nothing(key, versions.missing)
+    figure = panels(versions, draw, **look)
+    if label:
+        figure.axes[0].set_ylabel(label)
+    return Picture(key, figure, caption, alt, source(versions, tell, about))
+
+
 def source(
-    versions: Iterable[tuple[str, Result]], tell: Callable[[Result], str] = lambda result: ""
+    versions: Iterable[tuple[str, T]],
+    tell: Callable[[T], str] = lambda version: "",
+    about: Callable[[T], Result] = lambda version: version,  # type: ignore[assignment,return-value]
 ) -> str:
     """Return where each version comes from, and what `tell` says of it, in plain sentences.
 
-    They warn of other processes, whose CPUs a result has under "others" or in its provenance.
+    They warn of other processes, whose CPUs a result has under "others" or in its provenance. A
+    version that is no result itself has one `about` it, with the "size" of its runs.
     """
     told = []
-    for title, result in versions:
-        about, seeds = result["provenance"], result.get("seeds", [])
+    for title, version in versions:
+        result = about(version)
+        origins, seeds = result["provenance"], result.get("seeds", [])
         seeds = [result["seed"]] if "seed" in result else seeds
         many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, " if seeds else ""
         profile = f"{title.capitalize()} (profile {result['profile']})"
-        told.append(f"{profile}: {many}{origin(about)}.")
-        others = float(np.median(result.get("others", about.get("others", 0.0))))
+        told.append(f"{profile}: {many}{origin(origins)}.")
+        others = float(np.median(result.get("others", origins.get("others", 0.0))))
         if others > _QUIET:
             told.append(f"Other processes used {others:.1f} CPUs: these times are too long.")
-        told.append(tell(result))
+        told += [result.get("size", ""), tell(version)]
     return " ".join(filter(None, told))
 
 
@@ -128,33 +155,24 @@ def not_available(*axes: Axes, text: str = NOT_AVAILABLE) -> None:
         ax.set(facecolor="#f2f2f2", xticks=[], yticks=[])
         ax.grid(False)
         ax.spines[:].set_visible(False)
-        ax.text(
-            0.5,
-            0.5,
-            text.replace("available ", "available\n"),
-            transform=ax.transAxes,
-            ha="center",
-            va="center",
-            color=GREY,
-        )
+        shown, look = text.replace("available ", "available\n"), {"ha": "center", "va": "center"}
+        ax.text(0.5, 0.5, shown, transform=ax.transAxes, color=GREY, **look)
 
 
-def line(colour: str, label: str, linestyle: Any = "-") -> Any:
+def line(colour: str, label: str, linestyle: Any = "-", **look: Any) -> Any:
     """Return a line for a legend."""
-    return matplotlib.lines.Line2D([], [], color=colour, label=label, linestyle=linestyle)
+    look = {"color": colour, "label": label, "linestyle": linestyle, **look}
+    return matplotlib.lines.Line2D([], [], **look)
+
+
+def dot(colour: str, label: str, marker: str = "o", fill: str | None = None) -> Any:
+    """Return a mark for a legend."""
+    return line(colour, label, "", marker=marker, markerfacecolor=fill or colour)
 
 
 def patch(colour: str, label: str) -> Any:
     """Return an area for a legend."""
     return matplotlib.patches.Patch(color=colour, alpha=0.6, label=label)
-
-
-def dot(colour: str, label: str, marker: str = "o", fill: str | None = None) -> Any:
-    """Return a mark for a legend."""
-    return matplotlib.lines.Line2D(
-        [], [], color=colour, marker=marker, linestyle="", markerfacecolor=fill or colour,
-        label=label,
-    )  # fmt: skip
 
 
 def deviation(values: Any, axis: int | None = None) -> Any:
@@ -178,23 +196,3 @@ def tag(
     """Write a small text near a point, so many points of type away from it."""
     look: dict[str, Any] = {"fontsize": 7.5, "color": "#333333", **more}
     ax.annotate(text, at, xytext=shift, textcoords="offset points", **look)
-
-
-def stacked(ax: Axes, n: int) -> list[Axes]:
-    """Put `n` panels, one below the other, where one panel was."""
-    grid = ax.get_subplotspec().subgridspec(n, 1)
-    ax.remove()
-    return list(grid.subplots())
-
-
-def if_there(key: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Have a function that shows versions say why there are none instead."""
-
-    def decorated(show: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(show)
-        def shown(versions: Versions[Any], *args: Any, **more: Any) -> Any:
-            return show(versions, *args, **more) if versions else nothing(key, versions.missing)
-
-        return shown
-
-    return decorated

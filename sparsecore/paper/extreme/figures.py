@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
 from sparsecore.extreme import split as split_network
@@ -108,25 +109,22 @@ def memory(extreme: Extreme) -> Table | Note:
 
 def scaling(extreme: Extreme) -> Picture:
     """Draw seconds per step and bytes against neurons, on logarithmic axes, with named brains."""
-    runs = extreme.runs()
-    quantities = (
-        ("time", "seconds per training step", [np.median(r["step_seconds"]) for _, _, r in runs]),
-        ("memory", "bytes of memory", [r["peak_bytes"] for _, _, r in runs]),
-    )
-    told = []
+    rows, titles, runs = zip(*extreme.runs(), strict=True)
+    neurons, told = np.array([row.neurons for row in rows]), []
+    sizes = np.array([18 + 5 * row.hidden_layers for row in rows])
+    quantities = {
+        "time": ("seconds per training step", [np.median(run["step_seconds"]) for run in runs]),
+        "memory": ("bytes of memory", [run["peak_bytes"] for run in runs]),
+    }
     with canvas(6.6) as figure:
         axes = figure.subplots(2, 1, sharex=True)
-        for ax, (what, label, values) in zip(axes, quantities, strict=True):
-            pairs = list(zip(runs, values, strict=True))
+        for ax, (what, (label, values)) in zip(axes, quantities.items(), strict=True):
             for where, colour in _KINDS.items():
-                own = [(row, y) for (row, title, _), y in pairs if title == where]
-                if own:
-                    ax.scatter(
-                        [row.neurons for row, _ in own], [y for _, y in own],
-                        s=[18 + 5 * row.hidden_layers for row, _ in own], facecolors="none",
-                        edgecolors=colour, linewidths=1.4, label=where, zorder=3,
-                    )  # fmt: skip
-            slope = _guide(ax, [row.neurons for row, _, _ in runs], values)
+                if (own := np.array(titles) == where).any():
+                    look = {"edgecolors": colour, "facecolors": "none", "linewidths": 1.4}
+                    y = np.array(values)[own]
+                    ax.scatter(neurons[own], y, sizes[own], label=where, zorder=3, **look)
+            slope = _guide(ax, neurons, values)
             if slope is not None:
                 told.append(f"{slope:.2f} ({what})")
             ax.set(xscale="log", yscale="log", ylabel=label, xlim=(150, 6e8))
@@ -147,26 +145,23 @@ def losses(extreme: Extreme) -> Picture:
     """Draw the loss curves of the largest networks."""
     entries = [entry for entry in extreme.runs() if entry[0].hidden_layers == 10][-3:]
     colours = (COLOURS["set-all-relu-pruned"], COLOURS["set-relu"], COLOURS["set-all-relu"])
+    trends = []
     with canvas(3.2) as figure:
         ax = figure.subplots()
         for (row, where, run), colour in zip(entries, colours, strict=False):
-            values = np.array(run["losses"])
-            steps = np.arange(1, len(values) + 1)
+            neurons, values = f"{row.neurons:,} neurons", pd.Series(run["losses"])
+            steps = values.index + 1
             ax.plot(steps, values, ".", color=colour, alpha=0.5)
-            mean = [values[max(0, i - 4) : i + 1].mean() for i in range(len(values))]
-            ax.plot(steps, mean, color=colour, label=f"{row.neurons:,} neurons ({where})")
+            mean = values.rolling(5, min_periods=1).mean()
+            ax.plot(steps, mean, color=colour, label=f"{neurons} ({where})")
             every = run["config"]["evolve_every"]
             for step in range(every, len(values), every):
                 ax.axvline(step + 0.5, color=GREY, linewidth=0.8, linestyle=":")
+            if trend := run["trend"]:
+                trends.append(f"{neurons}: Kendall's τ {trend['tau']:+.2f}, p = {trend['p']:.1g}")
         ax.axhline(np.log(2), color=GREY, linewidth=0.8)
         ax.set(xlabel="step", ylabel="cross-entropy (nats)", ylim=(0, None))
         ax.legend()
-    trends = "; ".join(
-        f"{row.neurons:,} neurons: Kendall's τ {run['trend']['tau']:+.2f}, p = "
-        f"{run['trend']['p']:.1g}"
-        for row, _, run in entries
-        if run["trend"]
-    )
     caption = (
         "**They learn.** Loss of each batch before it is trained on (dots), and the mean of five "
         "(lines); every sample is seen once. At dotted lines the topology evolves, which costs "
@@ -174,7 +169,7 @@ def losses(extreme: Extreme) -> Picture:
         "line, which is chance."
     )
     alt = "Loss against step for the largest networks, falling."
-    sources = f"Trends of {trends}. " * bool(trends) + _source(extreme)
+    sources = f"Trends of {'; '.join(trends)}. " * bool(trends) + _source(extreme)
     return Picture("F-extreme-loss", figure, caption, alt, sources)
 
 
@@ -320,20 +315,18 @@ def _projected(neurons: int, memory: int, network: float, pace: float) -> Result
     config = ExtremeConfig(neurons=neurons)
     sizes, batch = config.sizes, config.batch_size
     for ranks in range(1, _MOST_RANKS):
-        loads = split_network.loads(sizes, config.epsilon, batch, ranks)
-        rank_bytes = max(load.n_bytes for load in loads)
-        if rank_bytes > memory:
-            continue
-        moved = split_network.step_bytes(sizes, batch, ranks)
-        return {
-            "neurons": neurons,
-            "connections": sum(load.connections for load in loads),
-            "ranks": ranks,
-            "rank_bytes": rank_bytes,
-            "message_bytes": moved,
-            "compute_seconds": max(load.connections for load in loads) * pace,
-            "message_seconds": moved / network,
-        }
+        plan = split_network.plan(sizes, config.epsilon, batch, ranks)
+        if plan.total <= memory:
+            moved = split_network.step_bytes(sizes, batch, ranks)
+            return {
+                "neurons": neurons,
+                "connections": sum(load.connections for load in plan.loads),
+                "ranks": ranks,
+                "rank_bytes": plan.total,
+                "message_bytes": moved,
+                "compute_seconds": plan.connections * pace,
+                "message_seconds": moved / network,
+            }
     return None
 
 
@@ -344,7 +337,7 @@ def _source(extreme: Extreme) -> str:
     return source(last.items(), lambda run: about.format_map(run["provenance"]))
 
 
-def _guide(ax: Axes, neurons: Sequence[int], values: Sequence[float]) -> float | None:
+def _guide(ax: Axes, neurons: np.ndarray, values: Sequence[float]) -> float | None:
     """Draw the line of proportionality; return the exponent that is measured, if there is one."""
     x, y = np.log(np.array([neurons, values], float))
     x, y = x[x >= np.log(5e6)], y[x >= np.log(5e6)]

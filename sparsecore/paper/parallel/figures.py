@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from operator import itemgetter
+from dataclasses import replace
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch
 
 from sparsecore import wasap
-from sparsecore.paper.page import Note, Picture
+from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.parallel.runs import ALGORITHMS, Parallel
 from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import (
-    COLOURS,
-    GREY,
-    STYLE,
-    WIDTH,
-    if_there,
-    line,
-    panels,
-    source,
-    stacked,
-)
+from sparsecore.paper.style import COLOURS, GREY, canvas, line, nothing, picture, source
 from sparsecore.paper.training.studies import training_seconds
 
 Runs = Versions[Parallel]
@@ -34,7 +21,6 @@ Runs = Versions[Parallel]
 LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
 # The sequential runs are SET-All-ReLU's.
 COLOUR = {name: COLOURS.get(name, COLOURS["set-all-relu"]) for name in ALGORITHMS}
-_RANKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 # --- the schematic -------------------------------------------------------------------------------
@@ -42,34 +28,37 @@ _RANKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 def overview(workers: int = 3) -> Picture:
     """Draw the two phases: shards, workers, the server's window, averaging."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+    push, pull = COLOURS["set-relu"], COLOURS["set-all-relu"]
+    with canvas(4.0) as figure:
         ax = figure.subplots()
         ax.set(xlim=(0, 16), ylim=(0, 8), xticks=[], yticks=[])
         ax.grid(False)
-        for spine in ax.spines.values():
-            spine.set_visible(False)
+        ax.spines[:].set_visible(False)
         heights = np.linspace(6.2, 1.2, workers)
         middle = float(heights.mean())
         for x, title in ((1.2, "data"), (5.6, "phase 1: exchange"), (12.0, "phase 2: alone")):
             ax.text(x, 7.6, title, ha="center", weight="bold")
         ax.axvline(9.2, ymax=0.92, color=GREY, linestyle=(0, (4, 3)), linewidth=1)
-        _box(
-            ax, 7.4, middle, 1.9, 3.4, "server's\nwindow\n\nweights\nvelocity\ntopology", "#fff3d6"
-        )
+        window = "server's\nwindow\n\nweights\nvelocity\ntopology"
+        _box(ax, 7.4, middle, 1.9, 3.4, window, "#fff3d6")
         for rank, y in enumerate(heights):
             _box(ax, 1.2, y, 1.7, 0.9, f"shard {rank}", "#eeeeee")
             _box(ax, 4.0, y, 1.8, 0.9, f"worker {rank}", "#dbe9f6")
             _box(ax, 11.2, y, 2.3, 0.9, f"copy {rank}\nown evolution", "#dbe9f6")
-            _arrow(ax, (2.05, y), (3.1, y), GREY)
             target = middle + (y - middle) * 0.45
-            _arrow(ax, (4.9, y + 0.15), (6.45, target + 0.15), COLOURS["set-relu"])
-            _arrow(ax, (6.45, target - 0.2), (4.9, y - 0.2), COLOURS["set-all-relu"])
-            _arrow(ax, (8.35, target), (10.05, y), GREY)
-            _arrow(ax, (12.35, y), (13.3, middle + (y - middle) * 0.2), GREY)
+            for start, end, colour in (
+                ((2.05, y), (3.1, y), GREY),
+                ((4.9, y + 0.15), (6.45, target + 0.15), push),
+                ((6.45, target - 0.2), (4.9, y - 0.2), pull),
+                ((8.35, target), (10.05, y), GREY),
+                ((12.35, y), (13.3, middle + (y - middle) * 0.2), GREY),
+            ):
+                look = {"arrowstyle": "-|>", "mutation_scale": 10, "linewidth": 1.2}
+                arrow = {**look, "color": colour, "shrinkA": 2, "shrinkB": 2}
+                ax.annotate("", end, start, arrowprops=arrow)
         _box(ax, 14.6, middle, 2.5, 1.9, "average\nover the union,\ncut to nnz", "#dff2e4")
-        ax.text(5.7, 0.25, "push gradient", color=COLOURS["set-relu"], ha="right", fontsize=9)
-        ax.text(5.9, 0.25, "pull weights", color=COLOURS["set-all-relu"], ha="left", fontsize=9)
+        ax.text(5.7, 0.25, "push gradient", color=push, ha="right", fontsize=9)
+        ax.text(5.9, 0.25, "pull weights", color=pull, ha="left", fontsize=9)
         ax.text(11.2, 0.25, "no exchange", color=GREY, ha="center", fontsize=9)
     caption = (
         "**WASAP-SGD in two phases.** In phase 1 every worker computes gradients on its shard and "
@@ -82,39 +71,27 @@ def overview(workers: int = 3) -> Picture:
 
 
 def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, fill: str) -> None:
-    shape = FancyBboxPatch(
-        (x - width / 2, y - height / 2), width, height,
-        boxstyle="round,pad=0.05,rounding_size=0.15", facecolor=fill, edgecolor=GREY, linewidth=1,
-    )  # fmt: skip
-    ax.add_patch(shape)
+    corner, form = (x - width / 2, y - height / 2), "round,pad=0.05,rounding_size=0.15"
+    look = {"boxstyle": form, "facecolor": fill, "edgecolor": GREY, "linewidth": 1}
+    ax.add_patch(FancyBboxPatch(corner, width, height, **look))
     ax.text(x, y, text, ha="center", va="center", fontsize=9)
-
-
-def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
-    ax.add_patch(
-        FancyArrowPatch(
-            start, end, arrowstyle="-|>", mutation_scale=10, color=colour, linewidth=1.2
-        )
-    )
 
 
 # --- the runs ------------------------------------------------------------------------------------
 
 
-@if_there("F-parallel")
 def accuracy(found: Runs) -> Picture:
     """Draw test accuracy against epochs and against seconds."""
-    legend = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
-    figure = panels(found, _curves, across=2, legend=legend, sharey="row")
-    caption = (
-        "**Parallel training on Fashion-MNIST.** Test accuracy against epochs and seconds, a line "
-        "per seed. Right of the dotted line workers train alone, and the line is the mean of "
-        "their copies; the dot is the averaged model. What to see: what parallel training costs in "
-        "accuracy per epoch, and what it gains per second."
-    )
-    alt = "Lines of test accuracy against epochs and against seconds, one colour an algorithm."
-    sources = f"{_source(found, _outcome)} {found.missing}".strip()
-    return Picture("F-parallel", figure, caption, alt, sources)
+    drawn = picture(
+        "F-parallel", found, _curves, _outcome, _about,
+        across=2, legend=[line(COLOUR[name], LABELS[name]) for name in ALGORITHMS], sharey="row",
+        caption="**Parallel training on Fashion-MNIST.** Test accuracy against epochs and seconds, "
+        "a line per seed. Right of the dotted line workers train alone, and the line is the mean "
+        "of their copies; the dot is the averaged model. What to see: what parallel training costs "
+        "in accuracy per epoch, and what it gains per second.",
+        alt="Lines of test accuracy against epochs and against seconds, one colour an algorithm.",
+    )  # fmt: skip
+    return replace(drawn, sources=f"{drawn.sources} {found.missing}".strip()) if found else drawn
 
 
 def _curves(axes: Any, title: str, found: Parallel) -> None:
@@ -141,18 +118,16 @@ def _curves(axes: Any, title: str, found: Parallel) -> None:
     right.set(xlabel="seconds of training")
 
 
-@if_there("F-parallel-staleness")
 def staleness(found: Runs) -> Picture:
     """Draw how many updates others made between a worker's pull and push."""
-    figure = panels(found, _stale, height=2.8)
-    figure.axes[0].set_ylabel("share of updates, %")
-    caption = (
-        "**Staleness of WASAP-SGD's updates.** Staleness counts the updates that others made while "
-        "a gradient was computed. Bars: share of all updates, up to the 99.9th percentile, first "
-        "seed. What to see: the peak near the number of other workers."
-    )
-    alt = "Bars: share of updates for each staleness."
-    return Picture("F-parallel-staleness", figure, caption, alt, _source(found, _staleness))
+    return picture(
+        "F-parallel-staleness", found, _stale, _staleness, _about,
+        height=2.8, label="share of updates, %",
+        caption="**Staleness of WASAP-SGD's updates.** Staleness counts the updates that others "
+        "made while a gradient was computed. Bars: share of all updates, up to the 99.9th "
+        "percentile, first seed. What to see: the peak near the number of other workers.",
+        alt="Bars: share of updates for each staleness.",
+    )  # fmt: skip
 
 
 def _stale(ax: Axes, title: str, found: Parallel) -> None:
@@ -173,37 +148,40 @@ def _staleness(found: Parallel) -> str:
     )
 
 
-@if_there("F-resources")
-def resources(found: Runs) -> Picture:
-    """Draw CPU and memory over time of every rank."""
-    count = max(version.first("wasap")["config"]["workers"] for _, version in found)
-    legend = [line(_RANKS[rank % len(_RANKS)], f"rank {rank}") for rank in range(count)]
-    figure = panels(found, _over_time, across=2, height=4.2, legend=legend)
+_RESOURCES = (
+    Column("where", "where", number=False, once=True),
+    Column("algorithm", "algorithm", number=False, once=True),
+    Column("rank", "rank"),
+    Column("seconds", "seconds", "{:,.0f}"),
+    Column("CPU, mean (% of a core)", "cpu_percent", "{:.0f}"),
+    Column("memory, most (MiB)", "rss_mb", "{:,.0f}"),
+)
+
+
+def resources(found: Runs) -> Table | Picture:
+    """Make the table of the CPU and the memory of every rank."""
+    if not found:
+        return nothing("F-resources", found.missing)
+    rows = [
+        {
+            "where": title,
+            "algorithm": LABELS[name],
+            "rank": rank["rank"],
+            "seconds": max(samples["seconds"], default=None),  # a run may end before a sample
+            "cpu_percent": float(np.mean(cpu)) if (cpu := samples["cpu_percent"]) else None,
+            "rss_mb": max(samples["rss_mb"], default=None),
+        }
+        for title, version in found
+        for name in ("wasap", "wassp")
+        for rank in version.first(name)["parallel"]["ranks"]
+        for samples in (rank["resources"],)
+    ]
     caption = (
-        "**CPU and memory of every rank.** CPU and memory of the whole process (Python, compiled "
-        "code, the rank's data) against time, a line per rank; first seed. What to see: cores that "
-        "are busy to the end, and ranks that need the same memory."
+        "**CPU and memory of every rank.** Of the whole process (Python, compiled code, the rank's "
+        "data), sampled until the run ends; first seed. What to see: whether each rank keeps its "
+        "core busy, and whether all need the same memory."
     )
-    alt = "Lines of CPU use and of memory against time, one colour a rank."
-    return Picture("F-resources", figure, caption, alt, _source(found, _waiting))
-
-
-def _over_time(places: Any, title: str, found: Parallel) -> None:
-    columns = [stacked(place, 2) for place in places]
-    for column, name in zip(columns, ("wasap", "wassp"), strict=True):
-        for rank in found.first(name)["parallel"]["ranks"]:
-            samples, colour = rank["resources"], _RANKS[rank["rank"] % len(_RANKS)]
-            for ax, quantity in zip(column, ("cpu_percent", "rss_mb"), strict=True):
-                ax.plot(samples["seconds"], samples[quantity], color=colour)
-        column[0].set_title(f"{title}: {LABELS[name]}")
-        column[0].tick_params(labelbottom=False)
-        column[1].set_xlabel("seconds")
-    for left, right, label in zip(*columns, ("CPU, % of a core", "memory, MiB"), strict=True):
-        right.sharey(left)
-        right.tick_params(labelleft=False)
-        left.set(ylabel=label)
-        left.autoscale(axis="y")
-        left.set_ylim(bottom=0)
+    return Table.of("F-resources", rows, _RESOURCES, caption, source(found, _waiting, _about))
 
 
 def replayed(found: Runs) -> Note:
@@ -248,20 +226,13 @@ def _waiting(found: Parallel) -> str:
     )
 
 
-def _source(found: Runs, tell: Callable[[Parallel], str]) -> str:
-    """Say how and where each version was run, and what `tell` says of it."""
-
-    def about(version: Parallel) -> Result:
-        run = version.first("wasap")
-        return {
-            "profile": version.profile,
-            "provenance": run["provenance"],
-            "seeds": [run["seed"] for run in version.runs["wasap"]],
-            "others": [run["others"] for runs in version.runs.values() for run in runs],
-            "told": "{epochs} epochs of {n_train:,} rows, {workers} workers. ".format_map(
-                run["config"]
-            )
-            + tell(version),
-        }
-
-    return source(((title, about(version)) for title, version in found), itemgetter("told"))
+def _about(version: Parallel) -> Result:
+    """Return what `source` is to read of a version, and how long its runs are."""
+    run = version.first("wasap")
+    return {
+        "profile": version.profile,
+        "provenance": run["provenance"],
+        "seeds": [run["seed"] for run in version.runs["wasap"]],
+        "others": [run["others"] for runs in version.runs.values() for run in runs],
+        "size": "{epochs} epochs of {n_train:,} rows, {workers} workers.".format_map(run["config"]),
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.config import TrainConfig
@@ -91,49 +92,37 @@ def load(profile: str | None = None) -> Versions[Parallel]:
 
 def _recorded() -> Parallel | None:
     """Return the recorded runs, of seeds that all algorithms have run."""
-    runs: dict[str, list[Result]] = {name: [] for name in ALGORITHMS}
-    for seed in EFFORTS["paper"].seeds:
-        found = {name: entry(name, seed, "paper").recorded() for name in ALGORITHMS}
-        for name, result in found.items():
-            if result is not None and None not in found.values():
-                runs[name].append(result)
-    if not runs["wasap"]:
+    found = [[entry(n, s, "paper").recorded() for n in ALGORITHMS] for s in EFFORTS["paper"].seeds]
+    whole = [[run for run in runs if run] for runs in found if all(runs)]
+    if not whole:
         return None
+    runs = dict(zip(ALGORITHMS, map(list, zip(*whole, strict=True)), strict=True))
     replay = _replay_entry(runs["wasap"][0]).recorded()
     return Parallel("paper", runs, replay) if replay else None
 
 
 def _load(profile: str) -> Parallel:
     """Return all runs; parallel ones share a cluster, which starts when the first needs it."""
-    data = datasets.load(DATASET)
+    data, limit = datasets.load(DATASET), EFFORTS[profile].rows
     runs: dict[str, list[Result]] = {name: [] for name in ALGORITHMS}
+
+    def rows(seed: int) -> Dataset:
+        return data if limit is None else data.limited(limit, random_state=seed)
+
+    def train(algorithm: str, seed: int) -> Result:
+        others, config = busy_cpus(), config_of(profile)  # the workers of a cluster sleep now
+        if algorithm == "sequential":
+            _, result = experiment.run(rows(seed), config, seed=seed, progress=True)
+        else:
+            how: dict[str, Any] = {"algorithm": algorithm, "seed": seed, "limit": limit}
+            _, result = cluster.train(on_cluster.workers(), config, DATASET, **how)
+        return {**result, "others": others}
+
     with on_cluster.kept():
         for seed in EFFORTS[profile].seeds:
             for algorithm in ALGORITHMS:
-                train = partial(_train, algorithm, seed, data, profile)
-                runs[algorithm].append(entry(algorithm, seed, profile).obtain(train))
+                run = entry(algorithm, seed, profile).obtain(partial(train, algorithm, seed))
+                runs[algorithm].append(run)
     first = runs["wasap"][0]
-
-    def replay() -> Result:
-        rows = _rows(data, first["seed"], profile)
-        return wasap.replay(rows, first, progress=True)[1]
-
-    return Parallel(profile, runs, _replay_entry(first).obtain(replay))
-
-
-def _rows(data: Dataset, seed: int, profile: str) -> Dataset:
-    rows = EFFORTS[profile].rows
-    return data if rows is None else data.limited(rows, random_state=seed)
-
-
-def _train(algorithm: str, seed: int, data: Dataset, profile: str) -> Result:
-    others, config = busy_cpus(), config_of(profile)  # the workers of a cluster sleep now
-    if algorithm == "sequential":
-        rows = _rows(data, seed, profile)
-        _, result = experiment.run(rows, config, seed=seed, progress=True)
-    else:
-        _, result = cluster.train(
-            on_cluster.workers(), config, DATASET, algorithm=algorithm, seed=seed,
-            limit=EFFORTS[profile].rows,
-        )  # fmt: skip
-    return {**result, "others": others}
+    replay = partial(wasap.replay, rows(first["seed"]), first, progress=True)
+    return Parallel(profile, runs, _replay_entry(first).obtain(lambda: replay()[1]))

@@ -21,7 +21,7 @@ from sparsecore.paper.scaling.measure import busy, calibrate, check
 from sparsecore.paper.scaling.rounds import samples_per_second, speedups, spent, workers_of
 from sparsecore.paper.scaling.simulate import ALGORITHMS
 from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import GREY, if_there, line, panels, source, with_spread
+from sparsecore.paper.style import GREY, line, nothing, picture, source, with_spread
 
 Measured = Versions[Result]
 
@@ -34,20 +34,19 @@ _NUMBERS = tuple(2**i for i in range(11))  # of workers that are simulated
 # --- measured ------------------------------------------------------------------------------------
 
 
-@if_there("F-scaling")
 def measured(found: Measured) -> Picture:
     """Draw the measured samples per second against the number of workers, relative to one."""
     legend = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
-    figure = panels(found, _measured, height=3.4, legend=[*legend, line(GREY, "ideal", ":")])
-    figure.axes[0].set_ylabel("speed-up over the\nsequential trainer")
-    caption = (
-        "**Measured speed-up per worker.** Samples per second of phase 1 on Fashion-MNIST, "
-        "evolution included, relative to the sequential trainer with one thread in the same round. "
-        "Dots are medians over rounds, bars reach from the lowest to the highest. What to see: how "
-        "far below the dotted line each added worker falls."
-    )
-    alt = "Speed-up against number of workers for WASAP-SGD and WASSP-SGD, with the ideal line."
-    return Picture("F-scaling", figure, caption, alt, _source(found, _gains))
+    return picture(
+        "F-scaling", found, _measured, _gains, _about,
+        height=3.4, legend=[*legend, line(GREY, "ideal", ":")],
+        label="speed-up over the\nsequential trainer",
+        caption="**Measured speed-up per worker.** Samples per second of phase 1 on "
+        "Fashion-MNIST, evolution included, relative to the sequential trainer with one thread in "
+        "the same round. Dots are medians over rounds, bars reach from the lowest to the highest. "
+        "What to see: how far below the dotted line each added worker falls.",
+        alt="Speed-up against number of workers for WASAP-SGD and WASSP-SGD, with the ideal line.",
+    )  # fmt: skip
 
 
 def _measured(ax: Axes, title: str, result: Result) -> None:
@@ -92,21 +91,22 @@ def _workers_axis(ax: Axes, title: str, *ticks: int, **more: Any) -> None:
     ax.minorticks_off()
 
 
-@if_there("F-scaling-simulated")
 def simulated(found: Measured) -> Picture:
     """Draw the simulated speed-up up to 1024 workers, a line per network."""
-    legend = [line("#333333", network.name, style) for network, style in _NETWORK_STYLES.items()]
-    figure = panels(
-        found, _speedup, across=2, height=3.9, legend=legend, sharex=True, sharey=True
+    return picture(
+        "F-scaling-simulated", found, _speedup, _limits, _about,
+        across=2, height=3.9, legend=_lines(_NETWORK_STYLES), sharex=True, sharey=True,
+        caption="**Simulation: up to 1024 workers.** Speed-up in a simulation, not a run, with the "
+        "times measured on this page and assumed networks. From the diamonds on the parameter "
+        "server has no rest. What to see: WASAP-SGD falls beyond its diamond, because more and "
+        "more gradients meet a newer topology and take longer under the lock. WASSP-SGD does not.",
+        alt="Simulated speed-up against up to 1024 workers, log-log, one line per network.",
     )  # fmt: skip
-    caption = (
-        "**Simulation: up to 1024 workers.** Speed-up in a simulation, not a run, with the times "
-        "measured on this page and assumed networks. From the diamonds on the parameter server has "
-        "no rest. What to see: WASAP-SGD falls beyond its diamond, because more and "
-        "more gradients meet a newer topology and take longer under the lock. WASSP-SGD does not."
-    )
-    alt = "Simulated speed-up against up to 1024 workers, log-log, one line per network."
-    return Picture("F-scaling-simulated", figure, caption, alt, _source(found, _limits))
+
+
+def _lines(styles: Mapping[Any, Any]) -> list[Any]:
+    """Return a legend of what the styles of lines mean."""
+    return [line("#333333", what.name, style) for what, style in styles.items()]
 
 
 def _speedup(axes: Any, title: str, result: Result) -> None:
@@ -141,7 +141,6 @@ def _limits(result: Result) -> str:
     )
 
 
-@if_there("F-scaling-stragglers")
 def stragglers(found: Measured, network: model.Network = model.ONE_MACHINE) -> Picture:
     """Draw the simulated throughput with uneven workers, relative to that with even ones."""
 
@@ -174,16 +173,16 @@ def stragglers(found: Measured, network: model.Network = model.ONE_MACHINE) -> P
             f"of {result['steps']['n_gradients']:,} gradients measured one by one."
         )
 
-    legend = [line("#333333", s.name, style) for s, style in _SCENARIO_STYLES.items()]
-    figure = panels(found, draw, across=2, height=3.4, legend=legend, sharex=True, sharey=True)
-    caption = (
-        "**Simulation: what stragglers cost.** Gradients per second relative to workers that all "
-        f"take the mean time; {network.name}. What to see: in lockstep all wait for the slowest, "
-        "until the exchange takes longer than that. WASAP-SGD loses only what the slow workers do "
-        "not do, and nothing where all wait for the server."
-    )
-    alt = "Simulated throughput with stragglers relative to even workers, one panel per algorithm."
-    return Picture("F-scaling-stragglers", figure, caption, alt, _source(found, losses))
+    return picture(
+        "F-scaling-stragglers", found, draw, losses, _about,
+        across=2, height=3.4, legend=_lines(_SCENARIO_STYLES), sharex=True, sharey=True,
+        caption="**Simulation: what stragglers cost.** Gradients per second relative to workers "
+        f"that all take the mean time; {network.name}. What to see: in lockstep all wait for the "
+        "slowest, until the exchange takes longer than that. WASAP-SGD loses only what the slow "
+        "workers do not do, and nothing where all wait for the server.",
+        alt="Simulated throughput with stragglers relative to even workers, one panel per "
+        "algorithm.",
+    )  # fmt: skip
 
 
 # --- side by side --------------------------------------------------------------------------------
@@ -213,65 +212,64 @@ _COMPARISON = (
 )
 
 
-@if_there("T-scaling")
-def comparison(found: Measured) -> Table:
+def comparison(found: Measured) -> Table | Picture:
     """Make T-scaling: measured and simulated samples per second, side by side."""
-    rows = [_compared(title, result, *one) for title, result in found for one in check(result)]
+    if not found:
+        return nothing("T-scaling", found.missing)
+    rows = []
+    for title, result in found:
+        for name, k, outcome in check(result):
+            rates, times = spread(samples_per_second(result, name, k)), spent(result, name, k)
+            beside = model.simulate(busy(result, name, k), k) if name == "wasap" else None
+            row = {
+                "where": title,
+                "algorithm": LABELS[name],
+                "workers": k,
+                "measured": rates["median"],
+                "lowest": rates["low"],
+                "highest": rates["high"],
+                "speedup": float(np.median(speedups(result, name, k))),
+                "gradient_ms": 1e3 * times["compute"],
+                "lock_ms": 1e3 * times["lock"],
+                "update_ms": 1e3 * times["update"],
+                "simulated": outcome.samples_per_second,
+                "simulated_beside": None if beside is None else beside.samples_per_second,
+            }
+            rows.append(row)
     caption = (
         "**Does the simulation hold where it can be checked?** Medians over rounds (lowest to "
         "highest) beside simulated samples per second and their deviation. In lockstep the update "
         "includes the wait for the slowest. The simulation knows one worker only; the last column "
         "has it use the time of a gradient beside as many busy cores, which share memory and clock."
     )
-    return Table.of("T-scaling", rows, _COMPARISON, caption, _source(found))
+    return Table.of("T-scaling", rows, _COMPARISON, caption, source(found, about=_about))
 
 
-def _compared(title: str, result: Result, name: str, k: int, outcome: model.Outcome) -> Result:
-    rates, times = spread(samples_per_second(result, name, k)), spent(result, name, k)
-    beside = model.simulate(busy(result, name, k), k, name) if name == "wasap" else None
-    return {
-        "where": title,
-        "algorithm": LABELS[name],
-        "workers": k,
-        "measured": rates["median"],
-        "lowest": rates["low"],
-        "highest": rates["high"],
-        "speedup": float(np.median(speedups(result, name, k))),
-        "gradient_ms": 1e3 * times["compute"],
-        "lock_ms": 1e3 * times["lock"],
-        "update_ms": 1e3 * times["update"],
-        "simulated": outcome.samples_per_second,
-        "simulated_beside": None if beside is None else beside.samples_per_second,
-    }
-
-
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.4f}"
-
-
-# What a quantity is, how it is shown, and where it comes from.
+# What a quantity is, its unit and how it is shown, and where it comes from.
 _ONE, _STEPS, _TWO = "WASAP-SGD, one worker", "step by step, one process", "two ranks to each other"
-_QUANTITIES: dict[str, tuple[str, Callable[[float], str], str]] = {
-    "compute": ("a worker's time between two pushes", _ms, _ONE),
-    "lock": ("taking the free lock", _ms, _ONE),
-    "update": ("a push, under the lock", _ms, f"{_ONE}, less evolution"),
-    "evolve": ("more for the push that ends an epoch", _ms, _STEPS),
-    "retain": ("more for a push that meets a newer topology", _ms, _STEPS),
-    "adopt": ("adopting that topology, without the lock", _ms, _STEPS),
-    "reduce": ("adding up gradients in lockstep", _ms, _STEPS),
-    "term": ("the same, more per worker", _ms, _STEPS),
-    "message": ("a small message", _ms, _TWO),
-    "bandwidth": ("a large one, GB/s each way", lambda v: f"{v / 1e9:.1f}", _TWO),
-    "n_params": ("parameters", "{:,.0f}".format, "the network"),
-    "bytes_per_update": ("megabytes that an update moves", lambda v: f"{v / 1e6:.2f}", _ONE),
-    "samples_per_update": ("samples in a gradient", "{:.1f}".format, "the data"),
-    "updates_per_epoch": ("updates between two evolutions", "{:,.0f}".format, "the data"),
+_MS = 1e3, "{:.4f}"
+_QUANTITIES: dict[str, tuple[str, tuple[float, str], str]] = {
+    "compute": ("a worker's time between two pushes", _MS, _ONE),
+    "lock": ("taking the free lock", _MS, _ONE),
+    "update": ("a push, under the lock", _MS, f"{_ONE}, less evolution"),
+    "evolve": ("more for the push that ends an epoch", _MS, _STEPS),
+    "retain": ("more for a push that meets a newer topology", _MS, _STEPS),
+    "adopt": ("adopting that topology, without the lock", _MS, _STEPS),
+    "reduce": ("adding up gradients in lockstep", _MS, _STEPS),
+    "term": ("the same, more per worker", _MS, _STEPS),
+    "message": ("a small message", _MS, _TWO),
+    "bandwidth": ("a large one, GB/s each way", (1e-9, "{:.1f}"), _TWO),
+    "n_params": ("parameters", (1, "{:,.0f}"), "the network"),
+    "bytes_per_update": ("megabytes that an update moves", (1e-6, "{:.2f}"), _ONE),
+    "samples_per_update": ("samples in a gradient", (1, "{:.1f}"), "the data"),
+    "updates_per_epoch": ("updates between two evolutions", (1, "{:,.0f}"), "the data"),
 }
 
 
-@if_there("T-scaling-calibration")
-def calibration(found: Measured) -> Table:
+def calibration(found: Measured) -> Table | Picture:
     """Make T-scaling-calibration: what the simulation takes from measurements."""
+    if not found:
+        return nothing("T-scaling-calibration", found.missing)
     versions = {title: calibrate(result) for title, result in found}
     rows = [
         {"quantity": name, **{title: float(getattr(c, name)) for title, c in versions.items()}}
@@ -291,16 +289,14 @@ def calibration(found: Measured) -> Table:
         "**What the simulation is calibrated with.** Times in milliseconds; the CSV file has "
         "seconds and bytes. The networks of more than one machine are assumed, not measured."
     )
-    sources = f"{_source(found)} Assumed: {assumed}."
+    sources = f"{source(found, about=_about)} Assumed: {assumed}."
     return Table.of("T-scaling-calibration", rows, columns, caption, sources)
 
 
 def _quantity(title: str, row: Mapping[str, Any]) -> str:
-    return _QUANTITIES[row["quantity"]][1](row[title])
+    unit, form = _QUANTITIES[row["quantity"]][1]
+    return form.format(unit * row[title])
 
 
-def _source(found: Measured, tell: Callable[[Result], str] = lambda result: "") -> str:
-    def seeds(result: Result) -> list[int]:
-        return [run["seed"] for run in result["runs"]["sequential"]["1"]]
-
-    return source(((title, {**result, "seeds": seeds(result)}) for title, result in found), tell)
+def _about(result: Result) -> Result:
+    return {**result, "seeds": [run["seed"] for run in result["runs"]["sequential"]["1"]]}

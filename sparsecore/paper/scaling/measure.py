@@ -73,13 +73,13 @@ def entries(profile: str) -> list[Entry]:
 def load(profile: str | None = None) -> Versions[Result]:
     """Return both versions of the measurements; take those that this build lacks."""
     profile = current_profile(profile)
-    return versions(entry, partial(_measured, EFFORTS[profile]), profile)
 
+    def measured() -> Result:
+        data = datasets.load(DATASET)
+        found = measure(EFFORTS[profile], data, setting(DATASET).config)
+        return {**found, "provenance": provenance(1, data.content_hash)}
 
-def _measured(effort: Effort) -> Result:
-    data = datasets.load(DATASET)
-    found = measure(effort, data, setting(DATASET).config)
-    return {**found, "provenance": provenance(1, data.content_hash)}
+    return versions(entry, measured, profile)
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -167,35 +167,34 @@ def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
     for worker in workers:
         worker.close()
     median = {name: float(np.median(values)) for name, values in times.items()}
-    reduce, term = _time_reduction(len(model.params))
     return {
         "gradient": np.quantile(times["gradient"], np.linspace(0, 1, _QUANTILES)).tolist(),
         "push": median["push"],
         **{name: max(0.0, median[name] - median["push"]) for name in ("retain", "evolve")},
         "adopt": median["adopt"],
-        "reduce": reduce,
-        "term": term,
+        **_time_reduction(len(model.params)),
         "n_params": len(model.params),
         "n_gradients": len(times["gradient"]),
     }
 
 
-def _time_reduction(n: int) -> tuple[float, float]:
+def _time_reduction(n: int) -> dict[str, float]:
     """Time the sum of gradients as `Lockstep.take_step` makes it, of one long and of many short."""
-    found = []
-    for rows, size in ((16, n // 16), (512, 1)):
+
+    def seconds(rows: int, size: int) -> float:
         received = np.ones((rows, size), np.float32)
         mean, term = np.empty(size, np.float32), np.empty(size, np.float32)
-        found.append(float(np.median(timed(partial(_add_up, received, mean, term), 20))))
-    long, per_term = found[0], found[1] / 512
-    return max(0.0, long - 16 * per_term), per_term
 
+        def add_up() -> None:
+            np.multiply(received[0], np.float32(1), out=mean)
+            for row in received[1:]:
+                np.multiply(row, np.float32(1), out=term)
+                np.add(mean, term, out=mean)
 
-def _add_up(received: np.ndarray, mean: np.ndarray, term: np.ndarray) -> None:
-    np.multiply(received[0], np.float32(1), out=mean)
-    for row in received[1:]:
-        np.multiply(row, np.float32(1), out=term)
-        mean += term
+        return float(np.median(timed(add_up, 20)))
+
+    term = seconds(512, 1) / 512
+    return {"reduce": max(0.0, seconds(16, n // 16) - 16 * term), "term": term}
 
 
 # --- what follows from it ------------------------------------------------------------------------
@@ -206,8 +205,7 @@ def calibrate(result: Result) -> Calibration:
 
     Raises ValueError if they make no sense, for instance because the machine was busy otherwise.
     """
-    run, steps = result["runs"]["wasap"]["1"][0], result["steps"]
-    mean = spent(result, "wasap", 1)
+    run, steps, mean = result["runs"]["wasap"]["1"][0], result["steps"], spent(result, "wasap", 1)
     per_epoch = -(-result["n_train"] // result["batch_size"])
     # No evolution follows the last epoch.
     evolutions = (result["epochs"] - 1) / (result["epochs"] * per_epoch)
@@ -228,12 +226,8 @@ def calibrate(result: Result) -> Calibration:
 
 def check(result: Result) -> list[tuple[str, int, Outcome]]:
     """Simulate what was measured: per algorithm and number of workers."""
-    calibration = calibrate(result)
-    return [
-        (name, k, simulate(calibration, k, name))
-        for name in ALGORITHMS
-        for k in workers_of(result, name)
-    ]
+    measured = [(name, k) for name in ALGORITHMS for k in workers_of(result, name)]
+    return [(name, k, simulate(calibrate(result), k, name)) for name, k in measured]
 
 
 def busy(result: Result, algorithm: str, workers: int) -> Calibration:

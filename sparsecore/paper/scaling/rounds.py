@@ -85,11 +85,10 @@ def spent(result: Result, algorithm: str, workers: int) -> dict[str, float]:
     """
     rounds = []
     for run in result["runs"][algorithm][str(workers)]:
-        updates = sum(rank["updates"] for rank in run["ranks"])
-        lock, update = total_seconds(run, "lock"), total_seconds(run, "update")
-        aside = total_seconds(run, "evaluate") + total_seconds(run, "checkpoint")
-        rest = total_seconds(run, "phase1") - aside - lock - update
-        rounds.append([seconds / updates for seconds in (rest, lock, update)])
+        names = ("phase1", "evaluate", "checkpoint", "lock", "update")
+        phase1, evaluate, checkpoint, *own = (total_seconds(run, name) for name in names)
+        rest = phase1 - (evaluate + checkpoint) - own[0] - own[1]
+        rounds.append(np.array([rest, *own]) / sum(rank["updates"] for rank in run["ranks"]))
     medians = np.median(rounds, axis=0).tolist()
     return dict(zip(("compute", "lock", "update"), medians, strict=True))
 
@@ -102,7 +101,6 @@ def against_sequential(result: Result, algorithm: str, workers: int) -> Result:
     """
     alone, together = result["runs"]["sequential"]["1"], result["runs"][algorithm][str(workers)]
     ratios = speedups(result, algorithm, workers)
-    ratio = spread(ratios)
     rounds = [
         {
             "seed": one["seed"],
@@ -119,10 +117,11 @@ def against_sequential(result: Result, algorithm: str, workers: int) -> Result:
         for one, all_, ratio in zip(alone, together, ratios, strict=True)
     ]
     difference = [r["parallel_accuracy"] - r["sequential_accuracy"] for r in rounds]
+    middle, low, high = spread(ratios).values()
     return {
         "workers": workers,
         "others": result["others"],
         "rounds": rounds,
-        "ratio": {"median": ratio["median"], "min": ratio["low"], "max": ratio["high"]},
+        "ratio": {"median": middle, "min": low, "max": high},
         "accuracy_difference": 100 * float(np.mean(difference)),
     }

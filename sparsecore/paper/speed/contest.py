@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -55,22 +56,21 @@ def compare(
     chosen = list(PEERS) if keys is None else list(dict.fromkeys(["sparsecore", *keys]))
     gone = {key: reason for key in chosen if (reason := absent(key, problem)) is not None}
     about: dict[str, dict[str, Any]] = {}
+    turns: dict[str, list[dict[str, float]]] = {}
     with ExitStack() as stack:
         # All are made at once: that is not timed.
         running = {
             key: stack.enter_context(_Process(key, problem)) for key in chosen if key not in gone
         }
-        for key in list(running):
+        for key, process in running.items():
             progress(f"starting {PEERS[key].label}")
             try:
-                about[key] = running[key].ask(_start, key, seconds)
+                about[key], turns[key] = process.ask(_start, key, seconds), []
             except PeerError as error:
                 gone[key] = f"failed: {error}"
-                del running[key]
         if "sparsecore" in gone:
             raise RuntimeError(f"sparsecore itself {gone['sparsecore']}")
-        turns: dict[str, list[dict[str, float]]] = {key: [] for key in running}
-        order = list(running)
+        order = list(turns)
         meetings = [meeting_seconds(problem.threads)]
         for number in range(rounds):
             progress(f"round {number + 1} of {rounds}")
@@ -79,8 +79,8 @@ def compare(
                 turns[key].append(turn)
             order = order[1:] + order[:1]  # nobody always follows the same neighbour
         meetings.append(meeting_seconds(problem.threads))
-        for key, process in running.items():
-            about[key]["peak_rss_mb"] = round(process.ask(peak_rss_mb), 1)
+        for key in turns:
+            about[key]["peak_rss_mb"] = round(running[key].ask(peak_rss_mb), 1)
     ours = np.array([turn["ms"] for turn in turns["sparsecore"]])
     return {
         "problem": {**asdict(problem), "sizes": list(problem.sizes)},
@@ -205,18 +205,10 @@ class _Process(ProcessPoolExecutor):
         self.shutdown()
 
 
-@contextmanager
-def _thread_settings(threads: int) -> Iterator[None]:
+def _thread_settings(threads: int) -> AbstractContextManager[Any]:
     """Set what libraries read when they are loaded, for processes that are started meanwhile."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = dict(os.environ)
-    os.environ.update(dict.fromkeys(names, str(threads)))
-    try:
-        yield
-    finally:
-        for name in names:
-            del os.environ[name]
-        os.environ.update(before)
+    return patch.dict(os.environ, dict.fromkeys(names, str(threads)))
 
 
 _held: dict[str, Any] = {}  # in a peer's process: its "peer", and the "steps" of a call

@@ -5,26 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.speed.measure import SHAPES
 from sparsecore.paper.speed.registry import PEERS
 from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import (
-    COLOURS,
-    GREY,
-    dot,
-    line,
-    panels,
-    source,
-    stacked,
-    tag,
-    with_spread,
-)
+from sparsecore.paper.style import COLOURS, GREY, dot, line, picture, source, tag, with_spread
 
 Speed = dict[str, Versions[Result]]
 
@@ -51,7 +41,9 @@ def peers(speed: Speed) -> Picture:
     keys = [key for key in PEERS if any(key in c["peers"] for _, c in _contests(found))]
 
     def draw(place: Axes, title: str, result: Result) -> None:
-        for ax, shape in zip(stacked(place, len(SHAPES)), SHAPES, strict=True):
+        grid = place.get_subplotspec().subgridspec(len(SHAPES), 1)
+        place.remove()
+        for ax, shape in zip(grid.subplots(), SHAPES, strict=True):
             _contest(ax, [c for c in result["contests"] if c["shape"] == shape], keys)
             ax.set_title(f"{_TITLES[shape]}, {title}")
             ax.tick_params(labelleft=title == next(iter(found))[0])
@@ -59,15 +51,14 @@ def peers(speed: Speed) -> Picture:
 
     legend = [dot(colour, label) for label, (colour, _) in _KINDS.items()]
     legend += [dot(GREY, "one thread"), dot(GREY, "at most two threads", fill="white")]
-    figure = panels(found, draw, height=0.9 + 0.62 * len(keys), legend=legend)
-    caption = (
-        "**A training step, and the peers.** Time of a full step on the networks of the study's "
-        "images (ε = 20, batches of 128): medians of interleaved rounds, with bars from the "
-        "fastest to the slowest, and in brackets the time over sparsecore's. What to see: how far "
-        "the other peers lie to the right of sparsecore."
-    )
-    alt = "Dot plot of milliseconds per training step for each peer, on two networks."
-    return Picture("F-speed-peers", figure, caption, alt, source(found, _threads))
+    return picture(
+        "F-speed-peers", found, draw, _threads, height=0.9 + 0.62 * len(keys), legend=legend,
+        caption="**A training step, and the peers.** Time of a full step on the networks of the "
+        "study's images (ε = 20, batches of 128): medians of interleaved rounds, with bars from "
+        "the fastest to the slowest, and in brackets the time over sparsecore's. What to see: how "
+        "far the other peers lie to the right of sparsecore.",
+        alt="Dot plot of milliseconds per training step for each peer, on two networks.",
+    )  # fmt: skip
 
 
 def _contests(found: Versions[Result]) -> list[tuple[str, Result]]:
@@ -109,6 +100,14 @@ def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
     _plain_ticks(ax.xaxis)
 
 
+# The columns of T-peers' CSV file that are those of a peer's measurement.
+_TIMED = {
+    "ms_per_step": "ms", "low": "low", "high": "high", "ratio": "ratio", "cores_busy": "cores",
+    "cpu_ms_per_step": "cpu_ms", "others_cpus": "others", "peak_rss_mb": "peak_rss_mb",
+    "version": "version",
+}  # fmt: skip
+
+
 def what_peers_do(speed: Speed) -> Table:
     """Make the table of the peers: what each does, and where it was timed."""
     found = speed["peers"]
@@ -129,28 +128,18 @@ def what_peers_do(speed: Speed) -> Table:
 
 def _presence(key: str, contests: Sequence[Result]) -> str:
     """Return the version that was timed, or why there is none."""
-    for contest in contests:
-        if key in contest["peers"]:
-            return str(contest["peers"][key]["version"])
-    return str(contests[0]["absent"].get(key, {}).get("reason", "not there"))
-
-
-# The columns of T-peers' CSV file that are those of a peer's measurement.
-_TIMED = {
-    "ms_per_step": "ms", "low": "low", "high": "high", "ratio": "ratio", "cores_busy": "cores",
-    "cpu_ms_per_step": "cpu_ms", "others_cpus": "others", "peak_rss_mb": "peak_rss_mb",
-    "version": "version",
-}  # fmt: skip
+    timed = [c["peers"][key]["version"] for c in contests if key in c["peers"]]
+    return str([*timed, contests[0]["absent"].get(key, {}).get("reason", "not there")][0])
 
 
 def _timed(key: str, title: str, contest: Result) -> Result:
-    found = contest["peers"].get(key, {})
+    found, problem = contest["peers"].get(key, {}), contest["problem"]
     values = found | {"ratio": found.get("ratio", {}).get("median")}
     return {
         "peer": key,
         "measured": title,
-        "network": "-".join(map(str, contest["problem"]["sizes"])),
-        "threads": contest["problem"]["threads"],
+        "network": "-".join(map(str, problem["sizes"])),
+        "threads": problem["threads"],
         **{name: values.get(own) for name, own in _TIMED.items()},
         "blas": "; ".join(found.get("blas", [])),
         "absent": contest["absent"].get(key, {}).get("reason"),
@@ -173,13 +162,14 @@ _EPOCHS = (
 
 def epochs(speed: Speed) -> Table:
     """Make the table of where the time of an epoch goes."""
-    found, rows = speed["epochs"], []
-    for title, result in found:
-        parts = result["seconds"]
-        total = sum(spent["median"] for spent in parts.values())
-        for name in _EPOCH:
-            shares = {"share": parts[name]["median"] / total}
-            rows.append({"measured": title, "part": name, **parts[name], **shares})
+    found = speed["epochs"]
+    rows = [
+        {"measured": title, "part": name, **spent[name], "share": spent[name]["median"] / total}
+        for title, result in found
+        for spent in (result["seconds"],)
+        for total in (sum(part["median"] for part in spent.values()),)
+        for name in _EPOCH
+    ]
     caption = (
         "**Where an epoch goes.** Fashion-MNIST's size and network, 60,000 rows for training and "
         "10,000 for the test, one thread, medians over epochs."
@@ -194,18 +184,16 @@ def _overhead(result: Result) -> str:
 
 def density(speed: Speed) -> Picture:
     """Draw time per step against density, with the dense peers as levels."""
-    found = speed["density"]
-    figure = panels(found, _density, sharey=True)
-    figure.axes[0].set_ylabel("milliseconds per step")
-    caption = (
-        "**Where dense wins.** Time of a step of 784-1000-1000-1000-10 (batches of 128, one "
-        "thread) against density (blue), beside dense matrix products (lines). Bars and bands "
+    return picture(
+        "F-speed-density", speed["density"], _density,
+        lambda result: f"Density at the crossing: {_percent(result['crossover'])}.",
+        label="milliseconds per step", sharey=True,
+        caption="**Where dense wins.** Time of a step of 784-1000-1000-1000-10 (batches of 128, "
+        "one thread) against density (blue), beside dense matrix products (lines). Bars and bands "
         "reach from the fastest round to the slowest. What to see: time grows in proportion to the "
-        "connections. To the right of the dotted line, dense is faster."
-    )
-    alt = "Milliseconds per step against density on logarithmic axes, with dense levels."
-    sources = source(found, lambda r: f"Density at the crossing: {_percent(r['crossover'])}.")
-    return Picture("F-speed-density", figure, caption, alt, sources)
+        "connections. To the right of the dotted line, dense is faster.",
+        alt="Milliseconds per step against density on logarithmic axes, with dense levels.",
+    )  # fmt: skip
 
 
 def _density(ax: Axes, title: str, result: Result) -> None:
@@ -232,23 +220,21 @@ def _percent(share: float | None) -> str:
 
 def roofline(speed: Speed) -> Picture:
     """Draw the kernels of both networks under the machine's measured ceilings."""
-    found = speed["roofline"]
     legend = [
         *(dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()),
         dot(GREY, "forward"),
         dot(GREY, "backward", fill="white"),
         *(dot(GREY, f"rows in {level}", _LEVEL_MARKER[level]) for level in ("L1", "L2", "L3")),
     ]
-    figure = panels(found, _roofline, height=4.6, legend=legend, sharey=True)
-    figure.axes[0].set_ylabel("GFLOP/s, one thread")
-    caption = (
-        "**The kernels under the roof.** A point per layer and direction (ε = 20, batches of 128). "
-        "Lines are measured ceilings: multiply-adds on registers, and reading in order from each "
-        "memory. A point's shape is the memory that holds the rows it visits in random order. What "
-        "to see: the caches are the limit, not arithmetic."
-    )
-    alt = "Roofline plot: GFLOP/s against operations per byte, with measured ceilings."
-    return Picture("F-speed-roofline", figure, caption, alt, source(found, _shares))
+    return picture(
+        "F-speed-roofline", speed["roofline"], _roofline, _shares,
+        height=4.6, legend=legend, label="GFLOP/s, one thread", sharey=True,
+        caption="**The kernels under the roof.** A point per layer and direction (ε = 20, batches "
+        "of 128). Lines are measured ceilings: multiply-adds on registers, and reading in order "
+        "from each memory. A point's shape is the memory that holds the rows it visits in random "
+        "order. What to see: the caches are the limit, not arithmetic.",
+        alt="Roofline plot: GFLOP/s against operations per byte, with measured ceilings.",
+    )  # fmt: skip
 
 
 def _shares(result: Result) -> str:
@@ -273,13 +259,12 @@ def _roofline(ax: Axes, title: str, result: Result) -> None:
         )  # fmt: skip
     ax.set(xscale="log", yscale="log", title=title, xlabel="operations per byte moved")
     ax.set(xlim=(0.25, 8), xticks=[0.25, 0.5, 1, 2, 4, 8])
-    ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    ax.xaxis.set_minor_locator(NullLocator())
     _plain_ticks(ax.xaxis, ax.yaxis)
 
 
 def _layer(row: Any) -> str:
-    n_in, n_out = SHAPES[row["shape"]][row["layer"] - 1 : row["layer"] + 1]
-    return f"{n_in} → {n_out}"
+    return " → ".join(map(str, SHAPES[row["shape"]][row["layer"] - 1 : row["layer"] + 1]))
 
 
 _KERNELS = (
@@ -308,18 +293,16 @@ def kernels(speed: Speed) -> Table:
 
 def width(speed: Speed) -> Picture:
     """Draw time per step and memory against the width of the hidden layers."""
-    found = speed["width"]
-    colour, dense = _COLOUR["sparsecore"], _COLOUR["numpy-dense"]
-    legend = [dot(colour, "sparsecore"), line(dense, "dense weights alone", ":")]
-    figure = panels(found, _width, across=2, legend=legend)
-    caption = (
-        "**Wider at constant ε.** Time of a step and memory (parameters, velocity, structure) of "
-        "784-n-n-10 neurons, against n (ε = 20, batches of 128, one thread). What to see: "
-        "connections grow as n, dense weights as n². Time grows faster than n where a layer's rows "
-        "leave a cache."
-    )
-    alt = "Milliseconds per step and memory against neurons per layer, on logarithmic axes."
-    return Picture("F-speed-width", figure, caption, alt, source(found, _widest))
+    dense = line(_COLOUR["numpy-dense"], "dense weights alone", ":")
+    return picture(
+        "F-speed-width", speed["width"], _width, _widest,
+        across=2, legend=[dot(_COLOUR["sparsecore"], "sparsecore"), dense],
+        caption="**Wider at constant ε.** Time of a step and memory (parameters, velocity, "
+        "structure) of 784-n-n-10 neurons, against n (ε = 20, batches of 128, one thread). What to "
+        "see: connections grow as n, dense weights as n². Time grows faster than n where a layer's "
+        "rows leave a cache.",
+        alt="Milliseconds per step and memory against neurons per layer, on logarithmic axes.",
+    )  # fmt: skip
 
 
 def _width(axes: Any, title: str, result: Result) -> None:
@@ -347,5 +330,5 @@ def _widest(result: Result) -> str:
 
 def _plain_ticks(*axes: Any) -> None:
     for axis in axes:
-        axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
-        axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_minor_formatter(NullFormatter())

@@ -130,13 +130,13 @@ def density_sweep(
         {"density": problem.model.density, "nnz": problem.model.nnz, "ms": ms[d]}
         for d, problem in problems.items()
     ]
+    medians = [p["ms"]["median"] for p in points]
     fastest = min(ms[key]["median"] for key in dense)
-    shares, medians = zip(*((p["density"], p["ms"]["median"]) for p in points), strict=True)
     return {
         "sizes": list(sizes),
         "points": points,
         "dense": {key: ms[key] for key in dense},
-        "crossover": crossover(shares, medians, fastest),
+        "crossover": crossover([p["density"] for p in points], medians, fastest),
     }
 
 
@@ -177,31 +177,27 @@ def width_sweep(effort: Effort, report: Report) -> Result:
     points = []
     for width in effort.widths:
         report(f"{width:,} neurons per layer")
-        points.append(_one_width(width, effort))
+        problem = Problem((784, width, width, 10), epsilon=EPSILON)
+        [make] = timed(partial(getattr, problem, "model"))  # the first access makes it
+        model, rng = problem.model, seeds.generator(0, Purpose.EVOLUTION)
+        found = _in_rounds({"ms": SparseCore(problem)}, effort, lambda text: None)
+        _, evolve = timed(partial(model.evolve, 0.3, rng), 2)
+        points.append(
+            {
+                "width": width,
+                "nnz": model.nnz,
+                "density": model.density,
+                **found,
+                "make_s": float(make),
+                "evolve_s": float(evolve),
+                "mib": model.nbytes / 2**20,
+                "bytes_per_connection": model.nbytes / model.nnz,
+                "dense_mib": sum(a * b for a, b in pairwise(problem.sizes)) * 4 / 2**20,
+            }
+        )
+        del problem, model
         gc.collect()
     return {"points": points, "epsilon": EPSILON, "batch": 128}
-
-
-def _one_width(width: int, effort: Effort) -> Result:
-    sizes = (784, width, width, 10)
-    problem = Problem(sizes, epsilon=EPSILON)
-    make = timed(lambda: problem.model)[0]  # the first access makes it
-    model = problem.model
-    found = _in_rounds({"ms": SparseCore(problem)}, effort, lambda text: None)
-    rng = seeds.generator(0, Purpose.EVOLUTION)
-    model.evolve(0.3, rng)
-    evolve = timed(lambda: model.evolve(0.3, rng))[0]
-    return {
-        "width": width,
-        "nnz": model.nnz,
-        "density": model.density,
-        **found,
-        "make_s": float(make),
-        "evolve_s": float(evolve),
-        "mib": model.nbytes / 2**20,
-        "bytes_per_connection": model.nbytes / model.nnz,
-        "dense_mib": sum(a * b for a, b in pairwise(sizes)) * 4 / 2**20,
-    }
 
 
 # --- run or load ---------------------------------------------------------------------------------

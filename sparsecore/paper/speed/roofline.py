@@ -185,8 +185,7 @@ def measure(
     smallest memory that holds them, and its "share" that of the ceiling there.
     """
     report("ceilings")
-    found = ceilings()
-    points = []
+    found, points = ceilings(), []
     for shape, sizes in shapes.items():
         report(shape)
         points += _kernels(shape, sizes, epsilon, repeats)

@@ -7,12 +7,13 @@ Which runs are observed by what is said in `conditions`.
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from sparsecore.bench import timed
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
@@ -132,18 +133,13 @@ class ObservePruning(Observer):
                     "compact_nnz": small.nnz,
                     "compact_nbytes": small.nbytes,
                     "agreement": float((small.predict(X) == predicted).mean()),
-                    "seconds": self._seconds(pruned, X[:1000]),
-                    "compact_seconds": self._seconds(small, X[:1000]),
+                    "seconds": _seconds(pruned, X[:1000]),
+                    "compact_seconds": _seconds(small, X[:1000]),
                 }
             )
         return {"post_pruning": found}
 
-    @staticmethod
-    def _seconds(model: SparseMLP, X: np.ndarray) -> float:
-        """Return the least of five times: what disturbs a measurement only ever adds to it."""
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            model.decision_function(X)
-            times.append(time.perf_counter() - start)
-        return min(times)
+
+def _seconds(model: SparseMLP, X: np.ndarray) -> float:
+    """Return the least of five times: what disturbs a measurement only ever adds to it."""
+    return float(timed(partial(model.decision_function, X), 5).min())

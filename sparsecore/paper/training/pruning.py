@@ -66,11 +66,8 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str) -> None:
 
 
 def _relative_spread(seen: dict[str, Any]) -> float:
-    counts = np.asarray(seen["counts"], float)
-    middles = (np.arange(len(counts)) + 0.5) * seen["largest"] / len(counts)
-    share = counts / counts.sum()
-    mean = share @ middles
-    return float(np.sqrt(share @ (middles - mean) ** 2) / mean)
+    mean, sd = shown.moments(seen["counts"])
+    return sd / (mean + 0.5)  # a bin's values lie about its middle
 
 
 @drawn(

@@ -19,15 +19,7 @@ from matplotlib.figure import Figure
 from sparsecore import datasets
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, current_profile
-from sparsecore.paper.style import (
-    COLOURS,
-    STYLE,
-    WIDTH,
-    deviation,
-    line,
-    not_available,
-    nothing,
-)
+from sparsecore.paper.style import COLOURS, STYLE, WIDTH, deviation, line, not_available, nothing
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.studies import Result, Results
 
@@ -146,6 +138,12 @@ def over_epochs(runs: list[Result], name: str, factor: float = 1) -> tuple[list[
     records = [[epoch for epoch in run["epochs"] if name in epoch] for run in runs]
     values = factor * np.array([[epoch[name] for epoch in one] for one in records])
     return [epoch["epoch"] for epoch in records[0]], values
+
+
+def moments(histogram: Sequence[int]) -> tuple[float, float]:
+    """Return mean and standard deviation of what a histogram counts, in bins."""
+    k, share = np.arange(len(histogram)), np.asarray(histogram) / np.sum(histogram)
+    return float(share @ k), float(np.sqrt(share @ (k - share @ k) ** 2))
 
 
 def accuracy(runs: list[Result]) -> float:

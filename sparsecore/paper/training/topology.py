@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import binom
 
 from sparsecore import datasets
 from sparsecore.paper.style import COLOURS, GREY, WIDTH, deviation, line, patch
@@ -27,38 +28,32 @@ def degrees(results: Results) -> tuple[Figure, str, str]:
     (name,), (method,) = results.study.datasets, results.study.methods
     runs, colour = results.of(name, method), COLOURS[method]
     last = runs[0]["epochs"][-1]["epoch"]
-    sides = (("fan_out", "outgoing"), ("fan_in", "incoming"))
-    sizes = _sizes(runs[0])
-    layers = len(sizes) - 2  # the output layer does not evolve
+    sizes = [runs[0]["data"]["n_features"], *runs[0]["config"]["hidden"]]
+    layers = len(sizes) - 1  # the output layer does not evolve
     figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
     axes = figure.subplots(2, layers, squeeze=False)
     spreads = {}
-    for row, (side, word) in enumerate(sides):
-        for layer, ax in enumerate(axes[row]):
-            before, after = (
-                [_topology(r, epoch)[side][layer] for r in runs] for epoch in (0, last)
-            )
-            _draw_degrees(ax, before, GREY)
-            _draw_degrees(ax, after, colour)
-            _draw_binomial(ax, before, sizes[layer + 1 - row])
-            neurons = "input pixels" if layer + row == 0 else f"hidden layer {layer + row}"
-            ax.set(title=neurons, xlabel=f"{word} connections")
-            ax.set_xlim(left=0)
-            ax.set_ylim(bottom=0)
-            spreads[row, layer] = (
-                f"{np.mean(list(map(_spread, before))):.1f} → "
-                f"{np.mean(list(map(_spread, after))):.1f} ({word}, {neurons})"
-            )
-        axes[row, 0].set_ylabel("share of neurons (%)")
-    figure.legend(
-        handles=[
-            patch(GREY, "before training"),
-            patch(colour, f"after {last} epochs"),
-            line("black", "Erdős–Rényi (binomial)", _DOTTED),
-        ],
-        loc="outside upper center",
-        ncols=3,
-    )
+    for (row, layer), ax in np.ndenumerate(axes):
+        side, word = (("fan_out", "outgoing"), ("fan_in", "incoming"))[row]
+        before, after = ([_topology(r, epoch)[side][layer] for r in runs] for epoch in (0, last))
+        draw_degrees(ax, before, GREY)
+        draw_degrees(ax, after, colour)
+        # Those of a random graph with as many connections.
+        degree = np.mean([shown.moments(h)[0] for h in before])
+        k, trials = np.arange(int(degree + 5 * np.sqrt(degree)) + 1), sizes[layer + 1 - row]
+        share = binom.pmf(k, trials, degree / trials)
+        ax.plot(*_binned(share), color="black", linewidth=1.2, linestyle=_DOTTED)
+        neurons = "input pixels" if layer + row == 0 else f"hidden layer {layer + row}"
+        ax.set(title=neurons, xlabel=f"{word} connections")
+        ax.set_xlim(left=0)
+        ax.set_ylim(bottom=0)
+        first, then = (np.mean([shown.moments(h)[1] for h in moment]) for moment in (before, after))
+        spreads[row, layer] = f"{first:.1f} → {then:.1f} ({word}, {neurons})"
+        if layer == 0:
+            ax.set_ylabel("share of neurons (%)")
+    binomial = line("black", "Erdős–Rényi (binomial)", _DOTTED)
+    legend = [patch(GREY, "before training"), patch(colour, f"after {last} epochs"), binomial]
+    figure.legend(handles=legend, loc="outside upper center", ncols=3)
     caption = (
         "**Degrees before and after training.** A column is one layer of weights: connections that "
         "leave the neurons below it (top) and enter those above it (bottom). Means over seeds, "
@@ -72,18 +67,8 @@ def degrees(results: Results) -> tuple[Figure, str, str]:
     return figure, caption, numbers
 
 
-def _sizes(run: Result) -> list[int]:
-    return [run["data"]["n_features"], *run["config"]["hidden"], run["data"]["n_classes"]]
-
-
 def _topology(run: Result, epoch: int) -> dict[str, Any]:
     return next(e["topology"] for e in run["epochs"] if e["epoch"] == epoch)
-
-
-def _spread(histogram: list[int]) -> float:
-    """Return the standard deviation of the degrees that a histogram counts."""
-    k, weights = np.arange(len(histogram)), np.asarray(histogram) / np.sum(histogram)
-    return float(np.sqrt((k - k @ weights) ** 2 @ weights))
 
 
 def _binned(histogram: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +78,8 @@ def _binned(histogram: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(len(counts)) * _BIN + (_BIN - 1) / 2, 100 * counts / counts.sum()
 
 
-def _draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
+def draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
+    """Draw the mean of degrees' histograms, as shares of the neurons, and their spread."""
     longest = max(len(h) for h in histograms)
     padded = [np.pad(h, (0, longest + _BIN - len(h))) for h in histograms]
     x = _binned(padded[0])[0]
@@ -102,16 +88,6 @@ def _draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
     ax.fill_between(x, mean, step="mid", color=colour, alpha=0.3, linewidth=0)
     ax.fill_between(x, mean - sd, mean + sd, step="mid", color=colour, alpha=0.35, linewidth=0)
     ax.step(x, mean, where="mid", color=colour, linewidth=1.3)
-
-
-def _draw_binomial(ax: Axes, histograms: list[list[int]], trials: int) -> None:
-    """Draw the degrees of a random graph with as many connections."""
-    from scipy.stats import binom
-
-    degree = np.mean([np.dot(np.arange(len(h)), h) / np.sum(h) for h in histograms])
-    k = np.arange(int(degree + 5 * np.sqrt(degree)) + 1)
-    x, share = _binned(binom.pmf(k, trials, degree / trials))
-    ax.plot(x, share, color="black", linewidth=1.2, linestyle=_DOTTED)
 
 
 @drawn("F-topology-pixels", "Images of connection strength per input pixel at several epochs.")

@@ -131,5 +131,5 @@ def test_without_a_cache_code_is_compiled_and_that_is_said_once(folder, monkeypa
 
 def test_disabled_compilation_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
-    with pytest.raises(RuntimeError, match="NUMBA_DISABLE_JIT: expected to be unset or 0, got 1"):
+    with pytest.raises(RuntimeError, match="NUMBA_DISABLE_JIT: expected 0 or nothing, got 1"):
         fresh()

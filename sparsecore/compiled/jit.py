@@ -103,8 +103,8 @@ def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles at the first call, with options of `numba.njit` added."""
     if config.DISABLE_JIT:
         raise RuntimeError(
-            "NUMBA_DISABLE_JIT: expected to be unset or 0, got 1; the kernels have no meaning "
-            "uncompiled"
+            "NUMBA_DISABLE_JIT: expected 0 or nothing, got 1; unset it, the kernels exist only as "
+            "compiled code"
         )
     keep = options.pop("cache", True)
 

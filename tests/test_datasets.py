@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -638,6 +639,18 @@ def test_a_missing_file_at_home_and_a_wrong_download_are_reasons(tmp_path, serve
         sources.Home((f"{address}/absent.gz",)).bring(tmp_path)
     with pytest.raises(sources.SourceFailed, match="hash"):
         sources.Home((f"{address}/there.csv.gz",), sha256="0" * 64).bring(tmp_path)
+
+
+def test_a_full_disk_is_named(tmp_path, server):
+    address, folder = server
+    (folder / "there.csv.gz").write_bytes(bytes(100_000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(sources.SourceFailed, match=f"File too large: {tmp_path}"):
+            sources.Home((f"{address}/there.csv.gz",)).bring(tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_silent_home_is_given_up_quickly(tmp_path, monkeypatch):

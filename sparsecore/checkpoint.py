@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import warnings
 import zipfile
@@ -169,7 +170,23 @@ def check_resumed(
             f"{path}: belongs to a run with {name} {there!r}, not {here!r}; resume with the same "
             "data and options, or name another checkpoint"
         )
+    if "progress" in found and not _possible(found):
+        raise CheckpointError(f"{path}: the state of no run; start anew")
     return found
+
+
+def _possible(run: dict[str, Any]) -> bool:
+    """Tell whether a run can be where its state says, after so many of its epochs."""
+    try:
+        done, step, seconds = (run["progress"][name] for name in ("epoch", "step", "seconds"))
+        numbers = [record["epoch"] for record in run["epochs"]]
+        return (
+            (0 <= done <= run["config"]["epochs"])
+            and numbers in (list(range(1, done + 1)), list(range(done + 1)))
+            and all(0 <= value < math.inf for value in (step, *seconds.values()))
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _model(archive: zipfile.ZipFile, about: dict[str, Any]) -> SparseMLP:

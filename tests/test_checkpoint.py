@@ -279,6 +279,26 @@ def test_descriptions_that_are_not_one(saved, about):
         load(path)
 
 
+@pytest.mark.parametrize(
+    "progress",
+    [
+        {"epoch": 10**9}, {"epoch": -1}, {"epoch": 3}, {"epoch": 1}, {"epoch": 2.0}, {"epoch": "2"},
+        {"step": -1}, {"step": None}, {"seconds": {"train": -1.0}}, {"seconds": {"train": np.nan}},
+        {"seconds": [1.0]},
+    ],
+)  # fmt: skip
+def test_the_state_of_no_run_is_refused(progress):
+    run = {"config": {"epochs": 5}, "epochs": [{"epoch": 1}, {"epoch": 2}]}
+    good = run | {"progress": {"epoch": 2, "step": 40, "seconds": {"train": 1.5}}}
+    expected = {"config": {"epochs": 5}}
+    observed = good | {"epochs": [{"epoch": 0}, *run["epochs"]]}
+    for state in (good, observed):
+        assert checkpoint.check_resumed("run.npz", state, expected) == state
+    with pytest.raises(CheckpointError, match=r"run\.npz: the state of no run"):
+        bad = good | {"progress": good["progress"] | progress}
+        checkpoint.check_resumed("run.npz", bad, expected)
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.npz"):
         load(tmp_path / "nothing.npz")

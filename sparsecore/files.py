@@ -25,22 +25,21 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     target = Path(os.path.realpath(path))
     folder = next(parent for parent in target.parents if os.path.lexists(parent))
     longest = os.pathconf(folder, "PC_NAME_MAX")
-    for part in target.relative_to(folder).parts:
-        if len(os.fsencode(part)) > longest:
-            raise OSError(
-                errno.ENAMETOOLONG, f"expected a name of at most {longest} bytes", str(path)
-            )
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(
-            errno.EACCES, f"expected a folder that can be written, got {folder}", str(path)
-        )
+
+    def check(good: bool, error: int, expected: str) -> None:
+        if not good:
+            raise OSError(error, f"expected {expected}", str(path))
+
+    for part in map(os.fsencode, target.relative_to(folder).parts):
+        check(len(part) <= longest, errno.ENAMETOOLONG, f"a name of at most {longest} bytes")
+    writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    check(writable, errno.EACCES, f"a folder that can be written, got {folder}")
     with suppress(FileNotFoundError):
         mode = target.stat().st_mode
-        if not stat.S_ISREG(mode):
-            what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-            raise OSError(errno.EINVAL, f"expected a regular file, got {what}", str(path))
-        if not (mode & 0o222 and os.access(target, os.W_OK)):  # root may write any file
-            raise PermissionError(errno.EACCES, "expected a file that is not read-only", str(path))
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        check(stat.S_ISREG(mode), errno.EINVAL, f"a regular file, got {what}")
+        writable = bool(mode & 0o222) and os.access(target, os.W_OK)  # root may write any file
+        check(writable, errno.EACCES, "a file that is not read-only")
     return target
 
 
@@ -58,18 +57,18 @@ def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[I
     for left in target.parent.glob(f".{glob.escape(stem)}.{'[0-9a-f]' * 16}.tmp"):
         _remove_if_dead(left)
     before = target.stat() if target.exists() else None
-    mode = 0o666 if before is None else before.st_mode & 0o777
+    mode = before.st_mode & 0o777 if before else 0o666
     made = [target.with_name(f".{stem}.{os.urandom(8).hex()}.tmp") for _ in range(2)]
     try:
         with _create(made[0], mode) as file:
             yield file
             file.flush()
-            if before is not None:
+            if before:
                 with suppress(OSError):
                     os.fchown(file.fileno(), before.st_uid, before.st_gid)
                 os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
-            if keep and before is not None:
+            if before and keep:
                 with suppress(OSError):  # a file system without links keeps one file
                     os.link(target, made[1])
             os.replace(made[0], target)

@@ -10,8 +10,8 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,12 +53,7 @@ def save(
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the state of the run that wrote a checkpoint; refuse a damaged or foreign file."""
-
-    def read(path: Any) -> dict[str, Any]:
-        with _opened(path) as (_, about):
-            return about["run"]
-
-    return whole(path, read)
+    return whole(path, _read)
 
 
 def restore(net: TiledMLP, path: str | os.PathLike[str], progress: Progress) -> dict[str, Any]:
@@ -66,9 +61,15 @@ def restore(net: TiledMLP, path: str | os.PathLike[str], progress: Progress) -> 
 
     Of a damaged checkpoint the one before it is used, with a warning; a foreign one is refused.
     """
+    return whole(path, partial(_read, net=net, progress=progress))
 
-    def read(path: Any) -> dict[str, Any]:
-        with _opened(path) as (archive, about):
+
+def _read(path: Any, net: TiledMLP | None = None, progress: Progress = int) -> dict[str, Any]:
+    """Return the state of the run; fill a network, if there is one."""
+    with opened(path, "checkpoint of an extreme run") as archive:
+        about = json.loads(archive.read(_ABOUT))
+        check_version(path, about["format_version"])
+        if net is not None:
             if about["sizes"] != list(net.sizes):
                 raise CheckpointError(f"{path}: has layers of {about['sizes']}, not {net.sizes}")
             for name, array in net.arrays():
@@ -76,17 +77,7 @@ def restore(net: TiledMLP, path: str | os.PathLike[str], progress: Progress) -> 
                     _fill(array, member)
                 progress(array.nbytes)
             net.restored()
-            return about["run"]
-
-    return whole(path, read)
-
-
-@contextmanager
-def _opened(path: Any) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
-    with opened(path, "checkpoint of an extreme run") as archive:
-        about = json.loads(archive.read(_ABOUT))
-        check_version(path, about["format_version"])
-        yield archive, about
+        return about["run"]
 
 
 def _fill(array: np.ndarray, member: Any) -> None:

@@ -15,7 +15,10 @@ from pathlib import Path
 from sparsecore import __version__
 from sparsecore.commands import bench, data, extreme, study, train
 
-_MPI = ("mpi4py", "ipyparallel", "IPython", "traitlets")  # the rest of what is optional is "book"
+_EXTRAS = {  # what is optional; anything else is the package's own requirement
+    "[mpi]": ("mpi4py", "ipyparallel", "IPython", "traitlets"),
+    "[book]": ("matplotlib", "pandas", "simpy", "ipywidgets"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sparsecore {options.command}: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        extra = "mpi" if error.name in _MPI else "book"
+        extra = next((name for name, modules in _EXTRAS.items() if error.name in modules), "")
         print(
             f"sparsecore {options.command}: needs {error.name}, which is not installed; "
-            f"in a checkout: pip install -e '.[{extra}]'",
+            f"in a checkout: pip install -e '.{extra}'",
             file=sys.stderr,
         )
         return 1

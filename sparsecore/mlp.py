@@ -98,6 +98,8 @@ def _checked_sparse(name: str, matrix: Any) -> Any:
             raise ValueError(f"{name}: has a coordinate outside its shape {matrix.shape}")
         return matrix
     try:
+        if (matrix.indptr[1:] < matrix.indptr[:-1]).any():  # SciPy may not look
+            raise ValueError("indptr must be a non-decreasing sequence")
         matrix.check_format(full_check=True)
     except ValueError as error:
         raise ValueError(f"{name}: not a valid {matrix.format} matrix: {error}") from None

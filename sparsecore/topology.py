@@ -104,21 +104,10 @@ def _integers(name: str, values: np.ndarray) -> np.ndarray:
 
 @_jit
 def transpose(indptr, indices, out_indptr, out_indices, out_position):
-    """Fill the transposed access of a layer: whom each input neuron feeds, and where that is.
+    """Fill the transposed access of a CSR layer: whom each input neuron feeds, and where that is.
 
-    Parameters
-    ----------
-    indptr, indices : ndarray
-        CSR structure.
-    out_indptr : ndarray of int64, shape (n_in + 1,)
-        Filled with pointers into the other two.
-    out_indices : ndarray of int32, shape (nnz,)
-        Filled with output neurons, ascending for each input neuron.
-    out_position : ndarray of int32 or int64, shape (nnz,)
-        Filled with the connection's place in CSR order.
-
-    Notes
-    -----
+    `out_indptr`, int64 (n_in + 1,), points into the other two, of shape (nnz,): output neurons,
+    int32, ascending for each input neuron, and the connection's place in CSR order, int32 or int64.
     A counting sort, O(nnz + n_in).
     """
     out_indptr[:] = 0
@@ -184,24 +173,12 @@ def replace(
     fresh: np.ndarray,
     rng: np.random.Generator,
 ) -> None:
-    """Remove connections and add as many at uniformly random vacant places, in place.
+    """Remove the connections that `drop` marks, and add as many at random vacant places, in place.
 
-    Parameters
-    ----------
-    drop : ndarray of bool, shape (nnz,)
-        Connections to remove. Their places are vacant again.
-    indptr, indices, data, velocity : ndarray
-        The layer, rewritten. New connections have velocity 0; it may be None.
-    n_in : int
-        Input neurons of the layer.
-    fresh : ndarray of float32
-        Weights of the new connections, as many as are removed.
-    rng : numpy.random.Generator
-
-    Notes
-    -----
-    Source: SET. nnz stays constant; rows stay ascending and without repeats. Numbers of vacant
-    places are drawn, and one merge rewrites the layer, so it takes O(nnz) whatever the density.
+    All vacant places are equally likely, those of removed connections included. `fresh` has the new
+    connections' weights, float32; their velocity is 0 (`velocity` may be None). nnz stays constant,
+    rows stay ascending and without repeats. Source: SET. Numbers of vacant places are drawn, and
+    one merge rewrites the layer, so it takes O(nnz) whatever the density.
     """
     n_out = len(indptr) - 1
     keep = np.flatnonzero(~drop)
@@ -282,23 +259,8 @@ def keep_only(
 def retain_valid(indptr, indices, values, new_indptr, new_indices, out):
     """Carry values of an older topology over to a newer one (RetainValidUpdates).
 
-    Parameters
-    ----------
-    indptr, indices, values : ndarray
-        A layer as it was, and one value per connection.
-    new_indptr, new_indices : ndarray
-        The same layer as it is.
-    out : ndarray of float32, shape (new nnz,)
-        Filled: the connection's value if it existed, else 0.
-
-    Returns
-    -------
-    int
-        Number of connections that exist in both.
-
-    Notes
-    -----
-    A merge of the rows, O(nnz + new nnz).
+    `out`, float32 (new nnz,), is filled: the connection's value if it existed, else 0. Return the
+    number of connections that exist in both. A merge of the rows, O(nnz + new nnz).
     """
     kept = 0
     for row in range(len(indptr) - 1):

@@ -26,7 +26,12 @@ hypothesis.settings.load_profile("repeatable")
 _FIRST = ("test_golden.py", "test_kernels.py", "test_wasap.py", "test_cluster.py")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    """Order the files, and leave fuzzing to those who ask for it."""
+    if "fuzz" not in config.option.markexpr:
+        chosen = [item for item in items if not item.get_closest_marker("fuzz")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
     order = {name: place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 

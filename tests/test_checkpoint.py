@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
+import resource
 import stat
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 from oracle import batch, network
 
-from sparsecore import checkpoint
-from sparsecore.checkpoint import CheckpointError, load, save
-from sparsecore.files import atomic_write, write_json
+from sparsecore import checkpoint, files
+from sparsecore.checkpoint import CheckpointError, CheckpointWarning, load, save
+from sparsecore.files import atomic_write, check_writable, write_json
 from sparsecore.mlp import SparseMLP
 
 
@@ -216,6 +219,12 @@ def test_a_newer_version_says_so(saved):
         {"params": lambda a: a[:3]},
         {"params": lambda a: a[None]},
         {"velocity": lambda a: a[:-1]},
+        {"velocity": lambda a: a[:1]},
+        {"velocity": lambda a: np.where(np.arange(len(a)) == 3, np.inf, a)},
+        {"params": lambda a: np.where(np.arange(len(a)) == 3, np.nan, a)},
+        {"params": lambda a: np.where(np.arange(len(a)) == len(a) - 1, -np.inf, a)},
+        {"sizes": lambda a: np.array([2**30, *a[1:]])},
+        {"sizes": lambda a: a.astype(float)},
         {"activation": "gelu"},
         {"init": "zeros"},
         {"alpha": "steep"},
@@ -228,6 +237,38 @@ def test_contents_that_are_not_a_network(saved, changes):
         load(path)
 
 
+def announced(name, header):
+    """Return a file whose member `name` says of itself what `header` does."""
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, header)
+    return {f"{name}.npy": content.getvalue()}
+
+
+@pytest.mark.parametrize("name", ["params", "indices", "sizes", "about"])
+@pytest.mark.parametrize("how", ["header", "member", "compressed"])
+def test_what_a_file_announces_is_not_allocated(saved, tmp_path, name, how):
+    _, path = saved
+    with zipfile.ZipFile(path) as archive:
+        members = {info: archive.read(info) for info in archive.namelist()}
+    header = {"descr": "<f4", "fortran_order": False, "shape": (2**31,)}
+    members |= announced(name, header)
+    if how == "compressed":
+        members[f"{name}.npy"] += bytes(2**26)
+    kind = zipfile.ZIP_DEFLATED if how == "compressed" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+            if how == "member" and member == f"{name}.npy":
+                archive.infolist()[-1].file_size = 2**31
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="not a whole sparsecore model file"):
+            load(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("about", ["[]", "{}", "3", "{", '{"activation": "relu"}'])
 def test_descriptions_that_are_not_one(saved, about):
     _, path = saved
@@ -236,6 +277,26 @@ def test_descriptions_that_are_not_one(saved, about):
     np.savez(path, **{**arrays, "about": np.array(about)})
     with pytest.raises(CheckpointError, match="not a whole sparsecore model file"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        {"epoch": 10**9}, {"epoch": -1}, {"epoch": 3}, {"epoch": 1}, {"epoch": 2.0}, {"epoch": "2"},
+        {"step": -1}, {"step": None}, {"seconds": {"train": -1.0}}, {"seconds": {"train": np.nan}},
+        {"seconds": [1.0]},
+    ],
+)  # fmt: skip
+def test_the_state_of_no_run_is_refused(progress):
+    run = {"config": {"epochs": 5}, "epochs": [{"epoch": 1}, {"epoch": 2}]}
+    good = run | {"progress": {"epoch": 2, "step": 40, "seconds": {"train": 1.5}}}
+    expected = {"config": {"epochs": 5}}
+    observed = good | {"epochs": [{"epoch": 0}, *run["epochs"]]}
+    for state in (good, observed):
+        assert checkpoint.check_resumed("run.npz", state, expected) == state
+    with pytest.raises(CheckpointError, match=r"run\.npz: the state of no run"):
+        bad = good | {"progress": good["progress"] | progress}
+        checkpoint.check_resumed("run.npz", bad, expected)
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -257,20 +318,165 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         assert os.listdir(tmp_path) == ["file"], "no temporary file is left"
 
 
-def test_a_killed_process_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
+def killed(path, code="os._exit(9)"):
     program = (
-        "import os, sys\n"
+        "import os, sys, time\n"
         "from sparsecore.files import atomic_write\n"
         "with atomic_write(sys.argv[1]) as file:\n"
         "    file.write(b'new' * 100000)\n"
         "    file.flush()\n"
-        "    os._exit(9)\n"
+        f"    {code}\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(path)], timeout=60)
-    assert done.returncode == 9
+    return subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("name", ["file", "x" * 255, "a [*] ε" * 20])
+def test_a_killed_process_leaves_the_old_file_and_the_next_writer_tidies_up(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    other = tmp_path / ".file.mine.tmp"
+    other.touch()
+    assert killed(path).wait(60) == 9
     assert path.read_bytes() == b"old"
+    assert len(os.listdir(tmp_path)) == 3, "the temporary file is left"
+    alive = killed(path, "print('here', flush=True); time.sleep(60)")
+    try:
+        alive.stdout.readline()
+        left = set(os.listdir(tmp_path)) - {name, other.name}
+        assert len(left) == 1, "the dead one's is gone"
+        with atomic_write(path) as file:
+            file.write(b"newer")
+        assert set(os.listdir(tmp_path)) == {name, other.name, *left}, "who lives keeps his own"
+    finally:
+        alive.kill()
+        alive.wait()
+        alive.stdout.close()
+    with atomic_write(path) as file:
+        file.write(b"newest")
+    assert set(os.listdir(tmp_path)) == {name, other.name}
+
+
+def made(kind, folder):
+    path = folder / "out"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link to a pipe":
+        os.mkfifo(folder / "pipe")
+        path.symlink_to("pipe")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "read-only file":
+        path.touch(0o444)
+    elif kind == "long name":
+        return folder / ("x" * 256)
+    elif kind == "long folder":
+        return folder / "missing" / ("x" * 256) / "out"
+    elif kind == "file as folder":
+        path.touch()
+        return path / "out"
+    elif kind == "loop of links":
+        path.symlink_to("out")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("pipe", "expected a regular file, got a pipe, socket or device"),
+        ("link to a pipe", "expected a regular file, got a pipe, socket or device"),
+        ("folder", "expected a regular file, got a folder"),
+        ("read-only file", "expected a file that is not read-only"),
+        ("long name", "expected a name of at most 255 bytes"),
+        ("long folder", "expected a name of at most 255 bytes"),
+        ("file as folder", "expected a folder that can be written, got .*out"),
+        ("loop of links", "symbolic links"),
+    ],
+)
+def test_what_cannot_be_replaced_is_refused_before_anything_is_written(tmp_path, kind, message):
+    path = made(kind, tmp_path)
+    before = {p.name: p.lstat() for p in tmp_path.iterdir()}
+    for write in (check_writable, lambda path: save(network(), path)):
+        with pytest.raises(OSError, match=f"{message}.*{path.name}"):
+            write(path)
+    assert before == {p.name: p.lstat() for p in tmp_path.iterdir()}
+
+
+def test_links_are_followed_and_modes_kept(tmp_path):
+    target, link = tmp_path / "folder" / "target", tmp_path / "link"
+    link.symlink_to(target)
+    for mode in (0o600, 0o664):
+        with atomic_write(link) as file:
+            file.write(b"first")
+        target.chmod(mode)
+        with atomic_write(link) as file:
+            file.write(f"{mode}".encode())
+        assert link.is_symlink() and target.read_text() == f"{mode}"
+        assert stat.S_IMODE(target.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a zip", None])
+def test_of_two_checkpoints_the_older_one_is_used_if_the_newest_is_damaged(tmp_path, damage):
+    path, model = tmp_path / "run.npz", network()
+    for step in range(3):
+        save(model, path, {"step": step})
+        assert load(path)[1] == checkpoint.latest(path)[1] == {"step": step}
+    assert sorted(os.listdir(tmp_path)) == ["run.npz", "run.npz.previous"]
+    path.write_bytes(path.read_bytes()[:-1] if damage is None else damage)
+    with pytest.raises(CheckpointError):
+        load(path)
+    with pytest.warns(CheckpointWarning, match=r"run\.npz: not a whole .*run\.npz\.previous, the"):
+        assert checkpoint.latest(path)[1] == {"step": 1}
+    save(model, path, {"step": 3})
+    rewritten(path, format_version=np.array(2))
+    with pytest.raises(CheckpointError, match="format version 2"):  # whole, but not for us
+        checkpoint.latest(path)
+
+
+@pytest.mark.parametrize("died_at", ["link", "replace"])
+def test_at_any_moment_of_a_save_one_checkpoint_is_whole(tmp_path, monkeypatch, died_at):
+    path, model = tmp_path / "run.npz", network()
+    for step in range(2):
+        save(model, path, {"step": step})
+    path.write_bytes(b"damaged")  # so the older one is all there is
+
+    def die(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, died_at, die)
+        save(model, path, {"step": 2})
+    with pytest.warns(CheckpointWarning):
+        assert checkpoint.latest(path)[1] == {"step": 0}
+    save(model, path, {"step": 2})
+    assert checkpoint.latest(path)[1] == {"step": 2}
+
+
+def test_a_model_is_kept_alone(tmp_path):
+    for seed in range(2):
+        save(network(seed=seed), tmp_path / "model.npz")
+    assert os.listdir(tmp_path) == ["model.npz"]
+
+
+def test_an_interrupt_just_after_the_rename_is_an_interrupt(tmp_path, monkeypatch):
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_sync_folder", interrupted)
+    with pytest.raises(KeyboardInterrupt) as found, atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+    assert found.value.__context__ is None
+    assert (tmp_path / "file").read_bytes() == b"new" and len(os.listdir(tmp_path)) == 1
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*model\.npz"):
+            save(network(), tmp_path / "model.npz")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not os.listdir(tmp_path)
 
 
 def test_a_failed_save_leaves_the_old_model(saved, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import functools
 import gzip
 import hashlib
@@ -11,6 +12,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import tarfile
 import textwrap
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -156,7 +159,9 @@ def madelon_contents(labels=(-1, 1, 1, -1)):
 def test_madelon_is_read_from_text(machine, monkeypatch, labels):
     contents, X = madelon_contents(labels)
     replace_entry(monkeypatch, "madelon", files=pinned(contents), n_train=4, n_test=2)
-    write(machine / "data" / "madelon", contents)
+    own = machine / "data" / "madelon"
+    write(own, {"madelon_valid.labels": contents.pop("madelon_valid.labels")})
+    write(own / "MADELON", contents)  # as in the archive
     if 3 in labels:
         with pytest.raises(DataCorrupt, match=r"labels -1 and \+1"):
             datasets.load("madelon")
@@ -193,11 +198,9 @@ def test_higgs_subset_is_cut_in_the_ratio_of_the_study(machine, name):
     assert data.content_hash == datasets.load("higgs").content_hash
 
 
-@pytest.mark.parametrize("read_bytes", [1000, 1 << 22])
-def test_of_a_large_higgs_file_only_the_first_rows_are_used(machine, monkeypatch, read_bytes):
+def test_of_a_large_higgs_file_only_the_first_rows_are_used(machine, monkeypatch):
     monkeypatch.setattr(readers, "HIGGS_TRAIN", 21)
     monkeypatch.setattr(readers, "HIGGS_TEST", 10)
-    monkeypatch.setattr(readers, "READ_BYTES", read_bytes)
     text, table = higgs_text(100)
     write(machine / "data" / "higgs", {"HIGGS.csv": text.encode()})
     data = datasets.load("higgs")
@@ -208,23 +211,82 @@ def test_of_a_large_higgs_file_only_the_first_rows_are_used(machine, monkeypatch
     assert digest == hashlib.sha256(used).hexdigest()
 
 
+HARMLESS = {
+    "quotes": lambda text: '"' + text.replace(",", '","').replace("\n", '"\n"')[:-1],
+    "header": lambda text: "label," + ",".join(f"f{i}" for i in range(28)) + "\n" + text,
+    "last comma": lambda text: text.replace("\n", ",\n"),
+    "line ends": lambda text: text.replace("\n", "\r\n"),
+    "blank last lines": lambda text: text + "\n  \n",
+    "byte-order mark": lambda text: "\ufeff" + text,
+}
+
+
+def test_what_is_harmless_in_a_higgs_file_changes_nothing(machine):
+    text, table = higgs_text(62)
+    changes = [[change] for change in HARMLESS.values()]
+    for several in [[], *changes, [*HARMLESS.values()]]:
+        changed = text
+        for change in several:
+            changed = change(changed)
+        write(machine / "data" / "higgs", {"HIGGS.csv": changed.encode()})
+        data = datasets.load("higgs")
+        np.testing.assert_array_equal(np.concatenate([data.X_train, data.X_test]), table[:, 1:])
+        (digest,) = datasets.verify("higgs").values()
+        assert digest == hashlib.sha256(text.encode()).hexdigest()
+
+
+def edited(old, new, line=7):
+    """Return HIGGS rows of which one is changed."""
+    lines = higgs_text(62)[0].splitlines(keepends=True)
+    lines[line - 1] = lines[line - 1].replace(old, new, 1)
+    return "".join(lines)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (higgs_text(62, labels=np.arange(62) >= 42)[0], "shuffled rows"),
-        (higgs_text(62, n_columns=28)[0], "1798 numbers"),
-        (higgs_text(62)[0].replace("e+00", "e+xx", 1), "1798 numbers"),
-        ("label," + higgs_text(62)[0], "1798 numbers"),
-        (higgs_text(62, labels=2)[0], "labels 0 and 1"),
-        (higgs_text(62)[0].replace(",", ",nan,", 1).replace(",", "", 1), "numbers"),
+        (higgs_text(62, n_columns=28)[0], "29 numbers in line 1, got 28 fields"),
+        ("label," + higgs_text(62)[0], "29 numbers in line 1, got 30 fields"),
+        (edited("e+00", "e+xx"), "got '.*e\\+xx' in line 7, field 1. What to do: correct"),
+        (edited("e+00", "e+xx", 1), "in line 1, field 1"),
+        (edited(",", ",nan,").replace(",", "", 0), "got 30 fields"),
+        ("\n" + edited("e-01", "e+39"), "got '.*e\\+39' in line 8, field "),
+        (edited("e+00,", "e+00, ,", 62).replace(",\n", "\n"), "line 62, got 30 fields"),
+        (edited("\n", ""), "29 numbers in line 7, got 57 fields"),
+        (higgs_text(62, labels=2)[0], r"got labels \[2\.0\]"),
+        ("x" * 10_000, "29 numbers in line 1, got 1 fields"),
+        ("\n" * 500_000, "shuffled rows"),
         ("", "shuffled rows"),
     ],
-)
+)  # fmt: skip
 def test_damaged_higgs_rows_are_reported(machine, text, message):
     write(machine / "data" / "higgs", {"HIGGS_subset.csv": text.encode()})
     with pytest.raises(DataCorrupt, match=message) as error:
         datasets.load("higgs")
-    assert "HIGGS_subset.csv.gz" in str(error.value) and "data fetch higgs" in str(error.value)
+    assert "HIGGS_subset.csv.gz" in str(error.value) and "data fetch" not in str(error.value)
+
+
+def test_a_content_without_a_published_hash_is_pinned_in_the_cache(machine, monkeypatch):
+    text, _ = higgs_text(62)
+    mirror = FakeMirror("home", {"HIGGS.csv": text.encode()})
+    replace_entry(monkeypatch, "higgs", mirrors=(mirror,))
+    datasets.fetch("higgs")
+    folder = machine / "cache" / "higgs"
+    pin = folder / "HIGGS.csv.gz.sha256"
+    assert pin.read_text().split() == [hashlib.sha256(text.encode()).hexdigest(), "HIGGS.csv.gz"]
+    write(folder, {"HIGGS.csv": edited("e+00", "e-00").encode()})
+    with pytest.raises(DataCorrupt, match=r"SHA-256 .* which HIGGS\.csv\.gz\.sha256 says"):
+        datasets.load("higgs")
+    datasets.fetch("higgs")
+    assert datasets.load("higgs").X_train.shape == (42, 28)
+    own = machine / "data" / "higgs"
+    write(own, {"HIGGS.csv": edited("e+00", "e-00").encode()})
+    datasets.load("higgs")
+    assert [path.name for path in own.iterdir()] == ["HIGGS.csv.gz"], "nothing is written there"
+    shutil.copy(pin, own)
+    with pytest.raises(DataCorrupt, match="SHA-256"):
+        datasets.load("higgs")
 
 
 def geo_text(n_samples=18, n_probes=130, key="leukemia class"):
@@ -284,6 +346,9 @@ def test_leukemia_is_read_from_the_series_matrix(small_leukemia):
         (geo_text()[0].replace("!series_matrix_table_end\n", ""), "end of the table"),
         (geo_text(key="age")[0], "`leukemia class` per sample"),
         (geo_text(n_probes=131)[0], "12 and 6 rows of 130 features"),
+        (geo_text()[0].replace('"130"', f'"{10**12}"'), "a series matrix with"),
+        (geo_text()[0].replace('"130"', '"many"'), "invalid literal"),
+        (geo_text()[0].replace('"130"', '"-130"'), "a series matrix with"),
     ],
 )
 def test_a_wrong_series_matrix_is_reported(small_leukemia, text, message):
@@ -327,6 +392,42 @@ def test_a_file_cut_short_is_reported(machine, small_fashion, compress):
         assert f"expected {16 + 30 * 784} bytes" in str(error.value)
         assert ("damaged gzip" if compress else "cut short") in str(error.value)
         assert "What to do: replace the file" in str(error.value)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_a_file_that_is_too_long_is_read_no_further(machine, small_fashion, compress):
+    contents, _ = small_fashion
+    name = "train-images-idx3-ubyte"
+    bomb = {**contents, name: contents[name] + bytes(2**25)}
+    write(machine / "data" / "fashion-mnist", bomb, compress)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataCorrupt, match="the file is too long"):
+            datasets.load("fashion-mnist")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", ["dotted", "plain as gz", "gz as plain"])
+def test_files_by_other_names_are_found(machine, small_fashion, form):
+    contents, arrays = small_fashion
+    folder = machine / "data" / "fashion-mnist"
+    if form == "dotted":
+        write(folder, {name.replace("-idx", ".idx"): c for name, c in contents.items()}, False)
+    elif form == "plain as gz":
+        write(folder, {f"{name}.gz": c for name, c in contents.items()}, False)
+    elif form == "gz as plain":
+        write(folder, {name: gzip.compress(c) for name, c in contents.items()}, False)
+    np.testing.assert_array_equal(datasets.load("fashion-mnist").y_test, arrays[3])
+
+
+def test_pickles_of_cifar10_are_named(machine):
+    folder = machine / "data" / "cifar10" / "cifar-10-batches-py"
+    for where in (folder, folder.parent):
+        write(where, {"data_batch_1": pickle.dumps({}), "batches.meta": b""}, compress=False)
+        with pytest.raises(DataNotAvailable, match=r"it has .*: Python's pickles are not read"):
+            datasets.verify("cifar10")
 
 
 def test_a_wrong_content_is_reported_with_both_hashes(machine, small_fashion):
@@ -540,6 +641,18 @@ def test_a_missing_file_at_home_and_a_wrong_download_are_reasons(tmp_path, serve
         sources.Home((f"{address}/there.csv.gz",), sha256="0" * 64).bring(tmp_path)
 
 
+def test_a_full_disk_is_named(tmp_path, server):
+    address, folder = server
+    (folder / "there.csv.gz").write_bytes(bytes(100_000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(sources.SourceFailed, match=f"File too large: {tmp_path}"):
+            sources.Home((f"{address}/there.csv.gz",)).bring(tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_a_silent_home_is_given_up_quickly(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "CONNECT_SECONDS", 0.2)
     import socket
@@ -686,10 +799,14 @@ def test_processes_that_fetch_at_once_share_one_download(tmp_path):
     assert not list((tmp_path / "cache").glob(".fashion-mnist-*"))
 
 
+def no_locks(handle, how):
+    raise OSError("no locks available")
+
+
 def test_without_locks_processes_still_agree(tmp_path, monkeypatch, small_fashion):
     """Two downloads at once, as on a system without file locks: verified files, each whole."""
     contents, _ = small_fashion
-    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     barrier = threading.Barrier(2)
 
     class Together(FakeMirror):

@@ -9,7 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
+import numpy as np
+import pytest
+from numba.core.caching import CacheImpl
+
 import sparsecore
+from sparsecore.compiled import jit
 
 PACKAGE = Path(sparsecore.__file__).parent
 
@@ -71,9 +77,59 @@ def test_changed_sources_are_compiled_anew_and_old_code_is_dropped(tmp_path):
     assert len(after) == len(before)
 
 
-def test_a_damaged_file_is_compiled_again(tmp_path):
-    cache = tmp_path / "cache"
-    run(PACKAGE.parent, cache).communicate()
-    for path in cache.rglob("*.nbc"):
-        path.write_bytes(b"not a pickle")
-    assert run(PACKAGE.parent, cache).communicate()[0] == "3.0\n[0, 1, 2]\n"
+def add_one(x):
+    return x + 1
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    jit._warn.cache_clear()
+    return tmp_path
+
+
+def fresh():
+    """Return the function as a new process finds it."""
+    return jit.jit()(add_one)
+
+
+def test_a_damaged_file_is_compiled_again(folder):
+    assert fresh()(1) == 2
+    [path] = folder.rglob("*.nbc")
+    whole = path.read_bytes()
+    flipped = [bytearray(whole) for _ in range(200)]
+    for content, place in zip(flipped, np.linspace(0, len(whole) - 1, 200), strict=True):
+        content[int(place)] ^= 1
+    for content in (b"", b"not a pickle", whole[:-1], whole[32:], *flipped):
+        path.write_bytes(content)
+        assert fresh()._cache.load_overload((numba.int64,), fresh().targetctx) is None
+    again = fresh()
+    assert again(1) == 2 and not again.stats.cache_hits
+    kept = fresh()
+    assert kept(1) == 2 and kept.stats.cache_hits
+    other = path.with_name(path.name.replace("add_one", "add_two"))
+    assert path.read_bytes()[:32] != jit._digest(other.name, path.read_bytes()[32:])
+
+
+@pytest.mark.parametrize("when", ["never", "later"])
+def test_without_a_cache_code_is_compiled_and_that_is_said_once(folder, monkeypatch, when):
+    functions = []
+    if when == "never":
+        monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    else:
+        functions = [fresh(), fresh()]
+        [inner] = folder.iterdir()
+        inner.rmdir()
+        inner.touch()  # neither a folder nor to become one
+    with pytest.warns(
+        RuntimeWarning, match="compiled code cannot be kept.*NUMBA_CACHE_DIR"
+    ) as told:
+        functions = functions or [fresh(), fresh()]
+        assert [function(1) for function in functions] == [2, 2]
+    assert len(told) == 1
+
+
+def test_disabled_compilation_is_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    with pytest.raises(RuntimeError, match="NUMBA_DISABLE_JIT: expected 0 or nothing, got 1"):
+        fresh()

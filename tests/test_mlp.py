@@ -625,25 +625,29 @@ def test_a_network_takes_little_more_than_itself_to_make():
     assert peak < model.nbytes + 8 * model.nnz
 
 
-def _broken(name, value):
+def _broken(name, value, place=1):
     X = sp.csr_array(np.eye(5, 4, dtype=np.float32))
     array = getattr(X, name).copy()
-    array[1] = value
+    array[place] = value
     setattr(X, name, array)
     return X
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("indices", 99), ("indices", -1), ("indptr", 10**6), ("indptr", -5)]
-)
-def test_a_sparse_matrix_that_points_outside_itself_is_refused(name, value):
+    "wrong",
+    [
+        ("indices", 99), ("indices", -1), ("indptr", 10**6), ("indptr", -5),
+        ("indptr", 0, -1), ("indptr", -(2**31), -1),  # SciPy takes it for empty
+    ],
+)  # fmt: skip
+def test_a_sparse_matrix_that_points_outside_itself_is_refused(wrong):
     # C code follows these without looking: it read foreign memory, or crashed.
     model = SparseMLP.erdos_renyi((4, 3, 2), density=0.9, random_state=0)
     for use in (model.predict, model.decision_function, lambda X: SparseMLP.from_scipy([X])):
         with pytest.raises(ValueError, match="not a valid csr matrix: ind"):
-            use(_broken(name, value))
+            use(_broken(*wrong))
     with pytest.raises(ValueError, match="not a valid csr matrix"):
-        model.loss_and_gradient(_broken(name, value), np.zeros(5, int))
+        model.loss_and_gradient(_broken(*wrong), np.zeros(5, int))
 
 
 def test_a_coordinate_outside_the_shape_is_refused():

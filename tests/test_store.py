@@ -1,9 +1,11 @@
 """The store of results: when a file is taken for what it says, and when it is computed."""
 
 import json
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +81,64 @@ def test_a_damaged_file_is_named_and_computed_anew(spoil, reason):
     with pytest.warns(ResultWarning, match=f"damaged.*{reason}"):
         assert entry().obtain(lambda: FOUND)["ms"] == good["ms"]
     assert entry().look()[1] == "recorded"
+
+
+RUN = {
+    "config": {"epochs": 2, "alpha": -0.5},
+    "test_accuracy": 0.8,
+    "best_test_accuracy": 0.9,
+    "seconds": {"train": 3.0},
+    "epochs": [
+        {"epoch": 1, "test_accuracy": 0.9, "seconds": {"train": 1.5}},
+        {"epoch": 2, "test_accuracy": 0.8, "seconds": {"train": 3.0}},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"test_accuracy": 63}, r"test_accuracy: expected a number in \[0, 1\], got 63"),
+        ({"test_accuracy": None}, "values contradict each other"),
+        ({"test_accuracy": 0.7}, "values contradict each other"),
+        ({"best_test_accuracy": 0.95}, "values contradict each other"),
+        ({"epochs": RUN["epochs"][:1]}, "values contradict each other"),
+        ({"epochs": RUN["epochs"][::-1]}, "values contradict each other"),
+        ({"epochs": "many"}, "values contradict each other"),
+        ({"epochs": RUN["epochs"][1:]}, "values contradict each other"),
+        ({"config": {"epochs": 10**400}}, "values contradict each other"),
+        ({"config": {"epochs": 10**9}}, "values contradict each other"),
+        ({"epochs": [{**e, "test_accuracy": None} for e in RUN["epochs"]]}, "contradict"),
+        ({"epochs": [{**e, "loss": math.nan} for e in RUN["epochs"]]}, "epochs.loss: expected a"),
+        ({"seconds": {"train": -3.0}}, "seconds.train: expected a number of at least 0, got -3.0"),
+        ({"seconds": {"train": 4.0}}, "values contradict each other"),
+        ({"test": {"n": 4, "correct": 1, "accuracy": 0.5}}, "^test: values contradict"),
+        (
+            {"rows": [{"ms": {"low": 2.0, "median": 1.0, "high": 3.0}}]},
+            "rows.ms: values contradict",
+        ),
+        ({"rows": [{"low": 2.0, "ms": "fast", "high": 3.0}]}, "rows: values contradict"),
+    ],
+)
+def test_values_that_cannot_be_are_not_shown(tmp_path, change, reason):
+    path = tmp_path / "one.json"
+    good = {**RUN, "provenance": {"cpu": "a", "cores": 1, "python": "3"}, "recipe": 1}
+    good |= dict.fromkeys(("study", "name", "profile"), "x")
+    store.write(path, good, lambda result: {})
+    assert store.read(path, lambda result: {})["test_accuracy"] == 0.8
+    with pytest.raises(store.ResultError, match=reason):
+        store.write(path, good | change, lambda result: {})
+    whole = json.loads(path.read_text()) | change
+    path.write_text(json.dumps(whole | {"digest": store._digest(whole)}))  # the digest is right
+    with pytest.raises(store.ResultError, match=reason):
+        store.read(path, lambda result: {})
+
+
+def test_recorded_results_agree_with_themselves():
+    files = sorted((Path(__file__).parent.parent / "book/results/paper").rglob("*.json"))
+    assert len(files) > 100
+    for path in files:
+        store.read(path, lambda result: {})
 
 
 def test_a_recorded_result_is_valid_for_its_configuration_and_recipe_alone(monkeypatch):

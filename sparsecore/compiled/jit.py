@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba import njit
-from numba.core.caching import IndexDataCacheFile
+from numba import config, njit
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
+from sparsecore.files import atomic_write
+
+_DIGEST = hashlib.sha256().digest_size
 _HERE = Path(__file__).parent
 
 
@@ -46,30 +50,71 @@ class _SignatureFiles(IndexDataCacheFile):
         for path in Path(self._cache_path).glob(f"{function}-*.nbc"):
             if f".{self._source_stamp}." not in path.name:
                 path.unlink(missing_ok=True)
-        self._save_data(self._name(key), data)
+        name, content = self._name(key), self._dump(data)
+        with atomic_write(self._data_path(name)) as file:
+            file.write(_digest(name, content) + content)
 
     def load(self, key: Any) -> Any:
-        """Return one signature's code, or None."""
+        """Return one signature's code, or None: of damaged machine code a process would die."""
+        name = self._name(key)
         try:
-            return self._load_data(self._name(key))
-        except (OSError, EOFError, pickle.UnpicklingError):
+            whole = Path(self._data_path(name)).read_bytes()
+        except OSError:
             return None
+        content = whole[_DIGEST:]
+        return pickle.loads(content) if whole[:_DIGEST] == _digest(name, content) else None
 
     def flush(self) -> None:
         """Forget nothing: names change with the sources."""
 
 
+def _digest(name: str, content: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + content).digest()
+
+
+class _Cache(FunctionCache):
+    """Numba's cache of a function, with files as above; where it cannot write, nothing is kept."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        stamp = _stamp(Path(function.__code__.co_filename))
+        base = self._impl.filename_base
+        self._cache_file = _SignatureFiles(self._cache_path, base, stamp)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep the code, or say that it cannot be kept."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _warn(f"{self._cache_path}: {error.strerror or error}")
+
+
+@cache
+def _warn(why: str) -> None:
+    warnings.warn(
+        f"compiled code cannot be kept ({why}): each process compiles anew, for up to a minute; "
+        "set NUMBA_CACHE_DIR to a folder that can be written",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles at the first call, with options of `numba.njit` added."""
-    options = {"nogil": True, "cache": True, "error_model": "numpy", **options}
+    if config.DISABLE_JIT:
+        raise RuntimeError(
+            "NUMBA_DISABLE_JIT: expected 0 or nothing, got 1; unset it, the kernels exist only as "
+            "compiled code"
+        )
+    keep = options.pop("cache", True)
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = njit(**options)(function)
-        files = getattr(dispatcher._cache, "_cache_file", None)
-        if isinstance(files, IndexDataCacheFile):
-            base = files._index_name.removesuffix(".nbi")
-            stamp = _stamp(Path(function.__code__.co_filename))
-            dispatcher._cache._cache_file = _SignatureFiles(files._cache_path, base, stamp)
+        dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
+        if keep:
+            try:
+                dispatcher._cache = _Cache(function)
+            except RuntimeError:  # Numba found none that can be written
+                _warn("no folder can be written")
         return dispatcher
 
     return decorate

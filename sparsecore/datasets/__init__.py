@@ -207,6 +207,10 @@ def _read(entry: Entry, located: Located) -> Parsed:
     first = located[0][1]
     try:
         parsed = entry.read(located)
+        for (file, path), (_, digest) in zip(located, parsed.digests, strict=True):
+            if file.sha256 is None:
+                cached = path.parent == sources.cache_folder(entry.name)
+                sources.check_pin(path, digest, keep=cached)
         n_train, n_test, columns = len(parsed.y_train), len(parsed.y_test), parsed.X_train.shape[1]
         rows_fit = entry.any_rows or (n_train, n_test) == (entry.n_train, entry.n_test)
         if columns != entry.n_features or not rows_fit:
@@ -216,10 +220,14 @@ def _read(entry: Entry, located: Located) -> Parsed:
             raise DataCorrupt(first, f"{len(entry.classes)} classes", f"{len(parsed.classes)}")
     except DataCorrupt as error:
         remedy = f"replace the file with the one from {entry.home}"
-        if entry.mirrors:
+        if entry.on_request:  # a very large download
+            remedy = f"correct the file; {entry.home} says what it has to hold"
+        elif entry.mirrors:
             fetch = f"python -m sparsecore data fetch {entry.name}"
             remedy = f"delete the file and run `{fetch}`, or {remedy}"
-        raise DataCorrupt(error.path, error.expected, error.got, remedy) from None
+        raise DataCorrupt(error.path, error.expected, error.got, error.remedy or remedy) from None
+    except (ValueError, IndexError, OverflowError) as error:
+        raise DataCorrupt(first, "a file of its format", str(error)) from None
     return parsed
 
 

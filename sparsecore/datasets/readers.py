@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import io
 import json
+import math
 import tarfile
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -23,7 +27,9 @@ from sparsecore.datasets.dataset import every_kth
 
 HIGGS_TRAIN, HIGGS_TEST = 105_000, 50_000
 HIGGS_COLUMNS = 29  # the label, then 28 features
-READ_BYTES = 1 << 22
+LONGEST_ROW = 2000  # bytes; HIGGS.csv's have 754 at most
+LONGEST_LINE = 1 << 24
+DEFLATE = 1032  # times shorter is what gzip can make of a content, at most
 
 
 class DataError(RuntimeError):
@@ -33,9 +39,7 @@ class DataError(RuntimeError):
 class DataCorrupt(DataError):  # noqa: N818 (named for what happened, as the public interface says)
     """A data file is cut short or has the wrong content; `remedy` is what the user can do."""
 
-    def __init__(
-        self, path: str | Path, expected: str, got: str, remedy: str = "replace the file"
-    ) -> None:
+    def __init__(self, path: str | Path, expected: str, got: str, remedy: str = "") -> None:
         # The base class gets all arguments, so that the error survives pickling.
         super().__init__(str(path), expected, got, remedy)
         self.path, self.expected, self.got, self.remedy = self.args
@@ -43,7 +47,7 @@ class DataCorrupt(DataError):  # noqa: N818 (named for what happened, as the pub
     def __str__(self) -> str:
         return (
             f"{self.path}: wrong content: expected {self.expected}, got {self.got}. "
-            f"What to do: {self.remedy}."
+            f"What to do: {self.remedy or 'replace the file'}."
         )
 
 
@@ -58,7 +62,8 @@ class DataFile:
 
     def candidates(self, folder: Path) -> list[Path]:
         """List the paths in `folder` that may hold this file, the preferred one first."""
-        names = (self.name, *self.other_names)
+        dotted = self.name.replace("-idx", ".idx")  # as some programs unpack it
+        names = dict.fromkeys((self.name, *self.other_names, dotted))
         return [folder / (name + suffix) for name in names for suffix in (".gz", "")]
 
     def find(self, folder: Path) -> Path | None:
@@ -94,10 +99,16 @@ def hash_digests(digests: Sequence[tuple[str, str]]) -> str:
 
 @contextmanager
 def _opened(path: Path, expected: str = "a whole gzip file") -> Iterator[BinaryIO]:
-    """Open a file for reading its decompressed content; a damaged gzip file raises DataCorrupt."""
+    """Open a file for reading its decompressed content; a damaged gzip file raises DataCorrupt.
+
+    It is the first bytes that say whether it is one, not the name.
+    """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            yield cast(BinaryIO, stream)
+        with path.open("rb") as plain:
+            packed = plain.read(2) == b"\x1f\x8b"
+            plain.seek(0)
+            with gzip.open(plain) if packed else plain as stream:
+                yield cast(BinaryIO, stream)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataCorrupt(path, expected, f"a damaged gzip file ({error})") from None
 
@@ -106,10 +117,11 @@ def read_content(file: DataFile, path: Path) -> tuple[NDArray[np.uint8], str]:
     """Read a whole file and check it; return its decompressed bytes and their SHA-256."""
     wanted = f"{file.n_bytes} bytes" if file.n_bytes is not None else "a whole gzip file"
     with _opened(path, wanted) as stream:
-        content = np.frombuffer(bytearray(stream.read()), dtype=np.uint8)
+        most = -1 if file.n_bytes is None else file.n_bytes + 1
+        content = np.frombuffer(bytearray(stream.read(most)), dtype=np.uint8)
     if file.n_bytes is not None and len(content) != file.n_bytes:
         state = "the file is cut short" if len(content) < file.n_bytes else "the file is too long"
-        raise DataCorrupt(path, wanted, f"{len(content)} bytes: {state}")
+        raise DataCorrupt(path, wanted, f"at least {len(content)} bytes: {state}")
     digest = hashlib.sha256(content.data).hexdigest()
     if file.sha256 is not None and digest != file.sha256:
         raise DataCorrupt(path, f"SHA-256 {file.sha256} of the content", digest)
@@ -149,7 +161,7 @@ def read_idx(files: Located) -> Parsed:
             raise DataCorrupt(path, "an IDX file of bytes", f"header {bytes(content[:4])!r}")
         start = 4 + 4 * n_dims
         shape = tuple(int(n) for n in content[4:start].view(">u4"))
-        if len(content) != start + int(np.prod(shape)):
+        if len(content) != start + math.prod(shape):
             raise DataCorrupt(path, f"{shape} values", f"{len(content) - start} bytes")
         arrays.append(content[start:].reshape(shape[0], -1))
     X_train, y_train, X_test, y_test = arrays
@@ -190,33 +202,59 @@ def read_madelon(files: Located) -> Parsed:
 def read_higgs(files: Located) -> Parsed:
     """Read the first 105 000 + 50 000 rows of HIGGS.csv, or of a subset with the same columns.
 
-    A smaller file is cut in the same ratio, in file order; further rows are not decompressed.
+    A smaller file is cut in the same ratio, in file order; further rows are not decompressed. A
+    header, blank lines, quotes, a comma at a line's end and a byte-order mark change nothing.
     """
     ((file, path),) = files
     most = HIGGS_TRAIN + HIGGS_TEST
-    n_rows, pieces = 0, []
+    rows: list[bytes] = []
+    places: list[int] = []
     with _opened(path) as stream:
-        while n_rows < most and (piece := stream.read(READ_BYTES)):
-            n_rows += piece.count(b"\n")
-            pieces.append(piece)
-    text = b"".join(pieces)
-    if n_rows >= most:  # drop what was read beyond the last row in use
-        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
-        n_rows, text = most, text[: ends[most - 1] + 1]
-    elif text and not text.endswith(b"\n"):
-        n_rows, text = n_rows + 1, text + b"\n"
+        lines = iter(partial(stream.readline, LONGEST_ROW), b"")
+        for place, line in enumerate(islice(lines, 2 * most), 1):
+            row = line.removeprefix(codecs.BOM_UTF8).replace(b'"', b"").strip().removesuffix(b",")
+            fields = row.count(b",") + 1
+            if not row:
+                continue
+            if fields != HIGGS_COLUMNS:
+                wanted = f"{HIGGS_COLUMNS} numbers in line {place}"
+                raise DataCorrupt(path, wanted, f"{fields} fields", "correct that line")
+            if not rows and not any(map(_is_finite, row.split(b","))):  # a header
+                continue
+            rows.append(row)
+            places.append(place)
+            if len(rows) == most:
+                break
+    text = b"".join(row + b"\n" for row in rows)
     digest = hashlib.sha256(text).hexdigest()
-    table = _numbers(text.replace(b"\n", b","), ",", n_rows * HIGGS_COLUMNS, path)
-    table = table.reshape(n_rows, HIGGS_COLUMNS)
-    n_train = n_rows * HIGGS_TRAIN // most
-    for part, rows in (("training", table[:n_train]), ("test", table[n_train:])):
-        found = np.unique(rows[:, 0]).tolist()
-        if found != [0, 1]:
+    try:
+        table = _numbers(text.replace(b"\n", b","), ",", len(rows) * HIGGS_COLUMNS, path)
+    except DataCorrupt:
+        for place, row in zip(places, rows, strict=True):
+            for number, field in enumerate(row.split(b","), 1):
+                if not _is_finite(field):
+                    found = f"{field.decode('ascii', 'replace')!r} in line {place}, field {number}"
+                    wanted = "finite numbers"
+                    raise DataCorrupt(path, wanted, found, "correct that line") from None
+        raise
+    table = table.reshape(len(rows), HIGGS_COLUMNS)
+    n_train = len(rows) * HIGGS_TRAIN // most
+    for part, part_rows in (("training", table[:n_train]), ("test", table[n_train:])):
+        labels = np.unique(part_rows[:, 0]).tolist()
+        if labels != [0, 1]:
             wanted = f"shuffled rows, with labels 0 and 1 in the {part} part"
-            raise DataCorrupt(path, wanted, f"labels {found}")
+            raise DataCorrupt(path, wanted, f"labels {labels[:5]}")
     y = table[:, 0].astype(np.int64)
     X = np.ascontiguousarray(table[:, 1:])
     return Parsed(X[:n_train], y[:n_train], X[n_train:], y[n_train:], ((file.name, digest),))
+
+
+def _is_finite(text: bytes) -> bool:
+    """Tell whether a text is a number that float32 can hold."""
+    try:
+        return abs(float(text)) <= float(np.finfo(np.float32).max)
+    except ValueError:
+        return False
 
 
 def read_geo(files: Located) -> Parsed:
@@ -229,7 +267,7 @@ def read_geo(files: Located) -> Parsed:
     digest = hashlib.sha256()
     n_probes, labels = 0, []
     with _opened(path) as stream:
-        for line in stream:
+        for line in iter(partial(stream.readline, LONGEST_LINE), b""):
             digest.update(line)
             if line.startswith(b"!Sample_data_row_count"):
                 n_probes = int(_fields(line)[0])
@@ -239,10 +277,11 @@ def read_geo(files: Located) -> Parsed:
                     labels = [value.split(":", 1)[1].strip() for value in values]
             elif line.startswith(b"!series_matrix_table_begin"):
                 break
-        if not labels or not n_probes:
+        possible = path.stat().st_size * DEFLATE
+        if not labels or not 0 < n_probes * len(labels) <= possible:
             wanted = "a series matrix with !Sample_data_row_count and a `leukemia class` per sample"
             raise DataCorrupt(path, wanted, "a file without them")
-        digest.update(stream.readline())  # the names of the samples
+        digest.update(stream.readline(LONGEST_LINE))  # the names of the samples
         classes, y = np.unique(labels, return_inverse=True)
         y = y.astype(np.int64)
         is_test = every_kth(y, 3)
@@ -252,7 +291,7 @@ def read_geo(files: Located) -> Parsed:
         filled = 0
         with progress.bar(n_probes, f"reading {path.name}", unit="probes", leave=False) as bar:
             for row in range(n_probes):
-                line = stream.readline()
+                line = stream.readline(LONGEST_LINE)
                 digest.update(line)
                 block[filled] = _numbers(line.partition(b"\t")[2], "\t", len(labels), path)
                 filled += 1
@@ -262,7 +301,7 @@ def read_geo(files: Located) -> Parsed:
                     X_test[:, columns] = block[:filled, is_test].T
                     bar.update(filled)
                     filled = 0
-        rest = stream.read()
+        rest = stream.read(LONGEST_LINE)
         digest.update(rest)
     if not rest.startswith(b"!series_matrix_table_end"):
         wanted = f"the end of the table after {n_probes} probes"

@@ -63,7 +63,7 @@ class Entry:
     mirrors: tuple[Mirror, ...] = ()  #: in the order in which they are tried
     generate: Callable[[], generators.Arrays] | None = None  #: the data, or their surrogate
     sha256: str | None = None  #: of embedded data that are not files of ours
-    subfolder: str = ""  #: below the data set's own folder, to which its archive unpacks
+    subfolder: str = ""  #: below the data set's own folder, to which its archive unpacks files
     megabytes: float = 0.0  #: of the download
     on_request: bool = False  #: only an explicit `fetch` downloads it, for its size
     any_rows: bool = False  #: files may hold fewer rows than the published ones
@@ -129,7 +129,7 @@ ENTRIES = (
                 )
             ),
         ),
-        megabytes=5.2,
+        subfolder="MADELON", megabytes=5.2,
     ),
     Entry(
         name="higgs", title="HIGGS", domain="physics", feature_shape=(28,),

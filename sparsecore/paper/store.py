@@ -50,6 +50,9 @@ _COMMON: dict[str, Any] = {
 }
 
 
+_ANY = "config", "trend"  # where numbers may be negative
+
+
 class ResultError(ValueError):
     """A file that is not a whole result of ours."""
 
@@ -233,6 +236,7 @@ def write(path: Path, result: Result, schema: Callable[[Result], Mapping[str, An
     whole = {"format_version": FORMAT_VERSION, "digest": "", **result}
     whole["digest"] = _digest(whole)
     check(whole, {**_COMMON, **schema(whole)}, path.name)
+    check_values(whole, "")
     files.write_json(path, whole)
 
 
@@ -253,6 +257,7 @@ def read(path: Path, schema: Callable[[Result], Mapping[str, Any]]) -> Result:
     check(result, {**_COMMON, **schema(result)}, "")
     if _digest(result) != result["digest"]:
         raise ResultError("its content does not have the digest that it was written with")
+    check_values(result, "")
     return result
 
 
@@ -282,6 +287,49 @@ def check(value: Any, schema: Any, place: str) -> None:
             raise ResultError(f"{place}: expected {names}, got {value!r:.60}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ResultError(f"{place}: expected a finite number, got {value}")
+
+
+def check_values(value: Any, place: str) -> None:
+    """Raise a ResultError that names the first value that cannot be, or contradicts another.
+
+    What is measured is finite and not negative, and an accuracy is at most 1.
+    """
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name not in _ANY:
+                check_values(inner, f"{place}.{name}".lstrip("."))
+        try:
+            agrees = all(_agrees(value))
+        except (LookupError, TypeError, AttributeError, ArithmeticError):
+            agrees = False
+        if not agrees:
+            raise ResultError(f"{place or 'the result'}: values contradict each other")
+    elif isinstance(value, list):
+        for item in value:
+            check_values(item, place)
+    elif isinstance(value, (int, float)):
+        share = "accuracy" in place.rpartition(".")[2]
+        if not 0 <= value < math.inf or (share and value > 1):
+            expected = "in [0, 1]" if share else "of at least 0"
+            raise ResultError(f"{place}: expected a number {expected}, got {value}")
+
+
+def _agrees(value: Result) -> Iterator[bool]:
+    """Yield whether what is said twice in one object is the same."""
+    if {"low", "high"} <= value.keys():
+        yield value["low"] <= value.get("median", value.get("ms", value["low"])) <= value["high"]
+    if {"correct", "n", "accuracy"} <= value.keys():
+        yield value["accuracy"] == value["correct"] / value["n"]
+    if "best_test_accuracy" in value:  # a training run
+        epochs, last = value["epochs"], value["test_accuracy"]
+        tests = [e["test_accuracy"] for e in epochs if e.get("test_accuracy") is not None]
+        yield value["best_test_accuracy"] == max([*tests, last])
+        done, numbers = value["config"]["epochs"], [epoch["epoch"] for epoch in epochs]
+        yield len(numbers) - done in (0, 1)  # an observer has seen epoch 0
+        yield numbers == list(range(done + 1 - len(numbers), done + 1))
+        if "parallel" not in value and done:  # each epoch is tested, and the last one counts
+            yield len(tests) == done and tests[-1] == last
+            yield epochs[-1]["seconds"]["train"] == value["seconds"]["train"]
 
 
 def origin(about: Mapping[str, Any]) -> str:

@@ -2,33 +2,121 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import json
 import os
-import tempfile
+import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+_STEM = 30  # letters of a file's name in that of its temporary file, which must not be too long
+
+
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """Return the file that `path` leads to, which may be missing, as may its folder.
+
+    Raises OSError, before anything is written, if `atomic_write` could not write it: it is no
+    regular file, or read-only, its name is too long, or its folder cannot be written or made.
+    """
+    target = Path(os.path.realpath(path))
+    folder = next(parent for parent in target.parents if os.path.lexists(parent))
+    longest = os.pathconf(folder, "PC_NAME_MAX")
+    for part in target.relative_to(folder).parts:
+        if len(os.fsencode(part)) > longest:
+            raise OSError(
+                errno.ENAMETOOLONG, f"expected a name of at most {longest} bytes", str(path)
+            )
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(
+            errno.EACCES, f"expected a folder that can be written, got {folder}", str(path)
+        )
+    with suppress(FileNotFoundError):
+        mode = target.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+            raise OSError(errno.EINVAL, f"expected a regular file, got {what}", str(path))
+        if not (mode & 0o222 and os.access(target, os.W_OK)):  # root may write any file
+            raise PermissionError(errno.EACCES, "expected a file that is not read-only", str(path))
+    return target
+
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path` that replaces it if the block ends without an error."""
-    target = Path(path)
+def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[IO[bytes]]:
+    """Open a temporary file that replaces `path` if the block ends without an error.
+
+    Links are followed, and the file's mode is kept. With `keep` the file that was there stays as
+    `previous`. What writers that were killed have left is removed. Raises what `check_writable`
+    does; an error of the system names the file.
+    """
+    target = check_writable(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    stem = target.name[:_STEM]
+    for left in target.parent.glob(f".{glob.escape(stem)}.{'[0-9a-f]' * 16}.tmp"):
+        _remove_if_dead(left)
+    before = target.stat() if target.exists() else None
+    mode = 0o666 if before is None else before.st_mode & 0o777
+    made = [target.with_name(f".{stem}.{os.urandom(8).hex()}.tmp") for _ in range(2)]
     try:
-        with os.fdopen(handle, "wb") as file:
+        with _create(made[0], mode) as file:
             yield file
             file.flush()
+            if before is not None:
+                with suppress(OSError):
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
+                os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's files are private
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
+            if keep and before is not None:
+                with suppress(OSError):  # a file system without links keeps one file
+                    os.link(target, made[1])
+            os.replace(made[0], target)
+            with suppress(OSError):  # last: at any moment two files are whole, or one and a link
+                os.replace(made[1], previous(target))
+            _sync_folder(target.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # "No space left on device"
+            error.filename = str(path)
         raise
+    finally:
+        for left in made:
+            left.unlink(missing_ok=True)
+
+
+def previous(path: str | os.PathLike[str]) -> Path:
+    """Return where `atomic_write` keeps the file that was there before."""
+    target = Path(os.path.realpath(path))
+    return target.with_name(f"{target.name}.previous")
+
+
+def _create(path: Path, mode: int) -> IO[bytes]:
+    """Create a file and hold its lock, which tells other writers that this one lives."""
+    while True:
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb")
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # another writer was faster: it took this file for a dead one's
+
+
+def _remove_if_dead(path: Path) -> None:
+    """Remove a temporary file whose writer does not hold its lock any more."""
+    with suppress(OSError), path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the system write down that a file was renamed; some file systems cannot."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
@@ -46,17 +134,15 @@ def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
 def lock(path: Path) -> Iterator[bool]:
     """Create a lock file and hold its lock; wait for a process that has it.
 
-    Yields False, so that work may be done twice, where the file cannot be written or the system or
-    its network file system has no locks.
+    Yields False, so that work may be done twice, where the file cannot be written or a network file
+    system has no locks.
     """
     with ExitStack() as stack:
         try:
-            import fcntl
-
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = stack.enter_context(path.open("a"))
             fcntl.flock(handle, fcntl.LOCK_EX)
             locked = True
-        except (ImportError, OSError):
+        except OSError:
             locked = False
         yield locked  # closing the file, or the death of the process, frees the lock

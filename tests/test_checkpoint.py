@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import stat
 import subprocess
 import sys
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 from oracle import batch, network
 
-from sparsecore import checkpoint
+from sparsecore import checkpoint, files
 from sparsecore.checkpoint import CheckpointError, load, save
-from sparsecore.files import atomic_write, write_json
+from sparsecore.files import atomic_write, check_writable, write_json
 from sparsecore.mlp import SparseMLP
 
 
@@ -257,20 +258,122 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         assert os.listdir(tmp_path) == ["file"], "no temporary file is left"
 
 
-def test_a_killed_process_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
+def killed(path, code="os._exit(9)"):
     program = (
-        "import os, sys\n"
+        "import os, sys, time\n"
         "from sparsecore.files import atomic_write\n"
         "with atomic_write(sys.argv[1]) as file:\n"
         "    file.write(b'new' * 100000)\n"
         "    file.flush()\n"
-        "    os._exit(9)\n"
+        f"    {code}\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(path)], timeout=60)
-    assert done.returncode == 9
+    return subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("name", ["file", "x" * 255, "a [*] ε" * 20])
+def test_a_killed_process_leaves_the_old_file_and_the_next_writer_tidies_up(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    other = tmp_path / ".file.mine.tmp"
+    other.touch()
+    assert killed(path).wait(60) == 9
     assert path.read_bytes() == b"old"
+    assert len(os.listdir(tmp_path)) == 3, "the temporary file is left"
+    alive = killed(path, "print('here', flush=True); time.sleep(60)")
+    try:
+        alive.stdout.readline()
+        left = set(os.listdir(tmp_path)) - {name, other.name}
+        assert len(left) == 1, "the dead one's is gone"
+        with atomic_write(path) as file:
+            file.write(b"newer")
+        assert set(os.listdir(tmp_path)) == {name, other.name, *left}, "who lives keeps his own"
+    finally:
+        alive.kill()
+        alive.wait()
+        alive.stdout.close()
+    with atomic_write(path) as file:
+        file.write(b"newest")
+    assert set(os.listdir(tmp_path)) == {name, other.name}
+
+
+def made(kind, folder):
+    path = folder / "out"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link to a pipe":
+        os.mkfifo(folder / "pipe")
+        path.symlink_to("pipe")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "read-only file":
+        path.touch(0o444)
+    elif kind == "long name":
+        return folder / ("x" * 256)
+    elif kind == "long folder":
+        return folder / "missing" / ("x" * 256) / "out"
+    elif kind == "file as folder":
+        path.touch()
+        return path / "out"
+    elif kind == "loop of links":
+        path.symlink_to("out")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("pipe", "expected a regular file, got a pipe, socket or device"),
+        ("link to a pipe", "expected a regular file, got a pipe, socket or device"),
+        ("folder", "expected a regular file, got a folder"),
+        ("read-only file", "expected a file that is not read-only"),
+        ("long name", "expected a name of at most 255 bytes"),
+        ("long folder", "expected a name of at most 255 bytes"),
+        ("file as folder", "expected a folder that can be written, got .*out"),
+        ("loop of links", "symbolic links"),
+    ],
+)
+def test_what_cannot_be_replaced_is_refused_before_anything_is_written(tmp_path, kind, message):
+    path = made(kind, tmp_path)
+    before = {p.name: p.lstat() for p in tmp_path.iterdir()}
+    for write in (check_writable, lambda path: save(network(), path)):
+        with pytest.raises(OSError, match=f"{message}.*{path.name}"):
+            write(path)
+    assert before == {p.name: p.lstat() for p in tmp_path.iterdir()}
+
+
+def test_links_are_followed_and_modes_kept(tmp_path):
+    target, link = tmp_path / "folder" / "target", tmp_path / "link"
+    link.symlink_to(target)
+    for mode in (0o600, 0o664):
+        with atomic_write(link) as file:
+            file.write(b"first")
+        target.chmod(mode)
+        with atomic_write(link) as file:
+            file.write(f"{mode}".encode())
+        assert link.is_symlink() and target.read_text() == f"{mode}"
+        assert stat.S_IMODE(target.stat().st_mode) == mode
+
+
+def test_an_interrupt_just_after_the_rename_is_an_interrupt(tmp_path, monkeypatch):
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_sync_folder", interrupted)
+    with pytest.raises(KeyboardInterrupt) as found, atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+    assert found.value.__context__ is None
+    assert (tmp_path / "file").read_bytes() == b"new" and len(os.listdir(tmp_path)) == 1
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*model\.npz"):
+            save(network(), tmp_path / "model.npz")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not os.listdir(tmp_path)
 
 
 def test_a_failed_save_leaves_the_old_model(saved, monkeypatch):

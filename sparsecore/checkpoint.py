@@ -6,22 +6,35 @@ beside it.
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterator
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from sparsecore.files import atomic_write
+from sparsecore import files
 from sparsecore.mlp import SparseMLP
 
 FORMAT_VERSION = 1
+_NEURONS = 2**25  # that any file may announce
+T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
     """A file that is not what it should be: cut short, foreign, or of an unknown version."""
+
+
+class Damaged(CheckpointError):  # noqa: N818 (named for what happened)
+    """A file that is not whole."""
+
+
+class CheckpointWarning(UserWarning):
+    """A damaged checkpoint was passed over; the message says why."""
 
 
 def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | None = None) -> None:
@@ -32,7 +45,13 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     model : SparseMLP
     path : path
     run : dict, optional
-        JSON-able state of the run that trains it; its velocity is written, too.
+        JSON-able state of the run that trains it; its velocity is written, too, and the file that
+        was there is kept as ``path.previous``.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; see `files.check_writable`.
     """
     net = model.network
     about = {name: getattr(model, name) for name in ("activation", "alpha", "init")} | {"run": run}
@@ -47,7 +66,7 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     }
     if run is not None and model.velocity is not None:
         arrays["velocity"] = model.velocity
-    with atomic_write(path) as file:
+    with files.atomic_write(path, keep=run is not None) as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
@@ -61,27 +80,67 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
     OSError
         If it cannot be opened.
     """
-    with opened(path, "sparsecore model file") as stream:
-        with np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        check_version(path, int(arrays["format_version"]))
-        about = json.loads(str(arrays["about"]))
-        return _model(arrays, about), about["run"]
+    with opened(path, "sparsecore model file") as archive:
+        check_version(path, int(_array(archive, "format_version")))
+        about = json.loads(str(_array(archive, "about")))
+        return _model(archive, about), about["run"]
+
+
+def latest(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None]:
+    """Return what `load` does; of a damaged checkpoint the one before it, with a warning."""
+    return whole(path, load)
+
+
+def whole(path: Any, read: Callable[[Any], T]) -> T:
+    """Return what `read` does of a checkpoint, or of the one before it if it is damaged."""
+    try:
+        return read(path)
+    except Damaged as error:
+        before = files.previous(path)
+        if not before.exists():
+            raise
+        found = read(before)
+        text = f"{error}; {before}, the checkpoint before it, is used"
+        warnings.warn(text, CheckpointWarning, stacklevel=3)
+        return found
 
 
 @contextmanager
-def opened(path: Any, what: str) -> Iterator[IO[bytes]]:
-    """Open a file to read; what its damaged bytes make the reader raise is a CheckpointError."""
+def opened(path: Any, what: str) -> Iterator[zipfile.ZipFile]:
+    """Open an archive to read; what its damaged bytes make the reader raise is `Damaged`."""
     with open(path, "rb") as stream:
         try:
-            yield stream
+            with zipfile.ZipFile(stream) as archive:
+                size = os.fstat(stream.fileno()).st_size
+                for member in archive.infolist():
+                    if member.compress_type != zipfile.ZIP_STORED or member.file_size > size:
+                        raise ValueError(f"{member.filename} announces {member.file_size} bytes")
+                yield archive
         except (CheckpointError, MemoryError):
             raise
         except Exception as error:
-            raise CheckpointError(
+            raise Damaged(
                 f"{path}: not a whole {what} ({type(error).__name__}: {error}); restore it from a "
                 "copy or train again"
             ) from error
+
+
+def array_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Read the header of a saved array: its shape, in C order, and its type."""
+    if np.lib.format.read_magic(member) != (1, 0):
+        raise ValueError("an array has a header that no sparsecore writes")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+    if fortran and len(shape) > 1:
+        raise ValueError(f"an array of shape {shape} is not in C order")
+    return shape, dtype
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Read an array, which takes no more memory than the file, whatever its header says."""
+    content = archive.read(f"{name}.npy")
+    member = io.BytesIO(content)
+    shape, dtype = array_header(member)
+    return np.frombuffer(content, dtype, offset=member.tell()).reshape(shape)
 
 
 def check_version(path: Any, found: int) -> None:
@@ -113,12 +172,21 @@ def check_resumed(
     return found
 
 
-def _model(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> SparseMLP:
+def _model(archive: zipfile.ZipFile, about: dict[str, Any]) -> SparseMLP:
     names = ("weight_start", "indptr", "indices", "params")
     options = {name: about[name] for name in ("activation", "alpha", "init")}
-    model = SparseMLP.from_flat(
-        arrays["sizes"].tolist(), *(arrays[name] for name in names), **options
-    )
-    if "velocity" in arrays:
-        model.start_momentum()[:] = arrays["velocity"]
+    sizes, arrays = _array(archive, "sizes").tolist(), [_array(archive, name) for name in names]
+    # Inputs without connections take no bytes here, but eight in memory.
+    if sum(sizes) > max(_NEURONS, sum(array.nbytes for array in arrays)):
+        raise ValueError(f"it announces layers of {sizes} neurons")
+    model = SparseMLP.from_flat(sizes, *arrays, **options)
+    learnt = [model.params]
+    if "velocity.npy" in archive.namelist():
+        velocity = _array(archive, "velocity")
+        if velocity.shape != model.params.shape:
+            raise ValueError(f"velocity: expected {len(model.params)}, got {velocity.shape}")
+        learnt.append(model.start_momentum())
+        learnt[-1][:] = velocity
+    if not all(np.isfinite(values).all() for values in learnt):
+        raise ValueError("a weight, bias or velocity is not finite")
     return model

@@ -195,7 +195,7 @@ def resumed(
     """Return model and state of a checkpoint, if there is one to go on from."""
     if not resume or path is None or not Path(path).exists():
         return None
-    model, state = checkpoint.load(path)
+    model, state = checkpoint.latest(path)
     return model, checkpoint.check_resumed(path, state, expected)
 
 

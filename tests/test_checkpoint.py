@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import resource
 import stat
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 from oracle import batch, network
 
 from sparsecore import checkpoint, files
-from sparsecore.checkpoint import CheckpointError, load, save
+from sparsecore.checkpoint import CheckpointError, CheckpointWarning, load, save
 from sparsecore.files import atomic_write, check_writable, write_json
 from sparsecore.mlp import SparseMLP
 
@@ -217,6 +219,12 @@ def test_a_newer_version_says_so(saved):
         {"params": lambda a: a[:3]},
         {"params": lambda a: a[None]},
         {"velocity": lambda a: a[:-1]},
+        {"velocity": lambda a: a[:1]},
+        {"velocity": lambda a: np.where(np.arange(len(a)) == 3, np.inf, a)},
+        {"params": lambda a: np.where(np.arange(len(a)) == 3, np.nan, a)},
+        {"params": lambda a: np.where(np.arange(len(a)) == len(a) - 1, -np.inf, a)},
+        {"sizes": lambda a: np.array([2**30, *a[1:]])},
+        {"sizes": lambda a: a.astype(float)},
         {"activation": "gelu"},
         {"init": "zeros"},
         {"alpha": "steep"},
@@ -227,6 +235,38 @@ def test_contents_that_are_not_a_network(saved, changes):
     rewritten(path, **changes)
     with pytest.raises(CheckpointError, match="not a whole sparsecore model file"):
         load(path)
+
+
+def announced(name, header):
+    """Return a file whose member `name` says of itself what `header` does."""
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, header)
+    return {f"{name}.npy": content.getvalue()}
+
+
+@pytest.mark.parametrize("name", ["params", "indices", "sizes", "about"])
+@pytest.mark.parametrize("how", ["header", "member", "compressed"])
+def test_what_a_file_announces_is_not_allocated(saved, tmp_path, name, how):
+    _, path = saved
+    with zipfile.ZipFile(path) as archive:
+        members = {info: archive.read(info) for info in archive.namelist()}
+    header = {"descr": "<f4", "fortran_order": False, "shape": (2**31,)}
+    members |= announced(name, header)
+    if how == "compressed":
+        members[f"{name}.npy"] += bytes(2**26)
+    kind = zipfile.ZIP_DEFLATED if how == "compressed" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+            if how == "member" and member == f"{name}.npy":
+                archive.infolist()[-1].file_size = 2**31
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="not a whole sparsecore model file"):
+            load(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("about", ["[]", "{}", "3", "{", '{"activation": "relu"}'])
@@ -352,6 +392,49 @@ def test_links_are_followed_and_modes_kept(tmp_path):
             file.write(f"{mode}".encode())
         assert link.is_symlink() and target.read_text() == f"{mode}"
         assert stat.S_IMODE(target.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a zip", None])
+def test_of_two_checkpoints_the_older_one_is_used_if_the_newest_is_damaged(tmp_path, damage):
+    path, model = tmp_path / "run.npz", network()
+    for step in range(3):
+        save(model, path, {"step": step})
+        assert load(path)[1] == checkpoint.latest(path)[1] == {"step": step}
+    assert sorted(os.listdir(tmp_path)) == ["run.npz", "run.npz.previous"]
+    path.write_bytes(path.read_bytes()[:-1] if damage is None else damage)
+    with pytest.raises(CheckpointError):
+        load(path)
+    with pytest.warns(CheckpointWarning, match=r"run\.npz: not a whole .*run\.npz\.previous, the"):
+        assert checkpoint.latest(path)[1] == {"step": 1}
+    save(model, path, {"step": 3})
+    rewritten(path, format_version=np.array(2))
+    with pytest.raises(CheckpointError, match="format version 2"):  # whole, but not for us
+        checkpoint.latest(path)
+
+
+@pytest.mark.parametrize("died_at", ["link", "replace"])
+def test_at_any_moment_of_a_save_one_checkpoint_is_whole(tmp_path, monkeypatch, died_at):
+    path, model = tmp_path / "run.npz", network()
+    for step in range(2):
+        save(model, path, {"step": step})
+    path.write_bytes(b"damaged")  # so the older one is all there is
+
+    def die(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, died_at, die)
+        save(model, path, {"step": 2})
+    with pytest.warns(CheckpointWarning):
+        assert checkpoint.latest(path)[1] == {"step": 0}
+    save(model, path, {"step": 2})
+    assert checkpoint.latest(path)[1] == {"step": 2}
+
+
+def test_a_model_is_kept_alone(tmp_path):
+    for seed in range(2):
+        save(network(seed=seed), tmp_path / "model.npz")
+    assert os.listdir(tmp_path) == ["model.npz"]
 
 
 def test_an_interrupt_just_after_the_rename_is_an_interrupt(tmp_path, monkeypatch):

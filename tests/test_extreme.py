@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
+from dataclasses import asdict
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import oracle
@@ -19,9 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from sparsecore import topology
+from sparsecore import files, topology
 from sparsecore.__main__ import main
-from sparsecore.checkpoint import CheckpointError
+from sparsecore.checkpoint import CheckpointError, CheckpointWarning
 from sparsecore.compiled.lanes import Width
 from sparsecore.compiled.team import Team
 from sparsecore.extreme import budget, run, saved, sweeps, tiles
@@ -439,6 +444,79 @@ def test_a_flipped_bit_in_an_array_is_found(tmp_path):
             with pytest.raises(CheckpointError, match="not a whole checkpoint"):
                 saved.restore(net, path, lambda n: None)
             whole[place] ^= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("1.start", lambda a: np.where(np.arange(len(a)) == 1, -1, a)),
+        ("1.start", lambda a: np.where(np.arange(len(a)) == 1, 10**12, a)),
+        ("1.start", lambda a: a + 1),
+        ("1.start", lambda a: a[::-1].copy()),
+        ("1.rows", lambda a: np.full_like(a, 2**16 - 1)),
+        ("1.columns", lambda a: np.full_like(a, 2**16 - 1)),
+        ("1.columns", lambda a: a[::-1].copy()),
+        ("1.rows", np.zeros_like),
+        ("1.weights", lambda a: a * np.nan),
+        ("0.velocity", lambda a: a + np.inf),
+        ("0.biases", lambda a: a * np.nan),
+        ("0.bias_velocity", lambda a: a - np.inf),
+    ],
+)
+def test_a_checkpoint_whose_contents_are_no_network(tmp_path, name, change):
+    path = tmp_path / "net.npz"
+    with network() as net:
+        saved.save(net, path, {}, lambda n: None)
+        with zipfile.ZipFile(path) as archive:
+            members = {member: archive.read(member) for member in archive.namelist()}
+        content = io.BytesIO()
+        kept = np.load(io.BytesIO(members[f"{name}.npy"]))
+        np.save(content, change(kept).astype(kept.dtype))
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, bytes_ in (members | {f"{name}.npy": content.getvalue()}).items():
+                archive.writestr(member, bytes_)
+        with pytest.raises(CheckpointError, match=r"net\.npz: not a whole checkpoint of an ext"):
+            saved.restore(net, path, lambda n: None)
+
+
+def test_of_two_checkpoints_the_older_one_is_used_if_an_array_is_damaged(tmp_path, monkeypatch):
+    path, X_y = tmp_path / "net.npz", samples()
+    with network() as net, network(empty=True) as twin:
+        digests = []
+        for step in range(3):
+            saved.save(net, path, {"step": step}, lambda n: None)
+            digests.append(net.sha256())
+            net.step(*X_y, 0.3)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.warns(CheckpointWarning, match=r"net\.npz\.previous"):
+            assert saved.restore(twin, path, lambda n: None) == {"step": 1}
+        assert twin.sha256() == digests[1]
+        monkeypatch.setattr(shutil, "disk_usage", lambda handle: SimpleNamespace(free=0))
+        saved.save(net, path, {"step": 3}, lambda n: None)
+        saved.save(net, path, {"step": 4}, lambda n: None)
+        assert saved.restore(twin, path, lambda n: None) == {"step": 4}
+        assert saved.read_run(files.previous(path)) == {"step": 3}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 10**9}, {"step": -1}, {"step": "4"}, {"step": 3}, {"step": None},
+        {"losses": [1.0]}, {"losses": None}, {"losses": ["a"] * 4}, {"losses": [np.nan] * 4},
+        {"evolve_seconds": []}, {"step_seconds": [0.1] * 5}, {"seconds": {}}, {"seconds": None},
+    ],
+)  # fmt: skip
+def test_the_state_of_no_run_is_refused(change):
+    config = ExtremeConfig(neurons=20_000, steps=6, evolve_every=4)
+    about = {"seed": 0, "config": asdict(config)}
+    seconds = dict.fromkeys(run._PHASES, 1.0)
+    lists = {"losses": [0.7] * 4, "step_seconds": [0.1] * 4, "evolve_seconds": [0.1]}
+    good = {**about, "step": 4, "seconds": seconds, **lists}
+    assert run._checked("run.npz", good, about, config) == good
+    with pytest.raises(CheckpointError, match=r"run\.npz: the state of no run of 6 steps"):
+        run._checked("run.npz", good | change, about, config)
 
 
 # --- runs ----------------------------------------------------------------------------------------

@@ -299,8 +299,11 @@ class TiledMLP:
             yield f"{number}.bias_velocity", layer.bias_velocity
 
     def restored(self) -> None:
-        """Adapt to arrays that have been filled from outside."""
-        for layer in self.layers:
+        """Check arrays that have been filled from outside, and adapt to them."""
+        for number, layer in enumerate(self.layers):
+            tiles.check(layer.grid, layer.tiles, self._team)
+            if not (np.isfinite(layer.biases).all() and np.isfinite(layer.bias_velocity).all()):
+                raise ValueError(f"layer {number}: a bias is not finite")
             self._cut(layer)
 
     def sha256(self, progress: Any = None) -> str:

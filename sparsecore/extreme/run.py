@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import binomtest, kendalltau
 
 from sparsecore import progress as bars
-from sparsecore.checkpoint import check_resumed
+from sparsecore.checkpoint import CheckpointError, check_resumed
 from sparsecore.extreme import budget, saved, split
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.data import N_CLASSES, Stream
@@ -28,6 +28,7 @@ from sparsecore.extreme.network import TiledMLP
 from sparsecore.functions import cross_entropy
 from sparsecore.provenance import peak_bytes, provenance
 
+_LISTS = "losses", "step_seconds", "evolve_seconds"
 _PHASES = ("initialise", "train", "evolve", "evaluate", "checkpoint", "fingerprint")
 
 
@@ -107,16 +108,16 @@ def run(
     _compile(config, threads)
     about, state = {"seed": seed, "config": asdict(config)}, None
     if resume and checkpoint_path is not None and Path(checkpoint_path).exists():
-        state = check_resumed(checkpoint_path, saved.read_run(checkpoint_path), about)
+        state = _checked(checkpoint_path, saved.read_run(checkpoint_path), about, config)
     memory = plan(config, threads, comm)
     if announce is not None:
         announce(memory)
     memory.check(memory_limit)
     resumed = state is not None
     if state is None:
-        lists: dict[str, Any] = {n: [] for n in ("losses", "step_seconds", "evolve_seconds")}
+        lists: dict[str, Any] = {name: [] for name in _LISTS}
         state = {**about, "step": 0, "seconds": dict.fromkeys(_PHASES, 0.0), **lists}
-    clock = partial(_phase, state["seconds"], progress)
+    clock = partial(_phase, state, progress)
     with clock("initialise", memory.connections, "connection") as bar:
         options: dict[str, Any] = {
             "epsilon": config.epsilon, "batch_size": config.batch_size, "alpha": config.alpha,
@@ -128,7 +129,9 @@ def run(
     with net:
         if resumed and checkpoint_path is not None:
             with clock("initialise", n_bytes, "B") as bar:
-                saved.restore(net, checkpoint_path, bar.update)
+                found = saved.restore(net, checkpoint_path, bar.update)
+            if found["step"] != state["step"]:  # the checkpoint before
+                state |= _checked(checkpoint_path, found, about, config)
         stream = Stream(seed, config.separation)
         while state["step"] < config.steps:
             until = _next_stop(config, state["step"], checkpoint_every)
@@ -218,6 +221,29 @@ def trend(losses: list[float]) -> dict[str, float] | None:
     return {"tau": float(found.statistic), "p": float(found.pvalue)}
 
 
+def _checked(
+    path: Any, state: dict[str, Any] | None, about: dict[str, Any], config: ExtremeConfig
+) -> dict[str, Any]:
+    """Return the state in a checkpoint; refuse that of another run, and one that cannot be."""
+    state = check_resumed(path, state, about)
+    if not _possible(state, config):
+        raise CheckpointError(f"{path}: the state of no run of {config.steps} steps; start anew")
+    return state
+
+
+def _possible(state: dict[str, Any], config: ExtremeConfig) -> bool:
+    try:
+        step, (losses, times, evolutions) = state["step"], (state[name] for name in _LISTS)
+        if not (isinstance(step, int) and 0 <= step <= config.steps):
+            return False
+        due = sum(config.evolves_after(done) for done in range(1, step + 1))
+        numbers = [*losses, *times, *evolutions, *(state["seconds"][name] for name in _PHASES)]
+        right = (len(losses), len(times), len(evolutions)) == (step, step, due)
+        return right and all(isinstance(v, (int, float)) and np.isfinite(v) for v in numbers)
+    except (KeyError, TypeError):
+        return False
+
+
 def _next_stop(config: ExtremeConfig, step: int, checkpoint_every: int) -> int:
     """Return the step after which something else is due."""
     return min(
@@ -281,11 +307,9 @@ def _compile(config: ExtremeConfig, threads: int) -> None:
 
 
 @contextmanager
-def _phase(
-    seconds: dict[str, float], shown: bool, name: str, total: float, unit: str
-) -> Iterator[Any]:
+def _phase(state: dict[str, Any], shown: bool, name: str, total: float, unit: str) -> Iterator[Any]:
     """Add the time of the block to its phase, and give it a progress bar."""
     start = time.perf_counter()
     with bars.bar(int(total), name, unit=unit, unit_scale=True, hidden=not shown) as bar:
         yield bar
-    seconds[name] += time.perf_counter() - start
+    state["seconds"][name] += time.perf_counter() - start

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from sparsecore.checkpoint import FORMAT_VERSION, CheckpointError, check_version, opened
+from sparsecore import files
+from sparsecore.checkpoint import (
+    FORMAT_VERSION,
+    CheckpointError,
+    array_header,
+    check_version,
+    opened,
+    whole,
+)
 from sparsecore.extreme.network import TiledMLP
-from sparsecore.files import atomic_write
 
 _CHUNK = 2**24
 _ABOUT = "about.json"
@@ -28,9 +36,14 @@ Progress = Callable[[int], Any]
 def save(
     net: TiledMLP, path: str | os.PathLike[str], run: dict[str, Any], progress: Progress
 ) -> None:
-    """Write the network, velocities included, with the JSON-able state of its run."""
+    """Write the network, velocities included, with the JSON-able state of its run.
+
+    The file that was there is kept as `files.previous`, if there is space for three meanwhile.
+    """
     about = {"format_version": FORMAT_VERSION, "sizes": list(net.sizes), "run": run}
-    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with files.atomic_write(path, keep=True) as file, zipfile.ZipFile(file, "w") as archive:
+        if shutil.disk_usage(file.fileno()).free < sum(array.nbytes for _, array in net.arrays()):
+            files.previous(path).unlink(missing_ok=True)
         archive.writestr(_ABOUT, json.dumps(about))
         for name, array in net.arrays():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -40,25 +53,37 @@ def save(
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the state of the run that wrote a checkpoint; refuse a damaged or foreign file."""
-    with _opened(path) as (_, about):
-        return about["run"]
+
+    def read(path: Any) -> dict[str, Any]:
+        with _opened(path) as (_, about):
+            return about["run"]
+
+    return whole(path, read)
 
 
-def restore(net: TiledMLP, path: str | os.PathLike[str], progress: Progress) -> None:
-    """Fill a network of the same sizes from a checkpoint; refuse a damaged or foreign file."""
-    with _opened(path) as (archive, about):
-        if about["sizes"] != list(net.sizes):
-            raise CheckpointError(f"{path}: has layers of {about['sizes']}, not {net.sizes}")
-        for name, array in net.arrays():
-            with archive.open(f"{name}.npy") as member:
-                _fill(array, member)
-            progress(array.nbytes)
-    net.restored()
+def restore(net: TiledMLP, path: str | os.PathLike[str], progress: Progress) -> dict[str, Any]:
+    """Fill a network of the same sizes from a checkpoint, and return the state of its run.
+
+    Of a damaged checkpoint the one before it is used, with a warning; a foreign one is refused.
+    """
+
+    def read(path: Any) -> dict[str, Any]:
+        with _opened(path) as (archive, about):
+            if about["sizes"] != list(net.sizes):
+                raise CheckpointError(f"{path}: has layers of {about['sizes']}, not {net.sizes}")
+            for name, array in net.arrays():
+                with archive.open(f"{name}.npy") as member:
+                    _fill(array, member)
+                progress(array.nbytes)
+            net.restored()
+            return about["run"]
+
+    return whole(path, read)
 
 
 @contextmanager
 def _opened(path: Any) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
-    with opened(path, "checkpoint of an extreme run") as stream, zipfile.ZipFile(stream) as archive:
+    with opened(path, "checkpoint of an extreme run") as archive:
         about = json.loads(archive.read(_ABOUT))
         check_version(path, about["format_version"])
         yield archive, about
@@ -66,8 +91,7 @@ def _opened(path: Any) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
 
 def _fill(array: np.ndarray, member: Any) -> None:
     """Read a saved array into an existing one."""
-    np.lib.format.read_magic(member)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+    shape, dtype = array_header(member)
     if shape != array.shape or dtype != array.dtype:
         raise ValueError(f"expected {array.dtype} {array.shape}, got {dtype} {shape}")
     left = array.view(np.uint8).data

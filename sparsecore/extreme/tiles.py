@@ -139,6 +139,20 @@ def weigh(grid: Grid, tiles: Tiles, key: np.uint64, team: Team) -> None:
     _share(_weigh, team, grid, key, tiles, fan_in)
 
 
+def check(grid: Grid, tiles: Tiles, team: Team) -> None:
+    """Raise a ValueError unless tiles from a file are such as `draw` makes. O(nnz)."""
+    start = tiles.start
+    if start[0] != 0 or start[-1] != len(tiles.rows) or (np.diff(start) < 0).any():
+        raise ValueError("start: expected to rise from 0 to the number of connections")
+    good = np.zeros(len(start) - 1, bool)
+    _share(_check, team, grid, tiles, good)
+    if not good.all():
+        raise ValueError(
+            f"tile {int(np.argmin(good))}: a connection is outside, not in ascending order, or not "
+            "finite"
+        )
+
+
 def evolve(
     grid: Grid, tiles: Tiles, spare: Tiles, zeta: float, key: np.uint64, rng: np.random.Generator,
     team: Team,
@@ -202,6 +216,23 @@ def _bin(counts: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _share(function: Any, team: Team, *args: Any) -> None:
     team.run(function, team.size, team.sync, *args)
+
+
+@_jit
+def _check(member, size, sync, grid, tiles, good):
+    """Tell of each tile whether its connections are inside it, in order, and finite."""
+    for part in shares(sync, size, member, 0, len(good)):
+        for tile in part:
+            width = min(grid.side_in, grid.n_in - tile % grid.across * grid.side_in)
+            height = min(grid.side_out, grid.n_out - tile // grid.across * grid.side_out)
+            last, sound = np.int64(-1), True
+            for k in range(tiles.start[tile], tiles.start[tile + 1]):
+                row, column = np.int64(tiles.rows[k]), np.int64(tiles.columns[k])
+                cell = row * width + column
+                finite = np.isfinite(tiles.weights[k]) and np.isfinite(tiles.velocity[k])
+                sound &= row < height and column < width and cell > last and finite
+                last = cell
+            good[tile] = sound
 
 
 @_jit

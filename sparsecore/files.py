@@ -35,7 +35,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
             errno.EACCES, f"expected a folder that can be written, got {folder}", str(path)
         )
     with suppress(FileNotFoundError):
-        mode = target.stat().st_mode
+        mode = os.stat(path).st_mode  # not the target's: /dev/stdout may lead to no name
         if not stat.S_ISREG(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
             raise OSError(errno.EINVAL, f"expected a regular file, got {what}", str(path))

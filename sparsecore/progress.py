@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,18 +40,24 @@ class Output(Unfailing):
     """A stream for results; that its reader has gone is told from other broken pipes."""
 
     def write(self, text: str) -> int:
-        """Write; raises OutputClosedError."""
-        try:
+        """Write; an error names the stream."""
+        with self._named():
             return self._stream.write(text)
-        except BrokenPipeError as error:
-            raise OutputClosedError(*error.args) from None
 
     def flush(self) -> None:
-        """Flush; raises OutputClosedError."""
-        try:
+        """Flush; an error names the stream."""
+        with self._named():
             self._stream.flush()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
         except BrokenPipeError as error:
             raise OutputClosedError(*error.args) from None
+        except OSError as error:
+            error.filename = "standard output"
+            raise
 
 
 def bar(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sparsecore.mlp import SparseMLP
 
 _WITH_REPLAY = ("command", "function", "default", "replay", "threads", "json")
+_OF_DATA = ("config.dataset", str), ("config.n_train", int, 1), ("seed", int)
 _PARALLEL = (
     ("--phase1", float, "SHARE", "share of the epochs with gradient exchange, in [0, 1] (0.7)"),
     ("--warmup", int, "EPOCHS", "wassp: epochs in which the learning rate rises to K-fold (5)"),
@@ -199,11 +200,11 @@ def _loaded(name: str, limit: int | None, seed: int) -> datasets.Dataset:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from sparsecore.wasap.record import read_result, replay
+    from sparsecore.wasap.record import entry, read_result, replay
 
     result = read_result(options.replay)
-    config = result["config"]
-    data = _loaded(config["dataset"], config["n_train"], result["seed"])
+    name, limit, seed = (entry(result, *of) for of in _OF_DATA)
+    data = _loaded(name, limit, seed)
     report = replay(data, result, threads=options.threads, progress=True)[1]
     if options.json:
         print(json.dumps(report))

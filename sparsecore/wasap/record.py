@@ -12,6 +12,7 @@ import json
 import math
 import os
 import zlib
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,8 @@ def decode(value: dict[str, Any]) -> np.ndarray:
         raise ValueError(
             f"record: not an encoded array ({error}); is the file a result of a parallel run?"
         ) from error
-    if len(array) != value["size"]:
-        raise ValueError(f"record: expected {value['size']} values, got {len(array)}")
+    if len(array) != value.get("size"):
+        raise ValueError(f"record: expected {value.get('size')} values, got {len(array)}")
     return array
 
 
@@ -143,7 +144,7 @@ def replay(
         raise ValueError(f"config: expected the entries {', '.join(names.keys() - about.keys())}")
     config = TrainConfig(**{name: about[name] for name in names})
     seed, n_workers = entry(result, "seed", int), entry(result, "config.workers", int, 1)
-    epochs = Plan(phase1=entry(result, "config.phase1", float)).phase1_epochs(config.epochs)
+    epochs = Plan(phase1=entry(result, "config.phase1", Real)).phase1_epochs(config.epochs)
     entry(result, "config.phase1_epochs", int, epochs, epochs)
     record = from_json(entry(result, "parallel.record", dict))
     updates, begun = len(record.worker), entry(result, "parallel.restarts", list)

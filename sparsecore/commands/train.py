@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from sparsecore.mlp import SparseMLP
 
 _WITH_REPLAY = ("command", "function", "default", "replay", "threads", "json")
-_OF_DATA = ("config.dataset", str), ("config.n_train", int, 1), ("seed", int)
 _PARALLEL = (
     ("--phase1", float, "SHARE", "share of the epochs with gradient exchange, in [0, 1] (0.7)"),
     ("--warmup", int, "EPOCHS", "wassp: epochs in which the learning rate rises to K-fold (5)"),
@@ -200,11 +199,12 @@ def _loaded(name: str, limit: int | None, seed: int) -> datasets.Dataset:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from sparsecore.wasap.record import entry, read_result, replay
+    from sparsecore.wasap.record import entry, read_result, replay, whole
 
     result = read_result(options.replay)
-    name, limit, seed = (entry(result, *of) for of in _OF_DATA)
-    data = _loaded(name, limit, seed)
+    about = entry(result, "config", dict)
+    limit, seed = whole(about.get("n_train"), "n_train", 1), whole(result.get("seed"), "seed", 0)
+    data = _loaded(entry(result, "config.dataset", str), limit, seed)
     report = replay(data, result, threads=options.threads, progress=True)[1]
     if options.json:
         print(json.dumps(report))

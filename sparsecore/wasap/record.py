@@ -57,7 +57,9 @@ def to_json(record: Record) -> dict[str, Any]:
 
 def from_json(value: dict[str, Any]) -> Record:
     """Return the record that `to_json` was given; `staleness` and the rest are arrays again."""
-    record = Record(*(decode(entry(value, name, dict)) for name in Record._fields))
+    record = Record(
+        *(decode(entry({"record": value}, f"record.{name}", dict)) for name in Record._fields)
+    )
     kinds = [values.dtype.kind in "iu" for values in record[:2]]
     if not all(kinds) or len({len(values) for values in record}) != 1:
         found = {name: f"{v.dtype}[{len(v)}]" for name, v in record._asdict().items()}
@@ -65,16 +67,20 @@ def from_json(value: dict[str, Any]) -> Record:
     return record
 
 
-def entry(values: Any, name: str, kind: type, least: int = 0, most: float = math.inf) -> Any:
-    """Return an entry of a result, such as "parallel.restarts", of its type and in its range."""
-    found = values
+def entry(values: Any, name: str, kind: type) -> Any:
+    """Return an entry of a result, such as "parallel.restarts", of its type."""
     for part in name.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    if not isinstance(found, kind) or isinstance(found, bool):
-        raise ValueError(f"{name}: expected {kind.__name__}, got {found!r:.50}")
-    if isinstance(found, int) and not least <= found <= most:
-        raise ValueError(f"{name}: expected a number from {least} to {most}, got {found}")
-    return found
+        values = values.get(part) if isinstance(values, dict) else None
+    if not isinstance(values, kind):
+        raise ValueError(f"{name}: expected {kind.__name__}, got {values!r:.50}")
+    return values
+
+
+def whole(value: Any, name: str, least: int, most: float = math.inf) -> int:
+    """Return a number of a result, which must be whole and in its range."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name}: expected an integer from {least} to {most}, got {value!r:.50}")
+    return value
 
 
 def staleness_histogram(record: Record) -> list[int]:
@@ -140,17 +146,19 @@ def replay(
             f"replay: the run's data have SHA-256 {used}, {data.name} here has {data.content_hash}"
         )
     names = TrainConfig().to_dict()
-    if not names.keys() <= about.keys():
-        raise ValueError(f"config: expected the entries {', '.join(names.keys() - about.keys())}")
+    if missing := {*names, "workers", "phase1_epochs"} - about.keys():
+        raise ValueError(f"config: expected the entries {', '.join(missing)}, too")
     config = TrainConfig(**{name: about[name] for name in names})
-    seed, n_workers = entry(result, "seed", int), entry(result, "config.workers", int, 1)
+    seed, n_workers = whole(result.get("seed"), "seed", 0), whole(about["workers"], "workers", 1)
     epochs = Plan(phase1=entry(result, "config.phase1", Real)).phase1_epochs(config.epochs)
-    entry(result, "config.phase1_epochs", int, epochs, epochs)
+    whole(about["phase1_epochs"], "phase1_epochs", epochs, epochs)
     record = from_json(entry(result, "parallel.record", dict))
-    updates, begun = len(record.worker), entry(result, "parallel.restarts", list)
-    restarts = {entry({"restart": one}, "restart", int, 0, updates) for one in begun}
+    updates = len(record.worker)
+    begun = entry(result, "parallel.restarts", list)
+    restarts = {whole(update, "parallel.restarts", 0, updates) for update in begun}
     lost = entry(result, "parallel.failed_workers", list)
-    failed = {entry(one, "rank", int, 0, n_workers - 1) for one in lost}
+    ranks = (one.get("rank") if isinstance(one, dict) else one for one in lost)
+    failed = {whole(rank, "parallel.failed_workers", 0, n_workers - 1) for rank in ranks}
     if len(failed) == n_workers:
         raise ValueError(f"parallel.failed_workers: expected fewer than {n_workers}, got all")
     wrong = np.flatnonzero((record.worker < 0) | (record.worker >= n_workers))

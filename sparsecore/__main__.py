@@ -24,10 +24,8 @@ from sparsecore.progress import Output, OutputClosedError, Unfailing
 
 # What to install for a module that is missing; all others are of the extra "book".
 _MPI = {"mpi4py", "ipyparallel", "IPython", "traitlets"}
-_CORE = set(
-    "numpy scipy numba llvmlite sklearn PIL pooch requests tqdm psutil threadpoolctl".split()
-)
-
+_CORE = {"numpy", "scipy", "numba", "llvmlite", "sklearn", "PIL", "pooch", "requests", "tqdm"}
+_CORE |= {"psutil", "threadpoolctl"}
 
 _EXPECTED = (ValueError, FloatingPointError, OSError, RuntimeError)
 

@@ -19,14 +19,17 @@ class Unfailing:
 
     def write(self, text: str) -> int:
         """Write what can be written."""
-        with suppress(OSError, ValueError):  # a closed file is a ValueError
+        with self._trouble():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Write what can be written."""
-        with suppress(OSError, ValueError):
+        """Flush what can be flushed."""
+        with self._trouble():
             self._stream.flush()
+
+    def _trouble(self) -> Any:
+        return suppress(OSError, ValueError)  # a closed file is a ValueError
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -37,20 +40,10 @@ class OutputClosedError(BrokenPipeError):
 
 
 class Output(Unfailing):
-    """A stream for results; that its reader has gone is told from other broken pipes."""
-
-    def write(self, text: str) -> int:
-        """Write; an error names the stream."""
-        with self._named():
-            return self._stream.write(text)
-
-    def flush(self) -> None:
-        """Flush; an error names the stream."""
-        with self._named():
-            self._stream.flush()
+    """A stream for results: its errors name it, and that its reader has gone is one of its own."""
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _trouble(self) -> Iterator[None]:
         try:
             yield
         except BrokenPipeError as error:

@@ -147,7 +147,6 @@ class _Run:
         )  # fmt: skip
         self.path = None if self.checkpoint_path is None else Path(self.checkpoint_path)
         self.own_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")
-        self.own_saved: tuple[SparseMLP, dict[str, Any]] | None = None
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
         self.own_epochs: list[dict[str, Any]] = []
 
@@ -155,9 +154,8 @@ class _Run:
 
     def prepare(self) -> None:
         """Agree, load, split, compile, and open the window with the model in it."""
-        path = self.path and str(self.path)
-        mine = {**self.about, **code(), "checkpoint": path, "resume": self.resume}
-        check_alike(self.ranks.gathered(mine))
+        files = {"checkpoint": self.path and str(self.path), "resume": self.resume}
+        check_alike(self.ranks.gathered({**self.about, **code(), **files}))
         start = self.ranks.together(self._start)
         nnz, before = self.ranks.gathered(start and (start[0].nnz, start[1]))[0]
         self.about |= {"nnz_start": before["nnz_start"], "restarts": before["restarts"]}
@@ -225,14 +223,11 @@ class _Run:
             return None
         try:
             model, found = checkpoint.latest(path)
+            if found is None or found.get("rank", self.rank) != self.rank or "origin" not in found:
+                raise checkpoint.CheckpointError(f"{path}: not phase 2 of rank {self.rank}")
         except checkpoint.CheckpointError as error:
             text = f"{error}; if you delete it, rank {self.rank} begins phase 2 anew"
             raise checkpoint.CheckpointError(text) from error
-        if found is None or found.get("rank", self.rank) != self.rank or "origin" not in found:
-            raise checkpoint.CheckpointError(
-                f"{path}: expected phase 2 of rank {self.rank}, got another file; restore it, or "
-                f"delete it: rank {self.rank} then begins phase 2 anew"
-            )
         return model, found
 
     def _new_worker(self, step: int = 0) -> Worker:

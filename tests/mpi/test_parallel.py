@@ -306,10 +306,8 @@ def test_damaged_file_of_a_worker_is_refused(comm, digits, tmp_path, harm):
             checkpoint.save(model, own, state | {"rank": comm.size})
             previous(own).unlink(missing_ok=True)
     comm.Barrier()
-    with pytest.raises(
-        (checkpoint.CheckpointError, wasap.ParallelError),
-        match=rf"worker{comm.size - 1}.*; if you delete it, rank {comm.size - 1} begins phase 2 anew",
-    ):
+    told = "worker{0}.*; if you delete it, rank {0} begins phase 2 anew".format(comm.size - 1)
+    with pytest.raises((checkpoint.CheckpointError, wasap.ParallelError), match=told):
         wasap.run(digits, SMALL, checkpoint_path=path, resume=True)
     comm.Barrier()
     if comm.rank == comm.size - 1:

@@ -53,9 +53,9 @@ def unname() -> None:
 
     The memory then goes with the last process, however that ends; MPI's end is not needed.
     """
-    for name in _held_by(Path("/proc/self")):
-        with suppress(OSError):
-            (_FOLDER / name).unlink()
+    with suppress(OSError):  # not every system has /proc
+        for name in set(_held_by(Path("/proc/self"))):
+            (_FOLDER / name).unlink(missing_ok=True)
 
 
 def sweep() -> list[str]:

@@ -8,42 +8,110 @@ it.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any, NoReturn, cast
 
 from sparsecore import __version__
 from sparsecore.commands import bench, data, extreme, study, train
+from sparsecore.progress import Output, OutputClosedError, Unfailing
 
-_EXTRAS = {  # what is optional; anything else is the package's own requirement
-    "[mpi]": ("mpi4py", "ipyparallel", "IPython", "traitlets"),
-    "[book]": ("matplotlib", "pandas", "simpy", "ipywidgets"),
-}
+# What to install for a module that is missing; all others are of the extra "book".
+_MPI = {"mpi4py", "ipyparallel", "IPython", "traitlets"}
+_CORE = {"numpy", "scipy", "numba", "llvmlite", "sklearn", "PIL", "pooch", "requests", "tqdm"}
+_CORE |= {"psutil", "threadpoolctl"}
+
+_EXPECTED = (ValueError, FloatingPointError, OSError, RuntimeError)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    options = _parser().parse_args(argv)
+    with _streams(), _terminated():
+        options = _parser().parse_args(argv)
+        try:
+            options.function(options)
+            sys.stdout.flush()
+            return 0
+        except OutputClosedError:
+            return 128 + signal.SIGPIPE
+        except Exception as error:
+            if not (said := _said(error)):
+                raise
+            status = 1
+        except KeyboardInterrupt as stop:
+            killed, path = isinstance(stop, _Terminated), getattr(options, "checkpoint", None)
+            said = "terminated" if killed else "interrupted"
+            if path is not None and os.path.exists(path):
+                said += f"; --resume goes on from {path}"
+            status = 128 + (signal.SIGTERM if killed else signal.SIGINT)
+        print(f"sparsecore {options.command}: {said}", file=sys.stderr)
+        return status
+
+
+def _said(error: Exception) -> str:
+    """Return the line that is said of an error; "" of a defect, which has its traceback."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error}"
+    if isinstance(error, ModuleNotFoundError):
+        name = (error.name or "").partition(".")[0]
+        if importlib.util.find_spec(name or "?") is not None:
+            return f"{error}; {name} itself is installed: {error.__cause__ or 'it is damaged'}"
+        extra = "mpi" if name in _MPI else "" if name in _CORE else "book"
+        what = f"'.[{extra}]'" if extra else "."
+        return f"needs {name}, which is not installed; in a checkout: pip install -e {what}"
+    return str(error) if isinstance(error, _EXPECTED) else ""
+
+
+@contextmanager
+def _streams() -> Iterator[None]:
+    """Have a letter that a stream lacks replaced, and diagnostics that it cannot take left out."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) < 3:  # or the next file would become one
+        pass
+    os.close(handle)
+    with open(os.devnull, "w") as nowhere:
+        streams = sys.stdout or nowhere, sys.stderr or nowhere
+        for stream in streams:
+            if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
+        output, told = Output(streams[0]), Unfailing(streams[1])
+        try:
+            with redirect_stdout(cast(Any, output)), redirect_stderr(cast(Any, told)):
+                yield
+        finally:
+            for stream in streams:
+                try:
+                    stream.flush()
+                except (OSError, ValueError):  # or Python would fail with it at its end
+                    with suppress(OSError, ValueError):
+                        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """Have SIGTERM raise what Ctrl-C does, once; only the main thread may ask for signals."""
+
+    def stop(*_: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        options.function(options)
-    except MemoryError as error:
-        print(f"sparsecore {options.command}: not enough memory: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, FloatingPointError, OSError, RuntimeError) as error:
-        print(f"sparsecore {options.command}: {error}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        extra = next((name for name, modules in _EXTRAS.items() if error.name in modules), "")
-        print(
-            f"sparsecore {options.command}: needs {error.name}, which is not installed; "
-            f"in a checkout: pip install -e '.{extra}'",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print(f"sparsecore {options.command}: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,6 +20,7 @@ import numpy as np
 
 from sparsecore import files
 from sparsecore.mlp import SparseMLP
+from sparsecore.provenance import differences
 
 FORMAT_VERSION = 1
 _NEURONS = 2**25  # that any file may announce
@@ -159,16 +160,11 @@ def check_resumed(
     """Return `found`, the state in a checkpoint; refuse it unless it has all that is `expected`."""
     if found is None or not expected.keys() <= found.keys():
         raise CheckpointError(f"{path}: a model, not the checkpoint of a run")
-    for name, here in expected.items():
-        there = found[name]
-        if there == here:
-            continue
-        if isinstance(there, dict) and isinstance(here, dict):
-            differ = [k for k in {**there, **here} if there.get(k) != here.get(k)]
-            there, here = ({k: v[k] for k in differ if k in v} for v in (there, here))
+    told = differences({name: found[name] for name in expected}, expected)
+    if told:
         raise ValueError(
-            f"{path}: belongs to a run with {name} {there!r}, not {here!r}; resume with the same "
-            "data and options, or name another checkpoint"
+            f"{path}: belongs to a run with {told}; resume with the same data and options, or name "
+            "another checkpoint"
         )
     if "progress" in found and not _possible(found):
         raise CheckpointError(f"{path}: the state of no run; start anew")

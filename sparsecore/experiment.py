@@ -19,6 +19,7 @@ from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.datasets.augment import ImageAugmentation
 from sparsecore.datasets.dataset import standardize
+from sparsecore.files import check_writable
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
 from sparsecore.provenance import peak_rss_mb, provenance
@@ -60,7 +61,8 @@ def run(
     checkpoint_path : path, optional
         Rewritten after every epoch, atomically.
     resume : bool
-        Go on from `checkpoint_path` if it exists; the result is the uninterrupted run's.
+        Go on from `checkpoint_path` if it exists; the result is the uninterrupted run's. It may
+        have been one of fewer epochs, or of more if they were not reached.
 
     Returns
     -------
@@ -106,6 +108,8 @@ def fit(
 
     with Trainer(model, config, seed=seed, threads=threads) as trainer:
         trainer.restore(state.get("progress"))
+        if state.pop("topology due", False):
+            epochs[-1] |= trainer.change_topology()
 
         def test() -> dict[str, Any]:
             found = trainer.evaluate(X_test, y_test)
@@ -193,10 +197,37 @@ def resumed(
     path: str | os.PathLike[str] | None, resume: bool, expected: dict[str, Any]
 ) -> tuple[SparseMLP, dict[str, Any]] | None:
     """Return model and state of a checkpoint, if there is one to go on from."""
+    if path is not None:
+        check_writable(path)
     if not resume or path is None or not Path(path).exists():
         return None
     model, state = checkpoint.latest(path)
+    if state is not None and "config" in state:
+        _take_other_epochs(path, state, expected["config"])
     return model, checkpoint.check_resumed(path, state, expected)
+
+
+def _take_other_epochs(path: Any, state: dict[str, Any], now: dict[str, Any]) -> None:
+    """Have a checkpoint's run end after another epoch; refuse it if it would have begun otherwise.
+
+    Only what comes after the last epoch depends on the number: it changes no topology, which `fit`
+    then makes up for. A parallel run's phase 1 ends at a share of it.
+    """
+    was = state["config"]
+    if (before := was["epochs"]) == now["epochs"]:
+        return
+    done = state["progress"]["epoch"] if "progress" in state else state.get("epoch", before)
+    parallel = "phase1_epochs" in was
+    ends = min(c.get("phase1_epochs", 0) for c in (was, now)) if parallel else now["epochs"]
+    if done >= ends:
+        why = "phase 1 would have ended elsewhere" if parallel else "it is further by now"
+        raise ValueError(
+            f"{path}: belongs to a run with epochs {before}, not {now['epochs']}, and has {done}: "
+            f"{why}; resume with --epochs {before}, or name another checkpoint"
+        )
+    state["topology due"] = done == before
+    same = {name: now[name] for name in ("epochs", "phase1_epochs") if name in now and name in was}
+    state["config"] = was | same
 
 
 def result_of(

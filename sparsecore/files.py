@@ -35,7 +35,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
     check(writable, errno.EACCES, f"a folder that can be written, got {folder}")
     with suppress(FileNotFoundError):
-        mode = target.stat().st_mode
+        mode = os.stat(path).st_mode  # not the target's: /dev/stdout may lead to no name
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
         check(stat.S_ISREG(mode), errno.EINVAL, f"a regular file, got {what}")
         writable = bool(mode & 0o222) and os.access(target, os.W_OK)  # root may write any file

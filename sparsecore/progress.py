@@ -1,12 +1,56 @@
-"""Progress on a terminal: the one place that makes a bar."""
+"""What is shown of work: the one place that makes a bar, and streams that fail without harm."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
+
+
+class Unfailing:
+    """A stream for diagnostics: what it cannot take, being full or closed, is left out."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with self._trouble():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with self._trouble():
+            self._stream.flush()
+
+    def _trouble(self) -> Any:
+        return suppress(OSError, ValueError)  # a closed file is a ValueError
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class OutputClosedError(BrokenPipeError):
+    """Nobody reads standard output any more, as with ``| head``."""
+
+
+class Output(Unfailing):
+    """A stream for results: its errors name it, and that its reader has gone is one of its own."""
+
+    @contextmanager
+    def _trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError as error:
+            raise OutputClosedError(*error.args) from None
+        except OSError as error:
+            error.filename = "standard output"
+            raise
 
 
 def bar(
@@ -18,10 +62,10 @@ def bar(
     """
     from tqdm.auto import tqdm  # on use: data commands show none, and start without it
 
-    pause = 0.2 if sys.stderr.isatty() else 10
-    return tqdm(
-        total=total, desc=desc, disable=hidden, file=sys.stderr, mininterval=pause, **options
-    )
+    own = sys.stderr is sys.__stderr__  # a notebook's, or main's, does not fail
+    hidden, file = hidden or sys.stderr is None, Unfailing(sys.stderr) if own else sys.stderr
+    pause = 0.2 if not hidden and sys.stderr.isatty() else 10
+    return tqdm(total=total, desc=desc, disable=hidden, file=file, mininterval=pause, **options)
 
 
 class EpochBar:

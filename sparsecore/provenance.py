@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -88,6 +90,45 @@ def loaded_blas() -> list[str]:
             if info["user_api"] == "blas"
         }
     )
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Say in what two descriptions differ, such as "alpha 0.6, not 0.7"; "" if in nothing."""
+    told = []
+    for name in {**expected, **found}:
+        one, other = found.get(name), expected.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            told.append(differences(one, other))
+        elif one != other:
+            told.append(f"{name} {one!r}, not {other!r}")
+    return "; ".join(filter(None, told))
+
+
+def check_alike(runs: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError unless all ranks mean the same run; name who differs from most, in what."""
+    texts = [json.dumps(run, sort_keys=True) for run in runs]
+    usual = max(texts, key=texts.count)  # rank 0's, if no other is more frequent
+    told = [
+        f"rank {rank} has {differences(runs[rank], runs[texts.index(usual)])}"
+        for rank, text in enumerate(texts)
+        if text != usual
+    ]
+    if told:
+        raise ValueError(
+            f"the ranks are not started alike: {', and '.join(told)}; start all of them with the "
+            "same options, data and code"
+        )
+
+
+def code() -> dict[str, Any]:
+    """Return what ranks need in common, beside their run, to compute the same bits."""
+    return {
+        "sparsecore": sparsecore.__version__,
+        "sources": sources_sha256(),
+        "numpy": _version("numpy"),
+        "numba": _version("numba"),
+        "lane_width": lanes.widest(),
+    }
 
 
 def busy_seconds() -> float:

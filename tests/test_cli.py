@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
+import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 
 import numpy as np
 import psutil
 import pytest
 
-from sparsecore import __version__, checkpoint, datasets, provenance
+from sparsecore import __version__, checkpoint, datasets, experiment, provenance
 from sparsecore.__main__ import main
 from sparsecore.bench import bench, spread, timed
 from sparsecore.compiled.team import cpu_count
@@ -31,6 +36,7 @@ BENCH_KEYS = {
 }  # fmt: skip
 
 SMALL = ["train", "--dataset", "digits", "--hidden", "40,30", "--epsilon", "5", "--limit", "300"]
+TINY = TrainConfig(hidden=(40, 30), epsilon=5, batch_size=32, epochs=1)
 
 
 def run(*words, **environment):
@@ -324,8 +330,11 @@ def test_options_that_make_no_sense_end_with_status_2(words, capsys):
         (["--algorithm", "wasap", "--patience", "0"], "--patience: expected seconds above 0"),
         (["--prune-every", "3"], "--prune-every: expected --prune-from EPOCH with it, got none"),
         (["--prune-percentile", "3"], "--prune-percentile: expected --prune-from EPOCH with it"),
-        (["--out", os.curdir], "--out: expected a file, got the folder ."),
-        (["--checkpoint", os.devnull + "/a/b.npz"], "b.npz: /dev/null is no folder with"),
+        (["--out", os.curdir], "--out: [Errno 22] expected a regular file, got a folder: '.'"),
+        (["--out", "x" * 300], "--out: [Errno 36] expected a name of at most 255 bytes"),
+        (["--checkpoint", os.devnull + "/a/b.npz"], "a folder that can be written, got /dev/null"),
+        (["--out", "a.npz", "--checkpoint", "./a.npz"], "--out: expected another file than those"),
+        (["--out", "a.worker1.previous", "--checkpoint", "a"], "--out: expected another file than"),
         (["--replay", "run.json"], "--dataset: not with --replay, which says all by itself"),
     ],
 )
@@ -388,6 +397,11 @@ def test_a_surrogate_is_said_to_be_one(monkeypatch, tmp_path, capsys):
     ("error", "status", "message"),
     [
         (KeyboardInterrupt(), 130, "sparsecore data: interrupted"),
+        (
+            ModuleNotFoundError("x", name="scipy.sparse"),
+            1,
+            "needs scipy, which is not installed; in a checkout: pip install -e .\n",
+        ),
         (MemoryError("3 TiB"), 1, "sparsecore data: not enough memory: 3 TiB"),
         (
             ModuleNotFoundError("x", name="mpi4py"),
@@ -405,8 +419,102 @@ def test_other_ends_have_their_status_and_one_line(monkeypatch, capsys, error, s
         raise error
 
     monkeypatch.setattr(datasets, "verify", stop)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["data", "verify", "digits"]) == status
     assert message in capsys.readouterr().err
+
+
+def test_a_package_that_is_there_and_cannot_be_imported_is_not_said_to_be_missing(
+    monkeypatch, capsys
+):
+    def stop(name):
+        raise ModuleNotFoundError("no module 'tqdm.auto'", name="tqdm.auto") from OSError("no room")
+
+    monkeypatch.setattr(datasets, "verify", stop)
+    assert main(["data", "verify", "digits"]) == 1
+    assert "no module 'tqdm.auto'; tqdm itself is installed: no room" in capsys.readouterr().err
+
+
+# --- output that cannot be shown ------------------------------------------------------------------
+
+
+class Failing(io.StringIO):
+    """A stream that raises an error."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+
+FULL, NO_READER = OSError(errno.ENOSPC, "No space left"), BrokenPipeError(errno.EPIPE, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "stream", "status", "told"),
+    [
+        ("stdout", Failing(NO_READER), 128 + signal.SIGPIPE, None),
+        ("stdout", Failing(FULL), 1, "No space left: 'standard output'"),
+        ("stdout", None, 0, None),
+        ("stderr", Failing(NO_READER), 0, None),
+        ("stderr", Failing(FULL), 0, None),
+        ("stderr", None, 0, None),
+    ],
+)
+def test_what_cannot_be_shown_loses_no_model(
+    monkeypatch, capsys, tmp_path, name, stream, status, told
+):
+    monkeypatch.setattr(sys, name, stream)
+    if name == "stderr":
+        monkeypatch.setattr(sys, "__stderr__", stream)
+        experiment.run(datasets.load("digits").limited(300), TINY, progress=True)
+    path = tmp_path / "model.npz"
+    assert main([*SMALL, "--epochs", "1", "--out", str(path)]) == status
+    checkpoint.load(path)
+    monkeypatch.undo()
+    if name == "stdout":
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert told in last if told else "sparsecore train" not in last
+
+
+def test_a_file_that_cannot_be_written_loses_no_result(monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "save", lambda *_: Failing(FULL).write(""))
+    assert main([*SMALL, "--epochs", "1", "--out", "model.npz", "--json"]) == 1
+    assert last_line(capsys.readouterr().out)["config"]["epochs"] == 1
+
+
+@pytest.mark.parametrize("words", [["study", "list"], ["train", "--help"]])
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_letters_that_a_stream_lacks_are_replaced(monkeypatch, words, encoding):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
+    with suppress(SystemExit):
+        main(words)
+    assert b"?" in raw.getvalue() or encoding == "cp1252"
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(monkeypatch, capsys, tmp_path):
+    path, save, whole = tmp_path / "run.npz", checkpoint.save, []
+
+    def stop(*arguments):
+        save(*arguments)
+        if len(arguments[-1]["epochs"]) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    words = [*SMALL, "--epochs", "4", "--json", "--checkpoint", str(path)]
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", stop)
+        assert main(words) == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert f"sparsecore train: terminated; --resume goes on from {path}" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*")), "no temporary file"
+    for more in (["--resume"], []):
+        assert main([*words, *more]) == 0
+        whole.append(last_line(capsys.readouterr().out)["weights_sha256"])
+    assert whole[0] == whole[1]
 
 
 def test_an_unknown_data_set_is_named():

@@ -14,7 +14,7 @@ import pytest
 from ipyparallel.error import RemoteError
 
 from sparsecore import cluster, datasets, wasap
-from sparsecore.cluster import ClusterError, engines
+from sparsecore.cluster import ClusterError, engines, training
 from sparsecore.config import TrainConfig
 
 pytestmark = [pytest.mark.mpi]
@@ -210,6 +210,34 @@ class Engines:
 def test_engines_that_cannot_be_used_are_refused(answer, message):
     with pytest.raises(ClusterError, match=message):
         cluster.Cluster(Engines(answer), 2)
+
+
+@pytest.mark.parametrize(
+    ("errors", "stopped", "said"),
+    [
+        (["EngineError", "EngineError"], [], "rank 1 (process 11) was killed or crashed, and MPI"),
+        (["EngineError", "EngineError"], [0], "rank 0 (process 10) is stopped, and MPI ended"),
+        (["EngineError", "ParallelError"], [0], "rank 1: ParallelError: the cause"),
+        (
+            ["EngineError", "ParallelError"],
+            [],
+            "rank 0 (process 10) was killed or crashed, and MPI",
+        ),
+        (["ParallelError", "ValueError"], [], "rank 1: ValueError: the cause"),
+    ],
+)
+def test_the_cause_that_is_known_best_is_said(errors, stopped, said):
+    jobs = [
+        SimpleNamespace(
+            ready=lambda: True, successful=lambda: False,
+            exception=lambda name=name: RemoteError(name, "the cause", "", {}),
+        )
+        for name in errors
+    ]  # fmt: skip
+    workers = SimpleNamespace(pids=[10, 11])
+    with pytest.raises(ClusterError) as caught:
+        training._raise_errors(workers, jobs, [1, 0], stopped, None)
+    assert str(caught.value).startswith(said)
 
 
 def test_engine_that_does_not_answer_is_named(monkeypatch):

@@ -108,7 +108,7 @@ def asynchronous():
     result = {
         "config": {
             **experiment.identity(data, CONFIG, 0)["config"],
-            "algorithm": "wasap", "workers": 2, "phase1_epochs": 2,
+            "algorithm": "wasap", "workers": 2, "phase1": 0.7, "phase1_epochs": 2,
         },
         "seed": 0,
         "provenance": {"data_sha256": data.content_hash},

@@ -261,6 +261,16 @@ def test_every_imported_package_is_declared():
             assert name not in used or room(module) == owner, f"{name} is for {owner} alone"
 
 
+def test_a_missing_package_is_sought_where_it_is_declared():
+    from sparsecore import __main__
+
+    core, mpi = (
+        {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in names}
+        for names in (__main__._CORE, __main__._MPI)
+    )
+    assert core == requirements().keys() and mpi <= requirements("mpi").keys()
+
+
 def test_every_package_that_the_tests_import_is_declared():
     used = {name for path in ROOT.glob("tests/*.py") for name in distributions(path)}
     tests = {path.stem for path in ROOT.glob("tests/*.py")}

@@ -1,7 +1,11 @@
 """The parallel algorithm's parts against oracles, and MPI jobs as a user starts them."""
 
+import copy
 import json
+import mmap
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -16,11 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from sparsecore import topology, wasap
+from sparsecore import datasets, provenance, topology, wasap
 from sparsecore.__main__ import main
 from sparsecore.cluster import mpiexec
+from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
-from sparsecore.wasap import average, record
+from sparsecore.wasap import average, record, shm
 from sparsecore.wasap.server import Record, retained
 from sparsecore.wasap.worker import shard_rows
 
@@ -132,6 +137,117 @@ def test_damaged_record_is_refused(damage):
     value = record.encode(np.arange(4, dtype=np.int16)) | damage
     with pytest.raises(ValueError, match="record"):
         record.decode(value)
+
+
+def test_replay_refuses_a_synchronous_result():
+    with pytest.raises(ValueError, match="repeat from their seed alone"):
+        record.replay(None, {"config": {"algorithm": "wassp"}})
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    from sparsecore.wasap.mpi import MPI
+
+    config = TrainConfig(hidden=(20, 20), batch_size=32, epochs=2)
+    return wasap.run(datasets.load("digits"), config, comm=MPI.COMM_SELF)[1]
+
+
+def other_record(result, **arrays):
+    read = wasap.from_json(result["parallel"]["record"])
+    return record.to_json(read._replace(**arrays))
+
+
+ZEROS = np.zeros(45, np.int16)
+WRONG = [
+    ("config", None),
+    ("config.workers", "2"),
+    ("config.workers", 0),
+    ("config.zeta", "much"),
+    ("config.phase1", None),
+    ("config.phase1_epochs", 10**12),
+    ("seed", -1),
+    ("provenance.data_sha256", None),
+    ("parallel", []),
+    ("parallel.record", None),
+    ("parallel.record.worker", "AAAA"),
+    ("parallel.record.worker.dtype", "O"),
+    ("parallel.record.worker.size", None),
+    ("parallel.record", {"worker": ZEROS - 1}),
+    ("parallel.record", {"worker": np.where(np.arange(45) == 7, 3, ZEROS)}),
+    ("parallel.record", {"worker": ZEROS.astype(np.float32)}),
+    ("parallel.record", {"staleness": ZEROS[1:]}),
+    ("parallel.restarts", [{}]),
+    ("parallel.failed_workers", [1]),
+    ("parallel.failed_workers", [{"rank": 0}]),
+    ("weights_sha256", None),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_damaged_result_is_refused_before_it_is_replayed(recorded, name, value):
+    result = copy.deepcopy(recorded)
+    *path, last = name.split(".")
+    if isinstance(value, dict):
+        value = other_record(result, **value)
+    place = result
+    for part in path:
+        place = place[part]
+    place[last] = value
+    words = name.split(".")[1:2] or [name]
+    with pytest.raises(ValueError, match=f"record|{words[0]}"):
+        record.replay(datasets.load("digits"), result)
+
+
+def test_ranks_that_differ_from_most_are_named():
+    provenance.check_alike([{"a": {"b": 1}}] * 3)
+    with pytest.raises(
+        ValueError, match=r"alike: rank 0 has b 2, not 1, and rank 3 has c 5, not N"
+    ):
+        one, other, third = {"a": {"b": 1}}, {"a": {"b": 2}}, {"a": {"b": 1}, "c": 5}
+        provenance.check_alike([other, one, one, third])
+    with pytest.raises(ValueError, match="rank 1 has seed 7, not 0"):
+        provenance.check_alike([{"seed": 0}, {"seed": 7}])
+
+
+# --- shared memory -------------------------------------------------------------------------------
+
+
+def test_segments_of_dead_jobs_are_removed_and_no_others(monkeypatch, tmp_path):
+    monkeypatch.setattr(shm, "_FOLDER", tmp_path)
+    dead, opened, mapped = "mpich_shm_ab12_0", "mpich_vci_ab13_1", "ucx_shm_posix_ab14"
+    for name in (dead, opened, mapped, "mpich_shm_ab15_0.txt", "somebody's"):
+        (tmp_path / name).write_bytes(bytes(4096))
+    with (tmp_path / mapped).open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+    with (tmp_path / opened).open(), memory:
+        monkeypatch.setattr(shm, "_ALL_PROCESSES", "this is a container")
+        assert shm.sweep() == []
+        monkeypatch.setattr(shm, "_ALL_PROCESSES", os.readlink("/proc/self/ns/pid"))
+        assert shm.sweep() == [dead]
+    assert sorted(shm.sweep()) == [opened, mapped]
+    assert sorted(os.listdir(tmp_path)) == ["mpich_shm_ab15_0.txt", "somebody's"]
+
+
+@pytest.mark.mpi
+def test_segments_have_no_name_that_could_stay():
+    from sparsecore.wasap import mpi
+
+    assert mpi.MPI.Is_initialized()
+    own = set(shm._held_by(Path("/proc/self")))
+    assert not own & set(os.listdir("/dev/shm"))
+
+
+def test_mpi_is_not_started_without_shared_memory(monkeypatch):
+    monkeypatch.setenv("MPI_LOCALNRANKS", "5")
+    monkeypatch.delenv("UCX_TLS", raising=False)
+    monkeypatch.setattr(shm, "room", lambda: 2**23)
+    shm.prepare()
+    assert os.environ["UCX_TLS"] == "^posix"
+    monkeypatch.setattr(shm, "room", lambda: 2**22)
+    with pytest.raises(
+        wasap.ParallelError, match=r"5 rank.* 6.9 MiB .* 4.0 MiB free: make it larg"
+    ):
+        shm.prepare()
 
 
 # --- jobs ----------------------------------------------------------------------------------------
@@ -304,6 +420,16 @@ def test_killed_rank_ends_the_job_which_resumes(tmp_path):
     assert [epoch["epoch"] for epoch in result["epochs"]] == list(range(1, 21))
     assert len(result["parallel"]["restarts"]) == 3
     assert record.replay(blobs(), result)[1]["identical"]
+
+
+@pytest.mark.mpi
+def test_terminated_rank_ends_the_job_as_ctrl_c_does(tmp_path):
+    path = tmp_path / "run.npz"
+    status, result, err, seconds = broken(*job_of("SIGTERM", 1, "phase 2", path))
+    assert seconds < 10 and result is None
+    assert status in (1, 128 + signal.SIGTERM)  # of the two ranks', whichever mpiexec takes
+    assert f"sparsecore train: terminated; --resume goes on from {path}" in err
+    assert "rank 1 ended the run" in err and "Traceback" not in err
 
 
 @pytest.mark.mpi

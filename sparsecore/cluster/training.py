@@ -135,7 +135,8 @@ def _raise_errors(
             name, text = (error.ename, error.evalue) if remote else (type(error).__name__, error)
             causes[rank] = name, text
     gone = [rank for rank in ended if causes.get(rank, ("", ""))[0] == "EngineError"]
-    if gone:
+    told = [rank for rank, (name, _) in causes.items() if name == "ParallelError"]
+    if gone and not (stopped and told):  # who waited for the stopped one says more
         # When one process ends, MPI ends all others some milliseconds later. A process that waits
         # for a stopped one ends by itself.
         rank, what = (stopped[0], "is stopped") if stopped else (gone[0], "was killed or crashed")
@@ -143,8 +144,7 @@ def _raise_errors(
             f"rank {rank} (process {cluster.pids[rank]}) {what}, and MPI ended all engines; start "
             f"the cluster anew{hint}"
         )
-    first = [rank for rank, (name, _) in causes.items() if name != "ParallelError"]
-    rank = min(first or causes)
+    rank = min(causes.keys() - {*told, *gone} or told)
     name, text = causes[rank]
     silent = [r for r, job in enumerate(jobs) if not job.ready()]
     if silent:

@@ -8,7 +8,14 @@ import sys
 import time
 from typing import Any
 
-from sparsecore.commands.options import check_common, given, hyperparameter, result_options, whole
+from sparsecore.commands.options import (
+    check_common,
+    check_targets,
+    given,
+    hyperparameter,
+    result_options,
+    whole,
+)
 from sparsecore.extreme.config import HYPERPARAMETERS, ExtremeConfig
 
 _TOLD_SECONDS = 0.5  # for mpiexec to pass on what a rank said: an abort can overtake it
@@ -60,6 +67,7 @@ def _extreme(options: argparse.Namespace) -> None:
     if options.threads is None:
         options.threads = cpu_count()
     check_common(options)
+    check_targets(options)
     if options.checkpoint_every < 1:
         raise ValueError(f"--checkpoint-every: expected at least 1, got {options.checkpoint_every}")
     config = ExtremeConfig(**given(options, HYPERPARAMETERS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,7 +13,7 @@ from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
-from sparsecore.progress import EpochBar
+from sparsecore.progress import EpochBar, OutputClosedError
 from sparsecore.wasap import mpi, witness
 from sparsecore.wasap.phases import run_on
 from sparsecore.wasap.place import ParallelError
@@ -42,6 +43,9 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
     status = 0
     try:
         yield ranks
+    except OutputClosedError as error:
+        status = 128 + signal.SIGPIPE
+        ranks.stop(error)
     except Exception as error:
         status = 1
         hint = last_words()
@@ -50,7 +54,6 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
     except BaseException:
         witness.tell(address, ranks.rank)
         raise
-    sys.stdout.flush()
     together = ranks.arrive()
     witness.tell(address, ranks.rank)
     if not together:

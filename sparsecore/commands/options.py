@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import MISSING
-from pathlib import Path
 from typing import Any
 
 from sparsecore.config import HYPERPARAMETERS, Hyperparameter
+from sparsecore.files import check_writable
 from sparsecore.settings import SETTINGS
 
 
@@ -101,18 +102,19 @@ def ranks_here() -> int:
     return max(int(os.environ.get(name, 1)) for name in names)
 
 
-def check_target(option: str, name: str | None) -> None:
-    """Refuse a file that could not be written at the end of a run; its folder may be missing."""
-    if name is None:
-        return
-    path = Path(name)
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir():
-        raise ValueError(f"{option}: expected a file, got the folder {name}")
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+def check_targets(options: argparse.Namespace) -> None:
+    """Refuse `out` and `checkpoint` that could not be written, or would replace each other."""
+    targets = {}
+    for name, path in given(options, ("checkpoint", "out")).items():
+        try:
+            targets[name] = str(check_writable(path))
+        except OSError as error:
+            raise ValueError(f"--{name}: {error}") from None
+    beside = targets.get("out", "").removeprefix(targets.get("checkpoint", "?"))
+    if re.fullmatch(r"(\.worker\d+)?(\.previous)?", beside) and len(targets) == 2:
         raise ValueError(
-            f"{option}: expected a file that can be written, got {name}: {folder} is no folder "
-            "with permission to write"
+            f"--out: expected another file than those of --checkpoint, got {options.out}, which "
+            "the state of the run takes"
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sparsecore import datasets
 from sparsecore.commands.options import (
     check_common,
-    check_target,
+    check_targets,
     given,
     hyperparameter,
     ranks_here,
@@ -107,8 +107,7 @@ def _train(options: argparse.Namespace) -> None:
         if name in chosen and config.prune_from is None:
             name = name.replace("_", "-")
             raise ValueError(f"--{name}: expected --prune-from EPOCH with it, got none")
-    for name in ("out", "checkpoint"):
-        check_target(f"--{name}", getattr(options, name))
+    check_targets(options)
     data = _loaded(options.dataset, options.limit, options.seed)
     if data.surrogate:
         print(
@@ -172,24 +171,26 @@ def _check_parallel(options: argparse.Namespace) -> None:
 def _report(
     data: datasets.Dataset, model: SparseMLP, result: dict[str, Any], options: argparse.Namespace
 ) -> None:
-    """Print and save what came of a training run."""
+    """Save and print what came of a training run."""
     from sparsecore import checkpoint
 
-    if options.json:
-        about = {"source": data.source, "surrogate": data.surrogate}
-        print(json.dumps({**result, "data": about}), flush=True)
-    else:
-        print(model)
-        print(
-            f"test accuracy{' on a surrogate' * data.surrogate} "
-            f"{100 * result['test_accuracy']:.2f} % "
-            f"(best {100 * result['best_test_accuracy']:.2f} %), "
-            f"{result['seconds']['train']:.1f} s of training, "
-            f"{result['samples_per_second']:,.0f} samples/s",
-            flush=True,
-        )
-    if options.out is not None:  # last: should it fail, the result is not lost
-        checkpoint.save(model, options.out)
+    try:
+        if options.out is not None:
+            checkpoint.save(model, options.out)
+    finally:  # whichever of the two fails, the other is done
+        if options.json:
+            about = {"source": data.source, "surrogate": data.surrogate}
+            print(json.dumps({**result, "data": about}), flush=True)
+        else:
+            print(model)
+            print(
+                f"test accuracy{' on a surrogate' * data.surrogate} "
+                f"{100 * result['test_accuracy']:.2f} % "
+                f"(best {100 * result['best_test_accuracy']:.2f} %), "
+                f"{result['seconds']['train']:.1f} s of training, "
+                f"{result['samples_per_second']:,.0f} samples/s",
+                flush=True,
+            )
 
 
 def _loaded(name: str, limit: int | None, seed: int) -> datasets.Dataset:
@@ -198,11 +199,12 @@ def _loaded(name: str, limit: int | None, seed: int) -> datasets.Dataset:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from sparsecore.wasap.record import read_result, replay
+    from sparsecore.wasap.record import entry, read_result, replay, whole
 
     result = read_result(options.replay)
-    config = result["config"]
-    data = _loaded(config["dataset"], config["n_train"], result["seed"])
+    about = entry(result, "config", dict)
+    limit, seed = whole(about.get("n_train"), "n_train", 1), whole(result.get("seed"), "seed", 0)
+    data = _loaded(entry(result, "config.dataset", str), limit, seed)
     report = replay(data, result, threads=options.threads, progress=True)[1]
     if options.json:
         print(json.dumps(report))

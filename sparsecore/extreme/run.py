@@ -25,8 +25,9 @@ from sparsecore.extreme import budget, saved, split
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.data import N_CLASSES, Stream
 from sparsecore.extreme.network import TiledMLP
+from sparsecore.files import check_writable
 from sparsecore.functions import cross_entropy
-from sparsecore.provenance import peak_bytes, provenance
+from sparsecore.provenance import check_alike, code, peak_bytes, provenance
 
 _LISTS = "losses", "step_seconds", "evolve_seconds"
 _PHASES = ("initialise", "train", "evolve", "evaluate", "checkpoint", "fingerprint")
@@ -98,6 +99,11 @@ def run(
     -----
     7 to 9 ns per connection and step on two cores; memory: `budget.plan`.
     """
+    about, state = {"seed": seed, "config": asdict(config)}, None
+    if comm is not None:
+        check_alike(comm.allgather({**about, **code(), "memory_limit": memory_limit}))
+    elif checkpoint_path is not None:
+        check_writable(checkpoint_path)
     if comm is not None and config.zeta:
         raise ValueError(
             f"zeta: expected 0 for layers split over ranks, got {config.zeta}; their topology does "
@@ -106,7 +112,6 @@ def run(
     if comm is not None and checkpoint_path is not None:
         raise ValueError("--split: expected no --checkpoint, a split network is not saved yet")
     _compile(config, threads)
-    about, state = {"seed": seed, "config": asdict(config)}, None
     if resume and checkpoint_path is not None and Path(checkpoint_path).exists():
         state = _checked(checkpoint_path, saved.read_run(checkpoint_path), about, config)
     memory = plan(config, threads, comm)

@@ -23,8 +23,9 @@ from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.datasets.dataset import standardize
 from sparsecore.experiment import Shard
+from sparsecore.files import check_writable
 from sparsecore.mlp import SparseMLP
-from sparsecore.provenance import peak_rss_mb
+from sparsecore.provenance import check_alike, code, peak_rss_mb
 from sparsecore.train import Trainer
 from sparsecore.wasap import interrupts, outcome
 from sparsecore.wasap import record as records
@@ -145,13 +146,16 @@ class _Run:
             phase1_epochs=self.phase1_epochs, warmup=plan.warmup,
         )  # fmt: skip
         self.path = None if self.checkpoint_path is None else Path(self.checkpoint_path)
+        self.own_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
         self.own_epochs: list[dict[str, Any]] = []
 
     # --- before ----------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Load, split, compile, and open the window with the model in it."""
+        """Agree, load, split, compile, and open the window with the model in it."""
+        files = {"checkpoint": self.path and str(self.path), "resume": self.resume}
+        check_alike(self.ranks.gathered({**self.about, **code(), **files}))
         start = self.ranks.together(self._start)
         nnz, before = self.ranks.gathered(start and (start[0].nnz, start[1]))[0]
         self.about |= {"nnz_start": before["nnz_start"], "restarts": before["restarts"]}
@@ -206,6 +210,25 @@ class _Run:
         self.shard = Shard(data, rows[self.rank], self.config, self.seed, self.rank)
         self.X_test = standardize(data.X_test, *data.moments())
         self.y_test = data.y_test
+        self.own_saved = self._own_checkpoint()
+
+    def _own_checkpoint(self) -> tuple[SparseMLP, dict[str, Any]] | None:
+        """Return this rank's model and state of phase 2 if it has saved them."""
+        path = self.own_path
+        if path is None:
+            return None
+        check_writable(path)
+        begun = self.restarts and self.epochs_before == self.phase1_epochs
+        if not (begun and path.exists()):
+            return None
+        try:
+            model, found = checkpoint.latest(path)
+            if found is None or found.get("rank", self.rank) != self.rank or "origin" not in found:
+                raise checkpoint.CheckpointError(f"{path}: not phase 2 of rank {self.rank}")
+        except checkpoint.CheckpointError as error:
+            text = f"{error}; if you delete it, rank {self.rank} begins phase 2 anew"
+            raise checkpoint.CheckpointError(text) from error
+        return model, found
 
     def _new_worker(self, step: int = 0) -> Worker:
         return Worker(
@@ -356,13 +379,11 @@ class _Run:
         if self.phase1_epochs == self.config.epochs:
             return
         origin, state = worker.model.weights_sha256(), None
-        own_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")
-        if self.restarts and own_path and own_path.exists():
-            model, found = checkpoint.load(own_path)
-            if found is not None and found.get("origin") == origin:
-                worker.model, state = model, found
-                self.own_epochs = state["epochs"]
-                self.server.start_clock(state["elapsed"])
+        if self.own_saved is not None and self.own_saved[1]["origin"] == origin:
+            worker.model, state = self.own_saved
+            self.own_epochs = state["epochs"]
+            self.server.start_clock(state["elapsed"])
+        self.own_saved = None
         done = len(self.own_epochs) * len(shard)
 
         def test() -> dict[str, Any]:
@@ -382,13 +403,13 @@ class _Run:
                 worker.samples += len(shard)
                 record |= {"elapsed": self.server.elapsed(), "aside": self._aside_so_far()}
                 self.own_epochs.append(record)
-                if own_path is not None:
+                if self.own_path is not None:
                     state = {
-                        "origin": origin, "progress": trainer.progress(),
+                        "rank": self.rank, "origin": origin, "progress": trainer.progress(),
                         "epochs": self.own_epochs, "elapsed": record["elapsed"] - record["aside"],
                     }  # fmt: skip
                     with self._aside("checkpoint"):
-                        checkpoint.save(worker.model, own_path, state)
+                        checkpoint.save(worker.model, self.own_path, state)
 
     # --- testing, saving -------------------------------------------------------------------------
 
@@ -421,6 +442,7 @@ class _Run:
             aside = float(self.window.fetch("aside").sum()) / self.workers
             run_state = {
                 **self.about,
+                "epoch": epoch,
                 "record": None if record is None else records.to_json(record),
                 "rows": records.encode(self.server.rows(epoch)),
                 "elapsed": self.server.elapsed() - aside,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore.compiled.team import cpu_count
+from sparsecore.provenance import check_alike
 from sparsecore.wasap import interrupts
 from sparsecore.wasap.mpi import MPI, window
 from sparsecore.wasap.place import ParallelError
@@ -76,6 +77,7 @@ class Ranks:
         self.comm, request = comm.Idup()
         self.wait(request)
         self.facts = self.gathered((self.host, os.getpid()))
+        check_alike(self.gathered({"shared window": shared}))
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.rank_on_node, size_on_node = node.rank, node.size
         node.Free()

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import zlib
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
 from sparsecore.wasap.average import average
 from sparsecore.wasap.place import Layout, Place
+from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.server import FIELDS, ParameterServer, Record
 from sparsecore.wasap.worker import Worker, shard_rows
 
@@ -38,12 +41,12 @@ def decode(value: dict[str, Any]) -> np.ndarray:
     try:
         raw = zlib.decompress(base64.b64decode(value["zlib_base64"]))
         array = np.frombuffer(raw, np.dtype(value["dtype"]))
-    except (KeyError, TypeError, zlib.error) as error:
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise ValueError(
             f"record: not an encoded array ({error}); is the file a result of a parallel run?"
         ) from error
-    if len(array) != value["size"]:
-        raise ValueError(f"record: expected {value['size']} values, got {len(array)}")
+    if len(array) != value.get("size"):
+        raise ValueError(f"record: expected {value.get('size')} values, got {len(array)}")
     return array
 
 
@@ -54,7 +57,30 @@ def to_json(record: Record) -> dict[str, Any]:
 
 def from_json(value: dict[str, Any]) -> Record:
     """Return the record that `to_json` was given; `staleness` and the rest are arrays again."""
-    return Record(*(decode(value[name]) for name in Record._fields))
+    record = Record(
+        *(decode(entry({"record": value}, f"record.{name}", dict)) for name in Record._fields)
+    )
+    kinds = [values.dtype.kind in "iu" for values in record[:2]]
+    if not all(kinds) or len({len(values) for values in record}) != 1:
+        found = {name: f"{v.dtype}[{len(v)}]" for name, v in record._asdict().items()}
+        raise ValueError(f"record: expected whole numbers, as many of each entry, got {found}")
+    return record
+
+
+def entry(values: Any, name: str, kind: type) -> Any:
+    """Return an entry of a result, such as "parallel.restarts", of its type."""
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    if not isinstance(values, kind):
+        raise ValueError(f"{name}: expected {kind.__name__}, got {values!r:.50}")
+    return values
+
+
+def whole(value: Any, name: str, least: int, most: float = math.inf) -> int:
+    """Return a number of a result, which must be whole and in its range."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name}: expected an integer from {least} to {most}, got {value!r:.50}")
+    return value
 
 
 def staleness_histogram(record: Record) -> list[int]:
@@ -106,33 +132,51 @@ def replay(
     Raises
     ------
     ValueError
-        If the result is not of an asynchronous run, or of other data.
+        If the result is not of an asynchronous run, or of other data, or an entry is damaged.
     """
-    about = result["config"]
+    about = entry(result, "config", dict)
     if about.get("algorithm") != "wasap":
         raise ValueError(
             f"replay: expected the result of an asynchronous run (algorithm wasap), got "
             f"{about.get('algorithm', 'sequential')!r}; other runs repeat from their seed alone"
         )
-    if result["provenance"]["data_sha256"] != data.content_hash:
+    recorded = entry(result, "weights_sha256", str)
+    if (used := entry(result, "provenance.data_sha256", str)) != data.content_hash:
         raise ValueError(
-            f"replay: the run's data have SHA-256 {result['provenance']['data_sha256']}, "
-            f"{data.name} here has {data.content_hash}"
+            f"replay: the run's data have SHA-256 {used}, {data.name} here has {data.content_hash}"
         )
-    config = TrainConfig(**{name: about[name] for name in TrainConfig().to_dict()})
-    seed, n_workers, epochs = result["seed"], about["workers"], about["phase1_epochs"]
-    record = from_json(result["parallel"]["record"])
-    restarts = set(result["parallel"]["restarts"])
-    failed = {entry["rank"] for entry in result["parallel"]["failed_workers"]}
+    names = TrainConfig().to_dict()
+    if missing := {*names, "workers", "phase1_epochs"} - about.keys():
+        raise ValueError(f"config: expected the entries {', '.join(missing)}, too")
+    config = TrainConfig(**{name: about[name] for name in names})
+    seed, n_workers = whole(result.get("seed"), "seed", 0), whole(about["workers"], "workers", 1)
+    epochs = Plan(phase1=entry(result, "config.phase1", Real)).phase1_epochs(config.epochs)
+    whole(about["phase1_epochs"], "phase1_epochs", epochs, epochs)
+    record = from_json(entry(result, "parallel.record", dict))
+    updates = len(record.worker)
+    begun = entry(result, "parallel.restarts", list)
+    restarts = {whole(update, "parallel.restarts", 0, updates) for update in begun}
+    lost = entry(result, "parallel.failed_workers", list)
+    ranks = (one.get("rank") if isinstance(one, dict) else one for one in lost)
+    failed = {whole(rank, "parallel.failed_workers", 0, n_workers - 1) for rank in ranks}
+    if len(failed) == n_workers:
+        raise ValueError(f"parallel.failed_workers: expected fewer than {n_workers}, got all")
+    wrong = np.flatnonzero((record.worker < 0) | (record.worker >= n_workers))
+    if len(wrong):
+        raise ValueError(
+            f"parallel.record.worker: expected ranks from 0 to {n_workers - 1}, got "
+            f"{record.worker[wrong[0]]} in update {wrong[0] + 1}"
+        )
 
     model = train.new_model(config, data.n_features, data.n_classes, seed)
     shards = shard_rows(data.y_train, n_workers, seed)
     per_epoch = sum(-(-len(rows) // config.batch_size) for rows in shards)
-    updates = len(record.worker)
+    if updates != per_epoch * epochs:
+        raise ValueError(
+            f"replay: expected {per_epoch * epochs} updates in the record, got {updates}"
+        )
     layout = Layout(model.sizes, model.nnz, n_workers, updates, epochs, len(FIELDS))
     server = ParameterServer(Place(layout), config, seed, per_epoch, epochs)
-    if updates != server.updates:
-        raise ValueError(f"replay: expected {server.updates} updates in the record, got {updates}")
     server.publish(model)
     workers = [
         Worker(rank, Shard(data, rows, config, seed, rank), *server.pull(), config, seed, threads)
@@ -166,9 +210,9 @@ def replay(
     merged = average(models)[0] if epochs < config.epochs else models[0]
     digest = merged.weights_sha256()
     return merged, {
-        "identical": digest == result["weights_sha256"],
+        "identical": digest == recorded,
         "weights_sha256": digest,
-        "recorded_sha256": result["weights_sha256"],
+        "recorded_sha256": recorded,
         "staleness_agrees": bool(np.array_equal(server.record().staleness, record.staleness)),
         "updates": updates,
     }

@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from sparsecore.wasap import shm
 from sparsecore.wasap.mpi import MPI, window
 from sparsecore.wasap.place import DONE, LOCK, Layout, ParallelError, Place
 from sparsecore.wasap.ranks import NAP, Ranks
 from sparsecore.wasap.watch import LOOK
 
+_SPARE = 2**20  # bytes of shared memory that MPI may want besides a window
 _TAG_MODEL = 1  # a worker's model and record, sent to rank 0 at the end
 
 
@@ -38,9 +40,13 @@ class Window(Place):
         self.layout, self.ranks = layout, ranks
         self.rank, self.workers, self.moved = ranks.rank, ranks.size, 0
         self.kind = "shared" if ranks.shared else "remote"
-        ranks.barrier()  # a wait for a late rank can be abandoned here
+        free = ranks.gathered(shm.room())[0]  # a wait for a late rank can be abandoned here
+        scarce = free < layout.nbytes + _SPARE
+        if scarce and ranks.shared:
+            what = shm.too_small("the parameter server's state", layout.nbytes + _SPARE, free)
+            raise ParallelError(f"{what}, or use --window remote (shared=False)")
         with ranks.watch.over("opening the server's window"):
-            self._win, memory = window(ranks.comm, layout.nbytes, ranks.shared)
+            self._win, memory = window(ranks.comm, layout.nbytes, ranks.shared, scarce)
         self._attach(memory)
         self._word, self._result = np.zeros(1, np.int64), np.zeros(1, np.int64)
         ranks.barrier()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,8 @@ from sparsecore import checkpoint, datasets, experiment, seeds, train, wasap
 from sparsecore.compiled.engine import Engine, metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.config import TrainConfig
+from sparsecore.files import previous
+from sparsecore.wasap import shm
 from sparsecore.wasap.lockstep import Lockstep
 from sparsecore.wasap.server import ParameterServer
 from sparsecore.wasap.worker import Worker, shard_rows
@@ -237,6 +240,80 @@ def test_error_before_the_start_is_raised_on_all_ranks(comm, digits):
         wasap.run(data, SMALL)
 
 
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"seed": 7}, "seed 7, not 0"),
+        ({"config": SMALL.with_values(activation="relu")}, "activation 'relu', not 'all-relu'"),
+        ({"config": SMALL.with_values(epochs=9)}, "epochs 9, not 5; phase1_epochs 6, not 4"),
+        ({"plan": wasap.Plan("wassp", phase1=0.5)}, "algorithm 'wassp', not 'wasap'; phase1 0.5, "),
+        ({"data": "another"}, "data 'another', not '"),
+        ({"data": 300}, "n_train 300, not 450"),
+        ({"resume": True}, "resume True, not False"),
+        ({"shared": False}, "shared window False, not None"),
+    ],
+)
+def test_ranks_that_are_not_started_alike_do_not_start(comm, digits, other, told):
+    options = {"data": digits, "config": SMALL}
+    if comm.rank == comm.size - 1 > 0:
+        options |= other
+        if isinstance(hash_ := other.get("data"), str):
+            options["data"] = dataclasses.replace(digits, content_hash=hash_)
+        elif "data" in other:
+            options["data"] = digits.limited(300)
+    if comm.size == 1:
+        return
+    with pytest.raises(ValueError, match=f"rank {comm.size - 1} has {told}"):
+        wasap.run(**options)
+
+
+def test_threads_and_patience_may_differ(comm, digits):
+    _, result = wasap.run(digits, SMALL, threads=1 + comm.rank % 2, patience=5 + comm.rank)
+    assert comm.rank or result["parallel"]["failed_workers"] == []
+
+
+@pytest.mark.parametrize("harm", ["damaged", "another rank's"])
+def test_damaged_file_of_a_worker_is_refused(comm, digits, tmp_path, harm):
+    path = comm.bcast(str(tmp_path / "run.npz"))
+    _, result = wasap.run(digits, SMALL, checkpoint_path=path)
+    comm.Barrier()
+    own = Path(f"{path}.worker{comm.rank}")
+    if comm.rank == comm.size - 1:
+        previous(own).unlink(missing_ok=True)
+        if harm == "damaged":
+            raw = bytearray(own.read_bytes())
+            raw[len(raw) // 2] ^= 255
+            own.write_bytes(raw)
+        else:
+            model, state = checkpoint.load(own)
+            checkpoint.save(model, own, state | {"rank": comm.size})
+            previous(own).unlink(missing_ok=True)
+    comm.Barrier()
+    told = "worker{0}.*; if you delete it, rank {0} begins phase 2 anew".format(comm.size - 1)
+    with pytest.raises((checkpoint.CheckpointError, wasap.ParallelError), match=told):
+        wasap.run(digits, SMALL, checkpoint_path=path, resume=True)
+    comm.Barrier()
+    if comm.rank == comm.size - 1:
+        own.unlink()
+    _, again = wasap.run(digits, SMALL, checkpoint_path=path, resume=True)
+    assert comm.rank or again["weights_sha256"] == result["weights_sha256"]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_scarce_shared_memory_is_said_and_a_remote_window_needs_none(
+    comm, digits, monkeypatch, shared
+):
+    monkeypatch.setattr(shm, "room", lambda: 2**20)
+    if shared:
+        with pytest.raises(
+            wasap.ParallelError, match=r"needs 1\.\d MiB of shared .* 1\.0 MiB free"
+        ):
+            wasap.run(digits, SMALL, shared=True)
+    else:
+        _, result = wasap.run(digits, SMALL, shared=False)
+        assert comm.rank or wasap.replay(digits, result)[1]["identical"]
+
+
 def test_unequal_workers_slow_only_themselves(comm, digits, monkeypatch):
     slow = comm.rank == comm.size - 1 and comm.size > 1
     break_gradients(monkeypatch, 0, lambda self: time.sleep(0.04 if slow else 0.002))
@@ -271,7 +348,8 @@ def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path):
     other_data = dataclasses.replace(digits, content_hash="another")
     for refused, name in (
         ({"data": other_data}, "data"),
-        ({"config": SMALL.with_values(alpha=0.1)}, "config"),
+        ({"config": SMALL.with_values(alpha=0.1)}, "alpha 0.6, not 0.1"),
+        ({"config": SMALL.with_values(epochs=2)}, "epochs 5, not 2, and has 2: phase 1"),
         ({"seed": 7}, "seed"),
     ):
         again = {"data": digits, "config": SMALL, "seed": 0} | refused
@@ -280,17 +358,18 @@ def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path):
         ):
             wasap.run(**again, checkpoint_path=path, resume=True)
         comm.Barrier()
-    _, result = wasap.run(digits, SMALL, checkpoint_path=path, resume=True)
+    longer = SMALL.with_values(epochs=6)
+    _, result = wasap.run(digits, longer, checkpoint_path=path, resume=True)
     if comm.rank:
         return
     with pytest.raises(ValueError, match="replay: the run's data have SHA-256"):
         wasap.replay(other_data, result)
     batches = sum(-(-len(r) // 32) for r in shard_rows(digits.y_train, comm.size, 0))
     assert result["parallel"]["restarts"] == [2 * batches]
-    assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2, 3, 4, 5]
+    assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2, 3, 4, 5, 6]
     assert wasap.replay(digits, result)[1]["identical"]
     if comm.size == 1:
-        _, whole = wasap.run(digits, SMALL, comm=MPI.COMM_SELF)
+        _, whole = wasap.run(digits, longer, comm=MPI.COMM_SELF)
         assert whole["weights_sha256"] == result["weights_sha256"]
 
 

@@ -50,14 +50,14 @@ def test_prediction_in_parts_is_prediction_of_the_whole(monkeypatch):
 def test_steps_against_oracle(activation, dropout):
     sparse, model = twins(activation)
     net, sums = oracle.Net(sparse), metrics()
-    engine, velocity = dense.DenseEngine(model, 16, threads=1), model.start_momentum()
+    engine = dense.DenseEngine(model, 16, threads=1)
     losses, correct = 0.0, 0
     for step, n in enumerate((16, 16, 5)):  # an epoch's last batch is smaller
         X, y = oracle.batch(sparse, n, seed=step)
-        engine.train(velocity, rule(dropout), X, y, np.arange(n), 16, step, sums)
+        engine.train(rule(dropout), X, y, np.arange(n), 16, step, sums)
         loss, hits = net.step(X, y, RATE, MOMENTUM, DECAY, dropout, 5, step)
         net.params.holds(model.params)
-        net.velocity.holds(velocity)
+        net.velocity.holds(model.velocity)
         losses, correct = losses + n * loss.exact, correct + hits
     assert sums.loss[0] == pytest.approx(losses, rel=1e-5)
     assert sums.correct[0] == correct
@@ -82,9 +82,9 @@ def test_an_epoch_is_the_sparse_one_of_density_1():
 def test_weights_are_updated_in_place():
     sparse, model = twins()
     X, y = oracle.batch(sparse, 8)
-    params, velocity = model.params, model.start_momentum()
+    params = model.params
     before = params.copy()
-    dense.DenseEngine(model, 8, 1).train(velocity, rule(0.0), X, y, np.arange(8), 8, 0, metrics())
+    dense.DenseEngine(model, 8, 1).train(rule(0.0), X, y, np.arange(8), 8, 0, metrics())
     assert model.params is params
     assert (params != before).mean() > 0.9
     assert np.shares_memory(model.layers(params)[0][0], params)

@@ -12,7 +12,8 @@ import scipy.sparse as sp
 from oracle import SIZES, Net, Value, added, batch, given, kept, mix, network, scaled
 
 from sparsecore.compiled import engine, kernels
-from sparsecore.compiled.engine import Engine, aligned, lane_width
+from sparsecore.compiled.arrays import sealed
+from sparsecore.compiled.engine import aligned, lane_width
 from sparsecore.compiled.kernels import Rule
 from sparsecore.mlp import SparseMLP
 
@@ -181,9 +182,10 @@ def test_places_may_need_64_bits():
     model = network((7, 6, 5, 3), 0.5)
     X, y = batch(model, 5)
     expected = model.loss_and_gradient(X, y, dropout=0.3)
-    net = model.network
+    net = model._state.network
     assert net.out_position.dtype == np.int32
-    model._network = net._replace(out_position=net.out_position.astype(np.int64))
+    wide = sealed(net.out_position.astype(np.int64))
+    model._state = model._state._replace(network=net._replace(out_position=wide))
     loss, gradient = model.loss_and_gradient(X, y, dropout=0.3)
     assert loss == expected[0]
     np.testing.assert_array_equal(gradient, expected[1])
@@ -210,8 +212,9 @@ def rule(dropout=0.0, seed=0, **changes):
 def train(model, X, y, batch_size, a_rule, rows=None, step=0, threads=1):
     rows = np.arange(len(X)) if rows is None else rows
     sums = engine.metrics()
-    with Engine(model.network, batch_size, threads) as runner:
-        runner.train(model.start_momentum(), a_rule, X, y, rows, batch_size, step, sums)
+    model.start_momentum()
+    with model.new_engine(batch_size, threads) as runner:
+        runner.train(a_rule, X, y, rows, batch_size, step, sums)
     return sums
 
 
@@ -296,7 +299,7 @@ def test_threads_do_not_change_a_bit(batch_size):
         model = network()
         sums = train(model, X, y, batch_size, rule(0.3, seed=1), threads=threads)
         gradient, more = np.full_like(model.params, np.nan), engine.metrics()
-        with Engine(model.network, 400, threads) as runner:
+        with model.new_engine(400, threads) as runner:
             runner.gradient(gradient, rule(0.3, seed=2), X, y, np.arange(400), 5, more)
         results.append((model.params, model.velocity, sums.loss, sums.correct, gradient, more.loss))
     assert np.isfinite(results[0][4]).all()
@@ -342,8 +345,8 @@ def test_a_layer_swept_in_slices_takes_the_step_of_the_dense_network(n, monkeypa
     results = []
     for threads in (1, 2):
         model = network()
-        with Engine(model.network, n, threads) as runner:
-            work = runner._work[threads]
+        with model.new_engine(n, threads) as runner:
+            work = runner._now()[1][threads]
         assert work.forward_slices.max() > 1
         assert work.backward_slices[0] > 1
         assert work.backward_slices[1:].max() > 1

@@ -20,7 +20,7 @@ def cpu_count() -> int:
     for folder in _groups("cpu"):
         quota = _numbers(folder, "cpu.max", "cpu.cfs_quota_us")
         period = quota[1:] or _numbers(folder, "cpu.cfs_period_us")
-        if quota and period and quota[0] > 0:  # -1 and "max" are no limit
+        if quota and period and 0 < quota[0] < math.inf:  # -1 and "max" are no limit
             count = min(count, math.ceil(quota[0] / period[0]))
     return max(1, count)
 

@@ -139,6 +139,12 @@ def transpose(indptr, indices, out_indptr, out_indices, out_position):
     out_indptr[0] = 0
 
 
+def check_fraction(zeta: float) -> None:
+    """Raise ValueError unless `zeta` is a fraction that evolution can replace."""
+    if not 0 <= zeta < 1:
+        raise ValueError(f"zeta: expected a fraction in [0, 1), got {zeta!r}")
+
+
 def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
     """Mark the connections that SET removes, bool, shape (nnz,).
 
@@ -146,8 +152,7 @@ def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
     to zero, and the same fraction of the negative ones; zeros count as positive. Raises ValueError
     for another `zeta`. O(nnz) by selection.
     """
-    if not 0 <= zeta < 1:
-        raise ValueError(f"zeta: expected a fraction in [0, 1), got {zeta!r}")
+    check_fraction(zeta)
     drop = np.zeros(len(data), bool)
     negative = data < 0
     for sign in (~negative, negative):

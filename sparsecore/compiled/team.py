@@ -75,7 +75,7 @@ class Team(Fixed):
         except BaseException as error:
             everyone.abort()  # those that have started would wait for the others
             pool.shutdown(cancel_futures=True)
-            if isinstance(error, RuntimeError):
+            if isinstance(error, RuntimeError) and "start" in str(error):
                 raise RuntimeError(
                     f"threads: the system did not start {self.size} ({error}); take fewer, or "
                     "raise its limit (ulimit -u, or pids.max of a control group)"

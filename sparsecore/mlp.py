@@ -23,6 +23,8 @@ from sparsecore.functions import initial_weights, negative_slope
 _INT32_MAX = np.iinfo(np.int32).max
 #: Values of a sparse matrix's rows that are made dense at a time: 64 MiB.
 DENSE_VALUES = 2**24
+#: Each layer's (indptr, indices).
+Structures = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -172,16 +174,10 @@ class SparseMLP(Fixed):
     FIXED = ("sizes", "activation", "alpha", "init")
 
     def __init__(
-        self,
-        sizes: Sequence[int],
-        structures: Sequence[tuple[np.ndarray, np.ndarray]],
-        data: Sequence[np.ndarray],
-        biases: Sequence[np.ndarray] | None = None,
-        *,
-        activation: str = "all-relu",
-        alpha: float = 0.6,
-        init: str = "he_uniform",
-    ) -> None:
+        self, sizes: Sequence[int], structures: Structures, data: Sequence[np.ndarray],
+        biases: Sequence[np.ndarray] | None = None, *,
+        activation: str = "all-relu", alpha: float = 0.6, init: str = "he_uniform",
+    ) -> None:  # fmt: skip
         self.sizes = _checked_sizes(sizes)
         if not np.isfinite(alpha):
             raise ValueError(f"alpha: expected a finite number, got {alpha!r}")
@@ -195,14 +191,9 @@ class SparseMLP(Fixed):
 
     @classmethod
     def from_flat(
-        cls,
-        sizes: Sequence[int],
-        weight_start: np.ndarray,
-        indptr: np.ndarray,
-        indices: np.ndarray,
-        params: np.ndarray,
-        **options: Any,
-    ) -> SparseMLP:
+        cls, sizes: Sequence[int], weight_start: np.ndarray, indptr: np.ndarray,
+        indices: np.ndarray, params: np.ndarray, **options: Any,
+    ) -> SparseMLP:  # fmt: skip
         """Make a network from arrays as those of `network`, and `params`; all are copied."""
         sizes = _checked_sizes(sizes)
         n_pointers = sum(sizes[1:]) + len(sizes) - 1
@@ -222,16 +213,10 @@ class SparseMLP(Fixed):
 
     @classmethod
     def erdos_renyi(
-        cls,
-        sizes: Sequence[int],
-        *,
-        epsilon: float | None = None,
-        density: float | None = None,
-        activation: str = "all-relu",
-        alpha: float = 0.6,
-        init: str = "he_uniform",
+        cls, sizes: Sequence[int], *, epsilon: float | None = None, density: float | None = None,
+        activation: str = "all-relu", alpha: float = 0.6, init: str = "he_uniform",
         random_state: int | np.random.Generator | None = None,
-    ) -> SparseMLP:
+    ) -> SparseMLP:  # fmt: skip
         """Make a network with Erdős–Rényi topology and fresh weights.
 
         Parameters
@@ -265,14 +250,9 @@ class SparseMLP(Fixed):
 
     @classmethod
     def from_scipy(
-        cls,
-        matrices: Sequence[Any],
-        biases: Sequence[np.ndarray] | None = None,
-        *,
-        activation: str = "all-relu",
-        alpha: float = 0.6,
-        init: str = "he_uniform",
-    ) -> SparseMLP:
+        cls, matrices: Sequence[Any], biases: Sequence[np.ndarray] | None = None, *,
+        activation: str = "all-relu", alpha: float = 0.6, init: str = "he_uniform",
+    ) -> SparseMLP:  # fmt: skip
         """Make a network from scipy.sparse matrices of shape (fan_out, fan_in), copied.
 
         A stored zero is a connection; duplicate entries are added up.
@@ -293,23 +273,16 @@ class SparseMLP(Fixed):
         lengths = sizes[1:] if biases is None else [len(b) for b in biases]
         if lengths != sizes[1:]:
             raise ValueError(f"biases: expected {sizes[1:]} values in the layers, got {lengths}")
+        structures = [(layer.indptr, layer.indices) for layer in layers]
         return cls(
-            sizes,
-            [(layer.indptr, layer.indices) for layer in layers],
-            [layer.data for layer in layers],
-            biases,
-            activation=activation,
-            alpha=alpha,
-            init=init,
-        )
+            sizes, structures, [layer.data for layer in layers], biases,
+            activation=activation, alpha=alpha, init=init,
+        )  # fmt: skip
 
     def _laid_out(
-        self,
-        structures: Sequence[tuple[np.ndarray, np.ndarray]],
-        data: Sequence[np.ndarray],
-        biases: np.ndarray,
+        self, structures: Structures, data: Sequence[np.ndarray], biases: np.ndarray,
         velocity: Sequence[np.ndarray] | None = None,
-    ) -> State:
+    ) -> State:  # fmt: skip
         """Return layers, checked and copied to flat arrays, with these velocities of `params`."""
         n_layers = len(self.sizes) - 1
         if len(structures) != n_layers or len(data) != n_layers:
@@ -567,10 +540,7 @@ class SparseMLP(Fixed):
         return velocity
 
     def adopt(
-        self,
-        structures: Sequence[tuple[np.ndarray, np.ndarray]],
-        params: np.ndarray,
-        velocity: np.ndarray | None = None,
+        self, structures: Structures, params: np.ndarray, velocity: np.ndarray | None = None
     ) -> None:
         """Copy another topology (`structures`, as in the class) and its parameters to this network.
 

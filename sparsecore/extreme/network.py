@@ -146,18 +146,10 @@ class TiledMLP:
     message_bytes = message_seconds = 0.0  # what a split network has exchanged
 
     def __init__(
-        self,
-        sizes: Sequence[int],
-        *,
-        epsilon: float,
-        batch_size: int = 4,
-        activation: str = "all-relu",
-        alpha: float = 0.05,
-        seed: int = 0,
-        threads: int = 1,
-        empty: bool = False,
-        progress: Any = None,
-    ) -> None:
+        self, sizes: Sequence[int], *, epsilon: float, batch_size: int = 4,
+        activation: str = "all-relu", alpha: float = 0.05, seed: int = 0, threads: int = 1,
+        empty: bool = False, progress: Any = None,
+    ) -> None:  # fmt: skip
         self.sizes, self.seed, self.batch_size = tuple(sizes), seed, batch_size
         lanes = budget.lane_width(batch_size)
         plans = []
@@ -198,14 +190,9 @@ class TiledMLP:
         return self._outputs()[:, : len(X)].T.copy()
 
     def step(
-        self,
-        X: np.ndarray,
-        y: np.ndarray,
-        learning_rate: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        follow: Any = None,
-    ) -> np.ndarray:
+        self, X: np.ndarray, y: np.ndarray, learning_rate: float, momentum: float = 0.9,
+        weight_decay: float = 0.0, follow: Any = None,
+    ) -> np.ndarray:  # fmt: skip
         """Take a step of momentum SGD on a batch; return the logits before it.
 
         `learning_rate` is divided by a layer's mean fan-in: so a step moves the outputs equally for

@@ -101,7 +101,7 @@ def test_memory_is_what_machine_and_group_have_left(own, files, gib, groups, mon
 
 
 def test_without_control_groups_the_machine_is_all(groups):
-    assert limits.cpu_count() == len(os.sched_getaffinity(0))  # the files are not there
+    assert 1 <= limits.cpu_count() <= os.cpu_count()  # the files are not there
     assert limits.free_memory() > 0
 
 

@@ -327,6 +327,14 @@ def test_labels_are_whole_numbers(y):
         model.loss_and_gradient(X, np.array(y))
 
 
+@pytest.mark.parametrize(("row", "column"), [(-1, 0), (0, -1), (3, 0), (0, 37)])
+def test_the_first_coordinate_outside_is_refused(row, column):
+    X = sp.coo_array((np.ones(1), ([0], [0])), shape=(3, 37))
+    X.coords = np.array([row], np.int32), np.array([column], np.int32)
+    with pytest.raises(ValueError, match="X: has a coordinate outside its shape"):
+        network().decision_function(X)
+
+
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, np.nan])
 def test_dropout_is_checked(dropout):
     with pytest.raises(ValueError, match=f"dropout: expected a number in .0, 1., got {dropout}"):

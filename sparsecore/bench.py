@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from sparsecore import seeds
-from sparsecore.compiled.engine import Engine, metrics
+from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.compiled.team import Team, barrier
 from sparsecore.config import HYPERPARAMETERS
@@ -67,7 +67,7 @@ def bench(
     HYPERPARAMETERS["dropout"].check(dropout)
     rng = seeds.generator(seed, Purpose.TOPOLOGY)
     model = SparseMLP.erdos_renyi(sizes, epsilon=epsilon, density=density, random_state=rng)
-    velocity = model.start_momentum()
+    model.start_momentum()
     n_rows = batch_size * _BATCHES
     inputs = rng.standard_normal((n_rows, sizes[0]), np.float32)
     labels = rng.integers(sizes[-1], size=n_rows)
@@ -76,11 +76,11 @@ def bench(
         seeds.key(seed, Purpose.DROPOUT),
     )  # fmt: skip
     sums = metrics()
-    with Engine(model.network, batch_size, threads) as engine:
+    with model.new_engine(batch_size, threads) as engine:
 
         def call(n_steps: int) -> None:
             rows = rng.integers(n_rows, size=n_steps * batch_size)
-            engine.train(velocity, rule, inputs, labels, rows, batch_size, 0, sums)
+            engine.train(rule, inputs, labels, rows, batch_size, 0, sums)
 
         timed(partial(call, _STEPS_PER_CALL), _WARM_UP_CALLS)
         calls = [min(_STEPS_PER_CALL, steps - n) for n in range(0, steps, _STEPS_PER_CALL)]

@@ -16,17 +16,23 @@ import scipy.sparse as sp
 
 from sparsecore import functions, topology
 from sparsecore.compiled import engine
-from sparsecore.compiled.kernels import Network, Rule
+from sparsecore.compiled.arrays import Fixed, sealed
+from sparsecore.compiled.kernels import Network, Rule, State
 from sparsecore.functions import initial_weights, negative_slope
 
 _INT32_MAX = np.iinfo(np.int32).max
 #: Values of a sparse matrix's rows that are made dense at a time: 64 MiB.
 DENSE_VALUES = 2**24
+#: Each layer's (indptr, indices).
+Structures = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class SparseLayer:
-    """Views of one layer's arrays; row j of the CSR matrix is neuron j's incoming connections."""
+    """Views of one layer's arrays; row j of the CSR matrix is neuron j's incoming connections.
+
+    Weights, biases and velocities can be written; the structure cannot.
+    """
 
     n_in: int
     n_out: int
@@ -80,7 +86,7 @@ def as_inputs(X: Any, n_features: int) -> Any:
     if sp.issparse(X):
         X = sp.csr_array(_checked_sparse("X", X), dtype=np.float32)
     else:
-        X = np.ascontiguousarray(X, np.float32)
+        X = np.require(X, np.float32, ["C", "A"])
     if X.ndim != 2 or X.shape[1] != n_features:
         raise ValueError(f"X: expected shape (n, {n_features}), got {X.shape}")
     return X
@@ -108,7 +114,9 @@ def _checked_sparse(name: str, matrix: Any) -> Any:
 
 def as_labels(y: Any, n: int, n_classes: int) -> np.ndarray:
     """Return `y` as int64, checked to be `n` class indices: the kernels index with them."""
-    labels = np.asarray(y, np.int64)
+    labels = np.ascontiguousarray(y, np.int64)
+    if np.asarray(y).dtype.kind not in "iub" and not np.array_equal(labels, y):
+        raise ValueError("y: expected class indices, got numbers that are not whole")
     if labels.shape != (n,):
         raise ValueError(f"y: expected shape ({n},), one label a row of X, got {labels.shape}")
     outside = labels[(labels < 0) | (labels >= n_classes)]
@@ -117,11 +125,22 @@ def as_labels(y: Any, n: int, n_classes: int) -> np.ndarray:
     return labels
 
 
-class SparseMLP:
+def _vector(name: str, values: Any, n: int) -> np.ndarray:
+    """Return `n` values as float32."""
+    vector = np.asarray(values, np.float32)
+    if vector.shape != (n,):
+        found = len(vector) if vector.ndim == 1 else f"shape {vector.shape}"
+        raise ValueError(f"{name}: expected {n} values, got {found}")
+    return vector
+
+
+class SparseMLP(Fixed):
     """A multilayer perceptron whose layers hold only the weights that exist.
 
     Make one with `SparseMLP.erdos_renyi` or `SparseMLP.from_scipy`. A value out of its range, or of
-    the wrong shape, raises ValueError that names it, here and in every method.
+    the wrong shape, raises ValueError that names it, here and in every method. Whatever moment an
+    interrupt (Ctrl-C) comes, the network is as before or after a training step, an evolution, a
+    pruning or `adopt`.
 
     Parameters
     ----------
@@ -140,28 +159,27 @@ class SparseMLP:
     Attributes
     ----------
     params : ndarray of float32, shape (nnz + number of biases,)
-        All weights in CSR order, layer by layer, then all biases.
+        All weights in CSR order, layer by layer, then all biases: a view to read and to write, of
+        the network as it is until its topology changes.
     velocity : ndarray of float32 or None
-        Momentum's velocity, laid out like `params`; None until `start_momentum`.
+        Momentum's velocity, laid out like `params`, and such a view; None until `start_momentum`.
+        What is assigned is copied.
     sizes : tuple of int
 
     Notes
     -----
     Memory: 16 bytes per connection (weight, index, transposed index and place), 20 with momentum,
-    and 24 bytes per neuron.
+    and 24 bytes per neuron; twice that while its topology changes, for the new network is made
+    beside the old.
     """
 
+    FIXED = ("sizes", "activation", "alpha", "init")
+
     def __init__(
-        self,
-        sizes: Sequence[int],
-        structures: Sequence[tuple[np.ndarray, np.ndarray]],
-        data: Sequence[np.ndarray],
-        biases: Sequence[np.ndarray] | None = None,
-        *,
-        activation: str = "all-relu",
-        alpha: float = 0.6,
-        init: str = "he_uniform",
-    ) -> None:
+        self, sizes: Sequence[int], structures: Structures, data: Sequence[np.ndarray],
+        biases: Sequence[np.ndarray] | None = None, *,
+        activation: str = "all-relu", alpha: float = 0.6, init: str = "he_uniform",
+    ) -> None:  # fmt: skip
         self.sizes = _checked_sizes(sizes)
         if not np.isfinite(alpha):
             raise ValueError(f"alpha: expected a finite number, got {alpha!r}")
@@ -170,41 +188,37 @@ class SparseMLP:
         slopes = [negative_slope(activation, layer, alpha) for layer in range(1, len(self.sizes))]
         self._slopes = np.array(slopes, np.float32)
         self._bias_start = np.concatenate([[0], np.cumsum(self.sizes[1:])]).astype(np.int64)
-        self.velocity: np.ndarray | None = None
-        self._assemble(structures, data, None)
-        if biases is not None:
-            values = np.concatenate([np.asarray(b, np.float32) for b in biases])
-            if len(values) != len(self.biases):
-                raise ValueError(f"biases: expected {len(self.biases)} values, got {len(values)}")
-            self.biases[:] = values
+        given = np.zeros(sum(self.sizes[1:])) if biases is None else np.concatenate(list(biases))
+        self._state = self._laid_out(structures, data, given)
 
     @classmethod
     def from_flat(
-        cls,
-        sizes: Sequence[int],
-        weight_start: np.ndarray,
-        indptr: np.ndarray,
-        indices: np.ndarray,
-        params: np.ndarray,
-        **options: Any,
-    ) -> SparseMLP:
+        cls, sizes: Sequence[int], weight_start: np.ndarray, indptr: np.ndarray,
+        indices: np.ndarray, params: np.ndarray, **options: Any,
+    ) -> SparseMLP:  # fmt: skip
         """Make a network from arrays as those of `network`, and `params`; all are copied."""
-        structures = split_layers(sizes, weight_start, indptr, indices)
-        data = [params[a:b] for a, b in pairwise(weight_start)]
-        return cls(sizes, structures, data, [params[weight_start[-1] :]], **options)
+        sizes = _checked_sizes(sizes)
+        n_pointers = sum(sizes[1:]) + len(sizes) - 1
+        starts, nnz = np.asarray(weight_start), len(indices)
+        if np.shape(indptr) != (n_pointers,):
+            raise ValueError(f"indptr: expected {n_pointers} values, got shape {np.shape(indptr)}")
+        if starts.shape != (len(sizes),) or starts.dtype.kind not in "iu" or starts[-1] != nnz:
+            raise ValueError(
+                f"weight_start: expected {len(sizes)} integers up to {nnz}, got {starts}"
+            )
+        if (starts[1:] < starts[:-1]).any() or starts[0] != 0:
+            raise ValueError(f"weight_start: expected to rise from 0, got {starts}")
+        structures = split_layers(sizes, starts, indptr, indices)
+        params = _vector("params", params, nnz + sum(sizes[1:]))
+        data = [params[a:b] for a, b in pairwise(starts)]
+        return cls(sizes, structures, data, [params[nnz:]], **options)
 
     @classmethod
     def erdos_renyi(
-        cls,
-        sizes: Sequence[int],
-        *,
-        epsilon: float | None = None,
-        density: float | None = None,
-        activation: str = "all-relu",
-        alpha: float = 0.6,
-        init: str = "he_uniform",
+        cls, sizes: Sequence[int], *, epsilon: float | None = None, density: float | None = None,
+        activation: str = "all-relu", alpha: float = 0.6, init: str = "he_uniform",
         random_state: int | np.random.Generator | None = None,
-    ) -> SparseMLP:
+    ) -> SparseMLP:  # fmt: skip
         """Make a network with Erdős–Rényi topology and fresh weights.
 
         Parameters
@@ -238,14 +252,9 @@ class SparseMLP:
 
     @classmethod
     def from_scipy(
-        cls,
-        matrices: Sequence[Any],
-        biases: Sequence[np.ndarray] | None = None,
-        *,
-        activation: str = "all-relu",
-        alpha: float = 0.6,
-        init: str = "he_uniform",
-    ) -> SparseMLP:
+        cls, matrices: Sequence[Any], biases: Sequence[np.ndarray] | None = None, *,
+        activation: str = "all-relu", alpha: float = 0.6, init: str = "he_uniform",
+    ) -> SparseMLP:  # fmt: skip
         """Make a network from scipy.sparse matrices of shape (fan_out, fan_in), copied.
 
         A stored zero is a connection; duplicate entries are added up.
@@ -266,43 +275,36 @@ class SparseMLP:
         lengths = sizes[1:] if biases is None else [len(b) for b in biases]
         if lengths != sizes[1:]:
             raise ValueError(f"biases: expected {sizes[1:]} values in the layers, got {lengths}")
+        structures = [(layer.indptr, layer.indices) for layer in layers]
         return cls(
-            sizes,
-            [(layer.indptr, layer.indices) for layer in layers],
-            [layer.data for layer in layers],
-            biases,
-            activation=activation,
-            alpha=alpha,
-            init=init,
-        )
+            sizes, structures, [layer.data for layer in layers], biases,
+            activation=activation, alpha=alpha, init=init,
+        )  # fmt: skip
 
-    def _assemble(
-        self,
-        structures: Sequence[tuple[np.ndarray, np.ndarray]],
-        data: Sequence[np.ndarray],
-        velocity: Sequence[np.ndarray] | None,
-    ) -> None:
-        """Lay the layers out in flat arrays; biases, and their velocities, keep their values."""
+    def _laid_out(
+        self, structures: Structures, data: Sequence[np.ndarray], biases: np.ndarray,
+        velocity: Sequence[np.ndarray] | None = None,
+    ) -> State:  # fmt: skip
+        """Return layers, checked and copied to flat arrays, with these velocities of `params`."""
         n_layers = len(self.sizes) - 1
         if len(structures) != n_layers or len(data) != n_layers:
             raise ValueError(f"expected {n_layers} layers, got {len(structures)} and {len(data)}")
         for layer, (indptr, indices) in enumerate(structures):
-            if len(indptr) != self.sizes[layer + 1] + 1 or len(indices) != len(data[layer]):
+            sizes = np.shape(indptr), np.shape(indices)
+            if sizes != ((self.sizes[layer + 1] + 1,), np.shape(data[layer])):
                 raise ValueError(f"layer {layer}: pointers, indices and data do not fit the sizes")
             topology.check(indptr, indices, self.sizes[layer])
         counts = [len(d) for d in data]
-        nnz, n_biases = sum(counts), sum(self.sizes[1:])
-        old_biases = self.biases if hasattr(self, "params") else np.zeros(n_biases, np.float32)
+        nnz = sum(counts)
         place = np.int32 if max(counts) <= _INT32_MAX else np.int64
-        self.params = _flat([*data, old_biases], np.float32)
-        if velocity is not None and self.velocity is not None:
-            self.velocity = _flat([*velocity, self.velocity[-n_biases:]], np.float32)
-        self._network = Network(
+        biases = _vector("biases", biases, sum(self.sizes[1:]))
+        params = _flat([*data, biases], np.float32)
+        network = Network(
             sizes=np.array(self.sizes, np.int64),
             weight_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             bias_start=self._bias_start,
-            weights=self.params[:nnz],
-            biases=self.params[nnz:],
+            weights=params[:nnz],
+            biases=params[nnz:],
             indptr=_flat([indptr for indptr, _ in structures], np.int64),
             indices=_flat([indices for _, indices in structures], np.int32),
             out_indptr=np.zeros(sum(self.sizes[:-1]) + n_layers, np.int64),
@@ -310,12 +312,28 @@ class SparseMLP:
             out_position=np.empty(nnz, place),
             slopes=self._slopes,
         )
+        moved = None if velocity is None else _flat(velocity, np.float32)
+        state = State(network, params, moved, np.zeros(1, bool))
         for layer in range(n_layers):
-            self._transpose(layer)
+            self._transpose(state, layer)
+        return _sealed(state)
 
-    def _transpose(self, layer: int) -> None:
+    def _draft(self) -> State:
+        """Return a copy of all arrays, for a change that becomes the network's when it is whole."""
+        net, params, velocity, turned = self._settled()
+        params, nnz = _copy(params), self.nnz
+        names = "indptr", "indices", "out_indptr", "out_indices", "out_position"
+        copies = {name: _copy(getattr(net, name)) for name in names}
+        net = net._replace(weights=params[:nnz], biases=params[nnz:], **copies)
+        return State(net, params, None if velocity is None else _copy(velocity), turned.copy())
+
+    def _settled(self) -> State:
+        """Return the arrays, whatever an interrupt has left undone."""
+        return engine.settle(self._state)
+
+    def _transpose(self, state: State, layer: int) -> None:
         """Bring the transposed access of a layer up to date."""
-        view, net = self[layer], self._network
+        view, net = self._views(state, layer), state.network
         start = sum(self.sizes[:layer]) + layer
         part = slice(net.weight_start[layer], net.weight_start[layer + 1])
         topology.transpose(
@@ -333,7 +351,10 @@ class SparseMLP:
         """Return views of a layer, counted from the input."""
         if not 0 <= layer < len(self):
             raise IndexError(f"layer: expected 0 to {len(self) - 1}, got {layer}")
-        net = self._network
+        return self._views(self._settled(), layer)
+
+    def _views(self, state: State, layer: int) -> SparseLayer:
+        net, velocity = state.network, state.velocity
         part = slice(int(net.weight_start[layer]), int(net.weight_start[layer + 1]))
         biases = slice(int(self._bias_start[layer]), int(self._bias_start[layer + 1]))
         start, n_out = int(self._bias_start[layer]) + layer, self.sizes[layer + 1]
@@ -344,13 +365,31 @@ class SparseMLP:
             indices=net.indices[part],
             data=net.weights[part],
             bias=net.biases[biases],
-            velocity=None if self.velocity is None else self.velocity[part],
+            velocity=None if velocity is None else velocity[part],
         )
 
     @property
     def network(self) -> Network:
-        """The flat arrays, for `engine`; replaced by another tuple when nnz changes."""
-        return self._network
+        """Views of the flat arrays; the structure is read-only."""
+        return Network(*(array.view() for array in self._state.network))
+
+    @property
+    def params(self) -> np.ndarray:
+        """All weights, then all biases."""
+        return self._state.params.view()
+
+    @property
+    def velocity(self) -> np.ndarray | None:
+        """The velocity of each parameter."""
+        velocity = self._settled().velocity
+        return None if velocity is None else velocity.view()
+
+    @velocity.setter
+    def velocity(self, values: np.ndarray | None) -> None:
+        own = None
+        if values is not None:
+            own = _flat([_vector("velocity", values, len(self.params))], np.float32)
+        self._state = self._state._replace(velocity=own, turned=np.zeros(1, bool))
 
     @property
     def biases(self) -> np.ndarray:
@@ -360,7 +399,7 @@ class SparseMLP:
     @property
     def nnz(self) -> int:
         """Number of connections."""
-        return len(self._network.weights)
+        return len(self._state.network.weights)
 
     @property
     def density(self) -> float:
@@ -371,7 +410,7 @@ class SparseMLP:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays: parameters, structure, transposed access, velocity."""
-        net = self._network
+        net = self._state.network
         arrays = [self.params, net.indptr, net.indices, net.out_indptr, net.out_indices]
         arrays += [net.out_position] + ([] if self.velocity is None else [self.velocity])
         return sum(a.nbytes for a in arrays)
@@ -396,14 +435,13 @@ class SparseMLP:
             "data": [v.data.copy() for v in layers],
             "biases": [v.bias.copy() for v in layers],
             "options": {"activation": self.activation, "alpha": self.alpha, "init": self.init},
-            "velocity": self.velocity,
+            "velocity": self.velocity,  # copied when it is assigned
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         options, velocity = state.pop("options"), state.pop("velocity")
         SparseMLP.__init__(self, **state, **options)
-        if velocity is not None:
-            self.start_momentum()[:] = velocity
+        self.velocity = velocity
 
     def copy(self) -> SparseMLP:
         """Return an independent copy, velocity included."""
@@ -414,7 +452,7 @@ class SparseMLP:
     def weights_sha256(self) -> str:
         """Return the SHA-256 of structure and parameters, as hexadecimal digits."""
         digest = hashlib.sha256()
-        net = self._network
+        net = self._state.network
         for array in (net.sizes, net.indptr, net.indices, self.params):
             digest.update(np.ascontiguousarray(array).view(np.uint8).data)
         return digest.hexdigest()
@@ -426,10 +464,10 @@ class SparseMLP:
         """
         inputs = as_inputs(X, self.sizes[0])
         if not sp.issparse(inputs):
-            return engine.logits(self._network, inputs, threads)
+            return engine.logits(self._state.network, inputs, threads)
         rows = max(1, DENSE_VALUES // inputs.shape[1])
         parts = [
-            engine.logits(self._network, inputs[first : first + rows].toarray(), threads)
+            engine.logits(self._state.network, inputs[first : first + rows].toarray(), threads)
             for first in range(0, inputs.shape[0], rows)
         ]
         return np.concatenate(parts) if parts else np.empty((0, self.sizes[-1]), np.float32)
@@ -465,12 +503,15 @@ class SparseMLP:
         -----
         O(nnz n) time, 4 bytes per neuron and sample.
         """
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a number in [0, 1), got {dropout!r}")
         inputs = as_inputs(X, self.sizes[0])
+        inputs = inputs.toarray() if sp.issparse(inputs) else inputs
         labels = as_labels(y, len(inputs), self.sizes[-1])
         gradient, sums = np.empty_like(self.params), engine.metrics()
         zero = np.float32(0)
         rule = Rule(zero, zero, zero, np.float32(dropout), np.uint64(seed))
-        with engine.Engine(self._network, len(inputs)) as runner:
+        with self.new_engine(len(inputs)) as runner:
             runner.gradient(gradient, rule, inputs, labels, np.arange(len(inputs)), step, sums)
         return float(sums.loss[0]) / len(inputs), gradient
 
@@ -490,19 +531,18 @@ class SparseMLP:
 
     def new_engine(self, batch_size: int, threads: int = 1) -> engine.Engine:
         """Return what runs this network's training steps, of up to `batch_size` samples."""
-        return engine.Engine(self._network, batch_size, threads)
+        return engine.Engine(self._settled, batch_size, threads)
 
     def start_momentum(self) -> np.ndarray:
         """Return the velocity, allocated with zeros at the first call."""
-        if self.velocity is None:
-            self.velocity = engine.aligned(len(self.params), np.float32)
-        return self.velocity
+        if self._state.velocity is None:
+            self.velocity = np.zeros(len(self.params), np.float32)
+        velocity = self.velocity
+        assert velocity is not None
+        return velocity
 
     def adopt(
-        self,
-        structures: Sequence[tuple[np.ndarray, np.ndarray]],
-        params: np.ndarray,
-        velocity: np.ndarray | None = None,
+        self, structures: Structures, params: np.ndarray, velocity: np.ndarray | None = None
     ) -> None:
         """Copy another topology (`structures`, as in the class) and its parameters to this network.
 
@@ -511,13 +551,10 @@ class SparseMLP:
         """
         cuts = np.cumsum([0] + [len(indices) for _, indices in structures])
         expected = int(cuts[-1]) + sum(self.sizes[1:])
-        if len(params) != expected:
-            raise ValueError(f"params: expected {expected} values, got {len(params)}")
-        self._assemble(structures, [params[a:b] for a, b in pairwise(cuts)], None)
-        self.params[cuts[-1] :] = params[cuts[-1] :]
-        self.velocity = None
-        if velocity is not None:
-            self.start_momentum()[:] = velocity
+        params = _vector("params", params, expected)
+        moved = None if velocity is None else [_vector("velocity", velocity, expected)]
+        data = [params[a:b] for a, b in pairwise(cuts)]
+        self._state = self._laid_out(structures, data, params[cuts[-1] :], moved)
 
     def structures(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return each layer's (indptr, indices), views."""
@@ -537,16 +574,17 @@ class SparseMLP:
         Source: SET, Mocanu et al. 2018, algorithm 1. Kept connections keep their velocity, new ones
         start at 0 with fresh initial weights, at random places; nnz stays constant. O(nnz).
         """
-        replaced = 0
+        replaced, draft = 0, self._draft()
         for layer in range(len(self) - 1):
-            view = self[layer]
+            view = self._views(draft, layer)
             drop = topology.weakest(view.data, zeta)
             fresh = initial_weights(self.init, view.n_in, view.n_out, int(drop.sum()), rng)
             topology.replace(
                 drop, view.indptr, view.indices, view.data, view.velocity, view.n_in, fresh, rng
             )
-            self._transpose(layer)
+            self._transpose(draft, layer)
             replaced += len(fresh)
+        self._state = _sealed(draft)
         return replaced
 
     def importance(self, layer: int) -> np.ndarray:
@@ -574,14 +612,17 @@ class SparseMLP:
         if all(keep.all() for keep in keeps):
             return 0  # the arrays stay where they are
         keeps.append(np.ones(views[-1].nnz, bool))
-        before = self.nnz
-        kept = list(zip(keeps, views, strict=True))
-        self._assemble(
+        kept, velocity = list(zip(keeps, views, strict=True)), self.velocity
+        if velocity is not None:
+            moved = [v.velocity[keep] for keep, v in kept if v.velocity is not None]
+            moved.append(velocity[self.nnz :])
+        self._state = self._laid_out(
             [topology.keep_only(keep, v.indptr, v.indices) for keep, v in kept],
             [v.data[keep] for keep, v in kept],
-            [v.velocity[keep] for keep, v in kept if v.velocity is not None] or None,
+            self.biases,
+            None if velocity is None else moved,
         )
-        return before - self.nnz
+        return sum(len(keep) - int(keep.sum()) for keep in keeps)
 
     def compact(self) -> SparseMLP:
         """Return the equivalent network without the hidden neurons that no longer matter.
@@ -619,6 +660,13 @@ def _remove(
     weights[layer + 1] = sp.csr_array(above[:, places])
 
 
+def _sealed(state: State) -> State:
+    """Make the structure read-only for good: kernels rely on what was checked."""
+    net = state.network
+    sealed_arrays = Network(*map(sealed, net))._replace(weights=net.weights, biases=net.biases)
+    return state._replace(network=sealed_arrays)
+
+
 def _checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     values = list(sizes)
     if len(values) < 2:
@@ -630,7 +678,11 @@ def _checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(map(int, values))
 
 
-def _flat(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+def _copy(array: np.ndarray) -> np.ndarray:
+    return _flat([array], array.dtype)
+
+
+def _flat(arrays: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
     """Concatenate into a cache-aligned vector."""
     out = engine.aligned(sum(len(a) for a in arrays), dtype)
     start = 0

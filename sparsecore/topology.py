@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparsecore.compiled.arrays import reads
 from sparsecore.compiled.jit import jit
 from sparsecore.compiled.kernels import mix
 
@@ -127,6 +128,12 @@ def transpose(indptr, indices, out_indptr, out_indices, out_position):
     out_indptr[0] = 0
 
 
+def check_fraction(zeta: float) -> None:
+    """Raise ValueError unless `zeta` is a fraction that evolution can replace."""
+    if not 0 <= zeta < 1:
+        raise ValueError(f"zeta: expected a fraction in [0, 1), got {zeta!r}")
+
+
 def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
     """Mark the connections that SET removes, bool, shape (nnz,).
 
@@ -134,8 +141,7 @@ def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
     to zero, and the same fraction of the negative ones; zeros count as positive. Raises ValueError
     for another `zeta`. O(nnz) by selection.
     """
-    if not 0 <= zeta < 1:
-        raise ValueError(f"zeta: expected a fraction in [0, 1), got {zeta!r}")
+    check_fraction(zeta)
     drop = np.zeros(len(data), bool)
     negative = data < 0
     for sign in (~negative, negative):
@@ -255,13 +261,21 @@ def keep_only(
     return running[indptr], indices[keep]
 
 
-@_jit
-def retain_valid(indptr, indices, values, new_indptr, new_indices, out):
+def retain_valid(
+    indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, new_indptr: np.ndarray,
+    new_indices: np.ndarray, out: np.ndarray,
+) -> int:  # fmt: skip
     """Carry values of an older topology over to a newer one (RetainValidUpdates).
 
     `out`, float32 (new nnz,), is filled: the connection's value if it existed, else 0. Return the
     number of connections that exist in both. A merge of the rows, O(nnz + new nnz).
     """
+    old = reads(indptr, np.int64), reads(indices, np.int32), reads(values, np.float32)
+    return _retain(*old, reads(new_indptr, np.int64), reads(new_indices, np.int32), out)
+
+
+@_jit
+def _retain(indptr, indices, values, new_indptr, new_indices, out):
     kept = 0
     for row in range(len(indptr) - 1):
         k, stop = indptr[row], indptr[row + 1]
@@ -295,8 +309,10 @@ def union_average(
         columns = np.empty(len(indices) + len(other_indices), np.int32)
         sums = np.empty(len(columns))
         size = _add_rows(
-            indptr, indices, total, other_indptr, other_indices, other, merged, columns, sums
-        )
+            reads(indptr, np.int64), reads(indices, np.int32), reads(total, np.float64),
+            reads(other_indptr, np.int64), reads(other_indices, np.int32), reads(other, np.float32),
+            merged, columns, sums,
+        )  # fmt: skip
         indptr, indices, total = merged, columns[:size].copy(), sums[:size].copy()
     return indptr, indices, (total / len(layers)).astype(np.float32)
 

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from sparsecore import functions, seeds
+from sparsecore.compiled.arrays import Fixed
 from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.config import TrainConfig
@@ -29,7 +30,10 @@ class Model(Protocol):
     """What a trainer needs of a network: of `SparseMLP`, or of one with an engine of its own."""
 
     sizes: tuple[int, ...]
-    params: np.ndarray
+
+    @property
+    def params(self) -> np.ndarray:
+        """All weights, then all biases, float32."""
 
     @property
     def nnz(self) -> int:
@@ -131,26 +135,41 @@ def change_topology(
     return {"pruned": pruned, "replaced": replaced}
 
 
-class Trainer:
+class Trainer(Fixed):
     """Trains a model in place, an epoch at a time; only a `SparseMLP` evolves and is pruned.
 
     `seed` determines data order, dropout and evolution, and `rank` gives parallel workers different
     streams; results of a `SparseMLP` do not depend on `threads`. `epoch` and `step` count what is
     done, and `seconds` the time spent, compilation excluded.
+
+    After an interrupt (Ctrl-C) the model is as after a step or a change of its topology, and `step`
+    counts its steps. An epoch that was not finished does not count: `run_epoch` takes it anew, on
+    the model as it is, in the same order, with the dropout of steps that were never taken.
     """
+
+    FIXED = ("model", "config", "seed", "threads", "rank")
 
     def __init__(
         self, model: Model, config: TrainConfig, *, seed: int = 0, threads: int = 1, rank: int = 0
     ) -> None:
         self.model, self.config = model, config
         self.seed, self.threads, self.rank = seed, threads, rank
-        self.epoch = self.step = 0
+        self.epoch, self._steps = 0, np.zeros(1, np.int64)
         self.seconds = {"train": 0.0, "evaluate": 0.0, "evolve": 0.0}
-        self._velocity = model.start_momentum()
+        model.start_momentum()
         self._engine = model.new_engine(config.batch_size, threads)
         self._rule = sgd_rule(config, seed, rank)
         self._slice_steps = 1
         self._compile()
+
+    @property
+    def step(self) -> int:
+        """Steps taken; a kernel counts each when it is whole."""
+        return int(self._steps[0])
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._steps[0] = value
 
     def epochs(
         self,
@@ -198,18 +217,16 @@ class Trainer:
         if n == 0:
             raise ValueError("X: expected at least one row to train on, got none")
         order = seeds.generator(self.seed, Purpose.SHUFFLE, self.rank, self.epoch).permutation(n)
-        sums, done = metrics(), 0
+        self.model.start_momentum()
+        sums, done = metrics()._replace(steps=self._steps), 0
         while done < n:
             begin = time.perf_counter()
             rows = order[done : done + self._slice_rows(X)]
             inputs, labels = X, y
             if sp.issparse(X):  # only these rows are ever dense
                 inputs, labels, rows = X[rows].toarray(), y[rows], np.arange(len(rows))
-            self._engine.train(
-                self._velocity, self._rule, inputs, labels, rows, batch, self.step, sums
-            )
+            self._engine.train(self._rule, inputs, labels, rows, batch, self.step, sums)
             done += len(rows)
-            self.step += -(-len(rows) // batch)
             loss = float(sums.loss[0]) / done
             if not np.isfinite(loss):
                 raise diverged(
@@ -246,9 +263,6 @@ class Trainer:
         changed = {"pruned": 0, "replaced": 0}
         if isinstance(model, SparseMLP):
             changed = change_topology(model, self.config, self.seed, self.rank, self.epoch)
-            if any(changed.values()):
-                self._velocity = model.start_momentum()
-                self._engine.bind(model.network)
         self.seconds["evolve"] += time.perf_counter() - start
         return changed
 
@@ -282,7 +296,7 @@ class Trainer:
     def _compile(self) -> None:
         """Have everything compiled before anything is timed: run it over no or little data."""
         X, none = np.zeros((1, self.model.sizes[0]), np.float32), np.zeros(0, np.int64)
-        self._engine.train(self._velocity, self._rule, X[:0], none, none, 1, 0, metrics())
+        self._engine.train(self._rule, X[:0], none, none, 1, 0, metrics())
         self.model.decision_function(X)
         if self.config.zeta > 0 or self.config.prune_from is not None:
             tiny = SparseMLP.erdos_renyi((4, 4, 4, 2), density=0.5, random_state=0)

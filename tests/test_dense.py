@@ -45,15 +45,15 @@ def test_logits_against_oracle(activation, rows, monkeypatch):
 def test_steps_against_oracle(activation, dropout):
     sparse, model = twins(activation)
     net, sums = oracle.Net(sparse), metrics()
-    engine, velocity = dense.DenseEngine(model, 16, threads=1), model.start_momentum()
+    engine = dense.DenseEngine(model, 16, threads=1)
     params, before = model.params, model.params.copy()
     losses, correct = 0.0, 0
     for step, n in enumerate((16, 16, 5)):  # an epoch's last batch is smaller
         X, y = oracle.batch(sparse, n, seed=step)
-        engine.train(velocity, rule(dropout), X, y, np.arange(n), 16, step, sums)
+        engine.train(rule(dropout), X, y, np.arange(n), 16, step, sums)
         loss, hits = net.step(X, y, RATE, MOMENTUM, DECAY, dropout, 5, step)
         net.params.holds(model.params)
-        net.velocity.holds(velocity)
+        net.velocity.holds(model.velocity)
         losses, correct = losses + n * loss.exact, correct + hits
     assert sums.loss[0] == pytest.approx(losses, rel=1e-5)
     assert sums.correct[0] == correct

@@ -292,6 +292,42 @@ def test_inputs_of_a_wrong_shape_are_refused():
                 net.logits(np.zeros(shape, np.float32))
 
 
+@pytest.mark.parametrize("y", [[0, 1, 3, 0], [0, -1, 0, 0], [0, 1]])
+def test_labels_out_of_range_are_refused(y):
+    X = np.zeros((4, 600), np.float32)
+    with network() as net, pytest.raises(ValueError, match="y: expected"):
+        net.step(X, np.array(y), 0.1)
+
+
+def test_a_change_that_was_interrupted_is_not_gone_on_from():
+    X, y = np.zeros((4, 600), np.float32), np.zeros(4, int)
+    with network() as net:
+        uses = {
+            "step": lambda follow=None: net.step(X, y, 0.1, follow=follow),
+            "evolve": lambda follow=None: net.evolve(0.3, 1, follow),
+            "logits": lambda: net.logits(X),
+            "sha256": net.sha256,
+        }
+        for change, calls in (("step", 5), ("evolve", 1)):  # a step's first four are forward
+            seen = []
+
+            def interrupt(n, seen=seen, calls=calls):
+                seen.append(n)
+                if len(seen) == calls:
+                    raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                uses[change](interrupt)
+            for use in uses.values():
+                with pytest.raises(RuntimeError, match="half changed: restore its checkpoint"):
+                    use()
+            net.restored()
+        with pytest.raises(ValueError, match="zeta: expected a fraction"):
+            net.evolve(1.5, 1)
+        for use in uses.values():
+            use()
+
+
 # --- where integers end --------------------------------------------------------------------------
 
 

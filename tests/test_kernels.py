@@ -11,10 +11,13 @@ import pytest
 import scipy.sparse as sp
 from oracle import SIZES, Net, Value, added, batch, given, kept, mix, network, scaled
 
-from sparsecore.compiled import engine, kernels
-from sparsecore.compiled.engine import Engine, aligned, lane_width
+from sparsecore.compiled import engine, kernels, programs
+from sparsecore.compiled.arrays import sealed
+from sparsecore.compiled.engine import aligned, lane_width
 from sparsecore.compiled.kernels import Rule
+from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
+from sparsecore.train import Trainer
 
 BATCHES = [1, 5, 8, 32, 100, 130, 512]
 ACTIVATIONS = ["all-relu", "relu", "leaky-relu"]
@@ -181,12 +184,84 @@ def test_places_may_need_64_bits():
     model = network((7, 6, 5, 3), 0.5)
     X, y = batch(model, 5)
     expected = model.loss_and_gradient(X, y, dropout=0.3)
-    net = model.network
+    net = model._state.network
     assert net.out_position.dtype == np.int32
-    model._network = net._replace(out_position=net.out_position.astype(np.int64))
+    wide = sealed(net.out_position.astype(np.int64))
+    model._state = model._state._replace(network=net._replace(out_position=wide))
     loss, gradient = model.loss_and_gradient(X, y, dropout=0.3)
     assert loss == expected[0]
     np.testing.assert_array_equal(gradient, expected[1])
+
+
+def unaligned(array):
+    raw = np.zeros(array.nbytes + 1, np.uint8)
+    view = raw[1:].view(array.dtype).reshape(array.shape)
+    view[:] = array
+    return view
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+FORMS = [
+    read_only, unaligned, np.asfortranarray, lambda a: np.repeat(a, 2, axis=0)[::2],
+    lambda a: a.astype(a.dtype.newbyteorder()), lambda a: a.astype(np.float64), np.ndarray.tolist,
+]  # fmt: skip
+
+
+def test_no_form_of_the_data_compiles_a_kernel_anew():
+    model = network()
+    X, y = batch(model, 32)
+    jitted = (
+        programs.train_batches, programs.batch_gradient, programs.predict_range, kernels.misplaced,
+        kernels.reorder,
+    )  # fmt: skip
+
+    def use(X, y):
+        twin = model.copy()
+        config = TrainConfig(hidden=SIZES[1:-1], batch_size=32, zeta=0.0, dropout=0.0)
+        with Trainer(twin, config, seed=1) as trainer:
+            trainer.run_epoch(X, y)
+        return model.decision_function(X), model.loss_and_gradient(X, y)[1], twin.params
+
+    expected = use(X, y)
+    known = [len(dispatcher.signatures) for dispatcher in jitted]
+    for form in FORMS:
+        for a, b in zip(use(form(X), form(y)), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert [len(dispatcher.signatures) for dispatcher in jitted] == known
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"labels": np.full(32, 7)}, "rows: expected samples below 32 with labels below 7"),
+        ({"labels": np.full(32, -1)}, "rows: expected samples below 32 with labels below 7"),
+        ({"rows": np.array([0, 32])}, "rows: expected samples below 32 .*, got row 32"),
+        ({"rows": np.array([-1])}, "rows: expected samples below 32 .*, got row -1"),
+        ({"labels": np.zeros(31, int)}, r"inputs: expected shape \(31, 37\), got \(32, 37\)"),
+        ({"inputs": np.zeros((32, 36))}, r"inputs: expected shape \(32, 37\), got \(32, 36\)"),
+        ({"inputs": np.zeros(32)}, r"expected an array of 2 dimensions, got shape \(32,\)"),
+        ({"batch_size": 33}, "batch_size: expected 1 to 32, got 33"),
+        ({"batch_size": 0}, "batch_size: expected 1 to 32, got 0"),
+        ({"rows": np.zeros(33, int)}, "rows: expected 1 to 32, got 33"),
+        ({"out": np.zeros(3, np.float32)}, "out: expected a contiguous float32 vector of"),
+    ],
+)
+def test_the_engine_checks_what_the_kernels_trust(changes, complaint):
+    model = network()
+    X, y = batch(model, 32)
+    given = {"inputs": X, "labels": y, "rows": np.arange(32), "batch_size": 32} | changes
+    out = given.pop("out", np.zeros_like(model.params))
+    model.start_momentum()
+    with model.new_engine(32) as runner, pytest.raises(ValueError, match=complaint):
+        if "rows: expected 1" not in complaint and "out" not in changes:
+            runner.train(rule(), **given, step=0, sums=engine.metrics())
+        given.pop("batch_size")
+        runner.gradient(out, rule(), **given, step=0, sums=engine.metrics())
 
 
 def test_buffers_begin_at_a_cache_line():
@@ -210,8 +285,9 @@ def rule(dropout=0.0, seed=0, **changes):
 def train(model, X, y, batch_size, a_rule, rows=None, step=0, threads=1):
     rows = np.arange(len(X)) if rows is None else rows
     sums = engine.metrics()
-    with Engine(model.network, batch_size, threads) as runner:
-        runner.train(model.start_momentum(), a_rule, X, y, rows, batch_size, step, sums)
+    model.start_momentum()
+    with model.new_engine(batch_size, threads) as runner:
+        runner.train(a_rule, X, y, rows, batch_size, step, sums)
     return sums
 
 
@@ -296,7 +372,7 @@ def test_threads_do_not_change_a_bit(batch_size):
         model = network()
         sums = train(model, X, y, batch_size, rule(0.3, seed=1), threads=threads)
         gradient, more = np.full_like(model.params, np.nan), engine.metrics()
-        with Engine(model.network, 400, threads) as runner:
+        with model.new_engine(400, threads) as runner:
             runner.gradient(gradient, rule(0.3, seed=2), X, y, np.arange(400), 5, more)
         results.append((model.params, model.velocity, sums.loss, sums.correct, gradient, more.loss))
     assert np.isfinite(results[0][4]).all()
@@ -342,8 +418,8 @@ def test_a_layer_swept_in_slices_takes_the_step_of_the_dense_network(n, monkeypa
     results = []
     for threads in (1, 2):
         model = network()
-        with Engine(model.network, n, threads) as runner:
-            work = runner._work[threads]
+        with model.new_engine(n, threads) as runner:
+            work = runner._now()[1][threads]
         assert work.forward_slices.max() > 1
         assert work.backward_slices[0] > 1
         assert work.backward_slices[1:].max() > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -313,6 +314,126 @@ def test_biases_must_fit_the_sizes(lengths):
 def test_labels_are_checked(y, complaint):
     with pytest.raises(ValueError, match=complaint):
         network().loss_and_gradient(np.zeros((3, 37)), np.array(y))
+
+
+@pytest.mark.parametrize("y", [[0.5, 1.0, 2.0], [np.nan, 0, 1], [0.0, 1.0, 2**63]])
+def test_labels_are_whole_numbers(y):
+    X, model = np.zeros((3, 37)), network()
+    assert model.loss_and_gradient(X, np.array([2.0, 0.0, 1.0]))
+    with (
+        pytest.raises(ValueError, match="y: expected class indices, got numbers that are not"),
+        np.errstate(invalid="ignore"),
+    ):
+        model.loss_and_gradient(X, np.array(y))
+
+
+@pytest.mark.parametrize(("row", "column"), [(-1, 0), (0, -1), (3, 0), (0, 37)])
+def test_the_first_coordinate_outside_is_refused(row, column):
+    X = sp.coo_array((np.ones(1), ([0], [0])), shape=(3, 37))
+    X.coords = np.array([row], np.int32), np.array([column], np.int32)
+    with pytest.raises(ValueError, match="X: has a coordinate outside its shape"):
+        network().decision_function(X)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, np.nan])
+def test_dropout_is_checked(dropout):
+    with pytest.raises(ValueError, match=f"dropout: expected a number in .0, 1., got {dropout}"):
+        network().loss_and_gradient(np.zeros((1, 37)), np.zeros(1), dropout=dropout)
+
+
+def test_a_gradient_needs_a_sample():
+    with pytest.raises(ValueError, match="batch_size: expected at least one sample, got 0"):
+        network().loss_and_gradient(np.zeros((0, 37)), np.zeros(0, int))
+
+
+def replaced(name, value):
+    return lambda model: setattr(model, name, value(model))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        replaced("params", lambda model: model.params[:-1]),
+        replaced("network", lambda model: model.network),
+        replaced("sizes", lambda model: (10**6, *model.sizes[1:])),
+        replaced("activation", lambda model: "relu"),
+        replaced("alpha", lambda model: 9.0),
+        replaced("init", lambda model: "none"),
+        replaced("velocity", lambda model: np.zeros(len(model.params) - 1, np.float32)),
+        replaced("velocity", lambda model: np.zeros((len(model.params), 1), np.float32)),
+        lambda model: model.params.resize(3),
+        lambda model: model.velocity.resize(3),
+        lambda model: model.network.weight_start.fill(10**9),
+        lambda model: model.network.indices.fill(10**6),
+        lambda model: model.network.out_position.fill(-1),
+        lambda model: model[0].indptr.fill(10**6),
+        lambda model: model.structures()[0][1].fill(-1),
+        lambda model: setattr(model.network.indices.flags, "writeable", True),
+        lambda model: setattr(model[0].indptr.flags, "writeable", True),
+        lambda model: setattr(model.network.indices, "dtype", np.int8),
+        lambda model: setattr(model.network.weights, "dtype", np.uint8),
+        lambda model: setattr(model.params, "dtype", np.uint8),
+        lambda model: setattr(model.velocity, "dtype", np.float64),
+    ],
+)
+def test_public_attributes_do_no_harm(harm):
+    """Refused, or without effect: the kernels check no bounds."""
+    model = network((37, 29, 24, 7), 0.2)
+    model.start_momentum()[:] = 1
+    X, y = batch(model, 32)
+    expected = model.weights_sha256(), model.decision_function(X)
+    with contextlib.suppress(AttributeError, ValueError):
+        harm(model)
+    assert_consistent(model)
+    assert (model.velocity == 1).all()
+    assert model.copy().weights_sha256() == model.weights_sha256() == expected[0]
+    np.testing.assert_array_equal(model.decision_function(X), expected[1])
+    model.loss_and_gradient(X, y)
+
+
+def test_parameters_and_velocity_are_written_in_place():
+    model = network()
+    before = model.weights_sha256()
+    model.params[:] = 2
+    assert (model[0].data == 2).all() and (model.biases == 2).all()
+    model[1].bias[:] = 3
+    assert (model.biases == 3).any() and model.weights_sha256() != before
+    model.start_momentum()[:] = 1
+    values = np.arange(len(model.params))
+    model.velocity = values
+    values[:] = 0
+    np.testing.assert_array_equal(model.velocity, np.arange(len(model.params)))
+    assert model[0].velocity[3] == 3
+    model.velocity = None
+    assert model.velocity is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("weight_start", [0, 3], r"weight_start: expected 3 integers up to 5, got \[0 3\]"),
+        ("weight_start", [0, 3, 9], "weight_start: expected 3 integers up to 5"),
+        ("weight_start", [0, 3.0, 5], "weight_start: expected 3 integers up to 5"),
+        ("weight_start", [-1, 3, 5], "weight_start: expected to rise from 0"),
+        ("weight_start", [0, 6, 5], "weight_start: expected to rise from 0"),
+        ("weight_start", [0, 2**63, 5], "weight_start: expected"),
+        ("indptr", [0, 1, 2], r"indptr: expected 7 values, got shape \(3,\)"),
+        ("indptr", [[0]], r"indptr: expected 7 values, got shape \(1, 1\)"),
+        ("params", np.zeros(3), "params: expected 10 values, got 3"),
+        ("params", np.zeros((10, 1)), r"params: expected 10 values, got shape \(10, 1\)"),
+        ("sizes", (4, 0, 2), "sizes: expected integers from 1"),
+    ],
+)
+def test_flat_arrays_are_checked(name, value, complaint):
+    good = {
+        "sizes": (4, 3, 2), "weight_start": np.array([0, 3, 5]),
+        "indptr": np.array([0, 1, 2, 3, 0, 1, 2]), "indices": np.array([0, 1, 2, 0, 1]),
+        "params": np.arange(10.0),
+    }  # fmt: skip
+    np.testing.assert_array_equal(SparseMLP.from_flat(**good).params, np.arange(10))
+    value = value if name == "sizes" else np.array(value)
+    with pytest.raises(ValueError, match=complaint):
+        SparseMLP.from_flat(**(good | {name: value}))
 
 
 def test_structures_must_fit_the_sizes():

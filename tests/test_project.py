@@ -43,7 +43,7 @@ ROWS = (
     {"provenance"},
     {"datasets"},
     {"compiled"},
-    {"functions", "seeds", "files", "progress"},
+    {"functions", "seeds", "files", "limits", "progress"},
 )
 RANK = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -12,7 +14,8 @@ import numpy as np
 import pytest
 from numba import njit, types
 
-from sparsecore.compiled.team import Team, barrier, cpu_count
+from sparsecore.compiled import team as team_module
+from sparsecore.compiled.team import Team, barrier, borrowed, cpu_count
 
 usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
@@ -127,6 +130,8 @@ def test_an_interrupt_waits_for_the_members_and_leaves_the_team_fit_for_work(mon
         def interrupted(self, timeout=None):
             if threading.current_thread() is threading.main_thread() and not raised:
                 raised.append(True)
+                while not slots.any():
+                    time.sleep(0)
                 raise KeyboardInterrupt
             return original(self, timeout)
 
@@ -136,6 +141,19 @@ def test_an_interrupt_waits_for_the_members_and_leaves_the_team_fit_for_work(mon
         assert (slots[::16] == 2000).all(), "nobody touches the arrays any more"
         team.run(rounds, 2, team.sync, slots, errors, 3000, False, 0)
     assert (slots[::16] == 3000).all() and not errors.any()
+
+
+def test_work_that_has_not_begun_when_an_interrupt_comes_never_begins(monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    seen = []
+    with Team(2) as team:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(team._pool, "submit", interrupted)
+            team.run(seen.append)
+        team.run(seen.append)
+    assert sorted(seen) == [0, 1]
 
 
 def test_some_members_may_work_alone():
@@ -163,5 +181,73 @@ def test_a_team_has_a_whole_number_of_members(size):
         Team(size)
 
 
-def test_cpu_count_is_positive():
-    assert cpu_count() >= 1
+def test_threads_are_a_small_multiple_of_the_cpus():
+    most = 8 * cpu_count()
+    with pytest.raises(ValueError, match=f"threads: expected at most {most}, .* got 100000"):
+        Team(100_000)
+    Team(most).close()
+
+
+@pytest.mark.parametrize("started", [0, 1, 3])
+def test_threads_that_cannot_start_are_an_error_and_leave_none(started, monkeypatch):
+    before, start = threading.active_count(), threading.Thread.start
+    left = iter(range(started))
+
+    def limited(thread):
+        if next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(RuntimeError, match="threads: the system did not start 4"):
+        Team(4)
+    assert threading.active_count() == before
+
+
+def test_a_second_interrupt_waits_for_the_members_too(monkeypatch):
+    slots, errors = np.zeros(32, np.int64), np.zeros(32, np.int64)
+    with Team(2) as team:
+        left = [Future.result, team_module.wait]
+
+        def interrupted(*args):
+            while not slots.any():
+                time.sleep(0)
+            monkeypatch.setattr(Future, "result", left[0])
+            raise KeyboardInterrupt
+
+        def interrupted_again(futures):
+            monkeypatch.setattr(team_module, "wait", left[1])
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Future, "result", interrupted)
+        monkeypatch.setattr(team_module, "wait", interrupted_again)
+        with pytest.raises(KeyboardInterrupt):
+            team.run(rounds, 2, team.sync, slots, errors, 2000, False, 0)
+        assert (slots[::16] == 2000).all() and team_module.wait is left[1]
+
+
+def test_a_borrowed_team_is_used_again_unless_its_work_failed():
+    with borrowed(3) as first, borrowed(3) as other:
+        assert first is not other
+    with borrowed(3) as again:
+        assert again in (first, other)
+    with pytest.raises(ZeroDivisionError), borrowed(3) as failed:
+        raise ZeroDivisionError
+    with borrowed(3) as again:
+        assert again is not failed
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_team_works_in_a_forked_child():
+    slots, errors = np.zeros(32, np.int64), np.zeros(32, np.int64)
+    with Team(2) as team:
+        team.run(rounds, 2, team.sync, slots, errors, 20, False, 0)
+        child = os.fork()
+        if not child:
+            signal.alarm(30)  # instead of hanging
+            team.run(rounds, 2, team.sync, slots, errors, 40, False, 0)
+            os._exit(0 if (slots[::16] == 40).all() and not errors.any() else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        team.run(rounds, 2, team.sync, slots, errors, 60, False, 0)
+    assert (slots[::16] == 60).all() and not errors.any()

@@ -143,6 +143,8 @@ def test_density_is_a_probability(density):
         ([0, 4, 2], [0, 1], "indptr: decreases at row 1"),
         ([0, 1, 2], [0, 5], r"indices: 5 is outside \[0, 5\)"),
         ([0, 1, 2], [-1, 0], r"indices: -1 is outside \[0, 5\)"),
+        ([0, 1], [5], r"indices: 5 is outside \[0, 5\)"),  # one alone
+        ([0, 3], [1, -2, 9], r"indices: -2 is outside \[0, 5\)"),  # the first of two
         ([0, 2], [1, 1], "indices: row 0 is not strictly ascending"),
         ([0, 1, 1, 4], [4, 0, 3, 2], "indices: row 2 is not strictly ascending"),
         ([0, 0, 2, 2], [3, 3], "indices: row 1 is not strictly ascending"),
@@ -151,6 +153,11 @@ def test_density_is_a_probability(density):
 def test_check_names_the_damage(indptr, indices, complaint):
     with pytest.raises(ValueError, match=complaint):
         topology.check(np.array(indptr, np.int64), np.array(indices, np.int32), 5)
+
+
+@pytest.mark.parametrize("n_out", [0, 1, 3])
+def test_check_accepts_a_layer_without_connections(n_out):
+    topology.check(np.zeros(n_out + 1, np.int64), np.zeros(0, np.int32), 5)
 
 
 @given(layers(), st.data())

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import mmap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from sparsecore.compiled import kernels, lanes, programs
+from sparsecore.compiled.arrays import reads
 from sparsecore.compiled.governor import Governor
-from sparsecore.compiled.kernels import Metrics, Network, Rule, Workspace
-from sparsecore.compiled.team import PARTS, Team
+from sparsecore.compiled.kernels import Metrics, Network, Rule, State, Workspace
+from sparsecore.compiled.team import PARTS, Team, borrowed
 
 # Forward gains little from more lanes, and two threads can share a batch of 128.
 _FORWARD_LANES = 64
@@ -57,18 +59,23 @@ def lane_width(batch_size: int) -> int:
 
 def metrics() -> Metrics:
     """Return cleared metrics."""
-    return Metrics(np.zeros(1), np.zeros(1, np.int64))
+    return Metrics(np.zeros(1), np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 
 class Engine:
     """Runs training steps and gradients of one network, with batches of at most `batch_size`.
 
-    Results do not depend on the threads. Memory: 4 bytes and 2 bits per neuron and sample, the
+    ``state()`` returns the network's arrays as they are now; the sizes of its layers never change.
+    What the engine derives from a structure belongs to that structure, and is made anew for another
+    one. Results do not depend on the threads. Memory: 4 bytes and 2 bits per neuron and sample, the
     batch rounded up to whole blocks of lanes; during `train`, 4 bytes per connection of the largest
     layer.
     """
 
-    def __init__(self, network: Network, batch_size: int, threads: int = 1) -> None:
+    def __init__(self, state: Callable[[], State], batch_size: int, threads: int = 1) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least one sample, got {batch_size!r}")
+        self._state, self._batch_size, network = state, batch_size, state().network
         self._team = Team(threads)
         self._governor = Governor(self._team.size)
         n_lanes = lane_width(batch_size)
@@ -80,29 +87,52 @@ class Engine:
         self._positive = aligned(size // 8, np.uint8)
         self._kept = aligned(size // 8, np.uint8)
         self._losses, self._hits = np.empty(padded), np.empty(padded, bool)
-        self.bind(network)
+        self._bound = network, self._workspaces(network)
 
-    def bind(self, network: Network) -> None:
-        """Work on a network of the same layer sizes, whose topology may differ."""
-        self._network = network
+    def _now(self) -> tuple[State, dict[int, Workspace]]:
+        """Return the network's arrays, and for each number of members what fits their structure."""
+        state = self._state()
+        if self._bound[0] is not state.network:
+            self._bound = state.network, self._workspaces(state.network)
+        return state, self._bound[1]
+
+    def _workspaces(self, network: Network) -> dict[int, Workspace]:
         sizes, size, wide = network.sizes, self._team.size, self._wide.lanes
         below = _slices(sizes[:-1], sizes[1:], network.weight_start, self._width.lanes)
         above = _slices(sizes[1:], sizes[:-1], network.weight_start, wide)
         most = max(_most(sizes[1:], below), _most(sizes[:-1], above))
         cursor = np.empty((size, most), np.int64)
         partial = aligned(_most(sizes[1:-1], above[1:]) * wide, np.float32)
-        self._work = {}
-        for members in {1, size}:
-            self._work[members] = Workspace(
+        return {
+            members: Workspace(
                 self._act, self._act_start, self._positive, self._kept, self._losses, self._hits,
                 _parts(network.indptr, sizes[1:], members * PARTS),
                 _parts(network.out_indptr, sizes[:-1], members * PARTS),
                 below, above, cursor, partial,
-            )  # fmt: skip
+            )
+            for members in {1, size}
+        }  # fmt: skip
+
+    def _batches(
+        self, network: Network, inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return samples as the kernels read them, all within bounds."""
+        inputs = reads(inputs, np.float32, 2)
+        labels, rows = reads(labels, np.int64), reads(rows, np.int64)
+        if inputs.shape != (len(labels), network.sizes[0]):
+            raise ValueError(
+                f"inputs: expected shape ({len(labels)}, {network.sizes[0]}), got {inputs.shape}"
+            )
+        place = kernels.misplaced(rows, labels, network.sizes[-1])
+        if place >= 0:
+            raise ValueError(
+                f"rows: expected samples below {len(labels)} with labels below "
+                f"{network.sizes[-1]}, got row {rows[place]}"
+            )
+        return inputs, labels, rows
 
     def train(
         self,
-        velocity: np.ndarray,
         rule: Rule,
         inputs: np.ndarray,
         labels: np.ndarray,
@@ -113,11 +143,20 @@ class Engine:
     ) -> None:
         """Take momentum steps over ``inputs[rows]`` in that order, `batch_size` samples each.
 
-        `velocity` is laid out like the network's parameters, `step` is the first step's number and
-        keys the dropout noise; `sums` receives loss and correct predictions.
+        `step` is the first step's number and keys the dropout noise; `sums` receives loss, correct
+        predictions and steps. Steps are whole even if an interrupt ends the work.
         """
-        nnz, first = len(self._network.weights), 0
-        with self._backward_order(velocity):
+        state, work = self._now()
+        net, velocity = state.network, state.velocity
+        if velocity is None:
+            raise RuntimeError("the network has no velocity: call start_momentum() first")
+        if not 1 <= batch_size <= self._batch_size:
+            raise ValueError(f"batch_size: expected 1 to {self._batch_size}, got {batch_size!r}")
+        inputs, labels, rows = self._batches(net, inputs, labels, rows)
+        nnz, first = len(net.weights), 0
+        # In the order in which backward visits them, velocities save 5 to 12 % of a step.
+        kernels.reorder(*(order := _order(state)), True)
+        try:
             while True:
                 steps = self._governor.units(-(-(len(rows) - first) // batch_size))
                 turn = rows[first : first + steps * batch_size]
@@ -125,7 +164,7 @@ class Engine:
                 begin = time.perf_counter()
                 self._team.run(
                     programs.train_batches, members, self._team.sync, self._wide, self._width,
-                    self._network, velocity[:nnz], velocity[nnz:], self._work[members], rule,
+                    net, velocity[:nnz], velocity[nnz:], work[members], rule,
                     inputs, labels, turn, batch_size, step + first // batch_size, sums,
                     members=members,
                 )  # fmt: skip
@@ -135,17 +174,8 @@ class Engine:
                 first += len(turn)
                 if first >= len(rows):
                     return
-
-    @contextlib.contextmanager
-    def _backward_order(self, velocity: np.ndarray) -> Iterator[None]:
-        """Keep velocities in the order in which backward visits them: 5 to 12 % of a step."""
-        starts, places = self._network.weight_start, self._network.out_position
-        layer = np.empty(int(np.diff(starts).max()), np.float32)
-        kernels.reorder(velocity, starts, places, layer, True)
-        try:
-            yield
         finally:
-            kernels.reorder(velocity, starts, places, layer, False)
+            kernels.reorder(*order, False)
 
     def gradient(
         self,
@@ -158,11 +188,20 @@ class Engine:
         sums: Metrics,
     ) -> None:
         """Write the gradient of the mean loss over ``inputs[rows]`` into a flat vector."""
-        nnz = len(self._network.weights)
+        state, work = self._now()
+        net, nnz = state.network, len(state.network.weights)
+        inputs, labels, rows = self._batches(net, inputs, labels, rows)
+        if not 1 <= len(rows) <= self._batch_size:
+            raise ValueError(f"rows: expected 1 to {self._batch_size}, got {len(rows)}")
+        if out.shape != state.params.shape or out.dtype != np.float32 or not out.flags.carray:
+            raise ValueError(
+                f"out: expected a contiguous float32 vector of {len(state.params)} values, got "
+                f"{out.dtype} of shape {out.shape}"
+            )
         self._team.run(
             programs.batch_gradient, self._team.size, self._team.sync, self._wide, self._width,
-            self._network, out[:nnz], out[nnz:], self._work[self._team.size], rule, inputs, labels,
-            rows, step, sums,
+            net, out[:nnz], out[nnz:], work[self._team.size], rule, inputs, labels, rows, step,
+            sums,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -176,16 +215,32 @@ class Engine:
         self.close()
 
 
+def settle(state: State) -> State:
+    """Bring the velocity into CSR order, if an interrupt has left it in the other."""
+    if state.turned[0]:
+        kernels.reorder(*_order(state), False)
+    return state
+
+
+def _order(state: State) -> tuple[Any, ...]:
+    starts = state.network.weight_start
+    layer = np.empty(int(np.diff(starts).max()), np.float32)
+    return state.velocity, starts, state.network.out_position, layer, state.turned
+
+
 def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray:
-    """Return the logits, float32, shape (n, n_classes), of float32 inputs in C order."""
-    threads = min(threads, max(1, len(inputs) // _PREDICT_SAMPLES))
+    """Return the logits, float32, shape (n, n_classes), of inputs (n, n_features)."""
+    inputs = reads(inputs, np.float32, 2)
+    members = min(threads, max(1, len(inputs) // _PREDICT_SAMPLES))
     width = lanes.Width(min(_FORWARD_LANES, lane_width(max(1, len(inputs)))))
     row = 2 * int(network.sizes.max()) * width.lanes
-    act = aligned(threads * row, np.float32).reshape(threads, row)
+    act = aligned(members * row, np.float32).reshape(members, row)
     out = np.empty((len(inputs), int(network.sizes[-1])), np.float32)
-    with Team(threads) as team:
-        rows = np.arange(len(inputs))
-        team.run(programs.predict_range, team.size, width, network, inputs, rows, act, out)
+    rows = reads(np.arange(len(inputs)), np.int64)
+    with borrowed(threads if members > 1 else members) as team:
+        team.run(
+            programs.predict_range, members, width, network, inputs, rows, act, out, members=members
+        )
     return out
 
 

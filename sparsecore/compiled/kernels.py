@@ -68,6 +68,18 @@ class Network(NamedTuple):
     slopes: np.ndarray  #: float32, negative slope of each layer's activation
 
 
+class State(NamedTuple):
+    """All that training changes of a model.
+
+    It is replaced as one: an interrupt finds the model as it was before a change or after it.
+    """
+
+    network: Network
+    params: np.ndarray  #: float32, its weights, then its biases
+    velocity: np.ndarray | None  #: float32, laid out like them
+    turned: np.ndarray  #: bool (1,), whether the velocity is in the order of the transposed access
+
+
 class Workspace(NamedTuple):
     """Buffers of one training step, and the parts into which its rows are cut."""
 
@@ -108,6 +120,7 @@ class Metrics(NamedTuple):
 
     loss: np.ndarray  #: float64 (1,), cross-entropy in nats
     correct: np.ndarray  #: int64 (1,), samples whose largest logit is the label's
+    steps: np.ndarray  #: int64 (1,), steps taken
 
 
 @_inline
@@ -416,11 +429,25 @@ def backward(wide, width, start, stop, layer, part, net, target, work, x, d, noi
 
 
 @_jit
-def reorder(values, starts, places, layer, transposed):
+def misplaced(rows, labels, n_classes):
+    """Return the first place in `rows` whose sample or label does not exist, or -1."""
+    for k in range(len(rows)):
+        row = rows[k]
+        if row < 0 or row >= len(labels) or labels[row] < 0 or labels[row] >= n_classes:
+            return k
+    return -1
+
+
+@_jit
+def reorder(values, starts, places, layer, turned, transposed):
     """Bring values of connections from CSR order into that of the transposed access, or back.
 
-    `layer` has room for the largest layer. One call reorders all, so no interrupt comes between.
+    `layer` has room for the largest layer. One call reorders all and notes it in `turned`, so no
+    interrupt comes between.
     """
+    if turned[0] == transposed:
+        return
+    turned[0] = transposed
     for number in range(len(starts) - 1):
         start, stop = starts[number], starts[number + 1]
         for k in range(start, stop):

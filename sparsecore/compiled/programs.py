@@ -192,6 +192,8 @@ def train_batches(
             first, count, step + first // batch, np.float32(rule.learning_rate / count),
             rule.momentum, metrics,
         )  # fmt: skip
+        if member == 0:  # all have passed the last barrier: the step is whole
+            metrics.steps[0] += 1
 
 
 @_jit

@@ -11,8 +11,9 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from sparsecore.compiled.arrays import Fixed
 from sparsecore.compiled.jit import jit
+from sparsecore.limits import cpu_count
 
 PARTS = 8  # of a member's share of a phase; others may take a part that it has not begun
+_MOST_PER_CPU = 8  # threads that share a CPU only wait for each other
 _SPINS = 300  # about 10 microseconds, more than a part takes
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
 _HAS_FUTEX = _FUTEX is not None
@@ -38,27 +42,47 @@ _syscall = types.ExternalFunction("syscall", _i64(_i64, _ptr, _i64, _i64, _ptr, 
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
-def cpu_count() -> int:
-    """Return the number of CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+class Team(Fixed):
+    """Threads that run jitted functions side by side; `sync` is for their `barrier` and `claim`.
 
+    A forked child has no threads of its parent; its team starts its own.
+    """
 
-class Team:
-    """Threads that run jitted functions side by side; `sync` is for their `barrier` and `claim`."""
+    FIXED = ("size", "sync")
 
     def __init__(self, size: int) -> None:
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"threads: expected an integer of at least 1, got {size!r}")
+        if size > _MOST_PER_CPU and size > (most := _MOST_PER_CPU * cpu_count()):
+            raise ValueError(
+                f"threads: expected at most {most}, {_MOST_PER_CPU} for each CPU that this process "
+                f"may use, got {size}"
+            )
         self.size = int(size)
         self.sync = np.zeros((2 + self.size) * _LINE, np.int32)
-        self._pool = ThreadPoolExecutor(self.size, "sparsecore")
-        if self.size > 1:
-            # All threads start now. Later, a pool starts one only when it believes that none is
-            # idle; it may be wrong, and members would wait forever for a thread never started.
-            everyone = threading.Barrier(self.size)
-            wait([self._pool.submit(everyone.wait) for _ in range(self.size)])
+        self._start()
+
+    def _start(self) -> None:
+        """Start all threads.
+
+        Later, a pool starts one only when it believes that none is idle; it may be wrong, and
+        members would wait forever for a thread never started.
+        """
+        pool, everyone = ThreadPoolExecutor(self.size, "sparsecore"), threading.Barrier(self.size)
+        try:
+            if self.size > 1:
+                wait([pool.submit(everyone.wait) for _ in range(self.size)])
+        except BaseException as error:
+            everyone.abort()  # those that have started would wait for the others
+            pool.shutdown(cancel_futures=True)
+            if isinstance(error, RuntimeError) and "start" in str(error):
+                raise RuntimeError(
+                    f"threads: the system did not start {self.size} ({error}); take fewer, or "
+                    "raise its limit (ulimit -u, or pids.max of a control group)"
+                ) from error
+            raise
+        self.sync[:] = 0
+        self._pool, self._process = pool, os.getpid()
 
     def run(self, function: Callable[..., Any], *args: Any, members: int | None = None) -> None:
         """Call ``function(member, *args)`` on every member, or the first so many, and wait for all.
@@ -69,15 +93,31 @@ class Team:
         if members == 1:
             function(0, *args)
             return
+        if self._process != os.getpid():
+            self._start()
         # Another thread starts the members. An interrupt (Ctrl-C) comes to the main thread, and if
         # it came between two members, the first would wait for the other forever.
-        everyone = self._pool.submit(self._lead, members, function, args)
+        everyone: Future[None] = Future()
         try:
+            self._pool.submit(self._lead, everyone, members, function, args)
             everyone.result()
         finally:
-            wait([everyone])
+            # Nobody works on the arrays any more, whenever this ends, and a second time, too.
+            while not everyone.done() and not everyone.cancel():
+                with suppress(KeyboardInterrupt):
+                    wait([everyone])
 
-    def _lead(self, members: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def _lead(self, everyone: Future[None], members: int, function: Any, args: Any) -> None:
+        if not everyone.set_running_or_notify_cancel():
+            return
+        try:
+            self._together(members, function, args)
+        except BaseException as error:
+            everyone.set_exception(error)
+        else:
+            everyone.set_result(None)
+
+    def _together(self, members: int, function: Callable[..., Any], args: Any) -> None:
         others = [self._pool.submit(function, member, *args) for member in range(1, members)]
         try:
             function(0, *args)
@@ -95,6 +135,25 @@ class Team:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+_idle: list[Team] = []
+
+
+@contextmanager
+def borrowed(size: int) -> Iterator[Team]:
+    """Lend a team for one job; it is kept for the next, for threads take long to start."""
+    fitting = [team for team in _idle if team.size == size]
+    try:
+        _idle.remove(team := fitting[0])
+    except (IndexError, ValueError):  # none, or another thread was faster
+        team = Team(size)
+    try:
+        yield team
+    except BaseException:
+        team.close()
+        raise
+    _idle.append(team)
 
 
 @intrinsic

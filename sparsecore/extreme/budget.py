@@ -16,6 +16,7 @@ import psutil
 from sparsecore import topology
 from sparsecore.extreme import tiles
 from sparsecore.extreme.tiles import Grid
+from sparsecore.limits import free_memory
 
 GIB = 2**30
 LANES = (4, 8, 16, 32, 64)
@@ -91,7 +92,7 @@ class Budget:
     def check(self, limit: int | None) -> None:
         """Refuse a plan above `limit` bytes, or above the memory that is free now if None."""
         # The process's own memory is not free any more, but it is in the plan.
-        free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+        free = free_memory() + psutil.Process().memory_info().rss
         name, most = ("--memory-limit", limit) if limit is not None else ("free memory", free)
         if self.total > most:
             raise OverBudgetError(

@@ -19,7 +19,9 @@ from sparsecore.extreme import budget, sweeps, tiles
 from sparsecore.extreme.sweeps import Strip, Update
 from sparsecore.extreme.tiles import Grid, Tiles
 from sparsecore.functions import negative_slope, probabilities
+from sparsecore.mlp import as_labels
 from sparsecore.seeds import Purpose
+from sparsecore.topology import check_fraction
 
 
 class Draft(NamedTuple):
@@ -135,23 +137,19 @@ class TiledMLP:
     `seed` determines everything, bit for bit, whatever the threads. With `empty` no structure is
     drawn: a checkpoint will fill it in. `progress` is called with each layer's connections when it
     is drawn. Memory: see `budget.plan`; a step takes 7 to 9 ns per connection on two cores.
+
+    There is no memory for a second copy, so an interrupt can leave a step or an evolution half
+    done; the network then refuses to go on until a checkpoint fills it in.
     """
 
+    _torn = False  # within a step or an evolution
     message_bytes = message_seconds = 0.0  # what a split network has exchanged
 
     def __init__(
-        self,
-        sizes: Sequence[int],
-        *,
-        epsilon: float,
-        batch_size: int = 4,
-        activation: str = "all-relu",
-        alpha: float = 0.05,
-        seed: int = 0,
-        threads: int = 1,
-        empty: bool = False,
-        progress: Any = None,
-    ) -> None:
+        self, sizes: Sequence[int], *, epsilon: float, batch_size: int = 4,
+        activation: str = "all-relu", alpha: float = 0.05, seed: int = 0, threads: int = 1,
+        empty: bool = False, progress: Any = None,
+    ) -> None:  # fmt: skip
         self.sizes, self.seed, self.batch_size = tuple(sizes), seed, batch_size
         lanes = budget.lane_width(batch_size)
         plans = []
@@ -192,23 +190,20 @@ class TiledMLP:
         return self._outputs()[:, : len(X)].T.copy()
 
     def step(
-        self,
-        X: np.ndarray,
-        y: np.ndarray,
-        learning_rate: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        follow: Any = None,
-    ) -> np.ndarray:
+        self, X: np.ndarray, y: np.ndarray, learning_rate: float, momentum: float = 0.9,
+        weight_decay: float = 0.0, follow: Any = None,
+    ) -> np.ndarray:  # fmt: skip
         """Take a step of momentum SGD on a batch; return the logits before it.
 
         `learning_rate` is divided by a layer's mean fan-in: so a step moves the outputs equally for
         all widths. `follow` is called with the connections of a layer after each sweep over them.
         If the logits are not finite, nothing is changed, and FloatingPointError is raised.
         """
+        y = as_labels(y, len(X), self.sizes[-1])
         self._forward(X, follow)
         outputs = self._outputs()
         logits = replace_by_gradient(outputs, y)
+        self._torn = True
         grid = self.layers[-1].grid  # a split network keeps its own rows of the gradient
         begin = grid.first * grid.side_out
         self._z[-1].reshape(-1, self._width.lanes)[:] = outputs[begin : begin + grid.n_out]
@@ -224,9 +219,15 @@ class TiledMLP:
                 self._pass_down(number, z_in)
             if follow is not None:
                 follow(layer.nnz)
+        self._torn = False
         return logits
 
+    def _check_whole(self) -> None:
+        if self._torn:
+            raise RuntimeError("an interrupt left the network half changed: restore its checkpoint")
+
     def _forward(self, X: np.ndarray, follow: Any = None) -> None:
+        self._check_whole()
         if X.ndim != 2 or X.shape[1] != self.sizes[0] or not 1 <= len(X) <= self.batch_size:
             raise ValueError(
                 f"X: expected shape (1 to {self.batch_size}, {self.sizes[0]}), got {X.shape}"
@@ -262,7 +263,9 @@ class TiledMLP:
 
         `epoch` must differ between calls, from 1 on.
         """
-        replaced = 0
+        self._check_whole()
+        check_fraction(zeta)
+        replaced, self._torn = 0, True
         for number, layer in enumerate(self.layers[:-1]):
             rng = seeds.generator(self.seed, Purpose.EVOLUTION, number, epoch)
             key = rng.integers(2**63, dtype=np.uint64)
@@ -271,6 +274,7 @@ class TiledMLP:
             self._cut(layer)
             if progress is not None:
                 progress(layer.nnz)
+        self._torn = False
         return replaced
 
     def _cut(self, layer: Layer) -> None:
@@ -291,7 +295,7 @@ class TiledMLP:
         return Tiles(np.empty_like(layer.tiles.start), rows, columns, weights, velocity)
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield name and array of everything that a checkpoint has to keep."""
+        """Yield name and array of everything that a checkpoint keeps, or fills in if torn."""
         for number, layer in enumerate(self.layers):
             for name, array in layer.tiles._asdict().items():
                 yield f"{number}.{name}", array
@@ -305,9 +309,11 @@ class TiledMLP:
             if not (np.isfinite(layer.biases).all() and np.isfinite(layer.bias_velocity).all()):
                 raise ValueError(f"layer {number}: a bias is not finite")
             self._cut(layer)
+        self._torn = False
 
     def sha256(self, progress: Any = None) -> str:
         """Return the SHA-256 of structure, parameters and velocities, as hexadecimal digits."""
+        self._check_whole()
         digest = hashlib.sha256()
         for _, array in self.arrays():
             digest.update(array.view(np.uint8).data)

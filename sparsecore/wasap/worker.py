@@ -101,7 +101,6 @@ class Worker:
 
     def changed(self, version: Version) -> None:
         """Go on with another topology of the model, a copy of the server's at `version`."""
-        self._engine.bind(self.model.network)
         self.version = version
 
     def pushed(self, gradient: Gradient, update: Update) -> None:

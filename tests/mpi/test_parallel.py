@@ -10,7 +10,7 @@ import pytest
 from mpi4py import MPI
 
 from sparsecore import checkpoint, datasets, experiment, seeds, train, wasap
-from sparsecore.compiled.engine import Engine, metrics
+from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.config import TrainConfig
 from sparsecore.files import previous
@@ -117,13 +117,11 @@ def in_large_batches(data, config, n_workers, seed):
             rows[seeds.generator(seed, seeds.Purpose.SHUFFLE, k, epoch).permutation(len(rows))]
             for k, rows in enumerate(shards)
         ]
-        with Engine(model.network, n_workers * size) as engine:
+        model.start_momentum()
+        with model.new_engine(n_workers * size) as engine:
             for first in range(0, max(map(len, orders)), size):
                 rows = np.concatenate([order[first : first + size] for order in orders])
-                engine.train(
-                    model.start_momentum(), rule, scaled.X_train, scaled.y_train, rows,
-                    len(rows), 0, metrics(),
-                )  # fmt: skip
+                engine.train(rule, scaled.X_train, scaled.y_train, rows, len(rows), 0, metrics())
         train.change_topology(model, config, seed, 0, epoch + 1)
     return model
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore import seeds
-from sparsecore.compiled.engine import Engine, aligned, metrics
+from sparsecore.compiled.engine import aligned, metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.functions import negative_slope
 from sparsecore.mlp import SparseLayer, SparseMLP
@@ -113,8 +113,8 @@ class SparseCore(Adapter):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self._velocity = problem.model.start_momentum()
-        self._engine = Engine(problem.model.network, problem.batch_size, problem.threads)
+        problem.model.start_momentum()
+        self._engine = problem.model.new_engine(problem.batch_size, problem.threads)
         self._rule = Rule(
             np.float32(problem.learning_rate),
             np.float32(problem.momentum),
@@ -128,7 +128,7 @@ class SparseCore(Adapter):
         """Take all steps in one call, as the trainer does."""
         size, sums = self.problem.batch_size, metrics()
         inputs, labels = self.problem.data
-        self._engine.train(self._velocity, self._rule, inputs, labels, rows, size, self._step, sums)
+        self._engine.train(self._rule, inputs, labels, rows, size, self._step, sums)
         self._step += -(-len(rows) // size)
         return float(sums.loss[0]) / len(rows)
 

@@ -11,7 +11,7 @@ from numba import njit
 
 from sparsecore.bench import spread, timed
 from sparsecore.compiled import kernels
-from sparsecore.compiled.engine import Engine, aligned, metrics
+from sparsecore.compiled.engine import aligned, metrics
 from sparsecore.compiled.kernels import Rule, Workspace
 from sparsecore.compiled.lanes import Width, fma, lanes_of, load, splat, total, widest
 from sparsecore.config import TrainConfig
@@ -107,17 +107,17 @@ def products_share(
     zero, batch = np.float32(0), config.batch_size
     still = Rule(zero, zero, zero, zero, np.uint64(0))
     noisy = still._replace(dropout=np.float32(config.dropout))
-    velocity = np.zeros_like(model.params)  # not the model's own
+    model = model.copy()  # whose velocity is not the other's
+    model.velocity = np.zeros_like(model.params)
     shares = []
-    with Engine(model.network, batch) as engine:
-        width, work = engine._width, engine._work[1]
+    with model.new_engine(batch) as engine:
+        width, work = engine._width, engine._now()[1][1]
         resident, rows = np.resize(np.arange(batch), _TURN * batch), np.arange(width.lanes)
         blocks = _TURN * -(-batch // width.lanes)
-        train = partial(engine.train, velocity)
         for _ in range(_TURNS + 1):
             drawn = rng.choice(len(y), _TURN * batch)
-            [steps] = timed(partial(train, noisy, X, y, drawn, batch, 0, metrics()))
-            [bare] = timed(partial(train, still, X, y, resident, batch, 0, metrics()))
+            [steps] = timed(partial(engine.train, noisy, X, y, drawn, batch, 0, metrics()))
+            [bare] = timed(partial(engine.train, still, X, y, resident, batch, 0, metrics()))
             [gathering] = timed(partial(_gather_many, blocks, width, X, rows, work))
             shares.append(float((bare - gathering) / steps))
     return shares[1:]  # the first turn compiles
@@ -209,10 +209,10 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
     rule = Rule(zero, np.float32(0.9), zero, np.float32(0.3), np.uint64(1))
     inputs, labels = problem.data
     points = []
-    with Engine(model.network, batch) as engine:
+    with model.new_engine(batch) as engine:
         # A whole step fills activations, masks and gradients with what the kernels meet in earnest.
-        engine.train(velocity, rule, inputs, labels, np.arange(batch), batch, 0, metrics())
-        net, work, wide, width = model.network, engine._work[1], engine._wide, engine._width
+        engine.train(rule, inputs, labels, np.arange(batch), batch, 0, metrics())
+        net, work, wide, width = model.network, engine._now()[1][1], engine._wide, engine._width
         blocks = -(-batch // wide.lanes) * (wide.lanes // width.lanes)
         weights, biases = velocity[: model.nnz], velocity[model.nnz :]
         work.act[:] = np.random.default_rng(0).standard_normal(len(work.act), np.float32)

@@ -93,9 +93,7 @@ class DenseMLP:
         tiny = DenseMLP(TrainConfig(hidden=(4, 4)), 4, 2, seed=0)
         X, y, rows = np.zeros((2, 4), np.float32), np.zeros(2, np.int64), np.arange(2)
         rule = sgd_rule(TrainConfig(), 0)
-        DenseEngine(tiny, 2, threads).train(
-            tiny.start_momentum(), rule, X, y, rows, 2, 0, metrics()
-        )
+        DenseEngine(tiny, 2, threads).train(rule, X, y, rows, 2, 0, metrics())
         return DenseEngine(self, batch_size, threads)
 
     def start_momentum(self) -> np.ndarray:
@@ -145,21 +143,20 @@ class DenseEngine:
         self._gain = [np.empty(n * batch_size, np.float32) for n in model.sizes[1:-1]]
 
     def train(
-        self, velocity: np.ndarray, rule: Rule, inputs: np.ndarray, labels: np.ndarray,
-        rows: np.ndarray, batch_size: int, step: int, sums: Metrics,
+        self, rule: Rule, inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray, batch_size: int,
+        step: int, sums: Metrics,
     ) -> None:  # fmt: skip
         """Take momentum steps over ``inputs[rows]``; see `engine.Engine.train`."""
         with _blas(self._threads):
             for first in range(0, len(rows), batch_size):
                 chosen = rows[first : first + batch_size]
                 X = np.take(inputs, chosen, axis=0, out=self._inputs[: len(chosen)])
-                self._step(velocity, rule, X, labels[chosen], step + first // batch_size, sums)
+                self._step(rule, X, labels[chosen], step + first // batch_size, sums)
 
     def _step(
-        self, velocity: np.ndarray, rule: Rule, X: np.ndarray, labels: np.ndarray, step: int,
-        sums: Metrics,
-    ) -> None:  # fmt: skip
-        model, n = self._model, len(X)
+        self, rule: Rule, X: np.ndarray, labels: np.ndarray, step: int, sums: Metrics
+    ) -> None:
+        model, velocity, n = self._model, self._model.start_momentum(), len(X)
         layers = model.layers(model.params)
         threshold = np.uint16(float(rule.dropout) * 2.0**16)
         scale = np.float32(1.0 / (1.0 - float(rule.dropout)))
@@ -189,6 +186,7 @@ class DenseEngine:
             v_bias *= rule.momentum
             v_bias -= np.float32(rate) * d.sum(axis=1)
         _move(model.params, velocity, rule.weight_decay)
+        sums.steps[0] += 1
 
     def close(self) -> None:
         """Do nothing: BLAS keeps its threads."""

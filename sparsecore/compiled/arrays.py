@@ -1,0 +1,35 @@
+"""What stands between the arrays of a caller and kernels that check nothing."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+
+def reads(array: Any, dtype: type, ndim: int = 1) -> np.ndarray:
+    """Return an array as a kernel reads it: one type, so no caller's array compiles it anew."""
+    array = np.require(array, dtype, ["C", "A", "E"])
+    if array.ndim != ndim:
+        raise ValueError(f"expected an array of {ndim} dimensions, got shape {array.shape}")
+    view = array.view()
+    view.flags.writeable = False  # Numba has a type of its own for arrays that may be written
+    return view
+
+
+def sealed(array: np.ndarray) -> np.ndarray:
+    """Return a view that nobody can make writable again."""
+    if not array.flags.writeable:
+        return array
+    return np.frombuffer(array.data.toreadonly(), array.dtype)
+
+
+class Fixed:
+    """Its attributes in `FIXED` are set once: buffers and what was checked depend on them."""
+
+    FIXED: ClassVar[tuple[str, ...]] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.FIXED and name in self.__dict__:
+            raise AttributeError(f"{name}: cannot be replaced; make a new {type(self).__name__}")
+        object.__setattr__(self, name, value)

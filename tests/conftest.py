@@ -39,9 +39,8 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture
 def one_worker(monkeypatch, tmp_path):
     """What would be trained on a cluster is trained here by one worker, and listed."""
-    from mpi4py import MPI
-
     from sparsecore import cluster, datasets, wasap
+    from sparsecore.wasap.mpi import MPI
 
     calls, message = [], {"seconds": 1e-6, "bytes_per_second": 1e9}
     job = SimpleNamespace(get=lambda: message)

@@ -20,7 +20,6 @@ import numpy as np
 from sparsecore.compiled.jit import jit
 from sparsecore.compiled.kernels import mix
 from sparsecore.compiled.team import Team, shares
-from sparsecore.topology import check_fraction
 
 _jit = jit(_nrt=False)
 
@@ -192,7 +191,8 @@ def weakest(weights: np.ndarray, zeta: float, team: Team) -> Cut:
     cut to 16 bits, and one of the lower 16 bits of the weights in that bin finds the rest, without
     sorting or a copy. Zeros count as positive, as in `topology.weakest`; NaN is not allowed.
     """
-    check_fraction(zeta)
+    if not 0 <= zeta < 1:
+        raise ValueError(f"zeta: expected a fraction in [0, 1), got {zeta!r}")
     counts = np.zeros((team.size, 2, _BINS), np.int64)
     bits = weights.view(np.uint32)
     _share(_histogram, team, bits, np.full(2, _BINS, np.uint32), counts)

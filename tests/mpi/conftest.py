@@ -3,7 +3,8 @@
 import time
 
 import pytest
-from mpi4py import MPI
+
+from sparsecore.wasap.mpi import MPI
 
 
 @pytest.fixture

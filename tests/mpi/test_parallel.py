@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mpi4py import MPI
 
 from sparsecore import checkpoint, datasets, experiment, seeds, train, wasap
 from sparsecore.compiled.engine import metrics
@@ -16,6 +15,7 @@ from sparsecore.config import TrainConfig
 from sparsecore.files import previous
 from sparsecore.wasap import shm
 from sparsecore.wasap.lockstep import Lockstep
+from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.server import ParameterServer
 from sparsecore.wasap.worker import Worker, shard_rows
 

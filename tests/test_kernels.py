@@ -147,7 +147,7 @@ def test_large_logits_do_not_overflow(scale):
 # --- widths ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("lanes", "n"), [(8, 100), (64, 5), (64, 32), (8, 512), (32, 33)])
+@pytest.mark.parametrize(("lanes", "n"), [(8, 100), (8, 512), (32, 5), (32, 33)])
 def test_any_width_serves_any_batch(monkeypatch, lanes, n):
     monkeypatch.setattr(engine, "lane_width", lambda batch_size: lanes)
     model = network()

@@ -90,10 +90,10 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
 
 def latest(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None]:
     """Return what `load` does; of a damaged checkpoint the one before it, with a warning."""
-    return whole(path, load)
+    return undamaged(path, load)
 
 
-def whole(path: Any, read: Callable[[Any], T]) -> T:
+def undamaged(path: Any, read: Callable[[Any], T]) -> T:
     """Return what `read` does of a checkpoint, or of the one before it if it is damaged."""
     try:
         return read(path)

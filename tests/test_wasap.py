@@ -138,11 +138,6 @@ def test_damaged_record_is_refused(damage):
         record.decode(value)
 
 
-def test_replay_refuses_a_synchronous_result():
-    with pytest.raises(ValueError, match="repeat from their seed alone"):
-        record.replay(None, {"config": {"algorithm": "wassp"}})
-
-
 @pytest.fixture(scope="module")
 def recorded():
     from sparsecore.wasap.mpi import MPI

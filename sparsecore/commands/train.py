@@ -199,11 +199,12 @@ def _loaded(name: str, limit: int | None, seed: int) -> datasets.Dataset:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from sparsecore.wasap.record import entry, read_result, replay, whole
+    from sparsecore.wasap.record import entry, integer, read_result, replay
 
     result = read_result(options.replay)
     about = entry(result, "config", dict)
-    limit, seed = whole(about.get("n_train"), "n_train", 1), whole(result.get("seed"), "seed", 0)
+    limit = integer(about.get("n_train"), "n_train", 1)
+    seed = integer(result.get("seed"), "seed", 0)
     data = _loaded(entry(result, "config.dataset", str), limit, seed)
     report = replay(data, result, threads=options.threads, progress=True)[1]
     if options.json:

@@ -23,7 +23,7 @@ from sparsecore.checkpoint import (
     array_header,
     check_version,
     opened,
-    whole,
+    undamaged,
 )
 from sparsecore.extreme.network import TiledMLP
 
@@ -53,7 +53,7 @@ def save(
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the state of the run that wrote a checkpoint; refuse a damaged or foreign file."""
-    return whole(path, _read)
+    return undamaged(path, _read)
 
 
 def restore(net: TiledMLP, path: str | os.PathLike[str], progress: Progress) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def restore(net: TiledMLP, path: str | os.PathLike[str], progress: Progress) -> 
 
     Of a damaged checkpoint the one before it is used, with a warning; a foreign one is refused.
     """
-    return whole(path, partial(_read, net=net, progress=progress))
+    return undamaged(path, partial(_read, net=net, progress=progress))
 
 
 def _read(path: Any, net: TiledMLP | None = None, progress: Progress = int) -> dict[str, Any]:

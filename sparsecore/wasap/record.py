@@ -76,7 +76,7 @@ def entry(values: Any, name: str, kind: type) -> Any:
     return values
 
 
-def whole(value: Any, name: str, least: int, most: float = math.inf) -> int:
+def integer(value: Any, name: str, least: int, most: float = math.inf) -> int:
     """Return a number of a result, which must be whole and in its range."""
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{name}: expected an integer from {least} to {most}, got {value!r:.50}")
@@ -149,16 +149,17 @@ def replay(
     if missing := {*names, "workers", "phase1_epochs"} - about.keys():
         raise ValueError(f"config: expected the entries {', '.join(missing)}, too")
     config = TrainConfig(**{name: about[name] for name in names})
-    seed, n_workers = whole(result.get("seed"), "seed", 0), whole(about["workers"], "workers", 1)
+    seed = integer(result.get("seed"), "seed", 0)
+    n_workers = integer(about["workers"], "workers", 1)
     epochs = Plan(phase1=entry(result, "config.phase1", Real)).phase1_epochs(config.epochs)
-    whole(about["phase1_epochs"], "phase1_epochs", epochs, epochs)
+    integer(about["phase1_epochs"], "phase1_epochs", epochs, epochs)
     record = from_json(entry(result, "parallel.record", dict))
     updates = len(record.worker)
     begun = entry(result, "parallel.restarts", list)
-    restarts = {whole(update, "parallel.restarts", 0, updates) for update in begun}
+    restarts = {integer(update, "parallel.restarts", 0, updates) for update in begun}
     lost = entry(result, "parallel.failed_workers", list)
     ranks = (one.get("rank") if isinstance(one, dict) else one for one in lost)
-    failed = {whole(rank, "parallel.failed_workers", 0, n_workers - 1) for rank in ranks}
+    failed = {integer(rank, "parallel.failed_workers", 0, n_workers - 1) for rank in ranks}
     if len(failed) == n_workers:
         raise ValueError(f"parallel.failed_workers: expected fewer than {n_workers}, got all")
     wrong = np.flatnonzero((record.worker < 0) | (record.worker >= n_workers))

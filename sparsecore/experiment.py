@@ -8,7 +8,9 @@ here: the checks of the data and of checkpoints, the training inputs, and the re
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from sparsecore.train import Trainer
 #: to change it. Recorded results are valid for one recipe.
 RECIPE = 1
 
-Observer = Callable[[Any], dict[str, Any]]
+Observer = Callable[[Any, int], dict[str, Any]]
 
 
 def run(
@@ -41,6 +43,7 @@ def run(
     observe: Observer | None = None,
     checkpoint_path: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    checkpoint_every: float = 0.0,
 ) -> tuple[SparseMLP, dict[str, Any]]:
     """Train sequentially on a data set and evaluate on its test set after every epoch.
 
@@ -55,12 +58,14 @@ def run(
     progress : bool
         Show a bar with loss and accuracy on standard error.
     observe : callable, optional
-        ``observe(model)`` returns more entries for an epoch's record. It is called after each
-        epoch, before the topology changes, and once before the first epoch (record of epoch 0).
+        ``observe(model, epoch)`` returns more entries for an epoch's record. It is called after
+        each epoch, before the topology changes, and once before the first (record of epoch 0).
     checkpoint_path : path, optional
         Rewritten after every epoch, atomically.
     resume : bool
         Go on from `checkpoint_path` if it exists; the result is the uninterrupted run's.
+    checkpoint_every : float
+        Seconds that have to pass before it is rewritten.
 
     Returns
     -------
@@ -83,34 +88,38 @@ def run(
         model, state = train.new_model(config, data.n_features, data.n_classes, seed), None
     else:
         model, state = found
-    return model, fit(model, data, config, seed, threads, progress, observe, checkpoint_path, state)
+    save = checkpoint_path and partial(checkpoint.save, model, checkpoint_path)
+    return model, fit(
+        model, data, config, seed, threads, progress, observe, save, checkpoint_every, state
+    )
 
 
 def fit(
     model: train.Model, data: Dataset, config: TrainConfig, seed: int, threads: int, progress: bool,
-    observe: Observer | None, checkpoint_path: str | os.PathLike[str] | None = None,
+    observe: Observer | None, save: Any = None, save_every: float = 0.0,
     state: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train any kind of model as `run` does, from the `state` in a checkpoint; return the result.
 
-    Only a `SparseMLP` has checkpoints.
+    ``save(state)`` writes a checkpoint.
     """
     check_data(data)
     inputs, y = Shard(data, slice(None), config, seed), data.y_train
     X_test, y_test = standardize(data.X_test, *data.moments()), data.y_test
+    half, saved = test_half(len(y_test)), time.monotonic()
     if state is None:
         state = {**identity(data, config, seed), "nnz_start": model.nnz, "epochs": []}
         if observe is not None:
-            state["epochs"].append({"epoch": 0, "nnz": model.nnz, **observe(model)})
+            state["epochs"].append({"epoch": 0, "nnz": model.nnz, **observe(model, 0)})
     epochs, n = state["epochs"], len(y)
 
     with Trainer(model, config, seed=seed, threads=threads) as trainer:
         trainer.restore(state.get("progress"))
 
         def test() -> dict[str, Any]:
-            found = trainer.evaluate(X_test, y_test)
-            more = {} if observe is None else observe(model)
-            return {"test_loss": found["loss"], "test_accuracy": found["accuracy"], **more}
+            found = trainer.evaluate(X_test, y_test, half)
+            more = {} if observe is None else observe(model, trainer.epoch)
+            return {**{f"test_{name}": value for name, value in found.items()}, **more}
 
         with bar(
             config.epochs * n, data.name, unit="sample", unit_scale=True, hidden=not progress,
@@ -122,10 +131,9 @@ def fit(
                     f"epoch {trainer.epoch}, loss {record['loss']:.3f}, "
                     f"test {100 * record['test_accuracy']:.2f} %"
                 )
-                if checkpoint_path is not None:
-                    assert isinstance(model, SparseMLP)
-                    state["progress"] = trainer.progress()
-                    checkpoint.save(model, checkpoint_path, state)
+                if save is not None and time.monotonic() >= saved + save_every:
+                    save({**state, "progress": trainer.progress()})
+                    saved = time.monotonic()
         seconds, done = dict(trainer.seconds), trainer.epoch
         last = epochs[-1]["test_accuracy"] if done else trainer.evaluate(X_test, y_test)["accuracy"]
     spent = seconds["train"] + seconds["evolve"]
@@ -144,6 +152,29 @@ def check_data(data: Dataset) -> None:
     found = np.unique(data.y_train)
     if len(found) < 2:
         raise ValueError(f"y: expected at least two classes, got only {found}")
+
+
+def test_half(n_test: int) -> np.ndarray:
+    """Return the rows of a fixed random half of a test set.
+
+    An epoch that is chosen on one half of the test rows can be judged by the other: see
+    `chosen_accuracy`. Training has all its rows, as in the study.
+    """
+    return np.sort(np.random.default_rng(0).permutation(n_test)[: n_test // 2])
+
+
+def chosen_accuracy(epochs: list[dict[str, Any]], n_test: int) -> float | None:
+    """Return the accuracy at the epoch that one half of the test set chooses, on the other half.
+
+    Both halves do so, and the right answers are counted together. None where an epoch does not say
+    how many are right in the first half, as those of parallel runs (a copy is not the result).
+    """
+    tested = [e for e in epochs if "test_accuracy" in e]
+    if not tested or any("test_half_correct" not in e for e in tested):
+        return None
+    first = np.array([e["test_half_correct"] for e in tested])
+    second = np.rint([n_test * e["test_accuracy"] for e in tested]) - first
+    return float((second[first.argmax()] + first[second.argmax()]) / n_test)
 
 
 class Shard:

@@ -10,6 +10,10 @@ RELEASED = "released code"
 READING = "this project's reading"
 CHOICE = "this project's choice"
 
+#: Weight decay is a factor of the study: the value of the released sequential script, and that of
+#: all released parallel code.
+DECAYS = (0.0002, 0.0)
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -106,7 +106,7 @@ def test_no_epochs_are_an_evaluation():
 
 
 def test_observations_go_into_the_record():
-    def observe(model):
+    def observe(model, epoch):
         return {"norm": float(np.abs(model.params).sum()), "seen": model.nnz}
 
     _, result = experiment.run(dataset(), config(), observe=observe)
@@ -136,13 +136,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, done):
     path = tmp_path / "run.npz"
     seen = []
 
-    def observe(model):
+    def observe(model, epoch):
         if len(seen) == done + 1:  # epoch 0 is observed, then `done` epochs, then the machine fails
             raise RunInterruptedError
         seen.append(model.nnz)
         return {"norm": float(np.abs(model.params).sum())}
 
-    def look(model):
+    def look(model, epoch):
         return {"norm": float(np.abs(model.params).sum())}
 
     whole_model, whole = experiment.run(dataset(), config(), seed=4, observe=look)

@@ -223,14 +223,15 @@ def test_a_study_that_is_none_is_named():
 
 def test_every_table_and_figure_of_the_design_has_its_study():
     keys = "T-datasets T-hyper T-main T-extreme F-overview F-curves F-gradient-flow F-alpha "
-    keys += "F-importance F-topology F-parallel F-scaling F-resources F-speed L-claims"
+    keys += "F-importance F-topology F-parallel F-scaling F-resources F-speed L-claims "
+    keys += "F-decay T-deviations"
     assert set(keys.split()) == set(STUDIES)
 
 
 def test_the_paper_profile_is_the_setting_unchanged():
     for study in STUDIES.values():
         for condition in study.conditions("paper"):
-            changes = METHODS[condition.method].changes
+            changes = {"weight_decay": condition.decay, **METHODS[condition.method].changes}
             assert condition.config == setting(condition.dataset).config.with_values(**changes)
             assert condition.limit == {"train": None, "test": None}
 
@@ -239,7 +240,7 @@ def test_observed_topology_against_dense_counts():
     config = setting("digits").config.with_values(hidden=(30, 20), epochs=7)
     model = new_model(config, 64, 10, seed=3)
     observe = ObserveTopology(config, datasets.load("digits"))
-    records = [observe(model) for _ in range(8)]
+    records = [observe(model, epoch) for epoch in range(8)]
     assert [i for i, record in enumerate(records) if record] == [0, 1, 2, 5, 7]
     topology = records[0]["topology"]
     for layer, matrix in enumerate(model.to_scipy()):
@@ -411,8 +412,8 @@ def _observed(epochs, observer, **changes):
     data, records = datasets.load("digits"), []
     see = observer(config, data)
 
-    def observe(model):
-        records.append((model.copy(), see(model)))
+    def observe(model, epoch):
+        records.append((model.copy(), see(model, epoch)))
         return {}
 
     model, _ = experiment.run(data, config, seed=0, observe=observe)

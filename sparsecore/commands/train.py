@@ -101,9 +101,9 @@ def _train(options: argparse.Namespace) -> None:
     if options.dataset is None:
         raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none")
     base = settings.setting(options.dataset).config
-    chosen = given(options, base.to_dict())
+    chosen = given(options, HYPERPARAMETERS)
     config = base.with_values(**chosen)
-    for name in ("prune_every", "prune_percentile"):
+    for name in ("prune_every", "prune_percentile", "prune_counts_empty"):
         if name in chosen and config.prune_from is None:
             name = name.replace("_", "-")
             raise ValueError(f"--{name}: expected --prune-from EPOCH with it, got none")

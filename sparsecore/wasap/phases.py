@@ -143,6 +143,7 @@ class _Run:
             data, config, self.seed,
             algorithm=plan.algorithm, workers=self.workers, phase1=plan.phase1,
             phase1_epochs=self.phase1_epochs, warmup=plan.warmup,
+            **({"keep_rate": True} if plan.keep_rate else {}),  # older results do not know it
         )  # fmt: skip
         self.path = None if self.checkpoint_path is None else Path(self.checkpoint_path)
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
@@ -376,7 +377,8 @@ class _Run:
             done += samples
             self._progress.phase2(done, self.own_epochs)
 
-        with worker.trainer(self.phase1_epochs) as trainer:
+        factor = self.workers if self.plan.keep_rate else 1
+        with worker.trainer(self.phase1_epochs, factor) as trainer:
             trainer.restore(state and state["progress"])
             for record in trainer.epochs(shard, shard.labels, test, on_progress):
                 worker.samples += len(shard)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore import train
-from sparsecore.config import TrainConfig
+from sparsecore.config import HYPERPARAMETERS, TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
@@ -119,7 +119,7 @@ def replay(
             f"replay: the run's data have SHA-256 {result['provenance']['data_sha256']}, "
             f"{data.name} here has {data.content_hash}"
         )
-    config = TrainConfig(**{name: about[name] for name in TrainConfig().to_dict()})
+    config = TrainConfig(**{name: about[name] for name in HYPERPARAMETERS if name in about})
     seed, n_workers, epochs = result["seed"], about["workers"], about["phase1_epochs"]
     record = from_json(result["parallel"]["record"])
     restarts = set(result["parallel"]["restarts"])

@@ -462,8 +462,9 @@ class _Run:
         merged, union_nnz = average(models) if averages else (models[0], models[0].nnz)
         elapsed = self.server.elapsed()
         test = self._test(merged)
+        right = merged.decision_function(self.X_test, self.threads).argmax(axis=1) == self.y_test
         result = outcome.result(
-            merged, self.server, self.about, own, failed, test, elapsed, self.threads
+            merged, self.server, self.about, own, failed, test, right, elapsed, self.threads
         )
         result["parallel"] |= {"union_nnz": union_nnz, "restarts": self.restarts}
         self.window.finish()

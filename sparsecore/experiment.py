@@ -54,7 +54,7 @@ def run(
         Raw values; they are standardised here.
     config : TrainConfig
     seed : int
-        With `config` and `data` it determines the weights bit for bit.
+        With `config` and `data` it determines the weights bit for bit, on CPUs of one lane width.
     threads : int
     progress : bool
         Show a bar with loss and accuracy on standard error.

@@ -10,6 +10,8 @@ RELEASED = "released code"
 READING = "this project's reading"
 CHOICE = "this project's choice"
 
+PARALLEL = "released sequential script; 0 in all released parallel code, and here, too"
+
 #: Weight decay is a factor of the study: the value of the released sequential script, and that of
 #: all released parallel code.
 DECAYS = (0.0002, 0.0)
@@ -29,6 +31,8 @@ class Setting:
         """Return where the value of a field of `config` comes from."""
         if not self.released:
             return CHOICE
+        if field == "weight_decay":
+            return PARALLEL
         return RELEASED if field in self.released else READING
 
 

@@ -44,8 +44,10 @@ def _measured() -> dict[str, Any]:
     from sparsecore.paper.parallel import runs as parallel
     from sparsecore.paper.scaling import measure as scaling
     from sparsecore.paper.speed import measure as speed
+    from sparsecore.paper.training import depth, times
 
-    found = {module.STUDY: module for module in (speed, parallel, scaling, extreme)}
+    modules = (speed, parallel, scaling, extreme, depth, times)
+    found: dict[str, Any] = {module.STUDY: module for module in modules}
     return {**found, "F-resources": parallel}
 
 

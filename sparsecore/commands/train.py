@@ -59,7 +59,8 @@ def add(commands: Any) -> None:
     sub.add_argument(
         "--limit", type=int, metavar="N", help="train on N rows, a stratified choice (all)"
     )
-    sub.add_argument("--seed", type=int, default=0, help="determines the result bit for bit (0)")
+    about = "determines the result bit for bit, on CPUs of one lane width (0)"
+    sub.add_argument("--seed", type=int, default=0, help=about)
     sub.add_argument(
         "--threads", type=int, default=1, help="threads; the result does not depend on them (1)"
     )

@@ -132,7 +132,7 @@ def _groups(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
 class TiledMLP:
     """A truly sparse perceptron for hundreds of millions of neurons and small batches.
 
-    `seed` determines everything, bit for bit, whatever the threads. With `empty` no structure is
+    `seed` determines everything, bit for bit, whatever the threads, on CPUs of one lane width. With `empty` no structure is
     drawn: a checkpoint will fill it in. `progress` is called with each layer's connections when it
     is drawn. Memory: see `budget.plan`; a step takes 7 to 9 ns per connection on two cores.
     """
@@ -199,12 +199,14 @@ class TiledMLP:
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         follow: Any = None,
+        frozen: bool = False,
     ) -> np.ndarray:
         """Take a step of momentum SGD on a batch; return the logits before it.
 
         `learning_rate` is divided by a layer's mean fan-in: so a step moves the outputs equally for
         all widths. `follow` is called with the connections of a layer after each sweep over them.
-        If the logits are not finite, nothing is changed, and FloatingPointError is raised.
+        With `frozen` only the output layer is trained. If the logits are not finite, nothing is
+        changed, and FloatingPointError is raised.
         """
         self._forward(X, follow)
         outputs = self._outputs()
@@ -220,6 +222,8 @@ class TiledMLP:
                 self._team, self._width, z_in, self._z[number + 1], self._slots(), self._sums,
                 update, number > 0,
             )  # fmt: skip
+            if frozen:
+                break
             if number > 0:
                 self._pass_down(number, z_in)
             if follow is not None:

@@ -27,6 +27,7 @@ COLOURS = {
     "dense": "#000000",
     "set-relu": "#D55E00",  # vermillion
     "set-leaky-relu": "#CC79A7",  # reddish purple
+    "set-leaky-relu-0.25": "#999933",  # olive
     "set-all-relu": "#0072B2",  # blue
     "set-all-relu-pruned": "#009E73",  # bluish green
     "wassp": "#E69F00",  # orange

@@ -2,7 +2,7 @@
 
 A gradient depends on the model that the worker had pulled, and so on the order of the updates; the
 record holds that order. A replay, in one process, keeps each worker's copy of the model as long as
-the run did, and the weights come out the same to the last bit.
+the run did, and the weights come out the same to the last bit, on CPUs of one lane width.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def replay(
     -------
     model : SparseMLP
     report : dict
-        "identical": whether the weights are bit for bit the run's, "weights_sha256" and
+        "identical": whether the weights are bit for bit the run's (on CPUs of one lane width they are), "weights_sha256" and
         "recorded_sha256", "staleness_agrees", "updates".
 
     Raises

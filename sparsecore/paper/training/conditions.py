@@ -250,6 +250,8 @@ STUDIES: dict[str, Study] = {
             "T-extreme",
             "up to 2·10⁸ neurons: memory, time, learning",
         ),
+        Study("F-depth", "gradient flow at initialisation against depth and α"),
+        Study("T-times", "seconds per epoch of all methods, which take turns on one machine"),
         Study(
             "T-main",
             "dense, sparse and parallel methods: accuracy, connections, time, speed against dense",

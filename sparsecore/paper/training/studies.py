@@ -380,14 +380,13 @@ def training_seconds(run: Result) -> float:
     return float(run["seconds"]["train"] + run["seconds"].get("evolve", 0.0))
 
 
-def core_seconds(run: Result) -> float:
-    """Return seconds of training × cores that trained; runs on more cores are compared by it.
+def cores(run: Result) -> int:
+    """Return the cores that a run trained on; seconds × cores compare runs on more with others.
 
     This penalises runs on more cores, since no method scales perfectly.
     """
     about = run["provenance"]
-    cores = min(about["ranks"] * about["threads"], about["cores"])
-    return training_seconds(run) * cores
+    return int(min(about["ranks"] * about["threads"], about["cores"]))
 
 
 def have_learnt(runs: list[Result]) -> bool:
@@ -398,18 +397,3 @@ def have_learnt(runs: list[Result]) -> bool:
     classes = runs[0]["data"]["n_classes"]
     loss = sum(run["epochs"][-1]["loss"] for run in runs) / len(runs)
     return bool(loss < 0.99 * math.log(classes))
-
-
-def of_one_machine(*groups: list[Result]) -> list[list[Result]]:
-    """Return of each group of runs those on one kind of CPU, whose times can be compared.
-
-    Of the kinds that every group has runs on, it is the one with most runs; if there is none, the
-    lists are empty. `core_seconds` accounts for the number of cores.
-    """
-    of = [[run["provenance"]["cpu"] for run in group] for group in groups]
-    common = sorted(set.intersection(*map(set, of)))
-    chosen = max(common, key=lambda machine: sum(m.count(machine) for m in of), default=None)
-    return [
-        [run for run, machine in zip(group, machines, strict=True) if machine == chosen]
-        for group, machines in zip(groups, of, strict=True)
-    ]

@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -14,11 +15,19 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 
-from sparsecore import datasets
+from sparsecore import datasets, experiment
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper import claims, page, store
 from sparsecore.paper.style import COLOURS
-from sparsecore.paper.training import conditions, figures, pruning, studies, tables, topology
+from sparsecore.paper.training import (
+    conditions,
+    depth,
+    figures,
+    pruning,
+    studies,
+    tables,
+    topology,
+)
 from sparsecore.paper.training.conditions import SENSITIVITIES, STUDIES, Condition, Study
 from sparsecore.paper.training.observers import (
     ObserveGradientFlow,
@@ -90,53 +99,52 @@ def accuracy(runs):
     return mean_sd([run["test_accuracy"] for run in runs], 1, 100)
 
 
-def training_seconds(runs):
-    seconds = [run["seconds"]["train"] + run["seconds"].get("evolve", 0) for run in runs]
-    return mean_sd(seconds, 2 if np.mean(seconds) < 10 else 0)
+def epoch_seconds(runs):
+    spent = [run["seconds"]["train"] + run["seconds"].get("evolve", 0) for run in runs]
+    values = [seconds / run["config"]["epochs"] for seconds, run in zip(spent, runs, strict=True)]
+    return "\xa0±\xa0".join(f"{v:.3g}" for v in (np.mean(values), np.std(values, ddof=1)))
 
 
-def timed(runs, folder, dataset):
-    """Return the runs on the CPU that most runs are of: these and dense ones, if they share one."""
-    dense = [json.loads(path.read_text()) for path in folder.glob(f"{dataset}-dense-*")]
-    here, there = ([run["provenance"]["cpu"] for run in of] for of in (runs, dense))
-    shared = [cpu for cpu in here + there if cpu in here and cpu in there] or here
-    return [
-        run for run in runs if run["provenance"]["cpu"] == max(sorted(shared), key=shared.count)
+def test_recorded_times_are_those_of_the_contest(main):
+    """A ratio divides what stands in the table: seconds of one machine, or there is none."""
+    here = replace(main, profile="paper", recorded=True, unavailable={})
+    contest = {
+        "rounds": {"dense": [4.0, 6.0], "set-relu": [0.5, 0.5]},
+        "cores": {"dense": 1, "set-relu": 2},
+    }
+    rows = tables.main(here, times={"digits": contest}).data.set_index("method")
+    assert rows.loc["dense", "epoch_seconds"] == 5.0
+    assert rows.loc["set-relu", "speed_against_dense"] == 5.0
+    assert np.isnan(rows.loc["set-all-relu", "epoch_seconds"])
+    assert tables.main(here).data["speed_against_dense"].isna().all()
+    runs = [run for run in here.runs if run["condition"]["method"] != "dense"]
+    rows = tables.main(replace(here, runs=runs), times={"digits": contest}).data
+    assert rows["speed_against_dense"].isna().all(), "no dense row to divide by"
+
+
+def test_the_main_table_has_a_block_per_weight_decay(main):
+    study = replace(main.study, decays=(0.0002, 0.0))
+    without = [
+        {**run, "config": {**run["config"], "weight_decay": 0.0}, "test_accuracy": 0.5}
+        for run in main.of("digits", "set-relu")
     ]
+    both = replace(main, study=study, profile="paper", recorded=True, runs=main.runs + without)
+    rows = tables.main(both).data
+    assert rows["decay"].tolist() == [0.0002] * 5 + [0.0]
+    assert rows["test_accuracy"].iloc[-1] == 0.5
+    assert rows["test_accuracy"].iloc[1] == tables.main(main).data["test_accuracy"].iloc[1]
 
 
-def test_times_in_the_main_table_are_of_one_machine(main):
-    whole = tables.main(main).data.set_index(["dataset", "method"]).loc["digits"]
+def test_what_has_not_learnt_is_said(main):
     changed = [json.loads(json.dumps(run)) for run in main.runs]
     for run in changed:
-        if (run["condition"]["method"], run["seed"]) == ("dense", 1):
-            run["provenance"]["cpu"] = "another CPU"
-    table = tables.main(replace(main, runs=changed))
-    part = table.data.set_index(["dataset", "method"]).loc["digits"]
-    first = next(run for run in changed if run["condition"]["method"] == "dense")
-    seconds = first["seconds"]["train"] + first["seconds"]["evolve"]
-    assert part.loc["dense", "train_seconds"] == pytest.approx(seconds)
-    assert part.loc["dense", "test_accuracy"] == whole.loc["dense", "test_accuracy"]
-    sparse = part.loc["set-relu"]
-    assert sparse["speed_against_dense"] == pytest.approx(
-        part.loc["dense", "train_seconds"] / sparse["train_seconds"]
-    )
-    assert "dense: seconds of seeds 0 only, the others ran on another CPU." in table.sources
-    assert "No better than guessing" not in table.sources
-
-    for run in changed:
         if run["condition"]["method"] == "dense":
-            run["provenance"]["cpu"] = "another CPU"
             run["epochs"][-1]["loss"] = np.log(10)
-    table = tables.main(replace(main, runs=changed))
-    assert "SET-ReLU: no dense run on its CPU." in table.sources
     guessing = (
-        "No better than guessing yet, by their training loss: Optical digits, profile quick: "
+        "No better than guessing yet, by their training loss: Optical digits, λ = 0.0002, dense."
     )
-    assert f"{guessing}dense. " in table.sources
-    other = table.data.set_index(["dataset", "method"])
-    assert np.isnan(other.loc[("digits", "set-relu"), "speed_against_dense"])
-    assert other.loc[("digits", "set-relu"), "train_seconds"] == sparse["train_seconds"]
+    assert guessing in tables.main(replace(main, runs=changed)).sources
+    assert "No better than guessing" not in tables.main(main).sources
 
 
 def files():
@@ -157,10 +165,14 @@ def test_main_table_holds_the_numbers_of_the_files(main):
         runs = [run for name, run in files() if name == method]
         assert len(runs) == 2
         row = rows.loc[label]
-        assert row["accuracy (%)"] == accuracy(runs)
+        assert row["last (%)"] == accuracy(runs)
+        best = [run["best_test_accuracy"] for run in runs]
+        assert row["best (%)"] == mean_sd(best, 1, 100)
+        chosen = [experiment.chosen_accuracy(run["epochs"], 360) for run in runs]
+        assert row["chosen (%)"] == mean_sd(chosen, 1, 100)
         assert row["nnz, start"] == f"{np.mean([r['nnz_start'] for r in runs]):,.0f}"
         assert row["nnz, end"] == f"{np.mean([r['nnz_end'] for r in runs]):,.0f}"
-        assert row["training (s)"] == training_seconds(runs)
+        assert row["s per epoch"] == epoch_seconds(runs)
         ratio = np.mean(seconds["dense"]) / np.mean(seconds[method])
         assert row["× dense"] == f"{ratio:.2f}"
     assert rows.loc["dense", "× dense"] == "1.00"
@@ -171,9 +183,9 @@ def test_main_table_says_what_is_missing_and_why(main):
     table = tables.main(main)
     shown = table.frame.assign(name=table.data["dataset"]).set_index("name")
     absent = shown.loc["madelon"]  # one row for all of its methods
-    assert (absent["method"], absent["accuracy (%)"]) == ("all methods", "not available")
+    assert (absent["method"], absent["last (%)"]) == ("all methods", "not available")
     assert absent["× dense"] == "—"
-    assert shown.loc["leukemia", "accuracy (%)"].iloc[0] == "—"
+    assert shown.loc["leukemia", "last (%)"].iloc[0] == "—"
     assert conditions.excluded("leukemia", "dense") in table.sources
     assert table.sources.count("Madelon, all methods: not available on this machine") == 1
     assert "3 epochs of 1,437 rows" in table.sources
@@ -375,24 +387,72 @@ def test_the_built_table_holds_the_numbers_of_the_results():
     compared = 0
     for name in STUDIES["T-main"].datasets:
         absent = not list((folder / "quick" / "T-main").glob(f"{name}-*"))
-        for method in STUDIES["T-main"].methods:
+        methods = STUDIES["T-main"].methods
+        for decay, method in itertools.product(("", "-decay0"), methods):
             for profile in ("quick", "paper") if two_profiles else ("quick",):
-                paths = sorted((folder / profile / "T-main").glob(f"{name}-{method}-seed*.json"))
-                if not paths and (profile == "paper" or (absent and method != "dense")):
+                file = f"{name}-{method}{decay}-seed*.json"
+                paths = sorted((folder / profile / "T-main").glob(file))
+                if not paths and (profile == "paper" or decay or (absent and method != "dense")):
                     continue
                 row = next(rows)
                 runs = [json.loads(path.read_text()) for path in paths]
                 label = "all methods" if absent and not runs else conditions.METHODS[method].label
-                assert row[1] == label
+                assert row[2] == label
                 if not runs:
-                    assert row[-5] in ("—", "not available")
+                    assert row[-7] in ("—", "not available")
                     continue
-                assert row[-5] == accuracy(runs)
+                assert row[-7] == accuracy(runs)
                 assert row[-4] == f"{np.mean([r['nnz_start'] for r in runs]):,.0f}"
                 assert row[-3] == f"{np.mean([r['nnz_end'] for r in runs]):,.0f}"
-                assert row[-2] == training_seconds(timed(runs, folder / profile / "T-main", name))
                 compared += 1
     assert compared
+
+
+def test_decay_draws_the_means_at_each_weight_decay(main):
+    study = replace(view(main, "set-relu").study, decays=(0.0, 0.0002), datasets=("digits",))
+    without = [
+        {**run, "config": {**run["config"], "weight_decay": 0.0}, "test_accuracy": value}
+        for run, value in zip(main.of("digits", "set-relu"), (0.5, 0.6), strict=True)
+    ]
+    found = replace(main, study=study, runs=main.runs + without)
+    picture = figures.decay(found)
+    [container] = picture.figure.axes[0].containers
+    usual = np.mean([100 * run["test_accuracy"] for run in main.of("digits", "set-relu")])
+    assert container.lines[0].get_ydata() == pytest.approx([55, usual])
+    effects = tables.deviations(replace(found, study=replace(study, methods=METHODS))).data
+    told = effects.set_index("subject")["effect"]
+    assert told["Weight decay λ (decoupled, per step)"] == "the largest of all", "All-ReLU has one"
+    runs = [run | {"condition": {"dataset": "digits", "method": "set-all-relu"}} for run in
+            found.runs if run["condition"]["method"] == "set-relu"]  # fmt: skip
+    effects = tables.deviations(replace(found, runs=runs)).data
+    assert f"Optical digits: {55 - usual:+.2f} points [" in effects["effect"].iloc[0]
+
+
+def test_depth_draws_geometric_means_and_says_them(monkeypatch):
+    monkeypatch.setattr(depth, "DATASET", "digits")
+    monkeypatch.setattr(depth, "DEPTHS", (1, 2))
+    run = {"profile": "paper", **depth.measure(8, 2)}
+    picture = depth.figure(store.Versions(run))
+    flows = np.array(run["flows"]["all-relu"])
+    np.testing.assert_allclose(run["flows"]["leaky-relu"][0][0], flows[0, 0])  # α = 0 is ReLU
+    line = picture.figure.axes[1].lines[0]
+    np.testing.assert_allclose(line.get_ydata(), np.exp(np.log(flows[1]).mean(axis=1)))
+    ratio = np.exp(np.log(flows[0, 3]).mean() - np.log(flows[0, 0]).mean())
+    assert f"All-ReLU is {ratio:.2g} times ReLU's" in picture.sources
+    assert len(picture.caption.split()) <= 60
+    assert isinstance(depth.figure(store.Versions(None, missing="no data")), page.Note)
+
+
+def test_what_others_published_and_what_it_took(main):
+    assert "mocanu2018" in tables.published().frame["source"].iloc[0]
+    runs = [run for _, run in files()]
+    folder = store.root() / "paper" / "T-test"
+    folder.mkdir(parents=True)
+    for number, run in enumerate(runs):
+        (folder / f"{number}.json").write_text(json.dumps(run))
+    total = tables.spent().data.set_index("study").loc["all"]
+    seconds = sum(sum(run["seconds"].values()) for run in runs)
+    assert (total["runs"], total["hours"]) == (len(runs), pytest.approx(seconds / 3600))
 
 
 def test_methods_without_runs_are_left_out(main):
@@ -419,6 +479,8 @@ def test_methods_without_runs_are_left_out(main):
         ("F-topology", topology.degrees),
         ("F-topology", topology.pixels),
         ("T-main", tables.main),
+        ("F-decay", figures.decay),
+        ("T-deviations", tables.deviations),
         ("L-claims", lambda found: claims.Ledger(found).table()),
         ("L-claims", lambda found: claims.Ledger(found).evidence()),
     ],

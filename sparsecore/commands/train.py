@@ -59,8 +59,8 @@ def add(commands: Any) -> None:
     sub.add_argument(
         "--limit", type=int, metavar="N", help="train on N rows, a stratified choice (all)"
     )
-    about = "determines the result bit for bit, on CPUs of one lane width (0)"
-    sub.add_argument("--seed", type=int, default=0, help=about)
+    seed = "determines the result bit for bit, on CPUs of one lane width (0)"
+    sub.add_argument("--seed", type=int, default=0, help=seed)
     sub.add_argument(
         "--threads", type=int, default=1, help="threads; the result does not depend on them (1)"
     )

@@ -132,9 +132,10 @@ def _groups(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
 class TiledMLP:
     """A truly sparse perceptron for hundreds of millions of neurons and small batches.
 
-    `seed` determines everything, bit for bit, whatever the threads, on CPUs of one lane width. With `empty` no structure is
-    drawn: a checkpoint will fill it in. `progress` is called with each layer's connections when it
-    is drawn. Memory: see `budget.plan`; a step takes 7 to 9 ns per connection on two cores.
+    `seed` determines everything, bit for bit, whatever the threads, on CPUs of one lane width. With
+    `empty` no structure is drawn: a checkpoint will fill it in. `progress` is called with each
+    layer's connections when it is drawn. Memory: see `budget.plan`; a step takes 7 to 9 ns per
+    connection on two cores.
     """
 
     message_bytes = message_seconds = 0.0  # what a split network has exchanged

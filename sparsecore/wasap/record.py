@@ -100,8 +100,8 @@ def replay(
     -------
     model : SparseMLP
     report : dict
-        "identical": whether the weights are bit for bit the run's (on CPUs of one lane width they are), "weights_sha256" and
-        "recorded_sha256", "staleness_agrees", "updates".
+        "identical": whether the weights are bit for bit the run's (on CPUs of one lane width they
+        are), "weights_sha256" and "recorded_sha256", "staleness_agrees", "updates".
 
     Raises
     ------

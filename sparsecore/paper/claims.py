@@ -52,16 +52,14 @@ MARGIN = 0.01  # of accuracy that may be lost where it is to be kept: one percen
 class Check:
     """One question to the results, on one data set, and the answer.
 
-    `decay` is the weight decay, None where the answer does not depend on it. `profile` is that of
-    the results that answered, `seeds` the number of runs of the method, and of what it is compared
-    with. `effect` is in `unit`, "points" or "×", from `low` to `high`; `p` is two-sided, and
-    `adjusted` for the number of a claim's checks.
+    `decay` is the weight decay, None where the answer does not depend on it. `seeds` are the number
+    of runs of the method, and of what it is compared with. `effect` is in `unit`, "points" or "×",
+    from `low` to `high`; `p` is two-sided, and `adjusted` for the number of a claim's checks.
     """
 
     question: str
     dataset: str | None = None
     decay: float | None = None
-    profile: str | None = None
     seeds: str | None = None
     evidence: str | None = None
     effect: float | None = None
@@ -89,9 +87,9 @@ def _measured(found: Effect | None, unit: str, seeds: str, note: str = "") -> Ch
 
 @dataclass(frozen=True)
 class Evidence:
-    """The results that answer: of L-claims, the most trusted first; of T-extreme, of T-times."""
+    """The results that answer: of L-claims, of T-extreme, of T-times."""
 
-    sources: tuple[Results, ...]
+    results: Results
     extreme: Mapping[Row, Result] = field(default_factory=dict)
     times: Mapping[str, Result] = field(default_factory=dict)
 
@@ -128,9 +126,8 @@ Judge = Callable[[Runs, Runs], Check]
 def _compare(question: str, methods: tuple[str, str], judge: Judge, timed: bool = False) -> Ask:
     """Return what asks a question about two methods on every data set.
 
-    The first source that can answer does; if none can, the first one's reason counts. A question
-    that is not about times is about what is learnt: surrogates do not count, nor does SET-All-ReLU
-    where it is no better than guessing.
+    A question that is not about times is about what is learnt: surrogates do not count, nor does
+    SET-All-ReLU where it is no better than guessing.
     """
 
     def answer(evidence: Evidence, results: Results, dataset: str) -> Check:
@@ -140,53 +137,36 @@ def _compare(question: str, methods: tuple[str, str], judge: Judge, timed: bool 
         for method in methods:
             if why := conditions.excluded(dataset, method):
                 return no(why, IMPOSSIBLE)
-        if timed and dataset in evidence.times and results.profile == "paper":
-            contest = evidence.times[dataset]
-            if set(methods) <= contest["rounds"].keys():
-                return judge(*([{**contest, "method": method}] for method in methods))
+            if not results.study.wanted(results.profile, dataset, method, results.decay):
+                return no("not part of the study at this weight decay", IMPOSSIBLE)
+        contest = evidence.times.get(dataset, {"rounds": {}})
+        if timed and set(methods) <= contest["rounds"].keys():
+            return judge(*([{**contest, "method": method}] for method in methods))
         lost, reference_lost = (results.diverged_of(dataset, method) for method in methods)
         if lost:
             return no(f"{len(lost)} run(s) diverged", FAILS)
         if reference_lost:
             return no(f"{len(reference_lost)} run(s) of what it is compared with diverged")
         first, second = (results.of(dataset, method) for method in methods)
-        wanted = [results.study.wanted("paper", dataset, m, results.decay) for m in methods]
         if not (first and second):
-            if results.profile == "paper" and not all(wanted):
-                return no("not part of the study at this weight decay", IMPOSSIBLE)
             return no("no runs")
-        if timed:
-            if results.profile == "paper":
-                return no("not timed by themselves yet")
-            return judge(first, second)
-        if first[0]["data"]["surrogate"]:
+        if timed and results.profile == "paper":
+            return no("not timed by themselves yet")
+        if not timed and first[0]["data"]["surrogate"]:
             return no("a surrogate's accuracy is no evidence", IMPOSSIBLE)
         if min(len(first), len(second)) < 2:
             return no("fewer than two seeds")
-        if not have_learnt(results.of(dataset, _SPARSE)):
+        if not timed and not have_learnt(results.of(dataset, _SPARSE)):
             return no("SET-All-ReLU has not learnt anything yet", UNDECIDED)
         return judge(first, second)
 
     def ask(evidence: Evidence) -> list[Check]:
         checks = []
-        for dataset in evidence.sources[0].study.datasets:
+        for dataset in evidence.results.study.datasets:
             for decay in [None] if timed else DECAYS:
-                shown = DECAYS[0] if decay is None else decay
-                at = [results.at(shown) for results in evidence.sources]
-                found = [answer(evidence, results, dataset) for results in at]
-                tested = (n for n, check in enumerate(found) if check.outcome != UNTESTED)
-                number = next(tested, 0)
-                profile = None if found[number].outcome == UNTESTED else at[number].profile
-                title = at[number].title(dataset)
-                checks.append(
-                    replace(
-                        found[number],
-                        question=question,
-                        dataset=title,
-                        decay=decay,
-                        profile=profile,
-                    )
-                )
+                at = evidence.results.at(DECAYS[0] if decay is None else decay)
+                found = replace(answer(evidence, at, dataset), question=question, decay=decay)
+                checks.append(replace(found, dataset=at.title(dataset)))
         return checks
 
     return ask
@@ -205,8 +185,6 @@ def _not_less_accurate(first: Runs, second: Runs) -> Check:
 
 def _larger(first: Sequence[float], second: Sequence[float], paired: bool) -> Check:
     """Judge whether values of `first` are larger, as a factor: times and flows are positive."""
-    if min(len(first), len(second)) < 2:
-        return Check("", evidence="fewer than two seeds")
     logs = np.log(first).tolist(), np.log(second).tolist()
     value = float(np.mean(logs[0]) - np.mean(logs[1]))
     return _measured(effect(value, spread_of(*logs, paired)), "×", counted(first, second))
@@ -253,7 +231,7 @@ def _ask_extreme(evidence: Evidence) -> list[Check]:
         for question, judge in questions.items():
             if judge is _loss_falls or row.neurons == BAT:
                 found = replace(judge(run, evidence.extreme, row), question=question)
-                checks.append(replace(found, dataset=label, profile=run["profile"]))
+                checks.append(replace(found, dataset=label))
     return checks
 
 
@@ -372,7 +350,7 @@ def verdict(checks: Sequence[Check]) -> str:
     for outcome in (HOLDS, FAILS):
         if counts[outcome] == len(checks):
             return outcome
-    parts = [f"holds in {counts[HOLDS]} of {tested} checks{_at_full_length(checks)}"]
+    parts = [f"holds in {counts[HOLDS]} of {tested} checks"]
     if counts[FAILS]:
         parts.append(f"does not in {counts[FAILS]}")
     if counts[UNDECIDED]:
@@ -382,30 +360,27 @@ def verdict(checks: Sequence[Check]) -> str:
     return ", ".join(parts)
 
 
-def _at_full_length(checks: Sequence[Check]) -> str:
-    """Say how many of the checks that full schedules answered hold, if others answered, too."""
-    tested = [c for c in checks if c.outcome != UNTESTED]
-    full = [c for c in tested if c.profile == "paper"]
-    if len(full) in (0, len(tested)):
-        return ""
-    return f" ({sum(c.outcome == HOLDS for c in full)} of {len(full)} at full length)"
-
-
 class Ledger:
     """All claims, judged by results of L-claims, and by runs of T-extreme and of T-times.
 
-    `checks` are the answers by claim, `verdicts` what they say together.
+    The recorded results decide; what a build has of its own makes a ledger of its own. `checks` are
+    the answers by claim, `verdicts` what they say together.
     """
 
     def __init__(
         self,
-        *sources: Results,
+        results: Results,
         extreme: Mapping[Row, Result] | None = None,
         times: Mapping[str, Result] | None = None,
     ) -> None:
-        self._evidence = Evidence(sources, extreme or {}, times or {})
+        self._evidence = Evidence(results, extreme or {}, times or {})
         self.checks = {claim.key: claim.ask(self._evidence) for claim in CLAIMS}
         self.verdicts = {key: verdict(checks) for key, checks in self.checks.items()}
+
+    @property
+    def _here(self) -> str:
+        """What tells a quick build's ledger from the recorded one."""
+        return "-here" * (self._evidence.results.profile == "quick")
 
     def at(self, key: str, decay: float) -> list[Check]:
         """Return a claim's checks at one weight decay, and those that do not depend on it."""
@@ -440,10 +415,10 @@ class Ledger:
             "(two-sided t test, corrected by Holm for the claim's number of checks); else, and "
             "where SET-All-ReLU is no better than guessing, it is undecided."
         )
-        sources = source(*self._evidence.sources) + (
+        sources = source(self._evidence.results) + (
             f" C4: recorded runs of T-extreme, {', '.join(machines)}." if machines else ""
         )
-        return Table.of("L-claims", rows, columns, caption, sources)
+        return Table.of(f"L-claims{self._here}", rows, columns, caption, sources)
 
     def evidence(self) -> Table:
         """Make the second part of L-claims: every check with its numbers."""
@@ -452,7 +427,7 @@ class Ledger:
         ]
         form = {"λ": "{:g}", "p (Holm)": "{:.2g}"}
         names = {"claim": "claim", "check": "question", "data set": "dataset", "λ": "decay"}
-        names |= {"profile": "profile", "seeds": "seeds", "effect": "evidence"}
+        names |= {"seeds": "seeds", "effect": "evidence"}
         names |= {"p (Holm)": "adjusted", "outcome": "outcome"}
         columns = [
             Column(title, name, form.get(title, "{}"), number=False, once=name == "claim")
@@ -462,7 +437,6 @@ class Ledger:
             "**The evidence.** Effects with their "
             f"{100 * CONFIDENCE:.0f} % confidence intervals in brackets, which count the spread "
             "over seeds (pairs, where runs start alike) and the test set's size. Seeds of the "
-            "method, and of what it is compared with; of times, rounds. Recorded results decide "
-            "where they can answer, else those of this build."
+            "method, and of what it is compared with; of times, rounds."
         )
-        return Table.of("L-claims-evidence", rows, columns, caption)
+        return Table.of(f"L-claims-evidence{self._here}", rows, columns, caption)

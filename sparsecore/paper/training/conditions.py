@@ -227,134 +227,78 @@ def _looked_on() -> dict[tuple[str, str], tuple[type[Observer], ...]]:
     return found
 
 
-STUDIES: dict[str, Study] = {
-    study.key: study
-    for study in (
-        Study("T-datasets", "the data sets: domain, features, classes, sizes, source, hash"),
-        Study("T-hyper", "the hyperparameters, and where each value comes from"),
-        Study("F-overview", "the schematic of WASAP-SGD"),
-        Study(
-            "F-speed",
-            "time per training step, the peers, the machine's ceilings",
+_STUDIES = (
+    Study("T-datasets", "the data sets: domain, features, classes, sizes, source, hash"),
+    Study("T-hyper", "the hyperparameters, and where each value comes from"),
+    Study("F-overview", "the schematic of WASAP-SGD"),
+    Study("F-speed", "time per training step, the peers, the machine's ceilings"),
+    Study(
+        "F-parallel", "WASAP, WASSP and sequential against epochs and seconds; staleness; replay",
+    ),
+    Study("F-resources", "CPU and memory over time of each rank", runs_of="F-parallel"),
+    Study("F-scaling", "speed-up per worker, measured, and simulated to 1024"),
+    Study("T-extreme", "up to 2·10⁸ neurons: memory, time, learning"),
+    Study("F-depth", "gradient flow at initialisation against depth and α"),
+    Study("T-times", "seconds per epoch of all methods, which take turns on one machine"),
+    Study(
+        "T-main",
+        "dense, sparse and parallel methods: accuracy, connections, time, speed against dense",
+        (*_REAL, "leukemia", "digits"),
+        ("dense", *_SET, "set-all-relu-pruned", "wassp", "wasap", "wasap-pruned"),
+        DECAYS, {"quick": (0, 1), "paper": range(10)}, _seeds_of_main,
+        quick={
+            "fashion-mnist": {"epochs": 6}, "cifar10": {"epochs": 4}, "madelon": {"epochs": 60},
+            "higgs": {"epochs": 6}, "leukemia": {"epochs": 2}, "digits": {"epochs": 40},
+        },
+        quick_rows={
+            "fashion-mnist": (4_000, 2_000), "cifar10": (1_000, 500), "higgs": (3_000, 2_000),
+            "leukemia": (100, 100),
+        },
+        observers=_looked_on(),
+    ),
+    Study(
+        "F-curves", "accuracy and loss against epoch, ReLU and All-ReLU",
+        (*_REAL, "leukemia", "digits"), _SET, DECAYS, runs_of="T-main",
+    ),
+    Study(
+        "F-gradient-flow", "gradient flow against epoch, ReLU, LeakyReLU and All-ReLU", _REAL,
+        ("set-relu", "set-leaky-relu", "set-leaky-relu-0.25", "set-all-relu"), DECAYS,
+        runs_of="T-main",
+    ),
+    Study(
+        "F-alpha", "sensitivity to α, ε and ζ", ("fashion-mnist", "madelon"),
+        (*_SET, *(f"{n}-{v:g}" for n, (_, vs) in SENSITIVITIES.items() for v in vs)),
+        seeds=_FIRST, shares_with="T-main",
+    ),
+    Study(
+        "F-decay", "accuracy against weight decay λ, dense, SET-ReLU and SET-All-ReLU",
+        ("fashion-mnist", "higgs", "madelon", "digits"), ("dense", *_SET), (0.0, 2e-6, 2e-5, 2e-4),
+        _FIRST, _seeds_of_decay, shares_with="T-main",
+    ),
+    Study(
+        "T-deviations", "what differs from the released code, and what it is worth", _REAL,
+        (
+            *_SET, "set-leaky-relu", "set-leaky-relu-0.25", "set-all-relu-pruned",
+            "set-all-relu-pruned-released", "wassp", "wassp-released",
         ),
-        Study(
-            "F-parallel",
-            "WASAP, WASSP and sequential against epochs and seconds; staleness; replay",
-        ),
-        Study("F-resources", "CPU and memory over time of each rank", runs_of="F-parallel"),
-        Study(
-            "F-scaling",
-            "speed-up per worker, measured, and simulated to 1024",
-        ),
-        Study(
-            "T-extreme",
-            "up to 2·10⁸ neurons: memory, time, learning",
-        ),
-        Study("F-depth", "gradient flow at initialisation against depth and α"),
-        Study("T-times", "seconds per epoch of all methods, which take turns on one machine"),
-        Study(
-            "T-main",
-            "dense, sparse and parallel methods: accuracy, connections, time, speed against dense",
-            datasets=(*_REAL, "leukemia", "digits"),
-            methods=("dense", *_SET, "set-all-relu-pruned", "wassp", "wasap", "wasap-pruned"),
-            decays=DECAYS,
-            seeds={"quick": (0, 1), "paper": range(10)},
-            n_seeds=_seeds_of_main,
-            quick={
-                "fashion-mnist": {"epochs": 6},
-                "cifar10": {"epochs": 4},
-                "madelon": {"epochs": 60},
-                "higgs": {"epochs": 6},
-                "leukemia": {"epochs": 2},
-                "digits": {"epochs": 40},
-            },
-            quick_rows={
-                "fashion-mnist": (4_000, 2_000),
-                "cifar10": (1_000, 500),
-                "higgs": (3_000, 2_000),
-                "leukemia": (100, 100),
-            },
-            observers=_looked_on(),
-        ),
-        Study(
-            "F-curves",
-            "accuracy and loss against epoch, ReLU and All-ReLU",
-            datasets=(*_REAL, "leukemia", "digits"),
-            methods=_SET,
-            decays=DECAYS,
-            runs_of="T-main",
-        ),
-        Study(
-            "F-gradient-flow",
-            "gradient flow against epoch, ReLU, LeakyReLU and All-ReLU",
-            datasets=_REAL,
-            methods=("set-relu", "set-leaky-relu", "set-leaky-relu-0.25", "set-all-relu"),
-            decays=DECAYS,
-            runs_of="T-main",
-        ),
-        Study(
-            "F-alpha",
-            "sensitivity to α, ε and ζ",
-            datasets=("fashion-mnist", "madelon"),
-            methods=(
-                *_SET,
-                *(f"{n}-{v:g}" for n, (_, vs) in SENSITIVITIES.items() for v in vs),
-            ),
-            seeds=_FIRST,
-            shares_with="T-main",
-        ),
-        Study(
-            "F-decay",
-            "accuracy against weight decay λ, dense, SET-ReLU and SET-All-ReLU",
-            datasets=("fashion-mnist", "higgs", "madelon", "digits"),
-            methods=("dense", *_SET),
-            decays=(0.0, 2e-6, 2e-5, 2e-4),
-            seeds=_FIRST,
-            n_seeds=_seeds_of_decay,
-            shares_with="T-main",
-        ),
-        Study(
-            "T-deviations",
-            "what differs from the released code, and what it is worth",
-            datasets=_REAL,
-            methods=(
-                *_SET,
-                "set-leaky-relu",
-                "set-leaky-relu-0.25",
-                "set-all-relu-pruned",
-                "set-all-relu-pruned-released",
-                "wassp",
-                "wassp-released",
-            ),
-            decays=DECAYS,
-            runs_of="T-main",
-        ),
-        Study(
-            "F-importance",
-            "neuron importance over training; pruning by it during and after training",
-            datasets=("fashion-mnist", "madelon"),
-            methods=("set-all-relu", "set-all-relu-pruned"),
-            seeds=_FIRST,
-            runs_of="T-main",
-        ),
-        Study(
-            "F-topology",
-            "degrees before and after training; strength of the input pixels' connections",
-            datasets=("fashion-mnist",),
-            methods=("set-all-relu",),
-            seeds=_FIRST,
-            runs_of="T-main",
-        ),
-        Study(
-            "L-claims",
-            "the paper's claims: rule, evidence, verdict",
-            datasets=(*_REAL, "leukemia"),
-            methods=("dense", *_SET, "set-all-relu-pruned", "wasap"),
-            decays=DECAYS,
-            runs_of="T-main",
-        ),
-    )
-}
+        DECAYS, runs_of="T-main",
+    ),
+    Study(
+        "F-importance", "neuron importance over training; pruning by it during and after training",
+        ("fashion-mnist", "madelon"), ("set-all-relu", "set-all-relu-pruned"), seeds=_FIRST,
+        runs_of="T-main",
+    ),
+    Study(
+        "F-topology",
+        "degrees before and after training; strength of the input pixels' connections",
+        ("fashion-mnist",), ("set-all-relu",), seeds=_FIRST, runs_of="T-main",
+    ),
+    Study(
+        "L-claims", "the paper's claims: rule, evidence, verdict", (*_REAL, "leukemia"),
+        ("dense", *_SET, "set-all-relu-pruned", "wasap"), DECAYS, runs_of="T-main",
+    ),
+)  # fmt: skip
+STUDIES: dict[str, Study] = {study.key: study for study in _STUDIES}
 
 _MOST_BYTES = 4 * 2**30
 

@@ -26,7 +26,7 @@ from sparsecore.paper.training.conditions import METHODS, STUDIES, excluded
 from sparsecore.paper.training.effects import Effect, compared
 from sparsecore.paper.training.on_cluster import WORKERS
 from sparsecore.paper.training.studies import Results, cores, have_learnt, training_seconds
-from sparsecore.settings import CHOICE, READING, RELEASED, SETTINGS
+from sparsecore.settings import CHOICE, DECAYS, READING, RELEASED, SETTINGS
 from sparsecore.wasap.plan import Plan
 
 _HASH_DIGITS = 8
@@ -126,9 +126,11 @@ def common_hyperparameters() -> Table:
     plan, found = Plan(), []
     for field in _COMMON:
         values = {pruning.get(field, getattr(s.config, field)) for s in settings}
+        values |= set(DECAYS) if field == "weight_decay" else set()
         origins = {s.origin(field) for s in settings}
         found.append((HYPERPARAMETERS[field].label, sorted(values), ", ".join(sorted(origins))))
     found += [
+        ("LeakyReLU's slope (and α, beside it)", [0.25], RELEASED),
         ("parallel: then every … epochs", [parallel["prune_every"]], RELEASED),
         ("parallel: pruned up to this percentile", [parallel["prune_percentile"]], RELEASED),
         ("parallel: workers (here one per core, if there are fewer)", [WORKERS], RELEASED),

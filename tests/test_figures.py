@@ -38,7 +38,7 @@ def test_hyperparameters_are_the_settings_with_their_origins():
             assert row[label] == f"{getattr(setting.config, field):g}{mark}"
     assert shown.loc["Fashion-MNIST", "architecture"] == "784-1000-1000-1000-10"
     common = tables.common_hyperparameters().frame.set_index("hyperparameter")["value"]
-    assert common["weight decay λ, per step"] == "0.0002"
+    assert common["weight decay λ, per step"] == "0, 0.0002"
     assert common["importance pruning from epoch"] == "200"
 
 

@@ -49,6 +49,8 @@ class Method:
         return self.run is on_cluster.run
 
 
+_PRUNED = {"activation": "all-relu", "prune_from": 200}
+_WASAP = (on_cluster.run, {"algorithm": "wasap"})
 METHODS: dict[str, Method] = {
     "dense": Method("dense", {"activation": "relu", "zeta": 0.0}, dense.run),
     "set-relu": Method("SET-ReLU", {"activation": "relu"}),
@@ -57,28 +59,23 @@ METHODS: dict[str, Method] = {
         "SET-LeakyReLU, slope 0.25", {"activation": "leaky-relu", "alpha": 0.25}
     ),
     "set-all-relu": Method("SET-All-ReLU", {"activation": "all-relu"}),
-    "set-all-relu-pruned": Method(
-        "SET-All-ReLU with importance pruning", {"activation": "all-relu", "prune_from": 200}
-    ),
+    "set-all-relu-pruned": Method("SET-All-ReLU with importance pruning", _PRUNED),
     "set-all-relu-pruned-released": Method(
         "SET-All-ReLU with importance pruning by the released rule",
-        {"activation": "all-relu", "prune_from": 211, "prune_counts_empty": True},
-    ),
-    "wassp-released": Method(
-        "WASSP, K-fold rate in phase 2",
-        {"activation": "all-relu"},
-        on_cluster.run,
-        {"algorithm": "wassp", "keep_rate": True},
+        {**_PRUNED, "prune_from": 211, "prune_counts_empty": True},
     ),
     "wassp": Method("WASSP", {"activation": "all-relu"}, on_cluster.run, {"algorithm": "wassp"}),
-    "wasap": Method("WASAP", {"activation": "all-relu"}, on_cluster.run, {"algorithm": "wasap"}),
+    "wassp-released": Method(
+        "WASSP, K-fold rate in phase 2", {"activation": "all-relu"}, on_cluster.run,
+        {"algorithm": "wassp", "keep_rate": True},
+    ),
+    "wasap": Method("WASAP", {"activation": "all-relu"}, *_WASAP),
     "wasap-pruned": Method(
         "WASAP with importance pruning",
-        {"activation": "all-relu", "prune_from": 200, "prune_every": 20, "prune_percentile": 10},
-        on_cluster.run,
-        {"algorithm": "wasap"},
+        {**_PRUNED, "prune_every": 20, "prune_percentile": 10},
+        *_WASAP,
     ),
-}
+}  # fmt: skip
 
 # One hyperparameter at a time takes these values; its value in the setting is "set-all-relu"'s, and
 # α = 0 is "set-relu".
@@ -87,15 +84,13 @@ SENSITIVITIES: dict[str, tuple[str, tuple[float, ...]]] = {
     "epsilon": ("ε", (5, 10, 40)),
     "zeta": ("ζ", (0.0, 0.1, 0.5)),
 }
-METHODS.update(
-    {
-        f"{name}-{value:g}": Method(
-            f"SET-All-ReLU, {symbol} = {value:g}", {"activation": "all-relu", name: value}
-        )
-        for name, (symbol, values) in SENSITIVITIES.items()
-        for value in values
-    }
-)
+METHODS |= {
+    f"{name}-{value:g}": Method(
+        f"SET-All-ReLU, {symbol} = {value:g}", {"activation": "all-relu", name: value}
+    )
+    for name, (symbol, values) in SENSITIVITIES.items()
+    for value in values
+}
 
 
 @dataclass(frozen=True)

@@ -90,13 +90,15 @@ def gradient_flow(results: Results) -> tuple[Figure, str, str]:
         ax.set_xlim(0, results.epochs(name))
         ratios = [
             f"{levels['set-all-relu'] / levels[m]:.2g} times {METHODS[m].label}'s"
-            for m in ("set-relu", "set-leaky-relu")
+            for m in ("set-relu", "set-leaky-relu", "set-leaky-relu-0.25")
             if {m, "set-all-relu"} <= levels.keys()
         ]
         return f"{shown.sized(results, name)} {', '.join(ratios)}" if ratios else ""
 
+    names, methods = results.study.datasets, results.study.methods
+    there = [m for m in methods if any(results.of(name, m) for name in names)]
     figure, told = shown.by_dataset(
-        results, draw, height=2.7, extra=0.4, across=2, legend=shown.lines(results.study.methods)
+        results, draw, height=2.7, extra=0.4, across=2, legend=shown.lines(there)
     )
     caption = (
         "**Gradient flow.** Squared norm of the loss's gradient over the existing parameters, on "

@@ -422,7 +422,7 @@ def test_without_a_cluster_parallel_rows_say_so_and_the_others_are_there(paralle
     assert len(parallel) == 1, "asked once, not for every run"
     table = tables.main(found)
     assert "WASAP: not run: mpiexec: found neither" in table.sources
-    assert table.frame.set_index("method").loc["WASAP", "accuracy (%)"] == "—"
+    assert table.frame.set_index("method").loc["WASAP", "last (%)"] == "—"
 
 
 def test_what_does_not_fit_is_not_run_and_said():

@@ -192,8 +192,8 @@ def main(*found: Results, times: Mapping[str, Result] | None = None) -> Table:
     caption = (
         "**Dense, sparse and parallel methods**, at both weight decays λ. Accuracy on the test set "
         "after the last epoch, the best one, and the one that half of the test set chooses, on the "
-        "other half; connections; seconds per epoch, evolution included; × dense: seconds × cores "
-        "of the dense row, divided by the row's. Means over seeds, ± one standard deviation."
+        "other half; connections; seconds per epoch; × dense: seconds × cores "
+        "of the dense row over the row's. Means ± one standard deviation over seeds."
     )
     return Table.of("T-main", rows, columns, caption, _main_sources(found, rows, several))
 

@@ -148,7 +148,8 @@ class Results:
     @property
     def suffix(self) -> str:
         """What tells recorded results' figures from this build's own, and those without decay."""
-        return "-recorded" * self.recorded + f"-decay{self.decay:g}" * (self.decay != DECAYS[0])
+        other = len(self.study.decays) == 1 and self.decay != DECAYS[0]
+        return "-recorded" * self.recorded + f"-decay{self.decay:g}" * other
 
     def title(self, dataset: str) -> str:
         """Return a data set's title; it says so if a surrogate stands in."""

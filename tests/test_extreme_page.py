@@ -101,26 +101,29 @@ def verdicts(runs):
     return [check.outcome for check in checks(runs)]
 
 
+FROZEN = {Row(BAT, 10, frozen=True): result(test={"n": 100, "correct": 60, "p": 0.03})}
+
+
 def test_the_claim_holds_for_good_runs():
-    assert verdicts({Row(BAT, 10): result()}) == [HOLDS, HOLDS, HOLDS]
-    assert verdicts({Row(4 * BAT, 10): result(4 * BAT)}) == [HOLDS, HOLDS]
-    both = checks({Row(BAT, 10): result(), Row(4 * BAT, 10): result(4 * BAT)})
+    assert verdicts({Row(BAT, 10): result(), **FROZEN}) == [HOLDS, HOLDS, HOLDS]
+    assert verdicts({Row(4 * BAT, 10): result(4 * BAT)}) == [HOLDS]
+    both = checks({Row(BAT, 10): result(), Row(4 * BAT, 10): result(4 * BAT), **FROZEN})
     assert claims.verdict(both) == HOLDS
 
 
 @pytest.mark.parametrize(
     "changes, outcome",
     [
-        ({"peak": 25 * GIB}, [FAILS, HOLDS, HOLDS]),
-        ({"trend_p": 0.3}, [HOLDS, UNDECIDED, HOLDS]),
-        ({"trend_p": 0.99}, [HOLDS, FAILS, HOLDS]),
-        ({"test_p": 0.4}, [HOLDS, HOLDS, UNDECIDED]),
-        ({"trend": None}, [HOLDS, UNTESTED, HOLDS]),
-        ({"test": None}, [HOLDS, HOLDS, UNTESTED]),
+        ({"trend_p": 0.3}, [UNDECIDED, HOLDS, HOLDS]),
+        ({"trend_p": 0.99}, [FAILS, HOLDS, HOLDS]),
+        ({"test_p": 0.4}, [HOLDS, UNDECIDED, HOLDS]),
+        ({"trend": None}, [UNTESTED, HOLDS, HOLDS]),
+        ({"test": None}, [HOLDS, UNTESTED, UNTESTED]),
+        ({"test": {"n": 100, "correct": 40, "p": 0.99}}, [HOLDS, FAILS, FAILS]),
     ],
 )
 def test_each_check_can_fail(changes, outcome):
-    assert verdicts({Row(BAT, 10): result(**changes)}) == outcome
+    assert verdicts({Row(BAT, 10): result(**changes), **FROZEN}) == outcome
 
 
 def test_small_networks_are_no_evidence():
@@ -131,7 +134,7 @@ def test_small_networks_are_no_evidence():
 def test_what_is_recorded_bears_the_claim_out():
     found = {row: run for row, run in extreme.recorded().items() if row.neurons >= BAT}
     if found:
-        assert set(verdicts(found)) == {HOLDS}
+        assert set(verdicts(found)) - {UNTESTED} == {HOLDS}  # the controls may be missing
         for run in found.values():
             assert run["peak_bytes"] == pytest.approx(run["budget_bytes"], rel=0.1)
             assert run["peak_bytes"] < 22 * GIB

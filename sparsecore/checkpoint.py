@@ -83,8 +83,8 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
         If it cannot be opened.
     """
     with opened(path, "sparsecore model file") as archive:
-        check_version(path, int(_array(archive, "format_version")))
-        about = json.loads(str(_array(archive, "about")))
+        check_version(path, int(array(archive, "format_version")))
+        about = json.loads(str(array(archive, "about")))
         return _model(archive, about), about["run"]
 
 
@@ -137,7 +137,7 @@ def array_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """Read an array, which takes no more memory than the file, whatever its header says."""
     content = archive.read(f"{name}.npy")
     member = io.BytesIO(content)
@@ -188,14 +188,14 @@ def _possible(run: dict[str, Any]) -> bool:
 def _model(archive: zipfile.ZipFile, about: dict[str, Any]) -> SparseMLP:
     names = ("weight_start", "indptr", "indices", "params")
     options = {name: about[name] for name in ("activation", "alpha", "init")}
-    sizes, arrays = _array(archive, "sizes").tolist(), [_array(archive, name) for name in names]
+    sizes, arrays = array(archive, "sizes").tolist(), [array(archive, name) for name in names]
     # Inputs without connections take no bytes here, but eight in memory.
     if sum(sizes) > max(_NEURONS, sum(array.nbytes for array in arrays)):
         raise ValueError(f"it announces layers of {sizes} neurons")
     model = SparseMLP.from_flat(sizes, *arrays, **options)
     learnt = [model.params]
     if "velocity.npy" in archive.namelist():
-        velocity = _array(archive, "velocity")
+        velocity = array(archive, "velocity")
         if velocity.shape != model.params.shape:
             raise ValueError(f"velocity: expected {len(model.params)}, got {velocity.shape}")
         learnt.append(model.start_momentum())

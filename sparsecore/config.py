@@ -155,6 +155,11 @@ class TrainConfig:
         "pruned up to this percentile of importance",
         "P",
     )
+    prune_counts_empty: bool = param(
+        False,
+        Range(bool, "True or False", lambda v: isinstance(v, bool)),
+        "neurons without connections count in that percentile, as in the released code",
+    )
     augment: bool = param(
         False,
         Range(bool, "True or False", lambda v: isinstance(v, bool)),
@@ -172,7 +177,10 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as plain JSON types."""
-        return {**asdict(self), "hidden": list(self.hidden)}
+        values = {**asdict(self), "hidden": list(self.hidden)}
+        if not self.prune_counts_empty:  # older results and checkpoints do not know it
+            del values["prune_counts_empty"]
+        return values
 
     def with_values(self, **changes: Any) -> TrainConfig:
         """Return a copy with some values changed, checked again."""

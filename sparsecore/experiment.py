@@ -7,8 +7,11 @@ here: the checks of the data and of checkpoints, the training inputs, and the re
 
 from __future__ import annotations
 
+import base64
 import os
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from sparsecore.train import Trainer
 #: to change it. Recorded results are valid for one recipe.
 RECIPE = 1
 
-Observer = Callable[[Any], dict[str, Any]]
+Observer = Callable[[Any, int], dict[str, Any]]
 
 
 def run(
@@ -42,6 +45,7 @@ def run(
     observe: Observer | None = None,
     checkpoint_path: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    checkpoint_every: float = 0.0,
 ) -> tuple[SparseMLP, dict[str, Any]]:
     """Train sequentially on a data set and evaluate on its test set after every epoch.
 
@@ -51,26 +55,28 @@ def run(
         Raw values; they are standardised here.
     config : TrainConfig
     seed : int
-        With `config` and `data` it determines the weights bit for bit.
+        With `config` and `data` it determines the weights bit for bit, on CPUs of one lane width.
     threads : int
     progress : bool
         Show a bar with loss and accuracy on standard error.
     observe : callable, optional
-        ``observe(model)`` returns more entries for an epoch's record. It is called after each
-        epoch, before the topology changes, and once before the first epoch (record of epoch 0).
+        ``observe(model, epoch)`` returns more entries for an epoch's record. It is called after
+        each epoch, before the topology changes, and once before the first (record of epoch 0).
     checkpoint_path : path, optional
         Rewritten after every epoch, atomically.
     resume : bool
         Go on from `checkpoint_path` if it exists; the result is the uninterrupted run's. It may
         have been one of fewer epochs, or of more if they were not reached.
+    checkpoint_every : float
+        Seconds that have to pass before it is rewritten.
 
     Returns
     -------
     model : SparseMLP
     result : dict
-        "config", "seed", "recipe", "test_accuracy", "best_test_accuracy", "nnz_start", "nnz_end",
-        "seconds", "samples_per_second", "peak_rss_mb", "weights_sha256", "epochs" and
-        "provenance".
+        "config", "seed", "recipe", "test_accuracy", "best_test_accuracy", "test_right" (see
+        `unpacked`), "nnz_start", "nnz_end", "seconds", "samples_per_second", "peak_rss_mb",
+        "weights_sha256", "epochs" and "provenance".
 
     Raises
     ------
@@ -85,25 +91,29 @@ def run(
         model, state = train.new_model(config, data.n_features, data.n_classes, seed), None
     else:
         model, state = found
-    return model, fit(model, data, config, seed, threads, progress, observe, checkpoint_path, state)
+    save = checkpoint_path and partial(checkpoint.save, model, checkpoint_path)
+    return model, fit(
+        model, data, config, seed, threads, progress, observe, save, checkpoint_every, state
+    )
 
 
 def fit(
     model: train.Model, data: Dataset, config: TrainConfig, seed: int, threads: int, progress: bool,
-    observe: Observer | None, checkpoint_path: str | os.PathLike[str] | None = None,
+    observe: Observer | None, save: Any = None, save_every: float = 0.0,
     state: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train any kind of model as `run` does, from the `state` in a checkpoint; return the result.
 
-    Only a `SparseMLP` has checkpoints.
+    ``save(state)`` writes a checkpoint.
     """
     check_data(data)
     inputs, y = Shard(data, slice(None), config, seed), data.y_train
     X_test, y_test = standardize(data.X_test, *data.moments()), data.y_test
+    half, saved = test_half(len(y_test)), time.monotonic()
     if state is None:
         state = {**identity(data, config, seed), "nnz_start": model.nnz, "epochs": []}
         if observe is not None:
-            state["epochs"].append({"epoch": 0, "nnz": model.nnz, **observe(model)})
+            state["epochs"].append({"epoch": 0, "nnz": model.nnz, **observe(model, 0)})
     epochs, n = state["epochs"], len(y)
 
     with Trainer(model, config, seed=seed, threads=threads) as trainer:
@@ -112,9 +122,9 @@ def fit(
             epochs[-1] |= trainer.change_topology()
 
         def test() -> dict[str, Any]:
-            found = trainer.evaluate(X_test, y_test)
-            more = {} if observe is None else observe(model)
-            return {"test_loss": found["loss"], "test_accuracy": found["accuracy"], **more}
+            found = trainer.evaluate(X_test, y_test, half)
+            more = {} if observe is None else observe(model, trainer.epoch)
+            return {**{f"test_{name}": value for name, value in found.items()}, **more}
 
         with bar(
             config.epochs * n, data.name, unit="sample", unit_scale=True, hidden=not progress,
@@ -126,15 +136,14 @@ def fit(
                     f"epoch {trainer.epoch}, loss {record['loss']:.3f}, "
                     f"test {100 * record['test_accuracy']:.2f} %"
                 )
-                if checkpoint_path is not None:
-                    assert isinstance(model, SparseMLP)
-                    state["progress"] = trainer.progress()
-                    checkpoint.save(model, checkpoint_path, state)
+                if save is not None and time.monotonic() >= saved + save_every:
+                    save({**state, "progress": trainer.progress()})
+                    saved = time.monotonic()
         seconds, done = dict(trainer.seconds), trainer.epoch
-        last = epochs[-1]["test_accuracy"] if done else trainer.evaluate(X_test, y_test)["accuracy"]
+        right = model.decision_function(X_test, threads).argmax(axis=1) == y_test
     spent = seconds["train"] + seconds["evolve"]
     return result_of(
-        model, state, epochs, test_accuracy=last, seconds=seconds,
+        model, state, epochs, right=right, seconds=seconds,
         # As a parallel run counts: evolution is part of the method, tests are not.
         samples_per_second=done * n / spent if done else 0.0,
         peak_rss_mb=round(peak_rss_mb(), 1), threads=threads,
@@ -148,6 +157,29 @@ def check_data(data: Dataset) -> None:
     found = np.unique(data.y_train)
     if len(found) < 2:
         raise ValueError(f"y: expected at least two classes, got only {found}")
+
+
+def test_half(n_test: int) -> np.ndarray:
+    """Return the rows of a fixed random half of a test set.
+
+    An epoch that is chosen on one half of the test rows can be judged by the other: see
+    `chosen_accuracy`. Training has all its rows, as in the study.
+    """
+    return np.sort(np.random.default_rng(0).permutation(n_test)[: n_test // 2])
+
+
+def chosen_accuracy(epochs: list[dict[str, Any]], n_test: int) -> float | None:
+    """Return the accuracy at the epoch that one half of the test set chooses, on the other half.
+
+    Both halves do so, and the right answers are counted together. None where an epoch does not say
+    how many are right in the first half, as those of parallel runs (a copy is not the result).
+    """
+    tested = [e for e in epochs if "test_accuracy" in e]
+    if not tested or any("test_half_correct" not in e for e in tested):
+        return None
+    first = np.array([e["test_half_correct"] for e in tested])
+    second = np.rint([n_test * e["test_accuracy"] for e in tested]) - first
+    return float((second[first.argmax()] + first[second.argmax()]) / n_test)
 
 
 class Shard:
@@ -235,12 +267,16 @@ def result_of(
     run: dict[str, Any],
     epochs: list[dict[str, Any]],
     *,
-    test_accuracy: float,
+    right: np.ndarray,
     threads: int,
     ranks: int = 1,
     **measured: Any,
 ) -> dict[str, Any]:
-    """Return the result of a run, as JSON types; `run` has its `identity` and "nnz_start"."""
+    """Return the result of a run, as JSON types; `run` has its `identity` and "nnz_start".
+
+    `right` tells of each test row whether the model is.
+    """
+    test_accuracy = float(right.mean())
     tests = [e["test_accuracy"] for e in epochs if e.get("test_accuracy") is not None]
     return {
         "config": run["config"],
@@ -248,6 +284,7 @@ def result_of(
         "recipe": RECIPE,
         "test_accuracy": test_accuracy,
         "best_test_accuracy": max([*tests, test_accuracy]),
+        "test_right": base64.b64encode(np.packbits(right).tobytes()).decode(),
         "nnz_start": run["nnz_start"],
         "nnz_end": model.nnz,
         **measured,
@@ -255,3 +292,12 @@ def result_of(
         "epochs": epochs,
         "provenance": provenance(threads, run["data"], ranks),
     }
+
+
+def unpacked(test_right: str, n_test: int) -> np.ndarray:
+    """Return which test rows a result's model is right on, bool; two runs are compared row by row.
+
+    `test_right` has a bit per row, in base64.
+    """
+    packed = np.frombuffer(base64.b64decode(test_right), np.uint8)
+    return np.unpackbits(packed, count=n_test).astype(bool)

@@ -130,8 +130,10 @@ def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[bool]:
-    """Create a lock file and hold its lock; wait for a process that has it.
+def lock(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Create a lock file and hold its lock; wait for a process that has it, or raise.
+
+    A BlockingIOError says without `wait` that another process has it.
 
     Yields False, so that work may be done twice, where the file cannot be written or a network file
     system has no locks.
@@ -140,8 +142,10 @@ def lock(path: Path) -> Iterator[bool]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = stack.enter_context(path.open("a"))
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             locked = True
+        except BlockingIOError:
+            raise
         except OSError:
             locked = False
         yield locked  # closing the file, or the death of the process, frees the lock

@@ -594,7 +594,7 @@ class SparseMLP(Fixed):
         view = self[layer - 1]
         return topology.importance(view.indptr, view.data)
 
-    def prune(self, percentile: float) -> int:
+    def prune(self, percentile: float, counts_empty: bool = False) -> int:
         """Remove unimportant hidden neurons' incoming connections, for good; return how many.
 
         Parameters
@@ -602,13 +602,17 @@ class SparseMLP(Fixed):
         percentile : float
             In [0, 100]. Of the neurons of a layer that still have connections, those whose
             importance is at or below this percentile lose theirs.
+        counts_empty : bool
+            Take the percentile over all neurons of the layer, with 0 for those without connections.
 
         Notes
         -----
         Source: "Truly Sparse Neural Networks at Scale", importance pruning. O(nnz).
         """
         views = [self[layer] for layer in range(len(self))]
-        keeps = [~topology.unimportant(v.indptr, v.data, percentile) for v in views[:-1]]
+        keeps = [
+            ~topology.unimportant(v.indptr, v.data, percentile, counts_empty) for v in views[:-1]
+        ]
         if all(keep.all() for keep in keeps):
             return 0  # the arrays stay where they are
         keeps.append(np.ones(views[-1].nnz, bool))

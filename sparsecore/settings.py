@@ -10,6 +10,16 @@ RELEASED = "released code"
 READING = "this project's reading"
 CHOICE = "this project's choice"
 
+# What there is to say of a value that stands in the released code otherwise, too.
+_DETAILS = {
+    "weight_decay": "released code: 0.0002 sequential, 0 parallel; both here",
+    "prune_from": "released code, where the first pruning comes after 211 epochs, parallel 220",
+}
+
+#: Weight decay is a factor of the study: the value of the released sequential script, and that of
+#: all released parallel code.
+DECAYS = (0.0002, 0.0)
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -25,7 +35,8 @@ class Setting:
         """Return where the value of a field of `config` comes from."""
         if not self.released:
             return CHOICE
-        return RELEASED if field in self.released else READING
+        origin = RELEASED if field in self.released else READING
+        return _DETAILS.get(field, origin)
 
 
 # In the released code for every data set.

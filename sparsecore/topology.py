@@ -237,11 +237,13 @@ def importance(indptr: np.ndarray, data: np.ndarray) -> np.ndarray:
     return np.bincount(rows, np.abs(data), len(indptr) - 1)
 
 
-def unimportant(indptr: np.ndarray, data: np.ndarray, percentile: float) -> np.ndarray:
+def unimportant(
+    indptr: np.ndarray, data: np.ndarray, percentile: float, counts_empty: bool = False
+) -> np.ndarray:
     """Mark the connections into neurons whose importance is at or below a percentile, bool (nnz,).
 
-    It is a percentile, in [0, 100], of the importances of the neurons that still have connections;
-    0 marks none, another number raises ValueError.
+    It is a percentile, in [0, 100], of the importances of the neurons that still have connections,
+    or of all with `counts_empty`; 0 marks none, another number raises ValueError.
     """
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile: expected a number in [0, 100], got {percentile!r}")
@@ -249,7 +251,7 @@ def unimportant(indptr: np.ndarray, data: np.ndarray, percentile: float) -> np.n
     strength = importance(indptr, data)
     if percentile == 0 or not fan_in.any():
         return np.zeros(len(data), bool)
-    weak = strength <= np.percentile(strength[fan_in > 0], percentile)
+    weak = strength <= np.percentile(strength[(fan_in > 0) | counts_empty], percentile)
     return np.repeat(weak, fan_in)
 
 

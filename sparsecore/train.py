@@ -94,9 +94,10 @@ def diverged(what: str, config: TrainConfig) -> FloatingPointError:
 
 
 def evaluate(
-    model: Model, X: Any, y: np.ndarray, config: TrainConfig, threads: int = 1, when: str = ""
-) -> dict[str, float]:
-    """Return "loss" (nats) and "accuracy" of a model on (X, y).
+    model: Model, X: Any, y: np.ndarray, config: TrainConfig, threads: int = 1, when: str = "",
+    half: np.ndarray | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Return "loss" (nats) and "accuracy" of a model on (X, y), and "half_correct" in some rows.
 
     Raise a FloatingPointError if the logits are not finite: the last step of an epoch shows here
     first.
@@ -104,8 +105,9 @@ def evaluate(
     logits = model.decision_function(X, threads)
     if not np.isfinite(logits).all():
         raise diverged(f"the logits became infinite or NaN{when}", config)
-    accuracy = float((logits.argmax(axis=1) == y).mean())
-    return {"loss": functions.cross_entropy(logits, y), "accuracy": accuracy}
+    correct = logits.argmax(axis=1) == y
+    found = {"loss": functions.cross_entropy(logits, y), "accuracy": float(correct.mean())}
+    return found if half is None else {**found, "half_correct": int(correct[half].sum())}
 
 
 def sgd_rule(config: TrainConfig, seed: int, rank: int = 0) -> Rule:
@@ -128,7 +130,7 @@ def change_topology(
     """
     pruned = replaced = 0
     if config.prunes_after(epoch):
-        pruned = model.prune(config.prune_percentile)
+        pruned = model.prune(config.prune_percentile, config.prune_counts_empty)
     if config.zeta > 0 and epoch < config.epochs:
         rng = seeds.generator(seed, Purpose.EVOLUTION, rank, epoch)
         replaced = model.evolve(config.zeta, rng)
@@ -266,10 +268,11 @@ class Trainer(Fixed):
         self.seconds["evolve"] += time.perf_counter() - start
         return changed
 
-    def evaluate(self, X: Any, y: np.ndarray) -> dict[str, float]:
+    def evaluate(self, X: Any, y: np.ndarray, half: np.ndarray | None = None) -> dict[str, float]:
         """Return what the function of that name does, and count the time."""
         start = time.perf_counter()
-        found = evaluate(self.model, X, y, self.config, self.threads, f" in epoch {self.epoch}")
+        when = f" in epoch {self.epoch}"
+        found = evaluate(self.model, X, y, self.config, self.threads, when, half)
         self.seconds["evaluate"] += time.perf_counter() - start
         return found
 

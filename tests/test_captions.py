@@ -39,6 +39,8 @@ _TRAINING = (
     ("F-topology", topology.degrees),
     ("F-topology", topology.pixels),
     ("T-main", tables.main),
+    ("F-decay", training_figures.decay),
+    ("T-deviations", tables.deviations),
     ("L-claims", lambda found: claims.Ledger(found).table()),
     ("L-claims", lambda found: claims.Ledger(found).evidence()),
 )

@@ -13,8 +13,9 @@ from sparsecore.datasets import Dataset
 
 # The names are a contract: results, notebooks and other people's scripts read them.
 KEYS = {
-    "config", "seed", "recipe", "test_accuracy", "best_test_accuracy", "nnz_start", "nnz_end",
-    "seconds", "samples_per_second", "peak_rss_mb", "weights_sha256", "epochs", "provenance",
+    "config", "seed", "recipe", "test_accuracy", "best_test_accuracy", "test_right", "nnz_start",
+    "nnz_end", "seconds", "samples_per_second", "peak_rss_mb", "weights_sha256", "epochs",
+    "provenance",
 }  # fmt: skip
 
 
@@ -76,7 +77,11 @@ def test_the_record_of_a_run():
     assert result["test_accuracy"] == accuracies[-1]
     assert result["best_test_accuracy"] == max(accuracies)
     data = dataset().standardized()
-    assert accuracies[-1] == (model.predict(data.X_test) == data.y_test).mean()
+    right = model.predict(data.X_test) == data.y_test
+    assert accuracies[-1] == right.mean()
+    np.testing.assert_array_equal(experiment.unpacked(result["test_right"], 60), right)
+    half = experiment.test_half(60)
+    assert len(half) == 30 and epochs[-1]["test_half_correct"] == right[half].sum()
     assert accuracies[-1] > 0.6, "guessing is right in 20 of 60 times, give or take 4"
     # nnz is that of the network the epoch trained and evaluated; pruning comes after.
     nnz = result["nnz_start"]
@@ -86,6 +91,13 @@ def test_the_record_of_a_run():
     assert nnz == result["nnz_end"]
     assert [e["pruned"] > 0 for e in epochs] == [False, True, False, True, False]
     assert [e["replaced"] > 0 for e in epochs] == [True, True, True, True, False]
+
+
+def test_the_chosen_epoch_is_judged_by_the_other_half():
+    # Of 8 rows: right in the first half, and in all. The first chooses epoch 2, the second epoch 1.
+    epochs = [{"test_half_correct": a, "test_accuracy": n / 8} for a, n in ((1, 5), (3, 4), (2, 4))]
+    assert experiment.chosen_accuracy([{"epoch": 0}, *epochs], 8) == (1 + 1) / 8
+    assert experiment.chosen_accuracy([*epochs, {"test_accuracy": 0.5}], 8) is None
 
 
 def test_seed_and_threads():
@@ -106,7 +118,7 @@ def test_no_epochs_are_an_evaluation():
 
 
 def test_observations_go_into_the_record():
-    def observe(model):
+    def observe(model, epoch):
         return {"norm": float(np.abs(model.params).sum()), "seen": model.nnz}
 
     _, result = experiment.run(dataset(), config(), observe=observe)
@@ -136,13 +148,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, done):
     path = tmp_path / "run.npz"
     seen = []
 
-    def observe(model):
+    def observe(model, epoch):
         if len(seen) == done + 1:  # epoch 0 is observed, then `done` epochs, then the machine fails
             raise RunInterruptedError
         seen.append(model.nnz)
         return {"norm": float(np.abs(model.params).sum())}
 
-    def look(model):
+    def look(model, epoch):
         return {"norm": float(np.abs(model.params).sum())}
 
     whole_model, whole = experiment.run(dataset(), config(), seed=4, observe=look)

@@ -243,6 +243,18 @@ def test_against_dense_numpy(activation, n, batch_size):
         oracle.Value(-eta * gradient.exact, eta * error).holds(velocity)
 
 
+def test_frozen_hidden_layers_stay_as_they_are():
+    X, y = samples()
+    with network() as net:
+        before = [layer.tiles.weights.copy() for layer in net.layers]
+        net.step(X, y, 0.5, frozen=True)
+        same = [
+            np.array_equal(w, layer.tiles.weights)
+            for w, layer in zip(before, net.layers, strict=True)
+        ]
+    assert same == [True] * (len(same) - 1) + [False]
+
+
 def test_steps_follow_the_rule_and_the_ordinary_kernels():
     X, y = samples()
     with network() as net:

@@ -76,25 +76,28 @@ def verdicts(runs):
     return [check.outcome for check in checks(runs)]
 
 
+FROZEN = {Row(BAT, 10, frozen=True): result(test={"n": 100, "correct": 60, "p": 0.03})}
+
+
 @pytest.mark.parametrize(
     "neurons, changes, outcome",
     [
         (BAT, {}, [HOLDS, HOLDS, HOLDS]),
-        (4 * BAT, {}, [HOLDS, HOLDS]),
-        (BAT, {"peak": 25 * GIB}, [FAILS, HOLDS, HOLDS]),
-        (BAT, {"trend_p": 0.3}, [HOLDS, UNDECIDED, HOLDS]),
-        (BAT, {"trend_p": 0.99}, [HOLDS, FAILS, HOLDS]),
-        (BAT, {"test_p": 0.4}, [HOLDS, HOLDS, UNDECIDED]),
-        (BAT, {"trend": None}, [HOLDS, UNTESTED, HOLDS]),
-        (BAT, {"test": None}, [HOLDS, HOLDS, UNTESTED]),
+        (4 * BAT, {}, [HOLDS, UNTESTED, UNTESTED]),
+        (BAT, {"trend_p": 0.3}, [UNDECIDED, HOLDS, HOLDS]),
+        (BAT, {"trend_p": 0.99}, [FAILS, HOLDS, HOLDS]),
+        (BAT, {"test_p": 0.4}, [HOLDS, UNDECIDED, HOLDS]),
+        (BAT, {"trend": None}, [UNTESTED, HOLDS, HOLDS]),
+        (BAT, {"test": None}, [HOLDS, UNTESTED, UNTESTED]),
+        (BAT, {"test": {"n": 100, "correct": 40, "p": 0.99}}, [HOLDS, FAILS, FAILS]),
     ],
 )
 def test_each_check_holds_for_good_runs_and_can_fail(neurons, changes, outcome):
-    assert verdicts({Row(neurons, 10): result(neurons, **changes)}) == outcome
+    assert verdicts({Row(neurons, 10): result(neurons, **changes), **FROZEN}) == outcome
 
 
 def test_good_runs_are_evidence_and_small_networks_none():
-    both = checks({Row(BAT, 10): result(), Row(4 * BAT, 10): result(4 * BAT)})
+    both = checks({Row(BAT, 10): result(), Row(4 * BAT, 10): result(4 * BAT), **FROZEN})
     assert claims.verdict(both) == HOLDS
     for runs in ({}, {Row(BAT // 10, 10): result()}):
         assert set(verdicts(runs)) == {UNTESTED}
@@ -103,7 +106,7 @@ def test_good_runs_are_evidence_and_small_networks_none():
 def test_what_is_recorded_bears_the_claim_out(monkeypatch, request):
     monkeypatch.setenv(store.FOLDER, str(request.config.rootpath / "book" / "results"))
     found = {row: run for row, run in extreme.recorded().items() if row.neurons >= BAT}
-    assert set(verdicts(found)) == {HOLDS}
+    assert set(verdicts(found)) - {UNTESTED} == {HOLDS}  # the controls may be missing
     for run in found.values():
         assert 22 * GIB > run["peak_bytes"] == pytest.approx(run["budget_bytes"], rel=0.1)
 

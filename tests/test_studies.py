@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import pytest
 from sparsecore import __main__, cluster, datasets, experiment
 from sparsecore.datasets import DataCorrupt, DataNotAvailable
 from sparsecore.paper import store
-from sparsecore.paper.training import conditions, dense, on_cluster, studies, tables
+from sparsecore.paper.training import conditions, dense, on_cluster, studies, tables, times
 from sparsecore.paper.training.conditions import METHODS, STUDIES, Condition, Study
 from sparsecore.paper.training.observers import (
     ObserveGradientFlow,
@@ -145,6 +146,86 @@ def test_an_interruption_loses_only_the_run_in_progress(study, monkeypatch):
     assert len(calls) == 3 + 2
 
 
+@pytest.mark.parametrize("method", ["set-all-relu", "dense"])
+def test_a_long_run_goes_on_where_it_was_killed(study, monkeypatch, method):
+    runner, seen = METHODS[method].run, []
+
+    def killed(data, config, *, observe, **options):
+        assert options.pop("checkpoint_every") > 1  # seconds, more than this run takes
+
+        def see(model, epoch):
+            seen.append(epoch)
+            if seen.count(3) == 1 and epoch == 3:
+                raise KeyboardInterrupt
+            return observe(model, epoch)
+
+        config = config.with_values(epochs=4, hidden=(20, 20))
+        return runner(data, config, observe=see, checkpoint_every=0, **options)
+
+    monkeypatch.setitem(METHODS, method, replace(METHODS[method], run=killed))
+    condition = Condition("F-test", "paper", "digits", method, 0)
+    with pytest.raises(KeyboardInterrupt):
+        studies._run(condition, lambda work: None)
+    [kept] = studies.entry(condition).path.parent.glob(".*.checkpoint")
+    result = studies._run(condition, lambda work: None)
+    assert seen == [0, 1, 2, 3, 3, 4] and not kept.exists()
+    config = condition.config.with_values(epochs=4, hidden=(20, 20))
+    _, whole = runner(studies.data_of(condition), config, seed=0)
+    assert result["weights_sha256"] == whole["weights_sha256"]
+    assert [e["epoch"] for e in result["epochs"]] == [0, 1, 2, 3, 4]
+    topologies = [e["epoch"] for e in result["epochs"] if "topology" in e]
+    assert topologies == ([0, 1, 2] if method == "set-all-relu" else [])
+
+
+def test_what_another_process_runs_comes_last(study, ran, monkeypatch):
+    first = studies.entry(Condition("F-test", "quick", "digits", "set-relu", 0)).path
+    held = store.files.lock
+
+    def busy(path, wait=True):
+        if not wait and path.name == f".{first.stem}.lock":
+            raise BlockingIOError
+        return held(path, wait)
+
+    monkeypatch.setattr(store.files, "lock", busy)
+    assert len(load().runs) == 4
+    assert ran == [("all-relu", 0), ("relu", 1), ("all-relu", 1), ("relu", 0)]
+
+
+def test_results_of_both_weight_decays_stand_apart(study, ran, monkeypatch):
+    both = replace(study, decays=(0.0002, 0.0), methods=("set-relu",))
+    monkeypatch.setitem(STUDIES, "F-test", both)
+    found = load()
+    names = {run["name"]: run["config"]["weight_decay"] for run in found.runs}
+    assert names["digits-set-relu-seed0"] == 0.0002
+    assert names["digits-set-relu-decay0-seed1"] == 0.0 and len(names) == 4
+    assert found.of("digits", "set-relu") == found.at(0.0002).runs
+    assert [run["config"]["weight_decay"] for run in found.at(0.0).of("digits", "set-relu")] == [
+        0,
+        0,
+    ]
+    assert found.at(0.0).suffix == "-decay0" and found.suffix == ""
+
+
+def test_seeds_per_condition_are_the_study_s():
+    asked = Counter((c.dataset, c.method, c.decay) for c in STUDIES["T-main"].conditions("paper"))
+    assert asked["madelon", "set-relu", 0.0] == asked["madelon", "set-relu", 0.0002] == 10
+    assert asked["higgs", "wasap", 0.0] == 5 and asked["fashion-mnist", "dense", 0.0] == 3
+    assert asked["cifar10", "wassp", 0.0] == 3 and asked["cifar10", "wassp", 0.0002] == 0
+    assert asked["leukemia", "wasap", 0.0002] == 1 and asked["leukemia", "dense", 0.0002] == 0
+    quick = {c.decay for c in STUDIES["T-main"].conditions("quick")}
+    assert quick == {0.0002}
+    owners = {c.decay: c.study for c in STUDIES["F-decay"].conditions("paper")}
+    assert owners == {0.0: "T-main", 2e-6: "F-decay", 2e-5: "F-decay", 2e-4: "T-main"}
+
+
+def test_methods_take_turns_to_be_timed():
+    found = times.measure("digits", 2, ("set-relu", "dense", "set-all-relu-pruned"))
+    assert found["rounds"].keys() == found["cores"].keys()
+    assert all(len(turns) == 2 and min(turns) > 0 for turns in found["rounds"].values())
+    pruned = times._short("madelon", "wasap-pruned")
+    assert [e for e in range(1, 51) if pruned.prunes_after(e)] == list(range(20, 50, 2))
+
+
 def test_a_run_that_diverges_is_recorded_and_not_computed_again(study, ran, monkeypatch):
     wild = replace(METHODS["set-relu"], changes={"activation": "relu", "learning_rate": 1e6})
     monkeypatch.setitem(METHODS, "set-relu", wild)
@@ -223,14 +304,15 @@ def test_a_study_that_is_none_is_named():
 
 def test_every_table_and_figure_of_the_design_has_its_study():
     keys = "T-datasets T-hyper T-main T-extreme F-overview F-curves F-gradient-flow F-alpha "
-    keys += "F-importance F-topology F-parallel F-scaling F-resources F-speed L-claims"
+    keys += "F-importance F-topology F-parallel F-scaling F-resources F-speed L-claims "
+    keys += "F-decay F-depth T-deviations T-times"
     assert set(keys.split()) == set(STUDIES)
 
 
 def test_the_paper_profile_is_the_setting_unchanged():
     for study in STUDIES.values():
         for condition in study.conditions("paper"):
-            changes = METHODS[condition.method].changes
+            changes = {"weight_decay": condition.decay, **METHODS[condition.method].changes}
             assert condition.config == setting(condition.dataset).config.with_values(**changes)
             assert condition.limit == {"train": None, "test": None}
 
@@ -239,7 +321,7 @@ def test_observed_topology_against_dense_counts():
     config = setting("digits").config.with_values(hidden=(30, 20), epochs=7)
     model = new_model(config, 64, 10, seed=3)
     observe = ObserveTopology(config, datasets.load("digits"))
-    records = [observe(model) for _ in range(8)]
+    records = [observe(model, epoch) for epoch in range(8)]
     assert [i for i, record in enumerate(records) if record] == [0, 1, 2, 5, 7]
     topology = records[0]["topology"]
     for layer, matrix in enumerate(model.to_scipy()):
@@ -340,7 +422,7 @@ def test_without_a_cluster_parallel_rows_say_so_and_the_others_are_there(paralle
     assert len(parallel) == 1, "asked once, not for every run"
     table = tables.main(found)
     assert "WASAP: not run: mpiexec: found neither" in table.sources
-    assert table.frame.set_index("method").loc["WASAP", "accuracy (%)"] == "—"
+    assert table.frame.set_index("method").loc["WASAP", "last (%)"] == "—"
 
 
 def test_what_does_not_fit_is_not_run_and_said():
@@ -414,8 +496,8 @@ def _observed(epochs, observer, **changes):
     data, records = datasets.load("digits"), []
     see = observer(config, data)
 
-    def observe(model):
-        records.append((model.copy(), see(model)))
+    def observe(model, epoch):
+        records.append((model.copy(), see(model, epoch)))
         return {}
 
     model, _ = experiment.run(data, config, seed=0, observe=observe)

@@ -366,6 +366,8 @@ def test_unimportant_counts_living_neurons_only_and_takes_the_limit_itself():
     np.testing.assert_array_equal(topology.unimportant(indptr, data, 25), [1, 1, 0, 0, 0, 0])
     assert not topology.unimportant(indptr, data, 0).any()
     assert topology.unimportant(indptr, data, 100).all()
+    # Among all seven, 0 0 1 2 3 4 5, the median is 2.
+    np.testing.assert_array_equal(topology.unimportant(indptr, data, 50, True), [1, 1, 0, 0, 0, 0])
 
 
 def test_unimportant_in_a_layer_without_connections():

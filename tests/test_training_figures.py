@@ -14,12 +14,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sparsecore import datasets
+from sparsecore import datasets, experiment
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper import page, store
 from sparsecore.paper.page import Column, Table
 from sparsecore.paper.style import COLOURS
-from sparsecore.paper.training import conditions, figures, pruning, studies, tables, topology
+from sparsecore.paper.training import (
+    conditions,
+    depth,
+    figures,
+    pruning,
+    studies,
+    tables,
+    topology,
+)
 from sparsecore.paper.training import observers as observing
 from sparsecore.paper.training.conditions import SENSITIVITIES, STUDIES, Condition, Study
 from sparsecore.settings import CHOICE, READING, SETTINGS
@@ -82,40 +90,54 @@ def numbers(runs):
     return [accuracy, *(f"{nnz:,.0f}" for nnz in ends)]
 
 
+def epoch_seconds(run):
+    return sum(run["seconds"][stage] for stage in SPENT) / run["config"]["epochs"]
+
+
+def test_recorded_times_are_those_of_the_contest(main):
+    """A ratio divides what stands in the table: seconds of one machine, or there is none."""
+    here = replace(main, profile="paper", recorded=True, unavailable={})
+    contest = {
+        "rounds": {"dense": [4.0, 6.0], "set-relu": [0.5, 0.5]},
+        "cores": {"dense": 1, "set-relu": 2},
+    }
+    rows = tables.main(here, times={"digits": contest}).data.set_index("method")
+    assert rows.loc["dense", "epoch_seconds"] == 5.0
+    assert rows.loc["set-relu", "speed_against_dense"] == 5.0
+    assert np.isnan(rows.loc["set-all-relu", "epoch_seconds"])
+    assert tables.main(here).data["speed_against_dense"].isna().all()
+    runs = [run for run in here.runs if run["condition"]["method"] != "dense"]
+    rows = tables.main(replace(here, runs=runs), times={"digits": contest}).data
+    assert rows["speed_against_dense"].isna().all(), "no dense row to divide by"
+
+
+def test_the_main_table_has_a_block_per_weight_decay(main):
+    study = replace(main.study, decays=(0.0002, 0.0))
+    without = [
+        {**run, "config": {**run["config"], "weight_decay": 0.0}, "test_accuracy": 0.5}
+        for run in main.of("digits", "set-relu")
+    ]
+    both = replace(main, study=study, profile="paper", recorded=True, runs=main.runs + without)
+    rows = tables.main(both).data
+    assert rows["decay"].tolist() == [0.0002] * 5 + [0.0]
+    assert rows["test_accuracy"].iloc[-1] == 0.5
+    assert rows["test_accuracy"].iloc[1] == tables.main(main).data["test_accuracy"].iloc[1]
+
+
 def files(method, dataset="digits", folder="quick/T-test", root=None):
     """Return what the result files of a method hold, read without the package."""
     paths = ((root or store.root()) / folder).glob(f"{dataset}-{method}-seed*.json")
     return [json.loads(path.read_text()) for path in sorted(paths)]
 
 
-def test_times_in_the_main_table_are_of_one_machine(main):
-    whole = tables.main(main).data.set_index(["dataset", "method"]).loc["digits"]
+def test_what_has_not_learnt_is_said(main):
     changed = [json.loads(json.dumps(run)) for run in main.runs]
     for run in changed:
-        if (run["condition"]["method"], run["seed"]) == ("dense", 1):
-            run["provenance"]["cpu"] = "another CPU"
-    table = tables.main(replace(main, runs=changed))
-    part = table.data.set_index(["dataset", "method"]).loc["digits"]
-    first = next(run for run in changed if run["condition"]["method"] == "dense")
-    seconds = first["seconds"]["train"] + first["seconds"]["evolve"]
-    assert part.loc["dense", "train_seconds"] == pytest.approx(seconds)
-    assert part.loc["dense", "test_accuracy"] == whole.loc["dense", "test_accuracy"]
-    sparse = part.loc["set-relu"]
-    assert sparse["speed_against_dense"] == pytest.approx(seconds / sparse["train_seconds"])
-    assert "dense: seconds of seeds 0 only, the others ran on another CPU." in table.sources
-    assert "No better than guessing" not in table.sources
-
-    for run in changed:
         if run["condition"]["method"] == "dense":
-            run["provenance"]["cpu"] = "another CPU"
             run["epochs"][-1]["loss"] = np.log(10)
-    table = tables.main(replace(main, runs=changed))
-    assert "SET-ReLU: no dense run on its CPU." in table.sources
-    guessing = "No better than guessing yet, by their training loss: Optical digits, "
-    assert f"{guessing}profile quick: dense. " in table.sources
-    other = table.data.set_index(["dataset", "method"])
-    assert np.isnan(other.loc[("digits", "set-relu"), "speed_against_dense"])
-    assert other.loc[("digits", "set-relu"), "train_seconds"] == sparse["train_seconds"]
+    guessing = "No better than guessing yet, by their training loss: Optical digits, λ = 0.0002, "
+    assert f"{guessing}dense." in tables.main(replace(main, runs=changed)).sources
+    assert "No better than guessing" not in tables.main(main).sources
 
 
 def test_main_table_holds_the_numbers_of_the_files(main):
@@ -124,14 +146,24 @@ def test_main_table_holds_the_numbers_of_the_files(main):
     plain = [r for r in csv.DictReader(io.StringIO(table.csv())) if r["dataset"] == "digits"]
     plain = {row["method"]: row for row in plain}
     assert list(plain) == list(METHODS)
-    dense = np.mean([sum(run["seconds"][s] for s in SPENT) for run in files("dense")])
+    dense = np.mean([epoch_seconds(run) for run in files("dense")])
     for method in METHODS:
         runs, row = files(method), rows.loc[conditions.METHODS[method].label]
         assert len(runs) == 2
-        assert row[["accuracy (%)", "nnz, start", "nnz, end"]].tolist() == numbers(runs)
-        seconds = [sum(run["seconds"][s] for s in SPENT) for run in runs]
-        assert row["training (s)"] == mean_sd(seconds, 2)
-        assert row["× dense"] == f"{dense / np.mean(seconds):.2f}"
+        best, chosen = (
+            mean_sd(values, 1, 100)
+            for values in (
+                [run["best_test_accuracy"] for run in runs],
+                [experiment.chosen_accuracy(run["epochs"], 360) for run in runs],
+            )
+        )
+        last, start, end = numbers(runs)
+        shown = ["last (%)", "best (%)", "chosen (%)", "nnz, start", "nnz, end"]
+        assert row[shown].tolist() == [last, best, chosen, start, end]
+        seconds = [epoch_seconds(run) for run in runs]
+        mean, sd = np.mean(seconds), np.std(seconds, ddof=1)
+        assert row["s per epoch"] == f"{mean:.3g}\xa0±\xa0{sd:.3g}"
+        assert row["× dense"] == f"{dense / mean:.2f}"
         mean = np.mean([run["test_accuracy"] for run in runs])
         assert float(plain[method]["test_accuracy"]) == pytest.approx(mean)
         assert f"{100 * mean:.1f}~$\\pm$" in table.latex()
@@ -144,9 +176,9 @@ def test_main_table_says_what_is_missing_and_why(main):
     table = tables.main(main)
     shown = table.frame.assign(name=table.data["dataset"]).set_index("name")
     absent = shown.loc["madelon"]  # one row for all of its methods
-    assert (absent["method"], absent["accuracy (%)"]) == ("all methods", "not available")
+    assert (absent["method"], absent["last (%)"]) == ("all methods", "not available")
     assert absent["× dense"] == "—"
-    assert shown.loc["leukemia", "accuracy (%)"].iloc[0] == "—"
+    assert shown.loc["leukemia", "last (%)"].iloc[0] == "—"
     assert conditions.excluded("leukemia", "dense") in table.sources
     assert table.sources.count("Madelon, all methods: not available on this machine") == 1
     assert "3 epochs of 1,437 rows" in table.sources
@@ -311,13 +343,63 @@ def test_the_built_table_holds_the_numbers_of_the_results():
         for row in table[0].split("</tr>")
     ]
     study, compared = STUDIES["T-main"], 0
-    for profile in ("quick", "paper"):
+    for profile, decay in itertools.product(("quick", "paper"), ("", "-decay0")):
         for name, method in itertools.product(study.datasets, study.methods):
-            if runs := files(method, name, f"{profile}/T-main", ROOT / "book/results"):
-                expected = [conditions.METHODS[method].label, *numbers(runs)]
-                assert expected in [[row[1], *row[-5:-2]] for row in rows if row], (name, method)
+            found = files(method + decay, name, f"{profile}/T-main", ROOT / "book/results")
+            if found:
+                last, *nnz = numbers(found)
+                expected = [conditions.METHODS[method].label, last, *nnz]
+                shown = [[row[2], row[-7], *row[-4:-2]] for row in rows if len(row) > 6]
+                assert expected in shown, (name, method)
                 compared += 1
     assert compared
+
+
+def test_decay_draws_the_means_at_each_weight_decay(main):
+    study = replace(view(main, "set-relu").study, decays=(0.0, 0.0002), datasets=("digits",))
+    without = [
+        {**run, "config": {**run["config"], "weight_decay": 0.0}, "test_accuracy": value}
+        for run, value in zip(main.of("digits", "set-relu"), (0.5, 0.6), strict=True)
+    ]
+    found = replace(main, study=study, runs=main.runs + without)
+    picture = figures.decay(found)
+    [container] = picture.figure.axes[0].containers
+    usual = np.mean([100 * run["test_accuracy"] for run in main.of("digits", "set-relu")])
+    assert container.lines[0].get_ydata() == pytest.approx([55, usual])
+    effects = tables.deviations(replace(found, study=replace(study, methods=METHODS))).data
+    told = effects.set_index("subject")["effect"]
+    assert told["Weight decay λ (decoupled, per step)"] == "the largest of all", "All-ReLU has one"
+    runs = [run | {"condition": {"dataset": "digits", "method": "set-all-relu"}} for run in
+            found.runs if run["condition"]["method"] == "set-relu"]  # fmt: skip
+    effects = tables.deviations(replace(found, runs=runs)).data
+    assert f"Optical digits: {55 - usual:+.2f} points [" in effects["effect"].iloc[0]
+
+
+def test_depth_draws_geometric_means_and_says_them(monkeypatch):
+    monkeypatch.setattr(depth, "DATASET", "digits")
+    monkeypatch.setattr(depth, "DEPTHS", (1, 2))
+    run = {"profile": "paper", **depth.measure(8, 2)}
+    picture = depth.figure(store.Versions(run))
+    flows = np.array(run["flows"]["all-relu"])
+    np.testing.assert_allclose(run["flows"]["leaky-relu"][0][0], flows[0, 0])  # α = 0 is ReLU
+    line = picture.figure.axes[1].lines[0]
+    np.testing.assert_allclose(line.get_ydata(), np.exp(np.log(flows[1]).mean(axis=1)))
+    ratio = np.exp(np.log(flows[0, 3]).mean() - np.log(flows[0, 0]).mean())
+    assert f"All-ReLU is {ratio:.2g} times ReLU's" in picture.sources
+    assert len(picture.caption.split()) <= 60
+    assert isinstance(depth.figure(store.Versions(None, missing="no data")), page.Note)
+
+
+def test_what_others_published_and_what_it_took(main):
+    assert "mocanu2018" in tables.published().frame["source"].iloc[0]
+    runs = [run for _, run in files()]
+    folder = store.root() / "paper" / "T-test"
+    folder.mkdir(parents=True)
+    for number, run in enumerate(runs):
+        (folder / f"{number}.json").write_text(json.dumps(run))
+    total = tables.spent().data.set_index("study").loc["all"]
+    seconds = sum(sum(run["seconds"].values()) for run in runs)
+    assert (total["runs"], total["hours"]) == (len(runs), pytest.approx(seconds / 3600))
 
 
 def test_methods_without_runs_are_left_out(main):
@@ -351,7 +433,7 @@ def test_hyperparameters_are_the_settings_with_their_origins():
             assert row[label] == f"{getattr(setting.config, field):g}{mark}"
     assert shown.loc["Fashion-MNIST", "architecture"] == "784-1000-1000-1000-10"
     common = tables.common_hyperparameters().frame.set_index("hyperparameter")["value"]
-    assert common["weight decay λ, per step"] == "0.0002"
+    assert common["weight decay λ, per step"] == "0, 0.0002"
     assert common["importance pruning from epoch"] == "200"
 
 

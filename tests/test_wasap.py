@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ from sparsecore.__main__ import main
 from sparsecore.cluster import mpiexec
 from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
+from sparsecore.train import new_model
 from sparsecore.wasap import average, record, shm
 from sparsecore.wasap.server import Record, retained
-from sparsecore.wasap.worker import shard_rows
+from sparsecore.wasap.worker import Worker, shard_rows
 
 HERE = Path(__file__).parent
 WASSP = {"config": {"algorithm": "wassp"}}
@@ -63,6 +65,19 @@ def test_average_is_cut_back_to_the_largest_weights_of_each_layer():
         cut = np.abs(mean[(kept == 0) & (mean != 0)])
         assert cut.max(initial=0) <= np.abs(kept[kept != 0]).min()
     np.testing.assert_allclose(merged.biases, (first.biases + second.biases) / 2, rtol=1e-6)
+
+
+def test_phase_2_has_the_base_rate_or_as_released_the_k_fold_one():
+    config = TrainConfig(hidden=(4,), prune_from=1)
+    model = new_model(config, 5, 2, 0)
+    worker = SimpleNamespace(config=config, model=model, seed=0, threads=1, rank=0, step=0)
+    for factor in (1, 3):
+        with Worker.trainer(worker, 0, factor) as trainer:
+            assert trainer._rule.learning_rate == np.float32(factor * config.learning_rate)
+            assert trainer.config.prune_from is None
+    # Older results and checkpoints know nothing of the choice.
+    assert "prune_counts_empty" not in config.to_dict()
+    assert config.with_values(prune_counts_empty=True).to_dict()["prune_counts_empty"] is True
 
 
 def test_gradient_of_an_older_topology_keeps_its_valid_part():

@@ -29,6 +29,7 @@ def train(
     algorithm: str = "wasap",
     phase1: float = 0.7,
     warmup: int = 5,
+    keep_rate: bool = False,
     seed: int = 0,
     threads: int = 1,
     limit: int | None = None,
@@ -45,7 +46,7 @@ def train(
     config : TrainConfig
     dataset : str or Dataset
         A name: every worker loads the data for itself. Data that no name stands for are sent.
-    algorithm, phase1, warmup
+    algorithm, phase1, warmup, keep_rate
         See `wasap.Plan`.
     seed, threads : int
     limit : int, optional
@@ -78,7 +79,7 @@ def train(
     jobs = cluster.submit(
         _train_on_engine,
         {"config": config, "dataset": dataset, "limit": limit, "n_workers": cluster.n},
-        {"algorithm": algorithm, "phase1": phase1, "warmup": warmup},
+        {"algorithm": algorithm, "phase1": phase1, "warmup": warmup, "keep_rate": keep_rate},
         {
             "seed": seed, "threads": threads, "checkpoint_path": path, "resume": resume,
             "patience": patience,

@@ -46,7 +46,10 @@ def add(commands: Any) -> None:
         "--memory-limit is a rank's",
     )
     sub.add_argument(
-        "--seed", type=int, default=0, help="determines the result bit for bit (%(default)s)"
+        "--seed",
+        type=int,
+        default=0,
+        help="determines the result bit for bit, on CPUs of one lane width (%(default)s)",
     )
     sub.add_argument(
         "--threads", type=int, help="threads; the result does not depend on them (all CPUs)"

@@ -25,6 +25,16 @@ def sizes(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Read numbers separated by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected numbers separated by commas, such as 0,0.0002, got {text!r}"
+        ) from None
+
+
 def names(text: str) -> tuple[str, ...]:
     """Read names separated by commas."""
     return tuple(text.split(","))

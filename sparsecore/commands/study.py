@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from typing import Any
 
-from sparsecore.commands.options import given, names, sizes
+from sparsecore.commands.options import given, names, numbers, sizes
 
 
 def add(commands: Any) -> None:
@@ -16,12 +17,19 @@ def add(commands: Any) -> None:
     verbs.add_parser("list", help="the studies and what they show").set_defaults(
         function=_list_studies
     )
-    run = verbs.add_parser("run", help="run what a study lacks; what is there and valid is kept")
+    run = verbs.add_parser(
+        "run",
+        help="run what a study lacks; what is there and valid is kept",
+        description="Run what a study lacks. A result is kept as soon as its run ends. A run of "
+        "profile paper that was killed goes on from its checkpoint. Several such commands at a "
+        "time share the work.",
+    )
     run.set_defaults(function=_run_study)
     run.add_argument("key", metavar="KEY", help="as `study list` names it")
     run.add_argument("--seeds", type=sizes, metavar="N,N,…", help="(those of the profile)")
     for name in ("datasets", "methods"):
         run.add_argument(f"--{name}", type=names, metavar="NAME,…", help="only these (all)")
+    run.add_argument("--decays", type=numbers, metavar="λ,…", help="only these weight decays (all)")
     status = verbs.add_parser(
         "status", help="which results are recorded, missing, of another recipe, or damaged"
     )
@@ -36,8 +44,10 @@ def _measured() -> dict[str, Any]:
     from sparsecore.paper.parallel import runs as parallel
     from sparsecore.paper.scaling import measure as scaling
     from sparsecore.paper.speed import measure as speed
+    from sparsecore.paper.training import depth, times
 
-    found = {module.STUDY: module for module in (speed, parallel, scaling, extreme)}
+    modules = (speed, parallel, scaling, extreme, depth, times)
+    found: dict[str, Any] = {module.STUDY: module for module in modules}
     return {**found, "F-resources": parallel}
 
 
@@ -53,7 +63,7 @@ def _run_study(options: argparse.Namespace) -> None:
 
     conditions.find(options.key)
     if (module := _measured().get(options.key)) is not None:
-        for name in given(options, ("seeds", "datasets", "methods")):
+        for name in given(options, ("seeds", "datasets", "methods", "decays")):
             raise ValueError(f"--{name}: {options.key} is measured whole; expected none")
         module.load(options.profile)
         if _show(options.key, module.entries(studies.current_profile(options.profile))):
@@ -65,20 +75,23 @@ def _run_study(options: argparse.Namespace) -> None:
         options.seeds,
         of_datasets=options.datasets,
         methods=options.methods,
+        decays=options.decays,
     )
     for dataset, why in found.unavailable.items():
         print(f"sparsecore study: {dataset}: {why}", file=sys.stderr)
     lacking = []
     if not found.study.datasets:
         print(f"{options.key} needs no run")
-    for dataset in found.study.datasets:
+    for dataset, decay in itertools.product(found.study.datasets, found.study.decays):
         for method in found.study.methods:
-            runs = found.of(dataset, method)
+            part = found.at(decay)
+            runs = part.of(dataset, method)
             scores = ", ".join(f"{100 * run['test_accuracy']:.2f}" for run in runs)
-            told = f"test accuracy {scores} %" if runs else found.why_not(dataset, method)
-            print(f"{dataset:18} {method:20} {told}")
-            if found.lacks(dataset, method):
-                lacking.append(f"{dataset} {method}")
+            told = f"test accuracy {scores} %" if runs else part.why_not(dataset, method)
+            if runs or part.lacks(dataset, method) or decay == found.study.decays[0]:
+                print(f"{dataset:18} λ {decay:<7g} {method:20} {told}")
+            if part.lacks(dataset, method):
+                lacking.append(f"{dataset} {method} λ {decay:g}")
     if lacking:
         raise RuntimeError(f"not run: {', '.join(lacking)}; the reasons are above")
 
@@ -92,8 +105,12 @@ def _study_status(options: argparse.Namespace) -> None:
         if study.key in measured:
             entries = measured[study.key].entries(profile)
         else:
-            entries = [studies.entry(condition) for condition in study.conditions(profile)]
-        _show(study.key, entries)
+            runs = {c.name: c for c in study.conditions(profile)}
+            entries = [studies.entry(condition) for condition in runs.values()]
+        lacking = _show(study.key, entries)
+        if study.key not in measured and lacking:
+            hours = studies.expected_seconds(runs[name] for name in lacking) / 3600
+            print(f"  these take about {hours:.1f} hours of one core")
 
 
 def _show(key: str, entries: list[Any]) -> dict[str, str]:

@@ -59,7 +59,8 @@ def add(commands: Any) -> None:
     sub.add_argument(
         "--limit", type=int, metavar="N", help="train on N rows, a stratified choice (all)"
     )
-    sub.add_argument("--seed", type=int, default=0, help="determines the result bit for bit (0)")
+    seed = "determines the result bit for bit, on CPUs of one lane width (0)"
+    sub.add_argument("--seed", type=int, default=0, help=seed)
     sub.add_argument(
         "--threads", type=int, default=1, help="threads; the result does not depend on them (1)"
     )
@@ -101,9 +102,9 @@ def _train(options: argparse.Namespace) -> None:
     if options.dataset is None:
         raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none")
     base = settings.setting(options.dataset).config
-    chosen = given(options, base.to_dict())
+    chosen = given(options, HYPERPARAMETERS)
     config = base.with_values(**chosen)
-    for name in ("prune_every", "prune_percentile"):
+    for name in ("prune_every", "prune_percentile", "prune_counts_empty"):
         if name in chosen and config.prune_from is None:
             name = name.replace("_", "-")
             raise ValueError(f"--{name}: expected --prune-from EPOCH with it, got none")

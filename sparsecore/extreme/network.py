@@ -134,9 +134,10 @@ def _groups(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
 class TiledMLP:
     """A truly sparse perceptron for hundreds of millions of neurons and small batches.
 
-    `seed` determines everything, bit for bit, whatever the threads. With `empty` no structure is
-    drawn: a checkpoint will fill it in. `progress` is called with each layer's connections when it
-    is drawn. Memory: see `budget.plan`; a step takes 7 to 9 ns per connection on two cores.
+    `seed` determines everything, bit for bit, whatever the threads, on CPUs of one lane width. With
+    `empty` no structure is drawn: a checkpoint will fill it in. `progress` is called with each
+    layer's connections when it is drawn. Memory: see `budget.plan`; a step takes 7 to 9 ns per
+    connection on two cores.
 
     There is no memory for a second copy, so an interrupt can leave a step or an evolution half
     done; the network then refuses to go on until a checkpoint fills it in.
@@ -191,13 +192,14 @@ class TiledMLP:
 
     def step(
         self, X: np.ndarray, y: np.ndarray, learning_rate: float, momentum: float = 0.9,
-        weight_decay: float = 0.0, follow: Any = None,
+        weight_decay: float = 0.0, follow: Any = None, frozen: bool = False,
     ) -> np.ndarray:  # fmt: skip
         """Take a step of momentum SGD on a batch; return the logits before it.
 
         `learning_rate` is divided by a layer's mean fan-in: so a step moves the outputs equally for
         all widths. `follow` is called with the connections of a layer after each sweep over them.
-        If the logits are not finite, nothing is changed, and FloatingPointError is raised.
+        With `frozen` only the output layer is trained. If the logits are not finite, nothing is
+        changed, and FloatingPointError is raised.
         """
         y = as_labels(y, len(X), self.sizes[-1])
         self._forward(X, follow)
@@ -215,6 +217,8 @@ class TiledMLP:
                 self._team, self._width, z_in, self._z[number + 1], self._slots(), self._sums,
                 update, number > 0,
             )  # fmt: skip
+            if frozen:
+                break
             if number > 0:
                 self._pass_down(number, z_in)
             if follow is not None:

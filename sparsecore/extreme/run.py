@@ -61,7 +61,8 @@ def run(
     config : ExtremeConfig
         With zeta 0 if `comm` is given.
     seed, threads : int
-        `seed` and `config` determine the weights bit for bit; threads are those of each rank.
+        `seed` and `config` determine the weights bit for bit, on CPUs of one lane width; threads
+        are those of each rank.
     comm : mpi4py.MPI.Comm, optional
         Split every layer over its ranks; all of them call this function.
     memory_limit : int, optional
@@ -265,8 +266,9 @@ def _step(
     before = time.perf_counter()
     try:
         logits = net.step(
-            X, y, config.learning_rate, config.momentum, config.weight_decay, follow=bar.update
-        )
+            X, y, config.learning_rate, config.momentum, config.weight_decay, bar.update,
+            config.frozen,
+        )  # fmt: skip
     except FloatingPointError as error:
         raise FloatingPointError(
             f"{error} in step {state['step'] + 1}; a lower --learning-rate (now "

@@ -135,17 +135,18 @@ class Entry:
             self._warn(f"{state}; it is left out", 3)
         return result
 
-    def obtain(self, compute: Callable[[], Result]) -> Result:
+    def obtain(self, compute: Callable[[], Result], wait: bool = True) -> Result:
         """Return the result, computed by `compute` and kept unless there is a valid one.
 
-        A process that needs a result which another one is computing waits for it.
+        A process that needs a result which another one is computing waits for it; without `wait`
+        it raises a BlockingIOError.
         """
         result, state = self.look()
         if result is not None:
             return result
         if state.startswith("damaged"):
             self._warn(f"{state}; it is computed anew", 3)
-        with files.lock(self.path.with_name(f".{self.name}.lock")):
+        with files.lock(self.path.with_name(f".{self.name}.lock"), wait):
             result, _ = self.look()  # another process may have been faster
             return self._keep(compute) if result is None else result
 

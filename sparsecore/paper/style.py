@@ -26,9 +26,12 @@ COLOURS = {
     "dense": "#000000",
     "set-relu": "#D55E00",  # vermillion
     "set-leaky-relu": "#CC79A7",  # reddish purple
+    "set-leaky-relu-0.25": "#999933",  # olive
     "set-all-relu": "#0072B2",  # blue
     "set-all-relu-pruned": "#009E73",  # bluish green
+    "set-all-relu-pruned-released": "#44AA99",  # teal
     "wassp": "#E69F00",  # orange
+    "wassp-released": "#661100",  # brown
     "wasap": "#56B4E9",  # sky blue
     "wasap-pruned": "#882255",  # wine
 }

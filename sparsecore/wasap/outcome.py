@@ -19,13 +19,15 @@ def result(
     own: list[dict[str, Any]],
     failed: dict[int, str],
     test: dict[str, float],
+    right: np.ndarray,
     elapsed: float,
     threads: int,
 ) -> dict[str, Any]:
     """Return all there is to know of a run, as JSON types.
 
     `own` is what each rank says of itself, `failed` why others did not get to the end, `test` the
-    final model's loss and accuracy, `elapsed` the seconds of the whole run.
+    final model's loss and accuracy, `right` on which test rows it is, `elapsed` the seconds of the
+    whole run.
     """
     place, about = server.place, run["config"]
     workers, phase1_epochs = about["workers"], about["phase1_epochs"]
@@ -51,7 +53,7 @@ def result(
         model,
         run,
         epochs,
-        test_accuracy=test["accuracy"],
+        right=right,
         test_loss=test["loss"],
         seconds=seconds,
         samples_per_second=samples / seconds["train"],

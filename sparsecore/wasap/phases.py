@@ -144,6 +144,7 @@ class _Run:
             data, config, self.seed,
             algorithm=plan.algorithm, workers=self.workers, phase1=plan.phase1,
             phase1_epochs=self.phase1_epochs, warmup=plan.warmup,
+            **({"keep_rate": True} if plan.keep_rate else {}),  # older results do not know it
         )  # fmt: skip
         self.path = None if self.checkpoint_path is None else Path(self.checkpoint_path)
         self.own_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")
@@ -397,7 +398,8 @@ class _Run:
             done += samples
             self._progress.phase2(done, self.own_epochs)
 
-        with worker.trainer(self.phase1_epochs) as trainer:
+        factor = self.workers if self.plan.keep_rate else 1
+        with worker.trainer(self.phase1_epochs, factor) as trainer:
             trainer.restore(state and state["progress"])
             for record in trainer.epochs(shard, shard.labels, test, on_progress):
                 worker.samples += len(shard)
@@ -482,8 +484,9 @@ class _Run:
         merged, union_nnz = average(models) if averages else (models[0], models[0].nnz)
         elapsed = self.server.elapsed()
         test = self._test(merged)
+        right = merged.decision_function(self.X_test, self.threads).argmax(axis=1) == self.y_test
         result = outcome.result(
-            merged, self.server, self.about, own, failed, test, elapsed, self.threads
+            merged, self.server, self.about, own, failed, test, right, elapsed, self.threads
         )
         result["parallel"] |= {"union_nnz": union_nnz, "restarts": self.restarts}
         self.window.finish()

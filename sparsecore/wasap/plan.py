@@ -19,11 +19,14 @@ class Plan:
         Share of the epochs in which the workers exchange gradients, in [0, 1].
     warmup : int
         Epochs over which WASSP's learning rate rises to `n_workers` times the configuration's.
+    keep_rate : bool
+        WASSP keeps that learning rate in phase 2, as the released code does.
     """
 
     algorithm: str = "wasap"
     phase1: float = 0.7
     warmup: int = 5
+    keep_rate: bool = False
 
     def __post_init__(self) -> None:
         """Check every value."""

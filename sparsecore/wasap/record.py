@@ -2,7 +2,7 @@
 
 A gradient depends on the model that the worker had pulled, and so on the order of the updates; the
 record holds that order. A replay, in one process, keeps each worker's copy of the model as long as
-the run did, and the weights come out the same to the last bit.
+the run did, and the weights come out the same to the last bit, on CPUs of one lane width.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore import train
-from sparsecore.config import TrainConfig
+from sparsecore.config import HYPERPARAMETERS, TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
@@ -126,8 +126,8 @@ def replay(
     -------
     model : SparseMLP
     report : dict
-        "identical": whether the weights are bit for bit the run's, "weights_sha256" and
-        "recorded_sha256", "staleness_agrees", "updates".
+        "identical": whether the weights are bit for bit the run's (on CPUs of one lane width they
+        are), "weights_sha256" and "recorded_sha256", "staleness_agrees", "updates".
 
     Raises
     ------
@@ -145,10 +145,9 @@ def replay(
         raise ValueError(
             f"replay: the run's data have SHA-256 {used}, {data.name} here has {data.content_hash}"
         )
-    names = TrainConfig().to_dict()
-    if missing := {*names, "workers", "phase1_epochs"} - about.keys():
+    if missing := {*HYPERPARAMETERS, "workers", "phase1_epochs"} - about.keys():
         raise ValueError(f"config: expected the entries {', '.join(missing)}, too")
-    config = TrainConfig(**{name: about[name] for name in names})
+    config = TrainConfig(**{name: about[name] for name in HYPERPARAMETERS})
     seed = integer(result.get("seed"), "seed", 0)
     n_workers = integer(about["workers"], "workers", 1)
     epochs = Plan(phase1=entry(result, "config.phase1", Real)).phase1_epochs(config.epochs)

@@ -120,13 +120,16 @@ class Worker:
 
     # --- phase 2 ---------------------------------------------------------------------------------
 
-    def trainer(self, first_epoch: int) -> Trainer:
+    def trainer(self, first_epoch: int, factor: int = 1) -> Trainer:
         """Return what trains the worker's own copy from `first_epoch` (counted from 0) to the end.
+
+        `factor` is of the learning rate.
 
         Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD, phase 2. SET evolves every copy
         by itself; importance pruning belongs to phase 1, so that all copies keep the same nnz.
         """
-        config = self.config.with_values(prune_from=None)
+        rate = factor * self.config.learning_rate
+        config = self.config.with_values(prune_from=None, learning_rate=rate)
         trainer = Trainer(self.model, config, seed=self.seed, threads=self.threads, rank=self.rank)
         trainer.epoch, trainer.step = first_epoch, self.step
         return trainer

@@ -47,15 +47,16 @@ SCHEMAS: dict[str, Any] = {
 
 @dataclass(frozen=True, order=True)
 class Row:
-    """A network of the table: hidden neurons in all, and hidden layers."""
+    """A network of the table: hidden neurons in all, and hidden layers, which may be frozen."""
 
     neurons: int
     hidden_layers: int
+    frozen: bool = False
 
     @property
     def name(self) -> str:
         """Name of the result file."""
-        return f"{self.neurons}-in-{self.hidden_layers}"
+        return f"{self.neurons}-in-{self.hidden_layers}" + "-frozen" * self.frozen
 
 
 ROWS = (
@@ -63,6 +64,8 @@ ROWS = (
     *(Row(100_000_000, d) for d in (2, 10)),
     Row(200_000_000, 10),
 )
+#: The control of C4: what the output layer learns of random hidden layers.
+CONTROLS = tuple(Row(BAT, depth, frozen=True) for depth in (1, 3, 10))
 #: Those that two cores finish in less than half a minute.
 LIVE = tuple(row for row in ROWS if row.neurons <= 5_000_000 and row.hidden_layers == 10)
 #: Neurons of the measurements beside the table, by profile.
@@ -81,12 +84,14 @@ class Extreme:
 
     def runs(self) -> list[tuple[Row, str, Result]]:
         """Return all results of the table by size, each with "recorded" or "this build"."""
-        rows = sorted(self.rows.items())
+        rows = sorted((row, found) for row, found in self.rows.items() if not row.frozen)
         return [(row, title, result) for row, found in rows for title, result in found]
 
 
 def _entry(row: Row, profile: str) -> Entry:
     expected = {"config.neurons": row.neurons, "config.hidden_layers": row.hidden_layers}
+    if row.frozen:
+        expected["config.frozen"] = True
     return Entry(STUDY, row.name, profile, lambda result: SCHEMA, lambda: expected)
 
 
@@ -95,7 +100,7 @@ def _part_entry(name: str, profile: str) -> Entry:
 
 
 def _rows(profile: str) -> tuple[Row, ...]:
-    return ROWS if profile == "paper" else LIVE
+    return ROWS + CONTROLS if profile == "paper" else LIVE
 
 
 def entries(profile: str) -> list[Entry]:
@@ -106,7 +111,7 @@ def entries(profile: str) -> list[Entry]:
 
 def recorded() -> dict[Row, Result]:
     """Return what is recorded of the table without running anything."""
-    found = ((row, _entry(row, "paper").recorded()) for row in ROWS)
+    found = ((row, _entry(row, "paper").recorded()) for row in _rows("paper"))
     return {row: result for row, result in found if result is not None}
 
 
@@ -120,7 +125,8 @@ def load(profile: str | None = None, *, progress: bool = True) -> Extreme:
     with bar(len(here) + len(PARTS), bar_format=form, hidden=not progress) as shown:
         for row in here:
             shown.set_description_str(row.name)
-            run = partial(_result, [], row.neurons, row.hidden_layers)
+            more = ["--frozen"] * row.frozen
+            run = partial(_result, [], row.neurons, row.hidden_layers, *more)
             rows[row] = versions(partial(_entry, row), partial(_measure, run), profile)
             shown.update()
         for name, part in PARTS.items():

@@ -22,7 +22,7 @@ Speed = dict[str, Versions[Result]]
 _KINDS = {
     "sparsecore": (COLOURS["set-all-relu"], ("sparsecore",)),
     "yardstick": ("#333333", ("c-loop",)),
-    "sparse": (COLOURS["set-all-relu-pruned"], ("torch-csr", "sparseprop")),
+    "sparse": (COLOURS["set-all-relu-pruned"], ("torch-csr", "sparselab", "sparseprop")),
     "dense": (
         COLOURS["set-relu"],
         ("torch-dense", "torch-masked", "jax-dense", "numpy-dense", "scikit-learn-dense"),

@@ -88,6 +88,22 @@ class TorchSparseProp(TorchDense):
         return [SparseLinear.from_dense(linear) for linear in super()._make_layers()]
 
 
+class TorchSparseLab(TorchDense):
+    """`SparseLinear` layers of the package sparselab, which are given our connections."""
+
+    def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
+        import sparselab
+
+        torch = self._torch
+        linear = sparselab.SparseLinear(weights.shape[1], weights.shape[0])
+        # It draws connections of its own, and has no way to be given others but this.
+        linear._csr = sparselab.PaddedCSR.from_dense(torch.from_numpy(weights))
+        linear._values = torch.nn.Parameter(torch.from_numpy(np.asarray(linear._csr.values)))
+        with torch.no_grad():
+            linear.bias.copy_(torch.from_numpy(bias))
+        return linear
+
+
 class TorchCSR(TorchDense):
     """CSR weights, multiplied by PyTorch's own sparse products (MKL), feature-major.
 

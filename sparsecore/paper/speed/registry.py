@@ -41,6 +41,12 @@ PEERS: dict[str, Peer] = {
         frameworks.TorchCSR,
         ("torch",),
     ),
+    "sparselab": Peer(
+        "sparselab",
+        f"{_WHOLE} (fused SGD); its SparseLinear layers for PyTorch: padded CSR, AVX2 or NEON.",
+        frameworks.TorchSparseLab,
+        ("torch", "sparselab"),
+    ),
     "sparseprop": Peer(
         "SparseProp",
         f"{_WHOLE} (fused SGD); its SparseLinear layers for PyTorch, compiled on this machine.",

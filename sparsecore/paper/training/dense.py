@@ -9,20 +9,25 @@ pruned.
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.linalg.blas import sgemm
 from threadpoolctl import ThreadpoolController
 
-from sparsecore import experiment, seeds
+from sparsecore import checkpoint, experiment, seeds
 from sparsecore.compiled.engine import aligned, metrics
 from sparsecore.compiled.jit import jit
 from sparsecore.compiled.kernels import Metrics, Rule, mix
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.experiment import Observer
+from sparsecore.files import atomic_write
 from sparsecore.functions import initial_weights, negative_slope
 from sparsecore.mlp import as_inputs
 from sparsecore.provenance import loaded_blas
@@ -41,6 +46,9 @@ def run(
     threads: int = 1,
     progress: bool = False,
     observe: Observer | None = None,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    checkpoint_every: float = 0.0,
 ) -> tuple[DenseMLP, dict[str, Any]]:
     """Train a dense network as `experiment.run` trains a sparse one; `threads` are of BLAS.
 
@@ -52,8 +60,15 @@ def run(
             f"a dense network neither evolves nor is pruned: expected zeta=0 and prune_from=None, "
             f"got zeta={config.zeta!r} and prune_from={config.prune_from!r}"
         )
-    model = DenseMLP(config, data.n_features, data.n_classes, seed)
-    result = experiment.fit(model, data, config, seed, threads, progress, observe)
+    model, state, save = DenseMLP(config, data.n_features, data.n_classes, seed), None, None
+    if checkpoint_path is not None:
+        path, save = Path(checkpoint_path), partial(model.save, checkpoint_path)
+        if resume and path.exists():
+            found = model.restore(path)
+            state = checkpoint.check_resumed(path, found, experiment.identity(data, config, seed))
+    result = experiment.fit(
+        model, data, config, seed, threads, progress, observe, save, checkpoint_every, state
+    )
     with _blas(threads):
         result["provenance"]["blas"] = loaded_blas()
     return model, result
@@ -116,6 +131,19 @@ class DenseMLP:
                     _activate(act, biases, np.float32(slope), *_NO_DROPOUT, None)
                 out[rows] = act.T
         return out
+
+    def save(self, path: str | os.PathLike[str], run: dict[str, Any]) -> None:
+        """Write parameters, velocity and the state of the run that trains them to one file."""
+        arrays = {"params": self.params, "velocity": self.start_momentum()}
+        with atomic_write(path) as file:
+            np.savez(file, allow_pickle=False, **arrays, run=np.array(json.dumps(run)))
+
+    def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Take parameters and velocity from what `save` wrote; return the state of the run."""
+        with checkpoint.opened(path, "checkpoint of a dense run") as archive:
+            self.params[:] = checkpoint.array(archive, "params")
+            self.start_momentum()[:] = checkpoint.array(archive, "velocity")
+            return dict(json.loads(str(checkpoint.array(archive, "run"))))
 
     def weights_sha256(self) -> str:
         """Return the SHA-256 of sizes and parameters, as hexadecimal digits."""

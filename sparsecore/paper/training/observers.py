@@ -24,16 +24,10 @@ class Observer(ABC):
 
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
         self.config, self.data = config, data
-        self._epoch = -1
-
-    def __call__(self, model: SparseMLP) -> dict[str, Any]:
-        """Return what is new in the epoch's record, as JSON types."""
-        self._epoch += 1
-        return self.see(model, self._epoch)
 
     @abstractmethod
-    def see(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
-        """Do what `__call__` does; the model is of the end of `epoch`, 0 before training."""
+    def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
+        """Return what is new in an epoch's record, as JSON types; epoch 0 is before training."""
 
     def now_and_then(self, epoch: int) -> bool:
         """Tell whether it is epoch 0, 1, 2, 5, 10, 20, 50, … or the last."""
@@ -51,7 +45,7 @@ class ObserveTopology(Observer):
     "topology": per layer of weights how many neurons have 0, 1, 2, … connections; strengths.
     """
 
-    def see(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
+    def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
         """Count; O(nnz)."""
         if not self.now_and_then(epoch):
             return {}
@@ -76,7 +70,7 @@ class ObserveGradientFlow(Observer):
         rows = data.limited(min(1000, len(data.y_train)))
         self._X, self._y = self.standardized(rows.X_train), rows.y_train
 
-    def see(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
+    def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
         """Compute it; O(nnz · rows)."""
         return {"gradient_flow": model.gradient_flow(self._X, self._y)}
 
@@ -90,7 +84,7 @@ class ObserveImportance(Observer):
 
     _BINS = 40
 
-    def see(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
+    def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
         """Count; O(nnz)."""
         if not self.now_and_then(epoch):
             return {}
@@ -111,7 +105,7 @@ class ObservePruning(Observer):
     takes before and after.
     """
 
-    def see(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
+    def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
         """Prune, evaluate and time; nothing before the last epoch."""
         if epoch < self.config.epochs:
             return {}

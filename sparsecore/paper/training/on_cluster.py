@@ -51,14 +51,15 @@ def run(
     config: TrainConfig,
     *,
     seed: int,
-    observe: Callable[[Any], dict[str, Any]],
-    algorithm: str,
+    observe: Callable[[Any, int], dict[str, Any]],
+    **options: Any,
 ) -> tuple[SparseMLP, dict[str, Any]]:
     """Train on the cluster that is kept; return what `cluster.train` does, without each update.
 
-    `observe` is called once before training and once an epoch, without a model: the workers have
-    it. Raise a ClusterError if a cluster cannot be had, or a worker fails or is lost: a run that
-    the others finish is a result of `cluster.train`, but none of the study's method.
+    `options` are those of `cluster.train`. `observe` is called once before training and once an
+    epoch, without a model: the workers have it. Raise a ClusterError if a cluster cannot be had, or
+    a worker fails or is lost: a run that the others finish is a result of `cluster.train`, but none
+    of the study's method.
     """
     if "failed" in _shared:
         raise cluster.ClusterError(_shared["failed"])
@@ -68,13 +69,12 @@ def run(
         nonlocal seen
         while seen < int(state["epoch"]):
             seen += 1
-            observe(None)
+            observe(None, seen)
 
     try:
         model, result = cluster.train(
-            workers(), config, data, algorithm=algorithm, seed=seed,
-            on_progress=on_progress,
-        )  # fmt: skip
+            workers(), config, data, seed=seed, on_progress=on_progress, **options
+        )
     except cluster.ClusterError as error:
         if isinstance(error, cluster.WorkerError) and error.cause == "FloatingPointError":
             raise FloatingPointError(str(error)) from error  # the engines go on to the next run

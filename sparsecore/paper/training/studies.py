@@ -5,22 +5,27 @@ Which runs a study is made of is said in `conditions`; `store` keeps the files.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparsecore import datasets, experiment
 from sparsecore.cluster import ClusterError
+from sparsecore.compiled import lanes
 from sparsecore.datasets import DataError
 from sparsecore.paper.store import NOT_AVAILABLE, Entry, Result, current_profile
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.conditions import METHODS, Condition, Study, excluded, find
 from sparsecore.progress import bar
 from sparsecore.provenance import provenance
+from sparsecore.settings import DECAYS
 
 _NUMBER = (int, float)
 _ROWS = (int, type(None))
@@ -96,15 +101,36 @@ class Results:
     diverged: list[Result] = field(default_factory=list)
     recorded: bool = False
 
+    @property
+    def decay(self) -> float:
+        """The weight decay of the runs that are shown."""
+        return self.study.decays[0]
+
+    def at(self, decay: float) -> Results:
+        """Return the results with one weight decay."""
+        runs, diverged = (
+            [run for run in some if run["config"]["weight_decay"] == decay]
+            for some in (self.runs, self.diverged)
+        )
+        return replace(
+            self, study=replace(self.study, decays=(decay,)), runs=runs, diverged=diverged
+        )
+
     def of(self, dataset: str, method: str) -> list[Result]:
-        """Return the runs of a method on a data set, one per seed."""
-        wanted = {"dataset": dataset, "method": method}
-        return [run for run in self.runs if run["condition"] == wanted]
+        """Return the runs of a method on a data set with the first weight decay, one per seed."""
+        return self._of(self.runs, dataset, method)
 
     def diverged_of(self, dataset: str, method: str) -> list[Result]:
-        """Return the runs of a method on a data set that diverged."""
+        """Return those of these runs that diverged."""
+        return self._of(self.diverged, dataset, method)
+
+    def _of(self, runs: list[Result], dataset: str, method: str) -> list[Result]:
         wanted = {"dataset": dataset, "method": method}
-        return [run for run in self.diverged if run["condition"] == wanted]
+        return [
+            run
+            for run in runs
+            if run["condition"] == wanted and run["config"]["weight_decay"] == self.decay
+        ]
 
     def why_not(self, dataset: str, method: str) -> str:
         """Return why a method has no runs on a data set."""
@@ -117,12 +143,13 @@ class Results:
     def lacks(self, dataset: str, method: str) -> bool:
         """Tell whether a method has nothing to show that the study asks for: not even failures."""
         found = self.of(dataset, method) or self.diverged_of(dataset, method)
-        return not (found or excluded(dataset, method))
+        return not found and self.study.wanted(self.profile, dataset, method, self.decay) > 0
 
     @property
     def suffix(self) -> str:
-        """What tells recorded results' figures from this build's own."""
-        return "-recorded" if self.recorded else ""
+        """What tells recorded results' figures from this build's own, and those without decay."""
+        other = len(self.study.decays) == 1 and self.decay != DECAYS[0]
+        return "-recorded" * self.recorded + f"-decay{self.decay:g}" * other
 
     def title(self, dataset: str) -> str:
         """Return a data set's title; it says so if a surrogate stands in."""
@@ -183,10 +210,15 @@ def load(
     *,
     of_datasets: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
+    decays: Sequence[float] | None = None,
     progress: bool = True,
 ) -> Results:
-    """Return a study's results, or a part of them; run those that are not there or not valid."""
-    study, profile = find(key).part(of_datasets, methods), current_profile(profile)
+    """Return a study's results, or a part of them; run those that are not there or not valid.
+
+    What another process is running at the time comes last, and is waited for.
+    """
+    study = find(key).part(datasets=of_datasets, methods=methods, decays=decays)
+    profile = current_profile(profile)
     conditions = study.conditions(profile, seeds)
     runs = {c: entry(c).look()[0] for c in conditions}
     todo = [c for c, result in runs.items() if result is None]
@@ -194,13 +226,16 @@ def load(
     no_cluster, work = "", sum(c.work * c.config.epochs for c in todo)
     form = "{desc} {percentage:3.0f} % |{bar}| {elapsed} gone, {remaining} left"
     with on_cluster.kept(), bar(work, bar_format=form, hidden=not (progress and work)) as shown:
-        for number, condition in enumerate(todo, 1):
+        busy: list[Condition] = []
+        for number, condition in enumerate(chain(todo, busy), 1):
             shown.set_description_str(f"{key} {number}/{len(todo)} {condition.name}")
             done = shown.n
             if condition.dataset not in unavailable:  # asking again could mean to wait again
                 try:
                     run = partial(_run, condition, shown.update)
-                    runs[condition] = entry(condition).obtain(run)
+                    runs[condition] = entry(condition).obtain(run, wait=condition in busy)
+                except BlockingIOError:
+                    busy.append(condition)
                 except DataError as error:
                     unavailable[condition.dataset] = str(error)
                 except ClusterError as error:
@@ -237,14 +272,15 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
     """Train a condition, and tell `advance` of each epoch's work; divergence is a result, too."""
     config, method, data = condition.config, METHODS[condition.method], data_of(condition)
     observers = [make(config, data) for make in condition.observers]
-    epoch = -1
+    saved = _checkpoint(condition)
+    kept = {} if saved is None else {"checkpoint_path": saved, "resume": True}
+    if kept and not method.parallel:
+        kept["checkpoint_every"] = 60.0
 
-    def observe(model: Any) -> dict[str, Any]:
-        nonlocal epoch
-        epoch += 1
-        if epoch:  # the first call is before the first epoch
+    def observe(model: Any, epoch: int) -> dict[str, Any]:
+        if epoch:  # 0 is before the first one
             advance(condition.work)
-        return {name: value for see in observers for name, value in see(model).items()}
+        return {name: value for see in observers for name, value in see(model, epoch).items()}
 
     about = {
         "condition": {"dataset": condition.dataset, "method": condition.method},
@@ -257,11 +293,42 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
         },
     }
     try:
-        _, result = method.run(data, config, seed=condition.seed, observe=observe, **method.options)
-        return {**about, **result}
+        _, result = method.run(
+            data, config, seed=condition.seed, observe=observe, **kept, **method.options
+        )
+        for record in result["epochs"]:  # files of hundreds of epochs: milliseconds are enough
+            if "seconds" in record:
+                record["seconds"] = {name: round(s, 3) for name, s in record["seconds"].items()}
+        result = {**about, **result}
     except FloatingPointError as error:
         known = {**experiment.identity(data, config, condition.seed), **about}
-        return {**known, "diverged": str(error), "provenance": provenance(1, data.content_hash)}
+        result = {**known, "diverged": str(error), "provenance": provenance(1, data.content_hash)}
+    for path in [] if saved is None else saved.parent.glob(f"{saved.name}*"):
+        path.unlink()
+    return result
+
+
+def _checkpoint(condition: Condition) -> Path | None:
+    """Return where a long run keeps its state, so that it goes on after it was killed.
+
+    The name tells one configuration and CPU's lanes, on which the numbers depend.
+    """
+    # Parallel runs write one after every epoch, which may take longer than a small network's.
+    small = METHODS[condition.method].parallel and condition.work < 1e9
+    if condition.profile == "quick" or small:
+        return None
+    about = f"{experiment.RECIPE} {lanes.widest()} {condition.config}"
+    digest = hashlib.sha256(about.encode()).hexdigest()[:8]
+    return entry(condition).path.with_name(f".{condition.name}.{digest}.checkpoint")
+
+
+#: Seconds per unit of `Condition.work` on one core of a machine of 2023.
+_SECONDS_PER_WORK = 6e-11
+
+
+def expected_seconds(conditions: Iterable[Condition]) -> float:
+    """Return roughly how long runs take one after the other."""
+    return sum(_SECONDS_PER_WORK * c.work * c.config.epochs for c in conditions)
 
 
 def data_of(condition: Condition) -> datasets.Dataset:
@@ -314,14 +381,13 @@ def training_seconds(run: Result) -> float:
     return float(run["seconds"]["train"] + run["seconds"].get("evolve", 0.0))
 
 
-def core_seconds(run: Result) -> float:
-    """Return seconds of training × cores that trained; runs on more cores are compared by it.
+def cores(run: Result) -> int:
+    """Return the cores that a run trained on; seconds × cores compare runs on more with others.
 
     This penalises runs on more cores, since no method scales perfectly.
     """
     about = run["provenance"]
-    cores = min(about["ranks"] * about["threads"], about["cores"])
-    return training_seconds(run) * cores
+    return int(min(about["ranks"] * about["threads"], about["cores"]))
 
 
 def have_learnt(runs: list[Result]) -> bool:
@@ -332,18 +398,3 @@ def have_learnt(runs: list[Result]) -> bool:
     classes = runs[0]["data"]["n_classes"]
     loss = sum(run["epochs"][-1]["loss"] for run in runs) / len(runs)
     return bool(loss < 0.99 * math.log(classes))
-
-
-def of_one_machine(*groups: list[Result]) -> list[list[Result]]:
-    """Return of each group of runs those on one kind of CPU, whose times can be compared.
-
-    Of the kinds that every group has runs on, it is the one with most runs; if there is none, the
-    lists are empty. `core_seconds` accounts for the number of cores.
-    """
-    of = [[run["provenance"]["cpu"] for run in group] for group in groups]
-    common = sorted(set.intersection(*map(set, of)))
-    chosen = max(common, key=lambda machine: sum(m.count(machine) for m in of), default=None)
-    return [
-        [run for run, machine in zip(group, machines, strict=True) if machine == chosen]
-        for group, machines in zip(groups, of, strict=True)
-    ]

@@ -5,8 +5,11 @@ Nothing is run here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,20 +17,16 @@ import numpy as np
 from sparsecore import datasets
 from sparsecore.config import HYPERPARAMETERS
 from sparsecore.datasets import DataNotAvailable
+from sparsecore.experiment import chosen_accuracy
 from sparsecore.paper.page import Column, Table
-from sparsecore.paper.store import NOT_AVAILABLE, Result
+from sparsecore.paper.store import NOT_AVAILABLE, Result, root
 from sparsecore.paper.style import deviation
 from sparsecore.paper.training import shown
-from sparsecore.paper.training.conditions import METHODS, STUDIES
+from sparsecore.paper.training.conditions import METHODS, STUDIES, excluded
+from sparsecore.paper.training.effects import Effect, compared
 from sparsecore.paper.training.on_cluster import WORKERS
-from sparsecore.paper.training.studies import (
-    Results,
-    core_seconds,
-    have_learnt,
-    of_one_machine,
-    training_seconds,
-)
-from sparsecore.settings import CHOICE, READING, RELEASED, SETTINGS
+from sparsecore.paper.training.studies import Results, cores, have_learnt, training_seconds
+from sparsecore.settings import CHOICE, DECAYS, READING, RELEASED, SETTINGS
 from sparsecore.wasap.plan import Plan
 
 _HASH_DIGITS = 8
@@ -127,9 +126,11 @@ def common_hyperparameters() -> Table:
     plan, found = Plan(), []
     for field in _COMMON:
         values = {pruning.get(field, getattr(s.config, field)) for s in settings}
+        values |= set(DECAYS) if field == "weight_decay" else set()
         origins = {s.origin(field) for s in settings}
         found.append((HYPERPARAMETERS[field].label, sorted(values), ", ".join(sorted(origins))))
     found += [
+        ("LeakyReLU's slope (and α, beside it)", [0.25], RELEASED),
         ("parallel: then every … epochs", [parallel["prune_every"]], RELEASED),
         ("parallel: pruned up to this percentile", [parallel["prune_percentile"]], RELEASED),
         ("parallel: workers (here one per core, if there are fewer)", [WORKERS], RELEASED),
@@ -156,35 +157,43 @@ def _text(value: Any) -> str:
 
 # --- T-main --------------------------------------------------------------------------------------
 
+_ACCURACIES = {"last": "test_accuracy", "best": "best_test_accuracy", "chosen": "chosen_accuracy"}
 
-def main(*found: Results) -> Table:
+
+def main(*found: Results, times: Mapping[str, Result] | None = None) -> Table:
     """Make T-main: accuracy, connections and time of all methods on all data sets.
 
-    `found` are a build's own results, and the recorded ones to stand beside them.
+    `found` are a build's own results, and the recorded ones to stand beside them, whose `times` are
+    those of T-times: runs of machines that did other things, too, tell none.
     """
     found = tuple(results for results in found if results.runs or not results.recorded)
     several = len(found) > 1
-    rows = [
-        _main_row(results, dataset, method)
-        for dataset in found[0].study.datasets
-        for method in found[0].study.methods
-        for results in found
-        if _has_row(results, dataset, method)
-    ]
+    rows = []
+    for dataset, decay in itertools.product(found[0].study.datasets, found[0].study.decays):
+        at = [results.at(decay) for results in found]
+        seconds = [_seconds_per_epoch(results, dataset, times or {}) for results in at]
+        rows += [
+            _main_row(results, dataset, method, spent)
+            for method in found[0].study.methods
+            for results, spent in zip(at, seconds, strict=True)
+            if _has_row(results, dataset, method, decay == found[0].decay)
+        ]
     columns = (
         Column("data set", "title", number=False, once=True),
+        Column("λ", "decay", "{:g}"),
         Column("method", "label", number=False),
         *([Column("profile", "profile", number=False)] if several else []),
-        Column("accuracy (%)", "test_accuracy", _mean_sd("test_accuracy", 100)),
+        *(Column(f"{n} (%)", name, _mean_sd(name, 100)) for n, name in _ACCURACIES.items()),
         Column("nnz, start", "nnz_start", "{:,.0f}"),
         Column("nnz, end", "nnz_end", "{:,.0f}"),
-        Column("training (s)", "train_seconds", _mean_sd("train_seconds")),
+        Column("s per epoch", "epoch_seconds", _mean_sd("epoch_seconds")),
         Column("× dense", "speed_against_dense", "{:.2f}"),
     )
     caption = (
-        "**Dense, sparse and parallel methods.** Accuracy on the test set after the last epoch; "
-        "connections; seconds of training, evolution included; × dense: seconds × cores of dense "
-        "training, divided by those of the run. Means over seeds, ± one standard deviation."
+        "**Dense, sparse and parallel methods**, at both weight decays λ. Accuracy on the test set "
+        "after the last epoch, the best one, and the one that half of the test set chooses, on the "
+        "other half; connections; seconds per epoch; × dense: seconds × cores "
+        "of the dense row over the row's. Means ± one standard deviation over seeds."
     )
     return Table.of("T-main", rows, columns, caption, _main_sources(found, rows, several))
 
@@ -206,10 +215,7 @@ def _main_sources(found: tuple[Results, ...], rows: list[dict[str, Any]], severa
         if (names := shown.datasets_of(results))
     ]
     guessing = [
-        f"{results.title(name)}, profile {results.profile}: {', '.join(lost)}"
-        for results in found
-        for name in shown.datasets_of(results)
-        if (lost := _guessing(shown.by_method(results, name)))
+        f"{row['title']}, λ = {row['decay']:g}, {row['label']}" for row in rows if row["guessing"]
     ]
     surrogate = any(run["data"]["surrogate"] for results in found for run in results.runs)
     return (
@@ -219,11 +225,6 @@ def _main_sources(found: tuple[Results, ...], rows: list[dict[str, Any]], severa
         + shown.sentence("Lengths", "; ".join(lengths))
         + " ".join([*notes, shown.source(*found)])
     )
-
-
-def _guessing(found: dict[str, list[Result]]) -> list[str]:
-    """Return the methods whose networks have learnt nothing."""
-    return [METHODS[method].label for method, runs in found.items() if not have_learnt(runs)]
 
 
 def _teams(found: Iterable[Results]) -> str:
@@ -243,63 +244,157 @@ def _unavailable(results: Results, dataset: str) -> bool:
     return dataset in results.unavailable and not shown.by_method(results, dataset)
 
 
-def _has_row(results: Results, dataset: str, method: str) -> bool:
-    if results.recorded:
+def _has_row(results: Results, dataset: str, method: str, first: bool) -> bool:
+    if results.recorded or results.of(dataset, method):
         return bool(results.of(dataset, method))
-    return method == results.study.methods[0] or not _unavailable(results, dataset)
+    if _unavailable(results, dataset):
+        return first and method == results.study.methods[0]
+    asked = results.study.wanted(results.profile, dataset, method, results.decay)
+    return bool(asked or (first and excluded(dataset, method)))
 
 
-def _main_row(results: Results, dataset: str, method: str) -> dict[str, Any]:
+def _seconds_per_epoch(
+    results: Results, dataset: str, times: Mapping[str, Result]
+) -> dict[str, tuple[list[float], int]]:
+    """Return, per method, seconds per epoch and on how many cores, all of one machine.
+
+    They are those of the contest; a quick build's runs come one after another, on this machine.
+    """
+    if results.profile == "paper":
+        contest = times.get(dataset, {"rounds": {}})
+        return {name: (turns, contest["cores"][name]) for name, turns in contest["rounds"].items()}
+    return {
+        method: ([training_seconds(run) / run["config"]["epochs"] for run in runs], cores(runs[0]))
+        for method, runs in shown.by_method(results, dataset).items()
+    }
+
+
+def _main_row(
+    results: Results, dataset: str, method: str, seconds: dict[str, tuple[list[float], int]]
+) -> dict[str, Any]:
     """Return a row's plain values: means and standard deviations; None where there is none."""
     runs = results.of(dataset, method)
-    timed, dense = of_one_machine(runs, results.of(dataset, "dense"))
-    speed, note = None, ""
-    if timed:
-        speed = _mean(map(core_seconds, dense)) / _mean(map(core_seconds, timed))
-    else:
-        [timed] = of_one_machine(runs)
-    if not runs:
-        note = results.why_not(dataset, method)
-    elif speed is None and results.of(dataset, "dense"):
-        note = "no dense run on its CPU"
-    elif len(timed) < len(runs):
-        seeds = ", ".join(str(run["seed"]) for run in timed)
-        note = f"seconds of seeds {seeds} only, the others ran on another CPU"
     row: dict[str, Any] = {
         "title": results.title(dataset),
+        "decay": results.decay,
         "label": METHODS[method].label,
         "profile": results.profile,
         "dataset": dataset,
         "method": method,
         "seeds": " ".join(str(run["seed"]) for run in runs),
-        "note": note,
-        "speed_against_dense": speed,
+        "note": "" if runs else results.why_not(dataset, method),
+        "guessing": bool(runs) and not have_learnt(runs),
+        "speed_against_dense": None,
     }
     if _unavailable(results, dataset):
         row |= {"label": "all methods", "note": NOT_AVAILABLE}
-    measured = {n: [run[n] for run in runs] for n in ("test_accuracy", "nnz_start", "nnz_end")}
-    measured["train_seconds"] = list(map(training_seconds, timed))
+    names = ("test_accuracy", "best_test_accuracy", "nnz_start", "nnz_end")
+    measured = {name: [run[name] for run in runs] for name in names}
+    chosen = [chosen_accuracy(run["epochs"], run["data"]["n_test"]) for run in runs]
+    measured["chosen_accuracy"] = [] if None in chosen else chosen
+    measured["epoch_seconds"] = seconds[method][0] if runs and method in seconds else []
     for name, values in measured.items():
-        row[name] = _mean(values) if values else None
+        row[name] = float(np.mean(values)) if values else None
         row[f"{name}_sd"] = float(deviation(values)) if len(values) > 1 else None
+    if measured["epoch_seconds"] and results.of(dataset, "dense") and "dense" in seconds:
+        dense, own = (np.mean(seconds[m][0]) * seconds[m][1] for m in ("dense", method))
+        row["speed_against_dense"] = float(dense / own)
     return row
 
 
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
-
-
 def _mean_sd(name: str, scale: float = 1) -> Callable[[Mapping[str, Any]], str]:
-    """Return how a mean is shown with its standard deviation; short times have more digits."""
+    """Return how a mean is shown with its standard deviation, times with three digits."""
 
     def show(row: Mapping[str, Any]) -> str:
         if row[name] is None:
             return "not available" if row["note"] == NOT_AVAILABLE else "—"
-        short = name == "train_seconds" and row[name] < 10
-        form = "{:.1f}" if name == "test_accuracy" else "{:.2f}" if short else "{:.0f}"
+        form = "{:.3g}" if name == "epoch_seconds" else "{:.1f}"
         values = (row[name], row[f"{name}_sd"])
         return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(
             form.format(scale * value) for value in values if value is not None
         )
 
     return show
+
+
+# --- T-deviations, what others published, and what it took ---------------------------------------
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    """Read a table of facts that stands beside this file."""
+    return list(json.loads(Path(__file__).with_name(name).read_text()))
+
+
+def deviations(recorded: Results) -> Table:
+    """Make T-deviations: what differs from the released code, and the effect where it was measured.
+
+    An effect is the accuracy of the released way, less ours.
+    """
+    rows = []
+    for fact in _rows("deviations.json"):
+        effects = [
+            f"{recorded.title(dataset)}: {100 * found.value:+.2f} points "
+            f"[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+            for dataset in recorded.study.datasets
+            for found in [_effect(recorded, dataset, **fact.get("measured", {}))]
+            if found is not None
+        ]
+        rows.append({**fact, "effect": "; ".join(effects) or fact["effect"]})
+    columns = [
+        Column(title, title, number=False) for title in ("subject", "released", "ours", "effect")
+    ]
+    caption = (
+        "**What differs from the authors' released code.** Where runs of both ways are recorded, "
+        "the effect is the released way's final test accuracy less ours, with its 95 % confidence "
+        "interval; else what is known of it."
+    )
+    return Table.of("T-deviations", rows, columns, caption, shown.source(recorded))
+
+
+def _effect(
+    recorded: Results, dataset: str, released: Sequence[Any] = (), ours: Sequence[Any] = ()
+) -> Effect | None:
+    """Compare two ways, each a method and its weight decay."""
+    if not (released and ours):
+        return None
+    first, second = (recorded.at(decay).of(dataset, method) for method, decay in (released, ours))
+    return compared(first, second)[0] if min(len(first), len(second)) > 1 else None
+
+
+def published() -> Table:
+    """Make the table of numbers that others published for sparse and dense MLPs on these data."""
+    titles = {"data set": "data", "method": "method", "epochs": "epochs"}
+    titles |= {"accuracy (%)": "accuracy", "setting": "setting", "source": "source"}
+    columns = [
+        Column(title, name, number=title in ("epochs", "accuracy (%)"))
+        for title, name in titles.items()
+    ]
+    caption = (
+        "**Published elsewhere.** Test accuracies of others on data of the study, and what their "
+        "setting has in common with ours, or not."
+    )
+    return Table.of("T-published", _rows("published.json"), columns, caption)
+
+
+def spent() -> Table:
+    """Make the table of what the recorded runs took: core-hours by study and machine."""
+    hours: dict[tuple[str, str], list[float]] = {}
+    for path in sorted((root() / "paper").glob("*/*.json")):
+        run = json.loads(path.read_bytes())
+        if "seconds" in run and "epochs" in run:
+            taken = (training_seconds(run) + run["seconds"]["evaluate"]) * cores(run)
+            key = (run["study"], run["provenance"]["cpu"])
+            hours.setdefault(key, []).append(taken / 3600)
+    every = [one for found in hours.values() for one in found]
+    rows = [
+        {"study": study, "cpu": cpu, "runs": len(found), "hours": sum(found)}
+        for (study, cpu), found in [*hours.items(), (("all", ""), every)]
+    ]
+    columns = [
+        Column("study", "study", number=False, once=True),
+        Column("machine", "cpu", number=False),
+        Column("runs", "runs"),
+        Column("core-hours", "hours", "{:.1f}"),
+    ]
+    caption = "**What it took.** Core-hours of training and testing of the recorded training runs."
+    return Table.of("T-spent", rows, columns, caption)

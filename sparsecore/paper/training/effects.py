@@ -1,0 +1,110 @@
+"""How two methods are compared: effects with their intervals, from runs with several seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from sparsecore.experiment import unpacked
+from sparsecore.paper.store import Result
+
+CONFIDENCE = 0.95
+
+Runs = list[Result]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An estimate with its confidence interval, and the p of what would contradict it.
+
+    `p` is of an effect of no more than the threshold, one-sided; the interval is in the same unit
+    as `value`, a difference, or the logarithm of a ratio.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def effect(
+    value: float, parts: Sequence[tuple[float, float]], threshold: float = 0.0
+) -> Effect | None:
+    """Return an effect whose error has several parts: each a variance and its degrees of freedom.
+
+    The degrees of freedom of their sum are Satterthwaite's, as in Welch's test (1947). None where
+    nothing varies: two equal seeds are no proof.
+    """
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return None
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+    scale = math.sqrt(variance)
+    half = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * scale
+    p = float(student.sf((value - threshold) / scale, freedom))
+    return Effect(value, value - half, value + half, p)
+
+
+def spread_of(
+    first: Sequence[float], second: Sequence[float], paired: bool
+) -> list[tuple[float, float]]:
+    """Return the variances of the difference of two means over seeds, for `effect`."""
+    samples = [np.subtract(first, second)] if paired else [np.asarray(first), np.asarray(second)]
+    return [(float(np.var(x, ddof=1)) / len(x), len(x) - 1) for x in samples]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p values that are corrected for being several (Holm 1979)."""
+    found, least = [0.0] * len(p), 0.0
+    for number, place in enumerate(np.argsort(p)):
+        least = max(least, min(1.0, (len(p) - number) * p[place]))
+        found[place] = least
+    return found
+
+
+def pairs(first: Runs, second: Runs) -> tuple[Runs, Runs, bool]:
+    """Return runs to compare, and whether they are pairs: sparse ones of a seed start alike."""
+    starts = [{run["seed"]: run for run in runs} for runs in (first, second)]
+    common = sorted(starts[0].keys() & starts[1].keys())
+    dense = any(run["condition"]["method"] == "dense" for run in (*first, *second))
+    if dense or len(common) < 2:
+        return first, second, False
+    one, other = ([start[seed] for seed in common] for start in starts)
+    return one, other, True
+
+
+def counted(first: Sequence[object], second: Sequence[object]) -> str:
+    """Say how many runs two methods have."""
+    return f"{len(first)}, {len(second)}"
+
+
+def sampling_variance(first: Runs, second: Runs) -> float:
+    """Return the variance that a difference of mean accuracies has from its test set's finite size.
+
+    Where runs say which rows they are right on it is that of their mean difference row by row; else
+    that of two independent test sets, which is more.
+    """
+    n = first[0]["data"]["n_test"]
+    right = [
+        [unpacked(run["test_right"], n) for run in runs if "test_right" in run]
+        for runs in (first, second)
+    ]
+    if all(right):
+        one, other = (np.mean(some, axis=0) for some in right)
+        return float(np.var(one - other, ddof=1)) / n
+    means = [float(np.mean([run["test_accuracy"] for run in runs])) for runs in (first, second)]
+    return sum(mean * (1 - mean) for mean in means) / n
+
+
+def compared(first: Runs, second: Runs, threshold: float = 0.0) -> tuple[Effect | None, str]:
+    """Return the difference of two methods' accuracies, and of how many seeds each it is."""
+    first, second, paired = pairs(first, second)
+    scores = [[float(run["test_accuracy"]) for run in runs] for runs in (first, second)]
+    parts = spread_of(scores[0], scores[1], paired)
+    parts.append((sampling_variance(first, second), first[0]["data"]["n_test"] - 1))
+    value = float(np.mean(scores[0]) - np.mean(scores[1]))
+    return effect(value, parts, threshold), counted(first, second)

@@ -1,0 +1,88 @@
+"""T-times: seconds per epoch of all methods, measured by themselves.
+
+Runs beside each other, or on several machines, tell accuracies but no times. Here the methods of a
+data set take turns on one machine, a short training each, with nothing else beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sparsecore.datasets import DataError
+from sparsecore.paper.store import Entry, Result, current_profile
+from sparsecore.paper.training import on_cluster
+from sparsecore.paper.training.conditions import METHODS, STUDIES, Condition, excluded
+from sparsecore.paper.training.studies import cores, data_of, expected_seconds, training_seconds
+from sparsecore.provenance import busy_cpus, provenance
+
+STUDY = "T-times"
+_ROUNDS = {"quick": 2, "paper": 5}
+_TURN = 3.0  # seconds of training, roughly
+# Pruning goes through its schedule in a tenth of the epochs, so that a turn has the connections
+# that an epoch has on average.
+_SHORT = 10
+_SCHEMA = {"rounds": dict, "cores": dict, "others": (int, float)}
+
+
+def entry(dataset: str, profile: str) -> Entry:
+    """Return where the times on a data set are kept; the quick profile's are of few rounds."""
+    return Entry(STUDY, dataset, profile, lambda result: _SCHEMA)
+
+
+def entries(profile: str) -> list[Entry]:
+    """Return the results that a profile is made of."""
+    names = STUDIES["T-main"].datasets if profile == "paper" else ("digits",)
+    return [entry(name, profile) for name in names]
+
+
+def recorded() -> dict[str, Result]:
+    """Return what is recorded, by data set."""
+    found = {one.name: one.recorded() for one in entries("paper")}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def load(profile: str | None = None) -> dict[str, Result]:
+    """Return a profile's times by data set; measure what is not there and can be."""
+    found, profile = {}, current_profile(profile)
+    for one in entries(profile):
+        try:
+            found[one.name] = one.obtain(lambda name=one.name: measure(name, _ROUNDS[profile]))  # type: ignore[misc]
+        except DataError:
+            continue  # the state of the study says what is missing
+    return found
+
+
+def measure(dataset: str, rounds: int, methods: tuple[str, ...] | None = None) -> Result:
+    """Train by each method in turn; return "rounds", seconds per epoch of each, and "cores"."""
+    names = [m for m in methods or STUDIES["T-main"].methods if excluded(dataset, m) is None]
+    data = data_of(Condition("T-main", "paper", dataset, names[0], 0))
+    others, used = busy_cpus(), {}
+    turns: dict[str, list[float]] = {name: [] for name in names}
+    with on_cluster.kept():
+        for number in range(rounds):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                method, config = METHODS[name], _short(dataset, name)
+                _, run = method.run(data, config, seed=number, observe=_nobody, **method.options)
+                turns[name].append(training_seconds(run) / config.epochs)
+                used[name] = cores(run)
+    about = provenance(1, data.content_hash)
+    return {"rounds": turns, "cores": used, "others": others, "provenance": about}
+
+
+def _nobody(model: Any, epoch: int) -> dict[str, Any]:
+    return {}
+
+
+def _short(dataset: str, method: str) -> Any:
+    """Return a method's configuration with fewer epochs."""
+    condition = Condition("T-main", "paper", dataset, method, 0)
+    config = condition.config
+    if config.prune_from is not None:
+        return config.with_values(
+            epochs=config.epochs // _SHORT, prune_from=config.prune_from // _SHORT,
+            prune_every=config.prune_every // _SHORT,
+        )  # fmt: skip
+    epochs = math.ceil(_TURN * config.epochs / expected_seconds([condition]))
+    least = 10 if METHODS[method].parallel else 2  # both phases
+    return config.with_values(epochs=min(max(epochs, least), config.epochs // _SHORT))

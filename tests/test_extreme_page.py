@@ -83,7 +83,7 @@ FROZEN = {Row(BAT, 10, frozen=True): result(test={"n": 100, "correct": 60, "p": 
     "neurons, changes, outcome",
     [
         (BAT, {}, [HOLDS, HOLDS, HOLDS]),
-        (4 * BAT, {}, [HOLDS, UNTESTED, UNTESTED]),
+        (4 * BAT, {}, [HOLDS]),
         (BAT, {"trend_p": 0.3}, [UNDECIDED, HOLDS, HOLDS]),
         (BAT, {"trend_p": 0.99}, [FAILS, HOLDS, HOLDS]),
         (BAT, {"test_p": 0.4}, [HOLDS, UNDECIDED, HOLDS]),

@@ -139,11 +139,7 @@ class _Run:
         self.rank, self.workers = self.ranks.rank, self.ranks.size
         self.phase1_epochs = plan.phase1_epochs(config.epochs)
         self.sizes = (data.n_features, *config.hidden, data.n_classes)
-        self.about = experiment.identity(
-            data, config, self.seed,
-            algorithm=plan.algorithm, workers=self.workers, phase1=plan.phase1,
-            phase1_epochs=self.phase1_epochs, warmup=plan.warmup,
-        )  # fmt: skip
+        self.about = records.identity(data, config, plan, self.seed, self.workers)
         self.path = None if self.checkpoint_path is None else Path(self.checkpoint_path)
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
         self.own_epochs: list[dict[str, Any]] = []

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsecore import train
+from sparsecore import checkpoint, experiment, train
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.experiment import Shard
@@ -23,6 +23,7 @@ from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
 from sparsecore.wasap.average import average
 from sparsecore.wasap.place import Layout, Place
+from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.server import FIELDS, ParameterServer, Record
 from sparsecore.wasap.worker import Worker, shard_rows
 
@@ -55,6 +56,22 @@ def to_json(record: Record) -> dict[str, Any]:
 def from_json(value: dict[str, Any]) -> Record:
     """Return the record that `to_json` was given; `staleness` and the rest are arrays again."""
     return Record(*(decode(value[name]) for name in Record._fields))
+
+
+def identity(
+    data: Dataset, config: TrainConfig, plan: Plan, seed: int, workers: int
+) -> dict[str, Any]:
+    """Return what tells a parallel run from others."""
+    return experiment.identity(
+        data, config, seed, algorithm=plan.algorithm, workers=workers, phase1=plan.phase1,
+        phase1_epochs=plan.phase1_epochs(config.epochs), warmup=plan.warmup,
+    )  # fmt: skip
+
+
+def save_start(model: SparseMLP, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
+    """Write the checkpoint from which a run, resumed, begins with `model` instead of a new one."""
+    fresh = {"nnz_start": model.nnz, "restarts": [], "record": None, "elapsed": 0.0}
+    checkpoint.save(model, path, {**identity, **fresh, "rows": encode(np.zeros(0))})
 
 
 def staleness_histogram(record: Record) -> list[int]:

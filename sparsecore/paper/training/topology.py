@@ -38,8 +38,8 @@ def degrees(results: Results) -> tuple[Figure, str, str]:
             before, after = (
                 [_topology(r, epoch)[side][layer] for r in runs] for epoch in (0, last)
             )
-            _draw_degrees(ax, before, GREY)
-            _draw_degrees(ax, after, colour)
+            draw_degrees(ax, before, GREY)
+            draw_degrees(ax, after, colour)
             _draw_binomial(ax, before, sizes[layer + 1 - row])
             neurons = "input pixels" if layer + row == 0 else f"hidden layer {layer + row}"
             ax.set(title=neurons, xlabel=f"{word} connections")
@@ -93,7 +93,8 @@ def _binned(histogram: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(len(counts)) * _BIN + (_BIN - 1) / 2, 100 * counts / counts.sum()
 
 
-def _draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
+def draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
+    """Draw the mean of degrees' histograms, as shares of the neurons, and their spread."""
     longest = max(len(h) for h in histograms)
     padded = [np.pad(h, (0, longest + _BIN - len(h))) for h in histograms]
     x = _binned(padded[0])[0]

@@ -138,7 +138,7 @@ class Playground:
             kind = widgets.IntSlider if whole else widgets.FloatSlider
             self.controls[name] = kind(
                 min=low, max=high, step=step, description=name.replace("_", " "),
-                description_tooltip=about.help, continuous_update=False,
+                tooltip=about.help, continuous_update=False,
                 readout_format="d" if whole else ".3g", **same,
             )  # fmt: skip
         self.controls["workers"] = widgets.IntSlider(

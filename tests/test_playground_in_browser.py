@@ -39,7 +39,7 @@ def page(tmp_path):
     folders = {f"JUPYTER_{n}_DIR": str(tmp_path / n.lower()) for n in ("CONFIG", "DATA", "RUNTIME")}
     lab = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-         "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"],
+         "--LabApp.news_url=None", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"],
         env={**os.environ, **folders, "IPYTHONDIR": str(tmp_path / "ipython")},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -59,6 +59,7 @@ def page(tmp_path):
             page.set_default_timeout(PATIENCE)
             page.goto(f"{address}/lab/tree/{NOTEBOOK.name}")
             yield page
+            shot(page, "last")
             chromium.close()
     finally:
         lab.terminate()
@@ -73,7 +74,7 @@ def shot(page, name):
 
 def test_play_stop_change_and_go_on(page):
     page.locator(".jp-CodeCell .cm-content").first.click()
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
     page.keyboard.press("Shift+Enter")
     start = page.get_by_role("button", name="Start a new run")
     start.scroll_into_view_if_needed()
@@ -115,5 +116,6 @@ def test_play_stop_change_and_go_on(page):
     set_to("workers", 2)
     set_to("epochs", 60)
     start.click()
-    page.get_by_text("run 3: finished, epoch 60 of 60").wait_for()
+    page.get_by_text(re.compile("run 3: (finished|failed)")).wait_for()
+    assert page.get_by_text("run 3: finished, epoch 60 of 60").is_visible()
     shot(page, "engines")

@@ -139,7 +139,7 @@ class Playground:
             self.controls[name] = kind(
                 min=low, max=high, step=step, description=name.replace("_", " "),
                 tooltip=about.help, continuous_update=False,
-                readout_format="d" if whole else ".3g", **same,
+                readout_format="d" if whole else ".3~g", **same,
             )  # fmt: skip
         self.controls["workers"] = widgets.IntSlider(
             1, 1, max(2, cpu_count()), description="workers (MPI)", **same
@@ -154,7 +154,7 @@ class Playground:
             for text, look in looks.items()
         }
         self.status, self.table = widgets.HTML("Nothing has been trained yet."), widgets.HTML()
-        self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
+        self.image = widgets.Image(format="png", layout=widgets.Layout(display="none"))
         left = widgets.VBox(list(self.controls.values()), layout=widgets.Layout(flex="0 0 350px"))
         right = widgets.VBox(
             [widgets.HBox([*self.buttons.values(), self.chosen]), self.status, self.image],
@@ -234,7 +234,7 @@ class Playground:
         seen = io.BytesIO()
         with self._drawing:  # the style is the whole process's
             pictured(runs, run).figure.savefig(seen, dpi=110)
-        self.image.value = seen.getvalue()
+        self.image.value, self.image.layout.display = seen.getvalue(), None
         self.table.value = compared(runs)._repr_html_()
         self.status.value = (
             f"run {run.number}: {escape(run.state)}, epoch {run.done} of {run.config.epochs}"

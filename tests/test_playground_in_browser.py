@@ -39,7 +39,7 @@ def page(tmp_path):
     folders = {f"JUPYTER_{n}_DIR": str(tmp_path / n.lower()) for n in ("CONFIG", "DATA", "RUNTIME")}
     lab = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-         "--LabApp.news_url=None", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"],
+         "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"],
         env={**os.environ, **folders, "IPYTHONDIR": str(tmp_path / "ipython")},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -73,8 +73,9 @@ def shot(page, name):
 
 
 def test_play_stop_change_and_go_on(page):
-    page.locator(".jp-CodeCell .cm-content").first.click()
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
+    page.get_by_role("button", name="No", exact=True).click()  # news of Jupyter
+    page.locator(".jp-CodeCell .cm-content").first.click()
     page.keyboard.press("Shift+Enter")
     start = page.get_by_role("button", name="Start a new run")
     start.scroll_into_view_if_needed()

@@ -112,6 +112,7 @@ class Ranks:
 
     def _swap(self) -> None:
         """Send this rank's count to rank 0 and fetch all rows, without waiting for it."""
+        self._serve()
         if all(request.Test() for request in self._exchange):
             self._rows[self._others] = self._copy[self._others]
             count, where = self._rows[self.rank, :1].copy(), (_ROW_BYTES * self.rank, 8, MPI.BYTE)
@@ -119,6 +120,11 @@ class Ranks:
                 self._win.Rput([count, MPI.BYTE], 0, where),
                 self._win.Rget([self._copy, MPI.BYTE], 0, (0, self._copy.nbytes, MPI.BYTE)),
             ]
+
+    def _serve(self) -> None:
+        """Have MPI do what the others want of this rank's memory: over TCP it needs to be called."""
+        if not self.shared:
+            self.comm.Iprobe(MPI.ANY_SOURCE)
 
     # --- who lives -------------------------------------------------------------------------------
 
@@ -331,6 +337,7 @@ class Ranks:
             if self._late or all(rank in self._lost for rank in missing):
                 self._set(_ALONE, 1)
                 return False
+            self._serve()
             time.sleep(_LONG_NAP)
         return not any(self._column(_ALONE))
 

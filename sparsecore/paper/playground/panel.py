@@ -139,7 +139,7 @@ class Playground:
             self.controls[name] = kind(
                 min=low, max=high, step=step, description=name.replace("_", " "),
                 tooltip=about.help, continuous_update=False,
-                readout_format="d" if whole else ".3~g", **same,
+                readout_format="d" if whole else f".{max(0, len(str(step)) - 2)}f", **same,
             )  # fmt: skip
         self.controls["workers"] = widgets.IntSlider(
             1, 1, max(2, cpu_count()), description="workers (MPI)", **same

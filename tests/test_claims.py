@@ -1,6 +1,7 @@
 """The ledger: verdicts follow from results by the stated rules, and from nothing else."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ pytest.importorskip("pandas")
 
 from sparsecore.paper import claims
 from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, UNTESTED, Check, Interval
-from sparsecore.paper.training import conditions
+from sparsecore.paper.extreme import runs as extreme
+from sparsecore.paper.training import conditions, studies
 from sparsecore.paper.training.conditions import STUDIES, Study
 from sparsecore.paper.training.observers import ObserveGradientFlow
 from sparsecore.paper.training.studies import Results
@@ -302,3 +304,13 @@ def test_claims_are_judged_by_the_runs_of_the_main_table():
     assert study.home.key == "T-main"
     assert set(study.conditions("quick")) <= set(STUDIES["T-main"].conditions("quick"))
     assert conditions.find("L-claims") is study
+
+
+def test_the_readme_tells_the_verdicts_of_the_recorded_results():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    ledger = claims.Ledger(studies.recorded("L-claims"), extreme=extreme.recorded())
+    grid = "".join(
+        f"| **{claim.key}** {claim.text} | {ledger.verdicts[claim.key]} |\n"
+        for claim in claims.CLAIMS
+    )
+    assert grid in readme, f"put this grid there:\n{grid}"

@@ -59,7 +59,7 @@ def test_changes_count_from_where_a_run_stands(session):
     assert all(e["replaced"] > 0 for e in run.epochs[:3])
     assert not any(e["replaced"] for e in run.epochs[4:])
     assert run.model.nnz < start == run.before.nnz
-    assert "from epoch 5 activation relu, zeta 0, prune_from 5" in run.told()
+    assert "from epoch 5 activation relu, zeta 0, prune_from 5" in run.told[-1]
 
 
 def test_a_failed_run_says_why(session):
@@ -103,7 +103,7 @@ def test_a_run_moves_to_engines_and_back(session, monkeypatch, tmp_path):
     session.wait()
     assert (run.state, run.done) == ("finished", done + 7)
     assert run.epochs[-1]["test_accuracy"] > 0.9
-    assert "from epoch 3 2 workers" in run.told() and "1 worker" in run.told()
+    assert run.told[1:] == ["from epoch 3 2 workers (wasap)", f"from epoch {done + 7} 1 worker"]
 
 
 def test_panel_starts_stops_and_goes_on():

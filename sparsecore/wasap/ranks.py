@@ -122,7 +122,7 @@ class Ranks:
             ]
 
     def _serve(self) -> None:
-        """Have MPI do what the others want of this rank's memory: over TCP it needs to be called."""
+        """Have MPI do what the others want of this rank's memory: over TCP it has to be called."""
         if not self.shared:
             self.comm.Iprobe(MPI.ANY_SOURCE)
 

@@ -50,7 +50,7 @@ def compared(runs: Sequence[Run]) -> Table:
     """Return a table of runs, one row each."""
     rows = []
     for run in runs:
-        row = {"number": run.number, "dataset": run.dataset, "told": run.told()}
+        row = {"number": run.number, "dataset": run.dataset, "told": "; ".join(run.told) or "–"}
         row |= {"state": run.state, "epochs": run.done}
         if tests := [100 * record["test_accuracy"] for record in run.epochs]:
             row |= {"accuracy": tests[-1], "best": max(tests)}

@@ -37,7 +37,7 @@ class Run:
     seed: int
     state: str = "waiting"
     epochs: list[dict[str, Any]] = field(default_factory=list)
-    changes: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)  #: what is not as in the study
     before: SparseMLP | None = None
     model: SparseMLP | None = None
 
@@ -45,12 +45,6 @@ class Run:
     def done(self) -> int:
         """Epochs that have ended."""
         return len(self.epochs)
-
-    def told(self) -> str:
-        """Return in what the run differs from the study's setting for the data set."""
-        first = _difference(setting(self.dataset).config, self.config)
-        ranks = [f"{self.workers} workers ({self.algorithm.upper()})"] * (self.workers > 1)
-        return "; ".join([", ".join([*first, *ranks]) or "the study's setting", *self.changes])
 
 
 class Session:
@@ -77,8 +71,9 @@ class Session:
     ) -> Run:  # fmt: skip
         """Start a new run; `values` are hyperparameters that differ from the study's setting."""
         self._check_idle()
-        config = setting(dataset).config.with_values(**values)
-        run = Run(len(self.runs) + 1, dataset, config, workers, algorithm, seed)
+        study = setting(dataset).config
+        run = Run(len(self.runs) + 1, dataset, study, 1, "wasap", seed)
+        self._change(run, study.with_values(**values), workers, algorithm)
         self.runs.append(run)
         self._begin(run)
         return run
@@ -99,12 +94,7 @@ class Session:
                 f"epochs: expected more than the {run.done} that run {run.number} has done, got "
                 f"{config.epochs}"
             )
-        changed = [text for text in _difference(run.config, config) if "epochs" not in text]
-        if workers != run.workers:
-            changed.append(f"{workers} worker{'s' * (workers > 1)}")
-        if changed:
-            run.changes.append(f"from epoch {run.done + 1} {', '.join(changed)}")
-        run.config, run.workers, run.algorithm = config, workers, algorithm
+        self._change(run, config, workers, algorithm)
         self._begin(run)
         return run
 
@@ -126,6 +116,23 @@ class Session:
     def _leave_cluster(self) -> None:
         self._cluster = None
         self._clusters.close()
+
+    def _change(self, run: Run, config: TrainConfig, workers: int, algorithm: str) -> None:
+        """Take over what is new, and note it."""
+        was, found = run.config.to_dict(), []
+        for name, value in config.to_dict().items():
+            if value != was[name] and name != "epochs":
+                found.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+        ranks = [
+            f"{n} workers ({name})" if n > 1 else "1 worker"
+            for n, name in ((run.workers, run.algorithm), (workers, algorithm))
+        ]
+        if ranks[0] != ranks[1]:
+            found.append(ranks[1])
+        if found:
+            since = f"from epoch {run.done + 1} " if run.done else ""
+            run.told.append(since + ", ".join(found))
+        run.config, run.workers, run.algorithm = config, workers, algorithm
 
     def _check_idle(self) -> None:
         if self.running:
@@ -214,16 +221,6 @@ class Session:
             )  # fmt: skip
         result["epochs"][-1]["test_accuracy"] = result["test_accuracy"]  # of the average
         run.model, run.epochs = model, earlier + result["epochs"]
-
-
-def _difference(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Return which values of a configuration are other than those of another, as texts."""
-    was = old.to_dict()
-    return [
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in new.to_dict().items()
-        if value != was[name]
-    ]
 
 
 def _as_configured(model: SparseMLP, config: TrainConfig) -> SparseMLP:

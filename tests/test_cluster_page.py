@@ -14,7 +14,7 @@ SCRIPTS = {
     name: text for text, name in re.findall(r"```bash\n(# (\S+\.sh): .*?)```", PAGE, re.DOTALL)
 }
 TRAIN = ["--dataset", "digits", "--hidden", "40,30", "--algorithm", "wasap", "--json"]
-pytestmark = [pytest.mark.mpi, pytest.mark.slow]
+pytestmark = [pytest.mark.mpi, pytest.mark.site]
 
 
 def needs(*tools):
@@ -29,8 +29,10 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, request):
     """Run the page's scripts; what they leave behind is an error."""
+    if "site" not in request.config.option.markexpr:
+        pytest.skip("takes minutes: pytest -m site")
     for name, text in SCRIPTS.items():
         (tmp_path / name).write_text(text)
 

@@ -119,8 +119,8 @@ def test_panel_starts_stops_and_goes_on():
     assert buttons["Start a new run"].disabled and not buttons["Stop"].disabled
     until(lambda: run.done > 2 and play.image.value)
     buttons["Stop"].click()
-    until(lambda: not buttons["Go on"].disabled)
-    assert f"run 1: stopped, epoch {run.done} of 500" in play.status.value
+    until(lambda: f"run 1: stopped, epoch {run.done} of 500" in play.status.value)
+    assert not buttons["Go on"].disabled
     controls["epsilon"].value = 3
     buttons["Go on"].click()
     assert "a new run" in play.status.value

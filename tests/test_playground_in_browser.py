@@ -21,7 +21,7 @@ browsers = pytest.importorskip(
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.site,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: apt-get install chromium"),
 ]
 NOTEBOOK = Path(__file__).parent.parent / "notebooks/playground.ipynb"
@@ -29,8 +29,10 @@ PATIENCE = 180_000  # milliseconds: a kernel's first call compiles
 
 
 @pytest.fixture
-def page(tmp_path):
+def page(tmp_path, request):
     """The notebook, open in JupyterLab in Chromium."""
+    if "site" not in request.config.option.markexpr:
+        pytest.skip("takes minutes: pytest -m site")
     shutil.copy(NOTEBOOK, tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

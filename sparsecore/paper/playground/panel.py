@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -116,64 +116,50 @@ def _draw_network(axes: Sequence[Axes], run: Run) -> None:
     inputs.grid(False)
 
 
-class Playground:
-    """A panel of controls and live pictures, as a cell's last line shows it, and its `session`."""
+class Playground(widgets.VBox):
+    """A panel of controls and live pictures, and its `session`."""
 
     def __init__(self, dataset: str = "digits", **values: Any) -> None:
         self.session, self._drawing = Session(), threading.Lock()
-        there = [name for name in SETTINGS if datasets.available(name)]
-        wide, style = widgets.Layout(width="330px"), {"description_width": "135px"}
-        same = {"layout": wide, "style": style}
-        self.controls: dict[str, Any] = {
-            "dataset": widgets.Dropdown(
-                options=there, value=dataset, description="data set", **same
-            ),
-            "activation": widgets.Dropdown(
-                options=list(ACTIVATIONS), description="activation", **same
-            ),
+        same: dict[str, Any] = {
+            "layout": {"width": "330px"},
+            "style": {"description_width": "135px"},
         }
-        for name, (low, high, step) in _SLIDERS.items():
-            about = HYPERPARAMETERS[name]
-            whole = about.range.kind is int
-            kind = widgets.IntSlider if whole else widgets.FloatSlider
+        there = [name for name in SETTINGS if datasets.available(name)]
+        choices = {"dataset": there, "activation": ACTIVATIONS, "algorithm": ALGORITHMS}
+        self.controls: dict[str, Any] = {
+            name: widgets.Dropdown(options=list(options), description=name, **same)
+            for name, options in choices.items()
+        }
+        for name, (low, high, step) in {**_SLIDERS, "workers": (1, max(2, cpu_count()), 1)}.items():
+            kind = widgets.FloatSlider
+            digits = f".{max(0, len(str(step)) - 2)}f"
+            if name == "workers" or HYPERPARAMETERS[name].range.kind is int:
+                kind, digits = widgets.IntSlider, "d"
             self.controls[name] = kind(
                 min=low, max=high, step=step, description=name.replace("_", " "),
-                tooltip=about.help, continuous_update=False,
-                readout_format="d" if whole else f".{max(0, len(str(step)) - 2)}f", **same,
+                continuous_update=False, readout_format=digits, **same,
             )  # fmt: skip
-        self.controls["workers"] = widgets.IntSlider(
-            1, 1, max(2, cpu_count()), description="workers (MPI)", **same
-        )
-        self.controls["algorithm"] = widgets.Dropdown(
-            options=ALGORITHMS, description="algorithm", **same
-        )
-        self.chosen = widgets.Dropdown(description="look at", layout=widgets.Layout(width="200px"))
-        looks = {"Start a new run": "success", "Stop": "danger", "Go on": "info"}
-        self.buttons = {
-            text: widgets.Button(description=text, button_style=look)
-            for text, look in looks.items()
-        }
+        self.chosen = widgets.Dropdown(description="look at", layout={"width": "200px"})
+        self.buttons = {}
+        for text, look, act in (
+            ("Start a new run", "success", self.start),
+            ("Stop", "danger", self.session.stop),
+            ("Go on", "info", self.go_on),
+        ):
+            self.buttons[text] = widgets.Button(description=text, button_style=look)
+            self.buttons[text].on_click(lambda _, act=act: self._try(act))
         self.status, self.table = widgets.HTML("Nothing has been trained yet."), widgets.HTML()
-        self.image = widgets.Image(format="png", layout=widgets.Layout(display="none"))
-        left = widgets.VBox(list(self.controls.values()), layout=widgets.Layout(flex="0 0 350px"))
-        right = widgets.VBox(
-            [widgets.HBox([*self.buttons.values(), self.chosen]), self.status, self.image],
-            layout=widgets.Layout(flex="1 1 auto"),
-        )
-        self.widget = widgets.VBox([widgets.HBox([left, right]), self.table])
+        self.image = widgets.Image(format="png", layout={"display": "none"})
+        above = widgets.HBox([*self.buttons.values(), self.chosen])
+        left = widgets.VBox(list(self.controls.values()), layout={"flex": "0 0 350px"})
+        right = widgets.VBox([above, self.status, self.image], layout={"flex": "1 1 auto"})
+        super().__init__([widgets.HBox([left, right]), self.table])
+        self.controls["dataset"].value = dataset
         self.controls["dataset"].observe(lambda _: self._set(), "value")
         self.chosen.observe(lambda _: self.refresh(), "value")
-        for button, act in zip(
-            self.buttons.values(), (self.start, self.session.stop, self.go_on), strict=True
-        ):
-            button.on_click(lambda _, act=act: self._try(act))
         self._set(**values)
         self._enable()
-
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self.widget)
 
     def _set(self, **values: Any) -> None:
         """Set the controls to the study's values for the data set, and those that are given."""
@@ -190,8 +176,7 @@ class Playground:
         """Start a new run with what the controls say, and watch it."""
         run = self.session.start(**self._values())
         self.chosen.options = [(f"run {r.number}", r) for r in self.session.runs]
-        self.chosen.value = run
-        self._watch()
+        self.chosen.value = run  # which shows it
 
     def go_on(self) -> None:
         """Go on with the run that is looked at, with what the controls say now."""
@@ -199,25 +184,23 @@ class Playground:
         if values.pop("dataset") != run.dataset:
             raise ValueError(f"data set: run {run.number} is of {run.dataset}; start a new one")
         self.session.go_on(run, **values)
-        self._watch()
 
     def _watch(self) -> None:
-        """Show how a run goes until it ends, from a thread of its own."""
-
-        def look() -> None:
-            while self.session.running:
-                self.refresh()
-                time.sleep(_SECONDS)
+        """Show how a run goes until it ends."""
+        while self.session.running:
             self.refresh()
+            time.sleep(_SECONDS)
+        self.refresh()
 
-        self._enable()
-        threading.Thread(target=look, daemon=True).start()
-
-    def _try(self, act: Any) -> None:
+    def _try(self, act: Callable[[], None]) -> None:
+        """Do what a button says, and watch what comes of it from another thread."""
         try:
             act()
         except (ValueError, RuntimeError) as error:
             self.status.value = f"<b>{escape(str(error))}</b>"
+            return
+        self._enable()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def _enable(self) -> None:
         running, runs = self.session.running, self.session.runs

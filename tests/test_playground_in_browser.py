@@ -75,7 +75,7 @@ def shot(page, name):
 
 
 def test_play_stop_change_and_go_on(page):
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
+    page.get_by_text(re.compile(r"\| Idle")).wait_for()  # the kernel, in the status bar
     page.get_by_role("button", name="No", exact=True).click()  # news of Jupyter
     page.locator(".jp-CodeCell .cm-content").first.click()
     page.keyboard.press("Shift+Enter")

@@ -214,12 +214,12 @@ class Playground(widgets.VBox):
         runs, run = self.session.runs, self.chosen.value
         if run is None:
             return
+        # What is told is no further than what is drawn.
+        status = f"run {run.number}: {escape(run.state)}, epoch {run.done} of {run.config.epochs}"
         seen = io.BytesIO()
         with self._drawing:  # the style is the whole process's
             pictured(runs, run).figure.savefig(seen, dpi=110)
         self.image.value, self.image.layout.display = seen.getvalue(), None
         self.table.value = compared(runs)._repr_html_()
-        self.status.value = (
-            f"run {run.number}: {escape(run.state)}, epoch {run.done} of {run.config.epochs}"
-        )
+        self.status.value = status
         self._enable()

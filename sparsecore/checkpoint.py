@@ -54,6 +54,16 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     ------
     OSError
         If the file cannot be written; see `files.check_writable`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sparsecore import SparseMLP, checkpoint
+    >>> model = SparseMLP.erdos_renyi((64, 40, 10), random_state=0)
+    >>> with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+    ...     checkpoint.save(model, file.name)
+    ...     checkpoint.load(file.name)[0].weights_sha256() == model.weights_sha256()
+    True
     """
     net = model.network
     about = {name: getattr(model, name) for name in ("activation", "alpha", "init")} | {"run": run}
@@ -73,7 +83,7 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
 
 
 def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None]:
-    """Read what `save` wrote: the model, and the run's state or None.
+    """Read what `save` wrote to `path`: the model, and the run's state or None.
 
     Raises
     ------

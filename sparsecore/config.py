@@ -108,6 +108,15 @@ class TrainConfig:
     ------
     ValueError
         If a value is out of its range; the message names it.
+
+    Examples
+    --------
+    >>> from sparsecore.config import TrainConfig
+    >>> TrainConfig(hidden=(40, 30), epochs=2).with_values(zeta=0.5).zeta
+    0.5
+    >>> TrainConfig(zeta=1)
+    Traceback (most recent call last):
+    ValueError: zeta: expected a number in [0, 1), got 1
     """
 
     hidden: tuple[int, ...] = param(
@@ -183,7 +192,7 @@ class TrainConfig:
         return values
 
     def with_values(self, **changes: Any) -> TrainConfig:
-        """Return a copy with some values changed, checked again."""
+        """Return a copy with the `changes`, by name; the values are checked again."""
         return replace(self, **changes)
 
     def prunes_after(self, epoch: int) -> bool:

@@ -85,6 +85,14 @@ def run(
         any training.
     FloatingPointError
         If the loss diverges.
+
+    Examples
+    --------
+    >>> from sparsecore import datasets, experiment, settings
+    >>> config = settings.setting("digits").config.with_values(hidden=(40, 30), epochs=2)
+    >>> model, result = experiment.run(datasets.load("digits"), config, seed=0)
+    >>> [epoch["epoch"] for epoch in result["epochs"]], result["nnz_end"] == model.nnz
+    ([1, 2], True)
     """
     found = resumed(checkpoint_path, resume, identity(data, config, seed))
     if found is None:

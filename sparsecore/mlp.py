@@ -61,7 +61,7 @@ class SparseLayer:
         return np.bincount(self.indices, minlength=self.n_in)
 
     def input_strength(self) -> np.ndarray:
-        """Return, for each input neuron, the sum of |w| over its outgoing connections, float64."""
+        """Return each input neuron's sum of absolute weights of outgoing connections, float64."""
         return np.bincount(self.indices, np.abs(self.data), self.n_in)
 
     def to_scipy(self) -> sp.csr_array:
@@ -171,6 +171,19 @@ class SparseMLP(Fixed):
     Memory: 16 bytes per connection (weight, index, transposed index and place), 20 with momentum,
     and 24 bytes per neuron; twice that while its topology changes, for the new network is made
     beside the old.
+
+    Examples
+    --------
+    >>> from sparsecore import SparseMLP
+    >>> model = SparseMLP.erdos_renyi((64, 40, 30, 10), epsilon=5, random_state=0)
+    >>> model.sizes, model[0].fan_in().shape
+    ((64, 40, 30, 10), (40,))
+    >>> nnz = model.nnz
+    >>> pruned = model.prune(percentile=20)
+    >>> nnz - model.nnz == pruned > 0
+    True
+    >>> model.compact().nnz <= model.nnz
+    True
     """
 
     FIXED = ("sizes", "activation", "alpha", "init")
@@ -409,7 +422,7 @@ class SparseMLP(Fixed):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays: parameters, structure, transposed access, velocity."""
+        """Bytes of all arrays (parameters, structure, transposed access, velocity)."""
         net = self._state.network
         arrays = [self.params, net.indptr, net.indices, net.out_indptr, net.out_indices]
         arrays += [net.out_position] + ([] if self.velocity is None else [self.velocity])

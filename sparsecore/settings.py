@@ -63,7 +63,7 @@ SETTINGS: dict[str, Setting] = {
 
 
 def setting(dataset: str) -> Setting:
-    """Return the setting of a data set; an unknown name raises ValueError that lists them."""
+    """Return the setting of the data set `dataset`; an unknown name raises a ValueError."""
     if dataset not in SETTINGS:
         raise ValueError(f"dataset: expected one of {', '.join(SETTINGS)}, got {dataset!r}")
     return SETTINGS[dataset]

@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ pytest.importorskip("pandas")
 
 from sparsecore.paper import claims
 from sparsecore.paper.claims import FAILS, HOLDS, IMPOSSIBLE, UNDECIDED, UNTESTED, Check
+from sparsecore.paper.extreme import runs as extreme
 from sparsecore.paper.extreme.runs import BAT, Row
-from sparsecore.paper.training import conditions, effects
+from sparsecore.paper.training import conditions, effects, studies
 from sparsecore.paper.training.conditions import STUDIES, Study
 from sparsecore.paper.training.observers import ObserveGradientFlow
 from sparsecore.paper.training.studies import Results
@@ -342,3 +344,13 @@ def test_claims_are_judged_by_the_runs_of_the_main_table():
     assert study.home.key == "T-main"
     assert set(study.conditions("quick")) <= set(STUDIES["T-main"].conditions("quick"))
     assert conditions.find("L-claims") is study
+
+
+def test_the_readme_tells_the_verdicts_of_the_recorded_results():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    ledger = claims.Ledger(studies.recorded("L-claims"), extreme=extreme.recorded())
+    grid = "".join(
+        f"| **{claim.key}** {claim.text} | {ledger.verdicts[claim.key]} |\n"
+        for claim in claims.CLAIMS
+    )
+    assert grid in readme, f"put this grid there:\n{grid}"

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import sparsecore
 
@@ -116,6 +117,21 @@ def test_citation_names_the_software_and_the_paper():
     assert paper["identifiers"][0]["value"] == "arXiv:2102.01732"
     references = (ROOT / "book/references.bib").read_text()
     assert re.search(r"eprint\s*= \{2102\.01732\}", references)
+
+
+def test_workflows_run_what_a_developer_can_run():
+    ran, pythons = [], set()
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            ran += [step["run"] for step in job["steps"] if "run" in step]
+            pythons |= {*job.get("strategy", {}).get("matrix", {}).get("python", [])}
+    assert {command.split()[0] for command in ran} == {".ci/run", "pipx"}
+    for command in ran:
+        if command.startswith(".ci/run"):
+            [part] = command.split()[1:]
+            assert f"\n{part}() {{" in (ROOT / ".ci/run").read_text()
+    assert min(pythons, key=Version) == PROJECT["requires-python"].removeprefix(">=")
+    assert len(pythons) == 5
 
 
 # --- README ---

@@ -71,7 +71,7 @@ def describe(name: str) -> dict[str, object]:
 
 
 def available(name: str) -> bool:
-    """Tell whether `load` would succeed without any download.
+    """Tell whether `load(name)` would succeed without any download.
 
     The files' content is not read. For "leukemia" always True, since a surrogate stands in.
     """
@@ -109,6 +109,13 @@ def load(name: str) -> Dataset:
     -----
     Every load checks the content against its pinned SHA-256, where the content is fixed. HIGGS is
     never downloaded here (2.8 GB): `fetch` does that. Without its file, "leukemia" is a surrogate.
+
+    Examples
+    --------
+    >>> from sparsecore import datasets
+    >>> data = datasets.load("digits")
+    >>> data.X_train.shape, data.feature_shape, data.n_classes
+    ((1437, 64), (8, 8), 10)
     """
     entry = registry.find(name)
     tried: Tried = []
@@ -122,7 +129,7 @@ def load(name: str) -> Dataset:
 
 
 def fetch(name: str) -> Path | None:
-    """Make sure that a data set's verified files are on this machine; return their folder.
+    """Make sure that the verified files of data set `name` are here; return their folder.
 
     None is returned for embedded data. A damaged file in the cache is replaced, one in the user's
     own folder raises DataCorrupt; if no source has the data, DataNotAvailable is raised.

@@ -81,7 +81,7 @@ class ExtremeConfig:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Neurons per layer: features, hidden layers of equal size to within one, classes."""
+        """Neurons per layer (features, hidden layers of equal size to within one, classes)."""
         ends = [self.neurons * n // self.hidden_layers for n in range(self.hidden_layers + 1)]
         return (N_FEATURES, *(b - a for a, b in pairwise(ends)), N_CLASSES)
 

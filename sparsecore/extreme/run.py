@@ -36,7 +36,7 @@ _PHASES = ("initialise", "train", "evolve", "evaluate", "checkpoint", "fingerpri
 def plan(
     config: ExtremeConfig, threads: int, comm: Any = None
 ) -> budget.Budget | split.SplitBudget:
-    """Plan the memory of a whole network, or of each rank of `comm`."""
+    """Plan the memory of the network of `config` on `threads`, or of each rank of `comm`."""
     size = config.sizes, config.epsilon, config.batch_size
     return budget.plan(*size, threads) if comm is None else split.plan(*size, comm.size)
 

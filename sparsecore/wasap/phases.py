@@ -140,12 +140,7 @@ class _Run:
         self.rank, self.workers = self.ranks.rank, self.ranks.size
         self.phase1_epochs = plan.phase1_epochs(config.epochs)
         self.sizes = (data.n_features, *config.hidden, data.n_classes)
-        self.about = experiment.identity(
-            data, config, self.seed,
-            algorithm=plan.algorithm, workers=self.workers, phase1=plan.phase1,
-            phase1_epochs=self.phase1_epochs, warmup=plan.warmup,
-            **({"keep_rate": True} if plan.keep_rate else {}),  # older results do not know it
-        )  # fmt: skip
+        self.about = records.identity(data, config, plan, self.seed, self.workers)
         self.path = None if self.checkpoint_path is None else Path(self.checkpoint_path)
         self.own_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}

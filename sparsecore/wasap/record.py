@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsecore import train
+from sparsecore import checkpoint, experiment, train
 from sparsecore.config import HYPERPARAMETERS, TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.experiment import Shard
@@ -81,6 +81,23 @@ def integer(value: Any, name: str, least: int, most: float = math.inf) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{name}: expected an integer from {least} to {most}, got {value!r:.50}")
     return value
+
+
+def identity(
+    data: Dataset, config: TrainConfig, plan: Plan, seed: int, workers: int
+) -> dict[str, Any]:
+    """Return what tells a parallel run from others."""
+    return experiment.identity(
+        data, config, seed, algorithm=plan.algorithm, workers=workers, phase1=plan.phase1,
+        phase1_epochs=plan.phase1_epochs(config.epochs), warmup=plan.warmup,
+        **({"keep_rate": True} if plan.keep_rate else {}),  # older results do not know it
+    )  # fmt: skip
+
+
+def save_start(model: SparseMLP, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
+    """Write the checkpoint from which a run, resumed, begins with `model` instead of a new one."""
+    fresh = {"nnz_start": model.nnz, "restarts": [], "record": None, "elapsed": 0.0}
+    checkpoint.save(model, path, {**identity, **fresh, "rows": encode(np.zeros(0))})
 
 
 def staleness_histogram(record: Record) -> list[int]:

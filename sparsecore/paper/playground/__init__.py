@@ -1,0 +1,1 @@
+"""The playground: sessions of runs that are stopped, changed and compared, and their panel."""

@@ -1,0 +1,131 @@
+"""The playground: sessions that are stopped, changed and compared; its panel, in a browser too."""
+
+import time
+
+import pytest
+
+from sparsecore import datasets, experiment
+from sparsecore.paper.playground import panel
+from sparsecore.paper.playground.session import Session
+from sparsecore.settings import setting
+
+SMALL = {"hidden": (40, 30), "batch_size": 32}
+
+
+@pytest.fixture
+def session():
+    made = Session()
+    yield made
+    made.close()
+
+
+def until(condition, seconds=200.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_stopping_and_going_on_loses_nothing(session):
+    run = session.start(**SMALL, epochs=40)
+    until(lambda: run.done >= 2)
+    begun = time.monotonic()
+    session.stop()
+    assert time.monotonic() - begun < 2
+    assert run.state == "stopped" and run.done < 40
+    session.go_on(run)
+    session.wait()
+    assert (run.state, run.done) == ("finished", 40)
+    config = setting("digits").config.with_values(**SMALL, epochs=40)
+    _, result = experiment.run(datasets.load("digits"), config)
+    assert run.model.weights_sha256() == result["weights_sha256"]
+    assert [e["test_loss"] for e in run.epochs] == [e["test_loss"] for e in result["epochs"]]
+
+
+def test_changes_count_from_where_a_run_stands(session):
+    run = session.start(**SMALL, epochs=4, zeta=0.5)
+    session.wait()
+    start = run.model.nnz
+    with pytest.raises(ValueError, match=r"epsilon: expected 10.*run 1 .*got 5.*a new run"):
+        session.go_on(run, epsilon=5, epochs=9)
+    with pytest.raises(ValueError, match="epochs: expected more than the 4 that run 1 has done"):
+        session.go_on(run, epochs=4)
+    session.go_on(run, epochs=9, zeta=0, activation="relu", prune_from=5, prune_percentile=50)
+    with pytest.raises(RuntimeError, match="a run trains: stop it"):
+        session.start()
+    session.wait()
+    assert run.state == "finished"
+    assert run.model.activation == "relu"
+    assert all(e["replaced"] > 0 for e in run.epochs[:3])
+    assert not any(e["replaced"] for e in run.epochs[4:])
+    assert run.model.nnz < start == run.before.nnz
+    assert "from epoch 5 activation relu, zeta 0, prune_from 5" in run.told[-1]
+
+
+def test_a_failed_run_says_why(session):
+    run = session.start(**SMALL, epochs=4, learning_rate=1e6)
+    session.wait()
+    assert run.state.startswith("failed: the l") and "learning_rate" in run.state
+
+
+def test_runs_are_compared(session):
+    for values in ({}, {"alpha": 0.1}):
+        session.start("digits", **SMALL, epochs=2, **values)
+        session.wait()
+    table = panel.compared(session.runs)
+    assert list(table.data["epochs"]) == [2, 2]
+    assert "alpha 0.1" in table.data["told"][1] and "alpha" not in table.data["told"][0]
+    picture = panel.pictured(session.runs, session.runs[0])
+    curves = picture.figure.axes[0].lines
+    assert [list(c.get_ydata()) for c in curves] == [
+        [e["loss"] for e in run.epochs] for run in session.runs
+    ]
+    assert [t.get_text() for t in picture.figure.legends[0].texts] == ["run 1", "run 2"]
+
+
+@pytest.mark.mpi
+def test_a_run_moves_to_engines_and_back(session, monkeypatch, tmp_path):
+    pytest.importorskip("ipyparallel")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    run = session.start(**SMALL, epochs=2)
+    session.wait()
+    session.go_on(run, workers=2, epochs=100_000)
+    until(lambda: run.done > 4 or run.state.startswith("failed"))
+    session.stop()
+    done, begun = run.done, time.monotonic()
+    assert (run.state, done > 4) == ("stopped", True)
+    session.go_on(run, workers=2, epochs=done + 6)
+    session.wait()
+    assert time.monotonic() - begun < 30, "the engines are ready for the next run"
+    assert (run.state, run.done) == ("finished", done + 6)
+    assert {e.get("phase") for e in run.epochs[done:]} == {1, 2}
+    session.go_on(run, workers=1, epochs=done + 7)
+    session.wait()
+    assert (run.state, run.done) == ("finished", done + 7)
+    assert run.epochs[-1]["test_accuracy"] > 0.9
+    assert run.told[1:] == ["from epoch 3 2 workers (wasap)", f"from epoch {done + 7} 1 worker"]
+
+
+def test_panel_starts_stops_and_goes_on():
+    play = panel.Playground("digits", epochs=500)
+    controls, buttons = play.controls, play.buttons
+    assert controls["epsilon"].value == setting("digits").config.epsilon
+    controls["dataset"].value = "madelon-generator"
+    assert controls["alpha"].value == setting("madelon-generator").config.alpha
+    controls["dataset"].value = "digits"
+    controls["epochs"].value = 500
+    buttons["Start a new run"].click()
+    run = play.session.runs[0]
+    assert buttons["Start a new run"].disabled and not buttons["Stop"].disabled
+    until(lambda: run.done > 2 and play.image.value)
+    buttons["Stop"].click()
+    until(lambda: f"run 1: stopped, epoch {run.done} of 500" in play.status.value)
+    assert not buttons["Go on"].disabled
+    controls["epsilon"].value = 3
+    buttons["Go on"].click()
+    assert "a new run" in play.status.value
+    controls["epsilon"].value, controls["epochs"].value = 10, run.done + 2
+    buttons["Go on"].click()
+    play.session.wait()
+    until(lambda: "finished" in play.status.value)
+    assert run.state == "finished" and "finished" in play.table.value

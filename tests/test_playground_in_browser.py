@@ -1,0 +1,124 @@
+"""The playground as its user has it: the notebook in JupyterLab, in a browser.
+
+Needs the extra `browser` (JupyterLab, Playwright) and a Chromium on PATH; skipped without them.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jupyterlab", reason="JupyterLab is not installed: pip install -e '.[browser]'")
+browsers = pytest.importorskip(
+    "playwright.sync_api", reason="Playwright is not installed: pip install -e '.[browser]'"
+)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.site,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: apt-get install chromium"),
+]
+NOTEBOOK = Path(__file__).parent.parent / "notebooks/playground.ipynb"
+PATIENCE = 180_000  # milliseconds: a kernel's first call compiles
+
+
+@pytest.fixture
+def page(tmp_path, request):
+    """The notebook, open in JupyterLab in Chromium."""
+    if "site" not in request.config.option.markexpr:
+        pytest.skip("takes minutes: pytest -m site")
+    shutil.copy(NOTEBOOK, tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    folders = {f"JUPYTER_{n}_DIR": str(tmp_path / n.lower()) for n in ("CONFIG", "DATA", "RUNTIME")}
+    lab = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
+         "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"],
+        env={**os.environ, **folders, "IPYTHONDIR": str(tmp_path / "ipython")},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{address}/api")
+                break
+            except OSError:
+                assert lab.poll() is None, "JupyterLab ended"
+                time.sleep(0.2)
+        with browsers.sync_playwright() as playwright:
+            chromium = playwright.chromium.launch(
+                executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+            )
+            page = chromium.new_page(viewport={"width": 1500, "height": 1100})
+            page.set_default_timeout(PATIENCE)
+            page.goto(f"{address}/lab/tree/{NOTEBOOK.name}")
+            yield page
+            shot(page, "last")
+            chromium.close()
+    finally:
+        lab.terminate()
+        lab.wait(30)
+
+
+def shot(page, name):
+    """Take a picture of the page for people, if they ask for it."""
+    if folder := os.environ.get("SPARSECORE_SCREENSHOTS"):
+        page.screenshot(path=Path(folder, f"{name}.png"))
+
+
+def test_play_stop_change_and_go_on(page):
+    page.get_by_text(re.compile(r"\| Idle")).wait_for()  # the kernel, in the status bar
+    page.get_by_role("button", name="No", exact=True).click()  # news of Jupyter
+    page.locator(".jp-CodeCell .cm-content").first.click()
+    page.keyboard.press("Shift+Enter")
+    start = page.get_by_role("button", name="Start a new run")
+    start.scroll_into_view_if_needed()
+    shot(page, "panel")
+
+    def slider(name):
+        row = page.locator(".widget-hslider", has_text=re.compile(rf"^{name}"))
+        return row.locator(".widget-readout")
+
+    def set_to(name, value):
+        slider(name).fill(str(value))
+        slider(name).press("Enter")
+
+    set_to("epochs", 500)
+    start.click()
+    live = page.get_by_text(re.compile(r"run 1: training, epoch \d+ of 500"))
+    live.wait_for()
+    page.get_by_text(re.compile(r"run 1: training, epoch [1-9]\d of 500")).wait_for()
+    shot(page, "live")
+    page.get_by_role("button", name="Stop").click()
+    stopped = page.get_by_text(re.compile(r"run 1: stopped, epoch \d+ of 500"))
+    stopped.wait_for(timeout=10_000)
+    done = int(re.search(r"epoch (\d+)", stopped.inner_text())[1])
+    assert 10 <= done < 500
+
+    set_to("alpha", 0.1)
+    set_to("epochs", done + 5)
+    page.get_by_role("button", name="Go on").click()
+    page.get_by_text(f"run 1: finished, epoch {done + 5} of {done + 5}").wait_for()
+    set_to("epochs", 20)
+    set_to("zeta", 0)
+    start.click()
+    page.get_by_text("run 2: finished, epoch 20 of 20").wait_for()
+    table = page.locator(".jp-RenderedHTMLCommon, .widget-html", has_text="alpha 0.1").last
+    assert f"from epoch {done + 1} alpha 0.1" in table.inner_text()
+    assert page.locator("img.widget-image").evaluate("i => i.naturalWidth") > 500
+    shot(page, "compared")
+
+    set_to("workers", 2)
+    set_to("epochs", 60)
+    start.click()
+    page.get_by_text(re.compile("run 3: (finished|failed)")).wait_for()
+    assert page.get_by_text("run 3: finished, epoch 60 of 60").is_visible()
+    shot(page, "engines")

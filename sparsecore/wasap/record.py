@@ -162,9 +162,9 @@ def replay(
         raise ValueError(
             f"replay: the run's data have SHA-256 {used}, {data.name} here has {data.content_hash}"
         )
-    if missing := {*HYPERPARAMETERS, "workers", "phase1_epochs"} - about.keys():
+    if missing := {*TrainConfig().to_dict(), "workers", "phase1_epochs"} - about.keys():
         raise ValueError(f"config: expected the entries {', '.join(missing)}, too")
-    config = TrainConfig(**{name: about[name] for name in HYPERPARAMETERS})
+    config = TrainConfig(**{name: about[name] for name in HYPERPARAMETERS if name in about})
     seed = integer(result.get("seed"), "seed", 0)
     n_workers = integer(about["workers"], "workers", 1)
     epochs = Plan(phase1=entry(result, "config.phase1", Real)).phase1_epochs(config.epochs)

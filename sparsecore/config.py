@@ -27,7 +27,14 @@ def numbers(expected: str, holds: Callable[[Any], bool]) -> Range:
     """Return the range of finite numbers for which `holds`."""
     kinds = (int, float, np.number)
     return Range(
-        float, expected, lambda v: isinstance(v, kinds) and bool(np.isfinite(v)) and holds(v)
+        float,
+        expected,
+        lambda v: (
+            isinstance(v, kinds)
+            and not isinstance(v, bool)
+            and bool(np.isfinite(v))
+            and bool(holds(v))
+        ),
     )
 
 

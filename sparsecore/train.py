@@ -17,12 +17,32 @@ import scipy.sparse as sp
 from sparsecore import functions, seeds
 from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
+from sparsecore.compiled.losses import SOFTMAX, Aim
 from sparsecore.config import TrainConfig
 from sparsecore.mlp import DENSE_VALUES, SparseMLP, as_inputs, as_labels
 from sparsecore.seeds import Purpose
 
 # The kernels cannot be interrupted: they are handed about this many seconds of work at a time.
 _SLICE_SECONDS = 0.2
+Targets = np.ndarray | Aim  #: class indices, or what else is aimed at
+_NONE = np.zeros(0, np.int64)
+
+
+def _part(targets: Targets, rows: Any) -> Targets:
+    return targets.part(rows) if isinstance(targets, Aim) else targets[rows]
+
+
+def _checked(targets: Targets, n: int, n_outputs: int) -> Targets:
+    """Return targets whose shapes and classes are checked, for the kernels do not."""
+    if not isinstance(targets, Aim):
+        return as_labels(targets, n, n_outputs)
+    if targets.loss == SOFTMAX:
+        targets = targets._replace(labels=as_labels(targets.labels, n, n_outputs))
+    elif targets.values.shape != (n, n_outputs):
+        raise ValueError(f"y: expected shape {(n, n_outputs)}, got {targets.values.shape}")
+    if targets.weights.shape != (n,):
+        raise ValueError(f"weights: expected shape {(n,)}, got {targets.weights.shape}")
+    return targets
 
 
 class Model(Protocol):
@@ -89,17 +109,24 @@ def diverged(what: str, config: TrainConfig) -> FloatingPointError:
     )
 
 
+def outputs(
+    model: Model, X: Any, config: TrainConfig, threads: int = 1, when: str = ""
+) -> np.ndarray:
+    """Return the logits; raise a FloatingPointError if the last step has made them infinite."""
+    logits = model.decision_function(X, threads)
+    if not np.isfinite(logits).all():
+        raise diverged(f"the logits became infinite or NaN{when}", config)
+    return logits
+
+
 def evaluate(
     model: Model, X: Any, y: np.ndarray, config: TrainConfig, threads: int = 1, when: str = ""
 ) -> dict[str, float]:
     """Return "loss" (nats) and "accuracy" of a model on (X, y).
 
-    Raise a FloatingPointError if the logits are not finite: the last step of an epoch shows here
-    first.
+    Raise a FloatingPointError as `outputs` does.
     """
-    logits = model.decision_function(X, threads)
-    if not np.isfinite(logits).all():
-        raise diverged(f"the logits became infinite or NaN{when}", config)
+    logits = outputs(model, X, config, threads, when)
     accuracy = float((logits.argmax(axis=1) == y).mean())
     return {"loss": functions.cross_entropy(logits, y), "accuracy": accuracy}
 
@@ -140,8 +167,9 @@ class Trainer:
     """
 
     def __init__(
-        self, model: Model, config: TrainConfig, *, seed: int = 0, threads: int = 1, rank: int = 0
-    ) -> None:
+        self, model: Model, config: TrainConfig, *, seed: int = 0, threads: int = 1, rank: int = 0,
+        like: Targets = _NONE,
+    ) -> None:  # fmt: skip
         self.model, self.config = model, config
         self.seed, self.threads, self.rank = seed, threads, rank
         self.epoch = self.step = 0
@@ -150,12 +178,12 @@ class Trainer:
         self._engine = model.new_engine(config.batch_size, threads)
         self._rule = sgd_rule(config, seed, rank)
         self._slice_steps = 1
-        self._compile()
+        self._compile(_part(like, slice(0)))
 
     def epochs(
         self,
         inputs: Callable[[int], Any],
-        y: np.ndarray,
+        y: Targets,
         test: Callable[[], dict[str, Any]] = dict,
         on_progress: Callable[[int, float], None] | None = None,
     ) -> Iterator[dict[str, Any]]:
@@ -175,14 +203,14 @@ class Trainer:
             yield {**record, "seconds": dict(self.seconds)}
 
     def run_epoch(
-        self, X: Any, y: np.ndarray, on_progress: Callable[[int, float], None] | None = None
+        self, X: Any, y: Targets, on_progress: Callable[[int, float], None] | None = None
     ) -> dict[str, float]:
         """Take one pass over the training data in a fresh random order.
 
         `X` is dense or scipy.sparse, and not copied if it is contiguous float32 or CSR; `y` has
-        class indices. `on_progress` is called some times a second with the samples done since the
-        last call and the mean loss so far. Return "loss" (nats) and "train_accuracy", over the
-        epoch's batches as they were trained on, with dropout.
+        class indices, or is an `Aim`. `on_progress` is called some times a second with the samples
+        done since the last call and the mean loss so far. Return "loss" (nats) and
+        "train_accuracy", over the epoch's batches as they were trained on, with dropout.
 
         Raises
         ------
@@ -193,8 +221,8 @@ class Trainer:
         """
         start = time.perf_counter()
         X = as_inputs(X, self.model.sizes[0])
-        y = as_labels(y, X.shape[0], self.model.sizes[-1])
-        n, batch = len(y), self.config.batch_size
+        n, batch = X.shape[0], self.config.batch_size
+        y = _checked(y, n, self.model.sizes[-1])
         if n == 0:
             raise ValueError("X: expected at least one row to train on, got none")
         order = seeds.generator(self.seed, Purpose.SHUFFLE, self.rank, self.epoch).permutation(n)
@@ -204,7 +232,7 @@ class Trainer:
             rows = order[done : done + self._slice_rows(X)]
             inputs, labels = X, y
             if sp.issparse(X):  # only these rows are ever dense
-                inputs, labels, rows = X[rows].toarray(), y[rows], np.arange(len(rows))
+                inputs, labels, rows = X[rows].toarray(), _part(y, rows), np.arange(len(rows))
             self._engine.train(
                 self._velocity, self._rule, inputs, labels, rows, batch, self.step, sums
             )
@@ -279,10 +307,10 @@ class Trainer:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _compile(self) -> None:
+    def _compile(self, none: Targets) -> None:
         """Have everything compiled before anything is timed: run it over no or little data."""
-        X, none = np.zeros((1, self.model.sizes[0]), np.float32), np.zeros(0, np.int64)
-        self._engine.train(self._velocity, self._rule, X[:0], none, none, 1, 0, metrics())
+        X = np.zeros((1, self.model.sizes[0]), np.float32)
+        self._engine.train(self._velocity, self._rule, X[:0], none, _NONE, 1, 0, metrics())
         self.model.decision_function(X)
         if self.config.zeta > 0 or self.config.prune_from is not None:
             tiny = SparseMLP.erdos_renyi((4, 4, 4, 2), density=0.5, random_state=0)

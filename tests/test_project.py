@@ -283,7 +283,7 @@ def distributions(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_imported_package_is_declared(module):
-    extras = {"wasap": ["mpi"], "cluster": ["mpi"], "paper": ["book", "peers"]}
+    extras = {"wasap": ["mpi"], "cluster": ["mpi"], "paper": ["book", "peers", "tables"]}
     used = distributions(MODULES[module])
     assert used <= requirements(*extras.get(room(module), [])).keys()
     for name, owner in ALONE.items():

@@ -32,12 +32,13 @@ def add(commands: Any) -> None:
 
 def _measured() -> dict[str, Any]:
     """Return the modules of the studies that are measured, by key; all load and list entries."""
+    from sparsecore.paper.estimator import contest as estimator
     from sparsecore.paper.extreme import runs as extreme
     from sparsecore.paper.parallel import runs as parallel
     from sparsecore.paper.scaling import measure as scaling
     from sparsecore.paper.speed import measure as speed
 
-    found = {module.STUDY: module for module in (speed, parallel, scaling, extreme)}
+    found = {module.STUDY: module for module in (speed, parallel, scaling, extreme, estimator)}
     return {**found, "F-resources": parallel}
 
 

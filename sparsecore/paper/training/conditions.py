@@ -184,6 +184,7 @@ STUDIES: dict[str, Study] = {
             "T-extreme",
             "up to 2·10⁸ neurons: memory, time, learning",
         ),
+        Study("T-estimator", "the estimator's defaults on users' tables, and scikit-learn's"),
         Study(
             "T-main",
             "dense, sparse and parallel methods: accuracy, connections, time, speed against dense",

@@ -1,0 +1,172 @@
+"""T-estimator: the estimator's defaults against those of scikit-learn, on users' tables.
+
+Five folds of each table, the same for all: accuracy or R², seconds to fit, size of the model. Every
+method has its own defaults; the networks and the linear models stand behind a scaler.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor
+from sparsecore.paper.estimator import sets
+from sparsecore.paper.page import Column, Table
+from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
+from sparsecore.progress import bar
+
+STUDY = "T-estimator"
+#: What a build measures by itself, in seconds: tables that need no package but scikit-learn.
+QUICK = ("iris", "wine", "diabetes")
+FOLDS = 5
+METHODS = ("sparsecore", "MLP", "gradient boosting", "linear")
+_NUMBER = (int, float)
+_SCHEMA = {"defaults": dict, "rows": int, "columns": int, "methods": {m: dict for m in METHODS}}
+
+
+def _makers(classes: bool) -> dict[str, Callable[[int], Any]]:
+    """Return the methods, each made with a seed."""
+    scaled = partial(make_pipeline, StandardScaler())
+    if classes:
+        return {
+            "sparsecore": lambda seed: SparseMLPClassifier(random_state=seed),
+            "MLP": lambda seed: scaled(MLPClassifier(random_state=seed)),
+            "gradient boosting": lambda seed: HistGradientBoostingClassifier(random_state=seed),
+            "linear": lambda seed: scaled(LogisticRegression(max_iter=1000)),
+        }
+    return {
+        "sparsecore": lambda seed: SparseMLPRegressor(random_state=seed),
+        "MLP": lambda seed: scaled(MLPRegressor(random_state=seed)),
+        "gradient boosting": lambda seed: HistGradientBoostingRegressor(random_state=seed),
+        "linear": lambda seed: scaled(RidgeCV(np.logspace(-3, 3, 13))),
+    }
+
+
+def compare(name: str) -> Result:
+    """Fit every method on five folds of a table, one thread; scores and seconds of each fold."""
+    X, y = sets.load(name)
+    classes = name in sets.CLASSES
+    makers = _makers(classes)
+    makers["sparsecore"](0).set_params(max_iter=1).fit(X, y)  # compiled before anything is timed
+    folds = (StratifiedKFold if classes else KFold)(FOLDS, shuffle=True, random_state=0)
+    methods: Result = {}
+    with threadpool_limits(1):
+        for method, make in makers.items():
+            scores, seconds, sizes = [], [], []
+            for fold, (train, test) in enumerate(folds.split(X, y)):
+                estimator, begin = make(fold), time.perf_counter()
+                estimator.fit(X[train], y[train])
+                seconds.append(time.perf_counter() - begin)
+                scores.append(float(estimator.score(X[test], y[test])))
+                sizes.append(len(pickle.dumps(estimator)))
+            methods[method] = {"scores": scores, "seconds": seconds, "bytes": sizes}
+    return {
+        "defaults": _defaults(classes),
+        "rows": len(X),
+        "columns": X.shape[1],
+        "methods": methods,
+    }
+
+
+def _defaults(classes: bool) -> Result:
+    """Return the defaults that a result is valid for, as JSON has them."""
+    values = (SparseMLPClassifier if classes else SparseMLPRegressor)().get_params()
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+# --- run or load ---------------------------------------------------------------------------------
+
+
+def entry(name: str, profile: str) -> Entry:
+    """Return where a table's result is kept."""
+    expected = {"defaults": _defaults(name in sets.CLASSES)}
+    return Entry(STUDY, name.replace(" ", "-"), profile, lambda _: _SCHEMA, lambda: expected)
+
+
+def _tables(profile: str) -> tuple[str, ...]:
+    return QUICK if profile == "quick" else (*sets.CLASSES, *sets.NUMBERS)
+
+
+def entries(profile: str) -> list[Entry]:
+    """Return the results that a profile is made of."""
+    return [entry(name, profile) for name in _tables(profile)]
+
+
+def load(profile: str | None = None, *, progress: bool = True) -> dict[str, Versions[Result]]:
+    """Return both versions of each table's result; measure what this build lacks."""
+    profile = current_profile(profile)
+    names, found = (*sets.CLASSES, *sets.NUMBERS), {}
+    with bar(len(names), "tables", hidden=not progress) as shown:
+        for name in names:
+            if name in _tables(profile):
+                compute = partial(compare, name)
+                found[name] = versions(partial(entry, name), compute, profile)
+            else:
+                found[name] = Versions(entry(name, "paper").recorded())
+            shown.update()
+    return {name: version for name, version in found.items() if version}
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def rows(found: dict[str, Versions[Result]], classes: bool) -> list[Result]:
+    """Return a row per table: mean scores in percent, seconds, sizes, and what was tuned on it."""
+    made = []
+    for name in sets.CLASSES if classes else sets.NUMBERS:
+        if name not in found:
+            continue
+        result = found[name].first
+        row: Result = {"table": name, "tuned": name in sets.TUNED, "rows": result["rows"]}
+        for method in METHODS:
+            measured = result["methods"][method]
+            row[method] = 100 * float(np.mean(measured["scores"]))
+            row[f"{method} seconds"] = float(np.median(measured["seconds"]))
+            row[f"{method} kB"] = float(np.median(measured["bytes"])) / 1000
+        made.append(row)
+    return made
+
+
+def ranks(table: list[Result]) -> dict[str, float]:
+    """Return each method's mean rank over the rows of a table, 1 the best; ties share theirs."""
+    scores = np.array([[row[method] for method in METHODS] for row in table])
+    above = (scores[:, None, :] > scores[:, :, None]).sum(axis=2)
+    equal = (scores[:, None, :] == scores[:, :, None]).sum(axis=2)
+    return dict(zip(METHODS, (above + (equal + 1) / 2).mean(axis=0).tolist(), strict=True))
+
+
+def table(found: dict[str, Versions[Result]], classes: bool) -> Table:
+    """Show the scores of all methods, with seconds and size of ours and of the MLP."""
+    made = rows(found, classes)
+    told = ", ".join(f"{method} {rank:.2f}" for method, rank in ranks(made).items())
+    behind = [r["table"] for r in made if r["sparsecore"] < r["MLP"] - 3]
+    columns = [
+        Column("table", "table", lambda row: row["table"] + " *" * row["tuned"], False),
+        Column("rows", "rows", "{:,}"),
+        *(Column(method, method, partial(_score, method)) for method in METHODS),
+        *(Column(f"{m}, s", f"{m} seconds", "{:.2f}") for m in METHODS[:3]),
+        *(Column(f"{m}, kB", f"{m} kB", "{:,.0f}") for m in METHODS[:3]),
+    ]
+    caption = (
+        f"**{'Accuracy, %' if classes else 'R², %'}: mean of {FOLDS} folds.** Bold is the best. "
+        f"Mean ranks: {told}. More than 3 points behind the MLP: {', '.join(behind) or 'nowhere'}. "
+        "With a star: tables on whose training parts the defaults were chosen."
+    )
+    return Table.of(f"T-estimator-{'classes' if classes else 'numbers'}", made, columns, caption)
+
+
+def _score(method: str, row: Result) -> str:
+    best = max(row[m] for m in METHODS)
+    return f"**{row[method]:.1f}**" if row[method] == best else f"{row[method]:.1f}"

@@ -459,7 +459,7 @@ def test_a_weight_of_two_is_a_sample_twice(estimator, y):
                 getattr(one, name)(X40), getattr(other, name)(X40), rtol=1e-4, atol=1e-5
             )
     np.testing.assert_allclose(one.loss_curve_, other.loss_curve_, rtol=1e-4)
-    with pytest.raises(ValueError, match="sample_weight: expected a weight above 0"):
+    with pytest.raises(ValueError, match=r"(?i)weight"):
         one.fit(X40, y, np.zeros(40))
 
 

@@ -51,11 +51,11 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
     _multilabel: bool
 
     def __init__(
-        self, hidden_layer_sizes=(256, 256), *, epsilon=20.0, activation="all-relu", alpha=0.6,
-        init="he_uniform", learning_rate=0.01, momentum=0.9, weight_decay=0.0002, dropout=0.3,
-        zeta=0.3, batch_size=32, max_iter=100, prune_from=None, prune_every=10,
+        self, hidden_layer_sizes=(256, 256), *, epsilon=20.0, activation="relu", alpha=0.25,
+        init="xavier", learning_rate=0.01, momentum=0.9, weight_decay=0.0002, dropout=0.0,
+        zeta=0.1, batch_size=32, max_iter=150, prune_from=None, prune_every=10,
         prune_percentile=20.0, standardize=True, early_stopping=False, validation_fraction=0.1,
-        n_iter_no_change=10, tol=1e-4, warm_start=False, n_jobs=None, random_state=None,
+        n_iter_no_change=20, tol=1e-4, warm_start=False, n_jobs=None, random_state=None,
         verbose=False, class_weight=None,
     ):  # fmt: skip
         given = locals()

@@ -7,7 +7,7 @@ epoch of `fit`: work is done on a draft, whose state replaces the old one at onc
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -156,30 +156,11 @@ class SparseMLPBase(BaseEstimator):
         n_iter_no_change=20, tol=1e-4, warm_start=False, n_jobs=None, random_state=None,
         verbose=False,
     ):  # fmt: skip
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.epsilon = epsilon
-        self.activation = activation
-        self.alpha = alpha
-        self.init = init
-        self.learning_rate = learning_rate
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.dropout = dropout
-        self.zeta = zeta
-        self.batch_size = batch_size
-        self.max_iter = max_iter
-        self.prune_from = prune_from
-        self.prune_every = prune_every
-        self.prune_percentile = prune_percentile
-        self.standardize = standardize
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.tol = tol
-        self.warm_start = warm_start
-        self.n_jobs = n_jobs
-        self.random_state = random_state
-        self.verbose = verbose
+        keep(self, locals())
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def _learnable(self, y: Any, weight: Any, classes: Any, first: bool, whole: bool) -> Any:
         """Return (labels or values, weights) to learn; `first`: take over what `y` consists of.
@@ -485,7 +466,9 @@ class SparseMLPBase(BaseEstimator):
         return tags
 
 
-SHARED = tuple(SparseMLPBase._get_param_names())
+def keep(estimator: Any, given: dict[str, Any]) -> None:
+    """Set the attributes that scikit-learn wants to be named as the parameters are."""
+    vars(estimator).update({k: v for k, v in given.items() if k not in ("self", "__class__")})
 
 
 def document(cls: Any) -> Any:

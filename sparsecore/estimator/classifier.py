@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 
 from sparsecore import functions
 from sparsecore.compiled.losses import SIGMOID, SOFTMAX
-from sparsecore.estimator.base import SHARED, SparseMLPBase, document
+from sparsecore.estimator.base import SparseMLPBase, document, keep
 
 
 @document
@@ -58,9 +58,7 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
         n_iter_no_change=20, tol=1e-4, warm_start=False, n_jobs=None, random_state=None,
         verbose=False, class_weight=None,
     ):  # fmt: skip
-        given = locals()
-        super().__init__(**{name: given[name] for name in SHARED})
-        self.class_weight = class_weight
+        keep(self, locals())
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None

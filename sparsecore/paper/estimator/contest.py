@@ -22,12 +22,14 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor
-from sparsecore.paper.estimator import sets
+from sparsecore.paper.estimator import importance, sets
 from sparsecore.paper.page import Column, Table
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
+from sparsecore.paper.style import source
 from sparsecore.progress import bar
+from sparsecore.provenance import busy_cpus
 
-STUDY = "T-estimator"
+STUDY = importance.STUDY
 #: What a build measures by itself, in seconds: tables that need no package but scikit-learn.
 QUICK = ("iris", "wine", "diabetes")
 FOLDS = 5
@@ -61,7 +63,7 @@ def compare(name: str) -> Result:
     makers = _makers(classes)
     makers["sparsecore"](0).set_params(max_iter=1).fit(X, y)  # compiled before anything is timed
     folds = (StratifiedKFold if classes else KFold)(FOLDS, shuffle=True, random_state=0)
-    methods: Result = {}
+    methods, others = {}, busy_cpus()
     with threadpool_limits(1):
         for method, make in makers.items():
             scores, seconds, sizes = [], [], []
@@ -72,12 +74,8 @@ def compare(name: str) -> Result:
                 scores.append(float(estimator.score(X[test], y[test])))
                 sizes.append(len(pickle.dumps(estimator)))
             methods[method] = {"scores": scores, "seconds": seconds, "bytes": sizes}
-    return {
-        "defaults": _defaults(classes),
-        "rows": len(X),
-        "columns": X.shape[1],
-        "methods": methods,
-    }
+    size = {"rows": len(X), "columns": X.shape[1], "others": others}
+    return {"defaults": _defaults(classes), **size, "methods": methods}
 
 
 def _defaults(classes: bool) -> Result:
@@ -101,7 +99,7 @@ def _tables(profile: str) -> tuple[str, ...]:
 
 def entries(profile: str) -> list[Entry]:
     """Return the results that a profile is made of."""
-    return [entry(name, profile) for name in _tables(profile)]
+    return [entry(name, profile) for name in _tables(profile)] + importance.entries(profile)
 
 
 def load(profile: str | None = None, *, progress: bool = True) -> dict[str, Versions[Result]]:
@@ -116,6 +114,7 @@ def load(profile: str | None = None, *, progress: bool = True) -> dict[str, Vers
             else:
                 found[name] = Versions(entry(name, "paper").recorded())
             shown.update()
+    importance.load(profile)
     return {name: version for name, version in found.items() if version}
 
 
@@ -164,7 +163,8 @@ def table(found: dict[str, Versions[Result]], classes: bool) -> Table:
         f"Mean ranks: {told}. More than 3 points behind the MLP: {', '.join(behind) or 'nowhere'}. "
         "With a star: tables on whose training parts the defaults were chosen."
     )
-    return Table.of(f"T-estimator-{'classes' if classes else 'numbers'}", made, columns, caption)
+    key = f"T-estimator-{'classes' if classes else 'numbers'}"
+    return Table.of(key, made, columns, caption, source(next(iter(found.values()))))
 
 
 def _score(method: str, row: Result) -> str:

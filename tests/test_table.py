@@ -67,7 +67,7 @@ def test_columns_are_found_by_name(tmp_path, capsys):
     assert found[0] == found[1]
     (tmp_path / "b.csv").write_text(as_csv(X[:, :4], names="abcd"))
     assert main(["predict", model, other]) == 1
-    assert "b.csv, line 1: expected a column 'e', got" in capsys.readouterr().err
+    assert "b.csv, line 1: expected one column 'e', got" in capsys.readouterr().err
     assert main(["predict", model, data, "--proba"]) == 1
 
 
@@ -78,11 +78,11 @@ def test_columns_are_found_by_name(tmp_path, capsys):
         ("a.csv", "a,b,y\n1,2,0\n3,red,1\n", "column 'b': expected a finite number, got 'red'"),
         ("a.csv", "a,y\n1,0\n,1\n", "a.csv, line 3, column 'a': expected a finite number, got ''"),
         ("a.csv", "a,y\n1,0\n2,\n", "a.csv, line 3, column 'y': expected a value, got none"),
-        ("a.csv", "a,x\n1,0\n", "a.csv, line 1: expected a column 'y', got ['a', 'x']"),
-        ("a.csv", "a,a,y\n1,0,1\n", "a.csv, line 1: expected column names that differ"),
-        ("a.csv", "a,y\n", "expected at least one row below the header"),
-        ("a.svmlight", "1 1:2\n0 1:red\n", "a.svmlight, line 2, entry 2: '1:red'"),
-        ("a.txt", "", "expected a file .csv, .npz, .svmlight, .libsvm, got .txt"),
+        ("a.csv", "a,x\n1,0\n", "a.csv, line 1: expected one column 'y', got ['a', 'x']"),
+        ("a.csv", "a,a,y\n1,0,1\n", "a.csv, line 1: expected one column 'a', got"),
+        ("a.csv", "a,y\n", "0 sample(s)"),
+        ("a.svmlight", "1 1:2\n0 1:red\n", "line 2, entry 2: expected index:number, got '1:red'"),
+        ("a.txt", "", "expected a .csv, .npz, .svmlight or .libsvm file"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_file_is_named(name, text, told, tmp_path, capsys):

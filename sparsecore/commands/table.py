@@ -47,7 +47,6 @@ def train(options: argparse.Namespace) -> None:
     if options.target is None and options.data.endswith((".csv", ".npz")):
         raise ValueError("--target: expected the name of the column to be predicted, got none")
     table = tables.read(options.data, options.target)
-    assert table.y is not None
     test = None
     if options.test is not None:
         test = tables.read(options.test, options.target, table.names)

@@ -97,7 +97,8 @@ class SparseMLPBase(BaseEstimator):
         Percentile of the importances that is pruned, in [0, 100].
     standardize : bool, default=True
         Standardise every feature with the moments of the training data, or of what `partial_fit`
-        has seen so far. A sparse `X` is only scaled, so that it stays sparse.
+        has seen so far. A sparse `X` stays sparse: one factor for all features makes the mean
+        square of its values 1.
     early_stopping : bool, default=False
         Set a part of the training data aside, stop when its score no longer improves, and keep
         the best network. Otherwise the training loss decides, and the last network is kept.

@@ -22,7 +22,12 @@ def moments(known: StandardScaler | None, X: Any, weight: Any) -> StandardScaler
         known = StandardScaler(with_mean=not sp.issparse(X)).set_output(transform="default")
     if sp.issparse(X) and known.with_mean:
         X = X.toarray()
-    return copy.deepcopy(known).partial_fit(X, sample_weight=weight)
+    known = copy.deepcopy(known).partial_fit(X, sample_weight=weight)
+    if not known.with_mean:
+        # One scale for all features: by its own deviation, a word that occurs once would be huge.
+        square = np.mean(known.var_ + np.square(known.mean_))
+        known.scale_ = np.full_like(known.scale_, np.sqrt(square) if square else 1)
+    return known
 
 
 def accepted(X: Any) -> dict[str, Any]:

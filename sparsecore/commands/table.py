@@ -12,8 +12,8 @@ from typing import Any
 from sparsecore.commands.options import check_common, check_target, given
 from sparsecore.config import HYPERPARAMETERS
 
-#: The options of ``train`` that come with ``--data``, beside the hyperparameters.
-WITH_DATA = ("data", "target", "test", "task", "seed", "threads", "out", "json")
+_KNOWN = ("command", "function", "default", "data", "target", "test", "task", "seed", "threads",
+          "out", "json")  # fmt: skip
 
 
 def add_data(sub: Any) -> None:
@@ -33,44 +33,39 @@ def train(options: argparse.Namespace) -> None:
     """Train an estimator on a table, and test, report and save it."""
     from sparsecore.datasets import tables
     from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor, saved
+    from sparsecore.estimator.base import NAMES
 
     check_common(options)
+    own = {name: NAMES.get(name, name) for name in HYPERPARAMETERS}
+    names = SparseMLPClassifier().get_params()
     for name, value in vars(options).items():
-        known = name in WITH_DATA or name in HYPERPARAMETERS
-        if (
-            not known
-            and name not in ("command", "function", "default")
-            and (value != options.default(name))
-        ):
+        if name not in _KNOWN and own.get(name) not in names and value != options.default(name):
             raise ValueError(f"--{name.replace('_', '-')}: not with --data")
     check_target("--out", options.out)
     if options.target is None and options.data.endswith((".csv", ".npz")):
         raise ValueError("--target: expected the name of the column to be predicted, got none")
     table = tables.read(options.data, options.target)
-    test = None
-    if options.test is not None:
-        test = tables.read(options.test, options.target, table.names)
-    names = {"hidden": "hidden_layer_sizes", "epochs": "max_iter"}
-    chosen = {names.get(k, k): v for k, v in given(options, HYPERPARAMETERS).items()}
+    test = options.test and tables.read(options.test, options.target, table.names)
     numbers = table.y.dtype.kind == "f" if options.task is None else options.task == "numbers"
+    chosen = {own[name]: value for name, value in given(options, HYPERPARAMETERS).items()}
     kind: Any = SparseMLPRegressor if numbers else SparseMLPClassifier
-    for name in chosen.keys() - kind().get_params().keys():
-        raise ValueError(f"--{name.replace('_', '-')}: not with --data")
     estimator = kind(**chosen, random_state=options.seed, n_jobs=options.threads, verbose=True)
     begin = time.perf_counter()
-    estimator.fit(table.X, table.y)
+    try:
+        estimator.fit(table.X, table.y)
+    finally:  # an interrupt keeps the epochs that are done
+        if options.out is not None and hasattr(estimator, "model_"):
+            saved.save(estimator, options.out, table.names)
     result = {
         "kind": kind.__name__,
+        "epochs": estimator.n_iter_,
+        "seconds": time.perf_counter() - begin,
         "score": "R2" if numbers else "accuracy",
         "train_score": estimator.score(table.X, table.y),
-        "test_score": None if test is None else estimator.score(test.X, test.y),
-        "epochs": estimator.n_iter_,
+        "test_score": estimator.score(test.X, test.y) if test else None,
         "nnz": estimator.model_.nnz,
-        "seconds": time.perf_counter() - begin,
         "weights_sha256": estimator.model_.weights_sha256(),
     }
-    if options.out is not None:
-        saved.save(estimator, options.out, table.names)
     if options.json:
         print(json.dumps(result))
         return

@@ -30,8 +30,8 @@ _FOREVER = 2**31  # epochs of a partial_fit: nobody knows which call is the last
 # A stream's topology changes after this many batches, or after a call that has more: sooner, new
 # connections would be judged before they have learnt.
 _STREAM_BATCHES = 50
-# Hyperparameters that scikit-learn gives another name.
-_NAMES = {"hidden": "hidden_layer_sizes", "epochs": "max_iter"}
+#: Hyperparameters that scikit-learn gives another name.
+NAMES = {"hidden": "hidden_layer_sizes", "epochs": "max_iter"}
 _INT32_MAX = np.iinfo(np.int32).max
 _FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
 
@@ -337,7 +337,7 @@ class SparseMLPBase(BaseEstimator):
                 raise ValueError(f"{name}: expected {values.expected}, got {value!r}")
         found: dict[str, Any] = {}
         for name, about in HYPERPARAMETERS.items():
-            own = _NAMES.get(name, name)
+            own = NAMES.get(name, name)
             if hasattr(self, own):
                 value = getattr(self, own)
                 if name == "hidden":

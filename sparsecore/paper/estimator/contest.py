@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import KFold, StratifiedKFold
@@ -40,19 +41,15 @@ _SCHEMA = {"defaults": dict, "rows": int, "columns": int, "methods": {m: dict fo
 
 def _makers(classes: bool) -> dict[str, Callable[[int], Any]]:
     """Return the methods, each made with a seed."""
-    scaled = partial(make_pipeline, StandardScaler())
-    if classes:
-        return {
-            "sparsecore": lambda seed: SparseMLPClassifier(random_state=seed),
-            "MLP": lambda seed: scaled(MLPClassifier(random_state=seed)),
-            "gradient boosting": lambda seed: HistGradientBoostingClassifier(random_state=seed),
-            "linear": lambda seed: scaled(LogisticRegression(max_iter=1000)),
-        }
+    ours = SparseMLPClassifier if classes else SparseMLPRegressor
+    mlp = MLPClassifier if classes else MLPRegressor
+    trees = HistGradientBoostingClassifier if classes else HistGradientBoostingRegressor
+    linear = LogisticRegression(max_iter=1000) if classes else RidgeCV(np.logspace(-3, 3, 13))
     return {
-        "sparsecore": lambda seed: SparseMLPRegressor(random_state=seed),
-        "MLP": lambda seed: scaled(MLPRegressor(random_state=seed)),
-        "gradient boosting": lambda seed: HistGradientBoostingRegressor(random_state=seed),
-        "linear": lambda seed: scaled(RidgeCV(np.logspace(-3, 3, 13))),
+        "sparsecore": lambda seed: ours(random_state=seed),
+        "MLP": lambda seed: make_pipeline(StandardScaler(), mlp(random_state=seed)),
+        "gradient boosting": lambda seed: trees(random_state=seed),
+        "linear": lambda seed: make_pipeline(StandardScaler(), clone(linear)),
     }
 
 

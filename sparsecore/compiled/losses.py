@@ -38,37 +38,31 @@ class Aim(NamedTuple):
 def _weighted(width, n_outputs, act, z0, aim, rows, first, count, losses, hits):
     """Replace a block of outputs by the gradient of the summed, weighted loss; padding gets 0."""
     lanes, one = lanes_of(width), np.float32(1)
-    if aim.loss == SOFTMAX:
+    softmax = aim.loss == SOFTMAX
+    if softmax:
         softmax_cross_entropy(
             width, n_outputs, act, z0, aim.labels, rows, first, count, losses, hits
         )
-    for column in range(lanes):
-        row = at(rows, first + column) if column < count else 0
-        weight = aim.weights[row] if column < count else np.float32(0)
-        loss = 0.0
+    for column in range(count):
+        row = at(rows, first + column)
+        weight, loss = aim.weights[row], losses[column] if softmax else 0.0
         for c in range(n_outputs):
             place = z0 + c * lanes + column
             z = at(act, place)
-            if aim.loss == SOFTMAX:
-                put(act, place, z * weight)
-                continue
-            if column >= count:
-                put(act, place, np.float32(0))
-                continue
-            target = aim.values[row, c]
-            if aim.loss == SIGMOID:
+            if softmax:
+                z *= weight
+            elif aim.loss == SIGMOID:
                 e = np.float32(math.exp(-abs(z)))  # at most 1: it cannot overflow
-                loss += max(z, np.float32(0)) - z * target + math.log1p(e)
-                z = (one if z >= 0 else e) / (one + e)
+                loss += max(z, np.float32(0)) - z * aim.values[row, c] + math.log1p(e)
+                z = weight * ((one if z >= 0 else e) / (one + e) - aim.values[row, c])
             else:
-                loss += 0.5 * (z - target) ** 2
-            put(act, place, (z - target) * weight)
-        if column < count:
-            if aim.loss == SOFTMAX:
-                loss = losses[column]
-            else:
-                hits[column] = False
-            losses[column] = loss * weight
+                loss += 0.5 * (z - aim.values[row, c]) ** 2
+                z = weight * (z - aim.values[row, c])
+            put(act, place, z)
+        losses[column], hits[column] = loss * weight, softmax and hits[column]
+    for column in range(count, lanes):
+        for c in range(n_outputs):
+            put(act, z0 + c * lanes + column, np.float32(0))
 
 
 def loss_gradient(width, n_outputs, act, z0, targets, rows, first, count, losses, hits):

@@ -37,8 +37,7 @@ _FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
 
 
 def _is_threads(value: Any) -> bool:
-    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return value is None or (integer and (value > 0 or -cpu_count() <= value < 0))
+    return value is None or (integers(-cpu_count()).holds(value) and value != 0)
 
 
 def _is_random_state(value: Any) -> bool:
@@ -159,28 +158,12 @@ class SparseMLPBase(BaseEstimator):
     ):  # fmt: skip
         keep(self, locals())
 
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # the parameters, and what the two classes have of their own:
+        # _loss() minimised, _n_outputs(), _quality(outputs, y, weight), higher is better, and
+        # _learnable(y, weight, classes, first, whole), which returns labels or values and weights;
+        # `first`: `y` decides what there is to learn, `whole`: it is no part of a stream
 
         def __getattr__(self, name: str) -> Any: ...
-
-    def _learnable(self, y: Any, weight: Any, classes: Any, first: bool, whole: bool) -> Any:
-        """Return (labels or values, weights) to learn; `first`: take over what `y` consists of.
-
-        `whole` says that this is all the data, not a part of a stream.
-        """
-        raise NotImplementedError
-
-    def _n_outputs(self) -> int:
-        """Return the width of the output layer."""
-        raise NotImplementedError
-
-    def _loss(self) -> int:
-        """Return which of `losses` is minimised."""
-        return SOFTMAX
-
-    def _quality(self, outputs: np.ndarray, y: np.ndarray, weight: Any) -> float:
-        """Return the score, higher is better, of outputs for what `_learnable` returned."""
-        raise NotImplementedError
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Train a new network, or with `warm_start` go on with the one that is there.

@@ -105,10 +105,8 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
     def _learnable(self, y: Any, weight: Any, classes: Any, first: bool, whole: bool) -> Any:
         several = type_of_target(y, input_name="y") == "multilabel-indicator"
         if not first and several != self._multilabel:
-            raise ValueError(
-                f"y: expected {'an indicator matrix' if self._multilabel else 'one label a sample'}"
-                f" as in the first call, got shape {y.shape}"
-            )
+            expected = "an indicator matrix" if self._multilabel else "one label a sample"
+            raise ValueError(f"y: expected {expected} as in the first call, got {y.shape}")
         self._multilabel = several
         if several:
             return self._indicators(y, first), weight
@@ -121,9 +119,7 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
             if len(known) < 2:
                 raise ValueError(f"y: expected at least two classes, got one class only: {known}")
         elif classes is None:
-            raise ValueError(
-                "classes: expected all labels in the first call of partial_fit, got None"
-            )
+            raise ValueError("classes: expected all labels in the first call of partial_fit")
         else:
             known = np.unique(classes)
         if classes is not None and not np.array_equal(np.unique(classes), known):
@@ -134,19 +130,14 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
         self.classes_ = known
         if self.class_weight is not None:
             if self.class_weight == "balanced" and not whole:
-                raise ValueError(
-                    'class_weight: expected a dict with partial_fit, got "balanced", for which all '
-                    "data have to be known"
-                )
+                raise ValueError('class_weight: expected a dict with partial_fit, got "balanced"')
             by_class = compute_sample_weight(self.class_weight, y)
             weight = by_class if weight is None else weight * by_class
         return np.searchsorted(known, y), weight
 
     def _indicators(self, y: Any, first: bool) -> np.ndarray:
         if self.class_weight is not None:
-            raise ValueError(
-                f"class_weight: expected None for an indicator matrix, got {self.class_weight!r}"
-            )
+            raise ValueError("class_weight: expected None for an indicator matrix")
         y = np.ascontiguousarray(y.toarray() if sp.issparse(y) else y, np.float32)
         known = np.arange(y.shape[1]) if first else self.classes_
         if len(known) != y.shape[1]:

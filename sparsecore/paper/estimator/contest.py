@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, RidgeCV
@@ -81,9 +82,6 @@ def _defaults(classes: bool) -> Result:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-# --- run or load ---------------------------------------------------------------------------------
-
-
 def entry(name: str, profile: str) -> Entry:
     """Return where a table's result is kept."""
     expected = {"defaults": _defaults(name in sets.CLASSES)}
@@ -96,74 +94,67 @@ def _tables(profile: str) -> tuple[str, ...]:
 
 def entries(profile: str) -> list[Entry]:
     """Return the results that a profile is made of."""
-    return [entry(name, profile) for name in _tables(profile)] + importance.entries(profile)
+    inputs = [importance.entry(name, profile) for name in importance.NAMES]
+    return [entry(name, profile) for name in _tables(profile)] + inputs
 
 
 def load(profile: str | None = None, *, progress: bool = True) -> dict[str, Versions[Result]]:
     """Return both versions of each table's result; measure what this build lacks."""
-    profile = current_profile(profile)
-    names, found = (*sets.CLASSES, *sets.NUMBERS), {}
+    profile, found = current_profile(profile), {}
+    importance.load(profile)
+    names = (*sets.CLASSES, *sets.NUMBERS)
     with bar(len(names), "tables", hidden=not progress) as shown:
         for name in names:
             if name in _tables(profile):
-                compute = partial(compare, name)
-                found[name] = versions(partial(entry, name), compute, profile)
-            else:
-                found[name] = Versions(entry(name, "paper").recorded())
+                found[name] = versions(partial(entry, name), partial(compare, name), profile)
+            elif (recorded := entry(name, "paper").recorded()) is not None:
+                found[name] = Versions(recorded)
             shown.update()
-    importance.load(profile)
-    return {name: version for name, version in found.items() if version}
-
-
-# --- the table -----------------------------------------------------------------------------------
+    return found
 
 
 def rows(found: dict[str, Versions[Result]], classes: bool) -> list[Result]:
-    """Return a row per table: mean scores in percent, seconds, sizes, and what was tuned on it."""
+    """Return a row per table: mean scores in percent, seconds and sizes of all methods."""
     made = []
-    for name in sets.CLASSES if classes else sets.NUMBERS:
-        if name not in found:
-            continue
+    for name in (name for name in (sets.CLASSES if classes else sets.NUMBERS) if name in found):
         result = found[name].first
         row: Result = {"table": name, "tuned": name in sets.TUNED, "rows": result["rows"]}
-        for method in METHODS:
-            measured = result["methods"][method]
+        for method, measured in result["methods"].items():
             row[method] = 100 * float(np.mean(measured["scores"]))
-            row[f"{method} seconds"] = float(np.median(measured["seconds"]))
-            row[f"{method} kB"] = float(np.median(measured["bytes"])) / 1000
+            row[f"{method}, s"] = float(np.median(measured["seconds"]))
+            row[f"{method}, kB"] = float(np.median(measured["bytes"])) / 1000
         made.append(row)
     return made
 
 
 def ranks(table: list[Result]) -> dict[str, float]:
     """Return each method's mean rank over the rows of a table, 1 the best; ties share theirs."""
-    scores = np.array([[row[method] for method in METHODS] for row in table])
-    above = (scores[:, None, :] > scores[:, :, None]).sum(axis=2)
-    equal = (scores[:, None, :] == scores[:, :, None]).sum(axis=2)
-    return dict(zip(METHODS, (above + (equal + 1) / 2).mean(axis=0).tolist(), strict=True))
+    scores = [[-row[method] for method in METHODS] for row in table]
+    return dict(zip(METHODS, rankdata(scores, axis=1).mean(axis=0).tolist(), strict=True))
 
 
 def table(found: dict[str, Versions[Result]], classes: bool) -> Table:
-    """Show the scores of all methods, with seconds and size of ours and of the MLP."""
+    """Show the scores of all methods, and how long they fit and how large they are."""
     made = rows(found, classes)
-    told = ", ".join(f"{method} {rank:.2f}" for method, rank in ranks(made).items())
-    behind = [r["table"] for r in made if r["sparsecore"] < r["MLP"] - 3]
+    confirm = [row for row in made if not row["tuned"]]
+    told = ", ".join(f"{method} {rank:.2f}" for method, rank in ranks(confirm).items())
+    behind = [row["table"] for row in made if row["sparsecore"] < row["MLP"] - 3]
     columns = [
         Column("table", "table", lambda row: row["table"] + " *" * row["tuned"], False),
         Column("rows", "rows", "{:,}"),
         *(Column(method, method, partial(_score, method)) for method in METHODS),
-        *(Column(f"{m}, s", f"{m} seconds", "{:.2f}") for m in METHODS[:3]),
-        *(Column(f"{m}, kB", f"{m} kB", "{:,.0f}") for m in METHODS[:3]),
+        *(Column(f"{m}, s", f"{m}, s", "{:.2f}") for m in METHODS[:3]),
+        *(Column(f"{m}, kB", f"{m}, kB", "{:,.0f}") for m in METHODS[:3]),
     ]
     caption = (
-        f"**{'Accuracy, %' if classes else 'R², %'}: mean of {FOLDS} folds.** Bold is the best. "
-        f"Mean ranks: {told}. More than 3 points behind the MLP: {', '.join(behind) or 'nowhere'}. "
-        "With a star: tables on whose training parts the defaults were chosen."
+        f"**{'Accuracy' if classes else 'R²'}, %: mean of {FOLDS} folds.** Bold is the best. A "
+        f"star: the defaults were chosen on this table. Mean ranks on the others: {told}. More "
+        f"than 3 points behind the MLP: {', '.join(behind) or 'nowhere'}."
     )
     key = f"T-estimator-{'classes' if classes else 'numbers'}"
     return Table.of(key, made, columns, caption, source(next(iter(found.values()))))
 
 
 def _score(method: str, row: Result) -> str:
-    best = max(row[m] for m in METHODS)
-    return f"**{row[method]:.1f}**" if row[method] == best else f"{row[method]:.1f}"
+    best = row[method] == max(row[m] for m in METHODS)
+    return f"**{row[method]:.1f}**" if best else f"{row[method]:.1f}"

@@ -57,18 +57,11 @@ def entry(dataset: str, profile: str) -> Entry:
     return Entry(STUDY, f"inputs-{dataset}", profile, lambda _: schema, lambda: expected)
 
 
-def entries(profile: str) -> list[Entry]:
-    """Return the results that a profile is made of."""
-    return [entry(dataset, profile) for dataset in NAMES]
-
-
 def load(profile: str | None = None) -> dict[str, Versions[Result]]:
     """Return both versions of each data set's result; measure what this build lacks."""
     profile = current_profile(profile)
-    return {
-        name: versions(partial(entry, name), partial(measure, name, profile), profile)
-        for name in NAMES
-    }
+    measured = {name: partial(measure, name, profile) for name in NAMES}
+    return {n: versions(partial(entry, n), compute, profile) for n, compute in measured.items()}
 
 
 def table(found: dict[str, Versions[Result]]) -> Table:

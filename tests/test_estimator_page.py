@@ -35,7 +35,7 @@ def test_ranks_and_losses_are_counted_on_the_tables_that_were_not_tuned_on():
         "sparsecore": 1.5, "MLP": 1.75, "gradient boosting": 2.75, "linear": 4.0
     }  # fmt: skip
     table = contest.table(found, True)
-    assert "sparsecore 1.50, MLP 1.75" in table.caption
+    assert "sparsecore: 1.50, MLP: 1.75" in table.caption
     assert "behind the MLP: iris, heart" in table.caption
     assert list(table.frame["table"]) == ["iris *", "wine", "heart"]
     assert_short(table.caption)

@@ -137,7 +137,7 @@ def table(found: dict[str, Versions[Result]], classes: bool) -> Table:
     """Show the scores of all methods, and how long they fit and how large they are."""
     made = rows(found, classes)
     confirm = [row for row in made if not row["tuned"]]
-    told = ", ".join(f"{method} {rank:.2f}" for method, rank in ranks(confirm).items())
+    told = ", ".join(f"{method}: {rank:.2f}" for method, rank in ranks(confirm).items())
     behind = [row["table"] for row in made if row["sparsecore"] < row["MLP"] - 3]
     columns = [
         Column("table", "table", lambda row: row["table"] + " *" * row["tuned"], False),

@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["SparseMLP", "SparseMLPClassifier", "__version__"]
+__all__ = ["SparseMLP", "SparseMLPClassifier", "SparseMLPRegressor", "__version__"]
 
 if TYPE_CHECKING:
-    from sparsecore.estimator import SparseMLPClassifier
+    from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor
     from sparsecore.mlp import SparseMLP
 
 
 def __getattr__(name: str) -> Any:
     # On first use: the command line's --help and the data commands need neither Numba nor
     # scikit-learn, which take a second to import.
-    if name == "SparseMLPClassifier":
-        from sparsecore.estimator import SparseMLPClassifier
+    if name in ("SparseMLPClassifier", "SparseMLPRegressor"):
+        from sparsecore import estimator
 
-        return SparseMLPClassifier
+        return getattr(estimator, name)
     if name == "SparseMLP":
         from sparsecore.mlp import SparseMLP
 

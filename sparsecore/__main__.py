@@ -1,4 +1,4 @@
-"""The command line: ``sparsecore`` or ``python -m sparsecore``, then train, bench, data or others.
+"""The command line: ``sparsecore`` or ``python -m sparsecore``, then train, predict or others.
 
 The commands are in `commands`. Diagnostics go to standard error, so that standard output can be
 piped. A mistake in the options ends with status 2, any other error with 1 and one line that names
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from sparsecore import __version__
-from sparsecore.commands import bench, data, extreme, study, train
+from sparsecore.commands import bench, data, extreme, study, table, train
 from sparsecore.progress import Output, OutputClosedError, Unfailing
 
 # What to install for a module that is missing; all others are of the extra "book".
@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sparsecore {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, bench, data, study, extreme):
+    for command in (train, table, bench, data, study, extreme):
         command.add(commands)
     return parser
 

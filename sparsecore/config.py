@@ -26,9 +26,12 @@ class Range(NamedTuple):
 def numbers(expected: str, holds: Callable[[Any], bool]) -> Range:
     """Return the range of finite numbers for which `holds`."""
     kinds = (int, float, np.number)
-    return Range(
-        float, expected, lambda v: isinstance(v, kinds) and bool(np.isfinite(v)) and holds(v)
-    )
+
+    def inside(v: Any) -> bool:
+        number = isinstance(v, kinds) and not isinstance(v, bool)
+        return number and bool(np.isfinite(v)) and bool(holds(v))
+
+    return Range(float, expected, inside)
 
 
 def _is_integer(value: Any, least: int) -> bool:

@@ -18,12 +18,19 @@ from sparsecore import functions, seeds
 from sparsecore.compiled.arrays import Fixed
 from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
+from sparsecore.compiled.losses import Aim
 from sparsecore.config import TrainConfig
 from sparsecore.mlp import DENSE_VALUES, SparseMLP, as_inputs, as_labels
 from sparsecore.seeds import Purpose
 
 # The kernels cannot be interrupted: they are handed about this many seconds of work at a time.
 _SLICE_SECONDS = 0.2
+Targets = np.ndarray | Aim  #: class indices, or what else is aimed at
+_NONE = np.zeros(0, np.int64)
+
+
+def _part(targets: Targets, rows: Any) -> Targets:
+    return targets.part(rows) if isinstance(targets, Aim) else targets[rows]
 
 
 class Model(Protocol):
@@ -93,18 +100,25 @@ def diverged(what: str, config: TrainConfig) -> FloatingPointError:
     )
 
 
+def outputs(
+    model: Model, X: Any, config: TrainConfig, threads: int = 1, when: str = ""
+) -> np.ndarray:
+    """Return the logits; raise a FloatingPointError if the last step has made them infinite."""
+    logits = model.decision_function(X, threads)
+    if not np.isfinite(logits).all():
+        raise diverged(f"the logits became infinite or NaN{when}", config)
+    return logits
+
+
 def evaluate(
     model: Model, X: Any, y: np.ndarray, config: TrainConfig, threads: int = 1, when: str = "",
     half: np.ndarray | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Return "loss" (nats) and "accuracy" of a model on (X, y), and "half_correct" in some rows.
 
-    Raise a FloatingPointError if the logits are not finite: the last step of an epoch shows here
-    first.
+    Raise a FloatingPointError as `outputs` does.
     """
-    logits = model.decision_function(X, threads)
-    if not np.isfinite(logits).all():
-        raise diverged(f"the logits became infinite or NaN{when}", config)
+    logits = outputs(model, X, config, threads, when)
     correct = logits.argmax(axis=1) == y
     found = {"loss": functions.cross_entropy(logits, y), "accuracy": float(correct.mean())}
     return found if half is None else {**found, "half_correct": int(correct[half].sum())}
@@ -152,8 +166,9 @@ class Trainer(Fixed):
     FIXED = ("model", "config", "seed", "threads", "rank")
 
     def __init__(
-        self, model: Model, config: TrainConfig, *, seed: int = 0, threads: int = 1, rank: int = 0
-    ) -> None:
+        self, model: Model, config: TrainConfig, *, seed: int = 0, threads: int = 1, rank: int = 0,
+        like: Targets = _NONE,
+    ) -> None:  # fmt: skip
         self.model, self.config = model, config
         self.seed, self.threads, self.rank = seed, threads, rank
         self.epoch, self._steps = 0, np.zeros(1, np.int64)
@@ -162,7 +177,7 @@ class Trainer(Fixed):
         self._engine = model.new_engine(config.batch_size, threads)
         self._rule = sgd_rule(config, seed, rank)
         self._slice_steps = 1
-        self._compile()
+        self._compile(_part(like, slice(0)))
 
     @property
     def step(self) -> int:
@@ -176,7 +191,7 @@ class Trainer(Fixed):
     def epochs(
         self,
         inputs: Callable[[int], Any],
-        y: np.ndarray,
+        y: Targets,
         test: Callable[[], dict[str, Any]] = dict,
         on_progress: Callable[[int, float], None] | None = None,
     ) -> Iterator[dict[str, Any]]:
@@ -196,14 +211,14 @@ class Trainer(Fixed):
             yield {**record, "seconds": dict(self.seconds)}
 
     def run_epoch(
-        self, X: Any, y: np.ndarray, on_progress: Callable[[int, float], None] | None = None
+        self, X: Any, y: Targets, on_progress: Callable[[int, float], None] | None = None
     ) -> dict[str, float]:
         """Take one pass over the training data in a fresh random order.
 
         `X` is dense or scipy.sparse, and not copied if it is contiguous float32 or CSR; `y` has
-        class indices. `on_progress` is called some times a second with the samples done since the
-        last call and the mean loss so far. Return "loss" (nats) and "train_accuracy", over the
-        epoch's batches as they were trained on, with dropout.
+        class indices, or is an `Aim`. `on_progress` is called some times a second with the samples
+        done since the last call and the mean loss so far. Return "loss" (nats) and
+        "train_accuracy", over the epoch's batches as they were trained on, with dropout.
 
         Raises
         ------
@@ -214,8 +229,8 @@ class Trainer(Fixed):
         """
         start = time.perf_counter()
         X = as_inputs(X, self.model.sizes[0])
-        y = as_labels(y, X.shape[0], self.model.sizes[-1])
-        n, batch = len(y), self.config.batch_size
+        n, batch = X.shape[0], self.config.batch_size
+        y = y if isinstance(y, Aim) else as_labels(y, n, self.model.sizes[-1])
         if n == 0:
             raise ValueError("X: expected at least one row to train on, got none")
         order = seeds.generator(self.seed, Purpose.SHUFFLE, self.rank, self.epoch).permutation(n)
@@ -226,7 +241,7 @@ class Trainer(Fixed):
             rows = order[done : done + self._slice_rows(X)]
             inputs, labels = X, y
             if sp.issparse(X):  # only these rows are ever dense
-                inputs, labels, rows = X[rows].toarray(), y[rows], np.arange(len(rows))
+                inputs, labels, rows = X[rows].toarray(), _part(y, rows), np.arange(len(rows))
             self._engine.train(self._rule, inputs, labels, rows, batch, self.step, sums)
             done += len(rows)
             loss = float(sums.loss[0]) / done
@@ -296,10 +311,10 @@ class Trainer(Fixed):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _compile(self) -> None:
+    def _compile(self, none: Targets) -> None:
         """Have everything compiled before anything is timed: run it over no or little data."""
-        X, none = np.zeros((1, self.model.sizes[0]), np.float32), np.zeros(0, np.int64)
-        self._engine.train(self._rule, X[:0], none, none, 1, 0, metrics())
+        X = np.zeros((1, self.model.sizes[0]), np.float32)
+        self._engine.train(self._rule, X[:0], none, _NONE, 1, 0, metrics())
         self.model.decision_function(X)
         if self.config.zeta > 0 or self.config.prune_from is not None:
             tiny = SparseMLP.erdos_renyi((4, 4, 4, 2), density=0.5, random_state=0)

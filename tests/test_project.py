@@ -269,7 +269,7 @@ def distributions(path: Path) -> set[str]:
 
 
 def test_every_imported_package_is_declared():
-    extras = {"wasap": ["mpi"], "cluster": ["mpi"], "paper": ["book", "peers"]}
+    extras = {"wasap": ["mpi"], "cluster": ["mpi"], "paper": ["book", "peers", "tables"]}
     for module, path in MODULES.items():
         used = distributions(path)
         assert used <= requirements(*extras.get(room(module), [])).keys(), module

@@ -40,13 +40,14 @@ def add(commands: Any) -> None:
 
 def _measured() -> dict[str, Any]:
     """Return the modules of the studies that are measured, by key; all load and list entries."""
+    from sparsecore.paper.estimator import contest as estimator
     from sparsecore.paper.extreme import runs as extreme
     from sparsecore.paper.parallel import runs as parallel
     from sparsecore.paper.scaling import measure as scaling
     from sparsecore.paper.speed import measure as speed
     from sparsecore.paper.training import depth, times
 
-    modules = (speed, parallel, scaling, extreme, depth, times)
+    modules = (speed, parallel, scaling, extreme, depth, times, estimator)
     found: dict[str, Any] = {module.STUDY: module for module in modules}
     return {**found, "F-resources": parallel}
 

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sparsecore import datasets
+from sparsecore.commands import table
 from sparsecore.commands.options import (
     check_common,
     check_targets,
@@ -84,11 +85,17 @@ def add(commands: Any) -> None:
     after = "save the state of the run there after each epoch (.npz)"
     sub.add_argument("--checkpoint", metavar="FILE", help=after)
     result_options(sub)
+    table.add_data(sub)
 
 
 def _train(options: argparse.Namespace) -> None:
     from sparsecore import experiment, settings
 
+    if options.data is not None:
+        table.train(options)
+        return
+    for name in given(options, ("target", "test", "task")):
+        raise ValueError(f"--{name}: expected --data FILE with it, got none")
     if options.replay is not None:
         for name, value in vars(options).items():
             if name not in _WITH_REPLAY and value != options.default(name):

@@ -14,6 +14,7 @@ from sparsecore.compiled import kernels, lanes, programs
 from sparsecore.compiled.arrays import reads
 from sparsecore.compiled.governor import Governor
 from sparsecore.compiled.kernels import Metrics, Network, Rule, State, Workspace
+from sparsecore.compiled.losses import SOFTMAX, Aim
 from sparsecore.compiled.team import PARTS, Team, borrowed
 
 # Forward gains little from more lanes, and two threads can share a batch of 128.
@@ -114,28 +115,36 @@ class Engine:
         }  # fmt: skip
 
     def _batches(
-        self, network: Network, inputs: np.ndarray, labels: np.ndarray, rows: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self, network: Network, inputs: np.ndarray, targets: np.ndarray | Aim, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | Aim, np.ndarray]:
         """Return samples as the kernels read them, all within bounds."""
-        inputs = reads(inputs, np.float32, 2)
-        labels, rows = reads(labels, np.int64), reads(rows, np.int64)
+        inputs, rows, n_outputs = (
+            reads(inputs, np.float32, 2),
+            reads(rows, np.int64),
+            network.sizes[-1],
+        )
+        if isinstance(targets, Aim):
+            targets = targets.read(len(inputs), n_outputs)
+            labels = targets.labels if targets.loss == SOFTMAX else np.zeros(len(inputs), np.int64)
+        else:
+            labels = targets = reads(targets, np.int64)
         if inputs.shape != (len(labels), network.sizes[0]):
             raise ValueError(
                 f"inputs: expected shape ({len(labels)}, {network.sizes[0]}), got {inputs.shape}"
             )
-        place = kernels.misplaced(rows, labels, network.sizes[-1])
+        place = kernels.misplaced(rows, reads(labels, np.int64), n_outputs)
         if place >= 0:
             raise ValueError(
-                f"rows: expected samples below {len(labels)} with labels below "
-                f"{network.sizes[-1]}, got row {rows[place]}"
+                f"rows: expected samples below {len(labels)} with labels below {n_outputs}, got "
+                f"row {rows[place]}"
             )
-        return inputs, labels, rows
+        return inputs, targets, rows
 
     def train(
         self,
         rule: Rule,
         inputs: np.ndarray,
-        labels: np.ndarray,
+        targets: np.ndarray | Aim,
         rows: np.ndarray,
         batch_size: int,
         step: int,
@@ -152,7 +161,7 @@ class Engine:
             raise RuntimeError("the network has no velocity: call start_momentum() first")
         if not 1 <= batch_size <= self._batch_size:
             raise ValueError(f"batch_size: expected 1 to {self._batch_size}, got {batch_size!r}")
-        inputs, labels, rows = self._batches(net, inputs, labels, rows)
+        inputs, targets, rows = self._batches(net, inputs, targets, rows)
         nnz, first = len(net.weights), 0
         # In the order in which backward visits them, velocities save 5 to 12 % of a step.
         kernels.reorder(*(order := _order(state)), True)
@@ -165,7 +174,7 @@ class Engine:
                 self._team.run(
                     programs.train_batches, members, self._team.sync, self._wide, self._width,
                     net, velocity[:nnz], velocity[nnz:], work[members], rule,
-                    inputs, labels, turn, batch_size, step + first // batch_size, sums,
+                    inputs, targets, turn, batch_size, step + first // batch_size, sums,
                     members=members,
                 )  # fmt: skip
                 if steps:  # the last one may be smaller than the others
@@ -182,7 +191,7 @@ class Engine:
         out: np.ndarray,
         rule: Rule,
         inputs: np.ndarray,
-        labels: np.ndarray,
+        targets: np.ndarray | Aim,
         rows: np.ndarray,
         step: int,
         sums: Metrics,
@@ -190,7 +199,7 @@ class Engine:
         """Write the gradient of the mean loss over ``inputs[rows]`` into a flat vector."""
         state, work = self._now()
         net, nnz = state.network, len(state.network.weights)
-        inputs, labels, rows = self._batches(net, inputs, labels, rows)
+        inputs, targets, rows = self._batches(net, inputs, targets, rows)
         if not 1 <= len(rows) <= self._batch_size:
             raise ValueError(f"rows: expected 1 to {self._batch_size}, got {len(rows)}")
         if out.shape != state.params.shape or out.dtype != np.float32 or not out.flags.carray:
@@ -200,7 +209,7 @@ class Engine:
             )
         self._team.run(
             programs.batch_gradient, self._team.size, self._team.sync, self._wide, self._width,
-            net, out[:nnz], out[nnz:], work[self._team.size], rule, inputs, labels, rows, step,
+            net, out[:nnz], out[nnz:], work[self._team.size], rule, inputs, targets, rows, step,
             sums,
         )  # fmt: skip
 

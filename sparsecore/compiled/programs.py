@@ -23,9 +23,9 @@ from sparsecore.compiled.kernels import (
     pace_of,
     rows_of,
     slice_of,
-    softmax_cross_entropy,
 )
 from sparsecore.compiled.lanes import at, lanes_of, load_across, tile_of, total
+from sparsecore.compiled.losses import loss_gradient
 from sparsecore.compiled.team import PARTS, barrier, claim
 
 _jit = jit(_nrt=False)
@@ -103,7 +103,7 @@ def _loss(width, net, work, labels, rows, first, block, count):
     lanes = lanes_of(width)
     depth, start = len(net.sizes) - 1, block * lanes
     z0 = work.act_start[depth] + start * net.sizes[depth]
-    softmax_cross_entropy(
+    loss_gradient(
         width, net.sizes[depth], work.act, z0, labels, rows, first + start,
         max(0, min(lanes, count - start)), work.losses[start:], work.hits[start:],
     )  # fmt: skip

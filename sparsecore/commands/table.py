@@ -1,0 +1,101 @@
+"""``train --data`` and ``predict``: a user's own table, from a file to predictions."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import time
+from typing import Any
+
+from sparsecore.commands.options import check_common, check_targets, given
+from sparsecore.config import HYPERPARAMETERS
+
+_KNOWN = ("command", "function", "default", "data", "target", "test", "task", "seed", "threads",
+          "out", "json")  # fmt: skip
+
+
+def add_data(sub: Any) -> None:
+    """Add the options of ``train`` for a table in a file."""
+    group = sub.add_argument_group(
+        "your own table (instead of --dataset; the estimator's defaults, for tables, hold)"
+    )
+    group.add_argument("--data", metavar="FILE", help=".csv with a header, .npz, or .svmlight")
+    group.add_argument("--target", metavar="NAME", help="column, or array, that is to be predicted")
+    group.add_argument("--test", metavar="FILE", help="rows that the trained network is tested on")
+    group.add_argument(
+        "--task", choices=("classes", "numbers"), help="(numbers if not all targets are integers)"
+    )
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train an estimator on a table, and test, report and save it."""
+    from sparsecore.datasets import tables
+    from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor, saved
+    from sparsecore.estimator.base import NAMES
+
+    check_common(options)
+    own = {name: NAMES.get(name, name) for name in HYPERPARAMETERS}
+    names = SparseMLPClassifier().get_params()
+    for name, value in vars(options).items():
+        if name not in _KNOWN and own.get(name) not in names and value != options.default(name):
+            raise ValueError(f"--{name.replace('_', '-')}: not with --data")
+    check_targets(options)
+    if options.target is None and options.data.endswith((".csv", ".npz")):
+        raise ValueError("--target: expected the name of the column to be predicted, got none")
+    table = tables.read(options.data, options.target)
+    test = options.test and tables.read(options.test, options.target, table.names)
+    numbers = table.y.dtype.kind == "f" if options.task is None else options.task == "numbers"
+    chosen = {own[name]: value for name, value in given(options, HYPERPARAMETERS).items()}
+    kind: Any = SparseMLPRegressor if numbers else SparseMLPClassifier
+    estimator = kind(**chosen, random_state=options.seed, n_jobs=options.threads, verbose=True)
+    begin = time.perf_counter()
+    try:
+        estimator.fit(table.X, table.y)
+    finally:  # an interrupt keeps the epochs that are done
+        if options.out is not None and hasattr(estimator, "model_"):
+            saved.save(estimator, options.out, table.names)
+    result = {
+        "kind": kind.__name__,
+        "epochs": estimator.n_iter_,
+        "seconds": time.perf_counter() - begin,
+        "score": "R2" if numbers else "accuracy",
+        "train_score": estimator.score(table.X, table.y),
+        "test_score": estimator.score(test.X, test.y) if test else None,
+        "nnz": estimator.model_.nnz,
+        "weights_sha256": estimator.model_.weights_sha256(),
+    }
+    if options.json:
+        print(json.dumps(result))
+        return
+    print(estimator.model_)
+    told = {"training": result["train_score"], "test": result["test_score"]}
+    scores = ", ".join(f"{part} {value:.4f}" for part, value in told.items() if value is not None)
+    print(f"{result['score']}: {scores}; {result['epochs']} epochs, {result['seconds']:.1f} s")
+
+
+def add(commands: Any) -> None:
+    """Add ``predict`` to the command line."""
+    sub = commands.add_parser("predict", help="predict the rows of a table with a saved network")
+    sub.set_defaults(function=_predict)
+    sub.add_argument("model", metavar="MODEL", help="what train --data --out has saved")
+    sub.add_argument("file", metavar="FILE", help=".csv with a header, .npz, or .svmlight")
+    sub.add_argument("--proba", action="store_true", help="add the probability of each class")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from sparsecore.datasets import tables
+    from sparsecore.estimator import saved
+
+    estimator, names = saved.load(options.model)
+    X = tables.read(options.file, None, names).X
+    columns = {"prediction": estimator.predict(X)}
+    if options.proba:
+        if not hasattr(estimator, "classes_"):
+            raise ValueError(f"--proba: {options.model} predicts numbers, which have none")
+        found = estimator.predict_proba(X).T
+        columns |= dict(zip(map(str, estimator.classes_), found, strict=True))
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(columns)
+    out.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))

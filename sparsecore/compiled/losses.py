@@ -1,0 +1,93 @@
+"""What a network's outputs are compared with: loss and gradient of a block of the batch.
+
+Plain class indices have softmax and cross-entropy, `kernels.softmax_cross_entropy`. Weighted
+samples, several labels and numbers are an `Aim`; which of the two it is, the compiler knows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from sparsecore.compiled.arrays import reads
+from sparsecore.compiled.jit import jit
+from sparsecore.compiled.kernels import softmax_cross_entropy
+from sparsecore.compiled.lanes import at, lanes_of, put
+
+SOFTMAX, SIGMOID, SQUARED = range(3)
+
+
+class Aim(NamedTuple):
+    """Targets with weights: SOFTMAX has `labels`, the others have `values`; the rest is empty."""
+
+    loss: Any  #: int64, one of the three
+    labels: np.ndarray  #: int64 (n,), class indices
+    values: np.ndarray  #: float32 (n, n_outputs), 0 or 1, or any numbers
+    weights: np.ndarray  #: float32 (n,), factors of the samples' losses
+
+    def part(self, rows: Any) -> Aim:
+        """Return the targets of some rows."""
+        used = "labels" if self.loss == SOFTMAX else "values"
+        return self._replace(**{used: getattr(self, used)[rows]}, weights=self.weights[rows])
+
+    def read(self, n: int, n_outputs: int) -> Aim:
+        """Return it as the kernels read it, for `n` samples; they do not check its shapes."""
+        shapes: dict[str, tuple[int, ...]] = {"weights": (n,)}
+        shapes |= {"labels": (n,)} if self.loss == SOFTMAX else {"values": (n, n_outputs)}
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                found = getattr(self, name).shape
+                raise ValueError(f"{name}: expected shape {shape}, got {found}")
+        return Aim(
+            self.loss, reads(self.labels, np.int64), reads(self.values, np.float32, 2),
+            reads(self.weights, np.float32),
+        )  # fmt: skip
+
+
+@jit(_nrt=False)
+def _weighted(width, n_outputs, act, z0, aim, rows, first, count, losses, hits):
+    """Replace a block of outputs by the gradient of the summed, weighted loss; padding gets 0."""
+    lanes, one = lanes_of(width), np.float32(1)
+    softmax = aim.loss == SOFTMAX
+    if softmax:
+        softmax_cross_entropy(
+            width, n_outputs, act, z0, aim.labels, rows, first, count, losses, hits
+        )
+    for column in range(count):
+        row = at(rows, first + column)
+        weight, loss = aim.weights[row], losses[column] if softmax else 0.0
+        for c in range(n_outputs):
+            place = z0 + c * lanes + column
+            z = at(act, place)
+            if softmax:
+                z *= weight
+            elif aim.loss == SIGMOID:
+                e = np.float32(math.exp(-abs(z)))  # at most 1: it cannot overflow
+                loss += max(z, np.float32(0)) - z * aim.values[row, c] + math.log1p(e)
+                z = weight * ((one if z >= 0 else e) / (one + e) - aim.values[row, c])
+            else:
+                loss += 0.5 * (z - aim.values[row, c]) ** 2
+                z = weight * (z - aim.values[row, c])
+            put(act, place, z)
+        losses[column], hits[column] = loss * weight, softmax and hits[column]
+    for column in range(count, lanes):
+        for c in range(n_outputs):
+            put(act, z0 + c * lanes + column, np.float32(0))
+
+
+def loss_gradient(width, n_outputs, act, z0, targets, rows, first, count, losses, hits):
+    """Replace a block of outputs by the gradient of the loss, and write each sample's loss."""
+
+
+@overload(loss_gradient)
+def _loss_gradient(width, n_outputs, act, z0, targets, rows, first, count, losses, hits):
+    kernel = softmax_cross_entropy if isinstance(targets, types.Array) else _weighted
+
+    def loss_of(width, n_outputs, act, z0, targets, rows, first, count, losses, hits):
+        kernel(width, n_outputs, act, z0, targets, rows, first, count, losses, hits)
+
+    return loss_of

@@ -1,0 +1,6 @@
+"""The scikit-learn contract around `SparseMLP` and `Trainer`: a classifier and a regressor."""
+
+from sparsecore.estimator.classifier import SparseMLPClassifier
+from sparsecore.estimator.regressor import SparseMLPRegressor
+
+__all__ = ["SparseMLPClassifier", "SparseMLPRegressor"]

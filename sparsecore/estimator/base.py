@@ -1,0 +1,464 @@
+"""What classifier and regressor have in common: parameters, inputs, fitting, streams.
+
+Whatever fails or is interrupted, the estimator is the one before the call or after it, or after an
+epoch of `fit`: work is done on a draft, whose state replaces the old one at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.base import BaseEstimator, is_regressor
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from sparsecore import train
+from sparsecore.compiled.losses import SOFTMAX, Aim
+from sparsecore.compiled.team import cpu_count
+from sparsecore.config import HYPERPARAMETERS, Range, TrainConfig, integers, numbers
+from sparsecore.estimator import inputs
+from sparsecore.mlp import SparseMLP
+from sparsecore.progress import bar
+from sparsecore.train import Trainer, new_model
+
+_FOREVER = 2**31  # epochs of a partial_fit: nobody knows which call is the last
+# A stream's topology changes after this many batches, or after a call that has more: sooner, new
+# connections would be judged before they have learnt.
+_STREAM_BATCHES = 50
+#: Hyperparameters that scikit-learn gives another name.
+NAMES = {"hidden": "hidden_layer_sizes", "epochs": "max_iter"}
+_INT32_MAX = np.iinfo(np.int32).max
+_FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
+
+
+def _is_threads(value: Any) -> bool:
+    return value is None or (integers(-cpu_count()).holds(value) and value != 0)
+
+
+def _is_random_state(value: Any) -> bool:
+    try:
+        check_random_state(value)
+    except ValueError:
+        return False
+    return True
+
+
+# The parameters that are no hyperparameters of `TrainConfig`, or are narrower here.
+_RANGES: dict[str, Range] = {
+    "max_iter": integers(1),
+    "n_iter_no_change": integers(1),
+    "tol": numbers("a number of at least 0", lambda v: v >= 0),
+    "validation_fraction": numbers("a number in (0, 1)", lambda v: 0 < v < 1),
+    **dict.fromkeys(("standardize", "early_stopping", "warm_start"), _FLAG),
+    "verbose": Range(int, "True, False or an integer", lambda v: isinstance(v, (int, np.bool_))),
+    "n_jobs": Range(int, "a number of threads, -1 for all CPUs", _is_threads),
+    "random_state": Range(int, "None, an integer or a RandomState", _is_random_state),
+}
+
+
+class SparseMLPBase(BaseEstimator):
+    """What `SparseMLPClassifier` and `SparseMLPRegressor` share.
+
+    The defaults are chosen for tables (T-estimator, the benchmark in the book); the settings of the
+    paper's networks are in `settings`.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : sequence of int, default=(256, 256)
+        Neurons of each hidden layer.
+    epsilon : float, default=20
+        Sparsity of the Erdős–Rényi topology: a layer's connection probability is
+        min(1, epsilon (n_in + n_out) / (n_in n_out)).
+    activation : {"relu", "all-relu", "leaky-relu"}, default="relu"
+    alpha : float, default=0.25
+        Slope of All-ReLU and LeakyReLU (not a penalty, as it is in scikit-learn's MLP).
+    init : {"xavier", "he_uniform", "normal"}, default="xavier"
+        Distribution of initial weights.
+    learning_rate, momentum : float, defaults 0.01 and 0.9
+    weight_decay : float, default=0.0002
+        Decoupled, per step.
+    dropout : float, default=0
+        Share of hidden activations dropped in training.
+    zeta : float, default=0.1
+        Fraction of connections replaced after an epoch; 0 keeps the topology.
+    batch_size, max_iter : int, defaults 32 and 150
+        Samples per step; epochs.
+    prune_from : int or None, default=None
+        First epoch after which neurons of small importance lose their connections; None: never.
+    prune_every : int, default=10
+        Epochs between prunings.
+    prune_percentile : float, default=20
+        Percentile of the importances that is pruned, in [0, 100].
+    standardize : bool, default=True
+        Standardise every feature with the moments of the training data, or of what `partial_fit`
+        has seen so far. A sparse `X` stays sparse: one factor for all features makes the mean
+        square of its values 1.
+    early_stopping : bool, default=False
+        Set a part of the training data aside, stop when its score no longer improves, and keep
+        the best network. Otherwise the training loss decides, and the last network is kept.
+    validation_fraction : float, default=0.1
+        Share that early stopping sets aside, in (0, 1).
+    n_iter_no_change, tol : int and float, defaults 20 and 1e-4
+        Epochs without an improvement by `tol`, of the loss or of the validation score, after
+        which training stops.
+    warm_start : bool, default=False
+        `fit` goes on with the fitted network, scaler and counters, for `max_iter` more epochs.
+    n_jobs : int or None, default=None
+        Threads; None is 1, -1 all CPUs. The result does not depend on it.
+    random_state : int, RandomState or None, default=None
+        Determines topology, weights, data order, dropout and evolution.
+    verbose : bool, default=False
+        Show a progress bar with loss and validation score.
+
+    Attributes
+    ----------
+    model_ : SparseMLP
+        The network itself.
+    scaler_ : sklearn.preprocessing.StandardScaler or None
+        What stands between `X` and the network.
+    coefs_, intercepts_ : lists of scipy.sparse.csc_array, shapes (n_in, n_out), and of ndarray
+        Weights, oriented as in scikit-learn's MLP, and biases.
+    feature_importances_ : ndarray, shape (n_features,)
+        Strength of each input's connections, the sum of their weights' magnitudes; they sum to 1.
+    loss_curve_, loss_ : list of float, and float
+        Training loss of each epoch or call of `partial_fit`, and of the last one.
+    validation_scores_, best_validation_score_ : list of float, and float; or None
+        Score of each epoch on what early stopping has set aside, and the best.
+    n_iter_ : int
+        Epochs, or calls of `partial_fit`, that are done.
+    n_features_in_, feature_names_in_ : int and ndarray of str
+
+    Notes
+    -----
+    Source: "Truly Sparse Neural Networks at Scale" (All-ReLU, importance pruning) and Mocanu et al.
+    2018 (SET). O(nnz) per sample and epoch; 20 bytes per connection.
+    """
+
+    _progress: dict[str, Any]
+    _seed: int
+    classes_: np.ndarray
+    loss_curve_: list[float]
+    model_: SparseMLP
+    scaler_: StandardScaler | None
+    validation_scores_: list[float] | None
+    best_validation_score_: float | None
+
+    def __init__(
+        self, hidden_layer_sizes=(256, 256), *, epsilon=20.0, activation="relu", alpha=0.25,
+        init="xavier", learning_rate=0.01, momentum=0.9, weight_decay=0.0002, dropout=0.0,
+        zeta=0.1, batch_size=32, max_iter=150, prune_from=None, prune_every=10,
+        prune_percentile=20.0, standardize=True, early_stopping=False, validation_fraction=0.1,
+        n_iter_no_change=20, tol=1e-4, warm_start=False, n_jobs=None, random_state=None,
+        verbose=False,
+    ):  # fmt: skip
+        keep(self, locals())
+
+    if TYPE_CHECKING:  # the parameters, and what the two classes have of their own:
+        # _loss() minimised, _n_outputs(), _quality(outputs, y, weight), higher is better, and
+        # _learnable(y, weight, classes, first, whole), which returns labels or values and weights;
+        # `first`: `y` decides what there is to learn, `whole`: it is no part of a stream
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """Train a new network, or with `warm_start` go on with the one that is there.
+
+        An interrupt (Ctrl-C) keeps the epochs that are done, and `partial_fit` or a warm start can
+        go on from there; whatever else fails leaves the estimator as it was.
+
+        Parameters
+        ----------
+        X : array-like or scipy.sparse, shape (n_samples, n_features)
+            Finite numbers; standardised in their own precision, then computed with as float32.
+        y : array-like
+            What is to be predicted, as the class says.
+        sample_weight : array-like, shape (n_samples,), optional
+            Weights of at least 0, of which the ratios matter; samples of weight 0 are left out.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data are not as described; the message names the value.
+        FloatingPointError
+            If the loss diverges.
+        """
+        warm = self.warm_start and hasattr(self, "model_")
+        draft, before = self._draft(warm), len(self.loss_curve_) if warm else 0
+        try:
+            draft._fit(X, y, sample_weight, warm)
+        except KeyboardInterrupt:
+            if len(vars(draft).get("loss_curve_", ())) > before:
+                self.__dict__ = vars(draft)
+            raise
+        self.__dict__ = vars(draft)
+        return self
+
+    def _draft(self, fitted: bool) -> Any:
+        """Return an estimator with the same parameters and, if wanted, the same fitted state."""
+        draft = object.__new__(type(self))
+        gone = () if fitted else ("_seed", "_progress", *(n for n in vars(self) if n[-1] == "_"))
+        draft.__dict__.update({k: v for k, v in vars(self).items() if k not in gone})
+        return draft
+
+    def _fit(self, X: Any, y: Any, weight: Any, warm: bool) -> None:
+        config = self._config(self.max_iter)
+        X, y, weight = self._validated(X, y, weight, reset=not warm)
+        y, weight = self._learnable(y, weight, None, not warm, True)
+        scores: list[float] = []
+        self.validation_scores_ = scores if self.early_stopping else None
+        self.best_validation_score_ = None
+        if warm:
+            self._check_continued(config)
+            self.model_, self.loss_curve_ = self.model_.copy(), [*self.loss_curve_]
+            config = config.with_values(epochs=len(self.loss_curve_) + self.max_iter)
+        else:
+            self._start()
+        aside: Any = None
+        if self.early_stopping:
+            X, aside, y, y_aside, *weights = self._split(X, y, weight)
+            weight, weight_aside = weights or (None, None)
+        if not warm:
+            self._update_scaler(X, weight)
+            self.model_ = new_model(config, self.n_features_in_, self._n_outputs(), self._seed)
+        X, done = self._inputs(X, check=True), len(self.loss_curve_)
+        aside = None if aside is None else self._inputs(aside)
+        targets = self._aim(y, weight, True)
+        best, best_model, stale = -np.inf, None, 0
+        try:
+            with (
+                self._trainer(config, targets, len(y)) as trainer,
+                bar(self.max_iter, "fit", unit="epoch", hidden=not self.verbose) as shown,
+            ):
+                if done:
+                    trainer.change_topology()
+                while trainer.epoch < config.epochs:
+                    score = -self._run_epoch(trainer, X, targets)
+                    self._progress |= {"changes": trainer.epoch - 1, "pending": len(y)}
+                    if aside is not None:
+                        outputs = train.outputs(self.model_, aside, config, self._threads())
+                        score = self._quality(outputs, y_aside, weight_aside)
+                        scores.append(score)
+                    stale = 0 if score > best + self.tol else stale + 1
+                    if score > best:
+                        best = score
+                        if aside is not None:
+                            best_model = self.model_.copy()
+                    shown.update()
+                    shown.set_postfix(
+                        loss=self.loss_, **({} if aside is None else {"validation": score})
+                    )
+                    if stale >= self.n_iter_no_change:
+                        break
+                    trainer.change_topology()
+        finally:
+            if best_model is not None:
+                self.model_, self.best_validation_score_ = best_model, best
+
+    def _partial_fit(self, X: Any, y: Any, weight: Any, classes: Any = None) -> Any:
+        """Do what `partial_fit` says; whatever fails or interrupts it leaves the state before."""
+        first = not hasattr(self, "model_")
+        draft = self._draft(True)
+        if not first:  # what changes in place
+            model, done = self.model_, len(self.loss_curve_)
+            saved = model.__getstate__()
+            saved["velocity"] = None if model.velocity is None else model.velocity.copy()
+        try:
+            draft._take_in(X, y, weight, classes, first)
+            self.__dict__ = vars(draft)
+        except BaseException:
+            if not first and self.__dict__ is not draft.__dict__:
+                del self.loss_curve_[done:]
+                self.model_ = SparseMLP.__new__(SparseMLP)
+                self.model_.__setstate__(saved)
+            raise
+        return self
+
+    def _take_in(self, X: Any, y: Any, weight: Any, classes: Any, first: bool) -> None:
+        config = self._config(_FOREVER)
+        X, y, weight = self._validated(X, y, weight, reset=first)
+        y, weight = self._learnable(y, weight, classes, first, False)
+        if first:
+            self._start()
+            self.scaler_ = None
+            self.validation_scores_, self.best_validation_score_ = None, None
+        self._update_scaler(X, weight)
+        if first:
+            self.model_ = new_model(config, self.n_features_in_, self._n_outputs(), self._seed)
+        else:
+            self._check_continued(config)
+        progress, n = self._progress, len(y)
+        if progress["pending"] >= max(n, _STREAM_BATCHES * config.batch_size):
+            progress = {**progress, "pending": 0, "changes": progress["changes"] + 1}
+            train.change_topology(self.model_, config, self._seed, 0, progress["changes"])
+        self._progress = {**progress, "pending": progress["pending"] + n}
+        targets = self._aim(y, weight, False)
+        with self._trainer(config, targets, n) as trainer:
+            self._run_epoch(trainer, self._inputs(X, check=True), targets)
+
+    def _check_continued(self, config: TrainConfig) -> None:
+        """Refuse to go on with a network of another shape."""
+        hidden = self.model_.sizes[1:-1]
+        if config.hidden != hidden:
+            raise ValueError(
+                f"hidden_layer_sizes: expected {hidden} to go on with the fitted network, got "
+                f"{config.hidden}; fit a clone, or without warm_start"
+            )
+
+    def _config(self, epochs: int) -> TrainConfig:
+        """Check all parameters before any work is done."""
+        for name, values in _RANGES.items():
+            if not values.holds(value := getattr(self, name)):
+                raise ValueError(f"{name}: expected {values.expected}, got {value!r}")
+        found: dict[str, Any] = {}
+        for name, about in HYPERPARAMETERS.items():
+            own = NAMES.get(name, name)
+            if hasattr(self, own):
+                value = getattr(self, own)
+                if name == "hidden":
+                    value = (value,) if np.isscalar(value) else value
+                    value = tuple(value) if np.iterable(value) else value
+                about.check(value, own)
+                if name == "hidden" and max(value, default=0) > _INT32_MAX:
+                    raise ValueError(f"{own}: expected integers up to {_INT32_MAX}, got {value!r}")
+                found[name] = value
+        return TrainConfig(**{**found, "epochs": epochs})
+
+    def _validated(self, X: Any, y: Any, weight: Any, reset: bool) -> tuple[Any, Any, Any]:
+        X, y = validate_data(
+            self, X, y, **inputs.accepted(X), multi_output=True, y_numeric=is_regressor(self),
+            reset=reset,
+        )  # fmt: skip
+        if weight is None:
+            return X, y, None
+        weight = _check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
+        there = weight > 0
+        if not there.any():
+            raise ValueError("sample_weight: expected a weight above 0, got none")
+        return (X, y, weight) if there.all() else (X[there], y[there], weight[there])
+
+    def _start(self) -> None:
+        """Draw the seed, and begin to count."""
+        self._seed = int(check_random_state(self.random_state).randint(2**31))
+        self._progress = {"step": 0, "changes": 0, "pending": 0}
+        self.loss_curve_ = []
+
+    def _split(self, X: Any, y: Any, weight: Any) -> list[Any]:
+        labels = self._loss() == SOFTMAX
+        try:
+            return train_test_split(
+                X, y, *([] if weight is None else [weight]), test_size=self.validation_fraction,
+                stratify=y if labels else None, random_state=self._seed,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(
+                f"early_stopping: {len(y)} samples{f' of {self._n_outputs()} classes' * labels} "
+                f"cannot give a validation_fraction of {self.validation_fraction}: {error}"
+            ) from error
+
+    def _update_scaler(self, X: Any, weight: Any) -> None:
+        """Take the moments of `X` into those that are known."""
+        if self.standardize:
+            self.scaler_ = inputs.moments(getattr(self, "scaler_", None), X, weight)
+        elif not hasattr(self, "scaler_"):
+            self.scaler_ = None
+
+    def _inputs(self, X: Any, check: bool = False) -> Any:
+        """Return `X` as the network takes it; if wanted, say which columns that makes constant."""
+        found = inputs.scaled(X, self.scaler_, self.n_features_in_)
+        if check:
+            inputs.warn_of_constant(X, found)
+        return found
+
+    def _aim(self, y: np.ndarray, weight: Any, whole: bool) -> Any:
+        """Return what the kernels take; in `whole` data the mean weight is 1."""
+        labels = self._loss() == SOFTMAX
+        if labels and weight is None:
+            return y
+        weight = np.ones(len(y)) if weight is None else weight
+        weight = (weight / weight.mean() if whole else weight).astype(np.float32)
+        no_labels, no_values = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
+        if labels:
+            return Aim(SOFTMAX, y, no_values, weight)
+        return Aim(self._loss(), no_labels, y, weight)
+
+    def _trainer(self, config: TrainConfig, targets: Any, n_samples: int) -> Trainer:
+        config = config.with_values(batch_size=min(config.batch_size, n_samples))
+        trainer = Trainer(
+            self.model_, config, seed=self._seed, threads=self._threads(), like=targets
+        )
+        trainer.restore({**trainer.progress(), **self._progress, "epoch": self.n_iter_})
+        return trainer
+
+    def _run_epoch(self, trainer: Trainer, X: Any, targets: Any) -> float:
+        loss = trainer.run_epoch(X, targets)["loss"]
+        self._progress = {**self._progress, "step": trainer.step}
+        self.loss_curve_.append(loss)
+        return loss
+
+    def _threads(self) -> int:
+        if not _is_threads(self.n_jobs):
+            expected = _RANGES["n_jobs"].expected
+            raise ValueError(f"n_jobs: expected {expected}, got {self.n_jobs!r}")
+        threads = self.n_jobs or 1
+        return int(threads) if threads > 0 else int(threads) + cpu_count() + 1
+
+    def _outputs(self, X: Any) -> np.ndarray:
+        """Return the output layer's values, float32, shape (n_samples, n_outputs)."""
+        check_is_fitted(self, "model_")
+        X = validate_data(self, X, **inputs.accepted(X), reset=False)
+        return self.model_.decision_function(self._inputs(X), self._threads())
+
+    @property
+    def n_iter_(self) -> int:
+        """Epochs that are done, or calls of `partial_fit`."""
+        return len(self.loss_curve_)
+
+    @property
+    def loss_(self) -> float:
+        """Training loss of the last epoch."""
+        return self.loss_curve_[-1]
+
+    @property
+    def coefs_(self) -> list[sp.csc_array]:
+        """Copies of the weights as sparse arrays of shape (n_in, n_out)."""
+        return [layer.T for layer in self.model_.to_scipy()]
+
+    @property
+    def intercepts_(self) -> list[np.ndarray]:
+        """Copies of the biases."""
+        return [self.model_[layer].bias.copy() for layer in range(len(self.model_))]
+
+    @property
+    def feature_importances_(self) -> np.ndarray:
+        """Strength of each input, the sum of its weights' magnitudes, as a share of all."""
+        strength = self.model_[0].input_strength()
+        return strength / max(strength.sum(), np.finfo(float).tiny)
+
+    def __sklearn_tags__(self) -> Any:
+        """Say that sparse input is welcome."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+def keep(estimator: Any, given: dict[str, Any]) -> None:
+    """Set the attributes that scikit-learn wants to be named as the parameters are."""
+    vars(estimator).update({k: v for k, v in given.items() if k not in ("self", "__class__")})
+
+
+def document(cls: Any) -> Any:
+    """Complete a class's docstring by the parameters and attributes that both have in common."""
+    shared = inspect.cleandoc(SparseMLPBase.__doc__ or "").partition("\n\n")[2]
+    parameters, attributes = shared.split("\n\nAttributes\n----------\n")
+    own = inspect.cleandoc(cls.__doc__).replace("{parameters}", parameters)
+    cls.__doc__ = own.replace("{attributes}", attributes)
+    return cls

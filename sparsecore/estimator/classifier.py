@@ -1,0 +1,162 @@
+"""`SparseMLPClassifier`: classes, or several labels at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.special import expit, log_expit, log_softmax
+from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
+from sklearn.utils import column_or_1d
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+
+from sparsecore import functions
+from sparsecore.compiled.losses import SIGMOID, SOFTMAX
+from sparsecore.estimator.base import SparseMLPBase, document, keep
+
+
+@document
+class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
+    """Truly sparse multilayer perceptron classifier, trained with SET.
+
+    Only the weights that exist are stored and computed with. After every epoch but the last, the
+    weakest connections are replaced by random new ones.
+
+    `y` has labels of any type, at least two different ones, or, for several labels per sample, is
+    an indicator matrix of shape (n_samples, n_labels); then each label has its own probability.
+
+    {parameters}
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes, by label; "balanced": inversely proportional to their frequencies.
+
+    Attributes
+    ----------
+    classes_ : ndarray, shape (n_classes,)
+    {attributes}
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sparsecore import SparseMLPClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> clf = SparseMLPClassifier(max_iter=20, random_state=0).fit(X[:1500] / 16, y[:1500])
+    >>> bool(clf.score(X[1500:] / 16, y[1500:]) > 0.85)
+    True
+    """
+
+    classes_: np.ndarray
+    _multilabel: bool
+
+    def __init__(
+        self, hidden_layer_sizes=(256, 256), *, epsilon=20.0, activation="relu", alpha=0.25,
+        init="xavier", learning_rate=0.01, momentum=0.9, weight_decay=0.0002, dropout=0.0,
+        zeta=0.1, batch_size=32, max_iter=150, prune_from=None, prune_every=10,
+        prune_percentile=20.0, standardize=True, early_stopping=False, validation_fraction=0.1,
+        n_iter_no_change=20, tol=1e-4, warm_start=False, n_jobs=None, random_state=None,
+        verbose=False, class_weight=None,
+    ):  # fmt: skip
+        keep(self, locals())
+
+    def partial_fit(
+        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
+    ) -> SparseMLPClassifier:
+        """Take one pass over a part of a stream.
+
+        The moments of the inputs are those of all that has been seen, and the topology changes
+        after 50 batches' worth of samples, or after each call that has more. An interrupt leaves
+        the state before the call. `classes`, all labels that will ever occur, are needed in the
+        first call only, and not for an indicator matrix.
+        """
+        return self._partial_fit(X, y, sample_weight, classes)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable label of each row, or an indicator matrix."""
+        outputs = self._outputs(X)
+        if self._multilabel:
+            return (outputs > 0).astype(np.int64)
+        return self.classes_[outputs.argmax(axis=1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return probabilities, float32, shape (n_samples, n_classes), columns as `classes_`."""
+        outputs = self._outputs(X)
+        return expit(outputs) if self._multilabel else functions.probabilities(outputs)
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Return the logarithms of the probabilities, without the rounding of small ones to 0."""
+        outputs = self._outputs(X)
+        return log_expit(outputs) if self._multilabel else log_softmax(outputs, axis=1)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the logits, shape (n_samples, n_classes); of two classes, their difference."""
+        outputs = self._outputs(X)
+        if len(self.classes_) == 2 and not self._multilabel:
+            return outputs[:, 1] - outputs[:, 0]
+        return outputs
+
+    def _config(self, epochs: int) -> Any:
+        weight = self.class_weight
+        if weight is not None and not isinstance(weight, dict) and weight != "balanced":
+            raise ValueError(f'class_weight: expected a dict, "balanced" or None, got {weight!r}')
+        return super()._config(epochs)
+
+    def _learnable(self, y: Any, weight: Any, classes: Any, first: bool, whole: bool) -> Any:
+        several = type_of_target(y, input_name="y") == "multilabel-indicator"
+        if not first and several != self._multilabel:
+            expected = "an indicator matrix" if self._multilabel else "one label a sample"
+            raise ValueError(f"y: expected {expected} as in the first call, got {y.shape}")
+        self._multilabel = several
+        if several:
+            return self._indicators(y, first), weight
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        if not first:
+            known = self.classes_
+        elif whole:
+            known = np.unique(y)
+            if len(known) < 2:
+                raise ValueError(f"y: expected at least two classes, got one class only: {known}")
+        elif classes is None:
+            raise ValueError("classes: expected all labels in the first call of partial_fit")
+        else:
+            known = np.unique(classes)
+        if classes is not None and not np.array_equal(np.unique(classes), known):
+            raise ValueError(f"classes: expected {known} as in the first call, got {classes}")
+        unknown = np.setdiff1d(y, known)
+        if len(unknown):
+            raise ValueError(f"y: expected labels among the classes {known}, got {unknown[:5]}")
+        self.classes_ = known
+        if self.class_weight is not None:
+            if self.class_weight == "balanced" and not whole:
+                raise ValueError('class_weight: expected a dict with partial_fit, got "balanced"')
+            by_class = compute_sample_weight(self.class_weight, y)
+            weight = by_class if weight is None else weight * by_class
+        return np.searchsorted(known, y), weight
+
+    def _indicators(self, y: Any, first: bool) -> np.ndarray:
+        if self.class_weight is not None:
+            raise ValueError("class_weight: expected None for an indicator matrix")
+        y = np.ascontiguousarray(y.toarray() if sp.issparse(y) else y, np.float32)
+        known = np.arange(y.shape[1]) if first else self.classes_
+        if len(known) != y.shape[1]:
+            raise ValueError(f"y: expected {len(known)} labels a sample, got {y.shape[1]}")
+        self.classes_ = known
+        return y
+
+    def _n_outputs(self) -> int:
+        return len(self.classes_)
+
+    def _loss(self) -> int:
+        return SIGMOID if self._multilabel else SOFTMAX
+
+    def _quality(self, outputs: np.ndarray, y: np.ndarray, weight: Any) -> float:
+        found = outputs > 0 if self._multilabel else outputs.argmax(axis=1)
+        return float(accuracy_score(y, found, sample_weight=weight))
+
+    def __sklearn_tags__(self) -> Any:
+        """Say that several labels per sample are welcome."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags

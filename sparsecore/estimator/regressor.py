@@ -1,0 +1,83 @@
+"""`SparseMLPRegressor`: one or more numbers, learnt with the squared error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import RegressorMixin
+from sklearn.metrics import r2_score
+from sklearn.preprocessing import StandardScaler
+
+from sparsecore.compiled.losses import SQUARED
+from sparsecore.estimator.base import SparseMLPBase, document
+from sparsecore.estimator.inputs import moments
+
+
+@document
+class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
+    """Truly sparse multilayer perceptron regressor, trained with SET.
+
+    Targets are standardised by their own moments, so that the defaults suit any unit; the output
+    layer is linear, and the loss is half the squared error of the standardised targets, summed over
+    them.
+
+    {parameters}
+
+    Attributes
+    ----------
+    target_scaler_ : sklearn.preprocessing.StandardScaler
+        What stands between the network and `y`.
+    {attributes}
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_friedman1
+    >>> from sparsecore import SparseMLPRegressor
+    >>> X, y = make_friedman1(600, random_state=0)
+    >>> reg = SparseMLPRegressor(max_iter=60, random_state=0).fit(X[:500], y[:500])
+    >>> bool(reg.score(X[500:], y[500:]) > 0.85)
+    True
+    """
+
+    target_scaler_: StandardScaler
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> SparseMLPRegressor:
+        """Take one pass over a part of a stream.
+
+        Moments of inputs and targets are those of all that has been seen, and the topology changes
+        after 50 batches' worth of samples, or after each call that has more. An interrupt leaves
+        the state before the call.
+        """
+        return self._partial_fit(X, y, sample_weight)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the predictions, float64, shape (n_samples,) or (n_samples, n_targets)."""
+        outputs = self._outputs(X).astype(np.float64)
+        found = self.target_scaler_.inverse_transform(outputs)
+        return found[:, 0] if self._single else found
+
+    def _learnable(self, y: Any, weight: Any, classes: Any, first: bool, whole: bool) -> Any:
+        y = np.asarray(y, np.float64)
+        self._single, columns = y.ndim == 1, y.reshape(len(y), -1)
+        if not first and columns.shape[1] != self._n_outputs():
+            raise ValueError(f"y: expected {self._n_outputs()} targets, got {columns.shape[1]}")
+        if first or not whole:
+            known = None if first else self.target_scaler_
+            self.target_scaler_ = moments(known, columns, weight)
+        return self.target_scaler_.transform(columns).astype(np.float32), weight
+
+    def _n_outputs(self) -> int:
+        return len(self.target_scaler_.scale_)
+
+    def _loss(self) -> int:
+        return SQUARED
+
+    def _quality(self, outputs: np.ndarray, y: np.ndarray, weight: Any) -> float:
+        return float(r2_score(y, outputs, sample_weight=weight))
+
+    def __sklearn_tags__(self) -> Any:
+        """Say that several targets are welcome."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

@@ -1,0 +1,141 @@
+"""A user's own table: from a file to a saved estimator, and from that to predictions."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from sklearn.datasets import dump_svmlight_file
+
+from sparsecore import SparseMLPClassifier, SparseMLPRegressor, checkpoint
+from sparsecore.__main__ import main
+from sparsecore.datasets import tables
+from sparsecore.estimator import saved
+
+X = np.random.default_rng(0).standard_normal((40, 5))
+LABELS = np.where(X[:, 0] > 0, "up", "down")
+
+
+def as_csv(X, y=None, names="abcde"):
+    header = [*names, *([] if y is None else ["y"])]
+    rows = [
+        [*map(repr, map(float, row)), *([] if y is None else [y[i]])] for i, row in enumerate(X)
+    ]
+    return "\n".join(",".join(row) for row in [header, *rows]) + "\n"
+
+
+def write(path, form, X, y):
+    if form == "csv":
+        path.write_text(as_csv(X, y), encoding="utf-8-sig")
+    elif form == "npz":
+        np.savez(path, X=X, y=y)
+    else:
+        dump_svmlight_file(X, y == "up", str(path), zero_based=False)
+
+
+@pytest.mark.parametrize("form", ["csv", "npz", "svmlight"])
+def test_from_a_file_to_predictions(form, tmp_path, capsys):
+    data, model = tmp_path / f"train.{form}", tmp_path / "model.npz"
+    write(data, form, X, LABELS)
+    target = [] if form == "svmlight" else ["--target", "y"]
+    args = ["--epochs", "20", "--hidden", "8", "--batch", "8", "--json", "--out", str(model)]
+    assert main(["train", "--data", str(data), *target, "--test", str(data), *args]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["test_score"] == result["train_score"] > 0.8
+    assert main(["predict", str(model), str(data), "--proba"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    classes = ["0", "1"] if form == "svmlight" else ["down", "up"]
+    assert list(rows[0]) == ["prediction", *classes]
+    known = dict(zip(["down", "up"], classes, strict=True))
+    hits = np.mean([row["prediction"] == known[y] for row, y in zip(rows, LABELS, strict=True)])
+    assert hits == pytest.approx(result["train_score"])
+
+
+def test_columns_are_found_by_name(tmp_path, capsys):
+    data, model, other = (str(tmp_path / n) for n in ("a.csv", "m.npz", "b.csv"))
+    (tmp_path / "a.csv").write_text(as_csv(X, [f"{v:.3f}" for v in 2 * X[:, 0]]))
+    assert main(["train", "--data", data, "--target", "y", "--epochs", "9", "--hidden", "8",
+                 "--out", model]) == 0  # fmt: skip
+    assert "R2: training" in capsys.readouterr().out
+    (tmp_path / "b.csv").write_text(as_csv(np.c_[X[:, ::-1], X[:, 0]], names="edcbaz"))
+    found = []
+    for file in (data, other):
+        assert main(["predict", model, file]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+    (tmp_path / "b.csv").write_text(as_csv(X[:, :4], names="abcd"))
+    assert main(["predict", model, other]) == 1
+    assert "b.csv, line 1: expected one column 'e', got" in capsys.readouterr().err
+    assert main(["predict", model, data, "--proba"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.csv", "a,y\n1,0\n\n2\n", "a.csv, line 4: expected 2 values as in the header, got 1"),
+        ("a.csv", "a,b,y\n1,2,0\n3,red,1\n", "column 'b': expected a finite number, got 'red'"),
+        ("a.csv", "a,y\n1,0\n,1\n", "a.csv, line 3, column 'a': expected a finite number, got ''"),
+        ("a.csv", "a,y\n1,0\n2,\n", "a.csv, line 3, column 'y': expected a value, got none"),
+        ("a.csv", "a,x\n1,0\n", "a.csv, line 1: expected one column 'y', got ['a', 'x']"),
+        ("a.csv", "a,a,y\n1,0,1\n", "a.csv, line 1: expected one column 'a', got"),
+        ("a.csv", "a,y\n", "0 sample(s)"),
+        ("a.svmlight", "1 1:2\n0 1:red\n", "line 2, entry 2: expected index:number, got '1:red'"),
+        ("a.txt", "", "expected a .csv, .npz, .svmlight or .libsvm file"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_file_is_named(name, text, told, tmp_path, capsys):
+    (tmp_path / name).write_text(text)
+    assert main(["train", "--data", str(tmp_path / name), "--target", "y"]) == 1
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--data", "a.csv"], "--target: expected the name of the column"),
+        (["--data", "a.csv", "--dataset", "digits"], "--dataset: not with --data"),
+        (["--data", "a.csv", "--target", "y", "--augment"], "not with --data"),
+        (["--target", "y"], "--target: expected --data FILE with it"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(args, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text(as_csv(X, LABELS))
+    assert main(["train", *args]) == 1
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("y", [LABELS, X[:, 0] > 0, X[:, :2], np.c_[X[:, 0] > 0, X[:, 1] > 0]])
+def test_a_saved_estimator_predicts_and_goes_on_as_before(y, tmp_path):
+    numbers = y.dtype.kind == "f"
+    y = y.astype(int) if y.ndim == 2 and not numbers else y
+    made = (SparseMLPRegressor if numbers else SparseMLPClassifier)(
+        (8,), max_iter=3, random_state=0
+    )
+    made.fit(X, y)
+    saved.save(made, tmp_path / "m.npz")
+    twin, names = saved.load(tmp_path / "m.npz")
+    assert names is None and twin.get_params() == made.get_params()
+    np.testing.assert_array_equal(twin.predict(X), made.predict(X))
+    np.testing.assert_array_equal(
+        twin.partial_fit(X, y).predict(X), made.partial_fit(X, y).predict(X)
+    )
+    assert twin.n_iter_ == 4 and twin.model_.weights_sha256() == made.model_.weights_sha256()
+
+
+def test_a_network_alone_is_no_estimator(tmp_path):
+    made = SparseMLPClassifier((8,), max_iter=1, random_state=0).fit(X, LABELS)
+    checkpoint.save(made.model_, tmp_path / "m.npz")
+    with pytest.raises(checkpoint.CheckpointError, match="a network, not an estimator"):
+        saved.load(tmp_path / "m.npz")
+    checkpoint.save(made.model_, tmp_path / "m.npz", {"estimator": {"kind": "SparseMLPClassifier"}})
+    with pytest.raises(checkpoint.CheckpointError, match="not a whole estimator"):
+        saved.load(tmp_path / "m.npz")
+
+
+def test_sparse_tables_stay_sparse(tmp_path):
+    dump_svmlight_file(sp.csr_array(np.eye(4)), np.arange(4) / 2, str(tmp_path / "a.svmlight"))
+    table = tables.read(tmp_path / "a.svmlight")
+    assert sp.issparse(table.X) and table.y.dtype == np.float64

@@ -245,7 +245,6 @@ def test_sparse_input_where_the_configuration_asks_for_frames(frames):
         assert clf.predict(X).shape == (50,)
 
 
-@pytest.mark.xfail(reason="needs the kernels' callers to normalise them", strict=False)
 def test_read_only_and_strided_arrays_compile_nothing():
     X, y = np.random.default_rng(0).random((40, 6), np.float32), np.arange(80) % 4
     clf = SparseMLPClassifier((8,), max_iter=2, standardize=False, random_state=0)

@@ -27,11 +27,12 @@ _FIRST = ("test_golden.py", "test_kernels.py", "test_wasap.py", "test_cluster.py
 
 
 def pytest_collection_modifyitems(config, items):
-    """Order the files, and leave fuzzing to those who ask for it."""
-    if "fuzz" not in config.option.markexpr:
-        chosen = [item for item in items if not item.get_closest_marker("fuzz")]
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = chosen
+    """Order the files, and leave what takes long to those who ask for it."""
+    for name in ("fuzz", "endurance"):
+        if name not in config.option.markexpr:
+            left = [item for item in items if item.get_closest_marker(name)]
+            config.hook.pytest_deselected(items=left)
+            items[:] = [item for item in items if item not in left]
     order = {name: place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 

@@ -1,8 +1,8 @@
 """Inputs that are wrong in random ways: each is read right or refused, and nothing else happens.
 
 Not part of the suite: ``pytest -m fuzz`` tries some in about a minute. ``SPARSECORE_FUZZ_INPUTS``
-is the number of inputs per reader; counts are written to the file ``SPARSECORE_FUZZ_JSON``. An
-input is made from the name of its reader and its number, so a failure repeats.
+is the number of inputs per reader; with ``SPARSECORE_RECORD=1`` the counts are recorded for the
+book. An input is made from the name of its reader and its number, so a failure repeats.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import resource
 import signal
 import tempfile
-import time
 import warnings
 import zipfile
 import zlib
@@ -40,10 +39,9 @@ from sparsecore.extreme import run, saved, tiles
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.network import TiledMLP
 from sparsecore.mlp import SparseMLP
-from sparsecore.paper import store
+from sparsecore.paper import reliability, store
 
 INPUTS = int(os.environ.get("SPARSECORE_FUZZ_INPUTS", 150))
-COUNTS = os.environ.get("SPARSECORE_FUZZ_JSON")
 MEMORY = 2**30  # bytes that an input may take beside the program
 SECONDS = 10  # that it may take
 ODD = [0, -1, 1, 2, 3, 7, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 10**9, 10**12, 2**62, 2**63]
@@ -432,7 +430,6 @@ def tried(name: str, inputs: int, folder: Path) -> tuple[Counter[str], list[str]
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("name", READERS)
 def test_every_input_is_read_or_refused(name, tmp_path):
-    begin = time.monotonic()
     # What is compiled and written here, the child processes inherit.
     for write in (save_model, save_extreme, save_result):
         written(write)
@@ -441,14 +438,8 @@ def test_every_input_is_read_or_refused(name, tmp_path):
         use_extreme(net)
         tiles.check(net.layers[0].grid, net.layers[0].tiles, net._team)
     counts, failures = tried(name, INPUTS, tmp_path)
-    if COUNTS:
-        path = Path(COUNTS)
-        whole = json.loads(path.read_text()) if path.exists() else {}
-        whole[name] = {
-            "inputs": INPUTS, "refused": counts["refused"], "read": counts["read"],
-            "failures": failures, "seconds": round(time.monotonic() - begin, 1),
-        }  # fmt: skip
-        path.write_text(json.dumps(whole, indent=1))
+    if os.environ.get("SPARSECORE_RECORD"):
+        reliability.keep("fuzz", name, INPUTS, INPUTS - len(failures))
     assert counts.total() == INPUTS
     assert not failures, "\n".join(failures[:20])
     assert counts["refused"] > INPUTS / 20, "inputs that are wrong are refused"

@@ -1,17 +1,16 @@
 """Whatever moment an interrupt comes, the model is the one before or after a step.
 
 The interrupt is raised at a chosen bytecode instead of at a chosen time, so every moment can be
-tried, and none twice. `python tests/test_interrupted_model.py` tries them all; the suite some.
+tried, and none twice. The suite tries some; ``pytest -m endurance`` many more.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import faulthandler
 import gc
-import json
 import linecache
+import os
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ import sparsecore
 from sparsecore import train
 from sparsecore.compiled.team import Team
 from sparsecore.config import TrainConfig
+from sparsecore.paper import reliability
 from sparsecore.train import Trainer
 
 OURS = Path(sparsecore.__file__).parent
@@ -197,10 +197,20 @@ def test_an_interrupt_while_threads_start_leaves_none():
     assert interrupt_starts(stride=11)
 
 
-if __name__ == "__main__":
-    faulthandler.dump_traceback_later(3600, exit=True)
-    train._SLICE_SECONDS = 0.0
-    counts = {"start of threads": interrupt_starts()}
-    for part, threads in CASES:
-        counts[f"{part}, {threads} thread{'s' * (threads > 1)}"] = interrupt_all(part, threads)
-        print(json.dumps(counts), flush=True)
+@pytest.mark.endurance
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize(("part", "threads"), CASES)
+def test_every_moment_leaves_the_model_before_or_after(part, threads):
+    keep("interrupts", f"{part} with {threads} threads", interrupt_all(part, threads, stride=7))
+
+
+@pytest.mark.endurance
+@pytest.mark.timeout(0)
+def test_every_moment_while_threads_start_leaves_none():
+    keep("interrupts", "start of 2 threads", interrupt_starts())
+
+
+def keep(check, what, moments):
+    """Record that it held at all moments: no failure comes so far."""
+    if os.environ.get("SPARSECORE_RECORD"):
+        reliability.keep(check, what, moments, moments)

@@ -1,48 +1,52 @@
 """T-reliability: what was done to runs, files and models to break them, and what came of it.
 
-The checks are tests that take too long for the suite; each writes its counts. The record keeps them.
+The attempts are tests that take too long for the suite: ``pytest -m "fuzz or endurance"`` with
+``SPARSECORE_RECORD=1`` records what they count.
 """
 
 from __future__ import annotations
 
+from sparsecore.paper import store
 from sparsecore.paper.page import Column, Table
-from sparsecore.paper.store import Entry, origin
 
 STUDY = "T-reliability"
-#: What a check does, and what holds if all is well; by the name of its result.
+#: What is done, and what holds if all is well.
 CHECKS = {
-    "kills": ("Runs killed at random moments, then resumed", "the unbroken run's weights, bit for bit"),
-    "interrupts": ("Ctrl-C at every moment", "the model as before or after a step"),
-    "fuzz": ("Inputs that are wrong at random", "read right or refused with a clear error"),
-    "leftovers": ("MPI jobs, some ended by force", "nothing left in memory, folders or processes"),
-}  # fmt: skip
-_SCHEMA = {"rows": [{"what": str, "tried": int, "held": int}]}
+    "kills": ("Processes killed at random moments", "the resumed run ends as the unbroken one"),
+    "jobs": ("MPI jobs ended by force", "nothing stays in memory, folders or processes"),
+    "interrupts": ("Ctrl-C at every moment", "the model is the one before or after a step"),
+    "fuzz": ("Inputs that are wrong at random", "each is read right or refused by name"),
+}
+_ROW = {"check": str, "what": str, "tried": int, "held": int}
 
 
-def entries(profile: str = "paper") -> list[Entry]:
-    """Return where the counts of the checks are kept; there is one profile."""
-    return [Entry(STUDY, name, "paper", lambda result: _SCHEMA) for name in CHECKS]
+def _entry(name: str) -> store.Entry:
+    return store.Entry(STUDY, name, "paper", lambda result: _ROW)
+
+
+def keep(check: str, what: str, tried: int, held: int) -> None:
+    """Record how often something was tried, and how often the promise held."""
+    entry = _entry(what.replace(" ", "-"))
+    entry.path.unlink(missing_ok=True)
+    entry.obtain(lambda: {"check": check, "what": what, "tried": tried, "held": held})
 
 
 def table() -> Table:
-    """Return a row for each thing tried: how often, and how often what is promised held."""
-    rows, sources = [], []
-    for entry in entries():
-        if (result := entry.recorded()) is None:
-            continue
-        check, promise = CHECKS[entry.name]
-        rows += [{"check": check, "promise": promise, **row} for row in result["rows"]]
-        sources.append(f"{check}: {origin(result['provenance'])}.")
-    failed = sum(row["tried"] - row["held"] for row in rows)
+    """Return a row for each thing that was tried."""
+    paths = sorted((store.root() / "paper" / STUDY).glob("*.json"))
+    results = [result for path in paths if (result := _entry(path.stem).recorded())]
+    results.sort(key=lambda result: list(CHECKS).index(result["check"]))
+    rows = [dict(zip(("done", "promise"), CHECKS[r["check"]], strict=True), **r) for r in results]
     columns = [
-        Column("what was done", "check", number=False, once=True),
+        Column("what was done", "done", number=False, once=True),
         Column("to", "what", number=False),
         Column("what is promised", "promise", number=False, once=True),
         Column("times", "tried", "{:,}"),
         Column("it held", "held", "{:,}"),
     ]
-    caption = (
-        f"**Attempts to break it.** {sum(row['tried'] for row in rows):,} attempts; the promise "
-        f"failed in {failed:,}."
+    tried, held = (sum(row[name] for row in rows) for name in ("tried", "held"))
+    caption = f"**Attempts to break it.** Of {tried:,}, the promise held in {held:,}."
+    sources = {store.origin(result["provenance"]) for result in results}
+    return Table.of(
+        STUDY, rows, columns, caption, f"Recorded (profile paper): {'; '.join(sources)}."
     )
-    return Table.of(STUDY, rows, columns, caption, " ".join(sources))

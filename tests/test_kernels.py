@@ -238,11 +238,11 @@ def test_no_form_of_the_data_compiles_a_kernel_anew():
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"labels": np.full(32, 7)}, "rows: expected samples below 32 with labels below 7"),
-        ({"labels": np.full(32, -1)}, "rows: expected samples below 32 with labels below 7"),
+        ({"targets": np.full(32, 7)}, "rows: expected samples below 32 with labels below 7"),
+        ({"targets": np.full(32, -1)}, "rows: expected samples below 32 with labels below 7"),
         ({"rows": np.array([0, 32])}, "rows: expected samples below 32 .*, got row 32"),
         ({"rows": np.array([-1])}, "rows: expected samples below 32 .*, got row -1"),
-        ({"labels": np.zeros(31, int)}, r"inputs: expected shape \(31, 37\), got \(32, 37\)"),
+        ({"targets": np.zeros(31, int)}, r"inputs: expected shape \(31, 37\), got \(32, 37\)"),
         ({"inputs": np.zeros((32, 36))}, r"inputs: expected shape \(32, 37\), got \(32, 36\)"),
         ({"inputs": np.zeros(32)}, r"expected an array of 2 dimensions, got shape \(32,\)"),
         ({"batch_size": 33}, "batch_size: expected 1 to 32, got 33"),
@@ -254,7 +254,7 @@ def test_no_form_of_the_data_compiles_a_kernel_anew():
 def test_the_engine_checks_what_the_kernels_trust(changes, complaint):
     model = network()
     X, y = batch(model, 32)
-    given = {"inputs": X, "labels": y, "rows": np.arange(32), "batch_size": 32} | changes
+    given = {"inputs": X, "targets": y, "rows": np.arange(32), "batch_size": 32} | changes
     out = given.pop("out", np.zeros_like(model.params))
     model.start_momentum()
     with model.new_engine(32) as runner, pytest.raises(ValueError, match=complaint):

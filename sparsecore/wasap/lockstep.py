@@ -8,6 +8,7 @@ of the new parameters to all. The result depends neither on timing nor on how MP
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,10 @@ class Lockstep:
     def take_step(self, step: int, gradient: np.ndarray | None) -> None:
         """Take step number `step` of phase 1 together; None: this worker's batch has no samples."""
         params, velocity = self._model.params, self._model.start_momentum()
-        self._exchange(np.zeros(len(params), np.float32) if gradient is None else gradient)
+        sent = np.zeros(len(params), np.float32) if gradient is None else gradient
+        counts = np.full(self._ranks.size, len(self._mean))
+        into = [self._received, counts, counts * np.arange(self._ranks.size), MPI.FLOAT]
+        self._transfer(self._ranks.comm.Ialltoallv, self._shared(sent), into)
         # In the order of the ranks, so that the sum is the same whoever was first.
         samples = self.samples(step)
         shares = (samples / samples.sum()).astype(np.float32)
@@ -79,36 +83,18 @@ class Lockstep:
         )  # fmt: skip
         self._gather(params)
 
-    def _exchange(self, gradient: np.ndarray) -> None:
-        size = self._received.shape[1]
-        places = np.arange(self._ranks.size) * size
-        self._ranks.transfer(
-            lambda: self._ranks.comm.Ialltoallv(
-                [gradient, self._counts, self._starts, MPI.FLOAT],
-                [self._received, np.full(self._ranks.size, size), places, MPI.FLOAT],
-            )
-        )
-        self._count_bytes()
-
     def _gather(self, vector: np.ndarray) -> None:
         """Fill in the other workers' shares of a vector."""
-        self._ranks.transfer(
-            lambda: self._ranks.comm.Iallgatherv(
-                MPI.IN_PLACE, [vector, self._counts, self._starts, MPI.FLOAT]
-            )
-        )
-        self._count_bytes()
+        self._transfer(self._ranks.comm.Iallgatherv, MPI.IN_PLACE, self._shared(vector))
 
-    def _count_bytes(self) -> None:
+    def _shared(self, vector: np.ndarray) -> list[Any]:
+        """Say to MPI how a vector is divided."""
+        return [vector, self._counts, self._starts, MPI.FLOAT]
+
+    def _transfer(self, call: Any, *buffers: Any) -> None:
+        self._ranks.transfer(lambda: call(*buffers))
         n, mine = len(self._model.params), len(self._mean)
         self._window.moved += 4 * (n - mine + mine * (self._ranks.size - 1))
-
-    def sums(self, values: Sequence[float]) -> np.ndarray:
-        """Return the sums of numbers over all workers, in the order of the ranks, float64."""
-        sent = np.array(values, np.float64)
-        received = np.empty((self._ranks.size, len(sent)))
-        self._ranks.wait(self._ranks.comm.Iallgather(sent, received))
-        return received.sum(axis=0)
 
     def change_topology(self, seed: int, epoch: int) -> dict[str, int]:
         """Prune and evolve the model after an epoch, on rank 0, and send the outcome to all."""
@@ -122,7 +108,7 @@ class Lockstep:
             if self._ranks.rank:
                 model.adopt(new.structures(), new.params, new.velocity)
             net, velocity = model.network, model.start_momentum()
-            for array in (net.indptr, net.indices, model.params, velocity):
-                self._window.moved += array.nbytes
+            sent = (net.indptr, net.indices, model.params, velocity)
+            self._window.moved += sum(array.nbytes for array in sent)
             self._share_out()
         return changed

@@ -42,24 +42,48 @@ def finalize(look: Callable[[], str | None]) -> None:
         _library.MPI_Finalize()
 
 
-def window(comm: Any, nbytes: int, shared: bool, private: bool = False) -> tuple[Any, np.ndarray]:
-    """Open a window of zeros on rank 0; return it, and its memory or this rank's copy of it.
+class Memory:
+    """A `window` of zeros on rank 0, and its `bytes`: shared, or this rank's copy. Collective.
 
     On one node MPI takes shared memory for a window, unless it is to be `private`.
     """
-    size = nbytes if comm.rank == 0 else 0
-    if shared:
-        opened = MPI.Win.Allocate_shared(size, 1, comm=comm)
-        memory = np.asarray(opened.Shared_query(0)[0])[:nbytes].view(np.uint8)
-    elif private:
-        own, memory = aligned(size, np.uint8), aligned(nbytes, np.uint8)
-        opened = MPI.Win.Create(own, 1, comm=comm)
-    else:
-        opened, memory = MPI.Win.Allocate(size, 1, comm=comm), aligned(nbytes, np.uint8)
-    if comm.rank == 0:
-        np.asarray(opened.tomemory()).view(np.uint8)[:] = 0
-    opened.Lock_all(MPI.MODE_NOCHECK)
-    return opened, memory
+
+    def __init__(self, comm: Any, nbytes: int, shared: bool, private: bool = False) -> None:
+        self.shared, size = shared, nbytes if comm.rank == 0 else 0
+        if shared:
+            self.window = MPI.Win.Allocate_shared(size, 1, comm=comm)
+            self.bytes = np.asarray(self.window.Shared_query(0)[0])[:nbytes].view(np.uint8)
+        else:
+            self.bytes = aligned(nbytes, np.uint8)
+            if private:
+                self.window = MPI.Win.Create(aligned(size, np.uint8), 1, comm=comm)
+            else:
+                self.window = MPI.Win.Allocate(size, 1, comm=comm)
+        if comm.rank == 0:
+            np.asarray(self.window.tomemory()).view(np.uint8)[:] = 0
+        self.window.Lock_all(MPI.MODE_NOCHECK)
+
+    def get(self, part: np.ndarray) -> None:
+        """Fetch a part of the copy from rank 0."""
+        self._move(self.window.Get, part)
+
+    def put(self, part: np.ndarray) -> None:
+        """Put a part of the copy into rank 0's window."""
+        self._move(self.window.Put, part)
+
+    def _move(self, call: Any, part: np.ndarray) -> None:
+        if part.nbytes and not self.shared:
+            call([part, MPI.BYTE], 0, self.where(part))
+            self.window.Flush(0)
+
+    def where(self, part: np.ndarray) -> tuple[int, int, Any]:
+        """Say to MPI where a part of the copy lies in the window."""
+        return part.ctypes.data - self.bytes.ctypes.data, part.nbytes, MPI.BYTE
+
+    def free(self) -> None:
+        """Free the window. Collective."""
+        self.window.Unlock_all()
+        self.window.Free()
 
 
 @contextmanager

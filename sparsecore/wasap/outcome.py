@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from sparsecore.experiment import result_of
 from sparsecore.mlp import SparseMLP
 from sparsecore.wasap import record as records
-from sparsecore.wasap.server import FIELDS, ParameterServer, epoch_records
+from sparsecore.wasap.server import FIELDS, ParameterServer
 
 
 def result(
@@ -30,8 +31,12 @@ def result(
     place, about = server.place, run["config"]
     workers, phase1_epochs = about["workers"], about["phase1_epochs"]
     rows = server.rows(phase1_epochs)
-    epochs = epoch_records(rows, workers, server.updates_per_epoch)
-    epochs += _phase2_records([entry.pop("epochs") for entry in own], workers)
+    epochs = [
+        _phase1_record(number, row, workers, server.updates_per_epoch)
+        for number, row in enumerate(rows.tolist(), 1)
+    ]
+    copies = zip(*(entry.pop("epochs") for entry in own), strict=True)
+    epochs += [_phase2_record(epoch, workers) for epoch in copies]
     aside = float(place.fetch("aside").sum())
     phase1 = min(entry["seconds"]["phase1"] for entry in own)
     seconds = {
@@ -42,9 +47,12 @@ def result(
         "phase1": phase1,
         "phase2": elapsed - phase1,
     }
-    samples = float(rows.reshape(-1, len(FIELDS))[:, 0].sum())
-    samples += about["n_train"] * (about["epochs"] - phase1_epochs)
-    record = server.record() if about["algorithm"] == "wasap" else None
+    samples = float(rows[:, 0].sum()) + about["n_train"] * (about["epochs"] - phase1_epochs)
+    record: dict[str, Any] | None = None
+    histogram: list[int] = []  # how many updates had staleness 0, 1, 2, ...
+    if about["algorithm"] == "wasap":
+        record = records.to_json(server.record())
+        histogram = np.bincount(server.record().staleness).tolist()
     updates = server.updates_per_epoch * phase1_epochs
     moved = sum(entry["bytes_moved"] for entry in own)
     return result_of(
@@ -62,38 +70,49 @@ def result(
             "window": place.kind,
             "updates": updates,
             "updates_per_second": updates / phase1,
-            "record": None if record is None else records.to_json(record),
-            "staleness_histogram": [] if record is None else records.staleness_histogram(record),
+            "record": record,
+            "staleness_histogram": histogram,
             "bytes_moved": moved,
             "bytes_per_update": moved / max(1, sum(entry["updates"] for entry in own)),
-            "failed_workers": [
-                {"rank": rank, "cause": why} for rank, why in sorted(failed.items())
-            ],
+            "failed_workers": [{"rank": r, "cause": why} for r, why in sorted(failed.items())],
             "ranks": own,
         },
     )
 
 
-def _phase2_records(own: list[list[dict[str, Any]]], workers: int) -> list[dict[str, Any]]:
-    """Return the epochs of phase 2: means over the workers' copies, and each copy's accuracy."""
-    result = []
-    for epoch in zip(*own, strict=True):
-        mean = {
-            name: float(np.mean([copy[name] for copy in epoch]))
-            for name in ("loss", "train_accuracy", "test_loss", "test_accuracy")
-        }
-        elapsed = max(copy["elapsed"] for copy in epoch)
-        aside = sum(copy["aside"] for copy in epoch)
-        result.append(
-            {
-                "epoch": epoch[0]["epoch"],
-                "phase": 2,
-                "nnz": epoch[0]["nnz"],
-                **mean,
-                "worker_test_accuracy": [copy["test_accuracy"] for copy in epoch],
-                "pruned": 0,
-                "replaced": sum(copy["replaced"] for copy in epoch),
-                "seconds": {"elapsed": elapsed, "train": elapsed - aside / workers},
-            }
-        )
-    return result
+def _phase1_record(
+    number: int, row: list[float], workers: int, updates_per_epoch: int
+) -> dict[str, Any]:
+    """Return an epoch of phase 1 under the names of the sequential trainer's records."""
+    value = dict(zip(FIELDS, row, strict=True))
+    tested = math.isfinite(value["test_loss"])
+    return {
+        "epoch": number,
+        "phase": 1,
+        **{name: int(value[name]) for name in ("nnz", "pruned", "replaced")},
+        "loss": value["loss"] / value["samples"],
+        "train_accuracy": value["correct"] / value["samples"],
+        **{name: value[name] if tested else None for name in ("test_loss", "test_accuracy")},
+        **{name: value[name] / updates_per_epoch for name in ("staleness", "accepted")},
+        "seconds": _seconds(value["elapsed"], value["aside"], workers),
+    }
+
+
+def _phase2_record(copies: tuple[dict[str, Any], ...], workers: int) -> dict[str, Any]:
+    """Return an epoch of phase 2: means over the workers' copies, and each copy's accuracy."""
+    means = ("loss", "train_accuracy", "test_loss", "test_accuracy")
+    elapsed = max(copy["elapsed"] for copy in copies)
+    return {
+        "epoch": copies[0]["epoch"],
+        "phase": 2,
+        "nnz": copies[0]["nnz"],
+        **{name: float(np.mean([copy[name] for copy in copies])) for name in means},
+        "worker_test_accuracy": [copy["test_accuracy"] for copy in copies],
+        "pruned": 0,
+        "replaced": sum(copy["replaced"] for copy in copies),
+        "seconds": _seconds(elapsed, sum(copy["aside"] for copy in copies), workers),
+    }
+
+
+def _seconds(elapsed: float, aside: float, workers: int) -> dict[str, float]:
+    return {"elapsed": elapsed, "train": elapsed - aside / workers}

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsecore import checkpoint, experiment, topology, train
-from sparsecore.compiled.engine import aligned
+from sparsecore import checkpoint, experiment, train
 from sparsecore.compiled.kernels import momentum_step
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
@@ -27,16 +26,15 @@ from sparsecore.files import check_writable
 from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import check_alike, code, peak_rss_mb
 from sparsecore.train import Trainer
-from sparsecore.wasap import interrupts, outcome
+from sparsecore.wasap import outcome
 from sparsecore.wasap import record as records
-from sparsecore.wasap.average import average
 from sparsecore.wasap.lockstep import Lockstep
 from sparsecore.wasap.place import TESTED, Layout, ParallelError
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.progress import Progress, Resources
 from sparsecore.wasap.ranks import Ranks
-from sparsecore.wasap.server import FIELDS, ParameterServer, Record, Update
-from sparsecore.wasap.watch import PATIENCE
+from sparsecore.wasap.server import FIELDS, ParameterServer, Record, Update, average, retained
+from sparsecore.wasap.watch import PATIENCE, interrupts_held_back
 from sparsecore.wasap.window import Window
 from sparsecore.wasap.worker import Worker, shard_rows
 
@@ -96,7 +94,7 @@ def run(
     ValueError, FloatingPointError
         As the sequential run does; the other ranks then raise ParallelError.
     """
-    with interrupts.held_back():
+    with interrupts_held_back():
         ranks = Ranks(comm, shared=shared, patience=patience)
         try:
             return run_on(
@@ -158,8 +156,8 @@ class _Run:
         check_alike(self.ranks.gathered({**self.about, **code(), **files}))
         start = self.ranks.together(self._start)
         nnz, before = self.ranks.gathered(start and (start[0].nnz, start[1]))[0]
-        self.about |= {"nnz_start": before["nnz_start"], "restarts": before["restarts"]}
         self.restarts, self.epochs_before = before["restarts"], before["epochs"]
+        self.about |= {"nnz_start": before["nnz_start"], "restarts": self.restarts}
         self.ranks.together(self._load)
         asynchronous = self.plan.algorithm == "wasap"
         batches = [-(-n // self.config.batch_size) for n in self._shard_sizes]
@@ -189,18 +187,15 @@ class _Run:
             return None
         found = experiment.resumed(self.path, self.resume, self.about)
         if found is None:
-            n_features, n_classes = self.sizes[0], self.sizes[-1]
-            model = train.new_model(self.config, n_features, n_classes, self.seed)
+            model = train.new_model(self.config, self.sizes[0], self.sizes[-1], self.seed)
             fresh = {"nnz_start": model.nnz, "restarts": [], "epochs": 0, "elapsed": 0.0}
-            return model, fresh, None, np.zeros(0)
+            return model, fresh, None, np.zeros((0, len(FIELDS)))
         model, state = found
         record = None if state["record"] is None else records.from_json(state["record"])
-        rows = records.decode(state["rows"])
-        epochs = len(rows) // len(FIELDS)
-        done = epochs if record is None else len(record.worker)
-        state |= {"restarts": [*state["restarts"], done], "epochs": epochs}
-        before = {name: state[name] for name in ("nnz_start", "restarts", "epochs", "elapsed")}
-        return model, before, record, rows
+        rows = records.decode(state["rows"]).reshape(-1, len(FIELDS))
+        done = len(rows) if record is None else len(record.worker)
+        state |= {"restarts": [*state["restarts"], done], "epochs": len(rows)}
+        return model, state, record, rows
 
     def _load(self) -> None:
         data = self.data
@@ -245,13 +240,9 @@ class _Run:
             self.ranks.longest_step = time.monotonic() - begun
         except FloatingPointError:
             pass  # it will be met again where it is reported
-        zero, flat = np.float32(0), aligned(4 * len(worker.model.params), np.float32)
-        momentum_step(*flat.reshape(4, -1), zero, zero, zero)
+        momentum_step(*np.zeros((4, 1), np.float32), *np.zeros(3, np.float32))
         tiny = SparseMLP.erdos_renyi((4, 4, 2), density=0.5, random_state=0)
-        view = tiny[0]
-        topology.retain_valid(
-            view.indptr, view.indices, view.data, view.indptr, view.indices, view.data.copy()
-        )
+        retained(tiny, tiny.params, tiny.structures())
         average([tiny, tiny])
         with Trainer(tiny, self.config.with_values(hidden=(4,))):
             pass
@@ -265,7 +256,7 @@ class _Run:
         """Take this rank through both phases."""
         model: SparseMLP | None
         show = None if self.rank else self.on_progress
-        self._progress = Progress(show, self.server, self.plan, len(self.shard))
+        self._progress = Progress(show, self.server, self.about["config"])
         if self.rank == 0 and not self.phase1_epochs and not self.restarts:
             self._save(0, None)  # what phase 2 starts from; else phase 1 saves that
         try:
@@ -284,14 +275,13 @@ class _Run:
             self.ranks.leave(error)
             model = None
             self.phase1_seconds = self.server.elapsed()
-        if self.rank:
-            pending = None
-            if model is not None:
-                model.velocity = None  # nobody needs it any more
-                pending = self.window.send_result((model, self._own(resources)))
-            self.window.wait_for_finish(pending)
-            return None, None
-        return self._finish(model, resources)
+        own = None if model is None else (model, self._own(resources))
+        if self.rank == 0:
+            return self._finish(own)
+        if model is not None:
+            model.velocity = None  # nobody needs it any more
+        self.window.wait_for_finish(own and self.window.send_result(own))
+        return None, None
 
     def _phase1(self) -> None:
         """Push gradients until the epochs of phase 1 are done."""
@@ -306,13 +296,21 @@ class _Run:
             worker.pushed(gradient, update)
             if update.epoch:
                 self._end_epoch(update)
-            self._progress.phase1(update.version.updates)
-        worker.changed(self.server.pull(worker.model)[1])
+            done = update.version.updates
+            self._progress(1, done / self.updates_per_epoch, done)
+        worker.pull(self.server)
 
     def _end_epoch(self, update: Update) -> None:
         """Test and save what the server's model was at the end of an epoch."""
+        before = update.epoch - 1  # whoever ended it tests and saves its model first, or is lost
         with self._aside("evaluate"):
-            self._await_tests(update.epoch - 1)
+            while self.window.fetch("control")[TESTED] < before:
+                last = before * self.updates_per_epoch - 1
+                if self.ranks.lost(int(self.window.fetch("worker", last, last + 1)[0])):
+                    break
+                time.sleep(1e-3)
+                self.ranks.check()
+            self.ranks.check()
         assert update.model is not None
         try:
             self.server.tested(update.epoch, **self._test(update.model))
@@ -324,17 +322,6 @@ class _Run:
             self.ranks.stop(error)
             raise
         self.window.advance(TESTED, update.epoch)
-
-    def _await_tests(self, epoch: int) -> None:
-        """Wait until whoever ended an epoch has tested and saved its model, or is lost."""
-        if epoch == 0:
-            return
-        last = epoch * self.updates_per_epoch - 1
-        busy = int(self.window.fetch("worker", last, last + 1)[0])
-        while self.window.fetch("control")[TESTED] < epoch and not self.ranks.lost(busy):
-            time.sleep(1e-3)
-            self.ranks.check()
-        self.ranks.check()
 
     def _phase1_in_lockstep(self) -> None:
         """Take the steps of phase 1 together."""
@@ -355,21 +342,17 @@ class _Run:
                 worker.seconds["update"] += time.perf_counter() - begun
                 if gradient is not None:
                     worker.count(gradient)
-                self._progress.phase1(step + 1)
+                self._progress(1, (step + 1) / lockstep.steps, step + 1)
             test, n = self._test(model, part), len(self.y_test[part])
-            sums = lockstep.sums(
-                [*trained, test["loss"] * n, test["accuracy"] * n, self._aside_so_far()]
-            )
-            nnz = model.nnz
+            own = [*trained, test["loss"] * n, test["accuracy"] * n, sum(self.seconds.values())]
+            sums, nnz = np.sum(self.ranks.gathered(own), axis=0), model.nnz
             changed = lockstep.change_topology(self.seed, epoch)
-            if any(changed.values()):
-                worker.changed(worker.version)
             if self.rank == 0:
-                row = np.array(
-                    [*sums[:3], 0, lockstep.steps, nnz, changed["pruned"], changed["replaced"],
-                     self.server.elapsed(), sums[5], *(sums[3:5] / len(self.y_test))]
-                )  # fmt: skip
-                self.window.write("epochs", row, (epoch - 1) * len(FIELDS))
+                row = [
+                    *sums[:3], 0, lockstep.steps, nnz, changed["pruned"], changed["replaced"],
+                    self.server.elapsed(), sums[5], *(sums[3:5] / len(self.y_test)),
+                ]  # fmt: skip
+                self.window.write("epochs", [row], epoch - 1)
                 self.window.write("control", epoch, TESTED)
                 self._save(epoch, None)
 
@@ -395,13 +378,15 @@ class _Run:
             self.ranks.step()
             self.ranks.check()
             done += samples
-            self._progress.phase2(done, self.own_epochs)
+            epoch, updates = self.phase1_epochs + done / len(shard), self.updates_per_epoch
+            tests = [record["test_accuracy"] for record in self.own_epochs]
+            self._progress(2, epoch, updates * self.phase1_epochs, tests)
 
         with worker.trainer(self.phase1_epochs) as trainer:
             trainer.restore(state and state["progress"])
             for record in trainer.epochs(shard, shard.labels, test, on_progress):
                 worker.samples += len(shard)
-                record |= {"elapsed": self.server.elapsed(), "aside": self._aside_so_far()}
+                record |= {"elapsed": self.server.elapsed(), "aside": sum(self.seconds.values())}
                 self.own_epochs.append(record)
                 if self.own_path is not None:
                     state = {
@@ -430,10 +415,7 @@ class _Run:
         before = time.perf_counter()
         yield
         self.seconds[what] += time.perf_counter() - before
-        self.window.write("aside", self._aside_so_far(), self.rank)
-
-    def _aside_so_far(self) -> float:
-        return self.seconds["evaluate"] + self.seconds["checkpoint"]
+        self.window.write("aside", sum(self.seconds.values()), self.rank)
 
     def _save(self, epoch: int, record: Record | None) -> None:
         if self.path is None:
@@ -444,7 +426,7 @@ class _Run:
                 **self.about,
                 "epoch": epoch,
                 "record": None if record is None else records.to_json(record),
-                "rows": records.encode(self.server.rows(epoch)),
+                "rows": records.encode(self.server.rows(epoch).ravel()),
                 "elapsed": self.server.elapsed() - aside,
             }
             checkpoint.save(self.worker.model, self.path, run_state)
@@ -466,24 +448,24 @@ class _Run:
             "epochs": self.own_epochs,
         }  # fmt: skip
 
-    def _finish(self, model: SparseMLP | None, resources: Resources) -> Outcome:
+    def _finish(self, own: tuple[SparseMLP, dict[str, Any]] | None) -> Outcome:
         """Receive the others' models, average, test, and make the result."""
         arrived, failed = self.window.receive_results()
-        if model is None:
+        if own is None:
             failed[0] = self.ranks.message(0)
-        if model is not None:
-            arrived[0] = model, self._own(resources)
-        models, own = [[arrived[rank][i] for rank in sorted(arrived)] for i in (0, 1)]
-        if not models:
+        else:
+            arrived[0] = own
+        if not arrived:
             causes = [f"rank {rank}: {why}" for rank, why in sorted(failed.items())]
             raise ParallelError(f"no worker got to the end: {'; '.join(causes)}")
+        models, ranks = map(list, zip(*(arrived[rank] for rank in sorted(arrived)), strict=True))
         # Without a phase 2 all copies are the server's.
         averages = self.phase1_epochs < self.config.epochs
         merged, union_nnz = average(models) if averages else (models[0], models[0].nnz)
         elapsed = self.server.elapsed()
         test = self._test(merged)
         result = outcome.result(
-            merged, self.server, self.about, own, failed, test, elapsed, self.threads
+            merged, self.server, self.about, ranks, failed, test, elapsed, self.threads
         )
         result["parallel"] |= {"union_nnz": union_nnz, "restarts": self.restarts}
         self.window.finish()

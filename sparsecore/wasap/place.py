@@ -6,9 +6,10 @@ replay works in; `window` has the same in an MPI window. `server` decides what i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,15 +24,6 @@ TICKET, VERSION, NNZ = 0, 1, 2
 
 class ParallelError(RuntimeError):
     """A parallel run that cannot go on; the message names the rank and the cause."""
-
-
-@dataclass(frozen=True)
-class Region:
-    """Where an array lies in a place."""
-
-    offset: int
-    dtype: np.dtype
-    size: int
 
 
 class Layout:
@@ -53,33 +45,31 @@ class Layout:
     ) -> None:
         self.sizes = tuple(sizes)  # neurons per layer
         n_params = nnz + sum(sizes[1:])
-        arrays: list[tuple[str, type, int]] = [
-            ("control", np.int64, 8),
-            ("state", np.int64, 8),
-            ("aside", np.float64, workers),  # seconds spent on tests and checkpoints
-            ("weight_start", np.int64, len(sizes)),
-            ("indptr", np.int64, sum(sizes[1:]) + len(sizes) - 1),
-            ("indices", np.int32, nnz),
-            ("params", np.float32, n_params),
-            ("velocity", np.float32, n_params),
-            ("worker", np.int16, updates),
-            ("staleness", np.int32, updates),
-            ("accepted", np.float32, updates),
-            ("epochs", np.float64, epochs * epoch_fields),
-        ]
-        self.regions: dict[str, Region] = {}
-        offset = 0
-        for name, kind, size in arrays:
-            dtype = np.dtype(kind)
-            self.regions[name] = Region(offset, dtype, size)
-            offset += -(-size * dtype.itemsize // 64) * 64
-        self.nbytes = offset
+        arrays: dict[str, tuple[type, tuple[int, ...]]] = {
+            "control": (np.int64, (8,)),  # first, where `Window` looks for its words
+            "state": (np.int64, (8,)),
+            "aside": (np.float64, (workers,)),  # seconds spent on tests and checkpoints
+            "weight_start": (np.int64, (len(sizes),)),
+            "indptr": (np.int64, (sum(sizes[1:]) + len(sizes) - 1,)),
+            "indices": (np.int32, (nnz,)),
+            "params": (np.float32, (n_params,)),
+            "velocity": (np.float32, (n_params,)),
+            "worker": (np.int16, (updates,)),
+            "staleness": (np.int32, (updates,)),
+            "accepted": (np.float32, (updates,)),
+            "epochs": (np.float64, (epochs, epoch_fields)),
+        }
+        self._regions, self.nbytes = {}, 0
+        for name, (dtype, shape) in arrays.items():
+            self._regions[name] = shape, dtype, self.nbytes
+            self.nbytes += -(-math.prod(shape) * np.dtype(dtype).itemsize // 64) * 64
 
-    def view(self, memory: np.ndarray, name: str) -> np.ndarray:
-        """Return a region as an array that shares `memory` (uint8)."""
-        region = self.regions[name]
-        stop = region.offset + region.size * region.dtype.itemsize
-        return memory[region.offset : stop].view(region.dtype)
+    def views(self, memory: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the arrays, which share `memory` (uint8)."""
+        return {
+            name: np.ndarray(shape, dtype, memory, offset)
+            for name, (shape, dtype, offset) in self._regions.items()
+        }
 
 
 class Place:
@@ -91,16 +81,10 @@ class Place:
     """
 
     kind = "local"
-    rank = 0
-    workers = 1
 
     def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.moved = 0
-        self._attach(engine.aligned(layout.nbytes, np.uint8))
-
-    def _attach(self, memory: np.ndarray) -> None:
-        self._views = {name: self.layout.view(memory, name) for name in self.layout.regions}
+        self.sizes, self.moved = layout.sizes, 0
+        self._views = layout.views(engine.aligned(layout.nbytes, np.uint8))
 
     def fetch(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return ``region[start:stop]`` as it is now."""
@@ -112,9 +96,9 @@ class Place:
         """Put back what was changed of ``region[start:stop]`` in the array that `fetch` gave."""
         self.moved += self._views[name][start:stop].nbytes
 
-    def write(self, name: str, values: np.ndarray | float, start: int = 0) -> None:
+    def write(self, name: str, values: Any, start: int = 0) -> None:
         """Set ``region[start:]`` to `values`, without fetching it."""
-        values = np.atleast_1d(np.asarray(values))
+        values = np.atleast_1d(values)
         self._views[name][start : start + len(values)] = values
         self.store(name, start, start + len(values))
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
 
 from sparsecore.wasap.place import TESTED
-from sparsecore.wasap.plan import Plan
-from sparsecore.wasap.server import FIELDS, ParameterServer
+from sparsecore.wasap.server import ParameterServer
 
 _SECONDS = 0.25  # between two reports
 _RECENT = 200  # updates over which staleness is averaged
@@ -19,66 +18,46 @@ _SAMPLES = 400  # when there are more, every other one is dropped and sampling s
 
 
 class Progress:
-    """Calls `show`, unless it is None, with a dictionary of where the run stands.
-
-    `n_samples` is the size of this worker's shard.
-    """
+    """Calls `show`, unless it is None, with a dictionary of where the run stands."""
 
     def __init__(
         self,
         show: Callable[[dict[str, Any]], None] | None,
         server: ParameterServer,
-        plan: Plan,
-        n_samples: int,
+        about: dict[str, Any],
     ) -> None:
-        self._show, self._server, self._plan, self._n_samples = show, server, plan, n_samples
-        self._phase1_epochs = plan.phase1_epochs(server.config.epochs)
+        self._show, self._server = show, server
+        self._about = {name: about[name] for name in ("algorithm", "workers", "epochs")}
         self._told = 0.0
         self._pace = server.elapsed(), server.ticket  # at the last report
 
-    def phase1(self, updates: int) -> None:
-        """Tell that so many updates are done."""
-        if not self._due():
-            return
-        place = self._server.place
-        tested, accuracy, staleness = int(place.fetch("control")[TESTED]), None, 0.0
-        if tested:
-            at = (tested - 1) * len(FIELDS) + FIELDS.index("test_accuracy")
-            accuracy = float(place.fetch("epochs", at, at + 1)[0])
-        if self._plan.algorithm == "wasap":
-            recent = place.fetch("staleness", max(0, updates - _RECENT), updates)
-            staleness = float(recent.mean())
-        now, (then, before) = self._server.elapsed(), self._pace
-        self._pace = now, updates
-        pace = (updates - before) / (now - then) if now > then else 0.0
-        epoch = updates / self._server.updates_per_epoch
-        self._tell(1, epoch, updates, accuracy, updates_per_second=pace, staleness=staleness)
+    def __call__(
+        self, phase: int, epoch: float, updates: int, accuracies: Sequence[float] = ()
+    ) -> None:
+        """Tell that so many are done, if it is time; the last of `accuracies` is the last test's.
 
-    def phase2(self, samples: int, own_epochs: list[dict[str, Any]]) -> None:
-        """Tell that so many samples are done; `own_epochs` are the records of the epochs."""
-        if not self._due():
-            return
-        accuracy = own_epochs[-1]["test_accuracy"] if own_epochs else None
-        updates = self._server.updates_per_epoch * self._phase1_epochs
-        self._tell(2, self._phase1_epochs + samples / self._n_samples, updates, accuracy)
-
-    def _due(self) -> bool:
+        In phase 1 the server has the tests.
+        """
         now = time.perf_counter()
         if self._show is None or now - self._told < _SECONDS:
-            return False
-        self._told = now
-        return True
-
-    def _tell(
-        self, phase: int, epoch: float, updates: int, accuracy: float | None, **pace: float
-    ) -> None:
-        assert self._show is not None
-        about = {
-            "algorithm": self._plan.algorithm, "workers": self._server.place.workers,
-            "epochs": self._server.config.epochs, "elapsed": self._server.elapsed(),
-        }  # fmt: skip
-        now = {"phase": phase, "epoch": epoch, "updates": updates, "test_accuracy": accuracy}
-        self._show({**about, **now, "updates_per_second": 0.0, "staleness": 0.0, **pace})
+            return
+        self._told, place = now, self._server.place
+        pace = staleness = 0.0
+        if phase == 1:
+            if tested := int(place.fetch("control")[TESTED]):
+                accuracies = place.fetch("epochs", tested - 1, tested)[:, -1].tolist()
+            recent = place.fetch("staleness", max(0, updates - _RECENT), updates)
+            staleness = float(recent.mean()) if len(recent) else 0.0
+            now, (then, before) = self._server.elapsed(), self._pace
+            self._pace = now, updates
+            pace = (updates - before) / (now - then) if now > then else 0.0
+        self._show(
+            {
+                **self._about, "elapsed": self._server.elapsed(), "phase": phase, "epoch": epoch,
+                "updates": updates, "test_accuracy": accuracies[-1] if accuracies else None,
+                "updates_per_second": pace, "staleness": staleness,
+            }
+        )  # fmt: skip
 
 
 class Resources:

@@ -19,17 +19,16 @@ import numpy as np
 
 from sparsecore.compiled.team import cpu_count
 from sparsecore.provenance import check_alike
-from sparsecore.wasap import interrupts
-from sparsecore.wasap.mpi import MPI, window
+from sparsecore.wasap import watch
+from sparsecore.wasap.mpi import MPI, Memory
 from sparsecore.wasap.place import ParallelError
-from sparsecore.wasap.watch import LOOK, PATIENCE, Watch, sibling_in_trouble, trouble, watched
 
 NAP = 2e-5  # seconds; with the kernel's timer slack about 70 microseconds
 _LONG_NAP = 1e-3
 # A rank that sleeps on a busy machine wakes up late, by another process's time slice; an update
 # takes half of this. Where ranks outnumber cores, none spins: the core would be the awaited rank's.
 _SPIN = 3e-4
-_GONE = 3 * LOOK  # silence after which the operating system is asked
+_GONE = 3 * watch.LOOK  # silence after which the operating system is asked
 _GRACE = 2.0  # seconds for all ranks to arrive after the run has failed
 _STEPS = 5  # a step may take so many times the longest before it
 
@@ -53,7 +52,7 @@ class Ranks:
     """
 
     def __init__(
-        self, comm: Any = None, *, shared: bool | None = None, patience: float = PATIENCE
+        self, comm: Any = None, *, shared: bool | None = None, patience: float = watch.PATIENCE
     ) -> None:
         comm = MPI.COMM_WORLD if comm is None else comm
         self.rank, self.size, self.patience = comm.rank, comm.size, patience
@@ -65,12 +64,12 @@ class Ranks:
         self._step_known: float | None = None  # by the watch
         self._arrivals = 0
         self._lost: dict[int, str] = {}
-        self._known, self._silence = [0] * self.size, [0.0] * self.size
         self._rows = np.zeros((self.size, 4), np.int64)
-        with watched("the ranks' meeting", self.in_trouble, patience):
+        self._known, self._silence = self._rows[:, _BEATS], np.zeros(self.size)
+        with watch.watched("the ranks' meeting", self.in_trouble, patience):
             self._meet(comm, shared)
         self._looked = time.monotonic()
-        self.watch = Watch(self._look, patience)
+        self.watch = watch.Watch(self._look, patience)
 
     def _meet(self, comm: Any, shared: bool | None) -> None:
         """Get to know the others, and open the window with the ranks' rows and messages."""
@@ -86,41 +85,33 @@ class Ranks:
         self.shared = size_on_node == self.size if shared is None else shared
         self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
         n_rows = _ROW_BYTES * self.size
-        nbytes = n_rows + _MESSAGE_BYTES * self.size
-        self._win, memory = window(self.comm, nbytes, self.shared)
+        self._memory = Memory(self.comm, n_rows + _MESSAGE_BYTES * self.size, self.shared)
         self._others = np.arange(self.size) != self.rank
-        self._copy = np.zeros_like(self._rows)
-        self._exchange: list[Any] = []
-        self._messages = memory[n_rows:].view(f"S{_MESSAGE_BYTES}")
+        self._copy, self._exchange = np.zeros_like(self._rows), list[Any]()
+        self._messages = self._memory.bytes[n_rows:].view(f"S{_MESSAGE_BYTES}")
         self.barrier()
-        self._rows = memory[:n_rows].view(np.int64).reshape(self.size, 4)
+        self._rows = self._memory.bytes[:n_rows].view(np.int64).reshape(self.size, 4)
 
     # --- the rows --------------------------------------------------------------------------------
 
     def _set(self, column: int, value: int) -> None:
         """Let the others know of a number in this rank's row."""
         self._rows[self.rank, column] = value
-        self._put(np.array([value]), _ROW_BYTES * self.rank + 8 * column)
-
-    def _put(self, values: np.ndarray, offset: int) -> None:
-        """Put values into rank 0's window, if this rank has but a copy of it."""
-        if not self.shared:
-            with self.watch.over("telling the others"):
-                self._win.Put([values, MPI.BYTE], 0, (offset, values.nbytes, MPI.BYTE))
-                self._win.Flush(0)
+        with self.watch.over("telling the others"):
+            self._memory.put(self._rows[self.rank, column : column + 1])
 
     def _column(self, column: int) -> list[int]:
-        return [int(value) for value in self._rows[:, column]]
+        return self._rows[:, column].tolist()
 
     def _swap(self) -> None:
         """Send this rank's count to rank 0 and fetch all rows, without waiting for it."""
         self._serve()
         if all(request.Test() for request in self._exchange):
             self._rows[self._others] = self._copy[self._others]
-            count, where = self._rows[self.rank, :1].copy(), (_ROW_BYTES * self.rank, 8, MPI.BYTE)
+            beats, window = self._rows[self.rank, :1], self._memory.window
             self._exchange = [
-                self._win.Rput([count, MPI.BYTE], 0, where),
-                self._win.Rget([self._copy, MPI.BYTE], 0, (0, self._copy.nbytes, MPI.BYTE)),
+                window.Rput([beats.copy(), MPI.BYTE], 0, self._memory.where(beats)),
+                window.Rget([self._copy, MPI.BYTE], 0, self._memory.where(self._rows)),
             ]
 
     def _serve(self) -> None:
@@ -133,9 +124,9 @@ class Ranks:
     def step(self) -> None:
         """Begin a step of the computation; it ends with the next one, or with `rest`.
 
-        An interrupt that was held back is raised here, see `interrupts`, or in `check`.
+        An interrupt that was held back is raised here, see `watch`, or in `check`.
         """
-        interrupts.let_through()
+        watch.let_interrupt_through()
         self.rest()
         self._step_began = time.monotonic()
 
@@ -149,8 +140,12 @@ class Ranks:
         """Return why a rank will not be heard of again, or None."""
         return self._lost.get(rank)
 
+    def absent(self, rank: int) -> str | None:
+        """Return why a rank will have no result, or None."""
+        return self.message(rank) if self._rows[rank, _STATE] == _LEFT else self.lost(rank)
+
     def _first_lost(self) -> str | None:
-        return next((f"rank {rank} {why}" for rank, why in list(self._lost.items())), None)
+        return next((f"rank {rank} {why}" for rank, why in self._lost.items()), None)
 
     def _look(self) -> str | None:
         """Give a sign of life and look for the others'; return who is in trouble (the watch)."""
@@ -164,37 +159,36 @@ class Ranks:
             self._swap()
         # A rank that was suspended itself has not listened all the time.
         passed, self._looked = min(now - self._looked, _GONE), now
-        for rank, beats in enumerate(self._column(_BEATS)):
-            self._listen(rank, beats, passed)
+        beats = self._rows[:, _BEATS].copy()
+        silent = (beats == self._known) & self._others
+        self._known, self._silence = beats, np.where(silent, self._silence + passed, 0.0)
+        self._lost = {r: why for r in range(self.size) if (why := self._why_lost(r))}
         if self.rank and 0 in self._lost and self._silence[0] > self.patience + _GRACE:
             self.watch.end_process(self._without_rank_0())  # the main thread is busy
         alone = self._column(_ALONE)
         return f"rank {alone.index(1)} waits no more" if 1 in alone else self._first_lost()
 
-    def _listen(self, rank: int, beats: int, passed: float) -> None:
-        """Judge another rank by its count, `passed` seconds after the last look."""
-        silence = self._silence[rank] + passed
-        if rank == self.rank or beats != self._known[rank]:
-            self._known[rank], silence = beats, 0.0
-            self._lost.pop(rank, None)
-        elif silence > _GONE:
-            what, (host, pid) = self._trouble(rank), self.facts[rank]
-            where = f"process {pid} on {host}"
-            if what == "gone":
-                self._lost[rank] = f"is gone ({where})"
-            elif silence > self.patience:
-                where += " is stopped" if what else ""
-                self._lost[rank] = f"gave no sign of life for {silence:.1f} s ({where})"
-        self._silence[rank] = silence
+    def _why_lost(self, rank: int) -> str | None:
+        """Judge a rank by how long it has been silent."""
+        silence, (host, pid) = self._silence[rank], self.facts[rank]
+        if silence <= _GONE:
+            return None
+        what, where = self._trouble(rank), f"process {pid} on {host}"
+        if what == "gone":
+            return f"is gone ({where})"
+        if silence <= self.patience:
+            return None
+        where += " is stopped" if what else ""
+        return f"gave no sign of life for {silence:.1f} s ({where})"
 
     def _trouble(self, rank: int) -> str | None:
         host, pid = self.facts[rank]
-        return trouble(pid) if host == self.host else None
+        return watch.trouble(pid) if host == self.host else None
 
     def in_trouble(self) -> str | None:
         """Return which rank on this machine is gone or stopped, or None."""
         if not self.facts:
-            return sibling_in_trouble()
+            return watch.sibling_in_trouble()
         for rank, (host, pid) in enumerate(self.facts):
             if what := self._trouble(rank):
                 return f"rank {rank} is {what} (process {pid} on {host})"
@@ -204,7 +198,7 @@ class Ranks:
 
     def check(self) -> None:
         """Raise `ParallelError` if a rank has ended the run, or rank 0 is lost."""
-        interrupts.let_through()
+        watch.let_interrupt_through()
         states = self._column(_STATE)
         if _FAILED in states:
             raise ParallelError(self.message(states.index(_FAILED)))
@@ -224,24 +218,18 @@ class Ranks:
         """Leave the run to the others, because of this rank's `error`."""
         self._say(f"{type(error).__name__}: {error}", _LEFT)
 
-    def left(self, rank: int) -> bool:
-        """Tell whether a rank has said that it leaves the run."""
-        return self._column(_STATE)[rank] == _LEFT
-
     def _say(self, text: str, state: int) -> None:
         self.rest()
         own = self._messages[self.rank : self.rank + 1]
         own[0] = text.encode()  # cut off where it is too long
-        self._put(own, _ROW_BYTES * self.size + _MESSAGE_BYTES * self.rank)
+        with self.watch.over("telling the others"):
+            self._memory.put(own)
         self._set(_STATE, state)
 
     def message(self, rank: int) -> str:
         """Return why a rank left or ended the run."""
-        if not self.shared:
-            where = (_ROW_BYTES * self.size + _MESSAGE_BYTES * rank, _MESSAGE_BYTES, MPI.BYTE)
-            with self.watch.over("asking for the cause"):
-                self._win.Get([self._messages[rank : rank + 1], MPI.BYTE], 0, where)
-                self._win.Flush(0)
+        with self.watch.over("asking for the cause"):
+            self._memory.get(self._messages[rank : rank + 1])
         return self._messages[rank].decode(errors="replace")
 
     # --- waiting ---------------------------------------------------------------------------------
@@ -268,7 +256,7 @@ class Ranks:
                 os.sched_yield()
             elif now - start > self.spin:
                 time.sleep(NAP if now - start < 100 * NAP + self.spin else _LONG_NAP)
-            if now - looked > LOOK:
+            if now - looked > watch.LOOK:
                 looked = now
                 try:
                     self.check()
@@ -348,9 +336,8 @@ class Ranks:
         together = self.arrive()
         self.watch.end()
         if together:
-            with watched("freeing the memory", self.in_trouble, self.patience):
+            with watch.watched("freeing the memory", self.in_trouble, self.patience):
                 MPI.Request.Waitall(self._exchange)
-                self._win.Unlock_all()
-                self._win.Free()
+                self._memory.free()
                 if not self._unfinished:
                     self.comm.Free()

@@ -23,10 +23,9 @@ from sparsecore.datasets import Dataset
 from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
-from sparsecore.wasap.average import average
 from sparsecore.wasap.place import Layout, Place
 from sparsecore.wasap.plan import Plan
-from sparsecore.wasap.server import FIELDS, ParameterServer, Record
+from sparsecore.wasap.server import FIELDS, ParameterServer, Record, average
 from sparsecore.wasap.worker import Worker, shard_rows
 
 
@@ -81,11 +80,6 @@ def integer(value: Any, name: str, least: int, most: float = math.inf) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{name}: expected an integer from {least} to {most}, got {value!r:.50}")
     return value
-
-
-def staleness_histogram(record: Record) -> list[int]:
-    """Return how many updates had staleness 0, 1, 2, ..."""
-    return np.bincount(record.staleness).tolist() if len(record.staleness) else []
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -162,12 +156,8 @@ def replay(
     failed = {integer(rank, "parallel.failed_workers", 0, n_workers - 1) for rank in ranks}
     if len(failed) == n_workers:
         raise ValueError(f"parallel.failed_workers: expected fewer than {n_workers}, got all")
-    wrong = np.flatnonzero((record.worker < 0) | (record.worker >= n_workers))
-    if len(wrong):
-        raise ValueError(
-            f"parallel.record.worker: expected ranks from 0 to {n_workers - 1}, got "
-            f"{record.worker[wrong[0]]} in update {wrong[0] + 1}"
-        )
+    for rank in np.unique(record.worker).tolist():
+        integer(rank, "parallel.record.worker", 0, n_workers - 1)
 
     model = train.new_model(config, data.n_features, data.n_classes, seed)
     shards = shard_rows(data.y_train, n_workers, seed)
@@ -184,14 +174,11 @@ def replay(
         for rank, rows in enumerate(shards)
     ]
 
-    def pull(worker: Worker) -> None:
-        worker.changed(server.pull(worker.model)[1])
-
     with bar(updates, "replay", unit="update", hidden=not progress) as shown:
         for ticket, rank in enumerate(record.worker.tolist()):
             if ticket in restarts:
                 for worker in workers:
-                    pull(worker)
+                    worker.pull(server)
             worker = workers[rank]
             gradient = worker.compute()
             update = server.push(gradient, worker.version, worker.model)
@@ -201,11 +188,10 @@ def replay(
     models = []
     for worker in workers:
         if worker.rank not in failed:
-            pull(worker)
+            worker.pull(server)
             if epochs < config.epochs:
                 with worker.trainer(epochs) as trainer:
-                    for _ in trainer.epochs(worker.shard, worker.shard.labels):
-                        pass
+                    list(trainer.epochs(worker.shard, worker.shard.labels))
             models.append(worker.model)
         worker.close()
     merged = average(models)[0] if epochs < config.epochs else models[0]

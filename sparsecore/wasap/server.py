@@ -1,4 +1,4 @@
-"""The parameter server of WASAP-SGD's phase 1: pull, push, and what ends an epoch.
+"""The parameter server of WASAP-SGD: pull, push, what ends an epoch; and how models are merged.
 
 The server is a place (see `place`), and whoever holds its lock acts as the server. A push applies a
 gradient to the server's weights and copies the new weights out in the same sweep. `phases` brings
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ FIELDS = (
     "samples", "loss", "correct", "staleness", "accepted", "nnz", "pruned", "replaced", "elapsed",
     "aside", "test_loss", "test_accuracy",
 )  # fmt: skip
-_COLUMN = {name: column for column, name in enumerate(FIELDS)}
+_NNZ, _TEST_LOSS = FIELDS.index("nnz"), FIELDS.index("test_loss")
 
 Structures = Sequence[tuple[np.ndarray, np.ndarray]]  # (indptr, indices) of each layer
 
@@ -73,19 +73,40 @@ def retained(
     Return it laid out for `structures`, 0 for connections that the gradient knows nothing of, and
     the share of the old connections that still exist.
     """
-    sizes = [len(indices) for _, indices in structures]
-    out = np.empty(sum(sizes) + len(model.biases), np.float32)
-    old = new = kept = 0
-    for layer, (indptr, indices) in enumerate(structures):
-        view = model[layer]
-        kept += topology.retain_valid(
-            view.indptr, view.indices, values[old : old + view.nnz],
-            indptr, indices, out[new : new + sizes[layer]],
-        )  # fmt: skip
-        old += view.nnz
-        new += sizes[layer]
-    out[new:] = values[old:]
+    before = model.structures()
+    here, there = (np.cumsum([len(i) for _, i in layers]) for layers in (before, structures))
+    out = np.empty(there[-1] + len(model.biases), np.float32)
+    old, new, kept = np.split(values, here), np.split(out, there), 0
+    for layer, structure in enumerate(structures):
+        kept += topology.retain_valid(*before[layer], old[layer], *structure, new[layer])
+    new[-1][:] = old[-1]  # biases
     return out, kept / max(1, model.nnz)
+
+
+def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
+    """Average models over the union of their topologies, and cut each layer back to its nnz.
+
+    Return the model, and the number of connections that any of `models` has. A connection that a
+    model lacks counts as 0; the weights of smallest magnitude are cut. Source: "Truly Sparse Neural
+    Networks at Scale", WASAP-SGD, phase 2. O(models * union).
+    """
+    first = models[0]
+    structures, data, union_nnz = [], [], 0
+    for layer in range(len(first)):
+        views = [model[layer] for model in models]
+        indptr, indices, mean = topology.union_average(
+            [(view.indptr, view.indices, view.data) for view in views]
+        )
+        union_nnz += len(mean)
+        keep = topology.strongest(mean, max(view.nnz for view in views))
+        structures.append(topology.keep_only(keep, indptr, indices))
+        data.append(mean[keep])
+    biases = np.stack([model.biases for model in models]).mean(axis=0, dtype=np.float64)
+    model = SparseMLP(
+        first.sizes, structures, data, [np.asarray(biases, np.float32)],
+        activation=first.activation, alpha=first.alpha, init=first.init,
+    )  # fmt: skip
+    return model, union_nnz
 
 
 class ParameterServer:
@@ -100,14 +121,9 @@ class ParameterServer:
         self, place: Place, config: TrainConfig, seed: int, updates_per_epoch: int, epochs: int
     ) -> None:
         self.place, self.config, self.seed = place, config, seed
-        self.updates_per_epoch, self.epochs = updates_per_epoch, epochs
-        self.updates = updates_per_epoch * epochs
-        self._n_biases = sum(place.layout.sizes[1:])
-        self._rule = (
-            np.float32(config.learning_rate),
-            np.float32(config.momentum),
-            np.float32(config.weight_decay),
-        )
+        self.updates_per_epoch, self.updates = updates_per_epoch, updates_per_epoch * epochs
+        self._n_biases = sum(place.sizes[1:])
+        self._rule = train.sgd_rule(config, seed)[:3]
         self._started, self._elapsed_before = time.perf_counter(), 0.0
 
     # --- before and after ------------------------------------------------------------------------
@@ -116,15 +132,15 @@ class ParameterServer:
         self, model: SparseMLP, record: Record | None = None, rows: np.ndarray | None = None
     ) -> None:
         """Make `model` the server's, with the `record` and the epochs' `rows` of an earlier run."""
-        done = 0 if record is None else len(record.worker)
         state = self.place.fetch("state")
-        state[[TICKET, VERSION]] = done, 1
+        state[[TICKET, VERSION]] = 0, 1
         if record is not None:
-            for name, values in zip(Record._fields, record, strict=True):
+            state[TICKET] = len(record.worker)
+            for name, values in record._asdict().items():
                 self.place.write(name, values)
         if rows is not None:
             self.place.write("epochs", rows)
-            self.place.write("control", len(rows) // len(FIELDS), TESTED)
+            self.place.write("control", len(rows), TESTED)
         self._write_model(model, state)
         self.place.store("state")
 
@@ -147,8 +163,8 @@ class ParameterServer:
         return Record(*(self.place.fetch(name, 0, stop).copy() for name in Record._fields))
 
     def rows(self, epochs: int) -> np.ndarray:
-        """Return a copy of the recorded numbers of the first `epochs` epochs, flat."""
-        return self.place.fetch("epochs", 0, epochs * len(FIELDS)).copy()
+        """Return a copy of the recorded numbers of the first `epochs` epochs."""
+        return self.place.fetch("epochs", 0, epochs).copy()
 
     # --- pull and push ---------------------------------------------------------------------------
 
@@ -159,13 +175,12 @@ class ParameterServer:
             n = int(state[NNZ]) + self._n_biases
             params, velocity = (place.fetch(name, 0, n) for name in ("params", "velocity"))
             if out is None:
-                about = {
-                    name: getattr(self.config, name) for name in ("activation", "alpha", "init")
-                }
-                out = SparseMLP.from_flat(place.layout.sizes, *self._topology(), params, **about)
-                out.start_momentum()[:] = velocity
-            else:
-                out.adopt(self._structures(), params, velocity)
+                config = self.config
+                out = SparseMLP.from_flat(
+                    place.sizes, *self._topology(), params,
+                    activation=config.activation, alpha=config.alpha, init=config.init,
+                )  # fmt: skip
+            out.adopt(self._structures(), params, velocity)
             return out, Version(int(state[TICKET]), int(state[VERSION]))
 
     def push(self, gradient: Gradient, version: Version, out: SparseMLP) -> Update | None:
@@ -200,11 +215,8 @@ class ParameterServer:
             place.write("staleness", staleness, ticket)
             place.write("accepted", accepted, ticket)
             epoch = ticket // self.updates_per_epoch
-            first = epoch * len(FIELDS)
-            row = place.fetch("epochs", first, first + len(FIELDS))
-            row[: _COLUMN["nnz"]] += (
-                gradient.samples, gradient.loss, gradient.correct, staleness, accepted
-            )  # fmt: skip
+            row = place.fetch("epochs", epoch, epoch + 1)[0]
+            row[:_NNZ] += gradient.samples, gradient.loss, gradient.correct, staleness, accepted
             state[TICKET] = ticket + 1
             epoch_ends = (ticket + 1) % self.updates_per_epoch == 0
             if epoch_ends:
@@ -213,7 +225,7 @@ class ParameterServer:
                     structures = None
                 epoch_model = out.copy()
                 self._end_epoch(out, velocity, state, row, epoch + 1)
-            place.store("epochs", first, first + len(FIELDS))
+            place.store("epochs", epoch, epoch + 1)
             place.store("state")
             version = Version(ticket + 1, int(state[VERSION]))
             ended = time.perf_counter()
@@ -229,26 +241,24 @@ class ParameterServer:
         nnz = model.nnz
         model.start_momentum()[:] = velocity
         changed = train.change_topology(model, self.config, self.seed, 0, epoch)
-        row[_COLUMN["nnz"] : _COLUMN["test_loss"]] = (
-            nnz, changed["pruned"], changed["replaced"], self.elapsed(),
-            self.place.fetch("aside").sum(),
-        )  # fmt: skip
-        row[_COLUMN["test_loss"] :] = math.nan
+        aside = self.place.fetch("aside").sum()
+        row[_NNZ:_TEST_LOSS] = nnz, changed["pruned"], changed["replaced"], self.elapsed(), aside
+        row[_TEST_LOSS:] = math.nan
         if any(changed.values()):
             self._write_model(model, state)
             state[VERSION] += 1
 
     def tested(self, epoch: int, loss: float, accuracy: float) -> None:
         """Record the test of an epoch's model."""
-        first = (epoch - 1) * len(FIELDS) + _COLUMN["test_loss"]
-        self.place.write("epochs", np.array([loss, accuracy]), first)
+        self.place.fetch("epochs", epoch - 1, epoch)[0, _TEST_LOSS:] = loss, accuracy
+        self.place.store("epochs", epoch - 1, epoch)
 
     def _topology(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         starts = self.place.fetch("weight_start")
         return starts, self.place.fetch("indptr"), self.place.fetch("indices", 0, int(starts[-1]))
 
     def _structures(self) -> Structures:
-        return split_layers(self.place.layout.sizes, *self._topology())
+        return split_layers(self.place.sizes, *self._topology())
 
     def _write_model(self, model: SparseMLP, state: np.ndarray) -> None:
         net = model.network
@@ -261,31 +271,3 @@ class ParameterServer:
             ("velocity", model.start_momentum()),
         ):
             self.place.write(name, values)
-
-
-def epoch_records(rows: np.ndarray, n_workers: int, updates_per_epoch: int) -> list[dict[str, Any]]:
-    """Return the epochs of phase 1 under the names of the sequential trainer's records."""
-    records = []
-    for number, row in enumerate(rows.reshape(-1, len(FIELDS)), 1):
-        value = dict(zip(FIELDS, row.tolist(), strict=True))
-        tested = math.isfinite(value["test_loss"])
-        records.append(
-            {
-                "epoch": number,
-                "phase": 1,
-                "nnz": int(value["nnz"]),
-                "loss": value["loss"] / value["samples"],
-                "train_accuracy": value["correct"] / value["samples"],
-                "test_loss": value["test_loss"] if tested else None,
-                "test_accuracy": value["test_accuracy"] if tested else None,
-                "pruned": int(value["pruned"]),
-                "replaced": int(value["replaced"]),
-                "staleness": value["staleness"] / updates_per_epoch,
-                "accepted": value["accepted"] / updates_per_epoch,
-                "seconds": {
-                    "elapsed": value["elapsed"],
-                    "train": value["elapsed"] - value["aside"] / n_workers,
-                },
-            }
-        )
-    return records

@@ -10,11 +10,15 @@
    job. Until the ranks have met, it asks for the processes that mpiexec has started beside its own.
 6. When a rank is killed, mpiexec kills all within milliseconds. A process of its own (`witness`)
    then says which was the first, and kills a rank that is stopped and so keeps the job from ending.
+7. An interrupt (Ctrl-C) may reach the ranks one after the other. The later ones are ending already,
+   because the first has ended the run; torn out of that, they would leave the others alone in a
+   call that nothing ends. So a run holds interrupts back, and lets them through where it polls.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -124,3 +128,27 @@ def watched(
             yield
     finally:
         watch.end()
+
+
+_interrupted = threading.Event()
+
+
+@contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Hold interrupts back until they are let through; only the main thread has interrupts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: _interrupted.set()) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        let_interrupt_through()
+
+
+def let_interrupt_through() -> None:
+    """Raise `KeyboardInterrupt` if an interrupt was held back."""
+    if _interrupted.is_set():
+        _interrupted.clear()
+        raise KeyboardInterrupt

@@ -16,7 +16,7 @@ from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
 from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, diverged, sgd_rule
-from sparsecore.wasap.server import Gradient, Update, Version
+from sparsecore.wasap.server import Gradient, ParameterServer, Update, Version
 
 
 def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray]:
@@ -38,9 +38,8 @@ def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray
 class Worker:
     """Computes gradients of `model` on its shard, one batch after the other.
 
-    Whoever changes the model's topology calls `changed`. `step` counts the batches done, those of
-    an earlier part of the run included; `seconds` are spent on the "gradient", waiting for the
-    server's "lock", and on the "update" under it.
+    `step` counts the batches done, those of an earlier part of the run included; `seconds` are
+    spent on the "gradient", waiting for the server's "lock", and on the "update" under it.
     """
 
     def __init__(
@@ -59,13 +58,10 @@ class Worker:
         self.batches = -(-len(shard) // config.batch_size)
         self.samples = self.updates = 0
         self.seconds = {"gradient": 0.0, "lock": 0.0, "update": 0.0}
-        zero, self._sums = np.float32(0), metrics()
-        self._rule = sgd_rule(config, seed, rank)._replace(
-            learning_rate=zero, momentum=zero, weight_decay=zero
-        )
+        self._rule = sgd_rule(config, seed, rank)._replace(weight_decay=np.float32(0))
+        self._sums, self._epoch = metrics(), -1
         self._engine = model.new_engine(min(config.batch_size, len(shard)), threads)
         self._gradient = aligned(len(model.params), np.float32)
-        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     # --- phase 1 ---------------------------------------------------------------------------------
 
@@ -75,13 +71,13 @@ class Worker:
         Raise a FloatingPointError if it is not finite.
         """
         start = time.perf_counter()
-        number, batch = divmod(self.step, self.batches)
-        if self._order[0] != number:
-            rng = seeds.generator(self.seed, Purpose.SHUFFLE, self.rank, number)
-            self._order = (number, rng.permutation(len(self.shard)))
-            self._inputs = self.shard(number)
+        epoch, batch = divmod(self.step, self.batches)
+        if self._epoch != epoch:
+            rng = seeds.generator(self.seed, Purpose.SHUFFLE, self.rank, epoch)
+            self._epoch, self._order = epoch, rng.permutation(len(self.shard))
+            self._inputs = self.shard(epoch)
         size, sums = self.config.batch_size, self._sums
-        rows = self._order[1][batch * size : (batch + 1) * size]
+        rows = self._order[batch * size : (batch + 1) * size]
         values = self._gradient[: len(self.model.params)]  # pruning makes it shorter
         sums.loss[0] = sums.correct[0] = 0
         self._engine.gradient(
@@ -99,17 +95,15 @@ class Worker:
         self.seconds["gradient"] += time.perf_counter() - start
         return Gradient(values, self.rank, len(rows), float(sums.loss[0]), int(sums.correct[0]))
 
-    def changed(self, version: Version) -> None:
-        """Go on with another topology of the model, a copy of the server's at `version`."""
-        self.version = version
+    def pull(self, server: ParameterServer) -> None:
+        """Go on with the server's model."""
+        self.version = server.pull(self.model)[1]
 
     def pushed(self, gradient: Gradient, update: Update) -> None:
         """Go on with the model that the server has made of a gradient."""
         self.count(gradient)
         self.seconds["lock"] += update.waited
         self.seconds["update"] += update.held
-        if update.version.topology != self.version.topology:
-            self.changed(update.version)
         self.version = update.version
 
     def count(self, gradient: Gradient) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
 import ipyparallel as ipp
 
 from sparsecore.cluster.display import new_display
-from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError
+from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError, wait_until
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
@@ -87,20 +86,21 @@ def train(
     ended: list[int] = []  # the ranks in the order in which they did
     for rank, job in enumerate(jobs):
         job.add_done_callback(lambda _, rank=rank: ended.append(rank))
-    last: dict[str, Any] | None = None
+    last: dict[str, Any] = {}
     stopped: list[int] = []
     try:
         while not jobs[0].ready():
             jobs[0].wait(_POLL_SECONDS)
             stopped = cluster.stopped() or stopped
-            state = jobs[0].data
-            if state and state != last:
-                last = dict(state)
+            if (state := dict(jobs[0].data or {})) != last:
+                last = state
                 show(last)
             if any(job.ready() and not job.successful() for job in jobs):
                 break
     except KeyboardInterrupt:
-        _interrupt(cluster, jobs)
+        # The engines, too: they would train to the end, and answer nothing until then.
+        cluster.client.send_signal(signal.SIGINT, targets=cluster.engines, block=True)
+        wait_until(lambda: all(job.ready() for job in jobs), _GRACE_SECONDS)
         raise
     _raise_errors(cluster, jobs, ended, stopped, path)
     model, result = jobs[0].get(timeout=60)
@@ -109,23 +109,13 @@ def train(
     return model, result
 
 
-def _interrupt(cluster: Cluster, jobs: list[Any]) -> None:
-    """Interrupt the engines too: they would train to the end, and answer nothing until then."""
-    cluster.client.send_signal(signal.SIGINT, targets=cluster.engines, block=True)
-    end = time.monotonic() + _GRACE_SECONDS
-    while time.monotonic() < end and not all(job.ready() for job in jobs):
-        time.sleep(_POLL_SECONDS)
-
-
 def _raise_errors(
     cluster: Cluster, jobs: list[Any], ended: list[int], stopped: list[int], path: str | None
 ) -> None:
     """Raise the first cause if a worker failed; the other workers' errors only say that one did."""
     if all(not job.ready() or job.successful() for job in jobs):
         return
-    end = time.monotonic() + _GRACE_SECONDS
-    while time.monotonic() < end and not all(job.ready() for job in jobs):
-        jobs[0].wait(_POLL_SECONDS)
+    wait_until(lambda: all(job.ready() for job in jobs), _GRACE_SECONDS)
     hint = "" if path is None or not os.path.exists(path) else f"; resume=True goes on from {path}"
     causes = {}
     for rank, job in enumerate(jobs):

@@ -16,8 +16,7 @@ from sparsecore.paper.scaling import rounds, simulate
 from sparsecore.paper.scaling.simulate import EVEN, ONE_MACHINE, Scenario, exchange
 from sparsecore.paper.store import Versions
 from sparsecore.train import new_model
-from sparsecore.wasap.place import Layout, Place
-from sparsecore.wasap.server import FIELDS, ParameterServer
+from sparsecore.wasap.server import ParameterServer, Place
 from sparsecore.wasap.worker import Worker
 
 # A worker that computes for 10 ms and a push of 1 ms: 11 workers keep the server busy.
@@ -197,7 +196,7 @@ def test_round_trips_are_those_of_a_push():
     data = datasets.load("digits").limited(128, random_state=0)
     config = TrainConfig(hidden=(20, 20), batch_size=16, epochs=4)
     model = new_model(config, data.n_features, data.n_classes, 0)
-    place = Counting(Layout(model.sizes, model.nnz, 2, 12, 4, len(FIELDS)))
+    place = Counting(model.sizes, model.nnz, 2, 12, 4)
     server = ParameterServer(place, config, 0, 3, 4)
     server.publish(model)
     workers = [

@@ -12,7 +12,6 @@ import numpy as np
 
 from sparsecore.bench import timed
 from sparsecore.wasap.mpi import MPI, first_ranks
-from sparsecore.wasap.place import Layout
 from sparsecore.wasap.ranks import Ranks
 from sparsecore.wasap.window import Window
 
@@ -24,7 +23,7 @@ def locks(updates: int = 300, compute_seconds: float = 0.002) -> dict[str, Any] 
     lock, the "updates_per_second" of all ranks and its own "wait_us"; the others get None.
     """
     ranks = Ranks()
-    window = Window(ranks, Layout((1, 130_000), 0, ranks.size, 0, 0, 1))
+    window = Window(ranks, (1, 130_000), 0, ranks.size, 0, 0)
     plain = MPI.Win.Allocate(64 if ranks.rank == 0 else 0, 1, comm=ranks.comm)
     params = window.fetch("params")
 

@@ -28,7 +28,7 @@ def result(
     `own` is what each rank says of itself, `failed` why others did not get to the end, `test` the
     final model's loss and accuracy, `elapsed` the seconds of the whole run.
     """
-    place, about = server.place, run["config"]
+    about = run["config"]
     workers, phase1_epochs = about["workers"], about["phase1_epochs"]
     rows = server.rows(phase1_epochs)
     epochs = [
@@ -37,7 +37,7 @@ def result(
     ]
     copies = zip(*(entry.pop("epochs") for entry in own), strict=True)
     epochs += [_phase2_record(epoch, workers) for epoch in copies]
-    aside = float(place.fetch("aside").sum())
+    aside = float(server.place.fetch("aside").sum())
     phase1 = min(entry["seconds"]["phase1"] for entry in own)
     seconds = {
         # Tests and checkpoints are not training; what a rank spends on them is lost to all in part.
@@ -67,7 +67,6 @@ def result(
         threads=threads,
         ranks=workers,
         parallel={
-            "window": place.kind,
             "updates": updates,
             "updates_per_second": updates / phase1,
             "record": record,

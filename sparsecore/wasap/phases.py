@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,20 @@ from sparsecore.train import Trainer
 from sparsecore.wasap import outcome
 from sparsecore.wasap import record as records
 from sparsecore.wasap.lockstep import Lockstep
-from sparsecore.wasap.place import TESTED, Layout, ParallelError
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.progress import Progress, Resources
 from sparsecore.wasap.ranks import Ranks
-from sparsecore.wasap.server import FIELDS, ParameterServer, Record, Update, average, retained
-from sparsecore.wasap.watch import PATIENCE, interrupts_held_back
+from sparsecore.wasap.server import (
+    DONE,
+    FIELDS,
+    TESTED,
+    ParameterServer,
+    Record,
+    Update,
+    average,
+    retained,
+)
+from sparsecore.wasap.watch import PATIENCE, ParallelError, interrupts_held_back
 from sparsecore.wasap.window import Window
 from sparsecore.wasap.worker import Worker, shard_rows
 
@@ -94,15 +102,11 @@ def run(
     ValueError, FloatingPointError
         As the sequential run does; the other ranks then raise ParallelError.
     """
-    with interrupts_held_back():
-        ranks = Ranks(comm, shared=shared, patience=patience)
-        try:
-            return run_on(
-                ranks, data, config, plan or Plan(), seed=seed, threads=threads,
-                on_progress=on_progress, checkpoint_path=checkpoint_path, resume=resume,
-            )  # fmt: skip
-        finally:
-            ranks.close()
+    with interrupts_held_back(), closing(Ranks(comm, shared=shared, patience=patience)) as ranks:
+        return run_on(
+            ranks, data, config, plan or Plan(), seed=seed, threads=threads,
+            on_progress=on_progress, checkpoint_path=checkpoint_path, resume=resume,
+        )  # fmt: skip
 
 
 def run_on(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **options: Any) -> Outcome:
@@ -136,8 +140,8 @@ class _Run:
     def __post_init__(self) -> None:
         data, config, plan = self.data, self.config, self.plan
         self.rank, self.workers = self.ranks.rank, self.ranks.size
+        self.asynchronous = plan.algorithm == "wasap"
         self.phase1_epochs = plan.phase1_epochs(config.epochs)
-        self.sizes = (data.n_features, *config.hidden, data.n_classes)
         self.about = experiment.identity(
             data, config, self.seed,
             algorithm=plan.algorithm, workers=self.workers, phase1=plan.phase1,
@@ -159,22 +163,22 @@ class _Run:
         self.restarts, self.epochs_before = before["restarts"], before["epochs"]
         self.about |= {"nnz_start": before["nnz_start"], "restarts": self.restarts}
         self.ranks.together(self._load)
-        asynchronous = self.plan.algorithm == "wasap"
         batches = [-(-n // self.config.batch_size) for n in self._shard_sizes]
         # An epoch is all workers' batches together; in lockstep, a step of all of them.
-        self.updates_per_epoch = sum(batches) if asynchronous else max(batches)
-        updates = self.updates_per_epoch * self.phase1_epochs if asynchronous else 0
-        layout = Layout(self.sizes, nnz, self.workers, updates, self.phase1_epochs, len(FIELDS))
-        self.window = Window(self.ranks, layout)
+        self.updates_per_epoch = sum(batches) if self.asynchronous else max(batches)
+        self.updates = self.updates_per_epoch * self.phase1_epochs
+        recorded = self.updates if self.asynchronous else 0
+        sizes = (self.data.n_features, *self.config.hidden, self.data.n_classes)
+        self.window = Window(self.ranks, sizes, nnz, self.workers, recorded, self.phase1_epochs)
         self.server = ParameterServer(
-            self.window, self.config, self.seed, self.updates_per_epoch,
-            self.phase1_epochs if asynchronous else 0,
-        )  # fmt: skip
+            self.window, self.config, self.seed, self.updates_per_epoch, self.phase1_epochs
+        )
         if start is not None:
             self.server.publish(start[0], *start[2:])
         self.ranks.barrier()
-        own = self.window.fetch("worker", 0, self.server.ticket) == self.rank
-        step = int(own.sum()) if asynchronous else self.epochs_before * batches[self.rank]
+        step = self.epochs_before * batches[self.rank]
+        if self.asynchronous:
+            step = int((self.server.record().worker == self.rank).sum())
         self.ranks.in_turns(self._compile)
         self.worker = self._new_worker(step)
         self.ranks.barrier()
@@ -187,7 +191,8 @@ class _Run:
             return None
         found = experiment.resumed(self.path, self.resume, self.about)
         if found is None:
-            model = train.new_model(self.config, self.sizes[0], self.sizes[-1], self.seed)
+            n_features, n_classes = self.data.n_features, self.data.n_classes
+            model = train.new_model(self.config, n_features, n_classes, self.seed)
             fresh = {"nnz_start": model.nnz, "restarts": [], "epochs": 0, "elapsed": 0.0}
             return model, fresh, None, np.zeros((0, len(FIELDS)))
         model, state = found
@@ -258,9 +263,9 @@ class _Run:
         show = None if self.rank else self.on_progress
         self._progress = Progress(show, self.server, self.about["config"])
         if self.rank == 0 and not self.phase1_epochs and not self.restarts:
-            self._save(0, None)  # what phase 2 starts from; else phase 1 saves that
+            self._save(0)  # what phase 2 starts from; else phase 1 saves that
         try:
-            if self.plan.algorithm == "wasap":
+            if self.asynchronous:
                 self._phase1()
             else:
                 self._phase1_in_lockstep()
@@ -270,7 +275,7 @@ class _Run:
         except (ParallelError, FloatingPointError):
             raise
         except Exception as error:
-            if self.ranks.failed or self.plan.algorithm == "wassp" or self.workers == 1:
+            if self.ranks.failed or not self.asynchronous or self.workers == 1:
                 raise
             self.ranks.leave(error)
             model = None
@@ -316,12 +321,14 @@ class _Run:
             self.server.tested(update.epoch, **self._test(update.model))
             if self.window.fetch("control")[TESTED] >= update.epoch:
                 return  # the others took this rank for lost, and are further by now
-            self._save(update.epoch, self.server.record(update.version.updates))
+            self._save(update.epoch)
         except Exception as error:
             # What cannot be tested or saved here cannot be by the others either.
             self.ranks.stop(error)
             raise
-        self.window.advance(TESTED, update.epoch)
+        with self.window.locked():
+            tested = max(update.epoch, self.window.fetch("control")[TESTED])
+            self.window.write("control", tested, TESTED)
 
     def _phase1_in_lockstep(self) -> None:
         """Take the steps of phase 1 together."""
@@ -331,17 +338,17 @@ class _Run:
         for epoch in range(self.epochs_before + 1, self.phase1_epochs + 1):
             trained = np.zeros(3)  # samples, loss, correct
             for step in range((epoch - 1) * lockstep.steps, epoch * lockstep.steps):
-                gradient = None
+                values = None
                 if lockstep.samples(step)[self.rank]:
                     self.ranks.step()
                     gradient = worker.compute()
                     self.ranks.rest()
-                    trained += gradient.samples, gradient.loss, gradient.correct
-                begun = time.perf_counter()
-                lockstep.take_step(step, None if gradient is None else gradient.values)
-                worker.seconds["update"] += time.perf_counter() - begun
-                if gradient is not None:
                     worker.count(gradient)
+                    trained += gradient.samples, gradient.loss, gradient.correct
+                    values = gradient.values
+                begun = time.perf_counter()
+                lockstep.take_step(step, values)
+                worker.seconds["update"] += time.perf_counter() - begun
                 self._progress(1, (step + 1) / lockstep.steps, step + 1)
             test, n = self._test(model, part), len(self.y_test[part])
             own = [*trained, test["loss"] * n, test["accuracy"] * n, sum(self.seconds.values())]
@@ -354,7 +361,7 @@ class _Run:
                 ]  # fmt: skip
                 self.window.write("epochs", [row], epoch - 1)
                 self.window.write("control", epoch, TESTED)
-                self._save(epoch, None)
+                self._save(epoch)
 
     def _phase2(self) -> None:
         """Train this worker's copy on its shard, without exchange."""
@@ -378,9 +385,8 @@ class _Run:
             self.ranks.step()
             self.ranks.check()
             done += samples
-            epoch, updates = self.phase1_epochs + done / len(shard), self.updates_per_epoch
             tests = [record["test_accuracy"] for record in self.own_epochs]
-            self._progress(2, epoch, updates * self.phase1_epochs, tests)
+            self._progress(2, self.phase1_epochs + done / len(shard), self.updates, tests)
 
         with worker.trainer(self.phase1_epochs) as trainer:
             trainer.restore(state and state["progress"])
@@ -417,7 +423,7 @@ class _Run:
         self.seconds[what] += time.perf_counter() - before
         self.window.write("aside", sum(self.seconds.values()), self.rank)
 
-    def _save(self, epoch: int, record: Record | None) -> None:
+    def _save(self, epoch: int) -> None:
         if self.path is None:
             return
         with self._aside("checkpoint"):
@@ -425,10 +431,13 @@ class _Run:
             run_state = {
                 **self.about,
                 "epoch": epoch,
-                "record": None if record is None else records.to_json(record),
+                "record": None,
                 "rows": records.encode(self.server.rows(epoch).ravel()),
                 "elapsed": self.server.elapsed() - aside,
             }
+            if self.asynchronous:
+                record = self.server.record(epoch * self.updates_per_epoch)
+                run_state["record"] = records.to_json(record)
             checkpoint.save(self.worker.model, self.path, run_state)
 
     # --- the end ---------------------------------------------------------------------------------
@@ -467,8 +476,12 @@ class _Run:
         result = outcome.result(
             merged, self.server, self.about, ranks, failed, test, elapsed, self.threads
         )
-        result["parallel"] |= {"union_nnz": union_nnz, "restarts": self.restarts}
-        self.window.finish()
+        result["parallel"] |= {
+            "union_nnz": union_nnz,
+            "restarts": self.restarts,
+            "window": "shared" if self.ranks.shared else "remote",
+        }
+        self.window.write("control", 1, DONE)
         return merged, result
 
     def close(self) -> None:

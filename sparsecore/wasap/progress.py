@@ -9,8 +9,7 @@ from typing import Any
 
 import psutil
 
-from sparsecore.wasap.place import TESTED
-from sparsecore.wasap.server import ParameterServer
+from sparsecore.wasap.server import TESTED, ParameterServer
 
 _SECONDS = 0.25  # between two reports
 _RECENT = 200  # updates over which staleness is averaged

@@ -21,7 +21,7 @@ from sparsecore.compiled.team import cpu_count
 from sparsecore.provenance import check_alike
 from sparsecore.wasap import watch
 from sparsecore.wasap.mpi import MPI, Memory
-from sparsecore.wasap.place import ParallelError
+from sparsecore.wasap.watch import ParallelError
 
 NAP = 2e-5  # seconds; with the kernel's timer slack about 70 microseconds
 _LONG_NAP = 1e-3

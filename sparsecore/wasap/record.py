@@ -23,9 +23,8 @@ from sparsecore.datasets import Dataset
 from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
-from sparsecore.wasap.place import Layout, Place
 from sparsecore.wasap.plan import Plan
-from sparsecore.wasap.server import FIELDS, ParameterServer, Record, average
+from sparsecore.wasap.server import ParameterServer, Place, Record, average
 from sparsecore.wasap.worker import Worker, shard_rows
 
 
@@ -166,8 +165,8 @@ def replay(
         raise ValueError(
             f"replay: expected {per_epoch * epochs} updates in the record, got {updates}"
         )
-    layout = Layout(model.sizes, model.nnz, n_workers, updates, epochs, len(FIELDS))
-    server = ParameterServer(Place(layout), config, seed, per_epoch, epochs)
+    place = Place(model.sizes, model.nnz, n_workers, updates, epochs)
+    server = ParameterServer(place, config, seed, per_epoch, epochs)
     server.publish(model)
     workers = [
         Worker(rank, Shard(data, rows, config, seed, rank), *server.pull(), config, seed, threads)

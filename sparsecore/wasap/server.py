@@ -1,24 +1,23 @@
-"""The parameter server of WASAP-SGD: pull, push, what ends an epoch; and how models are merged.
+"""The parameter server of WASAP-SGD: its state, pull, push, what ends an epoch; how models merge.
 
-The server is a place (see `place`), and whoever holds its lock acts as the server. A push applies a
-gradient to the server's weights and copies the new weights out in the same sweep. `phases` brings
-the workers' gradients here.
+The server is a place in memory, and whoever holds its lock acts as the server. Here the place is
+plain memory of one process, which is what a replay works in; `window` has the same in MPI's.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sparsecore import topology, train
-from sparsecore.compiled import kernels
+from sparsecore.compiled import engine, kernels
 from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP, split_layers
-from sparsecore.wasap.place import NNZ, TESTED, TICKET, VERSION, Place
 
 #: What is recorded for an epoch of phase 1, a row of the region "epochs".
 FIELDS = (
@@ -27,7 +26,71 @@ FIELDS = (
 )  # fmt: skip
 _NNZ, _TEST_LOSS = FIELDS.index("nnz"), FIELDS.index("test_loss")
 
+LOCK, DONE, TESTED = 0, 1, 2  # words of the region "control"
+TICKET, VERSION, NNZ = 0, 1, 2  # words of the region "state"
+
 Structures = Sequence[tuple[np.ndarray, np.ndarray]]  # (indptr, indices) of each layer
+
+
+class Place:
+    """State of the parameter server in this process's own memory: named arrays, and a lock.
+
+    `nnz` is the largest number of connections: pruning makes it smaller, nothing larger; `updates`
+    and `epochs` are phase 1's. 12 bytes a connection (weight, velocity, index), 16 a neuron, 10 an
+    update. `fetch` gives a part of an array to read and change, `store` puts it back; where the
+    memory is the server's own, both cost nothing. `moved` counts their bytes all the same.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], nnz: int, workers: int, updates: int, epochs: int
+    ) -> None:
+        self.sizes, self.moved = tuple(sizes), 0
+        n_params = nnz + sum(sizes[1:])
+        arrays: dict[str, tuple[type, tuple[int, ...]]] = {
+            "control": (np.int64, (8,)),  # first, where `Window` looks for its words
+            "state": (np.int64, (8,)),
+            "aside": (np.float64, (workers,)),  # seconds spent on tests and checkpoints
+            "weight_start": (np.int64, (len(sizes),)),
+            "indptr": (np.int64, (sum(sizes[1:]) + len(sizes) - 1,)),
+            "indices": (np.int32, (nnz,)),
+            "params": (np.float32, (n_params,)),
+            "velocity": (np.float32, (n_params,)),
+            "worker": (np.int16, (updates,)),
+            "staleness": (np.int32, (updates,)),
+            "accepted": (np.float32, (updates,)),
+            "epochs": (np.float64, (epochs, len(FIELDS))),
+        }
+        n_bytes = [math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in arrays.values()]
+        starts = np.cumsum([0] + [-(-n // 64) * 64 for n in n_bytes]).tolist()  # cache lines
+        memory = self._allocate(starts[-1])
+        self._views = {
+            name: np.ndarray(shape, dtype, memory, start)
+            for (name, (dtype, shape)), start in zip(arrays.items(), starts, strict=False)
+        }
+
+    def _allocate(self, n_bytes: int) -> np.ndarray:
+        return engine.aligned(n_bytes, np.uint8)
+
+    def fetch(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return ``region[start:stop]`` as it is now."""
+        part = self._views[name][start:stop]
+        self.moved += part.nbytes
+        return part
+
+    def store(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Put back what was changed of ``region[start:stop]`` in the array that `fetch` gave."""
+        self.moved += self._views[name][start:stop].nbytes
+
+    def write(self, name: str, values: Any, start: int = 0) -> None:
+        """Set ``region[start:]`` to `values`, without fetching it."""
+        values = np.atleast_1d(values)
+        self._views[name][start : start + len(values)] = values
+        self.store(name, start, start + len(values))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the server's exclusive lock."""
+        yield
 
 
 class Version(NamedTuple):
@@ -194,7 +257,6 @@ class ParameterServer:
         epoch_model = structures = None
         with place.locked():
             begun = time.perf_counter()
-            place.check()
             state = place.fetch("state")
             ticket = int(state[TICKET])
             if ticket >= self.updates:

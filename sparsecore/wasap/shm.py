@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from sparsecore.wasap.place import ParallelError
+from sparsecore.wasap.watch import ParallelError
 
 _FOLDER = Path("/dev/shm")
 # MPICH's own, and UCX's, which it is built on. The latter have a name for an instant only.

@@ -35,6 +35,10 @@ PATIENCE = 5.0  # seconds of silence after which a rank counts as lost
 _TROUBLE = {"zombie": "gone", "dead": "gone", "stopped": "stopped", "tracing-stop": "stopped"}
 
 
+class ParallelError(RuntimeError):
+    """A parallel run that cannot go on; the message names the rank and the cause."""
+
+
 def trouble(pid: int) -> str | None:
     """Return "gone" or "stopped" if a process of this machine is; None if not, or not known."""
     try:

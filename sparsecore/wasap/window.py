@@ -20,9 +20,9 @@ import numpy as np
 
 from sparsecore.wasap import shm
 from sparsecore.wasap.mpi import Memory
-from sparsecore.wasap.place import DONE, LOCK, Layout, ParallelError, Place
 from sparsecore.wasap.ranks import NAP, Ranks
-from sparsecore.wasap.watch import LOOK
+from sparsecore.wasap.server import DONE, LOCK, Place
+from sparsecore.wasap.watch import LOOK, ParallelError
 
 _SPARE = 2**20  # bytes of shared memory that MPI may want besides a window
 _TAG_MODEL = 1  # a worker's model and record, sent to rank 0 at the end
@@ -35,19 +35,22 @@ class Window(Place):
     under the lock.
     """
 
-    def __init__(self, ranks: Ranks, layout: Layout) -> None:
-        self.ranks, self.sizes, self.moved = ranks, layout.sizes, 0
-        self.kind = "shared" if ranks.shared else "remote"
+    def __init__(self, ranks: Ranks, *layout: Any) -> None:
+        self.ranks = ranks
+        self._word, self._result = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        super().__init__(*layout)
+        ranks.barrier()
+
+    def _allocate(self, n_bytes: int) -> np.ndarray:
+        ranks, needed = self.ranks, n_bytes + _SPARE
         free = ranks.gathered(shm.room())[0]  # a wait for a late rank can be abandoned here
-        scarce = free < layout.nbytes + _SPARE
-        if scarce and ranks.shared:
-            what = shm.too_small("the parameter server's state", layout.nbytes + _SPARE, free)
+        if free < needed and ranks.shared:
+            what = shm.too_small("the parameter server's state", needed, free)
             raise ParallelError(f"{what}, or use --window remote (shared=False)")
         with ranks.watch.over("opening the server's window"):
-            self._memory = Memory(ranks.comm, layout.nbytes, ranks.shared, scarce)
-        self._views, self._window = layout.views(self._memory.bytes), self._memory.window
-        self._word, self._result = np.zeros(1, np.int64), np.zeros(1, np.int64)
-        ranks.barrier()
+            self._memory = Memory(ranks.comm, n_bytes, ranks.shared, free < needed)
+        self._window = self._memory.window
+        return self._memory.bytes
 
     # --- memory ----------------------------------------------------------------------------------
 
@@ -66,10 +69,6 @@ class Window(Place):
             with self.ranks.watch.over("writing the server's state"):
                 self._memory.put(self._views[name][start:stop])
 
-    def check(self) -> None:
-        """Raise `ParallelError` if a rank has ended the run."""
-        self.ranks.check()
-
     # --- the lock --------------------------------------------------------------------------------
 
     @contextmanager
@@ -85,11 +84,12 @@ class Window(Place):
                 time.sleep(NAP)
             if now - looked > LOOK:
                 looked = now
-                self.check()
+                self.ranks.check()
                 if why := self.ranks.lost(holder - 1):
                     raise ParallelError(f"rank {holder - 1}, which holds the server's lock, {why}")
         self._window.Sync()
         try:
+            self.ranks.check()
             yield
         except BaseException as error:
             self.ranks.stop(error)
@@ -105,12 +105,6 @@ class Window(Place):
             self._window.Compare_and_swap(self._word, compare, self._result, 0, 8 * word)
             self._window.Flush(0)
         return int(self._result[0])
-
-    def advance(self, word: int, value: int) -> None:
-        """Raise a control word to `value`, unless it is there or further already."""
-        while (now := int(self.fetch("control")[word])) < value:
-            if self._swap(word, now, value) == now:
-                return
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -136,15 +130,11 @@ class Window(Place):
                         failed[rank] = why
                 missing -= arrived.keys() | failed.keys()
                 time.sleep(1e-3)
-                self.check()
+                self.ranks.check()
         finally:
             for operation in coming.values():
                 self.ranks.abandon(operation)
         return arrived, failed
-
-    def finish(self) -> None:
-        """Tell the others that the result is there (rank 0)."""
-        self.write("control", 1, DONE)
 
     def wait_for_finish(self, pending: Any) -> None:
         """Wait, asleep, until rank 0 has the result."""
@@ -152,7 +142,7 @@ class Window(Place):
             time.sleep(5e-3)
             if pending is not None:
                 pending.Test()
-            self.check()
+            self.ranks.check()
 
     def free(self) -> None:
         """Free the window. Collective."""

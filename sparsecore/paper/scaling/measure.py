@@ -23,8 +23,7 @@ from sparsecore.paper.scaling.simulate import ALGORITHMS, Calibration, Outcome, 
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
 from sparsecore.provenance import provenance
 from sparsecore.settings import setting
-from sparsecore.wasap.place import Layout, Place
-from sparsecore.wasap.server import FIELDS, ParameterServer
+from sparsecore.wasap.server import ParameterServer, Place
 from sparsecore.wasap.worker import Worker
 
 STUDY = "F-scaling"
@@ -138,7 +137,7 @@ def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
     """
     config = config.with_values(epochs=n)
     model = train.new_model(config, data.n_features, data.n_classes, 0)
-    place = Place(Layout(model.sizes, model.nnz, 2, n + _EVERY, n, len(FIELDS)))
+    place = Place(model.sizes, model.nnz, 2, n + _EVERY, n)
     server = ParameterServer(place, config, 0, _EVERY, n)
     server.publish(model)
     shards = [np.arange(rank, min(8_192, len(data.y_train)), 2) for rank in range(2)]

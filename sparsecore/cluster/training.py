@@ -1,19 +1,22 @@
-"""A training run on a cluster: submitted, watched, and its errors made one."""
+"""A training run on a cluster: submitted, shown while it lasts, and its errors made one."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 import ipyparallel as ipp
+from IPython import get_ipython
+from IPython.display import HTML, display
 
-from sparsecore.cluster.display import new_display
 from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError, wait_until
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
+from sparsecore.progress import EpochBar
 from sparsecore.wasap.watch import PATIENCE
 
 _POLL_SECONDS = 0.2
@@ -72,7 +75,9 @@ def train(
     ready for the next run.
     """
     title = f"{algorithm.upper()}, {cluster.n} workers"
-    show: Any = on_progress or new_display(title, config.epochs)
+    show: Any = on_progress
+    if show is None:
+        show = EpochBar(title, config.epochs) if get_ipython() is None else Table(title)
     path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
     jobs = cluster.submit(
         _train_on_engine,
@@ -161,3 +166,49 @@ def _train_on_engine(
         return wasap.run(
             data, what["config"], wasap.Plan(**plan), comm=comm, on_progress=publish_data, **options
         )
+
+
+class Table:
+    """An output of a notebook that is rewritten while a run lasts, and a clean one at the end."""
+
+    def __init__(self, title: str) -> None:
+        self._title, self._handle = title, None
+
+    def __call__(self, state: dict[str, Any]) -> None:
+        """Show where the run stands."""
+        accuracy = state["test_accuracy"]
+        rows = {
+            "phase": state["phase"],
+            "epoch": f"{state['epoch']:.1f} of {state['epochs']}",
+            "test accuracy": "–" if accuracy is None else f"{100 * accuracy:.2f} %",
+            "updates": f"{state['updates']:,} ({state['updates_per_second']:,.0f} per second)",
+            "staleness": f"{state['staleness']:.2f}",
+            "seconds": f"{state['elapsed']:.1f}",
+        }
+        self._show(self._title, rows)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Show the outcome."""
+        config, parallel = result["config"], result["parallel"]
+        histogram = parallel["staleness_histogram"]
+        staleness = sum(s * n for s, n in enumerate(histogram)) / max(1, sum(histogram))
+        rows = {
+            "test accuracy": f"{100 * result['test_accuracy']:.2f} %",
+            "epochs": f"{config['epochs']}, of which {config['phase1_epochs']} in phase 1",
+            "updates": f"{parallel['updates']:,}",
+            "updates per second": f"{parallel['updates_per_second']:,.0f}",
+            "mean staleness": f"{staleness:.2f}",
+            "samples per second": f"{result['samples_per_second']:,.0f}",
+            "seconds of training": f"{result['seconds']['train']:.1f}",
+        }
+        for lost in parallel["failed_workers"]:
+            rows[f"rank {lost['rank']} lost"] = lost["cause"]
+        self._show(f"{self._title}: {config['dataset']}", rows)
+
+    def _show(self, title: str, rows: dict[str, Any]) -> None:
+        body = "".join(f"<tr><td>{k}</td><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
+        page = HTML(f"<table><caption>{escape(title)}</caption>{body}</table>")
+        if self._handle is None:
+            self._handle = display(page, display_id=True)
+        else:
+            self._handle.update(page)

@@ -46,7 +46,7 @@ class Lockstep:
         n, workers = len(self._model.params), self._ranks.size
         cuts = n * np.arange(workers + 1) // workers
         self._starts, self._counts = cuts[:-1], np.diff(cuts)
-        self._mine = slice(int(cuts[self._ranks.rank]), int(cuts[self._ranks.rank + 1]))
+        self._mine = slice(*cuts[self._ranks.rank : self._ranks.rank + 2].tolist())
         size = int(self._counts[self._ranks.rank])
         self._received = np.empty((workers, size), np.float32)
         self._mean, self._term = np.empty(size, np.float32), np.empty(size, np.float32)
@@ -92,7 +92,7 @@ class Lockstep:
         return [vector, self._counts, self._starts, MPI.FLOAT]
 
     def _transfer(self, call: Any, *buffers: Any) -> None:
-        self._ranks.transfer(lambda: call(*buffers))
+        self._ranks.transfer(call, *buffers)
         n, mine = len(self._model.params), len(self._mean)
         self._window.moved += 4 * (n - mine + mine * (self._ranks.size - 1))
 

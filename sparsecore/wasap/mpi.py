@@ -43,10 +43,7 @@ def finalize(look: Callable[[], str | None]) -> None:
 
 
 class Memory:
-    """A `window` of zeros on rank 0, and its `bytes`: shared, or this rank's copy. Collective.
-
-    On one node MPI takes shared memory for a window, unless it is to be `private`.
-    """
+    """A `window` of zeros on rank 0, and its `bytes`: shared, or this rank's copy. Collective."""
 
     def __init__(self, comm: Any, nbytes: int, shared: bool, private: bool = False) -> None:
         self.shared, size = shared, nbytes if comm.rank == 0 else 0
@@ -55,7 +52,7 @@ class Memory:
             self.bytes = np.asarray(self.window.Shared_query(0)[0])[:nbytes].view(np.uint8)
         else:
             self.bytes = aligned(nbytes, np.uint8)
-            if private:
+            if private:  # else MPI takes shared memory on one node
                 self.window = MPI.Win.Create(aligned(size, np.uint8), 1, comm=comm)
             else:
                 self.window = MPI.Win.Allocate(size, 1, comm=comm)

@@ -30,18 +30,8 @@ from sparsecore.wasap import outcome
 from sparsecore.wasap import record as records
 from sparsecore.wasap.lockstep import Lockstep
 from sparsecore.wasap.plan import Plan
-from sparsecore.wasap.progress import Progress, Resources
 from sparsecore.wasap.ranks import Ranks
-from sparsecore.wasap.server import (
-    DONE,
-    FIELDS,
-    TESTED,
-    ParameterServer,
-    Record,
-    Update,
-    average,
-    retained,
-)
+from sparsecore.wasap.server import TESTED, ParameterServer, Record, Update, average, retained
 from sparsecore.wasap.watch import PATIENCE, ParallelError, interrupts_held_back
 from sparsecore.wasap.window import Window
 from sparsecore.wasap.worker import Worker, shard_rows
@@ -114,7 +104,7 @@ def run_on(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **optio
     this_run = _Run(ranks, data, config, plan, **options)
     try:
         this_run.prepare()
-        with Resources() as resources:
+        with outcome.Resources() as resources:
             return this_run.go(resources)
     except BaseException as error:
         ranks.stop(error)
@@ -160,7 +150,7 @@ class _Run:
         check_alike(self.ranks.gathered({**self.about, **code(), **files}))
         start = self.ranks.together(self._start)
         nnz, before = self.ranks.gathered(start and (start[0].nnz, start[1]))[0]
-        self.restarts, self.epochs_before = before["restarts"], before["epochs"]
+        self.restarts, self.epochs_before = before["restarts"], before.get("epoch", 0)
         self.about |= {"nnz_start": before["nnz_start"], "restarts": self.restarts}
         self.ranks.together(self._load)
         batches = [-(-n // self.config.batch_size) for n in self._shard_sizes]
@@ -185,7 +175,7 @@ class _Run:
         self.window.moved = 0
         self.server.start_clock(before["elapsed"])
 
-    def _start(self) -> tuple[SparseMLP, dict[str, Any], Record | None, np.ndarray] | None:
+    def _start(self) -> tuple[SparseMLP, dict[str, Any], Record | None, np.ndarray | None] | None:
         """Return rank 0's model, what all ranks must know of it, its record and epochs' rows."""
         if self.rank:
             return None
@@ -193,14 +183,12 @@ class _Run:
         if found is None:
             n_features, n_classes = self.data.n_features, self.data.n_classes
             model = train.new_model(self.config, n_features, n_classes, self.seed)
-            fresh = {"nnz_start": model.nnz, "restarts": [], "epochs": 0, "elapsed": 0.0}
-            return model, fresh, None, np.zeros((0, len(FIELDS)))
+            return model, {"nnz_start": model.nnz, "restarts": [], "elapsed": 0.0}, None, None
         model, state = found
         record = None if state["record"] is None else records.from_json(state["record"])
-        rows = records.decode(state["rows"]).reshape(-1, len(FIELDS))
-        done = len(rows) if record is None else len(record.worker)
-        state |= {"restarts": [*state["restarts"], done], "epochs": len(rows)}
-        return model, state, record, rows
+        done = state.get("epoch", 0) if record is None else len(record.worker)
+        state["restarts"] = [*state["restarts"], done]
+        return model, state, record, records.decode(state["rows"])
 
     def _load(self) -> None:
         data = self.data
@@ -257,11 +245,11 @@ class _Run:
 
     # --- the run ---------------------------------------------------------------------------------
 
-    def go(self, resources: Resources) -> Outcome:
+    def go(self, resources: outcome.Resources) -> Outcome:
         """Take this rank through both phases."""
         model: SparseMLP | None
         show = None if self.rank else self.on_progress
-        self._progress = Progress(show, self.server, self.about["config"])
+        self._progress = outcome.Progress(show, self.server, self.about["config"])
         if self.rank == 0 and not self.phase1_epochs and not self.restarts:
             self._save(0)  # what phase 2 starts from; else phase 1 saves that
         try:
@@ -442,7 +430,7 @@ class _Run:
 
     # --- the end ---------------------------------------------------------------------------------
 
-    def _own(self, resources: Resources) -> dict[str, Any]:
+    def _own(self, resources: outcome.Resources) -> dict[str, Any]:
         """Return what the result says of this rank."""
         return {
             "rank": self.rank, "host": self.ranks.host, "pid": os.getpid(),
@@ -481,7 +469,7 @@ class _Run:
             "restarts": self.restarts,
             "window": "shared" if self.ranks.shared else "remote",
         }
-        self.window.write("control", 1, DONE)
+        self.window.finish()
         return merged, result
 
     def close(self) -> None:

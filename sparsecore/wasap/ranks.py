@@ -1,9 +1,4 @@
-"""The ranks of a run: their rows, who is lost or has failed, and how they wait for each other.
-
-A row holds a rank's count of signs of life, and what it has to say to the others. `watch` tells how
-ranks that hang are found. Ranks sleep while they wait, except during a transfer, where all are
-there and only bytes are under way.
-"""
+"""The ranks of a run: who is lost or has failed (see `watch`), and how they wait for each other."""
 
 from __future__ import annotations
 
@@ -47,8 +42,8 @@ class Ranks:
 
     Collective. `shared` says whether the ranks' memory is shared, by default if all are on one
     node; otherwise the rows lie on rank 0, and each rank exchanges some bytes with it at each look.
-    After `patience` seconds without a sign of life a rank counts as lost. `facts` has host and
-    process of every rank; a wait sleeps after `spin` seconds; `failed`: this rank ended the run.
+    A row has a rank's count of signs of life, and what it has to say; after `patience` seconds
+    without one a rank counts as lost. `facts` has host and process of every rank.
     """
 
     def __init__(
@@ -58,7 +53,7 @@ class Ranks:
         self.rank, self.size, self.patience = comm.rank, comm.size, patience
         self.host, self.spin = socket.gethostname(), 0.0
         self.facts: list[tuple[str, int]] = []
-        self.failed = self._late = self._unfinished = False
+        self.failed = self._late = self._unfinished = False  # failed: this rank ended the run
         self.longest_step = 0.0
         self._step_began: float | None = None
         self._step_known: float | None = None  # by the watch
@@ -105,7 +100,7 @@ class Ranks:
 
     def _swap(self) -> None:
         """Send this rank's count to rank 0 and fetch all rows, without waiting for it."""
-        self._serve()
+        self.comm.Iprobe(MPI.ANY_SOURCE)  # see `arrive`
         if all(request.Test() for request in self._exchange):
             self._rows[self._others] = self._copy[self._others]
             beats, window = self._rows[self.rank, :1], self._memory.window
@@ -114,18 +109,10 @@ class Ranks:
                 window.Rget([self._copy, MPI.BYTE], 0, self._memory.where(self._rows)),
             ]
 
-    def _serve(self) -> None:
-        """Have MPI do what the others want of this rank's memory: over TCP it has to be called."""
-        if not self.shared:
-            self.comm.Iprobe(MPI.ANY_SOURCE)
-
     # --- who lives -------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Begin a step of the computation; it ends with the next one, or with `rest`.
-
-        An interrupt that was held back is raised here, see `watch`, or in `check`.
-        """
+        """Begin a step of the computation; it ends with the next one, or with `rest`."""
         watch.let_interrupt_through()
         self.rest()
         self._step_began = time.monotonic()
@@ -234,21 +221,15 @@ class Ranks:
 
     # --- waiting ---------------------------------------------------------------------------------
 
-    def transfer(self, start: Callable[[], Any]) -> None:
-        """Wait until all ranks are here, call `start`, and wait for the operation that it returns.
-
-        Of a collective operation MPI moves some KiB whenever a rank looks: ranks that slept between
-        their looks took 0.2 seconds for the gradients of 1.6 million parameters.
-        """
+    def transfer(self, start: Callable[..., Any], *buffers: Any) -> None:
+        """Wait until all ranks are here, call `start`, and wait for the operation it returns."""
         self.barrier()
-        self.wait(start(), asleep=False)
+        # MPI moves some KiB whenever a rank looks: ranks that slept between their looks took 0.2
+        # seconds for the gradients of 1.6 million parameters.
+        self.wait(start(*buffers), asleep=False)
 
     def wait(self, request: Any, *, asleep: bool = True) -> None:
-        """Wait for a non-blocking operation in which all ranks take part.
-
-        `asleep` has it sleep between looks, since a rank may be late. Raises `ParallelError` if a
-        rank ends the run or is lost meanwhile.
-        """
+        """Wait for an operation of all ranks; raise if one ends the run or is lost meanwhile."""
         start = looked = time.monotonic()
         while not request.Test():
             now = time.monotonic()
@@ -282,8 +263,7 @@ class Ranks:
         self.wait(self.comm.Iallgather(np.array([len(raw)]), sizes))
         starts = np.concatenate([[0], np.cumsum(sizes)])
         every = np.empty(starts[-1], np.uint8)
-        into = [every, sizes, starts[:-1], MPI.BYTE]
-        self.transfer(lambda: self.comm.Iallgatherv(raw, into))
+        self.transfer(self.comm.Iallgatherv, raw, [every, sizes, starts[:-1], MPI.BYTE])
         return [pickle.loads(every[a:b].tobytes()) for a, b in pairwise(starts)]
 
     def together(self, function: Callable[[], Any]) -> Any:
@@ -302,20 +282,15 @@ class Ranks:
         return result
 
     def in_turns(self, function: Callable[[], None]) -> None:
-        """Call `function` on the first rank of each node, then on the others; raise on all or none.
-
-        What the first one compiles, the others find in the cache instead of racing for it.
-        """
+        """Do what `together` does on the first rank of each node, then on the others."""
+        # What the first one compiles, the others find in the cache instead of racing for it.
         for turn in (True, False):
             self.together(function if (self.rank_on_node == 0) == turn else lambda: None)
 
     # --- the end ---------------------------------------------------------------------------------
 
     def arrive(self) -> bool:
-        """Wait until all ranks that live have come to this end; False if others have not.
-
-        Then nothing can be done together any more.
-        """
+        """Wait until all ranks have come to this end; False if nothing can be done together."""
         if self._late:
             return False
         self._arrivals += 1
@@ -327,7 +302,8 @@ class Ranks:
             if self._late or all(rank in self._lost for rank in missing):
                 self._set(_ALONE, 1)
                 return False
-            self._serve()
+            if not self.shared:  # over TCP, MPI does what others want of this memory when called
+                self.comm.Iprobe(MPI.ANY_SOURCE)
             time.sleep(_LONG_NAP)
         return not any(self._column(_ALONE))
 

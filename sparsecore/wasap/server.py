@@ -187,7 +187,7 @@ class ParameterServer:
         self.updates_per_epoch, self.updates = updates_per_epoch, updates_per_epoch * epochs
         self._n_biases = sum(place.sizes[1:])
         self._rule = train.sgd_rule(config, seed)[:3]
-        self._started, self._elapsed_before = time.perf_counter(), 0.0
+        self._began = time.perf_counter()
 
     # --- before and after ------------------------------------------------------------------------
 
@@ -202,18 +202,18 @@ class ParameterServer:
             for name, values in record._asdict().items():
                 self.place.write(name, values)
         if rows is not None:
-            self.place.write("epochs", rows)
+            self.place.write("epochs", rows := rows.reshape(-1, len(FIELDS)))
             self.place.write("control", len(rows), TESTED)
         self._write_model(model, state)
         self.place.store("state")
 
     def start_clock(self, elapsed: float = 0.0) -> None:
         """Count the seconds of the run from now on, after `elapsed` of an earlier part of it."""
-        self._started, self._elapsed_before = time.perf_counter(), elapsed
+        self._began = time.perf_counter() - elapsed
 
     def elapsed(self) -> float:
         """Return the seconds of the run so far."""
-        return self._elapsed_before + time.perf_counter() - self._started
+        return time.perf_counter() - self._began
 
     @property
     def ticket(self) -> int:
@@ -247,10 +247,9 @@ class ParameterServer:
             return out, Version(int(state[TICKET]), int(state[VERSION]))
 
     def push(self, gradient: Gradient, version: Version, out: SparseMLP) -> Update | None:
-        """Apply a gradient that was computed on `out`, a copy of the server's model at `version`.
+        """Apply a gradient on `out`, a copy at `version`, and make `out` a copy of the new model.
 
-        `out` becomes a copy of the new model, and the epoch ends if it is complete. Return None if
-        phase 1 was over; the gradient is then lost.
+        Return None if phase 1 was over; the gradient is then lost.
         """
         place, asked = self.place, time.perf_counter()
         values, fresh, accepted = gradient.values, out.params, 1.0
@@ -325,11 +324,7 @@ class ParameterServer:
     def _write_model(self, model: SparseMLP, state: np.ndarray) -> None:
         net = model.network
         state[NNZ] = model.nnz
-        for name, values in (
-            ("weight_start", net.weight_start),
-            ("indptr", net.indptr),
-            ("indices", net.indices),
-            ("params", model.params),
-            ("velocity", model.start_momentum()),
-        ):
-            self.place.write(name, values)
+        for name in ("weight_start", "indptr", "indices"):
+            self.place.write(name, getattr(net, name))
+        self.place.write("params", model.params)
+        self.place.write("velocity", model.start_momentum())

@@ -49,10 +49,7 @@ def too_small(who: str, needed: int, free: int) -> str:
 
 
 def unname() -> None:
-    """Remove the names of this process's segments, once all ranks have attached to them.
-
-    The memory then goes with the last process, however that ends; MPI's end is not needed.
-    """
+    """Remove the names of this process's segments: their memory then goes with the last process."""
     with suppress(OSError):  # not every system has /proc
         for name in set(_held_by(Path("/proc/self"))):
             (_FOLDER / name).unlink(missing_ok=True)

@@ -65,10 +65,7 @@ _siblings = _started()  # now, before one of them may have ended
 
 
 def sibling_in_trouble() -> str | None:
-    """Return which rank of this machine is stopped or gone, for as long as the ranks have not met.
-
-    None if there is none, or if another program than MPICH's has started them.
-    """
+    """Return which rank of this machine, that MPICH has started, is stopped or gone, or None."""
     here, size = (int(os.environ.get(name, 0)) for name in ("MPI_LOCALNRANKS", "PMI_SIZE"))
     # How ranks are numbered over several machines is not told.
     name = "rank" if here == size else f"{socket.gethostname()}'s rank"
@@ -79,15 +76,11 @@ def sibling_in_trouble() -> str | None:
 
 
 class Watch:
-    """A thread that looks around until `end`, while the main thread computes or waits inside MPI.
-
-    `look` returns which rank is in trouble, or None; `patience` is in seconds. Before the process
-    is ended, `last_words` gives what is appended to the cause.
-    """
+    """A thread that looks around until `end`; `look` returns which rank is in trouble, or None."""
 
     def __init__(self, look: Callable[[], str | None], patience: float) -> None:
         self._look, self._patience = look, patience
-        self.last_words: Callable[[], str] = str
+        self.last_words: Callable[[], str] = str  # what is appended to the cause
         self._over: tuple[str, float] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)

@@ -29,11 +29,7 @@ _TAG_MODEL = 1  # a worker's model and record, sent to rank 0 at the end
 
 
 class Window(Place):
-    """State of the parameter server in an MPI window; to make and to free it is collective.
-
-    Between machines an update fetches and stores parameters and velocity, 16 bytes a parameter,
-    under the lock.
-    """
+    """State of the parameter server in an MPI window; to make and to free it is collective."""
 
     def __init__(self, ranks: Ranks, *layout: Any) -> None:
         self.ranks = ranks
@@ -55,7 +51,7 @@ class Window(Place):
     # --- memory ----------------------------------------------------------------------------------
 
     def fetch(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return ``region[start:stop]`` as it is now."""
+        """Do what `Place` does; between machines, 16 bytes a parameter move under the lock."""
         part = super().fetch(name, start, stop)
         if not self.ranks.shared:
             with self.ranks.watch.over("reading the server's state"):
@@ -73,10 +69,7 @@ class Window(Place):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the server's exclusive lock.
-
-        A failure inside ends the run and keeps the lock: the state may be half written.
-        """
+        """Hold the server's exclusive lock; a failure inside ends the run, and keeps it."""
         start = looked = time.monotonic()
         while holder := self._swap(LOCK, 0, self.ranks.rank + 1):
             now = time.monotonic()
@@ -92,7 +85,7 @@ class Window(Place):
             self.ranks.check()
             yield
         except BaseException as error:
-            self.ranks.stop(error)
+            self.ranks.stop(error)  # the state may be half written
             raise
         self._window.Sync()
         self._swap(LOCK, self.ranks.rank + 1, 0)
@@ -135,6 +128,10 @@ class Window(Place):
             for operation in coming.values():
                 self.ranks.abandon(operation)
         return arrived, failed
+
+    def finish(self) -> None:
+        """Tell the others that the result is there (rank 0)."""
+        self.write("control", 1, DONE)
 
     def wait_for_finish(self, pending: Any) -> None:
         """Wait, asleep, until rank 0 has the result."""

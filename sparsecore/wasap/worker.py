@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -35,41 +36,37 @@ def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray
     return [np.sort(by_class[worker::n_workers]) for worker in range(n_workers)]
 
 
+@dataclass(eq=False)
 class Worker:
-    """Computes gradients of `model` on its shard, one batch after the other.
+    """Computes gradients of `model`, a copy of `version`, on its shard, one batch after the other.
 
     `step` counts the batches done, those of an earlier part of the run included; `seconds` are
     spent on the "gradient", waiting for the server's "lock", and on the "update" under it.
     """
 
-    def __init__(
-        self,
-        rank: int,
-        shard: Shard,
-        model: SparseMLP,
-        version: Version,
-        config: TrainConfig,
-        seed: int,
-        threads: int = 1,
-        step: int = 0,
-    ) -> None:
-        self.rank, self.shard, self.model, self.version = rank, shard, model, version
-        self.config, self.seed, self.threads, self.step = config, seed, threads, step
+    rank: int
+    shard: Shard
+    model: SparseMLP
+    version: Version
+    config: TrainConfig
+    seed: int
+    threads: int = 1
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        shard, config = self.shard, self.config
         self.batches = -(-len(shard) // config.batch_size)
         self.samples = self.updates = 0
         self.seconds = {"gradient": 0.0, "lock": 0.0, "update": 0.0}
-        self._rule = sgd_rule(config, seed, rank)._replace(weight_decay=np.float32(0))
+        self._rule = sgd_rule(config, self.seed, self.rank)._replace(weight_decay=np.float32(0))
         self._sums, self._epoch = metrics(), -1
-        self._engine = model.new_engine(min(config.batch_size, len(shard)), threads)
-        self._gradient = aligned(len(model.params), np.float32)
+        self._engine = self.model.new_engine(min(config.batch_size, len(shard)), self.threads)
+        self._gradient = aligned(len(self.model.params), np.float32)
 
     # --- phase 1 ---------------------------------------------------------------------------------
 
     def compute(self) -> Gradient:
-        """Compute the gradient on the next batch of the shard; its values last until the next one.
-
-        Raise a FloatingPointError if it is not finite.
-        """
+        """Compute the gradient on the next batch of the shard; its values last until the next."""
         start = time.perf_counter()
         epoch, batch = divmod(self.step, self.batches)
         if self._epoch != epoch:

@@ -60,15 +60,8 @@ class Memory:
             np.asarray(self.window.tomemory()).view(np.uint8)[:] = 0
         self.window.Lock_all(MPI.MODE_NOCHECK)
 
-    def get(self, part: np.ndarray) -> None:
-        """Fetch a part of the copy from rank 0."""
-        self._move(self.window.Get, part)
-
-    def put(self, part: np.ndarray) -> None:
-        """Put a part of the copy into rank 0's window."""
-        self._move(self.window.Put, part)
-
-    def _move(self, call: Any, part: np.ndarray) -> None:
+    def move(self, call: Any, part: np.ndarray) -> None:
+        """Fetch a part of the copy from rank 0 (`call` is ``window.Get``), or put it there."""
         if part.nbytes and not self.shared:
             call([part, MPI.BYTE], 0, self.where(part))
             self.window.Flush(0)

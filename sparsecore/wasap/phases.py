@@ -456,9 +456,7 @@ class _Run:
             causes = [f"rank {rank}: {why}" for rank, why in sorted(failed.items())]
             raise ParallelError(f"no worker got to the end: {'; '.join(causes)}")
         models, ranks = map(list, zip(*(arrived[rank] for rank in sorted(arrived)), strict=True))
-        # Without a phase 2 all copies are the server's.
-        averages = self.phase1_epochs < self.config.epochs
-        merged, union_nnz = average(models) if averages else (models[0], models[0].nnz)
+        merged, union_nnz = average(models)
         elapsed = self.server.elapsed()
         test = self._test(merged)
         result = outcome.result(

@@ -55,9 +55,7 @@ class Ranks:
         self.facts: list[tuple[str, int]] = []
         self.failed = self._late = self._unfinished = False  # failed: this rank ended the run
         self.longest_step = 0.0
-        self._step_began: float | None = None
-        self._step_known: float | None = None  # by the watch
-        self._arrivals = 0
+        self._step_began = self._step_known = 0.0  # the latter by the watch; 0: none goes on
         self._lost: dict[int, str] = {}
         self._rows = np.zeros((self.size, 4), np.int64)
         self._known, self._silence = self._rows[:, _BEATS], np.zeros(self.size)
@@ -81,6 +79,7 @@ class Ranks:
         self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
         n_rows = _ROW_BYTES * self.size
         self._memory = Memory(self.comm, n_rows + _MESSAGE_BYTES * self.size, self.shared)
+        self._window = self._memory.window
         self._others = np.arange(self.size) != self.rank
         self._copy, self._exchange = np.zeros_like(self._rows), list[Any]()
         self._messages = self._memory.bytes[n_rows:].view(f"S{_MESSAGE_BYTES}")
@@ -93,7 +92,7 @@ class Ranks:
         """Let the others know of a number in this rank's row."""
         self._rows[self.rank, column] = value
         with self.watch.over("telling the others"):
-            self._memory.put(self._rows[self.rank, column : column + 1])
+            self._memory.move(self._window.Put, self._rows[self.rank, column : column + 1])
 
     def _column(self, column: int) -> list[int]:
         return self._rows[:, column].tolist()
@@ -103,10 +102,10 @@ class Ranks:
         self.comm.Iprobe(MPI.ANY_SOURCE)  # see `arrive`
         if all(request.Test() for request in self._exchange):
             self._rows[self._others] = self._copy[self._others]
-            beats, window = self._rows[self.rank, :1], self._memory.window
+            beats = self._rows[self.rank, :1]
             self._exchange = [
-                window.Rput([beats.copy(), MPI.BYTE], 0, self._memory.where(beats)),
-                window.Rget([self._copy, MPI.BYTE], 0, self._memory.where(self._rows)),
+                self._window.Rput([beats.copy(), MPI.BYTE], 0, self._memory.where(beats)),
+                self._window.Rget([self._copy, MPI.BYTE], 0, self._memory.where(self._rows)),
             ]
 
     # --- who lives -------------------------------------------------------------------------------
@@ -119,9 +118,9 @@ class Ranks:
 
     def rest(self) -> None:
         """End a step."""
-        if self._step_began is not None:
+        if self._step_began:
             self.longest_step = max(self.longest_step, time.monotonic() - self._step_began)
-            self._step_began = None
+            self._step_began = 0.0
 
     def lost(self, rank: int) -> str | None:
         """Return why a rank will not be heard of again, or None."""
@@ -139,7 +138,7 @@ class Ranks:
         now, began = time.monotonic(), self._step_began
         # When a step takes five times the longest, the others' patience ends.
         allowed = _STEPS * self.longest_step - self.patience
-        if began is None or began != self._step_known or now - began < allowed:
+        if not began or began != self._step_known or now - began < allowed:
             self._rows[self.rank, _BEATS] += 1
         self._step_known = began
         if not self.shared:
@@ -210,13 +209,13 @@ class Ranks:
         own = self._messages[self.rank : self.rank + 1]
         own[0] = text.encode()  # cut off where it is too long
         with self.watch.over("telling the others"):
-            self._memory.put(own)
+            self._memory.move(self._window.Put, own)
         self._set(_STATE, state)
 
     def message(self, rank: int) -> str:
         """Return why a rank left or ended the run."""
         with self.watch.over("asking for the cause"):
-            self._memory.get(self._messages[rank : rank + 1])
+            self._memory.move(self._window.Get, self._messages[rank : rank + 1])
         return self._messages[rank].decode(errors="replace")
 
     # --- waiting ---------------------------------------------------------------------------------
@@ -293,10 +292,9 @@ class Ranks:
         """Wait until all ranks have come to this end; False if nothing can be done together."""
         if self._late:
             return False
-        self._arrivals += 1
-        self._set(_ARRIVALS, self._arrivals)
-        start = time.monotonic()
-        while missing := [r for r, n in enumerate(self._column(_ARRIVALS)) if n < self._arrivals]:
+        start, own = time.monotonic(), int(self._rows[self.rank, _ARRIVALS]) + 1
+        self._set(_ARRIVALS, own)
+        while missing := [r for r, n in enumerate(self._column(_ARRIVALS)) if n < own]:
             failed = _FAILED in self._column(_STATE)
             self._late = failed and time.monotonic() - start > _GRACE
             if self._late or all(rank in self._lost for rank in missing):

@@ -188,12 +188,11 @@ def replay(
     for worker in workers:
         if worker.rank not in failed:
             worker.pull(server)
-            if epochs < config.epochs:
-                with worker.trainer(epochs) as trainer:
-                    list(trainer.epochs(worker.shard, worker.shard.labels))
+            with worker.trainer(epochs) as trainer:
+                list(trainer.epochs(worker.shard, worker.shard.labels))
             models.append(worker.model)
         worker.close()
-    merged = average(models)[0] if epochs < config.epochs else models[0]
+    merged, _ = average(models)
     digest = merged.weights_sha256()
     return merged, {
         "identical": digest == recorded,

@@ -61,7 +61,6 @@ def sweep() -> list[str]:
     Nothing is removed where a process could be out of sight: in a container, which may share the
     memory with another, or if one of this user's does not tell what it holds.
     """
-    gone = []
     with suppress(OSError):
         own = os.geteuid()
         left = {
@@ -82,8 +81,8 @@ def sweep() -> list[str]:
                     return []
         for name in left:
             (_FOLDER / name).unlink(missing_ok=True)
-            gone.append(name)
-    return gone
+        return sorted(left)
+    return []
 
 
 def _held_by(process: Path) -> Iterator[str]:

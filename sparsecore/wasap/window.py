@@ -55,7 +55,7 @@ class Window(Place):
         part = super().fetch(name, start, stop)
         if not self.ranks.shared:
             with self.ranks.watch.over("reading the server's state"):
-                self._memory.get(part)
+                self._memory.move(self._window.Get, part)
         return part
 
     def store(self, name: str, start: int = 0, stop: int | None = None) -> None:
@@ -63,7 +63,7 @@ class Window(Place):
         super().store(name, start, stop)
         if not self.ranks.shared:
             with self.ranks.watch.over("writing the server's state"):
-                self._memory.put(self._views[name][start:stop])
+                self._memory.move(self._window.Put, self._views[name][start:stop])
 
     # --- the lock --------------------------------------------------------------------------------
 

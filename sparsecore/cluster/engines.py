@@ -54,7 +54,21 @@ class Cluster:
 
     def __init__(self, client: Any, n: int, own: Any = None) -> None:
         self.client, self.n, self.own = client, n, own
-        facts = _facts(client)
+        jobs = {engine: client[engine].apply_async(_about_engine) for engine in client.ids}
+        if not wait_until(lambda: all(job.ready() for job in jobs.values()), _ANSWER_SECONDS):
+            silent = [engine for engine, job in jobs.items() if not job.ready()]
+            raise ClusterError(
+                f"engine {silent} of {len(jobs)} did not answer within {_ANSWER_SECONDS:.0f} s: it "
+                "hangs, or computes for somebody else; stop the cluster and start it anew"
+            )
+        try:
+            facts = {engine: job.get() for engine, job in jobs.items()}
+        except ipp.error.RemoteError as error:
+            raise ClusterError(
+                "the running cluster's engines cannot use sparsecore "
+                f"({error.ename}: {error.evalue}): they may belong to another environment; stop "
+                "the cluster (ipcluster stop)"
+            ) from error
         if any(sources != _SOURCES for *_, sources in facts.values()):
             raise ClusterError(
                 "the running cluster's engines work with another state of sparsecore than this "
@@ -182,11 +196,7 @@ def mpiexec() -> str:
 
 @contextmanager
 def _started(n: int) -> Iterator[Any]:
-    """Start a cluster of `n` MPI engines, and stop it at the end.
-
-    A process of its own stops it if this one is killed, as a kernel may be. The engines would not
-    notice: they would train on, and then wait for ever.
-    """
+    """Start a cluster of `n` MPI engines, and stop it at the end."""
     config = Config()
     config.MPIEngineSetLauncher.mpi_cmd = [mpiexec()]
     # The engines register with the first heartbeat; the default makes them wait for seconds.
@@ -196,6 +206,8 @@ def _started(n: int) -> Iterator[Any]:
     own.start_cluster_sync()
     if n > cpu_count():
         print(f"{n} workers share {cpu_count()} CPUs", file=sys.stderr)
+    # If this process is killed, as a kernel may be, the engines would not notice: they would train
+    # on, and then wait for ever. A process of its own stops them.
     guard = subprocess.Popen(
         [sys.executable, _GUARD, own.cluster_file],
         stdin=subprocess.PIPE,
@@ -221,28 +233,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return condition()
 
 
-_Facts = tuple[int, int, int, str, str]  # rank, ranks, process, host, sources
-
-
-def _facts(client: Any) -> dict[int, _Facts]:
-    """Return what `_about_engine` does, of each engine."""
-    jobs = {engine: client[engine].apply_async(_about_engine) for engine in client.ids}
-    if not wait_until(lambda: all(job.ready() for job in jobs.values()), _ANSWER_SECONDS):
-        silent = [engine for engine, job in jobs.items() if not job.ready()]
-        raise ClusterError(
-            f"engine {silent} of {len(jobs)} did not answer within {_ANSWER_SECONDS:.0f} s: it "
-            "hangs, or computes for somebody else; stop the cluster and start it anew"
-        )
-    try:
-        return {engine: job.get() for engine, job in jobs.items()}
-    except ipp.error.RemoteError as error:
-        raise ClusterError(
-            f"the running cluster's engines cannot use sparsecore ({error.ename}: {error.evalue}): "
-            "they may belong to another environment; stop the cluster (ipcluster stop)"
-        ) from error
-
-
-def _about_engine() -> _Facts:
+def _about_engine() -> tuple[int, int, int, str, str]:
     """Return rank, number of ranks, process number, host and code of an engine."""
     from sparsecore.wasap.mpi import MPI
 

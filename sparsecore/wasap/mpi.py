@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import mpi4py
@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsecore.compiled.engine import aligned
 from sparsecore.wasap import shm
-from sparsecore.wasap.watch import watched
+from sparsecore.wasap.watch import Watch
 
 # MPICH reads it when it is initialised: a rank that waits inside MPI then yields its core.
 os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "1")
@@ -28,7 +28,7 @@ _library = ctypes.CDLL(MPI.__file__)
 
 if not MPI.Is_initialized():
     shm.prepare()
-    with watched("MPI's start"):
+    with closing(Watch("MPI's start")):
         _library.MPI_Init_thread(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int()))
         MPI.COMM_WORLD.Barrier()
         shm.unname()
@@ -38,7 +38,7 @@ if not MPI.Is_initialized():
 
 def finalize(look: Callable[[], str | None]) -> None:
     """End MPI, together with all other ranks; `look` returns which of them is in trouble."""
-    with watched("MPI's end", look):
+    with closing(Watch("MPI's end", look)):
         _library.MPI_Finalize()
 
 
@@ -80,7 +80,7 @@ class Memory:
 def first_ranks(n: int) -> Iterator[Any]:
     """Give a communicator of the first `n` ranks of all, to those alone."""
     group = MPI.COMM_WORLD.Get_group().Incl(range(n))
-    with watched("setting up the workers' communicator"):
+    with closing(Watch("setting up the workers' communicator")):
         comm = MPI.COMM_WORLD.Create_group(group)
     group.Free()
     try:

@@ -56,11 +56,7 @@ def result(
         "phase2": elapsed - phase1,
     }
     samples = float(rows[:, 0].sum()) + about["n_train"] * (about["epochs"] - phase1_epochs)
-    record: dict[str, Any] | None = None
-    histogram: list[int] = []  # how many updates had staleness 0, 1, 2, ...
-    if about["algorithm"] == "wasap":
-        record = records.to_json(server.record())
-        histogram = np.bincount(server.record().staleness).tolist()
+    record = server.record()  # empty in lockstep
     updates = server.updates_per_epoch * phase1_epochs
     moved = sum(entry["bytes_moved"] for entry in own)
     return result_of(
@@ -77,8 +73,8 @@ def result(
         parallel={
             "updates": updates,
             "updates_per_second": updates / phase1,
-            "record": record,
-            "staleness_histogram": histogram,
+            "record": records.to_json(record) if about["algorithm"] == "wasap" else None,
+            "staleness_histogram": np.bincount(record.staleness).tolist(),
             "bytes_moved": moved,
             "bytes_per_update": moved / max(1, sum(entry["updates"] for entry in own)),
             "failed_workers": [{"rank": r, "cause": why} for r, why in sorted(failed.items())],
@@ -142,10 +138,7 @@ class Progress:
     def __call__(
         self, phase: int, epoch: float, updates: int, accuracies: Sequence[float] = ()
     ) -> None:
-        """Tell that so many are done, if it is time; the last of `accuracies` is the last test's.
-
-        In phase 1 the server has the tests.
-        """
+        """Tell that so many are done, if it is time; in phase 1 the server has the accuracies."""
         now = time.perf_counter()
         if self._show is None or now - self._told < _SECONDS:
             return

@@ -1,7 +1,6 @@
 """A parallel run on all ranks, from data to result: set up, phase 1, phase 2, averaging.
 
-Every rank calls `run`; rank 0 returns the model and the result. This module takes the gradients of
-`worker` to `server` or `lockstep`, which have the rules of an update.
+The gradients of `worker` go to `server` or `lockstep`, which have the rules of an update.
 """
 
 from __future__ import annotations
@@ -197,7 +196,8 @@ class _Run:
         self._shard_sizes = [len(part) for part in rows]
         self.shard = Shard(data, rows[self.rank], self.config, self.seed, self.rank)
         self.X_test = standardize(data.X_test, *data.moments())
-        self.y_test = data.y_test
+        cuts = len(data.y_test) * np.arange(self.rank, self.rank + 2) // self.workers
+        self.test_part = slice(*cuts.tolist())  # this worker's, when it is tested together
         self.own_saved = self._own_checkpoint()
 
     def _own_checkpoint(self) -> tuple[SparseMLP, dict[str, Any]] | None:
@@ -239,7 +239,7 @@ class _Run:
         average([tiny, tiny])
         with Trainer(tiny, self.config.with_values(hidden=(4,))):
             pass
-        for part in (slice(None), self._test_part()):  # lanes depend on the number of rows
+        for part in (slice(None), self.test_part):  # lanes depend on the number of rows
             worker.model.decision_function(self.X_test[part], self.threads)
         worker.close()
 
@@ -260,14 +260,12 @@ class _Run:
             self.phase1_seconds = self.server.elapsed()
             self._phase2()
             model = self.worker.model
-        except (ParallelError, FloatingPointError):
-            raise
         except Exception as error:
-            if self.ranks.failed or not self.asynchronous or self.workers == 1:
+            for_all = isinstance(error, (ParallelError, FloatingPointError))
+            if for_all or self.ranks.failed or not self.asynchronous or self.workers == 1:
                 raise
             self.ranks.leave(error)
             model = None
-            self.phase1_seconds = self.server.elapsed()
         own = None if model is None else (model, self._own(resources))
         if self.rank == 0:
             return self._finish(own)
@@ -322,7 +320,6 @@ class _Run:
         """Take the steps of phase 1 together."""
         worker, model = self.worker, self.worker.model
         lockstep = Lockstep(self.window, model, self._shard_sizes, self.config, self.plan.warmup)
-        part = self._test_part()
         for epoch in range(self.epochs_before + 1, self.phase1_epochs + 1):
             trained = np.zeros(3)  # samples, loss, correct
             for step in range((epoch - 1) * lockstep.steps, epoch * lockstep.steps):
@@ -338,14 +335,16 @@ class _Run:
                 lockstep.take_step(step, values)
                 worker.seconds["update"] += time.perf_counter() - begun
                 self._progress(1, (step + 1) / lockstep.steps, step + 1)
-            test, n = self._test(model, part), len(self.y_test[part])
-            own = [*trained, test["loss"] * n, test["accuracy"] * n, sum(self.seconds.values())]
+            n_test = len(self.data.y_test[self.test_part])
+            test = self._test(model, self.test_part)
+            tested = n_test * test["loss"], n_test * test["accuracy"]
+            own = [*trained, *tested, sum(self.seconds.values())]
             sums, nnz = np.sum(self.ranks.gathered(own), axis=0), model.nnz
             changed = lockstep.change_topology(self.seed, epoch)
             if self.rank == 0:
                 row = [
                     *sums[:3], 0, lockstep.steps, nnz, changed["pruned"], changed["replaced"],
-                    self.server.elapsed(), sums[5], *(sums[3:5] / len(self.y_test)),
+                    self.server.elapsed(), sums[5], *(sums[3:5] / len(self.data.y_test)),
                 ]  # fmt: skip
                 self.window.write("epochs", [row], epoch - 1)
                 self.window.write("control", epoch, TESTED)
@@ -395,13 +394,8 @@ class _Run:
     def _test(self, model: SparseMLP, part: slice = slice(None)) -> dict[str, float]:
         with self._aside("evaluate"):
             return train.evaluate(
-                model, self.X_test[part], self.y_test[part], self.config, self.threads
+                model, self.X_test[part], self.data.y_test[part], self.config, self.threads
             )
-
-    def _test_part(self) -> slice:
-        """Return this worker's share of the test set, when it is tested together."""
-        cuts = len(self.y_test) * np.arange(self.rank, self.rank + 2) // self.workers
-        return slice(int(cuts[0]), int(cuts[1]))
 
     @contextmanager
     def _aside(self, what: str) -> Iterator[None]:

@@ -7,6 +7,7 @@ import pickle
 import socket
 import time
 from collections.abc import Callable
+from contextlib import closing
 from itertools import pairwise
 from typing import Any
 
@@ -27,9 +28,9 @@ _GONE = 3 * watch.LOOK  # silence after which the operating system is asked
 _GRACE = 2.0  # seconds for all ranks to arrive after the run has failed
 _STEPS = 5  # a step may take so many times the longest before it
 
-# Columns of a rank's row, int64, and the size of its message behind all rows.
-_BEATS, _STATE, _ARRIVALS, _ALONE = range(4)
-_ROW_BYTES, _MESSAGE_BYTES = 4 * 8, 1024
+# A rank's row, and the size of its message behind all rows.
+_ROW = np.dtype([(name, np.int64) for name in ("beats", "state", "arrivals", "alone")])
+_MESSAGE_BYTES = 1024
 # States; at first 0. A rank that has left lets the others go on, one that has failed does not.
 _LEFT, _FAILED = 1, 2
 
@@ -57,12 +58,12 @@ class Ranks:
         self.longest_step = 0.0
         self._step_began = self._step_known = 0.0  # the latter by the watch; 0: none goes on
         self._lost: dict[int, str] = {}
-        self._rows = np.zeros((self.size, 4), np.int64)
-        self._known, self._silence = self._rows[:, _BEATS], np.zeros(self.size)
-        with watch.watched("the ranks' meeting", self.in_trouble, patience):
+        self._rows = np.zeros(self.size, _ROW)
+        self._known, self._silence = self._rows["beats"], np.zeros(self.size)
+        with closing(watch.Watch("the ranks' meeting", self.in_trouble, patience)):
             self._meet(comm, shared)
         self._looked = time.monotonic()
-        self.watch = watch.Watch(self._look, patience)
+        self.watch = watch.Watch(look=self._look, patience=patience)
 
     def _meet(self, comm: Any, shared: bool | None) -> None:
         """Get to know the others, and open the window with the ranks' rows and messages."""
@@ -77,32 +78,29 @@ class Ranks:
             raise ValueError("window: expected all ranks on one node to share memory")
         self.shared = size_on_node == self.size if shared is None else shared
         self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
-        n_rows = _ROW_BYTES * self.size
+        n_rows = _ROW.itemsize * self.size
         self._memory = Memory(self.comm, n_rows + _MESSAGE_BYTES * self.size, self.shared)
         self._window = self._memory.window
         self._others = np.arange(self.size) != self.rank
         self._copy, self._exchange = np.zeros_like(self._rows), list[Any]()
         self._messages = self._memory.bytes[n_rows:].view(f"S{_MESSAGE_BYTES}")
         self.barrier()
-        self._rows = self._memory.bytes[:n_rows].view(np.int64).reshape(self.size, 4)
+        self._rows = self._memory.bytes[:n_rows].view(_ROW)
 
     # --- the rows --------------------------------------------------------------------------------
 
-    def _set(self, column: int, value: int) -> None:
-        """Let the others know of a number in this rank's row."""
-        self._rows[self.rank, column] = value
+    def _set(self, values: np.ndarray, value: int | bytes) -> None:
+        """Let the others know of this rank's entry in a column of the rows, or its message."""
+        values[self.rank] = value
         with self.watch.over("telling the others"):
-            self._memory.move(self._window.Put, self._rows[self.rank, column : column + 1])
-
-    def _column(self, column: int) -> list[int]:
-        return self._rows[:, column].tolist()
+            self._memory.move(self._window.Put, values[self.rank : self.rank + 1])
 
     def _swap(self) -> None:
         """Send this rank's count to rank 0 and fetch all rows, without waiting for it."""
         self.comm.Iprobe(MPI.ANY_SOURCE)  # see `arrive`
         if all(request.Test() for request in self._exchange):
             self._rows[self._others] = self._copy[self._others]
-            beats = self._rows[self.rank, :1]
+            beats = self._rows["beats"][self.rank : self.rank + 1]
             self._exchange = [
                 self._window.Rput([beats.copy(), MPI.BYTE], 0, self._memory.where(beats)),
                 self._window.Rget([self._copy, MPI.BYTE], 0, self._memory.where(self._rows)),
@@ -128,7 +126,7 @@ class Ranks:
 
     def absent(self, rank: int) -> str | None:
         """Return why a rank will have no result, or None."""
-        return self.message(rank) if self._rows[rank, _STATE] == _LEFT else self.lost(rank)
+        return self.message(rank) if self._rows["state"][rank] == _LEFT else self.lost(rank)
 
     def _first_lost(self) -> str | None:
         return next((f"rank {rank} {why}" for rank, why in self._lost.items()), None)
@@ -139,20 +137,20 @@ class Ranks:
         # When a step takes five times the longest, the others' patience ends.
         allowed = _STEPS * self.longest_step - self.patience
         if not began or began != self._step_known or now - began < allowed:
-            self._rows[self.rank, _BEATS] += 1
+            self._rows["beats"][self.rank] += 1
         self._step_known = began
         if not self.shared:
             self._swap()
         # A rank that was suspended itself has not listened all the time.
         passed, self._looked = min(now - self._looked, _GONE), now
-        beats = self._rows[:, _BEATS].copy()
+        beats = self._rows["beats"].copy()
         silent = (beats == self._known) & self._others
         self._known, self._silence = beats, np.where(silent, self._silence + passed, 0.0)
         self._lost = {r: why for r in range(self.size) if (why := self._why_lost(r))}
         if self.rank and 0 in self._lost and self._silence[0] > self.patience + _GRACE:
             self.watch.end_process(self._without_rank_0())  # the main thread is busy
-        alone = self._column(_ALONE)
-        return f"rank {alone.index(1)} waits no more" if 1 in alone else self._first_lost()
+        alone = np.flatnonzero(self._rows["alone"])
+        return f"rank {alone[0]} waits no more" if len(alone) else self._first_lost()
 
     def _why_lost(self, rank: int) -> str | None:
         """Judge a rank by how long it has been silent."""
@@ -185,9 +183,9 @@ class Ranks:
     def check(self) -> None:
         """Raise `ParallelError` if a rank has ended the run, or rank 0 is lost."""
         watch.let_interrupt_through()
-        states = self._column(_STATE)
-        if _FAILED in states:
-            raise ParallelError(self.message(states.index(_FAILED)))
+        failed = np.flatnonzero(self._rows["state"] == _FAILED)
+        if len(failed):
+            raise ParallelError(self.message(failed[0]))
         if self.rank and 0 in self._lost:
             raise ParallelError(self._without_rank_0())
 
@@ -206,11 +204,8 @@ class Ranks:
 
     def _say(self, text: str, state: int) -> None:
         self.rest()
-        own = self._messages[self.rank : self.rank + 1]
-        own[0] = text.encode()  # cut off where it is too long
-        with self.watch.over("telling the others"):
-            self._memory.move(self._window.Put, own)
-        self._set(_STATE, state)
+        self._set(self._messages, text.encode())  # cut off where it is too long
+        self._set(self._rows["state"], state)
 
     def message(self, rank: int) -> str:
         """Return why a rank left or ended the run."""
@@ -292,25 +287,25 @@ class Ranks:
         """Wait until all ranks have come to this end; False if nothing can be done together."""
         if self._late:
             return False
-        start, own = time.monotonic(), int(self._rows[self.rank, _ARRIVALS]) + 1
-        self._set(_ARRIVALS, own)
-        while missing := [r for r, n in enumerate(self._column(_ARRIVALS)) if n < own]:
-            failed = _FAILED in self._column(_STATE)
+        start, own = time.monotonic(), self._rows["arrivals"][self.rank] + 1
+        self._set(self._rows["arrivals"], own)
+        while len(missing := np.flatnonzero(self._rows["arrivals"] < own)):
+            failed = _FAILED in self._rows["state"]
             self._late = failed and time.monotonic() - start > _GRACE
             if self._late or all(rank in self._lost for rank in missing):
-                self._set(_ALONE, 1)
+                self._set(self._rows["alone"], 1)
                 return False
             if not self.shared:  # over TCP, MPI does what others want of this memory when called
                 self.comm.Iprobe(MPI.ANY_SOURCE)
             time.sleep(_LONG_NAP)
-        return not any(self._column(_ALONE))
+        return not self._rows["alone"].any()
 
     def close(self) -> None:
         """Free what MPI holds, if all ranks come to do so together."""
         together = self.arrive()
-        self.watch.end()
+        self.watch.close()
         if together:
-            with watch.watched("freeing the memory", self.in_trouble, self.patience):
+            with closing(watch.Watch("freeing the memory", self.in_trouble, self.patience)):
                 MPI.Request.Waitall(self._exchange)
                 self._memory.free()
                 if not self._unfinished:

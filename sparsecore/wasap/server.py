@@ -17,7 +17,7 @@ import numpy as np
 from sparsecore import topology, train
 from sparsecore.compiled import engine, kernels
 from sparsecore.config import TrainConfig
-from sparsecore.mlp import SparseMLP, split_layers
+from sparsecore.mlp import SparseMLP, Structures, split_layers
 
 #: What is recorded for an epoch of phase 1, a row of the region "epochs".
 FIELDS = (
@@ -29,22 +29,19 @@ _NNZ, _TEST_LOSS = FIELDS.index("nnz"), FIELDS.index("test_loss")
 LOCK, DONE, TESTED = 0, 1, 2  # words of the region "control"
 TICKET, VERSION, NNZ = 0, 1, 2  # words of the region "state"
 
-Structures = Sequence[tuple[np.ndarray, np.ndarray]]  # (indptr, indices) of each layer
-
 
 class Place:
     """State of the parameter server in this process's own memory: named arrays, and a lock.
 
     `nnz` is the largest number of connections: pruning makes it smaller, nothing larger; `updates`
     and `epochs` are phase 1's. 12 bytes a connection (weight, velocity, index), 16 a neuron, 10 an
-    update. `fetch` gives a part of an array to read and change, `store` puts it back; where the
-    memory is the server's own, both cost nothing. `moved` counts their bytes all the same.
+    update. `fetch` gives a part of an array to read and change, `store` puts it back.
     """
 
     def __init__(
         self, sizes: Sequence[int], nnz: int, workers: int, updates: int, epochs: int
     ) -> None:
-        self.sizes, self.moved = tuple(sizes), 0
+        self.sizes = tuple(sizes)
         n_params = nnz + sum(sizes[1:])
         arrays: dict[str, tuple[type, tuple[int, ...]]] = {
             "control": (np.int64, (8,)),  # first, where `Window` looks for its words
@@ -73,13 +70,10 @@ class Place:
 
     def fetch(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return ``region[start:stop]`` as it is now."""
-        part = self._views[name][start:stop]
-        self.moved += part.nbytes
-        return part
+        return self._views[name][start:stop]
 
     def store(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Put back what was changed of ``region[start:stop]`` in the array that `fetch` gave."""
-        self.moved += self._views[name][start:stop].nbytes
 
     def write(self, name: str, values: Any, start: int = 0) -> None:
         """Set ``region[start:]`` to `values`, without fetching it."""

@@ -76,55 +76,45 @@ def sibling_in_trouble() -> str | None:
 
 
 class Watch:
-    """A thread that looks around until `end`; `look` returns which rank is in trouble, or None."""
+    """A thread that looks around until it is closed; `look` returns which rank is in trouble."""
 
-    def __init__(self, look: Callable[[], str | None], patience: float) -> None:
-        self._look, self._patience = look, patience
+    def __init__(
+        self,
+        over: str = "",
+        look: Callable[[], str | None] = sibling_in_trouble,
+        patience: float | None = None,
+    ) -> None:
+        self._look, self._patience = look, PATIENCE if patience is None else patience
         self.last_words: Callable[[], str] = str  # what is appended to the cause
-        self._over: tuple[str, float] | None = None
-        self._ended = threading.Event()
+        self._over, self._since = over, time.monotonic()
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Look no more."""
-        self._ended.set()
+        self._closed.set()
         self._thread.join()
 
     @contextmanager
     def over(self, call: str) -> Iterator[None]:
         """Watch over a call that may never return because a rank hangs."""
-        self._over = call, time.monotonic()
+        self._since, self._over = time.monotonic(), call
         try:
             yield
         finally:
-            self._over = None
+            self._over = ""
 
     def _run(self) -> None:
-        while not self._ended.wait(LOOK):
+        while not self._closed.wait(LOOK):
             who, over = self._look(), self._over
-            if who and over is not None and time.monotonic() - over[1] > self._patience:
-                self.end_process(f"{over[0]} does not end: {who}")
+            if who and over and time.monotonic() - self._since > self._patience:
+                self.end_process(f"{over} does not end: {who}")
 
     def end_process(self, cause: str) -> NoReturn:
         """Say why, and end the process whatever the main thread does; mpiexec then ends the job."""
         print(f"sparsecore: {cause}{self.last_words()}", file=sys.stderr, flush=True)
         os._exit(1)
-
-
-@contextmanager
-def watched(
-    call: str,
-    look: Callable[[], str | None] = sibling_in_trouble,
-    patience: float | None = None,
-) -> Iterator[None]:
-    """Watch over a call for which the ranks have no rows: MPI's start and end, and the like."""
-    watch = Watch(look, PATIENCE if patience is None else patience)
-    try:
-        with watch.over(call):
-            yield
-    finally:
-        watch.end()
 
 
 _interrupted = threading.Event()

@@ -32,7 +32,7 @@ class Window(Place):
     """State of the parameter server in an MPI window; to make and to free it is collective."""
 
     def __init__(self, ranks: Ranks, *layout: Any) -> None:
-        self.ranks = ranks
+        self.ranks, self.moved = ranks, 0
         self._word, self._result = np.zeros(1, np.int64), np.zeros(1, np.int64)
         super().__init__(*layout)
         ranks.barrier()
@@ -52,18 +52,18 @@ class Window(Place):
 
     def fetch(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Do what `Place` does; between machines, 16 bytes a parameter move under the lock."""
-        part = super().fetch(name, start, stop)
-        if not self.ranks.shared:
-            with self.ranks.watch.over("reading the server's state"):
-                self._memory.move(self._window.Get, part)
-        return part
+        return self._move("reading", self._window.Get, self._views[name][start:stop])
 
     def store(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Put back what was changed of ``region[start:stop]``."""
-        super().store(name, start, stop)
+        self._move("writing", self._window.Put, self._views[name][start:stop])
+
+    def _move(self, doing: str, call: Any, part: np.ndarray) -> np.ndarray:
+        self.moved += part.nbytes  # in shared memory, too
         if not self.ranks.shared:
-            with self.ranks.watch.over("writing the server's state"):
-                self._memory.move(self._window.Put, self._views[name][start:stop])
+            with self.ranks.watch.over(f"{doing} the server's state"):
+                self._memory.move(call, part)
+        return part
 
     # --- the lock --------------------------------------------------------------------------------
 

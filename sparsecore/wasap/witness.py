@@ -19,12 +19,7 @@ from contextlib import suppress
 
 
 def start(pids: dict[int, int], checkpoint: str | None, patience: float) -> str | None:
-    """Start the witness of a machine's ranks, and return the address where `tell` reaches it.
-
-    `pids` has the process of each rank, `checkpoint` is what a run that ends too early can be
-    resumed from, and within `patience` seconds all end after the first. None if the system has no
-    process descriptors, or room. The address is no other job's, whatever its process numbers.
-    """
+    """Start the witness of a machine's ranks; return where to `tell` it, None if it cannot run."""
     if not hasattr(os, "pidfd_open"):
         return None
     import subprocess  # here, so that the program itself starts sooner

@@ -1,7 +1,4 @@
-"""A worker: its shard of the data, its copy of the model, and the gradients it computes.
-
-`phases` takes its gradients to the server and brings back the new models.
-"""
+"""A worker: its shard of the data, its copy of the model, and the gradients it computes."""
 
 from __future__ import annotations
 
@@ -21,10 +18,7 @@ from sparsecore.wasap.server import Gradient, ParameterServer, Update, Version
 
 
 def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray]:
-    """Split the rows among workers so that every class is spread evenly.
-
-    Return ascending row numbers; sizes differ by one at most, and no row is left out.
-    """
+    """Deal all rows out, ascending, so that every class is spread evenly."""
     if len(labels) < n_workers:
         raise ValueError(
             f"workers: {n_workers} workers cannot share {len(labels)} rows; start fewer ranks"

@@ -1,11 +1,10 @@
-"""What is told of a parallel run: where it stands, what each process uses, and its result."""
+"""What is told of a parallel run: its result, and what each process uses meanwhile."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,8 @@ import psutil
 from sparsecore.experiment import result_of
 from sparsecore.mlp import SparseMLP
 from sparsecore.wasap import record as records
-from sparsecore.wasap.server import FIELDS, TESTED, ParameterServer
+from sparsecore.wasap.server import FIELDS, ParameterServer
 
-_SECONDS = 0.25  # between two reports
-_RECENT = 200  # updates over which staleness is averaged
 _SAMPLES = 400  # when there are more, every other one is dropped and sampling slows down
 
 
@@ -119,46 +116,6 @@ def _phase2_record(copies: tuple[dict[str, Any], ...], workers: int) -> dict[str
 
 def _seconds(elapsed: float, aside: float, workers: int) -> dict[str, float]:
     return {"elapsed": elapsed, "train": elapsed - aside / workers}
-
-
-class Progress:
-    """Calls `show`, unless it is None, with a dictionary of where the run stands."""
-
-    def __init__(
-        self,
-        show: Callable[[dict[str, Any]], None] | None,
-        server: ParameterServer,
-        about: dict[str, Any],
-    ) -> None:
-        self._show, self._server = show, server
-        self._about = {name: about[name] for name in ("algorithm", "workers", "epochs")}
-        self._told = 0.0
-        self._pace = server.elapsed(), server.ticket  # at the last report
-
-    def __call__(
-        self, phase: int, epoch: float, updates: int, accuracies: Sequence[float] = ()
-    ) -> None:
-        """Tell that so many are done, if it is time; in phase 1 the server has the accuracies."""
-        now = time.perf_counter()
-        if self._show is None or now - self._told < _SECONDS:
-            return
-        self._told, place = now, self._server.place
-        pace = staleness = 0.0
-        if phase == 1:
-            if tested := int(place.fetch("control")[TESTED]):
-                accuracies = place.fetch("epochs", tested - 1, tested)[:, -1].tolist()
-            recent = place.fetch("staleness", max(0, updates - _RECENT), updates)
-            staleness = float(recent.mean()) if len(recent) else 0.0
-            now, (then, before) = self._server.elapsed(), self._pace
-            self._pace = now, updates
-            pace = (updates - before) / (now - then) if now > then else 0.0
-        self._show(
-            {
-                **self._about, "elapsed": self._server.elapsed(), "phase": phase, "epoch": epoch,
-                "updates": updates, "test_accuracy": accuracies[-1] if accuracies else None,
-                "updates_per_second": pace, "staleness": staleness,
-            }
-        )  # fmt: skip
 
 
 class Resources:

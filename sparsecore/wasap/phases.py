@@ -35,6 +35,9 @@ from sparsecore.wasap.watch import PATIENCE, ParallelError, interrupts_held_back
 from sparsecore.wasap.window import Window
 from sparsecore.wasap.worker import Worker, shard_rows
 
+_SHOWN_EVERY = 0.25  # seconds
+_RECENT = 200  # updates over which staleness is averaged
+
 Outcome = tuple[SparseMLP | None, dict[str, Any] | None]  # model and result, on rank 0
 
 
@@ -140,6 +143,7 @@ class _Run:
         self.own_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
         self.own_epochs: list[dict[str, Any]] = []
+        self.shown = 0.0, 0.0, 0  # when `on_progress` was called, by both clocks, and the updates
 
     # --- before ----------------------------------------------------------------------------------
 
@@ -247,9 +251,7 @@ class _Run:
 
     def go(self, resources: outcome.Resources) -> Outcome:
         """Take this rank through both phases."""
-        model: SparseMLP | None
-        show = None if self.rank else self.on_progress
-        self._progress = outcome.Progress(show, self.server, self.about["config"])
+        own: tuple[SparseMLP, dict[str, Any]] | None = None
         if self.rank == 0 and not self.phase1_epochs and not self.restarts:
             self._save(0)  # what phase 2 starts from; else phase 1 saves that
         try:
@@ -259,18 +261,16 @@ class _Run:
                 self._phase1_in_lockstep()
             self.phase1_seconds = self.server.elapsed()
             self._phase2()
-            model = self.worker.model
+            own = self.worker.model, self._own(resources)
         except Exception as error:
             for_all = isinstance(error, (ParallelError, FloatingPointError))
             if for_all or self.ranks.failed or not self.asynchronous or self.workers == 1:
                 raise
             self.ranks.leave(error)
-            model = None
-        own = None if model is None else (model, self._own(resources))
         if self.rank == 0:
             return self._finish(own)
-        if model is not None:
-            model.velocity = None  # nobody needs it any more
+        if own is not None:
+            own[0].velocity = None  # nobody needs it any more
         self.window.wait_for_finish(own and self.window.send_result(own))
         return None, None
 
@@ -288,7 +288,7 @@ class _Run:
             if update.epoch:
                 self._end_epoch(update)
             done = update.version.updates
-            self._progress(1, done / self.updates_per_epoch, done)
+            self._show(1, done / self.updates_per_epoch, done)
         worker.pull(self.server)
 
     def _end_epoch(self, update: Update) -> None:
@@ -334,7 +334,7 @@ class _Run:
                 begun = time.perf_counter()
                 lockstep.take_step(step, values)
                 worker.seconds["update"] += time.perf_counter() - begun
-                self._progress(1, (step + 1) / lockstep.steps, step + 1)
+                self._show(1, (step + 1) / lockstep.steps, step + 1)
             n_test = len(self.data.y_test[self.test_part])
             test = self._test(model, self.test_part)
             tested = n_test * test["loss"], n_test * test["accuracy"]
@@ -372,8 +372,7 @@ class _Run:
             self.ranks.step()
             self.ranks.check()
             done += samples
-            tests = [record["test_accuracy"] for record in self.own_epochs]
-            self._progress(2, self.phase1_epochs + done / len(shard), self.updates, tests)
+            self._show(2, self.phase1_epochs + done / len(shard), self.updates)
 
         with worker.trainer(self.phase1_epochs) as trainer:
             trainer.restore(state and state["progress"])
@@ -389,7 +388,30 @@ class _Run:
                     with self._aside("checkpoint"):
                         checkpoint.save(worker.model, self.own_path, state)
 
-    # --- testing, saving -------------------------------------------------------------------------
+    # --- showing, testing, saving -----------------------------------------------------------------
+
+    def _show(self, phase: int, epoch: float, updates: int) -> None:
+        """Show where the run stands, if it is time."""
+        now, (told, then, before) = time.perf_counter(), self.shown
+        if self.rank or self.on_progress is None or now - told < _SHOWN_EVERY:
+            return
+        elapsed, staleness, pace = self.server.elapsed(), 0.0, 0.0
+        self.shown = now, elapsed, updates
+        tests = [record["test_accuracy"] for record in self.own_epochs]
+        if phase == 1:
+            if tested := self.window.fetch("control")[TESTED]:
+                tests = self.window.fetch("epochs", tested - 1, tested)[:, -1].tolist()
+            recent = self.window.fetch("staleness", max(0, updates - _RECENT), updates)
+            staleness = float(recent.mean()) if len(recent) else 0.0
+            pace = (updates - before) / (elapsed - then)
+        self.on_progress(
+            {
+                "algorithm": self.plan.algorithm, "workers": self.workers,
+                "epochs": self.config.epochs, "elapsed": elapsed, "phase": phase, "epoch": epoch,
+                "updates": updates, "test_accuracy": tests[-1] if tests else None,
+                "updates_per_second": pace, "staleness": staleness,
+            }
+        )  # fmt: skip
 
     def _test(self, model: SparseMLP, part: slice = slice(None)) -> dict[str, float]:
         with self._aside("evaluate"):
@@ -410,16 +432,14 @@ class _Run:
             return
         with self._aside("checkpoint"):
             aside = float(self.window.fetch("aside").sum()) / self.workers
+            record = self.server.record(epoch * self.updates_per_epoch)
             run_state = {
                 **self.about,
                 "epoch": epoch,
-                "record": None,
+                "record": records.to_json(record) if self.asynchronous else None,
                 "rows": records.encode(self.server.rows(epoch).ravel()),
                 "elapsed": self.server.elapsed() - aside,
             }
-            if self.asynchronous:
-                record = self.server.record(epoch * self.updates_per_epoch)
-                run_state["record"] = records.to_json(record)
             checkpoint.save(self.worker.model, self.path, run_state)
 
     # --- the end ---------------------------------------------------------------------------------

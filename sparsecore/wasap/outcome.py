@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,7 @@ def result(
     """
     about = run["config"]
     workers, phase1_epochs = about["workers"], about["phase1_epochs"]
-    rows = server.rows(phase1_epochs)
+    rows = server.place.fetch("epochs")
     epochs = [
         _phase1_record(number, row, workers, server.updates_per_epoch)
         for number, row in enumerate(rows.tolist(), 1)
@@ -118,38 +120,30 @@ def _seconds(elapsed: float, aside: float, workers: int) -> dict[str, float]:
     return {"elapsed": elapsed, "train": elapsed - aside / workers}
 
 
-class Resources:
-    """Samples CPU and memory of this process until the block ends, at first every `interval` s."""
+@contextmanager
+def resources(interval: float = 0.1) -> Iterator[Callable[[], dict[str, list[float]]]]:
+    """Sample CPU and memory of this process, at first every `interval` s; give what is taken."""
+    rows: list[tuple[float, float, float]] = []
+    ended = threading.Event()
 
-    def __init__(self, interval: float = 0.1) -> None:
-        self._interval = interval
-        self._rows: list[tuple[float, float, float]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="resources", daemon=True)
-
-    def _sample(self) -> None:
-        process, start = psutil.Process(), time.perf_counter()
+    def sample() -> None:
+        process, start, pause = psutil.Process(), time.perf_counter(), interval
         process.cpu_percent()
-        while not self._stop.wait(self._interval):
-            now = time.perf_counter() - start
-            self._rows.append((now, process.cpu_percent(), process.memory_info().rss / 2**20))
-            if len(self._rows) > _SAMPLES:
-                del self._rows[::2]
-                self._interval *= 2
+        while not ended.wait(pause):
+            now, memory = time.perf_counter() - start, process.memory_info().rss / 2**20
+            rows.append((round(now, 2), round(process.cpu_percent(), 1), round(memory, 1)))
+            if len(rows) > _SAMPLES:
+                del rows[::2]
+                pause *= 2
 
-    def __enter__(self) -> Resources:
-        self._thread.start()
-        return self
+    def taken() -> dict[str, list[float]]:
+        columns = np.reshape(list(rows), (-1, 3)).T.tolist()
+        return dict(zip(("seconds", "cpu_percent", "rss_mb"), columns, strict=True))
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return "seconds", "cpu_percent" (of one core) and "rss_mb" as lists."""
-        rows = list(self._rows)
-        return {
-            "seconds": [round(r[0], 2) for r in rows],
-            "cpu_percent": [round(r[1], 1) for r in rows],
-            "rss_mb": [round(r[2], 1) for r in rows],
-        }
+    thread = threading.Thread(target=sample, name="resources", daemon=True)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        ended.set()
+        thread.join()

@@ -106,8 +106,8 @@ def run_on(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **optio
     this_run = _Run(ranks, data, config, plan, **options)
     try:
         this_run.prepare()
-        with outcome.Resources() as resources:
-            return this_run.go(resources)
+        with outcome.resources() as this_run.resources:
+            return this_run.go()
     except BaseException as error:
         ranks.stop(error)
         raise
@@ -143,6 +143,7 @@ class _Run:
         self.own_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
         self.own_epochs: list[dict[str, Any]] = []
+        self.resources: Any = None
         self.shown = 0.0, 0.0, 0  # when `on_progress` was called, by both clocks, and the updates
 
     # --- before ----------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ class _Run:
 
     # --- the run ---------------------------------------------------------------------------------
 
-    def go(self, resources: outcome.Resources) -> Outcome:
+    def go(self) -> Outcome:
         """Take this rank through both phases."""
         own: tuple[SparseMLP, dict[str, Any]] | None = None
         if self.rank == 0 and not self.phase1_epochs and not self.restarts:
@@ -261,7 +262,7 @@ class _Run:
                 self._phase1_in_lockstep()
             self.phase1_seconds = self.server.elapsed()
             self._phase2()
-            own = self.worker.model, self._own(resources)
+            own = self.worker.model, self._own()
         except Exception as error:
             for_all = isinstance(error, (ParallelError, FloatingPointError))
             if for_all or self.ranks.failed or not self.asynchronous or self.workers == 1:
@@ -437,14 +438,14 @@ class _Run:
                 **self.about,
                 "epoch": epoch,
                 "record": records.to_json(record) if self.asynchronous else None,
-                "rows": records.encode(self.server.rows(epoch).ravel()),
+                "rows": records.encode(self.window.fetch("epochs", 0, epoch).ravel()),
                 "elapsed": self.server.elapsed() - aside,
             }
             checkpoint.save(self.worker.model, self.path, run_state)
 
     # --- the end ---------------------------------------------------------------------------------
 
-    def _own(self, resources: outcome.Resources) -> dict[str, Any]:
+    def _own(self) -> dict[str, Any]:
         """Return what the result says of this rank."""
         return {
             "rank": self.rank, "host": self.ranks.host, "pid": os.getpid(),
@@ -455,7 +456,7 @@ class _Run:
                 "total": self.server.elapsed(),
             },
             "peak_rss_mb": round(peak_rss_mb(), 1),
-            "resources": resources.to_dict(),
+            "resources": self.resources(),
             "epochs": self.own_epochs,
         }  # fmt: skip
 

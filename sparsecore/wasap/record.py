@@ -12,7 +12,9 @@ import json
 import math
 import os
 import zlib
+from contextlib import suppress
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,15 +85,12 @@ def integer(value: Any, name: str, least: int, most: float = math.inf) -> int:
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the JSON result of a run: the last line of what `--json` printed, or a whole file."""
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
+    text = Path(path).read_text(encoding="utf-8")
     for candidate in (text, text.strip().rpartition("\n")[2]):
-        try:
+        with suppress(json.JSONDecodeError):
             result = json.loads(candidate)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(result, dict) and "config" in result and "weights_sha256" in result:
-            return result
+            if isinstance(result, dict) and {"config", "weights_sha256"} <= result.keys():
+                return result
     raise ValueError(f"{path}: expected the JSON result of a training run (train … --json > FILE)")
 
 

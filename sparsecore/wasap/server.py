@@ -209,19 +209,10 @@ class ParameterServer:
         """Return the seconds of the run so far."""
         return time.perf_counter() - self._began
 
-    @property
-    def ticket(self) -> int:
-        """Number of updates applied."""
-        return int(self.place.fetch("state")[TICKET])
-
     def record(self, stop: int | None = None) -> Record:
         """Return a copy of the record, of the first `stop` updates."""
-        stop = self.ticket if stop is None else stop
+        stop = int(self.place.fetch("state")[TICKET]) if stop is None else stop
         return Record(*(self.place.fetch(name, 0, stop).copy() for name in Record._fields))
-
-    def rows(self, epochs: int) -> np.ndarray:
-        """Return a copy of the recorded numbers of the first `epochs` epochs."""
-        return self.place.fetch("epochs", 0, epochs).copy()
 
     # --- pull and push ---------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,10 +24,9 @@ _LARGER = "make it larger (a container's: docker run --shm-size=1g), or remove w
 def room() -> int:
     """Return how many bytes of shared memory are free; a great number if nobody knows."""
     try:
-        found = os.statvfs(_FOLDER)
+        return shutil.disk_usage(_FOLDER).free
     except OSError:
         return 2**62
-    return found.f_bavail * found.f_frsize
 
 
 def prepare() -> None:

@@ -174,7 +174,7 @@ class _Run:
         if self.asynchronous:
             step = int((self.server.record().worker == self.rank).sum())
         self.ranks.in_turns(self._compile)
-        self.worker = self._new_worker(step)
+        self.worker = Worker(self.rank, self.shard, self.server, self.threads, step)
         self.ranks.barrier()
         self.window.moved = 0
         self.server.start_clock(before["elapsed"])
@@ -223,14 +223,9 @@ class _Run:
             raise checkpoint.CheckpointError(text) from error
         return model, found
 
-    def _new_worker(self, step: int = 0) -> Worker:
-        return Worker(
-            self.rank, self.shard, *self.server.pull(), self.config, self.seed, self.threads, step
-        )
-
     def _compile(self) -> None:
         """Have everything compiled before anything is timed."""
-        worker = self._new_worker()
+        worker = Worker(self.rank, self.shard, self.server, self.threads)
         try:
             worker.compute()
             begun = time.monotonic()
@@ -282,15 +277,14 @@ class _Run:
             self.ranks.step()
             gradient = worker.compute()
             self.ranks.rest()
-            update = self.server.push(gradient, worker.version, worker.model)
+            update = worker.push(gradient)
             if update is None:
                 break
-            worker.pushed(gradient, update)
             if update.epoch:
                 self._end_epoch(update)
             done = update.version.updates
             self._show(1, done / self.updates_per_epoch, done)
-        worker.pull(self.server)
+        worker.pull()
 
     def _end_epoch(self, update: Update) -> None:
         """Test and save what the server's model was at the end of an epoch."""

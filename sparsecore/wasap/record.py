@@ -168,7 +168,7 @@ def replay(
     server = ParameterServer(place, config, seed, per_epoch, epochs)
     server.publish(model)
     workers = [
-        Worker(rank, Shard(data, rows, config, seed, rank), *server.pull(), config, seed, threads)
+        Worker(rank, Shard(data, rows, config, seed, rank), server, threads)
         for rank, rows in enumerate(shards)
     ]
 
@@ -176,17 +176,13 @@ def replay(
         for ticket, rank in enumerate(record.worker.tolist()):
             if ticket in restarts:
                 for worker in workers:
-                    worker.pull(server)
-            worker = workers[rank]
-            gradient = worker.compute()
-            update = server.push(gradient, worker.version, worker.model)
-            assert update is not None
-            worker.pushed(gradient, update)
+                    worker.pull()
+            workers[rank].push(workers[rank].compute())
             shown.update()
     models = []
     for worker in workers:
         if worker.rank not in failed:
-            worker.pull(server)
+            worker.pull()
             with worker.trainer(epochs) as trainer:
                 list(trainer.epochs(worker.shard, worker.shard.labels))
             models.append(worker.model)

@@ -18,7 +18,6 @@ _ALL_PROCESSES = "pid:[4026531836]"  # the name space of the machine itself: nob
 
 # Measured with MPICH 5.0.2: bytes per rank of a node, and what UCX takes besides while it starts.
 _PER_RANK, _UCX_PER_RANK, _UCX = 1_200_000, 5_500_000, 12_000_000
-_LARGER = "make it larger (a container's: docker run --shm-size=1g), or remove what is left there"
 
 
 def room() -> int:
@@ -44,7 +43,8 @@ def too_small(who: str, needed: int, free: int) -> str:
     """Say that something does not fit."""
     return (
         f"{who} needs {needed / 2**20:.1f} MiB of shared memory, and {_FOLDER} has "
-        f"{free / 2**20:.1f} MiB free: {_LARGER}"
+        f"{free / 2**20:.1f} MiB free: make it larger (a container's: docker run --shm-size=1g), "
+        "or remove what is left there"
     )
 
 

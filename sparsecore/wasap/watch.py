@@ -8,8 +8,7 @@
 5. Some calls into MPI cannot poll; they run under `Watch.over`. If one lasts longer than the
    patience while a rank is in trouble, the watch says which and ends the process, and mpiexec the
    job. Until the ranks have met, it asks for the processes that mpiexec has started beside its own.
-6. When a rank is killed, mpiexec kills all within milliseconds. A process of its own (`witness`)
-   then says which was the first, and kills a rank that is stopped and so keeps the job from ending.
+6. When a rank is killed, mpiexec kills all within milliseconds; `witness` says which was first.
 7. An interrupt (Ctrl-C) may reach the ranks one after the other. The later ones are ending already,
    because the first has ended the run; torn out of that, they would leave the others alone in a
    call that nothing ends. So a run holds interrupts back, and lets them through where it polls.
@@ -24,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import psutil
@@ -51,14 +50,12 @@ def trouble(pid: int) -> str | None:
 
 def _started() -> list[int]:
     """Return the ranks' processes that MPICH's mpiexec has started here, in their order."""
-    if "MPI_LOCALNRANKS" not in os.environ:
-        return []
-    try:
+    with suppress(psutil.Error):
         parent = psutil.Process(os.getppid())
-        children = parent.children() if parent.name().startswith("hydra") else []
-        return [c.pid for c in sorted(children, key=lambda c: (c.create_time(), c.pid))]
-    except psutil.Error:
-        return []
+        if "MPI_LOCALNRANKS" in os.environ and parent.name().startswith("hydra"):
+            children = sorted(parent.children(), key=lambda c: (c.create_time(), c.pid))
+            return [child.pid for child in children]
+    return []
 
 
 _siblings = _started()  # now, before one of them may have ended

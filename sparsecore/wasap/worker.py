@@ -9,12 +9,10 @@ import numpy as np
 
 from sparsecore import seeds
 from sparsecore.compiled.engine import aligned, metrics
-from sparsecore.config import TrainConfig
 from sparsecore.experiment import Shard
-from sparsecore.mlp import SparseMLP
 from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, diverged, sgd_rule
-from sparsecore.wasap.server import Gradient, ParameterServer, Update, Version
+from sparsecore.wasap.server import Gradient, ParameterServer, Update
 
 
 def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray]:
@@ -32,7 +30,7 @@ def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray
 
 @dataclass(eq=False)
 class Worker:
-    """Computes gradients of `model`, a copy of `version`, on its shard, one batch after the other.
+    """Computes gradients of a copy of the server's model on a shard, one batch after the other.
 
     `step` counts the batches done, those of an earlier part of the run included; `seconds` are
     spent on the "gradient", waiting for the server's "lock", and on the "update" under it.
@@ -40,21 +38,21 @@ class Worker:
 
     rank: int
     shard: Shard
-    model: SparseMLP
-    version: Version
-    config: TrainConfig
-    seed: int
+    server: ParameterServer
     threads: int = 1
     step: int = 0
 
     def __post_init__(self) -> None:
-        shard, config = self.shard, self.config
-        self.batches = -(-len(shard) // config.batch_size)
+        self.config, self.seed = self.server.config, self.server.seed
+        self.model, self.version = self.server.pull()
+        size, n = self.config.batch_size, len(self.shard)
+        self.batches = -(-n // size)
         self.samples = self.updates = 0
         self.seconds = {"gradient": 0.0, "lock": 0.0, "update": 0.0}
-        self._rule = sgd_rule(config, self.seed, self.rank)._replace(weight_decay=np.float32(0))
+        rule = sgd_rule(self.config, self.seed, self.rank)
+        self._rule = rule._replace(weight_decay=np.float32(0))
         self._sums, self._epoch = metrics(), -1
-        self._engine = self.model.new_engine(min(config.batch_size, len(shard)), self.threads)
+        self._engine = self.model.new_engine(min(size, n), self.threads)
         self._gradient = aligned(len(self.model.params), np.float32)
 
     # --- phase 1 ---------------------------------------------------------------------------------
@@ -86,16 +84,19 @@ class Worker:
         self.seconds["gradient"] += time.perf_counter() - start
         return Gradient(values, self.rank, len(rows), float(sums.loss[0]), int(sums.correct[0]))
 
-    def pull(self, server: ParameterServer) -> None:
+    def pull(self) -> None:
         """Go on with the server's model."""
-        self.version = server.pull(self.model)[1]
+        self.version = self.server.pull(self.model)[1]
 
-    def pushed(self, gradient: Gradient, update: Update) -> None:
-        """Go on with the model that the server has made of a gradient."""
-        self.count(gradient)
-        self.seconds["lock"] += update.waited
-        self.seconds["update"] += update.held
-        self.version = update.version
+    def push(self, gradient: Gradient) -> Update | None:
+        """Go on with the model that the server makes of a gradient; None if phase 1 was over."""
+        update = self.server.push(gradient, self.version, self.model)
+        if update is not None:
+            self.count(gradient)
+            self.seconds["lock"] += update.waited
+            self.seconds["update"] += update.held
+            self.version = update.version
+        return update
 
     def count(self, gradient: Gradient) -> None:
         """Count a gradient as used."""

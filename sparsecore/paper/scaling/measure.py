@@ -142,7 +142,7 @@ def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
     server.publish(model)
     shards = [np.arange(rank, min(8_192, len(data.y_train)), 2) for rank in range(2)]
     workers = [
-        Worker(rank, experiment.Shard(data, rows, config, 0, rank), *server.pull(), config, 0)
+        Worker(rank, experiment.Shard(data, rows, config, 0, rank), server)
         for rank, rows in enumerate(shards)
     ]
     times: dict[str, list[float]] = {name: [] for name in _KINDS}
@@ -151,9 +151,8 @@ def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
         version, begun = worker.version, time.perf_counter()
         gradient = worker.compute()
         computed = time.perf_counter()
-        update = server.push(gradient, version, worker.model)
+        update = worker.push(gradient)
         assert update is not None
-        worker.pushed(gradient, update)
         pushed = time.perf_counter()
         if step < _EVERY:
             continue  # compiles, and meets cold caches

@@ -171,12 +171,10 @@ class Ranks:
 
     def in_trouble(self) -> str | None:
         """Return which rank on this machine is gone or stopped, or None."""
-        if not self.facts:
-            return watch.sibling_in_trouble()
         for rank, (host, pid) in enumerate(self.facts):
             if what := self._trouble(rank):
                 return f"rank {rank} is {what} (process {pid} on {host})"
-        return None
+        return None if self.facts else watch.sibling_in_trouble()
 
     # --- who has failed --------------------------------------------------------------------------
 

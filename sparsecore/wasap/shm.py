@@ -34,18 +34,17 @@ def prepare() -> None:
     ranks, free = int(os.environ.get("MPI_LOCALNRANKS", 1)), room()
     if free < _UCX_PER_RANK * ranks + _UCX:
         os.environ.setdefault("UCX_TLS", "^posix")  # then UCX takes none
-    needed = _PER_RANK * (ranks + 1)
+    check(f"MPI with {ranks} rank(s) here", _PER_RANK * (ranks + 1), free)
+
+
+def check(who: str, needed: int, free: int, otherwise: str = "") -> None:
+    """Refuse what does not fit."""
     if free < needed:
-        raise ParallelError(too_small(f"MPI with {ranks} rank(s) here", needed, free))
-
-
-def too_small(who: str, needed: int, free: int) -> str:
-    """Say that something does not fit."""
-    return (
-        f"{who} needs {needed / 2**20:.1f} MiB of shared memory, and {_FOLDER} has "
-        f"{free / 2**20:.1f} MiB free: make it larger (a container's: docker run --shm-size=1g), "
-        "or remove what is left there"
-    )
+        raise ParallelError(
+            f"{who} needs {needed / 2**20:.1f} MiB of shared memory, and {_FOLDER} has "
+            f"{free / 2**20:.1f} MiB free: make it larger (a container's: docker run "
+            f"--shm-size=1g), or remove what is left there{otherwise}"
+        )
 
 
 def unname() -> None:

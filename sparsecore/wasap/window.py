@@ -39,9 +39,9 @@ class Window(Place):
     def _allocate(self, n_bytes: int) -> np.ndarray:
         ranks, needed = self.ranks, n_bytes + _SPARE
         free = ranks.gathered(shm.room())[0]  # a wait for a late rank can be abandoned here
-        if free < needed and ranks.shared:
-            what = shm.too_small("the parameter server's state", needed, free)
-            raise ParallelError(f"{what}, or use --window remote (shared=False)")
+        if ranks.shared:
+            otherwise = ", or use --window remote (shared=False)"
+            shm.check("the parameter server's state", needed, free, otherwise)
         with ranks.watch.over("opening the server's window"):
             self._memory = Memory(ranks.comm, n_bytes, ranks.shared, free < needed)
         self._window = self._memory.window

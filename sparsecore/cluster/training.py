@@ -8,7 +8,6 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-import ipyparallel as ipp
 from IPython import get_ipython
 from IPython.display import HTML, display
 
@@ -125,10 +124,9 @@ def _raise_errors(
     causes = {}
     for rank, job in enumerate(jobs):
         if job.ready() and not job.successful():
-            error = job.exception()
-            remote = isinstance(error, ipp.error.RemoteError)
-            name, text = (error.ename, error.evalue) if remote else (type(error).__name__, error)
-            causes[rank] = name, text
+            error = job.exception()  # as it was on the engine, or ipyparallel's own
+            name = getattr(error, "ename", type(error).__name__)
+            causes[rank] = name, getattr(error, "evalue", error)
     gone = [rank for rank in ended if causes.get(rank, ("", ""))[0] == "EngineError"]
     told = [rank for rank, (name, _) in causes.items() if name == "ParallelError"]
     if gone and not (stopped and told):  # who waited for the stopped one says more

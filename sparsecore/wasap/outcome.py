@@ -48,9 +48,8 @@ def result(
     phase1 = min(entry["seconds"]["phase1"] for entry in own)
     seconds = {
         # Tests and checkpoints are not training; what a rank spends on them is lost to all in part.
-        "train": elapsed - aside / workers,
+        **_seconds(elapsed, aside, workers),
         "evaluate": sum(entry["seconds"]["evaluate"] for entry in own),
-        "elapsed": elapsed,
         "phase1": phase1,
         "phase2": elapsed - phase1,
     }

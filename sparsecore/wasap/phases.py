@@ -410,9 +410,8 @@ class _Run:
 
     def _test(self, model: SparseMLP, part: slice = slice(None)) -> dict[str, float]:
         with self._aside("evaluate"):
-            return train.evaluate(
-                model, self.X_test[part], self.data.y_test[part], self.config, self.threads
-            )
+            X, y = self.X_test[part], self.data.y_test[part]
+            return train.evaluate(model, X, y, self.config, self.threads)
 
     @contextmanager
     def _aside(self, what: str) -> Iterator[None]:

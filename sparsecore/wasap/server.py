@@ -44,7 +44,7 @@ class Place:
         self.sizes = tuple(sizes)
         n_params = nnz + sum(sizes[1:])
         arrays: dict[str, tuple[type, tuple[int, ...]]] = {
-            "control": (np.int64, (8,)),  # first, where `Window` looks for its words
+            "control": (np.int64, (8,)),  # first, where `Window` looks for the lock
             "state": (np.int64, (8,)),
             "aside": (np.float64, (workers,)),  # seconds spent on tests and checkpoints
             "weight_start": (np.int64, (len(sizes),)),

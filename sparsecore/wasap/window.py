@@ -70,7 +70,7 @@ class Window(Place):
     def locked(self) -> Iterator[None]:
         """Hold the server's exclusive lock; a failure inside ends the run, and keeps it."""
         start = looked = time.monotonic()
-        while holder := self._swap(LOCK, 0, self.ranks.rank + 1):
+        while holder := self._swap(0, self.ranks.rank + 1):
             now = time.monotonic()
             if now - start > self.ranks.spin:
                 time.sleep(NAP)
@@ -87,14 +87,14 @@ class Window(Place):
             self.ranks.stop(error)  # the state may be half written
             raise
         self._window.Sync()
-        self._swap(LOCK, self.ranks.rank + 1, 0)
+        self._swap(self.ranks.rank + 1, 0)
 
-    def _swap(self, word: int, expected: int, value: int) -> int:
-        """Set a control word to `value` if it is `expected`; return what it was."""
+    def _swap(self, expected: int, value: int) -> int:
+        """Set the lock's word to `value` if it is `expected`; return what it was."""
         self._word[0] = value
         compare = np.array([expected], np.int64)
         with self.ranks.watch.over("taking the server's lock"):
-            self._window.Compare_and_swap(self._word, compare, self._result, 0, 8 * word)
+            self._window.Compare_and_swap(self._word, compare, self._result, 0, 8 * LOCK)
             self._window.Flush(0)
         return int(self._result[0])
 
@@ -106,11 +106,11 @@ class Window(Place):
 
     def receive_results(self) -> tuple[dict[int, Any], dict[int, str]]:
         """Return the other ranks' values, and why the ranks that send none are lost."""
-        missing, coming = set(range(1, self.ranks.size)), dict[int, Any]()
+        others, coming = range(1, self.ranks.size), dict[int, Any]()
         arrived, failed = dict[int, Any](), dict[int, str]()
         try:
-            while missing:
-                for rank in sorted(missing):
+            while missing := [r for r in others if r not in arrived and r not in failed]:
+                for rank in missing:
                     if rank not in coming:
                         if message := self.ranks.comm.improbe(rank, _TAG_MODEL):
                             coming[rank] = message.irecv()
@@ -120,7 +120,6 @@ class Window(Place):
                         del coming[rank]
                     elif why := self.ranks.absent(rank):
                         failed[rank] = why
-                missing -= arrived.keys() | failed.keys()
                 time.sleep(1e-3)
                 self.ranks.check()
         finally:

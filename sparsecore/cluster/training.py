@@ -79,13 +79,9 @@ def train(
         show = EpochBar(title, config.epochs) if get_ipython() is None else Table(title)
     path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
     jobs = cluster.submit(
-        _train_on_engine,
-        {"config": config, "dataset": dataset, "limit": limit, "n_workers": cluster.n},
+        _train_on_engine, cluster.n, config, dataset, limit,
         {"algorithm": algorithm, "phase1": phase1, "warmup": warmup},
-        {
-            "seed": seed, "threads": threads, "checkpoint_path": path, "resume": resume,
-            "patience": patience,
-        },
+        seed=seed, threads=threads, checkpoint_path=path, resume=resume, patience=patience,
     )  # fmt: skip
     ended: list[int] = []  # the ranks in the order in which they did
     for rank, job in enumerate(jobs):
@@ -146,7 +142,7 @@ def _raise_errors(
 
 
 def _train_on_engine(
-    what: dict[str, Any], plan: dict[str, Any], options: dict[str, Any]
+    n_workers: int, config: TrainConfig, data: Any, limit: int | None, plan: Any, **options: Any
 ) -> tuple[SparseMLP | None, dict[str, Any] | None]:
     """Take one engine's part in a run."""
     from ipyparallel.datapub import publish_data
@@ -155,14 +151,13 @@ def _train_on_engine(
     from sparsecore.wasap.mpi import first_ranks
 
     # First meet, then load: a rank that waits inside MPI for one that loads cannot be interrupted.
-    with first_ranks(what["n_workers"]) as comm:
-        data, limit = what["dataset"], what["limit"]
+    with first_ranks(n_workers) as comm:
         if isinstance(data, str):
             data = datasets.load(data)
         if limit is not None:
             data = data.limited(limit, random_state=options["seed"])
         return wasap.run(
-            data, what["config"], wasap.Plan(**plan), comm=comm, on_progress=publish_data, **options
+            data, config, wasap.Plan(**plan), comm=comm, on_progress=publish_data, **options
         )
 
 

@@ -160,10 +160,7 @@ def replay(
     model = train.new_model(config, data.n_features, data.n_classes, seed)
     shards = shard_rows(data.y_train, n_workers, seed)
     per_epoch = sum(-(-len(rows) // config.batch_size) for rows in shards)
-    if updates != per_epoch * epochs:
-        raise ValueError(
-            f"replay: expected {per_epoch * epochs} updates in the record, got {updates}"
-        )
+    integer(updates, "updates in parallel.record", per_epoch * epochs, per_epoch * epochs)
     place = Place(model.sizes, model.nnz, n_workers, updates, epochs)
     server = ParameterServer(place, config, seed, per_epoch, epochs)
     server.publish(model)

@@ -162,8 +162,8 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
 
 def _running(profile: str) -> Any:
     """Return a client of the running cluster, or None; a stale cluster file is warned of."""
-    folder = Path(get_ipython_dir()) / f"profile_{profile}"
-    path = folder / "security" / "ipcontroller-client.json"
+    folder = Path(get_ipython_dir(), f"profile_{profile}", "security")
+    path = folder / "ipcontroller-client.json"
     if not path.exists():
         return None
     try:

@@ -68,7 +68,8 @@ class Lockstep:
         sent = np.zeros(len(params), np.float32) if gradient is None else gradient
         counts = np.full(self.ranks.size, len(self._mean))
         into = [self._received, counts, counts * np.arange(self.ranks.size), MPI.FLOAT]
-        self._transfer(self.ranks.comm.Ialltoallv, self._shared(sent), into)
+        out = [sent, self._counts, self._starts, MPI.FLOAT]
+        self._transfer(self.ranks.comm.Ialltoallv, out, into)
         # In the order of the ranks, so that the sum is the same whoever was first.
         samples = self.samples(step)
         shares = (samples / samples.sum()).astype(np.float32)
@@ -85,11 +86,8 @@ class Lockstep:
 
     def _gather(self, vector: np.ndarray) -> None:
         """Fill in the other workers' shares of a vector."""
-        self._transfer(self.ranks.comm.Iallgatherv, MPI.IN_PLACE, self._shared(vector))
-
-    def _shared(self, vector: np.ndarray) -> list[Any]:
-        """Say to MPI how a vector is divided."""
-        return [vector, self._counts, self._starts, MPI.FLOAT]
+        into = [vector, self._counts, self._starts, MPI.FLOAT]
+        self._transfer(self.ranks.comm.Iallgatherv, MPI.IN_PLACE, into)
 
     def _transfer(self, call: Any, *buffers: Any) -> None:
         self.ranks.transfer(call, *buffers)

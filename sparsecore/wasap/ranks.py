@@ -41,10 +41,9 @@ _abandoned: list[Any] = []
 class Ranks:
     """The ranks of a run, on a duplicate of the communicator `comm` (by default all ranks).
 
-    Collective. `shared` says whether the ranks' memory is shared, by default if all are on one
-    node; otherwise the rows lie on rank 0, and each rank exchanges some bytes with it at each look.
-    A row has a rank's count of signs of life, and what it has to say; after `patience` seconds
-    without one a rank counts as lost. `facts` has host and process of every rank.
+    Collective. A row has a rank's count of signs of life, and what it has to say; after `patience`
+    seconds without one it counts as lost. The rows lie in memory that is `shared`, by default if
+    all ranks are on one node, or on rank 0. `facts` has host and process of every rank.
     """
 
     def __init__(

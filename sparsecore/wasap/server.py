@@ -125,10 +125,9 @@ class Record(NamedTuple):
 def retained(
     model: SparseMLP, values: np.ndarray, structures: Structures
 ) -> tuple[np.ndarray, float]:
-    """Keep of a gradient on `model` what exists in a newer topology (RetainValidUpdates).
+    """Lay a gradient out for a newer topology, with 0 for new connections (RetainValidUpdates).
 
-    Return it laid out for `structures`, 0 for connections that the gradient knows nothing of, and
-    the share of the old connections that still exist.
+    Return it, and the share of the old connections that still exist.
     """
     before = model.structures()
     here, there = (np.cumsum([len(i) for _, i in layers]) for layers in (before, structures))

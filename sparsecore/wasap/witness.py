@@ -4,8 +4,7 @@ When one rank is killed, mpiexec kills the rest within milliseconds, and the pro
 reports is not always that of the first. The witness, which is not started by MPI, sleeps on the
 ranks' process descriptors; whichever wakes it is the cause, unless that rank has said that it ends.
 After the first end mpiexec would wait forever for a rank that is stopped: the witness kills it.
-
-`start` runs this very file as a program, which imports little and so soon sees the ranks.
+This very file is its program, which imports little and so soon sees the ranks.
 """
 
 from __future__ import annotations

@@ -135,8 +135,7 @@ def _raise_errors(
         )
     rank = min(causes.keys() - {*told, *gone} or told)
     name, text = causes[rank]
-    silent = [r for r, job in enumerate(jobs) if not job.ready()]
-    if silent:
+    if silent := [r for r, job in enumerate(jobs) if not job.ready()]:
         hint = f" (rank {silent} did not answer: start the cluster anew)" + hint
     raise WorkerError(f"rank {rank}: {name}: {text}{hint}", name)
 

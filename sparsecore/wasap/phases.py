@@ -30,7 +30,7 @@ from sparsecore.wasap import record as records
 from sparsecore.wasap.lockstep import Lockstep
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.ranks import Ranks
-from sparsecore.wasap.server import TESTED, ParameterServer, Record, Update, average, retained
+from sparsecore.wasap.server import DONE, TESTED, ParameterServer, Record, Update, average, retained
 from sparsecore.wasap.watch import PATIENCE, ParallelError, interrupts_held_back
 from sparsecore.wasap.window import Window
 from sparsecore.wasap.worker import Worker, shard_rows
@@ -475,7 +475,7 @@ class _Run:
             "restarts": self.restarts,
             "window": "shared" if self.ranks.shared else "remote",
         }
-        self.window.finish()
+        self.window.write("control", 1, DONE)
         return merged, result
 
     def close(self) -> None:

@@ -60,31 +60,27 @@ class Ranks:
         self._rows = np.zeros(self.size, _ROW)
         self._known, self._silence = self._rows["beats"], np.zeros(self.size)
         with closing(watch.Watch("the ranks' meeting", self.in_trouble, patience)):
-            self._meet(comm, shared)
+            self.comm, request = comm.Idup()
+            self.wait(request)
+            self.facts = self.gathered((self.host, os.getpid()))
+            check_alike(self.gathered({"shared window": shared}))
+            node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+            self.rank_on_node, size_on_node = node.rank, node.size
+            node.Free()
+            if shared and size_on_node != self.size:
+                raise ValueError("window: expected all ranks on one node to share memory")
+            self.shared = size_on_node == self.size if shared is None else shared
+            self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
+            n_rows = _ROW.itemsize * self.size
+            self._memory = Memory(self.comm, n_rows + _MESSAGE_BYTES * self.size, self.shared)
+            self._window = self._memory.window
+            self._others = np.arange(self.size) != self.rank
+            self._copy, self._exchange = np.zeros_like(self._rows), list[Any]()
+            self._messages = self._memory.bytes[n_rows:].view(f"S{_MESSAGE_BYTES}")
+            self.barrier()
+            self._rows = self._memory.bytes[:n_rows].view(_ROW)
         self._looked = time.monotonic()
         self.watch = watch.Watch(look=self._look, patience=patience)
-
-    def _meet(self, comm: Any, shared: bool | None) -> None:
-        """Get to know the others, and open the window with the ranks' rows and messages."""
-        self.comm, request = comm.Idup()
-        self.wait(request)
-        self.facts = self.gathered((self.host, os.getpid()))
-        check_alike(self.gathered({"shared window": shared}))
-        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self.rank_on_node, size_on_node = node.rank, node.size
-        node.Free()
-        if shared and size_on_node != self.size:
-            raise ValueError("window: expected all ranks on one node to share memory")
-        self.shared = size_on_node == self.size if shared is None else shared
-        self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
-        n_rows = _ROW.itemsize * self.size
-        self._memory = Memory(self.comm, n_rows + _MESSAGE_BYTES * self.size, self.shared)
-        self._window = self._memory.window
-        self._others = np.arange(self.size) != self.rank
-        self._copy, self._exchange = np.zeros_like(self._rows), list[Any]()
-        self._messages = self._memory.bytes[n_rows:].view(f"S{_MESSAGE_BYTES}")
-        self.barrier()
-        self._rows = self._memory.bytes[:n_rows].view(_ROW)
 
     # --- the rows --------------------------------------------------------------------------------
 
@@ -180,8 +176,7 @@ class Ranks:
     def check(self) -> None:
         """Raise `ParallelError` if a rank has ended the run, or rank 0 is lost."""
         watch.let_interrupt_through()
-        failed = np.flatnonzero(self._rows["state"] == _FAILED)
-        if len(failed):
+        if len(failed := np.flatnonzero(self._rows["state"] == _FAILED)):
             raise ParallelError(self.message(failed[0]))
         if self.rank and 0 in self._lost:
             raise ParallelError(self._without_rank_0())

@@ -127,10 +127,6 @@ class Window(Place):
                 self.ranks.abandon(operation)
         return arrived, failed
 
-    def finish(self) -> None:
-        """Tell the others that the result is there (rank 0)."""
-        self.write("control", 1, DONE)
-
     def wait_for_finish(self, pending: Any) -> None:
         """Wait, asleep, until rank 0 has the result."""
         while not self.fetch("control")[DONE]:

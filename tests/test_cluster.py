@@ -259,8 +259,7 @@ def test_stale_or_damaged_cluster_file_is_named_and_passed_over(profile, text):
 
 def test_number_of_workers_is_that_of_a_part_or_refused():
     whole = cluster.Cluster.__new__(cluster.Cluster)
-    whole._facts = [((rank, 3, rank + 1, "host", "sources"), rank + 5) for rank in range(3)]
-    whole._use(3)
+    whole.n, whole.engines, whole.pids = 3, [5, 6, 7], [1, 2, 3]
     part = whole.first(2)
     assert (part.n, part.engines, part.pids) == (2, [5, 6], [1, 2]) and whole.n == 3
     with pytest.raises(ValueError, match="n: expected 1 to 3 workers, got 4"):

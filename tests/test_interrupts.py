@@ -9,8 +9,8 @@ pytest.importorskip("mpi4py")
 
 from sparsecore import datasets, wasap
 from sparsecore.config import TrainConfig
-from sparsecore.wasap import interrupts
 from sparsecore.wasap.mpi import MPI
+from sparsecore.wasap.watch import interrupts_held_back, let_interrupt_through
 from sparsecore.wasap.window import Window
 
 SMALL = TrainConfig(hidden=(20, 20), batch_size=32, epochs=2)
@@ -27,15 +27,15 @@ def run(**options):
 def test_interrupt_waits_until_it_is_let_through():
     handler = signal.getsignal(signal.SIGINT)
     passed = []
-    with interrupts.held_back():
+    with interrupts_held_back():
         interrupt()
         passed.append("held back")
         with pytest.raises(KeyboardInterrupt):
-            interrupts.let_through()
-        interrupts.let_through()  # it came once
+            let_interrupt_through()
+        let_interrupt_through()  # it came once
         passed.append("let through")
     assert passed == ["held back", "let through"]
-    with pytest.raises(KeyboardInterrupt), interrupts.held_back():
+    with pytest.raises(KeyboardInterrupt), interrupts_held_back():
         interrupt()
         passed.append("to the end")
     assert passed[-1] == "to the end"

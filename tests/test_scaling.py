@@ -16,8 +16,7 @@ from sparsecore.paper.scaling import rounds, simulate
 from sparsecore.paper.scaling.simulate import EVEN, ONE_MACHINE, Scenario, exchange
 from sparsecore.paper.store import Versions
 from sparsecore.train import new_model
-from sparsecore.wasap.place import Layout, Place
-from sparsecore.wasap.server import FIELDS, ParameterServer
+from sparsecore.wasap.server import ParameterServer, Place
 from sparsecore.wasap.worker import Worker
 
 # A worker that computes for 10 ms and a push of 1 ms: 11 workers keep the server busy.
@@ -197,20 +196,16 @@ def test_round_trips_are_those_of_a_push():
     data = datasets.load("digits").limited(128, random_state=0)
     config = TrainConfig(hidden=(20, 20), batch_size=16, epochs=4)
     model = new_model(config, data.n_features, data.n_classes, 0)
-    place = Counting(Layout(model.sizes, model.nnz, 2, 12, 4, len(FIELDS)))
+    place = Counting(model.sizes, model.nnz, 2, 12, 4)
     server = ParameterServer(place, config, 0, 3, 4)
     server.publish(model)
-    workers = [
-        Worker(k, Shard(data, np.arange(k, 128, 2), config, 0, k), *server.pull(), config, 0)
-        for k in range(2)
-    ]
+    workers = [Worker(k, Shard(data, np.arange(k, 128, 2), config, 0, k), server) for k in range(2)]
     counts = {}
     for step in (0, 1, 0, 1):  # the third ends an epoch, the fourth meets a newer topology
         worker = workers[step]
         gradient, version, before = worker.compute(), worker.version, Counting.count
-        update = server.push(gradient, version, worker.model)
+        update = worker.push(gradient)
         made = Counting.count - before
-        worker.pushed(gradient, update)
         old = version.topology != update.version.topology
         counts["evolved" if update.epoch else "retained" if old else "plain"] = made
         worker.close()

@@ -26,8 +26,8 @@ from sparsecore.cluster import mpiexec
 from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
 from sparsecore.train import new_model
-from sparsecore.wasap import average, record, shm
-from sparsecore.wasap.server import Record, retained
+from sparsecore.wasap import record, shm
+from sparsecore.wasap.server import Record, average, retained
 from sparsecore.wasap.worker import Worker, shard_rows
 
 HERE = Path(__file__).parent
@@ -46,7 +46,7 @@ def model(seed, sizes=(12, 9, 8, 3)):
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_averaging_equal_models_changes_nothing(n):
     network = model(0)
-    merged, union_nnz = average.average([network.copy() for _ in range(n)])
+    merged, union_nnz = average([network.copy() for _ in range(n)])
     assert merged.weights_sha256() == network.weights_sha256()
     assert union_nnz == network.nnz
 
@@ -54,7 +54,7 @@ def test_averaging_equal_models_changes_nothing(n):
 def test_average_is_cut_back_to_the_largest_weights_of_each_layer():
     first, second = model(0), model(0)
     second.evolve(0.5, np.random.default_rng(1))
-    merged, union_nnz = average.average([first, second])
+    merged, union_nnz = average([first, second])
     assert merged.nnz == first.nnz < union_nnz
     for layer in range(len(first)):
         views = [m[layer] for m in (first, second)]

@@ -53,8 +53,22 @@ class Cluster:
     """
 
     def __init__(self, client: Any, n: int, own: Any = None) -> None:
-        self.client, self.own = client, own
-        facts = _facts(client)
+        self.client, self.n, self.own = client, n, own
+        jobs = {engine: client[engine].apply_async(_about_engine) for engine in client.ids}
+        if not wait_until(lambda: all(job.ready() for job in jobs.values()), _ANSWER_SECONDS):
+            silent = [engine for engine, job in jobs.items() if not job.ready()]
+            raise ClusterError(
+                f"engine {silent} of {len(jobs)} did not answer within {_ANSWER_SECONDS:.0f} s: it "
+                "hangs, or computes for somebody else; stop the cluster and start it anew"
+            )
+        try:
+            facts = {engine: job.get() for engine, job in jobs.items()}
+        except ipp.error.RemoteError as error:
+            raise ClusterError(
+                "the running cluster's engines cannot use sparsecore "
+                f"({error.ename}: {error.evalue}): they may belong to another environment; stop "
+                "the cluster (ipcluster stop)"
+            ) from error
         if any(sources != _SOURCES for *_, sources in facts.values()):
             raise ClusterError(
                 "the running cluster's engines work with another state of sparsecore than this "
@@ -66,13 +80,9 @@ class Cluster:
                 f"the running cluster has {len(facts)} engines in MPI jobs of {sorted(sizes)} "
                 f"ranks: expected one job; {_RESTART} {n}"
             )
-        self._facts = sorted((found, engine) for engine, found in facts.items())
-        self._use(n)
-
-    def _use(self, n: int) -> None:
-        self.n, self._facts = n, self._facts[:n]
-        self.engines = [engine for _, engine in self._facts]
-        self.pids = [pid for (_, _, pid, *_), _ in self._facts]
+        self.engines = sorted(facts, key=lambda engine: facts[engine][0])[:n]
+        self.pids = [facts[engine][2] for engine in self.engines]
+        self.hosts = [facts[engine][3] for engine in self.engines]
 
     def __repr__(self) -> str:
         """Return the number of workers and where they come from."""
@@ -84,17 +94,14 @@ class Cluster:
         if not 1 <= n <= self.n:
             raise ValueError(f"n: expected 1 to {self.n} workers, got {n}")
         part = copy.copy(self)
-        part._use(n)
+        part.n, part.engines, part.pids = n, self.engines[:n], self.pids[:n]
         return part
 
     def stopped(self) -> list[int]:
         """Return the ranks whose processes are stopped, of those on this machine."""
         here = socket.gethostname()
-        return [
-            rank
-            for (rank, _, pid, host, _), _ in self._facts
-            if host == here and trouble(pid) == "stopped"
-        ]
+        places = enumerate(zip(self.pids, self.hosts, strict=False))
+        return [r for r, (pid, host) in places if host == here and trouble(pid) == "stopped"]
 
     def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Call an importable function on every worker; return their AsyncResults by rank."""
@@ -131,32 +138,32 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
     client = _running(profile)
     if client is not None:
         with client:
-            try:
-                _wait_for_engines(client, n, min(timeout, _REGISTERING))
-            except ClusterError as error:
+            if not wait_until(lambda: len(client.ids) >= n, min(timeout, _REGISTERING)):
                 raise ClusterError(
                     f"the running cluster has {len(client.ids)} engine(s), and {n} workers were "
                     f"asked for: ask for fewer, or {_RESTART} {n}"
-                ) from error
+                )
             yield Cluster(client, n)
         return
-    own, workers = _start(n), None
-    guard = _guard(own)
-    try:
-        client = own.connect_client_sync()
-        with client:
-            _wait_for_engines(client, n, timeout, own)
-            workers = Cluster(client, n, own)
+    with _started(n) as own, own.connect_client_sync() as client:
+        if not wait_until(lambda: len(client.ids) >= n, timeout):
+            said = "".join(repr(engines.get_output()[-500:]) for engines in own.engines.values())
+            raise ClusterError(
+                f"{len(client.ids)} of {n} engines came up within {timeout:.0f} s; mpiexec said: "
+                f"{said}"
+            )
+        workers = Cluster(client, n, own)
+        try:
             yield workers
-    finally:
-        _stop(own, workers)
-        guard.communicate()
+        finally:
+            for rank in workers.stopped():  # they would not hear that they should end
+                os.kill(workers.pids[rank], signal.SIGKILL)
 
 
 def _running(profile: str) -> Any:
     """Return a client of the running cluster, or None; a stale cluster file is warned of."""
-    folder = Path(get_ipython_dir()) / f"profile_{profile}"
-    path = folder / "security" / "ipcontroller-client.json"
+    folder = Path(get_ipython_dir(), f"profile_{profile}", "security")
+    path = folder / "ipcontroller-client.json"
     if not path.exists():
         return None
     try:
@@ -187,8 +194,9 @@ def mpiexec() -> str:
     return found
 
 
-def _start(n: int) -> Any:
-    """Start a cluster of `n` MPI engines."""
+@contextmanager
+def _started(n: int) -> Iterator[Any]:
+    """Start a cluster of `n` MPI engines, and stop it at the end."""
     config = Config()
     config.MPIEngineSetLauncher.mpi_cmd = [mpiexec()]
     # The engines register with the first heartbeat; the default makes them wait for seconds.
@@ -198,71 +206,34 @@ def _start(n: int) -> Any:
     own.start_cluster_sync()
     if n > cpu_count():
         print(f"{n} workers share {cpu_count()} CPUs", file=sys.stderr)
-    return own
-
-
-def _guard(own: Any) -> subprocess.Popen[bytes]:
-    """Start a process that stops the cluster if this process is killed, as a kernel may be.
-
-    The engines would not notice: they would train on, and then wait for ever.
-    """
-    return subprocess.Popen(
+    # If this process is killed, as a kernel may be, the engines would not notice: they would train
+    # on, and then wait for ever. A process of its own stops them.
+    guard = subprocess.Popen(
         [sys.executable, _GUARD, own.cluster_file],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # an interrupt is not for it
     )
-
-
-def _wait_for_engines(client: Any, n: int, timeout: float, own: Any = None) -> None:
-    end = time.monotonic() + timeout
-    while len(client.ids) < n:
-        if time.monotonic() > end:
-            output = ""
-            for engine_set in own.engines.values() if own is not None else []:
-                output += f"; mpiexec said: {engine_set.get_output()[-500:]!r}"
-            raise ClusterError(
-                f"{len(client.ids)} of {n} engines came up within {timeout:.0f} s{output}"
-            )
-        time.sleep(0.05)
-
-
-def _stop(own: Any, workers: Cluster | None) -> None:
-    """Stop a cluster and whatever of its processes does not listen."""
-    if workers is not None:
-        for rank in workers.stopped():  # they would not hear that they should end
-            os.kill(workers.pids[rank], signal.SIGKILL)
     try:
-        own.stop_cluster_sync()
-    except Exception as error:
-        warnings.warn(f"the cluster did not stop by itself: {error}", stacklevel=2)
+        yield own
+    finally:
+        try:
+            own.stop_cluster_sync()
+        except Exception as error:
+            warnings.warn(f"the cluster did not stop by itself: {error}", stacklevel=2)
+        guard.communicate()
 
 
-_Facts = tuple[int, int, int, str, str]  # rank, ranks, process, host, sources
-
-
-def _facts(client: Any) -> dict[int, _Facts]:
-    """Return what `_about_engine` does, of each engine."""
-    jobs = {engine: client[engine].apply_async(_about_engine) for engine in client.ids}
-    end = time.monotonic() + _ANSWER_SECONDS
-    while silent := [engine for engine, job in jobs.items() if not job.ready()]:
-        if time.monotonic() > end:
-            raise ClusterError(
-                f"engine {silent} of {len(jobs)} did not answer within {_ANSWER_SECONDS:.0f} s: it "
-                "hangs, or computes for somebody else; stop the cluster and start it anew"
-            )
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait for so long at most; return whether the condition holds."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
         time.sleep(0.05)
-    try:
-        return {engine: job.get() for engine, job in jobs.items()}
-    except ipp.error.RemoteError as error:
-        raise ClusterError(
-            f"the running cluster's engines cannot use sparsecore ({error.ename}: {error.evalue}): "
-            "they may belong to another environment; stop the cluster (ipcluster stop)"
-        ) from error
+    return condition()
 
 
-def _about_engine() -> _Facts:
+def _about_engine() -> tuple[int, int, int, str, str]:
     """Return rank, number of ranks, process number, host and code of an engine."""
     from sparsecore.wasap.mpi import MPI
 

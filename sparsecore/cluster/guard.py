@@ -1,7 +1,4 @@
-"""A program that stops a cluster when the process that has started it ends, however it ends.
-
-That process holds the other end of its standard input, and runs this file by its path.
-"""
+"""A program that stops a cluster when the process that holds its standard input open ends."""
 
 import os
 import sys

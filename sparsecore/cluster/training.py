@@ -1,20 +1,21 @@
-"""A training run on a cluster: submitted, watched, and its errors made one."""
+"""A training run on a cluster: submitted, shown while it lasts, and its errors made one."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
-import ipyparallel as ipp
+from IPython import get_ipython
+from IPython.display import HTML, display
 
-from sparsecore.cluster.display import new_display
-from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError
+from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError, wait_until
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
+from sparsecore.progress import EpochBar
 from sparsecore.wasap.watch import PATIENCE
 
 _POLL_SECONDS = 0.2
@@ -74,34 +75,33 @@ def train(
     ready for the next run.
     """
     title = f"{algorithm.upper()}, {cluster.n} workers"
-    show: Any = on_progress or new_display(title, config.epochs)
+    show: Any = on_progress
+    if show is None:
+        show = EpochBar(title, config.epochs) if get_ipython() is None else Table(title)
     path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
     jobs = cluster.submit(
-        _train_on_engine,
-        {"config": config, "dataset": dataset, "limit": limit, "n_workers": cluster.n},
+        _train_on_engine, cluster.n, config, dataset, limit,
         {"algorithm": algorithm, "phase1": phase1, "warmup": warmup, "keep_rate": keep_rate},
-        {
-            "seed": seed, "threads": threads, "checkpoint_path": path, "resume": resume,
-            "patience": patience,
-        },
+        seed=seed, threads=threads, checkpoint_path=path, resume=resume, patience=patience,
     )  # fmt: skip
     ended: list[int] = []  # the ranks in the order in which they did
     for rank, job in enumerate(jobs):
         job.add_done_callback(lambda _, rank=rank: ended.append(rank))
-    last: dict[str, Any] | None = None
+    last: dict[str, Any] = {}
     stopped: list[int] = []
     try:
         while not jobs[0].ready():
             jobs[0].wait(_POLL_SECONDS)
             stopped = cluster.stopped() or stopped
-            state = jobs[0].data
-            if state and state != last:
-                last = dict(state)
+            if (state := dict(jobs[0].data or {})) != last:
+                last = state
                 show(last)
             if any(job.ready() and not job.successful() for job in jobs):
                 break
     except KeyboardInterrupt:
-        _interrupt(cluster, jobs)
+        # The engines, too: they would train to the end, and answer nothing until then.
+        cluster.client.send_signal(signal.SIGINT, targets=cluster.engines, block=True)
+        wait_until(lambda: all(job.ready() for job in jobs), _GRACE_SECONDS)
         raise
     _raise_errors(cluster, jobs, ended, stopped, path)
     model, result = jobs[0].get(timeout=60)
@@ -110,31 +110,20 @@ def train(
     return model, result
 
 
-def _interrupt(cluster: Cluster, jobs: list[Any]) -> None:
-    """Interrupt the engines too: they would train to the end, and answer nothing until then."""
-    cluster.client.send_signal(signal.SIGINT, targets=cluster.engines, block=True)
-    end = time.monotonic() + _GRACE_SECONDS
-    while time.monotonic() < end and not all(job.ready() for job in jobs):
-        time.sleep(_POLL_SECONDS)
-
-
 def _raise_errors(
     cluster: Cluster, jobs: list[Any], ended: list[int], stopped: list[int], path: str | None
 ) -> None:
     """Raise the first cause if a worker failed; the other workers' errors only say that one did."""
     if all(not job.ready() or job.successful() for job in jobs):
         return
-    end = time.monotonic() + _GRACE_SECONDS
-    while time.monotonic() < end and not all(job.ready() for job in jobs):
-        jobs[0].wait(_POLL_SECONDS)
+    wait_until(lambda: all(job.ready() for job in jobs), _GRACE_SECONDS)
     hint = "" if path is None or not os.path.exists(path) else f"; resume=True goes on from {path}"
     causes = {}
     for rank, job in enumerate(jobs):
         if job.ready() and not job.successful():
-            error = job.exception()
-            remote = isinstance(error, ipp.error.RemoteError)
-            name, text = (error.ename, error.evalue) if remote else (type(error).__name__, error)
-            causes[rank] = name, text
+            error = job.exception()  # as it was on the engine, or ipyparallel's own
+            name = getattr(error, "ename", type(error).__name__)
+            causes[rank] = name, getattr(error, "evalue", error)
     gone = [rank for rank in ended if causes.get(rank, ("", ""))[0] == "EngineError"]
     told = [rank for rank, (name, _) in causes.items() if name == "ParallelError"]
     if gone and not (stopped and told):  # who waited for the stopped one says more
@@ -147,14 +136,13 @@ def _raise_errors(
         )
     rank = min(causes.keys() - {*told, *gone} or told)
     name, text = causes[rank]
-    silent = [r for r, job in enumerate(jobs) if not job.ready()]
-    if silent:
+    if silent := [r for r, job in enumerate(jobs) if not job.ready()]:
         hint = f" (rank {silent} did not answer: start the cluster anew)" + hint
     raise WorkerError(f"rank {rank}: {name}: {text}{hint}", name)
 
 
 def _train_on_engine(
-    what: dict[str, Any], plan: dict[str, Any], options: dict[str, Any]
+    n_workers: int, config: TrainConfig, data: Any, limit: int | None, plan: Any, **options: Any
 ) -> tuple[SparseMLP | None, dict[str, Any] | None]:
     """Take one engine's part in a run."""
     from ipyparallel.datapub import publish_data
@@ -163,12 +151,57 @@ def _train_on_engine(
     from sparsecore.wasap.mpi import first_ranks
 
     # First meet, then load: a rank that waits inside MPI for one that loads cannot be interrupted.
-    with first_ranks(what["n_workers"]) as comm:
-        data, limit = what["dataset"], what["limit"]
+    with first_ranks(n_workers) as comm:
         if isinstance(data, str):
             data = datasets.load(data)
         if limit is not None:
             data = data.limited(limit, random_state=options["seed"])
         return wasap.run(
-            data, what["config"], wasap.Plan(**plan), comm=comm, on_progress=publish_data, **options
+            data, config, wasap.Plan(**plan), comm=comm, on_progress=publish_data, **options
         )
+
+
+class Table:
+    """An output of a notebook that is rewritten while a run lasts, and a clean one at the end."""
+
+    def __init__(self, title: str) -> None:
+        self._title, self._handle = title, None
+
+    def __call__(self, state: dict[str, Any]) -> None:
+        """Show where the run stands."""
+        accuracy = state["test_accuracy"]
+        rows = {
+            "phase": state["phase"],
+            "epoch": f"{state['epoch']:.1f} of {state['epochs']}",
+            "test accuracy": "–" if accuracy is None else f"{100 * accuracy:.2f} %",
+            "updates": f"{state['updates']:,} ({state['updates_per_second']:,.0f} per second)",
+            "staleness": f"{state['staleness']:.2f}",
+            "seconds": f"{state['elapsed']:.1f}",
+        }
+        self._show(self._title, rows)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Show the outcome."""
+        config, parallel = result["config"], result["parallel"]
+        histogram = parallel["staleness_histogram"]
+        staleness = sum(s * n for s, n in enumerate(histogram)) / max(1, sum(histogram))
+        rows = {
+            "test accuracy": f"{100 * result['test_accuracy']:.2f} %",
+            "epochs": f"{config['epochs']}, of which {config['phase1_epochs']} in phase 1",
+            "updates": f"{parallel['updates']:,}",
+            "updates per second": f"{parallel['updates_per_second']:,.0f}",
+            "mean staleness": f"{staleness:.2f}",
+            "samples per second": f"{result['samples_per_second']:,.0f}",
+            "seconds of training": f"{result['seconds']['train']:.1f}",
+        }
+        for lost in parallel["failed_workers"]:
+            rows[f"rank {lost['rank']} lost"] = lost["cause"]
+        self._show(f"{self._title}: {config['dataset']}", rows)
+
+    def _show(self, title: str, rows: dict[str, Any]) -> None:
+        body = "".join(f"<tr><td>{k}</td><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
+        page = HTML(f"<table><caption>{escape(title)}</caption>{body}</table>")
+        if self._handle is None:
+            self._handle = display(page, display_id=True)
+        else:
+            self._handle.update(page)

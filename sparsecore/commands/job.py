@@ -16,9 +16,9 @@ from sparsecore.mlp import SparseMLP
 from sparsecore.progress import EpochBar, OutputClosedError
 from sparsecore.wasap import mpi, witness
 from sparsecore.wasap.phases import run_on
-from sparsecore.wasap.place import ParallelError
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.ranks import Ranks
+from sparsecore.wasap.watch import ParallelError
 
 
 @contextmanager

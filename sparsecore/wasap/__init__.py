@@ -6,9 +6,9 @@ nowhere else in the package.
 
 from typing import TYPE_CHECKING, Any
 
-from sparsecore.wasap.place import ParallelError
 from sparsecore.wasap.plan import ALGORITHMS, Plan
 from sparsecore.wasap.record import from_json, replay
+from sparsecore.wasap.watch import ParallelError
 
 if TYPE_CHECKING:
     from sparsecore.wasap.phases import run

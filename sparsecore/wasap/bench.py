@@ -12,19 +12,14 @@ import numpy as np
 
 from sparsecore.bench import timed
 from sparsecore.wasap.mpi import MPI, first_ranks
-from sparsecore.wasap.place import Layout
 from sparsecore.wasap.ranks import Ranks
 from sparsecore.wasap.window import Window
 
 
 def locks(updates: int = 300, compute_seconds: float = 0.002) -> dict[str, Any] | None:
-    """Time the server's lock and MPI's own around the same work: compute, lock, sweep, unlock.
-
-    A rank makes `updates`, and computes for so many seconds between two. Rank 0 gets, for each
-    lock, the "updates_per_second" of all ranks and its own "wait_us"; the others get None.
-    """
+    """Time the server's lock and MPI's own around the same work; only rank 0 gets the times."""
     ranks = Ranks()
-    window = Window(ranks, Layout((1, 130_000), 0, ranks.size, 0, 0, 1))
+    window = Window(ranks, (1, 130_000), 0, ranks.size, 0, 0)
     plain = MPI.Win.Allocate(64 if ranks.rank == 0 else 0, 1, comm=ranks.comm)
     params = window.fetch("params")
 
@@ -58,10 +53,7 @@ def locks(updates: int = 300, compute_seconds: float = 0.002) -> dict[str, Any] 
 
 
 def messages(n_bytes: int, repeats: int = 200) -> dict[str, float]:
-    """Time messages that the first two ranks, which call this, send each other at the same time.
-
-    "seconds" is a message of 8 bytes, "bytes_per_second" one of `n_bytes`, each way; medians.
-    """
+    """Time small messages and large ones, of `n_bytes`, that the first two ranks swap; medians."""
     medians = []
     with first_ranks(2) as comm:
         for size in (8, n_bytes):

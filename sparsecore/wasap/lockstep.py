@@ -8,6 +8,8 @@ of the new parameters to all. The result depends neither on timing nor on how MP
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.window import Window
 
 
+@dataclass(eq=False)
 class Lockstep:
     """The synchronous schedule, on the `model` (with its velocity) that all workers have.
 
@@ -27,44 +30,46 @@ class Lockstep:
     et al., 2017. A step sends and receives 16 (K - 1) / K bytes a parameter.
     """
 
-    def __init__(
-        self,
-        window: Window,
-        model: SparseMLP,
-        shard_sizes: Sequence[int],
-        config: TrainConfig,
-        warmup: int,
-    ) -> None:
-        self._window, self._model, self._config = window, model, config
-        self._ranks, self._shards, self._warmup = window.ranks, np.array(shard_sizes), warmup
-        self.steps = int(-(-self._shards.max() // config.batch_size))  # of an epoch
+    window: Window
+    model: SparseMLP
+    shard_sizes: Sequence[int]
+    config: TrainConfig
+    warmup: int
+
+    def __post_init__(self) -> None:
+        self.ranks = self.window.ranks
+        self.steps = -(-max(self.shard_sizes) // self.config.batch_size)  # of an epoch
         self._share_out()
 
     def _share_out(self) -> None:
         """Divide the parameters among the workers."""
-        n, workers = len(self._model.params), self._ranks.size
+        n, workers = len(self.model.params), self.ranks.size
         cuts = n * np.arange(workers + 1) // workers
         self._starts, self._counts = cuts[:-1], np.diff(cuts)
-        self._mine = slice(int(cuts[self._ranks.rank]), int(cuts[self._ranks.rank + 1]))
-        size = int(self._counts[self._ranks.rank])
+        self._mine = slice(*cuts[self.ranks.rank : self.ranks.rank + 2].tolist())
+        size = int(self._counts[self.ranks.rank])
         self._received = np.empty((workers, size), np.float32)
         self._mean, self._term = np.empty(size, np.float32), np.empty(size, np.float32)
 
     def learning_rate(self, step: int) -> np.float32:
         """Return the rate of a step, counted from 0."""
-        workers, rise = self._ranks.size, self._warmup * self.steps
+        workers, rise = self.ranks.size, self.warmup * self.steps
         share = min(1.0, (step + 1) / rise) if rise else 1.0
-        return np.float32(self._config.learning_rate * (1 + (workers - 1) * share))
+        return np.float32(self.config.learning_rate * (1 + (workers - 1) * share))
 
     def samples(self, step: int) -> np.ndarray:
         """Return how many samples each worker's batch has in a step; a small shard ends early."""
-        size = self._config.batch_size
-        return np.clip(self._shards - step % self.steps * size, 0, size)
+        size = self.config.batch_size
+        return np.clip(np.array(self.shard_sizes) - step % self.steps * size, 0, size)
 
     def take_step(self, step: int, gradient: np.ndarray | None) -> None:
         """Take step number `step` of phase 1 together; None: this worker's batch has no samples."""
-        params, velocity = self._model.params, self._model.start_momentum()
-        self._exchange(np.zeros(len(params), np.float32) if gradient is None else gradient)
+        params, velocity = self.model.params, self.model.start_momentum()
+        sent = np.zeros(len(params), np.float32) if gradient is None else gradient
+        counts = np.full(self.ranks.size, len(self._mean))
+        into = [self._received, counts, counts * np.arange(self.ranks.size), MPI.FLOAT]
+        out = [sent, self._counts, self._starts, MPI.FLOAT]
+        self._transfer(self.ranks.comm.Ialltoallv, out, into)
         # In the order of the ranks, so that the sum is the same whoever was first.
         samples = self.samples(step)
         shares = (samples / samples.sum()).astype(np.float32)
@@ -74,55 +79,34 @@ class Lockstep:
             self._mean += self._term
         kernels.momentum_step(
             params[self._mine], velocity[self._mine], self._mean, params[self._mine],
-            self.learning_rate(step), np.float32(self._config.momentum),
-            np.float32(self._config.weight_decay),
+            self.learning_rate(step), np.float32(self.config.momentum),
+            np.float32(self.config.weight_decay),
         )  # fmt: skip
         self._gather(params)
 
-    def _exchange(self, gradient: np.ndarray) -> None:
-        size = self._received.shape[1]
-        places = np.arange(self._ranks.size) * size
-        self._ranks.transfer(
-            lambda: self._ranks.comm.Ialltoallv(
-                [gradient, self._counts, self._starts, MPI.FLOAT],
-                [self._received, np.full(self._ranks.size, size), places, MPI.FLOAT],
-            )
-        )
-        self._count_bytes()
-
     def _gather(self, vector: np.ndarray) -> None:
         """Fill in the other workers' shares of a vector."""
-        self._ranks.transfer(
-            lambda: self._ranks.comm.Iallgatherv(
-                MPI.IN_PLACE, [vector, self._counts, self._starts, MPI.FLOAT]
-            )
-        )
-        self._count_bytes()
+        into = [vector, self._counts, self._starts, MPI.FLOAT]
+        self._transfer(self.ranks.comm.Iallgatherv, MPI.IN_PLACE, into)
 
-    def _count_bytes(self) -> None:
-        n, mine = len(self._model.params), len(self._mean)
-        self._window.moved += 4 * (n - mine + mine * (self._ranks.size - 1))
-
-    def sums(self, values: Sequence[float]) -> np.ndarray:
-        """Return the sums of numbers over all workers, in the order of the ranks, float64."""
-        sent = np.array(values, np.float64)
-        received = np.empty((self._ranks.size, len(sent)))
-        self._ranks.wait(self._ranks.comm.Iallgather(sent, received))
-        return received.sum(axis=0)
+    def _transfer(self, call: Any, *buffers: Any) -> None:
+        self.ranks.transfer(call, *buffers)
+        n, mine = len(self.model.params), len(self._mean)
+        self.window.moved += 4 * (n - mine + mine * (self.ranks.size - 1))
 
     def change_topology(self, seed: int, epoch: int) -> dict[str, int]:
         """Prune and evolve the model after an epoch, on rank 0, and send the outcome to all."""
-        model, outcome = self._model, None
+        model, outcome = self.model, None
         self._gather(model.start_momentum())
-        if self._ranks.rank == 0:
-            changed = change_topology(model, self._config, seed, 0, epoch)
+        if self.ranks.rank == 0:
+            changed = change_topology(model, self.config, seed, 0, epoch)
             outcome = changed, model if any(changed.values()) else None
-        changed, new = self._ranks.gathered(outcome)[0]
+        changed, new = self.ranks.gathered(outcome)[0]
         if new is not None:
-            if self._ranks.rank:
+            if self.ranks.rank:
                 model.adopt(new.structures(), new.params, new.velocity)
             net, velocity = model.network, model.start_momentum()
-            for array in (net.indptr, net.indices, model.params, velocity):
-                self._window.moved += array.nbytes
+            sent = (net.indptr, net.indices, model.params, velocity)
+            self.window.moved += sum(array.nbytes for array in sent)
             self._share_out()
         return changed

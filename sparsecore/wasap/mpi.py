@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import mpi4py
@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsecore.compiled.engine import aligned
 from sparsecore.wasap import shm
-from sparsecore.wasap.watch import watched
+from sparsecore.wasap.watch import Watch
 
 # MPICH reads it when it is initialised: a rank that waits inside MPI then yields its core.
 os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "1")
@@ -28,7 +28,7 @@ _library = ctypes.CDLL(MPI.__file__)
 
 if not MPI.Is_initialized():
     shm.prepare()
-    with watched("MPI's start"):
+    with closing(Watch("MPI's start")):
         _library.MPI_Init_thread(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int()))
         MPI.COMM_WORLD.Barrier()
         shm.unname()
@@ -38,35 +38,49 @@ if not MPI.Is_initialized():
 
 def finalize(look: Callable[[], str | None]) -> None:
     """End MPI, together with all other ranks; `look` returns which of them is in trouble."""
-    with watched("MPI's end", look):
+    with closing(Watch("MPI's end", look)):
         _library.MPI_Finalize()
 
 
-def window(comm: Any, nbytes: int, shared: bool, private: bool = False) -> tuple[Any, np.ndarray]:
-    """Open a window of zeros on rank 0; return it, and its memory or this rank's copy of it.
+class Memory:
+    """A `window` of zeros on rank 0, and its `bytes`: shared, or this rank's copy. Collective."""
 
-    On one node MPI takes shared memory for a window, unless it is to be `private`.
-    """
-    size = nbytes if comm.rank == 0 else 0
-    if shared:
-        opened = MPI.Win.Allocate_shared(size, 1, comm=comm)
-        memory = np.asarray(opened.Shared_query(0)[0])[:nbytes].view(np.uint8)
-    elif private:
-        own, memory = aligned(size, np.uint8), aligned(nbytes, np.uint8)
-        opened = MPI.Win.Create(own, 1, comm=comm)
-    else:
-        opened, memory = MPI.Win.Allocate(size, 1, comm=comm), aligned(nbytes, np.uint8)
-    if comm.rank == 0:
-        np.asarray(opened.tomemory()).view(np.uint8)[:] = 0
-    opened.Lock_all(MPI.MODE_NOCHECK)
-    return opened, memory
+    def __init__(self, comm: Any, nbytes: int, shared: bool, private: bool = False) -> None:
+        self.shared, size = shared, nbytes if comm.rank == 0 else 0
+        if shared:
+            self.window = MPI.Win.Allocate_shared(size, 1, comm=comm)
+            self.bytes = np.asarray(self.window.Shared_query(0)[0])[:nbytes].view(np.uint8)
+        else:
+            self.bytes = aligned(nbytes, np.uint8)
+            if private:  # else MPI takes shared memory on one node
+                self.window = MPI.Win.Create(aligned(size, np.uint8), 1, comm=comm)
+            else:
+                self.window = MPI.Win.Allocate(size, 1, comm=comm)
+        if comm.rank == 0:
+            np.asarray(self.window.tomemory()).view(np.uint8)[:] = 0
+        self.window.Lock_all(MPI.MODE_NOCHECK)
+
+    def move(self, call: Any, part: np.ndarray) -> None:
+        """Fetch a part of the copy from rank 0 (`call` is ``window.Get``), or put it there."""
+        if part.nbytes and not self.shared:
+            call([part, MPI.BYTE], 0, self.where(part))
+            self.window.Flush(0)
+
+    def where(self, part: np.ndarray) -> tuple[int, int, Any]:
+        """Say to MPI where a part of the copy lies in the window."""
+        return part.ctypes.data - self.bytes.ctypes.data, part.nbytes, MPI.BYTE
+
+    def free(self) -> None:
+        """Free the window. Collective."""
+        self.window.Unlock_all()
+        self.window.Free()
 
 
 @contextmanager
 def first_ranks(n: int) -> Iterator[Any]:
     """Give a communicator of the first `n` ranks of all, to those alone."""
     group = MPI.COMM_WORLD.Get_group().Incl(range(n))
-    with watched("setting up the workers' communicator"):
+    with closing(Watch("setting up the workers' communicator")):
         comm = MPI.COMM_WORLD.Create_group(group)
     group.Free()
     try:

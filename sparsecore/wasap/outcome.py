@@ -1,15 +1,23 @@
-"""The result of a parallel run: the sequential run's entries, and what is recorded besides."""
+"""What is told of a parallel run: its result, and what each process uses meanwhile."""
 
 from __future__ import annotations
 
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import psutil
 
 from sparsecore.experiment import result_of
 from sparsecore.mlp import SparseMLP
 from sparsecore.wasap import record as records
-from sparsecore.wasap.server import FIELDS, ParameterServer, epoch_records
+from sparsecore.wasap.server import FIELDS, ParameterServer
+
+_SAMPLES = 400  # when there are more, every other one is dropped and sampling slows down
 
 
 def result(
@@ -29,24 +37,23 @@ def result(
     final model's loss and accuracy, `right` on which test rows it is, `elapsed` the seconds of the
     whole run.
     """
-    place, about = server.place, run["config"]
+    about = run["config"]
     workers, phase1_epochs = about["workers"], about["phase1_epochs"]
-    rows = server.rows(phase1_epochs)
-    epochs = epoch_records(rows, workers, server.updates_per_epoch)
-    epochs += _phase2_records([entry.pop("epochs") for entry in own], workers)
-    aside = float(place.fetch("aside").sum())
+    rows = server.place.fetch("epochs")
+    epochs = phase1_records(rows, workers, server.updates_per_epoch)
+    copies = zip(*(entry.pop("epochs") for entry in own), strict=True)
+    epochs += [_phase2_record(epoch, workers) for epoch in copies]
+    aside = float(server.place.fetch("aside").sum())
     phase1 = min(entry["seconds"]["phase1"] for entry in own)
     seconds = {
         # Tests and checkpoints are not training; what a rank spends on them is lost to all in part.
-        "train": elapsed - aside / workers,
+        **_seconds(elapsed, aside, workers),
         "evaluate": sum(entry["seconds"]["evaluate"] for entry in own),
-        "elapsed": elapsed,
         "phase1": phase1,
         "phase2": elapsed - phase1,
     }
-    samples = float(rows.reshape(-1, len(FIELDS))[:, 0].sum())
-    samples += about["n_train"] * (about["epochs"] - phase1_epochs)
-    record = server.record() if about["algorithm"] == "wasap" else None
+    samples = float(rows[:, 0].sum()) + about["n_train"] * (about["epochs"] - phase1_epochs)
+    record = server.record()  # empty in lockstep
     updates = server.updates_per_epoch * phase1_epochs
     moved = sum(entry["bytes_moved"] for entry in own)
     return result_of(
@@ -61,41 +68,81 @@ def result(
         threads=threads,
         ranks=workers,
         parallel={
-            "window": place.kind,
             "updates": updates,
             "updates_per_second": updates / phase1,
-            "record": None if record is None else records.to_json(record),
-            "staleness_histogram": [] if record is None else records.staleness_histogram(record),
+            "record": records.to_json(record) if about["algorithm"] == "wasap" else None,
+            "staleness_histogram": np.bincount(record.staleness).tolist(),
             "bytes_moved": moved,
             "bytes_per_update": moved / max(1, sum(entry["updates"] for entry in own)),
-            "failed_workers": [
-                {"rank": rank, "cause": why} for rank, why in sorted(failed.items())
-            ],
+            "failed_workers": [{"rank": r, "cause": why} for r, why in sorted(failed.items())],
             "ranks": own,
         },
     )
 
 
-def _phase2_records(own: list[list[dict[str, Any]]], workers: int) -> list[dict[str, Any]]:
-    """Return the epochs of phase 2: means over the workers' copies, and each copy's accuracy."""
-    result = []
-    for epoch in zip(*own, strict=True):
-        mean = {
-            name: float(np.mean([copy[name] for copy in epoch]))
-            for name in ("loss", "train_accuracy", "test_loss", "test_accuracy")
-        }
-        elapsed = max(copy["elapsed"] for copy in epoch)
-        aside = sum(copy["aside"] for copy in epoch)
-        result.append(
-            {
-                "epoch": epoch[0]["epoch"],
-                "phase": 2,
-                "nnz": epoch[0]["nnz"],
-                **mean,
-                "worker_test_accuracy": [copy["test_accuracy"] for copy in epoch],
-                "pruned": 0,
-                "replaced": sum(copy["replaced"] for copy in epoch),
-                "seconds": {"elapsed": elapsed, "train": elapsed - aside / workers},
-            }
-        )
-    return result
+def phase1_records(rows: np.ndarray, workers: int, updates_per_epoch: int) -> list[dict[str, Any]]:
+    """Return the epochs of phase 1 under the names of the sequential trainer's records."""
+    records = []
+    for number, row in enumerate(rows.reshape(-1, len(FIELDS)).tolist(), 1):
+        value = dict(zip(FIELDS, row, strict=True))
+        tested = math.isfinite(value["test_loss"])
+        records.append({
+            "epoch": number,
+            "phase": 1,
+            **{name: int(value[name]) for name in ("nnz", "pruned", "replaced")},
+            "loss": value["loss"] / value["samples"],
+            "train_accuracy": value["correct"] / value["samples"],
+            **{name: value[name] if tested else None for name in ("test_loss", "test_accuracy")},
+            **{name: value[name] / updates_per_epoch for name in ("staleness", "accepted")},
+            "seconds": _seconds(value["elapsed"], value["aside"], workers),
+        })  # fmt: skip
+    return records
+
+
+def _phase2_record(copies: tuple[dict[str, Any], ...], workers: int) -> dict[str, Any]:
+    """Return an epoch of phase 2: means over the workers' copies, and each copy's accuracy."""
+    means = ("loss", "train_accuracy", "test_loss", "test_accuracy")
+    elapsed = max(copy["elapsed"] for copy in copies)
+    return {
+        "epoch": copies[0]["epoch"],
+        "phase": 2,
+        "nnz": copies[0]["nnz"],
+        **{name: float(np.mean([copy[name] for copy in copies])) for name in means},
+        "worker_test_accuracy": [copy["test_accuracy"] for copy in copies],
+        "pruned": 0,
+        "replaced": sum(copy["replaced"] for copy in copies),
+        "seconds": _seconds(elapsed, sum(copy["aside"] for copy in copies), workers),
+    }
+
+
+def _seconds(elapsed: float, aside: float, workers: int) -> dict[str, float]:
+    return {"elapsed": elapsed, "train": elapsed - aside / workers}
+
+
+@contextmanager
+def resources(interval: float = 0.1) -> Iterator[Callable[[], dict[str, list[float]]]]:
+    """Sample CPU and memory of this process, at first every `interval` s; give what is taken."""
+    rows: list[tuple[float, float, float]] = []
+    ended = threading.Event()
+
+    def sample() -> None:
+        process, start, pause = psutil.Process(), time.perf_counter(), interval
+        process.cpu_percent()
+        while not ended.wait(pause):
+            now, memory = time.perf_counter() - start, process.memory_info().rss / 2**20
+            rows.append((round(now, 2), round(process.cpu_percent(), 1), round(memory, 1)))
+            if len(rows) > _SAMPLES:
+                del rows[::2]
+                pause *= 2
+
+    def taken() -> dict[str, list[float]]:
+        columns = np.reshape(list(rows), (-1, 3)).T.tolist()
+        return dict(zip(("seconds", "cpu_percent", "rss_mb"), columns, strict=True))
+
+    thread = threading.Thread(target=sample, name="resources", daemon=True)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        ended.set()
+        thread.join()

@@ -1,7 +1,6 @@
 """A parallel run on all ranks, from data to result: set up, phase 1, phase 2, averaging.
 
-Every rank calls `run`; rank 0 returns the model and the result. This module takes the gradients of
-`worker` to `server` or `lockstep`, which have the rules of an update.
+The gradients of `worker` go to `server` or `lockstep`, which have the rules of an update.
 """
 
 from __future__ import annotations
@@ -9,15 +8,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparsecore import checkpoint, experiment, topology, train
-from sparsecore.compiled.engine import aligned
+from sparsecore import checkpoint, experiment, train
 from sparsecore.compiled.kernels import momentum_step
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
@@ -27,18 +25,18 @@ from sparsecore.files import check_writable
 from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import check_alike, code, peak_rss_mb
 from sparsecore.train import Trainer
-from sparsecore.wasap import interrupts, outcome
+from sparsecore.wasap import outcome
 from sparsecore.wasap import record as records
-from sparsecore.wasap.average import average
 from sparsecore.wasap.lockstep import Lockstep
-from sparsecore.wasap.place import TESTED, Layout, ParallelError
 from sparsecore.wasap.plan import Plan
-from sparsecore.wasap.progress import Progress, Resources
 from sparsecore.wasap.ranks import Ranks
-from sparsecore.wasap.server import FIELDS, ParameterServer, Record, Update
-from sparsecore.wasap.watch import PATIENCE
+from sparsecore.wasap.server import DONE, TESTED, ParameterServer, Record, Update, average, retained
+from sparsecore.wasap.watch import PATIENCE, ParallelError, interrupts_held_back
 from sparsecore.wasap.window import Window
 from sparsecore.wasap.worker import Worker, shard_rows
+
+_SHOWN_EVERY = 0.25  # seconds
+_RECENT = 200  # updates over which staleness is averaged
 
 Outcome = tuple[SparseMLP | None, dict[str, Any] | None]  # model and result, on rank 0
 
@@ -96,15 +94,11 @@ def run(
     ValueError, FloatingPointError
         As the sequential run does; the other ranks then raise ParallelError.
     """
-    with interrupts.held_back():
-        ranks = Ranks(comm, shared=shared, patience=patience)
-        try:
-            return run_on(
-                ranks, data, config, plan or Plan(), seed=seed, threads=threads,
-                on_progress=on_progress, checkpoint_path=checkpoint_path, resume=resume,
-            )  # fmt: skip
-        finally:
-            ranks.close()
+    with interrupts_held_back(), closing(Ranks(comm, shared=shared, patience=patience)) as ranks:
+        return run_on(
+            ranks, data, config, plan or Plan(), seed=seed, threads=threads,
+            on_progress=on_progress, checkpoint_path=checkpoint_path, resume=resume,
+        )  # fmt: skip
 
 
 def run_on(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **options: Any) -> Outcome:
@@ -112,8 +106,8 @@ def run_on(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **optio
     this_run = _Run(ranks, data, config, plan, **options)
     try:
         this_run.prepare()
-        with Resources() as resources:
-            return this_run.go(resources)
+        with outcome.resources() as this_run.resources:
+            return this_run.go()
     except BaseException as error:
         ranks.stop(error)
         raise
@@ -138,13 +132,15 @@ class _Run:
     def __post_init__(self) -> None:
         data, config, plan = self.data, self.config, self.plan
         self.rank, self.workers = self.ranks.rank, self.ranks.size
+        self.asynchronous = plan.algorithm == "wasap"
         self.phase1_epochs = plan.phase1_epochs(config.epochs)
-        self.sizes = (data.n_features, *config.hidden, data.n_classes)
         self.about = records.identity(data, config, plan, self.seed, self.workers)
         self.path = None if self.checkpoint_path is None else Path(self.checkpoint_path)
         self.own_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
         self.own_epochs: list[dict[str, Any]] = []
+        self.resources: Any = None
+        self.shown = 0.0, 0.0, 0  # when `on_progress` was called, by both clocks, and the updates
 
     # --- before ----------------------------------------------------------------------------------
 
@@ -154,49 +150,45 @@ class _Run:
         check_alike(self.ranks.gathered({**self.about, **code(), **files}))
         start = self.ranks.together(self._start)
         nnz, before = self.ranks.gathered(start and (start[0].nnz, start[1]))[0]
-        self.about |= {"nnz_start": before["nnz_start"], "restarts": before["restarts"]}
-        self.restarts, self.epochs_before = before["restarts"], before["epochs"]
+        self.restarts, self.epochs_before = before["restarts"], before.get("epoch", 0)
+        self.about |= {"nnz_start": before["nnz_start"], "restarts": self.restarts}
         self.ranks.together(self._load)
-        asynchronous = self.plan.algorithm == "wasap"
         batches = [-(-n // self.config.batch_size) for n in self._shard_sizes]
         # An epoch is all workers' batches together; in lockstep, a step of all of them.
-        self.updates_per_epoch = sum(batches) if asynchronous else max(batches)
-        updates = self.updates_per_epoch * self.phase1_epochs if asynchronous else 0
-        layout = Layout(self.sizes, nnz, self.workers, updates, self.phase1_epochs, len(FIELDS))
-        self.window = Window(self.ranks, layout)
+        self.updates_per_epoch = sum(batches) if self.asynchronous else max(batches)
+        self.updates = self.updates_per_epoch * self.phase1_epochs
+        recorded = self.updates if self.asynchronous else 0
+        sizes = (self.data.n_features, *self.config.hidden, self.data.n_classes)
+        self.window = Window(self.ranks, sizes, nnz, self.workers, recorded, self.phase1_epochs)
         self.server = ParameterServer(
-            self.window, self.config, self.seed, self.updates_per_epoch,
-            self.phase1_epochs if asynchronous else 0,
-        )  # fmt: skip
+            self.window, self.config, self.seed, self.updates_per_epoch, self.phase1_epochs
+        )
         if start is not None:
             self.server.publish(start[0], *start[2:])
         self.ranks.barrier()
-        own = self.window.fetch("worker", 0, self.server.ticket) == self.rank
-        step = int(own.sum()) if asynchronous else self.epochs_before * batches[self.rank]
+        step = self.epochs_before * batches[self.rank]
+        if self.asynchronous:
+            step = int((self.server.record().worker == self.rank).sum())
         self.ranks.in_turns(self._compile)
-        self.worker = self._new_worker(step)
+        self.worker = Worker(self.rank, self.shard, self.server, self.threads, step)
         self.ranks.barrier()
         self.window.moved = 0
         self.server.start_clock(before["elapsed"])
 
-    def _start(self) -> tuple[SparseMLP, dict[str, Any], Record | None, np.ndarray] | None:
+    def _start(self) -> tuple[SparseMLP, dict[str, Any], Record | None, np.ndarray | None] | None:
         """Return rank 0's model, what all ranks must know of it, its record and epochs' rows."""
         if self.rank:
             return None
         found = experiment.resumed(self.path, self.resume, self.about)
         if found is None:
-            n_features, n_classes = self.sizes[0], self.sizes[-1]
+            n_features, n_classes = self.data.n_features, self.data.n_classes
             model = train.new_model(self.config, n_features, n_classes, self.seed)
-            fresh = {"nnz_start": model.nnz, "restarts": [], "epochs": 0, "elapsed": 0.0}
-            return model, fresh, None, np.zeros(0)
+            return model, {"nnz_start": model.nnz, "restarts": [], "elapsed": 0.0}, None, None
         model, state = found
         record = None if state["record"] is None else records.from_json(state["record"])
-        rows = records.decode(state["rows"])
-        epochs = len(rows) // len(FIELDS)
-        done = epochs if record is None else len(record.worker)
-        state |= {"restarts": [*state["restarts"], done], "epochs": epochs}
-        before = {name: state[name] for name in ("nnz_start", "restarts", "epochs", "elapsed")}
-        return model, before, record, rows
+        done = state.get("epoch", 0) if record is None else len(record.worker)
+        state["restarts"] = [*state["restarts"], done]
+        return model, state, record, records.decode(state["rows"])
 
     def _load(self) -> None:
         data = self.data
@@ -205,7 +197,8 @@ class _Run:
         self._shard_sizes = [len(part) for part in rows]
         self.shard = Shard(data, rows[self.rank], self.config, self.seed, self.rank)
         self.X_test = standardize(data.X_test, *data.moments())
-        self.y_test = data.y_test
+        cuts = len(data.y_test) * np.arange(self.rank, self.rank + 2) // self.workers
+        self.test_part = slice(*cuts.tolist())  # this worker's, when it is tested together
         self.own_saved = self._own_checkpoint()
 
     def _own_checkpoint(self) -> tuple[SparseMLP, dict[str, Any]] | None:
@@ -226,14 +219,9 @@ class _Run:
             raise checkpoint.CheckpointError(text) from error
         return model, found
 
-    def _new_worker(self, step: int = 0) -> Worker:
-        return Worker(
-            self.rank, self.shard, *self.server.pull(), self.config, self.seed, self.threads, step
-        )
-
     def _compile(self) -> None:
         """Have everything compiled before anything is timed."""
-        worker = self._new_worker()
+        worker = Worker(self.rank, self.shard, self.server, self.threads)
         try:
             worker.compute()
             begun = time.monotonic()
@@ -241,53 +229,42 @@ class _Run:
             self.ranks.longest_step = time.monotonic() - begun
         except FloatingPointError:
             pass  # it will be met again where it is reported
-        zero, flat = np.float32(0), aligned(4 * len(worker.model.params), np.float32)
-        momentum_step(*flat.reshape(4, -1), zero, zero, zero)
+        momentum_step(*np.zeros((4, 1), np.float32), *np.zeros(3, np.float32))
         tiny = SparseMLP.erdos_renyi((4, 4, 2), density=0.5, random_state=0)
-        view = tiny[0]
-        topology.retain_valid(
-            view.indptr, view.indices, view.data, view.indptr, view.indices, view.data.copy()
-        )
+        retained(tiny, tiny.params, tiny.structures())
         average([tiny, tiny])
         with Trainer(tiny, self.config.with_values(hidden=(4,))):
             pass
-        for part in (slice(None), self._test_part()):  # lanes depend on the number of rows
+        for part in (slice(None), self.test_part):  # lanes depend on the number of rows
             worker.model.decision_function(self.X_test[part], self.threads)
         worker.close()
 
     # --- the run ---------------------------------------------------------------------------------
 
-    def go(self, resources: Resources) -> Outcome:
+    def go(self) -> Outcome:
         """Take this rank through both phases."""
-        model: SparseMLP | None
-        show = None if self.rank else self.on_progress
-        self._progress = Progress(show, self.server, self.plan, len(self.shard))
+        own: tuple[SparseMLP, dict[str, Any]] | None = None
         if self.rank == 0 and not self.phase1_epochs and not self.restarts:
-            self._save(0, None)  # what phase 2 starts from; else phase 1 saves that
+            self._save(0)  # what phase 2 starts from; else phase 1 saves that
         try:
-            if self.plan.algorithm == "wasap":
+            if self.asynchronous:
                 self._phase1()
             else:
                 self._phase1_in_lockstep()
             self.phase1_seconds = self.server.elapsed()
             self._phase2()
-            model = self.worker.model
-        except (ParallelError, FloatingPointError):
-            raise
+            own = self.worker.model, self._own()
         except Exception as error:
-            if self.ranks.failed or self.plan.algorithm == "wassp" or self.workers == 1:
+            for_all = isinstance(error, (ParallelError, FloatingPointError))
+            if for_all or self.ranks.failed or not self.asynchronous or self.workers == 1:
                 raise
             self.ranks.leave(error)
-            model = None
-            self.phase1_seconds = self.server.elapsed()
-        if self.rank:
-            pending = None
-            if model is not None:
-                model.velocity = None  # nobody needs it any more
-                pending = self.window.send_result((model, self._own(resources)))
-            self.window.wait_for_finish(pending)
-            return None, None
-        return self._finish(model, resources)
+        if self.rank == 0:
+            return self._finish(own)
+        if own is not None:
+            own[0].velocity = None  # nobody needs it any more
+        self.window.wait_for_finish(own and self.window.send_result(own))
+        return None, None
 
     def _phase1(self) -> None:
         """Push gradients until the epochs of phase 1 are done."""
@@ -296,78 +273,73 @@ class _Run:
             self.ranks.step()
             gradient = worker.compute()
             self.ranks.rest()
-            update = self.server.push(gradient, worker.version, worker.model)
+            update = worker.push(gradient)
             if update is None:
                 break
-            worker.pushed(gradient, update)
             if update.epoch:
                 self._end_epoch(update)
-            self._progress.phase1(update.version.updates)
-        worker.changed(self.server.pull(worker.model)[1])
+            done = update.version.updates
+            self._show(1, done / self.updates_per_epoch, done)
+        worker.pull()
 
     def _end_epoch(self, update: Update) -> None:
         """Test and save what the server's model was at the end of an epoch."""
+        before = update.epoch - 1  # whoever ended it tests and saves its model first, or is lost
         with self._aside("evaluate"):
-            self._await_tests(update.epoch - 1)
+            while self.window.fetch("control")[TESTED] < before:
+                last = before * self.updates_per_epoch - 1
+                if self.ranks.lost(int(self.window.fetch("worker", last, last + 1)[0])):
+                    break
+                time.sleep(1e-3)
+                self.ranks.check()
+            self.ranks.check()
         assert update.model is not None
         try:
             self.server.tested(update.epoch, **self._test(update.model))
             if self.window.fetch("control")[TESTED] >= update.epoch:
                 return  # the others took this rank for lost, and are further by now
-            self._save(update.epoch, self.server.record(update.version.updates))
+            self._save(update.epoch)
         except Exception as error:
             # What cannot be tested or saved here cannot be by the others either.
             self.ranks.stop(error)
             raise
-        self.window.advance(TESTED, update.epoch)
-
-    def _await_tests(self, epoch: int) -> None:
-        """Wait until whoever ended an epoch has tested and saved its model, or is lost."""
-        if epoch == 0:
-            return
-        last = epoch * self.updates_per_epoch - 1
-        busy = int(self.window.fetch("worker", last, last + 1)[0])
-        while self.window.fetch("control")[TESTED] < epoch and not self.ranks.lost(busy):
-            time.sleep(1e-3)
-            self.ranks.check()
-        self.ranks.check()
+        with self.window.locked():
+            tested = max(update.epoch, self.window.fetch("control")[TESTED])
+            self.window.write("control", tested, TESTED)
 
     def _phase1_in_lockstep(self) -> None:
         """Take the steps of phase 1 together."""
         worker, model = self.worker, self.worker.model
         lockstep = Lockstep(self.window, model, self._shard_sizes, self.config, self.plan.warmup)
-        part = self._test_part()
         for epoch in range(self.epochs_before + 1, self.phase1_epochs + 1):
             trained = np.zeros(3)  # samples, loss, correct
             for step in range((epoch - 1) * lockstep.steps, epoch * lockstep.steps):
-                gradient = None
+                values = None
                 if lockstep.samples(step)[self.rank]:
                     self.ranks.step()
                     gradient = worker.compute()
                     self.ranks.rest()
-                    trained += gradient.samples, gradient.loss, gradient.correct
-                begun = time.perf_counter()
-                lockstep.take_step(step, None if gradient is None else gradient.values)
-                worker.seconds["update"] += time.perf_counter() - begun
-                if gradient is not None:
                     worker.count(gradient)
-                self._progress.phase1(step + 1)
-            test, n = self._test(model, part), len(self.y_test[part])
-            sums = lockstep.sums(
-                [*trained, test["loss"] * n, test["accuracy"] * n, self._aside_so_far()]
-            )
-            nnz = model.nnz
+                    trained += gradient.samples, gradient.loss, gradient.correct
+                    values = gradient.values
+                begun = time.perf_counter()
+                lockstep.take_step(step, values)
+                worker.seconds["update"] += time.perf_counter() - begun
+                self._show(1, (step + 1) / lockstep.steps, step + 1)
+            n_test = len(self.data.y_test[self.test_part])
+            test = self._test(model, self.test_part)
+            tested = n_test * test["loss"], n_test * test["accuracy"]
+            own = [*trained, *tested, sum(self.seconds.values())]
+            sums, nnz = np.sum(self.ranks.gathered(own), axis=0), model.nnz
             changed = lockstep.change_topology(self.seed, epoch)
-            if any(changed.values()):
-                worker.changed(worker.version)
             if self.rank == 0:
-                row = np.array(
-                    [*sums[:3], 0, lockstep.steps, nnz, changed["pruned"], changed["replaced"],
-                     self.server.elapsed(), sums[5], *(sums[3:5] / len(self.y_test))]
-                )  # fmt: skip
-                self.window.write("epochs", row, (epoch - 1) * len(FIELDS))
+                row = [
+                    *sums[:3], 0, lockstep.steps, nnz, changed["pruned"], changed["replaced"],
+                    self.server.elapsed(), sums[5], *(sums[3:5] / len(self.data.y_test)),
+                ]  # fmt: skip
+                self.window.write("epochs", [row], epoch - 1)
                 self.window.write("control", epoch, TESTED)
-                self._save(epoch, None)
+                self._save(epoch)
 
     def _phase2(self) -> None:
         """Train this worker's copy on its shard, without exchange."""
@@ -391,14 +363,14 @@ class _Run:
             self.ranks.step()
             self.ranks.check()
             done += samples
-            self._progress.phase2(done, self.own_epochs)
+            self._show(2, self.phase1_epochs + done / len(shard), self.updates)
 
         factor = self.workers if self.plan.keep_rate else 1
         with worker.trainer(self.phase1_epochs, factor) as trainer:
             trainer.restore(state and state["progress"])
             for record in trainer.epochs(shard, shard.labels, test, on_progress):
                 worker.samples += len(shard)
-                record |= {"elapsed": self.server.elapsed(), "aside": self._aside_so_far()}
+                record |= {"elapsed": self.server.elapsed(), "aside": sum(self.seconds.values())}
                 self.own_epochs.append(record)
                 if self.own_path is not None:
                     state = {
@@ -408,18 +380,35 @@ class _Run:
                     with self._aside("checkpoint"):
                         checkpoint.save(worker.model, self.own_path, state)
 
-    # --- testing, saving -------------------------------------------------------------------------
+    # --- showing, testing, saving -----------------------------------------------------------------
+
+    def _show(self, phase: int, epoch: float, updates: int) -> None:
+        """Show where the run stands, if it is time."""
+        now, (told, then, before) = time.perf_counter(), self.shown
+        if self.rank or self.on_progress is None or now - told < _SHOWN_EVERY:
+            return
+        elapsed, staleness, pace = self.server.elapsed(), 0.0, 0.0
+        self.shown = now, elapsed, updates
+        tests = [record["test_accuracy"] for record in self.own_epochs]
+        if phase == 1:
+            if tested := self.window.fetch("control")[TESTED]:
+                tests = self.window.fetch("epochs", tested - 1, tested)[:, -1].tolist()
+            recent = self.window.fetch("staleness", max(0, updates - _RECENT), updates)
+            staleness = float(recent.mean()) if len(recent) else 0.0
+            pace = (updates - before) / (elapsed - then)
+        self.on_progress(
+            {
+                "algorithm": self.plan.algorithm, "workers": self.workers,
+                "epochs": self.config.epochs, "elapsed": elapsed, "phase": phase, "epoch": epoch,
+                "updates": updates, "test_accuracy": tests[-1] if tests else None,
+                "updates_per_second": pace, "staleness": staleness,
+            }
+        )  # fmt: skip
 
     def _test(self, model: SparseMLP, part: slice = slice(None)) -> dict[str, float]:
         with self._aside("evaluate"):
-            return train.evaluate(
-                model, self.X_test[part], self.y_test[part], self.config, self.threads
-            )
-
-    def _test_part(self) -> slice:
-        """Return this worker's share of the test set, when it is tested together."""
-        cuts = len(self.y_test) * np.arange(self.rank, self.rank + 2) // self.workers
-        return slice(int(cuts[0]), int(cuts[1]))
+            X, y = self.X_test[part], self.data.y_test[part]
+            return train.evaluate(model, X, y, self.config, self.threads)
 
     @contextmanager
     def _aside(self, what: str) -> Iterator[None]:
@@ -427,28 +416,26 @@ class _Run:
         before = time.perf_counter()
         yield
         self.seconds[what] += time.perf_counter() - before
-        self.window.write("aside", self._aside_so_far(), self.rank)
+        self.window.write("aside", sum(self.seconds.values()), self.rank)
 
-    def _aside_so_far(self) -> float:
-        return self.seconds["evaluate"] + self.seconds["checkpoint"]
-
-    def _save(self, epoch: int, record: Record | None) -> None:
+    def _save(self, epoch: int) -> None:
         if self.path is None:
             return
         with self._aside("checkpoint"):
             aside = float(self.window.fetch("aside").sum()) / self.workers
+            record = self.server.record(epoch * self.updates_per_epoch)
             run_state = {
                 **self.about,
                 "epoch": epoch,
-                "record": None if record is None else records.to_json(record),
-                "rows": records.encode(self.server.rows(epoch)),
+                "record": records.to_json(record) if self.asynchronous else None,
+                "rows": records.encode(self.window.fetch("epochs", 0, epoch).ravel()),
                 "elapsed": self.server.elapsed() - aside,
             }
             checkpoint.save(self.worker.model, self.path, run_state)
 
     # --- the end ---------------------------------------------------------------------------------
 
-    def _own(self, resources: Resources) -> dict[str, Any]:
+    def _own(self) -> dict[str, Any]:
         """Return what the result says of this rank."""
         return {
             "rank": self.rank, "host": self.ranks.host, "pid": os.getpid(),
@@ -459,32 +446,36 @@ class _Run:
                 "total": self.server.elapsed(),
             },
             "peak_rss_mb": round(peak_rss_mb(), 1),
-            "resources": resources.to_dict(),
+            "resources": self.resources(),
             "epochs": self.own_epochs,
         }  # fmt: skip
 
-    def _finish(self, model: SparseMLP | None, resources: Resources) -> Outcome:
+    def _finish(self, own: tuple[SparseMLP, dict[str, Any]] | None) -> Outcome:
         """Receive the others' models, average, test, and make the result."""
         arrived, failed = self.window.receive_results()
-        if model is None:
+        if own is None:
             failed[0] = self.ranks.message(0)
-        if model is not None:
-            arrived[0] = model, self._own(resources)
-        models, own = [[arrived[rank][i] for rank in sorted(arrived)] for i in (0, 1)]
-        if not models:
+        else:
+            arrived[0] = own
+        if not arrived:
             causes = [f"rank {rank}: {why}" for rank, why in sorted(failed.items())]
             raise ParallelError(f"no worker got to the end: {'; '.join(causes)}")
-        # Without a phase 2 all copies are the server's.
-        averages = self.phase1_epochs < self.config.epochs
-        merged, union_nnz = average(models) if averages else (models[0], models[0].nnz)
+        models, ranks = map(list, zip(*(arrived[rank] for rank in sorted(arrived)), strict=True))
+        merged, union_nnz = average(models)
         elapsed = self.server.elapsed()
         test = self._test(merged)
-        right = merged.decision_function(self.X_test, self.threads).argmax(axis=1) == self.y_test
-        result = outcome.result(
-            merged, self.server, self.about, own, failed, test, right, elapsed, self.threads
+        right = (
+            merged.decision_function(self.X_test, self.threads).argmax(axis=1) == self.data.y_test
         )
-        result["parallel"] |= {"union_nnz": union_nnz, "restarts": self.restarts}
-        self.window.finish()
+        result = outcome.result(
+            merged, self.server, self.about, ranks, failed, test, right, elapsed, self.threads
+        )
+        result["parallel"] |= {
+            "union_nnz": union_nnz,
+            "restarts": self.restarts,
+            "window": "shared" if self.ranks.shared else "remote",
+        }
+        self.window.write("control", 1, DONE)
         return merged, result
 
     def close(self) -> None:

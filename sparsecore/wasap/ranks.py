@@ -1,9 +1,4 @@
-"""The ranks of a run: their rows, who is lost or has failed, and how they wait for each other.
-
-A row holds a rank's count of signs of life, and what it has to say to the others. `watch` tells how
-ranks that hang are found. Ranks sleep while they wait, except during a transfer, where all are
-there and only bytes are under way.
-"""
+"""The ranks of a run: who is lost or has failed (see `watch`), and how they wait for each other."""
 
 from __future__ import annotations
 
@@ -12,6 +7,7 @@ import pickle
 import socket
 import time
 from collections.abc import Callable
+from contextlib import closing
 from itertools import pairwise
 from typing import Any
 
@@ -19,23 +15,22 @@ import numpy as np
 
 from sparsecore.compiled.team import cpu_count
 from sparsecore.provenance import check_alike
-from sparsecore.wasap import interrupts
-from sparsecore.wasap.mpi import MPI, window
-from sparsecore.wasap.place import ParallelError
-from sparsecore.wasap.watch import LOOK, PATIENCE, Watch, sibling_in_trouble, trouble, watched
+from sparsecore.wasap import watch
+from sparsecore.wasap.mpi import MPI, Memory
+from sparsecore.wasap.watch import ParallelError
 
 NAP = 2e-5  # seconds; with the kernel's timer slack about 70 microseconds
 _LONG_NAP = 1e-3
 # A rank that sleeps on a busy machine wakes up late, by another process's time slice; an update
 # takes half of this. Where ranks outnumber cores, none spins: the core would be the awaited rank's.
 _SPIN = 3e-4
-_GONE = 3 * LOOK  # silence after which the operating system is asked
+_GONE = 3 * watch.LOOK  # silence after which the operating system is asked
 _GRACE = 2.0  # seconds for all ranks to arrive after the run has failed
 _STEPS = 5  # a step may take so many times the longest before it
 
-# Columns of a rank's row, int64, and the size of its message behind all rows.
-_BEATS, _STATE, _ARRIVALS, _ALONE = range(4)
-_ROW_BYTES, _MESSAGE_BYTES = 4 * 8, 1024
+# A rank's row, and the size of its message behind all rows.
+_ROW = np.dtype([(name, np.int64) for name in ("beats", "state", "arrivals", "alone")])
+_MESSAGE_BYTES = 1024
 # States; at first 0. A rank that has left lets the others go on, one that has failed does not.
 _LEFT, _FAILED = 1, 2
 
@@ -46,168 +41,143 @@ _abandoned: list[Any] = []
 class Ranks:
     """The ranks of a run, on a duplicate of the communicator `comm` (by default all ranks).
 
-    Collective. `shared` says whether the ranks' memory is shared, by default if all are on one
-    node; otherwise the rows lie on rank 0, and each rank exchanges some bytes with it at each look.
-    After `patience` seconds without a sign of life a rank counts as lost. `facts` has host and
-    process of every rank; a wait sleeps after `spin` seconds; `failed`: this rank ended the run.
+    Collective. A row has a rank's count of signs of life, and what it has to say; after `patience`
+    seconds without one it counts as lost. The rows lie in memory that is `shared`, by default if
+    all ranks are on one node, or on rank 0. `facts` has host and process of every rank.
     """
 
     def __init__(
-        self, comm: Any = None, *, shared: bool | None = None, patience: float = PATIENCE
+        self, comm: Any = None, *, shared: bool | None = None, patience: float = watch.PATIENCE
     ) -> None:
         comm = MPI.COMM_WORLD if comm is None else comm
         self.rank, self.size, self.patience = comm.rank, comm.size, patience
         self.host, self.spin = socket.gethostname(), 0.0
         self.facts: list[tuple[str, int]] = []
-        self.failed = self._late = self._unfinished = False
+        self.failed = self._late = self._unfinished = False  # failed: this rank ended the run
         self.longest_step = 0.0
-        self._step_began: float | None = None
-        self._step_known: float | None = None  # by the watch
-        self._arrivals = 0
+        self._step_began = self._step_known = 0.0  # the latter by the watch; 0: none goes on
         self._lost: dict[int, str] = {}
-        self._known, self._silence = [0] * self.size, [0.0] * self.size
-        self._rows = np.zeros((self.size, 4), np.int64)
-        with watched("the ranks' meeting", self.in_trouble, patience):
-            self._meet(comm, shared)
+        self._rows = np.zeros(self.size, _ROW)
+        self._known, self._silence = self._rows["beats"], np.zeros(self.size)
+        with closing(watch.Watch("the ranks' meeting", self.in_trouble, patience)):
+            self.comm, request = comm.Idup()
+            self.wait(request)
+            self.facts = self.gathered((self.host, os.getpid()))
+            check_alike(self.gathered({"shared window": shared}))
+            node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+            self.rank_on_node, size_on_node = node.rank, node.size
+            node.Free()
+            if shared and size_on_node != self.size:
+                raise ValueError("window: expected all ranks on one node to share memory")
+            self.shared = size_on_node == self.size if shared is None else shared
+            self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
+            n_rows = _ROW.itemsize * self.size
+            self._memory = Memory(self.comm, n_rows + _MESSAGE_BYTES * self.size, self.shared)
+            self._window = self._memory.window
+            self._others = np.arange(self.size) != self.rank
+            self._copy, self._exchange = np.zeros_like(self._rows), list[Any]()
+            self._messages = self._memory.bytes[n_rows:].view(f"S{_MESSAGE_BYTES}")
+            self.barrier()
+            self._rows = self._memory.bytes[:n_rows].view(_ROW)
         self._looked = time.monotonic()
-        self.watch = Watch(self._look, patience)
-
-    def _meet(self, comm: Any, shared: bool | None) -> None:
-        """Get to know the others, and open the window with the ranks' rows and messages."""
-        self.comm, request = comm.Idup()
-        self.wait(request)
-        self.facts = self.gathered((self.host, os.getpid()))
-        check_alike(self.gathered({"shared window": shared}))
-        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self.rank_on_node, size_on_node = node.rank, node.size
-        node.Free()
-        if shared and size_on_node != self.size:
-            raise ValueError("window: expected all ranks on one node to share memory")
-        self.shared = size_on_node == self.size if shared is None else shared
-        self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
-        n_rows = _ROW_BYTES * self.size
-        nbytes = n_rows + _MESSAGE_BYTES * self.size
-        self._win, memory = window(self.comm, nbytes, self.shared)
-        self._others = np.arange(self.size) != self.rank
-        self._copy = np.zeros_like(self._rows)
-        self._exchange: list[Any] = []
-        self._messages = memory[n_rows:].view(f"S{_MESSAGE_BYTES}")
-        self.barrier()
-        self._rows = memory[:n_rows].view(np.int64).reshape(self.size, 4)
+        self.watch = watch.Watch(look=self._look, patience=patience)
 
     # --- the rows --------------------------------------------------------------------------------
 
-    def _set(self, column: int, value: int) -> None:
-        """Let the others know of a number in this rank's row."""
-        self._rows[self.rank, column] = value
-        self._put(np.array([value]), _ROW_BYTES * self.rank + 8 * column)
-
-    def _put(self, values: np.ndarray, offset: int) -> None:
-        """Put values into rank 0's window, if this rank has but a copy of it."""
-        if not self.shared:
-            with self.watch.over("telling the others"):
-                self._win.Put([values, MPI.BYTE], 0, (offset, values.nbytes, MPI.BYTE))
-                self._win.Flush(0)
-
-    def _column(self, column: int) -> list[int]:
-        return [int(value) for value in self._rows[:, column]]
+    def _set(self, values: np.ndarray, value: int | bytes) -> None:
+        """Let the others know of this rank's entry in a column of the rows, or its message."""
+        values[self.rank] = value
+        with self.watch.over("telling the others"):
+            self._memory.move(self._window.Put, values[self.rank : self.rank + 1])
 
     def _swap(self) -> None:
         """Send this rank's count to rank 0 and fetch all rows, without waiting for it."""
-        self._serve()
+        self.comm.Iprobe(MPI.ANY_SOURCE)  # see `arrive`
         if all(request.Test() for request in self._exchange):
             self._rows[self._others] = self._copy[self._others]
-            count, where = self._rows[self.rank, :1].copy(), (_ROW_BYTES * self.rank, 8, MPI.BYTE)
+            beats = self._rows["beats"][self.rank : self.rank + 1]
             self._exchange = [
-                self._win.Rput([count, MPI.BYTE], 0, where),
-                self._win.Rget([self._copy, MPI.BYTE], 0, (0, self._copy.nbytes, MPI.BYTE)),
+                self._window.Rput([beats.copy(), MPI.BYTE], 0, self._memory.where(beats)),
+                self._window.Rget([self._copy, MPI.BYTE], 0, self._memory.where(self._rows)),
             ]
-
-    def _serve(self) -> None:
-        """Have MPI do what the others want of this rank's memory: over TCP it has to be called."""
-        if not self.shared:
-            self.comm.Iprobe(MPI.ANY_SOURCE)
 
     # --- who lives -------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Begin a step of the computation; it ends with the next one, or with `rest`.
-
-        An interrupt that was held back is raised here, see `interrupts`, or in `check`.
-        """
-        interrupts.let_through()
+        """Begin a step of the computation; it ends with the next one, or with `rest`."""
+        watch.let_interrupt_through()
         self.rest()
         self._step_began = time.monotonic()
 
     def rest(self) -> None:
         """End a step."""
-        if self._step_began is not None:
+        if self._step_began:
             self.longest_step = max(self.longest_step, time.monotonic() - self._step_began)
-            self._step_began = None
+            self._step_began = 0.0
 
     def lost(self, rank: int) -> str | None:
         """Return why a rank will not be heard of again, or None."""
         return self._lost.get(rank)
 
+    def absent(self, rank: int) -> str | None:
+        """Return why a rank will have no result, or None."""
+        return self.message(rank) if self._rows["state"][rank] == _LEFT else self.lost(rank)
+
     def _first_lost(self) -> str | None:
-        return next((f"rank {rank} {why}" for rank, why in list(self._lost.items())), None)
+        return next((f"rank {rank} {why}" for rank, why in self._lost.items()), None)
 
     def _look(self) -> str | None:
         """Give a sign of life and look for the others'; return who is in trouble (the watch)."""
         now, began = time.monotonic(), self._step_began
         # When a step takes five times the longest, the others' patience ends.
         allowed = _STEPS * self.longest_step - self.patience
-        if began is None or began != self._step_known or now - began < allowed:
-            self._rows[self.rank, _BEATS] += 1
+        if not began or began != self._step_known or now - began < allowed:
+            self._rows["beats"][self.rank] += 1
         self._step_known = began
         if not self.shared:
             self._swap()
         # A rank that was suspended itself has not listened all the time.
         passed, self._looked = min(now - self._looked, _GONE), now
-        for rank, beats in enumerate(self._column(_BEATS)):
-            self._listen(rank, beats, passed)
+        beats = self._rows["beats"].copy()
+        silent = (beats == self._known) & self._others
+        self._known, self._silence = beats, np.where(silent, self._silence + passed, 0.0)
+        self._lost = {r: why for r in range(self.size) if (why := self._why_lost(r))}
         if self.rank and 0 in self._lost and self._silence[0] > self.patience + _GRACE:
             self.watch.end_process(self._without_rank_0())  # the main thread is busy
-        alone = self._column(_ALONE)
-        return f"rank {alone.index(1)} waits no more" if 1 in alone else self._first_lost()
+        alone = np.flatnonzero(self._rows["alone"])
+        return f"rank {alone[0]} waits no more" if len(alone) else self._first_lost()
 
-    def _listen(self, rank: int, beats: int, passed: float) -> None:
-        """Judge another rank by its count, `passed` seconds after the last look."""
-        silence = self._silence[rank] + passed
-        if rank == self.rank or beats != self._known[rank]:
-            self._known[rank], silence = beats, 0.0
-            self._lost.pop(rank, None)
-        elif silence > _GONE:
-            what, (host, pid) = self._trouble(rank), self.facts[rank]
-            where = f"process {pid} on {host}"
-            if what == "gone":
-                self._lost[rank] = f"is gone ({where})"
-            elif silence > self.patience:
-                where += " is stopped" if what else ""
-                self._lost[rank] = f"gave no sign of life for {silence:.1f} s ({where})"
-        self._silence[rank] = silence
+    def _why_lost(self, rank: int) -> str | None:
+        """Judge a rank by how long it has been silent."""
+        silence, (host, pid) = self._silence[rank], self.facts[rank]
+        if silence <= _GONE:
+            return None
+        what, where = self._trouble(rank), f"process {pid} on {host}"
+        if what == "gone":
+            return f"is gone ({where})"
+        if silence <= self.patience:
+            return None
+        where += " is stopped" if what else ""
+        return f"gave no sign of life for {silence:.1f} s ({where})"
 
     def _trouble(self, rank: int) -> str | None:
         host, pid = self.facts[rank]
-        return trouble(pid) if host == self.host else None
+        return watch.trouble(pid) if host == self.host else None
 
     def in_trouble(self) -> str | None:
         """Return which rank on this machine is gone or stopped, or None."""
-        if not self.facts:
-            return sibling_in_trouble()
         for rank, (host, pid) in enumerate(self.facts):
             if what := self._trouble(rank):
                 return f"rank {rank} is {what} (process {pid} on {host})"
-        return None
+        return None if self.facts else watch.sibling_in_trouble()
 
     # --- who has failed --------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise `ParallelError` if a rank has ended the run, or rank 0 is lost."""
-        interrupts.let_through()
-        states = self._column(_STATE)
-        if _FAILED in states:
-            raise ParallelError(self.message(states.index(_FAILED)))
+        watch.let_interrupt_through()
+        if len(failed := np.flatnonzero(self._rows["state"] == _FAILED)):
+            raise ParallelError(self.message(failed[0]))
         if self.rank and 0 in self._lost:
             raise ParallelError(self._without_rank_0())
 
@@ -224,43 +194,28 @@ class Ranks:
         """Leave the run to the others, because of this rank's `error`."""
         self._say(f"{type(error).__name__}: {error}", _LEFT)
 
-    def left(self, rank: int) -> bool:
-        """Tell whether a rank has said that it leaves the run."""
-        return self._column(_STATE)[rank] == _LEFT
-
     def _say(self, text: str, state: int) -> None:
         self.rest()
-        own = self._messages[self.rank : self.rank + 1]
-        own[0] = text.encode()  # cut off where it is too long
-        self._put(own, _ROW_BYTES * self.size + _MESSAGE_BYTES * self.rank)
-        self._set(_STATE, state)
+        self._set(self._messages, text.encode())  # cut off where it is too long
+        self._set(self._rows["state"], state)
 
     def message(self, rank: int) -> str:
         """Return why a rank left or ended the run."""
-        if not self.shared:
-            where = (_ROW_BYTES * self.size + _MESSAGE_BYTES * rank, _MESSAGE_BYTES, MPI.BYTE)
-            with self.watch.over("asking for the cause"):
-                self._win.Get([self._messages[rank : rank + 1], MPI.BYTE], 0, where)
-                self._win.Flush(0)
+        with self.watch.over("asking for the cause"):
+            self._memory.move(self._window.Get, self._messages[rank : rank + 1])
         return self._messages[rank].decode(errors="replace")
 
     # --- waiting ---------------------------------------------------------------------------------
 
-    def transfer(self, start: Callable[[], Any]) -> None:
-        """Wait until all ranks are here, call `start`, and wait for the operation that it returns.
-
-        Of a collective operation MPI moves some KiB whenever a rank looks: ranks that slept between
-        their looks took 0.2 seconds for the gradients of 1.6 million parameters.
-        """
+    def transfer(self, start: Callable[..., Any], *buffers: Any) -> None:
+        """Wait until all ranks are here, call `start`, and wait for the operation it returns."""
         self.barrier()
-        self.wait(start(), asleep=False)
+        # MPI moves some KiB whenever a rank looks: ranks that slept between their looks took 0.2
+        # seconds for the gradients of 1.6 million parameters.
+        self.wait(start(*buffers), asleep=False)
 
     def wait(self, request: Any, *, asleep: bool = True) -> None:
-        """Wait for a non-blocking operation in which all ranks take part.
-
-        `asleep` has it sleep between looks, since a rank may be late. Raises `ParallelError` if a
-        rank ends the run or is lost meanwhile.
-        """
+        """Wait for an operation of all ranks; raise if one ends the run or is lost meanwhile."""
         start = looked = time.monotonic()
         while not request.Test():
             now = time.monotonic()
@@ -268,7 +223,7 @@ class Ranks:
                 os.sched_yield()
             elif now - start > self.spin:
                 time.sleep(NAP if now - start < 100 * NAP + self.spin else _LONG_NAP)
-            if now - looked > LOOK:
+            if now - looked > watch.LOOK:
                 looked = now
                 try:
                     self.check()
@@ -294,8 +249,7 @@ class Ranks:
         self.wait(self.comm.Iallgather(np.array([len(raw)]), sizes))
         starts = np.concatenate([[0], np.cumsum(sizes)])
         every = np.empty(starts[-1], np.uint8)
-        into = [every, sizes, starts[:-1], MPI.BYTE]
-        self.transfer(lambda: self.comm.Iallgatherv(raw, into))
+        self.transfer(self.comm.Iallgatherv, raw, [every, sizes, starts[:-1], MPI.BYTE])
         return [pickle.loads(every[a:b].tobytes()) for a, b in pairwise(starts)]
 
     def together(self, function: Callable[[], Any]) -> Any:
@@ -314,43 +268,37 @@ class Ranks:
         return result
 
     def in_turns(self, function: Callable[[], None]) -> None:
-        """Call `function` on the first rank of each node, then on the others; raise on all or none.
-
-        What the first one compiles, the others find in the cache instead of racing for it.
-        """
+        """Do what `together` does on the first rank of each node, then on the others."""
+        # What the first one compiles, the others find in the cache instead of racing for it.
         for turn in (True, False):
             self.together(function if (self.rank_on_node == 0) == turn else lambda: None)
 
     # --- the end ---------------------------------------------------------------------------------
 
     def arrive(self) -> bool:
-        """Wait until all ranks that live have come to this end; False if others have not.
-
-        Then nothing can be done together any more.
-        """
+        """Wait until all ranks have come to this end; False if nothing can be done together."""
         if self._late:
             return False
-        self._arrivals += 1
-        self._set(_ARRIVALS, self._arrivals)
-        start = time.monotonic()
-        while missing := [r for r, n in enumerate(self._column(_ARRIVALS)) if n < self._arrivals]:
-            failed = _FAILED in self._column(_STATE)
+        start, own = time.monotonic(), self._rows["arrivals"][self.rank] + 1
+        self._set(self._rows["arrivals"], own)
+        while len(missing := np.flatnonzero(self._rows["arrivals"] < own)):
+            failed = _FAILED in self._rows["state"]
             self._late = failed and time.monotonic() - start > _GRACE
             if self._late or all(rank in self._lost for rank in missing):
-                self._set(_ALONE, 1)
+                self._set(self._rows["alone"], 1)
                 return False
-            self._serve()
+            if not self.shared:  # over TCP, MPI does what others want of this memory when called
+                self.comm.Iprobe(MPI.ANY_SOURCE)
             time.sleep(_LONG_NAP)
-        return not any(self._column(_ALONE))
+        return not self._rows["alone"].any()
 
     def close(self) -> None:
         """Free what MPI holds, if all ranks come to do so together."""
         together = self.arrive()
-        self.watch.end()
+        self.watch.close()
         if together:
-            with watched("freeing the memory", self.in_trouble, self.patience):
+            with closing(watch.Watch("freeing the memory", self.in_trouble, self.patience)):
                 MPI.Request.Waitall(self._exchange)
-                self._win.Unlock_all()
-                self._win.Free()
+                self._memory.free()
                 if not self._unfinished:
                     self.comm.Free()

@@ -12,7 +12,9 @@ import json
 import math
 import os
 import zlib
+from contextlib import suppress
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,8 @@ from sparsecore.datasets import Dataset
 from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
-from sparsecore.wasap.average import average
-from sparsecore.wasap.place import Layout, Place
 from sparsecore.wasap.plan import Plan
-from sparsecore.wasap.server import FIELDS, ParameterServer, Record
+from sparsecore.wasap.server import ParameterServer, Place, Record, average
 from sparsecore.wasap.worker import Worker, shard_rows
 
 
@@ -100,22 +100,14 @@ def save_start(model: SparseMLP, path: str | os.PathLike[str], identity: dict[st
     checkpoint.save(model, path, {**identity, **fresh, "rows": encode(np.zeros(0))})
 
 
-def staleness_histogram(record: Record) -> list[int]:
-    """Return how many updates had staleness 0, 1, 2, ..."""
-    return np.bincount(record.staleness).tolist() if len(record.staleness) else []
-
-
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the JSON result of a run: the last line of what `--json` printed, or a whole file."""
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
+    text = Path(path).read_text(encoding="utf-8")
     for candidate in (text, text.strip().rpartition("\n")[2]):
-        try:
+        with suppress(json.JSONDecodeError):
             result = json.loads(candidate)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(result, dict) and "config" in result and "weights_sha256" in result:
-            return result
+            if isinstance(result, dict) and {"config", "weights_sha256"} <= result.keys():
+                return result
     raise ValueError(f"{path}: expected the JSON result of a training run (train … --json > FILE)")
 
 
@@ -178,53 +170,37 @@ def replay(
     failed = {integer(rank, "parallel.failed_workers", 0, n_workers - 1) for rank in ranks}
     if len(failed) == n_workers:
         raise ValueError(f"parallel.failed_workers: expected fewer than {n_workers}, got all")
-    wrong = np.flatnonzero((record.worker < 0) | (record.worker >= n_workers))
-    if len(wrong):
-        raise ValueError(
-            f"parallel.record.worker: expected ranks from 0 to {n_workers - 1}, got "
-            f"{record.worker[wrong[0]]} in update {wrong[0] + 1}"
-        )
+    for rank in np.unique(record.worker).tolist():
+        integer(rank, "parallel.record.worker", 0, n_workers - 1)
 
     model = train.new_model(config, data.n_features, data.n_classes, seed)
     shards = shard_rows(data.y_train, n_workers, seed)
     per_epoch = sum(-(-len(rows) // config.batch_size) for rows in shards)
-    if updates != per_epoch * epochs:
-        raise ValueError(
-            f"replay: expected {per_epoch * epochs} updates in the record, got {updates}"
-        )
-    layout = Layout(model.sizes, model.nnz, n_workers, updates, epochs, len(FIELDS))
-    server = ParameterServer(Place(layout), config, seed, per_epoch, epochs)
+    integer(updates, "updates in parallel.record", per_epoch * epochs, per_epoch * epochs)
+    place = Place(model.sizes, model.nnz, n_workers, updates, epochs)
+    server = ParameterServer(place, config, seed, per_epoch, epochs)
     server.publish(model)
     workers = [
-        Worker(rank, Shard(data, rows, config, seed, rank), *server.pull(), config, seed, threads)
+        Worker(rank, Shard(data, rows, config, seed, rank), server, threads)
         for rank, rows in enumerate(shards)
     ]
-
-    def pull(worker: Worker) -> None:
-        worker.changed(server.pull(worker.model)[1])
 
     with bar(updates, "replay", unit="update", hidden=not progress) as shown:
         for ticket, rank in enumerate(record.worker.tolist()):
             if ticket in restarts:
                 for worker in workers:
-                    pull(worker)
-            worker = workers[rank]
-            gradient = worker.compute()
-            update = server.push(gradient, worker.version, worker.model)
-            assert update is not None
-            worker.pushed(gradient, update)
+                    worker.pull()
+            workers[rank].push(workers[rank].compute())
             shown.update()
     models = []
     for worker in workers:
         if worker.rank not in failed:
-            pull(worker)
-            if epochs < config.epochs:
-                with worker.trainer(epochs) as trainer:
-                    for _ in trainer.epochs(worker.shard, worker.shard.labels):
-                        pass
+            worker.pull()
+            with worker.trainer(epochs) as trainer:
+                list(trainer.epochs(worker.shard, worker.shard.labels))
             models.append(worker.model)
         worker.close()
-    merged = average(models)[0] if epochs < config.epochs else models[0]
+    merged, _ = average(models)
     digest = merged.weights_sha256()
     return merged, {
         "identical": digest == recorded,

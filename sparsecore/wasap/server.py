@@ -1,33 +1,90 @@
-"""The parameter server of WASAP-SGD's phase 1: pull, push, and what ends an epoch.
+"""The parameter server of WASAP-SGD: its state, pull, push, what ends an epoch; how models merge.
 
-The server is a place (see `place`), and whoever holds its lock acts as the server. A push applies a
-gradient to the server's weights and copies the new weights out in the same sweep. `phases` brings
-the workers' gradients here.
+The server is a place in memory, and whoever holds its lock acts as the server. Here the place is
+plain memory of one process, which is what a replay works in; `window` has the same in MPI's.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sparsecore import topology, train
-from sparsecore.compiled import kernels
+from sparsecore.compiled import engine, kernels
 from sparsecore.config import TrainConfig
-from sparsecore.mlp import SparseMLP, split_layers
-from sparsecore.wasap.place import NNZ, TESTED, TICKET, VERSION, Place
+from sparsecore.mlp import SparseMLP, Structures, split_layers
 
 #: What is recorded for an epoch of phase 1, a row of the region "epochs".
 FIELDS = (
     "samples", "loss", "correct", "staleness", "accepted", "nnz", "pruned", "replaced", "elapsed",
     "aside", "test_loss", "test_accuracy",
 )  # fmt: skip
-_COLUMN = {name: column for column, name in enumerate(FIELDS)}
+_NNZ, _TEST_LOSS = FIELDS.index("nnz"), FIELDS.index("test_loss")
 
-Structures = Sequence[tuple[np.ndarray, np.ndarray]]  # (indptr, indices) of each layer
+LOCK, DONE, TESTED = 0, 1, 2  # words of the region "control"
+TICKET, VERSION, NNZ = 0, 1, 2  # words of the region "state"
+
+
+class Place:
+    """State of the parameter server in this process's own memory: named arrays, and a lock.
+
+    `nnz` is the largest number of connections: pruning makes it smaller, nothing larger; `updates`
+    and `epochs` are phase 1's. 12 bytes a connection (weight, velocity, index), 16 a neuron, 10 an
+    update. `fetch` gives a part of an array to read and change, `store` puts it back.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], nnz: int, workers: int, updates: int, epochs: int
+    ) -> None:
+        self.sizes = tuple(sizes)
+        n_params = nnz + sum(sizes[1:])
+        arrays: dict[str, tuple[type, tuple[int, ...]]] = {
+            "control": (np.int64, (8,)),  # first, where `Window` looks for the lock
+            "state": (np.int64, (8,)),
+            "aside": (np.float64, (workers,)),  # seconds spent on tests and checkpoints
+            "weight_start": (np.int64, (len(sizes),)),
+            "indptr": (np.int64, (sum(sizes[1:]) + len(sizes) - 1,)),
+            "indices": (np.int32, (nnz,)),
+            "params": (np.float32, (n_params,)),
+            "velocity": (np.float32, (n_params,)),
+            "worker": (np.int16, (updates,)),
+            "staleness": (np.int32, (updates,)),
+            "accepted": (np.float32, (updates,)),
+            "epochs": (np.float64, (epochs, len(FIELDS))),
+        }
+        n_bytes = [math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in arrays.values()]
+        starts = np.cumsum([0] + [-(-n // 64) * 64 for n in n_bytes]).tolist()  # cache lines
+        memory = self._allocate(starts[-1])
+        self._views = {
+            name: np.ndarray(shape, dtype, memory, start)
+            for (name, (dtype, shape)), start in zip(arrays.items(), starts, strict=False)
+        }
+
+    def _allocate(self, n_bytes: int) -> np.ndarray:
+        return engine.aligned(n_bytes, np.uint8)
+
+    def fetch(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return ``region[start:stop]`` as it is now."""
+        return self._views[name][start:stop]
+
+    def store(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Put back what was changed of ``region[start:stop]`` in the array that `fetch` gave."""
+
+    def write(self, name: str, values: Any, start: int = 0) -> None:
+        """Set ``region[start:]`` to `values`, without fetching it."""
+        values = np.atleast_1d(values)
+        self._views[name][start : start + len(values)] = values
+        self.store(name, start, start + len(values))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the server's exclusive lock."""
+        yield
 
 
 class Version(NamedTuple):
@@ -68,24 +125,44 @@ class Record(NamedTuple):
 def retained(
     model: SparseMLP, values: np.ndarray, structures: Structures
 ) -> tuple[np.ndarray, float]:
-    """Keep of a gradient on `model` what exists in a newer topology (RetainValidUpdates).
+    """Lay a gradient out for a newer topology, with 0 for new connections (RetainValidUpdates).
 
-    Return it laid out for `structures`, 0 for connections that the gradient knows nothing of, and
-    the share of the old connections that still exist.
+    Return it, and the share of the old connections that still exist.
     """
-    sizes = [len(indices) for _, indices in structures]
-    out = np.empty(sum(sizes) + len(model.biases), np.float32)
-    old = new = kept = 0
-    for layer, (indptr, indices) in enumerate(structures):
-        view = model[layer]
-        kept += topology.retain_valid(
-            view.indptr, view.indices, values[old : old + view.nnz],
-            indptr, indices, out[new : new + sizes[layer]],
-        )  # fmt: skip
-        old += view.nnz
-        new += sizes[layer]
-    out[new:] = values[old:]
+    before = model.structures()
+    here, there = (np.cumsum([len(i) for _, i in layers]) for layers in (before, structures))
+    out = np.empty(there[-1] + len(model.biases), np.float32)
+    old, new, kept = np.split(values, here), np.split(out, there), 0
+    for layer, structure in enumerate(structures):
+        kept += topology.retain_valid(*before[layer], old[layer], *structure, new[layer])
+    new[-1][:] = old[-1]  # biases
     return out, kept / max(1, model.nnz)
+
+
+def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
+    """Average models over the union of their topologies, and cut each layer back to its nnz.
+
+    Return the model, and the number of connections that any of `models` has. A connection that a
+    model lacks counts as 0; the weights of smallest magnitude are cut. Source: "Truly Sparse Neural
+    Networks at Scale", WASAP-SGD, phase 2. O(models * union).
+    """
+    first = models[0]
+    structures, data, union_nnz = [], [], 0
+    for layer in range(len(first)):
+        views = [model[layer] for model in models]
+        indptr, indices, mean = topology.union_average(
+            [(view.indptr, view.indices, view.data) for view in views]
+        )
+        union_nnz += len(mean)
+        keep = topology.strongest(mean, max(view.nnz for view in views))
+        structures.append(topology.keep_only(keep, indptr, indices))
+        data.append(mean[keep])
+    biases = np.stack([model.biases for model in models]).mean(axis=0, dtype=np.float64)
+    model = SparseMLP(
+        first.sizes, structures, data, [np.asarray(biases, np.float32)],
+        activation=first.activation, alpha=first.alpha, init=first.init,
+    )  # fmt: skip
+    return model, union_nnz
 
 
 class ParameterServer:
@@ -100,15 +177,10 @@ class ParameterServer:
         self, place: Place, config: TrainConfig, seed: int, updates_per_epoch: int, epochs: int
     ) -> None:
         self.place, self.config, self.seed = place, config, seed
-        self.updates_per_epoch, self.epochs = updates_per_epoch, epochs
-        self.updates = updates_per_epoch * epochs
-        self._n_biases = sum(place.layout.sizes[1:])
-        self._rule = (
-            np.float32(config.learning_rate),
-            np.float32(config.momentum),
-            np.float32(config.weight_decay),
-        )
-        self._started, self._elapsed_before = time.perf_counter(), 0.0
+        self.updates_per_epoch, self.updates = updates_per_epoch, updates_per_epoch * epochs
+        self._n_biases = sum(place.sizes[1:])
+        self._rule = train.sgd_rule(config, seed)[:3]
+        self._began = time.perf_counter()
 
     # --- before and after ------------------------------------------------------------------------
 
@@ -116,39 +188,30 @@ class ParameterServer:
         self, model: SparseMLP, record: Record | None = None, rows: np.ndarray | None = None
     ) -> None:
         """Make `model` the server's, with the `record` and the epochs' `rows` of an earlier run."""
-        done = 0 if record is None else len(record.worker)
         state = self.place.fetch("state")
-        state[[TICKET, VERSION]] = done, 1
+        state[[TICKET, VERSION]] = 0, 1
         if record is not None:
-            for name, values in zip(Record._fields, record, strict=True):
+            state[TICKET] = len(record.worker)
+            for name, values in record._asdict().items():
                 self.place.write(name, values)
         if rows is not None:
-            self.place.write("epochs", rows)
-            self.place.write("control", len(rows) // len(FIELDS), TESTED)
+            self.place.write("epochs", rows := rows.reshape(-1, len(FIELDS)))
+            self.place.write("control", len(rows), TESTED)
         self._write_model(model, state)
         self.place.store("state")
 
     def start_clock(self, elapsed: float = 0.0) -> None:
         """Count the seconds of the run from now on, after `elapsed` of an earlier part of it."""
-        self._started, self._elapsed_before = time.perf_counter(), elapsed
+        self._began = time.perf_counter() - elapsed
 
     def elapsed(self) -> float:
         """Return the seconds of the run so far."""
-        return self._elapsed_before + time.perf_counter() - self._started
-
-    @property
-    def ticket(self) -> int:
-        """Number of updates applied."""
-        return int(self.place.fetch("state")[TICKET])
+        return time.perf_counter() - self._began
 
     def record(self, stop: int | None = None) -> Record:
         """Return a copy of the record, of the first `stop` updates."""
-        stop = self.ticket if stop is None else stop
+        stop = int(self.place.fetch("state")[TICKET]) if stop is None else stop
         return Record(*(self.place.fetch(name, 0, stop).copy() for name in Record._fields))
-
-    def rows(self, epochs: int) -> np.ndarray:
-        """Return a copy of the recorded numbers of the first `epochs` epochs, flat."""
-        return self.place.fetch("epochs", 0, epochs * len(FIELDS)).copy()
 
     # --- pull and push ---------------------------------------------------------------------------
 
@@ -159,27 +222,24 @@ class ParameterServer:
             n = int(state[NNZ]) + self._n_biases
             params, velocity = (place.fetch(name, 0, n) for name in ("params", "velocity"))
             if out is None:
-                about = {
-                    name: getattr(self.config, name) for name in ("activation", "alpha", "init")
-                }
-                out = SparseMLP.from_flat(place.layout.sizes, *self._topology(), params, **about)
-                out.start_momentum()[:] = velocity
-            else:
-                out.adopt(self._structures(), params, velocity)
+                config = self.config
+                out = SparseMLP.from_flat(
+                    place.sizes, *self._topology(), params,
+                    activation=config.activation, alpha=config.alpha, init=config.init,
+                )  # fmt: skip
+            out.adopt(self._structures(), params, velocity)
             return out, Version(int(state[TICKET]), int(state[VERSION]))
 
     def push(self, gradient: Gradient, version: Version, out: SparseMLP) -> Update | None:
-        """Apply a gradient that was computed on `out`, a copy of the server's model at `version`.
+        """Apply a gradient on `out`, a copy at `version`, and make `out` a copy of the new model.
 
-        `out` becomes a copy of the new model, and the epoch ends if it is complete. Return None if
-        phase 1 was over; the gradient is then lost.
+        Return None if phase 1 was over; the gradient is then lost.
         """
         place, asked = self.place, time.perf_counter()
         values, fresh, accepted = gradient.values, out.params, 1.0
         epoch_model = structures = None
         with place.locked():
             begun = time.perf_counter()
-            place.check()
             state = place.fetch("state")
             ticket = int(state[TICKET])
             if ticket >= self.updates:
@@ -200,11 +260,8 @@ class ParameterServer:
             place.write("staleness", staleness, ticket)
             place.write("accepted", accepted, ticket)
             epoch = ticket // self.updates_per_epoch
-            first = epoch * len(FIELDS)
-            row = place.fetch("epochs", first, first + len(FIELDS))
-            row[: _COLUMN["nnz"]] += (
-                gradient.samples, gradient.loss, gradient.correct, staleness, accepted
-            )  # fmt: skip
+            row = place.fetch("epochs", epoch, epoch + 1)[0]
+            row[:_NNZ] += gradient.samples, gradient.loss, gradient.correct, staleness, accepted
             state[TICKET] = ticket + 1
             epoch_ends = (ticket + 1) % self.updates_per_epoch == 0
             if epoch_ends:
@@ -213,7 +270,7 @@ class ParameterServer:
                     structures = None
                 epoch_model = out.copy()
                 self._end_epoch(out, velocity, state, row, epoch + 1)
-            place.store("epochs", first, first + len(FIELDS))
+            place.store("epochs", epoch, epoch + 1)
             place.store("state")
             version = Version(ticket + 1, int(state[VERSION]))
             ended = time.perf_counter()
@@ -229,63 +286,29 @@ class ParameterServer:
         nnz = model.nnz
         model.start_momentum()[:] = velocity
         changed = train.change_topology(model, self.config, self.seed, 0, epoch)
-        row[_COLUMN["nnz"] : _COLUMN["test_loss"]] = (
-            nnz, changed["pruned"], changed["replaced"], self.elapsed(),
-            self.place.fetch("aside").sum(),
-        )  # fmt: skip
-        row[_COLUMN["test_loss"] :] = math.nan
+        aside = self.place.fetch("aside").sum()
+        row[_NNZ:_TEST_LOSS] = nnz, changed["pruned"], changed["replaced"], self.elapsed(), aside
+        row[_TEST_LOSS:] = math.nan
         if any(changed.values()):
             self._write_model(model, state)
             state[VERSION] += 1
 
     def tested(self, epoch: int, loss: float, accuracy: float) -> None:
         """Record the test of an epoch's model."""
-        first = (epoch - 1) * len(FIELDS) + _COLUMN["test_loss"]
-        self.place.write("epochs", np.array([loss, accuracy]), first)
+        self.place.fetch("epochs", epoch - 1, epoch)[0, _TEST_LOSS:] = loss, accuracy
+        self.place.store("epochs", epoch - 1, epoch)
 
     def _topology(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         starts = self.place.fetch("weight_start")
         return starts, self.place.fetch("indptr"), self.place.fetch("indices", 0, int(starts[-1]))
 
     def _structures(self) -> Structures:
-        return split_layers(self.place.layout.sizes, *self._topology())
+        return split_layers(self.place.sizes, *self._topology())
 
     def _write_model(self, model: SparseMLP, state: np.ndarray) -> None:
         net = model.network
         state[NNZ] = model.nnz
-        for name, values in (
-            ("weight_start", net.weight_start),
-            ("indptr", net.indptr),
-            ("indices", net.indices),
-            ("params", model.params),
-            ("velocity", model.start_momentum()),
-        ):
-            self.place.write(name, values)
-
-
-def epoch_records(rows: np.ndarray, n_workers: int, updates_per_epoch: int) -> list[dict[str, Any]]:
-    """Return the epochs of phase 1 under the names of the sequential trainer's records."""
-    records = []
-    for number, row in enumerate(rows.reshape(-1, len(FIELDS)), 1):
-        value = dict(zip(FIELDS, row.tolist(), strict=True))
-        tested = math.isfinite(value["test_loss"])
-        records.append(
-            {
-                "epoch": number,
-                "phase": 1,
-                "nnz": int(value["nnz"]),
-                "loss": value["loss"] / value["samples"],
-                "train_accuracy": value["correct"] / value["samples"],
-                "test_loss": value["test_loss"] if tested else None,
-                "test_accuracy": value["test_accuracy"] if tested else None,
-                "pruned": int(value["pruned"]),
-                "replaced": int(value["replaced"]),
-                "staleness": value["staleness"] / updates_per_epoch,
-                "accepted": value["accepted"] / updates_per_epoch,
-                "seconds": {
-                    "elapsed": value["elapsed"],
-                    "train": value["elapsed"] - value["aside"] / n_workers,
-                },
-            }
-        )
-    return records
+        for name in ("weight_start", "indptr", "indices"):
+            self.place.write(name, getattr(net, name))
+        self.place.write("params", model.params)
+        self.place.write("velocity", model.start_momentum())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from sparsecore.wasap.place import ParallelError
+from sparsecore.wasap.watch import ParallelError
 
 _FOLDER = Path("/dev/shm")
 # MPICH's own, and UCX's, which it is built on. The latter have a name for an instant only.
@@ -17,16 +18,14 @@ _ALL_PROCESSES = "pid:[4026531836]"  # the name space of the machine itself: nob
 
 # Measured with MPICH 5.0.2: bytes per rank of a node, and what UCX takes besides while it starts.
 _PER_RANK, _UCX_PER_RANK, _UCX = 1_200_000, 5_500_000, 12_000_000
-_LARGER = "make it larger (a container's: docker run --shm-size=1g), or remove what is left there"
 
 
 def room() -> int:
     """Return how many bytes of shared memory are free; a great number if nobody knows."""
     try:
-        found = os.statvfs(_FOLDER)
+        return shutil.disk_usage(_FOLDER).free
     except OSError:
         return 2**62
-    return found.f_bavail * found.f_frsize
 
 
 def prepare() -> None:
@@ -35,24 +34,21 @@ def prepare() -> None:
     ranks, free = int(os.environ.get("MPI_LOCALNRANKS", 1)), room()
     if free < _UCX_PER_RANK * ranks + _UCX:
         os.environ.setdefault("UCX_TLS", "^posix")  # then UCX takes none
-    needed = _PER_RANK * (ranks + 1)
+    check(f"MPI with {ranks} rank(s) here", _PER_RANK * (ranks + 1), free)
+
+
+def check(who: str, needed: int, free: int, otherwise: str = "") -> None:
+    """Refuse what does not fit."""
     if free < needed:
-        raise ParallelError(too_small(f"MPI with {ranks} rank(s) here", needed, free))
-
-
-def too_small(who: str, needed: int, free: int) -> str:
-    """Say that something does not fit."""
-    return (
-        f"{who} needs {needed / 2**20:.1f} MiB of shared memory, and {_FOLDER} has "
-        f"{free / 2**20:.1f} MiB free: {_LARGER}"
-    )
+        raise ParallelError(
+            f"{who} needs {needed / 2**20:.1f} MiB of shared memory, and {_FOLDER} has "
+            f"{free / 2**20:.1f} MiB free: make it larger (a container's: docker run "
+            f"--shm-size=1g), or remove what is left there{otherwise}"
+        )
 
 
 def unname() -> None:
-    """Remove the names of this process's segments, once all ranks have attached to them.
-
-    The memory then goes with the last process, however that ends; MPI's end is not needed.
-    """
+    """Remove the names of this process's segments: their memory then goes with the last process."""
     with suppress(OSError):  # not every system has /proc
         for name in set(_held_by(Path("/proc/self"))):
             (_FOLDER / name).unlink(missing_ok=True)
@@ -64,7 +60,6 @@ def sweep() -> list[str]:
     Nothing is removed where a process could be out of sight: in a container, which may share the
     memory with another, or if one of this user's does not tell what it holds.
     """
-    gone = []
     with suppress(OSError):
         own = os.geteuid()
         left = {
@@ -85,8 +80,8 @@ def sweep() -> list[str]:
                     return []
         for name in left:
             (_FOLDER / name).unlink(missing_ok=True)
-            gone.append(name)
-    return gone
+        return sorted(left)
+    return []
 
 
 def _held_by(process: Path) -> Iterator[str]:

@@ -8,19 +8,22 @@
 5. Some calls into MPI cannot poll; they run under `Watch.over`. If one lasts longer than the
    patience while a rank is in trouble, the watch says which and ends the process, and mpiexec the
    job. Until the ranks have met, it asks for the processes that mpiexec has started beside its own.
-6. When a rank is killed, mpiexec kills all within milliseconds. A process of its own (`witness`)
-   then says which was the first, and kills a rank that is stopped and so keeps the job from ending.
+6. When a rank is killed, mpiexec kills all within milliseconds; `witness` says which was first.
+7. An interrupt (Ctrl-C) may reach the ranks one after the other. The later ones are ending already,
+   because the first has ended the run; torn out of that, they would leave the others alone in a
+   call that nothing ends. So a run holds interrupts back, and lets them through where it polls.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import psutil
@@ -29,6 +32,10 @@ LOOK = 0.2  # seconds between looks
 PATIENCE = 5.0  # seconds of silence after which a rank counts as lost
 
 _TROUBLE = {"zombie": "gone", "dead": "gone", "stopped": "stopped", "tracing-stop": "stopped"}
+
+
+class ParallelError(RuntimeError):
+    """A parallel run that cannot go on; the message names the rank and the cause."""
 
 
 def trouble(pid: int) -> str | None:
@@ -43,24 +50,19 @@ def trouble(pid: int) -> str | None:
 
 def _started() -> list[int]:
     """Return the ranks' processes that MPICH's mpiexec has started here, in their order."""
-    if "MPI_LOCALNRANKS" not in os.environ:
-        return []
-    try:
+    with suppress(psutil.Error):
         parent = psutil.Process(os.getppid())
-        children = parent.children() if parent.name().startswith("hydra") else []
-        return [c.pid for c in sorted(children, key=lambda c: (c.create_time(), c.pid))]
-    except psutil.Error:
-        return []
+        if "MPI_LOCALNRANKS" in os.environ and parent.name().startswith("hydra"):
+            children = sorted(parent.children(), key=lambda c: (c.create_time(), c.pid))
+            return [child.pid for child in children]
+    return []
 
 
 _siblings = _started()  # now, before one of them may have ended
 
 
 def sibling_in_trouble() -> str | None:
-    """Return which rank of this machine is stopped or gone, for as long as the ranks have not met.
-
-    None if there is none, or if another program than MPICH's has started them.
-    """
+    """Return which rank of this machine, that MPICH has started, is stopped or gone, or None."""
     here, size = (int(os.environ.get(name, 0)) for name in ("MPI_LOCALNRANKS", "PMI_SIZE"))
     # How ranks are numbered over several machines is not told.
     name = "rank" if here == size else f"{socket.gethostname()}'s rank"
@@ -71,39 +73,40 @@ def sibling_in_trouble() -> str | None:
 
 
 class Watch:
-    """A thread that looks around until `end`, while the main thread computes or waits inside MPI.
+    """A thread that looks around until it is closed; `look` returns which rank is in trouble."""
 
-    `look` returns which rank is in trouble, or None; `patience` is in seconds. Before the process
-    is ended, `last_words` gives what is appended to the cause.
-    """
-
-    def __init__(self, look: Callable[[], str | None], patience: float) -> None:
-        self._look, self._patience = look, patience
-        self.last_words: Callable[[], str] = str
-        self._over: tuple[str, float] | None = None
-        self._ended = threading.Event()
+    def __init__(
+        self,
+        over: str = "",
+        look: Callable[[], str | None] = sibling_in_trouble,
+        patience: float | None = None,
+    ) -> None:
+        self._look, self._patience = look, PATIENCE if patience is None else patience
+        self.last_words: Callable[[], str] = str  # what is appended to the cause
+        self._over, self._since = over, time.monotonic()
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Look no more."""
-        self._ended.set()
+        self._closed.set()
         self._thread.join()
 
     @contextmanager
     def over(self, call: str) -> Iterator[None]:
         """Watch over a call that may never return because a rank hangs."""
-        self._over = call, time.monotonic()
+        self._since, self._over = time.monotonic(), call
         try:
             yield
         finally:
-            self._over = None
+            self._over = ""
 
     def _run(self) -> None:
-        while not self._ended.wait(LOOK):
+        while not self._closed.wait(LOOK):
             who, over = self._look(), self._over
-            if who and over is not None and time.monotonic() - over[1] > self._patience:
-                self.end_process(f"{over[0]} does not end: {who}")
+            if who and over and time.monotonic() - self._since > self._patience:
+                self.end_process(f"{over} does not end: {who}")
 
     def end_process(self, cause: str) -> NoReturn:
         """Say why, and end the process whatever the main thread does; mpiexec then ends the job."""
@@ -111,16 +114,25 @@ class Watch:
         os._exit(1)
 
 
+_interrupted = threading.Event()
+
+
 @contextmanager
-def watched(
-    call: str,
-    look: Callable[[], str | None] = sibling_in_trouble,
-    patience: float | None = None,
-) -> Iterator[None]:
-    """Watch over a call for which the ranks have no rows: MPI's start and end, and the like."""
-    watch = Watch(look, PATIENCE if patience is None else patience)
+def interrupts_held_back() -> Iterator[None]:
+    """Hold interrupts back until they are let through; only the main thread has interrupts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: _interrupted.set()) or signal.SIG_DFL
     try:
-        with watch.over(call):
-            yield
+        yield
     finally:
-        watch.end()
+        signal.signal(signal.SIGINT, before)
+        let_interrupt_through()
+
+
+def let_interrupt_through() -> None:
+    """Raise `KeyboardInterrupt` if an interrupt was held back."""
+    if _interrupted.is_set():
+        _interrupted.clear()
+        raise KeyboardInterrupt

@@ -4,8 +4,7 @@ When one rank is killed, mpiexec kills the rest within milliseconds, and the pro
 reports is not always that of the first. The witness, which is not started by MPI, sleeps on the
 ranks' process descriptors; whichever wakes it is the cause, unless that rank has said that it ends.
 After the first end mpiexec would wait forever for a rank that is stopped: the witness kills it.
-
-`start` runs this very file as a program, which imports little and so soon sees the ranks.
+This very file is its program, which imports little and so soon sees the ranks.
 """
 
 from __future__ import annotations
@@ -19,12 +18,7 @@ from contextlib import suppress
 
 
 def start(pids: dict[int, int], checkpoint: str | None, patience: float) -> str | None:
-    """Start the witness of a machine's ranks, and return the address where `tell` reaches it.
-
-    `pids` has the process of each rank, `checkpoint` is what a run that ends too early can be
-    resumed from, and within `patience` seconds all end after the first. None if the system has no
-    process descriptors, or room. The address is no other job's, whatever its process numbers.
-    """
+    """Start the witness of a machine's ranks; return where to `tell` it, None if it cannot run."""
     if not hasattr(os, "pidfd_open"):
         return None
     import subprocess  # here, so that the program itself starts sooner

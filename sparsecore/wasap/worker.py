@@ -1,29 +1,22 @@
-"""A worker: its shard of the data, its copy of the model, and the gradients it computes.
-
-`phases` takes its gradients to the server and brings back the new models.
-"""
+"""A worker: its shard of the data, its copy of the model, and the gradients it computes."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
 from sparsecore import seeds
 from sparsecore.compiled.engine import aligned, metrics
-from sparsecore.config import TrainConfig
 from sparsecore.experiment import Shard
-from sparsecore.mlp import SparseMLP
 from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, diverged, sgd_rule
-from sparsecore.wasap.server import Gradient, Update, Version
+from sparsecore.wasap.server import Gradient, ParameterServer, Update
 
 
 def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray]:
-    """Split the rows among workers so that every class is spread evenly.
-
-    Return ascending row numbers; sizes differ by one at most, and no row is left out.
-    """
+    """Deal all rows out, ascending, so that every class is spread evenly."""
     if len(labels) < n_workers:
         raise ValueError(
             f"workers: {n_workers} workers cannot share {len(labels)} rows; start fewer ranks"
@@ -35,53 +28,45 @@ def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray
     return [np.sort(by_class[worker::n_workers]) for worker in range(n_workers)]
 
 
+@dataclass(eq=False)
 class Worker:
-    """Computes gradients of `model` on its shard, one batch after the other.
+    """Computes gradients of a copy of the server's model on a shard, one batch after the other.
 
-    Whoever changes the model's topology calls `changed`. `step` counts the batches done, those of
-    an earlier part of the run included; `seconds` are spent on the "gradient", waiting for the
-    server's "lock", and on the "update" under it.
+    `step` counts the batches done, those of an earlier part of the run included; `seconds` are
+    spent on the "gradient", waiting for the server's "lock", and on the "update" under it.
     """
 
-    def __init__(
-        self,
-        rank: int,
-        shard: Shard,
-        model: SparseMLP,
-        version: Version,
-        config: TrainConfig,
-        seed: int,
-        threads: int = 1,
-        step: int = 0,
-    ) -> None:
-        self.rank, self.shard, self.model, self.version = rank, shard, model, version
-        self.config, self.seed, self.threads, self.step = config, seed, threads, step
-        self.batches = -(-len(shard) // config.batch_size)
+    rank: int
+    shard: Shard
+    server: ParameterServer
+    threads: int = 1
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.config, self.seed = self.server.config, self.server.seed
+        self.model, self.version = self.server.pull()
+        size, n = self.config.batch_size, len(self.shard)
+        self.batches = -(-n // size)
         self.samples = self.updates = 0
         self.seconds = {"gradient": 0.0, "lock": 0.0, "update": 0.0}
-        zero, self._sums = np.float32(0), metrics()
-        self._rule = sgd_rule(config, seed, rank)._replace(
-            learning_rate=zero, momentum=zero, weight_decay=zero
-        )
-        self._engine = model.new_engine(min(config.batch_size, len(shard)), threads)
-        self._gradient = aligned(len(model.params), np.float32)
-        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        rule = sgd_rule(self.config, self.seed, self.rank)
+        self._rule = rule._replace(weight_decay=np.float32(0))
+        self._sums, self._epoch = metrics(), -1
+        self._engine = self.model.new_engine(min(size, n), self.threads)
+        self._gradient = aligned(len(self.model.params), np.float32)
 
     # --- phase 1 ---------------------------------------------------------------------------------
 
     def compute(self) -> Gradient:
-        """Compute the gradient on the next batch of the shard; its values last until the next one.
-
-        Raise a FloatingPointError if it is not finite.
-        """
+        """Compute the gradient on the next batch of the shard; its values last until the next."""
         start = time.perf_counter()
-        number, batch = divmod(self.step, self.batches)
-        if self._order[0] != number:
-            rng = seeds.generator(self.seed, Purpose.SHUFFLE, self.rank, number)
-            self._order = (number, rng.permutation(len(self.shard)))
-            self._inputs = self.shard(number)
+        epoch, batch = divmod(self.step, self.batches)
+        if self._epoch != epoch:
+            rng = seeds.generator(self.seed, Purpose.SHUFFLE, self.rank, epoch)
+            self._epoch, self._order = epoch, rng.permutation(len(self.shard))
+            self._inputs = self.shard(epoch)
         size, sums = self.config.batch_size, self._sums
-        rows = self._order[1][batch * size : (batch + 1) * size]
+        rows = self._order[batch * size : (batch + 1) * size]
         values = self._gradient[: len(self.model.params)]  # pruning makes it shorter
         sums.loss[0] = sums.correct[0] = 0
         self._engine.gradient(
@@ -99,18 +84,19 @@ class Worker:
         self.seconds["gradient"] += time.perf_counter() - start
         return Gradient(values, self.rank, len(rows), float(sums.loss[0]), int(sums.correct[0]))
 
-    def changed(self, version: Version) -> None:
-        """Go on with another topology of the model, a copy of the server's at `version`."""
-        self.version = version
+    def pull(self) -> None:
+        """Go on with the server's model."""
+        self.version = self.server.pull(self.model)[1]
 
-    def pushed(self, gradient: Gradient, update: Update) -> None:
-        """Go on with the model that the server has made of a gradient."""
-        self.count(gradient)
-        self.seconds["lock"] += update.waited
-        self.seconds["update"] += update.held
-        if update.version.topology != self.version.topology:
-            self.changed(update.version)
-        self.version = update.version
+    def push(self, gradient: Gradient) -> Update | None:
+        """Go on with the model that the server makes of a gradient; None if phase 1 was over."""
+        update = self.server.push(gradient, self.version, self.model)
+        if update is not None:
+            self.count(gradient)
+            self.seconds["lock"] += update.waited
+            self.seconds["update"] += update.held
+            self.version = update.version
+        return update
 
     def count(self, gradient: Gradient) -> None:
         """Count a gradient as used."""

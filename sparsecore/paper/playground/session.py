@@ -20,7 +20,7 @@ from sparsecore.datasets.dataset import standardize
 from sparsecore.mlp import SparseMLP
 from sparsecore.settings import setting
 from sparsecore.wasap import record as records
-from sparsecore.wasap.server import epoch_records
+from sparsecore.wasap.outcome import phase1_records
 
 _FIXED = ("hidden", "epsilon", "density", "init")  # what a network was made with
 
@@ -208,7 +208,7 @@ class Session:
                 run.state = "training"
                 run.model, found = checkpoint.load(path)
                 assert found is not None
-                rows = epoch_records(records.decode(found["rows"]), run.workers, 1)
+                rows = phase1_records(records.decode(found["rows"]), run.workers, 1)
                 if own.exists():
                     run.model, found = checkpoint.load(own)
                     assert found is not None

@@ -23,8 +23,7 @@ from sparsecore.paper.scaling.simulate import ALGORITHMS, Calibration, Outcome, 
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
 from sparsecore.provenance import provenance
 from sparsecore.settings import setting
-from sparsecore.wasap.place import Layout, Place
-from sparsecore.wasap.server import FIELDS, ParameterServer
+from sparsecore.wasap.server import ParameterServer, Place
 from sparsecore.wasap.worker import Worker
 
 STUDY = "F-scaling"
@@ -138,12 +137,12 @@ def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
     """
     config = config.with_values(epochs=n)
     model = train.new_model(config, data.n_features, data.n_classes, 0)
-    place = Place(Layout(model.sizes, model.nnz, 2, n + _EVERY, n, len(FIELDS)))
+    place = Place(model.sizes, model.nnz, 2, n + _EVERY, n)
     server = ParameterServer(place, config, 0, _EVERY, n)
     server.publish(model)
     shards = [np.arange(rank, min(8_192, len(data.y_train)), 2) for rank in range(2)]
     workers = [
-        Worker(rank, experiment.Shard(data, rows, config, 0, rank), *server.pull(), config, 0)
+        Worker(rank, experiment.Shard(data, rows, config, 0, rank), server)
         for rank, rows in enumerate(shards)
     ]
     times: dict[str, list[float]] = {name: [] for name in _KINDS}
@@ -152,9 +151,8 @@ def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
         version, begun = worker.version, time.perf_counter()
         gradient = worker.compute()
         computed = time.perf_counter()
-        update = server.push(gradient, version, worker.model)
+        update = worker.push(gradient)
         assert update is not None
-        worker.pushed(gradient, update)
         pushed = time.perf_counter()
         if step < _EVERY:
             continue  # compiles, and meets cold caches

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore.compiled import kernels, lanes, programs
-from sparsecore.compiled.arrays import reads
+from sparsecore.compiled.arrays import Closing, reads
 from sparsecore.compiled.governor import Governor
 from sparsecore.compiled.kernels import Metrics, Network, Rule, State, Workspace
 from sparsecore.compiled.team import PARTS, Team, borrowed
@@ -62,7 +62,7 @@ def metrics() -> Metrics:
     return Metrics(np.zeros(1), np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 
-class Engine:
+class Engine(Closing):
     """Runs training steps and gradients of one network, with batches of at most `batch_size`.
 
     ``state()`` returns the network's arrays as they are now; the sizes of its layers never change.
@@ -162,11 +162,10 @@ class Engine:
                 turn = rows[first : first + steps * batch_size]
                 members = self._governor.members
                 begin = time.perf_counter()
-                self._team.run(
-                    programs.train_batches, members, self._team.sync, self._wide, self._width,
-                    net, velocity[:nnz], velocity[nnz:], work[members], rule,
-                    inputs, labels, turn, batch_size, step + first // batch_size, sums,
-                    members=members,
+                self._team.walk(
+                    programs.train_batches, self._wide, self._width, net, velocity[:nnz],
+                    velocity[nnz:], work[members], rule, inputs, labels, turn, batch_size,
+                    step + first // batch_size, sums, members=members,
                 )  # fmt: skip
                 if steps:  # the last one may be smaller than the others
                     seconds = time.perf_counter() - begin
@@ -198,21 +197,14 @@ class Engine:
                 f"out: expected a contiguous float32 vector of {len(state.params)} values, got "
                 f"{out.dtype} of shape {out.shape}"
             )
-        self._team.run(
-            programs.batch_gradient, self._team.size, self._team.sync, self._wide, self._width,
-            net, out[:nnz], out[nnz:], work[self._team.size], rule, inputs, labels, rows, step,
-            sums,
+        self._team.walk(
+            programs.batch_gradient, self._wide, self._width, net, out[:nnz], out[nnz:],
+            work[self._team.size], rule, inputs, labels, rows, step, sums,
         )  # fmt: skip
 
     def close(self) -> None:
         """End the threads."""
         self._team.close()
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 def settle(state: State) -> State:

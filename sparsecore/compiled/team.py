@@ -22,7 +22,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sparsecore.compiled.arrays import Fixed
+from sparsecore.compiled.arrays import Closing, Fixed
 from sparsecore.compiled.jit import jit
 from sparsecore.limits import cpu_count
 
@@ -42,7 +42,7 @@ _syscall = types.ExternalFunction("syscall", _i64(_i64, _ptr, _i64, _i64, _ptr, 
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
-class Team(Fixed):
+class Team(Fixed, Closing):
     """Threads that run jitted functions side by side; `sync` is for their `barrier` and `claim`.
 
     A forked child has no threads of its parent; its team starts its own.
@@ -111,30 +111,26 @@ class Team(Fixed):
         if not everyone.set_running_or_notify_cancel():
             return
         try:
-            self._together(members, function, args)
+            others = [self._pool.submit(function, member, *args) for member in range(1, members)]
+            try:
+                function(0, *args)
+            finally:
+                wait(others)
+            for other in others:
+                other.result()
         except BaseException as error:
             everyone.set_exception(error)
         else:
             everyone.set_result(None)
 
-    def _together(self, members: int, function: Callable[..., Any], args: Any) -> None:
-        others = [self._pool.submit(function, member, *args) for member in range(1, members)]
-        try:
-            function(0, *args)
-        finally:
-            wait(others)
-        for other in others:
-            other.result()
+    def walk(self, function: Callable[..., Any], *args: Any, members: int | None = None) -> None:
+        """Call ``function(member, members, sync, *args)`` as `run` does."""
+        members = self.size if members is None else members
+        self.run(function, members, self.sync, *args, members=members)
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()
-
-    def __enter__(self) -> Team:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 _idle: list[Team] = []

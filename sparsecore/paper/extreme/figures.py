@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from sparsecore.extreme import budget
 from sparsecore.extreme import split as split_network
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.paper.extreme.runs import Extreme, Row
@@ -315,7 +316,7 @@ def _projected(neurons: int, memory: int, network: float, pace: float) -> Result
     config = ExtremeConfig(neurons=neurons)
     sizes, batch = config.sizes, config.batch_size
     for ranks in range(1, _MOST_RANKS):
-        plan = split_network.plan(sizes, config.epsilon, batch, ranks)
+        plan = budget.plan(sizes, config.epsilon, batch, 1, ranks)
         if plan.total <= memory:
             moved = split_network.step_bytes(sizes, batch, ranks)
             return {

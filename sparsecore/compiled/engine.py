@@ -66,10 +66,8 @@ class Engine(Closing):
     """Runs training steps and gradients of one network, with batches of at most `batch_size`.
 
     ``state()`` returns the network's arrays as they are now; the sizes of its layers never change.
-    What the engine derives from a structure belongs to that structure, and is made anew for another
-    one. Results do not depend on the threads. Memory: 4 bytes and 2 bits per neuron and sample, the
-    batch rounded up to whole blocks of lanes; during `train`, 4 bytes per connection of the largest
-    layer.
+    Results do not depend on the threads. Memory: 4 bytes and 2 bits per neuron and sample, the
+    batch rounded up to whole blocks of lanes; in `train`, 4 bytes per connection of a layer, too.
     """
 
     def __init__(self, state: Callable[[], State], batch_size: int, threads: int = 1) -> None:
@@ -81,12 +79,11 @@ class Engine(Closing):
         n_lanes = lane_width(batch_size)
         self._wide, self._width = lanes.Width(n_lanes), lanes.Width(min(n_lanes, _FORWARD_LANES))
         padded = -(-batch_size // n_lanes) * n_lanes
-        self._act_start = np.concatenate([[0], np.cumsum(network.sizes * padded)])
-        size = int(self._act_start[-1])
-        self._act = aligned(size, np.float32)
-        self._positive = aligned(size // 8, np.uint8)
-        self._kept = aligned(size // 8, np.uint8)
-        self._losses, self._hits = np.empty(padded), np.empty(padded, bool)
+        act_start = np.concatenate([[0], np.cumsum(network.sizes * padded)])
+        act = aligned(int(act_start[-1]), np.float32)
+        positive, kept = (aligned(len(act) // 8, np.uint8) for _ in range(2))
+        losses, hits = np.empty(padded), np.empty(padded, bool)
+        self._buffers = act, act_start, positive, kept, losses, hits
         self._bound = network, self._workspaces(network)
 
     def _now(self) -> tuple[State, dict[int, Workspace]]:
@@ -105,7 +102,7 @@ class Engine(Closing):
         partial = aligned(_most(sizes[1:-1], above[1:]) * wide, np.float32)
         return {
             members: Workspace(
-                self._act, self._act_start, self._positive, self._kept, self._losses, self._hits,
+                *self._buffers,
                 _parts(network.indptr, sizes[1:], members * PARTS),
                 _parts(network.out_indptr, sizes[:-1], members * PARTS),
                 below, above, cursor, partial,

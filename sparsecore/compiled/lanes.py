@@ -120,14 +120,16 @@ def _piece(builder: Any, value: Any, first: int, lanes: int) -> Any:
     return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), index)
 
 
-def _call(builder: Any, name: str, returns: Any, args: list[Any], **kwargs: Any) -> Any:
+def call(builder: Any, name: str, returns: Any, args: list[Any], **kwargs: Any) -> Any:
+    """Call a function of LLVM's."""
     kind = ir.FunctionType(returns, [a.type for a in args])
     function = cgutils.get_or_insert_function(builder.module, kind, name)
     return builder.call(function, args, **kwargs)
 
 
 def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    return _call(builder, f"llvm.fma.v{a.type.count}f32", a.type, [a, b, c])
+    kind = "f32" if isinstance(a.type, ir.FloatType) else f"v{a.type.count}f32"
+    return call(builder, f"llvm.fma.{kind}", a.type, [a, b, c])
 
 
 def _float_array(a: Any) -> bool:
@@ -237,7 +239,7 @@ def prefetch_to_write(typingctx, array, index):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         pointer = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
         flags = [ir.Constant(_I32, flag) for flag in (1, 3, 1)]  # to write, into all caches, data
-        _call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [pointer, *flags])
+        call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [pointer, *flags])
         return context.get_dummy_value()
 
     return types.void(array, index), codegen
@@ -381,23 +383,15 @@ def copy_transposed(typingctx, width, inputs, rows, first, feature, out, place, 
 @intrinsic
 def splat(typingctx, width, value):
     """Return `value` in every lane."""
-
-    def codegen(context, builder, signature, args):
-        return _broadcast(builder, args[1], signature.return_type.lanes)
-
-    return LanesType(width.lanes)(width, types.float32), codegen
+    lanes = width.lanes
+    signature = LanesType(lanes)(width, types.float32)
+    return signature, lambda context, builder, _, args: _broadcast(builder, args[1], lanes)
 
 
 @intrinsic
 def fma(typingctx, a, b, c):
     """Return ``a * b + c``, rounded once, of lanes or of float32 scalars."""
-
-    def codegen(context, builder, signature, args):
-        if isinstance(args[0].type, ir.FloatType):
-            return _call(builder, "llvm.fma.f32", _F32, list(args))
-        return _fused(builder, *args)
-
-    return a(a, b, c), codegen
+    return a(a, b, c), lambda context, builder, signature, args: _fused(builder, *args)
 
 
 @intrinsic
@@ -490,7 +484,7 @@ def total(typingctx, a):
         zero = ir.Constant(_F32, -0.0)  # adding to it changes nothing, so LLVM leaves it out
         name = f"llvm.vector.reduce.fadd.v{args[0].type.count}f32"
         # "reassoc" lets LLVM add by halves, in an order that is fixed at compile time.
-        return _call(builder, name, _F32, [zero, args[0]], fastmath=("reassoc",))
+        return call(builder, name, _F32, [zero, args[0]], fastmath=("reassoc",))
 
     return types.float32(a), codegen
 

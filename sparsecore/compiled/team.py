@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from sparsecore.compiled.arrays import Closing, Fixed
 from sparsecore.compiled.jit import jit
+from sparsecore.compiled.lanes import call
 from sparsecore.limits import cpu_count
 
 PARTS = 8  # of a member's share of a phase; others may take a part that it has not begun
@@ -181,9 +181,7 @@ def _pause(typingctx):
 
     def codegen(context, builder, signature, args):
         if platform.machine() in ("x86_64", "AMD64"):
-            kind = ir.FunctionType(ir.VoidType(), [])
-            name = "llvm.x86.sse2.pause"
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+            call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(), codegen

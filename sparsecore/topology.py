@@ -102,11 +102,9 @@ def _integers(name: str, values: np.ndarray) -> np.ndarray:
 
 @_jit
 def transpose(indptr, indices, out_indptr, out_indices, out_position):
-    """Fill the transposed access of a CSR layer: whom each input neuron feeds, and where that is.
+    """Fill the transposed access: whom each input neuron feeds, ascending, and where in CSR order.
 
-    `out_indptr`, int64 (n_in + 1,), points into the other two, of shape (nnz,): output neurons,
-    int32, ascending for each input neuron, and the connection's place in CSR order, int32 or int64.
-    A counting sort, O(nnz + n_in).
+    `out_indptr`, (n_in + 1,), points into the other two, (nnz,). A counting sort, O(nnz + n_in).
     """
     out_indptr[:] = 0
     for k in range(len(indices)):
@@ -175,9 +173,8 @@ def replace(
     """Remove the connections that `drop` marks, and add as many at random vacant places, in place.
 
     All vacant places are equally likely, those of removed connections included. `fresh` has the new
-    connections' weights, float32; their velocity is 0 (`velocity` may be None). nnz stays constant,
-    rows stay ascending and without repeats. Source: SET. Numbers of vacant places are drawn, and
-    one merge rewrites the layer, so it takes O(nnz) whatever the density.
+    connections' weights, float32; their velocity is 0 (`velocity` may be None). Numbers of vacant
+    places are drawn, and one merge rewrites the layer: O(nnz) whatever the density.
     """
     n_out = len(indptr) - 1
     keep = np.flatnonzero(~drop)

@@ -29,11 +29,8 @@ _SLICE_CONNECTIONS = 4
 
 
 def aligned(size: int, dtype: type) -> np.ndarray:
-    """Return a zeroed 1-D array that begins at a cache line, so that no SIMD load straddles two.
-
-    From half a huge page on, it lies in huge pages where the system has them. Rows are visited in
-    random order, and with 4 KiB pages nearly every visit would miss the first-level TLB.
-    """
+    """Return a zeroed 1-D array that begins at a cache line, so that no SIMD load straddles two."""
+    # Rows are visited in random order: in 4 KiB pages nearly every visit would miss the TLB.
     n_bytes = size * np.dtype(dtype).itemsize
     if n_bytes >= _HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
         whole = -(-n_bytes // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE
@@ -48,11 +45,9 @@ def aligned(size: int, dtype: type) -> np.ndarray:
 
 
 def lane_width(batch_size: int) -> int:
-    """Return how many samples the kernels carry in registers for a batch: 8 to `lanes.widest()`.
-
-    Narrow blocks walk the connections more often, each walk costs as much as 32 samples'
-    arithmetic, and wide blocks pad the batch more.
-    """
+    """Return how many samples the kernels carry in registers for a batch: 8 to `lanes.widest()`."""
+    # Wide blocks pad the batch more; narrow ones walk the connections more often, and each walk
+    # costs as much as 32 samples' arithmetic.
     widths = [w for w in (128, 64, 32, 16, 8) if w <= lanes.widest()]
     return min(widths, key=lambda w: -(-batch_size // w) * (w + 32))
 
@@ -75,6 +70,7 @@ class Engine(Closing):
             raise ValueError(f"batch_size: expected at least one sample, got {batch_size!r}")
         self._state, self._batch_size, network = state, batch_size, state().network
         self._team = Team(threads)
+        self.close = self._team.close
         self._governor = Governor(self._team.size)
         n_lanes = lane_width(batch_size)
         self._wide, self._width = lanes.Width(n_lanes), lanes.Width(min(n_lanes, _FORWARD_LANES))
@@ -140,8 +136,7 @@ class Engine(Closing):
     ) -> None:
         """Take momentum steps over ``inputs[rows]`` in that order, `batch_size` samples each.
 
-        `step` is the first step's number and keys the dropout noise; `sums` receives loss, correct
-        predictions and steps. Steps are whole even if an interrupt ends the work.
+        `step` is the first step's number. Steps are whole even if an interrupt ends the work.
         """
         state, work = self._now()
         net, velocity = state.network, state.velocity
@@ -198,10 +193,6 @@ class Engine(Closing):
             programs.batch_gradient, self._wide, self._width, net, out[:nnz], out[nnz:],
             work[self._team.size], rule, inputs, labels, rows, step, sums,
         )  # fmt: skip
-
-    def close(self) -> None:
-        """End the threads."""
-        self._team.close()
 
 
 def settle(state: State) -> State:

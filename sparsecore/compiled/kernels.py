@@ -264,11 +264,10 @@ def softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count,
 
 
 class Pace(NamedTuple):
-    """How some blocks of the batch move the parameters.
+    """How some blocks of the batch move the parameters."""
 
-    The velocity sums the gradients of all blocks; the parameters move with the last, because
-    backward needs their old values until then.
-    """
+    # The velocity sums the gradients of all blocks; the parameters move with the last, because
+    # backward needs their old values until then.
 
     rate: Any  #: float32, factor of a block's summed gradient
     carry: Any  #: float32, factor of the old value: the momentum, or 1 after the first blocks

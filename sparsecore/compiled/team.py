@@ -43,10 +43,7 @@ _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
 class Team(Fixed, Closing):
-    """Threads that run jitted functions side by side; `sync` is for their `barrier` and `claim`.
-
-    A forked child has no threads of its parent; its team starts its own.
-    """
+    """Threads that run jitted functions side by side; `sync` is for their `barrier` and `claim`."""
 
     FIXED = ("size", "sync")
 
@@ -63,11 +60,9 @@ class Team(Fixed, Closing):
         self._start()
 
     def _start(self) -> None:
-        """Start all threads.
-
-        Later, a pool starts one only when it believes that none is idle; it may be wrong, and
-        members would wait forever for a thread never started.
-        """
+        """Start all threads."""
+        # Later, a pool starts one only when it believes that none is idle; it may be wrong, and
+        # members would wait forever for a thread never started.
         pool, everyone = ThreadPoolExecutor(self.size, "sparsecore"), threading.Barrier(self.size)
         try:
             if self.size > 1:
@@ -93,7 +88,7 @@ class Team(Fixed, Closing):
         if members == 1:
             function(0, *args)
             return
-        if self._process != os.getpid():
+        if self._process != os.getpid():  # a forked child has no threads of its parent
             self._start()
         # Another thread starts the members. An interrupt (Ctrl-C) comes to the main thread, and if
         # it came between two members, the first would wait for the other forever.

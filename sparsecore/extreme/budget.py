@@ -96,13 +96,10 @@ class Budget:
         return "\n".join(lines)
 
     def check(self, limit: int | None) -> None:
-        """Refuse a plan above `limit` bytes, or above the memory that is free now if None.
-
-        Ranks may share a machine's free memory, so a split network has no limit then.
-        """
+        """Refuse a plan above `limit` bytes, or above the memory that is free now if None."""
         name, needs = "--memory-limit", "for this network"
         advice = "take fewer neurons, a lower --epsilon, or another machine"
-        if not self.items:
+        if not self.items:  # ranks may share a machine's free memory: it is no limit
             needs, advice = "a rank", "start more ranks"
         elif limit is None:
             # The process's own memory is not free any more, but it is in the plan.

@@ -83,22 +83,6 @@ def _groups(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
     return [*found, (first, len(sizes))]
 
 
-def replace_by_gradient(outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Replace outputs (n_classes, lanes) by the mean cross-entropy's gradient; return the logits.
-
-    Lanes without a sample get gradient 0. If the logits are not finite, nothing is changed.
-    """
-    n = len(y)
-    logits = outputs[:, :n].T.copy()
-    if not np.isfinite(logits).all():
-        raise FloatingPointError("the logits became infinite or NaN")
-    gradient = probabilities(logits.astype(np.float64))
-    gradient[np.arange(n), y] -= 1
-    outputs[:] = 0
-    outputs[:, :n] = gradient.T / n
-    return logits
-
-
 class TiledMLP(Closing):
     """A truly sparse perceptron for hundreds of millions of neurons and small batches.
 
@@ -129,6 +113,7 @@ class TiledMLP(Closing):
         parts = self._parts(grids, counts)
         grids = [grid for grid, _ in parts]
         self._width, self._team = Width(lanes), Team(threads)
+        self.close = self._team.close
         n_bytes = budget.workspace([int(n.sum()) for _, n in parts], grids, lanes)
         self._workspace = aligned(n_bytes, np.uint8)
         self._slots = self._workspace[: n_bytes // 64 * 64].view(np.float32)
@@ -170,9 +155,15 @@ class TiledMLP(Closing):
         """
         y = as_labels(y, len(X), self.sizes[-1])
         self._forward(X, follow)
-        outputs = self._outputs()
-        logits = replace_by_gradient(outputs, y)
+        outputs, n = self._outputs(), len(y)
+        logits = outputs[:, :n].T.copy()
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("the logits became infinite or NaN")
         self._torn = True
+        gradient = probabilities(logits.astype(np.float64))  # of the mean cross-entropy
+        gradient[np.arange(n), y] -= 1
+        outputs[:] = 0  # the gradient of lanes without a sample
+        outputs[:, :n] = gradient.T / n
         grid = self.layers[-1].grid  # a split network keeps its own rows of the gradient
         begin = grid.first * grid.side_out
         self._z[-1].reshape(-1, self._width.lanes)[:] = outputs[begin : begin + grid.n_out]
@@ -237,15 +228,12 @@ class TiledMLP(Closing):
         """Bring the gradient of a layer's inputs to the layer below; here it is in place."""
 
     def evolve(self, zeta: float, epoch: int, progress: Progress = int) -> int:
-        """Replace the weakest connections of all layers but the output layer; return how many.
-
-        `epoch` must differ between calls, from 1 on.
-        """
+        """Replace the weakest connections of all layers but the output layer; return how many."""
         self._check_whole()
         check_fraction(zeta)
         replaced, self._torn = 0, True
         for number, layer in enumerate(self.layers[:-1]):
-            rng = seeds.generator(self.seed, Purpose.EVOLUTION, number, epoch)
+            rng = seeds.generator(self.seed, Purpose.EVOLUTION, number, epoch)  # never the same
             key = rng.integers(2**63, dtype=np.uint64)
             spare = self._spare(layer)
             replaced += tiles.evolve(layer.grid, layer.tiles, spare, zeta, key, rng, self._team)
@@ -275,15 +263,11 @@ class TiledMLP(Closing):
     def save(
         self, path: str | os.PathLike[str], run: dict[str, Any], progress: Progress = int
     ) -> None:
-        """Write all arrays, with the JSON-able state of the run, as `checkpoint.save` does.
-
-        But array by array: there is no memory for a second copy. The file that was there is kept as
-        `files.previous`, if there is space for three meanwhile.
-        """
+        """Write all arrays, one by one: there is no memory for copies; and the run's JSON state."""
         about = {"format_version": FORMAT_VERSION, "sizes": list(self.sizes), "run": run}
         with files.atomic_write(path, keep=True) as file, zipfile.ZipFile(file, "w") as archive:
             if shutil.disk_usage(file.fileno()).free < sum(a.nbytes for _, a in self.arrays()):
-                files.previous(path).unlink(missing_ok=True)
+                files.previous(path).unlink(missing_ok=True)  # there is no space for three
             archive.writestr(_ABOUT, json.dumps(about))
             for name, array in self.arrays():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -308,18 +292,11 @@ class TiledMLP(Closing):
             progress(array.nbytes)
         return digest.hexdigest()
 
-    def close(self) -> None:
-        """End the threads."""
-        self._team.close()
-
 
 def read_checkpoint(
     path: str | os.PathLike[str], net: TiledMLP | None = None, progress: Progress = int
 ) -> dict[str, Any]:
-    """Return the state of the run that wrote a checkpoint; fill a network, if there is one.
-
-    Of a damaged checkpoint the one before it is used, with a warning; a foreign one is refused.
-    """
+    """Return the state of the run that wrote a checkpoint; fill a network, if there is one."""
 
     def read(path: Any) -> dict[str, Any]:
         with checkpoint.opened(path, "checkpoint of an extreme run") as archive:

@@ -214,10 +214,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def trend(losses: list[float]) -> dict[str, float] | None:
-    """Return Kendall's tau of loss and step, and the one-sided p of a fall; None below three.
-
-    Mann 1945, Kendall 1975.
-    """
+    """Return Kendall's tau of loss and step, and the one-sided p of a fall; None below three."""
     if len(losses) < 3:
         return None
     found = kendalltau(range(len(losses)), losses, alternative="less")

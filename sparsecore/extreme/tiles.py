@@ -80,10 +80,9 @@ def cells(grid: Grid) -> np.ndarray:
 def spread(grid: Grid, ranks: int) -> list[Grid]:
     """Return each rank's rows of tiles, as a grid of its own."""
     side, ends = grid.side_out, [grid.down * rank // ranks for rank in range(ranks + 1)]
-    heights = [max(0, min(b * side, grid.n_out) - a * side) for a, b in pairwise(ends)]
     return [
-        grid._replace(n_out=n_out, down=b - a, first=a)
-        for n_out, (a, b) in zip(heights, pairwise(ends), strict=True)
+        grid._replace(n_out=max(0, min(b * side, grid.n_out) - a * side), down=b - a, first=a)
+        for a, b in pairwise(ends)
     ]
 
 
@@ -93,38 +92,23 @@ def pointers(counts: np.ndarray) -> np.ndarray:
 
 
 def draw(grid: Grid, tiles: Tiles, density: float, key: np.uint64, team: Team) -> None:
-    """Draw an Erdős–Rényi layer into arrays whose `start` is made of binomial counts.
-
-    A tile's connections are a uniformly random subset of its cells, so each exists with probability
-    `density`, independently of the others.
-    """
-    size, all_cells = np.diff(tiles.start), cells(grid)
+    """Draw a layer: in each tile a uniformly random set of connections, as many as `start` says."""
+    size = np.diff(tiles.start)
     nothing = Tiles(np.zeros_like(tiles.start), *(a[:0] for a in tiles[1:]))
-    weak = np.zeros(2, np.uint32), np.zeros((len(size), 2), np.int64)
+    cut, quota = np.zeros(2, np.uint32), np.zeros((len(size), 2), np.int64)
     _fill(
-        grid,
-        nothing,
-        *weak,
-        all_cells,
-        tiles,
-        density > DENSE,
-        lambda found: size - found,
-        key,
-        team,
-    )
+        team, grid, key, cells(grid), density > DENSE, lambda found: size - found, nothing, cut,
+        quota, tiles,
+    )  # fmt: skip
 
 
 def _fill(
-    grid: Grid, old: Tiles, cut: np.ndarray, quota: np.ndarray, vacant: np.ndarray, new: Tiles,
-    walked: bool, missing: Callable[[np.ndarray], np.ndarray], key: np.uint64, team: Team,
+    team: Team, grid: Grid, key: np.uint64, vacant: np.ndarray, walked: bool,
+    missing: Callable[[np.ndarray], np.ndarray], old: Tiles, cut: np.ndarray, quota: np.ndarray,
+    new: Tiles,
 ) -> None:  # fmt: skip
-    """Write connections that are not weak, and draw vacant cells until none is `missing`.
-
-    `missing` gets the number of different cells that each tile's draws hit so far. Each member has
-    room for the cells of one tile, 16 bytes per draw. Weights are from U(±√(6/k)), k being the
-    neuron's own fan-in: He et al. (2015) take the width of the layer below, but here fan-ins are
-    few and vary.
-    """
+    """Keep what is not weak, and draw vacant cells until, of those found, none is `missing`."""
+    # Each member has room for the cells of one tile, 16 bytes per draw.
     draws, found = np.zeros_like(vacant), np.zeros_like(vacant)
     drawn = buckets = np.empty((team.size, 1), np.int64)
     while (more := missing(found)).any():
@@ -160,9 +144,8 @@ def evolve(
 ) -> int:  # fmt: skip
     """Replace a layer's weakest connections by as many at random vacant places; return how many.
 
-    SET (Mocanu et al. 2018, algorithm 1), O(nnz). `spare` has the same size as `tiles`, and its
-    contents are lost; `key` must be new in each call; `rng` shares the new connections out among
-    the tiles. Repeats are drawn anew, so every subset of vacant places is equally likely.
+    SET (Mocanu et al. 2018, algorithm 1), O(nnz). `spare` is as large as `tiles`; `key` must be new
+    in each call. Repeats are drawn anew, so every subset of vacant places is equally likely.
     """
     cut, ties, dropped = weakest(tiles.weights, zeta, team)
     below = np.zeros((len(tiles.start) - 1, 3), np.int64)
@@ -172,25 +155,22 @@ def evolve(
     quota = np.clip(ties - before, 0, below[:, 1:])
     vacant = cells(grid) - np.diff(tiles.start) + below[:, 0] + quota.sum(axis=1)
     shares = vacant / max(1, vacant.sum())
-
-    def missing(found: np.ndarray) -> np.ndarray:
-        return rng.multinomial(dropped - int(found.sum()), shares)
-
-    _fill(grid, tiles, cut, quota, vacant, spare, False, missing, key, team)
+    _fill(
+        team, grid, key, vacant, False,
+        lambda found: rng.multinomial(dropped - int(found.sum()), shares), tiles, cut, quota, spare,
+    )  # fmt: skip
     for old, new in zip(tiles, spare, strict=True):
         np.copyto(old, new)
     return dropped
 
 
 def weakest(weights: np.ndarray, zeta: float, team: Team) -> tuple[np.ndarray, np.ndarray, int]:
-    """Find the fraction `zeta`, rounded down, of each sign's weights that is closest to zero.
+    """Find the fraction `zeta` of each sign's weights that is closest to zero, as SET removes it.
 
-    Return the magnitude, as uint32 bits, below which positive and which negative weights are weak,
-    how many of those exactly there are weak as well, and how many are in all.
-
-    Magnitudes of float32 are ordered like their bits. So a histogram of the upper 16 bits finds the
-    cut to 16 bits, and one of the lower 16 bits of the weights in that bin finds the rest, without
-    sorting or a copy. Zeros count as positive, as in `topology.weakest`; NaN is not allowed.
+    Return the magnitudes, as bits, below which positive and negative weights are weak, how many of
+    those exactly there are weak as well, and how many are in all. Magnitudes are ordered like their
+    bits: a histogram of the upper 16 finds the cut to 16 bits, and one of the lower 16 of the
+    weights in that bin finds the rest, without sorting or a copy.
     """
     counts = np.zeros((team.size, 2, _BINS), np.int64)
     bits = weights.view(np.uint32)
@@ -364,7 +344,8 @@ def _merge(
 
 @_jit
 def _weigh(member, size, sync, grid, key, tiles, fan_in):
-    """Give weights to connections that have none, a row of tiles at a time."""
+    """Draw weights that are missing from U(±√(6/k)), k being the neuron's own fan-in."""
+    # He et al. (2015) take the width of the layer below, but here fan-ins are few and vary.
     count = fan_in[member]
     for part in shares(sync, size, member, 0, grid.down):
         for block in part:

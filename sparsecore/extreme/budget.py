@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -58,37 +57,31 @@ def workspace(counts: Sequence[float], grids: Sequence[Grid], lanes: int) -> int
     return int(max(needed)) + 64
 
 
-class Load(NamedTuple):
-    """What a process has to bear."""
-
-    n_bytes: int
-    connections: float  #: expected
-
-
 @dataclass(frozen=True)
 class Budget:
     """The memory plan of a network in training."""
 
     sizes: tuple[int, ...]
-    loads: list[Load]  #: of each rank, beside the program's and a batch's if the network is split
+    n_bytes: list[int]  #: of each rank, beside the program's and a batch's if the network is split
+    expected: list[float]  #: connections of each rank
     items: dict[str, int]  #: bytes by purpose; empty if it is split
 
     @property
     def connections(self) -> float:
         """Expected connections of the rank that has most."""
-        return max(load.connections for load in self.loads)
+        return max(self.expected)
 
     @property
     def total(self) -> int:
         """Bytes in all, of the rank that needs most."""
-        return max(load.n_bytes for load in self.loads)
+        return max(self.n_bytes)
 
     def table(self) -> str:
         """Return the plan as text, one item per line."""
         neurons = f"{sum(self.sizes[1:-1]):,} hidden neurons"
         if not self.items:
             most = f"at most {self.total / GIB:.2f} GiB each, beside the program"
-            return f"{neurons} on {len(self.loads)} ranks: {most}"
+            return f"{neurons} on {len(self.n_bytes)} ranks: {most}"
         widths = (f"{n:,}".replace(",000,000", "M").replace(",000", "k") for n in self.sizes)
         lines = [f"{'-'.join(widths)}: {neurons}, {self.connections:,.0f} connections expected"]
         for name, n_bytes in {**self.items, "in all": self.total}.items():
@@ -120,14 +113,14 @@ def plan(
     shapes = zip(densities(sizes, epsilon), pairwise(sizes), strict=True)
     counts = [p * a * b for p, (a, b) in shapes]
     if ranks is not None:
-        loads = []
+        n_bytes, expected = [], []
         for parts in zip(*(tiles.spread(grid, ranks) for grid in grids), strict=True):
             here = [n * p.n_out / g.n_out for n, p, g in zip(counts, parts, grids, strict=True)]
             arrays = tiles.CONNECTION * sum(here) + sum(p.n_out for p in parts) * (8 + 4 * lanes)
             gathered = 4 * lanes * max(sizes[:-1])
-            n_bytes = int(arrays + workspace(here, parts, lanes) + gathered)
-            loads.append(Load(n_bytes, sum(here)))
-        return Budget(tuple(sizes), loads, {})
+            n_bytes.append(int(arrays + workspace(here, parts, lanes) + gathered))
+            expected.append(sum(here))
+        return Budget(tuple(sizes), n_bytes, expected, {})
     items = {
         "program": psutil.Process().memory_info().rss,
         "weights, 4 bytes each": sum(_pages(4 * n) for n in counts),
@@ -142,7 +135,7 @@ def plan(
         * max(4 * lanes * g.side_in + 4 * g.side_out for g in grids),
         "batches": 4 * 4 * sizes[0] * lanes,
     }
-    return Budget(tuple(sizes), [Load(sum(items.values()), sum(counts))], items)
+    return Budget(tuple(sizes), [sum(items.values())], [sum(counts)], items)
 
 
 def _pages(n_bytes: float) -> int:

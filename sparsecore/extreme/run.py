@@ -173,7 +173,7 @@ def run(
                 "ranks": comm.size,
                 "message_bytes": messages[0],
                 "message_seconds": messages[1],
-                "planned_bytes": [load.n_bytes for load in memory.loads],
+                "planned_bytes": memory.n_bytes,
                 "peak_bytes": [peak for _, peak in ranks],
             }
         with clock("fingerprint", n_bytes, "B") as bar:

@@ -279,11 +279,11 @@ def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e
         if plan is None:
             beyond.append(f"{_count(neurons)} neurons")
             continue
-        moved = step_bytes(sizes, batch, len(plan.loads))
+        moved = step_bytes(sizes, batch, len(plan.expected))
         found = {
             "neurons": neurons,
-            "connections": sum(load.connections for load in plan.loads),
-            "ranks": len(plan.loads),
+            "connections": sum(plan.expected),
+            "ranks": len(plan.expected),
             "rank_bytes": plan.total,
             "message_bytes": moved,
             "compute_seconds": plan.connections * pace,

@@ -10,7 +10,11 @@ Mocanu et al. 2018, algorithm 1; all else is "Truly Sparse Neural Networks at Sc
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import numpy as np
+import scipy.sparse as sp
 
 from sparsecore.compiled.arrays import reads
 from sparsecore.compiled.jit import jit
@@ -20,10 +24,7 @@ _jit = jit()
 
 
 def erdos_renyi_density(n_in: int, n_out: int, epsilon: float) -> float:
-    """Return p = min(1, epsilon (n_in + n_out) / (n_in n_out)), the probability of a connection.
-
-    Raises ValueError if `epsilon` is not positive and finite.
-    """
+    """Return the probability of a connection, p = min(1, epsilon (n_in + n_out) / (n_in n_out))."""
     if not (np.isfinite(epsilon) and epsilon > 0):
         raise ValueError(f"epsilon: expected a positive number, got {epsilon!r}")
     return min(1.0, epsilon * (n_in + n_out) / (n_in * n_out))
@@ -34,8 +35,8 @@ def erdos_renyi(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw (indptr, indices) of a layer; connections exist with probability `density` in (0, 1].
 
-    Raises ValueError for another density. O(nnz + n_out) time and memory: the gaps between a row's
-    connections are geometric (Batagelj and Brandes, 2005), drawn once to count and again to fill.
+    O(nnz + n_out) time and memory: the gaps between a row's connections are geometric (Batagelj and
+    Brandes, 2005), drawn once to count and again to fill.
     """
     if not 0 < density <= 1:
         raise ValueError(f"density: expected a number in (0, 1], got {density!r}")
@@ -69,11 +70,7 @@ def _draw_rows(n_in, log_miss, key, indptr, indices):
 
 
 def check(indptr: np.ndarray, indices: np.ndarray, n_in: int) -> None:
-    """Check that a CSR structure is valid: pointers, bounds, ascending order, no repeats. O(nnz).
-
-    Raises ValueError that names the first thing that is wrong. Kernels check nothing, so every
-    structure passes here first.
-    """
+    """Raise ValueError unless a CSR structure is valid; kernels check nothing. O(nnz)."""
     indptr, indices = _integers("indptr", indptr), _integers("indices", indices)
     if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(indices):
         raise ValueError(f"indptr: expected to run from 0 to nnz = {len(indices)}")
@@ -105,11 +102,9 @@ def _integers(name: str, values: np.ndarray) -> np.ndarray:
 
 @_jit
 def transpose(indptr, indices, out_indptr, out_indices, out_position):
-    """Fill the transposed access of a CSR layer: whom each input neuron feeds, and where that is.
+    """Fill the transposed access: whom each input neuron feeds, ascending, and where in CSR order.
 
-    `out_indptr`, int64 (n_in + 1,), points into the other two, of shape (nnz,): output neurons,
-    int32, ascending for each input neuron, and the connection's place in CSR order, int32 or int64.
-    A counting sort, O(nnz + n_in).
+    `out_indptr`, (n_in + 1,), points into the other two, (nnz,). A counting sort, O(nnz + n_in).
     """
     out_indptr[:] = 0
     for k in range(len(indices)):
@@ -138,8 +133,7 @@ def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
     """Mark the connections that SET removes, bool, shape (nnz,).
 
     They are the fraction `zeta` in [0, 1) (rounded down) of the positive weights that are closest
-    to zero, and the same fraction of the negative ones; zeros count as positive. Raises ValueError
-    for another `zeta`. O(nnz) by selection.
+    to zero, and of the negative ones; zeros count as positive. O(nnz) by selection.
     """
     check_fraction(zeta)
     drop = np.zeros(len(data), bool)
@@ -154,10 +148,7 @@ def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
 
 
 def distinct(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw `size` distinct integers from [0, n), every subset equally likely, in ascending order.
-
-    Expected O(size log size) time and O(size) memory, whatever `n`.
-    """
+    """Draw `size` of the integers below `n`, each subset equally likely, in ascending order."""
     if 2 * size > n:
         return np.sort(rng.permutation(n)[:size])
     drawn = np.zeros(0, np.int64)
@@ -182,9 +173,8 @@ def replace(
     """Remove the connections that `drop` marks, and add as many at random vacant places, in place.
 
     All vacant places are equally likely, those of removed connections included. `fresh` has the new
-    connections' weights, float32; their velocity is 0 (`velocity` may be None). nnz stays constant,
-    rows stay ascending and without repeats. Source: SET. Numbers of vacant places are drawn, and
-    one merge rewrites the layer, so it takes O(nnz) whatever the density.
+    connections' weights, float32; their velocity is 0 (`velocity` may be None). Numbers of vacant
+    places are drawn, and one merge rewrites the layer: O(nnz) whatever the density.
     """
     n_out = len(indptr) - 1
     keep = np.flatnonzero(~drop)
@@ -229,10 +219,7 @@ def _merge(rows, columns, kept, kept_velocity, ranks, fresh, n_in, indptr, indic
 
 
 def importance(indptr: np.ndarray, data: np.ndarray) -> np.ndarray:
-    """Return the neuron importance I_j = sum_i |w_ji|, float64, shape (n_out,). O(nnz).
-
-    Each row is summed by itself, so the importance of an unconnected neuron is exactly 0.
-    """
+    """Return the neuron importance I_j = sum_i |w_ji|, float64, exactly 0 without connections."""
     rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
     return np.bincount(rows, np.abs(data), len(indptr) - 1)
 
@@ -299,57 +286,24 @@ def union_average(
     """Average layers (indptr, indices, data) of one shape over the union of their connections.
 
     A connection that a layer lacks counts as 0. Sums are float64 in the order given, so equal
-    layers average to themselves exactly. No layer raises ValueError. O(layers * union). Source:
-    WASAP-SGD, phase 2.
+    layers average to themselves exactly. O(layers * union). Source: WASAP-SGD, phase 2.
     """
     if not layers:
         raise ValueError("layers: expected at least one to average, got none")
-    indptr, indices, data = layers[0]
-    indptr, indices, total = indptr.copy(), indices.copy(), data.astype(np.float64)
-    for other_indptr, other_indices, other in layers[1:]:
-        merged = np.zeros_like(indptr)
-        columns = np.empty(len(indices) + len(other_indices), np.int32)
-        sums = np.empty(len(columns))
-        size = _add_rows(
-            reads(indptr, np.int64), reads(indices, np.int32), reads(total, np.float64),
-            reads(other_indptr, np.int64), reads(other_indices, np.int32), reads(other, np.float32),
-            merged, columns, sums,
-        )  # fmt: skip
-        indptr, indices, total = merged, columns[:size].copy(), sums[:size].copy()
+    shape = len(layers[0][0]) - 1, 1 + max(int(found.max(initial=0)) for _, found, _ in layers)
+    # Of truth values: numbers may cancel, and SciPy leaves a sum that is 0 out.
+    patterns = (sp.csr_array((np.ones(len(i), bool), i, p), shape) for p, i, _ in layers)
+    union = functools.reduce(operator.add, patterns)
+    indptr, indices = union.indptr.astype(np.int64), union.indices.astype(np.int32)
+    total, values = np.zeros(len(indices)), np.empty(len(indices), np.float32)
+    for layer in layers:
+        retain_valid(*layer, indptr, indices, values)
+        total += values
     return indptr, indices, (total / len(layers)).astype(np.float32)
 
 
-@_jit
-def _add_rows(indptr, indices, data, indptr_b, indices_b, data_b, out_indptr, out_indices, out):
-    n = 0
-    for row in range(len(indptr) - 1):
-        a, stop_a = indptr[row], indptr[row + 1]
-        b, stop_b = indptr_b[row], indptr_b[row + 1]
-        while a < stop_a or b < stop_b:
-            if b == stop_b or (a < stop_a and indices[a] < indices_b[b]):
-                out_indices[n], out[n] = indices[a], data[a]
-                a += 1
-            elif a == stop_a or indices_b[b] < indices[a]:
-                out_indices[n], out[n] = indices_b[b], data_b[b]
-                b += 1
-            else:
-                out_indices[n], out[n] = indices[a], data[a] + data_b[b]
-                a += 1
-                b += 1
-            n += 1
-        out_indptr[row + 1] = n
-    return n
-
-
 def strongest(data: np.ndarray, n: int) -> np.ndarray:
-    """Mark the `n` values of largest magnitude; among equals, the first. O(len(data))."""
-    size = np.abs(data)
-    if n >= len(size):
-        return np.ones(len(size), bool)
-    if n == 0:
-        return np.zeros(len(size), bool)
-    least = np.partition(size, len(size) - n)[len(size) - n]
-    keep = size > least
-    ties = np.flatnonzero(size == least)
-    keep[ties[: n - int(keep.sum())]] = True
+    """Mark the `n` values of largest magnitude; among equals, the first."""
+    keep = np.zeros(len(data), bool)
+    keep[np.argsort(-np.abs(data), kind="stable")[:n]] = True
     return keep

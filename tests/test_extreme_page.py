@@ -8,7 +8,7 @@ import pytest
 
 from sparsecore.__main__ import main
 from sparsecore.cluster import ClusterError
-from sparsecore.extreme import split
+from sparsecore.extreme import budget
 from sparsecore.paper import claims, store
 from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, UNTESTED
 from sparsecore.paper.extreme import figures as extreme_figures
@@ -208,8 +208,8 @@ def test_the_projection_is_of_ranks_that_fit():
     assert data["ranks"].is_monotonic_increasing and data["ranks"][0] > 1
     moved = 3 * 16 * data["neurons"] * (1 - 1 / data["ranks"])
     np.testing.assert_allclose(data["message_bytes"], moved)
-    every = split.loads((65_536, 20_000_000, 20_000_000, 2), 2.5, 4, 3)
-    assert every[2].connections > 1.05 * every[0].connections, "it has the two outputs"
+    every = budget.plan((65_536, 20_000_000, 20_000_000, 2), 2.5, 4, 1, 3).expected
+    assert every[2] > 1.05 * every[0], "it has the two outputs"
 
 
 def test_a_killed_run_is_compared(in_process):

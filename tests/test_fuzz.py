@@ -35,9 +35,9 @@ from test_store import RUN
 from sparsecore import checkpoint, datasets
 from sparsecore.datasets import registry
 from sparsecore.datasets.readers import DataFile
-from sparsecore.extreme import run, saved, tiles
+from sparsecore.extreme import run, tiles
 from sparsecore.extreme.config import ExtremeConfig
-from sparsecore.extreme.network import TiledMLP
+from sparsecore.extreme.network import TiledMLP, read_checkpoint
 from sparsecore.mlp import SparseMLP
 from sparsecore.paper import reliability, store
 
@@ -259,15 +259,15 @@ def use_extreme(net: TiledMLP) -> None:
 
 def save_extreme(path: Path) -> None:
     with extreme_network() as net:
-        saved.save(net, path, STATE, int)
+        net.save(path, STATE)
 
 
 def extreme_file(rng: Rng, folder: Path) -> None:
     path = folder / "net.npz"
     path.write_bytes(archive_of(rng, written(save_extreme)))
     with extreme_network() as net:
-        run._checked(path, saved.read_run(path), ABOUT, CONFIG)
-        run._checked(path, saved.restore(net, path, int), ABOUT, CONFIG)
+        run._checked(path, read_checkpoint(path), ABOUT, CONFIG)
+        run._checked(path, read_checkpoint(path, net), ABOUT, CONFIG)
         use_extreme(net)
 
 

@@ -68,7 +68,7 @@ def _extreme(options: argparse.Namespace) -> None:
     if options.split and options.threads not in (None, 1):
         raise ValueError(f"--threads: with --split each rank has one, got {options.threads}")
     if options.threads is None:
-        options.threads = cpu_count()
+        options.threads = 1 if options.split else cpu_count()
     check_common(options)
     check_targets(options)
     if options.checkpoint_every < 1:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 def reads(array: Any, dtype: type, ndim: int = 1) -> np.ndarray:
@@ -33,3 +36,15 @@ class Fixed:
         if name in self.FIXED and name in self.__dict__:
             raise AttributeError(f"{name}: cannot be replaced; make a new {type(self).__name__}")
         object.__setattr__(self, name, value)
+
+
+class Closing:
+    """It is closed at the end of a ``with``."""
+
+    close: Callable[[], None]
+
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore.compiled import kernels, lanes, programs
-from sparsecore.compiled.arrays import reads
+from sparsecore.compiled.arrays import Closing, reads
 from sparsecore.compiled.governor import Governor
 from sparsecore.compiled.kernels import Metrics, Network, Rule, State, Workspace
 from sparsecore.compiled.losses import SOFTMAX, Aim
@@ -30,11 +30,8 @@ _SLICE_CONNECTIONS = 4
 
 
 def aligned(size: int, dtype: type) -> np.ndarray:
-    """Return a zeroed 1-D array that begins at a cache line, so that no SIMD load straddles two.
-
-    From half a huge page on, it lies in huge pages where the system has them. Rows are visited in
-    random order, and with 4 KiB pages nearly every visit would miss the first-level TLB.
-    """
+    """Return a zeroed 1-D array that begins at a cache line, so that no SIMD load straddles two."""
+    # Rows are visited in random order: in 4 KiB pages nearly every visit would miss the TLB.
     n_bytes = size * np.dtype(dtype).itemsize
     if n_bytes >= _HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
         whole = -(-n_bytes // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE
@@ -49,11 +46,9 @@ def aligned(size: int, dtype: type) -> np.ndarray:
 
 
 def lane_width(batch_size: int) -> int:
-    """Return how many samples the kernels carry in registers for a batch: 8 to `lanes.widest()`.
-
-    Narrow blocks walk the connections more often, each walk costs as much as 32 samples'
-    arithmetic, and wide blocks pad the batch more.
-    """
+    """Return how many samples the kernels carry in registers for a batch: 8 to `lanes.widest()`."""
+    # Wide blocks pad the batch more; narrow ones walk the connections more often, and each walk
+    # costs as much as 32 samples' arithmetic.
     widths = [w for w in (128, 64, 32, 16, 8) if w <= lanes.widest()]
     return min(widths, key=lambda w: -(-batch_size // w) * (w + 32))
 
@@ -63,14 +58,12 @@ def metrics() -> Metrics:
     return Metrics(np.zeros(1), np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 
-class Engine:
+class Engine(Closing):
     """Runs training steps and gradients of one network, with batches of at most `batch_size`.
 
     ``state()`` returns the network's arrays as they are now; the sizes of its layers never change.
-    What the engine derives from a structure belongs to that structure, and is made anew for another
-    one. Results do not depend on the threads. Memory: 4 bytes and 2 bits per neuron and sample, the
-    batch rounded up to whole blocks of lanes; during `train`, 4 bytes per connection of the largest
-    layer.
+    Results do not depend on the threads. Memory: 4 bytes and 2 bits per neuron and sample, the
+    batch rounded up to whole blocks of lanes; in `train`, 4 bytes per connection of a layer, too.
     """
 
     def __init__(self, state: Callable[[], State], batch_size: int, threads: int = 1) -> None:
@@ -78,16 +71,16 @@ class Engine:
             raise ValueError(f"batch_size: expected at least one sample, got {batch_size!r}")
         self._state, self._batch_size, network = state, batch_size, state().network
         self._team = Team(threads)
+        self.close = self._team.close
         self._governor = Governor(self._team.size)
         n_lanes = lane_width(batch_size)
         self._wide, self._width = lanes.Width(n_lanes), lanes.Width(min(n_lanes, _FORWARD_LANES))
         padded = -(-batch_size // n_lanes) * n_lanes
-        self._act_start = np.concatenate([[0], np.cumsum(network.sizes * padded)])
-        size = int(self._act_start[-1])
-        self._act = aligned(size, np.float32)
-        self._positive = aligned(size // 8, np.uint8)
-        self._kept = aligned(size // 8, np.uint8)
-        self._losses, self._hits = np.empty(padded), np.empty(padded, bool)
+        act_start = np.concatenate([[0], np.cumsum(network.sizes * padded)])
+        act = aligned(int(act_start[-1]), np.float32)
+        positive, kept = (aligned(len(act) // 8, np.uint8) for _ in range(2))
+        losses, hits = np.empty(padded), np.empty(padded, bool)
+        self._buffers = act, act_start, positive, kept, losses, hits
         self._bound = network, self._workspaces(network)
 
     def _now(self) -> tuple[State, dict[int, Workspace]]:
@@ -106,7 +99,7 @@ class Engine:
         partial = aligned(_most(sizes[1:-1], above[1:]) * wide, np.float32)
         return {
             members: Workspace(
-                self._act, self._act_start, self._positive, self._kept, self._losses, self._hits,
+                *self._buffers,
                 _parts(network.indptr, sizes[1:], members * PARTS),
                 _parts(network.out_indptr, sizes[:-1], members * PARTS),
                 below, above, cursor, partial,
@@ -152,8 +145,7 @@ class Engine:
     ) -> None:
         """Take momentum steps over ``inputs[rows]`` in that order, `batch_size` samples each.
 
-        `step` is the first step's number and keys the dropout noise; `sums` receives loss, correct
-        predictions and steps. Steps are whole even if an interrupt ends the work.
+        `step` is the first step's number. Steps are whole even if an interrupt ends the work.
         """
         state, work = self._now()
         net, velocity = state.network, state.velocity
@@ -171,11 +163,10 @@ class Engine:
                 turn = rows[first : first + steps * batch_size]
                 members = self._governor.members
                 begin = time.perf_counter()
-                self._team.run(
-                    programs.train_batches, members, self._team.sync, self._wide, self._width,
-                    net, velocity[:nnz], velocity[nnz:], work[members], rule,
-                    inputs, targets, turn, batch_size, step + first // batch_size, sums,
-                    members=members,
+                self._team.walk(
+                    programs.train_batches, self._wide, self._width, net, velocity[:nnz],
+                    velocity[nnz:], work[members], rule, inputs, targets, turn, batch_size,
+                    step + first // batch_size, sums, members=members,
                 )  # fmt: skip
                 if steps:  # the last one may be smaller than the others
                     seconds = time.perf_counter() - begin
@@ -207,21 +198,10 @@ class Engine:
                 f"out: expected a contiguous float32 vector of {len(state.params)} values, got "
                 f"{out.dtype} of shape {out.shape}"
             )
-        self._team.run(
-            programs.batch_gradient, self._team.size, self._team.sync, self._wide, self._width,
-            net, out[:nnz], out[nnz:], work[self._team.size], rule, inputs, targets, rows, step,
-            sums,
+        self._team.walk(
+            programs.batch_gradient, self._wide, self._width, net, out[:nnz], out[nnz:],
+            work[self._team.size], rule, inputs, targets, rows, step, sums,
         )  # fmt: skip
-
-    def close(self) -> None:
-        """End the threads."""
-        self._team.close()
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 def settle(state: State) -> State:

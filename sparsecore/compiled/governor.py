@@ -22,11 +22,10 @@ _TEAM_TRIAL = 3
 
 
 class Governor:
-    """Chooses, turn by turn, whether the whole team works or its first member alone.
+    """Chooses, turn by turn, whether the whole team works or its first member alone: `members`."""
 
-    `members` is how many should work in the coming turn: `size` or 1. Now and then the other choice
-    is tried, and kept if it was faster. Trials that fail become rare: they cost less than 1 %.
-    """
+    # Now and then the other choice is tried, and kept if it was faster. Trials that fail become
+    # rare: they cost less than 1 %.
 
     def __init__(self, size: int) -> None:
         self.size = self.members = size

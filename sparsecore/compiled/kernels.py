@@ -69,10 +69,7 @@ class Network(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that training changes of a model.
-
-    It is replaced as one: an interrupt finds the model as it was before a change or after it.
-    """
+    """All that training changes of a model, replaced as one: an interrupt comes before or after."""
 
     network: Network
     params: np.ndarray  #: float32, its weights, then its biases
@@ -267,11 +264,10 @@ def softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count,
 
 
 class Pace(NamedTuple):
-    """How some blocks of the batch move the parameters.
+    """How some blocks of the batch move the parameters."""
 
-    The velocity sums the gradients of all blocks; the parameters move with the last, because
-    backward needs their old values until then.
-    """
+    # The velocity sums the gradients of all blocks; the parameters move with the last, because
+    # backward needs their old values until then.
 
     rate: Any  #: float32, factor of a block's summed gradient
     carry: Any  #: float32, factor of the old value: the momentum, or 1 after the first blocks
@@ -395,10 +391,8 @@ def backward_input(wide, width, start, stop, part, net, target, work, x, d, pace
 
 @_jit
 def backward(wide, width, start, stop, layer, part, net, target, work, x, d, noise, pace):
-    """Apply the gradients of a hidden layer's outgoing weights, for a slice of their targets.
-
-    The last slice also moves the biases, and replaces activations by pre-activation gradients.
-    """
+    """Apply the gradients of a hidden layer's outgoing weights, for a slice of their targets."""
+    # The last slice also moves the biases, and replaces activations by pre-activation gradients.
     cursor, act, all_lanes = work.cursor[0], work.act, lanes_of(wide)
     base, bias = net.weight_start[layer], net.bias_start[layer - 1]
     pointer = _row_start(net.sizes, layer, 0)
@@ -440,11 +434,8 @@ def misplaced(rows, labels, n_classes):
 
 @_jit
 def reorder(values, starts, places, layer, turned, transposed):
-    """Bring values of connections from CSR order into that of the transposed access, or back.
-
-    `layer` has room for the largest layer. One call reorders all and notes it in `turned`, so no
-    interrupt comes between.
-    """
+    """Bring values of connections from CSR order into that of the transposed access, or back."""
+    # One call reorders all and notes it, so no interrupt comes between.
     if turned[0] == transposed:
         return
     turned[0] = transposed

@@ -120,19 +120,16 @@ def _piece(builder: Any, value: Any, first: int, lanes: int) -> Any:
     return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), index)
 
 
-def _call(builder: Any, name: str, returns: Any, args: list[Any], **kwargs: Any) -> Any:
+def call(builder: Any, name: str, returns: Any, args: list[Any], **kwargs: Any) -> Any:
+    """Call a function of LLVM's."""
     kind = ir.FunctionType(returns, [a.type for a in args])
     function = cgutils.get_or_insert_function(builder.module, kind, name)
     return builder.call(function, args, **kwargs)
 
 
 def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    return _call(builder, f"llvm.fma.v{a.type.count}f32", a.type, [a, b, c])
-
-
-def _float_array(a: Any) -> bool:
-    row = isinstance(a, types.Array) and a.ndim == 1 and a.layout == "C"
-    return row and a.dtype == types.float32
+    kind = "f32" if isinstance(a.type, ir.FloatType) else f"v{a.type.count}f32"
+    return call(builder, f"llvm.fma.{kind}", a.type, [a, b, c])
 
 
 def lanes_of(width: Width) -> int:
@@ -155,16 +152,12 @@ def tile_of(width: Width) -> int:
 @intrinsic
 def load(typingctx, width, array, index):
     """``array[index : index + lanes]`` of a contiguous float32 array."""
-    if not (isinstance(width, WidthType) and _float_array(array)):
-        return None
-    signature = LanesType(width.lanes)(width, array, index)
 
     def codegen(context, builder, signature, args):
-        vector = ir.VectorType(_F32, signature.return_type.lanes)
-        pointer = _address(context, builder, signature.args[1], args[1], args[2], vector)
-        return builder.load(pointer, align=4)
+        vector = ir.VectorType(_F32, width.lanes)
+        return builder.load(_address(context, builder, array, args[1], args[2], vector), align=4)
 
-    return signature, codegen
+    return LanesType(width.lanes)(width, array, index), codegen
 
 
 def _store(nontemporal: bool) -> Any:
@@ -184,8 +177,6 @@ def _store(nontemporal: bool) -> Any:
 @intrinsic
 def store(typingctx, array, index, value):
     """``array[index : index + lanes] = value``."""
-    if not (isinstance(value, LanesType) and _float_array(array)):
-        return None
     return types.void(array, index, value), _store(nontemporal=False)
 
 
@@ -196,21 +187,18 @@ def stream(typingctx, array, index, value):
     The array begins at a cache line, `index` is a multiple of the lanes. Lines are not read from
     memory first. Other threads see the value after a `team.barrier`.
     """
-    if not (isinstance(value, LanesType) and _float_array(array)):
-        return None
     return types.void(array, index, value), _store(nontemporal=True)
 
 
 @intrinsic
 def at(typingctx, array, index):
     """``array[index]`` without Numba's test for a negative index; the inner loops count on it."""
-    signature = array.dtype(array, index)
 
     def codegen(context, builder, signature, args):
-        kind = context.get_data_type(signature.return_type)
-        return builder.load(_address(context, builder, signature.args[0], args[0], args[1], kind))
+        kind = context.get_data_type(array.dtype)
+        return builder.load(_address(context, builder, array, args[0], args[1], kind))
 
-    return signature, codegen
+    return array.dtype(array, index), codegen
 
 
 @intrinsic
@@ -218,15 +206,13 @@ def put(typingctx, array, index, value):
     """``array[index] = value`` without Numba's test for a negative index."""
     if array.dtype != value:
         return None
-    signature = types.void(array, index, value)
 
     def codegen(context, builder, signature, args):
-        kind = context.get_data_type(signature.args[2])
-        pointer = _address(context, builder, signature.args[0], args[0], args[1], kind)
-        builder.store(args[2], pointer)
+        kind = context.get_data_type(value)
+        builder.store(args[2], _address(context, builder, array, args[0], args[1], kind))
         return context.get_dummy_value()
 
-    return signature, codegen
+    return types.void(array, index, value), codegen
 
 
 @intrinsic
@@ -234,10 +220,10 @@ def prefetch_to_write(typingctx, array, index):
     """Ask for the cache line of ``array[index]``, to change it soon; `index` may be anything."""
 
     def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        data = context.make_array(array)(context, builder, args[0]).data
         pointer = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
         flags = [ir.Constant(_I32, flag) for flag in (1, 3, 1)]  # to write, into all caches, data
-        _call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [pointer, *flags])
+        call(builder, "llvm.prefetch.p0i8", ir.VoidType(), [pointer, *flags])
         return context.get_dummy_value()
 
     return types.void(array, index), codegen
@@ -246,27 +232,23 @@ def prefetch_to_write(typingctx, array, index):
 @intrinsic
 def load_across(typingctx, wide, width, array, index, gap):
     """Load lanes of `wide` in pieces of `width`: at `index`, `index` + `gap` and so on."""
-    signature = LanesType(wide.lanes)(wide, width, array, index, gap)
 
     def codegen(context, builder, signature, args):
-        _, width, array, _, _ = signature.args
         piece = ir.VectorType(_F32, width.lanes)
 
         def read(place):
             return builder.load(_address(context, builder, array, args[2], place, piece), align=4)
 
-        return _across(builder, signature.return_type.lanes // width.lanes, args[3], args[4], read)
+        return _across(builder, wide.lanes // width.lanes, args[3], args[4], read)
 
-    return signature, codegen
+    return LanesType(wide.lanes)(wide, width, array, index, gap), codegen
 
 
 @intrinsic
 def load_mask_across(typingctx, wide, width, bits, index, gap):
     """Load a mask of `wide`, stored in pieces of `width` (`index` and `gap` multiples of 8)."""
-    signature = MaskType(wide.lanes)(wide, width, bits, index, gap)
 
     def codegen(context, builder, signature, args):
-        _, width, bits, _, _ = signature.args
         packed = ir.IntType(width.lanes)
 
         def read(place):
@@ -274,26 +256,25 @@ def load_mask_across(typingctx, wide, width, bits, index, gap):
             word = builder.load(_address(context, builder, bits, args[2], byte, packed), align=1)
             return builder.bitcast(word, ir.VectorType(ir.IntType(1), width.lanes))
 
-        return _across(builder, signature.return_type.lanes // width.lanes, args[3], args[4], read)
+        return _across(builder, wide.lanes // width.lanes, args[3], args[4], read)
 
-    return signature, codegen
+    return MaskType(wide.lanes)(wide, width, bits, index, gap), codegen
 
 
 @intrinsic
 def store_across(typingctx, width, array, index, gap, value):
     """Store lanes as `load_across` reads them."""
-    signature = types.void(width, array, index, gap, value)
 
     def codegen(context, builder, signature, args):
-        step, place = signature.args[0].lanes, args[2]
-        for first in range(0, signature.args[4].lanes, step):
-            piece = _piece(builder, args[4], first, step)
-            pointer = _address(context, builder, signature.args[1], args[1], place, piece.type)
+        place = args[2]
+        for first in range(0, value.lanes, width.lanes):
+            piece = _piece(builder, args[4], first, width.lanes)
+            pointer = _address(context, builder, array, args[1], place, piece.type)
             builder.store(piece, pointer, align=4)
             place = builder.add(place, args[3])
         return context.get_dummy_value()
 
-    return signature, codegen
+    return types.void(width, array, index, gap, value), codegen
 
 
 def _across(builder: Any, n: int, place: Any, gap: Any, read: Any) -> Any:
@@ -313,21 +294,19 @@ def _across(builder: Any, n: int, place: Any, gap: Any, read: Any) -> Any:
 @intrinsic
 def store_mask(typingctx, bits, index, mask):
     """Pack a mask into a uint8 array, one bit per lane, at lane `index`, a multiple of 8."""
-    signature = types.void(bits, index, mask)
+    step = min(mask.lanes, _FOLD)
 
     def codegen(context, builder, signature, args):
-        lanes = signature.args[2].lanes
-        step = min(lanes, _FOLD)
         piece = ir.IntType(step)
-        for first in range(0, lanes, step):
+        for first in range(0, mask.lanes, step):
             lane = builder.add(args[1], ir.Constant(args[1].type, first))
             position = builder.ashr(lane, ir.Constant(lane.type, 3))
-            pointer = _address(context, builder, signature.args[0], args[0], position, piece)
             packed = builder.bitcast(_piece(builder, args[2], first, step), piece)
+            pointer = _address(context, builder, bits, args[0], position, piece)
             builder.store(packed, pointer, align=1)
         return context.get_dummy_value()
 
-    return signature, codegen
+    return types.void(bits, index, mask), codegen
 
 
 @intrinsic
@@ -337,8 +316,6 @@ def copy_transposed(typingctx, width, inputs, rows, first, feature, out, place, 
     Feature f goes to ``out[place + f * step : ... + t]``. Whole cache lines are read and written,
     and values change places in registers: ten times as fast as one by one.
     """
-    if not (inputs.ndim == 2 and inputs.layout == "C" and inputs.dtype == types.float32):
-        return None
     i = types.int64
     signature = types.void(width, inputs, rows, i, i, out, i, i)
 
@@ -381,23 +358,15 @@ def copy_transposed(typingctx, width, inputs, rows, first, feature, out, place, 
 @intrinsic
 def splat(typingctx, width, value):
     """Return `value` in every lane."""
-
-    def codegen(context, builder, signature, args):
-        return _broadcast(builder, args[1], signature.return_type.lanes)
-
-    return LanesType(width.lanes)(width, types.float32), codegen
+    lanes = width.lanes
+    signature = LanesType(lanes)(width, types.float32)
+    return signature, lambda context, builder, _, args: _broadcast(builder, args[1], lanes)
 
 
 @intrinsic
 def fma(typingctx, a, b, c):
     """Return ``a * b + c``, rounded once, of lanes or of float32 scalars."""
-
-    def codegen(context, builder, signature, args):
-        if isinstance(args[0].type, ir.FloatType):
-            return _call(builder, "llvm.fma.f32", _F32, list(args))
-        return _fused(builder, *args)
-
-    return a(a, b, c), codegen
+    return a(a, b, c), lambda context, builder, signature, args: _fused(builder, *args)
 
 
 @intrinsic
@@ -415,13 +384,12 @@ def _typed_multiply(a, b):
 @intrinsic
 def partial_dot(typingctx, a, b):
     """Return lanes, at most 16, that sum to the sum of ``a * b``; for `total` or `totals`."""
-    signature = LanesType(min(a.lanes, _FOLD))(a, b)
+    step = min(a.lanes, _FOLD)
 
     def codegen(context, builder, signature, args):
-        step = signature.return_type.lanes
         pieces = [
             [_piece(builder, value, first, step) for value in args]
-            for first in range(0, signature.args[0].lanes, step)
+            for first in range(0, a.lanes, step)
         ]
         # Two chains of fused multiply-adds: one alone would wait for its own latency.
         sums = [builder.fmul(*piece) for piece in pieces[:2]]
@@ -429,7 +397,7 @@ def partial_dot(typingctx, a, b):
             sums[k % 2] = _fused(builder, left, right, sums[k % 2])
         return builder.fadd(*sums) if len(sums) == 2 else sums[0]
 
-    return signature, codegen
+    return LanesType(step)(a, b), codegen
 
 
 @intrinsic
@@ -471,7 +439,6 @@ def totals(typingctx, a, b, c, d):
 @intrinsic
 def packed(typingctx, a, b, c, d):
     """Return four float32 scalars as lanes."""
-    signature = LanesType(4)(a, b, c, d)
 
     def codegen(context, builder, signature, args):
         value = ir.Constant(ir.VectorType(_F32, 4), ir.Undefined)
@@ -479,7 +446,7 @@ def packed(typingctx, a, b, c, d):
             value = builder.insert_element(value, scalar, ir.Constant(_I32, k))
         return value
 
-    return signature, codegen
+    return LanesType(4)(a, b, c, d), codegen
 
 
 @intrinsic
@@ -490,7 +457,7 @@ def total(typingctx, a):
         zero = ir.Constant(_F32, -0.0)  # adding to it changes nothing, so LLVM leaves it out
         name = f"llvm.vector.reduce.fadd.v{args[0].type.count}f32"
         # "reassoc" lets LLVM add by halves, in an order that is fixed at compile time.
-        return _call(builder, name, _F32, [zero, args[0]], fastmath=("reassoc",))
+        return call(builder, name, _F32, [zero, args[0]], fastmath=("reassoc",))
 
     return types.float32(a), codegen
 
@@ -519,12 +486,9 @@ def bernoulli(typingctx, width, key, first, threshold):
     by "lowbias32" (C. Wellons, 2018): without a state, any thread can draw any lane's value. `key`
     and `first`, which is even, are uint32, `threshold` is uint16.
     """
-    u32 = types.uint32
-    signature = MaskType(width.lanes)(width, u32, u32, types.uint16)
+    lanes, pairs, u32 = width.lanes, width.lanes // 2, types.uint32
 
     def codegen(context, builder, signature, args):
-        lanes = signature.return_type.lanes
-        pairs = lanes // 2
         vector = ir.VectorType(_I32, pairs)
 
         def constant(value):
@@ -543,4 +507,4 @@ def bernoulli(typingctx, width, key, first, threshold):
         halves = builder.bitcast(h, ir.VectorType(ir.IntType(16), lanes))
         return builder.icmp_unsigned(">=", halves, _broadcast(builder, threshold, lanes))
 
-    return signature, codegen
+    return MaskType(lanes)(width, u32, u32, types.uint16), codegen

@@ -180,10 +180,7 @@ def train_batches(
     member, size, sync, wide, width, net, velocity, velocity_b, work, rule, inputs, labels, rows,
     batch, step, metrics,
 ):  # fmt: skip
-    """Take momentum steps over `rows`, `batch` samples each; the last one may be smaller.
-
-    O(nnz * batch) per step; nothing is allocated.
-    """
+    """Take momentum steps over `rows`, `batch` samples each; the last one may be smaller."""
     target = Target(velocity, velocity_b, None, None, size > 1)
     for first in range(0, len(rows), batch):
         count = min(batch, len(rows) - first)
@@ -212,14 +209,11 @@ def batch_gradient(
 
 @_jit
 def predict_range(member, size, width, net, inputs, rows, act, out):
-    """Write the logits of ``inputs[rows]`` to `out`; members take turns at blocks of samples.
-
-    `act` has one row per member, with room for two layers of one block.
-    """
+    """Write the logits of ``inputs[rows]`` to `out`; members take turns at blocks of samples."""
     lanes = lanes_of(width)
     depth = len(net.sizes) - 1
     n, half = len(rows), act.shape[1] // 2
-    mine = act[member]
+    mine = act[member]  # it has room for two layers of one block
     everything = Slice(0, True, True)
     for first in range(member * lanes, n, size * lanes):
         count = min(lanes, n - first)

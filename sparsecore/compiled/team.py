@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sparsecore.compiled.arrays import Fixed
+from sparsecore.compiled.arrays import Closing, Fixed
 from sparsecore.compiled.jit import jit
+from sparsecore.compiled.lanes import call
 from sparsecore.limits import cpu_count
 
 PARTS = 8  # of a member's share of a phase; others may take a part that it has not begun
@@ -42,11 +42,8 @@ _syscall = types.ExternalFunction("syscall", _i64(_i64, _ptr, _i64, _i64, _ptr, 
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
-class Team(Fixed):
-    """Threads that run jitted functions side by side; `sync` is for their `barrier` and `claim`.
-
-    A forked child has no threads of its parent; its team starts its own.
-    """
+class Team(Fixed, Closing):
+    """Threads that run jitted functions side by side; `sync` is for their `barrier` and `claim`."""
 
     FIXED = ("size", "sync")
 
@@ -63,11 +60,9 @@ class Team(Fixed):
         self._start()
 
     def _start(self) -> None:
-        """Start all threads.
-
-        Later, a pool starts one only when it believes that none is idle; it may be wrong, and
-        members would wait forever for a thread never started.
-        """
+        """Start all threads."""
+        # Later, a pool starts one only when it believes that none is idle; it may be wrong, and
+        # members would wait forever for a thread never started.
         pool, everyone = ThreadPoolExecutor(self.size, "sparsecore"), threading.Barrier(self.size)
         try:
             if self.size > 1:
@@ -93,7 +88,7 @@ class Team(Fixed):
         if members == 1:
             function(0, *args)
             return
-        if self._process != os.getpid():
+        if self._process != os.getpid():  # a forked child has no threads of its parent
             self._start()
         # Another thread starts the members. An interrupt (Ctrl-C) comes to the main thread, and if
         # it came between two members, the first would wait for the other forever.
@@ -111,30 +106,26 @@ class Team(Fixed):
         if not everyone.set_running_or_notify_cancel():
             return
         try:
-            self._together(members, function, args)
+            others = [self._pool.submit(function, member, *args) for member in range(1, members)]
+            try:
+                function(0, *args)
+            finally:
+                wait(others)
+            for other in others:
+                other.result()
         except BaseException as error:
             everyone.set_exception(error)
         else:
             everyone.set_result(None)
 
-    def _together(self, members: int, function: Callable[..., Any], args: Any) -> None:
-        others = [self._pool.submit(function, member, *args) for member in range(1, members)]
-        try:
-            function(0, *args)
-        finally:
-            wait(others)
-        for other in others:
-            other.result()
+    def walk(self, function: Callable[..., Any], *args: Any, members: int | None = None) -> None:
+        """Call ``function(member, members, sync, *args)`` as `run` does."""
+        members = self.size if members is None else members
+        self.run(function, members, self.sync, *args, members=members)
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()
-
-    def __enter__(self) -> Team:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 _idle: list[Team] = []
@@ -185,9 +176,7 @@ def _pause(typingctx):
 
     def codegen(context, builder, signature, args):
         if platform.machine() in ("x86_64", "AMD64"):
-            kind = ir.FunctionType(ir.VoidType(), [])
-            name = "llvm.x86.sse2.pause"
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+            call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(), codegen

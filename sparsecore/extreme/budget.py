@@ -19,7 +19,7 @@ from sparsecore.extreme.tiles import Grid
 from sparsecore.limits import free_memory
 
 GIB = 2**30
-LANES = (4, 8, 16, 32, 64)
+_MOST_LANES = 64
 _HUGE_PAGE = 2**21
 
 
@@ -29,10 +29,9 @@ class OverBudgetError(ValueError):
 
 def lane_width(batch_size: int) -> int:
     """Return how many activations each neuron keeps: a batch, rounded up to a register's lanes."""
-    for width in LANES:
-        if 1 <= batch_size <= width:
-            return width
-    raise ValueError(f"batch: expected 1 to {LANES[-1]} samples, got {batch_size!r}")
+    if not 1 <= batch_size <= _MOST_LANES:
+        raise ValueError(f"batch: expected 1 to {_MOST_LANES} samples, got {batch_size!r}")
+    return max(4, 1 << (batch_size - 1).bit_length())
 
 
 def densities(sizes: Sequence[int], epsilon: float) -> list[float]:
@@ -48,64 +47,80 @@ def densities(sizes: Sequence[int], epsilon: float) -> list[float]:
     return found
 
 
-def expected(sizes: Sequence[int], epsilon: float) -> list[float]:
-    """Return the expected number of connections of each layer."""
-    shapes = zip(densities(sizes, epsilon), pairwise(sizes), strict=True)
-    return [p * a * b for p, (a, b) in shapes]
-
-
 def workspace(counts: Sequence[float], grids: Sequence[Grid], lanes: int) -> int:
     """Return the bytes that slots or evolution of the largest layer need; a layer may be empty."""
-    evolved = max((tiles.CONNECTION * n for n in counts[:-1]), default=0)
-    strips = []
+    needed = [tiles.CONNECTION * n for n in counts[:-1]]
     for n, g in zip(counts, grids, strict=True):
         block = n * min(1.0, max(g.side_out / max(1, g.n_out), g.side_in / g.n_in))
         # Six standard deviations: evolution makes no row of tiles larger than that.
-        strips.append(4 * lanes * min(n, block + 6 * block**0.5 + 64))
-    return int(max(evolved, *strips)) + 64
+        needed.append(4 * lanes * min(n, block + 6 * block**0.5 + 64))
+    return int(max(needed)) + 64
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The memory plan of a network in training: expected connections, and bytes by purpose."""
+    """The memory plan of a network in training."""
 
     sizes: tuple[int, ...]
-    connections: float
-    items: dict[str, int]
+    n_bytes: list[int]  #: of each rank, beside the program's and a batch's if the network is split
+    expected: list[float]  #: connections of each rank
+    items: dict[str, int]  #: bytes by purpose; empty if it is split
+
+    @property
+    def connections(self) -> float:
+        """Expected connections of the rank that has most."""
+        return max(self.expected)
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
-        return sum(self.items.values())
+        """Bytes in all, of the rank that needs most."""
+        return max(self.n_bytes)
 
     def table(self) -> str:
         """Return the plan as text, one item per line."""
+        neurons = f"{sum(self.sizes[1:-1]):,} hidden neurons"
+        if not self.items:
+            most = f"at most {self.total / GIB:.2f} GiB each, beside the program"
+            return f"{neurons} on {len(self.n_bytes)} ranks: {most}"
         widths = (f"{n:,}".replace(",000,000", "M").replace(",000", "k") for n in self.sizes)
-        lines = [
-            f"{'-'.join(widths)}: {sum(self.sizes[1:-1]):,} hidden neurons, "
-            f"{self.connections:,.0f} connections expected"
-        ]
-        lines += [f"  {name:42} {bytes_ / GIB:8.3f} GiB" for name, bytes_ in self.items.items()]
-        lines.append(f"  {'in all':42} {self.total / GIB:8.3f} GiB")
+        lines = [f"{'-'.join(widths)}: {neurons}, {self.connections:,.0f} connections expected"]
+        for name, n_bytes in {**self.items, "in all": self.total}.items():
+            lines.append(f"  {name:42} {n_bytes / GIB:8.3f} GiB")
         return "\n".join(lines)
 
     def check(self, limit: int | None) -> None:
         """Refuse a plan above `limit` bytes, or above the memory that is free now if None."""
-        # The process's own memory is not free any more, but it is in the plan.
-        free = free_memory() + psutil.Process().memory_info().rss
-        name, most = ("--memory-limit", limit) if limit is not None else ("free memory", free)
-        if self.total > most:
+        name, needs = "--memory-limit", "for this network"
+        advice = "take fewer neurons, a lower --epsilon, or another machine"
+        if not self.items:  # ranks may share a machine's free memory: it is no limit
+            needs, advice = "a rank", "start more ranks"
+        elif limit is None:
+            # The process's own memory is not free any more, but it is in the plan.
+            name, limit = "free memory", free_memory() + psutil.Process().memory_info().rss
+        if limit is not None and self.total > limit:
             raise OverBudgetError(
-                f"{name}: expected at least {self.total / GIB:.2f} GiB for this network, got "
-                f"{most / GIB:.2f} GiB; take fewer neurons, a lower --epsilon, or another machine"
+                f"{name}: expected at least {self.total / GIB:.2f} GiB {needs}, got "
+                f"{limit / GIB:.2f} GiB; {advice}"
             )
 
 
-def plan(sizes: Sequence[int], epsilon: float, batch_size: int, threads: int) -> Budget:
-    """Plan a network's memory, the process's own included: so import and compile first."""
+def plan(
+    sizes: Sequence[int], epsilon: float, batch_size: int, threads: int, ranks: int | None = None
+) -> Budget:
+    """Plan a network's memory, the process's own included (import and compile first), or ranks'."""
     lanes = lane_width(batch_size)
-    counts = expected(sizes, epsilon)
     grids = [tiles.grid(a, b, lanes) for a, b in pairwise(sizes)]
+    shapes = zip(densities(sizes, epsilon), pairwise(sizes), strict=True)
+    counts = [p * a * b for p, (a, b) in shapes]
+    if ranks is not None:
+        n_bytes, expected = [], []
+        for parts in zip(*(tiles.spread(grid, ranks) for grid in grids), strict=True):
+            here = [n * p.n_out / g.n_out for n, p, g in zip(counts, parts, grids, strict=True)]
+            arrays = tiles.CONNECTION * sum(here) + sum(p.n_out for p in parts) * (8 + 4 * lanes)
+            gathered = 4 * lanes * max(sizes[:-1])
+            n_bytes.append(int(arrays + workspace(here, parts, lanes) + gathered))
+            expected.append(sum(here))
+        return Budget(tuple(sizes), n_bytes, expected, {})
     items = {
         "program": psutil.Process().memory_info().rss,
         "weights, 4 bytes each": sum(_pages(4 * n) for n in counts),
@@ -120,7 +135,7 @@ def plan(sizes: Sequence[int], epsilon: float, batch_size: int, threads: int) ->
         * max(4 * lanes * g.side_in + 4 * g.side_out for g in grids),
         "batches": 4 * 4 * sizes[0] * lanes,
     }
-    return Budget(tuple(sizes), sum(counts), items)
+    return Budget(tuple(sizes), [sum(items.values())], [sum(counts)], items)
 
 
 def _pages(n_bytes: float) -> int:

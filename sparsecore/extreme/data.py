@@ -14,7 +14,6 @@ from sparsecore.seeds import Purpose
 
 N_FEATURES, N_CLASSES = 65_536, 2
 _INFORMATIVE = 4  # one feature in so many
-_TRAIN, _HELD_OUT = 0, 1
 
 
 class Stream:
@@ -29,20 +28,15 @@ class Stream:
         self._mean = moved.mean(axis=0)
         self._sd = np.sqrt(1 + moved.var(axis=0))
 
-    def batch(self, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return batch `number` to train on: X (size, n_features) float32, y (size,) int64.
+    def batch(
+        self, number: int, size: int, held_out: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return batch `number` to train on, or to test on: X (size, n_features) float32, y int64.
 
         Every feature has mean 0 and variance 1; the classes are of equal size, to within one.
         """
-        return self._draw(_TRAIN, number, size)
-
-    def held_out(self, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a batch to test on; none of its samples is trained on."""
-        return self._draw(_HELD_OUT, number, size)
-
-    def _draw(self, part: int, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         # Drawn in pairs: an odd batch would always have one more of the same class.
-        rng = seeds.generator(self._seed, Purpose.SAMPLES, part, number)
+        rng = seeds.generator(self._seed, Purpose.SAMPLES, int(held_out), number)
         X, y = (array[:size] for array in self._design.draw(size + size % 2, rng))
         columns = self._design.columns
         X[:, columns] = (X[:, columns] - self._mean) / self._sd

@@ -1,4 +1,4 @@
-"""`TiledMLP`: layers of tiles, their activations, one workspace, and a training step.
+"""`TiledMLP`: layers of tiles, their activations, one workspace, a training step, a checkpoint.
 
 All arrays are allocated once, for a number of threads and a batch size.
 """
@@ -6,12 +6,19 @@ All arrays are allocated once, for a number of threads and a batch size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from sparsecore import seeds
+from sparsecore import checkpoint, files, seeds
+from sparsecore.checkpoint import FORMAT_VERSION, CheckpointError
+from sparsecore.compiled.arrays import Closing
 from sparsecore.compiled.engine import aligned
 from sparsecore.compiled.lanes import Width
 from sparsecore.compiled.team import Team
@@ -23,98 +30,44 @@ from sparsecore.mlp import as_labels
 from sparsecore.seeds import Purpose
 from sparsecore.topology import check_fraction
 
-
-class Draft(NamedTuple):
-    """What a layer will be, before there is memory for it."""
-
-    grid: Grid
-    density: float
-    counts: np.ndarray  #: int64, connections of each tile
-    key: np.uint64  #: of its structure and weights
-    slope: float  #: negative slope of the activation of its inputs; 1 for the features
+#: A layer's grid, and the number of connections of each tile, int64.
+Part = tuple[Grid, np.ndarray]
+_ABOUT = "about.json"
+_CHUNK = 2**24
+#: Hears how much more is done; `int` is a listener that does nothing.
+Progress = Callable[[int], Any]
 
 
 class Layer:
     """One layer of tiles with its biases; of a split network, some rows of it or none."""
 
-    def __init__(self, draft: Draft) -> None:
-        self.grid, self.slope = draft.grid, np.float32(draft.slope)
-        start = tiles.pointers(draft.counts)
+    def __init__(self, grid: Grid, counts: np.ndarray, slope: float) -> None:
+        self.grid = grid
+        self.slope = np.float32(slope)  # negative slope of the activation of its inputs
+        start = tiles.pointers(counts)
         kinds = np.uint16, np.uint16, np.float32, np.float32
         self.tiles = Tiles(start, *(aligned(int(start[-1]), kind) for kind in kinds))
-        self.biases = aligned(self.grid.n_out, np.float32)
-        self.bias_velocity = aligned(self.grid.n_out, np.float32)
+        self.biases = aligned(grid.n_out, np.float32)
+        self.bias_velocity = aligned(grid.n_out, np.float32)
 
     @property
     def nnz(self) -> int:
         """Number of connections."""
         return len(self.tiles.weights)
 
-    @property
-    def counts(self) -> np.ndarray:
-        """Number of connections of each tile, int64."""
-        return np.diff(self.tiles.start)
-
     def cut(self, slots: int) -> None:
         """Cut the grid into strips of at most `slots` connections; again after each evolution."""
-        g = self.grid
-        self.rows: list[Strip] = []
-        self.columns: list[Strip] = []
-        if not g.down:
-            return
-        table = self.tiles.start[:-1].reshape(g.down, g.across)
-        ends = self.tiles.start[g.across :: g.across]
-        size = self.counts.reshape(g.down, g.across)
-        for a, b in _groups(size.sum(axis=1), slots):
-            self.rows.append(Strip(a, b, 0, g.across, np.full(g.down, -table[a, 0])))
-        for a, b in _groups(size.sum(axis=0), slots):
-            taken = (ends if b == g.across else table[:, b]) - table[:, a]
-            first = np.cumsum(taken) - taken
-            self.columns.append(Strip(0, g.down, a, b, first - table[:, a]))
+        down, across = self.grid.down, self.grid.across
+        begin = self.tiles.start[:-1].reshape(down, across)
+        size = np.diff(self.tiles.start).reshape(down, across)
 
-    def forward(
-        self, team: Team, width: Width, z_in: np.ndarray, slots: np.ndarray, z_out: np.ndarray
-    ) -> None:
-        """Fill `z_out` with the inputs of the outputs' activation function."""
-        for strip in self.rows:
-            head = team.size, team.sync, width, self.grid, self.tiles, strip
-            team.run(sweeps.send_inputs, *head, z_in, self.slope, slots)
-            team.run(sweeps.receive_inputs, *head, slots, self.biases, z_out)
+        def strip(top: int, bottom: int, left: int, right: int) -> Strip:
+            taken = np.zeros(down, np.int64)
+            taken[top:bottom] = size[top:bottom, left:right].sum(axis=1)
+            return Strip(top, bottom, left, right, np.cumsum(taken) - taken - begin[:, left])
 
-    def backward(
-        self, team: Team, width: Width, z_in: np.ndarray, delta: np.ndarray, slots: np.ndarray,
-        sums: np.ndarray, update: Update, inner: bool,
-    ) -> None:  # fmt: skip
-        """Take a step down the gradient; with `inner`, replace `z_in` by its gradient."""
-        if inner and not self.columns:
-            z_in[:] = 0
-        team.run(
-            sweeps.update_biases, team.size, team.sync, width, self.grid, delta, self.biases,
-            self.bias_velocity, update,
-        )  # fmt: skip
-        for strip in self.columns:
-            head, rest = (team.size, team.sync, width), (self.grid, self.tiles, strip)
-            team.run(sweeps.send_deltas, *head, *rest, delta, slots)
-            team.run(
-                sweeps.receive_deltas, *head, Width(4), *rest, slots, z_in, self.slope, sums,
-                update, inner,
-            )  # fmt: skip
-
-
-def replace_by_gradient(outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Replace outputs (n_classes, lanes) by the mean cross-entropy's gradient; return the logits.
-
-    Lanes without a sample get gradient 0. If the logits are not finite, nothing is changed.
-    """
-    n = len(y)
-    logits = outputs[:, :n].T.copy()
-    if not np.isfinite(logits).all():
-        raise FloatingPointError("the logits became infinite or NaN")
-    gradient = probabilities(logits.astype(np.float64))
-    gradient[np.arange(n), y] -= 1
-    outputs[:] = 0
-    outputs[:, :n] = gradient.T / n
-    return logits
+        self.rows = [strip(a, b, 0, across) for a, b in _groups(size.sum(axis=1), slots)]
+        self.columns = [strip(0, down, a, b) for a, b in _groups(size.sum(axis=0), slots)]
 
 
 def _groups(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
@@ -127,11 +80,10 @@ def _groups(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
             found.append((first, place))
             first, total = place, 0
         total += size
-    found.append((first, len(sizes)))
-    return found
+    return [*found, (first, len(sizes))]
 
 
-class TiledMLP:
+class TiledMLP(Closing):
     """A truly sparse perceptron for hundreds of millions of neurons and small batches.
 
     `seed` determines everything, bit for bit, whatever the threads, on CPUs of one lane width. With
@@ -149,30 +101,32 @@ class TiledMLP:
     def __init__(
         self, sizes: Sequence[int], *, epsilon: float, batch_size: int = 4,
         activation: str = "all-relu", alpha: float = 0.05, seed: int = 0, threads: int = 1,
-        empty: bool = False, progress: Any = None,
+        empty: bool = False, progress: Progress = int,
     ) -> None:  # fmt: skip
         self.sizes, self.seed, self.batch_size = tuple(sizes), seed, batch_size
-        lanes = budget.lane_width(batch_size)
-        plans = []
-        for layer, density in enumerate(budget.densities(sizes, epsilon)):
-            grid = tiles.grid(sizes[layer], sizes[layer + 1], lanes)
-            counts = tiles.counts(grid, density, seeds.generator(seed, Purpose.TOPOLOGY, layer))
-            key = seeds.key(seed, Purpose.WEIGHTS, layer)
-            slope = negative_slope(activation, layer, alpha) if layer else 1.0
-            plans.append(Draft(grid, density, counts, key, slope))
-        self._fan_in = [d.counts.sum() / d.grid.n_out for d in plans]
-        plans = self._parts(plans)
-        grids, totals = [d.grid for d in plans], [int(d.counts.sum()) for d in plans]
+        lanes, densities = budget.lane_width(batch_size), budget.densities(sizes, epsilon)
+        grids = [tiles.grid(a, b, lanes) for a, b in pairwise(sizes)]
+        counts = [
+            seeds.generator(seed, Purpose.TOPOLOGY, number).binomial(tiles.cells(grid), density)
+            for number, (grid, density) in enumerate(zip(grids, densities, strict=True))
+        ]
+        self._fan_in = [n.sum() / grid.n_out for grid, n in zip(grids, counts, strict=True)]
+        parts = self._parts(grids, counts)
+        grids = [grid for grid, _ in parts]
         self._width, self._team = Width(lanes), Team(threads)
-        self._workspace = aligned(budget.workspace(totals, grids, lanes), np.uint8)
+        self.close = self._team.close
+        n_bytes = budget.workspace([int(n.sum()) for _, n in parts], grids, lanes)
+        self._workspace = aligned(n_bytes, np.uint8)
+        self._slots = self._workspace[: n_bytes // 64 * 64].view(np.float32)
         self.layers: list[Layer] = []
-        for draft in plans:
-            self.layers.append(drawn := Layer(draft))
+        for number, (grid, n) in enumerate(parts):
+            slope = negative_slope(activation, number, alpha) if number else 1.0
+            self.layers.append(layer := Layer(grid, n, slope))
             if not empty:
-                tiles.draw(draft.grid, drawn.tiles, draft.density, draft.key, self._team)
-                self._cut(drawn)
-            if progress is not None:
-                progress(drawn.nnz)
+                key = seeds.key(seed, Purpose.WEIGHTS, number)
+                tiles.draw(grid, layer.tiles, densities[number], key, self._team)
+                self._cut(layer)
+            progress(layer.nnz)
         self._z = [aligned(lanes * n, np.float32) for n in (sizes[0], *(g.n_out for g in grids))]
         sums = aligned(threads * lanes * max(g.side_in for g in grids), np.float32)
         self._sums = sums.reshape(threads, -1)
@@ -192,7 +146,7 @@ class TiledMLP:
 
     def step(
         self, X: np.ndarray, y: np.ndarray, learning_rate: float, momentum: float = 0.9,
-        weight_decay: float = 0.0, follow: Any = None, frozen: bool = False,
+        weight_decay: float = 0.0, follow: Progress = int, frozen: bool = False,
     ) -> np.ndarray:  # fmt: skip
         """Take a step of momentum SGD on a batch; return the logits before it.
 
@@ -203,26 +157,36 @@ class TiledMLP:
         """
         y = as_labels(y, len(X), self.sizes[-1])
         self._forward(X, follow)
-        outputs = self._outputs()
-        logits = replace_by_gradient(outputs, y)
+        outputs, n = self._outputs(), len(y)
+        logits = outputs[:, :n].T.copy()
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("the logits became infinite or NaN")
         self._torn = True
+        gradient = probabilities(logits.astype(np.float64))  # of the mean cross-entropy
+        gradient[np.arange(n), y] -= 1
+        outputs[:] = 0  # the gradient of lanes without a sample
+        outputs[:, :n] = gradient.T / n
         grid = self.layers[-1].grid  # a split network keeps its own rows of the gradient
         begin = grid.first * grid.side_out
         self._z[-1].reshape(-1, self._width.lanes)[:] = outputs[begin : begin + grid.n_out]
         for number in range(len(self.layers) - 1, -1, -1):
-            layer, z_in = self.layers[number], self._inputs(number)
+            layer, z_in, delta = self.layers[number], self._inputs(number), self._z[number + 1]
             rate = learning_rate / max(1.0, self._fan_in[number])
             update = Update(np.float32(rate), np.float32(momentum), np.float32(1 - weight_decay))
-            layer.backward(
-                self._team, self._width, z_in, self._z[number + 1], self._slots(), self._sums,
-                update, number > 0,
-            )  # fmt: skip
+            biases = layer.biases, layer.bias_velocity
+            self._sweep(sweeps.update_biases, layer.grid, delta, *biases, update)
+            for strip in layer.columns:
+                where = layer.grid, layer.tiles, strip
+                self._sweep(sweeps.send_deltas, *where, delta, self._slots)
+                self._sweep(
+                    sweeps.receive_deltas, Width(4), *where, self._slots, z_in, layer.slope,
+                    self._sums, update, number > 0,
+                )  # fmt: skip
             if frozen:
                 break
             if number > 0:
                 self._pass_down(number, z_in)
-            if follow is not None:
-                follow(layer.nnz)
+            follow(layer.nnz)
         self._torn = False
         return logits
 
@@ -230,7 +194,7 @@ class TiledMLP:
         if self._torn:
             raise RuntimeError("an interrupt left the network half changed: restore its checkpoint")
 
-    def _forward(self, X: np.ndarray, follow: Any = None) -> None:
+    def _forward(self, X: np.ndarray, follow: Progress = int) -> None:
         self._check_whole()
         if X.ndim != 2 or X.shape[1] != self.sizes[0] or not 1 <= len(X) <= self.batch_size:
             raise ValueError(
@@ -241,15 +205,20 @@ class TiledMLP:
         block[:, len(X) :] = 0
         for number, layer in enumerate(self.layers):
             z_in, z_out = self._inputs(number), self._z[number + 1]
-            layer.forward(self._team, self._width, z_in, self._slots(), z_out)
-            if follow is not None:
-                follow(layer.nnz)
+            for strip in layer.rows:
+                where = layer.grid, layer.tiles, strip
+                self._sweep(sweeps.send_inputs, *where, z_in, layer.slope, self._slots)
+                self._sweep(sweeps.receive_inputs, *where, self._slots, layer.biases, z_out)
+            follow(layer.nnz)
+
+    def _sweep(self, sweep: Any, *args: Any) -> None:
+        self._team.walk(sweep, self._width, *args)
 
     # What a split network does in another way.
 
-    def _parts(self, plans: list[Draft]) -> list[Draft]:
+    def _parts(self, grids: list[Grid], counts: list[np.ndarray]) -> list[Part]:
         """Return the parts of the layers that are here."""
-        return plans
+        return list(zip(grids, counts, strict=True))
 
     def _inputs(self, number: int) -> np.ndarray:
         """Return all inputs of a layer."""
@@ -262,49 +231,52 @@ class TiledMLP:
     def _pass_down(self, number: int, gradient: np.ndarray) -> None:
         """Bring the gradient of a layer's inputs to the layer below; here it is in place."""
 
-    def evolve(self, zeta: float, epoch: int, progress: Any = None) -> int:
-        """Replace the weakest connections of all layers but the output layer; return how many.
-
-        `epoch` must differ between calls, from 1 on.
-        """
+    def evolve(self, zeta: float, epoch: int, progress: Progress = int) -> int:
+        """Replace the weakest connections of all layers but the output layer; return how many."""
         self._check_whole()
         check_fraction(zeta)
         replaced, self._torn = 0, True
         for number, layer in enumerate(self.layers[:-1]):
-            rng = seeds.generator(self.seed, Purpose.EVOLUTION, number, epoch)
+            rng = seeds.generator(self.seed, Purpose.EVOLUTION, number, epoch)  # never the same
             key = rng.integers(2**63, dtype=np.uint64)
             spare = self._spare(layer)
             replaced += tiles.evolve(layer.grid, layer.tiles, spare, zeta, key, rng, self._team)
             self._cut(layer)
-            if progress is not None:
-                progress(layer.nnz)
+            progress(layer.nnz)
         self._torn = False
         return replaced
 
     def _cut(self, layer: Layer) -> None:
-        layer.cut(len(self._slots()) // self._width.lanes)
-
-    def _slots(self) -> np.ndarray:
-        """Return the workspace as slots for activations."""
-        whole = len(self._workspace) // 64 * 64
-        return self._workspace[:whole].view(np.float32)
+        layer.cut(len(self._slots) // self._width.lanes)
 
     def _spare(self, layer: Layer) -> Tiles:
         """Return the workspace as another set of arrays for a layer."""
-        found, place = [], 0
-        for array in sorted(layer.tiles[1:], key=lambda a: -a.itemsize):
-            found.append(self._workspace[place : place + array.nbytes].view(array.dtype))
-            place += array.nbytes
-        weights, velocity, rows, columns = found
-        return Tiles(np.empty_like(layer.tiles.start), rows, columns, weights, velocity)
+        start, *arrays = layer.tiles
+        ends = np.cumsum([array.nbytes for array in arrays])
+        parts = np.split(self._workspace[: ends[-1]], ends[:-1])
+        views = (part.view(array.dtype) for part, array in zip(parts, arrays, strict=True))
+        return Tiles(np.empty_like(start), *views)
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield name and array of everything that a checkpoint keeps, or fills in if torn."""
         for number, layer in enumerate(self.layers):
-            for name, array in layer.tiles._asdict().items():
+            biases = {"biases": layer.biases, "bias_velocity": layer.bias_velocity}
+            for name, array in {**layer.tiles._asdict(), **biases}.items():
                 yield f"{number}.{name}", array
-            yield f"{number}.biases", layer.biases
-            yield f"{number}.bias_velocity", layer.bias_velocity
+
+    def save(
+        self, path: str | os.PathLike[str], run: dict[str, Any], progress: Progress = int
+    ) -> None:
+        """Write all arrays, one by one: there is no memory for copies; and the run's JSON state."""
+        about = {"format_version": FORMAT_VERSION, "sizes": list(self.sizes), "run": run}
+        with files.atomic_write(path, keep=True) as file, zipfile.ZipFile(file, "w") as archive:
+            if shutil.disk_usage(file.fileno()).free < sum(a.nbytes for _, a in self.arrays()):
+                files.previous(path).unlink(missing_ok=True)  # there is no space for three
+            archive.writestr(_ABOUT, json.dumps(about))
+            for name, array in self.arrays():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+                progress(array.nbytes)
 
     def restored(self) -> None:
         """Check arrays that have been filled from outside, and adapt to them."""
@@ -315,22 +287,48 @@ class TiledMLP:
             self._cut(layer)
         self._torn = False
 
-    def sha256(self, progress: Any = None) -> str:
+    def sha256(self, progress: Progress = int) -> str:
         """Return the SHA-256 of structure, parameters and velocities, as hexadecimal digits."""
         self._check_whole()
         digest = hashlib.sha256()
         for _, array in self.arrays():
             digest.update(array.view(np.uint8).data)
-            if progress is not None:
-                progress(array.nbytes)
+            progress(array.nbytes)
         return digest.hexdigest()
 
-    def close(self) -> None:
-        """End the threads."""
-        self._team.close()
 
-    def __enter__(self) -> TiledMLP:
-        return self
+def read_checkpoint(
+    path: str | os.PathLike[str], net: TiledMLP | None = None, progress: Progress = int
+) -> dict[str, Any]:
+    """Return the state of the run that wrote a checkpoint; fill a network, if there is one."""
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def read(path: Any) -> dict[str, Any]:
+        with checkpoint.opened(path, "checkpoint of an extreme run") as archive:
+            about = json.loads(archive.read(_ABOUT))
+            checkpoint.check_version(path, about["format_version"])
+            if net is not None:
+                if about["sizes"] != list(net.sizes):
+                    raise CheckpointError(
+                        f"{path}: has layers of {about['sizes']}, not {net.sizes}"
+                    )
+                for name, array in net.arrays():
+                    with archive.open(f"{name}.npy") as member:
+                        _fill(array, member)
+                    progress(array.nbytes)
+                net.restored()
+            return about["run"]
+
+    return checkpoint.undamaged(path, read)
+
+
+def _fill(array: np.ndarray, member: Any) -> None:
+    """Read a saved array into an existing one."""
+    shape, dtype = checkpoint.array_header(member)
+    if shape != array.shape or dtype != array.dtype:
+        raise ValueError(f"expected {array.dtype} {array.shape}, got {dtype} {shape}")
+    content = array.view(np.uint8).data
+    for first in range(0, len(content), _CHUNK):
+        chunk = content[first : first + _CHUNK]
+        if member.readinto(chunk) < len(chunk):
+            raise EOFError("an array is cut short")
+    member.read(1)  # reading to the end compares the checksum

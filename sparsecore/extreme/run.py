@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from scipy.stats import binomtest, kendalltau
 
 from sparsecore import progress as bars
 from sparsecore.checkpoint import CheckpointError, check_resumed
-from sparsecore.extreme import budget, saved, split
+from sparsecore.extreme import budget, split
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.data import N_CLASSES, Stream
-from sparsecore.extreme.network import TiledMLP
+from sparsecore.extreme.network import TiledMLP, read_checkpoint
 from sparsecore.files import check_writable
 from sparsecore.functions import cross_entropy
 from sparsecore.provenance import check_alike, code, peak_bytes, provenance
@@ -33,12 +34,10 @@ _LISTS = "losses", "step_seconds", "evolve_seconds"
 _PHASES = ("initialise", "train", "evolve", "evaluate", "checkpoint", "fingerprint")
 
 
-def plan(
-    config: ExtremeConfig, threads: int, comm: Any = None
-) -> budget.Budget | split.SplitBudget:
+def plan(config: ExtremeConfig, threads: int, comm: Any = None) -> budget.Budget:
     """Plan the memory of the network of `config` on `threads`, or of each rank of `comm`."""
-    size = config.sizes, config.epsilon, config.batch_size
-    return budget.plan(*size, threads) if comm is None else split.plan(*size, comm.size)
+    ranks = None if comm is None else comm.size
+    return budget.plan(config.sizes, config.epsilon, config.batch_size, threads, ranks)
 
 
 def run(
@@ -100,29 +99,28 @@ def run(
     -----
     7 to 9 ns per connection and step on two cores; memory: `budget.plan`.
     """
-    about, state = {"seed": seed, "config": asdict(config)}, None
+    about = {"seed": seed, "config": asdict(config)}
+    state: dict[str, Any] = {**about, "step": 0, "seconds": dict.fromkeys(_PHASES, 0.0)}
+    state |= {name: [] for name in _LISTS}
     if comm is not None:
         check_alike(comm.allgather({**about, **code(), "memory_limit": memory_limit}))
+        if config.zeta:
+            raise ValueError(
+                f"zeta: expected 0 for layers split over ranks, got {config.zeta}; their topology "
+                "does not evolve"
+            )
+        if checkpoint_path is not None:
+            raise ValueError("--split: expected no --checkpoint, a split network is not saved yet")
     elif checkpoint_path is not None:
         check_writable(checkpoint_path)
-    if comm is not None and config.zeta:
-        raise ValueError(
-            f"zeta: expected 0 for layers split over ranks, got {config.zeta}; their topology does "
-            "not evolve"
-        )
-    if comm is not None and checkpoint_path is not None:
-        raise ValueError("--split: expected no --checkpoint, a split network is not saved yet")
     _compile(config, threads)
-    if resume and checkpoint_path is not None and Path(checkpoint_path).exists():
-        state = _checked(checkpoint_path, saved.read_run(checkpoint_path), about, config)
+    resumed = resume and checkpoint_path is not None and Path(checkpoint_path).exists()
+    if resumed and checkpoint_path is not None:
+        state |= _checked(checkpoint_path, read_checkpoint(checkpoint_path), about, config)
     memory = plan(config, threads, comm)
     if announce is not None:
         announce(memory)
     memory.check(memory_limit)
-    resumed = state is not None
-    if state is None:
-        lists: dict[str, Any] = {name: [] for name in _LISTS}
-        state = {**about, "step": 0, "seconds": dict.fromkeys(_PHASES, 0.0), **lists}
     clock = partial(_phase, state, progress)
     with clock("initialise", memory.connections, "connection") as bar:
         options: dict[str, Any] = {
@@ -135,12 +133,13 @@ def run(
     with net:
         if resumed and checkpoint_path is not None:
             with clock("initialise", n_bytes, "B") as bar:
-                found = saved.restore(net, checkpoint_path, bar.update)
+                found = read_checkpoint(checkpoint_path, net, bar.update)
             if found["step"] != state["step"]:  # the checkpoint before
                 state |= _checked(checkpoint_path, found, about, config)
         stream = Stream(seed, config.separation)
         while state["step"] < config.steps:
-            until = _next_stop(config, state["step"], checkpoint_every)
+            stops = ((state["step"] // n + 1) * n for n in (config.evolve_every, checkpoint_every))
+            until = min(config.steps, *stops)
             with clock("train", 2 * net.nnz * (until - state["step"]), "connection") as bar:
                 while state["step"] < until:
                     _step(net, stream, config, state, bar)
@@ -152,31 +151,30 @@ def run(
             due = until % checkpoint_every == 0 or until == config.steps
             if checkpoint_path is not None and due:
                 with clock("checkpoint", n_bytes, "B") as bar:
-                    saved.save(net, checkpoint_path, state, bar.update)
+                    net.save(checkpoint_path, state, bar.update)
         messages = net.message_bytes / config.steps, net.message_seconds / config.steps
         with clock("evaluate", config.held_out, "sample") as bar:
             test, predict_seconds = _test(net, stream, config, bar)
-        same = "seconds", "step_seconds", "evolve_seconds", "losses"
         result = {
             **about,
             "sizes": list(config.sizes),
             "neurons": config.neurons,
             "density": budget.densities(config.sizes, config.epsilon)[len(config.sizes) // 2 - 1],
-            **{name: state[name] for name in same},
+            **{name: state[name] for name in ("seconds", *_LISTS)},
             "predict_seconds": predict_seconds,
             "seconds_per_sample": float(np.median(state["step_seconds"])) / config.batch_size,
             "trend": trend(state["losses"]),
             "test": test,
             "provenance": provenance(threads, None, 1 if comm is None else comm.size),
         }
-        if isinstance(memory, split.SplitBudget):
+        if comm is not None:
             ranks = comm.allgather((net.nnz, peak_bytes()))
             return result | {
                 "nnz": sum(nnz for nnz, _ in ranks),
                 "ranks": comm.size,
                 "message_bytes": messages[0],
                 "message_seconds": messages[1],
-                "planned_bytes": [load.n_bytes for load in memory.loads],
+                "planned_bytes": memory.n_bytes,
                 "peak_bytes": [peak for _, peak in ranks],
             }
         with clock("fingerprint", n_bytes, "B") as bar:
@@ -217,10 +215,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def trend(losses: list[float]) -> dict[str, float] | None:
-    """Return Kendall's tau of loss and step, and the one-sided p of a fall; None below three.
-
-    Mann 1945, Kendall 1975.
-    """
+    """Return Kendall's tau of loss and step, and the one-sided p of a fall; None below three."""
     if len(losses) < 3:
         return None
     found = kendalltau(range(len(losses)), losses, alternative="less")
@@ -232,31 +227,20 @@ def _checked(
 ) -> dict[str, Any]:
     """Return the state in a checkpoint; refuse that of another run, and one that cannot be."""
     state = check_resumed(path, state, about)
-    if not _possible(state, config):
+    try:
+        step, lists = state["step"], [state[name] for name in _LISTS]
+        numbers = [*chain(*lists), *(state["seconds"][name] for name in _PHASES)]
+        possible = (
+            step in range(config.steps + 1)
+            and [len(values) for values in lists]
+            == [step, step, sum(map(config.evolves_after, range(1, step + 1)))]
+            and all(isinstance(v, (int, float)) and np.isfinite(v) for v in numbers)
+        )
+    except (KeyError, TypeError):
+        possible = False
+    if not possible:
         raise CheckpointError(f"{path}: the state of no run of {config.steps} steps; start anew")
     return state
-
-
-def _possible(state: dict[str, Any], config: ExtremeConfig) -> bool:
-    try:
-        step, (losses, times, evolutions) = state["step"], (state[name] for name in _LISTS)
-        if not (isinstance(step, int) and 0 <= step <= config.steps):
-            return False
-        due = sum(config.evolves_after(done) for done in range(1, step + 1))
-        numbers = [*losses, *times, *evolutions, *(state["seconds"][name] for name in _PHASES)]
-        right = (len(losses), len(times), len(evolutions)) == (step, step, due)
-        return right and all(isinstance(v, (int, float)) and np.isfinite(v) for v in numbers)
-    except (KeyError, TypeError):
-        return False
-
-
-def _next_stop(config: ExtremeConfig, step: int, checkpoint_every: int) -> int:
-    """Return the step after which something else is due."""
-    return min(
-        config.steps,
-        (step // config.evolve_every + 1) * config.evolve_every,
-        (step // checkpoint_every + 1) * checkpoint_every,
-    )
 
 
 def _step(
@@ -287,7 +271,7 @@ def _test(
     correct, seconds = 0, []
     for first in range(0, config.held_out, config.batch_size):
         size = min(config.batch_size, config.held_out - first)
-        X, y = stream.held_out(first // config.batch_size, size)
+        X, y = stream.batch(first // config.batch_size, size, held_out=True)
         before = time.perf_counter()
         logits = net.logits(X)
         seconds.append(time.perf_counter() - before)

@@ -13,7 +13,8 @@ tile draws from its own stream of a counter-based hash.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,19 +52,11 @@ class Tiles(NamedTuple):
     start: np.ndarray  #: int64, where each tile begins, row of tiles by row, and the end
     rows: np.ndarray  #: uint16, output neuron within the tile
     columns: np.ndarray  #: uint16, input neuron within the tile
-    weights: np.ndarray  #: float32; NaN until `weigh` sets it
+    weights: np.ndarray  #: float32; NaN until `_weigh` sets it
     velocity: np.ndarray  #: float32
 
 
 CONNECTION = 2 + 2 + 4 + 4  # bytes
-
-
-class Cut(NamedTuple):
-    """Magnitudes below which weights are weak; entry 0 is for positive ones, 1 for negative."""
-
-    magnitude: np.ndarray  #: uint32 (2,), the bits
-    ties: np.ndarray  #: int64 (2,), how many of those exactly at the cut are weak as well
-    dropped: int  #: weak weights in all
 
 
 def grid(n_in: int, n_out: int, lanes: int) -> Grid:
@@ -84,9 +77,13 @@ def cells(grid: Grid) -> np.ndarray:
     return np.outer(heights, widths).ravel()
 
 
-def counts(grid: Grid, density: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw how many connections each tile of an Erdős–Rényi layer has, int64."""
-    return rng.binomial(cells(grid), density)
+def spread(grid: Grid, ranks: int) -> list[Grid]:
+    """Return each rank's rows of tiles, as a grid of its own."""
+    side, ends = grid.side_out, [grid.down * rank // ranks for rank in range(ranks + 1)]
+    return [
+        grid._replace(n_out=max(0, min(b * side, grid.n_out) - a * side), down=b - a, first=a)
+        for a, b in pairwise(ends)
+    ]
 
 
 def pointers(counts: np.ndarray) -> np.ndarray:
@@ -95,29 +92,23 @@ def pointers(counts: np.ndarray) -> np.ndarray:
 
 
 def draw(grid: Grid, tiles: Tiles, density: float, key: np.uint64, team: Team) -> None:
-    """Draw an Erdős–Rényi layer into arrays whose `start` is made of `counts`.
-
-    A tile's connections are a uniformly random subset of its cells. Their number is binomial, so
-    each exists with probability `density`, independently of the others.
-    """
+    """Draw a layer: in each tile a uniformly random set of connections, as many as `start` says."""
     size = np.diff(tiles.start)
-    drawn, _ = _draw(team, grid, key, cells(grid), density > DENSE, lambda found: size - found)
     nothing = Tiles(np.zeros_like(tiles.start), *(a[:0] for a in tiles[1:]))
-    no_cut = np.zeros(2, np.uint32)
-    quota = np.zeros((len(size), 2), np.int64)
-    _share(_merge, team, *drawn, nothing, no_cut, quota, tiles)
-    weigh(grid, tiles, key, team)
+    cut, quota = np.zeros(2, np.uint32), np.zeros((len(size), 2), np.int64)
+    _fill(
+        team, grid, key, cells(grid), density > DENSE, lambda found: size - found, nothing, cut,
+        quota, tiles,
+    )  # fmt: skip
 
 
-def _draw(
+def _fill(
     team: Team, grid: Grid, key: np.uint64, vacant: np.ndarray, walked: bool,
-    missing: Callable[[np.ndarray], np.ndarray],
-) -> tuple[tuple[Any, ...], np.ndarray]:  # fmt: skip
-    """Draw cells until none is `missing`; return what `_ranks` takes, and each tile's number.
-
-    `missing` gets the number of different cells that each tile's draws hit so far. Each member has
-    room for the cells of one tile, 16 bytes per draw.
-    """
+    missing: Callable[[np.ndarray], np.ndarray], old: Tiles, cut: np.ndarray, quota: np.ndarray,
+    new: Tiles,
+) -> None:  # fmt: skip
+    """Keep what is not weak, and draw vacant cells until, of those found, none is `missing`."""
+    # Each member has room for the cells of one tile, 16 bytes per draw.
     draws, found = np.zeros_like(vacant), np.zeros_like(vacant)
     drawn = buckets = np.empty((team.size, 1), np.int64)
     while (more := missing(found)).any():
@@ -126,17 +117,11 @@ def _draw(
         if most >= buckets.shape[1]:
             drawn = np.empty((team.size, most), np.int64)
             buckets = np.empty((team.size, most + 1), np.int64)
-        _share(_count, team, grid, key, vacant, draws, walked, drawn, buckets, found)
-    return (grid, key, vacant, draws, walked, drawn, buckets), found
-
-
-def weigh(grid: Grid, tiles: Tiles, key: np.uint64, team: Team) -> None:
-    """Draw weights that are missing from U(±√(6/k)), k being the neuron's own fan-in.
-
-    He et al. (2015) take the width of the layer below, but here fan-ins are few and vary.
-    """
-    fan_in = np.empty((team.size, grid.side_out), np.int32)
-    _share(_weigh, team, grid, key, tiles, fan_in)
+        team.walk(_count, grid, key, vacant, draws, walked, drawn, buckets, found)
+    new.start[:] = pointers(cells(grid) - vacant + found)
+    chosen = grid, key, vacant, draws, walked, drawn, buckets
+    team.walk(_merge, *chosen, old, cut, quota, new)
+    team.walk(_weigh, grid, key, new, np.empty((team.size, grid.side_out), np.int32))
 
 
 def check(grid: Grid, tiles: Tiles, team: Team) -> None:
@@ -145,7 +130,7 @@ def check(grid: Grid, tiles: Tiles, team: Team) -> None:
     if start[0] != 0 or start[-1] != len(tiles.rows) or (np.diff(start) < 0).any():
         raise ValueError("start: expected to rise from 0 to the number of connections")
     good = np.zeros(len(start) - 1, bool)
-    _share(_check, team, grid, tiles, good)
+    team.walk(_check, grid, tiles, good)
     if not good.all():
         raise ValueError(
             f"tile {int(np.argmin(good))}: a connection is outside, not in ascending order, or not "
@@ -159,50 +144,44 @@ def evolve(
 ) -> int:  # fmt: skip
     """Replace a layer's weakest connections by as many at random vacant places; return how many.
 
-    SET (Mocanu et al. 2018, algorithm 1), O(nnz). `spare` has the same size as `tiles`, and its
-    contents are lost; `key` must be new in each call; `rng` shares the new connections out among
-    the tiles. Repeats are drawn anew, so every subset of vacant places is equally likely.
+    SET (Mocanu et al. 2018, algorithm 1), O(nnz). `spare` is as large as `tiles`; `key` must be new
+    in each call. Repeats are drawn anew, so every subset of vacant places is equally likely.
     """
-    cut = weakest(tiles.weights, zeta, team)
+    cut, ties, dropped = weakest(tiles.weights, zeta, team)
     below = np.zeros((len(tiles.start) - 1, 3), np.int64)
-    _share(_count_weak, team, tiles, cut.magnitude, below)
+    team.walk(_count_weak, tiles, cut, below)
     # Of weights exactly at the cut, the first ones go.
     before = np.cumsum(below[:, 1:], axis=0) - below[:, 1:]
-    quota = np.clip(cut.ties - before, 0, below[:, 1:])
-    kept = np.diff(tiles.start) - below[:, 0] - quota.sum(axis=1)
-    vacant = cells(grid) - kept
+    quota = np.clip(ties - before, 0, below[:, 1:])
+    vacant = cells(grid) - np.diff(tiles.start) + below[:, 0] + quota.sum(axis=1)
     shares = vacant / max(1, vacant.sum())
-    drawn, found = _draw(
+    _fill(
         team, grid, key, vacant, False,
-        lambda found: rng.multinomial(cut.dropped - int(found.sum()), shares),
+        lambda found: rng.multinomial(dropped - int(found.sum()), shares), tiles, cut, quota, spare,
     )  # fmt: skip
-    spare.start[:] = pointers(kept + found)
-    _share(_merge, team, *drawn, tiles, cut.magnitude, quota, spare)
-    weigh(grid, spare, key, team)
     for old, new in zip(tiles, spare, strict=True):
         np.copyto(old, new)
-    return cut.dropped
+    return dropped
 
 
-def weakest(weights: np.ndarray, zeta: float, team: Team) -> Cut:
-    """Find the fraction `zeta`, rounded down, of each sign's weights that is closest to zero.
+def weakest(weights: np.ndarray, zeta: float, team: Team) -> tuple[np.ndarray, np.ndarray, int]:
+    """Find the fraction `zeta` of each sign's weights that is closest to zero, as SET removes it.
 
-    Magnitudes of float32 are ordered like their bits. So a histogram of the upper 16 bits finds the
-    cut to 16 bits, and one of the lower 16 bits of the weights in that bin finds the rest, without
-    sorting or a copy. Zeros count as positive, as in `topology.weakest`; NaN is not allowed.
+    Return the magnitudes, as bits, below which positive and negative weights are weak, how many of
+    those exactly there are weak as well, and how many are in all. Magnitudes are ordered like their
+    bits: a histogram of the upper 16 finds the cut to 16 bits, and one of the lower 16 of the
+    weights in that bin finds the rest, without sorting or a copy.
     """
-    if not 0 <= zeta < 1:
-        raise ValueError(f"zeta: expected a fraction in [0, 1), got {zeta!r}")
     counts = np.zeros((team.size, 2, _BINS), np.int64)
     bits = weights.view(np.uint32)
-    _share(_histogram, team, bits, np.full(2, _BINS, np.uint32), counts)
+    team.walk(_histogram, bits, np.full(2, _BINS, np.uint32), counts)
     upper = counts.sum(axis=0)
     drop = np.array([int(zeta * int(n)) for n in upper.sum(axis=1)])
     high, left = _bin(upper, drop)
     counts[:] = 0
-    _share(_histogram, team, bits, high, counts)
+    team.walk(_histogram, bits, high, counts)
     low, ties = _bin(counts.sum(axis=0), left)
-    return Cut(high << np.uint32(16) | low, ties, int(drop.sum()))
+    return high << np.uint32(16) | low, ties, int(drop.sum())
 
 
 def _bin(counts: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -212,10 +191,6 @@ def _bin(counts: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bins = np.minimum(found, _BINS - 1)
     sides = np.arange(2)
     return bins.astype(np.uint32), left - ends[sides, bins] + counts[sides, bins]
-
-
-def _share(function: Any, team: Team, *args: Any) -> None:
-    team.run(function, team.size, team.sync, *args)
 
 
 @_jit
@@ -302,14 +277,9 @@ def _chosen(key, n, size, out):
 
 
 @_jit
-def _tile_key(key, grid, tile):
-    return mix(key, grid.first * grid.across + tile)
-
-
-@_jit
 def _ranks(key, grid, tile, vacant, draws, walked, out, buckets):
     """Write the new connections of a tile, as numbers of vacant cells; return how many."""
-    own = _tile_key(key, grid, tile)
+    own = mix(key, grid.first * grid.across + tile)
     if walked:
         return _chosen(own, vacant[tile], draws[tile], out)
     return _distinct(own, vacant[tile], draws[tile], out, buckets)
@@ -349,37 +319,33 @@ def _merge(
             n_new = _ranks(key, grid, tile, vacant, draws, walked, ranks, buckets[member])
             width = min(grid.side_in, grid.n_in - tile % grid.across * grid.side_in)
             place, kept, fresh = new.start[tile], 0, 0
-            for k in range(old.start[tile], old.start[tile + 1]):
-                sign, magnitude = _signed(bits[k])
-                if magnitude < cut[sign]:
-                    continue
-                if magnitude == cut[sign] and quota[tile, sign] > 0:
-                    quota[tile, sign] -= 1
-                    continue
-                cell = np.int64(old.rows[k]) * width + old.columns[k]
+            end = old.start[tile + 1]
+            for k in range(old.start[tile], end + 1):
+                cell = np.int64(2**62)  # behind all connections
+                if k < end:
+                    sign, magnitude = _signed(bits[k])
+                    if magnitude < cut[sign]:
+                        continue
+                    if magnitude == cut[sign] and quota[tile, sign] > 0:
+                        quota[tile, sign] -= 1
+                        continue
+                    cell = np.int64(old.rows[k]) * width + old.columns[k]
                 # `kept` cells are taken before it, so vacant cell number r is cell r + kept.
                 while fresh < n_new and ranks[fresh] + kept < cell:
-                    _put(new, place, ranks[fresh] + kept, width)
+                    row = (ranks[fresh] + kept) // width
+                    new.rows[place], new.columns[place] = row, ranks[fresh] + kept - row * width
+                    new.weights[place], new.velocity[place] = np.nan, 0  # `_weigh` sets the weight
                     place, fresh = place + 1, fresh + 1
-                new.rows[place], new.columns[place] = old.rows[k], old.columns[k]
-                new.weights[place], new.velocity[place] = old.weights[k], old.velocity[k]
-                place, kept = place + 1, kept + 1
-            while fresh < n_new:
-                _put(new, place, ranks[fresh] + kept, width)
-                place, fresh = place + 1, fresh + 1
-
-
-@_jit
-def _put(tiles, place, cell, width):
-    """Write a connection that has no weight yet."""
-    row = cell // width
-    tiles.rows[place], tiles.columns[place] = row, cell - row * width
-    tiles.weights[place], tiles.velocity[place] = np.nan, 0
+                if k < end:
+                    new.rows[place], new.columns[place] = old.rows[k], old.columns[k]
+                    new.weights[place], new.velocity[place] = old.weights[k], old.velocity[k]
+                    place, kept = place + 1, kept + 1
 
 
 @_jit
 def _weigh(member, size, sync, grid, key, tiles, fan_in):
-    """Give weights to connections that have none, a row of tiles at a time."""
+    """Draw weights that are missing from U(±√(6/k)), k being the neuron's own fan-in."""
+    # He et al. (2015) take the width of the layer below, but here fan-ins are few and vary.
     count = fan_in[member]
     for part in shares(sync, size, member, 0, grid.down):
         for block in part:
@@ -388,7 +354,7 @@ def _weigh(member, size, sync, grid, key, tiles, fan_in):
             for k in range(tiles.start[first], tiles.start[first + grid.across]):
                 count[tiles.rows[k]] += 1
             for tile in range(first, first + grid.across):
-                own = mix(_tile_key(key, grid, tile), grid.n_in)
+                own = mix(mix(key, grid.first * grid.across + tile), grid.n_in)
                 begin = tiles.start[tile]
                 for k in range(begin, tiles.start[tile + 1]):
                     if np.isnan(tiles.weights[k]):

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from sparsecore.extreme import split as split_network
+from sparsecore.extreme import budget
 from sparsecore.extreme.config import ExtremeConfig
+from sparsecore.extreme.split import step_bytes
 from sparsecore.paper.extreme.runs import Extreme, Row
 from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.store import Result
@@ -26,6 +27,7 @@ BRAINS = {
 }
 _GIB = 2**30
 _MOST_RANKS = 129
+_ABOVE = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
 _PROJECTED = (1_000_000_000, 2_000_000_000, 5_000_000_000)
 _RUN = {"recorded": "rec.", "this build": "here"}
 _KINDS = {"recorded": COLOURS["set-all-relu"], "this build": COLOURS["set-relu"]}
@@ -72,7 +74,7 @@ _TABLE = (
 
 def table(extreme: Extreme) -> Table:
     """Make T-extreme: size, memory, times and learning of every run."""
-    rows = [_plain(row, where, run) for row, where, run in extreme.runs()]
+    rows = [_plain(*entry) for entry in extreme.runs()]
     sizes = {r["config"]["steps"] * r["config"]["batch_size"] for _, _, r in extreme.runs()}
     caption = (
         "**Extreme networks.** Density is the middle layer's. GiB: the most that was resident, and "
@@ -109,26 +111,24 @@ def memory(extreme: Extreme) -> Table | Note:
 
 def scaling(extreme: Extreme) -> Picture:
     """Draw seconds per step and bytes against neurons, on logarithmic axes, with named brains."""
-    rows, titles, runs = zip(*extreme.runs(), strict=True)
-    neurons, told = np.array([row.neurons for row in rows]), []
-    sizes = np.array([18 + 5 * row.hidden_layers for row in rows])
-    quantities = {
-        "time": ("seconds per training step", [np.median(run["step_seconds"]) for run in runs]),
-        "memory": ("bytes of memory", [run["peak_bytes"] for run in runs]),
-    }
+    runs = pd.DataFrame(_plain(*entry) for entry in extreme.runs())
+    runs["time"] = [np.median(run["step_seconds"]) for *_, run in extreme.runs()]
+    runs["memory"], runs["size"] = runs["peak_bytes"], 18 + 5 * runs["hidden_layers"]
+    labels, told = {"time": "seconds per training step", "memory": "bytes of memory"}, []
     with canvas(6.6) as figure:
         axes = figure.subplots(2, 1, sharex=True)
-        for ax, (what, (label, values)) in zip(axes, quantities.items(), strict=True):
-            for where, colour in _KINDS.items():
-                if (own := np.array(titles) == where).any():
-                    look = {"edgecolors": colour, "facecolors": "none", "linewidths": 1.4}
-                    y = np.array(values)[own]
-                    ax.scatter(neurons[own], y, sizes[own], label=where, zorder=3, **look)
-            slope = _guide(ax, neurons, values)
+        for ax, (what, label) in zip(axes, labels.items(), strict=True):
+            for where, own in runs.groupby("run"):
+                look = {"edgecolors": _KINDS[where], "facecolors": "none", "linewidths": 1.4}
+                ax.scatter(own["neurons"], own[what], own["size"], label=where, zorder=3, **look)
+            slope = _guide(ax, runs["neurons"], runs[what])
             if slope is not None:
                 told.append(f"{slope:.2f} ({what})")
             ax.set(xscale="log", yscale="log", ylabel=label, xlim=(150, 6e8))
-            _brains(ax, named=ax is axes[0])
+            for name, count in BRAINS.items():
+                ax.axvline(count, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+                if ax is axes[0]:
+                    tag(ax, f"{name}\n{_count(count)}", (count, 1), (0, 3), **_ABOVE)
         axes[0].legend(loc="upper left")
         axes[-1].set_xlabel("hidden neurons")
     law = f"From 5·10⁶ neurons on the exponents are {' and '.join(told)}. " * bool(told)
@@ -261,7 +261,7 @@ _PROJECTION = (
 
 
 def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e9) -> Table | Note:
-    """Make the table of what larger networks would take.
+    """Make the table of what larger networks would take, on the fewest ranks that they fit on.
 
     `memory` is that of a rank's machine in bytes, `network` its bytes per second (100 Gbit/s).
     """
@@ -269,9 +269,28 @@ def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e
         return Note("No run is there to go by.")
     row, _, run = extreme.runs()[-1]
     pace = float(np.median(run["step_seconds"])) / run["nnz"]
-    tried = {n: _projected(n, memory, network, pace) for n in _PROJECTED}
-    beyond = ", ".join(f"{_count(n)} neurons" for n, found in tried.items() if found is None)
-    rest = f"{beyond} fit no number of ranks: one rank holds both outputs with all connections. "
+    rows, beyond = [], []
+    for neurons in _PROJECTED:
+        config = ExtremeConfig(neurons=neurons)
+        sizes, batch = config.sizes, config.batch_size
+        ranks = range(1, _MOST_RANKS)
+        plans = (budget.plan(sizes, config.epsilon, batch, 1, n) for n in ranks)
+        plan = next((plan for plan in plans if plan.total <= memory), None)
+        if plan is None:
+            beyond.append(f"{_count(neurons)} neurons")
+            continue
+        moved = step_bytes(sizes, batch, len(plan.expected))
+        found = {
+            "neurons": neurons,
+            "connections": sum(plan.expected),
+            "ranks": len(plan.expected),
+            "rank_bytes": plan.total,
+            "message_bytes": moved,
+            "compute_seconds": plan.connections * pace,
+            "message_seconds": moved / network,
+        }
+        rows.append(found)
+    rest = "{} fit no number of ranks: one rank holds both outputs with all connections. "
     caption = (
         "**On paper: larger than a rat's.** A projection, not a measurement: ten hidden layers, "
         f"batch 4, on as many machines with {memory / _GIB:.0f} GiB as the network needs. Seconds "
@@ -279,8 +298,7 @@ def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e
         f"{network / 1e9:g} GB/s, as large as those measured above, neuron for neuron."
     )
     sources = f"Computing takes {pace * 1e9:.1f} ns per connection at {row.neurons:,} neurons. "
-    sources += rest * bool(beyond) + _source(extreme)
-    rows = [found for found in tried.values() if found is not None]
+    sources += rest.format(", ".join(beyond)) * bool(beyond) + _source(extreme)
     return Table.of("T-extreme-projection", rows, _PROJECTION, caption, sources)
 
 
@@ -310,26 +328,6 @@ def _plain(row: Row, where: str, run: Result) -> Result:
     }
 
 
-def _projected(neurons: int, memory: int, network: float, pace: float) -> Result | None:
-    """Return what a network takes on the fewest ranks that it fits on; None if on none."""
-    config = ExtremeConfig(neurons=neurons)
-    sizes, batch = config.sizes, config.batch_size
-    for ranks in range(1, _MOST_RANKS):
-        plan = split_network.plan(sizes, config.epsilon, batch, ranks)
-        if plan.total <= memory:
-            moved = split_network.step_bytes(sizes, batch, ranks)
-            return {
-                "neurons": neurons,
-                "connections": sum(load.connections for load in plan.loads),
-                "ranks": ranks,
-                "rank_bytes": plan.total,
-                "message_bytes": moved,
-                "compute_seconds": plan.connections * pace,
-                "message_seconds": moved / network,
-            }
-    return None
-
-
 def _source(extreme: Extreme) -> str:
     """Say where the largest recorded run is from, and the largest of this build."""
     last = {title: run for _, title, run in extreme.runs()}
@@ -346,11 +344,3 @@ def _guide(ax: Axes, neurons: np.ndarray, values: Sequence[float]) -> float | No
         proportional = ends * np.exp(np.median(y - x))
         ax.plot(ends, proportional, color=GREY, linewidth=1, linestyle=(0, (5, 3)))
     return float(np.polyfit(x, y, 1)[0]) if len(set(x)) >= 3 else None
-
-
-def _brains(ax: Axes, named: bool) -> None:
-    for name, count in BRAINS.items():
-        ax.axvline(count, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
-        if named:
-            above = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
-            tag(ax, f"{name}\n{_count(count)}", (count, 1), (0, 3), **above)

@@ -287,7 +287,7 @@ def files_of(name: str) -> dict[str, bytes]:
     elif name == "cifar10":
         contents = [bytes([n % 10]) + rng.bytes(3072) for n in range(6)]
     elif name == "madelon":
-        return madelon_contents((-1, 1, 1, -1))[0]
+        return madelon_contents()[0]
     else:
         contents = [(higgs_text(62)[0] if name == "higgs" else geo_text()[0]).encode()]
     return dict(zip(names, contents, strict=True))
@@ -316,9 +316,9 @@ def data_files(name: str) -> Reader:
             path = folder / f"{number}{'.gz' * int(rng.integers(2))}"
             path.write_bytes(content)
             located.append((DataFile(file, n_bytes=None), path))
-        parsed = datasets._read(entry, located)
-        arrays = parsed.X_train, parsed.y_train, parsed.X_test, parsed.y_test
-        datasets._dataset(entry, arrays, "fuzz", parsed.content_hash).moments()
+        files = tuple(file for file, _ in located)
+        data, _ = datasets._read(replace(entry, files=files), "fuzz", located)
+        data.moments()
 
     return Reader(attempt, (datasets.DataCorrupt,))
 

@@ -8,9 +8,7 @@ from importlib.metadata import distribution
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecore.datasets.dataset import every_kth
-
-Arrays = tuple[NDArray, NDArray[np.int64], NDArray, NDArray[np.int64]]
+from sparsecore.datasets.dataset import Arrays, every_kth
 
 
 def digits() -> Arrays:

@@ -29,7 +29,6 @@ from sparsecore.datasets.readers import (
     DataFile,
     Located,
     Parsed,
-    read_content,
 )
 from sparsecore.files import atomic_write, lock
 
@@ -39,7 +38,7 @@ CONNECT_SECONDS = 5.0  # a home that has not answered by then counts as out of r
 STALL_SECONDS = 60.0  # a download ends when nothing has arrived for so long
 _PICKLES = {"data_batch_1", "cifar-10-batches-py", "cifar-10-python.tar.gz"}
 # What a mirror may raise that cannot serve; requests' errors are OSErrors.
-_FAILURES = (DataError, OSError, ValueError, EOFError, tarfile.TarError, zlib.error)
+_FAILURES = (DataError, OSError, ValueError, IndexError, EOFError, tarfile.TarError, zlib.error)
 Tried = list[tuple[str, str]]  # (source, reason why it did not serve), in order
 
 
@@ -248,8 +247,8 @@ def _fill_cache(entry: Entry, tried: Tried) -> bool:
     beside = f".{entry.name}-"
     try:
         with lock(cache.parent / f".{entry.name}.lock") as alone:
-            with contextlib.suppress(DataError):
-                _verified(entry.files, cache)
+            with contextlib.suppress(*_FAILURES):
+                _verified(entry, cache)
                 return True
             if alone:  # what a killed process left behind
                 for left in cache.parent.glob(f"{beside}*"):
@@ -260,7 +259,7 @@ def _fill_cache(entry: Entry, tried: Tried) -> bool:
                 ) as folder:
                     try:
                         mirror.bring(Path(folder))
-                        _install(entry.files, Path(folder), cache, mirror.label)
+                        _install(_verified(entry, Path(folder)), cache, mirror.label)
                         return True
                     except _FAILURES as error:
                         tried.append((mirror.label, _reason(error, folder)))
@@ -269,20 +268,16 @@ def _fill_cache(entry: Entry, tried: Tried) -> bool:
     return False
 
 
-def _verified(files: Sequence[DataFile], folder: Path) -> Located:
-    """Find all files in `folder` and check their pinned contents."""
-    found = _find(files, folder)
-    for file, path in found:
-        if file.sha256 is not None:
-            read_content(file, path)
+def _verified(entry: Entry, folder: Path) -> Located:
+    """Find all files of a data set in `folder`, and check that they can be read."""
+    found = _find(entry.files, folder)
+    assert entry.read is not None
+    entry.read(found)
     return found
 
 
-def _install(files: Sequence[DataFile], folder: Path, cache: Path, label: str) -> None:
-    """Verify the files in `folder`, then rename each into `cache`."""
-    found = _verified(files, folder)
-    origin = folder / ORIGIN
-    origin.write_text(label + "\n", encoding="utf-8")
+def _install(found: Located, cache: Path, label: str) -> None:
+    """Rename each file into `cache`."""
     cache.mkdir(exist_ok=True)
     for file, path in found:
         target = cache / path.name
@@ -291,7 +286,8 @@ def _install(files: Sequence[DataFile], folder: Path, cache: Path, label: str) -
             if other != target:  # an older, damaged form must not be found instead
                 other.unlink(missing_ok=True)
             _pin(other).unlink(missing_ok=True)
-    os.replace(origin, cache / ORIGIN)
+    with atomic_write(cache / ORIGIN) as origin:
+        origin.write(f"{label}\n".encode())
 
 
 def _pin(path: Path) -> Path:

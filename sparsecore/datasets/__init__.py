@@ -7,7 +7,6 @@ data set's mirrors; each refuses an unknown name with ValueError.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sparsecore.datasets import registry, sources
@@ -59,7 +58,7 @@ def describe(name: str) -> dict[str, object]:
     entry = registry.find(name)
     same = ("name", "title", "domain", "n_features", "n_train", "n_test", "megabytes", "on_request",
             "home", "licence", "citation")  # fmt: skip
-    pins = [file.sha256 for file in entry.files]
+    pinned = entry.files and all(file.sha256 for file in entry.files)
     surrogate = "files or surrogate" if entry.files else "embedded"
     return {fact: getattr(entry, fact) for fact in same} | {
         "feature_shape": list(entry.feature_shape),
@@ -68,7 +67,7 @@ def describe(name: str) -> dict[str, object]:
         "kind": "files" if entry.generate is None else surrogate,
         "files": [file.name for file in entry.files],
         "mirrors": [mirror.label for mirror in entry.mirrors],
-        "sha256": _content_hash(entry.files, pins) if pins and all(pins) else entry.sha256,
+        "sha256": _content_hash(entry.files) if pinned else entry.sha256,
     }
 
 
@@ -162,23 +161,25 @@ def verify(name: str) -> dict[str, str]:
     entry = registry.find(name)
     tried: Tried = []
     if place := sources.locate(entry, tried):
-        _, digests = _read(entry, *place)
-        return {str(path): digest for (_, path), digest in zip(place[1], digests, strict=True)}
+        _, digest = _read(entry, *place)
+        return {str(path): file.sha256 or digest for file, path in place[1]}
     if entry.generate is None:
         raise sources.not_available(entry, tried)
     return {name: _generated(entry).content_hash}
 
 
-def _read(entry: Entry, label: str, located: Located) -> tuple[Dataset, Sequence[str]]:
-    """Read and check files, and return their hashes; an error says how to replace a damaged one."""
+def _read(entry: Entry, label: str, located: Located) -> tuple[Dataset, str]:
+    """Read and check files; return the hash of one that has no published one, too.
+
+    An error says how to replace a damaged file.
+    """
     assert entry.read is not None
     first = located[0][1]
     try:
-        arrays, digests, classes = entry.read(located)
-        for (file, path), digest in zip(located, digests, strict=True):
-            if file.sha256 is None:
-                cached = path.parent == sources.cache_folder(entry.name)
-                sources.check_pin(path, digest, keep=cached)
+        arrays, digest, classes = entry.read(located)
+        if digest:
+            cached = first.parent == sources.cache_folder(entry.name)
+            sources.check_pin(first, digest, keep=cached)
         X, y, X_test, y_test = arrays
         wanted, found = (entry.n_train, entry.n_test), (len(y), len(y_test))
         rows_fit = (len(X), len(X_test)) == found and (entry.any_rows or found == wanted)
@@ -198,13 +199,13 @@ def _read(entry: Entry, label: str, located: Located) -> tuple[Dataset, Sequence
         raise DataCorrupt(error.path, error.expected, error.got, error.remedy or remedy) from None
     except (ValueError, IndexError, OverflowError) as error:
         raise DataCorrupt(first, "a file of its format", str(error)) from None
-    content = _content_hash(entry.files, digests)
-    return _dataset(entry, arrays, label, content, classes), digests
+    content = _content_hash(entry.files, digest)
+    return _dataset(entry, arrays, label, content, classes), digest
 
 
-def _content_hash(files: Sequence[DataFile], digests: Iterable[str | None]) -> str:
-    """Hash the hashes of all files, a line `digest  name` each, into one for the data set."""
-    lines = (f"{digest}  {file.name}\n" for file, digest in zip(files, digests, strict=True))
+def _content_hash(files: tuple[DataFile, ...], digest: str = "") -> str:
+    """Hash the hashes of all files, a line `hash  name` each, into one for the data set."""
+    lines = (f"{file.sha256 or digest}  {file.name}\n" for file in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -54,8 +54,8 @@ class DataFile:
     """A file of a data set, plain or gzipped; hash and size are those of its content."""
 
     name: str  #: without `.gz`
-    sha256: str | None = None  #: None where any file of the right format will do
-    n_bytes: int | None = None
+    sha256: str = ""  #: "" where any file of the right format will do
+    n_bytes: int = 0
     other_names: tuple[str, ...] = ()  #: further names, without `.gz`; `name` is preferred
 
     def candidates(self, folder: Path) -> list[Path]:
@@ -69,10 +69,10 @@ Located = Sequence[tuple[DataFile, Path]]
 
 
 class Parsed(NamedTuple):
-    """What files hold: the arrays, the SHA-256 of each file's content, and names of classes."""
+    """What files hold."""
 
     arrays: Arrays
-    digests: Sequence[str]
+    digest: str = ""  #: SHA-256 of the one file that has no published hash
     classes: tuple[str, ...] | None = None
 
 
@@ -92,54 +92,48 @@ def _opened(path: Path, expected: str = "a whole gzip file") -> Iterator[BinaryI
         raise DataCorrupt(path, expected, f"a damaged gzip file ({error})") from None
 
 
-def read_content(file: DataFile, path: Path) -> tuple[NDArray[np.uint8], str]:
-    """Read a whole file and check it; return its decompressed bytes and their SHA-256."""
-    wanted = f"{file.n_bytes} bytes" if file.n_bytes is not None else "a whole gzip file"
-    with _opened(path, wanted) as stream:
-        most = -1 if file.n_bytes is None else file.n_bytes + 1
-        content = np.frombuffer(bytearray(stream.read(most)), dtype=np.uint8)
-    if file.n_bytes is not None and len(content) != file.n_bytes:
-        state = "the file is cut short" if len(content) < file.n_bytes else "the file is too long"
-        raise DataCorrupt(path, wanted, f"at least {len(content)} bytes: {state}")
-    digest = hashlib.sha256(content.data).hexdigest()
-    if file.sha256 is not None and digest != file.sha256:
-        raise DataCorrupt(path, f"SHA-256 {file.sha256} of the content", digest)
-    return content, digest
-
-
-def _contents(files: Located) -> tuple[Sequence[NDArray[np.uint8]], Sequence[str]]:
-    """Read whole files whose hashes are known, so that what they hold needs no further check."""
-    contents, digests = zip(*(read_content(file, path) for file, path in files), strict=True)
-    return contents, digests
+def _contents(files: Located) -> Iterator[NDArray[np.uint8]]:
+    """Yield files' contents, which need no further check: their hashes are published."""
+    for file, path in files:
+        wanted = f"{file.n_bytes} bytes"
+        with _opened(path, wanted) as stream:
+            content = np.frombuffer(bytearray(stream.read(file.n_bytes + 1)), dtype=np.uint8)
+        if len(content) != file.n_bytes:
+            state = "cut short" if len(content) < file.n_bytes else "too long"
+            found = f"at least {len(content)} bytes: the file is {state}"
+            raise DataCorrupt(path, wanted, found)
+        digest = hashlib.sha256(content.data).hexdigest()
+        if digest != file.sha256:
+            raise DataCorrupt(path, f"SHA-256 {file.sha256} of the content", digest)
+        yield content
 
 
 def read_idx(files: Located) -> Parsed:
     """Read four IDX files of 28×28 images and labels (train, train, test, test)."""
-    contents, digests = _contents(files)
+    contents = [*_contents(files)]
     X, X_test = (images[16:].reshape(-1, 784) for images in contents[::2])
     y, y_test = (labels[8:].astype(np.int64) for labels in contents[1::2])
-    return Parsed((X, y, X_test, y_test), digests)
+    return Parsed((X, y, X_test, y_test))
 
 
 def read_cifar10(files: Located) -> Parsed:
     """Read CIFAR-10 binary batches (the last one is the test batch) into rows of 32×32×3 values."""
-    contents, digests = _contents(files)
+    *train, test = _contents(files)
     arrays: list[NDArray] = []
-    for part in (np.concatenate(contents[:-1]), contents[-1]):
+    for part in (np.concatenate(train), test):
         records = part.reshape(-1, 3073)
         # The file holds three planes per image; rows hold the three values of a pixel together.
         pixels = records[:, 1:].reshape(-1, 3, 1024).transpose(0, 2, 1)
         arrays += [pixels.reshape(-1, 3072), records[:, 0].astype(np.int64)]
     X, y, X_test, y_test = arrays
-    return Parsed((X, y, X_test, y_test), digests)
+    return Parsed((X, y, X_test, y_test))
 
 
 def read_madelon(files: Located) -> Parsed:
     """Read Madelon's text files: train data, train labels, valid data, valid labels (-1 or +1)."""
-    contents, digests = _contents(files)
-    X, y, X_test, y_test = (np.array(text.tobytes().split(), np.float32) for text in contents)
+    X, y, X_test, y_test = (np.array(c.tobytes().split(), np.float32) for c in _contents(files))
     X, X_test = X.reshape(len(y), -1), X_test.reshape(len(y_test), -1)
-    return Parsed((X, (y > 0).astype(np.int64), X_test, (y_test > 0).astype(np.int64)), digests)
+    return Parsed((X, (y > 0).astype(np.int64), X_test, (y_test > 0).astype(np.int64)))
 
 
 def read_higgs(files: Located) -> Parsed:
@@ -181,7 +175,7 @@ def read_higgs(files: Located) -> Parsed:
             wanted = f"shuffled rows, with labels 0 and 1 in the {part} part"
             raise DataCorrupt(path, wanted, f"labels {labels[:5]}")
     y, X = table[:, 0].astype(np.int64), np.ascontiguousarray(table[:, 1:])
-    return Parsed((X[:n_train], y[:n_train], X[n_train:], y[n_train:]), [digest.hexdigest()])
+    return Parsed((X[:n_train], y[:n_train], X[n_train:], y[n_train:]), digest.hexdigest())
 
 
 def _number(text: bytes) -> float:
@@ -238,7 +232,7 @@ def read_geo(files: Located) -> Parsed:
     X, y = np.stack(probes, axis=1), y[order].astype(np.int64)
     n_train = len(y) - int(is_test.sum())
     arrays = X[:n_train], y[:n_train], X[n_train:], y[n_train:]
-    return Parsed(arrays, [digest.hexdigest()], tuple(map(str, classes)))
+    return Parsed(arrays, digest.hexdigest(), tuple(map(str, classes)))
 
 
 def _hashed(stream: BinaryIO, digest: Any) -> Iterator[bytes]:

@@ -138,11 +138,8 @@ def busy_cpus(seconds: float = 0.5) -> float:
 
 
 def peak_bytes() -> int:
-    """Return the largest resident memory of this process so far.
-
-    Linux has it as VmHWM: what `resource` tells may be that of the process which started this one.
-    """
-    try:
+    """Return the largest resident memory of this process so far."""
+    try:  # what `resource` tells on Linux may be that of the process which started this one
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
     except (OSError, IndexError):

@@ -169,10 +169,7 @@ def verify(name: str) -> dict[str, str]:
 
 
 def _read(entry: Entry, label: str, located: Located) -> tuple[Dataset, str]:
-    """Read and check files; return the hash of one that has no published one, too.
-
-    An error says how to replace a damaged file.
-    """
+    """Read and check files; return what they hold, and the hash of one without a published one."""
     assert entry.read is not None
     first = located[0][1]
     try:

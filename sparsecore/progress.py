@@ -56,15 +56,12 @@ class Output(Unfailing):
 def bar(
     total: float | None, desc: str | None = None, *, hidden: bool = False, **options: Any
 ) -> tqdm[Any]:
-    """Return tqdm's bar on standard error; `total` None: nobody knows how much there is.
-
-    A terminal sees it five times a second, a log every ten seconds, so that it is not flooded.
-    """
+    """Return tqdm's bar on standard error; `total` None: nobody knows how much there is."""
     from tqdm.auto import tqdm  # on use: data commands show none, and start without it
 
     own = sys.stderr is sys.__stderr__  # a notebook's, or main's, does not fail
     hidden, file = hidden or sys.stderr is None, Unfailing(sys.stderr) if own else sys.stderr
-    pause = 0.2 if not hidden and sys.stderr.isatty() else 10
+    pause = 0.2 if not hidden and sys.stderr.isatty() else 10  # seconds: a log is not flooded
     return tqdm(total=total, desc=desc, disable=hidden, file=file, mininterval=pause, **options)
 
 

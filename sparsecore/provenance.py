@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,23 +61,14 @@ def cpu_model() -> str:
     to a name without a number, family and model are added.
     """
     facts: dict[str, str] = {}
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
             facts.setdefault(key.strip(), value.strip())
-    except OSError:
-        pass
     name = facts.get("model name") or platform.processor() or platform.machine()
     if "cpu family" in facts and not any(letter.isdigit() for letter in name):
         name += f" (family {facts['cpu family']}, model {facts.get('model', '?')})"
     return name
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def loaded_blas() -> list[str]:
@@ -125,8 +117,8 @@ def code() -> dict[str, Any]:
     return {
         "sparsecore": sparsecore.__version__,
         "sources": sources_sha256(),
-        "numpy": _version("numpy"),
-        "numba": _version("numba"),
+        "numpy": version("numpy"),
+        "numba": version("numba"),
         "lane_width": lanes.widest(),
     }
 
@@ -146,11 +138,8 @@ def busy_cpus(seconds: float = 0.5) -> float:
 
 
 def peak_bytes() -> int:
-    """Return the largest resident memory of this process so far.
-
-    Linux has it as VmHWM: what `resource` tells may be that of the process which started this one.
-    """
-    try:
+    """Return the largest resident memory of this process so far."""
+    try:  # what `resource` tells on Linux may be that of the process which started this one
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
     except (OSError, IndexError):
@@ -165,11 +154,15 @@ def peak_rss_mb() -> float:
 
 def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str, Any]:
     """Return what a result file says of its origin, as JSON types."""
+    packages = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
     return {
         "sparsecore": sparsecore.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {name: v for name in _PACKAGES if (v := _version(name)) is not None},
+        "packages": packages,
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": cpu_count(),

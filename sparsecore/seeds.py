@@ -22,16 +22,13 @@ class Purpose(IntEnum):
     SAMPLES = 6
 
 
-def sequence(seed: int, purpose: Purpose, rank: int = 0, epoch: int = 0) -> np.random.SeedSequence:
-    """Return the SeedSequence of one purpose, rank and epoch."""
-    return np.random.SeedSequence(seed, spawn_key=(int(purpose), rank, epoch))
-
-
 def generator(seed: int, purpose: Purpose, rank: int = 0, epoch: int = 0) -> np.random.Generator:
     """Return a fresh Generator of one purpose, rank and epoch."""
-    return np.random.default_rng(sequence(seed, purpose, rank, epoch))
+    key = int(purpose), rank, epoch
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def key(seed: int, purpose: Purpose, rank: int = 0) -> np.uint64:
     """Return a 64-bit key for counter-based noise."""
-    return sequence(seed, purpose, rank).generate_state(1, np.uint64)[0]
+    sequence = np.random.SeedSequence(seed, spawn_key=(int(purpose), rank, 0))
+    return sequence.generate_state(1, np.uint64)[0]

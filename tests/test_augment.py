@@ -114,21 +114,3 @@ def test_seed_and_epoch_determine_the_result():
     one, other = (np.random.SeedSequence(3, spawn_key=(1, key)) for key in (2, 3))
     np.testing.assert_array_equal(run(one, 0), run(one, 0))
     assert not np.array_equal(run(one, 0), run(other, 0))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"images": np.zeros((2, 64), np.float32)}, "float32"),
-        ({"shape": (8, 9)}, r"\(8, 9\)"),
-        ({"shape": (64,)}, "height"),
-        ({"shift": 1.5}, "shift=1.5"),
-        ({"shift": float("nan")}, "shift=nan"),
-        ({"rotation": -1}, "rotation=-1"),
-    ],
-)
-def test_bad_arguments_are_named(change, message):
-    mean, scale = moments(64)
-    arguments = {"images": images(2, (8, 8)), "shape": (8, 8), "mean": mean, "scale": scale}
-    with pytest.raises(ValueError, match=message):
-        ImageAugmentation(**(arguments | change))

@@ -21,7 +21,7 @@ import pytest
 
 from sparsecore import __version__, checkpoint, datasets, experiment, provenance
 from sparsecore.__main__ import main
-from sparsecore.bench import bench, spread, timed
+from sparsecore.bench import spread, timed
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import HYPERPARAMETERS, TrainConfig
 
@@ -175,11 +175,6 @@ def test_bench_prints_one_json_object():
 def test_bench_parallel_refuses_what_it_would_not_heed(words, capsys):
     assert main(["bench", "--parallel", "digits", *words]) == 1
     assert f"{words[0]}: not with --parallel" in capsys.readouterr().err
-
-
-def test_bench_refuses_a_dropout_that_is_none():
-    with pytest.raises(ValueError, match=r"dropout: expected a number in \[0, 1\), got 1.5"):
-        bench((5, 4, 3), epsilon=2, dropout=1.5)
 
 
 def test_the_stopwatch_times_each_call():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import gzip
+import hashlib
 import io
 import json
 import multiprocessing
@@ -285,14 +286,14 @@ def files_of(name: str) -> dict[str, bytes]:
     elif name == "cifar10":
         contents = [bytes([n % 10]) + rng.bytes(3072) for n in range(6)]
     elif name == "madelon":
-        return madelon_contents((-1, 1, 1, -1))[0]
+        return madelon_contents()[0]
     else:
         contents = [(higgs_text(62)[0] if name == "higgs" else geo_text()[0]).encode()]
     return dict(zip(names, contents, strict=True))
 
 
 def data_files(name: str) -> Reader:
-    """Return the reader of a data set's files, without their pinned hashes."""
+    """Return the reader of a data set's files, with the hashes of what damage has made of them."""
     entry = replace(registry.find(name), any_rows=True, classes=tuple("abcdef"))
     if name in ("fashion-mnist", "cifar10"):
         entry = replace(entry, classes=tuple("0123456789"))
@@ -304,19 +305,21 @@ def data_files(name: str) -> Reader:
         victim = list(contents)[rng.integers(len(contents))]
         packed = rng.random() < 0.5
         content = contents[victim]
+        stored = dict(contents)
         if packed and rng.random() < 0.5:
-            contents[victim] = bytes_of(rng, gzip.compress(content, mtime=0))
+            stored[victim] = bytes_of(rng, gzip.compress(content, mtime=0))
         else:
-            content = bytes_of(rng, content)
-            contents[victim] = gzip.compress(content) if packed else content
+            content = contents[victim] = bytes_of(rng, content)
+            stored[victim] = gzip.compress(content) if packed else content
         located = []
         for number, (file, content) in enumerate(contents.items()):
             path = folder / f"{number}{'.gz' * int(rng.integers(2))}"
-            path.write_bytes(content)
-            located.append((DataFile(file, n_bytes=None), path))
-        parsed = datasets._read(entry, located)
-        arrays = parsed.X_train, parsed.y_train, parsed.X_test, parsed.y_test
-        datasets._dataset(entry, arrays, "fuzz", parsed.content_hash).moments()
+            path.write_bytes(stored[file])
+            digest = hashlib.sha256(content).hexdigest() if entry.files[0].sha256 else ""
+            located.append((DataFile(file, digest, len(content)), path))
+        files = tuple(file for file, _ in located)
+        data, _ = datasets._read(replace(entry, files=files), "fuzz", located)
+        data.moments()
 
     return Reader(attempt, (datasets.DataCorrupt,))
 

@@ -11,84 +11,72 @@ from sparsecore import datasets
 from sparsecore.commands.options import check_common, given, hyperparameter, sizes
 from sparsecore.config import HYPERPARAMETERS
 
-_DIMS = (784, 1000, 1000, 1000, 10)
+_OPTIONS = (
+    ("--dims", sizes, "N,N,…", "neurons per layer (784,1000,1000,1000,10)"),
+    ("--batch", int, "N", "samples per step (128)"),
+    ("--threads", int, "THREADS", "threads (1)"),
+    ("--steps", int, "N", "steps that are timed (500)"),
+    ("--rounds", int, "N", "with --peers: turns of each, half a second long (5)"),
+    (
+        "--parallel",
+        str,
+        "DATASET",
+        "under mpiexec: train it for ten epochs with all ranks (WASAP-SGD) and with one, in turns, "
+        "three seeds; and time the server's lock",
+    ),
+)
 
 
 def add(commands: Any) -> None:
     """Add the command to the command line."""
     sub = commands.add_parser("bench", help="time full training steps on random data")
     sub.set_defaults(function=_bench)
-    sub.add_argument(
-        "--dims", type=sizes, metavar="N,N,…", help="neurons per layer (784,1000,1000,1000,10)"
-    )
+    for name, kind, metavar, help_text in _OPTIONS:
+        sub.add_argument(name, type=kind, metavar=metavar, help=help_text)
     how = sub.add_mutually_exclusive_group()
     hyperparameter(how, HYPERPARAMETERS["epsilon"])
     hyperparameter(how, HYPERPARAMETERS["density"])
-    sub.add_argument("--batch", type=int, metavar="N", help="samples per step (128)")
-    sub.add_argument("--threads", type=int, help="threads (1)")
-    sub.add_argument("--steps", type=int, metavar="N", help="steps that are timed (500)")
     sub.add_argument("--seed", type=int, default=0, help="of data and network (%(default)s)")
-    sub.add_argument(
-        "--peers",
-        action="store_true",
-        help="time all peers that are installed as well (pip install -e '.[peers]')",
-    )
-    sub.add_argument(
-        "--rounds",
-        type=int,
-        metavar="N",
-        help="with --peers: turns of each, half a second long (5)",
-    )
-    sub.add_argument(
-        "--parallel",
-        metavar="DATASET",
-        help="under mpiexec: train it for ten epochs with all ranks (WASAP-SGD) and with one, in "
-        "turns, three seeds; and time the server's lock",
-    )
+    peers = "time all peers that are installed as well (pip install -e '.[peers]')"
+    sub.add_argument("--peers", action="store_true", help=peers)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _bench(options: argparse.Namespace) -> None:
     from sparsecore.bench import bench
 
-    if options.parallel is not None:
-        names = "dims", "epsilon", "density", "batch", "threads", "steps", "rounds"
-        for name in given(options, names):
-            raise ValueError(f"--{name}: not with --parallel, which trains the study's network")
-        if options.peers:
-            raise ValueError("--peers: not with --parallel")
-    for name, default in (("dims", _DIMS), ("batch", 128), ("threads", 1)):
-        if getattr(options, name) is None:
-            setattr(options, name, default)
+    asked = given(options, ("dims", "epsilon", "density", "batch", "threads", "steps", "rounds"))
+    options.threads = asked.get("threads", 1)
     check_common(options)
     if options.parallel is not None:
+        for name in (*asked, *["peers"] * options.peers):
+            raise ValueError(f"--{name}: not with --parallel, which trains the study's network")
         _bench_parallel(options)
         return
+    network = {
+        "sizes": asked.get("dims", (784, 1000, 1000, 1000, 10)),
+        "batch_size": asked.get("batch", 128),
+        **{name: getattr(options, name) for name in ("epsilon", "density", "threads", "seed")},
+    }
     if options.peers:
-        _bench_peers(options)
+        _bench_peers(options, network)
         return
     if options.rounds is not None:
         raise ValueError("--rounds: expected --peers with it, got none; see --steps")
-    steps = 500 if options.steps is None else options.steps
-    result = bench(options.dims, steps=steps, **_network(options))
+    result = bench(steps=asked.get("steps", 500), **network)
     if options.json:
         print(json.dumps(result))
         return
     ms = result["ms_per_step"]
-    print(f"{result['nnz']:,} connections, batch {options.batch}, {options.threads} thread(s)")
+    batch, threads = network["batch_size"], options.threads
+    print(f"{result['nnz']:,} connections, batch {batch}, {threads} thread(s)")
     print(f"training step  {ms['median']:.3f} ms (min {ms['min']:.3f}, p90 {ms['p90']:.3f})")
     print(f"rate           {result['gflops']:.1f} GFLOP/s")
     print(f"evolution      {result['evolution_ms']:.2f} ms")
     print(f"prediction     {result['predict_ms']:.3f} ms a batch")
-    if options.threads > 1:
+    if threads > 1:
         print(f"threads meet   in {result['meeting_us']:.2f} us")
     print(f"peak memory    {result['peak_rss_mb']:.0f} MiB")
-
-
-def _network(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what is trained, as the library's functions name it."""
-    same = {name: getattr(options, name) for name in ("epsilon", "density", "threads", "seed")}
-    return {**same, "batch_size": options.batch}
 
 
 def _bench_parallel(options: argparse.Namespace) -> None:
@@ -141,16 +129,16 @@ def _bench_parallel(options: argparse.Namespace) -> None:
         )
 
 
-def _bench_peers(options: argparse.Namespace) -> None:
+def _bench_peers(options: argparse.Namespace, network: dict[str, Any]) -> None:
     from sparsecore.paper.speed import contest
     from sparsecore.paper.speed.peers import Problem
 
     if options.steps is not None:
         raise ValueError("--steps: with --peers turns are timed instead; see --rounds")
-    if options.batch < 1:
+    if network["batch_size"] < 1:
         raise ValueError(f"--batch: expected an integer of at least 1, got {options.batch}")
     result = contest.compare(
-        Problem(options.dims, **_network(options)),
+        Problem(**network),
         rounds=5 if options.rounds is None else options.rounds,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )

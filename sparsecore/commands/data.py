@@ -26,13 +26,11 @@ def add(commands: Any) -> None:
 def _list_data(options: argparse.Namespace) -> None:
     for name in datasets.names():
         facts = datasets.describe(name)
-        if datasets.stands_in(name):
-            here = "a surrogate here"
-        else:
-            here = "here" if datasets.available(name) else "to be fetched"
+        here = "here" if datasets.available(name) else "to be fetched"
         print(
             f"{name:18} {facts['domain']:10} {facts['n_features']:>6} features "
-            f"{facts['n_classes']:>3} classes {facts['n_train']:>7}/{facts['n_test']:<6} {here}"
+            f"{facts['n_classes']:>3} classes {facts['n_train']:>7}/{facts['n_test']:<6} "
+            f"{'a surrogate here' if datasets.stands_in(name) else here}"
         )
 
 

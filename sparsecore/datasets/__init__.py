@@ -6,14 +6,14 @@ data set's mirrors; each refuses an unknown name with ValueError.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from sparsecore.datasets import registry, sources
-from sparsecore.datasets.dataset import Dataset, hash_arrays
-from sparsecore.datasets.generators import Arrays, artificial
-from sparsecore.datasets.readers import DataCorrupt, DataError, Located, Parsed
-from sparsecore.datasets.registry import Entry
-from sparsecore.datasets.sources import DataNotAvailable, Tried
+from sparsecore.datasets.dataset import Arrays, Dataset, hash_arrays
+from sparsecore.datasets.generators import artificial
+from sparsecore.datasets.readers import DataCorrupt, DataError, DataFile, Located
+from sparsecore.datasets.sources import DataNotAvailable, Entry, Tried
 
 __all__ = [
     "DataCorrupt",
@@ -58,6 +58,7 @@ def describe(name: str) -> dict[str, object]:
     entry = registry.find(name)
     same = ("name", "title", "domain", "n_features", "n_train", "n_test", "megabytes", "on_request",
             "home", "licence", "citation")  # fmt: skip
+    pinned = entry.files and all(file.sha256 for file in entry.files)
     surrogate = "files or surrogate" if entry.files else "embedded"
     return {fact: getattr(entry, fact) for fact in same} | {
         "feature_shape": list(entry.feature_shape),
@@ -66,7 +67,7 @@ def describe(name: str) -> dict[str, object]:
         "kind": "files" if entry.generate is None else surrogate,
         "files": [file.name for file in entry.files],
         "mirrors": [mirror.label for mirror in entry.mirrors],
-        "sha256": entry.content_hash,
+        "sha256": _content_hash(entry.files) if pinned else entry.sha256,
     }
 
 
@@ -76,13 +77,13 @@ def available(name: str) -> bool:
     The files' content is not read. For "leukemia" always True, since a surrogate stands in.
     """
     entry = registry.find(name)
-    return entry.generate is not None or _locate(entry, []) is not None
+    return entry.generate is not None or sources.locate(entry, []) is not None
 
 
 def stands_in(name: str) -> bool:
     """Tell whether `load` would return a surrogate here: for "leukemia" without its file."""
     entry = registry.find(name)
-    return entry.generate is not None and bool(entry.files) and _locate(entry, []) is None
+    return entry.generate is not None and bool(entry.files) and sources.locate(entry, []) is None
 
 
 def load(name: str) -> Dataset:
@@ -119,13 +120,10 @@ def load(name: str) -> Dataset:
     """
     entry = registry.find(name)
     tried: Tried = []
-    place = _locate(entry, tried)
+    place = sources.locate(entry, tried)
     if place is None and entry.generate is not None:
         return _generated(entry)
-    label, located = place or _downloaded(entry, tried, asked=False)
-    parsed = _read(entry, located)
-    arrays = parsed.X_train, parsed.y_train, parsed.X_test, parsed.y_test
-    return _dataset(entry, arrays, label, parsed.content_hash, parsed.classes)
+    return _read(entry, *(place or sources.download(entry, tried, asked=False)))[0]
 
 
 def fetch(name: str) -> Path | None:
@@ -135,24 +133,22 @@ def fetch(name: str) -> Path | None:
     own folder raises DataCorrupt; if no source has the data, DataNotAvailable is raised.
     """
     entry = registry.find(name)
-    if entry.read is None:
+    if not entry.files:
         return None
     tried: Tried = []
-    place = _locate(entry, tried)
-    cache = sources.cache_folder(entry.name)
-    if place is not None:
+    if place := sources.locate(entry, tried):
         folder = place[1][0][1].parent
         try:
-            _read(entry, place[1])
+            _read(entry, *place)
             return folder
         except DataCorrupt as error:
-            if folder != cache or not entry.mirrors:
+            if folder != sources.cache_folder(name) or not entry.mirrors:
                 raise
-            tried.append((f"cache ({cache})", str(error)))
+            tried.append((place[0], str(error)))
             Path(error.path).unlink(missing_ok=True)
-    _, located = _downloaded(entry, tried, asked=True)
-    _read(entry, located)
-    return located[0][1].parent
+    place = sources.download(entry, tried, asked=True)
+    _read(entry, *place)
+    return place[1][0][1].parent
 
 
 def verify(name: str) -> dict[str, str]:
@@ -171,60 +167,32 @@ def verify(name: str) -> dict[str, str]:
     """
     entry = registry.find(name)
     tried: Tried = []
-    place = _locate(entry, tried)
-    if place is not None:
-        parsed = _read(entry, place[1])
-        return {
-            str(path): digest
-            for (_, path), (_, digest) in zip(place[1], parsed.digests, strict=True)
-        }
+    if place := sources.locate(entry, tried):
+        _, digest = _read(entry, *place)
+        return {str(path): file.sha256 or digest for file, path in place[1]}
     if entry.generate is None:
-        raise DataNotAvailable(name, tried, _remedy(entry))
+        raise sources.not_available(entry, tried)
     return {name: _generated(entry).content_hash}
 
 
-def _locate(entry: Entry, tried: Tried) -> tuple[str, Located] | None:
-    """Find all files of a data set in one local place."""
-    if entry.read is None:
-        return None
-    for place in sources.places(entry.name, entry.subfolder, entry.mirrors, tried):
-        located = place.look(entry.files, tried)
-        if located is not None:
-            return place.label, located
-    return None
-
-
-def _downloaded(entry: Entry, tried: Tried, asked: bool) -> tuple[str, Located]:
-    """Bring the files into the cache, and find them there."""
-    if entry.on_request and not asked:
-        command = f"python -m sparsecore data fetch {entry.name}"
-        reason = f"{entry.megabytes / 1000:.1f} GB are downloaded only on request: {command}"
-        tried += [(mirror.label, reason) for mirror in entry.mirrors]
-    elif sources.download(entry.name, entry.files, entry.mirrors, tried):
-        place = sources.cache_place(entry.name)
-        located = place.look(entry.files, tried)
-        if located is not None:
-            return place.label, located
-    raise DataNotAvailable(entry.name, tried, _remedy(entry))
-
-
-def _read(entry: Entry, located: Located) -> Parsed:
-    """Read and check files; an error says how to replace a damaged one."""
+def _read(entry: Entry, label: str, located: Located) -> tuple[Dataset, str]:
+    """Read and check files; return what they hold, and the hash of one without a published one."""
     assert entry.read is not None
     first = located[0][1]
     try:
-        parsed = entry.read(located)
-        for (file, path), (_, digest) in zip(located, parsed.digests, strict=True):
-            if file.sha256 is None:
-                cached = path.parent == sources.cache_folder(entry.name)
-                sources.check_pin(path, digest, keep=cached)
-        n_train, n_test, columns = len(parsed.y_train), len(parsed.y_test), parsed.X_train.shape[1]
-        rows_fit = entry.any_rows or (n_train, n_test) == (entry.n_train, entry.n_test)
-        if columns != entry.n_features or not rows_fit:
-            wanted = f"{entry.n_train} and {entry.n_test} rows of {entry.n_features} features"
-            raise DataCorrupt(first, wanted, f"{n_train} and {n_test} rows of {columns}")
-        if parsed.classes is not None and len(parsed.classes) != len(entry.classes):
-            raise DataCorrupt(first, f"{len(entry.classes)} classes", f"{len(parsed.classes)}")
+        arrays, digest, classes = entry.read(located)
+        if digest:
+            cached = first.parent == sources.cache_folder(entry.name)
+            sources.check_pin(first, digest, keep=cached)
+        X, y, X_test, y_test = arrays
+        wanted, found = (entry.n_train, entry.n_test), (len(y), len(y_test))
+        rows_fit = (len(X), len(X_test)) == found and (entry.any_rows or found == wanted)
+        if X.shape[1] != entry.n_features or not rows_fit:
+            rows = "{} and {} rows of {}"
+            expected = f"{rows.format(*wanted, entry.n_features)} features"
+            raise DataCorrupt(first, expected, rows.format(*found, X.shape[1]))
+        if classes is not None and len(classes) != len(entry.classes):
+            raise DataCorrupt(first, f"{len(entry.classes)} classes", f"{len(classes)}")
     except DataCorrupt as error:
         remedy = f"replace the file with the one from {entry.home}"
         if entry.on_request:  # a very large download
@@ -235,7 +203,14 @@ def _read(entry: Entry, located: Located) -> Parsed:
         raise DataCorrupt(error.path, error.expected, error.got, error.remedy or remedy) from None
     except (ValueError, IndexError, OverflowError) as error:
         raise DataCorrupt(first, "a file of its format", str(error)) from None
-    return parsed
+    content = _content_hash(entry.files, digest)
+    return _dataset(entry, arrays, label, content, classes), digest
+
+
+def _content_hash(files: tuple[DataFile, ...], digest: str = "") -> str:
+    """Hash the hashes of all files, a line `hash  name` each, into one for the data set."""
+    lines = (f"{file.sha256 or digest}  {file.name}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _dataset(
@@ -258,15 +233,3 @@ def _generated(entry: Entry) -> Dataset:
         raise DataCorrupt(where, f"{wanted} of the arrays", digest, "reinstall scikit-learn")
     embedded = "scikit-learn" if entry.sha256 is not None else "generator"
     return _dataset(entry, arrays, SURROGATE if entry.files else embedded, digest)
-
-
-def _remedy(entry: Entry) -> str:
-    """Say how to put a data set's files in place by hand."""
-    listed = ", ".join(file.name for file in entry.files)
-    homes = [", ".join(m.urls) for m in entry.mirrors if isinstance(m, sources.Home)]
-    return (
-        f"To put the files in place by hand: download them ({', '.join(homes) or entry.home}), put "
-        f"{listed} (gzipped or not) into a folder {entry.name}/, and set "
-        f"{sources.ENVIRONMENT} to the folder above it; or put them into "
-        f"{sources.cache_folder(entry.name)}. Then: python -m sparsecore data verify {entry.name}"
-    )

@@ -11,35 +11,12 @@ from sparsecore.compiled.jit import jit
 
 
 class ImageAugmentation:
-    """Randomly shifted, rotated and flipped copies of a set of images, one set per epoch.
+    """Shifted, rotated and flipped copies of images, drawn anew in each epoch; O(n · n_features).
 
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (n, height * width * channels)
-        Raw images, rows flattened in C order.
-    shape : tuple of int
-        (height, width) or (height, width, channels).
-    mean, scale : ndarray of float32, shape (height * width * channels,)
-        `Dataset.moments()`: results are (value - mean) / scale.
-    shift : float
-        Largest shift along each axis, as a fraction of the image's size, 0 … 1.
-    rotation : float
-        Largest rotation about the centre, in degrees, 0 … 180.
-    flip : bool
-        Flip every other image, at random, left to right.
-    seed : int or SeedSequence
-        Together with the epoch it determines every draw.
-
-    Raises
-    ------
-    ValueError
-        If a shape does not fit or a value is out of its range.
-
-    Notes
-    -----
-    The defaults are the study's for CIFAR-10. Values between pixels are interpolated bilinearly;
-    outside the image the nearest edge pixel counts. All calls use one buffer of 4 n · n_features
-    bytes.
+    `images` are rows of flattened images of `shape`; `mean` and `scale` are `Dataset.moments()`.
+    The largest `shift` is a fraction of the image's size, the largest `rotation` in degrees; their
+    defaults are the study's for CIFAR-10. `seed` and the epoch determine every draw. Values between
+    pixels are interpolated bilinearly; outside the image the nearest edge pixel counts.
     """
 
     def __init__(
@@ -53,26 +30,13 @@ class ImageAugmentation:
         flip: bool = True,
         seed: int | np.random.SeedSequence = 0,
     ) -> None:
-        if images.dtype != np.uint8:
-            raise ValueError(f"images are {images.dtype}: expected raw uint8 images")
-        if len(shape) not in (2, 3) or images.ndim != 2 or images.shape[1] != math.prod(shape):
-            raise ValueError(
-                f"images of shape {images.shape} are not rows of {shape}: expected "
-                "(height, width) or (height, width, channels) with as many values as a row"
-            )
-        if not 0 <= shift <= 1:
-            raise ValueError(f"shift={shift}: expected a fraction of the image, 0 … 1")
-        if not 0 <= rotation <= 180:
-            raise ValueError(f"rotation={rotation}: expected degrees, 0 … 180")
-        self.shape = (shape[0], shape[1], shape[2] if len(shape) == 3 else 1)
-        self.images = np.ascontiguousarray(images).reshape(len(images), *self.shape)
-        self.mean = np.ascontiguousarray(mean, dtype=np.float32).reshape(self.shape)
-        self.scale = np.ascontiguousarray(scale, dtype=np.float32).reshape(self.shape)
-        self.shift, self.rotation, self.flip = float(shift), float(rotation), bool(flip)
-        self.seed = (
-            seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-        )
-        self._out: NDArray[np.float32] | None = None
+        shape = (*shape, 1)[:3]  # height, width, channels
+        self.images = np.ascontiguousarray(images).reshape(-1, *shape)
+        self.mean, self.scale = mean.reshape(shape), scale.reshape(shape)
+        self.largest = shift * shape[0], shift * shape[1], math.radians(rotation)
+        self.flip = flip
+        self.seed = np.random.SeedSequence(seed) if isinstance(seed, int) else seed
+        self._out = np.empty(self.images.shape, dtype=np.float32)
 
     def draw(self, epoch: int) -> NDArray[np.float64]:
         """Draw every image's shift down and right (pixels), rotation (radians, x to y), and flip.
@@ -82,20 +46,15 @@ class ImageAugmentation:
         entropy, key = self.seed.entropy, (*self.seed.spawn_key, epoch)
         rng = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=key))
         moves = rng.random((len(self.images), 4))
-        moves[:, :3] = 2 * moves[:, :3] - 1
-        moves[:, 0] *= self.shift * self.shape[0]
-        moves[:, 1] *= self.shift * self.shape[1]
-        moves[:, 2] *= math.radians(self.rotation)
+        moves[:, :3] = (2 * moves[:, :3] - 1) * self.largest
         moves[:, 3] = (moves[:, 3] < 0.5) & self.flip
         return moves
 
     def __call__(self, epoch: int) -> NDArray[np.float32]:
         """Return the augmented, standardised images of an epoch (from 0), float32, as rows.
 
-        The buffer is overwritten by the next call. O(n · n_features), one thread, without the GIL.
+        The buffer is overwritten by the next call.
         """
-        if self._out is None:
-            self._out = np.empty(self.images.shape, dtype=np.float32)
         resample(self.images, self.draw(epoch), self.mean, self.scale, self._out)
         return self._out.reshape(len(self.images), -1)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+Arrays = tuple[NDArray, NDArray[np.int64], NDArray, NDArray[np.int64]]  # training, then test
+
 # Values in a block of the statistics: small float64 copies.
 BLOCK_VALUES = 1 << 20
 

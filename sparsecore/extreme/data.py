@@ -23,7 +23,7 @@ class Stream:
         rng = seeds.generator(seed, Purpose.SPLIT)
         informative = max(1, n_features // _INFORMATIVE)
         self._seed = seed
-        self._design = Clusters.design(n_features, N_CLASSES, informative, 1, separation, rng)
+        self._design = Clusters(n_features, N_CLASSES, informative, 1, separation, rng)
         moved = separation * self._design.signs
         self._mean = moved.mean(axis=0)
         self._sd = np.sqrt(1 + moved.var(axis=0))

@@ -72,7 +72,8 @@ def cpu_model() -> str:
     return name
 
 
-def _version(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """Return the version of a package, None if it is not there."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -125,8 +126,8 @@ def code() -> dict[str, Any]:
     return {
         "sparsecore": sparsecore.__version__,
         "sources": sources_sha256(),
-        "numpy": _version("numpy"),
-        "numba": _version("numba"),
+        "numpy": installed("numpy"),
+        "numba": installed("numba"),
         "lane_width": lanes.widest(),
     }
 
@@ -169,7 +170,7 @@ def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str,
         "sparsecore": sparsecore.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {name: v for name in _PACKAGES if (v := _version(name)) is not None},
+        "packages": {name: v for name in _PACKAGES if (v := installed(name)) is not None},
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": cpu_count(),

@@ -65,34 +65,6 @@ def canvas(height: float) -> Iterator[Figure]:
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def panels(
-    versions: Versions[T],
-    draw: Callable[[Any, str, T], None],
-    *,
-    across: int = 1,
-    height: float = 3.6,
-    legend: Sequence[Any] = (),
-    **subplots: Any,
-) -> Figure:
-    """Draw every version that is there, and one legend above them.
-
-    Versions stand side by side, each drawn on one panel; or, with `across` panels each, below each
-    other. ``draw(panel or array of panels, title, version)`` draws one. `height` is that of a row,
-    in inches.
-    """
-    found = list(versions)
-    rows, columns = (1, len(found)) if across == 1 else (len(found), across)
-    with canvas(height * rows) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False, **subplots)
-        for place, (title, version) in zip(axes[0] if across == 1 else axes, found, strict=True):
-            draw(place, title, version)
-        if legend:
-            letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
-            columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
-            figure.legend(handles=legend, loc="outside upper center", ncols=columns)
-    return figure
-
-
 def picture(
     key: str,
     versions: Versions[T],
@@ -103,17 +75,31 @@ def picture(
     caption: str,
     alt: str,
     label: str = "",
-    **look: Any,
+    across: int = 1,
+    height: float = 3.6,
+    legend: Sequence[Any] = (),
+    **subplots: Any,
 ) -> Picture:
-    """Make a picture of all versions, see `panels` and `source`, or say why there are none.
+    """Draw every version that is there, and one legend above them; or say why there is none.
 
-    `label` is the first panel's, on its left.
+    Versions stand side by side, each drawn on one panel; or, with `across` panels each, below each
+    other. ``draw(panel or array of panels, title, version)`` draws one. `label` is the first
+    panel's, on its left; `height` that of a row, in inches. For `tell` and `about` see `source`.
     """
-    if not versions:
+    found = list(versions)
+    if not found:
         return nothing(key, versions.missing)
-    figure = panels(versions, draw, **look)
-    if label:
-        figure.axes[0].set_ylabel(label)
+    rows, columns = (1, len(found)) if across == 1 else (len(found), across)
+    with canvas(height * rows) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False, **subplots)
+        for place, (title, version) in zip(axes[0] if across == 1 else axes, found, strict=True):
+            draw(place, title, version)
+        if legend:
+            letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
+            columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
+            figure.legend(handles=legend, loc="outside upper center", ncols=columns)
+        if label:
+            figure.axes[0].set_ylabel(label)
     return Picture(key, figure, caption, alt, source(versions, tell, about))
 
 
@@ -130,11 +116,10 @@ def source(
     told = []
     for title, version in versions:
         result = about(version)
-        origins, seeds = result["provenance"], result.get("seeds", [])
-        seeds = [result["seed"]] if "seed" in result else seeds
+        origins = result["provenance"]
+        seeds = [result["seed"]] if "seed" in result else result.get("seeds", [])
         many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, " if seeds else ""
-        profile = f"{title.capitalize()} (profile {result['profile']})"
-        told.append(f"{profile}: {many}{origin(origins)}.")
+        told.append(f"{title.capitalize()} (profile {result['profile']}): {many}{origin(origins)}.")
         others = float(np.median(result.get("others", origins.get("others", 0.0))))
         if others > _QUIET:
             told.append(f"Other processes used {others:.1f} CPUs: these times are too long.")

@@ -6,7 +6,8 @@ Simulations are made when a picture is; its titles and its axis say that it is o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -17,7 +18,7 @@ from sparsecore.bench import spread
 from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.parallel.figures import COLOUR, LABELS
 from sparsecore.paper.scaling import simulate as model
-from sparsecore.paper.scaling.measure import busy, calibrate, check
+from sparsecore.paper.scaling.measure import calibrate
 from sparsecore.paper.scaling.rounds import samples_per_second, speedups, spent, workers_of
 from sparsecore.paper.scaling.simulate import ALGORITHMS
 from sparsecore.paper.store import Result, Versions
@@ -74,21 +75,26 @@ def _gains(result: Result) -> str:
 # --- simulated -----------------------------------------------------------------------------------
 
 
-@cache
-def _simulated(
+def _rates(
     calibration: model.Calibration,
     name: str,
     network: model.Network,
     scenario: model.Scenario = model.AS_MEASURED,
-) -> tuple[model.Outcome, ...]:
-    """Simulate all numbers of workers; a picture and its sources ask for the same."""
-    return tuple(model.simulate(calibration, k, name, network, scenario) for k in _NUMBERS)
+) -> np.ndarray:
+    """Return simulated gradients per second, for all numbers of workers."""
+    found = [model.simulate(calibration, k, name, network, scenario) for k in _NUMBERS]
+    return np.array([outcome.gradients_per_second for outcome in found])
 
 
 def _workers_axis(ax: Axes, title: str, *ticks: int, **more: Any) -> None:
     ax.set(xscale="log", title=f"simulation: {title}", xlabel="simulated workers", **more)
     ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.minorticks_off()
+
+
+def _lines(styles: Mapping[Any, Any]) -> list[Any]:
+    """Return a legend of what the styles of lines mean."""
+    return [line("#333333", what.name, style) for what, style in styles.items()]
 
 
 def simulated(found: Measured) -> Picture:
@@ -104,17 +110,12 @@ def simulated(found: Measured) -> Picture:
     )  # fmt: skip
 
 
-def _lines(styles: Mapping[Any, Any]) -> list[Any]:
-    """Return a legend of what the styles of lines mean."""
-    return [line("#333333", what.name, style) for what, style in styles.items()]
-
-
 def _speedup(axes: Any, title: str, result: Result) -> None:
     calibration = calibrate(result)
     for ax, name in zip(axes, ALGORITHMS, strict=True):
         ax.plot(_NUMBERS, _NUMBERS, color=GREY, linestyle=":", linewidth=1)
         for network, style in _NETWORK_STYLES.items():
-            gains = [outcome.speedup for outcome in _simulated(calibration, name, network)]
+            gains = _rates(calibration, name, network) / calibration.alone
             ax.plot(_NUMBERS, gains, color=COLOUR[name], linestyle=style)
             if name == "wasap":
                 point = model.saturation(calibration, network)
@@ -129,11 +130,11 @@ def _limits(result: Result) -> str:
     told, calibration = [], calibrate(result)
     for name in ALGORITHMS:
         for network in model.NETWORKS:
-            best = max(_simulated(calibration, name, network), key=lambda found: found.speedup)
-            text = f"{LABELS[name]}, {network.name}: {best.speedup:.1f} with {best.workers} workers"
+            gains = _rates(calibration, name, network) / calibration.alone
+            best = f"{gains.max():.1f} with {_NUMBERS[gains.argmax()]} workers"
             if name == "wasap":
-                text += f", saturated from K* = {model.saturation(calibration, network):.1f} on"
-            told.append(text)
+                best += f", saturated from K* = {model.saturation(calibration, network):.1f} on"
+            told.append(f"{LABELS[name]}, {network.name}: {best}")
     full = result["n_train"] // result["batch_size"]
     return (
         f"Largest speed-up: {'; '.join(told)}. With {result['n_train']:,} rows at most {full} "
@@ -144,17 +145,14 @@ def _limits(result: Result) -> str:
 def stragglers(found: Measured, network: model.Network = model.ONE_MACHINE) -> Picture:
     """Draw the simulated throughput with uneven workers, relative to that with even ones."""
 
-    def kept(calibration: model.Calibration, name: str, scenario: model.Scenario) -> np.ndarray:
-        even, uneven = (
-            np.array([o.gradients_per_second for o in _simulated(calibration, name, network, s)])
-            for s in (model.EVEN, scenario)
-        )
-        return 100 * (uneven / even)[1:]
+    def kept(result: Result, name: str, scenario: model.Scenario) -> np.ndarray:
+        rates = [_rates(calibrate(result), name, network, s) for s in (scenario, model.EVEN)]
+        return 100 * (rates[0] / rates[1])[1:]
 
     def draw(axes: Any, title: str, result: Result) -> None:
         for ax, name in zip(axes, ALGORITHMS, strict=True):
             for scenario, style in _SCENARIO_STYLES.items():
-                shares = kept(calibrate(result), name, scenario)
+                shares = kept(result, name, scenario)
                 ax.plot(_NUMBERS[1:], shares, color=COLOUR[name], linestyle=style)
             ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
             _workers_axis(ax, f"{LABELS[name]}, {title}", 2, 8, 32, 128, 512)
@@ -165,7 +163,7 @@ def stragglers(found: Measured, network: model.Network = model.ONE_MACHINE) -> P
         told = []
         for name in ALGORITHMS:
             for scenario in _SCENARIO_STYLES:
-                shares = kept(calibrate(result), name, scenario) - 100
+                shares = kept(result, name, scenario) - 100
                 few, many = (round(shares[i]) for i in (_NUMBERS.index(8) - 1, -1))
                 told.append(f"{LABELS[name]}, {scenario.name}: {few:+d} % and {many:+d} %")
         return (
@@ -216,26 +214,33 @@ def comparison(found: Measured) -> Table | Picture:
     """Make T-scaling: measured and simulated samples per second, side by side."""
     if not found:
         return nothing("T-scaling", found.missing)
+    measured = [
+        (title, result, calibrate(result), name, k)
+        for title, result in found
+        for name in ALGORITHMS
+        for k in workers_of(result, name)
+    ]
     rows = []
-    for title, result in found:
-        for name, k, outcome in check(result):
-            rates, times = spread(samples_per_second(result, name, k)), spent(result, name, k)
-            beside = model.simulate(busy(result, name, k), k) if name == "wasap" else None
-            row = {
-                "where": title,
-                "algorithm": LABELS[name],
-                "workers": k,
-                "measured": rates["median"],
-                "lowest": rates["low"],
-                "highest": rates["high"],
-                "speedup": float(np.median(speedups(result, name, k))),
-                "gradient_ms": 1e3 * times["compute"],
-                "lock_ms": 1e3 * times["lock"],
-                "update_ms": 1e3 * times["update"],
-                "simulated": outcome.samples_per_second,
-                "simulated_beside": None if beside is None else beside.samples_per_second,
-            }
-            rows.append(row)
+    for title, result, calibration, name, k in measured:
+        rates, times = spread(samples_per_second(result, name, k)), spent(result, name, k)
+        row = {
+            "where": title,
+            "algorithm": LABELS[name],
+            "workers": k,
+            "measured": rates["median"],
+            "lowest": rates["low"],
+            "highest": rates["high"],
+            "speedup": float(np.median(speedups(result, name, k))),
+            "gradient_ms": 1e3 * times["compute"],
+            "lock_ms": 1e3 * times["lock"],
+            "update_ms": 1e3 * times["update"],
+            "simulated": model.simulate(calibration, k, name).samples_per_second,
+            "simulated_beside": None,
+        }
+        if name == "wasap":
+            beside = replace(calibration, compute=times["compute"])
+            row["simulated_beside"] = model.simulate(beside, k).samples_per_second
+        rows.append(row)
     caption = (
         "**Does the simulation hold where it can be checked?** Medians over rounds (lowest to "
         "highest) beside simulated samples per second and their deviation. In lockstep the update "

@@ -83,14 +83,13 @@ def spent(result: Result, algorithm: str, workers: int) -> dict[str, float]:
 
     "compute" is the rest, without evaluation and checkpoints.
     """
-    rounds = []
+    rounds, names = [], ("phase1", "evaluate", "checkpoint", "lock", "update")
     for run in result["runs"][algorithm][str(workers)]:
-        names = ("phase1", "evaluate", "checkpoint", "lock", "update")
-        phase1, evaluate, checkpoint, *own = (total_seconds(run, name) for name in names)
-        rest = phase1 - (evaluate + checkpoint) - own[0] - own[1]
-        rounds.append(np.array([rest, *own]) / sum(rank["updates"] for rank in run["ranks"]))
-    medians = np.median(rounds, axis=0).tolist()
-    return dict(zip(("compute", "lock", "update"), medians, strict=True))
+        phase1, evaluate, checkpoint, lock, update = (total_seconds(run, name) for name in names)
+        rest = phase1 - (evaluate + checkpoint) - lock - update
+        updates = sum(rank["updates"] for rank in run["ranks"])
+        rounds.append([seconds / updates for seconds in (rest, lock, update)])
+    return dict(zip(("compute", "lock", "update"), np.median(rounds, axis=0).tolist(), strict=True))
 
 
 def against_sequential(result: Result, algorithm: str, workers: int) -> Result:

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from sparsecore.paper.page import Column, Picture, Table
+from sparsecore.paper.speed.contest import PEERS
 from sparsecore.paper.speed.measure import SHAPES
-from sparsecore.paper.speed.registry import PEERS
 from sparsecore.paper.store import Result, Versions
 from sparsecore.paper.style import COLOURS, GREY, dot, line, picture, source, tag, with_spread
 

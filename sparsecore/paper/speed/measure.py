@@ -21,9 +21,8 @@ from sparsecore.bench import spread, timed
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
 from sparsecore.paper.speed import roofline as kernels
-from sparsecore.paper.speed.contest import compare, stopwatch, warm_up
+from sparsecore.paper.speed.contest import PEERS, compare, stopwatch
 from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
-from sparsecore.paper.speed.registry import PEERS, absent
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
 from sparsecore.progress import bar
 from sparsecore.provenance import busy_cpus, provenance
@@ -50,28 +49,23 @@ class Effort:
     seconds: float  # of one peer's turn in a round
     threads: tuple[int, ...]  # numbers of threads of the contest
     widths: tuple[int, ...]  # neurons per hidden layer
-    patience: float = 0.0  # seconds in each contest to wait for others to leave CPUs free
 
 
 EFFORTS = {
     "quick": Effort(3, 0.12, (1,), (1_000, 3_000, 10_000, 30_000)),
-    "paper": Effort(
-        7, 0.6, (1, 2), (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000), 240.0
-    ),
+    "paper": Effort(7, 0.6, (1, 2), (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)),
 }
 
 
 def contest(effort: Effort, report: Report) -> Result:
     """Time all peers on both shapes, for each number of threads that the machine has."""
-    found = []
-    for shape, sizes in SHAPES.items():
-        for threads in effort.threads:
-            if threads <= cpu_count():
-                timing = compare(
-                    Problem(sizes, epsilon=EPSILON, threads=threads), rounds=effort.rounds,
-                    seconds=effort.seconds, patience=effort.patience, progress=report,
-                )  # fmt: skip
-                found.append({"shape": shape, **timing})
+    how: dict[str, Any] = {"rounds": effort.rounds, "seconds": effort.seconds, "progress": report}
+    found = [
+        {"shape": shape, **compare(Problem(sizes, epsilon=EPSILON, threads=threads), **how)}
+        for shape, sizes in SHAPES.items()
+        for threads in effort.threads
+        if threads <= cpu_count()
+    ]
     return {"contests": found}
 
 
@@ -121,11 +115,11 @@ def density_sweep(
     that are installed takes as long as sparsecore, None if there is none.
     """
     problems = {d: Problem(sizes, density=d) for d in densities}
-    dense = [key for key in ("numpy-dense", "torch-dense") if not absent(key, Problem(sizes))]
+    least = problems[min(densities)]
+    dense = [key for key in ("numpy-dense", "torch-dense") if not PEERS[key].absent(least)]
     with threadpool_limits(1):
         trainers: dict[Any, Adapter] = {d: SparseCore(problem) for d, problem in problems.items()}
-        for key in dense:
-            trainers[key] = PEERS[key].adapter(Problem(sizes, density=min(densities)))
+        trainers |= {key: PEERS[key](least) for key in dense}
         ms = _in_rounds(trainers, effort, report)
     points: list[Result] = [
         {"density": problem.model.density, "nnz": problem.model.nnz, "ms": ms[d]}
@@ -144,12 +138,12 @@ def density_sweep(
 def _in_rounds(trainers: dict[Any, Adapter], effort: Effort, report: Report) -> dict[Any, Result]:
     """Time all trainers in turns, milliseconds per step, and close them."""
     report("warming up")
-    steps = {name: warm_up(trainer, effort.seconds) for name, trainer in trainers.items()}
+    turns = {name: stopwatch(trainer, effort.seconds) for name, trainer in trainers.items()}
     ms: dict[Any, list[float]] = {name: [] for name in trainers}
     for number in range(effort.rounds):
         report(f"round {number + 1} of {effort.rounds}")
-        for name, trainer in trainers.items():
-            ms[name].append(stopwatch(trainer, effort.seconds, steps[name])["ms"])
+        for name, turn in turns.items():
+            ms[name].append(turn()["ms"])
     for trainer in trainers.values():
         trainer.close()
     return {name: spread(values) for name, values in ms.items()}

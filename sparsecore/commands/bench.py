@@ -49,26 +49,25 @@ def add(commands: Any) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from sparsecore.bench import bench
-
     if options.parallel is not None:
         names = "dims", "epsilon", "density", "batch", "threads", "steps", "rounds"
         for name in given(options, names):
             raise ValueError(f"--{name}: not with --parallel, which trains the study's network")
         if options.peers:
             raise ValueError("--peers: not with --parallel")
+    elif options.rounds is not None and not options.peers:
+        raise ValueError("--rounds: expected --peers with it, got none; see --steps")
     for name, default in (("dims", _DIMS), ("batch", 128), ("threads", 1)):
         if getattr(options, name) is None:
             setattr(options, name, default)
     check_common(options)
-    if options.parallel is not None:
-        _bench_parallel(options)
-        return
-    if options.peers:
-        _bench_peers(options)
-        return
-    if options.rounds is not None:
-        raise ValueError("--rounds: expected --peers with it, got none; see --steps")
+    how = _bench_peers if options.peers else _bench_alone
+    (how if options.parallel is None else _bench_parallel)(options)
+
+
+def _bench_alone(options: argparse.Namespace) -> None:
+    from sparsecore.bench import bench
+
     steps = 500 if options.steps is None else options.steps
     result = bench(options.dims, steps=steps, **_network(options))
     if options.json:

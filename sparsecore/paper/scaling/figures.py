@@ -39,7 +39,7 @@ def measured(found: Measured) -> Picture:
     """Draw the measured samples per second against the number of workers, relative to one."""
     legend = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
     return picture(
-        "F-scaling", found, _measured, _gains, _about,
+        "F-scaling", found, _measured, _about,
         height=3.4, legend=[*legend, line(GREY, "ideal", ":")],
         label="speed-up over the\nsequential trainer",
         caption="**Measured speed-up per worker.** Samples per second of phase 1 on "
@@ -50,25 +50,18 @@ def measured(found: Measured) -> Picture:
     )  # fmt: skip
 
 
-def _measured(ax: Axes, title: str, result: Result) -> None:
-    most = 1
+def _measured(ax: Axes, title: str, result: Result) -> str:
+    most, told = 1, []
     for shift, name in ((-0.02, "wasap"), (0.02, "wassp")):
         numbers = workers_of(result, name)
         spreads = [spread(speedups(result, name, k)) for k in numbers]
         with_spread(ax, np.array(numbers) + shift, spreads, COLOUR[name], linewidth=1.6, capsize=3)
         most = max(most, *numbers)
+        told.append(f"{LABELS[name]} {spreads[-1]['median']:.2f} with {numbers[-1]}")
     ax.plot((1, most), (1, most), color=GREY, linestyle=":", linewidth=1.2)
     ax.set(xlabel="workers", title=f"measured, {title}", xlim=(0.9, most + 0.1))
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
-
-
-def _gains(result: Result) -> str:
-    told = [
-        f"{LABELS[name]} {np.median(speedups(result, name, k)):.2f} with {k}"
-        for name in ALGORITHMS
-        for k in workers_of(result, name)[-1:]
-    ]
     return f"Speed-up: {', '.join(told)}."
 
 
@@ -100,7 +93,7 @@ def _lines(styles: Mapping[Any, Any]) -> list[Any]:
 def simulated(found: Measured) -> Picture:
     """Draw the simulated speed-up up to 1024 workers, a line per network."""
     return picture(
-        "F-scaling-simulated", found, _speedup, _limits, _about,
+        "F-scaling-simulated", found, _speedup, _about,
         across=2, height=3.9, legend=_lines(_NETWORK_STYLES), sharex=True, sharey=True,
         caption="**Simulation: up to 1024 workers.** Speed-up in a simulation, not a run, with the "
         "times measured on this page and assumed networks. From the diamonds on the parameter "
@@ -110,31 +103,23 @@ def simulated(found: Measured) -> Picture:
     )  # fmt: skip
 
 
-def _speedup(axes: Any, title: str, result: Result) -> None:
-    calibration = calibrate(result)
+def _speedup(axes: Any, title: str, result: Result) -> str:
+    """Draw and tell how far each algorithm comes on each network, and how far the data go."""
+    calibration, told = calibrate(result), []
     for ax, name in zip(axes, ALGORITHMS, strict=True):
         ax.plot(_NUMBERS, _NUMBERS, color=GREY, linestyle=":", linewidth=1)
         for network, style in _NETWORK_STYLES.items():
             gains = _rates(calibration, name, network) / calibration.alone
             ax.plot(_NUMBERS, gains, color=COLOUR[name], linestyle=style)
+            best = f"{gains.max():.1f} with {_NUMBERS[gains.argmax()]} workers"
             if name == "wasap":
                 point = model.saturation(calibration, network)
                 at = np.exp(np.interp(np.log(point), np.log(_NUMBERS), np.log(gains)))
                 ax.plot(point, at, "D", color=GREY, markersize=6)
+                best += f", saturated from K* = {point:.1f} on"
+            told.append(f"{LABELS[name]}, {network.name}: {best}")
         _workers_axis(ax, f"{LABELS[name]}, {title}", 1, 4, 16, 64, 256, 1024, yscale="log")
     axes[0].set_ylabel("simulated speed-up\nover one worker")
-
-
-def _limits(result: Result) -> str:
-    """Say how far each algorithm comes on each network, and how far the data go."""
-    told, calibration = [], calibrate(result)
-    for name in ALGORITHMS:
-        for network in model.NETWORKS:
-            gains = _rates(calibration, name, network) / calibration.alone
-            best = f"{gains.max():.1f} with {_NUMBERS[gains.argmax()]} workers"
-            if name == "wasap":
-                best += f", saturated from K* = {model.saturation(calibration, network):.1f} on"
-            told.append(f"{LABELS[name]}, {network.name}: {best}")
     full = result["n_train"] // result["batch_size"]
     return (
         f"Largest speed-up: {'; '.join(told)}. With {result['n_train']:,} rows at most {full} "
@@ -145,34 +130,26 @@ def _limits(result: Result) -> str:
 def stragglers(found: Measured, network: model.Network = model.ONE_MACHINE) -> Picture:
     """Draw the simulated throughput with uneven workers, relative to that with even ones."""
 
-    def kept(result: Result, name: str, scenario: model.Scenario) -> np.ndarray:
-        rates = [_rates(calibrate(result), name, network, s) for s in (scenario, model.EVEN)]
-        return 100 * (rates[0] / rates[1])[1:]
-
-    def draw(axes: Any, title: str, result: Result) -> None:
+    def draw(axes: Any, title: str, result: Result) -> str:
+        calibration, told = calibrate(result), []
         for ax, name in zip(axes, ALGORITHMS, strict=True):
+            even = _rates(calibration, name, network, model.EVEN)[1:]
             for scenario, style in _SCENARIO_STYLES.items():
-                shares = kept(result, name, scenario)
+                shares = 100 * (_rates(calibration, name, network, scenario)[1:] / even)
                 ax.plot(_NUMBERS[1:], shares, color=COLOUR[name], linestyle=style)
+                few, many = (round(shares[i] - 100) for i in (_NUMBERS.index(8) - 1, -1))
+                told.append(f"{LABELS[name]}, {scenario.name}: {few:+d} % and {many:+d} %")
             ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
             _workers_axis(ax, f"{LABELS[name]}, {title}", 2, 8, 32, 128, 512)
         axes[0].set_ylabel("throughput, % of that of\nworkers all alike")
         axes[0].set_ylim(bottom=0)
-
-    def losses(result: Result) -> str:
-        told = []
-        for name in ALGORITHMS:
-            for scenario in _SCENARIO_STYLES:
-                shares = kept(result, name, scenario) - 100
-                few, many = (round(shares[i]) for i in (_NUMBERS.index(8) - 1, -1))
-                told.append(f"{LABELS[name]}, {scenario.name}: {few:+d} % and {many:+d} %")
         return (
             f"Change with 8 and with {_NUMBERS[-1]} workers: {'; '.join(told)}. The jitter is that "
             f"of {result['steps']['n_gradients']:,} gradients measured one by one."
         )
 
     return picture(
-        "F-scaling-stragglers", found, draw, losses, _about,
+        "F-scaling-stragglers", found, draw, _about,
         across=2, height=3.4, legend=_lines(_SCENARIO_STYLES), sharex=True, sharey=True,
         caption="**Simulation: what stragglers cost.** Gradients per second relative to workers "
         f"that all take the mean time; {network.name}. What to see: in lockstep all wait for the "

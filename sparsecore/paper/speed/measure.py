@@ -7,6 +7,7 @@ roofline, and growing width at constant epsilon. `figures` draws them.
 from __future__ import annotations
 
 import gc
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -79,27 +80,28 @@ def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_0
     rng = np.random.default_rng(0)
     X = rng.random((sum(rows), SHAPES["fashion-mnist"][0]), np.float32)
     y = rng.integers(10, size=sum(rows))
-    X_train, y_train, X_test, y_test = X[: rows[0]], y[: rows[0]], X[rows[0] :], y[rows[0] :]
+    train, test = (X[: rows[0]], y[: rows[0]]), (X[rows[0] :], y[rows[0] :])
     model = new_model(config, X.shape[1], 10, seed=0)
-    rounds = []
+    times: dict[str, list[float]] = defaultdict(list)
     with Trainer(model, config, seed=0) as trainer:
         for number in range(effort.rounds):
             report(f"epoch {number + 1} of {effort.rounds}")
             before = dict(trainer.seconds)
-            trainer.run_epoch(X_train, y_train)
-            trainer.evaluate(X_test, y_test)
+            trainer.run_epoch(*train)
+            trainer.evaluate(*test)
             trainer.change_topology()
             spent = {name: trainer.seconds[name] - before[name] for name in before}
-            measured = kernels.products_share(model, X_train, y_train, config, rng)
+            measured = kernels.products_share(model, *train, config, rng)
             share = min(1.0, float(np.median(measured)))  # noise of a short measurement
-            products, batches = share * spent["train"], (1 - share) * spent["train"]
-            rounds.append((products, batches, spent["evaluate"], spent["evolve"]))
-    names = ("products", "batches", "evaluation", "evolution")
-    times = dict(zip(names, np.transpose(rounds), strict=True))
+            times["products"].append(share * spent["train"])
+            times["batches"].append((1 - share) * spent["train"])
+            times["evaluation"].append(spent["evaluate"])
+            times["evolution"].append(spent["evolve"])
+    products, *others = map(np.array, times.values())
     return {
         "rows": list(rows),
         "seconds": {name: spread(seconds) for name, seconds in times.items()},
-        "overhead": spread(1 - times["products"] / np.sum(rounds, axis=1)),
+        "overhead": spread(1 - products / (products + sum(others))),
     }
 
 
@@ -229,14 +231,13 @@ def load(profile: str | None = None, *, progress: bool = True) -> dict[str, Vers
     effort, found = EFFORTS[profile], {}
     form = "{desc} ({n}/{total} parts)"
     with bar(len(PARTS), bar_format=form, hidden=not progress) as shown:
+
+        def measure(part: str) -> Result:
+            others = {"others": busy_cpus()}
+            result = PARTS[part](effort, lambda text: shown.set_description_str(f"{part}: {text}"))
+            return {**result, "provenance": {**provenance(1, None), **others}}
+
         for part in PARTS:
-            compute = partial(_measure, part, effort, shown)
-            found[part] = versions(partial(entry, part), compute, profile)
+            found[part] = versions(partial(entry, part), partial(measure, part), profile)
             shown.update()
     return found
-
-
-def _measure(part: str, effort: Effort, shown: Any) -> Result:
-    busy = busy_cpus()
-    found = PARTS[part](effort, lambda text: shown.set_description_str(f"{part}: {text}"))
-    return {**found, "provenance": {**provenance(1, None), "others": busy}}

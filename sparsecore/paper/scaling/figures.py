@@ -69,10 +69,7 @@ def _measured(ax: Axes, title: str, result: Result) -> str:
 
 
 def _rates(
-    calibration: model.Calibration,
-    name: str,
-    network: model.Network,
-    scenario: model.Scenario = model.AS_MEASURED,
+    calibration: model.Calibration, name: str, network: model.Network, scenario: model.Scenario
 ) -> np.ndarray:
     """Return simulated gradients per second, for all numbers of workers."""
     found = [model.simulate(calibration, k, name, network, scenario) for k in _NUMBERS]
@@ -109,7 +106,7 @@ def _speedup(axes: Any, title: str, result: Result) -> str:
     for ax, name in zip(axes, ALGORITHMS, strict=True):
         ax.plot(_NUMBERS, _NUMBERS, color=GREY, linestyle=":", linewidth=1)
         for network, style in _NETWORK_STYLES.items():
-            gains = _rates(calibration, name, network) / calibration.alone
+            gains = _rates(calibration, name, network, model.AS_MEASURED) / calibration.alone
             ax.plot(_NUMBERS, gains, color=COLOUR[name], linestyle=style)
             best = f"{gains.max():.1f} with {_NUMBERS[gains.argmax()]} workers"
             if name == "wasap":
@@ -127,15 +124,16 @@ def _speedup(axes: Any, title: str, result: Result) -> str:
     )
 
 
-def stragglers(found: Measured, network: model.Network = model.ONE_MACHINE) -> Picture:
+def stragglers(found: Measured) -> Picture:
     """Draw the simulated throughput with uneven workers, relative to that with even ones."""
 
     def draw(axes: Any, title: str, result: Result) -> str:
         calibration, told = calibrate(result), []
         for ax, name in zip(axes, ALGORITHMS, strict=True):
-            even = _rates(calibration, name, network, model.EVEN)[1:]
+            even = _rates(calibration, name, model.ONE_MACHINE, model.EVEN)[1:]
             for scenario, style in _SCENARIO_STYLES.items():
-                shares = 100 * (_rates(calibration, name, network, scenario)[1:] / even)
+                uneven = _rates(calibration, name, model.ONE_MACHINE, scenario)[1:]
+                shares = 100 * (uneven / even)
                 ax.plot(_NUMBERS[1:], shares, color=COLOUR[name], linestyle=style)
                 few, many = (round(shares[i] - 100) for i in (_NUMBERS.index(8) - 1, -1))
                 told.append(f"{LABELS[name]}, {scenario.name}: {few:+d} % and {many:+d} %")
@@ -152,9 +150,9 @@ def stragglers(found: Measured, network: model.Network = model.ONE_MACHINE) -> P
         "F-scaling-stragglers", found, draw, _about,
         across=2, height=3.4, legend=_lines(_SCENARIO_STYLES), sharex=True, sharey=True,
         caption="**Simulation: what stragglers cost.** Gradients per second relative to workers "
-        f"that all take the mean time; {network.name}. What to see: in lockstep all wait for the "
-        "slowest, until the exchange takes longer than that. WASAP-SGD loses only what the slow "
-        "workers do not do, and nothing where all wait for the server.",
+        "that all take the mean time; one machine, shared memory. What to see: in lockstep all "
+        "wait for the slowest, until the exchange takes longer than that. WASAP-SGD loses only "
+        "what the slow workers do not do, and nothing where all wait for the server.",
         alt="Simulated throughput with stragglers relative to even workers, one panel per "
         "algorithm.",
     )  # fmt: skip

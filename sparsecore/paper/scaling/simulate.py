@@ -66,8 +66,7 @@ class Network:
 
     name: str
     latency: float = 0.0  # seconds, one way
-    # Bytes per second, each way, of every machine. None: all workers share one memory, and messages
-    # travel as measured.
+    # Bytes per second, each way, of every machine. None: one memory, and messages as measured.
     bandwidth: float | None = None
 
     def seconds(self, n_bytes: float) -> float:
@@ -138,12 +137,9 @@ def simulate(
     """Simulate phase 1 of a parallel run in its steady state; a seed determines the outcome.
 
     Each worker has a core of its own and always a full batch: where there are more workers than
-    updates in an epoch, the data grow with them. `algorithm` is "wasap" or "wassp".
-
-    Notes
-    -----
-    Not in the model: cores share the memory's bandwidth; requests for the lock load the server's
-    network; evaluation. The first to ask gets the lock, which only decides whose gradient is stale.
+    updates in an epoch, the data grow with them. Not in the model: cores share the memory's
+    bandwidth; requests for the lock load the server's network; evaluation. The first to ask gets
+    the lock, which only decides whose gradient is stale.
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
@@ -156,10 +152,7 @@ def simulate(
 
 
 def service(calibration: Calibration, network: Network) -> float:
-    """Return how many seconds a push holds the server's lock, mean, evolutions included.
-
-    The push meets the topology that its gradient was computed on.
-    """
+    """Return the mean seconds that a push of a new gradient holds the lock, with evolutions."""
     push, evolve = _held(calibration, network)
     return push + evolve / calibration.updates_per_epoch
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -46,28 +46,25 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # rea
 
 def compare(
     problem: Problem,
-    keys: Sequence[str] | None = None,
     *,
     rounds: int = 5,
     seconds: float = 0.5,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Time full training steps of all peers, or of `keys` and sparsecore, in interleaved rounds.
+    """Time full training steps of all peers in interleaved rounds, turns of some `seconds` each.
 
-    In each round each peer has a turn of some `seconds`, of at least one call. Of each peer, "ms"
-    are milliseconds per step (the median over rounds of the round's median) and "ratio" its time
-    over sparsecore's, round by round; "meeting_us" is how long the threads took to meet before and
-    after.
+    Of each peer, "ms" are milliseconds per step (the median over rounds of the round's median) and
+    "ratio" its time over sparsecore's, round by round; "meeting_us" is how long the threads took to
+    meet before and after.
     """
     if rounds < 1:
         raise ValueError(f"rounds: expected an integer of at least 1, got {rounds}")
-    chosen = PEERS if keys is None else {key: PEERS[key] for key in ("sparsecore", *keys)}
-    reasons = {key: peer.absent(problem) for key, peer in chosen.items()}
+    reasons = {key: peer.absent(problem) for key, peer in PEERS.items()}
     gone = {key: reason for key, reason in reasons.items() if reason is not None}
     blas: dict[str, list[str]] = {}
     with ExitStack() as stack:
         one = partial(ProcessPoolExecutor, 1, get_context("spawn"))
-        pools = {key: stack.enter_context(one()) for key in chosen if key not in gone}
+        pools = {key: stack.enter_context(one()) for key in PEERS if key not in gone}
         # All are made at once: that is not timed.
         with patch.dict(os.environ, dict.fromkeys(_THREADS, str(problem.threads))):
             made = {key: pool.submit(_make, key, problem) for key, pool in pools.items()}

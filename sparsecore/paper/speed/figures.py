@@ -38,7 +38,8 @@ _LEVEL_MARKER = {"L1": "s", "L2": "o", "L3": "D", "DRAM": "v"}
 def peers(speed: Speed) -> Picture:
     """Draw milliseconds per training step of all peers, a row per network."""
     found = speed["peers"]
-    keys = [key for key in PEERS if any(key in c["peers"] for _, c in _contests(found))]
+    timed = {key for _, result in found for c in result["contests"] for key in c["peers"]}
+    keys = [key for key in PEERS if key in timed]
 
     def draw(place: Axes, title: str, result: Result) -> str:
         grid = place.get_subplotspec().subgridspec(len(SHAPES), 1)
@@ -60,11 +61,6 @@ def peers(speed: Speed) -> Picture:
         "far the other peers lie to the right of sparsecore.",
         alt="Dot plot of milliseconds per training step for each peer, on two networks.",
     )  # fmt: skip
-
-
-def _contests(found: Versions[Result]) -> list[tuple[str, Result]]:
-    """Return the contests of all versions, each with its version's title."""
-    return [(title, contest) for title, result in found for contest in result["contests"]]
 
 
 def _threads(result: Result) -> str:
@@ -112,12 +108,16 @@ _TIMED = {
 def what_peers_do(speed: Speed) -> Table:
     """Make the table of the peers: what each does, and where it was timed."""
     found = speed["peers"]
-    shown = [
-        {"peer": peer.label, "what a step of it is": peer.note}
-        | {title: _presence(key, result["contests"]) for title, result in found}
-        for key, peer in PEERS.items()
-    ]
-    plain = [_timed(key, title, contest) for key in PEERS for title, contest in _contests(found)]
+    shown: list[dict[str, str]] = []
+    plain: list[Result] = []
+    for key, peer in PEERS.items():
+        shown.append({"peer": peer.label, "what a step of it is": peer.note})
+        for title, result in found:
+            contests = result["contests"]
+            absent = contests[0]["absent"].get(key, {}).get("reason", "not there")
+            versions = [c["peers"][key]["version"] for c in contests if key in c["peers"]]
+            shown[-1][title] = [*versions, absent][0]
+            plain += [_timed(key, title, contest) for contest in contests]
     caption = (
         "**The peers.** What a step of each includes, and the version that was timed. Each trains "
         "the same network on the same data, in a process of its own. Without dropout and weight "
@@ -125,12 +125,6 @@ def what_peers_do(speed: Speed) -> Table:
     )
     frame, data = pd.DataFrame(shown), pd.DataFrame(plain)
     return Table("T-peers", frame, caption, data, sources=source(found))
-
-
-def _presence(key: str, contests: Sequence[Result]) -> str:
-    """Return the version that was timed, or why there is none."""
-    timed = [c["peers"][key]["version"] for c in contests if key in c["peers"]]
-    return str([*timed, contests[0]["absent"].get(key, {}).get("reason", "not there")][0])
 
 
 def _timed(key: str, title: str, contest: Result) -> Result:

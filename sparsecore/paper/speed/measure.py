@@ -225,12 +225,11 @@ def entries(profile: str) -> list[Entry]:
     return [entry(part, profile) for part in PARTS]
 
 
-def load(profile: str | None = None, *, progress: bool = True) -> dict[str, Versions[Result]]:
+def load(profile: str | None = None) -> dict[str, Versions[Result]]:
     """Return both versions of each part; measure what this build lacks."""
     profile = current_profile(profile)
     effort, found = EFFORTS[profile], {}
-    form = "{desc} ({n}/{total} parts)"
-    with bar(len(PARTS), bar_format=form, hidden=not progress) as shown:
+    with bar(len(PARTS), bar_format="{desc} ({n}/{total} parts)") as shown:
 
         def measure(part: str) -> Result:
             others = {"others": busy_cpus()}

@@ -52,9 +52,8 @@ def overview(workers: int = 3) -> Picture:
                 ((8.35, target), (10.05, y), GREY),
                 ((12.35, y), (13.3, middle + (y - middle) * 0.2), GREY),
             ):
-                look = {"arrowstyle": "-|>", "mutation_scale": 10, "linewidth": 1.2}
-                arrow = {**look, "color": colour, "shrinkA": 2, "shrinkB": 2}
-                ax.annotate("", end, start, arrowprops=arrow)
+                look = {"arrowstyle": "-|>", "mutation_scale": 10, "shrinkA": 2, "shrinkB": 2}
+                ax.annotate("", end, start, arrowprops={**look, "color": colour, "linewidth": 1.2})
         _box(ax, 14.6, middle, 2.5, 1.9, "average\nover the union,\ncut to nnz", "#dff2e4")
         ax.text(5.7, 0.25, "push gradient", color=push, ha="right", fontsize=9)
         ax.text(5.9, 0.25, "pull weights", color=pull, ha="left", fontsize=9)

@@ -70,10 +70,7 @@ class TorchMasked(TorchDense):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        matrices = problem.model.to_scipy()
-        for matrix in matrices:
-            matrix.data[:] = 1
-        self._masks = [self._torch.from_numpy(matrix.toarray()) for matrix in matrices]
+        self._masks = [(layer.weight != 0).float() for layer in self._layers]
 
     def step(self, rows: np.ndarray) -> Any:
         """Take a step on one batch, and mask the weights."""

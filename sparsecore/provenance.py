@@ -71,6 +71,14 @@ def cpu_model() -> str:
     return name
 
 
+def installed(package: str) -> str | None:
+    """Return the version of a package, None if it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def loaded_blas() -> list[str]:
     """Return the matrix libraries that are loaded in this process, with kernel and threads."""
     kinds = ("internal_api", "version", "architecture")
@@ -154,15 +162,11 @@ def peak_rss_mb() -> float:
 
 def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str, Any]:
     """Return what a result file says of its origin, as JSON types."""
-    packages = {}
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            packages[name] = version(name)
     return {
         "sparsecore": sparsecore.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": packages,
+        "packages": {name: v for name in _PACKAGES if (v := installed(name)) is not None},
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": cpu_count(),

@@ -1,6 +1,7 @@
 """The peers: each takes the steps that the dense oracle takes, so the comparison is of equals."""
 
 import json
+import os
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,9 +11,9 @@ from oracle import Net, Value, added, gamma, given, product, scaled
 
 from sparsecore.bench import spread
 from sparsecore.compiled.team import cpu_count
-from sparsecore.paper.speed import contest, registry
+from sparsecore.paper.speed import contest, peers
+from sparsecore.paper.speed.contest import PEERS
 from sparsecore.paper.speed.peers import Problem
-from sparsecore.paper.speed.registry import PEERS
 
 SIZES = (20, 24, 16, 5)
 PLAIN = {"density": 0.3, "dropout": 0.0, "weight_decay": 0.0, "learning_rate": 0.2}
@@ -21,9 +22,9 @@ DECOUPLED = ("sparsecore", "numpy-dense", "jax-dense")  # PyTorch and scikit-lea
 
 
 def trainer(key, problem):
-    if reason := registry.absent(key, problem):
+    if reason := PEERS[key].absent(problem):
         pytest.skip(reason)
-    return PEERS[key].adapter(problem)
+    return PEERS[key](problem)
 
 
 @pytest.mark.parametrize(
@@ -129,9 +130,13 @@ def test_c_loop_is_what_numpy_computes():
 # --- comparing ---
 
 
-def test_comparison_is_interleaved_and_complete():
+def test_comparison_is_interleaved_and_complete(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    few = {key: PEERS[key] for key in ("sparsecore", "numpy-dense", "scikit-learn-dense")}
+    monkeypatch.setattr(contest, "PEERS", few)
     problem = Problem(SIZES, density=0.3, batch_size=16, weight_decay=-1e-9)
-    result = contest.compare(problem, ["numpy-dense", "scikit-learn-dense"], rounds=3, seconds=0.02)
+    result = contest.compare(problem, rounds=3, seconds=0.02)
     assert list(result["peers"]) == ["sparsecore", "numpy-dense"]
     assert result["nnz"] == problem.model.nnz
     for found in result["peers"].values():
@@ -148,54 +153,16 @@ def test_comparison_is_interleaved_and_complete():
     assert blas == "1 threads)"
     assert "alpha" in result["absent"]["scikit-learn-dense"]["reason"], "it refuses such a decay"
     json.dumps(result)
-
-
-class Busy:
-    """A peer's process whose first turns are disturbed."""
-
-    def __init__(self, others):
-        self.others = list(others)
-        self.asked = 0
-
-    def ask(self, function, seconds):
-        self.asked += 1
-        return {"ms": self.asked, "others": self.others.pop(0)}
-
-
-@pytest.mark.parametrize(
-    "patience, others, asked", [(60, [9, 9, 0, 9], 3), (0, [9, 0], 1), (60, [0, 0], 1)]
-)
-def test_disturbed_turns_are_repeated_while_patience_lasts(patience, others, asked, monkeypatch):
-    monkeypatch.setattr(contest, "busy_cpus", lambda seconds: 0.0)
-    worker = Busy(others)
-    turn, left = contest._undisturbed(worker, 0.0, 1, patience)
-    assert worker.asked == turn["ms"] == asked
-    assert left <= patience
-
-
-def test_a_turn_waits_for_the_others(monkeypatch):
-    seen = iter([50.0, 50.0, 0.0, 1.0])
-    monkeypatch.setattr(contest, "busy_cpus", lambda seconds: next(seen))
-    monkeypatch.setattr(contest, "_WAIT", 0.0)
-    contest._undisturbed(Busy([0]), 0.0, 1, 60.0)
-    assert next(seen) == 1.0, "looked three times: twice busy, then still"
+    assert os.environ["OMP_NUM_THREADS"] == "7", "the peers' settings do not stay"
+    assert "MKL_NUM_THREADS" not in os.environ
 
 
 def test_what_is_absent_has_a_reason(monkeypatch):
     for changed in ({"batch_size": 64}, {"threads": 2}):  # it is for 128 and for one
-        assert registry.absent("c-loop", Problem(SIZES, **changed)) is not None
-    with pytest.raises(ValueError, match=r"numpy-dense.*got 'tensorflow'"):
-        registry.absent("tensorflow", Problem(SIZES))
-    find = lambda name: None if name == "torch" else "found"  # noqa: E731
-    monkeypatch.setattr(registry.importlib.util, "find_spec", find)
-    assert registry.absent("torch-dense", Problem(SIZES)) == "torch not installed"
-    assert registry.absent("numpy-dense", Problem(SIZES)) is None
-
-
-def test_threads_settings_do_not_stay(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    with contest._thread_settings(3):
-        assert contest.os.environ["OMP_NUM_THREADS"] == contest.os.environ["MKL_NUM_THREADS"] == "3"
-    assert contest.os.environ["OMP_NUM_THREADS"] == "7"
-    assert "MKL_NUM_THREADS" not in contest.os.environ
+        assert PEERS["c-loop"].absent(Problem(SIZES, **changed)) is not None
+    found = {"sparseprop": "1"}.get
+    monkeypatch.setattr(peers, "installed", found)
+    assert PEERS["torch-dense"].absent(Problem(SIZES)) == "torch not installed"
+    assert PEERS["sparseprop"].absent(Problem(SIZES)) == "torch not installed"
+    monkeypatch.setattr(peers, "installed", lambda name: "1")
+    assert PEERS["torch-dense"].absent(Problem(SIZES)) is None

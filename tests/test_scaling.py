@@ -259,7 +259,7 @@ def test_calibration_divides_the_time_of_one_worker():
     assert (found.evolve, found.retain, found.bandwidth) == (1e-3, 3e-4, 5e9)
     assert (found.updates_per_epoch, found.samples_per_update) == (10, 100)
     assert found.jitter == pytest.approx((0.9, 1.0, 1.1))
-    assert scaling.busy(made_up(), "wasap", 2).compute == pytest.approx(1e-3)
+    assert rounds.spent(made_up(), "wasap", 2)["compute"] == pytest.approx(1e-3)
 
 
 def test_speedups_are_those_of_the_same_round():
@@ -349,8 +349,11 @@ def test_tables_set_simulation_beside_measurement(found):
     assert len(table.data) == 4 * len(list(found))
     row = table.data.query("algorithm == 'WASAP-SGD' and workers == 2").iloc[-1]
     assert row["measured"] == pytest.approx(76_000 * 2 * 1.05)
-    expected = simulate.simulate(scaling.calibrate(found.first), 2).samples_per_second
+    calibrated = scaling.calibrate(found.first)
+    expected = simulate.simulate(calibrated, 2).samples_per_second
     assert row["simulated"] == expected
+    beside = replace(calibrated, compute=rounds.spent(found.first, "wasap", 2)["compute"])
+    assert row["simulated_beside"] == simulate.simulate(beside, 2).samples_per_second
     assert f"{expected:,.0f} ({expected / row['measured'] - 1:+.0%})" in table._repr_markdown_()
     calibration = scaling_figures.calibration(found)
     assert "1.25 GB/s each way" in calibration.sources

@@ -24,17 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its caption, one paragraph of Markdown.
+    """A figure with its caption, one paragraph of Markdown."""
 
-    The book refers to it by its `key` in small letters. `alt` says what it shows for those who
-    cannot see it, and `sources` where its numbers come from: a fold under the figure.
-    """
-
-    key: str
+    key: str  # in small letters, the book's name for it
     figure: Figure
     caption: str
-    alt: str
-    sources: str = ""
+    alt: str  # what it shows, for those who cannot see it
+    sources: str = ""  # where its numbers come from: a fold under the figure
 
     def svg(self) -> str:
         """Return the figure as SVG; the same figure gives the same text."""
@@ -48,7 +44,7 @@ class Picture:
     @cached_property
     def _uri(self) -> str:
         """The SVG as an address; drawn once for HTML and Markdown, which IPython both asks for."""
-        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg().encode()).decode()}"
+        return f"data:image/svg+xml;base64,{_base64(self.svg())}"
 
     def __repr__(self) -> str:
         return self.caption
@@ -79,19 +75,14 @@ class Note:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its title, and how it shows a row's value.
-
-    `show` is a format such as "{:,}" for the value under `name`, or is called with the row; `by` is
-    called with the value. Numbers are set flush right. A column of groups shows what is in several
-    rows below each other `once`.
-    """
+    """A column of a table: its title, and how it shows the rows' values under a name."""
 
     title: str
     name: str
-    show: str | Callable[[Mapping[str, Any]], str] = "{}"
-    number: bool = True
-    once: bool = False
-    by: Callable[[Any], str] | None = None
+    show: str | Callable[[Mapping[str, Any]], str] = "{}"  # of the value, or called with the row
+    number: bool = True  # set flush right
+    once: bool = False  # what stands in several rows below each other
+    by: Callable[[Any], str] | None = None  # called with the value, instead of `show`
 
     def text(self, row: Mapping[str, Any]) -> str:
         """Return the cell of a row; a dash where it has no value."""
@@ -103,26 +94,22 @@ class Column:
     def texts(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return all cells of the column."""
         texts = [self.text(row) for row in rows]
-        if not self.once:
-            return texts
-        return ["" if i and text == texts[i - 1] else text for i, text in enumerate(texts)]
+        return [
+            "" if self.once and above == text else text
+            for above, text in zip([None, *texts], texts, strict=False)
+        ]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its caption, one paragraph of Markdown.
+    """A table with its caption, one paragraph of Markdown."""
 
-    `key` names it and its downloads. `frame` holds texts, ready to be shown, Markdown allowed;
-    `data` the plain values of the CSV file. `numbers` are the columns that are set flush right.
-    `sources` says where the numbers come from: a fold under the table.
-    """
-
-    key: str
-    frame: pd.DataFrame
+    key: str  # names it and its downloads
+    frame: pd.DataFrame  # of texts, ready to be shown, Markdown allowed
     caption: str
-    data: pd.DataFrame
-    numbers: tuple[str, ...] = ()
-    sources: str = ""
+    data: pd.DataFrame  # the plain values of the CSV file
+    numbers: tuple[str, ...] = ()  # the columns that are set flush right
+    sources: str = ""  # where the numbers come from: a fold under the table
 
     @classmethod
     def of(
@@ -169,13 +156,16 @@ class Table:
         )
 
     def _downloads(self) -> str:
-        kinds = (("CSV", "csv", self.csv()), ("LaTeX", "tex", self.latex()))
         links = [
             f'<a download="{self.key}.{suffix}" href="data:text/plain;charset=utf-8;base64,'
-            f'{base64.b64encode(text.encode()).decode()}">{label}</a>'
-            for label, suffix, text in kinds
+            f'{_base64(text)}">{label}</a>'
+            for label, suffix, text in (("CSV", "csv", self.csv()), ("LaTeX", "tex", self.latex()))
         ]
         return f"Download: {' · '.join(links)}"
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
 
 
 def _fold_html(text: str) -> str:
@@ -194,31 +184,18 @@ def _row(cells: Iterable[Any]) -> str:
 _MARKUP = re.compile(r"`(?P<code>[^`]+)`|\*\*(?P<bold>.+?)\*\*|\*(?P<italic>[^*]+)\*")
 _HTML = {"code": "<code>{}</code>", "bold": "<b>{}</b>", "italic": "<i>{}</i>"}
 _TEX = {"code": r"\texttt{{{}}}", "bold": r"\textbf{{{}}}", "italic": r"\emph{{{}}}"}
+_MATH = {
+    "ε": "varepsilon", "α": "alpha", "η": "eta", "ζ": "zeta", "λ": "lambda", "μ": "mu",
+    "×": "times", "±": "pm", "≥": "geq", "≤": "leq", "→": "to", "·": "cdot",
+}  # fmt: skip
 # It has no character of that Markdown's own, so a text is translated before it is marked up.
 _LATEX: dict[str, str | int | None] = {
-    "ε": r"$\varepsilon$",
-    "α": r"$\alpha$",
-    "η": r"$\eta$",
-    "ζ": r"$\zeta$",
-    "λ": r"$\lambda$",
-    "μ": r"$\mu$",
-    "\\": r"\textbackslash{}",
-    "×": r"$\times$",
-    "†": r"$^\dagger$",
-    "‡": r"$^\ddagger$",
-    "°": r"$^\circ$",
-    "…": r"\dots{}",
-    "±": r"$\pm$",
-    "\N{NO-BREAK SPACE}": "~",
-    "≥": r"$\geq$",
-    "–": "--",
-    "—": "---",
-    "→": r"$\to$",
-    "≤": r"$\leq$",
-    "·": r"$\cdot$",
+    **{sign: f"$\\{name}$" for sign, name in _MATH.items()},
+    "†": r"$^\dagger$", "‡": r"$^\ddagger$", "°": r"$^\circ$", "…": r"\dots{}", "–": "--",
+    "—": "---", "\N{NO-BREAK SPACE}": "~", "\\": r"\textbackslash{}",
     **{c: f"$^{{{p}}}$" for c, p in zip("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789", strict=True)},
     **{c: "\\" + c for c in "&%$#_{}"},
-}
+}  # fmt: skip
 
 
 def _marked(text: str, forms: Mapping[str, str]) -> str:
@@ -226,10 +203,8 @@ def _marked(text: str, forms: Mapping[str, str]) -> str:
 
 
 def _inline(text: Any) -> str:
-    """Turn that Markdown into HTML."""
     return _marked(html.escape(str(text)), _HTML)
 
 
 def _latex(text: Any) -> str:
-    """Turn that Markdown into LaTeX."""
     return _marked(str(text).translate(str.maketrans(_LATEX)), _TEX)

@@ -33,8 +33,6 @@ FORMAT_VERSION = 3
 FOLDER = "SPARSECORE_RESULTS"
 PROFILE = "SPARSECORE_PROFILE"
 PROFILES = ("quick", "paper")
-
-RECORDED, MISSING = "recorded", "missing"
 NOT_AVAILABLE = "not available on this machine"
 
 # Name -> type, a schema of the values of a dict, or a one-element list with the schema of a list's
@@ -48,8 +46,6 @@ _COMMON: dict[str, Any] = {
     "recipe": int,
     "provenance": {"cpu": str, "cores": int, "python": str},
 }
-
-
 _ANY = "config", "trend"  # where numbers may be negative
 
 
@@ -62,11 +58,7 @@ class ResultWarning(UserWarning):
 
 
 def root() -> Path:
-    """Return the folder of all results.
-
-    It is ``$SPARSECORE_RESULTS`` if that is set; else ``book/results`` of the project that the
-    working directory is in; else ``results`` in the working directory.
-    """
+    """Return the folder of all results: as set, or the book's, or one in the working directory."""
     if os.environ.get(FOLDER):
         return Path(os.environ[FOLDER])
     here = Path.cwd()
@@ -87,16 +79,14 @@ def current_profile(profile: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One result of a study: where it is kept, its form, and what it must agree with.
-
-    `schema` returns what a result holds besides the common keys, and `expected` the values that it
-    must have to be valid, by dotted name; it is asked only when there is a file.
-    """
+    """One result of a study: where it is kept, its form, and what it must agree with."""
 
     study: str
     name: str
     profile: str
+    # What a result holds besides the common keys.
     schema: Callable[[Result], Mapping[str, Any]] = lambda result: {}
+    # What it must hold to be valid, by dotted name; it is asked only when there is a file.
     expected: Callable[[], Mapping[str, Any]] = dict
 
     @property
@@ -105,15 +95,11 @@ class Entry:
         return root() / self.profile / self.study / f"{self.name}.json"
 
     def look(self) -> tuple[Result | None, str]:
-        """Return the result, if it is valid, and its state; compute nothing.
-
-        The state is "recorded", "missing", or "damaged", "other recipe", "other configuration" or
-        "other code or machine", with the reason.
-        """
+        """Return the result, if it is valid, and "recorded" or else why not; compute nothing."""
         try:
             result = read(self.path, self.schema)
         except FileNotFoundError:
-            return None, MISSING
+            return None, "missing"
         except (ResultError, OSError) as error:
             return None, f"damaged: {error}"
         own = {"study": self.study, "name": self.name, "profile": self.profile}
@@ -126,7 +112,7 @@ class Entry:
                 return None, f"other configuration: {name} was {was!r:.60}, is now {value!r:.60}"
         if self.profile == "quick" and result.get("cache") != _cache_key():
             return None, "other code or machine"
-        return result, RECORDED
+        return result, "recorded"
 
     def recorded(self) -> Result | None:
         """Return the result, if it is valid; warn of a file that is damaged."""
@@ -154,11 +140,11 @@ class Entry:
         """Compute the result, write it, and return it as it would be read."""
         result: Result = {"study": self.study, "name": self.name, "profile": self.profile}
         result["recipe"] = RECIPE
-        # Of the code that begins: in the hours of a run somebody may edit and commit.
-        about = provenance(1, None)
         if self.profile == "quick":
             result["cache"] = _cache_key()
-        result = {**result, "provenance": about, **compute()}
+        # Of the code that begins: in the hours of a run somebody may edit and commit.
+        result["provenance"] = provenance(1, None)
+        result |= compute()
         try:
             write(self.path, result, self.schema)
         except OSError as error:
@@ -186,22 +172,21 @@ def _at(result: Any, name: str) -> Any:
 class Versions(Generic[T]):
     """What a page shows: what is recorded, and what the build at hand has computed.
 
-    Iterating gives each version that is there with its title, the recorded one first. A build in
-    profile "paper" computes what is recorded, and has no version of its own. `missing` says why
-    there is none.
+    A build in profile "paper" computes what is recorded, and has no version of its own.
     """
 
     recorded: T | None
     here: T | None = None
-    missing: str = ""
+    missing: str = ""  # why there is none
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
+        """Give each version that is there with its title, the recorded one first."""
         for title, version in (("recorded", self.recorded), ("this build", self.here)):
             if version is not None:
                 yield title, version
 
     def __bool__(self) -> bool:
-        return self.recorded is not None or self.here is not None
+        return any(True for _ in self)
 
     @property
     def first(self) -> T:
@@ -210,10 +195,7 @@ class Versions(Generic[T]):
 
 
 def both(recorded: Callable[[], T | None], here: Callable[[], T], profile: str) -> Versions[T]:
-    """Return what is recorded, and what this build has in its `profile`.
-
-    If the data or a cluster cannot be had, there is nothing of this build.
-    """
+    """Return what is recorded, and this build's own, unless data or a cluster cannot be had."""
     found = recorded() if profile != "paper" else None
     try:
         own = here()
@@ -242,10 +224,7 @@ def write(path: Path, result: Result, schema: Callable[[Result], Mapping[str, An
 
 
 def read(path: Path, schema: Callable[[Result], Mapping[str, Any]]) -> Result:
-    """Read a result and check its digest and form.
-
-    Raises FileNotFoundError, or ResultError with what is wrong with the file.
-    """
+    """Read a result; raise FileNotFoundError, or ResultError with what is wrong with the file."""
     try:
         result = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

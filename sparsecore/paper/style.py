@@ -6,6 +6,7 @@ Everything that pictures share is defined once, here. Nothing is run or read.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -68,81 +69,67 @@ def canvas(height: float) -> Iterator[Figure]:
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def panels(
-    versions: Versions[T],
-    draw: Callable[[Any, str, T], None],
-    *,
-    across: int = 1,
-    height: float = 3.6,
-    legend: Sequence[Any] = (),
-    **subplots: Any,
-) -> Figure:
-    """Draw every version that is there, and one legend above them.
-
-    Versions stand side by side, each drawn on one panel; or, with `across` panels each, below each
-    other. ``draw(panel or array of panels, title, version)`` draws one. `height` is that of a row,
-    in inches.
-    """
-    found = list(versions)
-    rows, columns = (1, len(found)) if across == 1 else (len(found), across)
-    with canvas(height * rows) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False, **subplots)
-        for place, (title, version) in zip(axes[0] if across == 1 else axes, found, strict=True):
-            draw(place, title, version)
-        if legend:
-            letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
-            columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
-            figure.legend(handles=legend, loc="outside upper center", ncols=columns)
-    return figure
-
-
 def picture(
     key: str,
     versions: Versions[T],
-    draw: Callable[[Any, str, T], None],
-    tell: Callable[[T], str] = lambda version: "",
+    draw: Callable[[Any, str, T], str],
     about: Callable[[T], Result] = lambda version: version,  # type: ignore[assignment,return-value]
     *,
     caption: str,
     alt: str,
     label: str = "",
-    **look: Any,
+    across: int = 1,
+    height: float = 3.6,
+    legend: Sequence[Any] = (),
+    **subplots: Any,
 ) -> Picture:
-    """Make a picture of all versions, see `panels` and `source`, or say why there are none.
+    """Draw every version that is there, and one legend above them; or say why there is none.
 
-    `label` is the first panel's, on its left.
+    Versions stand side by side, each drawn on one panel; or, with `across` panels each, below each
+    other. ``draw(panel or array of panels, title, version)`` draws one, and returns what the
+    sources tell of it. `label` is the first panel's, on its left; `height` a row's, in inches.
     """
-    if not versions:
+    found = list(versions)
+    if not found:
         return nothing(key, versions.missing)
-    figure = panels(versions, draw, **look)
-    if label:
-        figure.axes[0].set_ylabel(label)
-    return Picture(key, figure, caption, alt, source(versions, tell, about))
+    rows, columns = (1, len(found)) if across == 1 else (len(found), across)
+    with canvas(height * rows) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False, **subplots)
+        places = axes[0] if across == 1 else axes
+        told = [draw(place, *version) for place, version in zip(places, found, strict=True)]
+        if legend:
+            letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
+            columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
+            figure.legend(handles=legend, loc="outside upper center", ncols=columns)
+        if label:
+            figure.axes[0].set_ylabel(label)
+    sources = f"{source(found, told, about)} {versions.missing}".rstrip()
+    return Picture(key, figure, caption, alt, sources)
 
 
 def source(
     versions: Iterable[tuple[str, T]],
-    tell: Callable[[T], str] = lambda version: "",
+    told: Iterable[str] = itertools.repeat(""),
     about: Callable[[T], Result] = lambda version: version,  # type: ignore[assignment,return-value]
 ) -> str:
-    """Return where each version comes from, and what `tell` says of it, in plain sentences.
+    """Return where each version comes from, and what is told of it, in plain sentences.
 
     They warn of other processes, whose CPUs a result has under "others" or in its provenance. A
     version that is no result itself has one `about` it, with the "size" of its runs.
     """
-    told = []
-    for title, version in versions:
+    texts = []
+    for (title, version), text in zip(versions, told, strict=False):
         result = about(version)
-        origins, seeds = result["provenance"], result.get("seeds", [])
-        seeds = [result["seed"]] if "seed" in result else seeds
+        origins = result["provenance"]
+        seeds = [result["seed"]] if "seed" in result else result.get("seeds", [])
         many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, " if seeds else ""
         profile = f"{title.capitalize()} (profile {result['profile']})"
-        told.append(f"{profile}: {many}{origin(origins)}.")
+        texts.append(f"{profile}: {many}{origin(origins)}.")
         others = float(np.median(result.get("others", origins.get("others", 0.0))))
         if others > _QUIET:
-            told.append(f"Other processes used {others:.1f} CPUs: these times are too long.")
-        told += [result.get("size", ""), tell(version)]
-    return " ".join(filter(None, told))
+            texts.append(f"Other processes used {others:.1f} CPUs: these times are too long.")
+        texts += [result.get("size", ""), text]
+    return " ".join(filter(None, texts))
 
 
 def nothing(key: str, reason: str) -> Picture:

@@ -332,7 +332,7 @@ def _source(extreme: Extreme) -> str:
     """Say where the largest recorded run is from, and the largest of this build."""
     last = {title: run for _, title, run in extreme.runs()}
     about = "The largest run had {threads} threads and {memory_gib} GiB of memory."
-    return source(last.items(), lambda run: about.format_map(run["provenance"]))
+    return source(last.items(), [about.format_map(run["provenance"]) for run in last.values()])
 
 
 def _guide(ax: Axes, neurons: np.ndarray, values: Sequence[float]) -> float | None:

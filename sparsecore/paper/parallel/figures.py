@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,9 +52,8 @@ def overview(workers: int = 3) -> Picture:
                 ((8.35, target), (10.05, y), GREY),
                 ((12.35, y), (13.3, middle + (y - middle) * 0.2), GREY),
             ):
-                look = {"arrowstyle": "-|>", "mutation_scale": 10, "linewidth": 1.2}
-                arrow = {**look, "color": colour, "shrinkA": 2, "shrinkB": 2}
-                ax.annotate("", end, start, arrowprops=arrow)
+                look = {"arrowstyle": "-|>", "mutation_scale": 10, "shrinkA": 2, "shrinkB": 2}
+                ax.annotate("", end, start, arrowprops={**look, "color": colour, "linewidth": 1.2})
         _box(ax, 14.6, middle, 2.5, 1.9, "average\nover the union,\ncut to nnz", "#dff2e4")
         ax.text(5.7, 0.25, "push gradient", color=push, ha="right", fontsize=9)
         ax.text(5.9, 0.25, "pull weights", color=pull, ha="left", fontsize=9)
@@ -82,8 +80,8 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, f
 
 def accuracy(found: Runs) -> Picture:
     """Draw test accuracy against epochs and against seconds."""
-    drawn = picture(
-        "F-parallel", found, _curves, _outcome, _about,
+    return picture(
+        "F-parallel", found, _curves, _about,
         across=2, legend=[line(COLOUR[name], LABELS[name]) for name in ALGORITHMS], sharey="row",
         caption="**Parallel training on Fashion-MNIST.** Test accuracy against epochs and seconds, "
         "a line per seed. Right of the dotted line workers train alone, and the line is the mean "
@@ -91,12 +89,12 @@ def accuracy(found: Runs) -> Picture:
         "in accuracy per epoch, and what it gains per second.",
         alt="Lines of test accuracy against epochs and against seconds, one colour an algorithm.",
     )  # fmt: skip
-    return replace(drawn, sources=f"{drawn.sources} {found.missing}".strip()) if found else drawn
 
 
-def _curves(axes: Any, title: str, found: Parallel) -> None:
+def _curves(axes: Any, title: str, found: Parallel) -> str:
     left, right = axes
     shown: list[float] = []
+    told, pace = [], {}
     width = 1.8 if len(found.first("sequential")["epochs"]) < 100 else 0.8
     for algorithm, runs in found.runs.items():
         for run in runs:
@@ -110,18 +108,25 @@ def _curves(axes: Any, title: str, found: Parallel) -> None:
             if algorithm != "sequential":
                 left.plot(epochs[-1], final, "o", color=colour, markersize=5)
                 right.plot(training_seconds(run), final, "o", color=colour, markersize=5)
+        mean = 100 * np.mean([run["test_accuracy"] for run in runs])
+        told.append(f"{LABELS[algorithm]} {mean:.2f} %")
+        pace[algorithm] = np.mean([run["samples_per_second"] for run in runs])
+        if algorithm != "sequential":
+            gain = pace[algorithm] / pace["sequential"]
+            told[-1] += f" at {gain:.2f} times the samples per second"
     alone_from = found.first("wasap")["config"]["phase1_epochs"]
     left.axvline(alone_from, color=GREY, linestyle=":", linewidth=1)
     low, high = min(shown), max(shown)
     room = max(1.0, 0.05 * (high - low))
     left.set(title=title, xlabel="epoch", ylabel="test accuracy, %", ylim=(low - room, high + room))
     right.set(xlabel="seconds of training")
+    return f"Final test accuracy: {', '.join(told)}."
 
 
 def staleness(found: Runs) -> Picture:
     """Draw how many updates others made between a worker's pull and push."""
     return picture(
-        "F-parallel-staleness", found, _stale, _staleness, _about,
+        "F-parallel-staleness", found, _stale, _about,
         height=2.8, label="share of updates, %",
         caption="**Staleness of WASAP-SGD's updates.** Staleness counts the updates that others "
         "made while a gradient was computed. Bars: share of all updates, up to the 99.9th "
@@ -130,16 +135,13 @@ def staleness(found: Runs) -> Picture:
     )  # fmt: skip
 
 
-def _stale(ax: Axes, title: str, found: Parallel) -> None:
+def _stale(ax: Axes, title: str, found: Parallel) -> str:
     counts = np.array(found.first("wasap")["parallel"]["staleness_histogram"])
     top = int(np.flatnonzero(np.cumsum(counts) >= 0.999 * counts.sum())[0])
     shares = 100 * counts / counts.sum()
     ax.bar(range(top + 1), shares[: top + 1], color=COLOUR["wasap"], width=0.8)
     ax.set(xlabel="staleness, updates", title=title)
     ax.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _staleness(found: Parallel) -> str:
     record = wasap.from_json(found.first("wasap")["parallel"]["record"])
     lost = 100 * float((record.accepted < 1).mean())
     return (
@@ -176,12 +178,13 @@ def resources(found: Runs) -> Table | Picture:
         for rank in version.first(name)["parallel"]["ranks"]
         for samples in (rank["resources"],)
     ]
+    told = [_waiting(version) for _, version in found]
     caption = (
         "**CPU and memory of every rank.** Of the whole process (Python, compiled code, the rank's "
         "data), sampled until the run ends; first seed. What to see: whether each rank keeps its "
         "core busy, and whether all need the same memory."
     )
-    return Table.of("F-resources", rows, _RESOURCES, caption, source(found, _waiting, _about))
+    return Table.of("F-resources", rows, _RESOURCES, caption, source(found, told, _about))
 
 
 def replayed(found: Runs) -> Note:
@@ -199,18 +202,6 @@ def replayed(found: Runs) -> Note:
 
 
 # --- sources -------------------------------------------------------------------------------------
-
-
-def _outcome(found: Parallel) -> str:
-    """Say accuracy and speed of every algorithm, means over seeds."""
-    parts, pace = [], {}
-    for name, runs in found.runs.items():
-        pace[name] = np.mean([run["samples_per_second"] for run in runs])
-        text = f"{LABELS[name]} {100 * np.mean([run['test_accuracy'] for run in runs]):.2f} %"
-        if name != "sequential":
-            text += f" at {pace[name] / pace['sequential']:.2f} times the samples per second"
-        parts.append(text)
-    return f"Final test accuracy: {', '.join(parts)}."
 
 
 def _waiting(found: Parallel) -> str:

@@ -41,10 +41,7 @@ EFFORTS = {
 
 @dataclass(frozen=True)
 class Parallel:
-    """A profile's runs per algorithm, one per seed, and the replay of the first asynchronous one.
-
-    "others" of a run are the CPUs that other processes used before it.
-    """
+    """A profile's runs per algorithm, one per seed, and the replay of the first of WASAP-SGD."""
 
     profile: str
     runs: dict[str, list[Result]]
@@ -93,18 +90,18 @@ def load(profile: str | None = None) -> Versions[Parallel]:
 def _recorded() -> Parallel | None:
     """Return the recorded runs, of seeds that all algorithms have run."""
     found = [[entry(n, s, "paper").recorded() for n in ALGORITHMS] for s in EFFORTS["paper"].seeds]
-    whole = [[run for run in runs if run] for runs in found if all(runs)]
-    if not whole:
-        return None
-    runs = dict(zip(ALGORITHMS, map(list, zip(*whole, strict=True)), strict=True))
-    replay = _replay_entry(runs["wasap"][0]).recorded()
+    runs = _by_algorithm([[run for run in runs if run] for runs in found if all(runs)])
+    replay = _replay_entry(runs["wasap"][0]).recorded() if runs else None
     return Parallel("paper", runs, replay) if replay else None
+
+
+def _by_algorithm(seeds: list[list[Result]]) -> dict[str, list[Result]]:
+    return dict(zip(ALGORITHMS, map(list, zip(*seeds, strict=True)), strict=False))
 
 
 def _load(profile: str) -> Parallel:
     """Return all runs; parallel ones share a cluster, which starts when the first needs it."""
     data, limit = datasets.load(DATASET), EFFORTS[profile].rows
-    runs: dict[str, list[Result]] = {name: [] for name in ALGORITHMS}
 
     def rows(seed: int) -> Dataset:
         return data if limit is None else data.limited(limit, random_state=seed)
@@ -119,10 +116,12 @@ def _load(profile: str) -> Parallel:
         return {**result, "others": others}
 
     with on_cluster.kept():
-        for seed in EFFORTS[profile].seeds:
-            for algorithm in ALGORITHMS:
-                run = entry(algorithm, seed, profile).obtain(partial(train, algorithm, seed))
-                runs[algorithm].append(run)
+        runs = _by_algorithm(
+            [
+                [entry(n, s, profile).obtain(partial(train, n, s)) for n in ALGORITHMS]
+                for s in EFFORTS[profile].seeds
+            ]
+        )
     first = runs["wasap"][0]
     replay = partial(wasap.replay, rows(first["seed"]), first, progress=True)
     return Parallel(profile, runs, _replay_entry(first).obtain(lambda: replay()[1]))

@@ -6,7 +6,8 @@ Simulations are made when a picture is; its titles and its axis say that it is o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -17,7 +18,7 @@ from sparsecore.bench import spread
 from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.parallel.figures import COLOUR, LABELS
 from sparsecore.paper.scaling import simulate as model
-from sparsecore.paper.scaling.measure import busy, calibrate, check
+from sparsecore.paper.scaling.measure import calibrate
 from sparsecore.paper.scaling.rounds import samples_per_second, speedups, spent, workers_of
 from sparsecore.paper.scaling.simulate import ALGORITHMS
 from sparsecore.paper.store import Result, Versions
@@ -38,7 +39,7 @@ def measured(found: Measured) -> Picture:
     """Draw the measured samples per second against the number of workers, relative to one."""
     legend = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
     return picture(
-        "F-scaling", found, _measured, _gains, _about,
+        "F-scaling", found, _measured, _about,
         height=3.4, legend=[*legend, line(GREY, "ideal", ":")],
         label="speed-up over the\nsequential trainer",
         caption="**Measured speed-up per worker.** Samples per second of phase 1 on "
@@ -49,40 +50,30 @@ def measured(found: Measured) -> Picture:
     )  # fmt: skip
 
 
-def _measured(ax: Axes, title: str, result: Result) -> None:
-    most = 1
+def _measured(ax: Axes, title: str, result: Result) -> str:
+    most, told = 1, []
     for shift, name in ((-0.02, "wasap"), (0.02, "wassp")):
         numbers = workers_of(result, name)
         spreads = [spread(speedups(result, name, k)) for k in numbers]
         with_spread(ax, np.array(numbers) + shift, spreads, COLOUR[name], linewidth=1.6, capsize=3)
         most = max(most, *numbers)
+        told.append(f"{LABELS[name]} {spreads[-1]['median']:.2f} with {numbers[-1]}")
     ax.plot((1, most), (1, most), color=GREY, linestyle=":", linewidth=1.2)
     ax.set(xlabel="workers", title=f"measured, {title}", xlim=(0.9, most + 0.1))
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
-
-
-def _gains(result: Result) -> str:
-    told = [
-        f"{LABELS[name]} {np.median(speedups(result, name, k)):.2f} with {k}"
-        for name in ALGORITHMS
-        for k in workers_of(result, name)[-1:]
-    ]
     return f"Speed-up: {', '.join(told)}."
 
 
 # --- simulated -----------------------------------------------------------------------------------
 
 
-@cache
-def _simulated(
-    calibration: model.Calibration,
-    name: str,
-    network: model.Network,
-    scenario: model.Scenario = model.AS_MEASURED,
-) -> tuple[model.Outcome, ...]:
-    """Simulate all numbers of workers; a picture and its sources ask for the same."""
-    return tuple(model.simulate(calibration, k, name, network, scenario) for k in _NUMBERS)
+def _rates(
+    calibration: model.Calibration, name: str, network: model.Network, scenario: model.Scenario
+) -> np.ndarray:
+    """Return simulated gradients per second, for all numbers of workers."""
+    found = [model.simulate(calibration, k, name, network, scenario) for k in _NUMBERS]
+    return np.array([outcome.gradients_per_second for outcome in found])
 
 
 def _workers_axis(ax: Axes, title: str, *ticks: int, **more: Any) -> None:
@@ -91,10 +82,15 @@ def _workers_axis(ax: Axes, title: str, *ticks: int, **more: Any) -> None:
     ax.minorticks_off()
 
 
+def _lines(styles: Mapping[Any, Any]) -> list[Any]:
+    """Return a legend of what the styles of lines mean."""
+    return [line("#333333", what.name, style) for what, style in styles.items()]
+
+
 def simulated(found: Measured) -> Picture:
     """Draw the simulated speed-up up to 1024 workers, a line per network."""
     return picture(
-        "F-scaling-simulated", found, _speedup, _limits, _about,
+        "F-scaling-simulated", found, _speedup, _about,
         across=2, height=3.9, legend=_lines(_NETWORK_STYLES), sharex=True, sharey=True,
         caption="**Simulation: up to 1024 workers.** Speed-up in a simulation, not a run, with the "
         "times measured on this page and assumed networks. From the diamonds on the parameter "
@@ -104,36 +100,23 @@ def simulated(found: Measured) -> Picture:
     )  # fmt: skip
 
 
-def _lines(styles: Mapping[Any, Any]) -> list[Any]:
-    """Return a legend of what the styles of lines mean."""
-    return [line("#333333", what.name, style) for what, style in styles.items()]
-
-
-def _speedup(axes: Any, title: str, result: Result) -> None:
-    calibration = calibrate(result)
+def _speedup(axes: Any, title: str, result: Result) -> str:
+    """Draw and tell how far each algorithm comes on each network, and how far the data go."""
+    calibration, told = calibrate(result), []
     for ax, name in zip(axes, ALGORITHMS, strict=True):
         ax.plot(_NUMBERS, _NUMBERS, color=GREY, linestyle=":", linewidth=1)
         for network, style in _NETWORK_STYLES.items():
-            gains = [outcome.speedup for outcome in _simulated(calibration, name, network)]
+            gains = _rates(calibration, name, network, model.AS_MEASURED) / calibration.alone
             ax.plot(_NUMBERS, gains, color=COLOUR[name], linestyle=style)
+            best = f"{gains.max():.1f} with {_NUMBERS[gains.argmax()]} workers"
             if name == "wasap":
                 point = model.saturation(calibration, network)
                 at = np.exp(np.interp(np.log(point), np.log(_NUMBERS), np.log(gains)))
                 ax.plot(point, at, "D", color=GREY, markersize=6)
+                best += f", saturated from K* = {point:.1f} on"
+            told.append(f"{LABELS[name]}, {network.name}: {best}")
         _workers_axis(ax, f"{LABELS[name]}, {title}", 1, 4, 16, 64, 256, 1024, yscale="log")
     axes[0].set_ylabel("simulated speed-up\nover one worker")
-
-
-def _limits(result: Result) -> str:
-    """Say how far each algorithm comes on each network, and how far the data go."""
-    told, calibration = [], calibrate(result)
-    for name in ALGORITHMS:
-        for network in model.NETWORKS:
-            best = max(_simulated(calibration, name, network), key=lambda found: found.speedup)
-            text = f"{LABELS[name]}, {network.name}: {best.speedup:.1f} with {best.workers} workers"
-            if name == "wasap":
-                text += f", saturated from K* = {model.saturation(calibration, network):.1f} on"
-            told.append(text)
     full = result["n_train"] // result["batch_size"]
     return (
         f"Largest speed-up: {'; '.join(told)}. With {result['n_train']:,} rows at most {full} "
@@ -141,45 +124,35 @@ def _limits(result: Result) -> str:
     )
 
 
-def stragglers(found: Measured, network: model.Network = model.ONE_MACHINE) -> Picture:
+def stragglers(found: Measured) -> Picture:
     """Draw the simulated throughput with uneven workers, relative to that with even ones."""
 
-    def kept(calibration: model.Calibration, name: str, scenario: model.Scenario) -> np.ndarray:
-        even, uneven = (
-            np.array([o.gradients_per_second for o in _simulated(calibration, name, network, s)])
-            for s in (model.EVEN, scenario)
-        )
-        return 100 * (uneven / even)[1:]
-
-    def draw(axes: Any, title: str, result: Result) -> None:
+    def draw(axes: Any, title: str, result: Result) -> str:
+        calibration, told = calibrate(result), []
         for ax, name in zip(axes, ALGORITHMS, strict=True):
+            even = _rates(calibration, name, model.ONE_MACHINE, model.EVEN)[1:]
             for scenario, style in _SCENARIO_STYLES.items():
-                shares = kept(calibrate(result), name, scenario)
+                uneven = _rates(calibration, name, model.ONE_MACHINE, scenario)[1:]
+                shares = 100 * (uneven / even)
                 ax.plot(_NUMBERS[1:], shares, color=COLOUR[name], linestyle=style)
+                few, many = (round(shares[i] - 100) for i in (_NUMBERS.index(8) - 1, -1))
+                told.append(f"{LABELS[name]}, {scenario.name}: {few:+d} % and {many:+d} %")
             ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
             _workers_axis(ax, f"{LABELS[name]}, {title}", 2, 8, 32, 128, 512)
         axes[0].set_ylabel("throughput, % of that of\nworkers all alike")
         axes[0].set_ylim(bottom=0)
-
-    def losses(result: Result) -> str:
-        told = []
-        for name in ALGORITHMS:
-            for scenario in _SCENARIO_STYLES:
-                shares = kept(calibrate(result), name, scenario) - 100
-                few, many = (round(shares[i]) for i in (_NUMBERS.index(8) - 1, -1))
-                told.append(f"{LABELS[name]}, {scenario.name}: {few:+d} % and {many:+d} %")
         return (
             f"Change with 8 and with {_NUMBERS[-1]} workers: {'; '.join(told)}. The jitter is that "
             f"of {result['steps']['n_gradients']:,} gradients measured one by one."
         )
 
     return picture(
-        "F-scaling-stragglers", found, draw, losses, _about,
+        "F-scaling-stragglers", found, draw, _about,
         across=2, height=3.4, legend=_lines(_SCENARIO_STYLES), sharex=True, sharey=True,
         caption="**Simulation: what stragglers cost.** Gradients per second relative to workers "
-        f"that all take the mean time; {network.name}. What to see: in lockstep all wait for the "
-        "slowest, until the exchange takes longer than that. WASAP-SGD loses only what the slow "
-        "workers do not do, and nothing where all wait for the server.",
+        "that all take the mean time; one machine, shared memory. What to see: in lockstep all "
+        "wait for the slowest, until the exchange takes longer than that. WASAP-SGD loses only "
+        "what the slow workers do not do, and nothing where all wait for the server.",
         alt="Simulated throughput with stragglers relative to even workers, one panel per "
         "algorithm.",
     )  # fmt: skip
@@ -216,26 +189,33 @@ def comparison(found: Measured) -> Table | Picture:
     """Make T-scaling: measured and simulated samples per second, side by side."""
     if not found:
         return nothing("T-scaling", found.missing)
+    measured = [
+        (title, result, calibrate(result), name, k)
+        for title, result in found
+        for name in ALGORITHMS
+        for k in workers_of(result, name)
+    ]
     rows = []
-    for title, result in found:
-        for name, k, outcome in check(result):
-            rates, times = spread(samples_per_second(result, name, k)), spent(result, name, k)
-            beside = model.simulate(busy(result, name, k), k) if name == "wasap" else None
-            row = {
-                "where": title,
-                "algorithm": LABELS[name],
-                "workers": k,
-                "measured": rates["median"],
-                "lowest": rates["low"],
-                "highest": rates["high"],
-                "speedup": float(np.median(speedups(result, name, k))),
-                "gradient_ms": 1e3 * times["compute"],
-                "lock_ms": 1e3 * times["lock"],
-                "update_ms": 1e3 * times["update"],
-                "simulated": outcome.samples_per_second,
-                "simulated_beside": None if beside is None else beside.samples_per_second,
-            }
-            rows.append(row)
+    for title, result, calibration, name, k in measured:
+        rates, times = spread(samples_per_second(result, name, k)), spent(result, name, k)
+        row = {
+            "where": title,
+            "algorithm": LABELS[name],
+            "workers": k,
+            "measured": rates["median"],
+            "lowest": rates["low"],
+            "highest": rates["high"],
+            "speedup": float(np.median(speedups(result, name, k))),
+            "gradient_ms": 1e3 * times["compute"],
+            "lock_ms": 1e3 * times["lock"],
+            "update_ms": 1e3 * times["update"],
+            "simulated": model.simulate(calibration, k, name).samples_per_second,
+            "simulated_beside": None,
+        }
+        if name == "wasap":
+            beside = replace(calibration, compute=times["compute"])
+            row["simulated_beside"] = model.simulate(beside, k).samples_per_second
+        rows.append(row)
     caption = (
         "**Does the simulation hold where it can be checked?** Medians over rounds (lowest to "
         "highest) beside simulated samples per second and their deviation. In lockstep the update "

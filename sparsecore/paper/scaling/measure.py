@@ -7,7 +7,8 @@ With one worker up to as many as there are cores, and the times of the steps of 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,8 @@ from sparsecore.bench import timed
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
-from sparsecore.paper.scaling.rounds import in_turns, spent, workers_of
-from sparsecore.paper.scaling.simulate import ALGORITHMS, Calibration, Outcome, simulate
+from sparsecore.paper.scaling.rounds import in_turns, spent
+from sparsecore.paper.scaling.simulate import ALGORITHMS, Calibration
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
 from sparsecore.provenance import provenance
 from sparsecore.settings import setting
@@ -29,7 +30,6 @@ from sparsecore.wasap.worker import Worker
 STUDY = "F-scaling"
 DATASET = "fashion-mnist"
 _QUANTILES = 201
-_KINDS = ("gradient", "push", "retain", "adopt", "evolve")
 _EVERY = 20  # pushes between two evolutions, while steps are timed
 SCHEMA: dict[str, Any] = {
     "n_train": int,
@@ -72,13 +72,7 @@ def entries(profile: str) -> list[Entry]:
 def load(profile: str | None = None) -> Versions[Result]:
     """Return both versions of the measurements; take those that this build lacks."""
     profile = current_profile(profile)
-
-    def measured() -> Result:
-        data = datasets.load(DATASET)
-        found = measure(EFFORTS[profile], data, setting(DATASET).config)
-        return {**found, "provenance": provenance(1, data.content_hash)}
-
-    return versions(entry, measured, profile)
+    return versions(entry, partial(_measure, EFFORTS[profile]), profile)
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -89,12 +83,13 @@ def counts(most: int) -> list[int]:
     return sorted({*(2**i for i in range(most.bit_length())), most})
 
 
-def measure(effort: Effort, data: Dataset, config: TrainConfig) -> Result:
+def _measure(effort: Effort) -> Result:
     """Train sequentially and in parallel, in turns, and time the steps of a parallel run.
 
     All epochs are phase 1, with the topology's evolution between them.
     """
-    config = config.with_values(epochs=effort.epochs)
+    data = datasets.load(DATASET)
+    config = setting(DATASET).config.with_values(epochs=effort.epochs)
     numbers = counts(max(2, min(cpu_count(), effort.workers)))
     n_bytes = 4 * train.new_model(config, data.n_features, data.n_classes, 0).nnz
 
@@ -120,6 +115,7 @@ def measure(effort: Effort, data: Dataset, config: TrainConfig) -> Result:
         **found,
         "steps": time_steps(data, config, effort.steps),
         "messages": messages,
+        "provenance": provenance(1, data.content_hash),
     }
 
 
@@ -145,7 +141,7 @@ def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
         Worker(rank, experiment.Shard(data, rows, config, 0, rank), server)
         for rank, rows in enumerate(shards)
     ]
-    times: dict[str, list[float]] = {name: [] for name in _KINDS}
+    times: dict[str, list[float]] = defaultdict(list)
     for step in range(n + _EVERY):
         worker = workers[step % 2]
         version, begun = worker.version, time.perf_counter()
@@ -179,17 +175,15 @@ def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
 def _time_reduction(n: int) -> dict[str, float]:
     """Time the sum of gradients as `Lockstep.take_step` makes it, of one long and of many short."""
 
+    def add_up(received: np.ndarray, mean: np.ndarray, term: np.ndarray) -> None:
+        np.multiply(received[0], np.float32(1), out=mean)
+        for row in received[1:]:
+            np.multiply(row, np.float32(1), out=term)
+            np.add(mean, term, out=mean)
+
     def seconds(rows: int, size: int) -> float:
-        received = np.ones((rows, size), np.float32)
-        mean, term = np.empty(size, np.float32), np.empty(size, np.float32)
-
-        def add_up() -> None:
-            np.multiply(received[0], np.float32(1), out=mean)
-            for row in received[1:]:
-                np.multiply(row, np.float32(1), out=term)
-                np.add(mean, term, out=mean)
-
-        return float(np.median(timed(add_up, 20)))
+        arrays = np.ones((rows, size), np.float32), *np.empty((2, size), np.float32)
+        return float(np.median(timed(partial(add_up, *arrays), 20)))
 
     term = seconds(512, 1) / 512
     return {"reduce": max(0.0, seconds(16, n // 16) - 16 * term), "term": term}
@@ -220,14 +214,3 @@ def calibrate(result: Result) -> Calibration:
         updates_per_epoch=per_epoch,
         jitter=tuple((np.array(steps["gradient"]) / np.mean(steps["gradient"])).tolist()),
     )
-
-
-def check(result: Result) -> list[tuple[str, int, Outcome]]:
-    """Simulate what was measured: per algorithm and number of workers."""
-    measured = [(name, k) for name in ALGORITHMS for k in workers_of(result, name)]
-    return [(name, k, simulate(calibrate(result), k, name)) for name, k in measured]
-
-
-def busy(result: Result, algorithm: str, workers: int) -> Calibration:
-    """Return the calibration with the time of a gradient beside `workers - 1` busy cores."""
-    return replace(calibrate(result), compute=spent(result, algorithm, workers)["compute"])

@@ -27,14 +27,12 @@ def in_turns(
     results, by algorithm and number of workers (a text).
     """
     others: list[float] = []
-    runs: dict[str, dict[str, list[Result]]] = {"sequential": {"1": []}}
-    for name, k in together:
-        runs.setdefault(name, {})[str(k)] = []
+    runs: dict[str, dict[str, list[Result]]] = {}
     for seed in seeds:
         others.append(busy_cpus())  # now the workers sleep
-        runs["sequential"]["1"].append(_kept(alone(seed)))
-        for (name, k), train in together.items():
-            runs[name][str(k)].append(_kept(train(seed)))
+        for (name, k), train in {("sequential", 1): alone, **together}.items():
+            found = runs.setdefault(name, {}).setdefault(str(k), [])
+            found.append(_kept(train(seed)))
     return {"others": others, "runs": runs}
 
 
@@ -43,11 +41,10 @@ def _kept(result: Result) -> Result:
     found = {name: result[name] for name in ("seed", "samples_per_second", "test_accuracy")}
     if (parallel := result.get("parallel")) is None:
         return found
-    stale = np.array(parallel["staleness_histogram"] or [1])
+    stale, names = np.array(parallel["staleness_histogram"] or [1]), ("window", "bytes_per_update")
     return {
         **found,
-        "window": parallel["window"],
-        "bytes_per_update": parallel["bytes_per_update"],
+        **{name: parallel[name] for name in names},
         "staleness": float(np.average(np.arange(len(stale)), weights=stale)),
         "ranks": [
             {name: rank[name] for name in ("updates", "samples", "seconds")}
@@ -83,14 +80,13 @@ def spent(result: Result, algorithm: str, workers: int) -> dict[str, float]:
 
     "compute" is the rest, without evaluation and checkpoints.
     """
-    rounds = []
+    rounds, names = [], ("phase1", "evaluate", "checkpoint", "lock", "update")
     for run in result["runs"][algorithm][str(workers)]:
-        names = ("phase1", "evaluate", "checkpoint", "lock", "update")
-        phase1, evaluate, checkpoint, *own = (total_seconds(run, name) for name in names)
-        rest = phase1 - (evaluate + checkpoint) - own[0] - own[1]
-        rounds.append(np.array([rest, *own]) / sum(rank["updates"] for rank in run["ranks"]))
-    medians = np.median(rounds, axis=0).tolist()
-    return dict(zip(("compute", "lock", "update"), medians, strict=True))
+        phase1, evaluate, checkpoint, lock, update = (total_seconds(run, name) for name in names)
+        rest = phase1 - (evaluate + checkpoint) - lock - update
+        updates = sum(rank["updates"] for rank in run["ranks"])
+        rounds.append([seconds / updates for seconds in (rest, lock, update)])
+    return dict(zip(("compute", "lock", "update"), np.median(rounds, axis=0).tolist(), strict=True))
 
 
 def against_sequential(result: Result, algorithm: str, workers: int) -> Result:

@@ -1,20 +1,17 @@
 """A discrete-event simulation of phase 1 with more workers than there are cores: a model, no run.
 
 Workers compute for times that `measure` has measured, and meet as they do in `wasap.server` and
-`wasap.lockstep`. SimPy, the field's own library, has the queue and the clock. A worker's cycle
-costs it about 10 microseconds, so 1024 workers take tenths of a second.
+`wasap.lockstep`.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Generator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
-import simpy
 
 ALGORITHMS = ("wasap", "wassp")
 
@@ -49,13 +46,13 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name in (field.name for field in fields(self) if field.name != "jitter"):
-            value, least = getattr(self, name), "of at least" if name in _MAY_BE_0 else "above"
-            if not math.isfinite(value) or value < 0 or (least == "above" and value == 0):
-                raise ValueError(f"{name}: expected a finite number {least} 0, got {value!r}")
         if len(self.jitter) < 2 or min(self.jitter) < 0 or max(self.jitter) == 0:
             got = f"{self.jitter!r:.80}"
             raise ValueError(f"jitter: expected at least two quantiles, not negative, got {got}")
+        for name, value in {**vars(self), "jitter": 1}.items():
+            least = "of at least" if name in _MAY_BE_0 else "above"
+            if not (0 < value < math.inf or (value == 0 and name in _MAY_BE_0)):
+                raise ValueError(f"{name}: expected a finite number {least} 0, got {value!r}")
 
     @property
     def alone(self) -> float:
@@ -69,8 +66,7 @@ class Network:
 
     name: str
     latency: float = 0.0  # seconds, one way
-    # Bytes per second, each way, of every machine. None: all workers share one memory, and messages
-    # travel as measured.
+    # Bytes per second, each way, of every machine. None: one memory, and messages as measured.
     bandwidth: float | None = None
 
     def seconds(self, n_bytes: float) -> float:
@@ -141,28 +137,24 @@ def simulate(
     """Simulate phase 1 of a parallel run in its steady state; a seed determines the outcome.
 
     Each worker has a core of its own and always a full batch: where there are more workers than
-    updates in an epoch, the data grow with them. `algorithm` is "wasap" or "wassp".
-
-    Notes
-    -----
-    Not in the model: cores share the memory's bandwidth; requests for the lock load the server's
-    network; evaluation. The first to ask gets the lock, which only decides whose gradient is stale.
+    updates in an epoch, the data grow with them. Not in the model: cores share the memory's
+    bandwidth; requests for the lock load the server's network; evaluation. The first to ask gets
+    the lock, which only decides whose gradient is stale.
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, got {workers!r}")
-    run = _asynchronous if algorithm == "wasap" else _lockstep
-    return run(calibration, workers, network, scenario, np.random.default_rng(seed))
+    run, rng = _asynchronous if algorithm == "wasap" else _lockstep, np.random.default_rng(seed)
+    rate, *shares = map(float, run(calibration, workers, network, scenario, rng))
+    speedup = rate / calibration.alone
+    return Outcome(workers, rate, rate * calibration.samples_per_update, speedup, *shares)
 
 
 def service(calibration: Calibration, network: Network) -> float:
-    """Return how many seconds a push holds the server's lock, mean, evolutions included.
-
-    The push meets the topology that its gradient was computed on.
-    """
-    evolve = calibration.evolve + _evolved(calibration, network)
-    return _push(calibration, network) + evolve / calibration.updates_per_epoch
+    """Return the mean seconds that a push of a new gradient holds the lock, with evolutions."""
+    push, evolve = _held(calibration, network)
+    return push + evolve / calibration.updates_per_epoch
 
 
 def saturation(calibration: Calibration, network: Network) -> float:
@@ -188,71 +180,60 @@ def exchange(calibration: Calibration, network: Network, workers: int) -> float:
     meeting = depth * hop
     evolution = c.evolve + ring + depth * (hop + 12 * c.n_params / wire) + 2 * meeting
     own = c.reduce + workers * c.term + c.update / workers
-    return to_all + own + ring + 2 * meeting + evolution * workers / _epoch(c, workers)
+    spread = evolution * workers / max(c.updates_per_epoch, workers)
+    return to_all + own + ring + 2 * meeting + spread
 
 
-def _push(c: Calibration, network: Network) -> float:
+def _held(c: Calibration, network: Network) -> tuple[float, float]:
+    """Return how many seconds a push holds the lock, and how many more one that ends an epoch."""
     trips = ROUND_TRIPS + 1  # of the lock itself: the way back of one word, the way of another
-    return c.update + 2 * trips * network.latency + network.seconds(c.bytes_per_update)
-
-
-def _evolved(c: Calibration, network: Network) -> float:
-    return 2 * ROUND_TRIPS_EVOLVED * network.latency + network.seconds(12 * c.n_params)
+    push = c.update + 2 * trips * network.latency + network.seconds(c.bytes_per_update)
+    sent = 2 * ROUND_TRIPS_EVOLVED * network.latency + network.seconds(12 * c.n_params)
+    return push, c.evolve + sent
 
 
 def _asynchronous(
     c: Calibration, workers: int, network: Network, scenario: Scenario, rng: np.random.Generator
-) -> Outcome:
-    """Have workers compute and queue for the lock, until enough updates have been made."""
+) -> tuple[float, ...]:
+    """Have workers compute and queue for the lock, until enough updates have been made.
+
+    Return updates per second, and `Outcome`'s utilisation, waiting and staleness.
+    """
     first = max(_UPDATES // 10, 2 * workers)  # until then the common start is forgotten
-    epoch, updates = _epoch(c, workers), first + max(_UPDATES, 6 * workers)
+    # With more workers than updates between two evolutions, the data grow.
+    epoch, updates = max(c.updates_per_epoch, workers), first + max(_UPDATES, 6 * workers)
     updates += (first - updates) % epoch if epoch < updates - first else 0  # whole epochs
     factors = iter(_factors(c, scenario, (updates + workers,), rng).tolist())
     before = c.lock + 2 * network.latency
-    push, evolve = _push(c, network), c.evolve + _evolved(c, network)
+    push, evolve = _held(c, network)
     retain = c.retain + 2 * ROUND_TRIPS_RETAINED * network.latency
     retain += network.seconds(4 * c.n_params)
-    env = simpy.Environment()
-    server, over = simpy.Resource(env), env.event()
-    ticket = version = 0
-    busy = waited = stale = begun = 0.0
-
-    def worker(slowness: float) -> Generator[Any, Any, None]:
-        nonlocal ticket, version, busy, waited, stale, begun
-        pulled = seen = 0
-        adopt = 0.0
-        while True:
-            yield env.timeout(slowness * c.compute * next(factors) + adopt + before)
-            asked = env.now
-            with server.request() as turn:
-                yield turn
-                got = env.now
-                ends = (ticket + 1) % epoch == 0
-                old = seen != version
-                held = push + retain * old + evolve * ends
-                yield env.timeout(held)
-            if ticket >= first:
-                busy, waited, stale = busy + held, waited + got - asked, stale + ticket - pulled
-            ticket, version = ticket + 1, version + ends
-            pulled, seen, adopt = ticket, version, c.adopt * old
-            if ticket == first:
-                begun = env.now
-            elif ticket == updates:
-                over.succeed()
-
-    for rank in range(workers):
-        env.process(worker(scenario.slowest if rank == 0 else 1.0))
-    env.run(over)
-    seconds, made = env.now - begun, updates - first
-    return _outcome(
-        c, workers, made / seconds, busy / seconds, waited / (workers * seconds), stale / made
-    )
+    compute = [c.compute * scenario.slowest, *[c.compute] * (workers - 1)]
+    asking = [(own * next(factors) + before, rank) for rank, own in enumerate(compute)]
+    heapq.heapify(asking)
+    pulled, seen, version = [0] * workers, [0] * workers, 0
+    free = busy = waited = stale = begun = 0.0
+    for ticket in range(updates):
+        asked, rank = heapq.heappop(asking)
+        got = max(asked, free)
+        old, ends = seen[rank] != version, (ticket + 1) % epoch == 0
+        held = push + retain * old + evolve * ends
+        if ticket == first:
+            begun = free
+        if ticket >= first:
+            busy, waited, stale = busy + held, waited + got - asked, stale + ticket - pulled[rank]
+        free, version = got + held, version + ends
+        pulled[rank], seen[rank] = ticket + 1, version
+        pause = compute[rank] * next(factors) + c.adopt * old + before
+        heapq.heappush(asking, (free + pause, rank))
+    seconds, made = free - begun, updates - first
+    return made / seconds, busy / seconds, waited / (workers * seconds), stale / made
 
 
 def _lockstep(
     c: Calibration, workers: int, network: Network, scenario: Scenario, rng: np.random.Generator
-) -> Outcome:
-    """Have all workers wait for the slowest and exchange, step after step.
+) -> tuple[float, ...]:
+    """Have all workers wait for the slowest and exchange, step after step; return the same.
 
     Nobody queues, and no step knows of another, so that steps are maxima of draws.
     """
@@ -261,31 +242,16 @@ def _lockstep(
     slowest, after = own.max(axis=1), exchange(c, network, workers)
     seconds = slowest.mean() + after
     waiting = (slowest - own.mean(axis=1)).mean() / seconds
-    return _outcome(c, workers, workers / seconds, after / seconds, waiting, 0.0)
-
-
-def _epoch(c: Calibration, workers: int) -> int:
-    """Return the updates between two evolutions: with more workers than that, the data grow."""
-    return max(c.updates_per_epoch, workers)
+    return workers / seconds, after / seconds, waiting, 0.0
 
 
 def _factors(
     c: Calibration, scenario: Scenario, shape: tuple[int, ...], rng: np.random.Generator
 ) -> np.ndarray:
     """Draw times to compute a gradient, relative to the mean of those measured."""
-    factors = np.ones(shape)
-    if scenario.jitter:
-        quantiles = np.array(c.jitter)
-        mean = np.trapezoid(quantiles, dx=1 / (len(quantiles) - 1))
-        at = np.linspace(0, 1, len(quantiles))
-        factors = np.interp(rng.random(shape), at, quantiles / mean)
+    quantiles = np.array(c.jitter) if scenario.jitter else np.ones(2)
+    at = np.linspace(0, 1, len(quantiles))
+    factors = np.interp(rng.random(shape), at, quantiles / np.trapezoid(quantiles, at))
     if scenario.pauses:
         factors = np.where(rng.random(shape) < scenario.pauses, scenario.pause * factors, factors)
     return factors
-
-
-def _outcome(
-    c: Calibration, workers: int, rate: float, utilisation: float, waiting: float, staleness: float
-) -> Outcome:
-    values = (rate, rate * c.samples_per_update, rate / c.alone, utilisation, waiting, staleness)
-    return Outcome(workers, *map(float, values))

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from sparsecore.paper.page import Column, Picture, Table
+from sparsecore.paper.speed.contest import PEERS
 from sparsecore.paper.speed.measure import SHAPES
-from sparsecore.paper.speed.registry import PEERS
 from sparsecore.paper.store import Result, Versions
 from sparsecore.paper.style import COLOURS, GREY, dot, line, picture, source, tag, with_spread
 
@@ -38,9 +38,10 @@ _LEVEL_MARKER = {"L1": "s", "L2": "o", "L3": "D", "DRAM": "v"}
 def peers(speed: Speed) -> Picture:
     """Draw milliseconds per training step of all peers, a row per network."""
     found = speed["peers"]
-    keys = [key for key in PEERS if any(key in c["peers"] for _, c in _contests(found))]
+    timed = {key for _, result in found for c in result["contests"] for key in c["peers"]}
+    keys = [key for key in PEERS if key in timed]
 
-    def draw(place: Axes, title: str, result: Result) -> None:
+    def draw(place: Axes, title: str, result: Result) -> str:
         grid = place.get_subplotspec().subgridspec(len(SHAPES), 1)
         place.remove()
         for ax, shape in zip(grid.subplots(), SHAPES, strict=True):
@@ -48,22 +49,18 @@ def peers(speed: Speed) -> Picture:
             ax.set_title(f"{_TITLES[shape]}, {title}")
             ax.tick_params(labelleft=title == next(iter(found))[0])
         ax.set_xlabel("milliseconds per training step")
+        return _threads(result)
 
     legend = [dot(colour, label) for label, (colour, _) in _KINDS.items()]
     legend += [dot(GREY, "one thread"), dot(GREY, "at most two threads", fill="white")]
     return picture(
-        "F-speed-peers", found, draw, _threads, height=0.9 + 0.62 * len(keys), legend=legend,
+        "F-speed-peers", found, draw, height=0.9 + 0.62 * len(keys), legend=legend,
         caption="**A training step, and the peers.** Time of a full step on the networks of the "
         "study's images (ε = 20, batches of 128): medians of interleaved rounds, with bars from "
         "the fastest to the slowest, and in brackets the time over sparsecore's. What to see: how "
         "far the other peers lie to the right of sparsecore.",
         alt="Dot plot of milliseconds per training step for each peer, on two networks.",
     )  # fmt: skip
-
-
-def _contests(found: Versions[Result]) -> list[tuple[str, Result]]:
-    """Return the contests of all versions, each with its version's title."""
-    return [(title, contest) for title, result in found for contest in result["contests"]]
 
 
 def _threads(result: Result) -> str:
@@ -111,12 +108,16 @@ _TIMED = {
 def what_peers_do(speed: Speed) -> Table:
     """Make the table of the peers: what each does, and where it was timed."""
     found = speed["peers"]
-    shown = [
-        {"peer": peer.label, "what a step of it is": peer.note}
-        | {title: _presence(key, result["contests"]) for title, result in found}
-        for key, peer in PEERS.items()
-    ]
-    plain = [_timed(key, title, contest) for key in PEERS for title, contest in _contests(found)]
+    shown: list[dict[str, str]] = []
+    plain: list[Result] = []
+    for key, peer in PEERS.items():
+        shown.append({"peer": peer.label, "what a step of it is": peer.note})
+        for title, result in found:
+            contests = result["contests"]
+            absent = contests[0]["absent"].get(key, {}).get("reason", "not there")
+            versions = [c["peers"][key]["version"] for c in contests if key in c["peers"]]
+            shown[-1][title] = [*versions, absent][0]
+            plain += [_timed(key, title, contest) for contest in contests]
     caption = (
         "**The peers.** What a step of each includes, and the version that was timed. Each trains "
         "the same network on the same data, in a process of its own. Without dropout and weight "
@@ -124,12 +125,6 @@ def what_peers_do(speed: Speed) -> Table:
     )
     frame, data = pd.DataFrame(shown), pd.DataFrame(plain)
     return Table("T-peers", frame, caption, data, sources=source(found))
-
-
-def _presence(key: str, contests: Sequence[Result]) -> str:
-    """Return the version that was timed, or why there is none."""
-    timed = [c["peers"][key]["version"] for c in contests if key in c["peers"]]
-    return str([*timed, contests[0]["absent"].get(key, {}).get("reason", "not there")][0])
 
 
 def _timed(key: str, title: str, contest: Result) -> Result:
@@ -163,31 +158,26 @@ _EPOCHS = (
 def epochs(speed: Speed) -> Table:
     """Make the table of where the time of an epoch goes."""
     found = speed["epochs"]
-    rows = [
-        {"measured": title, "part": name, **spent[name], "share": spent[name]["median"] / total}
-        for title, result in found
-        for spent in (result["seconds"],)
-        for total in (sum(part["median"] for part in spent.values()),)
-        for name in _EPOCH
-    ]
+    rows, told = [], []
+    for title, result in found:
+        total = sum(part["median"] for part in result["seconds"].values())
+        for name in _EPOCH:
+            spent = result["seconds"][name]
+            share = spent["median"] / total
+            rows.append({"measured": title, "part": name, **spent, "share": share})
+        median, low, high = map(_percent, result["overhead"].values())
+        told.append(f"All but the products took {median} of an epoch ({low} to {high}).")
     caption = (
         "**Where an epoch goes.** Fashion-MNIST's size and network, 60,000 rows for training and "
         "10,000 for the test, one thread, medians over epochs."
     )
-    return Table.of("T-epoch", rows, _EPOCHS, caption, source(found, _overhead))
-
-
-def _overhead(result: Result) -> str:
-    median, low, high = (_percent(result["overhead"][name]) for name in ("median", "low", "high"))
-    return f"All but the products took {median} of an epoch ({low} to {high})."
+    return Table.of("T-epoch", rows, _EPOCHS, caption, source(found, told))
 
 
 def density(speed: Speed) -> Picture:
     """Draw time per step against density, with the dense peers as levels."""
     return picture(
-        "F-speed-density", speed["density"], _density,
-        lambda result: f"Density at the crossing: {_percent(result['crossover'])}.",
-        label="milliseconds per step", sharey=True,
+        "F-speed-density", speed["density"], _density, label="milliseconds per step", sharey=True,
         caption="**Where dense wins.** Time of a step of 784-1000-1000-1000-10 (batches of 128, "
         "one thread) against density (blue), beside dense matrix products (lines). Bars and bands "
         "reach from the fastest round to the slowest. What to see: time grows in proportion to the "
@@ -196,7 +186,7 @@ def density(speed: Speed) -> Picture:
     )  # fmt: skip
 
 
-def _density(ax: Axes, title: str, result: Result) -> None:
+def _density(ax: Axes, title: str, result: Result) -> str:
     x = [100 * p["density"] for p in result["points"]]
     spreads = [p["ms"] for p in result["points"]]
     with_spread(ax, x, spreads, _COLOUR["sparsecore"], linewidth=1.4)
@@ -212,6 +202,7 @@ def _density(ax: Axes, title: str, result: Result) -> None:
         ax.axvline(100 * result["crossover"], color=GREY, linestyle=(0, (1, 1)))
     ax.set(xscale="log", yscale="log", title=title, xlabel="connections that exist (%)")
     _plain_ticks(ax.xaxis, ax.yaxis)
+    return f"Density at the crossing: {_percent(result['crossover'])}."
 
 
 def _percent(share: float | None) -> str:
@@ -227,7 +218,7 @@ def roofline(speed: Speed) -> Picture:
         *(dot(GREY, f"rows in {level}", _LEVEL_MARKER[level]) for level in ("L1", "L2", "L3")),
     ]
     return picture(
-        "F-speed-roofline", speed["roofline"], _roofline, _shares,
+        "F-speed-roofline", speed["roofline"], _roofline,
         height=4.6, legend=legend, label="GFLOP/s, one thread", sharey=True,
         caption="**The kernels under the roof.** A point per layer and direction (ε = 20, batches "
         "of 128). Lines are measured ceilings: multiply-adds on registers, and reading in order "
@@ -237,13 +228,7 @@ def roofline(speed: Speed) -> Picture:
     )  # fmt: skip
 
 
-def _shares(result: Result) -> str:
-    shares = [kernel["share"] for kernel in result["kernels"]]
-    low, middle, high = map(_percent, (min(shares), np.median(shares), max(shares)))
-    return f"Kernels reach {low} to {high} of their ceiling, the median is {middle}."
-
-
-def _roofline(ax: Axes, title: str, result: Result) -> None:
+def _roofline(ax: Axes, title: str, result: Result) -> str:
     x, peak = np.geomspace(0.25, 8, 60), result["gflops"]
     for level, bandwidth in result["bandwidth"].items():
         y = np.minimum(peak, x * bandwidth)
@@ -261,6 +246,9 @@ def _roofline(ax: Axes, title: str, result: Result) -> None:
     ax.set(xlim=(0.25, 8), xticks=[0.25, 0.5, 1, 2, 4, 8])
     ax.xaxis.set_minor_locator(NullLocator())
     _plain_ticks(ax.xaxis, ax.yaxis)
+    shares = [kernel["share"] for kernel in result["kernels"]]
+    low, middle, high = map(_percent, (min(shares), np.median(shares), max(shares)))
+    return f"Kernels reach {low} to {high} of their ceiling, the median is {middle}."
 
 
 def _layer(row: Any) -> str:
@@ -295,7 +283,7 @@ def width(speed: Speed) -> Picture:
     """Draw time per step and memory against the width of the hidden layers."""
     dense = line(_COLOUR["numpy-dense"], "dense weights alone", ":")
     return picture(
-        "F-speed-width", speed["width"], _width, _widest,
+        "F-speed-width", speed["width"], _width,
         across=2, legend=[dot(_COLOUR["sparsecore"], "sparsecore"), dense],
         caption="**Wider at constant ε.** Time of a step and memory (parameters, velocity, "
         "structure) of 784-n-n-10 neurons, against n (ε = 20, batches of 128, one thread). What to "
@@ -305,7 +293,7 @@ def width(speed: Speed) -> Picture:
     )  # fmt: skip
 
 
-def _width(axes: Any, title: str, result: Result) -> None:
+def _width(axes: Any, title: str, result: Result) -> str:
     left, right = axes
     points = result["points"]
     x = [p["width"] for p in points]
@@ -317,8 +305,6 @@ def _width(axes: Any, title: str, result: Result) -> None:
         ax.set_xlabel("neurons per hidden layer")
         _plain_ticks(ax.xaxis, ax.yaxis)
 
-
-def _widest(result: Result) -> str:
     p = result["points"][-1]
     return (
         f"The widest network has {p['nnz']:,} connections. It was made in {p['make_s']:.1f} s and "

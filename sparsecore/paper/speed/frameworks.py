@@ -6,12 +6,17 @@ import warnings
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
-from sparsecore.paper.speed.peers import Adapter, Problem
+from sparsecore.paper.speed.peers import WHOLE, Adapter, Problem, transposed
 
 
 class TorchDense(Adapter):
     """`torch.nn.Linear` layers."""
+
+    label = "PyTorch, dense"
+    packages: tuple[str, ...] = ("torch",)
+    note = f"{WHOLE} (fused SGD), with all weights, the absent ones too."
 
     def __init__(self, problem: Problem) -> None:
         import torch
@@ -22,7 +27,7 @@ class TorchDense(Adapter):
         torch.manual_seed(problem.seed)
         inputs, labels = problem.data
         self._inputs, self._labels = torch.from_numpy(inputs), torch.from_numpy(labels)
-        self._layers = torch.nn.ModuleList(self._make_layers())
+        self._layers = torch.nn.ModuleList(self._linear(w, b) for w, b in problem.dense())
         self._optimizer = torch.optim.SGD(
             self._layers.parameters(),
             lr=problem.learning_rate,
@@ -30,9 +35,6 @@ class TorchDense(Adapter):
             weight_decay=problem.weight_decay / problem.learning_rate,
             fused=True,
         )
-
-    def _make_layers(self) -> list[Any]:
-        return [self._linear(weights, bias) for weights, bias in self.problem.dense()]
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
         torch = self._torch
@@ -63,12 +65,12 @@ class TorchDense(Adapter):
 class TorchMasked(TorchDense):
     """Dense layers whose weights are multiplied by a mask after each step."""
 
+    label = "PyTorch, masked"
+    note = f"{WHOLE} (fused SGD), dense; after each step the weights are multiplied by 0-1 masks."
+
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        matrices = problem.model.to_scipy()
-        for matrix in matrices:
-            matrix.data[:] = 1
-        self._masks = [self._torch.from_numpy(matrix.toarray()) for matrix in matrices]
+        self._masks = [(layer.weight != 0).float() for layer in self._layers]
 
     def step(self, rows: np.ndarray) -> Any:
         """Take a step on one batch, and mask the weights."""
@@ -82,14 +84,22 @@ class TorchMasked(TorchDense):
 class TorchSparseProp(TorchDense):
     """`SparseLinear` layers of the package SparseProp."""
 
-    def _make_layers(self) -> list[Any]:
+    label = "SparseProp"
+    packages = ("torch", "sparseprop")
+    note = f"{WHOLE} (fused SGD); its SparseLinear layers for PyTorch, compiled on this machine."
+
+    def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
         from sparseprop.modules import SparseLinear
 
-        return [SparseLinear.from_dense(linear) for linear in super()._make_layers()]
+        return SparseLinear.from_dense(super()._linear(weights, bias))
 
 
 class TorchSparseLab(TorchDense):
     """`SparseLinear` layers of the package sparselab, which are given our connections."""
+
+    label = "sparselab"
+    packages = ("torch", "sparselab")
+    note = f"{WHOLE} (fused SGD); its SparseLinear layers for PyTorch: padded CSR, AVX2 or NEON."
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
         import sparselab
@@ -112,72 +122,54 @@ class TorchCSR(TorchDense):
     a sampled product.
     """
 
-    def _make_layers(self) -> list[Any]:
+    label = "PyTorch, CSR weights"
+    note = (
+        f"{WHOLE} (fused SGD); sparse products by MKL in an autograd function of ours, with a "
+        "second, transposed matrix for the input gradient."
+    )
+
+    def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
         import torch
 
-        linear = _csr_linear()
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        csr = sp.csr_array(weights)
+        rows = torch.from_numpy(csr.indptr), torch.from_numpy(csr.indices)
+        indptr, indices, places = map(torch.from_numpy, transposed(csr))
 
-        class CsrLinear(torch.nn.Module):
-            def __init__(self, matrix: Any, bias: np.ndarray) -> None:
-                super().__init__()
-                places = matrix.copy()
-                places.data = np.arange(1, matrix.nnz + 1, dtype=np.float64)
-                transposed = places.T.tocsr()
-                self.values = torch.nn.Parameter(torch.from_numpy(matrix.data))
-                self.bias = torch.nn.Parameter(torch.from_numpy(bias))
-                self.structure = (
-                    torch.from_numpy(matrix.indptr.astype(np.int32)),
-                    torch.from_numpy(matrix.indices),
-                    torch.from_numpy(transposed.indptr.astype(np.int32)),
-                    torch.from_numpy(transposed.indices.astype(np.int32)),
-                    torch.from_numpy(transposed.data.astype(np.int64) - 1),
-                    matrix.shape,
-                )
+        def matrix(indptr: Any, indices: Any, values: Any, shape: tuple[int, int]) -> Any:
+            return torch.sparse_csr_tensor(indptr, indices, values, shape, check_invariants=False)
 
-            def forward(self, x: Any) -> Any:
-                return linear.apply(x, self.values, self.bias, self.structure)
+        class Product(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Any, values: Any, bias: Any) -> Any:
+                ctx.save_for_backward(x, values)
+                return (matrix(*rows, values, csr.shape) @ x).add_(bias[:, None])
 
-        layers = zip(self.problem.model.to_scipy(), self.problem.dense(), strict=True)
-        return [CsrLinear(matrix, bias) for matrix, (_, bias) in layers]
+            @staticmethod
+            def backward(ctx: Any, *gradients: Any) -> Any:
+                (dz,), (x, values), dx = gradients, ctx.saved_tensors, None
+                dz = dz.contiguous()
+                if ctx.needs_input_grad[0]:
+                    dx = matrix(indptr, indices, values[places], csr.shape[::-1]) @ dz
+                nothing = matrix(*rows, torch.zeros_like(values), csr.shape)
+                dw = torch.sparse.sampled_addmm(nothing, dz, x.t(), beta=0.0)
+                return dx, dw.values(), dz.sum(dim=1)
+
+        layer = torch.nn.Module()
+        layer.values = torch.nn.Parameter(torch.from_numpy(csr.data))
+        layer.bias = torch.nn.Parameter(torch.from_numpy(bias))
+        layer.forward = lambda x: Product.apply(x, layer.values, layer.bias)
+        return layer
 
     def _logits(self, x: Any) -> Any:
         return super()._logits(x.t().contiguous()).t()
 
 
-def _csr_linear() -> Any:
-    """Return the autograd function of `TorchCSR`; torch must be there to define it."""
-    import torch
-
-    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-
-    def matrix(indptr: Any, indices: Any, values: Any, shape: tuple[int, int]) -> Any:
-        return torch.sparse_csr_tensor(indptr, indices, values, shape, check_invariants=False)
-
-    class CsrLinear(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Any, values: Any, bias: Any, structure: Any) -> Any:
-            ctx.save_for_backward(x, values)
-            ctx.structure = structure
-            z = matrix(structure[0], structure[1], values, structure[5]) @ x
-            return z.add_(bias[:, None])
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            (dz,), (x, values) = gradients, ctx.saved_tensors
-            indptr, indices, t_indptr, t_indices, places, shape = ctx.structure
-            dz = dz.contiguous()
-            dx = None
-            if ctx.needs_input_grad[0]:
-                dx = matrix(t_indptr, t_indices, values[places], shape[::-1]) @ dz
-            nothing = matrix(indptr, indices, torch.zeros_like(values), shape)
-            dw = torch.sparse.sampled_addmm(nothing, dz, x.t(), beta=0.0)
-            return dx, dw.values(), dz.sum(dim=1), None
-
-    return CsrLinear
-
-
 class JaxDense(Adapter):
     """Dense matrices; the whole step is one function compiled by XLA."""
+
+    label, packages = "JAX, dense", ("jax",)
+    note = f"{WHOLE}, dense, compiled as one function; noise from XLA's own generator."
 
     def __init__(self, problem: Problem) -> None:
         import jax

@@ -7,6 +7,7 @@ roofline, and growing width at constant epsilon. `figures` draws them.
 from __future__ import annotations
 
 import gc
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +22,8 @@ from sparsecore.bench import spread, timed
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
 from sparsecore.paper.speed import roofline as kernels
-from sparsecore.paper.speed.contest import compare, stopwatch, warm_up
+from sparsecore.paper.speed.contest import PEERS, compare, stopwatch
 from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
-from sparsecore.paper.speed.registry import PEERS, absent
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
 from sparsecore.progress import bar
 from sparsecore.provenance import busy_cpus, provenance
@@ -50,28 +50,23 @@ class Effort:
     seconds: float  # of one peer's turn in a round
     threads: tuple[int, ...]  # numbers of threads of the contest
     widths: tuple[int, ...]  # neurons per hidden layer
-    patience: float = 0.0  # seconds in each contest to wait for others to leave CPUs free
 
 
 EFFORTS = {
     "quick": Effort(3, 0.12, (1,), (1_000, 3_000, 10_000, 30_000)),
-    "paper": Effort(
-        7, 0.6, (1, 2), (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000), 240.0
-    ),
+    "paper": Effort(7, 0.6, (1, 2), (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)),
 }
 
 
 def contest(effort: Effort, report: Report) -> Result:
     """Time all peers on both shapes, for each number of threads that the machine has."""
-    found = []
-    for shape, sizes in SHAPES.items():
-        for threads in effort.threads:
-            if threads <= cpu_count():
-                timing = compare(
-                    Problem(sizes, epsilon=EPSILON, threads=threads), rounds=effort.rounds,
-                    seconds=effort.seconds, patience=effort.patience, progress=report,
-                )  # fmt: skip
-                found.append({"shape": shape, **timing})
+    how: dict[str, Any] = {"rounds": effort.rounds, "seconds": effort.seconds, "progress": report}
+    found = [
+        {"shape": shape, **compare(Problem(sizes, epsilon=EPSILON, threads=threads), **how)}
+        for shape, sizes in SHAPES.items()
+        for threads in effort.threads
+        if threads <= cpu_count()
+    ]
     return {"contests": found}
 
 
@@ -85,27 +80,28 @@ def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_0
     rng = np.random.default_rng(0)
     X = rng.random((sum(rows), SHAPES["fashion-mnist"][0]), np.float32)
     y = rng.integers(10, size=sum(rows))
-    X_train, y_train, X_test, y_test = X[: rows[0]], y[: rows[0]], X[rows[0] :], y[rows[0] :]
+    train, test = (X[: rows[0]], y[: rows[0]]), (X[rows[0] :], y[rows[0] :])
     model = new_model(config, X.shape[1], 10, seed=0)
-    rounds = []
+    times: dict[str, list[float]] = defaultdict(list)
     with Trainer(model, config, seed=0) as trainer:
         for number in range(effort.rounds):
             report(f"epoch {number + 1} of {effort.rounds}")
             before = dict(trainer.seconds)
-            trainer.run_epoch(X_train, y_train)
-            trainer.evaluate(X_test, y_test)
+            trainer.run_epoch(*train)
+            trainer.evaluate(*test)
             trainer.change_topology()
             spent = {name: trainer.seconds[name] - before[name] for name in before}
-            measured = kernels.products_share(model, X_train, y_train, config, rng)
+            measured = kernels.products_share(model, *train, config, rng)
             share = min(1.0, float(np.median(measured)))  # noise of a short measurement
-            products, batches = share * spent["train"], (1 - share) * spent["train"]
-            rounds.append((products, batches, spent["evaluate"], spent["evolve"]))
-    names = ("products", "batches", "evaluation", "evolution")
-    times = dict(zip(names, np.transpose(rounds), strict=True))
+            times["products"].append(share * spent["train"])
+            times["batches"].append((1 - share) * spent["train"])
+            times["evaluation"].append(spent["evaluate"])
+            times["evolution"].append(spent["evolve"])
+    products, *others = map(np.array, times.values())
     return {
         "rows": list(rows),
         "seconds": {name: spread(seconds) for name, seconds in times.items()},
-        "overhead": spread(1 - times["products"] / np.sum(rounds, axis=1)),
+        "overhead": spread(1 - products / (products + sum(others))),
     }
 
 
@@ -121,11 +117,11 @@ def density_sweep(
     that are installed takes as long as sparsecore, None if there is none.
     """
     problems = {d: Problem(sizes, density=d) for d in densities}
-    dense = [key for key in ("numpy-dense", "torch-dense") if not absent(key, Problem(sizes))]
+    least = problems[min(densities)]
+    dense = [key for key in ("numpy-dense", "torch-dense") if not PEERS[key].absent(least)]
     with threadpool_limits(1):
         trainers: dict[Any, Adapter] = {d: SparseCore(problem) for d, problem in problems.items()}
-        for key in dense:
-            trainers[key] = PEERS[key].adapter(Problem(sizes, density=min(densities)))
+        trainers |= {key: PEERS[key](least) for key in dense}
         ms = _in_rounds(trainers, effort, report)
     points: list[Result] = [
         {"density": problem.model.density, "nnz": problem.model.nnz, "ms": ms[d]}
@@ -144,12 +140,12 @@ def density_sweep(
 def _in_rounds(trainers: dict[Any, Adapter], effort: Effort, report: Report) -> dict[Any, Result]:
     """Time all trainers in turns, milliseconds per step, and close them."""
     report("warming up")
-    steps = {name: warm_up(trainer, effort.seconds) for name, trainer in trainers.items()}
+    turns = {name: stopwatch(trainer, effort.seconds) for name, trainer in trainers.items()}
     ms: dict[Any, list[float]] = {name: [] for name in trainers}
     for number in range(effort.rounds):
         report(f"round {number + 1} of {effort.rounds}")
-        for name, trainer in trainers.items():
-            ms[name].append(stopwatch(trainer, effort.seconds, steps[name])["ms"])
+        for name, turn in turns.items():
+            ms[name].append(turn()["ms"])
     for trainer in trainers.values():
         trainer.close()
     return {name: spread(values) for name, values in ms.items()}
@@ -229,20 +225,18 @@ def entries(profile: str) -> list[Entry]:
     return [entry(part, profile) for part in PARTS]
 
 
-def load(profile: str | None = None, *, progress: bool = True) -> dict[str, Versions[Result]]:
+def load(profile: str | None = None) -> dict[str, Versions[Result]]:
     """Return both versions of each part; measure what this build lacks."""
     profile = current_profile(profile)
     effort, found = EFFORTS[profile], {}
-    form = "{desc} ({n}/{total} parts)"
-    with bar(len(PARTS), bar_format=form, hidden=not progress) as shown:
+    with bar(len(PARTS), bar_format="{desc} ({n}/{total} parts)") as shown:
+
+        def measure(part: str) -> Result:
+            others = {"others": busy_cpus()}
+            result = PARTS[part](effort, lambda text: shown.set_description_str(f"{part}: {text}"))
+            return {**result, "provenance": {**provenance(1, None), **others}}
+
         for part in PARTS:
-            compute = partial(_measure, part, effort, shown)
-            found[part] = versions(partial(entry, part), compute, profile)
+            found[part] = versions(partial(entry, part), partial(measure, part), profile)
             shown.update()
     return found
-
-
-def _measure(part: str, effort: Effort, shown: Any) -> Result:
-    busy = busy_cpus()
-    found = PARTS[part](effort, lambda text: shown.set_description_str(f"{part}: {text}"))
-    return {**found, "provenance": {**provenance(1, None), "others": busy}}

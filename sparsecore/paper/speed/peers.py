@@ -2,7 +2,7 @@
 
 A peer is a small adapter class. It is made for a `Problem`, which gives all of them the same
 network, weights, data and rule, and takes training steps with it. PyTorch and JAX are in
-`frameworks`; `registry` lists all peers, and `contest` times them against each other.
+`frameworks`; `contest` lists all peers, and times them against each other.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from sparsecore import seeds
+from sparsecore import __version__, seeds
 from sparsecore.compiled.engine import aligned, metrics
 from sparsecore.compiled.kernels import Rule
+from sparsecore.compiled.lanes import widest
 from sparsecore.functions import negative_slope
-from sparsecore.mlp import SparseLayer, SparseMLP
+from sparsecore.mlp import SparseMLP
+from sparsecore.provenance import installed
 from sparsecore.seeds import Purpose
 
+WHOLE = "Gather, forward, activation, dropout, loss, backward, momentum, weight decay"
 _BATCHES_OF_DATA = 8  # more than one, so that gathering a batch is not flattered by the cache
 
 
@@ -72,14 +75,14 @@ class Problem:
         return [negative_slope(self.activation, layer, self.alpha) for layer in hidden]
 
     @property
-    def layers(self) -> list[SparseLayer]:
-        """The network's layers."""
-        return [self.model[layer] for layer in range(len(self.model))]
+    def biases(self) -> list[np.ndarray]:
+        """Copies of each layer's biases."""
+        return [self.model[layer].bias.copy() for layer in range(len(self.model))]
 
     def dense(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return weights, shape (fan_out, fan_in), and biases of each layer, with zeros."""
-        pairs = zip(self.model.to_scipy(), self.layers, strict=True)
-        return [(matrix.toarray(), layer.bias.copy()) for matrix, layer in pairs]
+        weights = [matrix.toarray() for matrix in self.model.to_scipy()]
+        return list(zip(weights, self.biases, strict=True))
 
     def batches(self, rows: np.ndarray) -> list[np.ndarray]:
         """Cut row numbers into batches."""
@@ -89,19 +92,34 @@ class Problem:
 class Adapter:
     """What a peer does: take training steps on a problem."""
 
+    label: str
+    note: str  # what a step of it is: what a reader must know to compare fairly
+    packages: tuple[str, ...] = ()  # that it needs; the version of the last one is told
+
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 
-    def train(self, rows: np.ndarray) -> float | None:
-        """Take a step for each batch of `rows`; return the mean of their losses, if they have any.
+    @classmethod
+    def absent(cls, problem: Problem) -> str | None:
+        """Return why it cannot be timed on a problem here, or None if it can."""
+        missing = [name for name in cls.packages if installed(name) is None]
+        return f"{' and '.join(missing)} not installed" if missing else None
+
+    @classmethod
+    def version(cls) -> str:
+        """Return the version of what is timed."""
+        return str(installed(cls.packages[-1]))
+
+    def train(self, rows: np.ndarray) -> float:
+        """Take a step for each batch of `rows`; return the mean of their losses.
 
         A loss is the cross-entropy of the batch before its step.
         """
         losses = [self.step(batch) for batch in self.problem.batches(rows)]
-        return None if losses[0] is None else float(np.mean([float(loss) for loss in losses]))
+        return float(np.mean([float(loss) for loss in losses]))
 
     def step(self, rows: np.ndarray) -> Any:
-        """Take a step on one batch; return its loss, a number of the framework, or None."""
+        """Take a step on one batch; return its loss, a number of the framework."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -110,6 +128,8 @@ class Adapter:
 
 class SparseCore(Adapter):
     """The package itself."""
+
+    label, note = "sparsecore", f"{WHOLE}; sparse throughout."
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -123,6 +143,11 @@ class SparseCore(Adapter):
             seeds.key(problem.seed, Purpose.DROPOUT),
         )
         self._step = 0
+
+    @classmethod
+    def version(cls) -> str:
+        """Return the package's version; it need not be installed."""
+        return __version__
 
     def train(self, rows: np.ndarray) -> float:
         """Take all steps in one call, as the trainer does."""
@@ -144,79 +169,96 @@ class CLoop(Adapter):
     `velocities` are in CSR order; all float32.
     """
 
+    label = "C loop (yardstick)"
+    note = (
+        "Forward, backward and momentum over the connections alone, hand-written for AVX-512: no "
+        "gather, activation, dropout or loss. One thread, batches of 128."
+    )
+
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self._library = _compiled_c_loop()
+        source = Path(__file__).with_name("c_loop.c")
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "c_loop.so"
+            options = ("-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC")
+            subprocess.run([str(_compiler()), *options, "-o", str(target), str(source)], check=True)
+            self._library = ctypes.CDLL(str(target))  # stays mapped when the file goes
         rng = np.random.default_rng(problem.seed)
         shapes = [(n, problem.batch_size) for n in problem.sizes]
         self.activations = [aligned(a * b, np.float32).reshape(a, b) for a, b in shapes]
         self.gradients = [aligned(a * b, np.float32).reshape(a, b) for a, b in shapes]
         for array in (self.activations[0], self.gradients[-1]):
             array[:] = 0.1 * rng.standard_normal(array.shape, np.float32)
-        layers = problem.layers
-        self.weights = [aligned(layer.nnz, np.float32) for layer in layers]
-        self.velocities = [aligned(layer.nnz, np.float32) for layer in layers]
-        for mine, layer in zip(self.weights, layers, strict=True):
-            mine[:] = layer.data
-        # Held, because C is given their addresses.
-        self._biases = [layer.bias.copy() for layer in layers]
-        self._structures = [(layer.indptr.copy(), layer.indices.copy()) for layer in layers]
-        self._transposed = []
-        net, pointers = problem.model.network, 0
-        for i, layer in enumerate(layers):
-            part = slice(int(net.weight_start[i]), int(net.weight_start[i + 1]))
-            indptr = net.out_indptr[pointers : pointers + layer.n_in + 1].copy()
-            places = net.out_position[part].astype(np.int32)
-            self._transposed.append((indptr, net.out_indices[part].copy(), places))
-            pointers += layer.n_in + 1
+        matrices = problem.model.to_scipy()
+        self.weights = [aligned(matrix.nnz, np.float32) for matrix in matrices]
+        self.velocities = [aligned(matrix.nnz, np.float32) for matrix in matrices]
+        for mine, matrix in zip(self.weights, matrices, strict=True):
+            mine[:] = matrix.data
+        self._biases = problem.biases
+        self._rows = [(m.indptr.astype(np.int64), m.indices.astype(np.int32)) for m in matrices]
+        self._columns = [
+            (indptr.astype(np.int64), indices.astype(np.int32), places.astype(np.int32))
+            for indptr, indices, places in map(transposed, matrices)
+        ]
+
+    @classmethod
+    def absent(cls, problem: Problem) -> str | None:
+        """Return why it cannot be timed on a problem here, or None if it can."""
+        if problem.batch_size != 128 or problem.threads != 1:
+            return "written for batches of 128 and one thread"
+        if widest() != 128:
+            return "this CPU has no AVX-512"
+        return None if _compiler() else "no C compiler"
+
+    @classmethod
+    def version(cls) -> str:
+        """Return the version of the compiler."""
+        command = [str(_compiler()), "-dumpfullversion"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return f"{Path(command[0]).name} {done.stdout.strip()}".strip()
 
     def forward(self) -> None:
         """Compute all layers' weighted sums from the first activations."""
         for i, n_out in enumerate(self.problem.sizes[1:]):
-            self._library.forward(
-                ctypes.c_int64(n_out),
-                *_addresses(*self._structures[i], self.weights[i], self._biases[i]),
-                *_addresses(self.activations[i], self.activations[i + 1]),
-            )
+            arrays = *self._rows[i], self.weights[i], self._biases[i], *self.activations[i : i + 2]
+            self._library.forward(ctypes.c_int64(n_out), *(array.ctypes for array in arrays))
 
     def backward(self, rate: float, momentum: float, decay: float) -> None:
         """Compute all gradients from the last ones, and update weights and velocities."""
         for i in range(len(self.weights) - 1, -1, -1):
+            arrays = *self._columns[i], self.weights[i], self.velocities[i], self.activations[i]
             self._library.backward(
                 ctypes.c_int64(self.problem.sizes[i]),
-                *_addresses(*self._transposed[i], self.weights[i], self.velocities[i]),
-                *_addresses(self.activations[i], self.gradients[i + 1]),
-                *_addresses(self.gradients[i] if i else None),
+                *(array.ctypes for array in (*arrays, self.gradients[i + 1])),
+                self.gradients[i].ctypes if i else None,
                 *map(ctypes.c_float, (rate, momentum, decay)),
             )
 
-    def step(self, rows: np.ndarray) -> None:
-        """Do the sparse work of a step; the batch is not read."""
+    def step(self, rows: np.ndarray) -> float:
+        """Do the sparse work of a step; the batch is not read, and there is no loss."""
         self.forward()
         # Without a loss nothing would stop the weights from growing: steps of next to nothing.
         self.backward(1e-9, self.problem.momentum, 0)
+        return np.nan
 
 
-def _addresses(*arrays: np.ndarray | None) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(None if a is None else a.ctypes.data) for a in arrays]
+def transposed(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return pointers and indices of a CSR matrix's transpose, and where its values are."""
+    numbered = matrix.copy()
+    numbered.data = np.arange(matrix.nnz)
+    found = numbered.T.tocsr()
+    return found.indptr, found.indices, found.data
 
 
-def compiler() -> str | None:
-    """Return the path of the C compiler, if there is one."""
+def _compiler() -> str | None:
     return shutil.which("gcc") or shutil.which("cc")
-
-
-def _compiled_c_loop() -> ctypes.CDLL:
-    source = Path(__file__).with_name("c_loop.c")
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "c_loop.so"
-        options = ("-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC")
-        subprocess.run([str(compiler()), *options, "-o", str(target), str(source)], check=True)
-        return ctypes.CDLL(str(target))  # stays mapped when the file goes
 
 
 class NumPyDense(Adapter):
     """Dense matrices in NumPy: products by its BLAS, everything in place."""
+
+    label, packages = "NumPy, dense", ("numpy",)
+    note = f"{WHOLE}, dense; products by BLAS, the rest element by element."
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -271,6 +313,9 @@ class NumPyDense(Adapter):
 
 class ScikitLearn(Adapter):
     """`MLPClassifier.partial_fit`: several batches a call, as its own `fit` does."""
+
+    label, packages = "scikit-learn, dense", ("scikit-learn",)
+    note = "MLPClassifier: dense, ReLU in place of All-ReLU, no dropout, weight decay as a penalty."
 
     def __init__(self, problem: Problem) -> None:
         from sklearn.neural_network import MLPClassifier

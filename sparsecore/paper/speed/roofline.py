@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -123,23 +125,15 @@ def products_share(
     return shares[1:]  # the first turn compiles
 
 
-def _best(work: Callable[[], object], repeats: int) -> float:
-    """Return the shortest time in seconds: a ceiling is what the machine can do."""
-    work()
-    return float(timed(work, repeats).min())
-
-
 def cache_sizes() -> dict[str, int]:
     """Return the bytes of a core's data caches; the two nearest as Linux states them."""
     sizes = dict(_CACHES)
-    names = ("level", "type", "size")
     for folder in _SYSTEM.glob("index*"):
-        try:
+        with suppress(OSError):
+            names = ("level", "type", "size")
             level, kind, size = ((folder / name).read_text().strip() for name in names)
-        except OSError:
-            continue
-        if kind != "Instruction" and level in ("1", "2") and size.endswith("K"):
-            sizes[f"L{level}"] = 1024 * int(size[:-1])
+            if kind != "Instruction" and level in ("1", "2") and size.endswith("K"):
+                sizes[f"L{level}"] = 1024 * int(size[:-1])
     return sizes
 
 
@@ -152,9 +146,11 @@ def ceilings(repeats: int = 5) -> Result:
     """
     lanes = widest()
     width, out = Width(lanes), np.zeros(1, np.float32)
-    seconds = _best(
-        lambda: _multiply_add(width, _PEAK_STEPS, np.float32(0.5), np.float32(0.1), out), repeats
-    )
+
+    def shortest(work: Callable[..., object], *args: Any) -> float:
+        return float(timed(partial(work, *args, out), 1 + repeats)[1:].min())
+
+    seconds = shortest(_multiply_add, width, _PEAK_STEPS, np.float32(0.5), np.float32(0.1))
     caches = cache_sizes()
     sets = {"L1": caches["L1"] // 2, "L2": caches["L2"] // 2, "L3": 2**23, "DRAM": 2**29}
     bandwidth = {}
@@ -162,8 +158,7 @@ def ceilings(repeats: int = 5) -> Result:
         data = aligned(n_bytes // 4, np.float32)
         data[:] = 1
         passes = max(1, _STREAMED // n_bytes)
-        best = _best(partial(_read, width, lanes, passes, data, out), repeats)
-        bandwidth[level] = passes * n_bytes / best / 1e9
+        bandwidth[level] = passes * n_bytes / shortest(_read, width, lanes, passes, data) / 1e9
     return {
         "gflops": 2 * lanes * _PEAK_STEPS / seconds / 1e9,
         "bandwidth": bandwidth,

@@ -87,7 +87,7 @@ def killed(command, path, rng):
     runs = process.poll() is None
     if runs:
         rng.choice(ranks(psutil.Process(process.pid))).kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)  # of an asynchronous run a rank may go on
     return runs
 
 

@@ -100,10 +100,9 @@ def _extreme(options: argparse.Namespace) -> None:
             progress=first,
             announce=lambda plan: first and print(plan.table(), file=sys.stderr, flush=True),
         )
-    except ValueError:  # all ranks have it
-        raise
     except Exception as error:
-        if comm is not None and comm.size > 1:  # the others wait for this rank inside MPI
+        # The others wait for this rank inside MPI; a ValueError all have.
+        if comm is not None and comm.size > 1 and not isinstance(error, ValueError):
             print(f"sparsecore extreme: rank {comm.rank}: {error}", file=sys.stderr, flush=True)
             time.sleep(_TOLD_SECONDS)
             comm.Abort(1)

@@ -94,7 +94,7 @@ class Entry:
 
 
 def home(*urls: str, sha256: str | None = None) -> Mirror:
-    """Return a data set's own site: it has files, or one `.tar.gz`, or one that has a hash."""
+    """Return a data set's own site; `sha256` is that of a download whose content has none."""
 
     def bring(folder: Path) -> None:
         import pooch

@@ -270,19 +270,14 @@ def _install(entry: Entry, folder: Path, cache: Path, label: str) -> None:
         for other in file.candidates(cache):
             if other != target:  # an older, damaged form must not be found instead
                 other.unlink(missing_ok=True)
-            _pin(other).unlink(missing_ok=True)
+            Path(f"{other}.sha256").unlink(missing_ok=True)
     with atomic_write(cache / ORIGIN) as origin:
         origin.write(f"{label}\n".encode())
 
 
-def _pin(path: Path) -> Path:
-    """Return where the hash of a content that has no published one is kept."""
-    return path.with_name(f"{path.name}.sha256")
-
-
 def check_pin(path: Path, digest: str, keep: bool) -> None:
     """Compare a content with the hash kept beside it; `keep` one that is not there."""
-    pin = _pin(path)
+    pin = Path(f"{path}.sha256")
     if pin.exists():
         wanted = pin.read_text(errors="replace").split()[:1]
         if wanted != [digest]:

@@ -59,9 +59,6 @@ def bench(
     gradient is not needed), "nnz", "evolution_ms" and "predict_ms" (one batch; medians),
     "meeting_us" (see `meeting_seconds`), "peak_rss_mb", what was timed, and "provenance".
     """
-    for name, value in (("batch", batch_size), ("threads", threads), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"{name}: expected an integer of at least 1, got {value}")
     rng = seeds.generator(seed, Purpose.TOPOLOGY)
     model = SparseMLP.erdos_renyi(sizes, epsilon=epsilon, density=density, random_state=rng)
     model.start_momentum()

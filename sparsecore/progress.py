@@ -69,7 +69,6 @@ class EpochBar:
     """The state of a parallel run as a bar over epochs; `hidden` where another rank shows it."""
 
     def __init__(self, title: str, epochs: int, *, hidden: bool = False) -> None:
-        self._epochs = epochs
         form = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}{postfix}]"
         self._bar = bar(epochs, title, unit="epoch", hidden=hidden, bar_format=form)
 
@@ -85,7 +84,7 @@ class EpochBar:
 
     def finish(self, result: Any = None) -> None:
         """Show that all epochs are done."""
-        self._bar.update(self._epochs - self._bar.n)
+        self._bar.update(self._bar.total - self._bar.n)
         self.close()
 
     def close(self) -> None:

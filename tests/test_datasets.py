@@ -363,9 +363,8 @@ def test_without_a_file_leukemia_is_a_labelled_surrogate(small_leukemia):
         datasets.fetch("leukemia")
 
 
-def test_the_surrogate_has_the_shape_of_the_study(monkeypatch):
-    monkeypatch.setattr("sparsecore.datasets.generators.artificial", lambda **arguments: arguments)
-    drawn, facts = registry.find("leukemia").generate(), datasets.describe("leukemia")
+def test_the_surrogate_has_the_shape_of_the_study():
+    drawn, facts = registry.find("leukemia").generate.keywords, datasets.describe("leukemia")
     for name in ("n_features", "n_train", "n_test", "n_classes"):
         assert drawn[name] == facts[name]
     assert (drawn["n_features"], drawn["n_train"] + drawn["n_test"]) == (54_675, 2096)

@@ -53,6 +53,9 @@ def _bench(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name}: not with --parallel, which trains the study's network")
         _bench_parallel(options)
         return
+    for name in ("batch", "steps"):
+        if asked.get(name, 1) < 1:
+            raise ValueError(f"--{name}: expected an integer of at least 1, got {asked[name]}")
     network = {
         "sizes": asked.get("dims", (784, 1000, 1000, 1000, 10)),
         "batch_size": asked.get("batch", 128),
@@ -135,8 +138,6 @@ def _bench_peers(options: argparse.Namespace, network: dict[str, Any]) -> None:
 
     if options.steps is not None:
         raise ValueError("--steps: with --peers turns are timed instead; see --rounds")
-    if network["batch_size"] < 1:
-        raise ValueError(f"--batch: expected an integer of at least 1, got {options.batch}")
     result = contest.compare(
         Problem(**network),
         rounds=5 if options.rounds is None else options.rounds,

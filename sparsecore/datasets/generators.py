@@ -138,11 +138,3 @@ def artificial(
     rng = np.random.default_rng(np.random.SeedSequence(random_state))
     design = Clusters(n_features, n_classes, n_informative, clusters_per_class, separation, rng)
     return (*design.draw(n_train, rng), *design.draw(n_test, rng))
-
-
-def leukemia_surrogate() -> Arrays:
-    """Draw 458 MB in the shape of the MILE study, to measure time and memory, not accuracy."""
-    return artificial(
-        n_features=54_675, n_train=1397, n_test=699, n_classes=18, n_informative=200,
-        clusters_per_class=1, random_state=13159,
-    )  # fmt: skip

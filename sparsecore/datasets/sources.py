@@ -94,7 +94,7 @@ class Entry:
 
 
 def home(*urls: str, sha256: str | None = None) -> Mirror:
-    """Return a data set's own site: it has files, or one `.tar.gz`, or one that has a hash."""
+    """Return a data set's own site; `sha256` is that of a download whose content has none."""
 
     def bring(folder: Path) -> None:
         import pooch
@@ -237,8 +237,8 @@ def _fill_cache(entry: Entry, tried: Tried) -> bool:
     beside = f".{entry.name}-"
     try:
         with lock(cache.parent / f".{entry.name}.lock") as alone:
-            with contextlib.suppress(*_FAILURES):
-                _verified(entry, cache)
+            with contextlib.suppress(DataError):
+                _find(entry.files, cache)
                 return True
             if alone:  # what a killed process left behind
                 for left in cache.parent.glob(f"{beside}*"):
@@ -249,7 +249,7 @@ def _fill_cache(entry: Entry, tried: Tried) -> bool:
                 ) as folder:
                     try:
                         mirror.bring(Path(folder))
-                        _install(_verified(entry, Path(folder)), cache, mirror.label)
+                        _install(entry, Path(folder), cache, mirror.label)
                         return True
                     except _FAILURES as error:
                         tried.append((mirror.label, _reason(error, folder)))
@@ -258,16 +258,11 @@ def _fill_cache(entry: Entry, tried: Tried) -> bool:
     return False
 
 
-def _verified(entry: Entry, folder: Path) -> Located:
-    """Find all files of a data set in `folder`, and check that they can be read."""
+def _install(entry: Entry, folder: Path, cache: Path, label: str) -> None:
+    """Check that the files in `folder` can be read, then rename each into `cache`."""
     found = _find(entry.files, folder)
     assert entry.read is not None
     entry.read(found)
-    return found
-
-
-def _install(found: Located, cache: Path, label: str) -> None:
-    """Rename each file into `cache`."""
     cache.mkdir(exist_ok=True)
     for file, path in found:
         target = cache / path.name
@@ -275,19 +270,14 @@ def _install(found: Located, cache: Path, label: str) -> None:
         for other in file.candidates(cache):
             if other != target:  # an older, damaged form must not be found instead
                 other.unlink(missing_ok=True)
-            _pin(other).unlink(missing_ok=True)
+            Path(f"{other}.sha256").unlink(missing_ok=True)
     with atomic_write(cache / ORIGIN) as origin:
         origin.write(f"{label}\n".encode())
 
 
-def _pin(path: Path) -> Path:
-    """Return where the hash of a content that has no published one is kept."""
-    return path.with_name(f"{path.name}.sha256")
-
-
 def check_pin(path: Path, digest: str, keep: bool) -> None:
     """Compare a content with the hash kept beside it; `keep` one that is not there."""
-    pin = _pin(path)
+    pin = Path(f"{path}.sha256")
     if pin.exists():
         wanted = pin.read_text(errors="replace").split()[:1]
         if wanted != [digest]:

@@ -55,7 +55,7 @@ def recorded(short_simulations):
         return {
             speed_figures: {p: Versions(speed.entry(p, "paper").recorded()) for p in speed.PARTS},
             scaling_figures: Versions(scaling.entry("paper").recorded()),
-            parallel_figures: Versions(parallel._recorded()),
+            parallel_figures: Versions(parallel.recorded()),
             extreme_figures: Extreme(rows, {n: Versions(part) for n, part in parts.items()}),
             **{key: studies.recorded(key) for key in dict(_TRAINING)},
         }

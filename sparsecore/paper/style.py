@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,8 +18,6 @@ from matplotlib.figure import Figure
 
 from sparsecore.paper.page import Picture
 from sparsecore.paper.store import NOT_AVAILABLE, Result, Versions, origin
-
-T = TypeVar("T")
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
 # everywhere.
@@ -68,9 +66,8 @@ def canvas(height: float) -> Iterator[Figure]:
 
 def picture(
     key: str,
-    versions: Versions[T],
-    draw: Callable[[Any, str, T], str],
-    about: Callable[[T], Result] = lambda version: version,  # type: ignore[assignment,return-value]
+    versions: Versions[Result],
+    draw: Callable[[Any, str, Result], str],
     *,
     caption: str,
     alt: str,
@@ -100,23 +97,19 @@ def picture(
             figure.legend(handles=legend, loc="outside upper center", ncols=columns)
         if label:
             figure.axes[0].set_ylabel(label)
-    sources = f"{source(found, told, about)} {versions.missing}".rstrip()
+    sources = f"{source(found, told)} {versions.missing}".rstrip()
     return Picture(key, figure, caption, alt, sources)
 
 
 def source(
-    versions: Iterable[tuple[str, T]],
-    told: Iterable[str] = itertools.repeat(""),
-    about: Callable[[T], Result] = lambda version: version,  # type: ignore[assignment,return-value]
+    versions: Iterable[tuple[str, Result]], told: Iterable[str] = itertools.repeat("")
 ) -> str:
     """Return where each version comes from, and what is told of it, in plain sentences.
 
-    They warn of other processes, whose CPUs a result has under "others" or in its provenance. A
-    version that is no result itself has one `about` it, with the "size" of its runs.
+    They warn of other processes, whose CPUs a result has under "others" or in its provenance.
     """
     texts = []
-    for (title, version), text in zip(versions, told, strict=False):
-        result = about(version)
+    for (title, result), text in zip(versions, told, strict=False):
         origins = result["provenance"]
         seeds = [result["seed"]] if "seed" in result else result.get("seeds", [])
         many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, " if seeds else ""

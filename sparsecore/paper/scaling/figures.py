@@ -39,7 +39,7 @@ def measured(found: Measured) -> Picture:
     """Draw the measured samples per second against the number of workers, relative to one."""
     legend = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
     return picture(
-        "F-scaling", found, _measured, _about,
+        "F-scaling", found, _measured,
         height=3.4, legend=[*legend, line(GREY, "ideal", ":")],
         label="speed-up over the\nsequential trainer",
         caption="**Measured speed-up per worker.** Samples per second of phase 1 on "
@@ -90,7 +90,7 @@ def _lines(styles: Mapping[Any, Any]) -> list[Any]:
 def simulated(found: Measured) -> Picture:
     """Draw the simulated speed-up up to 1024 workers, a line per network."""
     return picture(
-        "F-scaling-simulated", found, _speedup, _about,
+        "F-scaling-simulated", found, _speedup,
         across=2, height=3.9, legend=_lines(_NETWORK_STYLES), sharex=True, sharey=True,
         caption="**Simulation: up to 1024 workers.** Speed-up in a simulation, not a run, with the "
         "times measured on this page and assumed networks. From the diamonds on the parameter "
@@ -147,7 +147,7 @@ def stragglers(found: Measured) -> Picture:
         )
 
     return picture(
-        "F-scaling-stragglers", found, draw, _about,
+        "F-scaling-stragglers", found, draw,
         across=2, height=3.4, legend=_lines(_SCENARIO_STYLES), sharex=True, sharey=True,
         caption="**Simulation: what stragglers cost.** Gradients per second relative to workers "
         "that all take the mean time; one machine, shared memory. What to see: in lockstep all "
@@ -189,40 +189,37 @@ def comparison(found: Measured) -> Table | Picture:
     """Make T-scaling: measured and simulated samples per second, side by side."""
     if not found:
         return nothing("T-scaling", found.missing)
-    measured = [
-        (title, result, calibrate(result), name, k)
+    rows = [
+        {"where": title, **_compared(result, name, k)}
         for title, result in found
         for name in ALGORITHMS
         for k in workers_of(result, name)
     ]
-    rows = []
-    for title, result, calibration, name, k in measured:
-        rates, times = spread(samples_per_second(result, name, k)), spent(result, name, k)
-        row = {
-            "where": title,
-            "algorithm": LABELS[name],
-            "workers": k,
-            "measured": rates["median"],
-            "lowest": rates["low"],
-            "highest": rates["high"],
-            "speedup": float(np.median(speedups(result, name, k))),
-            "gradient_ms": 1e3 * times["compute"],
-            "lock_ms": 1e3 * times["lock"],
-            "update_ms": 1e3 * times["update"],
-            "simulated": model.simulate(calibration, k, name).samples_per_second,
-            "simulated_beside": None,
-        }
-        if name == "wasap":
-            beside = replace(calibration, compute=times["compute"])
-            row["simulated_beside"] = model.simulate(beside, k).samples_per_second
-        rows.append(row)
     caption = (
         "**Does the simulation hold where it can be checked?** Medians over rounds (lowest to "
         "highest) beside simulated samples per second and their deviation. In lockstep the update "
         "includes the wait for the slowest. The simulation knows one worker only; the last column "
         "has it use the time of a gradient beside as many busy cores, which share memory and clock."
     )
-    return Table.of("T-scaling", rows, _COMPARISON, caption, source(found, about=_about))
+    return Table.of("T-scaling", rows, _COMPARISON, caption, source(found))
+
+
+def _compared(result: Result, name: str, k: int) -> Result:
+    """Return what was measured and simulated of an algorithm with so many workers."""
+    calibration, times = calibrate(result), spent(result, name, k)
+    measured = samples_per_second(result, name, k)
+    beside = model.simulate(replace(calibration, compute=times["compute"]), k)
+    return {
+        "algorithm": LABELS[name],
+        "workers": k,
+        **dict(zip(("measured", "lowest", "highest"), spread(measured).values(), strict=True)),
+        "speedup": float(np.median(speedups(result, name, k))),
+        "gradient_ms": 1e3 * times["compute"],
+        "lock_ms": 1e3 * times["lock"],
+        "update_ms": 1e3 * times["update"],
+        "simulated": model.simulate(calibration, k, name).samples_per_second,
+        "simulated_beside": beside.samples_per_second if name == "wasap" else None,
+    }
 
 
 # What a quantity is, its unit and how it is shown, and where it comes from.
@@ -269,14 +266,10 @@ def calibration(found: Measured) -> Table | Picture:
         "**What the simulation is calibrated with.** Times in milliseconds; the CSV file has "
         "seconds and bytes. The networks of more than one machine are assumed, not measured."
     )
-    sources = f"{source(found, about=_about)} Assumed: {assumed}."
+    sources = f"{source(found)} Assumed: {assumed}."
     return Table.of("T-scaling-calibration", rows, columns, caption, sources)
 
 
 def _quantity(title: str, row: Mapping[str, Any]) -> str:
     unit, form = _QUANTITIES[row["quantity"]][1]
     return form.format(unit * row[title])
-
-
-def _about(result: Result) -> Result:
-    return {**result, "seeds": [run["seed"] for run in result["runs"]["sequential"]["1"]]}

@@ -78,20 +78,17 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, f
 # --- the runs ------------------------------------------------------------------------------------
 
 
-def accuracy(found: Runs) -> Picture:
+@picture(
+    "F-parallel", across=2, sharey="row",
+    legend=[line(COLOUR[name], LABELS[name]) for name in ALGORITHMS],
+    caption="**Parallel training on Fashion-MNIST.** Test accuracy against epochs and seconds, "
+    "a line per seed. Right of the dotted line workers train alone, and the line is the mean "
+    "of their copies; the dot is the averaged model. What to see: what parallel training costs "
+    "in accuracy per epoch, and what it gains per second.",
+    alt="Lines of test accuracy against epochs and against seconds, one colour an algorithm.",
+)  # fmt: skip
+def accuracy(axes: Any, title: str, found: Result) -> str:
     """Draw test accuracy against epochs and against seconds."""
-    return picture(
-        "F-parallel", found, _curves,
-        across=2, legend=[line(COLOUR[name], LABELS[name]) for name in ALGORITHMS], sharey="row",
-        caption="**Parallel training on Fashion-MNIST.** Test accuracy against epochs and seconds, "
-        "a line per seed. Right of the dotted line workers train alone, and the line is the mean "
-        "of their copies; the dot is the averaged model. What to see: what parallel training costs "
-        "in accuracy per epoch, and what it gains per second.",
-        alt="Lines of test accuracy against epochs and against seconds, one colour an algorithm.",
-    )  # fmt: skip
-
-
-def _curves(axes: Any, title: str, found: Result) -> str:
     left, right = axes
     shown: list[float] = []
     told, pace = [], {}
@@ -123,19 +120,15 @@ def _curves(axes: Any, title: str, found: Result) -> str:
     return f"Final test accuracy: {', '.join(told)}."
 
 
-def staleness(found: Runs) -> Picture:
+@picture(
+    "F-parallel-staleness", height=2.8, label="share of updates, %",
+    caption="**Staleness of WASAP-SGD's updates.** Staleness counts the updates that others "
+    "made while a gradient was computed. Bars: share of all updates, up to the 99.9th "
+    "percentile, first seed. What to see: the peak near the number of other workers.",
+    alt="Bars: share of updates for each staleness.",
+)  # fmt: skip
+def staleness(ax: Axes, title: str, found: Result) -> str:
     """Draw how many updates others made between a worker's pull and push."""
-    return picture(
-        "F-parallel-staleness", found, _stale,
-        height=2.8, label="share of updates, %",
-        caption="**Staleness of WASAP-SGD's updates.** Staleness counts the updates that others "
-        "made while a gradient was computed. Bars: share of all updates, up to the 99.9th "
-        "percentile, first seed. What to see: the peak near the number of other workers.",
-        alt="Bars: share of updates for each staleness.",
-    )  # fmt: skip
-
-
-def _stale(ax: Axes, title: str, found: Result) -> str:
     counts = np.array(found["runs"]["wasap"][0]["parallel"]["staleness_histogram"])
     top = int(np.flatnonzero(np.cumsum(counts) >= 0.999 * counts.sum())[0])
     shares = 100 * counts / counts.sum()

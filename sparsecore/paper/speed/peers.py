@@ -103,7 +103,7 @@ class Adapter:
     @classmethod
     def version(cls) -> str:
         """Return the version of what is timed."""
-        return str(installed(cls.packages[-1]))
+        return str(installed(cls.packages[-1])) if cls.packages else __version__
 
     def train(self, rows: np.ndarray) -> float:
         """Take a step for each batch of `rows`; return the mean of their losses.
@@ -138,11 +138,6 @@ class SparseCore(Adapter):
             seeds.key(problem.seed, Purpose.DROPOUT),
         )
         self._step = 0
-
-    @classmethod
-    def version(cls) -> str:
-        """Return the package's version; it need not be installed."""
-        return __version__
 
     def train(self, rows: np.ndarray) -> float:
         """Take all steps in one call, as the trainer does."""

@@ -49,7 +49,15 @@ _TRAINING = (
 @pytest.fixture(scope="module")
 def recorded(short_simulations):
     """What each page shows of the recorded results, by its module of figures."""
+    read, seen = store.read, {}
+
+    def once(path, schema):  # most studies are made of the same runs
+        if path not in seen:
+            seen[path] = read(path, schema)
+        return seen[path]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "read", once)
         patch.setenv(store.FOLDER, str(Path(__file__).parent.parent / "book" / "results"))
         patch.setattr(studies, "data_sha256", lambda name: None)  # not to be downloaded
         rows = {row: Versions(run) for row, run in extreme.recorded().items()}
@@ -57,7 +65,7 @@ def recorded(short_simulations):
         return {
             speed_figures: {p: Versions(speed.entry(p, "paper").recorded()) for p in speed.PARTS},
             scaling_figures: Versions(scaling.entry("paper").recorded()),
-            parallel_figures: Versions(parallel._recorded()),
+            parallel_figures: Versions(parallel.recorded()),
             extreme_figures: Extreme(rows, {n: Versions(part) for n, part in parts.items()}),
             **{key: studies.recorded(key) for key in dict(_TRAINING)},
         }

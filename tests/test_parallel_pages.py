@@ -17,7 +17,7 @@ def trained(one_worker, monkeypatch):
     monkeypatch.setattr(parallel, "EFFORTS", {"quick": small, "paper": small})
     monkeypatch.setattr(parallel, "config_of", lambda profile: SMALL)
     monkeypatch.setattr(parallel, "busy_cpus", lambda: 1.5)
-    assert parallel.load("paper").recorded.replay["identical"]
+    assert parallel.load("paper").recorded["replay"]["identical"]
     monkeypatch.setattr(parallel, "busy_cpus", lambda: 0.1)
     return one_worker
 
@@ -29,18 +29,18 @@ def test_runs_are_made_in_turns_shown_and_told(trained):
     accuracy = parallel_figures.accuracy(recorded)
     left = accuracy.figure.axes[0]
     low, high = left.get_ylim()
-    for runs in found.runs.values():
+    for runs in found["runs"].values():
         mean = sum(run["test_accuracy"] for run in runs) / len(runs)
         assert f"{100 * mean:.2f} %" in accuracy.sources
         assert all(low < 100 * run["test_accuracy"] < high for run in runs)
     assert len(left.lines) == 2 + 2 * 2 * 2 + 1  # a line a run, a dot a parallel one, the phases
-    tests = [100 * epoch["test_accuracy"] for epoch in found.runs["sequential"][0]["epochs"]]
+    tests = [100 * epoch["test_accuracy"] for epoch in found["runs"]["sequential"][0]["epochs"]]
     assert left.lines[0].get_ydata().tolist() == tests
     staleness = parallel_figures.staleness(recorded)
     heights = [bar.get_height() for bar in staleness.figure.axes[0].patches]
     assert heights == [100.0]  # one worker is never stale
     resources = parallel_figures.resources(recorded)
-    assert f"{found.first('wasap')['nnz_start']:,} connections" in resources.sources
+    assert f"{found['runs']['wasap'][0]['nnz_start']:,} connections" in resources.sources
     assert "identical to the last bit" in parallel_figures.replayed(recorded).text
 
 
@@ -65,10 +65,10 @@ def test_recorded_runs_stand_beside_the_build_s(trained):
     # Only seeds that all algorithms have are compared, and only a replay of these runs is told.
     parallel.entry("wassp", 1, "paper").path.unlink()
     recorded = parallel.load("quick").recorded
-    assert all([run["seed"] for run in runs] == [0] for runs in recorded.runs.values())
-    other = parallel._replay_entry({**recorded.first("wasap"), "weights_sha256": "another"})
+    assert all([run["seed"] for run in runs] == [0] for runs in recorded["runs"].values())
+    other = parallel._replay_entry({**recorded["runs"]["wasap"][0], "weights_sha256": "another"})
     other.path.unlink()
-    other.obtain(lambda: {**recorded.replay, "recorded_sha256": "another"})
+    other.obtain(lambda: {**recorded["replay"], "recorded_sha256": "another"})
     assert parallel.load("quick").recorded is None
 
 

@@ -287,9 +287,9 @@ def check_values(value: Any, place: str) -> None:
     elif isinstance(value, list):
         for item in value:
             check_values(item, place)
-    elif isinstance(value, (int, float)):
+    elif isinstance(value, (int, float)) and not 0 <= value <= 1:
         share = "accuracy" in place.rpartition(".")[2]
-        if not 0 <= value < math.inf or (share and value > 1):
+        if share or not 0 <= value < math.inf:
             expected = "in [0, 1]" if share else "of at least 0"
             raise ResultError(f"{place}: expected a number {expected}, got {value}")
 

@@ -6,10 +6,11 @@ Everything that pictures share is defined once, here. Nothing is run or read.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,9 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsecore.paper.page import Picture
-from sparsecore.paper.store import NOT_AVAILABLE, Result, Versions, origin
-
-T = TypeVar("T")
+from sparsecore.paper.store import NOT_AVAILABLE, Result, origin
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
 # everywhere.
@@ -71,9 +70,7 @@ def canvas(height: float) -> Iterator[Figure]:
 
 def picture(
     key: str,
-    versions: Versions[T],
-    draw: Callable[[Any, str, T], str],
-    about: Callable[[T], Result] = lambda version: version,  # type: ignore[assignment,return-value]
+    part: str = "",
     *,
     caption: str,
     alt: str,
@@ -82,44 +79,49 @@ def picture(
     height: float = 3.6,
     legend: Sequence[Any] = (),
     **subplots: Any,
-) -> Picture:
-    """Draw every version that is there, and one legend above them; or say why there is none.
+) -> Callable[[Callable[[Any, str, Result], str]], Callable[[Any], Picture]]:
+    """Make a picture of all `Versions` of what a function draws of one, or of a `part` of a page's.
 
     Versions stand side by side, each drawn on one panel; or, with `across` panels each, below each
     other. ``draw(panel or array of panels, title, version)`` draws one, and returns what the
     sources tell of it. `label` is the first panel's, on its left; `height` a row's, in inches.
     """
-    found = list(versions)
-    if not found:
-        return nothing(key, versions.missing)
-    rows, columns = (1, len(found)) if across == 1 else (len(found), across)
-    with canvas(height * rows) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False, **subplots)
-        places = axes[0] if across == 1 else axes
-        told = [draw(place, *version) for place, version in zip(places, found, strict=True)]
-        if legend:
-            letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
-            columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
-            figure.legend(handles=legend, loc="outside upper center", ncols=columns)
-        if label:
-            figure.axes[0].set_ylabel(label)
-    sources = f"{source(found, told, about)} {versions.missing}".rstrip()
-    return Picture(key, figure, caption, alt, sources)
+
+    def decorate(draw: Callable[[Any, str, Result], str]) -> Callable[[Any], Picture]:
+        @functools.wraps(draw)
+        def shown(page: Any) -> Picture:
+            versions = page[part] if part else page
+            found = list(versions)
+            if not found:
+                return nothing(key, versions.missing)
+            rows, columns = (1, len(found)) if across == 1 else (len(found), across)
+            with canvas(height * rows) as figure:
+                axes = figure.subplots(rows, columns, squeeze=False, **subplots)
+                places = axes[0] if across == 1 else axes
+                told = [draw(place, *version) for place, version in zip(places, found, strict=True)]
+                if legend:
+                    letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
+                    columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
+                    figure.legend(handles=legend, loc="outside upper center", ncols=columns)
+                if label:
+                    figure.axes[0].set_ylabel(label)
+            sources = f"{source(found, told)} {versions.missing}".rstrip()
+            return Picture(key, figure, caption, alt, sources)
+
+        return shown
+
+    return decorate
 
 
 def source(
-    versions: Iterable[tuple[str, T]],
-    told: Iterable[str] = itertools.repeat(""),
-    about: Callable[[T], Result] = lambda version: version,  # type: ignore[assignment,return-value]
+    versions: Iterable[tuple[str, Result]], told: Iterable[str] = itertools.repeat("")
 ) -> str:
     """Return where each version comes from, and what is told of it, in plain sentences.
 
-    They warn of other processes, whose CPUs a result has under "others" or in its provenance. A
-    version that is no result itself has one `about` it, with the "size" of its runs.
+    They warn of other processes, whose CPUs a result has under "others" or in its provenance.
     """
     texts = []
-    for (title, version), text in zip(versions, told, strict=False):
-        result = about(version)
+    for (title, result), text in zip(versions, told, strict=False):
         origins = result["provenance"]
         seeds = [result["seed"]] if "seed" in result else result.get("seeds", [])
         many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, " if seeds else ""

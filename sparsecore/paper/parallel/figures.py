@@ -10,12 +10,12 @@ from matplotlib.patches import FancyBboxPatch
 
 from sparsecore import wasap
 from sparsecore.paper.page import Column, Note, Picture, Table
-from sparsecore.paper.parallel.runs import ALGORITHMS, Parallel
+from sparsecore.paper.parallel.runs import ALGORITHMS
 from sparsecore.paper.store import Result, Versions
 from sparsecore.paper.style import COLOURS, GREY, canvas, line, nothing, picture, source
 from sparsecore.paper.training.studies import training_seconds
 
-Runs = Versions[Parallel]
+Runs = Versions[Result]
 
 LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
 # The sequential runs are SET-All-ReLU's.
@@ -78,25 +78,22 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, f
 # --- the runs ------------------------------------------------------------------------------------
 
 
-def accuracy(found: Runs) -> Picture:
+@picture(
+    "F-parallel", across=2, sharey="row",
+    legend=[line(COLOUR[name], LABELS[name]) for name in ALGORITHMS],
+    caption="**Parallel training on Fashion-MNIST.** Test accuracy against epochs and seconds, "
+    "a line per seed. Right of the dotted line workers train alone, and the line is the mean "
+    "of their copies; the dot is the averaged model. What to see: what parallel training costs "
+    "in accuracy per epoch, and what it gains per second.",
+    alt="Lines of test accuracy against epochs and against seconds, one colour an algorithm.",
+)  # fmt: skip
+def accuracy(axes: Any, title: str, found: Result) -> str:
     """Draw test accuracy against epochs and against seconds."""
-    return picture(
-        "F-parallel", found, _curves, _about,
-        across=2, legend=[line(COLOUR[name], LABELS[name]) for name in ALGORITHMS], sharey="row",
-        caption="**Parallel training on Fashion-MNIST.** Test accuracy against epochs and seconds, "
-        "a line per seed. Right of the dotted line workers train alone, and the line is the mean "
-        "of their copies; the dot is the averaged model. What to see: what parallel training costs "
-        "in accuracy per epoch, and what it gains per second.",
-        alt="Lines of test accuracy against epochs and against seconds, one colour an algorithm.",
-    )  # fmt: skip
-
-
-def _curves(axes: Any, title: str, found: Parallel) -> str:
     left, right = axes
     shown: list[float] = []
     told, pace = [], {}
-    width = 1.8 if len(found.first("sequential")["epochs"]) < 100 else 0.8
-    for algorithm, runs in found.runs.items():
+    width = 1.8 if len(found["runs"]["sequential"][0]["epochs"]) < 100 else 0.8
+    for algorithm, runs in found["runs"].items():
         for run in runs:
             epochs = [epoch["epoch"] for epoch in run["epochs"]]
             tests = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
@@ -114,7 +111,7 @@ def _curves(axes: Any, title: str, found: Parallel) -> str:
         if algorithm != "sequential":
             gain = pace[algorithm] / pace["sequential"]
             told[-1] += f" at {gain:.2f} times the samples per second"
-    alone_from = found.first("wasap")["config"]["phase1_epochs"]
+    alone_from = found["runs"]["wasap"][0]["config"]["phase1_epochs"]
     left.axvline(alone_from, color=GREY, linestyle=":", linewidth=1)
     low, high = min(shown), max(shown)
     room = max(1.0, 0.05 * (high - low))
@@ -123,26 +120,22 @@ def _curves(axes: Any, title: str, found: Parallel) -> str:
     return f"Final test accuracy: {', '.join(told)}."
 
 
-def staleness(found: Runs) -> Picture:
+@picture(
+    "F-parallel-staleness", height=2.8, label="share of updates, %",
+    caption="**Staleness of WASAP-SGD's updates.** Staleness counts the updates that others "
+    "made while a gradient was computed. Bars: share of all updates, up to the 99.9th "
+    "percentile, first seed. What to see: the peak near the number of other workers.",
+    alt="Bars: share of updates for each staleness.",
+)  # fmt: skip
+def staleness(ax: Axes, title: str, found: Result) -> str:
     """Draw how many updates others made between a worker's pull and push."""
-    return picture(
-        "F-parallel-staleness", found, _stale, _about,
-        height=2.8, label="share of updates, %",
-        caption="**Staleness of WASAP-SGD's updates.** Staleness counts the updates that others "
-        "made while a gradient was computed. Bars: share of all updates, up to the 99.9th "
-        "percentile, first seed. What to see: the peak near the number of other workers.",
-        alt="Bars: share of updates for each staleness.",
-    )  # fmt: skip
-
-
-def _stale(ax: Axes, title: str, found: Parallel) -> str:
-    counts = np.array(found.first("wasap")["parallel"]["staleness_histogram"])
+    counts = np.array(found["runs"]["wasap"][0]["parallel"]["staleness_histogram"])
     top = int(np.flatnonzero(np.cumsum(counts) >= 0.999 * counts.sum())[0])
     shares = 100 * counts / counts.sum()
     ax.bar(range(top + 1), shares[: top + 1], color=COLOUR["wasap"], width=0.8)
     ax.set(xlabel="staleness, updates", title=title)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    record = wasap.from_json(found.first("wasap")["parallel"]["record"])
+    record = wasap.from_json(found["runs"]["wasap"][0]["parallel"]["record"])
     lost = 100 * float((record.accepted < 1).mean())
     return (
         f"Mean staleness {record.staleness.mean():.2f}, largest {record.staleness.max()}; "
@@ -175,7 +168,7 @@ def resources(found: Runs) -> Table | Picture:
         }
         for title, version in found
         for name in ("wasap", "wassp")
-        for rank in version.first(name)["parallel"]["ranks"]
+        for rank in version["runs"][name][0]["parallel"]["ranks"]
         for samples in (rank["resources"],)
     ]
     told = [_waiting(version) for _, version in found]
@@ -184,14 +177,14 @@ def resources(found: Runs) -> Table | Picture:
         "data), sampled until the run ends; first seed. What to see: whether each rank keeps its "
         "core busy, and whether all need the same memory."
     )
-    return Table.of("F-resources", rows, _RESOURCES, caption, source(found, told, _about))
+    return Table.of("F-resources", rows, _RESOURCES, caption, source(found, told))
 
 
 def replayed(found: Runs) -> Note:
     """Say what the replays found."""
     told = []
     for title, version in found:
-        report = version.replay
+        report = version["replay"]
         verdict = "identical to the last bit" if report["identical"] else "different"
         told.append(
             f"The replay ({title}) repeated {report['updates']:,} updates in one process; its "
@@ -204,9 +197,9 @@ def replayed(found: Runs) -> Note:
 # --- sources -------------------------------------------------------------------------------------
 
 
-def _waiting(found: Parallel) -> str:
+def _waiting(found: Result) -> str:
     """Say how much of WASAP-SGD's first phase goes to the server, and what an update moves."""
-    run = found.first("wasap")
+    run = found["runs"]["wasap"][0]
     ranks = [rank["seconds"] for rank in run["parallel"]["ranks"]]
     whole = sum(seconds["phase1"] for seconds in ranks)
     lock, update = (100 * sum(seconds[n] for seconds in ranks) / whole for n in ("lock", "update"))
@@ -215,15 +208,3 @@ def _waiting(found: Parallel) -> str:
         f"it {update:.1f} %. An update moves {run['parallel']['bytes_per_update'] / 1e6:.2f} MB "
         f"({run['nnz_start']:,} connections)."
     )
-
-
-def _about(version: Parallel) -> Result:
-    """Return what `source` is to read of a version, and how long its runs are."""
-    run = version.first("wasap")
-    return {
-        "profile": version.profile,
-        "provenance": run["provenance"],
-        "seeds": [run["seed"] for run in version.runs["wasap"]],
-        "others": [run["others"] for runs in version.runs.values() for run in runs],
-        "size": "{epochs} epochs of {n_train:,} rows, {workers} workers.".format_map(run["config"]),
-    }

@@ -39,19 +39,6 @@ EFFORTS = {
 }
 
 
-@dataclass(frozen=True)
-class Parallel:
-    """A profile's runs per algorithm, one per seed, and the replay of the first of WASAP-SGD."""
-
-    profile: str
-    runs: dict[str, list[Result]]
-    replay: Result
-
-    def first(self, algorithm: str) -> Result:
-        """Return the run with the first seed."""
-        return self.runs[algorithm][0]
-
-
 def config_of(profile: str) -> TrainConfig:
     """Return the configuration of a profile's runs."""
     config, epochs = setting(DATASET).config, EFFORTS[profile].epochs
@@ -81,25 +68,36 @@ def entries(profile: str) -> list[Entry]:
     return [*found, _replay_entry(first or {"weights_sha256": "", "profile": profile})]
 
 
-def load(profile: str | None = None) -> Versions[Parallel]:
-    """Return both versions of the runs; train what this build lacks."""
+def load(profile: str | None = None) -> Versions[Result]:
+    """Return both versions of the runs and the replay; train what this build lacks."""
     profile = current_profile(profile)
-    return both(_recorded, partial(_load, profile), profile)
+    return both(recorded, partial(_load, profile), profile)
 
 
-def _recorded() -> Parallel | None:
+def recorded() -> Result | None:
     """Return the recorded runs, of seeds that all algorithms have run."""
     found = [[entry(n, s, "paper").recorded() for n in ALGORITHMS] for s in EFFORTS["paper"].seeds]
-    runs = _by_algorithm([[run for run in runs if run] for runs in found if all(runs)])
-    replay = _replay_entry(runs["wasap"][0]).recorded() if runs else None
-    return Parallel("paper", runs, replay) if replay else None
+    whole = [[run for run in runs if run] for runs in found if all(runs)]
+    replay = _replay_entry(whole[0][1]).recorded() if whole else None
+    return _together("paper", whole, replay) if replay else None
 
 
-def _by_algorithm(seeds: list[list[Result]]) -> dict[str, list[Result]]:
-    return dict(zip(ALGORITHMS, map(list, zip(*seeds, strict=True)), strict=False))
+def _together(profile: str, found: list[list[Result]], replay: Result) -> Result:
+    """Return runs by algorithm, those of one seed each, with the replay and what is told of all."""
+    runs = dict(zip(ALGORITHMS, map(list, zip(*found, strict=True)), strict=True))
+    size = "{epochs} epochs of {n_train:,} rows, {workers} workers."
+    return {
+        "profile": profile,
+        "provenance": runs["wasap"][0]["provenance"],
+        "seeds": [run["seed"] for run in runs["wasap"]],
+        "others": [run["others"] for one in found for run in one],  # CPUs that others used before
+        "size": size.format_map(runs["wasap"][0]["config"]),
+        "runs": runs,
+        "replay": replay,
+    }
 
 
-def _load(profile: str) -> Parallel:
+def _load(profile: str) -> Result:
     """Return all runs; parallel ones share a cluster, which starts when the first needs it."""
     data, limit = datasets.load(DATASET), EFFORTS[profile].rows
 
@@ -116,12 +114,10 @@ def _load(profile: str) -> Parallel:
         return {**result, "others": others}
 
     with on_cluster.kept():
-        runs = _by_algorithm(
-            [
-                [entry(n, s, profile).obtain(partial(train, n, s)) for n in ALGORITHMS]
-                for s in EFFORTS[profile].seeds
-            ]
-        )
-    first = runs["wasap"][0]
+        found = [
+            [entry(n, s, profile).obtain(partial(train, n, s)) for n in ALGORITHMS]
+            for s in EFFORTS[profile].seeds
+        ]
+    first = found[0][1]
     replay = partial(wasap.replay, rows(first["seed"]), first, progress=True)
-    return Parallel(profile, runs, _replay_entry(first).obtain(lambda: replay()[1]))
+    return _together(profile, found, _replay_entry(first).obtain(lambda: replay()[1]))

@@ -35,22 +35,19 @@ _NUMBERS = tuple(2**i for i in range(11))  # of workers that are simulated
 # --- measured ------------------------------------------------------------------------------------
 
 
-def measured(found: Measured) -> Picture:
+@picture(
+    "F-scaling",
+    height=3.4,
+    legend=[*(line(COLOUR[name], LABELS[name]) for name in ALGORITHMS), line(GREY, "ideal", ":")],
+    label="speed-up over the\nsequential trainer",
+    caption="**Measured speed-up per worker.** Samples per second of phase 1 on "
+    "Fashion-MNIST, evolution included, relative to the sequential trainer with one thread in "
+    "the same round. Dots are medians over rounds, bars reach from the lowest to the highest. "
+    "What to see: how far below the dotted line each added worker falls.",
+    alt="Speed-up against number of workers for WASAP-SGD and WASSP-SGD, with the ideal line.",
+)  # fmt: skip
+def measured(ax: Axes, title: str, result: Result) -> str:
     """Draw the measured samples per second against the number of workers, relative to one."""
-    legend = [line(COLOUR[name], LABELS[name]) for name in ALGORITHMS]
-    return picture(
-        "F-scaling", found, _measured, _about,
-        height=3.4, legend=[*legend, line(GREY, "ideal", ":")],
-        label="speed-up over the\nsequential trainer",
-        caption="**Measured speed-up per worker.** Samples per second of phase 1 on "
-        "Fashion-MNIST, evolution included, relative to the sequential trainer with one thread in "
-        "the same round. Dots are medians over rounds, bars reach from the lowest to the highest. "
-        "What to see: how far below the dotted line each added worker falls.",
-        alt="Speed-up against number of workers for WASAP-SGD and WASSP-SGD, with the ideal line.",
-    )  # fmt: skip
-
-
-def _measured(ax: Axes, title: str, result: Result) -> str:
     most, told = 1, []
     for shift, name in ((-0.02, "wasap"), (0.02, "wassp")):
         numbers = workers_of(result, name)
@@ -87,21 +84,17 @@ def _lines(styles: Mapping[Any, Any]) -> list[Any]:
     return [line("#333333", what.name, style) for what, style in styles.items()]
 
 
-def simulated(found: Measured) -> Picture:
+@picture(
+    "F-scaling-simulated", across=2, height=3.9, sharex=True, sharey=True,
+    legend=_lines(_NETWORK_STYLES),
+    caption="**Simulation: up to 1024 workers.** Speed-up in a simulation, not a run, with the "
+    "times measured on this page and assumed networks. From the diamonds on the parameter "
+    "server has no rest. What to see: WASAP-SGD falls beyond its diamond, because more and "
+    "more gradients meet a newer topology and take longer under the lock. WASSP-SGD does not.",
+    alt="Simulated speed-up against up to 1024 workers, log-log, one line per network.",
+)  # fmt: skip
+def simulated(axes: Any, title: str, result: Result) -> str:
     """Draw the simulated speed-up up to 1024 workers, a line per network."""
-    return picture(
-        "F-scaling-simulated", found, _speedup, _about,
-        across=2, height=3.9, legend=_lines(_NETWORK_STYLES), sharex=True, sharey=True,
-        caption="**Simulation: up to 1024 workers.** Speed-up in a simulation, not a run, with the "
-        "times measured on this page and assumed networks. From the diamonds on the parameter "
-        "server has no rest. What to see: WASAP-SGD falls beyond its diamond, because more and "
-        "more gradients meet a newer topology and take longer under the lock. WASSP-SGD does not.",
-        alt="Simulated speed-up against up to 1024 workers, log-log, one line per network.",
-    )  # fmt: skip
-
-
-def _speedup(axes: Any, title: str, result: Result) -> str:
-    """Draw and tell how far each algorithm comes on each network, and how far the data go."""
     calibration, told = calibrate(result), []
     for ax, name in zip(axes, ALGORITHMS, strict=True):
         ax.plot(_NUMBERS, _NUMBERS, color=GREY, linestyle=":", linewidth=1)
@@ -124,38 +117,34 @@ def _speedup(axes: Any, title: str, result: Result) -> str:
     )
 
 
-def stragglers(found: Measured) -> Picture:
+@picture(
+    "F-scaling-stragglers", across=2, height=3.4, sharex=True, sharey=True,
+    legend=_lines(_SCENARIO_STYLES),
+    caption="**Simulation: what stragglers cost.** Gradients per second relative to workers "
+    "that all take the mean time; one machine, shared memory. What to see: in lockstep all wait "
+    "for the slowest, until the exchange takes longer than that. WASAP-SGD loses only what the "
+    "slow workers do not do, and nothing where all wait for the server.",
+    alt="Simulated throughput with stragglers relative to even workers, one panel per algorithm.",
+)  # fmt: skip
+def stragglers(axes: Any, title: str, result: Result) -> str:
     """Draw the simulated throughput with uneven workers, relative to that with even ones."""
-
-    def draw(axes: Any, title: str, result: Result) -> str:
-        calibration, told = calibrate(result), []
-        for ax, name in zip(axes, ALGORITHMS, strict=True):
-            even = _rates(calibration, name, model.ONE_MACHINE, model.EVEN)[1:]
-            for scenario, style in _SCENARIO_STYLES.items():
-                uneven = _rates(calibration, name, model.ONE_MACHINE, scenario)[1:]
-                shares = 100 * (uneven / even)
-                ax.plot(_NUMBERS[1:], shares, color=COLOUR[name], linestyle=style)
-                few, many = (round(shares[i] - 100) for i in (_NUMBERS.index(8) - 1, -1))
-                told.append(f"{LABELS[name]}, {scenario.name}: {few:+d} % and {many:+d} %")
-            ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
-            _workers_axis(ax, f"{LABELS[name]}, {title}", 2, 8, 32, 128, 512)
-        axes[0].set_ylabel("throughput, % of that of\nworkers all alike")
-        axes[0].set_ylim(bottom=0)
-        return (
-            f"Change with 8 and with {_NUMBERS[-1]} workers: {'; '.join(told)}. The jitter is that "
-            f"of {result['steps']['n_gradients']:,} gradients measured one by one."
-        )
-
-    return picture(
-        "F-scaling-stragglers", found, draw, _about,
-        across=2, height=3.4, legend=_lines(_SCENARIO_STYLES), sharex=True, sharey=True,
-        caption="**Simulation: what stragglers cost.** Gradients per second relative to workers "
-        "that all take the mean time; one machine, shared memory. What to see: in lockstep all "
-        "wait for the slowest, until the exchange takes longer than that. WASAP-SGD loses only "
-        "what the slow workers do not do, and nothing where all wait for the server.",
-        alt="Simulated throughput with stragglers relative to even workers, one panel per "
-        "algorithm.",
-    )  # fmt: skip
+    calibration, told = calibrate(result), []
+    for ax, name in zip(axes, ALGORITHMS, strict=True):
+        even = _rates(calibration, name, model.ONE_MACHINE, model.EVEN)[1:]
+        for scenario, style in _SCENARIO_STYLES.items():
+            uneven = _rates(calibration, name, model.ONE_MACHINE, scenario)[1:]
+            shares = 100 * (uneven / even)
+            ax.plot(_NUMBERS[1:], shares, color=COLOUR[name], linestyle=style)
+            few, many = (round(shares[i] - 100) for i in (_NUMBERS.index(8) - 1, -1))
+            told.append(f"{LABELS[name]}, {scenario.name}: {few:+d} % and {many:+d} %")
+        ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
+        _workers_axis(ax, f"{LABELS[name]}, {title}", 2, 8, 32, 128, 512)
+    axes[0].set_ylabel("throughput, % of that of\nworkers all alike")
+    axes[0].set_ylim(bottom=0)
+    return (
+        f"Change with 8 and with {_NUMBERS[-1]} workers: {'; '.join(told)}. The jitter is that "
+        f"of {result['steps']['n_gradients']:,} gradients measured one by one."
+    )
 
 
 # --- side by side --------------------------------------------------------------------------------
@@ -189,40 +178,37 @@ def comparison(found: Measured) -> Table | Picture:
     """Make T-scaling: measured and simulated samples per second, side by side."""
     if not found:
         return nothing("T-scaling", found.missing)
-    measured = [
-        (title, result, calibrate(result), name, k)
+    rows = [
+        {"where": title, **_compared(result, name, k)}
         for title, result in found
         for name in ALGORITHMS
         for k in workers_of(result, name)
     ]
-    rows = []
-    for title, result, calibration, name, k in measured:
-        rates, times = spread(samples_per_second(result, name, k)), spent(result, name, k)
-        row = {
-            "where": title,
-            "algorithm": LABELS[name],
-            "workers": k,
-            "measured": rates["median"],
-            "lowest": rates["low"],
-            "highest": rates["high"],
-            "speedup": float(np.median(speedups(result, name, k))),
-            "gradient_ms": 1e3 * times["compute"],
-            "lock_ms": 1e3 * times["lock"],
-            "update_ms": 1e3 * times["update"],
-            "simulated": model.simulate(calibration, k, name).samples_per_second,
-            "simulated_beside": None,
-        }
-        if name == "wasap":
-            beside = replace(calibration, compute=times["compute"])
-            row["simulated_beside"] = model.simulate(beside, k).samples_per_second
-        rows.append(row)
     caption = (
         "**Does the simulation hold where it can be checked?** Medians over rounds (lowest to "
         "highest) beside simulated samples per second and their deviation. In lockstep the update "
         "includes the wait for the slowest. The simulation knows one worker only; the last column "
         "has it use the time of a gradient beside as many busy cores, which share memory and clock."
     )
-    return Table.of("T-scaling", rows, _COMPARISON, caption, source(found, about=_about))
+    return Table.of("T-scaling", rows, _COMPARISON, caption, source(found))
+
+
+def _compared(result: Result, name: str, k: int) -> Result:
+    """Return what was measured and simulated of an algorithm with so many workers."""
+    calibration, times = calibrate(result), spent(result, name, k)
+    measured = samples_per_second(result, name, k)
+    beside = model.simulate(replace(calibration, compute=times["compute"]), k)
+    return {
+        "algorithm": LABELS[name],
+        "workers": k,
+        **dict(zip(("measured", "lowest", "highest"), spread(measured).values(), strict=True)),
+        "speedup": float(np.median(speedups(result, name, k))),
+        "gradient_ms": 1e3 * times["compute"],
+        "lock_ms": 1e3 * times["lock"],
+        "update_ms": 1e3 * times["update"],
+        "simulated": model.simulate(calibration, k, name).samples_per_second,
+        "simulated_beside": beside.samples_per_second if name == "wasap" else None,
+    }
 
 
 # What a quantity is, its unit and how it is shown, and where it comes from.
@@ -269,14 +255,10 @@ def calibration(found: Measured) -> Table | Picture:
         "**What the simulation is calibrated with.** Times in milliseconds; the CSV file has "
         "seconds and bytes. The networks of more than one machine are assumed, not measured."
     )
-    sources = f"{source(found, about=_about)} Assumed: {assumed}."
+    sources = f"{source(found)} Assumed: {assumed}."
     return Table.of("T-scaling-calibration", rows, columns, caption, sources)
 
 
 def _quantity(title: str, row: Mapping[str, Any]) -> str:
     unit, form = _QUANTITIES[row["quantity"]][1]
     return form.format(unit * row[title])
-
-
-def _about(result: Result) -> Result:
-    return {**result, "seeds": [run["seed"] for run in result["runs"]["sequential"]["1"]]}

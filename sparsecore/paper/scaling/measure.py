@@ -72,7 +72,13 @@ def entries(profile: str) -> list[Entry]:
 def load(profile: str | None = None) -> Versions[Result]:
     """Return both versions of the measurements; take those that this build lacks."""
     profile = current_profile(profile)
-    return versions(entry, partial(_measure, EFFORTS[profile]), profile)
+    found = versions(entry, partial(_measure, EFFORTS[profile]), profile)
+    return Versions(_with_seeds(found.recorded), _with_seeds(found.here), found.missing)
+
+
+def _with_seeds(result: Result | None) -> Result | None:
+    seeds = [run["seed"] for run in result["runs"]["sequential"]["1"]] if result else []
+    return result and {**result, "seeds": seeds}
 
 
 # --- measuring -----------------------------------------------------------------------------------

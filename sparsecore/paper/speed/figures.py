@@ -53,14 +53,15 @@ def peers(speed: Speed) -> Picture:
 
     legend = [dot(colour, label) for label, (colour, _) in _KINDS.items()]
     legend += [dot(GREY, "one thread"), dot(GREY, "at most two threads", fill="white")]
-    return picture(
-        "F-speed-peers", found, draw, height=0.9 + 0.62 * len(keys), legend=legend,
+    show = picture(
+        "F-speed-peers", height=0.9 + 0.62 * len(keys), legend=legend,
         caption="**A training step, and the peers.** Time of a full step on the networks of the "
         "study's images (ε = 20, batches of 128): medians of interleaved rounds, with bars from "
         "the fastest to the slowest, and in brackets the time over sparsecore's. What to see: how "
         "far the other peers lie to the right of sparsecore.",
         alt="Dot plot of milliseconds per training step for each peer, on two networks.",
     )  # fmt: skip
+    return show(draw)(found)
 
 
 def _threads(result: Result) -> str:
@@ -174,19 +175,16 @@ def epochs(speed: Speed) -> Table:
     return Table.of("T-epoch", rows, _EPOCHS, caption, source(found, told))
 
 
-def density(speed: Speed) -> Picture:
+@picture(
+    "F-speed-density", "density", label="milliseconds per step", sharey=True,
+    caption="**Where dense wins.** Time of a step of 784-1000-1000-1000-10 (batches of 128, "
+    "one thread) against density (blue), beside dense matrix products (lines). Bars and bands "
+    "reach from the fastest round to the slowest. What to see: time grows in proportion to the "
+    "connections. To the right of the dotted line, dense is faster.",
+    alt="Milliseconds per step against density on logarithmic axes, with dense levels.",
+)  # fmt: skip
+def density(ax: Axes, title: str, result: Result) -> str:
     """Draw time per step against density, with the dense peers as levels."""
-    return picture(
-        "F-speed-density", speed["density"], _density, label="milliseconds per step", sharey=True,
-        caption="**Where dense wins.** Time of a step of 784-1000-1000-1000-10 (batches of 128, "
-        "one thread) against density (blue), beside dense matrix products (lines). Bars and bands "
-        "reach from the fastest round to the slowest. What to see: time grows in proportion to the "
-        "connections. To the right of the dotted line, dense is faster.",
-        alt="Milliseconds per step against density on logarithmic axes, with dense levels.",
-    )  # fmt: skip
-
-
-def _density(ax: Axes, title: str, result: Result) -> str:
     x = [100 * p["density"] for p in result["points"]]
     spreads = [p["ms"] for p in result["points"]]
     with_spread(ax, x, spreads, _COLOUR["sparsecore"], linewidth=1.4)
@@ -209,26 +207,25 @@ def _percent(share: float | None) -> str:
     return "none" if share is None else f"{100 * share:.0f} %"
 
 
-def roofline(speed: Speed) -> Picture:
+_ROOFLINE_LEGEND = [
+    *(dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()),
+    dot(GREY, "forward"),
+    dot(GREY, "backward", fill="white"),
+    *(dot(GREY, f"rows in {level}", _LEVEL_MARKER[level]) for level in ("L1", "L2", "L3")),
+]
+
+
+@picture(
+    "F-speed-roofline", "roofline", height=4.6, legend=_ROOFLINE_LEGEND,
+    label="GFLOP/s, one thread", sharey=True,
+    caption="**The kernels under the roof.** A point per layer and direction (ε = 20, batches "
+    "of 128). Lines are measured ceilings: multiply-adds on registers, and reading in order "
+    "from each memory. A point's shape is the memory that holds the rows it visits in random "
+    "order. What to see: the caches are the limit, not arithmetic.",
+    alt="Roofline plot: GFLOP/s against operations per byte, with measured ceilings.",
+)  # fmt: skip
+def roofline(ax: Axes, title: str, result: Result) -> str:
     """Draw the kernels of both networks under the machine's measured ceilings."""
-    legend = [
-        *(dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()),
-        dot(GREY, "forward"),
-        dot(GREY, "backward", fill="white"),
-        *(dot(GREY, f"rows in {level}", _LEVEL_MARKER[level]) for level in ("L1", "L2", "L3")),
-    ]
-    return picture(
-        "F-speed-roofline", speed["roofline"], _roofline,
-        height=4.6, legend=legend, label="GFLOP/s, one thread", sharey=True,
-        caption="**The kernels under the roof.** A point per layer and direction (ε = 20, batches "
-        "of 128). Lines are measured ceilings: multiply-adds on registers, and reading in order "
-        "from each memory. A point's shape is the memory that holds the rows it visits in random "
-        "order. What to see: the caches are the limit, not arithmetic.",
-        alt="Roofline plot: GFLOP/s against operations per byte, with measured ceilings.",
-    )  # fmt: skip
-
-
-def _roofline(ax: Axes, title: str, result: Result) -> str:
     x, peak = np.geomspace(0.25, 8, 60), result["gflops"]
     for level, bandwidth in result["bandwidth"].items():
         y = np.minimum(peak, x * bandwidth)
@@ -279,21 +276,20 @@ def kernels(speed: Speed) -> Table:
     return Table.of("T-kernels", rows, _KERNELS, caption, source(speed["roofline"]))
 
 
-def width(speed: Speed) -> Picture:
+@picture(
+    "F-speed-width", "width", across=2,
+    legend=[
+        dot(_COLOUR["sparsecore"], "sparsecore"),
+        line(_COLOUR["numpy-dense"], "dense weights alone", ":"),
+    ],
+    caption="**Wider at constant ε.** Time of a step and memory (parameters, velocity, "
+    "structure) of 784-n-n-10 neurons, against n (ε = 20, batches of 128, one thread). What to "
+    "see: connections grow as n, dense weights as n². Time grows faster than n where a layer's "
+    "rows leave a cache.",
+    alt="Milliseconds per step and memory against neurons per layer, on logarithmic axes.",
+)  # fmt: skip
+def width(axes: Any, title: str, result: Result) -> str:
     """Draw time per step and memory against the width of the hidden layers."""
-    dense = line(_COLOUR["numpy-dense"], "dense weights alone", ":")
-    return picture(
-        "F-speed-width", speed["width"], _width,
-        across=2, legend=[dot(_COLOUR["sparsecore"], "sparsecore"), dense],
-        caption="**Wider at constant ε.** Time of a step and memory (parameters, velocity, "
-        "structure) of 784-n-n-10 neurons, against n (ε = 20, batches of 128, one thread). What to "
-        "see: connections grow as n, dense weights as n². Time grows faster than n where a layer's "
-        "rows leave a cache.",
-        alt="Milliseconds per step and memory against neurons per layer, on logarithmic axes.",
-    )  # fmt: skip
-
-
-def _width(axes: Any, title: str, result: Result) -> str:
     left, right = axes
     points = result["points"]
     x = [p["width"] for p in points]

@@ -74,15 +74,10 @@ class Problem:
         hidden = range(1, len(self.sizes) - 1)
         return [negative_slope(self.activation, layer, self.alpha) for layer in hidden]
 
-    @property
-    def biases(self) -> list[np.ndarray]:
-        """Copies of each layer's biases."""
-        return [self.model[layer].bias.copy() for layer in range(len(self.model))]
-
     def dense(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return weights, shape (fan_out, fan_in), and biases of each layer, with zeros."""
-        weights = [matrix.toarray() for matrix in self.model.to_scipy()]
-        return list(zip(weights, self.biases, strict=True))
+        layers = [self.model[layer] for layer in range(len(self.model))]
+        return [(layer.to_scipy().toarray(), layer.bias.copy()) for layer in layers]
 
     def batches(self, rows: np.ndarray) -> list[np.ndarray]:
         """Cut row numbers into batches."""
@@ -108,7 +103,7 @@ class Adapter:
     @classmethod
     def version(cls) -> str:
         """Return the version of what is timed."""
-        return str(installed(cls.packages[-1]))
+        return str(installed(cls.packages[-1])) if cls.packages else __version__
 
     def train(self, rows: np.ndarray) -> float:
         """Take a step for each batch of `rows`; return the mean of their losses.
@@ -143,11 +138,6 @@ class SparseCore(Adapter):
             seeds.key(problem.seed, Purpose.DROPOUT),
         )
         self._step = 0
-
-    @classmethod
-    def version(cls) -> str:
-        """Return the package's version; it need not be installed."""
-        return __version__
 
     def train(self, rows: np.ndarray) -> float:
         """Take all steps in one call, as the trainer does."""
@@ -194,7 +184,7 @@ class CLoop(Adapter):
         self.velocities = [aligned(matrix.nnz, np.float32) for matrix in matrices]
         for mine, matrix in zip(self.weights, matrices, strict=True):
             mine[:] = matrix.data
-        self._biases = problem.biases
+        self._biases = [bias for _, bias in problem.dense()]
         self._rows = [(m.indptr.astype(np.int64), m.indices.astype(np.int32)) for m in matrices]
         self._columns = [
             (indptr.astype(np.int64), indices.astype(np.int32), places.astype(np.int32))

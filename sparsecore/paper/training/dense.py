@@ -13,7 +13,6 @@ import json
 import os
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from sparsecore.compiled.jit import jit
 from sparsecore.compiled.kernels import Metrics, Rule, mix
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
-from sparsecore.experiment import Observer
 from sparsecore.files import atomic_write
 from sparsecore.functions import initial_weights, negative_slope
 from sparsecore.mlp import as_inputs
@@ -39,17 +37,9 @@ _PREDICT_ROWS = 1024
 
 
 def run(
-    data: Dataset,
-    config: TrainConfig,
-    *,
-    seed: int = 0,
-    threads: int = 1,
-    progress: bool = False,
-    observe: Observer | None = None,
-    checkpoint_path: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    checkpoint_every: float = 0.0,
-) -> tuple[DenseMLP, dict[str, Any]]:
+    data: Dataset, config: TrainConfig, *, seed: int = 0, threads: int = 1,
+    checkpoint_path: str | os.PathLike[str] | None = None, resume: bool = False, **options: Any,
+) -> tuple[DenseMLP, dict[str, Any]]:  # fmt: skip
     """Train a dense network as `experiment.run` trains a sparse one; `threads` are of BLAS.
 
     `epsilon` and `density` have no meaning here; in the result nnz counts all weights, and
@@ -60,15 +50,14 @@ def run(
             f"a dense network neither evolves nor is pruned: expected zeta=0 and prune_from=None, "
             f"got zeta={config.zeta!r} and prune_from={config.prune_from!r}"
         )
-    model, state, save = DenseMLP(config, data.n_features, data.n_classes, seed), None, None
-    if checkpoint_path is not None:
-        path, save = Path(checkpoint_path), partial(model.save, checkpoint_path)
-        if resume and path.exists():
-            found = model.restore(path)
-            state = checkpoint.check_resumed(path, found, experiment.identity(data, config, seed))
+    model = DenseMLP(config, data.n_features, data.n_classes, seed)
+    about = experiment.identity(data, config, seed)
+    found = experiment.resumed(checkpoint_path, resume, about, model.restore)
+    save = checkpoint_path and partial(model.save, checkpoint_path)
     result = experiment.fit(
-        model, data, config, seed, threads, progress, observe, save, checkpoint_every, state
-    )
+        model, data, config, seed=seed, threads=threads, save=save, state=found and found[1],
+        **options,
+    )  # fmt: skip
     with _blas(threads):
         result["provenance"]["blas"] = loaded_blas()
     return model, result
@@ -135,15 +124,15 @@ class DenseMLP:
     def save(self, path: str | os.PathLike[str], run: dict[str, Any]) -> None:
         """Write parameters, velocity and the state of the run that trains them to one file."""
         arrays = {"params": self.params, "velocity": self.start_momentum()}
-        with atomic_write(path) as file:
+        with atomic_write(path, keep=True) as file:
             np.savez(file, allow_pickle=False, **arrays, run=np.array(json.dumps(run)))
 
-    def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Take parameters and velocity from what `save` wrote; return the state of the run."""
+    def restore(self, path: str | os.PathLike[str]) -> tuple[DenseMLP, dict[str, Any]]:
+        """Take parameters and velocity from what `save` wrote; return the state of the run, too."""
         with checkpoint.opened(path, "checkpoint of a dense run") as archive:
             self.params[:] = checkpoint.array(archive, "params")
             self.start_momentum()[:] = checkpoint.array(archive, "velocity")
-            return dict(json.loads(str(checkpoint.array(archive, "run"))))
+            return self, json.loads(str(checkpoint.array(archive, "run")))
 
     def weights_sha256(self) -> str:
         """Return the SHA-256 of sizes and parameters, as hexadecimal digits."""

@@ -51,6 +51,7 @@ def _names(table: dict[str, Any]) -> Range:
 POSITIVE = numbers("a positive number", lambda v: v > 0)
 FRACTION = numbers("a number in [0, 1)", lambda v: 0 <= v < 1)
 FINITE = numbers("a finite number", lambda v: True)
+FLAG = Range(bool, "True or False", lambda v: isinstance(v, bool))
 _WIDTHS = Range(
     tuple,
     "integers of at least 1",
@@ -169,14 +170,10 @@ class TrainConfig:
     )
     prune_counts_empty: bool = param(
         False,
-        Range(bool, "True or False", lambda v: isinstance(v, bool)),
+        FLAG,
         "neurons without connections count in that percentile, as in the released code",
     )
-    augment: bool = param(
-        False,
-        Range(bool, "True or False", lambda v: isinstance(v, bool)),
-        "shift, rotate and flip images",
-    )
+    augment: bool = param(False, FLAG, "shift, rotate and flip images")
 
     def __post_init__(self) -> None:
         """Check every value."""

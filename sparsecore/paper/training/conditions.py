@@ -124,7 +124,7 @@ class Study:
 
     def part(self, **some: Sequence[Any] | None) -> Study:
         """Return the study with some "datasets", "methods", "decays"; None: all it has."""
-        chosen = {name: wanted for name, wanted in some.items() if wanted is not None}
+        chosen: Any = {name: wanted for name, wanted in some.items() if wanted is not None}
         for name, wanted in chosen.items():
             there = getattr(self, name)
             for value in wanted:

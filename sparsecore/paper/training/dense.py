@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -76,7 +76,7 @@ class DenseMLP:
         self.slopes = [negative_slope(config.activation, n, config.alpha) for n in hidden]
         self.nnz = sum(a * b for a, b in pairwise(self.sizes))
         self.params = aligned(self.nnz + sum(self.sizes[1:]), np.float32)
-        self.velocity: np.ndarray | None = None
+        self.velocity = aligned(len(self.params), np.float32)
         rng = seeds.generator(seed, Purpose.WEIGHTS)
         for weights, _ in self.layers(self.params):
             n_out, n_in = weights.shape
@@ -101,37 +101,39 @@ class DenseMLP:
         return DenseEngine(self, batch_size, threads)
 
     def start_momentum(self) -> np.ndarray:
-        """Return the velocity, allocated with zeros at the first call."""
-        if self.velocity is None:
-            self.velocity = aligned(len(self.params), np.float32)
+        """Return the velocity."""
         return self.velocity
 
     def decision_function(self, X: Any, threads: int = 1) -> np.ndarray:
         """Return the logits, float32, shape (n, n_classes)."""
         inputs = as_inputs(X, self.sizes[0])
         out = np.empty((len(inputs), self.sizes[-1]), np.float32)
+        layers = self.layers(self.params)
         with _blas(threads):
             for first in range(0, len(inputs), _PREDICT_ROWS):
                 rows = slice(first, first + _PREDICT_ROWS)
                 act = inputs[rows].T
-                for layer, (weights, biases) in enumerate(self.layers(self.params)):
+                for (weights, biases), slope in zip(layers, [*self.slopes, 1.0], strict=True):
                     act = weights @ act
-                    slope = self.slopes[layer] if layer < len(self.slopes) else 1.0
                     _activate(act, biases, np.float32(slope), *_NO_DROPOUT, None)
                 out[rows] = act.T
         return out
 
     def save(self, path: str | os.PathLike[str], run: dict[str, Any]) -> None:
         """Write parameters, velocity and the state of the run that trains them to one file."""
-        arrays = {"params": self.params, "velocity": self.start_momentum()}
+        arrays = {
+            "params": self.params,
+            "velocity": self.velocity,
+            "run": np.array(json.dumps(run)),
+        }
         with atomic_write(path, keep=True) as file:
-            np.savez(file, allow_pickle=False, **arrays, run=np.array(json.dumps(run)))
+            np.savez(file, allow_pickle=False, **arrays)
 
     def restore(self, path: str | os.PathLike[str]) -> tuple[DenseMLP, dict[str, Any]]:
         """Take parameters and velocity from what `save` wrote; return the state of the run, too."""
         with checkpoint.opened(path, "checkpoint of a dense run") as archive:
             self.params[:] = checkpoint.array(archive, "params")
-            self.start_momentum()[:] = checkpoint.array(archive, "velocity")
+            self.velocity[:] = checkpoint.array(archive, "velocity")
             return self, json.loads(str(checkpoint.array(archive, "run")))
 
     def weights_sha256(self) -> str:
@@ -173,7 +175,7 @@ class DenseEngine:
     def _step(
         self, rule: Rule, X: np.ndarray, labels: np.ndarray, step: int, sums: Metrics
     ) -> None:
-        model, velocity, n = self._model, self._model.start_momentum(), len(X)
+        model, velocity, n = self._model, self._model.velocity, len(X)
         layers = model.layers(model.params)
         threshold = np.uint16(float(rule.dropout) * 2.0**16)
         scale = np.float32(1.0 / (1.0 - float(rule.dropout)))
@@ -193,13 +195,10 @@ class DenseEngine:
         rate = float(rule.learning_rate) / n
         for layer in range(len(layers) - 1, -1, -1):
             d, (v, v_bias) = act[layer + 1], model.layers(velocity)[layer]
-            if layer > 0:
-                # The gradient needs this layer's inputs, which its own inputs' gradient replaces.
-                _accumulate(act[layer], d, v, rate, float(rule.momentum))
+            _accumulate(act[layer], d, v, rate, float(rule.momentum))
+            if layer > 0:  # now its inputs are not needed, and their gradient takes their place
                 below = np.matmul(layers[layer][0].T, d, out=act[layer])
                 np.multiply(below, gain[layer - 1], out=below)
-            else:
-                _accumulate(act[0], d, v, rate, float(rule.momentum))
             v_bias *= rule.momentum
             v_bias -= np.float32(rate) * d.sum(axis=1)
         _move(model.params, velocity, rule.weight_decay)
@@ -209,14 +208,12 @@ class DenseEngine:
         """Do nothing: BLAS keeps its threads."""
 
 
-_controllers: list[ThreadpoolController] = []
+_controller = cache(ThreadpoolController)  # finding the libraries takes milliseconds
 
 
 def _blas(threads: int) -> Any:
     """Return a context in which BLAS uses so many threads."""
-    if not _controllers:  # finding the libraries takes milliseconds
-        _controllers.append(ThreadpoolController())
-    return _controllers[0].limit(limits=threads, user_api="blas")
+    return _controller().limit(limits=threads, user_api="blas")
 
 
 def _accumulate(x: np.ndarray, d: np.ndarray, v: np.ndarray, rate: float, momentum: float) -> None:

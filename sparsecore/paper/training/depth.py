@@ -27,12 +27,15 @@ ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _WIDTH_OF = {"quick": (100, 1), "paper": (1000, 5)}  # neurons per hidden layer, seeds
 _COLOURS = {"all-relu": COLOURS["set-all-relu"], "leaky-relu": COLOURS["set-leaky-relu"]}
 _SCHEMA: dict[str, Any] = {"flows": dict, "depths": list, "alphas": list}
-_GRID = {"depths": list(DEPTHS), "alphas": list(ALPHAS)}
+
+
+def _grid() -> Result:
+    return {"depths": list(DEPTHS), "alphas": list(ALPHAS)}
 
 
 def entry(profile: str) -> Entry:
     """Return where the measurement is kept."""
-    return Entry(STUDY, "initialisation", profile, lambda result: _SCHEMA, lambda: _GRID)
+    return Entry(STUDY, "initialisation", profile, lambda result: _SCHEMA, _grid)
 
 
 def entries(profile: str) -> list[Entry]:
@@ -59,7 +62,7 @@ def measure(width: int, n_seeds: int) -> Result:
             model = new_model(config, data.n_features, data.n_classes, seed)
             flow[depth, alpha, seed] = see(model, 0)["gradient_flow"]
         flows[activation] = flow.tolist()
-    about = {**_GRID, "width": width, "flows": flows}
+    about = {**_grid(), "width": width, "flows": flows}
     return {**about, "provenance": provenance(1, data.content_hash)}
 
 

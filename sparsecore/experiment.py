@@ -36,17 +36,10 @@ Observer = Callable[[Any, int], dict[str, Any]]
 
 
 def run(
-    data: Dataset,
-    config: TrainConfig,
-    *,
-    seed: int = 0,
-    threads: int = 1,
-    progress: bool = False,
-    observe: Observer | None = None,
-    checkpoint_path: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    checkpoint_every: float = 0.0,
-) -> tuple[SparseMLP, dict[str, Any]]:
+    data: Dataset, config: TrainConfig, *, seed: int = 0, threads: int = 1, progress: bool = False,
+    observe: Observer | None = None, checkpoint_path: str | os.PathLike[str] | None = None,
+    resume: bool = False, checkpoint_every: float = 0.0,
+) -> tuple[SparseMLP, dict[str, Any]]:  # fmt: skip
     """Train sequentially on a data set and evaluate on its test set after every epoch.
 
     Parameters
@@ -275,15 +268,9 @@ def _take_other_epochs(path: Any, state: dict[str, Any], now: dict[str, Any]) ->
 
 
 def result_of(
-    model: train.Model,
-    run: dict[str, Any],
-    epochs: list[dict[str, Any]],
-    *,
-    right: np.ndarray,
-    threads: int,
-    ranks: int = 1,
-    **measured: Any,
-) -> dict[str, Any]:
+    model: train.Model, run: dict[str, Any], epochs: list[dict[str, Any]], *, right: np.ndarray,
+    threads: int, ranks: int = 1, **measured: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Return the result of a run, as JSON types; `run` has its `identity` and "nnz_start".
 
     `right` tells of each test row whether the model is.

@@ -226,12 +226,11 @@ class Session:
 
         What it saves after each epoch is what is seen of it; in phase 2 that is the first worker's.
         """
-        earlier, seed, since = list(run.epochs), run.seed + run.done, run.config.prune_from
-        if since is not None and since <= run.done:
-            since = run.done + 1 + (since - run.done - 1) % run.config.prune_every
-        config = run.config.with_values(
-            epochs=run.config.epochs - run.done, prune_from=since and since - run.done
-        )
+        earlier, seed, config = list(run.epochs), run.seed + run.done, run.config
+        since = config.prune_from and config.prune_from - run.done
+        if since is not None and since < 1:
+            since = 1 + (since - 1) % config.prune_every
+        config = config.with_values(epochs=config.epochs - run.done, prune_from=since)
         run.state = f"connecting to {n} MPI engines"
         if self._cluster is None or self._cluster.n < n:
             self._leave_cluster()

@@ -31,34 +31,19 @@ _NUMBER = (int, float)
 _ROWS = (int, type(None))
 # What the result of any training run holds.
 TRAINED: dict[str, Any] = {
-    "config": dict,
-    "seed": int,
-    "test_accuracy": _NUMBER,
-    "best_test_accuracy": _NUMBER,
-    "nnz_start": int,
-    "nnz_end": int,
-    "seconds": {"train": _NUMBER, "evaluate": _NUMBER},
-    "samples_per_second": _NUMBER,
-    "peak_rss_mb": _NUMBER,
-    "weights_sha256": str,
+    "config": dict, "seed": int, "test_accuracy": _NUMBER, "best_test_accuracy": _NUMBER,
+    "nnz_start": int, "nnz_end": int, "seconds": {"train": _NUMBER, "evaluate": _NUMBER},
+    "samples_per_second": _NUMBER, "peak_rss_mb": _NUMBER, "weights_sha256": str,
     "epochs": [{"epoch": int, "nnz": int}],
     "provenance": {"threads": int, "ranks": int, "packages": dict},
-}
+}  # fmt: skip
 _DIVERGED: dict[str, Any] = {"config": dict, "seed": int, "diverged": str}
-_FACTS = ("domain", "n_features", "n_classes", "source", "surrogate")
+# What a result says of its data, as the data do, and where it says more.
+_FACTS = {"domain": str, "n_features": int, "n_classes": int, "source": str, "surrogate": bool}
 _CONDITION: dict[str, Any] = {
     "condition": {"dataset": str, "method": str},
     "limit": {"train": _ROWS, "test": _ROWS},
-    "data": {
-        "title": str,
-        "domain": str,
-        "n_features": int,
-        "n_classes": int,
-        "n_train": int,
-        "n_test": int,
-        "source": str,
-        "surrogate": bool,
-    },
+    "data": {"title": str, "n_train": int, "n_test": int, **_FACTS},
 }
 
 

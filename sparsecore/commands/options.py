@@ -96,10 +96,7 @@ def result_options(sub: argparse.ArgumentParser) -> None:
 
 
 def ranks_here() -> int:
-    """Return the ranks of the MPI job that this process belongs to, 1 if none; MPI is not started.
-
-    MPICH and its relatives, Open MPI, and Slurm's srun say it in the environment.
-    """
+    """Return the ranks of our MPI job, 1 if none, as MPICH, Open MPI or srun say; start no MPI."""
     names = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
     return max(int(os.environ.get(name, 1)) for name in names)
 

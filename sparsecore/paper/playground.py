@@ -89,10 +89,7 @@ class Run:
 
 
 class Session:
-    """Runs of one notebook, of which one trains at a time; with more than one worker, on a cluster.
-
-    `close` ends what trains, and a cluster that was started for it.
-    """
+    """Runs of one notebook, of which one trains at a time; with several workers, on a cluster."""
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
@@ -113,10 +110,7 @@ class Session:
         return run
 
     def go_on(self, run: Run, **values: Any) -> Run:
-        """Go on with a run that was stopped or is finished, with some of its values changed.
-
-        With `workers`, more than one, it does so on a cluster, by `algorithm`.
-        """
+        """Go on with a run; `values`, `workers` and `algorithm` may be others than before."""
         self._begin(run, **values)
         return run
 
@@ -178,12 +172,12 @@ class Session:
         self._thread.start()
 
     def _train(self, run: Run, workers: int, algorithm: str) -> None:
+        config = run.config
         try:
             data = datasets.load(run.dataset)
             if run.model is None:
-                size = data.n_features, data.n_classes
-                run.model = run.before = train.new_model(run.config, *size, run.seed)
-            config = run.config
+                fresh = train.new_model(config, data.n_features, data.n_classes, run.seed)
+                run.model = run.before = fresh
             model = run.model.copy(activation=config.activation, alpha=config.alpha)
             if workers == 1:
                 self._train_here(run, model, data)
@@ -298,17 +292,17 @@ def pictured(runs: Sequence[Run], chosen: Run | None = None) -> Picture:
 
 
 def _draw_network(axes: Sequence[Axes], run: Run) -> None:
-    degrees, more, inputs = axes
-    degrees.set(title="outgoing, inputs", xlabel="connections")
-    more.set(title="incoming, hidden layer 1", xlabel="connections")
+    leaving, entering, inputs = axes
+    leaving.set(title="outgoing, inputs", xlabel="connections")
+    entering.set(title="incoming, hidden layer 1", xlabel="connections")
     inputs.set(title="strength of the inputs")
     if run.model is None or run.before is None:
         return
     for model, colour in ((run.before, GREY), (run.model, run.colour)):
-        draw_degrees(degrees, [np.bincount(model[0].fan_out()).tolist()], colour)
-        draw_degrees(more, [np.bincount(model[0].fan_in()).tolist()], colour)
-    degrees.set_ylabel("share of neurons (%)")
-    more.legend(handles=[patch(GREY, "before"), patch(run.colour, f"run {run.number}")])
+        draw_degrees(leaving, [np.bincount(model[0].fan_out()).tolist()], colour)
+        draw_degrees(entering, [np.bincount(model[0].fan_in()).tolist()], colour)
+    leaving.set_ylabel("share of neurons (%)")
+    entering.legend(handles=[patch(GREY, "before"), patch(run.colour, f"run {run.number}")])
     facts: dict[str, Any] = datasets.describe(run.dataset)
     strength = run.model[0].input_strength().reshape(facts["feature_shape"])
     if strength.ndim == 1:

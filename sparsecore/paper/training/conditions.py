@@ -27,10 +27,7 @@ from sparsecore.topology import erdos_renyi_density
 
 @dataclass(frozen=True)
 class Method:
-    """A way of training: what it changes in a data set's setting, and what runs it, with options.
-
-    The `run` is called as `experiment.run` is, and returns the same.
-    """
+    """A way of training: what it changes in a setting, and what runs it as `experiment.run`."""
 
     label: str
     changes: Mapping[str, Any]

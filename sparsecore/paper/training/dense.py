@@ -40,11 +40,7 @@ def run(
     data: Dataset, config: TrainConfig, *, seed: int = 0, threads: int = 1,
     checkpoint_path: str | os.PathLike[str] | None = None, resume: bool = False, **options: Any,
 ) -> tuple[DenseMLP, dict[str, Any]]:  # fmt: skip
-    """Train a dense network as `experiment.run` trains a sparse one; `threads` are of BLAS.
-
-    `epsilon` and `density` have no meaning here; in the result nnz counts all weights, and
-    "provenance" names the BLAS. O(n_in n_out batch) a step and layer; 8 bytes a weight.
-    """
+    """Train a dense network as `experiment.run` trains a sparse one; `threads` are of BLAS."""
     if config.zeta != 0 or config.prune_from is not None:
         raise ValueError(
             f"a dense network neither evolves nor is pruned: expected zeta=0 and prune_from=None, "
@@ -64,11 +60,7 @@ def run(
 
 
 class DenseMLP:
-    """The network with all its connections that `config` and `seed` describe.
-
-    `params` (float32) has all weights, row-major, layer by layer, then all biases: laid out like
-    those of a `SparseMLP` of density 1.
-    """
+    """The network with all connections; `params` are those of a `SparseMLP` of density 1."""
 
     def __init__(self, config: TrainConfig, n_features: int, n_classes: int, seed: int) -> None:
         self.sizes = (n_features, *config.hidden, n_classes)
@@ -142,18 +134,9 @@ class DenseMLP:
         digest.update(self.params.view(np.uint8).data)
         return digest.hexdigest()
 
-    def __repr__(self) -> str:
-        shape = "-".join(map(str, self.sizes))
-        return f"<DenseMLP {shape}, {self.nnz:,} weights, {self.params.nbytes / 2**20:.1f} MiB>"
-
 
 class DenseEngine:
-    """Takes training steps of one dense network; stands where `engine.Engine` stands.
-
-    Sums may be split differently for each number of BLAS's threads. Memory: 8 bytes a neuron and
-    sample. Weight gradients are never stored: BLAS adds them to the velocity, which it scales by
-    the momentum in the same sweep.
-    """
+    """Takes steps of a dense network, as `engine.Engine` does; 8 bytes a neuron and sample."""
 
     def __init__(self, model: DenseMLP, batch_size: int, threads: int) -> None:
         self._model, self._threads = model, threads

@@ -52,10 +52,7 @@ class ObserveTopology(Observer):
 
 
 class ObserveGradientFlow(Observer):
-    """Sees "gradient_flow" on the same 1000 training rows every epoch, stratified.
-
-    There is no dropout, which would be another network every time.
-    """
+    """Sees "gradient_flow" on the same 1000 training rows every epoch, without dropout."""
 
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
         super().__init__(config, data)
@@ -68,10 +65,7 @@ class ObserveGradientFlow(Observer):
 
 
 class ObserveImportance(Observer):
-    """Sees the importances of the hidden neurons that have connections, now and then.
-
-    They are counted in bins of equal width from 0 to the largest.
-    """
+    """Sees now and then the importance of connected hidden neurons, in bins to the largest."""
 
     _BINS = 40
 

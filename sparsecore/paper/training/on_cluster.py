@@ -49,10 +49,7 @@ def kept() -> Iterator[None]:
 def run(
     data: Dataset, config: TrainConfig, *, observe: Callable[[Any, int], Any], **options: Any
 ) -> tuple[SparseMLP, dict[str, Any]]:
-    """Train on the cluster that is kept, as `cluster.train` does, without a record of each update.
-
-    `observe` sees no model: the workers have it. What loses a worker is no result of the study.
-    """
+    """Train on the cluster that is kept, as `cluster.train` does; `observe` sees no model."""
     if "failed" in _shared:
         raise cluster.ClusterError(_shared["failed"])
     seen = -1

@@ -181,10 +181,7 @@ def load(
     of_datasets: Sequence[str] | None = None, methods: Sequence[str] | None = None,
     decays: Sequence[float] | None = None, progress: bool = True,
 ) -> Results:  # fmt: skip
-    """Return a study's results, or a part of them; run those that are not there or not valid.
-
-    What another process is running at the time comes last, and is waited for.
-    """
+    """Return a study's results, or a part; run what is not there, and what others run last."""
     study = find(key).part(datasets=of_datasets, methods=methods, decays=decays)
     profile = current_profile(profile)
     conditions = study.conditions(profile, seeds)
@@ -214,10 +211,7 @@ def load(
 
 
 def recorded(key: str) -> Results:
-    """Return a study's valid results of profile "paper" without running anything.
-
-    There are none if this build's own profile is "paper": `load` has them.
-    """
+    """Return a study's valid results of profile "paper"; none if it is this build's own."""
     study = find(key)
     conditions = study.conditions("paper") if current_profile() != "paper" else []
     ended, diverged = _sorted(entry(condition).recorded() for condition in conditions)
@@ -277,10 +271,7 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
 
 
 def _checkpoint(condition: Condition) -> Path | None:
-    """Return where a long run keeps its state, so that it goes on after it was killed.
-
-    The name tells one configuration and CPU's lanes, on which the numbers depend.
-    """
+    """Return where a long run keeps its state; the name tells configuration and CPU's lanes."""
     # Parallel runs write one after every epoch, which may take longer than a small network's.
     small = METHODS[condition.method].parallel and condition.work < 1e9
     if condition.profile == "quick" or small:
@@ -350,10 +341,7 @@ def cores(run: Result) -> int:
 
 
 def have_learnt(runs: list[Result]) -> bool:
-    """Tell whether networks do better than guessing, by the training loss of their last epoch.
-
-    Accuracy cannot tell: guessing the most frequent class may beat chance.
-    """
+    """Tell whether the last epoch's training loss is better than guessing; accuracy cannot."""
     classes = runs[0]["data"]["n_classes"]
     loss = sum(run["epochs"][-1]["loss"] for run in runs) / len(runs)
     return bool(loss < 0.99 * math.log(classes))

@@ -106,35 +106,10 @@ class Session:
     def start(self, dataset: str = "digits", *, seed: int = 0, **values: Any) -> Run:
         """Start a new run; `values` are hyperparameters other than the study's, or `go_on`'s."""
         run = Run(len(self.runs) + 1, dataset, setting(dataset).config, seed)
-        self._begin(run, **values)
-        return run
+        return self.go_on(run, **values)
 
-    def go_on(self, run: Run, **values: Any) -> Run:
-        """Go on with a run; `values`, `workers` and `algorithm` may be others than before."""
-        self._begin(run, **values)
-        return run
-
-    def stop(self) -> None:
-        """Stop the run that trains, within a part of a second."""
-        self._stopping.set()
-        self.wait()
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Wait until nothing trains, or so many seconds."""
-        if self.running:
-            self._thread.join(seconds)
-
-    def close(self) -> None:
-        """Stop, and let the cluster go."""
-        self.stop()
-        self._leave_cluster()
-
-    def _leave_cluster(self) -> None:
-        self._cluster = None
-        self._clusters.close()
-
-    def _begin(self, run: Run, workers: int = 1, algorithm: str = "wasap", **values: Any) -> None:
-        """Note what is new of a run, and have a thread train it."""
+    def go_on(self, run: Run, *, workers: int = 1, algorithm: str = "wasap", **values: Any) -> Run:
+        """Go on with a run that was stopped or is finished, with some of its values changed."""
         if self.running:
             raise RuntimeError("a run trains: stop it, or wait until it has ended")
         was, config = run.config.to_dict(), run.config.with_values(**values)
@@ -166,10 +141,29 @@ class Session:
             run.told.append(since + ", ".join(found))
         run.config, run.workers, run.state = config, ranks, "loading data"
         self._stopping.clear()
-        self._thread = threading.Thread(
-            target=self._train, args=(run, workers, algorithm), daemon=True
-        )
+        what = run, workers, algorithm
+        self._thread = threading.Thread(target=self._train, args=what, daemon=True)
         self._thread.start()
+        return run
+
+    def stop(self) -> None:
+        """Stop the run that trains, within a part of a second."""
+        self._stopping.set()
+        self.wait()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until nothing trains, or so many seconds."""
+        if self.running:
+            self._thread.join(seconds)
+
+    def close(self) -> None:
+        """Stop, and let the cluster go."""
+        self.stop()
+        self._leave_cluster()
+
+    def _leave_cluster(self) -> None:
+        self._cluster = None
+        self._clusters.close()
 
     def _train(self, run: Run, workers: int, algorithm: str) -> None:
         config = run.config

@@ -45,8 +45,10 @@ class Method:
         return self.run is on_cluster.run
 
 
-_PRUNED = {"activation": "all-relu", "prune_from": 200}
-_WASAP = (on_cluster.run, {"algorithm": "wasap"})
+_ALL_RELU = {"activation": "all-relu"}
+_PRUNED = {**_ALL_RELU, "prune_from": 200}
+_WASSP = on_cluster.run, {"algorithm": "wassp"}
+_WASAP = on_cluster.run, {"algorithm": "wasap"}
 METHODS: dict[str, Method] = {
     "dense": Method("dense", {"activation": "relu", "zeta": 0.0}, dense.run),
     "set-relu": Method("SET-ReLU", {"activation": "relu"}),
@@ -54,22 +56,20 @@ METHODS: dict[str, Method] = {
     "set-leaky-relu-0.25": Method(
         "SET-LeakyReLU, slope 0.25", {"activation": "leaky-relu", "alpha": 0.25}
     ),
-    "set-all-relu": Method("SET-All-ReLU", {"activation": "all-relu"}),
+    "set-all-relu": Method("SET-All-ReLU", _ALL_RELU),
     "set-all-relu-pruned": Method("SET-All-ReLU with importance pruning", _PRUNED),
     "set-all-relu-pruned-released": Method(
         "SET-All-ReLU with importance pruning by the released rule",
         {**_PRUNED, "prune_from": 211, "prune_counts_empty": True},
     ),
-    "wassp": Method("WASSP", {"activation": "all-relu"}, on_cluster.run, {"algorithm": "wassp"}),
+    "wassp": Method("WASSP", _ALL_RELU, *_WASSP),
     "wassp-released": Method(
-        "WASSP, K-fold rate in phase 2", {"activation": "all-relu"}, on_cluster.run,
-        {"algorithm": "wassp", "keep_rate": True},
+        "WASSP, K-fold rate in phase 2", _ALL_RELU, _WASSP[0], {**_WASSP[1], "keep_rate": True}
     ),
-    "wasap": Method("WASAP", {"activation": "all-relu"}, *_WASAP),
+    "wasap": Method("WASAP", _ALL_RELU, *_WASAP),
     "wasap-pruned": Method(
         "WASAP with importance pruning",
-        {**_PRUNED, "prune_every": 20, "prune_percentile": 10},
-        *_WASAP,
+        {**_PRUNED, "prune_every": 20, "prune_percentile": 10}, *_WASAP,
     ),
 }  # fmt: skip
 
@@ -81,9 +81,7 @@ SENSITIVITIES: dict[str, tuple[str, tuple[float, ...]]] = {
     "zeta": ("ζ", (0.0, 0.1, 0.5)),
 }
 METHODS |= {
-    f"{name}-{value:g}": Method(
-        f"SET-All-ReLU, {symbol} = {value:g}", {"activation": "all-relu", name: value}
-    )
+    f"{name}-{value:g}": Method(f"SET-All-ReLU, {symbol} = {value:g}", {**_ALL_RELU, name: value})
     for name, (symbol, values) in SENSITIVITIES.items()
     for value in values
 }

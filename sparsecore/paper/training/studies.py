@@ -146,8 +146,6 @@ class Results:
     @property
     def provenance(self) -> str:
         """One line: profile, seeds, code, machine."""
-        if not self.runs:
-            return f"profile {self.profile}, no runs"
         seeds, about = {run["seed"] for run in self.runs}, [run["provenance"] for run in self.runs]
         known = [p["commit"] for p in about if p.get("commit")]
         commits = {commit[:7] + " with changes" * commit.endswith("+") for commit in known}

@@ -25,23 +25,21 @@ class Range(NamedTuple):
 
 def numbers(expected: str, holds: Callable[[Any], bool]) -> Range:
     """Return the range of finite numbers for which `holds`."""
-    kinds = (int, float, np.number)
 
     def inside(v: Any) -> bool:
-        number = isinstance(v, kinds) and not isinstance(v, bool)
+        number = isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
         return number and bool(np.isfinite(v)) and bool(holds(v))
 
     return Range(float, expected, inside)
 
 
-def _is_integer(value: Any, least: int) -> bool:
-    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return integer and value >= least
-
-
 def integers(least: int, expected: str = "an integer of at least {}") -> Range:
     """Return the range of integers from `least` on."""
-    return Range(int, expected.format(least), lambda v: _is_integer(v, least))
+
+    def inside(v: Any) -> bool:
+        return isinstance(v, (int, np.integer)) and not isinstance(v, bool) and bool(v >= least)
+
+    return Range(int, expected.format(least), inside)
 
 
 def _names(table: dict[str, Any]) -> Range:
@@ -51,10 +49,13 @@ def _names(table: dict[str, Any]) -> Range:
 POSITIVE = numbers("a positive number", lambda v: v > 0)
 FRACTION = numbers("a number in [0, 1)", lambda v: 0 <= v < 1)
 FINITE = numbers("a finite number", lambda v: True)
+FLAG = Range(bool, "True or False", lambda v: isinstance(v, bool))
+_PROBABILITY = numbers("a number in (0, 1]", lambda v: 0 < v <= 1)
+_PERCENTILE = numbers("a number in [0, 100]", lambda v: 0 <= v <= 100)
+_COUNT = integers(1)
+_EPOCH = integers(1, "an epoch of at least {}, or None")
 _WIDTHS = Range(
-    tuple,
-    "integers of at least 1",
-    lambda v: bool(np.iterable(v)) and all(_is_integer(n, 1) for n in v),
+    tuple, "integers of at least 1", lambda v: bool(np.iterable(v)) and all(map(_COUNT.holds, v))
 )
 
 
@@ -128,11 +129,7 @@ class TrainConfig:
     epsilon: float = param(
         20.0, POSITIVE, "density, about ε (n_in + n_out) connections per layer", "ε"
     )
-    density: float | None = param(
-        None,
-        numbers("a number in (0, 1]", lambda v: 0 < v <= 1),
-        "connection probability instead of epsilon",
-    )
+    density: float | None = param(None, _PROBABILITY, "connection probability instead of epsilon")
     activation: str = param("all-relu", _names(ACTIVATIONS), "of the hidden layers")
     alpha: float = param(0.6, FINITE, "negative slope of All-ReLU and LeakyReLU", "α")
     init: str = param("he_uniform", _names(INITIALIZERS), "distribution of new weights", "init")
@@ -143,40 +140,24 @@ class TrainConfig:
     )
     dropout: float = param(0.3, FRACTION, "share of hidden activations dropped", "dropout", "RATE")
     zeta: float = param(
-        0.3,
-        FRACTION,
-        "fraction of connections replaced after each epoch (0 keeps the topology)",
+        0.3, FRACTION, "fraction of connections replaced after each epoch (0 keeps the topology)",
         "connections replaced after each epoch ζ",
-    )
-    batch_size: int = param(128, integers(1), "samples per step", "batch", "N")
+    )  # fmt: skip
+    batch_size: int = param(128, _COUNT, "samples per step", "batch", "N")
     epochs: int = param(500, integers(0), "passes over the training data", "epochs", "N")
     prune_from: int | None = param(
-        None,
-        integers(1, "an epoch of at least {}, or None"),
-        "prune by neuron importance from this epoch on",
-        "importance pruning from epoch",
-        "EPOCH",
-    )
-    prune_every: int = param(
-        10, integers(1), "epochs between prunings", "then every … epochs", "EPOCHS"
-    )
+        None, _EPOCH, "prune by neuron importance from this epoch on",
+        "importance pruning from epoch", "EPOCH",
+    )  # fmt: skip
+    prune_every: int = param(10, _COUNT, "epochs between prunings", "then every … epochs", "EPOCHS")
     prune_percentile: float = param(
-        20.0,
-        numbers("a number in [0, 100]", lambda v: 0 <= v <= 100),
-        "percentile of importance that is pruned",
-        "pruned up to this percentile of importance",
-        "P",
-    )
+        20.0, _PERCENTILE, "percentile of importance that is pruned",
+        "pruned up to this percentile of importance", "P",
+    )  # fmt: skip
     prune_counts_empty: bool = param(
-        False,
-        Range(bool, "True or False", lambda v: isinstance(v, bool)),
-        "neurons without connections count in that percentile, as in the released code",
+        False, FLAG, "neurons without connections count in that percentile, as in the released code"
     )
-    augment: bool = param(
-        False,
-        Range(bool, "True or False", lambda v: isinstance(v, bool)),
-        "shift, rotate and flip images",
-    )
+    augment: bool = param(False, FLAG, "shift, rotate and flip images")
 
     def __post_init__(self) -> None:
         """Check every value."""

@@ -36,17 +36,10 @@ Observer = Callable[[Any, int], dict[str, Any]]
 
 
 def run(
-    data: Dataset,
-    config: TrainConfig,
-    *,
-    seed: int = 0,
-    threads: int = 1,
-    progress: bool = False,
-    observe: Observer | None = None,
-    checkpoint_path: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    checkpoint_every: float = 0.0,
-) -> tuple[SparseMLP, dict[str, Any]]:
+    data: Dataset, config: TrainConfig, *, seed: int = 0, threads: int = 1, progress: bool = False,
+    observe: Observer | None = None, checkpoint_path: str | os.PathLike[str] | None = None,
+    resume: bool = False, checkpoint_every: float = 0.0,
+) -> tuple[SparseMLP, dict[str, Any]]:  # fmt: skip
     """Train sequentially on a data set and evaluate on its test set after every epoch.
 
     Parameters
@@ -95,24 +88,23 @@ def run(
     ([1, 2], True)
     """
     found = resumed(checkpoint_path, resume, identity(data, config, seed))
-    if found is None:
-        model, state = train.new_model(config, data.n_features, data.n_classes, seed), None
-    else:
-        model, state = found
+    model, state = found or (train.new_model(config, data.n_features, data.n_classes, seed), None)
     save = checkpoint_path and partial(checkpoint.save, model, checkpoint_path)
     return model, fit(
-        model, data, config, seed, threads, progress, observe, save, checkpoint_every, state
-    )
+        model, data, config, seed=seed, threads=threads, progress=progress, observe=observe,
+        save=save, checkpoint_every=checkpoint_every, state=state,
+    )  # fmt: skip
 
 
 def fit(
-    model: train.Model, data: Dataset, config: TrainConfig, seed: int, threads: int, progress: bool,
-    observe: Observer | None, save: Any = None, save_every: float = 0.0,
-    state: dict[str, Any] | None = None,
+    model: train.Model, data: Dataset, config: TrainConfig, *, seed: int = 0, threads: int = 1,
+    progress: bool = False, observe: Observer | None = None, save: Any = None,
+    checkpoint_every: float = 0.0, state: dict[str, Any] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train any kind of model as `run` does, from the `state` in a checkpoint; return the result.
 
-    ``save(state)`` writes a checkpoint.
+    ``save(state)`` is called after an epoch, and ``check()`` some times a second.
     """
     check_data(data)
     inputs, y = Shard(data, slice(None), config, seed), data.y_train
@@ -134,17 +126,21 @@ def fit(
             more = {} if observe is None else observe(model, trainer.epoch)
             return {**{f"test_{name}": value for name, value in found.items()}, **more}
 
+        def on_progress(rows: int, loss: float) -> None:
+            check()
+            shown.update(rows)
+
         with bar(
             config.epochs * n, data.name, unit="sample", unit_scale=True, hidden=not progress,
             initial=trainer.epoch * n,
         ) as shown:  # fmt: skip
-            for record in trainer.epochs(inputs, y, test, lambda rows, _: shown.update(rows)):
+            for record in trainer.epochs(inputs, y, test, on_progress):
                 epochs.append(record)
                 shown.set_postfix_str(
                     f"epoch {trainer.epoch}, loss {record['loss']:.3f}, "
                     f"test {100 * record['test_accuracy']:.2f} %"
                 )
-                if save is not None and time.monotonic() >= saved + save_every:
+                if save is not None and time.monotonic() >= saved + checkpoint_every:
                     save({**state, "progress": trainer.progress()})
                     saved = time.monotonic()
         seconds, done = dict(trainer.seconds), trainer.epoch
@@ -234,14 +230,15 @@ def identity(data: Dataset, config: TrainConfig, seed: int, **parallel: Any) -> 
 
 
 def resumed(
-    path: str | os.PathLike[str] | None, resume: bool, expected: dict[str, Any]
-) -> tuple[SparseMLP, dict[str, Any]] | None:
-    """Return model and state of a checkpoint, if there is one to go on from."""
+    path: str | os.PathLike[str] | None, resume: bool, expected: dict[str, Any],
+    read: Callable[[Any], Any] = checkpoint.load,
+) -> tuple[Any, dict[str, Any]] | None:  # fmt: skip
+    """Return model and state of a checkpoint that `read` reads, if there is one to go on from."""
     if path is not None:
         check_writable(path)
     if not resume or path is None or not Path(path).exists():
         return None
-    model, state = checkpoint.latest(path)
+    model, state = checkpoint.undamaged(path, read)
     if state is not None and "config" in state:
         _take_other_epochs(path, state, expected["config"])
     return model, checkpoint.check_resumed(path, state, expected)
@@ -271,15 +268,9 @@ def _take_other_epochs(path: Any, state: dict[str, Any], now: dict[str, Any]) ->
 
 
 def result_of(
-    model: train.Model,
-    run: dict[str, Any],
-    epochs: list[dict[str, Any]],
-    *,
-    right: np.ndarray,
-    threads: int,
-    ranks: int = 1,
-    **measured: Any,
-) -> dict[str, Any]:
+    model: train.Model, run: dict[str, Any], epochs: list[dict[str, Any]], *, right: np.ndarray,
+    threads: int, ranks: int = 1, **measured: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Return the result of a run, as JSON types; `run` has its `identity` and "nnz_start".
 
     `right` tells of each test row whether the model is.

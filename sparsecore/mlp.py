@@ -296,9 +296,9 @@ class SparseMLP(Fixed):
 
     def _laid_out(
         self, structures: Structures, data: Sequence[np.ndarray], biases: np.ndarray,
-        velocity: Sequence[np.ndarray] | None = None,
+        velocity: np.ndarray | None = None,
     ) -> State:  # fmt: skip
-        """Return layers, checked and copied to flat arrays, with these velocities of `params`."""
+        """Return layers, checked and copied to flat arrays, and the velocity of `params`."""
         n_layers = len(self.sizes) - 1
         if len(structures) != n_layers or len(data) != n_layers:
             raise ValueError(f"expected {n_layers} layers, got {len(structures)} and {len(data)}")
@@ -325,7 +325,7 @@ class SparseMLP(Fixed):
             out_position=np.empty(nnz, place),
             slopes=self._slopes,
         )
-        moved = None if velocity is None else _flat(velocity, np.float32)
+        moved = None if velocity is None else _copy(velocity)
         state = State(network, params, moved, np.zeros(1, bool))
         for layer in range(n_layers):
             self._transpose(state, layer)
@@ -401,7 +401,7 @@ class SparseMLP(Fixed):
     def velocity(self, values: np.ndarray | None) -> None:
         own = None
         if values is not None:
-            own = _flat([_vector("velocity", values, len(self.params))], np.float32)
+            own = _copy(_vector("velocity", values, len(self.params)))
         self._state = self._state._replace(velocity=own, turned=np.zeros(1, bool))
 
     @property
@@ -423,10 +423,8 @@ class SparseMLP(Fixed):
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays (parameters, structure, transposed access, velocity)."""
-        net = self._state.network
-        arrays = [self.params, net.indptr, net.indices, net.out_indptr, net.out_indices]
-        arrays += [net.out_position] + ([] if self.velocity is None else [self.velocity])
-        return sum(a.nbytes for a in arrays)
+        moved = self.velocity
+        return sum(a.nbytes for a in self._state.network) + (0 if moved is None else moved.nbytes)
 
     def __repr__(self) -> str:
         shape = "-".join(map(str, self.sizes))
@@ -439,27 +437,25 @@ class SparseMLP(Fixed):
         """Return copies of the layers as CSR arrays of shape (fan_out, fan_in)."""
         return [self[layer].to_scipy() for layer in range(len(self))]
 
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"activation": self.activation, "alpha": self.alpha, "init": self.init}
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickling and copying need: without views, which would be copied apart."""
-        layers = [self[layer] for layer in range(len(self))]
-        return {
-            "sizes": self.sizes,
-            "structures": [(v.indptr.copy(), v.indices.copy()) for v in layers],
-            "data": [v.data.copy() for v in layers],
-            "biases": [v.bias.copy() for v in layers],
-            "options": {"activation": self.activation, "alpha": self.alpha, "init": self.init},
-            "velocity": self.velocity,  # copied when it is assigned
-        }
+        net = self.network
+        arrays = [a.copy() for a in (net.weight_start, net.indptr, net.indices, self.params)]
+        # The velocity is copied when it is assigned.
+        return {"flat": (self.sizes, *arrays), "options": self._options, "velocity": self.velocity}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        options, velocity = state.pop("options"), state.pop("velocity")
-        SparseMLP.__init__(self, **state, **options)
-        self.velocity = velocity
+        vars(self).update(vars(SparseMLP.from_flat(*state["flat"], **state["options"])))
+        self.velocity = state["velocity"]
 
-    def copy(self) -> SparseMLP:
-        """Return an independent copy, velocity included."""
-        twin = SparseMLP.__new__(SparseMLP)
-        twin.__setstate__(self.__getstate__())
+    def copy(self, **options: Any) -> SparseMLP:
+        """Return an independent copy, velocity included; `options` of the class may be others."""
+        twin, state = SparseMLP.__new__(SparseMLP), self.__getstate__()
+        twin.__setstate__({**state, "options": state["options"] | options})
         return twin
 
     def weights_sha256(self) -> str:
@@ -550,9 +546,7 @@ class SparseMLP(Fixed):
         """Return the velocity, allocated with zeros at the first call."""
         if self._state.velocity is None:
             self.velocity = np.zeros(len(self.params), np.float32)
-        velocity = self.velocity
-        assert velocity is not None
-        return velocity
+        return self.velocity  # type: ignore[return-value]
 
     def adopt(
         self, structures: Structures, params: np.ndarray, velocity: np.ndarray | None = None
@@ -565,8 +559,8 @@ class SparseMLP(Fixed):
         cuts = np.cumsum([0] + [len(indices) for _, indices in structures])
         expected = int(cuts[-1]) + sum(self.sizes[1:])
         params = _vector("params", params, expected)
-        moved = None if velocity is None else [_vector("velocity", velocity, expected)]
         data = [params[a:b] for a, b in pairwise(cuts)]
+        moved = None if velocity is None else _vector("velocity", velocity, expected)
         self._state = self._laid_out(structures, data, params[cuts[-1] :], moved)
 
     def structures(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -629,17 +623,13 @@ class SparseMLP(Fixed):
         if all(keep.all() for keep in keeps):
             return 0  # the arrays stay where they are
         keeps.append(np.ones(views[-1].nnz, bool))
-        kept, velocity = list(zip(keeps, views, strict=True)), self.velocity
-        if velocity is not None:
-            moved = [v.velocity[keep] for keep, v in kept if v.velocity is not None]
-            moved.append(velocity[self.nnz :])
-        self._state = self._laid_out(
-            [topology.keep_only(keep, v.indptr, v.indices) for keep, v in kept],
-            [v.data[keep] for keep, v in kept],
-            self.biases,
-            None if velocity is None else moved,
+        kept = np.concatenate([*keeps, np.ones(len(self.biases), bool)])
+        self.adopt(
+            [topology.keep_only(k, v.indptr, v.indices) for k, v in zip(keeps, views, strict=True)],
+            self.params[kept],
+            None if self.velocity is None else self.velocity[kept],
         )
-        return sum(len(keep) - int(keep.sum()) for keep in keeps)
+        return len(kept) - int(kept.sum())
 
     def compact(self) -> SparseMLP:
         """Return the equivalent network without the hidden neurons that no longer matter.
@@ -658,9 +648,7 @@ class SparseMLP(Fixed):
         for layer in range(len(self) - 2, -1, -1):
             unused = np.bincount(weights[layer + 1].indices, minlength=len(biases[layer])) == 0
             _remove(unused, layer, weights, biases)
-        return SparseMLP.from_scipy(
-            weights, biases, activation=self.activation, alpha=self.alpha, init=self.init
-        )
+        return SparseMLP.from_scipy(weights, biases, **self._options)
 
 
 def _remove(

@@ -23,13 +23,10 @@ DECAYS = (0.0002, 0.0)
 
 @dataclass(frozen=True)
 class Setting:
-    """A data set's configuration, and which of its values stand in the authors' released code.
-
-    All others are this project's reading of the study; with none, the data set is not in the study.
-    """
+    """A data set's configuration, and the fields that stand in the authors' released code."""
 
     config: TrainConfig
-    released: frozenset[str]  #: fields of `config`
+    released: frozenset[str]  #: fields of `config`; without any it is not in the study
 
     def origin(self, field: str) -> str:
         """Return where the value of a field of `config` comes from."""

@@ -5,7 +5,7 @@ import oracle
 import pytest
 from threadpoolctl import threadpool_limits
 
-from sparsecore import datasets, experiment
+from sparsecore import checkpoint, datasets, experiment
 from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.config import TrainConfig
@@ -95,6 +95,18 @@ def test_run_keeps_the_contract_of_the_sparse_run():
     assert result["test_accuracy"] == hits.mean() > 0.8
     assert result["weights_sha256"] == dense.run(data, config, seed=1)[1]["weights_sha256"]
     assert result["weights_sha256"] != dense.run(data, config, seed=2)[1]["weights_sha256"]
+
+
+def test_a_damaged_checkpoint_leads_to_the_one_before(tmp_path):
+    data, path = datasets.load("digits").limited(200), tmp_path / "run.npz"
+    config = TrainConfig(hidden=(8,), epochs=3, zeta=0.0)
+    _, whole = dense.run(data, config, checkpoint_path=path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.warns(checkpoint.CheckpointWarning, match="the checkpoint before it, is used"):
+        _, again = dense.run(data, config, checkpoint_path=path, resume=True)
+    assert again["weights_sha256"] == whole["weights_sha256"]
+    with pytest.raises(ValueError, match="belongs to a run with seed 0, not 1"):
+        dense.run(data, config, seed=1, checkpoint_path=path, resume=True)
 
 
 def test_initial_weights_are_those_of_the_rule():

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from sparsecore import datasets, experiment
-from sparsecore.paper.playground import panel
-from sparsecore.paper.playground.session import Session
+from sparsecore.paper import playground
+from sparsecore.paper.playground import Session
 from sparsecore.settings import setting
 
 SMALL = {"hidden": (40, 30), "batch_size": 32}
@@ -72,10 +72,10 @@ def test_runs_are_compared(session):
     for values in ({}, {"alpha": 0.1}):
         session.start("digits", **SMALL, epochs=2, **values)
         session.wait()
-    table = panel.compared(session.runs)
+    table = playground.compared(session.runs)
     assert list(table.data["epochs"]) == [2, 2]
     assert "alpha 0.1" in table.data["told"][1] and "alpha" not in table.data["told"][0]
-    picture = panel.pictured(session.runs, session.runs[0])
+    picture = playground.pictured(session.runs, session.runs[0])
     curves = picture.figure.axes[0].lines
     assert [list(c.get_ydata()) for c in curves] == [
         [e["loss"] for e in run.epochs] for run in session.runs
@@ -107,7 +107,7 @@ def test_a_run_moves_to_engines_and_back(session, monkeypatch, tmp_path):
 
 
 def test_panel_starts_stops_and_goes_on():
-    play = panel.Playground("digits", epochs=500)
+    play = playground.Playground("digits", epochs=500)
     controls, buttons = play.controls, play.buttons
     assert controls["epsilon"].value == setting("digits").config.epsilon
     controls["dataset"].value = "madelon-generator"

@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING
 from typing import Any
 
@@ -15,29 +15,21 @@ from sparsecore.files import check_writable
 from sparsecore.settings import SETTINGS
 
 
-def sizes(text: str) -> tuple[int, ...]:
-    """Read integers separated by commas."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected integers separated by commas, such as 1000,1000, got {text!r}"
-        ) from None
+def _several(kind: type, expected: str, example: str = "") -> Callable[[str], tuple[Any, ...]]:
+    def read(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(map(kind, text.split(",")))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"expected {expected} separated by commas, such as {example}, got {text!r}"
+            ) from None
+
+    return read
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """Read numbers separated by commas."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected numbers separated by commas, such as 0,0.0002, got {text!r}"
-        ) from None
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Read names separated by commas."""
-    return tuple(text.split(","))
+sizes = _several(int, "integers", "1000,1000")
+numbers = _several(float, "numbers", "0,0.0002")
+names = _several(str, "names")
 
 
 def whole(text: str) -> int:
@@ -104,10 +96,7 @@ def result_options(sub: argparse.ArgumentParser) -> None:
 
 
 def ranks_here() -> int:
-    """Return the ranks of the MPI job that this process belongs to, 1 if none; MPI is not started.
-
-    MPICH and its relatives, Open MPI, and Slurm's srun say it in the environment.
-    """
+    """Return the ranks of our MPI job, 1 if none, as MPICH, Open MPI or srun say; start no MPI."""
     names = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
     return max(int(os.environ.get(name, 1)) for name in names)
 

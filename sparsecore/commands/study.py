@@ -71,28 +71,24 @@ def _run_study(options: argparse.Namespace) -> None:
             raise RuntimeError(f"{options.key}: not all could be measured; see above")
         return
     found = studies.load(
-        options.key,
-        options.profile,
-        options.seeds,
-        of_datasets=options.datasets,
-        methods=options.methods,
-        decays=options.decays,
-    )
+        options.key, options.profile, options.seeds, of_datasets=options.datasets,
+        methods=options.methods, decays=options.decays,
+    )  # fmt: skip
     for dataset, why in found.unavailable.items():
         print(f"sparsecore study: {dataset}: {why}", file=sys.stderr)
     lacking = []
     if not found.study.datasets:
         print(f"{options.key} needs no run")
-    for dataset, decay in itertools.product(found.study.datasets, found.study.decays):
-        for method in found.study.methods:
-            part = found.at(decay)
-            runs = part.of(dataset, method)
-            scores = ", ".join(f"{100 * run['test_accuracy']:.2f}" for run in runs)
-            told = f"test accuracy {scores} %" if runs else part.why_not(dataset, method)
-            if runs or part.lacks(dataset, method) or decay == found.study.decays[0]:
-                print(f"{dataset:18} λ {decay:<7g} {method:20} {told}")
-            if part.lacks(dataset, method):
-                lacking.append(f"{dataset} {method} λ {decay:g}")
+    study = found.study
+    for dataset, decay, method in itertools.product(study.datasets, study.decays, study.methods):
+        part = found.at(decay)
+        runs, lacks = part.of(dataset, method), part.lacks(dataset, method)
+        scores = ", ".join(f"{100 * run['test_accuracy']:.2f}" for run in runs)
+        told = f"test accuracy {scores} %" if runs else part.why_not(dataset, method)
+        if runs or lacks or decay == study.decays[0]:
+            print(f"{dataset:18} λ {decay:<7g} {method:20} {told}")
+        if lacks:
+            lacking.append(f"{dataset} {method} λ {decay:g}")
     if lacking:
         raise RuntimeError(f"not run: {', '.join(lacking)}; the reasons are above")
 

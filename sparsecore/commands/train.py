@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparsecore import datasets
 from sparsecore.commands import table
@@ -20,22 +20,8 @@ from sparsecore.commands.options import (
 )
 from sparsecore.config import HYPERPARAMETERS
 
-if TYPE_CHECKING:
-    from sparsecore.mlp import SparseMLP
-
 _WITH_REPLAY = ("command", "function", "default", "replay", "threads", "json")
-_PARALLEL = (
-    ("--phase1", float, "SHARE", "share of the epochs with gradient exchange, in [0, 1] (0.7)"),
-    ("--warmup", int, "EPOCHS", "wassp: epochs in which the learning rate rises to K-fold (5)"),
-    ("--patience", float, "SECONDS", "silence after which a rank counts as lost (5)"),
-    (
-        "--replay",
-        str,
-        "RESULT",
-        "repeat the asynchronous run of that JSON result in its recorded order, in one process; "
-        "data set and hyperparameters are the result's",
-    ),
-)
+_WINDOWS = {"auto": None, "shared": True, "remote": False}
 
 
 def add(commands: Any) -> None:
@@ -68,19 +54,24 @@ def add(commands: Any) -> None:
     parallel = sub.add_argument_group(
         "parallel training, one worker per rank (mpiexec -n 5 python -m sparsecore train …)"
     )
-    parallel.add_argument(
-        "--algorithm",
-        choices=("sequential", "wasap", "wassp"),
-        default="sequential",
+    option = parallel.add_argument
+    option(
+        "--algorithm", choices=("sequential", "wasap", "wassp"), default="sequential",
         help="wasap: asynchronous, wassp: in lockstep (sequential)",
-    )
-    parallel.add_argument(
-        "--window",
-        choices=("auto", "shared", "remote"),
-        help="the server: in shared memory, or behind Get and Put (auto: shared on one node)",
-    )
-    for name, kind, metavar, help_text in _PARALLEL:
-        parallel.add_argument(name, type=kind, metavar=metavar, help=help_text)
+    )  # fmt: skip
+    window = "the server: in shared memory, or behind Get and Put (auto: shared on one node)"
+    option("--window", choices=tuple(_WINDOWS), help=window)
+    share = "share of the epochs with gradient exchange, in [0, 1] (0.7)"
+    option("--phase1", type=float, metavar="SHARE", help=share)
+    warmup = "wassp: epochs in which the learning rate rises to K-fold (5)"
+    option("--warmup", type=int, metavar="EPOCHS", help=warmup)
+    silence = "silence after which a rank counts as lost (5)"
+    option("--patience", type=float, metavar="SECONDS", help=silence)
+    option(
+        "--replay", metavar="RESULT",
+        help="repeat the asynchronous run of that JSON result in its recorded order, in one "
+        "process; data set and hyperparameters are the result's",
+    )  # fmt: skip
     sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
     after = "save the state of the run there after each epoch (.npz)"
     sub.add_argument("--checkpoint", metavar="FILE", help=after)
@@ -105,7 +96,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.replay is not None:
         _replay(options)
         return
-    _check_parallel(options)
+    plan = _plan(options)
     if options.dataset is None:
         raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none")
     base = settings.setting(options.dataset).config
@@ -124,60 +115,47 @@ def _train(options: argparse.Namespace) -> None:
             "to put the real data)",
             file=sys.stderr,
         )
-    if options.algorithm == "sequential":
+    how = {
+        "seed": options.seed, "threads": options.threads, "checkpoint_path": options.checkpoint,
+        "resume": options.resume,
+    }  # fmt: skip
+    if plan is None:
         if ranks_here() > 1:
             print(
                 "sparsecore train: every rank trains the same network by itself; to share the "
                 "work: --algorithm wasap",
                 file=sys.stderr,
             )
-        model, result = experiment.run(
-            data,
-            config,
-            seed=options.seed,
-            threads=options.threads,
-            progress=True,
-            checkpoint_path=options.checkpoint,
-            resume=options.resume,
-        )
-        _report(data, model, result, options)
+        _report(data, *experiment.run(data, config, progress=True, **how), options)
         return
     from sparsecore.commands import job
-    from sparsecore.wasap.plan import Plan
-
-    plan = Plan(options.algorithm, options.phase1, options.warmup)
-    shared = {"auto": None, "shared": True, "remote": False}[options.window]
-    with job.job(shared, options.patience, options.checkpoint) as ranks:
-        trained, found = job.train(
-            ranks, data, config, plan, seed=options.seed, threads=options.threads,
-            checkpoint_path=options.checkpoint, resume=options.resume,
-        )  # fmt: skip
-        if trained is not None and found is not None:
-            _report(data, trained, found, options)
-
-
-def _check_parallel(options: argparse.Namespace) -> None:
-    """Fill in what a parallel run is told; refuse it where nothing is parallel."""
-    from sparsecore.wasap.plan import Plan
     from sparsecore.wasap.watch import PATIENCE
 
-    usual = Plan()
-    defaults = {"phase1": usual.phase1, "warmup": usual.warmup, "window": "auto"}
-    for name, default in {**defaults, "patience": PATIENCE}.items():
-        if getattr(options, name) is None:
-            setattr(options, name, default)
-        elif options.algorithm == "sequential":
+    window, patience = _WINDOWS[options.window or "auto"], options.patience or PATIENCE
+    with job.job(window, patience, options.checkpoint) as ranks:
+        model, result = job.train(ranks, data, config, plan, **how)
+        if result is not None:
+            _report(data, model, result, options)
+
+
+def _plan(options: argparse.Namespace) -> Any:
+    """Return the plan of a parallel run, None of a sequential one; refuse what does not fit it."""
+    from sparsecore.wasap.plan import Plan
+
+    told = given(options, ("phase1", "warmup", "window", "patience"))
+    if options.algorithm == "sequential":
+        for name in told:
             raise ValueError(f"--{name}: expected --algorithm wasap or wassp with it, got none")
-        elif (name, options.algorithm) == ("warmup", "wasap"):
-            raise ValueError("--warmup: expected --algorithm wassp with it, got wasap")
-    if options.patience <= 0:
+        return None
+    if "warmup" in told and options.algorithm == "wasap":
+        raise ValueError("--warmup: expected --algorithm wassp with it, got wasap")
+    if told.get("patience", 1) <= 0:
         raise ValueError(f"--patience: expected seconds above 0, got {options.patience}")
-    if options.algorithm != "sequential":
-        Plan(options.algorithm, options.phase1, options.warmup)  # refuses what is out of range
+    return Plan(options.algorithm, **given(options, ("phase1", "warmup")))
 
 
 def _report(
-    data: datasets.Dataset, model: SparseMLP, result: dict[str, Any], options: argparse.Namespace
+    data: datasets.Dataset, model: Any, result: dict[str, Any], options: argparse.Namespace
 ) -> None:
     """Save and print what came of a training run."""
     from sparsecore import checkpoint

@@ -27,11 +27,7 @@ from sparsecore.topology import erdos_renyi_density
 
 @dataclass(frozen=True)
 class Method:
-    """A way of training: what it changes in a data set's setting, and what runs it.
-
-    ``run(data, config, seed=…, observe=…, **options)`` returns a model and the result that
-    `experiment.run` documents.
-    """
+    """A way of training: what it changes in a setting, and what runs it as `experiment.run`."""
 
     label: str
     changes: Mapping[str, Any]
@@ -49,8 +45,10 @@ class Method:
         return self.run is on_cluster.run
 
 
-_PRUNED = {"activation": "all-relu", "prune_from": 200}
-_WASAP = (on_cluster.run, {"algorithm": "wasap"})
+_ALL_RELU = {"activation": "all-relu"}
+_PRUNED = {**_ALL_RELU, "prune_from": 200}
+_WASSP = on_cluster.run, {"algorithm": "wassp"}
+_WASAP = on_cluster.run, {"algorithm": "wasap"}
 METHODS: dict[str, Method] = {
     "dense": Method("dense", {"activation": "relu", "zeta": 0.0}, dense.run),
     "set-relu": Method("SET-ReLU", {"activation": "relu"}),
@@ -58,22 +56,20 @@ METHODS: dict[str, Method] = {
     "set-leaky-relu-0.25": Method(
         "SET-LeakyReLU, slope 0.25", {"activation": "leaky-relu", "alpha": 0.25}
     ),
-    "set-all-relu": Method("SET-All-ReLU", {"activation": "all-relu"}),
+    "set-all-relu": Method("SET-All-ReLU", _ALL_RELU),
     "set-all-relu-pruned": Method("SET-All-ReLU with importance pruning", _PRUNED),
     "set-all-relu-pruned-released": Method(
         "SET-All-ReLU with importance pruning by the released rule",
         {**_PRUNED, "prune_from": 211, "prune_counts_empty": True},
     ),
-    "wassp": Method("WASSP", {"activation": "all-relu"}, on_cluster.run, {"algorithm": "wassp"}),
+    "wassp": Method("WASSP", _ALL_RELU, *_WASSP),
     "wassp-released": Method(
-        "WASSP, K-fold rate in phase 2", {"activation": "all-relu"}, on_cluster.run,
-        {"algorithm": "wassp", "keep_rate": True},
+        "WASSP, K-fold rate in phase 2", _ALL_RELU, _WASSP[0], {**_WASSP[1], "keep_rate": True}
     ),
-    "wasap": Method("WASAP", {"activation": "all-relu"}, *_WASAP),
+    "wasap": Method("WASAP", _ALL_RELU, *_WASAP),
     "wasap-pruned": Method(
         "WASAP with importance pruning",
-        {**_PRUNED, "prune_every": 20, "prune_percentile": 10},
-        *_WASAP,
+        {**_PRUNED, "prune_every": 20, "prune_percentile": 10}, *_WASAP,
     ),
 }  # fmt: skip
 
@@ -85,9 +81,7 @@ SENSITIVITIES: dict[str, tuple[str, tuple[float, ...]]] = {
     "zeta": ("ζ", (0.0, 0.1, 0.5)),
 }
 METHODS |= {
-    f"{name}-{value:g}": Method(
-        f"SET-All-ReLU, {symbol} = {value:g}", {"activation": "all-relu", name: value}
-    )
+    f"{name}-{value:g}": Method(f"SET-All-ReLU, {symbol} = {value:g}", {**_ALL_RELU, name: value})
     for name, (symbol, values) in SENSITIVITIES.items()
     for value in values
 }
@@ -95,11 +89,9 @@ METHODS |= {
 
 @dataclass(frozen=True)
 class Study:
-    """What a table or figure is made of.
+    """What a table or figure is made of: every method, data set, weight decay and seed.
 
-    Every method runs on every data set with each weight decay and the seeds of the profile, or with
-    the first `n_seeds` of them, unless `excluded` says why not. A study without data sets needs no
-    run.
+    Of a profile's seeds a condition has the first `n_seeds`. Without data sets there are no runs.
     """
 
     key: str
@@ -127,16 +119,16 @@ class Study:
 
     def part(self, **some: Sequence[Any] | None) -> Study:
         """Return the study with some "datasets", "methods", "decays"; None: all it has."""
-        chosen: dict[str, Any] = {}
-        for name, wanted in some.items():
+        chosen: Any = {name: wanted for name, wanted in some.items() if wanted is not None}
+        for name, wanted in chosen.items():
             there = getattr(self, name)
-            for value in wanted or ():
+            for value in wanted:
                 if value not in there:
                     raise ValueError(
                         f"{name}: expected one of {', '.join(map(str, there)) or 'none'} "
                         f"({self.key}), got {value!r}"
                     )
-            chosen[name] = there if wanted is None else tuple(v for v in there if v in wanted)
+            chosen[name] = tuple(value for value in there if value in wanted)
         return replace(self, **chosen)
 
     def conditions(self, profile: str, seeds: Sequence[int] | None = None) -> list[Condition]:
@@ -148,15 +140,14 @@ class Study:
             for decay in self.decays
             for number, seed in enumerate(usual if seeds is None else seeds)
             for method in self.methods
-            if number < self.wanted(profile, dataset, method, decay) or seeds is not None
-            if self.wanted(profile, dataset, method, decay)
+            if (number if seeds is None else 0) < self.wanted(profile, dataset, method, decay)
         ]
 
     def wanted(self, profile: str, dataset: str, method: str, decay: float) -> int:
         """Return with how many of the profile's seeds a method is to be run."""
-        count = self.n_seeds or self.home.n_seeds
         if excluded(dataset, method) is not None:
             return 0
+        count = self.n_seeds or self.home.n_seeds
         return 10**6 if count is None else count(profile, dataset, method, decay)
 
     def _owner(self, method: str, decay: float) -> str:
@@ -209,17 +200,17 @@ def _seeds_of_decay(profile: str, dataset: str, method: str, decay: float) -> in
 _FIRST = {"quick": (0, 1), "paper": (0, 1, 2)}
 
 
-def _looked_on() -> dict[tuple[str, str], tuple[type[Observer], ...]]:
-    """Return who observes T-main's runs: the figures about training are made of them, too."""
-    found: dict[tuple[str, str], tuple[type[Observer], ...]] = {}
-    for dataset in (*_REAL, "leukemia"):
-        for method in (*_SET, "set-leaky-relu", "set-leaky-relu-0.25"):
-            found[dataset, method] = (ObserveGradientFlow,)
-    found["fashion-mnist", "set-all-relu"] += (ObserveTopology,)
-    for dataset in ("fashion-mnist", "madelon"):
-        found[dataset, "set-all-relu"] += (ObserveImportance, ObservePruning)
-        found[dataset, "set-all-relu-pruned"] = (ObserveImportance,)
-    return found
+# Who observes T-main's runs: the figures about training are made of them, too.
+_ACTIVATIONS = (*_SET, "set-leaky-relu", "set-leaky-relu-0.25")
+_OBSERVERS: dict[tuple[str, str], tuple[type[Observer], ...]] = {
+    (dataset, method): (ObserveGradientFlow,)
+    for dataset in (*_REAL, "leukemia")
+    for method in _ACTIVATIONS
+}
+_OBSERVERS["fashion-mnist", "set-all-relu"] += (ObserveTopology,)
+for _dataset in ("fashion-mnist", "madelon"):
+    _OBSERVERS[_dataset, "set-all-relu"] += (ObserveImportance, ObservePruning)
+    _OBSERVERS[_dataset, "set-all-relu-pruned"] = (ObserveImportance,)
 
 
 _STUDIES = (
@@ -250,7 +241,7 @@ _STUDIES = (
             "fashion-mnist": (4_000, 2_000), "cifar10": (1_000, 500), "higgs": (3_000, 2_000),
             "leukemia": (100, 100),
         },
-        observers=_looked_on(),
+        observers=_OBSERVERS,
     ),
     Study(
         "F-curves", "accuracy and loss against epoch, ReLU and All-ReLU",
@@ -274,8 +265,8 @@ _STUDIES = (
     Study(
         "T-deviations", "what differs from the released code, and what it is worth", _REAL,
         (
-            *_SET, "set-leaky-relu", "set-leaky-relu-0.25", "set-all-relu-pruned",
-            "set-all-relu-pruned-released", "wassp", "wassp-released",
+            *_ACTIVATIONS, "set-all-relu-pruned", "set-all-relu-pruned-released", "wassp",
+            "wassp-released",
         ),
         DECAYS, runs_of="T-main",
     ),
@@ -359,14 +350,13 @@ class Condition:
     @property
     def limit(self) -> dict[str, int | None]:
         """How many rows are taken at most, "train" and "test"; None: all."""
-        rows = self._measure.quick_rows.get(self.dataset)
-        if self.profile == "paper" or rows is None:
-            return {"train": None, "test": None}
-        return {"train": rows[0], "test": rows[1]}
+        quick = {} if self.profile == "paper" else self._measure.quick_rows
+        train, test = quick.get(self.dataset, (None, None))
+        return {"train": train, "test": test}
 
     @property
     def observers(self) -> tuple[type[Observer], ...]:
-        """Who looks on; at most seeds that no figure needs but for the flow."""
+        """Who looks on; only the figure of the flow needs more than three seeds."""
         found = STUDIES[self.study].observers.get((self.dataset, self.method), ())
         return tuple(see for see in found if self.seed < 3 or see is ObserveGradientFlow)
 
@@ -380,11 +370,9 @@ class Condition:
         else:
             epsilon = self.config.epsilon
             nnz = sum(erdos_renyi_density(a, b, epsilon) * a * b for a, b in layers)
-        rows = [
-            min(facts[f"n_{part}"], limit or facts[f"n_{part}"])
-            for part, limit in self.limit.items()
-        ]
-        return round(nnz * (rows[0] + rows[1] / 3) + 5e7)
+        train, test = (limit or facts[f"n_{part}"] for part, limit in self.limit.items())
+        rows = min(train, facts["n_train"]) + min(test, facts["n_test"]) / 3
+        return round(nnz * rows + 5e7)
 
 
 def find(key: str) -> Study:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from sparsecore.compiled.jit import jit
 from sparsecore.compiled.kernels import Metrics, Rule, mix
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
-from sparsecore.experiment import Observer
 from sparsecore.files import atomic_write
 from sparsecore.functions import initial_weights, negative_slope
 from sparsecore.mlp import as_inputs
@@ -39,47 +37,30 @@ _PREDICT_ROWS = 1024
 
 
 def run(
-    data: Dataset,
-    config: TrainConfig,
-    *,
-    seed: int = 0,
-    threads: int = 1,
-    progress: bool = False,
-    observe: Observer | None = None,
-    checkpoint_path: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    checkpoint_every: float = 0.0,
-) -> tuple[DenseMLP, dict[str, Any]]:
-    """Train a dense network as `experiment.run` trains a sparse one; `threads` are of BLAS.
-
-    `epsilon` and `density` have no meaning here; in the result nnz counts all weights, and
-    "provenance" names the BLAS. O(n_in n_out batch) a step and layer; 8 bytes a weight.
-    """
+    data: Dataset, config: TrainConfig, *, seed: int = 0, threads: int = 1,
+    checkpoint_path: str | os.PathLike[str] | None = None, resume: bool = False, **options: Any,
+) -> tuple[DenseMLP, dict[str, Any]]:  # fmt: skip
+    """Train a dense network as `experiment.run` trains a sparse one; `threads` are of BLAS."""
     if config.zeta != 0 or config.prune_from is not None:
         raise ValueError(
             f"a dense network neither evolves nor is pruned: expected zeta=0 and prune_from=None, "
             f"got zeta={config.zeta!r} and prune_from={config.prune_from!r}"
         )
-    model, state, save = DenseMLP(config, data.n_features, data.n_classes, seed), None, None
-    if checkpoint_path is not None:
-        path, save = Path(checkpoint_path), partial(model.save, checkpoint_path)
-        if resume and path.exists():
-            found = model.restore(path)
-            state = checkpoint.check_resumed(path, found, experiment.identity(data, config, seed))
+    model = DenseMLP(config, data.n_features, data.n_classes, seed)
+    about = experiment.identity(data, config, seed)
+    found = experiment.resumed(checkpoint_path, resume, about, model.restore)
+    save = checkpoint_path and partial(model.save, checkpoint_path)
     result = experiment.fit(
-        model, data, config, seed, threads, progress, observe, save, checkpoint_every, state
-    )
+        model, data, config, seed=seed, threads=threads, save=save, state=found and found[1],
+        **options,
+    )  # fmt: skip
     with _blas(threads):
         result["provenance"]["blas"] = loaded_blas()
     return model, result
 
 
 class DenseMLP:
-    """The network with all its connections that `config` and `seed` describe.
-
-    `params` (float32) has all weights, row-major, layer by layer, then all biases: laid out like
-    those of a `SparseMLP` of density 1.
-    """
+    """The network with all connections; `params` are those of a `SparseMLP` of density 1."""
 
     def __init__(self, config: TrainConfig, n_features: int, n_classes: int, seed: int) -> None:
         self.sizes = (n_features, *config.hidden, n_classes)
@@ -87,7 +68,7 @@ class DenseMLP:
         self.slopes = [negative_slope(config.activation, n, config.alpha) for n in hidden]
         self.nnz = sum(a * b for a, b in pairwise(self.sizes))
         self.params = aligned(self.nnz + sum(self.sizes[1:]), np.float32)
-        self.velocity: np.ndarray | None = None
+        self.velocity = aligned(len(self.params), np.float32)
         rng = seeds.generator(seed, Purpose.WEIGHTS)
         for weights, _ in self.layers(self.params):
             n_out, n_in = weights.shape
@@ -112,38 +93,40 @@ class DenseMLP:
         return DenseEngine(self, batch_size, threads)
 
     def start_momentum(self) -> np.ndarray:
-        """Return the velocity, allocated with zeros at the first call."""
-        if self.velocity is None:
-            self.velocity = aligned(len(self.params), np.float32)
+        """Return the velocity."""
         return self.velocity
 
     def decision_function(self, X: Any, threads: int = 1) -> np.ndarray:
         """Return the logits, float32, shape (n, n_classes)."""
         inputs = as_inputs(X, self.sizes[0])
         out = np.empty((len(inputs), self.sizes[-1]), np.float32)
+        layers = self.layers(self.params)
         with _blas(threads):
             for first in range(0, len(inputs), _PREDICT_ROWS):
                 rows = slice(first, first + _PREDICT_ROWS)
                 act = inputs[rows].T
-                for layer, (weights, biases) in enumerate(self.layers(self.params)):
+                for (weights, biases), slope in zip(layers, [*self.slopes, 1.0], strict=True):
                     act = weights @ act
-                    slope = self.slopes[layer] if layer < len(self.slopes) else 1.0
                     _activate(act, biases, np.float32(slope), *_NO_DROPOUT, None)
                 out[rows] = act.T
         return out
 
     def save(self, path: str | os.PathLike[str], run: dict[str, Any]) -> None:
         """Write parameters, velocity and the state of the run that trains them to one file."""
-        arrays = {"params": self.params, "velocity": self.start_momentum()}
-        with atomic_write(path) as file:
-            np.savez(file, allow_pickle=False, **arrays, run=np.array(json.dumps(run)))
+        arrays = {
+            "params": self.params,
+            "velocity": self.velocity,
+            "run": np.array(json.dumps(run)),
+        }
+        with atomic_write(path, keep=True) as file:
+            np.savez(file, allow_pickle=False, **arrays)
 
-    def restore(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Take parameters and velocity from what `save` wrote; return the state of the run."""
+    def restore(self, path: str | os.PathLike[str]) -> tuple[DenseMLP, dict[str, Any]]:
+        """Take parameters and velocity from what `save` wrote; return the state of the run, too."""
         with checkpoint.opened(path, "checkpoint of a dense run") as archive:
             self.params[:] = checkpoint.array(archive, "params")
-            self.start_momentum()[:] = checkpoint.array(archive, "velocity")
-            return dict(json.loads(str(checkpoint.array(archive, "run"))))
+            self.velocity[:] = checkpoint.array(archive, "velocity")
+            return self, json.loads(str(checkpoint.array(archive, "run")))
 
     def weights_sha256(self) -> str:
         """Return the SHA-256 of sizes and parameters, as hexadecimal digits."""
@@ -151,18 +134,9 @@ class DenseMLP:
         digest.update(self.params.view(np.uint8).data)
         return digest.hexdigest()
 
-    def __repr__(self) -> str:
-        shape = "-".join(map(str, self.sizes))
-        return f"<DenseMLP {shape}, {self.nnz:,} weights, {self.params.nbytes / 2**20:.1f} MiB>"
-
 
 class DenseEngine:
-    """Takes training steps of one dense network; stands where `engine.Engine` stands.
-
-    Sums may be split differently for each number of BLAS's threads. Memory: 8 bytes a neuron and
-    sample. Weight gradients are never stored: BLAS adds them to the velocity, which it scales by
-    the momentum in the same sweep.
-    """
+    """Takes steps of a dense network, as `engine.Engine` does; 8 bytes a neuron and sample."""
 
     def __init__(self, model: DenseMLP, batch_size: int, threads: int) -> None:
         self._model, self._threads = model, threads
@@ -184,7 +158,7 @@ class DenseEngine:
     def _step(
         self, rule: Rule, X: np.ndarray, labels: np.ndarray, step: int, sums: Metrics
     ) -> None:
-        model, velocity, n = self._model, self._model.start_momentum(), len(X)
+        model, velocity, n = self._model, self._model.velocity, len(X)
         layers = model.layers(model.params)
         threshold = np.uint16(float(rule.dropout) * 2.0**16)
         scale = np.float32(1.0 / (1.0 - float(rule.dropout)))
@@ -204,13 +178,10 @@ class DenseEngine:
         rate = float(rule.learning_rate) / n
         for layer in range(len(layers) - 1, -1, -1):
             d, (v, v_bias) = act[layer + 1], model.layers(velocity)[layer]
-            if layer > 0:
-                # The gradient needs this layer's inputs, which its own inputs' gradient replaces.
-                _accumulate(act[layer], d, v, rate, float(rule.momentum))
+            _accumulate(act[layer], d, v, rate, float(rule.momentum))
+            if layer > 0:  # now its inputs are not needed, and their gradient takes their place
                 below = np.matmul(layers[layer][0].T, d, out=act[layer])
                 np.multiply(below, gain[layer - 1], out=below)
-            else:
-                _accumulate(act[0], d, v, rate, float(rule.momentum))
             v_bias *= rule.momentum
             v_bias -= np.float32(rate) * d.sum(axis=1)
         _move(model.params, velocity, rule.weight_decay)
@@ -220,14 +191,12 @@ class DenseEngine:
         """Do nothing: BLAS keeps its threads."""
 
 
-_controllers: list[ThreadpoolController] = []
+_controller = cache(ThreadpoolController)  # finding the libraries takes milliseconds
 
 
 def _blas(threads: int) -> Any:
     """Return a context in which BLAS uses so many threads."""
-    if not _controllers:  # finding the libraries takes milliseconds
-        _controllers.append(ThreadpoolController())
-    return _controllers[0].limit(limits=threads, user_api="blas")
+    return _controller().limit(limits=threads, user_api="blas")
 
 
 def _accumulate(x: np.ndarray, d: np.ndarray, v: np.ndarray, rate: float, momentum: float) -> None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from sparsecore import datasets
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, origin, versions
-from sparsecore.paper.style import COLOURS, STYLE, WIDTH, line
+from sparsecore.paper.style import COLOURS, canvas, line
 from sparsecore.paper.training.observers import ObserveGradientFlow
 from sparsecore.paper.training.shown import band
 from sparsecore.provenance import provenance
@@ -27,14 +25,17 @@ DATASET = "fashion-mnist"
 DEPTHS = (3, 5, 10)
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _WIDTH_OF = {"quick": (100, 1), "paper": (1000, 5)}  # neurons per hidden layer, seeds
-_METHODS = {"all-relu": "set-all-relu", "leaky-relu": "set-leaky-relu"}
+_COLOURS = {"all-relu": COLOURS["set-all-relu"], "leaky-relu": COLOURS["set-leaky-relu"]}
 _SCHEMA: dict[str, Any] = {"flows": dict, "depths": list, "alphas": list}
+
+
+def _grid() -> Result:
+    return {"depths": list(DEPTHS), "alphas": list(ALPHAS)}
 
 
 def entry(profile: str) -> Entry:
     """Return where the measurement is kept."""
-    expected = {"depths": list(DEPTHS), "alphas": list(ALPHAS)}
-    return Entry(STUDY, "initialisation", profile, lambda result: _SCHEMA, lambda: expected)
+    return Entry(STUDY, "initialisation", profile, lambda result: _SCHEMA, _grid)
 
 
 def entries(profile: str) -> list[Entry]:
@@ -51,21 +52,17 @@ def load(profile: str | None = None) -> Versions[Result]:
 def measure(width: int, n_seeds: int) -> Result:
     """Compute the flow of fresh networks: "flows" per activation, shape (depth, α, seed)."""
     data, base = datasets.load(DATASET), setting(DATASET).config
-    see = ObserveGradientFlow(base, data)
-
-    def flow(activation: str, depth: int, alpha: float, seed: int) -> float:
-        config = base.with_values(activation=activation, alpha=alpha, hidden=depth * (width,))
-        model = new_model(config, data.n_features, data.n_classes, seed)
-        return float(see(model, 0)["gradient_flow"])
-
-    flows = {
-        activation: [
-            [[flow(activation, depth, a, seed) for seed in range(n_seeds)] for a in ALPHAS]
-            for depth in DEPTHS
-        ]
-        for activation in _METHODS
-    }
-    about = {"depths": list(DEPTHS), "alphas": list(ALPHAS), "width": width, "flows": flows}
+    see, flows = ObserveGradientFlow(base, data), {}
+    for activation in _COLOURS:
+        flow = np.empty((len(DEPTHS), len(ALPHAS), n_seeds))
+        for (depth, alpha, seed), _ in np.ndenumerate(flow):
+            config = base.with_values(
+                activation=activation, alpha=ALPHAS[alpha], hidden=DEPTHS[depth] * (width,)
+            )
+            model = new_model(config, data.n_features, data.n_classes, seed)
+            flow[depth, alpha, seed] = see(model, 0)["gradient_flow"]
+        flows[activation] = flow.tolist()
+    about = {**_grid(), "width": width, "flows": flows}
     return {**about, "provenance": provenance(1, data.content_hash)}
 
 
@@ -74,20 +71,17 @@ def figure(shown: Versions[Result]) -> Picture | Note:
     if not shown:
         return Note(shown.missing)
     found = shown.first
-    with matplotlib.rc_context(STYLE):
-        drawing = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+    with canvas(3.0) as drawing:
         axes = drawing.subplots(1, len(DEPTHS), sharey=True)
         for number, (ax, depth) in enumerate(zip(axes, found["depths"], strict=True)):
-            for activation, method in _METHODS.items():
+            for activation, colour in _COLOURS.items():
                 logs = np.log10(np.array(found["flows"][activation][number])).T
-                band(ax, found["alphas"], logs, COLOURS[method], lambda v: 10**v, marker="o")
+                band(ax, found["alphas"], logs, colour, lambda v: 10**v, marker="o")
             ax.set(title=f"{depth} hidden layers", xlabel="α", yscale="log")
         axes[0].set_ylabel("gradient flow ‖∇L‖²")
-        names = {"all-relu": "All-ReLU (signs alternate)", "leaky-relu": "LeakyReLU"}
-        drawing.legend(
-            handles=[line(COLOURS[_METHODS[a]], label) for a, label in names.items()],
-            loc="outside upper center", ncols=2,
-        )  # fmt: skip
+        names = "All-ReLU (signs alternate)", "LeakyReLU"
+        legend = [line(colour, name) for colour, name in zip(_COLOURS.values(), names, strict=True)]
+        drawing.legend(handles=legend, loc="outside upper center", ncols=2)
     caption = (
         "**Gradient flow at initialisation.** Squared norm of the loss's gradient of fresh sparse "
         "networks, against the negative slope α; α = 0 is ReLU. Geometric means over seeds, bands "
@@ -108,7 +102,7 @@ def told(found: Result) -> str:
     alpha = setting(DATASET).config.alpha
     place, parts = found["alphas"].index(alpha), []
     for number, depth in enumerate(found["depths"]):
-        logs = {name: np.log(np.array(found["flows"][name][number])) for name in _METHODS}
+        logs = {name: np.log(np.array(found["flows"][name][number])) for name in _COLOURS}
         ours = logs["all-relu"][place].mean()
         relu, leaky = logs["all-relu"][0].mean(), logs["leaky-relu"][place].mean()
         parts.append(

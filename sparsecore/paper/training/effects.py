@@ -19,11 +19,7 @@ Runs = list[Result]
 
 @dataclass(frozen=True)
 class Effect:
-    """An estimate with its confidence interval, and the p of what would contradict it.
-
-    `p` is of an effect of no more than the threshold, one-sided; the interval is in the same unit
-    as `value`, a difference, or the logarithm of a ratio.
-    """
+    """An estimate with its interval, and the one-sided p of an effect of at most the threshold."""
 
     value: float
     low: float

@@ -1,13 +1,12 @@
 """What studies look at while a network trains: additional entries for an epoch's record.
 
-An observer is made for one run, of its configuration and data, and called with the model after each
-epoch, and once before the first. It changes neither the model nor the random numbers of the run.
-Which runs are observed by what is said in `conditions`.
+An observer is made for one run and called with the model after each epoch, and once before the
+first. It changes neither the model nor the random numbers of the run. Which runs are observed by
+what is said in `conditions`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any
 
@@ -16,34 +15,27 @@ import numpy as np
 from sparsecore.bench import timed
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
+from sparsecore.datasets.dataset import standardize
 from sparsecore.mlp import SparseMLP
 
 
-class Observer(ABC):
-    """Sees a model before the first epoch and after each; `data` are raw, as the run gets them."""
+class Observer:
+    """Returns what is new in an epoch's record; `data` are raw, and epoch 0 is before training."""
 
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
         self.config, self.data = config, data
 
-    @abstractmethod
     def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
-        """Return what is new in an epoch's record, as JSON types; epoch 0 is before training."""
+        """Return the entries, as JSON types."""
+        raise NotImplementedError
 
     def now_and_then(self, epoch: int) -> bool:
         """Tell whether it is epoch 0, 1, 2, 5, 10, 20, 50, … or the last."""
         return epoch in {0, self.config.epochs} | {k * 10**e for k in (1, 2, 5) for e in range(6)}
 
-    def standardized(self, X: np.ndarray) -> np.ndarray:
-        """Return raw rows as the network is given them, float32."""
-        mean, scale = self.data.moments()
-        return (X.astype(np.float32) - mean) / scale
-
 
 class ObserveTopology(Observer):
-    """Sees degrees and input strengths, now and then.
-
-    "topology": per layer of weights how many neurons have 0, 1, 2, … connections; strengths.
-    """
+    """Sees now and then how many neurons have 0, 1, 2, … connections, and input strengths."""
 
     def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
         """Count; O(nnz)."""
@@ -60,15 +52,12 @@ class ObserveTopology(Observer):
 
 
 class ObserveGradientFlow(Observer):
-    """Sees "gradient_flow" on the same 1000 training rows every epoch, stratified.
-
-    There is no dropout, which would be another network every time.
-    """
+    """Sees "gradient_flow" on the same 1000 training rows every epoch, without dropout."""
 
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
         super().__init__(config, data)
         rows = data.limited(min(1000, len(data.y_train)))
-        self._X, self._y = self.standardized(rows.X_train), rows.y_train
+        self._X, self._y = standardize(rows.X_train, *data.moments()), rows.y_train
 
     def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
         """Compute it; O(nnz · rows)."""
@@ -76,11 +65,7 @@ class ObserveGradientFlow(Observer):
 
 
 class ObserveImportance(Observer):
-    """Sees the importances of the hidden neurons that have connections, now and then.
-
-    "importance": per hidden layer how many neurons have which, in bins of equal width from 0 to
-    the largest.
-    """
+    """Sees now and then the importance of connected hidden neurons, in bins to the largest."""
 
     _BINS = 40
 
@@ -91,25 +76,20 @@ class ObserveImportance(Observer):
         seen = []
         for layer in range(1, len(model)):
             values = model.importance(layer)[model[layer - 1].fan_in() > 0]
-            largest = float(values.max()) if len(values) else 0.0
+            largest = float(values.max(initial=0))
             counts, _ = np.histogram(values, self._BINS, range=(0, largest or 1.0))
             seen.append({"largest": largest, "counts": counts.tolist()})
         return {"importance": seen}
 
 
 class ObservePruning(Observer):
-    """Prunes copies of the trained model by importance, and compacts them.
-
-    "post_pruning", in the last epoch's record: for each percentile the test accuracy, nnz, the
-    compact model's sizes and bytes, whether it predicts the same classes, and seconds a prediction
-    takes before and after.
-    """
+    """Prunes copies of the trained model by importance, and compacts, tests and times them."""
 
     def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
         """Prune, evaluate and time; nothing before the last epoch."""
         if epoch < self.config.epochs:
             return {}
-        X, y = self.standardized(self.data.X_test), self.data.y_test
+        X, y = standardize(self.data.X_test, *self.data.moments()), self.data.y_test
         found = []
         for percentile in (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95):
             pruned = model.copy()

@@ -47,20 +47,9 @@ def kept() -> Iterator[None]:
 
 
 def run(
-    data: Dataset,
-    config: TrainConfig,
-    *,
-    seed: int,
-    observe: Callable[[Any, int], dict[str, Any]],
-    **options: Any,
+    data: Dataset, config: TrainConfig, *, observe: Callable[[Any, int], Any], **options: Any
 ) -> tuple[SparseMLP, dict[str, Any]]:
-    """Train on the cluster that is kept; return what `cluster.train` does, without each update.
-
-    `options` are those of `cluster.train`. `observe` is called once before training and once an
-    epoch, without a model: the workers have it. Raise a ClusterError if a cluster cannot be had, or
-    a worker fails or is lost: a run that the others finish is a result of `cluster.train`, but none
-    of the study's method.
-    """
+    """Train on the cluster that is kept, as `cluster.train` does; `observe` sees no model."""
     if "failed" in _shared:
         raise cluster.ClusterError(_shared["failed"])
     seen = -1
@@ -72,9 +61,7 @@ def run(
             observe(None, seen)
 
     try:
-        model, result = cluster.train(
-            workers(), config, data, seed=seed, on_progress=on_progress, **options
-        )
+        model, result = cluster.train(workers(), config, data, on_progress=on_progress, **options)
     except cluster.ClusterError as error:
         if isinstance(error, cluster.WorkerError) and error.cause == "FloatingPointError":
             raise FloatingPointError(str(error)) from error  # the engines go on to the next run

@@ -31,34 +31,19 @@ _NUMBER = (int, float)
 _ROWS = (int, type(None))
 # What the result of any training run holds.
 TRAINED: dict[str, Any] = {
-    "config": dict,
-    "seed": int,
-    "test_accuracy": _NUMBER,
-    "best_test_accuracy": _NUMBER,
-    "nnz_start": int,
-    "nnz_end": int,
-    "seconds": {"train": _NUMBER, "evaluate": _NUMBER},
-    "samples_per_second": _NUMBER,
-    "peak_rss_mb": _NUMBER,
-    "weights_sha256": str,
+    "config": dict, "seed": int, "test_accuracy": _NUMBER, "best_test_accuracy": _NUMBER,
+    "nnz_start": int, "nnz_end": int, "seconds": {"train": _NUMBER, "evaluate": _NUMBER},
+    "samples_per_second": _NUMBER, "peak_rss_mb": _NUMBER, "weights_sha256": str,
     "epochs": [{"epoch": int, "nnz": int}],
     "provenance": {"threads": int, "ranks": int, "packages": dict},
-}
+}  # fmt: skip
 _DIVERGED: dict[str, Any] = {"config": dict, "seed": int, "diverged": str}
-_FACTS = ("domain", "n_features", "n_classes", "source", "surrogate")
+# What a result says of its data, as the data do, and where it says more.
+_FACTS = {"domain": str, "n_features": int, "n_classes": int, "source": str, "surrogate": bool}
 _CONDITION: dict[str, Any] = {
     "condition": {"dataset": str, "method": str},
     "limit": {"train": _ROWS, "test": _ROWS},
-    "data": {
-        "title": str,
-        "domain": str,
-        "n_features": int,
-        "n_classes": int,
-        "n_train": int,
-        "n_test": int,
-        "source": str,
-        "surrogate": bool,
-    },
+    "data": {"title": str, "n_train": int, "n_test": int, **_FACTS},
 }
 
 
@@ -86,20 +71,16 @@ def entry(condition: Condition) -> Entry:
 
 @dataclass(frozen=True)
 class Results:
-    """The results of a study in one profile.
-
-    `unavailable` says of data sets why this machine cannot have them, `no_cluster` why the parallel
-    methods did not run ("" if they did). `diverged` are the runs whose loss did not stay finite.
-    `recorded` results stand beside this build's own.
-    """
+    """The results of a study in one profile."""
 
     study: Study
     profile: str
     runs: list[Result]
+    #: Of data sets, why this machine cannot have them; why parallel methods did not run, if so.
     unavailable: dict[str, str] = field(default_factory=dict)
     no_cluster: str = ""
-    diverged: list[Result] = field(default_factory=list)
-    recorded: bool = False
+    diverged: list[Result] = field(default_factory=list)  #: their loss did not stay finite
+    recorded: bool = False  #: they stand beside this build's own
 
     @property
     def decay(self) -> float:
@@ -108,13 +89,9 @@ class Results:
 
     def at(self, decay: float) -> Results:
         """Return the results with one weight decay."""
-        runs, diverged = (
-            [run for run in some if run["config"]["weight_decay"] == decay]
-            for some in (self.runs, self.diverged)
-        )
-        return replace(
-            self, study=replace(self.study, decays=(decay,)), runs=runs, diverged=diverged
-        )
+        study = replace(self.study, decays=(decay,))
+        runs, diverged = (_at(some, decay) for some in (self.runs, self.diverged))
+        return replace(self, study=study, runs=runs, diverged=diverged)
 
     def of(self, dataset: str, method: str) -> list[Result]:
         """Return the runs of a method on a data set with the first weight decay, one per seed."""
@@ -126,11 +103,7 @@ class Results:
 
     def _of(self, runs: list[Result], dataset: str, method: str) -> list[Result]:
         wanted = {"dataset": dataset, "method": method}
-        return [
-            run
-            for run in runs
-            if run["condition"] == wanted and run["config"]["weight_decay"] == self.decay
-        ]
+        return [run for run in _at(runs, self.decay) if run["condition"] == wanted]
 
     def why_not(self, dataset: str, method: str) -> str:
         """Return why a method has no runs on a data set."""
@@ -151,37 +124,31 @@ class Results:
         other = len(self.study.decays) == 1 and self.decay != DECAYS[0]
         return "-recorded" * self.recorded + f"-decay{self.decay:g}" * other
 
+    def _data(self, dataset: str) -> list[dict[str, Any]]:
+        return [run["data"] for run in self.runs if run["condition"]["dataset"] == dataset]
+
     def title(self, dataset: str) -> str:
         """Return a data set's title; it says so if a surrogate stands in."""
-        surrogate = any(
-            run["data"]["surrogate"] for run in self.runs if run["condition"]["dataset"] == dataset
-        )
+        surrogate = any(data["surrogate"] for data in self._data(dataset))
         return str(datasets.describe(dataset)["title"]) + ", surrogate" * surrogate
 
     def epochs(self, dataset: str) -> int:
         """Return how many epochs the runs on a data set take."""
-        return Condition(
-            self.study.home.key, self.profile, dataset, self.study.methods[0], 0
-        ).config.epochs
+        home, method = self.study.home.key, self.study.methods[0]
+        return Condition(home, self.profile, dataset, method, 0).config.epochs
 
     def size(self, dataset: str) -> str:
         """Return how long the runs on a data set are, such as "10 epochs of 12,000 rows"."""
-        rows = {
-            run["data"]["n_train"] for run in self.runs if run["condition"]["dataset"] == dataset
-        }
+        rows = {data["n_train"] for data in self._data(dataset)}
         of_rows = f" of {_listed(f'{n:,}' for n in rows)} rows" if rows else ""
         return f"{self.epochs(dataset)} epochs{of_rows}"
 
     @property
     def provenance(self) -> str:
         """One line: profile, seeds, code, machine."""
-        seeds = sorted({run["seed"] for run in self.runs})
-        about = [run["provenance"] for run in self.runs]
-        commits = {
-            p["commit"][:7] + " with changes" * p["commit"].endswith("+")
-            for p in about
-            if p.get("commit")
-        }
+        seeds, about = {run["seed"] for run in self.runs}, [run["provenance"] for run in self.runs]
+        known = [p["commit"] for p in about if p.get("commit")]
+        commits = {commit[:7] + " with changes" * commit.endswith("+") for commit in known}
         blas = {library.split(" (")[0] for p in about for library in p.get("blas", [])}
         parts = [
             f"profile {self.profile}",
@@ -192,11 +159,15 @@ class Results:
             f"threads: {_listed({p['threads'] for p in about})}",
             *([f"dense through {_listed(blas)}"] if blas else []),
         ]
-        return ", ".join(parts) if self.runs else f"profile {self.profile}, no runs"
+        return ", ".join(parts)
 
     def __repr__(self) -> str:
         missing = f", not available: {_listed(self.unavailable)}" if self.unavailable else ""
         return f"<Results {self.study.key}, {self.profile}: {len(self.runs)} runs{missing}>"
+
+
+def _at(runs: list[Result], decay: float) -> list[Result]:
+    return [run for run in runs if run["config"]["weight_decay"] == decay]
 
 
 def _listed(values: Iterable[Any]) -> str:
@@ -204,19 +175,11 @@ def _listed(values: Iterable[Any]) -> str:
 
 
 def load(
-    key: str,
-    profile: str | None = None,
-    seeds: Sequence[int] | None = None,
-    *,
-    of_datasets: Sequence[str] | None = None,
-    methods: Sequence[str] | None = None,
-    decays: Sequence[float] | None = None,
-    progress: bool = True,
-) -> Results:
-    """Return a study's results, or a part of them; run those that are not there or not valid.
-
-    What another process is running at the time comes last, and is waited for.
-    """
+    key: str, profile: str | None = None, seeds: Sequence[int] | None = None, *,
+    of_datasets: Sequence[str] | None = None, methods: Sequence[str] | None = None,
+    decays: Sequence[float] | None = None, progress: bool = True,
+) -> Results:  # fmt: skip
+    """Return a study's results, or a part; run what is not there, and what others run last."""
     study = find(key).part(datasets=of_datasets, methods=methods, decays=decays)
     profile = current_profile(profile)
     conditions = study.conditions(profile, seeds)
@@ -241,27 +204,24 @@ def load(
                 except ClusterError as error:
                     no_cluster = str(error)
             shown.total -= condition.work * condition.config.epochs - (shown.n - done)
-    ended, diverged = _sorted([run for run in runs.values() if run is not None])
+    ended, diverged = _sorted(runs.values())
     return Results(study, profile, ended, unavailable, no_cluster, diverged)
 
 
 def recorded(key: str) -> Results:
-    """Return a study's valid results of profile "paper" without running anything.
-
-    There are none if this build's own profile is "paper": `load` has them.
-    """
+    """Return a study's valid results of profile "paper"; none if it is this build's own."""
     study = find(key)
     conditions = study.conditions("paper") if current_profile() != "paper" else []
-    found = [entry(condition).recorded() for condition in conditions]
-    ended, diverged = _sorted([run for run in found if run is not None])
+    ended, diverged = _sorted(entry(condition).recorded() for condition in conditions)
     return Results(study, "paper", ended, diverged=diverged, recorded=True)
 
 
-def _sorted(runs: Iterable[Result]) -> tuple[list[Result], list[Result]]:
+def _sorted(runs: Iterable[Result | None]) -> tuple[list[Result], list[Result]]:
     """Return the runs that came to their end, and those that diverged."""
     both: tuple[list[Result], list[Result]] = ([], [])
     for run in runs:
-        both["diverged" in run].append(run)
+        if run is not None:
+            both["diverged" in run].append(run)
     return both
 
 
@@ -273,7 +233,7 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
     config, method, data = condition.config, METHODS[condition.method], data_of(condition)
     observers = [make(config, data) for make in condition.observers]
     saved = _checkpoint(condition)
-    kept = {} if saved is None else {"checkpoint_path": saved, "resume": True}
+    kept = {"checkpoint_path": saved, "resume": True} if saved else {}
     if kept and not method.parallel:
         kept["checkpoint_every"] = 60.0
 
@@ -309,10 +269,7 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
 
 
 def _checkpoint(condition: Condition) -> Path | None:
-    """Return where a long run keeps its state, so that it goes on after it was killed.
-
-    The name tells one configuration and CPU's lanes, on which the numbers depend.
-    """
+    """Return where a long run keeps its state; the name tells configuration and CPU's lanes."""
     # Parallel runs write one after every epoch, which may take longer than a small network's.
     small = METHODS[condition.method].parallel and condition.work < 1e9
     if condition.profile == "quick" or small:
@@ -332,10 +289,7 @@ def expected_seconds(conditions: Iterable[Condition]) -> float:
 
 
 def data_of(condition: Condition) -> datasets.Dataset:
-    """Return the rows that a condition trains on and is tested with, or raise DataError.
-
-    Rows are limited stratified for training, and drawn at random for the test.
-    """
+    """Return the rows that a condition trains on, stratified, and is tested with, at random."""
     data, train, test = _data(condition.dataset), condition.limit["train"], condition.limit["test"]
     if train is not None and train < len(data.y_train):
         data = data.limited(train)
@@ -348,10 +302,7 @@ def data_of(condition: Condition) -> datasets.Dataset:
 
 @cache
 def data_sha256(name: str) -> str | None:
-    """Return the hash of the data as they are; where it is pinned, without reading them.
-
-    None if they are not here: a result of them is as good as it was.
-    """
+    """Return the hash of the data, without reading them if it is pinned; None if not here."""
     pinned = datasets.describe(name)["sha256"]
     if pinned is not None:
         return str(pinned)
@@ -382,19 +333,13 @@ def training_seconds(run: Result) -> float:
 
 
 def cores(run: Result) -> int:
-    """Return the cores that a run trained on; seconds × cores compare runs on more with others.
-
-    This penalises runs on more cores, since no method scales perfectly.
-    """
+    """Return the cores that a run trained on; seconds × cores compare runs on more with others."""
     about = run["provenance"]
     return int(min(about["ranks"] * about["threads"], about["cores"]))
 
 
 def have_learnt(runs: list[Result]) -> bool:
-    """Tell whether networks do better than guessing, by the training loss of their last epoch.
-
-    Accuracy cannot tell: guessing the most frequent class may beat chance.
-    """
+    """Tell whether the last epoch's training loss is better than guessing; accuracy cannot."""
     classes = runs[0]["data"]["n_classes"]
     loss = sum(run["epochs"][-1]["loss"] for run in runs) / len(runs)
     return bool(loss < 0.99 * math.log(classes))

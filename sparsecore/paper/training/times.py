@@ -7,6 +7,8 @@ data set take turns on one machine, a short training each, with nothing else bes
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from sparsecore.datasets import DataError
@@ -25,15 +27,10 @@ _SHORT = 10
 _SCHEMA = {"rounds": dict, "cores": dict, "others": (int, float)}
 
 
-def entry(dataset: str, profile: str) -> Entry:
-    """Return where the times on a data set are kept; the quick profile's are of few rounds."""
-    return Entry(STUDY, dataset, profile, lambda result: _SCHEMA)
-
-
 def entries(profile: str) -> list[Entry]:
-    """Return the results that a profile is made of."""
+    """Return the results that a profile is made of: times on a data set, in a number of rounds."""
     names = STUDIES["T-main"].datasets if profile == "paper" else ("digits",)
-    return [entry(name, profile) for name in names]
+    return [Entry(STUDY, name, profile, lambda result: _SCHEMA) for name in names]
 
 
 def recorded() -> dict[str, Result]:
@@ -46,10 +43,8 @@ def load(profile: str | None = None) -> dict[str, Result]:
     """Return a profile's times by data set; measure what is not there and can be."""
     found, profile = {}, current_profile(profile)
     for one in entries(profile):
-        try:
-            found[one.name] = one.obtain(lambda name=one.name: measure(name, _ROUNDS[profile]))  # type: ignore[misc]
-        except DataError:
-            continue  # the state of the study says what is missing
+        with suppress(DataError):  # the state of the study says what is missing
+            found[one.name] = one.obtain(partial(measure, one.name, _ROUNDS[profile]))
     return found
 
 
@@ -63,15 +58,12 @@ def measure(dataset: str, rounds: int, methods: tuple[str, ...] | None = None) -
         for number in range(rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 method, config = METHODS[name], _short(dataset, name)
-                _, run = method.run(data, config, seed=number, observe=_nobody, **method.options)
+                how: Any = {"seed": number, "observe": lambda model, epoch: {}, **method.options}
+                _, run = method.run(data, config, **how)
                 turns[name].append(training_seconds(run) / config.epochs)
                 used[name] = cores(run)
     about = provenance(1, data.content_hash)
     return {"rounds": turns, "cores": used, "others": others, "provenance": about}
-
-
-def _nobody(model: Any, epoch: int) -> dict[str, Any]:
-    return {}
 
 
 def _short(dataset: str, method: str) -> Any:
@@ -79,10 +71,8 @@ def _short(dataset: str, method: str) -> Any:
     condition = Condition("T-main", "paper", dataset, method, 0)
     config = condition.config
     if config.prune_from is not None:
-        return config.with_values(
-            epochs=config.epochs // _SHORT, prune_from=config.prune_from // _SHORT,
-            prune_every=config.prune_every // _SHORT,
-        )  # fmt: skip
+        names = "epochs", "prune_from", "prune_every"
+        return config.with_values(**{name: getattr(config, name) // _SHORT for name in names})
     epochs = math.ceil(_TURN * config.epochs / expected_seconds([condition]))
     least = 10 if METHODS[method].parallel else 2  # both phases
     return config.with_values(epochs=min(max(epochs, least), config.epochs // _SHORT))

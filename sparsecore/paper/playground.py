@@ -1,0 +1,412 @@
+"""The playground: runs that are stopped, changed and compared, and the panel that drives them.
+
+A `Session` trains in a thread beside the notebook. What a run shows while it trains is its network
+of the last epoch that has ended, which nothing changes any more: who stops and goes on loses no
+more than an epoch.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+from matplotlib.axes import Axes
+
+from sparsecore import checkpoint, cluster, datasets, experiment, train, wasap
+from sparsecore.compiled.team import cpu_count
+from sparsecore.config import HYPERPARAMETERS, TrainConfig
+from sparsecore.datasets import Dataset
+from sparsecore.functions import ACTIVATIONS
+from sparsecore.mlp import SparseMLP
+from sparsecore.paper.page import Column, Picture, Table
+from sparsecore.paper.style import COLOURS, GREY, canvas, line, patch
+from sparsecore.paper.training.topology import draw_degrees
+from sparsecore.settings import SETTINGS, setting
+from sparsecore.wasap import record as records
+from sparsecore.wasap.outcome import phase1_records
+
+_FIXED = ("hidden", "epsilon", "density", "init")  # what a network was made with
+_PAUSE = 0.4  # seconds between two pictures: drawing one takes about as long
+_PALETTE = [*list(COLOURS.values())[1:], COLOURS["dense"]]
+# Least, largest and step of the sliders; an epoch of pruning of 0 stands for none.
+_SLIDERS = {
+    "epsilon": (1, 60, 1), "zeta": (0, 0.9, 0.05), "alpha": (0, 1, 0.05),
+    "learning_rate": (0.001, 0.1, 0.001), "dropout": (0, 0.8, 0.05), "epochs": (1, 500, 1),
+    "prune_from": (0, 300, 1), "prune_every": (1, 100, 1), "prune_percentile": (0, 90, 5),
+}  # fmt: skip
+_COLUMNS = (
+    Column("run", "number"),
+    Column("data set", "dataset", number=False),
+    Column("what is other than in the study", "told", number=False),
+    Column("state", "state", number=False),
+    Column("epochs", "epochs"),
+    Column("test accuracy (%)", "accuracy", "{:.2f}"),
+    Column("best (%)", "best", "{:.2f}"),
+    Column("connections", "nnz", "{:,}"),
+)
+# What is drawn of all runs: its name in an epoch's record, its unit, the panel's title.
+_CURVES = (
+    ("loss", 1, "training loss (nats)"),
+    ("test_accuracy", 100, "test accuracy (%)"),
+    ("nnz", 1e-3, "connections (thousands)"),
+)
+
+
+@dataclass(eq=False)
+class Run:
+    """A run: what it was told, the records of its epochs, its network at the start and now."""
+
+    number: int
+    dataset: str
+    config: TrainConfig
+    seed: int
+    workers: str = "1 worker"
+    state: str = "waiting"
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)  #: what is not as in the study
+    before: SparseMLP | None = None
+    model: SparseMLP | None = None
+
+    @property
+    def done(self) -> int:
+        """Epochs that have ended."""
+        return len(self.epochs)
+
+    @property
+    def colour(self) -> str:
+        """Its colour in pictures."""
+        return _PALETTE[(self.number - 1) % len(_PALETTE)]
+
+
+class Session:
+    """Runs of one notebook, of which one trains at a time; with several workers, on a cluster."""
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self._thread = threading.Thread()
+        self._stopping = threading.Event()
+        self._clusters = ExitStack()
+        self._cluster: cluster.Cluster | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether a run trains."""
+        return self._thread.is_alive()
+
+    def start(self, dataset: str = "digits", *, seed: int = 0, **values: Any) -> Run:
+        """Start a new run; `values` are hyperparameters other than the study's, or `go_on`'s."""
+        run = Run(len(self.runs) + 1, dataset, setting(dataset).config, seed)
+        return self.go_on(run, **values)
+
+    def go_on(self, run: Run, *, workers: int = 1, algorithm: str = "wasap", **values: Any) -> Run:
+        """Go on with a run that was stopped or is finished, with some of its values changed."""
+        if self.running:
+            raise RuntimeError("a run trains: stop it, or wait until it has ended")
+        was, config = run.config.to_dict(), run.config.with_values(**values)
+        now = config.to_dict()
+        if run in self.runs:
+            for name in _FIXED:
+                if now[name] != was[name]:
+                    raise ValueError(
+                        f"{name}: expected {was[name]!r}, with which run {run.number} has started, "
+                        f"got {now[name]!r}; start a new run for that"
+                    )
+            if config.epochs <= run.done:
+                raise ValueError(
+                    f"epochs: expected more than the {run.done} that run {run.number} has done, "
+                    f"got {config.epochs}"
+                )
+        else:
+            self.runs.append(run)
+        found = [
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in now.items()
+            if value != was.get(name, False) and name != "epochs"
+        ]
+        ranks = f"{workers} workers ({algorithm})" if workers > 1 else "1 worker"
+        if ranks != run.workers:
+            found.append(ranks)
+        if found:
+            since = f"from epoch {run.done + 1} " if run.done else ""
+            run.told.append(since + ", ".join(found))
+        run.config, run.workers, run.state = config, ranks, "loading data"
+        self._stopping.clear()
+        what = run, workers, algorithm
+        self._thread = threading.Thread(target=self._train, args=what, daemon=True)
+        self._thread.start()
+        return run
+
+    def stop(self) -> None:
+        """Stop the run that trains, within a part of a second."""
+        self._stopping.set()
+        self.wait()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until nothing trains, or so many seconds."""
+        if self.running:
+            self._thread.join(seconds)
+
+    def close(self) -> None:
+        """Stop, and let the cluster go."""
+        self.stop()
+        self._leave_cluster()
+
+    def _leave_cluster(self) -> None:
+        self._cluster = None
+        self._clusters.close()
+
+    def _train(self, run: Run, workers: int, algorithm: str) -> None:
+        config = run.config
+        try:
+            data = datasets.load(run.dataset)
+            if run.model is None:
+                fresh = train.new_model(config, data.n_features, data.n_classes, run.seed)
+                run.model = run.before = fresh
+            model = run.model.copy(activation=config.activation, alpha=config.alpha)
+            if workers == 1:
+                self._train_here(run, model, data)
+            else:
+                self._train_on_engines(run, model, data, workers, wasap.Plan(algorithm))
+            run.state = "finished"
+        except KeyboardInterrupt:
+            run.state = "stopped"
+        except Exception as error:  # a thread's exception would be seen by nobody
+            run.state = f"failed: {error}"
+            if isinstance(error, cluster.ClusterError):
+                self._leave_cluster()
+
+    def _check(self) -> None:
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
+
+    def _train_here(self, run: Run, model: SparseMLP, data: Dataset) -> None:
+        step = run.done * -(-len(data.y_train) // run.config.batch_size)
+        seconds = dict.fromkeys(("train", "evaluate", "evolve"), 0.0)
+        state = {
+            **experiment.identity(data, run.config, run.seed),
+            "nnz_start": model.nnz,
+            "epochs": list(run.epochs),
+            "progress": {"epoch": run.done, "step": step, "seconds": seconds},
+        }
+
+        def look(state: dict[str, Any]) -> None:
+            run.model, run.epochs = model.copy(), list(state["epochs"])
+
+        run.state = "training"
+        experiment.fit(
+            model, data, run.config, seed=run.seed, save=look, state=state, check=self._check
+        )
+
+    def _train_on_engines(
+        self, run: Run, start: SparseMLP, data: Dataset, n: int, plan: wasap.Plan
+    ) -> None:
+        """Take the epochs that are left as a parallel run of their own, from the network as it is.
+
+        What it saves after each epoch is what is seen of it; in phase 2 that is the first worker's.
+        """
+        earlier, seed, config = list(run.epochs), run.seed + run.done, run.config
+        since = config.prune_from and config.prune_from - run.done
+        if since is not None and since < 1:
+            since = 1 + (since - 1) % config.prune_every
+        config = config.with_values(epochs=config.epochs - run.done, prune_from=since)
+        run.state = f"connecting to {n} MPI engines"
+        if self._cluster is None or self._cluster.n < n:
+            self._leave_cluster()
+            self._cluster = self._clusters.enter_context(cluster.connect(n))
+        with tempfile.TemporaryDirectory(prefix="sparsecore-") as folder:
+            path = Path(folder, "run.npz")
+            own = path.with_name(f"{path.name}.worker0")
+            records.save_start(start, path, records.identity(data, config, plan, seed, n))
+
+            def look(_: Any) -> None:
+                self._check()
+                run.state = "training"
+                run.model, found = checkpoint.load(path)
+                rows = phase1_records(records.decode((found or {})["rows"]), n, 1)
+                if own.exists():
+                    run.model, found = checkpoint.load(own)
+                    rows += (found or {})["epochs"]
+                run.epochs = earlier + rows
+
+            model, result = cluster.train(
+                self._cluster.first(n), config, run.dataset, algorithm=plan.algorithm,
+                seed=seed, checkpoint_path=path, resume=True, on_progress=look,
+            )  # fmt: skip
+        result["epochs"][-1]["test_accuracy"] = result["test_accuracy"]  # of the average
+        run.model, run.epochs = model, earlier + result["epochs"]
+
+
+# --- what is shown of runs ------------------------------------------------------------------------
+
+
+def compared(runs: Sequence[Run]) -> Table:
+    """Return a table of runs, one row each."""
+    rows = []
+    for run in runs:
+        row = {"number": run.number, "dataset": run.dataset, "told": "; ".join(run.told) or "–"}
+        row |= {"state": run.state, "epochs": run.done}
+        if tests := [100 * record["test_accuracy"] for record in run.epochs]:
+            row |= {"accuracy": tests[-1], "best": max(tests)}
+        rows.append(row if run.model is None else {**row, "nnz": run.model.nnz})
+    return Table.of("t-playground", rows, _COLUMNS, "**The runs of this session.**")
+
+
+def pictured(runs: Sequence[Run], chosen: Run | None = None) -> Picture:
+    """Return the curves of all runs, and what evolution has made of the chosen one's network."""
+    chosen = chosen or runs[-1]
+    with canvas(4.9) as figure:
+        above, below = figure.subplots(2, 3)
+        for ax, (name, factor, title) in zip(above, _CURVES, strict=True):
+            for run in runs:
+                y = [factor * record[name] for record in run.epochs]
+                ax.plot(range(1, len(y) + 1), y, color=run.colour, marker="." * (len(y) == 1))
+            ax.set(title=title, xlabel="epoch")
+            ax.ticklabel_format(axis="y", useOffset=False)
+        above[2].set_ylim(bottom=0)
+        _draw_network(below, chosen)
+        lines = [line(run.colour, f"run {run.number}") for run in runs]
+        figure.legend(handles=lines, loc="outside upper center", ncols=8)
+    caption = (
+        f"**A session.** Above, every run: training loss, test accuracy, connections. Below, run "
+        f"{chosen.number}: connections that leave an input and that enter a neuron of the first "
+        "hidden layer, before and now, and the strength Σ |weight| of each input. What to see: "
+        "evolution takes connections from inputs that say little."
+    )
+    return Picture("f-playground", figure, caption, "Curves of the runs, and one run's network.")
+
+
+def _draw_network(axes: Sequence[Axes], run: Run) -> None:
+    leaving, entering, inputs = axes
+    leaving.set(title="outgoing, inputs", xlabel="connections")
+    entering.set(title="incoming, hidden layer 1", xlabel="connections")
+    inputs.set(title="strength of the inputs")
+    if run.model is None or run.before is None:
+        return
+    for model, colour in ((run.before, GREY), (run.model, run.colour)):
+        draw_degrees(leaving, [np.bincount(model[0].fan_out()).tolist()], colour)
+        draw_degrees(entering, [np.bincount(model[0].fan_in()).tolist()], colour)
+    leaving.set_ylabel("share of neurons (%)")
+    entering.legend(handles=[patch(GREY, "before"), patch(run.colour, f"run {run.number}")])
+    facts: dict[str, Any] = datasets.describe(run.dataset)
+    strength = run.model[0].input_strength().reshape(facts["feature_shape"])
+    if strength.ndim == 1:
+        inputs.plot(np.sort(strength)[::-1], color=run.colour)
+        inputs.set(xlabel="inputs, the strongest first")
+        return
+    inputs.imshow(strength.sum(axis=2) if strength.ndim == 3 else strength, cmap="cividis")
+    inputs.set(xticks=[], yticks=[])
+    inputs.grid(False)
+
+
+class Playground(widgets.VBox):
+    """A panel of controls and live pictures, and its `session`."""
+
+    def __init__(self, dataset: str = "digits", **values: Any) -> None:
+        self.session, self._drawing = Session(), threading.Lock()
+        same = {"layout": {"width": "330px"}, "style": {"description_width": "135px"}}
+        there = [name for name in SETTINGS if datasets.available(name)]
+        choices = {"dataset": there, "activation": ACTIVATIONS, "algorithm": wasap.ALGORITHMS}
+        self.controls: dict[str, Any] = {
+            name: widgets.Dropdown(options=list(options), description=name, **same)
+            for name, options in choices.items()
+        }
+        for name, (low, high, step) in {**_SLIDERS, "workers": (1, max(2, cpu_count()), 1)}.items():
+            whole = name == "workers" or HYPERPARAMETERS[name].range.kind is int
+            self.controls[name] = (widgets.IntSlider if whole else widgets.FloatSlider)(
+                min=low, max=high, step=step, description=name.replace("_", " "),
+                continuous_update=False, **same,
+                readout_format="d" if whole else f".{max(0, len(str(step)) - 2)}f",
+            )  # fmt: skip
+        self.chosen = widgets.Dropdown(description="look at", layout={"width": "200px"})
+        self.buttons = {}
+        for text, look, act in (
+            ("Start a new run", "success", self.start),
+            ("Stop", "danger", self.session.stop),
+            ("Go on", "info", self.go_on),
+        ):
+            self.buttons[text] = widgets.Button(description=text, button_style=look)
+            self.buttons[text].on_click(lambda _, act=act: self._try(act))
+        self.status, self.table = widgets.HTML("Nothing has been trained yet."), widgets.HTML()
+        self.image = widgets.Image(format="png", layout={"display": "none"})
+        above = widgets.HBox([*self.buttons.values(), self.chosen])
+        left = widgets.VBox(list(self.controls.values()), layout={"flex": "0 0 350px"})
+        right = widgets.VBox([above, self.status, self.image], layout={"flex": "1 1 auto"})
+        super().__init__([widgets.HBox([left, right]), self.table])
+        self.controls["dataset"].value = dataset
+        self.controls["dataset"].observe(lambda _: self._set(), "value")
+        self.chosen.observe(lambda _: self.refresh(), "value")
+        self._set(**values)
+        self._enable()
+
+    def _set(self, **values: Any) -> None:
+        """Set the controls to the study's values for the data set, and those that are given."""
+        config = setting(self.controls["dataset"].value).config
+        for name, value in {**config.to_dict(), **values}.items():
+            if name in self.controls:
+                self.controls[name].value = value or 0 if name == "prune_from" else value
+
+    def _values(self) -> dict[str, Any]:
+        values = {name: control.value for name, control in self.controls.items()}
+        return {**values, "prune_from": values["prune_from"] or None}
+
+    def start(self) -> None:
+        """Start a new run with what the controls say, and watch it."""
+        run = self.session.start(**self._values())
+        self.chosen.options = [(f"run {r.number}", r) for r in self.session.runs]
+        self.chosen.value = run  # which shows it
+
+    def go_on(self) -> None:
+        """Go on with the run that is looked at, with what the controls say now."""
+        run, values = self.chosen.value, self._values()
+        if values.pop("dataset") != run.dataset:
+            raise ValueError(f"data set: run {run.number} is of {run.dataset}; start a new one")
+        self.session.go_on(run, **values)
+
+    def _try(self, act: Callable[[], None]) -> None:
+        """Do what a button says, and watch what comes of it from another thread."""
+        try:
+            act()
+        except (ValueError, RuntimeError) as error:
+            self.status.value = f"<b>{escape(str(error))}</b>"
+            return
+        self._enable()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """Show how a run goes until it ends."""
+        while self.session.running:
+            self.refresh()
+            time.sleep(_PAUSE)
+        self.refresh()
+
+    def _enable(self) -> None:
+        running, runs = self.session.running, self.session.runs
+        for button, off in zip(
+            self.buttons.values(), (running, not running, running or not runs), strict=True
+        ):
+            button.disabled = off
+
+    def refresh(self) -> None:
+        """Show where the runs stand."""
+        runs, run = self.session.runs, self.chosen.value
+        if run is None:
+            return
+        # What is told is no further than what is drawn.
+        status = f"run {run.number}: {escape(run.state)}, epoch {run.done} of {run.config.epochs}"
+        seen = io.BytesIO()
+        with self._drawing:  # the style is the whole process's
+            pictured(runs, run).figure.savefig(seen, dpi=110)
+        self.image.value, self.image.layout.display = seen.getvalue(), None
+        self.table.value = compared(runs)._repr_html_()
+        self.status.value = status
+        self._enable()

@@ -121,10 +121,12 @@ def _finish(
         for button in group.get("buttons", [group]):
             if "url" in button:  # book/notebooks is a link, which web pages do not follow
                 button["url"] = button["url"].replace("/book/notebooks/", "/notebooks/")
+    about = f"{context.get('title', page)}: {app.config.html_title}"
     if doctree is not None:
         context["body"] = finished(context["body"])
-        tags = "\n".join(_head(app, context, description(doctree)))
-        context["metatags"] = f"{context.get('metatags', '')}\n{tags}"
+        about = description(doctree) or about
+    tags = "\n".join(_head(app, context, about))
+    context["metatags"] = f"{context.get('metatags', '')}\n{tags}"
 
 
 def _register_labels() -> None:
@@ -133,7 +135,7 @@ def _register_labels() -> None:
     from pybtex.style.formatting.plain import Style
     from pybtex.style.labels import BaseLabelStyle
 
-    class Labels(BaseLabelStyle):  # type: ignore[misc]
+    class Labels(BaseLabelStyle):
         def format_labels(self, entries: Iterable[Any]) -> Iterator[str]:
             for entry in entries:
                 people = entry.persons.get("author") or entry.persons["editor"]
@@ -142,7 +144,7 @@ def _register_labels() -> None:
                 name = several if len(names) > 2 else " and ".join(names)
                 yield f"{name}, {entry.fields['year']}"
 
-    class AuthorYear(Style):  # type: ignore[misc]
+    class AuthorYear(Style):
         default_label_style = Labels
 
     register_plugin("pybtex.style.formatting", "author_year", AuthorYear)

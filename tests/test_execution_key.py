@@ -94,6 +94,7 @@ class Book:
         for name in ("package", "distribution"):
             config["sphinx"]["config"][f"execution_key_{name}"] = "toy"
         self.write("book/_config.yml", yaml.safe_dump(config))
+        self.write("book/_static/favicon.svg", "<svg/>")
         self.write("book/references.bib", (BOOK / "references.bib").read_text())
         self.write("book/_toc.yml", "format: jb-book\nroot: a\nchapters:\n- file: b\n- file: c\n")
         self.write("book/c.md", "# C\n\n$x^2$\n\n```{bibliography}\n```\n")

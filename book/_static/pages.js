@@ -1,0 +1,37 @@
+// What a reader's browser adds to a page: names of buttons, and larger pictures.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const button of document.querySelectorAll("button.copybtn")) {
+    button.setAttribute("aria-label", "Copy this code");
+  }
+  for (const button of document.querySelectorAll("button[title]:not([aria-label])")) {
+    button.setAttribute("aria-label", button.title);
+  }
+
+  const dialog = document.createElement("dialog");
+  dialog.className = "enlarged";
+  dialog.innerHTML = '<button type="button" class="btn btn-sm btn-primary">Close</button><img alt="">';
+  dialog.addEventListener("click", () => dialog.close());
+  document.body.append(dialog);
+  const large = dialog.querySelector("img");
+
+  for (const image of document.querySelectorAll("figure .picture > img")) {
+    const show = () => {
+      large.src = image.src;
+      large.alt = image.alt;
+      dialog.showModal();
+    };
+    const links = document.createElement("p");
+    links.className = "picture-links";
+    links.innerHTML = '<button type="button">Enlarge</button>';
+    links.firstChild.addEventListener("click", show);
+    image.addEventListener("click", show);
+    if (image.src.startsWith("data:image/svg")) {
+      const link = document.createElement("a");
+      link.href = image.src;
+      link.download = `${image.closest("figure").id}.svg`;
+      link.textContent = "SVG";
+      links.append(" · Download: ", link);
+    }
+    image.parentElement.after(links);
+  }
+});

@@ -50,7 +50,7 @@ _COMMON: dict[str, Any] = {
 }
 
 
-_ANY = "config", "trend"  # where numbers may be negative
+_ANY = "config", "scores", "trend"  # where numbers may be negative
 
 
 class ResultError(ValueError):

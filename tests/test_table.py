@@ -132,7 +132,7 @@ def test_options_that_do_not_fit_are_refused(args, told, tmp_path, capsys, monke
 
 def test_many_integers_may_be_numbers(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.csv").write_text(as_csv(X.repeat(2, axis=0), [str(i) for i in range(80)]))
+    (tmp_path / "a.csv").write_text(as_csv(X.repeat(3, axis=0), [str(i // 2) for i in range(120)]))
     args = ["train", "--data", "a.csv", "--target", "y", "--epochs", "1", "--hidden", "8"]
     assert main(args) == main([*args, "--task", "numbers"]) == 0
     assert capsys.readouterr().err.count("to predict numbers: --task numbers") == 1

@@ -251,8 +251,8 @@ class SparseMLPBase(BaseEstimator):
                     if score > best:
                         best = score
                         best_model = None if aside is None else self.model_.copy()
+                    shown.set_postfix(told, refresh=False)  # else a log would be flooded
                     shown.update()
-                    shown.set_postfix(told)
         finally:
             if best_model is not None:
                 self.model_, self.best_validation_score_ = best_model, best

@@ -359,8 +359,9 @@ class SparseMLPBase(BaseEstimator):
             return y
         weight = np.ones(len(y)) if weight is None else weight
         weight = (weight / weight.mean() if whole else weight).astype(np.float32)
-        none = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
-        return Aim(self._loss(), *((y, none[1]) if labels else (none[0], y)), weight)
+        if labels:
+            return Aim(SOFTMAX, y, np.zeros((0, 0), np.float32), weight)
+        return Aim(self._loss(), np.zeros(0, np.int64), y, weight)
 
     def _trainer(self, config: TrainConfig, targets: Any, n_samples: int) -> train.Trainer:
         config = config.with_values(batch_size=min(config.batch_size, n_samples))

@@ -79,16 +79,11 @@ def check_finite(X: Any, name: str = "X") -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(np.sum(values, dtype=np.float64)):
             return
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        place = tuple(int(i) for i in bad[0])
-        where = (
-            "stored value " + str(place[0])
-            if sp.issparse(X)
-            else f"row {place[0]}, feature {place[1]}"
-        )
+    if len(bad := np.argwhere(~np.isfinite(values))):
+        place = tuple(map(int, bad[0]))
+        where = "stored value {}" if sp.issparse(X) else "row {}, feature {}"
         raise ValueError(
-            f"{name}: expected finite numbers, got {values[place]} at {where} "
+            f"{name}: expected finite numbers, got {values[place]} at {where.format(*place)} "
             f"({len(bad)} in all); impute or remove them first"
         )
 
@@ -238,8 +233,10 @@ class Trainer(Fixed):
         sums, done = metrics()._replace(steps=self._steps), 0
         while done < n:
             begin = time.perf_counter()
-            rows = order[done : done + self._slice_rows(X)]
-            inputs, labels = X, y
+            steps, inputs, labels = self._slice_steps, X, y
+            if sp.issparse(X):
+                steps = max(1, min(steps, DENSE_VALUES // (X.shape[1] * batch)))
+            rows = order[done : done + steps * batch]
             if sp.issparse(X):  # only these rows are ever dense
                 inputs, labels, rows = X[rows].toarray(), _part(y, rows), np.arange(len(rows))
             self._engine.train(self._rule, inputs, labels, rows, batch, self.step, sums)
@@ -265,14 +262,6 @@ class Trainer(Fixed):
         self.epoch += 1
         self.seconds["train"] += time.perf_counter() - start
         return {"loss": loss, "train_accuracy": int(sums.correct[0]) / n}
-
-    def _slice_rows(self, X: Any) -> int:
-        """Return how many rows the kernels are handed at a time."""
-        batch = self.config.batch_size
-        steps = self._slice_steps
-        if sp.issparse(X):
-            steps = max(1, min(steps, DENSE_VALUES // (X.shape[1] * batch)))
-        return steps * batch
 
     def change_topology(self) -> dict[str, int]:
         """Prune and evolve what is due after this epoch; see the function of that name."""

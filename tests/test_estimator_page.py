@@ -9,8 +9,7 @@ pytest.importorskip("pandas")
 from test_captions import assert_short
 
 from sparsecore import datasets
-from sparsecore.paper import store
-from sparsecore.paper.estimator import contest, importance, sets
+from sparsecore.paper import estimator, store
 from sparsecore.paper.store import Versions
 
 ABOUT = {"cpu": "a CPU", "cores": 2, "python": "3"}
@@ -19,7 +18,7 @@ ABOUT = {"cpu": "a CPU", "cores": 2, "python": "3"}
 def measured(scores):
     methods = {
         method: {"scores": [score] * 5, "seconds": [1.0] * 5, "bytes": [1000] * 5}
-        for method, score in zip(contest.METHODS, scores, strict=True)
+        for method, score in zip(estimator.METHODS, scores, strict=True)
     }
     return Versions({"rows": 100, "methods": methods, "provenance": ABOUT, "profile": "paper"})
 
@@ -30,11 +29,11 @@ def test_ranks_and_losses_are_counted_on_the_tables_that_were_not_tuned_on():
         "wine": measured([0.9, 0.8, 0.8, 0.7]),
         "heart": measured([0.8, 0.9, 0.7, 0.6]),
     }
-    made = contest.rows(found, True)
-    assert contest.ranks(made[1:]) == {
+    made = estimator.rows(found, estimator.CLASSES)
+    assert estimator.ranks(made[1:]) == {
         "sparsecore": 1.5, "MLP": 1.75, "gradient boosting": 2.75, "linear": 4.0
     }  # fmt: skip
-    table = contest.table(found, True)
+    table = estimator.table(found, True)
     assert "sparsecore: 1.50, MLP: 1.75" in table.caption
     assert "behind the MLP: iris, heart" in table.caption
     assert list(table.frame["table"]) == ["iris *", "wine", "heart"]
@@ -45,16 +44,18 @@ def test_ranks_and_losses_are_counted_on_the_tables_that_were_not_tuned_on():
 def test_every_method_is_fitted_on_the_same_folds_and_kept(name, monkeypatch, tmp_path):
     monkeypatch.setenv(store.FOLDER, str(tmp_path))
     X = np.random.default_rng(0).standard_normal((60, 5))
-    monkeypatch.setattr(sets, "load", lambda _: (X, X[:, 0] if name == "diabetes" else X[:, 0] > 0))
-    result = contest.entry(name, "paper").obtain(lambda: contest.compare(name))
-    assert set(result["methods"]) == set(contest.METHODS)
+    monkeypatch.setattr(
+        estimator, "read", lambda _: (X, X[:, 0] if name == "diabetes" else X[:, 0] > 0)
+    )
+    result = estimator.entry(name, "paper").obtain(lambda: estimator.compare(name))
+    assert set(result["methods"]) == set(estimator.METHODS)
     assert all(len(found["scores"]) == 5 for found in result["methods"].values())
-    assert contest.entry(name, "paper").recorded() == result
+    assert estimator.entry(name, "paper").recorded() == result
 
 
 def test_the_features_that_matter_are_known_from_the_data_alone():
     X = datasets.load("madelon-generator").X_train
-    found = importance.known(X)
+    found = estimator.known(X)
     others = np.setdiff1d(np.arange(500), found)
     Z = (X - X.mean(axis=0)) / X.std(axis=0)
     spectrum = np.linalg.svd(Z[:, found], compute_uv=False)
@@ -65,6 +66,6 @@ def test_the_features_that_matter_are_known_from_the_data_alone():
 def test_the_table_of_inputs():
     result = {"epochs": 500, "found": {"sparsecore": [18, 19], "random forest": [9], "F-test": [3]}}
     result |= {"provenance": ABOUT, "profile": "paper"}
-    table = importance.table({"madelon-generator": Versions(result)})
+    table = estimator.inputs_table({"inputs-madelon": Versions(result)})
     assert list(table.frame.iloc[0])[-3:] == ["18, 19", "9", "3"]
     assert_short(table.caption)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -83,12 +84,29 @@ def test_columns_are_found_by_name(tmp_path, capsys):
         ("a.csv", "a,y\n", "0 sample(s)"),
         ("a.svmlight", "1 1:2\n0 1:red\n", "line 2, entry 2: expected index:number, got '1:red'"),
         ("a.txt", "", "expected a .csv, .npz, .svmlight or .libsvm file"),
+        ("a.csv", "a,y\n1,0\n2,\xe9\n", "a.csv, after line 0: 'utf-8' codec can't decode"),
+        ("a.npz", "a,y\n1,0\n", "a.npz: File is not a zip file"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_file_is_named(name, text, told, tmp_path, capsys):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="latin-1")
     assert main(["train", "--data", str(tmp_path / name), "--target", "y"]) == 1
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"x": X}, "expected an array 'X', got ['x']"),
+        ({"X": X}, "expected an array 'y', got ['X']"),
+        ({"X": X[0], "y": LABELS}, "X: expected a matrix of numbers, got float64 of (5,)"),
+        ({"X": X, "y": LABELS[1:]}, "y: expected 40 values, one per row, got (39,)"),
+    ],
+)
+def test_what_is_wrong_in_an_archive_is_named(arrays, told, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=re.escape(f"a.npz: {told}")):
+        tables.read(tmp_path / "a.npz", "y")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +116,11 @@ def test_what_is_wrong_in_a_file_is_named(name, text, told, tmp_path, capsys):
         (["--data", "a.csv", "--dataset", "digits"], "--dataset: not with --data"),
         (["--data", "a.csv", "--target", "y", "--augment"], "not with --data"),
         (["--target", "y"], "--target: expected --data FILE with it"),
+        (["--data", "b.csv", "--target", "y"], "No such file or directory: 'b.csv'"),
+        (
+            ["--data", "a.csv", "--target", "y", "--task", "numbers"],
+            "a.csv, row 1: expected a number to predict, got 'up'",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(args, told, tmp_path, capsys, monkeypatch):
@@ -105,6 +128,14 @@ def test_options_that_do_not_fit_are_refused(args, told, tmp_path, capsys, monke
     (tmp_path / "a.csv").write_text(as_csv(X, LABELS))
     assert main(["train", *args]) == 1
     assert told in capsys.readouterr().err
+
+
+def test_many_integers_may_be_numbers(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text(as_csv(X.repeat(3, axis=0), [str(i // 2) for i in range(120)]))
+    args = ["train", "--data", "a.csv", "--target", "y", "--epochs", "1", "--hidden", "8"]
+    assert main(args) == main([*args, "--task", "numbers"]) == 0
+    assert capsys.readouterr().err.count("to predict numbers: --task numbers") == 1
 
 
 @pytest.mark.parametrize("y", [LABELS, X[:, 0] > 0, X[:, :2], np.c_[X[:, 0] > 0, X[:, 1] > 0]])
@@ -139,3 +170,11 @@ def test_sparse_tables_stay_sparse(tmp_path):
     dump_svmlight_file(sp.csr_array(np.eye(4)), np.arange(4) / 2, str(tmp_path / "a.svmlight"))
     table = tables.read(tmp_path / "a.svmlight")
     assert sp.issparse(table.X) and table.y.dtype == np.float64
+
+
+def test_a_part_of_a_sparse_file_has_the_same_columns(tmp_path):
+    (tmp_path / "a.svmlight").write_text("1 2:5\n")  # neither the first column nor the last
+    found = tables.read(tmp_path / "a.svmlight", n_features=4).X.toarray()
+    np.testing.assert_array_equal(found, [[0, 0, 5, 0]])
+    with pytest.raises(ValueError, match=r"a\.svmlight: expected 2 inputs, got 3"):
+        tables.read(tmp_path / "a.svmlight", n_features=2)

@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
 
 def _measured() -> dict[str, Any]:
     """Return the modules of the studies that are measured, by key; all load and list entries."""
-    from sparsecore.paper.estimator import contest as estimator
+    from sparsecore.paper import estimator
     from sparsecore.paper.extreme import runs as extreme
     from sparsecore.paper.parallel import runs as parallel
     from sparsecore.paper.scaling import measure as scaling

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import sys
 import time
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from sparsecore.commands.options import check_common, check_targets, given
 from sparsecore.config import HYPERPARAMETERS
 
+_MANY = 50  # classes, of which one asks oneself whether they are numbers
 _KNOWN = ("command", "function", "default", "data", "target", "test", "task", "seed", "threads",
           "out", "json")  # fmt: skip
 
@@ -45,8 +47,19 @@ def train(options: argparse.Namespace) -> None:
     if options.target is None and options.data.endswith((".csv", ".npz")):
         raise ValueError("--target: expected the name of the column to be predicted, got none")
     table = tables.read(options.data, options.target)
-    test = options.test and tables.read(options.test, options.target, table.names)
+    n_features = table.X.shape[1]
+    test = options.test and tables.read(options.test, options.target, table.names, n_features)
     numbers = table.y.dtype.kind == "f" if options.task is None else options.task == "numbers"
+    if numbers and table.y.dtype.kind not in "iuf":
+        found = ((row, str(value)) for row, value in enumerate(table.y.tolist(), 1))
+        row, text = next(each for each in found if not math.isfinite(tables.number(each[1])))
+        raise ValueError(f"{options.data}, row {row}: expected a number to predict, got {text!r}")
+    if options.task is None and not numbers and len(set(table.y.tolist())) > _MANY:
+        print(
+            f"sparsecore train: {options.target} has more than {_MANY} different values, each of "
+            "which is taken as a class; to predict numbers: --task numbers",
+            file=sys.stderr,
+        )
     chosen = {own[name]: value for name, value in given(options, HYPERPARAMETERS).items()}
     kind: Any = SparseMLPRegressor if numbers else SparseMLPClassifier
     estimator = kind(**chosen, random_state=options.seed, n_jobs=options.threads, verbose=True)
@@ -89,7 +102,7 @@ def _predict(options: argparse.Namespace) -> None:
     from sparsecore.estimator import saved
 
     estimator, names = saved.load(options.model)
-    X = tables.read(options.file, None, names).X
+    X = tables.read(options.file, None, names, estimator.n_features_in_).X
     columns = {"prediction": estimator.predict(X)}
     if options.proba:
         if not hasattr(estimator, "classes_"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,52 +19,74 @@ class Table(NamedTuple):
     y: Any  #: what is to be predicted, or None
 
 
-def read(path: Any, target: str | None = None, names: tuple[str, ...] | None = None) -> Table:
+def read(
+    path: Any, target: str | None = None, names: tuple[str, ...] | None = None,
+    n_features: int | None = None,
+) -> Table:  # fmt: skip
     """Read the inputs, all but `target` or those that are named, in that order, and the target.
 
     ``.csv``: a header, then numbers, and any labels in the target's column; ``.npz``: a matrix
     ``X``, and a vector under the target's name; ``.svmlight``, ``.libsvm``: the target comes first
-    in each line. What is not of this form raises ValueError that names line and column.
+    in each line, and features are counted from 0; the first is empty where a file counts from 1.
+    What is not of this form, or has not `n_features`, raises ValueError that names line and column.
     """
     path = Path(path)
     if path.suffix == ".csv":
-        return _csv(path, target, names)
-    if path.suffix in (".svmlight", ".libsvm"):
-        return _svmlight(path)
-    if path.suffix != ".npz":
+        table = _csv(path, target, names)
+    elif path.suffix in (".svmlight", ".libsvm"):
+        table = _svmlight(path, n_features or 0)
+    elif path.suffix == ".npz":
+        table = _npz(path, target)
+    else:
         raise ValueError(f"{path}: expected a .csv, .npz, .svmlight or .libsvm file")
-    with np.load(path, allow_pickle=False) as file:
-        for name in ("X", target or "X"):
-            if name not in file.files:
-                raise ValueError(f"{path}: expected an array {name!r}, got {file.files}")
-        return Table(file["X"], None, None if target is None else file[target])
+    if n_features not in (None, table.X.shape[1]):
+        raise ValueError(f"{path}: expected {n_features} inputs, got {table.X.shape[1]}")
+    return table
+
+
+def _npz(path: Path, target: str | None) -> Table:
+    try:
+        zipfile.ZipFile(path).close()  # NumPy reads other things, too
+        with np.load(path, allow_pickle=False) as file:
+            for name in ("X", target or "X"):
+                if name not in file.files:
+                    raise ValueError(f"expected an array {name!r}, got {file.files}")
+            X, y = file["X"], None if target is None else file[target]
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if X.ndim != 2 or X.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: X: expected a matrix of numbers, got {X.dtype} of {X.shape}")
+    if y is not None and y.shape[:1] != X.shape[:1]:
+        raise ValueError(f"{path}: {target}: expected {len(X)} values, one per row, got {y.shape}")
+    return Table(X, None, y)
 
 
 def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Table:
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file)
-        header = [name.strip() for name in next(lines, [])]
-        rows = [(lines.line_num, row) for row in lines if row]
+        try:
+            header = [name.strip() for name in next(lines, [])]
+            rows = [(lines.line_num, row) for row in lines if row]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}, after line {lines.line_num}: {error}") from None
     names = names or tuple(name for name in header if name != target)
     for name in (*header, *names, *([] if target is None else [target])):
         if header.count(name) != 1:
             raise ValueError(f"{path}, line 1: expected one column {name!r}, got {header}")
-    for number, row in rows:
+    for line, row in rows:
         if len(row) != len(header):
             raise ValueError(
-                f"{path}, line {number}: expected {len(header)} values as in the header, got "
+                f"{path}, line {line}: expected {len(header)} values as in the header, got "
                 f"{len(row)}"
             )
     places = [header.index(name) for name in names]
-    cells = [[row[place] for place in places] for _, row in rows]
-    try:
-        X = np.array(cells, np.float64).reshape(-1, len(names))
-    except ValueError:
-        X = np.array([[_number(cell) for cell in row] for row in cells])
+    cells = [number(row[place]) for _, row in rows for place in places]
+    X = np.array(cells, np.float64).reshape(-1, len(names))
     for row, column in np.argwhere(~np.isfinite(X))[:1]:
+        line, cell = rows[row][0], rows[row][1][places[column]]
         raise ValueError(
-            f"{path}, line {rows[row][0]}, column {names[column]!r}: expected a finite number, got "
-            f"{cells[row][column]!r}; encode categories and fill in what is missing first"
+            f"{path}, line {line}, column {names[column]!r}: expected a finite number, got "
+            f"{cell!r}; encode categories and fill in what is missing first"
         )
     if target is None:
         return Table(X, names, None)
@@ -70,13 +94,12 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Table
     if "" in y:
         line = rows[y.index("")][0]
         raise ValueError(f"{path}, line {line}, column {target!r}: expected a value, got none")
-    numbers = np.array([_number(value) for value in y])
-    if not np.isfinite(numbers).all():
-        return Table(X, names, np.array(y))
-    return Table(X, names, _whole(numbers))
+    numbers = np.array([number(value) for value in y])
+    return Table(X, names, _whole(numbers) if np.isfinite(numbers).all() else np.array(y))
 
 
-def _number(cell: str) -> float:
+def number(cell: str) -> float:
+    """Return the number that a cell holds, or NaN."""
     try:
         return float(cell)
     except ValueError:
@@ -84,21 +107,23 @@ def _number(cell: str) -> float:
 
 
 def _whole(numbers: np.ndarray) -> np.ndarray:
-    """Return integers, if all numbers are."""
-    return numbers.astype(np.int64) if (numbers == np.rint(numbers)).all() else numbers
+    """Return integers, if all numbers are, and small enough to be exact."""
+    whole = (numbers == np.rint(numbers)) & (np.abs(numbers) < 2**53)
+    return numbers.astype(np.int64) if whole.all() else numbers
 
 
-def _svmlight(path: Path) -> Table:
+def _svmlight(path: Path, n_features: int) -> Table:
     from sklearn.datasets import load_svmlight_file
 
     try:
-        X, y = load_svmlight_file(str(path))
+        X, y = load_svmlight_file(str(path), zero_based=True)
     except ValueError as error:
         for line, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
             for column, entry in enumerate(text.partition("#")[0].split(), 1):
                 index, colon, value = entry.partition(":") if column > 1 else ("0", ":", entry)
-                if not (colon and index.isdigit() and np.isfinite(_number(value))):
+                if not (colon and index.isdigit() and np.isfinite(number(value))):
                     place = f"{path}, line {line}, entry {column}"
                     raise ValueError(f"{place}: expected index:number, got {entry!r}") from None
         raise ValueError(f"{path}: {error}") from None
+    X.resize(len(y), max(X.shape[1], n_features))  # the last columns may be empty
     return Table(X, None, _whole(y))

@@ -6,14 +6,14 @@ epoch of `fit`: work is done on a draft, whose state replaces the old one at onc
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.base import BaseEstimator, is_regressor
+from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -24,7 +24,6 @@ from sparsecore.config import HYPERPARAMETERS, Range, TrainConfig, integers, num
 from sparsecore.estimator import inputs
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
-from sparsecore.train import Trainer, new_model
 
 _FOREVER = 2**31  # epochs of a partial_fit: nobody knows which call is the last
 # A stream's topology changes after this many batches, or after a call that has more: sooner, new
@@ -34,6 +33,14 @@ _STREAM_BATCHES = 50
 NAMES = {"hidden": "hidden_layer_sizes", "epochs": "max_iter"}
 _INT32_MAX = np.iinfo(np.int32).max
 _FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
+
+
+def _widths(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if np.iterable(value) else (value,)
+
+
+def _are_widths(value: Any) -> bool:
+    return all(integers(1).holds(n) and n <= _INT32_MAX for n in _widths(value))
 
 
 def _is_threads(value: Any) -> bool:
@@ -48,8 +55,13 @@ def _is_random_state(value: Any) -> bool:
     return True
 
 
-# The parameters that are no hyperparameters of `TrainConfig`, or are narrower here.
+def _is_class_weight(value: Any) -> bool:
+    return value is None or isinstance(value, dict) or value == "balanced"
+
+
+# The parameters that `TrainConfig` does not check under the same name.
 _RANGES: dict[str, Range] = {
+    "hidden_layer_sizes": Range(tuple, f"integers from 1 to {_INT32_MAX}", _are_widths),
     "max_iter": integers(1),
     "n_iter_no_change": integers(1),
     "tol": numbers("a number of at least 0", lambda v: v >= 0),
@@ -58,6 +70,7 @@ _RANGES: dict[str, Range] = {
     "verbose": Range(int, "True, False or an integer", lambda v: isinstance(v, (int, np.bool_))),
     "n_jobs": Range(int, "a number of threads, -1 for all CPUs", _is_threads),
     "random_state": Range(int, "None, an integer or a RandomState", _is_random_state),
+    "class_weight": Range(dict, 'a dict, "balanced" or None', _is_class_weight),
 }
 
 
@@ -140,13 +153,10 @@ class SparseMLPBase(BaseEstimator):
     """
 
     _progress: dict[str, Any]
-    _seed: int
-    classes_: np.ndarray
     loss_curve_: list[float]
     model_: SparseMLP
-    scaler_: StandardScaler | None
-    validation_scores_: list[float] | None
-    best_validation_score_: float | None
+    scaler_: Any
+    validation_scores_: Any
 
     def __init__(
         self, hidden_layer_sizes=(256, 256), *, epsilon=20.0, activation="relu", alpha=0.25,
@@ -156,7 +166,7 @@ class SparseMLPBase(BaseEstimator):
         n_iter_no_change=20, tol=1e-4, warm_start=False, n_jobs=None, random_state=None,
         verbose=False,
     ):  # fmt: skip
-        keep(self, locals())
+        self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
 
     if TYPE_CHECKING:  # the parameters, and what the two classes have of their own:
         # _loss() minimised, _n_outputs(), _quality(outputs, y, weight), higher is better, and
@@ -192,11 +202,11 @@ class SparseMLPBase(BaseEstimator):
             If the loss diverges.
         """
         warm = self.warm_start and hasattr(self, "model_")
-        draft, before = self._draft(warm), len(self.loss_curve_) if warm else 0
+        draft, before = self._draft(warm), self.n_iter_ if warm else 0
         try:
             draft._fit(X, y, sample_weight, warm)
         except KeyboardInterrupt:
-            if len(vars(draft).get("loss_curve_", ())) > before:
+            if getattr(draft, "n_iter_", 0) > before:
                 self.__dict__ = vars(draft)
             raise
         self.__dict__ = vars(draft)
@@ -210,27 +220,19 @@ class SparseMLPBase(BaseEstimator):
         return draft
 
     def _fit(self, X: Any, y: Any, weight: Any, warm: bool) -> None:
-        config = self._config(self.max_iter)
-        X, y, weight = self._validated(X, y, weight, reset=not warm)
-        y, weight = self._learnable(y, weight, None, not warm, True)
-        scores: list[float] = []
-        self.validation_scores_ = scores if self.early_stopping else None
+        config, X, y, weight = self._taken(X, y, weight, None, not warm, True)
+        config = config.with_values(epochs=self.n_iter_ + self.max_iter)
+        self.validation_scores_ = [] if self.early_stopping else None
         self.best_validation_score_ = None
-        if warm:
-            self._check_continued(config)
-            self.model_, self.loss_curve_ = self.model_.copy(), [*self.loss_curve_]
-            config = config.with_values(epochs=len(self.loss_curve_) + self.max_iter)
-        else:
-            self._start()
         aside: Any = None
         if self.early_stopping:
             X, aside, y, y_aside, *weights = self._split(X, y, weight)
             weight, weight_aside = weights or (None, None)
-        if not warm:
-            self._update_scaler(X, weight)
-            self.model_ = new_model(config, self.n_features_in_, self._n_outputs(), self._seed)
-        X, done = self._inputs(X, check=True), len(self.loss_curve_)
-        aside = None if aside is None else self._inputs(aside)
+        if warm:
+            self.model_ = self.model_.copy()
+        else:
+            self._begin(config, X, weight)
+        X, aside = self._inputs(X, check=True), None if aside is None else self._inputs(aside)
         targets = self._aim(y, weight, True)
         best, best_model, stale = -np.inf, None, 0
         try:
@@ -238,118 +240,101 @@ class SparseMLPBase(BaseEstimator):
                 self._trainer(config, targets, len(y)) as trainer,
                 bar(self.max_iter, "fit", unit="epoch", hidden=not self.verbose) as shown,
             ):
-                if done:
-                    trainer.change_topology()
-                while trainer.epoch < config.epochs:
-                    score = -self._run_epoch(trainer, X, targets)
-                    self._progress |= {"changes": trainer.epoch - 1, "pending": len(y)}
+                while trainer.epoch < config.epochs and stale < self.n_iter_no_change:
+                    self._epoch(trainer, X, targets, 1)
+                    score, told = -self.loss_, {"loss": self.loss_}
                     if aside is not None:
                         outputs = train.outputs(self.model_, aside, config, self._threads())
-                        score = self._quality(outputs, y_aside, weight_aside)
-                        scores.append(score)
+                        told["validation"] = score = self._quality(outputs, y_aside, weight_aside)
+                        self.validation_scores_.append(score)
                     stale = 0 if score > best + self.tol else stale + 1
                     if score > best:
                         best = score
-                        if aside is not None:
-                            best_model = self.model_.copy()
+                        best_model = None if aside is None else self.model_.copy()
+                    shown.set_postfix(told, refresh=False)  # else a log would be flooded
                     shown.update()
-                    shown.set_postfix(
-                        loss=self.loss_, **({} if aside is None else {"validation": score})
-                    )
-                    if stale >= self.n_iter_no_change:
-                        break
-                    trainer.change_topology()
         finally:
             if best_model is not None:
                 self.model_, self.best_validation_score_ = best_model, best
 
     def _partial_fit(self, X: Any, y: Any, weight: Any, classes: Any = None) -> Any:
         """Do what `partial_fit` says; whatever fails or interrupts it leaves the state before."""
-        first = not hasattr(self, "model_")
-        draft = self._draft(True)
-        if not first:  # what changes in place
-            model, done = self.model_, len(self.loss_curve_)
-            saved = model.__getstate__()
-            saved["velocity"] = None if model.velocity is None else model.velocity.copy()
+        draft, first = self._draft(True), not hasattr(self, "model_")
+        saved = None if first else copy.deepcopy(self.model_.__getstate__())  # trained in place
         try:
             draft._take_in(X, y, weight, classes, first)
             self.__dict__ = vars(draft)
         except BaseException:
-            if not first and self.__dict__ is not draft.__dict__:
-                del self.loss_curve_[done:]
+            if saved and self.__dict__ is not draft.__dict__:
                 self.model_ = SparseMLP.__new__(SparseMLP)
                 self.model_.__setstate__(saved)
             raise
         return self
 
     def _take_in(self, X: Any, y: Any, weight: Any, classes: Any, first: bool) -> None:
-        config = self._config(_FOREVER)
-        X, y, weight = self._validated(X, y, weight, reset=first)
-        y, weight = self._learnable(y, weight, classes, first, False)
+        config, X, y, weight = self._taken(X, y, weight, classes, first, False)
+        config, n = config.with_values(epochs=_FOREVER), len(y)
         if first:
-            self._start()
-            self.scaler_ = None
-            self.validation_scores_, self.best_validation_score_ = None, None
-        self._update_scaler(X, weight)
-        if first:
-            self.model_ = new_model(config, self.n_features_in_, self._n_outputs(), self._seed)
-        else:
-            self._check_continued(config)
-        progress, n = self._progress, len(y)
-        if progress["pending"] >= max(n, _STREAM_BATCHES * config.batch_size):
-            progress = {**progress, "pending": 0, "changes": progress["changes"] + 1}
-            train.change_topology(self.model_, config, self._seed, 0, progress["changes"])
-        self._progress = {**progress, "pending": progress["pending"] + n}
+            self.validation_scores_ = self.best_validation_score_ = None
+            self._begin(config, X, weight)
+        elif self.standardize:
+            self.scaler_ = inputs.moments(self.scaler_, X, weight)
         targets = self._aim(y, weight, False)
         with self._trainer(config, targets, n) as trainer:
-            self._run_epoch(trainer, self._inputs(X, check=True), targets)
+            change_after = max(n, _STREAM_BATCHES * config.batch_size)
+            self._epoch(trainer, self._inputs(X, check=True), targets, change_after)
 
-    def _check_continued(self, config: TrainConfig) -> None:
-        """Refuse to go on with a network of another shape."""
-        hidden = self.model_.sizes[1:-1]
-        if config.hidden != hidden:
+    def _epoch(self, trainer: train.Trainer, X: Any, targets: Any, change_after: int) -> None:
+        """Take one pass; before it, change a topology that has seen `change_after` samples."""
+        progress = {**self._progress}
+        if progress["pending"] >= change_after:
+            progress |= {"pending": 0, "changes": progress["changes"] + 1}
+            train.change_topology(self.model_, trainer.config, self._seed, 0, progress["changes"])
+        loss = trainer.run_epoch(X, targets)["loss"]
+        progress |= {"pending": progress["pending"] + X.shape[0], "step": trainer.step}
+        # Not changed in place: the ones before belong to the state before.
+        self._progress, self.loss_curve_ = progress, [*self.loss_curve_, loss]
+
+    def _taken(
+        self, X: Any, y: Any, weight: Any, classes: Any, first: bool, whole: bool
+    ) -> tuple[TrainConfig, Any, Any, Any]:
+        """Check parameters and data before any work is done; in the first call, begin to count."""
+        for name in _RANGES:
+            self._checked(name)
+        same = {name: getattr(self, name) for name in HYPERPARAMETERS if name in vars(self)}
+        config = TrainConfig(hidden=_widths(self.hidden_layer_sizes), epochs=self.max_iter, **same)
+        X, y = validate_data(
+            self, X, y, **inputs.accepted(X), multi_output=True,
+            y_numeric=isinstance(self, RegressorMixin), reset=first,
+        )  # fmt: skip
+        if weight is not None:
+            weight = _check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
+            there = weight > 0
+            if not there.any():
+                raise ValueError("sample_weight: expected a weight above 0, got none")
+            X, y, weight = (X, y, weight) if there.all() else (X[there], y[there], weight[there])
+        y, weight = self._learnable(y, weight, classes, first, whole)
+        if first:
+            self._seed = int(check_random_state(self.random_state).randint(2**31))
+            self._progress = {"step": 0, "changes": 0, "pending": 0}
+            self.loss_curve_ = []
+        elif config.hidden != (fitted := self.model_.sizes[1:-1]):
             raise ValueError(
-                f"hidden_layer_sizes: expected {hidden} to go on with the fitted network, got "
+                f"hidden_layer_sizes: expected {fitted} to go on with the fitted network, got "
                 f"{config.hidden}; fit a clone, or without warm_start"
             )
+        return config, X, y, weight
 
-    def _config(self, epochs: int) -> TrainConfig:
-        """Check all parameters before any work is done."""
-        for name, values in _RANGES.items():
-            if not values.holds(value := getattr(self, name)):
-                raise ValueError(f"{name}: expected {values.expected}, got {value!r}")
-        found: dict[str, Any] = {}
-        for name, about in HYPERPARAMETERS.items():
-            own = NAMES.get(name, name)
-            if hasattr(self, own):
-                value = getattr(self, own)
-                if name == "hidden":
-                    value = (value,) if np.isscalar(value) else value
-                    value = tuple(value) if np.iterable(value) else value
-                about.check(value, own)
-                if name == "hidden" and max(value, default=0) > _INT32_MAX:
-                    raise ValueError(f"{own}: expected integers up to {_INT32_MAX}, got {value!r}")
-                found[name] = value
-        return TrainConfig(**{**found, "epochs": epochs})
+    def _checked(self, name: str) -> Any:
+        value, values = getattr(self, name, None), _RANGES[name]
+        if not values.holds(value):
+            raise ValueError(f"{name}: expected {values.expected}, got {value!r}")
+        return value
 
-    def _validated(self, X: Any, y: Any, weight: Any, reset: bool) -> tuple[Any, Any, Any]:
-        X, y = validate_data(
-            self, X, y, **inputs.accepted(X), multi_output=True, y_numeric=is_regressor(self),
-            reset=reset,
-        )  # fmt: skip
-        if weight is None:
-            return X, y, None
-        weight = _check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
-        there = weight > 0
-        if not there.any():
-            raise ValueError("sample_weight: expected a weight above 0, got none")
-        return (X, y, weight) if there.all() else (X[there], y[there], weight[there])
-
-    def _start(self) -> None:
-        """Draw the seed, and begin to count."""
-        self._seed = int(check_random_state(self.random_state).randint(2**31))
-        self._progress = {"step": 0, "changes": 0, "pending": 0}
-        self.loss_curve_ = []
+    def _begin(self, config: TrainConfig, X: Any, weight: Any) -> None:
+        """Make scaler and network."""
+        self.scaler_ = inputs.moments(None, X, weight) if self.standardize else None
+        self.model_ = train.new_model(config, self.n_features_in_, self._n_outputs(), self._seed)
 
     def _split(self, X: Any, y: Any, weight: Any) -> list[Any]:
         labels = self._loss() == SOFTMAX
@@ -364,19 +349,8 @@ class SparseMLPBase(BaseEstimator):
                 f"cannot give a validation_fraction of {self.validation_fraction}: {error}"
             ) from error
 
-    def _update_scaler(self, X: Any, weight: Any) -> None:
-        """Take the moments of `X` into those that are known."""
-        if self.standardize:
-            self.scaler_ = inputs.moments(getattr(self, "scaler_", None), X, weight)
-        elif not hasattr(self, "scaler_"):
-            self.scaler_ = None
-
     def _inputs(self, X: Any, check: bool = False) -> Any:
-        """Return `X` as the network takes it; if wanted, say which columns that makes constant."""
-        found = inputs.scaled(X, self.scaler_, self.n_features_in_)
-        if check:
-            inputs.warn_of_constant(X, found)
-        return found
+        return inputs.scaled(X, self.scaler_, self.n_features_in_, check)
 
     def _aim(self, y: np.ndarray, weight: Any, whole: bool) -> Any:
         """Return what the kernels take; in `whole` data the mean weight is 1."""
@@ -385,30 +359,20 @@ class SparseMLPBase(BaseEstimator):
             return y
         weight = np.ones(len(y)) if weight is None else weight
         weight = (weight / weight.mean() if whole else weight).astype(np.float32)
-        no_labels, no_values = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
         if labels:
-            return Aim(SOFTMAX, y, no_values, weight)
-        return Aim(self._loss(), no_labels, y, weight)
+            return Aim(SOFTMAX, y, np.zeros((0, 0), np.float32), weight)
+        return Aim(self._loss(), np.zeros(0, np.int64), y, weight)
 
-    def _trainer(self, config: TrainConfig, targets: Any, n_samples: int) -> Trainer:
+    def _trainer(self, config: TrainConfig, targets: Any, n_samples: int) -> train.Trainer:
         config = config.with_values(batch_size=min(config.batch_size, n_samples))
-        trainer = Trainer(
+        trainer = train.Trainer(
             self.model_, config, seed=self._seed, threads=self._threads(), like=targets
         )
         trainer.restore({**trainer.progress(), **self._progress, "epoch": self.n_iter_})
         return trainer
 
-    def _run_epoch(self, trainer: Trainer, X: Any, targets: Any) -> float:
-        loss = trainer.run_epoch(X, targets)["loss"]
-        self._progress = {**self._progress, "step": trainer.step}
-        self.loss_curve_.append(loss)
-        return loss
-
     def _threads(self) -> int:
-        if not _is_threads(self.n_jobs):
-            expected = _RANGES["n_jobs"].expected
-            raise ValueError(f"n_jobs: expected {expected}, got {self.n_jobs!r}")
-        threads = self.n_jobs or 1
+        threads = self._checked("n_jobs") or 1
         return int(threads) if threads > 0 else int(threads) + cpu_count() + 1
 
     def _outputs(self, X: Any) -> np.ndarray:
@@ -444,21 +408,21 @@ class SparseMLPBase(BaseEstimator):
         return strength / max(strength.sum(), np.finfo(float).tiny)
 
     def __sklearn_tags__(self) -> Any:
-        """Say that sparse input is welcome."""
+        """Say that sparse input is welcome, and to the regressor several targets."""
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        tags.target_tags.multi_output = isinstance(self, RegressorMixin)
         return tags
 
 
-def keep(estimator: Any, given: dict[str, Any]) -> None:
-    """Set the attributes that scikit-learn wants to be named as the parameters are."""
-    vars(estimator).update({k: v for k, v in given.items() if k not in ("self", "__class__")})
-
-
-def document(cls: Any) -> Any:
-    """Complete a class's docstring by the parameters and attributes that both have in common."""
+def complete(cls: Any) -> Any:
+    """Complete a class's docstring and signature by what both classes have in common."""
     shared = inspect.cleandoc(SparseMLPBase.__doc__ or "").partition("\n\n")[2]
     parameters, attributes = shared.split("\n\nAttributes\n----------\n")
-    own = inspect.cleandoc(cls.__doc__).replace("{parameters}", parameters)
-    cls.__doc__ = own.replace("{attributes}", attributes)
+    text = inspect.cleandoc(cls.__doc__).replace("{parameters}", parameters)
+    cls.__doc__ = text.replace("{attributes}", attributes)
+    if cls.__init__ is not SparseMLPBase.__init__:
+        both, own = (inspect.signature(c.__init__).parameters for c in (SparseMLPBase, cls))
+        more = [parameter for parameter in own.values() if parameter.kind == parameter.KEYWORD_ONLY]
+        cls.__init__.__signature__ = inspect.Signature([*both.values(), *more])
     return cls

@@ -15,10 +15,10 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 
 from sparsecore import functions
 from sparsecore.compiled.losses import SIGMOID, SOFTMAX
-from sparsecore.estimator.base import SparseMLPBase, document, keep
+from sparsecore.estimator.base import SparseMLPBase, complete
 
 
-@document
+@complete
 class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
     """Truly sparse multilayer perceptron classifier, trained with SET.
 
@@ -50,15 +50,9 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
     classes_: np.ndarray
     _multilabel: bool
 
-    def __init__(
-        self, hidden_layer_sizes=(256, 256), *, epsilon=20.0, activation="relu", alpha=0.25,
-        init="xavier", learning_rate=0.01, momentum=0.9, weight_decay=0.0002, dropout=0.0,
-        zeta=0.1, batch_size=32, max_iter=150, prune_from=None, prune_every=10,
-        prune_percentile=20.0, standardize=True, early_stopping=False, validation_fraction=0.1,
-        n_iter_no_change=20, tol=1e-4, warm_start=False, n_jobs=None, random_state=None,
-        verbose=False, class_weight=None,
-    ):  # fmt: skip
-        keep(self, locals())
+    def __init__(self, *args, class_weight=None, **parameters):
+        super().__init__(*args, **parameters)
+        self.class_weight = class_weight
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
@@ -95,12 +89,6 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
         if len(self.classes_) == 2 and not self._multilabel:
             return outputs[:, 1] - outputs[:, 0]
         return outputs
-
-    def _config(self, epochs: int) -> Any:
-        weight = self.class_weight
-        if weight is not None and not isinstance(weight, dict) and weight != "balanced":
-            raise ValueError(f'class_weight: expected a dict, "balanced" or None, got {weight!r}')
-        return super()._config(epochs)
 
     def _learnable(self, y: Any, weight: Any, classes: Any, first: bool, whole: bool) -> Any:
         several = type_of_target(y, input_name="y") == "multilabel-indicator"

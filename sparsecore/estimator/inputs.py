@@ -42,8 +42,12 @@ def _varies(X: Any) -> np.ndarray:
     return np.asarray(high > low)
 
 
-def scaled(X: Any, scaler: StandardScaler | None, n_features: int) -> Any:
-    """Return `X` as `scaler` has it, as contiguous float32 or CSR; refuse what float32 has not."""
+def scaled(X: Any, scaler: StandardScaler | None, n_features: int, check: bool = False) -> Any:
+    """Return `X` as `scaler` has it, as contiguous float32 or CSR; refuse what float32 has not.
+
+    If wanted, say which columns vary, but by too little for float32.
+    """
+    given = X
     if scaler is not None:
         if sp.issparse(X) and scaler.with_mean:  # fitted on dense data
             X = X.toarray()
@@ -51,14 +55,10 @@ def scaled(X: Any, scaler: StandardScaler | None, n_features: int) -> Any:
     with np.errstate(over="ignore"):
         found = as_inputs(X, n_features)
     check_finite(found, "X, as float32")
-    return found
-
-
-def warn_of_constant(X: Any, found: Any) -> None:
-    """Say which columns of `X` vary, but not in float32, in `found`."""
-    if X.dtype == np.float64 and len(lost := np.flatnonzero(_varies(X) & ~_varies(found))):
+    if check and given.dtype == np.float64 and (lost := _varies(given) & ~_varies(found)).any():
         warnings.warn(
-            f"X: columns {lost.tolist()} vary, but by too little for float32, in which they are "
-            "constant; scale them, or set standardize=True",
+            f"X: columns {np.flatnonzero(lost).tolist()} vary, but by too little for float32, in "
+            "which they are constant; scale them, or set standardize=True",
             stacklevel=5,
         )
+    return found

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
-from sklearn.preprocessing import StandardScaler
 
 from sparsecore.compiled.losses import SQUARED
-from sparsecore.estimator.base import SparseMLPBase, document
+from sparsecore.estimator.base import SparseMLPBase, complete
 from sparsecore.estimator.inputs import moments
 
 
-@document
+@complete
 class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
     """Truly sparse multilayer perceptron regressor, trained with SET.
 
@@ -40,7 +39,7 @@ class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
     True
     """
 
-    target_scaler_: StandardScaler
+    target_scaler_: Any
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> SparseMLPRegressor:
         """Take one pass over a part of a stream.
@@ -75,9 +74,3 @@ class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
 
     def _quality(self, outputs: np.ndarray, y: np.ndarray, weight: Any) -> float:
         return float(r2_score(y, outputs, sample_weight=weight))
-
-    def __sklearn_tags__(self) -> Any:
-        """Say that several targets are welcome."""
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags

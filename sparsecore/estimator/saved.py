@@ -23,7 +23,12 @@ _MOMENTS = ("with_mean", "mean_", "var_", "scale_", "n_samples_seen_")
 def save(estimator: SparseMLPBase, path: str | os.PathLike[str], columns: Any = None) -> None:
     """Write a fitted estimator to one ``.npz`` file, without pickles.
 
-    `columns` are the inputs' names; if left out, those that the estimator was fitted with.
+    Parameters
+    ----------
+    estimator : SparseMLPClassifier or SparseMLPRegressor
+    path : path-like
+    columns : sequence of str, optional
+        Names of the inputs; if left out, those that the estimator was fitted with.
     """
     state, params = vars(estimator), estimator.get_params()
     columns = state.get("feature_names_in_") if columns is None else columns
@@ -45,9 +50,19 @@ def save(estimator: SparseMLPBase, path: str | os.PathLike[str], columns: Any = 
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Any, tuple[str, ...] | None]:
-    """Read what `save` wrote: the estimator, ready to predict or go on, and its inputs' names.
+    """Read what `save` wrote from `path`: nothing in the file is executed.
 
-    A file that holds no whole estimator raises CheckpointError.
+    Returns
+    -------
+    estimator : SparseMLPClassifier or SparseMLPRegressor
+        Ready to predict or to go on.
+    columns : tuple of str, or None
+        Names of the inputs.
+
+    Raises
+    ------
+    CheckpointError
+        If the file holds no whole estimator.
     """
     model, run = checkpoint.load(path)
     if run is None or "estimator" not in run:

@@ -46,7 +46,7 @@ _COMMON: dict[str, Any] = {
     "recipe": int,
     "provenance": {"cpu": str, "cores": int, "python": str},
 }
-_ANY = "config", "trend"  # where numbers may be negative
+_ANY = "config", "scores", "trend"  # where numbers may be negative
 
 
 class ResultError(ValueError):

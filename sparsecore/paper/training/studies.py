@@ -147,9 +147,9 @@ class Results:
 
     @property
     def suffix(self) -> str:
-        """What tells recorded results' figures from this build's own, and those without decay."""
+        """What tells a quick build's figures from the recorded ones, and those without decay."""
         other = len(self.study.decays) == 1 and self.decay != DECAYS[0]
-        return "-recorded" * self.recorded + f"-decay{self.decay:g}" * other
+        return "-here" * (self.profile == "quick") + f"-decay{self.decay:g}" * other
 
     def title(self, dataset: str) -> str:
         """Return a data set's title; it says so if a surrogate stands in."""
@@ -248,11 +248,12 @@ def load(
 def recorded(key: str) -> Results:
     """Return a study's valid results of profile "paper" without running anything.
 
-    There are none if this build's own profile is "paper": `load` has them.
+    If that is this build's own profile, run what is missing: they are what it shows.
     """
+    if current_profile() == "paper":
+        return replace(load(key), recorded=True)
     study = find(key)
-    conditions = study.conditions("paper") if current_profile() != "paper" else []
-    found = [entry(condition).recorded() for condition in conditions]
+    found = [entry(condition).recorded() for condition in study.conditions("paper")]
     ended, diverged = _sorted([run for run in found if run is not None])
     return Results(study, "paper", ended, diverged=diverged, recorded=True)
 

@@ -24,6 +24,7 @@ from sparsecore.paper.store import Result
 from sparsecore.paper.training import conditions
 from sparsecore.paper.training.effects import (
     CONFIDENCE,
+    Effect,
     Runs,
     compared,
     counted,
@@ -78,24 +79,25 @@ def _answer(p: float, evidence: str, **more: Any) -> Check:
     return Check("", evidence=evidence, p=2 * min(p, 1 - p), outcome=outcome, **more)
 
 
+def _measured(found: Effect | None, unit: str, seeds: str, note: str = "") -> Check:
+    """Return the answer that an effect gives."""
+    if found is None:
+        return Check("", evidence="the runs do not differ at all", outcome=UNDECIDED, seeds=seeds)
+    scaled = [100 * v if unit == "points" else math.exp(v) for v in vars(found).values()][:3]
+    text = points(found) + note if unit == "points" else "× {:.3g} [{:.3g}, {:.3g}]".format(*scaled)
+    about = dict(zip(("effect", "low", "high"), scaled, strict=True))
+    return _answer(found.p, text, seeds=seeds, unit=unit, **about)
+
+
 # --- how two methods' runs are compared ----------------------------------------------------------
 
 
 def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
     """Judge whether the first is more accurate, by more than a threshold that may be negative."""
     found, seeds = compared(first, second, threshold)
-    if found is None:
-        return _same(seeds)
     left = np.mean([run["nnz_end"] / run["nnz_start"] for run in first])
     note = f"; {100 * left:.0f} % of the connections left" * bool(left < 1)
-    value, low, high = (100 * v for v in (found.value, found.low, found.high))
-    return _answer(
-        found.p, points(found) + note, seeds=seeds, effect=value, low=low, high=high, unit="points"
-    )
-
-
-def _same(seeds: str) -> Check:
-    return Check("", evidence="the runs do not differ at all", outcome=UNDECIDED, seeds=seeds)
+    return _measured(found, "points", seeds, note)
 
 
 def _ratio(first: Sequence[float], second: Sequence[float], paired: bool) -> Check:
@@ -103,12 +105,8 @@ def _ratio(first: Sequence[float], second: Sequence[float], paired: bool) -> Che
     logs, seeds = (np.log(first).tolist(), np.log(second).tolist()), counted(first, second)
     if min(map(len, logs)) < 2:
         return Check("", evidence="fewer than two seeds", seeds=seeds)
-    found = effect(float(np.mean(logs[0]) - np.mean(logs[1])), spread_of(*logs, paired))
-    if found is None:
-        return _same(seeds)
-    value, low, high = (math.exp(v) for v in (found.value, found.low, found.high))
-    evidence = f"× {value:.3g} [{low:.3g}, {high:.3g}]"
-    return _answer(found.p, evidence, seeds=seeds, effect=value, low=low, high=high, unit="×")
+    value = float(np.mean(logs[0]) - np.mean(logs[1]))
+    return _measured(effect(value, spread_of(*logs, paired)), "×", seeds)
 
 
 def _more_flow(first: Runs, second: Runs) -> Check:
@@ -376,10 +374,9 @@ class Ledger:
         )
         machines = sorted({run["provenance"]["cpu"] for run in self._extreme.values()})
         caption = (
-            "**The claims and their verdicts**, at both weight decays λ. The rules know no result. "
-            "A check is decided if chance would show such an effect in one of twenty times at most "
-            "(two-sided t test, corrected by Holm for the claim's number of checks); else, and "
-            "where SET-All-ReLU is no better than guessing, it is undecided."
+            "**The claims and their verdicts**, at both weight decays λ. A check is decided if "
+            "chance would show such an effect in one of twenty times at most; else, and where "
+            "SET-All-ReLU is no better than guessing, it is undecided."
         )
         sources = source(self.results) + (
             f" C4: recorded runs of T-extreme, {', '.join(machines)}." if machines else ""
@@ -410,9 +407,8 @@ class Ledger:
         ]
         caption = (
             f"**The evidence{' on ' * bool(keys)}{', '.join(keys)}.** Effects with their "
-            f"{100 * CONFIDENCE:.0f} % confidence intervals in brackets, which count the spread "
-            "over seeds (pairs, where runs start alike) and the test set's size. Seeds of the "
-            "method, and of what it is compared with; of times, rounds."
+            f"{100 * CONFIDENCE:.0f} % confidence intervals in brackets. Seeds of the method, and "
+            "of what it is compared with; of times, rounds."
         )
         return Table.of("-".join(["L-claims", *(keys or ["evidence"])]) + self._here, rows, columns,
                         caption)  # fmt: skip

@@ -66,11 +66,10 @@ def cost(
         legend=legend,
     )  # fmt: skip
     caption = (
-        "**What accuracy costs.** Final test accuracy against seconds × cores of the whole "
-        "training, means over seeds. Higher is better, further left is cheaper. Hollow marks "
-        "were measured on another machine: they compare in accuracy only."
+        "**What accuracy costs.** Final test accuracy against seconds × cores of the training. "
+        "Higher is better, further left cheaper. Hollow marks compare in accuracy only."
     )
-    finding = sentence("Dense training takes the core-seconds of SET-All-ReLU", told).strip()
+    finding = sentence("Dense training takes the core-seconds of SET-All-ReLU", told)
     return figure, caption, finding, ""
 
 
@@ -107,19 +106,14 @@ def curves(results: Results) -> tuple[Figure, str, str, str]:
         return f"{shown.sized(results, name)} {', '.join(ends)}"
 
     figure, ends = shown.by_dataset(
-        results,
-        draw,
-        height=5.2,
-        block=(3, 1),
-        across=3,
-        labels=("All-ReLU − ReLU (points)", "test accuracy (%)", "cross-entropy (nats)"),
-        legend=shown.lines(results.study.methods, {"test": "-", "training": dashed}),
-    )
+        results, draw, height=5.2, block=(3, 1), across=3, labels=("All-ReLU − ReLU (points)",
+        "test accuracy (%)", "cross-entropy (nats)"), legend=shown.lines(results.study.methods,
+        {"test": "-", "training": dashed}),
+    )  # fmt: skip
     caption = (
-        "**ReLU and All-ReLU in sparse networks.** Top: the difference in test accuracy, running "
-        "mean over epochs, with its 95 % interval over seeds; where the band leaves zero, the "
-        "activation matters. Below: accuracy, and loss on the test set (solid) and in training, "
-        "with dropout (dashed); means ± one standard deviation."
+        "**ReLU and All-ReLU in sparse networks.** Top: the difference in test accuracy, a running "
+        "mean, with its 95 % interval over seeds; where the band leaves zero, the activation "
+        "matters. Below: accuracy and loss, means ± one standard deviation."
     )
     finding = shown.contrast(results, "set-all-relu", "set-relu")
     return figure, caption, finding, sentence("Test accuracy at the end", ends)
@@ -181,14 +175,12 @@ def gradient_flow(results: Results) -> tuple[Figure, str, str, str]:
         labels=("All-ReLU's / the other's", "gradient flow ‖∇L‖²"), legend=shown.lines(there),
     )  # fmt: skip
     caption = (
-        "**Gradient flow.** Squared norm of the loss's gradient over the existing parameters, on "
-        "the same rows after every epoch (bottom, geometric means over seeds ± one standard "
-        "deviation). Top: All-ReLU's divided by each other activation's, a running mean; above one "
-        "All-ReLU has more flow. A loss near zero has little flow, too."
+        "**Gradient flow.** Top: All-ReLU's over each other activation's; above one All-ReLU has "
+        "more. Bottom: the squared norm of the loss's gradient, geometric means over seeds ± one "
+        "standard deviation. Running means over epochs."
     )
-    finding = sentence("All-ReLU's gradient flow, a geometric mean over the epochs, is", told)
-    lengths = "; ".join(shown.sized(results, name) for name in shown.datasets_of(results))
-    return figure, caption, finding.replace("is: ", "is ").strip(), sentence("Lengths", lengths)
+    finding = sentence("All-ReLU's gradient flow, a geometric mean over the epochs", told)
+    return figure, caption, finding, ""
 
 
 def flow_logs(runs: list[Result]) -> np.ndarray:
@@ -229,24 +221,16 @@ def sensitivity(results: Results) -> tuple[Figure, str, str, str]:
         return f"{results.title(name)}: {', '.join(told)}" if told else ""
 
     figure, told = shown.by_dataset(
-        results,
-        draw,
-        height=2.6,
-        extra=0.3,
-        block=(1, len(SENSITIVITIES)),
-        labels=("test accuracy (%)",),
-        sharey="row",
-        legend=shown.lines([m for m in ("set-all-relu", "dense") if m in results.study.methods]),
-    )
-    lengths = "; ".join(shown.sized(results, name) for name in shown.datasets_of(results))
+        results, draw, height=2.6, extra=0.3, block=(1, len(SENSITIVITIES)), sharey="row",
+        labels=("test accuracy (%)",), legend=shown.lines(("set-all-relu", "dense")),
+    )  # fmt: skip
     caption = (
-        "**Sensitivity to α, ε and ζ.** Final test accuracy of SET-All-ReLU when one "
-        "hyperparameter changes; dotted: the study's value. Means over seeds, bars ± one standard "
-        "deviation. α = 0 is ReLU, ζ = 0 a fixed topology. What to see: whether the setting lies "
-        "on a plateau or on a slope."
+        "**Sensitivity to α, ε and ζ.** Final test accuracy when one hyperparameter changes; "
+        "dotted: the study's value. Means over seeds ± one standard deviation. α = 0 is ReLU, "
+        "ζ = 0 a fixed topology. What to see: whether the setting lies on a plateau or on a slope."
     )
-    finding = sentence("Points that the study's values lose to the best ones tried", told).strip()
-    return figure, caption, finding, sentence("Runs", lengths)
+    finding = sentence("Points that the study's values lose to the best ones tried", told)
+    return figure, caption, finding, ""
 
 
 @drawn("F-decay", "Test accuracy against weight decay, a panel per data set, a line per method.")
@@ -270,12 +254,10 @@ def decay(results: Results) -> tuple[Figure, str, str, str]:
 
     figure, told = shown.by_dataset(
         results, draw, height=2.7, extra=0.4, across=2, legend=shown.lines(results.study.methods)
-    )
+    )  # fmt: skip
     caption = (
-        "**Weight decay.** Final test accuracy against the weight decay λ, per step: none, that of "
-        "the coupled form (ηλ), a tenth of the released sequential script's, and that. Means over "
-        "seeds, bars ± one standard deviation. What to see: λ moves accuracy more than the choice "
-        "of the activation does, or it does not."
+        "**Weight decay.** Final test accuracy against λ, per step; means over seeds ± one "
+        "standard deviation. What to see: whether λ moves accuracy more than the activation does."
     )
-    finding = sentence("Most accurate of the weight decays that are recorded", told).strip()
+    finding = sentence("Most accurate of the weight decays that are recorded", told)
     return figure, caption, finding, ""

@@ -41,22 +41,15 @@ def importance(results: Results) -> tuple[Figure, str, str, str]:
         )
 
     figure, told = shown.by_dataset(
-        results,
-        draw,
-        height=2.4,
-        extra=0.5,
-        block=(1, 3),
+        results, draw, height=2.4, extra=0.5, block=(1, 3), needs=("set-all-relu",),
         labels=("density of neurons",),
-        needs=("set-all-relu",),
         legend=[line(colour, label) for label, colour in _MOMENTS.items()],
-    )
+    )  # fmt: skip
     caption = (
-        "**Neuron importance over training.** Importance is the strength of a hidden neuron's "
-        "incoming connections; SET with All-ReLU, no pruning, first seed. What to see: a random "
-        "network's neurons are much alike; training sets them apart, and the least important may "
-        "be redundant."
+        "**Neuron importance over training.** SET with All-ReLU, no pruning, first seed. What to "
+        "see: how far training sets the neurons apart that begin much alike."
     )
-    return figure, caption, f"In the first hidden layer, {told}.", ""
+    return figure, caption, sentence("In the first hidden layer", told), ""
 
 
 def _outline(ax: Axes, seen: dict[str, Any], colour: str) -> None:
@@ -70,10 +63,8 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str) -> None:
 
 def _shape(seen: dict[str, Any]) -> tuple[float, float]:
     """Return standard deviation over mean, and skewness, of a histogram."""
-    share, middles = (
-        np.array(seen["counts"]) / np.sum(seen["counts"]),
-        np.arange(len(seen["counts"])) + 0.5,
-    )
+    share = np.array(seen["counts"]) / np.sum(seen["counts"])
+    middles = np.arange(len(share)) + 0.5
     mean = share @ middles
     sd = np.sqrt(share @ (middles - mean) ** 2)
     return float(sd / mean), float(share @ (middles - mean) ** 3 / sd**3)
@@ -99,7 +90,7 @@ def during_training(results: Results) -> tuple[Figure, str, str, str]:
         left = np.mean([run["nnz_end"] / run["nnz_start"] for run in pruned])
         config = pruned[0]["config"]
         schedules.append(
-            f"{shown.sized(results, name)}, pruning from epoch {config['prune_from']} on, every "
+            f"{results.title(name)} from epoch {config['prune_from']} on, every "
             f"{config['prune_every']}"
         )
         return (
@@ -108,24 +99,16 @@ def during_training(results: Results) -> tuple[Figure, str, str, str]:
         )
 
     figure, told = shown.by_dataset(
-        results,
-        draw,
-        height=4.8,
-        block=(2, 1),
-        across=2,
-        labels=("connections (thousands)", "test accuracy (%)"),
-        needs=results.study.methods,
-        legend=shown.lines(results.study.methods),
-        sharex="col",
-    )
+        results, draw, height=4.8, block=(2, 1), across=2, labels=("connections (thousands)",
+        "test accuracy (%)"), needs=results.study.methods,
+        legend=shown.lines(results.study.methods), sharex="col",
+    )  # fmt: skip
     caption = (
-        "**Importance pruning during training.** Number of connections (top) and accuracy on the "
-        "test set (bottom), with pruning and without; means over seeds, bands of one standard "
-        "deviation. Only pruning lowers the number of connections. What to see: how far the top "
-        "line falls before the bottom one follows."
+        "**Importance pruning during training.** Means over seeds ± one standard deviation. What "
+        "to see: how far the connections (top) fall before accuracy (bottom) follows."
     )
-    finding = f"With pruning during training, {told}."
-    return figure, caption, finding, sentence("Runs", "; ".join(schedules))
+    finding = sentence("With pruning during training", told)
+    return figure, caption, finding, sentence("Pruned", "; ".join(schedules))
 
 
 _POINTS: dict[str, Any] = {"marker": "o", "markersize": 3}
@@ -165,25 +148,17 @@ def after_training(results: Results) -> tuple[Figure, str, str, str]:
         )
 
     figure, told = shown.by_dataset(
-        results,
-        draw,
-        height=4.8,
-        block=(2, 1),
-        across=2,
+        results, draw, height=4.8, block=(2, 1), across=2, sharex="col", needs=("set-all-relu",),
         labels=("test accuracy (%)", "of the unpruned network (%)"),
-        needs=("set-all-relu",),
         legend=[line(colour, label) for colour, _, label in _LEFT.values()],
-        sharex="col",
-    )
+    )  # fmt: skip
     caption = (
-        "**Importance pruning after training.** Hidden neurons up to a percentile of importance "
-        "lose their incoming connections, without training afterwards. Top: accuracy on the test "
-        "set. Bottom: what is left, also in the compact network. Means over seeds, bands ± one "
-        "standard deviation. What to see: how far to the right the top line stays level."
+        "**Importance pruning after training**, and no training afterwards. Means over seeds ± one "
+        "standard deviation. What to see: how far to the right accuracy (top) stays level, and "
+        "what is left there (bottom), also in the compact network."
     )
-    finding = f"A trained network can be pruned for at most one point of accuracy {told}."
-    lengths = "; ".join(shown.sized(results, name) for name in shown.datasets_of(results))
-    return figure, caption, finding, sentence("Runs", lengths)
+    finding = sentence("A trained network can be pruned for at most one point of accuracy", told)
+    return figure, caption, finding, ""
 
 
 def _after(runs: list[Result], name: str) -> np.ndarray:

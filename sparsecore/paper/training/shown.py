@@ -218,27 +218,24 @@ def lines(methods: Sequence[str], styles: Mapping[str, Any] | None = None) -> li
 # --- texts ------------------------------------------------------------------------------------
 
 
-def sized(results: Results, dataset: str) -> str:
-    """Return a data set's title, and how long its runs are."""
-    return f"{results.title(dataset)} ({results.size(dataset)})"
-
-
 def points(effect: Effect) -> str:
     """Show a difference of accuracies with its interval."""
     value, low, high = (100 * v for v in (effect.value, effect.low, effect.high))
     return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
-def difference(results: Results, first: str, second: str, dataset: str) -> Effect | None:
-    """Compare two methods' accuracies; None without two seeds of each."""
-    runs = results.of(dataset, first), results.of(dataset, second)
-    return compared(*runs)[0] if min(map(len, runs)) > 1 else None
+def difference(first: list[Result], second: list[Result]) -> Effect | None:
+    """Compare the accuracies of two methods' runs; None without two seeds of each."""
+    return compared(first, second)[0] if min(len(first), len(second)) > 1 else None
 
 
 def contrast(results: Results, first: str, second: str) -> str:
     """Say on how many data sets a method is more, or less, accurate than another, and by what."""
-    found = {results.title(n): difference(results, first, second, n) for n in datasets_of(results)}
-    effects = {title: effect for title, effect in found.items() if effect is not None}
+    effects = {
+        results.title(name): effect
+        for name in datasets_of(results)
+        if (effect := difference(results.of(name, first), results.of(name, second)))
+    }
     if not effects:
         return f"{METHODS[first].label} and {METHODS[second].label}: too few runs to compare them."
     more = sum(effect.low > 0 for effect in effects.values())
@@ -256,8 +253,9 @@ def sentence(start: str, text: str) -> str:
 
 
 def source(results: Results) -> str:
-    """Return where results come from."""
-    return f"Runs: {results.provenance}." if results.runs else ""
+    """Return how long runs are, and where they come from."""
+    lengths = [f"{results.title(name)} ({results.size(name)})" for name in datasets_of(results)]
+    return sentence("Lengths", "; ".join(lengths)) + f"Runs: {results.provenance}." * bool(lengths)
 
 
 def _absent(results: Results) -> str:

@@ -56,15 +56,14 @@ def degrees(results: Results) -> tuple[Figure, str, str, str]:
     figure.legend(handles=legend, loc="outside upper center", ncols=3)
     caption = (
         "**Degrees before and after training.** A column is one layer of weights: connections that "
-        "leave the neurons below it (top) and enter those above it (bottom). Means over seeds, "
-        "bands ± one standard deviation. What to see: degrees start binomial (dotted); the "
-        "distribution widens where evolution moves connections from some neurons to others."
+        "leave the neurons below it (top) and enter those above it (bottom). What to see: degrees "
+        "start binomial; they widen where evolution moves connections from neuron to neuron."
     )
     finding = (
         f"In {last} epochs the degrees' standard deviation goes from {spreads[0, 0]} and from "
         f"{spreads[1, layers - 1]}."
     )
-    return figure, caption, finding, f"{shown.sized(results, name)}; bins of {_BIN} connections. "
+    return figure, caption, finding, f"Bins of {_BIN} connections. "
 
 
 def _moments(histogram: Any) -> tuple[float, float]:

@@ -269,9 +269,8 @@ class Ledger:
                 for decay in [None] if question.times else DECAYS:
                     at = self.results.at(DECAYS[0] if decay is None else decay)
                     found = self._compare(question, at, dataset)
-                    about = {"question": question.text, "decay": decay}
-                    title = self.results.title(dataset)
-                    checks.append(replace(found, dataset=title, **about))
+                    found = replace(found, question=question.text, decay=decay)
+                    checks.append(replace(found, dataset=self.results.title(dataset)))
         tested = [number for number, check in enumerate(checks) if check.p is not None]
         adjusted = holm([checks[number].p or 0.0 for number in tested])
         for number, p in zip(tested, adjusted, strict=True):
@@ -387,8 +386,8 @@ class Ledger:
             f"{outcomes.count(FAILS)} do not, {outcomes.count(UNDECIDED)} are undecided, and "
             f"{outcomes.count(UNTESTED)} are not tested yet."
         )
-        key = f"L-claims{self._here}"
-        return replace(TableAnswer.of(key, rows, columns, caption, sources), finding=finding)
+        table = Table.of(f"L-claims{self._here}", rows, columns, caption, sources)
+        return TableAnswer(**vars(table), finding=finding)
 
     def evidence(self, *keys: str) -> Table:
         """Make the second part of L-claims: the checks of some claims, or of all, with numbers."""

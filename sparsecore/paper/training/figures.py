@@ -103,12 +103,12 @@ def curves(results: Results) -> tuple[Figure, str, str, str]:
         ends = (
             f"{shown.accuracy(runs):.1f} % with {METHODS[m].label}" for m, runs in found.items()
         )
-        return f"{shown.sized(results, name)} {', '.join(ends)}"
+        return f"{results.title(name)} {', '.join(ends)}"
 
     figure, ends = shown.by_dataset(
-        results, draw, height=5.2, block=(3, 1), across=3, labels=("All-ReLU − ReLU (points)",
-        "test accuracy (%)", "cross-entropy (nats)"), legend=shown.lines(results.study.methods,
-        {"test": "-", "training": dashed}),
+        results, draw, height=5.2, block=(3, 1), across=3,
+        labels=("All-ReLU − ReLU (points)", "test accuracy (%)", "cross-entropy (nats)"),
+        legend=shown.lines(results.study.methods, {"test": "-", "training": dashed}),
     )  # fmt: skip
     caption = (
         "**ReLU and All-ReLU in sparse networks.** Top: the difference in test accuracy, a running "

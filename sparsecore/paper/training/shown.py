@@ -255,7 +255,12 @@ def sentence(start: str, text: str) -> str:
 def source(results: Results) -> str:
     """Return how long runs are, and where they come from."""
     lengths = [f"{results.title(name)} ({results.size(name)})" for name in datasets_of(results)]
-    return sentence("Lengths", "; ".join(lengths)) + f"Runs: {results.provenance}." * bool(lengths)
+    surrogate = any(run["data"]["surrogate"] for run in results.runs)
+    return (
+        "A surrogate's accuracy says nothing; its times do. " * surrogate
+        + sentence("Lengths", "; ".join(lengths))
+        + f"Runs: {results.provenance}." * bool(lengths)
+    )
 
 
 def _absent(results: Results) -> str:

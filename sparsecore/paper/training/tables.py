@@ -9,7 +9,6 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.store import NOT_AVAILABLE, Result, root
 from sparsecore.paper.style import deviation
 from sparsecore.paper.training import shown
-from sparsecore.paper.training.conditions import METHODS, STUDIES, excluded
+from sparsecore.paper.training.conditions import METHODS, STUDIES, excluded, sizes
 from sparsecore.paper.training.effects import Effect
 from sparsecore.paper.training.on_cluster import WORKERS
 from sparsecore.paper.training.shown import TableAnswer
@@ -98,20 +97,16 @@ def hyperparameters() -> Table:
     """Make T-hyper: architecture and training per data set; daggers mark what is our own."""
     rows = []
     for name, setting in SETTINGS.items():
-        facts: dict[str, Any] = datasets.describe(name)
-        sizes = (facts["n_features"], *setting.config.hidden, facts["n_classes"])
-        row = {"data set": facts["title"], "name": name, "hidden": "-".join(map(str, sizes))}
+        row = {"data set": datasets.describe(name)["title"], "name": name}
+        row |= {"hidden": "-".join(map(str, sizes(name)))}
         row |= {field: getattr(setting.config, field) for field in _OF_A_DATASET}
-        origins = {f"{f} from": setting.origin(f) for f in ("hidden", *_OF_A_DATASET)}
-        rows.append(row | origins)
-    columns = (
-        Column("data set", "data set", number=False),
-        Column("architecture", "hidden", _marked("hidden"), number=False),
-        *(
-            Column(HYPERPARAMETERS[field].label, field, _marked(field), field != "init")
-            for field in _OF_A_DATASET
-        ),
-    )
+        rows.append(row | {f"{f} from": setting.origin(f) for f in ("hidden", *_OF_A_DATASET)})
+    labels = {"hidden": "architecture"} | {f: HYPERPARAMETERS[f].label for f in _OF_A_DATASET}
+    columns = [Column("data set", "data set", number=False)]
+    columns += [
+        Column(label, field, _marked(field), field not in ("hidden", "init"))
+        for field, label in labels.items()
+    ]
     caption = (
         f"**Hyperparameters per data set.** Unmarked values stand in the authors' {RELEASED}; a "
         f"dagger marks {READING} of the study, a double dagger {CHOICE} for data that are not in "
@@ -148,11 +143,13 @@ def common_hyperparameters() -> Table:
         for label, values, origin in found
     ]
     columns = [Column(name, name, number=name == "value") for name in rows[0]]
-    augmented = [datasets.describe(n)["title"] for n, s in SETTINGS.items() if s.config.augment]
+    augmented = [
+        str(datasets.describe(n)["title"]) for n, s in SETTINGS.items() if s.config.augment
+    ]
     caption = (
         "**Hyperparameters of all data sets of the study.** Importance pruning is for the methods "
         "that have it in their name. Images that are shifted (by up to 10 %), rotated (by up to "
-        f"10°) and flipped horizontally in training: {', '.join(augmented)}."
+        f"10°) and flipped horizontally in training: {titles}."
     )
     return Table.of("T-hyper-common", rows, columns, caption)
 
@@ -197,14 +194,10 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> TableAn
         "and the one that half of the test set chooses, on the other half; × dense: seconds × "
         "cores of the dense row over the row's. Means ± one standard deviation over seeds."
     )
-    table = TableAnswer.of(
-        f"T-main{'-here' * (not results.recorded)}",
-        rows,
-        columns,
-        caption,
-        _main_sources(results, rows),
+    table = Table.of(
+        f"T-main{results.suffix}", rows, columns, caption, _main_sources(results, rows)
     )
-    return replace(table, finding=_best(rows))
+    return TableAnswer(**vars(table), finding=_best(rows))
 
 
 def _best(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -232,10 +225,8 @@ def _main_sources(results: Results, rows: list[dict[str, Any]]) -> str:
     guessing = [
         f"{row['title']}, λ = {row['decay']:g}, {row['label']}" for row in rows if row["guessing"]
     ]
-    surrogate = any(run["data"]["surrogate"] for run in results.runs)
     return (
         shown.sentence("Parallel runs", ", ".join(told))
-        + "A surrogate's accuracy says nothing; its times do. " * surrogate
         + shown.sentence("No better than guessing yet, by their training loss", "; ".join(guessing))
         + " ".join([*dict.fromkeys(notes), shown.source(results)])
     )
@@ -386,7 +377,8 @@ def spent() -> Table:
 
 def progress(recorded: Results) -> TableAnswer:
     """Make the table of which runs of T-main are recorded, and what is missing."""
-    rows, study = [], recorded.study
+    rows: list[dict[str, Any]] = []
+    study = recorded.study
     for name, decay in itertools.product(study.datasets, study.decays):
         at = recorded.at(decay)
         there = [r for r in (*at.runs, *at.diverged) if r["condition"]["dataset"] == name]
@@ -408,4 +400,4 @@ def progress(recorded: Results) -> TableAnswer:
         f"Of the main table's {totals[1]} planned runs {totals[0]} are recorded; of CIFAR-10's "
         f"{cifar[1]}, {cifar[0]}."
     )
-    return replace(TableAnswer.of("T-recorded", rows, columns, caption), finding=finding)
+    return TableAnswer(**vars(Table.of("T-recorded", rows, columns, caption)), finding=finding)

@@ -11,7 +11,6 @@ from scipy.stats import binom
 
 from sparsecore import datasets
 from sparsecore.paper.style import COLOURS, GREY, WIDTH, deviation, line, patch
-from sparsecore.paper.training import shown
 from sparsecore.paper.training.shown import drawn
 from sparsecore.paper.training.studies import Result, Results
 

@@ -149,7 +149,7 @@ def common_hyperparameters() -> Table:
     caption = (
         "**Hyperparameters of all data sets of the study.** Importance pruning is for the methods "
         "that have it in their name. Images that are shifted (by up to 10 %), rotated (by up to "
-        f"10°) and flipped horizontally in training: {titles}."
+        f"10°) and flipped horizontally in training: {', '.join(augmented)}."
     )
     return Table.of("T-hyper-common", rows, columns, caption)
 

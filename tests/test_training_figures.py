@@ -292,6 +292,28 @@ def test_gradient_flow_draws_geometric_means(main):
     assert "Not available on this machine: Madelon" in picture.sources
 
 
+def test_cost_compares_seconds_of_one_machine_only(main):
+    def elsewhere(run):
+        return {**run, "provenance": {**run["provenance"], "cpu": "another"}}
+
+    runs = [elsewhere(r) if r["condition"]["method"] == "dense" else r for r in main.runs]
+    recorded = replace(main, profile="paper", recorded=True, unavailable={})
+    picture = figures.cost(replace(recorded, runs=runs))
+    marks = {line.get_color(): line for line in picture.figure.axes[0].lines}
+    for method in METHODS:
+        mark, own = marks[COLOURS[method]], files(method)
+        seconds = np.mean([sum(run["seconds"][stage] for stage in SPENT) for run in own])
+        assert mark.get_xdata() == pytest.approx([seconds])
+        assert mark.get_ydata() == pytest.approx([100 * np.mean([r["test_accuracy"] for r in own])])
+        assert mark.get_fillstyle() == ("none" if method == "dense" else "full")
+    assert picture.finding == "", "no seconds of one machine to be divided"
+    ratio = np.divide(*(
+        np.mean([sum(run["seconds"][stage] for stage in SPENT) for run in files(method)])
+        for method in ("dense", "set-all-relu")
+    ))  # fmt: skip
+    assert f": {ratio:.2g} times on Optical digits. " in figures.cost(recorded).finding
+
+
 def test_pruning_figures_hold_the_numbers_of_the_files(main):
     shown = view(main, "set-all-relu", "set-all-relu-pruned")
     during = pruning.during_training(shown)
@@ -317,6 +339,14 @@ def test_importance_histograms_hold_all_neurons(main):
         for patch in outlines:
             values, edges, _ = patch.get_data()
             assert np.sum(values * np.diff(edges)) == pytest.approx(1)
+    [first, *_, last] = [
+        np.repeat(np.arange(40), e["importance"][0]["counts"])
+        for e in main.of("digits", "set-all-relu")[0]["epochs"]
+        if "importance" in e
+    ]
+    tails = f"(skewness {stats.skew(first):+.1f} before, {stats.skew(last):+.1f} at the end)"
+    assert tails in picture.finding
+    assert ("on the right" if stats.skew(last) > 0 else "on the left") in picture.finding
 
 
 def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):
@@ -406,6 +436,18 @@ def test_depth_draws_geometric_means_and_says_them(monkeypatch):
     assert f"All-ReLU is {ratio:.2g} times ReLU's" in picture.sources
     assert len(picture.caption.split()) <= 60
     assert isinstance(depth.figure(store.Versions(None, missing="no data")), page.Note)
+
+
+def test_what_is_missing_of_the_main_table_is_counted():
+    study = STUDIES["T-main"]
+    planned = len(study.conditions("paper"))
+    run = {"condition": {"dataset": "cifar10", "method": "dense"}, "config": {"weight_decay": 0.0},
+           "data": {"surrogate": False}}  # fmt: skip
+    table = tables.progress(studies.Results(study, "paper", [run], recorded=True))
+    assert table.data["planned"].sum() == planned
+    row = table.data[(table.data["title"] == "CIFAR-10") & (table.data["decay"] == 0)].iloc[0]
+    assert (row["recorded"], row["missing"].split(", ")[0]) == (1, "SET-ReLU")
+    assert f"Of the main table's {planned} planned runs 1 are recorded" in table.finding
 
 
 def test_what_others_published_and_what_it_took(main):

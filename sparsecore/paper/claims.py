@@ -216,12 +216,8 @@ def verdict(checks: Sequence[Check]) -> str:
         if outcomes.count(outcome) == len(outcomes):
             return outcome
     parts = [f"holds in {outcomes.count(HOLDS)} of {tested} checks"]
-    open_ = (
-        (FAILS, "does not in {}"),
-        (UNDECIDED, "undecided in {}"),
-        (UNTESTED, "{} " + UNTESTED),
-    )
-    parts += [form.format(outcomes.count(o)) for o, form in open_ if o in outcomes]
+    rest = {FAILS: "does not in {}", UNDECIDED: "undecided in {}", UNTESTED: f"{{}} {UNTESTED}"}
+    parts += [form.format(outcomes.count(o)) for o, form in rest.items() if o in outcomes]
     return ", ".join(parts)
 
 
@@ -296,10 +292,8 @@ class Ledger:
             if judge and not wanted(method):
                 return no("not part of the study at this weight decay", IMPOSSIBLE)
         if not judge:
-            spent, contest = (
-                epoch_seconds(results, dataset, self._times),
-                results.profile == "paper",
-            )
+            spent = epoch_seconds(results, dataset, self._times)
+            contest = results.profile == "paper"
             if not set(methods) <= spent.keys():
                 return no("not timed by themselves yet" if contest else "no runs")
             both = [

@@ -41,14 +41,14 @@ class _Answer:
         return f"{self.finding}\n\n{super()._repr_markdown_()}"  # type: ignore[misc]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PictureAnswer(_Answer, Picture):
     """A figure below its finding."""
 
     finding: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TableAnswer(_Answer, Table):
     """A table below its finding."""
 

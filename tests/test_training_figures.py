@@ -311,7 +311,7 @@ def test_cost_compares_seconds_of_one_machine_only(main):
         np.mean([sum(run["seconds"][stage] for stage in SPENT) for run in files(method)])
         for method in ("dense", "set-all-relu")
     ))  # fmt: skip
-    assert f": {ratio:.2g} times on Optical digits. " in figures.cost(recorded).finding
+    assert f": {ratio:.2g} on Optical digits. " in figures.cost(recorded).finding
 
 
 def test_pruning_figures_hold_the_numbers_of_the_files(main):

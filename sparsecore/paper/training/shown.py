@@ -186,6 +186,8 @@ def with_sd(ax: Axes, x: Sequence[float], runs: Iterable[list[Result]], method: 
 def say(ax: Axes, text: str, x: float | None = None, colour: str = GREY) -> None:
     """Write in the middle of a panel, or upright at `x`, why there is nothing."""
     place = ax.transAxes if x is None else ax.get_xaxis_transform()
+    if x is None:
+        ax.set_yticks([], minor=False)
     look = {"ha": "center", "va": "center", "rotation": 0 if x is None else 90}
     ax.text(0.5 if x is None else x, 0.5, text, transform=place, color=colour, **look)
 

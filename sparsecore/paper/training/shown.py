@@ -75,10 +75,10 @@ def drawn(key: str, alt: str) -> Callable[[Draw], Callable[..., Picture | Note]]
             if results.runs:
                 with matplotlib.rc_context(STYLE):
                     figure, caption, finding, numbers = draw(results, *more)
-                sources = f"{numbers}{_absent(results)}{source(results)}"
+                sources = f"{numbers}{absent(results)}{source(results)}"
                 return PictureAnswer(name, figure, caption, alt, sources, finding)
             if not results.recorded:
-                return nothing(name, _absent(results))
+                return nothing(name, absent(results))
             return Note(f"No results of profile paper are recorded for {results.study.key} yet.")
 
         return picture
@@ -265,7 +265,7 @@ def source(results: Results) -> str:
     )
 
 
-def _absent(results: Results) -> str:
+def absent(results: Results) -> str:
     """Name what is not shown: data that are not here or not recorded, and diverged runs."""
     there = datasets_of(results)
     missing = [name for name in results.study.datasets if name not in there]

@@ -202,23 +202,22 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> TableAn
 
 def _best(rows: Iterable[Mapping[str, Any]]) -> str:
     """Say which method is the most accurate on each data set, and how many connections it has."""
-    there = sorted((r for r in rows if r["test_accuracy"]), key=lambda row: row["test_accuracy"])
-    best = {row["title"]: row for row in there}  # the last one stays
+    best: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        found = best.setdefault(row["title"], row)
+        if (row["test_accuracy"] or 0) > (found["test_accuracy"] or 0):
+            best[row["title"]] = row
     told = [
         f"{title}, {row['label']} (λ = {row['decay']:g}), {100 * row['test_accuracy']:.1f} % with "
         f"{row['nnz_end']:,.0f} connections"
         for title, row in best.items()
+        if row["test_accuracy"]
     ]
-    return f"Most accurate after the last epoch: {'; '.join(told)}." if told else ""
+    return shown.sentence("Most accurate after the last epoch", "; ".join(told)).strip()
 
 
 def _main_sources(results: Results, rows: list[dict[str, Any]]) -> str:
     notes = [f"{row['title']}, {row['label']}: {row['note']}." for row in rows if row["note"]]
-    notes += [
-        f"{results.title(run['condition']['dataset'])}, "
-        f"{METHODS[run['condition']['method']].label}: seed {run['seed']} diverged."
-        for run in results.diverged
-    ]
     parallel = [r for r in results.runs if METHODS[r["condition"]["method"]].parallel]
     teams = {(r["provenance"]["ranks"], r["provenance"]["cores"]) for r in parallel}
     told = [f"{workers} workers on {many} cores" for workers, many in sorted(teams)]
@@ -228,7 +227,7 @@ def _main_sources(results: Results, rows: list[dict[str, Any]]) -> str:
     return (
         shown.sentence("Parallel runs", ", ".join(told))
         + shown.sentence("No better than guessing yet, by their training loss", "; ".join(guessing))
-        + " ".join([*dict.fromkeys(notes), shown.source(results)])
+        + " ".join([*dict.fromkeys(notes), shown.absent(results) + shown.source(results)])
     )
 
 

@@ -428,4 +428,4 @@ def test_a_sign_is_of_the_check_that_decides(outcomes, expected):
         Check("", outcome=outcome, effect=None if outcome == UNTESTED else 2.0, unit="points")
         for outcome in outcomes
     ]
-    assert claims.sign(checks) == expected
+    assert claims.sign(checks) == expected.replace(" ", "\N{NO-BREAK SPACE}")

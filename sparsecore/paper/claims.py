@@ -140,6 +140,7 @@ class Claim(NamedTuple):
     """
 
     key: str
+    name: str
     text: str
     rule: str
     questions: tuple[Question, ...] = ()
@@ -149,6 +150,7 @@ _kept = partial(_difference, threshold=-MARGIN)
 CLAIMS = (
     Claim(
         "C1",
+        "faster than dense",
         "Truly sparse training, from scratch, without masks, in parallel, is faster than dense.",
         "On every data set SET-All-ReLU and WASAP take less time per epoch than the dense network, "
         "in seconds × cores; WASAP takes fewer seconds than SET-All-ReLU, and loses less than one "
@@ -169,6 +171,7 @@ CLAIMS = (
     ),
     Claim(
         "C2",
+        "All-ReLU beats ReLU",
         "All-ReLU favours the gradient flow, and so beats ReLU in sparse networks.",
         "On every data set the gradient flow, as a geometric mean over the epochs, and the final "
         "accuracy are higher with All-ReLU than with ReLU.",
@@ -179,6 +182,7 @@ CLAIMS = (
     ),
     Claim(
         "C3",
+        "pruning keeps accuracy",
         "Importance pruning removes redundant neurons' connections: fewer parameters, accuracy "
         "kept.",
         "On every data set pruning during training costs less than one percentage point of "
@@ -187,6 +191,7 @@ CLAIMS = (
     ),
     Claim(
         "C4",
+        "brain size trains",
         "A network of the order of 5·10⁷ neurons can be trained.",
         "The loss of networks of at least 5·10⁷ neurons falls (Kendall's test for a trend); those "
         "of 5·10⁷ neurons are right on held-out samples more often than chance (binomial test), "
@@ -194,6 +199,7 @@ CLAIMS = (
     ),
     Claim(
         "C5",
+        "better than dense",
         "More accurate than SET with ReLU, and than dense, while being faster.",
         "On every data set SET-All-ReLU is more accurate than the dense network. (SET with ReLU is "
         "a check of C2, time of C1.)",
@@ -233,7 +239,8 @@ def sign(checks: Sequence[Check]) -> str:
         if found := [check for check in checks if check.outcome == outcome]:
             number = next((check.number for check in found if check.number), "")
             part = outcome != UNTESTED and any(check.outcome == UNTESTED for check in checks)
-            return f"{f'({mark})' if part else mark} {number}".strip()
+            text = f"{f'({mark})' if part else mark} {number}".strip()
+            return text.replace(" ", "\N{NO-BREAK SPACE}")
     return ""
 
 
@@ -332,7 +339,7 @@ class Ledger:
         rows = []
         for claim in CLAIMS:
             for decay in DECAYS if claim.questions else [None]:
-                row: dict[str, Any] = {"claim": claim.key, "text": claim.text, "decay": decay}
+                row: dict[str, Any] = {"claim": claim.key, "name": claim.name, "decay": decay}
                 checks = self.at(claim.key, decay or 0.0)
                 row |= {t: sign([c for c in checks if c.dataset == t]) for t in titles}
                 row["artificial"] = sign([c for c in checks if c.dataset not in titles])
@@ -408,7 +415,7 @@ class Ledger:
 
 
 def _linked(row: Mapping[str, Any]) -> str:
-    return f"{{ref}}`{row['claim']} <l-claims-{row['claim'].lower()}>` {row['text']}"
+    return f"{{ref}}`{row['claim']} <l-claims-{row['claim'].lower()}>` {row['name']}"
 
 
 # --- how a run of an extreme network is judged ---------------------------------------------------

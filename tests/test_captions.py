@@ -30,6 +30,7 @@ _SHOWN = {
     extreme_figures: ("table", "memory", "scaling", "losses", "split", "survival", "projection"),
 }  # fmt: skip
 _TRAINING = (
+    ("T-main", training_figures.cost),
     ("F-curves", training_figures.curves),
     ("F-gradient-flow", training_figures.gradient_flow),
     ("F-alpha", training_figures.sensitivity),
@@ -41,6 +42,7 @@ _TRAINING = (
     ("T-main", tables.main),
     ("F-decay", training_figures.decay),
     ("T-deviations", tables.deviations),
+    ("L-claims", lambda found: claims.Ledger(found).grid()),
     ("L-claims", lambda found: claims.Ledger(found).table()),
     ("L-claims", lambda found: claims.Ledger(found).evidence()),
 )

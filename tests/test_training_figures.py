@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from sparsecore import datasets, experiment
 from sparsecore.datasets import DataNotAvailable
@@ -185,22 +186,26 @@ def test_main_table_says_what_is_missing_and_why(main):
     assert "/somewhere" not in table._repr_markdown_() + table.latex() + table.csv()
 
 
-def test_recorded_results_stand_beside_the_build_s_own(main):
+def test_the_build_s_own_results_have_another_name_and_come_after(main):
     runs = [{**run, "test_accuracy": 0.5} for run in main.of("digits", "set-relu")]
     recorded = replace(main, profile="paper", runs=runs, recorded=True, unavailable={})
-    table = tables.main(main, recorded)
-    rows = table.data[table.data["method"] == "set-relu"]
-    assert rows["profile"].tolist()[:2] == ["quick", "paper"]
-    assert rows["test_accuracy"].tolist()[1] == 0.5
-    assert (table.data["profile"] == "paper").sum() == 1, "only what is recorded has a row"
-    assert table.sources.count("Runs: profile") == 2
-    nothing = replace(recorded, runs=[])
-    assert "profile" not in tables.main(main, nothing).frame
+    table, own = tables.main(recorded), tables.main(main)
+    assert (table.key, own.key) == ("T-main", "T-main-here")
+    assert table.data["test_accuracy"].tolist() == [0.5], "only what is recorded has a row"
+    assert table.finding == (
+        "Most accurate after the last epoch: Optical digits, SET-ReLU (λ = 0.0002), 50.0 % with "
+        f"{np.mean([run['nnz_end'] for run in runs]):,.0f} connections."
+    )
+    assert table._repr_markdown_().startswith(f"{table.finding}\n\n````{{table}}")
     picture = figures.curves(replace(recorded, study=view(main, "set-relu").study))
     markdown = picture._repr_markdown_()
-    assert ":name: f-curves-recorded\n" in markdown
+    assert ":name: f-curves\n" in markdown and picture.finding in picture._repr_html_()
     assert f"\n:alt: {picture.alt}\n" in markdown and len(picture.alt.splitlines()) == 1
     assert picture.caption in markdown
+    assert figures.curves(view(main, "set-relu")).key == "F-curves-here"
+    same = replace(main, profile="paper")  # this build's profile: what it shows is above
+    for shown in (tables.main(same), figures.curves(same)):
+        assert "stand above" in shown._repr_markdown_()
 
 
 def test_where_nothing_is_recorded_a_figure_is_a_note(main):
@@ -214,7 +219,7 @@ def test_where_nothing_is_recorded_a_figure_is_a_note(main):
 def test_curves_draw_means_and_bands_of_the_results(main):
     methods = ("set-relu", "set-all-relu")
     picture = figures.curves(view(main, *methods))
-    top = picture.figure.axes[0]
+    gain, top = picture.figure.axes[:2]
     for line, band, method in zip(top.lines, top.collections, methods, strict=True):
         runs = files(method)
         seeds = [[100 * e["test_accuracy"] for e in run["epochs"][1:]] for run in runs]
@@ -226,8 +231,16 @@ def test_curves_draw_means_and_bands_of_the_results(main):
         assert drawn.min() == pytest.approx((mean - sd).min())
         assert drawn.max() == pytest.approx((mean + sd).max())
         final = [100 * run["test_accuracy"] for run in runs]
-        said = f"{np.mean(final):.1f} ± {np.std(final, ddof=1):.1f} % with "
+        said = f"{np.mean(final):.1f} % with "
         assert said + conditions.METHODS[method].label in picture.sources
+    ends = [[100 * run["test_accuracy"] for run in files(m)] for m in reversed(methods)]
+    test = stats.ttest_rel(*ends)
+    assert gain.lines[1].get_ydata()[-1] == pytest.approx(np.subtract(*ends).mean())
+    drawn = gain.collections[0].get_paths()[0].vertices
+    low, high = test.confidence_interval(0.95)
+    last = drawn[drawn[:, 0] == 3][:, 1]
+    assert (last.min(), last.max()) == pytest.approx((low, high))
+    assert picture.finding.startswith("SET-All-ReLU is more accurate than SET-ReLU on ")
     assert "profile quick, seeds 0, 1" in picture.sources
     assert "(3 epochs of 1,437 rows)" in picture.sources
     assert picture.svg() == figures.curves(view(main, *methods)).svg(), "the same every time"
@@ -235,7 +248,7 @@ def test_curves_draw_means_and_bands_of_the_results(main):
 
 def test_absent_data_are_said_and_no_path_is_shown(main):
     picture = figures.curves(view(main, "set-relu"))
-    assert [t.get_text() for ax in picture.figure.axes for t in ax.texts] == 2 * [ABSENT]
+    assert len(picture.figure.axes) == 3, "no empty panels"
     assert "Not available on this machine: Madelon." in picture.sources
     empty = studies.Results(STUDIES["F-topology"], "quick", [], {"fashion-mnist": "/somewhere"})
     for draw in (topology.degrees, topology.pixels):
@@ -264,14 +277,41 @@ def test_topology_s_figures_hold_all_neurons_and_pixels_where_they_are(main):
 def test_gradient_flow_draws_geometric_means(main):
     methods = ("set-relu", "set-leaky-relu", "set-all-relu")
     picture = figures.gradient_flow(view(main, *methods))
-    ax = picture.figure.axes[0]
+    top, ax = picture.figure.axes
+    logs = {}
     for line, method in zip(ax.lines, methods, strict=True):
         runs = files(method)
         flows = [[e["gradient_flow"] for e in run["epochs"]] for run in runs]
-        np.testing.assert_allclose(line.get_ydata(), np.exp(np.log(flows).mean(axis=0)))
+        logs[method] = np.log(flows).mean(axis=0)
+        np.testing.assert_allclose(line.get_ydata(), np.exp(logs[method]))
         assert line.get_color() == COLOURS[method]
+    for line, method in zip(top.lines, methods[:2], strict=False):
+        ratio = np.exp(logs["set-all-relu"] - logs[method])
+        np.testing.assert_allclose(line.get_ydata(), ratio)
     assert ax.get_yscale() == "log"
     assert "Not available on this machine: Madelon" in picture.sources
+
+
+def test_cost_compares_seconds_of_one_machine_only(main):
+    def elsewhere(run):
+        return {**run, "provenance": {**run["provenance"], "cpu": "another"}}
+
+    runs = [elsewhere(r) if r["condition"]["method"] == "dense" else r for r in main.runs]
+    recorded = replace(main, profile="paper", recorded=True, unavailable={})
+    picture = figures.cost(replace(recorded, runs=runs))
+    marks = {line.get_color(): line for line in picture.figure.axes[0].lines}
+    for method in METHODS:
+        mark, own = marks[COLOURS[method]], files(method)
+        seconds = np.mean([sum(run["seconds"][stage] for stage in SPENT) for run in own])
+        assert mark.get_xdata() == pytest.approx([seconds])
+        assert mark.get_ydata() == pytest.approx([100 * np.mean([r["test_accuracy"] for r in own])])
+        assert mark.get_fillstyle() == ("none" if method == "dense" else "full")
+    assert picture.finding == "", "no seconds of one machine to be divided"
+    ratio = np.divide(*(
+        np.mean([sum(run["seconds"][stage] for stage in SPENT) for run in files(method)])
+        for method in ("dense", "set-all-relu")
+    ))  # fmt: skip
+    assert f": {ratio:.2g} on Optical digits. " in figures.cost(recorded).finding
 
 
 def test_pruning_figures_hold_the_numbers_of_the_files(main):
@@ -281,7 +321,7 @@ def test_pruning_figures_hold_the_numbers_of_the_files(main):
     nnz = [[e["nnz"] / 1000 for e in r["epochs"]] for r in pruned]
     np.testing.assert_allclose(during.figure.axes[0].lines[1].get_ydata(), np.mean(nnz, axis=0))
     left = 100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in pruned])
-    assert f"{left:.0f} % of the connections are left" in during.sources
+    assert f"{left:.0f} % of the connections are left" in during.finding
 
     [line] = pruning.after_training(shown).figure.axes[0].lines[:1]
     plain = files("set-all-relu")
@@ -299,6 +339,14 @@ def test_importance_histograms_hold_all_neurons(main):
         for patch in outlines:
             values, edges, _ = patch.get_data()
             assert np.sum(values * np.diff(edges)) == pytest.approx(1)
+    [first, *_, last] = [
+        np.repeat(np.arange(40), e["importance"][0]["counts"])
+        for e in main.of("digits", "set-all-relu")[0]["epochs"]
+        if "importance" in e
+    ]
+    tails = f"(skewness {stats.skew(first):+.1f} before, {stats.skew(last):+.1f} at the end)"
+    assert tails in picture.finding
+    assert ("on the right" if stats.skew(last) > 0 else "on the left") in picture.finding
 
 
 def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):
@@ -335,12 +383,12 @@ def test_the_built_table_holds_the_numbers_of_the_results():
     built = ROOT / "book/_build/html/notebooks/main.html"
     if not built.is_file():
         pytest.skip("the book is not built")
-    table = re.search(r'<table[^>]*id="t-main".*?</table>', built.read_text(), re.DOTALL)
-    assert table, "no table t-main on the page"
+    found = re.findall(r'<table[^>]*id="t-main(?:-here)?".*?</table>', built.read_text(), re.DOTALL)
+    assert found, "no table t-main on the page"
     cell = r"<td.*?</td>"
     rows = [
         [html.unescape(re.sub(r"<[^>]+>", "", c)).strip() for c in re.findall(cell, row, re.DOTALL)]
-        for row in table[0].split("</tr>")
+        for row in "".join(found).split("</tr>")
     ]
     study, compared = STUDIES["T-main"], 0
     for profile, decay in itertools.product(("quick", "paper"), ("", "-decay0")):
@@ -390,6 +438,18 @@ def test_depth_draws_geometric_means_and_says_them(monkeypatch):
     assert isinstance(depth.figure(store.Versions(None, missing="no data")), page.Note)
 
 
+def test_what_is_missing_of_the_main_table_is_counted():
+    study = STUDIES["T-main"]
+    planned = len(study.conditions("paper"))
+    run = {"condition": {"dataset": "cifar10", "method": "dense"}, "config": {"weight_decay": 0.0},
+           "data": {"surrogate": False}}  # fmt: skip
+    table = tables.progress(studies.Results(study, "paper", [run], recorded=True))
+    assert table.data["planned"].sum() == planned
+    row = table.data[(table.data["title"] == "CIFAR-10") & (table.data["decay"] == 0)].iloc[0]
+    assert (row["recorded"], row["missing"].split(", ")[0]) == (1, "SET-ReLU")
+    assert f"Of the main table's {planned} planned runs 1 are recorded" in table.finding
+
+
 def test_what_others_published_and_what_it_took(main):
     assert "mocanu2018" in tables.published().frame["source"].iloc[0]
     runs = [run for method in METHODS for run in files(method)]
@@ -406,7 +466,7 @@ def test_methods_without_runs_are_left_out(main):
     """Runs that diverged, or that are not recorded yet, do not keep the others from being shown."""
     runs = main.of("digits", "set-all-relu")
     three = replace(view(main, "set-relu", "set-leaky-relu", "set-all-relu"), runs=runs)
-    assert len(figures.gradient_flow(three).figure.axes[0].lines) == 1
+    assert len(figures.gradient_flow(three).figure.axes[1].lines) == 1
     caption = figures.curves(three).sources
     assert "with SET-All-ReLU" in caption and "with SET-ReLU" not in caption
     pair = replace(view(main, "set-all-relu", "set-all-relu-pruned"), runs=runs)
@@ -443,7 +503,7 @@ def test_data_sets_table_says_what_is_not_there(monkeypatch):
 
     real = datasets.load
     monkeypatch.setattr(datasets, "load", lambda n: real(n) if n == "digits" else absent(n))
-    table = tables.data_sets()
+    table = tables.data_sets(studies.Results(STUDIES["T-main"], "paper", []))
     shown = table.frame.set_index("data set")
     assert shown.loc["Fashion-MNIST", "source"] == "not available on this machine"
     assert shown.loc["Fashion-MNIST", "SHA-256"] == "—"

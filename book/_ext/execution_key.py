@@ -234,7 +234,8 @@ def _outdated(
 ) -> list[str]:
     if not app.execution_key_changed:  # type: ignore[attr-defined]
         return []
-    return [name for name in env.found_docs if env.doc2path(name).endswith(".ipynb")]
+    pages = (".ipynb", "intro.md")  # the first page has cells, too
+    return [name for name in env.found_docs if env.doc2path(name).endswith(pages)]
 
 
 def _rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:

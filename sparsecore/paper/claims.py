@@ -10,9 +10,10 @@ count.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import fisher_exact
@@ -33,13 +34,8 @@ from sparsecore.paper.training.effects import (
     spread_of,
 )
 from sparsecore.paper.training.figures import flow_logs
-from sparsecore.paper.training.shown import source
-from sparsecore.paper.training.studies import (
-    Results,
-    cores,
-    have_learnt,
-    training_seconds,
-)
+from sparsecore.paper.training.shown import TableAnswer, epoch_seconds, points, source
+from sparsecore.paper.training.studies import Results, have_learnt
 from sparsecore.settings import DECAYS
 
 HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "not tested here yet"
@@ -53,8 +49,8 @@ class Check:
     """One question to the results, on one data set, and the answer.
 
     `decay` is the weight decay, None where the answer does not depend on it. `seeds` are the number
-    of runs of the method, and of what it is compared with. `effect` is in `unit`, "points" or "×",
-    from `low` to `high`; `p` is two-sided, and `adjusted` for the number of a claim's checks.
+    of runs of the method, and of what it is compared with. `effect` is in `unit`, "points", "×" or
+    "%", from `low` to `high`; `p` is two-sided, and `adjusted` for the number of a claim's checks.
     """
 
     question: str
@@ -70,268 +66,144 @@ class Check:
     adjusted: float | None = None
     outcome: str = UNTESTED
 
+    @property
+    def number(self) -> str:
+        """The effect in short; "" if there is none."""
+        forms = {"points": "{:+.2f}", "×": "× {:.2g}", "%": "{:.0f} %"}
+        return "" if self.effect is None else forms[str(self.unit)].format(self.effect)
+
+
+def _answer(p: float, evidence: str, **more: Any) -> Check:
+    """Return the answer of a one-sided test; it is decided when all of its claim's are there."""
+    outcome = HOLDS if p < 0.5 else FAILS
+    return Check("", evidence=evidence, p=2 * min(p, 1 - p), outcome=outcome, **more)
+
 
 def _measured(found: Effect | None, unit: str, seeds: str, note: str = "") -> Check:
-    """Return the answer that an effect gives; it is decided when all of its claim's are there."""
+    """Return the answer that an effect gives."""
     if found is None:
         return Check("", evidence="the runs do not differ at all", outcome=UNDECIDED, seeds=seeds)
     scaled = [100 * v if unit == "points" else math.exp(v) for v in vars(found).values()][:3]
-    form = "{:+.2f} points [{:+.2f}, {:+.2f}]" if unit == "points" else "× {:.3g} [{:.3g}, {:.3g}]"
-    p = 2 * min(found.p, 1 - found.p)
-    outcome = HOLDS if found.p < 0.5 else FAILS
-    return Check(
-        "", seeds=seeds, evidence=form.format(*scaled) + note, effect=scaled[0], low=scaled[1],
-        high=scaled[2], unit=unit, p=p, outcome=outcome,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The results that answer: of L-claims, of T-extreme, of T-times."""
-
-    results: Results
-    extreme: Mapping[Row, Result] = field(default_factory=dict)
-    times: Mapping[str, Result] = field(default_factory=dict)
-
-
-Ask = Callable[[Evidence], list[Check]]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the paper's abstract, the rule by which it holds, and what is asked of results."""
-
-    key: str
-    text: str
-    rule: str
-    questions: tuple[Ask, ...]
-
-    def ask(self, evidence: Evidence) -> list[Check]:
-        """Return the answers; those that chance alone could have given are undecided."""
-        checks = [check for question in self.questions for check in question(evidence)]
-        tested = [number for number, check in enumerate(checks) if check.p is not None]
-        adjusted = holm([checks[number].p or 0.0 for number in tested])
-        for number, p in zip(tested, adjusted, strict=True):
-            decided = checks[number].outcome if p < 1 - CONFIDENCE else UNDECIDED
-            checks[number] = replace(checks[number], adjusted=p, outcome=decided)
-        return checks
+    text = points(found) + note if unit == "points" else "× {:.3g} [{:.3g}, {:.3g}]".format(*scaled)
+    about = dict(zip(("effect", "low", "high"), scaled, strict=True))
+    return _answer(found.p, text, seeds=seeds, unit=unit, **about)
 
 
 # --- how two methods' runs are compared ----------------------------------------------------------
 
-_SPARSE, _RELU, _PRUNED, _PARALLEL = "set-all-relu", "set-relu", "set-all-relu-pruned", "wasap"
-Judge = Callable[[Runs, Runs], Check]
 
-
-def _compare(question: str, methods: tuple[str, str], judge: Judge, timed: bool = False) -> Ask:
-    """Return what asks a question about two methods on every data set.
-
-    A question that is not about times is about what is learnt: surrogates do not count, nor does
-    SET-All-ReLU where it is no better than guessing.
-    """
-
-    def answer(evidence: Evidence, results: Results, dataset: str) -> Check:
-        def no(why: str, outcome: str = UNTESTED) -> Check:
-            return Check("", evidence=why, outcome=outcome)
-
-        for method in methods:
-            if why := conditions.excluded(dataset, method):
-                return no(why, IMPOSSIBLE)
-            if not results.study.wanted(results.profile, dataset, method, results.decay):
-                return no("not part of the study at this weight decay", IMPOSSIBLE)
-        contest = evidence.times.get(dataset, {"rounds": {}})
-        if timed and set(methods) <= contest["rounds"].keys():
-            return judge(*([{**contest, "method": method}] for method in methods))
-        lost, reference_lost = (results.diverged_of(dataset, method) for method in methods)
-        if lost:
-            return no(f"{len(lost)} run(s) diverged", FAILS)
-        if reference_lost:
-            return no(f"{len(reference_lost)} run(s) of what it is compared with diverged")
-        first, second = (results.of(dataset, method) for method in methods)
-        if not (first and second):
-            return no("no runs")
-        if timed and results.profile == "paper":
-            return no("not timed by themselves yet")
-        if not timed and first[0]["data"]["surrogate"]:
-            return no("a surrogate's accuracy is no evidence", IMPOSSIBLE)
-        if min(len(first), len(second)) < 2:
-            return no("fewer than two seeds")
-        if not timed and not have_learnt(results.of(dataset, _SPARSE)):
-            return no("SET-All-ReLU has not learnt anything yet", UNDECIDED)
-        return judge(first, second)
-
-    def ask(evidence: Evidence) -> list[Check]:
-        checks = []
-        for dataset in evidence.results.study.datasets:
-            for decay in [None] if timed else DECAYS:
-                at = evidence.results.at(DECAYS[0] if decay is None else decay)
-                found = replace(answer(evidence, at, dataset), question=question, decay=decay)
-                checks.append(replace(found, dataset=at.title(dataset)))
-        return checks
-
-    return ask
-
-
-def _more_accurate(first: Runs, second: Runs) -> Check:
-    found, seeds = compared(first, second)
-    return _measured(found, "points", seeds)
-
-
-def _not_less_accurate(first: Runs, second: Runs) -> Check:
-    found, seeds = compared(first, second, -MARGIN)
+def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
+    """Judge whether the first is more accurate, by more than a threshold that may be negative."""
+    found, seeds = compared(first, second, threshold)
     left = np.mean([run["nnz_end"] / run["nnz_start"] for run in first])
-    return _measured(found, "points", seeds, f"; {100 * left:.0f} % of the connections left")
+    note = f"; {100 * left:.0f} % of the connections left" * bool(left < 1)
+    return _measured(found, "points", seeds, note)
 
 
-def _larger(first: Sequence[float], second: Sequence[float], paired: bool) -> Check:
+def _ratio(first: Sequence[float], second: Sequence[float], paired: bool) -> Check:
     """Judge whether values of `first` are larger, as a factor: times and flows are positive."""
-    logs = np.log(first).tolist(), np.log(second).tolist()
+    logs, seeds = (np.log(first).tolist(), np.log(second).tolist()), counted(first, second)
+    if min(map(len, logs)) < 2:
+        return Check("", evidence="fewer than two seeds", seeds=seeds)
     value = float(np.mean(logs[0]) - np.mean(logs[1]))
-    return _measured(effect(value, spread_of(*logs, paired)), "×", counted(first, second))
-
-
-def _faster(first: Runs, second: Runs, by_core: bool = True) -> Check:
-    """Judge seconds × cores, or seconds: of turns in a contest, or of a quick build's runs."""
-    if contest := first[0].get("rounds"):
-        spent = [
-            np.multiply(contest[m], first[0]["cores"][m] if by_core else 1).tolist()
-            for m in (second[0]["method"], first[0]["method"])
-        ]
-        return _larger(spent[0], spent[1], True)
-    spent = [
-        [training_seconds(run) * (cores(run) if by_core else 1) for run in runs]
-        for runs in (second, first)
-    ]
-    return _larger(spent[0], spent[1], False)
+    return _measured(effect(value, spread_of(*logs, paired)), "×", seeds)
 
 
 def _more_flow(first: Runs, second: Runs) -> Check:
     first, second, paired = pairs(first, second)
     flows = [10 ** flow_logs(runs)[:, 1:].mean(axis=1) for runs in (first, second)]
-    return _larger(flows[0].tolist(), flows[1].tolist(), paired)
-
-
-# --- how a run of an extreme network is judged ---------------------------------------------------
-
-
-def _ask_extreme(evidence: Evidence) -> list[Check]:
-    questions: dict[str, Callable[[Result, Mapping[Row, Result], Row], Check]] = {
-        "its loss falls": _loss_falls,
-        "it beats chance": _beats_chance,
-        "its hidden layers learn": _beats_frozen,
-    }
-    large = {row: run for row, run in sorted(evidence.extreme.items()) if row.neurons >= BAT}
-    if not large:
-        return [Check(question) for question in questions]
-    checks = []
-    for row, run in large.items():
-        if row.frozen:
-            continue
-        label = f"artificial, {row.neurons:.0e} neurons, {row.hidden_layers} hidden layer(s)"
-        for question, judge in questions.items():
-            if judge is _loss_falls or row.neurons == BAT:
-                found = replace(judge(run, evidence.extreme, row), question=question)
-                checks.append(replace(found, dataset=label))
-    return checks
-
-
-def _tested(p: float, evidence: str) -> Check:
-    """Return the answer of a one-sided test."""
-    both = 2 * min(p, 1 - p)
-    outcome = HOLDS if p < 0.5 else FAILS
-    return Check("", evidence=evidence, seeds="1", p=both, outcome=outcome)
-
-
-def _loss_falls(run: Result, others: Mapping[Row, Result], row: Row) -> Check:
-    if (found := run["trend"]) is None:
-        return Check("", evidence="fewer than three steps")
-    peak, there = run["peak_bytes"] / 2**30, run["provenance"]["memory_gib"]
-    return _tested(
-        found["p"],
-        f"Kendall's τ {found['tau']:+.2f}, p = {found['p']:.1g}; {len(run['losses'])} steps with "
-        f"{peak:.1f} of {there:.1f} GiB",
-    )
-
-
-def _beats_chance(run: Result, others: Mapping[Row, Result], row: Row) -> Check:
-    if (found := run["test"]) is None:
-        return Check("", evidence="no held-out samples")
-    return _tested(
-        found["p"],
-        f"{found['correct']} of {found['n']} held-out samples right, p = {found['p']:.1g}",
-    )
-
-
-def _beats_frozen(run: Result, others: Mapping[Row, Result], row: Row) -> Check:
-    control = others.get(replace(row, frozen=True))
-    if control is None or not (run["test"] and control["test"]):
-        return Check("", evidence="the control with frozen hidden layers is not recorded yet")
-    right = [[one["test"]["correct"], one["test"]["n"] - one["test"]["correct"]]
-             for one in (run, control)]  # fmt: skip
-    p = float(fisher_exact(right, alternative="greater").pvalue)
-    return _tested(
-        p, f"{right[0][0]} of {sum(right[0])} right, {right[1][0]} with hidden layers frozen"
-    )
+    return _ratio(flows[0].tolist(), flows[1].tolist(), paired)
 
 
 # --- the claims ----------------------------------------------------------------------------------
 
+_SPARSE, _RELU, _PRUNED, _PARALLEL = "set-all-relu", "set-relu", "set-all-relu-pruned", "wasap"
+
+
+class Question(NamedTuple):
+    """What is asked of two methods on every data set: of their runs, by a judge, or of times.
+
+    Times are the "core-seconds" or "seconds" of an epoch.
+    """
+
+    text: str
+    first: str
+    second: str
+    judge: Callable[[Runs, Runs], Check] | None = None
+    times: str = ""
+
+
+class Claim(NamedTuple):
+    """A claim of the paper's abstract, the rule by which it holds, and what is asked of results.
+
+    Without questions it is about networks of extreme size.
+    """
+
+    key: str
+    name: str
+    text: str
+    rule: str
+    questions: tuple[Question, ...] = ()
+
+
+_kept = partial(_difference, threshold=-MARGIN)
 CLAIMS = (
     Claim(
         "C1",
+        "faster than dense",
         "Truly sparse training, from scratch, without masks, in parallel, is faster than dense.",
         "On every data set SET-All-ReLU and WASAP take less time per epoch than the dense network, "
         "in seconds × cores; WASAP takes fewer seconds than SET-All-ReLU, and loses less than one "
         "percentage point of accuracy to it.",
         (
-            _compare(
-                "faster than dense", (_SPARSE, "dense"), _faster, timed=True
+            Question("faster than dense", _SPARSE, "dense", times="core-seconds"),
+            Question(
+                "parallel training faster than dense", _PARALLEL, "dense", times="core-seconds"
             ),
-            _compare(
-                "parallel training faster than dense", (_PARALLEL, "dense"), _faster, timed=True
+            Question(
+                "parallel training faster than sequential, in seconds", _PARALLEL, _SPARSE,
+                times="seconds",
             ),
-            _compare(
-                "parallel training faster than sequential, in seconds", (_PARALLEL, _SPARSE),
-                partial(_faster, by_core=False), timed=True,
-            ),
-            _compare(
-                "parallel training as accurate as sequential", (_PARALLEL, _SPARSE),
-                _not_less_accurate,
+            Question(
+                "parallel training as accurate as sequential", _PARALLEL, _SPARSE, _kept
             ),
         ),
     ),
     Claim(
         "C2",
+        "All-ReLU beats ReLU",
         "All-ReLU favours the gradient flow, and so beats ReLU in sparse networks.",
         "On every data set the gradient flow, as a geometric mean over the epochs, and the final "
         "accuracy are higher with All-ReLU than with ReLU.",
         (
-            _compare("more gradient flow than ReLU", (_SPARSE, _RELU), _more_flow),
-            _compare("more accurate than ReLU", (_SPARSE, _RELU), _more_accurate),
+            Question("more gradient flow than ReLU", _SPARSE, _RELU, _more_flow),
+            Question("more accurate than ReLU", _SPARSE, _RELU, _difference),
         ),
     ),
     Claim(
         "C3",
+        "pruning keeps accuracy",
         "Importance pruning removes redundant neurons' connections: fewer parameters, accuracy "
         "kept.",
         "On every data set pruning during training costs less than one percentage point of "
         "accuracy. (That fewer connections are left is so by construction.)",
-        (_compare("accuracy kept", (_PRUNED, _SPARSE), _not_less_accurate),),
+        (Question("accuracy kept", _PRUNED, _SPARSE, _kept),),
     ),
     Claim(
         "C4",
+        "brain size trains",
         "A network of the order of 5·10⁷ neurons can be trained.",
         "The loss of networks of at least 5·10⁷ neurons falls (Kendall's test for a trend); those "
         "of 5·10⁷ neurons are right on held-out samples more often than chance (binomial test), "
         "and than the same network with frozen hidden layers (Fisher's test).",
-        (_ask_extreme,),
     ),
     Claim(
         "C5",
+        "better than dense",
         "More accurate than SET with ReLU, and than dense, while being faster.",
         "On every data set SET-All-ReLU is more accurate than the dense network. (SET with ReLU is "
         "a check of C2, time of C1.)",
-        (_compare("more accurate than dense", (_SPARSE, "dense"), _more_accurate),),
+        (Question("more accurate than dense", _SPARSE, "dense", _difference),),
     ),
 )  # fmt: skip
 
@@ -342,22 +214,37 @@ def verdict(checks: Sequence[Check]) -> str:
     "holds" if all do; "does not hold" if none does and all are decided; "not tested here yet" if
     none was tested; else in how many of the tested checks it holds, and what is open.
     """
-    checks = [check for check in checks if check.outcome != IMPOSSIBLE]
-    counts = {o: sum(c.outcome == o for c in checks) for o in (HOLDS, FAILS, UNDECIDED, UNTESTED)}
-    tested = len(checks) - counts[UNTESTED]
+    outcomes = [check.outcome for check in checks if check.outcome != IMPOSSIBLE]
+    tested = len(outcomes) - outcomes.count(UNTESTED)
     if not tested:
         return UNTESTED
     for outcome in (HOLDS, FAILS):
-        if counts[outcome] == len(checks):
+        if outcomes.count(outcome) == len(outcomes):
             return outcome
-    parts = [f"holds in {counts[HOLDS]} of {tested} checks"]
-    if counts[FAILS]:
-        parts.append(f"does not in {counts[FAILS]}")
-    if counts[UNDECIDED]:
-        parts.append(f"undecided in {counts[UNDECIDED]}")
-    if counts[UNTESTED]:
-        parts.append(f"{counts[UNTESTED]} {UNTESTED}")
+    parts = [f"holds in {outcomes.count(HOLDS)} of {tested} checks"]
+    rest = {FAILS: "does not in {}", UNDECIDED: "undecided in {}", UNTESTED: f"{{}} {UNTESTED}"}
+    parts += [form.format(outcomes.count(o)) for o, form in rest.items() if o in outcomes]
     return ", ".join(parts)
+
+
+_SIGNS = {FAILS: "✗", UNDECIDED: "?", HOLDS: "✓", UNTESTED: "–"}
+
+
+def sign(checks: Sequence[Check]) -> str:
+    """Return checks in short: ✗ if one fails, else ? if one is undecided, else ✓, and its number.
+
+    – if none is tested, nothing if none can be, and in brackets if some are not tested yet.
+    """
+    for outcome, mark in _SIGNS.items():
+        if found := [check for check in checks if check.outcome == outcome]:
+            number = next((check.number for check in found if check.number), "")
+            part = outcome != UNTESTED and any(check.outcome == UNTESTED for check in checks)
+            text = f"{f'({mark})' if part else mark} {number}".strip()
+            return text.replace(" ", "\N{NO-BREAK SPACE}")
+    return ""
+
+
+# --- the ledger ----------------------------------------------------------------------------------
 
 
 class Ledger:
@@ -373,27 +260,104 @@ class Ledger:
         extreme: Mapping[Row, Result] | None = None,
         times: Mapping[str, Result] | None = None,
     ) -> None:
-        self._evidence = Evidence(results, extreme or {}, times or {})
-        self.checks = {claim.key: claim.ask(self._evidence) for claim in CLAIMS}
+        self.results, self._extreme, self._times = results, extreme or {}, times or {}
+        self.checks = {claim.key: self._ask(claim) for claim in CLAIMS}
         self.verdicts = {key: verdict(checks) for key, checks in self.checks.items()}
+
+    def _ask(self, claim: Claim) -> list[Check]:
+        """Return a claim's answers; those that chance alone could have given are undecided."""
+        checks = [] if claim.questions else list(_extreme_answers(self._extreme))
+        for question in claim.questions:
+            for dataset in self.results.study.datasets:
+                for decay in [None] if question.times else DECAYS:
+                    at = self.results.at(DECAYS[0] if decay is None else decay)
+                    found = self._compare(question, at, dataset)
+                    found = replace(found, question=question.text, decay=decay)
+                    checks.append(replace(found, dataset=self.results.title(dataset)))
+        tested = [number for number, check in enumerate(checks) if check.p is not None]
+        adjusted = holm([checks[number].p or 0.0 for number in tested])
+        for number, p in zip(tested, adjusted, strict=True):
+            decided = checks[number].outcome if p < 1 - CONFIDENCE else UNDECIDED
+            checks[number] = replace(checks[number], adjusted=p, outcome=decided)
+        return checks
+
+    def _compare(self, question: Question, results: Results, dataset: str) -> Check:
+        """Answer a question on one data set at one weight decay.
+
+        Of what is learnt surrogates tell nothing, nor does SET-All-ReLU where it is no better than
+        guessing.
+        """
+
+        def no(why: str, outcome: str = UNTESTED) -> Check:
+            return Check("", evidence=why, outcome=outcome)
+
+        methods, judge = (question.first, question.second), question.judge
+        wanted = partial(results.study.wanted, results.profile, dataset, decay=results.decay)
+        for method in methods:
+            if why := conditions.excluded(dataset, method):
+                return no(why, IMPOSSIBLE)
+            if judge and not wanted(method):
+                return no("not part of the study at this weight decay", IMPOSSIBLE)
+        if not judge:
+            spent = epoch_seconds(results, dataset, self._times)
+            contest = results.profile == "paper"
+            if not set(methods) <= spent.keys():
+                return no("not timed by themselves yet" if contest else "no runs")
+            both = [
+                np.multiply(turns, used if question.times == "core-seconds" else 1).tolist()
+                for turns, used in (spent[method] for method in methods)
+            ]
+            return _ratio(both[1], both[0], contest)
+        lost, reference_lost = (results.diverged_of(dataset, method) for method in methods)
+        if lost:
+            return no(f"{len(lost)} run(s) diverged", FAILS)
+        if reference_lost:
+            return no(f"{len(reference_lost)} run(s) of what it is compared with diverged")
+        first, second = (results.of(dataset, method) for method in methods)
+        if not (first and second):
+            return no("no runs")
+        if first[0]["data"]["surrogate"]:
+            return no("a surrogate's accuracy is no evidence", IMPOSSIBLE)
+        if min(len(first), len(second)) < 2:
+            return no("fewer than two seeds")
+        if not have_learnt(results.of(dataset, _SPARSE)):
+            return no("SET-All-ReLU has not learnt anything yet", UNDECIDED)
+        return judge(first, second)
 
     @property
     def _here(self) -> str:
         """What tells a quick build's ledger from the recorded one."""
-        return "-here" * (self._evidence.results.profile == "quick")
+        return "-here" * (self.results.profile == "quick")
 
     def at(self, key: str, decay: float) -> list[Check]:
         """Return a claim's checks at one weight decay, and those that do not depend on it."""
         return [check for check in self.checks[key] if check.decay in (decay, None)]
 
-    def glue(self) -> None:
-        """Offer the verdicts to other pages of the book, as "C1-verdict" to "C5-verdict"."""
-        from myst_nb import glue
+    def grid(self) -> Table:
+        """Make the grid of the first page: claims × data sets, a sign and a number in each cell."""
+        titles = [self.results.title(dataset) for dataset in self.results.study.datasets]
+        rows = []
+        for claim in CLAIMS:
+            for decay in DECAYS if claim.questions else [None]:
+                row: dict[str, Any] = {"claim": claim.key, "name": claim.name, "decay": decay}
+                checks = self.at(claim.key, decay or 0.0)
+                row |= {t: sign([c for c in checks if c.dataset == t]) for t in titles}
+                row["artificial"] = sign([c for c in checks if c.dataset not in titles])
+                rows.append(row)
+        columns = [
+            Column("claim", "claim", _linked, number=False, once=True),
+            Column("λ", "decay", "{:g}"),
+            *(Column(title, title, number=False) for title in (*titles, "artificial")),
+        ]
+        caption = (
+            "**What came of the claims**: ✓ holds, ✗ does not, ? undecided, – not tested yet, in "
+            "brackets if only some checks are. The number is of the check that decides: points of "
+            "accuracy, × how many times faster or more gradient flow, % of held-out samples right. "
+            "Both weight decays λ. A claim's name leads to its evidence."
+        )
+        return Table.of(f"L-grid{self._here}", rows, columns, caption)
 
-        for key, text in self.verdicts.items():
-            glue(f"{key}-verdict", text, display=False)
-
-    def table(self) -> Table:
+    def table(self) -> TableAnswer:
         """Make L-claims: claim, rule, verdict at each weight decay."""
         rows = [
             {"claim": c.key, "text": c.text, "rule": c.rule, "verdict": self.verdicts[c.key]}
@@ -408,35 +372,83 @@ class Ledger:
                 for decay in DECAYS
             ),
         )
-        machines = sorted({run["provenance"]["cpu"] for run in self._evidence.extreme.values()})
+        machines = sorted({run["provenance"]["cpu"] for run in self._extreme.values()})
         caption = (
-            "**The claims and their verdicts**, at both weight decays λ. The rules know no result. "
-            "A check is decided if chance would show such an effect in one of twenty times at most "
-            "(two-sided t test, corrected by Holm for the claim's number of checks); else, and "
-            "where SET-All-ReLU is no better than guessing, it is undecided."
+            "**The claims and their verdicts**, at both weight decays λ. A check is decided if "
+            "chance would show such an effect in one of twenty times at most; else, and where "
+            "SET-All-ReLU is no better than guessing, it is undecided."
         )
-        sources = source(self._evidence.results) + (
+        sources = source(self.results) + (
             f" C4: recorded runs of T-extreme, {', '.join(machines)}." if machines else ""
         )
-        return Table.of(f"L-claims{self._here}", rows, columns, caption, sources)
+        outcomes = [check.outcome for checks in self.checks.values() for check in checks]
+        finding = (
+            f"Of {sum(o != IMPOSSIBLE for o in outcomes)} checks {outcomes.count(HOLDS)} hold, "
+            f"{outcomes.count(FAILS)} do not, {outcomes.count(UNDECIDED)} are undecided, and "
+            f"{outcomes.count(UNTESTED)} are not tested yet."
+        )
+        table = Table.of(f"L-claims{self._here}", rows, columns, caption, sources)
+        return TableAnswer(**vars(table), finding=finding)
 
-    def evidence(self) -> Table:
-        """Make the second part of L-claims: every check with its numbers."""
+    def evidence(self, *keys: str) -> Table:
+        """Make the second part of L-claims: the checks of some claims, or of all, with numbers."""
         rows = [
-            {"claim": key, **vars(check)} for key, checks in self.checks.items() for check in checks
+            {"claim": key, **vars(check)}
+            for key in keys or self.checks
+            for check in self.checks[key]
         ]
         form = {"λ": "{:g}", "p (Holm)": "{:.2g}"}
         names = {"claim": "claim", "check": "question", "data set": "dataset", "λ": "decay"}
         names |= {"seeds": "seeds", "effect": "evidence"}
         names |= {"p (Holm)": "adjusted", "outcome": "outcome"}
         columns = [
-            Column(title, name, form.get(title, "{}"), number=False, once=name == "claim")
+            Column(title, name, form.get(title, "{}"), False, once=name in ("claim", "question"))
             for title, name in names.items()
         ]
         caption = (
-            "**The evidence.** Effects with their "
-            f"{100 * CONFIDENCE:.0f} % confidence intervals in brackets, which count the spread "
-            "over seeds (pairs, where runs start alike) and the test set's size. Seeds of the "
-            "method, and of what it is compared with; of times, rounds."
+            f"**The evidence{' on ' * bool(keys)}{', '.join(keys)}.** Effects with their "
+            f"{100 * CONFIDENCE:.0f} % confidence intervals in brackets. Seeds of the method, and "
+            "of what it is compared with; of times, rounds."
         )
-        return Table.of(f"L-claims-evidence{self._here}", rows, columns, caption)
+        return Table.of("-".join(["L-claims", *(keys or ["evidence"])]) + self._here, rows, columns,
+                        caption)  # fmt: skip
+
+
+def _linked(row: Mapping[str, Any]) -> str:
+    return f"{{ref}}`{row['claim']} <l-claims-{row['claim'].lower()}>` {row['name']}"
+
+
+# --- how a run of an extreme network is judged ---------------------------------------------------
+
+
+def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
+    """Yield C4's checks, of networks that are large enough."""
+    large = [row for row in sorted(runs) if row.neurons >= BAT and not row.frozen]
+    for row in large:
+        label = f"artificial, {row.neurons:.0e} neurons, {row.hidden_layers} hidden layer(s)"
+        answers = _learning(runs[row], runs.get(replace(row, frozen=True)))
+        for question, answer in answers.items() if row.neurons == BAT else [*answers.items()][:1]:
+            yield replace(answer, question=question, dataset=label)
+    if not large:
+        yield from map(Check, ("its loss falls", "it beats chance", "its hidden layers learn"))
+
+
+def _learning(run: Result, control: Result | None) -> dict[str, Check]:
+    """Judge what a network has learnt, also by one whose hidden layers were frozen."""
+    falls = Check("", evidence="fewer than three steps")
+    chance = Check("", evidence="no held-out samples")
+    frozen = Check("", evidence="the control with frozen hidden layers is not recorded yet")
+    if trend := run["trend"]:
+        peak, there = run["peak_bytes"] / 2**30, run["provenance"]["memory_gib"]
+        told = f"Kendall's τ {trend['tau']:+.2f}, p = {trend['p']:.1g}; {len(run['losses'])} steps "
+        falls = _answer(trend["p"], f"{told}with {peak:.1f} of {there:.1f} GiB", seeds="1")
+    if test := run["test"]:
+        right, n = test["correct"], test["n"]
+        told = f"{right} of {n} held-out samples right, p = {test['p']:.1g}"
+        chance = _answer(test["p"], told, seeds="1", effect=100 * right / n, unit="%")
+        if control and (other := control["test"]):
+            both = [[one["correct"], one["n"] - one["correct"]] for one in (test, other)]
+            p = float(fisher_exact(both, alternative="greater").pvalue)
+            told = f"{right} of {n} right, {other['correct']} with hidden layers frozen"
+            frozen = _answer(p, told, seeds="1")
+    return {"its loss falls": falls, "it beats chance": chance, "its hidden layers learn": frozen}

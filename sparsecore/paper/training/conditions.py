@@ -254,7 +254,7 @@ _STUDIES = (
     ),
     Study(
         "F-alpha", "sensitivity to α, ε and ζ", ("fashion-mnist", "madelon"),
-        (*_SET, *(f"{n}-{v:g}" for n, (_, vs) in SENSITIVITIES.items() for v in vs)),
+        ("dense", *_SET, *(f"{n}-{v:g}" for n, (_, vs) in SENSITIVITIES.items() for v in vs)),
         seeds=_FIRST, shares_with="T-main",
     ),
     Study(

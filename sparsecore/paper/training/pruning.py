@@ -20,7 +20,7 @@ _MOMENTS = {"before training": GREY, "on the way": "#56B4E9", "at the end": "#00
     "F-importance",
     "Histograms of neuron importance per hidden layer before, during and after training.",
 )
-def importance(results: Results) -> tuple[Figure, str, str]:
+def importance(results: Results) -> tuple[Figure, str, str, str]:
     """Draw how importance is distributed in each hidden layer, first seed; of F-importance."""
 
     def draw(axes: Any, name: str) -> str:
@@ -33,27 +33,23 @@ def importance(results: Results) -> tuple[Figure, str, str]:
             ax.set(title=f"hidden layer {layer + 1}", xlabel="importance Σ |weight|")
             ax.set_xlim(left=0)
             ax.set_ylim(bottom=0)
-        first, last = (_relative_spread(moments[i]["importance"][0]) for i in (0, -1))
-        epochs = ", ".join(str(moment["epoch"]) for moment in moments)
-        return f"{results.title(name)} (epochs {epochs}) {first:.2f} → {last:.2f}"
+        (spread, skew), (then, skewed) = (_shape(moments[i]["importance"][0]) for i in (0, -1))
+        return (
+            f"on {results.title(name)} the standard deviation goes from {spread:.2f} to {then:.2f} "
+            f"of the mean, and the longer tail is on the {'right' if skewed > 0 else 'left'} "
+            f"(skewness {skew:+.1f} before, {skewed:+.1f} at the end)"
+        )
 
     figure, told = shown.by_dataset(
-        results,
-        draw,
-        height=2.4,
-        extra=0.5,
-        block=(1, 3),
+        results, draw, height=2.4, extra=0.5, block=(1, 3), needs=("set-all-relu",),
         labels=("density of neurons",),
-        needs=("set-all-relu",),
         legend=[line(colour, label) for label, colour in _MOMENTS.items()],
-    )
+    )  # fmt: skip
     caption = (
-        "**Neuron importance over training.** Importance is the strength of a hidden neuron's "
-        "incoming connections; SET with All-ReLU, no pruning, first seed. What to see: a random "
-        "network's neurons are much alike; training sets them apart, and the least important may "
-        "be redundant."
+        "**Neuron importance over training.** SET with All-ReLU, no pruning, first seed. What to "
+        "see: how far training sets the neurons apart that begin much alike."
     )
-    return figure, caption, sentence("Standard deviation over mean in hidden layer 1", told)
+    return figure, caption, sentence("In the first hidden layer", told), ""
 
 
 def _outline(ax: Axes, seen: dict[str, Any], colour: str) -> None:
@@ -65,17 +61,22 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str) -> None:
     ax.stairs(density, edges, color=colour, alpha=0.15, fill=True)
 
 
-def _relative_spread(seen: dict[str, Any]) -> float:
-    mean, sd = shown.moments(seen["counts"])
-    return sd / (mean + 0.5)  # a bin's values lie about its middle
+def _shape(seen: dict[str, Any]) -> tuple[float, float]:
+    """Return standard deviation over mean, and skewness, of a histogram."""
+    share = np.array(seen["counts"]) / np.sum(seen["counts"])
+    middles = np.arange(len(share)) + 0.5
+    mean = share @ middles
+    sd = np.sqrt(share @ (middles - mean) ** 2)
+    return float(sd / mean), float(share @ (middles - mean) ** 3 / sd**3)
 
 
 @drawn(
     "F-importance-during",
     "Connections and test accuracy against epoch with and without importance pruning.",
 )
-def during_training(results: Results) -> tuple[Figure, str, str]:
+def during_training(results: Results) -> tuple[Figure, str, str, str]:
     """Draw connections and accuracy with importance pruning and without; of F-importance."""
+    schedules: list[str] = []
 
     def draw(axes: Any, name: str) -> str:
         top, bottom = axes
@@ -88,31 +89,26 @@ def during_training(results: Results) -> tuple[Figure, str, str]:
         plain, pruned = (results.of(name, m) for m in results.study.methods)
         left = np.mean([run["nnz_end"] / run["nnz_start"] for run in pruned])
         config = pruned[0]["config"]
+        schedules.append(
+            f"{results.title(name)} from epoch {config['prune_from']} on, every "
+            f"{config['prune_every']}"
+        )
         return (
-            f"{results.title(name)} ({results.size(name)}; pruning from epoch "
-            f"{config['prune_from']} on, every {config['prune_every']}) {100 * left:.0f} % of the "
-            "connections are left and accuracy differs by "
-            f"{shown.accuracy(pruned) - shown.accuracy(plain):+.1f} points"
+            f"on {results.title(name)} {100 * left:.0f} % of the connections are left and accuracy "
+            f"differs by {shown.accuracy(pruned) - shown.accuracy(plain):+.1f} points"
         )
 
     figure, told = shown.by_dataset(
-        results,
-        draw,
-        height=4.8,
-        block=(2, 1),
-        across=2,
-        labels=("connections (thousands)", "test accuracy (%)"),
-        needs=results.study.methods,
-        legend=shown.lines(results.study.methods),
-        sharex="col",
-    )
+        results, draw, height=4.8, block=(2, 1), across=2, labels=("connections (thousands)",
+        "test accuracy (%)"), needs=results.study.methods,
+        legend=shown.lines(results.study.methods), sharex="col",
+    )  # fmt: skip
     caption = (
-        "**Importance pruning during training.** Number of connections (top) and accuracy on the "
-        "test set (bottom), with pruning and without; means over seeds, bands of one standard "
-        "deviation. Only pruning lowers the number of connections. What to see: how far the top "
-        "line falls before the bottom one follows."
+        "**Importance pruning during training.** Means over seeds ± one standard deviation. What "
+        "to see: how far the connections (top) fall before accuracy (bottom) follows."
     )
-    return figure, caption, sentence("At the end", told)
+    finding = sentence("With pruning during training", told)
+    return figure, caption, finding, sentence("Pruned", "; ".join(schedules))
 
 
 _POINTS: dict[str, Any] = {"marker": "o", "markersize": 3}
@@ -128,7 +124,7 @@ _LEFT = {
     "F-importance-after",
     "Accuracy, connections, memory and prediction time against the pruned percentile.",
 )
-def after_training(results: Results) -> tuple[Figure, str, str]:
+def after_training(results: Results) -> tuple[Figure, str, str, str]:
     """Draw what pruning a trained network costs and saves, by percentile; of F-importance."""
 
     def draw(axes: Any, name: str) -> str:
@@ -147,29 +143,22 @@ def after_training(results: Results) -> tuple[Figure, str, str]:
         bottom.set_ylim(bottom=0)
         bottom.set_xlabel("percentile of importance that is pruned")
         return (
-            f"{shown.sized(results, name)}: up to percentile {x[last]:.0f} accuracy loses no more "
-            f"than one point; there {shares[0]} of the connections are left, and the compact "
-            f"network takes {shares[1]} of the memory and {shares[2]} of the time of a prediction"
+            f"on {results.title(name)} up to percentile {x[last]:.0f}, where {shares[0]} of the "
+            f"connections are left, {shares[1]} of the memory and {shares[2]} of the time"
         )
 
     figure, told = shown.by_dataset(
-        results,
-        draw,
-        height=4.8,
-        block=(2, 1),
-        across=2,
+        results, draw, height=4.8, block=(2, 1), across=2, sharex="col", needs=("set-all-relu",),
         labels=("test accuracy (%)", "of the unpruned network (%)"),
-        needs=("set-all-relu",),
         legend=[line(colour, label) for colour, _, label in _LEFT.values()],
-        sharex="col",
-    )
+    )  # fmt: skip
     caption = (
-        "**Importance pruning after training.** Hidden neurons up to a percentile of importance "
-        "lose their incoming connections, without training afterwards. Top: accuracy on the test "
-        "set. Bottom: what is left, also in the compact network. Means over seeds, bands ± one "
-        "standard deviation. What to see: how far to the right the top line stays level."
+        "**Importance pruning after training**, and no training afterwards. Means over seeds ± one "
+        "standard deviation. What to see: how far to the right accuracy (top) stays level, and "
+        "what is left there (bottom), also in the compact network."
     )
-    return figure, caption, sentence("SET with All-ReLU", told)
+    finding = sentence("A trained network can be pruned for at most one point of accuracy", told)
+    return figure, caption, finding, ""
 
 
 def _after(runs: list[Result], name: str) -> np.ndarray:

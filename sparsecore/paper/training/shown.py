@@ -7,45 +7,78 @@ Nothing is run or read here. How the book's pictures look is in `style`, what is
 from __future__ import annotations
 
 import functools
+import html
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.ndimage import uniform_filter1d
 
 from sparsecore import datasets
-from sparsecore.paper.page import Note, Picture
-from sparsecore.paper.store import NOT_AVAILABLE, current_profile
-from sparsecore.paper.style import COLOURS, STYLE, WIDTH, deviation, line, not_available, nothing
+from sparsecore.paper.page import Note, Picture, Table
+from sparsecore.paper.store import NOT_AVAILABLE, Result
+from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, deviation, line, nothing
 from sparsecore.paper.training.conditions import METHODS
-from sparsecore.paper.training.studies import Result, Results
+from sparsecore.paper.training.effects import Effect, compared
+from sparsecore.paper.training.studies import Results, cores, training_seconds
 
-Draw = Callable[[Results], tuple[Figure, str, str]]
+
+class _Answer:
+    """What is shown below its `finding`, a sentence that is computed from the same results."""
+
+    finding: str
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.finding)}</p>{super()._repr_html_()}"  # type: ignore[misc]
+
+    def _repr_markdown_(self) -> str:
+        return f"{self.finding}\n\n{super()._repr_markdown_()}"  # type: ignore[misc]
 
 
-def drawn(key: str, alt: str) -> Callable[[Draw], Callable[[Results], Picture | Note]]:
-    """Make a picture of the figure that a function draws of results, its caption and its numbers.
+@dataclass(frozen=True, repr=False)
+class PictureAnswer(_Answer, Picture):
+    """A figure below its finding."""
 
-    Numbers, what is missing, and where the runs come from are a fold under the figure. Where there
-    are no runs at all, the function is not called.
+    finding: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class TableAnswer(_Answer, Table):
+    """A table below its finding."""
+
+    finding: str = ""
+
+
+SHOWN_ABOVE = Note("This build is of profile paper: its results stand above.")
+# A figure, its caption, its finding, and numbers for the fold under it.
+Draw = Callable[..., tuple[Figure, str, str, str]]
+
+
+def drawn(key: str, alt: str) -> Callable[[Draw], Callable[..., Picture | Note]]:
+    """Make a picture of what a function draws of results, if there are any.
+
+    Numbers, what is missing, and where the runs come from are a fold under the figure.
     """
 
-    def decorate(draw: Draw) -> Callable[[Results], Picture | Note]:
+    def decorate(draw: Draw) -> Callable[..., Picture | Note]:
         @functools.wraps(draw)
-        def picture(results: Results) -> Picture | Note:
+        def picture(results: Results, *more: Any) -> Picture | Note:
             name = key + results.suffix
+            if results.profile == "paper" and not results.recorded:
+                return SHOWN_ABOVE
             if results.runs:
                 with matplotlib.rc_context(STYLE):
-                    figure, caption, numbers = draw(results)
-                absent = _absent(results, NOT_AVAILABLE.capitalize())
-                return Picture(name, figure, caption, alt, numbers + absent + source(results))
+                    figure, caption, finding, numbers = draw(results, *more)
+                sources = f"{numbers}{absent(results)}{source(results)}"
+                return PictureAnswer(name, figure, caption, alt, sources, finding)
             if not results.recorded:
-                return nothing(name, _absent(results, "Missing"))
-            if current_profile() == "paper":
-                return Note("The results above are those of profile paper themselves.")
+                return nothing(name, absent(results))
             return Note(f"No results of profile paper are recorded for {results.study.key} yet.")
 
         return picture
@@ -66,56 +99,64 @@ def by_dataset(
     legend: Sequence[Any] = (),
     **subplots: Any,
 ) -> tuple[Figure, str]:
-    """Draw a block of panels per data set, or say in it that there is nothing to be drawn.
+    """Draw a block of panels per data set that has runs, and some of each method in `needs`.
 
-    ``draw(panels, name)`` draws a data set that has runs, and some of each method in `needs`; it
-    returns the numbers to be told of it. All of them are returned beside the figure. A block has
-    (rows, columns) of panels, and `labels` name its rows. At most `across` blocks stand side by
-    side; such a row is `height` inches high, and `extra` inches are for the legend.
+    ``draw(panels, name)`` draws a data set; it returns the numbers to be told of it. All of them
+    are returned beside the figure. A block has (rows, columns) of panels, and `labels` name its
+    rows. At most `across` blocks stand side by side; such a row is `height` inches high, and
+    `extra` inches are for the legend.
     """
-    names = datasets_of(results) if results.recorded else results.study.datasets
-    across, (rows, columns) = min(across, len(names)), block
-    down = -(-len(names) // across)
+    names = [n for n in datasets_of(results) if set(needs) <= by_method(results, n).keys()]
+    down, (rows, columns) = max(1, math.ceil(len(names) / across)), block
+    across = max(1, math.ceil(len(names) / down))
     figure = Figure(figsize=(WIDTH, height * down + extra), layout="constrained")
     grid = figure.subplots(down * rows, across * columns, squeeze=False, **subplots)
+    for ax in grid.flat:
+        ax.set_visible(False)
     told = []
-    for place in range(down * across):
+    for place, name in enumerate(names):
         row, column = place // across * rows, place % across * columns
         panels = grid[row : row + rows, column : column + columns]
-        if place >= len(names):
-            for ax in panels.flat:
-                ax.set_visible(False)
-            continue
-        name = names[place]
+        for ax in panels.flat:
+            ax.set_visible(True)
         title = results.title(name)
         if columns == 1:
             panels[0, 0].set_title(textwrap.fill(title, 66 // across))
         for ax, label in zip(panels[:, 0] if column == 0 else (), labels, strict=False):
             ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
-        there = by_method(results, name)
-        if there and set(needs) <= set(there):
-            told.append(draw(panels.ravel(), name))
-        else:
-            not_there(results, *panels.flat)
+        told.append(draw(panels.ravel(), name))
     if legend:
-        figure.legend(handles=legend, loc="outside upper center", ncols=len(legend))
+        figure.legend(handles=legend, loc="outside upper center", ncols=min(len(legend), 3))
     return figure, "; ".join(filter(None, told))
-
-
-def not_there(results: Results, *axes: Axes) -> None:
-    """Have panels say that there are no results: no data here, or not recorded yet."""
-    not_available(*axes, text="not recorded yet" if results.recorded else NOT_AVAILABLE)
 
 
 def datasets_of(results: Results) -> list[str]:
     """Return the data sets that have runs."""
-    return [name for name in results.study.datasets if by_method(results, name)]
+    there = {run["condition"]["dataset"] for run in results.runs}
+    return [name for name in results.study.datasets if name in there]
 
 
 def by_method(results: Results, dataset: str) -> dict[str, list[Result]]:
     """Return the runs of each method that has any on a data set."""
     found = {method: results.of(dataset, method) for method in results.study.methods}
     return {method: runs for method, runs in found.items() if runs}
+
+
+Seconds = dict[str, tuple[list[float], int]]  # per epoch, by method, and on how many cores
+
+
+def epoch_seconds(results: Results, dataset: str, times: Mapping[str, Result]) -> Seconds:
+    """Return the methods' seconds per epoch, all of one machine.
+
+    They are those of the contest; a quick build's runs come one after another, on this machine.
+    """
+    if results.profile == "paper":
+        contest = times.get(dataset, {"rounds": {}})
+        return {name: (turns, contest["cores"][name]) for name, turns in contest["rounds"].items()}
+    return {
+        method: ([training_seconds(run) / run["config"]["epochs"] for run in runs], cores(runs[0]))
+        for method, runs in by_method(results, dataset).items()
+    }
 
 
 def band(
@@ -133,6 +174,24 @@ def band(
     ax.plot(x, scale(mean), color=colour, **style)
 
 
+def with_sd(ax: Axes, x: Sequence[float], runs: Iterable[list[Result]], method: str) -> list[float]:
+    """Draw accuracies, means over runs and bars of one standard deviation; return the means."""
+    percents = [[100 * run["test_accuracy"] for run in some] for some in runs]
+    means = [float(np.mean(some)) for some in percents]
+    look = {"color": COLOURS[method], "marker": "o", "markersize": 4, "capsize": 3}
+    ax.errorbar(x, means, [float(deviation(some)) for some in percents], **look)
+    return means
+
+
+def say(ax: Axes, text: str, x: float | None = None, colour: str = GREY) -> None:
+    """Write in the middle of a panel, or upright at `x`, why there is nothing."""
+    place = ax.transAxes if x is None else ax.get_xaxis_transform()
+    if x is None:
+        ax.set_yticks([], minor=False)
+    look = {"ha": "center", "va": "center", "rotation": 0 if x is None else 90}
+    ax.text(0.5 if x is None else x, 0.5, text, transform=place, color=colour, **look)
+
+
 def over_epochs(runs: list[Result], name: str, factor: float = 1) -> tuple[list[int], np.ndarray]:
     """Return the epochs that have a value of that name, and the values, shape (seeds, epochs)."""
     records = [[epoch for epoch in run["epochs"] if name in epoch] for run in runs]
@@ -140,10 +199,9 @@ def over_epochs(runs: list[Result], name: str, factor: float = 1) -> tuple[list[
     return [epoch["epoch"] for epoch in records[0]], values
 
 
-def moments(histogram: Sequence[int]) -> tuple[float, float]:
-    """Return mean and standard deviation of what a histogram counts, in bins."""
-    k, share = np.arange(len(histogram)), np.asarray(histogram) / np.sum(histogram)
-    return float(share @ k), float(np.sqrt(share @ (k - share @ k) ** 2))
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Return running means over a 25th of the epochs: what lasts shows, what flickers does not."""
+    return uniform_filter1d(values, max(1, values.shape[-1] // 25), mode="nearest")
 
 
 def accuracy(runs: list[Result]) -> float:
@@ -162,14 +220,33 @@ def lines(methods: Sequence[str], styles: Mapping[str, Any] | None = None) -> li
 # --- texts ------------------------------------------------------------------------------------
 
 
-def official_title(dataset: str) -> str:
-    """Return a data set's title, whether or not a surrogate stands in."""
-    return str(datasets.describe(dataset)["title"])
+def points(effect: Effect) -> str:
+    """Show a difference of accuracies with its interval."""
+    value, low, high = (100 * v for v in (effect.value, effect.low, effect.high))
+    return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
-def sized(results: Results, dataset: str) -> str:
-    """Return a data set's title, and how long its runs are."""
-    return f"{results.title(dataset)} ({results.size(dataset)})"
+def difference(first: list[Result], second: list[Result]) -> Effect | None:
+    """Compare the accuracies of two methods' runs; None without two seeds of each."""
+    return compared(first, second)[0] if min(len(first), len(second)) > 1 else None
+
+
+def contrast(results: Results, first: str, second: str) -> str:
+    """Say on how many data sets a method is more, or less, accurate than another, and by what."""
+    effects = {
+        results.title(name): effect
+        for name in datasets_of(results)
+        if (effect := difference(results.of(name, first), results.of(name, second)))
+    }
+    if not effects:
+        return f"{METHODS[first].label} and {METHODS[second].label}: too few runs to compare them."
+    more = sum(effect.low > 0 for effect in effects.values())
+    less = sum(effect.high < 0 for effect in effects.values())
+    told = "; ".join(f"{title} {points(effect)}" for title, effect in effects.items())
+    return (
+        f"{METHODS[first].label} is more accurate than {METHODS[second].label} on {more} of "
+        f"{len(effects)} data sets and less accurate on {less}, by 95 % intervals: {told}."
+    )
 
 
 def sentence(start: str, text: str) -> str:
@@ -177,26 +254,30 @@ def sentence(start: str, text: str) -> str:
     return f"{start}: {text}. " if text else ""
 
 
-def source(*results: Results) -> str:
-    """Return where results come from, a sentence for each."""
-    return " ".join(f"Runs: {one.provenance}." for one in results if one.runs)
+def source(results: Results) -> str:
+    """Return how long runs are, and where they come from."""
+    lengths = [f"{results.title(name)} ({results.size(name)})" for name in datasets_of(results)]
+    surrogate = any(run["data"]["surrogate"] for run in results.runs)
+    return (
+        "A surrogate's accuracy says nothing; its times do. " * surrogate
+        + sentence("Lengths", "; ".join(lengths))
+        + f"Runs: {results.provenance}." * bool(lengths)
+    )
 
 
-def _absent(results: Results, unavailable: str) -> str:
+def absent(results: Results) -> str:
     """Name what is not shown: data that are not here or not recorded, and diverged runs."""
-    names = results.study.datasets
-    missing = set(names) - set(datasets_of(results)) if results.recorded else set()
+    there = datasets_of(results)
+    missing = [name for name in results.study.datasets if name not in there]
+    titles = {name: str(datasets.describe(name)["title"]) for name in missing}
+    here = [title for name, title in titles.items() if name in results.unavailable]
     diverged = [
         f"{results.title(run['condition']['dataset'])} with "
         f"{METHODS[run['condition']['method']].label} (seed {run['seed']})"
         for run in results.diverged
     ]
-
-    def titles(of: Iterable[str]) -> str:
-        return ", ".join(official_title(name) for name in names if name in of)
-
     return (
-        sentence(unavailable, titles(results.unavailable))
-        + sentence("Not recorded yet", titles(missing))
+        sentence(NOT_AVAILABLE.capitalize(), ", ".join(here))
+        + sentence("Not recorded yet", ", ".join(titles.values()) if results.recorded else "")
         + sentence("Diverged, and not shown", ", ".join(diverged))
     )

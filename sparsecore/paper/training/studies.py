@@ -120,9 +120,9 @@ class Results:
 
     @property
     def suffix(self) -> str:
-        """What tells recorded results' figures from this build's own, and those without decay."""
+        """What tells a quick build's figures from the recorded ones, and those without decay."""
         other = len(self.study.decays) == 1 and self.decay != DECAYS[0]
-        return "-recorded" * self.recorded + f"-decay{self.decay:g}" * other
+        return "-here" * (self.profile == "quick") + f"-decay{self.decay:g}" * other
 
     def _data(self, dataset: str) -> list[dict[str, Any]]:
         return [run["data"] for run in self.runs if run["condition"]["dataset"] == dataset]
@@ -209,10 +209,14 @@ def load(
 
 
 def recorded(key: str) -> Results:
-    """Return a study's valid results of profile "paper"; none if it is this build's own."""
+    """Return a study's valid results of profile "paper" without running anything.
+
+    If that is this build's own profile, run what is missing: they are what it shows.
+    """
+    if current_profile() == "paper":
+        return replace(load(key), recorded=True)
     study = find(key)
-    conditions = study.conditions("paper") if current_profile() != "paper" else []
-    ended, diverged = _sorted(entry(condition).recorded() for condition in conditions)
+    ended, diverged = _sorted(entry(c).recorded() for c in study.conditions("paper"))
     return Results(study, "paper", ended, diverged=diverged, recorded=True)
 
 

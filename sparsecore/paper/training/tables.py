@@ -18,13 +18,14 @@ from sparsecore import datasets
 from sparsecore.config import HYPERPARAMETERS
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.experiment import chosen_accuracy
-from sparsecore.paper.page import Column, Table
+from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.store import NOT_AVAILABLE, Result, root
 from sparsecore.paper.style import deviation
 from sparsecore.paper.training import shown
-from sparsecore.paper.training.conditions import METHODS, STUDIES, excluded
-from sparsecore.paper.training.effects import Effect, compared
+from sparsecore.paper.training.conditions import METHODS, STUDIES, excluded, sizes
+from sparsecore.paper.training.effects import Effect
 from sparsecore.paper.training.on_cluster import WORKERS
+from sparsecore.paper.training.shown import TableAnswer
 from sparsecore.paper.training.studies import Results, cores, have_learnt, training_seconds
 from sparsecore.settings import CHOICE, DECAYS, READING, RELEASED, SETTINGS
 from sparsecore.wasap.plan import Plan
@@ -35,8 +36,8 @@ _HASH_DIGITS = 8
 # --- T-datasets ----------------------------------------------------------------------------------
 
 
-def data_sets() -> Table:
-    """Make T-datasets: all data sets, and what this machine has of them.
+def data_sets(recorded: Results) -> Table:
+    """Make T-datasets: all data sets, what this machine has of them, what recorded runs used.
 
     A data set that a study uses is brought here if it can be had; others are only looked for.
     """
@@ -48,23 +49,27 @@ def data_sets() -> Table:
         Column("classes", "n_classes"),
         Column("training", "n_train", "{:,}"),
         Column("test", "n_test", "{:,}"),
+        Column("training, recorded runs", "rows_of_runs"),
         Column("source", "source", number=False),
         Column("SHA-256", "sha256", f"`{{:.{_HASH_DIGITS}}}`", number=False),
     )
     caption = (
-        "**The data sets.** Rows for training and test, where this machine found them, and the "
-        f"first {_HASH_DIGITS} digits of the SHA-256 of their content. A surrogate has the shape "
-        "of data that cannot be had here; it serves to measure time and memory only."
+        "**The data sets.** Rows for training and test, where this machine found them; rows that "
+        f"the recorded runs trained on; the first {_HASH_DIGITS} digits of the SHA-256 of the "
+        "content. A surrogate has the shape of data that cannot be had here; it serves to measure "
+        "time and memory only."
     )
-    rows = [_data_set(name, fetch=name in wanted) for name in datasets.names()]
+    rows = [_data_set(name, name in wanted, recorded) for name in datasets.names()]
     return Table.of("T-datasets", rows, columns, caption)
 
 
-def _data_set(name: str, fetch: bool) -> dict[str, Any]:
+def _data_set(name: str, fetch: bool, recorded: Results) -> dict[str, Any]:
     facts: dict[str, Any] = datasets.describe(name)
     plain = ("title", "domain", "n_features", "n_classes", "n_train", "n_test")
     row = {"name": name, **{key: facts[key] for key in plain}, "source": NOT_AVAILABLE}
     row["shape"] = "×".join(map(str, facts["feature_shape"]))
+    used = {r["data"]["n_train"] for r in recorded.runs if r["condition"]["dataset"] == name}
+    row["rows_of_runs"] = ", ".join(f"{n:,}" for n in sorted(used)) or None
     if fetch or datasets.available(name):
         with suppress(DataNotAvailable):
             data = datasets.load(name)
@@ -92,20 +97,16 @@ def hyperparameters() -> Table:
     """Make T-hyper: architecture and training per data set; daggers mark what is our own."""
     rows = []
     for name, setting in SETTINGS.items():
-        facts: dict[str, Any] = datasets.describe(name)
-        sizes = (facts["n_features"], *setting.config.hidden, facts["n_classes"])
-        row = {"data set": facts["title"], "name": name, "hidden": "-".join(map(str, sizes))}
+        row = {"data set": datasets.describe(name)["title"], "name": name}
+        row |= {"hidden": "-".join(map(str, sizes(name)))}
         row |= {field: getattr(setting.config, field) for field in _OF_A_DATASET}
-        origins = {f"{f} from": setting.origin(f) for f in ("hidden", *_OF_A_DATASET)}
-        rows.append(row | origins)
-    columns = (
-        Column("data set", "data set", number=False),
-        Column("architecture", "hidden", _marked("hidden"), number=False),
-        *(
-            Column(HYPERPARAMETERS[field].label, field, _marked(field), field != "init")
-            for field in _OF_A_DATASET
-        ),
-    )
+        rows.append(row | {f"{f} from": setting.origin(f) for f in ("hidden", *_OF_A_DATASET)})
+    labels = {"hidden": "architecture"} | {f: HYPERPARAMETERS[f].label for f in _OF_A_DATASET}
+    columns = [Column("data set", "data set", number=False)]
+    columns += [
+        Column(label, field, _marked(field), field not in ("hidden", "init"))
+        for field, label in labels.items()
+    ]
     caption = (
         f"**Hyperparameters per data set.** Unmarked values stand in the authors' {RELEASED}; a "
         f"dagger marks {READING} of the study, a double dagger {CHOICE} for data that are not in "
@@ -142,7 +143,9 @@ def common_hyperparameters() -> Table:
         for label, values, origin in found
     ]
     columns = [Column(name, name, number=name == "value") for name in rows[0]]
-    augmented = [shown.official_title(n) for n, s in SETTINGS.items() if s.config.augment]
+    augmented = [
+        str(datasets.describe(n)["title"]) for n, s in SETTINGS.items() if s.config.augment
+    ]
     caption = (
         "**Hyperparameters of all data sets of the study.** Importance pruning is for the methods "
         "that have it in their name. Images that are shifted (by up to 10 %), rotated (by up to "
@@ -160,29 +163,26 @@ def _text(value: Any) -> str:
 _ACCURACIES = {"last": "test_accuracy", "best": "best_test_accuracy", "chosen": "chosen_accuracy"}
 
 
-def main(*found: Results, times: Mapping[str, Result] | None = None) -> Table:
+def main(results: Results, times: Mapping[str, Result] | None = None) -> TableAnswer | Note:
     """Make T-main: accuracy, connections and time of all methods on all data sets.
 
-    `found` are a build's own results, and the recorded ones to stand beside them, whose `times` are
-    those of T-times: runs of machines that did other things, too, tell none.
+    Recorded runs are of machines that did other things, too: their times are those of T-times.
     """
-    found = tuple(results for results in found if results.runs or not results.recorded)
-    several = len(found) > 1
+    if results.profile == "paper" and not results.recorded:
+        return shown.SHOWN_ABOVE
     rows = []
-    for dataset, decay in itertools.product(found[0].study.datasets, found[0].study.decays):
-        at = [results.at(decay) for results in found]
-        seconds = [_seconds_per_epoch(results, dataset, times or {}) for results in at]
+    for dataset, decay in itertools.product(results.study.datasets, results.study.decays):
+        at = results.at(decay)
+        seconds = shown.epoch_seconds(at, dataset, times or {})
         rows += [
-            _main_row(results, dataset, method, spent)
-            for method in found[0].study.methods
-            for results, spent in zip(at, seconds, strict=True)
-            if _has_row(results, dataset, method, decay == found[0].decay)
+            _main_row(at, dataset, method, seconds)
+            for method in results.study.methods
+            if _has_row(at, dataset, method, decay == results.decay)
         ]
     columns = (
         Column("data set", "title", number=False, once=True),
         Column("λ", "decay", "{:g}"),
         Column("method", "label", number=False),
-        *([Column("profile", "profile", number=False)] if several else []),
         *(Column(f"{n} (%)", name, _mean_sd(name, 100)) for n, name in _ACCURACIES.items()),
         Column("nnz, start", "nnz_start", "{:,.0f}"),
         Column("nnz, end", "nnz_end", "{:,.0f}"),
@@ -190,53 +190,45 @@ def main(*found: Results, times: Mapping[str, Result] | None = None) -> Table:
         Column("× dense", "speed_against_dense", "{:.2f}"),
     )
     caption = (
-        "**Dense, sparse and parallel methods**, at both weight decays λ. Accuracy on the test set "
-        "after the last epoch, the best one, and the one that half of the test set chooses, on the "
-        "other half; connections; seconds per epoch; × dense: seconds × cores "
-        "of the dense row over the row's. Means ± one standard deviation over seeds."
+        "**Dense, sparse and parallel methods.** Test accuracy after the last epoch, the best one, "
+        "and the one that half of the test set chooses, on the other half; × dense: seconds × "
+        "cores of the dense row over the row's. Means ± one standard deviation over seeds."
     )
-    return Table.of("T-main", rows, columns, caption, _main_sources(found, rows, several))
+    table = Table.of(
+        f"T-main{results.suffix}", rows, columns, caption, _main_sources(results, rows)
+    )
+    return TableAnswer(**vars(table), finding=_best(rows))
 
 
-def _main_sources(found: tuple[Results, ...], rows: list[dict[str, Any]], several: bool) -> str:
-    notes = dict.fromkeys(
-        f"{row['title']}, {row['label']}{several * (', profile ' + row['profile'])}: {row['note']}."
-        for row in rows
-        if row["note"]
-    ) | dict.fromkeys(
-        f"{results.title(run['condition']['dataset'])}, "
-        f"{METHODS[run['condition']['method']].label}: seed {run['seed']} diverged."
-        for results in found
-        for run in results.diverged
-    )
-    lengths = [
-        f"profile {results.profile}: {', '.join(shown.sized(results, n) for n in names)}"
-        for results in found
-        if (names := shown.datasets_of(results))
+def _best(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Say which method is the most accurate on each data set, and how many connections it has."""
+    best: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        found = best.setdefault(row["title"], row)
+        if (row["test_accuracy"] or 0) > (found["test_accuracy"] or 0):
+            best[row["title"]] = row
+    told = [
+        f"{title}, {row['label']} (λ = {row['decay']:g}), {100 * row['test_accuracy']:.1f} % with "
+        f"{row['nnz_end']:,.0f} connections"
+        for title, row in best.items()
+        if row["test_accuracy"]
     ]
+    return shown.sentence("Most accurate after the last epoch", "; ".join(told)).strip()
+
+
+def _main_sources(results: Results, rows: list[dict[str, Any]]) -> str:
+    notes = [f"{row['title']}, {row['label']}: {row['note']}." for row in rows if row["note"]]
+    parallel = [r for r in results.runs if METHODS[r["condition"]["method"]].parallel]
+    teams = {(r["provenance"]["ranks"], r["provenance"]["cores"]) for r in parallel}
+    told = [f"{workers} workers on {many} cores" for workers, many in sorted(teams)]
     guessing = [
         f"{row['title']}, λ = {row['decay']:g}, {row['label']}" for row in rows if row["guessing"]
     ]
-    surrogate = any(run["data"]["surrogate"] for results in found for run in results.runs)
     return (
-        shown.sentence("Parallel runs", _teams(found))
-        + "A surrogate's accuracy says nothing; its times do. " * surrogate
+        shown.sentence("Parallel runs", ", ".join(told))
         + shown.sentence("No better than guessing yet, by their training loss", "; ".join(guessing))
-        + shown.sentence("Lengths", "; ".join(lengths))
-        + " ".join([*notes, shown.source(*found)])
+        + " ".join([*dict.fromkeys(notes), shown.absent(results) + shown.source(results)])
     )
-
-
-def _teams(found: Iterable[Results]) -> str:
-    """Say how many workers the parallel runs had, and on how many cores."""
-    teams = {
-        f"{about['ranks']} workers on {about['cores']} cores"
-        for results in found
-        for run in results.runs
-        if METHODS[run["condition"]["method"]].parallel
-        for about in [run["provenance"]]
-    }
-    return ", ".join(sorted(teams))
 
 
 def _unavailable(results: Results, dataset: str) -> bool:
@@ -253,24 +245,8 @@ def _has_row(results: Results, dataset: str, method: str, first: bool) -> bool:
     return bool(asked or (first and excluded(dataset, method)))
 
 
-def _seconds_per_epoch(
-    results: Results, dataset: str, times: Mapping[str, Result]
-) -> dict[str, tuple[list[float], int]]:
-    """Return, per method, seconds per epoch and on how many cores, all of one machine.
-
-    They are those of the contest; a quick build's runs come one after another, on this machine.
-    """
-    if results.profile == "paper":
-        contest = times.get(dataset, {"rounds": {}})
-        return {name: (turns, contest["cores"][name]) for name, turns in contest["rounds"].items()}
-    return {
-        method: ([training_seconds(run) / run["config"]["epochs"] for run in runs], cores(runs[0]))
-        for method, runs in shown.by_method(results, dataset).items()
-    }
-
-
 def _main_row(
-    results: Results, dataset: str, method: str, seconds: dict[str, tuple[list[float], int]]
+    results: Results, dataset: str, method: str, seconds: shown.Seconds
 ) -> dict[str, Any]:
     """Return a row's plain values: means and standard deviations; None where there is none."""
     runs = results.of(dataset, method)
@@ -333,11 +309,10 @@ def deviations(recorded: Results) -> Table:
     rows = []
     for fact in _rows("deviations.json"):
         effects = [
-            f"{recorded.title(dataset)}: {100 * found.value:+.2f} points "
-            f"[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+            f"{recorded.title(dataset)}: {shown.points(found)}"
             for dataset in recorded.study.datasets
             for found in [_effect(recorded, dataset, **fact.get("measured", {}))]
-            if found is not None
+            if found
         ]
         rows.append({**fact, "effect": "; ".join(effects) or fact["effect"]})
     columns = [
@@ -357,8 +332,8 @@ def _effect(
     """Compare two ways, each a method and its weight decay."""
     if not (released and ours):
         return None
-    first, second = (recorded.at(decay).of(dataset, method) for method, decay in (released, ours))
-    return compared(first, second)[0] if min(len(first), len(second)) > 1 else None
+    ways = (released, ours)
+    return shown.difference(*(recorded.at(decay).of(dataset, method) for method, decay in ways))
 
 
 def published() -> Table:
@@ -383,12 +358,11 @@ def spent() -> Table:
         run = json.loads(path.read_bytes())
         if "seconds" in run and "epochs" in run:
             taken = (training_seconds(run) + run["seconds"]["evaluate"]) * cores(run)
-            key = (run["study"], run["provenance"]["cpu"])
-            hours.setdefault(key, []).append(taken / 3600)
-    every = [one for found in hours.values() for one in found]
+            for key in ((run["study"], run["provenance"]["cpu"]), ("all", "")):
+                hours.setdefault(key, []).append(taken / 3600)
     rows = [
         {"study": study, "cpu": cpu, "runs": len(found), "hours": sum(found)}
-        for (study, cpu), found in [*hours.items(), (("all", ""), every)]
+        for (study, cpu), found in sorted(hours.items(), key=lambda item: item[0][0] == "all")
     ]
     columns = [
         Column("study", "study", number=False, once=True),
@@ -398,3 +372,31 @@ def spent() -> Table:
     ]
     caption = "**What it took.** Core-hours of training and testing of the recorded training runs."
     return Table.of("T-spent", rows, columns, caption)
+
+
+def progress(recorded: Results) -> TableAnswer:
+    """Make the table of which runs of T-main are recorded, and what is missing."""
+    rows: list[dict[str, Any]] = []
+    study = recorded.study
+    for name, decay in itertools.product(study.datasets, study.decays):
+        at = recorded.at(decay)
+        there = [r for r in (*at.runs, *at.diverged) if r["condition"]["dataset"] == name]
+        planned = study.part(datasets=[name], decays=[decay]).conditions("paper")
+        missing = [METHODS[method].label for method in study.methods if at.lacks(name, method)]
+        row = {"title": recorded.title(name), "decay": decay, "recorded": len(there)}
+        rows.append({**row, "planned": len(planned), "missing": ", ".join(missing)})
+    columns = [
+        Column("data set", "title", number=False, once=True),
+        Column("λ", "decay", "{:g}"),
+        Column("recorded runs", "recorded"),
+        Column("planned", "planned"),
+        Column("methods without a run", "missing", number=False),
+    ]
+    caption = "**What is recorded of the main table**, at full length, and what is missing."
+    totals = [sum(row[name] for row in rows) for name in ("recorded", "planned")]
+    cifar = [sum(r[n] for r in rows if "CIFAR" in r["title"]) for n in ("recorded", "planned")]
+    finding = (
+        f"Of the main table's {totals[1]} planned runs {totals[0]} are recorded; of CIFAR-10's "
+        f"{cifar[1]}, {cifar[0]}."
+    )
+    return TableAnswer(**vars(Table.of("T-recorded", rows, columns, caption)), finding=finding)

@@ -11,7 +11,6 @@ from scipy.stats import binom
 
 from sparsecore import datasets
 from sparsecore.paper.style import COLOURS, GREY, WIDTH, deviation, line, patch
-from sparsecore.paper.training import shown
 from sparsecore.paper.training.shown import drawn
 from sparsecore.paper.training.studies import Result, Results
 
@@ -23,7 +22,7 @@ _BIN = 4  # connections: fewer make the curves ragged, more hide the width of th
     "F-topology-degrees",
     "Histograms of connections per neuron, before and after training, for each sparse layer.",
 )
-def degrees(results: Results) -> tuple[Figure, str, str]:
+def degrees(results: Results) -> tuple[Figure, str, str, str]:
     """Draw the degrees in the layers that evolve, before and after training; of F-topology."""
     (name,), (method,) = results.study.datasets, results.study.methods
     runs, colour = results.of(name, method), COLOURS[method]
@@ -39,7 +38,7 @@ def degrees(results: Results) -> tuple[Figure, str, str]:
         draw_degrees(ax, before, GREY)
         draw_degrees(ax, after, colour)
         # Those of a random graph with as many connections.
-        degree = np.mean([shown.moments(h)[0] for h in before])
+        degree = np.mean([_moments(h)[0] for h in before])
         k, trials = np.arange(int(degree + 5 * np.sqrt(degree)) + 1), sizes[layer + 1 - row]
         share = binom.pmf(k, trials, degree / trials)
         ax.plot(*_binned(share), color="black", linewidth=1.2, linestyle=_DOTTED)
@@ -47,8 +46,8 @@ def degrees(results: Results) -> tuple[Figure, str, str]:
         ax.set(title=neurons, xlabel=f"{word} connections")
         ax.set_xlim(left=0)
         ax.set_ylim(bottom=0)
-        first, then = (np.mean([shown.moments(h)[1] for h in moment]) for moment in (before, after))
-        spreads[row, layer] = f"{first:.1f} → {then:.1f} ({word}, {neurons})"
+        first, then = (np.mean([_moments(h)[1] for h in moment]) for moment in (before, after))
+        spreads[row, layer] = f"{first:.1f} to {then:.1f} ({word}, {neurons})"
         if layer == 0:
             ax.set_ylabel("share of neurons (%)")
     binomial = line("black", "Erdős–Rényi (binomial)", _DOTTED)
@@ -56,15 +55,20 @@ def degrees(results: Results) -> tuple[Figure, str, str]:
     figure.legend(handles=legend, loc="outside upper center", ncols=3)
     caption = (
         "**Degrees before and after training.** A column is one layer of weights: connections that "
-        "leave the neurons below it (top) and enter those above it (bottom). Means over seeds, "
-        "bands ± one standard deviation. What to see: degrees start binomial (dotted); the "
-        "distribution widens where evolution moves connections from some neurons to others."
+        "leave the neurons below it (top) and enter those above it (bottom). What to see: degrees "
+        "start binomial; they widen where evolution moves connections from neuron to neuron."
     )
-    numbers = (
-        f"{shown.sized(results, name)}; bins of {_BIN} connections. "
-        f"Standard deviations: {spreads[0, 0]}, {spreads[1, layers - 1]}. "
+    finding = (
+        f"In {last} epochs the degrees' standard deviation goes from {spreads[0, 0]} and from "
+        f"{spreads[1, layers - 1]}."
     )
-    return figure, caption, numbers
+    return figure, caption, finding, f"Bins of {_BIN} connections. "
+
+
+def _moments(histogram: Any) -> tuple[float, float]:
+    """Return mean and standard deviation of what a histogram counts."""
+    k, share = np.arange(len(histogram)), np.asarray(histogram) / np.sum(histogram)
+    return float(share @ k), float(np.sqrt(share @ (k - share @ k) ** 2))
 
 
 def _topology(run: Result, epoch: int) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
 
 
 @drawn("F-topology-pixels", "Images of connection strength per input pixel at several epochs.")
-def pixels(results: Results) -> tuple[Figure, str, str]:
+def pixels(results: Results) -> tuple[Figure, str, str, str]:
     """Draw the strength of the input pixels' connections over epochs, first seed; of F-topology."""
     (name,), (method,) = results.study.datasets, results.study.methods
     run = results.of(name, method)[0]
@@ -117,10 +121,13 @@ def pixels(results: Results) -> tuple[Figure, str, str]:
     caption = (
         "**Where the network looks.** Strength of the connections that leave each of "
         f"{facts['title']}'s pixels, over training, on one scale. The network starts without "
-        f"preferences. What to see: shapes appear. The strongest tenth of the pixels holds "
-        f"{first:.0f} % of all strength before training and {final:.0f} % at the end."
+        "preferences; then shapes appear."
     )
-    return figure, caption, f"Seed {run['seed']}. "
+    finding = (
+        f"The strongest tenth of the pixels holds {first:.0f} % of all strength before training "
+        f"and {final:.0f} % at the end."
+    )
+    return figure, caption, finding, f"Seed {run['seed']}. "
 
 
 def _held_by_strongest(image: np.ndarray) -> float:

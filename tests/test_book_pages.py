@@ -110,18 +110,12 @@ def test_buttons_appear_where_the_repository_is_known(environ, tmp_path):
 
 
 # Their text is written anew elsewhere; whoever has made one readable takes it out of here.
-NOT_YET = {
-    "claims", "curves", "datasets", "decay", "deviations", "gradient_flow", "hyperparameters",
-    "importance", "main", "sensitivity", "topology",
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_reads_well_without_the_book(path):
     """JupyterLab shows Sphinx's roles, and links without a text, as they are written."""
     cells = json.loads(path.read_text())["cells"]
     text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     raw = re.findall(r"\{[a-z:]+\}`[^`]*`|\[\]\([^)]*\)", text)
-    assert not raw or path.stem in NOT_YET, raw
+    assert not raw
     for target in re.findall(r"\]\(([^):#]+\.ipynb)", text):
         assert (path.parent / target).is_file(), target

@@ -273,7 +273,7 @@ class Trainer(Fixed):
         return changed
 
     def evaluate(self, X: Any, y: np.ndarray, half: np.ndarray | None = None) -> dict[str, float]:
-        """Return what the function of that name does, and count the time."""
+        """Return what the function of that name does, with "half_correct" of the rows `half`."""
         start = time.perf_counter()
         when = f" in epoch {self.epoch}"
         found = evaluate(self.model, X, y, self.config, self.threads, when, half)

@@ -62,7 +62,7 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
         The moments of the inputs are those of all that has been seen, and the topology changes
         after 50 batches' worth of samples, or after each call that has more. An interrupt leaves
         the state before the call. `classes`, all labels that will ever occur, are needed in the
-        first call only, and not for an indicator matrix.
+        first call only, and not for an indicator matrix. `sample_weight` is as in `fit`.
         """
         return self._partial_fit(X, y, sample_weight, classes)
 

@@ -46,7 +46,7 @@ class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
 
         Moments of inputs and targets are those of all that has been seen, and the topology changes
         after 50 batches' worth of samples, or after each call that has more. An interrupt leaves
-        the state before the call.
+        the state before the call. `sample_weight` is as in `fit`.
         """
         return self._partial_fit(X, y, sample_weight)
 

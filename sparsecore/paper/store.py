@@ -38,14 +38,9 @@ NOT_AVAILABLE = "not available on this machine"
 # Name -> type, a schema of the values of a dict, or a one-element list with the schema of a list's
 # items.
 _COMMON: dict[str, Any] = {
-    "format_version": int,
-    "digest": str,
-    "study": str,
-    "name": str,
-    "profile": str,
-    "recipe": int,
+    "format_version": int, "digest": str, "study": str, "name": str, "profile": str, "recipe": int,
     "provenance": {"cpu": str, "cores": int, "python": str},
-}
+}  # fmt: skip
 _ANY = "config", "trend"  # where numbers may be negative
 
 

@@ -69,17 +69,9 @@ def canvas(height: float) -> Iterator[Figure]:
 
 
 def picture(
-    key: str,
-    part: str = "",
-    *,
-    caption: str,
-    alt: str,
-    label: str = "",
-    across: int = 1,
-    height: float = 3.6,
-    legend: Sequence[Any] = (),
-    **subplots: Any,
-) -> Callable[[Callable[[Any, str, Result], str]], Callable[[Any], Picture]]:
+    key: str, part: str = "", *, caption: str, alt: str, label: str = "", across: int = 1,
+    height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
+) -> Callable[[Callable[[Any, str, Result], str]], Callable[[Any], Picture]]:  # fmt: skip
     """Make a picture of all `Versions` of what a function draws of one, or of a `part` of a page's.
 
     Versions stand side by side, each drawn on one panel; or, with `across` panels each, below each

@@ -199,16 +199,14 @@ def _compared(result: Result, name: str, k: int) -> Result:
     measured = samples_per_second(result, name, k)
     beside = model.simulate(replace(calibration, compute=times["compute"]), k)
     return {
-        "algorithm": LABELS[name],
-        "workers": k,
+        "algorithm": LABELS[name], "workers": k,
         **dict(zip(("measured", "lowest", "highest"), spread(measured).values(), strict=True)),
         "speedup": float(np.median(speedups(result, name, k))),
-        "gradient_ms": 1e3 * times["compute"],
-        "lock_ms": 1e3 * times["lock"],
+        "gradient_ms": 1e3 * times["compute"], "lock_ms": 1e3 * times["lock"],
         "update_ms": 1e3 * times["update"],
         "simulated": model.simulate(calibration, k, name).samples_per_second,
         "simulated_beside": beside.samples_per_second if name == "wasap" else None,
-    }
+    }  # fmt: skip
 
 
 # What a quantity is, its unit and how it is shown, and where it comes from.

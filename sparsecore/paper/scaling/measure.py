@@ -32,14 +32,11 @@ DATASET = "fashion-mnist"
 _QUANTILES = 201
 _EVERY = 20  # pushes between two evolutions, while steps are timed
 SCHEMA: dict[str, Any] = {
-    "n_train": int,
-    "batch_size": int,
-    "epochs": int,
-    "others": list,
+    "n_train": int, "batch_size": int, "epochs": int, "others": list,
     "runs": {"sequential": dict, "wasap": dict, "wassp": dict},
     "steps": {"gradient": list, "push": (int, float), "n_params": int},
     "messages": {"seconds": (int, float), "bytes_per_second": (int, float)},
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,14 +112,10 @@ def _measure(effort: Effort) -> Result:
         messages, _ = (job.get() for job in jobs)
         found = in_turns(effort.seeds, alone, runs)
     return {
-        "n_train": effort.rows or len(data.y_train),
-        "batch_size": config.batch_size,
-        "epochs": effort.epochs,
-        **found,
-        "steps": time_steps(data, config, effort.steps),
-        "messages": messages,
-        "provenance": provenance(1, data.content_hash),
-    }
+        "n_train": effort.rows or len(data.y_train), "batch_size": config.batch_size,
+        "epochs": effort.epochs, **found, "steps": time_steps(data, config, effort.steps),
+        "messages": messages, "provenance": provenance(1, data.content_hash),
+    }  # fmt: skip
 
 
 def _messages_on_engine(n_bytes: int) -> Result:
@@ -171,11 +164,9 @@ def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
         "gradient": np.quantile(times["gradient"], np.linspace(0, 1, _QUANTILES)).tolist(),
         "push": median["push"],
         **{name: max(0.0, median[name] - median["push"]) for name in ("retain", "evolve")},
-        "adopt": median["adopt"],
-        **_time_reduction(len(model.params)),
-        "n_params": len(model.params),
-        "n_gradients": len(times["gradient"]),
-    }
+        "adopt": median["adopt"], **_time_reduction(len(model.params)),
+        "n_params": len(model.params), "n_gradients": len(times["gradient"]),
+    }  # fmt: skip
 
 
 def _time_reduction(n: int) -> dict[str, float]:
@@ -209,14 +200,9 @@ def calibrate(result: Result) -> Calibration:
     evolutions = (result["epochs"] - 1) / (result["epochs"] * per_epoch)
     taken = ("evolve", "retain", "adopt", "reduce", "term", "n_params")
     return Calibration(
-        **{name: steps[name] for name in taken},
-        compute=mean["compute"],
-        lock=mean["lock"],
-        update=mean["update"] - evolutions * steps["evolve"],
-        message=result["messages"]["seconds"],
-        bandwidth=result["messages"]["bytes_per_second"],
-        bytes_per_update=run["bytes_per_update"],
-        samples_per_update=result["n_train"] / per_epoch,
-        updates_per_epoch=per_epoch,
+        **{name: steps[name] for name in taken}, compute=mean["compute"], lock=mean["lock"],
+        update=mean["update"] - evolutions * steps["evolve"], message=result["messages"]["seconds"],
+        bandwidth=result["messages"]["bytes_per_second"], bytes_per_update=run["bytes_per_update"],
+        samples_per_update=result["n_train"] / per_epoch, updates_per_epoch=per_epoch,
         jitter=tuple((np.array(steps["gradient"]) / np.mean(steps["gradient"])).tolist()),
-    )
+    )  # fmt: skip

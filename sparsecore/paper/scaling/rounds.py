@@ -115,9 +115,7 @@ def against_sequential(result: Result, algorithm: str, workers: int) -> Result:
     difference = [r["parallel_accuracy"] - r["sequential_accuracy"] for r in rounds]
     middle, low, high = spread(ratios).values()
     return {
-        "workers": workers,
-        "others": result["others"],
-        "rounds": rounds,
+        "workers": workers, "others": result["others"], "rounds": rounds,
         "ratio": {"median": middle, "min": low, "max": high},
         "accuracy_difference": 100 * float(np.mean(difference)),
-    }
+    }  # fmt: skip

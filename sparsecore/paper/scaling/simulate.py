@@ -127,13 +127,9 @@ class Outcome:
 
 @cache  # several pictures and tables ask for the same
 def simulate(
-    calibration: Calibration,
-    workers: int,
-    algorithm: str = "wasap",
-    network: Network = ONE_MACHINE,
-    scenario: Scenario = AS_MEASURED,
-    seed: int = 0,
-) -> Outcome:
+    calibration: Calibration, workers: int, algorithm: str = "wasap",
+    network: Network = ONE_MACHINE, scenario: Scenario = AS_MEASURED, seed: int = 0,
+) -> Outcome:  # fmt: skip
     """Simulate phase 1 of a parallel run in its steady state; a seed determines the outcome.
 
     Each worker has a core of its own and always a full batch: where there are more workers than

@@ -46,12 +46,9 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # rea
 
 
 def compare(
-    problem: Problem,
-    *,
-    rounds: int = 5,
-    seconds: float = 0.5,
+    problem: Problem, *, rounds: int = 5, seconds: float = 0.5,
     progress: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Time full training steps of all peers in interleaved rounds, turns of some `seconds` each.
 
     Of each peer, "ms" are milliseconds per step (the median over rounds of the round's median) and
@@ -99,18 +96,15 @@ def compare(
         "meeting_us": [1e6 * seconds for seconds in meetings],
         "peers": {
             key: {
-                **_summary(turns[key], ours),
-                "label": PEERS[key].label,
-                "note": PEERS[key].note,
-                "version": PEERS[key].version(),
-                "blas": blas[key],
+                **_summary(turns[key], ours), "label": PEERS[key].label, "note": PEERS[key].note,
+                "version": PEERS[key].version(), "blas": blas[key],
                 "peak_rss_mb": round(memory[key], 1),
             }
             for key in turns
         },
         "absent": {key: {"label": PEERS[key].label, "reason": gone[key]} for key in gone},
         "provenance": provenance(problem.threads, None),
-    }
+    }  # fmt: skip
 
 
 def _summary(turns: list[dict[str, float]], ours: np.ndarray) -> dict[str, Any]:
@@ -118,11 +112,9 @@ def _summary(turns: list[dict[str, float]], ours: np.ndarray) -> dict[str, Any]:
     names = ("ms", "cpu_ms", "cores", "others")
     return {
         **{name: float(np.median([turn[name] for turn in turns])) for name in names},
-        "low": float(ms.min()),
-        "high": float(ms.max()),
-        "rounds": ms.tolist(),
+        "low": float(ms.min()), "high": float(ms.max()), "rounds": ms.tolist(),
         "ratio": spread(ms / ours),
-    }
+    }  # fmt: skip
 
 
 def report(result: dict[str, Any]) -> str:
@@ -165,11 +157,9 @@ def stopwatch(peer: Adapter, seconds: float) -> Callable[[], dict[str, float]]:
             times.append(timed(partial(peer.train, rng.integers(n, size=size)))[0])
         wall, own = time.perf_counter() - begin, time.process_time() - cpu
         return {
-            "ms": 1e3 * float(np.median(times)) / steps,
-            "cpu_ms": 1e3 * own / (len(times) * steps),
-            "cores": own / wall,
-            "others": max(0.0, busy_seconds() - all_cpu - own) / wall,
-        }
+            "ms": 1e3 * float(np.median(times)) / steps, "cpu_ms": 1e3 * own / (len(times) * steps),
+            "cores": own / wall, "others": max(0.0, busy_seconds() - all_cpu - own) / wall,
+        }  # fmt: skip
 
     turn(0, 1)
     ms = turn(seconds / 2, 1)["ms"]

@@ -132,14 +132,11 @@ def _timed(key: str, title: str, contest: Result) -> Result:
     found, problem = contest["peers"].get(key, {}), contest["problem"]
     values = found | {"ratio": found.get("ratio", {}).get("median")}
     return {
-        "peer": key,
-        "measured": title,
-        "network": "-".join(map(str, problem["sizes"])),
-        "threads": problem["threads"],
-        **{name: values.get(own) for name, own in _TIMED.items()},
+        "peer": key, "measured": title, "network": "-".join(map(str, problem["sizes"])),
+        "threads": problem["threads"], **{name: values.get(own) for name, own in _TIMED.items()},
         "blas": "; ".join(found.get("blas", [])),
         "absent": contest["absent"].get(key, {}).get("reason"),
-    }
+    }  # fmt: skip
 
 
 _EPOCH = {

@@ -29,12 +29,9 @@ class TorchDense(Adapter):
         self._inputs, self._labels = torch.from_numpy(inputs), torch.from_numpy(labels)
         self._layers = torch.nn.ModuleList(self._linear(w, b) for w, b in problem.dense())
         self._optimizer = torch.optim.SGD(
-            self._layers.parameters(),
-            lr=problem.learning_rate,
-            momentum=problem.momentum,
-            weight_decay=problem.weight_decay / problem.learning_rate,
-            fused=True,
-        )
+            self._layers.parameters(), lr=problem.learning_rate, momentum=problem.momentum,
+            weight_decay=problem.weight_decay / problem.learning_rate, fused=True,
+        )  # fmt: skip
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
         torch = self._torch

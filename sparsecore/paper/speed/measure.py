@@ -106,11 +106,9 @@ def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_0
 
 
 def density_sweep(
-    effort: Effort,
-    report: Report,
-    sizes: tuple[int, ...] = SHAPES["fashion-mnist"],
+    effort: Effort, report: Report, sizes: tuple[int, ...] = SHAPES["fashion-mnist"],
     densities: Sequence[float] = DENSITIES,
-) -> Result:
+) -> Result:  # fmt: skip
     """Time sparsecore at growing density, and the dense peers, in interleaved rounds, one thread.
 
     "crossover" is the density (the share of connections that exist) at which the fastest of those
@@ -130,11 +128,9 @@ def density_sweep(
     medians = [p["ms"]["median"] for p in points]
     fastest = min(ms[key]["median"] for key in dense)
     return {
-        "sizes": list(sizes),
-        "points": points,
-        "dense": {key: ms[key] for key in dense},
+        "sizes": list(sizes), "points": points, "dense": {key: ms[key] for key in dense},
         "crossover": crossover([p["density"] for p in points], medians, fastest),
-    }
+    }  # fmt: skip
 
 
 def _in_rounds(trainers: dict[Any, Adapter], effort: Effort, report: Report) -> dict[Any, Result]:
@@ -181,17 +177,12 @@ def width_sweep(effort: Effort, report: Report) -> Result:
         _, evolve = timed(partial(model.evolve, 0.3, rng), 2)
         points.append(
             {
-                "width": width,
-                "nnz": model.nnz,
-                "density": model.density,
-                **found,
-                "make_s": float(make),
-                "evolve_s": float(evolve),
-                "mib": model.nbytes / 2**20,
+                "width": width, "nnz": model.nnz, "density": model.density, **found,
+                "make_s": float(make), "evolve_s": float(evolve), "mib": model.nbytes / 2**20,
                 "bytes_per_connection": model.nbytes / model.nnz,
                 "dense_mib": sum(a * b for a, b in pairwise(problem.sizes)) * 4 / 2**20,
             }
-        )
+        )  # fmt: skip
         del problem, model
         gc.collect()
     return {"points": points, "epsilon": EPSILON, "batch": 128}

@@ -52,13 +52,9 @@ class Problem:
     def model(self) -> SparseMLP:
         """The network, the same in every process."""
         return SparseMLP.erdos_renyi(
-            self.sizes,
-            epsilon=self.epsilon,
-            density=self.density,
-            activation=self.activation,
-            alpha=self.alpha,
-            random_state=seeds.generator(self.seed, Purpose.TOPOLOGY),
-        )
+            self.sizes, epsilon=self.epsilon, density=self.density, activation=self.activation,
+            alpha=self.alpha, random_state=seeds.generator(self.seed, Purpose.TOPOLOGY),
+        )  # fmt: skip
 
     @cached_property
     def data(self) -> tuple[np.ndarray, np.ndarray]:
@@ -131,12 +127,10 @@ class SparseCore(Adapter):
         problem.model.start_momentum()
         self._engine = problem.model.new_engine(problem.batch_size, problem.threads)
         self._rule = Rule(
-            np.float32(problem.learning_rate),
-            np.float32(problem.momentum),
-            np.float32(problem.weight_decay),
-            np.float32(problem.dropout),
+            np.float32(problem.learning_rate), np.float32(problem.momentum),
+            np.float32(problem.weight_decay), np.float32(problem.dropout),
             seeds.key(problem.seed, Purpose.DROPOUT),
-        )
+        )  # fmt: skip
         self._step = 0
 
     def train(self, rows: np.ndarray) -> float:
@@ -314,16 +308,11 @@ class ScikitLearn(Adapter):
         inputs, labels = problem.data
         size = problem.batch_size
         self._mlp = MLPClassifier(
-            problem.sizes[1:-1],
-            activation="relu",
-            solver="sgd",
-            alpha=problem.weight_decay / problem.learning_rate,
-            batch_size=size,
-            learning_rate_init=problem.learning_rate,
-            momentum=problem.momentum,
-            nesterovs_momentum=False,
-            shuffle=False,
-        )
+            problem.sizes[1:-1], activation="relu", solver="sgd",
+            alpha=problem.weight_decay / problem.learning_rate, batch_size=size,
+            learning_rate_init=problem.learning_rate, momentum=problem.momentum,
+            nesterovs_momentum=False, shuffle=False,
+        )  # fmt: skip
         # It makes its arrays when it first sees data; then they are given our values.
         self._mlp.partial_fit(inputs[:size], labels[:size], classes=np.arange(problem.sizes[-1]))
         for layer, (weights, bias) in enumerate(problem.dense()):

@@ -160,19 +160,15 @@ def ceilings(repeats: int = 5) -> Result:
         passes = max(1, _STREAMED // n_bytes)
         bandwidth[level] = passes * n_bytes / shortest(_read, width, lanes, passes, data) / 1e9
     return {
-        "gflops": 2 * lanes * _PEAK_STEPS / seconds / 1e9,
-        "bandwidth": bandwidth,
-        "working_set": sets,
-        "cache": caches,
-    }
+        "gflops": 2 * lanes * _PEAK_STEPS / seconds / 1e9, "bandwidth": bandwidth,
+        "working_set": sets, "cache": caches,
+    }  # fmt: skip
 
 
 def measure(
-    shapes: Mapping[str, tuple[int, ...]],
-    epsilon: float,
-    repeats: int,
+    shapes: Mapping[str, tuple[int, ...]], epsilon: float, repeats: int,
     report: Callable[[str], None],
-) -> Result:
+) -> Result:  # fmt: skip
     """Time each layer's forward and backward kernel, and place them under the ceilings.
 
     A kernel's "intensity" is floating-point operations per byte that is loaded or stored, its

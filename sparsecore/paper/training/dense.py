@@ -114,10 +114,8 @@ class DenseMLP:
     def save(self, path: str | os.PathLike[str], run: dict[str, Any]) -> None:
         """Write parameters, velocity and the state of the run that trains them to one file."""
         arrays = {
-            "params": self.params,
-            "velocity": self.velocity,
-            "run": np.array(json.dumps(run)),
-        }
+            "params": self.params, "velocity": self.velocity, "run": np.array(json.dumps(run)),
+        }  # fmt: skip
         with atomic_write(path, keep=True) as file:
             np.savez(file, allow_pickle=False, **arrays)
 

@@ -246,12 +246,10 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
         "condition": {"dataset": condition.dataset, "method": condition.method},
         "limit": condition.limit,
         "data": {
-            "title": datasets.describe(condition.dataset)["title"],
-            "n_train": len(data.y_train),
-            "n_test": len(data.y_test),
-            **{name: getattr(data, name) for name in _FACTS},
+            "title": datasets.describe(condition.dataset)["title"], "n_train": len(data.y_train),
+            "n_test": len(data.y_test), **{name: getattr(data, name) for name in _FACTS},
         },
-    }
+    }  # fmt: skip
     try:
         _, result = method.run(
             data, config, seed=condition.seed, observe=observe, **kept, **method.options

@@ -1,8 +1,6 @@
 """The playground: runs that are stopped, changed and compared, and the panel that drives them.
 
-A `Session` trains in a thread beside the notebook. What a run shows while it trains is its network
-of the last epoch that has ended, which nothing changes any more: who stops and goes on loses no
-more than an epoch.
+A run shows the network of its last whole epoch, so whoever stops and goes on loses at most one.
 """
 
 from __future__ import annotations
@@ -210,10 +208,7 @@ class Session:
     def _train_on_engines(
         self, run: Run, start: SparseMLP, data: Dataset, n: int, plan: wasap.Plan
     ) -> None:
-        """Take the epochs that are left as a parallel run of their own, from the network as it is.
-
-        What it saves after each epoch is what is seen of it; in phase 2 that is the first worker's.
-        """
+        """Take the epochs that are left as a parallel run; in phase 2 one worker's are seen."""
         earlier, seed, config = list(run.epochs), run.seed + run.done, run.config
         since = config.prune_from and config.prune_from - run.done
         if since is not None and since < 1:

@@ -1,7 +1,4 @@
-"""The pictures and tables of the page on scaling: what was measured, and what was simulated.
-
-Simulations are made when a picture is; its titles and its axis say that it is one.
-"""
+"""The pictures and tables of the page on scaling: what was measured, and what was simulated."""
 
 from __future__ import annotations
 

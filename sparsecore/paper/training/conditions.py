@@ -1,8 +1,4 @@
-"""The studies: which runs each table and figure is made of.
-
-A study is a list of conditions (method × data set × seed); the profile says how long each run is.
-Hyperparameters are those of `settings`; `studies` runs and loads them.
-"""
+"""The studies: which runs each table and figure is made of (method × data set × seed)."""
 
 from __future__ import annotations
 
@@ -89,10 +85,7 @@ METHODS |= {
 
 @dataclass(frozen=True)
 class Study:
-    """What a table or figure is made of: every method, data set, weight decay and seed.
-
-    Of a profile's seeds a condition has the first `n_seeds`. Without data sets there are no runs.
-    """
+    """What a table or figure is made of: every method, data set, weight decay and seed, if any."""
 
     key: str
     content: str

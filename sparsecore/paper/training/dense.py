@@ -1,9 +1,7 @@
 """The dense baseline: a network of the same layers whose every connection exists, through BLAS.
 
-The sequential trainer trains it; only a step differs, which is matrix products in place of sparse
-kernels. Data order, loss, dropout's noise, momentum and weight decay are the same, so a sparse
-network of density 1 computes the same numbers to rounding. Dense weights neither evolve nor are
-pruned.
+The sequential trainer trains it, and only a step differs: a sparse network of density 1 computes
+the same numbers to rounding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""F-depth: the gradient flow at initialisation, by depth and negative slope.
-
-Nothing is trained: this is where the argument for slopes of alternating signs lives. ReLU is α = 0.
-"""
+"""F-depth: the gradient flow of fresh networks, by depth and negative slope; ReLU is α = 0."""
 
 from __future__ import annotations
 

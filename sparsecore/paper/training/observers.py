@@ -1,9 +1,4 @@
-"""What studies look at while a network trains: additional entries for an epoch's record.
-
-An observer is made for one run and called with the model after each epoch, and once before the
-first. It changes neither the model nor the random numbers of the run. Which runs are observed by
-what is said in `conditions`.
-"""
+"""What studies look at while a network trains: additional entries for an epoch's record."""
 
 from __future__ import annotations
 

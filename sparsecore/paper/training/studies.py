@@ -1,7 +1,4 @@
-"""The results of training studies: run or load, and what is asked of runs.
-
-Which runs a study is made of is said in `conditions`; `store` keeps the files.
-"""
+"""The results of training studies: run or load, and what is asked of runs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
 """How a picture or a table shows itself: with its caption in JupyterLab, numbered in the book.
 
 JupyterLab shows HTML. The book takes MyST Markdown, by the order of media types in its
-configuration, in which a figure or table brings its name, its caption and a text for those who
-cannot see it, and is numbered by Sphinx. How pictures look is in `style`, what is in them in the
-folders of the pages.
+configuration.
 """
 
 from __future__ import annotations

@@ -165,10 +165,7 @@ def _at(result: Any, name: str) -> Any:
 
 @dataclass(frozen=True)
 class Versions(Generic[T]):
-    """What a page shows: what is recorded, and what the build at hand has computed.
-
-    A build in profile "paper" computes what is recorded, and has no version of its own.
-    """
+    """What a page shows: what is recorded, and what the build at hand has computed, if it did."""
 
     recorded: T | None
     here: T | None = None
@@ -265,10 +262,7 @@ def check(value: Any, schema: Any, place: str) -> None:
 
 
 def check_values(value: Any, place: str) -> None:
-    """Raise a ResultError that names the first value that cannot be, or contradicts another.
-
-    What is measured is finite and not negative, and an accuracy is at most 1.
-    """
+    """Raise a ResultError at a number that is negative or infinite, or contradicts another."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if name not in _ANY:

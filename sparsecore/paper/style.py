@@ -1,7 +1,4 @@
-"""How the book's pictures look: colours, sizes, panels, and what stands where there is nothing.
-
-Everything that pictures share is defined once, here. Nothing is run or read.
-"""
+"""How the book's pictures look: colours, sizes, panels, and what stands where there is nothing."""
 
 from __future__ import annotations
 

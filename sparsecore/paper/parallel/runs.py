@@ -1,8 +1,4 @@
-"""F-parallel and F-resources: the runs behind the pages on parallel training.
-
-The same network, data, seeds and epochs are trained sequentially, by WASAP-SGD and by WASSP-SGD.
-The parallel runs need a cluster of MPI engines, see `cluster.connect`. `figures` draws all of them.
-"""
+"""F-parallel and F-resources: the same training sequentially, by WASAP-SGD and by WASSP-SGD."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""F-scaling: speed-up per worker as measured, and what the simulation is calibrated with.
-
-With one worker up to as many as there are cores, and the times of the steps of a parallel run.
-`simulate` goes on to more workers, `figures` draws both.
-"""
+"""F-scaling: speed-up per worker as measured, and what the simulation is calibrated with."""
 
 from __future__ import annotations
 
@@ -87,10 +83,7 @@ def counts(most: int) -> list[int]:
 
 
 def _measure(effort: Effort) -> Result:
-    """Train sequentially and in parallel, in turns, and time the steps of a parallel run.
-
-    All epochs are phase 1, with the topology's evolution between them.
-    """
+    """Train sequentially and in parallel, in phase 1, in turns, and time a parallel run's steps."""
     data = datasets.load(DATASET)
     config = setting(DATASET).config.with_values(epochs=effort.epochs)
     numbers = counts(max(2, min(cpu_count(), effort.workers)))
@@ -125,11 +118,7 @@ def _messages_on_engine(n_bytes: int) -> Result:
 
 
 def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
-    """Time what a parallel run does, step by step, in this process: two workers and a server.
-
-    In seconds: "gradient" are quantiles at equal distances from 0 to 1; "push" is how long one
-    holds the lock, median; see `Calibration` for the others.
-    """
+    """Time what a parallel run does, step by step, in this process: two workers and a server."""
     config = config.with_values(epochs=n)
     model = train.new_model(config, data.n_features, data.n_classes, 0)
     place = Place(model.sizes, model.nnz, 2, n + _EVERY, n)
@@ -190,10 +179,7 @@ def _time_reduction(n: int) -> dict[str, float]:
 
 
 def calibrate(result: Result) -> Calibration:
-    """Return the simulation's numbers, from the runs of WASAP-SGD with one worker and the steps.
-
-    Raises ValueError if they make no sense, for instance because the machine was busy otherwise.
-    """
+    """Return the simulation's numbers, from measurements; a ValueError if they make no sense."""
     run, steps, mean = result["runs"]["wasap"]["1"][0], result["steps"], spent(result, "wasap", 1)
     per_epoch = -(-result["n_train"] // result["batch_size"])
     # No evolution follows the last epoch.

@@ -1,8 +1,4 @@
-"""A discrete-event simulation of phase 1 with more workers than there are cores: a model, no run.
-
-Workers compute for times that `measure` has measured, and meet as they do in `wasap.server` and
-`wasap.lockstep`.
-"""
+"""A discrete-event simulation of phase 1 with more workers than cores: a model, no run."""
 
 from __future__ import annotations
 
@@ -191,10 +187,7 @@ def _held(c: Calibration, network: Network) -> tuple[float, float]:
 def _asynchronous(
     c: Calibration, workers: int, network: Network, scenario: Scenario, rng: np.random.Generator
 ) -> tuple[float, ...]:
-    """Have workers compute and queue for the lock, until enough updates have been made.
-
-    Return updates per second, and `Outcome`'s utilisation, waiting and staleness.
-    """
+    """Have workers compute and queue for the lock; return updates per second, and the shares."""
     first = max(_UPDATES // 10, 2 * workers)  # until then the common start is forgotten
     # With more workers than updates between two evolutions, the data grow.
     epoch, updates = max(c.updates_per_epoch, workers), first + max(_UPDATES, 6 * workers)
@@ -229,10 +222,7 @@ def _asynchronous(
 def _lockstep(
     c: Calibration, workers: int, network: Network, scenario: Scenario, rng: np.random.Generator
 ) -> tuple[float, ...]:
-    """Have all workers wait for the slowest and exchange, step after step; return the same.
-
-    Nobody queues, and no step knows of another, so that steps are maxima of draws.
-    """
+    """Have all workers wait for the slowest and exchange, step after step; return the same."""
     own = c.compute * _factors(c, scenario, (_STEPS, workers), rng)
     own[:, 0] *= scenario.slowest
     slowest, after = own.max(axis=1), exchange(c, network, workers)

@@ -1,8 +1,6 @@
 """The contest: which peers there are, and their training steps, timed in interleaved rounds.
 
-Each peer runs in a process of its own, with its threads set before its libraries load. The peers
-take turns, so that a disturbance of the machine hits all alike. One that is not installed, or
-fails, is listed with the reason.
+Each runs in a process of its own, with its threads set before its libraries load.
 """
 
 from __future__ import annotations
@@ -51,9 +49,7 @@ def compare(
 ) -> dict[str, Any]:  # fmt: skip
     """Time full training steps of all peers in interleaved rounds, turns of some `seconds` each.
 
-    Of each peer, "ms" are milliseconds per step (the median over rounds of the round's median) and
-    "ratio" its time over sparsecore's, round by round; "meeting_us" is how long the threads took to
-    meet before and after.
+    Of each peer, "ms" is the median over rounds of a step's median, "ratio" is over sparsecore's.
     """
     if rounds < 1:
         raise ValueError(f"rounds: expected an integer of at least 1, got {rounds}")
@@ -142,11 +138,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def stopwatch(peer: Adapter, seconds: float) -> Callable[[], dict[str, float]]:
-    """Compile and fill caches; return what times calls of a peer for some seconds, at least one.
-
-    "ms" is per step, the median over calls, "cpu_ms" the process's CPU time per step; "cores" is
-    CPU time over wall time, and "others" the CPUs that other processes kept busy meanwhile.
-    """
+    """Compile and fill caches; return what times calls of a peer for some seconds, at least one."""
     rng, problem = np.random.default_rng(0), peer.problem
 
     def turn(seconds: float, steps: int) -> dict[str, float]:

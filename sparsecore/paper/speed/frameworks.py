@@ -112,12 +112,7 @@ class TorchSparseLab(TorchDense):
 
 
 class TorchCSR(TorchDense):
-    """CSR weights, multiplied by PyTorch's own sparse products (MKL), feature-major.
-
-    Forward is a product with the CSR matrix, the input gradient one with its transpose, kept as a
-    second CSR matrix (the transpose of the first takes five times as long), and the weight gradient
-    a sampled product.
-    """
+    """CSR weights, multiplied by PyTorch's own sparse products (MKL), feature-major."""
 
     label = "PyTorch, CSR weights"
     note = (

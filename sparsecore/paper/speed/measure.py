@@ -1,8 +1,4 @@
-"""F-speed: the measurements behind the page on speed, each of its parts one result.
-
-The contest with the peers, where an epoch's time goes, density against dense BLAS, the kernels'
-roofline, and growing width at constant epsilon. `figures` draws them.
-"""
+"""F-speed: the measurements behind the page on speed, each of its parts one result."""
 
 from __future__ import annotations
 
@@ -71,11 +67,7 @@ def contest(effort: Effort, report: Report) -> Result:
 
 
 def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_000)) -> Result:
-    """Time epochs on random data, one thread, with Fashion-MNIST's network and number of rows.
-
-    "seconds" are of "products" (forward, loss, backward and update), "batches" (fetching them, and
-    dropout), "evaluation" and "evolution"; "overhead" is the share of all but the products.
-    """
+    """Time the parts of epochs on random data, with Fashion-MNIST's network and number of rows."""
     config = TrainConfig()
     rng = np.random.default_rng(0)
     X = rng.random((sum(rows), SHAPES["fashion-mnist"][0]), np.float32)
@@ -109,11 +101,7 @@ def density_sweep(
     effort: Effort, report: Report, sizes: tuple[int, ...] = SHAPES["fashion-mnist"],
     densities: Sequence[float] = DENSITIES,
 ) -> Result:  # fmt: skip
-    """Time sparsecore at growing density, and the dense peers, in interleaved rounds, one thread.
-
-    "crossover" is the density (the share of connections that exist) at which the fastest of those
-    that are installed takes as long as sparsecore, None if there is none.
-    """
+    """Time sparsecore at growing density, and the dense peers, in turns, with one thread."""
     problems = {d: Problem(sizes, density=d) for d in densities}
     least = problems[min(densities)]
     dense = [key for key in ("numpy-dense", "torch-dense") if not PEERS[key].absent(least)]
@@ -162,11 +150,7 @@ def roofline(effort: Effort, report: Report) -> Result:
 
 
 def width_sweep(effort: Effort, report: Report) -> Result:
-    """Time networks of 784-n-n-10 neurons at constant epsilon, with one thread, batch 128.
-
-    A point has "ms" per step, the seconds to make the network and to evolve it once, the "mib" of
-    parameters, velocity and structure, and what dense weights alone would take.
-    """
+    """Time networks of 784-n-n-10 neurons at constant epsilon, with one thread, batch 128."""
     points = []
     for width in effort.widths:
         report(f"{width:,} neurons per layer")

@@ -1,8 +1,6 @@
 """What the peers train, and the peers without a framework: sparsecore, C, NumPy, scikit-learn.
 
-A peer is a small adapter class. It is made for a `Problem`, which gives all of them the same
-network, weights, data and rule, and takes training steps with it. PyTorch and JAX are in
-`frameworks`; `contest` lists all peers, and times them against each other.
+A peer is an adapter: made for a `Problem`, the same for all, it takes training steps with it.
 """
 
 from __future__ import annotations
@@ -102,10 +100,7 @@ class Adapter:
         return str(installed(cls.packages[-1])) if cls.packages else __version__
 
     def train(self, rows: np.ndarray) -> float:
-        """Take a step for each batch of `rows`; return the mean of their losses.
-
-        A loss is the cross-entropy of the batch before its step.
-        """
+        """Take a step for each batch of `rows`; return their mean loss before the steps."""
         losses = [self.step(batch) for batch in self.problem.batches(rows)]
         return float(np.mean([float(loss) for loss in losses]))
 
@@ -147,11 +142,7 @@ class SparseCore(Adapter):
 
 
 class CLoop(Adapter):
-    """The yardstick: `c_loop.c`, the sparse work alone, compiled for this CPU.
-
-    `activations` and `gradients` of each layer's neurons have shape (n, 128), `weights` and
-    `velocities` are in CSR order; all float32.
-    """
+    """The yardstick: `c_loop.c`, the sparse work alone, compiled for this CPU."""
 
     label = "C loop (yardstick)"
     note = (

@@ -138,12 +138,7 @@ def cache_sizes() -> dict[str, int]:
 
 
 def ceilings(repeats: int = 5) -> Result:
-    """Measure what one thread of this machine can do, the best of some repeats.
-
-    "gflops" counts a fused multiply-add on registers as 2; "bandwidth" is of reading in order, in
-    GB/s (10⁹ bytes), from as many bytes as "working_set" has. The L3 of a virtual machine is shared
-    with strangers, so it is measured at 8 MiB.
-    """
+    """Measure what one thread of this machine can do, the best of some repeats."""
     lanes = widest()
     width, out = Width(lanes), np.zeros(1, np.float32)
 
@@ -169,12 +164,7 @@ def measure(
     shapes: Mapping[str, tuple[int, ...]], epsilon: float, repeats: int,
     report: Callable[[str], None],
 ) -> Result:  # fmt: skip
-    """Time each layer's forward and backward kernel, and place them under the ceilings.
-
-    A kernel's "intensity" is floating-point operations per byte that is loaded or stored, its
-    "working_set" the bytes of one slice's rows, which are visited in random order, its "level" the
-    smallest memory that holds them, and its "share" that of the ceiling there.
-    """
+    """Time each layer's forward and backward kernel, and place them under the ceilings."""
     report("ceilings")
     found, points = ceilings(), []
     for shape, sizes in shapes.items():

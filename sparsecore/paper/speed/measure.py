@@ -17,7 +17,7 @@ from sparsecore import seeds
 from sparsecore.bench import spread, timed
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
-from sparsecore.paper.speed import roofline as kernels
+from sparsecore.paper.speed import roofline
 from sparsecore.paper.speed.contest import PEERS, compare, stopwatch
 from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
@@ -83,7 +83,7 @@ def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_0
             trainer.evaluate(*test)
             trainer.change_topology()
             spent = {name: trainer.seconds[name] - before[name] for name in before}
-            measured = kernels.products_share(model, *train, config, rng)
+            measured = roofline.products_share(model, *train, config, rng)
             share = min(1.0, float(np.median(measured)))  # noise of a short measurement
             times["products"].append(share * spent["train"])
             times["batches"].append((1 - share) * spent["train"])
@@ -144,11 +144,6 @@ def crossover(densities: Sequence[float], ms: Sequence[float], level: float) -> 
     return None
 
 
-def roofline(effort: Effort, report: Report) -> Result:
-    """Place both shapes' kernels under the machine's ceilings; see `roofline.measure`."""
-    return kernels.measure(SHAPES, EPSILON, 5 * effort.rounds, report)
-
-
 def width_sweep(effort: Effort, report: Report) -> Result:
     """Time networks of 784-n-n-10 neurons at constant epsilon, with one thread, batch 128."""
     points = []
@@ -185,7 +180,7 @@ PARTS: dict[str, Callable[[Effort, Report], Result]] = {
     "peers": contest,
     "epochs": epochs,
     "density": density_sweep,
-    "roofline": roofline,
+    "roofline": lambda effort, report: roofline.measure(SHAPES, EPSILON, 5 * effort.rounds, report),
     "width": width_sweep,
 }
 

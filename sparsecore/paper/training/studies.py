@@ -90,17 +90,14 @@ class Results:
         runs, diverged = (_at(some, decay) for some in (self.runs, self.diverged))
         return replace(self, study=study, runs=runs, diverged=diverged)
 
-    def of(self, dataset: str, method: str) -> list[Result]:
+    def of(self, dataset: str, method: str, diverged: bool = False) -> list[Result]:
         """Return the runs of a method on a data set with the first weight decay, one per seed."""
-        return self._of(self.runs, dataset, method)
+        wanted, runs = {"dataset": dataset, "method": method}, (self.runs, self.diverged)[diverged]
+        return [run for run in _at(runs, self.decay) if run["condition"] == wanted]
 
     def diverged_of(self, dataset: str, method: str) -> list[Result]:
         """Return those of these runs that diverged."""
-        return self._of(self.diverged, dataset, method)
-
-    def _of(self, runs: list[Result], dataset: str, method: str) -> list[Result]:
-        wanted = {"dataset": dataset, "method": method}
-        return [run for run in _at(runs, self.decay) if run["condition"] == wanted]
+        return self.of(dataset, method, diverged=True)
 
     def why_not(self, dataset: str, method: str) -> str:
         """Return why a method has no runs on a data set."""

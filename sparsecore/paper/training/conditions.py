@@ -9,14 +9,8 @@ from typing import Any
 
 from sparsecore import datasets, experiment
 from sparsecore.config import TrainConfig
-from sparsecore.paper.training import dense, on_cluster
-from sparsecore.paper.training.observers import (
-    ObserveGradientFlow,
-    ObserveImportance,
-    ObservePruning,
-    Observer,
-    ObserveTopology,
-)
+from sparsecore.paper.training import dense, observers, on_cluster
+from sparsecore.paper.training.observers import ObserveGradientFlow, ObserveImportance, Observer
 from sparsecore.settings import DECAYS, setting
 from sparsecore.topology import erdos_renyi_density
 
@@ -200,9 +194,9 @@ _OBSERVERS: dict[tuple[str, str], tuple[type[Observer], ...]] = {
     for dataset in (*_REAL, "leukemia")
     for method in _ACTIVATIONS
 }
-_OBSERVERS["fashion-mnist", "set-all-relu"] += (ObserveTopology,)
+_OBSERVERS["fashion-mnist", "set-all-relu"] += (observers.ObserveTopology,)
 for _dataset in ("fashion-mnist", "madelon"):
-    _OBSERVERS[_dataset, "set-all-relu"] += (ObserveImportance, ObservePruning)
+    _OBSERVERS[_dataset, "set-all-relu"] += (ObserveImportance, observers.ObservePruning)
     _OBSERVERS[_dataset, "set-all-relu-pruned"] = (ObserveImportance,)
 
 

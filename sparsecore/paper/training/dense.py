@@ -111,11 +111,9 @@ class DenseMLP:
 
     def save(self, path: str | os.PathLike[str], run: dict[str, Any]) -> None:
         """Write parameters, velocity and the state of the run that trains them to one file."""
-        arrays = {
-            "params": self.params, "velocity": self.velocity, "run": np.array(json.dumps(run)),
-        }  # fmt: skip
+        arrays = {"params": self.params, "velocity": self.velocity}
         with atomic_write(path, keep=True) as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, allow_pickle=False, run=np.array(json.dumps(run)), **arrays)
 
     def restore(self, path: str | os.PathLike[str]) -> tuple[DenseMLP, dict[str, Any]]:
         """Take parameters and velocity from what `save` wrote; return the state of the run, too."""

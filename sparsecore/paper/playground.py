@@ -132,9 +132,7 @@ class Session:
             if value != was.get(name, False) and name != "epochs"
         ]
         ranks = f"{workers} workers ({algorithm})" if workers > 1 else "1 worker"
-        if ranks != run.workers:
-            found.append(ranks)
-        if found:
+        if found := found + [ranks] * (ranks != run.workers):
             since = f"from epoch {run.done + 1} " if run.done else ""
             run.told.append(since + ", ".join(found))
         run.config, run.workers, run.state = config, ranks, "loading data"
@@ -323,12 +321,9 @@ class Playground(widgets.VBox):
                 readout_format="d" if whole else f".{max(0, len(str(step)) - 2)}f",
             )  # fmt: skip
         self.chosen = widgets.Dropdown(description="look at", layout={"width": "200px"})
+        acts = {"Start a new run": self.start, "Stop": self.session.stop, "Go on": self.go_on}
         self.buttons = {}
-        for text, look, act in (
-            ("Start a new run", "success", self.start),
-            ("Stop", "danger", self.session.stop),
-            ("Go on", "info", self.go_on),
-        ):
+        for (text, act), look in zip(acts.items(), ("success", "danger", "info"), strict=True):
             self.buttons[text] = widgets.Button(description=text, button_style=look)
             self.buttons[text].on_click(lambda _, act=act: self._try(act))
         self.status, self.table = widgets.HTML("Nothing has been trained yet."), widgets.HTML()
@@ -386,9 +381,8 @@ class Playground(widgets.VBox):
 
     def _enable(self) -> None:
         running, runs = self.session.running, self.session.runs
-        for button, off in zip(
-            self.buttons.values(), (running, not running, running or not runs), strict=True
-        ):
+        disabled = running, not running, running or not runs
+        for button, off in zip(self.buttons.values(), disabled, strict=True):
             button.disabled = off
 
     def refresh(self) -> None:

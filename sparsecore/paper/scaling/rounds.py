@@ -33,16 +33,15 @@ def _kept(result: Result) -> Result:
     found = {name: result[name] for name in ("seed", "samples_per_second", "test_accuracy")}
     if (parallel := result.get("parallel")) is None:
         return found
-    stale, names = np.array(parallel["staleness_histogram"] or [1]), ("window", "bytes_per_update")
+    stale, names = (
+        np.array(parallel["staleness_histogram"] or [1]),
+        ("updates", "samples", "seconds"),
+    )
     return {
-        **found,
-        **{name: parallel[name] for name in names},
+        **found, "window": parallel["window"], "bytes_per_update": parallel["bytes_per_update"],
         "staleness": float(np.average(np.arange(len(stale)), weights=stale)),
-        "ranks": [
-            {name: rank[name] for name in ("updates", "samples", "seconds")}
-            for rank in parallel["ranks"]
-        ],
-    }
+        "ranks": [{name: rank[name] for name in names} for rank in parallel["ranks"]],
+    }  # fmt: skip
 
 
 def workers_of(result: Result, algorithm: str) -> list[int]:
@@ -81,22 +80,16 @@ def spent(result: Result, algorithm: str, workers: int) -> dict[str, float]:
 def against_sequential(result: Result, algorithm: str, workers: int) -> Result:
     """Return what so many workers gain, and lose in accuracy, round by round and in all."""
     alone, together = result["runs"]["sequential"]["1"], result["runs"][algorithm][str(workers)]
-    ratios = speedups(result, algorithm, workers)
+    ratios, names = speedups(result, algorithm, workers), ("gradient", "lock", "update")
     rounds = [
         {
-            "seed": one["seed"],
-            "sequential": one["samples_per_second"],
-            "parallel": all_["samples_per_second"],
-            "ratio": float(ratio),
-            "sequential_accuracy": one["test_accuracy"],
-            "parallel_accuracy": all_["test_accuracy"],
-            "shares": {
-                name: total_seconds(all_, name) / total_seconds(all_, "phase1")
-                for name in ("gradient", "lock", "update")
-            },
+            "seed": one["seed"], "sequential": one["samples_per_second"],
+            "parallel": all_["samples_per_second"], "ratio": float(ratio),
+            "sequential_accuracy": one["test_accuracy"], "parallel_accuracy": all_["test_accuracy"],
+            "shares": {n: total_seconds(all_, n) / total_seconds(all_, "phase1") for n in names},
         }
         for one, all_, ratio in zip(alone, together, ratios, strict=True)
-    ]
+    ]  # fmt: skip
     difference = [r["parallel_accuracy"] - r["sequential_accuracy"] for r in rounds]
     middle, low, high = spread(ratios).values()
     return {

@@ -48,8 +48,7 @@ class TorchDense(Adapter):
             x = functional.dropout(x, self.problem.dropout)
         return self._layers[-1](x)
 
-    def step(self, rows: np.ndarray) -> Any:
-        """Take a step on one batch."""
+    def _take_step(self, rows: np.ndarray) -> Any:
         chosen = self._torch.from_numpy(rows)
         self._optimizer.zero_grad(set_to_none=True)
         logits = self._logits(self._inputs[chosen])
@@ -69,9 +68,8 @@ class TorchMasked(TorchDense):
         super().__init__(problem)
         self._masks = [(layer.weight != 0).float() for layer in self._layers]
 
-    def step(self, rows: np.ndarray) -> Any:
-        """Take a step on one batch, and mask the weights."""
-        loss = super().step(rows)
+    def _take_step(self, rows: np.ndarray) -> Any:
+        loss = super()._take_step(rows)
         with self._torch.no_grad():
             for layer, mask in zip(self._layers, self._masks, strict=True):
                 layer.weight.mul_(mask)
@@ -199,7 +197,6 @@ class JaxDense(Adapter):
         self._state = [params, jax.tree.map(jnp.zeros_like, params), key]
         self._data = [jnp.asarray(array) for array in p.data]
 
-    def step(self, rows: np.ndarray) -> Any:
-        """Take a step on one batch."""
+    def _take_step(self, rows: np.ndarray) -> Any:
         *self._state, loss = self._step(*self._state, rows, *self._data)
         return loss

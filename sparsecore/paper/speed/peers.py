@@ -101,10 +101,10 @@ class Adapter:
 
     def train(self, rows: np.ndarray) -> float:
         """Take a step for each batch of `rows`; return their mean loss before the steps."""
-        losses = [self.step(batch) for batch in self.problem.batches(rows)]
+        losses = [self._take_step(batch) for batch in self.problem.batches(rows)]
         return float(np.mean([float(loss) for loss in losses]))
 
-    def step(self, rows: np.ndarray) -> Any:
+    def _take_step(self, rows: np.ndarray) -> Any:
         """Take a step on one batch; return its loss, a number of the framework."""
         raise NotImplementedError
 
@@ -209,8 +209,7 @@ class CLoop(Adapter):
                 *map(ctypes.c_float, (rate, momentum, decay)),
             )
 
-    def step(self, rows: np.ndarray) -> float:
-        """Do the sparse work of a step; the batch is not read, and there is no loss."""
+    def _take_step(self, rows: np.ndarray) -> float:
         self.forward()
         # Without a loss nothing would stop the weights from growing: steps of next to nothing.
         self.backward(1e-9, self.problem.momentum, 0)
@@ -245,8 +244,7 @@ class NumPyDense(Adapter):
         self._gradients = [np.empty_like(p) for p in self._params]
         self._rng = np.random.default_rng(problem.seed)
 
-    def step(self, rows: np.ndarray) -> float:
-        """Take a step on one batch."""
+    def _take_step(self, rows: np.ndarray) -> float:
         p, depth = self.problem, len(self._weights)
         inputs, labels = p.data
         x, y, each = [inputs[rows]], labels[rows], np.arange(len(rows))

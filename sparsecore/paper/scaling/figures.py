@@ -76,14 +76,9 @@ def _workers_axis(ax: Axes, title: str, *ticks: int, **more: Any) -> None:
     ax.minorticks_off()
 
 
-def _lines(styles: Mapping[Any, Any]) -> list[Any]:
-    """Return a legend of what the styles of lines mean."""
-    return [line("#333333", what.name, style) for what, style in styles.items()]
-
-
 @picture(
     "F-scaling-simulated", across=2, height=3.9, sharex=True, sharey=True,
-    legend=_lines(_NETWORK_STYLES),
+    legend=[line("#333333", network.name, style) for network, style in _NETWORK_STYLES.items()],
     caption="**Simulation: up to 1024 workers.** Speed-up in a simulation, not a run, with the "
     "times measured on this page and assumed networks. From the diamonds on the parameter "
     "server has no rest. What to see: WASAP-SGD falls beyond its diamond, because more and "
@@ -116,7 +111,7 @@ def simulated(axes: Any, title: str, result: Result) -> str:
 
 @picture(
     "F-scaling-stragglers", across=2, height=3.4, sharex=True, sharey=True,
-    legend=_lines(_SCENARIO_STYLES),
+    legend=[line("#333333", case.name, style) for case, style in _SCENARIO_STYLES.items()],
     caption="**Simulation: what stragglers cost.** Gradients per second relative to workers "
     "that all take the mean time; one machine, shared memory. What to see: in lockstep all wait "
     "for the slowest, until the exchange takes longer than that. WASAP-SGD loses only what the "

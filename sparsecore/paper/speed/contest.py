@@ -26,17 +26,12 @@ from sparsecore.paper.speed.peers import Adapter, Problem
 from sparsecore.provenance import busy_seconds, loaded_blas, peak_rss_mb, provenance
 
 PEERS: dict[str, type[Adapter]] = {
-    "sparsecore": peers.SparseCore,
-    "c-loop": peers.CLoop,
-    "torch-csr": frameworks.TorchCSR,
-    "sparselab": frameworks.TorchSparseLab,
-    "sparseprop": frameworks.TorchSparseProp,
-    "torch-dense": frameworks.TorchDense,
-    "torch-masked": frameworks.TorchMasked,
-    "jax-dense": frameworks.JaxDense,
-    "numpy-dense": peers.NumPyDense,
-    "scikit-learn-dense": peers.ScikitLearn,
-}
+    "sparsecore": peers.SparseCore, "c-loop": peers.CLoop,
+    "torch-csr": frameworks.TorchCSR, "sparselab": frameworks.TorchSparseLab,
+    "sparseprop": frameworks.TorchSparseProp, "torch-dense": frameworks.TorchDense,
+    "torch-masked": frameworks.TorchMasked, "jax-dense": frameworks.JaxDense,
+    "numpy-dense": peers.NumPyDense, "scikit-learn-dense": peers.ScikitLearn,
+}  # fmt: skip
 _THROUGH_BLAS = ("numpy-dense", "scikit-learn-dense")  # PyTorch and JAX bring their own
 _STEPS_PER_CALL = 128  # the trainers hand over many batches at a time, too
 _PAUSE = 0.2  # seconds between two peers: idle OpenMP threads spin for a while

@@ -53,9 +53,8 @@ def measure(width: int, n_seeds: int) -> Result:
     for activation in _COLOURS:
         flow = np.empty((len(DEPTHS), len(ALPHAS), n_seeds))
         for (depth, alpha, seed), _ in np.ndenumerate(flow):
-            config = base.with_values(
-                activation=activation, alpha=ALPHAS[alpha], hidden=DEPTHS[depth] * (width,)
-            )
+            changes = {"alpha": ALPHAS[alpha], "hidden": DEPTHS[depth] * (width,)}
+            config = base.with_values(activation=activation, **changes)
             model = new_model(config, data.n_features, data.n_classes, seed)
             flow[depth, alpha, seed] = see(model, 0)["gradient_flow"]
         flows[activation] = flow.tolist()

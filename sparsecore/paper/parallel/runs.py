@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.config import TrainConfig
@@ -20,8 +19,7 @@ DATASET = "fashion-mnist"
 ALGORITHMS = ("sequential", "wasap", "wassp")
 
 
-@dataclass(frozen=True)
-class Effort:
+class Effort(NamedTuple):
     """How long a profile's runs are; None: as the setting has it, all rows."""
 
     epochs: int | None

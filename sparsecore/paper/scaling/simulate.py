@@ -6,6 +6,7 @@ import heapq
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,8 +57,7 @@ class Calibration:
         return 1 / (self.compute + self.lock + service(self, ONE_MACHINE))
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """What lies between workers and server."""
 
     name: str
@@ -80,8 +80,7 @@ NETWORKS = (
 )
 
 
-@dataclass(frozen=True)
-class Scenario:
+class Scenario(NamedTuple):
     """How evenly the workers compute."""
 
     name: str

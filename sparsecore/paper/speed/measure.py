@@ -5,10 +5,9 @@ from __future__ import annotations
 import gc
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -38,8 +37,7 @@ DENSITIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Effort:
+class Effort(NamedTuple):
     """How much a profile measures."""
 
     rounds: int

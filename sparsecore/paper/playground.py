@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -376,7 +375,7 @@ class Playground(widgets.VBox):
         """Show how a run goes until it ends."""
         while self.session.running:
             self.refresh()
-            time.sleep(_PAUSE)
+            self.session.wait(_PAUSE)
         self.refresh()
 
     def _enable(self) -> None:

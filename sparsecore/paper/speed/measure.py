@@ -107,15 +107,13 @@ def density_sweep(
         trainers: dict[Any, Adapter] = {d: SparseCore(problem) for d, problem in problems.items()}
         trainers |= {key: PEERS[key](least) for key in dense}
         ms = _in_rounds(trainers, effort, report)
-    points: list[Result] = [
-        {"density": problem.model.density, "nnz": problem.model.nnz, "ms": ms[d]}
-        for d, problem in problems.items()
-    ]
-    medians = [p["ms"]["median"] for p in points]
+    models = {d: problem.model for d, problem in problems.items()}
+    points = [{"density": m.density, "nnz": m.nnz, "ms": ms[d]} for d, m in models.items()]
+    medians = [ms[d]["median"] for d in models]
     fastest = min(ms[key]["median"] for key in dense)
     return {
         "sizes": list(sizes), "points": points, "dense": {key: ms[key] for key in dense},
-        "crossover": crossover([p["density"] for p in points], medians, fastest),
+        "crossover": crossover([m.density for m in models.values()], medians, fastest),
     }  # fmt: skip
 
 
@@ -123,14 +121,13 @@ def _in_rounds(trainers: dict[Any, Adapter], effort: Effort, report: Report) -> 
     """Time all trainers in turns, milliseconds per step, and close them."""
     report("warming up")
     turns = {name: stopwatch(trainer, effort.seconds) for name, trainer in trainers.items()}
-    ms: dict[Any, list[float]] = {name: [] for name in trainers}
+    rounds = []
     for number in range(effort.rounds):
         report(f"round {number + 1} of {effort.rounds}")
-        for name, turn in turns.items():
-            ms[name].append(turn()["ms"])
+        rounds.append({name: turn()["ms"] for name, turn in turns.items()})
     for trainer in trainers.values():
         trainer.close()
-    return {name: spread(values) for name, values in ms.items()}
+    return {name: spread([ms[name] for ms in rounds]) for name in turns}
 
 
 def crossover(densities: Sequence[float], ms: Sequence[float], level: float) -> float | None:

@@ -58,8 +58,8 @@ METHODS: dict[str, Method] = {
     ),
     "wasap": Method("WASAP", _ALL_RELU, *_WASAP),
     "wasap-pruned": Method(
-        "WASAP with importance pruning",
-        {**_PRUNED, "prune_every": 20, "prune_percentile": 10}, *_WASAP,
+        "WASAP with importance pruning", {**_PRUNED, "prune_every": 20, "prune_percentile": 10},
+        *_WASAP,
     ),
 }  # fmt: skip
 
@@ -251,10 +251,8 @@ _STUDIES = (
     ),
     Study(
         "T-deviations", "what differs from the released code, and what it is worth", _REAL,
-        (
-            *_ACTIVATIONS, "set-all-relu-pruned", "set-all-relu-pruned-released", "wassp",
-            "wassp-released",
-        ),
+        (*_ACTIVATIONS, "set-all-relu-pruned", "set-all-relu-pruned-released", "wassp",
+         "wassp-released"),
         DECAYS, runs_of="T-main",
     ),
     Study(

@@ -212,11 +212,8 @@ def recorded(key: str) -> Results:
 
 def _sorted(runs: Iterable[Result | None]) -> tuple[list[Result], list[Result]]:
     """Return the runs that came to their end, and those that diverged."""
-    both: tuple[list[Result], list[Result]] = ([], [])
-    for run in runs:
-        if run is not None:
-            both["diverged" in run].append(run)
-    return both
+    there = [run for run in runs if run is not None]
+    return [r for r in there if "diverged" not in r], [r for r in there if "diverged" in r]
 
 
 # --- running -------------------------------------------------------------------------------------

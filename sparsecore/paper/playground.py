@@ -42,15 +42,12 @@ _SLIDERS = {
     "prune_from": (0, 300, 1), "prune_every": (1, 100, 1), "prune_percentile": (0, 90, 5),
 }  # fmt: skip
 _COLUMNS = (
-    Column("run", "number"),
-    Column("data set", "dataset", number=False),
+    Column("run", "number"), Column("data set", "dataset", number=False),
     Column("what is other than in the study", "told", number=False),
-    Column("state", "state", number=False),
-    Column("epochs", "epochs"),
-    Column("test accuracy (%)", "accuracy", "{:.2f}"),
-    Column("best (%)", "best", "{:.2f}"),
+    Column("state", "state", number=False), Column("epochs", "epochs"),
+    Column("test accuracy (%)", "accuracy", "{:.2f}"), Column("best (%)", "best", "{:.2f}"),
     Column("connections", "nnz", "{:,}"),
-)
+)  # fmt: skip
 # What is drawn of all runs: its name in an epoch's record, its unit, the panel's title.
 _CURVES = (
     ("loss", 1, "training loss (nats)"),
@@ -188,11 +185,10 @@ class Session:
         step = run.done * -(-len(data.y_train) // run.config.batch_size)
         seconds = dict.fromkeys(("train", "evaluate", "evolve"), 0.0)
         state = {
-            **experiment.identity(data, run.config, run.seed),
-            "nnz_start": model.nnz,
+            **experiment.identity(data, run.config, run.seed), "nnz_start": model.nnz,
             "epochs": list(run.epochs),
             "progress": {"epoch": run.done, "step": step, "seconds": seconds},
-        }
+        }  # fmt: skip
 
         def look(state: dict[str, Any]) -> None:
             run.model, run.epochs = model.copy(), list(state["epochs"])

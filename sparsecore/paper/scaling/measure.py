@@ -92,10 +92,8 @@ def _measure(effort: Effort) -> Result:
         return experiment.run(rows, config, seed=seed)[1]
 
     def together(algorithm: str, k: int, seed: int) -> Result:
-        return cluster.train(
-            workers.first(k), config, data.name,
-            algorithm=algorithm, phase1=1.0, seed=seed, limit=effort.rows,
-        )[1]  # fmt: skip
+        how: dict[str, Any] = {"phase1": 1.0, "seed": seed, "limit": effort.rows}
+        return cluster.train(workers.first(k), config, data.name, algorithm=algorithm, **how)[1]
 
     runs = {(name, k): partial(together, name, k) for k in numbers for name in ALGORITHMS}
     with cluster.connect(numbers[-1]) as workers:

@@ -238,15 +238,11 @@ def _layer(row: Any) -> str:
 
 
 _KERNELS = (
-    Column("measured", "measured", number=False),
-    Column("layer", "", _layer, number=False),
-    Column("kernel", "direction", number=False),
-    Column("connections", "nnz", "{:,}"),
-    Column("ms", "ms_median", "{:.3f}"),
-    Column("GFLOP/s", "gflops", "{:.0f}"),
-    Column("rows in", "level", number=False),
-    Column("of the ceiling", "share", by=lambda share: _percent(share)),
-)
+    Column("measured", "measured", number=False), Column("layer", "", _layer, number=False),
+    Column("kernel", "direction", number=False), Column("connections", "nnz", "{:,}"),
+    Column("ms", "ms_median", "{:.3f}"), Column("GFLOP/s", "gflops", "{:.0f}"),
+    Column("rows in", "level", number=False), Column("of the ceiling", "share", by=_percent),
+)  # fmt: skip
 
 
 def kernels(speed: Speed) -> Table:

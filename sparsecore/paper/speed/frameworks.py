@@ -79,8 +79,7 @@ class TorchMasked(TorchDense):
 class TorchSparseProp(TorchDense):
     """`SparseLinear` layers of the package SparseProp."""
 
-    label = "SparseProp"
-    packages = ("torch", "sparseprop")
+    label, packages = "SparseProp", ("torch", "sparseprop")
     note = f"{WHOLE} (fused SGD); its SparseLinear layers for PyTorch, compiled on this machine."
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
@@ -92,8 +91,7 @@ class TorchSparseProp(TorchDense):
 class TorchSparseLab(TorchDense):
     """`SparseLinear` layers of the package sparselab, which are given our connections."""
 
-    label = "sparselab"
-    packages = ("torch", "sparselab")
+    label, packages = "sparselab", ("torch", "sparselab")
     note = f"{WHOLE} (fused SGD); its SparseLinear layers for PyTorch: padded CSR, AVX2 or NEON."
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:

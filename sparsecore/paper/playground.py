@@ -128,7 +128,8 @@ class Session:
             if value != was.get(name, False) and name != "epochs"
         ]
         ranks = f"{workers} workers ({algorithm})" if workers > 1 else "1 worker"
-        if found := found + [ranks] * (ranks != run.workers):
+        found += [ranks] * (ranks != run.workers)
+        if found:
             since = f"from epoch {run.done + 1} " if run.done else ""
             run.told.append(since + ", ".join(found))
         run.config, run.workers, run.state = config, ranks, "loading data"

@@ -1,9 +1,7 @@
 """The one way to come by a result: read the file if it is valid, else compute and keep it.
 
-A result is one JSON file, ``<root>/<profile>/<study>/<name>.json``, with a digest of its content.
-What is recorded in profile "paper" is valid for its configuration, data and recipe
-(`experiment.RECIPE`), whatever code and machine it came from. What profile "quick" computes is a
-cache: valid for the package's sources as they are, on this machine.
+What is recorded in profile "paper" is valid for its configuration, data and recipe, whatever code
+and machine it came from. What profile "quick" computes is a cache for these sources and machine.
 """
 
 from __future__ import annotations

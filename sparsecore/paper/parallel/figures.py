@@ -105,11 +105,9 @@ def accuracy(axes: Any, title: str, found: Result) -> str:
                     ax.plot(end, final, "o", color=colour, markersize=5)
             shown += [*tests[len(tests) // 20 :], final]
         mean = 100 * np.mean([run["test_accuracy"] for run in runs])
-        told.append(f"{LABELS[algorithm]} {mean:.2f} %")
         pace[algorithm] = np.mean([run["samples_per_second"] for run in runs])
-        if algorithm != "sequential":
-            gain = pace[algorithm] / pace["sequential"]
-            told[-1] += f" at {gain:.2f} times the samples per second"
+        gain = f" at {pace[algorithm] / pace['sequential']:.2f} times the samples per second"
+        told.append(f"{LABELS[algorithm]} {mean:.2f} %{gain * (algorithm != 'sequential')}")
     alone_from = found["runs"]["wasap"][0]["config"]["phase1_epochs"]
     left.axvline(alone_from, color=GREY, linestyle=":", linewidth=1)
     low, high = min(shown), max(shown)

@@ -62,11 +62,9 @@ def measured(ax: Axes, title: str, result: Result) -> str:
 # --- simulated -----------------------------------------------------------------------------------
 
 
-def _rates(
-    calibration: model.Calibration, name: str, network: model.Network, scenario: model.Scenario
-) -> np.ndarray:
+def _rates(calibration: model.Calibration, *how: Any) -> np.ndarray:
     """Return simulated gradients per second, for all numbers of workers."""
-    found = [model.simulate(calibration, k, name, network, scenario) for k in _NUMBERS]
+    found = [model.simulate(calibration, k, *how) for k in _NUMBERS]
     return np.array([outcome.gradients_per_second for outcome in found])
 
 
@@ -155,15 +153,14 @@ def _against(name: str) -> Callable[[Any], str]:
 
 
 _COMPARISON = (
-    Column("where", "where", number=False),
-    Column("algorithm", "algorithm", number=False),
+    Column("where", "where", number=False), Column("algorithm", "algorithm", number=False),
     Column("workers", "workers"),
     Column("samples/s measured", "", "{measured:,.0f} ({lowest:,.0f}–{highest:,.0f})".format_map),
     Column("speed-up", "speedup", "{:.2f}"),
     Column("gradient, lock, update (ms)", "", _parts),
     Column("samples/s simulated", "", _against("simulated")),
     Column("with that gradient", "", _against("simulated_beside")),
-)
+)  # fmt: skip
 
 
 def comparison(found: Measured) -> Table | Picture:

@@ -100,9 +100,8 @@ def compare(
 
 def _summary(turns: list[dict[str, float]], ours: np.ndarray) -> dict[str, Any]:
     ms = np.array([turn["ms"] for turn in turns])
-    names = ("ms", "cpu_ms", "cores", "others")
     return {
-        **{name: float(np.median([turn[name] for turn in turns])) for name in names},
+        **{name: float(np.median([turn[name] for turn in turns])) for name in turns[0]},
         "low": float(ms.min()), "high": float(ms.max()), "rounds": ms.tolist(),
         "ratio": spread(ms / ours),
     }  # fmt: skip

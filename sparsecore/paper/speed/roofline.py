@@ -102,9 +102,8 @@ def products_share(
 ) -> list[float]:
     """Return the share of forward, loss, backward and update in a step's time, turn by turn.
 
-    A turn takes steps as training takes them, and then as many on samples that stay in the cache,
-    without dropout, less the time to gather those. Turns are short, so that a disturbance hits both
-    alike. One thread; the weights do not move.
+    A turn takes steps as training does, and then as many on samples that stay in the cache, without
+    dropout, less the time to gather those. It is short, so that a disturbance hits both alike.
     """
     zero, batch = np.float32(0), config.batch_size
     still = Rule(zero, zero, zero, zero, np.uint64(0))

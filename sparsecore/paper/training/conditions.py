@@ -147,7 +147,6 @@ class Study:
 _SET = ("set-relu", "set-all-relu")
 _REAL = ("fashion-mnist", "cifar10", "madelon", "higgs")
 
-
 # Variants of T-main's methods, as the released code has them, and the data sets that they run on;
 # none is part of a quick build.
 _VARIANTS = {
@@ -186,7 +185,6 @@ def _seeds_of_decay(profile: str, dataset: str, method: str, decay: float) -> in
 
 _FIRST = {"quick": (0, 1), "paper": (0, 1, 2)}
 
-
 # Who observes T-main's runs: the figures about training are made of them, too.
 _ACTIVATIONS = (*_SET, "set-leaky-relu", "set-leaky-relu-0.25")
 _OBSERVERS: dict[tuple[str, str], tuple[type[Observer], ...]] = {
@@ -198,7 +196,6 @@ _OBSERVERS["fashion-mnist", "set-all-relu"] += (observers.ObserveTopology,)
 for _dataset in ("fashion-mnist", "madelon"):
     _OBSERVERS[_dataset, "set-all-relu"] += (ObserveImportance, observers.ObservePruning)
     _OBSERVERS[_dataset, "set-all-relu-pruned"] = (ObserveImportance,)
-
 
 _STUDIES = (
     Study("T-datasets", "the data sets: domain, features, classes, sizes, source, hash"),

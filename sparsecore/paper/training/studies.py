@@ -38,10 +38,9 @@ _DIVERGED: dict[str, Any] = {"config": dict, "seed": int, "diverged": str}
 # What a result says of its data, as the data do, and where it says more.
 _FACTS = {"domain": str, "n_features": int, "n_classes": int, "source": str, "surrogate": bool}
 _CONDITION: dict[str, Any] = {
-    "condition": {"dataset": str, "method": str},
-    "limit": {"train": _ROWS, "test": _ROWS},
+    "condition": {"dataset": str, "method": str}, "limit": {"train": _ROWS, "test": _ROWS},
     "data": {"title": str, "n_train": int, "n_test": int, **_FACTS},
-}
+}  # fmt: skip
 
 
 def _schema(result: Result) -> dict[str, Any]:
@@ -145,14 +144,13 @@ class Results:
         commits = {commit[:7] + " with changes" * commit.endswith("+") for commit in known}
         blas = {library.split(" (")[0] for p in about for library in p.get("blas", [])}
         parts = [
-            f"profile {self.profile}",
-            f"seed{'s' * (len(seeds) > 1)} {_listed(seeds)}",
+            f"profile {self.profile}", f"seed{'s' * (len(seeds) > 1)} {_listed(seeds)}",
             f"sparsecore {_listed({p['sparsecore'] for p in about})}",
             *([f"commit {_listed(commits)}"] if commits else []),
             _listed({p["cpu"] for p in about}),
             f"threads: {_listed({p['threads'] for p in about})}",
             *([f"dense through {_listed(blas)}"] if blas else []),
-        ]
+        ]  # fmt: skip
         return ", ".join(parts)
 
     def __repr__(self) -> str:

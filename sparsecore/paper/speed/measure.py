@@ -149,14 +149,12 @@ def width_sweep(effort: Effort, report: Report) -> Result:
         model, rng = problem.model, seeds.generator(0, Purpose.EVOLUTION)
         found = _in_rounds({"ms": SparseCore(problem)}, effort, lambda text: None)
         _, evolve = timed(partial(model.evolve, 0.3, rng), 2)
-        points.append(
-            {
-                "width": width, "nnz": model.nnz, "density": model.density, **found,
-                "make_s": float(make), "evolve_s": float(evolve), "mib": model.nbytes / 2**20,
-                "bytes_per_connection": model.nbytes / model.nnz,
-                "dense_mib": sum(a * b for a, b in pairwise(problem.sizes)) * 4 / 2**20,
-            }
-        )  # fmt: skip
+        points.append({
+            "width": width, "nnz": model.nnz, "density": model.density, **found,
+            "make_s": float(make), "evolve_s": float(evolve), "mib": model.nbytes / 2**20,
+            "bytes_per_connection": model.nbytes / model.nnz,
+            "dense_mib": sum(a * b for a, b in pairwise(problem.sizes)) * 4 / 2**20,
+        })  # fmt: skip
         del problem, model
         gc.collect()
     return {"points": points, "epsilon": EPSILON, "batch": 128}

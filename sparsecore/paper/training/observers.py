@@ -91,16 +91,14 @@ class ObservePruning(Observer):
             pruned.prune(percentile)
             small = pruned.compact()
             predicted = pruned.predict(X)
-            found.append(
-                {
-                    "percentile": percentile, "test_accuracy": float((predicted == y).mean()),
-                    "nnz": pruned.nnz, "nbytes": pruned.nbytes, "compact_sizes": list(small.sizes),
-                    "compact_nnz": small.nnz, "compact_nbytes": small.nbytes,
-                    "agreement": float((small.predict(X) == predicted).mean()),
-                    "seconds": _seconds(pruned, X[:1000]),
-                    "compact_seconds": _seconds(small, X[:1000]),
-                }
-            )  # fmt: skip
+            found.append({
+                "percentile": percentile, "test_accuracy": float((predicted == y).mean()),
+                "nnz": pruned.nnz, "nbytes": pruned.nbytes, "compact_sizes": list(small.sizes),
+                "compact_nnz": small.nnz, "compact_nbytes": small.nbytes,
+                "agreement": float((small.predict(X) == predicted).mean()),
+                "seconds": _seconds(pruned, X[:1000]),
+                "compact_seconds": _seconds(small, X[:1000]),
+            })  # fmt: skip
         return {"post_pruning": found}
 
 

@@ -1,9 +1,7 @@
 """How a picture or a table shows itself: with its caption in JupyterLab, numbered in the book.
 
 JupyterLab shows HTML. The book takes MyST Markdown, by the order of media types in its
-configuration, in which a figure or table brings its name, its caption and a text for those who
-cannot see it, and is numbered by Sphinx. How pictures look is in `style`, what is in them in the
-folders of the pages.
+configuration.
 """
 
 from __future__ import annotations
@@ -113,13 +111,9 @@ class Table:
 
     @classmethod
     def of(
-        cls,
-        key: str,
-        rows: Iterable[Mapping[str, Any]],
-        columns: Sequence[Column],
-        caption: str,
+        cls, key: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], caption: str,
         sources: str = "",
-    ) -> Table:
+    ) -> Table:  # fmt: skip
         """Make a table of rows, which are its plain values, and of how columns show them."""
         import pandas as pd
 
@@ -136,11 +130,9 @@ class Table:
         """Return a LaTeX table (booktabs) with caption and label."""
         frame = self.frame.map(_latex).rename(columns=_latex)
         return frame.to_latex(
-            index=False,
-            caption=_latex(self.caption),
-            label=f"tab:{self.key}",
+            index=False, caption=_latex(self.caption), label=f"tab:{self.key}",
             column_format="".join("r" if c in self.numbers else "l" for c in self.frame.columns),
-        )
+        )  # fmt: skip
 
     def _repr_html_(self) -> str:
         body = self.frame.map(_inline).to_html(index=False, escape=False, border=0)

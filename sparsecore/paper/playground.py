@@ -1,8 +1,6 @@
 """The playground: runs that are stopped, changed and compared, and the panel that drives them.
 
-A `Session` trains in a thread beside the notebook. What a run shows while it trains is its network
-of the last epoch that has ended, which nothing changes any more: who stops and goes on loses no
-more than an epoch.
+A run shows the network of its last whole epoch, so whoever stops and goes on loses at most one.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import io
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -45,15 +42,12 @@ _SLIDERS = {
     "prune_from": (0, 300, 1), "prune_every": (1, 100, 1), "prune_percentile": (0, 90, 5),
 }  # fmt: skip
 _COLUMNS = (
-    Column("run", "number"),
-    Column("data set", "dataset", number=False),
+    Column("run", "number"), Column("data set", "dataset", number=False),
     Column("what is other than in the study", "told", number=False),
-    Column("state", "state", number=False),
-    Column("epochs", "epochs"),
-    Column("test accuracy (%)", "accuracy", "{:.2f}"),
-    Column("best (%)", "best", "{:.2f}"),
+    Column("state", "state", number=False), Column("epochs", "epochs"),
+    Column("test accuracy (%)", "accuracy", "{:.2f}"), Column("best (%)", "best", "{:.2f}"),
     Column("connections", "nnz", "{:,}"),
-)
+)  # fmt: skip
 # What is drawn of all runs: its name in an epoch's record, its unit, the panel's title.
 _CURVES = (
     ("loss", 1, "training loss (nats)"),
@@ -134,8 +128,7 @@ class Session:
             if value != was.get(name, False) and name != "epochs"
         ]
         ranks = f"{workers} workers ({algorithm})" if workers > 1 else "1 worker"
-        if ranks != run.workers:
-            found.append(ranks)
+        found += [ranks] * (ranks != run.workers)
         if found:
             since = f"from epoch {run.done + 1} " if run.done else ""
             run.told.append(since + ", ".join(found))
@@ -193,11 +186,10 @@ class Session:
         step = run.done * -(-len(data.y_train) // run.config.batch_size)
         seconds = dict.fromkeys(("train", "evaluate", "evolve"), 0.0)
         state = {
-            **experiment.identity(data, run.config, run.seed),
-            "nnz_start": model.nnz,
+            **experiment.identity(data, run.config, run.seed), "nnz_start": model.nnz,
             "epochs": list(run.epochs),
             "progress": {"epoch": run.done, "step": step, "seconds": seconds},
-        }
+        }  # fmt: skip
 
         def look(state: dict[str, Any]) -> None:
             run.model, run.epochs = model.copy(), list(state["epochs"])
@@ -210,10 +202,7 @@ class Session:
     def _train_on_engines(
         self, run: Run, start: SparseMLP, data: Dataset, n: int, plan: wasap.Plan
     ) -> None:
-        """Take the epochs that are left as a parallel run of their own, from the network as it is.
-
-        What it saves after each epoch is what is seen of it; in phase 2 that is the first worker's.
-        """
+        """Take the epochs that are left as a parallel run; in phase 2 one worker's are seen."""
         earlier, seed, config = list(run.epochs), run.seed + run.done, run.config
         since = config.prune_from and config.prune_from - run.done
         if since is not None and since < 1:
@@ -328,12 +317,9 @@ class Playground(widgets.VBox):
                 readout_format="d" if whole else f".{max(0, len(str(step)) - 2)}f",
             )  # fmt: skip
         self.chosen = widgets.Dropdown(description="look at", layout={"width": "200px"})
+        acts = {"Start a new run": self.start, "Stop": self.session.stop, "Go on": self.go_on}
         self.buttons = {}
-        for text, look, act in (
-            ("Start a new run", "success", self.start),
-            ("Stop", "danger", self.session.stop),
-            ("Go on", "info", self.go_on),
-        ):
+        for (text, act), look in zip(acts.items(), ("success", "danger", "info"), strict=True):
             self.buttons[text] = widgets.Button(description=text, button_style=look)
             self.buttons[text].on_click(lambda _, act=act: self._try(act))
         self.status, self.table = widgets.HTML("Nothing has been trained yet."), widgets.HTML()
@@ -386,14 +372,13 @@ class Playground(widgets.VBox):
         """Show how a run goes until it ends."""
         while self.session.running:
             self.refresh()
-            time.sleep(_PAUSE)
+            self.session.wait(_PAUSE)
         self.refresh()
 
     def _enable(self) -> None:
         running, runs = self.session.running, self.session.runs
-        for button, off in zip(
-            self.buttons.values(), (running, not running, running or not runs), strict=True
-        ):
+        disabled = running, not running, running or not runs
+        for button, off in zip(self.buttons.values(), disabled, strict=True):
             button.disabled = off
 
     def refresh(self) -> None:

@@ -1,9 +1,7 @@
 """The one way to come by a result: read the file if it is valid, else compute and keep it.
 
-A result is one JSON file, ``<root>/<profile>/<study>/<name>.json``, with a digest of its content.
-What is recorded in profile "paper" is valid for its configuration, data and recipe
-(`experiment.RECIPE`), whatever code and machine it came from. What profile "quick" computes is a
-cache: valid for the package's sources as they are, on this machine.
+What is recorded in profile "paper" is valid for its configuration, data and recipe, whatever code
+and machine it came from. What profile "quick" computes is a cache for these sources and machine.
 """
 
 from __future__ import annotations
@@ -38,14 +36,9 @@ NOT_AVAILABLE = "not available on this machine"
 # Name -> type, a schema of the values of a dict, or a one-element list with the schema of a list's
 # items.
 _COMMON: dict[str, Any] = {
-    "format_version": int,
-    "digest": str,
-    "study": str,
-    "name": str,
-    "profile": str,
-    "recipe": int,
+    "format_version": int, "digest": str, "study": str, "name": str, "profile": str, "recipe": int,
     "provenance": {"cpu": str, "cores": int, "python": str},
-}
+}  # fmt: skip
 _ANY = "config", "scores", "trend"  # where numbers may be negative
 
 
@@ -170,10 +163,7 @@ def _at(result: Any, name: str) -> Any:
 
 @dataclass(frozen=True)
 class Versions(Generic[T]):
-    """What a page shows: what is recorded, and what the build at hand has computed.
-
-    A build in profile "paper" computes what is recorded, and has no version of its own.
-    """
+    """What a page shows: what is recorded, and what the build at hand has computed, if it did."""
 
     recorded: T | None
     here: T | None = None
@@ -270,10 +260,7 @@ def check(value: Any, schema: Any, place: str) -> None:
 
 
 def check_values(value: Any, place: str) -> None:
-    """Raise a ResultError that names the first value that cannot be, or contradicts another.
-
-    What is measured is finite and not negative, and an accuracy is at most 1.
-    """
+    """Raise a ResultError at a number that is negative or infinite, or contradicts another."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if name not in _ANY:

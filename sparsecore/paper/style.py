@@ -1,7 +1,4 @@
-"""How the book's pictures look: colours, sizes, panels, and what stands where there is nothing.
-
-Everything that pictures share is defined once, here. Nothing is run or read.
-"""
+"""How the book's pictures look: colours, sizes, panels, and what stands where there is nothing."""
 
 from __future__ import annotations
 
@@ -40,25 +37,12 @@ _QUIET = 0.15  # CPUs that others use: a system is never quite still
 WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch
 _LETTERS, _BESIDE = 114, 10  # of a legend's line; as wide as these is what is beside a label
 STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "xtick.color": "#333333",
-    "ytick.color": "#333333",
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "figure.facecolor": "white",
-}
+    "font.size": 10, "figure.facecolor": "white", "legend.frameon": False, "lines.linewidth": 1.8,
+    "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.labelsize": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e4e4", "grid.linewidth": 0.7,
+    "xtick.labelsize": 9, "ytick.labelsize": 9, "xtick.color": "#333333", "ytick.color": "#333333",
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -69,17 +53,9 @@ def canvas(height: float) -> Iterator[Figure]:
 
 
 def picture(
-    key: str,
-    part: str = "",
-    *,
-    caption: str,
-    alt: str,
-    label: str = "",
-    across: int = 1,
-    height: float = 3.6,
-    legend: Sequence[Any] = (),
-    **subplots: Any,
-) -> Callable[[Callable[[Any, str, Result], str]], Callable[[Any], Picture]]:
+    key: str, part: str = "", *, caption: str, alt: str, label: str = "", across: int = 1,
+    height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
+) -> Callable[[Callable[[Any, str, Result], str]], Callable[[Any], Picture]]:  # fmt: skip
     """Make a picture of all `Versions` of what a function draws of one, or of a `part` of a page's.
 
     Versions stand side by side, each drawn on one panel; or, with `across` panels each, below each

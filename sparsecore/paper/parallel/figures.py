@@ -95,22 +95,19 @@ def accuracy(axes: Any, title: str, found: Result) -> str:
     width = 1.8 if len(found["runs"]["sequential"][0]["epochs"]) < 100 else 0.8
     for algorithm, runs in found["runs"].items():
         for run in runs:
-            epochs = [epoch["epoch"] for epoch in run["epochs"]]
-            tests = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
-            seconds = [training_seconds(epoch) for epoch in run["epochs"]]
             colour, final = COLOUR[algorithm], 100 * run["test_accuracy"]
-            left.plot(epochs, tests, color=colour, linewidth=width)
-            right.plot(seconds, tests, color=colour, linewidth=width)
+            tests = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
+            epochs = [epoch["epoch"] for epoch in run["epochs"]]
+            seconds = [training_seconds(epoch) for epoch in run["epochs"]]
+            for ax, x, end in ((left, epochs, epochs[-1]), (right, seconds, training_seconds(run))):
+                ax.plot(x, tests, color=colour, linewidth=width)
+                if algorithm != "sequential":
+                    ax.plot(end, final, "o", color=colour, markersize=5)
             shown += [*tests[len(tests) // 20 :], final]
-            if algorithm != "sequential":
-                left.plot(epochs[-1], final, "o", color=colour, markersize=5)
-                right.plot(training_seconds(run), final, "o", color=colour, markersize=5)
         mean = 100 * np.mean([run["test_accuracy"] for run in runs])
-        told.append(f"{LABELS[algorithm]} {mean:.2f} %")
         pace[algorithm] = np.mean([run["samples_per_second"] for run in runs])
-        if algorithm != "sequential":
-            gain = pace[algorithm] / pace["sequential"]
-            told[-1] += f" at {gain:.2f} times the samples per second"
+        gain = f" at {pace[algorithm] / pace['sequential']:.2f} times the samples per second"
+        told.append(f"{LABELS[algorithm]} {mean:.2f} %{gain * (algorithm != 'sequential')}")
     alone_from = found["runs"]["wasap"][0]["config"]["phase1_epochs"]
     left.axvline(alone_from, color=GREY, linestyle=":", linewidth=1)
     low, high = min(shown), max(shown)
@@ -159,9 +156,7 @@ def resources(found: Runs) -> Table | Picture:
         return nothing("F-resources", found.missing)
     rows = [
         {
-            "where": title,
-            "algorithm": LABELS[name],
-            "rank": rank["rank"],
+            "where": title, "algorithm": LABELS[name], "rank": rank["rank"],
             "seconds": max(samples["seconds"], default=None),  # a run may end before a sample
             "cpu_percent": float(np.mean(cpu)) if (cpu := samples["cpu_percent"]) else None,
             "rss_mb": max(samples["rss_mb"], default=None),
@@ -170,7 +165,7 @@ def resources(found: Runs) -> Table | Picture:
         for name in ("wasap", "wassp")
         for rank in version["runs"][name][0]["parallel"]["ranks"]
         for samples in (rank["resources"],)
-    ]
+    ]  # fmt: skip
     told = [_waiting(version) for _, version in found]
     caption = (
         "**CPU and memory of every rank.** Of the whole process (Python, compiled code, the rank's "

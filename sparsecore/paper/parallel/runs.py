@@ -1,14 +1,9 @@
-"""F-parallel and F-resources: the runs behind the pages on parallel training.
-
-The same network, data, seeds and epochs are trained sequentially, by WASAP-SGD and by WASSP-SGD.
-The parallel runs need a cluster of MPI engines, see `cluster.connect`. `figures` draws all of them.
-"""
+"""F-parallel and F-resources: the same training sequentially, by WASAP-SGD and by WASSP-SGD."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.config import TrainConfig
@@ -24,8 +19,7 @@ DATASET = "fashion-mnist"
 ALGORITHMS = ("sequential", "wasap", "wassp")
 
 
-@dataclass(frozen=True)
-class Effort:
+class Effort(NamedTuple):
     """How long a profile's runs are; None: as the setting has it, all rows."""
 
     epochs: int | None
@@ -33,10 +27,7 @@ class Effort:
     seeds: tuple[int, ...]
 
 
-EFFORTS = {
-    "quick": Effort(10, 10_000, (0, 1)),
-    "paper": Effort(None, None, (0, 1, 2)),
-}
+EFFORTS = {"quick": Effort(10, 10_000, (0, 1)), "paper": Effort(None, None, (0, 1, 2))}
 
 
 def config_of(profile: str) -> TrainConfig:

@@ -1,7 +1,4 @@
-"""The pictures and tables of the page on scaling: what was measured, and what was simulated.
-
-Simulations are made when a picture is; its titles and its axis say that it is one.
-"""
+"""The pictures and tables of the page on scaling: what was measured, and what was simulated."""
 
 from __future__ import annotations
 
@@ -65,11 +62,9 @@ def measured(ax: Axes, title: str, result: Result) -> str:
 # --- simulated -----------------------------------------------------------------------------------
 
 
-def _rates(
-    calibration: model.Calibration, name: str, network: model.Network, scenario: model.Scenario
-) -> np.ndarray:
+def _rates(calibration: model.Calibration, *how: Any) -> np.ndarray:
     """Return simulated gradients per second, for all numbers of workers."""
-    found = [model.simulate(calibration, k, name, network, scenario) for k in _NUMBERS]
+    found = [model.simulate(calibration, k, *how) for k in _NUMBERS]
     return np.array([outcome.gradients_per_second for outcome in found])
 
 
@@ -79,14 +74,9 @@ def _workers_axis(ax: Axes, title: str, *ticks: int, **more: Any) -> None:
     ax.minorticks_off()
 
 
-def _lines(styles: Mapping[Any, Any]) -> list[Any]:
-    """Return a legend of what the styles of lines mean."""
-    return [line("#333333", what.name, style) for what, style in styles.items()]
-
-
 @picture(
     "F-scaling-simulated", across=2, height=3.9, sharex=True, sharey=True,
-    legend=_lines(_NETWORK_STYLES),
+    legend=[line("#333333", network.name, style) for network, style in _NETWORK_STYLES.items()],
     caption="**Simulation: up to 1024 workers.** Speed-up in a simulation, not a run, with the "
     "times measured on this page and assumed networks. From the diamonds on the parameter "
     "server has no rest. What to see: WASAP-SGD falls beyond its diamond, because more and "
@@ -119,7 +109,7 @@ def simulated(axes: Any, title: str, result: Result) -> str:
 
 @picture(
     "F-scaling-stragglers", across=2, height=3.4, sharex=True, sharey=True,
-    legend=_lines(_SCENARIO_STYLES),
+    legend=[line("#333333", case.name, style) for case, style in _SCENARIO_STYLES.items()],
     caption="**Simulation: what stragglers cost.** Gradients per second relative to workers "
     "that all take the mean time; one machine, shared memory. What to see: in lockstep all wait "
     "for the slowest, until the exchange takes longer than that. WASAP-SGD loses only what the "
@@ -163,15 +153,14 @@ def _against(name: str) -> Callable[[Any], str]:
 
 
 _COMPARISON = (
-    Column("where", "where", number=False),
-    Column("algorithm", "algorithm", number=False),
+    Column("where", "where", number=False), Column("algorithm", "algorithm", number=False),
     Column("workers", "workers"),
     Column("samples/s measured", "", "{measured:,.0f} ({lowest:,.0f}–{highest:,.0f})".format_map),
     Column("speed-up", "speedup", "{:.2f}"),
     Column("gradient, lock, update (ms)", "", _parts),
     Column("samples/s simulated", "", _against("simulated")),
     Column("with that gradient", "", _against("simulated_beside")),
-)
+)  # fmt: skip
 
 
 def comparison(found: Measured) -> Table | Picture:
@@ -199,16 +188,14 @@ def _compared(result: Result, name: str, k: int) -> Result:
     measured = samples_per_second(result, name, k)
     beside = model.simulate(replace(calibration, compute=times["compute"]), k)
     return {
-        "algorithm": LABELS[name],
-        "workers": k,
+        "algorithm": LABELS[name], "workers": k,
         **dict(zip(("measured", "lowest", "highest"), spread(measured).values(), strict=True)),
         "speedup": float(np.median(speedups(result, name, k))),
-        "gradient_ms": 1e3 * times["compute"],
-        "lock_ms": 1e3 * times["lock"],
+        "gradient_ms": 1e3 * times["compute"], "lock_ms": 1e3 * times["lock"],
         "update_ms": 1e3 * times["update"],
         "simulated": model.simulate(calibration, k, name).samples_per_second,
         "simulated_beside": beside.samples_per_second if name == "wasap" else None,
-    }
+    }  # fmt: skip
 
 
 # What a quantity is, its unit and how it is shown, and where it comes from.

@@ -1,16 +1,11 @@
-"""F-scaling: speed-up per worker as measured, and what the simulation is calibrated with.
-
-With one worker up to as many as there are cores, and the times of the steps of a parallel run.
-`simulate` goes on to more workers, `figures` draws both.
-"""
+"""F-scaling: speed-up per worker as measured, and what the simulation is calibrated with."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,18 +27,14 @@ DATASET = "fashion-mnist"
 _QUANTILES = 201
 _EVERY = 20  # pushes between two evolutions, while steps are timed
 SCHEMA: dict[str, Any] = {
-    "n_train": int,
-    "batch_size": int,
-    "epochs": int,
-    "others": list,
+    "n_train": int, "batch_size": int, "epochs": int, "others": list,
     "runs": {"sequential": dict, "wasap": dict, "wassp": dict},
     "steps": {"gradient": list, "push": (int, float), "n_params": int},
     "messages": {"seconds": (int, float), "bytes_per_second": (int, float)},
-}
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Effort:
+class Effort(NamedTuple):
     """How much a profile measures."""
 
     epochs: int
@@ -90,10 +81,7 @@ def counts(most: int) -> list[int]:
 
 
 def _measure(effort: Effort) -> Result:
-    """Train sequentially and in parallel, in turns, and time the steps of a parallel run.
-
-    All epochs are phase 1, with the topology's evolution between them.
-    """
+    """Train sequentially and in parallel, in phase 1, in turns, and time a parallel run's steps."""
     data = datasets.load(DATASET)
     config = setting(DATASET).config.with_values(epochs=effort.epochs)
     numbers = counts(max(2, min(cpu_count(), effort.workers)))
@@ -104,10 +92,8 @@ def _measure(effort: Effort) -> Result:
         return experiment.run(rows, config, seed=seed)[1]
 
     def together(algorithm: str, k: int, seed: int) -> Result:
-        return cluster.train(
-            workers.first(k), config, data.name,
-            algorithm=algorithm, phase1=1.0, seed=seed, limit=effort.rows,
-        )[1]  # fmt: skip
+        how: dict[str, Any] = {"phase1": 1.0, "seed": seed, "limit": effort.rows}
+        return cluster.train(workers.first(k), config, data.name, algorithm=algorithm, **how)[1]
 
     runs = {(name, k): partial(together, name, k) for k in numbers for name in ALGORITHMS}
     with cluster.connect(numbers[-1]) as workers:
@@ -115,14 +101,10 @@ def _measure(effort: Effort) -> Result:
         messages, _ = (job.get() for job in jobs)
         found = in_turns(effort.seeds, alone, runs)
     return {
-        "n_train": effort.rows or len(data.y_train),
-        "batch_size": config.batch_size,
-        "epochs": effort.epochs,
-        **found,
-        "steps": time_steps(data, config, effort.steps),
-        "messages": messages,
-        "provenance": provenance(1, data.content_hash),
-    }
+        "n_train": effort.rows or len(data.y_train), "batch_size": config.batch_size,
+        "epochs": effort.epochs, **found, "steps": time_steps(data, config, effort.steps),
+        "messages": messages, "provenance": provenance(1, data.content_hash),
+    }  # fmt: skip
 
 
 def _messages_on_engine(n_bytes: int) -> Result:
@@ -132,11 +114,7 @@ def _messages_on_engine(n_bytes: int) -> Result:
 
 
 def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
-    """Time what a parallel run does, step by step, in this process: two workers and a server.
-
-    In seconds: "gradient" are quantiles at equal distances from 0 to 1; "push" is how long one
-    holds the lock, median; see `Calibration` for the others.
-    """
+    """Time what a parallel run does, step by step, in this process: two workers and a server."""
     config = config.with_values(epochs=n)
     model = train.new_model(config, data.n_features, data.n_classes, 0)
     place = Place(model.sizes, model.nnz, 2, n + _EVERY, n)
@@ -171,11 +149,9 @@ def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
         "gradient": np.quantile(times["gradient"], np.linspace(0, 1, _QUANTILES)).tolist(),
         "push": median["push"],
         **{name: max(0.0, median[name] - median["push"]) for name in ("retain", "evolve")},
-        "adopt": median["adopt"],
-        **_time_reduction(len(model.params)),
-        "n_params": len(model.params),
-        "n_gradients": len(times["gradient"]),
-    }
+        "adopt": median["adopt"], **_time_reduction(len(model.params)),
+        "n_params": len(model.params), "n_gradients": len(times["gradient"]),
+    }  # fmt: skip
 
 
 def _time_reduction(n: int) -> dict[str, float]:
@@ -199,24 +175,16 @@ def _time_reduction(n: int) -> dict[str, float]:
 
 
 def calibrate(result: Result) -> Calibration:
-    """Return the simulation's numbers, from the runs of WASAP-SGD with one worker and the steps.
-
-    Raises ValueError if they make no sense, for instance because the machine was busy otherwise.
-    """
+    """Return the simulation's numbers, from measurements; a ValueError if they make no sense."""
     run, steps, mean = result["runs"]["wasap"]["1"][0], result["steps"], spent(result, "wasap", 1)
     per_epoch = -(-result["n_train"] // result["batch_size"])
     # No evolution follows the last epoch.
     evolutions = (result["epochs"] - 1) / (result["epochs"] * per_epoch)
     taken = ("evolve", "retain", "adopt", "reduce", "term", "n_params")
     return Calibration(
-        **{name: steps[name] for name in taken},
-        compute=mean["compute"],
-        lock=mean["lock"],
-        update=mean["update"] - evolutions * steps["evolve"],
-        message=result["messages"]["seconds"],
-        bandwidth=result["messages"]["bytes_per_second"],
-        bytes_per_update=run["bytes_per_update"],
-        samples_per_update=result["n_train"] / per_epoch,
-        updates_per_epoch=per_epoch,
+        **{name: steps[name] for name in taken}, compute=mean["compute"], lock=mean["lock"],
+        update=mean["update"] - evolutions * steps["evolve"], message=result["messages"]["seconds"],
+        bandwidth=result["messages"]["bytes_per_second"], bytes_per_update=run["bytes_per_update"],
+        samples_per_update=result["n_train"] / per_epoch, updates_per_epoch=per_epoch,
         jitter=tuple((np.array(steps["gradient"]) / np.mean(steps["gradient"])).tolist()),
-    )
+    )  # fmt: skip

@@ -1,7 +1,4 @@
-"""Sequential and parallel training in turns: the one measurement of what workers gain.
-
-F-scaling takes it on a cluster's engines, the command ``bench --parallel`` by its MPI job's ranks.
-"""
+"""Sequential and parallel training in turns, for F-scaling and ``bench --parallel``."""
 
 from __future__ import annotations
 
@@ -20,12 +17,7 @@ Train = Callable[[int], Result]
 def in_turns(
     seeds: Iterable[int], alone: Train, together: Mapping[tuple[str, int], Train]
 ) -> Result:
-    """Train sequentially and in parallel, a round per seed.
-
-    ``alone(seed)`` trains sequentially, ``together[algorithm, workers](seed)`` in parallel.
-    "others" are the CPUs that other processes used before each round, "runs" what is kept of the
-    results, by algorithm and number of workers (a text).
-    """
+    """Train a round per seed: ``alone(seed)``, then each ``together[algorithm, workers](seed)``."""
     others: list[float] = []
     runs: dict[str, dict[str, list[Result]]] = {}
     for seed in seeds:
@@ -41,16 +33,15 @@ def _kept(result: Result) -> Result:
     found = {name: result[name] for name in ("seed", "samples_per_second", "test_accuracy")}
     if (parallel := result.get("parallel")) is None:
         return found
-    stale, names = np.array(parallel["staleness_histogram"] or [1]), ("window", "bytes_per_update")
+    stale, names = (
+        np.array(parallel["staleness_histogram"] or [1]),
+        ("updates", "samples", "seconds"),
+    )
     return {
-        **found,
-        **{name: parallel[name] for name in names},
+        **found, "window": parallel["window"], "bytes_per_update": parallel["bytes_per_update"],
         "staleness": float(np.average(np.arange(len(stale)), weights=stale)),
-        "ranks": [
-            {name: rank[name] for name in ("updates", "samples", "seconds")}
-            for rank in parallel["ranks"]
-        ],
-    }
+        "ranks": [{name: rank[name] for name in names} for rank in parallel["ranks"]],
+    }  # fmt: skip
 
 
 def workers_of(result: Result, algorithm: str) -> list[int]:
@@ -76,10 +67,7 @@ def total_seconds(run: Result, name: str) -> float:
 
 
 def spent(result: Result, algorithm: str, workers: int) -> dict[str, float]:
-    """Return the seconds of a worker's update in phase 1, medians over rounds of the means.
-
-    "compute" is the rest, without evaluation and checkpoints.
-    """
+    """Return a worker's seconds per update in phase 1, medians over rounds; tests are left out."""
     rounds, names = [], ("phase1", "evaluate", "checkpoint", "lock", "update")
     for run in result["runs"][algorithm][str(workers)]:
         phase1, evaluate, checkpoint, lock, update = (total_seconds(run, name) for name in names)
@@ -90,34 +78,22 @@ def spent(result: Result, algorithm: str, workers: int) -> dict[str, float]:
 
 
 def against_sequential(result: Result, algorithm: str, workers: int) -> Result:
-    """Return what so many workers gain and lose, round by round and in all.
-
-    "shares" says on what the ranks spend phase 1, as shares of its time; "accuracy_difference" is
-    a mean, in points.
-    """
+    """Return what so many workers gain, and lose in accuracy, round by round and in all."""
     alone, together = result["runs"]["sequential"]["1"], result["runs"][algorithm][str(workers)]
-    ratios = speedups(result, algorithm, workers)
+    ratios, names = speedups(result, algorithm, workers), ("gradient", "lock", "update")
     rounds = [
         {
-            "seed": one["seed"],
-            "sequential": one["samples_per_second"],
-            "parallel": all_["samples_per_second"],
-            "ratio": float(ratio),
-            "sequential_accuracy": one["test_accuracy"],
-            "parallel_accuracy": all_["test_accuracy"],
-            "shares": {
-                name: total_seconds(all_, name) / total_seconds(all_, "phase1")
-                for name in ("gradient", "lock", "update")
-            },
+            "seed": one["seed"], "sequential": one["samples_per_second"],
+            "parallel": all_["samples_per_second"], "ratio": float(ratio),
+            "sequential_accuracy": one["test_accuracy"], "parallel_accuracy": all_["test_accuracy"],
+            "shares": {n: total_seconds(all_, n) / total_seconds(all_, "phase1") for n in names},
         }
         for one, all_, ratio in zip(alone, together, ratios, strict=True)
-    ]
+    ]  # fmt: skip
     difference = [r["parallel_accuracy"] - r["sequential_accuracy"] for r in rounds]
     middle, low, high = spread(ratios).values()
     return {
-        "workers": workers,
-        "others": result["others"],
-        "rounds": rounds,
+        "workers": workers, "others": result["others"], "rounds": rounds,
         "ratio": {"median": middle, "min": low, "max": high},
         "accuracy_difference": 100 * float(np.mean(difference)),
-    }
+    }  # fmt: skip

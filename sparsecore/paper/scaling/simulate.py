@@ -1,8 +1,4 @@
-"""A discrete-event simulation of phase 1 with more workers than there are cores: a model, no run.
-
-Workers compute for times that `measure` has measured, and meet as they do in `wasap.server` and
-`wasap.lockstep`.
-"""
+"""A discrete-event simulation of phase 1 with more workers than cores: a model, no run."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import heapq
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,8 +57,7 @@ class Calibration:
         return 1 / (self.compute + self.lock + service(self, ONE_MACHINE))
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """What lies between workers and server."""
 
     name: str
@@ -84,8 +80,7 @@ NETWORKS = (
 )
 
 
-@dataclass(frozen=True)
-class Scenario:
+class Scenario(NamedTuple):
     """How evenly the workers compute."""
 
     name: str
@@ -127,13 +122,9 @@ class Outcome:
 
 @cache  # several pictures and tables ask for the same
 def simulate(
-    calibration: Calibration,
-    workers: int,
-    algorithm: str = "wasap",
-    network: Network = ONE_MACHINE,
-    scenario: Scenario = AS_MEASURED,
-    seed: int = 0,
-) -> Outcome:
+    calibration: Calibration, workers: int, algorithm: str = "wasap",
+    network: Network = ONE_MACHINE, scenario: Scenario = AS_MEASURED, seed: int = 0,
+) -> Outcome:  # fmt: skip
     """Simulate phase 1 of a parallel run in its steady state; a seed determines the outcome.
 
     Each worker has a core of its own and always a full batch: where there are more workers than
@@ -195,10 +186,7 @@ def _held(c: Calibration, network: Network) -> tuple[float, float]:
 def _asynchronous(
     c: Calibration, workers: int, network: Network, scenario: Scenario, rng: np.random.Generator
 ) -> tuple[float, ...]:
-    """Have workers compute and queue for the lock, until enough updates have been made.
-
-    Return updates per second, and `Outcome`'s utilisation, waiting and staleness.
-    """
+    """Have workers compute and queue for the lock; return updates per second, and the shares."""
     first = max(_UPDATES // 10, 2 * workers)  # until then the common start is forgotten
     # With more workers than updates between two evolutions, the data grow.
     epoch, updates = max(c.updates_per_epoch, workers), first + max(_UPDATES, 6 * workers)
@@ -233,10 +221,7 @@ def _asynchronous(
 def _lockstep(
     c: Calibration, workers: int, network: Network, scenario: Scenario, rng: np.random.Generator
 ) -> tuple[float, ...]:
-    """Have all workers wait for the slowest and exchange, step after step; return the same.
-
-    Nobody queues, and no step knows of another, so that steps are maxima of draws.
-    """
+    """Have all workers wait for the slowest and exchange, step after step; return the same."""
     own = c.compute * _factors(c, scenario, (_STEPS, workers), rng)
     own[:, 0] *= scenario.slowest
     slowest, after = own.max(axis=1), exchange(c, network, workers)

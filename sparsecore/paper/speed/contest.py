@@ -1,8 +1,6 @@
 """The contest: which peers there are, and their training steps, timed in interleaved rounds.
 
-Each peer runs in a process of its own, with its threads set before its libraries load. The peers
-take turns, so that a disturbance of the machine hits all alike. One that is not installed, or
-fails, is listed with the reason.
+Each runs in a process of its own, with its threads set before its libraries load.
 """
 
 from __future__ import annotations
@@ -28,17 +26,12 @@ from sparsecore.paper.speed.peers import Adapter, Problem
 from sparsecore.provenance import busy_seconds, loaded_blas, peak_rss_mb, provenance
 
 PEERS: dict[str, type[Adapter]] = {
-    "sparsecore": peers.SparseCore,
-    "c-loop": peers.CLoop,
-    "torch-csr": frameworks.TorchCSR,
-    "sparselab": frameworks.TorchSparseLab,
-    "sparseprop": frameworks.TorchSparseProp,
-    "torch-dense": frameworks.TorchDense,
-    "torch-masked": frameworks.TorchMasked,
-    "jax-dense": frameworks.JaxDense,
-    "numpy-dense": peers.NumPyDense,
-    "scikit-learn-dense": peers.ScikitLearn,
-}
+    "sparsecore": peers.SparseCore, "c-loop": peers.CLoop,
+    "torch-csr": frameworks.TorchCSR, "sparselab": frameworks.TorchSparseLab,
+    "sparseprop": frameworks.TorchSparseProp, "torch-dense": frameworks.TorchDense,
+    "torch-masked": frameworks.TorchMasked, "jax-dense": frameworks.JaxDense,
+    "numpy-dense": peers.NumPyDense, "scikit-learn-dense": peers.ScikitLearn,
+}  # fmt: skip
 _THROUGH_BLAS = ("numpy-dense", "scikit-learn-dense")  # PyTorch and JAX bring their own
 _STEPS_PER_CALL = 128  # the trainers hand over many batches at a time, too
 _PAUSE = 0.2  # seconds between two peers: idle OpenMP threads spin for a while
@@ -46,17 +39,12 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # rea
 
 
 def compare(
-    problem: Problem,
-    *,
-    rounds: int = 5,
-    seconds: float = 0.5,
+    problem: Problem, *, rounds: int = 5, seconds: float = 0.5,
     progress: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Time full training steps of all peers in interleaved rounds, turns of some `seconds` each.
 
-    Of each peer, "ms" are milliseconds per step (the median over rounds of the round's median) and
-    "ratio" its time over sparsecore's, round by round; "meeting_us" is how long the threads took to
-    meet before and after.
+    Of each peer, "ms" is the median over rounds of a step's median, "ratio" is over sparsecore's.
     """
     if rounds < 1:
         raise ValueError(f"rounds: expected an integer of at least 1, got {rounds}")
@@ -99,30 +87,24 @@ def compare(
         "meeting_us": [1e6 * seconds for seconds in meetings],
         "peers": {
             key: {
-                **_summary(turns[key], ours),
-                "label": PEERS[key].label,
-                "note": PEERS[key].note,
-                "version": PEERS[key].version(),
-                "blas": blas[key],
+                **_summary(turns[key], ours), "label": PEERS[key].label, "note": PEERS[key].note,
+                "version": PEERS[key].version(), "blas": blas[key],
                 "peak_rss_mb": round(memory[key], 1),
             }
             for key in turns
         },
         "absent": {key: {"label": PEERS[key].label, "reason": gone[key]} for key in gone},
         "provenance": provenance(problem.threads, None),
-    }
+    }  # fmt: skip
 
 
 def _summary(turns: list[dict[str, float]], ours: np.ndarray) -> dict[str, Any]:
     ms = np.array([turn["ms"] for turn in turns])
-    names = ("ms", "cpu_ms", "cores", "others")
     return {
-        **{name: float(np.median([turn[name] for turn in turns])) for name in names},
-        "low": float(ms.min()),
-        "high": float(ms.max()),
-        "rounds": ms.tolist(),
+        **{name: float(np.median([turn[name] for turn in turns])) for name in turns[0]},
+        "low": float(ms.min()), "high": float(ms.max()), "rounds": ms.tolist(),
         "ratio": spread(ms / ours),
-    }
+    }  # fmt: skip
 
 
 def report(result: dict[str, Any]) -> str:
@@ -150,11 +132,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def stopwatch(peer: Adapter, seconds: float) -> Callable[[], dict[str, float]]:
-    """Compile and fill caches; return what times calls of a peer for some seconds, at least one.
-
-    "ms" is per step, the median over calls, "cpu_ms" the process's CPU time per step; "cores" is
-    CPU time over wall time, and "others" the CPUs that other processes kept busy meanwhile.
-    """
+    """Compile and fill caches; return what times calls of a peer for some seconds, at least one."""
     rng, problem = np.random.default_rng(0), peer.problem
 
     def turn(seconds: float, steps: int) -> dict[str, float]:
@@ -165,11 +143,9 @@ def stopwatch(peer: Adapter, seconds: float) -> Callable[[], dict[str, float]]:
             times.append(timed(partial(peer.train, rng.integers(n, size=size)))[0])
         wall, own = time.perf_counter() - begin, time.process_time() - cpu
         return {
-            "ms": 1e3 * float(np.median(times)) / steps,
-            "cpu_ms": 1e3 * own / (len(times) * steps),
-            "cores": own / wall,
-            "others": max(0.0, busy_seconds() - all_cpu - own) / wall,
-        }
+            "ms": 1e3 * float(np.median(times)) / steps, "cpu_ms": 1e3 * own / (len(times) * steps),
+            "cores": own / wall, "others": max(0.0, busy_seconds() - all_cpu - own) / wall,
+        }  # fmt: skip
 
     turn(0, 1)
     ms = turn(seconds / 2, 1)["ms"]

@@ -23,10 +23,7 @@ _KINDS = {
     "sparsecore": (COLOURS["set-all-relu"], ("sparsecore",)),
     "yardstick": ("#333333", ("c-loop",)),
     "sparse": (COLOURS["set-all-relu-pruned"], ("torch-csr", "sparselab", "sparseprop")),
-    "dense": (
-        COLOURS["set-relu"],
-        ("torch-dense", "torch-masked", "jax-dense", "numpy-dense", "scikit-learn-dense"),
-    ),
+    "dense": (COLOURS["set-relu"], [key for key in PEERS if key.endswith(("-dense", "-masked"))]),
 }
 _COLOUR = {key: colour for colour, keys in _KINDS.values() for key in keys}
 _TITLES = {"fashion-mnist": "Fashion-MNIST's network", "cifar10": "CIFAR-10's network"}
@@ -132,22 +129,17 @@ def _timed(key: str, title: str, contest: Result) -> Result:
     found, problem = contest["peers"].get(key, {}), contest["problem"]
     values = found | {"ratio": found.get("ratio", {}).get("median")}
     return {
-        "peer": key,
-        "measured": title,
-        "network": "-".join(map(str, problem["sizes"])),
-        "threads": problem["threads"],
-        **{name: values.get(own) for name, own in _TIMED.items()},
+        "peer": key, "measured": title, "network": "-".join(map(str, problem["sizes"])),
+        "threads": problem["threads"], **{name: values.get(own) for name, own in _TIMED.items()},
         "blas": "; ".join(found.get("blas", [])),
         "absent": contest["absent"].get(key, {}).get("reason"),
-    }
+    }  # fmt: skip
 
 
 _EPOCH = {
-    "products": "forward, loss, backward, update",
-    "batches": "fetching the batches, dropout",
-    "evaluation": "evaluation",
-    "evolution": "evolution of the topology",
-}
+    "products": "forward, loss, backward, update", "batches": "fetching the batches, dropout",
+    "evaluation": "evaluation", "evolution": "evolution of the topology",
+}  # fmt: skip
 _EPOCHS = (
     Column("measured", "measured", number=False),
     Column("part of an epoch", "part", by=_EPOCH.__getitem__, number=False),
@@ -185,8 +177,7 @@ def epochs(speed: Speed) -> Table:
 )  # fmt: skip
 def density(ax: Axes, title: str, result: Result) -> str:
     """Draw time per step against density, with the dense peers as levels."""
-    x = [100 * p["density"] for p in result["points"]]
-    spreads = [p["ms"] for p in result["points"]]
+    x, spreads = zip(*((100 * p["density"], p["ms"]) for p in result["points"]), strict=True)
     with_spread(ax, x, spreads, _COLOUR["sparsecore"], linewidth=1.4)
     slowest = max(ms["median"] for ms in result["dense"].values())
     for key, ms in result["dense"].items():
@@ -207,17 +198,13 @@ def _percent(share: float | None) -> str:
     return "none" if share is None else f"{100 * share:.0f} %"
 
 
-_ROOFLINE_LEGEND = [
-    *(dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()),
-    dot(GREY, "forward"),
-    dot(GREY, "backward", fill="white"),
-    *(dot(GREY, f"rows in {level}", _LEVEL_MARKER[level]) for level in ("L1", "L2", "L3")),
-]
-
-
 @picture(
-    "F-speed-roofline", "roofline", height=4.6, legend=_ROOFLINE_LEGEND,
-    label="GFLOP/s, one thread", sharey=True,
+    "F-speed-roofline", "roofline", height=4.6, label="GFLOP/s, one thread", sharey=True,
+    legend=[
+        *(dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()),
+        dot(GREY, "forward"), dot(GREY, "backward", fill="white"),
+        *(dot(GREY, f"rows in {level}", _LEVEL_MARKER[level]) for level in ("L1", "L2", "L3")),
+    ],
     caption="**The kernels under the roof.** A point per layer and direction (ε = 20, batches "
     "of 128). Lines are measured ceilings: multiply-adds on registers, and reading in order "
     "from each memory. A point's shape is the memory that holds the rows it visits in random "
@@ -235,10 +222,8 @@ def roofline(ax: Axes, title: str, result: Result) -> str:
     for point in result["kernels"]:
         colour = _SHAPE_COLOUR[point["shape"]]
         fill = colour if point["direction"] == "forward" else "white"
-        ax.plot(
-            point["intensity"], point["gflops"], _LEVEL_MARKER[point["level"]], color=colour,
-            markerfacecolor=fill, markersize=6,
-        )  # fmt: skip
+        look = {"color": colour, "markerfacecolor": fill, "markersize": 6}
+        ax.plot(point["intensity"], point["gflops"], _LEVEL_MARKER[point["level"]], **look)
     ax.set(xscale="log", yscale="log", title=title, xlabel="operations per byte moved")
     ax.set(xlim=(0.25, 8), xticks=[0.25, 0.5, 1, 2, 4, 8])
     ax.xaxis.set_minor_locator(NullLocator())
@@ -253,15 +238,11 @@ def _layer(row: Any) -> str:
 
 
 _KERNELS = (
-    Column("measured", "measured", number=False),
-    Column("layer", "", _layer, number=False),
-    Column("kernel", "direction", number=False),
-    Column("connections", "nnz", "{:,}"),
-    Column("ms", "ms_median", "{:.3f}"),
-    Column("GFLOP/s", "gflops", "{:.0f}"),
-    Column("rows in", "level", number=False),
-    Column("of the ceiling", "share", by=lambda share: _percent(share)),
-)
+    Column("measured", "measured", number=False), Column("layer", "", _layer, number=False),
+    Column("kernel", "direction", number=False), Column("connections", "nnz", "{:,}"),
+    Column("ms", "ms_median", "{:.3f}"), Column("GFLOP/s", "gflops", "{:.0f}"),
+    Column("rows in", "level", number=False), Column("of the ceiling", "share", by=_percent),
+)  # fmt: skip
 
 
 def kernels(speed: Speed) -> Table:
@@ -300,7 +281,6 @@ def width(axes: Any, title: str, result: Result) -> str:
         ax.set(xscale="log", yscale="log", title=f"{what}, {title}", ylabel=unit)
         ax.set_xlabel("neurons per hidden layer")
         _plain_ticks(ax.xaxis, ax.yaxis)
-
     p = result["points"][-1]
     return (
         f"The widest network has {p['nnz']:,} connections. It was made in {p['make_s']:.1f} s and "

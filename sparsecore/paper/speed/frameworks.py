@@ -29,12 +29,9 @@ class TorchDense(Adapter):
         self._inputs, self._labels = torch.from_numpy(inputs), torch.from_numpy(labels)
         self._layers = torch.nn.ModuleList(self._linear(w, b) for w, b in problem.dense())
         self._optimizer = torch.optim.SGD(
-            self._layers.parameters(),
-            lr=problem.learning_rate,
-            momentum=problem.momentum,
-            weight_decay=problem.weight_decay / problem.learning_rate,
-            fused=True,
-        )
+            self._layers.parameters(), lr=problem.learning_rate, momentum=problem.momentum,
+            weight_decay=problem.weight_decay / problem.learning_rate, fused=True,
+        )  # fmt: skip
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
         torch = self._torch
@@ -51,8 +48,7 @@ class TorchDense(Adapter):
             x = functional.dropout(x, self.problem.dropout)
         return self._layers[-1](x)
 
-    def step(self, rows: np.ndarray) -> Any:
-        """Take a step on one batch."""
+    def _take_step(self, rows: np.ndarray) -> Any:
         chosen = self._torch.from_numpy(rows)
         self._optimizer.zero_grad(set_to_none=True)
         logits = self._logits(self._inputs[chosen])
@@ -72,9 +68,8 @@ class TorchMasked(TorchDense):
         super().__init__(problem)
         self._masks = [(layer.weight != 0).float() for layer in self._layers]
 
-    def step(self, rows: np.ndarray) -> Any:
-        """Take a step on one batch, and mask the weights."""
-        loss = super().step(rows)
+    def _take_step(self, rows: np.ndarray) -> Any:
+        loss = super()._take_step(rows)
         with self._torch.no_grad():
             for layer, mask in zip(self._layers, self._masks, strict=True):
                 layer.weight.mul_(mask)
@@ -84,8 +79,7 @@ class TorchMasked(TorchDense):
 class TorchSparseProp(TorchDense):
     """`SparseLinear` layers of the package SparseProp."""
 
-    label = "SparseProp"
-    packages = ("torch", "sparseprop")
+    label, packages = "SparseProp", ("torch", "sparseprop")
     note = f"{WHOLE} (fused SGD); its SparseLinear layers for PyTorch, compiled on this machine."
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
@@ -97,8 +91,7 @@ class TorchSparseProp(TorchDense):
 class TorchSparseLab(TorchDense):
     """`SparseLinear` layers of the package sparselab, which are given our connections."""
 
-    label = "sparselab"
-    packages = ("torch", "sparselab")
+    label, packages = "sparselab", ("torch", "sparselab")
     note = f"{WHOLE} (fused SGD); its SparseLinear layers for PyTorch: padded CSR, AVX2 or NEON."
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
@@ -115,12 +108,7 @@ class TorchSparseLab(TorchDense):
 
 
 class TorchCSR(TorchDense):
-    """CSR weights, multiplied by PyTorch's own sparse products (MKL), feature-major.
-
-    Forward is a product with the CSR matrix, the input gradient one with its transpose, kept as a
-    second CSR matrix (the transpose of the first takes five times as long), and the weight gradient
-    a sampled product.
-    """
+    """CSR weights, multiplied by PyTorch's own sparse products (MKL), feature-major."""
 
     label = "PyTorch, CSR weights"
     note = (
@@ -134,6 +122,7 @@ class TorchCSR(TorchDense):
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         csr = sp.csr_array(weights)
         rows = torch.from_numpy(csr.indptr), torch.from_numpy(csr.indices)
+        # To transpose the first in every step takes five times as long.
         indptr, indices, places = map(torch.from_numpy, transposed(csr))
 
         def matrix(indptr: Any, indices: Any, values: Any, shape: tuple[int, int]) -> Any:
@@ -206,7 +195,6 @@ class JaxDense(Adapter):
         self._state = [params, jax.tree.map(jnp.zeros_like, params), key]
         self._data = [jnp.asarray(array) for array in p.data]
 
-    def step(self, rows: np.ndarray) -> Any:
-        """Take a step on one batch."""
+    def _take_step(self, rows: np.ndarray) -> Any:
         *self._state, loss = self._step(*self._state, rows, *self._data)
         return loss

@@ -1,18 +1,13 @@
-"""F-speed: the measurements behind the page on speed, each of its parts one result.
-
-The contest with the peers, where an epoch's time goes, density against dense BLAS, the kernels'
-roofline, and growing width at constant epsilon. `figures` draws them.
-"""
+"""F-speed: the measurements behind the page on speed, each of its parts one result."""
 
 from __future__ import annotations
 
 import gc
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -21,7 +16,7 @@ from sparsecore import seeds
 from sparsecore.bench import spread, timed
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
-from sparsecore.paper.speed import roofline as kernels
+from sparsecore.paper.speed import roofline
 from sparsecore.paper.speed.contest import PEERS, compare, stopwatch
 from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
@@ -42,8 +37,7 @@ DENSITIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Effort:
+class Effort(NamedTuple):
     """How much a profile measures."""
 
     rounds: int
@@ -71,11 +65,7 @@ def contest(effort: Effort, report: Report) -> Result:
 
 
 def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_000)) -> Result:
-    """Time epochs on random data, one thread, with Fashion-MNIST's network and number of rows.
-
-    "seconds" are of "products" (forward, loss, backward and update), "batches" (fetching them, and
-    dropout), "evaluation" and "evolution"; "overhead" is the share of all but the products.
-    """
+    """Time the parts of epochs on random data, with Fashion-MNIST's network and number of rows."""
     config = TrainConfig()
     rng = np.random.default_rng(0)
     X = rng.random((sum(rows), SHAPES["fashion-mnist"][0]), np.float32)
@@ -91,7 +81,7 @@ def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_0
             trainer.evaluate(*test)
             trainer.change_topology()
             spent = {name: trainer.seconds[name] - before[name] for name in before}
-            measured = kernels.products_share(model, *train, config, rng)
+            measured = roofline.products_share(model, *train, config, rng)
             share = min(1.0, float(np.median(measured)))  # noise of a short measurement
             times["products"].append(share * spent["train"])
             times["batches"].append((1 - share) * spent["train"])
@@ -106,16 +96,10 @@ def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_0
 
 
 def density_sweep(
-    effort: Effort,
-    report: Report,
-    sizes: tuple[int, ...] = SHAPES["fashion-mnist"],
+    effort: Effort, report: Report, sizes: tuple[int, ...] = SHAPES["fashion-mnist"],
     densities: Sequence[float] = DENSITIES,
-) -> Result:
-    """Time sparsecore at growing density, and the dense peers, in interleaved rounds, one thread.
-
-    "crossover" is the density (the share of connections that exist) at which the fastest of those
-    that are installed takes as long as sparsecore, None if there is none.
-    """
+) -> Result:  # fmt: skip
+    """Time sparsecore at growing density, and the dense peers, in turns, with one thread."""
     problems = {d: Problem(sizes, density=d) for d in densities}
     least = problems[min(densities)]
     dense = [key for key in ("numpy-dense", "torch-dense") if not PEERS[key].absent(least)]
@@ -123,32 +107,27 @@ def density_sweep(
         trainers: dict[Any, Adapter] = {d: SparseCore(problem) for d, problem in problems.items()}
         trainers |= {key: PEERS[key](least) for key in dense}
         ms = _in_rounds(trainers, effort, report)
-    points: list[Result] = [
-        {"density": problem.model.density, "nnz": problem.model.nnz, "ms": ms[d]}
-        for d, problem in problems.items()
-    ]
-    medians = [p["ms"]["median"] for p in points]
+    models = {d: problem.model for d, problem in problems.items()}
+    points = [{"density": m.density, "nnz": m.nnz, "ms": ms[d]} for d, m in models.items()]
+    medians = [ms[d]["median"] for d in models]
     fastest = min(ms[key]["median"] for key in dense)
     return {
-        "sizes": list(sizes),
-        "points": points,
-        "dense": {key: ms[key] for key in dense},
-        "crossover": crossover([p["density"] for p in points], medians, fastest),
-    }
+        "sizes": list(sizes), "points": points, "dense": {key: ms[key] for key in dense},
+        "crossover": crossover([m.density for m in models.values()], medians, fastest),
+    }  # fmt: skip
 
 
 def _in_rounds(trainers: dict[Any, Adapter], effort: Effort, report: Report) -> dict[Any, Result]:
     """Time all trainers in turns, milliseconds per step, and close them."""
     report("warming up")
     turns = {name: stopwatch(trainer, effort.seconds) for name, trainer in trainers.items()}
-    ms: dict[Any, list[float]] = {name: [] for name in trainers}
+    rounds = []
     for number in range(effort.rounds):
         report(f"round {number + 1} of {effort.rounds}")
-        for name, turn in turns.items():
-            ms[name].append(turn()["ms"])
+        rounds.append({name: turn()["ms"] for name, turn in turns.items()})
     for trainer in trainers.values():
         trainer.close()
-    return {name: spread(values) for name, values in ms.items()}
+    return {name: spread([ms[name] for ms in rounds]) for name in turns}
 
 
 def crossover(densities: Sequence[float], ms: Sequence[float], level: float) -> float | None:
@@ -160,17 +139,8 @@ def crossover(densities: Sequence[float], ms: Sequence[float], level: float) -> 
     return None
 
 
-def roofline(effort: Effort, report: Report) -> Result:
-    """Place both shapes' kernels under the machine's ceilings; see `roofline.measure`."""
-    return kernels.measure(SHAPES, EPSILON, 5 * effort.rounds, report)
-
-
 def width_sweep(effort: Effort, report: Report) -> Result:
-    """Time networks of 784-n-n-10 neurons at constant epsilon, with one thread, batch 128.
-
-    A point has "ms" per step, the seconds to make the network and to evolve it once, the "mib" of
-    parameters, velocity and structure, and what dense weights alone would take.
-    """
+    """Time networks of 784-n-n-10 neurons at constant epsilon, with one thread, batch 128."""
     points = []
     for width in effort.widths:
         report(f"{width:,} neurons per layer")
@@ -179,19 +149,12 @@ def width_sweep(effort: Effort, report: Report) -> Result:
         model, rng = problem.model, seeds.generator(0, Purpose.EVOLUTION)
         found = _in_rounds({"ms": SparseCore(problem)}, effort, lambda text: None)
         _, evolve = timed(partial(model.evolve, 0.3, rng), 2)
-        points.append(
-            {
-                "width": width,
-                "nnz": model.nnz,
-                "density": model.density,
-                **found,
-                "make_s": float(make),
-                "evolve_s": float(evolve),
-                "mib": model.nbytes / 2**20,
-                "bytes_per_connection": model.nbytes / model.nnz,
-                "dense_mib": sum(a * b for a, b in pairwise(problem.sizes)) * 4 / 2**20,
-            }
-        )
+        points.append({
+            "width": width, "nnz": model.nnz, "density": model.density, **found,
+            "make_s": float(make), "evolve_s": float(evolve), "mib": model.nbytes / 2**20,
+            "bytes_per_connection": model.nbytes / model.nnz,
+            "dense_mib": sum(a * b for a, b in pairwise(problem.sizes)) * 4 / 2**20,
+        })  # fmt: skip
         del problem, model
         gc.collect()
     return {"points": points, "epsilon": EPSILON, "batch": 128}
@@ -210,7 +173,7 @@ PARTS: dict[str, Callable[[Effort, Report], Result]] = {
     "peers": contest,
     "epochs": epochs,
     "density": density_sweep,
-    "roofline": roofline,
+    "roofline": lambda effort, report: roofline.measure(SHAPES, EPSILON, 5 * effort.rounds, report),
     "width": width_sweep,
 }
 

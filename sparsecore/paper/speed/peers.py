@@ -1,8 +1,6 @@
 """What the peers train, and the peers without a framework: sparsecore, C, NumPy, scikit-learn.
 
-A peer is a small adapter class. It is made for a `Problem`, which gives all of them the same
-network, weights, data and rule, and takes training steps with it. PyTorch and JAX are in
-`frameworks`; `contest` lists all peers, and times them against each other.
+A peer is an adapter: made for a `Problem`, the same for all, it takes training steps with it.
 """
 
 from __future__ import annotations
@@ -52,13 +50,9 @@ class Problem:
     def model(self) -> SparseMLP:
         """The network, the same in every process."""
         return SparseMLP.erdos_renyi(
-            self.sizes,
-            epsilon=self.epsilon,
-            density=self.density,
-            activation=self.activation,
-            alpha=self.alpha,
-            random_state=seeds.generator(self.seed, Purpose.TOPOLOGY),
-        )
+            self.sizes, epsilon=self.epsilon, density=self.density, activation=self.activation,
+            alpha=self.alpha, random_state=seeds.generator(self.seed, Purpose.TOPOLOGY),
+        )  # fmt: skip
 
     @cached_property
     def data(self) -> tuple[np.ndarray, np.ndarray]:
@@ -106,14 +100,11 @@ class Adapter:
         return str(installed(cls.packages[-1])) if cls.packages else __version__
 
     def train(self, rows: np.ndarray) -> float:
-        """Take a step for each batch of `rows`; return the mean of their losses.
-
-        A loss is the cross-entropy of the batch before its step.
-        """
-        losses = [self.step(batch) for batch in self.problem.batches(rows)]
+        """Take a step for each batch of `rows`; return their mean loss before the steps."""
+        losses = [self._take_step(batch) for batch in self.problem.batches(rows)]
         return float(np.mean([float(loss) for loss in losses]))
 
-    def step(self, rows: np.ndarray) -> Any:
+    def _take_step(self, rows: np.ndarray) -> Any:
         """Take a step on one batch; return its loss, a number of the framework."""
         raise NotImplementedError
 
@@ -131,12 +122,10 @@ class SparseCore(Adapter):
         problem.model.start_momentum()
         self._engine = problem.model.new_engine(problem.batch_size, problem.threads)
         self._rule = Rule(
-            np.float32(problem.learning_rate),
-            np.float32(problem.momentum),
-            np.float32(problem.weight_decay),
-            np.float32(problem.dropout),
+            np.float32(problem.learning_rate), np.float32(problem.momentum),
+            np.float32(problem.weight_decay), np.float32(problem.dropout),
             seeds.key(problem.seed, Purpose.DROPOUT),
-        )
+        )  # fmt: skip
         self._step = 0
 
     def train(self, rows: np.ndarray) -> float:
@@ -153,11 +142,7 @@ class SparseCore(Adapter):
 
 
 class CLoop(Adapter):
-    """The yardstick: `c_loop.c`, the sparse work alone, compiled for this CPU.
-
-    `activations` and `gradients` of each layer's neurons have shape (n, 128), `weights` and
-    `velocities` are in CSR order; all float32.
-    """
+    """The yardstick: `c_loop.c`, the sparse work alone, compiled for this CPU."""
 
     label = "C loop (yardstick)"
     note = (
@@ -224,8 +209,7 @@ class CLoop(Adapter):
                 *map(ctypes.c_float, (rate, momentum, decay)),
             )
 
-    def step(self, rows: np.ndarray) -> float:
-        """Do the sparse work of a step; the batch is not read, and there is no loss."""
+    def _take_step(self, rows: np.ndarray) -> float:
         self.forward()
         # Without a loss nothing would stop the weights from growing: steps of next to nothing.
         self.backward(1e-9, self.problem.momentum, 0)
@@ -260,8 +244,7 @@ class NumPyDense(Adapter):
         self._gradients = [np.empty_like(p) for p in self._params]
         self._rng = np.random.default_rng(problem.seed)
 
-    def step(self, rows: np.ndarray) -> float:
-        """Take a step on one batch."""
+    def _take_step(self, rows: np.ndarray) -> float:
         p, depth = self.problem, len(self._weights)
         inputs, labels = p.data
         x, y, each = [inputs[rows]], labels[rows], np.arange(len(rows))
@@ -314,16 +297,11 @@ class ScikitLearn(Adapter):
         inputs, labels = problem.data
         size = problem.batch_size
         self._mlp = MLPClassifier(
-            problem.sizes[1:-1],
-            activation="relu",
-            solver="sgd",
-            alpha=problem.weight_decay / problem.learning_rate,
-            batch_size=size,
-            learning_rate_init=problem.learning_rate,
-            momentum=problem.momentum,
-            nesterovs_momentum=False,
-            shuffle=False,
-        )
+            problem.sizes[1:-1], activation="relu", solver="sgd",
+            alpha=problem.weight_decay / problem.learning_rate, batch_size=size,
+            learning_rate_init=problem.learning_rate, momentum=problem.momentum,
+            nesterovs_momentum=False, shuffle=False,
+        )  # fmt: skip
         # It makes its arrays when it first sees data; then they are given our values.
         self._mlp.partial_fit(inputs[:size], labels[:size], classes=np.arange(problem.sizes[-1]))
         for layer, (weights, bias) in enumerate(problem.dense()):

@@ -102,9 +102,8 @@ def products_share(
 ) -> list[float]:
     """Return the share of forward, loss, backward and update in a step's time, turn by turn.
 
-    A turn takes steps as training takes them, and then as many on samples that stay in the cache,
-    without dropout, less the time to gather those. Turns are short, so that a disturbance hits both
-    alike. One thread; the weights do not move.
+    A turn takes steps as training does, and then as many on samples that stay in the cache, without
+    dropout, less the time to gather those. It is short, so that a disturbance hits both alike.
     """
     zero, batch = np.float32(0), config.batch_size
     still = Rule(zero, zero, zero, zero, np.uint64(0))
@@ -138,12 +137,7 @@ def cache_sizes() -> dict[str, int]:
 
 
 def ceilings(repeats: int = 5) -> Result:
-    """Measure what one thread of this machine can do, the best of some repeats.
-
-    "gflops" counts a fused multiply-add on registers as 2; "bandwidth" is of reading in order, in
-    GB/s (10⁹ bytes), from as many bytes as "working_set" has. The L3 of a virtual machine is shared
-    with strangers, so it is measured at 8 MiB.
-    """
+    """Measure what one thread of this machine can do, the best of some repeats."""
     lanes = widest()
     width, out = Width(lanes), np.zeros(1, np.float32)
 
@@ -160,25 +154,16 @@ def ceilings(repeats: int = 5) -> Result:
         passes = max(1, _STREAMED // n_bytes)
         bandwidth[level] = passes * n_bytes / shortest(_read, width, lanes, passes, data) / 1e9
     return {
-        "gflops": 2 * lanes * _PEAK_STEPS / seconds / 1e9,
-        "bandwidth": bandwidth,
-        "working_set": sets,
-        "cache": caches,
-    }
+        "gflops": 2 * lanes * _PEAK_STEPS / seconds / 1e9, "bandwidth": bandwidth,
+        "working_set": sets, "cache": caches,
+    }  # fmt: skip
 
 
 def measure(
-    shapes: Mapping[str, tuple[int, ...]],
-    epsilon: float,
-    repeats: int,
+    shapes: Mapping[str, tuple[int, ...]], epsilon: float, repeats: int,
     report: Callable[[str], None],
-) -> Result:
-    """Time each layer's forward and backward kernel, and place them under the ceilings.
-
-    A kernel's "intensity" is floating-point operations per byte that is loaded or stored, its
-    "working_set" the bytes of one slice's rows, which are visited in random order, its "level" the
-    smallest memory that holds them, and its "share" that of the ceiling there.
-    """
+) -> Result:  # fmt: skip
+    """Time each layer's forward and backward kernel, and place them under the ceilings."""
     report("ceilings")
     found, points = ceilings(), []
     for shape, sizes in shapes.items():

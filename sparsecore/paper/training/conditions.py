@@ -1,8 +1,4 @@
-"""The studies: which runs each table and figure is made of.
-
-A study is a list of conditions (method × data set × seed); the profile says how long each run is.
-Hyperparameters are those of `settings`; `studies` runs and loads them.
-"""
+"""The studies: which runs each table and figure is made of (method × data set × seed)."""
 
 from __future__ import annotations
 
@@ -13,14 +9,8 @@ from typing import Any
 
 from sparsecore import datasets, experiment
 from sparsecore.config import TrainConfig
-from sparsecore.paper.training import dense, on_cluster
-from sparsecore.paper.training.observers import (
-    ObserveGradientFlow,
-    ObserveImportance,
-    ObservePruning,
-    Observer,
-    ObserveTopology,
-)
+from sparsecore.paper.training import dense, observers, on_cluster
+from sparsecore.paper.training.observers import ObserveGradientFlow, ObserveImportance, Observer
 from sparsecore.settings import DECAYS, setting
 from sparsecore.topology import erdos_renyi_density
 
@@ -68,8 +58,8 @@ METHODS: dict[str, Method] = {
     ),
     "wasap": Method("WASAP", _ALL_RELU, *_WASAP),
     "wasap-pruned": Method(
-        "WASAP with importance pruning",
-        {**_PRUNED, "prune_every": 20, "prune_percentile": 10}, *_WASAP,
+        "WASAP with importance pruning", {**_PRUNED, "prune_every": 20, "prune_percentile": 10},
+        *_WASAP,
     ),
 }  # fmt: skip
 
@@ -89,10 +79,7 @@ METHODS |= {
 
 @dataclass(frozen=True)
 class Study:
-    """What a table or figure is made of: every method, data set, weight decay and seed.
-
-    Of a profile's seeds a condition has the first `n_seeds`. Without data sets there are no runs.
-    """
+    """What a table or figure is made of: every method, data set, weight decay and seed, if any."""
 
     key: str
     content: str
@@ -160,7 +147,6 @@ class Study:
 _SET = ("set-relu", "set-all-relu")
 _REAL = ("fashion-mnist", "cifar10", "madelon", "higgs")
 
-
 # Variants of T-main's methods, as the released code has them, and the data sets that they run on;
 # none is part of a quick build.
 _VARIANTS = {
@@ -199,7 +185,6 @@ def _seeds_of_decay(profile: str, dataset: str, method: str, decay: float) -> in
 
 _FIRST = {"quick": (0, 1), "paper": (0, 1, 2)}
 
-
 # Who observes T-main's runs: the figures about training are made of them, too.
 _ACTIVATIONS = (*_SET, "set-leaky-relu", "set-leaky-relu-0.25")
 _OBSERVERS: dict[tuple[str, str], tuple[type[Observer], ...]] = {
@@ -207,11 +192,10 @@ _OBSERVERS: dict[tuple[str, str], tuple[type[Observer], ...]] = {
     for dataset in (*_REAL, "leukemia")
     for method in _ACTIVATIONS
 }
-_OBSERVERS["fashion-mnist", "set-all-relu"] += (ObserveTopology,)
+_OBSERVERS["fashion-mnist", "set-all-relu"] += (observers.ObserveTopology,)
 for _dataset in ("fashion-mnist", "madelon"):
-    _OBSERVERS[_dataset, "set-all-relu"] += (ObserveImportance, ObservePruning)
+    _OBSERVERS[_dataset, "set-all-relu"] += (ObserveImportance, observers.ObservePruning)
     _OBSERVERS[_dataset, "set-all-relu-pruned"] = (ObserveImportance,)
-
 
 _STUDIES = (
     Study("T-datasets", "the data sets: domain, features, classes, sizes, source, hash"),
@@ -264,10 +248,8 @@ _STUDIES = (
     ),
     Study(
         "T-deviations", "what differs from the released code, and what it is worth", _REAL,
-        (
-            *_ACTIVATIONS, "set-all-relu-pruned", "set-all-relu-pruned-released", "wassp",
-            "wassp-released",
-        ),
+        (*_ACTIVATIONS, "set-all-relu-pruned", "set-all-relu-pruned-released", "wassp",
+         "wassp-released"),
         DECAYS, runs_of="T-main",
     ),
     Study(

@@ -1,9 +1,7 @@
 """The dense baseline: a network of the same layers whose every connection exists, through BLAS.
 
-The sequential trainer trains it; only a step differs, which is matrix products in place of sparse
-kernels. Data order, loss, dropout's noise, momentum and weight decay are the same, so a sparse
-network of density 1 computes the same numbers to rounding. Dense weights neither evolve nor are
-pruned.
+The sequential trainer trains it, and only a step differs: a sparse network of density 1 computes
+the same numbers to rounding.
 """
 
 from __future__ import annotations
@@ -113,13 +111,9 @@ class DenseMLP:
 
     def save(self, path: str | os.PathLike[str], run: dict[str, Any]) -> None:
         """Write parameters, velocity and the state of the run that trains them to one file."""
-        arrays = {
-            "params": self.params,
-            "velocity": self.velocity,
-            "run": np.array(json.dumps(run)),
-        }
+        arrays = {"params": self.params, "velocity": self.velocity}
         with atomic_write(path, keep=True) as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, allow_pickle=False, run=np.array(json.dumps(run)), **arrays)
 
     def restore(self, path: str | os.PathLike[str]) -> tuple[DenseMLP, dict[str, Any]]:
         """Take parameters and velocity from what `save` wrote; return the state of the run, too."""

@@ -1,7 +1,4 @@
-"""F-depth: the gradient flow at initialisation, by depth and negative slope.
-
-Nothing is trained: this is where the argument for slopes of alternating signs lives. ReLU is α = 0.
-"""
+"""F-depth: the gradient flow of fresh networks, by depth and negative slope; ReLU is α = 0."""
 
 from __future__ import annotations
 
@@ -56,9 +53,8 @@ def measure(width: int, n_seeds: int) -> Result:
     for activation in _COLOURS:
         flow = np.empty((len(DEPTHS), len(ALPHAS), n_seeds))
         for (depth, alpha, seed), _ in np.ndenumerate(flow):
-            config = base.with_values(
-                activation=activation, alpha=ALPHAS[alpha], hidden=DEPTHS[depth] * (width,)
-            )
+            changes = {"alpha": ALPHAS[alpha], "hidden": DEPTHS[depth] * (width,)}
+            config = base.with_values(activation=activation, **changes)
             model = new_model(config, data.n_features, data.n_classes, seed)
             flow[depth, alpha, seed] = see(model, 0)["gradient_flow"]
         flows[activation] = flow.tolist()

@@ -30,10 +30,9 @@ class Effect:
 def effect(
     value: float, parts: Sequence[tuple[float, float]], threshold: float = 0.0
 ) -> Effect | None:
-    """Return an effect whose error has several parts: each a variance and its degrees of freedom.
+    """Return an effect whose error has parts: each a variance and its degrees of freedom.
 
-    The degrees of freedom of their sum are Satterthwaite's, as in Welch's test (1947). None where
-    nothing varies: two equal seeds are no proof.
+    Their sum's are Satterthwaite's (Welch 1947). None if nothing varies: equal seeds prove nothing.
     """
     variance = sum(part for part, _ in parts)
     if variance == 0:
@@ -79,11 +78,7 @@ def counted(first: Sequence[object], second: Sequence[object]) -> str:
 
 
 def sampling_variance(first: Runs, second: Runs) -> float:
-    """Return the variance that a difference of mean accuracies has from its test set's finite size.
-
-    Where runs say which rows they are right on it is that of their mean difference row by row; else
-    that of two independent test sets, which is more.
-    """
+    """Return the variance of a difference of mean accuracies from its test set's finite size."""
     n = first[0]["data"]["n_test"]
     right = [
         [unpacked(run["test_right"], n) for run in runs if "test_right" in run]

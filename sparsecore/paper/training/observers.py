@@ -1,9 +1,4 @@
-"""What studies look at while a network trains: additional entries for an epoch's record.
-
-An observer is made for one run and called with the model after each epoch, and once before the
-first. It changes neither the model nor the random numbers of the run. Which runs are observed by
-what is said in `conditions`.
-"""
+"""What studies look at while a network trains: additional entries for an epoch's record."""
 
 from __future__ import annotations
 
@@ -27,20 +22,20 @@ class Observer:
 
     def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
         """Return the entries, as JSON types."""
-        raise NotImplementedError
+        return self._look(model) if self._due(epoch) else {}
 
-    def now_and_then(self, epoch: int) -> bool:
+    def _due(self, epoch: int) -> bool:
         """Tell whether it is epoch 0, 1, 2, 5, 10, 20, 50, … or the last."""
         return epoch in {0, self.config.epochs} | {k * 10**e for k in (1, 2, 5) for e in range(6)}
+
+    def _look(self, model: SparseMLP) -> dict[str, Any]:
+        raise NotImplementedError
 
 
 class ObserveTopology(Observer):
     """Sees now and then how many neurons have 0, 1, 2, … connections, and input strengths."""
 
-    def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
-        """Count; O(nnz)."""
-        if not self.now_and_then(epoch):
-            return {}
+    def _look(self, model: SparseMLP) -> dict[str, Any]:
         layers = [model[layer] for layer in range(len(model))]
         return {
             "topology": {
@@ -59,8 +54,10 @@ class ObserveGradientFlow(Observer):
         rows = data.limited(min(1000, len(data.y_train)))
         self._X, self._y = standardize(rows.X_train, *data.moments()), rows.y_train
 
-    def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
-        """Compute it; O(nnz · rows)."""
+    def _due(self, epoch: int) -> bool:
+        return True
+
+    def _look(self, model: SparseMLP) -> dict[str, Any]:
         return {"gradient_flow": model.gradient_flow(self._X, self._y)}
 
 
@@ -69,10 +66,7 @@ class ObserveImportance(Observer):
 
     _BINS = 40
 
-    def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
-        """Count; O(nnz)."""
-        if not self.now_and_then(epoch):
-            return {}
+    def _look(self, model: SparseMLP) -> dict[str, Any]:
         seen = []
         for layer in range(1, len(model)):
             values = model.importance(layer)[model[layer - 1].fan_in() > 0]
@@ -85,10 +79,10 @@ class ObserveImportance(Observer):
 class ObservePruning(Observer):
     """Prunes copies of the trained model by importance, and compacts, tests and times them."""
 
-    def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
-        """Prune, evaluate and time; nothing before the last epoch."""
-        if epoch < self.config.epochs:
-            return {}
+    def _due(self, epoch: int) -> bool:
+        return epoch >= self.config.epochs
+
+    def _look(self, model: SparseMLP) -> dict[str, Any]:
         X, y = standardize(self.data.X_test, *self.data.moments()), self.data.y_test
         found = []
         for percentile in (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95):
@@ -97,20 +91,14 @@ class ObservePruning(Observer):
             pruned.prune(percentile)
             small = pruned.compact()
             predicted = pruned.predict(X)
-            found.append(
-                {
-                    "percentile": percentile,
-                    "test_accuracy": float((predicted == y).mean()),
-                    "nnz": pruned.nnz,
-                    "nbytes": pruned.nbytes,
-                    "compact_sizes": list(small.sizes),
-                    "compact_nnz": small.nnz,
-                    "compact_nbytes": small.nbytes,
-                    "agreement": float((small.predict(X) == predicted).mean()),
-                    "seconds": _seconds(pruned, X[:1000]),
-                    "compact_seconds": _seconds(small, X[:1000]),
-                }
-            )
+            found.append({
+                "percentile": percentile, "test_accuracy": float((predicted == y).mean()),
+                "nnz": pruned.nnz, "nbytes": pruned.nbytes, "compact_sizes": list(small.sizes),
+                "compact_nnz": small.nnz, "compact_nbytes": small.nbytes,
+                "agreement": float((small.predict(X) == predicted).mean()),
+                "seconds": _seconds(pruned, X[:1000]),
+                "compact_seconds": _seconds(small, X[:1000]),
+            })  # fmt: skip
         return {"post_pruning": found}
 
 

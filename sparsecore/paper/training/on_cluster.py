@@ -1,7 +1,4 @@
-"""A runner of the studies that trains in parallel, on a cluster of MPI engines.
-
-Within `kept`, all runs share one cluster, which the first run finds or starts.
-"""
+"""A runner of the studies that trains in parallel; within `kept`, all runs share one cluster."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The results of training studies: run or load, and what is asked of runs.
-
-Which runs a study is made of is said in `conditions`; `store` keeps the files.
-"""
+"""The results of training studies: run or load, and what is asked of runs."""
 
 from __future__ import annotations
 
@@ -41,10 +38,9 @@ _DIVERGED: dict[str, Any] = {"config": dict, "seed": int, "diverged": str}
 # What a result says of its data, as the data do, and where it says more.
 _FACTS = {"domain": str, "n_features": int, "n_classes": int, "source": str, "surrogate": bool}
 _CONDITION: dict[str, Any] = {
-    "condition": {"dataset": str, "method": str},
-    "limit": {"train": _ROWS, "test": _ROWS},
+    "condition": {"dataset": str, "method": str}, "limit": {"train": _ROWS, "test": _ROWS},
     "data": {"title": str, "n_train": int, "n_test": int, **_FACTS},
-}
+}  # fmt: skip
 
 
 def _schema(result: Result) -> dict[str, Any]:
@@ -93,17 +89,14 @@ class Results:
         runs, diverged = (_at(some, decay) for some in (self.runs, self.diverged))
         return replace(self, study=study, runs=runs, diverged=diverged)
 
-    def of(self, dataset: str, method: str) -> list[Result]:
+    def of(self, dataset: str, method: str, diverged: bool = False) -> list[Result]:
         """Return the runs of a method on a data set with the first weight decay, one per seed."""
-        return self._of(self.runs, dataset, method)
+        wanted, runs = {"dataset": dataset, "method": method}, (self.runs, self.diverged)[diverged]
+        return [run for run in _at(runs, self.decay) if run["condition"] == wanted]
 
     def diverged_of(self, dataset: str, method: str) -> list[Result]:
         """Return those of these runs that diverged."""
-        return self._of(self.diverged, dataset, method)
-
-    def _of(self, runs: list[Result], dataset: str, method: str) -> list[Result]:
-        wanted = {"dataset": dataset, "method": method}
-        return [run for run in _at(runs, self.decay) if run["condition"] == wanted]
+        return self.of(dataset, method, diverged=True)
 
     def why_not(self, dataset: str, method: str) -> str:
         """Return why a method has no runs on a data set."""
@@ -151,14 +144,13 @@ class Results:
         commits = {commit[:7] + " with changes" * commit.endswith("+") for commit in known}
         blas = {library.split(" (")[0] for p in about for library in p.get("blas", [])}
         parts = [
-            f"profile {self.profile}",
-            f"seed{'s' * (len(seeds) > 1)} {_listed(seeds)}",
+            f"profile {self.profile}", f"seed{'s' * (len(seeds) > 1)} {_listed(seeds)}",
             f"sparsecore {_listed({p['sparsecore'] for p in about})}",
             *([f"commit {_listed(commits)}"] if commits else []),
             _listed({p["cpu"] for p in about}),
             f"threads: {_listed({p['threads'] for p in about})}",
             *([f"dense through {_listed(blas)}"] if blas else []),
-        ]
+        ]  # fmt: skip
         return ", ".join(parts)
 
     def __repr__(self) -> str:
@@ -222,11 +214,8 @@ def recorded(key: str) -> Results:
 
 def _sorted(runs: Iterable[Result | None]) -> tuple[list[Result], list[Result]]:
     """Return the runs that came to their end, and those that diverged."""
-    both: tuple[list[Result], list[Result]] = ([], [])
-    for run in runs:
-        if run is not None:
-            both["diverged" in run].append(run)
-    return both
+    there = [run for run in runs if run is not None]
+    return [r for r in there if "diverged" not in r], [r for r in there if "diverged" in r]
 
 
 # --- running -------------------------------------------------------------------------------------
@@ -250,12 +239,10 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
         "condition": {"dataset": condition.dataset, "method": condition.method},
         "limit": condition.limit,
         "data": {
-            "title": datasets.describe(condition.dataset)["title"],
-            "n_train": len(data.y_train),
-            "n_test": len(data.y_test),
-            **{name: getattr(data, name) for name in _FACTS},
+            "title": datasets.describe(condition.dataset)["title"], "n_train": len(data.y_train),
+            "n_test": len(data.y_test), **{name: getattr(data, name) for name in _FACTS},
         },
-    }
+    }  # fmt: skip
     try:
         _, result = method.run(
             data, config, seed=condition.seed, observe=observe, **kept, **method.options

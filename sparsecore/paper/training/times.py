@@ -1,7 +1,6 @@
-"""T-times: seconds per epoch of all methods, measured by themselves.
+"""T-times: seconds per epoch of all methods, which take turns on one machine.
 
-Runs beside each other, or on several machines, tell accuracies but no times. Here the methods of a
-data set take turns on one machine, a short training each, with nothing else beside them.
+Runs beside each other, or on several machines, tell accuracies but no times.
 """
 
 from __future__ import annotations

@@ -27,22 +27,14 @@ def negative_slope(name: str, layer: int, alpha: float) -> float:
 
 
 def _uniform(limit: float, size: int, rng: np.random.Generator) -> np.ndarray:
-    values = rng.random(size, np.float32)
-    values *= np.float32(2 * limit)
-    values -= np.float32(limit)
-    return values
+    return rng.random(size, np.float32) * np.float32(2 * limit) - np.float32(limit)
 
 
-def _normal(deviation: float, size: int, rng: np.random.Generator) -> np.ndarray:
-    values = rng.standard_normal(size, np.float32)
-    values *= np.float32(deviation)
-    return values
-
-
+_DEVIATION = np.float32(0.1)
 INITIALIZERS: dict[str, Callable[[int, int, int, np.random.Generator], np.ndarray]] = {
     "he_uniform": lambda n_in, n_out, size, rng: _uniform((6 / n_in) ** 0.5, size, rng),
     "xavier": lambda n_in, n_out, size, rng: _uniform((6 / (n_in + n_out)) ** 0.5, size, rng),
-    "normal": lambda n_in, n_out, size, rng: _normal(0.1, size, rng),
+    "normal": lambda n_in, n_out, size, rng: rng.standard_normal(size, np.float32) * _DEVIATION,
 }
 
 

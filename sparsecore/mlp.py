@@ -23,8 +23,7 @@ from sparsecore.functions import initial_weights, negative_slope
 _INT32_MAX = np.iinfo(np.int32).max
 #: Values of a sparse matrix's rows that are made dense at a time: 64 MiB.
 DENSE_VALUES = 2**24
-#: Each layer's (indptr, indices).
-Structures = Sequence[tuple[np.ndarray, np.ndarray]]
+Structures = Sequence[topology.Structure]  #: each layer's
 
 
 @dataclass(frozen=True)
@@ -96,12 +95,9 @@ def _checked_sparse(name: str, matrix: Any) -> Any:
     """Return a scipy.sparse matrix whose pointers and indices are in range: C code trusts them."""
     if matrix.format not in ("csr", "csc", "bsr"):
         matrix = matrix.tocoo()
-        inside = [
-            len(places) == 0 or (places.min() >= 0 and places.max() < length)
-            for places, length in zip(matrix.coords, matrix.shape, strict=True)
-        ]
-        if not all(inside):
-            raise ValueError(f"{name}: has a coordinate outside its shape {matrix.shape}")
+        for places, length in zip(matrix.coords, matrix.shape, strict=True):
+            if len(places) and (places.min() < 0 or places.max() >= length):
+                raise ValueError(f"{name}: has a coordinate outside its shape {matrix.shape}")
         return matrix
     try:
         if (matrix.indptr[1:] < matrix.indptr[:-1]).any():  # SciPy may not look
@@ -216,9 +212,8 @@ class SparseMLP(Fixed):
         if np.shape(indptr) != (n_pointers,):
             raise ValueError(f"indptr: expected {n_pointers} values, got shape {np.shape(indptr)}")
         if starts.shape != (len(sizes),) or starts.dtype.kind not in "iu" or starts[-1] != nnz:
-            raise ValueError(
-                f"weight_start: expected {len(sizes)} integers up to {nnz}, got {starts}"
-            )
+            expected = f"{len(sizes)} integers up to {nnz}"
+            raise ValueError(f"weight_start: expected {expected}, got {starts}")
         if (starts[1:] < starts[:-1]).any() or starts[0] != 0:
             raise ValueError(f"weight_start: expected to rise from 0, got {starts}")
         structures = split_layers(sizes, starts, indptr, indices)
@@ -333,29 +328,21 @@ class SparseMLP(Fixed):
 
     def _draft(self) -> State:
         """Return a copy of all arrays, for a change that becomes the network's when it is whole."""
-        net, params, velocity, turned = self._settled()
+        net, params, velocity, turned = engine.settle(self._state)
         params, nnz = _copy(params), self.nnz
         names = "indptr", "indices", "out_indptr", "out_indices", "out_position"
         copies = {name: _copy(getattr(net, name)) for name in names}
         net = net._replace(weights=params[:nnz], biases=params[nnz:], **copies)
         return State(net, params, None if velocity is None else _copy(velocity), turned.copy())
 
-    def _settled(self) -> State:
-        """Return the arrays, whatever an interrupt has left undone."""
-        return engine.settle(self._state)
-
     def _transpose(self, state: State, layer: int) -> None:
         """Bring the transposed access of a layer up to date."""
         view, net = self._views(state, layer), state.network
         start = sum(self.sizes[:layer]) + layer
         part = slice(net.weight_start[layer], net.weight_start[layer + 1])
-        topology.transpose(
-            view.indptr,
-            view.indices,
-            net.out_indptr[start : start + view.n_in + 1],
-            net.out_indices[part],
-            net.out_position[part],
-        )
+        pointers = net.out_indptr[start : start + view.n_in + 1]
+        access = pointers, net.out_indices[part], net.out_position[part]
+        topology.transpose(view.indptr, view.indices, *access)
 
     def __len__(self) -> int:
         return len(self.sizes) - 1
@@ -364,22 +351,17 @@ class SparseMLP(Fixed):
         """Return views of a layer, counted from the input."""
         if not 0 <= layer < len(self):
             raise IndexError(f"layer: expected 0 to {len(self) - 1}, got {layer}")
-        return self._views(self._settled(), layer)
+        return self._views(engine.settle(self._state), layer)
 
     def _views(self, state: State, layer: int) -> SparseLayer:
         net, velocity = state.network, state.velocity
         part = slice(int(net.weight_start[layer]), int(net.weight_start[layer + 1]))
         biases = slice(int(self._bias_start[layer]), int(self._bias_start[layer + 1]))
         start, n_out = int(self._bias_start[layer]) + layer, self.sizes[layer + 1]
-        return SparseLayer(
-            n_in=self.sizes[layer],
-            n_out=n_out,
-            indptr=net.indptr[start : start + n_out + 1],
-            indices=net.indices[part],
-            data=net.weights[part],
-            bias=net.biases[biases],
-            velocity=None if velocity is None else velocity[part],
-        )
+        structure = net.indptr[start : start + n_out + 1], net.indices[part]
+        moved = None if velocity is None else velocity[part]
+        weights = net.weights[part], net.biases[biases]
+        return SparseLayer(self.sizes[layer], n_out, *structure, *weights, moved)
 
     @property
     def network(self) -> Network:
@@ -394,7 +376,7 @@ class SparseMLP(Fixed):
     @property
     def velocity(self) -> np.ndarray | None:
         """The velocity of each parameter."""
-        velocity = self._settled().velocity
+        velocity = engine.settle(self._state).velocity
         return None if velocity is None else velocity.view()
 
     @velocity.setter
@@ -417,8 +399,7 @@ class SparseMLP(Fixed):
     @property
     def density(self) -> float:
         """Share of the possible connections that exist."""
-        possible = sum(a * b for a, b in pairwise(self.sizes))
-        return self.nnz / possible
+        return self.nnz / sum(a * b for a, b in pairwise(self.sizes))
 
     @property
     def nbytes(self) -> int:
@@ -427,11 +408,9 @@ class SparseMLP(Fixed):
         return sum(a.nbytes for a in self._state.network) + (0 if moved is None else moved.nbytes)
 
     def __repr__(self) -> str:
-        shape = "-".join(map(str, self.sizes))
-        return (
-            f"<SparseMLP {shape}, {self.activation}, density {self.density:.3g}, "
-            f"nnz {self.nnz:,}, {self.nbytes / 2**20:.1f} MiB>"
-        )
+        shape, size = "-".join(map(str, self.sizes)), f"{self.nbytes / 2**20:.1f} MiB"
+        about = f"{self.activation}, density {self.density:.3g}, nnz {self.nnz:,}"
+        return f"<SparseMLP {shape}, {about}, {size}>"
 
     def to_scipy(self) -> list[sp.csr_array]:
         """Return copies of the layers as CSR arrays of shape (fan_out, fan_in)."""
@@ -540,7 +519,7 @@ class SparseMLP(Fixed):
 
     def new_engine(self, batch_size: int, threads: int = 1) -> engine.Engine:
         """Return what runs this network's training steps, of up to `batch_size` samples."""
-        return engine.Engine(self._settled, batch_size, threads)
+        return engine.Engine(lambda: engine.settle(self._state), batch_size, threads)
 
     def start_momentum(self) -> np.ndarray:
         """Return the velocity, allocated with zeros at the first call."""
@@ -563,7 +542,7 @@ class SparseMLP(Fixed):
         moved = None if velocity is None else _vector("velocity", velocity, expected)
         self._state = self._laid_out(structures, data, params[cuts[-1] :], moved)
 
-    def structures(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    def structures(self) -> list[topology.Structure]:
         """Return each layer's (indptr, indices), views."""
         return [(self[layer].indptr, self[layer].indices) for layer in range(len(self))]
 
@@ -586,9 +565,8 @@ class SparseMLP(Fixed):
             view = self._views(draft, layer)
             drop = topology.weakest(view.data, zeta)
             fresh = initial_weights(self.init, view.n_in, view.n_out, int(drop.sum()), rng)
-            topology.replace(
-                drop, view.indptr, view.indices, view.data, view.velocity, view.n_in, fresh, rng
-            )
+            arrays = view.indptr, view.indices, view.data, view.velocity
+            topology.replace(drop, *arrays, view.n_in, fresh, rng)
             self._transpose(draft, layer)
             replaced += len(fresh)
         self._state = _sealed(draft)

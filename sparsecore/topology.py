@@ -21,6 +21,8 @@ from sparsecore.compiled.jit import jit
 from sparsecore.compiled.kernels import mix
 
 _jit = jit()
+Structure = tuple[np.ndarray, np.ndarray]  #: indptr, indices
+_Layer = tuple[np.ndarray, np.ndarray, np.ndarray]  #: indptr, indices, data
 
 
 def erdos_renyi_density(n_in: int, n_out: int, epsilon: float) -> float:
@@ -30,14 +32,10 @@ def erdos_renyi_density(n_in: int, n_out: int, epsilon: float) -> float:
     return min(1.0, epsilon * (n_in + n_out) / (n_in * n_out))
 
 
-def erdos_renyi(
-    n_in: int, n_out: int, density: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw (indptr, indices) of a layer; connections exist with probability `density` in (0, 1].
-
-    O(nnz + n_out) time and memory: the gaps between a row's connections are geometric (Batagelj and
-    Brandes, 2005), drawn once to count and again to fill.
-    """
+def erdos_renyi(n_in: int, n_out: int, density: float, rng: np.random.Generator) -> Structure:
+    """Draw (indptr, indices) of a layer; connections exist with probability `density` in (0, 1]."""
+    # O(nnz + n_out): the gaps between a row's connections are geometric (Batagelj and Brandes,
+    # 2005), drawn once to count and again to fill.
     if not 0 < density <= 1:
         raise ValueError(f"density: expected a number in (0, 1], got {density!r}")
     key = rng.integers(2**63, dtype=np.int64)
@@ -81,9 +79,8 @@ def check(indptr: np.ndarray, indices: np.ndarray, n_in: int) -> None:
     if indices.min() < 0 or indices.max() >= n_in:
         bad = indices[(indices < 0) | (indices >= n_in)][0]
         raise ValueError(f"indices: {bad} is outside [0, {n_in})")
-    rises = np.diff(indices) > 0
-    row_ends = indptr[1:-1]
-    rises[row_ends[(row_ends > 0) & (row_ends < len(indices))] - 1] = True
+    rises, ends = np.diff(indices) > 0, indptr[1:-1]
+    rises[ends[(ends > 0) & (ends < len(indices))] - 1] = True
     if not rises.all():
         place = int(np.argmin(rises))
         row = int(np.searchsorted(indptr, place, "right")) - 1
@@ -94,18 +91,14 @@ def _integers(name: str, values: np.ndarray) -> np.ndarray:
     """Return a vector of signed integers: differences of unsigned ones would wrap."""
     values = np.asarray(values)
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name}: expected a vector of integers, got {values.dtype} of shape {values.shape}"
-        )
+        found = f"{values.dtype} of shape {values.shape}"
+        raise ValueError(f"{name}: expected a vector of integers, got {found}")
     return values.astype(np.int64) if values.dtype.kind == "u" else values
 
 
 @_jit
 def transpose(indptr, indices, out_indptr, out_indices, out_position):
-    """Fill the transposed access: whom each input neuron feeds, ascending, and where in CSR order.
-
-    `out_indptr`, (n_in + 1,), points into the other two, (nnz,). A counting sort, O(nnz + n_in).
-    """
+    """Fill the transposed access by a counting sort: whom inputs feed, and where in CSR order."""
     out_indptr[:] = 0
     for k in range(len(indices)):
         out_indptr[indices[k] + 1] += 1
@@ -130,11 +123,7 @@ def check_fraction(zeta: float) -> None:
 
 
 def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
-    """Mark the connections that SET removes, bool, shape (nnz,).
-
-    They are the fraction `zeta` in [0, 1) (rounded down) of the positive weights that are closest
-    to zero, and of the negative ones; zeros count as positive. O(nnz) by selection.
-    """
+    """Mark the fraction `zeta` of positive, and of negative, weights that are closest to zero."""
     check_fraction(zeta)
     drop = np.zeros(len(data), bool)
     negative = data < 0
@@ -161,32 +150,22 @@ def distinct(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def replace(
-    drop: np.ndarray,
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    data: np.ndarray,
-    velocity: np.ndarray | None,
-    n_in: int,
-    fresh: np.ndarray,
-    rng: np.random.Generator,
-) -> None:
-    """Remove the connections that `drop` marks, and add as many at random vacant places, in place.
+    drop: np.ndarray, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray,
+    velocity: np.ndarray | None, n_in: int, fresh: np.ndarray, rng: np.random.Generator,
+) -> None:  # fmt: skip
+    """Remove the connections that `drop` marks, and add as many, with weights `fresh`, in place.
 
-    All vacant places are equally likely, those of removed connections included. `fresh` has the new
-    connections' weights, float32; their velocity is 0 (`velocity` may be None). Numbers of vacant
-    places are drawn, and one merge rewrites the layer: O(nnz) whatever the density.
+    All vacant places are equally likely, those of removed connections included. Their numbers are
+    drawn, and one merge rewrites the layer: O(nnz) whatever the density.
     """
     n_out = len(indptr) - 1
     keep = np.flatnonzero(~drop)
     vacant = n_in * n_out - len(keep)
     ranks = distinct(vacant, len(fresh), rng)
-    velocity_in = np.zeros(0, np.float32) if velocity is None else velocity[keep]
-    velocity_out = np.zeros(0, np.float32) if velocity is None else velocity
+    moved = np.zeros(0, np.float32) if velocity is None else velocity
     rows = np.repeat(np.arange(n_out, dtype=np.int32), np.diff(indptr))[keep]
-    _merge(
-        rows, indices[keep], data[keep], velocity_in, ranks, fresh, n_in,
-        indptr, indices, data, velocity_out,
-    )  # fmt: skip
+    kept = rows, indices[keep], data[keep], moved[keep] if len(moved) else moved
+    _merge(*kept, ranks, fresh, n_in, indptr, indices, data, moved)
 
 
 @_jit
@@ -227,11 +206,7 @@ def importance(indptr: np.ndarray, data: np.ndarray) -> np.ndarray:
 def unimportant(
     indptr: np.ndarray, data: np.ndarray, percentile: float, counts_empty: bool = False
 ) -> np.ndarray:
-    """Mark the connections into neurons whose importance is at or below a percentile, bool (nnz,).
-
-    It is a percentile, in [0, 100], of the importances of the neurons that still have connections,
-    or of all with `counts_empty`; 0 marks none, another number raises ValueError.
-    """
+    """Mark the connections that `SparseMLP.prune` removes from a layer; percentile 0 marks none."""
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile: expected a number in [0, 100], got {percentile!r}")
     fan_in = np.diff(indptr)
@@ -242,9 +217,7 @@ def unimportant(
     return np.repeat(weak, fan_in)
 
 
-def keep_only(
-    keep: np.ndarray, indptr: np.ndarray, indices: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def keep_only(keep: np.ndarray, indptr: np.ndarray, indices: np.ndarray) -> Structure:
     """Return the structure without the connections where `keep` is False. O(nnz)."""
     running = np.concatenate([[0], np.cumsum(keep)])
     return running[indptr], indices[keep]
@@ -254,11 +227,8 @@ def retain_valid(
     indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, new_indptr: np.ndarray,
     new_indices: np.ndarray, out: np.ndarray,
 ) -> int:  # fmt: skip
-    """Carry values of an older topology over to a newer one (RetainValidUpdates).
-
-    `out`, float32 (new nnz,), is filled: the connection's value if it existed, else 0. Return the
-    number of connections that exist in both. A merge of the rows, O(nnz + new nnz).
-    """
+    """Fill `out` with values of connections that an older topology has, too, or 0; count them."""
+    # RetainValidUpdates: a merge of the rows, O(nnz + new nnz).
     old = reads(indptr, np.int64), reads(indices, np.int32), reads(values, np.float32)
     return _retain(*old, reads(new_indptr, np.int64), reads(new_indices, np.int32), out)
 
@@ -280,13 +250,10 @@ def _retain(indptr, indices, values, new_indptr, new_indices, out):
     return kept
 
 
-def union_average(
-    layers: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Average layers (indptr, indices, data) of one shape over the union of their connections.
+def union_average(layers: list[_Layer]) -> _Layer:
+    """Average layers of one shape over the union of their connections (WASAP-SGD, phase 2).
 
-    A connection that a layer lacks counts as 0. Sums are float64 in the order given, so equal
-    layers average to themselves exactly. O(layers * union). Source: WASAP-SGD, phase 2.
+    What a layer lacks counts as 0. Sums are float64, in order: equal layers average to themselves.
     """
     if not layers:
         raise ValueError("layers: expected at least one to average, got none")

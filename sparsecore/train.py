@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from sparsecore import functions, seeds
-from sparsecore.compiled.arrays import Fixed
+from sparsecore.compiled.arrays import Closing, Fixed
 from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.compiled.losses import Aim
@@ -63,13 +63,10 @@ def new_model(config: TrainConfig, n_features: int, n_classes: int, seed: int) -
     """Make the network that `config` and `seed` describe."""
     return SparseMLP.erdos_renyi(
         (n_features, *config.hidden, n_classes),
-        epsilon=None if config.density is not None else config.epsilon,
-        density=config.density,
-        activation=config.activation,
-        alpha=config.alpha,
-        init=config.init,
+        epsilon=None if config.density is not None else config.epsilon, density=config.density,
+        activation=config.activation, alpha=config.alpha, init=config.init,
         random_state=seeds.generator(seed, Purpose.TOPOLOGY),
-    )
+    )  # fmt: skip
 
 
 def check_finite(X: Any, name: str = "X") -> None:
@@ -109,10 +106,7 @@ def evaluate(
     model: Model, X: Any, y: np.ndarray, config: TrainConfig, threads: int = 1, when: str = "",
     half: np.ndarray | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Return "loss" (nats) and "accuracy" of a model on (X, y), and "half_correct" in some rows.
-
-    Raise a FloatingPointError as `outputs` does.
-    """
+    """Return "loss" (nats) and "accuracy" of a model on (X, y), and "half_correct" in some rows."""
     logits = outputs(model, X, config, threads, when)
     correct = logits.argmax(axis=1) == y
     found = {"loss": functions.cross_entropy(logits, y), "accuracy": float(correct.mean())}
@@ -121,32 +115,23 @@ def evaluate(
 
 def sgd_rule(config: TrainConfig, seed: int, rank: int = 0) -> Rule:
     """Return the step that `config` describes, with the key of the dropout noise."""
-    return Rule(
-        np.float32(config.learning_rate),
-        np.float32(config.momentum),
-        np.float32(config.weight_decay),
-        np.float32(config.dropout),
-        seeds.key(seed, Purpose.DROPOUT, rank),
-    )
+    rates = config.learning_rate, config.momentum, config.weight_decay, config.dropout
+    return Rule._make([*map(np.float32, rates), seeds.key(seed, Purpose.DROPOUT, rank)])
 
 
 def change_topology(
     model: SparseMLP, config: TrainConfig, seed: int, rank: int, epoch: int
 ) -> dict[str, int]:
-    """Prune by importance if that is due after `epoch`, then evolve unless it was the last.
-
-    Return the numbers of connections that were "pruned" and "replaced".
-    """
+    """Prune if that is due after `epoch`, evolve unless it was the last; count the connections."""
     pruned = replaced = 0
     if config.prunes_after(epoch):
         pruned = model.prune(config.prune_percentile, config.prune_counts_empty)
     if config.zeta > 0 and epoch < config.epochs:
-        rng = seeds.generator(seed, Purpose.EVOLUTION, rank, epoch)
-        replaced = model.evolve(config.zeta, rng)
+        replaced = model.evolve(config.zeta, seeds.generator(seed, Purpose.EVOLUTION, rank, epoch))
     return {"pruned": pruned, "replaced": replaced}
 
 
-class Trainer(Fixed):
+class Trainer(Fixed, Closing):
     """Trains a model in place, an epoch at a time; only a `SparseMLP` evolves and is pruned.
 
     `seed` determines data order, dropout and evolution, and `rank` gives parallel workers different
@@ -170,6 +155,7 @@ class Trainer(Fixed):
         self.seconds = {"train": 0.0, "evaluate": 0.0, "evolve": 0.0}
         model.start_momentum()
         self._engine = model.new_engine(config.batch_size, threads)
+        self.close = self._engine.close
         self._rule = sgd_rule(config, seed, rank)
         self._slice_steps = 1
         self._compile(_part(like, slice(0)))
@@ -184,12 +170,9 @@ class Trainer(Fixed):
         self._steps[0] = value
 
     def epochs(
-        self,
-        inputs: Callable[[int], Any],
-        y: Targets,
-        test: Callable[[], dict[str, Any]] = dict,
+        self, inputs: Callable[[int], Any], y: Targets, test: Callable[[], dict[str, Any]] = dict,
         on_progress: Callable[[int, float], None] | None = None,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """Take the epochs that are left, and yield the record of each.
 
         ``inputs(epoch)``, counted from 0, makes an epoch's inputs, which counts as training;
@@ -243,10 +226,8 @@ class Trainer(Fixed):
             done += len(rows)
             loss = float(sums.loss[0]) / done
             if not np.isfinite(loss):
-                raise diverged(
-                    f"the loss became {loss} in epoch {self.epoch + 1}, by step {self.step}",
-                    self.config,
-                )
+                when = f"in epoch {self.epoch + 1}, by step {self.step}"
+                raise diverged(f"the loss became {loss} {when}", self.config)
             if on_progress is not None:
                 on_progress(len(rows), loss)
             full = len(rows) == self._slice_steps * batch
@@ -255,10 +236,8 @@ class Trainer(Fixed):
         with np.errstate(invalid="ignore"):  # the sum of two infinities
             finite = np.isfinite(self.model.params.sum(dtype=np.float64))
         if not finite:
-            raise diverged(
-                f"the weights became infinite or NaN by the end of epoch {self.epoch + 1}",
-                self.config,
-            )
+            when = f"by the end of epoch {self.epoch + 1}"
+            raise diverged(f"the weights became infinite or NaN {when}", self.config)
         self.epoch += 1
         self.seconds["train"] += time.perf_counter() - start
         return {"loss": loss, "train_accuracy": int(sums.correct[0]) / n}
@@ -275,8 +254,8 @@ class Trainer(Fixed):
     def evaluate(self, X: Any, y: np.ndarray, half: np.ndarray | None = None) -> dict[str, float]:
         """Return what the function of that name does, with "half_correct" of the rows `half`."""
         start = time.perf_counter()
-        when = f" in epoch {self.epoch}"
-        found = evaluate(self.model, X, y, self.config, self.threads, when, half)
+        about = self.threads, f" in epoch {self.epoch}", half
+        found = evaluate(self.model, X, y, self.config, *about)
         self.seconds["evaluate"] += time.perf_counter() - start
         return found
 
@@ -289,16 +268,6 @@ class Trainer(Fixed):
         if progress is not None:
             self.epoch, self.step = progress["epoch"], progress["step"]
             self.seconds = dict(progress["seconds"])
-
-    def close(self) -> None:
-        """End the threads."""
-        self._engine.close()
-
-    def __enter__(self) -> Trainer:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def _compile(self, none: Targets) -> None:
         """Have everything compiled before anything is timed: run it over no or little data."""

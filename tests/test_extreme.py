@@ -32,8 +32,8 @@ from sparsecore.compiled.team import Team
 from sparsecore.extreme import budget, run, sweeps, tiles
 from sparsecore.extreme.budget import OverBudgetError
 from sparsecore.extreme.config import ExtremeConfig
-from sparsecore.extreme.data import Stream
 from sparsecore.extreme.network import TiledMLP, read_checkpoint
+from sparsecore.extreme.run import Stream
 from sparsecore.extreme.tiles import Tiles
 from sparsecore.mlp import SparseMLP
 

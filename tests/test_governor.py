@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sparsecore.compiled.governor import Governor
+from sparsecore.compiled.team import Governor
 
 ALONE, TEAM = 0.8e-3, 0.48e-3
 

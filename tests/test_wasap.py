@@ -492,13 +492,13 @@ SPLIT_THAT_BREAKS = """
 import sys
 from mpi4py import MPI
 from sparsecore.__main__ import main
-from sparsecore.extreme import split
+from sparsecore.extreme.network import TiledMLP
 
 if MPI.COMM_WORLD.rank == 1:
-    def step(self, *args, **options):
+    def exchange(self, *args):
         raise OSError(12, "no memory left")
 
-    split.SplitMLP.step = step
+    TiledMLP._exchange = exchange
 sys.exit(main(["extreme", "--neurons", "4096", "--hidden-layers", "2", "--split", "--zeta", "0"]))
 """
 

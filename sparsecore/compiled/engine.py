@@ -12,10 +12,9 @@ import numpy as np
 
 from sparsecore.compiled import kernels, lanes, programs
 from sparsecore.compiled.arrays import Closing, reads
-from sparsecore.compiled.governor import Governor
 from sparsecore.compiled.kernels import Metrics, Network, Rule, State, Workspace
 from sparsecore.compiled.losses import SOFTMAX, Aim
-from sparsecore.compiled.team import PARTS, Team, borrowed
+from sparsecore.compiled.team import PARTS, Governor, Team, borrowed
 
 # Forward gains little from more lanes, and two threads can share a batch of 128.
 _FORWARD_LANES = 64
@@ -62,8 +61,7 @@ class Engine(Closing):
     """Runs training steps and gradients of one network, with batches of at most `batch_size`.
 
     ``state()`` returns the network's arrays as they are now; the sizes of its layers never change.
-    Results do not depend on the threads. Memory: 4 bytes and 2 bits per neuron and sample, the
-    batch rounded up to whole blocks of lanes; in `train`, 4 bytes per connection of a layer, too.
+    Memory: 4 bytes and 2 bits per neuron and sample, of whole blocks of lanes.
     """
 
     def __init__(self, state: Callable[[], State], batch_size: int, threads: int = 1) -> None:
@@ -111,11 +109,8 @@ class Engine(Closing):
         self, network: Network, inputs: np.ndarray, targets: np.ndarray | Aim, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray | Aim, np.ndarray]:
         """Return samples as the kernels read them, all within bounds."""
-        inputs, rows, n_outputs = (
-            reads(inputs, np.float32, 2),
-            reads(rows, np.int64),
-            network.sizes[-1],
-        )
+        inputs, rows = reads(inputs, np.float32, 2), reads(rows, np.int64)
+        n_outputs = network.sizes[-1]
         if isinstance(targets, Aim):
             targets = targets.read(len(inputs), n_outputs)
             labels = targets.labels if targets.loss == SOFTMAX else np.zeros(len(inputs), np.int64)
@@ -134,15 +129,9 @@ class Engine(Closing):
         return inputs, targets, rows
 
     def train(
-        self,
-        rule: Rule,
-        inputs: np.ndarray,
-        targets: np.ndarray | Aim,
-        rows: np.ndarray,
-        batch_size: int,
-        step: int,
-        sums: Metrics,
-    ) -> None:
+        self, rule: Rule, inputs: np.ndarray, targets: np.ndarray | Aim, rows: np.ndarray,
+        batch_size: int, step: int, sums: Metrics,
+    ) -> None:  # fmt: skip
         """Take momentum steps over ``inputs[rows]`` in that order, `batch_size` samples each.
 
         `step` is the first step's number. Steps are whole even if an interrupt ends the work.
@@ -178,15 +167,9 @@ class Engine(Closing):
             kernels.reorder(*order, False)
 
     def gradient(
-        self,
-        out: np.ndarray,
-        rule: Rule,
-        inputs: np.ndarray,
-        targets: np.ndarray | Aim,
-        rows: np.ndarray,
-        step: int,
-        sums: Metrics,
-    ) -> None:
+        self, out: np.ndarray, rule: Rule, inputs: np.ndarray, targets: np.ndarray | Aim,
+        rows: np.ndarray, step: int, sums: Metrics,
+    ) -> None:  # fmt: skip
         """Write the gradient of the mean loss over ``inputs[rows]`` into a flat vector."""
         state, work = self._now()
         net, nnz = state.network, len(state.network.weights)

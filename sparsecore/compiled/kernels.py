@@ -5,9 +5,8 @@ shape ``(n_l, lanes)``, one after the other in one flat buffer. So a neuron's ba
 contiguous, and a block stays in the cache while a layer is swept. Weights are CSR by output neuron.
 The backward sweep reads them through the transposed access: it holds one input neuron's activations
 in registers, streams the gradients of the neurons it feeds, and obtains the input gradient, the
-weight gradient and the update in one pass. A layer too wide for the cache is swept in slices: first
-all connections to its first neurons, then all to the next; every sum is still added up in the same
-order. Backward takes several blocks at a time: `wide` lanes, in pieces of `width`.
+weight gradient and the update in one pass, for several blocks: `wide` lanes, in pieces of `width`.
+A layer too wide for the cache is swept in slices of its neurons; the order of every sum remains.
 """
 
 from __future__ import annotations
@@ -18,28 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparsecore.compiled.jit import jit
-from sparsecore.compiled.lanes import (
-    at,
-    bernoulli,
-    copy_transposed,
-    fma,
-    lanes_of,
-    load,
-    load_across,
-    load_mask_across,
-    partial_dot,
-    positive,
-    prefetch_to_write,
-    put,
-    select,
-    splat,
-    store,
-    store_across,
-    store_mask,
-    tile_of,
-    total,
-    totals,
-)
+
+from sparsecore.compiled.lanes import (  # isort: skip
+    at, bernoulli, copy_transposed, fma, lanes_of, load, load_across, load_mask_across, partial_dot,
+    positive, prefetch_to_write, put, select, splat, store, store_across, store_mask, tile_of,
+    total, totals,
+)  # fmt: skip
 
 # Without these two options a step takes 8 ms instead of 2. With `_nrt`, every access to an array of
 # a tuple counts references, atomically, in the inner loop; no array is made here, so there is
@@ -204,11 +187,9 @@ def _weighted_sum(width, begin, end, net, act, x0, acc):
 
 @_jit
 def forward(width, start, stop, layer, part, net, act, x0, y0, hidden, work, cursor, noise, column):
-    """Add a slice of the inputs of neurons [start, stop) of a layer; the last slice finishes them.
-
-    With a `work`, what backward needs is kept, and `noise` drops activations; without it there is
-    only one slice. `column` is the first lane's sample in the batch.
-    """
+    """Add a slice of the inputs of a layer's neurons [start, stop); the last one finishes them."""
+    # With a `work`, what backward needs is kept, and `noise` drops activations; without it there is
+    # only one slice. `column` is the first lane's sample in the batch.
     lanes = lanes_of(width)
     base, bias = net.weight_start[layer], net.bias_start[layer]
     pointer = _row_start(net.sizes, layer, 1)
@@ -264,10 +245,7 @@ def softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count,
 
 
 class Pace(NamedTuple):
-    """How some blocks of the batch move the parameters."""
-
-    # The velocity sums the gradients of all blocks; the parameters move with the last, because
-    # backward needs their old values until then.
+    """How some blocks move the parameters: with the last, for backward needs their old values."""
 
     rate: Any  #: float32, factor of a block's summed gradient
     carry: Any  #: float32, factor of the old value: the momentum, or 1 after the first blocks
@@ -296,11 +274,8 @@ class Target(NamedTuple):
 
 @_inline
 def apply(k, p, g, values, velocity, gradient, pace):
-    """Use the gradient of the parameter at `p` (velocity at `k`), summed over a block of the batch.
-
-    With a velocity, take v <- mu v - eta g; w <- w + v - lambda w; with a gradient, write that.
-    `pace` avoids a branch, which would cut the loops around it in two.
-    """
+    """Use a block's summed gradient of the parameter at `p`, whose velocity, if any, is at `k`."""
+    # v <- mu v - eta g; w <- w + v - lambda w. A branch would cut the loops around it in two.
     if velocity is not None:
         v = fma(-pace.rate, g, pace.carry * at(velocity, k))
         put(velocity, k, v)

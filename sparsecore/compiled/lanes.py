@@ -182,11 +182,8 @@ def store(typingctx, array, index, value):
 
 @intrinsic
 def stream(typingctx, array, index, value):
-    """``array[index : index + lanes] = value``, past the caches: nobody reads it back soon.
-
-    The array begins at a cache line, `index` is a multiple of the lanes. Lines are not read from
-    memory first. Other threads see the value after a `team.barrier`.
-    """
+    """``array[index : index + lanes] = value``, past the caches: nobody reads it back soon."""
+    # `index` begins at a cache line. Other threads see the value after a `team.barrier`.
     return types.void(array, index, value), _store(nontemporal=True)
 
 
@@ -311,11 +308,9 @@ def store_mask(typingctx, bits, index, mask):
 
 @intrinsic
 def copy_transposed(typingctx, width, inputs, rows, first, feature, out, place, step):
-    """Copy ``inputs[rows[first : first + t], feature : feature + t]``, transposed; t = `tile_of`.
-
-    Feature f goes to ``out[place + f * step : ... + t]``. Whole cache lines are read and written,
-    and values change places in registers: ten times as fast as one by one.
-    """
+    """Copy ``inputs[rows[first : first + t], feature : feature + t]``, transposed; t: `tile_of`."""
+    # Feature f goes to ``out[place + f * step : ... + t]``. Values change places in registers, ten
+    # times as fast as one by one in memory.
     i = types.int64
     signature = types.void(width, inputs, rows, i, i, out, i, i)
 
@@ -387,10 +382,8 @@ def partial_dot(typingctx, a, b):
     step = min(a.lanes, _FOLD)
 
     def codegen(context, builder, signature, args):
-        pieces = [
-            [_piece(builder, value, first, step) for value in args]
-            for first in range(0, a.lanes, step)
-        ]
+        starts = range(0, a.lanes, step)
+        pieces = [[_piece(builder, value, first, step) for value in args] for first in starts]
         # Two chains of fused multiply-adds: one alone would wait for its own latency.
         sums = [builder.fmul(*piece) for piece in pieces[:2]]
         for k, (left, right) in enumerate(pieces[2:]):
@@ -480,12 +473,9 @@ def select(typingctx, mask, a, b):
 
 @intrinsic
 def bernoulli(typingctx, width, key, first, threshold):
-    """Return a mask that is unset with probability ``threshold / 2**16``, from a counter.
-
-    Lanes c and c + 1, c even, take the halves of a hash of the counter (`key`, (`first` + c) / 2)
-    by "lowbias32" (C. Wellons, 2018): without a state, any thread can draw any lane's value. `key`
-    and `first`, which is even, are uint32, `threshold` is uint16.
-    """
+    """Return a mask that is unset with probability ``threshold / 2**16``, from a counter."""
+    # Lanes c and c + 1, c even, take the halves of a hash of the counter (`key`, (`first` + c) / 2)
+    # by "lowbias32" (C. Wellons, 2018): without a state, any thread can draw any lane's value.
     lanes, pairs, u32 = width.lanes, width.lanes // 2, types.uint32
 
     def codegen(context, builder, signature, args):

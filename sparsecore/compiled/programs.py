@@ -10,20 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparsecore.compiled import kernels
 from sparsecore.compiled.jit import jit
-from sparsecore.compiled.kernels import (
-    Slice,
-    Target,
-    apply,
-    backward,
-    backward_input,
-    forward,
-    gather,
-    noise_of,
-    pace_of,
-    rows_of,
-    slice_of,
-)
 from sparsecore.compiled.lanes import at, lanes_of, load_across, tile_of, total
 from sparsecore.compiled.losses import loss_gradient
 from sparsecore.compiled.team import PARTS, barrier, claim
@@ -47,7 +35,9 @@ def _forward_by_rows(
         while part >= 0:
             start = tiles * part // parts * side
             stop = min(features, tiles * (part + 1) // parts * side)
-            gather(width, start, stop, inputs, rows, first + block * lanes, here, work.act, x0)
+            kernels.gather(
+                width, start, stop, inputs, rows, first + block * lanes, here, work.act, x0
+            )
             part = claim(sync, size, member)
         barrier(sync, size)
 
@@ -57,10 +47,10 @@ def _forward_by_rows(
             y0 = work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
             slices = work.forward_slices[layer]
             for number in range(slices):
-                inputs_here = slice_of(net.sizes[layer], number, slices)
+                inputs_here = kernels.slice_of(net.sizes[layer], number, slices)
                 part = claim(sync, size, member)
                 while part >= 0:
-                    forward(
+                    kernels.forward(
                         width, work.forward_cuts[layer, part], work.forward_cuts[layer, part + 1],
                         layer, inputs_here, net, work.act, x0, y0, layer < depth - 1, work,
                         work.cursor[0], noise, np.uint32(block * lanes),
@@ -84,14 +74,16 @@ def _forward_by_samples(
     for block in range(member, blocks, size):
         y0 = work.act_start[0] + block * net.sizes[0] * lanes
         here = max(0, min(lanes, count - block * lanes))
-        gather(width, 0, net.sizes[0], inputs, rows, first + block * lanes, here, work.act, y0)
+        kernels.gather(
+            width, 0, net.sizes[0], inputs, rows, first + block * lanes, here, work.act, y0
+        )
         for layer in range(depth):
             x0, y0 = y0, work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
             slices = work.forward_slices[layer]
             for number in range(slices):
-                forward(
+                kernels.forward(
                     width, 0, net.sizes[layer + 1], layer,
-                    slice_of(net.sizes[layer], number, slices), net, work.act, x0, y0,
+                    kernels.slice_of(net.sizes[layer], number, slices), net, work.act, x0, y0,
                     layer < depth - 1, work, work.cursor[member], noise, np.uint32(block * lanes),
                 )  # fmt: skip
         _loss(width, net, work, labels, rows, first, block, count)
@@ -115,22 +107,22 @@ def _backward(member, size, sync, wide, width, net, work, target, noise, rule, r
     together = lanes_of(wide) // lanes_of(width)
     for layer in range(len(net.sizes) - 2, -1, -1):
         for turn in range(turns):
-            pace = pace_of(rate, rule, carry, turn, turns)
-            x = rows_of(width, layer, turn * together, net, work)
-            d = rows_of(width, layer + 1, turn * together, net, work)
+            pace = kernels.pace_of(rate, rule, carry, turn, turns)
+            x = kernels.rows_of(width, layer, turn * together, net, work)
+            d = kernels.rows_of(width, layer + 1, turn * together, net, work)
             slices = work.backward_slices[layer]
             for number in range(slices):
-                outputs_here = slice_of(net.sizes[layer + 1], number, slices)
+                outputs_here = kernels.slice_of(net.sizes[layer + 1], number, slices)
                 part = claim(sync, size, member)
                 while part >= 0:
                     start = work.backward_cuts[layer, part]
                     stop = work.backward_cuts[layer, part + 1]
                     if layer == 0:
-                        backward_input(
+                        kernels.backward_input(
                             wide, width, start, stop, outputs_here, net, target, work, x, d, pace
                         )
                     else:
-                        backward(
+                        kernels.backward(
                             wide, width, start, stop, layer, outputs_here, net, target, work, x, d,
                             noise, pace,
                         )  # fmt: skip
@@ -150,7 +142,7 @@ def _step(
     # Backward takes several blocks in a turn, and reads their padding, too.
     turns, together = (count + lanes_of(wide) - 1) // lanes_of(wide), lanes_of(wide) // lanes
     blocks = turns * together
-    noise = noise_of(rule, step)
+    noise = kernels.noise_of(rule, step)
     if blocks % size == 0:
         _forward_by_samples(
             member, size, width, net, work, noise, inputs, labels, rows, first, count, blocks
@@ -167,11 +159,13 @@ def _step(
             metrics.correct[0] += work.hits[sample]
         bias = net.bias_start[depth - 1]
         for turn in range(turns):
-            pace = pace_of(rate, rule, carry, turn, turns)
-            z = rows_of(width, depth, turn * together, net, work)
+            pace = kernels.pace_of(rate, rule, carry, turn, turns)
+            z = kernels.rows_of(width, depth, turn * together, net, work)
             for c in range(net.sizes[depth]):
                 g = total(load_across(wide, width, work.act, z.start + c * lanes, z.gap))
-                apply(bias + c, bias + c, g, net.biases, target.velocity_b, target.gradient_b, pace)
+                kernels.apply(
+                    bias + c, bias + c, g, net.biases, target.velocity_b, target.gradient_b, pace
+                )
     _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, carry, turns)
 
 
@@ -181,7 +175,7 @@ def train_batches(
     batch, step, metrics,
 ):  # fmt: skip
     """Take momentum steps over `rows`, `batch` samples each; the last one may be smaller."""
-    target = Target(velocity, velocity_b, None, None, size > 1)
+    target = kernels.Target(velocity, velocity_b, None, None, size > 1)
     for first in range(0, len(rows), batch):
         count = min(batch, len(rows) - first)
         _step(
@@ -199,7 +193,7 @@ def batch_gradient(
     step, metrics,
 ):  # fmt: skip
     """Write the gradient of the mean loss over `rows` into two flat vectors."""
-    target = Target(None, None, gradient, gradient_b, size > 1)
+    target = kernels.Target(None, None, gradient, gradient_b, size > 1)
     count = len(rows)
     _step(
         member, size, sync, wide, width, net, target, work, rule, inputs, labels, rows, 0, count,
@@ -214,13 +208,13 @@ def predict_range(member, size, width, net, inputs, rows, act, out):
     depth = len(net.sizes) - 1
     n, half = len(rows), act.shape[1] // 2
     mine = act[member]  # it has room for two layers of one block
-    everything = Slice(0, True, True)
+    everything = kernels.Slice(0, True, True)
     for first in range(member * lanes, n, size * lanes):
         count = min(lanes, n - first)
-        gather(width, 0, net.sizes[0], inputs, rows, first, count, mine, 0)
+        kernels.gather(width, 0, net.sizes[0], inputs, rows, first, count, mine, 0)
         for layer in range(depth):
             x0, y0 = half * (layer % 2), half * ((layer + 1) % 2)
-            forward(
+            kernels.forward(
                 width, 0, net.sizes[layer + 1], layer, everything, net, mine, x0, y0,
                 layer < depth - 1, None, None, None, np.uint32(0),
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A team of threads that walk through one jitted program together.
+"""A team of threads that walk through one jitted program together, and whether it pays.
 
 A waiting member spins for some microseconds, because the others usually arrive soon, and then
 sleeps in the kernel (a futex), so that another process can have its core. Numba's own ``prange``
@@ -11,9 +11,11 @@ import os
 import platform
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,13 +31,20 @@ from sparsecore.limits import cpu_count
 PARTS = 8  # of a member's share of a phase; others may take a part that it has not begun
 _MOST_PER_CPU = 8  # threads that share a CPU only wait for each other
 _SPINS = 300  # about 10 microseconds, more than a part takes
-_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
-_HAS_FUTEX = _FUTEX is not None
-_FUTEX_CALL = _FUTEX or 0
+_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), 0) * (sys.platform == "linux")
 _WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
 _EVERYONE = 2**31 - 1
 _LINE = 16  # int32 of a cache line: each counter has one to itself
 _ARRIVED, _ROUND, _TAKEN = 0, _LINE, 2 * _LINE
+# Starting the members takes 0.2 ms, so turns are long; a trial of one member alone is shorter.
+_TURN_SECONDS, _ALONE_SECONDS = 64e-3, 16e-3
+_LAST = 5  # turns whose median is the pace: one that was interrupted does not count
+# Turns between trials: at first, enough for a median that ignores a cold start; in the end, eight
+# seconds.
+_FIRST_WAIT, _LONGEST_WAIT = 4, 128
+# Turns of a team's trial: the system may start its members on one core, and takes up to a tenth of
+# a second to move them apart and to speed them up.
+_TEAM_TRIAL = 3
 
 _i64, _ptr = types.int64, types.intp
 _syscall = types.ExternalFunction("syscall", _i64(_i64, _ptr, _i64, _i64, _ptr, _ptr, _i64))
@@ -51,10 +60,8 @@ class Team(Fixed, Closing):
         if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"threads: expected an integer of at least 1, got {size!r}")
         if size > _MOST_PER_CPU and size > (most := _MOST_PER_CPU * cpu_count()):
-            raise ValueError(
-                f"threads: expected at most {most}, {_MOST_PER_CPU} for each CPU that this process "
-                f"may use, got {size}"
-            )
+            each = f"{_MOST_PER_CPU} for each CPU that this process may use"
+            raise ValueError(f"threads: expected at most {most}, {each}, got {size}")
         self.size = int(size)
         self.sync = np.zeros((2 + self.size) * _LINE, np.int32)
         self._start()
@@ -128,6 +135,53 @@ class Team(Fixed, Closing):
         self._pool.shutdown()
 
 
+class Governor:
+    """Chooses, turn by turn, whether the whole team works or its first member alone: `members`."""
+
+    # Another process may want a core, or passing data between cores may cost more than their help
+    # is worth: no rule tells beforehand. So now and then the other choice is tried, and kept if it
+    # was faster. Trials that fail become rare: they cost less than 1 %.
+
+    def __init__(self, size: int) -> None:
+        self.size = self.members = size
+        self._seconds: deque[float] = deque(maxlen=_LAST)  # a unit of work, of the choice's turns
+        self._wait = self._left = _FIRST_WAIT  # turns until the next trial
+        self._trial = 0  # turns left of a trial
+
+    def units(self, most: int) -> int:
+        """Return how many units of work the coming turn should take, at most `most`."""
+        if self.size == 1 or not most:
+            return most
+        if not self._seconds:
+            return 1
+        length = _ALONE_SECONDS if self._trial and self.members == 1 else _TURN_SECONDS
+        # Turns are equal: a short one at the end would spend more time on its start than on work.
+        turns = max(1, round(most * median(self._seconds) / length))
+        return -(-most // turns) if turns < most else 1
+
+    def took(self, seconds: float) -> None:
+        """Note how long a unit of the turn took, in seconds, and choose for the next turn."""
+        if not self._trial:
+            self._seconds.append(seconds)
+            self._left -= 1
+            if self._left <= 0:
+                self.members = self._other()
+                self._trial = 1 if self.members == 1 else _TEAM_TRIAL
+            return
+        self._trial -= 1
+        if seconds < median(self._seconds):
+            self._trial = 0
+            self._seconds.clear()
+            self._seconds.append(seconds)
+            self._wait = self._left = _FIRST_WAIT
+        elif not self._trial:
+            self.members = self._other()
+            self._wait = self._left = min(2 * self._wait, _LONGEST_WAIT)
+
+    def _other(self) -> int:
+        return 1 if self.members == self.size else self.size
+
+
 _idle: list[Team] = []
 
 
@@ -184,11 +238,9 @@ def _pause(typingctx):
 
 @jit()
 def claim(sync, size, member):
-    """Return a part of the current phase that nobody has taken yet, or -1 if there is none.
-
-    Of ``size * PARTS`` parts a member takes its own first, in order, so its cache has the rows of
-    the last phase; then it helps the others, who may have lost a core to another process.
-    """
+    """Return a part of the current phase that nobody has taken yet, or -1 if there is none."""
+    # Its own parts first, in order, for its cache has their rows; then it helps the others, who may
+    # have lost a core to another process.
     for turn in range(size):
         owner = (member + turn) % size
         counter = _TAKEN + _LINE * owner
@@ -212,16 +264,16 @@ def barrier(sync, size):
             sync[_TAKEN + _LINE * owner] = 0
         _fetch_add(sync, _ARRIVED, -size)
         _fetch_add(sync, _ROUND, 1)
-        if _HAS_FUTEX:
-            _syscall(_FUTEX_CALL, sync.ctypes.data + 4 * _ROUND, _WAKE_PRIVATE, _EVERYONE, 0, 0, 0)
+        if _FUTEX:
+            _syscall(_FUTEX, sync.ctypes.data + 4 * _ROUND, _WAKE_PRIVATE, _EVERYONE, 0, 0, 0)
         return
     spins = 0
     while _read(sync, _ROUND) == current:
         spins += 1
         if spins < _SPINS:
             _pause()
-        elif _HAS_FUTEX:
-            _syscall(_FUTEX_CALL, sync.ctypes.data + 4 * _ROUND, _WAIT_PRIVATE, current, 0, 0, 0)
+        elif _FUTEX:
+            _syscall(_FUTEX, sync.ctypes.data + 4 * _ROUND, _WAIT_PRIVATE, current, 0, 0, 0)
         else:
             _sched_yield()
 

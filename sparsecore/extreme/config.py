@@ -5,18 +5,11 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from itertools import pairwise
 
-from sparsecore.config import (
-    FINITE,
-    FRACTION,
-    POSITIVE,
-    Range,
-    hyperparameters,
-    integers,
-    numbers,
-    param,
-)
-from sparsecore.extreme.data import N_CLASSES, N_FEATURES
+from sparsecore.config import (  # isort: skip
+    FINITE, FLAG, FRACTION, POSITIVE, hyperparameters, integers, numbers, param,
+)  # fmt: skip
 
+N_FEATURES, N_CLASSES = 65_536, 2
 _NOT_NEGATIVE = numbers("a number of at least 0", lambda v: v >= 0)
 
 
@@ -61,9 +54,7 @@ class ExtremeConfig:
         1.0, _NOT_NEGATIVE, "of the classes, in standard deviations of a feature"
     )
     frozen: bool = param(
-        False,
-        Range(bool, "True or False", lambda v: isinstance(v, bool)),
-        "train the output layer alone, on hidden layers that stay random: a control",
+        False, FLAG, "train the output layer alone, on hidden layers that stay random: a control"
     )
     held_out: int = param(100, integers(0), "samples to test with, 0 for none", metavar="N")
 
@@ -87,12 +78,8 @@ class ExtremeConfig:
 
     def evolves_after(self, step: int) -> bool:
         """Tell whether the topology evolves after `step`, counted from 1."""
-        return (
-            not self.frozen
-            and self.zeta > 0
-            and step % self.evolve_every == 0
-            and step < self.steps
-        )
+        evolves = self.zeta > 0 and not self.frozen
+        return evolves and step % self.evolve_every == 0 and step < self.steps
 
 
 HYPERPARAMETERS = hyperparameters(ExtremeConfig)

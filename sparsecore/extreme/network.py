@@ -1,4 +1,4 @@
-"""`TiledMLP`: layers of tiles, their activations, one workspace, a training step, a checkpoint.
+"""`TiledMLP`, on one machine or several ranks: layers of tiles, a training step, a checkpoint.
 
 All arrays are allocated once, for a number of threads and a batch size.
 """
@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -87,23 +89,28 @@ class TiledMLP(Closing):
     """A truly sparse perceptron for hundreds of millions of neurons and small batches.
 
     `seed` determines everything, bit for bit, whatever the threads, on CPUs of one lane width. With
-    `empty` no structure is drawn: a checkpoint will fill it in. `progress` is called with each
-    layer's connections when it is drawn. Memory: see `budget.plan`; a step takes 7 to 9 ns per
-    connection on two cores.
+    `empty` a checkpoint will fill it in. `progress` is called with the connections of each layer
+    that is drawn. There is no memory for a second copy: an interrupt can leave a step or an
+    evolution half done, and the network refuses to go on until a checkpoint fills it in.
 
-    There is no memory for a second copy, so an interrupt can leave a step or an evolution half
-    done; the network then refuses to go on until a checkpoint fills it in.
+    With `comm` the layers are split over its ranks by output neurons: each rank holds some rows of
+    every layer's tiles, with the activations of their output neurons. To compute them, it gathers
+    all activations of the layer below; it does so again on the way back, where the input gradients
+    of all ranks are summed. So a layer's activations travel three times in a step. All ranks give
+    the same batch and get the same logits: those of one machine, up to the order of that sum. It
+    cannot `evolve`: each rank would choose the weakest among its own connections.
     """
 
     _torn = False  # within a step or an evolution
-    message_bytes = message_seconds = 0.0  # what a split network has exchanged
+    message_bytes = message_seconds = 0.0  # of this rank, both ways; waiting included
 
     def __init__(
         self, sizes: Sequence[int], *, epsilon: float, batch_size: int = 4,
         activation: str = "all-relu", alpha: float = 0.05, seed: int = 0, threads: int = 1,
-        empty: bool = False, progress: Progress = int,
+        empty: bool = False, progress: Progress = int, comm: Any = None,
     ) -> None:  # fmt: skip
         self.sizes, self.seed, self.batch_size = tuple(sizes), seed, batch_size
+        self._comm = comm
         lanes, densities = budget.lane_width(batch_size), budget.densities(sizes, epsilon)
         grids = [tiles.grid(a, b, lanes) for a, b in pairwise(sizes)]
         counts = [
@@ -111,7 +118,7 @@ class TiledMLP(Closing):
             for number, (grid, density) in enumerate(zip(grids, densities, strict=True))
         ]
         self._fan_in = [n.sum() / grid.n_out for grid, n in zip(grids, counts, strict=True)]
-        parts = self._parts(grids, counts)
+        parts = [*zip(grids, counts, strict=True)] if comm is None else self._own(grids, counts)
         grids = [grid for grid, _ in parts]
         self._width, self._team = Width(lanes), Team(threads)
         self.close = self._team.close
@@ -130,6 +137,7 @@ class TiledMLP(Closing):
         self._z = [aligned(lanes * n, np.float32) for n in (sizes[0], *(g.n_out for g in grids))]
         sums = aligned(threads * lanes * max(g.side_in for g in grids), np.float32)
         self._sums = sums.reshape(threads, -1)
+        self._whole = aligned(0 if comm is None else lanes * max(sizes[1:]), np.float32)
 
     @property
     def nnz(self) -> int:
@@ -148,12 +156,11 @@ class TiledMLP(Closing):
         self, X: np.ndarray, y: np.ndarray, learning_rate: float, momentum: float = 0.9,
         weight_decay: float = 0.0, follow: Progress = int, frozen: bool = False,
     ) -> np.ndarray:  # fmt: skip
-        """Take a step of momentum SGD on a batch; return the logits before it.
+        """Take a step of momentum SGD on a batch; return the logits, which have to be finite.
 
         `learning_rate` is divided by a layer's mean fan-in: so a step moves the outputs equally for
-        all widths. `follow` is called with the connections of a layer after each sweep over them.
-        With `frozen` only the output layer is trained. If the logits are not finite, nothing is
-        changed, and FloatingPointError is raised.
+        all widths. `follow` is called with a layer's connections after each sweep over them. With
+        `frozen` only the output layer is trained.
         """
         y = as_labels(y, len(X), self.sizes[-1])
         self._forward(X, follow)
@@ -170,7 +177,7 @@ class TiledMLP(Closing):
         begin = grid.first * grid.side_out
         self._z[-1].reshape(-1, self._width.lanes)[:] = outputs[begin : begin + grid.n_out]
         for number in range(len(self.layers) - 1, -1, -1):
-            layer, z_in, delta = self.layers[number], self._inputs(number), self._z[number + 1]
+            layer, z_in, delta = self.layers[number], self._gathered(number), self._z[number + 1]
             rate = learning_rate / max(1.0, self._fan_in[number])
             update = Update(np.float32(rate), np.float32(momentum), np.float32(1 - weight_decay))
             biases = layer.biases, layer.bias_velocity
@@ -184,8 +191,8 @@ class TiledMLP(Closing):
                 )  # fmt: skip
             if frozen:
                 break
-            if number > 0:
-                self._pass_down(number, z_in)
+            if number > 0 and self._comm is not None:
+                self._exchange(number, z_in, partial(self._comm.Reduce_scatter, z_in))
             follow(layer.nnz)
         self._torn = False
         return logits
@@ -197,14 +204,13 @@ class TiledMLP(Closing):
     def _forward(self, X: np.ndarray, follow: Progress = int) -> None:
         self._check_whole()
         if X.ndim != 2 or X.shape[1] != self.sizes[0] or not 1 <= len(X) <= self.batch_size:
-            raise ValueError(
-                f"X: expected shape (1 to {self.batch_size}, {self.sizes[0]}), got {X.shape}"
-            )
+            expected = f"(1 to {self.batch_size}, {self.sizes[0]})"
+            raise ValueError(f"X: expected shape {expected}, got {X.shape}")
         block = self._z[0].reshape(-1, self._width.lanes)
         block[:, : len(X)] = X.T
         block[:, len(X) :] = 0
         for number, layer in enumerate(self.layers):
-            z_in, z_out = self._inputs(number), self._z[number + 1]
+            z_in, z_out = self._gathered(number), self._z[number + 1]
             for strip in layer.rows:
                 where = layer.grid, layer.tiles, strip
                 self._sweep(sweeps.send_inputs, *where, z_in, layer.slope, self._slots)
@@ -214,22 +220,36 @@ class TiledMLP(Closing):
     def _sweep(self, sweep: Any, *args: Any) -> None:
         self._team.walk(sweep, self._width, *args)
 
-    # What a split network does in another way.
+    def _own(self, grids: list[Grid], counts: list[np.ndarray]) -> list[Part]:
+        """Return this rank's parts of the layers."""
+        most, size = max(grid.down for grid in grids), self._comm.size
+        if size > most:
+            expected = f"at most {most}, the rows of tiles that these layers have"
+            raise ValueError(f"ranks: expected {expected}, got {size}; start fewer")
+        self._spread = [tiles.spread(grid, size) for grid in grids]
+        own = [parts[self._comm.rank] for parts in self._spread]
+        ends = [g.across * np.array([g.first, g.first + g.down]) for g in own]
+        return [(g, n[a:b]) for g, n, (a, b) in zip(own, counts, ends, strict=True)]
 
-    def _parts(self, grids: list[Grid], counts: list[np.ndarray]) -> list[Part]:
-        """Return the parts of the layers that are here."""
-        return list(zip(grids, counts, strict=True))
-
-    def _inputs(self, number: int) -> np.ndarray:
-        """Return all inputs of a layer."""
-        return self._z[number]
+    def _gathered(self, number: int) -> np.ndarray:
+        """Return all activations of layer `number`, in memory that the next call may use again."""
+        if self._comm is None or number == 0:  # all ranks have the same features
+            return self._z[number]
+        whole = self._whole[: self.sizes[number] * self._width.lanes]
+        self._exchange(number, whole, lambda own, n: self._comm.Allgatherv(own, [whole, n]))
+        return whole
 
     def _outputs(self) -> np.ndarray:
         """Return all outputs of the network, shape (n_classes, lanes)."""
-        return self._z[-1].reshape(-1, self._width.lanes)
+        return self._gathered(len(self.layers)).reshape(-1, self._width.lanes)
 
-    def _pass_down(self, number: int, gradient: np.ndarray) -> None:
-        """Bring the gradient of a layer's inputs to the layer below; here it is in place."""
+    def _exchange(self, number: int, whole: np.ndarray, messages: Callable[..., Any]) -> None:
+        """Call `messages` with this rank's part of a layer's values, and the sizes of all parts."""
+        counts = [part.n_out * self._width.lanes for part in self._spread[number - 1]]
+        start = time.perf_counter()
+        messages(self._z[number], counts)
+        self.message_bytes += whole.nbytes - self._z[number].nbytes
+        self.message_seconds += time.perf_counter() - start
 
     def evolve(self, zeta: float, epoch: int, progress: Progress = int) -> int:
         """Replace the weakest connections of all layers but the output layer; return how many."""
@@ -297,6 +317,11 @@ class TiledMLP(Closing):
         return digest.hexdigest()
 
 
+def step_bytes(sizes: Sequence[int], batch_size: int, ranks: int) -> float:
+    """Return how much a rank sends and receives in a step: three times all hidden activations."""
+    return 3 * 4 * budget.lane_width(batch_size) * sum(sizes[1:-1]) * (1 - 1 / ranks)
+
+
 def read_checkpoint(
     path: str | os.PathLike[str], net: TiledMLP | None = None, progress: Progress = int
 ) -> dict[str, Any]:
@@ -307,10 +332,8 @@ def read_checkpoint(
             about = json.loads(archive.read(_ABOUT))
             checkpoint.check_version(path, about["format_version"])
             if net is not None:
-                if about["sizes"] != list(net.sizes):
-                    raise CheckpointError(
-                        f"{path}: has layers of {about['sizes']}, not {net.sizes}"
-                    )
+                if (sizes := about["sizes"]) != list(net.sizes):
+                    raise CheckpointError(f"{path}: has layers of {sizes}, not {net.sizes}")
                 for name, array in net.arrays():
                     with archive.open(f"{name}.npy") as member:
                         _fill(array, member)

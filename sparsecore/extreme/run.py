@@ -21,17 +21,48 @@ import numpy as np
 from scipy.stats import binomtest, kendalltau
 
 from sparsecore import progress as bars
+from sparsecore import seeds
 from sparsecore.checkpoint import CheckpointError, check_resumed
-from sparsecore.extreme import budget, split
-from sparsecore.extreme.config import ExtremeConfig
-from sparsecore.extreme.data import N_CLASSES, Stream
+from sparsecore.datasets.generators import Clusters
+from sparsecore.extreme import budget
+from sparsecore.extreme.config import N_CLASSES, N_FEATURES, ExtremeConfig
 from sparsecore.extreme.network import TiledMLP, read_checkpoint
 from sparsecore.files import check_writable
 from sparsecore.functions import cross_entropy
 from sparsecore.provenance import check_alike, code, peak_bytes, provenance
+from sparsecore.seeds import Purpose
 
 _LISTS = "losses", "step_seconds", "evolve_seconds"
+_INFORMATIVE = 4  # one feature in so many
 _PHASES = ("initialise", "train", "evolve", "evaluate", "checkpoint", "fingerprint")
+
+
+class Stream:
+    """The artificial data: two Gaussian clusters, as in scikit-learn's `make_classification`.
+
+    Informative features lie `separation` deviations off their mean. A batch is drawn from the
+    stream of its number and never kept, so a resumed run sees the same samples.
+    """
+
+    def __init__(self, seed: int, separation: float, n_features: int = N_FEATURES) -> None:
+        rng = seeds.generator(seed, Purpose.SPLIT)
+        informative = max(1, n_features // _INFORMATIVE)
+        self._seed = seed
+        self._design = Clusters(n_features, N_CLASSES, informative, 1, separation, rng)
+        moved = separation * self._design.signs
+        self._mean = moved.mean(axis=0)
+        self._sd = np.sqrt(1 + moved.var(axis=0))
+
+    def batch(
+        self, number: int, size: int, held_out: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return batch `number` to train on, or to test on; features have mean 0 and variance 1."""
+        # Drawn in pairs: an odd batch would always have one more of the same class.
+        rng = seeds.generator(self._seed, Purpose.SAMPLES, int(held_out), number)
+        X, y = (array[:size] for array in self._design.draw(size + size % 2, rng))
+        columns = self._design.columns
+        X[:, columns] = (X[:, columns] - self._mean) / self._sd
+        return X, y
 
 
 def plan(config: ExtremeConfig, threads: int, comm: Any = None) -> budget.Budget:
@@ -41,18 +72,10 @@ def plan(config: ExtremeConfig, threads: int, comm: Any = None) -> budget.Budget
 
 
 def run(
-    config: ExtremeConfig,
-    *,
-    seed: int = 0,
-    threads: int = 1,
-    comm: Any = None,
-    memory_limit: int | None = None,
-    checkpoint_path: str | os.PathLike[str] | None = None,
-    checkpoint_every: int = 25,
-    resume: bool = False,
-    progress: bool = False,
-    announce: Any = None,
-) -> dict[str, Any]:
+    config: ExtremeConfig, *, seed: int = 0, threads: int = 1, comm: Any = None,
+    memory_limit: int | None = None, checkpoint_path: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 25, resume: bool = False, progress: bool = False, announce: Any = None,
+) -> dict[str, Any]:  # fmt: skip
     """Train a network on artificial data and test it.
 
     Parameters
@@ -105,37 +128,35 @@ def run(
     if comm is not None:
         check_alike(comm.allgather({**about, **code(), "memory_limit": memory_limit}))
         if config.zeta:
-            raise ValueError(
-                f"zeta: expected 0 for layers split over ranks, got {config.zeta}; their topology "
-                "does not evolve"
-            )
+            expected = f"expected 0 for layers split over ranks, got {config.zeta}"
+            raise ValueError(f"zeta: {expected}; their topology does not evolve")
         if checkpoint_path is not None:
             raise ValueError("--split: expected no --checkpoint, a split network is not saved yet")
     elif checkpoint_path is not None:
         check_writable(checkpoint_path)
     _compile(config, threads)
-    resumed = resume and checkpoint_path is not None and Path(checkpoint_path).exists()
-    if resumed and checkpoint_path is not None:
-        state |= _checked(checkpoint_path, read_checkpoint(checkpoint_path), about, config)
+    resumed_from = None
+    if resume and checkpoint_path is not None and Path(checkpoint_path).exists():
+        resumed_from = checkpoint_path
+        state |= _checked(resumed_from, read_checkpoint(resumed_from), about, config)
     memory = plan(config, threads, comm)
     if announce is not None:
         announce(memory)
     memory.check(memory_limit)
     clock = partial(_phase, state, progress)
     with clock("initialise", memory.connections, "connection") as bar:
-        options: dict[str, Any] = {
-            "epsilon": config.epsilon, "batch_size": config.batch_size, "alpha": config.alpha,
-            "seed": seed, "threads": threads, "empty": resumed, "progress": bar.update,
-        }  # fmt: skip
-        kind = TiledMLP if comm is None else partial(split.SplitMLP, comm)
-        net = kind(config.sizes, **options)
+        net = TiledMLP(
+            config.sizes, epsilon=config.epsilon, batch_size=config.batch_size, alpha=config.alpha,
+            seed=seed, threads=threads, empty=resumed_from is not None, progress=bar.update,
+            comm=comm,
+        )  # fmt: skip
     n_bytes = sum(array.nbytes for _, array in net.arrays())
     with net:
-        if resumed and checkpoint_path is not None:
+        if resumed_from is not None:
             with clock("initialise", n_bytes, "B") as bar:
-                found = read_checkpoint(checkpoint_path, net, bar.update)
+                found = read_checkpoint(resumed_from, net, bar.update)
             if found["step"] != state["step"]:  # the checkpoint before
-                state |= _checked(checkpoint_path, found, about, config)
+                state |= _checked(resumed_from, found, about, config)
         stream = Stream(seed, config.separation)
         while state["step"] < config.steps:
             stops = ((state["step"] // n + 1) * n for n in (config.evolve_every, checkpoint_every))
@@ -280,18 +301,14 @@ def _test(
     if not config.held_out:
         return None, seconds
     found = binomtest(correct, config.held_out, 1 / N_CLASSES, alternative="greater")
-    accuracy = correct / config.held_out
-    return {
-        "n": config.held_out, "correct": correct, "accuracy": accuracy, "p": float(found.pvalue)
-    }, seconds  # fmt: skip
+    counts = {"n": config.held_out, "correct": correct, "accuracy": correct / config.held_out}
+    return {**counts, "p": float(found.pvalue)}, seconds
 
 
 def _compile(config: ExtremeConfig, threads: int) -> None:
     """Compile everything before memory is counted or anything is timed."""
-    tiny = (8, 64, 64, 2)
-    with TiledMLP(
-        tiny, epsilon=1.0, batch_size=config.batch_size, alpha=config.alpha, threads=threads
-    ) as net:
+    how: dict[str, Any] = {"batch_size": config.batch_size, "threads": threads}
+    with TiledMLP((8, 64, 64, 2), epsilon=1.0, **how) as net:
         net.step(np.zeros((1, 8), np.float32), np.zeros(1, np.int64), 0.0)
         if config.zeta:
             net.evolve(0.5, 1)

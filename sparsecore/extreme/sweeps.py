@@ -1,16 +1,13 @@
 """The jitted sweeps of a small batch through one layer of tiles, forward and backward.
 
-Visited one by one, each connection would wait for memory, because its neurons are anywhere in
-gigabytes. Instead, a sweep goes along the columns of the grid or along its rows, so that one side's
-neurons stay in the cache. What the other side needs goes to a slot of its own for each connection;
-slots are written and read in the order of the tiles, which is fast. Forward, inputs go to the slots
-column by column, and from there to the outputs row by row. Backward, output gradients go to the
-slots row by row; column by column they meet the inputs, which gives input gradients, weight
-gradients and the update at once. (Propagation blocking: Beamer, Asanović and Patterson, 2017.)
-
-Only a part of the layer, a `Strip`, has slots at a time. Activations are neuron-major, the batch in
-the lanes of a register. Stored is the input of the activation function, because the output of
-All-ReLU does not tell its input's sign.
+A connection's neurons are anywhere in gigabytes. So that none waits for memory, a sweep goes along
+the columns of the grid or along its rows, and one side's neurons stay in the cache. What the other
+side needs goes to a slot of each connection, in the order of the tiles. Forward, inputs go to the
+slots column by column, and from there to the outputs row by row. Backward, output gradients go to
+the slots row by row; column by column they meet the inputs, which gives input gradients, weight
+gradients and the update at once. (Propagation blocking: Beamer, Asanović and Patterson, 2017.) A
+part of the layer, a `Strip`, has slots at a time. Activations are neuron-major; stored is the input
+of the activation function, because the output of All-ReLU does not tell its input's sign.
 """
 
 from __future__ import annotations
@@ -20,23 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparsecore.compiled.jit import jit
-from sparsecore.compiled.lanes import (
-    at,
-    fma,
-    lanes_of,
-    load,
-    packed,
-    partial_dot,
-    positive,
-    put,
-    select,
-    splat,
-    store,
-    stream,
-    total,
-    totals,
-)
 from sparsecore.compiled.team import shares
+
+from sparsecore.compiled.lanes import (  # isort: skip
+    at, fma, lanes_of, load, packed, partial_dot, positive, put, select, splat, store, stream,
+    total, totals,
+)  # fmt: skip
 
 _jit = jit(_nrt=False)
 _inline = jit(_nrt=False, forceinline=True)

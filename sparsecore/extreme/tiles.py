@@ -3,11 +3,9 @@
 A layer's matrix is cut into a grid of tiles, so small that the activations of a tile's input and
 output neurons fit a core's cache. A tile is a list of connections, ascending and without repeats:
 output and input neuron within the tile (16 bits each), weight and velocity, 12 bytes in all. Tiles
-lie one after the other, row by row of the grid, so `sweeps` can walk a layer along the rows of the
-grid or along its columns, without a transposed copy.
-
-Every function takes O(nnz) time and gives the same result for any number of threads, because each
-tile draws from its own stream of a counter-based hash.
+lie row by row of the grid; `sweeps` walk a layer along its rows or columns, without a transposed
+copy. All takes O(nnz) time, and results do not depend on the threads: each tile draws from its own
+stream of a counter-based hash.
 """
 
 from __future__ import annotations
@@ -95,11 +93,9 @@ def draw(grid: Grid, tiles: Tiles, density: float, key: np.uint64, team: Team) -
     """Draw a layer: in each tile a uniformly random set of connections, as many as `start` says."""
     size = np.diff(tiles.start)
     nothing = Tiles(np.zeros_like(tiles.start), *(a[:0] for a in tiles[1:]))
-    cut, quota = np.zeros(2, np.uint32), np.zeros((len(size), 2), np.int64)
-    _fill(
-        team, grid, key, cells(grid), density > DENSE, lambda found: size - found, nothing, cut,
-        quota, tiles,
-    )  # fmt: skip
+    weak = np.zeros(2, np.uint32), np.zeros((len(size), 2), np.int64)
+    walked = density > DENSE
+    _fill(team, grid, key, cells(grid), walked, lambda found: size - found, nothing, *weak, tiles)
 
 
 def _fill(
@@ -132,10 +128,8 @@ def check(grid: Grid, tiles: Tiles, team: Team) -> None:
     good = np.zeros(len(start) - 1, bool)
     team.walk(_check, grid, tiles, good)
     if not good.all():
-        raise ValueError(
-            f"tile {int(np.argmin(good))}: a connection is outside, not in ascending order, or not "
-            "finite"
-        )
+        wrong = "a connection is outside, not in ascending order, or not finite"
+        raise ValueError(f"tile {int(np.argmin(good))}: {wrong}")
 
 
 def evolve(
@@ -144,8 +138,8 @@ def evolve(
 ) -> int:  # fmt: skip
     """Replace a layer's weakest connections by as many at random vacant places; return how many.
 
-    SET (Mocanu et al. 2018, algorithm 1), O(nnz). `spare` is as large as `tiles`; `key` must be new
-    in each call. Repeats are drawn anew, so every subset of vacant places is equally likely.
+    It is SET's evolution. `spare` is as large as `tiles`; `key` must be new in each call. Repeats
+    are drawn anew, so every subset of vacant places is equally likely.
     """
     cut, ties, dropped = weakest(tiles.weights, zeta, team)
     below = np.zeros((len(tiles.start) - 1, 3), np.int64)
@@ -168,10 +162,10 @@ def weakest(weights: np.ndarray, zeta: float, team: Team) -> tuple[np.ndarray, n
     """Find the fraction `zeta` of each sign's weights that is closest to zero, as SET removes it.
 
     Return the magnitudes, as bits, below which positive and negative weights are weak, how many of
-    those exactly there are weak as well, and how many are in all. Magnitudes are ordered like their
-    bits: a histogram of the upper 16 finds the cut to 16 bits, and one of the lower 16 of the
-    weights in that bin finds the rest, without sorting or a copy.
+    those exactly there are weak as well, and how many are in all.
     """
+    # Magnitudes are ordered like their bits: a histogram of the upper halves, and one of the lower
+    # halves of the weights in the bin found, need neither sorting nor a copy.
     counts = np.zeros((team.size, 2, _BINS), np.int64)
     bits = weights.view(np.uint32)
     team.walk(_histogram, bits, np.full(2, _BINS, np.uint32), counts)

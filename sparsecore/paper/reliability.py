@@ -46,7 +46,5 @@ def table() -> Table:
     ]
     tried, held = (sum(row[name] for row in rows) for name in ("tried", "held"))
     caption = f"**Attempts to break it.** Of {tried:,}, the promise held in {held:,}."
-    sources = {store.origin(result["provenance"]) for result in results}
-    return Table.of(
-        STUDY, rows, columns, caption, f"Recorded (profile paper): {'; '.join(sources)}."
-    )
+    origins = "; ".join({store.origin(result["provenance"]) for result in results})
+    return Table.of(STUDY, rows, columns, caption, f"Recorded (profile paper): {origins}.")

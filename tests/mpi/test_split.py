@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sparsecore.extreme import run, split
+from sparsecore.extreme import run
 from sparsecore.extreme.config import ExtremeConfig
-from sparsecore.extreme.network import TiledMLP
+from sparsecore.extreme.network import TiledMLP, step_bytes
 
 SIZES = (600, 1500, 1300, 900, 3)
 
@@ -18,7 +18,7 @@ def samples(seed):
 def test_a_split_network_trains_as_a_whole_one(comm):
     with (
         TiledMLP(SIZES, epsilon=3, alpha=0.3, seed=4) as whole,
-        split.SplitMLP(comm, SIZES, epsilon=3, alpha=0.3, seed=4) as ranks,
+        TiledMLP(SIZES, epsilon=3, alpha=0.3, seed=4, comm=comm) as ranks,
     ):
         parts = comm.allgather([layer.nnz for layer in ranks.layers])
         assert np.sum(parts, axis=0).tolist() == [layer.nnz for layer in whole.layers]
@@ -38,7 +38,7 @@ def test_a_split_network_trains_as_a_whole_one(comm):
                 layer.tiles.weights, full.tiles.weights[same], rtol=1e-4, atol=1e-5
             )
         if comm.size > 1:
-            assert 5 * split.step_bytes(SIZES, 4, comm.size) == pytest.approx(
+            assert 5 * step_bytes(SIZES, 4, comm.size) == pytest.approx(
                 np.mean(comm.allgather(ranks.message_bytes)), rel=0.02
             )
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from sparsecore.extreme import budget
 from sparsecore.extreme.config import ExtremeConfig
-from sparsecore.extreme.split import step_bytes
+from sparsecore.extreme.network import step_bytes
 from sparsecore.paper.extreme.runs import Extreme, Row
 from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.store import Result
@@ -96,9 +96,7 @@ def memory(extreme: Extreme) -> Table | Note:
     totals = {"planned": run["budget_bytes"], "measured": run["peak_bytes"]}
     rows = [{"item": item, "bytes": n} for item, n in {**run["budget"], **totals}.items()]
     columns = (
-        Column(
-            "item", "item", number=False, by=lambda item: f"**{item}**" if item in totals else item
-        ),
+        Column("item", "item", number=False, by=lambda s: f"**{s}**" if s in totals else s),
         Column("GiB", "bytes", by=_per(_GIB, 3)),
         Column("bytes a neuron", "bytes", by=_per(row.neurons)),
     )
@@ -273,8 +271,7 @@ def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e
     for neurons in _PROJECTED:
         config = ExtremeConfig(neurons=neurons)
         sizes, batch = config.sizes, config.batch_size
-        ranks = range(1, _MOST_RANKS)
-        plans = (budget.plan(sizes, config.epsilon, batch, 1, n) for n in ranks)
+        plans = (budget.plan(sizes, config.epsilon, batch, 1, n) for n in range(1, _MOST_RANKS))
         plan = next((plan for plan in plans if plan.total <= memory), None)
         if plan is None:
             beyond.append(f"{_count(neurons)} neurons")
@@ -305,6 +302,7 @@ def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e
 def _plain(row: Row, where: str, run: Result) -> Result:
     test, trend = run["test"] or {}, run["trend"] or {}
     predict, evolve = run["predict_seconds"], run["evolve_seconds"]
+    batch = run["config"]["batch_size"]
     return {
         "run": where,
         "neurons": row.neurons,
@@ -313,9 +311,7 @@ def _plain(row: Row, where: str, run: Result) -> Result:
         "initialise_seconds": run["seconds"]["initialise"],
         "seconds_per_sample": run["seconds_per_sample"],
         "epoch_seconds": sum(run["step_seconds"]),
-        "inference_seconds_per_sample": (
-            float(np.median(predict)) / run["config"]["batch_size"] if predict else None
-        ),
+        "inference_seconds_per_sample": float(np.median(predict)) / batch if predict else None,
         "evolution_seconds": float(np.mean(evolve)) if evolve else None,
         "first_loss": float(np.mean(run["losses"][:10])),
         "last_loss": float(np.mean(run["losses"][-10:])),

@@ -88,15 +88,12 @@ class Extreme:
         return [(row, title, result) for row, found in rows for title, result in found]
 
 
-def _entry(row: Row, profile: str) -> Entry:
-    expected = {"config.neurons": row.neurons, "config.hidden_layers": row.hidden_layers}
-    if row.frozen:
-        expected["config.frozen"] = True
-    return Entry(STUDY, row.name, profile, lambda result: SCHEMA, lambda: expected)
-
-
-def _part_entry(name: str, profile: str) -> Entry:
-    return Entry(STUDY, name, profile, lambda result: SCHEMAS[name])
+def _entry(key: Row | str, profile: str) -> Entry:
+    if isinstance(key, str):
+        return Entry(STUDY, key, profile, lambda result: SCHEMAS[key])
+    expected = {"config.neurons": key.neurons, "config.hidden_layers": key.hidden_layers}
+    expected |= {"config.frozen": True} if key.frozen else {}
+    return Entry(STUDY, key.name, profile, lambda result: SCHEMA, lambda: expected)
 
 
 def _rows(profile: str) -> tuple[Row, ...]:
@@ -105,8 +102,8 @@ def _rows(profile: str) -> tuple[Row, ...]:
 
 def entries(profile: str) -> list[Entry]:
     """Return the results that a profile is made of."""
-    rows = [_entry(row, profile) for row in _rows(profile)]
-    return rows + [_part_entry(name, profile) for name in PARTS]
+    keys: list[Row | str] = [*_rows(profile), *PARTS]
+    return [_entry(key, profile) for key in keys]
 
 
 def recorded() -> dict[Row, Result]:
@@ -119,22 +116,21 @@ def load(profile: str | None = None, *, progress: bool = True) -> Extreme:
     """Return both versions of all results; run what this build lacks."""
     profile = current_profile(profile)
     here = _rows(profile)
-    rows = {row: Versions(_entry(row, "paper").recorded()) for row in ROWS if row not in here}
-    parts = {}
-    form = "{desc} ({n}/{total})"
-    with bar(len(here) + len(PARTS), bar_format=form, hidden=not progress) as shown:
-        for row in here:
-            shown.set_description_str(row.name)
-            more = ["--frozen"] * row.frozen
-            run = partial(_result, [], row.neurons, row.hidden_layers, *more)
-            rows[row] = versions(partial(_entry, row), partial(_measure, run), profile)
+    found: dict[Row | str, Versions[Result]] = {
+        row: Versions(_entry(row, "paper").recorded()) for row in ROWS if row not in here
+    }
+    runs: dict[Row | str, Callable[[], Result]] = {
+        row: partial(_result, [], row.neurons, row.hidden_layers, *["--frozen"] * row.frozen)
+        for row in here
+    }
+    runs |= {name: partial(part, SIZES[name][profile]) for name, part in PARTS.items()}
+    with bar(len(runs), bar_format="{desc} ({n}/{total})", hidden=not progress) as shown:
+        for key, run in runs.items():
+            shown.set_description_str(key if isinstance(key, str) else key.name)
+            found[key] = versions(partial(_entry, key), partial(_measure, run), profile)
             shown.update()
-        for name, part in PARTS.items():
-            shown.set_description_str(name)
-            run = partial(part, SIZES[name][profile])
-            parts[name] = versions(partial(_part_entry, name), partial(_measure, run), profile)
-            shown.update()
-    return Extreme({row: found for row, found in rows.items() if found}, parts)
+    parts = {name: found[name] for name in PARTS}
+    return Extreme({k: own for k, own in found.items() if own and isinstance(k, Row)}, parts)
 
 
 def _measure(run: Callable[[], Result]) -> Result:

@@ -43,15 +43,9 @@ def spread(values: Any) -> dict[str, float]:
 
 
 def bench(
-    sizes: tuple[int, ...],
-    *,
-    epsilon: float | None = None,
-    density: float | None = None,
-    batch_size: int = 128,
-    threads: int = 1,
-    steps: int = 500,
-    seed: int = 0,
-) -> dict[str, Any]:
+    sizes: tuple[int, ...], *, epsilon: float | None = None, density: float | None = None,
+    batch_size: int = 128, threads: int = 1, steps: int = 500, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Time training steps, evolution and prediction of a network on random data.
 
     The result has "ms_per_step" {"median", "min", "p90"} (over calls of 100 steps), "gflops" (of
@@ -91,20 +85,12 @@ def bench(
     median = float(np.median(times))
     return {
         "config": {
-            "dims": list(sizes),
-            "epsilon": epsilon,
-            "density": density,
-            "batch": batch_size,
-            "threads": threads,
-            "steps": steps,
-            "activation": model.activation,
-            "dropout": _DROPOUT,
+            "dims": list(sizes), "epsilon": epsilon, "density": density, "batch": batch_size,
+            "threads": threads, "steps": steps, "activation": model.activation, "dropout": _DROPOUT,
         },
         "seed": seed,
         "ms_per_step": {
-            "median": median,
-            "min": float(times.min()),
-            "p90": float(np.percentile(times, 90)),
+            "median": median, "min": float(times.min()), "p90": float(np.percentile(times, 90)),
         },
         "gflops": flops / median / 1e6,
         "nnz": model.nnz,
@@ -113,7 +99,7 @@ def bench(
         "meeting_us": meeting_seconds(threads) * 1e6,
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "provenance": provenance(threads, None),
-    }
+    }  # fmt: skip
 
 
 @njit(nogil=True)

@@ -68,14 +68,10 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     net = model.network
     about = {name: getattr(model, name) for name in ("activation", "alpha", "init")} | {"run": run}
     arrays = {
-        "format_version": np.array(FORMAT_VERSION),
-        "sizes": net.sizes,
-        "weight_start": net.weight_start,
-        "indptr": net.indptr,
-        "indices": net.indices,
-        "params": model.params,
-        "about": np.array(json.dumps(about)),
-    }
+        "format_version": np.array(FORMAT_VERSION), "sizes": net.sizes,
+        "weight_start": net.weight_start, "indptr": net.indptr, "indices": net.indices,
+        "params": model.params, "about": np.array(json.dumps(about)),
+    }  # fmt: skip
     if run is not None and model.velocity is not None:
         arrays["velocity"] = model.velocity
     with files.atomic_write(path, keep=run is not None) as file:

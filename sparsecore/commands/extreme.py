@@ -89,17 +89,11 @@ def _extreme(options: argparse.Namespace) -> None:
         return
     try:
         result = run.run(
-            config,
-            seed=options.seed,
-            threads=options.threads,
-            comm=comm,
-            memory_limit=limit,
-            checkpoint_path=options.checkpoint,
-            checkpoint_every=options.checkpoint_every,
-            resume=options.resume,
-            progress=first,
+            config, seed=options.seed, threads=options.threads, comm=comm, memory_limit=limit,
+            checkpoint_path=options.checkpoint, checkpoint_every=options.checkpoint_every,
+            resume=options.resume, progress=first,
             announce=lambda plan: first and print(plan.table(), file=sys.stderr, flush=True),
-        )
+        )  # fmt: skip
     except Exception as error:
         # The others wait for this rank inside MPI; a ValueError all have.
         if comm is not None and comm.size > 1 and not isinstance(error, ValueError):

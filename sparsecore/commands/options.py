@@ -54,13 +54,10 @@ def hyperparameter(group: Any, about: Hyperparameter, default: str | None = None
         return
     expected = about.range.expected.removesuffix(", or None")
     group.add_argument(
-        *options,
-        dest=about.name,
-        type={tuple: sizes, int: whole}.get(about.range.kind, about.range.kind),
-        required=not given,
-        metavar=about.metavar,
-        help=f"{about.help}, {expected}{shown}",
-    )
+        *options, dest=about.name,
+        type={tuple: sizes, int: whole}.get(about.range.kind, about.range.kind), required=not given,
+        metavar=about.metavar, help=f"{about.help}, {expected}{shown}",
+    )  # fmt: skip
 
 
 def study_default(name: str) -> str:

@@ -16,19 +16,9 @@ from sparsecore.datasets.readers import DataCorrupt, DataError, DataFile, Locate
 from sparsecore.datasets.sources import DataNotAvailable, Entry, Tried
 
 __all__ = [
-    "DataCorrupt",
-    "DataError",
-    "DataNotAvailable",
-    "Dataset",
-    "artificial",
-    "available",
-    "describe",
-    "fetch",
-    "load",
-    "names",
-    "stands_in",
-    "verify",
-]
+    "DataCorrupt", "DataError", "DataNotAvailable", "Dataset", "artificial", "available",
+    "describe", "fetch", "load", "names", "stands_in", "verify",
+]  # fmt: skip
 
 SURROGATE = "surrogate generator"
 

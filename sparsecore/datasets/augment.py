@@ -20,16 +20,10 @@ class ImageAugmentation:
     """
 
     def __init__(
-        self,
-        images: NDArray[np.uint8],
-        shape: tuple[int, ...],
-        mean: NDArray[np.float32],
-        scale: NDArray[np.float32],
-        shift: float = 0.1,
-        rotation: float = 10.0,
-        flip: bool = True,
+        self, images: NDArray[np.uint8], shape: tuple[int, ...], mean: NDArray[np.float32],
+        scale: NDArray[np.float32], shift: float = 0.1, rotation: float = 10.0, flip: bool = True,
         seed: int | np.random.SeedSequence = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         shape = (*shape, 1)[:3]  # height, width, channels
         self.images = np.ascontiguousarray(images).reshape(-1, *shape)
         self.mean, self.scale = mean.reshape(shape), scale.reshape(shape)

@@ -54,14 +54,9 @@ class Clusters:
     """
 
     def __init__(
-        self,
-        n_features: int,
-        n_classes: int,
-        n_informative: int,
-        clusters_per_class: int,
-        separation: float,
-        rng: np.random.Generator,
-    ) -> None:
+        self, n_features: int, n_classes: int, n_informative: int, clusters_per_class: int,
+        separation: float, rng: np.random.Generator,
+    ) -> None:  # fmt: skip
         n_clusters = n_classes * clusters_per_class
         if not 1 <= n_informative <= n_features:
             raise ValueError(
@@ -96,15 +91,10 @@ class Clusters:
 
 
 def artificial(
-    n_features: int = 1024,
-    n_train: int = 2000,
-    n_test: int = 1000,
-    n_classes: int = 2,
-    n_informative: int = 32,
-    clusters_per_class: int = 2,
-    separation: float = 0.5,
+    n_features: int = 1024, n_train: int = 2000, n_test: int = 1000, n_classes: int = 2,
+    n_informative: int = 32, clusters_per_class: int = 2, separation: float = 0.5,
     random_state: int = 0,
-) -> Arrays:
+) -> Arrays:  # fmt: skip
     """Draw Gaussian clusters on hypercube vertices among features of noise.
 
     Parameters

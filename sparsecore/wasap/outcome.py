@@ -21,16 +21,9 @@ _SAMPLES = 400  # when there are more, every other one is dropped and sampling s
 
 
 def result(
-    model: SparseMLP,
-    server: ParameterServer,
-    run: dict[str, Any],
-    own: list[dict[str, Any]],
-    failed: dict[int, str],
-    test: dict[str, float],
-    right: np.ndarray,
-    elapsed: float,
-    threads: int,
-) -> dict[str, Any]:
+    model: SparseMLP, server: ParameterServer, run: dict[str, Any], own: list[dict[str, Any]],
+    failed: dict[int, str], test: dict[str, float], right: np.ndarray, elapsed: float, threads: int,
+) -> dict[str, Any]:  # fmt: skip
     """Return all there is to know of a run, as JSON types.
 
     `own` is what each rank says of itself, `failed` why others did not get to the end, `test` the
@@ -57,16 +50,9 @@ def result(
     updates = server.updates_per_epoch * phase1_epochs
     moved = sum(entry["bytes_moved"] for entry in own)
     return result_of(
-        model,
-        run,
-        epochs,
-        right=right,
-        test_loss=test["loss"],
-        seconds=seconds,
+        model, run, epochs, right=right, test_loss=test["loss"], seconds=seconds,
         samples_per_second=samples / seconds["train"],
-        peak_rss_mb=max(entry["peak_rss_mb"] for entry in own),
-        threads=threads,
-        ranks=workers,
+        peak_rss_mb=max(entry["peak_rss_mb"] for entry in own), threads=threads, ranks=workers,
         parallel={
             "updates": updates,
             "updates_per_second": updates / phase1,
@@ -77,7 +63,7 @@ def result(
             "failed_workers": [{"rank": r, "cause": why} for r, why in sorted(failed.items())],
             "ranks": own,
         },
-    )
+    )  # fmt: skip
 
 
 def phase1_records(rows: np.ndarray, workers: int, updates_per_epoch: int) -> list[dict[str, Any]]:
@@ -104,15 +90,12 @@ def _phase2_record(copies: tuple[dict[str, Any], ...], workers: int) -> dict[str
     means = ("loss", "train_accuracy", "test_loss", "test_accuracy")
     elapsed = max(copy["elapsed"] for copy in copies)
     return {
-        "epoch": copies[0]["epoch"],
-        "phase": 2,
-        "nnz": copies[0]["nnz"],
+        "epoch": copies[0]["epoch"], "phase": 2, "nnz": copies[0]["nnz"], "pruned": 0,
         **{name: float(np.mean([copy[name] for copy in copies])) for name in means},
         "worker_test_accuracy": [copy["test_accuracy"] for copy in copies],
-        "pruned": 0,
         "replaced": sum(copy["replaced"] for copy in copies),
         "seconds": _seconds(elapsed, sum(copy["aside"] for copy in copies), workers),
-    }
+    }  # fmt: skip
 
 
 def _seconds(elapsed: float, aside: float, workers: int) -> dict[str, float]:

@@ -42,19 +42,11 @@ Outcome = tuple[SparseMLP | None, dict[str, Any] | None]  # model and result, on
 
 
 def run(
-    data: Dataset,
-    config: TrainConfig,
-    plan: Plan | None = None,
-    *,
-    seed: int = 0,
-    threads: int = 1,
-    on_progress: Callable[[dict[str, Any]], None] | None = None,
-    checkpoint_path: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    comm: Any = None,
-    shared: bool | None = None,
-    patience: float = PATIENCE,
-) -> Outcome:
+    data: Dataset, config: TrainConfig, plan: Plan | None = None, *, seed: int = 0,
+    threads: int = 1, on_progress: Callable[[dict[str, Any]], None] | None = None,
+    checkpoint_path: str | os.PathLike[str] | None = None, resume: bool = False, comm: Any = None,
+    shared: bool | None = None, patience: float = PATIENCE,
+) -> Outcome:  # fmt: skip
     """Train with one worker per rank; all ranks of the communicator call this alike.
 
     Parameters

@@ -112,12 +112,8 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def replay(
-    data: Dataset,
-    result: dict[str, Any],
-    *,
-    threads: int = 1,
-    progress: bool = False,
-) -> tuple[SparseMLP, dict[str, Any]]:
+    data: Dataset, result: dict[str, Any], *, threads: int = 1, progress: bool = False,
+) -> tuple[SparseMLP, dict[str, Any]]:  # fmt: skip
     """Repeat the run that `result` records.
 
     Parameters

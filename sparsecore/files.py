@@ -17,11 +17,7 @@ _STEM = 30  # letters of a file's name in that of its temporary file, which must
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Return the file that `path` leads to, which may be missing, as may its folder.
-
-    Raises OSError, before anything is written, if `atomic_write` could not write it: it is no
-    regular file, or read-only, its name is too long, or its folder cannot be written or made.
-    """
+    """Return the file that `path` leads to; raise OSError if `atomic_write` could not write it."""
     target = Path(os.path.realpath(path))
     folder = next(parent for parent in target.parents if os.path.lexists(parent))
     longest = os.pathconf(folder, "PC_NAME_MAX")
@@ -48,8 +44,7 @@ def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[I
     """Open a temporary file that replaces `path` if the block ends without an error.
 
     Links are followed, and the file's mode is kept. With `keep` the file that was there stays as
-    `previous`. What writers that were killed have left is removed. Raises what `check_writable`
-    does; an error of the system names the file.
+    `previous`. What writers that were killed have left is removed.
     """
     target = check_writable(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,12 +126,9 @@ def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
 
 @contextmanager
 def lock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Create a lock file and hold its lock; wait for a process that has it, or raise.
+    """Hold a lock file's lock; wait for a process that has it, or raise BlockingIOError.
 
-    A BlockingIOError says without `wait` that another process has it.
-
-    Yields False, so that work may be done twice, where the file cannot be written or a network file
-    system has no locks.
+    Yields False, so that work may be done twice, where a file system cannot be written or locked.
     """
     with ExitStack() as stack:
         try:

@@ -144,8 +144,7 @@ def _train_on_engine(
     with first_ranks(n_workers) as comm:
         if isinstance(data, str):
             data = datasets.load(data)
-        if limit is not None:
-            data = data.limited(limit, random_state=options["seed"])
+        data = data.limited(limit, options["seed"])
         return wasap.run(
             data, config, wasap.Plan(**plan), comm=comm, on_progress=publish_data, **options
         )

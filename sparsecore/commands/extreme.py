@@ -14,6 +14,7 @@ from sparsecore.commands.options import (
     given,
     hyperparameter,
     result_options,
+    say,
     whole,
 )
 from sparsecore.extreme.config import HYPERPARAMETERS, ExtremeConfig
@@ -33,27 +34,14 @@ def add(commands: Any) -> None:
     sub.set_defaults(function=_extreme)
     for about in HYPERPARAMETERS.values():
         hyperparameter(sub, about)
-    sub.add_argument(
-        "--memory-limit",
-        metavar="SIZE",
-        help="such as 22GiB: a plan above it is refused (what is free)",
-    )
+    limit = "such as 22GiB: a plan above it is refused (what is free)"
+    sub.add_argument("--memory-limit", metavar="SIZE", help=limit)
     sub.add_argument("--plan", action="store_true", help="print the memory plan and stop")
     sub.add_argument(
-        "--split",
-        action="store_true",
+        "--split", action="store_true",
         help="under mpiexec: split every layer over the ranks, one thread each; needs --zeta 0; "
         "--memory-limit is a rank's",
-    )
-    sub.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="determines the result bit for bit, on CPUs of one lane width (%(default)s)",
-    )
-    sub.add_argument(
-        "--threads", type=int, help="threads; the result does not depend on them (all CPUs)"
-    )
+    )  # fmt: skip
     sub.add_argument("--checkpoint", metavar="FILE", help="save the state of the run there (.npz)")
     sub.add_argument(
         "--checkpoint-every", type=whole, default=25, metavar="STEPS", help="(%(default)s)"
@@ -97,7 +85,7 @@ def _extreme(options: argparse.Namespace) -> None:
     except Exception as error:
         # The others wait for this rank inside MPI; a ValueError all have.
         if comm is not None and comm.size > 1 and not isinstance(error, ValueError):
-            print(f"sparsecore extreme: rank {comm.rank}: {error}", file=sys.stderr, flush=True)
+            say(f"rank {comm.rank}: {error}", "sparsecore extreme")
             time.sleep(_TOLD_SECONDS)
             comm.Abort(1)
         raise

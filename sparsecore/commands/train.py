@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from sparsecore import datasets
@@ -16,6 +15,7 @@ from sparsecore.commands.options import (
     hyperparameter,
     ranks_here,
     result_options,
+    say,
     study_default,
 )
 from sparsecore.config import HYPERPARAMETERS
@@ -33,24 +33,15 @@ def add(commands: Any) -> None:
         "the study for the data set, as the book's table of hyperparameters has them.",
     )
     sub.set_defaults(function=_train, default=sub.get_default)
-    sub.add_argument(
-        "--dataset", metavar="NAME", help=f"one of {', '.join(datasets.names())}; required"
-    )
-    group = sub.add_argument_group(
-        "hyperparameters (default: the study's setting for the data set)"
-    )
+    known = f"one of {', '.join(datasets.names())}; required"
+    sub.add_argument("--dataset", metavar="NAME", help=known)
+    group = sub.add_argument_group("hyperparameters (default: the study's for the data set)")
     density = group.add_mutually_exclusive_group()
     for name, about in HYPERPARAMETERS.items():
         part = density if name in ("epsilon", "density") else group
         hyperparameter(part, about, study_default(name))
-    sub.add_argument(
-        "--limit", type=int, metavar="N", help="train on N rows, a stratified choice (all)"
-    )
-    seed = "determines the result bit for bit, on CPUs of one lane width (0)"
-    sub.add_argument("--seed", type=int, default=0, help=seed)
-    sub.add_argument(
-        "--threads", type=int, default=1, help="threads; the result does not depend on them (1)"
-    )
+    limit = "train on N rows, a stratified choice (all)"
+    sub.add_argument("--limit", type=int, metavar="N", help=limit)
     parallel = sub.add_argument_group(
         "parallel training, one worker per rank (mpiexec -n 5 python -m sparsecore train …)"
     )
@@ -75,7 +66,7 @@ def add(commands: Any) -> None:
     sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
     after = "save the state of the run there after each epoch (.npz)"
     sub.add_argument("--checkpoint", metavar="FILE", help=after)
-    result_options(sub)
+    result_options(sub, threads=1)
     table.add_data(sub)
 
 
@@ -107,13 +98,12 @@ def _train(options: argparse.Namespace) -> None:
             name = name.replace("_", "-")
             raise ValueError(f"--{name}: expected --prune-from EPOCH with it, got none")
     check_targets(options)
-    data = _loaded(options.dataset, options.limit, options.seed)
+    data = datasets.load(options.dataset).limited(options.limit, options.seed)
     if data.surrogate:
-        print(
-            f"sparsecore train: {data.name} is a surrogate here, generated data of the same shape: "
-            f"its accuracy says nothing (python -m sparsecore data fetch {data.name} tells where "
-            "to put the real data)",
-            file=sys.stderr,
+        say(
+            f"{data.name} is a surrogate here, generated data of the same shape: its accuracy says "
+            f"nothing (python -m sparsecore data fetch {data.name} tells where to put the real "
+            "data)"
         )
     how = {
         "seed": options.seed, "threads": options.threads, "checkpoint_path": options.checkpoint,
@@ -121,11 +111,7 @@ def _train(options: argparse.Namespace) -> None:
     }  # fmt: skip
     if plan is None:
         if ranks_here() > 1:
-            print(
-                "sparsecore train: every rank trains the same network by itself; to share the "
-                "work: --algorithm wasap",
-                file=sys.stderr,
-            )
+            say("every rank trains the same network by itself; --algorithm wasap shares the work")
         _report(data, *experiment.run(data, config, progress=True, **how), options)
         return
     from sparsecore.commands import job
@@ -179,11 +165,6 @@ def _report(
             )
 
 
-def _loaded(name: str, limit: int | None, seed: int) -> datasets.Dataset:
-    data = datasets.load(name)
-    return data if limit is None else data.limited(limit, random_state=seed)
-
-
 def _replay(options: argparse.Namespace) -> None:
     from sparsecore.wasap.record import entry, integer, read_result, replay
 
@@ -191,7 +172,7 @@ def _replay(options: argparse.Namespace) -> None:
     about = entry(result, "config", dict)
     limit = integer(about.get("n_train"), "n_train", 1)
     seed = integer(result.get("seed"), "seed", 0)
-    data = _loaded(entry(result, "config.dataset", str), limit, seed)
+    data = datasets.load(entry(result, "config.dataset", str)).limited(limit, seed)
     report = replay(data, result, threads=options.threads, progress=True)[1]
     if options.json:
         print(json.dumps(report))

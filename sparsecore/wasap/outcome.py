@@ -26,9 +26,8 @@ def result(
 ) -> dict[str, Any]:  # fmt: skip
     """Return all there is to know of a run, as JSON types.
 
-    `own` is what each rank says of itself, `failed` why others did not get to the end, `test` the
-    final model's loss and accuracy, `right` on which test rows it is, `elapsed` the seconds of the
-    whole run.
+    `own` is what each rank says of itself, `failed` why others did not get to the end, `test` and
+    `right` what the final model is worth, `elapsed` the seconds of the whole run.
     """
     about = run["config"]
     workers, phase1_epochs = about["workers"], about["phase1_epochs"]

@@ -125,11 +125,8 @@ class Record(NamedTuple):
 def retained(
     model: SparseMLP, values: np.ndarray, structures: Structures
 ) -> tuple[np.ndarray, float]:
-    """Lay a gradient out for a newer topology, with 0 for new connections (RetainValidUpdates).
-
-    Return it, and the share of the old connections that still exist.
-    """
-    before = model.structures()
+    """Return a gradient laid out for a newer topology, and the share of connections left in it."""
+    before = model.structures()  # the paper's RetainValidUpdates: new connections get 0
     here, there = (np.cumsum([len(i) for _, i in layers]) for layers in (before, structures))
     out = np.empty(there[-1] + len(model.biases), np.float32)
     old, new, kept = np.split(values, here), np.split(out, there), 0
@@ -140,11 +137,10 @@ def retained(
 
 
 def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
-    """Average models over the union of their topologies, and cut each layer back to its nnz.
+    """Return the average of models, each layer cut back to its nnz, and their union's connections.
 
-    Return the model, and the number of connections that any of `models` has. A connection that a
-    model lacks counts as 0; the weights of smallest magnitude are cut. Source: "Truly Sparse Neural
-    Networks at Scale", WASAP-SGD, phase 2. O(models * union).
+    A connection that a model lacks counts as 0; the weights of smallest magnitude are cut. Source:
+    "Truly Sparse Neural Networks at Scale", WASAP-SGD, phase 2. O(models * union).
     """
     first = models[0]
     structures, data, union_nnz = [], [], 0
@@ -231,10 +227,7 @@ class ParameterServer:
             return out, Version(int(state[TICKET]), int(state[VERSION]))
 
     def push(self, gradient: Gradient, version: Version, out: SparseMLP) -> Update | None:
-        """Apply a gradient on `out`, a copy at `version`, and make `out` a copy of the new model.
-
-        Return None if phase 1 was over; the gradient is then lost.
-        """
+        """Apply a gradient on `out`, a copy at `version`, and renew it; None: phase 1 was over."""
         place, asked = self.place, time.perf_counter()
         values, fresh, accepted = gradient.values, out.params, 1.0
         epoch_model = structures = None

@@ -110,11 +110,9 @@ class Worker:
         """Return what trains the worker's own copy from `first_epoch` (counted from 0) to the end.
 
         `factor` is of the learning rate.
-
-        Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD, phase 2. SET evolves every copy
-        by itself; importance pruning belongs to phase 1, so that all copies keep the same nnz.
         """
         rate = factor * self.config.learning_rate
+        # Importance pruning belongs to phase 1, so that all copies keep the same nnz.
         config = self.config.with_values(prune_from=None, learning_rate=rate)
         trainer = Trainer(self.model, config, seed=self.seed, threads=self.threads, rank=self.rank)
         trainer.epoch, trainer.step = first_epoch, self.step

@@ -14,7 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from sparsecore.provenance import differences
 
 FORMAT_VERSION = 1
 _NEURONS = 2**25  # that any file may announce
-T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
@@ -94,13 +93,8 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
         return _model(archive, about), about["run"]
 
 
-def latest(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None]:
-    """Return what `load` does; of a damaged checkpoint the one before it, with a warning."""
-    return undamaged(path, load)
-
-
-def undamaged(path: Any, read: Callable[[Any], T]) -> T:
-    """Return what `read` does of a checkpoint, or of the one before it if it is damaged."""
+def latest(path: Any, read: Callable[[Any], Any] = load) -> Any:
+    """Return what `read` does; of a damaged checkpoint the one before it, with a warning."""
     try:
         return read(path)
     except Damaged as error:
@@ -109,7 +103,7 @@ def undamaged(path: Any, read: Callable[[Any], T]) -> T:
             raise
         found = read(before)
         text = f"{error}; {before}, the checkpoint before it, is used"
-        warnings.warn(text, CheckpointWarning, stacklevel=3)
+        warnings.warn(text, CheckpointWarning, stacklevel=2)
         return found
 
 

@@ -183,11 +183,7 @@ def chosen_accuracy(epochs: list[dict[str, Any]], n_test: int) -> float | None:
 
 
 class Shard:
-    """Training rows, all or a worker's, as inputs: scaled by the moments of the whole data set.
-
-    With ``config.augment`` the inputs are other pictures in each epoch; worker 0 draws what the
-    sequential trainer draws.
-    """
+    """Training rows, all or a worker's, as inputs: scaled by the moments of the whole data set."""
 
     def __init__(
         self, data: Dataset, rows: Any, config: TrainConfig, seed: int, rank: int = 0
@@ -203,6 +199,7 @@ class Shard:
                 f"augment: expected colour images (height, width, channels), but {data.name} has "
                 f"features of shape {data.feature_shape}; train without --augment"
             )
+        # Worker 0 draws what the sequential trainer draws.
         key: Any = np.random.SeedSequence(seed, spawn_key=(rank,)) if rank else seed
         self._augmentation = ImageAugmentation(
             data.X_train[rows], data.feature_shape, mean, scale, seed=key
@@ -234,7 +231,7 @@ def resumed(
         check_writable(path)
     if not resume or path is None or not Path(path).exists():
         return None
-    model, state = checkpoint.undamaged(path, read)
+    model, state = checkpoint.latest(path, read)
     if state is not None and "config" in state:
         _take_other_epochs(path, state, expected["config"])
     return model, checkpoint.check_resumed(path, state, expected)
@@ -268,19 +265,13 @@ def result_of(
     test_accuracy = float(right.mean())
     tests = [e["test_accuracy"] for e in epochs if e.get("test_accuracy") is not None]
     return {
-        "config": run["config"],
-        "seed": run["seed"],
-        "recipe": RECIPE,
-        "test_accuracy": test_accuracy,
-        "best_test_accuracy": max([*tests, test_accuracy]),
+        "config": run["config"], "seed": run["seed"], "recipe": RECIPE,
+        "test_accuracy": test_accuracy, "best_test_accuracy": max([*tests, test_accuracy]),
         "test_right": base64.b64encode(np.packbits(right).tobytes()).decode(),
-        "nnz_start": run["nnz_start"],
-        "nnz_end": model.nnz,
-        **measured,
-        "weights_sha256": model.weights_sha256(),
-        "epochs": epochs,
+        "nnz_start": run["nnz_start"], "nnz_end": model.nnz, **measured,
+        "weights_sha256": model.weights_sha256(), "epochs": epochs,
         "provenance": provenance(threads, run["data"], ranks),
-    }
+    }  # fmt: skip
 
 
 def unpacked(test_right: str, n_test: int) -> np.ndarray:

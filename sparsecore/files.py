@@ -50,7 +50,9 @@ def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[I
     target.parent.mkdir(parents=True, exist_ok=True)
     stem = target.name[:_STEM]
     for left in target.parent.glob(f".{glob.escape(stem)}.{'[0-9a-f]' * 16}.tmp"):
-        _remove_if_dead(left)
+        with suppress(OSError), left.open("rb") as dead:  # a living writer holds its lock
+            fcntl.flock(dead, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
     before = target.stat() if target.exists() else None
     mode = before.st_mode & 0o777 if before else 0o666
     made = [target.with_name(f".{stem}.{os.urandom(8).hex()}.tmp") for _ in range(2)]
@@ -94,13 +96,6 @@ def _create(path: Path, mode: int) -> IO[bytes]:
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # another writer was faster: it took this file for a dead one's
-
-
-def _remove_if_dead(path: Path) -> None:
-    """Remove a temporary file whose writer does not hold its lock any more."""
-    with suppress(OSError), path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

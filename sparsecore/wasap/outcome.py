@@ -23,11 +23,12 @@ _SAMPLES = 400  # when there are more, every other one is dropped and sampling s
 def result(
     model: SparseMLP, server: ParameterServer, run: dict[str, Any], own: list[dict[str, Any]],
     failed: dict[int, str], test: dict[str, float], right: np.ndarray, elapsed: float, threads: int,
+    **parallel: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Return all there is to know of a run, as JSON types.
 
     `own` is what each rank says of itself, `failed` why others did not get to the end, `test` and
-    `right` what the final model is worth, `elapsed` the seconds of the whole run.
+    `right` what the final model is worth, `elapsed` the seconds of the whole run, `parallel` more.
     """
     about = run["config"]
     workers, phase1_epochs = about["workers"], about["phase1_epochs"]
@@ -61,6 +62,7 @@ def result(
             "bytes_per_update": moved / max(1, sum(entry["updates"] for entry in own)),
             "failed_workers": [{"rank": r, "cause": why} for r, why in sorted(failed.items())],
             "ranks": own,
+            **parallel,
         },
     )  # fmt: skip
 

@@ -417,12 +417,10 @@ class _Run:
             aside = float(self.window.fetch("aside").sum()) / self.workers
             record = self.server.record(epoch * self.updates_per_epoch)
             run_state = {
-                **self.about,
-                "epoch": epoch,
+                **self.about, "epoch": epoch, "elapsed": self.server.elapsed() - aside,
                 "record": records.to_json(record) if self.asynchronous else None,
                 "rows": records.encode(self.window.fetch("epochs", 0, epoch).ravel()),
-                "elapsed": self.server.elapsed() - aside,
-            }
+            }  # fmt: skip
             checkpoint.save(self.worker.model, self.path, run_state)
 
     # --- the end ---------------------------------------------------------------------------------
@@ -460,13 +458,10 @@ class _Run:
             merged.decision_function(self.X_test, self.threads).argmax(axis=1) == self.data.y_test
         )
         result = outcome.result(
-            merged, self.server, self.about, ranks, failed, test, right, elapsed, self.threads
-        )
-        result["parallel"] |= {
-            "union_nnz": union_nnz,
-            "restarts": self.restarts,
-            "window": "shared" if self.ranks.shared else "remote",
-        }
+            merged, self.server, self.about, ranks, failed, test, right, elapsed, self.threads,
+            union_nnz=union_nnz, restarts=self.restarts,
+            window="shared" if self.ranks.shared else "remote",
+        )  # fmt: skip
         self.window.write("control", 1, DONE)
         return merged, result
 

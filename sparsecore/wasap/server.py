@@ -33,9 +33,8 @@ TICKET, VERSION, NNZ = 0, 1, 2  # words of the region "state"
 class Place:
     """State of the parameter server in this process's own memory: named arrays, and a lock.
 
-    `nnz` is the largest number of connections: pruning makes it smaller, nothing larger; `updates`
-    and `epochs` are phase 1's. 12 bytes a connection (weight, velocity, index), 16 a neuron, 10 an
-    update. `fetch` gives a part of an array to read and change, `store` puts it back.
+    `nnz` is the largest number of connections; `updates` and `epochs` are phase 1's. `fetch` gives
+    a part of an array to read and change, `store` puts it back.
     """
 
     def __init__(
@@ -164,9 +163,8 @@ def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
 class ParameterServer:
     """Pull and push; phase 1 is `epochs` times `updates_per_epoch` updates.
 
-    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD, parameter server. A push reads and
-    writes parameters and velocity, 16 bytes a parameter, and copies the new parameters out, 4 more.
-    When the topology has changed, it also reads 4 bytes a connection and 8 a neuron.
+    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD. A push moves 20 bytes a parameter,
+    and 4 a connection and 8 a neuron more when the topology has changed.
     """
 
     def __init__(

@@ -30,17 +30,13 @@ def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray
 
 @dataclass(eq=False)
 class Worker:
-    """Computes gradients of a copy of the server's model on a shard, one batch after the other.
-
-    `step` counts the batches done, those of an earlier part of the run included; `seconds` are
-    spent on the "gradient", waiting for the server's "lock", and on the "update" under it.
-    """
+    """Computes gradients of a copy of the server's model on a shard, one batch after the other."""
 
     rank: int
     shard: Shard
     server: ParameterServer
     threads: int = 1
-    step: int = 0
+    step: int = 0  #: batches done, those of an earlier part of the run included
 
     def __post_init__(self) -> None:
         self.config, self.seed = self.server.config, self.server.seed

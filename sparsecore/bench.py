@@ -88,13 +88,9 @@ def bench(
         "ms_per_step": {
             "median": median, "min": float(times.min()), "p90": float(np.percentile(times, 90)),
         },
-        "gflops": flops / median / 1e6,
-        "nnz": model.nnz,
-        "evolution_ms": evolve,
-        "predict_ms": predict,
-        "meeting_us": meeting_seconds(threads) * 1e6,
-        "peak_rss_mb": round(peak_rss_mb(), 1),
-        "provenance": provenance(threads, None),
+        "gflops": flops / median / 1e6, "nnz": model.nnz, "evolution_ms": evolve,
+        "predict_ms": predict, "meeting_us": meeting_seconds(threads) * 1e6,
+        "peak_rss_mb": round(peak_rss_mb(), 1), "provenance": provenance(threads, None),
     }  # fmt: skip
 
 

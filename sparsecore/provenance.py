@@ -120,12 +120,9 @@ def check_alike(runs: Sequence[dict[str, Any]]) -> None:
 def code() -> dict[str, Any]:
     """Return what ranks need in common, beside their run, to compute the same bits."""
     return {
-        "sparsecore": sparsecore.__version__,
-        "sources": sources_sha256(),
-        "numpy": version("numpy"),
-        "numba": version("numba"),
-        "lane_width": lanes.widest(),
-    }
+        "sparsecore": sparsecore.__version__, "sources": sources_sha256(),
+        "numpy": version("numpy"), "numba": version("numba"), "lane_width": lanes.widest(),
+    }  # fmt: skip
 
 
 def busy_seconds() -> float:

@@ -8,15 +8,7 @@ import sys
 import time
 from typing import Any
 
-from sparsecore.commands.options import (
-    check_common,
-    check_targets,
-    given,
-    hyperparameter,
-    result_options,
-    say,
-    whole,
-)
+from sparsecore.commands import options as shared
 from sparsecore.extreme.config import HYPERPARAMETERS, ExtremeConfig
 
 _TOLD_SECONDS = 0.5  # for mpiexec to pass on what a rank said: an abort can overtake it
@@ -33,7 +25,7 @@ def add(commands: Any) -> None:
     )
     sub.set_defaults(function=_extreme)
     for about in HYPERPARAMETERS.values():
-        hyperparameter(sub, about)
+        shared.hyperparameter(sub, about)
     limit = "such as 22GiB: a plan above it is refused (what is free)"
     sub.add_argument("--memory-limit", metavar="SIZE", help=limit)
     sub.add_argument("--plan", action="store_true", help="print the memory plan and stop")
@@ -44,9 +36,9 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     sub.add_argument("--checkpoint", metavar="FILE", help="save the state of the run there (.npz)")
     sub.add_argument(
-        "--checkpoint-every", type=whole, default=25, metavar="STEPS", help="(%(default)s)"
+        "--checkpoint-every", type=shared.whole, default=25, metavar="STEPS", help="(%(default)s)"
     )
-    result_options(sub)
+    shared.result_options(sub)
 
 
 def _extreme(options: argparse.Namespace) -> None:
@@ -57,11 +49,11 @@ def _extreme(options: argparse.Namespace) -> None:
         raise ValueError(f"--threads: with --split each rank has one, got {options.threads}")
     if options.threads is None:
         options.threads = 1 if options.split else cpu_count()
-    check_common(options)
-    check_targets(options)
+    shared.check_common(options)
+    shared.check_targets(options)
     if options.checkpoint_every < 1:
         raise ValueError(f"--checkpoint-every: expected at least 1, got {options.checkpoint_every}")
-    config = ExtremeConfig(**given(options, HYPERPARAMETERS))
+    config = ExtremeConfig(**shared.given(options, HYPERPARAMETERS))
     limit = None if options.memory_limit is None else budget.parse_bytes(options.memory_limit)
     comm = None
     if options.split:
@@ -85,7 +77,7 @@ def _extreme(options: argparse.Namespace) -> None:
     except Exception as error:
         # The others wait for this rank inside MPI; a ValueError all have.
         if comm is not None and comm.size > 1 and not isinstance(error, ValueError):
-            say(f"rank {comm.rank}: {error}", "sparsecore extreme")
+            shared.say(f"rank {comm.rank}: {error}", "sparsecore extreme")
             time.sleep(_TOLD_SECONDS)
             comm.Abort(1)
         raise

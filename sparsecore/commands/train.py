@@ -7,17 +7,8 @@ import json
 from typing import Any
 
 from sparsecore import datasets
+from sparsecore.commands import options as shared
 from sparsecore.commands import table
-from sparsecore.commands.options import (
-    check_common,
-    check_targets,
-    given,
-    hyperparameter,
-    ranks_here,
-    result_options,
-    say,
-    study_default,
-)
 from sparsecore.config import HYPERPARAMETERS
 
 _WITH_REPLAY = ("command", "function", "default", "replay", "threads", "json")
@@ -39,7 +30,7 @@ def add(commands: Any) -> None:
     density = group.add_mutually_exclusive_group()
     for name, about in HYPERPARAMETERS.items():
         part = density if name in ("epsilon", "density") else group
-        hyperparameter(part, about, study_default(name))
+        shared.hyperparameter(part, about, shared.study_default(name))
     limit = "train on N rows, a stratified choice (all)"
     sub.add_argument("--limit", type=int, metavar="N", help=limit)
     parallel = sub.add_argument_group(
@@ -66,7 +57,7 @@ def add(commands: Any) -> None:
     sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
     after = "save the state of the run there after each epoch (.npz)"
     sub.add_argument("--checkpoint", metavar="FILE", help=after)
-    result_options(sub, threads=1)
+    shared.result_options(sub, threads=1)
     table.add_data(sub)
 
 
@@ -76,14 +67,14 @@ def _train(options: argparse.Namespace) -> None:
     if options.data is not None:
         table.train(options)
         return
-    for name in given(options, ("target", "test", "task")):
+    for name in shared.given(options, ("target", "test", "task")):
         raise ValueError(f"--{name}: expected --data FILE with it, got none")
     if options.replay is not None:
         for name, value in vars(options).items():
             if name not in _WITH_REPLAY and value != options.default(name):
                 name = name.replace("_", "-")
                 raise ValueError(f"--{name}: not with --replay, which says all by itself")
-    check_common(options)
+    shared.check_common(options)
     if options.replay is not None:
         _replay(options)
         return
@@ -91,16 +82,16 @@ def _train(options: argparse.Namespace) -> None:
     if options.dataset is None:
         raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none")
     base = settings.setting(options.dataset).config
-    chosen = given(options, HYPERPARAMETERS)
+    chosen = shared.given(options, HYPERPARAMETERS)
     config = base.with_values(**chosen)
     for name in ("prune_every", "prune_percentile", "prune_counts_empty"):
         if name in chosen and config.prune_from is None:
             name = name.replace("_", "-")
             raise ValueError(f"--{name}: expected --prune-from EPOCH with it, got none")
-    check_targets(options)
+    shared.check_targets(options)
     data = datasets.load(options.dataset).limited(options.limit, options.seed)
     if data.surrogate:
-        say(
+        shared.say(
             f"{data.name} is a surrogate here, generated data of the same shape: its accuracy says "
             f"nothing (python -m sparsecore data fetch {data.name} tells where to put the real "
             "data)"
@@ -110,8 +101,8 @@ def _train(options: argparse.Namespace) -> None:
         "resume": options.resume,
     }  # fmt: skip
     if plan is None:
-        if ranks_here() > 1:
-            say("every rank trains the same network by itself; --algorithm wasap shares the work")
+        if shared.ranks_here() > 1:
+            shared.say("every rank trains the same network by itself; --algorithm wasap shares it")
         _report(data, *experiment.run(data, config, progress=True, **how), options)
         return
     from sparsecore.commands import job
@@ -128,7 +119,7 @@ def _plan(options: argparse.Namespace) -> Any:
     """Return the plan of a parallel run, None of a sequential one; refuse what does not fit it."""
     from sparsecore.wasap.plan import Plan
 
-    told = given(options, ("phase1", "warmup", "window", "patience"))
+    told = shared.given(options, ("phase1", "warmup", "window", "patience"))
     if options.algorithm == "sequential":
         for name in told:
             raise ValueError(f"--{name}: expected --algorithm wasap or wassp with it, got none")
@@ -137,7 +128,7 @@ def _plan(options: argparse.Namespace) -> Any:
         raise ValueError("--warmup: expected --algorithm wassp with it, got wasap")
     if told.get("patience", 1) <= 0:
         raise ValueError(f"--patience: expected seconds above 0, got {options.patience}")
-    return Plan(options.algorithm, **given(options, ("phase1", "warmup")))
+    return Plan(options.algorithm, **shared.given(options, ("phase1", "warmup")))
 
 
 def _report(

@@ -130,11 +130,9 @@ ENTRIES = (
     ),
     Entry(
         name="madelon-generator", title="Madelon's generator", domain="artificial",
-        feature_shape=(500,),
-        classes=("-1", "+1"), n_train=2000, n_test=600,
+        feature_shape=(500,), classes=("-1", "+1"), n_train=2000, n_test=600,
         home="https://scikit-learn.org/stable/modules/generated/"
-        "sklearn.datasets.make_classification.html",
-        licence="generated",
+        "sklearn.datasets.make_classification.html", licence="generated",
         citation="Guyon (2003), Design of experiments of the NIPS 2003 benchmark",
         generate=generators.madelon_generator,
     ),

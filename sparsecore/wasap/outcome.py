@@ -54,15 +54,12 @@ def result(
         samples_per_second=samples / seconds["train"],
         peak_rss_mb=max(entry["peak_rss_mb"] for entry in own), threads=threads, ranks=workers,
         parallel={
-            "updates": updates,
-            "updates_per_second": updates / phase1,
+            "updates": updates, "updates_per_second": updates / phase1,
             "record": records.to_json(record) if about["algorithm"] == "wasap" else None,
-            "staleness_histogram": np.bincount(record.staleness).tolist(),
-            "bytes_moved": moved,
+            "staleness_histogram": np.bincount(record.staleness).tolist(), "bytes_moved": moved,
             "bytes_per_update": moved / max(1, sum(entry["updates"] for entry in own)),
             "failed_workers": [{"rank": r, "cause": why} for r, why in sorted(failed.items())],
-            "ranks": own,
-            **parallel,
+            "ranks": own, **parallel,
         },
     )  # fmt: skip
 

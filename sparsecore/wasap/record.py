@@ -199,9 +199,7 @@ def replay(
     merged, _ = average(models)
     digest = merged.weights_sha256()
     return merged, {
-        "identical": digest == recorded,
-        "weights_sha256": digest,
-        "recorded_sha256": recorded,
+        "identical": digest == recorded, "weights_sha256": digest, "recorded_sha256": recorded,
         "staleness_agrees": bool(np.array_equal(server.record().staleness, record.staleness)),
         "updates": updates,
-    }
+    }  # fmt: skip

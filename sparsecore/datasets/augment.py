@@ -34,7 +34,7 @@ class ImageAugmentation:
         """Draw every image's shift down and right (pixels), rotation (radians), and flip."""
         entropy, key = self.seed.entropy, (*self.seed.spawn_key, epoch)
         rng = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=key))
-        moves = rng.random((len(self.images), 4))
+        moves = rng.random((len(self.images), 4))  # all four, whichever of them is switched off
         moves[:, :3] = (2 * moves[:, :3] - 1) * self.largest
         moves[:, 3] = (moves[:, 3] < 0.5) & self.flip
         return moves

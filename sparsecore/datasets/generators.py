@@ -35,7 +35,8 @@ def madelon_generator(random_state: int = 2005) -> Arrays:
     """
     from sklearn.datasets import make_classification
 
-    # With all vertices taken, it deals them to two classes in order: the class is one coordinate.
+    # With all vertices taken, it deals them to two classes in order, which makes the class one
+    # coordinate; so here it draws 32 classes of one cluster, and we pair them.
     X, cluster = make_classification(
         n_samples=2600, n_features=500, n_informative=5, n_redundant=15, n_classes=32,
         n_clusters_per_class=1, flip_y=0.01, class_sep=1.5, random_state=random_state,

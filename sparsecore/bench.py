@@ -12,18 +12,18 @@ from numba import njit
 
 from sparsecore import seeds
 from sparsecore.compiled.engine import metrics
-from sparsecore.compiled.kernels import Rule
 from sparsecore.compiled.team import Team, barrier
+from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import peak_rss_mb, provenance
 from sparsecore.seeds import Purpose
+from sparsecore.train import sgd_rule
 
 _STEPS_PER_CALL = 100  # the trainer, too, gives the kernels at least a tenth of a second's work
 _BATCHES = 32  # of random data
 _WARM_UP_CALLS = 2
 _REPEATS = 5
 _MEETINGS = 20_000
-_DROPOUT = _ZETA = 0.3
 
 
 def timed(work: Callable[[], object], repeats: int = 1) -> np.ndarray:
@@ -43,32 +43,21 @@ def spread(values: Any) -> dict[str, float]:
 
 
 def bench(
-    sizes: tuple[int, ...],
-    *,
-    epsilon: float | None = None,
-    density: float | None = None,
-    batch_size: int = 128,
-    threads: int = 1,
-    steps: int = 500,
-    seed: int = 0,
-) -> dict[str, Any]:
+    sizes: tuple[int, ...], *, epsilon: float | None = None, density: float | None = None,
+    batch_size: int = 128, threads: int = 1, steps: int = 500, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """Time training steps, evolution and prediction of a network on random data.
 
-    The result has "ms_per_step" {"median", "min", "p90"} (over calls of 100 steps), "gflops" (of
-    the median step: 6 operations per connection and sample, 4 in the first layer, whose input
-    gradient is not needed), "nnz", "evolution_ms" and "predict_ms" (one batch; medians),
-    "meeting_us" (see `meeting_seconds`), "peak_rss_mb", what was timed, and "provenance".
+    Steps are timed over calls of 100. A step is 6 operations per connection and sample, 4 in the
+    first layer, whose input gradient is not needed.
     """
-    rng = seeds.generator(seed, Purpose.TOPOLOGY)
+    config, rng = TrainConfig(), seeds.generator(seed, Purpose.TOPOLOGY)
     model = SparseMLP.erdos_renyi(sizes, epsilon=epsilon, density=density, random_state=rng)
     model.start_momentum()
     n_rows = batch_size * _BATCHES
     inputs = rng.standard_normal((n_rows, sizes[0]), np.float32)
     labels = rng.integers(sizes[-1], size=n_rows)
-    rule = Rule(
-        np.float32(0.01), np.float32(0.9), np.float32(0.0002), np.float32(_DROPOUT),
-        seeds.key(seed, Purpose.DROPOUT),
-    )  # fmt: skip
+    rule = sgd_rule(config, seed)
     sums = metrics()
     with model.new_engine(batch_size, threads) as engine:
 
@@ -83,7 +72,7 @@ def bench(
             1e3 * float(np.median(timed(work, 1 + _REPEATS)[1:]))
             for work in (
                 partial(model.decision_function, inputs[:batch_size], threads),
-                partial(model.evolve, _ZETA, rng),
+                partial(model.evolve, config.zeta, rng),
             )
         )
     first = model[0].nnz
@@ -91,29 +80,18 @@ def bench(
     median = float(np.median(times))
     return {
         "config": {
-            "dims": list(sizes),
-            "epsilon": epsilon,
-            "density": density,
-            "batch": batch_size,
-            "threads": threads,
-            "steps": steps,
-            "activation": model.activation,
-            "dropout": _DROPOUT,
+            "dims": list(sizes), "epsilon": epsilon, "density": density, "batch": batch_size,
+            "threads": threads, "steps": steps, "activation": model.activation,
+            "dropout": config.dropout,
         },
         "seed": seed,
         "ms_per_step": {
-            "median": median,
-            "min": float(times.min()),
-            "p90": float(np.percentile(times, 90)),
+            "median": median, "min": float(times.min()), "p90": float(np.percentile(times, 90)),
         },
-        "gflops": flops / median / 1e6,
-        "nnz": model.nnz,
-        "evolution_ms": evolve,
-        "predict_ms": predict,
-        "meeting_us": meeting_seconds(threads) * 1e6,
-        "peak_rss_mb": round(peak_rss_mb(), 1),
-        "provenance": provenance(threads, None),
-    }
+        "gflops": flops / median / 1e6, "nnz": model.nnz, "evolution_ms": evolve,
+        "predict_ms": predict, "meeting_us": meeting_seconds(threads) * 1e6,
+        "peak_rss_mb": round(peak_rss_mb(), 1), "provenance": provenance(threads, None),
+    }  # fmt: skip
 
 
 @njit(nogil=True)
@@ -123,11 +101,8 @@ def _meet(member, size, sync, n):
 
 
 def meeting_seconds(threads: int) -> float:
-    """Return how long threads that have nothing else to do take to wait for each other.
-
-    On one machine 0.1 microseconds where their cores share a cache, 0.5 where they do not: then two
-    threads may be slower than one.
-    """
+    """Return how long threads that have nothing else to do take to wait for each other."""
+    # On one machine 0.1 microseconds where their cores share a cache, 0.5 where they do not.
     with Team(threads) as team:
         team.run(_meet, threads, team.sync, 1)  # compiles
         times = timed(lambda: team.run(_meet, threads, team.sync, _MEETINGS), _REPEATS)

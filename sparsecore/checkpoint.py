@@ -14,7 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from sparsecore.provenance import differences
 
 FORMAT_VERSION = 1
 _NEURONS = 2**25  # that any file may announce
-T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
@@ -53,7 +52,7 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     Raises
     ------
     OSError
-        If the file cannot be written; see `files.check_writable`.
+        If the file cannot be written: it is no regular file, or read-only, say, or its folder is.
 
     Examples
     --------
@@ -68,14 +67,10 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     net = model.network
     about = {name: getattr(model, name) for name in ("activation", "alpha", "init")} | {"run": run}
     arrays = {
-        "format_version": np.array(FORMAT_VERSION),
-        "sizes": net.sizes,
-        "weight_start": net.weight_start,
-        "indptr": net.indptr,
-        "indices": net.indices,
-        "params": model.params,
-        "about": np.array(json.dumps(about)),
-    }
+        "format_version": np.array(FORMAT_VERSION), "sizes": net.sizes,
+        "weight_start": net.weight_start, "indptr": net.indptr, "indices": net.indices,
+        "params": model.params, "about": np.array(json.dumps(about)),
+    }  # fmt: skip
     if run is not None and model.velocity is not None:
         arrays["velocity"] = model.velocity
     with files.atomic_write(path, keep=run is not None) as file:
@@ -98,13 +93,8 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
         return _model(archive, about), about["run"]
 
 
-def latest(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None]:
-    """Return what `load` does; of a damaged checkpoint the one before it, with a warning."""
-    return undamaged(path, load)
-
-
-def undamaged(path: Any, read: Callable[[Any], T]) -> T:
-    """Return what `read` does of a checkpoint, or of the one before it if it is damaged."""
+def latest(path: Any, read: Callable[[Any], Any] = load) -> Any:
+    """Return what `read` does; of a damaged checkpoint the one before it, with a warning."""
     try:
         return read(path)
     except Damaged as error:
@@ -113,7 +103,7 @@ def undamaged(path: Any, read: Callable[[Any], T]) -> T:
             raise
         found = read(before)
         text = f"{error}; {before}, the checkpoint before it, is used"
-        warnings.warn(text, CheckpointWarning, stacklevel=3)
+        warnings.warn(text, CheckpointWarning, stacklevel=2)
         return found
 
 
@@ -164,10 +154,24 @@ def check_version(path: Any, found: int) -> None:
         )
 
 
+def _possible(run: dict[str, Any]) -> bool:
+    """Tell whether a run can be where its state says, after so many of its epochs."""
+    if "progress" not in run:  # a parallel run's
+        return True
+    done, step, seconds = (run["progress"][name] for name in ("epoch", "step", "seconds"))
+    numbers = [record["epoch"] for record in run["epochs"]]
+    return (
+        (0 <= done <= run["config"]["epochs"])
+        and numbers in (list(range(1, done + 1)), list(range(done + 1)))
+        and all(0 <= value < math.inf for value in (step, *seconds.values()))
+    )
+
+
 def check_resumed(
-    path: Any, found: dict[str, Any] | None, expected: dict[str, Any]
-) -> dict[str, Any]:
-    """Return `found`, the state in a checkpoint; refuse it unless it has all that is `expected`."""
+    path: Any, found: dict[str, Any] | None, expected: dict[str, Any],
+    possible: Callable[[dict[str, Any]], bool] = _possible, what: str = "no run",
+) -> dict[str, Any]:  # fmt: skip
+    """Return a checkpoint's state if it has what is `expected` and is `possible`, or refuse it."""
     if found is None or not expected.keys() <= found.keys():
         raise CheckpointError(f"{path}: a model, not the checkpoint of a run")
     told = differences({name: found[name] for name in expected}, expected)
@@ -176,23 +180,13 @@ def check_resumed(
             f"{path}: belongs to a run with {told}; resume with the same data and options, or name "
             "another checkpoint"
         )
-    if "progress" in found and not _possible(found):
-        raise CheckpointError(f"{path}: the state of no run; start anew")
-    return found
-
-
-def _possible(run: dict[str, Any]) -> bool:
-    """Tell whether a run can be where its state says, after so many of its epochs."""
     try:
-        done, step, seconds = (run["progress"][name] for name in ("epoch", "step", "seconds"))
-        numbers = [record["epoch"] for record in run["epochs"]]
-        return (
-            (0 <= done <= run["config"]["epochs"])
-            and numbers in (list(range(1, done + 1)), list(range(done + 1)))
-            and all(0 <= value < math.inf for value in (step, *seconds.values()))
-        )
+        good = possible(found)
     except (KeyError, TypeError, AttributeError):
-        return False
+        good = False
+    if not good:
+        raise CheckpointError(f"{path}: the state of {what}; start anew")
+    return found
 
 
 def _model(archive: zipfile.ZipFile, about: dict[str, Any]) -> SparseMLP:

@@ -6,7 +6,7 @@ estimator and the book's table take what they say of them from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -42,7 +42,8 @@ def integers(least: int, expected: str = "an integer of at least {}") -> Range:
     return Range(int, expected.format(least), inside)
 
 
-def _names(table: dict[str, Any]) -> Range:
+def names(table: Collection[str]) -> Range:
+    """Return the range of the names in `table`."""
     return Range(str, f"one of {', '.join(table)}", lambda v: isinstance(v, str) and v in table)
 
 
@@ -130,9 +131,9 @@ class TrainConfig:
         20.0, POSITIVE, "density, about ε (n_in + n_out) connections per layer", "ε"
     )
     density: float | None = param(None, _PROBABILITY, "connection probability instead of epsilon")
-    activation: str = param("all-relu", _names(ACTIVATIONS), "of the hidden layers")
+    activation: str = param("all-relu", names(ACTIVATIONS), "of the hidden layers")
     alpha: float = param(0.6, FINITE, "negative slope of All-ReLU and LeakyReLU", "α")
-    init: str = param("he_uniform", _names(INITIALIZERS), "distribution of new weights", "init")
+    init: str = param("he_uniform", names(INITIALIZERS), "distribution of new weights", "init")
     learning_rate: float = param(0.01, POSITIVE, "step size η", "η", "ETA")
     momentum: float = param(0.9, FRACTION, "share of the velocity kept", "momentum μ", "MU")
     weight_decay: float = param(

@@ -164,19 +164,15 @@ def check_data(data: Dataset) -> None:
 
 
 def test_half(n_test: int) -> np.ndarray:
-    """Return the rows of a fixed random half of a test set.
-
-    An epoch that is chosen on one half of the test rows can be judged by the other: see
-    `chosen_accuracy`. Training has all its rows, as in the study.
-    """
+    """Return the rows of a fixed random half of a test set, see `chosen_accuracy`."""
     return np.sort(np.random.default_rng(0).permutation(n_test)[: n_test // 2])
 
 
 def chosen_accuracy(epochs: list[dict[str, Any]], n_test: int) -> float | None:
     """Return the accuracy at the epoch that one half of the test set chooses, on the other half.
 
-    Both halves do so, and the right answers are counted together. None where an epoch does not say
-    how many are right in the first half, as those of parallel runs (a copy is not the result).
+    Both halves do so, and the right answers are counted together. None for parallel runs, which do
+    not count them by halves.
     """
     tested = [e for e in epochs if "test_accuracy" in e]
     if not tested or any("test_half_correct" not in e for e in tested):
@@ -187,11 +183,7 @@ def chosen_accuracy(epochs: list[dict[str, Any]], n_test: int) -> float | None:
 
 
 class Shard:
-    """Training rows, all or a worker's, as inputs: scaled by the moments of the whole data set.
-
-    With ``config.augment`` the inputs are other pictures in each epoch; worker 0 draws what the
-    sequential trainer draws.
-    """
+    """Training rows, all or a worker's, as inputs: scaled by the moments of the whole data set."""
 
     def __init__(
         self, data: Dataset, rows: Any, config: TrainConfig, seed: int, rank: int = 0
@@ -207,6 +199,7 @@ class Shard:
                 f"augment: expected colour images (height, width, channels), but {data.name} has "
                 f"features of shape {data.feature_shape}; train without --augment"
             )
+        # Worker 0 draws what the sequential trainer draws.
         key: Any = np.random.SeedSequence(seed, spawn_key=(rank,)) if rank else seed
         self._augmentation = ImageAugmentation(
             data.X_train[rows], data.feature_shape, mean, scale, seed=key
@@ -238,18 +231,15 @@ def resumed(
         check_writable(path)
     if not resume or path is None or not Path(path).exists():
         return None
-    model, state = checkpoint.undamaged(path, read)
+    model, state = checkpoint.latest(path, read)
     if state is not None and "config" in state:
         _take_other_epochs(path, state, expected["config"])
     return model, checkpoint.check_resumed(path, state, expected)
 
 
 def _take_other_epochs(path: Any, state: dict[str, Any], now: dict[str, Any]) -> None:
-    """Have a checkpoint's run end after another epoch; refuse it if it would have begun otherwise.
-
-    Only what comes after the last epoch depends on the number: it changes no topology, which `fit`
-    then makes up for. A parallel run's phase 1 ends at a share of it.
-    """
+    """Let a checkpoint's run end after another epoch, unless it would have begun otherwise."""
+    # After its last epoch a run changes no topology, which `fit` then makes up for.
     was = state["config"]
     if (before := was["epochs"]) == now["epochs"]:
         return
@@ -271,32 +261,20 @@ def result_of(
     model: train.Model, run: dict[str, Any], epochs: list[dict[str, Any]], *, right: np.ndarray,
     threads: int, ranks: int = 1, **measured: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the result of a run, as JSON types; `run` has its `identity` and "nnz_start".
-
-    `right` tells of each test row whether the model is.
-    """
+    """Return the result of a run, as JSON types; `run` has its `identity` and "nnz_start"."""
     test_accuracy = float(right.mean())
     tests = [e["test_accuracy"] for e in epochs if e.get("test_accuracy") is not None]
     return {
-        "config": run["config"],
-        "seed": run["seed"],
-        "recipe": RECIPE,
-        "test_accuracy": test_accuracy,
-        "best_test_accuracy": max([*tests, test_accuracy]),
+        "config": run["config"], "seed": run["seed"], "recipe": RECIPE,
+        "test_accuracy": test_accuracy, "best_test_accuracy": max([*tests, test_accuracy]),
         "test_right": base64.b64encode(np.packbits(right).tobytes()).decode(),
-        "nnz_start": run["nnz_start"],
-        "nnz_end": model.nnz,
-        **measured,
-        "weights_sha256": model.weights_sha256(),
-        "epochs": epochs,
+        "nnz_start": run["nnz_start"], "nnz_end": model.nnz, **measured,
+        "weights_sha256": model.weights_sha256(), "epochs": epochs,
         "provenance": provenance(threads, run["data"], ranks),
-    }
+    }  # fmt: skip
 
 
 def unpacked(test_right: str, n_test: int) -> np.ndarray:
-    """Return which test rows a result's model is right on, bool; two runs are compared row by row.
-
-    `test_right` has a bit per row, in base64.
-    """
+    """Return which test rows a result's model is right on, from a bit per row in base64."""
     packed = np.frombuffer(base64.b64decode(test_right), np.uint8)
     return np.unpackbits(packed, count=n_test).astype(bool)

@@ -17,11 +17,7 @@ _STEM = 30  # letters of a file's name in that of its temporary file, which must
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Return the file that `path` leads to, which may be missing, as may its folder.
-
-    Raises OSError, before anything is written, if `atomic_write` could not write it: it is no
-    regular file, or read-only, its name is too long, or its folder cannot be written or made.
-    """
+    """Return the file that `path` leads to; raise OSError if `atomic_write` could not write it."""
     target = Path(os.path.realpath(path))
     folder = next(parent for parent in target.parents if os.path.lexists(parent))
     longest = os.pathconf(folder, "PC_NAME_MAX")
@@ -48,14 +44,15 @@ def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[I
     """Open a temporary file that replaces `path` if the block ends without an error.
 
     Links are followed, and the file's mode is kept. With `keep` the file that was there stays as
-    `previous`. What writers that were killed have left is removed. Raises what `check_writable`
-    does; an error of the system names the file.
+    `previous`. What writers that were killed have left is removed.
     """
     target = check_writable(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     stem = target.name[:_STEM]
     for left in target.parent.glob(f".{glob.escape(stem)}.{'[0-9a-f]' * 16}.tmp"):
-        _remove_if_dead(left)
+        with suppress(OSError), left.open("rb") as dead:  # a living writer holds its lock
+            fcntl.flock(dead, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
     before = target.stat() if target.exists() else None
     mode = before.st_mode & 0o777 if before else 0o666
     made = [target.with_name(f".{stem}.{os.urandom(8).hex()}.tmp") for _ in range(2)]
@@ -101,13 +98,6 @@ def _create(path: Path, mode: int) -> IO[bytes]:
         file.close()  # another writer was faster: it took this file for a dead one's
 
 
-def _remove_if_dead(path: Path) -> None:
-    """Remove a temporary file whose writer does not hold its lock any more."""
-    with suppress(OSError), path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
-
-
 def _sync_folder(folder: Path) -> None:
     """Have the system write down that a file was renamed; some file systems cannot."""
     with suppress(OSError):
@@ -131,12 +121,9 @@ def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
 
 @contextmanager
 def lock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Create a lock file and hold its lock; wait for a process that has it, or raise.
+    """Hold a lock file's lock; wait for a process that has it, or raise BlockingIOError.
 
-    A BlockingIOError says without `wait` that another process has it.
-
-    Yields False, so that work may be done twice, where the file cannot be written or a network file
-    system has no locks.
+    Yields False, so that work may be done twice, where a file system cannot be written or locked.
     """
     with ExitStack() as stack:
         try:

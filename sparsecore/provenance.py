@@ -55,17 +55,14 @@ def sources_sha256() -> str:
 
 @cache
 def cpu_model() -> str:
-    """Return the CPU's name as the system gives it.
-
-    A virtual machine may say only "AMD EPYC", for CPUs of which one is twice as fast as another:
-    to a name without a number, family and model are added.
-    """
+    """Return the CPU's name as the system gives it; with family and model if it has no number."""
     facts: dict[str, str] = {}
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
             facts.setdefault(key.strip(), value.strip())
     name = facts.get("model name") or platform.processor() or platform.machine()
+    # "AMD EPYC" alone, as of a virtual machine, may be one CPU or another that is twice as fast.
     if "cpu family" in facts and not any(letter.isdigit() for letter in name):
         name += f" (family {facts['cpu family']}, model {facts.get('model', '?')})"
     return name
@@ -123,12 +120,9 @@ def check_alike(runs: Sequence[dict[str, Any]]) -> None:
 def code() -> dict[str, Any]:
     """Return what ranks need in common, beside their run, to compute the same bits."""
     return {
-        "sparsecore": sparsecore.__version__,
-        "sources": sources_sha256(),
-        "numpy": version("numpy"),
-        "numba": version("numba"),
-        "lane_width": lanes.widest(),
-    }
+        "sparsecore": sparsecore.__version__, "sources": sources_sha256(),
+        "numpy": version("numpy"), "numba": version("numba"), "lane_width": lanes.widest(),
+    }  # fmt: skip
 
 
 def busy_seconds() -> float:

@@ -4,11 +4,7 @@
 engines do is written in `wasap`.
 
 A cluster is started in a terminal with ``ipcluster start --engines=MPI -n 6``, or by `connect` for
-as long as its block lasts. On a machine with Slurm the same training runs without a notebook::
-
-    #!/bin/bash
-    #SBATCH --ntasks=5 --cpus-per-task=1
-    srun python -m sparsecore train --dataset fashion-mnist --algorithm wasap --json
+as long as its block lasts.
 """
 
 from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError, connect, mpiexec

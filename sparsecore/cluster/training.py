@@ -23,22 +23,12 @@ _GRACE_SECONDS = 2.0  # for the others' errors, when one engine has failed
 
 
 def train(
-    cluster: Cluster,
-    config: TrainConfig,
-    dataset: str | Dataset,
-    *,
-    algorithm: str = "wasap",
-    phase1: float = 0.7,
-    warmup: int = 5,
-    keep_rate: bool = False,
-    seed: int = 0,
-    threads: int = 1,
-    limit: int | None = None,
-    checkpoint_path: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    on_progress: Callable[[dict[str, Any]], None] | None = None,
+    cluster: Cluster, config: TrainConfig, dataset: str | Dataset, *, algorithm: str = "wasap",
+    phase1: float = 0.7, warmup: int = 5, keep_rate: bool = False, seed: int = 0, threads: int = 1,
+    limit: int | None = None, checkpoint_path: str | os.PathLike[str] | None = None,
+    resume: bool = False, on_progress: Callable[[dict[str, Any]], None] | None = None,
     patience: float = PATIENCE,
-) -> tuple[SparseMLP, dict[str, Any]]:
+) -> tuple[SparseMLP, dict[str, Any]]:  # fmt: skip
     """Train on the cluster's workers and show how it goes.
 
     Parameters
@@ -154,8 +144,7 @@ def _train_on_engine(
     with first_ranks(n_workers) as comm:
         if isinstance(data, str):
             data = datasets.load(data)
-        if limit is not None:
-            data = data.limited(limit, random_state=options["seed"])
+        data = data.limited(limit, options["seed"])
         return wasap.run(
             data, config, wasap.Plan(**plan), comm=comm, on_progress=publish_data, **options
         )

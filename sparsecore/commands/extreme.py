@@ -8,14 +8,7 @@ import sys
 import time
 from typing import Any
 
-from sparsecore.commands.options import (
-    check_common,
-    check_targets,
-    given,
-    hyperparameter,
-    result_options,
-    whole,
-)
+from sparsecore.commands import options as shared
 from sparsecore.extreme.config import HYPERPARAMETERS, ExtremeConfig
 
 _TOLD_SECONDS = 0.5  # for mpiexec to pass on what a rank said: an abort can overtake it
@@ -32,33 +25,20 @@ def add(commands: Any) -> None:
     )
     sub.set_defaults(function=_extreme)
     for about in HYPERPARAMETERS.values():
-        hyperparameter(sub, about)
-    sub.add_argument(
-        "--memory-limit",
-        metavar="SIZE",
-        help="such as 22GiB: a plan above it is refused (what is free)",
-    )
+        shared.hyperparameter(sub, about)
+    limit = "such as 22GiB: a plan above it is refused (what is free)"
+    sub.add_argument("--memory-limit", metavar="SIZE", help=limit)
     sub.add_argument("--plan", action="store_true", help="print the memory plan and stop")
     sub.add_argument(
-        "--split",
-        action="store_true",
+        "--split", action="store_true",
         help="under mpiexec: split every layer over the ranks, one thread each; needs --zeta 0; "
         "--memory-limit is a rank's",
-    )
-    sub.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="determines the result bit for bit, on CPUs of one lane width (%(default)s)",
-    )
-    sub.add_argument(
-        "--threads", type=int, help="threads; the result does not depend on them (all CPUs)"
-    )
+    )  # fmt: skip
     sub.add_argument("--checkpoint", metavar="FILE", help="save the state of the run there (.npz)")
     sub.add_argument(
-        "--checkpoint-every", type=whole, default=25, metavar="STEPS", help="(%(default)s)"
+        "--checkpoint-every", type=shared.whole, default=25, metavar="STEPS", help="(%(default)s)"
     )
-    result_options(sub)
+    shared.result_options(sub)
 
 
 def _extreme(options: argparse.Namespace) -> None:
@@ -69,11 +49,11 @@ def _extreme(options: argparse.Namespace) -> None:
         raise ValueError(f"--threads: with --split each rank has one, got {options.threads}")
     if options.threads is None:
         options.threads = 1 if options.split else cpu_count()
-    check_common(options)
-    check_targets(options)
+    shared.check_common(options)
+    shared.check_targets(options)
     if options.checkpoint_every < 1:
         raise ValueError(f"--checkpoint-every: expected at least 1, got {options.checkpoint_every}")
-    config = ExtremeConfig(**given(options, HYPERPARAMETERS))
+    config = ExtremeConfig(**shared.given(options, HYPERPARAMETERS))
     limit = None if options.memory_limit is None else budget.parse_bytes(options.memory_limit)
     comm = None
     if options.split:
@@ -89,21 +69,15 @@ def _extreme(options: argparse.Namespace) -> None:
         return
     try:
         result = run.run(
-            config,
-            seed=options.seed,
-            threads=options.threads,
-            comm=comm,
-            memory_limit=limit,
-            checkpoint_path=options.checkpoint,
-            checkpoint_every=options.checkpoint_every,
-            resume=options.resume,
-            progress=first,
+            config, seed=options.seed, threads=options.threads, comm=comm, memory_limit=limit,
+            checkpoint_path=options.checkpoint, checkpoint_every=options.checkpoint_every,
+            resume=options.resume, progress=first,
             announce=lambda plan: first and print(plan.table(), file=sys.stderr, flush=True),
-        )
+        )  # fmt: skip
     except Exception as error:
         # The others wait for this rank inside MPI; a ValueError all have.
         if comm is not None and comm.size > 1 and not isinstance(error, ValueError):
-            print(f"sparsecore extreme: rank {comm.rank}: {error}", file=sys.stderr, flush=True)
+            shared.say(f"rank {comm.rank}: {error}", "sparsecore extreme")
             time.sleep(_TOLD_SECONDS)
             comm.Abort(1)
         raise

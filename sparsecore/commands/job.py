@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
+from sparsecore.commands.options import say
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
@@ -23,12 +23,7 @@ from sparsecore.wasap.watch import ParallelError
 
 @contextmanager
 def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterator[Ranks]:
-    """Take part in an MPI job, from beginning to end.
-
-    A rank that cannot go on prints why, and what a run that ends too early can be resumed from. If
-    there are others that will never arrive at MPI's end, the process ends without it, and mpiexec
-    ends the job.
-    """
+    """Take part in an MPI job; a rank that cannot go on says why, and what can be resumed."""
     ranks = Ranks(shared=shared, patience=patience)
     here = {rank: pid for rank, (host, pid) in enumerate(ranks.facts) if host == ranks.host}
     first = min(here)
@@ -49,19 +44,19 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
     except Exception as error:
         status = 1
         hint = last_words()
-        _say(f"rank {ranks.rank}: {error}{hint if isinstance(error, ParallelError) else ''}")
+        say(f"rank {ranks.rank}: {error}{hint if isinstance(error, ParallelError) else ''}")
         ranks.stop(error)
     except BaseException:
         witness.tell(address, ranks.rank)
         raise
     together = ranks.arrive()
     witness.tell(address, ranks.rank)
-    if not together:
+    if not together:  # others will never arrive at MPI's end: mpiexec ends the job without it
         if not status:
             status = int(ranks.lost(0) is not None)  # it has the result
             for rank in range(ranks.size):
                 if why := ranks.lost(rank):
-                    _say(f"at the end rank {rank} {why}{'' if rank else last_words()}")
+                    say(f"at the end rank {rank} {why}{'' if rank else last_words()}")
             witness.tell(address, "all")
         os._exit(status)
     ranks.close()
@@ -82,22 +77,17 @@ def train(
         if result is not None:
             bar.finish()
     for entry in result["parallel"]["failed_workers"] if result is not None else []:
-        _say(f"rank {entry['rank']} was lost on the way: {entry['cause']}; the others finished")
+        say(f"rank {entry['rank']} was lost on the way: {entry['cause']}; the others finished")
     return model, result
-
-
-def _say(what: str) -> None:
-    print(f"sparsecore train: {what}", file=sys.stderr, flush=True)
 
 
 def _introduce(ranks: Ranks, algorithm: str, threads: int) -> None:
     """Say who takes part, and warn of what makes a run slow."""
     who = [f"rank {rank} = process {pid} on {host}" for rank, (host, pid) in enumerate(ranks.facts)]
-    _say(f"{ranks.size} worker(s): {', '.join(who)}")
+    say(f"{ranks.size} worker(s): {', '.join(who)}")
     if ranks.size == 1:
-        _say(f"{algorithm} with one worker; for more: mpiexec -n 5 python -m sparsecore train …")
+        say(f"{algorithm} with one worker; for more: mpiexec -n 5 python -m sparsecore train …")
     here = sum(host == ranks.host for host, _ in ranks.facts)
     if here * threads > cpu_count():
-        _say(
-            f"{here} workers with {threads} thread(s) each share {cpu_count()} CPUs on {ranks.host}"
-        )
+        cpus = f"{cpu_count()} CPUs on {ranks.host}"
+        say(f"{here} workers with {threads} thread(s) each share {cpus}")

@@ -54,13 +54,10 @@ def hyperparameter(group: Any, about: Hyperparameter, default: str | None = None
         return
     expected = about.range.expected.removesuffix(", or None")
     group.add_argument(
-        *options,
-        dest=about.name,
-        type={tuple: sizes, int: whole}.get(about.range.kind, about.range.kind),
-        required=not given,
-        metavar=about.metavar,
-        help=f"{about.help}, {expected}{shown}",
-    )
+        *options, dest=about.name,
+        type={tuple: sizes, int: whole}.get(about.range.kind, about.range.kind), required=not given,
+        metavar=about.metavar, help=f"{about.help}, {expected}{shown}",
+    )  # fmt: skip
 
 
 def study_default(name: str) -> str:
@@ -87,12 +84,21 @@ def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def result_options(sub: argparse.ArgumentParser) -> None:
+def result_options(sub: argparse.ArgumentParser, threads: int | None = None) -> None:
     """Add the options of a run that can be resumed and that prints its result."""
+    seed = "determines the result bit for bit, on CPUs of one lane width (%(default)s)"
+    sub.add_argument("--seed", type=int, default=0, help=seed)
+    text = f"threads; the result does not depend on them ({threads or 'all CPUs'})"
+    sub.add_argument("--threads", type=int, default=threads, help=text)
     sub.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
     sub.add_argument(
         "--json", action="store_true", help="print the result as one JSON object, the last line"
     )
+
+
+def say(what: str, command: str = "sparsecore train") -> None:
+    """Print a line of diagnostics."""
+    print(f"{command}: {what}", file=sys.stderr, flush=True)
 
 
 def ranks_here() -> int:
@@ -128,7 +134,5 @@ def check_common(options: argparse.Namespace) -> None:
     if getattr(options, "resume", False) and options.checkpoint is None:
         raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
     if options.threads > cpu_count():
-        print(
-            f"sparsecore: {options.threads} threads on {cpu_count()} CPUs will wait for each other",
-            file=sys.stderr,
-        )
+        threads = f"{options.threads} threads on {cpu_count()} CPUs"
+        say(f"{threads} will wait for each other", "sparsecore")

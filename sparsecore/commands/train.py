@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from sparsecore import datasets
+from sparsecore.commands import options as shared
 from sparsecore.commands import table
-from sparsecore.commands.options import (
-    check_common,
-    check_targets,
-    given,
-    hyperparameter,
-    ranks_here,
-    result_options,
-    study_default,
-)
 from sparsecore.config import HYPERPARAMETERS
 
 _WITH_REPLAY = ("command", "function", "default", "replay", "threads", "json")
@@ -33,24 +24,15 @@ def add(commands: Any) -> None:
         "the study for the data set, as the book's table of hyperparameters has them.",
     )
     sub.set_defaults(function=_train, default=sub.get_default)
-    sub.add_argument(
-        "--dataset", metavar="NAME", help=f"one of {', '.join(datasets.names())}; required"
-    )
-    group = sub.add_argument_group(
-        "hyperparameters (default: the study's setting for the data set)"
-    )
+    known = f"one of {', '.join(datasets.names())}; required"
+    sub.add_argument("--dataset", metavar="NAME", help=known)
+    group = sub.add_argument_group("hyperparameters (default: the study's for the data set)")
     density = group.add_mutually_exclusive_group()
     for name, about in HYPERPARAMETERS.items():
         part = density if name in ("epsilon", "density") else group
-        hyperparameter(part, about, study_default(name))
-    sub.add_argument(
-        "--limit", type=int, metavar="N", help="train on N rows, a stratified choice (all)"
-    )
-    seed = "determines the result bit for bit, on CPUs of one lane width (0)"
-    sub.add_argument("--seed", type=int, default=0, help=seed)
-    sub.add_argument(
-        "--threads", type=int, default=1, help="threads; the result does not depend on them (1)"
-    )
+        shared.hyperparameter(part, about, shared.study_default(name))
+    limit = "train on N rows, a stratified choice (all)"
+    sub.add_argument("--limit", type=int, metavar="N", help=limit)
     parallel = sub.add_argument_group(
         "parallel training, one worker per rank (mpiexec -n 5 python -m sparsecore train …)"
     )
@@ -75,7 +57,7 @@ def add(commands: Any) -> None:
     sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
     after = "save the state of the run there after each epoch (.npz)"
     sub.add_argument("--checkpoint", metavar="FILE", help=after)
-    result_options(sub)
+    shared.result_options(sub, threads=1)
     table.add_data(sub)
 
 
@@ -85,14 +67,14 @@ def _train(options: argparse.Namespace) -> None:
     if options.data is not None:
         table.train(options)
         return
-    for name in given(options, ("target", "test", "task")):
+    for name in shared.given(options, ("target", "test", "task")):
         raise ValueError(f"--{name}: expected --data FILE with it, got none")
     if options.replay is not None:
         for name, value in vars(options).items():
             if name not in _WITH_REPLAY and value != options.default(name):
                 name = name.replace("_", "-")
                 raise ValueError(f"--{name}: not with --replay, which says all by itself")
-    check_common(options)
+    shared.check_common(options)
     if options.replay is not None:
         _replay(options)
         return
@@ -100,32 +82,27 @@ def _train(options: argparse.Namespace) -> None:
     if options.dataset is None:
         raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none")
     base = settings.setting(options.dataset).config
-    chosen = given(options, HYPERPARAMETERS)
+    chosen = shared.given(options, HYPERPARAMETERS)
     config = base.with_values(**chosen)
     for name in ("prune_every", "prune_percentile", "prune_counts_empty"):
         if name in chosen and config.prune_from is None:
             name = name.replace("_", "-")
             raise ValueError(f"--{name}: expected --prune-from EPOCH with it, got none")
-    check_targets(options)
-    data = _loaded(options.dataset, options.limit, options.seed)
+    shared.check_targets(options)
+    data = datasets.load(options.dataset).limited(options.limit, options.seed)
     if data.surrogate:
-        print(
-            f"sparsecore train: {data.name} is a surrogate here, generated data of the same shape: "
-            f"its accuracy says nothing (python -m sparsecore data fetch {data.name} tells where "
-            "to put the real data)",
-            file=sys.stderr,
+        shared.say(
+            f"{data.name} is a surrogate here, generated data of the same shape: its accuracy says "
+            f"nothing (python -m sparsecore data fetch {data.name} tells where to put the real "
+            "data)"
         )
     how = {
         "seed": options.seed, "threads": options.threads, "checkpoint_path": options.checkpoint,
         "resume": options.resume,
     }  # fmt: skip
     if plan is None:
-        if ranks_here() > 1:
-            print(
-                "sparsecore train: every rank trains the same network by itself; to share the "
-                "work: --algorithm wasap",
-                file=sys.stderr,
-            )
+        if shared.ranks_here() > 1:
+            shared.say("every rank trains the same network by itself; --algorithm wasap shares it")
         _report(data, *experiment.run(data, config, progress=True, **how), options)
         return
     from sparsecore.commands import job
@@ -142,7 +119,7 @@ def _plan(options: argparse.Namespace) -> Any:
     """Return the plan of a parallel run, None of a sequential one; refuse what does not fit it."""
     from sparsecore.wasap.plan import Plan
 
-    told = given(options, ("phase1", "warmup", "window", "patience"))
+    told = shared.given(options, ("phase1", "warmup", "window", "patience"))
     if options.algorithm == "sequential":
         for name in told:
             raise ValueError(f"--{name}: expected --algorithm wasap or wassp with it, got none")
@@ -151,7 +128,7 @@ def _plan(options: argparse.Namespace) -> Any:
         raise ValueError("--warmup: expected --algorithm wassp with it, got wasap")
     if told.get("patience", 1) <= 0:
         raise ValueError(f"--patience: expected seconds above 0, got {options.patience}")
-    return Plan(options.algorithm, **given(options, ("phase1", "warmup")))
+    return Plan(options.algorithm, **shared.given(options, ("phase1", "warmup")))
 
 
 def _report(
@@ -179,11 +156,6 @@ def _report(
             )
 
 
-def _loaded(name: str, limit: int | None, seed: int) -> datasets.Dataset:
-    data = datasets.load(name)
-    return data if limit is None else data.limited(limit, random_state=seed)
-
-
 def _replay(options: argparse.Namespace) -> None:
     from sparsecore.wasap.record import entry, integer, read_result, replay
 
@@ -191,7 +163,7 @@ def _replay(options: argparse.Namespace) -> None:
     about = entry(result, "config", dict)
     limit = integer(about.get("n_train"), "n_train", 1)
     seed = integer(result.get("seed"), "seed", 0)
-    data = _loaded(entry(result, "config.dataset", str), limit, seed)
+    data = datasets.load(entry(result, "config.dataset", str)).limited(limit, seed)
     report = replay(data, result, threads=options.threads, progress=True)[1]
     if options.json:
         print(json.dumps(report))

@@ -16,19 +16,9 @@ from sparsecore.datasets.readers import DataCorrupt, DataError, DataFile, Locate
 from sparsecore.datasets.sources import DataNotAvailable, Entry, Tried
 
 __all__ = [
-    "DataCorrupt",
-    "DataError",
-    "DataNotAvailable",
-    "Dataset",
-    "artificial",
-    "available",
-    "describe",
-    "fetch",
-    "load",
-    "names",
-    "stands_in",
-    "verify",
-]
+    "DataCorrupt", "DataError", "DataNotAvailable", "Dataset", "artificial", "available",
+    "describe", "fetch", "load", "names", "stands_in", "verify",
+]  # fmt: skip
 
 SURROGATE = "surrogate generator"
 
@@ -61,14 +51,12 @@ def describe(name: str) -> dict[str, object]:
     pinned = entry.files and all(file.sha256 for file in entry.files)
     surrogate = "files or surrogate" if entry.files else "embedded"
     return {fact: getattr(entry, fact) for fact in same} | {
-        "feature_shape": list(entry.feature_shape),
-        "n_classes": len(entry.classes),
-        "classes": list(entry.classes),
-        "kind": "files" if entry.generate is None else surrogate,
+        "feature_shape": list(entry.feature_shape), "n_classes": len(entry.classes),
+        "classes": list(entry.classes), "kind": "files" if entry.generate is None else surrogate,
         "files": [file.name for file in entry.files],
         "mirrors": [mirror.label for mirror in entry.mirrors],
         "sha256": _content_hash(entry.files) if pinned else entry.sha256,
-    }
+    }  # fmt: skip
 
 
 def available(name: str) -> bool:

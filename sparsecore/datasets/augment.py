@@ -11,25 +11,17 @@ from sparsecore.compiled.jit import jit
 
 
 class ImageAugmentation:
-    """Shifted, rotated and flipped copies of images, drawn anew in each epoch; O(n · n_features).
+    """Shifted, rotated and flipped copies of images, drawn anew in each epoch from `seed`.
 
-    `images` are rows of flattened images of `shape`; `mean` and `scale` are `Dataset.moments()`.
-    The largest `shift` is a fraction of the image's size, the largest `rotation` in degrees; their
-    defaults are the study's for CIFAR-10. `seed` and the epoch determine every draw. Values between
-    pixels are interpolated bilinearly; outside the image the nearest edge pixel counts.
+    `images` are flattened to rows. The largest `shift` is a fraction of the image's size, the
+    largest `rotation` in degrees; their defaults are the study's for CIFAR-10.
     """
 
     def __init__(
-        self,
-        images: NDArray[np.uint8],
-        shape: tuple[int, ...],
-        mean: NDArray[np.float32],
-        scale: NDArray[np.float32],
-        shift: float = 0.1,
-        rotation: float = 10.0,
-        flip: bool = True,
+        self, images: NDArray[np.uint8], shape: tuple[int, ...], mean: NDArray[np.float32],
+        scale: NDArray[np.float32], shift: float = 0.1, rotation: float = 10.0, flip: bool = True,
         seed: int | np.random.SeedSequence = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         shape = (*shape, 1)[:3]  # height, width, channels
         self.images = np.ascontiguousarray(images).reshape(-1, *shape)
         self.mean, self.scale = mean.reshape(shape), scale.reshape(shape)
@@ -39,33 +31,23 @@ class ImageAugmentation:
         self._out = np.empty(self.images.shape, dtype=np.float32)
 
     def draw(self, epoch: int) -> NDArray[np.float64]:
-        """Draw every image's shift down and right (pixels), rotation (radians, x to y), and flip.
-
-        All four numbers are always drawn, so switching one off leaves the others as they are.
-        """
+        """Draw every image's shift down and right (pixels), rotation (radians), and flip."""
         entropy, key = self.seed.entropy, (*self.seed.spawn_key, epoch)
         rng = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=key))
-        moves = rng.random((len(self.images), 4))
+        moves = rng.random((len(self.images), 4))  # all four, whichever of them is switched off
         moves[:, :3] = (2 * moves[:, :3] - 1) * self.largest
         moves[:, 3] = (moves[:, 3] < 0.5) & self.flip
         return moves
 
     def __call__(self, epoch: int) -> NDArray[np.float32]:
-        """Return the augmented, standardised images of an epoch (from 0), float32, as rows.
-
-        The buffer is overwritten by the next call.
-        """
+        """Return the images of an epoch (from 0), standardised, until the next call."""
         resample(self.images, self.draw(epoch), self.mean, self.scale, self._out)
         return self._out.reshape(len(self.images), -1)
 
 
 @jit()
 def resample(images, moves, mean, scale, out):
-    """Fill `out` with images that are flipped, then rotated about their centre, then shifted.
-
-    Every output pixel looks up where it comes from, an affine function of (y, x): back by the
-    shift, back by the rotation, mirrored.
-    """
+    """Fill `out` with images that are flipped, then rotated about their centre, then shifted."""
     n, height, width, channels = images.shape
     centre_y, centre_x = (height - 1) / 2, (width - 1) / 2
     for i in range(n):
@@ -75,6 +57,7 @@ def resample(images, moves, mean, scale, out):
         for y in range(height):
             from_centre_y = y - centre_y - moves[i, 0]
             for x in range(width):
+                # where the pixel comes from: back by the shift and the rotation, then mirrored
                 from_centre_x = x - centre_x - moves[i, 1]
                 source_y = centre_y + cos * from_centre_y - sin * from_centre_x
                 source_x = centre_x + mirror * (sin * from_centre_y + cos * from_centre_x)

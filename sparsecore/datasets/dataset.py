@@ -101,13 +101,13 @@ class Dataset:
             X_test=standardize(self.X_test, mean, scale),
         )
 
-    def limited(self, n_train: int, random_state: int = 0) -> Dataset:
+    def limited(self, n_train: int | None, random_state: int = 0) -> Dataset:
         """Return a seeded, stratified subset of the training rows, in order, and all test rows.
 
         Parameters
         ----------
-        n_train : int
-            Rows to keep, from n_classes to the number of training rows; else ValueError.
+        n_train : int or None
+            Rows to keep, from n_classes to the number of training rows; else ValueError. None: all.
         random_state : int
             Seed of the choice.
 
@@ -116,13 +116,13 @@ class Dataset:
         Classes keep their shares, by the largest remainders, with at least one row per class.
         """
         n_rows = len(self.y_train)
+        if n_train is None or n_train == n_rows:
+            return self
         if not self.n_classes <= n_train <= n_rows:
             raise ValueError(
                 f"n_train={n_train}: {self.name} has {n_rows} training rows of {self.n_classes} "
                 f"classes; choose between {self.n_classes} and {n_rows}"
             )
-        if n_train == n_rows:
-            return self
         counts = np.bincount(self.y_train, minlength=self.n_classes)
         rng = np.random.default_rng(random_state)
         chosen = np.concatenate(

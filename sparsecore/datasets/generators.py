@@ -30,13 +30,13 @@ def madelon_generator(random_state: int = 2005) -> Arrays:
 
     Guyon (2003): 32 Gaussian clusters on the vertices of a five-dimensional hypercube, 16 per class
     at random; 15 linear combinations of the five features; 480 features of noise; 1 % of the labels
-    drawn anew. `make_classification` adapts that generator, but if all vertices are taken, it deals
-    them to the classes in order, which makes the class one coordinate; so here it draws 32 classes
-    of one cluster, and we pair them. With these values, nearest neighbours, a linear model and a
-    random forest do about as well as on Madelon itself (0.86, 0.63, 0.74; there 0.91, 0.60, 0.73).
+    drawn anew. Nearest neighbours, a linear model and a random forest do about as well as on
+    Madelon itself (0.86, 0.63, 0.74; there 0.91, 0.60, 0.73).
     """
     from sklearn.datasets import make_classification
 
+    # With all vertices taken, it deals them to two classes in order, which makes the class one
+    # coordinate; so here it draws 32 classes of one cluster, and we pair them.
     X, cluster = make_classification(
         n_samples=2600, n_features=500, n_informative=5, n_redundant=15, n_classes=32,
         n_clusters_per_class=1, flip_y=0.01, class_sep=1.5, random_state=random_state,
@@ -47,21 +47,15 @@ def madelon_generator(random_state: int = 2005) -> Arrays:
 
 
 class Clusters:
-    """Gaussian clusters on hypercube vertices among features of noise; rows are drawn in parts.
+    """Gaussian clusters on hypercube vertices among features of noise; c is of class c % n_classes.
 
-    Cluster c is of class c % n_classes. In the informative features, whose places are `columns`,
-    its mean is `separation`, half the side of the hypercube, times the vertex `signs[c]`.
+    In the informative features, `columns`, its mean is `separation` times the vertex `signs[c]`.
     """
 
     def __init__(
-        self,
-        n_features: int,
-        n_classes: int,
-        n_informative: int,
-        clusters_per_class: int,
-        separation: float,
-        rng: np.random.Generator,
-    ) -> None:
+        self, n_features: int, n_classes: int, n_informative: int, clusters_per_class: int,
+        separation: float, rng: np.random.Generator,
+    ) -> None:  # fmt: skip
         n_clusters = n_classes * clusters_per_class
         if not 1 <= n_informative <= n_features:
             raise ValueError(
@@ -96,15 +90,10 @@ class Clusters:
 
 
 def artificial(
-    n_features: int = 1024,
-    n_train: int = 2000,
-    n_test: int = 1000,
-    n_classes: int = 2,
-    n_informative: int = 32,
-    clusters_per_class: int = 2,
-    separation: float = 0.5,
+    n_features: int = 1024, n_train: int = 2000, n_test: int = 1000, n_classes: int = 2,
+    n_informative: int = 32, clusters_per_class: int = 2, separation: float = 0.5,
     random_state: int = 0,
-) -> Arrays:
+) -> Arrays:  # fmt: skip
     """Draw Gaussian clusters on hypercube vertices among features of noise.
 
     Parameters

@@ -134,17 +134,14 @@ def read_madelon(files: Located) -> Parsed:
 
 
 def read_higgs(files: Located) -> Parsed:
-    """Read the first 105 000 + 50 000 rows of HIGGS.csv, or of a subset with the same columns.
-
-    A smaller file is cut in the same ratio, in file order; further rows are not decompressed. A
-    header, blank lines, quotes, a comma at a line's end and a byte-order mark change nothing.
-    """
+    """Read the first 105 000 + 50 000 rows of HIGGS.csv; cut a smaller file in the same ratio."""
     ((_, path),) = files
     most = HIGGS_TRAIN + HIGGS_TEST
     digest, values = hashlib.sha256(), array("f")
     with _opened(path) as stream:
         lines = iter(partial(stream.readline, LONGEST_ROW), b"")
         for place, line in enumerate(islice(lines, 2 * most), 1):
+            # A header, quotes, blank lines, a last comma and a byte-order mark change nothing.
             row = line.removeprefix(codecs.BOM_UTF8).replace(b'"', b"").strip().removesuffix(b",")
             if not row:
                 continue

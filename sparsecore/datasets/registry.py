@@ -12,6 +12,8 @@ from sparsecore.datasets.sources import Entry, debian, home, npm
 UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases"
 FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
+_GEO = "GSE13159{}_series_matrix.txt"
+
 # SHA-256 and size of each file's decompressed content, and its name.
 _FASHION_FILES = """
 c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888 47040016 train-images-idx3-ubyte
@@ -62,8 +64,7 @@ ENTRIES = (
         name="cifar10", title="CIFAR-10", domain="images", feature_shape=(32, 32, 3),
         classes=tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
         n_train=50_000, n_test=10_000,
-        home="https://www.cs.toronto.edu/~kriz/cifar.html",
-        licence="none stated",
+        home="https://www.cs.toronto.edu/~kriz/cifar.html", licence="none stated",
         citation="Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images",
         files=_files(_CIFAR10_FILES), read=readers.read_cifar10,
         mirrors=(
@@ -74,10 +75,8 @@ ENTRIES = (
     ),
     Entry(
         name="madelon", title="Madelon", domain="artificial", feature_shape=(500,),
-        classes=("-1", "+1"),
-        n_train=2000, n_test=600,
-        home="https://archive.ics.uci.edu/dataset/171/madelon",
-        licence="CC BY 4.0",
+        classes=("-1", "+1"), n_train=2000, n_test=600,
+        home="https://archive.ics.uci.edu/dataset/171/madelon", licence="CC BY 4.0",
         citation="Guyon (2004), UCI Machine Learning Repository, doi:10.24432/C5602H",
         files=_files(_MADELON_FILES), read=readers.read_madelon,
         mirrors=(
@@ -94,8 +93,7 @@ ENTRIES = (
         name="higgs", title="HIGGS", domain="physics", feature_shape=(28,),
         classes=("background", "signal"),
         n_train=readers.HIGGS_TRAIN, n_test=readers.HIGGS_TEST,
-        home="https://archive.ics.uci.edu/dataset/280/higgs",
-        licence="CC BY 4.0",
+        home="https://archive.ics.uci.edu/dataset/280/higgs", licence="CC BY 4.0",
         citation="Baldi, Sadowski & Whiteson (2014), Nature Communications 5:4308, "
         "doi:10.24432/C5V312",
         files=(DataFile("HIGGS.csv", other_names=("HIGGS_subset.csv",)),), read=readers.read_higgs,
@@ -110,16 +108,11 @@ ENTRIES = (
     Entry(
         name="leukemia", title="Leukemia (MILE study)", domain="gene expression",
         feature_shape=(54_675,),
-        classes=tuple(f"class {i + 1}" for i in range(18)),
-        n_train=1397, n_test=699,
+        classes=tuple(f"class {i + 1}" for i in range(18)), n_train=1397, n_test=699,
         home="https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE13159",
         licence="none stated (NCBI GEO, public)",
         citation="Haferlach et al. (2010), Journal of Clinical Oncology 28:2529, GEO GSE13159",
-        files=(
-            DataFile(
-                "GSE13159_series_matrix.txt", other_names=("GSE13159-GPL570_series_matrix.txt",)
-            ),
-        ),
+        files=(DataFile(_GEO.format(""), other_names=(_GEO.format("-GPL570"),)),),
         read=readers.read_geo,
         generate=partial(  # 458 MB, to measure time and memory, not accuracy
             generators.artificial, n_features=54_675, n_train=1397, n_test=699, n_classes=18,
@@ -128,8 +121,7 @@ ENTRIES = (
     ),
     Entry(
         name="digits", title="Optical digits", domain="images", feature_shape=(8, 8),
-        classes=tuple("0123456789"),
-        n_train=1437, n_test=360,
+        classes=tuple("0123456789"), n_train=1437, n_test=360,
         home="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
         licence="CC BY 4.0",
         citation="Alpaydin & Kaynak (1998), doi:10.24432/C50P49, as in scikit-learn",
@@ -138,21 +130,16 @@ ENTRIES = (
     ),
     Entry(
         name="madelon-generator", title="Madelon's generator", domain="artificial",
-        feature_shape=(500,),
-        classes=("-1", "+1"),
-        n_train=2000, n_test=600,
+        feature_shape=(500,), classes=("-1", "+1"), n_train=2000, n_test=600,
         home="https://scikit-learn.org/stable/modules/generated/"
-        "sklearn.datasets.make_classification.html",
-        licence="generated",
+        "sklearn.datasets.make_classification.html", licence="generated",
         citation="Guyon (2003), Design of experiments of the NIPS 2003 benchmark",
         generate=generators.madelon_generator,
     ),
     Entry(
         name="artificial", title="Artificial clusters", domain="artificial", feature_shape=(1024,),
-        classes=("0", "1"),
-        n_train=2000, n_test=1000,
-        home="sparsecore.datasets.artificial",
-        licence="generated", citation="this software",
+        classes=("0", "1"), n_train=2000, n_test=1000,
+        home="sparsecore.datasets.artificial", licence="generated", citation="this software",
         generate=generators.artificial,
     ),
 )  # fmt: skip

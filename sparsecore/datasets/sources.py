@@ -23,13 +23,7 @@ from urllib.parse import urlsplit
 
 from sparsecore import progress
 from sparsecore.datasets.dataset import Arrays
-from sparsecore.datasets.readers import (
-    DataCorrupt,
-    DataError,
-    DataFile,
-    Located,
-    Parsed,
-)
+from sparsecore.datasets.readers import DataCorrupt, DataError, DataFile, Located, Parsed
 from sparsecore.files import atomic_write, lock
 
 ENVIRONMENT = "SPARSECORE_DATA"

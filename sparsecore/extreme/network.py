@@ -341,7 +341,7 @@ def read_checkpoint(
                 net.restored()
             return about["run"]
 
-    return checkpoint.undamaged(path, read)
+    return checkpoint.latest(path, read)
 
 
 def _fill(array: np.ndarray, member: Any) -> None:

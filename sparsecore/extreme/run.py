@@ -22,7 +22,7 @@ from scipy.stats import binomtest, kendalltau
 
 from sparsecore import progress as bars
 from sparsecore import seeds
-from sparsecore.checkpoint import CheckpointError, check_resumed
+from sparsecore.checkpoint import check_resumed
 from sparsecore.datasets.generators import Clusters
 from sparsecore.extreme import budget
 from sparsecore.extreme.config import N_CLASSES, N_FEATURES, ExtremeConfig
@@ -247,21 +247,18 @@ def _checked(
     path: Any, state: dict[str, Any] | None, about: dict[str, Any], config: ExtremeConfig
 ) -> dict[str, Any]:
     """Return the state in a checkpoint; refuse that of another run, and one that cannot be."""
-    state = check_resumed(path, state, about)
-    try:
+
+    def possible(state: dict[str, Any]) -> bool:
         step, lists = state["step"], [state[name] for name in _LISTS]
         numbers = [*chain(*lists), *(state["seconds"][name] for name in _PHASES)]
-        possible = (
+        return (
             step in range(config.steps + 1)
             and [len(values) for values in lists]
             == [step, step, sum(map(config.evolves_after, range(1, step + 1)))]
             and all(isinstance(v, (int, float)) and np.isfinite(v) for v in numbers)
         )
-    except (KeyError, TypeError):
-        possible = False
-    if not possible:
-        raise CheckpointError(f"{path}: the state of no run of {config.steps} steps; start anew")
-    return state
+
+    return check_resumed(path, state, about, possible, f"no run of {config.steps} steps")
 
 
 def _step(

@@ -23,11 +23,10 @@ from sparsecore.wasap.window import Window
 
 @dataclass(eq=False)
 class Lockstep:
-    """The synchronous schedule, on the `model` (with its velocity) that all workers have.
+    """The synchronous schedule; all workers have the `model`, with its velocity.
 
-    The learning rate rises to `n_workers` times the configuration's over `warmup` epochs.
-    Source: "Truly Sparse Neural Networks at Scale", WASSP-SGD; scaled rate and warm-up are Goyal
-    et al., 2017. A step sends and receives 16 (K - 1) / K bytes a parameter.
+    Source: "Truly Sparse Neural Networks at Scale", WASSP-SGD; the learning rate is K-fold after a
+    `warmup` (Goyal et al., 2017). A step moves 16 (K - 1) / K bytes a parameter.
     """
 
     window: Window

@@ -1,4 +1,4 @@
-"""MPI's start and end; everything that needs MPI has it from here.
+"""MPI's start and end, and its messages' times; everything that needs MPI has it from here.
 
 Ranks wait for each other in both, inside the library. mpi4py keeps Python's other threads from
 running meanwhile; called directly, the library does not, so that a watch can name who hangs.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -88,3 +89,19 @@ def first_ranks(n: int) -> Iterator[Any]:
     finally:
         if comm != MPI.COMM_NULL:
             comm.Free()
+
+
+def messages(n_bytes: int, repeats: int = 200) -> dict[str, float]:
+    """Time small messages and large ones, of `n_bytes`, that the first two ranks swap; medians."""
+    medians = []
+    with first_ranks(2) as comm:
+        for size in (8, n_bytes):
+            out, into, times = np.zeros(size, np.uint8), np.empty(size, np.uint8), []
+            for _ in range(repeats):
+                comm.Barrier()
+                start = time.perf_counter()
+                comm.Sendrecv(out, 1 - comm.rank, recvbuf=into)
+                times.append(time.perf_counter() - start)
+            medians.append(float(np.median(times)))
+    small, large = medians
+    return {"seconds": small, "bytes_per_second": n_bytes / max(large - small, 1e-9)}

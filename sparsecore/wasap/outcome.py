@@ -21,21 +21,14 @@ _SAMPLES = 400  # when there are more, every other one is dropped and sampling s
 
 
 def result(
-    model: SparseMLP,
-    server: ParameterServer,
-    run: dict[str, Any],
-    own: list[dict[str, Any]],
-    failed: dict[int, str],
-    test: dict[str, float],
-    right: np.ndarray,
-    elapsed: float,
-    threads: int,
-) -> dict[str, Any]:
+    model: SparseMLP, server: ParameterServer, run: dict[str, Any], own: list[dict[str, Any]],
+    failed: dict[int, str], test: dict[str, float], right: np.ndarray, elapsed: float, threads: int,
+    **parallel: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Return all there is to know of a run, as JSON types.
 
-    `own` is what each rank says of itself, `failed` why others did not get to the end, `test` the
-    final model's loss and accuracy, `right` on which test rows it is, `elapsed` the seconds of the
-    whole run.
+    `own` is what each rank says of itself, `failed` why others did not get to the end, `test` and
+    `right` what the final model is worth, `elapsed` the seconds of the whole run, `parallel` more.
     """
     about = run["config"]
     workers, phase1_epochs = about["workers"], about["phase1_epochs"]
@@ -57,27 +50,18 @@ def result(
     updates = server.updates_per_epoch * phase1_epochs
     moved = sum(entry["bytes_moved"] for entry in own)
     return result_of(
-        model,
-        run,
-        epochs,
-        right=right,
-        test_loss=test["loss"],
-        seconds=seconds,
+        model, run, epochs, right=right, test_loss=test["loss"], seconds=seconds,
         samples_per_second=samples / seconds["train"],
-        peak_rss_mb=max(entry["peak_rss_mb"] for entry in own),
-        threads=threads,
-        ranks=workers,
+        peak_rss_mb=max(entry["peak_rss_mb"] for entry in own), threads=threads, ranks=workers,
         parallel={
-            "updates": updates,
-            "updates_per_second": updates / phase1,
+            "updates": updates, "updates_per_second": updates / phase1,
             "record": records.to_json(record) if about["algorithm"] == "wasap" else None,
-            "staleness_histogram": np.bincount(record.staleness).tolist(),
-            "bytes_moved": moved,
+            "staleness_histogram": np.bincount(record.staleness).tolist(), "bytes_moved": moved,
             "bytes_per_update": moved / max(1, sum(entry["updates"] for entry in own)),
             "failed_workers": [{"rank": r, "cause": why} for r, why in sorted(failed.items())],
-            "ranks": own,
+            "ranks": own, **parallel,
         },
-    )
+    )  # fmt: skip
 
 
 def phase1_records(rows: np.ndarray, workers: int, updates_per_epoch: int) -> list[dict[str, Any]]:
@@ -104,15 +88,12 @@ def _phase2_record(copies: tuple[dict[str, Any], ...], workers: int) -> dict[str
     means = ("loss", "train_accuracy", "test_loss", "test_accuracy")
     elapsed = max(copy["elapsed"] for copy in copies)
     return {
-        "epoch": copies[0]["epoch"],
-        "phase": 2,
-        "nnz": copies[0]["nnz"],
+        "epoch": copies[0]["epoch"], "phase": 2, "nnz": copies[0]["nnz"], "pruned": 0,
         **{name: float(np.mean([copy[name] for copy in copies])) for name in means},
         "worker_test_accuracy": [copy["test_accuracy"] for copy in copies],
-        "pruned": 0,
         "replaced": sum(copy["replaced"] for copy in copies),
         "seconds": _seconds(elapsed, sum(copy["aside"] for copy in copies), workers),
-    }
+    }  # fmt: skip
 
 
 def _seconds(elapsed: float, aside: float, workers: int) -> dict[str, float]:

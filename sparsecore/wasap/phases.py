@@ -42,19 +42,11 @@ Outcome = tuple[SparseMLP | None, dict[str, Any] | None]  # model and result, on
 
 
 def run(
-    data: Dataset,
-    config: TrainConfig,
-    plan: Plan | None = None,
-    *,
-    seed: int = 0,
-    threads: int = 1,
-    on_progress: Callable[[dict[str, Any]], None] | None = None,
-    checkpoint_path: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    comm: Any = None,
-    shared: bool | None = None,
-    patience: float = PATIENCE,
-) -> Outcome:
+    data: Dataset, config: TrainConfig, plan: Plan | None = None, *, seed: int = 0,
+    threads: int = 1, on_progress: Callable[[dict[str, Any]], None] | None = None,
+    checkpoint_path: str | os.PathLike[str] | None = None, resume: bool = False, comm: Any = None,
+    shared: bool | None = None, patience: float = PATIENCE,
+) -> Outcome:  # fmt: skip
     """Train with one worker per rank; all ranks of the communicator call this alike.
 
     Parameters
@@ -425,12 +417,10 @@ class _Run:
             aside = float(self.window.fetch("aside").sum()) / self.workers
             record = self.server.record(epoch * self.updates_per_epoch)
             run_state = {
-                **self.about,
-                "epoch": epoch,
+                **self.about, "epoch": epoch, "elapsed": self.server.elapsed() - aside,
                 "record": records.to_json(record) if self.asynchronous else None,
                 "rows": records.encode(self.window.fetch("epochs", 0, epoch).ravel()),
-                "elapsed": self.server.elapsed() - aside,
-            }
+            }  # fmt: skip
             checkpoint.save(self.worker.model, self.path, run_state)
 
     # --- the end ---------------------------------------------------------------------------------
@@ -468,13 +458,10 @@ class _Run:
             merged.decision_function(self.X_test, self.threads).argmax(axis=1) == self.data.y_test
         )
         result = outcome.result(
-            merged, self.server, self.about, ranks, failed, test, right, elapsed, self.threads
-        )
-        result["parallel"] |= {
-            "union_nnz": union_nnz,
-            "restarts": self.restarts,
-            "window": "shared" if self.ranks.shared else "remote",
-        }
+            merged, self.server, self.about, ranks, failed, test, right, elapsed, self.threads,
+            union_nnz=union_nnz, restarts=self.restarts,
+            window="shared" if self.ranks.shared else "remote",
+        )  # fmt: skip
         self.window.write("control", 1, DONE)
         return merged, result
 

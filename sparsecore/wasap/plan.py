@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparsecore.config import FLAG, hyperparameters, integers, names, numbers, param
+
 ALGORITHMS = ("wasap", "wassp")
+_SHARE = numbers("a share in [0, 1]", lambda v: 0 <= v <= 1)
 
 
 @dataclass(frozen=True)
@@ -13,32 +16,22 @@ class Plan:
 
     Parameters
     ----------
-    algorithm : {"wasap", "wassp"}
-        Asynchronous, or synchronous in lockstep.
-    phase1 : float
-        Share of the epochs in which the workers exchange gradients, in [0, 1].
-    warmup : int
-        Epochs over which WASSP's learning rate rises to `n_workers` times the configuration's.
-    keep_rate : bool
-        WASSP keeps that learning rate in phase 2, as the released code does.
+    {parameters}
     """
 
-    algorithm: str = "wasap"
-    phase1: float = 0.7
-    warmup: int = 5
-    keep_rate: bool = False
+    algorithm: str = param("wasap", names(ALGORITHMS), "asynchronous, or synchronous in lockstep")
+    phase1: float = param(0.7, _SHARE, "part of the epochs in which workers exchange gradients")
+    warmup: int = param(5, integers(0), "epochs over which WASSP's rate rises to `n_workers`-fold")
+    keep_rate: bool = param(False, FLAG, "WASSP keeps that rate in phase 2, as the released code")
 
     def __post_init__(self) -> None:
         """Check every value."""
-        if self.algorithm not in ALGORITHMS:
-            raise ValueError(
-                f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}"
-            )
-        if not 0 <= self.phase1 <= 1:
-            raise ValueError(f"phase1: expected a share in [0, 1], got {self.phase1!r}")
-        if self.warmup < 0:
-            raise ValueError(f"warmup: expected epochs, at least 0, got {self.warmup!r}")
+        for name, about in _PARAMETERS.items():
+            about.check(getattr(self, name))
 
     def phase1_epochs(self, epochs: int) -> int:
         """Return how many of the epochs are phase 1, rounded half up."""
         return int(self.phase1 * epochs + 0.5)
+
+
+_PARAMETERS = hyperparameters(Plan)

@@ -41,9 +41,8 @@ _abandoned: list[Any] = []
 class Ranks:
     """The ranks of a run, on a duplicate of the communicator `comm` (by default all ranks).
 
-    Collective. A row has a rank's count of signs of life, and what it has to say; after `patience`
-    seconds without one it counts as lost. The rows lie in memory that is `shared`, by default if
-    all ranks are on one node, or on rank 0. `facts` has host and process of every rank.
+    Collective. A rank without a sign of life for `patience` seconds counts as lost. The ranks' rows
+    lie in memory that is `shared`, by default on one node, or on rank 0.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Ranks:
         comm = MPI.COMM_WORLD if comm is None else comm
         self.rank, self.size, self.patience = comm.rank, comm.size, patience
         self.host, self.spin = socket.gethostname(), 0.0
-        self.facts: list[tuple[str, int]] = []
+        self.facts: list[tuple[str, int]] = []  # host and process of every rank
         self.failed = self._late = self._unfinished = False  # failed: this rank ended the run
         self.longest_step = 0.0
         self._step_began = self._step_known = 0.0  # the latter by the watch; 0: none goes on

@@ -112,12 +112,8 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def replay(
-    data: Dataset,
-    result: dict[str, Any],
-    *,
-    threads: int = 1,
-    progress: bool = False,
-) -> tuple[SparseMLP, dict[str, Any]]:
+    data: Dataset, result: dict[str, Any], *, threads: int = 1, progress: bool = False,
+) -> tuple[SparseMLP, dict[str, Any]]:  # fmt: skip
     """Repeat the run that `result` records.
 
     Parameters
@@ -203,9 +199,7 @@ def replay(
     merged, _ = average(models)
     digest = merged.weights_sha256()
     return merged, {
-        "identical": digest == recorded,
-        "weights_sha256": digest,
-        "recorded_sha256": recorded,
+        "identical": digest == recorded, "weights_sha256": digest, "recorded_sha256": recorded,
         "staleness_agrees": bool(np.array_equal(server.record().staleness, record.staleness)),
         "updates": updates,
-    }
+    }  # fmt: skip

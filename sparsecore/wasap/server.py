@@ -33,9 +33,8 @@ TICKET, VERSION, NNZ = 0, 1, 2  # words of the region "state"
 class Place:
     """State of the parameter server in this process's own memory: named arrays, and a lock.
 
-    `nnz` is the largest number of connections: pruning makes it smaller, nothing larger; `updates`
-    and `epochs` are phase 1's. 12 bytes a connection (weight, velocity, index), 16 a neuron, 10 an
-    update. `fetch` gives a part of an array to read and change, `store` puts it back.
+    `nnz` is the largest number of connections; `updates` and `epochs` are phase 1's. `fetch` gives
+    a part of an array to read and change, `store` puts it back.
     """
 
     def __init__(
@@ -125,11 +124,8 @@ class Record(NamedTuple):
 def retained(
     model: SparseMLP, values: np.ndarray, structures: Structures
 ) -> tuple[np.ndarray, float]:
-    """Lay a gradient out for a newer topology, with 0 for new connections (RetainValidUpdates).
-
-    Return it, and the share of the old connections that still exist.
-    """
-    before = model.structures()
+    """Return a gradient laid out for a newer topology, and the share of connections left in it."""
+    before = model.structures()  # the paper's RetainValidUpdates: new connections get 0
     here, there = (np.cumsum([len(i) for _, i in layers]) for layers in (before, structures))
     out = np.empty(there[-1] + len(model.biases), np.float32)
     old, new, kept = np.split(values, here), np.split(out, there), 0
@@ -140,11 +136,10 @@ def retained(
 
 
 def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
-    """Average models over the union of their topologies, and cut each layer back to its nnz.
+    """Return the average of models, each layer cut back to its nnz, and their union's connections.
 
-    Return the model, and the number of connections that any of `models` has. A connection that a
-    model lacks counts as 0; the weights of smallest magnitude are cut. Source: "Truly Sparse Neural
-    Networks at Scale", WASAP-SGD, phase 2. O(models * union).
+    A connection that a model lacks counts as 0; the weights of smallest magnitude are cut. Source:
+    "Truly Sparse Neural Networks at Scale", WASAP-SGD, phase 2. O(models * union).
     """
     first = models[0]
     structures, data, union_nnz = [], [], 0
@@ -168,9 +163,8 @@ def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
 class ParameterServer:
     """Pull and push; phase 1 is `epochs` times `updates_per_epoch` updates.
 
-    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD, parameter server. A push reads and
-    writes parameters and velocity, 16 bytes a parameter, and copies the new parameters out, 4 more.
-    When the topology has changed, it also reads 4 bytes a connection and 8 a neuron.
+    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD. A push moves 20 bytes a parameter,
+    and 4 a connection and 8 a neuron more when the topology has changed.
     """
 
     def __init__(
@@ -231,10 +225,7 @@ class ParameterServer:
             return out, Version(int(state[TICKET]), int(state[VERSION]))
 
     def push(self, gradient: Gradient, version: Version, out: SparseMLP) -> Update | None:
-        """Apply a gradient on `out`, a copy at `version`, and make `out` a copy of the new model.
-
-        Return None if phase 1 was over; the gradient is then lost.
-        """
+        """Apply a gradient on `out`, a copy at `version`, and renew it; None: phase 1 was over."""
         place, asked = self.place, time.perf_counter()
         values, fresh, accepted = gradient.values, out.params, 1.0
         epoch_model = structures = None

@@ -57,8 +57,7 @@ def unname() -> None:
 def sweep() -> list[str]:
     """Remove this user's segments that no process holds, and return their names.
 
-    Nothing is removed where a process could be out of sight: in a container, which may share the
-    memory with another, or if one of this user's does not tell what it holds.
+    Nothing is removed where a process could be out of sight, as in a container.
     """
     with suppress(OSError):
         own = os.geteuid()

@@ -76,11 +76,9 @@ class Watch:
     """A thread that looks around until it is closed; `look` returns which rank is in trouble."""
 
     def __init__(
-        self,
-        over: str = "",
-        look: Callable[[], str | None] = sibling_in_trouble,
+        self, over: str = "", look: Callable[[], str | None] = sibling_in_trouble,
         patience: float | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._look, self._patience = look, PATIENCE if patience is None else patience
         self.last_words: Callable[[], str] = str  # what is appended to the cause
         self._over, self._since = over, time.monotonic()

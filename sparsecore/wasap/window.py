@@ -5,7 +5,7 @@ memory, and `fetch` and `store` cost nothing; otherwise it lies on rank 0, and t
 
 The lock is one word of the window, taken by compare-and-swap; a rank that does not get it soon
 sleeps for some microseconds. MPI's own exclusive lock spins while it waits, which takes the core
-from the very rank that holds it (``bench`` measures both).
+from the very rank that holds it.
 """
 
 from __future__ import annotations

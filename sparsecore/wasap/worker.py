@@ -30,17 +30,13 @@ def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray
 
 @dataclass(eq=False)
 class Worker:
-    """Computes gradients of a copy of the server's model on a shard, one batch after the other.
-
-    `step` counts the batches done, those of an earlier part of the run included; `seconds` are
-    spent on the "gradient", waiting for the server's "lock", and on the "update" under it.
-    """
+    """Computes gradients of a copy of the server's model on a shard, one batch after the other."""
 
     rank: int
     shard: Shard
     server: ParameterServer
     threads: int = 1
-    step: int = 0
+    step: int = 0  #: batches done, those of an earlier part of the run included
 
     def __post_init__(self) -> None:
         self.config, self.seed = self.server.config, self.server.seed
@@ -110,11 +106,9 @@ class Worker:
         """Return what trains the worker's own copy from `first_epoch` (counted from 0) to the end.
 
         `factor` is of the learning rate.
-
-        Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD, phase 2. SET evolves every copy
-        by itself; importance pruning belongs to phase 1, so that all copies keep the same nnz.
         """
         rate = factor * self.config.learning_rate
+        # Importance pruning belongs to phase 1, so that all copies keep the same nnz.
         config = self.config.with_values(prune_from=None, learning_rate=rate)
         trainer = Trainer(self.model, config, seed=self.seed, threads=self.threads, rank=self.rank)
         trainer.epoch, trainer.step = first_epoch, self.step

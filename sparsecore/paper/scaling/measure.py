@@ -108,7 +108,7 @@ def _measure(effort: Effort) -> Result:
 
 
 def _messages_on_engine(n_bytes: int) -> Result:
-    from sparsecore.wasap.bench import messages  # starts MPI, which this process has no use for
+    from sparsecore.wasap.mpi import messages  # starts MPI, which this process has no use for
 
     return dict(messages(n_bytes))
 

@@ -7,11 +7,9 @@ Nothing is run or read here. How the book's pictures look is in `style`, what is
 from __future__ import annotations
 
 import functools
-import html
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -21,39 +19,12 @@ from matplotlib.figure import Figure
 from scipy.ndimage import uniform_filter1d
 
 from sparsecore import datasets
-from sparsecore.paper.page import Note, Picture, Table
+from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, deviation, line, nothing
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import Effect, compared
 from sparsecore.paper.training.studies import Results, cores, training_seconds
-
-
-class _Answer:
-    """What is shown below its `finding`, a sentence that is computed from the same results."""
-
-    finding: str
-
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.finding)}</p>{super()._repr_html_()}"  # type: ignore[misc]
-
-    def _repr_markdown_(self) -> str:
-        return f"{self.finding}\n\n{super()._repr_markdown_()}"  # type: ignore[misc]
-
-
-@dataclass(frozen=True, repr=False)
-class PictureAnswer(_Answer, Picture):
-    """A figure below its finding."""
-
-    finding: str = ""
-
-
-@dataclass(frozen=True, repr=False)
-class TableAnswer(_Answer, Table):
-    """A table below its finding."""
-
-    finding: str = ""
-
 
 SHOWN_ABOVE = Note("This build is of profile paper: its results stand above.")
 # A figure, its caption, its finding, and numbers for the fold under it.
@@ -76,7 +47,7 @@ def drawn(key: str, alt: str) -> Callable[[Draw], Callable[..., Picture | Note]]
                 with matplotlib.rc_context(STYLE):
                     figure, caption, finding, numbers = draw(results, *more)
                 sources = f"{numbers}{absent(results)}{source(results)}"
-                return PictureAnswer(name, figure, caption, alt, sources, finding)
+                return Picture(name, figure, caption, alt, sources, finding)
             if not results.recorded:
                 return nothing(name, absent(results))
             return Note(f"No results of profile paper are recorded for {results.study.key} yet.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,7 @@ from sparsecore.paper.store import NOT_AVAILABLE, Result, root
 from sparsecore.paper.style import deviation
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, STUDIES, excluded, sizes
-from sparsecore.paper.training.effects import Effect
 from sparsecore.paper.training.on_cluster import WORKERS
-from sparsecore.paper.training.shown import TableAnswer
 from sparsecore.paper.training.studies import Results, cores, have_learnt, training_seconds
 from sparsecore.settings import CHOICE, DECAYS, READING, RELEASED, SETTINGS
 from sparsecore.wasap.plan import Plan
@@ -163,7 +161,7 @@ def _text(value: Any) -> str:
 _ACCURACIES = {"last": "test_accuracy", "best": "best_test_accuracy", "chosen": "chosen_accuracy"}
 
 
-def main(results: Results, times: Mapping[str, Result] | None = None) -> TableAnswer | Note:
+def main(results: Results, times: Mapping[str, Result] | None = None) -> Table | Note:
     """Make T-main: accuracy, connections and time of all methods on all data sets.
 
     Recorded runs are of machines that did other things, too: their times are those of T-times.
@@ -194,10 +192,8 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> TableAn
         "and the one that half of the test set chooses, on the other half; × dense: seconds × "
         "cores of the dense row over the row's. Means ± one standard deviation over seeds."
     )
-    table = Table.of(
-        f"T-main{results.suffix}", rows, columns, caption, _main_sources(results, rows)
-    )
-    return TableAnswer(**vars(table), finding=_best(rows))
+    sources = _main_sources(results, rows)
+    return Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, _best(rows))
 
 
 def _best(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -251,17 +247,13 @@ def _main_row(
     """Return a row's plain values: means and standard deviations; None where there is none."""
     runs = results.of(dataset, method)
     row: dict[str, Any] = {
-        "title": results.title(dataset),
-        "decay": results.decay,
-        "label": METHODS[method].label,
-        "profile": results.profile,
-        "dataset": dataset,
-        "method": method,
+        "title": results.title(dataset), "decay": results.decay, "label": METHODS[method].label,
+        "profile": results.profile, "dataset": dataset, "method": method,
         "seeds": " ".join(str(run["seed"]) for run in runs),
         "note": "" if runs else results.why_not(dataset, method),
         "guessing": bool(runs) and not have_learnt(runs),
         "speed_against_dense": None,
-    }
+    }  # fmt: skip
     if _unavailable(results, dataset):
         row |= {"label": "all methods", "note": NOT_AVAILABLE}
     names = ("test_accuracy", "best_test_accuracy", "nnz_start", "nnz_end")
@@ -308,12 +300,12 @@ def deviations(recorded: Results) -> Table:
     """
     rows = []
     for fact in _rows("deviations.json"):
-        effects = [
-            f"{recorded.title(dataset)}: {shown.points(found)}"
-            for dataset in recorded.study.datasets
-            for found in [_effect(recorded, dataset, **fact.get("measured", {}))]
-            if found
-        ]
+        measured, effects = fact.get("measured"), []
+        for dataset in recorded.study.datasets if measured else ():
+            ways = (measured["released"], measured["ours"])  # each a method and its weight decay
+            runs = [recorded.at(decay).of(dataset, method) for method, decay in ways]
+            if found := shown.difference(*runs):
+                effects.append(f"{recorded.title(dataset)}: {shown.points(found)}")
         rows.append({**fact, "effect": "; ".join(effects) or fact["effect"]})
     columns = [
         Column(title, title, number=False) for title in ("subject", "released", "ours", "effect")
@@ -324,16 +316,6 @@ def deviations(recorded: Results) -> Table:
         "interval; else what is known of it."
     )
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded))
-
-
-def _effect(
-    recorded: Results, dataset: str, released: Sequence[Any] = (), ours: Sequence[Any] = ()
-) -> Effect | None:
-    """Compare two ways, each a method and its weight decay."""
-    if not (released and ours):
-        return None
-    ways = (released, ours)
-    return shown.difference(*(recorded.at(decay).of(dataset, method) for method, decay in ways))
 
 
 def published() -> Table:
@@ -374,7 +356,7 @@ def spent() -> Table:
     return Table.of("T-spent", rows, columns, caption)
 
 
-def progress(recorded: Results) -> TableAnswer:
+def progress(recorded: Results) -> Table:
     """Make the table of which runs of T-main are recorded, and what is missing."""
     rows: list[dict[str, Any]] = []
     study = recorded.study
@@ -399,4 +381,4 @@ def progress(recorded: Results) -> TableAnswer:
         f"Of the main table's {totals[1]} planned runs {totals[0]} are recorded; of CIFAR-10's "
         f"{cifar[1]}, {cifar[0]}."
     )
-    return TableAnswer(**vars(Table.of("T-recorded", rows, columns, caption)), finding=finding)
+    return Table.of("T-recorded", rows, columns, caption, finding=finding)

@@ -27,7 +27,6 @@ from sparsecore.paper.training.effects import (
     Effect,
     Runs,
     compared,
-    counted,
     effect,
     holm,
     pairs,
@@ -61,12 +60,6 @@ class Check:
     adjusted: float | None = None  # for the number of a claim's checks
     outcome: str = UNTESTED
 
-    @property
-    def number(self) -> str:
-        """The effect in short; "" if there is none."""
-        forms = {"points": "{:+.2f}", "×": "× {:.2g}", "%": "{:.0f} %"}
-        return "" if self.effect is None else forms[str(self.unit)].format(self.effect)
-
 
 def _answer(p: float, evidence: str, **more: Any) -> Check:
     """Return the answer of a one-sided test; it is decided when all of its claim's are there."""
@@ -97,7 +90,7 @@ def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
 
 def _ratio(first: Sequence[float], second: Sequence[float], paired: bool) -> Check:
     """Judge whether values of `first` are larger, as a factor: times and flows are positive."""
-    logs, seeds = (np.log(first).tolist(), np.log(second).tolist()), counted(first, second)
+    logs, seeds = (np.log(first).tolist(), np.log(second).tolist()), f"{len(first)}, {len(second)}"
     if min(map(len, logs)) < 2:
         return Check("", evidence="fewer than two seeds", seeds=seeds)
     value = float(np.mean(logs[0]) - np.mean(logs[1]))
@@ -202,6 +195,7 @@ def verdict(checks: Sequence[Check]) -> str:
     return ", ".join(parts)
 
 
+_NUMBERS = {"points": "{:+.2f}", "×": "× {:.2g}", "%": "{:.0f} %"}
 _SIGNS = {FAILS: "✗", UNDECIDED: "?", HOLDS: "✓", UNTESTED: "–"}
 
 
@@ -212,7 +206,8 @@ def sign(checks: Sequence[Check]) -> str:
     """
     for outcome, mark in _SIGNS.items():
         if found := [check for check in checks if check.outcome == outcome]:
-            number = next((check.number for check in found if check.number), "")
+            measured = (check for check in found if check.effect is not None)
+            number = next((_NUMBERS[str(c.unit)].format(c.effect) for c in measured), "")
             part = outcome != UNTESTED and any(check.outcome == UNTESTED for check in checks)
             text = f"{f'({mark})' if part else mark} {number}".strip()
             return text.replace(" ", "\N{NO-BREAK SPACE}")

@@ -27,14 +27,13 @@ from sparsecore.paper.training.effects import (
     Effect,
     Runs,
     compared,
-    counted,
     effect,
     holm,
     pairs,
     spread_of,
 )
 from sparsecore.paper.training.figures import flow_logs
-from sparsecore.paper.training.shown import TableAnswer, epoch_seconds, points, source
+from sparsecore.paper.training.shown import epoch_seconds, points, source
 from sparsecore.paper.training.studies import Results, have_learnt
 from sparsecore.settings import DECAYS
 
@@ -46,31 +45,20 @@ MARGIN = 0.01  # of accuracy that may be lost where it is to be kept: one percen
 
 @dataclass(frozen=True)
 class Check:
-    """One question to the results, on one data set, and the answer.
-
-    `decay` is the weight decay, None where the answer does not depend on it. `seeds` are the number
-    of runs of the method, and of what it is compared with. `effect` is in `unit`, "points", "×" or
-    "%", from `low` to `high`; `p` is two-sided, and `adjusted` for the number of a claim's checks.
-    """
+    """One question to the results, on one data set, and the answer."""
 
     question: str
     dataset: str | None = None
-    decay: float | None = None
-    seeds: str | None = None
+    decay: float | None = None  # None where the answer does not depend on it
+    seeds: str | None = None  # the number of runs of the method, and of what it is compared with
     evidence: str | None = None
     effect: float | None = None
     low: float | None = None
     high: float | None = None
-    unit: str | None = None
-    p: float | None = None
-    adjusted: float | None = None
+    unit: str | None = None  # of effect, low and high: "points", "×" or "%"
+    p: float | None = None  # two-sided
+    adjusted: float | None = None  # for the number of a claim's checks
     outcome: str = UNTESTED
-
-    @property
-    def number(self) -> str:
-        """The effect in short; "" if there is none."""
-        forms = {"points": "{:+.2f}", "×": "× {:.2g}", "%": "{:.0f} %"}
-        return "" if self.effect is None else forms[str(self.unit)].format(self.effect)
 
 
 def _answer(p: float, evidence: str, **more: Any) -> Check:
@@ -102,7 +90,7 @@ def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
 
 def _ratio(first: Sequence[float], second: Sequence[float], paired: bool) -> Check:
     """Judge whether values of `first` are larger, as a factor: times and flows are positive."""
-    logs, seeds = (np.log(first).tolist(), np.log(second).tolist()), counted(first, second)
+    logs, seeds = (np.log(first).tolist(), np.log(second).tolist()), f"{len(first)}, {len(second)}"
     if min(map(len, logs)) < 2:
         return Check("", evidence="fewer than two seeds", seeds=seeds)
     value = float(np.mean(logs[0]) - np.mean(logs[1]))
@@ -121,57 +109,44 @@ _SPARSE, _RELU, _PRUNED, _PARALLEL = "set-all-relu", "set-relu", "set-all-relu-p
 
 
 class Question(NamedTuple):
-    """What is asked of two methods on every data set: of their runs, by a judge, or of times.
-
-    Times are the "core-seconds" or "seconds" of an epoch.
-    """
+    """What is asked of two methods on every data set: of their runs, by a judge, or of times."""
 
     text: str
     first: str
     second: str
     judge: Callable[[Runs, Runs], Check] | None = None
-    times: str = ""
+    times: str = ""  # the "core-seconds" or "seconds" of an epoch
 
 
 class Claim(NamedTuple):
-    """A claim of the paper's abstract, the rule by which it holds, and what is asked of results.
-
-    Without questions it is about networks of extreme size.
-    """
+    """A claim of the paper's abstract, the rule by which it holds, and what is asked of results."""
 
     key: str
     name: str
     text: str
     rule: str
-    questions: tuple[Question, ...] = ()
+    questions: tuple[Question, ...] = ()  # none: it is about networks of extreme size
 
 
 _kept = partial(_difference, threshold=-MARGIN)
 CLAIMS = (
     Claim(
-        "C1",
-        "faster than dense",
+        "C1", "faster than dense",
         "Truly sparse training, from scratch, without masks, in parallel, is faster than dense.",
         "On every data set SET-All-ReLU and WASAP take less time per epoch than the dense network, "
         "in seconds × cores; WASAP takes fewer seconds than SET-All-ReLU, and loses less than one "
         "percentage point of accuracy to it.",
         (
             Question("faster than dense", _SPARSE, "dense", times="core-seconds"),
-            Question(
-                "parallel training faster than dense", _PARALLEL, "dense", times="core-seconds"
-            ),
-            Question(
-                "parallel training faster than sequential, in seconds", _PARALLEL, _SPARSE,
-                times="seconds",
-            ),
-            Question(
-                "parallel training as accurate as sequential", _PARALLEL, _SPARSE, _kept
-            ),
+            Question("parallel training faster than dense", _PARALLEL, "dense",
+                     times="core-seconds"),
+            Question("parallel training faster than sequential, in seconds", _PARALLEL, _SPARSE,
+                     times="seconds"),
+            Question("parallel training as accurate as sequential", _PARALLEL, _SPARSE, _kept),
         ),
     ),
     Claim(
-        "C2",
-        "All-ReLU beats ReLU",
+        "C2", "All-ReLU beats ReLU",
         "All-ReLU favours the gradient flow, and so beats ReLU in sparse networks.",
         "On every data set the gradient flow, as a geometric mean over the epochs, and the final "
         "accuracy are higher with All-ReLU than with ReLU.",
@@ -181,8 +156,7 @@ CLAIMS = (
         ),
     ),
     Claim(
-        "C3",
-        "pruning keeps accuracy",
+        "C3", "pruning keeps accuracy",
         "Importance pruning removes redundant neurons' connections: fewer parameters, accuracy "
         "kept.",
         "On every data set pruning during training costs less than one percentage point of "
@@ -190,16 +164,14 @@ CLAIMS = (
         (Question("accuracy kept", _PRUNED, _SPARSE, _kept),),
     ),
     Claim(
-        "C4",
-        "brain size trains",
+        "C4", "brain size trains",
         "A network of the order of 5·10⁷ neurons can be trained.",
         "The loss of networks of at least 5·10⁷ neurons falls (Kendall's test for a trend); those "
         "of 5·10⁷ neurons are right on held-out samples more often than chance (binomial test), "
         "and than the same network with frozen hidden layers (Fisher's test).",
     ),
     Claim(
-        "C5",
-        "better than dense",
+        "C5", "better than dense",
         "More accurate than SET with ReLU, and than dense, while being faster.",
         "On every data set SET-All-ReLU is more accurate than the dense network. (SET with ReLU is "
         "a check of C2, time of C1.)",
@@ -209,11 +181,7 @@ CLAIMS = (
 
 
 def verdict(checks: Sequence[Check]) -> str:
-    """Return what checks say together; what cannot be tested does not count.
-
-    "holds" if all do; "does not hold" if none does and all are decided; "not tested here yet" if
-    none was tested; else in how many of the tested checks it holds, and what is open.
-    """
+    """Return what checks say together, or in how many it holds; the impossible do not count."""
     outcomes = [check.outcome for check in checks if check.outcome != IMPOSSIBLE]
     tested = len(outcomes) - outcomes.count(UNTESTED)
     if not tested:
@@ -227,6 +195,7 @@ def verdict(checks: Sequence[Check]) -> str:
     return ", ".join(parts)
 
 
+_NUMBERS = {"points": "{:+.2f}", "×": "× {:.2g}", "%": "{:.0f} %"}
 _SIGNS = {FAILS: "✗", UNDECIDED: "?", HOLDS: "✓", UNTESTED: "–"}
 
 
@@ -237,7 +206,8 @@ def sign(checks: Sequence[Check]) -> str:
     """
     for outcome, mark in _SIGNS.items():
         if found := [check for check in checks if check.outcome == outcome]:
-            number = next((check.number for check in found if check.number), "")
+            measured = (check for check in found if check.effect is not None)
+            number = next((_NUMBERS[str(c.unit)].format(c.effect) for c in measured), "")
             part = outcome != UNTESTED and any(check.outcome == UNTESTED for check in checks)
             text = f"{f'({mark})' if part else mark} {number}".strip()
             return text.replace(" ", "\N{NO-BREAK SPACE}")
@@ -250,17 +220,15 @@ def sign(checks: Sequence[Check]) -> str:
 class Ledger:
     """All claims, judged by results of L-claims, and by runs of T-extreme and of T-times.
 
-    The recorded results decide; what a build has of its own makes a ledger of its own. `checks` are
-    the answers by claim, `verdicts` what they say together.
+    The recorded results decide; what a build has of its own makes a ledger of its own.
     """
 
     def __init__(
-        self,
-        results: Results,
-        extreme: Mapping[Row, Result] | None = None,
+        self, results: Results, extreme: Mapping[Row, Result] | None = None,
         times: Mapping[str, Result] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.results, self._extreme, self._times = results, extreme or {}, times or {}
+        self._suffix = "-here" * (results.profile == "quick")
         self.checks = {claim.key: self._ask(claim) for claim in CLAIMS}
         self.verdicts = {key: verdict(checks) for key, checks in self.checks.items()}
 
@@ -303,11 +271,11 @@ class Ledger:
             contest = results.profile == "paper"
             if not set(methods) <= spent.keys():
                 return no("not timed by themselves yet" if contest else "no runs")
-            both = [
+            own, other = (
                 np.multiply(turns, used if question.times == "core-seconds" else 1).tolist()
                 for turns, used in (spent[method] for method in methods)
-            ]
-            return _ratio(both[1], both[0], contest)
+            )
+            return _ratio(other, own, contest)
         lost, reference_lost = (results.diverged_of(dataset, method) for method in methods)
         if lost:
             return no(f"{len(lost)} run(s) diverged", FAILS)
@@ -323,11 +291,6 @@ class Ledger:
         if not have_learnt(results.of(dataset, _SPARSE)):
             return no("SET-All-ReLU has not learnt anything yet", UNDECIDED)
         return judge(first, second)
-
-    @property
-    def _here(self) -> str:
-        """What tells a quick build's ledger from the recorded one."""
-        return "-here" * (self.results.profile == "quick")
 
     def at(self, key: str, decay: float) -> list[Check]:
         """Return a claim's checks at one weight decay, and those that do not depend on it."""
@@ -355,9 +318,9 @@ class Ledger:
             "accuracy, × how many times faster or more gradient flow, % of held-out samples right. "
             "Both weight decays λ. A claim's name leads to its evidence."
         )
-        return Table.of(f"L-grid{self._here}", rows, columns, caption)
+        return Table.of(f"L-grid{self._suffix}", rows, columns, caption)
 
-    def table(self) -> TableAnswer:
+    def table(self) -> Table:
         """Make L-claims: claim, rule, verdict at each weight decay."""
         rows = [
             {"claim": c.key, "text": c.text, "rule": c.rule, "verdict": self.verdicts[c.key]}
@@ -387,16 +350,12 @@ class Ledger:
             f"{outcomes.count(FAILS)} do not, {outcomes.count(UNDECIDED)} are undecided, and "
             f"{outcomes.count(UNTESTED)} are not tested yet."
         )
-        table = Table.of(f"L-claims{self._here}", rows, columns, caption, sources)
-        return TableAnswer(**vars(table), finding=finding)
+        return Table.of(f"L-claims{self._suffix}", rows, columns, caption, sources, finding)
 
     def evidence(self, *keys: str) -> Table:
         """Make the second part of L-claims: the checks of some claims, or of all, with numbers."""
-        rows = [
-            {"claim": key, **vars(check)}
-            for key in keys or self.checks
-            for check in self.checks[key]
-        ]
+        shown = keys or self.checks
+        rows = [{"claim": key, **vars(check)} for key in shown for check in self.checks[key]]
         form = {"λ": "{:g}", "p (Holm)": "{:.2g}"}
         names = {"claim": "claim", "check": "question", "data set": "dataset", "λ": "decay"}
         names |= {"seeds": "seeds", "effect": "evidence"}
@@ -410,8 +369,8 @@ class Ledger:
             f"{100 * CONFIDENCE:.0f} % confidence intervals in brackets. Seeds of the method, and "
             "of what it is compared with; of times, rounds."
         )
-        return Table.of("-".join(["L-claims", *(keys or ["evidence"])]) + self._here, rows, columns,
-                        caption)  # fmt: skip
+        name = "-".join(["L-claims", *(keys or ["evidence"])]) + self._suffix
+        return Table.of(name, rows, columns, caption)
 
 
 def _linked(row: Mapping[str, Any]) -> str:
@@ -419,6 +378,9 @@ def _linked(row: Mapping[str, Any]) -> str:
 
 
 # --- how a run of an extreme network is judged ---------------------------------------------------
+
+
+_LEARNT = ("its loss falls", "it beats chance", "its hidden layers learn")
 
 
 def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
@@ -430,7 +392,7 @@ def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
         for question, answer in answers.items() if row.neurons == BAT else [*answers.items()][:1]:
             yield replace(answer, question=question, dataset=label)
     if not large:
-        yield from map(Check, ("its loss falls", "it beats chance", "its hidden layers learn"))
+        yield from map(Check, _LEARNT)
 
 
 def _learning(run: Result, control: Result | None) -> dict[str, Check]:
@@ -451,4 +413,4 @@ def _learning(run: Result, control: Result | None) -> dict[str, Check]:
             p = float(fisher_exact(both, alternative="greater").pvalue)
             told = f"{right} of {n} right, {other['correct']} with hidden layers frozen"
             frozen = _answer(p, told, seeds="1")
-    return {"its loss falls": falls, "it beats chance": chance, "its hidden layers learn": frozen}
+    return dict(zip(_LEARNT, (falls, chance, frozen), strict=True))

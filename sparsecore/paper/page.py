@@ -29,6 +29,7 @@ class Picture:
     caption: str
     alt: str  # what it shows, for those who cannot see it
     sources: str = ""  # where its numbers come from: a fold under the figure
+    finding: str = ""  # a sentence above it, computed from the same results
 
     def svg(self) -> str:
         """Return the figure as SVG; the same figure gives the same text."""
@@ -49,14 +50,14 @@ class Picture:
 
     def _repr_html_(self) -> str:
         return (
-            f'<figure style="margin: 0"><img src="{self._uri}" '
+            f'{_finding_html(self.finding)}<figure style="margin: 0"><img src="{self._uri}" '
             f'alt="{html.escape(self.alt)}" style="max-width: 100%; background: white">'
             f"<figcaption>{_inline(self.caption)}</figcaption></figure>{_fold_html(self.sources)}"
         )
 
     def _repr_markdown_(self) -> str:
         return (
-            f"````{{figure}} {self._uri}\n:name: {self.key.lower()}\n"
+            f"{_finding_myst(self.finding)}````{{figure}} {self._uri}\n:name: {self.key.lower()}\n"
             f":alt: {self.alt}\n\n{self.caption}\n````\n{_fold_myst(self.sources)}"
         )
 
@@ -108,11 +109,12 @@ class Table:
     data: pd.DataFrame  # the plain values of the CSV file
     numbers: tuple[str, ...] = ()  # the columns that are set flush right
     sources: str = ""  # where the numbers come from: a fold under the table
+    finding: str = ""  # a sentence above it, computed from the same results
 
     @classmethod
     def of(
         cls, key: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], caption: str,
-        sources: str = "",
+        sources: str = "", finding: str = "",
     ) -> Table:  # fmt: skip
         """Make a table of rows, which are its plain values, and of how columns show them."""
         import pandas as pd
@@ -120,7 +122,7 @@ class Table:
         rows = list(rows)
         frame = pd.DataFrame({c.title: c.texts(rows) for c in columns})
         numbers = tuple(c.title for c in columns if c.number)
-        return cls(key, frame, caption, pd.DataFrame(rows), numbers, sources)
+        return cls(key, frame, caption, pd.DataFrame(rows), numbers, sources, finding)
 
     def csv(self) -> str:
         """Return the plain values as CSV."""
@@ -137,14 +139,15 @@ class Table:
     def _repr_html_(self) -> str:
         body = self.frame.map(_inline).to_html(index=False, escape=False, border=0)
         downloads, folded = self._downloads(), _fold_html(self.sources)
-        return f"<p>{_inline(self.caption)}</p>{body}<p>{downloads}</p>{folded}"
+        caption = f"{_finding_html(self.finding)}<p>{_inline(self.caption)}</p>"
+        return f"{caption}{body}<p>{downloads}</p>{folded}"
 
     def _repr_markdown_(self) -> str:
         rule = ["---:" if c in self.numbers else ":---" for c in self.frame.columns]
         body = "\n".join(map(_row, [self.frame.columns, rule, *self.frame.to_numpy()]))
         return (
-            f"````{{table}} {self.caption}\n:name: {self.key}\n\n{body}\n````\n\n"
-            f"{self._downloads()}\n\n{_fold_myst(self.sources)}"
+            f"{_finding_myst(self.finding)}````{{table}} {self.caption}\n:name: {self.key}\n\n"
+            f"{body}\n````\n\n{self._downloads()}\n\n{_fold_myst(self.sources)}"
         )
 
     def _downloads(self) -> str:
@@ -158,6 +161,14 @@ class Table:
 
 def _base64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
+
+
+def _finding_html(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>" if text else ""
+
+
+def _finding_myst(text: str) -> str:
+    return f"{text}\n\n" if text else ""
 
 
 def _fold_html(text: str) -> str:

@@ -72,11 +72,6 @@ def pairs(first: Runs, second: Runs) -> tuple[Runs, Runs, bool]:
     return one, other, True
 
 
-def counted(first: Sequence[object], second: Sequence[object]) -> str:
-    """Say how many runs two methods have."""
-    return f"{len(first)}, {len(second)}"
-
-
 def sampling_variance(first: Runs, second: Runs) -> float:
     """Return the variance of a difference of mean accuracies from its test set's finite size."""
     n = first[0]["data"]["n_test"]
@@ -98,4 +93,4 @@ def compared(first: Runs, second: Runs, threshold: float = 0.0) -> tuple[Effect 
     parts = spread_of(scores[0], scores[1], paired)
     parts.append((sampling_variance(first, second), first[0]["data"]["n_test"] - 1))
     value = float(np.mean(scores[0]) - np.mean(scores[1]))
-    return effect(value, parts, threshold), counted(first, second)
+    return effect(value, parts, threshold), f"{len(first)}, {len(second)}"

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy.stats import t as student
 
@@ -16,108 +15,99 @@ from sparsecore.paper.style import COLOURS, GREY, dot
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, SENSITIVITIES
 from sparsecore.paper.training.effects import CONFIDENCE, pairs
-from sparsecore.paper.training.shown import drawn, sentence
+from sparsecore.paper.training.shown import by_dataset
 from sparsecore.paper.training.studies import Result, Results, cores, training_seconds
 from sparsecore.settings import DECAYS, setting
 
-_DOTTED = (0, (1, 2))
+_DOTTED, _DASHED = (0, (1, 2)), (0, (4, 2))
 _MARKS = dict(zip(DECAYS, "o^", strict=True))
 
 
-@drawn("F-cost", "Test accuracy against core-seconds, a panel per data set, a mark per method.")
+@by_dataset(
+    "F-cost",
+    alt="Test accuracy against core-seconds, a panel per data set, a mark per method.",
+    caption=(
+        "**What accuracy costs.** Final test accuracy against seconds × cores of the training. "
+        "Higher is better, further left cheaper. Hollow marks compare in accuracy only."
+    ),
+    finding="Dense training takes so many times SET-All-ReLU's core-seconds", numbers="Seconds",
+    height=2.4, extra=0.8, across=3, labels=("test accuracy (%)",),
+    legend=lambda results: [
+        *(dot(COLOURS[method], METHODS[method].label) for method in results.study.methods),
+        *(dot(GREY, f"λ = {decay:g}", mark) for decay, mark in _MARKS.items()),
+        dot(GREY, "on another machine", fill="none"),
+    ],
+)  # fmt: skip
 def cost(
-    results: Results, times: Mapping[str, Result] | None = None
-) -> tuple[Figure, str, str, str]:
+    axes: Any, name: str, results: Results, times: Mapping[str, Result] | None = None
+) -> tuple[str, str]:
     """Draw accuracy against core-seconds, all methods, a panel per data set; of T-main.
 
     Seconds are those of the contest in `times`, where there is one. Else they are the runs' own,
     and marks of other machines than most of a data set's are hollow.
     """
-
-    def draw(axes: Any, name: str) -> str:
-        [ax], spent = axes, {}
-        runs = [run for run in results.runs if run["condition"]["dataset"] == name]
-        where = {(run["condition"]["method"], run["provenance"]["cpu"]) for run in runs}
-        [(machine, _)] = Counter(sorted(cpu for _, cpu in where)).most_common(1)
-        contest = shown.epoch_seconds(results, name, times or {})
-        for decay, mark in _MARKS.items():
-            for method, some in shown.by_method(results.at(decay), name).items():
-                there = [run for run in some if run["provenance"]["cpu"] == machine]
-                own = np.mean([training_seconds(run) * cores(run) for run in there or some])
-                if method in contest:
-                    turns, used = contest[method]
-                    own, there = np.mean(turns) * used * some[0]["config"]["epochs"], some
-                look = {"color": COLOURS[method], "fillstyle": "full" if there else "none"}
-                ax.plot(own, shown.accuracy(some), marker=mark, markersize=7, **look)
-                if there:
-                    spent[method] = own
-        ax.set(xscale="log", xlabel="core-seconds of training")
-        ax.margins(x=0.2)
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        if not {"dense", "set-all-relu"} <= spent.keys():
-            return ""
-        return f"{spent['dense'] / spent['set-all-relu']:.2g} on {results.title(name)}"
-
-    legend = [dot(COLOURS[method], METHODS[method].label) for method in results.study.methods]
-    legend += [dot(GREY, f"λ = {decay:g}", mark) for decay, mark in _MARKS.items()]
-    legend.append(dot(GREY, "on another machine", fill="none"))
-    figure, told = shown.by_dataset(
-        results, draw, height=2.4, extra=0.8, across=3, labels=("test accuracy (%)",),
-        legend=legend,
-    )  # fmt: skip
-    caption = (
-        "**What accuracy costs.** Final test accuracy against seconds × cores of the training. "
-        "Higher is better, further left cheaper. Hollow marks compare in accuracy only."
-    )
-    finding = sentence("Dense training takes so many times SET-All-ReLU's core-seconds", told)
-    numbers = "Seconds are of the whole runs where no contest is recorded. " * (not times)
-    return figure, caption, finding, numbers
+    [ax], spent = axes, {}
+    runs = [run for run in results.runs if run["condition"]["dataset"] == name]
+    where = {(run["condition"]["method"], run["provenance"]["cpu"]) for run in runs}
+    [(machine, _)] = Counter(sorted(cpu for _, cpu in where)).most_common(1)
+    contest = shown.epoch_seconds(results, name, times or {})
+    for decay, mark in _MARKS.items():
+        for method, some in shown.by_method(results.at(decay), name).items():
+            there = [run for run in some if run["provenance"]["cpu"] == machine]
+            own = np.mean([training_seconds(run) * cores(run) for run in there or some])
+            if method in contest:
+                turns, used = contest[method]
+                own, there = np.mean(turns) * used * some[0]["config"]["epochs"], some
+            look = {"color": COLOURS[method], "fillstyle": "full" if there else "none"}
+            ax.plot(own, shown.accuracy(some), marker=mark, markersize=7, **look)
+            if there:
+                spent[method] = own
+    ax.set(xscale="log", xlabel="core-seconds of training")
+    ax.margins(x=0.2)
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    told = "" if times else "of the whole runs where no contest is recorded"
+    if not {"dense", "set-all-relu"} <= spent.keys():
+        return "", told
+    return f"{spent['dense'] / spent['set-all-relu']:.2g} on {results.title(name)}", told
 
 
-@drawn(
+@by_dataset(
     "F-curves",
-    "Difference in test accuracy, accuracy and loss against epoch for ReLU and All-ReLU, three "
-    "panels per data set.",
-)
-def curves(results: Results) -> tuple[Figure, str, str, str]:
-    """Draw All-ReLU's gain, accuracy and loss against epoch, a column per data set; of F-curves."""
-    dashed = (0, (4, 2))
-
-    def draw(axes: Any, name: str) -> str:
-        gain, top, bottom = axes
-        found = shown.by_method(results, name)
-        for method, runs in found.items():
-            colour = COLOURS[method]
-            shown.band(top, *shown.over_epochs(runs, "test_accuracy", 100), colour)
-            shown.band(bottom, *shown.over_epochs(runs, "test_loss"), colour)
-            shown.band(
-                bottom, *shown.over_epochs(runs, "loss"), colour, linestyle=dashed, linewidth=1.2
-            )
-        if {"set-relu", "set-all-relu"} <= found.keys():
-            _gain(gain, found["set-all-relu"], found["set-relu"])
-        else:
-            shown.say(gain, "not recorded yet")
-        for ax in axes:
-            ax.set_xlim(1, results.epochs(name))
-            ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        bottom.set_xlabel("epoch")
-        ends = (
-            f"{shown.accuracy(runs):.1f} % with {METHODS[m].label}" for m, runs in found.items()
-        )
-        return f"{results.title(name)} {', '.join(ends)}"
-
-    figure, ends = shown.by_dataset(
-        results, draw, height=5.2, block=(3, 1), across=3,
-        labels=("All-ReLU − ReLU (points)", "test accuracy (%)", "cross-entropy (nats)"),
-        legend=shown.lines(results.study.methods, {"test": "-", "training": dashed}),
-    )  # fmt: skip
-    caption = (
+    alt=(
+        "Difference in test accuracy, accuracy and loss against epoch for ReLU and All-ReLU, three "
+        "panels per data set."
+    ),
+    caption=(
         "**ReLU and All-ReLU in sparse networks.** Top: the difference in test accuracy, a running "
         "mean, with its 95 % interval over seeds; where the band leaves zero, the activation "
         "matters. Below: accuracy and loss, means ± one standard deviation."
-    )
-    finding = shown.contrast(results, "set-all-relu", "set-relu")
-    return figure, caption, finding, sentence("Test accuracy at the end", ends)
+    ),
+    finding=lambda results: shown.contrast(results, "set-all-relu", "set-relu"),
+    numbers="Test accuracy at the end", height=5.2, block=(3, 1), across=3,
+    labels=("All-ReLU − ReLU (points)", "test accuracy (%)", "cross-entropy (nats)"),
+    legend=lambda results: shown.lines(results.study.methods, {"test": "-", "training": _DASHED}),
+)  # fmt: skip
+def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
+    """Draw All-ReLU's gain, accuracy and loss against epoch, a column per data set; of F-curves."""
+    gain, top, bottom = axes
+    found = shown.by_method(results, name)
+    for method, runs in found.items():
+        colour = COLOURS[method]
+        shown.band(top, *shown.over_epochs(runs, "test_accuracy", 100), colour)
+        shown.band(bottom, *shown.over_epochs(runs, "test_loss"), colour)
+        shown.band(
+            bottom, *shown.over_epochs(runs, "loss"), colour, linestyle=_DASHED, linewidth=1.2
+        )
+    if {"set-relu", "set-all-relu"} <= found.keys():
+        _gain(gain, found["set-all-relu"], found["set-relu"])
+    else:
+        shown.say(gain, "not recorded yet")
+    for ax in axes:
+        ax.set_xlim(1, results.epochs(name))
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    bottom.set_xlabel("epoch")
+    ends = (f"{shown.accuracy(runs):.1f} % with {METHODS[m].label}" for m, runs in found.items())
+    return "", f"{results.title(name)} {', '.join(ends)}"
 
 
 def _gain(ax: Axes, first: list[Result], second: list[Result]) -> None:
@@ -138,52 +128,47 @@ def _gain(ax: Axes, first: list[Result], second: list[Result]) -> None:
     ax.set_ylim(min(0, late.min()) - margin, max(0, late.max()) + margin)
 
 
-@drawn(
+@by_dataset(
     "F-gradient-flow",
-    "Ratio of gradient flows and gradient flow against epoch, logarithmic, by data set.",
-)
-def gradient_flow(results: Results) -> tuple[Figure, str, str, str]:
-    """Draw All-ReLU's flow over the others', and all, two panels per data set."""
-
-    def draw(axes: Any, name: str) -> str:
-        top, bottom = axes
-        found, ratios = shown.by_method(results, name), []
-        for method, runs in found.items():
-            logs = flow_logs(runs)
-            epochs = np.arange(logs.shape[1])
-            shown.band(bottom, epochs, shown.smooth(logs), COLOURS[method], lambda v: 10**v)
-            if "set-all-relu" not in found or method == "set-all-relu":
-                continue
-            ours, others, _ = pairs(found["set-all-relu"], runs)
-            ratio = flow_logs(ours).mean(axis=0) - flow_logs(others).mean(axis=0)
-            top.plot(epochs, 10 ** shown.smooth(ratio), color=COLOURS[method])
-            ratios.append(f"{10 ** ratio[1:].mean():.3g} times {METHODS[method].label}'s")
-        for ax in axes:
-            ax.set_yscale("log")
-            ax.set_xlim(0, results.epochs(name))
-        if ratios:
-            top.axhline(1, color=GREY, linestyle=_DOTTED)
-            top.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 6, 8)))
-            top.yaxis.set_major_formatter("{x:g}")
-            top.yaxis.set_minor_formatter(NullFormatter())
-        else:
-            shown.say(top, "not recorded yet")
-        bottom.set_xlabel("epoch")
-        return f"on {results.title(name)} {', '.join(ratios)}" if ratios else ""
-
-    names, methods = results.study.datasets, results.study.methods
-    there = [m for m in methods if any(results.of(name, m) for name in names)]
-    figure, told = shown.by_dataset(
-        results, draw, height=4.4, extra=0.5, block=(2, 1), across=3,
-        labels=("All-ReLU's / the other's", "gradient flow ‖∇L‖²"), legend=shown.lines(there),
-    )  # fmt: skip
-    caption = (
+    alt="Ratio of gradient flows and gradient flow against epoch, logarithmic, by data set.",
+    caption=(
         "**Gradient flow.** Top: All-ReLU's over each other activation's; above one All-ReLU has "
         "more. Bottom: the squared norm of the loss's gradient, geometric means over seeds ± one "
         "standard deviation. Running means over epochs."
-    )
-    finding = sentence("All-ReLU's gradient flow, a geometric mean over the epochs", told)
-    return figure, caption, finding, ""
+    ),
+    finding="All-ReLU's gradient flow, a geometric mean over the epochs",
+    height=4.4, extra=0.5, block=(2, 1), across=3,
+    labels=("All-ReLU's / the other's", "gradient flow ‖∇L‖²"),
+    legend=lambda results: shown.lines([
+        m for m in results.study.methods if any(results.of(n, m) for n in results.study.datasets)
+    ]),
+)  # fmt: skip
+def gradient_flow(axes: Any, name: str, results: Results) -> tuple[str, str]:
+    """Draw All-ReLU's flow over the others', and all, two panels per data set."""
+    top, bottom = axes
+    found, ratios = shown.by_method(results, name), []
+    for method, runs in found.items():
+        logs = flow_logs(runs)
+        epochs = np.arange(logs.shape[1])
+        shown.band(bottom, epochs, shown.smooth(logs), COLOURS[method], lambda v: 10**v)
+        if "set-all-relu" not in found or method == "set-all-relu":
+            continue
+        ours, others, _ = pairs(found["set-all-relu"], runs)
+        ratio = flow_logs(ours).mean(axis=0) - flow_logs(others).mean(axis=0)
+        top.plot(epochs, 10 ** shown.smooth(ratio), color=COLOURS[method])
+        ratios.append(f"{10 ** ratio[1:].mean():.3g} times {METHODS[method].label}'s")
+    for ax in axes:
+        ax.set_yscale("log")
+        ax.set_xlim(0, results.epochs(name))
+    if ratios:
+        top.axhline(1, color=GREY, linestyle=_DOTTED)
+        top.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 6, 8)))
+        top.yaxis.set_major_formatter("{x:g}")
+        top.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        shown.say(top, "not recorded yet")
+    bottom.set_xlabel("epoch")
+    return f"on {results.title(name)} {', '.join(ratios)}" if ratios else "", ""
 
 
 def flow_logs(runs: list[Result]) -> np.ndarray:
@@ -192,75 +177,69 @@ def flow_logs(runs: list[Result]) -> np.ndarray:
     return np.log10(np.maximum(flows, np.finfo(np.float32).tiny))
 
 
-@drawn("F-alpha", "Test accuracy against alpha, epsilon and zeta, one row of panels per data set.")
-def sensitivity(results: Results) -> tuple[Figure, str, str, str]:
-    """Draw test accuracy against α, ε and ζ, a row per data set; of F-alpha."""
-
-    def draw(axes: Any, name: str) -> str:
-        told = []
-        for ax, (field, (symbol, values)) in zip(axes, SENSITIVITIES.items(), strict=True):
-            own = getattr(setting(name).config, field)
-            methods = {value: f"{field}-{value:g}" for value in values}
-            methods |= {own: "set-all-relu", **({0.0: "set-relu"} if field == "alpha" else {})}
-            x = sorted(value for value, method in methods.items() if results.of(name, method))
-            means = shown.with_sd(
-                ax, x, [results.of(name, methods[value]) for value in x], "set-all-relu"
-            )
-            ax.set_xlabel(symbol)
-            ax.axvline(own, color=GREY, linestyle=_DOTTED)
-            if dense := results.of(name, "dense"):
-                ax.axhline(shown.accuracy(dense), color=COLOURS["dense"], linewidth=1)
-            for value in methods:
-                if value not in x and results.diverged_of(name, methods[value]):
-                    shown.say(ax, "diverged", value, COLOURS["set-all-relu"])
-                    x.append(value)
-            if field == "epsilon":
-                ax.set_xscale("log", base=2)
-                ax.set_xticks(x, [f"{value:g}" for value in x])
-            if own in x and means:
-                best = int(np.argmax(means))
-                lost = max(means) - means[x.index(own)]
-                told.append(f"{symbol} {lost:.1f} (best {x[best]:g})")
-        return f"{results.title(name)}: {', '.join(told)}" if told else ""
-
-    figure, told = shown.by_dataset(
-        results, draw, height=2.6, extra=0.3, block=(1, len(SENSITIVITIES)), sharey="row",
-        labels=("test accuracy (%)",), legend=shown.lines(("set-all-relu", "dense")),
-    )  # fmt: skip
-    caption = (
+@by_dataset(
+    "F-alpha",
+    alt="Test accuracy against alpha, epsilon and zeta, one row of panels per data set.",
+    caption=(
         "**Sensitivity to α, ε and ζ.** Final test accuracy when one hyperparameter changes; "
         "dotted: the study's value. Means over seeds ± one standard deviation. α = 0 is ReLU, "
         "ζ = 0 a fixed topology. What to see: whether the setting lies on a plateau or on a slope."
-    )
-    finding = sentence("Points that the study's values lose to the best ones tried", told)
-    return figure, caption, finding, ""
+    ),
+    finding="Points that the study's values lose to the best ones tried",
+    height=2.6, extra=0.3, block=(1, len(SENSITIVITIES)), sharey="row",
+    labels=("test accuracy (%)",), legend=lambda results: shown.lines(("set-all-relu", "dense")),
+)  # fmt: skip
+def sensitivity(axes: Any, name: str, results: Results) -> tuple[str, str]:
+    """Draw test accuracy against α, ε and ζ, a row per data set; of F-alpha."""
+    told = []
+    for ax, (field, (symbol, values)) in zip(axes, SENSITIVITIES.items(), strict=True):
+        own = getattr(setting(name).config, field)
+        methods = {value: f"{field}-{value:g}" for value in values}
+        methods |= {own: "set-all-relu", **({0.0: "set-relu"} if field == "alpha" else {})}
+        x = sorted(value for value, method in methods.items() if results.of(name, method))
+        means = shown.with_sd(
+            ax, x, [results.of(name, methods[value]) for value in x], "set-all-relu"
+        )
+        ax.set_xlabel(symbol)
+        ax.axvline(own, color=GREY, linestyle=_DOTTED)
+        if dense := results.of(name, "dense"):
+            ax.axhline(shown.accuracy(dense), color=COLOURS["dense"], linewidth=1)
+        for value in methods:
+            if value not in x and results.diverged_of(name, methods[value]):
+                shown.say(ax, "diverged", value, COLOURS["set-all-relu"])
+                x.append(value)
+        if field == "epsilon":
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(x, [f"{value:g}" for value in x])
+        if own in x and means:
+            best = int(np.argmax(means))
+            lost = max(means) - means[x.index(own)]
+            told.append(f"{symbol} {lost:.1f} (best {x[best]:g})")
+    return f"{results.title(name)}: {', '.join(told)}" if told else "", ""
 
 
-@drawn("F-decay", "Test accuracy against weight decay, a panel per data set, a line per method.")
-def decay(results: Results) -> tuple[Figure, str, str, str]:
-    """Draw test accuracy against weight decay, a panel per data set; of F-decay."""
-    decays = sorted(results.study.decays)
-
-    def draw(axes: Any, name: str) -> str:
-        [ax], told = axes, []
-        for method in results.study.methods:
-            runs = [results.at(value).of(name, method) for value in decays]
-            there = [place for place, some in enumerate(runs) if some]
-            means = shown.with_sd(ax, there, filter(None, runs), method)
-            if len(there) > 1:
-                best = decays[there[int(np.argmax(means))]]
-                told.append(f"{METHODS[method].label} {max(means):.1f} % at λ = {best:g}")
-        # The values are no numbers that one scale shows: one is 0.
-        ax.set_xticks(range(len(decays)), [f"{value:g}" for value in decays])
-        ax.set(xlabel="weight decay λ", ylabel="test accuracy (%)")
-        return f"{results.title(name)}, {', '.join(told)}" if told else ""
-
-    figure, told = shown.by_dataset(
-        results, draw, height=2.7, extra=0.4, across=2, legend=shown.lines(results.study.methods)
-    )  # fmt: skip
-    caption = (
+@by_dataset(
+    "F-decay",
+    alt="Test accuracy against weight decay, a panel per data set, a line per method.",
+    caption=(
         "**Weight decay.** Final test accuracy against λ, per step; means over seeds ± one "
         "standard deviation. What to see: whether λ moves accuracy more than the activation does."
-    )
-    finding = sentence("Most accurate of the weight decays that are recorded", told)
-    return figure, caption, finding, ""
+    ),
+    finding="Most accurate of the weight decays that are recorded",
+    height=2.7, extra=0.4, across=2, legend=lambda results: shown.lines(results.study.methods),
+)  # fmt: skip
+def decay(axes: Any, name: str, results: Results) -> tuple[str, str]:
+    """Draw test accuracy against weight decay, a panel per data set; of F-decay."""
+    decays = sorted(results.study.decays)
+    [ax], told = axes, []
+    for method in results.study.methods:
+        runs = [results.at(value).of(name, method) for value in decays]
+        there = [place for place, some in enumerate(runs) if some]
+        means = shown.with_sd(ax, there, filter(None, runs), method)
+        if len(there) > 1:
+            best = decays[there[int(np.argmax(means))]]
+            told.append(f"{METHODS[method].label} {max(means):.1f} % at λ = {best:g}")
+    # The values are no numbers that one scale shows: one is 0.
+    ax.set_xticks(range(len(decays)), [f"{value:g}" for value in decays])
+    ax.set(xlabel="weight decay λ", ylabel="test accuracy (%)")
+    return f"{results.title(name)}, {', '.join(told)}" if told else "", ""

@@ -7,11 +7,9 @@ Nothing is run or read here. How the book's pictures look is in `style`, what is
 from __future__ import annotations
 
 import functools
-import html
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -21,39 +19,12 @@ from matplotlib.figure import Figure
 from scipy.ndimage import uniform_filter1d
 
 from sparsecore import datasets
-from sparsecore.paper.page import Note, Picture, Table
+from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, deviation, line, nothing
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import Effect, compared
 from sparsecore.paper.training.studies import Results, cores, training_seconds
-
-
-class _Answer:
-    """What is shown below its `finding`, a sentence that is computed from the same results."""
-
-    finding: str
-
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.finding)}</p>{super()._repr_html_()}"  # type: ignore[misc]
-
-    def _repr_markdown_(self) -> str:
-        return f"{self.finding}\n\n{super()._repr_markdown_()}"  # type: ignore[misc]
-
-
-@dataclass(frozen=True, repr=False)
-class PictureAnswer(_Answer, Picture):
-    """A figure below its finding."""
-
-    finding: str = ""
-
-
-@dataclass(frozen=True, repr=False)
-class TableAnswer(_Answer, Table):
-    """A table below its finding."""
-
-    finding: str = ""
-
 
 SHOWN_ABOVE = Note("This build is of profile paper: its results stand above.")
 # A figure, its caption, its finding, and numbers for the fold under it.
@@ -61,10 +32,7 @@ Draw = Callable[..., tuple[Figure, str, str, str]]
 
 
 def drawn(key: str, alt: str) -> Callable[[Draw], Callable[..., Picture | Note]]:
-    """Make a picture of what a function draws of results, if there are any.
-
-    Numbers, what is missing, and where the runs come from are a fold under the figure.
-    """
+    """Make a picture of what a function draws of results, if there are any."""
 
     def decorate(draw: Draw) -> Callable[..., Picture | Note]:
         @functools.wraps(draw)
@@ -76,7 +44,7 @@ def drawn(key: str, alt: str) -> Callable[[Draw], Callable[..., Picture | Note]]
                 with matplotlib.rc_context(STYLE):
                     figure, caption, finding, numbers = draw(results, *more)
                 sources = f"{numbers}{absent(results)}{source(results)}"
-                return PictureAnswer(name, figure, caption, alt, sources, finding)
+                return Picture(name, figure, caption, alt, sources, finding)
             if not results.recorded:
                 return nothing(name, absent(results))
             return Note(f"No results of profile paper are recorded for {results.study.key} yet.")
@@ -87,47 +55,52 @@ def drawn(key: str, alt: str) -> Callable[[Draw], Callable[..., Picture | Note]]
 
 
 def by_dataset(
-    results: Results,
-    draw: Callable[[Any, str], str],
-    *,
-    height: float,
-    extra: float = 0.0,
-    block: tuple[int, int] = (1, 1),
-    across: int = 1,
-    labels: Sequence[str] = (),
-    needs: Sequence[str] = (),
-    legend: Sequence[Any] = (),
-    **subplots: Any,
-) -> tuple[Figure, str]:
-    """Draw a block of panels per data set that has runs, and some of each method in `needs`.
+    key: str, *, alt: str, caption: str, finding: str | Callable[[Results], str],
+    height: float, numbers: str = "", extra: float = 0.0, block: tuple[int, int] = (1, 1),
+    across: int = 1, labels: Sequence[str] = (), needs: Sequence[str] = (),
+    legend: Callable[[Results], Sequence[Any]] = lambda results: (), **subplots: Any,
+) -> Callable[[Callable[..., tuple[str, str]]], Callable[..., Picture | Note]]:  # fmt: skip
+    """Make a picture with a block of panels per data set that has runs, and some of all `needs`.
 
-    ``draw(panels, name)`` draws a data set; it returns the numbers to be told of it. All of them
-    are returned beside the figure. A block has (rows, columns) of panels, and `labels` name its
-    rows. At most `across` blocks stand side by side; such a row is `height` inches high, and
-    `extra` inches are for the legend.
+    ``draw(panels, name, results, ...)`` draws a data set; what it returns is told of it after
+    `finding` and, in the fold, after `numbers`. A block has (rows, columns) of panels, and `labels`
+    name its rows. At most `across` blocks stand side by side; such a row is `height` inches high,
+    and `extra` inches are for the legend.
     """
-    names = [n for n in datasets_of(results) if set(needs) <= by_method(results, n).keys()]
-    down, (rows, columns) = max(1, math.ceil(len(names) / across)), block
-    across = max(1, math.ceil(len(names) / down))
-    figure = Figure(figsize=(WIDTH, height * down + extra), layout="constrained")
-    grid = figure.subplots(down * rows, across * columns, squeeze=False, **subplots)
-    for ax in grid.flat:
-        ax.set_visible(False)
-    told = []
-    for place, name in enumerate(names):
-        row, column = place // across * rows, place % across * columns
-        panels = grid[row : row + rows, column : column + columns]
-        for ax in panels.flat:
-            ax.set_visible(True)
-        title = results.title(name)
-        if columns == 1:
-            panels[0, 0].set_title(textwrap.fill(title, 66 // across))
-        for ax, label in zip(panels[:, 0] if column == 0 else (), labels, strict=False):
-            ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
-        told.append(draw(panels.ravel(), name))
-    if legend:
-        figure.legend(handles=legend, loc="outside upper center", ncols=min(len(legend), 3))
-    return figure, "; ".join(filter(None, told))
+
+    def decorate(draw: Callable[..., tuple[str, str]]) -> Callable[..., Picture | Note]:
+        @drawn(key, alt)
+        @functools.wraps(draw)
+        def picture(results: Results, *more: Any) -> tuple[Figure, str, str, str]:
+            there = datasets_of(results)
+            names = [n for n in there if set(needs) <= by_method(results, n).keys()]
+            down, (rows, columns) = max(1, math.ceil(len(names) / across)), block
+            beside = max(1, math.ceil(len(names) / down))
+            figure = Figure(figsize=(WIDTH, height * down + extra), layout="constrained")
+            grid = figure.subplots(down * rows, beside * columns, squeeze=False, **subplots)
+            for ax in grid[-rows:, (len(names) - (down - 1) * beside) * columns :].flat:
+                ax.set_visible(False)  # they have no data set
+            told = []
+            for place, name in enumerate(names):
+                row, column = place // beside * rows, place % beside * columns
+                panels = grid[row : row + rows, column : column + columns]
+                title = results.title(name)
+                if columns == 1:
+                    panels[0, 0].set_title(textwrap.fill(title, 66 // beside))
+                for ax, label in zip(panels[:, 0] if column == 0 else (), labels, strict=False):
+                    ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
+                told.append(draw(panels.ravel(), name, results, *more))
+            if handles := legend(results):
+                ncols = min(len(handles), 3)
+                figure.legend(handles=handles, loc="outside upper center", ncols=ncols)
+            parts = ({part[i]: None for part in told if part[i]} for i in (0, 1))
+            first, second = map("; ".join, parts)
+            start = finding(results) if callable(finding) else sentence(finding, first)
+            return figure, caption, start, sentence(numbers, second)
+
+        return picture
+
+    return decorate
 
 
 def datasets_of(results: Results) -> list[str]:
@@ -202,6 +175,14 @@ def over_epochs(runs: list[Result], name: str, factor: float = 1) -> tuple[list[
 def smooth(values: np.ndarray) -> np.ndarray:
     """Return running means over a 25th of the epochs: what lasts shows, what flickers does not."""
     return uniform_filter1d(values, max(1, values.shape[-1] // 25), mode="nearest")
+
+
+def moments(counts: Sequence[int]) -> tuple[float, float, float]:
+    """Return mean, standard deviation and skewness of a histogram, in bins."""
+    share, k = np.asarray(counts) / np.sum(counts), np.arange(len(counts))
+    mean = share @ k
+    sd = np.sqrt(share @ (k - mean) ** 2)
+    return float(mean), float(sd), float(share @ (k - mean) ** 3 / sd**3)
 
 
 def accuracy(runs: list[Result]) -> float:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,7 @@ from sparsecore.paper.store import NOT_AVAILABLE, Result, root
 from sparsecore.paper.style import deviation
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, STUDIES, excluded, sizes
-from sparsecore.paper.training.effects import Effect
 from sparsecore.paper.training.on_cluster import WORKERS
-from sparsecore.paper.training.shown import TableAnswer
 from sparsecore.paper.training.studies import Results, cores, have_learnt, training_seconds
 from sparsecore.settings import CHOICE, DECAYS, READING, RELEASED, SETTINGS
 from sparsecore.wasap.plan import Plan
@@ -98,13 +98,13 @@ def hyperparameters() -> Table:
     rows = []
     for name, setting in SETTINGS.items():
         row = {"data set": datasets.describe(name)["title"], "name": name}
-        row |= {"hidden": "-".join(map(str, sizes(name)))}
+        row["hidden"] = "-".join(map(str, sizes(name)))
         row |= {field: getattr(setting.config, field) for field in _OF_A_DATASET}
         rows.append(row | {f"{f} from": setting.origin(f) for f in ("hidden", *_OF_A_DATASET)})
     labels = {"hidden": "architecture"} | {f: HYPERPARAMETERS[f].label for f in _OF_A_DATASET}
     columns = [Column("data set", "data set", number=False)]
     columns += [
-        Column(label, field, _marked(field), field not in ("hidden", "init"))
+        Column(label, field, partial(_marked, field), field not in ("hidden", "init"))
         for field, label in labels.items()
     ]
     caption = (
@@ -115,9 +115,9 @@ def hyperparameters() -> Table:
     return Table.of("T-hyper", rows, columns, caption)
 
 
-def _marked(field: str) -> Callable[[Mapping[str, Any]], str]:
-    """Return how a value is shown with the mark of its origin."""
-    return lambda row: _text(row[field]) + _MARKS[row[f"{field} from"]]
+def _marked(field: str, row: Mapping[str, Any]) -> str:
+    """Show a value with the mark of its origin."""
+    return _text(row[field]) + _MARKS[row[f"{field} from"]]
 
 
 def common_hyperparameters() -> Table:
@@ -163,7 +163,7 @@ def _text(value: Any) -> str:
 _ACCURACIES = {"last": "test_accuracy", "best": "best_test_accuracy", "chosen": "chosen_accuracy"}
 
 
-def main(results: Results, times: Mapping[str, Result] | None = None) -> TableAnswer | Note:
+def main(results: Results, times: Mapping[str, Result] | None = None) -> Table | Note:
     """Make T-main: accuracy, connections and time of all methods on all data sets.
 
     Recorded runs are of machines that did other things, too: their times are those of T-times.
@@ -183,10 +183,10 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> TableAn
         Column("data set", "title", number=False, once=True),
         Column("λ", "decay", "{:g}"),
         Column("method", "label", number=False),
-        *(Column(f"{n} (%)", name, _mean_sd(name, 100)) for n, name in _ACCURACIES.items()),
+        *(Column(f"{n} (%)", name, partial(_mean_sd, name)) for n, name in _ACCURACIES.items()),
         Column("nnz, start", "nnz_start", "{:,.0f}"),
         Column("nnz, end", "nnz_end", "{:,.0f}"),
-        Column("s per epoch", "epoch_seconds", _mean_sd("epoch_seconds")),
+        Column("s per epoch", "epoch_seconds", partial(_mean_sd, "epoch_seconds")),
         Column("× dense", "speed_against_dense", "{:.2f}"),
     )
     caption = (
@@ -194,24 +194,20 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> TableAn
         "and the one that half of the test set chooses, on the other half; × dense: seconds × "
         "cores of the dense row over the row's. Means ± one standard deviation over seeds."
     )
-    table = Table.of(
-        f"T-main{results.suffix}", rows, columns, caption, _main_sources(results, rows)
-    )
-    return TableAnswer(**vars(table), finding=_best(rows))
+    sources = _main_sources(results, rows)
+    return Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, _best(rows))
 
 
 def _best(rows: Iterable[Mapping[str, Any]]) -> str:
     """Say which method is the most accurate on each data set, and how many connections it has."""
     best: dict[str, Mapping[str, Any]] = {}
-    for row in rows:
-        found = best.setdefault(row["title"], row)
-        if (row["test_accuracy"] or 0) > (found["test_accuracy"] or 0):
-            best[row["title"]] = row
+    for row in filter(itemgetter("test_accuracy"), rows):
+        found = best.get(row["title"], row)
+        best[row["title"]] = max(found, row, key=itemgetter("test_accuracy"))
     told = [
         f"{title}, {row['label']} (λ = {row['decay']:g}), {100 * row['test_accuracy']:.1f} % with "
         f"{row['nnz_end']:,.0f} connections"
         for title, row in best.items()
-        if row["test_accuracy"]
     ]
     return shown.sentence("Most accurate after the last epoch", "; ".join(told)).strip()
 
@@ -251,17 +247,13 @@ def _main_row(
     """Return a row's plain values: means and standard deviations; None where there is none."""
     runs = results.of(dataset, method)
     row: dict[str, Any] = {
-        "title": results.title(dataset),
-        "decay": results.decay,
-        "label": METHODS[method].label,
-        "profile": results.profile,
-        "dataset": dataset,
-        "method": method,
+        "title": results.title(dataset), "decay": results.decay, "label": METHODS[method].label,
+        "profile": results.profile, "dataset": dataset, "method": method,
         "seeds": " ".join(str(run["seed"]) for run in runs),
         "note": "" if runs else results.why_not(dataset, method),
         "guessing": bool(runs) and not have_learnt(runs),
         "speed_against_dense": None,
-    }
+    }  # fmt: skip
     if _unavailable(results, dataset):
         row |= {"label": "all methods", "note": NOT_AVAILABLE}
     names = ("test_accuracy", "best_test_accuracy", "nnz_start", "nnz_end")
@@ -278,19 +270,13 @@ def _main_row(
     return row
 
 
-def _mean_sd(name: str, scale: float = 1) -> Callable[[Mapping[str, Any]], str]:
-    """Return how a mean is shown with its standard deviation, times with three digits."""
-
-    def show(row: Mapping[str, Any]) -> str:
-        if row[name] is None:
-            return "not available" if row["note"] == NOT_AVAILABLE else "—"
-        form = "{:.3g}" if name == "epoch_seconds" else "{:.1f}"
-        values = (row[name], row[f"{name}_sd"])
-        return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(
-            form.format(scale * value) for value in values if value is not None
-        )
-
-    return show
+def _mean_sd(name: str, row: Mapping[str, Any]) -> str:
+    """Show a mean with its standard deviation: times with three digits, accuracies in percent."""
+    if row[name] is None:
+        return "not available" if row["note"] == NOT_AVAILABLE else "—"
+    form, scale = ("{:.3g}", 1) if name == "epoch_seconds" else ("{:.1f}", 100)
+    values = (scale * row[part] for part in (name, f"{name}_sd") if row[part] is not None)
+    return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(map(form.format, values))
 
 
 # --- T-deviations, what others published, and what it took ---------------------------------------
@@ -302,18 +288,15 @@ def _rows(name: str) -> list[dict[str, Any]]:
 
 
 def deviations(recorded: Results) -> Table:
-    """Make T-deviations: what differs from the released code, and the effect where it was measured.
-
-    An effect is the accuracy of the released way, less ours.
-    """
+    """Make T-deviations: what differs from the released code, and the measured effects."""
     rows = []
     for fact in _rows("deviations.json"):
-        effects = [
-            f"{recorded.title(dataset)}: {shown.points(found)}"
-            for dataset in recorded.study.datasets
-            for found in [_effect(recorded, dataset, **fact.get("measured", {}))]
-            if found
-        ]
+        effects, ways = [], fact.get("measured", {})  # each way a method and its weight decay
+        for dataset in recorded.study.datasets if ways else ():
+            pair = (ways["released"], ways["ours"])
+            runs = [recorded.at(decay).of(dataset, method) for method, decay in pair]
+            if found := shown.difference(*runs):
+                effects.append(f"{recorded.title(dataset)}: {shown.points(found)}")
         rows.append({**fact, "effect": "; ".join(effects) or fact["effect"]})
     columns = [
         Column(title, title, number=False) for title in ("subject", "released", "ours", "effect")
@@ -324,16 +307,6 @@ def deviations(recorded: Results) -> Table:
         "interval; else what is known of it."
     )
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded))
-
-
-def _effect(
-    recorded: Results, dataset: str, released: Sequence[Any] = (), ours: Sequence[Any] = ()
-) -> Effect | None:
-    """Compare two ways, each a method and its weight decay."""
-    if not (released and ours):
-        return None
-    ways = (released, ours)
-    return shown.difference(*(recorded.at(decay).of(dataset, method) for method, decay in ways))
 
 
 def published() -> Table:
@@ -374,7 +347,7 @@ def spent() -> Table:
     return Table.of("T-spent", rows, columns, caption)
 
 
-def progress(recorded: Results) -> TableAnswer:
+def progress(recorded: Results) -> Table:
     """Make the table of which runs of T-main are recorded, and what is missing."""
     rows: list[dict[str, Any]] = []
     study = recorded.study
@@ -399,4 +372,4 @@ def progress(recorded: Results) -> TableAnswer:
         f"Of the main table's {totals[1]} planned runs {totals[0]} are recorded; of CIFAR-10's "
         f"{cifar[1]}, {cifar[0]}."
     )
-    return TableAnswer(**vars(Table.of("T-recorded", rows, columns, caption)), finding=finding)
+    return Table.of("T-recorded", rows, columns, caption, finding=finding)

@@ -11,8 +11,8 @@ from scipy.stats import binom
 
 from sparsecore import datasets
 from sparsecore.paper.style import COLOURS, GREY, WIDTH, deviation, line, patch
-from sparsecore.paper.training.shown import drawn
-from sparsecore.paper.training.studies import Result, Results
+from sparsecore.paper.training.shown import drawn, moments
+from sparsecore.paper.training.studies import Results
 
 _DOTTED = (0, (1, 1))
 _BIN = 4  # connections: fewer make the curves ragged, more hide the width of the first ones
@@ -26,7 +26,8 @@ def degrees(results: Results) -> tuple[Figure, str, str, str]:
     """Draw the degrees in the layers that evolve, before and after training; of F-topology."""
     (name,), (method,) = results.study.datasets, results.study.methods
     runs, colour = results.of(name, method), COLOURS[method]
-    last = runs[0]["epochs"][-1]["epoch"]
+    seen = [{e["epoch"]: e["topology"] for e in r["epochs"] if "topology" in e} for r in runs]
+    last = max(seen[0])
     sizes = [runs[0]["data"]["n_features"], *runs[0]["config"]["hidden"]]
     layers = len(sizes) - 1  # the output layer does not evolve
     figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
@@ -34,11 +35,11 @@ def degrees(results: Results) -> tuple[Figure, str, str, str]:
     spreads = {}
     for (row, layer), ax in np.ndenumerate(axes):
         side, word = (("fan_out", "outgoing"), ("fan_in", "incoming"))[row]
-        before, after = ([_topology(r, epoch)[side][layer] for r in runs] for epoch in (0, last))
+        before, after = ([run[epoch][side][layer] for run in seen] for epoch in (0, last))
         draw_degrees(ax, before, GREY)
         draw_degrees(ax, after, colour)
         # Those of a random graph with as many connections.
-        degree = np.mean([_moments(h)[0] for h in before])
+        degree = np.mean([moments(h)[0] for h in before])
         k, trials = np.arange(int(degree + 5 * np.sqrt(degree)) + 1), sizes[layer + 1 - row]
         share = binom.pmf(k, trials, degree / trials)
         ax.plot(*_binned(share), color="black", linewidth=1.2, linestyle=_DOTTED)
@@ -46,7 +47,7 @@ def degrees(results: Results) -> tuple[Figure, str, str, str]:
         ax.set(title=neurons, xlabel=f"{word} connections")
         ax.set_xlim(left=0)
         ax.set_ylim(bottom=0)
-        first, then = (np.mean([_moments(h)[1] for h in moment]) for moment in (before, after))
+        first, then = (np.mean([moments(h)[1] for h in some]) for some in (before, after))
         spreads[row, layer] = f"{first:.1f} to {then:.1f} ({word}, {neurons})"
         if layer == 0:
             ax.set_ylabel("share of neurons (%)")
@@ -63,16 +64,6 @@ def degrees(results: Results) -> tuple[Figure, str, str, str]:
         f"{spreads[1, layers - 1]}."
     )
     return figure, caption, finding, f"Bins of {_BIN} connections. "
-
-
-def _moments(histogram: Any) -> tuple[float, float]:
-    """Return mean and standard deviation of what a histogram counts."""
-    k, share = np.arange(len(histogram)), np.asarray(histogram) / np.sum(histogram)
-    return float(share @ k), float(np.sqrt(share @ (k - share @ k) ** 2))
-
-
-def _topology(run: Result, epoch: int) -> dict[str, Any]:
-    return next(e["topology"] for e in run["epochs"] if e["epoch"] == epoch)
 
 
 def _binned(histogram: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +108,8 @@ def pixels(results: Results) -> tuple[Figure, str, str, str]:
     bar.set_label("strength of a pixel: Σ |weight| over its outgoing connections")
     bar.outline.set_visible(False)
     bar.ax.grid(False)
-    first, final = (100 * _held_by_strongest(image) for image in (images[0], images[-1]))
+    strengths = [np.sort(image, axis=None)[::-1] for image in (images[0], images[-1])]
+    first, final = (100 * s[: len(s) // 10].sum() / s.sum() for s in strengths)
     caption = (
         "**Where the network looks.** Strength of the connections that leave each of "
         f"{facts['title']}'s pixels, over training, on one scale. The network starts without "
@@ -128,9 +120,3 @@ def pixels(results: Results) -> tuple[Figure, str, str, str]:
         f"and {final:.0f} % at the end."
     )
     return figure, caption, finding, f"Seed {run['seed']}. "
-
-
-def _held_by_strongest(image: np.ndarray) -> float:
-    """Return the share of all strength that the strongest tenth of the pixels has."""
-    strengths = np.sort(image, axis=None)[::-1]
-    return float(strengths[: len(strengths) // 10].sum() / strengths.sum())

@@ -63,7 +63,7 @@ def recorded(short_simulations):
         patch.setenv(store.FOLDER, str(Path(__file__).parent.parent / "book" / "results"))
         patch.setattr(studies, "data_sha256", lambda name: None)  # not to be downloaded
         rows = {row: Versions(run) for row, run in extreme.recorded().items()}
-        parts = {n: extreme._part_entry(n, "paper").recorded() for n in extreme.PARTS}
+        parts = {n: extreme._entry(n, "paper").recorded() for n in extreme.PARTS}
         return {
             speed_figures: {p: Versions(speed.entry(p, "paper").recorded()) for p in speed.PARTS},
             scaling_figures: Versions(scaling.entry("paper").recorded()),

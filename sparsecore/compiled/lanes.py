@@ -16,16 +16,10 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import (
-    NativeValue,
-    intrinsic,
-    models,
-    overload,
-    register_jitable,
-    register_model,
-    typeof_impl,
-    unbox,
-)
+
+from numba.extending import (  # isort: skip
+    NativeValue, intrinsic, models, overload, register_jitable, register_model, typeof_impl, unbox,
+)  # fmt: skip
 
 # Reductions work in registers of this many lanes; wider values are first folded down to it.
 _FOLD = 16

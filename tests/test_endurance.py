@@ -84,11 +84,11 @@ def killed(command, path, rng):
             )
         )
     time.sleep(0.8 * rng.random())
-    runs = process.poll() is None
-    if runs:
-        rng.choice(ranks(psutil.Process(process.pid))).kill()
+    victims = ranks(psutil.Process(process.pid)) if process.poll() is None else []
+    if victims:
+        rng.choice(victims).kill()
     process.communicate(timeout=600)  # of an asynchronous run a rank may go on
-    return runs
+    return bool(victims)
 
 
 @pytest.mark.parametrize("kind", RUNS)

@@ -203,7 +203,7 @@ def test_results_of_both_weight_decays_stand_apart(study, ran, monkeypatch):
         0,
         0,
     ]
-    assert found.at(0.0).suffix == "-decay0" and found.suffix == ""
+    assert found.at(0.0).suffix == "-here-decay0" and found.suffix == "-here"
 
 
 def test_seeds_per_condition_are_the_study_s():
@@ -305,7 +305,7 @@ def test_a_study_that_is_none_is_named():
 def test_every_table_and_figure_of_the_design_has_its_study():
     keys = "T-datasets T-hyper T-main T-extreme F-overview F-curves F-gradient-flow F-alpha "
     keys += "F-importance F-topology F-parallel F-scaling F-resources F-speed L-claims "
-    keys += "F-decay F-depth T-deviations T-times T-estimator"
+    keys += "F-decay F-depth T-deviations T-times T-estimator T-reliability"
     assert set(keys.split()) == set(STUDIES)
 
 

@@ -40,14 +40,14 @@ def add(commands: Any) -> None:
 
 def _measured() -> dict[str, Any]:
     """Return the modules of the studies that are measured, by key; all load and list entries."""
-    from sparsecore.paper import estimator
+    from sparsecore.paper import estimator, reliability
     from sparsecore.paper.extreme import runs as extreme
     from sparsecore.paper.parallel import runs as parallel
     from sparsecore.paper.scaling import measure as scaling
     from sparsecore.paper.speed import measure as speed
     from sparsecore.paper.training import depth, times
 
-    modules = (speed, parallel, scaling, extreme, depth, times, estimator)
+    modules = (speed, parallel, scaling, extreme, depth, times, estimator, reliability)
     found: dict[str, Any] = {module.STUDY: module for module in modules}
     return {**found, "F-resources": parallel}
 

@@ -24,6 +24,17 @@ def _entry(name: str) -> store.Entry:
     return store.Entry(STUDY, name, "paper", lambda result: _ROW)
 
 
+def entries(profile: str) -> list[store.Entry]:
+    """Return what is recorded; there is no quick version."""
+    paths = sorted((store.root() / profile / STUDY).glob("*.json"))
+    return [_entry(path.stem) for path in paths if profile == "paper"]
+
+
+def load(profile: str | None = None) -> None:
+    """Say how to measure: it kills processes, which a build of the book should not."""
+    raise RuntimeError(f'{STUDY}: SPARSECORE_RECORD=1 pytest -m "fuzz or endurance" records it')
+
+
 def keep(check: str, what: str, tried: int, held: int) -> None:
     """Record how often something was tried, and how often the promise held."""
     entry = _entry(what.replace(" ", "-"))
@@ -33,8 +44,7 @@ def keep(check: str, what: str, tried: int, held: int) -> None:
 
 def table() -> Table:
     """Return a row for each thing that was tried."""
-    paths = sorted((store.root() / "paper" / STUDY).glob("*.json"))
-    results = [result for path in paths if (result := _entry(path.stem).recorded())]
+    results = [result for entry in entries("paper") if (result := entry.recorded())]
     results.sort(key=lambda result: list(CHECKS).index(result["check"]))
     rows = [dict(zip(("done", "promise"), CHECKS[r["check"]], strict=True), **r) for r in results]
     columns = [

@@ -208,6 +208,7 @@ _STUDIES = (
     Study("F-resources", "CPU and memory over time of each rank", runs_of="F-parallel"),
     Study("F-scaling", "speed-up per worker, measured, and simulated to 1024"),
     Study("T-extreme", "up to 2·10⁸ neurons: memory, time, learning"),
+    Study("T-reliability", "what was done to runs, files and models to break them"),
     Study("T-estimator", "the estimator's defaults on users' tables, and scikit-learn's"),
     Study("F-depth", "gradient flow at initialisation against depth and α"),
     Study("T-times", "seconds per epoch of all methods, which take turns on one machine"),

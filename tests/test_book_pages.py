@@ -109,7 +109,6 @@ def test_buttons_appear_where_the_repository_is_known(environ, tmp_path):
     assert ("mybinder" in page) == bool(environ)
 
 
-# Their text is written anew elsewhere; whoever has made one readable takes it out of here.
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_reads_well_without_the_book(path):
     """JupyterLab shows Sphinx's roles, and links without a text, as they are written."""

@@ -52,7 +52,7 @@ FAULTS = """() => {
         }
     }
     for (const button of document.querySelectorAll("button, a.btn")) {
-        const name = button.getAttribute("aria-label") || button.title || button.innerText;
+        const name = button.getAttribute("aria-label") || button.title || button.textContent;
         if (!name.trim()) found.push("without a name: " + words(button));
     }
     for (const head of document.querySelectorAll("main th")) {

@@ -28,7 +28,7 @@ _FIRST = ("test_golden.py", "test_kernels.py", "test_wasap.py", "test_cluster.py
 
 def pytest_collection_modifyitems(config, items):
     """Order the files, and leave what takes long to those who ask for it."""
-    for name in ("fuzz", "endurance"):
+    for name in ("fuzz", "endurance", "site"):
         if name not in config.option.markexpr:
             left = [item for item in items if item.get_closest_marker(name)]
             config.hook.pytest_deselected(items=left)

@@ -29,10 +29,8 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 @pytest.fixture
-def run(tmp_path, request):
+def run(tmp_path):
     """Run the page's scripts; what they leave behind is an error."""
-    if "site" not in request.config.option.markexpr:
-        pytest.skip("takes minutes: pytest -m site")
     for name, text in SCRIPTS.items():
         (tmp_path / name).write_text(text)
 

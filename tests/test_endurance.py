@@ -43,11 +43,6 @@ RUNS = {
 }
 
 
-def keep(check, what, tried, held):
-    if os.environ.get("SPARSECORE_RECORD"):
-        reliability.keep(check, what, tried, held)
-
-
 def start(command, **options):
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     return subprocess.Popen(command, start_new_session=True, **quiet | options)
@@ -111,7 +106,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_been(kind, tmp_path):
         assert not list(path.parent.glob("*.tmp")), "what a dead writer left"
         shutil.rmtree(path.parent)
         kills, survived = kills + more, survived + more * same
-        keep("kills", kind, kills, survived)
+        reliability.keep("kills", kind, kills, survived)
     assert survived == kills
 
 
@@ -184,6 +179,6 @@ def test_jobs_in_a_row_leave_nothing(end, tmp_path):
         clean, before = clean + (not left), made
         for each in ours(tag):
             each.kill()
-        keep("jobs", f"jobs {end}", number + 1, clean)
+        reliability.keep("jobs", f"jobs {end}", number + 1, clean)
     assert clean == attempts + 1
     assert not [*temporary.rglob("*"), *tmp_path.glob(".run*")]

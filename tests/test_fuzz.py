@@ -441,8 +441,7 @@ def test_every_input_is_read_or_refused(name, tmp_path):
         use_extreme(net)
         tiles.check(net.layers[0].grid, net.layers[0].tiles, net._team)
     counts, failures = tried(name, INPUTS, tmp_path)
-    if os.environ.get("SPARSECORE_RECORD"):
-        reliability.keep("fuzz", name, INPUTS, INPUTS - len(failures))
+    reliability.keep("fuzz", name, INPUTS, INPUTS - len(failures))
     assert counts.total() == INPUTS
     assert not failures, "\n".join(failures[:20])
     assert counts["refused"] > INPUTS / 20, "inputs that are wrong are refused"

@@ -29,10 +29,8 @@ PATIENCE = 180_000  # milliseconds: a kernel's first call compiles
 
 
 @pytest.fixture
-def page(tmp_path, request):
+def page(tmp_path):
     """The notebook, open in JupyterLab in Chromium."""
-    if "site" not in request.config.option.markexpr:
-        pytest.skip("takes minutes: pytest -m site")
     shutil.copy(NOTEBOOK, tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from sparsecore.commands.options import check_common, check_targets, given
+from sparsecore.commands.options import check_common, check_targets, given, say
 from sparsecore.config import HYPERPARAMETERS
 
 _MANY = 50  # classes, of which one asks oneself whether they are numbers
@@ -55,10 +55,9 @@ def train(options: argparse.Namespace) -> None:
         row, text = next(each for each in found if not math.isfinite(tables.number(each[1])))
         raise ValueError(f"{options.data}, row {row}: expected a number to predict, got {text!r}")
     if options.task is None and not numbers and len(set(table.y.tolist())) > _MANY:
-        print(
-            f"sparsecore train: {options.target} has more than {_MANY} different values, each of "
-            "which is taken as a class; to predict numbers: --task numbers",
-            file=sys.stderr,
+        say(
+            f"{options.target} has more than {_MANY} different values, each of which is taken as a "
+            "class; to predict numbers: --task numbers"
         )
     chosen = {own[name]: value for name, value in given(options, HYPERPARAMETERS).items()}
     kind: Any = SparseMLPRegressor if numbers else SparseMLPClassifier

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from sparsecore.datasets.dataset import standardize
 from sparsecore.mlp import SparseMLP
 
 
-class Observer:
+class Observer(ABC):
     """Returns what is new in an epoch's record; `data` are raw, and epoch 0 is before training."""
 
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
@@ -28,8 +29,8 @@ class Observer:
         """Tell whether it is epoch 0, 1, 2, 5, 10, 20, 50, … or the last."""
         return epoch in {0, self.config.epochs} | {k * 10**e for k in (1, 2, 5) for e in range(6)}
 
-    def _look(self, model: SparseMLP) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _look(self, model: SparseMLP) -> dict[str, Any]: ...
 
 
 class ObserveTopology(Observer):

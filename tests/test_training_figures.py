@@ -383,7 +383,8 @@ def test_the_built_table_holds_the_numbers_of_the_results():
     built = ROOT / "book/_build/html/notebooks/main.html"
     if not built.is_file():
         pytest.skip("the book is not built")
-    found = re.findall(r"<figure[^>]* id=\"t-main(?:-here)?\".*?</figure>", built.read_text(), re.DOTALL)
+    figure = r"<figure[^>]* id=\"t-main(?:-here)?\".*?</figure>"
+    found = re.findall(figure, built.read_text(), re.DOTALL)
     assert found, "no table t-main on the page"
     cell = r"<td.*?</td>"
     rows = [

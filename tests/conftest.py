@@ -21,9 +21,13 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("repeatable")
 
-# Files are handed to workers whole and in this order: what compiles for all, then what waits for
-# other processes. The short rest fills both workers to the end.
-_FIRST = ("test_golden.py", "test_kernels.py", "test_wasap.py", "test_cluster.py")
+# Files are handed to workers whole and in this order. First comes what compiles for all: each rank
+# of an MPI job would compile for itself. Then comes what waits for other processes; the short rest
+# fills both workers to the end.
+_FIRST = (
+    "test_golden.py", "test_kernels.py", "test_parallel.py", "test_cluster.py", "test_split.py",
+    "test_wasap.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(config, items):

@@ -102,7 +102,8 @@ def _warn(why: str) -> None:
 def jit(*, inner: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles at the first call, with options of `numba.njit` added.
 
-    What only compiled code calls is `inner`: half its code would be what lets Python call it.
+    What only compiled code calls is `inner`: half its code would be there for Python, which would
+    crash if it called it.
     """
     if config.DISABLE_JIT:
         raise RuntimeError(

@@ -26,7 +26,6 @@ from sparsecore.seeds import Purpose
 # The kernels cannot be interrupted: they are handed about this many seconds of work at a time.
 _SLICE_SECONDS = 0.2
 Targets = np.ndarray | Aim  #: class indices, or what else is aimed at
-_NONE = np.zeros(0, np.int64)
 
 
 def _part(targets: Targets, rows: Any) -> Targets:
@@ -146,9 +145,8 @@ class Trainer(Fixed, Closing):
     FIXED = ("model", "config", "seed", "threads", "rank")
 
     def __init__(
-        self, model: Model, config: TrainConfig, *, seed: int = 0, threads: int = 1, rank: int = 0,
-        like: Targets = _NONE,
-    ) -> None:  # fmt: skip
+        self, model: Model, config: TrainConfig, *, seed: int = 0, threads: int = 1, rank: int = 0
+    ) -> None:
         self.model, self.config = model, config
         self.seed, self.threads, self.rank = seed, threads, rank
         self.epoch, self._steps = 0, np.zeros(1, np.int64)
@@ -158,7 +156,7 @@ class Trainer(Fixed, Closing):
         self.close = self._engine.close
         self._rule = sgd_rule(config, seed, rank)
         self._slice_steps = 1
-        self._compile(_part(like, slice(0)))
+        self._compile()
 
     @property
     def step(self) -> int:
@@ -269,10 +267,11 @@ class Trainer(Fixed, Closing):
             self.epoch, self.step = progress["epoch"], progress["step"]
             self.seconds = dict(progress["seconds"])
 
-    def _compile(self, none: Targets) -> None:
+    def _compile(self) -> None:
         """Have everything compiled before anything is timed: run it over no or little data."""
         X = np.zeros((1, self.model.sizes[0]), np.float32)
-        self._engine.train(self._rule, X[:0], none, _NONE, 1, 0, metrics())
+        none = np.zeros(0, np.int64)
+        self._engine.train(self._rule, X[:0], none, none, 1, 0, metrics())
         self.model.decision_function(X)
         if self.config.zeta > 0 or self.config.prune_from is not None:
             tiny = SparseMLP.erdos_renyi((4, 4, 4, 2), density=0.5, random_state=0)

@@ -21,9 +21,13 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("repeatable")
 
-# Files are handed to workers whole and in this order: what compiles for all, then what waits for
-# other processes. The short rest fills both workers to the end.
-_FIRST = ("test_golden.py", "test_kernels.py", "test_wasap.py", "test_cluster.py")
+# Files are handed to workers whole and in this order. First comes what compiles for all: each rank
+# of an MPI job would compile for itself. Then comes what waits for other processes; the short rest
+# fills both workers to the end.
+_FIRST = (
+    "test_golden.py", "test_kernels.py", "test_parallel.py", "test_cluster.py", "test_split.py",
+    "test_wasap.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(config, items):
@@ -61,6 +65,25 @@ def one_worker(monkeypatch, tmp_path):
     monkeypatch.setattr(cluster, "connect", connect)
     monkeypatch.setattr(cluster, "train", train)
     return calls
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Return a study of four short runs on embedded data, with a results folder of its own."""
+    from sparsecore.paper import store
+    from sparsecore.paper.training.conditions import STUDIES, Study
+    from sparsecore.paper.training.observers import ObserveTopology
+
+    small = Study(
+        "F-test", "two methods on digits", datasets=("digits",),
+        methods=("set-relu", "set-all-relu"), seeds={"quick": (0, 1), "paper": (0,)},
+        quick={"digits": {"epochs": 2, "hidden": (20, 20)}}, quick_rows={"digits": (300, 100)},
+        observers={("digits", "set-all-relu"): (ObserveTopology,)},
+    )  # fmt: skip
+    monkeypatch.setitem(STUDIES, "F-test", small)
+    monkeypatch.setenv(store.FOLDER, str(tmp_path))
+    monkeypatch.delenv(store.PROFILE, raising=False)
+    return small
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -16,11 +17,14 @@ from ipyparallel.error import RemoteError
 from sparsecore import cluster, datasets, wasap
 from sparsecore.cluster import ClusterError, engines, training
 from sparsecore.config import TrainConfig
+from sparsecore.paper.training import on_cluster, studies
+from sparsecore.paper.training.conditions import STUDIES
 
 pytestmark = [pytest.mark.mpi]
 BIN = Path(sys.executable).parent
 SMALL = TrainConfig(hidden=(40, 30), batch_size=32, epochs=6)
 LONG = SMALL.with_values(epochs=4000)
+ENGINES = max(3, on_cluster.n_workers())
 
 
 @contextmanager
@@ -109,26 +113,47 @@ def test_cluster_goes_with_who_started_it_however_that_ends():
     assert len(pids) == 2 and are_gone(pids, 60)  # importing takes its time on a busy machine
 
 
-@contextmanager
-def terminal(n, folder):
-    """Start a cluster in a terminal, that is by another process."""
-    with new_user(folder):
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """The folder of a cluster that was started in a terminal, and the process that did."""
+    with new_user(tmp_path_factory.mktemp("ipython")) as folder:
         process = subprocess.Popen(
-            [BIN / "ipcluster", "start", "--engines=MPI", "-n", str(n)],
+            [BIN / "ipcluster", "start", "--engines=MPI", "-n", str(ENGINES)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
         )  # fmt: skip
         try:
             while "successfully" not in process.stdout.readline():
                 assert process.poll() is None
-            yield process
+            yield str(folder), process
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=30)
 
 
+def test_a_study_s_parallel_methods_train_on_one_cluster(running, study, monkeypatch):
+    both = replace(study, methods=("set-relu", "wassp", "wasap"), seeds={"quick": (0,)})
+    monkeypatch.setitem(STUDIES, "F-test", replace(both, observers={}))
+    monkeypatch.setenv("IPYTHONDIR", running[0])
+    asked, connect = [], cluster.connect
+    monkeypatch.setattr(cluster, "connect", lambda n: asked.append(n) or connect(n))
+    found = studies.load("F-test", progress=False)
+    assert asked == [on_cluster.n_workers()]
+    data = datasets.load("digits").limited(300)
+    for method in ("wassp", "wasap"):
+        run = found.of("digits", method)[0]
+        assert run["provenance"]["ranks"] == run["parallel"]["workers"] == on_cluster.n_workers()
+        assert run["provenance"]["data_sha256"] == data.content_hash
+        assert [epoch["epoch"] for epoch in run["epochs"]] == [1, 2]
+        assert run["config"]["algorithm"] == method
+    assert studies.load("F-test", progress=False).runs == found.runs
+    assert len(asked) == 1, "what is there needs no cluster"
+
+
 @pytest.mark.slow
-def test_terminal_s_cluster_is_used_and_a_run_survives_engines_killed_or_hanging(own, tmp_path):
+def test_terminal_s_cluster_is_used_and_a_run_survives_engines_killed_or_hanging(
+    own, running, monkeypatch, tmp_path
+):
     path = tmp_path / "run.npz"
     config = SMALL.with_values(epochs=300, learning_rate=0.001)
     broken = []
@@ -150,14 +175,16 @@ def test_terminal_s_cluster_is_used_and_a_run_survives_engines_killed_or_hanging
             on_progress=interfere, patience=2,
         )  # fmt: skip
 
-    with terminal(3, tmp_path / "ipython") as process:
-        with cluster.connect(3) as workers:
+    with monkeypatch.context() as patch:
+        patch.setenv("IPYTHONDIR", running[0])
+        with cluster.connect(ENGINES) as workers:
             _, result = cluster.train(workers, SMALL, "digits")
-            assert result["config"]["workers"] == 3
-        with pytest.raises(ClusterError, match=r"has 3 engine.*4 workers.*-n 4"):
-            with cluster.connect(4):
+            assert result["config"]["workers"] == ENGINES
+        more = ENGINES + 1
+        with pytest.raises(ClusterError, match=rf"has {ENGINES} engine.*{more} workers.*-n {more}"):
+            with cluster.connect(more):
                 pass
-        assert process.poll() is None, "left running"
+        assert running[1].poll() is None, "left running"
         with cluster.connect(2) as workers:
             assert workers.own is None
             killed = rf"rank 1 \(process {workers.pids[1]}\) was killed or.*; resume=True goes"

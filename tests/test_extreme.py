@@ -224,8 +224,11 @@ def test_new_places_are_uniform_over_the_vacant_ones(team):
 # --- sweeps --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", ["all-relu", "relu", "leaky-relu"])
-@pytest.mark.parametrize("n, batch_size", [(4, 4), (3, 4), (1, 4), (11, 16)])
+@pytest.mark.parametrize(
+    "activation, n, batch_size",
+    [("all-relu", n, size) for n, size in ((4, 4), (3, 4), (1, 4), (11, 16))]
+    + [("relu", 3, 4), ("leaky-relu", 11, 16)],
+)
 def test_against_dense_numpy(activation, n, batch_size):
     X, y = samples(n)
     with network(activation=activation, batch_size=batch_size, threads=2) as net:

@@ -216,8 +216,7 @@ def test_no_form_of_the_data_compiles_a_kernel_anew():
     model = network()
     X, y = batch(model, 32)
     jitted = (
-        programs.train_batches, programs.batch_gradient, programs.predict_range, kernels.misplaced,
-        kernels.reorder,
+        programs.run_batches, programs.predict_range, kernels.misplaced, kernels.reorder
     )  # fmt: skip
 
     def use(X, y):

@@ -194,7 +194,7 @@ def test_round_trips_are_those_of_a_push():
             super().store(*args)
 
     data = datasets.load("digits").limited(128, random_state=0)
-    config = TrainConfig(hidden=(20, 20), batch_size=16, epochs=4)
+    config = TrainConfig(hidden=(20, 20), batch_size=32, epochs=4)
     model = new_model(config, data.n_features, data.n_classes, 0)
     place = Counting(model.sizes, model.nnz, 2, 12, 4)
     server = ParameterServer(place, config, 0, 3, 4)

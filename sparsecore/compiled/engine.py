@@ -12,8 +12,8 @@ import numpy as np
 
 from sparsecore.compiled import kernels, lanes, programs
 from sparsecore.compiled.arrays import Closing, reads
-from sparsecore.compiled.kernels import Metrics, Network, Rule, State, Workspace
-from sparsecore.compiled.losses import SOFTMAX, Aim
+from sparsecore.compiled.kernels import Metrics, Network, Rule, State, Target, Workspace
+from sparsecore.compiled.losses import SOFTMAX, Aim, unweighted
 from sparsecore.compiled.team import PARTS, Governor, Team, borrowed
 
 # Forward gains little from more lanes, and two threads can share a batch of 128.
@@ -26,6 +26,7 @@ _CACHE_LINE, _HUGE_PAGE = 64, 2**21
 # cost more than they save, as do slices in which a row has hardly any connections.
 _SLICE_BYTES = 2**19
 _SLICE_CONNECTIONS = 4
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 def aligned(size: int, dtype: type) -> np.ndarray:
@@ -107,15 +108,16 @@ class Engine(Closing):
 
     def _batches(
         self, network: Network, inputs: np.ndarray, targets: np.ndarray | Aim, rows: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray | Aim, np.ndarray]:
+    ) -> tuple[np.ndarray, Aim, np.ndarray]:
         """Return samples as the kernels read them, all within bounds."""
         inputs, rows = reads(inputs, np.float32, 2), reads(rows, np.int64)
         n_outputs = network.sizes[-1]
         if isinstance(targets, Aim):
-            targets = targets.read(len(inputs), n_outputs)
-            labels = targets.labels if targets.loss == SOFTMAX else np.zeros(len(inputs), np.int64)
+            aim = targets.read(len(inputs), n_outputs)
+            labels = aim.labels if aim.loss == SOFTMAX else np.zeros(len(inputs), np.int64)
         else:
-            labels = targets = reads(targets, np.int64)
+            aim = unweighted(targets)
+            labels = aim.labels
         if inputs.shape != (len(labels), network.sizes[0]):
             raise ValueError(
                 f"inputs: expected shape ({len(labels)}, {network.sizes[0]}), got {inputs.shape}"
@@ -126,7 +128,7 @@ class Engine(Closing):
                 f"rows: expected samples below {len(labels)} with labels below {n_outputs}, got "
                 f"row {rows[place]}"
             )
-        return inputs, targets, rows
+        return inputs, aim, rows
 
     def train(
         self, rule: Rule, inputs: np.ndarray, targets: np.ndarray | Aim, rows: np.ndarray,
@@ -142,7 +144,7 @@ class Engine(Closing):
             raise RuntimeError("the network has no velocity: call start_momentum() first")
         if not 1 <= batch_size <= self._batch_size:
             raise ValueError(f"batch_size: expected 1 to {self._batch_size}, got {batch_size!r}")
-        inputs, targets, rows = self._batches(net, inputs, targets, rows)
+        inputs, aim, rows = self._batches(net, inputs, targets, rows)
         nnz, first = len(net.weights), 0
         # In the order in which backward visits them, velocities save 5 to 12 % of a step.
         kernels.reorder(*(order := _order(state)), True)
@@ -153,9 +155,10 @@ class Engine(Closing):
                 members = self._governor.members
                 begin = time.perf_counter()
                 self._team.walk(
-                    programs.train_batches, self._wide, self._width, net, velocity[:nnz],
-                    velocity[nnz:], work[members], rule, inputs, targets, turn, batch_size,
-                    step + first // batch_size, sums, members=members,
+                    programs.run_batches, self._wide, self._width, net,
+                    Target(velocity[:nnz], velocity[nnz:], None, None, members > 1), work[members],
+                    rule, inputs, aim, turn, batch_size, step + first // batch_size, sums,
+                    members=members,
                 )  # fmt: skip
                 if steps:  # the last one may be smaller than the others
                     seconds = time.perf_counter() - begin
@@ -173,7 +176,7 @@ class Engine(Closing):
         """Write the gradient of the mean loss over ``inputs[rows]`` into a flat vector."""
         state, work = self._now()
         net, nnz = state.network, len(state.network.weights)
-        inputs, targets, rows = self._batches(net, inputs, targets, rows)
+        inputs, aim, rows = self._batches(net, inputs, targets, rows)
         if not 1 <= len(rows) <= self._batch_size:
             raise ValueError(f"rows: expected 1 to {self._batch_size}, got {len(rows)}")
         if out.shape != state.params.shape or out.dtype != np.float32 or not out.flags.carray:
@@ -181,9 +184,11 @@ class Engine(Closing):
                 f"out: expected a contiguous float32 vector of {len(state.params)} values, got "
                 f"{out.dtype} of shape {out.shape}"
             )
+        size, plain = self._team.size, rule._replace(learning_rate=_ONE, momentum=_ZERO)
         self._team.walk(
-            programs.batch_gradient, self._wide, self._width, net, out[:nnz], out[nnz:],
-            work[self._team.size], rule, inputs, targets, rows, step, sums,
+            programs.run_batches, self._wide, self._width, net,
+            Target(None, None, out[:nnz], out[nnz:], size > 1), work[size], plain, inputs, aim,
+            rows, len(rows), step, sums,
         )  # fmt: skip
 
 

@@ -99,14 +99,19 @@ def _warn(why: str) -> None:
     )
 
 
-def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that compiles at the first call, with options of `numba.njit` added."""
+def jit(*, inner: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that compiles at the first call, with options of `numba.njit` added.
+
+    What only compiled code calls is `inner`: half its code would be there for Python, which would
+    crash if it called it.
+    """
     if config.DISABLE_JIT:
         raise RuntimeError(
             "NUMBA_DISABLE_JIT: expected 0 or nothing, got 1; unset it, the kernels exist only as "
             "compiled code"
         )
     keep = options.pop("cache", True)
+    options |= {"no_cpython_wrapper": inner, "no_cfunc_wrapper": True}
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = njit(nogil=True, error_model="numpy", **options)(function)

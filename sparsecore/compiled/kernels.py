@@ -28,7 +28,8 @@ from sparsecore.compiled.lanes import (  # isort: skip
 # a tuple counts references, atomically, in the inner loop; no array is made here, so there is
 # nothing to count. And without `forceinline` LLVM calls the bodies of inner loops.
 _jit = jit(_nrt=False)
-_inline = jit(_nrt=False, forceinline=True)
+_inner = jit(inner=True, _nrt=False)
+_inline = jit(inner=True, _nrt=False, forceinline=True)
 
 # How many connections ahead backward asks for a line that another thread may have changed. From
 # that thread's cache it takes as long as ten connections; 8 is worse than no prefetch.
@@ -103,7 +104,7 @@ class Metrics(NamedTuple):
     steps: np.ndarray  #: int64 (1,), steps taken
 
 
-@_inline
+@jit(_nrt=False, forceinline=True)
 def mix(a, b):
     """Hash two integers to a uint64 (the finaliser of splitmix64)."""
     h = np.uint64(a) + np.uint64(0x9E3779B97F4A7C15) * (np.uint64(b) + np.uint64(1))
@@ -120,7 +121,7 @@ def noise_of(rule, step):
     return Noise(mix(rule.seed, step), threshold, scale)
 
 
-@_jit
+@_inner
 def _row_start(sizes, layer, side):
     """Return where a layer's pointers begin: in `indptr` for side 1, in `out_indptr` for side 0."""
     start = 0
@@ -129,7 +130,7 @@ def _row_start(sizes, layer, side):
     return start
 
 
-@_jit
+@_inner
 def gather(width, start, stop, inputs, rows, first, count, act, x0):
     """Copy features [start, stop) of `count` samples into a feature-major block, padded with 0."""
     lanes, side = lanes_of(width), tile_of(width)
@@ -185,7 +186,7 @@ def _weighted_sum(width, begin, end, net, act, x0, acc):
     return acc
 
 
-@_jit
+@_inner
 def forward(width, start, stop, layer, part, net, act, x0, y0, hidden, work, cursor, noise, column):
     """Add a slice of the inputs of a layer's neurons [start, stop); the last one finishes them."""
     # With a `work`, what backward needs is kept, and `noise` drops activations; without it there is
@@ -217,7 +218,7 @@ def forward(width, start, stop, layer, part, net, act, x0, y0, hidden, work, cur
         store(act, target, y)
 
 
-@_jit
+@_inner
 def softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count, losses, hits):
     """Replace a block of logits by the gradient of the summed loss; padding gets gradient 0."""
     lanes = lanes_of(width)
@@ -254,10 +255,10 @@ class Pace(NamedTuple):
 
 
 @_inline
-def pace_of(rate, rule, momentum, turn, turns):
+def pace_of(rate, rule, turn, turns):
     """Return the pace of the blocks of one of several turns."""
     one, zero = np.float32(1), np.float32(0)
-    carry = momentum if turn == 0 else one
+    carry = rule.momentum if turn == 0 else one
     final = turn == turns - 1
     return Pace(rate, carry, one - rule.weight_decay if final else one, one if final else zero)
 
@@ -349,7 +350,7 @@ def _backward_row(wide, width, begin, end, base, net, target, act, x, d, acc, in
     return acc
 
 
-@_jit
+@_inner
 def backward_input(wide, width, start, stop, part, net, target, work, x, d, pace):
     """Apply the gradients of the weights from features [start, stop), for a slice of targets."""
     cursor, nothing = work.cursor[0], splat(wide, np.float32(0))
@@ -364,7 +365,7 @@ def backward_input(wide, width, start, stop, part, net, target, work, x, d, pace
         )
 
 
-@_jit
+@_inner
 def backward(wide, width, start, stop, layer, part, net, target, work, x, d, noise, pace):
     """Apply the gradients of a hidden layer's outgoing weights, for a slice of their targets."""
     # The last slice also moves the biases, and replaces activations by pre-activation gradients.

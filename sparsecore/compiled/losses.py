@@ -1,7 +1,7 @@
 """What a network's outputs are compared with: loss and gradient of a block of the batch.
 
-Plain class indices have softmax and cross-entropy, `kernels.softmax_cross_entropy`. Weighted
-samples, several labels and numbers are an `Aim`; which of the two it is, the compiler knows.
+Class indices have softmax and cross-entropy, `kernels.softmax_cross_entropy`. Weighted samples,
+several labels and numbers are an `Aim`. To the compiler all are of one type: it compiles once.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
 from sparsecore.compiled.arrays import reads
 from sparsecore.compiled.jit import jit
@@ -48,8 +46,16 @@ class Aim(NamedTuple):
         )  # fmt: skip
 
 
-@jit(_nrt=False)
-def _weighted(width, n_outputs, act, z0, aim, rows, first, count, losses, hits):
+_NOTHING = reads(np.zeros((0, 0)), np.float32, 2), reads(np.zeros(0), np.float32)
+
+
+def unweighted(labels: np.ndarray) -> Aim:
+    """Return class indices alone as the kernels read them: an aim without weights."""
+    return Aim(SOFTMAX, reads(labels, np.int64), *_NOTHING)
+
+
+@jit(inner=True, _nrt=False)
+def loss_gradient(width, n_outputs, act, z0, aim, rows, first, count, losses, hits):
     """Replace a block of outputs by the gradient of the summed, weighted loss; padding gets 0."""
     lanes, one = lanes_of(width), np.float32(1)
     softmax = aim.loss == SOFTMAX
@@ -57,6 +63,8 @@ def _weighted(width, n_outputs, act, z0, aim, rows, first, count, losses, hits):
         softmax_cross_entropy(
             width, n_outputs, act, z0, aim.labels, rows, first, count, losses, hits
         )
+        if not len(aim.weights):
+            return
     for column in range(count):
         row = at(rows, first + column)
         weight, loss = aim.weights[row], losses[column] if softmax else 0.0
@@ -77,17 +85,3 @@ def _weighted(width, n_outputs, act, z0, aim, rows, first, count, losses, hits):
     for column in range(count, lanes):
         for c in range(n_outputs):
             put(act, z0 + c * lanes + column, np.float32(0))
-
-
-def loss_gradient(width, n_outputs, act, z0, targets, rows, first, count, losses, hits):
-    """Replace a block of outputs by the gradient of the loss, and write each sample's loss."""
-
-
-@overload(loss_gradient)
-def _loss_gradient(width, n_outputs, act, z0, targets, rows, first, count, losses, hits):
-    kernel = softmax_cross_entropy if isinstance(targets, types.Array) else _weighted
-
-    def loss_of(width, n_outputs, act, z0, targets, rows, first, count, losses, hits):
-        kernel(width, n_outputs, act, z0, targets, rows, first, count, losses, hits)
-
-    return loss_of

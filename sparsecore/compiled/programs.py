@@ -17,11 +17,12 @@ from sparsecore.compiled.losses import loss_gradient
 from sparsecore.compiled.team import PARTS, barrier, claim
 
 _jit = jit(_nrt=False)
+_inner = jit(inner=True, _nrt=False)
 
 
-@_jit
+@_inner
 def _forward_by_rows(
-    member, size, sync, width, net, work, noise, inputs, labels, rows, first, count, blocks
+    member, size, sync, width, net, work, noise, inputs, aim, rows, first, count, blocks
 ):
     """Forward up to the gradients of the logits; members share the neurons of each layer."""
     lanes = lanes_of(width)
@@ -61,12 +62,12 @@ def _forward_by_rows(
 
     if member == 0:
         for block in range(blocks):
-            _loss(width, net, work, labels, rows, first, block, count)
+            _loss(width, net, work, aim, rows, first, block, count)
 
 
-@_jit
+@_inner
 def _forward_by_samples(
-    member, size, width, net, work, noise, inputs, labels, rows, first, count, blocks
+    member, size, width, net, work, noise, inputs, aim, rows, first, count, blocks
 ):
     """Forward up to the gradients of the logits; members share the blocks of the batch."""
     lanes = lanes_of(width)
@@ -86,28 +87,28 @@ def _forward_by_samples(
                     kernels.slice_of(net.sizes[layer], number, slices), net, work.act, x0, y0,
                     layer < depth - 1, work, work.cursor[member], noise, np.uint32(block * lanes),
                 )  # fmt: skip
-        _loss(width, net, work, labels, rows, first, block, count)
+        _loss(width, net, work, aim, rows, first, block, count)
 
 
-@_jit
-def _loss(width, net, work, labels, rows, first, block, count):
+@_inner
+def _loss(width, net, work, aim, rows, first, block, count):
     """Turn a block's logits into their gradients."""
     lanes = lanes_of(width)
     depth, start = len(net.sizes) - 1, block * lanes
     z0 = work.act_start[depth] + start * net.sizes[depth]
     loss_gradient(
-        width, net.sizes[depth], work.act, z0, labels, rows, first + start,
+        width, net.sizes[depth], work.act, z0, aim, rows, first + start,
         max(0, min(lanes, count - start)), work.losses[start:], work.hits[start:],
     )  # fmt: skip
 
 
-@_jit
-def _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, carry, turns):
+@_inner
+def _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, turns):
     """Backward, `wide` lanes at a time; members share the neurons that feed each layer."""
     together = lanes_of(wide) // lanes_of(width)
     for layer in range(len(net.sizes) - 2, -1, -1):
         for turn in range(turns):
-            pace = kernels.pace_of(rate, rule, carry, turn, turns)
+            pace = kernels.pace_of(rate, rule, turn, turns)
             x = kernels.rows_of(width, layer, turn * together, net, work)
             d = kernels.rows_of(width, layer + 1, turn * together, net, work)
             slices = work.backward_slices[layer]
@@ -132,73 +133,47 @@ def _backward(member, size, sync, wide, width, net, work, target, noise, rule, r
 
 
 @_jit
-def _step(
-    member, size, sync, wide, width, net, target, work, rule, inputs, labels, rows, first, count,
-    step, rate, carry, metrics,
+def run_batches(
+    member, size, sync, wide, width, net, target, work, rule, inputs, aim, rows, batch, step,
+    metrics,
 ):  # fmt: skip
-    """One batch: forward, loss, and backward into `target`."""
+    """Take `rows`, `batch` samples each time: forward, loss, and backward into `target`."""
     lanes = lanes_of(width)
     depth = len(net.sizes) - 1
-    # Backward takes several blocks in a turn, and reads their padding, too.
-    turns, together = (count + lanes_of(wide) - 1) // lanes_of(wide), lanes_of(wide) // lanes
-    blocks = turns * together
-    noise = kernels.noise_of(rule, step)
-    if blocks % size == 0:
-        _forward_by_samples(
-            member, size, width, net, work, noise, inputs, labels, rows, first, count, blocks
-        )
-    else:
-        _forward_by_rows(
-            member, size, sync, width, net, work, noise, inputs, labels, rows, first, count, blocks
-        )
-    barrier(sync, size)
-
-    if member == 0:  # the others need not wait: nobody reads these again in this step
-        for sample in range(count):
-            metrics.loss[0] += work.losses[sample]
-            metrics.correct[0] += work.hits[sample]
-        bias = net.bias_start[depth - 1]
-        for turn in range(turns):
-            pace = kernels.pace_of(rate, rule, carry, turn, turns)
-            z = kernels.rows_of(width, depth, turn * together, net, work)
-            for c in range(net.sizes[depth]):
-                g = total(load_across(wide, width, work.act, z.start + c * lanes, z.gap))
-                kernels.apply(
-                    bias + c, bias + c, g, net.biases, target.velocity_b, target.gradient_b, pace
-                )
-    _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, carry, turns)
-
-
-@_jit
-def train_batches(
-    member, size, sync, wide, width, net, velocity, velocity_b, work, rule, inputs, labels, rows,
-    batch, step, metrics,
-):  # fmt: skip
-    """Take momentum steps over `rows`, `batch` samples each; the last one may be smaller."""
-    target = kernels.Target(velocity, velocity_b, None, None, size > 1)
+    bias = net.bias_start[depth - 1]
     for first in range(0, len(rows), batch):
-        count = min(batch, len(rows) - first)
-        _step(
-            member, size, sync, wide, width, net, target, work, rule, inputs, labels, rows,
-            first, count, step + first // batch, np.float32(rule.learning_rate / count),
-            rule.momentum, metrics,
-        )  # fmt: skip
+        count = min(batch, len(rows) - first)  # the last batch may be smaller
+        # Backward takes several blocks in a turn, and reads their padding, too.
+        turns, together = (count + lanes_of(wide) - 1) // lanes_of(wide), lanes_of(wide) // lanes
+        blocks = turns * together
+        noise = kernels.noise_of(rule, step + first // batch)
+        rate = np.float32(rule.learning_rate / count)
+        if blocks % size == 0:
+            _forward_by_samples(
+                member, size, width, net, work, noise, inputs, aim, rows, first, count, blocks
+            )
+        else:
+            _forward_by_rows(
+                member, size, sync, width, net, work, noise, inputs, aim, rows, first, count, blocks
+            )
+        barrier(sync, size)
+
+        if member == 0:  # the others need not wait: nobody reads these again in this step
+            for sample in range(count):
+                metrics.loss[0] += work.losses[sample]
+                metrics.correct[0] += work.hits[sample]
+            for turn in range(turns):
+                pace = kernels.pace_of(rate, rule, turn, turns)
+                z = kernels.rows_of(width, depth, turn * together, net, work)
+                for c in range(net.sizes[depth]):
+                    g = total(load_across(wide, width, work.act, z.start + c * lanes, z.gap))
+                    kernels.apply(
+                        bias + c, bias + c, g, net.biases, target.velocity_b, target.gradient_b,
+                        pace,
+                    )  # fmt: skip
+        _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, turns)
         if member == 0:  # all have passed the last barrier: the step is whole
             metrics.steps[0] += 1
-
-
-@_jit
-def batch_gradient(
-    member, size, sync, wide, width, net, gradient, gradient_b, work, rule, inputs, labels, rows,
-    step, metrics,
-):  # fmt: skip
-    """Write the gradient of the mean loss over `rows` into two flat vectors."""
-    target = kernels.Target(None, None, gradient, gradient_b, size > 1)
-    count = len(rows)
-    _step(
-        member, size, sync, wide, width, net, target, work, rule, inputs, labels, rows, 0, count,
-        step, np.float32(1.0 / count), np.float32(0), metrics,
-    )  # fmt: skip
 
 
 @_jit

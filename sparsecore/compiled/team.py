@@ -236,7 +236,7 @@ def _pause(typingctx):
     return types.void(), codegen
 
 
-@jit()
+@jit(inner=True)
 def claim(sync, size, member):
     """Return a part of the current phase that nobody has taken yet, or -1 if there is none."""
     # Its own parts first, in order, for its cache has their rows; then it helps the others, who may
@@ -251,7 +251,7 @@ def claim(sync, size, member):
     return -1
 
 
-@jit()
+@jit(inner=True)
 def barrier(sync, size):
     """Return once all `size` members have called it; a new phase begins, with nothing taken."""
     if size == 1:

@@ -237,7 +237,7 @@ class SparseMLPBase(BaseEstimator):
         best, best_model, stale = -np.inf, None, 0
         try:
             with (
-                self._trainer(config, targets, len(y)) as trainer,
+                self._trainer(config, len(y)) as trainer,
                 bar(self.max_iter, "fit", unit="epoch", hidden=not self.verbose) as shown,
             ):
                 while trainer.epoch < config.epochs and stale < self.n_iter_no_change:
@@ -280,7 +280,7 @@ class SparseMLPBase(BaseEstimator):
         elif self.standardize:
             self.scaler_ = inputs.moments(self.scaler_, X, weight)
         targets = self._aim(y, weight, False)
-        with self._trainer(config, targets, n) as trainer:
+        with self._trainer(config, n) as trainer:
             change_after = max(n, _STREAM_BATCHES * config.batch_size)
             self._epoch(trainer, self._inputs(X, check=True), targets, change_after)
 
@@ -363,11 +363,9 @@ class SparseMLPBase(BaseEstimator):
             return Aim(SOFTMAX, y, np.zeros((0, 0), np.float32), weight)
         return Aim(self._loss(), np.zeros(0, np.int64), y, weight)
 
-    def _trainer(self, config: TrainConfig, targets: Any, n_samples: int) -> train.Trainer:
+    def _trainer(self, config: TrainConfig, n_samples: int) -> train.Trainer:
         config = config.with_values(batch_size=min(config.batch_size, n_samples))
-        trainer = train.Trainer(
-            self.model_, config, seed=self._seed, threads=self._threads(), like=targets
-        )
+        trainer = train.Trainer(self.model_, config, seed=self._seed, threads=self._threads())
         trainer.restore({**trainer.progress(), **self._progress, "epoch": self.n_iter_})
         return trainer
 

@@ -25,7 +25,7 @@ from sparsecore.compiled.lanes import (  # isort: skip
 )  # fmt: skip
 
 _jit = jit(_nrt=False)
-_inline = jit(_nrt=False, forceinline=True)
+_inline = jit(inner=True, _nrt=False, forceinline=True)
 
 
 class Strip(NamedTuple):

@@ -21,6 +21,7 @@ from sparsecore.compiled.kernels import mix
 from sparsecore.compiled.team import Team, shares
 
 _jit = jit(_nrt=False)
+_inner = jit(inner=True, _nrt=False)
 
 # Neurons on the sides of a tile, for 4 activations per neuron. A visit to an input touches its
 # gradient, too. Both sides fill about half of a second-level cache of 1 MiB.
@@ -204,7 +205,7 @@ def _check(member, size, sync, grid, tiles, good):
             good[tile] = sound
 
 
-@_jit
+@_inner
 def _signed(bits):
     """Return the sign, 1 if negative, and the bits of the magnitude of a float32 given as bits."""
     magnitude = bits & np.uint32(0x7FFFFFFF)
@@ -224,13 +225,13 @@ def _histogram(member, size, sync, bits, within, counts):
                 counts[member, sign, magnitude & np.uint32(0xFFFF)] += 1
 
 
-@_jit
+@_inner
 def _uniform(key, number):
     """Return a number in [0, 1), a multiple of 2**-53."""
     return np.float64(mix(key, number) >> np.uint64(11)) * 2.0**-53
 
 
-@_jit
+@_inner
 def _distinct(key, n, draws, out, buckets):
     """Draw integers from [0, n) and write them in ascending order, each once; return how many."""
     for bucket in range(draws + 1):
@@ -259,7 +260,7 @@ def _distinct(key, n, draws, out, buckets):
     return kept
 
 
-@_jit
+@_inner
 def _chosen(key, n, size, out):
     """Choose `size` of the integers below n, each subset equally likely, in ascending order."""
     found = 0
@@ -270,7 +271,7 @@ def _chosen(key, n, size, out):
     return found
 
 
-@_jit
+@_inner
 def _ranks(key, grid, tile, vacant, draws, walked, out, buckets):
     """Write the new connections of a tile, as numbers of vacant cells; return how many."""
     own = mix(key, grid.first * grid.across + tile)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -271,11 +273,12 @@ def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e
     for neurons in _PROJECTED:
         config = ExtremeConfig(neurons=neurons)
         sizes, batch = config.sizes, config.batch_size
-        plans = (budget.plan(sizes, config.epsilon, batch, 1, n) for n in range(1, _MOST_RANKS))
-        plan = next((plan for plan in plans if plan.total <= memory), None)
-        if plan is None:
+        planned = partial(budget.plan, sizes, config.epsilon, batch, 1)
+        ranks = bisect_left(range(1, _MOST_RANKS), -memory, key=lambda n: -planned(n).total) + 1
+        if ranks == _MOST_RANKS:
             beyond.append(f"{_count(neurons)} neurons")
             continue
+        plan = planned(ranks)
         moved = step_bytes(sizes, batch, len(plan.expected))
         found = {
             "neurons": neurons,

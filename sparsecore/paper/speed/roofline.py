@@ -75,7 +75,7 @@ def _backward_many(wide, width, blocks, layer, net, work, rule, velocity, veloci
     turns, slices = blocks // together, work.backward_slices[layer]
     for _ in range(n):
         for turn in range(turns):
-            pace = kernels.pace_of(rule.learning_rate, rule, rule.momentum, turn, turns)
+            pace = kernels.pace_of(rule.learning_rate, rule, turn, turns)
             x = kernels.rows_of(width, layer, turn * together, net, work)
             d = kernels.rows_of(width, layer + 1, turn * together, net, work)
             for number in range(slices):

@@ -205,10 +205,10 @@ def test_tables_of_what_is_measured_beside(name, column, values, said):
 @pytest.mark.parametrize(
     "name, changes, finding",
     [
-        ("scaling", {}, "has 200,000,000 neurons, 4 times as many as a bat's brain: it takes 5.00"),
-        ("scaling", {"peak_bytes": 7 * GIB}, "it takes 7.00 GiB of memory and 8 s per"),
-        ("table", {}, "it was +25.0 to +25.0 % off the plan"),
-        ("table", {"peak_bytes": 3 * GIB}, "it was -25.0 to -25.0 % off the plan"),
+        ("scaling", {}, "200,000,000 neurons, 4 times as many as a bat's brain: it takes 5.0 GiB"),
+        ("scaling", {"peak_bytes": 7 * GIB}, "it takes 7.0 GiB of memory and 8 s per"),
+        ("table", {}, "The memory that networks took was +25.0 to +25.0 % off the plan"),
+        ("table", {"peak_bytes": 3 * GIB}, "took was -25.0 to -25.0 % off the plan"),
         ("losses", {}, "The loss of 3 of 3 networks falls (Kendall's test, p < 0.05); 90 to 90 %"),
         ("losses", {"trend": {"tau": 0.1, "p": 0.4}}, "The loss of 0 of 3 networks falls"),
         ("losses", {"trend": None, "test": None}, "0 of 0 networks falls (Kendall's test, p < 0"),
@@ -241,7 +241,7 @@ def test_one_line_says_that_nothing_is_recorded(name):
 
 def test_the_growth_is_measured():
     picture = extreme_figures.scaling(page())
-    told = "exponents are 1.00 (seconds per training step) and 0.00 (bytes of memory)"
+    told = "exponents are 1.00 (seconds per training step) and 0.00 (GiB of memory)"
     assert told in picture.sources
     axes = picture.figure.axes
     labels = {text.get_text().split("\n")[0] for text in axes[0].texts}

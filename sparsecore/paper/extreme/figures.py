@@ -16,10 +16,9 @@ from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.store import Result
 from sparsecore.paper.style import COLOURS, GREY, canvas, shows, tag
 
-#: Neurons of the nervous system or brain; the page says where the numbers are from.
+#: Neurons of the brain; the page says where the numbers are from.
 BRAINS = {
-    "roundworm": 302, "fruit fly": 139_255, "honey bee": 960_000, "frog": 16_000_000,
-    "bat": BAT, "rat": 200_000_000,
+    "fruit fly": 139_255, "honey bee": 960_000, "frog": 16_000_000, "bat": BAT, "rat": 200_000_000,
 }  # fmt: skip
 _GIB = 2**30
 _MOST_RANKS = 129
@@ -74,15 +73,17 @@ def table(*runs: Result) -> Table:
         "per evolution of all layers; mean loss of the first and the last ten batches; held-out "
         "samples classified rightly."
     )
-    sources = f"An epoch has {' or '.join(map(str, sorted(sizes)))} samples. "
+    about = "The largest run had {threads} threads and {memory_gib} GiB of memory. "
+    sources = about.format_map(runs[-1]["provenance"])
+    sources += f"An epoch has {' or '.join(map(str, sorted(sizes)))} samples. "
     if guesses := [row["test_p"] for row in rows if row["test_p"] is not None]:
         sources += f"Guessing does as well with a probability of at most {max(guesses):.0e}. "
     off = [100 * (row["peak_bytes"] / row["budget_bytes"] - 1) for row in rows]
     finding = (
-        "The memory that a network takes is known before it is made: it was "
-        f"{min(off):+.1f} to {max(off):+.1f} % off the plan."
+        f"The memory that networks took was {min(off):+.1f} to {max(off):+.1f} % off the plan that "
+        "is printed before a run."
     )
-    return Table.of("T-extreme", rows, _TABLE, caption, sources + _machine(runs), finding)
+    return Table.of("T-extreme", rows, _TABLE, caption, sources, finding)
 
 
 @shows(networks)
@@ -101,7 +102,7 @@ def memory(*runs: Result) -> Table:
         f"{run['config']['batch_size']}: the plan that is printed before anything is allocated, "
         "and the most that was resident."
     )
-    return Table.of("T-extreme-memory", rows, columns, caption, _machine(runs))
+    return Table.of("T-extreme-memory", rows, columns, caption)
 
 
 @shows(networks)
@@ -110,8 +111,8 @@ def scaling(*runs: Result) -> Picture:
     names = "neurons", "hidden_layers"
     neurons, layers = np.array([[run["config"][name] for name in names] for run in runs]).T
     times = [float(np.median(run["step_seconds"])) for run in runs]
-    peaks, told = [run["peak_bytes"] for run in runs], []
-    values = {"seconds per training step": times, "bytes of memory": peaks}
+    peaks, told = [run["peak_bytes"] / _GIB for run in runs], []
+    values = {"seconds per training step": times, "GiB of memory": peaks}
     with canvas(6.6) as figure:
         axes = figure.subplots(2, 1, sharex=True)
         for ax, (label, y) in zip(axes, values.items(), strict=True):
@@ -119,7 +120,7 @@ def scaling(*runs: Result) -> Picture:
             ax.scatter(neurons, y, 18 + 5 * layers, zorder=3, **look)
             if (slope := _guide(ax, neurons, y)) is not None:
                 told.append(f"{slope:.2f} ({label})")
-            ax.set(xscale="log", yscale="log", ylabel=label, xlim=(150, 6e8))
+            ax.set(xscale="log", yscale="log", ylabel=label, xlim=(1e5, 5e8))
             for name, count in BRAINS.items():
                 ax.axvline(count, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
                 if ax is axes[0]:
@@ -133,11 +134,11 @@ def scaling(*runs: Result) -> Picture:
     )
     finding = (
         f"The largest network has {neurons[-1]:,} neurons, {neurons[-1] / BAT:.2g} times as many "
-        f"as a bat's brain: it takes {_gib(runs[-1]['peak_bytes'])} GiB of memory and "
+        f"as a bat's brain: it takes {peaks[-1]:.1f} GiB of memory and "
         f"{times[-1]:.2g} s per training step."
     )
     alt = "Log-log plot of seconds per step and bytes against neurons, with brains as landmarks."
-    return Picture("F-extreme-scaling", figure, caption, alt, law + _machine(runs), finding)
+    return Picture("F-extreme-scaling", figure, caption, alt, law, finding)
 
 
 @shows(networks)
@@ -160,20 +161,20 @@ def losses(*runs: Result) -> Picture:
             if trend := run["trend"]:
                 trends.append(f"{neurons}: Kendall's τ {trend['tau']:+.2f}, p = {trend['p']:.1g}")
         ax.axhline(np.log(2), color=GREY, linewidth=0.8)
+        tag(ax, "chance", (1, np.log(2)), (0, 3), xycoords=("axes fraction", "data"), ha="right")
         ax.set(xlabel="step", ylabel="cross-entropy (nats)", ylim=(0, None))
         ax.legend()
     caption = (
         "**Loss.** Of each batch before it is trained on (dots), and the mean of five (lines); "
         "every sample is seen once. At dotted lines the topology evolves, which costs what was "
-        "learnt on the connections that go. What to see: whether the loss falls below the grey "
-        "line, which is chance."
+        "learnt on the connections that go. What to see: whether the loss falls below chance."
     )
     falls = [run["trend"]["p"] < 0.05 for run in deep if run["trend"]]
     finding = f"The loss of {sum(falls)} of {len(falls)} networks falls (Kendall's test, p < 0.05)"
     if rights := [100 * run["test"]["correct"] / run["test"]["n"] for run in deep if run["test"]]:
         finding += f"; {min(rights):.0f} to {max(rights):.0f} % of the held-out samples are right"
     alt = "Loss against step for the largest networks."
-    sources = f"Trends of {'; '.join(trends)}. " * bool(trends) + _machine(runs)
+    sources = f"Trends of {'; '.join(trends)}. " * bool(trends)
     return Picture("F-extreme-loss", figure, caption, alt, sources, f"{finding}.")
 
 
@@ -271,7 +272,6 @@ def projection(*runs: Result) -> Table:
             "rank_bytes": plan.total, "compute_seconds": plan.connections * pace,
             "message_bytes": moved, "message_seconds": moved / _NETWORK,
         })  # fmt: skip
-    rest = "{} fit no number of ranks: one rank holds both outputs with all connections. "
     caption = (
         "**On paper: larger than a rat's.** A projection, not a measurement: ten hidden layers, "
         f"batch 4, on as many machines with {_MEMORY / _GIB:.0f} GiB as the network needs. Seconds "
@@ -280,10 +280,9 @@ def projection(*runs: Result) -> Table:
     )
     fit = " and ".join(f"{_count(row['neurons'])} neurons on {row['ranks']}" for row in rows)
     finding = f"By calculation, machines with {_MEMORY / _GIB:.0f} GiB would hold {fit} of them."
-    sources = (
-        f"Computing takes {pace * 1e9:.1f} ns per connection at {run['config']['neurons']:,} "
-        "neurons. " + rest.format(", ".join(beyond)) * bool(beyond) + _machine(runs)
-    )
+    sources = f"Computing takes {pace * 1e9:.1f} ns per connection in the largest run. "
+    if beyond:
+        sources += f"{', '.join(beyond)} fit no number of ranks: one has both outputs' connections."
     return Table.of("T-extreme-projection", rows, _PROJECTION, caption, sources, finding)
 
 
@@ -306,11 +305,6 @@ def _plain(run: Result) -> Result:
         "held_out": test.get("n"), "test_p": test.get("p"),
         **{name: run["provenance"][name] for name in ("commit", "cpu", "threads")},
     }  # fmt: skip
-
-
-def _machine(runs: Sequence[Result]) -> str:
-    about = "The largest run had {threads} threads and {memory_gib} GiB of memory."
-    return about.format_map(runs[-1]["provenance"])
 
 
 def _guide(ax: Axes, neurons: np.ndarray, values: Sequence[float]) -> float | None:

@@ -176,8 +176,8 @@ def shows(choose: str | Callable[[Any], Sequence[Result]]) -> Callable[[Any], Ca
     def decorate(show: Callable[..., Any]) -> Callable[[Any], Any]:
         @functools.wraps(show)
         def shown(page: Any) -> Any:
-            results = choose(page) if callable(choose) else [page[choose]] * (choose in page)
-            if not results:
+            results = choose(page) if callable(choose) else [page.get(choose)]
+            if not any(results):
                 return Note("Nothing of this is recorded yet, or it cannot be measured here.")
             made, here = show(*results), results[-1]["profile"] == "quick"
             origins = [("this build" if here else "recorded", results[-1])]

@@ -161,8 +161,8 @@ def density(result: Result) -> Picture:
     with canvas(3.8) as figure:
         ax = figure.subplots()
         with_spread(ax, x, spreads, _COLOUR["sparsecore"], linewidth=1.4)
-        where, look = (x[0], spreads[0]["median"]), {"color": _COLOUR["sparsecore"], "fontsize": 8}
-        tag(ax, "sparsecore", where, (8, -4), va="top", **look)
+        look = {"color": _COLOUR["sparsecore"], "fontsize": 8, "va": "top"}
+        tag(ax, "sparsecore", (x[0], spreads[0]["median"]), (8, -4), **look)
         for key, ms in result["dense"].items():
             style = "-" if key == "numpy-dense" else (0, (4, 2))
             ax.axhline(ms["median"], color=_COLOUR[key], linestyle=style)
@@ -209,8 +209,8 @@ def roofline(result: Result) -> Picture:
         for point in kernels:
             colour = _SHAPE_COLOUR[point["shape"]]
             fill = colour if point["direction"] == "forward" else "white"
-            look = {"color": colour, "markerfacecolor": fill, "markersize": 6}
-            ax.plot(point["intensity"], point["gflops"], _LEVEL_MARKER[point["level"]], **look)
+            more = {"color": colour, "markerfacecolor": fill, "markersize": 6}
+            ax.plot(point["intensity"], point["gflops"], _LEVEL_MARKER[point["level"]], **more)
         ax.set(xscale="log", yscale="log", xlim=(0.25, 2), xticks=[0.25, 0.5, 1, 2])
         ax.set(xlabel="operations per byte moved", ylabel="GFLOP/s, one thread")
         ax.xaxis.set_minor_locator(NullLocator())

@@ -98,9 +98,8 @@ def memory(*runs: Result) -> Table:
         Column("bytes per neuron", "bytes", by=_per(run["config"]["neurons"])),
     )
     caption = (
-        f"**The memory of {run['config']['neurons']:,} neurons**, batch "
-        f"{run['config']['batch_size']}: the plan that is printed before anything is allocated, "
-        "and the most that was resident."
+        f"**The memory of {run['config']['neurons']:,} neurons**: the plan that is printed before "
+        "anything is allocated, and the most that was resident."
     )
     return Table.of("T-extreme-memory", rows, columns, caption)
 
@@ -288,16 +287,15 @@ def projection(*runs: Result) -> Table:
 
 def _plain(run: Result) -> Result:
     test, trend = run["test"] or {}, run["trend"] or {}
-    predict, evolve, config = run["predict_seconds"], run["evolve_seconds"], run["config"]
+    predict, evolve = run["predict_seconds"], run["evolve_seconds"]
+    config, batch = run["config"], run["config"]["batch_size"]
     return {
         **{name: config[name] for name in ("neurons", "hidden_layers")},
         **{name: run[name] for name in ("density", "nnz", "peak_bytes", "budget_bytes")},
         "initialise_seconds": run["seconds"]["initialise"],
         "seconds_per_sample": run["seconds_per_sample"],
         "epoch_seconds": sum(run["step_seconds"]),
-        "inference_seconds_per_sample": (
-            float(np.median(predict)) / config["batch_size"] if predict else None
-        ),
+        "inference_seconds_per_sample": float(np.median(predict)) / batch if predict else None,
         "evolution_seconds": float(np.mean(evolve)) if evolve else None,
         "first_loss": float(np.mean(run["losses"][:10])),
         "last_loss": float(np.mean(run["losses"][-10:])),

@@ -203,11 +203,11 @@ SLOW = {"median": 9000.0, "low": 9000.0, "high": 9000.0}
         ("peers", "peers", {}, "on Fashion-MNIST's network C loop 1.5; on CIFAR-10's"),
         (
             "peers", "peers", {"contests": [contest_of("cifar10", n) for n in (1, 2)]},
-            "with one thread: on CIFAR-10's network C loop 1.5, dense 2.",
+            "as long as sparsecore: on CIFAR-10's network dense 2, C loop 1.5.",
         ),
         (
             "epochs", "epochs", {"overhead": {"median": 0.2, "low": 0.1, "high": 0.6}},
-            "All but the products takes 20 % of an epoch (10 % to 60 %).",
+            "All but products and updates takes 20 % of an epoch (10 % to 60 %).",
         ),
         (
             "density", "density", {"crossover": 0.15, "points": points(3.0), "dense": DENSE},

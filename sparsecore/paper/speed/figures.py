@@ -19,9 +19,9 @@ from sparsecore.paper.style import COLOURS, GREY, canvas, dot, line, shows, tag,
 # One colour for each kind of peer; sparsecore has that of its method.
 _KINDS = {
     "sparsecore": (COLOURS["set-all-relu"], ("sparsecore",)),
-    "C loop": ("#333333", ("c-loop",)),
     "sparse": (COLOURS["set-all-relu-pruned"], ("torch-csr", "sparselab", "sparseprop")),
     "dense": (COLOURS["set-relu"], [key for key in PEERS if key.endswith(("-dense", "-masked"))]),
+    "C loop": ("#333333", ("c-loop",)),
 }
 _COLOUR = {key: colour for colour, keys in _KINDS.values() for key in keys}
 _TITLES = {"fashion-mnist": "Fashion-MNIST's network", "cifar10": "CIFAR-10's network"}
@@ -65,8 +65,8 @@ def _slower(result: Result) -> str:
         ]
         told.append(f"on {_TITLES[contest['shape']]} {', '.join(parts)}")
     return (
-        "A training step takes the fastest peer of each kind so many times as long as sparsecore, "
-        f"with one thread: {'; '.join(told)}."
+        "With one thread a training step takes the fastest peer of each kind so many times as long "
+        f"as sparsecore: {'; '.join(told)}."
     )
 
 
@@ -149,7 +149,7 @@ def epochs(result: Result) -> Table:
         "10,000 for the test, one thread, medians over epochs."
     )
     median, low, high = map(_percent, result["overhead"].values())
-    finding = f"All but the products takes {median} of an epoch ({low} to {high})."
+    finding = f"All but products and updates takes {median} of an epoch ({low} to {high})."
     return Table.of("T-epoch", rows, _EPOCHS, caption, finding=finding)
 
 

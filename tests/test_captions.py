@@ -8,7 +8,6 @@ import pytest
 from sparsecore.paper import claims, store
 from sparsecore.paper.extreme import figures as extreme_figures
 from sparsecore.paper.extreme import runs as extreme
-from sparsecore.paper.extreme.runs import Extreme
 from sparsecore.paper.page import Note
 from sparsecore.paper.parallel import figures as parallel_figures
 from sparsecore.paper.parallel import runs as parallel
@@ -62,13 +61,11 @@ def recorded(short_simulations):
         patch.setattr(store, "read", once)
         patch.setenv(store.FOLDER, str(Path(__file__).parent.parent / "book" / "results"))
         patch.setattr(studies, "data_sha256", lambda name: None)  # not to be downloaded
-        rows = {row: Versions(run) for row, run in extreme.recorded().items()}
-        parts = {n: extreme._entry(n, "paper").recorded() for n in extreme.PARTS}
         return {
-            speed_figures: {p: Versions(speed.entry(p, "paper").recorded()) for p in speed.PARTS},
+            speed_figures: speed.recorded(),
             scaling_figures: Versions(scaling.entry("paper").recorded()),
             parallel_figures: Versions(parallel.recorded()),
-            extreme_figures: Extreme(rows, {n: Versions(part) for n, part in parts.items()}),
+            extreme_figures: extreme.recorded(),
             **{key: studies.recorded(key) for key in dict(_TRAINING)},
         }
 

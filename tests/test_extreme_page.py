@@ -13,9 +13,8 @@ from sparsecore.paper import claims, store
 from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, UNTESTED
 from sparsecore.paper.extreme import figures as extreme_figures
 from sparsecore.paper.extreme import runs as extreme
-from sparsecore.paper.extreme.runs import BAT, Extreme, Row
+from sparsecore.paper.extreme.runs import BAT, Row
 from sparsecore.paper.page import Note
-from sparsecore.paper.store import Versions
 from sparsecore.paper.training.conditions import STUDIES
 from sparsecore.paper.training.studies import Results
 
@@ -26,7 +25,9 @@ def result(neurons=BAT, trend_p=1e-6, test_p=1e-9, peak=5 * GIB, **changes):
     """Return what a run of the command has in its result, as far as the page needs it."""
     found = {
         "profile": "paper", "seed": 0, "density": 1e-6, "nnz": 5 * neurons,
-        "config": {"batch_size": 4, "steps": 4, "evolve_every": 2},
+        "config": {
+            "neurons": neurons, "hidden_layers": 10, "batch_size": 4, "steps": 4, "evolve_every": 2,
+        },
         "budget": {"program": GIB, "weights, 4 bytes each": 3 * GIB},
         "budget_bytes": 4 * GIB, "peak_bytes": peak, "seconds": {"initialise": 3.0},
         "step_seconds": [neurons * 3e-8, neurons * 4e-8, neurons * 5e-8],
@@ -57,13 +58,11 @@ PARTS = {
 }  # fmt: skip
 
 
-def page():
-    quick = {n: result(n, profile="quick") for n in (500_000, 5_000_000)}
-    recorded = {n: result(n) for n in (5_000_000, BAT, 200_000_000)}
-    rows = {Row(n, 10): Versions(recorded.get(n), quick.get(n)) for n in {**quick, **recorded}}
-    about = {name: result()[name] for name in ("profile", "provenance")}
-    parts = {name: Versions(None, part | about) for name, part in PARTS.items()}
-    return Extreme(rows, parts)
+def page(profile="paper", **changes):
+    sizes = (5_000_000, BAT, 200_000_000) if profile == "paper" else (500_000, 5_000_000)
+    found = {Row(n, 10): result(n, profile=profile, **changes) for n in sizes}
+    about = {"profile": profile, "provenance": result()["provenance"]}
+    return found | {name: part | about for name, part in PARTS.items()}
 
 
 # --- the claim -----------------------------------------------------------------------------------
@@ -107,7 +106,8 @@ def test_good_runs_are_evidence_and_small_networks_none():
 
 def test_what_is_recorded_bears_the_claim_out(monkeypatch, request):
     monkeypatch.setenv(store.FOLDER, str(request.config.rootpath / "book" / "results"))
-    found = {row: run for row, run in extreme.recorded().items() if row.neurons >= BAT}
+    recorded = extreme.recorded()
+    found = {row: recorded[row] for row in extreme.ROWS if row in recorded and row.neurons >= BAT}
     assert set(verdicts(found)) - {UNTESTED} == {HOLDS}  # the controls may be missing
     for run in found.values():
         assert 22 * GIB > run["peak_bytes"] == pytest.approx(run["budget_bytes"], rel=0.1)
@@ -142,10 +142,20 @@ def small(monkeypatch, tmp_path):
 
 
 def test_a_live_run_is_made_once(small, in_process):
-    run = extreme.load("quick", progress=False).rows[ROW].here
+    run = extreme.load("quick", progress=False)[ROW]
     assert run["neurons"] == 20_000 and run["trend"] is not None
     assert run["provenance"]["packages"] and run["recipe"]
-    assert extreme.load("quick", progress=False).runs() == [(ROW, "this build", run)]
+    assert extreme.networks(extreme.load("quick", progress=False)) == [run]
+    assert extreme.recorded() == {}
+
+
+def test_what_needs_mpi_is_left_out_without_it(small, monkeypatch):
+    def no_mpi(neurons):
+        raise ClusterError("no MPI here")
+
+    monkeypatch.setattr(extreme, "LIVE", ())
+    monkeypatch.setattr(extreme, "PARTS", {"split": no_mpi})
+    assert extreme.load("quick", progress=False) == {}
 
 
 def test_a_run_that_fails_says_why(monkeypatch):
@@ -158,10 +168,17 @@ def test_a_run_that_fails_says_why(monkeypatch):
 # --- tables and pictures -------------------------------------------------------------------------
 
 
-def test_the_table_has_a_row_for_every_run():
-    table = extreme_figures.table(page())
-    assert len(table.frame) == 5
-    assert table.frame["run"].tolist() == ["here", "rec.", "here", "rec.", "rec."]
+@pytest.mark.parametrize(
+    "profile, rows, key, said",
+    [
+        ("paper", 3, "T-extreme", "Recorded (profile paper): seed 0, a CPU"),
+        ("quick", 2, "T-extreme-here", "This build (profile quick): seed 0, a CPU"),
+    ],
+)
+def test_the_table_has_a_row_for_every_run(profile, rows, key, said):
+    table = extreme_figures.table(page(profile))
+    assert (len(table.frame), table.key) == (rows, key)
+    assert said in table.sources
     assert table.frame["right"][0] == "90/100"
     assert "a probability of at most 1e-09" in table.sources
     assert table.frame["loss"][0] == "0.60 → 0.60"
@@ -173,9 +190,9 @@ def test_the_table_has_a_row_for_every_run():
     "name, column, values, said",
     [
         ("memory", "GiB", ["1.000", "3.000", "4.000", "5.000"], "200,000,000 neurons"),
-        ("split", "messages a step (MiB)", ["0", "2"], "agree to 1e-06"),
-        ("split", "GiB a rank", ["1.00", "0.50"], "agree to 1e-06"),
-        ("survival", "as if it had not been killed", ["yes"], ""),
+        ("split", "messages per step (MiB)", ["0", "2"], "agree to 1e-06"),
+        ("split", "GiB per rank", ["1.00", "0.50"], "agree to 1e-06"),
+        ("survival", "the same", ["yes"], ""),
         ("survival", "writing it (s)", ["4.0"], ""),
     ],
 )
@@ -183,14 +200,53 @@ def test_tables_of_what_is_measured_beside(name, column, values, said):
     draw = getattr(extreme_figures, name)
     table = draw(page())
     assert table.frame[column].tolist() == values
-    assert said in table.caption + table.sources
-    nothing = draw(Extreme({}, dict.fromkeys(PARTS, Versions(None))))
-    assert isinstance(nothing, Note) or (name == "survival" and nothing.frame.empty)
+    assert said in table.caption + table.finding
+
+
+@pytest.mark.parametrize(
+    "name, changes, finding",
+    [
+        ("scaling", {}, "200,000,000 neurons, 4 times as many as a bat's brain: it takes 5.0 GiB"),
+        ("scaling", {"peak_bytes": 7 * GIB}, "it takes 7.0 GiB of memory and 8 s per"),
+        ("table", {}, "The memory that networks took was +25.0 to +25.0 % off the plan"),
+        ("table", {"peak_bytes": 3 * GIB}, "took was -25.0 to -25.0 % off the plan"),
+        ("losses", {}, "The loss of 3 of 3 networks falls (Kendall's test, p < 0.05); 90 to 90 %"),
+        ("losses", {"trend": {"tau": 0.1, "p": 0.4}}, "The loss of 0 of 3 networks falls"),
+        ("losses", {"trend": None, "test": None}, "0 of 0 networks falls (Kendall's test, p < 0"),
+        ("projection", {}, "machines with 22 GiB would hold 1·10⁹ neurons on 5"),
+    ],
+)
+def test_findings_are_computed(name, changes, finding):
+    assert finding in getattr(extreme_figures, name)(page(**changes)).finding
+
+
+@pytest.mark.parametrize(
+    "name, changes, finding",
+    [
+        ("split", {}, "50 % of the memory, and a step 60 % of the time; the losses of all steps"),
+        ("split", {"largest_difference": 0.25}, "agree to 2e-01"),
+        ("survival", {}, "A run of 9 neurons that was killed and resumed ended just like one"),
+        ("survival", {"identical": False}, "ended differently from one"),
+    ],
+)
+def test_findings_of_what_is_measured_beside(name, changes, finding):
+    found = page()
+    found[name] |= changes
+    assert finding in getattr(extreme_figures, name)(found).finding
+
+
+@pytest.mark.parametrize("name", [*PARTS, "table", "memory", "scaling", "losses", "projection"])
+def test_one_line_says_that_nothing_is_recorded(name):
+    assert isinstance(getattr(extreme_figures, name)({}), Note)
 
 
 def test_the_growth_is_measured():
-    picture = extreme_figures.scaling(page())
-    assert "exponents are 1.00 (time) and 0.00 (memory)" in picture.sources
+    found = page()
+    for run in extreme.networks(found):
+        run["peak_bytes"] = run["nnz"] ** 2
+    picture = extreme_figures.scaling(found)
+    told = "exponents are 1.00 (seconds per training step) and 2.00 (GiB of memory)"
+    assert told in picture.sources
     axes = picture.figure.axes
     labels = {text.get_text().split("\n")[0] for text in axes[0].texts}
     assert labels == set(extreme_figures.BRAINS)

@@ -9,11 +9,11 @@ import pytest
 
 from sparsecore.__main__ import main
 from sparsecore.compiled.engine import lane_width
+from sparsecore.paper.page import Note
 from sparsecore.paper.speed import contest, roofline
 from sparsecore.paper.speed import figures as speed_figures
 from sparsecore.paper.speed import measure as speed
 from sparsecore.paper.speed.measure import Effort
-from sparsecore.paper.store import Versions
 
 SMALL = Effort(2, 0.01, (1,), (40, 90))
 SHAPES = {"fashion-mnist": (30, 40, 20, 50, 5)}
@@ -166,44 +166,103 @@ def test_the_command_measures_each_part_once(small, capsys):
 # --- pictures ---
 
 
-def test_pictures_of_a_build_alone_and_beside_the_recorded(small):
-    alone = speed.load()
+def test_a_page_shows_one_version_at_a_time(small):
+    build = speed.load("quick")
+    assert speed.recorded() == {}
     speed.load("paper")
-    both = speed.load()
-    for name in ("peers", "density", "roofline", "width"):
+    recorded = speed.recorded()
+    for name in ("peers", "what_peers_do", "epochs", "density", "roofline", "kernels", "width"):
         draw = getattr(speed_figures, name)
-        assert draw(alone).sources.startswith("This build (profile quick): ")
-        picture = draw(both)
-        assert picture.sources.startswith("Recorded (profile paper): ")
-        assert "This build (profile quick): " in picture.sources and "<svg" in picture.svg()
-    said = speed_figures.density(both).sources
-    for _, found in both["density"]:
-        crossing = found["crossover"]
-        share = "none" if crossing is None else f"{100 * crossing:.0f} %"
-        assert f"crossing: {share}." in said
+        first, here = draw(recorded), draw(build)
+        assert first.sources.startswith("Recorded (profile paper): ")
+        assert here.sources.startswith("This build (profile quick): ")
+        assert here.key == f"{first.key}-here"
+        assert isinstance(draw({}), Note), "one line where nothing is recorded"
+    assert "<svg" in speed_figures.width(recorded).svg()
+
+
+def test_a_build_of_profile_paper_measures_what_is_missing(small, monkeypatch):
+    _, done = small
+    monkeypatch.setenv("SPARSECORE_PROFILE", "paper")
+    assert speed.recorded().keys() == speed.PARTS.keys() == set(done)
+
+
+def points(ms):
+    return [
+        {"density": 0.1 * n, "ms": dict.fromkeys(("median", "low", "high"), ms)} for n in (1, 2)
+    ]
+
+
+DENSE = {"numpy-dense": {"median": 5.0, "low": 5.0, "high": 5.0}}
+SLOW = {"median": 9000.0, "low": 9000.0, "high": 9000.0}
+
+
+@pytest.mark.parametrize(
+    "part, draw, changes, finding",
+    [
+        ("peers", "peers", {}, "on Fashion-MNIST's network C loop 1.5; on CIFAR-10's"),
+        (
+            "peers", "peers", {"contests": [contest_of("cifar10", n) for n in (1, 2)]},
+            "as long as sparsecore: on CIFAR-10's network dense 2, C loop 1.5.",
+        ),
+        (
+            "epochs", "epochs", {"overhead": {"median": 0.2, "low": 0.1, "high": 0.6}},
+            "All but products and updates takes 20 % of an epoch (10 % to 60 %).",
+        ),
+        (
+            "density", "density", {"crossover": 0.15, "points": points(3.0), "dense": DENSE},
+            "Sparse steps are the faster ones below a density of 15 %.",
+        ),
+        (
+            "density", "density", {"crossover": None, "points": points(3.0), "dense": DENSE},
+            "Sparse steps are the faster ones at every density measured.",
+        ),
+        (
+            "density", "density", {"crossover": None, "points": points(6.0), "dense": DENSE},
+            "Dense steps are the faster ones at every density measured.",
+        ),
+        ("roofline", "roofline", {}, "reach 40 % to 40 % of their ceiling, the median 40 %; for 2"),
+        ("roofline", "roofline", {"gflops": 1.0}, "for 0 of 2 that ceiling is a cache or memory"),
+    ],
+)  # fmt: skip
+def test_findings_are_computed(part, draw, changes, finding, small):
+    found = speed.load("quick")
+    found[part] |= changes
+    assert finding in getattr(speed_figures, draw)(found).finding
+
+
+def test_the_widest_network_is_told(small):
+    found = speed.load("quick")
+    found["width"]["points"][-1] |= {"mib": 2048, "dense_mib": 4096, "ms": SLOW}
+    told = speed_figures.width(found).finding
+    assert "With 90 neurons per hidden layer the network takes 2 GiB and a step 9 s" in told
+    assert "dense weights alone would take 4 GiB" in told
 
 
 def test_tables_say_what_is_there_and_what_is_not(small):
-    recorded = {"contests": [contest_of("fashion-mnist", 1), contest_of("fashion-mnist", 2)]}
-    versions = Versions(recorded, copy.deepcopy(CONTESTS))
-    measured = speed.load()
-    for _, result in versions:
-        result |= {name: measured["peers"].here[name] for name in ("profile", "provenance")}
-    table = speed_figures.what_peers_do({"peers": versions})
-    row = table.frame.set_index("peer").loc["PyTorch, dense"]
-    assert (row["recorded"], row["this build"]) == ("1.0", "torch-dense not installed")
-    assert {"sparsecore", "torch-dense"} <= set(table.data["peer"])
-    assert set(table.data["threads"]) == {1, 2}
+    measured = speed.load("quick")
+    table = speed_figures.what_peers_do(measured)
+    assert table.frame.set_index("peer").loc["PyTorch, dense", "version"] == (
+        "torch-dense not installed"
+    )
+    assert set(table.data["peer"]) == {"sparsecore", "c-loop"}
     said = "took 0.25 to 0.50 µs"
     assert said not in speed_figures.peers(measured).sources
-    measured["peers"].here.update(recorded)
+    contests = [contest_of("fashion-mnist", 1), contest_of("fashion-mnist", 2)]
+    measured["peers"]["contests"] = contests
     sources = speed_figures.peers(measured).sources
     assert said in sources and "kept 1.0 to 1.0 cores busy" in sources
+    table = speed_figures.what_peers_do(measured)
+    assert table.frame.set_index("peer").loc["PyTorch, dense", "version"] == "1.0"
+    assert {"sparsecore", "torch-dense"} <= set(table.data["peer"])
+    assert set(table.data["threads"]) == {1, 2}
+    assert {"ms", "ratio_median", "cores"} <= set(table.data)
     kernels = speed_figures.kernels(measured)
-    assert list(kernels.frame["layer"]) == ["784 → 1000"] * 2
+    assert list(kernels.frame["network"]) == ["Fashion-MNIST's network", ""]
+    assert list(kernels.frame["ms"]) == ["1.000"] * 2
     assert "ms_median" in kernels.csv()
     epoch = speed_figures.epochs(measured)
-    seconds = measured["epochs"].here["seconds"]
+    seconds = measured["epochs"]["seconds"]
     assert sum(epoch.data["share"]) == pytest.approx(1)
     total = sum(spent["median"] for spent in seconds.values())
     assert epoch.data["share"][0] == pytest.approx(seconds["products"]["median"] / total)

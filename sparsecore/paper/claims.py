@@ -224,10 +224,11 @@ class Ledger:
     """
 
     def __init__(
-        self, results: Results, extreme: Mapping[Row, Result] | None = None,
+        self, results: Results, extreme: Mapping[Any, Result] | None = None,
         times: Mapping[str, Result] | None = None,
     ) -> None:  # fmt: skip
-        self.results, self._extreme, self._times = results, extreme or {}, times or {}
+        self.results, self._times = results, times or {}
+        self._extreme = {key: run for key, run in (extreme or {}).items() if isinstance(key, Row)}
         self._suffix = "-here" * (results.profile == "quick")
         self.checks = {claim.key: self._ask(claim) for claim in CLAIMS}
         self.verdicts = {key: verdict(checks) for key, checks in self.checks.items()}

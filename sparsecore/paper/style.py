@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import math
@@ -14,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparsecore.paper.page import Picture
+from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, Result, origin
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
@@ -164,3 +165,26 @@ def tag(
     """Write a small text near a point, so many points of type away from it."""
     look: dict[str, Any] = {"fontsize": 7.5, "color": "#333333", **more}
     ax.annotate(text, at, xytext=shift, textcoords="offset points", **look)
+
+
+def shows(choose: str | Callable[[Any], Sequence[Result]]) -> Callable[[Any], Callable[[Any], Any]]:
+    """Have a function show a part of a page's results, or those that are chosen of them.
+
+    It is called with the results; a quick build's have another key, and sources tell the last one.
+    """
+
+    def decorate(show: Callable[..., Any]) -> Callable[[Any], Any]:
+        @functools.wraps(show)
+        def shown(page: Any) -> Any:
+            results = choose(page) if callable(choose) else [page.get(choose)]
+            if not any(results):
+                return Note("Nothing of this is recorded yet, or it cannot be measured here.")
+            made, here = show(*results), results[-1]["profile"] == "quick"
+            origins = [("this build" if here else "recorded", results[-1])]
+            return dataclasses.replace(
+                made, key=made.key + "-here" * here, sources=source(origins, [made.sources])
+            )
+
+        return shown
+
+    return decorate

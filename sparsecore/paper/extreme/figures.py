@@ -13,26 +13,20 @@ from matplotlib.axes import Axes
 from sparsecore.extreme import budget
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.network import step_bytes
-from sparsecore.paper.extreme.runs import Extreme, Row
-from sparsecore.paper.page import Column, Note, Picture, Table
+from sparsecore.paper.extreme.runs import BAT, networks
+from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.store import Result
-from sparsecore.paper.style import COLOURS, GREY, canvas, source, tag
+from sparsecore.paper.style import COLOURS, GREY, canvas, shows, tag
 
-#: Neurons of the nervous system or brain; the page says where the numbers are from.
+#: Neurons of the brain; the page says where the numbers are from.
 BRAINS = {
-    "roundworm": 302,
-    "fruit fly": 139_255,
-    "honey bee": 960_000,
-    "frog": 16_000_000,
-    "bat": 50_000_000,
-    "rat": 200_000_000,
-}
+    "fruit fly": 139_255, "honey bee": 960_000, "frog": 16_000_000, "bat": BAT, "rat": 200_000_000,
+}  # fmt: skip
 _GIB = 2**30
 _MOST_RANKS = 129
+_MEMORY, _NETWORK = 22 * _GIB, 12.5e9  # bytes of a rank's machine, per second (100 Gbit/s)
 _ABOVE = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
 _PROJECTED = (1_000_000_000, 2_000_000_000, 5_000_000_000)
-_RUN = {"recorded": "rec.", "this build": "here"}
-_KINDS = {"recorded": COLOURS["set-all-relu"], "this build": COLOURS["set-relu"]}
 
 
 def _seconds(value: float) -> str:
@@ -57,259 +51,249 @@ def _count(n: float) -> str:
 # --- the runs ------------------------------------------------------------------------------------
 
 _TABLE = (
-    Column("neurons", "neurons", by=_count),
-    Column("layers", "hidden_layers"),
-    Column("density", "density", by=_count),
-    Column("nnz", "nnz", by=_count),
-    Column("GiB", "peak_bytes", by=_gib),
-    Column("plan", "budget_bytes", by=_gib),
+    Column("neurons", "neurons", by=_count, once=True), Column("layers", "hidden_layers"),
+    Column("density", "density", by=_count), Column("nnz", "nnz", by=_count),
+    Column("GiB", "peak_bytes", by=_gib), Column("plan", "budget_bytes", by=_gib),
     Column("init", "initialise_seconds", by=_seconds),
     Column("sample", "seconds_per_sample", by=_seconds),
     Column("epoch", "epoch_seconds", by=_seconds),
     Column("infer", "inference_seconds_per_sample", by=_seconds),
     Column("evolve", "evolution_seconds", by=_seconds),
-    Column("loss", "", lambda r: f"{r['first_loss']:.2f} → {r['last_loss']:.2f}", number=False),
+    Column("loss", "", "{first_loss:.2f} → {last_loss:.2f}".format_map, number=False),
     Column("right", "", lambda r: f"{r['correct']}/{r['held_out']}" if r["held_out"] else "—"),
-    Column("run", "run", by=_RUN.__getitem__, number=False),
-)
+)  # fmt: skip
 
 
-def table(extreme: Extreme) -> Table:
+@shows(networks)
+def table(*runs: Result) -> Table:
     """Make T-extreme: size, memory, times and learning of every run."""
-    rows = [_plain(*entry) for entry in extreme.runs()]
-    sizes = {r["config"]["steps"] * r["config"]["batch_size"] for _, _, r in extreme.runs()}
+    rows = list(map(_plain, runs))
+    sizes = {run["config"]["steps"] * run["config"]["batch_size"] for run in runs}
     caption = (
         "**Extreme networks.** Density is the middle layer's. GiB: the most that was resident, and "
         "the plan. Seconds to initialise, per training sample, per epoch, per sample of inference, "
         "per evolution of all layers; mean loss of the first and the last ten batches; held-out "
-        "samples classified rightly. Runs are recorded (rec.) or made with this book (here)."
+        "samples classified rightly."
     )
-    sources = f"An epoch has {' or '.join(map(str, sorted(sizes)))} samples. "
+    about = "The largest run had {threads} threads and {memory_gib} GiB of memory. "
+    sources = about.format_map(runs[-1]["provenance"])
+    sources += f"An epoch has {' or '.join(map(str, sorted(sizes)))} samples. "
     if guesses := [row["test_p"] for row in rows if row["test_p"] is not None]:
         sources += f"Guessing does as well with a probability of at most {max(guesses):.0e}. "
-    return Table.of("T-extreme", rows, _TABLE, caption, sources + _source(extreme))
+    off = [100 * (row["peak_bytes"] / row["budget_bytes"] - 1) for row in rows]
+    finding = (
+        f"The memory that networks took was {min(off):+.1f} to {max(off):+.1f} % off the plan that "
+        "is printed before a run."
+    )
+    return Table.of("T-extreme", rows, _TABLE, caption, sources, finding)
 
 
-def memory(extreme: Extreme) -> Table | Note:
+@shows(networks)
+def memory(*runs: Result) -> Table:
     """Make the memory plan of the largest run, beside what it took."""
-    if not extreme.runs():
-        return Note("No run is there.")
-    row, _, run = extreme.runs()[-1]
+    run = runs[-1]
     totals = {"planned": run["budget_bytes"], "measured": run["peak_bytes"]}
     rows = [{"item": item, "bytes": n} for item, n in {**run["budget"], **totals}.items()]
     columns = (
         Column("item", "item", number=False, by=lambda s: f"**{s}**" if s in totals else s),
         Column("GiB", "bytes", by=_per(_GIB, 3)),
-        Column("bytes a neuron", "bytes", by=_per(row.neurons)),
+        Column("bytes per neuron", "bytes", by=_per(run["config"]["neurons"])),
     )
     caption = (
-        f"**The memory of {row.neurons:,} neurons**, batch {run['config']['batch_size']}: the plan "
-        "that is printed before anything is allocated, and the most that was resident."
+        f"**The memory of {run['config']['neurons']:,} neurons**: the plan that is printed before "
+        "anything is allocated, and the most that was resident."
     )
-    return Table.of("T-extreme-memory", rows, columns, caption, _source(extreme))
+    return Table.of("T-extreme-memory", rows, columns, caption)
 
 
-def scaling(extreme: Extreme) -> Picture:
+@shows(networks)
+def scaling(*runs: Result) -> Picture:
     """Draw seconds per step and bytes against neurons, on logarithmic axes, with named brains."""
-    runs = pd.DataFrame(_plain(*entry) for entry in extreme.runs())
-    runs["time"] = [np.median(run["step_seconds"]) for *_, run in extreme.runs()]
-    runs["memory"], runs["size"] = runs["peak_bytes"], 18 + 5 * runs["hidden_layers"]
-    labels, told = {"time": "seconds per training step", "memory": "bytes of memory"}, []
+    names = "neurons", "hidden_layers"
+    neurons, layers = np.array([[run["config"][name] for name in names] for run in runs]).T
+    times = [float(np.median(run["step_seconds"])) for run in runs]
+    peaks, told = [run["peak_bytes"] / _GIB for run in runs], []
+    values = {"seconds per training step": times, "GiB of memory": peaks}
     with canvas(6.6) as figure:
         axes = figure.subplots(2, 1, sharex=True)
-        for ax, (what, label) in zip(axes, labels.items(), strict=True):
-            for where, own in runs.groupby("run"):
-                look = {"edgecolors": _KINDS[where], "facecolors": "none", "linewidths": 1.4}
-                ax.scatter(own["neurons"], own[what], own["size"], label=where, zorder=3, **look)
-            slope = _guide(ax, runs["neurons"], runs[what])
-            if slope is not None:
-                told.append(f"{slope:.2f} ({what})")
-            ax.set(xscale="log", yscale="log", ylabel=label, xlim=(150, 6e8))
+        for ax, (label, y) in zip(axes, values.items(), strict=True):
+            look = {"edgecolors": COLOURS["set-all-relu"], "facecolors": "none", "linewidths": 1.4}
+            ax.scatter(neurons, y, 18 + 5 * layers, zorder=3, **look)
+            if (slope := _guide(ax, neurons, y)) is not None:
+                told.append(f"{slope:.2f} ({label})")
+            ax.set(xscale="log", yscale="log", ylabel=label, xlim=(1e5, 5e8))
             for name, count in BRAINS.items():
                 ax.axvline(count, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
                 if ax is axes[0]:
                     tag(ax, f"{name}\n{_count(count)}", (count, 1), (0, 3), **_ABOVE)
-        axes[0].legend(loc="upper left")
         axes[-1].set_xlabel("hidden neurons")
     law = f"From 5·10⁶ neurons on the exponents are {' and '.join(told)}. " * bool(told)
     caption = (
         "**Growth.** Seconds per training step (batch 4) and the most memory resident, against "
         "hidden neurons; the more layers the larger the circle. Dashed: proportional to neurons. "
-        "Grey: brains with as many neurons. What to see: both grow nearly linearly."
+        "Grey: brains with as many neurons. What to see: how closely the circles follow the dashes."
+    )
+    finding = (
+        f"The largest network has {neurons[-1]:,} neurons, {neurons[-1] / BAT:.2g} times as many "
+        f"as a bat's brain: it takes {peaks[-1]:.1f} GiB of memory and "
+        f"{times[-1]:.2g} s per training step."
     )
     alt = "Log-log plot of seconds per step and bytes against neurons, with brains as landmarks."
-    return Picture("F-extreme-scaling", figure, caption, alt, law + _source(extreme))
+    return Picture("F-extreme-scaling", figure, caption, alt, law, finding)
 
 
-def losses(extreme: Extreme) -> Picture:
+@shows(networks)
+def losses(*runs: Result) -> Picture:
     """Draw the loss curves of the largest networks."""
-    entries = [entry for entry in extreme.runs() if entry[0].hidden_layers == 10][-3:]
+    deep = [run for run in runs if run["config"]["hidden_layers"] == 10][-3:]
     colours = (COLOURS["set-all-relu-pruned"], COLOURS["set-relu"], COLOURS["set-all-relu"])
     trends = []
     with canvas(3.2) as figure:
         ax = figure.subplots()
-        for (row, where, run), colour in zip(entries, colours, strict=False):
-            neurons, values = f"{row.neurons:,} neurons", pd.Series(run["losses"])
+        for run, colour in zip(deep, colours, strict=False):
+            neurons, values = f"{run['config']['neurons']:,} neurons", pd.Series(run["losses"])
             steps = values.index + 1
             ax.plot(steps, values, ".", color=colour, alpha=0.5)
             mean = values.rolling(5, min_periods=1).mean()
-            ax.plot(steps, mean, color=colour, label=f"{neurons} ({where})")
+            ax.plot(steps, mean, color=colour, label=neurons)
             every = run["config"]["evolve_every"]
             for step in range(every, len(values), every):
                 ax.axvline(step + 0.5, color=GREY, linewidth=0.8, linestyle=":")
             if trend := run["trend"]:
                 trends.append(f"{neurons}: Kendall's τ {trend['tau']:+.2f}, p = {trend['p']:.1g}")
         ax.axhline(np.log(2), color=GREY, linewidth=0.8)
+        tag(ax, "chance", (1, np.log(2)), (0, 3), xycoords=("axes fraction", "data"), ha="right")
         ax.set(xlabel="step", ylabel="cross-entropy (nats)", ylim=(0, None))
         ax.legend()
     caption = (
-        "**They learn.** Loss of each batch before it is trained on (dots), and the mean of five "
-        "(lines); every sample is seen once. At dotted lines the topology evolves, which costs "
-        "what was learnt on the connections that go. What to see: the loss falls below the grey "
-        "line, which is chance."
+        "**Loss.** Of each batch before it is trained on (dots), and the mean of five (lines); "
+        "every sample is seen once. At dotted lines the topology evolves, which costs what was "
+        "learnt on the connections that go. What to see: whether the loss falls below chance."
     )
-    alt = "Loss against step for the largest networks, falling."
-    sources = f"Trends of {'; '.join(trends)}. " * bool(trends) + _source(extreme)
-    return Picture("F-extreme-loss", figure, caption, alt, sources)
+    falls = [run["trend"]["p"] < 0.05 for run in deep if run["trend"]]
+    finding = f"The loss of {sum(falls)} of {len(falls)} networks falls (Kendall's test, p < 0.05)"
+    if rights := [100 * run["test"]["correct"] / run["test"]["n"] for run in deep if run["test"]]:
+        finding += f"; {min(rights):.0f} to {max(rights):.0f} % of the held-out samples are right"
+    alt = "Loss against step for the largest networks."
+    sources = f"Trends of {'; '.join(trends)}. " * bool(trends)
+    return Picture("F-extreme-loss", figure, caption, alt, sources, f"{finding}.")
 
 
 # --- beside the table ----------------------------------------------------------------------------
 
 _SPLIT = (
-    Column("neurons", "neurons", "{:,}"),
-    Column("ranks", "ranks"),
+    Column("neurons", "neurons", "{:,}", once=True), Column("ranks", "ranks"),
     Column("step (s)", "step_seconds", by=_seconds),
-    Column("messages a step (MiB)", "message_bytes", by=_per(2**20, 0)),
+    Column("messages per step (MiB)", "message_bytes", by=_per(2**20, 0)),
     Column("messages (s)", "message_seconds", by=_seconds),
-    Column("GiB a rank", "peak_bytes", by=_gib),
-    Column("last loss", "last_loss", "{:.6f}"),
-    Column("run", "run", number=False),
-)
+    Column("GiB per rank", "peak_bytes", by=_gib), Column("last loss", "last_loss", "{:.6f}"),
+)  # fmt: skip
 
 
-def split(extreme: Extreme) -> Table | Note:
+@shows("split")
+def split(result: Result) -> Table:
     """Make the table of one network on two ranks and on one."""
-    found = extreme.parts["split"]
-    if not found:
-        return Note("Not measured: there is no MPI on this machine.")
     rows = [
         {
-            "run": where,
-            "neurons": run["neurons"],
-            "ranks": ranks,
+            "neurons": run["neurons"], "ranks": ranks, "last_loss": run["losses"][-1],
             "step_seconds": float(np.median(run["step_seconds"])),
-            "message_bytes": run.get("message_bytes", 0.0),
-            "message_seconds": run.get("message_seconds", 0.0),
             "peak_bytes": int(np.max(run["peak_bytes"])),
-            "last_loss": run["losses"][-1],
+            **{name: run.get(name, 0.0) for name in ("message_bytes", "message_seconds")},
         }
-        for where, result in found
         for ranks, run in ((1, result["whole"]), (2, result["split"]))
-    ]
+    ]  # fmt: skip
     caption = (
         "**Split over two ranks.** The same network on one rank and on two, one thread each; what "
         "a rank sends and receives in a step, and how long that takes, waiting included."
     )
-    apart = max(result["largest_difference"] for _, result in found)
-    sources = f"The losses of all steps agree to {apart:.0e}. {source(found)}"
-    return Table.of("T-extreme-split", rows, _SPLIT, caption, sources)
+    one, two = rows
+    finding = (
+        f"On two ranks a rank takes {100 * two['peak_bytes'] / one['peak_bytes']:.0f} % of the "
+        f"memory, and a step {100 * two['step_seconds'] / one['step_seconds']:.0f} % of the time; "
+        f"the losses of all steps agree to {result['largest_difference']:.0e}."
+    )
+    return Table.of("T-extreme-split", rows, _SPLIT, caption, finding=finding)
 
 
 _SURVIVAL = (
-    Column("neurons", "neurons", "{:,}"),
-    Column("checkpoint (GiB)", "file_bytes", by=_gib),
+    Column("neurons", "neurons", "{:,}"), Column("checkpoint (GiB)", "file_bytes", by=_gib),
     Column("writing it (s)", "checkpoint_seconds", by=_seconds),
     Column("weights", "weights_sha256", "`{:.8}`", number=False),
-    Column(
-        "as if it had not been killed", "identical", number=False, by=("**no**", "yes").__getitem__
-    ),
-    Column("run", "run", number=False),
-)
+    Column("the same", "identical", number=False, by=("**no**", "yes").__getitem__),
+)  # fmt: skip
 
 
-def survival(extreme: Extreme) -> Table:
-    """Make the table of the runs that were killed."""
-    found = extreme.parts["survival"]
-    rows = [
-        {
-            "run": where,
-            "neurons": result["whole"]["neurons"],
-            "file_bytes": result["file_bytes"],
-            "checkpoint_seconds": result["resumed"]["seconds"]["checkpoint"],
-            "weights_sha256": result["resumed"]["weights_sha256"],
-            "identical": result["identical"],
-        }
-        for where, result in found
-    ]
+@shows("survival")
+def survival(result: Result) -> Table:
+    """Make the table of the run that was killed."""
+    resumed, neurons = result["resumed"], result["whole"]["neurons"]
+    row = {
+        "neurons": neurons, "checkpoint_seconds": resumed["seconds"]["checkpoint"],
+        "weights_sha256": resumed["weights_sha256"],
+        **{name: result[name] for name in ("file_bytes", "identical")},
+    }  # fmt: skip
     caption = (
         "**Killed and resumed.** A run of four steps and three evolutions gets SIGKILL after its "
         "first checkpoint and goes on from there. In the end weights, velocities and losses are "
         "compared, to the last bit, with those of a run that was left alone."
     )
-    return Table.of("T-extreme-survival", rows, _SURVIVAL, caption, source(found))
+    finding = (
+        f"A run of {neurons:,} neurons that was killed and resumed ended "
+        f"{'just like' if result['identical'] else 'differently from'} one that was not."
+    )
+    return Table.of("T-extreme-survival", [row], _SURVIVAL, caption, finding=finding)
 
 
 _PROJECTION = (
-    Column("neurons", "neurons", by=_count),
-    Column("connections", "connections", "{:.1e}"),
-    Column("ranks", "ranks"),
-    Column("GiB a rank", "rank_bytes", by=_per(_GIB)),
-    Column("messages a step and rank (GiB)", "message_bytes", by=_per(_GIB)),
+    Column("neurons", "neurons", by=_count), Column("connections", "connections", by=_count),
+    Column("ranks", "ranks"), Column("GiB per rank", "rank_bytes", by=_per(_GIB)),
+    Column("messages per step and rank (GiB)", "message_bytes", by=_per(_GIB)),
     Column("computing (s)", "compute_seconds", by=_seconds),
     Column("messages (s)", "message_seconds", by=_seconds),
-)
+)  # fmt: skip
 
 
-def projection(extreme: Extreme, memory: int = 22 * _GIB, network: float = 12.5e9) -> Table | Note:
-    """Make the table of what larger networks would take, on the fewest ranks that they fit on.
-
-    `memory` is that of a rank's machine in bytes, `network` its bytes per second (100 Gbit/s).
-    """
-    if not extreme.runs():
-        return Note("No run is there to go by.")
-    row, _, run = extreme.runs()[-1]
+@shows(networks)
+def projection(*runs: Result) -> Table:
+    """Make the table of what larger networks would take, on the fewest ranks that they fit on."""
+    run = runs[-1]
     pace = float(np.median(run["step_seconds"])) / run["nnz"]
     rows, beyond = [], []
     for neurons in _PROJECTED:
         config = ExtremeConfig(neurons=neurons)
         sizes, batch = config.sizes, config.batch_size
         planned = partial(budget.plan, sizes, config.epsilon, batch, 1)
-        ranks = bisect_left(range(1, _MOST_RANKS), -memory, key=lambda n: -planned(n).total) + 1
+        ranks = bisect_left(range(1, _MOST_RANKS), -_MEMORY, key=lambda n: -planned(n).total) + 1
         if ranks == _MOST_RANKS:
             beyond.append(f"{_count(neurons)} neurons")
             continue
         plan = planned(ranks)
         moved = step_bytes(sizes, batch, len(plan.expected))
-        found = {
-            "neurons": neurons,
-            "connections": sum(plan.expected),
-            "ranks": len(plan.expected),
-            "rank_bytes": plan.total,
-            "message_bytes": moved,
-            "compute_seconds": plan.connections * pace,
-            "message_seconds": moved / network,
-        }
-        rows.append(found)
-    rest = "{} fit no number of ranks: one rank holds both outputs with all connections. "
+        rows.append({
+            "neurons": neurons, "connections": sum(plan.expected), "ranks": len(plan.expected),
+            "rank_bytes": plan.total, "compute_seconds": plan.connections * pace,
+            "message_bytes": moved, "message_seconds": moved / _NETWORK,
+        })  # fmt: skip
     caption = (
         "**On paper: larger than a rat's.** A projection, not a measurement: ten hidden layers, "
-        f"batch 4, on as many machines with {memory / _GIB:.0f} GiB as the network needs. Seconds "
+        f"batch 4, on as many machines with {_MEMORY / _GIB:.0f} GiB as the network needs. Seconds "
         "are per step, for computing as fast as the largest run here and for messages at "
-        f"{network / 1e9:g} GB/s, as large as those measured above, neuron for neuron."
+        f"{_NETWORK / 1e9:g} GB/s, as large as those measured above, neuron for neuron."
     )
-    sources = f"Computing takes {pace * 1e9:.1f} ns per connection at {row.neurons:,} neurons. "
-    sources += rest.format(", ".join(beyond)) * bool(beyond) + _source(extreme)
-    return Table.of("T-extreme-projection", rows, _PROJECTION, caption, sources)
+    fit = " and ".join(f"{_count(row['neurons'])} neurons on {row['ranks']}" for row in rows)
+    finding = f"By calculation, machines with {_MEMORY / _GIB:.0f} GiB would hold {fit} of them."
+    sources = f"Computing takes {pace * 1e9:.1f} ns per connection in the largest run. "
+    if beyond:
+        sources += f"{', '.join(beyond)} fit no number of ranks: one has both outputs' connections."
+    return Table.of("T-extreme-projection", rows, _PROJECTION, caption, sources, finding)
 
 
-def _plain(row: Row, where: str, run: Result) -> Result:
+def _plain(run: Result) -> Result:
     test, trend = run["test"] or {}, run["trend"] or {}
     predict, evolve = run["predict_seconds"], run["evolve_seconds"]
-    batch = run["config"]["batch_size"]
+    config, batch = run["config"], run["config"]["batch_size"]
     return {
-        "run": where,
-        "neurons": row.neurons,
-        "hidden_layers": row.hidden_layers,
+        **{name: config[name] for name in ("neurons", "hidden_layers")},
         **{name: run[name] for name in ("density", "nnz", "peak_bytes", "budget_bytes")},
         "initialise_seconds": run["seconds"]["initialise"],
         "seconds_per_sample": run["seconds_per_sample"],
@@ -318,20 +302,10 @@ def _plain(row: Row, where: str, run: Result) -> Result:
         "evolution_seconds": float(np.mean(evolve)) if evolve else None,
         "first_loss": float(np.mean(run["losses"][:10])),
         "last_loss": float(np.mean(run["losses"][-10:])),
-        "tau": trend.get("tau"),
-        "trend_p": trend.get("p"),
-        "correct": test.get("correct"),
-        "held_out": test.get("n"),
-        "test_p": test.get("p"),
+        "tau": trend.get("tau"), "trend_p": trend.get("p"), "correct": test.get("correct"),
+        "held_out": test.get("n"), "test_p": test.get("p"),
         **{name: run["provenance"][name] for name in ("commit", "cpu", "threads")},
-    }
-
-
-def _source(extreme: Extreme) -> str:
-    """Say where the largest recorded run is from, and the largest of this build."""
-    last = {title: run for _, title, run in extreme.runs()}
-    about = "The largest run had {threads} threads and {memory_gib} GiB of memory."
-    return source(last.items(), [about.format_map(run["provenance"]) for run in last.values()])
+    }  # fmt: skip
 
 
 def _guide(ax: Axes, neurons: np.ndarray, values: Sequence[float]) -> float | None:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 
 from sparsecore import cluster
 from sparsecore.compiled.team import cpu_count
-from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
+from sparsecore.paper.store import Entry, Result, current_profile
 from sparsecore.progress import bar
 from sparsecore.provenance import busy_cpus, provenance
 
@@ -75,17 +76,8 @@ SIZES = {
 }
 
 
-@dataclass(frozen=True)
-class Extreme:
-    """The study's results: of the table's networks, and of `PARTS`."""
-
-    rows: dict[Row, Versions[Result]]
-    parts: dict[str, Versions[Result]]
-
-    def runs(self) -> list[tuple[Row, str, Result]]:
-        """Return all results of the table by size, each with "recorded" or "this build"."""
-        rows = sorted((row, found) for row, found in self.rows.items() if not row.frozen)
-        return [(row, title, result) for row, found in rows for title, result in found]
+#: The study's results: of the table's networks, and of `PARTS`.
+Found = dict[Row | str, Result]
 
 
 def _entry(key: Row | str, profile: str) -> Entry:
@@ -96,46 +88,48 @@ def _entry(key: Row | str, profile: str) -> Entry:
     return Entry(STUDY, key.name, profile, lambda result: SCHEMA, lambda: expected)
 
 
-def _rows(profile: str) -> tuple[Row, ...]:
-    return ROWS + CONTROLS if profile == "paper" else LIVE
+def _keys(profile: str) -> tuple[Row | str, ...]:
+    return (*(ROWS + CONTROLS if profile == "paper" else LIVE), *PARTS)
 
 
 def entries(profile: str) -> list[Entry]:
     """Return the results that a profile is made of."""
-    keys: list[Row | str] = [*_rows(profile), *PARTS]
-    return [_entry(key, profile) for key in keys]
+    return [_entry(key, profile) for key in _keys(profile)]
 
 
-def recorded() -> dict[Row, Result]:
-    """Return what is recorded of the table without running anything."""
-    found = ((row, _entry(row, "paper").recorded()) for row in _rows("paper"))
-    return {row: result for row, result in found if result is not None}
+def recorded() -> Found:
+    """Return what is recorded; run what is missing only if that is this build's own profile."""
+    if current_profile() == "paper":
+        return load()
+    found = {key: _entry(key, "paper").recorded() for key in _keys("paper")}
+    return {key: result for key, result in found.items() if result is not None}
 
 
-def load(profile: str | None = None, *, progress: bool = True) -> Extreme:
-    """Return both versions of all results; run what this build lacks."""
-    profile = current_profile(profile)
-    here = _rows(profile)
-    found: dict[Row | str, Versions[Result]] = {
-        row: Versions(_entry(row, "paper").recorded()) for row in ROWS if row not in here
-    }
-    runs: dict[Row | str, Callable[[], Result]] = {
-        row: partial(_result, [], row.neurons, row.hidden_layers, *["--frozen"] * row.frozen)
-        for row in here
-    }
-    runs |= {name: partial(part, SIZES[name][profile]) for name, part in PARTS.items()}
-    with bar(len(runs), bar_format="{desc} ({n}/{total})", hidden=not progress) as shown:
-        for key, run in runs.items():
+def load(profile: str | None = None, *, progress: bool = True) -> Found:
+    """Return a profile's results; run what is missing and can be run here."""
+    profile, found = current_profile(profile), {}
+    keys = _keys(profile)
+    with bar(len(keys), bar_format="{desc} ({n}/{total})", hidden=not progress) as shown:
+        for key in keys:
             shown.set_description_str(key if isinstance(key, str) else key.name)
-            found[key] = versions(partial(_entry, key), partial(_measure, run), profile)
+            with suppress(cluster.ClusterError):  # the state of the study says what is missing
+                found[key] = _entry(key, profile).obtain(partial(_measure, key, profile))
             shown.update()
-    parts = {name: found[name] for name in PARTS}
-    return Extreme({k: own for k, own in found.items() if own and isinstance(k, Row)}, parts)
+    return found
 
 
-def _measure(run: Callable[[], Result]) -> Result:
+def networks(found: Found) -> list[Result]:
+    """Return the table's runs by size."""
+    return [found[key] for key in ROWS if key in found]
+
+
+def _measure(key: Row | str, profile: str) -> Result:
     others = busy_cpus()
-    found = {"provenance": provenance(cpu_count(), None), **run()}
+    if isinstance(key, str):
+        run = PARTS[key](SIZES[key][profile])
+    else:
+        run = _result([], key.neurons, key.hidden_layers, *["--frozen"] * key.frozen)
+    found = {"provenance": provenance(cpu_count(), None), **run}
     found["provenance"]["others"] = others
     return found
 

@@ -19,7 +19,7 @@ from sparsecore.config import TrainConfig
 from sparsecore.paper.speed import roofline
 from sparsecore.paper.speed.contest import PEERS, compare, stopwatch
 from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
-from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
+from sparsecore.paper.store import Entry, Result, current_profile
 from sparsecore.progress import bar
 from sparsecore.provenance import busy_cpus, provenance
 from sparsecore.seeds import Purpose
@@ -188,8 +188,16 @@ def entries(profile: str) -> list[Entry]:
     return [entry(part, profile) for part in PARTS]
 
 
-def load(profile: str | None = None) -> dict[str, Versions[Result]]:
-    """Return both versions of each part; measure what this build lacks."""
+def recorded() -> dict[str, Result]:
+    """Return what is recorded; measure what is missing only in a build of profile "paper"."""
+    if current_profile() == "paper":
+        return load()
+    found = {part: entry(part, "paper").recorded() for part in PARTS}
+    return {part: result for part, result in found.items() if result is not None}
+
+
+def load(profile: str | None = None) -> dict[str, Result]:
+    """Return a profile's results by part; measure what is missing."""
     profile = current_profile(profile)
     effort, found = EFFORTS[profile], {}
     with bar(len(PARTS), bar_format="{desc} ({n}/{total} parts)") as shown:
@@ -200,6 +208,6 @@ def load(profile: str | None = None) -> dict[str, Versions[Result]]:
             return {**result, "provenance": {**provenance(1, None), **others}}
 
         for part in PARTS:
-            found[part] = versions(partial(entry, part), partial(measure, part), profile)
+            found[part] = entry(part, profile).obtain(partial(measure, part))
             shown.update()
     return found

@@ -66,8 +66,8 @@ def recorded(short_simulations):
         parts = {n: extreme._entry(n, "paper").recorded() for n in extreme.PARTS}
         return {
             speed_figures: {p: Versions(speed.entry(p, "paper").recorded()) for p in speed.PARTS},
-            scaling_figures: Versions(scaling.entry("paper").recorded()),
-            parallel_figures: Versions(parallel.recorded()),
+            scaling_figures: scaling.recorded(),
+            parallel_figures: parallel.recorded(),
             extreme_figures: Extreme(rows, {n: Versions(part) for n, part in parts.items()}),
             **{key: studies.recorded(key) for key in dict(_TRAINING)},
         }

@@ -383,7 +383,9 @@ def test_the_built_table_holds_the_numbers_of_the_results():
     built = ROOT / "book/_build/html/notebooks/main.html"
     if not built.is_file():
         pytest.skip("the book is not built")
-    found = re.findall(r"<figure[^>]* id=\"t-main(?:-here)?\".*?</figure>", built.read_text(), re.DOTALL)
+    found = re.findall(
+        r"<figure[^>]* id=\"t-main(?:-here)?\".*?</figure>", built.read_text(), re.DOTALL
+    )
     assert found, "no table t-main on the page"
     cell = r"<td.*?</td>"
     rows = [
@@ -433,9 +435,11 @@ def test_depth_draws_geometric_means_and_says_them(monkeypatch):
     line = picture.figure.axes[1].lines[0]
     np.testing.assert_allclose(line.get_ydata(), np.exp(np.log(flows[1]).mean(axis=1)))
     ratio = np.exp(np.log(flows[0, 3]).mean() - np.log(flows[0, 0]).mean())
-    assert f"All-ReLU is {ratio:.2g} times ReLU's" in picture.sources
+    assert f"All-ReLU is {ratio:.2g} times ReLU's" in picture.finding and picture.key == "F-depth"
+    here = store.Versions(None, {**run, "profile": "quick"})
+    assert depth.figure(here).key == "F-depth-here"
     assert len(picture.caption.split()) <= 60
-    assert isinstance(depth.figure(store.Versions(None, missing="no data")), page.Note)
+    assert depth.figure(store.Versions(None, missing="no data")) == page.Note("no data")
 
 
 def test_what_is_missing_of_the_main_table_is_counted():

@@ -71,8 +71,8 @@ def test_what_is_found_follows_from_the_runs(trained):
     runs[0]["parallel"]["staleness_histogram"] = [0, 8, 0, 0, 0, 1, 1]
     shown = Versions(found)
     told = parallel_figures.accuracy(shown).finding
-    assert "WASAP-SGD trains 1.50 times" in told and "ends 2.00 points higher" in told
-    assert "WASSP-SGD trains 0.80 times" in told and "ends 3.00 points lower" in told
+    assert "WASAP-SGD trains 1.50 times and WASSP-SGD 0.80 times" in told
+    assert "by +2.00 and -3.00 points" in told
     bars = parallel_figures.staleness(shown)
     assert [bar.get_height() for bar in bars.figure.axes[0].patches] == [0, 80, 0, 0, 0, 20]
     assert "80.0 % of them are at most 4 old" in bars.finding

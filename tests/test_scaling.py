@@ -339,7 +339,7 @@ def test_simulations_say_that_they_are(found):
     assert f"shared memory K* = {point:.1f}" in simulated.sources
     rates = {k: simulate.simulate(calibrated, k).speedup for k in (1, 2, 4, 8, 16)}
     best = max(rates, key=rates.get)
-    fastest = f"WASAP-SGD is fastest with {best} (one machine: {rates[best]:.1f} times one worker)"
+    fastest = f"WASAP-SGD is fastest with {best} (one machine, speed-up {rates[best]:.1f})"
     assert fastest in simulated.finding
     stragglers = scaling_figures.stragglers(found)
     pair = (simulate.simulate(calibrated, 8, "wassp", scenario=case) for case in

@@ -12,7 +12,7 @@ from sparsecore import wasap
 from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET
 from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import COLOURS, GREY, canvas, keyed, line, picture, source
+from sparsecore.paper.style import COLOURS, GREY, canvas, keyed, line, picture, source, tag
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.studies import Results, training_seconds
 from sparsecore.settings import DECAYS
@@ -93,7 +93,7 @@ def accuracy(axes: Any, _title: str, found: Result) -> tuple[str, str]:
     """Draw test accuracy against epochs and against seconds."""
     left, right = axes
     late: list[float] = []
-    ends, pace, gains = {}, {}, []
+    ends, pace = {}, {}
     for name, runs in found["runs"].items():
         ends[name] = shown.accuracy(runs)
         pace[name] = np.mean([run["samples_per_second"] for run in runs])
@@ -105,18 +105,21 @@ def accuracy(axes: Any, _title: str, found: Result) -> tuple[str, str]:
             if name != "sequential":
                 ax.plot(x[-1], ends[name], "o", color=COLOUR[name], markersize=5)
         late += [*tests[:, tests.shape[1] // 20 :].flat, ends[name]]
-        points = ends[name] - ends["sequential"]
-        gains.append(
-            f"{LABELS[name]} trains {pace[name] / pace['sequential']:.2f} times as many samples "
-            f"per second as the sequential trainer and ends {abs(points):.2f} points "
-            f"{'lower' if points < 0 else 'higher'} in test accuracy"
-        )
     config, room = found["runs"]["wasap"][0]["config"], max(1.0, 0.05 * float(np.ptp(late)))
     left.axvline(config["phase1_epochs"], color=GREY, linestyle=":", linewidth=1)
+    tag(left, "each worker alone", (config["phase1_epochs"], min(late) - room), (4, 6))
     left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(min(late) - room, max(late) + room))
     right.set(xlabel="seconds of training")
     told = ", ".join(f"{LABELS[name]} {end:.2f} %" for name, end in ends.items())
-    finding = f"With {config['workers']} workers, {'; '.join(gains[1:])}."
+    first, second = (
+        (pace[name] / pace["sequential"], ends[name] - ends["sequential"])
+        for name in ("wasap", "wassp")
+    )
+    finding = (
+        f"With {config['workers']} workers, WASAP-SGD trains {first[0]:.2f} times and WASSP-SGD "
+        f"{second[0]:.2f} times as many samples per second as the sequential trainer; their final "
+        f"test accuracy differs from its by {first[1]:+.2f} and {second[1]:+.2f} points."
+    )
     return finding, f"Final test accuracy: {told}."
 
 
@@ -170,7 +173,7 @@ def staleness(ax: Axes, _title: str, found: Result) -> tuple[str, str]:
     at = np.minimum(range(len(counts)), many)
     shares = 100 * np.bincount(at, counts, many + 1) / counts.sum()
     ax.bar_label(ax.bar(range(many + 1), shares, color=COLOUR["wasap"], width=0.8), fmt="{:.2g}")
-    ax.set(xlabel="staleness (updates)")
+    ax.set(xlabel="staleness (updates)", ymargin=0.12)
     ax.set_xticks(range(many + 1), [*map(str, range(many)), f"{many} or more"])
     record = wasap.from_json(run["parallel"]["record"])
     lost = 100 * float((record.accepted < 1).mean())

@@ -33,7 +33,7 @@ _NUMBERS = (1, *(n for i in range(1, 10) for n in (2**i, 3 * 2 ** (i - 1))), 102
 
 
 @picture(
-    "F-scaling", height=3.0, label="speed-up over the\nsequential trainer",
+    "F-scaling", height=2.7, label="speed-up over the\nsequential trainer",
     legend=[*(line(COLOUR[name], LABELS[name]) for name in ALGORITHMS), line(GREY, "ideal", ":")],
     caption="**Measured speed-up per worker.** Samples per second of phase 1 on "
     "Fashion-MNIST, evolution included, relative to the sequential trainer with one thread in "
@@ -94,13 +94,13 @@ def simulated(axes: Any, _title: str, result: Result) -> tuple[str, str]:
             gains = _rates(calibration, name, network, model.AS_MEASURED) / calibration.alone
             ax.plot(_NUMBERS, gains, color=COLOUR[name], linestyle=style)
             where = network.name.partition(",")[0]
-            best.append(f"{_NUMBERS[gains.argmax()]} ({where}: {gains.max():.1f} times one worker)")
+            best.append(f"{_NUMBERS[gains.argmax()]} ({where}, speed-up {gains.max():.1f})")
             if name == "wasap":
                 point = model.saturation(calibration, network)
                 at = np.exp(np.interp(np.log(point), np.log(_NUMBERS), np.log(gains)))
                 ax.plot(point, at, "D", color=GREY, markersize=6)
                 points.append(f"{network.name} K* = {point:.1f}")
-        told.append(f"{LABELS[name]} is fastest with {', '.join(best)}")
+        told.append(f"{LABELS[name]} is fastest with {', '.join(best)} workers")
         _workers_axis(ax, name, 1, 4, 16, 64, 256, 1024, yscale="log")
     axes[0].set_ylabel("simulated speed-up\nover one worker")
     full = result["n_train"] // result["batch_size"]

@@ -215,11 +215,9 @@ def test_a_figure_is_enlarged_and_downloaded(tab, address):
     assert large.evaluate("image => image.clientWidth") > NARROW["width"]
     tab.get_by_role("button", name="Close").click()
     assert not large.is_visible()
-    for form, start in (("SVG", b"<?xml"), ("PDF", b"%PDF")):
-        with tab.expect_download() as download:
-            tab.get_by_role("link", name=form).first.click()
-        assert download.value.suggested_filename == f"f-overview.{form.lower()}"
-        assert Path(download.value.path()).read_bytes().startswith(start)
+    with tab.expect_download() as download:
+        tab.get_by_role("link", name="SVG").first.click()
+    assert "<svg" in Path(download.value.path()).read_text()
 
 
 def test_the_caption_of_a_table_stands_still(tab, address):

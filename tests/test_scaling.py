@@ -339,13 +339,13 @@ def test_simulations_say_that_they_are(found):
     assert f"shared memory K* = {point:.1f}" in simulated.sources
     rates = {k: simulate.simulate(calibrated, k).speedup for k in (1, 2, 4, 8, 16)}
     best = max(rates, key=rates.get)
-    fastest = f"WASAP-SGD is fastest with {best} (one machine, speed-up {rates[best]:.1f})"
+    fastest = f"workers: WASAP-SGD {best} (one machine, speed-up {rates[best]:.1f})"
     assert fastest in simulated.finding
     stragglers = scaling_figures.stragglers(found)
     pair = (simulate.simulate(calibrated, 8, "wassp", scenario=case) for case in
             (simulate.SCENARIOS[2], EVEN))  # fmt: skip
     slow, even = (outcome.gradients_per_second for outcome in pair)
-    told = f" and {100 * slow / even - 100:+.0f} % in WASSP-SGD; 1 gradient in 100"
+    told = f", {round(100 * slow / even - 100):+d} % (WASSP-SGD); 1 gradient in 100"
     assert told in stragglers.finding
     for picture in (simulated, stragglers):
         assert picture.caption.startswith("**Simulation: ")

@@ -31,11 +31,6 @@ document.addEventListener("DOMContentLoaded", () => {
       link.download = `${image.closest("figure").id}.svg`;
       link.textContent = "SVG";
       links.append(" · Download: ", link);
-      const pdf = image.closest("figure").nextElementSibling?.querySelector('a[download$=".pdf"]');
-      if (pdf) {
-        pdf.closest("p").remove();
-        links.append(" · ", pdf);
-      }
     }
     image.parentElement.after(links);
   }

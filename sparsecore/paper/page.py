@@ -33,43 +33,32 @@ class Picture:
 
     def svg(self) -> str:
         """Return the figure as SVG; the same figure gives the same text."""
-        return self._saved("svg", "Date").decode()
-
-    def pdf(self) -> bytes:
-        """Return the figure as PDF; the same figure gives the same bytes."""
-        return self._saved("pdf", "CreationDate")
-
-    def _saved(self, form: str, date: str) -> bytes:
         import matplotlib
 
-        out, tight = io.BytesIO(), {"bbox_inches": "tight", "pad_inches": 0.05}
+        out, tight = io.StringIO(), {"bbox_inches": "tight", "pad_inches": 0.05}
         with matplotlib.rc_context({"svg.hashsalt": self.key}):
-            self.figure.savefig(out, format=form, metadata={date: None}, dpi=200, **tight)
+            self.figure.savefig(out, format="svg", metadata={"Date": None}, dpi=200, **tight)
         return out.getvalue()
 
     @cached_property
-    def _files(self) -> tuple[str, str]:
-        """The SVG's address, the PDF's link; made once for HTML and Markdown: IPython asks both."""
-        svg = f"data:image/svg+xml;base64,{_base64(self.svg().encode())}"
-        return svg, _link(self.key, "PDF", "pdf", "application/pdf", self.pdf())
+    def _uri(self) -> str:
+        """The SVG as an address; drawn once for HTML and Markdown, which IPython both asks for."""
+        return f"data:image/svg+xml;base64,{_base64(self.svg())}"
 
     def __repr__(self) -> str:
         return self.caption
 
     def _repr_html_(self) -> str:
-        svg, download = self._files
         return _html(
             self,
-            f'<figure style="margin: 0"><img src="{svg}" alt="{html.escape(self.alt)}" '
+            f'<figure style="margin: 0"><img src="{self._uri}" alt="{html.escape(self.alt)}" '
             'style="max-width: 100%; background: white">'
             f"<figcaption>{_inline(self.caption)}</figcaption></figure>",
-            download,
         )
 
     def _repr_markdown_(self) -> str:
-        svg, download = self._files
         name = f":name: {self.key.lower()}\n:alt: {self.alt}"
-        return _myst(self, f"````{{figure}} {svg}\n{name}\n\n{self.caption}\n````", download)
+        return _myst(self, f"````{{figure}} {self._uri}\n{name}\n\n{self.caption}\n````")
 
 
 @dataclass(frozen=True)
@@ -148,44 +137,39 @@ class Table:
 
     def _repr_html_(self) -> str:
         body = self.frame.map(_inline).to_html(index=False, escape=False, border=0)
-        return _html(self, f"<p>{_inline(self.caption)}</p>{body}", self._downloads())
+        return _html(self, f"<p>{_inline(self.caption)}</p>{body}<p>{self._downloads()}</p>")
 
     def _repr_markdown_(self) -> str:
         rule = ["---:" if c in self.numbers else ":---" for c in self.frame.columns]
         body = "\n".join(map(_row, [self.frame.columns, rule, *self.frame.to_numpy()]))
         table = f"````{{table}} {self.caption}\n:name: {self.key}\n\n{body}\n````"
-        return _myst(self, table, self._downloads())
+        return _myst(self, f"{table}\n\n{self._downloads()}")
 
     def _downloads(self) -> str:
-        kind = "text/plain;charset=utf-8"
-        csv, latex = self.csv().encode(), self.latex().encode()
-        return (
-            f"{_link(self.key, 'CSV', 'csv', kind, csv)} · "
-            f"{_link(self.key, 'LaTeX', 'tex', kind, latex)}"
-        )
+        links = [
+            f'<a download="{self.key}.{suffix}" href="data:text/plain;charset=utf-8;base64,'
+            f'{_base64(text)}">{label}</a>'
+            for label, suffix, text in (("CSV", "csv", self.csv()), ("LaTeX", "tex", self.latex()))
+        ]
+        return f"Download: {' · '.join(links)}"
 
 
-def _html(shown: Picture | Table, body: str, downloads: str) -> str:
-    """Put a figure or table between its finding and what belongs below."""
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def _html(shown: Picture | Table, body: str) -> str:
+    """Put a figure or table between its finding and its sources."""
     finding = f"<p>{html.escape(shown.finding)}</p>" * bool(shown.finding)
     fold = f"<details><summary>Sources</summary>{_inline(shown.sources)}</details>"
-    return f"{finding}{body}<p>Download: {downloads}</p>{fold * bool(shown.sources)}"
+    return f"{finding}{body}{fold * bool(shown.sources)}"
 
 
-def _myst(shown: Picture | Table, body: str, downloads: str) -> str:
-    """Put a figure or table between its finding and what belongs below, in Markdown."""
+def _myst(shown: Picture | Table, body: str) -> str:
+    """Put a figure or table between its finding and its sources, in Markdown."""
     finding = f"{shown.finding}\n\n" * bool(shown.finding)
     fold = f"```{{dropdown}} Sources\n{shown.sources}\n```\n" * bool(shown.sources)
-    return f"{finding}{body}\n\nDownload: {downloads}\n\n{fold}"
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()
-
-
-def _link(key: str, label: str, suffix: str, kind: str, content: bytes) -> str:
-    href = f"data:{kind};base64,{_base64(content)}"
-    return f'<a download="{key}.{suffix}" href="{href}">{label}</a>'
+    return f"{finding}{body}\n\n{fold}"
 
 
 def _row(cells: Iterable[Any]) -> str:

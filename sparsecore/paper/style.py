@@ -33,7 +33,7 @@ COLOURS = {
     "wasap-pruned": "#882255",  # wine
 }
 GREY = "#6b6b6b"
-Draw = Callable[[Any, str, Result], str | tuple[str, str]]
+Draw = Callable[[Any, str, Result], str | tuple[str, str]]  # see `picture`
 _QUIET = 0.15  # CPUs that others use: a system is never quite still
 WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch
 _LETTERS, _BESIDE = 114, 10  # of a legend's line; as wide as these is what is beside a label

@@ -147,7 +147,7 @@ def explained(found: Runs, main: Results) -> Note:
             for some in (runs["sequential"], theirs)
         )
         seconds = (
-            f" The sequential runs took {ours[0]:,.0f} seconds on {ours[1]}. Those of [the main "
+            f"\n\nThe sequential runs took {ours[0]:,.0f} seconds on {ours[1]}. Those of [the main "
             f"table](main.ipynb), of the same length, took {other[0]:,.0f} on {other[1]}: seconds "
             "compare within a figure only."
         )

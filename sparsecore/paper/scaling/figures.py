@@ -100,12 +100,12 @@ def simulated(axes: Any, _title: str, result: Result) -> tuple[str, str]:
                 at = np.exp(np.interp(np.log(point), np.log(_NUMBERS), np.log(gains)))
                 ax.plot(point, at, "D", color=GREY, markersize=6)
                 points.append(f"{network.name} K* = {point:.1f}")
-        told.append(f"{LABELS[name]} is fastest with {', '.join(best)} workers")
+        told.append(f"{LABELS[name]} {', '.join(best)}")
         _workers_axis(ax, name, 1, 4, 16, 64, 256, 1024, yscale="log")
     axes[0].set_ylabel("simulated speed-up\nover one worker")
     full = result["n_train"] // result["batch_size"]
     return (
-        f"In the simulation {'; '.join(told)}.",
+        f"The simulation is fastest with so many workers: {'; '.join(told)}.",
         f"Saturated: {'; '.join(points)}. With {result['n_train']:,} rows at most {full} workers "
         "have a full batch each; for more the data would have to grow.",
     )
@@ -128,15 +128,15 @@ def stragglers(axes: Any, _title: str, result: Result) -> tuple[str, str]:
         for scenario, style in _SCENARIO_STYLES.items():
             shares = 100 * _rates(calibration, name, model.ONE_MACHINE, scenario)[1:] / even
             ax.plot(_NUMBERS[1:], shares, color=COLOUR[name], linestyle=style)
-            change = f"{shares[_NUMBERS.index(8) - 1] - 100:+.0f} % in {LABELS[name]}"
+            change = f"{round(shares[_NUMBERS.index(8) - 1] - 100):+d} % ({LABELS[name]})"
             told.setdefault(scenario.name, []).append(change)
         ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
         _workers_axis(ax, name, 2, 8, 32, 128, 512)
     axes[0].set_ylabel("throughput, % of that of\nworkers all alike")
     axes[0].set_ylim(bottom=0)
-    costs = [f"{case} {' and '.join(changes)}" for case, changes in told.items()]
+    costs = "; ".join(f"{case} {', '.join(changes)}" for case, changes in told.items())
     return (
-        f"In the simulation the throughput of 8 workers changes with {'; '.join(costs)}.",
+        f"What stragglers change in the simulated throughput of 8 workers: {costs}.",
         f"The jitter is that of {result['steps']['n_gradients']:,} gradients measured one by one.",
     )
 

@@ -427,7 +427,7 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
 
 def test_depth_draws_geometric_means_and_says_them(monkeypatch):
     monkeypatch.setattr(depth, "DATASET", "digits")
-    monkeypatch.setattr(depth, "DEPTHS", (1, 2))
+    monkeypatch.setattr(depth, "DEPTHS", (1, 2, 3))
     run = {"profile": "paper", **depth.measure(8, 2)}
     picture = depth.figure(store.Versions(run))
     flows = np.array(run["flows"]["all-relu"])

@@ -56,7 +56,7 @@ def canvas(height: float) -> Iterator[Figure]:
 def picture(
     key: str, part: str = "", *, caption: str, alt: str, label: str = "", across: int = 1,
     height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
-) -> Callable[[Draw], Callable[[Any], Picture | Note]]:  # fmt: skip
+) -> Callable[[Draw], Callable[[Any], Any]]:  # fmt: skip
     """Make a picture of all `Versions` of what a function draws of one, or of a `part` of a page's.
 
     Versions stand side by side, each drawn on one panel; or, with `across` panels each, below each
@@ -65,7 +65,7 @@ def picture(
     `height` a row's, in inches.
     """
 
-    def decorate(draw: Draw) -> Callable[[Any], Picture | Note]:
+    def decorate(draw: Draw) -> Callable[[Any], Any]:
         @functools.wraps(draw)
         def shown(page: Any) -> Picture | Note:
             versions = page[part] if part else page

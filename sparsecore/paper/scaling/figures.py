@@ -122,7 +122,8 @@ def simulated(axes: Any, _title: str, result: Result) -> tuple[str, str]:
 )  # fmt: skip
 def stragglers(axes: Any, _title: str, result: Result) -> tuple[str, str]:
     """Draw the simulated throughput with uneven workers, relative to that with even ones."""
-    calibration, told = calibrate(result), {}
+    calibration = calibrate(result)
+    told: dict[str, list[str]] = {}
     for ax, name in zip(axes, ALGORITHMS, strict=True):
         even = _rates(calibration, name, model.ONE_MACHINE, model.EVEN)[1:]
         for scenario, style in _SCENARIO_STYLES.items():

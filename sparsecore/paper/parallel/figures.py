@@ -117,8 +117,8 @@ def accuracy(axes: Any, _title: str, found: Result) -> tuple[str, str]:
     )
     finding = (
         f"With {config['workers']} workers, WASAP-SGD trains {first[0]:.2f} times and WASSP-SGD "
-        f"{second[0]:.2f} times as many samples per second as the sequential trainer; their final "
-        f"test accuracy differs from its by {first[1]:+.2f} and {second[1]:+.2f} points."
+        f"{second[0]:.2f} times as many samples per second as the sequential trainer; in final "
+        f"test accuracy they differ from it by {first[1]:+.2f} and {second[1]:+.2f} points."
     )
     return finding, f"Final test accuracy: {told}."
 

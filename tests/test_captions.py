@@ -63,8 +63,8 @@ def recorded(short_simulations):
         patch.setattr(studies, "data_sha256", lambda name: None)  # not to be downloaded
         return {
             speed_figures: speed.recorded(),
-            scaling_figures: Versions(scaling.entry("paper").recorded()),
-            parallel_figures: Versions(parallel.recorded()),
+            scaling_figures: scaling.recorded(),
+            parallel_figures: parallel.recorded(),
             extreme_figures: extreme.recorded(),
             **{key: studies.recorded(key) for key in dict(_TRAINING)},
         }

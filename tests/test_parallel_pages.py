@@ -1,10 +1,17 @@
 """Runs and pictures of the pages on parallel training, on small data without a cluster."""
 
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from sparsecore.config import TrainConfig
 from sparsecore.paper.parallel import figures as parallel_figures
 from sparsecore.paper.parallel import runs as parallel
+from sparsecore.paper.store import Versions
+from sparsecore.paper.training.conditions import STUDIES
+from sparsecore.paper.training.studies import Results
 
 SMALL = TrainConfig(hidden=(20, 20), batch_size=32, epochs=4)
 
@@ -14,6 +21,7 @@ def trained(one_worker, monkeypatch):
     """The recorded runs, trained here on a busy machine; return the calls for it."""
     small = parallel.Effort(4, 300, (0, 1))
     monkeypatch.setattr(parallel, "DATASET", "digits")
+    monkeypatch.setattr(parallel_figures, "DATASET", "digits")
     monkeypatch.setattr(parallel, "EFFORTS", {"quick": small, "paper": small})
     monkeypatch.setattr(parallel, "config_of", lambda profile: SMALL)
     monkeypatch.setattr(parallel, "busy_cpus", lambda: 1.5)
@@ -32,61 +40,103 @@ def test_runs_are_made_in_turns_shown_and_told(trained):
     for runs in found["runs"].values():
         mean = sum(run["test_accuracy"] for run in runs) / len(runs)
         assert f"{100 * mean:.2f} %" in accuracy.sources
-        assert all(low < 100 * run["test_accuracy"] < high for run in runs)
-    assert len(left.lines) == 2 + 2 * 2 * 2 + 1  # a line a run, a dot a parallel one, the phases
-    tests = [100 * epoch["test_accuracy"] for epoch in found["runs"]["sequential"][0]["epochs"]]
-    assert left.lines[0].get_ydata().tolist() == tests
+        assert low < 100 * mean < high
+    assert len(left.lines) == 3 + 2 + 1  # means, a dot per parallel algorithm, the phases
+    tests = [[e["test_accuracy"] for e in run["epochs"]] for run in found["runs"]["sequential"]]
+    assert left.lines[0].get_ydata() == pytest.approx(100 * np.mean(tests, axis=0))
     staleness = parallel_figures.staleness(recorded)
     heights = [bar.get_height() for bar in staleness.figure.axes[0].patches]
-    assert heights == [100.0]  # one worker is never stale
+    assert heights == [100.0, 0, 0, 0]  # one worker is never stale
+    assert "is 0.00 updates old, on average, and 100.0 % of them" in staleness.finding
     resources = parallel_figures.resources(recorded)
     assert f"{found['runs']['wasap'][0]['nnz_start']:,} connections" in resources.sources
     assert "identical to the last bit" in parallel_figures.replayed(recorded).text
 
 
-def test_recorded_runs_stand_beside_the_build_s(trained):
-    found = parallel.load("quick")
-    assert [title for title, _ in found] == ["recorded", "this build"]
-    accuracy, resources = parallel_figures.accuracy(found), parallel_figures.resources(found)
-    assert [ax.get_title() for ax in accuracy.figure.axes] == ["recorded", "", "this build", ""]
-    assert accuracy.sources.count("Final test accuracy") == 2
-    for picture in (accuracy, resources):  # the build's machine is quiet
-        assert picture.sources.count("Other processes used") == 1
-        assert "Other processes used 1.5 CPUs" in picture.sources
-    assert len(parallel_figures.staleness(found).figure.axes) == 2
-    assert parallel_figures.replayed(found).text.count("identical") == 2
-    assert resources.data[["where", "algorithm", "rank"]].to_numpy().tolist() == [
-        [title, f"{name}-SGD", 0]
-        for title in ("recorded", "this build")
-        for name in ("WASAP", "WASSP")
-    ]
-    assert resources.sources.count("Waiting for the server's lock") == 2
+def test_what_is_found_follows_from_the_runs(trained):
+    found = deepcopy(parallel.load("paper").recorded)
+    pace, ends = {"sequential": 100, "wasap": 150, "wassp": 80}, (0.9, 0.92, 0.87)
+    for (name, runs), end in zip(found["runs"].items(), ends, strict=True):
+        for run in runs:
+            run |= {"samples_per_second": pace[name], "test_accuracy": end}
+            run["provenance"]["cpu"] = "a slow CPU"
+            run["seconds"] = {"train": 1000.0}
+        for record, loss in zip(runs[0]["epochs"], (0.5, 0.4, 0.3, 0.2), strict=True):
+            record |= {"test_accuracy": 1 - loss, "loss": loss}
+        runs[1]["epochs"] = runs[0]["epochs"]
+        for number, rank in enumerate(runs[0].get("parallel", {"ranks": ()})["ranks"]):
+            rank["resources"] = {"seconds": [1], "cpu_percent": [97.0 - number], "rss_mb": [300.0]}
+    runs = found["runs"]["wasap"]
+    runs[0]["config"]["workers"] = 2
+    runs[0]["parallel"]["staleness_histogram"] = [0, 8, 0, 0, 0, 1, 1]
+    shown = Versions(found)
+    told = parallel_figures.accuracy(shown).finding
+    assert "WASAP-SGD trains 1.50 times and WASSP-SGD 0.80 times" in told
+    assert "by +2.00 and -3.00 points" in told
+    bars = parallel_figures.staleness(shown)
+    assert [bar.get_height() for bar in bars.figure.axes[0].patches] == [0, 80, 0, 0, 0, 20]
+    assert "80.0 % of them are at most 4 old" in bars.finding
+    told = parallel_figures.resources(shown).finding
+    assert told == "A rank uses 97 to 97 % of a core and at most 300 MiB of memory."
+
+    empty = Results(replace(STUDIES["T-deviations"], datasets=("digits",)), "paper", [])
+    told = parallel_figures.explained(shown, empty).text
+    phase1 = found["runs"]["wassp"][0]["config"]["phase1_epochs"]
+    loss = (0.5, 0.4, 0.3, 0.2)[phase1 - 1]
+    assert f"WASSP-SGD's test accuracy goes from {100 - 100 * loss:.1f} to 80.0 %" in told
+    assert f"its training loss from {loss:.3f} to 0.200" in told and "not recorded yet" in told
+    runs = [
+        {**run, "seed": seed, "condition": {"dataset": "digits", "method": method},
+         "data": {"n_test": 1000}, "test_accuracy": accuracies[seed],
+         "config": {"weight_decay": 0.0002}, "seconds": {"train": 50.0},
+         "provenance": {"cpu": "a fast CPU"}}
+        for method, accuracies in (("wassp", (0.8, 0.8)), ("wassp-released", (0.89, 0.91)),
+                                   ("set-all-relu", (0.8, 0.8)))
+        for seed, run in enumerate(runs)
+    ]  # fmt: skip
+    told = parallel_figures.explained(shown, replace(empty, runs=runs)).text
+    assert "changes its accuracy by +10.00 points [" in told
+    assert "took 1,000 seconds on a slow CPU" in told and "took 50 on a fast CPU" in told
+
+
+def test_the_build_s_runs_stand_apart(trained):
+    recorded, here = parallel.recorded(), parallel.load("quick").own
+    assert [title for title, _ in recorded] == ["recorded"]
+    assert [title for title, _ in here] == ["this build"]
+    for show in ("accuracy", "staleness", "resources"):
+        above, below = (getattr(parallel_figures, show)(found) for found in (recorded, here))
+        assert below.key == f"{above.key}-here"
+    for show in (parallel_figures.accuracy, parallel_figures.resources):
+        assert "Other processes used 1.5 CPUs" in show(recorded).sources
+        assert "Other processes used" not in show(here).sources, "the build's machine is quiet"
+    assert parallel_figures.replayed(here).text.count("identical") == 1
+    rows = parallel_figures.resources(recorded).data[["algorithm", "rank"]].to_numpy().tolist()
+    assert rows == [["WASAP-SGD", 0], ["WASSP-SGD", 0]]
 
     # Only seeds that all algorithms have are compared, and only a replay of these runs is told.
     parallel.entry("wassp", 1, "paper").path.unlink()
-    recorded = parallel.load("quick").recorded
-    assert all([run["seed"] for run in runs] == [0] for runs in recorded["runs"].values())
-    other = parallel._replay_entry({**recorded["runs"]["wasap"][0], "weights_sha256": "another"})
+    first = parallel.recorded().first
+    assert all([run["seed"] for run in runs] == [0] for runs in first["runs"].values())
+    other = parallel._replay_entry({**first["runs"]["wasap"][0], "weights_sha256": "another"})
     other.path.unlink()
-    other.obtain(lambda: {**recorded["replay"], "recorded_sha256": "another"})
-    assert parallel.load("quick").recorded is None
+    other.obtain(lambda: {**first["replay"], "recorded_sha256": "another"})
+    assert not parallel.recorded()
 
 
-def test_recorded_runs_are_shown_where_nothing_can_be_run(trained, monkeypatch):
+def test_what_cannot_be_run_is_one_line(trained, monkeypatch):
     def connect(n):
         raise parallel.cluster.ClusterError("no MPI here")
 
     monkeypatch.setattr(parallel.cluster, "connect", connect)
     found = parallel.load("quick")
-    accuracy = parallel_figures.accuracy(found)
-    assert [ax.get_title() for ax in accuracy.figure.axes] == ["recorded", ""]
-    assert "no MPI here" in accuracy.sources
-    assert "profile paper" in parallel_figures.resources(found).sources
+    assert found.recorded and not found.own
+    assert "profile paper" in parallel_figures.resources(parallel.recorded()).sources
     parallel._replay_entry({"weights_sha256": "", "profile": "paper"}).path.unlink()
-    nothing = parallel.load("quick")
-    assert not nothing
-    assert "no MPI here" in parallel_figures.accuracy(nothing).caption
-    assert "no MPI here" in parallel_figures.replayed(nothing).text
+    for empty, why in ((parallel.recorded(), "Nothing is recorded"), (found.own, "no MPI here")):
+        for show in ("accuracy", "staleness", "resources", "replayed"):
+            assert why in getattr(parallel_figures, show)(empty).text
+        assert why in parallel_figures.explained(empty, None).text
+    assert "stand above" in Versions(found.recorded).own.missing
 
 
 def test_schematic_shows_every_worker():

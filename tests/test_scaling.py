@@ -313,40 +313,54 @@ def test_measured_in_turns_and_timed(one_worker, monkeypatch):
 # --- pictures ---
 
 
-@pytest.fixture(params=["alone", "beside"])
+@pytest.fixture(params=["paper", "quick"])
 def found(request, short_simulations):
-    return Versions(None if request.param == "alone" else made_up("paper"), made_up())
+    recorded = request.param == "paper"
+    return Versions(*(made_up("paper"), None) if recorded else (None, made_up()))
 
 
 def test_measured_speedup_is_drawn_and_told(found):
     picture = scaling_figures.measured(found)
-    assert len(picture.figure.axes) == len(list(found))
-    assert "WASAP-SGD 1.90 with 2, WASSP-SGD 1.50 with 2" in picture.sources
-    assert "profile quick" in picture.sources and "<svg" in picture.svg()
-    line = picture.figure.axes[0].lines[0]
-    assert line.get_ydata() == pytest.approx([0.95, 1.9]) and line.get_color() == COLOUR["wasap"]
+    told = (
+        "WASAP-SGD with 2 workers is 1.90 times as fast and WASSP-SGD with 2 workers is 1.50 times"
+    )
+    assert told in picture.finding
+    assert f"profile {found.first['profile']}" in picture.sources and "<svg" in picture.svg()
+    assert picture.key == ("F-scaling" if found.recorded else "F-scaling-here")
+    [ax] = picture.figure.axes
+    assert ax.lines[0].get_ydata() == pytest.approx([0.95, 1.9])
+    assert ax.lines[0].get_color() == COLOUR["wasap"]
 
 
 def test_simulations_say_that_they_are(found):
-    point = simulate.saturation(scaling.calibrate(found.first), ONE_MACHINE)
+    calibrated = scaling.calibrate(found.first)
     simulated = scaling_figures.simulated(found)
-    assert f"K* = {point:.1f} on" in simulated.sources
+    point = simulate.saturation(calibrated, ONE_MACHINE)
+    assert f"shared memory K* = {point:.1f}" in simulated.sources
+    rates = {k: simulate.simulate(calibrated, k).speedup for k in (1, 2, 4, 8, 16)}
+    best = max(rates, key=rates.get)
+    fastest = f"workers: WASAP-SGD {best} (one machine, speed-up {rates[best]:.1f})"
+    assert fastest in simulated.finding
     stragglers = scaling_figures.stragglers(found)
-    assert "one worker at half speed: " in stragglers.sources
+    pair = (simulate.simulate(calibrated, 8, "wassp", scenario=case) for case in
+            (simulate.SCENARIOS[2], EVEN))  # fmt: skip
+    slow, even = (outcome.gradients_per_second for outcome in pair)
+    told = f", {round(100 * slow / even - 100):+d} % (WASSP-SGD); 1 gradient in 100"
+    assert told in stragglers.finding
     for picture in (simulated, stragglers):
         assert picture.caption.startswith("**Simulation: ")
-        assert len(picture.figure.axes) == 2 * len(list(found))
+        assert len(picture.figure.axes) == 2
         assert all(ax.get_title().startswith("simulation: ") for ax in picture.figure.axes)
 
 
 def test_nothing_to_show_says_why():
     for name in ("measured", "comparison", "calibration", "simulated", "stragglers"):
-        assert "no MPI" in getattr(scaling_figures, name)(Versions(None, missing="no MPI")).caption
+        assert getattr(scaling_figures, name)(Versions(None, missing="no MPI")).text == "no MPI"
 
 
 def test_tables_set_simulation_beside_measurement(found):
     table = scaling_figures.comparison(found)
-    assert len(table.data) == 4 * len(list(found))
+    assert len(table.data) == 4
     row = table.data.query("algorithm == 'WASAP-SGD' and workers == 2").iloc[-1]
     assert row["measured"] == pytest.approx(76_000 * 2 * 1.05)
     calibrated = scaling.calibrate(found.first)
@@ -355,7 +369,9 @@ def test_tables_set_simulation_beside_measurement(found):
     beside = replace(calibrated, compute=rounds.spent(found.first, "wasap", 2)["compute"])
     assert row["simulated_beside"] == simulate.simulate(beside, 2).samples_per_second
     assert f"{expected:,.0f} ({expected / row['measured'] - 1:+.0%})" in table._repr_markdown_()
+    apart = 100 * (table.data["simulated"] / table.data["measured"] - 1)
+    assert f"by {apart.min():+.0f} to {apart.max():+.0f} %" in table.finding
     calibration = scaling_figures.calibration(found)
     assert "1.25 GB/s each way" in calibration.sources
-    assert calibration.frame["this build"].iloc[0] == "1.0000"
+    assert calibration.frame["value"].iloc[0] == "1.0000"
     assert "\\begin{tabular}" in table.latex() and "\\begin{tabular}" in calibration.latex()

@@ -426,7 +426,7 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
 
 def test_depth_draws_geometric_means_and_says_them(monkeypatch):
     monkeypatch.setattr(depth, "DATASET", "digits")
-    monkeypatch.setattr(depth, "DEPTHS", (1, 2))
+    monkeypatch.setattr(depth, "DEPTHS", (1, 2, 3))
     run = {"profile": "paper", **depth.measure(8, 2)}
     picture = depth.figure(store.Versions(run))
     flows = np.array(run["flows"]["all-relu"])
@@ -434,9 +434,11 @@ def test_depth_draws_geometric_means_and_says_them(monkeypatch):
     line = picture.figure.axes[1].lines[0]
     np.testing.assert_allclose(line.get_ydata(), np.exp(np.log(flows[1]).mean(axis=1)))
     ratio = np.exp(np.log(flows[0, 3]).mean() - np.log(flows[0, 0]).mean())
-    assert f"All-ReLU is {ratio:.2g} times ReLU's" in picture.sources
+    assert f"All-ReLU is {ratio:.2g} times ReLU's" in picture.finding and picture.key == "F-depth"
+    here = store.Versions(None, {**run, "profile": "quick"})
+    assert depth.figure(here).key == "F-depth-here"
     assert len(picture.caption.split()) <= 60
-    assert isinstance(depth.figure(store.Versions(None, missing="no data")), page.Note)
+    assert depth.figure(store.Versions(None, missing="no data")) == page.Note("no data")
 
 
 def test_what_is_missing_of_the_main_table_is_counted():

@@ -49,17 +49,16 @@ class Picture:
         return self.caption
 
     def _repr_html_(self) -> str:
-        return (
-            f'{_finding_html(self.finding)}<figure style="margin: 0"><img src="{self._uri}" '
-            f'alt="{html.escape(self.alt)}" style="max-width: 100%; background: white">'
-            f"<figcaption>{_inline(self.caption)}</figcaption></figure>{_fold_html(self.sources)}"
+        return _html(
+            self,
+            f'<figure style="margin: 0"><img src="{self._uri}" alt="{html.escape(self.alt)}" '
+            'style="max-width: 100%; background: white">'
+            f"<figcaption>{_inline(self.caption)}</figcaption></figure>",
         )
 
     def _repr_markdown_(self) -> str:
-        return (
-            f"{_finding_myst(self.finding)}````{{figure}} {self._uri}\n:name: {self.key.lower()}\n"
-            f":alt: {self.alt}\n\n{self.caption}\n````\n{_fold_myst(self.sources)}"
-        )
+        name = f":name: {self.key.lower()}\n:alt: {self.alt}"
+        return _myst(self, f"````{{figure}} {self._uri}\n{name}\n\n{self.caption}\n````")
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Note:
     text: str
 
     def _repr_markdown_(self) -> str:
-        return f"*{self.text}*"
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -138,17 +137,13 @@ class Table:
 
     def _repr_html_(self) -> str:
         body = self.frame.map(_inline).to_html(index=False, escape=False, border=0)
-        downloads, folded = self._downloads(), _fold_html(self.sources)
-        caption = f"{_finding_html(self.finding)}<p>{_inline(self.caption)}</p>"
-        return f"{caption}{body}<p>{downloads}</p>{folded}"
+        return _html(self, f"<p>{_inline(self.caption)}</p>{body}<p>{self._downloads()}</p>")
 
     def _repr_markdown_(self) -> str:
         rule = ["---:" if c in self.numbers else ":---" for c in self.frame.columns]
         body = "\n".join(map(_row, [self.frame.columns, rule, *self.frame.to_numpy()]))
-        return (
-            f"{_finding_myst(self.finding)}````{{table}} {self.caption}\n:name: {self.key}\n\n"
-            f"{body}\n````\n\n{self._downloads()}\n\n{_fold_myst(self.sources)}"
-        )
+        table = f"````{{table}} {self.caption}\n:name: {self.key}\n\n{body}\n````"
+        return _myst(self, f"{table}\n\n{self._downloads()}")
 
     def _downloads(self) -> str:
         links = [
@@ -163,20 +158,18 @@ def _base64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def _finding_html(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>" if text else ""
+def _html(shown: Picture | Table, body: str) -> str:
+    """Put a figure or table between its finding and its sources."""
+    finding = f"<p>{html.escape(shown.finding)}</p>" * bool(shown.finding)
+    fold = f"<details><summary>Sources</summary>{_inline(shown.sources)}</details>"
+    return f"{finding}{body}{fold * bool(shown.sources)}"
 
 
-def _finding_myst(text: str) -> str:
-    return f"{text}\n\n" if text else ""
-
-
-def _fold_html(text: str) -> str:
-    return f"<details><summary>Sources</summary>{_inline(text)}</details>" if text else ""
-
-
-def _fold_myst(text: str) -> str:
-    return f"\n```{{dropdown}} Sources\n{text}\n```\n" if text else ""
+def _myst(shown: Picture | Table, body: str) -> str:
+    """Put a figure or table between its finding and its sources, in Markdown."""
+    finding = f"{shown.finding}\n\n" * bool(shown.finding)
+    fold = f"```{{dropdown}} Sources\n{shown.sources}\n```\n" * bool(shown.sources)
+    return f"{finding}{body}\n\n{fold}"
 
 
 def _row(cells: Iterable[Any]) -> str:

@@ -32,6 +32,7 @@ FOLDER = "SPARSECORE_RESULTS"
 PROFILE = "SPARSECORE_PROFILE"
 PROFILES = ("quick", "paper")
 NOT_AVAILABLE = "not available on this machine"
+SHOWN_ABOVE = "This build is of profile paper: its results stand above."
 
 # Name -> type, a schema of the values of a dict, or a one-element list with the schema of a list's
 # items.
@@ -182,6 +183,19 @@ class Versions(Generic[T]):
     def first(self) -> T:
         """The version that counts: the recorded one if there is one."""
         return next(version for _, version in self)
+
+    @property
+    def own(self) -> Versions[T]:
+        """What the build at hand has computed, alone."""
+        return Versions(None, self.here, self.missing or SHOWN_ABOVE * (self.here is None))
+
+
+def recorded(look: Callable[[], T | None], load: Callable[[], Versions[T]]) -> Versions[T]:
+    """Return what is recorded, alone; in profile "paper" compute what is missing of it."""
+    if current_profile() == "paper":
+        return load()
+    found = look()
+    return Versions(found, missing="Nothing is recorded for this page yet." * (found is None))
 
 
 def both(recorded: Callable[[], T | None], here: Callable[[], T], profile: str) -> Versions[T]:

@@ -34,6 +34,7 @@ COLOURS = {
     "wasap-pruned": "#882255",  # wine
 }
 GREY = "#6b6b6b"
+Draw = Callable[[Any, str, Result], str | tuple[str, str]]  # see `picture`
 _QUIET = 0.15  # CPUs that others use: a system is never quite still
 WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch
 _LETTERS, _BESIDE = 114, 10  # of a legend's line; as wide as these is what is beside a label
@@ -56,38 +57,45 @@ def canvas(height: float) -> Iterator[Figure]:
 def picture(
     key: str, part: str = "", *, caption: str, alt: str, label: str = "", across: int = 1,
     height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
-) -> Callable[[Callable[[Any, str, Result], str]], Callable[[Any], Picture]]:  # fmt: skip
+) -> Callable[[Draw], Callable[[Any], Any]]:  # fmt: skip
     """Make a picture of all `Versions` of what a function draws of one, or of a `part` of a page's.
 
     Versions stand side by side, each drawn on one panel; or, with `across` panels each, below each
     other. ``draw(panel or array of panels, title, version)`` draws one, and returns what the
-    sources tell of it. `label` is the first panel's, on its left; `height` a row's, in inches.
+    sources tell of it, or what is found in it and that. `label` is the first panel's, on its left;
+    `height` a row's, in inches.
     """
 
-    def decorate(draw: Callable[[Any, str, Result], str]) -> Callable[[Any], Picture]:
+    def decorate(draw: Draw) -> Callable[[Any], Any]:
         @functools.wraps(draw)
-        def shown(page: Any) -> Picture:
+        def shown(page: Any) -> Picture | Note:
             versions = page[part] if part else page
             found = list(versions)
             if not found:
-                return nothing(key, versions.missing)
+                return Note(versions.missing)
             rows, columns = (1, len(found)) if across == 1 else (len(found), across)
             with canvas(height * rows) as figure:
                 axes = figure.subplots(rows, columns, squeeze=False, **subplots)
                 places = axes[0] if across == 1 else axes
-                told = [draw(place, *version) for place, version in zip(places, found, strict=True)]
+                drawn = [draw(place, *one) for place, one in zip(places, found, strict=True)]
                 if legend:
                     letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
                     columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
                     figure.legend(handles=legend, loc="outside upper center", ncols=columns)
                 if label:
                     figure.axes[0].set_ylabel(label)
-            sources = f"{source(found, told)} {versions.missing}".rstrip()
-            return Picture(key, figure, caption, alt, sources)
+            told = [one if isinstance(one, tuple) else ("", one) for one in drawn]
+            sources = f"{source(found, [text for _, text in told])} {versions.missing}".rstrip()
+            return Picture(keyed(key, versions.first), figure, caption, alt, sources, told[0][0])
 
         return shown
 
     return decorate
+
+
+def keyed(key: str, result: Result) -> str:
+    """Return the name of a picture or table; that of a quick build differs from the recorded."""
+    return key + "-here" * (result["profile"] == "quick")
 
 
 def source(

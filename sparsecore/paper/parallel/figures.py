@@ -1,4 +1,4 @@
-"""The pictures of the pages on parallel training: the schematic, the runs, the resources."""
+"""The pictures of the pages on parallel training: the schematic, the runs, the ranks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from matplotlib.patches import FancyBboxPatch
 
 from sparsecore import wasap
 from sparsecore.paper.page import Column, Note, Picture, Table
-from sparsecore.paper.parallel.runs import ALGORITHMS
+from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET
 from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import COLOURS, GREY, canvas, line, nothing, picture, source
-from sparsecore.paper.training.studies import training_seconds
+from sparsecore.paper.style import COLOURS, GREY, canvas, keyed, line, picture, source, tag
+from sparsecore.paper.training import shown
+from sparsecore.paper.training.studies import Results, training_seconds
+from sparsecore.settings import DECAYS
 
 Runs = Versions[Result]
 
@@ -81,112 +83,155 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, f
 @picture(
     "F-parallel", across=2, sharey="row",
     legend=[line(COLOUR[name], LABELS[name]) for name in ALGORITHMS],
-    caption="**Parallel training on Fashion-MNIST.** Test accuracy against epochs and seconds, "
-    "a line per seed. Right of the dotted line workers train alone, and the line is the mean "
-    "of their copies; the dot is the averaged model. What to see: what parallel training costs "
-    "in accuracy per epoch, and what it gains per second.",
+    caption="**Parallel training on Fashion-MNIST.** Test accuracy against epochs and against "
+    "seconds of training, running means over epochs, means over seeds ± one standard deviation. "
+    "Right of the dotted line each worker trains alone, and the line is the mean of their copies; "
+    "the dot is the averaged model.",
     alt="Lines of test accuracy against epochs and against seconds, one colour an algorithm.",
 )  # fmt: skip
-def accuracy(axes: Any, title: str, found: Result) -> str:
+def accuracy(axes: Any, _title: str, found: Result) -> tuple[str, str]:
     """Draw test accuracy against epochs and against seconds."""
     left, right = axes
-    shown: list[float] = []
-    told, pace = [], {}
-    width = 1.8 if len(found["runs"]["sequential"][0]["epochs"]) < 100 else 0.8
-    for algorithm, runs in found["runs"].items():
-        for run in runs:
-            colour, final = COLOUR[algorithm], 100 * run["test_accuracy"]
-            tests = [100 * epoch["test_accuracy"] for epoch in run["epochs"]]
-            epochs = [epoch["epoch"] for epoch in run["epochs"]]
-            seconds = [training_seconds(epoch) for epoch in run["epochs"]]
-            for ax, x, end in ((left, epochs, epochs[-1]), (right, seconds, training_seconds(run))):
-                ax.plot(x, tests, color=colour, linewidth=width)
-                if algorithm != "sequential":
-                    ax.plot(end, final, "o", color=colour, markersize=5)
-            shown += [*tests[len(tests) // 20 :], final]
-        mean = 100 * np.mean([run["test_accuracy"] for run in runs])
-        pace[algorithm] = np.mean([run["samples_per_second"] for run in runs])
-        gain = f" at {pace[algorithm] / pace['sequential']:.2f} times the samples per second"
-        told.append(f"{LABELS[algorithm]} {mean:.2f} %{gain * (algorithm != 'sequential')}")
-    alone_from = found["runs"]["wasap"][0]["config"]["phase1_epochs"]
-    left.axvline(alone_from, color=GREY, linestyle=":", linewidth=1)
-    low, high = min(shown), max(shown)
-    room = max(1.0, 0.05 * (high - low))
-    left.set(title=title, xlabel="epoch", ylabel="test accuracy, %", ylim=(low - room, high + room))
+    late: list[float] = []
+    ends, pace = {}, {}
+    for name, runs in found["runs"].items():
+        ends[name] = shown.accuracy(runs)
+        pace[name] = np.mean([run["samples_per_second"] for run in runs])
+        epochs, tests = shown.over_epochs(runs, "test_accuracy", 100)
+        tests = shown.smooth(tests)
+        times = [[training_seconds(epoch) for epoch in run["epochs"]] for run in runs]
+        for ax, x in ((left, epochs), (right, np.mean(times, axis=0))):
+            shown.band(ax, x, tests, COLOUR[name])
+            if name != "sequential":
+                ax.plot(x[-1], ends[name], "o", color=COLOUR[name], markersize=5)
+        late += [*tests[:, tests.shape[1] // 20 :].flat, ends[name]]
+    config, room = found["runs"]["wasap"][0]["config"], max(1.0, 0.05 * float(np.ptp(late)))
+    left.axvline(config["phase1_epochs"], color=GREY, linestyle=":", linewidth=1)
+    tag(left, "each worker alone", (config["phase1_epochs"], min(late) - room), (4, 6))
+    left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(min(late) - room, max(late) + room))
     right.set(xlabel="seconds of training")
-    return f"Final test accuracy: {', '.join(told)}."
+    told = ", ".join(f"{LABELS[name]} {end:.2f} %" for name, end in ends.items())
+    first, second = (
+        (pace[name] / pace["sequential"], ends[name] - ends["sequential"])
+        for name in ("wasap", "wassp")
+    )
+    finding = (
+        f"With {config['workers']} workers, WASAP-SGD trains {first[0]:.2f} times and WASSP-SGD "
+        f"{second[0]:.2f} times as many samples per second as the sequential trainer; in final "
+        f"test accuracy they differ from it by {first[1]:+.2f} and {second[1]:+.2f} points."
+    )
+    return finding, f"Final test accuracy: {told}."
+
+
+def explained(found: Runs, main: Results) -> Note:
+    """Say what phase 2 does, and how seconds differ from the main table's; `main` has its runs."""
+    if not found:
+        return Note(found.missing)
+    runs, told, main = found.first["runs"], [], main.at(DECAYS[0])
+    for name in ("wasap", "wassp"):
+        ends = [runs[name][0]["config"]["phase1_epochs"] - 1, -1]
+        tests, losses = (
+            shown.over_epochs(runs[name], value)[1].mean(axis=0)[ends]
+            for value in ("test_accuracy", "loss")
+        )
+        told.append(
+            f"{LABELS[name]}'s test accuracy goes from {100 * tests[0]:.1f} to "
+            f"{100 * tests[1]:.1f} % and its training loss from {losses[0]:.3f} to {losses[1]:.3f}"
+        )
+    effect = shown.difference(*(main.of(DATASET, name) for name in ("wassp-released", "wassp")))
+    worth = f"changes its accuracy by {shown.points(effect)}" if effect else "is not recorded yet"
+    theirs, seconds = main.of(DATASET, "set-all-relu"), ""
+    if theirs:
+        ours, other = (
+            (np.mean([training_seconds(run) for run in some]), some[0]["provenance"]["cpu"])
+            for some in (runs["sequential"], theirs)
+        )
+        seconds = (
+            f"\n\nThe sequential runs took {ours[0]:,.0f} seconds on {ours[1]}. Those of [the main "
+            f"table](main.ipynb), of the same length, took {other[0]:,.0f} on {other[1]}: seconds "
+            "compare within a figure only."
+        )
+    return Note(
+        f"In phase 2 {'; '.join(told)}. The authors' released code keeps WASSP-SGD's higher "
+        "learning rate in phase 2. That experiment, one of the [deviations](deviations.ipynb), "
+        f"{worth}.{seconds}"
+    )
 
 
 @picture(
-    "F-parallel-staleness", height=2.8, label="share of updates, %",
+    "F-parallel-staleness", height=2.8, label="share of updates (%)",
     caption="**Staleness of WASAP-SGD's updates.** Staleness counts the updates that others "
-    "made while a gradient was computed. Bars: share of all updates, up to the 99.9th "
-    "percentile, first seed. What to see: the peak near the number of other workers.",
+    "made while a gradient was computed; first seed. What to see: the peak at the number of other "
+    "workers.",
     alt="Bars: share of updates for each staleness.",
 )  # fmt: skip
-def staleness(ax: Axes, title: str, found: Result) -> str:
+def staleness(ax: Axes, _title: str, found: Result) -> tuple[str, str]:
     """Draw how many updates others made between a worker's pull and push."""
-    counts = np.array(found["runs"]["wasap"][0]["parallel"]["staleness_histogram"])
-    top = int(np.flatnonzero(np.cumsum(counts) >= 0.999 * counts.sum())[0])
-    shares = 100 * counts / counts.sum()
-    ax.bar(range(top + 1), shares[: top + 1], color=COLOUR["wasap"], width=0.8)
-    ax.set(xlabel="staleness, updates", title=title)
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    record = wasap.from_json(found["runs"]["wasap"][0]["parallel"]["record"])
+    run = found["runs"]["wasap"][0]
+    workers, counts = run["config"]["workers"], np.array(run["parallel"]["staleness_histogram"])
+    many = 2 * workers + 1  # the last bar has all from here on
+    at = np.minimum(range(len(counts)), many)
+    shares = 100 * np.bincount(at, counts, many + 1) / counts.sum()
+    ax.bar_label(ax.bar(range(many + 1), shares, color=COLOUR["wasap"], width=0.8), fmt="{:.2g}")
+    ax.set(xlabel="staleness (updates)", ymargin=0.12)
+    ax.set_xticks(range(many + 1), [*map(str, range(many)), f"{many} or more"])
+    record = wasap.from_json(run["parallel"]["record"])
     lost = 100 * float((record.accepted < 1).mean())
     return (
-        f"Mean staleness {record.staleness.mean():.2f}, largest {record.staleness.max()}; "
-        f"{lost:.2f} % of the updates met a newer topology and lost a part of their connections."
+        f"With {workers} workers a gradient is {record.staleness.mean():.2f} updates old, on "
+        f"average, and {100 - shares[-1]:.1f} % of them are at most {many - 1} old.",
+        f"The largest staleness is {record.staleness.max()}; {lost:.2f} % of the updates met a "
+        "newer topology and lost a part of their connections.",
     )
 
 
 _RESOURCES = (
-    Column("where", "where", number=False, once=True),
     Column("algorithm", "algorithm", number=False, once=True),
     Column("rank", "rank"),
-    Column("seconds", "seconds", "{:,.0f}"),
     Column("CPU, mean (% of a core)", "cpu_percent", "{:.0f}"),
     Column("memory, most (MiB)", "rss_mb", "{:,.0f}"),
 )
 
 
-def resources(found: Runs) -> Table | Picture:
+def resources(found: Runs) -> Table | Note:
     """Make the table of the CPU and the memory of every rank."""
     if not found:
-        return nothing("F-resources", found.missing)
+        return Note(found.missing)
     rows = [
         {
-            "where": title, "algorithm": LABELS[name], "rank": rank["rank"],
-            "seconds": max(samples["seconds"], default=None),  # a run may end before a sample
-            "cpu_percent": float(np.mean(cpu)) if (cpu := samples["cpu_percent"]) else None,
-            "rss_mb": max(samples["rss_mb"], default=None),
+            "algorithm": LABELS[name], "rank": rank["rank"],
+            "cpu_percent": float(np.mean(samples["cpu_percent"] or [0.0])),  # a run may be short
+            "rss_mb": max(samples["rss_mb"], default=0.0),
         }
-        for title, version in found
         for name in ("wasap", "wassp")
-        for rank in version["runs"][name][0]["parallel"]["ranks"]
+        for rank in found.first["runs"][name][0]["parallel"]["ranks"]
         for samples in (rank["resources"],)
     ]  # fmt: skip
-    told = [_waiting(version) for _, version in found]
+    used, most = ([row[name] for row in rows] for name in ("cpu_percent", "rss_mb"))
+    finding = (
+        f"A rank uses {min(used):.0f} to {max(used):.0f} % of a core and at most {max(most):,.0f} "
+        "MiB of memory."
+    )
     caption = (
         "**CPU and memory of every rank.** Of the whole process (Python, compiled code, the rank's "
         "data), sampled until the run ends; first seed. What to see: whether each rank keeps its "
         "core busy, and whether all need the same memory."
     )
-    return Table.of("F-resources", rows, _RESOURCES, caption, source(found, told))
+    sources, key = source(found, [_waiting(found.first)]), keyed("F-resources", found.first)
+    return Table.of(key, rows, _RESOURCES, caption, sources, finding)
 
 
 def replayed(found: Runs) -> Note:
-    """Say what the replays found."""
-    told = []
-    for title, version in found:
-        report = version["replay"]
-        verdict = "identical to the last bit" if report["identical"] else "different"
-        told.append(
-            f"The replay ({title}) repeated {report['updates']:,} updates in one process; its "
-            f"weights are {verdict} (SHA-256 `{report['weights_sha256'][:16]}…`, recorded "
-            f"`{report['recorded_sha256'][:16]}…`)."
-        )
-    return Note(" ".join(told) or found.missing)
+    """Say what the replay found."""
+    if not found:
+        return Note(found.missing)
+    report = found.first["replay"]
+    verdict = "identical to the last bit" if report["identical"] else "different"
+    return Note(
+        f"A replay in one process repeated {report['updates']:,} updates; its weights are "
+        f"{verdict} (SHA-256 `{report['weights_sha256'][:16]}…`, recorded "
+        f"`{report['recorded_sha256'][:16]}…`)."
+    )
 
 
 # --- sources -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
+from sparsecore.paper import store
 from sparsecore.paper.store import Entry, Result, Versions, both, current_profile
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.studies import TRAINED
@@ -59,13 +60,18 @@ def entries(profile: str) -> list[Entry]:
     return [*found, _replay_entry(first or {"weights_sha256": "", "profile": profile})]
 
 
+def recorded() -> Versions[Result]:
+    """Return the recorded runs and their replay."""
+    return store.recorded(_recorded, load)
+
+
 def load(profile: str | None = None) -> Versions[Result]:
     """Return both versions of the runs and the replay; train what this build lacks."""
     profile = current_profile(profile)
-    return both(recorded, partial(_load, profile), profile)
+    return both(_recorded, partial(_load, profile), profile)
 
 
-def recorded() -> Result | None:
+def _recorded() -> Result | None:
     """Return the recorded runs, of seeds that all algorithms have run."""
     found = [[entry(n, s, "paper").recorded() for n in ALGORITHMS] for s in EFFORTS["paper"].seeds]
     whole = [[run for run in runs if run] for runs in found if all(runs)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import matplotlib
@@ -12,38 +11,37 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sparsecore.bench import spread
-from sparsecore.paper.page import Column, Picture, Table
+from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.parallel.figures import COLOUR, LABELS
 from sparsecore.paper.scaling import simulate as model
 from sparsecore.paper.scaling.measure import calibrate
 from sparsecore.paper.scaling.rounds import samples_per_second, speedups, spent, workers_of
 from sparsecore.paper.scaling.simulate import ALGORITHMS
 from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import GREY, line, nothing, picture, source, with_spread
+from sparsecore.paper.style import GREY, keyed, line, picture, source, with_spread
 
 Measured = Versions[Result]
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1)))
 _NETWORK_STYLES = dict(zip(model.NETWORKS, _DASHES, strict=True))
 _SCENARIO_STYLES = dict(zip(model.SCENARIOS[1:], _DASHES, strict=True))
-_NUMBERS = tuple(2**i for i in range(11))  # of workers that are simulated
+# Of workers that are simulated; a half more between the powers of two.
+_NUMBERS = (1, *(n for i in range(1, 10) for n in (2**i, 3 * 2 ** (i - 1))), 1024)
 
 
 # --- measured ------------------------------------------------------------------------------------
 
 
 @picture(
-    "F-scaling",
-    height=3.4,
+    "F-scaling", height=2.7, label="speed-up over the\nsequential trainer",
     legend=[*(line(COLOUR[name], LABELS[name]) for name in ALGORITHMS), line(GREY, "ideal", ":")],
-    label="speed-up over the\nsequential trainer",
     caption="**Measured speed-up per worker.** Samples per second of phase 1 on "
     "Fashion-MNIST, evolution included, relative to the sequential trainer with one thread in "
     "the same round. Dots are medians over rounds, bars reach from the lowest to the highest. "
     "What to see: how far below the dotted line each added worker falls.",
     alt="Speed-up against number of workers for WASAP-SGD and WASSP-SGD, with the ideal line.",
 )  # fmt: skip
-def measured(ax: Axes, title: str, result: Result) -> str:
+def measured(ax: Axes, _title: str, result: Result) -> tuple[str, str]:
     """Draw the measured samples per second against the number of workers, relative to one."""
     most, told = 1, []
     for shift, name in ((-0.02, "wasap"), (0.02, "wassp")):
@@ -51,12 +49,14 @@ def measured(ax: Axes, title: str, result: Result) -> str:
         spreads = [spread(speedups(result, name, k)) for k in numbers]
         with_spread(ax, np.array(numbers) + shift, spreads, COLOUR[name], linewidth=1.6, capsize=3)
         most = max(most, *numbers)
-        told.append(f"{LABELS[name]} {spreads[-1]['median']:.2f} with {numbers[-1]}")
+        gain = f"{spreads[-1]['median']:.2f} times as fast"
+        told.append(f"{LABELS[name]} with {numbers[-1]} workers is {gain}")
     ax.plot((1, most), (1, most), color=GREY, linestyle=":", linewidth=1.2)
-    ax.set(xlabel="workers", title=f"measured, {title}", xlim=(0.9, most + 0.1))
+    ax.set(xlabel="workers", xlim=(0.9, most + 0.1))
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
-    return f"Speed-up: {', '.join(told)}."
+    rounds = f"{len(samples_per_second(result, 'sequential'))} rounds, a seed each."
+    return f"Measured against the sequential trainer, {' and '.join(told)}.", rounds
 
 
 # --- simulated -----------------------------------------------------------------------------------
@@ -68,8 +68,9 @@ def _rates(calibration: model.Calibration, *how: Any) -> np.ndarray:
     return np.array([outcome.gradients_per_second for outcome in found])
 
 
-def _workers_axis(ax: Axes, title: str, *ticks: int, **more: Any) -> None:
-    ax.set(xscale="log", title=f"simulation: {title}", xlabel="simulated workers", **more)
+def _workers_axis(ax: Axes, name: str, *ticks: int, **more: Any) -> None:
+    title = f"simulation: {LABELS[name]}"
+    ax.set(xscale="log", title=title, xlabel="simulated workers", **more)
     ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.minorticks_off()
 
@@ -83,27 +84,30 @@ def _workers_axis(ax: Axes, title: str, *ticks: int, **more: Any) -> None:
     "more gradients meet a newer topology and take longer under the lock. WASSP-SGD does not.",
     alt="Simulated speed-up against up to 1024 workers, log-log, one line per network.",
 )  # fmt: skip
-def simulated(axes: Any, title: str, result: Result) -> str:
+def simulated(axes: Any, _title: str, result: Result) -> tuple[str, str]:
     """Draw the simulated speed-up up to 1024 workers, a line per network."""
-    calibration, told = calibrate(result), []
+    calibration, told, points = calibrate(result), [], []
     for ax, name in zip(axes, ALGORITHMS, strict=True):
+        best = []
         ax.plot(_NUMBERS, _NUMBERS, color=GREY, linestyle=":", linewidth=1)
         for network, style in _NETWORK_STYLES.items():
             gains = _rates(calibration, name, network, model.AS_MEASURED) / calibration.alone
             ax.plot(_NUMBERS, gains, color=COLOUR[name], linestyle=style)
-            best = f"{gains.max():.1f} with {_NUMBERS[gains.argmax()]} workers"
+            where = network.name.partition(",")[0]
+            best.append(f"{_NUMBERS[gains.argmax()]} ({where}, speed-up {gains.max():.1f})")
             if name == "wasap":
                 point = model.saturation(calibration, network)
                 at = np.exp(np.interp(np.log(point), np.log(_NUMBERS), np.log(gains)))
                 ax.plot(point, at, "D", color=GREY, markersize=6)
-                best += f", saturated from K* = {point:.1f} on"
-            told.append(f"{LABELS[name]}, {network.name}: {best}")
-        _workers_axis(ax, f"{LABELS[name]}, {title}", 1, 4, 16, 64, 256, 1024, yscale="log")
+                points.append(f"{network.name} K* = {point:.1f}")
+        told.append(f"{LABELS[name]} {', '.join(best)}")
+        _workers_axis(ax, name, 1, 4, 16, 64, 256, 1024, yscale="log")
     axes[0].set_ylabel("simulated speed-up\nover one worker")
     full = result["n_train"] // result["batch_size"]
     return (
-        f"Largest speed-up: {'; '.join(told)}. With {result['n_train']:,} rows at most {full} "
-        "workers have a full batch each; for more the data would have to grow."
+        f"The simulation is fastest with so many workers: {'; '.join(told)}.",
+        f"Saturated: {'; '.join(points)}. With {result['n_train']:,} rows at most {full} workers "
+        "have a full batch each; for more the data would have to grow.",
     )
 
 
@@ -116,28 +120,29 @@ def simulated(axes: Any, title: str, result: Result) -> str:
     "slow workers do not do, and nothing where all wait for the server.",
     alt="Simulated throughput with stragglers relative to even workers, one panel per algorithm.",
 )  # fmt: skip
-def stragglers(axes: Any, title: str, result: Result) -> str:
+def stragglers(axes: Any, _title: str, result: Result) -> tuple[str, str]:
     """Draw the simulated throughput with uneven workers, relative to that with even ones."""
-    calibration, told = calibrate(result), []
+    calibration = calibrate(result)
+    told: dict[str, list[str]] = {}
     for ax, name in zip(axes, ALGORITHMS, strict=True):
         even = _rates(calibration, name, model.ONE_MACHINE, model.EVEN)[1:]
         for scenario, style in _SCENARIO_STYLES.items():
-            uneven = _rates(calibration, name, model.ONE_MACHINE, scenario)[1:]
-            shares = 100 * (uneven / even)
+            shares = 100 * _rates(calibration, name, model.ONE_MACHINE, scenario)[1:] / even
             ax.plot(_NUMBERS[1:], shares, color=COLOUR[name], linestyle=style)
-            few, many = (round(shares[i] - 100) for i in (_NUMBERS.index(8) - 1, -1))
-            told.append(f"{LABELS[name]}, {scenario.name}: {few:+d} % and {many:+d} %")
+            change = f"{round(shares[_NUMBERS.index(8) - 1] - 100):+d} % ({LABELS[name]})"
+            told.setdefault(scenario.name, []).append(change)
         ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
-        _workers_axis(ax, f"{LABELS[name]}, {title}", 2, 8, 32, 128, 512)
+        _workers_axis(ax, name, 2, 8, 32, 128, 512)
     axes[0].set_ylabel("throughput, % of that of\nworkers all alike")
     axes[0].set_ylim(bottom=0)
+    costs = "; ".join(f"{case} {', '.join(changes)}" for case, changes in told.items())
     return (
-        f"Change with 8 and with {_NUMBERS[-1]} workers: {'; '.join(told)}. The jitter is that "
-        f"of {result['steps']['n_gradients']:,} gradients measured one by one."
+        f"What stragglers change in the simulated throughput of 8 workers: {costs}.",
+        f"The jitter is that of {result['steps']['n_gradients']:,} gradients measured one by one.",
     )
 
 
-# --- side by side --------------------------------------------------------------------------------
+# --- tables --------------------------------------------------------------------------------------
 
 
 def _parts(row: Mapping[str, Any]) -> str:
@@ -153,7 +158,7 @@ def _against(name: str) -> Callable[[Any], str]:
 
 
 _COMPARISON = (
-    Column("where", "where", number=False), Column("algorithm", "algorithm", number=False),
+    Column("algorithm", "algorithm", number=False, once=True),
     Column("workers", "workers"),
     Column("samples/s measured", "", "{measured:,.0f} ({lowest:,.0f}–{highest:,.0f})".format_map),
     Column("speed-up", "speedup", "{:.2f}"),
@@ -163,23 +168,25 @@ _COMPARISON = (
 )  # fmt: skip
 
 
-def comparison(found: Measured) -> Table | Picture:
+def comparison(found: Measured) -> Table | Note:
     """Make T-scaling: measured and simulated samples per second, side by side."""
     if not found:
-        return nothing("T-scaling", found.missing)
-    rows = [
-        {"where": title, **_compared(result, name, k)}
-        for title, result in found
-        for name in ALGORITHMS
-        for k in workers_of(result, name)
-    ]
+        return Note(found.missing)
+    result = found.first
+    rows = [_compared(result, name, k) for name in ALGORITHMS for k in workers_of(result, name)]
+    apart = [100 * (row["simulated"] / row["measured"] - 1) for row in rows]
+    finding = (
+        "Where it can be checked, the simulation deviates from the measurement by "
+        f"{min(apart):+.0f} to {max(apart):+.0f} %."
+    )
     caption = (
         "**Does the simulation hold where it can be checked?** Medians over rounds (lowest to "
         "highest) beside simulated samples per second and their deviation. In lockstep the update "
         "includes the wait for the slowest. The simulation knows one worker only; the last column "
         "has it use the time of a gradient beside as many busy cores, which share memory and clock."
     )
-    return Table.of("T-scaling", rows, _COMPARISON, caption, source(found))
+    key = keyed("T-scaling", result)
+    return Table.of(key, rows, _COMPARISON, caption, source(found), finding)
 
 
 def _compared(result: Result, name: str, k: int) -> Result:
@@ -219,20 +226,19 @@ _QUANTITIES: dict[str, tuple[str, tuple[float, str], str]] = {
 }
 
 
-def calibration(found: Measured) -> Table | Picture:
+_CALIBRATION = (
+    Column("quantity", "quantity", by=lambda name: _QUANTITIES[name][0], number=False),
+    Column("value", "", lambda row: _quantity(row["quantity"], row["value"])),
+    Column("from", "quantity", by=lambda name: _QUANTITIES[name][2], number=False),
+)
+
+
+def calibration(found: Measured) -> Table | Note:
     """Make T-scaling-calibration: what the simulation takes from measurements."""
     if not found:
-        return nothing("T-scaling-calibration", found.missing)
-    versions = {title: calibrate(result) for title, result in found}
-    rows = [
-        {"quantity": name, **{title: float(getattr(c, name)) for title, c in versions.items()}}
-        for name in _QUANTITIES
-    ]
-    columns = (
-        Column("quantity", "quantity", by=lambda name: _QUANTITIES[name][0], number=False),
-        *(Column(title, "", partial(_quantity, title)) for title in versions),
-        Column("from", "quantity", by=lambda name: _QUANTITIES[name][2], number=False),
-    )
+        return Note(found.missing)
+    taken = calibrate(found.first)
+    rows = [{"quantity": name, "value": float(getattr(taken, name))} for name in _QUANTITIES]
     assumed = "; ".join(
         f"{n.name}: {1e6 * n.latency:g} µs one way, {n.bandwidth / 1e9:g} GB/s each way"
         for n in model.NETWORKS
@@ -242,10 +248,10 @@ def calibration(found: Measured) -> Table | Picture:
         "**What the simulation is calibrated with.** Times in milliseconds; the CSV file has "
         "seconds and bytes. The networks of more than one machine are assumed, not measured."
     )
-    sources = f"{source(found)} Assumed: {assumed}."
-    return Table.of("T-scaling-calibration", rows, columns, caption, sources)
+    sources, key = f"{source(found)} Assumed: {assumed}.", "T-scaling-calibration"
+    return Table.of(keyed(key, found.first), rows, _CALIBRATION, caption, sources)
 
 
-def _quantity(title: str, row: Mapping[str, Any]) -> str:
-    unit, form = _QUANTITIES[row["quantity"]][1]
-    return form.format(unit * row[title])
+def _quantity(name: str, value: float) -> str:
+    unit, form = _QUANTITIES[name][1]
+    return form.format(unit * value)

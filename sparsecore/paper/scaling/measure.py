@@ -14,6 +14,7 @@ from sparsecore.bench import timed
 from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
+from sparsecore.paper import store
 from sparsecore.paper.scaling.rounds import in_turns, spent
 from sparsecore.paper.scaling.simulate import ALGORITHMS, Calibration
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
@@ -60,16 +61,15 @@ def entries(profile: str) -> list[Entry]:
     return [entry(profile)]
 
 
+def recorded() -> Versions[Result]:
+    """Return the recorded measurements."""
+    return store.recorded(entry("paper").recorded, load)
+
+
 def load(profile: str | None = None) -> Versions[Result]:
     """Return both versions of the measurements; take those that this build lacks."""
     profile = current_profile(profile)
-    found = versions(entry, partial(_measure, EFFORTS[profile]), profile)
-    return Versions(_with_seeds(found.recorded), _with_seeds(found.here), found.missing)
-
-
-def _with_seeds(result: Result | None) -> Result | None:
-    seeds = [run["seed"] for run in result["runs"]["sequential"]["1"]] if result else []
-    return result and {**result, "seeds": seeds}
+    return versions(entry, partial(_measure, EFFORTS[profile]), profile)
 
 
 # --- measuring -----------------------------------------------------------------------------------

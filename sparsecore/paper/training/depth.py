@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from sparsecore import datasets
-from sparsecore.paper.page import Note, Picture
-from sparsecore.paper.store import Entry, Result, Versions, current_profile, origin, versions
-from sparsecore.paper.style import COLOURS, canvas, line
+from sparsecore.paper import store
+from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
+from sparsecore.paper.style import COLOURS, line, picture
 from sparsecore.paper.training.observers import ObserveGradientFlow
 from sparsecore.paper.training.shown import band
 from sparsecore.provenance import provenance
@@ -40,6 +40,11 @@ def entries(profile: str) -> list[Entry]:
     return [entry(profile)]
 
 
+def recorded() -> Versions[Result]:
+    """Return what is recorded."""
+    return store.recorded(entry("paper").recorded, load)
+
+
 def load(profile: str | None = None) -> Versions[Result]:
     """Return both versions; measure what this build lacks."""
     profile = current_profile(profile)
@@ -62,35 +67,25 @@ def measure(width: int, n_seeds: int) -> Result:
     return {**about, "provenance": provenance(1, data.content_hash)}
 
 
-def figure(shown: Versions[Result]) -> Picture | Note:
-    """Draw the flow against α, a panel per depth: what is recorded, or else this build's."""
-    if not shown:
-        return Note(shown.missing)
-    found = shown.first
-    with canvas(3.0) as drawing:
-        axes = drawing.subplots(1, len(DEPTHS), sharey=True)
-        for number, (ax, depth) in enumerate(zip(axes, found["depths"], strict=True)):
-            for activation, colour in _COLOURS.items():
-                logs = np.log10(np.array(found["flows"][activation][number])).T
-                band(ax, found["alphas"], logs, colour, lambda v: 10**v, marker="o")
-            ax.set(title=f"{depth} hidden layers", xlabel="α", yscale="log")
-        axes[0].set_ylabel("gradient flow ‖∇L‖²")
-        names = "All-ReLU (signs alternate)", "LeakyReLU"
-        legend = [line(colour, name) for colour, name in zip(_COLOURS.values(), names, strict=True)]
-        drawing.legend(handles=legend, loc="outside upper center", ncols=2)
-    caption = (
-        "**Gradient flow at initialisation.** Squared norm of the loss's gradient of fresh sparse "
-        "networks, against the negative slope α; α = 0 is ReLU. Geometric means over seeds, bands "
-        "± one standard deviation. What to see: whether alternating signs let more gradient "
-        "through, and whether depth matters."
-    )
-    suffix = "-recorded" if found["profile"] == "paper" else ""
-    return Picture(
-        f"F-depth{suffix}", drawing, caption,
-        "Gradient flow against alpha, a panel per depth, a line per activation.",
-        f"{told(found)} {found['width']:,} neurons per hidden layer, Fashion-MNIST, 1000 rows. "
-        f"Measured: {origin(found['provenance'])}.",
-    )  # fmt: skip
+@picture(
+    STUDY, across=len(DEPTHS), height=3.0, sharey=True,
+    legend=[line(_COLOURS["all-relu"], "All-ReLU (signs alternate)"),
+            line(_COLOURS["leaky-relu"], "LeakyReLU")],
+    caption="**Gradient flow at initialisation.** Squared norm of the loss's gradient of fresh "
+    "sparse networks, against the negative slope α; α = 0 is ReLU. Geometric means over seeds, "
+    "bands ± one standard deviation. What to see: whether alternating signs let more gradient "
+    "through, and whether depth matters.",
+    alt="Gradient flow against alpha, a panel per depth, a line per activation.",
+)  # fmt: skip
+def figure(axes: Any, _title: str, found: Result) -> tuple[str, str]:
+    """Draw the flow against α, a panel per depth."""
+    for number, (ax, depth) in enumerate(zip(axes, found["depths"], strict=True)):
+        for activation, colour in _COLOURS.items():
+            logs = np.log10(np.array(found["flows"][activation][number])).T
+            band(ax, found["alphas"], logs, colour, lambda v: 10**v, marker="o")
+        ax.set(title=f"{depth} hidden layers", xlabel="α", yscale="log")
+    axes[0].set_ylabel("gradient flow ‖∇L‖²")
+    return told(found), f"{found['width']:,} neurons per hidden layer, Fashion-MNIST, 1000 rows."
 
 
 def told(found: Result) -> str:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import uniform_filter1d
 
 from sparsecore import datasets
+from sparsecore.paper import store
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, deviation, line, nothing
@@ -26,7 +27,7 @@ from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import Effect, compared
 from sparsecore.paper.training.studies import Results, cores, training_seconds
 
-SHOWN_ABOVE = Note("This build is of profile paper: its results stand above.")
+SHOWN_ABOVE = Note(store.SHOWN_ABOVE)
 # A figure, its caption, its finding, and numbers for the fold under it.
 Draw = Callable[..., tuple[Figure, str, str, str]]
 

@@ -15,7 +15,6 @@ from sparsecore.paper.scaling import figures as scaling_figures
 from sparsecore.paper.scaling import measure as scaling
 from sparsecore.paper.speed import figures as speed_figures
 from sparsecore.paper.speed import measure as speed
-from sparsecore.paper.store import Versions
 from sparsecore.paper.training import figures as training_figures
 from sparsecore.paper.training import pruning, studies, tables, topology
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsecore.paper.page import Note, Picture
-from sparsecore.paper.store import NOT_AVAILABLE, Result, origin
+from sparsecore.paper.store import Result, Versions, origin
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
 # everywhere.
@@ -34,7 +34,7 @@ COLOURS = {
     "wasap-pruned": "#882255",  # wine
 }
 GREY = "#6b6b6b"
-Draw = Callable[[Any, str, Result], str | tuple[str, str]]  # see `picture`
+Draw = Callable[[Any, Result], tuple[str, str]]  # see `picture`
 _QUIET = 0.15  # CPUs that others use: a system is never quite still
 WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch
 _LETTERS, _BESIDE = 114, 10  # of a legend's line; as wide as these is what is beside a label
@@ -55,38 +55,30 @@ def canvas(height: float) -> Iterator[Figure]:
 
 
 def picture(
-    key: str, part: str = "", *, caption: str, alt: str, label: str = "", across: int = 1,
-    height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
-) -> Callable[[Draw], Callable[[Any], Any]]:  # fmt: skip
-    """Make a picture of all `Versions` of what a function draws of one, or of a `part` of a page's.
+    key: str, *, caption: str, alt: str, label: str = "", across: int = 1, height: float = 3.6,
+    legend: Sequence[Any] = (), **subplots: Any,
+) -> Callable[[Draw], Callable[[Versions[Result]], Picture | Note]]:  # fmt: skip
+    """Make a picture of what a function draws of the only one of `Versions`.
 
-    Versions stand side by side, each drawn on one panel; or, with `across` panels each, below each
-    other. ``draw(panel or array of panels, title, version)`` draws one, and returns what the
-    sources tell of it, or what is found in it and that. `label` is the first panel's, on its left;
-    `height` a row's, in inches.
+    ``draw(panel or array of `across` panels, version)`` returns what is found, and what the sources
+    tell of it. `label` is the first panel's, on its left; `height` in inches.
     """
 
-    def decorate(draw: Draw) -> Callable[[Any], Any]:
+    def decorate(draw: Draw) -> Callable[[Versions[Result]], Picture | Note]:
         @functools.wraps(draw)
-        def shown(page: Any) -> Picture | Note:
-            versions = page[part] if part else page
-            found = list(versions)
+        def shown(found: Versions[Result]) -> Picture | Note:
             if not found:
-                return Note(versions.missing)
-            rows, columns = (1, len(found)) if across == 1 else (len(found), across)
-            with canvas(height * rows) as figure:
-                axes = figure.subplots(rows, columns, squeeze=False, **subplots)
-                places = axes[0] if across == 1 else axes
-                drawn = [draw(place, *one) for place, one in zip(places, found, strict=True)]
+                return Note(found.missing)
+            with canvas(height) as figure:
+                finding, told = draw(figure.subplots(1, across, **subplots), found.first)
                 if legend:
                     letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
                     columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
                     figure.legend(handles=legend, loc="outside upper center", ncols=columns)
                 if label:
                     figure.axes[0].set_ylabel(label)
-            told = [one if isinstance(one, tuple) else ("", one) for one in drawn]
-            sources = f"{source(found, [text for _, text in told])} {versions.missing}".rstrip()
-            return Picture(keyed(key, versions.first), figure, caption, alt, sources, told[0][0])
+            name, sources = keyed(key, found.first), source(found, [told])
+            return Picture(name, figure, caption, alt, sources, finding)
 
         return shown
 
@@ -117,23 +109,6 @@ def source(
             texts.append(f"Other processes used {others:.1f} CPUs: these times are too long.")
         texts += [result.get("size", ""), text]
     return " ".join(filter(None, texts))
-
-
-def nothing(key: str, reason: str) -> Picture:
-    """Return what stands in a figure's place where it cannot be made."""
-    with canvas(1.6) as figure:
-        not_available(figure.subplots())
-    return Picture(key, figure, f"**Not available on this machine.** {reason}", NOT_AVAILABLE)
-
-
-def not_available(*axes: Axes, text: str = NOT_AVAILABLE) -> None:
-    """Have panels say that there is nothing to be drawn."""
-    for ax in axes:
-        ax.set(facecolor="#f2f2f2", xticks=[], yticks=[])
-        ax.grid(False)
-        ax.spines[:].set_visible(False)
-        shown, look = text.replace("available ", "available\n"), {"ha": "center", "va": "center"}
-        ax.text(0.5, 0.5, shown, transform=ax.transAxes, color=GREY, **look)
 
 
 def line(colour: str, label: str, linestyle: Any = "-", **look: Any) -> Any:

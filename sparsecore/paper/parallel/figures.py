@@ -89,7 +89,7 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, f
     "the dot is the averaged model.",
     alt="Lines of test accuracy against epochs and against seconds, one colour an algorithm.",
 )  # fmt: skip
-def accuracy(axes: Any, _title: str, found: Result) -> tuple[str, str]:
+def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     """Draw test accuracy against epochs and against seconds."""
     left, right = axes
     late: list[float] = []
@@ -165,7 +165,7 @@ def explained(found: Runs, main: Results) -> Note:
     "workers.",
     alt="Bars: share of updates for each staleness.",
 )  # fmt: skip
-def staleness(ax: Axes, _title: str, found: Result) -> tuple[str, str]:
+def staleness(ax: Axes, found: Result) -> tuple[str, str]:
     """Draw how many updates others made between a worker's pull and push."""
     run = found["runs"]["wasap"][0]
     workers, counts = run["config"]["workers"], np.array(run["parallel"]["staleness_histogram"])

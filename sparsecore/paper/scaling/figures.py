@@ -41,7 +41,7 @@ _NUMBERS = (1, *(n for i in range(1, 10) for n in (2**i, 3 * 2 ** (i - 1))), 102
     "What to see: how far below the dotted line each added worker falls.",
     alt="Speed-up against number of workers for WASAP-SGD and WASSP-SGD, with the ideal line.",
 )  # fmt: skip
-def measured(ax: Axes, _title: str, result: Result) -> tuple[str, str]:
+def measured(ax: Axes, result: Result) -> tuple[str, str]:
     """Draw the measured samples per second against the number of workers, relative to one."""
     most, told = 1, []
     for shift, name in ((-0.02, "wasap"), (0.02, "wassp")):
@@ -84,7 +84,7 @@ def _workers_axis(ax: Axes, name: str, *ticks: int, **more: Any) -> None:
     "more gradients meet a newer topology and take longer under the lock. WASSP-SGD does not.",
     alt="Simulated speed-up against up to 1024 workers, log-log, one line per network.",
 )  # fmt: skip
-def simulated(axes: Any, _title: str, result: Result) -> tuple[str, str]:
+def simulated(axes: Any, result: Result) -> tuple[str, str]:
     """Draw the simulated speed-up up to 1024 workers, a line per network."""
     calibration, told, points = calibrate(result), [], []
     for ax, name in zip(axes, ALGORITHMS, strict=True):
@@ -120,7 +120,7 @@ def simulated(axes: Any, _title: str, result: Result) -> tuple[str, str]:
     "slow workers do not do, and nothing where all wait for the server.",
     alt="Simulated throughput with stragglers relative to even workers, one panel per algorithm.",
 )  # fmt: skip
-def stragglers(axes: Any, _title: str, result: Result) -> tuple[str, str]:
+def stragglers(axes: Any, result: Result) -> tuple[str, str]:
     """Draw the simulated throughput with uneven workers, relative to that with even ones."""
     calibration = calibrate(result)
     told: dict[str, list[str]] = {}

@@ -77,7 +77,7 @@ def measure(width: int, n_seeds: int) -> Result:
     "through, and whether depth matters.",
     alt="Gradient flow against alpha, a panel per depth, a line per activation.",
 )  # fmt: skip
-def figure(axes: Any, _title: str, found: Result) -> tuple[str, str]:
+def figure(axes: Any, found: Result) -> tuple[str, str]:
     """Draw the flow against α, a panel per depth."""
     for number, (ax, depth) in enumerate(zip(axes, found["depths"], strict=True)):
         for activation, colour in _COLOURS.items():

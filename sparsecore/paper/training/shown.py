@@ -22,7 +22,7 @@ from sparsecore import datasets
 from sparsecore.paper import store
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, Result
-from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, deviation, line, nothing
+from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, deviation, line
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import Effect, compared
 from sparsecore.paper.training.studies import Results, cores, training_seconds
@@ -46,9 +46,8 @@ def drawn(key: str, alt: str) -> Callable[[Draw], Callable[..., Picture | Note]]
                     figure, caption, finding, numbers = draw(results, *more)
                 sources = f"{numbers}{absent(results)}{source(results)}"
                 return Picture(name, figure, caption, alt, sources, finding)
-            if not results.recorded:
-                return nothing(name, absent(results))
-            return Note(f"No results of profile paper are recorded for {results.study.key} yet.")
+            none = f"No results of profile paper are recorded for {results.study.key} yet."
+            return Note(none if results.recorded else absent(results))
 
         return picture
 

@@ -34,10 +34,12 @@ class Lockstep:
     shard_sizes: Sequence[int]
     config: TrainConfig
     warmup: int
+    local_steps: int = 1
 
     def __post_init__(self) -> None:
         self.ranks = self.window.ranks
-        self.steps = -(-max(self.shard_sizes) // self.config.batch_size)  # of an epoch
+        self._size = self.config.batch_size * self.local_steps  # samples of a worker's step
+        self.steps = -(-max(self.shard_sizes) // self._size)  # of an epoch
         self._share_out()
 
     def _share_out(self) -> None:
@@ -58,30 +60,45 @@ class Lockstep:
 
     def samples(self, step: int) -> np.ndarray:
         """Return how many samples each worker's batch has in a step; a small shard ends early."""
-        size = self.config.batch_size
-        return np.clip(np.array(self.shard_sizes) - step % self.steps * size, 0, size)
+        done = step % self.steps * self._size
+        return np.clip(np.array(self.shard_sizes) - done, 0, self._size)
 
     def take_step(self, step: int, gradient: np.ndarray | None) -> None:
-        """Take step number `step` of phase 1 together; None: this worker's batch has no samples."""
+        """Take step number `step` of phase 1 together; None: this worker's batch has no samples.
+
+        After local steps, average the workers' parameters; each keeps its own velocity.
+        """
         params, velocity = self.model.params, self.model.start_momentum()
+        if self.local_steps > 1:
+            self._average(params, self.samples(step))
+            return
         sent = np.zeros(len(params), np.float32) if gradient is None else gradient
-        counts = np.full(self.ranks.size, len(self._mean))
-        into = [self._received, counts, counts * np.arange(self.ranks.size), MPI.FLOAT]
-        out = [sent, self._counts, self._starts, MPI.FLOAT]
-        self._transfer(self.ranks.comm.Ialltoallv, out, into)
-        # In the order of the ranks, so that the sum is the same whoever was first.
-        samples = self.samples(step)
-        shares = (samples / samples.sum()).astype(np.float32)
-        np.multiply(self._received[0], shares[0], out=self._mean)
-        for received, share in zip(self._received[1:], shares[1:], strict=True):
-            np.multiply(received, share, out=self._term)
-            self._mean += self._term
+        self._sum(sent, self.samples(step))
         kernels.momentum_step(
             params[self._mine], velocity[self._mine], self._mean, params[self._mine],
             self.learning_rate(step), np.float32(self.config.momentum),
             np.float32(self.config.weight_decay),
         )  # fmt: skip
         self._gather(params)
+
+    def _average(self, vector: np.ndarray, samples: np.ndarray) -> None:
+        """Make the workers' vectors their average."""
+        self._sum(vector, samples)
+        vector[self._mine] = self._mean
+        self._gather(vector)
+
+    def _sum(self, sent: np.ndarray, samples: np.ndarray) -> None:
+        """Average this worker's share of all vectors, by the workers' samples."""
+        counts = np.full(self.ranks.size, len(self._mean))
+        into = [self._received, counts, counts * np.arange(self.ranks.size), MPI.FLOAT]
+        out = [sent, self._counts, self._starts, MPI.FLOAT]
+        self._transfer(self.ranks.comm.Ialltoallv, out, into)
+        # In the order of the ranks, so that the sum is the same whoever was first.
+        shares = (samples / samples.sum()).astype(np.float32)
+        np.multiply(self._received[0], shares[0], out=self._mean)
+        for received, share in zip(self._received[1:], shares[1:], strict=True):
+            np.multiply(received, share, out=self._term)
+            self._mean += self._term
 
     def _gather(self, vector: np.ndarray) -> None:
         """Fill in the other workers' shares of a vector."""
@@ -96,7 +113,10 @@ class Lockstep:
     def change_topology(self, seed: int, epoch: int) -> dict[str, int]:
         """Prune and evolve the model after an epoch, on rank 0, and send the outcome to all."""
         model, outcome = self.model, None
-        self._gather(model.start_momentum())
+        if self.local_steps > 1:
+            self._average(model.start_momentum(), np.array(self.shard_sizes))
+        else:
+            self._gather(model.start_momentum())
         if self.ranks.rank == 0:
             changed = change_topology(model, self.config, seed, 0, epoch)
             outcome = changed, model if any(changed.values()) else None

@@ -22,6 +22,9 @@ class Plan:
     algorithm: str = param("wasap", names(ALGORITHMS), "asynchronous, or synchronous in lockstep")
     phase1: float = param(0.7, _SHARE, "part of the epochs in which workers exchange gradients")
     warmup: int = param(5, integers(0), "epochs over which WASSP's rate rises to `n_workers`-fold")
+    local_steps: int = param(
+        1, integers(1), "momentum steps that a worker takes on its own copy between two exchanges"
+    )
     keep_rate: bool = param(False, FLAG, "WASSP keeps that rate in phase 2, as the released code")
 
     def __post_init__(self) -> None:

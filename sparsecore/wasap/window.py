@@ -10,6 +10,7 @@ from the very rank that holds it.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from sparsecore.wasap import shm
-from sparsecore.wasap.mpi import Memory
+from sparsecore.wasap.mpi import MPI, Memory
 from sparsecore.wasap.ranks import NAP, Ranks
 from sparsecore.wasap.server import DONE, LOCK, Place
 from sparsecore.wasap.watch import LOOK, ParallelError
 
 _SPARE = 2**20  # bytes of shared memory that MPI may want besides a window
+_SERVED_EVERY = 1e-4  # seconds
 _TAG_MODEL = 1  # a worker's model and record, sent to rank 0 at the end
 
 
@@ -63,6 +65,26 @@ class Window(Place):
             with self.ranks.watch.over(f"{doing} the server's state"):
                 self._memory.move(call, part)
         return part
+
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """Have MPI do meanwhile what others want of rank 0's memory: over TCP, only if called."""
+        ended = threading.Event()
+
+        def serve() -> None:
+            while not ended.is_set():
+                self.ranks.comm.Iprobe(MPI.ANY_SOURCE)
+                time.sleep(_SERVED_EVERY)
+
+        thread = threading.Thread(target=serve, name="server", daemon=True)
+        if self.ranks.rank == 0 and not self.ranks.shared:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if thread.ident:
+                thread.join()
 
     # --- the lock --------------------------------------------------------------------------------
 

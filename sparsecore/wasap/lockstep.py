@@ -18,6 +18,7 @@ from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
 from sparsecore.train import change_topology
 from sparsecore.wasap.mpi import MPI
+from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.window import Window
 
 
@@ -26,19 +27,18 @@ class Lockstep:
     """The synchronous schedule; all workers have the `model`, with its velocity.
 
     Source: "Truly Sparse Neural Networks at Scale", WASSP-SGD; the learning rate is K-fold after a
-    `warmup` (Goyal et al., 2017). A step moves 16 (K - 1) / K bytes a parameter.
+    warm-up (Goyal et al., 2017). A step moves 16 (K - 1) / K bytes a parameter.
     """
 
     window: Window
     model: SparseMLP
     shard_sizes: Sequence[int]
     config: TrainConfig
-    warmup: int
-    local_steps: int = 1
+    plan: Plan
 
     def __post_init__(self) -> None:
         self.ranks = self.window.ranks
-        self._size = self.config.batch_size * self.local_steps  # samples of a worker's step
+        self._size = self.config.batch_size * self.plan.local_steps  # samples of a worker's step
         self.steps = -(-max(self.shard_sizes) // self._size)  # of an epoch
         self._share_out()
 
@@ -54,9 +54,7 @@ class Lockstep:
 
     def learning_rate(self, step: int) -> np.float32:
         """Return the rate of a step, counted from 0."""
-        workers, rise = self.ranks.size, self.warmup * self.steps
-        share = min(1.0, (step + 1) / rise) if rise else 1.0
-        return np.float32(self.config.learning_rate * (1 + (workers - 1) * share))
+        return self.plan.learning_rate(self.config, self.ranks.size, step, self.steps)
 
     def samples(self, step: int) -> np.ndarray:
         """Return how many samples each worker's batch has in a step; a small shard ends early."""
@@ -69,7 +67,7 @@ class Lockstep:
         After local steps, average the workers' parameters; each keeps its own velocity.
         """
         params, velocity = self.model.params, self.model.start_momentum()
-        if self.local_steps > 1:
+        if self.plan.local_steps > 1:
             self._average(params, self.samples(step))
             return
         sent = np.zeros(len(params), np.float32) if gradient is None else gradient
@@ -113,7 +111,7 @@ class Lockstep:
     def change_topology(self, seed: int, epoch: int) -> dict[str, int]:
         """Prune and evolve the model after an epoch, on rank 0, and send the outcome to all."""
         model, outcome = self.model, None
-        if self.local_steps > 1:
+        if self.plan.local_steps > 1:
             self._average(model.start_momentum(), np.array(self.shard_sizes))
         else:
             self._gather(model.start_momentum())

@@ -154,7 +154,7 @@ class _Run:
         self.window = Window(self.ranks, sizes, nnz, self.workers, recorded, self.phase1_epochs)
         self.server = ParameterServer(
             self.window, self.config, self.seed, self.updates_per_epoch, self.phase1_epochs,
-            self.plan.local_steps,
+            self.plan,
         )  # fmt: skip
         if start is not None:
             self.server.publish(start[0], *start[2:])
@@ -303,17 +303,14 @@ class _Run:
     def _phase1_in_lockstep(self) -> None:
         """Take the steps of phase 1 together."""
         worker, model = self.worker, self.worker.model
-        lockstep = Lockstep(
-            self.window, model, self._shard_sizes, self.config, self.plan.warmup,
-            self.plan.local_steps,
-        )  # fmt: skip
+        lockstep = Lockstep(self.window, model, self._shard_sizes, self.config, self.plan)
         for epoch in range(self.epochs_before + 1, self.phase1_epochs + 1):
             trained = np.zeros(3)  # samples, loss, correct
             for step in range((epoch - 1) * lockstep.steps, epoch * lockstep.steps):
                 values = None
                 if lockstep.samples(step)[self.rank]:
                     self.ranks.step()
-                    gradient = worker.compute(lockstep.learning_rate(step))
+                    gradient = worker.compute()
                     self.ranks.rest()
                     worker.count(gradient)
                     trained += gradient.samples, gradient.loss, gradient.correct

@@ -157,8 +157,8 @@ def replay(
     config = TrainConfig(**{name: about[name] for name in HYPERPARAMETERS if name in about})
     seed = integer(result.get("seed"), "seed", 0)
     n_workers = integer(about["workers"], "workers", 1)
-    local_steps = about.get("local_steps", 1)
-    plan = Plan(phase1=entry(result, "config.phase1", Real), local_steps=local_steps)
+    planned = {name: about[name] for name in ("warmup", "local_steps") if name in about}
+    plan = Plan(phase1=entry(result, "config.phase1", Real), **planned)
     epochs = plan.phase1_epochs(config.epochs)
     integer(about["phase1_epochs"], "phase1_epochs", epochs, epochs)
     record = from_json(entry(result, "parallel.record", dict))
@@ -178,7 +178,7 @@ def replay(
     per_epoch = sum(updates_per_epoch(map(len, shards), config, plan))
     integer(updates, "updates in parallel.record", per_epoch * epochs, per_epoch * epochs)
     place = Place(model.sizes, model.nnz, n_workers, updates, epochs)
-    server = ParameterServer(place, config, seed, per_epoch, epochs, local_steps)
+    server = ParameterServer(place, config, seed, per_epoch, epochs, plan)
     server.publish(model)
     workers = [
         Worker(rank, Shard(data, rows, config, seed, rank), server, threads)

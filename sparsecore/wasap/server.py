@@ -18,6 +18,7 @@ from sparsecore import topology, train
 from sparsecore.compiled import engine, kernels
 from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP, Structures, split_layers
+from sparsecore.wasap.plan import Plan
 
 #: What is recorded for an epoch of phase 1, a row of the region "epochs".
 FIELDS = (
@@ -40,7 +41,7 @@ class Place:
     def __init__(
         self, sizes: Sequence[int], nnz: int, workers: int, updates: int, epochs: int
     ) -> None:
-        self.sizes = tuple(sizes)
+        self.sizes, self.workers = tuple(sizes), workers
         n_params = nnz + sum(sizes[1:])
         arrays: dict[str, tuple[type, tuple[int, ...]]] = {
             "control": (np.int64, (8,)),  # first, where `Window` looks for the lock
@@ -169,9 +170,9 @@ class ParameterServer:
 
     def __init__(
         self, place: Place, config: TrainConfig, seed: int, updates_per_epoch: int, epochs: int,
-        local_steps: int = 1,
+        plan: Plan | None = None,
     ) -> None:  # fmt: skip
-        self.place, self.config, self.seed, self.local_steps = place, config, seed, local_steps
+        self.place, self.config, self.seed, self.plan = place, config, seed, plan or Plan()
         self.updates_per_epoch, self.updates = updates_per_epoch, updates_per_epoch * epochs
         self._n_biases = sum(place.sizes[1:])
         self._rule = train.sgd_rule(config, seed)[:3]
@@ -242,16 +243,18 @@ class ParameterServer:
                 structures = [(p.copy(), i.copy()) for p, i in self._structures()]
                 values, accepted = retained(out, values, structures)
                 fresh = np.empty(n, np.float32)
-                if self.local_steps > 1:  # a worker keeps its own velocity
+                if self.plan.local_steps > 1:  # a worker keeps its own velocity
                     moved = retained(out, out.start_momentum(), structures)[0]
-            if self.local_steps == 1:
+            if self.plan.local_steps == 1:
                 params, velocity = place.fetch("params", 0, n), place.fetch("velocity", 0, n)
                 kernels.momentum_step(params, velocity, values, fresh, *self._rule)
                 place.store("params", 0, n)
                 place.store("velocity", 0, n)
             elif staleness:
                 params = place.fetch("params", 0, n)
-                params += values * getattr(self, "scale", lambda s: np.float32(1) / np.float32(1 + s))(staleness)
+                params += values * getattr(
+                    self, "scale", lambda s: np.float32(1) / np.float32(1 + s)
+                )(staleness)
                 fresh[:] = params
                 place.store("params", 0, n)
             else:  # it is the worker's model

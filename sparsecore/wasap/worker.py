@@ -47,10 +47,10 @@ class Worker:
     step: int = 0  #: updates made, those of an earlier part of the run included
 
     def __post_init__(self) -> None:
-        self.config, self.seed = self.server.config, self.server.seed
+        self.config, self.seed, self.plan = self.server.config, self.server.seed, self.server.plan
         self.model, self.version = self.server.pull()
         size, n = self.config.batch_size, len(self.shard)
-        self._size = size * self.server.local_steps  # samples of an update
+        self._size = size * self.plan.local_steps  # samples of an update
         self.batches, self._updates = -(-n // size), -(-n // self._size)  # in an epoch
         self.samples = self.updates = 0
         self.seconds = {"gradient": 0.0, "lock": 0.0, "update": 0.0}
@@ -64,12 +64,12 @@ class Worker:
     def batches_before(self, updates: int) -> int:
         """Return how many batches so many updates take."""
         epochs, more = divmod(updates, self._updates)
-        return epochs * self.batches + more * self.server.local_steps
+        return epochs * self.batches + more * self.plan.local_steps
 
-    def compute(self, rate: np.float32 | None = None) -> Gradient:
+    def compute(self) -> Gradient:
         """Compute the gradient on the next batch of the shard; its values last until the next.
 
-        Or take local steps at that `rate`, and return how they have changed the parameters.
+        With local steps: take them, and compute how they have changed the parameters.
         """
         start = time.perf_counter()
         epoch, update = divmod(self.step, self._updates)
@@ -82,10 +82,12 @@ class Worker:
         values = self._gradient[: len(self.model.params)]  # pruning makes it shorter
         sums.loss[0] = sums.correct[0] = 0
         samples = self._inputs, self.shard.labels, rows
-        if self.server.local_steps == 1:
+        if self.plan.local_steps == 1:
             self._engine.gradient(values, self._rule, *samples, first, sums)
         else:
-            rule = self._rule if rate is None else self._rule._replace(learning_rate=rate)
+            workers = self.server.place.workers
+            rate = self.plan.learning_rate(self.config, workers, self.step, self._updates)
+            rule = self._rule._replace(learning_rate=rate)
             size, values[:] = min(self.config.batch_size, len(self.shard)), self.model.params
             self._engine.train(rule, *samples, size, first, sums)
             np.subtract(self.model.params, values, out=values)

@@ -252,9 +252,7 @@ class ParameterServer:
                 place.store("velocity", 0, n)
             elif staleness:
                 params = place.fetch("params", 0, n)
-                params += values * getattr(
-                    self, "scale", lambda s: np.float32(1) / np.float32(1 + s)
-                )(staleness)
+                params += values / np.float32(1 + staleness)  # the others have moved it, too
                 fresh[:] = params
                 place.store("params", 0, n)
             else:  # it is the worker's model

@@ -3,6 +3,8 @@
 Every worker holds the whole model and a share of the velocity: it receives its share of all
 gradients, sums them in the order of the ranks, takes the momentum step there, and sends its share
 of the new parameters to all. The result depends neither on timing nor on how MPI reduces.
+With local steps it is the workers' parameters that are averaged, after some steps of each (local
+SGD, Stich, 2019).
 """
 
 from __future__ import annotations

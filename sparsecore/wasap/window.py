@@ -52,7 +52,7 @@ class Window(Place):
     # --- memory ----------------------------------------------------------------------------------
 
     def fetch(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Do what `Place` does; between machines, 16 bytes a parameter move under the lock."""
+        """Return ``region[start:stop]``; between machines it moves, mostly under the lock."""
         return self._move("reading", self._window.Get, self._views[name][start:stop])
 
     def store(self, name: str, start: int = 0, stop: int | None = None) -> None:

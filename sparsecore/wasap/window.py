@@ -78,7 +78,7 @@ class Window(Place):
                 time.sleep(_SERVED_EVERY / (10 if holder[0] > 1 else 1))  # it wants more at once
 
         thread = threading.Thread(target=serve, name="server", daemon=True)
-        if self.ranks.rank == 0 and not self.ranks.shared:
+        if self.ranks.rank == 0 and len({host for host, _ in self.ranks.facts}) > 1:
             thread.start()
         try:
             yield

@@ -317,6 +317,8 @@ def test_options_that_make_no_sense_end_with_status_2(words, capsys):
         (["--augment"], "augment: expected colour images"),
         (["--phase1", "0.5"], "--phase1: expected --algorithm wasap or wassp"),
         (["--window", "shared"], "--window: expected --algorithm wasap or wassp"),
+        (["--local-steps", "4"], "--local-steps: expected --algorithm wasap or wassp"),
+        (["--algorithm", "wassp", "--local-steps", "0"], "local_steps: expected an integer of at"),
         (["--patience", "3"], "--patience: expected --algorithm wasap or wassp"),
         (["--algorithm", "wasap", "--phase1", "7"], "phase1: expected a share in [0, 1], got 7.0"),
         (["--algorithm", "wasap", "--warmup", "2"], "--warmup: expected --algorithm wassp with"),

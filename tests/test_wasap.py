@@ -71,6 +71,7 @@ def test_phase_2_has_the_base_rate_or_as_released_the_k_fold_one():
     config = TrainConfig(hidden=(4,), prune_from=1)
     model = new_model(config, 5, 2, 0)
     worker = SimpleNamespace(config=config, model=model, seed=0, threads=1, rank=0, step=0)
+    worker.batches_before = lambda updates: updates
     for factor in (1, 3):
         with Worker.trainer(worker, 0, factor) as trainer:
             assert trainer._rule.learning_rate == np.float32(factor * config.learning_rate)
@@ -122,6 +123,7 @@ def test_shards_hold_every_row_once_and_every_class_evenly(labels, n_workers, se
         (lambda: wasap.Plan("fast"), "algorithm: expected one of wasap, wassp, got 'fast'"),
         (lambda: wasap.Plan(phase1=1.5), "phase1: .* got 1.5"),
         (lambda: wasap.Plan(warmup=-1), "warmup: .* got -1"),
+        (lambda: wasap.Plan(local_steps=2.0), "local_steps: .* integer of at least 1, got 2.0"),
         (lambda: topology.union_average([]), "at least one"),
         (lambda: shard_rows(np.zeros(3, int), 4, 0), "4 workers cannot share 3 rows"),
         (lambda: record.replay(None, WASSP), "repeat from their seed alone"),
@@ -174,6 +176,8 @@ WRONG = [
     ("config.zeta", "much"),
     ("config.phase1", None),
     ("config.phase1_epochs", 10**12),
+    ("config.local_steps", "4"),
+    ("config.local_steps", 4),  # too few updates would do
     ("seed", -1),
     ("provenance.data_sha256", None),
     ("parallel", []),

@@ -24,10 +24,10 @@ _GRACE_SECONDS = 2.0  # for the others' errors, when one engine has failed
 
 def train(
     cluster: Cluster, config: TrainConfig, dataset: str | Dataset, *, algorithm: str = "wasap",
-    phase1: float = 0.7, warmup: int = 5, keep_rate: bool = False, seed: int = 0, threads: int = 1,
-    limit: int | None = None, checkpoint_path: str | os.PathLike[str] | None = None,
-    resume: bool = False, on_progress: Callable[[dict[str, Any]], None] | None = None,
-    patience: float = PATIENCE,
+    phase1: float = 0.7, warmup: int = 5, keep_rate: bool = False, local_steps: int = 1,
+    seed: int = 0, threads: int = 1, limit: int | None = None,
+    checkpoint_path: str | os.PathLike[str] | None = None, resume: bool = False,
+    on_progress: Callable[[dict[str, Any]], None] | None = None, patience: float = PATIENCE,
 ) -> tuple[SparseMLP, dict[str, Any]]:  # fmt: skip
     """Train on the cluster's workers and show how it goes.
 
@@ -37,7 +37,7 @@ def train(
     config : TrainConfig
     dataset : str or Dataset
         A name: every worker loads the data for itself. Data that no name stands for are sent.
-    algorithm, phase1, warmup, keep_rate
+    algorithm, phase1, warmup, keep_rate, local_steps
         See `wasap.Plan`.
     seed, threads : int
     limit : int, optional
@@ -71,7 +71,10 @@ def train(
     path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
     jobs = cluster.submit(
         _train_on_engine, cluster.n, config, dataset, limit,
-        {"algorithm": algorithm, "phase1": phase1, "warmup": warmup, "keep_rate": keep_rate},
+        {
+            "algorithm": algorithm, "phase1": phase1, "warmup": warmup, "keep_rate": keep_rate,
+            "local_steps": local_steps,
+        },
         seed=seed, threads=threads, checkpoint_path=path, resume=resume, patience=patience,
     )  # fmt: skip
     ended: list[int] = []  # the ranks in the order in which they did

@@ -45,8 +45,10 @@ def add(commands: Any) -> None:
     option("--window", choices=tuple(_WINDOWS), help=window)
     share = "share of the epochs with gradient exchange, in [0, 1] (0.7)"
     option("--phase1", type=float, metavar="SHARE", help=share)
-    warmup = "wassp: epochs in which the learning rate rises to K-fold (5)"
+    warmup = "wassp, or local steps: epochs in which the learning rate rises to K-fold (5)"
     option("--warmup", type=int, metavar="EPOCHS", help=warmup)
+    steps = "steps that a worker takes on its own copy between two exchanges (1)"
+    option("--local-steps", type=int, metavar="H", help=steps)
     silence = "silence after which a rank counts as lost (5)"
     option("--patience", type=float, metavar="SECONDS", help=silence)
     option(
@@ -119,16 +121,18 @@ def _plan(options: argparse.Namespace) -> Any:
     """Return the plan of a parallel run, None of a sequential one; refuse what does not fit it."""
     from sparsecore.wasap.plan import Plan
 
-    told = shared.given(options, ("phase1", "warmup", "window", "patience"))
+    planned = ("phase1", "warmup", "local_steps")
+    told = shared.given(options, (*planned, "window", "patience"))
     if options.algorithm == "sequential":
         for name in told:
+            name = name.replace("_", "-")
             raise ValueError(f"--{name}: expected --algorithm wasap or wassp with it, got none")
         return None
-    if "warmup" in told and options.algorithm == "wasap":
-        raise ValueError("--warmup: expected --algorithm wassp with it, got wasap")
+    if "warmup" in told and options.algorithm == "wasap" and told.get("local_steps", 1) == 1:
+        raise ValueError("--warmup: expected --algorithm wassp with it or --local-steps, got wasap")
     if told.get("patience", 1) <= 0:
         raise ValueError(f"--patience: expected seconds above 0, got {options.patience}")
-    return Plan(options.algorithm, **shared.given(options, ("phase1", "warmup")))
+    return Plan(options.algorithm, **shared.given(options, planned))
 
 
 def _report(

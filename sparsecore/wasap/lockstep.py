@@ -3,6 +3,8 @@
 Every worker holds the whole model and a share of the velocity: it receives its share of all
 gradients, sums them in the order of the ranks, takes the momentum step there, and sends its share
 of the new parameters to all. The result depends neither on timing nor on how MPI reduces.
+With local steps it is the workers' parameters that are averaged, after some steps of each (local
+SGD, Stich, 2019).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
 from sparsecore.train import change_topology
 from sparsecore.wasap.mpi import MPI
+from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.window import Window
 
 
@@ -26,18 +29,19 @@ class Lockstep:
     """The synchronous schedule; all workers have the `model`, with its velocity.
 
     Source: "Truly Sparse Neural Networks at Scale", WASSP-SGD; the learning rate is K-fold after a
-    `warmup` (Goyal et al., 2017). A step moves 16 (K - 1) / K bytes a parameter.
+    warm-up (Goyal et al., 2017). A step moves 16 (K - 1) / K bytes a parameter.
     """
 
     window: Window
     model: SparseMLP
     shard_sizes: Sequence[int]
     config: TrainConfig
-    warmup: int
+    plan: Plan
 
     def __post_init__(self) -> None:
         self.ranks = self.window.ranks
-        self.steps = -(-max(self.shard_sizes) // self.config.batch_size)  # of an epoch
+        self._size = self.config.batch_size * self.plan.local_steps  # samples of a worker's step
+        self.steps = -(-max(self.shard_sizes) // self._size)  # of an epoch
         self._share_out()
 
     def _share_out(self) -> None:
@@ -52,36 +56,49 @@ class Lockstep:
 
     def learning_rate(self, step: int) -> np.float32:
         """Return the rate of a step, counted from 0."""
-        workers, rise = self.ranks.size, self.warmup * self.steps
-        share = min(1.0, (step + 1) / rise) if rise else 1.0
-        return np.float32(self.config.learning_rate * (1 + (workers - 1) * share))
+        return self.plan.learning_rate(self.config, self.ranks.size, step, self.steps)
 
     def samples(self, step: int) -> np.ndarray:
         """Return how many samples each worker's batch has in a step; a small shard ends early."""
-        size = self.config.batch_size
-        return np.clip(np.array(self.shard_sizes) - step % self.steps * size, 0, size)
+        done = step % self.steps * self._size
+        return np.clip(np.array(self.shard_sizes) - done, 0, self._size)
 
     def take_step(self, step: int, gradient: np.ndarray | None) -> None:
-        """Take step number `step` of phase 1 together; None: this worker's batch has no samples."""
+        """Take step number `step` of phase 1 together; None: this worker's batch has no samples.
+
+        After local steps, average the workers' parameters; each keeps its own velocity.
+        """
         params, velocity = self.model.params, self.model.start_momentum()
+        if self.plan.local_steps > 1:
+            self._average(params, self.samples(step))
+            return
         sent = np.zeros(len(params), np.float32) if gradient is None else gradient
-        counts = np.full(self.ranks.size, len(self._mean))
-        into = [self._received, counts, counts * np.arange(self.ranks.size), MPI.FLOAT]
-        out = [sent, self._counts, self._starts, MPI.FLOAT]
-        self._transfer(self.ranks.comm.Ialltoallv, out, into)
-        # In the order of the ranks, so that the sum is the same whoever was first.
-        samples = self.samples(step)
-        shares = (samples / samples.sum()).astype(np.float32)
-        np.multiply(self._received[0], shares[0], out=self._mean)
-        for received, share in zip(self._received[1:], shares[1:], strict=True):
-            np.multiply(received, share, out=self._term)
-            self._mean += self._term
+        self._sum(sent, self.samples(step))
         kernels.momentum_step(
             params[self._mine], velocity[self._mine], self._mean, params[self._mine],
             self.learning_rate(step), np.float32(self.config.momentum),
             np.float32(self.config.weight_decay),
         )  # fmt: skip
         self._gather(params)
+
+    def _average(self, vector: np.ndarray, samples: np.ndarray) -> None:
+        """Make the workers' vectors their average."""
+        self._sum(vector, samples)
+        vector[self._mine] = self._mean
+        self._gather(vector)
+
+    def _sum(self, sent: np.ndarray, samples: np.ndarray) -> None:
+        """Average this worker's share of all vectors, by the workers' samples."""
+        counts = np.full(self.ranks.size, len(self._mean))
+        into = [self._received, counts, counts * np.arange(self.ranks.size), MPI.FLOAT]
+        out = [sent, self._counts, self._starts, MPI.FLOAT]
+        self._transfer(self.ranks.comm.Ialltoallv, out, into)
+        # In the order of the ranks, so that the sum is the same whoever was first.
+        shares = (samples / samples.sum()).astype(np.float32)
+        np.multiply(self._received[0], shares[0], out=self._mean)
+        for received, share in zip(self._received[1:], shares[1:], strict=True):
+            np.multiply(received, share, out=self._term)
+            self._mean += self._term
 
     def _gather(self, vector: np.ndarray) -> None:
         """Fill in the other workers' shares of a vector."""
@@ -96,7 +113,10 @@ class Lockstep:
     def change_topology(self, seed: int, epoch: int) -> dict[str, int]:
         """Prune and evolve the model after an epoch, on rank 0, and send the outcome to all."""
         model, outcome = self.model, None
-        self._gather(model.start_momentum())
+        if self.plan.local_steps > 1:
+            self._average(model.start_momentum(), np.array(self.shard_sizes))
+        else:
+            self._gather(model.start_momentum())
         if self.ranks.rank == 0:
             changed = change_topology(model, self.config, seed, 0, epoch)
             outcome = changed, model if any(changed.values()) else None

@@ -33,7 +33,7 @@ from sparsecore.wasap.ranks import Ranks
 from sparsecore.wasap.server import DONE, TESTED, ParameterServer, Record, Update, average, retained
 from sparsecore.wasap.watch import PATIENCE, ParallelError, interrupts_held_back
 from sparsecore.wasap.window import Window
-from sparsecore.wasap.worker import Worker, shard_rows
+from sparsecore.wasap.worker import Worker, shard_rows, updates_per_epoch
 
 _SHOWN_EVERY = 0.25  # seconds
 _RECENT = 200  # updates over which staleness is averaged
@@ -98,7 +98,7 @@ def run_on(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **optio
     this_run = _Run(ranks, data, config, plan, **options)
     try:
         this_run.prepare()
-        with outcome.resources() as this_run.resources:
+        with outcome.resources() as this_run.resources, this_run.window.served():
             return this_run.go()
     except BaseException as error:
         ranks.stop(error)
@@ -145,20 +145,21 @@ class _Run:
         self.restarts, self.epochs_before = before["restarts"], before.get("epoch", 0)
         self.about |= {"nnz_start": before["nnz_start"], "restarts": self.restarts}
         self.ranks.together(self._load)
-        batches = [-(-n // self.config.batch_size) for n in self._shard_sizes]
-        # An epoch is all workers' batches together; in lockstep, a step of all of them.
-        self.updates_per_epoch = sum(batches) if self.asynchronous else max(batches)
+        updates = updates_per_epoch(self._shard_sizes, self.config, self.plan)
+        # An epoch is all workers' updates together; in lockstep, a step of all of them.
+        self.updates_per_epoch = sum(updates) if self.asynchronous else max(updates)
         self.updates = self.updates_per_epoch * self.phase1_epochs
         recorded = self.updates if self.asynchronous else 0
         sizes = (self.data.n_features, *self.config.hidden, self.data.n_classes)
         self.window = Window(self.ranks, sizes, nnz, self.workers, recorded, self.phase1_epochs)
         self.server = ParameterServer(
-            self.window, self.config, self.seed, self.updates_per_epoch, self.phase1_epochs
-        )
+            self.window, self.config, self.seed, self.updates_per_epoch, self.phase1_epochs,
+            self.plan,
+        )  # fmt: skip
         if start is not None:
             self.server.publish(start[0], *start[2:])
         self.ranks.barrier()
-        step = self.epochs_before * batches[self.rank]
+        step = self.epochs_before * updates[self.rank]
         if self.asynchronous:
             step = int((self.server.record().worker == self.rank).sum())
         self.ranks.in_turns(self._compile)
@@ -302,7 +303,7 @@ class _Run:
     def _phase1_in_lockstep(self) -> None:
         """Take the steps of phase 1 together."""
         worker, model = self.worker, self.worker.model
-        lockstep = Lockstep(self.window, model, self._shard_sizes, self.config, self.plan.warmup)
+        lockstep = Lockstep(self.window, model, self._shard_sizes, self.config, self.plan)
         for epoch in range(self.epochs_before + 1, self.phase1_epochs + 1):
             trained = np.zeros(3)  # samples, loss, correct
             for step in range((epoch - 1) * lockstep.steps, epoch * lockstep.steps):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsecore.config import FLAG, hyperparameters, integers, names, numbers, param
+import numpy as np
+
+from sparsecore.config import FLAG, TrainConfig, hyperparameters, integers, names, numbers, param
 
 ALGORITHMS = ("wasap", "wassp")
 _SHARE = numbers("a share in [0, 1]", lambda v: 0 <= v <= 1)
@@ -21,7 +23,13 @@ class Plan:
 
     algorithm: str = param("wasap", names(ALGORITHMS), "asynchronous, or synchronous in lockstep")
     phase1: float = param(0.7, _SHARE, "part of the epochs in which workers exchange gradients")
-    warmup: int = param(5, integers(0), "epochs over which WASSP's rate rises to `n_workers`-fold")
+    warmup: int = param(
+        5, integers(0),
+        "epochs over which the rate rises to `n_workers`-fold, with WASSP or local steps",
+    )  # fmt: skip
+    local_steps: int = param(
+        1, integers(1), "momentum steps that a worker takes on its own copy between two exchanges"
+    )
     keep_rate: bool = param(False, FLAG, "WASSP keeps that rate in phase 2, as the released code")
 
     def __post_init__(self) -> None:
@@ -32,6 +40,15 @@ class Plan:
     def phase1_epochs(self, epochs: int) -> int:
         """Return how many of the epochs are phase 1, rounded half up."""
         return int(self.phase1 * epochs + 0.5)
+
+    def learning_rate(self, config: TrainConfig, workers: int, step: int, steps: int) -> np.float32:
+        """Return the rate of a step of phase 1, counted from 0; an epoch has so many `steps`.
+
+        What is averaged over K workers moves K times as slowly (Goyal et al., 2017).
+        """
+        rise = self.warmup * steps
+        share = min(1.0, (step + 1) / rise) if rise else 1.0
+        return np.float32(config.learning_rate * (1 + (workers - 1) * share))
 
 
 _PARAMETERS = hyperparameters(Plan)

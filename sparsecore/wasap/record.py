@@ -27,7 +27,7 @@ from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.server import ParameterServer, Place, Record, average
-from sparsecore.wasap.worker import Worker, shard_rows
+from sparsecore.wasap.worker import Worker, shard_rows, updates_per_epoch
 
 
 def encode(array: np.ndarray) -> dict[str, Any]:
@@ -90,7 +90,9 @@ def identity(
     return experiment.identity(
         data, config, seed, algorithm=plan.algorithm, workers=workers, phase1=plan.phase1,
         phase1_epochs=plan.phase1_epochs(config.epochs), warmup=plan.warmup,
-        **({"keep_rate": True} if plan.keep_rate else {}),  # older results do not know it
+        # Older results do not know them.
+        **({"keep_rate": True} if plan.keep_rate else {}),
+        **({"local_steps": plan.local_steps} if plan.local_steps > 1 else {}),
     )  # fmt: skip
 
 
@@ -155,7 +157,9 @@ def replay(
     config = TrainConfig(**{name: about[name] for name in HYPERPARAMETERS if name in about})
     seed = integer(result.get("seed"), "seed", 0)
     n_workers = integer(about["workers"], "workers", 1)
-    epochs = Plan(phase1=entry(result, "config.phase1", Real)).phase1_epochs(config.epochs)
+    planned = {name: about[name] for name in ("warmup", "local_steps") if name in about}
+    plan = Plan(phase1=entry(result, "config.phase1", Real), **planned)
+    epochs = plan.phase1_epochs(config.epochs)
     integer(about["phase1_epochs"], "phase1_epochs", epochs, epochs)
     record = from_json(entry(result, "parallel.record", dict))
     updates = len(record.worker)
@@ -171,10 +175,10 @@ def replay(
 
     model = train.new_model(config, data.n_features, data.n_classes, seed)
     shards = shard_rows(data.y_train, n_workers, seed)
-    per_epoch = sum(-(-len(rows) // config.batch_size) for rows in shards)
+    per_epoch = sum(updates_per_epoch(map(len, shards), config, plan))
     integer(updates, "updates in parallel.record", per_epoch * epochs, per_epoch * epochs)
     place = Place(model.sizes, model.nnz, n_workers, updates, epochs)
-    server = ParameterServer(place, config, seed, per_epoch, epochs)
+    server = ParameterServer(place, config, seed, per_epoch, epochs, plan)
     server.publish(model)
     workers = [
         Worker(rank, Shard(data, rows, config, seed, rank), server, threads)

@@ -18,6 +18,7 @@ from sparsecore import topology, train
 from sparsecore.compiled import engine, kernels
 from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP, Structures, split_layers
+from sparsecore.wasap.plan import Plan
 
 #: What is recorded for an epoch of phase 1, a row of the region "epochs".
 FIELDS = (
@@ -40,7 +41,7 @@ class Place:
     def __init__(
         self, sizes: Sequence[int], nnz: int, workers: int, updates: int, epochs: int
     ) -> None:
-        self.sizes = tuple(sizes)
+        self.sizes, self.workers = tuple(sizes), workers
         n_params = nnz + sum(sizes[1:])
         arrays: dict[str, tuple[type, tuple[int, ...]]] = {
             "control": (np.int64, (8,)),  # first, where `Window` looks for the lock
@@ -94,9 +95,9 @@ class Version(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """The mean gradient of a batch, and the batch's part in the record."""
+    """The mean gradient of a batch, or what local steps changed, and its part in the record."""
 
-    values: np.ndarray  #: float32, laid out like the parameters of the model it was computed on
+    values: np.ndarray  #: float32, laid out like the parameters of the model they are of
     worker: int  #: rank
     samples: int
     loss: float  #: sum over the samples, in nats
@@ -163,14 +164,17 @@ def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
 class ParameterServer:
     """Pull and push; phase 1 is `epochs` times `updates_per_epoch` updates.
 
-    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD. A push moves 20 bytes a parameter,
-    and 4 a connection and 8 a neuron more when the topology has changed.
+    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD. A push moves 16 bytes a parameter,
+    and 4 a connection and 8 a neuron more when the topology has changed. A worker that takes local
+    steps keeps its own velocity, and a push moves 8 bytes: what its steps have changed is added,
+    divided by one more than its staleness (Zhang et al., 2016), which averages equal workers.
     """
 
     def __init__(
-        self, place: Place, config: TrainConfig, seed: int, updates_per_epoch: int, epochs: int
-    ) -> None:
-        self.place, self.config, self.seed = place, config, seed
+        self, place: Place, config: TrainConfig, seed: int, updates_per_epoch: int, epochs: int,
+        plan: Plan | None = None,
+    ) -> None:  # fmt: skip
+        self.place, self.config, self.seed, self.plan = place, config, seed, plan or Plan()
         self.updates_per_epoch, self.updates = updates_per_epoch, updates_per_epoch * epochs
         self._n_biases = sum(place.sizes[1:])
         self._rule = train.sgd_rule(config, seed)[:3]
@@ -228,25 +232,34 @@ class ParameterServer:
         """Apply a gradient on `out`, a copy at `version`, and renew it; None: phase 1 was over."""
         place, asked = self.place, time.perf_counter()
         values, fresh, accepted = gradient.values, out.params, 1.0
-        epoch_model = structures = None
+        epoch_model = structures = moved = velocity = None
         with place.locked():
             begun = time.perf_counter()
             state = place.fetch("state")
             ticket = int(state[TICKET])
             if ticket >= self.updates:
                 return None
-            n = int(state[NNZ]) + self._n_biases
+            n, staleness = int(state[NNZ]) + self._n_biases, ticket - version.updates
             if version.topology != state[VERSION]:
                 # In shared memory these are the server's own arrays, which may soon change.
                 structures = [(p.copy(), i.copy()) for p, i in self._structures()]
                 values, accepted = retained(out, values, structures)
                 fresh = np.empty(n, np.float32)
-            params, velocity = place.fetch("params", 0, n), place.fetch("velocity", 0, n)
-            kernels.momentum_step(params, velocity, values, fresh, *self._rule)
-            place.store("params", 0, n)
-            place.store("velocity", 0, n)
+                if self.plan.local_steps > 1:  # a worker keeps its own velocity
+                    moved = retained(out, out.start_momentum(), structures)[0]
+            if self.plan.local_steps == 1:
+                params, velocity = place.fetch("params", 0, n), place.fetch("velocity", 0, n)
+                kernels.momentum_step(params, velocity, values, fresh, *self._rule)
+                place.store("params", 0, n)
+                place.store("velocity", 0, n)
+            elif staleness:
+                params = place.fetch("params", 0, n)
+                params += values / np.float32(1 + staleness)  # the others have moved it, too
+                fresh[:] = params
+                place.store("params", 0, n)
+            else:  # it is the worker's model
+                place.write("params", fresh)
 
-            staleness = ticket - version.updates
             place.write("worker", gradient.worker, ticket)
             place.write("staleness", staleness, ticket)
             place.write("accepted", accepted, ticket)
@@ -257,7 +270,7 @@ class ParameterServer:
             epoch_ends = (ticket + 1) % self.updates_per_epoch == 0
             if epoch_ends:
                 if structures is not None:
-                    out.adopt(structures, fresh)
+                    out.adopt(structures, fresh, moved)
                     structures = None
                 epoch_model = out.copy()
                 self._end_epoch(out, velocity, state, row, epoch + 1)
@@ -266,16 +279,20 @@ class ParameterServer:
             version = Version(ticket + 1, int(state[VERSION]))
             ended = time.perf_counter()
         if structures is not None:
-            out.adopt(structures, fresh)
+            out.adopt(structures, fresh, moved)
         number = epoch + 1 if epoch_ends else 0
         return Update(version, number, epoch_model, begun - asked, ended - begun)
 
     def _end_epoch(
-        self, model: SparseMLP, velocity: np.ndarray, state: np.ndarray, row: np.ndarray, epoch: int
-    ) -> None:
+        self, model: SparseMLP, velocity: np.ndarray | None, state: np.ndarray, row: np.ndarray,
+        epoch: int,
+    ) -> None:  # fmt: skip
         """Prune and evolve `model`, a copy of the server's, and make it the server's."""
         nnz = model.nnz
-        model.start_momentum()[:] = velocity
+        if velocity is None:  # after local steps; a restart and phase 2 begin with this worker's
+            self.place.write("velocity", model.start_momentum())
+        else:
+            model.start_momentum()[:] = velocity
         changed = train.change_topology(model, self.config, self.seed, 0, epoch)
         aside = self.place.fetch("aside").sum()
         row[_NNZ:_TEST_LOSS] = nnz, changed["pruned"], changed["replaced"], self.elapsed(), aside

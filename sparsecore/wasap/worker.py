@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from sparsecore import seeds
 from sparsecore.compiled.engine import aligned, metrics
+from sparsecore.config import TrainConfig
 from sparsecore.experiment import Shard
 from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, diverged, sgd_rule
+from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.server import Gradient, ParameterServer, Update
 
 
@@ -28,6 +31,11 @@ def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray
     return [np.sort(by_class[worker::n_workers]) for worker in range(n_workers)]
 
 
+def updates_per_epoch(shard_sizes: Iterable[int], config: TrainConfig, plan: Plan) -> list[int]:
+    """Return how many updates each worker makes of its shard; the last may be shorter."""
+    return [-(-n // (config.batch_size * plan.local_steps)) for n in shard_sizes]
+
+
 @dataclass(eq=False)
 class Worker:
     """Computes gradients of a copy of the server's model on a shard, one batch after the other."""
@@ -36,44 +44,59 @@ class Worker:
     shard: Shard
     server: ParameterServer
     threads: int = 1
-    step: int = 0  #: batches done, those of an earlier part of the run included
+    step: int = 0  #: updates made, those of an earlier part of the run included
 
     def __post_init__(self) -> None:
-        self.config, self.seed = self.server.config, self.server.seed
+        self.config, self.seed, self.plan = self.server.config, self.server.seed, self.server.plan
         self.model, self.version = self.server.pull()
         size, n = self.config.batch_size, len(self.shard)
-        self.batches = -(-n // size)
+        self._size = size * self.plan.local_steps  # samples of an update
+        self.batches, self._updates = -(-n // size), -(-n // self._size)  # in an epoch
         self.samples = self.updates = 0
         self.seconds = {"gradient": 0.0, "lock": 0.0, "update": 0.0}
-        rule = sgd_rule(self.config, self.seed, self.rank)
-        self._rule = rule._replace(weight_decay=np.float32(0))
+        self._rule = sgd_rule(self.config, self.seed, self.rank)
         self._sums, self._epoch = metrics(), -1
         self._engine = self.model.new_engine(min(size, n), self.threads)
         self._gradient = aligned(len(self.model.params), np.float32)
 
     # --- phase 1 ---------------------------------------------------------------------------------
 
+    def batches_before(self, updates: int) -> int:
+        """Return how many batches so many updates take."""
+        epochs, more = divmod(updates, self._updates)
+        return epochs * self.batches + more * self.plan.local_steps
+
     def compute(self) -> Gradient:
-        """Compute the gradient on the next batch of the shard; its values last until the next."""
+        """Compute the gradient on the next batch of the shard; its values last until the next.
+
+        With local steps: take them, and compute how they have changed the parameters.
+        """
         start = time.perf_counter()
-        epoch, batch = divmod(self.step, self.batches)
+        epoch, update = divmod(self.step, self._updates)
         if self._epoch != epoch:
             rng = seeds.generator(self.seed, Purpose.SHUFFLE, self.rank, epoch)
             self._epoch, self._order = epoch, rng.permutation(len(self.shard))
             self._inputs = self.shard(epoch)
-        size, sums = self.config.batch_size, self._sums
-        rows = self._order[batch * size : (batch + 1) * size]
+        sums, first = self._sums, self.batches_before(self.step)
+        rows = self._order[update * self._size : (update + 1) * self._size]
         values = self._gradient[: len(self.model.params)]  # pruning makes it shorter
         sums.loss[0] = sums.correct[0] = 0
-        self._engine.gradient(
-            values, self._rule, self._inputs, self.shard.labels, rows, self.step, sums
-        )
+        samples = self._inputs, self.shard.labels, rows
+        if self.plan.local_steps == 1:
+            self._engine.gradient(values, self._rule, *samples, first, sums)
+        else:
+            workers = self.server.place.workers
+            rate = self.plan.learning_rate(self.config, workers, self.step, self._updates)
+            rule = self._rule._replace(learning_rate=rate)
+            size, values[:] = min(self.config.batch_size, len(self.shard)), self.model.params
+            self._engine.train(rule, *samples, size, first, sums)
+            np.subtract(self.model.params, values, out=values)
         # A sum is finite only if its terms are.
         with np.errstate(over="ignore", invalid="ignore"):
             finite = np.isfinite(sums.loss[0]) and np.isfinite(values.sum())
         if not finite:
             raise diverged(
-                f"worker {self.rank}: the gradient of its batch {self.step + 1} is not finite "
+                f"worker {self.rank}: the gradient of its batch {first + 1} is not finite "
                 f"(mean loss {sums.loss[0] / len(rows)})",
                 self.config,
             )
@@ -111,7 +134,7 @@ class Worker:
         # Importance pruning belongs to phase 1, so that all copies keep the same nnz.
         config = self.config.with_values(prune_from=None, learning_rate=rate)
         trainer = Trainer(self.model, config, seed=self.seed, threads=self.threads, rank=self.rank)
-        trainer.epoch, trainer.step = first_epoch, self.step
+        trainer.epoch, trainer.step = first_epoch, self.batches_before(self.step)
         return trainer
 
     def close(self) -> None:

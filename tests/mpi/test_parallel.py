@@ -50,13 +50,16 @@ def staleness_by_hand(workers):
     return result
 
 
-@pytest.mark.parametrize("shared, augment", [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    "shared, augment, local_steps", [(True, False, 1), (False, True, 1), (False, False, 4)]
+)
 def test_asynchronous_run_is_recorded_and_replays_to_the_last_bit(
-    comm, digits, pictures, shared, augment
+    comm, digits, pictures, shared, augment, local_steps
 ):
     config = SMALL.with_values(prune_from=2, prune_every=1, prune_percentile=10, augment=augment)
     data = pictures if augment else digits
-    model, result = wasap.run(data, config, seed=3, shared=shared)
+    plan = wasap.Plan(local_steps=local_steps)
+    model, result = wasap.run(data, config, plan, seed=3, shared=shared)
     if comm.rank:
         assert model is None and result is None
         return
@@ -64,6 +67,7 @@ def test_asynchronous_run_is_recorded_and_replays_to_the_last_bit(
     assert parallel["window"] == ("shared" if shared else "remote")
     assert parallel["failed_workers"] == []
     batches = [-(-len(r) // 32) for r in shard_rows(data.y_train, comm.size, 3)]
+    batches = [-(-n // local_steps) for n in batches]  # an update takes several, or what is left
     record = wasap.from_json(parallel["record"])
     assert len(record.worker) == parallel["updates"] == 4 * sum(batches)  # 0.7 * 5 rounds to 4
     assert record.staleness.tolist() == staleness_by_hand(record.worker.tolist())
@@ -103,6 +107,51 @@ def test_one_worker_follows_the_sequential_trainer(comm, digits, pictures, augme
     assert result["config"].items() >= sequential["config"].items()
 
 
+@pytest.mark.parametrize("algorithm", wasap.ALGORITHMS)
+def test_local_steps_of_one_worker_are_the_sequential_trainers(comm, digits, algorithm):
+    config = SMALL.with_values(prune_from=2, prune_every=1, prune_percentile=10)
+    if comm.rank:
+        return
+    plan = wasap.Plan(algorithm, phase1=1.0, local_steps=4)  # of 15 batches
+    _, result = wasap.run(digits, config, plan, seed=1, comm=MPI.COMM_SELF)
+    _, sequential = experiment.run(digits, config, seed=1)
+    assert result["weights_sha256"] == sequential["weights_sha256"]
+    assert result["parallel"]["updates"] == 5 * 4
+    assert [rank["samples"] for rank in result["parallel"]["ranks"]] == [5 * 450]
+    for here, there in zip(result["epochs"], sequential["epochs"], strict=True):
+        assert here["loss"] == pytest.approx(there["loss"])
+
+
+def by_local_steps(data, config, n_workers, seed, local_steps):
+    """Train copies of a model side by side, and average them after so many steps of each."""
+    scaled, size = data.standardized(), config.batch_size
+    shards = shard_rows(data.y_train, n_workers, seed)
+    model = train.new_model(config, data.n_features, data.n_classes, seed)
+    rule = train.sgd_rule(config, seed)._replace(
+        learning_rate=np.float32(config.learning_rate * n_workers)
+    )
+    for epoch in range(config.epochs):
+        orders = [
+            rows[seeds.generator(seed, seeds.Purpose.SHUFFLE, k, epoch).permutation(len(rows))]
+            for k, rows in enumerate(shards)
+        ]
+        copies = [model.copy() for _ in shards]
+        for first in range(0, max(map(len, orders)), size * local_steps):
+            mean = np.zeros(len(model.params))
+            rows = [order[first : first + size * local_steps] for order in orders]
+            for copy, part in zip(copies, rows, strict=True):
+                copy.params[:], _ = model.params, copy.start_momentum()
+                with copy.new_engine(size) as engine:
+                    engine.train(rule, scaled.X_train, scaled.y_train, part, size, 0, metrics())
+                mean += copy.params * (len(part) / sum(map(len, rows)))
+            model.params[:] = mean
+        model.start_momentum()[:] = np.average(
+            [copy.velocity for copy in copies], axis=0, weights=list(map(len, shards))
+        )
+        train.change_topology(model, config, seed, 0, epoch + 1)
+    return model
+
+
 def in_large_batches(data, config, n_workers, seed):
     """Train sequentially on batches that hold the workers' batches one after the other."""
     scaled = data.standardized()
@@ -126,14 +175,18 @@ def in_large_batches(data, config, n_workers, seed):
     return model
 
 
-def test_lockstep_follows_the_sequential_trainer_on_the_larger_batch(comm, digits):
+@pytest.mark.parametrize("local_steps", [1, 3])
+def test_lockstep_follows_the_sequential_trainer_on_the_larger_batch(comm, digits, local_steps):
     # 450 rows do not divide evenly, so the last batches are smaller, and of unequal sizes.
     config = SMALL.with_values(dropout=0.0, epochs=3)
-    plan = wasap.Plan("wassp", phase1=1.0, warmup=0)
+    plan = wasap.Plan("wassp", phase1=1.0, warmup=0, local_steps=local_steps)
     model, result = wasap.run(digits, config, plan, seed=2)
     if comm.rank:
         return
-    expected = in_large_batches(digits, config, comm.size, 2)
+    if local_steps > 1:
+        expected = by_local_steps(digits, config, comm.size, 2, local_steps)
+    else:
+        expected = in_large_batches(digits, config, comm.size, 2)
     for here, there in zip(model.structures(), expected.structures(), strict=True):
         np.testing.assert_array_equal(here[1], there[1])
     np.testing.assert_allclose(model.params, expected.params, rtol=0, atol=2e-5)
@@ -156,7 +209,7 @@ def test_lockstep_is_determined_by_the_seed(comm, pictures):
 def test_learning_rate_of_lockstep_rises_to_its_k_fold(comm, digits):
     window = SimpleNamespace(ranks=SimpleNamespace(rank=0, size=4))
     model = train.new_model(SMALL, 64, 10, 0)
-    lockstep = Lockstep(window, model, [320, 320, 320, 310], SMALL, warmup=5)
+    lockstep = Lockstep(window, model, [320, 320, 320, 310], SMALL, wasap.Plan())
     assert lockstep.steps == 10
     rates = [lockstep.learning_rate(step) for step in (0, 24, 49, 50, 1000)]
     np.testing.assert_allclose(rates, [0.02 * 1.06, 0.05, 0.08, 0.08, 0.08], rtol=1e-6)
@@ -245,6 +298,7 @@ def test_error_before_the_start_is_raised_on_all_ranks(comm, digits):
         ({"config": SMALL.with_values(activation="relu")}, "activation 'relu', not 'all-relu'"),
         ({"config": SMALL.with_values(epochs=9)}, "epochs 9, not 5; phase1_epochs 6, not 4"),
         ({"plan": wasap.Plan("wassp", phase1=0.5)}, "algorithm 'wassp', not 'wasap'; phase1 0.5, "),
+        ({"plan": wasap.Plan(local_steps=2)}, "local_steps 2, not None"),
         ({"data": "another"}, "data 'another', not '"),
         ({"data": 300}, "n_train 300, not 450"),
         ({"resume": True}, "resume True, not False"),
@@ -339,10 +393,12 @@ def stopped_run(digits, patch, owner, name, due, path, plan=None):
     MPI.COMM_WORLD.Barrier()
 
 
-def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path):
+@pytest.mark.parametrize("local_steps", [1, 4])
+def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path, local_steps):
+    plan = wasap.Plan(local_steps=local_steps)
     path = comm.bcast(str(tmp_path / "run.npz"))
     third = lambda server, epoch, *_: epoch == 3  # noqa: E731
-    stopped_run(digits, monkeypatch, ParameterServer, "tested", third, path)
+    stopped_run(digits, monkeypatch, ParameterServer, "tested", third, path, plan)
     other_data = dataclasses.replace(digits, content_hash="another")
     for refused, name in (
         ({"data": other_data}, "data"),
@@ -350,38 +406,51 @@ def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path):
         ({"config": SMALL.with_values(epochs=2)}, "epochs 5, not 2, and has 2: phase 1"),
         ({"seed": 7}, "seed"),
     ):
-        again = {"data": digits, "config": SMALL, "seed": 0} | refused
+        again = {"data": digits, "config": SMALL, "plan": plan, "seed": 0} | refused
         with pytest.raises(
             (ValueError, wasap.ParallelError), match=f"belongs to a run with {name}"
         ):
             wasap.run(**again, checkpoint_path=path, resume=True)
         comm.Barrier()
     longer = SMALL.with_values(epochs=6)
-    _, result = wasap.run(digits, longer, checkpoint_path=path, resume=True)
+    _, result = wasap.run(digits, longer, plan, checkpoint_path=path, resume=True)
     if comm.rank:
         return
     with pytest.raises(ValueError, match="replay: the run's data have SHA-256"):
         wasap.replay(other_data, result)
-    batches = sum(-(-len(r) // 32) for r in shard_rows(digits.y_train, comm.size, 0))
-    assert result["parallel"]["restarts"] == [2 * batches]
+    updates = sum(
+        -(-len(r) // (32 * local_steps)) for r in shard_rows(digits.y_train, comm.size, 0)
+    )
+    assert result["parallel"]["restarts"] == [2 * updates]
     assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2, 3, 4, 5, 6]
     assert wasap.replay(digits, result)[1]["identical"]
     if comm.size == 1:
-        _, whole = wasap.run(digits, longer, comm=MPI.COMM_SELF)
+        _, whole = wasap.run(digits, longer, plan, comm=MPI.COMM_SELF)
         assert whole["weights_sha256"] == result["weights_sha256"]
 
 
-@pytest.mark.parametrize("algorithm", wasap.ALGORITHMS)
-def test_a_run_without_phase_1_resumes(comm, digits, monkeypatch, tmp_path, algorithm):
+@pytest.mark.parametrize(
+    "plan, done",
+    [
+        (wasap.Plan("wasap", phase1=0.0), 0),
+        (wasap.Plan("wassp", phase1=0.0), 0),
+        (wasap.Plan("wassp", phase1=0.8, local_steps=3), 2),
+    ],
+)
+def test_a_run_that_its_seed_determines_resumes_as_it_was(
+    comm, digits, monkeypatch, tmp_path, plan, done
+):
     path = comm.bcast(str(tmp_path / "run.npz"))
-    plan = wasap.Plan(algorithm, phase1=0.0)
-    fourth = lambda model, where, state: len(state.get("epochs", ())) == 4  # noqa: E731
-    stopped_run(digits, monkeypatch, checkpoint, "save", fourth, path, plan)
+
+    def due(model, where, state):
+        return len(state.get("epochs", ())) == 4 or state.get("epoch") == 3
+
+    stopped_run(digits, monkeypatch, checkpoint, "save", due, path, plan)
     _, result = wasap.run(digits, SMALL, plan, checkpoint_path=path, resume=True)
     comm.Barrier()
     _, whole = wasap.run(digits, SMALL, plan)
     if comm.rank:
         return
-    assert result["parallel"]["restarts"] == [0]
+    assert result["parallel"]["restarts"] == [done]
     assert result["weights_sha256"] == whole["weights_sha256"]
     assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2, 3, 4, 5]

@@ -78,7 +78,9 @@ class Window(Place):
                 time.sleep(_SERVED_EVERY / (10 if holder[0] > 1 else 1))  # it wants more at once
 
         thread = threading.Thread(target=serve, name="server", daemon=True)
-        if self.ranks.rank == 0 and len({host for host, _ in self.ranks.facts}) > 1:
+        hosts = {host for host, _ in self.ranks.facts}
+        safe = MPI.Query_thread() == MPI.THREAD_MULTIPLE
+        if self.ranks.rank == 0 and len(hosts) > 1 and safe:
             thread.start()
         try:
             yield

@@ -162,7 +162,8 @@ def test_main_table_holds_the_numbers_of_the_files(main):
         assert row[shown].tolist() == [last, best, chosen, start, end]
         seconds = [epoch_seconds(run) for run in runs]
         mean, sd = np.mean(seconds), np.std(seconds, ddof=1)
-        assert row["s per epoch"] == f"{mean:.3g}\xa0±\xa0{sd:.3g}"
+        decimals = len(f"{mean:#.3g}".partition(".")[2])
+        assert row["s per epoch"] == f"{mean:.{decimals}f}\xa0±\xa0{sd:.{decimals}f}"
         assert row["× dense"] == f"{dense / mean:.2f}"
         mean = np.mean([run["test_accuracy"] for run in runs])
         assert float(plain[method]["test_accuracy"]) == pytest.approx(mean)

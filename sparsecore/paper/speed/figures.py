@@ -54,20 +54,19 @@ def peers(result: Result) -> Picture:
 
 
 def _slower(result: Result) -> str:
-    """Say how many times sparsecore's time the fastest peer of each kind takes, one thread."""
+    """Say how many times as fast as the fastest peer of each kind sparsecore is, one thread."""
     told = []
     for contest in (c for c in result["contests"] if c["problem"]["threads"] == 1):
         ratio = {key: found["ratio"]["median"] for key, found in contest["peers"].items()}
         parts = [
-            f"{kind} {min(map(ratio.__getitem__, there)):.2g}"
+            f"{min(map(ratio.__getitem__, there)):.2g} times the fastest {kind} peer"
+            if kind != "C loop"
+            else f"{ratio['c-loop']:.2g} times a plain C loop"
             for kind, (_, keys) in _KINDS.items()
             if (there := ratio.keys() & {*keys} - {"sparsecore"})
         ]
         told.append(f"on {_TITLES[contest['shape']]} {', '.join(parts)}")
-    return (
-        "With one thread a training step takes the fastest peer of each kind so many times as long "
-        f"as sparsecore: {'; '.join(told)}."
-    )
+    return f"Steps per second of sparsecore, with one thread: {'; '.join(told)}."
 
 
 def _threads(result: Result) -> str:

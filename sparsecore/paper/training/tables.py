@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -271,12 +272,14 @@ def _main_row(
 
 
 def _mean_sd(name: str, row: Mapping[str, Any]) -> str:
-    """Show a mean with its standard deviation: times with three digits, accuracies in percent."""
+    """Show a mean with its standard deviation: a time's three digits, accuracies in percent."""
     if row[name] is None:
         return "not available" if row["note"] == NOT_AVAILABLE else "—"
-    form, scale = ("{:.3g}", 1) if name == "epoch_seconds" else ("{:.1f}", 100)
+    scale, decimals = 100, 1
+    if name == "epoch_seconds":
+        scale, decimals = 1, max(0, 2 - math.floor(math.log10(row[name])))
     values = (scale * row[part] for part in (name, f"{name}_sd") if row[part] is not None)
-    return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(map(form.format, values))
+    return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(f"{value:.{decimals}f}" for value in values)
 
 
 # --- T-deviations, what others published, and what it took ---------------------------------------

@@ -162,11 +162,10 @@ def shows(choose: str | Callable[[Any], Sequence[Result]]) -> Callable[[Any], Ca
             results = choose(page) if callable(choose) else [page.get(choose)]
             if not any(results):
                 return Note("Nothing of this is recorded yet, or it cannot be measured here.")
-            made, here = show(*results), results[-1]["profile"] == "quick"
-            origins = [("this build" if here else "recorded", results[-1])]
-            return dataclasses.replace(
-                made, key=made.key + "-here" * here, sources=source(origins, [made.sources])
-            )
+            made, last = show(*results), results[-1]
+            title = "this build" if last["profile"] == "quick" else "recorded"
+            told = source([(title, last)], [made.sources])
+            return dataclasses.replace(made, key=keyed(made.key, last), sources=told)
 
         return shown
 

@@ -41,7 +41,7 @@ class Lockstep:
     def __post_init__(self) -> None:
         self.ranks = self.window.ranks
         self._size = self.config.batch_size * self.plan.local_steps  # samples of a worker's step
-        self.steps = -(-max(self.shard_sizes) // self._size)  # of an epoch
+        self.steps = self.plan.updates(max(self.shard_sizes), self.config)  # of an epoch
         self._share_out()
 
     def _share_out(self) -> None:

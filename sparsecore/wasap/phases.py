@@ -33,7 +33,7 @@ from sparsecore.wasap.ranks import Ranks
 from sparsecore.wasap.server import DONE, TESTED, ParameterServer, Record, Update, average, retained
 from sparsecore.wasap.watch import PATIENCE, ParallelError, interrupts_held_back
 from sparsecore.wasap.window import Window
-from sparsecore.wasap.worker import Worker, shard_rows, updates_per_epoch
+from sparsecore.wasap.worker import Worker, shard_rows
 
 _SHOWN_EVERY = 0.25  # seconds
 _RECENT = 200  # updates over which staleness is averaged
@@ -145,7 +145,7 @@ class _Run:
         self.restarts, self.epochs_before = before["restarts"], before.get("epoch", 0)
         self.about |= {"nnz_start": before["nnz_start"], "restarts": self.restarts}
         self.ranks.together(self._load)
-        updates = updates_per_epoch(self._shard_sizes, self.config, self.plan)
+        updates = [self.plan.updates(n, self.config) for n in self._shard_sizes]
         # An epoch is all workers' updates together; in lockstep, a step of all of them.
         self.updates_per_epoch = sum(updates) if self.asynchronous else max(updates)
         self.updates = self.updates_per_epoch * self.phase1_epochs

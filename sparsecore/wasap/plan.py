@@ -41,6 +41,10 @@ class Plan:
         """Return how many of the epochs are phase 1, rounded half up."""
         return int(self.phase1 * epochs + 0.5)
 
+    def updates(self, samples: int, config: TrainConfig) -> int:
+        """Return how many updates a worker makes of so many samples; the last may be shorter."""
+        return -(-samples // (config.batch_size * self.local_steps))
+
     def learning_rate(self, config: TrainConfig, workers: int, step: int, steps: int) -> np.float32:
         """Return the rate of a step of phase 1, counted from 0; an epoch has so many `steps`.
 

@@ -27,7 +27,7 @@ from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.server import ParameterServer, Place, Record, average
-from sparsecore.wasap.worker import Worker, shard_rows, updates_per_epoch
+from sparsecore.wasap.worker import Worker, shard_rows
 
 
 def encode(array: np.ndarray) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def replay(
 
     model = train.new_model(config, data.n_features, data.n_classes, seed)
     shards = shard_rows(data.y_train, n_workers, seed)
-    per_epoch = sum(updates_per_epoch(map(len, shards), config, plan))
+    per_epoch = sum(plan.updates(len(rows), config) for rows in shards)
     integer(updates, "updates in parallel.record", per_epoch * epochs, per_epoch * epochs)
     place = Place(model.sizes, model.nnz, n_workers, updates, epochs)
     server = ParameterServer(place, config, seed, per_epoch, epochs, plan)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from sparsecore import seeds
 from sparsecore.compiled.engine import aligned, metrics
-from sparsecore.config import TrainConfig
 from sparsecore.experiment import Shard
 from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, diverged, sgd_rule
-from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.server import Gradient, ParameterServer, Update
 
 
@@ -29,11 +26,6 @@ def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray
     # Rows of a class follow each other and are dealt out like cards, so no worker lacks a class.
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     return [np.sort(by_class[worker::n_workers]) for worker in range(n_workers)]
-
-
-def updates_per_epoch(shard_sizes: Iterable[int], config: TrainConfig, plan: Plan) -> list[int]:
-    """Return how many updates each worker makes of its shard; the last may be shorter."""
-    return [-(-n // (config.batch_size * plan.local_steps)) for n in shard_sizes]
 
 
 @dataclass(eq=False)
@@ -51,7 +43,8 @@ class Worker:
         self.model, self.version = self.server.pull()
         size, n = self.config.batch_size, len(self.shard)
         self._size = size * self.plan.local_steps  # samples of an update
-        self.batches, self._updates = -(-n // size), -(-n // self._size)  # in an epoch
+        # In an epoch.
+        self.batches, self._updates = -(-n // size), self.plan.updates(n, self.config)
         self.samples = self.updates = 0
         self.seconds = {"gradient": 0.0, "lock": 0.0, "update": 0.0}
         self._rule = sgd_rule(self.config, self.seed, self.rank)

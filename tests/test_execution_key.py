@@ -129,7 +129,8 @@ class Book:
             cwd=self.root, env=environ, text=True, capture_output=True, timeout=300,
         )  # fmt: skip
         log = done.stdout + done.stderr
-        return done.returncode, sorted(re.findall(r"(\w+)\.ipynb: Executing notebook", log)), log
+        found = set(re.findall(r"(\w+)\.ipynb: Execut(?:ed|ing) notebook", log))
+        return done.returncode, sorted(found), log
 
     def page(self, name: str) -> str:
         return re.sub(r"<[^>]+>", "", (self.build_dir / f"html/{name}.html").read_text())
@@ -139,12 +140,13 @@ class Book:
 def test_book_executes_what_has_changed_and_fails_when_a_notebook_fails(tmp_path):
     book = Book(tmp_path)
 
-    def expect(*executed: str, answer: int) -> None:
+    def expect(*executed: str, answer: int) -> str:
         status, found, log = book.build()
         assert (status, found) == (0, [*executed]), log
         assert f"Answer: {answer}." in book.page("b"), "a glued value reaches the page showing it"
+        return log
 
-    expect("a", "b", answer=41)
+    assert "2 of 2 side by side" in expect("a", "b", answer=41)
     book.write("lib/toy/__init__.py", "answer = 42\n")
     expect("a", "b", answer=42)
     book.notebook("a", GLUE.replace("toy.answer", "toy.answer + 1"))

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import zlib
-from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,7 +136,7 @@ def read_higgs(files: Located) -> Parsed:
     """Read the first 105 000 + 50 000 rows of HIGGS.csv; cut a smaller file in the same ratio."""
     ((_, path),) = files
     most = HIGGS_TRAIN + HIGGS_TEST
-    digest, values = hashlib.sha256(), array("f")
+    rows: dict[int, bytes] = {}  # by their lines' numbers
     with _opened(path) as stream:
         lines = iter(partial(stream.readline, LONGEST_ROW), b"")
         for place, line in enumerate(islice(lines, 2 * most), 1):
@@ -145,23 +144,25 @@ def read_higgs(files: Located) -> Parsed:
             row = line.removeprefix(codecs.BOM_UTF8).replace(b'"', b"").strip().removesuffix(b",")
             if not row:
                 continue
-            fields = row.split(b",")
-            if len(fields) != HIGGS_COLUMNS:
+            if (fields := row.count(b",") + 1) != HIGGS_COLUMNS:
                 wanted = f"{HIGGS_COLUMNS} numbers in line {place}"
-                raise DataCorrupt(path, wanted, f"{len(fields)} fields", "correct that line")
-            numbers = list(map(_number, fields))
-            bad = [field for field, number in enumerate(numbers) if math.isnan(number)]
-            if len(bad) == HIGGS_COLUMNS and not values:  # a header
+                raise DataCorrupt(path, wanted, f"{fields} fields", "correct that line")
+            if not rows and all(map(math.isnan, _numbers(row))):  # a header
                 continue
-            if bad:
-                text = fields[bad[0]].decode("ascii", "replace")
-                found = f"{text!r} in line {place}, field {bad[0] + 1}"
-                raise DataCorrupt(path, "finite numbers", found, "correct that line")
-            digest.update(row + b"\n")
-            values.extend(numbers)
-            if len(values) == most * HIGGS_COLUMNS:
+            rows[place] = row
+            if len(rows) == most:
                 break
-    table = np.array(values).reshape(-1, HIGGS_COLUMNS)
+    table = np.empty((0, HIGGS_COLUMNS), np.float32)
+    try:
+        if rows:
+            table = np.loadtxt(rows.values(), np.float32, comments=None, delimiter=",", ndmin=2)
+    except ValueError:
+        table = np.array([_numbers(row) for row in rows.values()], np.float32)
+    for at, column in np.argwhere(~np.isfinite(table))[:1]:
+        place, row = list(rows.items())[at]
+        text = row.split(b",")[column].decode("ascii", "replace")
+        found = f"{text!r} in line {place}, field {column + 1}"
+        raise DataCorrupt(path, "finite numbers", found, "correct that line")
     n_train = len(table) * HIGGS_TRAIN // most
     for part, part_rows in (("training", table[:n_train]), ("test", table[n_train:])):
         labels = np.unique(part_rows[:, 0]).tolist()
@@ -169,16 +170,20 @@ def read_higgs(files: Located) -> Parsed:
             wanted = f"shuffled rows, with labels 0 and 1 in the {part} part"
             raise DataCorrupt(path, wanted, f"labels {labels[:5]}")
     y, X = table[:, 0].astype(np.int64), np.ascontiguousarray(table[:, 1:])
+    digest = hashlib.sha256(b"".join(row + b"\n" for row in rows.values()))
     return Parsed((X[:n_train], y[:n_train], X[n_train:], y[n_train:]), digest.hexdigest())
 
 
-def _number(text: bytes) -> float:
-    """Read a number; what is none that float32 can hold becomes NaN."""
-    try:
-        value = float(text)
-    except ValueError:
-        return math.nan
-    return value if abs(value) <= FLOAT32_MAX else math.nan
+def _numbers(row: bytes) -> list[float]:
+    """Read a row's numbers; what is none that float32 can hold becomes NaN."""
+    numbers = []
+    for text in row.split(b","):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        numbers.append(value if abs(value) <= FLOAT32_MAX else math.nan)
+    return numbers
 
 
 def read_geo(files: Located) -> Parsed:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import glob
-import json
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 _STEM = 30  # letters of a file's name in that of its temporary file, which must not be too long
 
@@ -106,17 +105,6 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
-    """Write `values` as JSON, one entry a line, atomically; NaN and infinity are refused."""
-    lines = (
-        f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'), allow_nan=False)}"
-        for name, value in values.items()
-    )
-    text = "{\n" + ",\n".join(lines) + "\n}\n"
-    with atomic_write(path) as file:
-        file.write(text.encode())
 
 
 @contextmanager

@@ -350,9 +350,9 @@ def result_file(rng: Rng, folder: Path) -> None:
         entry.path.write_bytes(bytes_of(rng, whole))
     else:
         changed = json_of(rng, json.loads(whole))
-        if isinstance(changed, dict):
-            changed["digest"] = store._digest(changed)
-        entry.path.write_text(json.dumps(changed))
+        signed = isinstance(changed, dict) and "digest" in changed
+        content = store.signed(changed) if signed else json.dumps(changed).encode()
+        entry.path.write_bytes(content)
     found, state = entry.look()
     if found is None:
         raise store.ResultError(state)

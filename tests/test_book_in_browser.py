@@ -60,6 +60,11 @@ FAULTS = """() => {
     }
     if (!document.querySelector('meta[name="description"]')?.content) found.push("no description");
     if (!document.querySelector('link[rel="icon"]')) found.push("no favicon");
+    for (const figure of document.querySelectorAll("figure:has(img[src^='data:image/svg'])")) {
+        const files = [...figure.querySelectorAll("a[download]")].map((a) => a.download.slice(-3));
+        const wanted = figure.id.includes("-here") ? "svg" : "svg pdf";
+        if (files.join(" ") !== wanted) found.push(`${figure.id} offers ${files}, not ${wanted}`);
+    }
     const text = document.querySelector("article")?.innerText || "";
     const raw = text.match(/\\{(numref|cite:p|doc|ref|term|glue:text)\\}`/);
     if (raw) found.push("markup that is shown: " + raw[0]);

@@ -15,7 +15,7 @@ from sparsecore.paper.speed import figures as speed_figures
 from sparsecore.paper.speed import measure as speed
 from sparsecore.paper.speed.measure import Effort
 
-SMALL = Effort(2, 0.01, (1,), (40, 90))
+SMALL = Effort(2, 0.01, (1,), (40, 90), (600, 100))
 SHAPES = {"fashion-mnist": (30, 40, 20, 50, 5)}
 
 
@@ -50,7 +50,7 @@ def measured():
     """Measure each part on small networks, without other processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(roofline, "_TURNS", 2)
-        epochs = speed.epochs(SMALL, quiet, (600, 100))
+        epochs = speed.epochs(SMALL, quiet)
     return {
         "peers": CONTESTS,
         "epochs": epochs,

@@ -404,9 +404,9 @@ def test_what_does_not_fit_is_not_run_and_said():
 
 def test_quick_pruning_is_scaled_to_the_epochs():
     condition = Condition("T-main", "quick", "madelon", "set-all-relu-pruned", 0)
-    assert condition.config.epochs == 60
-    prunings = [e for e in range(1, 61) if condition.config.prunes_after(e)]
-    assert prunings == [24, 30, 36, 42, 48, 54]
+    assert condition.config.epochs == 40
+    prunings = [e for e in range(1, 41) if condition.config.prunes_after(e)]
+    assert prunings == [16, 20, 24, 28, 32, 36]
     paper = replace(condition, profile="paper").config
     assert (paper.prune_from, paper.prune_every, paper.prune_percentile) == (200, 10, 20)
     condition = replace(condition, method="wasap-pruned")

@@ -1,6 +1,7 @@
 """Tables, and the figures of training: what is shown are the numbers of the result files."""
 
 import ast
+import base64
 import csv
 import html
 import io
@@ -202,7 +203,12 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     assert ":name: f-curves\n" in markdown and picture.finding in picture._repr_html_()
     assert f"\n:alt: {picture.alt}\n" in markdown and len(picture.alt.splitlines()) == 1
     assert picture.caption in markdown
-    assert figures.curves(view(main, "set-relu")).key == "F-curves-here"
+    [pdf] = re.findall(
+        r'download="f-curves.pdf" href="data:application/pdf;base64,(.+?)"', markdown
+    )
+    assert base64.b64decode(pdf) == picture.pdf() and picture.pdf().startswith(b"%PDF")
+    here = figures.curves(view(main, "set-relu"))
+    assert here.key == "F-curves-here" and ".pdf" not in here._repr_markdown_()
     same = replace(main, profile="paper")  # this build's profile: what it shows is above
     for shown in (tables.main(same), figures.curves(same)):
         assert "stand above" in shown._repr_markdown_()

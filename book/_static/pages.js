@@ -31,6 +31,11 @@ document.addEventListener("DOMContentLoaded", () => {
       link.download = `${image.closest("figure").id}.svg`;
       link.textContent = "SVG";
       links.append(" · Download: ", link);
+      const pdf = image.closest("figure").nextElementSibling;
+      if (pdf?.matches(".picture-pdf")) {
+        links.append(" · ", pdf.querySelector("a"));
+        pdf.remove();
+      }
     }
     image.parentElement.after(links);
   }

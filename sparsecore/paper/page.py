@@ -33,17 +33,25 @@ class Picture:
 
     def svg(self) -> str:
         """Return the figure as SVG; the same figure gives the same text."""
+        return self._file("svg", Date=None).decode()
+
+    def pdf(self) -> bytes:
+        """Return the figure as PDF, with fonts that journals accept."""
+        return self._file("pdf", CreationDate=None)
+
+    def _file(self, form: str, **about: Any) -> bytes:
         import matplotlib
 
-        out, tight = io.StringIO(), {"bbox_inches": "tight", "pad_inches": 0.05}
-        with matplotlib.rc_context({"svg.hashsalt": self.key}):
-            self.figure.savefig(out, format="svg", metadata={"Date": None}, dpi=200, **tight)
+        out, tight = io.BytesIO(), {"bbox_inches": "tight", "pad_inches": 0.05}
+        with matplotlib.rc_context({"svg.hashsalt": self.key, "pdf.fonttype": 42}):
+            self.figure.savefig(out, format=form, metadata=about, dpi=200, **tight)
+        self.figure.set_layout_engine("none")  # it is laid out now, which takes a second
         return out.getvalue()
 
     @cached_property
     def _uri(self) -> str:
         """The SVG as an address; drawn once for HTML and Markdown, which IPython both asks for."""
-        return f"data:image/svg+xml;base64,{_base64(self.svg())}"
+        return f"data:image/svg+xml;base64,{_base64(self.svg().encode())}"
 
     def __repr__(self) -> str:
         return self.caption
@@ -58,7 +66,11 @@ class Picture:
 
     def _repr_markdown_(self) -> str:
         name = f":name: {self.key.lower()}\n:alt: {self.alt}"
-        return _myst(self, f"````{{figure}} {self._uri}\n{name}\n\n{self.caption}\n````")
+        body = f"````{{figure}} {self._uri}\n{name}\n\n{self.caption}\n````"
+        if "-here" not in self.key:  # what a build computed by itself decides nothing
+            link = _download(f"{self.key.lower()}.pdf", "application/pdf", self.pdf(), "PDF")
+            body += f'\n\n<p class="picture-pdf">Download: {link}</p>'
+        return _myst(self, body)
 
 
 @dataclass(frozen=True)
@@ -146,16 +158,21 @@ class Table:
         return _myst(self, f"{table}\n\n{self._downloads()}")
 
     def _downloads(self) -> str:
+        files = ("CSV", "csv", self.csv()), ("LaTeX", "tex", self.latex())
         links = [
-            f'<a download="{self.key}.{suffix}" href="data:text/plain;charset=utf-8;base64,'
-            f'{_base64(text)}">{label}</a>'
-            for label, suffix, text in (("CSV", "csv", self.csv()), ("LaTeX", "tex", self.latex()))
+            _download(f"{self.key}.{suffix}", "text/plain;charset=utf-8", text.encode(), label)
+            for label, suffix, text in files
         ]
         return f"Download: {' · '.join(links)}"
 
 
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+def _download(name: str, kind: str, content: bytes, label: str) -> str:
+    """Return a link, in HTML, to a file that the page itself holds."""
+    return f'<a download="{name}" href="data:{kind};base64,{_base64(content)}">{label}</a>'
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def _html(shown: Picture | Table, body: str) -> str:

@@ -28,7 +28,7 @@ class Effort(NamedTuple):
     seeds: tuple[int, ...]
 
 
-EFFORTS = {"quick": Effort(10, 10_000, (0,)), "paper": Effort(None, None, (0, 1, 2))}
+EFFORTS = {"quick": Effort(6, 6_000, (0,)), "paper": Effort(None, None, (0, 1, 2))}
 
 
 def config_of(profile: str) -> TrainConfig:

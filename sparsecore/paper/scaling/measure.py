@@ -46,7 +46,7 @@ class Effort(NamedTuple):
 
 
 EFFORTS = {
-    "quick": Effort(2, 10_000, (0, 1), 4, 400),
+    "quick": Effort(2, 6_000, (0, 1), 4, 400),
     "paper": Effort(8, None, (0, 1, 2, 3, 4), 64, 2_000),
 }
 

@@ -44,11 +44,13 @@ class Effort(NamedTuple):
     seconds: float  # of one peer's turn in a round
     threads: tuple[int, ...]  # numbers of threads of the contest
     widths: tuple[int, ...]  # neurons per hidden layer
+    rows: tuple[int, int]  # of an epoch, and of the test that ends it
 
 
+_WIDTHS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 EFFORTS = {
-    "quick": Effort(3, 0.12, (1,), (1_000, 3_000, 10_000, 30_000)),
-    "paper": Effort(7, 0.6, (1, 2), (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)),
+    "quick": Effort(3, 0.12, (1,), _WIDTHS[:3], (12_000, 2_000)),
+    "paper": Effort(7, 0.6, (1, 2), _WIDTHS, (60_000, 10_000)),
 }
 
 
@@ -64,9 +66,9 @@ def contest(effort: Effort, report: Report) -> Result:
     return {"contests": found}
 
 
-def epochs(effort: Effort, report: Report, rows: tuple[int, int] = (60_000, 10_000)) -> Result:
-    """Time the parts of epochs on random data, with Fashion-MNIST's network and number of rows."""
-    config = TrainConfig()
+def epochs(effort: Effort, report: Report) -> Result:
+    """Time the parts of epochs on random data, with Fashion-MNIST's network."""
+    config, rows = TrainConfig(), effort.rows
     rng = np.random.default_rng(0)
     X = rng.random((sum(rows), SHAPES["fashion-mnist"][0]), np.float32)
     y = rng.integers(10, size=sum(rows))

@@ -410,12 +410,12 @@ def test_quick_pruning_is_scaled_to_the_epochs():
     paper = replace(condition, profile="paper").config
     assert (paper.prune_from, paper.prune_every, paper.prune_percentile) == (200, 10, 20)
     condition = replace(condition, method="wasap-pruned")
-    assert [e for e in range(1, 61) if condition.config.prunes_after(e)] == [24, 36, 48]
+    assert [e for e in range(1, 41) if condition.config.prunes_after(e)] == [16, 24, 32]
     paper = replace(condition, profile="paper").config
     assert (paper.prune_from, paper.prune_every, paper.prune_percentile) == (200, 20, 10)
     condition = replace(condition, dataset="fashion-mnist")
-    assert condition.config.epochs == 6
-    assert [e for e in range(1, 7) if condition.config.prunes_after(e)] == [2, 3, 4, 5]
+    assert condition.config.epochs == 5
+    assert [e for e in range(1, 6) if condition.config.prunes_after(e)] == [2, 3, 4]
 
 
 def test_recorded_results_are_read_and_never_run(study, ran, monkeypatch):

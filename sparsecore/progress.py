@@ -76,9 +76,10 @@ class EpochBar:
     def __call__(self, state: dict[str, Any]) -> None:
         """Show where the run stands."""
         accuracy = state["test_accuracy"]
+        test = "" if accuracy is None else f", test {100 * accuracy:.2f} %"
         self._bar.set_postfix_str(
             f"phase {state['phase']}, {state['updates']} updates, staleness "
-            f"{state['staleness']:.1f}" + (f", test {100 * accuracy:.2f} %" if accuracy else ""),
+            f"{state['staleness']:.1f}{test}",
             refresh=False,
         )
         self._bar.update(state["epoch"] - self._bar.n)

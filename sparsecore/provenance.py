@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_info
 
 import sparsecore
 from sparsecore.compiled import lanes
-from sparsecore.compiled.team import cpu_count
+from sparsecore.limits import cpu_count
 
 _PACKAGES = ("numpy", "scipy", "numba", "llvmlite", "scikit-learn", "mpi4py", "mpich")
 

@@ -55,10 +55,9 @@ def one_worker(monkeypatch, tmp_path):
     def connect(n):
         yield workers
 
-    def train(workers, config, dataset, *, algorithm, seed, limit, phase1=0.7):
-        calls.append((algorithm, seed, phase1))
+    def train(workers, config, dataset, plan, *, seed, limit):
+        calls.append((plan.algorithm, seed, plan.phase1))
         data = datasets.load(dataset).limited(limit, random_state=seed)
-        plan = wasap.Plan(algorithm, phase1)
         return wasap.run(data, config, plan, seed=seed, comm=MPI.COMM_SELF)
 
     monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))

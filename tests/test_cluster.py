@@ -71,7 +71,7 @@ def test_cluster_of_its_own_trains_and_reports(own, capsys):
     assert model.weights_sha256() == result["weights_sha256"]
     assert wasap.replay(datasets.load("digits"), result)[1]["identical"]
     _, result = cluster.train(
-        own, LONG.with_values(epochs=60), "digits", algorithm="wassp", limit=200,
+        own, LONG.with_values(epochs=60), "digits", wasap.Plan("wassp"), limit=200,
         on_progress=states.append,
     )  # fmt: skip
     assert result["config"]["n_train"] == 200

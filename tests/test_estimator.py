@@ -28,8 +28,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sparsecore import SparseMLPClassifier, SparseMLPRegressor, mlp
 from sparsecore.compiled import engine, losses, programs
-from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
+from sparsecore.limits import cpu_count
 from sparsecore.train import Trainer, sgd_rule
 
 # They compare to 1e-7 what is float32 here; `test_a_weight_of_two_is_a_sample_twice` does to 1e-4.

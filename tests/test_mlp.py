@@ -769,11 +769,3 @@ def test_a_sparse_matrix_that_points_outside_itself_is_refused(wrong):
             use(_broken(*wrong))
     with pytest.raises(ValueError, match="not a valid csr matrix"):
         model.loss_and_gradient(_broken(*wrong), np.zeros(5, int))
-
-
-def test_a_coordinate_outside_the_shape_is_refused():
-    X = sp.coo_array(np.eye(5, 4))
-    X.coords[1][0] = 77
-    model = SparseMLP.erdos_renyi((4, 3, 2), density=0.9, random_state=0)
-    with pytest.raises(ValueError, match=r"X: has a coordinate outside its shape \(5, 4\)"):
-        model.predict(X)

@@ -10,7 +10,7 @@ import pytest
 from oracle import Net, Value, added, gamma, given, product, scaled
 
 from sparsecore.bench import spread
-from sparsecore.compiled.team import cpu_count
+from sparsecore.limits import cpu_count
 from sparsecore.paper.speed import contest, peers
 from sparsecore.paper.speed.contest import PEERS
 from sparsecore.paper.speed.peers import Problem

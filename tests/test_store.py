@@ -4,7 +4,6 @@ import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -264,14 +263,3 @@ def test_what_is_committed_is_valid_and_belongs_to_a_study(monkeypatch, request)
     states = {path: e.look()[1] for path, e in {e.path: e for e in entries}.items()}
     assert {state for state in states.values() if state != "missing"} == {"recorded"}
     assert set((store.root() / "paper").glob("*/*.json")) <= states.keys()
-
-
-def test_deleting_a_result_recomputes_that_one():
-    names = [Entry("F-test", name, "paper") for name in "abc"]
-    for each in names:
-        each.obtain(lambda: FOUND)
-    names[1].path.unlink()
-    ran = []
-    for each in names:
-        each.obtain(partial(lambda e: ran.append(e.name) or FOUND, each))
-    assert ran == ["b"]

@@ -94,8 +94,6 @@ def test_the_limits_themselves_are_allowed():
 
 
 def test_a_config_is_json_and_back():
-    import json
-
     settings = config(prune_from=2)
     assert TrainConfig(**json.loads(json.dumps(settings.to_dict()))) == settings
 

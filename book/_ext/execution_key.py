@@ -45,21 +45,7 @@ STATE_FILE = "execution_key.json"
 
 
 def digest_files(root: Path, patterns: Iterable[str]) -> str:
-    """Digest the names and contents of the files below `root` that match one of the patterns.
-
-    Parameters
-    ----------
-    root : Path
-        The folder; one that does not exist has no files.
-    patterns : iterable of str
-        Patterns for `Path.glob`.
-
-    Returns
-    -------
-    str
-        SHA-256, 64 hexadecimal digits; independent of the file system's order and of the place of
-        `root`.
-    """
+    """Digest the names and contents of the files below `root` that match a pattern."""
     found = {p for pattern in patterns for p in root.glob(pattern) if p.is_file()}
     total = hashlib.sha256()
     for path in sorted(found):
@@ -69,23 +55,7 @@ def digest_files(root: Path, patterns: Iterable[str]) -> str:
 
 
 def required_versions(distribution: str) -> dict[str, str]:
-    """Look up the installed version of all that a distribution requires, extras included.
-
-    Parameters
-    ----------
-    distribution : str
-        Its name on the index, not that of the package in it.
-
-    Returns
-    -------
-    dict of str to str
-        Version by name; ``"absent"`` for a requirement (of an extra) that is not installed.
-
-    Raises
-    ------
-    importlib.metadata.PackageNotFoundError
-        If the distribution itself is not installed.
-    """
+    """Look up the version, or "absent", of all that a distribution and its extras require."""
     names = [
         re.split(r"[^A-Za-z0-9._-]", r, maxsplit=1)[0]
         for r in importlib.metadata.requires(distribution) or []
@@ -100,22 +70,7 @@ def required_versions(distribution: str) -> dict[str, str]:
 
 
 def code_key(package: str, distribution: str, environ: Mapping[str, str]) -> Key:
-    """Compute the part of the key that a build does not change: sources, versions, settings.
-
-    Parameters
-    ----------
-    package : str
-        Name of the package, importable and installed; it is not imported.
-    distribution : str
-        Name of the distribution that it comes from.
-    environ : mapping of str to str
-        The environment; variables named ``<PACKAGE>_*`` take part.
-
-    Returns
-    -------
-    dict of str to str
-        SHA-256 by part.
-    """
+    """Digest what a build does not change: sources, versions, the package's variables."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -137,18 +92,7 @@ def code_key(package: str, distribution: str, environ: Mapping[str, str]) -> Key
 
 
 def available_data(package: str) -> dict[str, bool]:
-    """Ask the package which data sets can be read here without a download.
-
-    Parameters
-    ----------
-    package : str
-        Name of a package whose module ``datasets`` offers ``names()`` and ``available(name)``.
-
-    Returns
-    -------
-    dict of str to bool
-        Availability by name.
-    """
+    """Ask the package which data sets can be read here without a download."""
     datasets = importlib.import_module(f"{package}.datasets")
     return {name: bool(datasets.available(name)) for name in datasets.names()}
 
@@ -158,17 +102,7 @@ def _digest(value: object) -> str:
 
 
 class ExecutionKey:
-    """The key of the execution cache in one build.
-
-    Parameters
-    ----------
-    cache : Path
-        Folder of jupyter-cache; the state of the last build is kept beside its content.
-    code : callable
-        Computes the part of the key that a build leaves as it is.
-    files : callable
-        Computes the part of the key that a build may change.
-    """
+    """The key of one build: `code` is what it leaves as it is, `files` what it may change."""
 
     def __init__(self, cache: Path, code: Callable[[], Key], files: Callable[[], Key]) -> None:
         self.cache = cache

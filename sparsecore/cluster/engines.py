@@ -23,7 +23,7 @@ from IPython.paths import get_ipython_dir
 from traitlets.config import Config
 
 from sparsecore import provenance
-from sparsecore.compiled.team import cpu_count
+from sparsecore.limits import cpu_count
 from sparsecore.wasap.watch import trouble
 
 _REGISTERING = 3.0  # seconds for engines that have just been started to be known

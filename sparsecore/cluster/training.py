@@ -16,6 +16,7 @@ from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import EpochBar
+from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.watch import PATIENCE
 
 _POLL_SECONDS = 0.2
@@ -23,8 +24,7 @@ _GRACE_SECONDS = 2.0  # for the others' errors, when one engine has failed
 
 
 def train(
-    cluster: Cluster, config: TrainConfig, dataset: str | Dataset, *, algorithm: str = "wasap",
-    phase1: float = 0.7, warmup: int = 5, keep_rate: bool = False, local_steps: int = 1,
+    cluster: Cluster, config: TrainConfig, dataset: str | Dataset, plan: Plan | None = None, *,
     seed: int = 0, threads: int = 1, limit: int | None = None,
     checkpoint_path: str | os.PathLike[str] | None = None, resume: bool = False,
     on_progress: Callable[[dict[str, Any]], None] | None = None, patience: float = PATIENCE,
@@ -37,8 +37,7 @@ def train(
     config : TrainConfig
     dataset : str or Dataset
         A name: every worker loads the data for itself. Data that no name stands for are sent.
-    algorithm, phase1, warmup, keep_rate, local_steps
-        See `wasap.Plan`.
+    plan : wasap.Plan, optional
     seed, threads : int
     limit : int, optional
         Train on so many rows.
@@ -64,18 +63,15 @@ def train(
     An interrupt (Ctrl-C, or a notebook's stop button) interrupts the engines too, which then are
     ready for the next run.
     """
-    title = f"{algorithm.upper()}, {cluster.n} workers"
+    plan = plan or Plan()
+    title = f"{plan.algorithm.upper()}, {cluster.n} workers"
     show: Any = on_progress
     if show is None:
         show = EpochBar(title, config.epochs) if get_ipython() is None else Table(title)
     path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
     jobs = cluster.submit(
-        _train_on_engine, cluster.n, config, dataset, limit,
-        {
-            "algorithm": algorithm, "phase1": phase1, "warmup": warmup, "keep_rate": keep_rate,
-            "local_steps": local_steps,
-        },
-        seed=seed, threads=threads, checkpoint_path=path, resume=resume, patience=patience,
+        _train_on_engine, cluster.n, config, dataset, limit, plan, seed=seed, threads=threads,
+        checkpoint_path=path, resume=resume, patience=patience,
     )  # fmt: skip
     ended: list[int] = []  # the ranks in the order in which they did
     for rank, job in enumerate(jobs):
@@ -135,7 +131,7 @@ def _raise_errors(
 
 
 def _train_on_engine(
-    n_workers: int, config: TrainConfig, data: Any, limit: int | None, plan: Any, **options: Any
+    n_workers: int, config: TrainConfig, data: Any, limit: int | None, plan: Plan, **options: Any
 ) -> tuple[SparseMLP | None, dict[str, Any] | None]:
     """Take one engine's part in a run."""
     from ipyparallel.datapub import publish_data
@@ -148,9 +144,7 @@ def _train_on_engine(
         if isinstance(data, str):
             data = datasets.load(data)
         data = data.limited(limit, options["seed"])
-        return wasap.run(
-            data, config, wasap.Plan(**plan), comm=comm, on_progress=publish_data, **options
-        )
+        return wasap.run(data, config, plan, comm=comm, on_progress=publish_data, **options)
 
 
 class Table:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sparsecore.commands import options as shared
 from sparsecore.extreme.config import HYPERPARAMETERS, ExtremeConfig
+from sparsecore.limits import cpu_count
 
 _TOLD_SECONDS = 0.5  # for mpiexec to pass on what a rank said: an abort can overtake it
 
@@ -42,7 +43,6 @@ def add(commands: Any) -> None:
 
 
 def _extreme(options: argparse.Namespace) -> None:
-    from sparsecore.compiled.team import cpu_count
     from sparsecore.extreme import budget, run
 
     if options.split and options.threads not in (None, 1):

@@ -9,9 +9,9 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from sparsecore.commands.options import say
-from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
+from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import EpochBar, OutputClosedError
 from sparsecore.wasap import mpi, witness

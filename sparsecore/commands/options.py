@@ -12,6 +12,7 @@ from typing import Any
 
 from sparsecore.config import HYPERPARAMETERS, Hyperparameter
 from sparsecore.files import check_writable
+from sparsecore.limits import cpu_count
 from sparsecore.settings import SETTINGS
 
 
@@ -125,8 +126,6 @@ def check_targets(options: argparse.Namespace) -> None:
 
 def check_common(options: argparse.Namespace) -> None:
     """Refuse wrong `threads`, `seed` and `resume`; warn of more threads than CPUs."""
-    from sparsecore.compiled.team import cpu_count  # not above: Numba takes half a second
-
     if options.threads < 1:
         raise ValueError(f"--threads: expected an integer of at least 1, got {options.threads}")
     if options.seed < 0:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sparsecore import progress
 from sparsecore.datasets.dataset import Arrays, every_kth
+from sparsecore.datasets.tables import number
 
 HIGGS_TRAIN, HIGGS_TEST = 105_000, 50_000
 HIGGS_COLUMNS = 29  # the label, then 28 features
@@ -176,14 +177,8 @@ def read_higgs(files: Located) -> Parsed:
 
 def _numbers(row: bytes) -> list[float]:
     """Read a row's numbers; what is none that float32 can hold becomes NaN."""
-    numbers = []
-    for text in row.split(b","):
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        numbers.append(value if abs(value) <= FLOAT32_MAX else math.nan)
-    return numbers
+    values = map(number, row.split(b","))
+    return [value if abs(value) <= FLOAT32_MAX else math.nan for value in values]
 
 
 def read_geo(files: Located) -> Parsed:

@@ -98,7 +98,7 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Table
     return Table(X, names, _whole(numbers) if np.isfinite(numbers).all() else np.array(y))
 
 
-def number(cell: str) -> float:
+def number(cell: str | bytes) -> float:
     """Return the number that a cell holds, or NaN."""
     try:
         return float(cell)

@@ -19,9 +19,9 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from sparsecore import train
 from sparsecore.compiled.losses import SOFTMAX, Aim
-from sparsecore.compiled.team import cpu_count
 from sparsecore.config import HYPERPARAMETERS, Range, TrainConfig, integers, numbers
 from sparsecore.estimator import inputs
+from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
 

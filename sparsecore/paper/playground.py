@@ -20,10 +20,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sparsecore import checkpoint, cluster, datasets, experiment, train, wasap
-from sparsecore.compiled.team import cpu_count
 from sparsecore.config import HYPERPARAMETERS, TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.functions import ACTIVATIONS
+from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
 from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.style import COLOURS, GREY, canvas, line, patch
@@ -228,8 +228,8 @@ class Session:
                 run.epochs = earlier + rows
 
             model, result = cluster.train(
-                self._cluster.first(n), config, run.dataset, algorithm=plan.algorithm,
-                seed=seed, checkpoint_path=path, resume=True, on_progress=look,
+                self._cluster.first(n), config, run.dataset, plan, seed=seed,
+                checkpoint_path=path, resume=True, on_progress=look,
             )  # fmt: skip
         result["epochs"][-1]["test_accuracy"] = result["test_accuracy"]  # of the average
         run.model, run.epochs = model, earlier + result["epochs"]

@@ -19,9 +19,9 @@ from typing import Any, Generic, TypeVar
 
 from sparsecore import files
 from sparsecore.cluster import ClusterError
-from sparsecore.compiled.team import cpu_count
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.experiment import RECIPE
+from sparsecore.limits import cpu_count
 from sparsecore.provenance import cpu_model, provenance, sources_sha256
 
 Result = dict[str, Any]

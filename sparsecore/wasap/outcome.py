@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 
 from sparsecore.experiment import result_of
+from sparsecore.functions import cross_entropy
 from sparsecore.mlp import SparseMLP
 from sparsecore.wasap import record as records
 from sparsecore.wasap.server import FIELDS, ParameterServer
@@ -22,13 +23,13 @@ _SAMPLES = 400  # when there are more, every other one is dropped and sampling s
 
 def result(
     model: SparseMLP, server: ParameterServer, run: dict[str, Any], own: list[dict[str, Any]],
-    failed: dict[int, str], test: dict[str, float], right: np.ndarray, elapsed: float, threads: int,
+    failed: dict[int, str], logits: np.ndarray, labels: np.ndarray, elapsed: float, threads: int,
     **parallel: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Return all there is to know of a run, as JSON types.
 
-    `own` is what each rank says of itself, `failed` why others did not get to the end, `test` and
-    `right` what the final model is worth, `elapsed` the seconds of the whole run, `parallel` more.
+    `own` is what each rank says of itself, `failed` why others did not get to the end, `logits`
+    the final model's of the test rows, `elapsed` the seconds of the whole run, `parallel` more.
     """
     about = run["config"]
     workers, phase1_epochs = about["workers"], about["phase1_epochs"]
@@ -50,8 +51,8 @@ def result(
     updates = server.updates_per_epoch * phase1_epochs
     moved = sum(entry["bytes_moved"] for entry in own)
     return result_of(
-        model, run, epochs, right=right, test_loss=test["loss"], seconds=seconds,
-        samples_per_second=samples / seconds["train"],
+        model, run, epochs, right=logits.argmax(axis=1) == labels, seconds=seconds,
+        test_loss=cross_entropy(logits, labels), samples_per_second=samples / seconds["train"],
         peak_rss_mb=max(entry["peak_rss_mb"] for entry in own), threads=threads, ranks=workers,
         parallel={
             "updates": updates, "updates_per_second": updates / phase1,

@@ -454,13 +454,10 @@ class _Run:
         models, ranks = map(list, zip(*(arrived[rank] for rank in sorted(arrived)), strict=True))
         merged, union_nnz = average(models)
         elapsed = self.server.elapsed()
-        test = self._test(merged)
-        right = (
-            merged.decision_function(self.X_test, self.threads).argmax(axis=1) == self.data.y_test
-        )
+        logits = train.outputs(merged, self.X_test, self.config, self.threads)
         result = outcome.result(
-            merged, self.server, self.about, ranks, failed, test, right, elapsed, self.threads,
-            union_nnz=union_nnz, restarts=self.restarts,
+            merged, self.server, self.about, ranks, failed, logits, self.data.y_test, elapsed,
+            self.threads, union_nnz=union_nnz, restarts=self.restarts,
             window="shared" if self.ranks.shared else "remote",
         )  # fmt: skip
         self.window.write("control", 1, DONE)

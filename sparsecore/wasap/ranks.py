@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsecore.compiled.team import cpu_count
+from sparsecore.limits import cpu_count
 from sparsecore.provenance import check_alike
 from sparsecore.wasap import watch
 from sparsecore.wasap.mpi import MPI, Memory

@@ -8,6 +8,7 @@ a minute. `figures` draws the results.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore import cluster
-from sparsecore.compiled.team import cpu_count
+from sparsecore.limits import cpu_count
 from sparsecore.paper.store import Entry, Result, current_profile
 from sparsecore.progress import bar
 from sparsecore.provenance import busy_cpus, provenance
@@ -124,14 +125,10 @@ def networks(found: Found) -> list[Result]:
 
 
 def _measure(key: Row | str, profile: str) -> Result:
-    others = busy_cpus()
+    found = {"others": busy_cpus(), "provenance": provenance(cpu_count(), None)}
     if isinstance(key, str):
-        run = PARTS[key](SIZES[key][profile])
-    else:
-        run = _result([], key.neurons, key.hidden_layers, *["--frozen"] * key.frozen)
-    found = {"provenance": provenance(cpu_count(), None), **run}
-    found["provenance"]["others"] = others
-    return found
+        return found | PARTS[key](SIZES[key][profile])
+    return found | _result([], key.neurons, key.hidden_layers, *["--frozen"] * key.frozen)
 
 
 # --- what is measured ----------------------------------------------------------------------------
@@ -158,7 +155,7 @@ def survive(neurons: int) -> Result:
         while not file.exists() and running.poll() is None:
             time.sleep(0.01)
         running.kill()  # SIGKILL
-        if running.wait() == 0:
+        if running.wait() != -signal.SIGKILL:  # else "resumed" would be a whole run
             raise RuntimeError("the run was over before it could be killed; take more neurons")
         resumed, size = _result([], *saved), file.stat().st_size
     whole = _result([], *few)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.config import TrainConfig
@@ -106,8 +106,8 @@ def _load(profile: str) -> Result:
         if algorithm == "sequential":
             _, result = experiment.run(rows(seed), config, seed=seed, progress=True)
         else:
-            how: dict[str, Any] = {"algorithm": algorithm, "seed": seed, "limit": limit}
-            _, result = cluster.train(on_cluster.workers(), config, DATASET, **how)
+            plan, workers = wasap.Plan(algorithm), on_cluster.workers()
+            _, result = cluster.train(workers, config, DATASET, plan, seed=seed, limit=limit)
         return {**result, "others": others}
 
     with on_cluster.kept():

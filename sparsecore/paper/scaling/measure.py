@@ -11,15 +11,16 @@ import numpy as np
 
 from sparsecore import cluster, datasets, experiment, train
 from sparsecore.bench import timed
-from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
+from sparsecore.limits import cpu_count
 from sparsecore.paper import store
 from sparsecore.paper.scaling.rounds import in_turns, spent
 from sparsecore.paper.scaling.simulate import ALGORITHMS, Calibration
 from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
 from sparsecore.provenance import provenance
 from sparsecore.settings import setting
+from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.server import ParameterServer, Place
 from sparsecore.wasap.worker import Worker
 
@@ -92,8 +93,8 @@ def _measure(effort: Effort) -> Result:
         return experiment.run(rows, config, seed=seed)[1]
 
     def together(algorithm: str, k: int, seed: int) -> Result:
-        how: dict[str, Any] = {"phase1": 1.0, "seed": seed, "limit": effort.rows}
-        return cluster.train(workers.first(k), config, data.name, algorithm=algorithm, **how)[1]
+        plan, few = Plan(algorithm, phase1=1.0), workers.first(k)
+        return cluster.train(few, config, data.name, plan, seed=seed, limit=effort.rows)[1]
 
     runs = {(name, k): partial(together, name, k) for k in numbers for name in ALGORITHMS}
     with cluster.connect(numbers[-1]) as workers:

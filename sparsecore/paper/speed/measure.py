@@ -14,14 +14,14 @@ from threadpoolctl import threadpool_limits
 
 from sparsecore import seeds
 from sparsecore.bench import spread, timed
-from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
+from sparsecore.limits import cpu_count
 from sparsecore.paper.speed import roofline
 from sparsecore.paper.speed.contest import PEERS, compare, stopwatch
 from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
 from sparsecore.paper.store import Entry, Result, current_profile
 from sparsecore.progress import bar
-from sparsecore.provenance import busy_cpus, provenance
+from sparsecore.provenance import busy_cpus
 from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, new_model
 
@@ -205,9 +205,9 @@ def load(profile: str | None = None) -> dict[str, Result]:
     with bar(len(PARTS), bar_format="{desc} ({n}/{total} parts)") as shown:
 
         def measure(part: str) -> Result:
-            others = {"others": busy_cpus()}
+            others = busy_cpus()
             result = PARTS[part](effort, lambda text: shown.set_description_str(f"{part}: {text}"))
-            return {**result, "provenance": {**provenance(1, None), **others}}
+            return {"others": others, **result}
 
         for part in PARTS:
             found[part] = entry(part, profile).obtain(partial(measure, part))

@@ -13,6 +13,7 @@ from sparsecore.paper.training import dense, observers, on_cluster
 from sparsecore.paper.training.observers import ObserveGradientFlow, ObserveImportance, Observer
 from sparsecore.settings import DECAYS, setting
 from sparsecore.topology import erdos_renyi_density
+from sparsecore.wasap.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Method:
 
 _ALL_RELU = {"activation": "all-relu"}
 _PRUNED = {**_ALL_RELU, "prune_from": 200}
-_WASSP = on_cluster.run, {"algorithm": "wassp"}
-_WASAP = on_cluster.run, {"algorithm": "wasap"}
+_WASSP = on_cluster.run, {"plan": Plan("wassp")}
+_WASAP = on_cluster.run, {"plan": Plan("wasap")}
 METHODS: dict[str, Method] = {
     "dense": Method("dense", {"activation": "relu", "zeta": 0.0}, dense.run),
     "set-relu": Method("SET-ReLU", {"activation": "relu"}),
@@ -54,7 +55,8 @@ METHODS: dict[str, Method] = {
     ),
     "wassp": Method("WASSP", _ALL_RELU, *_WASSP),
     "wassp-released": Method(
-        "WASSP, K-fold rate in phase 2", _ALL_RELU, _WASSP[0], {**_WASSP[1], "keep_rate": True}
+        "WASSP, K-fold rate in phase 2", _ALL_RELU, on_cluster.run,
+        {"plan": Plan("wassp", keep_rate=True)},
     ),
     "wasap": Method("WASAP", _ALL_RELU, *_WASAP),
     "wasap-pruned": Method(

@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from sparsecore import cluster
-from sparsecore.compiled.team import cpu_count
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
+from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
 
 #: Workers of the study, where there are as many cores.

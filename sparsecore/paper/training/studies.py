@@ -183,7 +183,7 @@ def load(
     with on_cluster.kept(), bar(work, bar_format=form, hidden=not (progress and work)) as shown:
         busy: list[Condition] = []
         for number, condition in enumerate(chain(todo, busy), 1):
-            shown.set_description_str(f"{key} {number}/{len(todo)} {condition.name}")
+            shown.set_description_str(f"{key} {number}/{len(todo) + len(busy)} {condition.name}")
             done = shown.n
             if condition.dataset not in unavailable:  # asking again could mean to wait again
                 try:
@@ -191,6 +191,7 @@ def load(
                     runs[condition] = entry(condition).obtain(run, wait=condition in busy)
                 except BlockingIOError:
                     busy.append(condition)
+                    continue
                 except DataError as error:
                     unavailable[condition.dataset] = str(error)
                 except ClusterError as error:

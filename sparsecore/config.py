@@ -85,7 +85,7 @@ def param(
     default: Any, values: Range, about: str, label: str = "", metavar: str | None = None
 ) -> Any:
     """Declare a field of a configuration; one whose default is MISSING has to be given."""
-    known = {"range": values, "help": about, "label": label, "metavar": metavar}
+    known = {"range": values, "help": about, "label": label or about, "metavar": metavar}
     return field(default=default, metadata=known)
 
 
@@ -150,7 +150,7 @@ class TrainConfig:
         None, _EPOCH, "prune by neuron importance from this epoch on",
         "importance pruning from epoch", "EPOCH",
     )  # fmt: skip
-    prune_every: int = param(10, _COUNT, "epochs between prunings", "then every … epochs", "EPOCHS")
+    prune_every: int = param(10, _COUNT, "epochs between prunings", metavar="EPOCHS")
     prune_percentile: float = param(
         20.0, _PERCENTILE, "percentile of importance that is pruned",
         "pruned up to this percentile of importance", "P",

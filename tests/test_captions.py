@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsecore.paper import claims, store
+from sparsecore.paper import claims, reliability, store
 from sparsecore.paper.extreme import figures as extreme_figures
 from sparsecore.paper.extreme import runs as extreme
 from sparsecore.paper.page import Note
@@ -90,6 +90,18 @@ def test_a_training_s_caption_is_short_and_its_sources_are_apart(key, draw, reco
 
 def test_the_schematic_has_a_short_caption_too():
     assert_short(parallel_figures.overview().caption)
+
+
+@pytest.mark.parametrize("held, share", [(4, "all 7"), (3, "6 of 7")])
+def test_attempts_that_failed_are_counted(held, share, monkeypatch, tmp_path):
+    monkeypatch.setenv(store.FOLDER, str(tmp_path))
+    monkeypatch.setenv("SPARSECORE_RECORD", "1")
+    reliability.keep("fuzz", "files", 4, held)
+    reliability.keep("kills", "runs", 3, 3)
+    table = reliability.table()
+    assert table.finding == f"The promise held in {share} attempts."
+    assert list(table.frame["to"]) == ["runs", "files"]
+    assert_short(table.caption)
 
 
 def assert_short(caption):

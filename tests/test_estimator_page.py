@@ -10,6 +10,7 @@ from test_captions import assert_short
 
 from sparsecore import datasets
 from sparsecore.paper import estimator, store
+from sparsecore.paper.page import Note
 from sparsecore.paper.store import Versions
 
 ABOUT = {"cpu": "a CPU", "cores": 2, "python": "3"}
@@ -34,9 +35,14 @@ def test_ranks_and_losses_are_counted_on_the_tables_that_were_not_tuned_on():
         "sparsecore": 1.5, "MLP": 1.75, "gradient boosting": 2.75, "linear": 4.0
     }  # fmt: skip
     table = estimator.table(found, True)
-    assert "sparsecore: 1.50, MLP: 1.75" in table.caption
-    assert "behind the MLP: iris, heart" in table.caption
+    assert "without a star: sparsecore 1.50, MLP 1.75, gradient boosting 2.75" in table.finding
+    assert "better than all others on wine, and" in table.finding
+    assert "worse than the best on iris and heart; its model" in table.finding
+    assert "smaller than the MLP's on no table" in table.finding
     assert list(table.frame["table"]) == ["iris *", "wine", "heart"]
+    assert list(table.frame["sparsecore"]) == ["50.0", "**90.0**", "80.0"]
+    assert not [title for title in table.frame if title.endswith(", s")]
+    assert list(table.data["sparsecore, s"]) == [1.0] * 3, "the seconds are in the CSV file"
     assert_short(table.caption)
 
 
@@ -68,4 +74,17 @@ def test_the_table_of_inputs():
     result |= {"provenance": ABOUT, "profile": "paper"}
     table = estimator.inputs_table({"inputs-madelon": Versions(result)})
     assert list(table.frame.iloc[0])[-3:] == ["18, 19", "9", "3"]
+    assert "has 18.5 among its first 20, an F-test's 3.0, a random forest's 9.0" in table.finding
     assert_short(table.caption)
+
+
+@pytest.mark.parametrize(
+    "versions, own, told",
+    [
+        (Versions(None, {"epochs": 1}), False, "Nothing of this is recorded yet."),
+        (Versions({"epochs": 1}), True, store.SHOWN_ABOVE),
+        (Versions(None, missing="No data."), True, "No data."),
+    ],
+)
+def test_the_table_of_inputs_says_why_it_is_not_there(versions, own, told):
+    assert estimator.inputs_table({"inputs-madelon": versions}, own) == Note(told)

@@ -80,7 +80,8 @@ def test_runs_are_compared(session):
     assert [list(c.get_ydata()) for c in curves] == [
         [e["loss"] for e in run.epochs] for run in session.runs
     ]
-    assert [t.get_text() for t in picture.figure.legends[0].texts] == ["run 1", "run 2"]
+    named = ["run 1: hidden [40, 30]", "run 2: hidden [40, 30], alpha 0.1"]
+    assert [t.get_text() for t in picture.figure.legends[0].texts] == named
 
 
 @pytest.mark.mpi

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import ipywidgets as widgets
@@ -43,7 +44,7 @@ _SLIDERS = {
 }  # fmt: skip
 _COLUMNS = (
     Column("run", "number"), Column("data set", "dataset", number=False),
-    Column("what is other than in the study", "told", number=False),
+    Column("differs from the study in", "told", number=False),
     Column("state", "state", number=False), Column("epochs", "epochs"),
     Column("test accuracy (%)", "accuracy", "{:.2f}"), Column("best (%)", "best", "{:.2f}"),
     Column("connections", "nnz", "{:,}"),
@@ -242,11 +243,10 @@ def compared(runs: Sequence[Run]) -> Table:
     """Return a table of runs, one row each."""
     rows = []
     for run in runs:
+        tests: list[Any] = [100 * record["test_accuracy"] for record in run.epochs] or [None]
         row = {"number": run.number, "dataset": run.dataset, "told": "; ".join(run.told) or "–"}
-        row |= {"state": run.state, "epochs": run.done}
-        if tests := [100 * record["test_accuracy"] for record in run.epochs]:
-            row |= {"accuracy": tests[-1], "best": max(tests)}
-        rows.append(row if run.model is None else {**row, "nnz": run.model.nnz})
+        row |= {"state": run.state, "epochs": run.done, "accuracy": tests[-1], "best": max(tests)}
+        rows.append({**row, "nnz": run.model and run.model.nnz})
     return Table.of("t-playground", rows, _COLUMNS, "**The runs of this session.**")
 
 
@@ -263,13 +263,13 @@ def pictured(runs: Sequence[Run], chosen: Run | None = None) -> Picture:
             ax.ticklabel_format(axis="y", useOffset=False)
         above[2].set_ylim(bottom=0)
         _draw_network(below, chosen)
-        lines = [line(run.colour, f"run {run.number}") for run in runs]
-        figure.legend(handles=lines, loc="outside upper center", ncols=8)
+        names = (f"run {run.number}: {'; '.join(run.told) or 'as in the study'}" for run in runs)
+        lines = [line(r.colour, shorten(n, 60)) for r, n in zip(runs, names, strict=True)]
+        figure.legend(handles=lines, loc="outside upper center", ncols=2)
     caption = (
-        f"**A session.** Above, every run: training loss, test accuracy, connections. Below, run "
-        f"{chosen.number}: connections that leave an input and that enter a neuron of the first "
-        "hidden layer, before and now, and the strength Σ |weight| of each input. What to see: "
-        "evolution takes connections from inputs that say little."
+        f"**A session.** Above, all runs. Below, run {chosen.number}: connections that leave an "
+        "input and that enter a neuron of the first hidden layer, before and now, and the strength "
+        "Σ |weight| of each input. Evolution takes connections from inputs that say little."
     )
     return Picture("f-playground", figure, caption, "Curves of the runs, and one run's network.")
 

@@ -59,6 +59,7 @@ def table() -> Table:
         Column("it held", "held", "{:,}"),
     ]
     tried, held = (sum(row[name] for row in rows) for name in ("tried", "held"))
-    caption = f"**Attempts to break it.** Of {tried:,}, the promise held in {held:,}."
-    origins = "; ".join({store.origin(result["provenance"]) for result in results})
-    return Table.of(STUDY, rows, columns, caption, f"Recorded (profile paper): {origins}.")
+    told = f"The promise held in {'all' if held == tried else f'{held:,} of'} {tried:,} attempts."
+    origins = "; ".join(dict.fromkeys(store.origin(result["provenance"]) for result in results))
+    caption = "**Attempts to break it**, and how often the promise held."
+    return Table.of(STUDY, rows, columns, caption, f"Recorded (profile paper): {origins}.", told)

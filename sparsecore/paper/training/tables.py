@@ -110,8 +110,7 @@ def hyperparameters() -> Table:
     ]
     caption = (
         f"**Hyperparameters per data set.** Unmarked values stand in the authors' {RELEASED}; a "
-        f"dagger marks {READING} of the study, a double dagger {CHOICE} for data that are not in "
-        "the study."
+        f"dagger marks {READING} of the study, a double dagger {CHOICE} for other data."
     )
     return Table.of("T-hyper", rows, columns, caption)
 
@@ -133,7 +132,7 @@ def common_hyperparameters() -> Table:
         found.append((HYPERPARAMETERS[field].label, sorted(values), ", ".join(sorted(origins))))
     found += [
         ("LeakyReLU's slope (and α, beside it)", [0.25], RELEASED),
-        ("parallel: then every … epochs", [parallel["prune_every"]], RELEASED),
+        ("parallel: epochs between prunings", [parallel["prune_every"]], RELEASED),
         ("parallel: pruned up to this percentile", [parallel["prune_percentile"]], RELEASED),
         ("parallel: workers (here one per core, if there are fewer)", [WORKERS], RELEASED),
         ("parallel: share of the epochs in phase 1", [plan.phase1], RELEASED),

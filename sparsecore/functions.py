@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-# The negative slope in hidden layer `layer`, counted from 1. The paper counts the input as layer 1,
-# so its even layers are the odd ones here. It is a constant of the architecture, not trainable.
+# The negative slope in hidden layer `layer`, counted from 1: a constant, not trainable.
 ACTIVATIONS: dict[str, Callable[[int, float], float]] = {
     "relu": lambda layer, alpha: 0.0,
     "leaky-relu": lambda layer, alpha: alpha,
@@ -43,7 +42,7 @@ def initial_weights(
 ) -> np.ndarray:
     """Draw `size` initial weights, float32; refuse an unknown name.
 
-    `n_in` and `n_out` are the layer's widths, not its sparse fan-in and fan-out, as in the paper.
+    `n_in` and `n_out` are the layer's widths, not its sparse fan-in and fan-out.
     """
     if name not in INITIALIZERS:
         raise ValueError(f"init: expected one of {', '.join(INITIALIZERS)}, got {name!r}")

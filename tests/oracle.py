@@ -109,7 +109,7 @@ def stretch(rate):
 
 
 def slope(activation, layer, alpha):
-    """Negative slope of hidden layer `layer` (1, 2, ...), from the definitions in the paper."""
+    """Negative slope of hidden layer `layer` (1, 2, ...), from its definition."""
     alpha = float(np.float32(alpha))
     return {"relu": 0.0, "leaky-relu": alpha, "all-relu": -alpha if layer % 2 else alpha}[
         activation

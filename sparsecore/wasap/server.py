@@ -126,7 +126,7 @@ def retained(
     model: SparseMLP, values: np.ndarray, structures: Structures
 ) -> tuple[np.ndarray, float]:
     """Return a gradient laid out for a newer topology, and the share of connections left in it."""
-    before = model.structures()  # the paper's RetainValidUpdates: new connections get 0
+    before = model.structures()  # RetainValidUpdates: new connections get 0
     here, there = (np.cumsum([len(i) for _, i in layers]) for layers in (before, structures))
     out = np.empty(there[-1] + len(model.biases), np.float32)
     old, new, kept = np.split(values, here), np.split(out, there), 0

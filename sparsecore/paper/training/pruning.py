@@ -23,7 +23,7 @@ _COLOURS = GREY, "#56B4E9", "#0072B2"  # before training, on the way, at the end
         "**Neuron importance over training.** How it is distributed among the neurons of each "
         "hidden layer; epoch 0 is before training. SET with All-ReLU, no pruning, first seed."
     ),
-    finding="Where importance changes most", height=2.4, block=(1, 3),
+    finding="Where the spread of importance changes most", height=2.4, block=(1, 3),
     needs=("set-all-relu",), labels=("density of neurons",),
 )  # fmt: skip
 def importance(axes: Any, name: str, results: Results) -> tuple[str, str]:

@@ -112,8 +112,7 @@ def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
     caption=(
         "**Gradient flow.** Top: All-ReLU's over each other activation's; above one All-ReLU has "
         "more. Bottom: the squared norm of the loss's gradient on training rows, geometric means "
-        "over seeds ± one standard deviation. Running means over epochs. SET-LeakyReLU has "
-        "All-ReLU's α, unless a slope is named."
+        "over seeds ± one standard deviation. Running means over epochs."
     ),
     finding="All-ReLU's gradient flow, a geometric mean over the epochs",
     height=4.4, extra=0.5, block=(2, 1), across=3,
@@ -171,9 +170,8 @@ def flow_logs(runs: list[Result]) -> np.ndarray:
     alt="Test accuracy against alpha, epsilon and zeta, one row of panels per data set.",
     caption=(
         "**Sensitivity to α, ε and ζ.** Final test accuracy when one hyperparameter changes; "
-        "dotted: the study's value. Means over seeds ± one standard deviation; hollow: one run. "
-        "α = 0 is ReLU, ζ = 0 a fixed topology. What to see: whether the setting lies on a plateau "
-        "or on a slope."
+        "dotted: the study's value. Means over seeds ± one standard deviation. α = 0 is ReLU, "
+        "ζ = 0 a fixed topology. What to see: whether the setting lies on a plateau or on a slope."
     ),
     finding="Best of the values tried, against the study's",
     height=2.6, extra=0.3, block=(1, len(SENSITIVITIES)), sharey="row",

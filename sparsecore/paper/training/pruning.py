@@ -62,10 +62,9 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
     "F-importance-during",
     alt="Connections with and without importance pruning, and its gain in accuracy, by epoch.",
     caption=(
-        "**Importance pruning during training.** Top: connections, means over seeds ± one standard "
-        "deviation. Bottom: test accuracy with pruning less that without, a running mean with its "
-        "95 % interval over seeds; the bar is the last epoch's, and also counts the size of the "
-        "test set."
+        "**Importance pruning during training.** Top: connections. Bottom: test accuracy with "
+        "pruning less that without, a running mean with its 95 % interval over seeds; the bar is "
+        "the last epoch's, and also counts the size of the test set."
     ),
     finding="With pruning during training", numbers="Pruned", height=4.8, block=(2, 1), across=2,
     labels=("connections (thousands)", "difference (points)"), sharex="col", needs=_BOTH,

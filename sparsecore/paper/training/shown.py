@@ -31,7 +31,7 @@ from sparsecore.paper.training.studies import Results, cores, training_seconds
 
 SHOWN_ABOVE = Note(store.SHOWN_ABOVE)
 DOTTED = (0, (1, 2))
-_MOST = 100  # points of a line: every fifth of 500 epochs
+_MOST = 84  # points of a line: every sixth of 500 epochs
 # A figure, its caption, its finding, and numbers for the fold under it.
 Draw = Callable[..., tuple[Figure, str, str, str]]
 
@@ -178,8 +178,7 @@ def with_sd(ax: Axes, x: Sequence[float], runs: Iterable[list[Result]], method: 
     look: dict[str, Any] = {"color": COLOURS[method], "marker": "o", "markersize": 4}
     ax.errorbar(x, means, bars, capsize=3, **look)
     alone = np.isnan(bars)
-    look |= {"linestyle": "", "markerfacecolor": "white", "zorder": 3}
-    ax.plot(np.array(x)[alone], np.array(means)[alone], **look)
+    ax.plot(np.array(x)[alone], np.array(means)[alone], ls="", mfc="white", zorder=3, **look)
     return means
 
 
@@ -238,7 +237,7 @@ def gap(first: list[Result], second: list[Result]) -> str:
     """Show how much more accurate the first runs are; with an interval, if there are seeds."""
     if effect := difference(first, second):
         return points(effect)
-    return f"{accuracy(first) - accuracy(second):+.2f} points (too few runs for an interval)"
+    return f"{accuracy(first) - accuracy(second):+.2f} points (no interval)"
 
 
 def factor(ratio: float) -> str:

@@ -302,9 +302,8 @@ def deviations(recorded: Results) -> Table:
             if found := shown.difference(*runs):
                 effects.append(f"{recorded.title(dataset)}: {shown.points(found)}")
         rows.append({**fact, "effect": "; ".join(effects) or fact["effect"]})
-    columns = [
-        Column(title, title, number=False) for title in ("subject", "released", "ours", "effect")
-    ]
+    titles = ("subject", "released", "ours", "effect")
+    columns = [Column(title, title, number=False) for title in titles]
     caption = (
         "**What differs from the authors' released code.** Where runs of both ways are recorded, "
         "the effect is the released way's final test accuracy less ours, with its 95 % confidence "

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from sparsecore import datasets, experiment
@@ -24,8 +25,10 @@ from sparsecore.paper.style import COLOURS
 from sparsecore.paper.training import (
     conditions,
     depth,
+    effects,
     figures,
     pruning,
+    shown,
     studies,
     tables,
     topology,
@@ -188,15 +191,27 @@ def test_main_table_says_what_is_missing_and_why(main):
 
 
 def test_the_build_s_own_results_have_another_name_and_come_after(main):
-    runs = [{**run, "test_accuracy": 0.5} for run in main.of("digits", "set-relu")]
+    dense, relu, sparse = (
+        [{**run, "test_accuracy": value} for run in main.of("digits", method)]
+        for method, value in (("dense", 0.5), ("set-relu", 0.25), ("set-all-relu", 0.75))
+    )
+    runs = dense + relu + sparse
     recorded = replace(main, profile="paper", runs=runs, recorded=True, unavailable={})
     table, own = tables.main(recorded), tables.main(main)
     assert (table.key, own.key) == ("T-main", "T-main-here")
-    assert table.data["test_accuracy"].tolist() == [0.5], "only what is recorded has a row"
+    kept = table.data["test_accuracy"].tolist()
+    assert kept == [0.5, 0.25, 0.75], "only what is recorded has a row"
+    share = 100 * sparse[0]["nnz_end"] / dense[0]["nnz_end"]
+    effect, _ = effects.compared(sparse, dense)
     assert table.finding == (
-        "Most accurate after the last epoch: Optical digits, SET-ReLU (λ = 0.0002), 50.0 % with "
-        f"{np.mean([run['nnz_end'] for run in runs]):,.0f} connections."
+        f"SET-All-ReLU against dense, λ = 0.0002: on Optical digits {share:.2g} % of the "
+        f"connections, accuracy +25.00 points [{100 * effect.low:+.2f}, {100 * effect.high:+.2f}]."
     )
+    [speed] = own.data.query("dataset == 'digits' and method == 'set-all-relu'")[
+        "speed_against_dense"
+    ]
+    assert f"connections, {shown.factor(1 / speed)} the core-seconds, accuracy" in own.finding
+    assert tables.main(replace(recorded, runs=relu + sparse)).finding == "", "nothing to compare"
     assert table._repr_markdown_().startswith(f"{table.finding}\n\n````{{table}}")
     picture = figures.curves(replace(recorded, study=view(main, "set-relu").study))
     markdown = picture._repr_markdown_()
@@ -210,8 +225,8 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     here = figures.curves(view(main, "set-relu"))
     assert here.key == "F-curves-here" and ".pdf" not in here._repr_markdown_()
     same = replace(main, profile="paper")  # this build's profile: what it shows is above
-    for shown in (tables.main(same), figures.curves(same)):
-        assert "stand above" in shown._repr_markdown_()
+    for note in (tables.main(same), figures.curves(same)):
+        assert "stand above" in note._repr_markdown_()
 
 
 def test_where_nothing_is_recorded_a_figure_is_a_note(main):
@@ -246,10 +261,22 @@ def test_curves_draw_means_and_bands_of_the_results(main):
     low, high = test.confidence_interval(0.95)
     last = drawn[drawn[:, 0] == 3][:, 1]
     assert (last.min(), last.max()) == pytest.approx((low, high))
+    effect, _ = effects.compared(*(files(method) for method in reversed(methods)))
+    bar = gain.containers[0].lines[2][0].get_segments()[0][:, 1]
+    assert bar == pytest.approx([100 * effect.low, 100 * effect.high]), "as the ledger has it"
     assert picture.finding.startswith("SET-All-ReLU is more accurate than SET-ReLU on ")
     assert "profile quick, seeds 0, 1" in picture.sources
     assert "(3 epochs of 1,437 rows)" in picture.sources
     assert picture.svg() == figures.curves(view(main, *methods)).svg(), "the same every time"
+
+
+def test_long_curves_are_thinned_and_keep_their_ends():
+    ax, x = Figure().subplots(), np.arange(1, 501)
+    values = np.sin(x / 50) + np.array([[0.0], [1.0]])
+    shown.band(ax, x, values, "black")
+    drawn, means = ax.lines[0].get_data()
+    assert len(drawn) == 84 and drawn[[0, -1]].tolist() == [1, 500]
+    np.testing.assert_allclose(means, values.mean(axis=0)[drawn - 1])
 
 
 def test_absent_data_are_said_and_no_path_is_shown(main):
@@ -275,6 +302,25 @@ def test_topology_s_figures_hold_all_neurons_and_pixels_where_they_are(main):
     for image, record in zip(images, seen, strict=True):
         assert image.shape == (8, 8)
         np.testing.assert_allclose(np.ravel(image), record["input_strength"])
+    neighbours = [
+        (image[a], image[b])
+        for image in (images[-1], images[-1].T)
+        for a, b in itertools.pairwise(range(8))
+    ]
+    first, second = (np.ravel(some) for some in zip(*neighbours, strict=True))
+    assert f"to {stats.pearsonr(first, second)[0]:.2f} at the end." in picture.finding
+    widths = [
+        [np.std(np.repeat(np.arange(len(h)), h)) for h in records[side][:3]]
+        for side in ("fan_out", "fan_in")
+        for records in (seen[0], seen[-1])
+    ]
+    wider = np.divide(widths[1], widths[0]), np.divide(widths[3], widths[2])
+    finding = topology.degrees(replace(main, study=study, runs=runs[:1])).finding
+    for ratios, start, end, word in zip(
+        wider, widths[::2], widths[1::2], ("outgoing", "incoming"), strict=True
+    ):
+        most = np.argmax(ratios)
+        assert f"from {start[most]:.1f} to {end[most]:.1f} ({word}, " in finding
 
 
 def test_gradient_flow_draws_geometric_means(main):
@@ -293,6 +339,27 @@ def test_gradient_flow_draws_geometric_means(main):
         np.testing.assert_allclose(line.get_ydata(), ratio)
     assert ax.get_yscale() == "log"
     assert "Not available on this machine: Madelon" in picture.sources
+    over = np.exp((logs["set-all-relu"] - logs["set-leaky-relu"])[1:].mean())
+    assert f"{shown.factor(over)} SET-LeakyReLU's" in picture.finding
+    assert [shown.factor(r) for r in (1.126, 1234, 0.5, 0.0736, 1 / 187)] == [
+        "1.13 times", "1,234 times", "0.5 times", "1/13.6 of", "1/187 of",
+    ]  # fmt: skip
+
+
+def test_a_flow_that_falls_behind_is_said_with_what_is_learnt(main):
+    flows = {"set-relu": [1.0] * 4, "set-all-relu": [1.0, 4.0, 0.1, 0.1]}
+    runs = [
+        {**run, "epochs": [
+            {"epoch": e, "gradient_flow": flow, "train_accuracy": 0.96}
+            for e, flow in enumerate(flows[run["condition"]["method"]])
+        ]}
+        for run in main.runs if run["condition"]["method"] in flows
+    ]  # fmt: skip
+    finding = figures.gradient_flow(replace(view(main, *flows), runs=runs)).finding
+    assert (
+        "1/2.92 of SET-ReLU's (4 times it in the first tenth of the epochs, 1/10 of it in the "
+        "last, with 96 % of the training rows right)"
+    ) in finding
 
 
 def test_cost_compares_seconds_of_one_machine_only(main):
@@ -318,16 +385,28 @@ def test_cost_compares_seconds_of_one_machine_only(main):
 
 
 def test_pruning_figures_hold_the_numbers_of_the_files(main):
-    shown = view(main, "set-all-relu", "set-all-relu-pruned")
-    during = pruning.during_training(shown)
+    results = view(main, "set-all-relu", "set-all-relu-pruned")
+    during = pruning.during_training(results)
     pruned = files("set-all-relu-pruned")
     nnz = [[e["nnz"] / 1000 for e in r["epochs"]] for r in pruned]
     np.testing.assert_allclose(during.figure.axes[0].lines[1].get_ydata(), np.mean(nnz, axis=0))
     left = 100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in pruned])
     assert f"{left:.0f} % of the connections are left" in during.finding
-
-    [line] = pruning.after_training(shown).figure.axes[0].lines[:1]
     plain = files("set-all-relu")
+    gains = [
+        [100 * (e["test_accuracy"] - f["test_accuracy"]) for e, f in zip(*epochs, strict=True)]
+        for epochs in zip(*([r["epochs"][1:] for r in s] for s in (pruned, plain)), strict=True)
+    ]
+    gain = during.figure.axes[1].lines[1].get_ydata()
+    np.testing.assert_allclose(gain, np.mean(gains, axis=0), atol=1e-9)
+    assert f"differs by {shown.points(effects.compared(pruned, plain)[0])}" in during.finding
+    for part in ("loss", "test_loss"):
+        ends = (np.mean([r["epochs"][-1][part] for r in some]) for some in (plain, pruned))
+        assert "from {:.2f} to {:.2f}".format(*ends) in during.finding
+
+    some = [{**r, "epochs": r["epochs"][:-1]} if r["seed"] else r for r in results.runs]
+    assert "Seeds: 0. " in pruning.after_training(replace(results, runs=some)).sources
+    [line] = pruning.after_training(results).figure.axes[0].lines[:1]
     seen = [[p["test_accuracy"] for p in r["epochs"][-1]["post_pruning"]] for r in plain]
     np.testing.assert_allclose(line.get_ydata(), 100 * np.mean(seen, axis=0))
     unpruned = 100 * np.mean([r["test_accuracy"] for r in plain])
@@ -343,13 +422,15 @@ def test_importance_histograms_hold_all_neurons(main):
             values, edges, _ = patch.get_data()
             assert np.sum(values * np.diff(edges)) == pytest.approx(1)
     [first, *_, last] = [
-        np.repeat(np.arange(40), e["importance"][0]["counts"])
+        [np.repeat(np.arange(40) + 0.5, layer["counts"]) for layer in e["importance"]]
         for e in main.of("digits", "set-all-relu")[0]["epochs"]
         if "importance" in e
     ]
-    tails = f"(skewness {stats.skew(first):+.1f} before, {stats.skew(last):+.1f} at the end)"
-    assert tails in picture.finding
-    assert ("on the right" if stats.skew(last) > 0 else "on the left") in picture.finding
+    ends = zip(first, last, strict=True)
+    changes = [abs(np.log(stats.variation(a) / stats.variation(b))) for a, b in ends]
+    most = int(np.argmax(changes))
+    tails = f"skewness from {stats.skew(first[most]):+.1f} to {stats.skew(last[most]):+.1f}"
+    assert f"in hidden layer {most + 1}, " in picture.finding and tails in picture.finding
 
 
 def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):
@@ -419,6 +500,14 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     [container] = picture.figure.axes[0].containers
     usual = np.mean([100 * run["test_accuracy"] for run in main.of("digits", "set-relu")])
     assert container.lines[0].get_ydata() == pytest.approx([55, usual])
+    assert f"λ = 0.0002 instead of 0: on Optical digits SET-ReLU {usual - 55:+.2f} points [" in (
+        picture.finding
+    )
+    single = figures.decay(replace(found, runs=found.runs[:-1])).figure.axes[0]
+    [hollow] = [line for line in single.lines if line.get_markerfacecolor() == "white"]
+    assert hollow.get_xydata().tolist() == [[0, 50]], "one run is left"
+    one = figures.decay(replace(found, runs=main.runs)).figure.axes
+    assert not any(ax.get_visible() for ax in one), "nothing to compare"
     effects = tables.deviations(replace(found, study=replace(study, methods=METHODS))).data
     told = effects.set_index("subject")["effect"]
     assert told["Weight decay λ (decoupled, per step)"] == "the largest of all", "All-ReLU has one"

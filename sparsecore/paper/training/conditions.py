@@ -182,6 +182,8 @@ def _seeds_of_decay(profile: str, dataset: str, method: str, decay: float) -> in
     """Return with how many seeds F-decay's methods run; a quick build shows one data set."""
     if profile == "quick":
         return int(dataset == "digits")
+    if decay in DECAYS:  # T-main's runs
+        return _seeds_of_main(profile, dataset, method, decay)
     return 1 if METHODS[method].dense else 3
 
 
@@ -247,7 +249,7 @@ _STUDIES = (
     Study(
         "F-decay", "accuracy against weight decay λ, dense, SET-ReLU and SET-All-ReLU",
         ("fashion-mnist", "higgs", "madelon", "digits"), ("dense", *_SET), (0.0, 2e-6, 2e-5, 2e-4),
-        _FIRST, _seeds_of_decay, shares_with="T-main",
+        {**_FIRST, "paper": range(10)}, _seeds_of_decay, shares_with="T-main",
     ),
     Study(
         "T-deviations", "what differs from the released code, and what it is worth", _REAL,
@@ -257,8 +259,7 @@ _STUDIES = (
     ),
     Study(
         "F-importance", "neuron importance over training; pruning by it during and after training",
-        ("fashion-mnist", "madelon"), ("set-all-relu", "set-all-relu-pruned"), seeds=_FIRST,
-        runs_of="T-main",
+        ("fashion-mnist", "madelon"), ("set-all-relu", "set-all-relu-pruned"), runs_of="T-main",
     ),
     Study(
         "F-topology",

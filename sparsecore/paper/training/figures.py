@@ -7,19 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-from scipy.stats import t as student
 
 from sparsecore.paper.style import COLOURS, GREY, dot
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, SENSITIVITIES
-from sparsecore.paper.training.effects import CONFIDENCE, pairs
-from sparsecore.paper.training.shown import by_dataset
+from sparsecore.paper.training.effects import pairs
+from sparsecore.paper.training.shown import DOTTED, by_dataset
 from sparsecore.paper.training.studies import Result, Results, cores, training_seconds
 from sparsecore.settings import DECAYS, setting
 
-_DOTTED, _DASHED = (0, (1, 2)), (0, (4, 2))
+_DASHED = (0, (4, 2))
 _MARKS = dict(zip(DECAYS, "o^", strict=True))
 
 
@@ -73,18 +71,16 @@ def cost(
 
 @by_dataset(
     "F-curves",
-    alt=(
-        "Difference in test accuracy, accuracy and loss against epoch for ReLU and All-ReLU, three "
-        "panels per data set."
-    ),
+    alt="Difference in test accuracy, accuracy and loss against epoch for ReLU and All-ReLU.",
     caption=(
-        "**ReLU and All-ReLU in sparse networks.** Top: the difference in test accuracy, a running "
-        "mean, with its 95 % interval over seeds; where the band leaves zero, the activation "
-        "matters. Below: accuracy and loss, means ± one standard deviation."
+        "**ReLU and All-ReLU in sparse networks.** Top: All-ReLU's test accuracy less ReLU's, a "
+        "running mean; band: its 95 % interval over seeds. The bar at the end is the last epoch's; "
+        "it also counts the size of the test set, and decides. Below: accuracy and loss, means ± "
+        "one standard deviation."
     ),
     finding=lambda results: shown.contrast(results, "set-all-relu", "set-relu"),
     numbers="Test accuracy at the end", height=5.2, block=(3, 1), across=3,
-    labels=("All-ReLU − ReLU (points)", "test accuracy (%)", "cross-entropy (nats)"),
+    labels=("difference (points)", "test accuracy (%)", "cross-entropy (nats)"),
     legend=lambda results: shown.lines(results.study.methods, {"test": "-", "training": _DASHED}),
 )  # fmt: skip
 def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
@@ -99,7 +95,7 @@ def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
             bottom, *shown.over_epochs(runs, "loss"), colour, linestyle=_DASHED, linewidth=1.2
         )
     if {"set-relu", "set-all-relu"} <= found.keys():
-        _gain(gain, found["set-all-relu"], found["set-relu"])
+        shown.gain(gain, found["set-all-relu"], found["set-relu"], COLOURS["set-all-relu"])
     else:
         shown.say(gain, "not recorded yet")
     for ax in axes:
@@ -110,31 +106,13 @@ def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
     return "", f"{results.title(name)} {', '.join(ends)}"
 
 
-def _gain(ax: Axes, first: list[Result], second: list[Result]) -> None:
-    """Draw the difference of accuracies against epoch, with its interval over pairs of runs."""
-    first, second, _ = pairs(first, second)
-    n = min(len(first), len(second))
-    epochs, ours = shown.over_epochs(first[:n], "test_accuracy", 100)
-    gains = shown.smooth(ours - shown.over_epochs(second[:n], "test_accuracy", 100)[1])
-    mean, colour = gains.mean(axis=0), COLOURS["set-all-relu"]
-    ax.axhline(0, color=GREY, linestyle=_DOTTED)
-    ax.plot(epochs, mean, color=colour)
-    if n > 1:
-        half = student.ppf((1 + CONFIDENCE) / 2, n - 1) * gains.std(axis=0, ddof=1) / np.sqrt(n)
-        ax.fill_between(epochs, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
-    # The first epochs differ by more than all that follows.
-    late = mean[len(mean) // 10 :]
-    margin = 2 * float(np.ptp(late)) + 0.5
-    ax.set_ylim(min(0, late.min()) - margin, max(0, late.max()) + margin)
-
-
 @by_dataset(
     "F-gradient-flow",
     alt="Ratio of gradient flows and gradient flow against epoch, logarithmic, by data set.",
     caption=(
         "**Gradient flow.** Top: All-ReLU's over each other activation's; above one All-ReLU has "
-        "more. Bottom: the squared norm of the loss's gradient, geometric means over seeds ± one "
-        "standard deviation. Running means over epochs."
+        "more. Bottom: the squared norm of the loss's gradient on training rows, geometric means "
+        "over seeds ± one standard deviation. Running means over epochs."
     ),
     finding="All-ReLU's gradient flow, a geometric mean over the epochs",
     height=4.4, extra=0.5, block=(2, 1), across=3,
@@ -146,7 +124,7 @@ def _gain(ax: Axes, first: list[Result], second: list[Result]) -> None:
 def gradient_flow(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw All-ReLU's flow over the others', and all, two panels per data set."""
     top, bottom = axes
-    found, ratios = shown.by_method(results, name), []
+    found, ratios, tenth = shown.by_method(results, name), [], max(1, results.epochs(name) // 10)
     for method, runs in found.items():
         logs = flow_logs(runs)
         epochs = np.arange(logs.shape[1])
@@ -156,14 +134,24 @@ def gradient_flow(axes: Any, name: str, results: Results) -> tuple[str, str]:
         ours, others, _ = pairs(found["set-all-relu"], runs)
         ratio = flow_logs(ours).mean(axis=0) - flow_logs(others).mean(axis=0)
         top.plot(epochs, 10 ** shown.smooth(ratio), color=COLOURS[method])
-        ratios.append(f"{10 ** ratio[1:].mean():.3g} times {METHODS[method].label}'s")
+        first, last = (part.mean() for part in (ratio[1:][:tenth], ratio[-tenth:]))
+        whole, early, late = (shown.factor(10**log) for log in (ratio[1:].mean(), first, last))
+        label, _, about = METHODS[method].label.partition(", ")
+        if method == "set-relu" and first > 0 > last:
+            right = 100 * np.mean([run["epochs"][-1]["train_accuracy"] for run in ours])
+            about = f"{early} it in the first tenth of the epochs, {late} it in the last, with "
+            about += f"{right:.0f} % of the training rows right"
+        ratios.append(f"{whole} {label}'s" + f" ({about})" * bool(about))
     for ax in axes:
         ax.set_yscale("log")
         ax.set_xlim(0, results.epochs(name))
     if ratios:
-        top.axhline(1, color=GREY, linestyle=_DOTTED)
-        top.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 6, 8)))
-        top.yaxis.set_major_formatter("{x:g}")
+        top.axhline(1, color=GREY, linestyle=DOTTED)
+        low, high = np.log10(top.get_ylim())
+        if high - low < 2.5:  # else powers of ten are enough
+            subs = (1, 2, 5) if high - low > 0.6 else (1, 1.2, 1.5, 2, 3, 4, 6, 8)
+            top.yaxis.set_major_locator(LogLocator(subs=subs))
+            top.yaxis.set_major_formatter("{x:g}")
         top.yaxis.set_minor_formatter(NullFormatter())
     else:
         shown.say(top, "not recorded yet")
@@ -185,7 +173,7 @@ def flow_logs(runs: list[Result]) -> np.ndarray:
         "dotted: the study's value. Means over seeds ± one standard deviation. α = 0 is ReLU, "
         "ζ = 0 a fixed topology. What to see: whether the setting lies on a plateau or on a slope."
     ),
-    finding="Points that the study's values lose to the best ones tried",
+    finding="Best of the values tried, against the study's",
     height=2.6, extra=0.3, block=(1, len(SENSITIVITIES)), sharey="row",
     labels=("test accuracy (%)",), legend=lambda results: shown.lines(("set-all-relu", "dense")),
 )  # fmt: skip
@@ -197,36 +185,37 @@ def sensitivity(axes: Any, name: str, results: Results) -> tuple[str, str]:
         methods = {value: f"{field}-{value:g}" for value in values}
         methods |= {own: "set-all-relu", **({0.0: "set-relu"} if field == "alpha" else {})}
         x = sorted(value for value, method in methods.items() if results.of(name, method))
-        means = shown.with_sd(
-            ax, x, [results.of(name, methods[value]) for value in x], "set-all-relu"
-        )
+        runs = [results.of(name, methods[value]) for value in x]
+        means = shown.with_sd(ax, x, runs, "set-all-relu")
         ax.set_xlabel(symbol)
-        ax.axvline(own, color=GREY, linestyle=_DOTTED)
+        ax.axvline(own, color=GREY, linestyle=DOTTED)
         if dense := results.of(name, "dense"):
             ax.axhline(shown.accuracy(dense), color=COLOURS["dense"], linewidth=1)
         for value in methods:
             if value not in x and results.diverged_of(name, methods[value]):
+                ax.axvline(value, alpha=0)  # the axis reaches to it
                 shown.say(ax, "diverged", value, COLOURS["set-all-relu"])
                 x.append(value)
         if field == "epsilon":
             ax.set_xscale("log", base=2)
             ax.set_xticks(x, [f"{value:g}" for value in x])
         if own in x and means:
-            best = int(np.argmax(means))
-            lost = max(means) - means[x.index(own)]
-            told.append(f"{symbol} {lost:.1f} (best {x[best]:g})")
-    return f"{results.title(name)}: {', '.join(told)}" if told else "", ""
+            best, lost = x[int(np.argmax(means))], max(means) - means[x.index(own)]
+            better = f"{symbol} = {best:g} is {lost:.1f} points better than"
+            told.append(f"{better if lost else f'no {symbol} is better than'} {own:g}")
+    return f"on {results.title(name)} {', '.join(told)}" if told else "", ""
 
 
 @by_dataset(
     "F-decay",
     alt="Test accuracy against weight decay, a panel per data set, a line per method.",
     caption=(
-        "**Weight decay.** Final test accuracy against λ, per step; means over seeds ± one "
-        "standard deviation. What to see: whether λ moves accuracy more than the activation does."
+        "**Weight decay.** Final test accuracy against λ, per step, where a method has runs at "
+        "several; means over seeds ± one standard deviation; hollow: one run. What to see: whether "
+        "λ moves accuracy more than the activation does."
     ),
-    finding="Most accurate of the weight decays that are recorded",
-    height=2.7, extra=0.4, across=2, legend=lambda results: shown.lines(results.study.methods),
+    finding="λ = {:g} instead of {:g}".format(*DECAYS), height=2.7, extra=0.4, across=2, least=2,
+    legend=lambda results: shown.lines(results.study.methods),
 )  # fmt: skip
 def decay(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw test accuracy against weight decay, a panel per data set; of F-decay."""
@@ -235,11 +224,11 @@ def decay(axes: Any, name: str, results: Results) -> tuple[str, str]:
     for method in results.study.methods:
         runs = [results.at(value).of(name, method) for value in decays]
         there = [place for place, some in enumerate(runs) if some]
-        means = shown.with_sd(ax, there, filter(None, runs), method)
-        if len(there) > 1:
-            best = decays[there[int(np.argmax(means))]]
-            told.append(f"{METHODS[method].label} {max(means):.1f} % at λ = {best:g}")
+        shown.with_sd(ax, there, filter(None, runs), method)
+        if all(ends := [runs[decays.index(value)] for value in DECAYS]):
+            told.append(f"{METHODS[method].label} {shown.gap(*ends)}")
     # The values are no numbers that one scale shows: one is 0.
-    ax.set_xticks(range(len(decays)), [f"{value:g}" for value in decays])
+    labels = [{2e-6: "2·10⁻⁶", 2e-5: "2·10⁻⁵"}.get(value, f"{value:g}") for value in decays]
+    ax.set_xticks(range(len(decays)), labels)
     ax.set(xlabel="weight decay λ", ylabel="test accuracy (%)")
-    return f"{results.title(name)}, {', '.join(told)}" if told else "", ""
+    return f"on {results.title(name)} {', '.join(told)}" if told else "", ""

@@ -13,80 +13,88 @@ from sparsecore.paper.training.shown import by_dataset
 from sparsecore.paper.training.studies import Result, Results
 
 _BOTH = ("set-all-relu", "set-all-relu-pruned")
-_MOMENTS = {"before training": GREY, "on the way": "#56B4E9", "at the end": "#0072B2"}
+_COLOURS = GREY, "#56B4E9", "#0072B2"  # before training, on the way, at the end
 
 
 @by_dataset(
     "F-importance",
     alt="Histograms of neuron importance per hidden layer before, during and after training.",
     caption=(
-        "**Neuron importance over training.** SET with All-ReLU, no pruning, first seed. What to "
-        "see: how far training sets the neurons apart that begin much alike."
+        "**Neuron importance over training.** How it is distributed among the neurons of each "
+        "hidden layer; epoch 0 is before training. SET with All-ReLU, no pruning, first seed."
     ),
-    finding="In the first hidden layer", height=2.4, extra=0.5, block=(1, 3),
+    finding="Where the spread of importance changes most", height=2.4, block=(1, 3),
     needs=("set-all-relu",), labels=("density of neurons",),
-    legend=lambda results: [line(colour, label) for label, colour in _MOMENTS.items()],
 )  # fmt: skip
 def importance(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw how importance is distributed in each hidden layer, first seed; of F-importance."""
-    run = results.of(name, "set-all-relu")[0]
-    seen = [e for e in run["epochs"] if "importance" in e]
-    moments = (seen[0], seen[len(seen) // 2], seen[-1])
+    seen = [e for e in results.of(name, "set-all-relu")[0]["epochs"] if "importance" in e]
+    moments, shapes = (seen[0], seen[len(seen) // 2], seen[-1]), []
     for layer, ax in enumerate(axes):
-        for record, colour in zip(moments, _MOMENTS.values(), strict=True):
-            _outline(ax, record["importance"][layer], colour)
+        for record, colour in zip(moments, _COLOURS, strict=True):
+            _outline(ax, record["importance"][layer], colour, f"epoch {record['epoch']}")
         ax.set(title=f"hidden layer {layer + 1}", xlabel="importance Σ |weight|")
         ax.set_xlim(left=0)
         ax.set_ylim(bottom=0)
-    shapes = (shown.moments(moments[i]["importance"][0]["counts"]) for i in (0, -1))
-    # The middle of the first bin is half a bin from 0.
-    (spread, skew), (then, skewed) = ((sd / (mean + 0.5), skew) for mean, sd, skew in shapes)
+        ends = (shown.moments(moments[i]["importance"][layer]["counts"]) for i in (0, -1))
+        # The middle of the first bin is half a bin from 0.
+        shapes.append([(sd / (mean + 0.5), skew) for mean, sd, skew in ends])
+    axes[-1].legend(fontsize=8)
+    most = max(range(len(shapes)), key=lambda i: abs(np.log(shapes[i][1][0] / shapes[i][0][0])))
+    (spread, skew), (then, skewed) = shapes[most]
     told = (
-        f"on {results.title(name)} the standard deviation goes from {spread:.2f} to {then:.2f} "
-        f"of the mean, and the longer tail is on the {'right' if skewed > 0 else 'left'} "
-        f"(skewness {skew:+.1f} before, {skewed:+.1f} at the end)"
+        f"on {results.title(name)} in hidden layer {most + 1}, standard deviation from "
+        f"{spread:.2f} to {then:.2f} of the mean, skewness from {skew:+.1f} to {skewed:+.1f}"
     )
     return told, ""
 
 
-def _outline(ax: Axes, seen: dict[str, Any], colour: str) -> None:
+def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
     counts = np.asarray(seen["counts"], float)
     edges = np.linspace(0, seen["largest"] or 1.0, len(counts) + 1)
     # Bins are as wide as the largest value of the moment asks for: only densities compare.
     density = counts / max(1.0, counts.sum()) / edges[1]
-    ax.stairs(density, edges, color=colour, linewidth=1.3)
+    ax.stairs(density, edges, color=colour, linewidth=1.3, label=label)
     ax.stairs(density, edges, color=colour, alpha=0.15, fill=True)
 
 
 @by_dataset(
     "F-importance-during",
-    alt="Connections and test accuracy against epoch with and without importance pruning.",
+    alt="Connections with and without importance pruning, and its gain in accuracy, by epoch.",
     caption=(
-        "**Importance pruning during training.** Means over seeds ± one standard deviation. What "
-        "to see: how far the connections (top) fall before accuracy (bottom) follows."
+        "**Importance pruning during training.** Top: connections. Bottom: test accuracy with "
+        "pruning less that without, a running mean with its 95 % interval over seeds; the bar is "
+        "the last epoch's, and also counts the size of the test set."
     ),
     finding="With pruning during training", numbers="Pruned", height=4.8, block=(2, 1), across=2,
-    labels=("connections (thousands)", "test accuracy (%)"), sharex="col", needs=_BOTH,
+    labels=("connections (thousands)", "difference (points)"), sharex="col", needs=_BOTH,
     legend=lambda results: shown.lines(_BOTH),
 )  # fmt: skip
 def during_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
-    """Draw connections and accuracy with importance pruning and without; of F-importance."""
+    """Draw connections, and what importance pruning does to accuracy; of F-importance."""
     top, bottom = axes
     for method, runs in shown.by_method(results, name).items():
         shown.band(top, *shown.over_epochs(runs, "nnz", 1e-3), COLOURS[method])
-        shown.band(bottom, *shown.over_epochs(runs, "test_accuracy", 100), COLOURS[method])
     top.set_xlim(1, results.epochs(name))
     top.set_ylim(bottom=0)
     bottom.set_xlabel("epoch")
     plain, pruned = (results.of(name, method) for method in _BOTH)
+    shown.gain(bottom, pruned, plain, COLOURS[_BOTH[1]])
     left = np.mean([run["nnz_end"] / run["nnz_start"] for run in pruned])
     config = pruned[0]["config"]
-    schedule = f"from epoch {config['prune_from']} on, every {config['prune_every']}"
-    told = (
-        f"on {results.title(name)} {100 * left:.0f} % of the connections are left and accuracy "
-        f"differs by {shown.accuracy(pruned) - shown.accuracy(plain):+.1f} points"
+    (fitted, less), (lost, then) = (
+        [np.mean([run["epochs"][-1][part] for run in runs]) for runs in (plain, pruned)]
+        for part in ("loss", "test_loss")
     )
-    return told, f"{results.title(name)} {schedule}"
+    told = (
+        f"on {results.title(name)} {100 * left:.0f} % of the connections are left, accuracy "
+        f"differs by {shown.gap(pruned, plain)}, the training loss (with dropout) goes from "
+        f"{fitted:.2f} to {less:.2f} nats, the test loss from {lost:.2f} to {then:.2f}"
+    )
+    if less > fitted and then < lost:
+        told += ": the network fits its training rows less, and other rows better"
+    when = f"from epoch {config['prune_from']} on, every {config['prune_every']}"
+    return told, f"{results.title(name)} {when}"
 
 
 _POINTS: dict[str, Any] = {"marker": "o", "markersize": 3}
@@ -106,7 +114,7 @@ _LEFT = {
         "standard deviation. What to see: how far to the right accuracy (top) stays level, and "
         "what is left there (bottom), also in the compact network."
     ),
-    finding="A trained network can be pruned for at most one point of accuracy",
+    finding="A trained network can be pruned for at most one point of accuracy", numbers="Seeds",
     height=4.8, block=(2, 1), across=2, sharex="col", needs=("set-all-relu",),
     labels=("test accuracy (%)", "of the unpruned network (%)"),
     legend=lambda results: [line(colour, label) for colour, _, label in _LEFT.values()],
@@ -114,10 +122,10 @@ _LEFT = {
 def after_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw what pruning a trained network costs and saves, by percentile; of F-importance."""
     top, bottom = axes
-    runs = results.of(name, "set-all-relu")
+    runs = [run for run in results.of(name, "set-all-relu") if "post_pruning" in run["epochs"][-1]]
     x = _after(runs, "percentile")[0]
     accuracy = 100 * _after(runs, "test_accuracy")
-    shown.band(top, x, accuracy, COLOURS["set-all-relu"], **_POINTS)
+    shown.band(top, x, accuracy, "black", **_POINTS)
     kept = accuracy.mean(axis=0)
     last = int(np.flatnonzero(kept >= kept[0] - 1).max())
     shares = []
@@ -131,7 +139,7 @@ def after_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
         f"on {results.title(name)} up to percentile {x[last]:.0f}, where {shares[0]} of the "
         f"connections are left, {shares[1]} of the memory and {shares[2]} of the time"
     )
-    return told, ""
+    return told, ", ".join(str(run["seed"]) for run in runs)
 
 
 def _after(runs: list[Result], name: str) -> np.ndarray:

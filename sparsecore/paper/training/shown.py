@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.ndimage import uniform_filter1d
+from scipy.stats import t as student
 
 from sparsecore import datasets
 from sparsecore.paper import store
@@ -24,10 +26,12 @@ from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, deviation, line
 from sparsecore.paper.training.conditions import METHODS
-from sparsecore.paper.training.effects import Effect, compared
+from sparsecore.paper.training.effects import CONFIDENCE, Effect, compared, pairs
 from sparsecore.paper.training.studies import Results, cores, training_seconds
 
 SHOWN_ABOVE = Note(store.SHOWN_ABOVE)
+DOTTED = (0, (1, 2))
+_MOST = 84  # points of a line: every sixth of 500 epochs
 # A figure, its caption, its finding, and numbers for the fold under it.
 Draw = Callable[..., tuple[Figure, str, str, str]]
 
@@ -57,23 +61,23 @@ def drawn(key: str, alt: str) -> Callable[[Draw], Callable[..., Picture | Note]]
 def by_dataset(
     key: str, *, alt: str, caption: str, finding: str | Callable[[Results], str],
     height: float, numbers: str = "", extra: float = 0.0, block: tuple[int, int] = (1, 1),
-    across: int = 1, labels: Sequence[str] = (), needs: Sequence[str] = (),
+    across: int = 1, labels: Sequence[str] = (), needs: Sequence[str] = (), least: int = 1,
     legend: Callable[[Results], Sequence[Any]] = lambda results: (), **subplots: Any,
 ) -> Callable[[Callable[..., tuple[str, str]]], Callable[..., Picture | Note]]:  # fmt: skip
     """Make a picture with a block of panels per data set that has runs, and some of all `needs`.
 
-    ``draw(panels, name, results, ...)`` draws a data set; what it returns is told of it after
-    `finding` and, in the fold, after `numbers`. A block has (rows, columns) of panels, and `labels`
-    name its rows. At most `across` blocks stand side by side; such a row is `height` inches high,
-    and `extra` inches are for the legend.
+    It has them at `least` so many weight decays. ``draw(panels, name, results, ...)`` draws a data
+    set; what it returns is told of it after `finding` and, in the fold, after `numbers`. A block
+    has (rows, columns) of panels, and `labels` name its rows. At most `across` blocks stand side by
+    side; such a row is `height` inches high, and `extra` inches are for the legend.
     """
 
     def decorate(draw: Callable[..., tuple[str, str]]) -> Callable[..., Picture | Note]:
         @drawn(key, alt)
         @functools.wraps(draw)
         def picture(results: Results, *more: Any) -> tuple[Figure, str, str, str]:
-            there = datasets_of(results)
-            names = [n for n in there if set(needs) <= by_method(results, n).keys()]
+            at = Counter(n for d in results.study.decays for n in datasets_of(results.at(d)))
+            names = [n for n in at if at[n] >= least and set(needs) <= by_method(results, n).keys()]
             down, (rows, columns) = max(1, math.ceil(len(names) / across)), block
             beside = max(1, math.ceil(len(names) / down))
             figure = Figure(figsize=(WIDTH, height * down + extra), layout="constrained")
@@ -91,8 +95,8 @@ def by_dataset(
                     ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
                 told.append(draw(panels.ravel(), name, results, *more))
             if handles := legend(results):
-                ncols = min(len(handles), 3)
-                figure.legend(handles=handles, loc="outside upper center", ncols=ncols)
+                look = {"loc": "outside upper center", "ncols": min(len(handles), 3)}
+                figure.legend(handles=handles, **look)
             parts = ({part[i]: None for part in told if part[i]} for i in (0, 1))
             first, second = map("; ".join, parts)
             start = finding(results) if callable(finding) else sentence(finding, first)
@@ -133,26 +137,48 @@ def epoch_seconds(results: Results, dataset: str, times: Mapping[str, Result]) -
 
 
 def band(
-    ax: Axes,
-    x: Any,
-    values: np.ndarray,
-    colour: str,
-    scale: Callable[[np.ndarray], np.ndarray] = lambda values: values,
-    **style: Any,
-) -> None:
+    ax: Axes, x: Any, values: np.ndarray, colour: str,
+    scale: Callable[[np.ndarray], np.ndarray] = lambda values: values, **style: Any,
+) -> None:  # fmt: skip
     """Draw the mean of `values`, shape (seeds, points), and a band of one standard deviation."""
+    keep = np.linspace(0, len(x) - 1, min(len(x), _MOST)).round().astype(int)
+    x, values = np.asarray(x)[keep], values[:, keep]
     mean, sd = values.mean(axis=0), deviation(values, axis=0)
     low, high = scale(mean - sd), scale(mean + sd)
     ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     ax.plot(x, scale(mean), color=colour, **style)
 
 
+def gain(ax: Axes, first: list[Result], second: list[Result], colour: str) -> None:
+    """Draw a difference of accuracies by epoch, over pairs of runs; the last one's as a bar."""
+    effect, (first, second, _) = difference(first, second), pairs(first, second)
+    n = min(len(first), len(second))
+    epochs, ours = over_epochs(first[:n], "test_accuracy", 100)
+    gains = smooth(ours - over_epochs(second[:n], "test_accuracy", 100)[1])
+    mean = gains.mean(axis=0)
+    wide = student.ppf((1 + CONFIDENCE) / 2, n - 1) / np.sqrt(n) if n > 1 else 0.0
+    ax.axhline(0, color=GREY, linestyle=DOTTED)
+    band(ax, epochs, mean + wide * (gains - mean), colour)
+    half = wide * deviation(gains, axis=0)
+    late = slice(len(mean) // 10, None)  # the first epochs differ by more than all that follows
+    seen = [0.0, *(mean - half)[late], *(mean + half)[late]]
+    if effect:
+        look = {"color": colour, "marker": "o", "markersize": 4, "capsize": 3, "clip_on": False}
+        ax.errorbar(epochs[-1], 100 * effect.value, 50 * (effect.high - effect.low), **look)
+        seen += [100 * effect.low, 100 * effect.high]
+    margin = 0.1 * float(np.ptp(seen)) + 0.1
+    ax.set_ylim(min(seen) - margin, max(seen) + margin)
+
+
 def with_sd(ax: Axes, x: Sequence[float], runs: Iterable[list[Result]], method: str) -> list[float]:
-    """Draw accuracies, means over runs and bars of one standard deviation; return the means."""
+    """Draw means of accuracies, bars of one standard deviation, one run hollow; return means."""
     percents = [[100 * run["test_accuracy"] for run in some] for some in runs]
     means = [float(np.mean(some)) for some in percents]
-    look = {"color": COLOURS[method], "marker": "o", "markersize": 4, "capsize": 3}
-    ax.errorbar(x, means, [float(deviation(some)) for some in percents], **look)
+    bars = [float(deviation(some)) if len(some) > 1 else np.nan for some in percents]
+    look: dict[str, Any] = {"color": COLOURS[method], "marker": "o", "markersize": 4}
+    ax.errorbar(x, means, bars, capsize=3, **look)
+    alone = np.isnan(bars)
+    ax.plot(np.array(x)[alone], np.array(means)[alone], ls="", mfc="white", zorder=3, **look)
     return means
 
 
@@ -205,6 +231,20 @@ def points(effect: Effect) -> str:
     """Show a difference of accuracies with its interval."""
     value, low, high = (100 * v for v in (effect.value, effect.low, effect.high))
     return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]"
+
+
+def gap(first: list[Result], second: list[Result]) -> str:
+    """Show how much more accurate the first runs are; with an interval, if there are seeds."""
+    if effect := difference(first, second):
+        return points(effect)
+    return f"{accuracy(first) - accuracy(second):+.2f} points (no interval)"
+
+
+def factor(ratio: float) -> str:
+    """Show a ratio as a part of a sentence: "1.13 times", or "1/13.6 of"."""
+    value = 1 / ratio if ratio < 0.5 else ratio
+    text = f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+    return f"1/{text} of" if ratio < 0.5 else f"{text} times"
 
 
 def difference(first: list[Result], second: list[Result]) -> Effect | None:

@@ -11,10 +11,10 @@ from scipy.stats import binom
 
 from sparsecore import datasets
 from sparsecore.paper.style import COLOURS, GREY, WIDTH, deviation, line, patch
-from sparsecore.paper.training.shown import drawn, moments
+from sparsecore.paper.training.shown import DOTTED, drawn, moments
 from sparsecore.paper.training.studies import Results
 
-_DOTTED = (0, (1, 1))
+_BESIDE = slice(1, None), slice(-1)  # neighbours: all but the first, and all but the last
 _BIN = 4  # connections: fewer make the curves ragged, more hide the width of the first ones
 
 
@@ -32,7 +32,7 @@ def degrees(results: Results) -> tuple[Figure, str, str, str]:
     layers = len(sizes) - 1  # the output layer does not evolve
     figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
     axes = figure.subplots(2, layers, squeeze=False)
-    spreads = {}
+    widest = [(0.0, ""), (0.0, "")]
     for (row, layer), ax in np.ndenumerate(axes):
         side, word = (("fan_out", "outgoing"), ("fan_in", "incoming"))[row]
         before, after = ([run[epoch][side][layer] for run in seen] for epoch in (0, last))
@@ -42,16 +42,17 @@ def degrees(results: Results) -> tuple[Figure, str, str, str]:
         degree = np.mean([moments(h)[0] for h in before])
         k, trials = np.arange(int(degree + 5 * np.sqrt(degree)) + 1), sizes[layer + 1 - row]
         share = binom.pmf(k, trials, degree / trials)
-        ax.plot(*_binned(share), color="black", linewidth=1.2, linestyle=_DOTTED)
+        ax.plot(*_binned(share), color="black", linewidth=1.2, linestyle=DOTTED)
         neurons = "input pixels" if layer + row == 0 else f"hidden layer {layer + row}"
         ax.set(title=neurons, xlabel=f"{word} connections")
         ax.set_xlim(left=0)
         ax.set_ylim(bottom=0)
         first, then = (np.mean([moments(h)[1] for h in some]) for some in (before, after))
-        spreads[row, layer] = f"{first:.1f} to {then:.1f} ({word}, {neurons})"
+        told = f"from {first:.1f} to {then:.1f} ({word}, {neurons})"
+        widest[row] = max(widest[row], (then / first, told))
         if layer == 0:
             ax.set_ylabel("share of neurons (%)")
-    binomial = line("black", "Erdős–Rényi (binomial)", _DOTTED)
+    binomial = line("black", "Erdős–Rényi (binomial)", DOTTED)
     legend = [patch(GREY, "before training"), patch(colour, f"after {last} epochs"), binomial]
     figure.legend(handles=legend, loc="outside upper center", ncols=3)
     caption = (
@@ -60,8 +61,8 @@ def degrees(results: Results) -> tuple[Figure, str, str, str]:
         "start binomial; they widen where evolution moves connections from neuron to neuron."
     )
     finding = (
-        f"In {last} epochs the degrees' standard deviation goes from {spreads[0, 0]} and from "
-        f"{spreads[1, layers - 1]}."
+        f"In {last} epochs the degrees' standard deviation grows most {widest[0][1]} and "
+        f"{widest[1][1]}."
     )
     return figure, caption, finding, f"Bins of {_BIN} connections. "
 
@@ -108,15 +109,16 @@ def pixels(results: Results) -> tuple[Figure, str, str, str]:
     bar.set_label("strength of a pixel: Σ |weight| over its outgoing connections")
     bar.outline.set_visible(False)
     bar.ax.grid(False)
-    strengths = [np.sort(image, axis=None)[::-1] for image in (images[0], images[-1])]
-    first, final = (100 * s[: len(s) // 10].sum() / s.sum() for s in strengths)
+    first, final = (
+        np.corrcoef(*(np.r_[image[:, a].ravel(), image[a].ravel()] for a in _BESIDE))[0, 1]
+        for image in (images[0], images[-1])
+    )
     caption = (
         "**Where the network looks.** Strength of the connections that leave each of "
-        f"{facts['title']}'s pixels, over training, on one scale. The network starts without "
-        "preferences; then shapes appear."
+        f"{facts['title']}'s pixels, over training, on one scale."
     )
     finding = (
-        f"The strongest tenth of the pixels holds {first:.0f} % of all strength before training "
-        f"and {final:.0f} % at the end."
+        f"The correlation of neighbouring pixels' strengths goes from {first:.2f} before training "
+        f"to {final:.2f} at the end."
     )
     return figure, caption, finding, f"Seed {run['seed']}. "

@@ -26,6 +26,7 @@ from sparsecore.paper.store import NOT_AVAILABLE, Result, root
 from sparsecore.paper.style import deviation
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, STUDIES, excluded, sizes
+from sparsecore.paper.training.effects import core_seconds, factor
 from sparsecore.paper.training.on_cluster import WORKERS
 from sparsecore.paper.training.studies import Results, cores, have_learnt, training_seconds
 from sparsecore.settings import CHOICE, DECAYS, READING, RELEASED, SETTINGS
@@ -187,13 +188,14 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table |
         *(Column(f"{n} (%)", name, partial(_mean_sd, name)) for n, name in _ACCURACIES.items()),
         Column("nnz, start", "nnz_start", "{:,.0f}"),
         Column("nnz, end", "nnz_end", "{:,.0f}"),
-        Column("s per epoch", "epoch_seconds", partial(_mean_sd, "epoch_seconds")),
-        Column("× dense", "speed_against_dense", "{:.2f}"),
+        Column("s per epoch", "epoch_seconds", _seconds),
+        Column("× dense", "speed_against_dense", by=factor),
     )
     caption = (
         "**Dense, sparse and parallel methods.** Test accuracy after the last epoch, the best one, "
         "and the one that half of the test set chooses, on the other half; × dense: seconds × "
-        "cores of the dense row over the row's. Means ± one standard deviation over seeds."
+        "cores of the dense row over the row's. Means ± one standard deviation over seeds; of "
+        "seconds the median over rounds (lowest–highest)."
     )
     sources = _main_sources(results, rows)
     return Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, _best(rows))
@@ -261,25 +263,34 @@ def _main_row(
     measured = {name: [run[name] for run in runs] for name in names}
     chosen = [chosen_accuracy(run["epochs"], run["data"]["n_test"]) for run in runs]
     measured["chosen_accuracy"] = [] if None in chosen else chosen
-    measured["epoch_seconds"] = seconds[method][0] if runs and method in seconds else []
     for name, values in measured.items():
         row[name] = float(np.mean(values)) if values else None
         row[f"{name}_sd"] = float(deviation(values)) if len(values) > 1 else None
-    if measured["epoch_seconds"] and results.of(dataset, "dense") and "dense" in seconds:
-        dense, own = (np.mean(seconds[m][0]) * seconds[m][1] for m in ("dense", method))
-        row["speed_against_dense"] = float(dense / own)
+    turns, _ = seconds.get(method, ([], 0)) if runs else ([], 0)
+    for part, of in ("", core_seconds), ("_low", min), ("_high", max):
+        row[f"epoch_seconds{part}"] = of(turns) if turns else None
+    if turns and results.of(dataset, "dense") and "dense" in seconds:
+        dense, own = (core_seconds(*seconds[m]) for m in ("dense", method))
+        row["speed_against_dense"] = dense / own
     return row
 
 
 def _mean_sd(name: str, row: Mapping[str, Any]) -> str:
-    """Show a mean with its standard deviation: a time's three digits, accuracies in percent."""
+    """Show a mean in percent, with its standard deviation."""
     if row[name] is None:
         return "not available" if row["note"] == NOT_AVAILABLE else "—"
-    scale, decimals = 100, 1
-    if name == "epoch_seconds":
-        scale, decimals = 1, max(0, 2 - math.floor(math.log10(row[name])))
-    values = (scale * row[part] for part in (name, f"{name}_sd") if row[part] is not None)
-    return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(f"{value:.{decimals}f}" for value in values)
+    values = (100 * row[part] for part in (name, f"{name}_sd") if row[part] is not None)
+    return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(f"{value:.1f}" for value in values)
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    """Show a median with three digits, and the lowest and the highest value."""
+    if row["epoch_seconds"] is None:
+        return "—"
+    decimals = max(0, 2 - math.floor(math.log10(row["epoch_seconds"])))
+    parts = (row[f"epoch_seconds{part}"] for part in ("", "_low", "_high"))
+    middle, low, high = (f"{value:.{decimals}f}" for value in parts)
+    return middle + f" ({low}–{high})" * (low != high)
 
 
 # --- T-deviations, what others published, and what it took ---------------------------------------

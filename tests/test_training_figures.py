@@ -163,10 +163,9 @@ def test_main_table_holds_the_numbers_of_the_files(main):
         shown = ["last (%)", "best (%)", "chosen (%)", "nnz, start", "nnz, end"]
         assert row[shown].tolist() == [last, best, chosen, start, end]
         seconds = [epoch_seconds(run) for run in runs]
-        median = np.median(seconds)
+        median, sd = np.median(seconds), np.std(seconds, ddof=1)
         decimals = len(f"{median:#.3g}".partition(".")[2])
-        low, high = (f"{f(seconds):.{decimals}f}" for f in (min, max))
-        assert row["s per epoch"] == f"{median:.{decimals}f}" + f" ({low}–{high})" * (low != high)
+        assert row["s per epoch"] == f"{median:.{decimals}f}\xa0±\xa0{sd:.{decimals}f}"
         assert row["× dense"] == effects.factor(dense / median)
         mean = np.mean([run["test_accuracy"] for run in runs])
         assert float(plain[method]["test_accuracy"]) == pytest.approx(mean)

@@ -325,9 +325,9 @@ class Ledger:
         ]
         caption = (
             "**What came of the claims**: ✓ holds, ✗ fails, ? undecided, – not tested yet, · not "
-            "testable; in brackets: tested in part. The number is points of test accuracy, × how "
-            "many times (as fast, or the gradient flow), or % of held-out samples right. Two "
-            f"entries: weight decay {DECAYS[0]:g} / {DECAYS[1]:g}. A claim leads to its evidence."
+            "testable; in brackets: tested in part. Numbers are points of test accuracy, × how "
+            "many times (as fast, the gradient flow), or % of held-out samples right. Two entries: "
+            f"weight decay {DECAYS[0]:g} / {DECAYS[1]:g}."
         )
         return Table.of("L-grid", rows, columns, caption)
 

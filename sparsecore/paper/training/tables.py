@@ -188,14 +188,14 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table |
         *(Column(f"{n} (%)", name, partial(_mean_sd, name)) for n, name in _ACCURACIES.items()),
         Column("nnz, start", "nnz_start", "{:,.0f}"),
         Column("nnz, end", "nnz_end", "{:,.0f}"),
-        Column("s per epoch", "epoch_seconds", _seconds),
+        Column("s per epoch", "epoch_seconds", partial(_mean_sd, "epoch_seconds")),
         Column("× dense", "speed_against_dense", by=factor),
     )
     caption = (
         "**Dense, sparse and parallel methods.** Test accuracy after the last epoch, the best one, "
         "and the one that half of the test set chooses, on the other half; × dense: seconds × "
-        "cores of the dense row over the row's. Means ± one standard deviation over seeds; of "
-        "seconds the median over rounds (lowest–highest)."
+        "cores of the dense row over the row's. Means ± one standard deviation over seeds; "
+        "seconds: medians ± one over rounds."
     )
     sources = _main_sources(results, rows)
     return Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, _best(rows))
@@ -263,12 +263,12 @@ def _main_row(
     measured = {name: [run[name] for run in runs] for name in names}
     chosen = [chosen_accuracy(run["epochs"], run["data"]["n_test"]) for run in runs]
     measured["chosen_accuracy"] = [] if None in chosen else chosen
+    turns = measured["epoch_seconds"] = seconds[method][0] if runs and method in seconds else []
     for name, values in measured.items():
         row[name] = float(np.mean(values)) if values else None
         row[f"{name}_sd"] = float(deviation(values)) if len(values) > 1 else None
-    turns, _ = seconds.get(method, ([], 0)) if runs else ([], 0)
-    for part, of in ("", core_seconds), ("_low", min), ("_high", max):
-        row[f"epoch_seconds{part}"] = of(turns) if turns else None
+    if turns:  # one of which may be disturbed
+        row["epoch_seconds"] = core_seconds(turns)
     if turns and results.of(dataset, "dense") and "dense" in seconds:
         dense, own = (core_seconds(*seconds[m]) for m in ("dense", method))
         row["speed_against_dense"] = dense / own
@@ -276,21 +276,14 @@ def _main_row(
 
 
 def _mean_sd(name: str, row: Mapping[str, Any]) -> str:
-    """Show a mean in percent, with its standard deviation."""
+    """Show a value with its standard deviation: a time's three digits, accuracies in percent."""
     if row[name] is None:
         return "not available" if row["note"] == NOT_AVAILABLE else "—"
-    values = (100 * row[part] for part in (name, f"{name}_sd") if row[part] is not None)
-    return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(f"{value:.1f}" for value in values)
-
-
-def _seconds(row: Mapping[str, Any]) -> str:
-    """Show a median with three digits, and the lowest and the highest value."""
-    if row["epoch_seconds"] is None:
-        return "—"
-    decimals = max(0, 2 - math.floor(math.log10(row["epoch_seconds"])))
-    parts = (row[f"epoch_seconds{part}"] for part in ("", "_low", "_high"))
-    middle, low, high = (f"{value:.{decimals}f}" for value in parts)
-    return middle + f" ({low}–{high})" * (low != high)
+    scale, decimals = 100, 1
+    if name == "epoch_seconds":
+        scale, decimals = 1, max(0, 2 - math.floor(math.log10(row[name])))
+    values = (scale * row[part] for part in (name, f"{name}_sd") if row[part] is not None)
+    return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(f"{value:.{decimals}f}" for value in values)
 
 
 # --- T-deviations, what others published, and what it took ---------------------------------------

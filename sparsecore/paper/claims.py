@@ -211,8 +211,7 @@ _NUMBERS = {"points": "{:+.2f}".format, "×": lambda v: f"× {factor(v)}", "%": 
 def sign(checks: Sequence[Check]) -> str:
     """Return checks in short: ✗ if one fails, else ? if one is undecided, else ✓; and a number.
 
-    – if none is tested, · if none can be, and in brackets if some are not tested yet. The number is
-    the first effect, whatever the sign.
+    – if none is tested, · if none can be; in brackets if some are not. The number is the first.
     """
     outcomes = [check.outcome for check in checks]
     mark = next((mark for outcome, mark in _SIGNS.items() if outcome in outcomes), "")
@@ -226,10 +225,7 @@ def sign(checks: Sequence[Check]) -> str:
 
 
 class Ledger:
-    """All claims, judged by results of L-claims, and by runs of T-extreme and of T-times.
-
-    The recorded results decide; what a build has of its own makes a ledger of its own.
-    """
+    """All claims, judged by results of L-claims, and by runs of T-extreme and of T-times."""
 
     def __init__(
         self, results: Results, extreme: Mapping[Any, Result] | None = None,
@@ -258,11 +254,7 @@ class Ledger:
         return checks
 
     def _compare(self, question: Question, results: Results, dataset: str) -> Check:
-        """Answer a question on one data set at one weight decay.
-
-        Of what is learnt surrogates tell nothing, nor does SET-All-ReLU where it is no better than
-        guessing.
-        """
+        """Answer a question on one data set at one weight decay."""
 
         def no(why: str, outcome: str = UNTESTED) -> Check:
             return Check("", evidence=why, outcome=outcome)

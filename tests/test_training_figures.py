@@ -166,7 +166,7 @@ def test_main_table_holds_the_numbers_of_the_files(main):
         median, sd = np.median(seconds), np.std(seconds, ddof=1)
         decimals = len(f"{median:#.3g}".partition(".")[2])
         assert row["s per epoch"] == f"{median:.{decimals}f}\xa0±\xa0{sd:.{decimals}f}"
-        assert row["× dense"] == effects.factor(dense / median)
+        assert row["× dense"] == effects.two_digits(dense / median)
         mean = np.mean([run["test_accuracy"] for run in runs])
         assert float(plain[method]["test_accuracy"]) == pytest.approx(mean)
         assert f"{100 * mean:.1f}~$\\pm$" in table.latex()
@@ -315,7 +315,7 @@ def test_cost_compares_seconds_of_one_machine_only(main):
         np.mean([sum(run["seconds"][stage] for stage in SPENT) for run in files(method)])
         for method in ("dense", "set-all-relu")
     ))  # fmt: skip
-    assert f": {effects.factor(ratio)} on Optical digits. " in figures.cost(recorded).finding
+    assert f": {effects.two_digits(ratio)} on Optical digits. " in figures.cost(recorded).finding
 
 
 def test_pruning_figures_hold_the_numbers_of_the_files(main):

@@ -31,10 +31,10 @@ from sparsecore.paper.training.effects import (
     compared,
     core_seconds,
     effect,
-    factor,
     holm,
     pairs,
     spread_of,
+    two_digits,
 )
 from sparsecore.paper.training.figures import flow_logs
 from sparsecore.paper.training.shown import epoch_seconds, points, source
@@ -78,7 +78,7 @@ def _measured(found: Effect | None, unit: str, seeds: str, note: str = "") -> Ch
         return Check("", evidence="the runs do not differ at all", outcome=UNDECIDED, seeds=seeds)
     scaled = [100 * v if unit == "points" else math.exp(v) for v in vars(found).values()][:3]
     times = "× {} [{}, {}]".format
-    text = points(found) + note if unit == "points" else times(*map(factor, scaled))
+    text = points(found) + note if unit == "points" else times(*map(two_digits, scaled))
     about = dict(zip(("effect", "low", "high"), scaled, strict=True))
     return _answer(found.p, text, seeds=seeds, unit=unit, **about)
 
@@ -205,7 +205,7 @@ def verdict(checks: Sequence[Check]) -> str:
 
 
 _SIGNS = {FAILS: "✗", UNDECIDED: "?", HOLDS: "✓", UNTESTED: "–", IMPOSSIBLE: "·"}
-_NUMBERS = {"points": "{:+.2f}".format, "×": lambda v: f"× {factor(v)}", "%": "{:.0f} %".format}
+_NUMBERS = {"points": "{:+.2f}".format, "×": lambda v: f"× {two_digits(v)}", "%": "{:.0f} %".format}
 
 
 def sign(checks: Sequence[Check]) -> str:

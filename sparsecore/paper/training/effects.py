@@ -91,9 +91,9 @@ def core_seconds(turns: Sequence[float], cores: int = 1) -> float:
     return float(np.median(turns)) * cores
 
 
-def factor(value: float) -> str:
+def two_digits(value: float) -> str:
     """Show a ratio: two digits, and a third just above 1, where the second is little."""
-    return f"{value:.{max(0, 1 - math.floor(math.log10(value)) + (1 <= value < 2))}f}"
+    return f"{value:,.{max(0, 1 - math.floor(math.log10(value)) + (1 <= value < 2))}f}"
 
 
 def compared(first: Runs, second: Runs, threshold: float = 0.0) -> tuple[Effect | None, str]:

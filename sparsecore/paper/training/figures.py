@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from sparsecore.paper.style import COLOURS, GREY, dot
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, SENSITIVITIES
-from sparsecore.paper.training.effects import CONFIDENCE, core_seconds, factor, pairs
+from sparsecore.paper.training.effects import CONFIDENCE, core_seconds, pairs, two_digits
 from sparsecore.paper.training.shown import by_dataset
 from sparsecore.paper.training.studies import Result, Results, cores, training_seconds
 from sparsecore.settings import DECAYS, setting
@@ -67,7 +67,7 @@ def cost(
     told = "" if times else "of the whole runs where no contest is recorded"
     if not {"dense", "set-all-relu"} <= spent.keys():
         return "", told
-    return f"{factor(spent['dense'] / spent['set-all-relu'])} on {results.title(name)}", told
+    return f"{two_digits(spent['dense'] / spent['set-all-relu'])} on {results.title(name)}", told
 
 
 @by_dataset(

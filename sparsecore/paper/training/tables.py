@@ -26,7 +26,7 @@ from sparsecore.paper.store import NOT_AVAILABLE, Result, root
 from sparsecore.paper.style import deviation
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, STUDIES, excluded, sizes
-from sparsecore.paper.training.effects import core_seconds, factor
+from sparsecore.paper.training.effects import core_seconds, two_digits
 from sparsecore.paper.training.on_cluster import WORKERS
 from sparsecore.paper.training.studies import Results, cores, have_learnt, training_seconds
 from sparsecore.settings import CHOICE, DECAYS, READING, RELEASED, SETTINGS
@@ -189,7 +189,7 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table |
         Column("nnz, start", "nnz_start", "{:,.0f}"),
         Column("nnz, end", "nnz_end", "{:,.0f}"),
         Column("s per epoch", "epoch_seconds", partial(_mean_sd, "epoch_seconds")),
-        Column("× dense", "speed_against_dense", by=factor),
+        Column("× dense", "speed_against_dense", by=two_digits),
     )
     caption = (
         "**Dense, sparse and parallel methods.** Test accuracy after the last epoch, the best one, "

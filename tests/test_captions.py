@@ -42,7 +42,7 @@ _TRAINING = (
     ("T-deviations", tables.deviations),
     ("L-claims", lambda found: claims.Ledger(found).grid()),
     ("L-claims", lambda found: claims.Ledger(found).table()),
-    ("L-claims", lambda found: claims.Ledger(found).evidence()),
+    ("L-claims", lambda found: claims.Ledger(found).evidence("C2")),
 )
 
 

@@ -140,7 +140,7 @@ class Table:
         return self.data.to_csv(index=False, lineterminator="\n")
 
     def latex(self) -> str:
-        """Return a LaTeX table (booktabs) with caption and label."""
+        """Return a LaTeX table (booktabs, pifont) with caption and label."""
         frame = self.frame.map(_latex).rename(columns=_latex)
         return frame.to_latex(
             index=False, caption=_latex(self.caption), label=f"tab:{self.key}",
@@ -205,7 +205,8 @@ _MATH = {
 _LATEX: dict[str, str | int | None] = {
     **{sign: f"$\\{name}$" for sign, name in _MATH.items()},
     "†": r"$^\dagger$", "‡": r"$^\ddagger$", "°": r"$^\circ$", "…": r"\dots{}", "–": "--",
-    "—": "---", "\N{NO-BREAK SPACE}": "~", "\\": r"\textbackslash{}",
+    "—": "---", "−": "$-$", "✓": r"\ding{51}", "✗": r"\ding{55}", "\N{NO-BREAK SPACE}": "~",
+    "\\": r"\textbackslash{}",
     **{c: f"$^{{{p}}}$" for c, p in zip("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789", strict=True)},
     **{c: "\\" + c for c in "&%$#_{}"},
 }  # fmt: skip

@@ -86,6 +86,16 @@ def sampling_variance(first: Runs, second: Runs) -> float:
     return sum(mean * (1 - mean) for mean in means) / n
 
 
+def core_seconds(turns: Sequence[float], cores: int = 1) -> float:
+    """Return seconds × cores of an epoch: the median over rounds, one of which may be disturbed."""
+    return float(np.median(turns)) * cores
+
+
+def two_digits(value: float) -> str:
+    """Show a ratio: two digits, and a third just above 1, where the second is little."""
+    return f"{value:,.{max(0, 1 - math.floor(math.log10(value)) + (1 <= value < 2))}f}"
+
+
 def compared(first: Runs, second: Runs, threshold: float = 0.0) -> tuple[Effect | None, str]:
     """Return the difference of two methods' accuracies, and of how many seeds each it is."""
     first, second, paired = pairs(first, second)

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from sparsecore.paper.style import COLOURS, GREY, dot
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, SENSITIVITIES
-from sparsecore.paper.training.effects import pairs
+from sparsecore.paper.training.effects import core_seconds, pairs, two_digits
 from sparsecore.paper.training.shown import DOTTED, by_dataset
 from sparsecore.paper.training.studies import Result, Results, cores, training_seconds
 from sparsecore.settings import DECAYS, setting
@@ -54,8 +54,7 @@ def cost(
             there = [run for run in some if run["provenance"]["cpu"] == machine]
             own = np.mean([training_seconds(run) * cores(run) for run in there or some])
             if method in contest:
-                turns, used = contest[method]
-                own, there = np.mean(turns) * used * some[0]["config"]["epochs"], some
+                own, there = core_seconds(*contest[method]) * some[0]["config"]["epochs"], some
             look = {"color": COLOURS[method], "fillstyle": "full" if there else "none"}
             ax.plot(own, shown.accuracy(some), marker=mark, markersize=7, **look)
             if there:
@@ -66,7 +65,7 @@ def cost(
     told = "" if times else "of the whole runs where no contest is recorded"
     if not {"dense", "set-all-relu"} <= spent.keys():
         return "", told
-    return f"{spent['dense'] / spent['set-all-relu']:.2g} on {results.title(name)}", told
+    return f"{two_digits(spent['dense'] / spent['set-all-relu'])} on {results.title(name)}", told
 
 
 @by_dataset(

@@ -26,7 +26,7 @@ from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, deviation, line
 from sparsecore.paper.training.conditions import METHODS
-from sparsecore.paper.training.effects import CONFIDENCE, Effect, compared, pairs
+from sparsecore.paper.training.effects import CONFIDENCE, Effect, compared, pairs, two_digits
 from sparsecore.paper.training.studies import Results, cores, training_seconds
 
 SHOWN_ABOVE = Note(store.SHOWN_ABOVE)
@@ -230,21 +230,20 @@ def lines(methods: Sequence[str], styles: Mapping[str, Any] | None = None) -> li
 def points(effect: Effect) -> str:
     """Show a difference of accuracies with its interval."""
     value, low, high = (100 * v for v in (effect.value, effect.low, effect.high))
-    return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]"
+    return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]".replace("-", "−")
 
 
 def gap(first: list[Result], second: list[Result]) -> str:
     """Show how much more accurate the first runs are; with an interval, if there are seeds."""
     if effect := difference(first, second):
         return points(effect)
-    return f"{accuracy(first) - accuracy(second):+.2f} points (no interval)"
+    return f"{accuracy(first) - accuracy(second):+.2f} points (no interval)".replace("-", "−")
 
 
 def factor(ratio: float) -> str:
-    """Show a ratio as a part of a sentence: "1.13 times", or "1/13.6 of"."""
+    """Show a ratio as a part of a sentence: "1.13 times", or "1/14 of"."""
     value = 1 / ratio if ratio < 0.5 else ratio
-    text = f"{value:.3g}" if value < 100 else f"{value:,.0f}"
-    return f"1/{text} of" if ratio < 0.5 else f"{text} times"
+    return f"1/{two_digits(value)} of" if ratio < 0.5 else f"{two_digits(value)} times"
 
 
 def difference(first: list[Result], second: list[Result]) -> Effect | None:

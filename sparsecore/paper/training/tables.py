@@ -25,6 +25,7 @@ from sparsecore.paper.store import NOT_AVAILABLE, Result, root
 from sparsecore.paper.style import deviation
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, STUDIES, excluded, sizes
+from sparsecore.paper.training.effects import core_seconds, two_digits
 from sparsecore.paper.training.on_cluster import WORKERS
 from sparsecore.paper.training.studies import Results, cores, have_learnt, training_seconds
 from sparsecore.settings import CHOICE, DECAYS, READING, RELEASED, SETTINGS
@@ -186,12 +187,13 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table |
         Column("nnz, start", "nnz_start", "{:,.0f}"),
         Column("nnz, end", "nnz_end", "{:,.0f}"),
         Column("s per epoch", "epoch_seconds", partial(_mean_sd, "epoch_seconds")),
-        Column("× dense", "speed_against_dense", "{:.2f}"),
+        Column("× dense", "speed_against_dense", by=two_digits),
     )
     caption = (
         "**Dense, sparse and parallel methods.** Test accuracy after the last epoch, the best one, "
         "and the one that half of the test set chooses, on the other half; × dense: seconds × "
-        "cores of the dense row over the row's. Means ± one standard deviation over seeds."
+        "cores of the dense row over the row's. Means ± one standard deviation over seeds; "
+        "seconds: medians ± one over rounds."
     )
     sources, finding = _main_sources(results, rows), _short(results, rows)
     return Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, finding)
@@ -261,18 +263,20 @@ def _main_row(
     measured = {name: [run[name] for run in runs] for name in names}
     chosen = [chosen_accuracy(run["epochs"], run["data"]["n_test"]) for run in runs]
     measured["chosen_accuracy"] = [] if None in chosen else chosen
-    measured["epoch_seconds"] = seconds[method][0] if runs and method in seconds else []
+    turns = measured["epoch_seconds"] = seconds[method][0] if runs and method in seconds else []
     for name, values in measured.items():
         row[name] = float(np.mean(values)) if values else None
         row[f"{name}_sd"] = float(deviation(values)) if len(values) > 1 else None
-    if measured["epoch_seconds"] and results.of(dataset, "dense") and "dense" in seconds:
-        dense, own = (np.mean(seconds[m][0]) * seconds[m][1] for m in ("dense", method))
-        row["speed_against_dense"] = float(dense / own)
+    if turns:  # one of which may be disturbed
+        row["epoch_seconds"] = core_seconds(turns)
+    if turns and results.of(dataset, "dense") and "dense" in seconds:
+        dense, own = (core_seconds(*seconds[m]) for m in ("dense", method))
+        row["speed_against_dense"] = dense / own
     return row
 
 
 def _mean_sd(name: str, row: Mapping[str, Any]) -> str:
-    """Show a mean with its standard deviation: a time's three digits, accuracies in percent."""
+    """Show a value with its standard deviation: a time's three digits, accuracies in percent."""
     if row[name] is None:
         return "not available" if row["note"] == NOT_AVAILABLE else "—"
     scale, decimals = 100, 1

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from sparsecore.extreme import budget
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.network import step_bytes
-from sparsecore.paper.extreme.runs import BAT, networks
+from sparsecore.paper.extreme.runs import BAT, CONTROLS, ROWS, networks
 from sparsecore.paper.page import Column, Picture, Table
 from sparsecore.paper.store import Result
 from sparsecore.paper.style import COLOURS, GREY, canvas, shows, tag
@@ -81,10 +81,8 @@ def table(*runs: Result) -> Table:
     if guesses := [row["test_p"] for row in rows if row["test_p"] is not None]:
         sources += f"Guessing does as well with a probability of at most {max(guesses):.0e}. "
     off = [100 * (row["peak_bytes"] / row["budget_bytes"] - 1) for row in rows]
-    finding = (
-        f"The memory that networks took was {min(off):+.1f} to {max(off):+.1f} % off the plan that "
-        "is printed before a run."
-    )
+    most = f"exceeded it by at most {max(off):.1f} %" if max(off) > 0 else "never exceeded it"
+    finding = f"A plan of memory is printed before a run; what networks took {most}."
     return Table.of("T-extreme", rows, _TABLE, caption, sources, finding)
 
 
@@ -142,10 +140,11 @@ def scaling(*runs: Result) -> Picture:
     return Picture("F-extreme-scaling", figure, caption, alt, law, finding)
 
 
-@shows(networks)
+@shows(partial(networks, rows=(*CONTROLS, *ROWS)))
 def losses(*runs: Result) -> Picture:
     """Draw the loss curves of the largest networks."""
-    deep = [run for run in runs if run["config"]["hidden_layers"] == 10][-3:]
+    free = [run for run in runs if not run["config"].get("frozen")]
+    deep = [run for run in free if run["config"]["hidden_layers"] == 10][-3:]
     colours = (COLOURS["set-all-relu-pruned"], COLOURS["set-relu"], COLOURS["set-all-relu"])
     trends = []
     with canvas(3.2) as figure:
@@ -172,8 +171,16 @@ def losses(*runs: Result) -> Picture:
     )
     falls = [run["trend"]["p"] < 0.05 for run in deep if run["trend"]]
     finding = f"The loss of {sum(falls)} of {len(falls)} networks falls (Kendall's test, p < 0.05)"
-    if rights := [100 * run["test"]["correct"] / run["test"]["n"] for run in deep if run["test"]]:
-        finding += f"; {min(rights):.0f} to {max(rights):.0f} % of the held-out samples are right"
+    if right := _right(deep):
+        finding += f"; {right} of the held-out samples are right"
+    if any(run["config"]["neurons"] >= BAT for run in free):
+        frozen = _right([run for run in runs if run not in free])
+        finding += (
+            f". With frozen hidden layers, networks of {BAT:,} neurons have {frozen} right"
+            if frozen
+            else ". Whether the hidden layers contribute is open until networks with frozen hidden "
+            "layers are recorded"
+        )
     alt = "Loss against step for the largest networks."
     sources = f"Trends of {'; '.join(trends)}. " * bool(trends)
     return Picture("F-extreme-loss", figure, caption, alt, sources, f"{finding}.")
@@ -286,6 +293,13 @@ def projection(*runs: Result) -> Table:
     if beyond:
         sources += f"{', '.join(beyond)} fit no number of ranks: one has both outputs' connections."
     return Table.of("T-extreme-projection", rows, _PROJECTION, caption, sources, finding)
+
+
+def _right(runs: Sequence[Result]) -> str:
+    """Say which share of the held-out samples is right, from the least to the most."""
+    tests = [run["test"] for run in runs if run["test"]]
+    shares = sorted({f"{100 * test['correct'] / test['n']:.0f}" for test in tests}, key=int)
+    return f"{' to '.join(dict.fromkeys((shares[0], shares[-1])))} %" if shares else ""
 
 
 def _plain(run: Result) -> Result:

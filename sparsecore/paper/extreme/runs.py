@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -118,9 +118,9 @@ def load(profile: str | None = None, *, progress: bool = True) -> Found:
     return found
 
 
-def networks(found: Found) -> list[Result]:
-    """Return the table's runs by size."""
-    return [found[key] for key in ROWS if key in found]
+def networks(found: Found, rows: Sequence[Row] | None = None) -> list[Result]:
+    """Return the runs of rows, or the table's, by size."""
+    return [found[key] for key in (ROWS if rows is None else rows) if key in found]
 
 
 def _measure(key: Row | str, profile: str) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,9 @@ from sparsecore import wasap
 from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET
 from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import COLOURS, GREY, canvas, keyed, line, picture, source, tag
+from sparsecore.paper.style import COLOURS, GREY, canvas, line, picture, shows, tag
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.studies import Results, training_seconds
-from sparsecore.settings import DECAYS
 
 Runs = Versions[Result]
 
@@ -93,11 +93,13 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     """Draw test accuracy against epochs and against seconds."""
     left, right = axes
     late: list[float] = []
-    ends, pace = {}, {}
+    ends, before, pace = {}, {}, {}
+    config = found["runs"]["wasap"][0]["config"]
     for name, runs in found["runs"].items():
         ends[name] = shown.accuracy(runs)
         pace[name] = np.mean([run["samples_per_second"] for run in runs])
         epochs, tests = shown.over_epochs(runs, "test_accuracy", 100)
+        before[name] = tests.mean(axis=0)[config["phase1_epochs"] - 1]
         tests = shown.smooth(tests)
         times = [[training_seconds(epoch) for epoch in run["epochs"]] for run in runs]
         for ax, x in ((left, epochs), (right, np.mean(times, axis=0))):
@@ -105,7 +107,7 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
             if name != "sequential":
                 ax.plot(x[-1], ends[name], "o", color=COLOUR[name], markersize=5)
         late += [*tests[:, tests.shape[1] // 20 :].flat, ends[name]]
-    config, room = found["runs"]["wasap"][0]["config"], max(1.0, 0.05 * float(np.ptp(late)))
+    room = max(1.0, 0.05 * float(np.ptp(late)))
     left.axvline(config["phase1_epochs"], color=GREY, linestyle=":", linewidth=1)
     tag(left, "each worker alone", (config["phase1_epochs"], min(late) - room), (4, 6))
     left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(min(late) - room, max(late) + room))
@@ -115,46 +117,75 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
         (pace[name] / pace["sequential"], ends[name] - ends["sequential"])
         for name in ("wasap", "wassp")
     )
+    who = {**LABELS, "sequential": "the sequential trainer"}
+    ahead, last = (who[max(some, key=some.__getitem__)] for some in (before, ends))
     finding = (
-        f"With {config['workers']} workers, WASAP-SGD trains {first[0]:.2f} times and WASSP-SGD "
-        f"{second[0]:.2f} times as many samples per second as the sequential trainer; in final "
-        f"test accuracy they differ from it by {first[1]:+.2f} and {second[1]:+.2f} points."
+        f"With {config['workers']} workers and λ = {config['weight_decay']:g}, WASAP-SGD trains "
+        f"{first[0]:.2f} times and WASSP-SGD {second[0]:.2f} times as many samples per second as "
+        f"the sequential trainer; in final test accuracy they differ from it by {first[1]:+.2f} "
+        f"and {second[1]:+.2f} points. When phase 2 begins, {ahead} is the most accurate; at the "
+        f"end, {last} is."
     )
     return finding, f"Final test accuracy: {told}."
 
 
-def explained(found: Runs, main: Results) -> Note:
-    """Say what phase 2 does, and how seconds differ from the main table's; `main` has its runs."""
+def beside_main(found: Runs, main: Results, times: Mapping[str, Result]) -> Note:
+    """Set the runs beside those of the main table, in accuracy and in seconds."""
     if not found:
         return Note(found.missing)
-    runs, told, main = found.first["runs"], [], main.at(DECAYS[0])
+    runs, told = found.first["runs"], []
+    config, own = runs["sequential"][0]["config"], "set-all-relu"
+    main, rounds = main.at(config["weight_decay"]), times.get(DATASET, {}).get("rounds", {})
     for name in ("wasap", "wassp"):
-        ends = [runs[name][0]["config"]["phase1_epochs"] - 1, -1]
+        some, parts = [main.of(DATASET, method) for method in (name, own)], []
+        if effect := shown.difference(*some):
+            parts.append(f"differs by {shown.points(effect)}")
+        if name in rounds:
+            ratio = np.median(rounds[own]) / np.median(rounds[name])
+            parts.append(f"is {ratio:.2g} times as fast")
+        told += [f"{LABELS[name]} {' and '.join(parts)}"] * bool(parts)
+    text = "[The main table](main.ipynb) has other runs of the same length."
+    if told:
+        text += f" Against its sequential trainer, {'; '.join(told)}."
+    if rounds:
+        here = np.median([training_seconds(run) for run in runs["sequential"]]) / config["epochs"]
+        text += (
+            f" An epoch of the sequential trainer took {here:.2g} s here and "
+            f"{np.median(rounds[own]):.2g} s there: compare seconds within one figure only."
+        )
+    return Note(text)
+
+
+# Why accuracy falls in phase 2 if the training loss rises.
+_CAUSES = {"wasap": "is open", "wassp": "is likely to be the smaller learning rate"}
+
+
+def explained(found: Runs, deviations: Results) -> Note:
+    """Say what phase 2 does, and what is known of its cause."""
+    if not found:
+        return Note(found.missing)
+    runs, told = found.first["runs"], ""
+    for name in ("wasap", "wassp"):
+        config = runs[name][0]["config"]
         tests, losses = (
-            shown.over_epochs(runs[name], value)[1].mean(axis=0)[ends]
+            shown.over_epochs(runs[name], value)[1].mean(axis=0)[[config["phase1_epochs"] - 1, -1]]
             for value in ("test_accuracy", "loss")
         )
-        told.append(
+        cause = "its workers learn their own rows by heart"
+        if losses[1] > losses[0]:
+            cause = f"the cause {_CAUSES[name]}"
+        told += (
             f"{LABELS[name]}'s test accuracy goes from {100 * tests[0]:.1f} to "
-            f"{100 * tests[1]:.1f} % and its training loss from {losses[0]:.3f} to {losses[1]:.3f}"
+            f"{100 * tests[1]:.1f} % in phase 2 and its training loss from {losses[0]:.3f} to "
+            f"{losses[1]:.3f}: {cause if tests[1] < tests[0] else 'nothing is lost'}. "
         )
-    effect = shown.difference(*(main.of(DATASET, name) for name in ("wassp-released", "wassp")))
+    deviations = deviations.at(config["weight_decay"])
+    ways = (deviations.of(DATASET, name) for name in ("wassp-released", "wassp"))
+    effect = shown.difference(*ways)
     worth = f"changes its accuracy by {shown.points(effect)}" if effect else "is not recorded yet"
-    theirs, seconds = main.of(DATASET, "set-all-relu"), ""
-    if theirs:
-        ours, other = (
-            (np.mean([training_seconds(run) for run in some]), some[0]["provenance"]["cpu"])
-            for some in (runs["sequential"], theirs)
-        )
-        seconds = (
-            f"\n\nThe sequential runs took {ours[0]:,.0f} seconds on {ours[1]}. Those of [the main "
-            f"table](main.ipynb), of the same length, took {other[0]:,.0f} on {other[1]}: seconds "
-            "compare within a figure only."
-        )
     return Note(
-        f"In phase 2 {'; '.join(told)}. The authors' released code keeps WASSP-SGD's higher "
-        "learning rate in phase 2. That experiment, one of the [deviations](deviations.ipynb), "
-        f"{worth}.{seconds}"
+        f"{told}One run would tell: WASSP-SGD that keeps its higher learning rate in phase 2, as "
+        f"the authors' released code does. That [deviation](deviations.ipynb) {worth}."
     )
 
 
@@ -193,10 +224,9 @@ _RESOURCES = (
 )
 
 
-def resources(found: Runs) -> Table | Note:
+@shows()
+def resources(found: Result) -> Table:
     """Make the table of the CPU and the memory of every rank."""
-    if not found:
-        return Note(found.missing)
     rows = [
         {
             "algorithm": LABELS[name], "rank": rank["rank"],
@@ -204,7 +234,7 @@ def resources(found: Runs) -> Table | Note:
             "rss_mb": max(samples["rss_mb"], default=0.0),
         }
         for name in ("wasap", "wassp")
-        for rank in found.first["runs"][name][0]["parallel"]["ranks"]
+        for rank in found["runs"][name][0]["parallel"]["ranks"]
         for samples in (rank["resources"],)
     ]  # fmt: skip
     used, most = ([row[name] for row in rows] for name in ("cpu_percent", "rss_mb"))
@@ -217,8 +247,7 @@ def resources(found: Runs) -> Table | Note:
         "data), sampled until the run ends; first seed. What to see: whether each rank keeps its "
         "core busy, and whether all need the same memory."
     )
-    sources, key = source(found, [_waiting(found.first)]), keyed("F-resources", found.first)
-    return Table.of(key, rows, _RESOURCES, caption, sources, finding)
+    return Table.of("F-resources", rows, _RESOURCES, caption, _waiting(found), finding)
 
 
 def replayed(found: Runs) -> Note:

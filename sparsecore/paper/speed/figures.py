@@ -147,8 +147,8 @@ def epochs(result: Result) -> Table:
         "**Where an epoch goes.** Fashion-MNIST's size and network, 60,000 rows for training and "
         "10,000 for the test, one thread, medians over epochs."
     )
-    median, low, high = map(_percent, result["overhead"].values())
-    finding = f"All but products and updates takes {median} of an epoch ({low} to {high})."
+    share = _percent(1 - result["overhead"]["median"])
+    finding = f"Products and updates take {share} of an epoch (the median over epochs)."
     return Table.of("T-epoch", rows, _EPOCHS, caption, finding=finding)
 
 

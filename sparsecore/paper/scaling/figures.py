@@ -70,7 +70,7 @@ def _rates(calibration: model.Calibration, *how: Any) -> np.ndarray:
 
 def _full(result: Result) -> int:
     """Return how many workers have a full batch each."""
-    return int(result["n_train"] // result["batch_size"])
+    return max(1, int(result["n_train"] // result["batch_size"]))
 
 
 def _workers_axis(ax: Axes, result: Result, name: str, *ticks: int, **more: Any) -> None:

@@ -211,7 +211,7 @@ def test_tables_of_what_is_measured_beside(name, column, values, said):
         ("table", {}, "what networks took exceeded it by at most 25.0 %."),
         ("table", {"peak_bytes": 3 * GIB}, "what networks took never exceeded it."),
         ("losses", {}, "The loss of 3 of 3 networks falls (Kendall's test, p < 0.05); 90 % of"),
-        ("losses", {}, "contribute is open until networks with frozen hidden layers are recorded."),
+        ("losses", {}, "With frozen hidden layers (50,000,000 neurons): not recorded yet."),
         ("losses", {"trend": {"tau": 0.1, "p": 0.4}}, "The loss of 0 of 3 networks falls"),
         ("losses", {"trend": None, "test": None}, "0 of 0 networks falls (Kendall's test, p < 0"),
         ("projection", {}, "machines with 22 GiB would hold 1·10⁹ neurons on 5"),
@@ -262,9 +262,7 @@ def test_the_loss_is_drawn_for_deep_networks():
         for n, right in ((3, 55), (10, 61))
     }
     picture = extreme_figures.losses(page() | frozen)
-    assert "With frozen hidden layers, networks of 50,000,000 neurons have 55 to 61 % right." in (
-        picture.finding
-    )
+    assert "With frozen hidden layers (50,000,000 neurons): 55 to 61 %." in picture.finding
     assert "frozen" not in extreme_figures.losses(page("quick")).finding
     assert "200,000,000 neurons: Kendall's τ -1.00" in picture.sources
     assert len(picture.figure.axes[0].get_legend().get_texts()) == 3, "the controls are not drawn"

@@ -33,8 +33,7 @@ COLOURS = {
     "wasap-pruned": "#882255",  # wine
 }
 GREY = "#6b6b6b"
-Draw = Callable[[Any, Result], tuple[str, str]]  # see `picture`
-Choose = str | Callable[[Any], Sequence[Result]]  # see `shows`
+Choose = str | Callable[[Any], Sequence[Result]] | None  # see `shows`
 Decorator = Callable[[Callable[..., Any]], Callable[[Any], Any]]
 _NOTHING = "Nothing of this is recorded yet, or it cannot be measured here."
 _QUIET = 0.15  # CPUs that others use: a system is never quite still
@@ -56,8 +55,8 @@ def canvas(height: float) -> Iterator[Figure]:
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def shows(choose: Choose = lambda page: [page.first] if page else []) -> Decorator:
-    """Have a function show a page's result, or those that are chosen of a page with several.
+def shows(choose: Choose = None) -> Decorator:
+    """Have a function show results of a page: the first of `Versions`, one by name, or a choice.
 
     It is called with them, and returns a picture or table with what its sources tell. They also
     tell of the last result; if that is a quick build's, the name differs from the recorded.
@@ -66,7 +65,10 @@ def shows(choose: Choose = lambda page: [page.first] if page else []) -> Decorat
     def decorate(show: Callable[..., Any]) -> Callable[[Any], Any]:
         @functools.wraps(show)
         def shown(page: Any) -> Any:
-            results = [page.get(choose)] if isinstance(choose, str) else choose(page)
+            if callable(choose):
+                results = choose(page)
+            else:
+                results = [page.get(choose) if choose else page and page.first]
             if not any(results):
                 return Note(getattr(page, "missing", _NOTHING))
             made, last = show(*results), results[-1]
@@ -80,27 +82,25 @@ def shows(choose: Choose = lambda page: [page.first] if page else []) -> Decorat
 
 
 def picture(
-    key: str, *, caption: str, alt: str, label: str = "", across: int = 1, height: float = 3.6,
-    legend: Sequence[Any] = (), **subplots: Any,
-) -> Callable[[Draw], Callable[[Any], Any]]:  # fmt: skip
-    """Make a picture of what a function draws of a page's result.
+    key: str, choose: Choose = None, *, caption: str, alt: str, across: int = 1, down: int = 1,
+    height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
+) -> Decorator:  # fmt: skip
+    """Make a picture of what a function draws of a page's results; see `shows`.
 
-    ``draw(panel or array of `across` panels, result)`` returns what is found, and what the sources
-    tell of it. `label` is the first panel's, on its left; `height` in inches.
+    ``draw(panel or array of `down` × `across` panels, *results)`` returns what is found, and what
+    the sources tell of it. `height` is in inches.
     """
 
-    def decorate(draw: Draw) -> Callable[[Any], Any]:
-        @shows()
+    def decorate(draw: Callable[..., tuple[str, str]]) -> Callable[[Any], Any]:
+        @shows(choose)
         @functools.wraps(draw)
-        def drawn(result: Result) -> Picture:
+        def drawn(*results: Result) -> Picture:
             with canvas(height) as figure:
-                finding, told = draw(figure.subplots(1, across, **subplots), result)
+                finding, told = draw(figure.subplots(down, across, **subplots), *results)
                 if legend:
                     letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
                     columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
                     figure.legend(handles=legend, loc="outside upper center", ncols=columns)
-                if label:
-                    figure.axes[0].set_ylabel(label)
             return Picture(key, figure, caption, alt, told, finding)
 
         return drawn

@@ -101,8 +101,7 @@ def recorded() -> Found:
     """Return what is recorded; run what is missing only if that is this build's own profile."""
     if current_profile() == "paper":
         return load()
-    found = {key: _entry(key, "paper").recorded() for key in _keys("paper")}
-    return {key: result for key, result in found.items() if result is not None}
+    return {key: run for key in _keys("paper") if (run := _entry(key, "paper").recorded())}
 
 
 def load(profile: str | None = None, *, progress: bool = True) -> Found:

@@ -17,9 +17,8 @@ from sparsecore.paper.style import COLOURS, GREY, canvas, line, picture, shows, 
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.studies import Results, training_seconds
 
-Runs = Versions[Result]
-
-LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
+LABELS = {"sequential": "sequential training", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
+_PARALLEL = ALGORITHMS[1:]
 # The sequential runs are SET-All-ReLU's.
 COLOUR = {name: COLOURS.get(name, COLOURS["set-all-relu"]) for name in ALGORITHMS}
 
@@ -113,67 +112,57 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(min(late) - room, max(late) + room))
     right.set(xlabel="seconds of training")
     told = ", ".join(f"{LABELS[name]} {end:.2f} %" for name, end in ends.items())
-    first, second = (
-        (pace[name] / pace["sequential"], ends[name] - ends["sequential"])
-        for name in ("wasap", "wassp")
+    parts = (
+        f"{LABELS[name]} trains {pace[name] / pace['sequential']:.2f} times as many samples per "
+        f"second and differs by {ends[name] - ends['sequential']:+.2f} points in final accuracy"
+        for name in _PARALLEL
     )
-    who = {**LABELS, "sequential": "the sequential trainer"}
-    ahead, last = (who[max(some, key=some.__getitem__)] for some in (before, ends))
+    ahead, last = (LABELS[max(some, key=some.__getitem__)] for some in (before, ends))
     finding = (
-        f"With {config['workers']} workers and λ = {config['weight_decay']:g}, WASAP-SGD trains "
-        f"{first[0]:.2f} times and WASSP-SGD {second[0]:.2f} times as many samples per second as "
-        f"the sequential trainer; in final test accuracy they differ from it by {first[1]:+.2f} "
-        f"and {second[1]:+.2f} points. When phase 2 begins, {ahead} is the most accurate; at the "
-        f"end, {last} is."
+        f"Against the sequential trainer, with {config['workers']} workers and λ = "
+        f"{config['weight_decay']:g}, {'; '.join(parts)}. Most accurate when phase 2 begins: "
+        f"{ahead}; at the end: {last}."
     )
     return finding, f"Final test accuracy: {told}."
 
 
-def beside_main(found: Runs, main: Results, times: Mapping[str, Result]) -> Note:
+def beside_main(found: Versions[Result], main: Results, times: Mapping[str, Result]) -> Note:
     """Set the runs beside those of the main table, in accuracy and in seconds."""
     if not found:
         return Note(found.missing)
-    runs, told = found.first["runs"], []
-    config, own = runs["sequential"][0]["config"], "set-all-relu"
-    main, rounds = main.at(config["weight_decay"]), times.get(DATASET, {}).get("rounds", {})
-    for name in ("wasap", "wassp"):
-        some, parts = [main.of(DATASET, method) for method in (name, own)], []
-        if effect := shown.difference(*some):
-            parts.append(f"differs by {shown.points(effect)}")
-        if name in rounds:
-            ratio = np.median(rounds[own]) / np.median(rounds[name])
-            parts.append(f"is {ratio:.2g} times as fast")
-        told += [f"{LABELS[name]} {' and '.join(parts)}"] * bool(parts)
-    text = "[The main table](main.ipynb) has other runs of the same length."
-    if told:
-        text += f" Against its sequential trainer, {'; '.join(told)}."
+    runs, own = found.first["runs"]["sequential"], "set-all-relu"
+    config, rounds = runs[0]["config"], times.get(DATASET, {}).get("rounds", {})
+    at = main.at(config["weight_decay"])
+    effects = ((n, shown.difference(at.of(DATASET, n), at.of(DATASET, own))) for n in _PARALLEL)
+    told = " and ".join(f"{shown.points(e)} ({LABELS[n]})" for n, e in effects if e)
+    text = shown.sentence("Final test accuracy there, less the sequential trainer's", told)
     if rounds:
-        here = np.median([training_seconds(run) for run in runs["sequential"]]) / config["epochs"]
+        there, first, second = (np.median(rounds[name]) for name in (own, *_PARALLEL))
+        here = np.median([training_seconds(run) for run in runs]) / config["epochs"]
         text += (
-            f" An epoch of the sequential trainer took {here:.2g} s here and "
-            f"{np.median(rounds[own]):.2g} s there: compare seconds within one figure only."
+            f"WASAP-SGD is {there / first:.2g} times and WASSP-SGD {there / second:.2g} times as "
+            f"fast there. A sequential epoch took {here:.2g} s here and {there:.2g} s there: "
+            "compare seconds within one figure only."
         )
-    return Note(text)
+    return Note(f"[The main table](main.ipynb) has other runs of the same length. {text}".strip())
 
 
-# Why accuracy falls in phase 2 if the training loss rises.
-_CAUSES = {"wasap": "is open", "wassp": "is likely to be the smaller learning rate"}
+# Why test accuracy falls in phase 2 if the training loss rises.
+_CAUSES = {"wasap": "the cause is open", "wassp": "the smaller learning rate is the likely cause"}
 
 
-def explained(found: Runs, deviations: Results) -> Note:
+def explained(found: Versions[Result], deviations: Results) -> Note:
     """Say what phase 2 does, and what is known of its cause."""
     if not found:
         return Note(found.missing)
     runs, told = found.first["runs"], ""
-    for name in ("wasap", "wassp"):
+    for name in _PARALLEL:
         config = runs[name][0]["config"]
         tests, losses = (
             shown.over_epochs(runs[name], value)[1].mean(axis=0)[[config["phase1_epochs"] - 1, -1]]
             for value in ("test_accuracy", "loss")
         )
-        cause = "its workers learn their own rows by heart"
-        if losses[1] > losses[0]:
-            cause = f"the cause {_CAUSES[name]}"
+        cause = _CAUSES[name] if losses[1] > losses[0] else "its workers learn their rows by heart"
         told += (
             f"{LABELS[name]}'s test accuracy goes from {100 * tests[0]:.1f} to "
             f"{100 * tests[1]:.1f} % in phase 2 and its training loss from {losses[0]:.3f} to "
@@ -190,7 +179,7 @@ def explained(found: Runs, deviations: Results) -> Note:
 
 
 @picture(
-    "F-parallel-staleness", height=2.8, label="share of updates (%)",
+    "F-parallel-staleness", height=2.8,
     caption="**Staleness of WASAP-SGD's updates.** Staleness counts the updates that others "
     "made while a gradient was computed; first seed. What to see: the peak at the number of other "
     "workers.",
@@ -204,7 +193,7 @@ def staleness(ax: Axes, found: Result) -> tuple[str, str]:
     at = np.minimum(range(len(counts)), many)
     shares = 100 * np.bincount(at, counts, many + 1) / counts.sum()
     ax.bar_label(ax.bar(range(many + 1), shares, color=COLOUR["wasap"], width=0.8), fmt="{:.2g}")
-    ax.set(xlabel="staleness (updates)", ymargin=0.12)
+    ax.set(xlabel="staleness (updates)", ylabel="share of updates (%)", ymargin=0.12)
     ax.set_xticks(range(many + 1), [*map(str, range(many)), f"{many} or more"])
     record = wasap.from_json(run["parallel"]["record"])
     lost = 100 * float((record.accepted < 1).mean())
@@ -213,6 +202,19 @@ def staleness(ax: Axes, found: Result) -> tuple[str, str]:
         f"average, and {100 - shares[-1]:.1f} % of them are at most {many - 1} old.",
         f"The largest staleness is {record.staleness.max()}; {lost:.2f} % of the updates met a "
         "newer topology and lost a part of their connections.",
+    )
+
+
+def _waiting(found: Result) -> str:
+    """Say how much of WASAP-SGD's first phase goes to the server, and what an update moves."""
+    run = found["runs"]["wasap"][0]
+    ranks = [rank["seconds"] for rank in run["parallel"]["ranks"]]
+    whole = sum(seconds["phase1"] for seconds in ranks)
+    lock, update = (100 * sum(seconds[n] for seconds in ranks) / whole for n in ("lock", "update"))
+    return (
+        f"Waiting for the server's lock took {lock:.1f} % of WASAP-SGD's phase 1, updates under "
+        f"it {update:.1f} %. An update moves {run['parallel']['bytes_per_update'] / 1e6:.2f} MB "
+        f"({run['nnz_start']:,} connections)."
     )
 
 
@@ -233,7 +235,7 @@ def resources(found: Result) -> Table:
             "cpu_percent": float(np.mean(samples["cpu_percent"] or [0.0])),  # a run may be short
             "rss_mb": max(samples["rss_mb"], default=0.0),
         }
-        for name in ("wasap", "wassp")
+        for name in _PARALLEL
         for rank in found["runs"][name][0]["parallel"]["ranks"]
         for samples in (rank["resources"],)
     ]  # fmt: skip
@@ -250,7 +252,7 @@ def resources(found: Result) -> Table:
     return Table.of("F-resources", rows, _RESOURCES, caption, _waiting(found), finding)
 
 
-def replayed(found: Runs) -> Note:
+def replayed(found: Versions[Result]) -> Note:
     """Say what the replay found."""
     if not found:
         return Note(found.missing)
@@ -260,20 +262,4 @@ def replayed(found: Runs) -> Note:
         f"A replay in one process repeated {report['updates']:,} updates; its weights are "
         f"{verdict} (SHA-256 `{report['weights_sha256'][:16]}…`, recorded "
         f"`{report['recorded_sha256'][:16]}…`)."
-    )
-
-
-# --- sources -------------------------------------------------------------------------------------
-
-
-def _waiting(found: Result) -> str:
-    """Say how much of WASAP-SGD's first phase goes to the server, and what an update moves."""
-    run = found["runs"]["wasap"][0]
-    ranks = [rank["seconds"] for rank in run["parallel"]["ranks"]]
-    whole = sum(seconds["phase1"] for seconds in ranks)
-    lock, update = (100 * sum(seconds[n] for seconds in ranks) / whole for n in ("lock", "update"))
-    return (
-        f"Waiting for the server's lock took {lock:.1f} % of WASAP-SGD's phase 1, updates under "
-        f"it {update:.1f} %. An update moves {run['parallel']['bytes_per_update'] / 1e6:.2f} MB "
-        f"({run['nnz_start']:,} connections)."
     )

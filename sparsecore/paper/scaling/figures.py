@@ -33,7 +33,7 @@ _NUMBERS = (1, *(n for i in range(1, 10) for n in (2**i, 3 * 2 ** (i - 1))), 102
 
 
 @picture(
-    "F-scaling", height=2.7, label="speed-up over the\nsequential trainer",
+    "F-scaling", height=2.7,
     legend=[*(line(COLOUR[name], LABELS[name]) for name in ALGORITHMS), _IDEAL],
     caption="**Measured speed-up per worker.** Samples per second of phase 1 on "
     "Fashion-MNIST, evolution included, relative to the sequential trainer with one thread in "
@@ -52,8 +52,8 @@ def measured(ax: Axes, result: Result) -> tuple[str, str]:
         gain = f"{spreads[-1]['median']:.2f} times as fast"
         told.append(f"{LABELS[name]} with {numbers[-1]} workers is {gain}")
     ax.plot((1, most), (1, most), color=GREY, linestyle="-.", linewidth=1)
-    ax.set(xlabel="workers", xlim=(0.9, most + 0.1))
-    ax.set_ylim(bottom=0)
+    ax.set(xlabel="workers", ylabel="speed-up over the\nsequential trainer")
+    ax.set(xlim=(0.9, most + 0.1), ylim=(0, None))
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
     rounds = f"{len(samples_per_second(result, 'sequential'))} rounds, a seed each."
     return f"Measured against the sequential trainer, {' and '.join(told)}.", rounds
@@ -64,8 +64,7 @@ def measured(ax: Axes, result: Result) -> tuple[str, str]:
 
 def _rates(calibration: model.Calibration, *how: Any) -> np.ndarray:
     """Return simulated gradients per second, for all numbers of workers."""
-    found = [model.simulate(calibration, k, *how) for k in _NUMBERS]
-    return np.array([outcome.gradients_per_second for outcome in found])
+    return np.array([model.simulate(calibration, k, *how).gradients_per_second for k in _NUMBERS])
 
 
 def _full(result: Result) -> int:
@@ -74,10 +73,8 @@ def _full(result: Result) -> int:
 
 
 def _workers_axis(ax: Axes, result: Result, name: str, *ticks: int, **more: Any) -> None:
-    title = f"simulation: {LABELS[name]}"
-    ax.set(xscale="log", title=title, xlabel="simulated workers", **more)
-    if _full(result) < _NUMBERS[-1]:
-        ax.axvspan(_full(result), _NUMBERS[-1], color=GREY, alpha=0.15, linewidth=0)
+    ax.set(xscale="log", title=f"simulation: {LABELS[name]}", xlabel="simulated workers", **more)
+    ax.axvspan(min(_full(result), _NUMBERS[-1]), _NUMBERS[-1], color=GREY, alpha=0.15, linewidth=0)
     ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.minorticks_off()
 
@@ -95,40 +92,31 @@ def _workers_axis(ax: Axes, result: Result, name: str, *ticks: int, **more: Any)
 def simulated(axes: Any, result: Result) -> tuple[str, str]:
     """Draw the simulated speed-up up to 1024 workers, a line per network."""
     calibration, told, points, full = calibrate(result), [], [], _full(result)
-    most = max(n for n in _NUMBERS if n <= full)
+    filled = [n for n in _NUMBERS if n <= full]
     for ax, name in zip(axes, ALGORITHMS, strict=True):
-        rises = f"still rises at {most} workers"
-        fates: dict[str, list[str]] = {"peaks": [], "never gains": [], rises: []}
+        best = []
         ax.plot(_NUMBERS, _NUMBERS, color=GREY, linestyle="-.", linewidth=1)
         for network, style in _NETWORK_STYLES.items():
             gains = _rates(calibration, name, network, model.AS_MEASURED) / calibration.alone
             ax.plot(_NUMBERS, gains, color=COLOUR[name], linestyle=style)
             where = ("over " if network.bandwidth else "on ") + network.name.partition(",")[0]
-            gain, best = max(zip(gains, _NUMBERS[: _NUMBERS.index(most) + 1], strict=False))
-            if gain <= 1:
-                fates["never gains"].append(where)
-            elif best == most:
-                fates[rises].append(f"{where} ({gain:.1f})")
-            else:
-                fates["peaks"].append(f"with {best} workers {where} ({gain:.1f})")
+            gain, at = max(zip(gains.tolist(), filled, strict=False))
+            number = f"{'at least ' * (at == filled[-1])}{at} workers"
+            best.append(f"{number} {where} ({gain:.1f}{': no gain' * (gain <= 1)})")
             if name == "wasap":
                 point = model.saturation(calibration, network)
-                at = np.exp(np.interp(np.log(point), np.log(_NUMBERS), np.log(gains)))
-                ax.plot(point, at, "D", color=GREY, markersize=6)
+                y = np.exp(np.interp(np.log(point), np.log(_NUMBERS), np.log(gains)))
+                ax.plot(point, y, "D", color=GREY, markersize=6)
                 points.append(f"{network.name} K* = {point:.1f}")
-        parts = (f"{fate} {', '.join(places)}" for fate, places in fates.items() if places)
-        told.append(f"{LABELS[name]} {' and '.join(parts)}")
+        told.append(f"{LABELS[name]} peaks with {', '.join(best)}")
         _workers_axis(ax, result, name, 1, 4, 16, 64, 256, 1024, yscale="log")
     axes[0].set_ylabel("simulated speed-up\nover one worker")
     checked = [_compared(result, name, workers_of(result, name)[-1]) for name in ALGORITHMS]
-    off = " and ".join(
-        f"{row['simulated'] / row['measured'] - 1:+.0%} ({row['algorithm']})".replace("%", " %")
-        for row in checked
-    )
+    apart = [(100 * (row["simulated"] / row["measured"] - 1), row["algorithm"]) for row in checked]
     return (
         f"Simulated speed-up over one worker, with up to {full} workers, which have full batches: "
         f"{'; '.join(told)}. With {checked[0]['workers']} workers, the most that were measured, "
-        f"it is off the measured by {off}.",
+        f"it is off the measured by {' and '.join(map('{0[0]:+.0f} % ({0[1]})'.format, apart))}.",
         f"Saturated: {'; '.join(points)}. With {result['n_train']:,} rows at most {full} "
         "workers have a full batch each; for more the data would have to grow.",
     )
@@ -157,8 +145,7 @@ def stragglers(axes: Any, result: Result) -> tuple[str, str]:
             told.setdefault(scenario.name, []).append(change)
         ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
         _workers_axis(ax, result, name, 2, 8, 32, 128, 512)
-    axes[0].set_ylabel("throughput, % of that of\nworkers all alike")
-    axes[0].set_ylim(bottom=0)
+    axes[0].set(ylabel="throughput, % of that of\nworkers all alike", ylim=(0, None))
     costs = "; ".join(f"{case} {', '.join(changes)}" for case, changes in told.items())
     return (
         f"What stragglers change in the simulated throughput of 8 workers: {costs}.",

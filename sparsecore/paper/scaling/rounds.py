@@ -33,10 +33,8 @@ def _kept(result: Result) -> Result:
     found = {name: result[name] for name in ("seed", "samples_per_second", "test_accuracy")}
     if (parallel := result.get("parallel")) is None:
         return found
-    stale, names = (
-        np.array(parallel["staleness_histogram"] or [1]),
-        ("updates", "samples", "seconds"),
-    )
+    stale = np.array(parallel["staleness_histogram"] or [1])
+    names = ("updates", "samples", "seconds")
     return {
         **found, "window": parallel["window"], "bytes_per_update": parallel["bytes_per_update"],
         "staleness": float(np.average(np.arange(len(stale)), weights=stale)),

@@ -9,7 +9,6 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,8 +84,7 @@ class Adapter:
     label: str
     note: str  # what a step of it is: what a reader must know to compare fairly
     packages: tuple[str, ...] = ()  # that it needs; the version of the last one is told
-    # Takes a step on rows and returns its loss, if there is no `train` of all batches at once.
-    _take_step: Callable[[np.ndarray], Any]
+    _take_step: Any  # on rows, returns the loss; for peers without a `train` of all batches
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem

@@ -115,8 +115,8 @@ def simulated(axes: Any, result: Result) -> tuple[str, str]:
     apart = [(100 * (row["simulated"] / row["measured"] - 1), row["algorithm"]) for row in checked]
     return (
         f"Simulated speed-up over one worker, with up to {full} workers, which have full batches: "
-        f"{'; '.join(told)}. With {checked[0]['workers']} workers, the most that were measured, "
-        f"it is off the measured by {' and '.join(map('{0[0]:+.0f} % ({0[1]})'.format, apart))}.",
+        f"{'; '.join(told)}. With {checked[0]['workers']} workers it deviates from measurement by "
+        f"{' and '.join(map('{0[0]:+.0f} % ({0[1]})'.format, apart))}: more cannot be checked here.",
         f"Saturated: {'; '.join(points)}. With {result['n_train']:,} rows at most {full} "
         "workers have a full batch each; for more the data would have to grow.",
     )

@@ -116,7 +116,7 @@ def simulated(axes: Any, result: Result) -> tuple[str, str]:
     return (
         f"Simulated speed-up over one worker, with up to {full} workers, which have full batches: "
         f"{'; '.join(told)}. With {checked[0]['workers']} workers it deviates from measurement by "
-        f"{' and '.join(map('{0[0]:+.0f} % ({0[1]})'.format, apart))}: more cannot be checked here.",
+        f"{' and '.join(map('{0[0]:+.0f} % ({0[1]})'.format, apart))}: no more were measured.",
         f"Saturated: {'; '.join(points)}. With {result['n_train']:,} rows at most {full} "
         "workers have a full batch each; for more the data would have to grow.",
     )

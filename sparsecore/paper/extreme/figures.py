@@ -155,8 +155,7 @@ def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
         neurons, values = f"{run['config']['neurons']:,} neurons", pd.Series(run["losses"])
         steps = values.index + 1
         ax.plot(steps, values, ".", color=colour, alpha=0.5)
-        mean = values.rolling(5, min_periods=1).mean()
-        ax.plot(steps, mean, color=colour, label=neurons)
+        ax.plot(steps, values.rolling(5, min_periods=1).mean(), color=colour, label=neurons)
         every = run["config"]["evolve_every"]
         for step in range(every, len(values), every):
             ax.axvline(step + 0.5, color=GREY, linewidth=0.8, linestyle=":")

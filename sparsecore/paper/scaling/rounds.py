@@ -33,8 +33,10 @@ def _kept(result: Result) -> Result:
     found = {name: result[name] for name in ("seed", "samples_per_second", "test_accuracy")}
     if (parallel := result.get("parallel")) is None:
         return found
-    stale = np.array(parallel["staleness_histogram"] or [1])
-    names = ("updates", "samples", "seconds")
+    stale, names = (
+        np.array(parallel["staleness_histogram"] or [1]),
+        ("updates", "samples", "seconds"),
+    )
     return {
         **found, "window": parallel["window"], "bytes_per_update": parallel["bytes_per_update"],
         "staleness": float(np.average(np.arange(len(stale)), weights=stale)),

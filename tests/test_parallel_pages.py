@@ -1,5 +1,6 @@
 """Runs and pictures of the pages on parallel training, on small data without a cluster."""
 
+import re
 from copy import deepcopy
 from dataclasses import replace
 
@@ -71,8 +72,9 @@ def test_what_is_found_follows_from_the_runs(trained):
     runs[0]["parallel"]["staleness_histogram"] = [0, 8, 0, 0, 0, 1, 1]
     shown = Versions(found)
     told = parallel_figures.accuracy(shown).finding
-    assert "WASAP-SGD trains 1.50 times and WASSP-SGD 0.80 times" in told
-    assert "by +2.00 and -3.00 points" in told
+    assert "λ = 0.0002, WASAP-SGD trains 1.50 times as many samples per second and differs" in told
+    assert "by +2.00 points in final accuracy; WASSP-SGD trains 0.80 times" in told
+    assert "when phase 2 begins: sequential training; at the end: WASAP-SGD." in told
     bars = parallel_figures.staleness(shown)
     assert [bar.get_height() for bar in bars.figure.axes[0].patches] == [0, 80, 0, 0, 0, 20]
     assert "80.0 % of them are at most 4 old" in bars.finding
@@ -84,19 +86,33 @@ def test_what_is_found_follows_from_the_runs(trained):
     phase1 = found["runs"]["wassp"][0]["config"]["phase1_epochs"]
     loss = (0.5, 0.4, 0.3, 0.2)[phase1 - 1]
     assert f"WASSP-SGD's test accuracy goes from {100 - 100 * loss:.1f} to 80.0 %" in told
-    assert f"its training loss from {loss:.3f} to 0.200" in told and "not recorded yet" in told
+    assert f"its training loss from {loss:.3f} to 0.200: nothing is lost" in told
+    assert "not recorded yet" in told
+    for changes, why in (
+        ({"loss": 0.1}, "SGD's .*rows by heart.*SGD's .*rows by heart"),
+        ({"loss": 0.9}, "the cause is open.*the smaller learning rate is the likely cause"),
+    ):
+        for name in ("wasap", "wassp"):
+            found["runs"][name][0]["epochs"][-1] |= {"test_accuracy": 0.2, **changes}
+        assert re.search(why, parallel_figures.explained(shown, empty).text)
+    found["runs"]["sequential"][0]["config"]["epochs"] = 500
+    told = parallel_figures.beside_main(shown, empty, {}).text
+    assert told == "[The main table](main.ipynb) has other runs of the same length."
     runs = [
         {**run, "seed": seed, "condition": {"dataset": "digits", "method": method},
          "data": {"n_test": 1000}, "test_accuracy": accuracies[seed],
-         "config": {"weight_decay": 0.0002}, "seconds": {"train": 50.0},
-         "provenance": {"cpu": "a fast CPU"}}
+         "config": {"weight_decay": 0.0002}}
         for method, accuracies in (("wassp", (0.8, 0.8)), ("wassp-released", (0.89, 0.91)),
-                                   ("set-all-relu", (0.8, 0.8)))
+                                   ("set-all-relu", (0.82, 0.8)))
         for seed, run in enumerate(runs)
     ]  # fmt: skip
-    told = parallel_figures.explained(shown, replace(empty, runs=runs)).text
-    assert "changes its accuracy by +10.00 points [" in told
-    assert "took 1,000 seconds on a slow CPU" in told and "took 50 on a fast CPU" in told
+    main = replace(empty, runs=runs)
+    assert "changes its accuracy by +10.00 points [" in parallel_figures.explained(shown, main).text
+    rounds = {"set-all-relu": [1.0, 3.0, 9.0], "wassp": [2.0, 2.0, 7.0], "wasap": [1.0, 1.0, 1.0]}
+    told = parallel_figures.beside_main(shown, main, {"digits": {"rounds": rounds}}).text
+    assert "less the sequential trainer's: -1.00 points [" in told and "] (WASSP-SGD). " in told
+    assert "WASAP-SGD is 3 times and WASSP-SGD 1.5 times as fast there." in told
+    assert "took 2 s here and 3 s there" in told
 
 
 def test_the_build_s_runs_stand_apart(trained):
@@ -136,6 +152,7 @@ def test_what_cannot_be_run_is_one_line(trained, monkeypatch):
         for show in ("accuracy", "staleness", "resources", "replayed"):
             assert why in getattr(parallel_figures, show)(empty).text
         assert why in parallel_figures.explained(empty, None).text
+        assert why in parallel_figures.beside_main(empty, None, {}).text
     assert "stand above" in Versions(found.recorded).own.missing
 
 

@@ -207,7 +207,7 @@ SLOW = {"median": 9000.0, "low": 9000.0, "high": 9000.0}
         ),
         (
             "epochs", "epochs", {"overhead": {"median": 0.2, "low": 0.1, "high": 0.6}},
-            "All but products and updates takes 20 % of an epoch (10 % to 60 %).",
+            "Products and updates take 80 % of an epoch (the median over epochs).",
         ),
         (
             "density", "density", {"crossover": 0.15, "points": points(3.0), "dense": DENSE},

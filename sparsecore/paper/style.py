@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsecore.paper.page import Note, Picture
-from sparsecore.paper.store import Result, Versions, origin
+from sparsecore.paper.store import Result, origin
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
 # everywhere.
@@ -34,7 +33,9 @@ COLOURS = {
     "wasap-pruned": "#882255",  # wine
 }
 GREY = "#6b6b6b"
-Draw = Callable[[Any, Result], tuple[str, str]]  # see `picture`
+Choose = str | Callable[[Any], Sequence[Result]] | None  # see `shows`
+Decorator = Callable[[Callable[..., Any]], Callable[[Any], Any]]
+_NOTHING = "Nothing of this is recorded yet, or it cannot be measured here."
 _QUIET = 0.15  # CPUs that others use: a system is never quite still
 WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch
 _LETTERS, _BESIDE = 114, 10  # of a legend's line; as wide as these is what is beside a label
@@ -54,51 +55,66 @@ def canvas(height: float) -> Iterator[Figure]:
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def picture(
-    key: str, *, caption: str, alt: str, label: str = "", across: int = 1, height: float = 3.6,
-    legend: Sequence[Any] = (), **subplots: Any,
-) -> Callable[[Draw], Callable[[Versions[Result]], Picture | Note]]:  # fmt: skip
-    """Make a picture of what a function draws of the only one of `Versions`.
+def shows(choose: Choose = None) -> Decorator:
+    """Have a function show results of a page: the first of `Versions`, one by name, or a choice.
 
-    ``draw(panel or array of `across` panels, version)`` returns what is found, and what the sources
-    tell of it. `label` is the first panel's, on its left; `height` in inches.
+    It is called with them, and returns a picture or table with what its sources tell. They also
+    tell of the last result; if that is a quick build's, the name differs from the recorded.
     """
 
-    def decorate(draw: Draw) -> Callable[[Versions[Result]], Picture | Note]:
-        @functools.wraps(draw)
-        def shown(found: Versions[Result]) -> Picture | Note:
-            if not found:
-                return Note(found.missing)
-            with canvas(height) as figure:
-                finding, told = draw(figure.subplots(1, across, **subplots), found.first)
-                if legend:
-                    letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
-                    columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
-                    figure.legend(handles=legend, loc="outside upper center", ncols=columns)
-                if label:
-                    figure.axes[0].set_ylabel(label)
-            name, sources = keyed(key, found.first), source(found, [told])
-            return Picture(name, figure, caption, alt, sources, finding)
+    def decorate(show: Callable[..., Any]) -> Callable[[Any], Any]:
+        @functools.wraps(show)
+        def shown(page: Any) -> Any:
+            if callable(choose):
+                results = choose(page)
+            else:
+                results = [page.get(choose) if choose else page and page.first]
+            if not any(results):
+                return Note(getattr(page, "missing", _NOTHING))
+            made, last = show(*results), results[-1]
+            here = last["profile"] == "quick"
+            told = source([("this build" if here else "recorded", last)], made.sources)
+            return dataclasses.replace(made, key=made.key + "-here" * here, sources=told)
 
         return shown
 
     return decorate
 
 
-def keyed(key: str, result: Result) -> str:
-    """Return the name of a picture or table; that of a quick build differs from the recorded."""
-    return key + "-here" * (result["profile"] == "quick")
+def picture(
+    key: str, choose: Choose = None, *, caption: str, alt: str, across: int = 1, down: int = 1,
+    height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
+) -> Decorator:  # fmt: skip
+    """Make a picture of what a function draws of a page's results; see `shows`.
+
+    ``draw(panel or array of `down` × `across` panels, *results)`` returns what is found, and what
+    the sources tell of it. `height` is in inches.
+    """
+
+    def decorate(draw: Callable[..., tuple[str, str]]) -> Callable[[Any], Any]:
+        @shows(choose)
+        @functools.wraps(draw)
+        def drawn(*results: Result) -> Picture:
+            with canvas(height) as figure:
+                finding, told = draw(figure.subplots(down, across, **subplots), *results)
+                if legend:
+                    letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
+                    columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
+                    figure.legend(handles=legend, loc="outside upper center", ncols=columns)
+            return Picture(key, figure, caption, alt, told, finding)
+
+        return drawn
+
+    return decorate
 
 
-def source(
-    versions: Iterable[tuple[str, Result]], told: Iterable[str] = itertools.repeat("")
-) -> str:
-    """Return where each version comes from, and what is told of it, in plain sentences.
+def source(versions: Iterable[tuple[str, Result]], told: str = "") -> str:
+    """Return where each version comes from, in plain sentences, and what else is told.
 
     They warn of other processes, whose CPUs a result has under "others" or in its provenance.
     """
     texts = []
-    for (title, result), text in zip(versions, told, strict=False):
+    for title, result in versions:
         origins = result["provenance"]
         seeds = [result["seed"]] if "seed" in result else result.get("seeds", [])
         many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, " if seeds else ""
@@ -107,8 +123,8 @@ def source(
         others = float(np.median(result.get("others", origins.get("others", 0.0))))
         if others > _QUIET:
             texts.append(f"Other processes used {others:.1f} CPUs: these times are too long.")
-        texts += [result.get("size", ""), text]
-    return " ".join(filter(None, texts))
+        texts.append(result.get("size", ""))
+    return " ".join(filter(None, [*texts, told]))
 
 
 def line(colour: str, label: str, linestyle: Any = "-", **look: Any) -> Any:
@@ -122,9 +138,9 @@ def dot(colour: str, label: str, marker: str = "o", fill: str | None = None) -> 
     return line(colour, label, "", marker=marker, markerfacecolor=fill or colour)
 
 
-def patch(colour: str, label: str) -> Any:
+def patch(colour: str, label: str, alpha: float = 0.6) -> Any:
     """Return an area for a legend."""
-    return matplotlib.patches.Patch(color=colour, alpha=0.6, label=label)
+    return matplotlib.patches.Patch(color=colour, alpha=alpha, label=label)
 
 
 def deviation(values: Any, axis: int | None = None) -> Any:
@@ -148,25 +164,3 @@ def tag(
     """Write a small text near a point, so many points of type away from it."""
     look: dict[str, Any] = {"fontsize": 7.5, "color": "#333333", **more}
     ax.annotate(text, at, xytext=shift, textcoords="offset points", **look)
-
-
-def shows(choose: str | Callable[[Any], Sequence[Result]]) -> Callable[[Any], Callable[[Any], Any]]:
-    """Have a function show a part of a page's results, or those that are chosen of them.
-
-    It is called with the results; a quick build's have another key, and sources tell the last one.
-    """
-
-    def decorate(show: Callable[..., Any]) -> Callable[[Any], Any]:
-        @functools.wraps(show)
-        def shown(page: Any) -> Any:
-            results = choose(page) if callable(choose) else [page.get(choose)]
-            if not any(results):
-                return Note("Nothing of this is recorded yet, or it cannot be measured here.")
-            made, last = show(*results), results[-1]
-            title = "this build" if last["profile"] == "quick" else "recorded"
-            told = source([(title, last)], [made.sources])
-            return dataclasses.replace(made, key=keyed(made.key, last), sources=told)
-
-        return shown
-
-    return decorate

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,10 @@ from matplotlib.axes import Axes
 from sparsecore.extreme import budget
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.network import step_bytes
-from sparsecore.paper.extreme.runs import BAT, networks
-from sparsecore.paper.page import Column, Picture, Table
+from sparsecore.paper.extreme.runs import BAT, CONTROLS, ROWS, networks
+from sparsecore.paper.page import Column, Table
 from sparsecore.paper.store import Result
-from sparsecore.paper.style import COLOURS, GREY, canvas, shows, tag
+from sparsecore.paper.style import COLOURS, GREY, picture, shows, tag
 
 #: Neurons of the brain; the page says where the numbers are from.
 BRAINS = {
@@ -81,10 +82,8 @@ def table(*runs: Result) -> Table:
     if guesses := [row["test_p"] for row in rows if row["test_p"] is not None]:
         sources += f"Guessing does as well with a probability of at most {max(guesses):.0e}. "
     off = [100 * (row["peak_bytes"] / row["budget_bytes"] - 1) for row in rows]
-    finding = (
-        f"The memory that networks took was {min(off):+.1f} to {max(off):+.1f} % off the plan that "
-        "is printed before a run."
-    )
+    most = f"exceeded it by at most {max(off):.1f} %" if max(off) > 0 else "never exceeded it"
+    finding = f"A plan of memory is printed before a run; what networks took {most}."
     return Table.of("T-extreme", rows, _TABLE, caption, sources, finding)
 
 
@@ -106,77 +105,74 @@ def memory(*runs: Result) -> Table:
     return Table.of("T-extreme-memory", rows, columns, caption)
 
 
-@shows(networks)
-def scaling(*runs: Result) -> Picture:
+@picture(
+    "F-extreme-scaling", networks, down=2, height=6.6, sharex=True,
+    caption="**Growth.** Seconds per training step (batch 4) and the most memory resident, against "
+    "hidden neurons; the more layers the larger the circle. Dashed: proportional to neurons. Grey: "
+    "brains with as many neurons. What to see: how closely the circles follow the dashes.",
+    alt="Log-log plot of seconds per step and bytes against neurons, with brains as landmarks.",
+)  # fmt: skip
+def scaling(axes: Any, *runs: Result) -> tuple[str, str]:
     """Draw seconds per step and bytes against neurons, on logarithmic axes, with named brains."""
     names = "neurons", "hidden_layers"
     neurons, layers = np.array([[run["config"][name] for name in names] for run in runs]).T
     times = [float(np.median(run["step_seconds"])) for run in runs]
     peaks, told = [run["peak_bytes"] / _GIB for run in runs], []
     values = {"seconds per training step": times, "GiB of memory": peaks}
-    with canvas(6.6) as figure:
-        axes = figure.subplots(2, 1, sharex=True)
-        for ax, (label, y) in zip(axes, values.items(), strict=True):
-            look = {"edgecolors": COLOURS["set-all-relu"], "facecolors": "none", "linewidths": 1.4}
-            ax.scatter(neurons, y, 18 + 5 * layers, zorder=3, **look)
-            if (slope := _guide(ax, neurons, y)) is not None:
-                told.append(f"{slope:.2f} ({label})")
-            ax.set(xscale="log", yscale="log", ylabel=label, xlim=(1e5, 5e8))
-            for name, count in BRAINS.items():
-                ax.axvline(count, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
-                if ax is axes[0]:
-                    tag(ax, f"{name}\n{_count(count)}", (count, 1), (0, 3), **_ABOVE)
-        axes[-1].set_xlabel("hidden neurons")
-    law = f"From 5·10⁶ neurons on the exponents are {' and '.join(told)}. " * bool(told)
-    caption = (
-        "**Growth.** Seconds per training step (batch 4) and the most memory resident, against "
-        "hidden neurons; the more layers the larger the circle. Dashed: proportional to neurons. "
-        "Grey: brains with as many neurons. What to see: how closely the circles follow the dashes."
-    )
-    finding = (
+    for ax, (label, y) in zip(axes, values.items(), strict=True):
+        look = {"edgecolors": COLOURS["set-all-relu"], "facecolors": "none", "linewidths": 1.4}
+        ax.scatter(neurons, y, 18 + 5 * layers, zorder=3, **look)
+        if (slope := _guide(ax, neurons, y)) is not None:
+            told.append(f"{slope:.2f} ({label})")
+        ax.set(xscale="log", yscale="log", ylabel=label, xlim=(1e5, 5e8))
+        for name, count in BRAINS.items():
+            ax.axvline(count, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+            if ax is axes[0]:
+                tag(ax, f"{name}\n{_count(count)}", (count, 1), (0, 3), **_ABOVE)
+    axes[-1].set_xlabel("hidden neurons")
+    return (
         f"The largest network has {neurons[-1]:,} neurons, {neurons[-1] / BAT:.2g} times as many "
         f"as a bat's brain: it takes {peaks[-1]:.1f} GiB of memory and "
-        f"{times[-1]:.2g} s per training step."
+        f"{times[-1]:.2g} s per training step.",
+        f"From 5·10⁶ neurons on the exponents are {' and '.join(told)}. " * bool(told),
     )
-    alt = "Log-log plot of seconds per step and bytes against neurons, with brains as landmarks."
-    return Picture("F-extreme-scaling", figure, caption, alt, law, finding)
 
 
-@shows(networks)
-def losses(*runs: Result) -> Picture:
+@picture(
+    "F-extreme-loss", partial(networks, rows=(*CONTROLS, *ROWS)), height=3.2,
+    caption="**Loss.** Of each batch before it is trained on (dots), and the mean of five (lines); "
+    "every sample is seen once. At dotted lines the topology evolves, which costs what was learnt "
+    "on the connections that go. What to see: whether the loss falls below chance.",
+    alt="Loss against step for the largest networks.",
+)  # fmt: skip
+def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
     """Draw the loss curves of the largest networks."""
-    deep = [run for run in runs if run["config"]["hidden_layers"] == 10][-3:]
+    free = [run for run in runs if not run["config"].get("frozen")]
+    deep = [run for run in free if run["config"]["hidden_layers"] == 10][-3:]
     colours = (COLOURS["set-all-relu-pruned"], COLOURS["set-relu"], COLOURS["set-all-relu"])
     trends = []
-    with canvas(3.2) as figure:
-        ax = figure.subplots()
-        for run, colour in zip(deep, colours, strict=False):
-            neurons, values = f"{run['config']['neurons']:,} neurons", pd.Series(run["losses"])
-            steps = values.index + 1
-            ax.plot(steps, values, ".", color=colour, alpha=0.5)
-            mean = values.rolling(5, min_periods=1).mean()
-            ax.plot(steps, mean, color=colour, label=neurons)
-            every = run["config"]["evolve_every"]
-            for step in range(every, len(values), every):
-                ax.axvline(step + 0.5, color=GREY, linewidth=0.8, linestyle=":")
-            if trend := run["trend"]:
-                trends.append(f"{neurons}: Kendall's τ {trend['tau']:+.2f}, p = {trend['p']:.1g}")
-        ax.axhline(np.log(2), color=GREY, linewidth=0.8)
-        tag(ax, "chance", (1, np.log(2)), (0, 3), xycoords=("axes fraction", "data"), ha="right")
-        ax.set(xlabel="step", ylabel="cross-entropy (nats)", ylim=(0, None))
-        ax.legend()
-    caption = (
-        "**Loss.** Of each batch before it is trained on (dots), and the mean of five (lines); "
-        "every sample is seen once. At dotted lines the topology evolves, which costs what was "
-        "learnt on the connections that go. What to see: whether the loss falls below chance."
-    )
+    for run, colour in zip(deep, colours, strict=False):
+        neurons, values = f"{run['config']['neurons']:,} neurons", pd.Series(run["losses"])
+        steps = values.index + 1
+        ax.plot(steps, values, ".", color=colour, alpha=0.5)
+        ax.plot(steps, values.rolling(5, min_periods=1).mean(), color=colour, label=neurons)
+        every = run["config"]["evolve_every"]
+        for step in range(every, len(values), every):
+            ax.axvline(step + 0.5, color=GREY, linewidth=0.8, linestyle=":")
+        if trend := run["trend"]:
+            trends.append(f"{neurons}: Kendall's τ {trend['tau']:+.2f}, p = {trend['p']:.1g}")
+    ax.axhline(np.log(2), color=GREY, linewidth=0.8)
+    tag(ax, "chance", (1, np.log(2)), (0, 3), xycoords=("axes fraction", "data"), ha="right")
+    ax.set(xlabel="step", ylabel="cross-entropy (nats)", ylim=(0, None))
+    ax.legend()
     falls = [run["trend"]["p"] < 0.05 for run in deep if run["trend"]]
     finding = f"The loss of {sum(falls)} of {len(falls)} networks falls (Kendall's test, p < 0.05)"
-    if rights := [100 * run["test"]["correct"] / run["test"]["n"] for run in deep if run["test"]]:
-        finding += f"; {min(rights):.0f} to {max(rights):.0f} % of the held-out samples are right"
-    alt = "Loss against step for the largest networks."
-    sources = f"Trends of {'; '.join(trends)}. " * bool(trends)
-    return Picture("F-extreme-loss", figure, caption, alt, sources, f"{finding}.")
+    if right := _right(deep):
+        finding += f"; {right} of the held-out samples are right"
+    if any(run["config"]["neurons"] >= BAT for run in free):
+        frozen = _right([run for run in runs if run not in free]) or "not recorded yet"
+        finding += f". With frozen hidden layers ({BAT:,} neurons): {frozen}"
+    return f"{finding}.", f"Trends of {'; '.join(trends)}. " * bool(trends)
 
 
 # --- beside the table ----------------------------------------------------------------------------
@@ -286,6 +282,12 @@ def projection(*runs: Result) -> Table:
     if beyond:
         sources += f"{', '.join(beyond)} fit no number of ranks: one has both outputs' connections."
     return Table.of("T-extreme-projection", rows, _PROJECTION, caption, sources, finding)
+
+
+def _right(runs: Sequence[Result]) -> str:
+    """Say which share of the held-out samples is right, from the least to the most."""
+    shares = sorted(round(100 * t["correct"] / t["n"]) for run in runs if (t := run["test"]))
+    return f"{' to '.join(map(str, dict.fromkeys((shares[0], shares[-1]))))} %" if shares else ""
 
 
 def _plain(run: Result) -> Result:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -102,8 +102,7 @@ def recorded() -> Found:
     """Return what is recorded; run what is missing only if that is this build's own profile."""
     if current_profile() == "paper":
         return load()
-    found = {key: _entry(key, "paper").recorded() for key in _keys("paper")}
-    return {key: result for key, result in found.items() if result is not None}
+    return {key: run for key in _keys("paper") if (run := _entry(key, "paper").recorded())}
 
 
 def load(profile: str | None = None, *, progress: bool = True) -> Found:
@@ -119,9 +118,9 @@ def load(profile: str | None = None, *, progress: bool = True) -> Found:
     return found
 
 
-def networks(found: Found) -> list[Result]:
-    """Return the table's runs by size."""
-    return [found[key] for key in ROWS if key in found]
+def networks(found: Found, rows: Sequence[Row] | None = None) -> list[Result]:
+    """Return the runs of rows, or the table's, by size."""
+    return [found[key] for key in (ROWS if rows is None else rows) if key in found]
 
 
 def _measure(key: Row | str, profile: str) -> Result:

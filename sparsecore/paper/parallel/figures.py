@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,12 @@ from sparsecore import wasap
 from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET
 from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import COLOURS, GREY, canvas, keyed, line, picture, source, tag
+from sparsecore.paper.style import COLOURS, GREY, canvas, line, picture, shows, tag
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.studies import Results, training_seconds
-from sparsecore.settings import DECAYS
 
-Runs = Versions[Result]
-
-LABELS = {"sequential": "sequential", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
+LABELS = {"sequential": "sequential training", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
+_PARALLEL = ALGORITHMS[1:]
 # The sequential runs are SET-All-ReLU's.
 COLOUR = {name: COLOURS.get(name, COLOURS["set-all-relu"]) for name in ALGORITHMS}
 
@@ -93,11 +92,13 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     """Draw test accuracy against epochs and against seconds."""
     left, right = axes
     late: list[float] = []
-    ends, pace = {}, {}
+    ends, before, pace = {}, {}, {}
+    config = found["runs"]["wasap"][0]["config"]
     for name, runs in found["runs"].items():
         ends[name] = shown.accuracy(runs)
         pace[name] = np.mean([run["samples_per_second"] for run in runs])
         epochs, tests = shown.over_epochs(runs, "test_accuracy", 100)
+        before[name] = tests.mean(axis=0)[config["phase1_epochs"] - 1]
         tests = shown.smooth(tests)
         times = [[training_seconds(epoch) for epoch in run["epochs"]] for run in runs]
         for ax, x in ((left, epochs), (right, np.mean(times, axis=0))):
@@ -105,61 +106,80 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
             if name != "sequential":
                 ax.plot(x[-1], ends[name], "o", color=COLOUR[name], markersize=5)
         late += [*tests[:, tests.shape[1] // 20 :].flat, ends[name]]
-    config, room = found["runs"]["wasap"][0]["config"], max(1.0, 0.05 * float(np.ptp(late)))
+    room = max(1.0, 0.05 * float(np.ptp(late)))
     left.axvline(config["phase1_epochs"], color=GREY, linestyle=":", linewidth=1)
     tag(left, "each worker alone", (config["phase1_epochs"], min(late) - room), (4, 6))
     left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(min(late) - room, max(late) + room))
     right.set(xlabel="seconds of training")
     told = ", ".join(f"{LABELS[name]} {end:.2f} %" for name, end in ends.items())
-    first, second = (
-        (pace[name] / pace["sequential"], ends[name] - ends["sequential"])
-        for name in ("wasap", "wassp")
+    parts = (
+        f"{LABELS[name]} trains {pace[name] / pace['sequential']:.2f} times as many samples per "
+        f"second and differs by {ends[name] - ends['sequential']:+.2f} points in final accuracy"
+        for name in _PARALLEL
     )
+    ahead, last = (LABELS[max(some, key=some.__getitem__)] for some in (before, ends))
     finding = (
-        f"With {config['workers']} workers, WASAP-SGD trains {first[0]:.2f} times and WASSP-SGD "
-        f"{second[0]:.2f} times as many samples per second as the sequential trainer; in final "
-        f"test accuracy they differ from it by {first[1]:+.2f} and {second[1]:+.2f} points."
+        f"Against the sequential trainer, with {config['workers']} workers and λ = "
+        f"{config['weight_decay']:g}, {'; '.join(parts)}. Most accurate when phase 2 begins: "
+        f"{ahead}; at the end: {last}."
     )
     return finding, f"Final test accuracy: {told}."
 
 
-def explained(found: Runs, main: Results) -> Note:
-    """Say what phase 2 does, and how seconds differ from the main table's; `main` has its runs."""
+def beside_main(found: Versions[Result], main: Results, times: Mapping[str, Result]) -> Note:
+    """Set the runs beside those of the main table, in accuracy and in seconds."""
     if not found:
         return Note(found.missing)
-    runs, told, main = found.first["runs"], [], main.at(DECAYS[0])
-    for name in ("wasap", "wassp"):
-        ends = [runs[name][0]["config"]["phase1_epochs"] - 1, -1]
+    runs, own = found.first["runs"]["sequential"], "set-all-relu"
+    config, rounds = runs[0]["config"], times.get(DATASET, {}).get("rounds", {})
+    at = main.at(config["weight_decay"])
+    effects = ((n, shown.difference(at.of(DATASET, n), at.of(DATASET, own))) for n in _PARALLEL)
+    told = " and ".join(f"{shown.points(e)} ({LABELS[n]})" for n, e in effects if e)
+    text = shown.sentence("Final test accuracy there, less the sequential trainer's", told)
+    if rounds:
+        there, first, second = (np.median(rounds[name]) for name in (own, *_PARALLEL))
+        here = np.median([training_seconds(run) for run in runs]) / config["epochs"]
+        text += (
+            f"WASAP-SGD is {there / first:.2g} times and WASSP-SGD {there / second:.2g} times as "
+            f"fast there. A sequential epoch took {here:.2g} s here and {there:.2g} s there: "
+            "compare seconds within one figure only."
+        )
+    return Note(f"[The main table](main.ipynb) has other runs of the same length. {text}".strip())
+
+
+# Why test accuracy falls in phase 2 if the training loss rises.
+_CAUSES = {"wasap": "the cause is open", "wassp": "the smaller learning rate is the likely cause"}
+
+
+def explained(found: Versions[Result], deviations: Results) -> Note:
+    """Say what phase 2 does, and what is known of its cause."""
+    if not found:
+        return Note(found.missing)
+    runs, told = found.first["runs"], ""
+    for name in _PARALLEL:
+        config = runs[name][0]["config"]
         tests, losses = (
-            shown.over_epochs(runs[name], value)[1].mean(axis=0)[ends]
+            shown.over_epochs(runs[name], value)[1].mean(axis=0)[[config["phase1_epochs"] - 1, -1]]
             for value in ("test_accuracy", "loss")
         )
-        told.append(
+        cause = _CAUSES[name] if losses[1] > losses[0] else "its workers learn their rows by heart"
+        told += (
             f"{LABELS[name]}'s test accuracy goes from {100 * tests[0]:.1f} to "
-            f"{100 * tests[1]:.1f} % and its training loss from {losses[0]:.3f} to {losses[1]:.3f}"
+            f"{100 * tests[1]:.1f} % in phase 2 and its training loss from {losses[0]:.3f} to "
+            f"{losses[1]:.3f}: {cause if tests[1] < tests[0] else 'nothing is lost'}. "
         )
-    effect = shown.difference(*(main.of(DATASET, name) for name in ("wassp-released", "wassp")))
+    deviations = deviations.at(config["weight_decay"])
+    ways = (deviations.of(DATASET, name) for name in ("wassp-released", "wassp"))
+    effect = shown.difference(*ways)
     worth = f"changes its accuracy by {shown.points(effect)}" if effect else "is not recorded yet"
-    theirs, seconds = main.of(DATASET, "set-all-relu"), ""
-    if theirs:
-        ours, other = (
-            (np.mean([training_seconds(run) for run in some]), some[0]["provenance"]["cpu"])
-            for some in (runs["sequential"], theirs)
-        )
-        seconds = (
-            f"\n\nThe sequential runs took {ours[0]:,.0f} seconds on {ours[1]}. Those of [the main "
-            f"table](main.ipynb), of the same length, took {other[0]:,.0f} on {other[1]}: seconds "
-            "compare within a figure only."
-        )
     return Note(
-        f"In phase 2 {'; '.join(told)}. The authors' released code keeps WASSP-SGD's higher "
-        "learning rate in phase 2. That experiment, one of the [deviations](deviations.ipynb), "
-        f"{worth}.{seconds}"
+        f"{told}One run would tell: WASSP-SGD that keeps its higher learning rate in phase 2, as "
+        f"the authors' released code does. That [deviation](deviations.ipynb) {worth}."
     )
 
 
 @picture(
-    "F-parallel-staleness", height=2.8, label="share of updates (%)",
+    "F-parallel-staleness", height=2.8,
     caption="**Staleness of WASAP-SGD's updates.** Staleness counts the updates that others "
     "made while a gradient was computed; first seed. What to see: the peak at the number of other "
     "workers.",
@@ -173,7 +193,7 @@ def staleness(ax: Axes, found: Result) -> tuple[str, str]:
     at = np.minimum(range(len(counts)), many)
     shares = 100 * np.bincount(at, counts, many + 1) / counts.sum()
     ax.bar_label(ax.bar(range(many + 1), shares, color=COLOUR["wasap"], width=0.8), fmt="{:.2g}")
-    ax.set(xlabel="staleness (updates)", ymargin=0.12)
+    ax.set(xlabel="staleness (updates)", ylabel="share of updates (%)", ymargin=0.12)
     ax.set_xticks(range(many + 1), [*map(str, range(many)), f"{many} or more"])
     record = wasap.from_json(run["parallel"]["record"])
     lost = 100 * float((record.accepted < 1).mean())
@@ -183,58 +203,6 @@ def staleness(ax: Axes, found: Result) -> tuple[str, str]:
         f"The largest staleness is {record.staleness.max()}; {lost:.2f} % of the updates met a "
         "newer topology and lost a part of their connections.",
     )
-
-
-_RESOURCES = (
-    Column("algorithm", "algorithm", number=False, once=True),
-    Column("rank", "rank"),
-    Column("CPU, mean (% of a core)", "cpu_percent", "{:.0f}"),
-    Column("memory, most (MiB)", "rss_mb", "{:,.0f}"),
-)
-
-
-def resources(found: Runs) -> Table | Note:
-    """Make the table of the CPU and the memory of every rank."""
-    if not found:
-        return Note(found.missing)
-    rows = [
-        {
-            "algorithm": LABELS[name], "rank": rank["rank"],
-            "cpu_percent": float(np.mean(samples["cpu_percent"] or [0.0])),  # a run may be short
-            "rss_mb": max(samples["rss_mb"], default=0.0),
-        }
-        for name in ("wasap", "wassp")
-        for rank in found.first["runs"][name][0]["parallel"]["ranks"]
-        for samples in (rank["resources"],)
-    ]  # fmt: skip
-    used, most = ([row[name] for row in rows] for name in ("cpu_percent", "rss_mb"))
-    finding = (
-        f"A rank uses {min(used):.0f} to {max(used):.0f} % of a core and at most {max(most):,.0f} "
-        "MiB of memory."
-    )
-    caption = (
-        "**CPU and memory of every rank.** Of the whole process (Python, compiled code, the rank's "
-        "data), sampled until the run ends; first seed. What to see: whether each rank keeps its "
-        "core busy, and whether all need the same memory."
-    )
-    sources, key = source(found, [_waiting(found.first)]), keyed("F-resources", found.first)
-    return Table.of(key, rows, _RESOURCES, caption, sources, finding)
-
-
-def replayed(found: Runs) -> Note:
-    """Say what the replay found."""
-    if not found:
-        return Note(found.missing)
-    report = found.first["replay"]
-    verdict = "identical to the last bit" if report["identical"] else "different"
-    return Note(
-        f"A replay in one process repeated {report['updates']:,} updates; its weights are "
-        f"{verdict} (SHA-256 `{report['weights_sha256'][:16]}…`, recorded "
-        f"`{report['recorded_sha256'][:16]}…`)."
-    )
-
-
-# --- sources -------------------------------------------------------------------------------------
 
 
 def _waiting(found: Result) -> str:
@@ -247,4 +215,51 @@ def _waiting(found: Result) -> str:
         f"Waiting for the server's lock took {lock:.1f} % of WASAP-SGD's phase 1, updates under "
         f"it {update:.1f} %. An update moves {run['parallel']['bytes_per_update'] / 1e6:.2f} MB "
         f"({run['nnz_start']:,} connections)."
+    )
+
+
+_RESOURCES = (
+    Column("algorithm", "algorithm", number=False, once=True),
+    Column("rank", "rank"),
+    Column("CPU, mean (% of a core)", "cpu_percent", "{:.0f}"),
+    Column("memory, most (MiB)", "rss_mb", "{:,.0f}"),
+)
+
+
+@shows()
+def resources(found: Result) -> Table:
+    """Make the table of the CPU and the memory of every rank."""
+    rows = [
+        {
+            "algorithm": LABELS[name], "rank": rank["rank"],
+            "cpu_percent": float(np.mean(samples["cpu_percent"] or [0.0])),  # a run may be short
+            "rss_mb": max(samples["rss_mb"], default=0.0),
+        }
+        for name in _PARALLEL
+        for rank in found["runs"][name][0]["parallel"]["ranks"]
+        for samples in (rank["resources"],)
+    ]  # fmt: skip
+    used, most = ([row[name] for row in rows] for name in ("cpu_percent", "rss_mb"))
+    finding = (
+        f"A rank uses {min(used):.0f} to {max(used):.0f} % of a core and at most {max(most):,.0f} "
+        "MiB of memory."
+    )
+    caption = (
+        "**CPU and memory of every rank.** Of the whole process (Python, compiled code, the rank's "
+        "data), sampled until the run ends; first seed. What to see: whether each rank keeps its "
+        "core busy, and whether all need the same memory."
+    )
+    return Table.of("F-resources", rows, _RESOURCES, caption, _waiting(found), finding)
+
+
+def replayed(found: Versions[Result]) -> Note:
+    """Say what the replay found."""
+    if not found:
+        return Note(found.missing)
+    report = found.first["replay"]
+    verdict = "identical to the last bit" if report["identical"] else "different"
+    return Note(
+        f"A replay in one process repeated {report['updates']:,} updates; its weights are "
+        f"{verdict} (SHA-256 `{report['weights_sha256'][:16]}…`, recorded "
+        f"`{report['recorded_sha256'][:16]}…`)."
     )

@@ -11,20 +11,20 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sparsecore.bench import spread
-from sparsecore.paper.page import Column, Note, Table
+from sparsecore.paper.page import Column, Table
 from sparsecore.paper.parallel.figures import COLOUR, LABELS
 from sparsecore.paper.scaling import simulate as model
 from sparsecore.paper.scaling.measure import calibrate
 from sparsecore.paper.scaling.rounds import samples_per_second, speedups, spent, workers_of
 from sparsecore.paper.scaling.simulate import ALGORITHMS
-from sparsecore.paper.store import Result, Versions
-from sparsecore.paper.style import GREY, keyed, line, picture, source, with_spread
-
-Measured = Versions[Result]
+from sparsecore.paper.store import Result
+from sparsecore.paper.style import GREY, line, patch, picture, shows, with_spread
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1)))
 _NETWORK_STYLES = dict(zip(model.NETWORKS, _DASHES, strict=True))
 _SCENARIO_STYLES = dict(zip(model.SCENARIOS[1:], _DASHES, strict=True))
+_IDEAL = line(GREY, "ideal", "-.", linewidth=1)
+_FEW_ROWS = patch(GREY, "too few rows for full batches", alpha=0.15)
 # Of workers that are simulated; a half more between the powers of two.
 _NUMBERS = (1, *(n for i in range(1, 10) for n in (2**i, 3 * 2 ** (i - 1))), 1024)
 
@@ -33,12 +33,12 @@ _NUMBERS = (1, *(n for i in range(1, 10) for n in (2**i, 3 * 2 ** (i - 1))), 102
 
 
 @picture(
-    "F-scaling", height=2.7, label="speed-up over the\nsequential trainer",
-    legend=[*(line(COLOUR[name], LABELS[name]) for name in ALGORITHMS), line(GREY, "ideal", ":")],
+    "F-scaling", height=2.7,
+    legend=[*(line(COLOUR[name], LABELS[name]) for name in ALGORITHMS), _IDEAL],
     caption="**Measured speed-up per worker.** Samples per second of phase 1 on "
     "Fashion-MNIST, evolution included, relative to the sequential trainer with one thread in "
     "the same round. Dots are medians over rounds, bars reach from the lowest to the highest. "
-    "What to see: how far below the dotted line each added worker falls.",
+    "What to see: how far below the ideal each added worker falls.",
     alt="Speed-up against number of workers for WASAP-SGD and WASSP-SGD, with the ideal line.",
 )  # fmt: skip
 def measured(ax: Axes, result: Result) -> tuple[str, str]:
@@ -51,9 +51,9 @@ def measured(ax: Axes, result: Result) -> tuple[str, str]:
         most = max(most, *numbers)
         gain = f"{spreads[-1]['median']:.2f} times as fast"
         told.append(f"{LABELS[name]} with {numbers[-1]} workers is {gain}")
-    ax.plot((1, most), (1, most), color=GREY, linestyle=":", linewidth=1.2)
-    ax.set(xlabel="workers", xlim=(0.9, most + 0.1))
-    ax.set_ylim(bottom=0)
+    ax.plot((1, most), (1, most), color=GREY, linestyle="-.", linewidth=1)
+    ax.set(xlabel="workers", ylabel="speed-up over the\nsequential trainer")
+    ax.set(xlim=(0.9, most + 0.1), ylim=(0, None))
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
     rounds = f"{len(samples_per_second(result, 'sequential'))} rounds, a seed each."
     return f"Measured against the sequential trainer, {' and '.join(told)}.", rounds
@@ -64,56 +64,68 @@ def measured(ax: Axes, result: Result) -> tuple[str, str]:
 
 def _rates(calibration: model.Calibration, *how: Any) -> np.ndarray:
     """Return simulated gradients per second, for all numbers of workers."""
-    found = [model.simulate(calibration, k, *how) for k in _NUMBERS]
-    return np.array([outcome.gradients_per_second for outcome in found])
+    return np.array([model.simulate(calibration, k, *how).gradients_per_second for k in _NUMBERS])
 
 
-def _workers_axis(ax: Axes, name: str, *ticks: int, **more: Any) -> None:
-    title = f"simulation: {LABELS[name]}"
-    ax.set(xscale="log", title=title, xlabel="simulated workers", **more)
+def _full(result: Result) -> int:
+    """Return how many workers have a full batch each."""
+    return max(1, int(result["n_train"] // result["batch_size"]))
+
+
+def _workers_axis(ax: Axes, result: Result, name: str, *ticks: int, **more: Any) -> None:
+    ax.set(xscale="log", title=f"simulation: {LABELS[name]}", xlabel="simulated workers", **more)
+    ax.axvspan(min(_full(result), _NUMBERS[-1]), _NUMBERS[-1], color=GREY, alpha=0.15, linewidth=0)
     ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.minorticks_off()
 
 
 @picture(
     "F-scaling-simulated", across=2, height=3.9, sharex=True, sharey=True,
-    legend=[line("#333333", network.name, style) for network, style in _NETWORK_STYLES.items()],
+    legend=[*(line("#333333", network.name, style) for network, style in _NETWORK_STYLES.items()),
+            _IDEAL, _FEW_ROWS],
     caption="**Simulation: up to 1024 workers.** Speed-up in a simulation, not a run, with the "
     "times measured on this page and assumed networks. From the diamonds on the parameter "
     "server has no rest. What to see: WASAP-SGD falls beyond its diamond, because more and "
-    "more gradients meet a newer topology and take longer under the lock. WASSP-SGD does not.",
+    "more gradients meet a newer topology and take longer under the lock.",
     alt="Simulated speed-up against up to 1024 workers, log-log, one line per network.",
 )  # fmt: skip
 def simulated(axes: Any, result: Result) -> tuple[str, str]:
     """Draw the simulated speed-up up to 1024 workers, a line per network."""
-    calibration, told, points = calibrate(result), [], []
+    calibration, told, points, full = calibrate(result), [], [], _full(result)
+    filled = [n for n in _NUMBERS if n <= full]
     for ax, name in zip(axes, ALGORITHMS, strict=True):
         best = []
-        ax.plot(_NUMBERS, _NUMBERS, color=GREY, linestyle=":", linewidth=1)
+        ax.plot(_NUMBERS, _NUMBERS, color=GREY, linestyle="-.", linewidth=1)
         for network, style in _NETWORK_STYLES.items():
             gains = _rates(calibration, name, network, model.AS_MEASURED) / calibration.alone
             ax.plot(_NUMBERS, gains, color=COLOUR[name], linestyle=style)
-            where = network.name.partition(",")[0]
-            best.append(f"{_NUMBERS[gains.argmax()]} ({where}, speed-up {gains.max():.1f})")
+            where = ("over " if network.bandwidth else "on ") + network.name.partition(",")[0]
+            gain, at = max(zip(gains.tolist(), filled, strict=False))
+            number = f"{'at least ' * (at == filled[-1])}{at} workers"
+            best.append(f"{number} {where} ({gain:.1f}{': no gain' * (gain <= 1)})")
             if name == "wasap":
                 point = model.saturation(calibration, network)
-                at = np.exp(np.interp(np.log(point), np.log(_NUMBERS), np.log(gains)))
-                ax.plot(point, at, "D", color=GREY, markersize=6)
+                y = np.exp(np.interp(np.log(point), np.log(_NUMBERS), np.log(gains)))
+                ax.plot(point, y, "D", color=GREY, markersize=6)
                 points.append(f"{network.name} K* = {point:.1f}")
-        told.append(f"{LABELS[name]} {', '.join(best)}")
-        _workers_axis(ax, name, 1, 4, 16, 64, 256, 1024, yscale="log")
+        told.append(f"{LABELS[name]} peaks with {', '.join(best)}")
+        _workers_axis(ax, result, name, 1, 4, 16, 64, 256, 1024, yscale="log")
     axes[0].set_ylabel("simulated speed-up\nover one worker")
-    full = result["n_train"] // result["batch_size"]
+    checked = [_compared(result, name, workers_of(result, name)[-1]) for name in ALGORITHMS]
+    apart = [(100 * (row["simulated"] / row["measured"] - 1), row["algorithm"]) for row in checked]
     return (
-        f"The simulation is fastest with so many workers: {'; '.join(told)}.",
-        f"Saturated: {'; '.join(points)}. With {result['n_train']:,} rows at most {full} workers "
-        "have a full batch each; for more the data would have to grow.",
+        f"Simulated speed-up over one worker, with up to {full} workers, which have full batches: "
+        f"{'; '.join(told)}. With {checked[0]['workers']} workers it deviates from measurement by "
+        f"{' and '.join(map('{0[0]:+.0f} % ({0[1]})'.format, apart))}: no more were measured.",
+        f"Saturated: {'; '.join(points)}. With {result['n_train']:,} rows at most {full} "
+        "workers have a full batch each; for more the data would have to grow.",
     )
 
 
 @picture(
     "F-scaling-stragglers", across=2, height=3.4, sharex=True, sharey=True,
-    legend=[line("#333333", case.name, style) for case, style in _SCENARIO_STYLES.items()],
+    legend=[*(line("#333333", case.name, style) for case, style in _SCENARIO_STYLES.items()),
+            _FEW_ROWS],
     caption="**Simulation: what stragglers cost.** Gradients per second relative to workers "
     "that all take the mean time; one machine, shared memory. What to see: in lockstep all wait "
     "for the slowest, until the exchange takes longer than that. WASAP-SGD loses only what the "
@@ -132,9 +144,8 @@ def stragglers(axes: Any, result: Result) -> tuple[str, str]:
             change = f"{round(shares[_NUMBERS.index(8) - 1] - 100):+d} % ({LABELS[name]})"
             told.setdefault(scenario.name, []).append(change)
         ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
-        _workers_axis(ax, name, 2, 8, 32, 128, 512)
-    axes[0].set_ylabel("throughput, % of that of\nworkers all alike")
-    axes[0].set_ylim(bottom=0)
+        _workers_axis(ax, result, name, 2, 8, 32, 128, 512)
+    axes[0].set(ylabel="throughput, % of that of\nworkers all alike", ylim=(0, None))
     costs = "; ".join(f"{case} {', '.join(changes)}" for case, changes in told.items())
     return (
         f"What stragglers change in the simulated throughput of 8 workers: {costs}.",
@@ -168,11 +179,9 @@ _COMPARISON = (
 )  # fmt: skip
 
 
-def comparison(found: Measured) -> Table | Note:
+@shows()
+def comparison(result: Result) -> Table:
     """Make T-scaling: measured and simulated samples per second, side by side."""
-    if not found:
-        return Note(found.missing)
-    result = found.first
     rows = [_compared(result, name, k) for name in ALGORITHMS for k in workers_of(result, name)]
     apart = [100 * (row["simulated"] / row["measured"] - 1) for row in rows]
     finding = (
@@ -185,8 +194,7 @@ def comparison(found: Measured) -> Table | Note:
         "includes the wait for the slowest. The simulation knows one worker only; the last column "
         "has it use the time of a gradient beside as many busy cores, which share memory and clock."
     )
-    key = keyed("T-scaling", result)
-    return Table.of(key, rows, _COMPARISON, caption, source(found), finding)
+    return Table.of("T-scaling", rows, _COMPARISON, caption, finding=finding)
 
 
 def _compared(result: Result, name: str, k: int) -> Result:
@@ -233,11 +241,10 @@ _CALIBRATION = (
 )
 
 
-def calibration(found: Measured) -> Table | Note:
+@shows()
+def calibration(result: Result) -> Table:
     """Make T-scaling-calibration: what the simulation takes from measurements."""
-    if not found:
-        return Note(found.missing)
-    taken = calibrate(found.first)
+    taken = calibrate(result)
     rows = [{"quantity": name, "value": float(getattr(taken, name))} for name in _QUANTITIES]
     assumed = "; ".join(
         f"{n.name}: {1e6 * n.latency:g} µs one way, {n.bandwidth / 1e9:g} GB/s each way"
@@ -248,8 +255,8 @@ def calibration(found: Measured) -> Table | Note:
         "**What the simulation is calibrated with.** Times in milliseconds; the CSV file has "
         "seconds and bytes. The networks of more than one machine are assumed, not measured."
     )
-    sources, key = f"{source(found)} Assumed: {assumed}.", "T-scaling-calibration"
-    return Table.of(keyed(key, found.first), rows, _CALIBRATION, caption, sources)
+    sources = f"Assumed: {assumed}."
+    return Table.of("T-scaling-calibration", rows, _CALIBRATION, caption, sources)
 
 
 def _quantity(name: str, value: float) -> str:

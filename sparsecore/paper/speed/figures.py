@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from sparsecore.paper.page import Column, Picture, Table
+from sparsecore.paper.page import Column, Table
 from sparsecore.paper.speed.contest import PEERS
 from sparsecore.paper.speed.measure import SHAPES
 from sparsecore.paper.store import Result
-from sparsecore.paper.style import COLOURS, GREY, canvas, dot, line, shows, tag, with_spread
+from sparsecore.paper.style import COLOURS, GREY, dot, line, picture, shows, tag, with_spread
 
 # One colour for each kind of peer; sparsecore has that of its method.
 _KINDS = {
@@ -30,27 +31,24 @@ _LEVEL_STYLE = {"L1": "-", "L2": (0, (5, 1)), "L3": (0, (3, 1, 1, 1)), "DRAM": (
 _LEVEL_MARKER = {"L1": "s", "L2": "o", "L3": "D", "DRAM": "v"}
 
 
-@shows("peers")
-def peers(result: Result) -> Picture:
+@picture(
+    "F-speed-peers", "peers", down=len(SHAPES),
+    legend=[*(dot(colour, label) for label, (colour, _) in _KINDS.items()),
+            dot(GREY, "one thread"), dot(GREY, "two threads", fill="white")],
+    caption="**A training step, and the peers.** Time of a full step on the networks of the "
+    "study's images (ε = 20, batches of 128): medians of interleaved rounds, bars from the fastest "
+    "to the slowest, in brackets times sparsecore's. What to see: how far to the right a peer is.",
+    alt="Dot plot of milliseconds per training step for each peer, on two networks.",
+)  # fmt: skip
+def peers(axes: Any, result: Result) -> tuple[str, str]:
     """Draw milliseconds per training step of all peers, a panel per network."""
-    timed = {key for contest in result["contests"] for key in contest["peers"]}
-    keys = [key for key in PEERS if key in timed]
-    with canvas(0.9 + 0.75 * len(keys)) as figure:
-        axes = figure.subplots(len(SHAPES), 1)
-        for ax, shape in zip(axes, SHAPES, strict=True):
-            _contest(ax, [c for c in result["contests"] if c["shape"] == shape], keys)
-            ax.set_title(_TITLES[shape])
-        axes[-1].set_xlabel("milliseconds per training step")
-        legend = [dot(colour, label) for label, (colour, _) in _KINDS.items()]
-        legend += [dot(GREY, "one thread"), dot(GREY, "two threads", fill="white")]
-        figure.legend(handles=legend, loc="outside upper center", ncols=3)
-    caption = (
-        "**A training step, and the peers.** Time of a full step on the networks of the study's "
-        "images (ε = 20, batches of 128): medians of interleaved rounds, bars from the fastest to "
-        "the slowest, in brackets times sparsecore's. What to see: how far to the right a peer is."
-    )
-    alt = "Dot plot of milliseconds per training step for each peer, on two networks."
-    return Picture("F-speed-peers", figure, caption, alt, _threads(result), _slower(result))
+    keys = [key for key in PEERS if any(key in c["peers"] for c in result["contests"])]
+    axes[0].figure.set_figheight(0.9 + 0.75 * len(keys))
+    for ax, shape in zip(axes, SHAPES, strict=True):
+        _contest(ax, [c for c in result["contests"] if c["shape"] == shape], keys)
+        ax.set_title(_TITLES[shape])
+    axes[-1].set_xlabel("milliseconds per training step")
+    return _slower(result), _threads(result)
 
 
 def _slower(result: Result) -> str:
@@ -147,93 +145,87 @@ def epochs(result: Result) -> Table:
         "**Where an epoch goes.** Fashion-MNIST's size and network, 60,000 rows for training and "
         "10,000 for the test, one thread, medians over epochs."
     )
-    median, low, high = map(_percent, result["overhead"].values())
-    finding = f"All but products and updates takes {median} of an epoch ({low} to {high})."
+    share = _percent(1 - result["overhead"]["median"])
+    finding = f"Products and updates take {share} of an epoch (the median over epochs)."
     return Table.of("T-epoch", rows, _EPOCHS, caption, finding=finding)
 
 
-@shows("density")
-def density(result: Result) -> Picture:
+@picture(
+    "F-speed-density", "density", height=3.8,
+    caption="**Where dense wins.** Time of a step of 784-1000-1000-1000-10 (batches of 128, one "
+    "thread) against density, beside dense matrix products (lines); bars and bands from the "
+    "fastest round to the slowest. What to see: where sparsecore crosses the lines (dotted).",
+    alt="Milliseconds per step against density on logarithmic axes, with dense levels.",
+)  # fmt: skip
+def density(ax: Axes, result: Result) -> tuple[str, str]:
     """Draw time per step against density, with the dense peers as levels."""
     x, spreads = zip(*((100 * p["density"], p["ms"]) for p in result["points"]), strict=True)
-    levels = [ms["median"] for ms in result["dense"].values()]
-    with canvas(3.8) as figure:
-        ax = figure.subplots()
-        with_spread(ax, x, spreads, _COLOUR["sparsecore"], linewidth=1.4)
-        look = {"color": _COLOUR["sparsecore"], "fontsize": 8, "va": "top"}
-        tag(ax, "sparsecore", (x[0], spreads[0]["median"]), (8, -4), **look)
-        for key, ms in result["dense"].items():
-            style = "-" if key == "numpy-dense" else (0, (4, 2))
-            ax.axhline(ms["median"], color=_COLOUR[key], linestyle=style)
-            ax.axhspan(ms["low"], ms["high"], color=_COLOUR[key], alpha=0.15, linewidth=0)
-            shift, side = (3, "bottom") if ms["median"] == max(levels) else (-3, "top")
-            look |= {"color": _COLOUR[key], "va": side}
-            tag(ax, PEERS[key].label, (x[0], ms["median"]), (0, shift), **look)
-        if result["crossover"]:
-            ax.axvline(100 * result["crossover"], color=GREY, linestyle=(0, (1, 1)))
-        ax.set(xscale="log", yscale="log")
-        ax.set(xlabel="connections that exist (%)", ylabel="milliseconds per step")
-        _plain_ticks(ax.xaxis, ax.yaxis)
-    caption = (
-        "**Where dense wins.** Time of a step of 784-1000-1000-1000-10 (batches of 128, one "
-        "thread) against density, beside dense matrix products (lines); bars and bands from the "
-        "fastest round to the slowest. What to see: where sparsecore crosses the lines (dotted)."
-    )
-    alt = "Milliseconds per step against density on logarithmic axes, with dense levels."
+    levels, crossing = [ms["median"] for ms in result["dense"].values()], result["crossover"]
+    with_spread(ax, x, spreads, _COLOUR["sparsecore"], linewidth=1.4)
+    look = {"color": _COLOUR["sparsecore"], "fontsize": 8, "va": "top"}
+    tag(ax, "sparsecore", (x[0], spreads[0]["median"]), (8, -4), **look)
+    for key, ms in result["dense"].items():
+        style = "-" if key == "numpy-dense" else (0, (4, 2))
+        ax.axhline(ms["median"], color=_COLOUR[key], linestyle=style)
+        ax.axhspan(ms["low"], ms["high"], color=_COLOUR[key], alpha=0.15, linewidth=0)
+        shift, side = (3, "bottom") if ms["median"] == max(levels) else (-3, "top")
+        look |= {"color": _COLOUR[key], "va": side}
+        tag(ax, PEERS[key].label, (x[0], ms["median"]), (0, shift), **look)
+    if crossing:
+        ax.axvline(100 * crossing, color=GREY, linestyle=(0, (1, 1)))
+    ax.set(xscale="log", yscale="log")
+    ax.set(xlabel="connections that exist (%)", ylabel="milliseconds per step")
+    _plain_ticks(ax.xaxis, ax.yaxis)
     faster = "Sparse" if spreads[0]["median"] < min(levels) else "Dense"
-    crossing = result["crossover"]
     where = f"below a density of {_percent(crossing)}" if crossing else "at every density measured"
-    finding = f"{faster} steps are the faster ones {where}."
-    return Picture("F-speed-density", figure, caption, alt, finding=finding)
+    return f"{faster} steps are the faster ones {where}.", ""
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-@shows("roofline")
-def roofline(result: Result) -> Picture:
+@picture(
+    "F-speed-roofline", "roofline", height=4.8,
+    caption="**The kernels under the roof.** A point per layer and direction (ε = 20, batches of "
+    "128). Lines are ceilings, measured: multiply-adds on registers, reading in order from a "
+    "memory. A point's shape is the memory that holds what it reads. What to see: how close a "
+    "point is to its line.",
+    alt="Roofline plot: GFLOP/s against operations per byte, with measured ceilings.",
+)  # fmt: skip
+def roofline(ax: Axes, result: Result) -> tuple[str, str]:
     """Draw the kernels of both networks under the machine's measured ceilings."""
     x, peak, kernels = np.geomspace(0.25, 2, 60), result["gflops"], result["kernels"]
-    with canvas(4.8) as figure:
-        ax = figure.subplots()
-        for number, (level, bandwidth) in enumerate(result["bandwidth"].items()):
-            y = np.minimum(peak, x * bandwidth)
-            ax.plot(x, y, color=GREY, linestyle=_LEVEL_STYLE[level], linewidth=1.2)
-            # Below and above the rising line in turns: two of them may be close.
-            at, shift, ha, va = ((0.26, 3, "left", "top"), (0.4, -3, "right", "bottom"))[number % 2]
-            where, look = (at, at * bandwidth), {"color": GREY, "ha": ha, "va": va}
-            tag(ax, f"{level} {bandwidth:.0f} GB/s", where, (shift, 0), **look)
-        tag(ax, f"multiply-adds {peak:.0f} GFLOP/s", (1.95, peak), (0, 4), color=GREY, ha="right")
-        for point in kernels:
-            colour = _SHAPE_COLOUR[point["shape"]]
-            fill = colour if point["direction"] == "forward" else "white"
-            more = {"color": colour, "markerfacecolor": fill, "markersize": 6}
-            ax.plot(point["intensity"], point["gflops"], _LEVEL_MARKER[point["level"]], **more)
-        ax.set(xscale="log", yscale="log", xlim=(0.25, 2), xticks=[0.25, 0.5, 1, 2])
-        ax.set(xlabel="operations per byte moved", ylabel="GFLOP/s, one thread")
-        ax.xaxis.set_minor_locator(NullLocator())
-        _plain_ticks(ax.xaxis, ax.yaxis)
-        legend = [dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()]
-        legend += [dot(GREY, "forward"), dot(GREY, "backward", fill="white")]
-        levels = [level for level in _LEVEL_MARKER if level in {p["level"] for p in kernels}]
-        legend += [dot(GREY, f"rows in {level}", _LEVEL_MARKER[level]) for level in levels]
-        figure.legend(handles=legend, loc="outside upper center", ncols=3)
-    caption = (
-        "**The kernels under the roof.** A point per layer and direction (ε = 20, batches of 128). "
-        "Lines are ceilings, measured: multiply-adds on registers, reading in order from a memory. "
-        "A point's shape is the memory that holds what it reads. What to see: how close a point is "
-        "to its line."
-    )
+    for number, (level, bandwidth) in enumerate(result["bandwidth"].items()):
+        y = np.minimum(peak, x * bandwidth)
+        ax.plot(x, y, color=GREY, linestyle=_LEVEL_STYLE[level], linewidth=1.2)
+        # Below and above the rising line in turns: two of them may be close.
+        at, shift, ha, va = ((0.26, 3, "left", "top"), (0.4, -3, "right", "bottom"))[number % 2]
+        where, look = (at, at * bandwidth), {"color": GREY, "ha": ha, "va": va}
+        tag(ax, f"{level} {bandwidth:.0f} GB/s", where, (shift, 0), **look)
+    tag(ax, f"multiply-adds {peak:.0f} GFLOP/s", (1.95, peak), (0, 4), color=GREY, ha="right")
+    for point in kernels:
+        colour = _SHAPE_COLOUR[point["shape"]]
+        fill = colour if point["direction"] == "forward" else "white"
+        more = {"color": colour, "markerfacecolor": fill, "markersize": 6}
+        ax.plot(point["intensity"], point["gflops"], _LEVEL_MARKER[point["level"]], **more)
+    ax.set(xscale="log", yscale="log", xlim=(0.25, 2), xticks=[0.25, 0.5, 1, 2])
+    ax.set(xlabel="operations per byte moved", ylabel="GFLOP/s, one thread")
+    ax.xaxis.set_minor_locator(NullLocator())
+    _plain_ticks(ax.xaxis, ax.yaxis)
+    legend = [dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()]
+    legend += [dot(GREY, "forward"), dot(GREY, "backward", fill="white")]
+    levels = [level for level in _LEVEL_MARKER if level in {p["level"] for p in kernels}]
+    legend += [dot(GREY, f"rows in {level}", _LEVEL_MARKER[level]) for level in levels]
+    ax.figure.legend(handles=legend, loc="outside upper center", ncols=3)
     shares = [kernel["share"] for kernel in kernels]
     low, middle, high = map(_percent, (min(shares), np.median(shares), max(shares)))
     bound = sum(p["intensity"] * result["bandwidth"][p["level"]] < peak for p in kernels)
-    finding = (
+    return (
         f"Kernels reach {low} to {high} of their ceiling, the median {middle}; for {bound} of "
-        f"{len(kernels)} that ceiling is a cache or memory, for the others arithmetic."
+        f"{len(kernels)} that ceiling is a cache or memory, for the others arithmetic.",
+        "",
     )
-    alt = "Roofline plot: GFLOP/s against operations per byte, with measured ceilings."
-    return Picture("F-speed-roofline", figure, caption, alt, finding=finding)
 
 
 _KERNELS = (
@@ -253,38 +245,33 @@ def kernels(result: Result) -> Table:
     return Table.of("T-kernels", rows, _KERNELS, caption)
 
 
-@shows("width")
-def width(result: Result) -> Picture:
+@picture(
+    "F-speed-width", "width", across=2,
+    legend=[dot(_COLOUR["sparsecore"], "sparsecore"),
+            line(_COLOUR["numpy-dense"], "dense weights alone", ":")],
+    caption="**Wider at constant ε.** Time of a step and memory (parameters, velocity, structure) "
+    "of 784-n-n-10 neurons, against n (ε = 20, batches of 128, one thread). What to see: memory "
+    "grows as n, dense weights as n².",
+    alt="Milliseconds per step and memory against neurons per layer, on logarithmic axes.",
+)  # fmt: skip
+def width(axes: Any, result: Result) -> tuple[str, str]:
     """Draw time per step and memory against the width of the hidden layers."""
-    points, ours = result["points"], _COLOUR["sparsecore"]
+    points, ours, (left, right) = result["points"], _COLOUR["sparsecore"], axes
     x, last = [p["width"] for p in points], points[-1]
-    with canvas(3.6) as figure:
-        left, right = figure.subplots(1, 2)
-        with_spread(left, x, [p["ms"] for p in points], ours, linewidth=1.4)
-        right.plot(x, [p["mib"] for p in points], "o-", color=ours)
-        right.plot(x, [p["dense_mib"] for p in points], ":", color=_COLOUR["numpy-dense"])
-        for ax, what, unit in ((left, "Time", "milliseconds per step"), (right, "Memory", "MiB")):
-            ax.set(xscale="log", yscale="log", title=what, ylabel=unit)
-            ax.set_xlabel("neurons per hidden layer")
-            _plain_ticks(ax.xaxis, ax.yaxis)
-        names = [dot(ours, "sparsecore"), line(_COLOUR["numpy-dense"], "dense weights alone", ":")]
-        figure.legend(handles=names, loc="outside upper center", ncols=2)
-    caption = (
-        "**Wider at constant ε.** Time of a step and memory (parameters, velocity, structure) of "
-        "784-n-n-10 neurons, against n (ε = 20, batches of 128, one thread). What to see: memory "
-        "grows as n, dense weights as n²."
-    )
-    finding = (
+    with_spread(left, x, [p["ms"] for p in points], ours, linewidth=1.4)
+    right.plot(x, [p["mib"] for p in points], "o-", color=ours)
+    right.plot(x, [p["dense_mib"] for p in points], ":", color=_COLOUR["numpy-dense"])
+    for ax, what, unit in ((left, "Time", "milliseconds per step"), (right, "Memory", "MiB")):
+        ax.set(xscale="log", yscale="log", title=what, ylabel=unit)
+        ax.set_xlabel("neurons per hidden layer")
+        _plain_ticks(ax.xaxis, ax.yaxis)
+    return (
         f"With {last['width']:,} neurons per hidden layer the network takes "
         f"{last['mib'] / 1024:.2g} GiB and a step {last['ms']['median'] / 1e3:.2g} s; dense "
-        f"weights alone would take {last['dense_mib'] / 1024:,.0f} GiB."
-    )
-    sources = (
+        f"weights alone would take {last['dense_mib'] / 1024:,.0f} GiB.",
         f"The widest network has {last['nnz']:,} connections, was made in {last['make_s']:.1f} s "
-        f"and takes {last['bytes_per_connection']:.1f} bytes per connection."
+        f"and takes {last['bytes_per_connection']:.1f} bytes per connection.",
     )
-    alt = "Milliseconds per step and memory against neurons per layer, on logarithmic axes."
-    return Picture("F-speed-width", figure, caption, alt, sources, finding)
 
 
 def _plain_ticks(*axes: Axis) -> None:

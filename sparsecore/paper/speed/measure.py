@@ -194,8 +194,7 @@ def recorded() -> dict[str, Result]:
     """Return what is recorded; measure what is missing only in a build of profile "paper"."""
     if current_profile() == "paper":
         return load()
-    found = {part: entry(part, "paper").recorded() for part in PARTS}
-    return {part: result for part, result in found.items() if result is not None}
+    return {part: result for part in PARTS if (result := entry(part, "paper").recorded())}
 
 
 def load(profile: str | None = None) -> dict[str, Result]:

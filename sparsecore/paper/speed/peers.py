@@ -84,6 +84,7 @@ class Adapter:
     label: str
     note: str  # what a step of it is: what a reader must know to compare fairly
     packages: tuple[str, ...] = ()  # that it needs; the version of the last one is told
+    _take_step: Any  # on rows, returns the loss; for peers without a `train` of all batches
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -103,10 +104,6 @@ class Adapter:
         """Take a step for each batch of `rows`; return their mean loss before the steps."""
         losses = [self._take_step(batch) for batch in self.problem.batches(rows)]
         return float(np.mean([float(loss) for loss in losses]))
-
-    def _take_step(self, rows: np.ndarray) -> Any:
-        """Take a step on one batch; return its loss, a number of the framework."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Release what is held."""

@@ -110,7 +110,7 @@ def test_what_is_found_follows_from_the_runs(trained):
     assert "changes its accuracy by +10.00 points [" in parallel_figures.explained(shown, main).text
     rounds = {"set-all-relu": [1.0, 3.0, 9.0], "wassp": [2.0, 2.0, 7.0], "wasap": [1.0, 1.0, 1.0]}
     told = parallel_figures.beside_main(shown, main, {"digits": {"rounds": rounds}}).text
-    assert "less the sequential trainer's: -1.00 points [" in told and "] (WASSP-SGD). " in told
+    assert "less the sequential trainer's: −1.00 points [" in told and "] (WASSP-SGD). " in told
     assert "WASAP-SGD is 3 times and WASSP-SGD 1.5 times as fast there." in told
     assert "took 2 s here and 3 s there" in told
 

@@ -28,7 +28,7 @@ _MARKS = dict(zip(DECAYS, "o^", strict=True))
         "**What accuracy costs.** Final test accuracy against seconds × cores of the training. "
         "Higher is better, further left cheaper. Hollow marks compare in accuracy only."
     ),
-    finding="Dense training takes so many times SET-All-ReLU's core-seconds", numbers="Seconds",
+    finding="Core-seconds of dense training over those of SET-All-ReLU", numbers="Seconds",
     height=2.4, extra=0.8, across=3, labels=("test accuracy (%)",),
     legend=lambda results: [
         *(dot(COLOURS[method], METHODS[method].label) for method in results.study.methods),

@@ -14,6 +14,7 @@ from sparsecore.paper.scaling import figures as scaling_figures
 from sparsecore.paper.scaling import measure as scaling
 from sparsecore.paper.scaling import rounds, simulate
 from sparsecore.paper.scaling.simulate import EVEN, ONE_MACHINE, Scenario, exchange
+from sparsecore.paper.store import NOTHING
 from sparsecore.train import new_model
 from sparsecore.wasap.server import ParameterServer, Place
 from sparsecore.wasap.worker import Worker
@@ -301,12 +302,16 @@ def test_rounds_are_measured_in_turns_and_told(monkeypatch):
 def test_measured_in_turns_and_timed(one_worker, monkeypatch):
     monkeypatch.setattr(scaling, "DATASET", "digits")
     effort = scaling.Effort(epochs=2, rows=300, seeds=(0,), workers=2, steps=40)
-    monkeypatch.setattr(scaling, "EFFORTS", {"quick": effort})
+    monkeypatch.setattr(scaling, "EFFORTS", {"quick": effort, "paper": effort})
     first = scaling.load("quick")
     assert one_worker == [("wasap", 0, 1.0), ("wassp", 0, 1.0)] * 2
     times = first["steps"]["gradient"]
     assert times == sorted(times) and times[0] > 0
     assert scaling.load("quick") == first and len(one_worker) == 4
+    assert scaling.recorded() == NOTHING
+    monkeypatch.setenv("SPARSECORE_PROFILE", "paper")
+    monkeypatch.setattr(scaling, "_measure", lambda effort: {**first, "profile": "paper"})
+    assert scaling.recorded()["profile"] == "paper", "such a build measures what is missing"
 
 
 # --- pictures ---

@@ -11,7 +11,6 @@ from test_captions import assert_short
 from sparsecore import datasets
 from sparsecore.paper import estimator, store
 from sparsecore.paper.page import Note
-from sparsecore.paper.store import Versions
 
 ABOUT = {"cpu": "a CPU", "cores": 2, "python": "3"}
 
@@ -21,7 +20,7 @@ def measured(scores):
         method: {"scores": [score] * 5, "seconds": [1.0] * 5, "bytes": [1000] * 5}
         for method, score in zip(estimator.METHODS, scores, strict=True)
     }
-    return Versions({"rows": 100, "methods": methods, "provenance": ABOUT, "profile": "paper"})
+    return {"rows": 100, "methods": methods, "provenance": ABOUT, "profile": "paper"}
 
 
 def test_ranks_and_losses_are_counted_on_the_tables_that_were_not_tuned_on():
@@ -71,20 +70,37 @@ def test_the_features_that_matter_are_known_from_the_data_alone():
 
 def test_the_table_of_inputs():
     result = {"epochs": 500, "found": {"sparsecore": [18, 19], "random forest": [9], "F-test": [3]}}
-    result |= {"provenance": ABOUT, "profile": "paper"}
-    table = estimator.inputs_table({"inputs-madelon": Versions(result)})
+    result |= {"provenance": ABOUT, "profile": "paper", "name": "inputs-madelon"}
+    absent = {"missing": "No data."}
+    table = estimator.inputs_table({"inputs-madelon": result, "another": absent})
+    assert len(table.frame) == 1, "what is missing is left out"
     assert list(table.frame.iloc[0])[-3:] == ["18, 19", "9", "3"]
     assert "has 18.5 among its first 20, an F-test's 3.0, a random forest's 9.0" in table.finding
     assert_short(table.caption)
+    here = estimator.inputs_table({"inputs-madelon": {**result, "profile": "quick"}})
+    assert here.key == f"{table.key}-here" and here.sources.startswith("This build (profile quick)")
+    assert estimator.inputs_table({"inputs-madelon": absent}) == Note("No data.")
 
 
-@pytest.mark.parametrize(
-    "versions, own, told",
-    [
-        (Versions(None, {"epochs": 1}), False, "Nothing of this is recorded yet."),
-        (Versions({"epochs": 1}), True, store.SHOWN_ABOVE),
-        (Versions(None, missing="No data."), True, "No data."),
-    ],
-)
-def test_the_table_of_inputs_says_why_it_is_not_there(versions, own, told):
-    assert estimator.inputs_table({"inputs-madelon": versions}, own) == Note(told)
+def test_where_nothing_is_recorded_the_tables_are_notes(monkeypatch, tmp_path):
+    monkeypatch.setenv(store.FOLDER, str(tmp_path))
+    nothing = Note(store.NOTHING["missing"])
+    assert estimator.inputs_table(estimator.recorded(estimator.INPUTS)) == nothing
+    assert estimator.table(estimator.recorded(estimator.TABLES), classes=True) == nothing
+
+
+def test_a_build_measures_its_own_and_one_of_profile_paper_what_is_missing(monkeypatch, tmp_path):
+    def compute(*asked):
+        done.append(asked)
+        return {"epochs": 40, "known": [1], "found": {name: [1] for name in estimator.RANKINGS}}
+
+    done = []
+    monkeypatch.setenv(store.FOLDER, str(tmp_path))
+    monkeypatch.setattr(estimator, "rank_inputs", compute)
+    for _ in range(2):
+        assert list(estimator.load("quick")) == list(estimator.INPUTS)
+    assert done == [(dataset, "quick") for dataset in estimator.INPUTS.values()]
+    assert all(entry.look()[1] == "recorded" for entry in estimator.entries("quick"))
+    monkeypatch.setenv(store.PROFILE, "paper")
+    assert list(estimator.recorded(["inputs-madelon"])) == ["inputs-madelon"]
+    assert done[2:] == [("madelon", "paper")]

@@ -149,13 +149,14 @@ def test_a_live_run_is_made_once(small, in_process):
     assert extreme.recorded() == {}
 
 
-def test_what_needs_mpi_is_left_out_without_it(small, monkeypatch):
+def test_what_needs_mpi_says_so_without_it(small, monkeypatch):
     def no_mpi(neurons):
         raise ClusterError("no MPI here")
 
     monkeypatch.setattr(extreme, "LIVE", ())
     monkeypatch.setattr(extreme, "PARTS", {"split": no_mpi})
-    assert extreme.load("quick", progress=False) == {}
+    found = extreme.load("quick", progress=False)
+    assert "no MPI here" in extreme_figures.split(found).text
 
 
 def test_a_run_that_fails_says_why(monkeypatch):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from sparsecore.config import TrainConfig
+from sparsecore.paper import store
 from sparsecore.paper.parallel import figures as parallel_figures
 from sparsecore.paper.parallel import runs as parallel
-from sparsecore.paper.store import Versions
 from sparsecore.paper.training.conditions import STUDIES
 from sparsecore.paper.training.studies import Results
 
@@ -26,16 +26,15 @@ def trained(one_worker, monkeypatch):
     monkeypatch.setattr(parallel, "EFFORTS", {"quick": small, "paper": small})
     monkeypatch.setattr(parallel, "config_of", lambda profile: SMALL)
     monkeypatch.setattr(parallel, "busy_cpus", lambda: 1.5)
-    assert parallel.load("paper").recorded["replay"]["identical"]
+    assert parallel.load("paper")["replay"]["identical"]
     monkeypatch.setattr(parallel, "busy_cpus", lambda: 0.1)
     return one_worker
 
 
 def test_runs_are_made_in_turns_shown_and_told(trained):
-    recorded = parallel.load("paper")
+    found = parallel.load("paper")
     assert trained == [(name, seed, 0.7) for seed in (0, 1) for name in ("wasap", "wassp")]
-    found = recorded.recorded
-    accuracy = parallel_figures.accuracy(recorded)
+    accuracy = parallel_figures.accuracy(found)
     left = accuracy.figure.axes[0]
     low, high = left.get_ylim()
     for runs in found["runs"].values():
@@ -45,17 +44,17 @@ def test_runs_are_made_in_turns_shown_and_told(trained):
     assert len(left.lines) == 3 + 2 + 1  # means, a dot per parallel algorithm, the phases
     tests = [[e["test_accuracy"] for e in run["epochs"]] for run in found["runs"]["sequential"]]
     assert left.lines[0].get_ydata() == pytest.approx(100 * np.mean(tests, axis=0))
-    staleness = parallel_figures.staleness(recorded)
+    staleness = parallel_figures.staleness(found)
     heights = [bar.get_height() for bar in staleness.figure.axes[0].patches]
     assert heights == [100.0, 0, 0, 0]  # one worker is never stale
     assert "is 0.00 updates old, on average, and 100.0 % of them" in staleness.finding
-    resources = parallel_figures.resources(recorded)
+    resources = parallel_figures.resources(found)
     assert f"{found['runs']['wasap'][0]['nnz_start']:,} connections" in resources.sources
-    assert "identical to the last bit" in parallel_figures.replayed(recorded).text
+    assert "identical to the last bit" in parallel_figures.replayed(found).text
 
 
 def test_what_is_found_follows_from_the_runs(trained):
-    found = deepcopy(parallel.load("paper").recorded)
+    found = deepcopy(parallel.load("paper"))
     pace, ends = {"sequential": 100, "wasap": 150, "wassp": 80}, (0.9, 0.92, 0.87)
     for (name, runs), end in zip(found["runs"].items(), ends, strict=True):
         for run in runs:
@@ -70,19 +69,18 @@ def test_what_is_found_follows_from_the_runs(trained):
     runs = found["runs"]["wasap"]
     runs[0]["config"]["workers"] = 2
     runs[0]["parallel"]["staleness_histogram"] = [0, 8, 0, 0, 0, 1, 1]
-    shown = Versions(found)
-    told = parallel_figures.accuracy(shown).finding
+    told = parallel_figures.accuracy(found).finding
     assert "λ = 0.0002, WASAP-SGD trains 1.50 times as many samples per second and differs" in told
     assert "by +2.00 points in final accuracy; WASSP-SGD trains 0.80 times" in told
     assert "when phase 2 begins: sequential training; at the end: WASAP-SGD." in told
-    bars = parallel_figures.staleness(shown)
+    bars = parallel_figures.staleness(found)
     assert [bar.get_height() for bar in bars.figure.axes[0].patches] == [0, 80, 0, 0, 0, 20]
     assert "80.0 % of them are at most 4 old" in bars.finding
-    told = parallel_figures.resources(shown).finding
+    told = parallel_figures.resources(found).finding
     assert told == "A rank uses 97 to 97 % of a core and at most 300 MiB of memory."
 
     empty = Results(replace(STUDIES["T-deviations"], datasets=("digits",)), "paper", [])
-    told = parallel_figures.explained(shown, empty).text
+    told = parallel_figures.explained(found, empty).text
     phase1 = found["runs"]["wassp"][0]["config"]["phase1_epochs"]
     loss = (0.5, 0.4, 0.3, 0.2)[phase1 - 1]
     assert f"WASSP-SGD's test accuracy goes from {100 - 100 * loss:.1f} to 80.0 %" in told
@@ -94,9 +92,9 @@ def test_what_is_found_follows_from_the_runs(trained):
     ):
         for name in ("wasap", "wassp"):
             found["runs"][name][0]["epochs"][-1] |= {"test_accuracy": 0.2, **changes}
-        assert re.search(why, parallel_figures.explained(shown, empty).text)
+        assert re.search(why, parallel_figures.explained(found, empty).text)
     found["runs"]["sequential"][0]["config"]["epochs"] = 500
-    told = parallel_figures.beside_main(shown, empty, {}).text
+    told = parallel_figures.beside_main(found, empty, {}).text
     assert told == "[The main table](main.ipynb) has other runs of the same length."
     runs = [
         {**run, "seed": seed, "condition": {"dataset": "digits", "method": method},
@@ -107,18 +105,17 @@ def test_what_is_found_follows_from_the_runs(trained):
         for seed, run in enumerate(runs)
     ]  # fmt: skip
     main = replace(empty, runs=runs)
-    assert "changes its accuracy by +10.00 points [" in parallel_figures.explained(shown, main).text
+    assert "changes its accuracy by +10.00 points [" in parallel_figures.explained(found, main).text
     rounds = {"set-all-relu": [1.0, 3.0, 9.0], "wassp": [2.0, 2.0, 7.0], "wasap": [1.0, 1.0, 1.0]}
-    told = parallel_figures.beside_main(shown, main, {"digits": {"rounds": rounds}}).text
+    told = parallel_figures.beside_main(found, main, {"digits": {"rounds": rounds}}).text
     assert "less the sequential trainer's: −1.00 points [" in told and "] (WASSP-SGD). " in told
     assert "WASAP-SGD is 3 times and WASSP-SGD 1.5 times as fast there." in told
     assert "took 2 s here and 3 s there" in told
 
 
-def test_the_build_s_runs_stand_apart(trained):
-    recorded, here = parallel.recorded(), parallel.load("quick").own
-    assert [title for title, _ in recorded] == ["recorded"]
-    assert [title for title, _ in here] == ["this build"]
+def test_the_build_s_runs_stand_apart(trained, monkeypatch):
+    recorded, here = parallel.recorded(), parallel.load("quick")
+    assert [found["profile"] for found in (recorded, here)] == ["paper", "quick"]
     for show in ("accuracy", "staleness", "resources"):
         above, below = (getattr(parallel_figures, show)(found) for found in (recorded, here))
         assert below.key == f"{above.key}-here"
@@ -131,12 +128,16 @@ def test_the_build_s_runs_stand_apart(trained):
 
     # Only seeds that all algorithms have are compared, and only a replay of these runs is told.
     parallel.entry("wassp", 1, "paper").path.unlink()
-    first = parallel.recorded().first
+    first = parallel.recorded()
+    with monkeypatch.context() as build:  # of profile paper: it trains what is missing
+        build.setenv(store.PROFILE, "paper")
+        assert parallel.recorded()["seeds"] == recorded["seeds"]
+    parallel.entry("wassp", 1, "paper").path.unlink()
     assert all([run["seed"] for run in runs] == [0] for runs in first["runs"].values())
     other = parallel._replay_entry({**first["runs"]["wasap"][0], "weights_sha256": "another"})
     other.path.unlink()
     other.obtain(lambda: {**first["replay"], "recorded_sha256": "another"})
-    assert not parallel.recorded()
+    assert parallel.recorded() == store.NOTHING
 
 
 def test_what_cannot_be_run_is_one_line(trained, monkeypatch):
@@ -144,16 +145,14 @@ def test_what_cannot_be_run_is_one_line(trained, monkeypatch):
         raise parallel.cluster.ClusterError("no MPI here")
 
     monkeypatch.setattr(parallel.cluster, "connect", connect)
-    found = parallel.load("quick")
-    assert found.recorded and not found.own
+    here = parallel.load("quick")
     assert "profile paper" in parallel_figures.resources(parallel.recorded()).sources
     parallel._replay_entry({"weights_sha256": "", "profile": "paper"}).path.unlink()
-    for empty, why in ((parallel.recorded(), "Nothing is recorded"), (found.own, "no MPI here")):
+    for empty, why in ((parallel.recorded(), "Nothing of this"), (here, "no MPI here")):
         for show in ("accuracy", "staleness", "resources", "replayed"):
             assert why in getattr(parallel_figures, show)(empty).text
         assert why in parallel_figures.explained(empty, None).text
         assert why in parallel_figures.beside_main(empty, None, {}).text
-    assert "stand above" in Versions(found.recorded).own.missing
 
 
 def test_schematic_shows_every_worker():

@@ -14,7 +14,7 @@ from sparsecore.paper.scaling import figures as scaling_figures
 from sparsecore.paper.scaling import measure as scaling
 from sparsecore.paper.scaling import rounds, simulate
 from sparsecore.paper.scaling.simulate import EVEN, ONE_MACHINE, Scenario, exchange
-from sparsecore.paper.store import Versions
+from sparsecore.paper.store import NOTHING
 from sparsecore.train import new_model
 from sparsecore.wasap.server import ParameterServer, Place
 from sparsecore.wasap.worker import Worker
@@ -302,12 +302,16 @@ def test_rounds_are_measured_in_turns_and_told(monkeypatch):
 def test_measured_in_turns_and_timed(one_worker, monkeypatch):
     monkeypatch.setattr(scaling, "DATASET", "digits")
     effort = scaling.Effort(epochs=2, rows=300, seeds=(0,), workers=2, steps=40)
-    monkeypatch.setattr(scaling, "EFFORTS", {"quick": effort})
-    first = scaling.load("quick").here
+    monkeypatch.setattr(scaling, "EFFORTS", {"quick": effort, "paper": effort})
+    first = scaling.load("quick")
     assert one_worker == [("wasap", 0, 1.0), ("wassp", 0, 1.0)] * 2
     times = first["steps"]["gradient"]
     assert times == sorted(times) and times[0] > 0
-    assert scaling.load("quick").here == first and len(one_worker) == 4
+    assert scaling.load("quick") == first and len(one_worker) == 4
+    assert scaling.recorded() == NOTHING
+    monkeypatch.setenv("SPARSECORE_PROFILE", "paper")
+    monkeypatch.setattr(scaling, "_measure", lambda effort: {**first, "profile": "paper"})
+    assert scaling.recorded()["profile"] == "paper", "such a build measures what is missing"
 
 
 # --- pictures ---
@@ -315,8 +319,7 @@ def test_measured_in_turns_and_timed(one_worker, monkeypatch):
 
 @pytest.fixture(params=["paper", "quick"])
 def found(request, short_simulations):
-    recorded = request.param == "paper"
-    return Versions(*(made_up("paper"), None) if recorded else (None, made_up()))
+    return made_up(request.param)
 
 
 def test_measured_speedup_is_drawn_and_told(found):
@@ -325,15 +328,15 @@ def test_measured_speedup_is_drawn_and_told(found):
         "WASAP-SGD with 2 workers is 1.90 times as fast and WASSP-SGD with 2 workers is 1.50 times"
     )
     assert told in picture.finding
-    assert f"profile {found.first['profile']}" in picture.sources and "<svg" in picture.svg()
-    assert picture.key == ("F-scaling" if found.recorded else "F-scaling-here")
+    assert f"profile {found['profile']}" in picture.sources and "<svg" in picture.svg()
+    assert picture.key == ("F-scaling" if found["profile"] == "paper" else "F-scaling-here")
     [ax] = picture.figure.axes
     assert ax.lines[0].get_ydata() == pytest.approx([0.95, 1.9])
     assert ax.lines[0].get_color() == COLOUR["wasap"]
 
 
 def test_simulations_say_that_they_are(found):
-    calibrated = scaling.calibrate(found.first)
+    calibrated = scaling.calibrate(found)
     simulated = scaling_figures.simulated(found)
     point = simulate.saturation(calibrated, ONE_MACHINE)
     assert f"shared memory K* = {point:.1f}" in simulated.sources
@@ -362,7 +365,7 @@ def test_simulations_say_that_they_are(found):
 
 def test_nothing_to_show_says_why():
     for name in ("measured", "comparison", "calibration", "simulated", "stragglers"):
-        assert getattr(scaling_figures, name)(Versions(None, missing="no MPI")).text == "no MPI"
+        assert getattr(scaling_figures, name)({"missing": "no MPI"}).text == "no MPI"
 
 
 def test_tables_set_simulation_beside_measurement(found):
@@ -370,10 +373,10 @@ def test_tables_set_simulation_beside_measurement(found):
     assert len(table.data) == 4
     row = table.data.query("algorithm == 'WASAP-SGD' and workers == 2").iloc[-1]
     assert row["measured"] == pytest.approx(76_000 * 2 * 1.05)
-    calibrated = scaling.calibrate(found.first)
+    calibrated = scaling.calibrate(found)
     expected = simulate.simulate(calibrated, 2).samples_per_second
     assert row["simulated"] == expected
-    beside = replace(calibrated, compute=rounds.spent(found.first, "wasap", 2)["compute"])
+    beside = replace(calibrated, compute=rounds.spent(found, "wasap", 2)["compute"])
     assert row["simulated_beside"] == simulate.simulate(beside, 2).samples_per_second
     assert f"{expected:,.0f} ({expected / row['measured'] - 1:+.0%})" in table._repr_markdown_()
     apart = 100 * (table.data["simulated"] / table.data["measured"] - 1)

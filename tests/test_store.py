@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from sparsecore import experiment, files
+from sparsecore.cluster import ClusterError
 from sparsecore.commands import study
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper import store
-from sparsecore.paper.store import Entry, ResultWarning, Versions, versions
+from sparsecore.paper.store import Entry, ResultWarning
 from sparsecore.paper.training import studies
 from sparsecore.paper.training.conditions import STUDIES
 
@@ -199,26 +200,19 @@ def test_a_result_that_cannot_be_kept_is_shown_all_the_same(monkeypatch):
         assert entry().obtain(lambda: FOUND)["ms"] == 1.5
 
 
-def test_versions(monkeypatch):
-    def make(profile):
-        return entry(profile)
-
+def test_what_cannot_be_had_is_a_result_that_says_why():
     def absent():
         raise DataNotAvailable("digits", [], "put it there")
 
-    nothing = versions(make, absent, "quick")
-    assert not nothing and "put it there" in nothing.missing
-    here = versions(make, lambda: FOUND, "quick")
-    assert [title for title, _ in here] == ["this build"]
-    own = versions(make, lambda: {**FOUND, "ms": 2.5}, "paper")
-    assert [(title, found["ms"]) for title, found in own] == [("recorded", 2.5)]
-    both = versions(make, never, "quick")
-    assert [(title, found["ms"]) for title, found in both] == [
-        ("recorded", 2.5),
-        ("this build", 1.5),
-    ]
-    assert both.first["ms"] == 2.5
-    assert list(Versions(None, 3)) == [("this build", 3)]
+    def no_cluster():
+        raise ClusterError("no MPI here")
+
+    for compute, why in ((absent, "put it there"), (no_cluster, "no MPI here")):
+        assert why in store.at_hand(lambda made=compute: entry().obtain(made))["missing"]
+        assert entry().look() == (None, "missing"), "a reason is no result: it is not kept"
+    assert store.at_hand(lambda: entry().obtain(lambda: FOUND)) == entry().recorded()
+    with pytest.raises(AssertionError, match="computed"):
+        store.at_hand(never)  # an error of ours is no reason
 
 
 def test_profiles(monkeypatch):

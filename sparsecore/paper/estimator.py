@@ -14,7 +14,7 @@ from __future__ import annotations
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,8 +35,8 @@ from threadpoolctl import threadpool_limits
 from sparsecore import datasets
 from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor
 from sparsecore.paper.page import Column, Note, Table
-from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
-from sparsecore.paper.style import source
+from sparsecore.paper.store import NOTHING, Entry, Result, at_hand, current_profile
+from sparsecore.paper.style import shows, source
 from sparsecore.progress import bar
 from sparsecore.provenance import busy_cpus
 from sparsecore.settings import setting
@@ -91,8 +91,6 @@ TUNED = frozenset({
 TABLES = (*CLASSES, *NUMBERS)
 #: Where the inputs that matter are known: names of results, and of the data sets.
 INPUTS = {"inputs-madelon-generator": "madelon-generator", "inputs-madelon": "madelon"}
-#: What a build measures by itself, in seconds: it needs no package but scikit-learn.
-QUICK = ("iris", "wine", "diabetes", *INPUTS)
 
 
 def read(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -211,23 +209,31 @@ def entry(name: str, profile: str) -> Entry:
 
 def entries(profile: str) -> list[Entry]:
     """Return the results that a profile is made of."""
-    return [entry(name, profile) for name in (QUICK if profile == "quick" else (*TABLES, *INPUTS))]
+    return [entry(name, profile) for name in _names(profile)]
 
 
-def load(
-    profile: str | None = None, names: Iterable[str] = (*TABLES, *INPUTS), *, progress: bool = True
-) -> dict[str, Versions[Result]]:
-    """Return both versions of each result; measure what this build lacks."""
-    profile, found, names = current_profile(profile), {}, list(names)
-    with bar(len(names), STUDY, hidden=not progress) as shown:
+def _names(profile: str) -> Sequence[str]:
+    """Return what a profile measures; a quick build does so in seconds, with no more packages."""
+    return tuple(INPUTS) if profile == "quick" else (*TABLES, *INPUTS)
+
+
+def recorded(names: Iterable[str]) -> dict[str, Result]:
+    """Return what is recorded, by name; measure what is not only in a build of profile "paper"."""
+    if current_profile() == "paper":
+        return load("paper", names)
+    return {name: result for name in names if (result := entry(name, "paper").recorded())}
+
+
+def load(profile: str | None = None, names: Iterable[str] = ()) -> dict[str, Result]:
+    """Return a profile's results, or some of them, by name; measure what is missing."""
+    profile, found = current_profile(profile), {}
+    names = list(names) or _names(profile)
+    with bar(len(names), STUDY) as shown:
         for name in names:
-            if profile == "paper" or name in QUICK:
-                compute = partial(compare, name)
-                if name in INPUTS:
-                    compute = partial(rank_inputs, INPUTS[name], profile)
-                found[name] = versions(partial(entry, name), compute, profile)
-            elif (recorded := entry(name, "paper").recorded()) is not None:
-                found[name] = Versions(recorded)
+            compute = partial(compare, name)
+            if name in INPUTS:
+                compute = partial(rank_inputs, INPUTS[name], profile)
+            found[name] = at_hand(partial(entry(name, profile).obtain, compute))
             shown.update()
     return found
 
@@ -235,11 +241,11 @@ def load(
 # --- showing ---
 
 
-def rows(found: dict[str, Versions[Result]], names: Iterable[str]) -> list[Result]:
+def rows(found: dict[str, Result], names: Iterable[str]) -> list[Result]:
     """Return a row per table: mean scores in percent, seconds and sizes of all methods."""
     made = []
     for name in (name for name in names if name in found):
-        result = found[name].first
+        result = found[name]
         row: Result = {"table": name, "tuned": name in TUNED, "rows": result["rows"]}
         for method, measured in result["methods"].items():
             row[method] = 100 * float(np.mean(measured["scores"]))
@@ -255,9 +261,10 @@ def ranks(made: list[Result]) -> dict[str, float]:
     return dict(zip(METHODS, rankdata(scores, axis=1).mean(axis=0).tolist(), strict=True))
 
 
-def table(found: dict[str, Versions[Result]], classes: bool) -> Table:
+def table(found: dict[str, Result], classes: bool) -> Table | Note:
     """Show the scores of all methods, and how large they are."""
-    made = rows(found, CLASSES if classes else NUMBERS)
+    if not (made := rows(found, CLASSES if classes else NUMBERS)):
+        return Note(NOTHING["missing"])
     columns = [
         Column("table", "table", lambda row: row["table"] + " *" * row["tuned"], False),
         Column("rows", "rows", "{:,}"),
@@ -291,12 +298,10 @@ def _score(method: str, row: Result) -> str:
     return f"**{shown}**" if shown == f"{best:.1f}" else shown
 
 
-def inputs_table(found: dict[str, Versions[Result]], own: bool = False) -> Table | Note:
-    """Show how many of the known features each ranking has at its top; `own`: in this build."""
-    results = {INPUTS[name]: each.here if own else each.recorded for name, each in found.items()}
-    made = [{"data set": d, "epochs": r["epochs"], **r["found"]} for d, r in results.items() if r]
-    if not made:
-        return Note(next(iter(found.values())).own.missing or "Nothing of this is recorded yet.")
+@shows(lambda found: [*found.values()])
+def inputs_table(*results: Result) -> Table:
+    """Show how many of the known features each ranking has at its top."""
+    made = [{"data set": INPUTS[r["name"]], "epochs": r["epochs"], **r["found"]} for r in results]
     columns = [
         Column("data set", "data set", number=False),
         Column("epochs", "epochs", "{:,}"),
@@ -308,5 +313,4 @@ def inputs_table(found: dict[str, Versions[Result]], own: bool = False) -> Table
         f"first {KNOWN}, an F-test's {test:.1f}, a random forest's {forest:.1f}, on average."
     )
     caption = f"**How many of the {KNOWN} are among a ranking's first {KNOWN}**, a count per seed."
-    sources = source([("this build" if own else "recorded", next(filter(None, results.values())))])
-    return Table.of("T-estimator-inputs" + "-here" * own, made, columns, caption, sources, finding)
+    return Table.of("T-estimator-inputs", made, columns, caption, finding=finding)

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from sparsecore import files
 from sparsecore.cluster import ClusterError
@@ -25,14 +25,14 @@ from sparsecore.limits import cpu_count
 from sparsecore.provenance import cpu_model, provenance, sources_sha256
 
 Result = dict[str, Any]
-T = TypeVar("T")
+#: Stands where there is no result, and says why.
+NOTHING: Result = {"missing": "Nothing of this is recorded yet, or it cannot be measured here."}
 
 FORMAT_VERSION = 4
 FOLDER = "SPARSECORE_RESULTS"
 PROFILE = "SPARSECORE_PROFILE"
 PROFILES = ("quick", "paper")
 NOT_AVAILABLE = "not available on this machine"
-SHOWN_ABOVE = "This build is of profile paper: its results stand above."
 
 # Name -> type, a schema of the values of a dict, or a one-element list with the schema of a list's
 # items.
@@ -162,57 +162,12 @@ def _at(result: Any, name: str) -> Any:
     return result
 
 
-@dataclass(frozen=True)
-class Versions(Generic[T]):
-    """What a page shows: what is recorded, and what the build at hand has computed, if it did."""
-
-    recorded: T | None
-    here: T | None = None
-    missing: str = ""  # why there is none
-
-    def __iter__(self) -> Iterator[tuple[str, T]]:
-        """Give each version that is there with its title, the recorded one first."""
-        for title, version in (("recorded", self.recorded), ("this build", self.here)):
-            if version is not None:
-                yield title, version
-
-    def __bool__(self) -> bool:
-        return any(True for _ in self)
-
-    @property
-    def first(self) -> T:
-        """The version that counts: the recorded one if there is one."""
-        return next(version for _, version in self)
-
-    @property
-    def own(self) -> Versions[T]:
-        """What the build at hand has computed, alone."""
-        return Versions(None, self.here, self.missing or SHOWN_ABOVE * (self.here is None))
-
-
-def recorded(look: Callable[[], T | None], load: Callable[[], Versions[T]]) -> Versions[T]:
-    """Return what is recorded, alone; in profile "paper" compute what is missing of it."""
-    if current_profile() == "paper":
-        return load()
-    found = look()
-    return Versions(found, missing="Nothing is recorded for this page yet." * (found is None))
-
-
-def both(recorded: Callable[[], T | None], here: Callable[[], T], profile: str) -> Versions[T]:
-    """Return what is recorded, and this build's own, unless data or a cluster cannot be had."""
-    found = recorded() if profile != "paper" else None
+def at_hand(compute: Callable[[], Result]) -> Result:
+    """Return a result or, under "missing", why its data or a cluster cannot be had."""
     try:
-        own = here()
+        return compute()
     except (DataNotAvailable, ClusterError) as error:
-        return Versions(found, missing=f"This needs what is not at hand: {error}.")
-    return Versions(own) if profile == "paper" else Versions(found, own)
-
-
-def versions(
-    entry: Callable[[str], Entry], compute: Callable[[], Result], profile: str
-) -> Versions[Result]:
-    """Return both versions of an entry, which is called with a profile."""
-    return both(entry("paper").recorded, lambda: entry(profile).obtain(compute), profile)
+        return {"missing": f"This needs what is not at hand: {error}."}
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparsecore.paper.page import Note, Picture
-from sparsecore.paper.store import Result, origin
+from sparsecore.paper.store import NOTHING, Result, origin
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
 # everywhere.
@@ -33,9 +33,8 @@ COLOURS = {
     "wasap-pruned": "#882255",  # wine
 }
 GREY = "#6b6b6b"
-Choose = str | Callable[[Any], Sequence[Result]] | None  # see `shows`
-Decorator = Callable[[Callable[..., Any]], Callable[[Any], Any]]
-_NOTHING = "Nothing of this is recorded yet, or it cannot be measured here."
+Choose = str | Callable[[Any], Sequence[Result]]  # see `shows`
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _QUIET = 0.15  # CPUs that others use: a system is never quite still
 WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch
 _LETTERS, _BESIDE = 114, 10  # of a legend's line; as wide as these is what is beside a label
@@ -55,26 +54,30 @@ def canvas(height: float) -> Iterator[Figure]:
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def shows(choose: Choose = None) -> Decorator:
-    """Have a function show results of a page: the first of `Versions`, one by name, or a choice.
+def _whole(page: Result) -> Sequence[Result]:
+    return [page]
 
-    It is called with them, and returns a picture or table with what its sources tell. They also
-    tell of the last result; if that is a quick build's, the name differs from the recorded.
+
+def shows(choose: Choose = _whole) -> Decorator:
+    """Have a function show results of a page: its only one, one by name, or a choice.
+
+    It is called with those that are there, and with what else is given; if there are none, a note
+    says why. It returns a picture or table with what its sources tell. They also tell of the last
+    result; if that is a quick build's, the name differs from the recorded.
     """
 
-    def decorate(show: Callable[..., Any]) -> Callable[[Any], Any]:
+    def decorate(show: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(show)
-        def shown(page: Any) -> Any:
-            if callable(choose):
-                results = choose(page)
-            else:
-                results = [page.get(choose) if choose else page and page.first]
-            if not any(results):
-                return Note(getattr(page, "missing", _NOTHING))
-            made, last = show(*results), results[-1]
-            here = last["profile"] == "quick"
-            told = source([("this build" if here else "recorded", last)], made.sources)
-            return dataclasses.replace(made, key=made.key + "-here" * here, sources=told)
+        def shown(page: Any, *more: Any) -> Any:
+            results = choose(page) if callable(choose) else [page.get(choose, NOTHING)]
+            there = [result for result in results if "missing" not in result]
+            if not there:
+                return Note([*results, NOTHING][0]["missing"])
+            made, last = show(*there, *more), there[-1]
+            if isinstance(made, Note):
+                return made
+            key = made.key + "-here" * (last["profile"] == "quick")
+            return dataclasses.replace(made, key=key, sources=source(last, made.sources))
 
         return shown
 
@@ -82,7 +85,7 @@ def shows(choose: Choose = None) -> Decorator:
 
 
 def picture(
-    key: str, choose: Choose = None, *, caption: str, alt: str, across: int = 1, down: int = 1,
+    key: str, choose: Choose = _whole, *, caption: str, alt: str, across: int = 1, down: int = 1,
     height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
 ) -> Decorator:  # fmt: skip
     """Make a picture of what a function draws of a page's results; see `shows`.
@@ -91,7 +94,7 @@ def picture(
     the sources tell of it. `height` is in inches.
     """
 
-    def decorate(draw: Callable[..., tuple[str, str]]) -> Callable[[Any], Any]:
+    def decorate(draw: Callable[..., tuple[str, str]]) -> Callable[..., Any]:
         @shows(choose)
         @functools.wraps(draw)
         def drawn(*results: Result) -> Picture:
@@ -108,23 +111,20 @@ def picture(
     return decorate
 
 
-def source(versions: Iterable[tuple[str, Result]], told: str = "") -> str:
-    """Return where each version comes from, in plain sentences, and what else is told.
+def source(result: Result, told: str = "") -> str:
+    """Return where a result comes from, in plain sentences, and what else is told.
 
     They warn of other processes, whose CPUs a result has under "others" or in its provenance.
     """
-    texts = []
-    for title, result in versions:
-        origins = result["provenance"]
-        seeds = [result["seed"]] if "seed" in result else result.get("seeds", [])
-        many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, " if seeds else ""
-        profile = f"{title.capitalize()} (profile {result['profile']})"
-        texts.append(f"{profile}: {many}{origin(origins)}.")
-        others = float(np.median(result.get("others", origins.get("others", 0.0))))
-        if others > _QUIET:
-            texts.append(f"Other processes used {others:.1f} CPUs: these times are too long.")
-        texts.append(result.get("size", ""))
-    return " ".join(filter(None, [*texts, told]))
+    origins = result["provenance"]
+    seeds = [result["seed"]] if "seed" in result else result.get("seeds", [])
+    many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, " if seeds else ""
+    title = "This build" if result["profile"] == "quick" else "Recorded"
+    texts = [f"{title} (profile {result['profile']}): {many}{origin(origins)}."]
+    others = float(np.median(result.get("others", origins.get("others", 0.0))))
+    if others > _QUIET:
+        texts.append(f"Other processes used {others:.1f} CPUs: these times are too long.")
+    return " ".join(filter(None, [*texts, result.get("size", ""), told]))
 
 
 def line(colour: str, label: str, linestyle: Any = "-", **look: Any) -> Any:

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 
 from sparsecore import cluster
 from sparsecore.limits import cpu_count
-from sparsecore.paper.store import Entry, Result, current_profile
+from sparsecore.paper.store import Entry, Result, at_hand, current_profile
 from sparsecore.progress import bar
 from sparsecore.provenance import busy_cpus, provenance
 
@@ -112,8 +111,8 @@ def load(profile: str | None = None, *, progress: bool = True) -> Found:
     with bar(len(keys), bar_format="{desc} ({n}/{total})", hidden=not progress) as shown:
         for key in keys:
             shown.set_description_str(key if isinstance(key, str) else key.name)
-            with suppress(cluster.ClusterError):  # the state of the study says what is missing
-                found[key] = _entry(key, profile).obtain(partial(_measure, key, profile))
+            measure = partial(_measure, key, profile)
+            found[key] = at_hand(partial(_entry(key, profile).obtain, measure))
             shown.update()
     return found
 

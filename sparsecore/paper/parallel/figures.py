@@ -12,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch
 from sparsecore import wasap
 from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET
-from sparsecore.paper.store import Result, Versions
+from sparsecore.paper.store import Result
 from sparsecore.paper.style import COLOURS, GREY, canvas, line, picture, shows, tag
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.studies import Results, training_seconds
@@ -126,11 +126,10 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     return finding, f"Final test accuracy: {told}."
 
 
-def beside_main(found: Versions[Result], main: Results, times: Mapping[str, Result]) -> Note:
+@shows()
+def beside_main(found: Result, main: Results, times: Mapping[str, Result]) -> Note:
     """Set the runs beside those of the main table, in accuracy and in seconds."""
-    if not found:
-        return Note(found.missing)
-    runs, own = found.first["runs"]["sequential"], "set-all-relu"
+    runs, own = found["runs"]["sequential"], "set-all-relu"
     config, rounds = runs[0]["config"], times.get(DATASET, {}).get("rounds", {})
     at = main.at(config["weight_decay"])
     effects = ((n, shown.difference(at.of(DATASET, n), at.of(DATASET, own))) for n in _PARALLEL)
@@ -151,11 +150,10 @@ def beside_main(found: Versions[Result], main: Results, times: Mapping[str, Resu
 _CAUSES = {"wasap": "the cause is open", "wassp": "the smaller learning rate is the likely cause"}
 
 
-def explained(found: Versions[Result], deviations: Results) -> Note:
+@shows()
+def explained(found: Result, deviations: Results) -> Note:
     """Say what phase 2 does, and what is known of its cause."""
-    if not found:
-        return Note(found.missing)
-    runs, told = found.first["runs"], ""
+    runs, told = found["runs"], ""
     for name in _PARALLEL:
         config = runs[name][0]["config"]
         tests, losses = (
@@ -252,11 +250,10 @@ def resources(found: Result) -> Table:
     return Table.of("F-resources", rows, _RESOURCES, caption, _waiting(found), finding)
 
 
-def replayed(found: Versions[Result]) -> Note:
+@shows()
+def replayed(found: Result) -> Note:
     """Say what the replay found."""
-    if not found:
-        return Note(found.missing)
-    report = found.first["replay"]
+    report = found["replay"]
     verdict = "identical to the last bit" if report["identical"] else "different"
     return Note(
         f"A replay in one process repeated {report['updates']:,} updates; its weights are "

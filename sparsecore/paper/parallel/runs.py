@@ -8,8 +8,7 @@ from typing import NamedTuple
 from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
-from sparsecore.paper import store
-from sparsecore.paper.store import Entry, Result, Versions, both, current_profile
+from sparsecore.paper.store import NOTHING, Entry, Result, at_hand, current_profile
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.studies import TRAINED
 from sparsecore.provenance import busy_cpus
@@ -60,23 +59,19 @@ def entries(profile: str) -> list[Entry]:
     return [*found, _replay_entry(first or {"weights_sha256": "", "profile": profile})]
 
 
-def recorded() -> Versions[Result]:
-    """Return the recorded runs and their replay."""
-    return store.recorded(_recorded, load)
-
-
-def load(profile: str | None = None) -> Versions[Result]:
-    """Return both versions of the runs and the replay; train what this build lacks."""
-    profile = current_profile(profile)
-    return both(_recorded, partial(_load, profile), profile)
-
-
-def _recorded() -> Result | None:
-    """Return the recorded runs, of seeds that all algorithms have run."""
+def recorded() -> Result:
+    """Return the recorded runs, of seeds that all algorithms have run, and their replay."""
+    if current_profile() == "paper":
+        return load()
     found = [[entry(n, s, "paper").recorded() for n in ALGORITHMS] for s in EFFORTS["paper"].seeds]
     whole = [[run for run in runs if run] for runs in found if all(runs)]
     replay = _replay_entry(whole[0][1]).recorded() if whole else None
-    return _together("paper", whole, replay) if replay else None
+    return _together("paper", whole, replay) if replay else NOTHING
+
+
+def load(profile: str | None = None) -> Result:
+    """Return a profile's runs and their replay; train what is missing."""
+    return at_hand(partial(_load, current_profile(profile)))
 
 
 def _together(profile: str, found: list[list[Result]], replay: Result) -> Result:

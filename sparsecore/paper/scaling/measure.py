@@ -14,10 +14,9 @@ from sparsecore.bench import timed
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.limits import cpu_count
-from sparsecore.paper import store
 from sparsecore.paper.scaling.rounds import in_turns, spent
 from sparsecore.paper.scaling.simulate import ALGORITHMS, Calibration
-from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
+from sparsecore.paper.store import NOTHING, Entry, Result, at_hand, current_profile
 from sparsecore.provenance import provenance
 from sparsecore.settings import setting
 from sparsecore.wasap.plan import Plan
@@ -62,15 +61,15 @@ def entries(profile: str) -> list[Entry]:
     return [entry(profile)]
 
 
-def recorded() -> Versions[Result]:
-    """Return the recorded measurements."""
-    return store.recorded(entry("paper").recorded, load)
+def recorded() -> Result:
+    """Return what is recorded; measure it only in a build of profile "paper"."""
+    return load() if current_profile() == "paper" else entry("paper").recorded() or NOTHING
 
 
-def load(profile: str | None = None) -> Versions[Result]:
-    """Return both versions of the measurements; take those that this build lacks."""
+def load(profile: str | None = None) -> Result:
+    """Return a profile's measurements; take them if they are missing."""
     profile = current_profile(profile)
-    return versions(entry, partial(_measure, EFFORTS[profile]), profile)
+    return at_hand(partial(entry(profile).obtain, partial(_measure, EFFORTS[profile])))
 
 
 # --- measuring -----------------------------------------------------------------------------------

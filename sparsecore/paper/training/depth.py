@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore import datasets
-from sparsecore.paper import store
-from sparsecore.paper.store import Entry, Result, Versions, current_profile, versions
+from sparsecore.paper.store import NOTHING, Entry, Result, at_hand, current_profile
 from sparsecore.paper.style import COLOURS, line, picture
 from sparsecore.paper.training.observers import ObserveGradientFlow
 from sparsecore.paper.training.shown import band
@@ -40,15 +39,15 @@ def entries(profile: str) -> list[Entry]:
     return [entry(profile)]
 
 
-def recorded() -> Versions[Result]:
-    """Return what is recorded."""
-    return store.recorded(entry("paper").recorded, load)
+def recorded() -> Result:
+    """Return what is recorded; measure it only in a build of profile "paper"."""
+    return load() if current_profile() == "paper" else entry("paper").recorded() or NOTHING
 
 
-def load(profile: str | None = None) -> Versions[Result]:
-    """Return both versions; measure what this build lacks."""
+def load(profile: str | None = None) -> Result:
+    """Return a profile's measurement; take it if it is missing."""
     profile = current_profile(profile)
-    return versions(entry, partial(measure, *_WIDTH_OF[profile]), profile)
+    return at_hand(partial(entry(profile).obtain, partial(measure, *_WIDTH_OF[profile])))
 
 
 def measure(width: int, n_seeds: int) -> Result:

@@ -21,7 +21,6 @@ from scipy.ndimage import uniform_filter1d
 from scipy.stats import t as student
 
 from sparsecore import datasets
-from sparsecore.paper import store
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, deviation, line
@@ -29,7 +28,6 @@ from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import CONFIDENCE, Effect, compared, pairs, two_digits
 from sparsecore.paper.training.studies import Results, cores, training_seconds
 
-SHOWN_ABOVE = Note(store.SHOWN_ABOVE)
 DOTTED = (0, (1, 2))
 _MOST = 84  # points of a line: every sixth of 500 epochs
 # A figure, its caption, its finding, and numbers for the fold under it.
@@ -42,14 +40,11 @@ def drawn(key: str, alt: str) -> Callable[[Draw], Callable[..., Picture | Note]]
     def decorate(draw: Draw) -> Callable[..., Picture | Note]:
         @functools.wraps(draw)
         def picture(results: Results, *more: Any) -> Picture | Note:
-            name = key + results.suffix
-            if results.profile == "paper" and not results.recorded:
-                return SHOWN_ABOVE
             if results.runs:
                 with matplotlib.rc_context(STYLE):
                     figure, caption, finding, numbers = draw(results, *more)
                 sources = f"{numbers}{absent(results)}{source(results)}"
-                return Picture(name, figure, caption, alt, sources, finding)
+                return Picture(key + results.suffix, figure, caption, alt, sources, finding)
             none = f"No results of profile paper are recorded for {results.study.key} yet."
             return Note(none if results.recorded else absent(results))
 

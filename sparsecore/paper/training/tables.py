@@ -20,7 +20,7 @@ from sparsecore import datasets
 from sparsecore.config import HYPERPARAMETERS
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.experiment import chosen_accuracy
-from sparsecore.paper.page import Column, Note, Table
+from sparsecore.paper.page import Column, Table
 from sparsecore.paper.store import NOT_AVAILABLE, Result, root
 from sparsecore.paper.style import deviation
 from sparsecore.paper.training import shown
@@ -163,13 +163,11 @@ def _text(value: Any) -> str:
 _ACCURACIES = {"last": "test_accuracy", "best": "best_test_accuracy", "chosen": "chosen_accuracy"}
 
 
-def main(results: Results, times: Mapping[str, Result] | None = None) -> Table | Note:
+def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
     """Make T-main: accuracy, connections and time of all methods on all data sets.
 
     Recorded runs are of machines that did other things, too: their times are those of T-times.
     """
-    if results.profile == "paper" and not results.recorded:
-        return shown.SHOWN_ABOVE
     rows = []
     for dataset, decay in itertools.product(results.study.datasets, results.study.decays):
         at = results.at(decay)

@@ -1,4 +1,4 @@
-"""A Sphinx extension that executes notebooks side by side, one per core, before they are read.
+"""A Sphinx extension that executes notebooks side by side before they are read.
 
 What lives here: the execution of those notebooks that are not in the cache and do not measure
 times. MyST-NB finds their outputs in jupyter-cache when it reads them, one after the other. It
@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jupyter_cache.executors.utils import ExecutionResult
+    from nbformat import NotebookNode
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
 _AT_ONCE = 2  # more could run out of memory: each may read a data set of a gigabyte
 
 
-def _executed(path: Path) -> tuple[Path, ExecutionResult]:
-    import nbformat
+def _executed(path_and_notebook: tuple[Path, NotebookNode]) -> tuple[Path, ExecutionResult]:
     from jupyter_cache.executors.utils import single_nb_execution
 
-    notebook = nbformat.read(path, nbformat.NO_CONVERT)
+    path, notebook = path_and_notebook
     return path, single_nb_execution(notebook, str(path.parent), timeout=None, allow_errors=False)
 
 
@@ -37,15 +37,16 @@ def _execute(app: Sphinx, env: BuildEnvironment, names: list[str]) -> None:
 
     cache = get_cache(env.mystnb_config.execution_cache_path)  # type: ignore[attr-defined]
 
-    def cached(path: Path) -> bool:
+    def cached(notebook: NotebookNode) -> bool:
         try:
-            cache.match_cache_notebook(nbformat.read(path, nbformat.NO_CONVERT))
+            cache.match_cache_notebook(notebook)
         except KeyError:
             return False
         return True
 
     beside = [Path(env.doc2path(name)) for name in names if name not in app.config.execution_alone]
-    todo = [path for path in beside if path.suffix == ".ipynb" and not cached(path)]
+    read = ((p, nbformat.read(p, nbformat.NO_CONVERT)) for p in beside if p.suffix == ".ipynb")
+    todo = [(path, notebook) for path, notebook in read if not cached(notebook)]
     workers = min(_AT_ONCE, os.cpu_count() or 1, len(todo))
     if workers < 2:
         return

@@ -201,8 +201,10 @@ def _short(results: Results, rows: Iterable[Mapping[str, Any]]) -> str:
     """Say what SET-All-ReLU has, takes and loses where both it and dense have runs."""
     told = []
     for row in rows:
+        if (row["method"], row["decay"]) != ("set-all-relu", results.decay):
+            continue
         sparse, dense = (results.of(row["dataset"], method) for method in ("set-all-relu", "dense"))
-        if (row["method"], row["decay"]) == ("set-all-relu", results.decay) and sparse and dense:
+        if sparse and dense:
             share, speed = sparse[0]["nnz_end"] / dense[0]["nnz_end"], row["speed_against_dense"]
             spent = f"{shown.factor(1 / speed)} the core-seconds, " if speed else ""
             told.append(

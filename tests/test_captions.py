@@ -19,6 +19,7 @@ from sparsecore.paper.training import figures as training_figures
 from sparsecore.paper.training import pruning, studies, tables, topology
 
 _PROVENANCE = re.compile(r"commit|AMD|EPYC|Intel|Xeon|CPU @|sparsecore \d|Source|\b[0-9a-f]{7,}\b")
+_HYPHEN = re.compile(r"(?<![\w-])-\d")
 _SHOWN = {
     speed_figures: (
         "peers", "what_peers_do", "epochs", "density", "roofline", "kernels", "width",
@@ -76,6 +77,7 @@ def test_a_caption_is_short_and_its_sources_are_apart(page, name, recorded):
     shown = getattr(page, name)(recorded[page])
     assert not isinstance(shown, Note), "it is recorded"
     assert_short(shown.caption)
+    assert not _HYPHEN.search(shown._repr_markdown_()), "a number has a minus sign"
     assert "Recorded (profile paper): " in shown.sources
     assert re.search(r"commit [0-9a-f]{7}", shown.sources)
 
@@ -84,6 +86,7 @@ def test_a_caption_is_short_and_its_sources_are_apart(page, name, recorded):
 def test_a_training_s_caption_is_short_and_its_sources_are_apart(key, draw, recorded):
     shown = draw(recorded[key])
     assert_short(shown.caption)
+    assert not _HYPHEN.search(shown._repr_markdown_()), "a number has a minus sign"
     assert "profile" not in shown.caption
     assert key == "L-claims" or "Runs: profile paper" in shown.sources
 

@@ -378,7 +378,8 @@ def test_tables_set_simulation_beside_measurement(found):
     assert row["simulated"] == expected
     beside = replace(calibrated, compute=rounds.spent(found, "wasap", 2)["compute"])
     assert row["simulated_beside"] == simulate.simulate(beside, 2).samples_per_second
-    assert f"{expected:,.0f} ({expected / row['measured'] - 1:+.0%})" in table._repr_markdown_()
+    share = f"{expected / row['measured'] - 1:+.0%}".replace("-", "−")
+    assert f"{expected:,.0f} ({share})" in table._repr_markdown_()
     apart = 100 * (table.data["simulated"] / table.data["measured"] - 1)
     assert f"by {apart.min():+.0f} to {apart.max():+.0f} %" in table.finding
     calibration = scaling_figures.calibration(found)

@@ -21,7 +21,7 @@ from scipy.stats import fisher_exact
 
 from sparsecore import datasets
 from sparsecore.paper.extreme.runs import BAT, Row
-from sparsecore.paper.page import Column, Table
+from sparsecore.paper.page import Column, Table, minus
 from sparsecore.paper.store import Result
 from sparsecore.paper.training import conditions
 from sparsecore.paper.training.effects import (
@@ -218,7 +218,7 @@ def sign(checks: Sequence[Check]) -> str:
     part = UNTESTED in outcomes and mark not in "–·"
     number = next((_NUMBERS[c.unit](c.effect) for c in checks if c.unit), "")
     text = f"{f'({mark})' if part else mark} {number}".strip()
-    return text.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
+    return minus(text.replace(" ", "\N{NO-BREAK SPACE}"))
 
 
 # --- the ledger ----------------------------------------------------------------------------------

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def minus(text: str) -> str:
+    """Set a minus sign before each negative number of a text."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure with its caption, one paragraph of Markdown."""
@@ -97,9 +102,9 @@ class Column:
     def text(self, row: Mapping[str, Any]) -> str:
         """Return the cell of a row; a dash where it has no value."""
         if callable(self.show):
-            return self.show(row)
+            return minus(self.show(row))
         value = row.get(self.name)
-        return "—" if value is None else (self.by or self.show.format)(value)
+        return "—" if value is None else minus((self.by or self.show.format)(value))
 
     def texts(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return all cells of the column."""
@@ -177,15 +182,15 @@ def _base64(content: bytes) -> str:
 
 def _html(shown: Picture | Table, body: str) -> str:
     """Put a figure or table between its finding and its sources."""
-    finding = f"<p>{html.escape(shown.finding)}</p>" * bool(shown.finding)
-    fold = f"<details><summary>Sources</summary>{_inline(shown.sources)}</details>"
+    finding = f"<p>{html.escape(minus(shown.finding))}</p>" * bool(shown.finding)
+    fold = f"<details><summary>Sources</summary>{_inline(minus(shown.sources))}</details>"
     return f"{finding}{body}{fold * bool(shown.sources)}"
 
 
 def _myst(shown: Picture | Table, body: str) -> str:
     """Put a figure or table between its finding and its sources, in Markdown."""
-    finding = f"{shown.finding}\n\n" * bool(shown.finding)
-    fold = f"```{{dropdown}} Sources\n{shown.sources}\n```\n" * bool(shown.sources)
+    finding = f"{minus(shown.finding)}\n\n" * bool(shown.finding)
+    fold = f"```{{dropdown}} Sources\n{minus(shown.sources)}\n```\n" * bool(shown.sources)
     return f"{finding}{body}\n\n{fold}"
 
 

@@ -21,7 +21,7 @@ from scipy.ndimage import uniform_filter1d
 from scipy.stats import t as student
 
 from sparsecore import datasets
-from sparsecore.paper.page import Note, Picture
+from sparsecore.paper.page import Note, Picture, minus
 from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, deviation, line
 from sparsecore.paper.training.conditions import METHODS
@@ -225,14 +225,14 @@ def lines(methods: Sequence[str], styles: Mapping[str, Any] | None = None) -> li
 def points(effect: Effect) -> str:
     """Show a difference of accuracies with its interval."""
     value, low, high = (100 * v for v in (effect.value, effect.low, effect.high))
-    return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]".replace("-", "−")
+    return minus(f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]")
 
 
 def gap(first: list[Result], second: list[Result]) -> str:
     """Show how much more accurate the first runs are; with an interval, if there are seeds."""
     if effect := difference(first, second):
         return points(effect)
-    return f"{accuracy(first) - accuracy(second):+.2f} points (no interval)".replace("-", "−")
+    return minus(f"{accuracy(first) - accuracy(second):+.2f} points (no interval)")
 
 
 def factor(ratio: float) -> str:

@@ -41,6 +41,7 @@ def run(
         "seed": seed,
         "config": {"weight_decay": decay, "epochs": 2},
         "test_accuracy": accuracy,
+        "best_test_accuracy": accuracy + 0.01 * (method == "dense"),
         "seconds": {"train": seconds},
         "nnz_start": nnz[0],
         "nnz_end": nnz[1],
@@ -246,12 +247,15 @@ def test_what_is_not_planned_with_two_seeds_cannot_be_tested():
 
 def test_a_finding_counts_the_cases_that_are_tested():
     ledger = claims.Ledger(good())
-    assert ledger.finding("C2") == (
-        "more gradient flow than ReLU in 1 of 1, more accurate than ReLU in 1 of 1."
-    )
-    ledger.checks["C2"] = [replace(c, outcome=FAILS) for c in ledger.checks["C2"][:1]]
-    assert ledger.finding("C2") == "more gradient flow than ReLU in 0 of 1 (fails in 1)."
-    assert "it beats chance (not tested yet)" in ledger.finding("C4")
+    rows = "C1 faster than dense (2 of 2), C1 in parallel: faster (1 of 1), "
+    assert ledger.finding().startswith(f"Shown wherever it was tested: {rows}")
+    assert "C4" not in ledger.finding(), "no runs of extreme size"
+    assert ledger.grid().finding == ledger.table().finding == ledger.finding()
+    flow, *accurate = ledger.checks["C2"]
+    ledger.checks["C2"] = [flow, replace(flow, outcome=FAILS), *accurate]
+    assert "in part: C2 All-ReLU: more gradient flow (1 of 2, fails in 1)." in ledger.finding()
+    ledger.checks["C2"] = [replace(flow, outcome=UNDECIDED), *accurate]
+    assert ledger.finding().endswith("Shown nowhere: C2 All-ReLU: more gradient flow (0 of 1).")
 
 
 def test_a_cell_of_the_grid_has_both_weight_decays():
@@ -340,7 +344,11 @@ def test_evidence_is_computed_from_the_results():
     assert accuracy.effect == pytest.approx(20)
     assert accuracy.high == pytest.approx(20 + 196 * error, rel=1e-3)
     [kept] = at(ledger, "C3", 0.0002)
-    assert kept.evidence.endswith("; 30 % of the connections left")
+    assert kept.evidence.endswith("; at the best epochs +0.00; 30 % of the connections left")
+    [dense] = at(ledger, "C5", 0.0002)
+    assert dense.evidence.endswith("; at the best epochs +19.00")
+    [flow] = [c for c in at(ledger, "C2", 0.0002) if "flow" in c.question]
+    assert flow.evidence.endswith("; in the first tenth of the epochs × 3.0")
 
 
 @pytest.mark.parametrize(("seconds", "ranks"), [(5.0, 2), (5.0, 5), (9.5, 1)])
@@ -375,7 +383,10 @@ def test_tables_hold_every_claim_and_every_check():
     assert table.data["claim"].tolist() == ["C1", "C2", "C3", "C4", "C5"]
     assert table.data.set_index("claim").loc["C2", "verdict"] == ledger.verdicts["C2"]
     for key, checks in ledger.checks.items():
-        assert len(ledger.evidence(key).data) == len(checks)
+        tested = [c for c in checks if c.outcome in (HOLDS, FAILS, UNDECIDED)]
+        shown = ledger.evidence(key)
+        assert len(shown.data) == len(tested)
+        assert ("Not tested: " in shown.sources) == (len(tested) < len(checks))
 
 
 def test_evidence_counts_the_seeds_that_are_used():

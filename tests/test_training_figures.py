@@ -262,8 +262,8 @@ def test_curves_draw_means_and_bands_of_the_results(main):
     bar = gain.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert bar == pytest.approx([100 * effect.low, 100 * effect.high]), "as the ledger has it"
     assert picture.finding.startswith("SET-All-ReLU is more accurate than SET-ReLU on ")
-    assert "profile quick, seeds 0, 1" in picture.sources
-    assert "(3 epochs of 1,437 rows)" in picture.sources
+    assert "rows, 2 seeds. Runs: profile quick, " in picture.sources
+    assert "Optical digits: 3 epochs of 1,437 rows, " in picture.sources
     assert picture.svg() == figures.curves(view(main, *methods)).svg(), "the same every time"
 
 
@@ -388,7 +388,6 @@ def test_pruning_figures_hold_the_numbers_of_the_files(main):
     nnz = [[e["nnz"] / 1000 for e in r["epochs"]] for r in pruned]
     np.testing.assert_allclose(during.figure.axes[0].lines[1].get_ydata(), np.mean(nnz, axis=0))
     left = 100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in pruned])
-    assert f"{left:.0f} % of the connections are left" in during.finding
     plain = files("set-all-relu")
     gains = [
         [100 * (e["test_accuracy"] - f["test_accuracy"]) for e, f in zip(*epochs, strict=True)]
@@ -396,10 +395,14 @@ def test_pruning_figures_hold_the_numbers_of_the_files(main):
     ]
     gain = during.figure.axes[1].lines[1].get_ydata()
     np.testing.assert_allclose(gain, np.mean(gains, axis=0), atol=1e-9)
-    assert f"differs by {shown.points(effects.compared(pruned, plain)[0])}" in during.finding
-    for part in ("loss", "test_loss"):
-        ends = (np.mean([r["epochs"][-1][part] for r in some]) for some in (plain, pruned))
-        assert "from {:.2f} to {:.2f}".format(*ends) in during.finding
+    effect = shown.points(effects.compared(pruned, plain)[0])
+    assert f"Optical digits {left:.0f} %, {effect}" in during.finding
+    ends = [
+        np.mean([r["epochs"][-1][part] for r in some])
+        for part in ("loss", "test_loss") for some in (pruned, plain)
+    ]  # fmt: skip
+    told = "{:.2f} nats with pruning and {:.2f} without, test loss {:.2f} and {:.2f}"
+    assert told.format(*ends) in during.sources
 
     some = [{**r, "epochs": r["epochs"][:-1]} if r["seed"] else r for r in results.runs]
     assert "Seeds: 0. " in pruning.after_training(replace(results, runs=some)).sources

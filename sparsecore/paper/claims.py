@@ -43,6 +43,7 @@ from sparsecore.settings import DECAYS
 
 HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "not tested here yet"
 IMPOSSIBLE = "cannot be tested"
+_OPEN = UNTESTED, IMPOSSIBLE
 
 MARGIN = 0.01  # of accuracy that may be lost where it is to be kept: one percentage point
 
@@ -78,9 +79,9 @@ def _measured(found: Effect | None, unit: str, seeds: str, note: str = "") -> Ch
         return Check("", evidence="the runs do not differ at all", outcome=UNDECIDED, seeds=seeds)
     scaled = [100 * v if unit == "points" else math.exp(v) for v in vars(found).values()][:3]
     times = "× {} [{}, {}]".format
-    text = points(found) + note if unit == "points" else times(*map(two_digits, scaled))
+    text = points(found) if unit == "points" else times(*map(two_digits, scaled))
     about = dict(zip(("effect", "low", "high"), scaled, strict=True))
-    return _answer(found.p, text, seeds=seeds, unit=unit, **about)
+    return _answer(found.p, text + note, seeds=seeds, unit=unit, **about)
 
 
 # --- how two methods' runs are compared ----------------------------------------------------------
@@ -89,12 +90,16 @@ def _measured(found: Effect | None, unit: str, seeds: str, note: str = "") -> Ch
 def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
     """Judge whether the first is more accurate, by more than a threshold that may be negative."""
     found, seeds = compared(first, second, threshold)
+    best = [np.mean([run["best_test_accuracy"] for run in runs]) for runs in (first, second)]
+    note = f"; at the best epochs {100 * (best[0] - best[1]):+.2f}"
     left = np.mean([run["nnz_end"] / run["nnz_start"] for run in first])
-    note = f"; {100 * left:.0f} % of the connections left" * bool(left < 1)
+    note += f"; {100 * left:.0f} % of the connections left" * bool(left < 1)
     return _measured(found, "points", seeds, note)
 
 
-def _ratio(first: Any, second: Any, paired: bool, shown: float | None = None) -> Check:
+def _ratio(
+    first: Any, second: Any, paired: bool, shown: float | None = None, note: str = ""
+) -> Check:
     """Judge whether positive values of `first` are larger, by their logs, and show a ratio."""
     logs, seeds = (np.log(first).tolist(), np.log(second).tolist()), f"{len(first)}, {len(second)}"
     if min(map(len, logs)) < 2:
@@ -102,13 +107,16 @@ def _ratio(first: Any, second: Any, paired: bool, shown: float | None = None) ->
     found = effect(float(np.mean(logs[0]) - np.mean(logs[1])), spread_of(*logs, paired))
     if found and shown:
         found = replace(found, value=math.log(shown))
-    return _measured(found, "×", seeds)
+    return _measured(found, "×", seeds, note)
 
 
 def _more_flow(first: Runs, second: Runs) -> Check:
     first, second, paired = pairs(first, second)
-    flows = [10 ** flow_logs(runs)[:, 1:].mean(axis=1) for runs in (first, second)]
-    return _ratio(flows[0].tolist(), flows[1].tolist(), paired)
+    logs = [flow_logs(runs)[:, 1:] for runs in (first, second)]
+    flows, tenth = [10 ** log.mean(axis=1) for log in logs], max(1, logs[0].shape[1] // 10)
+    early = 10 ** (logs[0][:, :tenth].mean() - logs[1][:, :tenth].mean())
+    note = f"; in the first tenth of the epochs × {two_digits(early)}"
+    return _ratio(flows[0].tolist(), flows[1].tolist(), paired, note=note)
 
 
 # --- the claims ----------------------------------------------------------------------------------
@@ -266,12 +274,14 @@ class Ledger:
         stands_in = datasets.describe(dataset)["kind"] == "files or surrogate"
         if judge and (runs[0]["data"]["surrogate"] if runs else stands_in):
             return no("a surrogate's accuracy is no evidence", IMPOSSIBLE)
-        for method, label in labels.items():
+        planned = {
+            m: results.study.wanted(results.profile, dataset, m, results.decay) for m in methods
+        }
+        for method, many in planned.items():
             if why := conditions.excluded(dataset, method):
                 return no(why, IMPOSSIBLE)
-            planned = results.study.wanted(results.profile, dataset, method, results.decay)
-            if judge and planned < 1 + contest:
-                told = f"{planned or 'no'} seed of {label} planned at this weight decay"
+            if judge and many < 1 + contest:
+                told = f"{many or 'no'} seed of {labels[method]} planned at this weight decay"
                 return no(told, IMPOSSIBLE)
         if not judge:
             spent = epoch_seconds(results, dataset, self._times)
@@ -296,42 +306,57 @@ class Ledger:
             return no("fewer than two seeds")
         if not have_learnt(results.of(dataset, _SPARSE)):
             return no("SET-All-ReLU has not learnt anything yet", UNDECIDED)
-        return judge(first, second)
+        found = judge(first, second)
+        if any(len(results.of(dataset, method)) < many for method, many in planned.items()):
+            found = replace(
+                found, seeds=f"{found.seeds} of {', '.join(map(str, planned.values()))}"
+            )
+        return found
+
+    def _rows(self) -> Iterator[tuple[Claim, str, list[Check]]]:
+        """Yield what the grid has a row for: a claim, a name, and the checks under it."""
+        for claim in CLAIMS:
+            for name in dict.fromkeys(question.row for question in claim.questions) or [""]:
+                there = [check for check in self.checks[claim.key] if check.row == name]
+                yield claim, name or claim.name, there
+
+    def finding(self) -> str:
+        """Say of each row of the grid in how many of the cases that are tested it is shown."""
+        groups: dict[str, list[str]] = {where: [] for where in ("wherever", "in part", "nowhere")}
+        for claim, name, checks in self._rows():
+            found = Counter(check.outcome for check in checks)
+            held, tested = found[HOLDS], found[HOLDS] + found[FAILS] + found[UNDECIDED]
+            where = "wherever" if held == tested else "in part" if held else "nowhere"
+            told = f"{held} of {tested}" + f", fails in {found[FAILS]}" * bool(found[FAILS])
+            if tested:
+                groups[where].append(f"{claim.key} {name} ({told})")
+        return " ".join(
+            f"Shown {where}{' it was tested' * (where == 'wherever')}: {', '.join(names)}."
+            for where, names in groups.items() if names
+        )  # fmt: skip
 
     def grid(self) -> Table:
         """Make the grid of the first page: claims × data sets, a sign and a number in each cell."""
         titles = [self.results.title(dataset) for dataset in self.results.study.datasets]
         rows = []
-        for claim in CLAIMS:
-            for name in dict.fromkeys(question.row for question in claim.questions) or [""]:
-                row: dict[str, Any] = {"claim": claim.key, "name": name or claim.name}
-                for title in (*titles, "artificial"):
-                    there = [c for c in self.checks[claim.key] if c.row == name]
-                    there = [c for c in there if str(c.dataset).startswith(title)]
-                    at = ([c for c in there if c.decay in (decay, None)] for decay in DECAYS)
-                    row[title] = " / ".join(dict.fromkeys(map(sign, at)))
-                rows.append(row)
+        for claim, name, checks in self._rows():
+            row: dict[str, Any] = {"claim": claim.key, "name": name}
+            for title in (*titles, "artificial"):
+                there = [c for c in checks if str(c.dataset).startswith(title)]
+                at = ([c for c in there if c.decay in (decay, None)] for decay in DECAYS)
+                row[title] = " / ".join(dict.fromkeys(map(sign, at)))
+            rows.append(row)
         columns = [
             Column("claim", "claim", _linked, number=False),
             *(Column(title, title, number=False) for title in (*titles, "artificial")),
         ]
         caption = (
             "**What came of the claims**: ✓ holds, ✗ fails, ? undecided, – not tested yet, · not "
-            "testable; in brackets: tested in part. Numbers are points of test accuracy, × how "
-            "many times (as fast, the gradient flow), or % of held-out samples right. Two entries: "
-            f"weight decay {DECAYS[0]:g} / {DECAYS[1]:g}."
+            "testable. Numbers are points of test accuracy, × how many times (as fast, the "
+            "gradient flow), or % of held-out samples right; of several checks in a cell, the "
+            f"first one's. Two entries: weight decay {DECAYS[0]:g} / {DECAYS[1]:g}."
         )
-        return Table.of("L-grid", rows, columns, caption)
-
-    def finding(self, key: str) -> str:
-        """Say in how many of the cases that are tested each check of a claim holds."""
-        told = []
-        for question in dict.fromkeys(check.question for check in self.checks[key]):
-            found = Counter(c.outcome for c in self.checks[key] if c.question == question)
-            tested = found[HOLDS] + found[FAILS] + found[UNDECIDED]
-            many = f"in {found[HOLDS]} of {tested}" if tested else "(not tested yet)"
-            told.append(f"{question} {many}" + f" (fails in {found[FAILS]})" * bool(found[FAILS]))
-        return f"{', '.join(told)}."
+        return Table.of("L-grid", rows, columns, caption, finding=self.finding())
 
     def table(self) -> Table:
         """Make L-claims: claim, rule, verdict."""
@@ -352,12 +377,7 @@ class Ledger:
         sources = source(self.results) + (
             f" C4: recorded runs of T-extreme, {', '.join(machines)}." if machines else ""
         )
-        finding = (
-            "Of the cases tested (a data set, at one weight decay if that matters) so many show "
-            "clearly what a claim says. "
-            + " ".join(f"{key}: {self.finding(key)}" for key in self.checks)
-        )
-        return Table.of("L-claims", rows, columns, caption, sources, finding)
+        return Table.of("L-claims", rows, columns, caption, sources, self.finding())
 
     def evidence(self, key: str) -> Table:
         """Make the second part of L-claims: the checks of a claim, with numbers."""
@@ -371,12 +391,19 @@ class Ledger:
         ]
         caption = (
             f"**The evidence on {key}.** Effects with their {100 * CONFIDENCE:.0f} % confidence "
-            "intervals in brackets. Seeds of the method, and of what it is compared with; of "
-            "times, rounds."
+            "intervals in brackets. Seeds of the method, and of what it is compared with, of those "
+            "planned if some are missing; of times, rounds."
         )
-        rows = [{"claim": key, **vars(check)} for check in self.checks[key]]
-        finding = f"Shown clearly, of the cases tested: {self.finding(key)}"
-        return Table.of(f"L-claims-{key}", rows, columns, caption, finding=finding)
+        checks = self.checks[key]
+        rows = [{"claim": key, **vars(check)} for check in checks if check.outcome not in _OPEN]
+        others: dict[str, dict[str, None]] = {}
+        for check in checks:
+            if check.outcome in _OPEN:
+                at = "" if check.decay is None else f" at λ = {check.decay:g}"
+                others.setdefault(str(check.evidence), {})[f"{check.dataset}{at}"] = None
+        told = "; ".join(f"{', '.join(where)} ({why})" for why, where in others.items())
+        sources = f"Not tested: {told}." * bool(told)
+        return Table.of(f"L-claims-{key}", rows, columns, caption, sources)
 
 
 def _linked(row: Mapping[str, Any]) -> str:

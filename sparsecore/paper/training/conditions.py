@@ -259,7 +259,8 @@ _STUDIES = (
     ),
     Study(
         "F-importance", "neuron importance over training; pruning by it during and after training",
-        ("fashion-mnist", "madelon"), ("set-all-relu", "set-all-relu-pruned"), runs_of="T-main",
+        ("fashion-mnist", "madelon", "higgs", "digits"), ("set-all-relu", "set-all-relu-pruned"),
+        runs_of="T-main",
     ),
     Study(
         "F-topology",

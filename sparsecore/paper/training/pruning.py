@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ _COLOURS = GREY, "#56B4E9", "#0072B2"  # before training, on the way, at the end
         "hidden layer; epoch 0 is before training. SET with All-ReLU, no pruning, first seed."
     ),
     finding="Where the spread of importance changes most", height=2.4, block=(1, 3),
-    needs=("set-all-relu",), labels=("density of neurons",),
+    needs=lambda found: _observed(found, "importance"), labels=("density of neurons",),
 )  # fmt: skip
 def importance(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw how importance is distributed in each hidden layer, first seed; of F-importance."""
@@ -49,6 +50,11 @@ def importance(axes: Any, name: str, results: Results) -> tuple[str, str]:
     return told, ""
 
 
+def _observed(found: Mapping[str, list[Result]], name: str) -> bool:
+    """Whether runs of SET-All-ReLU, whose last epoch has all there is, have seen that."""
+    return any(name in run["epochs"][-1] for run in found.get(_BOTH[0], ()))
+
+
 def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
     counts = np.asarray(seen["counts"], float)
     edges = np.linspace(0, seen["largest"] or 1.0, len(counts) + 1)
@@ -66,8 +72,10 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
         "pruning less that without, a running mean with its 95 % interval over seeds; the bar is "
         "the last epoch's, and also counts the size of the test set."
     ),
-    finding="With pruning during training", numbers="Pruned", height=4.8, block=(2, 1), across=2,
-    labels=("connections (thousands)", "difference (points)"), sharex="col", needs=_BOTH,
+    finding="Connections that pruning during training leaves, and what it does to accuracy",
+    numbers="Pruned", height=4.4, block=(2, 1), across=4, sharex="col",
+    labels=("connections (thousands)", "difference (points)"),
+    needs=lambda found: set(_BOTH) <= found.keys(),
     legend=lambda results: shown.lines(_BOTH),
 )  # fmt: skip
 def during_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
@@ -86,15 +94,14 @@ def during_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
         [np.mean([run["epochs"][-1][part] for run in runs]) for runs in (plain, pruned)]
         for part in ("loss", "test_loss")
     )
-    told = (
-        f"on {results.title(name)} {100 * left:.0f} % of the connections are left, accuracy "
-        f"differs by {shown.gap(pruned, plain)}, the training loss (with dropout) goes from "
-        f"{fitted:.2f} to {less:.2f} nats, the test loss from {lost:.2f} to {then:.2f}"
-    )
+    told = f"{results.title(name)} {100 * left:.0f} %, {shown.gap(pruned, plain)}"
     if less > fitted and then < lost:
-        told += ": the network fits its training rows less, and other rows better"
-    when = f"from epoch {config['prune_from']} on, every {config['prune_every']}"
-    return told, f"{results.title(name)} {when}"
+        told += " (it fits its training rows less, and other rows better)"
+    return told, (
+        f"{results.title(name)} from epoch {config['prune_from']} on, every "
+        f"{config['prune_every']}; training loss, with dropout, {less:.2f} nats with pruning and "
+        f"{fitted:.2f} without, test loss {then:.2f} and {lost:.2f}"
+    )
 
 
 _POINTS: dict[str, Any] = {"marker": "o", "markersize": 3}
@@ -115,7 +122,8 @@ _LEFT = {
         "what is left there (bottom), also in the compact network."
     ),
     finding="A trained network can be pruned for at most one point of accuracy", numbers="Seeds",
-    height=4.8, block=(2, 1), across=2, sharex="col", needs=("set-all-relu",),
+    height=4.8, block=(2, 1), across=2, sharex="col",
+    needs=lambda found: _observed(found, "post_pruning"),
     labels=("test accuracy (%)", "of the unpruned network (%)"),
     legend=lambda results: [line(colour, label) for colour, _, label in _LEFT.values()],
 )  # fmt: skip

@@ -56,12 +56,13 @@ def drawn(key: str, alt: str) -> Callable[[Draw], Callable[..., Picture | Note]]
 def by_dataset(
     key: str, *, alt: str, caption: str, finding: str | Callable[[Results], str],
     height: float, numbers: str = "", extra: float = 0.0, block: tuple[int, int] = (1, 1),
-    across: int = 1, labels: Sequence[str] = (), needs: Sequence[str] = (), least: int = 1,
+    across: int = 1, labels: Sequence[str] = (), least: int = 1,
+    needs: Callable[[dict[str, list[Result]]], Any] = bool,
     legend: Callable[[Results], Sequence[Any]] = lambda results: (), **subplots: Any,
 ) -> Callable[[Callable[..., tuple[str, str]]], Callable[..., Picture | Note]]:  # fmt: skip
-    """Make a picture with a block of panels per data set that has runs, and some of all `needs`.
+    """Make a picture with a block of panels per data set whose runs, by method, meet `needs`.
 
-    It has them at `least` so many weight decays. ``draw(panels, name, results, ...)`` draws a data
+    It has runs at `least` so many weight decays. ``draw(panels, name, results, ...)`` draws a data
     set; what it returns is told of it after `finding` and, in the fold, after `numbers`. A block
     has (rows, columns) of panels, and `labels` name its rows. At most `across` blocks stand side by
     side; such a row is `height` inches high, and `extra` inches are for the legend.
@@ -72,7 +73,7 @@ def by_dataset(
         @functools.wraps(draw)
         def picture(results: Results, *more: Any) -> tuple[Figure, str, str, str]:
             at = Counter(n for d in results.study.decays for n in datasets_of(results.at(d)))
-            names = [n for n in at if at[n] >= least and set(needs) <= by_method(results, n).keys()]
+            names = [n for n in at if at[n] >= least and needs(by_method(results, n))]
             down, (rows, columns) = max(1, math.ceil(len(names) / across)), block
             beside = max(1, math.ceil(len(names) / down))
             figure = Figure(figsize=(WIDTH, height * down + extra), layout="constrained")
@@ -271,11 +272,11 @@ def sentence(start: str, text: str) -> str:
 
 def source(results: Results) -> str:
     """Return how long runs are, and where they come from."""
-    lengths = [f"{results.title(name)} ({results.size(name)})" for name in datasets_of(results)]
+    lengths = [f"{results.title(name)}: {results.size(name)}" for name in datasets_of(results)]
     surrogate = any(run["data"]["surrogate"] for run in results.runs)
     return (
         "A surrogate's accuracy says nothing; its times do. " * surrogate
-        + sentence("Lengths", "; ".join(lengths))
+        + f"{'; '.join(lengths)}. " * bool(lengths)
         + f"Runs: {results.provenance}." * bool(lengths)
     )
 

@@ -131,25 +131,26 @@ class Results:
         return Condition(home, self.profile, dataset, method, 0).config.epochs
 
     def size(self, dataset: str) -> str:
-        """Return how long the runs on a data set are, such as "10 epochs of 12,000 rows"."""
-        rows = {data["n_train"] for data in self._data(dataset)}
-        of_rows = f" of {_listed(f'{n:,}' for n in rows)} rows" if rows else ""
-        return f"{self.epochs(dataset)} epochs{of_rows}"
+        """Return how long the runs on a data set are, and how many seeds they have at most."""
+        there = [run for run in self.runs if run["condition"]["dataset"] == dataset]
+        rows = _listed(f"{n:,}" for n in {run["data"]["n_train"] for run in there})
+        seeds = len({run["seed"] for run in there})
+        many = f"{seeds} seed{'s' * (seeds != 1)}"
+        return f"{self.epochs(dataset)} epochs of {rows or 'no'} rows, {many}"
 
     @property
     def provenance(self) -> str:
-        """One line: profile, seeds, code, machine."""
-        seeds, about = {run["seed"] for run in self.runs}, [run["provenance"] for run in self.runs]
+        """One line: profile, machine, code."""
+        about = [run["provenance"] for run in self.runs]
         known = [p["commit"] for p in about if p.get("commit")]
         commits = {commit[:7] + " with changes" * commit.endswith("+") for commit in known}
         blas = {library.split(" (")[0] for p in about for library in p.get("blas", [])}
         parts = [
-            f"profile {self.profile}", f"seed{'s' * (len(seeds) > 1)} {_listed(seeds)}",
-            f"sparsecore {_listed({p['sparsecore'] for p in about})}",
-            *([f"commit {_listed(commits)}"] if commits else []),
-            _listed({p["cpu"] for p in about}),
+            f"profile {self.profile}", _listed({p["cpu"] for p in about}),
             f"threads: {_listed({p['threads'] for p in about})}",
             *([f"dense through {_listed(blas)}"] if blas else []),
+            f"sparsecore {_listed({p['sparsecore'] for p in about})}",
+            *([f"commit {_listed(commits)}"] if commits else []),
         ]  # fmt: skip
         return ", ".join(parts)
 

@@ -90,7 +90,7 @@ def figure(axes: Any, found: Result) -> tuple[str, str]:
 def told(found: Result) -> str:
     """Say in a sentence what the data say: All-ReLU's flow over the others', at the setting's α."""
     alpha = setting(DATASET).config.alpha
-    place, parts = found["alphas"].index(alpha), []
+    place, parts, ahead = found["alphas"].index(alpha), [], []
     for number, depth in enumerate(found["depths"]):
         logs = {name: np.log(np.array(found["flows"][name][number])) for name in _COLOURS}
         ours = logs["all-relu"][place].mean()
@@ -99,4 +99,8 @@ def told(found: Result) -> str:
             f"{np.exp(ours - relu):.2g} times ReLU's and {np.exp(ours - leaky):.2g} times "
             f"LeakyReLU's with {depth} hidden layers"
         )
-    return f"At α = {alpha:g} the flow of All-ReLU is {', '.join(parts)}."
+        ahead += [str(depth)] * bool(ours > leaky)
+    return (
+        f"At α = {alpha:g} the flow of All-ReLU is {', '.join(parts)}. So slopes of alternating "
+        f"sign pass more than slopes of one sign with {' and '.join(ahead) or 'none'} of these."
+    )

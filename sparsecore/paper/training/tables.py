@@ -50,13 +50,13 @@ def data_sets(recorded: Results) -> Table:
         Column("classes", "n_classes"),
         Column("training", "n_train", "{:,}"),
         Column("test", "n_test", "{:,}"),
-        Column("training, recorded runs", "rows_of_runs"),
+        Column("recorded runs: training, test", "rows_of_runs"),
         Column("source", "source", number=False),
         Column("SHA-256", "sha256", f"`{{:.{_HASH_DIGITS}}}`", number=False),
     )
     caption = (
-        "**The data sets.** Rows for training and test, where this machine found them; rows that "
-        f"the recorded runs trained on; the first {_HASH_DIGITS} digits of the SHA-256 of the "
+        "**The data sets.** Rows for training and test, of the whole or of what this machine has; "
+        f"rows that the recorded runs used; the first {_HASH_DIGITS} digits of the SHA-256 of the "
         "content. A surrogate has the shape of data that cannot be had here; it serves to measure "
         "time and memory only."
     )
@@ -69,8 +69,9 @@ def _data_set(name: str, fetch: bool, recorded: Results) -> dict[str, Any]:
     plain = ("title", "domain", "n_features", "n_classes", "n_train", "n_test")
     row = {"name": name, **{key: facts[key] for key in plain}, "source": NOT_AVAILABLE}
     row["shape"] = "×".join(map(str, facts["feature_shape"]))
-    used = {r["data"]["n_train"] for r in recorded.runs if r["condition"]["dataset"] == name}
-    row["rows_of_runs"] = ", ".join(f"{n:,}" for n in sorted(used)) or None
+    used = [run["data"] for run in recorded.runs if run["condition"]["dataset"] == name]
+    sizes_of_runs = sorted({(data["n_train"], data["n_test"]) for data in used})
+    row["rows_of_runs"] = "; ".join(f"{train:,}, {test:,}" for train, test in sizes_of_runs) or None
     if fetch or datasets.available(name):
         with suppress(DataNotAvailable):
             data = datasets.load(name)
@@ -134,7 +135,7 @@ def common_hyperparameters() -> Table:
         ("LeakyReLU's slope (and α, beside it)", [0.25], RELEASED),
         ("parallel: epochs between prunings", [parallel["prune_every"]], RELEASED),
         ("parallel: pruned up to this percentile", [parallel["prune_percentile"]], RELEASED),
-        ("parallel: workers (here one per core, if there are fewer)", [WORKERS], RELEASED),
+        ("parallel: workers at most (here one per core, but two at least)", [WORKERS], RELEASED),
         ("parallel: share of the epochs in phase 1", [plan.phase1], RELEASED),
         ("WASSP: epochs of warm-up of the learning rate", [plan.warmup], RELEASED),
     ]
@@ -181,6 +182,7 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
         Column("data set", "title", number=False, once=True),
         Column("λ", "decay", "{:g}"),
         Column("method", "label", number=False),
+        Column("seeds", "seeds", by=lambda seeds: str(len(seeds.split()))),
         *(Column(f"{n} (%)", name, partial(_mean_sd, name)) for n, name in _ACCURACIES.items()),
         Column("nnz, start", "nnz_start", "{:,.0f}"),
         Column("nnz, end", "nnz_end", "{:,.0f}"),
@@ -206,10 +208,10 @@ def _short(results: Results, rows: Iterable[Mapping[str, Any]]) -> str:
         sparse, dense = (results.of(row["dataset"], method) for method in ("set-all-relu", "dense"))
         if sparse and dense:
             share, speed = sparse[0]["nnz_end"] / dense[0]["nnz_end"], row["speed_against_dense"]
-            spent = f"{shown.factor(1 / speed)} the core-seconds, " if speed else ""
+            spent = f", dense takes {two_digits(speed)} times the core-seconds" if speed else ""
             told.append(
-                f"on {row['title']} {100 * share:.2g} % of the connections, {spent}accuracy "
-                f"{shown.gap(sparse, dense)}"
+                f"{row['title']} {shown.gap(sparse, dense)} of accuracy with {100 * share:.2g} % "
+                f"of the connections{spent}"
             )
     start = f"SET-All-ReLU against dense, λ = {results.decay:g}"
     return shown.sentence(start, "; ".join(told)).strip()
@@ -225,6 +227,7 @@ def _main_sources(results: Results, rows: list[dict[str, Any]]) -> str:
     ]
     return (
         shown.sentence("Parallel runs", ", ".join(told))
+        + "No epoch is chosen for runs that did not count the halves of the test set. "
         + shown.sentence("No better than guessing yet, by their training loss", "; ".join(guessing))
         + " ".join([*dict.fromkeys(notes), shown.absent(results) + shown.source(results)])
     )
@@ -269,7 +272,7 @@ def _main_row(
         row[f"{name}_sd"] = float(deviation(values)) if len(values) > 1 else None
     if turns:  # one of which may be disturbed
         row["epoch_seconds"] = core_seconds(turns)
-    if turns and results.of(dataset, "dense") and "dense" in seconds:
+    if turns and "dense" in seconds:
         dense, own = (core_seconds(*seconds[m]) for m in ("dense", method))
         row["speed_against_dense"] = dense / own
     return row
@@ -304,7 +307,8 @@ def deviations(recorded: Results) -> Table:
             runs = [recorded.at(decay).of(dataset, method) for method, decay in pair]
             if found := shown.difference(*runs):
                 effects.append(f"{recorded.title(dataset)}: {shown.points(found)}")
-        rows.append({**fact, "effect": "; ".join(effects) or fact["effect"]})
+        told = [*(effects or [fact["effect"]]), *fact.get("unrecorded", ())]
+        rows.append({**fact, "effect": "; ".join(told)})
     titles = ("subject", "released", "ours", "effect")
     columns = [Column(title, title, number=False) for title in titles]
     caption = (

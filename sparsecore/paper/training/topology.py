@@ -90,7 +90,7 @@ def draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
 def pixels(results: Results) -> tuple[Figure, str, str, str]:
     """Draw the strength of the input pixels' connections over epochs, first seed; of F-topology."""
     (name,), (method,) = results.study.datasets, results.study.methods
-    run = results.of(name, method)[0]
+    run, *others = results.of(name, method)
     facts: dict[str, Any] = datasets.describe(name)
     seen = [record for record in run["epochs"] if "topology" in record][-6:]
     seen[0] = run["epochs"][0]
@@ -109,16 +109,22 @@ def pixels(results: Results) -> tuple[Figure, str, str, str]:
     bar.set_label("strength of a pixel: Σ |weight| over its outgoing connections")
     bar.outline.set_visible(False)
     bar.ax.grid(False)
-    first, final = (
-        np.corrcoef(*(np.r_[image[:, a].ravel(), image[a].ravel()] for a in _BESIDE))[0, 1]
-        for image in (images[0], images[-1])
+    begun, ended = (
+        np.mean([_likeness(one["epochs"][at], facts) for one in (run, *others)]) for at in (0, -1)
     )
     caption = (
         "**Where the network looks.** Strength of the connections that leave each of "
         f"{facts['title']}'s pixels, over training, on one scale."
     )
     finding = (
-        f"The correlation of neighbouring pixels' strengths goes from {first:.2f} before training "
-        f"to {final:.2f} at the end."
+        f"The correlation of neighbouring pixels' strengths goes from {begun:.2f} before training "
+        f"to {ended:.2f} at the end{f', means over {1 + len(others)} seeds' * bool(others)}."
     )
-    return figure, caption, finding, f"Seed {run['seed']}. "
+    return figure, caption, finding, f"Images: seed {run['seed']}. "
+
+
+def _likeness(seen: dict[str, Any], facts: dict[str, Any]) -> float:
+    """Return the correlation of neighbouring pixels' strengths."""
+    image = np.reshape(seen["topology"]["input_strength"], facts["feature_shape"])
+    beside = (np.r_[image[:, a].ravel(), image[a].ravel()] for a in _BESIDE)
+    return float(np.corrcoef(*beside)[0, 1])

@@ -257,7 +257,8 @@ def contrast(results: Results, first: str, second: str) -> str:
                 *(over_epochs(some, "test_accuracy", 100)[1].mean() for some in runs)
             )
             effects.append(effect)
-            told.append(f"{results.title(name)} {points(effect)} (all epochs {lead:+.2f})")
+            also = minus(f"(all epochs {lead:+.2f})")
+            told.append(f"{results.title(name)} {points(effect)} {also}")
     if not effects:
         return f"{METHODS[first].label} and {METHODS[second].label}: too few runs to compare them."
     more, less = (sum(one) for one in zip(*((e.low > 0, e.high < 0) for e in effects), strict=True))

@@ -192,7 +192,7 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
     caption = (
         "**Dense, sparse and parallel methods.** Test accuracy after the last epoch, the best one, "
         "and the one that half of the test set chooses, on the other half; × dense: seconds × "
-        "cores of the dense row over the row's. Means ± one standard deviation over seeds; "
+        "cores of dense training over the row's. Means ± one standard deviation over seeds; "
         "seconds: medians ± one over rounds."
     )
     sources, finding = _main_sources(results, rows), _short(results, rows)

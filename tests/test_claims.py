@@ -422,7 +422,10 @@ def test_the_readme_has_the_grid_of_the_first_page(recorded):
     rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
     lines = "".join("| " + " | ".join(row) + " |\n" for row in rows)
     grid = re.sub(r"\{ref\}`(C\d) <l-claims-c\d>`", r"**\1**", lines)
-    assert grid in (ROOT / "README.md").read_text(), f"put this grid there:\n{grid}"
+    readme = (ROOT / "README.md").read_text()
+    assert grid in readme, f"put this grid there:\n{grid}"
+    told = recorded.grid().finding
+    assert told in " ".join(readme.split()), f"put this above it:\n{told}"
 
 
 def test_the_ledger_s_effects_are_those_of_the_main_table(recorded):

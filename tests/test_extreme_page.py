@@ -142,10 +142,10 @@ def small(monkeypatch, tmp_path):
 
 
 def test_a_live_run_is_made_once(small, in_process):
-    run = extreme.load("quick", progress=False)[ROW]
+    run = extreme.load("quick")[ROW]
     assert run["neurons"] == 20_000 and run["trend"] is not None
     assert run["provenance"]["packages"] and run["recipe"]
-    assert extreme.networks(extreme.load("quick", progress=False)) == [run]
+    assert extreme.networks(extreme.load("quick")) == [run]
     assert extreme.recorded() == {}
 
 
@@ -154,8 +154,8 @@ def test_what_needs_mpi_says_so_without_it(small, monkeypatch):
         raise ClusterError("no MPI here")
 
     monkeypatch.setattr(extreme, "LIVE", ())
-    monkeypatch.setattr(extreme, "PARTS", {"split": no_mpi})
-    found = extreme.load("quick", progress=False)
+    monkeypatch.setattr(extreme, "PARTS", {"split": (no_mpi, {"quick": 1}, {})})
+    found = extreme.load("quick")
     assert "no MPI here" in extreme_figures.split(found).text
 
 

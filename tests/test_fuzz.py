@@ -333,7 +333,7 @@ SCHEMA = {
     "config": dict,
     "epochs": [{"epoch": int}],
 }
-ENTRY = store.Entry("F-test", "one", "paper", lambda result: SCHEMA)
+ENTRY = store.Entry("F-test", "one", "paper", SCHEMA)
 OWN = {"study": "F-test", "name": "one", "profile": "paper", "recipe": store.RECIPE}
 
 

@@ -171,12 +171,13 @@ def at_hand(compute: Callable[[], Result]) -> Result:
 Parts = dict[Any, tuple[Entry, Callable[[], Result]]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measured:
     """A study that is measured: its results by name or, of a `single` part, that result."""
 
     parts: Callable[[str], Parts]  # of a profile
     single: bool = False
+    report: Callable[[str], Any] = str  # what a part does, for the bar while it is measured
 
     def entries(self, profile: str) -> list[Entry]:
         """Return the results that a profile is made of."""
@@ -192,9 +193,12 @@ class Measured:
     def load(self, profile: str | None = None, names: Iterable[Any] = ()) -> Any:
         """Return a profile's results, all or some; measure what is missing."""
         parts, found = self._some(current_profile(profile), names), {}
-        with bar(len(parts), bar_format="{desc} ({n}/{total})", hidden=self.single) as shown:
+        form = "{desc}{postfix} ({n}/{total})"
+        with bar(len(parts), bar_format=form, hidden=self.single) as shown:
+            self.report = shown.set_postfix_str
             for name, (entry, measure) in parts.items():
-                shown.set_description_str(f"{entry.study}: {entry.name}")
+                shown.set_postfix_str("", refresh=False)
+                shown.set_description_str(entry.name)
                 found[name] = at_hand(partial(entry.obtain, measure))
                 shown.update()
         return self._page(found)

@@ -20,7 +20,6 @@ from sparsecore.paper.speed import roofline
 from sparsecore.paper.speed.contest import PEERS, compare, stopwatch
 from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
 from sparsecore.paper.store import Entry, Measured, Parts, Result
-from sparsecore.progress import bar
 from sparsecore.provenance import busy_cpus
 from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, new_model
@@ -181,9 +180,8 @@ PARTS: dict[str, tuple[Callable[[Effort, Report], Result], dict[str, Any]]] = {
 
 
 def _measure(name: str, effort: Effort) -> Result:
-    others = busy_cpus()
-    with bar(None, bar_format="{desc}", leave=False) as shown:
-        return {"others": others, **PARTS[name][0](effort, shown.set_description_str)}
+    others, (measure, _) = busy_cpus(), PARTS[name]
+    return {"others": others, **measure(effort, _MEASURED.report)}
 
 
 def _parts(profile: str) -> Parts:

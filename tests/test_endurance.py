@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from sparsecore import datasets, wasap
-from sparsecore.cluster import mpiexec
+from sparsecore.cluster.engines import mpiexec, wait_until
 from sparsecore.paper import reliability
 
 pytestmark = [pytest.mark.endurance, pytest.mark.timeout(0)]
@@ -62,12 +62,6 @@ def ranks(process):
     return [p for p, w in zip(whole, words, strict=True) if w.startswith(sys.executable)]
 
 
-def wait_until(condition, seconds=120.0):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-
-
 def killed(command, path, rng):
     """Start a run and kill one of its processes, mostly after it has written; tell if it ran."""
     written = path.stat().st_mtime_ns if path.exists() else 0
@@ -76,7 +70,8 @@ def killed(command, path, rng):
         wait_until(
             lambda: (
                 process.poll() is not None or (path.exists() and path.stat().st_mtime_ns > written)
-            )
+            ),
+            120,
         )
     time.sleep(0.8 * rng.random())
     victims = ranks(psutil.Process(process.pid)) if process.poll() is None else []
@@ -168,7 +163,7 @@ def test_jobs_in_a_row_leave_nothing(end, tmp_path):
         epochs = "3" if act is None else "100000"
         command = [*JOB, "--algorithm", ("wasap", "wassp")[number % 2], "--epochs", epochs]
         process = start([*command, "--checkpoint", str(path)], env=env, stdout=subprocess.DEVNULL)
-        wait_until(lambda process=process: path.exists() or process.poll() is not None)
+        wait_until(lambda process=process: path.exists() or process.poll() is not None, 120)
         made = segments(ours(tag))
         time.sleep(0.5 * rng.random())
         if act is not None:

@@ -142,21 +142,24 @@ def small(monkeypatch, tmp_path):
 
 
 def test_a_live_run_is_made_once(small, in_process):
-    run = extreme.load("quick", progress=False)[ROW]
+    run = extreme.load("quick")[ROW]
     assert run["neurons"] == 20_000 and run["trend"] is not None
     assert run["provenance"]["packages"] and run["recipe"]
-    assert extreme.networks(extreme.load("quick", progress=False)) == [run]
+    assert extreme.networks(extreme.load("quick")) == [run]
     assert extreme.recorded() == {}
 
 
-def test_what_needs_mpi_says_so_without_it(small, monkeypatch):
+def test_what_needs_mpi_says_so_without_it(small, monkeypatch, capsys):
     def no_mpi(neurons):
         raise ClusterError("no MPI here")
 
+    monkeypatch.setattr(extreme, "busy_cpus", lambda: 0.0)
     monkeypatch.setattr(extreme, "LIVE", ())
-    monkeypatch.setattr(extreme, "PARTS", {"split": no_mpi})
-    found = extreme.load("quick", progress=False)
+    monkeypatch.setattr(extreme, "PARTS", {"split": (no_mpi, {"quick": 1}, {})})
+    found = extreme.load("quick")
     assert "no MPI here" in extreme_figures.split(found).text
+    assert main(["study", "run", "T-extreme"]) == 1
+    assert "  split: missing\n  This needs what is not at hand: no MPI" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_says_why(monkeypatch):

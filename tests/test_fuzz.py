@@ -333,7 +333,7 @@ SCHEMA = {
     "config": dict,
     "epochs": [{"epoch": int}],
 }
-ENTRY = store.Entry("F-test", "one", "paper", lambda result: SCHEMA)
+ENTRY = store.Entry("F-test", "one", "paper", SCHEMA)
 OWN = {"study": "F-test", "name": "one", "profile": "paper", "recipe": store.RECIPE}
 
 
@@ -350,8 +350,11 @@ def result_file(rng: Rng, folder: Path) -> None:
         entry.path.write_bytes(bytes_of(rng, whole))
     else:
         changed = json_of(rng, json.loads(whole))
-        signed = isinstance(changed, dict) and "digest" in changed
-        content = store.signed(changed) if signed else json.dumps(changed).encode()
+        content = json.dumps(changed).encode()
+        if isinstance(changed, dict) and "digest" in changed:  # by hand: `signed` writes no NaN
+            content = json.dumps({**changed, "digest": ""}).encode()
+            right = b'"digest": "%s"' % store._sha256(content)
+            content = content.replace(b'"digest": ""', right, 1)
         entry.path.write_bytes(content)
     found, state = entry.look()
     if found is None:

@@ -6,15 +6,14 @@ The runs are so short that rounding, which depends on the CPU's vectors, stays b
 """
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sparsecore import datasets, experiment, train, wasap
+from sparsecore.cluster import mpiexec
 from sparsecore.config import TrainConfig
 from sparsecore.paper.training import dense
 from sparsecore.wasap.record import to_json
@@ -90,12 +89,10 @@ def lockstep():
         for name, v in values.items()
         if v is not None and name not in ("density", "augment", "prune_every", "prune_percentile")
     ]
-    bin_folder = str(Path(sys.executable).parent)
     done = subprocess.run(
-        ["mpiexec", "-n", "2", sys.executable, "-m", "sparsecore", "train", "--dataset=digits",
+        [mpiexec(), "-n", "2", sys.executable, "-m", "sparsecore", "train", "--dataset=digits",
          "--limit=450", "--algorithm=wassp", "--json", *words],
         capture_output=True, text=True, timeout=100,
-        env={**os.environ, "PATH": bin_folder + os.pathsep + os.environ["PATH"]},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return numbers(json.loads(done.stdout))

@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def entry(profile="paper", **expected):
-    return Entry("F-test", "one", profile, lambda result: {"ms": float}, lambda: expected)
+    return Entry("F-test", "one", profile, {"ms": float}, lambda: expected)
 
 
 def never():
@@ -123,23 +123,23 @@ def test_values_that_cannot_be_are_not_shown(tmp_path, change, reason):
     path = tmp_path / "one.json"
     good = {**RUN, "provenance": {"cpu": "a", "cores": 1, "python": "3"}, "recipe": 1}
     good |= dict.fromkeys(("study", "name", "profile"), "x")
-    store.write(path, good, lambda result: {})
-    assert store.read(path, lambda result: {})["test_accuracy"] == 0.8
+    store.write(path, good, {})
+    assert store.read(path, {})["test_accuracy"] == 0.8
     with pytest.raises(store.ResultError, match=reason):
-        store.write(path, good | change, lambda result: {})
+        store.write(path, good | change, {})
     whole = json.loads(path.read_text()) | change
     content = json.dumps(whole | {"digest": ""}).encode()  # by hand: no writer of ours writes NaN
     digest = store._sha256(content)
     path.write_bytes(content.replace(b'"digest": ""', b'"digest": "%s"' % digest))
     with pytest.raises(store.ResultError, match=reason):
-        store.read(path, lambda result: {})
+        store.read(path, {})
 
 
 def test_recorded_results_agree_with_themselves():
     files = sorted((Path(__file__).parent.parent / "book/results/paper").rglob("*.json"))
     assert len(files) > 100
     for path in files:
-        store.read(path, lambda result: {})
+        store.read(path, {})
 
 
 def test_a_recorded_result_is_valid_for_its_configuration_and_recipe_alone(monkeypatch):
@@ -187,7 +187,7 @@ def test_two_processes_do_not_compute_the_same_result():
             time.sleep(0.2)
             whole = {"study": "F-test", "name": "one", "profile": "paper", "recipe": store.RECIPE}
             whole |= {**FOUND, "provenance": store.provenance(1, None)}
-            store.write(entry().path, whole, lambda result: {})
+            store.write(entry().path, whole, {})
         assert waiting.result()["ms"] == 1.5
 
 

@@ -66,8 +66,12 @@ def _run_study(options: argparse.Namespace) -> None:
     if (module := _measured().get(options.key)) is not None:
         for name in given(options, ("seeds", "datasets", "methods", "decays")):
             raise ValueError(f"--{name}: {options.key} is measured whole; expected none")
-        module.load(options.profile)
+        found = module.load(options.profile)
         if _show(options.key, module.entries(studies.current_profile(options.profile))):
+            results = [found, *found.values()]  # of a single part, the result itself
+            missing = [r["missing"] for r in results if isinstance(r, dict) and "missing" in r]
+            for why in dict.fromkeys(missing):
+                print(f"  {why.split('. ')[0]}")
             raise RuntimeError(f"{options.key}: not all could be measured; see above")
         return
     found = studies.load(

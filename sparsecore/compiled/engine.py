@@ -21,7 +21,7 @@ _FORWARD_LANES = 64
 # A row costs about as much as this many connections, for its activation, noise and store.
 _ROW_COST = 6
 _PREDICT_SAMPLES = 128  # for each thread: to start one takes as long as about 50 samples
-_CACHE_LINE, _HUGE_PAGE = 64, 2**21
+_CACHE_LINE, HUGE_PAGE = 64, 2**21
 # Rows that are read at random should fill half of a second-level cache of 1 MiB. Smaller slices
 # cost more than they save, as do slices in which a row has hardly any connections.
 _SLICE_BYTES = 2**19
@@ -33,12 +33,12 @@ def aligned(size: int, dtype: type) -> np.ndarray:
     """Return a zeroed 1-D array that begins at a cache line, so that no SIMD load straddles two."""
     # Rows are visited in random order: in 4 KiB pages nearly every visit would miss the TLB.
     n_bytes = size * np.dtype(dtype).itemsize
-    if n_bytes >= _HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
-        whole = -(-n_bytes // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE
+    if n_bytes >= HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
+        whole = -(-n_bytes // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE
         memory = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # a system without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
-        raw, boundary = np.frombuffer(memory, np.uint8), _HUGE_PAGE
+        raw, boundary = np.frombuffer(memory, np.uint8), HUGE_PAGE
     else:
         raw, boundary = np.zeros(n_bytes + _CACHE_LINE, np.uint8), _CACHE_LINE
     start = -raw.ctypes.data % boundary
@@ -88,6 +88,10 @@ class Engine(Closing):
         if self._bound[0] is not state.network:
             self._bound = state.network, self._workspaces(state.network)
         return state, self._bound[1]
+
+    def alone(self) -> tuple[Workspace, lanes.Width, lanes.Width]:
+        """Return what one thread's kernels take: workspace, width of backward and of forward."""
+        return self._now()[1][1], self._wide, self._width
 
     def _workspaces(self, network: Network) -> dict[int, Workspace]:
         sizes, size, wide = network.sizes, self._team.size, self._wide.lanes

@@ -14,13 +14,13 @@ import numpy as np
 import psutil
 
 from sparsecore import topology
+from sparsecore.compiled.engine import HUGE_PAGE
 from sparsecore.extreme import tiles
 from sparsecore.extreme.tiles import Grid
 from sparsecore.limits import free_memory
 
 GIB = 2**30
 _MOST_LANES = 64
-_HUGE_PAGE = 2**21
 
 
 class OverBudgetError(ValueError):
@@ -140,9 +140,9 @@ def plan(
 
 def _pages(n_bytes: float) -> int:
     """Return what an array takes: whole huge pages, if it is large."""
-    if n_bytes < _HUGE_PAGE // 2:
+    if n_bytes < HUGE_PAGE // 2:
         return int(n_bytes)
-    return int(-(-n_bytes // _HUGE_PAGE) * _HUGE_PAGE)
+    return int(-(-n_bytes // HUGE_PAGE) * HUGE_PAGE)
 
 
 def parse_bytes(text: str) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -35,9 +35,8 @@ from threadpoolctl import threadpool_limits
 from sparsecore import datasets
 from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor
 from sparsecore.paper.page import Column, Note, Table
-from sparsecore.paper.store import NOTHING, Entry, Result, at_hand, current_profile
+from sparsecore.paper.store import NOTHING, Entry, Measured, Parts, Result
 from sparsecore.paper.style import shows, source
-from sparsecore.progress import bar
 from sparsecore.provenance import busy_cpus
 from sparsecore.settings import setting
 
@@ -204,38 +203,18 @@ def entry(name: str, profile: str) -> Entry:
         schema = {"epochs": int, "known": [int], "found": {r: [int] for r in RANKINGS}}
     else:
         expected = {"defaults": _defaults(name)}
-    return Entry(STUDY, name.replace(" ", "-"), profile, lambda _: schema, lambda: expected)
+    return Entry(STUDY, name.replace(" ", "-"), profile, schema, lambda: expected)
 
 
-def entries(profile: str) -> list[Entry]:
-    """Return the results that a profile is made of."""
-    return [entry(name, profile) for name in _names(profile)]
-
-
-def _names(profile: str) -> Sequence[str]:
+def _parts(profile: str) -> Parts:
     """Return what a profile measures; a quick build does so in seconds, with no more packages."""
-    return tuple(INPUTS) if profile == "quick" else (*TABLES, *INPUTS)
+    made = {name: partial(compare, name) for name in TABLES if profile == "paper"}
+    made |= {name: partial(rank_inputs, data, profile) for name, data in INPUTS.items()}
+    return {name: (entry(name, profile), measure) for name, measure in made.items()}
 
 
-def recorded(names: Iterable[str]) -> dict[str, Result]:
-    """Return what is recorded, by name; measure what is not only in a build of profile "paper"."""
-    if current_profile() == "paper":
-        return load("paper", names)
-    return {name: result for name in names if (result := entry(name, "paper").recorded())}
-
-
-def load(profile: str | None = None, names: Iterable[str] = ()) -> dict[str, Result]:
-    """Return a profile's results, or some of them, by name; measure what is missing."""
-    profile, found = current_profile(profile), {}
-    names = list(names) or _names(profile)
-    with bar(len(names), STUDY) as shown:
-        for name in names:
-            compute = partial(compare, name)
-            if name in INPUTS:
-                compute = partial(rank_inputs, INPUTS[name], profile)
-            found[name] = at_hand(partial(entry(name, profile).obtain, compute))
-            shown.update()
-    return found
+_MEASURED = Measured(_parts)
+entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
 
 
 # --- showing ---

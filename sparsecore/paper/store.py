@@ -12,17 +12,21 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from sparsecore import files
 from sparsecore.cluster import ClusterError
-from sparsecore.datasets import DataNotAvailable
+from sparsecore.datasets import DataError
 from sparsecore.experiment import RECIPE
 from sparsecore.limits import cpu_count
+from sparsecore.progress import bar
 from sparsecore.provenance import cpu_model, provenance, sources_sha256
+from sparsecore.wasap import record
 
 Result = dict[str, Any]
 #: Stands where there is no result, and says why.
@@ -34,8 +38,8 @@ PROFILE = "SPARSECORE_PROFILE"
 PROFILES = ("quick", "paper")
 NOT_AVAILABLE = "not available on this machine"
 
-# Name -> type, a schema of the values of a dict, or a one-element list with the schema of a list's
-# items.
+# Name -> type, a schema of the values of a dict, a one-element list with the schema of a list's
+# items, or a function that returns a value's schema.
 _COMMON: dict[str, Any] = {
     "format_version": int, "digest": str, "study": str, "name": str, "profile": str, "recipe": int,
     "provenance": {"cpu": str, "cores": int, "python": str},
@@ -78,8 +82,7 @@ class Entry:
     study: str
     name: str
     profile: str
-    # What a result holds besides the common keys.
-    schema: Callable[[Result], Mapping[str, Any]] = lambda result: {}
+    schema: Any  # of what a result holds besides the common keys
     # What it must hold to be valid, by dotted name; it is asked only when there is a file.
     expected: Callable[[], Mapping[str, Any]] = dict
 
@@ -102,7 +105,7 @@ class Entry:
         if result["recipe"] != RECIPE:
             return None, f"other recipe: {result['recipe']}, today's is {RECIPE}"
         for name, value in self.expected().items():
-            if (was := _at(result, name)) != value:
+            if (was := record.entry(result, name, object)) != value:
                 return None, f"other configuration: {name} was {was!r:.60}, is now {value!r:.60}"
         if self.profile == "quick" and result.get("cache") != _cache_key():
             return None, "other code or machine"
@@ -156,18 +159,56 @@ def _cache_key() -> str:
     return hashlib.sha256(f"{sources_sha256()}\0{machine}".encode()).hexdigest()
 
 
-def _at(result: Any, name: str) -> Any:
-    for part in name.split("."):
-        result = result.get(part) if isinstance(result, dict) else None
-    return result
-
-
 def at_hand(compute: Callable[[], Result]) -> Result:
     """Return a result or, under "missing", why its data or a cluster cannot be had."""
     try:
         return compute()
-    except (DataNotAvailable, ClusterError) as error:
+    except (DataError, ClusterError) as error:
         return {"missing": f"This needs what is not at hand: {error}."}
+
+
+#: By name, the parts that a study measures: where each is kept, and what computes it.
+Parts = dict[Any, tuple[Entry, Callable[[], Result]]]
+
+
+@dataclass
+class Measured:
+    """A study that is measured: its results by name or, of a `single` part, that result."""
+
+    parts: Callable[[str], Parts]  # of a profile
+    single: bool = False
+    report: Callable[[str], Any] = str  # what a part does, for the bar while it is measured
+
+    def entries(self, profile: str) -> list[Entry]:
+        """Return the results that a profile is made of."""
+        return [entry for entry, _ in self.parts(profile).values()]
+
+    def recorded(self, names: Iterable[Any] = ()) -> Any:
+        """Return what is recorded, all or some; measure it only in a build of profile "paper"."""
+        if current_profile() == "paper":
+            return self.load("paper", names)
+        found = {name: entry.recorded() for name, (entry, _) in self._some("paper", names).items()}
+        return self._page({name: result for name, result in found.items() if result is not None})
+
+    def load(self, profile: str | None = None, names: Iterable[Any] = ()) -> Any:
+        """Return a profile's results, all or some; measure what is missing."""
+        parts, found = self._some(current_profile(profile), names), {}
+        form = "{desc}{postfix} ({n}/{total})"
+        with bar(len(parts), bar_format=form, hidden=self.single) as shown:
+            self.report = shown.set_postfix_str
+            for name, (entry, measure) in parts.items():
+                shown.set_postfix_str("", refresh=False)
+                shown.set_description_str(entry.name)
+                found[name] = at_hand(partial(entry.obtain, measure))
+                shown.update()
+        return self._page(found)
+
+    def _some(self, profile: str, names: Iterable[Any]) -> Parts:
+        parts = self.parts(profile)
+        return {name: parts[name] for name in tuple(names) or parts}
+
+    def _page(self, found: dict[Any, Result]) -> Any:
+        return next(iter(found.values()), NOTHING) if self.single else found
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -179,10 +220,11 @@ def _sha256(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest().encode()
 
 
-def write(path: Path, result: Result, schema: Callable[[Result], Mapping[str, Any]]) -> None:
+def write(path: Path, result: Result, schema: Any) -> None:
     """Write a result with its digest, atomically; raise ResultError if it is not of the form."""
     whole = {"format_version": FORMAT_VERSION, "digest": "", **result}
-    check(whole, {**_COMMON, **schema(whole)}, path.name)
+    check(whole, _COMMON, path.name)
+    check(whole, schema, path.name)
     check_values(whole, "")
     content = signed(whole)
     with files.atomic_write(path) as file:
@@ -199,7 +241,7 @@ def signed(result: Result) -> bytes:
     return content.replace(_DIGEST % b"", _DIGEST % _sha256(content), 1)
 
 
-def read(path: Path, schema: Callable[[Result], Mapping[str, Any]]) -> Result:
+def read(path: Path, schema: Any) -> Result:
     """Read a result; raise FileNotFoundError, or ResultError with what is wrong with the file."""
     content = path.read_bytes()
     try:
@@ -211,7 +253,8 @@ def read(path: Path, schema: Callable[[Result], Mapping[str, Any]]) -> Result:
     version = result.get("format_version")
     if version != FORMAT_VERSION:
         raise ResultError(f"format_version: expected {FORMAT_VERSION}, got {version!r}")
-    check(result, {**_COMMON, **schema(result)}, "")
+    check(result, _COMMON, "")
+    check(result, schema, "")
     digest = result["digest"].encode()
     if _sha256(content.replace(_DIGEST % digest, _DIGEST % b"", 1)) != digest:
         raise ResultError("its content does not have the digest that it was written with")
@@ -232,6 +275,8 @@ def check(value: Any, schema: Any, place: str) -> None:
         check(value, list, place)
         for number, item in enumerate(value):
             check(item, schema[0], f"{place}[{number}]")
+    elif isinstance(schema, FunctionType):
+        check(value, schema(value), place)
     else:
         kinds = schema if isinstance(schema, tuple) else (schema,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from sparsecore.extreme import budget
+from sparsecore.extreme.budget import GIB, plan
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.network import step_bytes
 from sparsecore.paper.extreme.runs import BAT, CONTROLS, ROWS, networks
@@ -23,9 +23,8 @@ from sparsecore.paper.style import COLOURS, GREY, picture, shows, tag
 BRAINS = {
     "fruit fly": 139_255, "honey bee": 960_000, "frog": 16_000_000, "bat": BAT, "rat": 200_000_000,
 }  # fmt: skip
-_GIB = 2**30
 _MOST_RANKS = 129
-_MEMORY, _NETWORK = 22 * _GIB, 12.5e9  # bytes of a rank's machine, per second (100 Gbit/s)
+_MEMORY, _NETWORK = 22 * GIB, 12.5e9  # bytes of a rank's machine, per second (100 Gbit/s)
 _ABOVE = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
 _PROJECTED = (1_000_000_000, 2_000_000_000, 5_000_000_000)
 
@@ -38,7 +37,7 @@ def _per(unit: float, digits: int = 1) -> Callable[[float], str]:
     return lambda value: f"{value / unit:.{digits}f}"
 
 
-_gib = _per(_GIB, 2)
+_gib = _per(GIB, 2)
 
 
 def _count(n: float) -> str:
@@ -95,7 +94,7 @@ def memory(*runs: Result) -> Table:
     rows = [{"item": item, "bytes": n} for item, n in {**run["budget"], **totals}.items()]
     columns = (
         Column("item", "item", number=False, by=lambda s: f"**{s}**" if s in totals else s),
-        Column("GiB", "bytes", by=_per(_GIB, 3)),
+        Column("GiB", "bytes", by=_per(GIB, 3)),
         Column("bytes per neuron", "bytes", by=_per(run["config"]["neurons"])),
     )
     caption = (
@@ -117,7 +116,7 @@ def scaling(axes: Any, *runs: Result) -> tuple[str, str]:
     names = "neurons", "hidden_layers"
     neurons, layers = np.array([[run["config"][name] for name in names] for run in runs]).T
     times = [float(np.median(run["step_seconds"])) for run in runs]
-    peaks, told = [run["peak_bytes"] / _GIB for run in runs], []
+    peaks, told = [run["peak_bytes"] / GIB for run in runs], []
     values = {"seconds per training step": times, "GiB of memory": peaks}
     for ax, (label, y) in zip(axes, values.items(), strict=True):
         look = {"edgecolors": COLOURS["set-all-relu"], "facecolors": "none", "linewidths": 1.4}
@@ -242,8 +241,8 @@ def survival(result: Result) -> Table:
 
 _PROJECTION = (
     Column("neurons", "neurons", by=_count), Column("connections", "connections", by=_count),
-    Column("ranks", "ranks"), Column("GiB per rank", "rank_bytes", by=_per(_GIB)),
-    Column("messages per step and rank (GiB)", "message_bytes", by=_per(_GIB)),
+    Column("ranks", "ranks"), Column("GiB per rank", "rank_bytes", by=_per(GIB)),
+    Column("messages per step and rank (GiB)", "message_bytes", by=_per(GIB)),
     Column("computing (s)", "compute_seconds", by=_seconds),
     Column("messages (s)", "message_seconds", by=_seconds),
 )  # fmt: skip
@@ -258,26 +257,26 @@ def projection(*runs: Result) -> Table:
     for neurons in _PROJECTED:
         config = ExtremeConfig(neurons=neurons)
         sizes, batch = config.sizes, config.batch_size
-        planned = partial(budget.plan, sizes, config.epsilon, batch, 1)
+        planned = partial(plan, sizes, config.epsilon, batch, 1)
         ranks = bisect_left(range(1, _MOST_RANKS), -_MEMORY, key=lambda n: -planned(n).total) + 1
         if ranks == _MOST_RANKS:
             beyond.append(f"{_count(neurons)} neurons")
             continue
-        plan = planned(ranks)
-        moved = step_bytes(sizes, batch, len(plan.expected))
+        least = planned(ranks)
+        moved = step_bytes(sizes, batch, len(least.expected))
         rows.append({
-            "neurons": neurons, "connections": sum(plan.expected), "ranks": len(plan.expected),
-            "rank_bytes": plan.total, "compute_seconds": plan.connections * pace,
+            "neurons": neurons, "connections": sum(least.expected), "ranks": len(least.expected),
+            "rank_bytes": least.total, "compute_seconds": least.connections * pace,
             "message_bytes": moved, "message_seconds": moved / _NETWORK,
         })  # fmt: skip
     caption = (
         "**On paper: larger than a rat's.** A projection, not a measurement: ten hidden layers, "
-        f"batch 4, on as many machines with {_MEMORY / _GIB:.0f} GiB as the network needs. Seconds "
+        f"batch 4, on as many machines with {_MEMORY / GIB:.0f} GiB as the network needs. Seconds "
         "are per step, for computing as fast as the largest run here and for messages at "
         f"{_NETWORK / 1e9:g} GB/s, as large as those measured above, neuron for neuron."
     )
     fit = " and ".join(f"{_count(row['neurons'])} neurons on {row['ranks']}" for row in rows)
-    finding = f"By calculation, machines with {_MEMORY / _GIB:.0f} GiB would hold {fit} of them."
+    finding = f"By calculation, machines with {_MEMORY / GIB:.0f} GiB would hold {fit} of them."
     sources = f"Computing takes {pace * 1e9:.1f} ns per connection in the largest run. "
     if beyond:
         sources += f"{', '.join(beyond)} fit no number of ranks: one has both outputs' connections."

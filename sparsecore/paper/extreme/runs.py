@@ -23,8 +23,7 @@ import numpy as np
 
 from sparsecore import cluster
 from sparsecore.limits import cpu_count
-from sparsecore.paper.store import Entry, Result, at_hand, current_profile
-from sparsecore.progress import bar
+from sparsecore.paper.store import Entry, Measured, Parts, Result
 from sparsecore.provenance import busy_cpus, provenance
 
 STUDY = "T-extreme"
@@ -39,10 +38,6 @@ SCHEMA: dict[str, Any] = {
     "seconds_per_sample": _NUMBER,
     "losses": list,
     "weights_sha256": str,
-}
-SCHEMAS: dict[str, Any] = {
-    "split": {"whole": dict, "split": dict, "largest_difference": _NUMBER},
-    "survival": {"whole": SCHEMA, "resumed": SCHEMA, "identical": bool, "file_bytes": int},
 }
 
 
@@ -69,52 +64,26 @@ ROWS = (
 CONTROLS = tuple(Row(BAT, depth, frozen=True) for depth in (1, 3, 10))
 #: Those that two cores finish in about ten seconds.
 LIVE = tuple(row for row in ROWS if row.neurons <= 1_000_000 and row.hidden_layers == 10)
-#: Neurons of the measurements beside the table, by profile.
-SIZES = {
-    "split": {"quick": 300_000, "paper": 10_000_000},
-    "survival": {"quick": 300_000, "paper": 200_000_000},
-}
-
-
 #: The study's results: of the table's networks, and of `PARTS`.
 Found = dict[Row | str, Result]
 
 
-def _entry(key: Row | str, profile: str) -> Entry:
-    if isinstance(key, str):
-        return Entry(STUDY, key, profile, lambda result: SCHEMAS[key])
-    expected = {"config.neurons": key.neurons, "config.hidden_layers": key.hidden_layers}
-    expected |= {"config.frozen": True} if key.frozen else {}
-    return Entry(STUDY, key.name, profile, lambda result: SCHEMA, lambda: expected)
+def _parts(profile: str) -> Parts:
+    parts: Parts = {}
+    for row in ROWS + CONTROLS if profile == "paper" else LIVE:
+        expected = {"config.neurons": row.neurons, "config.hidden_layers": row.hidden_layers}
+        expected |= {"config.frozen": True} if row.frozen else {}
+        entry = Entry(STUDY, row.name, profile, SCHEMA, partial(dict, expected))
+        size = row.neurons, row.hidden_layers, *["--frozen"] * row.frozen
+        parts[row] = entry, partial(_measure, _result, [], *size)
+    for name, (measure, neurons, schema) in PARTS.items():
+        entry = Entry(STUDY, name, profile, schema)
+        parts[name] = entry, partial(_measure, measure, neurons[profile])
+    return parts
 
 
-def _keys(profile: str) -> tuple[Row | str, ...]:
-    return (*(ROWS + CONTROLS if profile == "paper" else LIVE), *PARTS)
-
-
-def entries(profile: str) -> list[Entry]:
-    """Return the results that a profile is made of."""
-    return [_entry(key, profile) for key in _keys(profile)]
-
-
-def recorded() -> Found:
-    """Return what is recorded; run what is missing only if that is this build's own profile."""
-    if current_profile() == "paper":
-        return load()
-    return {key: run for key in _keys("paper") if (run := _entry(key, "paper").recorded())}
-
-
-def load(profile: str | None = None, *, progress: bool = True) -> Found:
-    """Return a profile's results; run what is missing and can be run here."""
-    profile, found = current_profile(profile), {}
-    keys = _keys(profile)
-    with bar(len(keys), bar_format="{desc} ({n}/{total})", hidden=not progress) as shown:
-        for key in keys:
-            shown.set_description_str(key if isinstance(key, str) else key.name)
-            measure = partial(_measure, key, profile)
-            found[key] = at_hand(partial(_entry(key, profile).obtain, measure))
-            shown.update()
-    return found
+_MEASURED = Measured(_parts)
+entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
 
 
 def networks(found: Found, rows: Sequence[Row] | None = None) -> list[Result]:
@@ -122,11 +91,9 @@ def networks(found: Found, rows: Sequence[Row] | None = None) -> list[Result]:
     return [found[key] for key in (ROWS if rows is None else rows) if key in found]
 
 
-def _measure(key: Row | str, profile: str) -> Result:
+def _measure(run: Callable[..., Result], *how: Any) -> Result:
     found = {"others": busy_cpus(), "provenance": provenance(cpu_count(), None)}
-    if isinstance(key, str):
-        return found | PARTS[key](SIZES[key][profile])
-    return found | _result([], key.neurons, key.hidden_layers, *["--frozen"] * key.frozen)
+    return found | run(*how)
 
 
 # --- what is measured ----------------------------------------------------------------------------
@@ -161,8 +128,17 @@ def survive(neurons: int) -> Result:
     return {"whole": whole, "resumed": resumed, "identical": same, "file_bytes": size}
 
 
-#: What is measured beside the table, for a number of neurons.
-PARTS: dict[str, Callable[[int], Result]] = {"split": compare, "survival": survive}
+#: What is measured beside the table, for how many neurons by profile, and what it holds.
+PARTS: dict[str, tuple[Callable[[int], Result], dict[str, int], dict[str, Any]]] = {
+    "split": (
+        compare, {"quick": 300_000, "paper": 10_000_000},
+        {"whole": dict, "split": dict, "largest_difference": _NUMBER},
+    ),
+    "survival": (
+        survive, {"quick": 300_000, "paper": 200_000_000},
+        {"whole": SCHEMA, "resumed": SCHEMA, "identical": bool, "file_bytes": int},
+    ),
+}  # fmt: skip
 
 
 def _command(before: list[str], neurons: int, hidden_layers: int, *more: object) -> list[str]:

@@ -16,7 +16,7 @@ from sparsecore.settings import setting
 
 STUDY = "F-parallel"
 DATASET = "fashion-mnist"
-ALGORITHMS = ("sequential", "wasap", "wassp")
+ALGORITHMS = ("sequential", *wasap.ALGORITHMS)
 
 
 class Effort(NamedTuple):
@@ -43,13 +43,13 @@ def entry(algorithm: str, seed: int, profile: str) -> Entry:
         config["n_train"] = rows
     expected = {f"config.{name}": value for name, value in config.items()} | {"seed": seed}
     name = f"{algorithm}-seed{seed}"
-    return Entry(STUDY, name, profile, lambda result: TRAINED, lambda: expected)
+    return Entry(STUDY, name, profile, TRAINED, lambda: expected)
 
 
 def _replay_entry(run: Result) -> Entry:
     expected = {"recorded_sha256": run["weights_sha256"]}
     schema = {"identical": bool, "recorded_sha256": str, "weights_sha256": str, "updates": int}
-    return Entry(STUDY, "replay", run["profile"], lambda result: schema, lambda: expected)
+    return Entry(STUDY, "replay", run["profile"], schema, lambda: expected)
 
 
 def entries(profile: str) -> list[Entry]:

@@ -16,9 +16,9 @@ from sparsecore.paper.parallel.figures import COLOUR, LABELS
 from sparsecore.paper.scaling import simulate as model
 from sparsecore.paper.scaling.measure import calibrate
 from sparsecore.paper.scaling.rounds import samples_per_second, speedups, spent, workers_of
-from sparsecore.paper.scaling.simulate import ALGORITHMS
 from sparsecore.paper.store import Result
 from sparsecore.paper.style import GREY, line, patch, picture, shows, with_spread
+from sparsecore.wasap.plan import ALGORITHMS
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1)))
 _NETWORK_STYLES = dict(zip(model.NETWORKS, _DASHES, strict=True))

@@ -15,11 +15,11 @@ from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.limits import cpu_count
 from sparsecore.paper.scaling.rounds import in_turns, spent
-from sparsecore.paper.scaling.simulate import ALGORITHMS, Calibration
-from sparsecore.paper.store import NOTHING, Entry, Result, at_hand, current_profile
+from sparsecore.paper.scaling.simulate import Calibration
+from sparsecore.paper.store import Entry, Measured, Parts, Result
 from sparsecore.provenance import provenance
 from sparsecore.settings import setting
-from sparsecore.wasap.plan import Plan
+from sparsecore.wasap.plan import ALGORITHMS, Plan
 from sparsecore.wasap.server import ParameterServer, Place
 from sparsecore.wasap.worker import Worker
 
@@ -51,25 +51,13 @@ EFFORTS = {
 }
 
 
-def entry(profile: str) -> Entry:
-    """Return where a profile's measurements are kept."""
-    return Entry(STUDY, "measured", profile, lambda result: SCHEMA)
+def _parts(profile: str) -> Parts:
+    entry = Entry(STUDY, "measured", profile, SCHEMA)
+    return {entry.name: (entry, partial(_measure, EFFORTS[profile]))}
 
 
-def entries(profile: str) -> list[Entry]:
-    """Return the results that a profile is made of."""
-    return [entry(profile)]
-
-
-def recorded() -> Result:
-    """Return what is recorded; measure it only in a build of profile "paper"."""
-    return load() if current_profile() == "paper" else entry("paper").recorded() or NOTHING
-
-
-def load(profile: str | None = None) -> Result:
-    """Return a profile's measurements; take them if they are missing."""
-    profile = current_profile(profile)
-    return at_hand(partial(entry(profile).obtain, partial(_measure, EFFORTS[profile])))
+_MEASURED = Measured(_parts, single=True)
+entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
 
 
 # --- measuring -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-ALGORITHMS = ("wasap", "wassp")
+from sparsecore.wasap.plan import ALGORITHMS
 
 # Operations on a remote window that a push waits for, each there and back: between taking the lock
 # and giving it back in `ParameterServer.push`, by a worker that meets a newer topology, and at the

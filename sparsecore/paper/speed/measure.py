@@ -19,8 +19,7 @@ from sparsecore.limits import cpu_count
 from sparsecore.paper.speed import roofline
 from sparsecore.paper.speed.contest import PEERS, compare, stopwatch
 from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
-from sparsecore.paper.store import Entry, Result, current_profile
-from sparsecore.progress import bar
+from sparsecore.paper.store import Entry, Measured, Parts, Result
 from sparsecore.provenance import busy_cpus
 from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, new_model
@@ -164,51 +163,33 @@ def width_sweep(effort: Effort, report: Report) -> Result:
 
 # --- run or load ---------------------------------------------------------------------------------
 
-SCHEMAS: dict[str, dict[str, Any]] = {
-    "peers": {"contests": [{"shape": str, "peers": dict, "problem": dict}]},
-    "epochs": {"rows": list, "seconds": dict, "overhead": dict},
-    "density": {"sizes": list, "points": [{"density": (int, float), "ms": dict}], "dense": dict},
-    "roofline": {"gflops": (int, float), "bandwidth": dict, "kernels": list},
-    "width": {"points": [{"width": int, "ms": dict}]},
+#: What is measured, and what its result holds.
+PARTS: dict[str, tuple[Callable[[Effort, Report], Result], dict[str, Any]]] = {
+    "peers": (contest, {"contests": [{"shape": str, "peers": dict, "problem": dict}]}),
+    "epochs": (epochs, {"rows": list, "seconds": dict, "overhead": dict}),
+    "density": (
+        density_sweep,
+        {"sizes": list, "points": [{"density": (int, float), "ms": dict}], "dense": dict},
+    ),
+    "roofline": (
+        lambda effort, report: roofline.measure(SHAPES, EPSILON, 5 * effort.rounds, report),
+        {"gflops": (int, float), "bandwidth": dict, "kernels": list},
+    ),
+    "width": (width_sweep, {"points": [{"width": int, "ms": dict}]}),
 }
-PARTS: dict[str, Callable[[Effort, Report], Result]] = {
-    "peers": contest,
-    "epochs": epochs,
-    "density": density_sweep,
-    "roofline": lambda effort, report: roofline.measure(SHAPES, EPSILON, 5 * effort.rounds, report),
-    "width": width_sweep,
-}
 
 
-def entry(part: str, profile: str) -> Entry:
-    """Return where a part's result is kept."""
-    return Entry(STUDY, part, profile, lambda result: SCHEMAS[part])
+def _measure(name: str, effort: Effort) -> Result:
+    others, (measure, _) = busy_cpus(), PARTS[name]
+    return {"others": others, **measure(effort, _MEASURED.report)}
 
 
-def entries(profile: str) -> list[Entry]:
-    """Return the results that a profile is made of."""
-    return [entry(part, profile) for part in PARTS]
+def _parts(profile: str) -> Parts:
+    return {
+        name: (Entry(STUDY, name, profile, schema), partial(_measure, name, EFFORTS[profile]))
+        for name, (_, schema) in PARTS.items()
+    }
 
 
-def recorded() -> dict[str, Result]:
-    """Return what is recorded; measure what is missing only in a build of profile "paper"."""
-    if current_profile() == "paper":
-        return load()
-    return {part: result for part in PARTS if (result := entry(part, "paper").recorded())}
-
-
-def load(profile: str | None = None) -> dict[str, Result]:
-    """Return a profile's results by part; measure what is missing."""
-    profile = current_profile(profile)
-    effort, found = EFFORTS[profile], {}
-    with bar(len(PARTS), bar_format="{desc} ({n}/{total} parts)") as shown:
-
-        def measure(part: str) -> Result:
-            others = busy_cpus()
-            result = PARTS[part](effort, lambda text: shown.set_description_str(f"{part}: {text}"))
-            return {"others": others, **result}
-
-        for part in PARTS:
-            found[part] = entry(part, profile).obtain(partial(measure, part))
-            shown.update()
-    return found
+_MEASURED = Measured(_parts)
+entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load

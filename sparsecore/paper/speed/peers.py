@@ -18,12 +18,12 @@ import numpy as np
 
 from sparsecore import __version__, seeds
 from sparsecore.compiled.engine import aligned, metrics
-from sparsecore.compiled.kernels import Rule
 from sparsecore.compiled.lanes import widest
 from sparsecore.functions import negative_slope
 from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import installed
 from sparsecore.seeds import Purpose
+from sparsecore.train import sgd_rule
 
 WHOLE = "Gather, forward, activation, dropout, loss, backward, momentum, weight decay"
 _BATCHES_OF_DATA = 8  # more than one, so that gathering a batch is not flattered by the cache
@@ -118,11 +118,7 @@ class SparseCore(Adapter):
         super().__init__(problem)
         problem.model.start_momentum()
         self._engine = problem.model.new_engine(problem.batch_size, problem.threads)
-        self._rule = Rule(
-            np.float32(problem.learning_rate), np.float32(problem.momentum),
-            np.float32(problem.weight_decay), np.float32(problem.dropout),
-            seeds.key(problem.seed, Purpose.DROPOUT),
-        )  # fmt: skip
+        self._rule = sgd_rule(problem, problem.seed)  # type: ignore[arg-type]  # all that it reads
         self._step = 0
 
     def train(self, rows: np.ndarray) -> float:

@@ -112,7 +112,7 @@ def products_share(
     model.velocity = np.zeros_like(model.params)
     shares = []
     with model.new_engine(batch) as engine:
-        width, work = engine._width, engine._now()[1][1]
+        work, _, width = engine.alone()
         resident, rows = np.resize(np.arange(batch), _TURN * batch), np.arange(width.lanes)
         blocks = _TURN * -(-batch // width.lanes)
         for _ in range(_TURNS + 1):
@@ -192,7 +192,7 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
     with model.new_engine(batch) as engine:
         # A whole step fills activations, masks and gradients with what the kernels meet in earnest.
         engine.train(rule, inputs, labels, np.arange(batch), batch, 0, metrics())
-        net, work, wide, width = model.network, engine._now()[1][1], engine._wide, engine._width
+        net, (work, wide, width) = model.network, engine.alone()
         blocks = -(-batch // wide.lanes) * (wide.lanes // width.lanes)
         weights, biases = velocity[: model.nnz], velocity[model.nnz :]
         work.act[:] = np.random.default_rng(0).standard_normal(len(work.act), np.float32)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore import datasets
-from sparsecore.paper.store import NOTHING, Entry, Result, at_hand, current_profile
+from sparsecore.paper.store import Entry, Measured, Parts, Result
 from sparsecore.paper.style import COLOURS, line, picture
 from sparsecore.paper.training.observers import ObserveGradientFlow
 from sparsecore.paper.training.shown import band
@@ -29,25 +29,13 @@ def _grid() -> Result:
     return {"depths": list(DEPTHS), "alphas": list(ALPHAS)}
 
 
-def entry(profile: str) -> Entry:
-    """Return where the measurement is kept."""
-    return Entry(STUDY, "initialisation", profile, lambda result: _SCHEMA, _grid)
+def _parts(profile: str) -> Parts:
+    entry = Entry(STUDY, "initialisation", profile, _SCHEMA, _grid)
+    return {entry.name: (entry, partial(measure, *_WIDTH_OF[profile]))}
 
 
-def entries(profile: str) -> list[Entry]:
-    """Return the results that a profile is made of."""
-    return [entry(profile)]
-
-
-def recorded() -> Result:
-    """Return what is recorded; measure it only in a build of profile "paper"."""
-    return load() if current_profile() == "paper" else entry("paper").recorded() or NOTHING
-
-
-def load(profile: str | None = None) -> Result:
-    """Return a profile's measurement; take it if it is missing."""
-    profile = current_profile(profile)
-    return at_hand(partial(entry(profile).obtain, partial(measure, *_WIDTH_OF[profile])))
+_MEASURED = Measured(_parts, single=True)
+entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
 
 
 def measure(width: int, n_seeds: int) -> Result:

@@ -6,12 +6,10 @@ Runs beside each other, or on several machines, tell accuracies but no times.
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from sparsecore.datasets import DataError
-from sparsecore.paper.store import Entry, Result, current_profile
+from sparsecore.paper.store import Entry, Measured, Parts, Result
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.conditions import METHODS, STUDIES, Condition, excluded
 from sparsecore.paper.training.studies import cores, data_of, expected_seconds, training_seconds
@@ -26,25 +24,21 @@ _SHORT = 10
 _SCHEMA = {"rounds": dict, "cores": dict, "others": (int, float)}
 
 
-def entries(profile: str) -> list[Entry]:
-    """Return the results that a profile is made of: times on a data set, in a number of rounds."""
+def _parts(profile: str) -> Parts:
     names = STUDIES["T-main"].datasets if profile == "paper" else ("digits",)
-    return [Entry(STUDY, name, profile, lambda result: _SCHEMA) for name in names]
+    return {
+        name: (Entry(STUDY, name, profile, _SCHEMA), partial(measure, name, _ROUNDS[profile]))
+        for name in names
+    }
+
+
+_MEASURED = Measured(_parts)
+entries, load = _MEASURED.entries, _MEASURED.load
 
 
 def recorded() -> dict[str, Result]:
     """Return what is recorded, by data set."""
-    found = {one.name: one.recorded() for one in entries("paper")}
-    return {name: result for name, result in found.items() if result is not None}
-
-
-def load(profile: str | None = None) -> dict[str, Result]:
-    """Return a profile's times by data set; measure what is not there and can be."""
-    found, profile = {}, current_profile(profile)
-    for one in entries(profile):
-        with suppress(DataError):  # the state of the study says what is missing
-            found[one.name] = one.obtain(partial(measure, one.name, _ROUNDS[profile]))
-    return found
+    return {e.name: result for e in entries("paper") if (result := e.recorded())}
 
 
 def measure(dataset: str, rounds: int, methods: tuple[str, ...] | None = None) -> Result:

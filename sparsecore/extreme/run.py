@@ -162,17 +162,14 @@ def run(
         with clock("evaluate", config.held_out, "sample") as bar:
             test, predict_seconds = _test(net, stream, config, bar)
         result = {
-            **about,
-            "sizes": list(config.sizes),
-            "neurons": config.neurons,
+            **about, "sizes": list(config.sizes), "neurons": config.neurons,
             "density": budget.densities(config.sizes, config.epsilon)[len(config.sizes) // 2 - 1],
             **{name: state[name] for name in ("seconds", *_LISTS)},
             "predict_seconds": predict_seconds,
             "seconds_per_sample": float(np.median(state["step_seconds"])) / config.batch_size,
-            "trend": trend(state["losses"]),
-            "test": test,
+            "trend": trend(state["losses"]), "test": test,
             "provenance": provenance(threads, None, 1 if comm is None else comm.size),
-        }
+        }  # fmt: skip
         if comm is not None:
             ranks = comm.allgather((net.nnz, peak_bytes()))
             return result | {

@@ -21,7 +21,6 @@ from sparsecore import checkpoint, train
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.datasets.augment import ImageAugmentation
-from sparsecore.datasets.dataset import standardize
 from sparsecore.files import check_writable
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
@@ -108,7 +107,7 @@ def fit(
     """
     check_data(data)
     inputs, y = Shard(data, slice(None), config, seed), data.y_train
-    X_test, y_test = standardize(data.X_test, *data.moments()), data.y_test
+    X_test, y_test = data.scaled(data.X_test), data.y_test
     half, saved = test_half(len(y_test)), time.monotonic()
     if state is None:
         state = {**identity(data, config, seed), "nnz_start": model.nnz, "epochs": []}
@@ -190,9 +189,8 @@ class Shard:
     ) -> None:
         self.labels = data.y_train[rows]
         self._augmentation: ImageAugmentation | None = None
-        mean, scale = data.moments()
         if not config.augment:
-            self._inputs = standardize(data.X_train[rows], mean, scale)
+            self._inputs = data.scaled(data.X_train[rows])
             return
         if len(data.feature_shape) != 3:
             raise ValueError(
@@ -202,7 +200,7 @@ class Shard:
         # Worker 0 draws what the sequential trainer draws.
         key: Any = np.random.SeedSequence(seed, spawn_key=(rank,)) if rank else seed
         self._augmentation = ImageAugmentation(
-            data.X_train[rows], data.feature_shape, mean, scale, seed=key
+            data.X_train[rows], data.feature_shape, *data.moments, seed=key
         )
 
     def __len__(self) -> int:

@@ -59,7 +59,7 @@ def results(dataset="digits", profile="quick", surrogate=False, **values):
         for seed, one in enumerate(seeds)
     ]
     study = Study("L-test", "", (dataset,), STUDIES["L-claims"].methods, runs_of="T-main")
-    return Results(study, profile, runs, recorded=profile == "paper")
+    return Results(study, profile, runs)
 
 
 def seeds(accuracies, **same):
@@ -210,7 +210,7 @@ def test_a_surrogate_s_accuracy_is_no_evidence_but_its_time_is():
 
 
 def test_recorded_seconds_are_of_the_contest_only():
-    recorded = replace(good(), profile="paper", recorded=True)
+    recorded = replace(good(), profile="paper")
     [check] = [c for c in claims.Ledger(recorded).checks["C1"] if c.question == "faster than dense"]
     assert (check.outcome, check.evidence) == (UNTESTED, "not timed by themselves yet")
 
@@ -234,7 +234,7 @@ def test_what_cannot_be_tested_does_not_count():
 
 def test_what_is_not_planned_with_two_seeds_cannot_be_tested():
     study = replace(STUDIES["L-claims"], datasets=("cifar10", "leukemia"))
-    ledger = claims.Ledger(Results(study, "paper", [], recorded=True))
+    ledger = claims.Ledger(Results(study, "paper", []))
     why = {(c.dataset, c.decay): (c.outcome, c.evidence) for c in ledger.checks["C5"]}
     assert why["CIFAR-10", 0.0002] == (
         IMPOSSIBLE, "no seed of dense planned at this weight decay",
@@ -283,7 +283,7 @@ def test_what_diverged_does_not_hold():
 
 
 def test_times_are_those_of_the_contest_where_results_are_recorded():
-    recorded = replace(good(), profile="paper", recorded=True)
+    recorded = replace(good(), profile="paper")
     rounds = {"dense": [9.0, 9.1], "set-all-relu": [1.0, 1.0], "wasap": [0.8, 0.81]}
     contest = {"rounds": rounds, "cores": {"dense": 1, "set-all-relu": 1, "wasap": 2}}
     checks = claims.Ledger(recorded, times={"digits": contest}).checks["C1"]

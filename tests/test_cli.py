@@ -88,22 +88,14 @@ def test_train_saves_the_model(trained):
     assert state is None
 
 
-def test_the_same_seed_gives_the_same_weights_with_two_threads(trained, capsys):
-    done, _ = trained
-    assert main([*SMALL, "--epochs", "3", "--seed", "7", "--json", "--threads", "2"]) == 0
-    assert (
-        last_line(capsys.readouterr().out)["weights_sha256"]
-        == (last_line(done.stdout)["weights_sha256"])
-    )
-
-
 def test_a_finished_run_resumes_to_its_result(trained, capsys):
     done, paths = trained
-    words = ["--epochs", "3", "--seed", "7", "--json", "--resume"]
+    words = ["--epochs", "3", "--seed", "7", "--json", "--resume", "--threads", "2"]
     assert main([*SMALL, *words, "--checkpoint", str(paths["checkpoint"])]) == 0
     mine, whole = last_line(capsys.readouterr().out), last_line(done.stdout)
     assert mine["weights_sha256"] == whole["weights_sha256"]
     assert mine["epochs"] == whole["epochs"]
+    assert mine["provenance"]["threads"] == 2
 
 
 def test_without_json_people_are_told(capsys):
@@ -211,25 +203,16 @@ def test_data_list_and_verify(capsys):
 
 @pytest.mark.parametrize(
     "command",
-    [
-        [],
-        ["train"],
-        ["bench"],
-        ["data"],
-        ["data", "fetch"],
-        ["study"],
-        ["study", "run"],
-        ["extreme"],
-    ],
+    ["", "train", "bench", "data", "data fetch", "study", "study run", "extreme"],
 )
 def test_help_is_quick_and_complete(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
-        main([*command, "--help"])
+        main([*command.split(), "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: python -m sparsecore")
-    if command == ["train"]:
+    if command == "train":
         for option in ("--learning-rate", "--prune-percentile", "--limit", "--seed", "--threads"):
             assert option in out
         told = " ".join(out.split())
@@ -294,16 +277,9 @@ def test_options_that_make_no_sense_end_with_status_2(words, capsys):
     ("words", "complaint"),
     [
         (["--epsilon", "0"], "epsilon: expected a positive number, got 0.0"),
-        (["--epsilon", "nan"], "epsilon: expected a positive number, got nan"),
-        (["--density", "1.5"], "density: expected a number in (0, 1], got 1.5"),
         (["--zeta", "1"], "zeta: expected a number in [0, 1), got 1.0"),
-        (["--zeta", "-0.1"], "zeta: expected a number in [0, 1), got -0.1"),
-        (["--dropout", "1"], "dropout: expected a number in [0, 1), got 1.0"),
         (["--activation", "gelu"], "activation: expected one of relu, leaky-relu, all-relu, got"),
-        (["--init", "zeros"], "init: expected one of he_uniform, xavier, normal, got 'zeros'"),
-        (["--learning-rate", "0"], "learning_rate: expected a positive number, got 0.0"),
         (["--batch-size", "0"], "batch_size: expected an integer of at least 1, got 0"),
-        (["--epochs", "-1"], "epochs: expected an integer of at least 0, got -1"),
         (["--hidden", "10,0"], "hidden: expected integers of at least 1, got (10, 0)"),
         (["--threads", "0"], "--threads: expected an integer of at least 1, got 0"),
         (["--seed", "-1"], "--seed: expected an integer of at least 0, got -1"),

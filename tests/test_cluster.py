@@ -137,7 +137,7 @@ def test_a_study_s_parallel_methods_train_on_one_cluster(running, study, monkeyp
     monkeypatch.setenv("IPYTHONDIR", running[0])
     asked, connect = [], cluster.connect
     monkeypatch.setattr(cluster, "connect", lambda n: asked.append(n) or connect(n))
-    found = studies.load("F-test", progress=False)
+    found = studies.load("F-test")
     assert asked == [on_cluster.n_workers()]
     data = datasets.load("digits").limited(300)
     for method in ("wassp", "wasap"):
@@ -146,7 +146,7 @@ def test_a_study_s_parallel_methods_train_on_one_cluster(running, study, monkeyp
         assert run["provenance"]["data_sha256"] == data.content_hash
         assert [epoch["epoch"] for epoch in run["epochs"]] == [1, 2]
         assert run["config"]["algorithm"] == method
-    assert studies.load("F-test", progress=False).runs == found.runs
+    assert studies.load("F-test").runs == found.runs
     assert len(asked) == 1, "what is there needs no cluster"
 
 

@@ -953,14 +953,14 @@ def test_constant_features_and_large_offsets_do_not_spoil_the_scale():
     X[:, 1] = 1e6 + 0.25
     X[:, 2] = np.arange(1001)
     data = tiny(X, np.array([[5.1, 1e6, 500]], np.float32))
-    mean, scale = data.moments()
+    mean, scale = data.moments
     assert scale[:2].tolist() == [1, 1]
     np.testing.assert_array_equal(mean, X.astype(float).mean(axis=0).astype(np.float32))
     standard = data.standardized()
     assert not standard.X_train[:, :2].any()
     np.testing.assert_allclose(standard.X_test, [[5.0, -0.25, 0]], rtol=1e-6)
     far = (1e4 + np.random.default_rng(0).normal(size=(5000, 2))).astype(np.float32)
-    np.testing.assert_allclose(tiny(far).moments()[1], far.astype(float).std(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(tiny(far).moments[1], far.astype(float).std(axis=0), rtol=1e-6)
 
 
 def test_limited_keeps_the_shares_of_the_classes():

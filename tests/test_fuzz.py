@@ -319,7 +319,7 @@ def data_files(name: str) -> Reader:
             located.append((DataFile(file, digest, len(content)), path))
         files = tuple(file for file, _ in located)
         data, _ = datasets._read(replace(entry, files=files), "fuzz", located)
-        data.moments()
+        data.scaled(data.X_test)
 
     return Reader(attempt, (datasets.DataCorrupt,))
 

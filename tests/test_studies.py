@@ -39,7 +39,7 @@ def ran(monkeypatch):
 
 
 def load():
-    return studies.load("F-test", progress=False)
+    return studies.load("F-test")
 
 
 def test_runs_what_is_missing_and_reads_what_is_there(study, ran):
@@ -267,7 +267,7 @@ def test_data_that_cannot_be_had_are_asked_for_once(study, monkeypatch):
 def test_a_study_can_show_the_runs_of_another(study, ran, monkeypatch):
     view = Study("F-view", "", datasets=("digits",), methods=("set-all-relu",), runs_of="F-test")
     monkeypatch.setitem(STUDIES, "F-view", view)
-    found = studies.load("F-view", progress=False)
+    found = studies.load("F-view")
     assert ran == [("all-relu", 0), ("all-relu", 1)]
     load()
     assert len(ran) == 4
@@ -445,7 +445,7 @@ def test_recorded_results_are_read_and_never_run(study, ran, monkeypatch):
     monkeypatch.setattr(store, "sources_sha256", lambda: "other code")
     found = studies.recorded("F-test")
     assert [r["profile"] for r in found.runs] == ["paper"]
-    assert (found.recorded, found.suffix) == (True, "")
+    assert (found.profile, found.suffix) == ("paper", "")
     assert ran == []
 
     with monkeypatch.context() as patch:
@@ -455,7 +455,7 @@ def test_recorded_results_are_read_and_never_run(study, ran, monkeypatch):
         assert studies.recorded("F-test").runs == []
     with monkeypatch.context() as patch:
         patch.setenv(store.PROFILE, "paper")  # then they are the build's own, which runs them
-        patch.setattr(studies, "load", lambda key: replace(found, recorded=False))
+        patch.setattr(studies, "load", lambda key: found)
         assert studies.recorded("F-test") == found
     studies.entry(paper).path.write_text("{")
     with pytest.warns(store.ResultWarning, match="left out"):

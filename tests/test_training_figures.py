@@ -73,7 +73,7 @@ def main(patch):
         quick={"digits": SMALL}, observers=observers,
     )  # fmt: skip
     patch.setitem(STUDIES, "T-test", replace(study, datasets=("digits", "madelon")))
-    found = studies.load("T-test", progress=False)
+    found = studies.load("T-test")
     return replace(found, study=study)
 
 
@@ -100,7 +100,7 @@ def epoch_seconds(run):
 
 def test_recorded_times_are_those_of_the_contest(main):
     """A ratio divides what stands in the table: seconds of one machine, or there is none."""
-    here = replace(main, profile="paper", recorded=True, unavailable={})
+    here = replace(main, profile="paper", unavailable={})
     contest = {
         "rounds": {"dense": [5.0, 4.9, 9.0], "set-relu": [0.5, 0.5, 0.5]},
         "cores": {"dense": 1, "set-relu": 2},
@@ -121,7 +121,7 @@ def test_the_main_table_has_a_block_per_weight_decay(main):
         {**run, "config": {**run["config"], "weight_decay": 0.0}, "test_accuracy": 0.5}
         for run in main.of("digits", "set-relu")
     ]
-    both = replace(main, study=study, profile="paper", recorded=True, runs=main.runs + without)
+    both = replace(main, study=study, profile="paper", runs=main.runs + without)
     rows = tables.main(both).data
     assert rows["decay"].tolist() == [0.0002] * 5 + [0.0]
     assert rows["test_accuracy"].iloc[-1] == 0.5
@@ -196,7 +196,7 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
         for method, value in (("dense", 0.5), ("set-relu", 0.25), ("set-all-relu", 0.75))
     )
     runs = dense + relu + sparse
-    recorded = replace(main, profile="paper", runs=runs, recorded=True, unavailable={})
+    recorded = replace(main, profile="paper", runs=runs, unavailable={})
     table, own = tables.main(recorded), tables.main(main)
     assert (table.key, own.key) == ("T-main", "T-main-here")
     kept = table.data["test_accuracy"].tolist()
@@ -228,7 +228,7 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
 
 
 def test_where_nothing_is_recorded_a_figure_is_a_note(main):
-    nothing = replace(main, profile="paper", runs=[], recorded=True)
+    nothing = replace(main, profile="paper", runs=[])
     for draw in (figures.curves, figures.gradient_flow, pruning.after_training):
         note = draw(nothing)
         assert isinstance(note, page.Note)
@@ -373,7 +373,7 @@ def test_cost_compares_seconds_of_one_machine_only(main):
         return {**run, "provenance": {**run["provenance"], "cpu": "another"}}
 
     runs = [elsewhere(r) if r["condition"]["method"] == "dense" else r for r in main.runs]
-    recorded = replace(main, profile="paper", recorded=True, unavailable={})
+    recorded = replace(main, profile="paper", unavailable={})
     picture = figures.cost(replace(recorded, runs=runs))
     marks = {line.get_color(): line for line in picture.figure.axes[0].lines}
     for method in METHODS:
@@ -449,7 +449,7 @@ def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):
         seeds={"quick": (0,)}, quick={"digits": small},
     )  # fmt: skip
     patch.setitem(STUDIES, "F-test-alpha", study)
-    found = studies.load("F-test-alpha", progress=False)
+    found = studies.load("F-test-alpha")
     picture = figures.sensitivity(found)
     alpha, epsilon, zeta = picture.figure.axes[:3]
     for ax, field, own in (
@@ -551,7 +551,7 @@ def test_what_is_missing_of_the_main_table_is_counted():
     planned = len(study.conditions("paper"))
     run = {"condition": {"dataset": "cifar10", "method": "dense"}, "config": {"weight_decay": 0.0},
            "data": {"surrogate": False}}  # fmt: skip
-    table = tables.progress(studies.Results(study, "paper", [run], recorded=True))
+    table = tables.coverage(studies.Results(study, "paper", [run]))
     assert table.data["planned"].sum() == planned
     row = table.data[(table.data["title"] == "CIFAR-10") & (table.data["decay"] == 0)].iloc[0]
     assert (row["recorded"], row["missing"].split(", ")[0]) == (1, "SET-ReLU")

@@ -326,16 +326,6 @@ def test_one_rank_says_how_to_start_more():
     assert json.loads(done.stdout)["parallel"]["failed_workers"] == []
 
 
-@pytest.mark.mpi
-def test_wrong_option_is_one_message_and_ends_the_job():
-    status, out, err = finished(
-        start(2, *SPARSECORE, *TRAIN, "--algorithm", "wasap", "--phase1", "2"), 60
-    )
-    assert status == 1 and "test_accuracy" not in out
-    assert "phase1: expected a share in [0, 1], got 2.0" in err
-    assert "Traceback" not in err
-
-
 # --- jobs that break -----------------------------------------------------------------------------
 
 SILENT = "no sign of life for|is stopped"

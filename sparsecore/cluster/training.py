@@ -67,7 +67,7 @@ def train(
     title = f"{plan.algorithm.upper()}, {cluster.n} workers"
     show: Any = on_progress
     if show is None:
-        show = EpochBar(title, config.epochs) if get_ipython() is None else Table(title)
+        show = EpochBar(title, config.epochs) if get_ipython() is None else EpochTable(title)
     path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
     jobs = cluster.submit(
         _train_on_engine, cluster.n, config, dataset, limit, plan, seed=seed, threads=threads,
@@ -147,7 +147,7 @@ def _train_on_engine(
         return wasap.run(data, config, plan, comm=comm, on_progress=publish_data, **options)
 
 
-class Table:
+class EpochTable:
     """An output of a notebook that is rewritten while a run lasts, and a clean one at the end."""
 
     def __init__(self, title: str) -> None:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from sparsecore import datasets
-from sparsecore.commands.options import check_common, given, hyperparameter, sizes
+from sparsecore.commands.options import check_common, given, hyperparameter, refuse, sizes
 from sparsecore.config import HYPERPARAMETERS
 
 _OPTIONS = (
@@ -43,8 +43,8 @@ def _bench(options: argparse.Namespace) -> None:
     options.threads = asked.get("threads", 1)
     check_common(options)
     if options.parallel is not None:
-        for name in (*asked, *["peers"] * options.peers):
-            raise ValueError(f"--{name}: not with --parallel, which trains the study's network")
+        more = (*asked, *["peers"] * options.peers)
+        refuse(more, "not with --parallel, which trains the study's network")
         _bench_parallel(options)
         return
     for name in ("batch", "steps"):

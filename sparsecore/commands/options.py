@@ -85,6 +85,17 @@ def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def changed(options: argparse.Namespace) -> list[str]:
+    """Return the names of those options that have not their default value."""
+    return [name for name, value in vars(options).items() if value != options.default(name)]
+
+
+def refuse(names: Iterable[str], why: str) -> None:
+    """Raise a ValueError that names the first of these options, if there is any."""
+    for name in names:
+        raise ValueError(f"--{name.replace('_', '-')}: {why}")
+
+
 def result_options(sub: argparse.ArgumentParser, threads: int | None = None) -> None:
     """Add the options of a run that can be resumed and that prints its result."""
     seed = "determines the result bit for bit, on CPUs of one lane width (%(default)s)"

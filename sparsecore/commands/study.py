@@ -7,7 +7,7 @@ import itertools
 import sys
 from typing import Any
 
-from sparsecore.commands.options import given, names, numbers, sizes
+from sparsecore.commands.options import given, names, numbers, refuse, sizes
 
 
 def add(commands: Any) -> None:
@@ -64,8 +64,8 @@ def _run_study(options: argparse.Namespace) -> None:
 
     conditions.find(options.key)
     if (module := _measured().get(options.key)) is not None:
-        for name in given(options, ("seeds", "datasets", "methods", "decays")):
-            raise ValueError(f"--{name}: {options.key} is measured whole; expected none")
+        parts = given(options, ("seeds", "datasets", "methods", "decays"))
+        refuse(parts, f"{options.key} is measured whole; expected none")
         found = module.load(options.profile)
         if _show(options.key, module.entries(studies.current_profile(options.profile))):
             results = [found, *found.values()]  # of a single part, the result itself

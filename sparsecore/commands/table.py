@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from sparsecore.commands.options import check_common, check_targets, given, say
+from sparsecore.commands.options import changed, check_common, check_targets, given, refuse, say
 from sparsecore.config import HYPERPARAMETERS
 
 _MANY = 50  # classes, of which one asks oneself whether they are numbers
@@ -34,15 +34,15 @@ def add_data(sub: Any) -> None:
 def train(options: argparse.Namespace) -> None:
     """Train an estimator on a table, and test, report and save it."""
     from sparsecore.datasets import tables
+    from sparsecore.datasets.dataset import number
     from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor, saved
     from sparsecore.estimator.base import NAMES
 
     check_common(options)
     own = {name: NAMES.get(name, name) for name in HYPERPARAMETERS}
     names = SparseMLPClassifier().get_params()
-    for name, value in vars(options).items():
-        if name not in _KNOWN and own.get(name) not in names and value != options.default(name):
-            raise ValueError(f"--{name.replace('_', '-')}: not with --data")
+    foreign = (n for n in changed(options) if n not in _KNOWN and own.get(n) not in names)
+    refuse(foreign, "not with --data")
     check_targets(options)
     if options.target is None and options.data.endswith((".csv", ".npz")):
         raise ValueError("--target: expected the name of the column to be predicted, got none")
@@ -52,7 +52,7 @@ def train(options: argparse.Namespace) -> None:
     numbers = table.y.dtype.kind == "f" if options.task is None else options.task == "numbers"
     if numbers and table.y.dtype.kind not in "iuf":
         found = ((row, str(value)) for row, value in enumerate(table.y.tolist(), 1))
-        row, text = next(each for each in found if not math.isfinite(tables.number(each[1])))
+        row, text = next(each for each in found if not math.isfinite(number(each[1])))
         raise ValueError(f"{options.data}, row {row}: expected a number to predict, got {text!r}")
     if options.task is None and not numbers and len(set(table.y.tolist())) > _MANY:
         say(

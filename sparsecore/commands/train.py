@@ -69,13 +69,11 @@ def _train(options: argparse.Namespace) -> None:
     if options.data is not None:
         table.train(options)
         return
-    for name in shared.given(options, ("target", "test", "task")):
-        raise ValueError(f"--{name}: expected --data FILE with it, got none")
+    alone = shared.given(options, ("target", "test", "task"))
+    shared.refuse(alone, "expected --data FILE with it, got none")
     if options.replay is not None:
-        for name, value in vars(options).items():
-            if name not in _WITH_REPLAY and value != options.default(name):
-                name = name.replace("_", "-")
-                raise ValueError(f"--{name}: not with --replay, which says all by itself")
+        more = (name for name in shared.changed(options) if name not in _WITH_REPLAY)
+        shared.refuse(more, "not with --replay, which says all by itself")
     shared.check_common(options)
     if options.replay is not None:
         _replay(options)
@@ -86,10 +84,10 @@ def _train(options: argparse.Namespace) -> None:
     base = settings.setting(options.dataset).config
     chosen = shared.given(options, HYPERPARAMETERS)
     config = base.with_values(**chosen)
-    for name in ("prune_every", "prune_percentile", "prune_counts_empty"):
-        if name in chosen and config.prune_from is None:
-            name = name.replace("_", "-")
-            raise ValueError(f"--{name}: expected --prune-from EPOCH with it, got none")
+    if config.prune_from is None:
+        how_pruned = ("prune_every", "prune_percentile", "prune_counts_empty")
+        alone = shared.given(options, how_pruned)
+        shared.refuse(alone, "expected --prune-from EPOCH with it, got none")
     shared.check_targets(options)
     data = datasets.load(options.dataset).limited(options.limit, options.seed)
     if data.surrogate:
@@ -124,9 +122,7 @@ def _plan(options: argparse.Namespace) -> Any:
     planned = ("phase1", "warmup", "local_steps")
     told = shared.given(options, (*planned, "window", "patience"))
     if options.algorithm == "sequential":
-        for name in told:
-            name = name.replace("_", "-")
-            raise ValueError(f"--{name}: expected --algorithm wasap or wassp with it, got none")
+        shared.refuse(told, "expected --algorithm wasap or wassp with it, got none")
         return None
     if "warmup" in told and options.algorithm == "wasap" and told.get("local_steps", 1) == 1:
         raise ValueError("--warmup: expected --algorithm wassp with it or --local-steps, got wasap")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +71,9 @@ class Dataset:
             f"sha256 {self.content_hash[:12]}>"
         )
 
+    @cached_property
     def moments(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return each feature's mean and scale over the training rows, float32 (n_features,).
+        """Each feature's mean and scale over the training rows, float32 (n_features,).
 
         The scale is the standard deviation of the population; 1 for a constant feature. Two float64
         passes over differences from the first row make a constant's deviation exactly 0.
@@ -94,12 +96,16 @@ class Dataset:
 
     def standardized(self) -> Dataset:
         """Return the data as float32 (x - mean) / scale, with the training rows' `moments`."""
-        mean, scale = self.moments()
-        return dataclasses.replace(
-            self,
-            X_train=standardize(self.X_train, mean, scale),
-            X_test=standardize(self.X_test, mean, scale),
-        )
+        train, test = map(self.scaled, (self.X_train, self.X_test))
+        return dataclasses.replace(self, X_train=train, X_test=test)
+
+    def scaled(self, X: NDArray) -> NDArray[np.float32]:
+        """Return raw rows as new float32 (x - mean) / scale, with the training rows' `moments`."""
+        mean, scale = self.moments
+        out = X.astype(np.float32)
+        out -= mean
+        out /= scale
+        return out
 
     def limited(self, n_train: int | None, random_state: int = 0) -> Dataset:
         """Return a seeded, stratified subset of the training rows, in order, and all test rows.
@@ -135,16 +141,6 @@ class Dataset:
         return dataclasses.replace(self, X_train=self.X_train[chosen], y_train=self.y_train[chosen])
 
 
-def standardize(
-    X: NDArray, mean: NDArray[np.float32], scale: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return ``(X - mean) / scale`` as new float32, with the moments of `Dataset.moments`."""
-    out = X.astype(np.float32)
-    out -= mean
-    out /= scale
-    return out
-
-
 def _apportion(counts: NDArray[np.integer], size: int) -> NDArray[np.int64]:
     """Share `size` among classes in proportion to `counts`: largest remainders, at least 1 each."""
     exact = counts * (size / counts.sum())
@@ -155,6 +151,14 @@ def _apportion(counts: NDArray[np.integer], size: int) -> NDArray[np.int64]:
         need = np.where(free, direction * (exact - shares), -np.inf)
         shares[np.argmax(need)] += direction
     return shares
+
+
+def number(cell: str | bytes) -> float:
+    """Return the number that a cell holds, or NaN."""
+    try:
+        return float(cell)
+    except ValueError:
+        return np.nan
 
 
 def hash_arrays(*arrays: NDArray) -> str:

@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecore import progress
-from sparsecore.datasets.dataset import Arrays, every_kth
-from sparsecore.datasets.tables import number
+from sparsecore.datasets.dataset import Arrays, every_kth, number
 
 HIGGS_TRAIN, HIGGS_TEST = 105_000, 50_000
 HIGGS_COLUMNS = 29  # the label, then 28 features

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparsecore.datasets.dataset import number
+
 
 class Table(NamedTuple):
     """What a file holds."""
@@ -96,14 +98,6 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Table
         raise ValueError(f"{path}, line {line}, column {target!r}: expected a value, got none")
     numbers = np.array([number(value) for value in y])
     return Table(X, names, _whole(numbers) if np.isfinite(numbers).all() else np.array(y))
-
-
-def number(cell: str | bytes) -> float:
-    """Return the number that a cell holds, or NaN."""
-    try:
-        return float(cell)
-    except ValueError:
-        return np.nan
 
 
 def _whole(numbers: np.ndarray) -> np.ndarray:

@@ -39,14 +39,6 @@ def _widths(value: Any) -> tuple[Any, ...]:
     return tuple(value) if np.iterable(value) else (value,)
 
 
-def _are_widths(value: Any) -> bool:
-    return all(integers(1).holds(n) and n <= _INT32_MAX for n in _widths(value))
-
-
-def _is_threads(value: Any) -> bool:
-    return value is None or (integers(-cpu_count()).holds(value) and value != 0)
-
-
 def _is_random_state(value: Any) -> bool:
     try:
         check_random_state(value)
@@ -55,23 +47,28 @@ def _is_random_state(value: Any) -> bool:
     return True
 
 
-def _is_class_weight(value: Any) -> bool:
-    return value is None or isinstance(value, dict) or value == "balanced"
-
-
 # The parameters that `TrainConfig` does not check under the same name.
 _RANGES: dict[str, Range] = {
-    "hidden_layer_sizes": Range(tuple, f"integers from 1 to {_INT32_MAX}", _are_widths),
+    "hidden_layer_sizes": Range(
+        tuple, f"integers from 1 to {_INT32_MAX}",
+        lambda v: all(integers(1).holds(n) and n <= _INT32_MAX for n in _widths(v)),
+    ),
     "max_iter": integers(1),
     "n_iter_no_change": integers(1),
     "tol": numbers("a number of at least 0", lambda v: v >= 0),
     "validation_fraction": numbers("a number in (0, 1)", lambda v: 0 < v < 1),
     **dict.fromkeys(("standardize", "early_stopping", "warm_start"), _FLAG),
     "verbose": Range(int, "True, False or an integer", lambda v: isinstance(v, (int, np.bool_))),
-    "n_jobs": Range(int, "a number of threads, -1 for all CPUs", _is_threads),
+    "n_jobs": Range(
+        int, "a number of threads, -1 for all CPUs",
+        lambda v: v is None or (integers(-cpu_count()).holds(v) and v != 0),
+    ),
     "random_state": Range(int, "None, an integer or a RandomState", _is_random_state),
-    "class_weight": Range(dict, 'a dict, "balanced" or None', _is_class_weight),
-}
+    "class_weight": Range(
+        dict, 'a dict, "balanced" or None',
+        lambda v: v is None or isinstance(v, dict) or v == "balanced",
+    ),
+}  # fmt: skip
 
 
 class SparseMLPBase(BaseEstimator):

@@ -25,7 +25,7 @@ from sparsecore.compiled.engine import aligned
 from sparsecore.compiled.lanes import Width
 from sparsecore.compiled.team import Team
 from sparsecore.extreme import budget, sweeps, tiles
-from sparsecore.extreme.sweeps import Strip, Update
+from sparsecore.extreme.sweeps import Rates, Strip
 from sparsecore.extreme.tiles import Grid, Tiles
 from sparsecore.functions import negative_slope, probabilities
 from sparsecore.mlp import as_labels
@@ -144,6 +144,11 @@ class TiledMLP(Closing):
         """Number of connections."""
         return sum(layer.nnz for layer in self.layers)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that a checkpoint keeps."""
+        return sum(array.nbytes for _, array in self.arrays())
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'-'.join(map(str, self.sizes))}, nnz {self.nnz:,}>"
 
@@ -179,7 +184,7 @@ class TiledMLP(Closing):
         for number in range(len(self.layers) - 1, -1, -1):
             layer, z_in, delta = self.layers[number], self._gathered(number), self._z[number + 1]
             rate = learning_rate / max(1.0, self._fan_in[number])
-            update = Update(np.float32(rate), np.float32(momentum), np.float32(1 - weight_decay))
+            update = Rates(np.float32(rate), np.float32(momentum), np.float32(1 - weight_decay))
             biases = layer.biases, layer.bias_velocity
             self._sweep(sweeps.update_biases, layer.grid, delta, *biases, update)
             for strip in layer.columns:
@@ -290,7 +295,7 @@ class TiledMLP(Closing):
         """Write all arrays, one by one: there is no memory for copies; and the run's JSON state."""
         about = {"format_version": FORMAT_VERSION, "sizes": list(self.sizes), "run": run}
         with files.atomic_write(path, keep=True) as file, zipfile.ZipFile(file, "w") as archive:
-            if shutil.disk_usage(file.fileno()).free < sum(a.nbytes for _, a in self.arrays()):
+            if shutil.disk_usage(file.fileno()).free < self.nbytes:
                 files.previous(path).unlink(missing_ok=True)  # there is no space for three
             archive.writestr(_ABOUT, json.dumps(about))
             for name, array in self.arrays():

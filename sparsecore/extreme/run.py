@@ -122,8 +122,8 @@ def run(
     -----
     7 to 9 ns per connection and step on two cores; memory: `budget.plan`.
     """
-    about = {"seed": seed, "config": asdict(config)}
-    state: dict[str, Any] = {**about, "step": 0, "seconds": dict.fromkeys(_PHASES, 0.0)}
+    about: dict[str, Any] = {"seed": seed, "config": asdict(config)}
+    state = {**about, "step": 0, "seconds": dict.fromkeys(_PHASES, 0.0)}
     state |= {name: [] for name in _LISTS}
     if comm is not None:
         check_alike(comm.allgather({**about, **code(), "memory_limit": memory_limit}))
@@ -150,63 +150,39 @@ def run(
             seed=seed, threads=threads, empty=resumed_from is not None, progress=bar.update,
             comm=comm,
         )  # fmt: skip
-    n_bytes = sum(array.nbytes for _, array in net.arrays())
     with net:
         if resumed_from is not None:
-            with clock("initialise", n_bytes, "B") as bar:
+            with clock("initialise", net.nbytes, "B") as bar:
                 found = read_checkpoint(resumed_from, net, bar.update)
             if found["step"] != state["step"]:  # the checkpoint before
                 state |= _checked(resumed_from, found, about, config)
         stream = Stream(seed, config.separation)
-        while state["step"] < config.steps:
-            stops = ((state["step"] // n + 1) * n for n in (config.evolve_every, checkpoint_every))
-            until = min(config.steps, *stops)
-            with clock("train", 2 * net.nnz * (until - state["step"]), "connection") as bar:
-                while state["step"] < until:
-                    _step(net, stream, config, state, bar)
-            if config.evolves_after(until):
-                with clock("evolve", net.nnz, "connection") as bar:
-                    before = time.perf_counter()
-                    net.evolve(config.zeta, until, bar.update)
-                    state["evolve_seconds"].append(time.perf_counter() - before)
-            due = until % checkpoint_every == 0 or until == config.steps
-            if checkpoint_path is not None and due:
-                with clock("checkpoint", n_bytes, "B") as bar:
-                    net.save(checkpoint_path, state, bar.update)
+        _train(net, stream, config, state, clock, checkpoint_path, checkpoint_every)
         messages = net.message_bytes / config.steps, net.message_seconds / config.steps
         with clock("evaluate", config.held_out, "sample") as bar:
             test, predict_seconds = _test(net, stream, config, bar)
         result = {
-            **about,
-            "sizes": list(config.sizes),
-            "neurons": config.neurons,
+            **about, "sizes": list(config.sizes), "neurons": config.neurons,
             "density": budget.densities(config.sizes, config.epsilon)[len(config.sizes) // 2 - 1],
             **{name: state[name] for name in ("seconds", *_LISTS)},
             "predict_seconds": predict_seconds,
             "seconds_per_sample": float(np.median(state["step_seconds"])) / config.batch_size,
-            "trend": trend(state["losses"]),
-            "test": test,
+            "trend": trend(state["losses"]), "test": test,
             "provenance": provenance(threads, None, 1 if comm is None else comm.size),
-        }
+        }  # fmt: skip
         if comm is not None:
             ranks = comm.allgather((net.nnz, peak_bytes()))
             return result | {
-                "nnz": sum(nnz for nnz, _ in ranks),
-                "ranks": comm.size,
-                "message_bytes": messages[0],
-                "message_seconds": messages[1],
-                "planned_bytes": memory.n_bytes,
-                "peak_bytes": [peak for _, peak in ranks],
-            }
-        with clock("fingerprint", n_bytes, "B") as bar:
+                "nnz": sum(nnz for nnz, _ in ranks), "ranks": comm.size,
+                "message_bytes": messages[0], "message_seconds": messages[1],
+                "planned_bytes": memory.n_bytes, "peak_bytes": [peak for _, peak in ranks],
+            }  # fmt: skip
+        with clock("fingerprint", net.nbytes, "B") as bar:
             weights_sha256 = net.sha256(bar.update)
         return result | {
-            "nnz": net.nnz,
-            "budget": memory.items,
-            "budget_bytes": memory.total,
-            "peak_bytes": peak_bytes(),
-            "weights_sha256": weights_sha256,
-        }
+            "nnz": net.nnz, "budget": memory.items, "budget_bytes": memory.total,
+            "peak_bytes": peak_bytes(), "weights_sha256": weights_sha256,
+        }  # fmt: skip
 
 
 def report(result: dict[str, Any]) -> str:
@@ -259,6 +235,27 @@ def _checked(
         )
 
     return check_resumed(path, state, about, possible, f"no run of {config.steps} steps")
+
+
+def _train(
+    net: TiledMLP, stream: Stream, config: ExtremeConfig, state: dict[str, Any], clock: Any,
+    path: Any, every: int,
+) -> None:  # fmt: skip
+    """Take the steps that are left; evolve, and save to `path`, when it is due."""
+    while state["step"] < config.steps:
+        stops = ((state["step"] // n + 1) * n for n in (config.evolve_every, every))
+        until = min(config.steps, *stops)
+        with clock("train", 2 * net.nnz * (until - state["step"]), "connection") as bar:
+            while state["step"] < until:
+                _step(net, stream, config, state, bar)
+        if config.evolves_after(until):
+            with clock("evolve", net.nnz, "connection") as bar:
+                before = time.perf_counter()
+                net.evolve(config.zeta, until, bar.update)
+                state["evolve_seconds"].append(time.perf_counter() - before)
+        if path is not None and (until % every == 0 or until == config.steps):
+            with clock("checkpoint", net.nbytes, "B") as bar:
+                net.save(path, state, bar.update)
 
 
 def _step(

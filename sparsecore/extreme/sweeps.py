@@ -38,7 +38,7 @@ class Strip(NamedTuple):
     shift: np.ndarray  #: int64 (rows of the grid,): slot of a connection minus its place
 
 
-class Update(NamedTuple):
+class Rates(NamedTuple):
     """Momentum SGD with decoupled weight decay, for one layer."""
 
     learning_rate: Any  #: float32

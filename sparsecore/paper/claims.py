@@ -270,7 +270,7 @@ class Ledger:
         methods, judge = (question.first, question.second), question.judge
         labels = {method: conditions.METHODS[method].label for method in methods}
         contest = results.profile == "paper"
-        runs = [run for run in self.results.runs if run["condition"]["dataset"] == dataset]
+        runs = self.results.on(dataset)
         stands_in = datasets.describe(dataset)["kind"] == "files or surrogate"
         if judge and (runs[0]["data"]["surrogate"] if runs else stands_in):
             return no("a surrogate's accuracy is no evidence", IMPOSSIBLE)
@@ -293,7 +293,7 @@ class Ledger:
             )
             usual = core_seconds(*other) / core_seconds(*own)
             return _ratio(np.multiply(*other), np.multiply(*own), contest, usual)
-        lost, reference_lost = (results.diverged_of(dataset, method) for method in methods)
+        lost, reference_lost = (results.of(dataset, method, diverged=True) for method in methods)
         if lost:
             return no(f"{len(lost)} run(s) diverged", FAILS)
         if reference_lost:
@@ -347,7 +347,7 @@ class Ledger:
                 row[title] = " / ".join(dict.fromkeys(map(sign, at)))
             rows.append(row)
         columns = [
-            Column("claim", "claim", _linked, number=False),
+            Column("claim", "", _linked, number=False),
             *(Column(title, title, number=False) for title in (*titles, "artificial")),
         ]
         caption = (
@@ -365,7 +365,7 @@ class Ledger:
             for c in CLAIMS
         ]
         columns = (
-            Column("claim", "claim", lambda row: f"**{row['claim']}** {row['text']}", number=False),
+            Column("claim", "", lambda row: f"**{row['claim']}** {row['text']}", number=False),
             Column("it holds if", "rule", number=False),
             Column("its checks", "verdict", "**{}**", number=False),
         )

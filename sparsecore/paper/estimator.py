@@ -245,9 +245,9 @@ def table(found: dict[str, Result], classes: bool) -> Table | Note:
     if not (made := rows(found, CLASSES if classes else NUMBERS)):
         return Note(NOTHING["missing"])
     columns = [
-        Column("table", "table", lambda row: row["table"] + " *" * row["tuned"], False),
+        Column("table", "", lambda row: row["table"] + " *" * row["tuned"], False),
         Column("rows", "rows", "{:,}"),
-        *(Column(method, method, partial(_score, method)) for method in METHODS),
+        *(Column(method, "", partial(_score, method)) for method in METHODS),
         *(Column(f"{m}, kB", f"{m}, kB", "{:,.0f}") for m in METHODS[:3]),
     ]
     caption = (
@@ -284,7 +284,7 @@ def inputs_table(*results: Result) -> Table:
     columns = [
         Column("data set", "data set", number=False),
         Column("epochs", "epochs", "{:,}"),
-        *(Column(name, name, by=lambda counts: ", ".join(map(str, counts))) for name in RANKINGS),
+        *(Column(name, name, lambda counts: ", ".join(map(str, counts))) for name in RANKINGS),
     ]
     ours, forest, test = (np.mean([np.mean(row[name]) for row in made]) for name in RANKINGS)
     finding = (

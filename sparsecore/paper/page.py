@@ -93,18 +93,16 @@ class Column:
     """A column of a table: its title, and how it shows the rows' values under a name."""
 
     title: str
-    name: str
-    show: str | Callable[[Mapping[str, Any]], str] = "{}"  # of the value, or called with the row
+    name: str  # "" for the whole row
+    show: str | Callable[[Any], str] = "{}"  # a format, or a function, of the value
     number: bool = True  # set flush right
     once: bool = False  # what stands in several rows below each other
-    by: Callable[[Any], str] | None = None  # called with the value, instead of `show`
 
     def text(self, row: Mapping[str, Any]) -> str:
         """Return the cell of a row; a dash where it has no value."""
-        if callable(self.show):
-            return minus(self.show(row))
-        value = row.get(self.name)
-        return "—" if value is None else minus((self.by or self.show.format)(value))
+        value = row.get(self.name) if self.name else row
+        show = self.show if callable(self.show) else self.show.format
+        return "—" if value is None else minus(show(value))
 
     def texts(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         """Return all cells of the column."""

@@ -53,7 +53,7 @@ def table() -> Table:
     rows = [dict(zip(("done", "promise"), CHECKS[r["check"]], strict=True), **r) for r in results]
     columns = [
         Column("what was done", "done", number=False, once=True),
-        Column("to", "what", number=False, by=lambda what: what.replace("1 threads", "1 thread")),
+        Column("to", "what", number=False, show=lambda what: what.replace("1 threads", "1 thread")),
         Column("what is promised", "promise", number=False, once=True),
         Column("times", "tried", "{:,}"),
         Column("it held", "held", "{:,}"),

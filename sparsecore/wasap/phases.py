@@ -19,7 +19,6 @@ from sparsecore import checkpoint, experiment, train
 from sparsecore.compiled.kernels import momentum_step
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
-from sparsecore.datasets.dataset import standardize
 from sparsecore.experiment import Shard
 from sparsecore.files import check_writable
 from sparsecore.mlp import SparseMLP
@@ -189,7 +188,7 @@ class _Run:
         rows = shard_rows(data.y_train, self.workers, self.seed)
         self._shard_sizes = [len(part) for part in rows]
         self.shard = Shard(data, rows[self.rank], self.config, self.seed, self.rank)
-        self.X_test = standardize(data.X_test, *data.moments())
+        self.X_test = data.scaled(data.X_test)
         cuts = len(data.y_test) * np.arange(self.rank, self.rank + 2) // self.workers
         self.test_part = slice(*cuts.tolist())  # this worker's, when it is tested together
         self.own_saved = self._own_checkpoint()

@@ -141,19 +141,8 @@ def replay(
     ValueError
         If the result is not of an asynchronous run, or of other data, or an entry is damaged.
     """
-    about = entry(result, "config", dict)
-    if about.get("algorithm") != "wasap":
-        raise ValueError(
-            f"replay: expected the result of an asynchronous run (algorithm wasap), got "
-            f"{about.get('algorithm', 'sequential')!r}; other runs repeat from their seed alone"
-        )
+    about = _about(data, result)
     recorded = entry(result, "weights_sha256", str)
-    if (used := entry(result, "provenance.data_sha256", str)) != data.content_hash:
-        raise ValueError(
-            f"replay: the run's data have SHA-256 {used}, {data.name} here has {data.content_hash}"
-        )
-    if missing := {*TrainConfig().to_dict(), "workers", "phase1_epochs"} - about.keys():
-        raise ValueError(f"config: expected the entries {', '.join(missing)}, too")
     config = TrainConfig(**{name: about[name] for name in HYPERPARAMETERS if name in about})
     seed = integer(result.get("seed"), "seed", 0)
     n_workers = integer(about["workers"], "workers", 1)
@@ -161,17 +150,8 @@ def replay(
     plan = Plan(phase1=entry(result, "config.phase1", Real), **planned)
     epochs = plan.phase1_epochs(config.epochs)
     integer(about["phase1_epochs"], "phase1_epochs", epochs, epochs)
-    record = from_json(entry(result, "parallel.record", dict))
+    record, restarts, failed = _history(result, n_workers)
     updates = len(record.worker)
-    begun = entry(result, "parallel.restarts", list)
-    restarts = {integer(update, "parallel.restarts", 0, updates) for update in begun}
-    lost = entry(result, "parallel.failed_workers", list)
-    ranks = (one.get("rank") if isinstance(one, dict) else one for one in lost)
-    failed = {integer(rank, "parallel.failed_workers", 0, n_workers - 1) for rank in ranks}
-    if len(failed) == n_workers:
-        raise ValueError(f"parallel.failed_workers: expected fewer than {n_workers}, got all")
-    for rank in np.unique(record.worker).tolist():
-        integer(rank, "parallel.record.worker", 0, n_workers - 1)
 
     model = train.new_model(config, data.n_features, data.n_classes, seed)
     shards = shard_rows(data.y_train, n_workers, seed)
@@ -207,3 +187,35 @@ def replay(
         "staleness_agrees": bool(np.array_equal(server.record().staleness, record.staleness)),
         "updates": updates,
     }  # fmt: skip
+
+
+def _about(data: Dataset, result: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a run; refuse one that is not asynchronous, or of other data."""
+    about = entry(result, "config", dict)
+    if about.get("algorithm") != "wasap":
+        raise ValueError(
+            f"replay: expected the result of an asynchronous run (algorithm wasap), got "
+            f"{about.get('algorithm', 'sequential')!r}; other runs repeat from their seed alone"
+        )
+    if (used := entry(result, "provenance.data_sha256", str)) != data.content_hash:
+        raise ValueError(
+            f"replay: the run's data have SHA-256 {used}, {data.name} here has {data.content_hash}"
+        )
+    if missing := {*TrainConfig().to_dict(), "workers", "phase1_epochs"} - about.keys():
+        raise ValueError(f"config: expected the entries {', '.join(missing)}, too")
+    return about
+
+
+def _history(result: dict[str, Any], n_workers: int) -> tuple[Record, set[int], set[int]]:
+    """Return a run's record, the updates before which it was resumed, and the workers it lost."""
+    record = from_json(entry(result, "parallel.record", dict))
+    begun, updates = entry(result, "parallel.restarts", list), len(record.worker)
+    restarts = {integer(update, "parallel.restarts", 0, updates) for update in begun}
+    lost = entry(result, "parallel.failed_workers", list)
+    ranks = (one.get("rank") if isinstance(one, dict) else one for one in lost)
+    failed = {integer(rank, "parallel.failed_workers", 0, n_workers - 1) for rank in ranks}
+    if len(failed) == n_workers:
+        raise ValueError(f"parallel.failed_workers: expected fewer than {n_workers}, got all")
+    for rank in np.unique(record.worker).tolist():
+        integer(rank, "parallel.record.worker", 0, n_workers - 1)
+    return record, restarts, failed

@@ -51,14 +51,14 @@ def _count(n: float) -> str:
 # --- the runs ------------------------------------------------------------------------------------
 
 _TABLE = (
-    Column("neurons", "neurons", by=_count, once=True), Column("layers", "hidden_layers"),
-    Column("density", "density", by=_count), Column("nnz", "nnz", by=_count),
-    Column("GiB", "peak_bytes", by=_gib), Column("plan", "budget_bytes", by=_gib),
-    Column("init", "initialise_seconds", by=_seconds),
-    Column("sample", "seconds_per_sample", by=_seconds),
-    Column("epoch", "epoch_seconds", by=_seconds),
-    Column("infer", "inference_seconds_per_sample", by=_seconds),
-    Column("evolve", "evolution_seconds", by=_seconds),
+    Column("neurons", "neurons", _count, once=True), Column("layers", "hidden_layers"),
+    Column("density", "density", _count), Column("nnz", "nnz", _count),
+    Column("GiB", "peak_bytes", _gib), Column("plan", "budget_bytes", _gib),
+    Column("init", "initialise_seconds", _seconds),
+    Column("sample", "seconds_per_sample", _seconds),
+    Column("epoch", "epoch_seconds", _seconds),
+    Column("infer", "inference_seconds_per_sample", _seconds),
+    Column("evolve", "evolution_seconds", _seconds),
     Column("loss", "", "{first_loss:.2f} → {last_loss:.2f}".format_map, number=False),
     Column("right", "", lambda r: f"{r['correct']}/{r['held_out']}" if r["held_out"] else "—"),
 )  # fmt: skip
@@ -93,9 +93,9 @@ def memory(*runs: Result) -> Table:
     totals = {"planned": run["budget_bytes"], "measured": run["peak_bytes"]}
     rows = [{"item": item, "bytes": n} for item, n in {**run["budget"], **totals}.items()]
     columns = (
-        Column("item", "item", number=False, by=lambda s: f"**{s}**" if s in totals else s),
-        Column("GiB", "bytes", by=_per(GIB, 3)),
-        Column("bytes per neuron", "bytes", by=_per(run["config"]["neurons"])),
+        Column("item", "item", number=False, show=lambda s: f"**{s}**" if s in totals else s),
+        Column("GiB", "bytes", _per(GIB, 3)),
+        Column("bytes per neuron", "bytes", _per(run["config"]["neurons"])),
     )
     caption = (
         f"**The memory of {run['config']['neurons']:,} neurons**: the plan that is printed before "
@@ -178,10 +178,10 @@ def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
 
 _SPLIT = (
     Column("neurons", "neurons", "{:,}", once=True), Column("ranks", "ranks"),
-    Column("step (s)", "step_seconds", by=_seconds),
-    Column("messages per step (MiB)", "message_bytes", by=_per(2**20, 0)),
-    Column("messages (s)", "message_seconds", by=_seconds),
-    Column("GiB per rank", "peak_bytes", by=_gib), Column("last loss", "last_loss", "{:.6f}"),
+    Column("step (s)", "step_seconds", _seconds),
+    Column("messages per step (MiB)", "message_bytes", _per(2**20, 0)),
+    Column("messages (s)", "message_seconds", _seconds),
+    Column("GiB per rank", "peak_bytes", _gib), Column("last loss", "last_loss", "{:.6f}"),
 )  # fmt: skip
 
 
@@ -211,10 +211,10 @@ def split(result: Result) -> Table:
 
 
 _SURVIVAL = (
-    Column("neurons", "neurons", "{:,}"), Column("checkpoint (GiB)", "file_bytes", by=_gib),
-    Column("writing it (s)", "checkpoint_seconds", by=_seconds),
+    Column("neurons", "neurons", "{:,}"), Column("checkpoint (GiB)", "file_bytes", _gib),
+    Column("writing it (s)", "checkpoint_seconds", _seconds),
     Column("weights", "weights_sha256", "`{:.8}`", number=False),
-    Column("the same", "identical", number=False, by=("**no**", "yes").__getitem__),
+    Column("the same", "identical", number=False, show=("**no**", "yes").__getitem__),
 )  # fmt: skip
 
 
@@ -240,11 +240,11 @@ def survival(result: Result) -> Table:
 
 
 _PROJECTION = (
-    Column("neurons", "neurons", by=_count), Column("connections", "connections", by=_count),
-    Column("ranks", "ranks"), Column("GiB per rank", "rank_bytes", by=_per(GIB)),
-    Column("messages per step and rank (GiB)", "message_bytes", by=_per(GIB)),
-    Column("computing (s)", "compute_seconds", by=_seconds),
-    Column("messages (s)", "message_seconds", by=_seconds),
+    Column("neurons", "neurons", _count), Column("connections", "connections", _count),
+    Column("ranks", "ranks"), Column("GiB per rank", "rank_bytes", _per(GIB)),
+    Column("messages per step and rank (GiB)", "message_bytes", _per(GIB)),
+    Column("computing (s)", "compute_seconds", _seconds),
+    Column("messages (s)", "message_seconds", _seconds),
 )  # fmt: skip
 
 

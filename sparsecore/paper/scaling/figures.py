@@ -235,9 +235,9 @@ _QUANTITIES: dict[str, tuple[str, tuple[float, str], str]] = {
 
 
 _CALIBRATION = (
-    Column("quantity", "quantity", by=lambda name: _QUANTITIES[name][0], number=False),
+    Column("quantity", "quantity", lambda name: _QUANTITIES[name][0], number=False),
     Column("value", "", lambda row: _quantity(row["quantity"], row["value"])),
-    Column("from", "quantity", by=lambda name: _QUANTITIES[name][2], number=False),
+    Column("from", "quantity", lambda name: _QUANTITIES[name][2], number=False),
 )
 
 

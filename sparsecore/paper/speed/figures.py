@@ -129,9 +129,9 @@ _EPOCH = {
     "evaluation": "evaluation", "evolution": "evolution of the topology",
 }  # fmt: skip
 _EPOCHS = (
-    Column("part of an epoch", "part", by=_EPOCH.__getitem__, number=False),
+    Column("part of an epoch", "part", _EPOCH.__getitem__, number=False),
     Column("seconds", "median", "{:.3f}"),
-    Column("share", "share", by=lambda share: f"{100 * share:.1f} %"),
+    Column("share", "share", lambda share: f"{100 * share:.1f} %"),
 )
 
 
@@ -229,11 +229,11 @@ def roofline(ax: Axes, result: Result) -> tuple[str, str]:
 
 
 _KERNELS = (
-    Column("network", "shape", by=_TITLES.__getitem__, number=False, once=True),
+    Column("network", "shape", _TITLES.__getitem__, number=False, once=True),
     Column("layer", "layer"), Column("kernel", "direction", number=False),
     Column("connections", "nnz", "{:,}"), Column("ms", "ms_median", "{:.3f}"),
     Column("GFLOP/s", "gflops", "{:.0f}"), Column("rows in", "level", number=False),
-    Column("of the ceiling", "share", by=_percent),
+    Column("of the ceiling", "share", _percent),
 )  # fmt: skip
 
 

@@ -314,7 +314,7 @@ class Condition:
         return f"{self.dataset}-{self.method}{decay}-seed{self.seed}"
 
     @property
-    def _measure(self) -> Study:
+    def _quick_study(self) -> Study:
         """The study that says how long runs are in the quick profile."""
         study = STUDIES[self.study]
         return STUDIES[study.shares_with] if study.shares_with else study
@@ -327,7 +327,7 @@ class Condition:
         if self.profile == "paper":
             return config.with_values(**changes)
         # Importance pruning starts after 40 % of the epochs, then every tenth part (or fifth).
-        config = config.with_values(**self._measure.quick.get(self.dataset, {}))
+        config = config.with_values(**self._quick_study.quick.get(self.dataset, {}))
         if changes.get("prune_from") is not None:
             every = changes.get("prune_every", config.prune_every) * config.epochs / 100
             schedule = {"prune_from": 4 * config.epochs // 10, "prune_every": round(every)}
@@ -337,7 +337,7 @@ class Condition:
     @property
     def limit(self) -> dict[str, int | None]:
         """How many rows are taken at most, "train" and "test"; None: all."""
-        quick = {} if self.profile == "paper" else self._measure.quick_rows
+        quick = {} if self.profile == "paper" else self._quick_study.quick_rows
         train, test = quick.get(self.dataset, (None, None))
         return {"train": train, "test": test}
 

@@ -45,12 +45,11 @@ def cost(
     and marks of other machines than most of a data set's are hollow.
     """
     [ax], spent = axes, {}
-    runs = [run for run in results.runs if run["condition"]["dataset"] == name]
-    where = {(run["condition"]["method"], run["provenance"]["cpu"]) for run in runs}
+    where = {(run["condition"]["method"], run["provenance"]["cpu"]) for run in results.on(name)}
     [(machine, _)] = Counter(sorted(cpu for _, cpu in where)).most_common(1)
     contest = shown.epoch_seconds(results, name, times or {})
     for decay, mark in _MARKS.items():
-        for method, some in shown.by_method(results.at(decay), name).items():
+        for method, some in results.at(decay).by_method(name).items():
             there = [run for run in some if run["provenance"]["cpu"] == machine]
             own = np.mean([training_seconds(run) * cores(run) for run in there or some])
             if method in contest:
@@ -85,7 +84,7 @@ def cost(
 def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw All-ReLU's gain, accuracy and loss against epoch, a column per data set; of F-curves."""
     gain, top, bottom = axes
-    found = shown.by_method(results, name)
+    found = results.by_method(name)
     for method, runs in found.items():
         colour = COLOURS[method]
         shown.band(top, *shown.over_epochs(runs, "test_accuracy", 100), colour)
@@ -123,7 +122,7 @@ def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
 def gradient_flow(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw All-ReLU's flow over the others', and all, two panels per data set."""
     top, bottom = axes
-    found, ratios, tenth = shown.by_method(results, name), [], max(1, results.epochs(name) // 10)
+    found, ratios, tenth = results.by_method(name), [], max(1, results.epochs(name) // 10)
     for method, runs in found.items():
         logs = flow_logs(runs)
         epochs = np.arange(logs.shape[1])
@@ -189,7 +188,7 @@ def sensitivity(axes: Any, name: str, results: Results) -> tuple[str, str]:
         if dense := results.of(name, "dense"):
             ax.axhline(shown.accuracy(dense), color=COLOURS["dense"], linewidth=1)
         for value in methods:
-            if value not in x and results.diverged_of(name, methods[value]):
+            if value not in x and results.of(name, methods[value], diverged=True):
                 ax.axvline(value, alpha=0)  # the axis reaches to it
                 shown.say(ax, "diverged", value, COLOURS["set-all-relu"])
                 x.append(value)

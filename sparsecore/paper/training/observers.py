@@ -11,7 +11,6 @@ import numpy as np
 from sparsecore.bench import timed
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
-from sparsecore.datasets.dataset import standardize
 from sparsecore.mlp import SparseMLP
 
 
@@ -53,7 +52,7 @@ class ObserveGradientFlow(Observer):
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
         super().__init__(config, data)
         rows = data.limited(min(1000, len(data.y_train)))
-        self._X, self._y = standardize(rows.X_train, *data.moments()), rows.y_train
+        self._X, self._y = data.scaled(rows.X_train), rows.y_train
 
     def _due(self, epoch: int) -> bool:
         return True
@@ -84,7 +83,7 @@ class ObservePruning(Observer):
         return epoch >= self.config.epochs
 
     def _look(self, model: SparseMLP) -> dict[str, Any]:
-        X, y = standardize(self.data.X_test, *self.data.moments()), self.data.y_test
+        X, y = self.data.scaled(self.data.X_test), self.data.y_test
         found = []
         for percentile in (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95):
             pruned = model.copy()

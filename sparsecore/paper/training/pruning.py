@@ -81,7 +81,7 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
 def during_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw connections, and what importance pruning does to accuracy; of F-importance."""
     top, bottom = axes
-    for method, runs in shown.by_method(results, name).items():
+    for method, runs in results.by_method(name).items():
         shown.band(top, *shown.over_epochs(runs, "nnz", 1e-3), COLOURS[method])
     top.set_xlim(1, results.epochs(name))
     top.set_ylim(bottom=0)

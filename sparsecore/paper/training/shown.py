@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,30 +22,30 @@ from scipy.stats import t as student
 from sparsecore import datasets
 from sparsecore.paper.page import Note, Picture, minus
 from sparsecore.paper.store import NOT_AVAILABLE, Result
-from sparsecore.paper.style import COLOURS, GREY, STYLE, WIDTH, deviation, line
+from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import CONFIDENCE, Effect, compared, pairs, two_digits
 from sparsecore.paper.training.studies import Results, cores, training_seconds
 
 DOTTED = (0, (1, 2))
 _MOST = 84  # points of a line: every sixth of 500 epochs
-# A figure, its caption, its finding, and numbers for the fold under it.
-Draw = Callable[..., tuple[Figure, str, str, str]]
+# It is given a figure, and returns caption, finding, and numbers for the fold under it.
+Draw = Callable[..., tuple[str, str, str]]
 
 
-def drawn(key: str, alt: str) -> Callable[[Draw], Callable[..., Picture | Note]]:
+def drawn(key: str, alt: str, height: float) -> Callable[[Draw], Callable[..., Picture | Note]]:
     """Make a picture of what a function draws of results, if there are any."""
 
     def decorate(draw: Draw) -> Callable[..., Picture | Note]:
         @functools.wraps(draw)
         def picture(results: Results, *more: Any) -> Picture | Note:
             if results.runs:
-                with matplotlib.rc_context(STYLE):
-                    figure, caption, finding, numbers = draw(results, *more)
+                with canvas(height) as figure:
+                    caption, finding, numbers = draw(figure, results, *more)
                 sources = f"{numbers}{absent(results)}{source(results)}"
                 return Picture(key + results.suffix, figure, caption, alt, sources, finding)
             none = f"No results of profile paper are recorded for {results.study.key} yet."
-            return Note(none if results.recorded else absent(results))
+            return Note(none if results.profile == "paper" else absent(results))
 
         return picture
 
@@ -69,14 +68,14 @@ def by_dataset(
     """
 
     def decorate(draw: Callable[..., tuple[str, str]]) -> Callable[..., Picture | Note]:
-        @drawn(key, alt)
+        @drawn(key, alt, height)
         @functools.wraps(draw)
-        def picture(results: Results, *more: Any) -> tuple[Figure, str, str, str]:
-            at = Counter(n for d in results.study.decays for n in datasets_of(results.at(d)))
-            names = [n for n in at if at[n] >= least and needs(by_method(results, n))]
+        def picture(figure: Figure, results: Results, *more: Any) -> tuple[str, str, str]:
+            at = Counter(n for d in results.study.decays for n in results.at(d).datasets)
+            names = [n for n in at if at[n] >= least and needs(results.by_method(n))]
             down, (rows, columns) = max(1, math.ceil(len(names) / across)), block
             beside = max(1, math.ceil(len(names) / down))
-            figure = Figure(figsize=(WIDTH, height * down + extra), layout="constrained")
+            figure.set_figheight(height * down + extra)
             grid = figure.subplots(down * rows, beside * columns, squeeze=False, **subplots)
             for ax in grid[-rows:, (len(names) - (down - 1) * beside) * columns :].flat:
                 ax.set_visible(False)  # they have no data set
@@ -96,23 +95,11 @@ def by_dataset(
             parts = ({part[i]: None for part in told if part[i]} for i in (0, 1))
             first, second = map("; ".join, parts)
             start = finding(results) if callable(finding) else sentence(finding, first)
-            return figure, caption, start, sentence(numbers, second)
+            return caption, start, sentence(numbers, second)
 
         return picture
 
     return decorate
-
-
-def datasets_of(results: Results) -> list[str]:
-    """Return the data sets that have runs."""
-    there = {run["condition"]["dataset"] for run in results.runs}
-    return [name for name in results.study.datasets if name in there]
-
-
-def by_method(results: Results, dataset: str) -> dict[str, list[Result]]:
-    """Return the runs of each method that has any on a data set."""
-    found = {method: results.of(dataset, method) for method in results.study.methods}
-    return {method: runs for method, runs in found.items() if runs}
 
 
 Seconds = dict[str, tuple[list[float], int]]  # per epoch, by method, and on how many cores
@@ -128,7 +115,7 @@ def epoch_seconds(results: Results, dataset: str, times: Mapping[str, Result]) -
         return {name: (turns, contest["cores"][name]) for name, turns in contest["rounds"].items()}
     return {
         method: ([training_seconds(run) / run["config"]["epochs"] for run in runs], cores(runs[0]))
-        for method, runs in by_method(results, dataset).items()
+        for method, runs in results.by_method(dataset).items()
     }
 
 
@@ -250,7 +237,7 @@ def difference(first: list[Result], second: list[Result]) -> Effect | None:
 def contrast(results: Results, first: str, second: str) -> str:
     """Say on how many data sets a method is more, or less, accurate than another, and by what."""
     effects, told = [], []
-    for name in datasets_of(results):
+    for name in results.datasets:
         runs = [results.of(name, method) for method in (first, second)]
         if effect := difference(*runs):
             lead = np.subtract(
@@ -276,7 +263,7 @@ def sentence(start: str, text: str) -> str:
 
 def source(results: Results) -> str:
     """Return how long runs are, and where they come from."""
-    lengths = [f"{results.title(name)}: {results.size(name)}" for name in datasets_of(results)]
+    lengths = [f"{results.title(name)}: {results.size(name)}" for name in results.datasets]
     surrogate = any(run["data"]["surrogate"] for run in results.runs)
     return (
         "A surrogate's accuracy says nothing; its times do. " * surrogate
@@ -287,9 +274,9 @@ def source(results: Results) -> str:
 
 def absent(results: Results) -> str:
     """Name what is not shown: data that are not here or not recorded, and diverged runs."""
-    there = datasets_of(results)
-    missing = [name for name in results.study.datasets if name not in there]
+    missing = [name for name in results.study.datasets if not results.on(name)]
     titles = {name: str(datasets.describe(name)["title"]) for name in missing}
+    lacking = titles.values() if results.profile == "paper" else ()
     here = [title for name, title in titles.items() if name in results.unavailable]
     diverged = [
         f"{results.title(run['condition']['dataset'])} with "
@@ -298,6 +285,6 @@ def absent(results: Results) -> str:
     ]
     return (
         sentence(NOT_AVAILABLE.capitalize(), ", ".join(here))
-        + sentence("Not recorded yet", ", ".join(titles.values()) if results.recorded else "")
+        + sentence("Not recorded yet", ", ".join(lacking))
         + sentence("Diverged, and not shown", ", ".join(diverged))
     )

@@ -76,7 +76,6 @@ class Results:
     unavailable: dict[str, str] = field(default_factory=dict)
     no_cluster: str = ""
     diverged: list[Result] = field(default_factory=list)  #: their loss did not stay finite
-    recorded: bool = False  #: they stand beside this build's own
 
     @property
     def decay(self) -> float:
@@ -94,22 +93,32 @@ class Results:
         wanted, runs = {"dataset": dataset, "method": method}, (self.runs, self.diverged)[diverged]
         return [run for run in _at(runs, self.decay) if run["condition"] == wanted]
 
-    def diverged_of(self, dataset: str, method: str) -> list[Result]:
-        """Return those of these runs that diverged."""
-        return self.of(dataset, method, diverged=True)
+    def on(self, dataset: str) -> list[Result]:
+        """Return all runs on a data set that came to their end."""
+        return [run for run in self.runs if run["condition"]["dataset"] == dataset]
+
+    def by_method(self, dataset: str) -> dict[str, list[Result]]:
+        """Return the runs on a data set, as `of` does, of each method that has any."""
+        found = {method: self.of(dataset, method) for method in self.study.methods}
+        return {method: runs for method, runs in found.items() if runs}
+
+    @property
+    def datasets(self) -> list[str]:
+        """The data sets that have runs."""
+        return [name for name in self.study.datasets if self.on(name)]
 
     def why_not(self, dataset: str, method: str) -> str:
         """Return why a method has no runs on a data set."""
         if METHODS[method].parallel and self.no_cluster:
             return f"not run: {self.no_cluster}"
-        if self.diverged_of(dataset, method):
+        if self.of(dataset, method, diverged=True):
             return "all seeds diverged"
         return excluded(dataset, method) or NOT_AVAILABLE
 
     def lacks(self, dataset: str, method: str) -> bool:
         """Tell whether a method has nothing to show that the study asks for: not even failures."""
-        found = self.of(dataset, method) or self.diverged_of(dataset, method)
-        return not found and self.study.wanted(self.profile, dataset, method, self.decay) > 0
+        found = [self.of(dataset, method, diverged) for diverged in (False, True)]
+        return not any(found) and self.study.wanted(self.profile, dataset, method, self.decay) > 0
 
     @property
     def suffix(self) -> str:
@@ -117,12 +126,9 @@ class Results:
         other = len(self.study.decays) == 1 and self.decay != DECAYS[0]
         return "-here" * (self.profile == "quick") + f"-decay{self.decay:g}" * other
 
-    def _data(self, dataset: str) -> list[dict[str, Any]]:
-        return [run["data"] for run in self.runs if run["condition"]["dataset"] == dataset]
-
     def title(self, dataset: str) -> str:
         """Return a data set's title; it says so if a surrogate stands in."""
-        surrogate = any(data["surrogate"] for data in self._data(dataset))
+        surrogate = any(run["data"]["surrogate"] for run in self.on(dataset))
         return str(datasets.describe(dataset)["title"]) + ", surrogate" * surrogate
 
     def epochs(self, dataset: str) -> int:
@@ -132,7 +138,7 @@ class Results:
 
     def size(self, dataset: str) -> str:
         """Return how long the runs on a data set are, and how many seeds they have at most."""
-        there = [run for run in self.runs if run["condition"]["dataset"] == dataset]
+        there = self.on(dataset)
         rows = _listed(f"{n:,}" for n in {run["data"]["n_train"] for run in there})
         seeds = len({run["seed"] for run in there})
         many = f"{seeds} seed{'s' * (seeds != 1)}"
@@ -170,7 +176,7 @@ def _listed(values: Iterable[Any]) -> str:
 def load(
     key: str, profile: str | None = None, seeds: Sequence[int] | None = None, *,
     of_datasets: Sequence[str] | None = None, methods: Sequence[str] | None = None,
-    decays: Sequence[float] | None = None, progress: bool = True,
+    decays: Sequence[float] | None = None,
 ) -> Results:  # fmt: skip
     """Return a study's results, or a part; run what is not there, and what others run last."""
     study = find(key).part(datasets=of_datasets, methods=methods, decays=decays)
@@ -181,7 +187,7 @@ def load(
     unavailable: dict[str, str] = {}
     no_cluster, work = "", sum(c.work * c.config.epochs for c in todo)
     form = "{desc} {percentage:3.0f} % |{bar}| {elapsed} gone, {remaining} left"
-    with on_cluster.kept(), bar(work, bar_format=form, hidden=not (progress and work)) as shown:
+    with on_cluster.kept(), bar(work, bar_format=form, hidden=not work) as shown:
         busy: list[Condition] = []
         for number, condition in enumerate(chain(todo, busy), 1):
             shown.set_description_str(f"{key} {number}/{len(todo) + len(busy)} {condition.name}")
@@ -208,10 +214,10 @@ def recorded(key: str) -> Results:
     If that is this build's own profile, run what is missing: they are what it shows.
     """
     if current_profile() == "paper":
-        return replace(load(key), recorded=True)
+        return load(key)
     study = find(key)
     ended, diverged = _sorted(entry(c).recorded() for c in study.conditions("paper"))
-    return Results(study, "paper", ended, diverged=diverged, recorded=True)
+    return Results(study, "paper", ended, diverged=diverged)
 
 
 def _sorted(runs: Iterable[Result | None]) -> tuple[list[Result], list[Result]]:

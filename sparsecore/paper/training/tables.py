@@ -46,7 +46,7 @@ def data_sets(recorded: Results) -> Table:
     columns = (
         Column("data set", "title", number=False),
         Column("domain", "domain", number=False),
-        Column("features", "n_features", _features),
+        Column("features", "", _features),
         Column("classes", "n_classes"),
         Column("training", "n_train", "{:,}"),
         Column("test", "n_test", "{:,}"),
@@ -69,7 +69,7 @@ def _data_set(name: str, fetch: bool, recorded: Results) -> dict[str, Any]:
     plain = ("title", "domain", "n_features", "n_classes", "n_train", "n_test")
     row = {"name": name, **{key: facts[key] for key in plain}, "source": NOT_AVAILABLE}
     row["shape"] = "×".join(map(str, facts["feature_shape"]))
-    used = [run["data"] for run in recorded.runs if run["condition"]["dataset"] == name]
+    used = [run["data"] for run in recorded.on(name)]
     sizes_of_runs = sorted({(data["n_train"], data["n_test"]) for data in used})
     row["rows_of_runs"] = "; ".join(f"{train:,}, {test:,}" for train, test in sizes_of_runs) or None
     if fetch or datasets.available(name):
@@ -106,7 +106,7 @@ def hyperparameters() -> Table:
     labels = {"hidden": "architecture"} | {f: HYPERPARAMETERS[f].label for f in _OF_A_DATASET}
     columns = [Column("data set", "data set", number=False)]
     columns += [
-        Column(label, field, partial(_marked, field), field not in ("hidden", "init"))
+        Column(label, "", partial(_marked, field), field not in ("hidden", "init"))
         for field, label in labels.items()
     ]
     caption = (
@@ -182,12 +182,12 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
         Column("data set", "title", number=False, once=True),
         Column("λ", "decay", "{:g}"),
         Column("method", "label", number=False),
-        Column("seeds", "seeds", by=lambda seeds: str(len(seeds.split()))),
-        *(Column(f"{n} (%)", name, partial(_mean_sd, name)) for n, name in _ACCURACIES.items()),
+        Column("seeds", "seeds", lambda seeds: str(len(seeds.split()))),
+        *(Column(f"{n} (%)", "", partial(_mean_sd, name)) for n, name in _ACCURACIES.items()),
         Column("nnz, start", "nnz_start", "{:,.0f}"),
         Column("nnz, end", "nnz_end", "{:,.0f}"),
-        Column("s per epoch", "epoch_seconds", partial(_mean_sd, "epoch_seconds")),
-        Column("× dense", "speed_against_dense", by=two_digits),
+        Column("s per epoch", "", partial(_mean_sd, "epoch_seconds")),
+        Column("× dense", "speed_against_dense", two_digits),
     )
     caption = (
         "**Dense, sparse and parallel methods.** Test accuracy after the last epoch, the best one, "
@@ -235,12 +235,13 @@ def _main_sources(results: Results, rows: list[dict[str, Any]]) -> str:
 
 def _unavailable(results: Results, dataset: str) -> bool:
     """Tell whether a data set cannot be had, so that one row says so for all methods."""
-    return dataset in results.unavailable and not shown.by_method(results, dataset)
+    return dataset in results.unavailable and not results.by_method(dataset)
 
 
 def _has_row(results: Results, dataset: str, method: str, first: bool) -> bool:
-    if results.recorded or results.of(dataset, method):
-        return bool(results.of(dataset, method))
+    found = bool(results.of(dataset, method))
+    if found or results.profile == "paper":
+        return found
     if _unavailable(results, dataset):
         return first and method == results.study.methods[0]
     asked = results.study.wanted(results.profile, dataset, method, results.decay)
@@ -357,7 +358,7 @@ def spent() -> Table:
     return Table.of("T-spent", rows, columns, caption)
 
 
-def progress(recorded: Results) -> Table:
+def coverage(recorded: Results) -> Table:
     """Make the table of which runs of T-main are recorded, and what is missing."""
     rows: list[dict[str, Any]] = []
     study = recorded.study

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from sparsecore import datasets
-from sparsecore.paper.style import COLOURS, GREY, WIDTH, deviation, line, patch
+from sparsecore.paper.style import COLOURS, GREY, deviation, line, patch
 from sparsecore.paper.training.shown import DOTTED, drawn, moments
 from sparsecore.paper.training.studies import Results
 
@@ -21,8 +21,9 @@ _BIN = 4  # connections: fewer make the curves ragged, more hide the width of th
 @drawn(
     "F-topology-degrees",
     "Histograms of connections per neuron, before and after training, for each sparse layer.",
+    height=4.8,
 )
-def degrees(results: Results) -> tuple[Figure, str, str, str]:
+def degrees(figure: Figure, results: Results) -> tuple[str, str, str]:
     """Draw the degrees in the layers that evolve, before and after training; of F-topology."""
     (name,), (method,) = results.study.datasets, results.study.methods
     runs, colour = results.of(name, method), COLOURS[method]
@@ -30,7 +31,6 @@ def degrees(results: Results) -> tuple[Figure, str, str, str]:
     last = max(seen[0])
     sizes = [runs[0]["data"]["n_features"], *runs[0]["config"]["hidden"]]
     layers = len(sizes) - 1  # the output layer does not evolve
-    figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
     axes = figure.subplots(2, layers, squeeze=False)
     widest = [(0.0, ""), (0.0, "")]
     for (row, layer), ax in np.ndenumerate(axes):
@@ -64,7 +64,7 @@ def degrees(results: Results) -> tuple[Figure, str, str, str]:
         f"In {last} epochs the degrees' standard deviation grows most {widest[0][1]} and "
         f"{widest[1][1]}."
     )
-    return figure, caption, finding, f"Bins of {_BIN} connections. "
+    return caption, finding, f"Bins of {_BIN} connections. "
 
 
 def _binned(histogram: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -86,8 +86,8 @@ def draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
     ax.step(x, mean, where="mid", color=colour, linewidth=1.3)
 
 
-@drawn("F-topology-pixels", "Images of connection strength per input pixel at several epochs.")
-def pixels(results: Results) -> tuple[Figure, str, str, str]:
+@drawn("F-topology-pixels", "Images of connection strength per input pixel at several epochs.", 2.7)
+def pixels(figure: Figure, results: Results) -> tuple[str, str, str]:
     """Draw the strength of the input pixels' connections over epochs, first seed; of F-topology."""
     (name,), (method,) = results.study.datasets, results.study.methods
     run, *others = results.of(name, method)
@@ -95,7 +95,6 @@ def pixels(results: Results) -> tuple[Figure, str, str, str]:
     seen = [record for record in run["epochs"] if "topology" in record][-6:]
     seen[0] = run["epochs"][0]
     images = [np.reshape(r["topology"]["input_strength"], facts["feature_shape"]) for r in seen]
-    figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     axes = figure.subplots(1, len(images))
     low, high = np.quantile(images, (0.001, 0.999))
     for ax, record, image in zip(axes, seen, images, strict=True):
@@ -120,7 +119,7 @@ def pixels(results: Results) -> tuple[Figure, str, str, str]:
         f"The correlation of neighbouring pixels' strengths goes from {begun:.2f} before training "
         f"to {ended:.2f} at the end{f', means over {1 + len(others)} seeds' * bool(others)}."
     )
-    return figure, caption, finding, f"Images: seed {run['seed']}. "
+    return caption, finding, f"Images: seed {run['seed']}. "
 
 
 def _likeness(seen: dict[str, Any], facts: dict[str, Any]) -> float:

@@ -316,8 +316,7 @@ class Condition:
     @property
     def _quick_study(self) -> Study:
         """The study that says how long runs are in the quick profile."""
-        study = STUDIES[self.study]
-        return STUDIES[study.shares_with] if study.shares_with else study
+        return STUDIES[STUDIES[self.study].shares_with or self.study]
 
     @property
     def config(self) -> TrainConfig:

@@ -90,12 +90,13 @@ class Results:
 
     def of(self, dataset: str, method: str, diverged: bool = False) -> list[Result]:
         """Return the runs of a method on a data set with the first weight decay, one per seed."""
-        wanted, runs = {"dataset": dataset, "method": method}, (self.runs, self.diverged)[diverged]
-        return [run for run in _at(runs, self.decay) if run["condition"] == wanted]
+        runs = _at(self.on(dataset, diverged), self.decay)
+        return [run for run in runs if run["condition"]["method"] == method]
 
-    def on(self, dataset: str) -> list[Result]:
-        """Return all runs on a data set that came to their end."""
-        return [run for run in self.runs if run["condition"]["dataset"] == dataset]
+    def on(self, dataset: str, diverged: bool = False) -> list[Result]:
+        """Return all runs on a data set that came to their end, or that diverged."""
+        runs = self.diverged if diverged else self.runs
+        return [run for run in runs if run["condition"]["dataset"] == dataset]
 
     def by_method(self, dataset: str) -> dict[str, list[Result]]:
         """Return the runs on a data set, as `of` does, of each method that has any."""

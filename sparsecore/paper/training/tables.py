@@ -364,7 +364,7 @@ def coverage(recorded: Results) -> Table:
     study = recorded.study
     for name, decay in itertools.product(study.datasets, study.decays):
         at = recorded.at(decay)
-        there = [r for r in (*at.runs, *at.diverged) if r["condition"]["dataset"] == name]
+        there = [*at.on(name), *at.on(name, diverged=True)]
         planned = study.part(datasets=[name], decays=[decay]).conditions("paper")
         missing = [METHODS[method].label for method in study.methods if at.lacks(name, method)]
         row = {"title": recorded.title(name), "decay": decay, "recorded": len(there)}

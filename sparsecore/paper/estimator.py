@@ -254,15 +254,17 @@ def table(found: dict[str, Result], classes: bool) -> Table | Note:
         f"**{'Accuracy' if classes else 'R²'}, %: mean of {FOLDS} folds.** Bold is the best. A "
         "star: the defaults were chosen on this table. kB: the pickled model. CSV: seconds, too."
     )
-    lead = {r["table"]: r["sparsecore"] - max(r[m] for m in METHODS[1:]) for r in made}
+    fresh = [row for row in made if not row["tuned"]]
+    lead = {r["table"]: r["sparsecore"] - max(r[m] for m in METHODS[1:]) for r in fresh}
     better, worse = ([name for name in lead if sign * lead[name] > 1] for sign in (1, -1))
-    smaller = [row["table"] for row in made if row["sparsecore, kB"] < row["MLP, kB"]]
-    ranked = sorted(ranks([r for r in made if not r["tuned"]]).items(), key=lambda item: item[1])
+    smaller = sum(row["sparsecore, kB"] < row["MLP, kB"] for row in made)
+    ranked = sorted(ranks(fresh).items(), key=lambda item: item[1])
     finding = (
-        f"sparsecore is more than a point better than all others on {_listed(better)}, and more "
-        f"than a point worse than the best on {_listed(worse)}; its model is smaller than the "
-        f"MLP's on {_listed(smaller)}. Mean ranks on the tables without a star: "
-        f"{', '.join(f'{method} {rank:.2f}' for method, rank in ranked)}."
+        f"Of {len(fresh)} tables without a star, sparsecore is more than a point better than all "
+        f"others on {_listed(better)}, and more than a point worse than the best on "
+        f"{_listed(worse)}; mean ranks: "
+        f"{', '.join(f'{method} {rank:.2f}' for method, rank in ranked)}. Its model is smaller "
+        f"than the MLP's on {smaller} of all {len(made)} tables."
     )
     key = f"T-estimator-{'classes' if classes else 'numbers'}"
     return Table.of(key, made, columns, caption, source(found[made[0]["table"]]), finding)

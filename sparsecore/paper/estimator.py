@@ -228,6 +228,7 @@ def rows(found: dict[str, Result], names: Iterable[str]) -> list[Result]:
         row: Result = {"table": name, "tuned": name in TUNED, "rows": result["rows"]}
         for method, measured in result["methods"].items():
             row[method] = 100 * float(np.mean(measured["scores"]))
+            row[f"{method}, sd"] = 100 * float(np.std(measured["scores"], ddof=1))
             row[f"{method}, s"] = float(np.median(measured["seconds"]))
             row[f"{method}, kB"] = float(np.median(measured["bytes"])) / 1000
         made.append(row)
@@ -251,7 +252,7 @@ def table(found: dict[str, Result], classes: bool) -> Table | Note:
         *(Column(f"{m}, kB", f"{m}, kB", "{:,.0f}") for m in METHODS[:3]),
     ]
     caption = (
-        f"**{'Accuracy' if classes else 'R²'}, %: mean of {FOLDS} folds.** Bold is the best. A "
+        f"**{'Accuracy' if classes else 'R²'}, %: mean ± sd of {FOLDS} folds.** Bold is best. A "
         "star: the defaults were chosen on this table. kB: the pickled model. CSV: seconds, too."
     )
     fresh = [row for row in made if not row["tuned"]]
@@ -276,7 +277,8 @@ def _listed(names: list[str]) -> str:
 
 def _score(method: str, row: Result) -> str:
     shown, best = f"{row[method]:.1f}", max(row[m] for m in METHODS)
-    return f"**{shown}**" if shown == f"{best:.1f}" else shown
+    shown = f"**{shown}**" if shown == f"{best:.1f}" else shown
+    return f"{shown}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{row[f'{method}, sd']:.1f}"
 
 
 @shows(lambda found: [*found.values()])

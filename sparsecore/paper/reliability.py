@@ -51,8 +51,7 @@ def table() -> Table:
     results = [result for entry in entries("paper") if (result := entry.recorded())]
     results.sort(key=lambda result: list(CHECKS).index(result["check"]))
     rows = [dict(zip(("done", "promise"), CHECKS[r["check"]], strict=True), **r) for r in results]
-    # No two asynchronous runs are alike: there is no unbroken one to compare with.
-    for row in (row for row in rows if row["what"] == "WASAP"):
+    for row in (row for row in rows if row["what"] == "WASAP"):  # no two such runs are alike
         row["promise"] = "the record of the resumed run replays to its weights"
     columns = [
         Column("what was done", "done", number=False, once=True),

@@ -72,7 +72,7 @@ def table(*runs: Result) -> Table:
     caption = (
         "**Extreme networks.** Density is the middle layer's. GiB: the most that was resident, and "
         "the plan. Seconds to initialise, per training sample (of the median step), per epoch "
-        "(slow first steps included), per sample of inference, per evolution; mean loss of the "
+        "(slow steps included), per sample of inference, per evolution; mean loss of the "
         "first and the last ten batches; held-out samples classified rightly."
     )
     about = "The largest run had {threads} threads and {memory_gib} GiB of memory. "
@@ -141,8 +141,7 @@ def scaling(axes: Any, *runs: Result) -> tuple[str, str]:
     "F-extreme-loss", partial(networks, rows=(*CONTROLS, *ROWS)), height=3.2,
     caption="**Loss.** Of each batch before it is trained on (dots), and the mean of five (lines); "
     "every sample is seen once. At dotted lines the topology evolves, which costs what was learnt "
-    "on the connections that go. What to see: below the grey line a network does "
-    "better than guessing.",
+    "on the connections that go. What to see: below the grey line is better than chance.",
     alt="Loss against step for the largest networks.",
 )  # fmt: skip
 def losses(ax: Axes, *runs: Result) -> tuple[str, str]:

@@ -148,7 +148,7 @@ def beside_main(found: Result, main: Results, times: Mapping[str, Result]) -> No
         means, sds = [*map(np.mean, scores)], [*map(deviation, scores)]
         if np.ptp(means) > max(sds):
             pair = (f"{mean:.2f} ± {sd:.2f} %" for mean, sd in zip(means, sds, strict=True))
-            text += f"{LABELS[name]} here and there, further apart than seeds: {', '.join(pair)}. "
+            text += f"{LABELS[name]}'s series differ more than its seeds: {' and '.join(pair)}. "
     if rounds:
         there, first, second = (np.median(rounds[name]) for name in (own, *_PARALLEL))
         here = np.median([training_seconds(run) for run in runs]) / config["epochs"]
@@ -180,7 +180,7 @@ def explained(found: Result) -> Note:
         if tests[2] >= tests[0]:
             why = "nothing is lost"
         elif losses[1] > losses[0]:
-            why = "learning rows by heart is not how it begins, and the cause is open"
+            why = "the loss rises first, so rows learnt by heart do not begin it; the cause is open"
         told += (
             f" {LABELS[name]}: {' → '.join(f'{test:.1f}' for test in tests)} %, loss "
             f"{' → '.join(f'{loss:.3f}' for loss in losses)}; {why}."
@@ -259,8 +259,7 @@ def resources(found: Result) -> Table:
     )
     caption = (
         "**CPU and memory of every rank.** Of the whole process (Python, compiled code, the rank's "
-        "data), sampled until the run ends; first seed. What to see: at 100 % a rank keeps its "
-        "core busy."
+        "data), sampled until the run ends; first seed. What to see: at 100 % a core is busy."
     )
     return Table.of("F-resources", rows, _RESOURCES, caption, _waiting(found), finding)
 

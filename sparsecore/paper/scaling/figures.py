@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -121,7 +120,7 @@ def simulated(axes: Any, result: Result) -> tuple[str, str]:
     return (
         f"{LABELS[far]} reaches the larger simulated throughput, {most[far][0]:.1f} times one "
         f"worker's. That is throughput only: in lockstep {many} workers take steps of {rows:,} "
-        f"rows, {math.ceil(result['n_train'] / rows)} per epoch, and whether these still train is "
+        f"rows, {-(-result['n_train'] // rows)} per epoch, and whether these still train is "
         f"not simulated. {'; '.join(told)}. With {checked[0]['workers']} workers, the most that "
         "were measured, the simulation deviates by "
         f"{' and '.join(map('{0[0]:+.0f} % ({0[1]})'.format, apart))}.",

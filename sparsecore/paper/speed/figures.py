@@ -205,7 +205,7 @@ def _percent(share: float) -> str:
     caption="**The kernels under the roof.** A point per layer and direction (ε = 20, batches of "
     "128). Lines are ceilings, measured: multiply-adds on registers, reading in order from a "
     "memory. A point's shape is the memory that holds what it reads. What to see: a point at its "
-    "line leaves nothing to gain.",
+    "line leaves little to gain.",
     alt="Roofline plot: GFLOP/s against operations per byte, with measured ceilings.",
 )  # fmt: skip
 def roofline(ax: Axes, result: Result) -> tuple[str, str]:

@@ -259,13 +259,12 @@ def table(found: dict[str, Result], classes: bool) -> Table | Note:
     lead = {r["table"]: r["sparsecore"] - max(r[m] for m in METHODS[1:]) for r in fresh}
     better, worse = ([name for name in lead if sign * lead[name] > 1] for sign in (1, -1))
     smaller = sum(row["sparsecore, kB"] < row["MLP, kB"] for row in made)
-    ranked = sorted(ranks(fresh).items(), key=lambda item: item[1])
+    ranked = sorted((rank, f"{method} {rank:.2f}") for method, rank in ranks(fresh).items())
     finding = (
         f"Of {len(fresh)} tables without a star, sparsecore is more than a point better than all "
         f"others on {_listed(better)}, and more than a point worse than the best on "
-        f"{_listed(worse)}; mean ranks: "
-        f"{', '.join(f'{method} {rank:.2f}' for method, rank in ranked)}. Its model is smaller "
-        f"than the MLP's on {smaller} of all {len(made)} tables."
+        f"{_listed(worse)}; mean ranks: {', '.join(told for _, told in ranked)}. Its model is "
+        f"smaller than the MLP's on {smaller} of all {len(made)} tables."
     )
     key = f"T-estimator-{'classes' if classes else 'numbers'}"
     return Table.of(key, made, columns, caption, source(found[made[0]["table"]]), finding)
@@ -276,9 +275,8 @@ def _listed(names: list[str]) -> str:
 
 
 def _score(method: str, row: Result) -> str:
-    shown, best = f"{row[method]:.1f}", max(row[m] for m in METHODS)
-    shown = f"**{shown}**" if shown == f"{best:.1f}" else shown
-    return f"{shown}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{row[f'{method}, sd']:.1f}"
+    bold = "**" * (f"{row[method]:.1f}" == f"{max(row[m] for m in METHODS):.1f}")
+    return f"{bold}{row[method]:.1f}{bold}\xa0±\xa0{row[f'{method}, sd']:.1f}"
 
 
 @shows(lambda found: [*found.values()])

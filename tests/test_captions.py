@@ -100,10 +100,13 @@ def test_attempts_that_failed_are_counted(held, share, monkeypatch, tmp_path):
     monkeypatch.setenv(store.FOLDER, str(tmp_path))
     monkeypatch.setenv("SPARSECORE_RECORD", "1")
     reliability.keep("fuzz", "files", 4, held)
-    reliability.keep("kills", "runs", 3, 3)
+    reliability.keep("kills", "runs", 2, 2)
+    reliability.keep("kills", "WASAP", 1, 1)
     table = reliability.table()
     assert table.finding == f"The promise held in {share} attempts."
-    assert list(table.frame["to"]) == ["runs", "files"]
+    assert list(table.frame["to"]) == ["WASAP", "runs", "files"]
+    promises = table.data.set_index("what")["promise"]
+    assert "replays" in promises["WASAP"] and "unbroken" in promises["runs"]
     assert_short(table.caption)
 
 

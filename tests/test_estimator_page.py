@@ -29,17 +29,19 @@ def test_ranks_and_losses_are_counted_on_the_tables_that_were_not_tuned_on():
         "wine": measured([0.9, 0.8, 0.8, 0.7]),
         "heart": measured([0.8, 0.9, 0.7, 0.6]),
     }
+    found["wine"]["methods"]["sparsecore"]["scores"] = [0.9, 0.92, 0.88, 0.93, 0.87]
     made = estimator.rows(found, estimator.CLASSES)
     assert estimator.ranks(made[1:]) == {
         "sparsecore": 1.5, "MLP": 1.75, "gradient boosting": 2.75, "linear": 4.0
     }  # fmt: skip
     table = estimator.table(found, True)
-    assert "without a star: sparsecore 1.50, MLP 1.75, gradient boosting 2.75" in table.finding
+    assert table.finding.startswith("Of 2 tables without a star, sparsecore is more than a point")
     assert "better than all others on wine, and" in table.finding
-    assert "worse than the best on iris and heart; its model" in table.finding
-    assert "smaller than the MLP's on no table" in table.finding
+    assert "worse than the best on heart; mean ranks: sparsecore 1.50, MLP 1.75" in table.finding
+    assert "smaller than the MLP's on 0 of all 3 tables" in table.finding
     assert list(table.frame["table"]) == ["iris *", "wine", "heart"]
-    assert list(table.frame["sparsecore"]) == ["50.0", "**90.0**", "80.0"]
+    shown = [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in table.frame["sparsecore"]]
+    assert shown == ["50.0 ± 0.0", "**90.0** ± 2.5", "80.0 ± 0.0"]
     assert not [title for title in table.frame if title.endswith(", s")]
     assert list(table.data["sparsecore, s"]) == [1.0] * 3, "the seconds are in the CSV file"
     assert_short(table.caption)

@@ -349,7 +349,7 @@ def test_simulations_say_that_they_are(found):
     assert f"{best} workers over Ethernet ({fast[best].speedup:.1f}{none})" in simulated.finding
     off = scaling_figures.comparison(found).data.query("workers == 2")
     off = [round(100 * ratio) for ratio in off["simulated"] / off["measured"] - 1]
-    told = f"by {off[0]:+d} % (WASAP-SGD) and {off[1]:+d} % (WASSP-SGD): no more"
+    told = f"by {off[0]:+d} % (WASAP-SGD) and {off[1]:+d} % (WASSP-SGD)."
     assert told in simulated.finding
     stragglers = scaling_figures.stragglers(found)
     pair = (simulate.simulate(calibrated, 8, "wassp", scenario=case) for case in

@@ -232,6 +232,16 @@ def test_findings_are_computed(part, draw, changes, finding, small):
     assert finding in getattr(speed_figures, draw)(found).finding
 
 
+def test_the_main_table_s_ratio_stands_beside_the_contest_s(small):
+    result, cpu = speed.load("quick"), {"cpu": "a slow CPU"}
+    result["peers"]["contests"] = [contest_of("fashion-mnist", n) for n in (1, 2)]
+    there = {"rounds": {"dense": [9.0, 8.0, 90.0], "set-all-relu": [2.0]}, "provenance": cpu}
+    told = speed_figures.beside_main(result, {"fashion-mnist": there}).text
+    assert "takes 2 to 2 times as long here (" in told
+    assert told.endswith("and 4.5 times there (a slow CPU).")
+    assert "Nothing" in speed_figures.beside_main(result, {}).text
+
+
 def test_the_widest_network_is_told(small):
     found = speed.load("quick")
     found["width"]["points"][-1] |= {"mib": 2048, "dense_mib": 4096, "ms": SLOW}

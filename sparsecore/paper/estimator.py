@@ -228,6 +228,7 @@ def rows(found: dict[str, Result], names: Iterable[str]) -> list[Result]:
         row: Result = {"table": name, "tuned": name in TUNED, "rows": result["rows"]}
         for method, measured in result["methods"].items():
             row[method] = 100 * float(np.mean(measured["scores"]))
+            row[f"{method}, sd"] = 100 * float(np.std(measured["scores"], ddof=1))
             row[f"{method}, s"] = float(np.median(measured["seconds"]))
             row[f"{method}, kB"] = float(np.median(measured["bytes"])) / 1000
         made.append(row)
@@ -251,18 +252,19 @@ def table(found: dict[str, Result], classes: bool) -> Table | Note:
         *(Column(f"{m}, kB", f"{m}, kB", "{:,.0f}") for m in METHODS[:3]),
     ]
     caption = (
-        f"**{'Accuracy' if classes else 'R²'}, %: mean of {FOLDS} folds.** Bold is the best. A "
+        f"**{'Accuracy' if classes else 'R²'}, %: mean ± sd of {FOLDS} folds.** Bold is best. A "
         "star: the defaults were chosen on this table. kB: the pickled model. CSV: seconds, too."
     )
-    lead = {r["table"]: r["sparsecore"] - max(r[m] for m in METHODS[1:]) for r in made}
+    fresh = [row for row in made if not row["tuned"]]
+    lead = {r["table"]: r["sparsecore"] - max(r[m] for m in METHODS[1:]) for r in fresh}
     better, worse = ([name for name in lead if sign * lead[name] > 1] for sign in (1, -1))
-    smaller = [row["table"] for row in made if row["sparsecore, kB"] < row["MLP, kB"]]
-    ranked = sorted(ranks([r for r in made if not r["tuned"]]).items(), key=lambda item: item[1])
+    smaller = sum(row["sparsecore, kB"] < row["MLP, kB"] for row in made)
+    ranked = sorted((rank, f"{method} {rank:.2f}") for method, rank in ranks(fresh).items())
     finding = (
-        f"sparsecore is more than a point better than all others on {_listed(better)}, and more "
-        f"than a point worse than the best on {_listed(worse)}; its model is smaller than the "
-        f"MLP's on {_listed(smaller)}. Mean ranks on the tables without a star: "
-        f"{', '.join(f'{method} {rank:.2f}' for method, rank in ranked)}."
+        f"Of {len(fresh)} tables without a star, sparsecore is more than a point better than all "
+        f"others on {_listed(better)}, and more than a point worse than the best on "
+        f"{_listed(worse)}; mean ranks: {', '.join(told for _, told in ranked)}. Its model is "
+        f"smaller than the MLP's on {smaller} of all {len(made)} tables."
     )
     key = f"T-estimator-{'classes' if classes else 'numbers'}"
     return Table.of(key, made, columns, caption, source(found[made[0]["table"]]), finding)
@@ -273,8 +275,8 @@ def _listed(names: list[str]) -> str:
 
 
 def _score(method: str, row: Result) -> str:
-    shown, best = f"{row[method]:.1f}", max(row[m] for m in METHODS)
-    return f"**{shown}**" if shown == f"{best:.1f}" else shown
+    bold = "**" * (f"{row[method]:.1f}" == f"{max(row[m] for m in METHODS):.1f}")
+    return f"{bold}{row[method]:.1f}{bold}\xa0±\xa0{row[f'{method}, sd']:.1f}"
 
 
 @shows(lambda found: [*found.values()])

@@ -71,9 +71,9 @@ def table(*runs: Result) -> Table:
     sizes = {run["config"]["steps"] * run["config"]["batch_size"] for run in runs}
     caption = (
         "**Extreme networks.** Density is the middle layer's. GiB: the most that was resident, and "
-        "the plan. Seconds to initialise, per training sample, per epoch, per sample of inference, "
-        "per evolution of all layers; mean loss of the first and the last ten batches; held-out "
-        "samples classified rightly."
+        "the plan. Seconds to initialise, per training sample (of the median step), per epoch "
+        "(slow steps included), per sample of inference, per evolution; mean loss of the "
+        "first and the last ten batches; held-out samples classified rightly."
     )
     about = "The largest run had {threads} threads and {memory_gib} GiB of memory. "
     sources = about.format_map(runs[-1]["provenance"])
@@ -108,7 +108,7 @@ def memory(*runs: Result) -> Table:
     "F-extreme-scaling", networks, down=2, height=6.6, sharex=True,
     caption="**Growth.** Seconds per training step (batch 4) and the most memory resident, against "
     "hidden neurons; the more layers the larger the circle. Dashed: proportional to neurons. Grey: "
-    "brains with as many neurons. What to see: how closely the circles follow the dashes.",
+    "brains with as many neurons. What to see: circles along the dashes cost the same per neuron.",
     alt="Log-log plot of seconds per step and bytes against neurons, with brains as landmarks.",
 )  # fmt: skip
 def scaling(axes: Any, *runs: Result) -> tuple[str, str]:
@@ -141,7 +141,7 @@ def scaling(axes: Any, *runs: Result) -> tuple[str, str]:
     "F-extreme-loss", partial(networks, rows=(*CONTROLS, *ROWS)), height=3.2,
     caption="**Loss.** Of each batch before it is trained on (dots), and the mean of five (lines); "
     "every sample is seen once. At dotted lines the topology evolves, which costs what was learnt "
-    "on the connections that go. What to see: whether the loss falls below chance.",
+    "on the connections that go. What to see: below the grey line is better than chance.",
     alt="Loss against step for the largest networks.",
 )  # fmt: skip
 def losses(ax: Axes, *runs: Result) -> tuple[str, str]:

@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from sparsecore import wasap
+from sparsecore import datasets, wasap
 from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET
 from sparsecore.paper.store import Result
-from sparsecore.paper.style import COLOURS, GREY, canvas, line, picture, shows, tag
+from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line, picture, shows, tag
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.studies import Results, training_seconds
 
@@ -79,6 +79,13 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, f
 # --- the runs ------------------------------------------------------------------------------------
 
 
+def _after(runs: list[Result], epoch: int = 0) -> list[Result]:
+    """Return what a comparison takes of runs: their accuracies after an epoch, or at the end."""
+    about = {"condition": {"method": ""}, "data": {"n_test": datasets.describe(DATASET)["n_test"]}}
+    at = ((run["seed"], run["epochs"][epoch - 1] if epoch else run) for run in runs)
+    return [{**about, "seed": seed, "test_accuracy": one["test_accuracy"]} for seed, one in at]
+
+
 @picture(
     "F-parallel", across=2, sharey="row",
     legend=[line(COLOUR[name], LABELS[name]) for name in ALGORITHMS],
@@ -92,13 +99,12 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     """Draw test accuracy against epochs and against seconds."""
     left, right = axes
     late: list[float] = []
-    ends, before, pace = {}, {}, {}
+    ends, pace = {}, {}
     config = found["runs"]["wasap"][0]["config"]
     for name, runs in found["runs"].items():
         ends[name] = shown.accuracy(runs)
         pace[name] = np.mean([run["samples_per_second"] for run in runs])
         epochs, tests = shown.over_epochs(runs, "test_accuracy", 100)
-        before[name] = tests.mean(axis=0)[config["phase1_epochs"] - 1]
         tests = shown.smooth(tests)
         times = [[training_seconds(epoch) for epoch in run["epochs"]] for run in runs]
         for ax, x in ((left, epochs), (right, np.mean(times, axis=0))):
@@ -112,18 +118,19 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(min(late) - room, max(late) + room))
     right.set(xlabel="seconds of training")
     told = ", ".join(f"{LABELS[name]} {end:.2f} %" for name, end in ends.items())
-    parts = (
-        f"{LABELS[name]} trains {pace[name] / pace['sequential']:.2f} times as many samples per "
-        f"second and differs by {ends[name] - ends['sequential']:+.2f} points in final accuracy"
-        for name in _PARALLEL
-    )
-    ahead, last = (LABELS[max(some, key=some.__getitem__)] for some in (before, ends))
+    over = {n: _after(runs) for n, runs in found["runs"].items()}
+    begins = {n: _after(runs, config["phase1_epochs"]) for n, runs in found["runs"].items()}
+    base, ahead = "sequential", max(begins, key=lambda name: shown.accuracy(begins[name]))
+    lead = f" sequential training by {shown.gap(begins[ahead], begins[base])}" * (ahead != base)
+    lost = " and ".join(f"{LABELS[n]}'s {shown.gap(over[n], begins[n])}" for n in _PARALLEL)
+    apart = " and ".join(f"{LABELS[n]} {shown.gap(over[n], over[base])}" for n in _PARALLEL)
+    faster = " and ".join(f"{LABELS[n]} {pace[n] / pace[base]:.2f}" for n in _PARALLEL)
     finding = (
-        f"Against the sequential trainer, with {config['workers']} workers and λ = "
-        f"{config['weight_decay']:g}, {'; '.join(parts)}. Most accurate when phase 2 begins: "
-        f"{ahead}; at the end: {last}."
+        f"When phase 2 begins, {LABELS[ahead]} leads{lead}. Phase 2 changes accuracies: {lost}. "
+        f"Differences from sequential training at the end: {apart}. Samples per second with "
+        f"{config['workers']} workers, times the sequential trainer's: {faster}."
     )
-    return finding, f"Final test accuracy: {told}."
+    return finding, f"λ = {config['weight_decay']:g}. Final test accuracy: {told}."
 
 
 @shows()
@@ -135,6 +142,13 @@ def beside_main(found: Result, main: Results, times: Mapping[str, Result]) -> No
     effects = ((n, shown.difference(at.of(DATASET, n), at.of(DATASET, own))) for n in _PARALLEL)
     told = " and ".join(f"{shown.points(e)} ({LABELS[n]})" for n, e in effects if e)
     text = shown.sentence("Final test accuracy there, less the sequential trainer's", told)
+    for name in _PARALLEL:
+        both = (found["runs"][name], at.of(DATASET, name))
+        scores = [[100 * run["test_accuracy"] for run in some] for some in both if some]
+        means, sds = [*map(np.mean, scores)], [*map(deviation, scores)]
+        if np.ptp(means) > max(sds):
+            pair = (f"{mean:.2f} ± {sd:.2f} %" for mean, sd in zip(means, sds, strict=True))
+            text += f"{LABELS[name]}'s series differ more than its seeds: {' and '.join(pair)}. "
     if rounds:
         there, first, second = (np.median(rounds[name]) for name in (own, *_PARALLEL))
         here = np.median([training_seconds(run) for run in runs]) / config["epochs"]
@@ -146,33 +160,34 @@ def beside_main(found: Result, main: Results, times: Mapping[str, Result]) -> No
     return Note(f"[The main table](main.ipynb) has other runs of the same length. {text}".strip())
 
 
-# Why test accuracy falls in phase 2 if the training loss rises.
-_CAUSES = {"wasap": "the cause is open", "wassp": "the smaller learning rate is the likely cause"}
+_EARLY = 5  # epochs of phase 2: what is lost in them is not lost to long training
 
 
 @shows()
-def explained(found: Result, deviations: Results) -> Note:
-    """Say what phase 2 does, and what is known of its cause."""
+def explained(found: Result) -> Note:
+    """Say what phase 2 does, when, and what is known of its cause."""
     runs, told = found["runs"], ""
     for name in _PARALLEL:
         config = runs[name][0]["config"]
+        begin, end = (config[key] for key in ("phase1_epochs", "epochs"))
+        early = min(_EARLY, end - begin)
         tests, losses = (
-            shown.over_epochs(runs[name], value)[1].mean(axis=0)[[config["phase1_epochs"] - 1, -1]]
-            for value in ("test_accuracy", "loss")
-        )
-        cause = _CAUSES[name] if losses[1] > losses[0] else "its workers learn their rows by heart"
+            shown.over_epochs(runs[name], value, factor)[1].mean(axis=0)
+            [[begin - 1, begin + early - 1, end - 1]]
+            for value, factor in (("test_accuracy", 100), ("loss", 1))
+        )  # fmt: skip
+        why = "the workers may learn their rows by heart"
+        if tests[2] >= tests[0]:
+            why = "nothing is lost"
+        elif losses[1] > losses[0]:
+            why = "the loss rises first, so rows learnt by heart do not begin it; the cause is open"
         told += (
-            f"{LABELS[name]}'s test accuracy goes from {100 * tests[0]:.1f} to "
-            f"{100 * tests[1]:.1f} % in phase 2 and its training loss from {losses[0]:.3f} to "
-            f"{losses[1]:.3f}: {cause if tests[1] < tests[0] else 'nothing is lost'}. "
+            f" {LABELS[name]}: {' → '.join(f'{test:.1f}' for test in tests)} %, loss "
+            f"{' → '.join(f'{loss:.3f}' for loss in losses)}; {why}."
         )
-    deviations = deviations.at(config["weight_decay"])
-    ways = (deviations.of(DATASET, name) for name in ("wassp-released", "wassp"))
-    effect = shown.difference(*ways)
-    worth = f"changes its accuracy by {shown.points(effect)}" if effect else "is not recorded yet"
     return Note(
-        f"{told}One run would tell: WASSP-SGD that keeps its higher learning rate in phase 2, as "
-        f"the authors' released code does. That [deviation](deviations.ipynb) {worth}."
+        "The copies' mean test accuracy, and training loss, when phase 2 begins, after "
+        f"{early} of its epochs, and when it ends.{told}"
     )
 
 
@@ -244,8 +259,7 @@ def resources(found: Result) -> Table:
     )
     caption = (
         "**CPU and memory of every rank.** Of the whole process (Python, compiled code, the rank's "
-        "data), sampled until the run ends; first seed. What to see: whether each rank keeps its "
-        "core busy, and whether all need the same memory."
+        "data), sampled until the run ends; first seed. What to see: at 100 % a core is busy."
     )
     return Table.of("F-resources", rows, _RESOURCES, caption, _waiting(found), finding)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from sparsecore.paper.page import Column, Table
+from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.speed.contest import PEERS
 from sparsecore.paper.speed.measure import SHAPES
-from sparsecore.paper.store import Result
+from sparsecore.paper.store import NOTHING, Result
 from sparsecore.paper.style import COLOURS, GREY, dot, line, picture, shows, tag, with_spread
 
 # One colour for each kind of peer; sparsecore has that of its method.
@@ -37,7 +37,7 @@ _LEVEL_MARKER = {"L1": "s", "L2": "o", "L3": "D", "DRAM": "v"}
             dot(GREY, "one thread"), dot(GREY, "two threads", fill="white")],
     caption="**A training step, and the peers.** Time of a full step on the networks of the "
     "study's images (ε = 20, batches of 128): medians of interleaved rounds, bars from the fastest "
-    "to the slowest, in brackets times sparsecore's. What to see: how far to the right a peer is.",
+    "to the slowest, in brackets times sparsecore's. What to see: farther right is slower.",
     alt="Dot plot of milliseconds per training step for each peer, on two networks.",
 )  # fmt: skip
 def peers(axes: Any, result: Result) -> tuple[str, str]:
@@ -78,6 +78,21 @@ def _threads(result: Result) -> str:
         f"A signal between the two threads took {min(seen):.2f} to {max(seen):.2f} µs; sparsecore, "
         "which leaves the second idle where it does not help, kept "
         f"{min(cores):.1f} to {max(cores):.1f} cores busy."
+    )
+
+
+@shows("peers")
+def beside_main(result: Result, times: Mapping[str, Result]) -> Note:
+    """Set the ratios of the same network beside the main table's."""
+    if not (there := times.get(shape := "fashion-mnist")):
+        return Note(NOTHING["missing"])
+    [alone] = (c for c in result["contests"] if (c["shape"], c["problem"]["threads"]) == (shape, 1))
+    here = [found["ratio"]["median"] for key, found in alone["peers"].items() if "dense" in key]
+    first, second = (np.median(there["rounds"][name]) for name in ("dense", "set-all-relu"))
+    return Note(
+        f"On {_TITLES[shape]} dense takes {min(here):.0f} to {max(here):.0f} times as long here "
+        f"({result['provenance']['cpu']}), and {first / second:.1f} times there "
+        f"({there['provenance']['cpu']})."
     )
 
 
@@ -153,8 +168,8 @@ def epochs(result: Result) -> Table:
 @picture(
     "F-speed-density", "density", height=3.8,
     caption="**Where dense wins.** Time of a step of 784-1000-1000-1000-10 (batches of 128, one "
-    "thread) against density, beside dense matrix products (lines); bars and bands from the "
-    "fastest round to the slowest. What to see: where sparsecore crosses the lines (dotted).",
+    "thread) against density, beside full steps of dense peers (lines); bars and bands from the "
+    "fastest round to the slowest. What to see: right of the dotted line a dense step is faster.",
     alt="Milliseconds per step against density on logarithmic axes, with dense levels.",
 )  # fmt: skip
 def density(ax: Axes, result: Result) -> tuple[str, str]:
@@ -189,8 +204,8 @@ def _percent(share: float) -> str:
     "F-speed-roofline", "roofline", height=4.8,
     caption="**The kernels under the roof.** A point per layer and direction (ε = 20, batches of "
     "128). Lines are ceilings, measured: multiply-adds on registers, reading in order from a "
-    "memory. A point's shape is the memory that holds what it reads. What to see: how close a "
-    "point is to its line.",
+    "memory. A point's shape is the memory that holds what it reads. What to see: a point at its "
+    "line leaves little to gain.",
     alt="Roofline plot: GFLOP/s against operations per byte, with measured ceilings.",
 )  # fmt: skip
 def roofline(ax: Axes, result: Result) -> tuple[str, str]:

@@ -342,11 +342,11 @@ def test_simulations_say_that_they_are(found):
     assert f"shared memory K* = {point:.1f}" in simulated.sources
     rates = {k: simulate.simulate(calibrated, k).speedup for k in (1, 2, 4, 8)}
     assert max(rates.values()) == rates[8], "the most with full batches: 10 workers have one"
-    assert f"peaks with at least 8 workers on one machine ({rates[8]:.1f})" in simulated.finding
+    assert f"peaks with at least 8 workers on one machine ({rates[8]:.1f})" in simulated.sources
     fast = {k: simulate.simulate(calibrated, k, "wasap", simulate.NETWORKS[2]) for k in rates}
     best = max(fast, key=lambda k: fast[k].speedup)
     none = ": no gain" * (fast[best].speedup <= 1)
-    assert f"{best} workers over Ethernet ({fast[best].speedup:.1f}{none})" in simulated.finding
+    assert f"{best} workers over Ethernet ({fast[best].speedup:.1f}{none})" in simulated.sources
     off = scaling_figures.comparison(found).data.query("workers == 2")
     off = [round(100 * ratio) for ratio in off["simulated"] / off["measured"] - 1]
     told = f"by {off[0]:+d} % (WASAP-SGD) and {off[1]:+d} % (WASSP-SGD)."

@@ -115,17 +115,18 @@ def simulated(axes: Any, result: Result) -> tuple[str, str]:
     axes[0].set_ylabel("simulated throughput\nover one worker's")
     checked = [_compared(result, name, workers_of(result, name)[-1]) for name in ALGORITHMS]
     apart = [(100 * (row["simulated"] / row["measured"] - 1), row["algorithm"]) for row in checked]
-    far, many = max(most, key=most.__getitem__), most["wassp"][1]
+    far, near = sorted(most, key=most.__getitem__, reverse=True)
+    many = most["wassp"][1]
     rows = many * result["batch_size"]
     return (
-        f"{LABELS[far]} reaches the larger simulated throughput, {most[far][0]:.1f} times one "
-        f"worker's. That is throughput only: in lockstep {many} workers take steps of {rows:,} "
-        f"rows, {-(-result['n_train'] // rows)} per epoch, and whether these still train is "
-        f"not simulated. {'; '.join(told)}. With {checked[0]['workers']} workers, the most that "
+        f"{LABELS[far]} reaches {most[far][0]:.1f} times one worker's simulated throughput, "
+        f"{LABELS[near]} {most[near][0]:.1f}. That is throughput only: in lockstep {many} workers "
+        f"take steps of {rows:,} rows, {-(-result['n_train'] // rows)} per epoch, and whether "
+        f"these still train is not simulated. With {checked[0]['workers']} workers, the most that "
         "were measured, the simulation deviates by "
         f"{' and '.join(map('{0[0]:+.0f} % ({0[1]})'.format, apart))}.",
-        f"Saturated: {'; '.join(points)}. With {result['n_train']:,} rows at most {full} "
-        "workers have a full batch each; for more the data would have to grow.",
+        f"{'; '.join(told)}. Saturated: {'; '.join(points)}. With {result['n_train']:,} rows at "
+        f"most {full} workers have a full batch each; for more the data would have to grow.",
     )
 
 

@@ -65,6 +65,10 @@ FAULTS = """() => {
         const wanted = figure.id.includes("-here") ? "svg" : "svg pdf";
         if (files.join(" ") !== wanted) found.push(`${figure.id} offers ${files}, not ${wanted}`);
     }
+    for (const table of document.querySelectorAll("#l-grid table, #t-main table")) {
+        const hidden = table.scrollWidth - table.parentElement.clientWidth;
+        if (hidden > 0) found.push(`${hidden} pixels of a table are hidden`);
+    }
     const text = document.querySelector("article")?.innerText || "";
     const raw = text.match(/\\{(numref|cite:p|doc|ref|term|glue:text)\\}`/);
     if (raw) found.push("markup that is shown: " + raw[0]);

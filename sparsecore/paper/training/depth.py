@@ -60,8 +60,8 @@ def measure(width: int, n_seeds: int) -> Result:
             line(_COLOURS["leaky-relu"], "LeakyReLU")],
     caption="**Gradient flow at initialisation.** Squared norm of the loss's gradient of fresh "
     "sparse networks, against the negative slope α; α = 0 is ReLU. Geometric means over seeds, "
-    "bands ± one standard deviation. What to see: whether alternating signs let more gradient "
-    "through, and whether depth matters.",
+    "bands ± one standard deviation. What to see: where the line of alternating signs is the "
+    "higher one, they let more gradient through.",
     alt="Gradient flow against alpha, a panel per depth, a line per activation.",
 )  # fmt: skip
 def figure(axes: Any, found: Result) -> tuple[str, str]:
@@ -88,7 +88,8 @@ def told(found: Result) -> str:
             f"LeakyReLU's with {depth} hidden layers"
         )
         ahead += [str(depth)] * bool(ours > leaky)
+    where = f" ({', '.join(ahead)} hidden layers)" * bool(ahead)
     return (
         f"At α = {alpha:g} the flow of All-ReLU is {', '.join(parts)}. So slopes of alternating "
-        f"sign pass more than slopes of one sign with {' and '.join(ahead) or 'none'} of these."
+        f"sign pass more than slopes of one sign at {len(ahead)} of {len(parts)} depths{where}."
     )

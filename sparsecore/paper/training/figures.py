@@ -167,7 +167,7 @@ def flow_logs(runs: list[Result]) -> np.ndarray:
     caption=(
         "**Sensitivity to α, ε and ζ.** Final test accuracy when one hyperparameter changes; "
         "dotted: the study's value. Means over seeds ± one standard deviation. α = 0 is ReLU, "
-        "ζ = 0 a fixed topology. What to see: whether the setting lies on a plateau or on a slope."
+        "ζ = 0 a fixed topology. What to see: on a plateau the choice matters little."
     ),
     finding="Best of the values tried, and its accuracy less that of the study's value",
     height=2.6, extra=0.3, block=(1, len(SENSITIVITIES)), sharey="row",
@@ -207,8 +207,8 @@ def sensitivity(axes: Any, name: str, results: Results) -> tuple[str, str]:
     alt="Test accuracy against weight decay, a panel per data set, a line per method.",
     caption=(
         "**Weight decay.** Final test accuracy against λ, per step, where a method has runs at "
-        "several; means over seeds ± one standard deviation; hollow: one run. What to see: whether "
-        "λ moves accuracy more than the activation does."
+        "several; means over seeds ± one standard deviation; hollow: one run. What to see: "
+        "where a line is level, λ does not matter; where lines are apart, the method does."
     ),
     finding="λ = {:g} instead of {:g}, where the interval tells a difference".format(*DECAYS),
     height=2.7, extra=0.4, across=2, least=2,

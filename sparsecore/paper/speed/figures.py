@@ -16,6 +16,7 @@ from sparsecore.paper.speed.contest import PEERS
 from sparsecore.paper.speed.measure import SHAPES
 from sparsecore.paper.store import NOTHING, Result
 from sparsecore.paper.style import COLOURS, GREY, dot, line, picture, shows, tag, with_spread
+from sparsecore.paper.training.effects import core_seconds, two_digits
 
 # One colour for each kind of peer; sparsecore has that of its method.
 _KINDS = {
@@ -88,10 +89,10 @@ def beside_main(result: Result, times: Mapping[str, Result]) -> Note:
         return Note(NOTHING["missing"])
     [alone] = (c for c in result["contests"] if (c["shape"], c["problem"]["threads"]) == (shape, 1))
     here = [found["ratio"]["median"] for key, found in alone["peers"].items() if "dense" in key]
-    first, second = (np.median(there["rounds"][name]) for name in ("dense", "set-all-relu"))
+    first, second = (core_seconds(there["rounds"][name]) for name in ("dense", "set-all-relu"))
     return Note(
         f"On {_TITLES[shape]} dense takes {min(here):.0f} to {max(here):.0f} times as long here "
-        f"({result['provenance']['cpu']}), and {first / second:.1f} times there "
+        f"({result['provenance']['cpu']}), and {two_digits(first / second)} times there "
         f"({there['provenance']['cpu']})."
     )
 

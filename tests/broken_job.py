@@ -15,9 +15,6 @@ import numpy as np
 import sparsecore.__main__ as command_line
 from sparsecore import datasets
 from sparsecore.datasets import Dataset
-from sparsecore.wasap import watch
-
-watch.PATIENCE = 1.0  # where MPI begins and ends
 
 
 def blobs(name="blobs"):
@@ -38,7 +35,7 @@ def places():
     from sparsecore.commands import train as command
     from sparsecore.compiled import kernels
     from sparsecore.train import Trainer
-    from sparsecore.wasap import mpi, phases
+    from sparsecore.wasap import phases
     from sparsecore.wasap.ranks import Ranks
     from sparsecore.wasap.server import ParameterServer
     from sparsecore.wasap.window import Window
@@ -66,7 +63,6 @@ def places():
         "printing": (command, "_report", 0),
         "last arrival": (Ranks, "arrive", 1),
         "closing": (Ranks, "close", 0),
-        "MPI's end": (mpi, "finalize", 0),
     }
 
 
@@ -96,9 +92,7 @@ def main():
 
     here = os.environ["PMI_RANK"] == rank and place != "nowhere"
     datasets.load = blobs
-    if here and place == "before MPI":
-        break_here()
-    elif here and place != "exit":
+    if here and place != "exit":
         before(places()[place], break_here)
     elif not here and place != "nowhere":
         # However busy the machine is, the rank that is to break gets its turn.

@@ -14,7 +14,8 @@ from sparsecore.datasets import Dataset
 from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import EpochBar, OutputClosedError
-from sparsecore.wasap import mpi, witness
+from sparsecore.wasap import witness
+from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.phases import run_on
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.ranks import Ranks
@@ -60,7 +61,7 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
             witness.tell(address, "all")
         os._exit(status)
     ranks.close()
-    mpi.finalize(ranks.in_trouble)
+    MPI.Finalize()
     if status:
         raise SystemExit(status)
 

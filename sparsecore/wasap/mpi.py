@@ -1,46 +1,29 @@
-"""MPI's start and end, and its messages' times; everything that needs MPI has it from here.
-
-Ranks wait for each other in both, inside the library. mpi4py keeps Python's other threads from
-running meanwhile; called directly, the library does not, so that a watch can name who hangs.
-"""
+"""MPI's start, its memory, and its messages' times; everything that needs MPI has it from here."""
 
 from __future__ import annotations
 
-import ctypes
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import mpi4py
 import numpy as np
 
 from sparsecore.compiled.engine import aligned
 from sparsecore.wasap import shm
-from sparsecore.wasap.watch import Watch
 
 # MPICH reads it when it is initialised: a rank that waits inside MPI then yields its core.
 os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "1")
-mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
-from mpi4py import MPI  # noqa: E402 (these settings come first)
-
-_library = ctypes.CDLL(MPI.__file__)
-
-if not MPI.Is_initialized():
+_runs = "mpi4py.MPI" in sys.modules  # a program of somebody else's has started it
+if not _runs:
     shm.prepare()
-    with closing(Watch("MPI's start")):
-        _library.MPI_Init_thread(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int()))
-        MPI.COMM_WORLD.Barrier()
-        shm.unname()
-    for _comm in (MPI.COMM_WORLD, MPI.COMM_SELF):
-        _comm.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py makes exceptions of them
+from mpi4py import MPI  # noqa: E402 (the import starts MPI)
 
-
-def finalize(look: Callable[[], str | None]) -> None:
-    """End MPI, together with all other ranks; `look` returns which of them is in trouble."""
-    with closing(Watch("MPI's end", look)):
-        _library.MPI_Finalize()
+if not _runs:
+    MPI.COMM_WORLD.Barrier()  # until all have opened the segments
+    shm.unname()
 
 
 class Memory:
@@ -81,8 +64,7 @@ class Memory:
 def first_ranks(n: int) -> Iterator[Any]:
     """Give a communicator of the first `n` ranks of all, to those alone."""
     group = MPI.COMM_WORLD.Get_group().Incl(range(n))
-    with closing(Watch("setting up the workers' communicator")):
-        comm = MPI.COMM_WORLD.Create_group(group)
+    comm = MPI.COMM_WORLD.Create_group(group)
     group.Free()
     try:
         yield comm

@@ -7,7 +7,6 @@ import pickle
 import socket
 import time
 from collections.abc import Callable
-from contextlib import closing
 from itertools import pairwise
 from typing import Any
 
@@ -51,35 +50,34 @@ class Ranks:
         comm = MPI.COMM_WORLD if comm is None else comm
         self.rank, self.size, self.patience = comm.rank, comm.size, patience
         self.host, self.spin = socket.gethostname(), 0.0
-        self.facts: list[tuple[str, int]] = []  # host and process of every rank
         self.failed = self._late = self._unfinished = False  # failed: this rank ended the run
         self.longest_step = 0.0
         self._step_began = self._step_known = 0.0  # the latter by the watch; 0: none goes on
         self._lost: dict[int, str] = {}
         self._rows = np.zeros(self.size, _ROW)
         self._known, self._silence = self._rows["beats"], np.zeros(self.size)
-        with closing(watch.Watch("the ranks' meeting", self.in_trouble, patience)):
-            self.comm, request = comm.Idup()
-            self.wait(request)
-            self.facts = self.gathered((self.host, os.getpid()))
-            check_alike(self.gathered({"shared window": shared}))
-            node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-            self.rank_on_node, size_on_node = node.rank, node.size
-            node.Free()
-            if shared and size_on_node != self.size:
-                raise ValueError("window: expected all ranks on one node to share memory")
-            self.shared = size_on_node == self.size if shared is None else shared
-            self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
-            n_rows = _ROW.itemsize * self.size
-            self._memory = Memory(self.comm, n_rows + _MESSAGE_BYTES * self.size, self.shared)
-            self._window = self._memory.window
-            self._others = np.arange(self.size) != self.rank
-            self._copy, self._exchange = np.zeros_like(self._rows), list[Any]()
-            self._messages = self._memory.bytes[n_rows:].view(f"S{_MESSAGE_BYTES}")
-            self.barrier()
-            self._rows = self._memory.bytes[:n_rows].view(_ROW)
+        self.comm, request = comm.Idup()
+        self.wait(request)
+        #: Host and process of every rank.
+        self.facts: list[tuple[str, int]] = self.gathered((self.host, os.getpid()))
+        check_alike(self.gathered({"shared window": shared}))
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.rank_on_node, size_on_node = node.rank, node.size
+        node.Free()
+        if shared and size_on_node != self.size:
+            raise ValueError("window: expected all ranks on one node to share memory")
+        self.shared = size_on_node == self.size if shared is None else shared
+        self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
+        n_rows = _ROW.itemsize * self.size
+        self._memory = Memory(self.comm, n_rows + _MESSAGE_BYTES * self.size, self.shared)
+        self._window = self._memory.window
+        self._others = np.arange(self.size) != self.rank
+        self._copy, self._exchange = np.zeros_like(self._rows), list[Any]()
+        self._messages = self._memory.bytes[n_rows:].view(f"S{_MESSAGE_BYTES}")
+        self.barrier()
+        self._rows = self._memory.bytes[:n_rows].view(_ROW)
         self._looked = time.monotonic()
-        self.watch = watch.Watch(look=self._look, patience=patience)
+        self.watch = watch.Watch(self._look, patience)
 
     # --- the rows --------------------------------------------------------------------------------
 
@@ -151,24 +149,14 @@ class Ranks:
         silence, (host, pid) = self._silence[rank], self.facts[rank]
         if silence <= _GONE:
             return None
-        what, where = self._trouble(rank), f"process {pid} on {host}"
+        what = watch.trouble(pid) if host == self.host else None
+        where = f"process {pid} on {host}"
         if what == "gone":
             return f"is gone ({where})"
         if silence <= self.patience:
             return None
         where += " is stopped" if what else ""
         return f"gave no sign of life for {silence:.1f} s ({where})"
-
-    def _trouble(self, rank: int) -> str | None:
-        host, pid = self.facts[rank]
-        return watch.trouble(pid) if host == self.host else None
-
-    def in_trouble(self) -> str | None:
-        """Return which rank on this machine is gone or stopped, or None."""
-        for rank, (host, pid) in enumerate(self.facts):
-            if what := self._trouble(rank):
-                return f"rank {rank} is {what} (process {pid} on {host})"
-        return None if self.facts else watch.sibling_in_trouble()
 
     # --- who has failed --------------------------------------------------------------------------
 
@@ -296,8 +284,7 @@ class Ranks:
         together = self.arrive()
         self.watch.close()
         if together:
-            with closing(watch.Watch("freeing the memory", self.in_trouble, self.patience)):
-                MPI.Request.Waitall(self._exchange)
-                self._memory.free()
-                if not self._unfinished:
-                    self.comm.Free()
+            MPI.Request.Waitall(self._exchange)
+            self._memory.free()
+            if not self._unfinished:
+                self.comm.Free()

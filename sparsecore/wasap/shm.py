@@ -1,11 +1,10 @@
-"""MPICH's segments of shared memory: whether there is room, and that killed jobs leave none."""
+"""MPICH's segments of shared memory: whether there is room, and that a killed job leaves none."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from sparsecore.wasap.watch import ParallelError
 _FOLDER = Path("/dev/shm")
 # MPICH's own, and UCX's, which it is built on. The latter have a name for an instant only.
 _NAME = re.compile(r"mpich_(?:shm|vci)_[0-9a-f]+_\d+|mpich_shar_tmp\w{6}|ucx_shm_posix_[0-9a-f]+")
-_ALL_PROCESSES = "pid:[4026531836]"  # the name space of the machine itself: nobody is out of sight
 
 # Measured with MPICH 5.0.2: bytes per rank of a node, and what UCX takes besides while it starts.
 _PER_RANK, _UCX_PER_RANK, _UCX = 1_200_000, 5_500_000, 12_000_000
@@ -30,7 +28,6 @@ def room() -> int:
 
 def prepare() -> None:
     """Make sure that MPI can start here: without room it crashes."""
-    sweep()
     ranks, free = int(os.environ.get("MPI_LOCALNRANKS", 1)), room()
     if free < _UCX_PER_RANK * ranks + _UCX:
         os.environ.setdefault("UCX_TLS", "^posix")  # then UCX takes none
@@ -50,42 +47,6 @@ def check(who: str, needed: int, free: int, otherwise: str = "") -> None:
 def unname() -> None:
     """Remove the names of this process's segments: their memory then goes with the last process."""
     with suppress(OSError):  # not every system has /proc
-        for name in set(_held_by(Path("/proc/self"))):
+        maps = Path("/proc/self/maps").read_text(errors="replace")
+        for name in set(_NAME.findall(maps)):
             (_FOLDER / name).unlink(missing_ok=True)
-
-
-def sweep() -> list[str]:
-    """Remove this user's segments that no process holds, and return their names.
-
-    Nothing is removed where a process could be out of sight, as in a container.
-    """
-    with suppress(OSError):
-        own = os.geteuid()
-        left = {
-            entry.name
-            for entry in os.scandir(_FOLDER)
-            if _NAME.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_uid == own
-        }
-        if not left or os.readlink("/proc/self/ns/pid") != _ALL_PROCESSES:
-            return []
-        # Whoever made one of them did so before now, and holds it from then on.
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                left.difference_update(_held_by(process))
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has ended
-            except PermissionError:
-                if process.name != "1" and process.stat().st_uid == own:
-                    return []
-        for name in left:
-            (_FOLDER / name).unlink(missing_ok=True)
-        return sorted(left)
-    return []
-
-
-def _held_by(process: Path) -> Iterator[str]:
-    """Yield the names of segments that a process has opened or, which comes later, mapped."""
-    for descriptor in (process / "fd").iterdir():
-        with suppress(FileNotFoundError):
-            yield from _NAME.findall(os.readlink(descriptor))
-    yield from _NAME.findall((process / "maps").read_text(errors="replace"))

@@ -7,7 +7,7 @@
 4. The others poll where they wait, so they notice: they go on without it, or end with an error.
 5. Some calls into MPI cannot poll; they run under `Watch.over`. If one lasts longer than the
    patience while a rank is in trouble, the watch says which and ends the process, and mpiexec the
-   job. Until the ranks have met, it asks for the processes that mpiexec has started beside its own.
+   job.
 6. When a rank is killed, mpiexec kills all within milliseconds; `witness` says which was first.
 7. An interrupt (Ctrl-C) may reach the ranks one after the other. The later ones are ending already,
    because the first has ended the run; torn out of that, they would leave the others alone in a
@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import NoReturn
 
 import psutil
@@ -48,40 +47,13 @@ def trouble(pid: int) -> str | None:
         return None
 
 
-def _started() -> list[int]:
-    """Return the ranks' processes that MPICH's mpiexec has started here, in their order."""
-    with suppress(psutil.Error):
-        parent = psutil.Process(os.getppid())
-        if "MPI_LOCALNRANKS" in os.environ and parent.name().startswith("hydra"):
-            children = sorted(parent.children(), key=lambda c: (c.create_time(), c.pid))
-            return [child.pid for child in children]
-    return []
-
-
-_siblings = _started()  # now, before one of them may have ended
-
-
-def sibling_in_trouble() -> str | None:
-    """Return which rank of this machine, that MPICH has started, is stopped or gone, or None."""
-    here, size = (int(os.environ.get(name, 0)) for name in ("MPI_LOCALNRANKS", "PMI_SIZE"))
-    # How ranks are numbered over several machines is not told.
-    name = "rank" if here == size else f"{socket.gethostname()}'s rank"
-    for number, pid in enumerate(_siblings):
-        if what := trouble(pid):
-            return f"{name} {number} is {what} (process {pid})"
-    return "one rank is gone" if _siblings and len(_siblings) < here else None
-
-
 class Watch:
     """A thread that looks around until it is closed; `look` returns which rank is in trouble."""
 
-    def __init__(
-        self, over: str = "", look: Callable[[], str | None] = sibling_in_trouble,
-        patience: float | None = None,
-    ) -> None:  # fmt: skip
-        self._look, self._patience = look, PATIENCE if patience is None else patience
+    def __init__(self, look: Callable[[], str | None], patience: float) -> None:
+        self._look, self._patience = look, patience
         self.last_words: Callable[[], str] = str  # what is appended to the cause
-        self._over, self._since = over, time.monotonic()
+        self._over, self._since = "", time.monotonic()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()

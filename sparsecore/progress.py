@@ -84,7 +84,7 @@ class EpochBar:
         )
         self._bar.update(state["epoch"] - self._bar.n)
 
-    def finish(self, result: Any = None) -> None:
+    def finish(self) -> None:
         """Show that all epochs are done."""
         self._bar.update(self._bar.total - self._bar.n)
         self.close()

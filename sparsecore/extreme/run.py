@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +137,7 @@ def run(
     resumed_from = None
     if resume and checkpoint_path is not None and Path(checkpoint_path).exists():
         resumed_from = checkpoint_path
-        state |= _checked(resumed_from, read_checkpoint(resumed_from), about, config)
+        state |= check_resumed(resumed_from, read_checkpoint(resumed_from), about)
     memory = plan(config, threads, comm)
     if announce is not None:
         announce(memory)
@@ -155,7 +154,7 @@ def run(
             with clock("initialise", net.nbytes, "B") as bar:
                 found = read_checkpoint(resumed_from, net, bar.update)
             if found["step"] != state["step"]:  # the checkpoint before
-                state |= _checked(resumed_from, found, about, config)
+                state |= check_resumed(resumed_from, found, about)
         stream = Stream(seed, config.separation)
         _train(net, stream, config, state, clock, checkpoint_path, checkpoint_every)
         messages = net.message_bytes / config.steps, net.message_seconds / config.steps
@@ -217,24 +216,6 @@ def trend(losses: list[float]) -> dict[str, float] | None:
         return None
     found = kendalltau(range(len(losses)), losses, alternative="less")
     return {"tau": float(found.statistic), "p": float(found.pvalue)}
-
-
-def _checked(
-    path: Any, state: dict[str, Any] | None, about: dict[str, Any], config: ExtremeConfig
-) -> dict[str, Any]:
-    """Return the state in a checkpoint; refuse that of another run, and one that cannot be."""
-
-    def possible(state: dict[str, Any]) -> bool:
-        step, lists = state["step"], [state[name] for name in _LISTS]
-        numbers = [*chain(*lists), *(state["seconds"][name] for name in _PHASES)]
-        return (
-            step in range(config.steps + 1)
-            and [len(values) for values in lists]
-            == [step, step, sum(map(config.evolves_after, range(1, step + 1)))]
-            and all(isinstance(v, (int, float)) and np.isfinite(v) for v in numbers)
-        )
-
-    return check_resumed(path, state, about, possible, f"no run of {config.steps} steps")
 
 
 def _train(

@@ -19,14 +19,11 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     """Return the file that `path` leads to; raise OSError if `atomic_write` could not write it."""
     target = Path(os.path.realpath(path))
     folder = next(parent for parent in target.parents if os.path.lexists(parent))
-    longest = os.pathconf(folder, "PC_NAME_MAX")
 
     def check(good: bool, error: int, expected: str) -> None:
         if not good:
             raise OSError(error, f"expected {expected}", str(path))
 
-    for part in map(os.fsencode, target.relative_to(folder).parts):
-        check(len(part) <= longest, errno.ENAMETOOLONG, f"a name of at most {longest} bytes")
     writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
     check(writable, errno.EACCES, f"a folder that can be written, got {folder}")
     with suppress(FileNotFoundError):
@@ -70,7 +67,6 @@ def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[I
             os.replace(made[0], target)
             with suppress(OSError):  # last: at any moment two files are whole, or one and a link
                 os.replace(made[1], previous(target))
-            _sync_folder(target.parent)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # "No space left on device"
             error.filename = str(path)
@@ -95,16 +91,6 @@ def _create(path: Path, mode: int) -> IO[bytes]:
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # another writer was faster: it took this file for a dead one's
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the system write down that a file was renamed; some file systems cannot."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextmanager

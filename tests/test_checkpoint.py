@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from oracle import batch, network
 
-from sparsecore import checkpoint, files
+from sparsecore import checkpoint
 from sparsecore.checkpoint import CheckpointError, CheckpointWarning, load, save
 from sparsecore.files import atomic_write, check_writable
 from sparsecore.mlp import SparseMLP
@@ -271,26 +271,6 @@ def test_descriptions_that_are_not_one(saved, about):
         load(path)
 
 
-@pytest.mark.parametrize(
-    "progress",
-    [
-        {"epoch": 10**9}, {"epoch": -1}, {"epoch": 3}, {"epoch": 1}, {"epoch": 2.0}, {"epoch": "2"},
-        {"step": -1}, {"step": None}, {"seconds": {"train": -1.0}}, {"seconds": {"train": np.nan}},
-        {"seconds": [1.0]},
-    ],
-)  # fmt: skip
-def test_the_state_of_no_run_is_refused(progress):
-    run = {"config": {"epochs": 5}, "epochs": [{"epoch": 1}, {"epoch": 2}]}
-    good = run | {"progress": {"epoch": 2, "step": 40, "seconds": {"train": 1.5}}}
-    expected = {"config": {"epochs": 5}}
-    observed = good | {"epochs": [{"epoch": 0}, *run["epochs"]]}
-    for state in (good, observed):
-        assert checkpoint.check_resumed("run.npz", state, expected) == state
-    with pytest.raises(CheckpointError, match=r"run\.npz: the state of no run"):
-        bad = good | {"progress": good["progress"] | progress}
-        checkpoint.check_resumed("run.npz", bad, expected)
-
-
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.npz"):
         load(tmp_path / "nothing.npz")
@@ -361,8 +341,6 @@ def made(kind, folder):
         path.touch(0o444)
     elif kind == "long name":
         return folder / ("x" * 256)
-    elif kind == "long folder":
-        return folder / "missing" / ("x" * 256) / "out"
     elif kind == "file as folder":
         path.touch()
         return path / "out"
@@ -378,8 +356,7 @@ def made(kind, folder):
         ("link to a pipe", "expected a regular file, got a pipe, socket or device"),
         ("folder", "expected a regular file, got a folder"),
         ("read-only file", "expected a file that is not read-only"),
-        ("long name", "expected a name of at most 255 bytes"),
-        ("long folder", "expected a name of at most 255 bytes"),
+        ("long name", "File name too long"),
         ("file as folder", "expected a folder that can be written, got .*out"),
         ("loop of links", "symbolic links"),
     ],
@@ -455,10 +432,13 @@ def test_a_model_is_kept_alone(tmp_path):
 
 
 def test_an_interrupt_just_after_the_rename_is_an_interrupt(tmp_path, monkeypatch):
-    def interrupted(folder):
+    replace = os.replace
+
+    def interrupted(*paths):
+        replace(*paths)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "_sync_folder", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt) as found, atomic_write(tmp_path / "file") as file:
         file.write(b"new")
     assert found.value.__context__ is None

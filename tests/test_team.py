@@ -15,7 +15,7 @@ import pytest
 from numba import njit, types
 
 from sparsecore.compiled import team as team_module
-from sparsecore.compiled.team import Team, barrier, borrowed, cpu_count
+from sparsecore.compiled.team import Team, barrier, cpu_count
 
 usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
@@ -224,17 +224,6 @@ def test_a_second_interrupt_waits_for_the_members_too(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             team.run(rounds, 2, team.sync, slots, errors, 2000, False, 0)
         assert (slots[::16] == 2000).all() and team_module.wait is left[1]
-
-
-def test_a_borrowed_team_is_used_again_unless_its_work_failed():
-    with borrowed(3) as first, borrowed(3) as other:
-        assert first is not other
-    with borrowed(3) as again:
-        assert again in (first, other)
-    with pytest.raises(ZeroDivisionError), borrowed(3) as failed:
-        raise ZeroDivisionError
-    with borrowed(3) as again:
-        assert again is not failed
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

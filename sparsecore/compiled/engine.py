@@ -14,7 +14,7 @@ from sparsecore.compiled import kernels, lanes, programs
 from sparsecore.compiled.arrays import Closing, reads
 from sparsecore.compiled.kernels import Metrics, Network, Rule, State, Target, Workspace
 from sparsecore.compiled.losses import SOFTMAX, Aim, unweighted
-from sparsecore.compiled.team import PARTS, Governor, Team, borrowed
+from sparsecore.compiled.team import PARTS, Governor, Team
 
 # Forward gains little from more lanes, and two threads can share a batch of 128.
 _FORWARD_LANES = 64
@@ -218,10 +218,12 @@ def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray
     act = aligned(members * row, np.float32).reshape(members, row)
     out = np.empty((len(inputs), int(network.sizes[-1])), np.float32)
     rows = reads(np.arange(len(inputs)), np.int64)
-    with borrowed(threads if members > 1 else members) as team:
-        team.run(
-            programs.predict_range, members, width, network, inputs, rows, act, out, members=members
-        )
+    work = members, width, network, inputs, rows, act, out
+    if members == 1:
+        programs.predict_range(0, *work)
+    else:
+        with Team(members) as team:
+            team.run(programs.predict_range, *work)
     return out
 
 

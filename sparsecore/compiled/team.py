@@ -12,9 +12,9 @@ import platform
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from statistics import median
 from typing import Any
 
@@ -180,25 +180,6 @@ class Governor:
 
     def _other(self) -> int:
         return 1 if self.members == self.size else self.size
-
-
-_idle: list[Team] = []
-
-
-@contextmanager
-def borrowed(size: int) -> Iterator[Team]:
-    """Lend a team for one job; it is kept for the next, for threads take long to start."""
-    fitting = [team for team in _idle if team.size == size]
-    try:
-        _idle.remove(team := fitting[0])
-    except (IndexError, ValueError):  # none, or another thread was faster
-        team = Team(size)
-    try:
-        yield team
-    except BaseException:
-        team.close()
-        raise
-    _idle.append(team)
 
 
 @intrinsic

@@ -10,8 +10,10 @@ from sparsecore import datasets
 from sparsecore.commands import options as shared
 from sparsecore.commands import table
 from sparsecore.config import HYPERPARAMETERS
+from sparsecore.wasap import plan
 
 _WITH_REPLAY = ("command", "function", "default", "replay", "threads", "json")
+_PLANNED = ("phase1", "warmup", "local_steps")
 _WINDOWS = {"auto": None, "shared": True, "remote": False}
 
 
@@ -43,12 +45,8 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     window = "the server: in shared memory, or behind Get and Put (auto: shared on one node)"
     option("--window", choices=tuple(_WINDOWS), help=window)
-    share = "share of the epochs with gradient exchange, in [0, 1] (0.7)"
-    option("--phase1", type=float, metavar="SHARE", help=share)
-    warmup = "wassp, or local steps: epochs in which the learning rate rises to K-fold (5)"
-    option("--warmup", type=int, metavar="EPOCHS", help=warmup)
-    steps = "steps that a worker takes on its own copy between two exchanges (1)"
-    option("--local-steps", type=int, metavar="H", help=steps)
+    for name in _PLANNED:
+        shared.hyperparameter(parallel, plan.HYPERPARAMETERS[name])
     silence = "silence after which a rank counts as lost (5)"
     option("--patience", type=float, metavar="SECONDS", help=silence)
     option(
@@ -78,7 +76,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.replay is not None:
         _replay(options)
         return
-    plan = _plan(options)
+    parallel = _plan(options)
     if options.dataset is None:
         raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none")
     base = settings.setting(options.dataset).config
@@ -100,7 +98,7 @@ def _train(options: argparse.Namespace) -> None:
         "seed": options.seed, "threads": options.threads, "checkpoint_path": options.checkpoint,
         "resume": options.resume,
     }  # fmt: skip
-    if plan is None:
+    if parallel is None:
         if shared.ranks_here() > 1:
             shared.say("every rank trains the same network by itself; --algorithm wasap shares it")
         _report(data, *experiment.run(data, config, progress=True, **how), options)
@@ -110,17 +108,14 @@ def _train(options: argparse.Namespace) -> None:
 
     window, patience = _WINDOWS[options.window or "auto"], options.patience or PATIENCE
     with job.job(window, patience, options.checkpoint) as ranks:
-        model, result = job.train(ranks, data, config, plan, **how)
+        model, result = job.train(ranks, data, config, parallel, **how)
         if result is not None:
             _report(data, model, result, options)
 
 
 def _plan(options: argparse.Namespace) -> Any:
     """Return the plan of a parallel run, None of a sequential one; refuse what does not fit it."""
-    from sparsecore.wasap.plan import Plan
-
-    planned = ("phase1", "warmup", "local_steps")
-    told = shared.given(options, (*planned, "window", "patience"))
+    told = shared.given(options, (*_PLANNED, "window", "patience"))
     if options.algorithm == "sequential":
         shared.refuse(told, "expected --algorithm wasap or wassp with it, got none")
         return None
@@ -128,7 +123,7 @@ def _plan(options: argparse.Namespace) -> Any:
         raise ValueError("--warmup: expected --algorithm wassp with it or --local-steps, got wasap")
     if told.get("patience", 1) <= 0:
         raise ValueError(f"--patience: expected seconds above 0, got {options.patience}")
-    return Plan(options.algorithm, **shared.given(options, planned))
+    return plan.Plan(options.algorithm, **shared.given(options, _PLANNED))
 
 
 def _report(

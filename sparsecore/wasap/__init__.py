@@ -7,19 +7,24 @@ nowhere else in the package.
 from typing import TYPE_CHECKING, Any
 
 from sparsecore.wasap.plan import ALGORITHMS, Plan
-from sparsecore.wasap.record import from_json, replay
 from sparsecore.wasap.watch import ParallelError
 
 if TYPE_CHECKING:
     from sparsecore.wasap.phases import run
+    from sparsecore.wasap.record import from_json, replay
 
 __all__ = ["ALGORITHMS", "ParallelError", "Plan", "from_json", "replay", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    # Importing mpi4py starts MPI, which those who only want a replay should not need.
+    # Importing mpi4py starts MPI, which those who only want a replay should not need, nor those
+    # who want `Plan` Numba.
     if name == "run":
         from sparsecore.wasap import phases
 
         return phases.run
+    if name in ("from_json", "replay"):
+        from sparsecore.wasap import record
+
+        return getattr(record, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,19 +22,22 @@ class Plan:
     """
 
     algorithm: str = param("wasap", names(ALGORITHMS), "asynchronous, or synchronous in lockstep")
-    phase1: float = param(0.7, _SHARE, "part of the epochs in which workers exchange gradients")
+    phase1: float = param(
+        0.7, _SHARE, "part of the epochs in which workers exchange gradients", metavar="SHARE"
+    )
     warmup: int = param(
-        5, integers(0),
-        "epochs over which the rate rises to `n_workers`-fold, with WASSP or local steps",
+        5, integers(0), "epochs over which the rate rises to K-fold, with WASSP or local steps",
+        metavar="EPOCHS",
     )  # fmt: skip
     local_steps: int = param(
-        1, integers(1), "momentum steps that a worker takes on its own copy between two exchanges"
-    )
+        1, integers(1), "momentum steps that a worker takes on its own copy between two exchanges",
+        metavar="H",
+    )  # fmt: skip
     keep_rate: bool = param(False, FLAG, "WASSP keeps that rate in phase 2, as the released code")
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name, about in _PARAMETERS.items():
+        for name, about in HYPERPARAMETERS.items():
             about.check(getattr(self, name))
 
     def phase1_epochs(self, epochs: int) -> int:
@@ -55,4 +58,4 @@ class Plan:
         return np.float32(config.learning_rate * (1 + (workers - 1) * share))
 
 
-_PARAMETERS = hyperparameters(Plan)
+HYPERPARAMETERS = hyperparameters(Plan)

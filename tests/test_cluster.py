@@ -75,7 +75,7 @@ def test_cluster_of_its_own_trains_and_reports(own, capsys):
         on_progress=states.append,
     )  # fmt: skip
     assert result["config"]["n_train"] == 200
-    assert states and {"phase", "epoch", "updates_per_second", "staleness"} <= states[-1].keys()
+    assert states and {"phase", "epoch", "updates", "staleness"} <= states[-1].keys()
 
     # Nobody looks on: there is a bar.
     cluster.train(own, LONG.with_values(epochs=100), "digits", limit=200)

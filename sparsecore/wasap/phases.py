@@ -131,7 +131,7 @@ class _Run:
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
         self.own_epochs: list[dict[str, Any]] = []
         self.resources: Any = None
-        self.shown = 0.0, 0.0, 0  # when `on_progress` was called, by both clocks, and the updates
+        self.shown = 0.0  # when `on_progress` was called
 
     # --- before ----------------------------------------------------------------------------------
 
@@ -376,26 +376,20 @@ class _Run:
 
     def _show(self, phase: int, epoch: float, updates: int) -> None:
         """Show where the run stands, if it is time."""
-        now, (told, then, before) = time.perf_counter(), self.shown
-        if self.rank or self.on_progress is None or now - told < _SHOWN_EVERY:
+        now, staleness = time.perf_counter(), 0.0
+        if self.rank or self.on_progress is None or now - self.shown < _SHOWN_EVERY:
             return
-        elapsed, staleness, pace = self.server.elapsed(), 0.0, 0.0
-        self.shown = now, elapsed, updates
+        self.shown = now
         tests = [record["test_accuracy"] for record in self.own_epochs]
         if phase == 1:
             if tested := self.window.fetch("control")[TESTED]:
                 tests = self.window.fetch("epochs", tested - 1, tested)[:, -1].tolist()
             recent = self.window.fetch("staleness", max(0, updates - _RECENT), updates)
             staleness = float(recent.mean()) if len(recent) else 0.0
-            pace = (updates - before) / (elapsed - then)
-        self.on_progress(
-            {
-                "algorithm": self.plan.algorithm, "workers": self.workers,
-                "epochs": self.config.epochs, "elapsed": elapsed, "phase": phase, "epoch": epoch,
-                "updates": updates, "test_accuracy": tests[-1] if tests else None,
-                "updates_per_second": pace, "staleness": staleness,
-            }
-        )  # fmt: skip
+        self.on_progress({
+            "phase": phase, "epoch": epoch, "updates": updates, "staleness": staleness,
+            "test_accuracy": tests[-1] if tests else None,
+        })  # fmt: skip
 
     def _test(self, model: SparseMLP, part: slice = slice(None)) -> dict[str, float]:
         with self._aside("evaluate"):

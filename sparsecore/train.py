@@ -28,10 +28,6 @@ _SLICE_SECONDS = 0.2
 Targets = np.ndarray | Aim  #: class indices, or what else is aimed at
 
 
-def _part(targets: Targets, rows: Any) -> Targets:
-    return targets.part(rows) if isinstance(targets, Aim) else targets[rows]
-
-
 class Model(Protocol):
     """What a trainer needs of a network: of `SparseMLP`, or of one with an engine of its own."""
 
@@ -71,11 +67,9 @@ def new_model(config: TrainConfig, n_features: int, n_classes: int, seed: int) -
 def check_finite(X: Any, name: str = "X") -> None:
     """Raise a ValueError that names the first NaN or infinite feature of `X`, if there is one."""
     values = X.data if sp.issparse(X) else np.asarray(X)
-    # A sum is finite only if its terms are, and needs no temporary; overflow alone is looked into.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.sum(values, dtype=np.float64)):
-            return
-    if len(bad := np.argwhere(~np.isfinite(values))):
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = np.argwhere(~finite)
         place = tuple(map(int, bad[0]))
         where = "stored value {}" if sp.issparse(X) else "row {}, feature {}"
         raise ValueError(
@@ -219,7 +213,8 @@ class Trainer(Fixed, Closing):
                 steps = max(1, min(steps, DENSE_VALUES // (X.shape[1] * batch)))
             rows = order[done : done + steps * batch]
             if sp.issparse(X):  # only these rows are ever dense
-                inputs, labels, rows = X[rows].toarray(), _part(y, rows), np.arange(len(rows))
+                labels = y.part(rows) if isinstance(y, Aim) else y[rows]
+                inputs, rows = X[rows].toarray(), np.arange(len(rows))
             self._engine.train(self._rule, inputs, labels, rows, batch, self.step, sums)
             done += len(rows)
             loss = float(sums.loss[0]) / done

@@ -39,14 +39,6 @@ def _widths(value: Any) -> tuple[Any, ...]:
     return tuple(value) if np.iterable(value) else (value,)
 
 
-def _is_random_state(value: Any) -> bool:
-    try:
-        check_random_state(value)
-    except ValueError:
-        return False
-    return True
-
-
 # The parameters that `TrainConfig` does not check under the same name.
 _RANGES: dict[str, Range] = {
     "hidden_layer_sizes": Range(
@@ -63,7 +55,10 @@ _RANGES: dict[str, Range] = {
         int, "a number of threads, -1 for all CPUs",
         lambda v: v is None or (integers(-cpu_count()).holds(v) and v != 0),
     ),
-    "random_state": Range(int, "None, an integer or a RandomState", _is_random_state),
+    "random_state": Range(
+        int, "None, an integer of at least 0 or a RandomState",
+        lambda v: v is None or isinstance(v, np.random.RandomState) or integers(0).holds(v),
+    ),
     "class_weight": Range(
         dict, 'a dict, "balanced" or None',
         lambda v: v is None or isinstance(v, dict) or v == "balanced",
@@ -229,7 +224,7 @@ class SparseMLPBase(BaseEstimator):
             self.model_ = self.model_.copy()
         else:
             self._begin(config, X, weight)
-        X, aside = self._inputs(X, check=True), None if aside is None else self._inputs(aside)
+        X, aside = self._inputs(X), None if aside is None else self._inputs(aside)
         targets = self._aim(y, weight, True)
         best, best_model, stale = -np.inf, None, 0
         try:
@@ -279,7 +274,7 @@ class SparseMLPBase(BaseEstimator):
         targets = self._aim(y, weight, False)
         with self._trainer(config, n) as trainer:
             change_after = max(n, _STREAM_BATCHES * config.batch_size)
-            self._epoch(trainer, self._inputs(X, check=True), targets, change_after)
+            self._epoch(trainer, self._inputs(X), targets, change_after)
 
     def _epoch(self, trainer: train.Trainer, X: Any, targets: Any, change_after: int) -> None:
         """Take one pass; before it, change a topology that has seen `change_after` samples."""
@@ -346,8 +341,8 @@ class SparseMLPBase(BaseEstimator):
                 f"cannot give a validation_fraction of {self.validation_fraction}: {error}"
             ) from error
 
-    def _inputs(self, X: Any, check: bool = False) -> Any:
-        return inputs.scaled(X, self.scaler_, self.n_features_in_, check)
+    def _inputs(self, X: Any) -> Any:
+        return inputs.scaled(X, self.scaler_, self.n_features_in_)
 
     def _aim(self, y: np.ndarray, weight: Any, whole: bool) -> Any:
         """Return what the kernels take; in `whole` data the mean weight is 1."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.sparsefuncs import min_max_axis
 
 from sparsecore.mlp import as_inputs
 from sparsecore.train import check_finite
@@ -37,17 +35,8 @@ def accepted(X: Any) -> dict[str, Any]:
     return {"accept_sparse": "csr", "dtype": np.float32 if exact else np.float64, "order": "C"}
 
 
-def _varies(X: Any) -> np.ndarray:
-    low, high = min_max_axis(X, 0) if sp.issparse(X) else (X.min(axis=0), X.max(axis=0))
-    return np.asarray(high > low)
-
-
-def scaled(X: Any, scaler: StandardScaler | None, n_features: int, check: bool = False) -> Any:
-    """Return `X` as `scaler` has it, as contiguous float32 or CSR; refuse what float32 has not.
-
-    If wanted, say which columns vary, but by too little for float32.
-    """
-    given = X
+def scaled(X: Any, scaler: StandardScaler | None, n_features: int) -> Any:
+    """Return `X` as `scaler` has it, as contiguous float32 or CSR; refuse what float32 has not."""
     if scaler is not None:
         if sp.issparse(X) and scaler.with_mean:  # fitted on dense data
             X = X.toarray()
@@ -55,10 +44,4 @@ def scaled(X: Any, scaler: StandardScaler | None, n_features: int, check: bool =
     with np.errstate(over="ignore"):
         found = as_inputs(X, n_features)
     check_finite(found, "X, as float32")
-    if check and given.dtype == np.float64 and (lost := _varies(given) & ~_varies(found)).any():
-        warnings.warn(
-            f"X: columns {np.flatnonzero(lost).tolist()} vary, but by too little for float32, in "
-            "which they are constant; scale them, or set standardize=True",
-            stacklevel=5,
-        )
     return found

@@ -75,9 +75,6 @@ def _said(error: Exception) -> str:
 @contextmanager
 def _streams() -> Iterator[None]:
     """Have a letter that a stream lacks replaced, and diagnostics that it cannot take left out."""
-    while (handle := os.open(os.devnull, os.O_RDWR)) < 3:  # or the next file would become one
-        pass
-    os.close(handle)
     with open(os.devnull, "w") as nowhere:
         streams = sys.stdout or nowhere, sys.stderr or nowhere
         for stream in streams:

@@ -57,8 +57,6 @@ def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[I
             yield file
             file.flush()
             if before:
-                with suppress(OSError):
-                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
                 os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
             if before and keep:

@@ -26,11 +26,13 @@ def moved(batch, down=0.0, right=0.0, angle=0.0, flip=0):
     return out
 
 
-@pytest.mark.parametrize("shape", [(6, 9), (8, 5, 3)])
+@pytest.mark.parametrize("shape", [(6, 9, 1), (8, 5, 3)])
 def test_everything_off_is_standardisation_alone(shape):
     X = images(5, shape)
     mean, scale = moments(X.shape[1])
-    out = ImageAugmentation(X, shape, mean, scale, shift=0, rotation=0, flip=False)(epoch=3)
+    augmentation = ImageAugmentation(X, shape, mean, scale)
+    augmentation.draw = lambda epoch: np.zeros((5, 4))
+    out = augmentation(epoch=3)
     assert out.dtype == np.float32 and out.shape == X.shape
     np.testing.assert_array_equal(out, (X.astype(np.float32) - mean) / scale)
 
@@ -62,7 +64,7 @@ def test_quarter_turns_are_those_of_numpy(quarter):
 def test_drawn_moves_agree_with_scipy(shape):
     X = images(20, shape)
     mean, scale = moments(X.shape[1])
-    augmentation = ImageAugmentation(X, shape, mean, scale, shift=0.3, rotation=40, seed=5)
+    augmentation = ImageAugmentation(X, shape, mean, scale, seed=5)
     got = augmentation(epoch=2).reshape(-1, *shape)
     centre = (np.array(shape[:2]) - 1) / 2
     for image, move, out in zip(X.reshape(-1, *shape), augmentation.draw(2), got, strict=True):
@@ -81,19 +83,15 @@ def test_drawn_moves_agree_with_scipy(shape):
 
 
 def test_draws_stay_in_range_and_use_it():
-    X = images(4000, (10, 20))
+    X = images(4000, (10, 20, 1))
     mean, scale = moments(200)
-    moves = ImageAugmentation(X, (10, 20), mean, scale, shift=0.1, rotation=10).draw(0)
+    moves = ImageAugmentation(X, (10, 20, 1), mean, scale).draw(0)
     for column, limit in ((0, 1.0), (1, 2.0), (2, np.radians(10))):
         assert np.abs(moves[:, column]).max() <= limit
         # uniform on ±limit: its standard deviation is limit / √3; 4000 draws give it to about 1 %
         assert moves[:, column].std() == pytest.approx(limit / 3**0.5, rel=0.05)
     assert set(np.unique(moves[:, 3])) == {0, 1}
     assert moves[:, 3].mean() == pytest.approx(0.5, abs=0.04)  # five standard deviations
-    # switching one move off leaves the others
-    still = ImageAugmentation(X, (10, 20), mean, scale, shift=0.1, rotation=0).draw(0)
-    np.testing.assert_array_equal(moves[:, [0, 1, 3]], still[:, [0, 1, 3]])
-    assert not still[:, 2].any()
 
 
 def test_seed_and_epoch_determine_the_result():

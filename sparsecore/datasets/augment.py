@@ -9,24 +9,23 @@ from numpy.typing import NDArray
 
 from sparsecore.compiled.jit import jit
 
+# The study's for CIFAR-10: the largest shift, of the image's size, and rotation, in degrees.
+_SHIFT, _ROTATION = 0.1, 10.0
+
 
 class ImageAugmentation:
     """Shifted, rotated and flipped copies of images, drawn anew in each epoch from `seed`.
 
-    `images` are flattened to rows. The largest `shift` is a fraction of the image's size, the
-    largest `rotation` in degrees; their defaults are the study's for CIFAR-10.
+    `images` are flattened to rows; `shape` is (height, width, channels).
     """
 
     def __init__(
         self, images: NDArray[np.uint8], shape: tuple[int, ...], mean: NDArray[np.float32],
-        scale: NDArray[np.float32], shift: float = 0.1, rotation: float = 10.0, flip: bool = True,
-        seed: int | np.random.SeedSequence = 0,
+        scale: NDArray[np.float32], seed: int | np.random.SeedSequence = 0,
     ) -> None:  # fmt: skip
-        shape = (*shape, 1)[:3]  # height, width, channels
         self.images = np.ascontiguousarray(images).reshape(-1, *shape)
         self.mean, self.scale = mean.reshape(shape), scale.reshape(shape)
-        self.largest = shift * shape[0], shift * shape[1], math.radians(rotation)
-        self.flip = flip
+        self.largest = _SHIFT * shape[0], _SHIFT * shape[1], math.radians(_ROTATION)
         self.seed = np.random.SeedSequence(seed) if isinstance(seed, int) else seed
         self._out = np.empty(self.images.shape, dtype=np.float32)
 
@@ -34,9 +33,9 @@ class ImageAugmentation:
         """Draw every image's shift down and right (pixels), rotation (radians), and flip."""
         entropy, key = self.seed.entropy, (*self.seed.spawn_key, epoch)
         rng = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=key))
-        moves = rng.random((len(self.images), 4))  # all four, whichever of them is switched off
+        moves = rng.random((len(self.images), 4))
         moves[:, :3] = (2 * moves[:, :3] - 1) * self.largest
-        moves[:, 3] = (moves[:, 3] < 0.5) & self.flip
+        moves[:, 3] = moves[:, 3] < 0.5
         return moves
 
     def __call__(self, epoch: int) -> NDArray[np.float32]:

@@ -242,10 +242,8 @@ def batches_from_png(folder: Path) -> None:
         for part in ("train", "test")
     }
     batches = [*((f"data_batch_{i}", "train") for i in range(1, 6)), ("test_batch", "test")]
-    with progress.bar(6, "decoding CIFAR-10", unit="batch", leave=False) as bar:
-        for name, part in batches:
-            pixels = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"))
-            y, labels[part] = np.split(labels[part], [len(pixels)])
-            planes = pixels.transpose(0, 2, 1).reshape(len(pixels), 3072)
-            (folder / f"{name}.bin").write_bytes(np.column_stack([y, planes]).tobytes())
-            bar.update()
+    for name, part in batches:
+        pixels = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"))
+        y, labels[part] = np.split(labels[part], [len(pixels)])
+        planes = pixels.transpose(0, 2, 1).reshape(len(pixels), 3072)
+        (folder / f"{name}.bin").write_bytes(np.column_stack([y, planes]).tobytes())

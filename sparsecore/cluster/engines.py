@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 import shutil
@@ -167,10 +166,6 @@ def _running(profile: str) -> Any:
     if not path.exists():
         return None
     try:
-        facts = json.loads(path.read_text())
-        host = facts["interface"].split("://")[-1]
-        host = facts.get("location", host) if host in ("*", "0.0.0.0") else host
-        socket.create_connection((host, int(facts["registration"])), timeout=2).close()
         return ipp.Client(str(path), timeout=5)
     except (OSError, ValueError, KeyError, TimeoutError) as error:
         warnings.warn(

@@ -12,7 +12,6 @@ import importlib.util
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -95,15 +94,12 @@ def _streams() -> Iterator[None]:
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """Have SIGTERM raise what Ctrl-C does, once; only the main thread may ask for signals."""
+    """Have SIGTERM raise what Ctrl-C does, once."""
 
     def stop(*_: Any) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise _Terminated
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield

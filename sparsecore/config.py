@@ -74,6 +74,12 @@ class Hyperparameter:
     label: str
     metavar: str | None
 
+    def documented(self, default: Any) -> str:
+        """Return its entry in the docstring of a class, where it has a `default`."""
+        kind = self.range.kind.__name__ + ("" if default is MISSING else f", default={default!r}")
+        about = f"{self.help[0].upper()}{self.help[1:]}, {self.range.expected}."
+        return f"    {self.name} : {kind}\n        {about}"
+
     def check(self, value: Any, name: str | None = None) -> None:
         """Raise ValueError if a value is out of range; `name` is what the caller calls it."""
         if (value is None and self.default is None) or self.range.holds(value):
@@ -92,12 +98,8 @@ def param(
 def hyperparameters(config: type) -> dict[str, Hyperparameter]:
     """Collect a configuration's hyperparameters, and list them in its docstring."""
     found = {f.name: Hyperparameter(f.name, f.default, **f.metadata) for f in fields(config)}
-    listed = (
-        f"{f.name} : {f.type}{'' if f.default is MISSING else f', default={f.default!r}'}\n"
-        f"        {about.help[0].upper()}{about.help[1:]}, {about.range.expected}."
-        for f, about in zip(fields(config), found.values(), strict=True)
-    )
-    config.__doc__ = (config.__doc__ or "").replace("{parameters}", "\n    ".join(listed))
+    listed = "\n".join(about.documented(about.default) for about in found.values())
+    config.__doc__ = (config.__doc__ or "").replace("    {parameters}", listed)
     return found
 
 

@@ -211,11 +211,10 @@ class SparseMLP(Fixed):
         starts, nnz = np.asarray(weight_start), len(indices)
         if np.shape(indptr) != (n_pointers,):
             raise ValueError(f"indptr: expected {n_pointers} values, got shape {np.shape(indptr)}")
-        if starts.shape != (len(sizes),) or starts.dtype.kind not in "iu" or starts[-1] != nnz:
-            expected = f"{len(sizes)} integers up to {nnz}"
+        fits = starts.shape == (len(sizes),) and starts.dtype.kind in "iu"
+        if not fits or starts[0] != 0 or starts[-1] != nnz or (starts[1:] < starts[:-1]).any():
+            expected = f"{len(sizes)} integers that rise from 0 to {nnz}"
             raise ValueError(f"weight_start: expected {expected}, got {starts}")
-        if (starts[1:] < starts[:-1]).any() or starts[0] != 0:
-            raise ValueError(f"weight_start: expected to rise from 0, got {starts}")
         structures = split_layers(sizes, starts, indptr, indices)
         params = _vector("params", params, nnz + sum(sizes[1:]))
         data = [params[a:b] for a, b in pairwise(starts)]

@@ -411,12 +411,12 @@ def test_parameters_and_velocity_are_written_in_place():
 @pytest.mark.parametrize(
     ("name", "value", "complaint"),
     [
-        ("weight_start", [0, 3], r"weight_start: expected 3 integers up to 5, got \[0 3\]"),
-        ("weight_start", [0, 3, 9], "weight_start: expected 3 integers up to 5"),
-        ("weight_start", [0, 3.0, 5], "weight_start: expected 3 integers up to 5"),
-        ("weight_start", [-1, 3, 5], "weight_start: expected to rise from 0"),
-        ("weight_start", [0, 6, 5], "weight_start: expected to rise from 0"),
-        ("weight_start", [0, 2**63, 5], "weight_start: expected"),
+        ("weight_start", [0, 3], r"expected 3 integers that rise from 0 to 5, got \[0 3\]"),
+        ("weight_start", [0, 3, 9], "weight_start: expected 3 integers that rise from 0 to 5"),
+        ("weight_start", [0, 3.0, 5], "weight_start: expected 3 integers that rise from 0 to 5"),
+        ("weight_start", [-1, 3, 5], "weight_start: expected 3 integers that rise from 0 to 5"),
+        ("weight_start", [0, 6, 5], "weight_start: expected 3 integers that rise from 0 to 5"),
+        ("weight_start", [0, 2**63, 5], "weight_start: expected 3 integers that rise from 0 to 5"),
         ("indptr", [0, 1, 2], r"indptr: expected 7 values, got shape \(3,\)"),
         ("indptr", [[0]], r"indptr: expected 7 values, got shape \(1, 1\)"),
         ("params", np.zeros(3), "params: expected 10 values, got 3"),

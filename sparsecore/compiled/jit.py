@@ -21,7 +21,6 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from sparsecore.files import atomic_write
 
-_DIGEST = hashlib.sha256().digest_size
 _HERE = Path(__file__).parent
 
 
@@ -50,26 +49,18 @@ class _SignatureFiles(IndexDataCacheFile):
         for path in Path(self._cache_path).glob(f"{function}-*.nbc"):
             if f".{self._source_stamp}." not in path.name:
                 path.unlink(missing_ok=True)
-        name, content = self._name(key), self._dump(data)
-        with atomic_write(self._data_path(name)) as file:
-            file.write(_digest(name, content) + content)
+        with atomic_write(self._data_path(self._name(key))) as file:
+            file.write(self._dump(data))
 
     def load(self, key: Any) -> Any:
-        """Return one signature's code, or None: of damaged machine code a process would die."""
-        name = self._name(key)
+        """Return one signature's code, or None if it is not there."""
         try:
-            whole = Path(self._data_path(name)).read_bytes()
+            return pickle.loads(Path(self._data_path(self._name(key))).read_bytes())
         except OSError:
             return None
-        content = whole[_DIGEST:]
-        return pickle.loads(content) if whole[:_DIGEST] == _digest(name, content) else None
 
     def flush(self) -> None:
         """Forget nothing: names change with the sources."""
-
-
-def _digest(name: str, content: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + content).digest()
 
 
 class _Cache(FunctionCache):

@@ -35,9 +35,6 @@ class Width:
             raise ValueError(f"a lane width is a power of two and at least 4, got {lanes}")
         self.lanes = lanes
 
-    def __repr__(self) -> str:
-        return f"Width({self.lanes})"
-
 
 @cache
 def widest() -> int:

@@ -70,35 +70,15 @@ class SparseMLPBase(BaseEstimator):
     """What `SparseMLPClassifier` and `SparseMLPRegressor` share.
 
     The defaults are chosen for tables (T-estimator, the benchmark in the book); the settings of the
-    paper's networks are in `settings`.
+    paper's networks are in `settings`. `alpha` is a slope, not a penalty as in scikit-learn's MLP.
 
     Parameters
     ----------
     hidden_layer_sizes : sequence of int, default=(256, 256)
         Neurons of each hidden layer.
-    epsilon : float, default=20
-        Sparsity of the Erdős–Rényi topology: a layer's connection probability is
-        min(1, epsilon (n_in + n_out) / (n_in n_out)).
-    activation : {"relu", "all-relu", "leaky-relu"}, default="relu"
-    alpha : float, default=0.25
-        Slope of All-ReLU and LeakyReLU (not a penalty, as it is in scikit-learn's MLP).
-    init : {"xavier", "he_uniform", "normal"}, default="xavier"
-        Distribution of initial weights.
-    learning_rate, momentum : float, defaults 0.01 and 0.9
-    weight_decay : float, default=0.0002
-        Decoupled, per step.
-    dropout : float, default=0
-        Share of hidden activations dropped in training.
-    zeta : float, default=0.1
-        Fraction of connections replaced after an epoch; 0 keeps the topology.
-    batch_size, max_iter : int, defaults 32 and 150
-        Samples per step; epochs.
-    prune_from : int or None, default=None
-        First epoch after which neurons of small importance lose their connections; None: never.
-    prune_every : int, default=10
-        Epochs between prunings.
-    prune_percentile : float, default=20
-        Percentile of the importances that is pruned, in [0, 100].
+    max_iter : int, default=150
+        Epochs.
+    {hyperparameters}
     standardize : bool, default=True
         Standardise every feature with the moments of the training data, or of what `partial_fit`
         has seen so far. A sparse `X` stays sparse: one factor for all features makes the mean
@@ -407,12 +387,16 @@ class SparseMLPBase(BaseEstimator):
 
 def complete(cls: Any) -> Any:
     """Complete a class's docstring and signature by what both classes have in common."""
-    shared = inspect.cleandoc(SparseMLPBase.__doc__ or "").partition("\n\n")[2]
+    known = inspect.signature(SparseMLPBase.__init__).parameters
+    named = [about for name, about in HYPERPARAMETERS.items() if name in known]
+    listed = "\n".join(about.documented(known[about.name].default) for about in named)
+    shared = (SparseMLPBase.__doc__ or "").replace("    {hyperparameters}", listed)
+    shared = inspect.cleandoc(shared).partition("\n\n")[2]
     parameters, attributes = shared.split("\n\nAttributes\n----------\n")
     text = inspect.cleandoc(cls.__doc__).replace("{parameters}", parameters)
     cls.__doc__ = text.replace("{attributes}", attributes)
     if cls.__init__ is not SparseMLPBase.__init__:
-        both, own = (inspect.signature(c.__init__).parameters for c in (SparseMLPBase, cls))
-        more = [parameter for parameter in own.values() if parameter.kind == parameter.KEYWORD_ONLY]
-        cls.__init__.__signature__ = inspect.Signature([*both.values(), *more])
+        own = inspect.signature(cls.__init__).parameters.values()
+        more = [parameter for parameter in own if parameter.kind == parameter.KEYWORD_ONLY]
+        cls.__init__.__signature__ = inspect.Signature([*known.values(), *more])
     return cls

@@ -6,11 +6,11 @@ to four digits.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import psutil
 
 from sparsecore import topology
@@ -147,15 +147,12 @@ def _pages(n_bytes: float) -> int:
 
 def parse_bytes(text: str) -> int:
     """Return the number of bytes that a text such as "22GiB", "500 MB" or "1e9" names."""
-    units = {"": 1, "B": 1}
-    for power, letter in enumerate("KMGT", 1):
-        units |= {f"{letter}IB": 1024**power, f"{letter}B": 1000**power, letter: 1024**power}
-    compact = text.strip().upper()
-    digits = compact.rstrip("KMGTIB").strip()
-    try:
-        value = float(digits) * units[compact[len(digits) :].strip()]
-    except (ValueError, KeyError):
-        value = float("nan")
-    if not np.isfinite(value) or value <= 0:
+    number = r"(\d*\.?\d+(?:E\d+)?)"
+    found = re.fullmatch(number + r"\s*(?:([KMGT])(I?B)?|B)?", text.strip().upper())
+    value = 0.0
+    if found:
+        base = 1000 if found[3] == "B" else 1024
+        value = float(found[1]) * base ** (" KMGT".index(found[2] or " "))
+    if value <= 0:
         raise ValueError(f"expected a size such as 22GiB or 500MB, got {text!r}")
     return int(value)

@@ -26,15 +26,12 @@ def start(pids: dict[int, int], checkpoint: str | None, patience: float) -> str 
     address = f"\0sparsecore-{os.urandom(16).hex()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as words:
         words.bind(address)
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, checkpoint or "", str(patience)]
-                + [f"{rank}={pid}" for rank, pid in pids.items()],
-                stdin=words.fileno(),
-                start_new_session=True,  # out of reach of mpiexec's signals
-            )
-        except OSError:  # no reason not to train
-            return None
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, checkpoint or "", str(patience)]
+            + [f"{rank}={pid}" for rank, pid in pids.items()],
+            stdin=words.fileno(),
+            start_new_session=True,  # out of reach of mpiexec's signals
+        )
     process.returncode = 0  # it outlives this process
     return address
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -26,32 +26,9 @@ from sparsecore.seeds import Purpose
 # The kernels cannot be interrupted: they are handed about this many seconds of work at a time.
 _SLICE_SECONDS = 0.2
 Targets = np.ndarray | Aim  #: class indices, or what else is aimed at
-
-
-class Model(Protocol):
-    """What a trainer needs of a network: of `SparseMLP`, or of one with an engine of its own."""
-
-    sizes: tuple[int, ...]
-
-    @property
-    def params(self) -> np.ndarray:
-        """All weights, then all biases, float32."""
-
-    @property
-    def nnz(self) -> int:
-        """Number of weights."""
-
-    def new_engine(self, batch_size: int, threads: int) -> Any:
-        """Return what takes the steps, with the methods of `engine.Engine`."""
-
-    def start_momentum(self) -> np.ndarray:
-        """Return the velocity."""
-
-    def decision_function(self, X: Any, threads: int = 1) -> np.ndarray:
-        """Return the logits."""
-
-    def weights_sha256(self) -> str:
-        """Return the digest of all that was learnt."""
+#: What is trained: a `SparseMLP`, or a network with an engine of its own that has, as that,
+#: `sizes`, `params`, `nnz`, `new_engine`, `start_momentum`, `decision_function`, `weights_sha256`.
+Model = Any
 
 
 def new_model(config: TrainConfig, n_features: int, n_classes: int, seed: int) -> SparseMLP:

@@ -5,18 +5,20 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import ipyparallel
 import pytest
 from ipyparallel.error import RemoteError
 
 from sparsecore import cluster, datasets, wasap
 from sparsecore.cluster import ClusterError, engines, training
 from sparsecore.config import TrainConfig
+from sparsecore.paper.playground import Session
 from sparsecore.paper.training import on_cluster, studies
 from sparsecore.paper.training.conditions import STUDIES
 
@@ -119,16 +121,19 @@ def running(tmp_path_factory):
     with new_user(tmp_path_factory.mktemp("ipython")) as folder:
         process = subprocess.Popen(
             [BIN / "ipcluster", "start", "--engines=MPI", "-n", str(ENGINES)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
         )  # fmt: skip
         try:
-            while "successfully" not in process.stdout.readline():
-                assert process.poll() is None
+            # It says that it runs when it has for 30 s; its engines are there much sooner.
+            path = folder / "profile_default/security/ipcontroller-client.json"
+            assert engines.wait_until(path.exists, 60)
+            with ipyparallel.Client(str(path)) as client:
+                client.wait_for_engines(ENGINES, timeout=60)
             yield str(folder), process
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=30)
+            process.wait(30)
 
 
 def test_a_study_s_parallel_methods_train_on_one_cluster(running, study, monkeypatch):
@@ -150,8 +155,30 @@ def test_a_study_s_parallel_methods_train_on_one_cluster(running, study, monkeyp
     assert len(asked) == 1, "what is there needs no cluster"
 
 
+def test_a_playground_s_run_moves_to_engines_and_back(running, monkeypatch):
+    monkeypatch.setenv("IPYTHONDIR", running[0])
+    with closing(Session()) as session:
+        run = session.start(hidden=(40, 30), batch_size=32, epochs=2)
+        session.wait()
+        session.go_on(run, workers=2, epochs=100_000)
+        assert engines.wait_until(lambda: run.done > 4 or run.state.startswith("failed"), 100)
+        session.stop()
+        done, begun = run.done, time.monotonic()
+        assert (run.state, done > 4) == ("stopped", True)
+        session.go_on(run, workers=2, epochs=done + 6)
+        session.wait()
+        assert time.monotonic() - begun < 30, "the engines are ready for the next run"
+        assert (run.state, run.done) == ("finished", done + 6)
+        assert {e.get("phase") for e in run.epochs[done:]} == {1, 2}
+        session.go_on(run, workers=1, epochs=done + 7)
+        session.wait()
+    assert (run.state, run.done) == ("finished", done + 7)
+    assert run.epochs[-1]["test_accuracy"] > 0.9
+    assert run.told[1:] == ["from epoch 3 2 workers (wasap)", f"from epoch {done + 7} 1 worker"]
+
+
 @pytest.mark.slow
-def test_terminal_s_cluster_is_used_and_a_run_survives_engines_killed_or_hanging(
+def test_terminal_s_cluster_is_used_a_run_survives_its_end_and_an_engine_that_hangs_is_named(
     own, running, monkeypatch, tmp_path
 ):
     path = tmp_path / "run.npz"
@@ -191,19 +218,20 @@ def test_terminal_s_cluster_is_used_and_a_run_survives_engines_killed_or_hanging
             with pytest.raises(ClusterError, match=killed):
                 train(workers, 1, signal.SIGKILL)
             assert time.monotonic() - broken[0] < 10
-    with cluster.connect(2) as workers:
-        # Either the other worker says so, or MPI has ended that by then.
-        silent = f"rank 0, which .* no sign of life .*process {workers.pids[0]} "
-        stopped = rf"({silent}|rank 0 \(process {workers.pids[0]}\) is stopped).*; resume=True"
-        with pytest.raises(ClusterError, match=stopped):
-            train(workers, 0, signal.SIGSTOP)
-        assert time.monotonic() - broken[0] < 10
-    assert are_gone(workers.pids)
+    # Another cluster goes on with the run.
     _, result = train(own)
     assert result["config"]["workers"] == 2
     assert [epoch["epoch"] for epoch in result["epochs"]] == list(range(1, 301))
-    assert len(result["parallel"]["restarts"]) == 2
+    assert len(result["parallel"]["restarts"]) == 1
     assert wasap.replay(datasets.load("digits").limited(200), result)[1]["identical"]
+
+    path = tmp_path / "another.npz"
+    # Either the other worker says so, or MPI has ended that by then.
+    silent = f"rank 0, which .* no sign of life .*process {own.pids[0]} "
+    stopped = rf"({silent}|rank 0 \(process {own.pids[0]}\) is stopped).*; resume=True"
+    with pytest.raises(ClusterError, match=stopped):
+        train(own, 0, signal.SIGSTOP)
+    assert time.monotonic() - broken[0] < 10
 
 
 class Engines:

@@ -80,6 +80,7 @@ def test_changed_compares_code_with_the_start_and_files_with_the_end_of_the_last
 # --- whole builds, with the book's own configuration and a package of one line ---
 
 
+CHAPTERS = "- file: b\n- file: c\n- file: d\n"
 GLUE = "from myst_nb import glue\nimport toy\nglue('answer', toy.answer, display=False)"
 
 
@@ -96,7 +97,10 @@ class Book:
         self.write("book/_config.yml", yaml.safe_dump(config))
         self.write("book/_static/favicon.svg", "<svg/>")
         self.write("book/references.bib", (BOOK / "references.bib").read_text())
-        self.write("book/_toc.yml", "format: jb-book\nroot: a\nchapters:\n- file: b\n- file: c\n")
+        self.write(
+            "book/_toc.yml",
+            "format: jb-book\nroot: a\nchapters:\n- file: b\n- file: c\n- file: d\n",
+        )
         self.write("book/c.md", "# C\n\n$x^2$\n\n```{bibliography}\n```\n")
         self.write("lib/toy-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
         self.write("lib/toy/__init__.py", "answer = 41\n")
@@ -120,7 +124,7 @@ class Book:
 
     def build(self) -> tuple[int, list[str], str]:
         """Build as a newcomer does: by the program's path, the environment not activated."""
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("TOY_")}
+        environ = {k: v for k, v in os.environ.items() if not k.startswith(("TOY_", "GITHUB_"))}
         environ |= {"PYTHONPATH": str(self.root / "lib"), "PYTHONDONTWRITEBYTECODE": "1"}
         environ["PATH"] = os.defpath
         program = Path(sys.executable).with_name("jupyter-book")
@@ -146,20 +150,23 @@ def test_book_executes_what_has_changed_and_fails_when_a_notebook_fails(tmp_path
         assert f"Answer: {answer}." in book.page("b"), "a glued value reaches the page showing it"
         return log
 
-    assert "2 of 2 side by side" in expect("a", "b", answer=41)
-    book.write("lib/toy/__init__.py", "answer = 42\n")
-    expect("a", "b", answer=42)
-    book.notebook("a", GLUE.replace("toy.answer", "toy.answer + 1"))
-    expect("a", answer=43)  # b, which has not changed, is not executed
-
-    book.write("book/results/paper/study/run.json", json.dumps({"accuracy": 1}))
-    book.notebook("b", "raise ValueError('on purpose')")
+    book.notebook("d", "raise ValueError('on purpose')")
     status, executed, log = book.build()
     assert status != 0 and "on purpose" in log
-    assert executed == ["a", "b"], "a for the result alone"
+    assert executed == ["a", "b", "d"]
+
+    book.notebook("a", GLUE.replace("toy.answer", "toy.answer + 1"))
+    book.notebook("d", "print('d')")
+    # b has not changed, and was executed although another notebook failed
+    assert "2 of 2 side by side" in expect("a", "d", answer=42)
+
+    book.write("lib/toy/__init__.py", "answer = 42\n")
+    book.write("book/results/paper/study/run.json", json.dumps({"accuracy": 1}))
+    assert "new or changed: files, sources; every" in expect("a", "b", "d", answer=43)
 
     # no page asks another machine for anything: the book is read without a network
     html = "".join(p.read_text() for p in (book.build_dir / "html").glob("*.html"))
     assert "_static/mathjax/" in html
     assert not re.findall(r"<(?:script|img|iframe)[^>]+src=\"(?:https?:)?//[^\"]+", html)
     assert not re.findall(r"<link[^>]+stylesheet[^>]+href=\"(?:https?:)?//[^\"]+", html)
+    assert "mybinder" not in html, "nobody knows the repository"

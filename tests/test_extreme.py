@@ -204,10 +204,10 @@ def test_evolution(n_in, n_out, density, zeta, ties):
 def test_new_places_are_uniform_over_the_vacant_ones(team):
     n_in, n_out, rounds = 40, 15, 600
     hits = np.zeros(n_in * n_out)
+    grid, begin = drawn(n_in, n_out, 0.1, team, 5)
+    before, weak = numbered(grid, begin), topology.weakest(begin.weights, 0.5)
     for seed in range(rounds):
-        grid, layer = drawn(n_in, n_out, 0.1, team, 5)
-        before = numbered(grid, layer)
-        weak = topology.weakest(layer.weights, 0.5)
+        layer = Tiles(*(part.copy() for part in begin))
         rng = np.random.default_rng(seed)
         tiles.evolve(grid, layer, arrays(layer.start), 0.5, np.uint64(seed), rng, team)
         new = numbered(grid, layer)[layer.velocity == 0]

@@ -30,7 +30,7 @@ def trainer(key, problem):
 @pytest.mark.parametrize(
     "key, changed",
     [(key, {"batch_size": n}) for key in LEARNERS for n in (20, 32)]
-    + [(key, {"batch_size": 16, "weight_decay": 0.02}) for key in DECOUPLED],
+    + [(key, {"batch_size": 8, "weight_decay": 0.02}) for key in DECOUPLED],
 )
 def test_steps_are_those_of_the_dense_network(key, changed):
     """Learn one batch; the losses tell of forward, backward and update."""
@@ -61,7 +61,7 @@ def test_steps_are_those_of_the_dense_network(key, changed):
 
 @pytest.mark.parametrize("key", LEARNERS)
 def test_several_batches_a_call_give_the_mean_loss(key):
-    problem = Problem(SIZES, batch_size=16, activation="relu", **PLAIN)
+    problem = Problem(SIZES, batch_size=8, activation="relu", **PLAIN)
     whole, single = trainer(key, problem), trainer(key, replace(problem))
     rows = np.arange(48)
     one_by_one = [single.train(batch) for batch in problem.batches(rows)]
@@ -80,7 +80,7 @@ def test_dropout_is_applied(key):
 
 
 def test_masked_weights_stay_absent():
-    problem = Problem(SIZES, batch_size=16, density=0.3)
+    problem = Problem(SIZES, batch_size=8, density=0.3)
     made = trainer("torch-masked", problem)
     made.train(np.arange(64))
     for layer, matrix in zip(made._layers, problem.model.to_scipy(), strict=True):
@@ -135,7 +135,7 @@ def test_comparison_is_interleaved_and_complete(monkeypatch):
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     few = {key: PEERS[key] for key in ("sparsecore", "numpy-dense", "scikit-learn-dense")}
     monkeypatch.setattr(contest, "PEERS", few)
-    problem = Problem(SIZES, density=0.3, batch_size=16, weight_decay=-1e-9)
+    problem = Problem(SIZES, density=0.3, batch_size=8, weight_decay=-1e-9)
     result = contest.compare(problem, rounds=3, seconds=0.02)
     assert list(result["peers"]) == ["sparsecore", "numpy-dense"]
     assert result["nnz"] == problem.model.nnz

@@ -84,29 +84,6 @@ def test_runs_are_compared(session):
     assert [t.get_text() for t in picture.figure.legends[0].texts] == named
 
 
-@pytest.mark.mpi
-def test_a_run_moves_to_engines_and_back(session, monkeypatch, tmp_path):
-    pytest.importorskip("ipyparallel")
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    run = session.start(**SMALL, epochs=2)
-    session.wait()
-    session.go_on(run, workers=2, epochs=100_000)
-    until(lambda: run.done > 4 or run.state.startswith("failed"))
-    session.stop()
-    done, begun = run.done, time.monotonic()
-    assert (run.state, done > 4) == ("stopped", True)
-    session.go_on(run, workers=2, epochs=done + 6)
-    session.wait()
-    assert time.monotonic() - begun < 30, "the engines are ready for the next run"
-    assert (run.state, run.done) == ("finished", done + 6)
-    assert {e.get("phase") for e in run.epochs[done:]} == {1, 2}
-    session.go_on(run, workers=1, epochs=done + 7)
-    session.wait()
-    assert (run.state, run.done) == ("finished", done + 7)
-    assert run.epochs[-1]["test_accuracy"] > 0.9
-    assert run.told[1:] == ["from epoch 3 2 workers (wasap)", f"from epoch {done + 7} 1 worker"]
-
-
 def test_panel_starts_stops_and_goes_on():
     play = playground.Playground("digits", epochs=500)
     controls, buttons = play.controls, play.buttons

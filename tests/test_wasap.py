@@ -279,14 +279,17 @@ def test_parallel_suite_passes():
 
 
 @pytest.mark.mpi
-def test_command_line_trains_and_replays(tmp_path, capsys):
-    status, out, err = finished(
-        start(2, *SPARSECORE, *TRAIN, "--algorithm", "wasap", "--epochs", 10)
-    )
+def test_command_line_trains_on_nodes_that_share_a_machine_and_replays(tmp_path, capsys):
+    job = start(
+        2, *SPARSECORE, *TRAIN, "--algorithm", "wasap", "--epochs", 10, "--patience", 5,
+        options=("-genv", "MPIR_CVAR_NOLOCAL", "1"),
+    )  # fmt: skip
+    status, out, err = finished(job)
     assert status == 0, err
     assert out.count("\n") == 1, "only rank 0 prints"
     assert "2 worker(s): rank 0 = process" in err
     path, result = tmp_path / "result.json", json.loads(out)
+    assert result["parallel"]["window"] == "remote"
     path.write_text(out)
     assert main(["train", "--replay", str(path)]) == 0
     told = capsys.readouterr().out
@@ -301,12 +304,14 @@ def test_command_line_trains_and_replays(tmp_path, capsys):
 
 
 @pytest.mark.mpi
-def test_one_rank_says_how_to_start_more():
-    arguments = [*SPARSECORE, *TRAIN, "--algorithm", "wassp", "--epochs", "2"]
-    done = subprocess.run(arguments, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "mpiexec -n 5" in done.stderr
-    assert json.loads(done.stdout)["parallel"]["failed_workers"] == []
+def test_one_rank_says_how_to_start_more(monkeypatch, capsys):
+    from sparsecore.wasap import mpi
+
+    monkeypatch.setattr(mpi, "finalize", lambda look: None)  # this process goes on
+    assert main([*TRAIN, "--algorithm", "wassp", "--epochs", "2"]) == 0
+    told = capsys.readouterr()
+    assert "mpiexec -n 5" in told.err
+    assert json.loads(told.out)["parallel"]["failed_workers"] == []
 
 
 # --- jobs that break -----------------------------------------------------------------------------
@@ -390,7 +395,7 @@ def test_rank_that_hangs_is_left_behind_or_ends_the_job(hung, case):
 @pytest.mark.mpi
 def test_killed_rank_ends_the_job_which_resumes(tmp_path):
     path = tmp_path / "run.npz"
-    for rank, place in ((0, "lock"), (1, "gradient"), (1, "phase 2")):
+    for rank, place in ((0, "lock"), (1, "phase 2")):
         resume = ["--resume"] * path.exists()
         status, result, err, seconds = broken(*job_of(path, "SIGKILL", rank, place), *resume)
         assert seconds < 10
@@ -403,7 +408,7 @@ def test_killed_rank_ends_the_job_which_resumes(tmp_path):
     assert status == 0, err
     result = json.loads(out)
     assert [epoch["epoch"] for epoch in result["epochs"]] == list(range(1, 21))
-    assert len(result["parallel"]["restarts"]) == 3
+    assert len(result["parallel"]["restarts"]) == 2
     assert record.replay(blobs(), result)[1]["identical"]
 
 
@@ -451,17 +456,6 @@ def test_jobs_that_see_the_same_process_numbers_do_not_clash(tmp_path):
     assert [status for status, _, _ in ended] == [0, 0], ended
     pids = [[rank["pid"] for rank in json.loads(out)["parallel"]["ranks"]] for _, out, _ in ended]
     assert pids[0] == pids[1]
-
-
-@pytest.mark.mpi
-def test_nodes_may_share_a_machine(tmp_path):
-    job = start(
-        2, *job_of(tmp_path / "run.npz"), "--patience", 5,
-        options=("-genv", "MPIR_CVAR_NOLOCAL", "1"),
-    )  # fmt: skip
-    status, out, err = finished(job)
-    assert status == 0, err
-    assert json.loads(out)["parallel"]["window"] == "remote"
 
 
 SPLIT_THAT_BREAKS = """

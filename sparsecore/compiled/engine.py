@@ -27,6 +27,7 @@ _CACHE_LINE, HUGE_PAGE = 64, 2**21
 _SLICE_BYTES = 2**19
 _SLICE_CONNECTIONS = 4
 _ZERO, _ONE = np.float32(0), np.float32(1)
+_idle: dict[int, Team] = {}  #: by size; who uses one takes it out
 
 
 def aligned(size: int, dtype: type) -> np.ndarray:
@@ -221,9 +222,10 @@ def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray
     work = members, width, network, inputs, rows, act, out
     if members == 1:
         programs.predict_range(0, *work)
-    else:
-        with Team(members) as team:
-            team.run(programs.predict_range, *work)
+    else:  # starting a team takes as long as to predict hundreds of rows, so it is kept
+        team = _idle.pop(threads, None) or Team(threads)
+        team.run(programs.predict_range, *work, members=members)
+        _idle[threads] = team
     return out
 
 

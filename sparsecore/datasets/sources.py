@@ -254,13 +254,10 @@ def _install(entry: Entry, folder: Path, cache: Path, label: str) -> None:
     assert entry.read is not None
     entry.read(found)
     cache.mkdir(exist_ok=True)
-    for file, path in found:
+    for _, path in found:
         target = cache / path.name
         os.replace(path, target)
-        for other in file.candidates(cache):
-            if other != target:  # an older, damaged form must not be found instead
-                other.unlink(missing_ok=True)
-            Path(f"{other}.sha256").unlink(missing_ok=True)
+        Path(f"{target}.sha256").unlink(missing_ok=True)
     with atomic_write(cache / ORIGIN) as origin:
         origin.write(f"{label}\n".encode())
 

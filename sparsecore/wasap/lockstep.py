@@ -54,10 +54,6 @@ class Lockstep:
         self._received = np.empty((workers, size), np.float32)
         self._mean, self._term = np.empty(size, np.float32), np.empty(size, np.float32)
 
-    def learning_rate(self, step: int) -> np.float32:
-        """Return the rate of a step, counted from 0."""
-        return self.plan.learning_rate(self.config, self.ranks.size, step, self.steps)
-
     def samples(self, step: int) -> np.ndarray:
         """Return how many samples each worker's batch has in a step; a small shard ends early."""
         done = step % self.steps * self._size
@@ -74,10 +70,10 @@ class Lockstep:
             return
         sent = np.zeros(len(params), np.float32) if gradient is None else gradient
         self._sum(sent, self.samples(step))
+        rate = self.plan.learning_rate(self.config, self.ranks.size, step, self.steps)
         kernels.momentum_step(
-            params[self._mine], velocity[self._mine], self._mean, params[self._mine],
-            self.learning_rate(step), np.float32(self.config.momentum),
-            np.float32(self.config.weight_decay),
+            params[self._mine], velocity[self._mine], self._mean, params[self._mine], rate,
+            np.float32(self.config.momentum), np.float32(self.config.weight_decay),
         )  # fmt: skip
         self._gather(params)
 

@@ -13,7 +13,6 @@ import math
 import os
 import zlib
 from contextlib import suppress
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +145,8 @@ def replay(
     config = TrainConfig(**{name: about[name] for name in HYPERPARAMETERS if name in about})
     seed = integer(result.get("seed"), "seed", 0)
     n_workers = integer(about["workers"], "workers", 1)
-    planned = {name: about[name] for name in ("warmup", "local_steps") if name in about}
-    plan = Plan(phase1=entry(result, "config.phase1", Real), **planned)
+    planned = ("phase1", "warmup", "local_steps")
+    plan = Plan(**{name: about[name] for name in planned if name in about})
     epochs = plan.phase1_epochs(config.epochs)
     integer(about["phase1_epochs"], "phase1_epochs", epochs, epochs)
     record, restarts, failed = _history(result, n_workers)

@@ -50,6 +50,7 @@ class Worker:
         self._rule = sgd_rule(self.config, self.seed, self.rank)
         self._sums, self._epoch = metrics(), -1
         self._engine = self.model.new_engine(min(size, n), self.threads)
+        self.close = self._engine.close
         self._gradient = aligned(len(self.model.params), np.float32)
 
     # --- phase 1 ---------------------------------------------------------------------------------
@@ -129,7 +130,3 @@ class Worker:
         trainer = Trainer(self.model, config, seed=self.seed, threads=self.threads, rank=self.rank)
         trainer.epoch, trainer.step = first_epoch, self.batches_before(self.step)
         return trainer
-
-    def close(self) -> None:
-        """End the threads."""
-        self._engine.close()

@@ -211,7 +211,8 @@ def test_learning_rate_of_lockstep_rises_to_its_k_fold(comm, digits):
     model = train.new_model(SMALL, 64, 10, 0)
     lockstep = Lockstep(window, model, [320, 320, 320, 310], SMALL, wasap.Plan())
     assert lockstep.steps == 10
-    rates = [lockstep.learning_rate(step) for step in (0, 24, 49, 50, 1000)]
+    steps = 0, 24, 49, 50, 1000
+    rates = [wasap.Plan().learning_rate(SMALL, 4, step, lockstep.steps) for step in steps]
     np.testing.assert_allclose(rates, [0.02 * 1.06, 0.05, 0.08, 0.08, 0.08], rtol=1e-6)
 
 

@@ -22,11 +22,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("repeatable")
 
 # Files are handed to workers whole and in this order. First comes what compiles for all: each rank
-# of an MPI job would compile for itself. Then comes what waits for other processes; the short rest
-# fills both workers to the end.
+# of an MPI job would compile for itself. Then comes what waits for other processes, and what else
+# is long; the short rest fills both workers to the end.
 _FIRST = (
     "test_golden.py", "test_kernels.py", "test_parallel.py", "test_cluster.py", "test_split.py",
-    "test_wasap.py",
+    "test_wasap.py", "test_estimator.py", "test_extreme.py", "test_execution_key.py",
+    "test_recorded.py", "test_speed.py", "test_extreme_page.py",
 )  # fmt: skip
 
 

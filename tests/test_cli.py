@@ -243,9 +243,10 @@ def test_help_needs_neither_numba_nor_sklearn():
     assert done.stderr.strip() == "[]"
 
 
-def test_version():
-    done = run("--version")
-    assert (done.returncode, done.stdout.strip()) == (0, f"sparsecore {__version__}")
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert (stop.value.code, capsys.readouterr().out) == (0, f"sparsecore {__version__}\n")
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -502,6 +503,5 @@ def test_a_diverging_run_ends_with_status_1(capsys):
 
 
 def test_more_threads_than_cores_is_a_warning(capsys):
-    words = ["bench", "--dims", "20,10,5", "--density", "1", "--batch", "32", "--steps", "1"]
-    assert main([*words, "--threads", str(cpu_count() + 1)]) == 0
+    assert main([*SMALL, "--epochs", "1", "--threads", str(cpu_count() + 1)]) == 0
     assert f"{cpu_count() + 1} threads on {cpu_count()} CPUs" in capsys.readouterr().err

@@ -208,7 +208,8 @@ def read_only(array):
 
 FORMS = [
     read_only, unaligned, np.asfortranarray, lambda a: np.repeat(a, 2, axis=0)[::2],
-    lambda a: a.astype(a.dtype.newbyteorder()), lambda a: a.astype(np.float64), np.ndarray.tolist,
+    lambda a: np.repeat(a, 2, axis=-1)[..., ::2], lambda a: a.astype(np.float64),
+    lambda a: a.astype(a.dtype.newbyteorder()), np.ndarray.tolist,
 ]  # fmt: skip
 
 

@@ -461,21 +461,6 @@ def test_sparse_and_dense_inputs_give_the_same_bits():
     assert model.decision_function(sp.csr_array((0, SIZES[0]))).shape == (0, SIZES[-1])
 
 
-def test_inputs_of_any_layout_and_type():
-    model = network()
-    X, _ = batch(model, 20)
-    expected = model.decision_function(X)
-    frozen = X.copy()
-    frozen.flags.writeable = False
-    for other in (
-        X.astype(np.float64),
-        np.asfortranarray(X),
-        np.repeat(X, 2, axis=1)[:, ::2],
-        frozen,
-    ):
-        np.testing.assert_array_equal(model.decision_function(other), expected)
-
-
 def test_probabilities_are_the_softmax_of_the_logits():
     model = network()
     X, _ = batch(model, 40)

@@ -264,15 +264,6 @@ def test_sparse_and_dense_inputs_train_to_the_same_bits():
         assert_same(fit(config(), form(X), y)[0], dense)
 
 
-def test_read_only_inputs_train_to_the_same_bits():
-    # Memory-mapped arrays, as joblib hands them to its workers, are read-only.
-    X, y = data()
-    expected = fit(config(), X, y, epochs=1)[0]
-    X, y = X.copy(), y.copy()
-    X.flags.writeable = y.flags.writeable = False
-    assert_same(fit(config(), X, y, epochs=1)[0], expected)
-
-
 def test_a_run_goes_on_where_it_stood():
     settings = config(prune_from=2, prune_every=1)
     whole, history = fit(settings)
@@ -456,11 +447,6 @@ def test_a_trainer_follows_its_model():
                 trainer = other
             networks.append(trainer)
     assert_same(*networks)
-
-
-def test_threads_are_checked():
-    with pytest.raises(ValueError, match="threads: expected an integer of at least 1, got 0"):
-        Trainer(new_model(config(), N_FEATURES, N_CLASSES, 5), config(), threads=0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -474,10 +474,10 @@ def test_the_readme_s_figures_are_the_book_s(recorded):
 @pytest.mark.parametrize(
     ("outcomes", "expected"),
     [
-        ([HOLDS, FAILS, UNTESTED], "(✗) −2.00"),
-        ([HOLDS, UNDECIDED], "? −2.00"),
-        ([HOLDS, IMPOSSIBLE], "✓ −2.00"),
-        ([UNTESTED, HOLDS], "(✓) −1.00"),
+        ([HOLDS, FAILS, UNTESTED], "(✗) -2.00"),
+        ([HOLDS, UNDECIDED], "? -2.00"),
+        ([HOLDS, IMPOSSIBLE], "✓ -2.00"),
+        ([UNTESTED, HOLDS], "(✓) -1.00"),
         ([UNTESTED, IMPOSSIBLE], "–"),
         ([IMPOSSIBLE], "·"),
         ([], ""),

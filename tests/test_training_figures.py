@@ -267,7 +267,7 @@ def test_curves_draw_means_and_bands_of_the_results(main):
         np.mean([100 * epoch["test_accuracy"] for run in files(m) for epoch in run["epochs"][1:]])
         for m in methods
     ]
-    lead = f"{means[1] - means[0]:+.2f}".replace("-", "−")
+    lead = f"{means[1] - means[0]:+.2f}"
     assert f"(all epochs {lead})" in picture.finding
     assert "rows, 2 seeds. Runs: profile quick, " in picture.sources
     assert "Optical digits: 3 epochs of 1,437 rows, " in picture.sources
@@ -509,7 +509,7 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     [container] = picture.figure.axes[0].containers
     usual = np.mean([100 * run["test_accuracy"] for run in main.of("digits", "set-relu")])
     assert container.lines[0].get_ydata() == pytest.approx([99.005, usual])
-    change = f"{usual - 99.005:+.2f} points [".replace("-", "−")
+    change = f"{usual - 99.005:+.2f} points ["
     assert f"tells a difference: on Optical digits SET-ReLU {change}" in picture.finding
     alike = [{**run, "config": {**run["config"], "weight_decay": 0.0}} for run in main.runs]
     same = replace(main, study=study, runs=[*main.runs, *alike])

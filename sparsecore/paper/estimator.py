@@ -37,7 +37,6 @@ from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor
 from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.store import NOTHING, Entry, Measured, Parts, Result
 from sparsecore.paper.style import shows, source
-from sparsecore.provenance import busy_cpus
 from sparsecore.settings import setting
 
 STUDY = "T-estimator"
@@ -151,7 +150,6 @@ def compare(name: str) -> Result:
     _ours(name)(max_iter=1).fit(X, y)  # compiled before anything is timed
     folds = (KFold if name in NUMBERS else StratifiedKFold)(FOLDS, shuffle=True, random_state=0)
     found: Result = {m: {"scores": [], "seconds": [], "bytes": []} for m in METHODS}
-    others = busy_cpus()
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the MLP has its own defaults
         for seed, (train, test) in enumerate(folds.split(X, y)):
@@ -162,7 +160,7 @@ def compare(name: str) -> Result:
                 found[method]["scores"].append(float(estimator.score(X[test], y[test])))
                 found[method]["bytes"].append(len(pickle.dumps(estimator)))
     about = {"defaults": _defaults(name), "rows": len(X), "columns": X.shape[1]}
-    return {**about, "others": others, "methods": found}
+    return {**about, "methods": found}
 
 
 def _defaults(name: str) -> Result:
@@ -279,7 +277,7 @@ def _score(method: str, row: Result) -> str:
     return f"{bold}{row[method]:.1f}{bold}\xa0±\xa0{row[f'{method}, sd']:.1f}"
 
 
-@shows(lambda found: [*found.values()])
+@shows(lambda found: [found[name] for name in INPUTS if name in found])
 def inputs_table(*results: Result) -> Table:
     """Show how many of the known features each ranking has at its top."""
     made = [{"data set": INPUTS[r["name"]], "epochs": r["epochs"], **r["found"]} for r in results]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore import datasets
-from sparsecore.paper.store import Entry, Measured, Parts, Result
+from sparsecore.paper.store import Entry, Measured, Parts, Result, only
 from sparsecore.paper.style import COLOURS, line, picture
 from sparsecore.paper.training.observers import ObserveGradientFlow
 from sparsecore.paper.training.shown import band
@@ -34,7 +34,7 @@ def _parts(profile: str) -> Parts:
     return {entry.name: (entry, partial(measure, *_WIDTH_OF[profile]))}
 
 
-_MEASURED = Measured(_parts, single=True)
+_MEASURED = Measured(_parts, only)
 entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
 
 

@@ -11,6 +11,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy.ndimage import uniform_filter1d
 from scipy.stats import t as student
 
 from sparsecore import datasets
-from sparsecore.paper.page import Note, Picture, minus
+from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line
 from sparsecore.paper.training.conditions import METHODS
@@ -29,7 +30,7 @@ from sparsecore.paper.training.studies import Results, cores, training_seconds
 
 DOTTED = (0, (1, 2))
 _MOST = 84  # points of a line: every sixth of 500 epochs
-# It is given a figure, and returns caption, finding, and numbers for the fold under it.
+# It is given a figure, and returns caption, finding, and sources.
 Draw = Callable[..., tuple[str, str, str]]
 
 
@@ -41,8 +42,7 @@ def drawn(key: str, alt: str, height: float) -> Callable[[Draw], Callable[..., P
         def picture(results: Results, *more: Any) -> Picture | Note:
             if results.runs:
                 with canvas(height) as figure:
-                    caption, finding, numbers = draw(figure, results, *more)
-                sources = f"{numbers}{absent(results)}{source(results)}"
+                    caption, finding, sources = draw(figure, results, *more)
                 return Picture(key + results.suffix, figure, caption, alt, sources, finding)
             none = f"No results of profile paper are recorded for {results.study.key} yet."
             return Note(none if results.profile == "paper" else absent(results))
@@ -95,7 +95,8 @@ def by_dataset(
             parts = ({part[i]: None for part in told if part[i]} for i in (0, 1))
             first, second = map("; ".join, parts)
             start = finding(results) if callable(finding) else sentence(finding, first)
-            return caption, start, sentence(numbers, second)
+            sources = sentence(numbers, second) + absent(results) + source(results, names)
+            return caption, start, sources
 
         return picture
 
@@ -210,17 +211,17 @@ def lines(methods: Sequence[str], styles: Mapping[str, Any] | None = None) -> li
 # --- texts ------------------------------------------------------------------------------------
 
 
-def points(effect: Effect) -> str:
-    """Show a difference of accuracies with its interval."""
+def points(effect: Effect | None, difference: float = math.nan) -> str:
+    """Show a difference of accuracies with its interval; without one, the percentage points."""
+    if effect is None:
+        return f"{difference:+.2f} points (no interval)"
     value, low, high = (100 * v for v in (effect.value, effect.low, effect.high))
-    return minus(f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]")
+    return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
 def gap(first: list[Result], second: list[Result]) -> str:
     """Show how much more accurate the first runs are; with an interval, if there are seeds."""
-    if effect := difference(first, second):
-        return points(effect)
-    return minus(f"{accuracy(first) - accuracy(second):+.2f} points (no interval)")
+    return points(difference(first, second), accuracy(first) - accuracy(second))
 
 
 def factor(ratio: float) -> str:
@@ -244,11 +245,10 @@ def contrast(results: Results, first: str, second: str) -> str:
                 *(over_epochs(some, "test_accuracy", 100)[1].mean() for some in runs)
             )
             effects.append(effect)
-            also = minus(f"(all epochs {lead:+.2f})")
-            told.append(f"{results.title(name)} {points(effect)} {also}")
+            told.append(f"{results.title(name)} {points(effect)} (all epochs {lead:+.2f})")
     if not effects:
         return f"{METHODS[first].label} and {METHODS[second].label}: too few runs to compare them."
-    more, less = (sum(one) for one in zip(*((e.low > 0, e.high < 0) for e in effects), strict=True))
+    more, less = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)
     return (
         f"At the end {METHODS[first].label} is more accurate than {METHODS[second].label} on "
         f"{more} of {len(effects)} data sets and less accurate on {less}, by 95 % intervals that "
@@ -261,8 +261,10 @@ def sentence(start: str, text: str) -> str:
     return f"{start}: {text}. " if text else ""
 
 
-def source(results: Results) -> str:
-    """Return how long runs are, and where they come from."""
+def source(results: Results, names: Sequence[str] | None = None) -> str:
+    """Return how long runs are on the data sets shown, or on all, and where they come from."""
+    if names is not None:
+        results = replace(results, runs=[run for name in names for run in results.on(name)])
     lengths = [f"{results.title(name)}: {results.size(name)}" for name in results.datasets]
     surrogate = any(run["data"]["surrogate"] for run in results.runs)
     return (

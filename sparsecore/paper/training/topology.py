@@ -11,7 +11,7 @@ from scipy.stats import binom
 
 from sparsecore import datasets
 from sparsecore.paper.style import COLOURS, GREY, deviation, line, patch
-from sparsecore.paper.training.shown import DOTTED, drawn, moments
+from sparsecore.paper.training.shown import DOTTED, absent, drawn, moments, source
 from sparsecore.paper.training.studies import Results
 
 _BESIDE = slice(1, None), slice(-1)  # neighbours: all but the first, and all but the last
@@ -64,7 +64,7 @@ def degrees(figure: Figure, results: Results) -> tuple[str, str, str]:
         f"In {last} epochs the degrees' standard deviation grows most {widest[0][1]} and "
         f"{widest[1][1]}."
     )
-    return caption, finding, f"Bins of {_BIN} connections. "
+    return caption, finding, f"Bins of {_BIN} connections. {absent(results)}{source(results)}"
 
 
 def _binned(histogram: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +119,7 @@ def pixels(figure: Figure, results: Results) -> tuple[str, str, str]:
         f"The correlation of neighbouring pixels' strengths goes from {begun:.2f} before training "
         f"to {ended:.2f} at the end{f', means over {1 + len(others)} seeds' * bool(others)}."
     )
-    return caption, finding, f"Images: seed {run['seed']}. "
+    return caption, finding, f"Images: seed {run['seed']}. {absent(results)}{source(results)}"
 
 
 def _likeness(seen: dict[str, Any], facts: dict[str, Any]) -> float:

@@ -30,7 +30,7 @@ def test_ranks_and_losses_are_counted_on_the_tables_that_were_not_tuned_on():
         "heart": measured([0.8, 0.9, 0.7, 0.6]),
     }
     found["wine"]["methods"]["sparsecore"]["scores"] = [0.9, 0.92, 0.88, 0.93, 0.87]
-    made = estimator.rows(found, estimator.CLASSES)
+    made = estimator.rows(found, classes=True)
     assert estimator.ranks(made[1:]) == {
         "sparsecore": 1.5, "MLP": 1.75, "gradient boosting": 2.75, "linear": 4.0
     }  # fmt: skip

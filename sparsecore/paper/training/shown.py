@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy.ndimage import uniform_filter1d
 from scipy.stats import t as student
 
@@ -30,32 +29,12 @@ from sparsecore.paper.training.studies import Results, cores, training_seconds
 
 DOTTED = (0, (1, 2))
 _MOST = 84  # points of a line: every sixth of 500 epochs
-# It is given a figure, and returns caption, finding, and sources.
-Draw = Callable[..., tuple[str, str, str]]
-
-
-def drawn(key: str, alt: str, height: float) -> Callable[[Draw], Callable[..., Picture | Note]]:
-    """Make a picture of what a function draws of results, if there are any."""
-
-    def decorate(draw: Draw) -> Callable[..., Picture | Note]:
-        @functools.wraps(draw)
-        def picture(results: Results, *more: Any) -> Picture | Note:
-            if results.runs:
-                with canvas(height) as figure:
-                    caption, finding, sources = draw(figure, results, *more)
-                return Picture(key + results.suffix, figure, caption, alt, sources, finding)
-            none = f"No results of profile paper are recorded for {results.study.key} yet."
-            return Note(none if results.profile == "paper" else absent(results))
-
-        return picture
-
-    return decorate
 
 
 def by_dataset(
-    key: str, *, alt: str, caption: str, finding: str | Callable[[Results], str],
-    height: float, numbers: str = "", extra: float = 0.0, block: tuple[int, int] = (1, 1),
-    across: int = 1, labels: Sequence[str] = (), least: int = 1,
+    key: str, *, alt: str, caption: str, height: float,
+    finding: str | Callable[[Results], str] = "", numbers: str = "", extra: float = 0.0,
+    block: tuple[int, int] = (1, 1), across: int = 1, labels: Sequence[str] = (), least: int = 1,
     needs: Callable[[dict[str, list[Result]]], Any] = bool,
     legend: Callable[[Results], Sequence[Any]] = lambda results: (), **subplots: Any,
 ) -> Callable[[Callable[..., tuple[str, str]]], Callable[..., Picture | Note]]:  # fmt: skip
@@ -68,35 +47,36 @@ def by_dataset(
     """
 
     def decorate(draw: Callable[..., tuple[str, str]]) -> Callable[..., Picture | Note]:
-        @drawn(key, alt, height)
         @functools.wraps(draw)
-        def picture(figure: Figure, results: Results, *more: Any) -> tuple[str, str, str]:
+        def picture(results: Results, *more: Any) -> Picture | Note:
+            if not results.runs:
+                none = f"No results of profile paper are recorded for {results.study.key} yet."
+                return Note(none if results.profile == "paper" else absent(results))
             at = Counter(n for d in results.study.decays for n in results.at(d).datasets)
             names = [n for n in at if at[n] >= least and needs(results.by_method(n))]
             down, (rows, columns) = max(1, math.ceil(len(names) / across)), block
-            beside = max(1, math.ceil(len(names) / down))
-            figure.set_figheight(height * down + extra)
-            grid = figure.subplots(down * rows, beside * columns, squeeze=False, **subplots)
-            for ax in grid[-rows:, (len(names) - (down - 1) * beside) * columns :].flat:
-                ax.set_visible(False)  # they have no data set
-            told = []
-            for place, name in enumerate(names):
-                row, column = place // beside * rows, place % beside * columns
-                panels = grid[row : row + rows, column : column + columns]
-                title = results.title(name)
-                if columns == 1:
-                    panels[0, 0].set_title(textwrap.fill(title, 66 // beside))
-                for ax, label in zip(panels[:, 0] if column == 0 else (), labels, strict=False):
-                    ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
-                told.append(draw(panels.ravel(), name, results, *more))
-            if handles := legend(results):
-                look = {"loc": "outside upper center", "ncols": min(len(handles), 3)}
-                figure.legend(handles=handles, **look)
+            beside, told = max(1, math.ceil(len(names) / down)), []
+            with canvas(height * down + extra) as figure:
+                grid = figure.subplots(down * rows, beside * columns, squeeze=False, **subplots)
+                for ax in grid[-rows:, (len(names) - (down - 1) * beside) * columns :].flat:
+                    ax.set_visible(False)  # they have no data set
+                for place, name in enumerate(names):
+                    row, column = place // beside * rows, place % beside * columns
+                    panels = grid[row : row + rows, column : column + columns]
+                    title = results.title(name)
+                    if columns == 1:
+                        panels[0, 0].set_title(textwrap.fill(title, 66 // beside))
+                    for ax, label in zip(panels[:, 0] if column == 0 else (), labels, strict=False):
+                        ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
+                    told.append(draw(panels.ravel(), name, results, *more))
+                if handles := legend(results):
+                    look = {"loc": "outside upper center", "ncols": min(len(handles), 3)}
+                    figure.legend(handles=handles, **look)
             parts = ({part[i]: None for part in told if part[i]} for i in (0, 1))
             first, second = map("; ".join, parts)
             start = finding(results) if callable(finding) else sentence(finding, first)
             sources = sentence(numbers, second) + absent(results) + source(results, names)
-            return caption, start, sources
+            return Picture(key + results.suffix, figure, caption, alt, sources, start)
 
         return picture
 
@@ -258,7 +238,7 @@ def contrast(results: Results, first: str, second: str) -> str:
 
 def sentence(start: str, text: str) -> str:
     """Return "<start>: <text>. ", or nothing if there is no text."""
-    return f"{start}: {text}. " if text else ""
+    return f"{start}{': ' * bool(start)}{text}. " if text else ""
 
 
 def source(results: Results, names: Sequence[str] | None = None) -> str:

@@ -65,9 +65,9 @@ def patch(tmp_path_factory):
 @pytest.fixture(scope="module")
 def main(patch):
     """Return results of all methods on one data set; this machine cannot have the other."""
-    everyone = (observing.ObserveGradientFlow, observing.ObserveImportance)
+    everyone = (observing.observe_gradient_flow, observing.observe_importance)
     observers = {("digits", m): everyone for m in METHODS[1:]}
-    observers["digits", "set-all-relu"] += (observing.ObservePruning, observing.ObserveTopology)
+    observers["digits", "set-all-relu"] += (observing.observe_pruning, observing.observe_topology)
     study = Study(
         "T-test", "", ("digits", "madelon", "leukemia"), METHODS, seeds={"quick": (0, 1)},
         quick={"digits": SMALL}, observers=observers,

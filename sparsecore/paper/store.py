@@ -167,7 +167,7 @@ def at_hand(compute: Callable[[], Result]) -> Result:
         return {"missing": f"This needs what is not at hand: {error}."}
 
 
-def _in_quiet(measure: Callable[[], Result]) -> Result:
+def _with_others(measure: Callable[[], Result]) -> Result:
     """Measure, and tell under "others" how many CPUs other processes used just before."""
     return {"others": busy_cpus(), **measure()}
 
@@ -205,7 +205,7 @@ class Measured:
         with bar(len(parts), bar_format="{desc} ({n}/{total})", hidden=len(parts) == 1) as shown:
             for name, (entry, measure) in parts.items():
                 shown.set_description_str(entry.name)
-                found[name] = at_hand(partial(entry.obtain, partial(_in_quiet, measure)))
+                found[name] = at_hand(partial(entry.obtain, partial(_with_others, measure)))
                 shown.update()
         return self.page(found)
 
@@ -330,9 +330,12 @@ def _agrees(value: Result) -> Iterator[bool]:
 
 def origin(about: Mapping[str, Any]) -> str:
     """Say of a result's provenance: machine, version and commit."""
-    commit = about.get("commit") or ""
     version = f", sparsecore {about['sparsecore']}" if "sparsecore" in about else ""
-    return (
-        f"{about['cpu']}, {about['cores']} cores{version}"
-        f"{' commit ' * bool(commit)}{commit[:7]}{' with changes' * commit.endswith('+')}"
-    )
+    code = f" commit {known}" if (known := commit(about)) else ""
+    return f"{about['cpu']}, {about['cores']} cores{version}{code}"
+
+
+def commit(about: Mapping[str, Any]) -> str:
+    """Return a provenance's commit in short, and whether there were changes; "" if not known."""
+    known = about.get("commit") or ""
+    return known[:7] + " with changes" * known.endswith("+")

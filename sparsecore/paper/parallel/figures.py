@@ -100,13 +100,9 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     """Draw test accuracy against epochs and against seconds."""
     left, right = axes
     late: list[float] = []
-    ends, pace, begun, done = {}, {}, {}, {}
-    config = found["runs"]["wasap"][0]["config"]
+    ends, config = {}, found["runs"]["wasap"][0]["config"]
     for name, runs in found["runs"].items():
-        done[name] = [run["test_accuracy"] for run in runs]
-        begun[name] = [run["epochs"][config["phase1_epochs"] - 1]["test_accuracy"] for run in runs]
         ends[name] = shown.accuracy(runs)
-        pace[name] = np.mean([run["samples_per_second"] for run in runs])
         epochs, tests = shown.over_epochs(runs, "test_accuracy", 100)
         tests = shown.smooth(tests)
         times = [[training_seconds(epoch) for epoch in run["epochs"]] for run in runs]
@@ -121,17 +117,26 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(min(late) - room, max(late) + room))
     right.set(xlabel="seconds of training")
     told = ", ".join(f"{LABELS[name]} {end:.2f} %" for name, end in ends.items())
+    finding = _phases(found["runs"], config)
+    return finding, f"λ = {config['weight_decay']:g}. Final test accuracy: {told}."
+
+
+def _phases(runs: dict[str, list[Result]], config: Result) -> str:
+    """Say who leads when phase 2 begins, what phase 2 changes, and who is how fast."""
+    last = config["phase1_epochs"] - 1
+    begun = {n: [r["epochs"][last]["test_accuracy"] for r in some] for n, some in runs.items()}
+    done = {n: [run["test_accuracy"] for run in some] for n, some in runs.items()}
+    pace = {n: np.mean([run["samples_per_second"] for run in some]) for n, some in runs.items()}
     base, ahead = "sequential", max(begun, key=lambda name: np.mean(begun[name]))
     lead = f" sequential training by {_gap(begun[ahead], begun[base])}" * (ahead != base)
     lost = " and ".join(f"{LABELS[n]}'s {_gap(done[n], begun[n])}" for n in _PARALLEL)
     beside = " and ".join(f"{LABELS[n]} {_gap(done[n], done[base])}" for n in _PARALLEL)
     faster = " and ".join(f"{LABELS[n]} {pace[n] / pace[base]:.2f}" for n in _PARALLEL)
-    finding = (
+    return (
         f"When phase 2 begins, {LABELS[ahead]} leads{lead}. Phase 2 changes accuracies: {lost}. "
         f"Differences from sequential training at the end: {beside}. Samples per second with "
         f"{config['workers']} workers, times the sequential trainer's: {faster}."
     )
-    return finding, f"λ = {config['weight_decay']:g}. Final test accuracy: {told}."
 
 
 @shows()

@@ -10,7 +10,7 @@ from typing import Any
 from sparsecore import datasets, experiment
 from sparsecore.config import TrainConfig
 from sparsecore.paper.training import dense, observers, on_cluster
-from sparsecore.paper.training.observers import ObserveGradientFlow, ObserveImportance, Observer
+from sparsecore.paper.training.observers import Observer, observe_gradient_flow, observe_importance
 from sparsecore.settings import DECAYS, setting
 from sparsecore.topology import erdos_renyi_density
 from sparsecore.wasap.plan import Plan
@@ -98,7 +98,7 @@ class Study:
     # also says how long all are, and, unless this one does, with which seeds.
     runs_of: str | None = None
     variants: tuple[str, ...] = ()  # methods that it has for studies whose runs are its own
-    observers: Mapping[tuple[str, str], tuple[type[Observer], ...]] = field(default_factory=dict)
+    observers: Mapping[tuple[str, str], tuple[Observer, ...]] = field(default_factory=dict)
 
     @property
     def home(self) -> Study:
@@ -190,15 +190,15 @@ _FIRST = {"quick": (0,), "paper": (0, 1, 2)}
 
 # Who observes T-main's runs: the figures about training are made of them, too.
 _ACTIVATIONS = (*_SET, "set-leaky-relu", "set-leaky-relu-0.25")
-_OBSERVERS: dict[tuple[str, str], tuple[type[Observer], ...]] = {
-    (dataset, method): (ObserveGradientFlow,)
+_OBSERVERS: dict[tuple[str, str], tuple[Observer, ...]] = {
+    (dataset, method): (observe_gradient_flow,)
     for dataset in (*_REAL, "leukemia")
     for method in _ACTIVATIONS
 }
-_OBSERVERS["fashion-mnist", "set-all-relu"] += (observers.ObserveTopology,)
+_OBSERVERS["fashion-mnist", "set-all-relu"] += (observers.observe_topology,)
 for _dataset in ("fashion-mnist", "madelon"):
-    _OBSERVERS[_dataset, "set-all-relu"] += (ObserveImportance, observers.ObservePruning)
-    _OBSERVERS[_dataset, "set-all-relu-pruned"] = (ObserveImportance,)
+    _OBSERVERS[_dataset, "set-all-relu"] += (observe_importance, observers.observe_pruning)
+    _OBSERVERS[_dataset, "set-all-relu-pruned"] = (observe_importance,)
 
 _STUDIES = (
     Study("T-datasets", "the data sets: domain, features, classes, sizes, source, hash"),
@@ -335,10 +335,10 @@ class Condition:
         return {"train": train, "test": test}
 
     @property
-    def observers(self) -> tuple[type[Observer], ...]:
+    def observers(self) -> tuple[Observer, ...]:
         """Who looks on; only the figure of the flow needs more than three seeds."""
         found = STUDIES[self.study].observers.get((self.dataset, self.method), ())
-        return tuple(see for see in found if self.seed < 3 or see is ObserveGradientFlow)
+        return tuple(see for see in found if self.seed < 3 or see is observe_gradient_flow)
 
     @property
     def work(self) -> int:

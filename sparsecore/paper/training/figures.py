@@ -139,8 +139,7 @@ def gradient_flow(axes: Any, name: str, results: Results) -> tuple[str, str]:
             about = f"{early} it in the first tenth of the epochs, {late} it in the last"
         ratios.append(f"{whole} {label}'s" + f" ({about})" * bool(about))
     for ax in axes:
-        ax.set_yscale("log")
-        ax.set_xlim(0, results.epochs(name))
+        ax.set(yscale="log", xlim=(0, results.epochs(name)))
     if ratios:
         top.axhline(1, color=GREY, linestyle=DOTTED)
         low, high = np.log10(top.get_ylim())

@@ -17,7 +17,7 @@ from sparsecore import datasets, experiment
 from sparsecore.cluster import ClusterError
 from sparsecore.compiled import lanes
 from sparsecore.datasets import DataError
-from sparsecore.paper.store import NOT_AVAILABLE, Entry, Result, current_profile
+from sparsecore.paper.store import NOT_AVAILABLE, Entry, Result, commit, current_profile
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.conditions import METHODS, Condition, Study, excluded, find
 from sparsecore.progress import bar
@@ -149,8 +149,7 @@ class Results:
     def provenance(self) -> str:
         """One line: profile, machine, code."""
         about = [run["provenance"] for run in self.runs]
-        known = [p["commit"] for p in about if p.get("commit")]
-        commits = {commit[:7] + " with changes" * commit.endswith("+") for commit in known}
+        commits = {commit(p) for p in about} - {""}
         blas = {library.split(" (")[0] for p in about for library in p.get("blas", [])}
         parts = [
             f"profile {self.profile}", _listed({p["cpu"] for p in about}),

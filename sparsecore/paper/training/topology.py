@@ -50,9 +50,7 @@ def degrees(axes: Any, name: str, results: Results) -> tuple[str, str]:
         share = binom.pmf(k, trials, degree / trials)
         ax.plot(*_binned(share), color="black", linewidth=1.2, linestyle=DOTTED)
         neurons = "input pixels" if layer + row == 0 else f"hidden layer {layer + row}"
-        ax.set(title=neurons, xlabel=f"{word} connections")
-        ax.set_xlim(left=0)
-        ax.set_ylim(bottom=0)
+        ax.set(title=neurons, xlabel=f"{word} connections", xlim=(0, None), ylim=(0, None))
         first, then = (np.mean([moments(h)[1] for h in some]) for some in (before, after))
         told = f"from {first:.1f} to {then:.1f} ({word}, {neurons})"
         widest[row] = max(widest[row], (then / first, told))

@@ -11,7 +11,6 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from scipy.stats import t as student
 
 from sparsecore import datasets
 from sparsecore.paper.page import Note, Picture
-from sparsecore.paper.store import NOT_AVAILABLE, Result
+from sparsecore.paper.store import NOT_AVAILABLE, Result, commit
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import CONFIDENCE, Effect, compared, pairs, two_digits
@@ -243,15 +242,30 @@ def sentence(start: str, text: str) -> str:
 
 def source(results: Results, names: Sequence[str] | None = None) -> str:
     """Return how long runs are on the data sets shown, or on all, and where they come from."""
-    if names is not None:
-        results = replace(results, runs=[run for name in names for run in results.on(name)])
-    lengths = [f"{results.title(name)}: {results.size(name)}" for name in results.datasets]
-    surrogate = any(run["data"]["surrogate"] for run in results.runs)
+    names, lengths = results.datasets if names is None else names, []
+    runs = [run for name in names for run in results.on(name)]
+    for name in names:
+        rows = _listed(f"{run['data']['n_train']:,}" for run in results.on(name))
+        seeds = len({run["seed"] for run in results.on(name)})
+        length = f"{results.epochs(name)} epochs of {rows} rows, {seeds} seed{'s' * (seeds > 1)}"
+        lengths.append(f"{results.title(name)}: {length}")
+    about = [run["provenance"] for run in runs]
+    parts = {
+        "": [p["cpu"] for p in about], "threads: ": [p["threads"] for p in about],
+        "dense through ": [blas.split(" (")[0] for p in about for blas in p.get("blas", [])],
+        "sparsecore ": [p["sparsecore"] for p in about],
+        "commit ": filter(None, map(commit, about)),
+    }  # fmt: skip
+    told = ", ".join(word + text for word, some in parts.items() if (text := _listed(some)))
+    surrogate = any(run["data"]["surrogate"] for run in runs)
     return (
         "A surrogate's accuracy says nothing; its times do. " * surrogate
-        + f"{'; '.join(lengths)}. " * bool(lengths)
-        + f"Runs: {results.provenance}." * bool(lengths)
+        + f"{'; '.join(lengths)}. Runs: profile {results.profile}, {told}." * bool(runs)
     )
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, sorted(set(values))))
 
 
 def absent(results: Results) -> str:

@@ -75,9 +75,8 @@ def _train(algorithm: str, seed: int, profile: str) -> Result:
     config = config_of(profile)
     if algorithm == "sequential":
         return experiment.run(_rows(seed, profile), config, seed=seed, progress=True)[1]
-    plan, limit = wasap.Plan(algorithm), EFFORTS[profile].rows
-    workers = on_cluster.workers()  # which start when the first run needs them
-    return cluster.train(workers, config, DATASET, plan, seed=seed, limit=limit)[1]
+    how = {"plan": wasap.Plan(algorithm), "seed": seed, "limit": EFFORTS[profile].rows}
+    return on_cluster.train(config, DATASET, **how)[1]
 
 
 def _replay(first: Entry, seed: int) -> Result:

@@ -23,13 +23,6 @@ def n_workers() -> int:
     return max(2, min(WORKERS, cpu_count()))
 
 
-def workers() -> cluster.Cluster:
-    """Return the cluster that is kept; the first call finds or starts it."""
-    if "workers" not in _shared:
-        _shared["workers"] = _shared["stack"].enter_context(cluster.connect(n_workers()))
-    return _shared["workers"]
-
-
 @contextmanager
 def kept() -> Iterator[None]:
     """Keep the cluster of the first run for the next ones, and stop it at the end."""
@@ -41,12 +34,27 @@ def kept() -> Iterator[None]:
             _shared.clear()
 
 
+def train(
+    config: TrainConfig, data: Dataset | str, **options: Any
+) -> tuple[SparseMLP, dict[str, Any]]:
+    """Train on the cluster that is kept, as `cluster.train` does; the first call starts it."""
+    if "failed" in _shared:  # the next run would fail as well, after a long wait
+        raise cluster.ClusterError(_shared["failed"])
+    try:
+        if "workers" not in _shared:
+            _shared["workers"] = _shared["stack"].enter_context(cluster.connect(n_workers()))
+        return cluster.train(_shared["workers"], config, data, **options)
+    except cluster.ClusterError as error:
+        if isinstance(error, cluster.WorkerError) and error.cause == "FloatingPointError":
+            raise FloatingPointError(str(error)) from error  # the engines go on to the next run
+        _shared["failed"] = str(error)
+        raise
+
+
 def run(
     data: Dataset, config: TrainConfig, *, observe: Callable[[Any, int], Any], **options: Any
 ) -> tuple[SparseMLP, dict[str, Any]]:
-    """Train on the cluster that is kept, as `cluster.train` does; `observe` sees no model."""
-    if "failed" in _shared:
-        raise cluster.ClusterError(_shared["failed"])
+    """Train in parallel as `experiment.run` does alone; `observe` sees no model."""
     seen = -1
 
     def on_progress(state: dict[str, Any]) -> None:
@@ -55,13 +63,7 @@ def run(
             seen += 1
             observe(None, seen)
 
-    try:
-        model, result = cluster.train(workers(), config, data, on_progress=on_progress, **options)
-    except cluster.ClusterError as error:
-        if isinstance(error, cluster.WorkerError) and error.cause == "FloatingPointError":
-            raise FloatingPointError(str(error)) from error  # the engines go on to the next run
-        _shared["failed"] = str(error)  # the next run would fail as well, after a long wait
-        raise
+    model, result = train(config, data, on_progress=on_progress, **options)
     if lost := result["parallel"]["failed_workers"]:
         causes = "; ".join(f"rank {worker['rank']}: {worker['cause']}" for worker in lost)
         raise cluster.ClusterError(f"workers were lost on the way, run it again: {causes}")

@@ -107,8 +107,9 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
     ]  # fmt: skip
     main = replace(empty, runs=runs)
     rounds = {"set-all-relu": [1.0, 3.0, 9.0], "wassp": [2.0, 2.0, 7.0], "wasap": [1.0, 1.0, 1.0]}
-    told = parallel_figures.beside_main(found, main, {"digits": {"rounds": rounds}}).text
-    assert "less the sequential trainer's: -10.50 points [" in told
+    note = parallel_figures.beside_main(found, main, {"digits": {"rounds": rounds}})
+    told = note.text
+    assert "less the sequential trainer's: −10.50 points [" in note._repr_markdown_()
     assert "] (WASAP-SGD) and -1.00 points [" in told and "] (WASSP-SGD). " in told
     series = "WASAP-SGD's series differ more than its seeds: 92.00 ± 0.00 % and 70.50 ± 0.71 %."
     assert series in told

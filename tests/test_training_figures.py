@@ -517,7 +517,9 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     single = figures.decay(replace(found, runs=found.runs[:-1])).figure.axes[0]
     [hollow] = [line for line in single.lines if line.get_markerfacecolor() == "white"]
     assert hollow.get_xydata().tolist() == [[0, 99]], "one run is left"
-    one = figures.decay(replace(found, runs=main.runs)).figure.axes
+    none = figures.decay(replace(found, runs=main.runs))
+    assert "rows" not in none.sources, "only data sets that are shown have a length"
+    one = none.figure.axes
     assert not any(ax.get_visible() for ax in one), "nothing to compare"
     effects = tables.deviations(replace(found, study=replace(study, methods=METHODS))).data
     told = effects.set_index("subject")["effect"]

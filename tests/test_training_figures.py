@@ -213,7 +213,7 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     told = f"connections, dense takes {effects.two_digits(speed)} times the core-seconds."
     assert told in own.finding
     assert tables.main(replace(recorded, runs=relu + sparse)).finding == "", "nothing to compare"
-    assert table._repr_markdown_().startswith(f"{table.finding}\n\n````{{table}}")
+    assert table._repr_markdown_().startswith(f"{page.minus(table.finding)}\n\n````{{table}}")
     picture = figures.curves(replace(recorded, study=view(main, "set-relu").study))
     markdown = picture._repr_markdown_()
     assert ":name: f-curves\n" in markdown and picture.finding in picture._repr_html_()

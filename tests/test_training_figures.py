@@ -216,7 +216,7 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     assert table._repr_markdown_().startswith(f"{page.minus(table.finding)}\n\n````{{table}}")
     picture = figures.curves(replace(recorded, study=view(main, "set-relu").study))
     markdown = picture._repr_markdown_()
-    assert ":name: f-curves\n" in markdown and picture.finding in picture._repr_html_()
+    assert ":name: f-curves\n" in markdown and page.minus(picture.finding) in picture._repr_html_()
     assert f"\n:alt: {picture.alt}\n" in markdown and len(picture.alt.splitlines()) == 1
     assert picture.caption in markdown
     [pdf] = re.findall(

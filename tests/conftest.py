@@ -72,13 +72,13 @@ def study(tmp_path, monkeypatch):
     """Return a study of four short runs on embedded data, with a results folder of its own."""
     from sparsecore.paper import store
     from sparsecore.paper.training.conditions import STUDIES, Study
-    from sparsecore.paper.training.observers import ObserveTopology
+    from sparsecore.paper.training.observers import observe_topology
 
     small = Study(
         "F-test", "two methods on digits", datasets=("digits",),
         methods=("set-relu", "set-all-relu"), seeds={"quick": (0, 1), "paper": (0,)},
         quick={"digits": {"epochs": 2, "hidden": (20, 20)}}, quick_rows={"digits": (300, 100)},
-        observers={("digits", "set-all-relu"): (ObserveTopology,)},
+        observers={("digits", "set-all-relu"): (observe_topology,)},
     )  # fmt: skip
     monkeypatch.setitem(STUDIES, "F-test", small)
     monkeypatch.setenv(store.FOLDER, str(tmp_path))

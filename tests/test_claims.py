@@ -20,7 +20,7 @@ from sparsecore.paper.extreme.runs import BAT, Row
 from sparsecore.paper.speed import measure as speed
 from sparsecore.paper.training import conditions, effects, studies, tables, times
 from sparsecore.paper.training.conditions import STUDIES, Study
-from sparsecore.paper.training.observers import ObserveGradientFlow
+from sparsecore.paper.training.observers import observe_gradient_flow
 from sparsecore.paper.training.studies import Results
 
 ABOUT = {"cpu": "a CPU", "cores": 2, "threads": 1, "ranks": 1, "packages": {}, "sparsecore": "0"}
@@ -163,7 +163,7 @@ def test_what_the_ledger_asks_of_runs_is_observed():
     observers = STUDIES["T-main"].observers
     for dataset in STUDIES["L-claims"].datasets:
         for method in ("set-relu", "set-all-relu"):
-            assert ObserveGradientFlow in observers[dataset, method], dataset
+            assert observe_gradient_flow in observers[dataset, method], dataset
 
 
 def test_without_results_nothing_is_tested():
@@ -474,10 +474,10 @@ def test_the_readme_s_figures_are_the_book_s(recorded):
 @pytest.mark.parametrize(
     ("outcomes", "expected"),
     [
-        ([HOLDS, FAILS, UNTESTED], "(✗) −2.00"),
-        ([HOLDS, UNDECIDED], "? −2.00"),
-        ([HOLDS, IMPOSSIBLE], "✓ −2.00"),
-        ([UNTESTED, HOLDS], "(✓) −1.00"),
+        ([HOLDS, FAILS, UNTESTED], "(✗) -2.00"),
+        ([HOLDS, UNDECIDED], "? -2.00"),
+        ([HOLDS, IMPOSSIBLE], "✓ -2.00"),
+        ([UNTESTED, HOLDS], "(✓) -1.00"),
         ([UNTESTED, IMPOSSIBLE], "–"),
         ([IMPOSSIBLE], "·"),
         ([], ""),

@@ -30,7 +30,7 @@ def test_ranks_and_losses_are_counted_on_the_tables_that_were_not_tuned_on():
         "heart": measured([0.8, 0.9, 0.7, 0.6]),
     }
     found["wine"]["methods"]["sparsecore"]["scores"] = [0.9, 0.92, 0.88, 0.93, 0.87]
-    made = estimator.rows(found, estimator.CLASSES)
+    made = estimator.rows(found, classes=True)
     assert estimator.ranks(made[1:]) == {
         "sparsecore": 1.5, "MLP": 1.75, "gradient boosting": 2.75, "linear": 4.0
     }  # fmt: skip
@@ -87,8 +87,8 @@ def test_the_table_of_inputs():
 def test_where_nothing_is_recorded_the_tables_are_notes(monkeypatch, tmp_path):
     monkeypatch.setenv(store.FOLDER, str(tmp_path))
     nothing = Note(store.NOTHING["missing"])
-    assert estimator.inputs_table(estimator.recorded(estimator.INPUTS)) == nothing
-    assert estimator.table(estimator.recorded(estimator.TABLES), classes=True) == nothing
+    assert estimator.inputs_table(estimator.recorded()) == nothing
+    assert estimator.table(estimator.recorded(), classes=True) == nothing
 
 
 def test_a_build_measures_its_own_and_one_of_profile_paper_what_is_missing(monkeypatch, tmp_path):
@@ -104,5 +104,6 @@ def test_a_build_measures_its_own_and_one_of_profile_paper_what_is_missing(monke
     assert done == [(dataset, "quick") for dataset in estimator.INPUTS.values()]
     assert all(entry.look()[1] == "recorded" for entry in estimator.entries("quick"))
     monkeypatch.setenv(store.PROFILE, "paper")
-    assert list(estimator.recorded(["inputs-madelon"])) == ["inputs-madelon"]
-    assert done[2:] == [("madelon", "paper")]
+    monkeypatch.setattr(estimator, "TABLES", ())
+    assert list(estimator.recorded()) == list(estimator.INPUTS)
+    assert done[2:] == [(dataset, "paper") for dataset in estimator.INPUTS.values()]

@@ -153,7 +153,7 @@ def test_what_needs_mpi_says_so_without_it(small, monkeypatch, capsys):
     def no_mpi(neurons):
         raise ClusterError("no MPI here")
 
-    monkeypatch.setattr(extreme, "busy_cpus", lambda: 0.0)
+    monkeypatch.setattr(store, "busy_cpus", lambda: 0.0)
     monkeypatch.setattr(extreme, "LIVE", ())
     monkeypatch.setattr(extreme, "PARTS", {"split": (no_mpi, {"quick": 1}, {})})
     found = extreme.load("quick")

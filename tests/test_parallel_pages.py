@@ -25,9 +25,9 @@ def trained(one_worker, monkeypatch):
     monkeypatch.setattr(parallel_figures, "DATASET", "digits")
     monkeypatch.setattr(parallel, "EFFORTS", {"quick": small, "paper": small})
     monkeypatch.setattr(parallel, "config_of", lambda profile: SMALL)
-    monkeypatch.setattr(parallel, "busy_cpus", lambda: 1.5)
+    monkeypatch.setattr(store, "busy_cpus", lambda: 1.5)
     assert parallel.load("paper")["replay"]["identical"]
-    monkeypatch.setattr(parallel, "busy_cpus", lambda: 0.1)
+    monkeypatch.setattr(store, "busy_cpus", lambda: 0.1)
     return one_worker
 
 
@@ -71,7 +71,7 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
     runs[0]["parallel"]["staleness_histogram"] = [0, 8, 0, 0, 0, 1, 1]
     told = parallel_figures.accuracy(found).finding
     assert told.startswith("When phase 2 begins, sequential training leads. Phase 2 changes")
-    assert "at the end: WASAP-SGD +2.00 points [" in told and "] and WASSP-SGD −3.00 points" in told
+    assert "at the end: WASAP-SGD +2.00 points [" in told and "] and WASSP-SGD -3.00 points" in told
     assert told.endswith("the sequential trainer's: WASAP-SGD 1.50 and WASSP-SGD 0.80.")
     bars = parallel_figures.staleness(found)
     assert [bar.get_height() for bar in bars.figure.axes[0].patches] == [0, 80, 0, 0, 0, 20]
@@ -107,9 +107,10 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
     ]  # fmt: skip
     main = replace(empty, runs=runs)
     rounds = {"set-all-relu": [1.0, 3.0, 9.0], "wassp": [2.0, 2.0, 7.0], "wasap": [1.0, 1.0, 1.0]}
-    told = parallel_figures.beside_main(found, main, {"digits": {"rounds": rounds}}).text
-    assert "less the sequential trainer's: −10.50 points [" in told
-    assert "] (WASAP-SGD) and −1.00 points [" in told and "] (WASSP-SGD). " in told
+    note = parallel_figures.beside_main(found, main, {"digits": {"rounds": rounds}})
+    told = note.text
+    assert "less the sequential trainer's: −10.50 points [" in note._repr_markdown_()
+    assert "] (WASAP-SGD) and -1.00 points [" in told and "] (WASSP-SGD). " in told
     series = "WASAP-SGD's series differ more than its seeds: 92.00 ± 0.00 % and 70.50 ± 0.71 %."
     assert series in told
     assert "WASAP-SGD is 3 times and WASSP-SGD 1.5 times as fast there." in told
@@ -137,9 +138,9 @@ def test_the_build_s_runs_stand_apart(trained, monkeypatch):
         assert parallel.recorded()["seeds"] == recorded["seeds"]
     parallel.entry("wassp", 1, "paper").path.unlink()
     assert all([run["seed"] for run in runs] == [0] for runs in first["runs"].values())
-    other = parallel._replay_entry({**first["runs"]["wasap"][0], "weights_sha256": "another"})
-    other.path.unlink()
-    other.obtain(lambda: {**first["replay"], "recorded_sha256": "another"})
+    replay = parallel.entries("paper")[-1]
+    replay.path.unlink()
+    replay.obtain(lambda: {**first["replay"], "recorded_sha256": "another"})
     assert parallel.recorded() == store.NOTHING
 
 
@@ -150,7 +151,7 @@ def test_what_cannot_be_run_is_one_line(trained, monkeypatch):
     monkeypatch.setattr(parallel.cluster, "connect", connect)
     here = parallel.load("quick")
     assert "profile paper" in parallel_figures.resources(parallel.recorded()).sources
-    parallel._replay_entry({"weights_sha256": "", "profile": "paper"}).path.unlink()
+    parallel.entries("paper")[-1].path.unlink()
     for empty, why in ((parallel.recorded(), "Nothing of this"), (here, "no MPI here")):
         for show in ("accuracy", "staleness", "resources", "replayed"):
             assert why in getattr(parallel_figures, show)(empty).text

@@ -278,10 +278,7 @@ def test_rounds_are_measured_in_turns_and_told(monkeypatch):
         if name != "alone":
             seconds = {"phase1": 2.0, "gradient": 1.0, "lock": 0.5, "update": 0.25}
             rank = {"updates": 5, "samples": 50, "seconds": seconds}
-            found["parallel"] = {
-                "staleness_histogram": [1, 3], "window": "shared", "bytes_per_update": 8.0,
-                "ranks": [rank, rank],
-            }  # fmt: skip
+            found["parallel"] = {"bytes_per_update": 8.0, "ranks": [rank, rank]}
         return found
 
     found = rounds.in_turns(
@@ -289,7 +286,7 @@ def test_rounds_are_measured_in_turns_and_told(monkeypatch):
     )
     assert calls == [("alone", 3), ("two", 3), ("alone", 4), ("two", 4)]
     assert found["others"] == [0.1, 0.1]
-    assert found["runs"]["wasap"]["2"][0]["staleness"] == 0.75
+    assert found["runs"]["wasap"]["2"][0]["bytes_per_update"] == 8.0
     told = rounds.against_sequential(found, "wasap", 2)
     assert told["ratio"] == {"median": 1.8, "min": 1.8, "max": 1.8}
     assert told["accuracy_difference"] == pytest.approx(-10)

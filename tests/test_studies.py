@@ -15,10 +15,10 @@ from sparsecore.paper import store
 from sparsecore.paper.training import conditions, dense, studies, tables, times
 from sparsecore.paper.training.conditions import METHODS, STUDIES, Condition, Study
 from sparsecore.paper.training.observers import (
-    ObserveGradientFlow,
-    ObserveImportance,
-    ObservePruning,
-    ObserveTopology,
+    observe_gradient_flow,
+    observe_importance,
+    observe_pruning,
+    observe_topology,
 )
 from sparsecore.settings import setting
 from sparsecore.train import new_model
@@ -308,7 +308,7 @@ def test_the_paper_profile_is_the_setting_unchanged():
 def test_observed_topology_against_dense_counts():
     config = setting("digits").config.with_values(hidden=(30, 20), epochs=7)
     model = new_model(config, 64, 10, seed=3)
-    observe = ObserveTopology(config, datasets.load("digits"))
+    observe = observe_topology(config, datasets.load("digits"))
     records = [observe(model, epoch) for epoch in range(8)]
     assert [i for i, record in enumerate(records) if record] == [0, 1, 2, 5, 7]
     topology = records[0]["topology"]
@@ -478,7 +478,7 @@ def _observed(epochs, observer, **changes):
 
 
 def test_gradient_flow_is_of_the_same_rows_every_epoch():
-    _, data, records = _observed(2, ObserveGradientFlow)
+    _, data, records = _observed(2, observe_gradient_flow)
     rows, scaled = data.limited(1000), data.standardized()
     chosen = [np.flatnonzero((data.X_train == x).all(axis=1))[0] for x in rows.X_train]
     for model, seen in records:
@@ -489,7 +489,7 @@ def test_gradient_flow_is_of_the_same_rows_every_epoch():
 
 
 def test_importance_counts_the_neurons_that_have_connections():
-    _, _, records = _observed(3, ObserveImportance, prune_from=1, prune_every=1, epsilon=2)
+    _, _, records = _observed(3, observe_importance, prune_from=1, prune_every=1, epsilon=2)
     assert [i for i, (_, seen) in enumerate(records) if seen] == [0, 1, 2, 3]
     for model, seen in records:
         for layer, one in enumerate(seen["importance"], 1):
@@ -502,7 +502,7 @@ def test_importance_counts_the_neurons_that_have_connections():
 
 
 def test_pruning_after_training_against_a_model_pruned_by_hand():
-    model, data, records = _observed(1, ObservePruning)
+    model, data, records = _observed(1, observe_pruning)
     assert records[0][1] == {}
     seen = records[-1][1]["post_pruning"]
     scaled = data.standardized()

@@ -65,9 +65,9 @@ def patch(tmp_path_factory):
 @pytest.fixture(scope="module")
 def main(patch):
     """Return results of all methods on one data set; this machine cannot have the other."""
-    everyone = (observing.ObserveGradientFlow, observing.ObserveImportance)
+    everyone = (observing.observe_gradient_flow, observing.observe_importance)
     observers = {("digits", m): everyone for m in METHODS[1:]}
-    observers["digits", "set-all-relu"] += (observing.ObservePruning, observing.ObserveTopology)
+    observers["digits", "set-all-relu"] += (observing.observe_pruning, observing.observe_topology)
     study = Study(
         "T-test", "", ("digits", "madelon", "leukemia"), METHODS, seeds={"quick": (0, 1)},
         quick={"digits": SMALL}, observers=observers,
@@ -213,10 +213,10 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     told = f"connections, dense takes {effects.two_digits(speed)} times the core-seconds."
     assert told in own.finding
     assert tables.main(replace(recorded, runs=relu + sparse)).finding == "", "nothing to compare"
-    assert table._repr_markdown_().startswith(f"{table.finding}\n\n````{{table}}")
+    assert table._repr_markdown_().startswith(f"{page.minus(table.finding)}\n\n````{{table}}")
     picture = figures.curves(replace(recorded, study=view(main, "set-relu").study))
     markdown = picture._repr_markdown_()
-    assert ":name: f-curves\n" in markdown and picture.finding in picture._repr_html_()
+    assert ":name: f-curves\n" in markdown and page.minus(picture.finding) in picture._repr_html_()
     assert f"\n:alt: {picture.alt}\n" in markdown and len(picture.alt.splitlines()) == 1
     assert picture.caption in markdown
     [pdf] = re.findall(
@@ -267,7 +267,7 @@ def test_curves_draw_means_and_bands_of_the_results(main):
         np.mean([100 * epoch["test_accuracy"] for run in files(m) for epoch in run["epochs"][1:]])
         for m in methods
     ]
-    lead = f"{means[1] - means[0]:+.2f}".replace("-", "−")
+    lead = f"{means[1] - means[0]:+.2f}"
     assert f"(all epochs {lead})" in picture.finding
     assert "rows, 2 seeds. Runs: profile quick, " in picture.sources
     assert "Optical digits: 3 epochs of 1,437 rows, " in picture.sources
@@ -509,7 +509,7 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     [container] = picture.figure.axes[0].containers
     usual = np.mean([100 * run["test_accuracy"] for run in main.of("digits", "set-relu")])
     assert container.lines[0].get_ydata() == pytest.approx([99.005, usual])
-    change = f"{usual - 99.005:+.2f} points [".replace("-", "−")
+    change = f"{usual - 99.005:+.2f} points ["
     assert f"tells a difference: on Optical digits SET-ReLU {change}" in picture.finding
     alike = [{**run, "config": {**run["config"], "weight_decay": 0.0}} for run in main.runs]
     same = replace(main, study=study, runs=[*main.runs, *alike])
@@ -517,7 +517,9 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     single = figures.decay(replace(found, runs=found.runs[:-1])).figure.axes[0]
     [hollow] = [line for line in single.lines if line.get_markerfacecolor() == "white"]
     assert hollow.get_xydata().tolist() == [[0, 99]], "one run is left"
-    one = figures.decay(replace(found, runs=main.runs)).figure.axes
+    none = figures.decay(replace(found, runs=main.runs))
+    assert "rows" not in none.sources, "only data sets that are shown have a length"
+    one = none.figure.axes
     assert not any(ax.get_visible() for ax in one), "nothing to compare"
     effects = tables.deviations(replace(found, study=replace(study, methods=METHODS))).data
     told = effects.set_index("subject")["effect"]

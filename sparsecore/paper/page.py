@@ -85,7 +85,7 @@ class Note:
     text: str
 
     def _repr_markdown_(self) -> str:
-        return self.text
+        return minus(self.text)
 
 
 @dataclass(frozen=True)

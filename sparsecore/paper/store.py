@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from sparsecore.datasets import DataError
 from sparsecore.experiment import RECIPE
 from sparsecore.limits import cpu_count
 from sparsecore.progress import bar
-from sparsecore.provenance import cpu_model, provenance, sources_sha256
+from sparsecore.provenance import busy_cpus, cpu_model, provenance, sources_sha256
 from sparsecore.wasap import record
 
 Result = dict[str, Any]
@@ -167,48 +167,47 @@ def at_hand(compute: Callable[[], Result]) -> Result:
         return {"missing": f"This needs what is not at hand: {error}."}
 
 
+def _with_others(measure: Callable[[], Result]) -> Result:
+    """Measure, and tell under "others" how many CPUs other processes used just before."""
+    return {"others": busy_cpus(), **measure()}
+
+
 #: By name, the parts that a study measures: where each is kept, and what computes it.
 Parts = dict[Any, tuple[Entry, Callable[[], Result]]]
 
 
-@dataclass
+def only(found: Mapping[Any, Result]) -> Result:
+    """Return the result of a study that has one part."""
+    return next(iter(found.values()), NOTHING)
+
+
+@dataclass(frozen=True)
 class Measured:
-    """A study that is measured: its results by name or, of a `single` part, that result."""
+    """A study that is measured: what its page shows of the results of its parts."""
 
     parts: Callable[[str], Parts]  # of a profile
-    single: bool = False
-    report: Callable[[str], Any] = str  # what a part does, for the bar while it is measured
+    page: Callable[[dict[Any, Result]], Any] = dict  # of results by name
 
     def entries(self, profile: str) -> list[Entry]:
         """Return the results that a profile is made of."""
         return [entry for entry, _ in self.parts(profile).values()]
 
-    def recorded(self, names: Iterable[Any] = ()) -> Any:
-        """Return what is recorded, all or some; measure it only in a build of profile "paper"."""
+    def recorded(self) -> Any:
+        """Return what is recorded; measure what is missing only in a build of profile "paper"."""
         if current_profile() == "paper":
-            return self.load("paper", names)
-        found = {name: entry.recorded() for name, (entry, _) in self._some("paper", names).items()}
-        return self._page({name: result for name, result in found.items() if result is not None})
+            return self.load("paper")
+        found = {name: entry.recorded() for name, (entry, _) in self.parts("paper").items()}
+        return self.page({name: result for name, result in found.items() if result is not None})
 
-    def load(self, profile: str | None = None, names: Iterable[Any] = ()) -> Any:
-        """Return a profile's results, all or some; measure what is missing."""
-        parts, found = self._some(current_profile(profile), names), {}
-        form = "{desc}{postfix} ({n}/{total})"
-        with bar(len(parts), bar_format=form, hidden=self.single) as shown:
-            self.report = shown.set_postfix_str
+    def load(self, profile: str | None = None) -> Any:
+        """Return a profile's results; measure what is missing."""
+        parts, found = self.parts(current_profile(profile)), {}
+        with bar(len(parts), bar_format="{desc} ({n}/{total})", hidden=len(parts) == 1) as shown:
             for name, (entry, measure) in parts.items():
-                shown.set_postfix_str("", refresh=False)
                 shown.set_description_str(entry.name)
-                found[name] = at_hand(partial(entry.obtain, measure))
+                found[name] = at_hand(partial(entry.obtain, partial(_with_others, measure)))
                 shown.update()
-        return self._page(found)
-
-    def _some(self, profile: str, names: Iterable[Any]) -> Parts:
-        parts = self.parts(profile)
-        return {name: parts[name] for name in tuple(names) or parts}
-
-    def _page(self, found: dict[Any, Result]) -> Any:
-        return next(iter(found.values()), NOTHING) if self.single else found
+        return self.page(found)
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -331,9 +330,12 @@ def _agrees(value: Result) -> Iterator[bool]:
 
 def origin(about: Mapping[str, Any]) -> str:
     """Say of a result's provenance: machine, version and commit."""
-    commit = about.get("commit") or ""
     version = f", sparsecore {about['sparsecore']}" if "sparsecore" in about else ""
-    return (
-        f"{about['cpu']}, {about['cores']} cores{version}"
-        f"{' commit ' * bool(commit)}{commit[:7]}{' with changes' * commit.endswith('+')}"
-    )
+    code = f" commit {known}" if (known := commit(about)) else ""
+    return f"{about['cpu']}, {about['cores']} cores{version}{code}"
+
+
+def commit(about: Mapping[str, Any]) -> str:
+    """Return a provenance's commit in short, and whether there were changes; "" if not known."""
+    known = about.get("commit") or ""
+    return known[:7] + " with changes" * known.endswith("+")

@@ -22,9 +22,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore import cluster
-from sparsecore.limits import cpu_count
 from sparsecore.paper.store import Entry, Measured, Parts, Result
-from sparsecore.provenance import busy_cpus, provenance
 
 STUDY = "T-extreme"
 #: Neurons of a bat's brain, the size of the claim.
@@ -74,11 +72,11 @@ def _parts(profile: str) -> Parts:
         expected = {"config.neurons": row.neurons, "config.hidden_layers": row.hidden_layers}
         expected |= {"config.frozen": True} if row.frozen else {}
         entry = Entry(STUDY, row.name, profile, SCHEMA, partial(dict, expected))
-        size = row.neurons, row.hidden_layers, *["--frozen"] * row.frozen
-        parts[row] = entry, partial(_measure, _result, [], *size)
+        frozen = ["--frozen"] * row.frozen
+        parts[row] = entry, partial(_result, [], row.neurons, row.hidden_layers, *frozen)
     for name, (measure, neurons, schema) in PARTS.items():
         entry = Entry(STUDY, name, profile, schema)
-        parts[name] = entry, partial(_measure, measure, neurons[profile])
+        parts[name] = entry, partial(measure, neurons[profile])
     return parts
 
 
@@ -89,11 +87,6 @@ entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
 def networks(found: Found, rows: Sequence[Row] | None = None) -> list[Result]:
     """Return the runs of rows, or the table's, by size."""
     return [found[key] for key in (ROWS if rows is None else rows) if key in found]
-
-
-def _measure(run: Callable[..., Result], *how: Any) -> Result:
-    found = {"others": busy_cpus(), "provenance": provenance(cpu_count(), None)}
-    return found | run(*how)
 
 
 # --- what is measured ----------------------------------------------------------------------------

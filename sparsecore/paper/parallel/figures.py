@@ -15,6 +15,7 @@ from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET
 from sparsecore.paper.store import Result
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line, picture, shows, tag
 from sparsecore.paper.training import shown
+from sparsecore.paper.training.effects import apart
 from sparsecore.paper.training.studies import Results, training_seconds
 
 LABELS = {"sequential": "sequential training", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
@@ -79,11 +80,11 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, f
 # --- the runs ------------------------------------------------------------------------------------
 
 
-def _after(runs: list[Result], epoch: int = 0) -> list[Result]:
-    """Return what a comparison takes of runs: their accuracies after an epoch, or at the end."""
-    about = {"condition": {"method": ""}, "data": {"n_test": datasets.describe(DATASET)["n_test"]}}
-    at = ((run["seed"], run["epochs"][epoch - 1] if epoch else run) for run in runs)
-    return [{**about, "seed": seed, "test_accuracy": one["test_accuracy"]} for seed, one in at]
+def _gap(*scores: list[float]) -> str:
+    """Show how much larger the first accuracies are, of runs with the same seeds."""
+    n_test: Any = datasets.describe(DATASET)["n_test"]
+    effect = apart(scores, n_test) if len(scores[0]) > 1 else None
+    return shown.points(effect, 100 * float(np.mean(scores[0]) - np.mean(scores[1])))
 
 
 @picture(
@@ -99,11 +100,9 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     """Draw test accuracy against epochs and against seconds."""
     left, right = axes
     late: list[float] = []
-    ends, pace = {}, {}
-    config = found["runs"]["wasap"][0]["config"]
+    ends, config = {}, found["runs"]["wasap"][0]["config"]
     for name, runs in found["runs"].items():
         ends[name] = shown.accuracy(runs)
-        pace[name] = np.mean([run["samples_per_second"] for run in runs])
         epochs, tests = shown.over_epochs(runs, "test_accuracy", 100)
         tests = shown.smooth(tests)
         times = [[training_seconds(epoch) for epoch in run["epochs"]] for run in runs]
@@ -118,19 +117,26 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(min(late) - room, max(late) + room))
     right.set(xlabel="seconds of training")
     told = ", ".join(f"{LABELS[name]} {end:.2f} %" for name, end in ends.items())
-    over = {n: _after(runs) for n, runs in found["runs"].items()}
-    begins = {n: _after(runs, config["phase1_epochs"]) for n, runs in found["runs"].items()}
-    base, ahead = "sequential", max(begins, key=lambda name: shown.accuracy(begins[name]))
-    lead = f" sequential training by {shown.gap(begins[ahead], begins[base])}" * (ahead != base)
-    lost = " and ".join(f"{LABELS[n]}'s {shown.gap(over[n], begins[n])}" for n in _PARALLEL)
-    apart = " and ".join(f"{LABELS[n]} {shown.gap(over[n], over[base])}" for n in _PARALLEL)
+    finding = _phases(found["runs"], config)
+    return finding, f"λ = {config['weight_decay']:g}. Final test accuracy: {told}."
+
+
+def _phases(runs: dict[str, list[Result]], config: Result) -> str:
+    """Say who leads when phase 2 begins, what phase 2 changes, and who is how fast."""
+    last = config["phase1_epochs"] - 1
+    begun = {n: [r["epochs"][last]["test_accuracy"] for r in some] for n, some in runs.items()}
+    done = {n: [run["test_accuracy"] for run in some] for n, some in runs.items()}
+    pace = {n: np.mean([run["samples_per_second"] for run in some]) for n, some in runs.items()}
+    base, ahead = "sequential", max(begun, key=lambda name: np.mean(begun[name]))
+    lead = f" sequential training by {_gap(begun[ahead], begun[base])}" * (ahead != base)
+    lost = " and ".join(f"{LABELS[n]}'s {_gap(done[n], begun[n])}" for n in _PARALLEL)
+    beside = " and ".join(f"{LABELS[n]} {_gap(done[n], done[base])}" for n in _PARALLEL)
     faster = " and ".join(f"{LABELS[n]} {pace[n] / pace[base]:.2f}" for n in _PARALLEL)
-    finding = (
+    return (
         f"When phase 2 begins, {LABELS[ahead]} leads{lead}. Phase 2 changes accuracies: {lost}. "
-        f"Differences from sequential training at the end: {apart}. Samples per second with "
+        f"Differences from sequential training at the end: {beside}. Samples per second with "
         f"{config['workers']} workers, times the sequential trainer's: {faster}."
     )
-    return finding, f"λ = {config['weight_decay']:g}. Final test accuracy: {told}."
 
 
 @shows()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
-from sparsecore.paper.store import NOTHING, Entry, Result, at_hand, current_profile
+from sparsecore.paper.store import NOTHING, Entry, Measured, Parts, Result
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.studies import TRAINED
-from sparsecore.provenance import busy_cpus
 from sparsecore.settings import setting
 
 STUDY = "F-parallel"
@@ -46,70 +45,63 @@ def entry(algorithm: str, seed: int, profile: str) -> Entry:
     return Entry(STUDY, name, profile, TRAINED, lambda: expected)
 
 
-def _replay_entry(run: Result) -> Entry:
-    expected = {"recorded_sha256": run["weights_sha256"]}
+def _replay_entry(first: Entry) -> Entry:
+    """Return where the replay of a run is kept; it is valid for the weights that run has now."""
+
+    def expected() -> Result:
+        run = first.look()[0]
+        return {"recorded_sha256": run and run["weights_sha256"]}
+
     schema = {"identical": bool, "recorded_sha256": str, "weights_sha256": str, "updates": int}
-    return Entry(STUDY, "replay", run["profile"], schema, lambda: expected)
+    return Entry(STUDY, "replay", first.profile, schema, expected)
 
 
-def entries(profile: str) -> list[Entry]:
-    """Return the results that a profile is made of."""
-    found = [entry(name, s, profile) for s in EFFORTS[profile].seeds for name in ALGORITHMS]
-    first = entry("wasap", EFFORTS[profile].seeds[0], profile).look()[0]
-    return [*found, _replay_entry(first or {"weights_sha256": "", "profile": profile})]
+def _parts(profile: str) -> Parts:
+    """Return the runs by algorithm and seed, and the replay of the first asynchronous one."""
+    seeds = EFFORTS[profile].seeds
+    runs = [(name, seed) for seed in seeds for name in ALGORITHMS]
+    parts: Parts = {run: (entry(*run, profile), partial(_train, *run, profile)) for run in runs}
+    first = parts["wasap", seeds[0]][0]
+    parts["replay", seeds[0]] = _replay_entry(first), partial(_replay, first, seeds[0])
+    return parts
 
 
-def recorded() -> Result:
-    """Return the recorded runs, of seeds that all algorithms have run, and their replay."""
-    if current_profile() == "paper":
-        return load()
-    found = [[entry(n, s, "paper").recorded() for n in ALGORITHMS] for s in EFFORTS["paper"].seeds]
-    whole = [[run for run in runs if run] for runs in found if all(runs)]
-    replay = _replay_entry(whole[0][1]).recorded() if whole else None
-    return _together("paper", whole, replay) if replay else NOTHING
-
-
-def load(profile: str | None = None) -> Result:
-    """Return a profile's runs and their replay; train what is missing."""
-    return at_hand(partial(_load, current_profile(profile)))
-
-
-def _together(profile: str, found: list[list[Result]], replay: Result) -> Result:
-    """Return runs by algorithm, those of one seed each, with the replay and what is told of all."""
-    runs = dict(zip(ALGORITHMS, map(list, zip(*found, strict=True)), strict=True))
-    size = "{epochs} epochs of {n_train:,} rows, {workers} workers."
-    return {
-        "profile": profile,
-        "provenance": runs["wasap"][0]["provenance"],
-        "seeds": [run["seed"] for run in runs["wasap"]],
-        "others": [run["others"] for one in found for run in one],  # CPUs that others used before
-        "size": size.format_map(runs["wasap"][0]["config"]),
-        "runs": runs,
-        "replay": replay,
-    }
-
-
-def _load(profile: str) -> Result:
-    """Return all runs; parallel ones share a cluster, which starts when the first needs it."""
+def _rows(seed: int, profile: str) -> Dataset:
     data, limit = datasets.load(DATASET), EFFORTS[profile].rows
+    return data if limit is None else data.limited(limit, random_state=seed)
 
-    def rows(seed: int) -> Dataset:
-        return data if limit is None else data.limited(limit, random_state=seed)
 
-    def train(algorithm: str, seed: int) -> Result:
-        others, config = busy_cpus(), config_of(profile)  # the workers of a cluster sleep now
-        if algorithm == "sequential":
-            _, result = experiment.run(rows(seed), config, seed=seed, progress=True)
-        else:
-            plan, workers = wasap.Plan(algorithm), on_cluster.workers()
-            _, result = cluster.train(workers, config, DATASET, plan, seed=seed, limit=limit)
-        return {**result, "others": others}
+def _train(algorithm: str, seed: int, profile: str) -> Result:
+    config = config_of(profile)
+    if algorithm == "sequential":
+        return experiment.run(_rows(seed, profile), config, seed=seed, progress=True)[1]
+    how = {"plan": wasap.Plan(algorithm), "seed": seed, "limit": EFFORTS[profile].rows}
+    return on_cluster.train(config, DATASET, **how)[1]
 
-    with on_cluster.kept():
-        found = [
-            [entry(n, s, profile).obtain(partial(train, n, s)) for n in ALGORITHMS]
-            for s in EFFORTS[profile].seeds
-        ]
-    first = found[0][1]
-    replay = partial(wasap.replay, rows(first["seed"]), first, progress=True)
-    return _together(profile, found, _replay_entry(first).obtain(lambda: replay()[1]))
+
+def _replay(first: Entry, seed: int) -> Result:
+    if (run := first.recorded()) is None:
+        raise cluster.ClusterError("no run to replay")
+    return wasap.replay(_rows(seed, first.profile), run, progress=True)[1]
+
+
+def _page(found: dict[Any, Result]) -> Result:
+    """Return runs by algorithm, of the seeds that all have run, with what is told of all."""
+    there = {part: result for part, result in found.items() if "missing" not in result}
+    replays = [result for (name, _), result in there.items() if name == "replay"]
+    seeds = dict.fromkeys(seed for _, seed in there)
+    whole = [seed for seed in seeds if all((name, seed) in there for name in ALGORITHMS)]
+    if not (whole and replays):
+        return next((result for result in found.values() if "missing" in result), NOTHING)
+    runs = {name: [there[name, seed] for seed in whole] for name in ALGORITHMS}
+    first, size = runs["wasap"][0], "{epochs} epochs of {n_train:,} rows, {workers} workers."
+    return {
+        "profile": first["profile"], "provenance": first["provenance"], "seeds": whole,
+        "others": [run["others"] for some in runs.values() for run in some],
+        "size": size.format_map(first["config"]), "runs": runs, "replay": replays[0],
+    }  # fmt: skip
+
+
+_MEASURED = Measured(_parts, _page)
+entries = _MEASURED.entries
+recorded, load = (on_cluster.kept()(get) for get in (_MEASURED.recorded, _MEASURED.load))

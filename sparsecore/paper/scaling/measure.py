@@ -16,7 +16,7 @@ from sparsecore.datasets import Dataset
 from sparsecore.limits import cpu_count
 from sparsecore.paper.scaling.rounds import in_turns, spent
 from sparsecore.paper.scaling.simulate import Calibration
-from sparsecore.paper.store import Entry, Measured, Parts, Result
+from sparsecore.paper.store import Entry, Measured, Parts, Result, only
 from sparsecore.provenance import provenance
 from sparsecore.settings import setting
 from sparsecore.wasap.plan import ALGORITHMS, Plan
@@ -56,7 +56,7 @@ def _parts(profile: str) -> Parts:
     return {entry.name: (entry, partial(_measure, EFFORTS[profile]))}
 
 
-_MEASURED = Measured(_parts, single=True)
+_MEASURED = Measured(_parts, only)
 entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
 
 

@@ -33,12 +33,9 @@ def _kept(result: Result) -> Result:
     found = {name: result[name] for name in ("seed", "samples_per_second", "test_accuracy")}
     if (parallel := result.get("parallel")) is None:
         return found
-    stale, names = np.array(parallel["staleness_histogram"] or [1]), ("updates", "seconds")
-    return {
-        **found, "window": parallel["window"], "bytes_per_update": parallel["bytes_per_update"],
-        "staleness": float(np.average(np.arange(len(stale)), weights=stale)),
-        "ranks": [{name: rank[name] for name in names} for rank in parallel["ranks"]],
-    }  # fmt: skip
+    names = "updates", "seconds"
+    ranks = [{name: rank[name] for name in names} for rank in parallel["ranks"]]
+    return {**found, "bytes_per_update": parallel["bytes_per_update"], "ranks": ranks}
 
 
 def workers_of(result: Result, algorithm: str) -> list[int]:

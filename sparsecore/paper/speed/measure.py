@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sparsecore import seeds
 from sparsecore.bench import spread, timed
 from sparsecore.config import TrainConfig
 from sparsecore.limits import cpu_count
@@ -20,8 +19,6 @@ from sparsecore.paper.speed import roofline
 from sparsecore.paper.speed.contest import PEERS, compare, stopwatch
 from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
 from sparsecore.paper.store import Entry, Measured, Parts, Result
-from sparsecore.provenance import busy_cpus
-from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, new_model
 
 STUDY = "F-speed"
@@ -32,8 +29,6 @@ SHAPES: dict[str, tuple[int, ...]] = {
 }
 EPSILON = 20.0
 DENSITIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-
-Report = Callable[[str], None]
 
 
 class Effort(NamedTuple):
@@ -53,11 +48,11 @@ EFFORTS = {
 }
 
 
-def contest(effort: Effort, report: Report) -> Result:
+def contest(effort: Effort) -> Result:
     """Time all peers on both shapes, for each number of threads that the machine has."""
-    how: dict[str, Any] = {"rounds": effort.rounds, "seconds": effort.seconds, "progress": report}
+    time = partial(compare, rounds=effort.rounds, seconds=effort.seconds)
     found = [
-        {"shape": shape, **compare(Problem(sizes, epsilon=EPSILON, threads=threads), **how)}
+        {"shape": shape, **time(Problem(sizes, epsilon=EPSILON, threads=threads))}
         for shape, sizes in SHAPES.items()
         for threads in effort.threads
         if threads <= cpu_count()
@@ -65,7 +60,7 @@ def contest(effort: Effort, report: Report) -> Result:
     return {"contests": found}
 
 
-def epochs(effort: Effort, report: Report) -> Result:
+def epochs(effort: Effort) -> Result:
     """Time the parts of epochs on random data, with Fashion-MNIST's network."""
     config, rows = TrainConfig(), effort.rows
     rng = np.random.default_rng(0)
@@ -75,8 +70,7 @@ def epochs(effort: Effort, report: Report) -> Result:
     model = new_model(config, X.shape[1], 10, seed=0)
     times: dict[str, list[float]] = defaultdict(list)
     with Trainer(model, config, seed=0) as trainer:
-        for number in range(effort.rounds):
-            report(f"epoch {number + 1} of {effort.rounds}")
+        for _ in range(effort.rounds):
             before = dict(trainer.seconds)
             trainer.run_epoch(*train)
             trainer.evaluate(*test)
@@ -97,7 +91,7 @@ def epochs(effort: Effort, report: Report) -> Result:
 
 
 def density_sweep(
-    effort: Effort, report: Report, sizes: tuple[int, ...] = SHAPES["fashion-mnist"],
+    effort: Effort, sizes: tuple[int, ...] = SHAPES["fashion-mnist"],
     densities: Sequence[float] = DENSITIES,
 ) -> Result:  # fmt: skip
     """Time sparsecore at growing density, and the dense peers, in turns, with one thread."""
@@ -107,7 +101,7 @@ def density_sweep(
     with threadpool_limits(1):
         trainers: dict[Any, Adapter] = {d: SparseCore(problem) for d, problem in problems.items()}
         trainers |= {key: PEERS[key](least) for key in dense}
-        ms = _in_rounds(trainers, effort, report)
+        ms = _in_rounds(trainers, effort)
     models = {d: problem.model for d, problem in problems.items()}
     points = [{"density": m.density, "nnz": m.nnz, "ms": ms[d]} for d, m in models.items()]
     medians = [ms[d]["median"] for d in models]
@@ -118,14 +112,10 @@ def density_sweep(
     }  # fmt: skip
 
 
-def _in_rounds(trainers: dict[Any, Adapter], effort: Effort, report: Report) -> dict[Any, Result]:
+def _in_rounds(trainers: dict[Any, Adapter], effort: Effort) -> dict[Any, Result]:
     """Time all trainers in turns, milliseconds per step, and close them."""
-    report("warming up")
     turns = {name: stopwatch(trainer, effort.seconds) for name, trainer in trainers.items()}
-    rounds = []
-    for number in range(effort.rounds):
-        report(f"round {number + 1} of {effort.rounds}")
-        rounds.append({name: turn()["ms"] for name, turn in turns.items()})
+    rounds = [{name: turn()["ms"] for name, turn in turns.items()} for _ in range(effort.rounds)]
     for trainer in trainers.values():
         trainer.close()
     return {name: spread([ms[name] for ms in rounds]) for name in turns}
@@ -140,19 +130,16 @@ def crossover(densities: Sequence[float], ms: Sequence[float], level: float) -> 
     return None
 
 
-def width_sweep(effort: Effort, report: Report) -> Result:
+def width_sweep(effort: Effort) -> Result:
     """Time networks of 784-n-n-10 neurons at constant epsilon, with one thread, batch 128."""
     points = []
     for width in effort.widths:
-        report(f"{width:,} neurons per layer")
         problem = Problem((784, width, width, 10), epsilon=EPSILON)
         [make] = timed(partial(getattr, problem, "model"))  # the first access makes it
-        model, rng = problem.model, seeds.generator(0, Purpose.EVOLUTION)
-        found = _in_rounds({"ms": SparseCore(problem)}, effort, lambda text: None)
-        _, evolve = timed(partial(model.evolve, 0.3, rng), 2)
+        model, found = problem.model, _in_rounds({"ms": SparseCore(problem)}, effort)
         points.append({
             "width": width, "nnz": model.nnz, "density": model.density, **found,
-            "make_s": float(make), "evolve_s": float(evolve), "mib": model.nbytes / 2**20,
+            "make_s": float(make), "mib": model.nbytes / 2**20,
             "bytes_per_connection": model.nbytes / model.nnz,
             "dense_mib": sum(a * b for a, b in pairwise(problem.sizes)) * 4 / 2**20,
         })  # fmt: skip
@@ -164,7 +151,7 @@ def width_sweep(effort: Effort, report: Report) -> Result:
 # --- run or load ---------------------------------------------------------------------------------
 
 #: What is measured, and what its result holds.
-PARTS: dict[str, tuple[Callable[[Effort, Report], Result], dict[str, Any]]] = {
+PARTS: dict[str, tuple[Callable[[Effort], Result], dict[str, Any]]] = {
     "peers": (contest, {"contests": [{"shape": str, "peers": dict, "problem": dict}]}),
     "epochs": (epochs, {"rows": list, "seconds": dict, "overhead": dict}),
     "density": (
@@ -172,22 +159,17 @@ PARTS: dict[str, tuple[Callable[[Effort, Report], Result], dict[str, Any]]] = {
         {"sizes": list, "points": [{"density": (int, float), "ms": dict}], "dense": dict},
     ),
     "roofline": (
-        lambda effort, report: roofline.measure(SHAPES, EPSILON, 5 * effort.rounds, report),
+        lambda effort: roofline.measure(SHAPES, EPSILON, 5 * effort.rounds),
         {"gflops": (int, float), "bandwidth": dict, "kernels": list},
     ),
     "width": (width_sweep, {"points": [{"width": int, "ms": dict}]}),
 }
 
 
-def _measure(name: str, effort: Effort) -> Result:
-    others, (measure, _) = busy_cpus(), PARTS[name]
-    return {"others": others, **measure(effort, _MEASURED.report)}
-
-
 def _parts(profile: str) -> Parts:
     return {
-        name: (Entry(STUDY, name, profile, schema), partial(_measure, name, EFFORTS[profile]))
-        for name, (_, schema) in PARTS.items()
+        name: (Entry(STUDY, name, profile, schema), partial(measure, EFFORTS[profile]))
+        for name, (measure, schema) in PARTS.items()
     }
 
 

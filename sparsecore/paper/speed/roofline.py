@@ -159,15 +159,10 @@ def ceilings(repeats: int = 5) -> Result:
     }  # fmt: skip
 
 
-def measure(
-    shapes: Mapping[str, tuple[int, ...]], epsilon: float, repeats: int,
-    report: Callable[[str], None],
-) -> Result:  # fmt: skip
+def measure(shapes: Mapping[str, tuple[int, ...]], epsilon: float, repeats: int) -> Result:
     """Time each layer's forward and backward kernel, and place them under the ceilings."""
-    report("ceilings")
     found, points = ceilings(), []
     for shape, sizes in shapes.items():
-        report(shape)
         points += _kernels(shape, sizes, epsilon, repeats)
     for point in points:
         point["level"] = level_of(point["working_set"], found["cache"])

@@ -10,7 +10,7 @@ from typing import Any
 from sparsecore import datasets, experiment
 from sparsecore.config import TrainConfig
 from sparsecore.paper.training import dense, observers, on_cluster
-from sparsecore.paper.training.observers import ObserveGradientFlow, ObserveImportance, Observer
+from sparsecore.paper.training.observers import Observer, observe_gradient_flow, observe_importance
 from sparsecore.settings import DECAYS, setting
 from sparsecore.topology import erdos_renyi_density
 from sparsecore.wasap.plan import Plan
@@ -94,16 +94,15 @@ class Study:
     # rows for training and for the test it takes at most.
     quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     quick_rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    # The study whose runs these are; it also says how long they are, what is observed, and, unless
-    # this one does, with which seeds.
+    # The study whose runs these are, but for methods and weight decays that it does not have. It
+    # also says how long all are, and, unless this one does, with which seeds.
     runs_of: str | None = None
-    # The study whose runs of the same methods serve this one, too; its own are as long.
-    shares_with: str | None = None
-    observers: Mapping[tuple[str, str], tuple[type[Observer], ...]] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()  # methods that it has for studies whose runs are its own
+    observers: Mapping[tuple[str, str], tuple[Observer, ...]] = field(default_factory=dict)
 
     @property
     def home(self) -> Study:
-        """The study that owns the runs, but for those of `shares_with`."""
+        """The study that `runs_of` names, or this one."""
         return STUDIES[self.runs_of] if self.runs_of else self
 
     def part(self, **some: Sequence[Any] | None) -> Study:
@@ -141,9 +140,9 @@ class Study:
 
     def _owner(self, method: str, decay: float) -> str:
         """Return the key of the study that owns a method's runs."""
-        home, other = self.home, STUDIES.get(self.home.shares_with or "")
-        shared = other and method in other.methods and decay in other.decays
-        return other.key if other and shared else home.key
+        home = self.home
+        there = method in (*home.methods, *home.variants) and decay in home.decays
+        return home.key if there else self.key
 
 
 _SET = ("set-relu", "set-all-relu")
@@ -191,15 +190,15 @@ _FIRST = {"quick": (0,), "paper": (0, 1, 2)}
 
 # Who observes T-main's runs: the figures about training are made of them, too.
 _ACTIVATIONS = (*_SET, "set-leaky-relu", "set-leaky-relu-0.25")
-_OBSERVERS: dict[tuple[str, str], tuple[type[Observer], ...]] = {
-    (dataset, method): (ObserveGradientFlow,)
+_OBSERVERS: dict[tuple[str, str], tuple[Observer, ...]] = {
+    (dataset, method): (observe_gradient_flow,)
     for dataset in (*_REAL, "leukemia")
     for method in _ACTIVATIONS
 }
-_OBSERVERS["fashion-mnist", "set-all-relu"] += (observers.ObserveTopology,)
+_OBSERVERS["fashion-mnist", "set-all-relu"] += (observers.observe_topology,)
 for _dataset in ("fashion-mnist", "madelon"):
-    _OBSERVERS[_dataset, "set-all-relu"] += (ObserveImportance, observers.ObservePruning)
-    _OBSERVERS[_dataset, "set-all-relu-pruned"] = (ObserveImportance,)
+    _OBSERVERS[_dataset, "set-all-relu"] += (observe_importance, observers.observe_pruning)
+    _OBSERVERS[_dataset, "set-all-relu-pruned"] = (observe_importance,)
 
 _STUDIES = (
     Study("T-datasets", "the data sets: domain, features, classes, sizes, source, hash"),
@@ -230,7 +229,7 @@ _STUDIES = (
             "fashion-mnist": (4_000, 2_000), "cifar10": (1_000, 500), "higgs": (3_000, 2_000),
             "leukemia": (100, 100),
         },
-        observers=_OBSERVERS,
+        observers=_OBSERVERS, variants=("set-leaky-relu", *_VARIANTS),
     ),
     Study(
         "F-curves", "accuracy and loss against epoch, ReLU and All-ReLU",
@@ -244,12 +243,12 @@ _STUDIES = (
     Study(
         "F-alpha", "sensitivity to α, ε and ζ", ("fashion-mnist", "madelon"),
         ("dense", *_SET, *(f"{n}-{v:g}" for n, (_, vs) in SENSITIVITIES.items() for v in vs)),
-        seeds=_FIRST, shares_with="T-main",
+        seeds=_FIRST, runs_of="T-main",
     ),
     Study(
         "F-decay", "accuracy against weight decay λ, dense, SET-ReLU and SET-All-ReLU",
         ("fashion-mnist", "higgs", "madelon", "digits"), ("dense", *_SET), (0.0, 2e-6, 2e-5, 2e-4),
-        {**_FIRST, "paper": range(10)}, _seeds_of_decay, shares_with="T-main",
+        {**_FIRST, "paper": range(10)}, _seeds_of_decay, runs_of="T-main",
     ),
     Study(
         "T-deviations", "what differs from the released code, and what it is worth", _REAL,
@@ -314,11 +313,6 @@ class Condition:
         return f"{self.dataset}-{self.method}{decay}-seed{self.seed}"
 
     @property
-    def _quick_study(self) -> Study:
-        """The study that says how long runs are in the quick profile."""
-        return STUDIES[STUDIES[self.study].shares_with or self.study]
-
-    @property
     def config(self) -> TrainConfig:
         """The data set's setting, changed by the profile and then by the method."""
         config = setting(self.dataset).config.with_values(weight_decay=self.decay)
@@ -326,7 +320,7 @@ class Condition:
         if self.profile == "paper":
             return config.with_values(**changes)
         # Importance pruning starts after 40 % of the epochs, then every tenth part (or fifth).
-        config = config.with_values(**self._quick_study.quick.get(self.dataset, {}))
+        config = config.with_values(**STUDIES[self.study].home.quick.get(self.dataset, {}))
         if changes.get("prune_from") is not None:
             every = changes.get("prune_every", config.prune_every) * config.epochs / 100
             schedule = {"prune_from": 4 * config.epochs // 10, "prune_every": round(every)}
@@ -336,15 +330,15 @@ class Condition:
     @property
     def limit(self) -> dict[str, int | None]:
         """How many rows are taken at most, "train" and "test"; None: all."""
-        quick = {} if self.profile == "paper" else self._quick_study.quick_rows
+        quick = {} if self.profile == "paper" else STUDIES[self.study].home.quick_rows
         train, test = quick.get(self.dataset, (None, None))
         return {"train": train, "test": test}
 
     @property
-    def observers(self) -> tuple[type[Observer], ...]:
+    def observers(self) -> tuple[Observer, ...]:
         """Who looks on; only the figure of the flow needs more than three seeds."""
         found = STUDIES[self.study].observers.get((self.dataset, self.method), ())
-        return tuple(see for see in found if self.seed < 3 or see is ObserveGradientFlow)
+        return tuple(see for see in found if self.seed < 3 or see is observe_gradient_flow)
 
     @property
     def work(self) -> int:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from sparsecore import datasets
-from sparsecore.paper.store import Entry, Measured, Parts, Result
+from sparsecore.paper.store import Entry, Measured, Parts, Result, only
 from sparsecore.paper.style import COLOURS, line, picture
-from sparsecore.paper.training.observers import ObserveGradientFlow
+from sparsecore.paper.training.observers import observe_gradient_flow
 from sparsecore.paper.training.shown import band
 from sparsecore.provenance import provenance
 from sparsecore.settings import setting
@@ -34,14 +34,14 @@ def _parts(profile: str) -> Parts:
     return {entry.name: (entry, partial(measure, *_WIDTH_OF[profile]))}
 
 
-_MEASURED = Measured(_parts, single=True)
+_MEASURED = Measured(_parts, only)
 entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
 
 
 def measure(width: int, n_seeds: int) -> Result:
     """Compute the flow of fresh networks: "flows" per activation, shape (depth, α, seed)."""
     data, base = datasets.load(DATASET), setting(DATASET).config
-    see, flows = ObserveGradientFlow(base, data), {}
+    see, flows = observe_gradient_flow(base, data), {}
     for activation in _COLOURS:
         flow = np.empty((len(DEPTHS), len(ALPHAS), n_seeds))
         for (depth, alpha, seed), _ in np.ndenumerate(flow):

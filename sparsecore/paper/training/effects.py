@@ -82,8 +82,11 @@ def sampling_variance(first: Runs, second: Runs) -> float:
     if all(right):
         one, other = (np.mean(some, axis=0) for some in right)
         return float(np.var(one - other, ddof=1)) / n
-    means = [float(np.mean([run["test_accuracy"] for run in runs])) for runs in (first, second)]
-    return sum(mean * (1 - mean) for mean in means) / n
+    return _binomial([[run["test_accuracy"] for run in runs] for runs in (first, second)], n)
+
+
+def _binomial(scores: Sequence[Sequence[float]], n_test: int) -> float:
+    return sum(float(np.mean(some)) * (1 - float(np.mean(some))) for some in scores) / n_test
 
 
 def core_seconds(turns: Sequence[float], cores: int = 1) -> float:
@@ -100,7 +103,18 @@ def compared(first: Runs, second: Runs, threshold: float = 0.0) -> tuple[Effect 
     """Return the difference of two methods' accuracies, and of how many seeds each it is."""
     first, second, paired = pairs(first, second)
     scores = [[float(run["test_accuracy"]) for run in runs] for runs in (first, second)]
-    parts = spread_of(scores[0], scores[1], paired)
-    parts.append((sampling_variance(first, second), first[0]["data"]["n_test"] - 1))
-    value = float(np.mean(scores[0]) - np.mean(scores[1]))
-    return effect(value, parts, threshold), f"{len(first)}, {len(second)}"
+    n, sampling = first[0]["data"]["n_test"], sampling_variance(first, second)
+    return apart(scores, n, paired, sampling, threshold), f"{len(first)}, {len(second)}"
+
+
+def apart(
+    scores: Sequence[Sequence[float]], n_test: int, paired: bool = True,
+    sampling: float | None = None, threshold: float = 0.0,
+) -> Effect | None:  # fmt: skip
+    """Return the difference of two methods' accuracies over seeds, on a test set of that size.
+
+    `sampling` is its variance from the test set; without it each had a test set of its own.
+    """
+    sampling = _binomial(scores, n_test) if sampling is None else sampling
+    parts = [*spread_of(scores[0], scores[1], paired), (sampling, n_test - 1)]
+    return effect(float(np.mean(scores[0]) - np.mean(scores[1])), parts, threshold)

@@ -122,7 +122,7 @@ def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
 def gradient_flow(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw All-ReLU's flow over the others', and all, two panels per data set."""
     top, bottom = axes
-    found, ratios, tenth = results.by_method(name), [], max(1, results.epochs(name) // 10)
+    found, ratios = results.by_method(name), []
     for method, runs in found.items():
         logs = flow_logs(runs)
         epochs = np.arange(logs.shape[1])
@@ -132,15 +132,14 @@ def gradient_flow(axes: Any, name: str, results: Results) -> tuple[str, str]:
         ours, others, _ = pairs(found["set-all-relu"], runs)
         ratio = flow_logs(ours).mean(axis=0) - flow_logs(others).mean(axis=0)
         top.plot(epochs, 10 ** shown.smooth(ratio), color=COLOURS[method])
-        first, last = (part.mean() for part in (ratio[1:][:tenth], ratio[-tenth:]))
+        first, last = tenths(ratio)
         whole, early, late = (shown.factor(10**log) for log in (ratio[1:].mean(), first, last))
         label, _, about = METHODS[method].label.partition(", ")
         if method == "set-relu" and first > 0 > last:
             about = f"{early} it in the first tenth of the epochs, {late} it in the last"
         ratios.append(f"{whole} {label}'s" + f" ({about})" * bool(about))
     for ax in axes:
-        ax.set_yscale("log")
-        ax.set_xlim(0, results.epochs(name))
+        ax.set(yscale="log", xlim=(0, results.epochs(name)))
     if ratios:
         top.axhline(1, color=GREY, linestyle=DOTTED)
         low, high = np.log10(top.get_ylim())
@@ -159,6 +158,12 @@ def flow_logs(runs: list[Result]) -> np.ndarray:
     """Return log10 of gradient flow, shape (seeds, epochs + 1); epoch 0 is before training."""
     _, flows = shown.over_epochs(runs, "gradient_flow")
     return np.log10(np.maximum(flows, np.finfo(np.float32).tiny))
+
+
+def tenths(logs: np.ndarray) -> tuple[float, float]:
+    """Return the means of `flow_logs` over the first and the last tenth of the epochs."""
+    tenth = max(1, (logs.shape[-1] - 1) // 10)
+    return logs[..., 1 : 1 + tenth].mean(), logs[..., -tenth:].mean()
 
 
 @by_dataset(

@@ -1,8 +1,12 @@
-"""What studies look at while a network trains: additional entries for an epoch's record."""
+"""What studies look at while a network trains: additional entries for an epoch's record.
+
+Each is made for a run, from its configuration and raw data, and returns what looks at the network
+after an epoch; epoch 0 is before training.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,29 +17,22 @@ from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
 
+See = Callable[[SparseMLP, int], dict[str, Any]]
+Observer = Callable[[TrainConfig, Dataset], See]
 
-class Observer(ABC):
-    """Returns what is new in an epoch's record; `data` are raw, and epoch 0 is before training."""
-
-    def __init__(self, config: TrainConfig, data: Dataset) -> None:
-        self.config, self.data = config, data
-
-    def __call__(self, model: SparseMLP, epoch: int) -> dict[str, Any]:
-        """Return the entries, as JSON types."""
-        return self._look(model) if self._due(epoch) else {}
-
-    def _due(self, epoch: int) -> bool:
-        """Tell whether it is epoch 0, 1, 2, 5, 10, 20, 50, … or the last."""
-        return epoch in {0, self.config.epochs} | {k * 10**e for k in (1, 2, 5) for e in range(6)}
-
-    @abstractmethod
-    def _look(self, model: SparseMLP) -> dict[str, Any]: ...
+_BINS = 40  # of a histogram of importance
 
 
-class ObserveTopology(Observer):
-    """Sees now and then how many neurons have 0, 1, 2, … connections, and input strengths."""
+def _now_and_then(config: TrainConfig, look: Callable[[SparseMLP], dict[str, Any]]) -> See:
+    """Look at epochs 0, 1, 2, 5, 10, 20, 50, … and at the last."""
+    due = {0, config.epochs} | {k * 10**e for k in (1, 2, 5) for e in range(6)}
+    return lambda model, epoch: look(model) if epoch in due else {}
 
-    def _look(self, model: SparseMLP) -> dict[str, Any]:
+
+def observe_topology(config: TrainConfig, data: Dataset) -> See:
+    """See now and then how many neurons have 0, 1, 2, … connections, and input strengths."""
+
+    def look(model: SparseMLP) -> dict[str, Any]:
         layers = [model[layer] for layer in range(len(model))]
         return {
             "topology": {
@@ -45,45 +42,38 @@ class ObserveTopology(Observer):
             }
         }
 
-
-class ObserveGradientFlow(Observer):
-    """Sees "gradient_flow" on the same 1000 training rows every epoch, without dropout."""
-
-    def __init__(self, config: TrainConfig, data: Dataset) -> None:
-        super().__init__(config, data)
-        rows = data.limited(min(1000, len(data.y_train)))
-        self._X, self._y = data.scaled(rows.X_train), rows.y_train
-
-    def _due(self, epoch: int) -> bool:
-        return True
-
-    def _look(self, model: SparseMLP) -> dict[str, Any]:
-        return {"gradient_flow": model.gradient_flow(self._X, self._y)}
+    return _now_and_then(config, look)
 
 
-class ObserveImportance(Observer):
-    """Sees now and then the importance of connected hidden neurons, in bins to the largest."""
+def observe_gradient_flow(config: TrainConfig, data: Dataset) -> See:
+    """See "gradient_flow" on the same 1000 training rows every epoch, without dropout."""
+    rows = data.limited(min(1000, len(data.y_train)))
+    X, y = data.scaled(rows.X_train), rows.y_train
+    return lambda model, epoch: {"gradient_flow": model.gradient_flow(X, y)}
 
-    _BINS = 40
 
-    def _look(self, model: SparseMLP) -> dict[str, Any]:
+def observe_importance(config: TrainConfig, data: Dataset) -> See:
+    """See now and then the importance of connected hidden neurons, in bins to the largest."""
+
+    def look(model: SparseMLP) -> dict[str, Any]:
         seen = []
         for layer in range(1, len(model)):
             values = model.importance(layer)[model[layer - 1].fan_in() > 0]
             largest = float(values.max(initial=0))
-            counts, _ = np.histogram(values, self._BINS, range=(0, largest or 1.0))
+            counts, _ = np.histogram(values, _BINS, range=(0, largest or 1.0))
             seen.append({"largest": largest, "counts": counts.tolist()})
         return {"importance": seen}
 
+    return _now_and_then(config, look)
 
-class ObservePruning(Observer):
-    """Prunes copies of the trained model by importance, and compacts, tests and times them."""
 
-    def _due(self, epoch: int) -> bool:
-        return epoch >= self.config.epochs
+def observe_pruning(config: TrainConfig, data: Dataset) -> See:
+    """Prune copies of the trained model by importance, and compact, test and time them."""
 
-    def _look(self, model: SparseMLP) -> dict[str, Any]:
-        X, y = self.data.scaled(self.data.X_test), self.data.y_test
+    def see(model: SparseMLP, epoch: int) -> dict[str, Any]:
+        if epoch < config.epochs:
+            return {}
+        X, y = data.scaled(data.X_test), data.y_test
         found = []
         for percentile in (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95):
             pruned = model.copy()
@@ -100,6 +90,8 @@ class ObservePruning(Observer):
                 "compact_seconds": _seconds(small, X[:1000]),
             })  # fmt: skip
         return {"post_pruning": found}
+
+    return see
 
 
 def _seconds(model: SparseMLP, X: np.ndarray) -> float:

@@ -14,8 +14,6 @@ from sparsecore.mlp import SparseMLP
 
 #: Workers of the study, where there are as many cores.
 WORKERS = 5
-# What a table and a claim need; the record of every update belongs to F-parallel.
-_TOLD = ("window", "updates", "updates_per_second", "staleness_histogram", "bytes_per_update")
 
 _shared: dict[str, Any] = {}
 
@@ -23,13 +21,6 @@ _shared: dict[str, Any] = {}
 def n_workers() -> int:
     """Return the number of workers: the study's, or one per core if there are fewer, at least 2."""
     return max(2, min(WORKERS, cpu_count()))
-
-
-def workers() -> cluster.Cluster:
-    """Return the cluster that is kept; the first call finds or starts it."""
-    if "workers" not in _shared:
-        _shared["workers"] = _shared["stack"].enter_context(cluster.connect(n_workers()))
-    return _shared["workers"]
 
 
 @contextmanager
@@ -43,12 +34,27 @@ def kept() -> Iterator[None]:
             _shared.clear()
 
 
+def train(
+    config: TrainConfig, data: Dataset | str, **options: Any
+) -> tuple[SparseMLP, dict[str, Any]]:
+    """Train on the cluster that is kept, as `cluster.train` does; the first call starts it."""
+    if "failed" in _shared:  # the next run would fail as well, after a long wait
+        raise cluster.ClusterError(_shared["failed"])
+    try:
+        if "workers" not in _shared:
+            _shared["workers"] = _shared["stack"].enter_context(cluster.connect(n_workers()))
+        return cluster.train(_shared["workers"], config, data, **options)
+    except cluster.ClusterError as error:
+        if isinstance(error, cluster.WorkerError) and error.cause == "FloatingPointError":
+            raise FloatingPointError(str(error)) from error  # the engines go on to the next run
+        _shared["failed"] = str(error)
+        raise
+
+
 def run(
     data: Dataset, config: TrainConfig, *, observe: Callable[[Any, int], Any], **options: Any
 ) -> tuple[SparseMLP, dict[str, Any]]:
-    """Train on the cluster that is kept, as `cluster.train` does; `observe` sees no model."""
-    if "failed" in _shared:
-        raise cluster.ClusterError(_shared["failed"])
+    """Train in parallel as `experiment.run` does alone; `observe` sees no model."""
     seen = -1
 
     def on_progress(state: dict[str, Any]) -> None:
@@ -57,16 +63,10 @@ def run(
             seen += 1
             observe(None, seen)
 
-    try:
-        model, result = cluster.train(workers(), config, data, on_progress=on_progress, **options)
-    except cluster.ClusterError as error:
-        if isinstance(error, cluster.WorkerError) and error.cause == "FloatingPointError":
-            raise FloatingPointError(str(error)) from error  # the engines go on to the next run
-        _shared["failed"] = str(error)  # the next run would fail as well, after a long wait
-        raise
+    model, result = train(config, data, on_progress=on_progress, **options)
     if lost := result["parallel"]["failed_workers"]:
         causes = "; ".join(f"rank {worker['rank']}: {worker['cause']}" for worker in lost)
         raise cluster.ClusterError(f"workers were lost on the way, run it again: {causes}")
     on_progress({"epoch": config.epochs})
-    told = {name: result["parallel"][name] for name in _TOLD}
-    return model, {**result, "parallel": {"workers": n_workers(), **told}}
+    # The record of every update belongs to F-parallel.
+    return model, {**result, "parallel": {"workers": n_workers()}}

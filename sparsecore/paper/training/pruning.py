@@ -35,8 +35,7 @@ def importance(axes: Any, name: str, results: Results) -> tuple[str, str]:
         for record, colour in zip(moments, _COLOURS, strict=True):
             _outline(ax, record["importance"][layer], colour, f"epoch {record['epoch']}")
         ax.set(title=f"hidden layer {layer + 1}", xlabel="importance Σ |weight|")
-        ax.set_xlim(left=0)
-        ax.set_ylim(bottom=0)
+        ax.set(xlim=(0, None), ylim=(0, None))
         ends = (shown.moments(moments[i]["importance"][layer]["counts"]) for i in (0, -1))
         # The middle of the first bin is half a bin from 0.
         shapes.append([(sd / (mean + 0.5), skew) for mean, sd, skew in ends])
@@ -83,8 +82,7 @@ def during_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
     top, bottom = axes
     for method, runs in results.by_method(name).items():
         shown.band(top, *shown.over_epochs(runs, "nnz", 1e-3), COLOURS[method])
-    top.set_xlim(1, results.epochs(name))
-    top.set_ylim(bottom=0)
+    top.set(xlim=(1, results.epochs(name)), ylim=(0, None))
     bottom.set_xlabel("epoch")
     plain, pruned = (results.of(name, method) for method in _BOTH)
     shown.gain(bottom, pruned, plain, COLOURS[_BOTH[1]])
@@ -141,8 +139,7 @@ def after_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
         left = 100 * _after(runs, field) / _after(runs, whole)[:, :1]
         shown.band(bottom, x, left, colour, **_POINTS)
         shares.append(f"{left[:, last].mean():.0f} %")
-    bottom.set_ylim(bottom=0)
-    bottom.set_xlabel("percentile of importance that is pruned")
+    bottom.set(xlabel="percentile of importance that is pruned", ylim=(0, None))
     told = (
         f"on {results.title(name)} up to percentile {x[last]:.0f}, where {shares[0]} of the "
         f"connections are left, {shares[1]} of the memory and {shares[2]} of the time"

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy.ndimage import uniform_filter1d
 from scipy.stats import t as student
 
 from sparsecore import datasets
-from sparsecore.paper.page import Note, Picture, minus
-from sparsecore.paper.store import NOT_AVAILABLE, Result
+from sparsecore.paper.page import Note, Picture
+from sparsecore.paper.store import NOT_AVAILABLE, Result, commit
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import CONFIDENCE, Effect, compared, pairs, two_digits
@@ -29,33 +28,12 @@ from sparsecore.paper.training.studies import Results, cores, training_seconds
 
 DOTTED = (0, (1, 2))
 _MOST = 84  # points of a line: every sixth of 500 epochs
-# It is given a figure, and returns caption, finding, and numbers for the fold under it.
-Draw = Callable[..., tuple[str, str, str]]
-
-
-def drawn(key: str, alt: str, height: float) -> Callable[[Draw], Callable[..., Picture | Note]]:
-    """Make a picture of what a function draws of results, if there are any."""
-
-    def decorate(draw: Draw) -> Callable[..., Picture | Note]:
-        @functools.wraps(draw)
-        def picture(results: Results, *more: Any) -> Picture | Note:
-            if results.runs:
-                with canvas(height) as figure:
-                    caption, finding, numbers = draw(figure, results, *more)
-                sources = f"{numbers}{absent(results)}{source(results)}"
-                return Picture(key + results.suffix, figure, caption, alt, sources, finding)
-            none = f"No results of profile paper are recorded for {results.study.key} yet."
-            return Note(none if results.profile == "paper" else absent(results))
-
-        return picture
-
-    return decorate
 
 
 def by_dataset(
-    key: str, *, alt: str, caption: str, finding: str | Callable[[Results], str],
-    height: float, numbers: str = "", extra: float = 0.0, block: tuple[int, int] = (1, 1),
-    across: int = 1, labels: Sequence[str] = (), least: int = 1,
+    key: str, *, alt: str, caption: str, height: float,
+    finding: str | Callable[[Results], str] = "", numbers: str = "", extra: float = 0.0,
+    block: tuple[int, int] = (1, 1), across: int = 1, labels: Sequence[str] = (), least: int = 1,
     needs: Callable[[dict[str, list[Result]]], Any] = bool,
     legend: Callable[[Results], Sequence[Any]] = lambda results: (), **subplots: Any,
 ) -> Callable[[Callable[..., tuple[str, str]]], Callable[..., Picture | Note]]:  # fmt: skip
@@ -68,34 +46,36 @@ def by_dataset(
     """
 
     def decorate(draw: Callable[..., tuple[str, str]]) -> Callable[..., Picture | Note]:
-        @drawn(key, alt, height)
         @functools.wraps(draw)
-        def picture(figure: Figure, results: Results, *more: Any) -> tuple[str, str, str]:
+        def picture(results: Results, *more: Any) -> Picture | Note:
+            if not results.runs:
+                none = f"No results of profile paper are recorded for {results.study.key} yet."
+                return Note(none if results.profile == "paper" else absent(results))
             at = Counter(n for d in results.study.decays for n in results.at(d).datasets)
             names = [n for n in at if at[n] >= least and needs(results.by_method(n))]
             down, (rows, columns) = max(1, math.ceil(len(names) / across)), block
-            beside = max(1, math.ceil(len(names) / down))
-            figure.set_figheight(height * down + extra)
-            grid = figure.subplots(down * rows, beside * columns, squeeze=False, **subplots)
-            for ax in grid[-rows:, (len(names) - (down - 1) * beside) * columns :].flat:
-                ax.set_visible(False)  # they have no data set
-            told = []
-            for place, name in enumerate(names):
-                row, column = place // beside * rows, place % beside * columns
-                panels = grid[row : row + rows, column : column + columns]
-                title = results.title(name)
-                if columns == 1:
-                    panels[0, 0].set_title(textwrap.fill(title, 66 // beside))
-                for ax, label in zip(panels[:, 0] if column == 0 else (), labels, strict=False):
-                    ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
-                told.append(draw(panels.ravel(), name, results, *more))
-            if handles := legend(results):
-                look = {"loc": "outside upper center", "ncols": min(len(handles), 3)}
-                figure.legend(handles=handles, **look)
+            beside, told = max(1, math.ceil(len(names) / down)), []
+            with canvas(height * down + extra) as figure:
+                grid = figure.subplots(down * rows, beside * columns, squeeze=False, **subplots)
+                for ax in grid[-rows:, (len(names) - (down - 1) * beside) * columns :].flat:
+                    ax.set_visible(False)  # they have no data set
+                for place, name in enumerate(names):
+                    row, column = place // beside * rows, place % beside * columns
+                    panels = grid[row : row + rows, column : column + columns]
+                    title = results.title(name)
+                    if columns == 1:
+                        panels[0, 0].set_title(textwrap.fill(title, 66 // beside))
+                    for ax, label in zip(panels[:, 0] if column == 0 else (), labels, strict=False):
+                        ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
+                    told.append(draw(panels.ravel(), name, results, *more))
+                if handles := legend(results):
+                    look = {"loc": "outside upper center", "ncols": min(len(handles), 3)}
+                    figure.legend(handles=handles, **look)
             parts = ({part[i]: None for part in told if part[i]} for i in (0, 1))
             first, second = map("; ".join, parts)
             start = finding(results) if callable(finding) else sentence(finding, first)
-            return caption, start, sentence(numbers, second)
+            sources = sentence(numbers, second) + absent(results) + source(results, names)
+            return Picture(key + results.suffix, figure, caption, alt, sources, start)
 
         return picture
 
@@ -210,17 +190,17 @@ def lines(methods: Sequence[str], styles: Mapping[str, Any] | None = None) -> li
 # --- texts ------------------------------------------------------------------------------------
 
 
-def points(effect: Effect) -> str:
-    """Show a difference of accuracies with its interval."""
+def points(effect: Effect | None, difference: float = math.nan) -> str:
+    """Show a difference of accuracies with its interval; without one, the percentage points."""
+    if effect is None:
+        return f"{difference:+.2f} points (no interval)"
     value, low, high = (100 * v for v in (effect.value, effect.low, effect.high))
-    return minus(f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]")
+    return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
 def gap(first: list[Result], second: list[Result]) -> str:
     """Show how much more accurate the first runs are; with an interval, if there are seeds."""
-    if effect := difference(first, second):
-        return points(effect)
-    return minus(f"{accuracy(first) - accuracy(second):+.2f} points (no interval)")
+    return points(difference(first, second), accuracy(first) - accuracy(second))
 
 
 def factor(ratio: float) -> str:
@@ -244,11 +224,10 @@ def contrast(results: Results, first: str, second: str) -> str:
                 *(over_epochs(some, "test_accuracy", 100)[1].mean() for some in runs)
             )
             effects.append(effect)
-            also = minus(f"(all epochs {lead:+.2f})")
-            told.append(f"{results.title(name)} {points(effect)} {also}")
+            told.append(f"{results.title(name)} {points(effect)} (all epochs {lead:+.2f})")
     if not effects:
         return f"{METHODS[first].label} and {METHODS[second].label}: too few runs to compare them."
-    more, less = (sum(one) for one in zip(*((e.low > 0, e.high < 0) for e in effects), strict=True))
+    more, less = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)
     return (
         f"At the end {METHODS[first].label} is more accurate than {METHODS[second].label} on "
         f"{more} of {len(effects)} data sets and less accurate on {less}, by 95 % intervals that "
@@ -258,18 +237,35 @@ def contrast(results: Results, first: str, second: str) -> str:
 
 def sentence(start: str, text: str) -> str:
     """Return "<start>: <text>. ", or nothing if there is no text."""
-    return f"{start}: {text}. " if text else ""
+    return f"{start}{': ' * bool(start)}{text}. " if text else ""
 
 
-def source(results: Results) -> str:
-    """Return how long runs are, and where they come from."""
-    lengths = [f"{results.title(name)}: {results.size(name)}" for name in results.datasets]
-    surrogate = any(run["data"]["surrogate"] for run in results.runs)
+def source(results: Results, names: Sequence[str] | None = None) -> str:
+    """Return how long runs are on the data sets shown, or on all, and where they come from."""
+    names, lengths = results.datasets if names is None else names, []
+    runs = [run for name in names for run in results.on(name)]
+    for name in names:
+        rows = _listed(f"{run['data']['n_train']:,}" for run in results.on(name))
+        seeds = len({run["seed"] for run in results.on(name)})
+        length = f"{results.epochs(name)} epochs of {rows} rows, {seeds} seed{'s' * (seeds > 1)}"
+        lengths.append(f"{results.title(name)}: {length}")
+    about = [run["provenance"] for run in runs]
+    parts = {
+        "": [p["cpu"] for p in about], "threads: ": [p["threads"] for p in about],
+        "dense through ": [blas.split(" (")[0] for p in about for blas in p.get("blas", [])],
+        "sparsecore ": [p["sparsecore"] for p in about],
+        "commit ": filter(None, map(commit, about)),
+    }  # fmt: skip
+    told = ", ".join(word + text for word, some in parts.items() if (text := _listed(some)))
+    surrogate = any(run["data"]["surrogate"] for run in runs)
     return (
         "A surrogate's accuracy says nothing; its times do. " * surrogate
-        + f"{'; '.join(lengths)}. " * bool(lengths)
-        + f"Runs: {results.provenance}." * bool(lengths)
+        + f"{'; '.join(lengths)}. Runs: profile {results.profile}, {told}." * bool(runs)
     )
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, sorted(set(values))))
 
 
 def absent(results: Results) -> str:

@@ -137,41 +137,13 @@ class Results:
         home, method = self.study.home.key, self.study.methods[0]
         return Condition(home, self.profile, dataset, method, 0).config.epochs
 
-    def size(self, dataset: str) -> str:
-        """Return how long the runs on a data set are, and how many seeds they have at most."""
-        there = self.on(dataset)
-        rows = _listed(f"{n:,}" for n in {run["data"]["n_train"] for run in there})
-        seeds = len({run["seed"] for run in there})
-        many = f"{seeds} seed{'s' * (seeds != 1)}"
-        return f"{self.epochs(dataset)} epochs of {rows or 'no'} rows, {many}"
-
-    @property
-    def provenance(self) -> str:
-        """One line: profile, machine, code."""
-        about = [run["provenance"] for run in self.runs]
-        known = [p["commit"] for p in about if p.get("commit")]
-        commits = {commit[:7] + " with changes" * commit.endswith("+") for commit in known}
-        blas = {library.split(" (")[0] for p in about for library in p.get("blas", [])}
-        parts = [
-            f"profile {self.profile}", _listed({p["cpu"] for p in about}),
-            f"threads: {_listed({p['threads'] for p in about})}",
-            *([f"dense through {_listed(blas)}"] if blas else []),
-            f"sparsecore {_listed({p['sparsecore'] for p in about})}",
-            *([f"commit {_listed(commits)}"] if commits else []),
-        ]  # fmt: skip
-        return ", ".join(parts)
-
     def __repr__(self) -> str:
-        missing = f", not available: {_listed(self.unavailable)}" if self.unavailable else ""
+        missing = f", not available: {', '.join(self.unavailable)}" if self.unavailable else ""
         return f"<Results {self.study.key}, {self.profile}: {len(self.runs)} runs{missing}>"
 
 
 def _at(runs: list[Result], decay: float) -> list[Result]:
     return [run for run in runs if run["config"]["weight_decay"] == decay]
-
-
-def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(str(value) for value in sorted(values))
 
 
 def load(

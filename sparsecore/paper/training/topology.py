@@ -6,65 +6,60 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from sparsecore import datasets
 from sparsecore.paper.style import COLOURS, GREY, deviation, line, patch
-from sparsecore.paper.training.shown import DOTTED, drawn, moments
+from sparsecore.paper.training.shown import DOTTED, by_dataset, moments
 from sparsecore.paper.training.studies import Results
 
+_COLOUR = COLOURS["set-all-relu"]
 _BESIDE = slice(1, None), slice(-1)  # neighbours: all but the first, and all but the last
 _BIN = 4  # connections: fewer make the curves ragged, more hide the width of the first ones
 
 
-@drawn(
+@by_dataset(
     "F-topology-degrees",
-    "Histograms of connections per neuron, before and after training, for each sparse layer.",
-    height=4.8,
-)
-def degrees(figure: Figure, results: Results) -> tuple[str, str, str]:
+    alt="Histograms of connections per neuron, before and after training, for each sparse layer.",
+    caption=(
+        "**Degrees before and after training.** A column is one layer of weights: connections that "
+        "leave the neurons below it (top) and enter those above it (bottom). What to see: degrees "
+        "start binomial; they widen where evolution moves connections from neuron to neuron."
+    ),
+    height=4.8, block=(2, 3),  # the output layer does not evolve
+    legend=lambda results: [
+        patch(GREY, "before training"),
+        patch(_COLOUR, f"after {results.epochs(results.study.datasets[0])} epochs"),
+        line("black", "Erdős–Rényi (binomial)", DOTTED),
+    ],
+)  # fmt: skip
+def degrees(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw the degrees in the layers that evolve, before and after training; of F-topology."""
-    (name,), (method,) = results.study.datasets, results.study.methods
-    runs, colour = results.of(name, method), COLOURS[method]
-    seen = [{e["epoch"]: e["topology"] for e in r["epochs"] if "topology" in e} for r in runs]
-    last = max(seen[0])
+    runs = results.of(name, "set-all-relu")
+    seen = [[e["topology"] for e in run["epochs"] if "topology" in e] for run in runs]
     sizes = [runs[0]["data"]["n_features"], *runs[0]["config"]["hidden"]]
-    layers = len(sizes) - 1  # the output layer does not evolve
-    axes = figure.subplots(2, layers, squeeze=False)
     widest = [(0.0, ""), (0.0, "")]
-    for (row, layer), ax in np.ndenumerate(axes):
+    for (row, layer), ax in np.ndenumerate(np.reshape(axes, (2, -1))):
         side, word = (("fan_out", "outgoing"), ("fan_in", "incoming"))[row]
-        before, after = ([run[epoch][side][layer] for run in seen] for epoch in (0, last))
+        before, after = ([run[at][side][layer] for run in seen] for at in (0, -1))
         draw_degrees(ax, before, GREY)
-        draw_degrees(ax, after, colour)
+        draw_degrees(ax, after, _COLOUR)
         # Those of a random graph with as many connections.
         degree = np.mean([moments(h)[0] for h in before])
         k, trials = np.arange(int(degree + 5 * np.sqrt(degree)) + 1), sizes[layer + 1 - row]
         share = binom.pmf(k, trials, degree / trials)
         ax.plot(*_binned(share), color="black", linewidth=1.2, linestyle=DOTTED)
         neurons = "input pixels" if layer + row == 0 else f"hidden layer {layer + row}"
-        ax.set(title=neurons, xlabel=f"{word} connections")
-        ax.set_xlim(left=0)
-        ax.set_ylim(bottom=0)
+        ax.set(title=neurons, xlabel=f"{word} connections", xlim=(0, None), ylim=(0, None))
         first, then = (np.mean([moments(h)[1] for h in some]) for some in (before, after))
         told = f"from {first:.1f} to {then:.1f} ({word}, {neurons})"
         widest[row] = max(widest[row], (then / first, told))
         if layer == 0:
             ax.set_ylabel("share of neurons (%)")
-    binomial = line("black", "Erdős–Rényi (binomial)", DOTTED)
-    legend = [patch(GREY, "before training"), patch(colour, f"after {last} epochs"), binomial]
-    figure.legend(handles=legend, loc="outside upper center", ncols=3)
-    caption = (
-        "**Degrees before and after training.** A column is one layer of weights: connections that "
-        "leave the neurons below it (top) and enter those above it (bottom). What to see: degrees "
-        "start binomial; they widen where evolution moves connections from neuron to neuron."
-    )
-    finding = (
-        f"In {last} epochs the degrees' standard deviation grows most {widest[0][1]} and "
-        f"{widest[1][1]}."
-    )
-    return caption, finding, f"Bins of {_BIN} connections. "
+    return (
+        f"In {results.epochs(name)} epochs the degrees' standard deviation grows most "
+        f"{widest[0][1]} and {widest[1][1]}"
+    ), f"Bins of {_BIN} connections"
 
 
 def _binned(histogram: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -86,23 +81,32 @@ def draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
     ax.step(x, mean, where="mid", color=colour, linewidth=1.3)
 
 
-@drawn("F-topology-pixels", "Images of connection strength per input pixel at several epochs.", 2.7)
-def pixels(figure: Figure, results: Results) -> tuple[str, str, str]:
+@by_dataset(
+    "F-topology-pixels",
+    alt="Images of connection strength per input pixel at several epochs.",
+    caption=(
+        "**Where the network looks.** Strength of the connections that leave each of "
+        "Fashion-MNIST's pixels, over training, on one scale."
+    ),
+    height=2.7, block=(1, 6),
+)  # fmt: skip
+def pixels(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw the strength of the input pixels' connections over epochs, first seed; of F-topology."""
-    (name,), (method,) = results.study.datasets, results.study.methods
-    run, *others = results.of(name, method)
+    run, *others = results.of(name, "set-all-relu")
     facts: dict[str, Any] = datasets.describe(name)
-    seen = [record for record in run["epochs"] if "topology" in record][-6:]
+    seen = [record for record in run["epochs"] if "topology" in record][-len(axes) :]
     seen[0] = run["epochs"][0]
     images = [np.reshape(r["topology"]["input_strength"], facts["feature_shape"]) for r in seen]
-    axes = figure.subplots(1, len(images))
+    for ax in axes[len(images) :]:  # a quick build has few
+        ax.remove()
+    axes = axes[: len(images)]
     low, high = np.quantile(images, (0.001, 0.999))
     for ax, record, image in zip(axes, seen, images, strict=True):
         drawing = ax.imshow(image, vmin=low, vmax=high, cmap="cividis", interpolation="nearest")
         title = "before" if record["epoch"] == 0 else f"epoch {record['epoch']}"
         ax.set(title=title, xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
-    bar = figure.colorbar(
+    bar = axes[0].figure.colorbar(
         drawing, ax=axes, orientation="horizontal", fraction=0.07, aspect=50, extend="both"
     )
     bar.set_label("strength of a pixel: Σ |weight| over its outgoing connections")
@@ -111,15 +115,10 @@ def pixels(figure: Figure, results: Results) -> tuple[str, str, str]:
     begun, ended = (
         np.mean([_likeness(one["epochs"][at], facts) for one in (run, *others)]) for at in (0, -1)
     )
-    caption = (
-        "**Where the network looks.** Strength of the connections that leave each of "
-        f"{facts['title']}'s pixels, over training, on one scale."
-    )
-    finding = (
+    return (
         f"The correlation of neighbouring pixels' strengths goes from {begun:.2f} before training "
-        f"to {ended:.2f} at the end{f', means over {1 + len(others)} seeds' * bool(others)}."
-    )
-    return caption, finding, f"Images: seed {run['seed']}. "
+        f"to {ended:.2f} at the end{f', means over {1 + len(others)} seeds' * bool(others)}"
+    ), f"Images: seed {run['seed']}"
 
 
 def _likeness(seen: dict[str, Any], facts: dict[str, Any]) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,12 @@ from matplotlib.patches import FancyBboxPatch
 
 from sparsecore import datasets, wasap
 from sparsecore.paper.page import Column, Note, Picture, Table
-from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET
+from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET, config_of
 from sparsecore.paper.store import Result
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line, picture, shows, tag
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.studies import Results, training_seconds
+from sparsecore.settings import DECAYS
 
 LABELS = {"sequential": "sequential training", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
 _PARALLEL = ALGORITHMS[1:]
@@ -62,8 +65,8 @@ def overview(workers: int = 3) -> Picture:
     caption = (
         "**WASAP-SGD in two phases.** In phase 1 every worker computes gradients on its shard and "
         "applies them, under a lock, to the weights in the server's window. In phase 2 it trains "
-        "its own copy; at the end the copies are averaged. What to see: the server is a place, not "
-        "a process, and nobody waits for a slower worker."
+        "its own copy; at the end the copies are averaged. What to see: in phase 1 gradients go to "
+        "the server and weights come back; in phase 2 nothing is exchanged until the average."
     )
     alt = "Schematic: shards feed workers, which exchange gradients and weights with a window."
     return Picture("F-overview", figure, caption, alt)
@@ -92,7 +95,7 @@ def _after(runs: list[Result], epoch: int = 0) -> list[Result]:
     caption="**Parallel training on Fashion-MNIST.** Test accuracy against epochs and against "
     "seconds of training, running means over epochs, means over seeds ± one standard deviation. "
     "Right of the dotted line each worker trains alone, and the line is the mean of their copies; "
-    "the dot is the averaged model.",
+    f"the dot is the averaged model. λ = {config_of('paper').weight_decay:g}.",
     alt="Lines of test accuracy against epochs and against seconds, one colour an algorithm.",
 )  # fmt: skip
 def accuracy(axes: Any, found: Result) -> tuple[str, str]:
@@ -126,11 +129,11 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     apart = " and ".join(f"{LABELS[n]} {shown.gap(over[n], over[base])}" for n in _PARALLEL)
     faster = " and ".join(f"{LABELS[n]} {pace[n] / pace[base]:.2f}" for n in _PARALLEL)
     finding = (
-        f"When phase 2 begins, {LABELS[ahead]} leads{lead}. Phase 2 changes accuracies: {lost}. "
-        f"Differences from sequential training at the end: {apart}. Samples per second with "
-        f"{config['workers']} workers, times the sequential trainer's: {faster}."
+        f"Samples per second with {config['workers']} workers, times the sequential trainer's: "
+        f"{faster}. Differences from its accuracy at the end: {apart}. When phase 2 begins, "
+        f"{LABELS[ahead]} leads{lead}. Phase 2 changes accuracies: {lost}."
     )
-    return finding, f"λ = {config['weight_decay']:g}. Final test accuracy: {told}."
+    return finding, f"Final test accuracy: {told}."
 
 
 @shows()
@@ -160,35 +163,78 @@ def beside_main(found: Result, main: Results, times: Mapping[str, Result]) -> No
     return Note(f"[The main table](main.ipynb) has other runs of the same length. {text}".strip())
 
 
-_EARLY = 5  # epochs of phase 2: what is lost in them is not lost to long training
+_STYLES = dict(zip(DECAYS, ("-", (0, (4, 2))), strict=True))
+_EARLY = 5  # epochs of phase 2: rows learnt by heart would let the training loss fall in them
 
 
-@shows()
-def explained(found: Result) -> Note:
-    """Say what phase 2 does, when, and what is known of its cause."""
-    runs, told = found["runs"], ""
-    for name in _PARALLEL:
-        config = runs[name][0]["config"]
-        begin, end = (config[key] for key in ("phase1_epochs", "epochs"))
-        early = min(_EARLY, end - begin)
-        tests, losses = (
-            shown.over_epochs(runs[name], value, factor)[1].mean(axis=0)
-            [[begin - 1, begin + early - 1, end - 1]]
-            for value, factor in (("test_accuracy", 100), ("loss", 1))
-        )  # fmt: skip
-        why = "the workers may learn their rows by heart"
-        if tests[2] >= tests[0]:
-            why = "nothing is lost"
-        elif losses[1] > losses[0]:
-            why = "the loss rises first, so rows learnt by heart do not begin it; the cause is open"
-        told += (
-            f" {LABELS[name]}: {' → '.join(f'{test:.1f}' for test in tests)} %, loss "
-            f"{' → '.join(f'{loss:.3f}' for loss in losses)}; {why}."
-        )
-    return Note(
-        "The copies' mean test accuracy, and training loss, when phase 2 begins, after "
-        f"{early} of its epochs, and when it ends.{told}"
+def averaged(main: Results) -> Picture | Note:
+    """Draw what phase 2 and the average do to accuracy, on all data sets of T-main."""
+    names = [name for name in main.datasets if not main.on(name)[0]["data"]["surrogate"]]
+    runs, diverged = (
+        [run for run in some if run["condition"]["method"] in _PARALLEL]
+        for some in (main.runs, main.diverged)
     )
+    study = main.study.part(datasets=names, methods=_PARALLEL)
+    return _averaged(replace(main, study=study, runs=runs, diverged=diverged))
+
+
+def _cases(results: Results, name: str) -> list[tuple[float, str, np.ndarray]]:
+    """Return decays, methods, and what is seen of their runs, shape (seeds, 4).
+
+    That are accuracies in percent (phase 1's end, the copies', the average's), and by how much the
+    copies' training loss has risen early in phase 2.
+    """
+    cases = []
+    for decay, method in itertools.product(DECAYS, _PARALLEL):
+        seen = []
+        for run in results.at(decay).of(name, method):
+            begin = run["config"]["phase1_epochs"]
+            before, *late = run["epochs"][begin - 1 :]
+            tests = [100 * one["test_accuracy"] for one in (before, late[-1], run)]
+            seen.append([*tests, late[:_EARLY][-1]["loss"] - before["loss"]])
+        cases += [(decay, method, np.array(seen))] * bool(seen)
+    return cases
+
+
+def _given_back(results: Results) -> str:
+    """Say how often the copies lose, whether their average gets it back, and what the loss does."""
+    cases, back = [], []
+    for name in results.datasets:
+        means = [seen.mean(axis=0) for *_, seen in _cases(results, name)]
+        whole = sum(end >= before for before, _, end, _ in means)
+        back.append(f"{results.title(name)} in {whole} of {len(means)}")
+        cases += means
+    before, copies, end, rise = np.transpose(cases)
+    return (
+        f"In phase 2 the copies lose test accuracy in {np.sum(copies < before)} of {len(cases)} "
+        "cases (data set, algorithm, λ). Their average is more accurate than they are in "
+        f"{np.sum(end > copies)}. It reaches phase 1's accuracy on {', on '.join(back)}. In "
+        f"{np.sum(rise > 0)} cases the copies' training loss rises in the first {_EARLY} epochs."
+    )
+
+
+@shown.by_dataset(
+    "F-parallel-average",
+    alt="Test accuracy as phase 1 ends, of the copies and of their average, by data set.",
+    caption="**What phase 2 and the average do.** Test accuracy as phase 1 ends; at the end of "
+    "phase 2, the mean of the workers' copies; and of the averaged model, which is the result. "
+    "Means over seeds ± one standard deviation. What to see: whether the second step makes up for "
+    "the first.",
+    finding=_given_back, numbers="Test accuracy", height=2.5, extra=0.3, across=3,
+    needs=lambda found: found.keys() & {*_PARALLEL}, labels=("test accuracy (%)",),
+    legend=lambda results: shown.lines(
+        _PARALLEL, {f"λ = {decay:g}": style for decay, style in _STYLES.items()}
+    ),
+)  # fmt: skip
+def _averaged(axes: Any, name: str, results: Results) -> tuple[str, str]:
+    [ax], told = axes, []
+    for decay, method, seen in _cases(results, name):
+        tests, style = seen[:, :3], _STYLES[decay]
+        shown.band(ax, range(3), tests, COLOUR[method], linestyle=style, marker="o", markersize=4)
+        means = " → ".join(f"{mean:.2f}" for mean in tests.mean(axis=0))
+        told.append(f"{LABELS[method]} {means} % (λ = {decay:g})")
+    ax.set_xticks(range(3), ("phase 1\nends", "mean of\nthe copies", "their\naverage"))
+    return "", f"{results.title(name)} {', '.join(told)}"
 
 
 @picture(
@@ -268,9 +314,8 @@ def resources(found: Result) -> Table:
 def replayed(found: Result) -> Note:
     """Say what the replay found."""
     report = found["replay"]
-    verdict = "identical to the last bit" if report["identical"] else "different"
+    verdict = "identical to the last bit" if report["identical"] else "others than the recorded"
     return Note(
-        f"A replay in one process repeated {report['updates']:,} updates; its weights are "
-        f"{verdict} (SHA-256 `{report['weights_sha256'][:16]}…`, recorded "
-        f"`{report['recorded_sha256'][:16]}…`)."
+        f"A replay in one process repeated {report['updates']:,} updates. Its weights are "
+        f"{verdict}."
     )

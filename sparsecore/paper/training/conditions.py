@@ -260,7 +260,7 @@ _STUDIES = (
     Study(
         "F-importance", "neuron importance over training; pruning by it during and after training",
         ("fashion-mnist", "madelon", "higgs", "digits"), ("set-all-relu", "set-all-relu-pruned"),
-        runs_of="T-main",
+        DECAYS, runs_of="T-main",
     ),
     Study(
         "F-topology",

@@ -96,6 +96,8 @@ def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
         shown.gain(gain, found["set-all-relu"], found["set-relu"], COLOURS["set-all-relu"])
     else:
         shown.say(gain, "not recorded yet")
+    for ax in (top, bottom):
+        shown.fit_from(ax, 10)
     for ax in axes:
         ax.set_xlim(1, results.epochs(name))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -169,13 +171,15 @@ def flow_logs(runs: list[Result]) -> np.ndarray:
         "dotted: the study's value. Means over seeds ± one standard deviation. α = 0 is ReLU, "
         "ζ = 0 a fixed topology. What to see: on a plateau the choice matters little."
     ),
-    finding="Best of the values tried, and its accuracy less that of the study's value",
+    finding="What evolution is worth, and the best value tried, against the study's",
     height=2.6, extra=0.3, block=(1, len(SENSITIVITIES)), sharey="row",
     labels=("test accuracy (%)",), legend=lambda results: shown.lines(("set-all-relu", "dense")),
 )  # fmt: skip
 def sensitivity(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw test accuracy against α, ε and ζ, a row per data set; of F-alpha."""
-    told = []
+    told, ours, fixed = [], results.of(name, "set-all-relu"), results.of(name, "zeta-0")
+    if ours and fixed:
+        told.append(f"evolution {shown.gap(ours, fixed)}")
     for ax, (field, (symbol, values)) in zip(axes, SENSITIVITIES.items(), strict=True):
         own = getattr(setting(name).config, field)
         methods = {value: f"{field}-{value:g}" for value in values}

@@ -22,7 +22,7 @@ from scipy.stats import t as student
 from sparsecore import datasets
 from sparsecore.paper.page import Note, Picture, minus
 from sparsecore.paper.store import NOT_AVAILABLE, Result
-from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line
+from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, legend_columns, line
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import CONFIDENCE, Effect, compared, pairs, two_digits
 from sparsecore.paper.training.studies import Results, cores, training_seconds
@@ -42,6 +42,7 @@ def drawn(key: str, alt: str, height: float) -> Callable[[Draw], Callable[..., P
             if results.runs:
                 with canvas(height) as figure:
                     caption, finding, numbers = draw(figure, results, *more)
+                caption += at_decay(results)
                 sources = f"{numbers}{absent(results)}{source(results)}"
                 return Picture(key + results.suffix, figure, caption, alt, sources, finding)
             none = f"No results of profile paper are recorded for {results.study.key} yet."
@@ -71,8 +72,11 @@ def by_dataset(
         @drawn(key, alt, height)
         @functools.wraps(draw)
         def picture(figure: Figure, results: Results, *more: Any) -> tuple[str, str, str]:
-            at = Counter(n for d in results.study.decays for n in results.at(d).datasets)
-            names = [n for n in at if at[n] >= least and needs(results.by_method(n))]
+            parts = [results.at(decay) for decay in results.study.decays]
+            at = Counter(name for part in parts for name in part.datasets)
+            names = [
+                n for n in at if at[n] >= least and any(needs(part.by_method(n)) for part in parts)
+            ]
             down, (rows, columns) = max(1, math.ceil(len(names) / across)), block
             beside = max(1, math.ceil(len(names) / down))
             figure.set_figheight(height * down + extra)
@@ -90,10 +94,11 @@ def by_dataset(
                     ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
                 told.append(draw(panels.ravel(), name, results, *more))
             if handles := legend(results):
-                look = {"loc": "outside upper center", "ncols": min(len(handles), 3)}
+                few = legend_columns(handles) == len(handles)  # they fit a row
+                look = {"loc": "outside upper center", "ncols": len(handles) if few else 3}
                 figure.legend(handles=handles, **look)
-            parts = ({part[i]: None for part in told if part[i]} for i in (0, 1))
-            first, second = map("; ".join, parts)
+            texts = ({pair[i]: None for pair in told if pair[i]} for i in (0, 1))
+            first, second = map("; ".join, texts)
             start = finding(results) if callable(finding) else sentence(finding, first)
             return caption, start, sentence(numbers, second)
 
@@ -142,14 +147,18 @@ def gain(ax: Axes, first: list[Result], second: list[Result], colour: str) -> No
     wide = student.ppf((1 + CONFIDENCE) / 2, n - 1) / np.sqrt(n) if n > 1 else 0.0
     ax.axhline(0, color=GREY, linestyle=DOTTED)
     band(ax, epochs, mean + wide * (gains - mean), colour)
-    half = wide * deviation(gains, axis=0)
-    late = slice(len(mean) // 10, None)  # the first epochs differ by more than all that follows
-    seen = [0.0, *(mean - half)[late], *(mean + half)[late]]
     if effect:
         look = {"color": colour, "marker": "o", "markersize": 4, "capsize": 3, "clip_on": False}
         ax.errorbar(epochs[-1], 100 * effect.value, 50 * (effect.high - effect.low), **look)
-        seen += [100 * effect.low, 100 * effect.high]
-    margin = 0.1 * float(np.ptp(seen)) + 0.1
+    fit_from(ax, len(mean) // 10, 0.0)
+
+
+def fit_from(ax: Axes, epoch: int, *more: float) -> None:
+    """Fit a panel to what is drawn from an epoch on: more changes in the first than in the rest."""
+    areas = [path.vertices for area in ax.collections for path in area.get_paths()]
+    points = np.concatenate([*(one.get_xydata() for one in ax.lines), *areas])
+    seen = [*points[points[:, 0] >= min(epoch, points[:, 0].max()), 1], *more]
+    margin = 0.1 * float(np.ptp(seen)) or 0.1
     ax.set_ylim(min(seen) - margin, max(seen) + margin)
 
 
@@ -270,6 +279,12 @@ def source(results: Results) -> str:
         + f"{'; '.join(lengths)}. " * bool(lengths)
         + f"Runs: {results.provenance}." * bool(lengths)
     )
+
+
+def at_decay(results: Results) -> str:
+    """Say for a caption which weight decay the runs have, if they have one."""
+    decays = {run["config"]["weight_decay"] for run in results.runs}
+    return f" λ = {decays.pop():g}." if len(decays) == 1 else ""
 
 
 def absent(results: Results) -> str:

@@ -73,8 +73,8 @@ def cost(
     caption=(
         "**ReLU and All-ReLU in sparse networks.** Top: All-ReLU's test accuracy less ReLU's, a "
         "running mean; band: its 95 % interval over seeds. The bar at the end is the last epoch's; "
-        "it also counts the size of the test set, and decides. Below: accuracy and loss, means ± "
-        "one standard deviation."
+        "it also counts the size of the test set, and decides. Below: accuracy and loss ± one "
+        "standard deviation. Axes fit what follows the first tenth."
     ),
     finding=lambda results: shown.contrast(results, "set-all-relu", "set-relu"),
     numbers="Test accuracy at the end", height=5.2, block=(3, 1), across=3,
@@ -97,7 +97,7 @@ def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
     else:
         shown.say(gain, "not recorded yet")
     for ax in (top, bottom):
-        shown.fit_from(ax, 10)
+        shown.fit_from(ax, results.epochs(name) // 10)
     for ax in axes:
         ax.set_xlim(1, results.epochs(name))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -34,7 +34,7 @@ _TRAINING = (
     ("F-gradient-flow", training_figures.gradient_flow),
     ("F-alpha", training_figures.sensitivity),
     ("F-importance", lambda found: pruning.importance(found.at(0.0002))),
-    ("T-main", parallel_figures.averaged),
+    ("F-average", parallel_figures.averaged),
     ("F-importance", pruning.during_training),
     ("F-importance", pruning.after_training),
     ("F-topology", topology.degrees),

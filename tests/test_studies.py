@@ -293,7 +293,7 @@ def test_a_study_that_is_none_is_named():
 def test_every_table_and_figure_of_the_design_has_its_study():
     keys = "T-datasets T-hyper T-main T-extreme F-overview F-curves F-gradient-flow F-alpha "
     keys += "F-importance F-topology F-parallel F-scaling F-resources F-speed L-claims "
-    keys += "F-decay F-depth T-deviations T-times T-estimator T-reliability"
+    keys += "F-average F-decay F-depth T-deviations T-times T-estimator T-reliability"
     assert set(keys.split()) == set(STUDIES)
 
 

@@ -266,13 +266,11 @@ def pictured(runs: Sequence[Run], chosen: Run | None = None) -> Picture:
         names = (f"run {run.number}: {'; '.join(run.told) or 'as in the study'}" for run in runs)
         lines = [line(r.colour, shorten(n, 60)) for r, n in zip(runs, names, strict=True)]
         figure.legend(handles=lines, loc="outside upper center", ncols=2)
-    changed = "Evolution takes connections from inputs that say little."
-    if chosen.config.prune_from:
-        changed = "Pruning and evolution have changed both."
+    cause = "Pruning and evolution have" if chosen.config.prune_from else "Evolution has"
     caption = (
         f"**A session.** Above, all runs. Below, run {chosen.number}: connections that leave an "
         "input and that enter a neuron of the first hidden layer, before and now, and the strength "
-        f"Σ |weight| of each input. {changed}"
+        f"Σ |weight| of each input. {cause} changed both."
     )
     return Picture("f-playground", figure, caption, "Curves of the runs, and one run's network.")
 

@@ -101,8 +101,9 @@ def picture(
             with canvas(height) as figure:
                 finding, told = draw(figure.subplots(down, across, **subplots), *results)
                 if legend:
-                    look = {"loc": "outside upper center", "ncols": legend_columns(legend)}
-                    figure.legend(handles=legend, **look)
+                    letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
+                    columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
+                    figure.legend(handles=legend, loc="outside upper center", ncols=columns)
             return Picture(key, figure, caption, alt, told, finding)
 
         return drawn
@@ -124,12 +125,6 @@ def source(result: Result, told: str = "") -> str:
     if others > _QUIET:
         texts.append(f"Other processes used {others:.1f} CPUs: these times are too long.")
     return " ".join(filter(None, [*texts, result.get("size", ""), told]))
-
-
-def legend_columns(handles: Sequence[Any]) -> int:
-    """Return in how many columns a legend's entries stand, in as few rows as they fit."""
-    letters = sum(len(handle.get_label()) + _BESIDE for handle in handles)
-    return math.ceil(len(handles) / math.ceil(letters / _LETTERS))
 
 
 def line(colour: str, label: str, linestyle: Any = "-", **look: Any) -> Any:

@@ -145,9 +145,9 @@ def effort(*runs: Result) -> Note:
     """Say how long the runs are, and so what they do not show."""
     config, evolutions = runs[-1]["config"], len(runs[-1]["evolve_seconds"])
     return Note(
-        "A run here is {steps} steps of {batch_size} samples".format_map(config)
-        + f", with {evolutions} evolution{'s' * (evolutions != 1)}. It shows that such a network "
-        "starts to learn an easy task, not how good it becomes."
+        f"A run here is {config['steps']} steps of {config['batch_size']} samples, with "
+        f"{evolutions} evolution{'s' * (evolutions != 1)}. It shows that such a network starts to "
+        "learn an easy task, not how good it becomes."
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,7 +100,6 @@ def _after(runs: list[Result], epoch: int = 0) -> list[Result]:
 def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     """Draw test accuracy against epochs and against seconds."""
     left, right = axes
-    late: list[float] = []
     ends, pace = {}, {}
     config = found["runs"]["wasap"][0]["config"]
     for name, runs in found["runs"].items():
@@ -114,24 +112,22 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
             shown.band(ax, x, tests, COLOUR[name])
             if name != "sequential":
                 ax.plot(x[-1], ends[name], "o", color=COLOUR[name], markersize=5)
-        late += [*tests[:, tests.shape[1] // 20 :].flat, ends[name]]
-    room = max(1.0, 0.05 * float(np.ptp(late)))
+    shown.fit_from(left, config["epochs"] // 20)
     left.axvline(config["phase1_epochs"], color=GREY, linestyle=":", linewidth=1)
-    tag(left, "each worker alone", (config["phase1_epochs"], min(late) - room), (4, 6))
-    left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(min(late) - room, max(late) + room))
+    where = {"xycoords": left.get_xaxis_transform()}
+    tag(left, "each worker alone", (config["phase1_epochs"], 0), (4, 6), **where)
+    left.set(xlabel="epoch", ylabel="test accuracy (%)")
     right.set(xlabel="seconds of training")
     told = ", ".join(f"{LABELS[name]} {end:.2f} %" for name, end in ends.items())
-    over = {n: _after(runs) for n, runs in found["runs"].items()}
+    base, over = "sequential", {n: _after(runs) for n, runs in found["runs"].items()}
     begins = {n: _after(runs, config["phase1_epochs"]) for n, runs in found["runs"].items()}
-    base, ahead = "sequential", max(begins, key=lambda name: shown.accuracy(begins[name]))
-    lead = f" sequential training by {shown.gap(begins[ahead], begins[base])}" * (ahead != base)
     lost = " and ".join(f"{LABELS[n]}'s {shown.gap(over[n], begins[n])}" for n in _PARALLEL)
     apart = " and ".join(f"{LABELS[n]} {shown.gap(over[n], over[base])}" for n in _PARALLEL)
     faster = " and ".join(f"{LABELS[n]} {pace[n] / pace[base]:.2f}" for n in _PARALLEL)
     finding = (
         f"Samples per second with {config['workers']} workers, times the sequential trainer's: "
-        f"{faster}. Differences from its accuracy at the end: {apart}. When phase 2 begins, "
-        f"{LABELS[ahead]} leads{lead}. Phase 2 changes accuracies: {lost}."
+        f"{faster}. Differences from its accuracy at the end: {apart}. Phase 2, with "
+        f"the average, changes accuracies: {lost}."
     )
     return finding, f"Final test accuracy: {told}."
 
@@ -167,29 +163,15 @@ _STYLES = dict(zip(DECAYS, ("-", (0, (4, 2))), strict=True))
 _EARLY = 5  # epochs of phase 2: rows learnt by heart would let the training loss fall in them
 
 
-def averaged(main: Results) -> Picture | Note:
-    """Draw what phase 2 and the average do to accuracy, on all data sets of T-main."""
-    names = [name for name in main.datasets if not main.on(name)[0]["data"]["surrogate"]]
-    runs, diverged = (
-        [run for run in some if run["condition"]["method"] in _PARALLEL]
-        for some in (main.runs, main.diverged)
-    )
-    study = main.study.part(datasets=names, methods=_PARALLEL)
-    return _averaged(replace(main, study=study, runs=runs, diverged=diverged))
-
-
 def _cases(results: Results, name: str) -> list[tuple[float, str, np.ndarray]]:
-    """Return decays, methods, and what is seen of their runs, shape (seeds, 4).
-
-    That are accuracies in percent (phase 1's end, the copies', the average's), and by how much the
-    copies' training loss has risen early in phase 2.
-    """
+    """Return decays, methods, and of their runs accuracies and a loss's rise, (seeds, 4)."""
     cases = []
     for decay, method in itertools.product(DECAYS, _PARALLEL):
         seen = []
         for run in results.at(decay).of(name, method):
             begin = run["config"]["phase1_epochs"]
             before, *late = run["epochs"][begin - 1 :]
+            # As phase 1 ends, the mean of the copies at the end, and their average.
             tests = [100 * one["test_accuracy"] for one in (before, late[-1], run)]
             seen.append([*tests, late[:_EARLY][-1]["loss"] - before["loss"]])
         cases += [(decay, method, np.array(seen))] * bool(seen)
@@ -214,7 +196,7 @@ def _given_back(results: Results) -> str:
 
 
 @shown.by_dataset(
-    "F-parallel-average",
+    "F-average",
     alt="Test accuracy as phase 1 ends, of the copies and of their average, by data set.",
     caption="**What phase 2 and the average do.** Test accuracy as phase 1 ends; at the end of "
     "phase 2, the mean of the workers' copies; and of the averaged model, which is the result. "
@@ -226,7 +208,8 @@ def _given_back(results: Results) -> str:
         _PARALLEL, {f"λ = {decay:g}": style for decay, style in _STYLES.items()}
     ),
 )  # fmt: skip
-def _averaged(axes: Any, name: str, results: Results) -> tuple[str, str]:
+def averaged(axes: Any, name: str, results: Results) -> tuple[str, str]:
+    """Draw what phase 2 and the average do to accuracy, a panel per data set; of F-average."""
     [ax], told = axes, []
     for decay, method, seen in _cases(results, name):
         tests, style = seen[:, :3], _STYLES[decay]
@@ -315,7 +298,5 @@ def replayed(found: Result) -> Note:
     """Say what the replay found."""
     report = found["replay"]
     verdict = "identical to the last bit" if report["identical"] else "others than the recorded"
-    return Note(
-        f"A replay in one process repeated {report['updates']:,} updates. Its weights are "
-        f"{verdict}."
-    )
+    told = f"A replay in one process repeated {report['updates']:,} updates. Its weights are"
+    return Note(f"{told} {verdict}.")

@@ -22,7 +22,7 @@ from scipy.stats import t as student
 from sparsecore import datasets
 from sparsecore.paper.page import Note, Picture, minus
 from sparsecore.paper.store import NOT_AVAILABLE, Result
-from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, legend_columns, line
+from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import CONFIDENCE, Effect, compared, pairs, two_digits
 from sparsecore.paper.training.studies import Results, cores, training_seconds
@@ -42,7 +42,8 @@ def drawn(key: str, alt: str, height: float) -> Callable[[Draw], Callable[..., P
             if results.runs:
                 with canvas(height) as figure:
                     caption, finding, numbers = draw(figure, results, *more)
-                caption += at_decay(results)
+                decays = {run["config"]["weight_decay"] for run in results.runs}
+                caption += f" λ = {min(decays):g}." * (len(decays) == 1)
                 sources = f"{numbers}{absent(results)}{source(results)}"
                 return Picture(key + results.suffix, figure, caption, alt, sources, finding)
             none = f"No results of profile paper are recorded for {results.study.key} yet."
@@ -74,9 +75,7 @@ def by_dataset(
         def picture(figure: Figure, results: Results, *more: Any) -> tuple[str, str, str]:
             parts = [results.at(decay) for decay in results.study.decays]
             at = Counter(name for part in parts for name in part.datasets)
-            names = [
-                n for n in at if at[n] >= least and any(needs(part.by_method(n)) for part in parts)
-            ]
+            names = [n for n in at if at[n] >= least and any(needs(p.by_method(n)) for p in parts)]
             down, (rows, columns) = max(1, math.ceil(len(names) / across)), block
             beside = max(1, math.ceil(len(names) / down))
             figure.set_figheight(height * down + extra)
@@ -94,8 +93,7 @@ def by_dataset(
                     ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
                 told.append(draw(panels.ravel(), name, results, *more))
             if handles := legend(results):
-                few = legend_columns(handles) == len(handles)  # they fit a row
-                look = {"loc": "outside upper center", "ncols": len(handles) if few else 3}
+                look = {"loc": "outside upper center", "ncols": 4 if len(handles) == 4 else 3}
                 figure.legend(handles=handles, **look)
             texts = ({pair[i]: None for pair in told if pair[i]} for i in (0, 1))
             first, second = map("; ".join, texts)
@@ -279,12 +277,6 @@ def source(results: Results) -> str:
         + f"{'; '.join(lengths)}. " * bool(lengths)
         + f"Runs: {results.provenance}." * bool(lengths)
     )
-
-
-def at_decay(results: Results) -> str:
-    """Say for a caption which weight decay the runs have, if they have one."""
-    decays = {run["config"]["weight_decay"] for run in results.runs}
-    return f" λ = {decays.pop():g}." if len(decays) == 1 else ""
 
 
 def absent(results: Results) -> str:

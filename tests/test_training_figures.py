@@ -224,7 +224,10 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     )
     assert base64.b64decode(pdf) == picture.pdf() and picture.pdf().startswith(b"%PDF")
     here = figures.curves(view(main, "set-relu"))
-    assert here.key == "F-curves-here" and ".pdf" not in here._repr_markdown_()
+    markdown = here._repr_markdown_()
+    assert here.key == "F-curves-here" and ".pdf" not in markdown
+    assert f"\n````\n\n{here.caption}" in markdown, "without a caption in it it has no number"
+    assert f"{own.caption}\n\n````{{table}}\n:name: T-main-here\n" in own._repr_markdown_()
 
 
 def test_where_nothing_is_recorded_a_figure_is_a_note(main):

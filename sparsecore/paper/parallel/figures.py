@@ -204,9 +204,7 @@ def _given_back(results: Results) -> str:
     "the first.",
     finding=_given_back, numbers="Test accuracy", height=2.5, extra=0.3, across=3,
     needs=lambda found: found.keys() & {*_PARALLEL}, labels=("test accuracy (%)",),
-    legend=lambda results: shown.lines(
-        _PARALLEL, {f"λ = {decay:g}": style for decay, style in _STYLES.items()}
-    ),
+    legend=lambda results: shown.lines(_PARALLEL, {f"λ = {d:g}": s for d, s in _STYLES.items()}),
 )  # fmt: skip
 def averaged(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw what phase 2 and the average do to accuracy, a panel per data set; of F-average."""

@@ -90,12 +90,10 @@ def beside_main(result: Result, times: Mapping[str, Result]) -> Note:
     [alone] = (c for c in result["contests"] if (c["shape"], c["problem"]["threads"]) == (shape, 1))
     here = [found["ratio"]["median"] for key, found in alone["peers"].items() if "dense" in key]
     first, second = (core_seconds(there["rounds"][name]) for name in ("dense", "set-all-relu"))
-    cpus = {one["provenance"]["cpu"] for one in (result, there)}
-    elsewhere = " on another machine and" * (len(cpus) > 1)
     return Note(
         f"On {_TITLES[shape]} a dense *step* takes {min(here):.0f} to {max(here):.0f} times as "
         f"long in this contest. A dense *epoch* takes {two_digits(first / second)} times as long "
-        f"in the main table's,{elsewhere} with our own dense loop."
+        "in the main table's, which was measured apart and with our own dense loop."
     )
 
 

@@ -78,7 +78,7 @@ def figure(axes: Any, found: Result) -> tuple[str, str]:
 def told(found: Result) -> str:
     """Say in a sentence what the data say: All-ReLU's flow over the others', the least first."""
     alpha = setting(DATASET).config.alpha
-    place, parts, ahead = found["alphas"].index(alpha), [], []
+    place, parts, ahead = found["alphas"].index(alpha), [], 0
     for number, depth in enumerate(found["depths"]):
         logs = {name: np.log(np.array(found["flows"][name][number])) for name in _COLOURS}
         ours = logs["all-relu"][place].mean()
@@ -88,10 +88,9 @@ def told(found: Result) -> str:
             f"{np.exp(ours - leaky):.2g} times LeakyReLU's"
         )
         parts.append((ours - relu, text))
-        ahead += [str(depth)] * bool(ours > leaky)
-    where = f" ({', '.join(ahead)} hidden layers)" * bool(ahead)
+        ahead += bool(ours > leaky)
     return (
         f"All-ReLU's gradient flow at α = {alpha:g} is "
         f"{'; '.join(text for _, text in sorted(parts))}. So slopes of alternating sign pass more "
-        f"than slopes of one sign at {len(ahead)} of {len(parts)} depths{where}."
+        f"than slopes of one sign at {ahead} of {len(parts)} depths."
     )

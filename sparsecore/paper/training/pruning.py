@@ -95,8 +95,7 @@ def during_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
         for part in ("loss", "test_loss")
     )
     told = f"{results.title(name)} {100 * left:.0f} %, {shown.gap(pruned, plain)}"
-    effect = shown.difference(pruned, plain)
-    if less > fitted and then < lost and effect and effect.low > 0:
+    if less > fitted and then < lost and (e := shown.difference(pruned, plain)) and e.low > 0:
         told += " (it fits its training rows less, and other rows better)"
     return told, (
         f"{results.title(name)} from epoch {config['prune_from']} on, every "

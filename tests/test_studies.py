@@ -202,7 +202,7 @@ def test_seeds_per_condition_are_the_study_s():
     assert [seeds["dense", decay] for decay in (0.0, 2e-6, 2e-4)] == [3, 1, 3]
     assert [seeds["set-all-relu", decay] for decay in (0.0, 2e-6, 2e-4)] == [10, 3, 10]
     pruned = STUDIES["F-importance"].part(datasets=["madelon"], methods=["set-all-relu-pruned"])
-    assert len(pruned.conditions("paper")) == 10 and len(pruned.conditions("quick")) == 1
+    assert len(pruned.conditions("paper")) == 2 * 10 and len(pruned.conditions("quick")) == 1
 
 
 def test_methods_take_turns_to_be_timed(monkeypatch):

@@ -247,7 +247,7 @@ def test_the_widest_network_is_told(small):
     found["width"]["points"][-1] |= {"mib": 2048, "dense_mib": 4096, "ms": SLOW}
     told = speed_figures.width(found).finding
     assert "With 90 neurons per hidden layer the network takes 2 GiB and a step 9 s" in told
-    assert "dense weights alone would take 4 GiB" in told
+    assert "dense weights alone would take 4.0 GiB" in told
 
 
 def test_tables_say_what_is_there_and_what_is_not(small):

@@ -64,8 +64,8 @@ def overview(workers: int = 3) -> Picture:
     caption = (
         "**WASAP-SGD in two phases.** In phase 1 every worker computes gradients on its shard and "
         "applies them, under a lock, to the weights in the server's window. In phase 2 it trains "
-        "its own copy. What to see: in phase 1 gradients go to the server and weights come back; in "
-        "phase 2 nothing is exchanged until the average."
+        "its own copy. What to see: in phase 1 gradients go to the server and weights come back; "
+        "in phase 2 nothing is exchanged until the average."
     )
     alt = "Schematic: shards feed workers, which exchange gradients and weights with a window."
     return Picture("F-overview", figure, caption, alt)

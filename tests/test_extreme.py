@@ -558,7 +558,7 @@ def test_a_run_learns_within_its_budget():
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["peak_bytes"] == pytest.approx(result["budget_bytes"], rel=0.1)
-    assert "activations, 16 bytes a neuron" in done.stderr
+    assert "activations, 16 bytes per neuron" in done.stderr
     assert len(result["losses"]) == len(result["step_seconds"]) == 50
     assert result["trend"]["tau"] < 0 and result["trend"]["p"] < 0.05
     assert result["test"]["n"] == 100 and result["test"]["p"] < 1e-3

@@ -1,6 +1,5 @@
 """Runs and pictures of the pages on parallel training, on small data without a cluster."""
 
-import re
 from copy import deepcopy
 from dataclasses import replace
 
@@ -70,9 +69,9 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
     runs[0]["config"]["workers"] = 2
     runs[0]["parallel"]["staleness_histogram"] = [0, 8, 0, 0, 0, 1, 1]
     told = parallel_figures.accuracy(found).finding
-    assert told.startswith("When phase 2 begins, sequential training leads. Phase 2 changes")
-    assert "at the end: WASAP-SGD +2.00 points [" in told and "] and WASSP-SGD -3.00 points" in told
-    assert told.endswith("the sequential trainer's: WASAP-SGD 1.50 and WASSP-SGD 0.80.")
+    assert "the sequential trainer's: WASAP-SGD 1.50 and WASSP-SGD 0.80. Differences" in told
+    assert "at the end: WASAP-SGD +2.00 points [" in told and "] and WASSP-SGD −3.00 points" in told
+    assert ". Phase 2, with the average, changes accuracies: WASAP-SGD's " in told
     bars = parallel_figures.staleness(found)
     assert [bar.get_height() for bar in bars.figure.axes[0].patches] == [0, 80, 0, 0, 0, 20]
     assert "80.0 % of them are at most 4 old" in bars.finding
@@ -80,20 +79,6 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
     assert told == "A rank uses 97 to 97 % of a core and at most 300 MiB of memory."
 
     empty = Results(replace(STUDIES["T-deviations"], datasets=("digits",)), "paper", [])
-    monkeypatch.setattr(parallel_figures, "_EARLY", 1)
-    for name in ("wasap", "wassp"):
-        found["runs"][name][0]["config"]["phase1_epochs"] = 2
-    told = parallel_figures.explained(found).text
-    assert "after 1 of its epochs" in told
-    assert "WASSP-SGD: 60.0 → 70.0 → 80.0 %, loss 0.400 → 0.300 → 0.200; nothing is lost" in told
-    for changes, why in (
-        ({"loss": 0.1}, "SGD: .*rows by heart.*SGD: .*may learn their rows by heart"),
-        ({"loss": 0.9}, "SGD: .*loss rises first.*SGD: .*the cause is open"),
-    ):
-        for name in ("wasap", "wassp"):
-            for epoch in found["runs"][name][0]["epochs"][2:]:
-                epoch |= {"test_accuracy": 0.2, **changes}
-        assert re.search(why, parallel_figures.explained(found).text)
     found["runs"]["sequential"][0]["config"]["epochs"] = 500
     told = parallel_figures.beside_main(found, empty, {}).text
     assert told == "[The main table](main.ipynb) has other runs of the same length."
@@ -115,6 +100,34 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
     assert series in told
     assert "WASAP-SGD is 3 times and WASSP-SGD 1.5 times as fast there." in told
     assert "took 2 s here and 3 s there" in told
+
+
+def test_phase_2_and_the_average_are_shown_for_every_data_set():
+    def run(dataset, method, decay, *tests, losses=(0.5, 0.6)):
+        epochs = [{"test_accuracy": t, "loss": v} for t, v in zip(tests, losses, strict=False)]
+        return {
+            "condition": {"dataset": dataset, "method": method}, "seed": 0, "epochs": epochs,
+            "test_accuracy": tests[-1], "config": {"phase1_epochs": 1, "weight_decay": decay},
+            "data": {"surrogate": False, "n_train": 9},
+            "provenance": {"cpu": "a", "threads": 1, "sparsecore": "0"},
+        }  # fmt: skip
+
+    runs = [
+        run("digits", "wasap", 0.0002, 0.9, 0.8, 0.95),
+        run("digits", "wassp", 0.0, 0.9, 0.92, 0.85, losses=(0.5, 0.4)),
+        run("madelon", "wasap", 0.0, 0.7, 0.6, 0.7),
+    ]
+    picture = parallel_figures.averaged(Results(STUDIES["F-average"], "paper", runs))
+    assert len(picture.figure.axes) == 2, "madelon has no run with weight decay"
+    first, second = picture.figure.axes[0].lines
+    assert first.get_ydata() == pytest.approx([90, 80, 95])
+    assert second.get_ydata() == pytest.approx([90, 92, 85])
+    assert "lose test accuracy in 2 of 3 cases" in picture.finding
+    assert "more accurate than they are in 2." in picture.finding
+    assert "Madelon in 1 of 1, on Optical digits in 1 of 2. In 2 cases" in picture.finding
+    assert "WASSP-SGD 90.00 → 92.00 → 85.00 % (λ = 0)" in picture.sources
+    nothing = parallel_figures.averaged(Results(STUDIES["F-average"], "paper", []))
+    assert "No results" in nothing.text
 
 
 def test_the_build_s_runs_stand_apart(trained, monkeypatch):
@@ -155,7 +168,6 @@ def test_what_cannot_be_run_is_one_line(trained, monkeypatch):
     for empty, why in ((parallel.recorded(), "Nothing of this"), (here, "no MPI here")):
         for show in ("accuracy", "staleness", "resources", "replayed"):
             assert why in getattr(parallel_figures, show)(empty).text
-        assert why in parallel_figures.explained(empty).text
         assert why in parallel_figures.beside_main(empty, None, {}).text
 
 

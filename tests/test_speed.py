@@ -234,8 +234,8 @@ def test_the_main_table_s_ratio_stands_beside_the_contest_s(small):
     result["peers"]["contests"] = [contest_of("fashion-mnist", n) for n in (1, 2)]
     there = {"rounds": {"dense": [9.0, 8.0, 90.0], "set-all-relu": [2.0]}, "provenance": cpu}
     told = speed_figures.beside_main(result, {"fashion-mnist": there}).text
-    assert "takes 2 to 2 times as long here (" in told
-    assert told.endswith("and 4.5 times there (a slow CPU).")
+    assert "a dense *step* takes 2 to 2 times as long in this contest" in told
+    assert "A dense *epoch* takes 4.5 times as long in the main table's" in told
     assert "Nothing" in speed_figures.beside_main(result, {}).text
 
 
@@ -244,7 +244,7 @@ def test_the_widest_network_is_told(small):
     found["width"]["points"][-1] |= {"mib": 2048, "dense_mib": 4096, "ms": SLOW}
     told = speed_figures.width(found).finding
     assert "With 90 neurons per hidden layer the network takes 2 GiB and a step 9 s" in told
-    assert "dense weights alone would take 4 GiB" in told
+    assert "dense weights alone would take 4.0 GiB" in told
 
 
 def test_tables_say_what_is_there_and_what_is_not(small):

@@ -202,7 +202,7 @@ def test_seeds_per_condition_are_the_study_s():
     assert [seeds["dense", decay] for decay in (0.0, 2e-6, 2e-4)] == [3, 1, 3]
     assert [seeds["set-all-relu", decay] for decay in (0.0, 2e-6, 2e-4)] == [10, 3, 10]
     pruned = STUDIES["F-importance"].part(datasets=["madelon"], methods=["set-all-relu-pruned"])
-    assert len(pruned.conditions("paper")) == 10 and len(pruned.conditions("quick")) == 1
+    assert len(pruned.conditions("paper")) == 2 * 10 and len(pruned.conditions("quick")) == 1
 
 
 def test_methods_take_turns_to_be_timed(monkeypatch):
@@ -293,7 +293,7 @@ def test_a_study_that_is_none_is_named():
 def test_every_table_and_figure_of_the_design_has_its_study():
     keys = "T-datasets T-hyper T-main T-extreme F-overview F-curves F-gradient-flow F-alpha "
     keys += "F-importance F-topology F-parallel F-scaling F-resources F-speed L-claims "
-    keys += "F-decay F-depth T-deviations T-times T-estimator T-reliability"
+    keys += "F-average F-decay F-depth T-deviations T-times T-estimator T-reliability"
     assert set(keys.split()) == set(STUDIES)
 
 

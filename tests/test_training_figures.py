@@ -224,7 +224,10 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     )
     assert base64.b64decode(pdf) == picture.pdf() and picture.pdf().startswith(b"%PDF")
     here = figures.curves(view(main, "set-relu"))
-    assert here.key == "F-curves-here" and ".pdf" not in here._repr_markdown_()
+    markdown = here._repr_markdown_()
+    assert here.key == "F-curves-here" and ".pdf" not in markdown
+    assert f"\n````\n\n{here.caption}" in markdown, "without a caption in it it has no number"
+    assert f"{own.caption}\n\n````{{table}}\n:name: T-main-here\n" in own._repr_markdown_()
 
 
 def test_where_nothing_is_recorded_a_figure_is_a_note(main):
@@ -542,7 +545,9 @@ def test_depth_draws_geometric_means_and_says_them(monkeypatch):
     line = picture.figure.axes[1].lines[0]
     np.testing.assert_allclose(line.get_ydata(), np.exp(np.log(flows[1]).mean(axis=1)))
     ratio = np.exp(np.log(flows[0, 3]).mean() - np.log(flows[0, 0]).mean())
-    assert f"All-ReLU is {ratio:.2g} times ReLU's" in picture.finding and picture.key == "F-depth"
+    assert f"1 hidden layers {ratio:.2g} times ReLU's" in picture.finding
+    factors = re.findall(r"layers (\S+) times", picture.finding)
+    assert sorted(factors, key=float) == factors and picture.key == "F-depth"
     assert depth.figure({**run, "profile": "quick"}).key == "F-depth-here"
     assert len(picture.caption.split()) <= 60
     assert depth.figure({"missing": "no data"}) == page.Note("no data")
@@ -581,7 +586,7 @@ def test_methods_without_runs_are_left_out(main):
     assert "with SET-All-ReLU" in caption and "with SET-ReLU" not in caption
     pair = replace(view(main, "set-all-relu", "set-all-relu-pruned"), runs=runs)
     assert len(pruning.during_training(pair).figure.axes[0].lines) == 0
-    assert len(pruning.after_training(pair).figure.axes[0].lines) == 1
+    assert len(pruning.after_training(pair).figure.axes[0].lines) == 2  # and a point less
 
 
 # --- tables and notebooks ---

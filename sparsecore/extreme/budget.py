@@ -129,7 +129,7 @@ def plan(
         "tile pointers": 2 * sum(8 * (g.across * g.down + 1) for g in grids),
         "transposed access": 0,
         "biases and velocities, 8 bytes each": sum(2 * _pages(4 * n) for n in sizes[1:]),
-        f"activations, {4 * lanes} bytes a neuron": sum(_pages(4 * lanes * n) for n in sizes),
+        f"activations, {4 * lanes} bytes per neuron": sum(_pages(4 * lanes * n) for n in sizes),
         "workspace: slots, or a layer that evolves": _pages(workspace(counts, grids, lanes)),
         "scratch of the threads": threads
         * max(4 * lanes * g.side_in + 4 * g.side_out for g in grids),

@@ -215,18 +215,17 @@ def ranks(made: list[Result]) -> dict[str, float]:
 
 
 def table(found: dict[str, Result], classes: bool) -> Table | Note:
-    """Show the scores of all methods, and how large they are."""
+    """Show the scores of all methods; their sizes are in the CSV file."""
     if not (made := rows(found, classes)):
         return Note(NOTHING["missing"])
     columns = [
         Column("table", "", lambda row: row["table"] + " *" * row["tuned"], False),
         Column("rows", "rows", "{:,}"),
         *(Column(method, "", partial(_score, method)) for method in METHODS),
-        *(Column(f"{m}, kB", f"{m}, kB", "{:,.0f}") for m in METHODS[:3]),
     ]
     caption = (
         f"**{'Accuracy' if classes else 'R²'}, %: mean ± sd of {FOLDS} folds.** Bold is best. A "
-        "star: the defaults were chosen on this table. kB: the pickled model. CSV: seconds, too."
+        "star: the defaults were chosen on this table. CSV: seconds and sizes (kB, pickled), too."
     )
     fresh = [row for row in made if not row["tuned"]]
     lead = {r["table"]: r["sparsecore"] - max(r[m] for m in METHODS[1:]) for r in fresh}
@@ -262,9 +261,10 @@ def inputs_table(*results: Result) -> Table:
         *(Column(name, name, lambda counts: ", ".join(map(str, counts))) for name in RANKINGS),
     ]
     ours, forest, test = (np.mean([np.mean(row[name]) for row in made]) for name in RANKINGS)
+    worst = " It is the worst of the three." * bool(ours < min(forest, test))
     finding = (
         f"Of Madelon's {KNOWN} features that matter, sparsecore's ranking has {ours:.1f} among its "
-        f"first {KNOWN}, an F-test's {test:.1f}, a random forest's {forest:.1f}, on average."
+        f"first {KNOWN}, an F-test's {test:.1f}, a random forest's {forest:.1f}, on average.{worst}"
     )
     caption = f"**How many of the {KNOWN} are among a ranking's first {KNOWN}**, a count per seed."
     return Table.of("T-estimator-inputs", made, columns, caption, finding=finding)

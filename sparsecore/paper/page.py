@@ -70,9 +70,11 @@ class Picture:
         )
 
     def _repr_markdown_(self) -> str:
-        name = f":name: {self.key.lower()}\n:alt: {self.alt}"
-        body = f"````{{figure}} {self._uri}\n{name}\n\n{self.caption}\n````"
-        if "-here" not in self.key:  # what a build computed by itself decides nothing
+        figure = f"````{{figure}} {self._uri}\n:name: {self.key.lower()}\n:alt: {self.alt}"
+        body = f"{figure}\n\n{self.caption}\n````"
+        if "-here" in self.key:  # it decides nothing: a figure without a caption has no number
+            body = f"{figure}\n````\n\n{self.caption}"
+        else:
             link = _download(f"{self.key.lower()}.pdf", "application/pdf", self.pdf(), "PDF")
             body += f'\n\n<p class="picture-pdf">Download: {link}</p>'
         return _myst(self, body)
@@ -157,7 +159,9 @@ class Table:
     def _repr_markdown_(self) -> str:
         rule = ["---:" if c in self.numbers else ":---" for c in self.frame.columns]
         body = "\n".join(map(_row, [self.frame.columns, rule, *self.frame.to_numpy()]))
-        table = f"````{{table}} {self.caption}\n:name: {self.key}\n\n{body}\n````"
+        here = "-here" in self.key  # as of figures: no caption, no number
+        above, title = (f"{self.caption}\n\n", "") if here else ("", f" {self.caption}")
+        table = f"{above}````{{table}}{title}\n:name: {self.key}\n\n{body}\n````"
         return _myst(self, f"{table}\n\n{self._downloads()}")
 
     def _downloads(self) -> str:

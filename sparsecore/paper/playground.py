@@ -266,10 +266,11 @@ def pictured(runs: Sequence[Run], chosen: Run | None = None) -> Picture:
         names = (f"run {run.number}: {'; '.join(run.told) or 'as in the study'}" for run in runs)
         lines = [line(r.colour, shorten(n, 60)) for r, n in zip(runs, names, strict=True)]
         figure.legend(handles=lines, loc="outside upper center", ncols=2)
+    cause = "Pruning and evolution have" if chosen.config.prune_from else "Evolution has"
     caption = (
         f"**A session.** Above, all runs. Below, run {chosen.number}: connections that leave an "
         "input and that enter a neuron of the first hidden layer, before and now, and the strength "
-        "Σ |weight| of each input. Evolution takes connections from inputs that say little."
+        f"Σ |weight| of each input. {cause} changed both."
     )
     return Picture("f-playground", figure, caption, "Curves of the runs, and one run's network.")
 
@@ -292,7 +293,8 @@ def _draw_network(axes: Sequence[Axes], run: Run) -> None:
         inputs.plot(np.sort(strength)[::-1], color=run.colour)
         inputs.set(xlabel="inputs, the strongest first")
         return
-    inputs.imshow(strength.sum(axis=2) if strength.ndim == 3 else strength, cmap="cividis")
+    image = strength.sum(axis=2) if strength.ndim == 3 else strength
+    inputs.figure.colorbar(inputs.imshow(image, cmap="cividis"), ax=inputs)
     inputs.set(xticks=[], yticks=[])
     inputs.grid(False)
 

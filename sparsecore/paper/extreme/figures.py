@@ -15,7 +15,7 @@ from sparsecore.extreme.budget import GIB, plan
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.network import step_bytes
 from sparsecore.paper.extreme.runs import BAT, CONTROLS, ROWS, networks
-from sparsecore.paper.page import Column, Table
+from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.store import Result
 from sparsecore.paper.style import COLOURS, GREY, picture, shows, tag
 
@@ -91,7 +91,8 @@ def memory(*runs: Result) -> Table:
     """Make the memory plan of the largest run, beside what it took."""
     run = runs[-1]
     totals = {"planned": run["budget_bytes"], "measured": run["peak_bytes"]}
-    rows = [{"item": item, "bytes": n} for item, n in {**run["budget"], **totals}.items()]
+    items = {item.replace(" a neuron", " per neuron"): n for item, n in run["budget"].items()}
+    rows = [{"item": item, "bytes": n} for item, n in {**items, **totals}.items()]
     columns = (
         Column("item", "item", number=False, show=lambda s: f"**{s}**" if s in totals else s),
         Column("GiB", "bytes", _per(GIB, 3)),
@@ -129,11 +130,24 @@ def scaling(axes: Any, *runs: Result) -> tuple[str, str]:
             if ax is axes[0]:
                 tag(ax, f"{name}\n{_count(count)}", (count, 1), (0, 3), **_ABOVE)
     axes[-1].set_xlabel("hidden neurons")
+    right = ", and it classifies {correct} of {n} held-out samples correctly"
+    right = right.format_map(test) if (test := runs[-1]["test"]) else ""
     return (
         f"The largest network has {neurons[-1]:,} neurons, {neurons[-1] / BAT:.2g} times as many "
         f"as a bat's brain: it takes {peaks[-1]:.1f} GiB of memory and "
-        f"{times[-1]:.2g} s per training step.",
+        f"{times[-1]:.2g} s per training step{right}.",
         f"From 5·10⁶ neurons on the exponents are {' and '.join(told)}. " * bool(told),
+    )
+
+
+@shows(networks)
+def effort(*runs: Result) -> Note:
+    """Say how long the runs are, and so what they do not show."""
+    config, evolutions = runs[-1]["config"], len(runs[-1]["evolve_seconds"])
+    return Note(
+        f"A run here is {config['steps']} steps of {config['batch_size']} samples, with "
+        f"{evolutions} evolution{'s' * (evolutions != 1)}. It shows that such a network starts to "
+        "learn an easy task, not how good it becomes."
     )
 
 
@@ -213,7 +227,6 @@ def split(result: Result) -> Table:
 _SURVIVAL = (
     Column("neurons", "neurons", "{:,}"), Column("checkpoint (GiB)", "file_bytes", _gib),
     Column("writing it (s)", "checkpoint_seconds", _seconds),
-    Column("weights", "weights_sha256", "`{:.8}`", number=False),
     Column("the same", "identical", number=False, show=("**no**", "yes").__getitem__),
 )  # fmt: skip
 
@@ -224,7 +237,6 @@ def survival(result: Result) -> Table:
     resumed, neurons = result["resumed"], result["whole"]["neurons"]
     row = {
         "neurons": neurons, "checkpoint_seconds": resumed["seconds"]["checkpoint"],
-        "weights_sha256": resumed["weights_sha256"],
         **{name: result[name] for name in ("file_bytes", "identical")},
     }  # fmt: skip
     caption = (

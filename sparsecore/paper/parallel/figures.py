@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +12,13 @@ from matplotlib.patches import FancyBboxPatch
 
 from sparsecore import datasets, wasap
 from sparsecore.paper.page import Column, Note, Picture, Table
-from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET
+from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET, config_of
 from sparsecore.paper.store import Result
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line, picture, shows, tag
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.effects import apart
 from sparsecore.paper.training.studies import Results, training_seconds
+from sparsecore.settings import DECAYS
 
 LABELS = {"sequential": "sequential training", "wasap": "WASAP-SGD", "wassp": "WASSP-SGD"}
 _PARALLEL = ALGORITHMS[1:]
@@ -63,8 +65,8 @@ def overview(workers: int = 3) -> Picture:
     caption = (
         "**WASAP-SGD in two phases.** In phase 1 every worker computes gradients on its shard and "
         "applies them, under a lock, to the weights in the server's window. In phase 2 it trains "
-        "its own copy; at the end the copies are averaged. What to see: the server is a place, not "
-        "a process, and nobody waits for a slower worker."
+        "its own copy. What to see: in phase 1 gradients go to the server and weights come back; "
+        "in phase 2 nothing is exchanged until the average."
     )
     alt = "Schematic: shards feed workers, which exchange gradients and weights with a window."
     return Picture("F-overview", figure, caption, alt)
@@ -93,14 +95,14 @@ def _gap(*scores: list[float]) -> str:
     caption="**Parallel training on Fashion-MNIST.** Test accuracy against epochs and against "
     "seconds of training, running means over epochs, means over seeds ± one standard deviation. "
     "Right of the dotted line each worker trains alone, and the line is the mean of their copies; "
-    "the dot is the averaged model.",
+    f"the dot is the averaged model. λ = {config_of('paper').weight_decay:g}.",
     alt="Lines of test accuracy against epochs and against seconds, one colour an algorithm.",
 )  # fmt: skip
 def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     """Draw test accuracy against epochs and against seconds."""
     left, right = axes
-    late: list[float] = []
-    ends, config = {}, found["runs"]["wasap"][0]["config"]
+    ends: dict[str, float] = {}
+    config = found["runs"]["wasap"][0]["config"]
     for name, runs in found["runs"].items():
         ends[name] = shown.accuracy(runs)
         epochs, tests = shown.over_epochs(runs, "test_accuracy", 100)
@@ -110,32 +112,30 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
             shown.band(ax, x, tests, COLOUR[name])
             if name != "sequential":
                 ax.plot(x[-1], ends[name], "o", color=COLOUR[name], markersize=5)
-        late += [*tests[:, tests.shape[1] // 20 :].flat, ends[name]]
-    room = max(1.0, 0.05 * float(np.ptp(late)))
+    shown.fit_from(left, config["epochs"] // 20)
     left.axvline(config["phase1_epochs"], color=GREY, linestyle=":", linewidth=1)
-    tag(left, "each worker alone", (config["phase1_epochs"], min(late) - room), (4, 6))
-    left.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(min(late) - room, max(late) + room))
+    where = {"xycoords": left.get_xaxis_transform()}
+    tag(left, "each worker alone", (config["phase1_epochs"], 0), (4, 6), **where)
+    left.set(xlabel="epoch", ylabel="test accuracy (%)")
     right.set(xlabel="seconds of training")
     told = ", ".join(f"{LABELS[name]} {end:.2f} %" for name, end in ends.items())
-    finding = _phases(found["runs"], config)
-    return finding, f"λ = {config['weight_decay']:g}. Final test accuracy: {told}."
+    return _phases(found["runs"], config), f"Final test accuracy: {told}."
 
 
 def _phases(runs: dict[str, list[Result]], config: Result) -> str:
-    """Say who leads when phase 2 begins, what phase 2 changes, and who is how fast."""
+    """Say who is how fast, how accurate at the end, and what phase 2 changes."""
     last = config["phase1_epochs"] - 1
     begun = {n: [r["epochs"][last]["test_accuracy"] for r in some] for n, some in runs.items()}
     done = {n: [run["test_accuracy"] for run in some] for n, some in runs.items()}
     pace = {n: np.mean([run["samples_per_second"] for run in some]) for n, some in runs.items()}
-    base, ahead = "sequential", max(begun, key=lambda name: np.mean(begun[name]))
-    lead = f" sequential training by {_gap(begun[ahead], begun[base])}" * (ahead != base)
+    base = "sequential"
     lost = " and ".join(f"{LABELS[n]}'s {_gap(done[n], begun[n])}" for n in _PARALLEL)
     beside = " and ".join(f"{LABELS[n]} {_gap(done[n], done[base])}" for n in _PARALLEL)
     faster = " and ".join(f"{LABELS[n]} {pace[n] / pace[base]:.2f}" for n in _PARALLEL)
     return (
-        f"When phase 2 begins, {LABELS[ahead]} leads{lead}. Phase 2 changes accuracies: {lost}. "
-        f"Differences from sequential training at the end: {beside}. Samples per second with "
-        f"{config['workers']} workers, times the sequential trainer's: {faster}."
+        f"Samples per second with {config['workers']} workers, times the sequential trainer's: "
+        f"{faster}. Differences from its accuracy at the end: {beside}. Phase 2, with the average, "
+        f"changes accuracies: {lost}."
     )
 
 
@@ -166,35 +166,63 @@ def beside_main(found: Result, main: Results, times: Mapping[str, Result]) -> No
     return Note(f"[The main table](main.ipynb) has other runs of the same length. {text}".strip())
 
 
-_EARLY = 5  # epochs of phase 2: what is lost in them is not lost to long training
+_STYLES = dict(zip(DECAYS, ("-", (0, (4, 2))), strict=True))
+_EARLY = 5  # epochs of phase 2: rows learnt by heart would let the training loss fall in them
 
 
-@shows()
-def explained(found: Result) -> Note:
-    """Say what phase 2 does, when, and what is known of its cause."""
-    runs, told = found["runs"], ""
-    for name in _PARALLEL:
-        config = runs[name][0]["config"]
-        begin, end = (config[key] for key in ("phase1_epochs", "epochs"))
-        early = min(_EARLY, end - begin)
-        tests, losses = (
-            shown.over_epochs(runs[name], value, factor)[1].mean(axis=0)
-            [[begin - 1, begin + early - 1, end - 1]]
-            for value, factor in (("test_accuracy", 100), ("loss", 1))
-        )  # fmt: skip
-        why = "the workers may learn their rows by heart"
-        if tests[2] >= tests[0]:
-            why = "nothing is lost"
-        elif losses[1] > losses[0]:
-            why = "the loss rises first, so rows learnt by heart do not begin it; the cause is open"
-        told += (
-            f" {LABELS[name]}: {' → '.join(f'{test:.1f}' for test in tests)} %, loss "
-            f"{' → '.join(f'{loss:.3f}' for loss in losses)}; {why}."
-        )
-    return Note(
-        "The copies' mean test accuracy, and training loss, when phase 2 begins, after "
-        f"{early} of its epochs, and when it ends.{told}"
+def _cases(results: Results, name: str) -> list[tuple[float, str, np.ndarray]]:
+    """Return decays, methods, and of their runs accuracies and a loss's rise, (seeds, 4)."""
+    cases = []
+    for decay, method in itertools.product(DECAYS, _PARALLEL):
+        seen = []
+        for run in results.at(decay).of(name, method):
+            begin = run["config"]["phase1_epochs"]
+            before, *late = run["epochs"][begin - 1 :]
+            # As phase 1 ends, the mean of the copies at the end, and their average.
+            tests = [100 * one["test_accuracy"] for one in (before, late[-1], run)]
+            seen.append([*tests, late[:_EARLY][-1]["loss"] - before["loss"]])
+        cases += [(decay, method, np.array(seen))] * bool(seen)
+    return cases
+
+
+def _given_back(results: Results) -> str:
+    """Say how often the copies lose, whether their average gets it back, and what the loss does."""
+    cases, back = [], []
+    for name in results.datasets:
+        means = [seen.mean(axis=0) for *_, seen in _cases(results, name)]
+        whole = sum(end >= before for before, _, end, _ in means)
+        back.append(f"{results.title(name)} in {whole} of {len(means)}")
+        cases += means
+    before, copies, end, rise = np.transpose(cases)
+    return (
+        f"In phase 2 the copies lose test accuracy in {np.sum(copies < before)} of {len(cases)} "
+        "cases (data set, algorithm, λ). Their average is more accurate than they are in "
+        f"{np.sum(end > copies)}. It reaches phase 1's accuracy on {', on '.join(back)}. In "
+        f"{np.sum(rise > 0)} cases the copies' training loss rises in the first {_EARLY} epochs."
     )
+
+
+@shown.by_dataset(
+    "F-average",
+    alt="Test accuracy as phase 1 ends, of the copies and of their average, by data set.",
+    caption="**What phase 2 and the average do.** Test accuracy as phase 1 ends; at the end of "
+    "phase 2, the mean of the workers' copies; and of the averaged model, which is the result. "
+    "Means over seeds ± one standard deviation. What to see: whether the second step makes up for "
+    "the first.",
+    finding=_given_back, numbers="Test accuracy", height=2.5, extra=0.3, across=3,
+    needs=lambda found: found.keys() & {*_PARALLEL}, labels=("test accuracy (%)",),
+    legend=lambda results: shown.lines(_PARALLEL, {f"λ = {d:g}": s for d, s in _STYLES.items()}),
+)  # fmt: skip
+def averaged(axes: Any, name: str, results: Results) -> tuple[str, str]:
+    """Draw what phase 2 and the average do to accuracy, a panel per data set; of F-average."""
+    [ax], told = axes, []
+    for decay, method, seen in _cases(results, name):
+        tests, style = seen[:, :3], _STYLES[decay]
+        shown.band(ax, range(3), tests, COLOUR[method], linestyle=style, marker="o", markersize=4)
+        means = " → ".join(f"{mean:.2f}" for mean in tests.mean(axis=0))
+        told.append(f"{LABELS[method]} {means} % (λ = {decay:g})")
+    ax.set_xticks(range(3), ("phase 1\nends", "mean of\nthe copies", "their\naverage"))
+    return "", f"{results.title(name)} {', '.join(told)}"
 
 
 @picture(
@@ -274,9 +302,6 @@ def resources(found: Result) -> Table:
 def replayed(found: Result) -> Note:
     """Say what the replay found."""
     report = found["replay"]
-    verdict = "identical to the last bit" if report["identical"] else "different"
-    return Note(
-        f"A replay in one process repeated {report['updates']:,} updates; its weights are "
-        f"{verdict} (SHA-256 `{report['weights_sha256'][:16]}…`, recorded "
-        f"`{report['recorded_sha256'][:16]}…`)."
-    )
+    verdict = "identical to the last bit" if report["identical"] else "others than the recorded"
+    told = f"A replay in one process repeated {report['updates']:,} updates. Its weights are"
+    return Note(f"{told} {verdict}.")

@@ -91,9 +91,9 @@ def beside_main(result: Result, times: Mapping[str, Result]) -> Note:
     here = [found["ratio"]["median"] for key, found in alone["peers"].items() if "dense" in key]
     first, second = (core_seconds(there["rounds"][name]) for name in ("dense", "set-all-relu"))
     return Note(
-        f"On {_TITLES[shape]} dense takes {min(here):.0f} to {max(here):.0f} times as long here "
-        f"({result['provenance']['cpu']}), and {two_digits(first / second)} times there "
-        f"({there['provenance']['cpu']})."
+        f"On {_TITLES[shape]} a dense *step* takes {min(here):.0f} to {max(here):.0f} times as "
+        f"long in this contest. A dense *epoch* takes {two_digits(first / second)} times as long "
+        "in the main table's, which was measured apart and with our own dense loop."
     )
 
 
@@ -284,7 +284,7 @@ def width(axes: Any, result: Result) -> tuple[str, str]:
     return (
         f"With {last['width']:,} neurons per hidden layer the network takes "
         f"{last['mib'] / 1024:.2g} GiB and a step {last['ms']['median'] / 1e3:.2g} s; dense "
-        f"weights alone would take {last['dense_mib'] / 1024:,.0f} GiB.",
+        f"weights alone would take {two_digits(last['dense_mib'] / 1024)} GiB.",
         f"The widest network has {last['nnz']:,} connections, was made in {last['make_s']:.1f} s "
         f"and takes {last['bytes_per_connection']:.1f} bytes per connection.",
     )

@@ -208,6 +208,10 @@ _STUDIES = (
     Study(
         "F-parallel", "WASAP, WASSP and sequential against epochs and seconds; staleness; replay",
     ),
+    Study(
+        "F-average", "accuracy before and after phase 2, and of the average",
+        (*_REAL, "digits"), ("wasap", "wassp"), DECAYS, runs_of="T-main",
+    ),
     Study("F-resources", "CPU and memory over time of each rank", runs_of="F-parallel"),
     Study("F-scaling", "speed-up per worker, measured, and simulated to 1024"),
     Study("T-extreme", "up to 2·10⁸ neurons: memory, time, learning"),
@@ -259,7 +263,7 @@ _STUDIES = (
     Study(
         "F-importance", "neuron importance over training; pruning by it during and after training",
         ("fashion-mnist", "madelon", "higgs", "digits"), ("set-all-relu", "set-all-relu-pruned"),
-        runs_of="T-main",
+        DECAYS, runs_of="T-main",
     ),
     Study(
         "F-topology",

@@ -55,7 +55,7 @@ def measure(width: int, n_seeds: int) -> Result:
 
 
 @picture(
-    STUDY, across=len(DEPTHS), height=3.0, sharey=True,
+    STUDY, across=len(DEPTHS), height=3.0,
     legend=[line(_COLOURS["all-relu"], "All-ReLU (signs alternate)"),
             line(_COLOURS["leaky-relu"], "LeakyReLU")],
     caption="**Gradient flow at initialisation.** Squared norm of the loss's gradient of fresh "
@@ -76,20 +76,21 @@ def figure(axes: Any, found: Result) -> tuple[str, str]:
 
 
 def told(found: Result) -> str:
-    """Say in a sentence what the data say: All-ReLU's flow over the others', at the setting's α."""
+    """Say in a sentence what the data say: All-ReLU's flow over the others', the least first."""
     alpha = setting(DATASET).config.alpha
-    place, parts, ahead = found["alphas"].index(alpha), [], []
+    place, parts, ahead = found["alphas"].index(alpha), [], 0
     for number, depth in enumerate(found["depths"]):
         logs = {name: np.log(np.array(found["flows"][name][number])) for name in _COLOURS}
         ours = logs["all-relu"][place].mean()
         relu, leaky = logs["all-relu"][0].mean(), logs["leaky-relu"][place].mean()
-        parts.append(
-            f"{np.exp(ours - relu):.2g} times ReLU's and {np.exp(ours - leaky):.2g} times "
-            f"LeakyReLU's with {depth} hidden layers"
+        text = (
+            f"with {depth} hidden layers {np.exp(ours - relu):.2g} times ReLU's and "
+            f"{np.exp(ours - leaky):.2g} times LeakyReLU's"
         )
-        ahead += [str(depth)] * bool(ours > leaky)
-    where = f" ({', '.join(ahead)} hidden layers)" * bool(ahead)
+        parts.append((ours - relu, text))
+        ahead += bool(ours > leaky)
     return (
-        f"At α = {alpha:g} the flow of All-ReLU is {', '.join(parts)}. So slopes of alternating "
-        f"sign pass more than slopes of one sign at {len(ahead)} of {len(parts)} depths{where}."
+        f"All-ReLU's gradient flow at α = {alpha:g} is "
+        f"{'; '.join(text for _, text in sorted(parts))}. So slopes of alternating sign pass more "
+        f"than slopes of one sign at {ahead} of {len(parts)} depths."
     )

@@ -73,8 +73,8 @@ def cost(
     caption=(
         "**ReLU and All-ReLU in sparse networks.** Top: All-ReLU's test accuracy less ReLU's, a "
         "running mean; band: its 95 % interval over seeds. The bar at the end is the last epoch's; "
-        "it also counts the size of the test set, and decides. Below: accuracy and loss, means ± "
-        "one standard deviation."
+        "it also counts the size of the test set, and decides. Below: accuracy and loss ± one "
+        "standard deviation. Axes fit what follows the first tenth."
     ),
     finding=lambda results: shown.contrast(results, "set-all-relu", "set-relu"),
     numbers="Test accuracy at the end", height=5.2, block=(3, 1), across=3,
@@ -96,6 +96,8 @@ def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
         shown.gain(gain, found["set-all-relu"], found["set-relu"], COLOURS["set-all-relu"])
     else:
         shown.say(gain, "not recorded yet")
+    for ax in (top, bottom):
+        shown.fit_from(ax, results.epochs(name) // 10)
     for ax in axes:
         ax.set_xlim(1, results.epochs(name))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -174,13 +176,15 @@ def tenths(logs: np.ndarray) -> tuple[float, float]:
         "dotted: the study's value. Means over seeds ± one standard deviation. α = 0 is ReLU, "
         "ζ = 0 a fixed topology. What to see: on a plateau the choice matters little."
     ),
-    finding="Best of the values tried, and its accuracy less that of the study's value",
+    finding="What evolution is worth, and the best value tried, against the study's",
     height=2.6, extra=0.3, block=(1, len(SENSITIVITIES)), sharey="row",
     labels=("test accuracy (%)",), legend=lambda results: shown.lines(("set-all-relu", "dense")),
 )  # fmt: skip
 def sensitivity(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw test accuracy against α, ε and ζ, a row per data set; of F-alpha."""
-    told = []
+    told, ours, fixed = [], results.of(name, "set-all-relu"), results.of(name, "zeta-0")
+    if ours and fixed:
+        told.append(f"evolution {shown.gap(ours, fixed)}")
     for ax, (field, (symbol, values)) in zip(axes, SENSITIVITIES.items(), strict=True):
         own = getattr(setting(name).config, field)
         methods = {value: f"{field}-{value:g}" for value in values}

@@ -93,7 +93,7 @@ def during_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
         for part in ("loss", "test_loss")
     )
     told = f"{results.title(name)} {100 * left:.0f} %, {shown.gap(pruned, plain)}"
-    if less > fitted and then < lost:
+    if less > fitted and then < lost and (e := shown.difference(pruned, plain)) and e.low > 0:
         told += " (it fits its training rows less, and other rows better)"
     return told, (
         f"{results.title(name)} from epoch {config['prune_from']} on, every "
@@ -106,8 +106,8 @@ _POINTS: dict[str, Any] = {"marker": "o", "markersize": 3}
 # What is left: its colour, the value that it is a share of, its name.
 _LEFT = {
     "nnz": ("#0072B2", "nnz", "connections"),
-    "compact_nbytes": ("#009E73", "nbytes", "memory, compact"),
-    "compact_seconds": ("#D55E00", "seconds", "prediction time, compact"),
+    "compact_nbytes": ("#009E73", "nbytes", "compact network: memory"),
+    "compact_seconds": ("#D55E00", "seconds", "compact network: time of prediction"),
 }
 
 
@@ -120,10 +120,13 @@ _LEFT = {
         "what is left there (bottom), also in the compact network."
     ),
     finding="A trained network can be pruned for at most one point of accuracy", numbers="Seeds",
-    height=4.8, block=(2, 1), across=2, sharex="col",
+    height=4.8, extra=0.2, block=(2, 1), across=2, sharex="col",
     needs=lambda found: _observed(found, "post_pruning"),
     labels=("test accuracy (%)", "of the unpruned network (%)"),
-    legend=lambda results: [line(colour, label) for colour, _, label in _LEFT.values()],
+    legend=lambda results: [
+        line("black", "test accuracy"), line("black", "one point less", shown.DOTTED),
+        *(line(colour, label) for colour, _, label in _LEFT.values()),
+    ],
 )  # fmt: skip
 def after_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
     """Draw what pruning a trained network costs and saves, by percentile; of F-importance."""
@@ -133,6 +136,7 @@ def after_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
     accuracy = 100 * _after(runs, "test_accuracy")
     shown.band(top, x, accuracy, "black", **_POINTS)
     kept = accuracy.mean(axis=0)
+    top.axhline(kept[0] - 1, color="black", linestyle=shown.DOTTED)
     last = int(np.flatnonzero(kept >= kept[0] - 1).max())
     shares = []
     for field, (colour, whole, _) in _LEFT.items():

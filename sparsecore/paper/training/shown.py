@@ -51,8 +51,9 @@ def by_dataset(
             if not results.runs:
                 none = f"No results of profile paper are recorded for {results.study.key} yet."
                 return Note(none if results.profile == "paper" else absent(results))
-            at = Counter(n for d in results.study.decays for n in results.at(d).datasets)
-            names = [n for n in at if at[n] >= least and needs(results.by_method(n))]
+            parts = [results.at(decay) for decay in results.study.decays]
+            at = Counter(name for part in parts for name in part.datasets)
+            names = [n for n in at if at[n] >= least and any(needs(p.by_method(n)) for p in parts)]
             down, (rows, columns) = max(1, math.ceil(len(names) / across)), block
             beside, told = max(1, math.ceil(len(names) / down)), []
             with canvas(height * down + extra) as figure:
@@ -69,13 +70,15 @@ def by_dataset(
                         ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
                     told.append(draw(panels.ravel(), name, results, *more))
                 if handles := legend(results):
-                    look = {"loc": "outside upper center", "ncols": min(len(handles), 3)}
+                    look = {"loc": "outside upper center", "ncols": 4 if len(handles) == 4 else 3}
                     figure.legend(handles=handles, **look)
-            parts = ({part[i]: None for part in told if part[i]} for i in (0, 1))
-            first, second = map("; ".join, parts)
+            texts = ({pair[i]: None for pair in told if pair[i]} for i in (0, 1))
+            first, second = map("; ".join, texts)
             start = finding(results) if callable(finding) else sentence(finding, first)
+            decays = {run["config"]["weight_decay"] for run in results.runs}
+            said = caption + f" λ = {min(decays):g}." * (len(decays) == 1)
             sources = sentence(numbers, second) + absent(results) + source(results, names)
-            return Picture(key + results.suffix, figure, caption, alt, sources, start)
+            return Picture(key + results.suffix, figure, said, alt, sources, start)
 
         return picture
 
@@ -122,14 +125,18 @@ def gain(ax: Axes, first: list[Result], second: list[Result], colour: str) -> No
     wide = student.ppf((1 + CONFIDENCE) / 2, n - 1) / np.sqrt(n) if n > 1 else 0.0
     ax.axhline(0, color=GREY, linestyle=DOTTED)
     band(ax, epochs, mean + wide * (gains - mean), colour)
-    half = wide * deviation(gains, axis=0)
-    late = slice(len(mean) // 10, None)  # the first epochs differ by more than all that follows
-    seen = [0.0, *(mean - half)[late], *(mean + half)[late]]
     if effect:
         look = {"color": colour, "marker": "o", "markersize": 4, "capsize": 3, "clip_on": False}
         ax.errorbar(epochs[-1], 100 * effect.value, 50 * (effect.high - effect.low), **look)
-        seen += [100 * effect.low, 100 * effect.high]
-    margin = 0.1 * float(np.ptp(seen)) + 0.1
+    fit_from(ax, len(mean) // 10, 0.0)
+
+
+def fit_from(ax: Axes, epoch: int, *more: float) -> None:
+    """Fit a panel to what is drawn from an epoch on: more changes in the first than in the rest."""
+    areas = [path.vertices for area in ax.collections for path in area.get_paths()]
+    points = np.concatenate([*(one.get_xydata() for one in ax.lines), *areas])
+    seen = [*points[points[:, 0] >= min(epoch, points[:, 0].max()), 1], *more]
+    margin = 0.1 * float(np.ptp(seen)) or 0.1
     ax.set_ylim(min(seen) - margin, max(seen) + margin)
 
 

@@ -330,7 +330,7 @@ class Ledger:
     def finding(self) -> str:
         """Say of each row of the grid in how many of the checks that are tested it holds."""
         groups: dict[str, list[str]] = {
-            where: [] for where in ("in every check", "in some checks", "in no check so far")
+            where: [] for where in ("in every check so far", "in some checks", "in no check so far")
         }
         for claim, name, checks in self._rows():
             found = Counter(check.outcome for check in checks)

@@ -59,14 +59,15 @@ def _panel(ax: Axes, some: list[tuple[str, Check]]) -> None:
     for (key, question), group in groupby(some, lambda one: (one[0], one[1].question)):
         checks, place = [check for _, check in group], place + 1
         title = f"{key} {checks[0].row or question}"  # as in the grid
-        ax.annotate(title, (0, place), (-118, 0), xycoords=("axes fraction", "data"),
-                    textcoords="offset points", va="center", fontsize=8.5, weight="bold")  # fmt: skip
+        where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        ax.annotate(title, (0, place), (-118, 0), va="center", size=8.5, weight="bold", **where)
         span = place + 0.5, place + len(checks) + 0.5
         ax.plot([checks[0].threshold] * 2, span, color="#333333", linestyle="--", linewidth=1)
         for place, c in enumerate(checks, place + 1):  # noqa: B020
             ticks[place] = f"{c.dataset}" + (f", λ = {c.decay:g}" if c.decay is not None else "")
             sides = [[max(0.0, c.effect - c.low)], [max(0.0, c.high - c.effect)]]
-            ax.errorbar(c.effect, place, xerr=sides, markersize=5, linewidth=1.2, **_LOOK[c.outcome])
+            look = {"markersize": 5, "linewidth": 1.2, **_LOOK[c.outcome]}
+            ax.errorbar(c.effect, place, xerr=sides, **look)
     ax.set_yticks([*ticks], [*ticks.values()])
     ax.tick_params("y", labelsize=8, length=0)
     ax.grid(visible=False, axis="y")

@@ -51,9 +51,7 @@ def log_ratio(first: Any, second: Any, paired: bool) -> Effect | None:
     return effect(float(logs[0].mean() - logs[1].mean()), spread_of(*logs, paired))
 
 
-def spread_of(
-    first: Any, second: Any, paired: bool
-) -> list[tuple[float, float]]:
+def spread_of(first: Any, second: Any, paired: bool) -> list[tuple[float, float]]:
     """Return the variances of the difference of two means over seeds, for `effect`."""
     samples = [np.subtract(first, second)] if paired else [np.asarray(first), np.asarray(second)]
     return [(float(np.var(x, ddof=1)) / len(x), len(x) - 1) for x in samples]

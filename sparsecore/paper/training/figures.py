@@ -28,7 +28,7 @@ _MARKS = dict(zip(DECAYS, "o^", strict=True))
         "**What accuracy costs.** Final test accuracy, means ± one standard deviation over seeds, "
         "against seconds × cores of the training. Higher is better, further left cheaper."
     ),
-    finding="SET-All-ReLU against dense, λ = {:g}".format(DECAYS[0]),
+    finding=f"SET-All-ReLU against dense, λ = {DECAYS[0]:g}",
     height=2.4, extra=0.8, across=2, labels=("test accuracy (%)",),
     needs=lambda found: len(found) > 1,
     legend=lambda results: [

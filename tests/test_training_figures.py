@@ -388,7 +388,7 @@ def test_accuracies_are_drawn_and_the_highest_is_told(main):
     means = [np.mean([100 * run["test_accuracy"] for run in files(m)]) for m in METHODS]
     assert [box.lines[0].get_xdata()[0] for box in ax.containers] == pytest.approx(means)
     label = conditions.METHODS[METHODS[int(np.argmax(means))]].label
-    assert f"on Optical digits {label} at λ = 0.0002 ({max(means):.1f} %)" in picture.finding
+    assert f"on Optical digits {label} ({max(means):.1f} % at λ = 0.0002)" in picture.finding
 
 
 def test_pruning_figures_hold_the_numbers_of_the_files(main):

@@ -77,16 +77,17 @@ def accuracies(axes: Any, name: str, results: Results) -> tuple[str, str]:
     for (decay, mark), shift in zip(_MARKS.items(), (-0.17, 0.17), strict=True):
         for method, runs in results.at(decay).by_method(name).items():
             place = results.study.methods.index(method) + shift
-            mean = means[f"{METHODS[method].label} at λ = {decay:g}"] = shown.accuracy(runs)
+            mean = means[METHODS[method].label, decay] = shown.accuracy(runs)
             sd = deviation([100 * run["test_accuracy"] for run in runs])
-            ax.errorbar(mean, place, xerr=sd, color=COLOURS[method], marker=mark, markersize=5)
+            look = {"color": COLOURS[method], "marker": mark, "markersize": 5, "linewidth": 1.2}
+            ax.errorbar(mean, place, xerr=sd, **look)
     ax.set_yticks(range(len(results.study.methods)))
     first = ax.get_subplotspec().is_first_col()
     ax.set_yticklabels([METHODS[m].label if first else "" for m in results.study.methods])
     ax.invert_yaxis()
     ax.set_xlabel("test accuracy (%)")
-    best = max(means, key=lambda label: means[label])
-    return f"on {results.title(name)} {best} ({means[best]:.1f} %)", ""
+    (label, decay), best = max(means.items(), key=lambda item: item[1])
+    return f"on {results.title(name)} {label} ({best:.1f} % at λ = {decay:g})", ""
 
 
 @by_dataset(

@@ -414,8 +414,8 @@ def test_a_forest_draws_each_check_that_has_an_interval():
     )
     assert (points, times) == ({0.0, -1.0}, {1.0})
     noisy = results(set_relu=seeds((0.5, 0.9)), set_all_relu=seeds((0.6, 0.9), flow=1.0))
-    [hollow, _] = [b for ax in forest.figure(claims.Ledger(noisy)).figure.axes for b in ax.containers]
-    assert hollow.lines[0].get_markerfacecolor() == "white", "undecided"
+    points, _ = forest.figure(claims.Ledger(noisy)).figure.axes
+    assert points.containers[0].lines[0].get_markerfacecolor() == "white", "undecided"
 
 
 def test_evidence_counts_the_seeds_that_are_used():

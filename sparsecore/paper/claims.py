@@ -23,18 +23,8 @@ from sparsecore import datasets
 from sparsecore.paper.extreme.runs import BAT, Row
 from sparsecore.paper.page import Column, Table, minus
 from sparsecore.paper.store import Result
-from sparsecore.paper.training import conditions
-from sparsecore.paper.training.effects import (
-    CONFIDENCE,
-    Effect,
-    Runs,
-    compared,
-    core_seconds,
-    holm,
-    log_ratio,
-    pairs,
-    two_digits,
-)
+from sparsecore.paper.training import conditions, effects
+from sparsecore.paper.training.effects import CONFIDENCE, Effect, Runs, core_seconds, two_digits
 from sparsecore.paper.training.figures import flow_logs
 from sparsecore.paper.training.shown import epoch_seconds, points, source
 from sparsecore.paper.training.studies import Results, have_learnt
@@ -90,7 +80,7 @@ def _measured(found: Effect | None, unit: str, seeds: str, note: str = "") -> Ch
 
 def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
     """Judge whether the first is more accurate, by more than a threshold that may be negative."""
-    found, seeds = compared(first, second, threshold)
+    found, seeds = effects.compared(first, second, threshold)
     best = [np.mean([run["best_test_accuracy"] for run in runs]) for runs in (first, second)]
     note = f"; at the best epochs {100 * (best[0] - best[1]):+.2f}"
     left = np.mean([run["nnz_end"] / run["nnz_start"] for run in first])
@@ -105,14 +95,14 @@ def _ratio(
     seeds = f"{len(first)}, {len(second)}"
     if min(len(first), len(second)) < 2:
         return Check("", evidence="fewer than two seeds", seeds=seeds)
-    found = log_ratio(first, second, paired)
+    found = effects.log_ratio(first, second, paired)
     if found and shown:
         found = replace(found, value=math.log(shown))
     return _measured(found, "×", seeds, note)
 
 
 def _more_flow(first: Runs, second: Runs) -> Check:
-    first, second, paired = pairs(first, second)
+    first, second, paired = effects.pairs(first, second)
     logs = [flow_logs(runs)[:, 1:] for runs in (first, second)]
     flows, tenth = [10 ** log.mean(axis=1) for log in logs], max(1, logs[0].shape[1] // 10)
     early = 10 ** (logs[0][:, :tenth].mean() - logs[1][:, :tenth].mean())
@@ -256,7 +246,7 @@ class Ledger:
                     found = replace(found, question=question.text, row=question.row, decay=decay)
                     checks.append(replace(found, dataset=self.results.title(dataset)))
         tested = [number for number, check in enumerate(checks) if check.p is not None]
-        adjusted = holm([checks[number].p or 0.0 for number in tested])
+        adjusted = effects.holm([checks[number].p or 0.0 for number in tested])
         for number, p in zip(tested, adjusted, strict=True):
             decided = checks[number].outcome if p < 1 - CONFIDENCE else UNDECIDED
             checks[number] = replace(checks[number], adjusted=p, outcome=decided)

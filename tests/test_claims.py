@@ -13,7 +13,7 @@ from scipy import stats
 pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 
-from sparsecore.paper import claims, store
+from sparsecore.paper import claims, forest, store
 from sparsecore.paper.claims import FAILS, HOLDS, IMPOSSIBLE, UNDECIDED, UNTESTED, Check
 from sparsecore.paper.extreme import runs as extreme
 from sparsecore.paper.extreme.runs import BAT, Row
@@ -128,6 +128,15 @@ def test_rows_that_both_are_right_on_make_no_difference():
     gained = (more & ~right).mean()
     assert effects.sampling_variance(*runs) == pytest.approx(gained * (1 - gained) / 999)
     assert effects.sampling_variance(*runs) < apart / 5
+    del runs[0][1]["test_right"]
+    assert effects.sampling_variance(*runs) < apart / 5, "one run of each tells which rows"
+    noisy = more ^ (rng.random(1000) < 0.02)
+    runs[1][1]["test_right"] = base64.b64encode(np.packbits(noisy).tobytes()).decode()
+    both = effects.sampling_variance(*runs)
+    del runs[1][0]["test_right"]
+    assert both < effects.sampling_variance(*runs) < apart, "fewer runs: a larger variance"
+    del runs[1][1]["test_right"]
+    assert effects.sampling_variance(*runs) == apart
 
 
 def test_holm_is_the_step_down_by_hand():
@@ -248,14 +257,16 @@ def test_what_is_not_planned_with_two_seeds_cannot_be_tested():
 def test_a_finding_counts_the_cases_that_are_tested():
     ledger = claims.Ledger(good())
     rows = "C1 faster than dense (2 of 2), C1 in parallel: faster (1 of 1), "
-    assert ledger.finding().startswith(f"Shown wherever it was tested: {rows}")
+    assert ledger.finding().startswith(f"**Holds in every check so far**: {rows}")
     assert "C4" not in ledger.finding(), "no runs of extreme size"
     assert ledger.grid().finding == ledger.table().finding == ledger.finding()
     flow, *accurate = ledger.checks["C2"]
     ledger.checks["C2"] = [flow, replace(flow, outcome=FAILS), *accurate]
-    assert "in part: C2 All-ReLU: more gradient flow (1 of 2, fails in 1)." in ledger.finding()
+    told = "**Holds in some checks**: C2 All-ReLU: more gradient flow (1 of 2, fails in 1)."
+    assert told in ledger.finding()
     ledger.checks["C2"] = [replace(flow, outcome=UNDECIDED), *accurate]
-    assert ledger.finding().endswith("Shown nowhere: C2 All-ReLU: more gradient flow (0 of 1).")
+    told = "**Holds in no check so far**: C2 All-ReLU: more gradient flow (0 of 1)."
+    assert ledger.finding().endswith(told)
 
 
 def test_a_cell_of_the_grid_has_both_weight_decays():
@@ -389,11 +400,31 @@ def test_tables_hold_every_claim_and_every_check():
         assert ("Not tested: " in shown.sources) == (len(tested) < len(checks))
 
 
+def test_a_forest_draws_each_check_that_has_an_interval():
+    ledger = claims.Ledger(good())
+    picture = forest.figure(ledger)
+    checks = [c for some in ledger.checks.values() for c in some if c.low is not None]
+    drawn = [box for ax in picture.figure.axes for box in ax.containers]
+    at = [(box.lines[0].get_xdata()[0], *box.lines[2][0].get_segments()[0][:, 0]) for box in drawn]
+    expected = [(c.effect, c.low, c.high) for c in sorted(checks, key=lambda c: c.unit == "×")]
+    np.testing.assert_allclose(at, expected)
+    points, times = (
+        {line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"}
+        for ax in picture.figure.axes
+    )
+    assert (points, times) == ({0.0, -1.0}, {1.0})
+    noisy = results(set_relu=seeds((0.5, 0.9)), set_all_relu=seeds((0.6, 0.9), flow=1.0))
+    points, _ = forest.figure(claims.Ledger(noisy)).figure.axes
+    assert points.containers[0].lines[0].get_markerfacecolor() == "white", "undecided"
+
+
 def test_evidence_counts_the_seeds_that_are_used():
     fewer = results(dense=seeds(WORSE[:2]), set_all_relu=seeds(BETTER), set_relu=seeds(WORSE[:2]))
     ledger = claims.Ledger(fewer)
     assert at(ledger, "C5", 0.0002)[0].seeds == f"{len(BETTER)}, 2"
     assert [c.seeds for c in at(ledger, "C2", 0.0002)] == ["2, 2", "2, 2"], "pairs"
+    planned = claims.Ledger(replace(fewer, profile="paper")).checks["C5"][0]
+    assert planned.seeds == "3 of 10, 2 of 3"
 
 
 def test_claims_are_judged_by_the_runs_of_the_main_table():
@@ -424,7 +455,7 @@ def test_the_readme_has_the_grid_of_the_first_page(recorded):
     grid = re.sub(r"\{ref\}`(C\d) <l-claims-c\d>`", r"**\1**", lines)
     readme = (ROOT / "README.md").read_text()
     assert grid in readme, f"put this grid there:\n{grid}"
-    told = recorded.grid().finding
+    told = recorded.grid().finding.replace("**", "")
     assert told in " ".join(readme.split()), f"put this above it:\n{told}"
 
 
@@ -479,7 +510,7 @@ def test_the_readme_s_figures_are_the_book_s(recorded):
         ([HOLDS, IMPOSSIBLE], "✓ -2.00"),
         ([UNTESTED, HOLDS], "(✓) -1.00"),
         ([UNTESTED, IMPOSSIBLE], "–"),
-        ([IMPOSSIBLE], "·"),
+        ([IMPOSSIBLE], "n/a"),
         ([], ""),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsecore.paper import claims, reliability, store
+from sparsecore.paper import claims, forest, reliability, store
 from sparsecore.paper.extreme import figures as extreme_figures
 from sparsecore.paper.extreme import runs as extreme
 from sparsecore.paper.page import Note, Picture
@@ -16,7 +16,7 @@ from sparsecore.paper.scaling import measure as scaling
 from sparsecore.paper.speed import figures as speed_figures
 from sparsecore.paper.speed import measure as speed
 from sparsecore.paper.training import figures as training_figures
-from sparsecore.paper.training import pruning, studies, tables, topology
+from sparsecore.paper.training import pruning, studies, tables, times, topology
 
 _PROVENANCE = re.compile(r"commit|AMD|EPYC|Intel|Xeon|CPU @|sparsecore \d|Source|\b[0-9a-f]{7,}\b")
 _HYPHEN = re.compile(r"(?<![\w-])-\d")
@@ -29,7 +29,8 @@ _SHOWN = {
     extreme_figures: ("table", "memory", "scaling", "losses", "split", "survival", "projection"),
 }  # fmt: skip
 _TRAINING = (
-    ("T-main", training_figures.cost),
+    ("T-main", lambda found: training_figures.cost(found, times.recorded())),
+    ("T-main", training_figures.accuracies),
     ("F-curves", training_figures.curves),
     ("F-gradient-flow", training_figures.gradient_flow),
     ("F-alpha", training_figures.sensitivity),
@@ -44,6 +45,7 @@ _TRAINING = (
     ("T-deviations", tables.deviations),
     ("L-claims", lambda found: claims.Ledger(found).grid()),
     ("L-claims", lambda found: claims.Ledger(found).table()),
+    ("L-claims", lambda found: forest.figure(claims.Ledger(found))),
     ("L-claims", lambda found: claims.Ledger(found).evidence("C2")),
 )
 

@@ -50,14 +50,15 @@ class Check:
     effect: float | None = None
     low: float | None = None
     high: float | None = None
-    unit: str | None = None  # of effect, low and high: "points", "×" or "%"
+    threshold: float = 1.0  # of the effect: of a ratio it is 1
+    unit: str | None = None  # of effect, low, high, threshold: "points", "×" or "%"
     p: float | None = None  # two-sided
     adjusted: float | None = None  # for the number of a claim's checks
     outcome: str = UNTESTED
 
 
 def _answer(p: float, evidence: str, **more: Any) -> Check:
-    """Return the answer of a one-sided test; it is decided when all of its claim's are there."""
+    """Return a one-sided test's answer; it is provisional until `_ask` has corrected p."""
     outcome = HOLDS if p < 0.5 else FAILS
     return Check("", evidence=evidence, p=2 * min(p, 1 - p), outcome=outcome, **more)
 
@@ -66,7 +67,8 @@ def _measured(found: Effect | None, unit: str, seeds: str, note: str = "") -> Ch
     """Return the answer that an effect gives."""
     if found is None:
         return Check("", evidence="the runs do not differ at all", outcome=UNDECIDED, seeds=seeds)
-    scaled = [100 * v if unit == "points" else math.exp(v) for v in vars(found).values()][:3]
+    values = found.value, found.low, found.high
+    scaled = [100 * v if unit == "points" else math.exp(v) for v in values]
     times = "× {} [{}, {}]".format
     text = points(found) if unit == "points" else times(*map(two_digits, scaled))
     about = dict(zip(("effect", "low", "high"), scaled, strict=True))
@@ -83,18 +85,17 @@ def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
     note = f"; at the best epochs {100 * (best[0] - best[1]):+.2f}"
     left = np.mean([run["nnz_end"] / run["nnz_start"] for run in first])
     note += f"; {100 * left:.0f} % of the connections left" * bool(left < 1)
-    return _measured(found, "points", seeds, note)
+    return replace(_measured(found, "points", seeds, note), threshold=100 * threshold)
 
 
 def _ratio(
     first: Any, second: Any, paired: bool, shown: float | None = None, note: str = ""
 ) -> Check:
     """Judge whether positive values of `first` are larger, by their logs, and show a ratio."""
-    logs, seeds = [np.log(some) for some in (first, second)], f"{len(first)}, {len(second)}"
-    if min(map(len, logs)) < 2:
+    seeds = f"{len(first)}, {len(second)}"
+    if min(len(first), len(second)) < 2:
         return Check("", evidence="fewer than two seeds", seeds=seeds)
-    parts = effects.spread_of(logs[0], logs[1], paired)
-    found = effects.effect(float(logs[0].mean() - logs[1].mean()), parts)
+    found = effects.log_ratio(first, second, paired)
     if found and shown:
         found = replace(found, value=math.log(shown))
     return _measured(found, "×", seeds, note)
@@ -202,18 +203,18 @@ def verdict(checks: Sequence[Check]) -> str:
     return ", ".join(f"{n} {word}".format(s="s" * (n == 1)) for n, word in counts if n)
 
 
-_SIGNS = {FAILS: "✗", UNDECIDED: "?", HOLDS: "✓", UNTESTED: "–", IMPOSSIBLE: "·"}
+_SIGNS = {FAILS: "✗", UNDECIDED: "?", HOLDS: "✓", UNTESTED: "–", IMPOSSIBLE: "n/a"}
 _NUMBERS = {"points": "{:+.2f}".format, "×": lambda v: f"× {two_digits(v)}", "%": "{:.0f} %".format}
 
 
 def sign(checks: Sequence[Check]) -> str:
     """Return checks in short: ✗ if one fails, else ? if one is undecided, else ✓; and a number.
 
-    – if none is tested, · if none can be; in brackets if some are not. The number is the first.
+    – if none is tested, n/a if none can be; in brackets if some are not. The number is the first.
     """
     outcomes = [check.outcome for check in checks]
     mark = next((mark for outcome, mark in _SIGNS.items() if outcome in outcomes), "")
-    part = UNTESTED in outcomes and mark not in "–·"
+    part = UNTESTED in outcomes and mark not in (_SIGNS[UNTESTED], _SIGNS[IMPOSSIBLE])
     number = next((_NUMBERS[c.unit](c.effect) for c in checks if c.unit), "")
     return f"{f'({mark})' if part else mark} {number}".strip().replace(" ", "\N{NO-BREAK SPACE}")
 
@@ -252,36 +253,47 @@ class Ledger:
 
     def _compare(self, question: Question, results: Results, dataset: str) -> Check:
         """Answer a question on one data set at one weight decay."""
+        methods = question.first, question.second
+        if obstacle := self._obstacle(question, results, dataset):
+            return obstacle
+        if question.judge is None:
+            spent = epoch_seconds(results, dataset, self._times)
+            own, other = (
+                (turns, used if question.times == "core-seconds" else 1)
+                for turns, used in (spent[method] for method in methods)
+            )
+            usual, paired = core_seconds(*other) / core_seconds(*own), results.profile == "paper"
+            return _ratio(np.multiply(*other), np.multiply(*own), paired, usual)
+        found = question.judge(*(results.of(dataset, method) for method in methods))
+        planned = [results.wanted(dataset, method) for method in methods]
+        many = zip(map(int, (found.seeds or "").split(", ")), planned, strict=True)
+        told = ", ".join(f"{n} of {wanted}" if n < wanted else str(n) for n, wanted in many)
+        return replace(found, seeds=told)
+
+    def _obstacle(self, question: Question, results: Results, dataset: str) -> Check | None:
+        """Return why a question cannot be asked, or need not: its answer; else None."""
 
         def no(why: str, outcome: str = UNTESTED) -> Check:
             return Check("", evidence=why, outcome=outcome)
 
         methods, judge = (question.first, question.second), question.judge
-        labels = {method: conditions.METHODS[method].label for method in methods}
         contest = results.profile == "paper"
+        labels = {method: conditions.METHODS[method].label for method in methods}
         runs = self.results.on(dataset)
         stands_in = datasets.describe(dataset)["kind"] == "files or surrogate"
         if judge and (runs[0]["data"]["surrogate"] if runs else stands_in):
             return no("a surrogate's accuracy is no evidence", IMPOSSIBLE)
-        planned = {
-            m: results.study.wanted(results.profile, dataset, m, results.decay) for m in methods
-        }
-        for method, many in planned.items():
+        for method in methods:
+            many = results.wanted(dataset, method)
             if why := conditions.excluded(dataset, method):
                 return no(why, IMPOSSIBLE)
             if judge and many < 1 + contest:
                 told = f"{many or 'no'} seed of {labels[method]} planned at this weight decay"
                 return no(told, IMPOSSIBLE)
         if not judge:
-            spent = epoch_seconds(results, dataset, self._times)
-            if not set(methods) <= spent.keys():
-                return no("not timed by themselves yet" if contest else "no runs")
-            own, other = (
-                (turns, used if question.times == "core-seconds" else 1)
-                for turns, used in (spent[method] for method in methods)
-            )
-            usual = core_seconds(*other) / core_seconds(*own)
-            return _ratio(np.multiply(*other), np.multiply(*own), contest, usual)
+            timed = epoch_seconds(results, dataset, self._times).keys()
+            why = "not timed by themselves yet" if contest else "no runs"
+            return None if timed >= set(methods) else no(why)
         lost, reference_lost = (results.of(dataset, method, diverged=True) for method in methods)
         if lost:
             return no(f"{len(lost)} run(s) diverged", FAILS)
@@ -295,12 +307,7 @@ class Ledger:
             return no("fewer than two seeds")
         if not have_learnt(results.of(dataset, _SPARSE)):
             return no("SET-All-ReLU has not learnt anything yet", UNDECIDED)
-        found = judge(first, second)
-        if any(len(results.of(dataset, method)) < many for method, many in planned.items()):
-            found = replace(
-                found, seeds=f"{found.seeds} of {', '.join(map(str, planned.values()))}"
-            )
-        return found
+        return None
 
     def _rows(self) -> Iterator[tuple[Claim, str, list[Check]]]:
         """Yield what the grid has a row for: a claim, a name, and the checks under it."""
@@ -310,19 +317,19 @@ class Ledger:
                 yield claim, name or claim.name, there
 
     def finding(self) -> str:
-        """Say of each row of the grid in how many of the cases that are tested it is shown."""
-        groups: dict[str, list[str]] = {where: [] for where in ("wherever", "in part", "nowhere")}
+        """Say of each row of the grid in how many of the checks that are tested it holds."""
+        groups: dict[str, list[str]] = {
+            where: [] for where in ("in every check so far", "in some checks", "in no check so far")
+        }
         for claim, name, checks in self._rows():
             found = Counter(check.outcome for check in checks)
             held, tested = found[HOLDS], found[HOLDS] + found[FAILS] + found[UNDECIDED]
-            where = "wherever" if held == tested else "in part" if held else "nowhere"
-            told = f"{held} of {tested}" + f", fails in {found[FAILS]}" * bool(found[FAILS])
+            where = [*groups][0 if held == tested else 1 if held else 2]
+            fails = f", fails in {found[FAILS]}" * bool(found[FAILS])
             if tested:
-                groups[where].append(f"{claim.key} {name} ({told})")
-        return " ".join(
-            f"Shown {where}{' it was tested' * (where == 'wherever')}: {', '.join(names)}."
-            for where, names in groups.items() if names
-        )  # fmt: skip
+                groups[where].append(f"{claim.key} {name} ({held} of {tested}{fails})")
+        told = (f"**Holds {where}**: {', '.join(some)}." for where, some in groups.items() if some)
+        return " ".join(told)
 
     def grid(self) -> Table:
         """Make the grid of the first page: claims × data sets, a sign and a number in each cell."""
@@ -340,7 +347,7 @@ class Ledger:
             *(Column(title, title, number=False) for title in (*titles, "artificial")),
         ]
         caption = (
-            "**What came of the claims**: ✓ holds, ✗ fails, ? undecided, – not tested yet, · not "
+            "**What came of the claims**: ✓ holds, ✗ fails, ? undecided, – not tested yet, n/a not "
             "testable. Numbers are points of test accuracy, × how many times (as fast, the "
             "gradient flow), or % of held-out samples right; of several checks in a cell, the "
             f"first one's. Two entries: weight decay {DECAYS[0]:g} / {DECAYS[1]:g}."
@@ -370,7 +377,7 @@ class Ledger:
 
     def evidence(self, key: str) -> Table:
         """Make the second part of L-claims: the checks of a claim, with numbers."""
-        form = {"λ": "{:g}", "p (Holm)": "{:.2g}"}
+        form: dict[str, Any] = {"λ": "{:g}", "p (Holm)": _probability}
         names = {"check": "question", "data set": "dataset", "λ": "decay"}
         names |= {"seeds": "seeds", "effect": "evidence"}
         names |= {"p (Holm)": "adjusted", "outcome": "outcome"}
@@ -395,6 +402,10 @@ class Ledger:
         return Table.of(f"L-claims-{key}", rows, columns, caption, sources)
 
 
+def _probability(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+
+
 def _linked(row: Mapping[str, Any]) -> str:
     return f"{{ref}}`{row['claim']} <l-claims-{row['claim'].lower()}>` {row['name']}"
 
@@ -409,7 +420,8 @@ def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
     """Yield C4's checks, of networks that are large enough."""
     large = [row for row in sorted(runs) if row.neurons >= BAT and not row.frozen]
     for row in large:
-        label = f"artificial, {row.neurons:.0e} neurons, {row.hidden_layers} hidden layer(s)"
+        layers = f"{row.hidden_layers} hidden layer{'s' * (row.hidden_layers > 1)}"
+        label = f"artificial, {row.neurons / 1e7:g}·10⁷ neurons, {layers}"
         answers = _learning(runs[row], runs.get(replace(row, frozen=True)))
         for question, answer in answers.items() if row.neurons == BAT else [*answers.items()][:1]:
             yield replace(answer, question=question, dataset=label)
@@ -426,11 +438,11 @@ def _learning(run: Result, control: Result | None) -> dict[str, Check]:
     )
     if trend := run["trend"]:
         peak, there = run["peak_bytes"] / 2**30, run["provenance"]["memory_gib"]
-        told = f"Kendall's τ {trend['tau']:+.2f}, p = {trend['p']:.1g}; {len(run['losses'])} steps "
+        told = f"Kendall's τ {trend['tau']:+.2f}; {len(run['losses'])} steps "
         falls = _answer(trend["p"], f"{told}with {peak:.1f} of {there:.1f} GiB", seeds="1")
     if test := run["test"]:
         right, n = test["correct"], test["n"]
-        told = f"{right} of {n} held-out samples right, p = {test['p']:.1g}"
+        told = f"{right} of {n} held-out samples right"
         chance = _answer(test["p"], told, seeds="1", effect=100 * right / n, unit="%")
         if control and (other := control["test"]):
             both = [[one["correct"], one["n"] - one["correct"]] for one in (test, other)]

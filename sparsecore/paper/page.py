@@ -184,7 +184,7 @@ def _base64(content: bytes) -> str:
 
 def _html(shown: Picture | Table, body: str) -> str:
     """Put a figure or table between its finding and its sources."""
-    finding = f"<p>{html.escape(minus(shown.finding))}</p>" * bool(shown.finding)
+    finding = f"<p>{_inline(minus(shown.finding))}</p>" * bool(shown.finding)
     fold = f"<details><summary>Sources</summary>{_inline(minus(shown.sources))}</details>"
     return f"{finding}{body}{fold * bool(shown.sources)}"
 

@@ -48,9 +48,9 @@ METHODS: dict[str, Method] = {
         "SET-LeakyReLU, slope 0.25", {"activation": "leaky-relu", "alpha": 0.25}
     ),
     "set-all-relu": Method("SET-All-ReLU", _ALL_RELU),
-    "set-all-relu-pruned": Method("SET-All-ReLU with importance pruning", _PRUNED),
+    "set-all-relu-pruned": Method("SET-All-ReLU, pruned", _PRUNED),
     "set-all-relu-pruned-released": Method(
-        "SET-All-ReLU with importance pruning by the released rule",
+        "SET-All-ReLU, pruned by the released rule",
         {**_PRUNED, "prune_from": 211, "prune_counts_empty": True},
     ),
     "wassp": Method("WASSP", _ALL_RELU, *_WASSP),
@@ -60,7 +60,7 @@ METHODS: dict[str, Method] = {
     ),
     "wasap": Method("WASAP", _ALL_RELU, *_WASAP),
     "wasap-pruned": Method(
-        "WASAP with importance pruning", {**_PRUNED, "prune_every": 20, "prune_percentile": 10},
+        "WASAP, pruned", {**_PRUNED, "prune_every": 20, "prune_percentile": 10},
         *_WASAP,
     ),
 }  # fmt: skip

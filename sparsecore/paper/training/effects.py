@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
@@ -44,9 +45,13 @@ def effect(
     return Effect(value, value - half, value + half, p)
 
 
-def spread_of(
-    first: Sequence[float], second: Sequence[float], paired: bool
-) -> list[tuple[float, float]]:
+def log_ratio(first: Any, second: Any, paired: bool) -> Effect | None:
+    """Return the effect on the logarithm of positive values."""
+    logs = np.log(first), np.log(second)
+    return effect(float(logs[0].mean() - logs[1].mean()), spread_of(*logs, paired))
+
+
+def spread_of(first: Any, second: Any, paired: bool) -> list[tuple[float, float]]:
     """Return the variances of the difference of two means over seeds, for `effect`."""
     samples = [np.subtract(first, second)] if paired else [np.asarray(first), np.asarray(second)]
     return [(float(np.var(x, ddof=1)) / len(x), len(x) - 1) for x in samples]
@@ -73,7 +78,10 @@ def pairs(first: Runs, second: Runs) -> tuple[Runs, Runs, bool]:
 
 
 def sampling_variance(first: Runs, second: Runs) -> float:
-    """Return the variance of a difference of mean accuracies from its test set's finite size."""
+    """Return the variance of a difference of mean accuracies from its test set's finite size.
+
+    Runs that say which rows they are right on tell it for all: fewer of them make it larger.
+    """
     n = first[0]["data"]["n_test"]
     right = [
         [unpacked(run["test_right"], n) for run in runs if "test_right" in run]

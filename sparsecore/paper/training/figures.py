@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from sparsecore.paper.style import COLOURS, GREY, dot
+from sparsecore.paper.style import COLOURS, GREY, deviation, dot
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, SENSITIVITIES
-from sparsecore.paper.training.effects import core_seconds, pairs, two_digits
+from sparsecore.paper.training.effects import core_seconds, log_ratio, pairs, two_digits
 from sparsecore.paper.training.shown import DOTTED, by_dataset
-from sparsecore.paper.training.studies import Result, Results, cores, training_seconds
+from sparsecore.paper.training.studies import Result, Results
 from sparsecore.settings import DECAYS, setting
 
 _DASHED = (0, (4, 2))
@@ -25,15 +25,15 @@ _MARKS = dict(zip(DECAYS, "o^", strict=True))
     "F-cost",
     alt="Test accuracy against core-seconds, a panel per data set, a mark per method.",
     caption=(
-        "**What accuracy costs.** Final test accuracy against seconds × cores of the training. "
-        "Higher is better, further left cheaper. Hollow marks compare in accuracy only."
+        "**What accuracy costs.** Final test accuracy, means ± one standard deviation over seeds, "
+        "against seconds × cores of the training. Higher is better, further left cheaper."
     ),
-    finding="Core-seconds of dense training over those of SET-All-ReLU", numbers="Seconds",
-    height=2.4, extra=0.8, across=3, labels=("test accuracy (%)",),
+    finding=f"SET-All-ReLU against dense, λ = {DECAYS[0]:g}",
+    height=2.4, extra=0.8, across=2, labels=("test accuracy (%)",),
+    needs=lambda found: len(found) > 1,
     legend=lambda results: [
         *(dot(COLOURS[method], METHODS[method].label) for method in results.study.methods),
         *(dot(GREY, f"λ = {decay:g}", mark) for decay, mark in _MARKS.items()),
-        dot(GREY, "on another machine", fill="none"),
     ],
 )  # fmt: skip
 def cost(
@@ -41,30 +41,53 @@ def cost(
 ) -> tuple[str, str]:
     """Draw accuracy against core-seconds, all methods, a panel per data set; of T-main.
 
-    Seconds are those of the contest in `times`, where there is one. Else they are the runs' own,
-    and marks of other machines than most of a data set's are hollow.
+    A recorded run's seconds are those of the contest in `times`; without one it has no mark.
     """
-    [ax], spent = axes, {}
-    where = {(run["condition"]["method"], run["provenance"]["cpu"]) for run in results.on(name)}
-    [(machine, _)] = Counter(sorted(cpu for _, cpu in where)).most_common(1)
-    contest = shown.epoch_seconds(results, name, times or {})
+    [ax], seconds = axes, shown.epoch_seconds(results, name, times or {})
     for decay, mark in _MARKS.items():
-        for method, some in results.at(decay).by_method(name).items():
-            there = [run for run in some if run["provenance"]["cpu"] == machine]
-            own = np.mean([training_seconds(run) * cores(run) for run in there or some])
-            if method in contest:
-                own, there = core_seconds(*contest[method]) * some[0]["config"]["epochs"], some
-            look = {"color": COLOURS[method], "fillstyle": "full" if there else "none"}
-            ax.plot(own, shown.accuracy(some), marker=mark, markersize=7, **look)
-            if there:
-                spent[method] = own
+        for method, runs in results.at(decay).by_method(name).items():
+            if method in seconds:
+                spent = core_seconds(*seconds[method]) * runs[0]["config"]["epochs"]
+                sd = deviation([100 * run["test_accuracy"] for run in runs])
+                look = {"color": COLOURS[method], "elinewidth": 0.8, "markersize": 7}
+                ax.errorbar(spent, shown.accuracy(runs), sd, marker=mark, **look)
     ax.set(xscale="log", xlabel="core-seconds of training")
     ax.margins(x=0.2)
     ax.xaxis.set_minor_formatter(NullFormatter())
-    told = "" if times else "of the whole runs where no contest is recorded"
-    if not {"dense", "set-all-relu"} <= spent.keys():
-        return "", told
-    return f"{two_digits(spent['dense'] / spent['set-all-relu'])} on {results.title(name)}", told
+    if not ax.lines:
+        shown.say(ax, "not timed yet")
+    return shown.against_dense(results, name, seconds), ""
+
+
+@by_dataset(
+    "F-accuracy",
+    alt="Test accuracy of all methods, a panel per data set, a row per method.",
+    caption=(
+        "**The accuracy of all methods.** Test accuracy after the last epoch, means over seeds ± "
+        "one standard deviation. What to see: how far the methods are apart, beside how far the "
+        "seeds of each are."
+    ),
+    finding="The highest mean", height=2.2, extra=0.2, across=2,
+    needs=lambda found: len(found) > 1,
+    legend=lambda results: [dot(GREY, f"λ = {d:g}", mark) for d, mark in _MARKS.items()],
+)  # fmt: skip
+def accuracies(axes: Any, name: str, results: Results) -> tuple[str, str]:
+    """Draw the accuracy of all methods, a panel per data set; of T-main."""
+    [ax], means = axes, {}
+    for (decay, mark), shift in zip(_MARKS.items(), (-0.17, 0.17), strict=True):
+        for method, runs in results.at(decay).by_method(name).items():
+            place = results.study.methods.index(method) + shift
+            mean = means[METHODS[method].label, decay] = shown.accuracy(runs)
+            sd = deviation([100 * run["test_accuracy"] for run in runs])
+            look = {"color": COLOURS[method], "marker": mark, "markersize": 5, "linewidth": 1.2}
+            ax.errorbar(mean, place, xerr=sd, **look)
+    ax.set_yticks(range(len(results.study.methods)))
+    first = ax.get_subplotspec().is_first_col()
+    ax.set_yticklabels([METHODS[m].label if first else "" for m in results.study.methods])
+    ax.invert_yaxis()
+    ax.set_xlabel("test accuracy (%)")
+    (label, decay), best = max(means.items(), key=lambda item: item[1])
+    return f"on {results.title(name)} {label} ({best:.1f} % at λ = {decay:g})", ""
 
 
 @by_dataset(
@@ -111,10 +134,10 @@ def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
     alt="Ratio of gradient flows and gradient flow against epoch, logarithmic, by data set.",
     caption=(
         "**Gradient flow.** Top: All-ReLU's over each other activation's; above one All-ReLU has "
-        "more. Bottom: the squared norm of the loss's gradient on training rows, geometric means "
-        "over seeds ± one standard deviation. Running means over epochs."
+        "more. Bottom: the squared norm of the loss's gradient on training rows. Geometric means "
+        "over seeds (above: over pairs) ± one standard deviation; running means over epochs."
     ),
-    finding="All-ReLU's gradient flow, a geometric mean over the epochs",
+    finding="All-ReLU's gradient flow, a geometric mean over the epochs [95 % interval]",
     height=4.4, extra=0.5, block=(2, 1), across=3,
     labels=("All-ReLU's / the other's", "gradient flow ‖∇L‖²"),
     legend=lambda results: shown.lines([
@@ -131,14 +154,20 @@ def gradient_flow(axes: Any, name: str, results: Results) -> tuple[str, str]:
         shown.band(bottom, epochs, shown.smooth(logs), COLOURS[method], lambda v: 10**v)
         if "set-all-relu" not in found or method == "set-all-relu":
             continue
-        ours, others, _ = pairs(found["set-all-relu"], runs)
-        ratio = flow_logs(ours).mean(axis=0) - flow_logs(others).mean(axis=0)
-        top.plot(epochs, 10 ** shown.smooth(ratio), color=COLOURS[method])
+        *both, paired = pairs(found["set-all-relu"], runs)
+        ours, others = map(flow_logs, both)
+        ratio = ours.mean(axis=0) - others.mean(axis=0)
+        seen = shown.smooth(ours - others if paired else ratio[None])
+        shown.band(top, epochs, seen, COLOURS[method], lambda v: 10**v)
         first, last = tenths(ratio)
         whole, early, late = (shown.factor(10**log) for log in (ratio[1:].mean(), first, last))
         label, _, about = METHODS[method].label.partition(", ")
         if method == "set-relu" and first > 0 > last:
             about = f"{early} it in the first tenth of the epochs, {late} it in the last"
+        flows = [10 ** some[:, 1:].mean(axis=1) for some in (ours, others)]
+        if method == "set-relu" and (effect := log_ratio(flows[0], flows[1], paired)):
+            ends = (two_digits(math.exp(v)) for v in (effect.low, effect.high))
+            whole += " [{}, {}]".format(*ends)
         ratios.append(f"{whole} {label}'s" + f" ({about})" * bool(about))
     for ax in axes:
         ax.set(yscale="log", xlim=(0, results.epochs(name)))

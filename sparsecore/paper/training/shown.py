@@ -23,7 +23,14 @@ from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, Result, commit
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line
 from sparsecore.paper.training.conditions import METHODS
-from sparsecore.paper.training.effects import CONFIDENCE, Effect, compared, pairs, two_digits
+from sparsecore.paper.training.effects import (
+    CONFIDENCE,
+    Effect,
+    compared,
+    core_seconds,
+    pairs,
+    two_digits,
+)
 from sparsecore.paper.training.studies import Results, cores, training_seconds
 
 DOTTED = (0, (1, 2))
@@ -210,10 +217,25 @@ def gap(first: list[Result], second: list[Result]) -> str:
     return points(difference(first, second), accuracy(first) - accuracy(second))
 
 
+def against_dense(results: Results, name: str, seconds: Seconds) -> str:
+    """Say what SET-All-ReLU loses and takes on a data set, if there are runs of it and of dense."""
+    sparse, dense = (results.of(name, method) for method in ("set-all-relu", "dense"))
+    if not (sparse and dense):
+        return ""
+    share = sparse[0]["nnz_end"] / dense[0]["nnz_end"]
+    told = (
+        f"{results.title(name)} {gap(sparse, dense)} of accuracy with {100 * share:.2g} % of the "
+        "connections"
+    )
+    if not {"set-all-relu", "dense"} <= seconds.keys():
+        return told
+    spent = [core_seconds(*seconds[method]) for method in ("dense", "set-all-relu")]
+    return f"{told}, dense takes {two_digits(spent[0] / spent[1])} times the core-seconds"
+
+
 def factor(ratio: float) -> str:
-    """Show a ratio as a part of a sentence: "1.13 times", or "1/14 of"."""
-    value = 1 / ratio if ratio < 0.5 else ratio
-    return f"1/{two_digits(value)} of" if ratio < 0.5 else f"{two_digits(value)} times"
+    """Show a ratio as a part of a sentence: "0.074 times", or "1/187 of"."""
+    return f"{two_digits(ratio)} times" if ratio >= 0.01 else f"1/{two_digits(1 / ratio)} of"
 
 
 def difference(first: list[Result], second: list[Result]) -> Effect | None:

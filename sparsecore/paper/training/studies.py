@@ -119,7 +119,11 @@ class Results:
     def lacks(self, dataset: str, method: str) -> bool:
         """Tell whether a method has nothing to show that the study asks for: not even failures."""
         found = [self.of(dataset, method, diverged) for diverged in (False, True)]
-        return not any(found) and self.study.wanted(self.profile, dataset, method, self.decay) > 0
+        return not any(found) and self.wanted(dataset, method) > 0
+
+    def wanted(self, dataset: str, method: str) -> int:
+        """Return with how many seeds a method is to be run on a data set."""
+        return self.study.wanted(self.profile, dataset, method, self.decay)
 
     @property
     def suffix(self) -> str:

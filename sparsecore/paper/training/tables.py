@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -31,14 +31,11 @@ from sparsecore.paper.training.studies import Results, cores, have_learnt, train
 from sparsecore.settings import CHOICE, DECAYS, READING, RELEASED, SETTINGS
 from sparsecore.wasap.plan import Plan
 
-_HASH_DIGITS = 8
-
-
 # --- T-datasets ----------------------------------------------------------------------------------
 
 
 def data_sets(recorded: Results) -> Table:
-    """Make T-datasets: all data sets, what this machine has of them, what recorded runs used.
+    """Make T-datasets: all data sets, and what recorded runs used; the sources tell what is here.
 
     A data set that a study uses is brought here if it can be had; others are only looked for.
     """
@@ -51,23 +48,23 @@ def data_sets(recorded: Results) -> Table:
         Column("training", "n_train", "{:,}"),
         Column("test", "n_test", "{:,}"),
         Column("recorded runs: training, test", "rows_of_runs"),
-        Column("source", "source", number=False),
-        Column("SHA-256", "sha256", f"`{{:.{_HASH_DIGITS}}}`", number=False),
+        Column("source", "home", lambda home: home.split("//")[-1].split("/")[0], number=False),
     )
     caption = (
-        "**The data sets.** Rows for training and test, of the whole or of what this machine has; "
-        f"rows that the recorded runs used; the first {_HASH_DIGITS} digits of the SHA-256 of the "
-        "content. A surrogate has the shape of data that cannot be had here; it serves to measure "
-        "time and memory only."
+        "**The data sets.** Rows for training and test, of the whole; rows that the recorded runs "
+        "used; where the data come from. A surrogate has the shape of data that were not at hand; "
+        "it serves to measure time and memory only."
     )
     rows = [_data_set(name, name in wanted, recorded) for name in datasets.names()]
-    return Table.of("T-datasets", rows, columns, caption)
+    here = "; ".join(f"{row['title']}: {row['here']}" for row in rows)
+    sources = f"On this machine (training, test, start of the content's SHA-256): {here}."
+    return Table.of("T-datasets", rows, columns, caption, sources)
 
 
 def _data_set(name: str, fetch: bool, recorded: Results) -> dict[str, Any]:
     facts: dict[str, Any] = datasets.describe(name)
-    plain = ("title", "domain", "n_features", "n_classes", "n_train", "n_test")
-    row = {"name": name, **{key: facts[key] for key in plain}, "source": NOT_AVAILABLE}
+    plain = ("title", "domain", "n_features", "n_classes", "n_train", "n_test", "home")
+    row = {"name": name, **{key: facts[key] for key in plain}, "here": NOT_AVAILABLE}
     row["shape"] = "×".join(map(str, facts["feature_shape"]))
     used = [run["data"] for run in recorded.on(name)]
     sizes_of_runs = sorted({(data["n_train"], data["n_test"]) for data in used})
@@ -75,9 +72,9 @@ def _data_set(name: str, fetch: bool, recorded: Results) -> dict[str, Any]:
     if fetch or datasets.available(name):
         with suppress(DataNotAvailable):
             data = datasets.load(name)
-            row |= {"n_classes": data.n_classes, "source": data.source}
-            row |= {"n_train": len(data.y_train), "n_test": len(data.y_test)}
-            row |= {"sha256": data.content_hash, "surrogate": data.surrogate}
+            lengths, digest = (len(data.y_train), len(data.y_test)), data.content_hash
+            here = "{} ({:,}, {:,}, `{:.8}`)".format(data.source, *lengths, digest)
+            row |= {"here": here, "sha256": digest, "surrogate": data.surrogate}
     return row
 
 
@@ -161,7 +158,7 @@ def _text(value: Any) -> str:
 
 # --- T-main --------------------------------------------------------------------------------------
 
-_ACCURACIES = {"last": "test_accuracy", "best": "best_test_accuracy", "chosen": "chosen_accuracy"}
+_ACCURACIES = {"last": "test_accuracy", "best": "best_test_accuracy"}
 
 
 def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
@@ -190,31 +187,18 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
         Column("× dense", "speed_against_dense", two_digits),
     )
     caption = (
-        "**Dense, sparse and parallel methods.** Test accuracy after the last epoch, the best one, "
-        "and the one that half of the test set chooses, on the other half; × dense: seconds × "
-        "cores of dense training over the row's. Means ± one standard deviation over seeds; "
-        "seconds: medians ± one over rounds."
+        "**Dense, sparse and parallel methods.** Test accuracy after the last epoch and the best "
+        "one; × dense: seconds × cores of dense training over the row's. Means ± one standard "
+        "deviation over seeds; seconds: medians ± one over rounds."
     )
-    sources, finding = _main_sources(results, rows), _short(results, rows)
-    return Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, finding)
-
-
-def _short(results: Results, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Say what SET-All-ReLU has, takes and loses where both it and dense have runs."""
-    told = []
-    for row in rows:
-        if (row["method"], row["decay"]) != ("set-all-relu", results.decay):
-            continue
-        sparse, dense = (results.of(row["dataset"], method) for method in ("set-all-relu", "dense"))
-        if sparse and dense:
-            share, speed = sparse[0]["nnz_end"] / dense[0]["nnz_end"], row["speed_against_dense"]
-            spent = f", dense takes {two_digits(speed)} times the core-seconds" if speed else ""
-            told.append(
-                f"{row['title']} {shown.gap(sparse, dense)} of accuracy with {100 * share:.2g} % "
-                f"of the connections{spent}"
-            )
+    told = [
+        shown.against_dense(results, name, shown.epoch_seconds(results, name, times or {}))
+        for name in results.study.datasets
+    ]
     start = f"SET-All-ReLU against dense, λ = {results.decay:g}"
-    return shown.sentence(start, "; ".join(told)).strip()
+    finding = shown.sentence(start, "; ".join(filter(None, told))).strip()
+    sources = _main_sources(results, rows)
+    return Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, finding)
 
 
 def _main_sources(results: Results, rows: list[dict[str, Any]]) -> str:
@@ -227,7 +211,8 @@ def _main_sources(results: Results, rows: list[dict[str, Any]]) -> str:
     ]
     return (
         shown.sentence("Parallel runs", ", ".join(told))
-        + "No epoch is chosen for runs that did not count the halves of the test set. "
+        + "The CSV also has the accuracy of the epoch that half of the test set chooses, on the "
+        "other half, where the runs counted the halves. "
         + shown.sentence("No better than guessing yet, by their training loss", "; ".join(guessing))
         + " ".join([*dict.fromkeys(notes), shown.absent(results) + shown.source(results)])
     )
@@ -300,7 +285,7 @@ def _rows(name: str) -> list[dict[str, Any]]:
 
 def deviations(recorded: Results) -> Table:
     """Make T-deviations: what differs from the released code, and the measured effects."""
-    rows = []
+    rows, measured, told = [], 0, []
     for fact in _rows("deviations.json"):
         effects, ways = [], fact.get("measured", {})  # each way a method and its weight decay
         for dataset in recorded.study.datasets if ways else ():
@@ -308,8 +293,10 @@ def deviations(recorded: Results) -> Table:
             runs = [recorded.at(decay).of(dataset, method) for method, decay in pair]
             if found := shown.difference(*runs):
                 effects.append(f"{recorded.title(dataset)}: {shown.points(found)}")
-        told = [*(effects or [fact["effect"]]), *fact.get("unrecorded", ())]
-        rows.append({**fact, "effect": "; ".join(told)})
+                measured += 1
+                if not found.low <= 0 <= found.high:
+                    told.append(f"{fact['subject']}, {effects[-1]}")
+        rows.append({**fact, "effect": "; ".join(effects or [fact["effect"]])})
     titles = ("subject", "released", "ours", "effect")
     columns = [Column(title, title, number=False) for title in titles]
     caption = (
@@ -317,7 +304,11 @@ def deviations(recorded: Results) -> Table:
         "the effect is the released way's final test accuracy less ours, with its 95 % confidence "
         "interval; else what is known of it."
     )
-    return Table.of("T-deviations", rows, columns, caption, shown.source(recorded))
+    finding = (
+        f"Of {measured} measured effects {len(told)} {'has' if len(told) == 1 else 'have'} a 95 % "
+        f"interval that excludes 0, each for itself{': ' * bool(told)}{'; '.join(told)}."
+    ) * bool(measured)
+    return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)
 
 
 def published() -> Table:

@@ -1,0 +1,74 @@
+"""The forest plot of the claims: the checks' effects with their intervals, and what they decide."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, Check, Ledger
+from sparsecore.paper.page import Note, Picture
+from sparsecore.paper.style import GREY, canvas, dot
+from sparsecore.paper.training.effects import CONFIDENCE
+from sparsecore.paper.training.shown import source
+
+_INCH = 0.185  # of a line
+_LOOK: dict[str, dict[str, Any]] = {
+    HOLDS: {"color": "#0072B2", "marker": "o"},
+    FAILS: {"color": "#D55E00", "marker": "X"},
+    UNDECIDED: {"color": GREY, "marker": "o", "markerfacecolor": "white"},
+}
+
+
+def figure(ledger: Ledger) -> Picture | Note:
+    """Draw the checks that have an interval, by unit: points of accuracy, and ratios."""
+    there = [(key, c) for key, some in ledger.checks.items() for c in some if c.low is not None]
+    if not there:
+        return Note("No check has an interval yet.")
+    units = [[one for one in there if one[1].unit == unit] for unit in ("points", "×")]
+    lines = max(len(some) + len({(key, c.question) for key, c in some}) for some in units)
+    with canvas(_INCH * lines + 1.0) as drawing:
+        points, times = drawing.subplots(1, 2)
+        for ax, some in zip((points, times), units, strict=True):
+            _panel(ax, some)
+            ax.set_ylim(lines + 0.7, 0.4)
+        points.set_xlabel("difference in test accuracy (points)")
+        times.set(xlabel="ratio (times)", xscale="log")
+        times.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        times.xaxis.set_major_formatter("{x:g}")
+        times.xaxis.set_minor_formatter(NullFormatter())
+        handles = [dot(look["color"], name, look["marker"], look.get("markerfacecolor"))
+                   for name, look in _LOOK.items()]  # fmt: skip
+        drawing.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    caption = (
+        f"**The checks with their {100 * CONFIDENCE:.0f} % intervals.** Dashed: the threshold; a "
+        "check holds to the right of it and fails to the left. Hollow: undecided. A hollow mark "
+        "whose interval misses the line is undecided once p is corrected for the claim's other "
+        "checks."
+    )
+    alt = "Effect and interval of each check, rows by question; points of accuracy, and ratios."
+    told = "C4 is about single runs, and its tests give no intervals. "
+    return Picture("F-claims", drawing, caption, alt, told + source(ledger.results))
+
+
+def _panel(ax: Axes, some: list[tuple[str, Check]]) -> None:
+    """Draw effects from top to bottom, under the question that they answer."""
+    ticks, place = {}, 0
+    for (key, question), group in groupby(some, lambda one: (one[0], one[1].question)):
+        checks, place = [check for _, check in group], place + 1
+        title = f"{key} {checks[0].row or question}"  # as in the grid
+        where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        ax.annotate(title, (0, place), (-118, 0), va="center", size=8.5, weight="bold", **where)
+        span = place + 0.5, place + len(checks) + 0.5
+        ax.plot([checks[0].threshold] * 2, span, color="#333333", linestyle="--", linewidth=1)
+        for place, c in enumerate(checks, place + 1):  # noqa: B020
+            ticks[place] = f"{c.dataset}" + (f", λ = {c.decay:g}" if c.decay is not None else "")
+            effect, low, high = (float(v or 0) for v in (c.effect, c.low, c.high))
+            sides = [[max(0.0, effect - low)], [max(0.0, high - effect)]]
+            look = {"markersize": 5, "linewidth": 1.2, **_LOOK[c.outcome]}
+            ax.errorbar(effect, place, xerr=sides, **look)
+    ax.set_yticks([*ticks], [*ticks.values()])
+    ax.tick_params("y", labelsize=8, length=0)
+    ax.grid(visible=False, axis="y")

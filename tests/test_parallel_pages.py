@@ -70,7 +70,7 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
     runs[0]["parallel"]["staleness_histogram"] = [0, 8, 0, 0, 0, 1, 1]
     told = parallel_figures.accuracy(found).finding
     assert "the sequential trainer's: WASAP-SGD 1.50 and WASSP-SGD 0.80. Differences" in told
-    assert "at the end: WASAP-SGD +2.00 points [" in told and "] and WASSP-SGD −3.00 points" in told
+    assert "at the end: WASAP-SGD +2.00 points [" in told and "] and WASSP-SGD -3.00 points" in told
     assert ". Phase 2, with the average, changes accuracies: WASAP-SGD's " in told
     bars = parallel_figures.staleness(found)
     assert [bar.get_height() for bar in bars.figure.axes[0].patches] == [0, 80, 0, 0, 0, 20]

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 
-from test_captions import assert_reads_well
+from test_recorded import assert_reads_well
 
 from sparsecore import datasets
 from sparsecore.paper import estimator, store

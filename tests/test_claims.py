@@ -1,10 +1,7 @@
 """The ledger: verdicts follow from results by the stated rules, and from nothing else."""
 
 import base64
-import re
-from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,19 +10,16 @@ from scipy import stats
 pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 
-from sparsecore.paper import claims, forest, store
+from sparsecore.paper import claims, forest
 from sparsecore.paper.claims import FAILS, HOLDS, IMPOSSIBLE, UNDECIDED, UNTESTED, Check
-from sparsecore.paper.extreme import runs as extreme
 from sparsecore.paper.extreme.runs import BAT, Row
-from sparsecore.paper.speed import measure as speed
-from sparsecore.paper.training import conditions, effects, studies, tables, times
+from sparsecore.paper.training import conditions, effects
 from sparsecore.paper.training.conditions import STUDIES, Study
 from sparsecore.paper.training.observers import observe_gradient_flow
 from sparsecore.paper.training.studies import Results
 
 ABOUT = {"cpu": "a CPU", "cores": 2, "threads": 1, "ranks": 1, "packages": {}, "sparsecore": "0"}
 DENSE_NNZ = 1000
-SPARSE = ("torch-csr", "sparseprop", "sparselab")  # the peers that hold no dense matrix
 
 
 def run(
@@ -432,74 +426,6 @@ def test_claims_are_judged_by_the_runs_of_the_main_table():
     assert study.home.key == "T-main"
     assert set(study.conditions("quick")) <= set(STUDIES["T-main"].conditions("quick"))
     assert conditions.find("L-claims") is study
-
-
-# --- README, first page, ledger and main table tell the same of the same results ---
-
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def recorded():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(store.FOLDER, str(ROOT / "book" / "results"))
-        patch.setattr(studies, "data_sha256", lambda name: None)  # not to be downloaded
-        yield claims.Ledger(studies.recorded("L-claims"), extreme.recorded(), times.recorded())
-
-
-def test_the_readme_has_the_grid_of_the_first_page(recorded):
-    assert "extreme.recorded(), times.recorded()).grid()" in (ROOT / "book/intro.md").read_text()
-    frame = recorded.grid().frame
-    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
-    lines = "".join("| " + " | ".join(row) + " |\n" for row in rows)
-    grid = re.sub(r"\{ref\}`(C\d) <l-claims-c\d>`", r"**\1**", lines)
-    readme = (ROOT / "README.md").read_text()
-    assert grid in readme, f"put this grid there:\n{grid}"
-    told = recorded.grid().finding.replace("**", "")
-    assert told in " ".join(readme.split()), f"put this above it:\n{told}"
-
-
-def test_the_ledger_s_effects_are_those_of_the_main_table(recorded):
-    table = tables.main(recorded.results, times.recorded())
-    rows, checked = table.data.set_index(["title", "decay", "method"]), Counter()
-    asked = {question.text: question for claim in claims.CLAIMS for question in claim.questions}
-    for check in (check for checks in recorded.checks.values() for check in checks):
-        if check.unit == "points":
-            methods = asked[check.question].first, asked[check.question].second
-            first, second = (rows.loc[check.dataset, check.decay, method] for method in methods)
-            if first["seeds"] == second["seeds"]:  # else pairs leave some out
-                difference = 100 * (first["test_accuracy"] - second["test_accuracy"])
-                assert check.effect == pytest.approx(difference)
-                checked["points"] += 1
-        elif check.unit == "×" and asked[check.question].times == "core-seconds":
-            row = rows.loc[check.dataset, 0.0002, asked[check.question].first]
-            assert check.effect == pytest.approx(row["speed_against_dense"])
-            checked["×"] += 1
-    assert checked["points"] > 5 and checked["×"] > 5
-
-
-def test_the_readme_s_figures_are_the_book_s(recorded):
-    readme = (ROOT / "README.md").read_text()
-    contests = [
-        {
-            name: peer["ratio"]["median"]
-            for name, peer in contest["peers"].items()
-            if name != "sparsecore"
-        }
-        for contest in speed.recorded()["peers"]["contests"]
-    ]
-    dense = [contest["torch-dense"] for contest in contests]
-    sparse = [min(ratio for name, ratio in one.items() if name in SPARSE) for one in contests]
-    c_loop = [contests[n]["c-loop"] for n in (0, 2)]
-    assert (
-        f"one thread: {dense[0]:.0f} times PyTorch dense, {sparse[0]:.1f} times the fastest sparse "
-        f"peer, and the C loop takes {c_loop[0]:.2f} times as long; {dense[2]:.0f}, "
-        f"{sparse[2]:.1f} and {c_loop[1]:.2f} times on the CIFAR-10 network; two threads: "
-        f"{dense[1]:.0f} and {sparse[1]:.1f} times, {dense[3]:.0f} and {sparse[3]:.1f}"
-    ) in readme
-    run = extreme.recorded()[Row(200_000_000, 10)]
-    memory, right = run["peak_bytes"] / 2**30, run["test"]["correct"]
-    assert f"{memory:.1f} GiB, {run['seconds_per_sample']:.1f} s a sample, {right} % of" in readme
 
 
 @pytest.mark.parametrize(

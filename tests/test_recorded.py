@@ -1,13 +1,19 @@
-"""Captions of the recorded results: short, and without where the numbers come from."""
+"""The recorded results: they are valid, README and pages tell the same of them, captions are short.
+
+They are read once for all of this, which takes seconds.
+"""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from sparsecore.commands import study
 from sparsecore.paper import claims, forest, reliability, store
 from sparsecore.paper.extreme import figures as extreme_figures
 from sparsecore.paper.extreme import runs as extreme
+from sparsecore.paper.extreme.runs import Row
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.parallel import figures as parallel_figures
 from sparsecore.paper.parallel import runs as parallel
@@ -17,7 +23,10 @@ from sparsecore.paper.speed import figures as speed_figures
 from sparsecore.paper.speed import measure as speed
 from sparsecore.paper.training import figures as training_figures
 from sparsecore.paper.training import pruning, studies, tables, times, topology
+from sparsecore.paper.training.conditions import STUDIES
 
+ROOT = Path(__file__).parent.parent
+SPARSE = ("torch-csr", "sparseprop", "sparselab")  # the peers that hold no dense matrix
 _PROVENANCE = re.compile(r"commit|AMD|EPYC|Intel|Xeon|CPU @|sparsecore \d|Source|\b[0-9a-f]{7,}\b")
 _HYPHEN = re.compile(r"(?<![\w-])-\d")
 _SHOWN = {
@@ -50,10 +59,10 @@ _TRAINING = (
 )
 
 
-@pytest.fixture(scope="module")
-def recorded(short_simulations):
-    """What each page shows of the recorded results, by its module of figures."""
-    read, seen = store.read, {}
+@pytest.fixture(scope="module", autouse=True)
+def hashed():
+    """Have results read from the book's folder, each file once; return how data are hashed."""
+    read, hashed, seen = store.read, studies.data_sha256, {}
 
     def once(path, schema):  # most studies are made of the same runs
         if path not in seen:
@@ -62,15 +71,102 @@ def recorded(short_simulations):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "read", once)
-        patch.setenv(store.FOLDER, str(Path(__file__).parent.parent / "book" / "results"))
+        patch.setenv(store.FOLDER, str(ROOT / "book" / "results"))
         patch.setattr(studies, "data_sha256", lambda name: None)  # not to be downloaded
-        return {
-            speed_figures: speed.recorded(),
-            scaling_figures: scaling.recorded(),
-            parallel_figures: parallel.recorded(),
-            extreme_figures: extreme.recorded(),
-            **{key: studies.recorded(key) for key in dict(_TRAINING)},
+        yield hashed
+
+
+def test_what_is_committed_is_valid_and_belongs_to_a_study(hashed, monkeypatch):
+    pinned = {c.dataset for s in STUDIES.values() for c in s.conditions("paper")} - {"higgs"}
+    digest = lambda name: hashed(name) if name in pinned - {"leukemia"} else None  # noqa: E731
+    monkeypatch.setattr(studies, "data_sha256", digest)  # the others would be downloaded
+    measured = study._measured()
+    entries = [e for module in measured.values() for e in module.entries("paper")]
+    for key in STUDIES.keys() - measured.keys():
+        entries += map(studies.entry, STUDIES[key].conditions("paper"))
+    # Most studies are made of the same runs.
+    states = {path: e.look()[1] for path, e in {e.path: e for e in entries}.items()}
+    assert {state for state in states.values() if state != "missing"} == {"recorded"}
+    there = set((store.root() / "paper").rglob("*.json"))
+    assert there <= states.keys() and len(there) > 100
+
+
+# --- README, first page, ledger and main table tell the same ---
+
+
+@pytest.fixture(scope="module")
+def ledger():
+    return claims.Ledger(studies.recorded("L-claims"), extreme.recorded(), times.recorded())
+
+
+def test_the_readme_has_the_grid_of_the_first_page(ledger):
+    assert "extreme.recorded(), times.recorded()).grid()" in (ROOT / "book/intro.md").read_text()
+    frame = ledger.grid().frame
+    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
+    lines = "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    grid = re.sub(r"\{ref\}`(C\d) <l-claims-c\d>`", r"**\1**", lines)
+    readme = (ROOT / "README.md").read_text()
+    assert grid in readme, f"put this grid there:\n{grid}"
+    told = ledger.grid().finding.replace("**", "")
+    assert told in " ".join(readme.split()), f"put this above it:\n{told}"
+
+
+def test_the_ledger_s_effects_are_those_of_the_main_table(ledger):
+    table = tables.main(ledger.results, times.recorded())
+    rows, checked = table.data.set_index(["title", "decay", "method"]), Counter()
+    asked = {question.text: question for claim in claims.CLAIMS for question in claim.questions}
+    for check in (check for checks in ledger.checks.values() for check in checks):
+        if check.unit == "points":
+            methods = asked[check.question].first, asked[check.question].second
+            first, second = (rows.loc[check.dataset, check.decay, method] for method in methods)
+            if first["seeds"] == second["seeds"]:  # else pairs leave some out
+                difference = 100 * (first["test_accuracy"] - second["test_accuracy"])
+                assert check.effect == pytest.approx(difference)
+                checked["points"] += 1
+        elif check.unit == "×" and asked[check.question].times == "core-seconds":
+            row = rows.loc[check.dataset, 0.0002, asked[check.question].first]
+            assert check.effect == pytest.approx(row["speed_against_dense"])
+            checked["×"] += 1
+    assert checked["points"] > 5 and checked["×"] > 5
+
+
+def test_the_readme_s_figures_are_the_book_s():
+    readme = (ROOT / "README.md").read_text()
+    contests = [
+        {
+            name: peer["ratio"]["median"]
+            for name, peer in contest["peers"].items()
+            if name != "sparsecore"
         }
+        for contest in speed.recorded()["peers"]["contests"]
+    ]
+    dense = [contest["torch-dense"] for contest in contests]
+    sparse = [min(ratio for name, ratio in one.items() if name in SPARSE) for one in contests]
+    c_loop = [contests[n]["c-loop"] for n in (0, 2)]
+    assert (
+        f"one thread: {dense[0]:.0f} times PyTorch dense, {sparse[0]:.1f} times the fastest sparse "
+        f"peer, and the C loop takes {c_loop[0]:.2f} times as long; {dense[2]:.0f}, "
+        f"{sparse[2]:.1f} and {c_loop[1]:.2f} times on the CIFAR-10 network; two threads: "
+        f"{dense[1]:.0f} and {sparse[1]:.1f} times, {dense[3]:.0f} and {sparse[3]:.1f}"
+    ) in readme
+    run = extreme.recorded()[Row(200_000_000, 10)]
+    memory, right = run["peak_bytes"] / 2**30, run["test"]["correct"]
+    assert f"{memory:.1f} GiB, {run['seconds_per_sample']:.1f} s a sample, {right} % of" in readme
+
+
+# --- captions ---
+
+
+@pytest.fixture(scope="module")
+def recorded(short_simulations):
+    """What each page shows, by its module of figures or its study."""
+    return {
+        speed_figures: speed.recorded(),
+        scaling_figures: scaling.recorded(),
+        parallel_figures: parallel.recorded(),
+        extreme_figures: extreme.recorded(),
+        **{key: studies.recorded(key) for key in dict(_TRAINING)},
+    }
 
 
 @pytest.mark.parametrize(

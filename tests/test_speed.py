@@ -283,7 +283,7 @@ def test_tables_say_what_is_there_and_what_is_not(small):
 def test_bench_with_peers_prints_one_json_object(capsys, monkeypatch):
     few = {key: contest.PEERS[key] for key in ("sparsecore", "numpy-dense", "c-loop")}
     monkeypatch.setattr(contest, "PEERS", few)
-    words = "bench --peers --dims 20,30,5 --batch 16 --rounds 1 --json"
+    words = "bench --peers --dims 20,30,5 --batch 32 --rounds 1 --json"
     assert main(words.split()) == 0
     out, err = capsys.readouterr()
     [line] = out.splitlines()

@@ -9,12 +9,9 @@ import pytest
 
 from sparsecore import experiment, files
 from sparsecore.cluster import ClusterError
-from sparsecore.commands import study
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper import store
 from sparsecore.paper.store import Entry, ResultWarning
-from sparsecore.paper.training import studies
-from sparsecore.paper.training.conditions import STUDIES
 
 FOUND = {"ms": 1.5, "config": {"epochs": 3}}
 
@@ -233,20 +230,3 @@ def test_where_results_are(tmp_path, monkeypatch):
     (tmp_path / "book" / "_toc.yml").unlink()
     monkeypatch.chdir(outside)
     assert store.root() == outside / "results"
-
-
-def test_what_is_committed_is_valid_and_belongs_to_a_study(monkeypatch, request):
-    monkeypatch.setenv(store.FOLDER, str(request.config.rootpath / "book" / "results"))
-    pinned = {c.dataset for s in STUDIES.values() for c in s.conditions("paper")} - {"higgs"}
-    hashed = studies.data_sha256
-    digest = lambda name: hashed(name) if name in pinned - {"leukemia"} else None  # noqa: E731
-    monkeypatch.setattr(studies, "data_sha256", digest)  # the others would be downloaded
-    measured = study._measured()
-    entries = [e for module in measured.values() for e in module.entries("paper")]
-    for key in STUDIES.keys() - measured.keys():
-        entries += map(studies.entry, STUDIES[key].conditions("paper"))
-    # Most studies are made of the same runs.
-    states = {path: e.look()[1] for path, e in {e.path: e for e in entries}.items()}
-    assert {state for state in states.values() if state != "missing"} == {"recorded"}
-    there = set((store.root() / "paper").rglob("*.json"))
-    assert there <= states.keys() and len(there) > 100

@@ -218,7 +218,7 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     [pdf] = re.findall(
         r'download="f-curves.pdf" href="data:application/pdf;base64,(.+?)"', markdown
     )
-    assert base64.b64decode(pdf) == picture.pdf() and picture.pdf().startswith(b"%PDF")
+    assert (content := base64.b64decode(pdf)) == picture.pdf() and content.startswith(b"%PDF")
     here = figures.curves(view(main, "set-relu"))
     markdown = here._repr_markdown_()
     assert here.key == "F-curves-here" and ".pdf" not in markdown

@@ -195,7 +195,7 @@ def test_lockstep_follows_the_sequential_trainer_on_the_larger_batch(comm, digit
 
 
 def test_lockstep_is_determined_by_the_seed(comm, pictures):
-    config = SMALL.with_values(prune_from=1, prune_every=2, prune_percentile=10)
+    config = SMALL.with_values(epochs=3, prune_from=1, prune_every=2, prune_percentile=10)
     hashes = []
     for shared, augment in ((True, True), (False, True), (True, True), (True, False)):
         _, result = wasap.run(

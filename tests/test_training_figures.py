@@ -528,8 +528,8 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     effects = tables.deviations(replace(found, runs=runs)).data
     assert f"Optical digits: {99.005 - usual:+.2f} points [" in effects["effect"].iloc[0]
     told = tables.deviations(replace(found, runs=runs)).finding
-    assert told.startswith("Of 1 measured effects 1 has a 95 % interval that excludes 0")
-    assert "each for itself: Weight decay λ (decoupled, per step), Optical digits: +" in told
+    assert told.startswith("Of 1 measured effects of the released way 1 has a 95 % interval, ")
+    assert "excludes 0: Weight decay λ (decoupled, per step), Optical digits: " in told
     assert tables.deviations(replace(found, runs=[])).finding == ""
 
 

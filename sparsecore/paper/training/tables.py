@@ -305,8 +305,9 @@ def deviations(recorded: Results) -> Table:
         "interval; else what is known of it."
     )
     finding = (
-        f"Of {measured} measured effects {len(told)} {'has' if len(told) == 1 else 'have'} a 95 % "
-        f"interval that excludes 0, each for itself{': ' * bool(told)}{'; '.join(told)}."
+        f"Of {measured} measured effects of the released way {len(told)} "
+        f"{'has' if len(told) == 1 else 'have'} a 95 % interval, uncorrected, that excludes 0"
+        f"{': ' * bool(told)}{'; '.join(told)}."
     ) * bool(measured)
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)
 

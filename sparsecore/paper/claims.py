@@ -266,10 +266,11 @@ class Ledger:
             usual, paired = core_seconds(*other) / core_seconds(*own), results.profile == "paper"
             return _ratio(np.multiply(*other), np.multiply(*own), paired, usual)
         found = question.judge(*(results.of(dataset, method) for method in methods))
-        planned = [results.wanted(dataset, method) for method in methods]
-        many = zip(map(int, (found.seeds or "").split(", ")), planned, strict=True)
-        told = ", ".join(f"{n} of {wanted}" if n < wanted else str(n) for n, wanted in many)
-        return replace(found, seeds=told)
+        seeds = []
+        for method, used in zip(methods, str(found.seeds).split(", "), strict=True):
+            there, wanted = len(results.of(dataset, method)), results.wanted(dataset, method)
+            seeds.append(f"{used} of {wanted}" if there < wanted else used)
+        return replace(found, seeds=", ".join(seeds))
 
     def _obstacle(self, question: Question, results: Results, dataset: str) -> Check | None:
         """Return why a question cannot be asked, or need not: its answer; else None."""
@@ -404,7 +405,7 @@ class Ledger:
 
 
 def _probability(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+    return f"{p:.2g}" if p >= 1e-4 else "<\N{NO-BREAK SPACE}0.0001"
 
 
 def _linked(row: Mapping[str, Any]) -> str:

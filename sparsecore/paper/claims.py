@@ -286,11 +286,11 @@ class Ledger:
         if judge and (runs[0]["data"]["surrogate"] if runs else stands_in):
             return no("a surrogate's accuracy is no evidence", IMPOSSIBLE)
         for method in methods:
-            many = results.wanted(dataset, method)
+            planned = results.wanted(dataset, method)
             if why := conditions.excluded(dataset, method):
                 return no(why, IMPOSSIBLE)
-            if judge and many < 1 + contest:
-                told = f"{many or 'no'} seed of {labels[method]} planned at this weight decay"
+            if judge and planned < 1 + contest:
+                told = f"{planned or 'no'} seed of {labels[method]} planned at this weight decay"
                 return no(told, IMPOSSIBLE)
         if not judge:
             timed = epoch_seconds(results, dataset, self._times).keys()
@@ -301,11 +301,10 @@ class Ledger:
             return no(f"{len(lost)} run(s) diverged", FAILS)
         if reference_lost:
             return no(f"{len(reference_lost)} run(s) of what it is compared with diverged")
-        first, second = (results.of(dataset, method) for method in methods)
-        if not (first and second):
-            none = [label for method, label in labels.items() if not results.of(dataset, method)]
+        many = {label: len(results.of(dataset, method)) for method, label in labels.items()}
+        if none := [label for label, n in many.items() if not n]:
             return no(f"no runs of {' and '.join(none)} yet")
-        if min(len(first), len(second)) < 2:
+        if min(many.values()) < 2:
             return no("fewer than two seeds")
         if not have_learnt(results.of(dataset, _SPARSE)):
             return no("SET-All-ReLU has not learnt anything yet", UNDECIDED)

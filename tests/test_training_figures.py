@@ -533,8 +533,8 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     effects = tables.deviations(replace(found, runs=runs)).data
     assert f"Optical digits: {99.005 - usual:+.2f} points [" in effects["effect"].iloc[0]
     told = tables.deviations(replace(found, runs=runs)).finding
-    assert told.startswith("Of 1 measured effects 1 has a 95 % interval that excludes 0")
-    assert "each for itself: Weight decay λ (decoupled, per step), Optical digits: +" in told
+    start = "Of 1 measured effects of the released way, an interval that excludes 0 has: "
+    assert told.startswith(f"{start}Weight decay λ (decoupled, per step), Optical digits: ")
     assert tables.deviations(replace(found, runs=[])).finding == ""
 
 
@@ -610,6 +610,8 @@ def test_hyperparameters_are_the_settings_with_their_origins():
             mark = {READING: "†", CHOICE: "‡"}.get(setting.origin(field), "")
             assert row[label] == f"{getattr(setting.config, field):g}{mark}"
     assert shown.loc["Fashion-MNIST", "architecture"] == "784-1000-1000-1000-10"
+    unmarked = shown.map(lambda value: not str(value).endswith(("†", "‡"))).to_numpy().sum()
+    assert f" {unmarked} stand in the released code, " in table.finding
     common = tables.common_hyperparameters().frame.set_index("hyperparameter")["value"]
     assert common["weight decay λ, per step"] == "0, 0.0002"
     assert common["importance pruning from epoch"] == "200"

@@ -265,10 +265,11 @@ class Ledger:
             usual, paired = core_seconds(*other) / core_seconds(*own), results.profile == "paper"
             return _ratio(np.multiply(*other), np.multiply(*own), paired, usual)
         found = question.judge(*(results.of(dataset, method) for method in methods))
-        planned = [results.wanted(dataset, method) for method in methods]
-        many = zip(map(int, (found.seeds or "").split(", ")), planned, strict=True)
-        told = ", ".join(f"{n} of {wanted}" if n < wanted else str(n) for n, wanted in many)
-        return replace(found, seeds=told)
+        seeds = []
+        for method, used in zip(methods, str(found.seeds).split(", "), strict=True):
+            there, wanted = len(results.of(dataset, method)), results.wanted(dataset, method)
+            seeds.append(f"{used} of {wanted}" if there < wanted else used)
+        return replace(found, seeds=", ".join(seeds))
 
     def _obstacle(self, question: Question, results: Results, dataset: str) -> Check | None:
         """Return why a question cannot be asked, or need not: its answer; else None."""
@@ -284,11 +285,11 @@ class Ledger:
         if judge and (runs[0]["data"]["surrogate"] if runs else stands_in):
             return no("a surrogate's accuracy is no evidence", IMPOSSIBLE)
         for method in methods:
-            many = results.wanted(dataset, method)
+            planned = results.wanted(dataset, method)
             if why := conditions.excluded(dataset, method):
                 return no(why, IMPOSSIBLE)
-            if judge and many < 1 + contest:
-                told = f"{many or 'no'} seed of {labels[method]} planned at this weight decay"
+            if judge and planned < 1 + contest:
+                told = f"{planned or 'no'} seed of {labels[method]} planned at this weight decay"
                 return no(told, IMPOSSIBLE)
         if not judge:
             timed = epoch_seconds(results, dataset, self._times).keys()
@@ -299,11 +300,10 @@ class Ledger:
             return no(f"{len(lost)} run(s) diverged", FAILS)
         if reference_lost:
             return no(f"{len(reference_lost)} run(s) of what it is compared with diverged")
-        first, second = (results.of(dataset, method) for method in methods)
-        if not (first and second):
-            none = [label for method, label in labels.items() if not results.of(dataset, method)]
+        many = {label: len(results.of(dataset, method)) for method, label in labels.items()}
+        if none := [label for label, n in many.items() if not n]:
             return no(f"no runs of {' and '.join(none)} yet")
-        if min(len(first), len(second)) < 2:
+        if min(many.values()) < 2:
             return no("fewer than two seeds")
         if not have_learnt(results.of(dataset, _SPARSE)):
             return no("SET-All-ReLU has not learnt anything yet", UNDECIDED)
@@ -403,7 +403,7 @@ class Ledger:
 
 
 def _probability(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+    return f"{p:.2g}" if p >= 1e-4 else "<\N{NO-BREAK SPACE}0.0001"
 
 
 def _linked(row: Mapping[str, Any]) -> str:

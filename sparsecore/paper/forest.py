@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, Check, Ledger
-from sparsecore.paper.page import Note, Picture
+from sparsecore.paper.page import Picture
 from sparsecore.paper.style import GREY, canvas, dot
 from sparsecore.paper.training.effects import CONFIDENCE
 from sparsecore.paper.training.shown import source
@@ -22,11 +22,9 @@ _LOOK: dict[str, dict[str, Any]] = {
 }
 
 
-def figure(ledger: Ledger) -> Picture | Note:
+def figure(ledger: Ledger) -> Picture:
     """Draw the checks that have an interval, by unit: points of accuracy, and ratios."""
     there = [(key, c) for key, some in ledger.checks.items() for c in some if c.low is not None]
-    if not there:
-        return Note("No check has an interval yet.")
     units = [[one for one in there if one[1].unit == unit] for unit in ("points", "×")]
     lines = max(len(some) + len({(key, c.question) for key, c in some}) for some in units)
     with canvas(_INCH * lines + 1.0) as drawing:

@@ -39,10 +39,7 @@ _MARKS = dict(zip(DECAYS, "o^", strict=True))
 def cost(
     axes: Any, name: str, results: Results, times: Mapping[str, Result] | None = None
 ) -> tuple[str, str]:
-    """Draw accuracy against core-seconds, all methods, a panel per data set; of T-main.
-
-    A recorded run's seconds are those of the contest in `times`; without one it has no mark.
-    """
+    """Draw accuracy against core-seconds of the contest in `times`; of T-main."""
     [ax], seconds = axes, shown.epoch_seconds(results, name, times or {})
     for decay, mark in _MARKS.items():
         for method, runs in results.at(decay).by_method(name).items():
@@ -54,8 +51,6 @@ def cost(
     ax.set(xscale="log", xlabel="core-seconds of training")
     ax.margins(x=0.2)
     ax.xaxis.set_minor_formatter(NullFormatter())
-    if not ax.lines:
-        shown.say(ax, "not timed yet")
     return shown.against_dense(results, name, seconds), ""
 
 
@@ -81,9 +76,9 @@ def accuracies(axes: Any, name: str, results: Results) -> tuple[str, str]:
             sd = deviation([100 * run["test_accuracy"] for run in runs])
             look = {"color": COLOURS[method], "marker": mark, "markersize": 5, "linewidth": 1.2}
             ax.errorbar(mean, place, xerr=sd, **look)
-    ax.set_yticks(range(len(results.study.methods)))
     first = ax.get_subplotspec().is_first_col()
-    ax.set_yticklabels([METHODS[m].label if first else "" for m in results.study.methods])
+    labels = [METHODS[method].label if first else "" for method in results.study.methods]
+    ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
     ax.set_xlabel("test accuracy (%)")
     (label, decay), best = max(means.items(), key=lambda item: item[1])

@@ -219,7 +219,8 @@ def gap(first: list[Result], second: list[Result]) -> str:
 
 def against_dense(results: Results, name: str, seconds: Seconds) -> str:
     """Say what SET-All-ReLU loses and takes on a data set, if there are runs of it and of dense."""
-    sparse, dense = (results.of(name, method) for method in ("set-all-relu", "dense"))
+    methods = "dense", "set-all-relu"
+    dense, sparse = (results.of(name, method) for method in methods)
     if not (sparse and dense):
         return ""
     share = sparse[0]["nnz_end"] / dense[0]["nnz_end"]
@@ -227,10 +228,9 @@ def against_dense(results: Results, name: str, seconds: Seconds) -> str:
         f"{results.title(name)} {gap(sparse, dense)} of accuracy with {100 * share:.2g} % of the "
         "connections"
     )
-    if not {"set-all-relu", "dense"} <= seconds.keys():
-        return told
-    spent = [core_seconds(*seconds[method]) for method in ("dense", "set-all-relu")]
-    return f"{told}, dense takes {two_digits(spent[0] / spent[1])} times the core-seconds"
+    spent = [core_seconds(*seconds[method]) for method in methods if method in seconds]
+    times = two_digits(spent[0] / spent[1]) if len(spent) == 2 else ""
+    return told + f", dense takes {times} times the core-seconds" * bool(times)
 
 
 def factor(ratio: float) -> str:

@@ -110,7 +110,11 @@ def hyperparameters() -> Table:
         f"**Hyperparameters per data set.** Unmarked values stand in the authors' {RELEASED}; a "
         f"dagger marks {READING} of the study, a double dagger {CHOICE} for other data."
     )
-    return Table.of("T-hyper", rows, columns, caption)
+    origins = [row[f"{field} from"] for row in rows for field in labels]
+    many = [origins.count(origin) for origin in _MARKS]
+    finding = "Of {} values {} stand in the {}, {} are {}, {} {}."
+    told = finding.format(len(origins), many[0], RELEASED, many[1], READING, many[2], CHOICE)
+    return Table.of("T-hyper", rows, columns, caption, finding=told)
 
 
 def _marked(field: str, row: Mapping[str, Any]) -> str:
@@ -304,10 +308,8 @@ def deviations(recorded: Results) -> Table:
         "the effect is the released way's final test accuracy less ours, with its 95 % confidence "
         "interval; else what is known of it."
     )
-    finding = (
-        f"Of {measured} measured effects {len(told)} {'has' if len(told) == 1 else 'have'} a 95 % "
-        f"interval that excludes 0, each for itself{': ' * bool(told)}{'; '.join(told)}."
-    ) * bool(measured)
+    start = f"Of {measured} measured effects of the released way, an interval that excludes 0 has"
+    finding = shown.sentence(start, "; ".join(told or ["none"])).strip() * bool(measured)
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)
 
 

@@ -114,7 +114,7 @@ def as_labels(y: Any, n: int, n_classes: int) -> np.ndarray:
     if np.asarray(y).dtype.kind not in "iub" and not np.array_equal(labels, y):
         raise ValueError("y: expected class indices, got numbers that are not whole")
     if labels.shape != (n,):
-        raise ValueError(f"y: expected shape ({n},), one label a row of X, got {labels.shape}")
+        raise ValueError(f"y: expected shape ({n},), one label per row of X, got {labels.shape}")
     outside = labels[(labels < 0) | (labels >= n_classes)]
     if len(outside):
         raise ValueError(f"y: expected class indices from 0 to {n_classes - 1}, got {outside[0]}")

@@ -312,8 +312,8 @@ def test_a_change_that_was_interrupted_is_not_gone_on_from():
     X, y = np.zeros((4, 600), np.float32), np.zeros(4, int)
     with network() as net:
         uses = {
-            "step": lambda follow=int: net.step(X, y, 0.1, follow=follow),
-            "evolve": lambda follow=int: net.evolve(0.3, 1, follow),
+            "step": lambda progress=int: net.step(X, y, 0.1, progress=progress),
+            "evolve": lambda progress=int: net.evolve(0.3, 1, progress),
             "logits": lambda: net.logits(X),
             "sha256": net.sha256,
         }

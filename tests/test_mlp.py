@@ -305,8 +305,8 @@ def test_biases_must_fit_the_sizes(lengths):
 @pytest.mark.parametrize(
     ("y", "complaint"),
     [
-        ([0, 1], r"y: expected shape \(3,\), one label a row of X, got \(2,\)"),
-        ([[0], [1], [0]], r"y: expected shape \(3,\), one label a row of X, got \(3, 1\)"),
+        ([0, 1], r"y: expected shape \(3,\), one label per row of X, got \(2,\)"),
+        ([[0], [1], [0]], r"y: expected shape \(3,\), one label per row of X, got \(3, 1\)"),
         ([0, 7, 0], "y: expected class indices from 0 to 6, got 7"),
         ([0, -1, 0], "y: expected class indices from 0 to 6, got -1"),
     ],

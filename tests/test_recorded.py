@@ -151,7 +151,7 @@ def test_the_readme_s_figures_are_the_book_s():
     ) in readme
     run = extreme.recorded()[Row(200_000_000, 10)]
     memory, right = run["peak_bytes"] / 2**30, run["test"]["correct"]
-    assert f"{memory:.1f} GiB, {run['seconds_per_sample']:.1f} s a sample, {right} % of" in readme
+    assert f"{memory:.1f} GiB, {run['seconds_per_sample']:.1f} s per sample, {right} % of" in readme
 
 
 # --- captions ---

@@ -35,7 +35,7 @@ class ExtremeConfig:
 
     neurons: int = param(MISSING, integers(1), "hidden neurons in all, such as 2e8", metavar="N")
     hidden_layers: int = param(10, integers(1), "that share the neurons equally", metavar="N")
-    batch_size: int = param(4, integers(1), "samples a step, at most 64", metavar="N")
+    batch_size: int = param(4, integers(1), "samples per step, at most 64", metavar="N")
     steps: int = param(50, integers(1), "of training", metavar="N")
     epsilon: float = param(
         2.5, POSITIVE, "Erdős–Rényi sparsity: between layers of one width a neuron has 2 ε inputs"

@@ -159,16 +159,16 @@ class TiledMLP(Closing):
 
     def step(
         self, X: np.ndarray, y: np.ndarray, learning_rate: float, momentum: float = 0.9,
-        weight_decay: float = 0.0, follow: Progress = int, frozen: bool = False,
+        weight_decay: float = 0.0, progress: Progress = int, frozen: bool = False,
     ) -> np.ndarray:  # fmt: skip
         """Take a step of momentum SGD on a batch; return the logits, which have to be finite.
 
         `learning_rate` is divided by a layer's mean fan-in: so a step moves the outputs equally for
-        all widths. `follow` is called with a layer's connections after each sweep over them. With
+        all widths. `progress` is called with a layer's connections after each sweep over them. With
         `frozen` only the output layer is trained.
         """
         y = as_labels(y, len(X), self.sizes[-1])
-        self._forward(X, follow)
+        self._forward(X, progress)
         outputs, n = self._outputs(), len(y)
         logits = outputs[:, :n].T.copy()
         if not np.isfinite(logits).all():
@@ -198,7 +198,7 @@ class TiledMLP(Closing):
                 break
             if number > 0 and self._comm is not None:
                 self._exchange(number, z_in, partial(self._comm.Reduce_scatter, z_in))
-            follow(layer.nnz)
+            progress(layer.nnz)
         self._torn = False
         return logits
 
@@ -206,7 +206,7 @@ class TiledMLP(Closing):
         if self._torn:
             raise RuntimeError("an interrupt left the network half changed: restore its checkpoint")
 
-    def _forward(self, X: np.ndarray, follow: Progress = int) -> None:
+    def _forward(self, X: np.ndarray, progress: Progress = int) -> None:
         self._check_whole()
         if X.ndim != 2 or X.shape[1] != self.sizes[0] or not 1 <= len(X) <= self.batch_size:
             expected = f"(1 to {self.batch_size}, {self.sizes[0]})"
@@ -220,7 +220,7 @@ class TiledMLP(Closing):
                 where = layer.grid, layer.tiles, strip
                 self._sweep(sweeps.send_inputs, *where, z_in, layer.slope, self._slots)
                 self._sweep(sweeps.receive_inputs, *where, self._slots, layer.biases, z_out)
-            follow(layer.nnz)
+            progress(layer.nnz)
 
     def _sweep(self, sweep: Any, *args: Any) -> None:
         self._team.walk(sweep, self._width, *args)
@@ -256,13 +256,13 @@ class TiledMLP(Closing):
         self.message_bytes += whole.nbytes - self._z[number].nbytes
         self.message_seconds += time.perf_counter() - start
 
-    def evolve(self, zeta: float, epoch: int, progress: Progress = int) -> int:
+    def evolve(self, zeta: float, step: int, progress: Progress = int) -> int:
         """Replace the weakest connections of all layers but the output layer; return how many."""
         self._check_whole()
         check_fraction(zeta)
         replaced, self._torn = 0, True
         for number, layer in enumerate(self.layers[:-1]):
-            rng = seeds.generator(self.seed, Purpose.EVOLUTION, number, epoch)  # never the same
+            rng = seeds.generator(self.seed, Purpose.EVOLUTION, number, step)  # never the same
             key = rng.integers(2**63, dtype=np.uint64)
             spare = self._spare(layer)
             replaced += tiles.evolve(layer.grid, layer.tiles, spare, zeta, key, rng, self._team)
@@ -304,7 +304,7 @@ class TiledMLP(Closing):
                 progress(array.nbytes)
 
     def restored(self) -> None:
-        """Check arrays that have been filled from outside, and adapt to them."""
+        """Check arrays that have been filled from outside, and cut the layers anew."""
         for number, layer in enumerate(self.layers):
             tiles.check(layer.grid, layer.tiles, self._team)
             if not (np.isfinite(layer.biases).all() and np.isfinite(layer.bias_velocity).all()):

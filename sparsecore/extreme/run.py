@@ -130,7 +130,8 @@ def run(
             expected = f"expected 0 for layers split over ranks, got {config.zeta}"
             raise ValueError(f"zeta: {expected}; their topology does not evolve")
         if checkpoint_path is not None:
-            raise ValueError("--split: expected no --checkpoint, a split network is not saved yet")
+            expected = "expected None with a comm: a split network is not saved yet"
+            raise ValueError(f"checkpoint_path: {expected}")
     elif checkpoint_path is not None:
         check_writable(checkpoint_path)
     _compile(config, threads)
@@ -199,7 +200,7 @@ def report(result: dict[str, Any]) -> str:
         f"memory         {result['peak_bytes'] / budget.GIB:.2f} GiB at most, "
         f"{result['budget_bytes'] / budget.GIB:.2f} planned",
         f"initialising   {seconds['initialise']:.1f} s",
-        f"training       {seconds['train']:.1f} s, {result['seconds_per_sample']:.3g} s a sample",
+        f"training       {seconds['train']:.1f} s, {result['seconds_per_sample']:.3g} s per sample",
         f"evolution      {seconds['evolve']:.1f} s",
         f"loss           {result['losses'][0]:.3f} at first, {result['losses'][-1]:.3f} at last",
     ]

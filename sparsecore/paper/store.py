@@ -231,7 +231,7 @@ def write(path: Path, result: Result, schema: Any) -> None:
 
 
 def signed(result: Result) -> bytes:
-    """Return the content of a result's file, JSON with an entry a line; it tells its digest."""
+    """Return the content of a result's file, JSON with one entry per line, its digest included."""
     lines = (
         f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'), allow_nan=False)}"
         for name, value in {**result, "digest": ""}.items()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,6 +106,15 @@ def run_on(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **optio
         this_run.close()
 
 
+class _Start(NamedTuple):
+    """Where a run begins: rank 0's model, and what there is of an earlier part of the run."""
+
+    model: SparseMLP
+    state: dict[str, Any]  #: what all ranks must know
+    record: Record | None = None
+    rows: np.ndarray | None = None  #: of its epochs
+
+
 @dataclass(eq=False)
 class _Run:
     """One rank's part of a run; the fields are the arguments of `run`."""
@@ -127,9 +136,9 @@ class _Run:
         self.phase1_epochs = plan.phase1_epochs(config.epochs)
         self.about = records.identity(data, config, plan, self.seed, self.workers)
         self.path = None if self.checkpoint_path is None else Path(self.checkpoint_path)
-        self.own_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")
+        self.phase2_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
-        self.own_epochs: list[dict[str, Any]] = []
+        self.phase2_epochs: list[dict[str, Any]] = []
         self.resources: Any = None
         self.shown = 0.0  # when `on_progress` was called
 
@@ -140,7 +149,7 @@ class _Run:
         files = {"checkpoint": self.path and str(self.path), "resume": self.resume}
         check_alike(self.ranks.gathered({**self.about, **code(), **files}))
         start = self.ranks.together(self._start)
-        nnz, before = self.ranks.gathered(start and (start[0].nnz, start[1]))[0]
+        nnz, before = self.ranks.gathered(start and (start.model.nnz, start.state))[0]
         self.restarts, self.epochs_before = before["restarts"], before.get("epoch", 0)
         self.about |= {"nnz_start": before["nnz_start"], "restarts": self.restarts}
         self.ranks.together(self._load)
@@ -156,7 +165,7 @@ class _Run:
             self.plan,
         )  # fmt: skip
         if start is not None:
-            self.server.publish(start[0], *start[2:])
+            self.server.publish(start.model, start.record, start.rows)
         self.ranks.barrier()
         step = self.epochs_before * updates[self.rank]
         if self.asynchronous:
@@ -167,20 +176,20 @@ class _Run:
         self.window.moved = 0
         self.server.start_clock(before["elapsed"])
 
-    def _start(self) -> tuple[SparseMLP, dict[str, Any], Record | None, np.ndarray | None] | None:
-        """Return rank 0's model, what all ranks must know of it, its record and epochs' rows."""
+    def _start(self) -> _Start | None:
+        """Return rank 0's new or saved model."""
         if self.rank:
             return None
         found = experiment.resumed(self.path, self.resume, self.about)
         if found is None:
             n_features, n_classes = self.data.n_features, self.data.n_classes
             model = train.new_model(self.config, n_features, n_classes, self.seed)
-            return model, {"nnz_start": model.nnz, "restarts": [], "elapsed": 0.0}, None, None
+            return _Start(model, {"nnz_start": model.nnz, "restarts": [], "elapsed": 0.0})
         model, state = found
         record = None if state["record"] is None else records.from_json(state["record"])
         done = state.get("epoch", 0) if record is None else len(record.worker)
         state["restarts"] = [*state["restarts"], done]
-        return model, state, record, records.decode(state["rows"])
+        return _Start(model, state, record, records.decode(state["rows"]))
 
     def _load(self) -> None:
         data = self.data
@@ -191,11 +200,11 @@ class _Run:
         self.X_test = data.scaled(data.X_test)
         cuts = len(data.y_test) * np.arange(self.rank, self.rank + 2) // self.workers
         self.test_part = slice(*cuts.tolist())  # this worker's, when it is tested together
-        self.own_saved = self._own_checkpoint()
+        self.phase2_saved = self._phase2_checkpoint()
 
-    def _own_checkpoint(self) -> tuple[SparseMLP, dict[str, Any]] | None:
+    def _phase2_checkpoint(self) -> tuple[SparseMLP, dict[str, Any]] | None:
         """Return this rank's model and state of phase 2 if it has saved them."""
-        path = self.own_path
+        path = self.phase2_path
         if path is None:
             return None
         check_writable(path)
@@ -245,7 +254,7 @@ class _Run:
                 self._phase1_in_lockstep()
             self.phase1_seconds = self.server.elapsed()
             self._phase2()
-            own = self.worker.model, self._own()
+            own = self.worker.model, self._rank_report()
         except Exception as error:
             for_all = isinstance(error, (ParallelError, FloatingPointError))
             if for_all or self.ranks.failed or not self.asynchronous or self.workers == 1:
@@ -339,12 +348,12 @@ class _Run:
         if self.phase1_epochs == self.config.epochs:
             return
         origin, state = worker.model.weights_sha256(), None
-        if self.own_saved is not None and self.own_saved[1]["origin"] == origin:
-            worker.model, state = self.own_saved
-            self.own_epochs = state["epochs"]
+        if self.phase2_saved is not None and self.phase2_saved[1]["origin"] == origin:
+            worker.model, state = self.phase2_saved
+            self.phase2_epochs = state["epochs"]
             self.server.start_clock(state["elapsed"])
-        self.own_saved = None
-        done = len(self.own_epochs) * len(shard)
+        self.phase2_saved = None
+        done = len(self.phase2_epochs) * len(shard)
 
         def test() -> dict[str, Any]:
             self.ranks.rest()
@@ -363,14 +372,15 @@ class _Run:
             for record in trainer.epochs(shard, shard.labels, test, on_progress):
                 worker.samples += len(shard)
                 record |= {"elapsed": self.server.elapsed(), "aside": sum(self.seconds.values())}
-                self.own_epochs.append(record)
-                if self.own_path is not None:
+                self.phase2_epochs.append(record)
+                if self.phase2_path is not None:
                     state = {
                         "rank": self.rank, "origin": origin, "progress": trainer.progress(),
-                        "epochs": self.own_epochs, "elapsed": record["elapsed"] - record["aside"],
+                        "epochs": self.phase2_epochs,
+                        "elapsed": record["elapsed"] - record["aside"],
                     }  # fmt: skip
                     with self._aside("checkpoint"):
-                        checkpoint.save(worker.model, self.own_path, state)
+                        checkpoint.save(worker.model, self.phase2_path, state)
 
     # --- showing, testing, saving -----------------------------------------------------------------
 
@@ -380,7 +390,7 @@ class _Run:
         if self.rank or self.on_progress is None or now - self.shown < _SHOWN_EVERY:
             return
         self.shown = now
-        tests = [record["test_accuracy"] for record in self.own_epochs]
+        tests = [record["test_accuracy"] for record in self.phase2_epochs]
         if phase == 1:
             if tested := self.window.fetch("control")[TESTED]:
                 tests = self.window.fetch("epochs", tested - 1, tested)[:, -1].tolist()
@@ -419,7 +429,7 @@ class _Run:
 
     # --- the end ---------------------------------------------------------------------------------
 
-    def _own(self) -> dict[str, Any]:
+    def _rank_report(self) -> dict[str, Any]:
         """Return what the result says of this rank."""
         return {
             "rank": self.rank, "host": self.ranks.host, "pid": os.getpid(),
@@ -431,7 +441,7 @@ class _Run:
             },
             "peak_rss_mb": round(peak_rss_mb(), 1),
             "resources": self.resources(),
-            "epochs": self.own_epochs,
+            "epochs": self.phase2_epochs,
         }  # fmt: skip
 
     def _finish(self, own: tuple[SparseMLP, dict[str, Any]] | None) -> Outcome:

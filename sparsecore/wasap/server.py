@@ -231,8 +231,10 @@ class ParameterServer:
     def push(self, gradient: Gradient, version: Version, out: SparseMLP) -> Update | None:
         """Apply a gradient on `out`, a copy at `version`, and renew it; None: phase 1 was over."""
         place, asked = self.place, time.perf_counter()
+        # Where the topology has not changed, `fresh`, the new parameters, are written into `out`.
         values, fresh, accepted = gradient.values, out.params, 1.0
-        epoch_model = structures = moved = velocity = None
+        epoch_model = velocity = None
+        structures = moved = None  # the new topology, until `out` adopts it, and its velocity
         with place.locked():
             begun = time.perf_counter()
             state = place.fetch("state")

@@ -122,7 +122,7 @@ class Worker:
     def trainer(self, first_epoch: int, factor: int = 1) -> Trainer:
         """Return what trains the worker's own copy from `first_epoch` (counted from 0) to the end.
 
-        `factor` is of the learning rate.
+        `factor` multiplies the learning rate.
         """
         rate = factor * self.config.learning_rate
         # Importance pruning belongs to phase 1, so that all copies keep the same nnz.

@@ -130,7 +130,7 @@ class DenseMLP:
 
 
 class DenseEngine:
-    """Takes steps of a dense network, as `engine.Engine` does; 8 bytes a neuron and sample."""
+    """Takes steps of a dense network, as `engine.Engine` does; 8 bytes per neuron and sample."""
 
     def __init__(self, model: DenseMLP, batch_size: int, threads: int) -> None:
         self._model, self._threads = model, threads

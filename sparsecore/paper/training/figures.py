@@ -158,8 +158,8 @@ def gradient_flow(axes: Any, name: str, results: Results) -> tuple[str, str]:
         if method == "set-relu" and first > 0 > last:
             about = f"{early} it in the first tenth of the epochs, {late} it in the last"
         flows = [10 ** some[:, 1:].mean(axis=1) for some in (ours, others)]
-        if method == "set-relu" and (found_ratio := log_ratio(flows[0], flows[1], paired)):
-            ends = (two_digits(math.exp(v)) for v in (found_ratio.low, found_ratio.high))
+        if method == "set-relu" and (effect := log_ratio(flows[0], flows[1], paired)):
+            ends = (two_digits(math.exp(v)) for v in (effect.low, effect.high))
             whole += " [{}, {}]".format(*ends)
         ratios.append(f"{whole} {label}'s" + f" ({about})" * bool(about))
     for ax in axes:

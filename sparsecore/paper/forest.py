@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, Check, Ledger
+from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, Ledger
 from sparsecore.paper.page import Picture
 from sparsecore.paper.style import GREY, canvas, dot
 from sparsecore.paper.training.effects import CONFIDENCE
@@ -51,7 +51,7 @@ def figure(ledger: Ledger) -> Picture:
     return Picture("F-claims", drawing, caption, alt, told + source(ledger.results))
 
 
-def _panel(ax: Axes, some: list[tuple[str, Check]]) -> None:
+def _panel(ax: Axes, some: list[tuple[str, Any]]) -> None:
     """Draw effects from top to bottom, under the question that they answer."""
     ticks, place = {}, 0
     for (key, question), group in groupby(some, lambda one: (one[0], one[1].question)):

@@ -1,8 +1,8 @@
 """The command line: ``sparsecore`` or ``python -m sparsecore``, then train, predict or others.
 
 The commands are in `commands`. Diagnostics go to standard error, so that standard output can be
-piped. A mistake in the options ends with status 2, any other error with 1 and one line that names
-it.
+piped. What the parser does not understand ends with status 2, any other error, such as values out
+of range or options that do not go together, with 1 and one line that names it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = 1
         except KeyboardInterrupt as stop:
             killed, path = isinstance(stop, _Terminated), getattr(options, "checkpoint", None)
-            said = "terminated" if killed else "interrupted"
+            said = str(stop) or "interrupted"
             if path is not None and os.path.exists(path):
                 said += f"; --resume goes on from {path}"
             status = 128 + (signal.SIGTERM if killed else signal.SIGINT)
@@ -98,7 +98,7 @@ def _terminated() -> Iterator[None]:
 
     def stop(*_: Any) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise _Terminated
+        raise _Terminated("terminated")
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -8,6 +8,7 @@ here: the checks of the data and of checkpoints, the training inputs, and the re
 from __future__ import annotations
 
 import base64
+import json
 import os
 import time
 from collections.abc import Callable
@@ -52,8 +53,9 @@ def run(
     progress : bool
         Show a bar with loss and accuracy on standard error.
     observe : callable, optional
-        ``observe(model, epoch)`` returns more entries for an epoch's record. It is called after
-        each epoch, before the topology changes, and once before the first (record of epoch 0).
+        ``observe(model, epoch)`` returns more entries for an epoch's record, of JSON or NumPy
+        types. It is called after each epoch, before the topology changes, and once before the first
+        (record of epoch 0).
     checkpoint_path : path, optional
         Rewritten after every epoch, atomically.
     resume : bool
@@ -112,7 +114,7 @@ def fit(
     if state is None:
         state = {**identity(data, config, seed), "nnz_start": model.nnz, "epochs": []}
         if observe is not None:
-            state["epochs"].append({"epoch": 0, "nnz": model.nnz, **observe(model, 0)})
+            state["epochs"].append({"epoch": 0, "nnz": model.nnz, **_observed(observe, model, 0)})
     epochs, n = state["epochs"], len(y)
 
     with Trainer(model, config, seed=seed, threads=threads) as trainer:
@@ -122,7 +124,7 @@ def fit(
 
         def test() -> dict[str, Any]:
             found = trainer.evaluate(X_test, y_test, half)
-            more = {} if observe is None else observe(model, trainer.epoch)
+            more = {} if observe is None else _observed(observe, model, trainer.epoch)
             return {**{f"test_{name}": value for name, value in found.items()}, **more}
 
         def on_progress(rows: int, loss: float) -> None:
@@ -160,6 +162,15 @@ def check_data(data: Dataset) -> None:
     found = np.unique(data.y_train)
     if len(found) < 2:
         raise ValueError(f"y: expected at least two classes, got only {found}")
+
+
+def _observed(observe: Observer, model: train.Model, epoch: int) -> dict[str, Any]:
+    """Return what is observed; NumPy's values as JSON types, so that it can be saved."""
+    found = observe(model, epoch)
+    try:
+        return {**json.loads(json.dumps(found, default=lambda value: value.tolist()))}
+    except (AttributeError, TypeError, ValueError):
+        raise TypeError(f"observe: expected a dict of JSON types, got {found!r:.200}") from None
 
 
 def test_half(n_test: int) -> np.ndarray:

@@ -24,8 +24,6 @@ def blobs(name="blobs"):
     X = (rng.standard_normal((1800, 64)) + 2 * np.eye(10, 64)[labels]).astype(np.float32)
     return Dataset(
         name=name, X_train=X[:1440], X_test=X[1440:], y_train=labels[:1440], y_test=labels[1440:],
-        classes=tuple("0123456789"), feature_shape=(64,), domain="test", source="made up",
-        content_hash="0" * 64, surrogate=False,
     )  # fmt: skip
 
 

@@ -340,6 +340,13 @@ def test_nothing_is_given_beside_a_replay(capsys):
 @pytest.mark.parametrize("name", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
 def test_ranks_that_train_the_same_are_told(monkeypatch, capsys, name):
     monkeypatch.setenv(name, "2")
+    table = ["train", "--data", "none.csv", "--target", "y"]
+    # Where the warning has come, what is not there ends the commands.
+    for words in (table, ["extreme", "--neurons", "100", "--memory-limit", "1"]):
+        assert main(words) == 1
+        told = capsys.readouterr().err
+        assert "every rank trains the same network by itself" in told
+        assert f"sparsecore {words[0]}: every" in told
     assert main([*SMALL, "--epochs", "1"]) == 0
     assert "every rank trains the same network by itself" in capsys.readouterr().err
 

@@ -319,9 +319,10 @@ def test_number_of_workers_is_that_of_a_part_or_refused():
     assert (part.n, part.engines, part.pids) == (2, [5, 6], [1, 2]) and whole.n == 3
     with pytest.raises(ValueError, match="n: expected 1 to 3 workers, got 4"):
         whole.first(4)
-    with pytest.raises(ValueError, match="at least 1 worker, got 0"):
-        with cluster.connect(0):
-            pass
+    for n in (0, "2", 1.5):
+        with pytest.raises(ValueError, match=f"n: expected an integer of at least 1, got {n!r}"):
+            with cluster.connect(n):
+                pass
 
 
 def test_missing_mpiexec_is_said(monkeypatch, tmp_path):

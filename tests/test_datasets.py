@@ -916,10 +916,7 @@ def tiny(X_train, X_test=None, y_train=None):
     y = np.arange(n, dtype=np.int64) % 2 if y_train is None else y_train
     classes = tuple(str(label) for label in range(int(y.max()) + 1))
     X_test = X_train[:2] if X_test is None else X_test
-    shape = (X_train.shape[1],)
-    return datasets.Dataset(
-        "tiny", X_train, X_test, y, y[: len(X_test)], classes, shape, "test", "here", "00"
-    )
+    return datasets.Dataset("tiny", X_train, X_test, y, y[: len(X_test)], classes)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -934,6 +931,46 @@ def test_standardized_agrees_with_float64(dtype, monkeypatch):
     # float32 rounding of mean (below 256) and quotient, over a scale of about 70
     np.testing.assert_allclose(data.X_train, (X - mean) / scale, atol=4 * 256 * 2**-24 / 50)
     np.testing.assert_allclose(data.X_test, (test - mean) / scale, atol=4 * 256 * 2**-24 / 50)
+
+
+def test_precise_data_stay_precise_until_they_are_standardized():
+    X = np.random.default_rng(0).normal(size=(200, 3))
+    near, far = tiny(X), tiny(X + 1e8)
+    assert far.moments[0].dtype == np.float64
+    np.testing.assert_allclose(far.standardized().X_train, near.standardized().X_train, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"y_test": [1, -1]}, "y_test: expected labels from 0 to 1, got -1 to 1"),
+        ({"y_test": [5, 6]}, "y_test: expected labels from 0 to 1, got 5 to 6"),
+        ({"y_train": [0, 1, 2, 0]}, "y_train: expected labels from 0 to 1, got 0 to 2"),
+        (
+            {"y_test": [0]},
+            r"y_test: expected integers, one per row of X_test, which has 2 .*\(1,\)",
+        ),
+        ({"y_test": [0.0, 1.0]}, "y_test: expected integers, .* got float64"),
+        (
+            {"X_test": np.zeros((2, 2))},
+            r"X_test: expected .* with 3 columns, got float64 of \(2, 2\)",
+        ),
+        ({"X_test": np.zeros((0, 3)), "y_test": np.zeros(0, int)}, r"y_test: .* \(at least 1\)"),
+        ({"X_train": np.zeros(4)}, r"X_train: expected a matrix of numbers .* float64 of \(4,\)"),
+        ({"X_train": np.full((4, 3), "a")}, "X_train: expected a matrix of numbers"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(changes, told):
+    data = tiny(np.arange(12.0).reshape(4, 3))
+    with pytest.raises(ValueError, match=told):
+        dataclasses.replace(data, **changes)
+
+
+def test_the_hash_is_of_the_arrays_and_derived_data_keep_it():
+    data = tiny(np.arange(12.0).reshape(4, 3))
+    again, other = (dataclasses.replace(data, X_train=data.X_train + i) for i in (0, 1))
+    assert data.content_hash == again.content_hash != other.content_hash
+    assert data.standardized().content_hash == data.limited(2).content_hash == data.content_hash
 
 
 def test_constant_features_and_large_offsets_do_not_spoil_the_scale():

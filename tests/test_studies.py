@@ -522,7 +522,10 @@ def test_command_line(study, ran, capsys):
     assert __main__.main(["study", "list"]) == 0
     assert "F-curves" in capsys.readouterr().out
     assert __main__.main(["study", "status"]) == 0
-    assert "digits-set-relu-seed0: missing" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith(f"results in {store.root()}") and "digits-set-relu-seed0: missing" in out
+    assert __main__.main(["study", "run", "F-test", "--seeds", "-1"]) == 1
+    assert "--seeds: expected integers of at least 0, got (-1,)" in capsys.readouterr().err
     assert __main__.main(["study", "run", "F-test", "--seeds", "1", "--profile", "quick"]) == 0
     assert ran == [("relu", 1), ("all-relu", 1)]
     out = capsys.readouterr().out

@@ -81,7 +81,9 @@ def test_columns_are_found_by_name(tmp_path, capsys):
         ("a.csv", "a,y\n1,0\n2,\n", "a.csv, line 3, column 'y': expected a value, got none"),
         ("a.csv", "a,x\n1,0\n", "a.csv, line 1: expected one column 'y', got ['a', 'x']"),
         ("a.csv", "a,a,y\n1,0,1\n", "a.csv, line 1: expected one column 'a', got"),
-        ("a.csv", "a,y\n", "0 sample(s)"),
+        ("a.csv", "a,y\n", "a.csv: expected rows of inputs, got 0 of 1"),
+        ("a.csv", "y\n1\n", "a.csv: expected rows of inputs, got 1 of 0"),
+        ("a.csv", "a,y\n1_000,0\n2,1\n", "column 'a': expected a finite number, got '1_000'"),
         ("a.svmlight", "1 1:2\n0 1:red\n", "line 2, entry 2: expected index:number, got '1:red'"),
         ("a.txt", "", "expected a .csv, .npz, .svmlight or .libsvm file"),
         ("a.csv", "a,y\n1,0\n2,\xe9\n", "a.csv, after line 0: 'utf-8' codec can't decode"),
@@ -90,7 +92,8 @@ def test_columns_are_found_by_name(tmp_path, capsys):
 )  # fmt: skip
 def test_what_is_wrong_in_a_file_is_named(name, text, told, tmp_path, capsys):
     (tmp_path / name).write_text(text, encoding="latin-1")
-    assert main(["train", "--data", str(tmp_path / name), "--target", "y"]) == 1
+    target = [] if name.endswith("svmlight") else ["--target", "y"]
+    assert main(["train", "--data", str(tmp_path / name), *target]) == 1
     assert told in capsys.readouterr().err
 
 
@@ -116,6 +119,13 @@ def test_what_is_wrong_in_an_archive_is_named(arrays, told, tmp_path):
         (["--data", "a.csv", "--dataset", "digits"], "--dataset: not with --data"),
         (["--data", "a.csv", "--target", "y", "--augment"], "not with --data"),
         (["--target", "y"], "--target: expected --data FILE with it"),
+        (["--data", "a.svmlight", "--target", "y"], "--target: not with svmlight's text"),
+        (["--data", "a.csv", "--algorithm", "wasap"], "--data; in Python, sparsecore.wasap.run"),
+        (["--data", "a.csv", "--prune-percentile", "5"], "--prune-percentile: expected --prune-"),
+        (
+            ["--data", "c.csv", "--target", "y", "--test", "a.csv"],
+            "a.csv: expected integers as in c.csv, got ['",
+        ),
         (["--data", "b.csv", "--target", "y"], "No such file or directory: 'b.csv'"),
         (
             ["--data", "a.csv", "--target", "y", "--task", "numbers"],
@@ -126,6 +136,7 @@ def test_what_is_wrong_in_an_archive_is_named(arrays, told, tmp_path):
 def test_options_that_do_not_fit_are_refused(args, told, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.csv").write_text(as_csv(X, LABELS))
+    (tmp_path / "c.csv").write_text(as_csv(X, ["0", "1"] * 20))
     assert main(["train", *args]) == 1
     assert told in capsys.readouterr().err
 
@@ -136,6 +147,60 @@ def test_many_integers_may_be_numbers(tmp_path, capsys, monkeypatch):
     args = ["train", "--data", "a.csv", "--target", "y", "--epochs", "1", "--hidden", "8"]
     assert main(args) == main([*args, "--task", "numbers"]) == 0
     assert capsys.readouterr().err.count("to predict numbers: --task numbers") == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "classes", "numbers"),
+    [
+        ("01 1 1_0", ["01", "1", "1_0"], None),
+        ("007 7 7.0 +7", ["007", "7", "7.0", "+7"], [7, 7, 7, 7]),
+        ("1e1 10", ["1e1", "10"], [10, 10]),
+        ("9007199254740993 9007199254740992", [2**53 + 1, 2**53], [2**53, 2**53]),
+        ("-1 0 10", [-1, 0, 10], [-1, 0, 10]),
+        ("1.1 1.2 2.1", ["1.1", "1.2", "2.1"], [1.1, 1.2, 2.1]),
+        ("\u0663 3", ["\u0663", "3"], None),
+    ],
+)
+def test_classes_are_the_texts_as_they_stand(texts, classes, numbers, tmp_path):
+    (tmp_path / "a.csv").write_text("a,y\n" + "".join(f"0,{t}\n" for t in texts.split()), "utf-8")
+    y = tables.read(tmp_path / "a.csv", "y").y
+    found = tables.learnable(y, None)
+    assert found.tolist() == (numbers if found.dtype.kind == "f" else classes)
+    assert (found.dtype.kind == "f") == (texts == "1.1 1.2 2.1")
+    assert tables.learnable(y, "classes").tolist() == classes
+    if numbers is None:
+        with pytest.raises(ValueError, match="expected a number to predict, got"):
+            tables.learnable(y, "numbers")
+    else:
+        assert tables.learnable(y, "numbers").tolist() == numbers
+
+
+def test_several_labels_are_predicted_in_columns_of_their_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", X=X, m=np.c_[X[:, 0] > 0, X[:, 1] > 0].astype(int))
+    args = ["--target", "m", "--epochs", "1", "--hidden", "8", "--out", "m.npz"]
+    assert main(["train", "--data", "a.npz", *args]) == 0
+    capsys.readouterr()
+    assert main(["predict", "m.npz", "a.npz", "--proba"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "prediction 0,prediction 1,0,1" and len(lines[1].split(",")) == 4
+
+
+def test_an_interrupt_while_the_file_is_written_leaves_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text(as_csv(X, LABELS))
+    calls, save = [], saved.save
+
+    def interrupted_once(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        save(*args)
+
+    monkeypatch.setattr(saved, "save", interrupted_once)
+    args = ["--target", "y", "--epochs", "2", "--hidden", "8", "--out", "m.npz"]
+    assert main(["train", "--data", "a.csv", *args]) == 130
+    assert len(calls) == 2 and saved.load("m.npz")[0].n_iter_ == 2
 
 
 @pytest.mark.parametrize("y", [LABELS, X[:, 0] > 0, X[:, :2], np.c_[X[:, 0] > 0, X[:, 1] > 0]])

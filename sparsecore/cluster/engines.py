@@ -22,6 +22,7 @@ from IPython.paths import get_ipython_dir
 from traitlets.config import Config
 
 from sparsecore import provenance
+from sparsecore.config import integers
 from sparsecore.limits import cpu_count
 from sparsecore.wasap.watch import trouble
 
@@ -132,8 +133,8 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
         If a running cluster has too few engines or none that share an MPI job, if there is no
         ``mpiexec``, or if engines do not come up.
     """
-    if n < 1:
-        raise ValueError(f"n: expected at least 1 worker, got {n}")
+    if not integers(1).holds(n):
+        raise ValueError(f"n: expected {integers(1).expected}, got {n!r}")
     client = _running(profile)
     if client is not None:
         with client:

@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
     sub.add_argument(
         "--checkpoint-every", type=shared.whole, default=25, metavar="STEPS", help="(%(default)s)"
     )
-    shared.result_options(sub)
+    shared.result_options(sub, "as many --steps")
 
 
 def _extreme(options: argparse.Namespace) -> None:
@@ -56,6 +56,8 @@ def _extreme(options: argparse.Namespace) -> None:
     config = ExtremeConfig(**shared.given(options, HYPERPARAMETERS))
     limit = None if options.memory_limit is None else budget.parse_bytes(options.memory_limit)
     comm = None
+    if not options.split and not options.plan:
+        shared.warn_of_twins("--split shares it", "sparsecore extreme")
     if options.split:
         from sparsecore.wasap.mpi import MPI
 

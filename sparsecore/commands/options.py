@@ -96,13 +96,14 @@ def refuse(names: Iterable[str], why: str) -> None:
         raise ValueError(f"--{name.replace('_', '-')}: {why}")
 
 
-def result_options(sub: argparse.ArgumentParser, threads: int | None = None) -> None:
+def result_options(sub: argparse.ArgumentParser, resumed: str, threads: int | None = None) -> None:
     """Add the options of a run that can be resumed and that prints its result."""
     seed = "determines the result bit for bit, on CPUs of one lane width (%(default)s)"
     sub.add_argument("--seed", type=int, default=0, help=seed)
     text = f"threads; the result does not depend on them ({threads or 'all CPUs'})"
     sub.add_argument("--threads", type=int, default=threads, help=text)
-    sub.add_argument("--resume", action="store_true", help="go on from --checkpoint if it is there")
+    text = f"go on from --checkpoint if it is there, with {resumed}"
+    sub.add_argument("--resume", action="store_true", help=text)
     sub.add_argument(
         "--json", action="store_true", help="print the result as one JSON object, the last line"
     )
@@ -113,10 +114,18 @@ def say(what: str, command: str = "sparsecore train") -> None:
     print(f"{command}: {what}", file=sys.stderr, flush=True)
 
 
-def ranks_here() -> int:
-    """Return the ranks of our MPI job, 1 if none, as MPICH, Open MPI or srun say; start no MPI."""
+def warn_of_twins(remedy: str, command: str = "sparsecore train") -> None:
+    """Say so if all ranks of an MPI job do the same: MPICH's, Open MPI's or srun's."""
     names = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
-    return max(int(os.environ.get(name, 1)) for name in names)
+    if any(int(os.environ.get(name, 1)) > 1 for name in names):
+        say(f"every rank trains the same network by itself; {remedy}", command)
+
+
+def refuse_pruning(options: argparse.Namespace, prune_from: int | None) -> None:
+    """Refuse options that say how to prune if nothing says from when on."""
+    if prune_from is None:
+        alone = given(options, ("prune_every", "prune_percentile", "prune_counts_empty"))
+        refuse(alone, "expected --prune-from EPOCH with it, got none")
 
 
 def check_targets(options: argparse.Namespace) -> None:

@@ -12,7 +12,13 @@ from sparsecore.commands.options import given, names, numbers, refuse, sizes
 
 def add(commands: Any) -> None:
     """Add the command to the command line."""
-    sub = commands.add_parser("study", help="list and run the studies behind the book's figures")
+    sub = commands.add_parser(
+        "study",
+        help="list and run the studies behind the book's figures",
+        description="List and run the studies behind the book's figures. Results are in the folder "
+        "$SPARSECORE_RESULTS, or in book/results of the checkout that one works in, or in results "
+        "below the working directory.",
+    )
     verbs = sub.add_subparsers(dest="verb", required=True, metavar="list | run | status")
     verbs.add_parser("list", help="the studies and what they show").set_defaults(
         function=_list_studies
@@ -63,6 +69,8 @@ def _run_study(options: argparse.Namespace) -> None:
     from sparsecore.paper.training import conditions, studies
 
     conditions.find(options.key)
+    if any(seed < 0 for seed in options.seeds or ()):
+        raise ValueError(f"--seeds: expected integers of at least 0, got {options.seeds}")
     if (module := _measured().get(options.key)) is not None:
         parts = given(options, ("seeds", "datasets", "methods", "decays"))
         refuse(parts, f"{options.key} is measured whole; expected none")
@@ -98,10 +106,11 @@ def _run_study(options: argparse.Namespace) -> None:
 
 
 def _study_status(options: argparse.Namespace) -> None:
-    from sparsecore.paper.store import current_profile
+    from sparsecore.paper.store import current_profile, root
     from sparsecore.paper.training import conditions, studies
 
     profile, measured = current_profile(options.profile), _measured()
+    print(f"results in {root() / profile}")
     for study in conditions.STUDIES.values():
         if study.key in measured:
             entries = measured[study.key].entries(profile)

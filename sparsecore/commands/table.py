@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import sys
 import time
 from typing import Any
 
-from sparsecore.commands.options import changed, check_common, check_targets, given, refuse, say
+import numpy as np
+
+from sparsecore.commands import options as shared
 from sparsecore.config import HYPERPARAMETERS
 
 _MANY = 50  # classes, of which one asks oneself whether they are numbers
 _KNOWN = ("command", "function", "default", "data", "target", "test", "task", "seed", "threads",
           "out", "json")  # fmt: skip
+_NO_TABLE = "not with --data"
+_PARALLEL = f"{_NO_TABLE}; in Python, sparsecore.wasap.run trains a Dataset of your own"
 
 
 def add_data(sub: Any) -> None:
@@ -26,55 +29,65 @@ def add_data(sub: Any) -> None:
     group.add_argument("--data", metavar="FILE", help=".csv with a header, .npz, or .svmlight")
     group.add_argument("--target", metavar="NAME", help="column, or array, that is to be predicted")
     group.add_argument("--test", metavar="FILE", help="rows that the trained network is tested on")
-    group.add_argument(
-        "--task", choices=("classes", "numbers"), help="(numbers if not all targets are integers)"
-    )
+    task = "texts as they stand, or numbers (numbers if all can be read so and not all are whole)"
+    group.add_argument("--task", choices=("classes", "numbers"), help=task)
 
 
 def train(options: argparse.Namespace) -> None:
     """Train an estimator on a table, and test, report and save it."""
     from sparsecore.datasets import tables
-    from sparsecore.datasets.dataset import number
     from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor, saved
     from sparsecore.estimator.base import NAMES
 
-    check_common(options)
+    shared.check_common(options)
     own = {name: NAMES.get(name, name) for name in HYPERPARAMETERS}
     names = SparseMLPClassifier().get_params()
-    foreign = (n for n in changed(options) if n not in _KNOWN and own.get(n) not in names)
-    refuse(foreign, "not with --data")
-    check_targets(options)
+    foreign = [n for n in shared.changed(options) if n not in _KNOWN and own.get(n) not in names]
+    shared.refuse({"algorithm"}.intersection(foreign), _PARALLEL)
+    shared.refuse(foreign, _NO_TABLE)
+    shared.refuse_pruning(options, options.prune_from)
+    shared.check_targets(options)
     if options.target is None and options.data.endswith((".csv", ".npz")):
         raise ValueError("--target: expected the name of the column to be predicted, got none")
+    if options.target is not None and options.data.endswith((".svmlight", ".libsvm")):
+        raise ValueError("--target: not with svmlight's text, where it comes first in each line")
+    shared.warn_of_twins("start it without mpiexec")
     table = tables.read(options.data, options.target)
-    n_features = table.X.shape[1]
-    test = options.test and tables.read(options.test, options.target, table.names, n_features)
-    numbers = table.y.dtype.kind == "f" if options.task is None else options.task == "numbers"
-    if numbers and table.y.dtype.kind not in "iuf":
-        found = ((row, str(value)) for row, value in enumerate(table.y.tolist(), 1))
-        row, text = next(each for each in found if not math.isfinite(number(each[1])))
-        raise ValueError(f"{options.data}, row {row}: expected a number to predict, got {text!r}")
-    if options.task is None and not numbers and len(set(table.y.tolist())) > _MANY:
-        say(
+    y, n_features = tables.learnable(table.y, options.task, options.data), table.X.shape[1]
+    numbers = y.dtype.kind == "f"
+    if options.task is None and not numbers and len(np.unique(y)) > _MANY:
+        shared.say(
             f"{options.target} has more than {_MANY} different values, each of which is taken as a "
             "class; to predict numbers: --task numbers"
         )
-    chosen = {own[name]: value for name, value in given(options, HYPERPARAMETERS).items()}
+    test = options.test and tables.read(options.test, options.target, table.names, n_features)
+    y_test = test and tables.learnable(test.y, "numbers" if numbers else "classes", options.test)
+    if test and y.dtype.kind == "U":
+        y_test = y_test.astype(str)
+    elif test and y_test.dtype.kind == "U":
+        raise ValueError(
+            f"{options.test}: expected integers as in {options.data}, got {y_test[:5]}"
+        )
+    chosen = {own[name]: value for name, value in shared.given(options, HYPERPARAMETERS).items()}
     kind: Any = SparseMLPRegressor if numbers else SparseMLPClassifier
     estimator = kind(**chosen, random_state=options.seed, n_jobs=options.threads, verbose=True)
     begin = time.perf_counter()
     try:
-        estimator.fit(table.X, table.y)
+        estimator.fit(table.X, y)
     finally:  # an interrupt keeps the epochs that are done
         if options.out is not None and hasattr(estimator, "model_"):
-            saved.save(estimator, options.out, table.names)
+            try:
+                saved.save(estimator, options.out, table.names)
+            except KeyboardInterrupt:  # if it comes now, too
+                saved.save(estimator, options.out, table.names)
+                raise
     result = {
         "kind": kind.__name__,
         "epochs": estimator.n_iter_,
         "seconds": time.perf_counter() - begin,
         "score": "R2" if numbers else "accuracy",
-        "train_score": estimator.score(table.X, table.y),
-        "test_score": estimator.score(test.X, test.y) if test else None,
+        "train_score": estimator.score(table.X, y),
+        "test_score": estimator.score(test.X, y_test) if test else None,
         "nnz": estimator.model_.nnz,
         "weights_sha256": estimator.model_.weights_sha256(),
     }
@@ -89,9 +102,10 @@ def train(options: argparse.Namespace) -> None:
 
 def add(commands: Any) -> None:
     """Add ``predict`` to the command line."""
-    sub = commands.add_parser("predict", help="predict the rows of a table with a saved network")
+    sub = commands.add_parser("predict", help="predict the rows of a table with a saved estimator")
     sub.set_defaults(function=_predict)
-    sub.add_argument("model", metavar="MODEL", help="what train --data --out has saved")
+    saved = "what train --data --out has saved (not --dataset's, which is a network alone)"
+    sub.add_argument("model", metavar="MODEL", help=saved)
     sub.add_argument("file", metavar="FILE", help=".csv with a header, .npz, or .svmlight")
     sub.add_argument("--proba", action="store_true", help="add the probability of each class")
 
@@ -102,7 +116,10 @@ def _predict(options: argparse.Namespace) -> None:
 
     estimator, names = saved.load(options.model)
     X = tables.read(options.file, None, names, estimator.n_features_in_).X
-    columns = {"prediction": estimator.predict(X)}
+    found = estimator.predict(X)
+    columns = {"prediction": found}
+    if found.ndim > 1:
+        columns = {f"prediction {output}": values for output, values in enumerate(found.T)}
     if options.proba:
         if not hasattr(estimator, "classes_"):
             raise ValueError(f"--proba: {options.model} predicts numbers, which have none")

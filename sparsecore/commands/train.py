@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         "the study for the data set, as the book's table of hyperparameters has them.",
     )
     sub.set_defaults(function=_train, default=sub.get_default)
-    known = f"one of {', '.join(datasets.names())}; required"
+    known = f"one of {', '.join(datasets.names())}; required without --data and --replay"
     sub.add_argument("--dataset", metavar="NAME", help=known)
     group = sub.add_argument_group("hyperparameters (default: the study's for the data set)")
     density = group.add_mutually_exclusive_group()
@@ -57,7 +57,7 @@ def add(commands: Any) -> None:
     sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
     after = "save the state of the run there after each epoch (.npz)"
     sub.add_argument("--checkpoint", metavar="FILE", help=after)
-    shared.result_options(sub, threads=1)
+    shared.result_options(sub, "as many --epochs, or more", threads=1)
     table.add_data(sub)
 
 
@@ -82,10 +82,7 @@ def _train(options: argparse.Namespace) -> None:
     base = settings.setting(options.dataset).config
     chosen = shared.given(options, HYPERPARAMETERS)
     config = base.with_values(**chosen)
-    if config.prune_from is None:
-        how_pruned = ("prune_every", "prune_percentile", "prune_counts_empty")
-        alone = shared.given(options, how_pruned)
-        shared.refuse(alone, "expected --prune-from EPOCH with it, got none")
+    shared.refuse_pruning(options, config.prune_from)
     shared.check_targets(options)
     data = datasets.load(options.dataset).limited(options.limit, options.seed)
     if data.surrogate:
@@ -99,8 +96,7 @@ def _train(options: argparse.Namespace) -> None:
         "resume": options.resume,
     }  # fmt: skip
     if parallel is None:
-        if shared.ranks_here() > 1:
-            shared.say("every rank trains the same network by itself; --algorithm wasap shares it")
+        shared.warn_of_twins("--algorithm wasap shares it")
         _report(data, *experiment.run(data, config, progress=True, **how), options)
         return
     from sparsecore.commands import job

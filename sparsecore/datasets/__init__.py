@@ -205,10 +205,11 @@ def _dataset(
     entry: Entry, arrays: Arrays, source: str, digest: str, classes: tuple[str, ...] | None = None
 ) -> Dataset:
     X_train, y_train, X_test, y_test = arrays
-    return Dataset(
+    data = Dataset(
         entry.name, X_train, X_test, y_train, y_test, classes or entry.classes,
-        entry.feature_shape, entry.domain, source, digest, surrogate=source == SURROGATE,
+        entry.feature_shape, entry.domain, source, surrogate=source == SURROGATE,
     )  # fmt: skip
+    return data.derived(digest)
 
 
 def _generated(entry: Entry) -> Dataset:

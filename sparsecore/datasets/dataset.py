@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,22 +23,33 @@ class Dataset:
 
     Parameters
     ----------
-    name, domain : str
-        As given to `load`, and the field that the data come from, e.g. "images".
-    X_train, X_test : ndarray of uint8 (images) or float32, shape (n_rows, n_features)
-        Raw values, C-contiguous, one row per sample.
+    name : str
+        As given to `load`, or any.
+    X_train, X_test : ndarray of numbers, shape (n_rows, n_features)
+        Raw values, one row per sample; uint8 (images) or float32 in the study's data sets.
     y_train, y_test : ndarray of int64, shape (n_rows,)
         Class indices, 0 … n_classes - 1.
-    classes : tuple of str
-        Name of every class, in the order of the indices.
-    feature_shape : tuple of int
+    classes : tuple of str, optional
+        Name of every class, in the order of the indices; by default the indices up to the largest.
+    feature_shape : tuple of int, optional
         Shape of a sample, e.g. (32, 32, 3) or (500,); rows are flattened in C order.
-    source : str
-        Where the content came from, for people; never a path of this machine.
-    content_hash : str
-        SHA-256 (hex) of the whole content; derived data sets (`standardized`, `limited`) keep it.
+    domain, source : str, optional
+        The field that the data come from, e.g. "images", and where the content came from, for
+        people; never a path of this machine.
     surrogate : bool
         True where generated data of the right shape stand in for data that are not at hand.
+
+    Raises
+    ------
+    ValueError
+        If arrays do not fit each other, or labels not the classes; the message says which.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X, y = np.random.default_rng(0).random((100, 5)), np.arange(100) % 3
+    >>> Dataset("mine", X[:80], X[80:], y[:80], y[80:]).n_classes
+    3
     """
 
     name: str
@@ -45,12 +57,52 @@ class Dataset:
     X_test: NDArray
     y_train: NDArray[np.int64]
     y_test: NDArray[np.int64]
-    classes: tuple[str, ...]
-    feature_shape: tuple[int, ...]
-    domain: str
-    source: str
-    content_hash: str
+    classes: tuple[str, ...] = ()
+    feature_shape: tuple[int, ...] = ()
+    domain: str = "own"
+    source: str = "arrays"
     surrogate: bool = False
+
+    def __post_init__(self) -> None:
+        """Take arrays as the kernels want them; refuse what does not fit."""
+
+        def keep(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        width = 0
+        for part in ("train", "test"):
+            X, y = (np.ascontiguousarray(getattr(self, f"{name}_{part}")) for name in "Xy")
+            width = width or X.shape[-1]
+            if X.ndim != 2 or X.shape[1] != width or X.dtype.kind not in "biuf":
+                raise ValueError(
+                    f"X_{part}: expected a matrix of numbers with {width} columns, got "
+                    f"{X.dtype} of {X.shape}"
+                )
+            if y.shape != X.shape[:1] or not len(y) or y.dtype.kind not in "iu":
+                raise ValueError(
+                    f"y_{part}: expected integers, one per row of X_{part}, which has {len(X)} "
+                    f"(at least 1), got {y.dtype} of {y.shape}"
+                )
+            keep(f"X_{part}", X)
+            keep(f"y_{part}", y.astype(np.int64, copy=False))
+        ends = [(y.min(), y.max()) for y in (self.y_train, self.y_test)]
+        keep("classes", self.classes or tuple(map(str, range(1 + max(most for _, most in ends)))))
+        for part, (least, most) in zip(("train", "test"), ends, strict=True):
+            if least < 0 or most >= self.n_classes:
+                expected = f"labels from 0 to {self.n_classes - 1}"
+                raise ValueError(f"y_{part}: expected {expected}, got {least} to {most}")
+        keep("feature_shape", self.feature_shape or (self.n_features,))
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of the arrays, or of the files of a data set that `load` has read."""
+        return hash_arrays(self.X_train, self.y_train, self.X_test, self.y_test)
+
+    def derived(self, content_hash: str = "", **changes: Any) -> Dataset:
+        """Return the data set with other arrays that come from its own; it keeps the hash."""
+        made = dataclasses.replace(self, **changes)
+        vars(made)["content_hash"] = content_hash or self.content_hash
+        return made
 
     @property
     def n_features(self) -> int:
@@ -72,11 +124,12 @@ class Dataset:
         )
 
     @cached_property
-    def moments(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Each feature's mean and scale over the training rows, float32 (n_features,).
+    def moments(self) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Each feature's mean and scale over the training rows, (n_features,).
 
-        The scale is the standard deviation of the population; 1 for a constant feature. Two float64
-        passes over differences from the first row make a constant's deviation exactly 0.
+        They are float32, or float64 where the rows are more precise. The scale is the standard
+        deviation of the population; 1 for a constant feature. Two float64 passes over differences
+        from the first row make a constant's deviation exactly 0.
         """
         X = self.X_train
         first = X[0].astype(np.float64)
@@ -92,20 +145,21 @@ class Dataset:
             squares += np.einsum("ij,ij->j", block, block)
         scale = np.sqrt(squares / len(X))
         scale[scale == 0] = 1
-        return (first + offset).astype(np.float32), scale.astype(np.float32)
+        dtype = np.result_type(X.dtype, np.float32)
+        return (first + offset).astype(dtype), scale.astype(dtype)
 
     def standardized(self) -> Dataset:
         """Return the data as float32 (x - mean) / scale, with the training rows' `moments`."""
         train, test = map(self.scaled, (self.X_train, self.X_test))
-        return dataclasses.replace(self, X_train=train, X_test=test)
+        return self.derived(X_train=train, X_test=test)
 
     def scaled(self, X: NDArray) -> NDArray[np.float32]:
         """Return raw rows as new float32 (x - mean) / scale, with the training rows' `moments`."""
         mean, scale = self.moments
-        out = X.astype(np.float32)
+        out = X.astype(np.result_type(X.dtype, mean.dtype))
         out -= mean
         out /= scale
-        return out
+        return out.astype(np.float32, copy=False)
 
     def limited(self, n_train: int | None, random_state: int = 0) -> Dataset:
         """Return a seeded, stratified subset of the training rows, in order, and all test rows.
@@ -138,7 +192,7 @@ class Dataset:
             ]
         )
         chosen.sort()
-        return dataclasses.replace(self, X_train=self.X_train[chosen], y_train=self.y_train[chosen])
+        return self.derived(X_train=self.X_train[chosen], y_train=self.y_train[chosen])
 
 
 def _apportion(counts: NDArray[np.integer], size: int) -> NDArray[np.int64]:

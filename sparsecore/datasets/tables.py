@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,13 +13,16 @@ import numpy as np
 
 from sparsecore.datasets.dataset import number
 
+# Written so that no two texts are one integer, and each fits into int64.
+_INTEGER = re.compile("0|-?[1-9][0-9]{0,17}")
+
 
 class Table(NamedTuple):
     """What a file holds."""
 
     X: Any  #: float64, dense or CSR
     names: tuple[str, ...] | None  #: of the inputs, if the file has any
-    y: Any  #: what is to be predicted, or None
+    y: Any  #: what is to be predicted, or None; see `learnable`
 
 
 def read(
@@ -31,6 +35,7 @@ def read(
     ``X``, and a vector under the target's name; ``.svmlight``, ``.libsvm``: the target comes first
     in each line, and features are counted from 0; the first is empty where a file counts from 1.
     What is not of this form, or has not `n_features`, raises ValueError that names line and column.
+    A CSV file's targets are texts.
     """
     path = Path(path)
     if path.suffix == ".csv":
@@ -43,7 +48,35 @@ def read(
         raise ValueError(f"{path}: expected a .csv, .npz, .svmlight or .libsvm file")
     if n_features not in (None, table.X.shape[1]):
         raise ValueError(f"{path}: expected {n_features} inputs, got {table.X.shape[1]}")
+    if 0 in table.X.shape:
+        raise ValueError("{}: expected rows of inputs, got {} of {}".format(path, *table.X.shape))
     return table
+
+
+def learnable(y: np.ndarray, task: str | None, name: Any = "y") -> np.ndarray:
+    """Return targets as floats, which are "numbers" to predict, or as "classes" of another type.
+
+    Classes are the texts as they stand, so that 01 and 1 are two; if all are plain integers, such
+    as 1, they are integers. Without a `task`, other texts are numbers if all can be read as such
+    and not all are whole. What is no number raises ValueError that names its row in `name`.
+    """
+    if y.dtype.kind == "U":
+        if task != "numbers" and all(map(_INTEGER.fullmatch, y.flat)):
+            return y.astype(np.int64)
+        if task == "classes":
+            return y
+    elif task is None:
+        return y
+    elif y.dtype.kind in "iuf" and task == "numbers":
+        return y.astype(np.float64)
+    elif task == "classes":
+        return y.astype(str) if y.dtype.kind == "f" else y
+    found = np.array([_number(str(value)) for value in y.flat]).reshape(y.shape)
+    finite = np.isfinite(found)
+    for place in np.argwhere(~finite)[:1] if task else ():
+        got = str(y[tuple(place)])
+        raise ValueError(f"{name}, row {place[0] + 1}: expected a number to predict, got {got!r}")
+    return found if task or (finite.all() and (found != np.rint(found)).any()) else y
 
 
 def _npz(path: Path, target: str | None) -> Table:
@@ -82,7 +115,7 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Table
                 f"{len(row)}"
             )
     places = [header.index(name) for name in names]
-    cells = [number(row[place]) for _, row in rows for place in places]
+    cells = [_number(row[place]) for _, row in rows for place in places]
     X = np.array(cells, np.float64).reshape(-1, len(names))
     for row, column in np.argwhere(~np.isfinite(X))[:1]:
         line, cell = rows[row][0], rows[row][1][places[column]]
@@ -96,8 +129,12 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Table
     if "" in y:
         line = rows[y.index("")][0]
         raise ValueError(f"{path}, line {line}, column {target!r}: expected a value, got none")
-    numbers = np.array([number(value) for value in y])
-    return Table(X, names, _whole(numbers) if np.isfinite(numbers).all() else np.array(y))
+    return Table(X, names, np.array(y, str))
+
+
+def _number(cell: str) -> float:
+    """Return the number that a cell holds, or NaN; not all that Python reads, such as 1_000."""
+    return number(cell) if cell.isascii() and "_" not in cell else np.nan
 
 
 def _whole(numbers: np.ndarray) -> np.ndarray:
@@ -115,7 +152,7 @@ def _svmlight(path: Path, n_features: int) -> Table:
         for line, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
             for column, entry in enumerate(text.partition("#")[0].split(), 1):
                 index, colon, value = entry.partition(":") if column > 1 else ("0", ":", entry)
-                if not (colon and index.isdigit() and np.isfinite(number(value))):
+                if not (colon and index.isdigit() and np.isfinite(_number(value))):
                     place = f"{path}, line {line}, entry {column}"
                     raise ValueError(f"{place}: expected index:number, got {entry!r}") from None
         raise ValueError(f"{path}: {error}") from None

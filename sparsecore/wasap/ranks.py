@@ -16,7 +16,7 @@ from sparsecore.limits import cpu_count
 from sparsecore.provenance import check_alike
 from sparsecore.wasap import watch
 from sparsecore.wasap.mpi import MPI, Memory
-from sparsecore.wasap.watch import ParallelError
+from sparsecore.wasap.watch import NotStarted, ParallelError
 
 NAP = 2e-5  # seconds; with the kernel's timer slack about 70 microseconds
 _LONG_NAP = 1e-3
@@ -175,6 +175,8 @@ class Ranks:
         """End the run for all ranks, because of this rank's `error`."""
         self.failed = True
         text = f"rank {self.rank} ended the run: {type(error).__name__}: {error}"
+        if isinstance(error, KeyboardInterrupt):
+            text = f"rank {self.rank} was {str(error) or 'interrupted'}"
         self._say(str(error) if isinstance(error, ParallelError) else text, _FAILED)
 
     def leave(self, error: BaseException) -> None:
@@ -251,7 +253,7 @@ class Ranks:
             raise error
         for rank, other in enumerate(texts):
             if other is not None:
-                raise ParallelError(f"rank {rank} could not start: {other}")
+                raise NotStarted(f"rank {rank} could not start: {other}")
         return result
 
     def in_turns(self, function: Callable[[], None]) -> None:

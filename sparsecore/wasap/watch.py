@@ -37,6 +37,10 @@ class ParallelError(RuntimeError):
     """A parallel run that cannot go on; the message names the rank and the cause."""
 
 
+class NotStarted(ParallelError):  # noqa: N818 (named for what happened)
+    """A run that one of its ranks could not start."""
+
+
 def trouble(pid: int) -> str | None:
     """Return "gone" or "stopped" if a process of this machine is; None if not, or not known."""
     try:

@@ -36,8 +36,7 @@ def pictures():
     y = (X[:, :24].mean(axis=1) > X[:, 24:].mean(axis=1)).astype(np.int64)
     return datasets.Dataset(
         name="pictures", X_train=X[:300], X_test=X[300:], y_train=y[:300], y_test=y[300:],
-        classes=("top", "bottom"), feature_shape=(4, 4, 3), domain="test", source="random",
-        content_hash="p" * 64,
+        feature_shape=(4, 4, 3),
     )  # fmt: skip
 
 
@@ -284,7 +283,7 @@ def test_error_before_the_start_is_raised_on_all_ranks(comm, digits):
     if comm.rank == comm.size - 1:
         X = digits.X_train.astype(np.float32)
         X[3, 5] = np.inf
-        data = dataclasses.replace(digits, X_train=X)
+        data = digits.derived(X_train=X)
         expected, message = ValueError, "training data: .* row 3, feature 5"
     else:
         expected, message = wasap.ParallelError, f"rank {comm.size - 1} could not start"
@@ -300,8 +299,16 @@ def test_error_before_the_start_is_raised_on_all_ranks(comm, digits):
         ({"config": SMALL.with_values(epochs=9)}, "epochs 9, not 5; phase1_epochs 6, not 4"),
         ({"plan": wasap.Plan("wassp", phase1=0.5)}, "algorithm 'wassp', not 'wasap'; phase1 0.5, "),
         ({"plan": wasap.Plan(local_steps=2)}, "local_steps 2, not None"),
-        ({"data": "another"}, "data 'another', not '"),
-        ({"data": 300}, "n_train 300, not 450"),
+        ({"data": lambda d: dataclasses.replace(d, X_train=d.X_train + 1)}, "data '.*', not '"),
+        (
+            {
+                "data": lambda d: dataclasses.replace(
+                    d, X_train=d.X_train[:, 1:], X_test=d.X_test[:, 1:], feature_shape=()
+                )
+            },
+            "data '.*', not '",
+        ),
+        ({"data": lambda d: d.limited(300)}, "n_train 300, not 450"),
         ({"resume": True}, "resume True, not False"),
         ({"shared": False}, "shared window False, not None"),
     ],
@@ -310,10 +317,8 @@ def test_ranks_that_are_not_started_alike_do_not_start(comm, digits, other, told
     options = {"data": digits, "config": SMALL}
     if comm.rank == comm.size - 1 > 0:
         options |= other
-        if isinstance(hash_ := other.get("data"), str):
-            options["data"] = dataclasses.replace(digits, content_hash=hash_)
-        elif "data" in other:
-            options["data"] = digits.limited(300)
+        if "data" in other:
+            options["data"] = other["data"](digits)
     if comm.size == 1:
         return
     with pytest.raises(ValueError, match=f"rank {comm.size - 1} has {told}"):
@@ -400,7 +405,7 @@ def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path, loc
     path = comm.bcast(str(tmp_path / "run.npz"))
     third = lambda server, epoch, *_: epoch == 3  # noqa: E731
     stopped_run(digits, monkeypatch, ParameterServer, "tested", third, path, plan)
-    other_data = dataclasses.replace(digits, content_hash="another")
+    other_data = dataclasses.replace(digits, X_train=digits.X_train + 1)
     for refused, name in (
         ({"data": other_data}, "data"),
         ({"config": SMALL.with_values(alpha=0.1)}, "alpha 0.6, not 0.1"),

@@ -272,7 +272,7 @@ def data_of(condition: Condition) -> datasets.Dataset:
     if test is not None and test < len(data.y_test):
         rng = np.random.default_rng(0)
         rows = np.sort(rng.choice(len(data.y_test), test, replace=False))
-        data = replace(data, X_test=data.X_test[rows], y_test=data.y_test[rows])
+        data = data.derived(X_test=data.X_test[rows], y_test=data.y_test[rows])
     return data
 
 

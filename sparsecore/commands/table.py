@@ -44,6 +44,8 @@ def train(options: argparse.Namespace) -> None:
     foreign = (n for n in changed(options) if n not in _KNOWN and own.get(n) not in names)
     refuse(foreign, "not with --data")
     check_targets(options)
+    if options.epochs == 0:  # which makes an untrained network of a data set
+        raise ValueError("--epochs: expected an integer of at least 1 with --data, got 0")
     if options.target is None and options.data.endswith((".csv", ".npz")):
         raise ValueError("--target: expected the name of the column to be predicted, got none")
     table = tables.read(options.data, options.target)

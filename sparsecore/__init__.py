@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from sparsecore.mlp import SparseMLP
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     # On first use: the command line's --help and the data commands need neither Numba nor
     # scikit-learn, which take a second to import.

@@ -76,8 +76,9 @@ class Hyperparameter:
 
     def documented(self, default: Any) -> str:
         """Return its entry in the docstring of a class, where it has a `default`."""
-        kind = self.range.kind.__name__ + ("" if default is MISSING else f", default={default!r}")
-        about = f"{self.help[0].upper()}{self.help[1:]}, {self.range.expected}."
+        kind = self.range.kind.__name__ + " or None" * (default is None)
+        kind += "" if default is MISSING else f", default={default!r}"
+        about = f"{self.help[0].upper()}{self.help[1:]}: {self.range.expected}."
         return f"    {self.name} : {kind}\n        {about}"
 
     def check(self, value: Any, name: str | None = None) -> None:
@@ -133,13 +134,13 @@ class TrainConfig:
         20.0, POSITIVE, "density, about ε (n_in + n_out) connections per layer", "ε"
     )
     density: float | None = param(None, _PROBABILITY, "connection probability instead of epsilon")
-    activation: str = param("all-relu", names(ACTIVATIONS), "of the hidden layers")
+    activation: str = param("all-relu", names(ACTIVATIONS), "function of the hidden layers")
     alpha: float = param(0.6, FINITE, "negative slope of All-ReLU and LeakyReLU", "α")
     init: str = param("he_uniform", names(INITIALIZERS), "distribution of new weights", "init")
     learning_rate: float = param(0.01, POSITIVE, "step size η", "η", "ETA")
     momentum: float = param(0.9, FRACTION, "share of the velocity kept", "momentum μ", "MU")
     weight_decay: float = param(
-        0.0002, FRACTION, "decoupled, per step", "weight decay λ, per step", "LAMBDA"
+        0.0002, FRACTION, "decoupled weight decay λ, per step", "weight decay λ, per step", "LAMBDA"
     )
     dropout: float = param(0.3, FRACTION, "share of hidden activations dropped", "dropout", "RATE")
     zeta: float = param(

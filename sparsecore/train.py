@@ -41,7 +41,7 @@ def new_model(config: TrainConfig, n_features: int, n_classes: int, seed: int) -
     )  # fmt: skip
 
 
-def check_finite(X: Any, name: str = "X") -> None:
+def check_finite(X: Any, name: str = "X", advice: str = "impute or remove them first") -> None:
     """Raise a ValueError that names the first NaN or infinite feature of `X`, if there is one."""
     values = X.data if sp.issparse(X) else np.asarray(X)
     finite = np.isfinite(values)
@@ -51,7 +51,7 @@ def check_finite(X: Any, name: str = "X") -> None:
         where = "stored value {}" if sp.issparse(X) else "row {}, feature {}"
         raise ValueError(
             f"{name}: expected finite numbers, got {values[place]} at {where.format(*place)} "
-            f"({len(bad)} in all); impute or remove them first"
+            f"({len(bad)} in all); {advice}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import joblib
 import numpy as np
@@ -25,6 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import sparsecore
 from sparsecore import SparseMLPClassifier, SparseMLPRegressor, mlp
 from sparsecore.compiled import engine, losses
 from sparsecore.config import TrainConfig
@@ -271,7 +273,7 @@ BAD = {
     "warm_start": (None,),
     "random_state": ("x", -1),
     "verbose": ("yes",),
-    "class_weight": ("even",),
+    "class_weight": ("even", {0: -1, 1: 5}, {0: np.nan}),
 }
 
 
@@ -289,6 +291,10 @@ def test_features_that_are_not_finite_are_refused(bad):
     X[2, 1] = bad
     with pytest.raises(ValueError, match=r"(?i)nan|infinity"):
         small().fit(X, [0, 1, 0, 1])
+
+
+def test_the_public_classes_are_listed():
+    assert set(sparsecore.__all__) <= set(dir(sparsecore))
 
 
 def test_one_class_is_refused():
@@ -315,6 +321,7 @@ NOTHING_LOST = {
     "diverged stream": lambda c: c.set_params(learning_rate=1e30).partial_fit(X40, Y40),
     "another shape": lambda c: c.set_params(hidden_layer_sizes=9, warm_start=True).fit(X40, Y40),
     "another class": lambda c: c.partial_fit(X40, Y40 + 1),
+    "another density": lambda c: c.set_params(epsilon=1).partial_fit(X40, Y40),
 }
 
 
@@ -326,6 +333,44 @@ def test_what_is_refused_or_diverges_leaves_the_state_before(name):
         NOTHING_LOST[name](clf)
     assert state(clf) == before
     np.testing.assert_array_equal(clf.predict_proba(X40), answers)
+
+
+def made(kind=SparseMLPClassifier, **options):
+    return kind(**{"hidden_layer_sizes": (8,), "max_iter": 2, "random_state": 0, **options})
+
+
+def with_others(**options):
+    clf = made(warm_start=True).fit(X40, Y40)
+    return clf.set_params(**options).fit(X40, Y40)
+
+
+R = SparseMLPRegressor
+REFUSED = {
+    "X: its values are too large": lambda: made().fit(X40 * 1e300, Y40),
+    "X: its values are too large to": lambda: made().fit(sp.csr_array(X40 * 1e300), Y40),
+    "X, as float32: expected finite numbers, got -inf at row 0, feature 1 (1 in all); the value is":
+        lambda: made().fit(X40, Y40).predict([[0, -1e300, 0, 0, 0]]),
+    "y: its values are too large": lambda: made(R).fit(X40, X40[:, 0] * 1e200),
+    "y: expected a dense array": lambda: made(R).fit(X40, sp.csr_array(X40)),
+    "early_stopping: 9 samples cannot give a validation_fraction of 0.1: R² needs two":
+        lambda: made(R, early_stopping=True).fit(X40[:9], X40[:9, 0]),
+    "sample_weight: expected a weight above 0, and none above 3.4e+38, got 1e+300 at most":
+        lambda: made(R).fit(X40, X40[:, 0], np.full(40, 1e300)),
+    "class_weight: expected a weight above 0": lambda:
+        made(class_weight={0: 0, 1: 0, 2: 0}).fit(X40, Y40),
+    "SparseMLPClassifier: got an unexpected keyword argument 'foo'": lambda: made(foo=1),
+    "SparseMLPRegressor: got an unexpected keyword argument 'foo'": lambda: made(R, foo=1),
+    "was made with, got hidden_layer_sizes [9], not [8]; activation 'all-relu', not 'relu'; set":
+        lambda: with_others(activation="all-relu", hidden_layer_sizes=9),
+    "was made with, got standardize False, not True; set": lambda: with_others(standardize=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("told", REFUSED)
+@pytest.mark.filterwarnings("error")
+def test_what_is_refused_is_said_before_anything_is_trained(told):
+    with pytest.raises((ValueError, TypeError), match=re.escape(told)):
+        REFUSED[told]()
 
 
 def interrupted_in(epoch, monkeypatch, method="run_epoch"):
@@ -473,6 +518,10 @@ def test_class_weights_are_sample_weights():
     for weights in ("balanced", {0: 1, 1: 3}):
         found = SparseMLPClassifier((8,), class_weight=weights, **common).fit(X40, y)
         np.testing.assert_allclose(found.model_.params, given.model_.params, atol=1e-6)
+    part = SparseMLPClassifier((8,), class_weight={1: 3}).partial_fit(
+        X40[y == 0], y[y == 0], [0, 1]
+    )
+    assert part.n_iter_ == 1, "of a stream, which may lack the class that has a weight"
     with pytest.raises(ValueError, match="class_weight: expected a dict with partial_fit"):
         SparseMLPClassifier((8,), class_weight="balanced").partial_fit(X40, y, [0, 1])
     with pytest.raises(ValueError, match="class_weight: expected None for an indicator matrix"):

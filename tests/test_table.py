@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from sklearn.datasets import dump_svmlight_file
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
 
 from sparsecore import SparseMLPClassifier, SparseMLPRegressor, checkpoint
 from sparsecore.__main__ import main
@@ -126,6 +128,10 @@ def test_what_is_wrong_in_an_archive_is_named(arrays, told, tmp_path):
             ["--data", "c.csv", "--target", "y", "--test", "a.csv"],
             "a.csv: expected integers as in c.csv, got ['",
         ),
+        (
+            ["--data", "a.csv", "--target", "y", "--epochs", "0"],
+            "--epochs: expected an integer of at least 1 with --data, got 0",
+        ),
         (["--data", "b.csv", "--target", "y"], "No such file or directory: 'b.csv'"),
         (
             ["--data", "a.csv", "--target", "y", "--task", "numbers"],
@@ -219,6 +225,55 @@ def test_a_saved_estimator_predicts_and_goes_on_as_before(y, tmp_path):
         twin.partial_fit(X, y).predict(X), made.partial_fit(X, y).predict(X)
     )
     assert twin.n_iter_ == 4 and twin.model_.weights_sha256() == made.model_.weights_sha256()
+
+
+def test_all_that_an_estimator_was_given_is_saved(tmp_path):
+    frame = pytest.importorskip("pandas").DataFrame(X, columns=list("abcde"))
+    made = SparseMLPClassifier(
+        np.array([16, 16]), max_iter=np.int64(2), batch_size=np.int64(8), epsilon=np.float32(3),
+        standardize=np.bool_(True), early_stopping=True, class_weight={"up": np.float32(9)},
+        random_state=0,
+    ).fit(frame, LABELS)  # fmt: skip
+    made.model_.prune(60)
+    made.model_ = made.model_.compact()
+    saved.save(made, tmp_path / "m.npz")
+    twin, names = saved.load(tmp_path / "m.npz")
+    assert names == tuple("abcde")
+    for name, value in made.get_params().items():
+        assert np.array_equal(twin.get_params()[name], value), name
+    assert twin.validation_scores_ == made.validation_scores_
+    assert twin.best_validation_score_ == made.best_validation_score_ is not None
+    with pytest.raises(ValueError, match="feature names should match"):
+        twin.predict(frame[list("edcba")])
+    for one in (made, twin):
+        one.partial_fit(frame, LABELS)
+        assert max(one.model_.sizes[1:-1]) < 16, "a compacted network goes on as it is"
+    assert twin.model_.weights_sha256() == made.model_.weights_sha256()
+    with pytest.raises(ValueError, match=r"got epsilon 9\.0, not 3\.0; set"):
+        twin.set_params(epsilon=9.0).partial_fit(frame, LABELS)
+
+
+DATES = np.where(X[:, 0] > 0, "2020-01-01", "2020-01-02").astype("datetime64[D]")
+
+
+@pytest.mark.parametrize(
+    ("made", "y", "error", "told"),
+    [
+        (SparseMLPClassifier((8,)), None, NotFittedError, "is not fitted yet"),
+        (make_pipeline(SparseMLPClassifier((8,))), None, TypeError, "expected one of SparseMLPCl"),
+        (SparseMLPClassifier((8,), max_iter=1), DATES, TypeError, "labels to be saved, got"),
+        (
+            SparseMLPClassifier((8,), max_iter=1, random_state=np.random.RandomState(0)), LABELS,
+            TypeError, "as parameters (see set_params) and labels to be saved, got RandomState",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_saved_is_named(made, y, error, told, tmp_path):
+    if y is not None:
+        made.fit(X, y)
+    with pytest.raises(error, match=re.escape(told)):
+        saved.save(made, tmp_path / "m.npz")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_alone_is_no_estimator(tmp_path):

@@ -47,6 +47,8 @@ def train(options: argparse.Namespace) -> None:
     shared.refuse(foreign, _NO_TABLE)
     shared.refuse_pruning(options, options.prune_from)
     shared.check_targets(options)
+    if options.epochs == 0:  # which makes an untrained network of a data set
+        raise ValueError("--epochs: expected an integer of at least 1 with --data, got 0")
     if options.target is None and options.data.endswith((".csv", ".npz")):
         raise ValueError("--target: expected the name of the column to be predicted, got none")
     if options.target is not None and options.data.endswith((".svmlight", ".libsvm")):

@@ -24,6 +24,7 @@ from sparsecore.estimator import inputs
 from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
+from sparsecore.provenance import differences
 
 _FOREVER = 2**31  # epochs of a partial_fit: nobody knows which call is the last
 # A stream's topology changes after this many batches, or after a call that has more: sooner, new
@@ -31,7 +32,10 @@ _FOREVER = 2**31  # epochs of a partial_fit: nobody knows which call is the last
 _STREAM_BATCHES = 50
 #: Hyperparameters that scikit-learn gives another name.
 NAMES = {"hidden": "hidden_layer_sizes", "epochs": "max_iter"}
+# What a network is made with: it cannot go on with others.
+_MADE = ("hidden", "epsilon", "activation", "alpha", "init", "standardize")
 _INT32_MAX = np.iinfo(np.int32).max
+_WEIGHT = numbers("", lambda v: 0 <= v <= inputs.LARGEST)
 _FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
 
 
@@ -60,8 +64,9 @@ _RANGES: dict[str, Range] = {
         lambda v: v is None or isinstance(v, np.random.RandomState) or integers(0).holds(v),
     ),
     "class_weight": Range(
-        dict, 'a dict, "balanced" or None',
-        lambda v: v is None or isinstance(v, dict) or v == "balanced",
+        dict, f'a dict of weights from 0 to {inputs.LARGEST:.2g}, "balanced" or None',
+        lambda v: all(map(_WEIGHT.holds, v.values())) if isinstance(v, dict)
+        else v is None or v == "balanced",
     ),
 }  # fmt: skip
 
@@ -77,7 +82,7 @@ class SparseMLPBase(BaseEstimator):
     hidden_layer_sizes : sequence of int, default=(256, 256)
         Neurons of each hidden layer.
     max_iter : int, default=150
-        Epochs.
+        Epochs at most: see `n_iter_no_change`.
     {hyperparameters}
     standardize : bool, default=True
         Standardise every feature with the moments of the training data, or of what `partial_fit`
@@ -93,6 +98,7 @@ class SparseMLPBase(BaseEstimator):
         which training stops.
     warm_start : bool, default=False
         `fit` goes on with the fitted network, scaler and counters, for `max_iter` more epochs.
+        Layers, `epsilon`, `activation`, `alpha`, `init` and `standardize` have to be as before.
     n_jobs : int or None, default=None
         Threads; None is 1, -1 all CPUs. The result does not depend on it.
     random_state : int, RandomState or None, default=None
@@ -103,7 +109,7 @@ class SparseMLPBase(BaseEstimator):
     Attributes
     ----------
     model_ : SparseMLP
-        The network itself.
+        The network itself. A pruned or compacted one may take its place, to predict or to go on.
     scaler_ : sklearn.preprocessing.StandardScaler or None
         What stands between `X` and the network.
     coefs_, intercepts_ : lists of scipy.sparse.csc_array, shapes (n_in, n_out), and of ndarray
@@ -138,7 +144,7 @@ class SparseMLPBase(BaseEstimator):
         n_iter_no_change=20, tol=1e-4, warm_start=False, n_jobs=None, random_state=None,
         verbose=False,
     ):  # fmt: skip
-        self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
+        """Name the parameters; `complete` makes what takes them."""
 
     if TYPE_CHECKING:  # the parameters, and what the two classes have of their own:
         # _loss() minimised, _n_outputs(), _quality(outputs, y, weight), higher is better, and
@@ -281,19 +287,22 @@ class SparseMLPBase(BaseEstimator):
         )  # fmt: skip
         if weight is not None:
             weight = _check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
+            inputs.check_weights("sample_weight", weight)
             there = weight > 0
-            if not there.any():
-                raise ValueError("sample_weight: expected a weight above 0, got none")
             X, y, weight = (X, y, weight) if there.all() else (X[there], y[there], weight[there])
         y, weight = self._learnable(y, weight, classes, first, whole)
         if first:
             self._seed = int(check_random_state(self.random_state).randint(2**31))
             self._progress = {"step": 0, "changes": 0, "pending": 0}
             self.loss_curve_ = []
-        elif config.hidden != (fitted := self.model_.sizes[1:-1]):
+        # The layers of the network itself may be smaller: `compact`.
+        values = config.to_dict() | {"standardize": bool(self.standardize)}
+        made = {NAMES.get(name, name): values[name] for name in _MADE}
+        self._made, before = made, made if first else getattr(self, "_made", made)
+        if told := differences(made, before):
             raise ValueError(
-                f"hidden_layer_sizes: expected {fitted} to go on with the fitted network, got "
-                f"{config.hidden}; fit a clone, or without warm_start"
+                f"expected the parameters that the fitted network was made with, got {told}; set "
+                "them to go on, or fit a clone, or without warm_start"
             )
         return config, X, y, weight
 
@@ -311,10 +320,13 @@ class SparseMLPBase(BaseEstimator):
     def _split(self, X: Any, y: Any, weight: Any) -> list[Any]:
         labels = self._loss() == SOFTMAX
         try:
-            return train_test_split(
+            parts = train_test_split(
                 X, y, *([] if weight is None else [weight]), test_size=self.validation_fraction,
                 stratify=y if labels else None, random_state=self._seed,
             )  # fmt: skip
+            if isinstance(self, RegressorMixin) and len(parts[3]) < 2:
+                raise ValueError("R² needs two samples that are set aside, or more; got one")
+            return parts
         except ValueError as error:
             raise ValueError(
                 f"early_stopping: {len(y)} samples{f' of {self._n_outputs()} classes' * labels} "
@@ -395,8 +407,19 @@ def complete(cls: Any) -> Any:
     parameters, attributes = shared.split("\n\nAttributes\n----------\n")
     text = inspect.cleandoc(cls.__doc__).replace("{parameters}", parameters)
     cls.__doc__ = text.replace("{attributes}", attributes)
-    if cls.__init__ is not SparseMLPBase.__init__:
-        own = inspect.signature(cls.__init__).parameters.values()
-        more = [parameter for parameter in own if parameter.kind == parameter.KEYWORD_ONLY]
-        cls.__init__.__signature__ = inspect.Signature([*known.values(), *more])
+    own = inspect.signature(cls.__init__).parameters.values()
+    more = [p for p in own if p.kind == p.KEYWORD_ONLY and p.name not in known]
+    signature = inspect.Signature([*known.values(), *more])
+
+    def init(self: Any, *args: Any, **parameters: Any) -> None:
+        try:
+            taken = signature.bind(self, *args, **parameters)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}: {error}") from None
+        taken.apply_defaults()
+        vars(self).update(list(taken.arguments.items())[1:])
+
+    init.__signature__ = signature  # type: ignore[attr-defined]
+    init.__name__, init.__qualname__ = "__init__", f"{cls.__name__}.__init__"
+    cls.__init__ = init
     return cls

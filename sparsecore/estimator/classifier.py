@@ -15,6 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 
 from sparsecore import functions
 from sparsecore.compiled.losses import SIGMOID, SOFTMAX
+from sparsecore.estimator import inputs
 from sparsecore.estimator.base import SparseMLPBase, complete
 
 
@@ -30,7 +31,8 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
 
     {parameters}
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes, by label; "balanced": inversely proportional to their frequencies.
+        Weights of the classes, by label, of at least 0, and 1 for those that are left out;
+        "balanced": inversely proportional to their frequencies.
 
     Attributes
     ----------
@@ -51,8 +53,7 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
     _multilabel: bool
 
     def __init__(self, *args, class_weight=None, **parameters):
-        super().__init__(*args, **parameters)
-        self.class_weight = class_weight
+        """Name what `complete` adds to the parameters that both classes have."""
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
@@ -119,8 +120,12 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
         if self.class_weight is not None:
             if self.class_weight == "balanced" and not whole:
                 raise ValueError('class_weight: expected a dict with partial_fit, got "balanced"')
-            by_class = compute_sample_weight(self.class_weight, y)
+            # A part of a stream may lack a class.
+            given = self.class_weight if whole else dict.fromkeys(known, 1) | self.class_weight
+            by_class = compute_sample_weight(given, y)
             weight = by_class if weight is None else weight * by_class
+            if whole:
+                inputs.check_weights("class_weight", weight)
         return np.searchsorted(known, y), weight
 
     def _indicators(self, y: Any, first: bool) -> np.ndarray:

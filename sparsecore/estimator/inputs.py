@@ -12,19 +12,25 @@ from sklearn.preprocessing import StandardScaler
 from sparsecore.mlp import as_inputs
 from sparsecore.train import check_finite
 
+LARGEST = float(np.finfo(np.float32).max)
+_TOO_LARGE = "divide all values by a constant first"
 
-def moments(known: StandardScaler | None, X: Any, weight: Any) -> StandardScaler:
+
+def moments(known: StandardScaler | None, X: Any, weight: Any, name: str = "X") -> StandardScaler:
     """Return the moments of `X` and of all that is `known`, which stays as it is."""
     if known is None:
         # The caller's configuration may ask for data frames, which have no sparse columns.
         known = StandardScaler(with_mean=not sp.issparse(X)).set_output(transform="default")
     if sp.issparse(X) and known.with_mean:
         X = X.toarray()
-    known = copy.deepcopy(known).partial_fit(X, sample_weight=weight)
-    if not known.with_mean:
-        # One scale for all features: by its own deviation, a word that occurs once would be huge.
-        square = np.mean(known.var_ + np.square(known.mean_))
-        known.scale_ = np.full_like(known.scale_, np.sqrt(square) if square else 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        known = copy.deepcopy(known).partial_fit(X, sample_weight=weight)
+        if not known.with_mean:
+            # One scale for all: by its own deviation, a word that occurs once would be huge.
+            square = np.mean(known.var_ + np.square(known.mean_))
+            known.scale_ = np.full_like(known.scale_, np.sqrt(square) if square else 1)
+    if not np.isfinite(known.scale_).all():
+        raise ValueError(f"{name}: its values are too large to be standardised; {_TOO_LARGE}")
     return known
 
 
@@ -35,7 +41,14 @@ def accepted(X: Any) -> dict[str, Any]:
     return {"accept_sparse": "csr", "dtype": np.float32 if exact else np.float64, "order": "C"}
 
 
-def scaled(X: Any, scaler: StandardScaler | None, n_features: int) -> Any:
+def check_weights(name: str, weight: np.ndarray) -> None:
+    """Refuse weights of which none is above 0, or one more than float32 holds."""
+    if not 0 < weight.max() <= LARGEST:
+        expected = f"a weight above 0, and none above {LARGEST:.2g}"
+        raise ValueError(f"{name}: expected {expected}, got {weight.max():.2g} at most")
+
+
+def scaled(X: Any, scaler: StandardScaler | None, n_features: int, name: str = "X") -> Any:
     """Return `X` as `scaler` has it, as contiguous float32 or CSR; refuse what float32 has not."""
     if scaler is not None:
         if sp.issparse(X) and scaler.with_mean:  # fitted on dense data
@@ -43,5 +56,5 @@ def scaled(X: Any, scaler: StandardScaler | None, n_features: int) -> Any:
         X = scaler.transform(X)
     with np.errstate(over="ignore"):
         found = as_inputs(X, n_features)
-    check_finite(found, "X, as float32")
+    check_finite(found, f"{name}, as float32", f"the value is too large: {_TOO_LARGE}")
     return found

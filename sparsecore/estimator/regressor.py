@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 
 from sparsecore.compiled.losses import SQUARED
 from sparsecore.estimator.base import SparseMLPBase, complete
-from sparsecore.estimator.inputs import moments
+from sparsecore.estimator.inputs import moments, scaled
 
 
 @complete
@@ -57,14 +58,16 @@ class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
         return found[:, 0] if self._single else found
 
     def _learnable(self, y: Any, weight: Any, classes: Any, first: bool, whole: bool) -> Any:
+        if sp.issparse(y):
+            raise ValueError("y: expected a dense array, got a sparse one; use y.toarray()")
         y = np.asarray(y, np.float64)
         self._single, columns = y.ndim == 1, y.reshape(len(y), -1)
         if not first and columns.shape[1] != self._n_outputs():
             raise ValueError(f"y: expected {self._n_outputs()} targets, got {columns.shape[1]}")
         if first or not whole:
             known = None if first else self.target_scaler_
-            self.target_scaler_ = moments(known, columns, weight)
-        return self.target_scaler_.transform(columns).astype(np.float32), weight
+            self.target_scaler_ = moments(known, columns, weight, "y")
+        return scaled(columns, self.target_scaler_, columns.shape[1], "y"), weight
 
     def _n_outputs(self) -> int:
         return len(self.target_scaler_.scale_)

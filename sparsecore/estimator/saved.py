@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
 import numpy as np
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_is_fitted
 
 from sparsecore import checkpoint
 from sparsecore.checkpoint import CheckpointError
@@ -15,8 +17,8 @@ from sparsecore.estimator.classifier import SparseMLPClassifier
 from sparsecore.estimator.regressor import SparseMLPRegressor
 
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (SparseMLPClassifier, SparseMLPRegressor)}
-_PLAIN = (str, int, float, tuple, list, type(None))
-_KEPT = ("_seed", "_progress", "_multilabel", "_single", "loss_curve_", "n_features_in_")
+_KEPT = ("_seed", "_progress", "_made", "_multilabel", "_single", "loss_curve_", "n_features_in_",
+         "feature_names_in_", "validation_scores_", "best_validation_score_")  # fmt: skip
 _MOMENTS = ("with_mean", "mean_", "var_", "scale_", "n_samples_seen_")
 
 
@@ -29,23 +31,36 @@ def save(estimator: SparseMLPBase, path: str | os.PathLike[str], columns: Any = 
     path : path-like
     columns : sequence of str, optional
         Names of the inputs; if left out, those that the estimator was fitted with.
+
+    Raises
+    ------
+    TypeError
+        If a parameter or label is not made of text, numbers and None, or it is another estimator.
+    sklearn.exceptions.NotFittedError
+        If it is not fitted.
     """
+    if type(estimator) not in _KINDS.values():
+        raise TypeError(f"estimator: expected one of {', '.join(_KINDS)}, got {estimator!r:.99}")
+    check_is_fitted(estimator, "model_")
     state, params = vars(estimator), estimator.get_params()
+    if isinstance(weights := params.get("class_weight"), dict):
+        params["class_weight"] = list(weights.items())  # whose keys need not be text
     columns = state.get("feature_names_in_") if columns is None else columns
     scalers = {name: state.get(name) for name in ("scaler_", "target_scaler_")}
     about: dict[str, Any] = {
         "kind": type(estimator).__name__,
-        "params": {k: v for k, v in params.items() if isinstance(v, _PLAIN)},
+        "params": params,
         "kept": {name: state[name] for name in _KEPT if name in state},
         "columns": None if columns is None else [str(name) for name in columns],
         "scalers": {
-            name: {part: np.asarray(getattr(scaler, part)).tolist() for part in _MOMENTS}
+            name: {part: getattr(scaler, part) for part in _MOMENTS}
             for name, scaler in scalers.items()
             if scaler is not None
         },
     }
     if (classes := state.get("classes_")) is not None:
-        about["classes"] = {"object": classes.tolist(), "dtype": classes.dtype.str}
+        about["classes"] = {"object": classes, "dtype": classes.dtype.str}
+    about = json.loads(json.dumps(about, default=_plain))
     checkpoint.save(estimator.model_, path, {"estimator": about})
 
 
@@ -70,14 +85,19 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, tuple[str, ...] | None]:
     try:
         about = run["estimator"]
         params = {k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()}
+        if isinstance(weights := params.get("class_weight"), tuple):
+            params["class_weight"] = dict(weights)
         estimator = _KINDS[about["kind"]](**params)
-        state = {"scaler_": None, "validation_scores_": None, "best_validation_score_": None}
+        absent = ("scaler_", "validation_scores_", "best_validation_score_")
+        state: dict[str, Any] = dict.fromkeys(absent)
         state |= {name: about["kept"][name] for name in _KEPT if name in about["kept"]}
         for name, parts in about["scalers"].items():
             state[name] = scaler = StandardScaler().set_output(transform="default")
             for part in _MOMENTS:
                 setattr(scaler, part, parts[part] and np.asarray(parts[part])[()])
             scaler.n_features_in_ = len(scaler.scale_)
+        if "feature_names_in_" in state:
+            state["feature_names_in_"] = np.array(state["feature_names_in_"], object)
         if "classes" in about:
             state["classes_"] = np.array(**about["classes"])
         vars(estimator).update(state, model_=model)
@@ -87,3 +107,11 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, tuple[str, ...] | None]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a whole estimator ({error!r})") from error
     return estimator, None if about["columns"] is None else tuple(about["columns"])
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy's values as Python's; refuse what JSON does not hold."""
+    if not isinstance(value, (np.generic, np.ndarray)):
+        expected = "text, numbers and None as parameters (see set_params) and labels"
+        raise TypeError(f"expected {expected} to be saved, got {value!r:.99}")
+    return value.tolist()

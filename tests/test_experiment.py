@@ -247,7 +247,7 @@ def test_data_that_is_not_finite(value, part, name):
 
 
 def test_what_is_observed_and_cannot_be_saved():
-    with pytest.raises(TypeError, match="observe: expected a dict of JSON types, got {'x': <obj"):
+    with pytest.raises(TypeError, match="observe: expected a dict of JSON types"):
         experiment.run(dataset(), config(), observe=lambda model, epoch: {"x": object()})
 
 

@@ -116,7 +116,7 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Table
             )
     places = [header.index(name) for name in names]
     cells = [_number(row[place]) for _, row in rows for place in places]
-    X = np.array(cells, np.float64).reshape(-1, len(names))
+    X = np.array(cells, np.float64).reshape(len(rows), len(names))
     for row, column in np.argwhere(~np.isfinite(X))[:1]:
         line, cell = rows[row][0], rows[row][1][places[column]]
         raise ValueError(

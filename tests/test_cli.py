@@ -342,7 +342,7 @@ def test_ranks_that_train_the_same_are_told(monkeypatch, capsys, name):
     monkeypatch.setenv(name, "2")
     table = ["train", "--data", "none.csv", "--target", "y"]
     # Where the warning has come, what is not there ends the commands.
-    for words in (table, ["extreme", "--neurons", "100", "--memory-limit", "1"]):
+    for words in (table, ["extreme", "--neurons", "10000", "--memory-limit", "1"]):
         assert main(words) == 1
         told = capsys.readouterr().err
         assert "every rank trains the same network by itself" in told

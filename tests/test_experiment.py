@@ -99,6 +99,15 @@ def test_the_chosen_epoch_is_judged_by_the_other_half():
     assert experiment.chosen_accuracy([*epochs, {"test_accuracy": 0.5}], 8) is None
 
 
+def test_seed_and_threads():
+    one = experiment.run(dataset(), config(), seed=1)[1]
+    for threads in (1, 2):
+        assert timeless(experiment.run(dataset(), config(), seed=1, threads=threads)[1]) == (
+            timeless(one)
+        )
+    assert experiment.run(dataset(), config(), seed=2)[1]["weights_sha256"] != one["weights_sha256"]
+
+
 def test_no_epochs_are_an_evaluation():
     model, result = experiment.run(dataset(), config(epochs=0))
     data = dataset().standardized()
@@ -238,9 +247,7 @@ def test_data_that_is_not_finite(value, part, name):
 
 
 def test_what_is_observed_and_cannot_be_saved():
-    with pytest.raises(
-        TypeError, match="observe: expected a dict of JSON types"
-    ):
+    with pytest.raises(TypeError, match="observe: expected a dict of JSON types"):
         experiment.run(dataset(), config(), observe=lambda model, epoch: {"x": object()})
 
 
@@ -267,6 +274,11 @@ def test_augmented_images_train_and_are_evaluated_as_they_are():
     assert timeless(experiment.run(data, config(augment=True), seed=1, threads=2)[1]) == (
         timeless(result)
     )
+
+
+def test_divergence_is_an_error():
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        experiment.run(dataset(), config(learning_rate=1e30, epochs=1))
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_what_is_wrong_in_an_archive_is_named(arrays, told, tmp_path):
         (["--data", "a.csv", "--prune-percentile", "5"], "--prune-percentile: expected --prune-"),
         (
             ["--data", "c.csv", "--target", "y", "--test", "a.csv"],
-            "a.csv: expected integers as in c.csv, got ['",
+            "a.csv: expected integers as in c.csv, got texts",
         ),
         (
             ["--data", "a.csv", "--target", "y", "--epochs", "0"],

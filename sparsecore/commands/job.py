@@ -19,7 +19,7 @@ from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.phases import run_on
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.ranks import Ranks
-from sparsecore.wasap.watch import NotStarted, ParallelError
+from sparsecore.wasap.watch import ParallelError
 
 
 @contextmanager
@@ -44,9 +44,8 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
         ranks.stop(error)
     except Exception as error:
         status = 1
-        hint, begun = last_words(), isinstance(error, ParallelError)
-        begun &= not isinstance(error, NotStarted)  # a checkpoint may be what could not be resumed
-        say(f"rank {ranks.rank}: {error}{hint if begun else ''}")
+        hint = last_words()  # not if it may be the checkpoint that could not be resumed
+        say(f"rank {ranks.rank}: {error}{hint if type(error) is ParallelError else ''}")
         ranks.stop(error)
     except BaseException:
         witness.tell(address, ranks.rank)

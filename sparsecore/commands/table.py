@@ -17,8 +17,6 @@ from sparsecore.config import HYPERPARAMETERS
 _MANY = 50  # classes, of which one asks oneself whether they are numbers
 _KNOWN = ("command", "function", "default", "data", "target", "test", "task", "seed", "threads",
           "out", "json")  # fmt: skip
-_NO_TABLE = "not with --data"
-_PARALLEL = f"{_NO_TABLE}; in Python, sparsecore.wasap.run trains a Dataset of your own"
 
 
 def add_data(sub: Any) -> None:
@@ -43,8 +41,8 @@ def train(options: argparse.Namespace) -> None:
     own = {name: NAMES.get(name, name) for name in HYPERPARAMETERS}
     names = SparseMLPClassifier().get_params()
     foreign = [n for n in shared.changed(options) if n not in _KNOWN and own.get(n) not in names]
-    shared.refuse({"algorithm"}.intersection(foreign), _PARALLEL)
-    shared.refuse(foreign, _NO_TABLE)
+    parallel = "; in Python, sparsecore.wasap.run trains a Dataset of your own"
+    shared.refuse(foreign, f"not with --data{parallel * ('algorithm' in foreign[:1])}")
     shared.refuse_pruning(options, options.prune_from)
     shared.check_targets(options)
     if options.epochs == 0:  # which makes an untrained network of a data set
@@ -67,9 +65,7 @@ def train(options: argparse.Namespace) -> None:
     if test and y.dtype.kind == "U":
         y_test = y_test.astype(str)
     elif test and y_test.dtype.kind == "U":
-        raise ValueError(
-            f"{options.test}: expected integers as in {options.data}, got {y_test[:5]}"
-        )
+        raise ValueError(f"{options.test}: expected integers as in {options.data}, got texts")
     chosen = {own[name]: value for name, value in shared.given(options, HYPERPARAMETERS).items()}
     kind: Any = SparseMLPRegressor if numbers else SparseMLPClassifier
     estimator = kind(**chosen, random_state=options.seed, n_jobs=options.threads, verbose=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,7 +31,7 @@ class Dataset:
     y_train, y_test : ndarray of int64, shape (n_rows,)
         Class indices, 0 … n_classes - 1.
     classes : tuple of str, optional
-        Name of every class, in the order of the indices; by default the indices up to the largest.
+        Name of every class, in the order of the indices; by default the indices in `y_train`.
     feature_shape : tuple of int, optional
         Shape of a sample, e.g. (32, 32, 3) or (500,); rows are flattened in C order.
     domain, source : str, optional
@@ -43,13 +44,6 @@ class Dataset:
     ------
     ValueError
         If arrays do not fit each other, or labels not the classes; the message says which.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> X, y = np.random.default_rng(0).random((100, 5)), np.arange(100) % 3
-    >>> Dataset("mine", X[:80], X[80:], y[:80], y[80:]).n_classes
-    3
     """
 
     name: str
@@ -65,33 +59,27 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Take arrays as the kernels want them; refuse what does not fit."""
+        kept: dict[str, Any] = {"classes": self.classes, "feature_shape": self.feature_shape}
 
-        def keep(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
+        def check(name: str, fits: bool, expected: str, got: str) -> None:
+            if not fits:
+                raise ValueError(f"{name}: expected {expected}, got {got}")
 
-        width = 0
         for part in ("train", "test"):
-            X, y = (np.ascontiguousarray(getattr(self, f"{name}_{part}")) for name in "Xy")
-            width = width or X.shape[-1]
-            if X.ndim != 2 or X.shape[1] != width or X.dtype.kind not in "biuf":
-                raise ValueError(
-                    f"X_{part}: expected a matrix of numbers with {width} columns, got "
-                    f"{X.dtype} of {X.shape}"
-                )
-            if y.shape != X.shape[:1] or not len(y) or y.dtype.kind not in "iu":
-                raise ValueError(
-                    f"y_{part}: expected integers, one per row of X_{part}, which has {len(X)} "
-                    f"(at least 1), got {y.dtype} of {y.shape}"
-                )
-            keep(f"X_{part}", X)
-            keep(f"y_{part}", y.astype(np.int64, copy=False))
-        ends = [(y.min(), y.max()) for y in (self.y_train, self.y_test)]
-        keep("classes", self.classes or tuple(map(str, range(1 + max(most for _, most in ends)))))
-        for part, (least, most) in zip(("train", "test"), ends, strict=True):
-            if least < 0 or most >= self.n_classes:
-                expected = f"labels from 0 to {self.n_classes - 1}"
-                raise ValueError(f"y_{part}: expected {expected}, got {least} to {most}")
-        keep("feature_shape", self.feature_shape or (self.n_features,))
+            at_x, at_y = f"X_{part}", f"y_{part}"
+            X, y = (np.ascontiguousarray(getattr(self, name)) for name in (at_x, at_y))
+            shape = kept["feature_shape"] = kept["feature_shape"] or X.shape[1:]
+            fits = X.ndim == 2 and X.shape[1] == math.prod(shape) and X.dtype.kind in "biuf"
+            check(at_x, fits, f"a matrix of numbers, rows of {shape}", f"{X.dtype} of {X.shape}")
+            fits = y.shape == X.shape[:1] != (0,) and y.dtype.kind in "iu"
+            check(
+                at_y, fits, f"an integer per row of {at_x}, at least 1", f"{y.dtype} of {y.shape}"
+            )
+            classes = kept["classes"] = kept["classes"] or tuple(map(str, range(y.max() + 1)))
+            fits = 0 <= y.min() <= y.max() < len(classes)
+            check(at_y, fits, f"labels from 0 to {len(classes) - 1}", f"{y.min()} to {y.max()}")
+            kept |= {at_x: X, at_y: y.astype(np.int64, copy=False)}
+        vars(self).update(kept)
 
     @cached_property
     def content_hash(self) -> str:

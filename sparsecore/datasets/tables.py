@@ -60,17 +60,13 @@ def learnable(y: np.ndarray, task: str | None, name: Any = "y") -> np.ndarray:
     as 1, they are integers. Without a `task`, other texts are numbers if all can be read as such
     and not all are whole. What is no number raises ValueError that names its row in `name`.
     """
-    if y.dtype.kind == "U":
-        if task != "numbers" and all(map(_INTEGER.fullmatch, y.flat)):
-            return y.astype(np.int64)
-        if task == "classes":
-            return y
-    elif task is None:
-        return y
-    elif y.dtype.kind in "iuf" and task == "numbers":
+    kind = y.dtype.kind
+    if kind == "U" and task != "numbers" and all(map(_INTEGER.fullmatch, y.flat)):
+        return y.astype(np.int64)
+    if task == "classes" or (task is None and kind != "U"):
+        return y.astype(str) if task and kind == "f" else y
+    if kind in "iuf":
         return y.astype(np.float64)
-    elif task == "classes":
-        return y.astype(str) if y.dtype.kind == "f" else y
     found = np.array([_number(str(value)) for value in y.flat]).reshape(y.shape)
     finite = np.isfinite(found)
     for place in np.argwhere(~finite)[:1] if task else ():

@@ -17,6 +17,7 @@ from sparsecore.wasap import shm
 from sparsecore.wasap.lockstep import Lockstep
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.server import ParameterServer
+from sparsecore.wasap.watch import NotStarted
 from sparsecore.wasap.worker import Worker, shard_rows
 
 SMALL = TrainConfig(
@@ -413,9 +414,7 @@ def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path, loc
         ({"seed": 7}, "seed"),
     ):
         again = {"data": digits, "config": SMALL, "plan": plan, "seed": 0} | refused
-        with pytest.raises(
-            (ValueError, wasap.ParallelError), match=f"belongs to a run with {name}"
-        ):
+        with pytest.raises((ValueError, NotStarted), match=f"belongs to a run with {name}"):
             wasap.run(**again, checkpoint_path=path, resume=True)
         comm.Barrier()
     longer = SMALL.with_values(epochs=6)

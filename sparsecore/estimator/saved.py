@@ -40,7 +40,7 @@ def save(estimator: SparseMLPBase, path: str | os.PathLike[str], columns: Any = 
         If it is not fitted.
     """
     if type(estimator) not in _KINDS.values():
-        raise TypeError(f"estimator: expected one of {', '.join(_KINDS)}, got {estimator!r:.99}")
+        raise TypeError(f"estimator: expected one of {', '.join(_KINDS)}, got {type(estimator)}")
     check_is_fitted(estimator, "model_")
     state, params = vars(estimator), estimator.get_params()
     if isinstance(weights := params.get("class_weight"), dict):

@@ -88,7 +88,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, tuple[str, ...] | None]:
         if isinstance(weights := params.get("class_weight"), tuple):
             params["class_weight"] = dict(weights)
         estimator = _KINDS[about["kind"]](**params)
-        state = {"scaler_": None, "validation_scores_": None, "best_validation_score_": None}
+        none = ("scaler_", "validation_scores_", "best_validation_score_")
+        state: dict[str, Any] = dict.fromkeys(none)
         state |= {name: about["kept"][name] for name in _KEPT if name in about["kept"]}
         for name, parts in about["scalers"].items():
             state[name] = scaler = StandardScaler().set_output(transform="default")

@@ -40,7 +40,7 @@ def save(estimator: SparseMLPBase, path: str | os.PathLike[str], columns: Any = 
         If it is not fitted.
     """
     if type(estimator) not in _KINDS.values():
-        raise TypeError(f"estimator: expected one of {', '.join(_KINDS)}, got {estimator!r:.99}")
+        raise TypeError(f"estimator: expected one of {', '.join(_KINDS)}, got {type(estimator)}")
     check_is_fitted(estimator, "model_")
     state, params = vars(estimator), estimator.get_params()
     if isinstance(weights := params.get("class_weight"), dict):
@@ -88,8 +88,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, tuple[str, ...] | None]:
         if isinstance(weights := params.get("class_weight"), tuple):
             params["class_weight"] = dict(weights)
         estimator = _KINDS[about["kind"]](**params)
-        absent = ("scaler_", "validation_scores_", "best_validation_score_")
-        state: dict[str, Any] = dict.fromkeys(absent)
+        none = ("scaler_", "validation_scores_", "best_validation_score_")
+        state: dict[str, Any] = dict.fromkeys(none)
         state |= {name: about["kept"][name] for name in _KEPT if name in about["kept"]}
         for name, parts in about["scalers"].items():
             state[name] = scaler = StandardScaler().set_output(transform="default")

@@ -418,7 +418,9 @@ def test_evidence_counts_the_seeds_that_are_used():
     assert at(ledger, "C5", 0.0002)[0].seeds == f"{len(BETTER)}, 2"
     assert [c.seeds for c in at(ledger, "C2", 0.0002)] == ["2, 2", "2, 2"], "pairs"
     planned = claims.Ledger(replace(fewer, profile="paper")).checks["C5"][0]
-    assert planned.seeds == "3 of 10, 2 of 3"
+    assert (planned.outcome, planned.evidence) == (UNTESTED, "fewer than three seeds")
+    enough = results(dense=seeds(WORSE), set_all_relu=seeds(BETTER), set_relu=seeds(WORSE))
+    assert claims.Ledger(replace(enough, profile="paper")).checks["C5"][0].seeds == "3 of 10, 3"
 
 
 def test_claims_are_judged_by_the_runs_of_the_main_table():

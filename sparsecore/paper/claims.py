@@ -303,8 +303,8 @@ class Ledger:
         many = {label: len(results.of(dataset, method)) for method, label in labels.items()}
         if none := [label for label, n in many.items() if not n]:
             return no(f"no runs of {' and '.join(none)} yet")
-        if min(many.values()) < 2:
-            return no("fewer than two seeds")
+        if min(many.values()) < 2 + contest:
+            return no(f"fewer than {'three' if contest else 'two'} seeds")
         if not have_learnt(results.of(dataset, _SPARSE)):
             return no("SET-All-ReLU has not learnt anything yet", UNDECIDED)
         return None

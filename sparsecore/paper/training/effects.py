@@ -46,7 +46,9 @@ def effect(
 
 
 def log_ratio(first: Any, second: Any, paired: bool) -> Effect | None:
-    """Return the effect on the logarithm of positive values."""
+    """Return the effect on the logarithm of positive values; None without two seeds of each."""
+    if min(len(first), len(second)) < 2:
+        return None
     logs = np.log(first), np.log(second)
     return effect(float(logs[0].mean() - logs[1].mean()), spread_of(*logs, paired))
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -54,6 +55,15 @@ def test_from_a_file_to_predictions(form, tmp_path, capsys):
     known = dict(zip(["down", "up"], classes, strict=True))
     hits = np.mean([row["prediction"] == known[y] for row, y in zip(rows, LABELS, strict=True)])
     assert hits == pytest.approx(result["train_score"])
+
+
+def test_an_estimator_of_named_columns_predicts_a_file_without_a_warning(tmp_path):
+    frame = pytest.importorskip("pandas").DataFrame(X, columns=[*"abcde"])
+    saved.save(SparseMLPClassifier((8,), max_iter=2).fit(frame, LABELS), tmp_path / "m.npz")
+    (tmp_path / "a.csv").write_text(as_csv(X[:, ::-1], names="edcba"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["predict", str(tmp_path / "m.npz"), str(tmp_path / "a.csv")]) == 0
 
 
 def test_columns_are_found_by_name(tmp_path, capsys):

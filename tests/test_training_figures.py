@@ -681,3 +681,7 @@ def test_notebooks_load_call_and_show_and_are_committed_without_outputs(path):
             tree = ast.parse("".join(cell["source"]))
             assert not any(isinstance(node, forbidden) for node in ast.walk(tree))
             assert not cell["outputs"] and cell["execution_count"] is None, "run nbstripout on it"
+            about = cell["metadata"]
+            if "hide-input" in (tags := about.get("tags", [])) and "remove-output" not in tags:
+                # else its figure is code to the book
+                assert about["mystnb"]["markdown_format"] == "myst", cell["id"]

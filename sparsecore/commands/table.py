@@ -113,6 +113,7 @@ def _predict(options: argparse.Namespace) -> None:
     from sparsecore.estimator import saved
 
     estimator, names = saved.load(options.model)
+    vars(estimator).pop("feature_names_in_", None)  # `read` puts the columns in their order
     X = tables.read(options.file, None, names, estimator.n_features_in_).X
     found = estimator.predict(X)
     columns = {"prediction": found}

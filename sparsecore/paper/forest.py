@@ -53,15 +53,17 @@ def figure(ledger: Ledger) -> Picture:
 
 def _panel(ax: Axes, some: list[tuple[str, Any]]) -> None:
     """Draw effects from top to bottom, under the question that they answer."""
-    ticks, place = {}, 0
+    ticks, place = dict[int, str](), 0
     for (key, question), group in groupby(some, lambda one: (one[0], one[1].question)):
-        checks, place = [check for _, check in group], place + 1
+        checks = [check for _, check in group]
+        place += 1
         title = f"{key} {checks[0].row or question}"  # as in the grid
         where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         ax.annotate(title, (0, place), (-118, 0), va="center", size=8.5, weight="bold", **where)
         span = place + 0.5, place + len(checks) + 0.5
         ax.plot([checks[0].threshold] * 2, span, color="#333333", linestyle="--", linewidth=1)
-        for place, c in enumerate(checks, place + 1):  # noqa: B020
+        for c in checks:
+            place += 1
             ticks[place] = f"{c.dataset}" + (f", λ = {c.decay:g}" if c.decay is not None else "")
             effect, low, high = (float(v or 0) for v in (c.effect, c.low, c.high))
             sides = [[max(0.0, effect - low)], [max(0.0, high - effect)]]

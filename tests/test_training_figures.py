@@ -539,7 +539,7 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     effects = tables.deviations(replace(found, runs=runs)).data
     assert f"Optical digits: {99.005 - usual:+.2f} points [" in effects["effect"].iloc[0]
     told = tables.deviations(replace(found, runs=runs)).finding
-    start = "Of 1 measured effects of the released way, an interval that excludes 0 has: "
+    start = "Effects of the released way whose interval excludes 0, of 1 measured: "
     assert told.startswith(f"{start}Weight decay λ (decoupled, per step), Optical digits: ")
     assert tables.deviations(replace(found, runs=[])).finding == ""
 

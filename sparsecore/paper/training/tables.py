@@ -112,7 +112,7 @@ def hyperparameters() -> Table:
     )
     origins = [row[f"{field} from"] for row in rows for field in labels]
     many = [origins.count(origin) for origin in _MARKS]
-    finding = "Of {} values {} stand in the {}, {} are {}, {} {}."
+    finding = "Of {} values, {} stand in the {}, {} are {} and {} {}."
     told = finding.format(len(origins), many[0], RELEASED, many[1], READING, many[2], CHOICE)
     return Table.of("T-hyper", rows, columns, caption, finding=told)
 
@@ -308,7 +308,7 @@ def deviations(recorded: Results) -> Table:
         "the effect is the released way's final test accuracy less ours, with its 95 % confidence "
         "interval; else what is known of it."
     )
-    start = f"Of {measured} measured effects of the released way, an interval that excludes 0 has"
+    start = f"Effects of the released way whose interval excludes 0, of {measured} measured"
     finding = shown.sentence(start, "; ".join(told or ["none"])).strip() * bool(measured)
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)
 

@@ -210,6 +210,13 @@ def test_a_damaged_result_is_refused_before_it_is_replayed(recorded, name, value
         record.replay(datasets.load("digits"), result)
 
 
+def test_a_result_that_does_not_say_its_share_of_phase_1_is_not_replayed(recorded):
+    result = copy.deepcopy(recorded)
+    del result["config"]["phase1"]  # a default in its place could be another run's
+    with pytest.raises(ValueError, match="config: expected the entries phase1, too"):
+        record.replay(datasets.load("digits"), result)
+
+
 def test_ranks_that_differ_from_most_are_named():
     provenance.check_alike([{"a": {"b": 1}}] * 3)
     with pytest.raises(

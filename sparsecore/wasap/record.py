@@ -24,6 +24,7 @@ from sparsecore.datasets import Dataset
 from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
+from sparsecore.wasap.plan import HYPERPARAMETERS as PLANNED
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.server import ParameterServer, Place, Record, average
 from sparsecore.wasap.worker import Worker, shard_rows
@@ -145,8 +146,7 @@ def replay(
     config = TrainConfig(**{name: about[name] for name in HYPERPARAMETERS if name in about})
     seed = integer(result.get("seed"), "seed", 0)
     n_workers = integer(about["workers"], "workers", 1)
-    planned = ("phase1", "warmup", "local_steps")
-    plan = Plan(**{name: about[name] for name in planned if name in about})
+    plan = Plan(**{name: about[name] for name in PLANNED if name in about})
     epochs = plan.phase1_epochs(config.epochs)
     integer(about["phase1_epochs"], "phase1_epochs", epochs, epochs)
     record, restarts, failed = _history(result, n_workers)
@@ -200,7 +200,7 @@ def _about(data: Dataset, result: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"replay: the run's data have SHA-256 {used}, {data.name} here has {data.content_hash}"
         )
-    if missing := {*TrainConfig().to_dict(), "workers", "phase1_epochs"} - about.keys():
+    if missing := {*TrainConfig().to_dict(), "workers", "phase1", "phase1_epochs"} - about.keys():
         raise ValueError(f"config: expected the entries {', '.join(missing)}, too")
     return about
 

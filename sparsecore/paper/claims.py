@@ -318,18 +318,23 @@ class Ledger:
 
     def finding(self) -> str:
         """Say of each row of the grid in how many of the checks that are tested it holds."""
-        groups: dict[str, list[str]] = {
-            where: [] for where in ("in every check so far", "in some checks", "in no check so far")
-        }
+        starts = "Holds in every check so far", "Holds in some checks", "Shown by no check so far"
+        groups: dict[str, list[str]] = {start: [] for start in starts}
         for claim, name, checks in self._rows():
             found = Counter(check.outcome for check in checks)
             held, tested = found[HOLDS], found[HOLDS] + found[FAILS] + found[UNDECIDED]
-            where = [*groups][0 if held == tested else 1 if held else 2]
-            fails = f", fails in {found[FAILS]}" * bool(found[FAILS])
+            counts = [f"{held} of {tested}"] * bool(held)
+            counts += [f"fails in {found[FAILS]}"] * bool(found[FAILS])
+            counts += [f"{found[UNDECIDED]} undecided"] * bool(found[UNDECIDED])
             if tested:
-                groups[where].append(f"{claim.key} {name} ({held} of {tested}{fails})")
-        told = (f"**Holds {where}**: {', '.join(some)}." for where, some in groups.items() if some)
-        return " ".join(told)
+                start = starts[0 if held == tested else 1 if held else 2]
+                groups[start].append(f"{claim.key} {name} ({', '.join(counts)})")
+        return " ".join(f"**{start}**: {', '.join(some)}." for start, some in groups.items() if some)
+
+    def found(self, key: str, dataset: str) -> str:
+        """Return the first evidence on a claim on a data set."""
+        title = self.results.title(dataset)
+        return next(str(c.evidence) for c in self.checks[key] if c.dataset == title)
 
     def grid(self) -> Table:
         """Make the grid of the first page: claims × data sets, a sign and a number in each cell."""
@@ -390,6 +395,8 @@ class Ledger:
             "intervals in brackets. Seeds of the method, and of what it is compared with, of those "
             "planned if some are missing; of times, rounds."
         )
+        if key == "C4":
+            caption = f"**The evidence on {key}.** Single runs: steps and held-out samples count."
         checks = self.checks[key]
         rows = [{"claim": key, **vars(check)} for check in checks if check.outcome not in _OPEN]
         others: dict[str, dict[str, None]] = {}
@@ -421,7 +428,7 @@ def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
     large = [row for row in sorted(runs) if row.neurons >= BAT and not row.frozen]
     for row in large:
         layers = f"{row.hidden_layers} hidden layer{'s' * (row.hidden_layers > 1)}"
-        label = f"artificial, {row.neurons / 1e7:g}·10⁷ neurons, {layers}"
+        label = f"artificial, {row.neurons / 1e6:g} million neurons, {layers}"
         answers = _learning(runs[row], runs.get(replace(row, frozen=True)))
         for question, answer in answers.items() if row.neurons == BAT else [*answers.items()][:1]:
             yield replace(answer, question=question, dataset=label)
@@ -437,9 +444,8 @@ def _learning(run: Result, control: Result | None) -> dict[str, Check]:
         "", evidence="not known yet: the control with frozen hidden layers is not recorded"
     )
     if trend := run["trend"]:
-        peak, there = run["peak_bytes"] / 2**30, run["provenance"]["memory_gib"]
-        told = f"Kendall's τ {trend['tau']:+.2f}; {len(run['losses'])} steps "
-        falls = _answer(trend["p"], f"{told}with {peak:.1f} of {there:.1f} GiB", seeds="1")
+        told = f"Kendall's τ {trend['tau']:+.2f}; {len(run['losses'])} steps"
+        falls = _answer(trend["p"], told, seeds="1")
     if test := run["test"]:
         right, n = test["correct"], test["n"]
         told = f"{right} of {n} held-out samples right"

@@ -33,7 +33,7 @@ _SHOWN = {
     speed_figures: ("peers", "what_peers_do", "density", "roofline", "width"),
     scaling_figures: ("measured", "simulated", "stragglers", "comparison", "calibration"),
     parallel_figures: ("accuracy", "staleness", "resources"),
-    extreme_figures: ("table", "memory", "scaling", "losses", "split", "survival", "projection"),
+    extreme_figures: ("table", "scaling", "losses"),
 }  # fmt: skip
 _TRAINING = (
     ("T-main", lambda found: training_figures.cost(found, times.recorded())),

@@ -116,8 +116,8 @@ def epoch(main: Results) -> Note:
         return Note(NOTHING["missing"])
     steps, tests, evolution = np.median(spent, axis=0)
     return Note(
-        f"On {main.title(dataset)} training steps take {steps:.0f} % of an epoch, the test after it "
-        f"{tests:.0f} %, and evolution {evolution:.1f} % (SET-All-ReLU, the main table's runs)."
+        f"On {main.title(dataset)} training steps take {steps:.0f} % of an epoch, the test after "
+        f"it {tests:.0f} %, and evolution {evolution:.1f} % (SET-All-ReLU, the main table's runs)."
     )
 
 

@@ -209,20 +209,18 @@ def _given_back(results: Results) -> str:
     "phase 2, the mean of the workers' copies; and of the averaged model, which is the result. "
     "Means over seeds ± one standard deviation. What to see: whether the second step makes up for "
     "the first.",
-    finding=_given_back, numbers="Test accuracy", height=2.5, extra=0.3, across=3,
+    finding=_given_back, height=2.5, extra=0.3, across=3,
     needs=lambda found: found.keys() & {*_PARALLEL}, labels=("test accuracy (%)",),
     legend=lambda results: shown.lines(_PARALLEL, {f"λ = {d:g}": s for d, s in _STYLES.items()}),
 )  # fmt: skip
-def averaged(axes: Any, name: str, results: Results) -> tuple[str, str]:
+def averaged(axes: Any, name: str, results: Results) -> str:
     """Draw what phase 2 and the average do to accuracy, a panel per data set; of F-average."""
-    [ax], told = axes, []
+    [ax] = axes
     for decay, method, seen in _cases(results, name):
         tests, style = seen[:, :3], _STYLES[decay]
         shown.band(ax, range(3), tests, COLOUR[method], linestyle=style, marker="o", markersize=4)
-        means = " → ".join(f"{mean:.2f}" for mean in tests.mean(axis=0))
-        told.append(f"{LABELS[method]} {means} % (λ = {decay:g})")
     ax.set_xticks(range(3), ("phase 1\nends", "mean of\nthe copies", "their\naverage"))
-    return "", f"{results.title(name)} {', '.join(told)}"
+    return ""
 
 
 @picture(

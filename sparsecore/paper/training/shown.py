@@ -39,20 +39,20 @@ _MOST = 84  # points of a line: every sixth of 500 epochs
 
 def by_dataset(
     key: str, *, alt: str, caption: str, height: float,
-    finding: str | Callable[[Results], str] = "", numbers: str = "", extra: float = 0.0,
+    finding: str | Callable[[Results], str] = "", extra: float = 0.0,
     block: tuple[int, int] = (1, 1), across: int = 1, labels: Sequence[str] = (), least: int = 1,
     needs: Callable[[dict[str, list[Result]]], Any] = bool,
     legend: Callable[[Results], Sequence[Any]] = lambda results: (), **subplots: Any,
-) -> Callable[[Callable[..., tuple[str, str]]], Callable[..., Picture | Note]]:  # fmt: skip
+) -> Callable[[Callable[..., str]], Callable[..., Picture | Note]]:  # fmt: skip
     """Make a picture with a block of panels per data set whose runs, by method, meet `needs`.
 
     It has runs at `least` so many weight decays. ``draw(panels, name, results, ...)`` draws a data
-    set; what it returns is told of it after `finding` and, in the fold, after `numbers`. A block
-    has (rows, columns) of panels, and `labels` name its rows. At most `across` blocks stand side by
-    side; such a row is `height` inches high, and `extra` inches are for the legend.
+    set; what it returns is told of it after `finding`. A block has (rows, columns) of panels, and
+    `labels` name its rows. At most `across` blocks stand side by side; such a row is `height`
+    inches high, and `extra` inches are for the legend.
     """
 
-    def decorate(draw: Callable[..., tuple[str, str]]) -> Callable[..., Picture | Note]:
+    def decorate(draw: Callable[..., str]) -> Callable[..., Picture | Note]:
         @functools.wraps(draw)
         def picture(results: Results, *more: Any) -> Picture | Note:
             if not results.runs:
@@ -79,12 +79,11 @@ def by_dataset(
                 if handles := legend(results):
                     look = {"loc": "outside upper center", "ncols": 4 if len(handles) == 4 else 3}
                     figure.legend(handles=handles, **look)
-            texts = ({pair[i]: None for pair in told if pair[i]} for i in (0, 1))
-            first, second = map("; ".join, texts)
-            start = finding(results) if callable(finding) else sentence(finding, first)
+            found = "; ".join(filter(None, told))
+            start = finding(results) if callable(finding) else sentence(finding, found)
             decays = {run["config"]["weight_decay"] for run in results.runs}
             said = caption + f" λ = {min(decays):g}." * (len(decays) == 1)
-            sources = sentence(numbers, second) + absent(results) + source(results, names)
+            sources = absent(results) + source(results, names)
             return Picture(key + results.suffix, figure, said, alt, sources, start)
 
         return picture

@@ -158,6 +158,9 @@ def _percent(share: float) -> str:
 
 @picture(
     "F-speed-roofline", "roofline", height=4.8,
+    legend=[*(dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()),
+            dot(GREY, "forward"), dot(GREY, "backward", fill="white"),
+            *(dot(GREY, f"rows in {level}", mark) for level, mark in _LEVEL_MARKER.items())],
     caption="**The kernels under the roof.** A point per layer and direction (ε = 20, batches of "
     "128). Lines are ceilings, measured: multiply-adds on registers, reading in order from a "
     "memory. A point's shape is the memory that holds what it reads. What to see: a point at its "
@@ -184,11 +187,6 @@ def roofline(ax: Axes, result: Result) -> tuple[str, str]:
     ax.set(xlabel="operations per byte moved", ylabel="GFLOP/s, one thread")
     ax.xaxis.set_minor_locator(NullLocator())
     _plain_ticks(ax.xaxis, ax.yaxis)
-    legend = [dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()]
-    legend += [dot(GREY, "forward"), dot(GREY, "backward", fill="white")]
-    levels = [level for level in _LEVEL_MARKER if level in {p["level"] for p in kernels}]
-    legend += [dot(GREY, f"rows in {level}", _LEVEL_MARKER[level]) for level in levels]
-    ax.figure.legend(handles=legend, loc="outside upper center", ncols=3)
     shares = [kernel["share"] for kernel in kernels]
     low, middle, high = map(_percent, (min(shares), np.median(shares), max(shares)))
     bound = sum(p["intensity"] * result["bandwidth"][p["level"]] < peak for p in kernels)

@@ -21,7 +21,7 @@ from scipy.stats import t as student
 from sparsecore import datasets
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, Result, commit
-from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line
+from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, legend_above, line
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import (
     CONFIDENCE,
@@ -56,8 +56,7 @@ def by_dataset(
         @functools.wraps(draw)
         def picture(results: Results, *more: Any) -> Picture | Note:
             if not results.runs:
-                none = f"No results of profile paper are recorded for {results.study.key} yet."
-                return Note(none if results.profile == "paper" else absent(results))
+                return Note(absent(results))
             parts = [results.at(decay) for decay in results.study.decays]
             at = Counter(name for part in parts for name in part.datasets)
             names = [n for n in at if at[n] >= least and any(needs(p.by_method(n)) for p in parts)]
@@ -76,9 +75,7 @@ def by_dataset(
                     for ax, label in zip(panels[:, 0] if column == 0 else (), labels, strict=False):
                         ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
                     told.append(draw(panels.ravel(), name, results, *more))
-                if handles := legend(results):
-                    look = {"loc": "outside upper center", "ncols": 4 if len(handles) == 4 else 3}
-                    figure.legend(handles=handles, **look)
+                legend_above(figure, legend(results))
             found = "; ".join(filter(None, told))
             start = finding(results) if callable(finding) else sentence(finding, found)
             decays = {run["config"]["weight_decay"] for run in results.runs}

@@ -177,8 +177,8 @@ def test_a_run_that_fails_says_why(monkeypatch):
 @pytest.mark.parametrize(
     "profile, rows, key, said",
     [
-        ("paper", 3, "T-extreme", "Recorded (profile paper): seed 0, a CPU"),
-        ("quick", 2, "T-extreme-here", "This build (profile quick): seed 0, a CPU"),
+        ("paper", 3, "T-extreme", "Recorded (profile paper): seed 0, 2 cores of a CPU"),
+        ("quick", 2, "T-extreme-here", "This build (profile quick): seed 0, 2 cores of a CPU"),
     ],
 )
 def test_the_table_has_a_row_for_every_run(profile, rows, key, said):

@@ -109,7 +109,7 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
             "condition": {"dataset": dataset, "method": method}, "seed": 0, "epochs": epochs,
             "test_accuracy": tests[-1], "config": {"phase1_epochs": 1, "weight_decay": decay},
             "data": {"surrogate": False, "n_train": 9},
-            "provenance": {"cpu": "a", "threads": 1, "sparsecore": "0"},
+            "provenance": {"cpu": "a", "cores": 1, "threads": 1, "sparsecore": "0"},
         }  # fmt: skip
 
     runs = [

@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -301,14 +301,13 @@ def check_values(value: Any, place: str) -> None:
             check_values(inner, f"{place}.{name}".strip("."))
 
 
-def origin(about: Mapping[str, Any]) -> str:
-    """Say of a result's provenance: machine, version and commit."""
-    version = f", sparsecore {about['sparsecore']}" if "sparsecore" in about else ""
-    code = f" commit {known}" if (known := commit(about)) else ""
-    return f"{about['cpu']}, {about['cores']} cores{version}{code}"
-
-
-def commit(about: Mapping[str, Any]) -> str:
-    """Return a provenance's commit in short, and whether there were changes; "" if not known."""
-    known = about.get("commit") or ""
-    return known[:7] + " with changes" * known.endswith("+")
+def origin(provenances: Sequence[Mapping[str, Any]]) -> str:
+    """Say where results come from: machines, versions and commits."""
+    commits = [about.get("commit") or "" for about in provenances]
+    found = {
+        "": {f"{about['cores']} cores of {about['cpu']}" for about in provenances},
+        "sparsecore ": {about.get("sparsecore", "") for about in provenances},
+        "commit ": {commit[:7] + " with changes" * commit.endswith("+") for commit in commits},
+    }
+    told = {word: ", ".join(sorted(texts - {""})) for word, texts in found.items()}
+    return ", ".join(word + text for word, text in told.items() if text)

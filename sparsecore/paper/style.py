@@ -125,7 +125,7 @@ def source(result: Result, told: str = "") -> str:
     seeds = [result["seed"]] if "seed" in result else result.get("seeds", [])
     many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, " if seeds else ""
     title = "This build" if result["profile"] == "quick" else "Recorded"
-    texts = [f"{title} (profile {result['profile']}): {many}{origin(origins)}."]
+    texts = [f"{title} (profile {result['profile']}): {many}{origin([origins])}."]
     others = float(np.median(result.get("others", origins.get("others", 0.0))))
     if others > _QUIET:
         texts.append(f"Other processes used {others:.1f} CPUs: these times are too long.")

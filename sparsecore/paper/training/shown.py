@@ -20,7 +20,7 @@ from scipy.stats import t as student
 
 from sparsecore import datasets
 from sparsecore.paper.page import Note, Picture
-from sparsecore.paper.store import NOT_AVAILABLE, Result, commit
+from sparsecore.paper.store import NOT_AVAILABLE, Result, origin
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, legend_above, line
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import (
@@ -270,27 +270,16 @@ def source(results: Results, names: Sequence[str] | None = None) -> str:
     names, lengths = results.datasets if names is None else names, []
     runs = [run for name in names for run in results.on(name)]
     for name in names:
-        rows = _listed(f"{run['data']['n_train']:,}" for run in results.on(name))
+        rows = ", ".join(sorted({f"{run['data']['n_train']:,}" for run in results.on(name)}))
         seeds = len({run["seed"] for run in results.on(name)})
         length = f"{results.epochs(name)} epochs of {rows} rows, {seeds} seed{'s' * (seeds > 1)}"
         lengths.append(f"{results.title(name)}: {length}")
-    about = [run["provenance"] for run in runs]
-    parts = {
-        "": [p["cpu"] for p in about], "threads: ": [p["threads"] for p in about],
-        "dense through ": [blas.split(" (")[0] for p in about for blas in p.get("blas", [])],
-        "sparsecore ": [p["sparsecore"] for p in about],
-        "commit ": filter(None, map(commit, about)),
-    }  # fmt: skip
-    told = ", ".join(word + text for word, some in parts.items() if (text := _listed(some)))
+    told = origin([run["provenance"] for run in runs])
     surrogate = any(run["data"]["surrogate"] for run in runs)
     return (
         "A surrogate's accuracy says nothing; its times do. " * surrogate
         + f"{'; '.join(lengths)}. Runs: profile {results.profile}, {told}." * bool(runs)
     )
-
-
-def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(map(str, sorted(set(values))))
 
 
 def absent(results: Results) -> str:

@@ -359,7 +359,7 @@ def result_file(rng: Rng, folder: Path) -> None:
     found, state = entry.look()
     if found is None:
         raise store.ResultError(state)
-    assert 0 <= found["test_accuracy"] <= found["best_test_accuracy"] <= 1
+    assert all(0 <= found[name] <= 1 for name in ("test_accuracy", "best_test_accuracy"))
 
 
 REFUSED = (checkpoint.CheckpointError,)

@@ -30,12 +30,10 @@ SPARSE = ("torch-csr", "sparseprop", "sparselab")  # the peers that hold no dens
 _PROVENANCE = re.compile(r"commit|AMD|EPYC|Intel|Xeon|CPU @|sparsecore \d|Source|\b[0-9a-f]{7,}\b")
 _HYPHEN = re.compile(r"(?<![\w-])-\d")
 _SHOWN = {
-    speed_figures: (
-        "peers", "what_peers_do", "epochs", "density", "roofline", "kernels", "width",
-    ),
+    speed_figures: ("peers", "what_peers_do", "density", "roofline", "width"),
     scaling_figures: ("measured", "simulated", "stragglers", "comparison", "calibration"),
     parallel_figures: ("accuracy", "staleness", "resources"),
-    extreme_figures: ("table", "memory", "scaling", "losses", "split", "survival", "projection"),
+    extreme_figures: ("table", "scaling", "losses"),
 }  # fmt: skip
 _TRAINING = (
     ("T-main", lambda found: training_figures.cost(found, times.recorded())),

@@ -393,8 +393,8 @@ def test_without_a_cluster_parallel_rows_say_so_and_the_others_are_there(paralle
     assert found.no_cluster.startswith("mpiexec: found neither on PATH")
     assert len(parallel) == 1, "asked once, not for every run"
     table = tables.main(found)
-    assert "WASAP: not run: mpiexec: found neither" in table.sources
-    assert table.frame.set_index("method").loc["WASAP", "last (%)"] == "—"
+    assert "No parallel runs: mpiexec: found neither" in table.sources
+    assert list(table.frame["method"]) == ["SET-ReLU"]
 
 
 def test_what_does_not_fit_is_not_run_and_said():

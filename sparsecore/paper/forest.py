@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, Ledger
 from sparsecore.paper.page import Picture
-from sparsecore.paper.style import GREY, canvas, dot
+from sparsecore.paper.style import GREY, canvas, dot, legend_above
 from sparsecore.paper.training.effects import CONFIDENCE
 from sparsecore.paper.training.shown import source
 
@@ -39,7 +39,7 @@ def figure(ledger: Ledger) -> Picture:
         times.xaxis.set_minor_formatter(NullFormatter())
         handles = [dot(look["color"], name, look["marker"], look.get("markerfacecolor"))
                    for name, look in _LOOK.items()]  # fmt: skip
-        drawing.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+        legend_above(drawing, handles)
     caption = (
         f"**The checks with their {100 * CONFIDENCE:.0f} % intervals.** Dashed: the threshold; a "
         "check holds to the right of it and fails to the left. Hollow: undecided. A hollow mark "

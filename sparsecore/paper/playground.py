@@ -27,7 +27,7 @@ from sparsecore.functions import ACTIVATIONS
 from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
 from sparsecore.paper.page import Column, Picture, Table
-from sparsecore.paper.style import COLOURS, GREY, canvas, line, patch
+from sparsecore.paper.style import COLOURS, GREY, canvas, legend_above, line, patch
 from sparsecore.paper.training.topology import draw_degrees
 from sparsecore.settings import SETTINGS, setting
 from sparsecore.wasap import record as records
@@ -265,7 +265,7 @@ def pictured(runs: Sequence[Run], chosen: Run | None = None) -> Picture:
         _draw_network(below, chosen)
         names = (f"run {run.number}: {'; '.join(run.told) or 'as in the study'}" for run in runs)
         lines = [line(r.colour, shorten(n, 60)) for r, n in zip(runs, names, strict=True)]
-        figure.legend(handles=lines, loc="outside upper center", ncols=2)
+        legend_above(figure, lines)
     cause = "Pruning and evolution have" if chosen.config.prune_from else "Evolution has"
     caption = (
         f"**A session.** Above, all runs. Below, run {chosen.number}: connections that leave an "

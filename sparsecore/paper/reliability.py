@@ -62,6 +62,6 @@ def table() -> Table:
     ]
     tried, held = (sum(row[name] for row in rows) for name in ("tried", "held"))
     told = f"The promise held in {'all' if held == tried else f'{held:,} of'} {tried:,} attempts."
-    origins = "; ".join(dict.fromkeys(store.origin(result["provenance"]) for result in results))
+    origins = store.origin([result["provenance"] for result in results])
     caption = "**Attempts to break it**, and how often the promise held."
     return Table.of(STUDY, rows, columns, caption, f"Recorded (profile paper): {origins}.", told)

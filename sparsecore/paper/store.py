@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -281,12 +281,10 @@ def check(value: Any, schema: Any, place: str) -> None:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             names = " or ".join(kind.__name__ for kind in kinds)
             raise ResultError(f"{place}: expected {names}, got {value!r:.60}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ResultError(f"{place}: expected a finite number, got {value}")
 
 
 def check_values(value: Any, place: str) -> None:
-    """Raise a ResultError at a number that is negative or infinite, or contradicts another."""
+    """Raise a ResultError at a number that is negative or infinite, or an accuracy above 1."""
     # In a long run's result are a hundred thousand numbers: a call for each would take seconds.
     own = place.rpartition(".")[2]
     items = value.items() if isinstance(value, dict) else [("", item) for item in value]
@@ -301,41 +299,15 @@ def check_values(value: Any, place: str) -> None:
                 raise ResultError(f"{where}: expected a number {expected}, got {inner}")
         elif isinstance(inner, (dict, list)):
             check_values(inner, f"{place}.{name}".strip("."))
-    try:
-        agrees = not isinstance(value, dict) or all(_agrees(value))
-    except (LookupError, TypeError, AttributeError, ArithmeticError):
-        agrees = False
-    if not agrees:
-        raise ResultError(f"{place or 'the result'}: values contradict each other")
 
 
-def _agrees(value: Result) -> Iterator[bool]:
-    """Yield whether what is said twice in one object is the same."""
-    if "low" in value and "high" in value:
-        yield value["low"] <= value.get("median", value.get("ms", value["low"])) <= value["high"]
-    if "correct" in value and "n" in value and "accuracy" in value:
-        yield value["accuracy"] == value["correct"] / value["n"]
-    if "best_test_accuracy" in value:  # a training run
-        epochs, last = value["epochs"], value["test_accuracy"]
-        tests = [e["test_accuracy"] for e in epochs if e.get("test_accuracy") is not None]
-        yield value["best_test_accuracy"] == max([*tests, last])
-        done, numbers = value["config"]["epochs"], [epoch["epoch"] for epoch in epochs]
-        yield len(numbers) - done in (0, 1)  # an observer has seen epoch 0
-        yield numbers == list(range(done + 1 - len(numbers), done + 1))
-        if "parallel" not in value and done:  # each epoch is tested, and the last one counts
-            yield len(tests) == done and tests[-1] == last
-            ends = (each["seconds"]["train"] for each in (epochs[-1], value))
-            yield math.isclose(*ends, abs_tol=1e-3)  # an epoch's may be rounded
-
-
-def origin(about: Mapping[str, Any]) -> str:
-    """Say of a result's provenance: machine, version and commit."""
-    version = f", sparsecore {about['sparsecore']}" if "sparsecore" in about else ""
-    code = f" commit {known}" if (known := commit(about)) else ""
-    return f"{about['cpu']}, {about['cores']} cores{version}{code}"
-
-
-def commit(about: Mapping[str, Any]) -> str:
-    """Return a provenance's commit in short, and whether there were changes; "" if not known."""
-    known = about.get("commit") or ""
-    return known[:7] + " with changes" * known.endswith("+")
+def origin(provenances: Sequence[Mapping[str, Any]]) -> str:
+    """Say where results come from: machines, versions and commits."""
+    commits = [about.get("commit") or "" for about in provenances]
+    found = {
+        "": {f"{about['cores']} cores of {about['cpu']}" for about in provenances},
+        "sparsecore ": {about.get("sparsecore", "") for about in provenances},
+        "commit ": {commit[:7] + " with changes" * commit.endswith("+") for commit in commits},
+    }
+    told = {word: ", ".join(sorted(texts - {""})) for word, texts in found.items()}
+    return ", ".join(word + text for word, text in told.items() if text)

@@ -100,15 +100,20 @@ def picture(
         def drawn(*results: Result) -> Picture:
             with canvas(height) as figure:
                 finding, told = draw(figure.subplots(down, across, **subplots), *results)
-                if legend:
-                    letters = sum(len(handle.get_label()) + _BESIDE for handle in legend)
-                    columns = math.ceil(len(legend) / math.ceil(letters / _LETTERS))
-                    figure.legend(handles=legend, loc="outside upper center", ncols=columns)
+                legend_above(figure, legend)
             return Picture(key, figure, caption, alt, told, finding)
 
         return drawn
 
     return decorate
+
+
+def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
+    """Put a legend above a figure, if there are entries, in as few lines as their letters take."""
+    if handles:
+        letters = sum(len(handle.get_label()) + _BESIDE for handle in handles)
+        columns = math.ceil(len(handles) / math.ceil(letters / _LETTERS))
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
 def source(result: Result, told: str = "") -> str:
@@ -120,7 +125,7 @@ def source(result: Result, told: str = "") -> str:
     seeds = [result["seed"]] if "seed" in result else result.get("seeds", [])
     many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, " if seeds else ""
     title = "This build" if result["profile"] == "quick" else "Recorded"
-    texts = [f"{title} (profile {result['profile']}): {many}{origin(origins)}."]
+    texts = [f"{title} (profile {result['profile']}): {many}{origin([origins])}."]
     others = float(np.median(result.get("others", origins.get("others", 0.0))))
     if others > _QUIET:
         texts.append(f"Other processes used {others:.1f} CPUs: these times are too long.")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,6 @@ from matplotlib.axes import Axes
 
 from sparsecore.extreme.budget import GIB, plan
 from sparsecore.extreme.config import ExtremeConfig
-from sparsecore.extreme.network import step_bytes
 from sparsecore.paper.extreme.runs import BAT, CONTROLS, ROWS, networks
 from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.store import Result
@@ -23,21 +21,16 @@ from sparsecore.paper.style import COLOURS, GREY, picture, shows, tag
 BRAINS = {
     "fruit fly": 139_255, "honey bee": 960_000, "frog": 16_000_000, "bat": BAT, "rat": 200_000_000,
 }  # fmt: skip
-_MOST_RANKS = 129
-_MEMORY, _NETWORK = 22 * GIB, 12.5e9  # bytes of a rank's machine, per second (100 Gbit/s)
+_MEMORY = 22 * GIB  # of a machine, for the projection
 _ABOVE = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
-_PROJECTED = (1_000_000_000, 2_000_000_000, 5_000_000_000)
 
 
 def _seconds(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:#.2g}".rstrip(".")
 
 
-def _per(unit: float, digits: int = 1) -> Callable[[float], str]:
-    return lambda value: f"{value / unit:.{digits}f}"
-
-
-_gib = _per(GIB, 2)
+def _gib(n_bytes: float) -> str:
+    return f"{n_bytes / GIB:.2f}"
 
 
 def _count(n: float) -> str:
@@ -84,25 +77,6 @@ def table(*runs: Result) -> Table:
     most = f"exceeded it by at most {max(off):.1f} %" if max(off) > 0 else "never exceeded it"
     finding = f"A plan of memory is printed before a run; what networks took {most}."
     return Table.of("T-extreme", rows, _TABLE, caption, sources, finding)
-
-
-@shows(networks)
-def memory(*runs: Result) -> Table:
-    """Make the memory plan of the largest run, beside what it took."""
-    run = runs[-1]
-    totals = {"planned": run["budget_bytes"], "measured": run["peak_bytes"]}
-    items = {item.replace(" a neuron", " per neuron"): n for item, n in run["budget"].items()}
-    rows = [{"item": item, "bytes": n} for item, n in {**items, **totals}.items()]
-    columns = (
-        Column("item", "item", number=False, show=lambda s: f"**{s}**" if s in totals else s),
-        Column("GiB", "bytes", _per(GIB, 3)),
-        Column("bytes per neuron", "bytes", _per(run["config"]["neurons"])),
-    )
-    caption = (
-        f"**The memory of {run['config']['neurons']:,} neurons**: the plan that is printed before "
-        "anything is allocated, and the most that was resident."
-    )
-    return Table.of("T-extreme-memory", rows, columns, caption)
 
 
 @picture(
@@ -190,109 +164,48 @@ def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
 
 # --- beside the table ----------------------------------------------------------------------------
 
-_SPLIT = (
-    Column("neurons", "neurons", "{:,}", once=True), Column("ranks", "ranks"),
-    Column("step (s)", "step_seconds", _seconds),
-    Column("messages per step (MiB)", "message_bytes", _per(2**20, 0)),
-    Column("messages (s)", "message_seconds", _seconds),
-    Column("GiB per rank", "peak_bytes", _gib), Column("last loss", "last_loss", "{:.6f}"),
-)  # fmt: skip
-
 
 @shows("split")
-def split(result: Result) -> Table:
-    """Make the table of one network on two ranks and on one."""
-    rows = [
-        {
-            "neurons": run["neurons"], "ranks": ranks, "last_loss": run["losses"][-1],
-            "step_seconds": float(np.median(run["step_seconds"])),
-            "peak_bytes": int(np.max(run["peak_bytes"])),
-            **{name: run.get(name, 0.0) for name in ("message_bytes", "message_seconds")},
-        }
-        for ranks, run in ((1, result["whole"]), (2, result["split"]))
-    ]  # fmt: skip
-    caption = (
-        "**Split over two ranks.** The same network on one rank and on two, one thread each; what "
-        "a rank sends and receives in a step, and how long that takes, waiting included."
+def split(result: Result) -> Note:
+    """Say what two ranks save, and what they exchange for it."""
+    one, two = result["whole"], result["split"]
+    memory = np.max(two["peak_bytes"]) / np.max(one["peak_bytes"])
+    steps = [float(np.median(run["step_seconds"])) for run in (one, two)]
+    return Note(
+        f"On two ranks, a thread each, a rank of a network of {one['neurons']:,} neurons takes "
+        f"{100 * memory:.0f} % of the memory that one rank takes for all of it, and a step "
+        f"{100 * steps[1] / steps[0]:.0f} % of the time: {_seconds(steps[1])} s instead of "
+        f"{_seconds(steps[0])} s. Messages of {two['message_bytes'] / 2**20:.0f} MiB take "
+        f"{_seconds(two['message_seconds'])} s of that, waiting included. The losses of all steps "
+        f"agree to {result['largest_difference']:.0e}."
     )
-    one, two = rows
-    finding = (
-        f"On two ranks a rank takes {100 * two['peak_bytes'] / one['peak_bytes']:.0f} % of the "
-        f"memory, and a step {100 * two['step_seconds'] / one['step_seconds']:.0f} % of the time; "
-        f"the losses of all steps agree to {result['largest_difference']:.0e}."
-    )
-    return Table.of("T-extreme-split", rows, _SPLIT, caption, finding=finding)
-
-
-_SURVIVAL = (
-    Column("neurons", "neurons", "{:,}"), Column("checkpoint (GiB)", "file_bytes", _gib),
-    Column("writing it (s)", "checkpoint_seconds", _seconds),
-    Column("the same", "identical", number=False, show=("**no**", "yes").__getitem__),
-)  # fmt: skip
 
 
 @shows("survival")
-def survival(result: Result) -> Table:
-    """Make the table of the run that was killed."""
-    resumed, neurons = result["resumed"], result["whole"]["neurons"]
-    row = {
-        "neurons": neurons, "checkpoint_seconds": resumed["seconds"]["checkpoint"],
-        **{name: result[name] for name in ("file_bytes", "identical")},
-    }  # fmt: skip
-    caption = (
-        "**Killed and resumed.** A run of four steps and three evolutions gets SIGKILL after its "
-        "first checkpoint and goes on from there. In the end weights, velocities and losses are "
-        "compared, to the last bit, with those of a run that was left alone."
+def survival(result: Result) -> Note:
+    """Say how a run that was killed ended."""
+    return Note(
+        f"A run of {result['whole']['neurons']:,} neurons got SIGKILL after its first checkpoint "
+        f"({result['file_bytes'] / GIB:.1f} GiB, written in "
+        f"{_seconds(result['resumed']['seconds']['checkpoint'])} s) and was resumed. In the end "
+        f"its weights, velocities and losses were {'' if result['identical'] else '**not** '}those "
+        "of a run that was left alone, to the last bit."
     )
-    finding = (
-        f"A run of {neurons:,} neurons that was killed and resumed ended "
-        f"{'just like' if result['identical'] else 'differently from'} one that was not."
+
+
+def projection() -> Note:
+    """Say how many machines larger networks would need, by the plan of memory."""
+    fit = []
+    for neurons in (1_000_000_000, 2_000_000_000):
+        config, ranks = ExtremeConfig(neurons=neurons), 1
+        size = config.sizes, config.epsilon, config.batch_size, 1
+        while plan(*size, ranks).total > _MEMORY:
+            ranks += 1
+        fit.append(f"{_count(neurons)} neurons on {ranks}")
+    return Note(
+        f"By calculation, machines with {_MEMORY / GIB:.0f} GiB would hold networks of ten hidden "
+        f"layers and {' and '.join(fit)} of them."
     )
-    return Table.of("T-extreme-survival", [row], _SURVIVAL, caption, finding=finding)
-
-
-_PROJECTION = (
-    Column("neurons", "neurons", _count), Column("connections", "connections", _count),
-    Column("ranks", "ranks"), Column("GiB per rank", "rank_bytes", _per(GIB)),
-    Column("messages per step and rank (GiB)", "message_bytes", _per(GIB)),
-    Column("computing (s)", "compute_seconds", _seconds),
-    Column("messages (s)", "message_seconds", _seconds),
-)  # fmt: skip
-
-
-@shows(networks)
-def projection(*runs: Result) -> Table:
-    """Make the table of what larger networks would take, on the fewest ranks that they fit on."""
-    run = runs[-1]
-    pace = float(np.median(run["step_seconds"])) / run["nnz"]
-    rows, beyond = [], []
-    for neurons in _PROJECTED:
-        config = ExtremeConfig(neurons=neurons)
-        sizes, batch = config.sizes, config.batch_size
-        planned = partial(plan, sizes, config.epsilon, batch, 1)
-        ranks = bisect_left(range(1, _MOST_RANKS), -_MEMORY, key=lambda n: -planned(n).total) + 1
-        if ranks == _MOST_RANKS:
-            beyond.append(f"{_count(neurons)} neurons")
-            continue
-        least = planned(ranks)
-        moved = step_bytes(sizes, batch, len(least.expected))
-        rows.append({
-            "neurons": neurons, "connections": sum(least.expected), "ranks": len(least.expected),
-            "rank_bytes": least.total, "compute_seconds": least.connections * pace,
-            "message_bytes": moved, "message_seconds": moved / _NETWORK,
-        })  # fmt: skip
-    caption = (
-        "**On paper: larger than a rat's.** A projection, not a measurement: ten hidden layers, "
-        f"batch 4, on as many machines with {_MEMORY / GIB:.0f} GiB as the network needs. Seconds "
-        "are per step, for computing as fast as the largest run here and for messages at "
-        f"{_NETWORK / 1e9:g} GB/s, as large as those measured above, neuron for neuron."
-    )
-    fit = " and ".join(f"{_count(row['neurons'])} neurons on {row['ranks']}" for row in rows)
-    finding = f"By calculation, machines with {_MEMORY / GIB:.0f} GiB would hold {fit} of them."
-    sources = f"Computing takes {pace * 1e9:.1f} ns per connection in the largest run. "
-    if beyond:
-        sources += f"{', '.join(beyond)} fit no number of ranks: one has both outputs' connections."
-    return Table.of("T-extreme-projection", rows, _PROJECTION, caption, sources, finding)
 
 
 def _right(runs: Sequence[Result]) -> str:

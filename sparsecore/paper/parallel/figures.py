@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -119,33 +118,29 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     left.set(xlabel="epoch", ylabel="test accuracy (%)")
     right.set(xlabel="seconds of training")
     told = ", ".join(f"{LABELS[name]} {end:.2f} %" for name, end in ends.items())
-    return _phases(found["runs"], config), f"Final test accuracy: {told}."
+    finding = _beside_sequential(found["runs"], config["workers"])
+    return finding, f"Final test accuracy: {told}."
 
 
-def _phases(runs: dict[str, list[Result]], config: Result) -> str:
-    """Say who is how fast, how accurate at the end, and what phase 2 changes."""
-    last = config["phase1_epochs"] - 1
-    begun = {n: [r["epochs"][last]["test_accuracy"] for r in some] for n, some in runs.items()}
+def _beside_sequential(runs: dict[str, list[Result]], workers: int) -> str:
+    """Say who is how fast, and how accurate at the end."""
     done = {n: [run["test_accuracy"] for run in some] for n, some in runs.items()}
     pace = {n: np.mean([run["samples_per_second"] for run in some]) for n, some in runs.items()}
     base = "sequential"
-    lost = " and ".join(f"{LABELS[n]}'s {_gap(done[n], begun[n])}" for n in _PARALLEL)
     beside = " and ".join(f"{LABELS[n]} {_gap(done[n], done[base])}" for n in _PARALLEL)
     faster = " and ".join(f"{LABELS[n]} {pace[n] / pace[base]:.2f}" for n in _PARALLEL)
     return (
-        f"Samples per second with {config['workers']} workers, times the sequential trainer's: "
-        f"{faster}. Differences from its accuracy at the end: {beside}. Phase 2, with the average, "
-        f"changes accuracies: {lost}."
+        f"Samples per second with {workers} workers, times the sequential trainer's: {faster}. "
+        f"Differences from its accuracy at the end: {beside}."
     )
 
 
 @shows()
-def beside_main(found: Result, main: Results, times: Mapping[str, Result]) -> Note:
-    """Set the runs beside those of the main table, in accuracy and in seconds."""
-    runs, own = found["runs"]["sequential"], "set-all-relu"
-    config, rounds = runs[0]["config"], times.get(DATASET, {}).get("rounds", {})
-    at = main.at(config["weight_decay"])
-    effects = ((n, shown.difference(at.of(DATASET, n), at.of(DATASET, own))) for n in _PARALLEL)
+def beside_main(found: Result, main: Results) -> Note:
+    """Set the accuracies beside those of the main table."""
+    at = main.at(found["runs"]["sequential"][0]["config"]["weight_decay"])
+    base = at.of(DATASET, "set-all-relu")
+    effects = ((n, shown.difference(at.of(DATASET, n), base)) for n in _PARALLEL)
     told = " and ".join(f"{shown.points(e)} ({LABELS[n]})" for n, e in effects if e)
     text = shown.sentence("Final test accuracy there, less the sequential trainer's", told)
     for name in _PARALLEL:
@@ -155,15 +150,10 @@ def beside_main(found: Result, main: Results, times: Mapping[str, Result]) -> No
         if np.ptp(means) > max(sds):
             pair = (f"{mean:.2f} ± {sd:.2f} %" for mean, sd in zip(means, sds, strict=True))
             text += f"{LABELS[name]}'s series differ more than its seeds: {' and '.join(pair)}. "
-    if rounds:
-        there, first, second = (np.median(rounds[name]) for name in (own, *_PARALLEL))
-        here = np.median([training_seconds(run) for run in runs]) / config["epochs"]
-        text += (
-            f"WASAP-SGD is {there / first:.2g} times and WASSP-SGD {there / second:.2g} times as "
-            f"fast there. A sequential epoch took {here:.2g} s here and {there:.2g} s there: "
-            "compare seconds within one figure only."
-        )
-    return Note(f"[The main table](main.ipynb) has other runs of the same length. {text}".strip())
+    return Note(
+        "[The main table](main.ipynb) has other runs of the same length; compare seconds within "
+        f"one figure only. {text}".strip()
+    )
 
 
 _STYLES = dict(zip(DECAYS, ("-", (0, (4, 2))), strict=True))
@@ -187,17 +177,12 @@ def _cases(results: Results, name: str) -> list[tuple[float, str, np.ndarray]]:
 
 def _given_back(results: Results) -> str:
     """Say how often the copies lose, whether their average gets it back, and what the loss does."""
-    cases, back = [], []
-    for name in results.datasets:
-        means = [seen.mean(axis=0) for *_, seen in _cases(results, name)]
-        whole = sum(end >= before for before, _, end, _ in means)
-        back.append(f"{results.title(name)} in {whole} of {len(means)}")
-        cases += means
+    cases = [seen.mean(axis=0) for n in results.datasets for *_, seen in _cases(results, n)]
     before, copies, end, rise = np.transpose(cases)
     return (
         f"In phase 2 the copies lose test accuracy in {np.sum(copies < before)} of {len(cases)} "
         "cases (data set, algorithm, λ). Their average is more accurate than they are in "
-        f"{np.sum(end > copies)}. It reaches phase 1's accuracy on {', on '.join(back)}. In "
+        f"{np.sum(end > copies)}, and reaches phase 1's accuracy in {np.sum(end >= before)}. In "
         f"{np.sum(rise > 0)} cases the copies' training loss rises in the first {_EARLY} epochs."
     )
 
@@ -209,20 +194,18 @@ def _given_back(results: Results) -> str:
     "phase 2, the mean of the workers' copies; and of the averaged model, which is the result. "
     "Means over seeds ± one standard deviation. What to see: whether the second step makes up for "
     "the first.",
-    finding=_given_back, numbers="Test accuracy", height=2.5, extra=0.3, across=3,
+    finding=_given_back, height=2.5, extra=0.3, across=3,
     needs=lambda found: found.keys() & {*_PARALLEL}, labels=("test accuracy (%)",),
     legend=lambda results: shown.lines(_PARALLEL, {f"λ = {d:g}": s for d, s in _STYLES.items()}),
 )  # fmt: skip
-def averaged(axes: Any, name: str, results: Results) -> tuple[str, str]:
+def averaged(axes: Any, name: str, results: Results) -> str:
     """Draw what phase 2 and the average do to accuracy, a panel per data set; of F-average."""
-    [ax], told = axes, []
+    [ax] = axes
     for decay, method, seen in _cases(results, name):
         tests, style = seen[:, :3], _STYLES[decay]
         shown.band(ax, range(3), tests, COLOUR[method], linestyle=style, marker="o", markersize=4)
-        means = " → ".join(f"{mean:.2f}" for mean in tests.mean(axis=0))
-        told.append(f"{LABELS[method]} {means} % (λ = {decay:g})")
     ax.set_xticks(range(3), ("phase 1\nends", "mean of\nthe copies", "their\naverage"))
-    return "", f"{results.title(name)} {', '.join(told)}"
+    return ""
 
 
 @picture(
@@ -249,19 +232,6 @@ def staleness(ax: Axes, found: Result) -> tuple[str, str]:
         f"average, and {100 - shares[-1]:.1f} % of them are at most {many - 1} old.",
         f"The largest staleness is {record.staleness.max()}; {lost:.2f} % of the updates met a "
         "newer topology and lost a part of their connections.",
-    )
-
-
-def _waiting(found: Result) -> str:
-    """Say how much of WASAP-SGD's first phase goes to the server, and what an update moves."""
-    run = found["runs"]["wasap"][0]
-    ranks = [rank["seconds"] for rank in run["parallel"]["ranks"]]
-    whole = sum(seconds["phase1"] for seconds in ranks)
-    lock, update = (100 * sum(seconds[n] for seconds in ranks) / whole for n in ("lock", "update"))
-    return (
-        f"Waiting for the server's lock took {lock:.1f} % of WASAP-SGD's phase 1, updates under "
-        f"it {update:.1f} %. An update moves {run['parallel']['bytes_per_update'] / 1e6:.2f} MB "
-        f"({run['nnz_start']:,} connections)."
     )
 
 
@@ -295,7 +265,7 @@ def resources(found: Result) -> Table:
         "**CPU and memory of every rank.** Of the whole process (Python, compiled code, the rank's "
         "data), sampled until the run ends; first seed. What to see: at 100 % a core is busy."
     )
-    return Table.of("F-resources", rows, _RESOURCES, caption, _waiting(found), finding)
+    return Table.of("F-resources", rows, _RESOURCES, caption, finding=finding)
 
 
 @shows()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
@@ -16,7 +15,8 @@ from sparsecore.paper.speed.contest import PEERS
 from sparsecore.paper.speed.measure import SHAPES
 from sparsecore.paper.store import NOTHING, Result
 from sparsecore.paper.style import COLOURS, GREY, dot, line, picture, shows, tag, with_spread
-from sparsecore.paper.training.effects import core_seconds, two_digits
+from sparsecore.paper.training.effects import two_digits
+from sparsecore.paper.training.studies import Results
 
 # One colour for each kind of peer; sparsecore has that of its method.
 _KINDS = {
@@ -49,7 +49,7 @@ def peers(axes: Any, result: Result) -> tuple[str, str]:
         _contest(ax, [c for c in result["contests"] if c["shape"] == shape], keys)
         ax.set_title(_TITLES[shape])
     axes[-1].set_xlabel("milliseconds per training step")
-    return _slower(result), _threads(result)
+    return _slower(result), ""
 
 
 def _slower(result: Result) -> str:
@@ -66,35 +66,6 @@ def _slower(result: Result) -> str:
         ]
         told.append(f"on {_TITLES[contest['shape']]} {', '.join(parts)}")
     return f"Steps per second of sparsecore, with one thread: {'; '.join(told)}."
-
-
-def _threads(result: Result) -> str:
-    """Say how far from each other the cores of several threads were, and how busy."""
-    shared = [c for c in result["contests"] if c["problem"]["threads"] > 1]
-    if not shared:
-        return ""
-    seen = [microseconds for contest in shared for microseconds in contest["meeting_us"]]
-    cores = [contest["peers"]["sparsecore"]["cores"] for contest in shared]
-    return (
-        f"A signal between the two threads took {min(seen):.2f} to {max(seen):.2f} µs; sparsecore, "
-        "which leaves the second idle where it does not help, kept "
-        f"{min(cores):.1f} to {max(cores):.1f} cores busy."
-    )
-
-
-@shows("peers")
-def beside_main(result: Result, times: Mapping[str, Result]) -> Note:
-    """Set the ratios of the same network beside the main table's."""
-    if not (there := times.get(shape := "fashion-mnist")):
-        return Note(NOTHING["missing"])
-    [alone] = (c for c in result["contests"] if (c["shape"], c["problem"]["threads"]) == (shape, 1))
-    here = [found["ratio"]["median"] for key, found in alone["peers"].items() if "dense" in key]
-    first, second = (core_seconds(there["rounds"][name]) for name in ("dense", "set-all-relu"))
-    return Note(
-        f"On {_TITLES[shape]} a dense *step* takes {min(here):.0f} to {max(here):.0f} times as "
-        f"long in this contest. A dense *epoch* takes {two_digits(first / second)} times as long "
-        "in the main table's, which was measured apart and with our own dense loop."
-    )
 
 
 def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
@@ -119,51 +90,35 @@ def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
 
 @shows("peers")
 def what_peers_do(result: Result) -> Table:
-    """Make the table of the peers: what each does, and its version; the CSV file has the times."""
-    contests, shown = result["contests"], []
+    """Make the table of the peers: what each does, and its version."""
+    contests, rows = result["contests"], []
     for key, peer in PEERS.items():
         found = [c["peers"][key]["version"] for c in contests if key in c["peers"]]
         gone = contests[0]["absent"].get(key, {}).get("reason", "not there")
         row = {"peer": peer.label, "what a step of it is": peer.note}
-        shown.append({**row, "version": [*found, gone][0]})
+        rows.append({**row, "version": [*found, gone][0]})
     caption = (
         "**The peers.** What a step of each includes, and the version that was timed. Each trains "
         "the same network on the same data, in a process of its own. Without dropout and weight "
         "decay all but the C loop take the steps of a reference in float64, to rounding."
     )
-    timed = [
-        {"peer": key, "network": contest["shape"], **contest["problem"], **found}
-        for contest in contests
-        for key, found in contest["peers"].items()
-    ]
-    plain = pd.json_normalize(timed, sep="_").drop(columns=["note", "rounds"])
-    return Table("T-peers", pd.DataFrame(shown), caption, plain)
+    columns = [Column(name, name, number=False) for name in rows[0]]
+    return Table.of("T-peers", rows, columns, caption)
 
 
-_EPOCH = {
-    "products": "forward, loss, backward, update", "batches": "fetching the batches, dropout",
-    "evaluation": "evaluation", "evolution": "evolution of the topology",
-}  # fmt: skip
-_EPOCHS = (
-    Column("part of an epoch", "part", _EPOCH.__getitem__, number=False),
-    Column("seconds", "median", "{:.3f}"),
-    Column("share", "share", lambda share: f"{100 * share:.1f} %"),
-)
-
-
-@shows("epochs")
-def epochs(result: Result) -> Table:
-    """Make the table of where the time of an epoch goes."""
-    total = sum(part["median"] for part in result["seconds"].values())
-    spent = ((name, result["seconds"][name]) for name in _EPOCH)
-    rows = [{"part": name, **part, "share": part["median"] / total} for name, part in spent]
-    caption = (
-        "**Where an epoch goes.** Fashion-MNIST's size and network, 60,000 rows for training and "
-        "10,000 for the test, one thread, medians over epochs."
+def epoch(main: Results) -> Note:
+    """Say of what an epoch is made, in the main table's runs."""
+    dataset, spent = "fashion-mnist", []
+    for run in main.of(dataset, "set-all-relu"):
+        parts = np.array([run["seconds"][name] for name in ("train", "evaluate", "evolve")])
+        spent.append(100 * parts / parts.sum())
+    if not spent:
+        return Note(NOTHING["missing"])
+    steps, tests, evolution = np.median(spent, axis=0)
+    return Note(
+        f"On {main.title(dataset)} training steps take {steps:.0f} % of an epoch, the test after "
+        f"it {tests:.0f} %, and evolution {evolution:.1f} % (SET-All-ReLU, the main table's runs)."
     )
-    share = _percent(1 - result["overhead"]["median"])
-    finding = f"Products and updates take {share} of an epoch (the median over epochs)."
-    return Table.of("T-epoch", rows, _EPOCHS, caption, finding=finding)
 
 
 @picture(
@@ -203,6 +158,9 @@ def _percent(share: float) -> str:
 
 @picture(
     "F-speed-roofline", "roofline", height=4.8,
+    legend=[*(dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()),
+            dot(GREY, "forward"), dot(GREY, "backward", fill="white"),
+            *(dot(GREY, f"rows in {level}", mark) for level, mark in _LEVEL_MARKER.items())],
     caption="**The kernels under the roof.** A point per layer and direction (ε = 20, batches of "
     "128). Lines are ceilings, measured: multiply-adds on registers, reading in order from a "
     "memory. A point's shape is the memory that holds what it reads. What to see: a point at its "
@@ -229,11 +187,6 @@ def roofline(ax: Axes, result: Result) -> tuple[str, str]:
     ax.set(xlabel="operations per byte moved", ylabel="GFLOP/s, one thread")
     ax.xaxis.set_minor_locator(NullLocator())
     _plain_ticks(ax.xaxis, ax.yaxis)
-    legend = [dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()]
-    legend += [dot(GREY, "forward"), dot(GREY, "backward", fill="white")]
-    levels = [level for level in _LEVEL_MARKER if level in {p["level"] for p in kernels}]
-    legend += [dot(GREY, f"rows in {level}", _LEVEL_MARKER[level]) for level in levels]
-    ax.figure.legend(handles=legend, loc="outside upper center", ncols=3)
     shares = [kernel["share"] for kernel in kernels]
     low, middle, high = map(_percent, (min(shares), np.median(shares), max(shares)))
     bound = sum(p["intensity"] * result["bandwidth"][p["level"]] < peak for p in kernels)
@@ -242,23 +195,6 @@ def roofline(ax: Axes, result: Result) -> tuple[str, str]:
         f"{len(kernels)} that ceiling is a cache or memory, for the others arithmetic.",
         "",
     )
-
-
-_KERNELS = (
-    Column("network", "shape", _TITLES.__getitem__, number=False, once=True),
-    Column("layer", "layer"), Column("kernel", "direction", number=False),
-    Column("connections", "nnz", "{:,}"), Column("ms", "ms_median", "{:.3f}"),
-    Column("GFLOP/s", "gflops", "{:.0f}"), Column("rows in", "level", number=False),
-    Column("of the ceiling", "share", _percent),
-)  # fmt: skip
-
-
-@shows("roofline")
-def kernels(result: Result) -> Table:
-    """Make the table behind the roofline."""
-    rows = pd.json_normalize(result["kernels"], sep="_").to_dict("records")
-    caption = "**Each kernel's time.** The roofline's numbers: medians, one thread, batches of 128."
-    return Table.of("T-kernels", rows, _KERNELS, caption)
 
 
 @picture(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -13,13 +12,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from sparsecore.bench import spread, timed
-from sparsecore.config import TrainConfig
 from sparsecore.limits import cpu_count
 from sparsecore.paper.speed import roofline
 from sparsecore.paper.speed.contest import PEERS, compare, stopwatch
 from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
 from sparsecore.paper.store import Entry, Measured, Parts, Result
-from sparsecore.train import Trainer, new_model
 
 STUDY = "F-speed"
 #: The networks of the study's image data sets.
@@ -38,13 +35,12 @@ class Effort(NamedTuple):
     seconds: float  # of one peer's turn in a round
     threads: tuple[int, ...]  # numbers of threads of the contest
     widths: tuple[int, ...]  # neurons per hidden layer
-    rows: tuple[int, int]  # of an epoch, and of the test that ends it
 
 
 _WIDTHS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 EFFORTS = {
-    "quick": Effort(3, 0.12, (1,), _WIDTHS[:3], (12_000, 2_000)),
-    "paper": Effort(7, 0.6, (1, 2), _WIDTHS, (60_000, 10_000)),
+    "quick": Effort(3, 0.12, (1,), _WIDTHS[:3]),
+    "paper": Effort(7, 0.6, (1, 2), _WIDTHS),
 }
 
 
@@ -58,36 +54,6 @@ def contest(effort: Effort) -> Result:
         if threads <= cpu_count()
     ]
     return {"contests": found}
-
-
-def epochs(effort: Effort) -> Result:
-    """Time the parts of epochs on random data, with Fashion-MNIST's network."""
-    config, rows = TrainConfig(), effort.rows
-    rng = np.random.default_rng(0)
-    X = rng.random((sum(rows), SHAPES["fashion-mnist"][0]), np.float32)
-    y = rng.integers(10, size=sum(rows))
-    train, test = (X[: rows[0]], y[: rows[0]]), (X[rows[0] :], y[rows[0] :])
-    model = new_model(config, X.shape[1], 10, seed=0)
-    times: dict[str, list[float]] = defaultdict(list)
-    with Trainer(model, config, seed=0) as trainer:
-        for _ in range(effort.rounds):
-            before = dict(trainer.seconds)
-            trainer.run_epoch(*train)
-            trainer.evaluate(*test)
-            trainer.change_topology()
-            spent = {name: trainer.seconds[name] - before[name] for name in before}
-            measured = roofline.products_share(model, *train, config, rng)
-            share = min(1.0, float(np.median(measured)))  # noise of a short measurement
-            times["products"].append(share * spent["train"])
-            times["batches"].append((1 - share) * spent["train"])
-            times["evaluation"].append(spent["evaluate"])
-            times["evolution"].append(spent["evolve"])
-    products, *others = map(np.array, times.values())
-    return {
-        "rows": list(rows),
-        "seconds": {name: spread(seconds) for name, seconds in times.items()},
-        "overhead": spread(1 - products / (products + sum(others))),
-    }
 
 
 def density_sweep(
@@ -153,7 +119,6 @@ def width_sweep(effort: Effort) -> Result:
 #: What is measured, and what its result holds.
 PARTS: dict[str, tuple[Callable[[Effort], Result], dict[str, Any]]] = {
     "peers": (contest, {"contests": [{"shape": str, "peers": dict, "problem": dict}]}),
-    "epochs": (epochs, {"rows": list, "seconds": dict, "overhead": dict}),
     "density": (
         density_sweep,
         {"sizes": list, "points": [{"density": (int, float), "ms": dict}], "dense": dict},

@@ -16,13 +16,10 @@ from sparsecore.compiled import kernels
 from sparsecore.compiled.engine import aligned, metrics
 from sparsecore.compiled.kernels import Rule, Workspace
 from sparsecore.compiled.lanes import Width, fma, lanes_of, load, splat, total, widest
-from sparsecore.config import TrainConfig
-from sparsecore.mlp import SparseMLP
 from sparsecore.paper.speed.peers import Problem
 from sparsecore.paper.store import Result
 
 _PEAK_STEPS = 2_000_000
-_TURN, _TURNS = 10, 50  # steps in a turn, and turns
 _STREAMED = 2**28  # bytes read per measurement of a bandwidth
 _CACHES = {"L1": 2**15, "L2": 2**20, "L3": 2**25}  # bytes, where the system does not say
 _SYSTEM = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -88,40 +85,6 @@ def _backward_many(wide, width, blocks, layer, net, work, rule, velocity, veloci
                     kernels.backward(
                         wide, width, 0, n_in, layer, part, net, target, work, x, d, noise, pace
                     )
-
-
-@_jit
-def _gather_many(n, width, inputs, rows, work):
-    lanes = len(rows)
-    for _ in range(n):
-        kernels.gather(width, 0, inputs.shape[1], inputs, rows, 0, lanes, work.act, 0)
-
-
-def products_share(
-    model: SparseMLP, X: np.ndarray, y: np.ndarray, config: TrainConfig, rng: np.random.Generator
-) -> list[float]:
-    """Return the share of forward, loss, backward and update in a step's time, turn by turn.
-
-    A turn takes steps as training does, and then as many on samples that stay in the cache, without
-    dropout, less the time to gather those. It is short, so that a disturbance hits both alike.
-    """
-    zero, batch = np.float32(0), config.batch_size
-    still = Rule(zero, zero, zero, zero, np.uint64(0))
-    noisy = still._replace(dropout=np.float32(config.dropout))
-    model = model.copy()  # whose velocity is not the other's
-    model.velocity = np.zeros_like(model.params)
-    shares = []
-    with model.new_engine(batch) as engine:
-        work, _, width = engine.alone()
-        resident, rows = np.resize(np.arange(batch), _TURN * batch), np.arange(width.lanes)
-        blocks = _TURN * -(-batch // width.lanes)
-        for _ in range(_TURNS + 1):
-            drawn = rng.choice(len(y), _TURN * batch)
-            [steps] = timed(partial(engine.train, noisy, X, y, drawn, batch, 0, metrics()))
-            [bare] = timed(partial(engine.train, still, X, y, resident, batch, 0, metrics()))
-            [gathering] = timed(partial(_gather_many, blocks, width, X, rows, work))
-            shares.append(float((bare - gathering) / steps))
-    return shares[1:]  # the first turn compiles
 
 
 def cache_sizes() -> dict[str, int]:

@@ -36,9 +36,7 @@ _MARKS = dict(zip(DECAYS, "o^", strict=True))
         *(dot(GREY, f"λ = {decay:g}", mark) for decay, mark in _MARKS.items()),
     ],
 )  # fmt: skip
-def cost(
-    axes: Any, name: str, results: Results, times: Mapping[str, Result] | None = None
-) -> tuple[str, str]:
+def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result] | None = None) -> str:
     """Draw accuracy against core-seconds of the contest in `times`; of T-main."""
     [ax], seconds = axes, shown.epoch_seconds(results, name, times or {})
     for decay, mark in _MARKS.items():
@@ -51,7 +49,7 @@ def cost(
     ax.set(xscale="log", xlabel="core-seconds of training")
     ax.margins(x=0.2)
     ax.xaxis.set_minor_formatter(NullFormatter())
-    return shown.against_dense(results, name, seconds), ""
+    return shown.against_dense(results, name, seconds)
 
 
 @by_dataset(
@@ -66,7 +64,7 @@ def cost(
     needs=lambda found: len(found) > 1,
     legend=lambda results: [dot(GREY, f"λ = {d:g}", mark) for d, mark in _MARKS.items()],
 )  # fmt: skip
-def accuracies(axes: Any, name: str, results: Results) -> tuple[str, str]:
+def accuracies(axes: Any, name: str, results: Results) -> str:
     """Draw the accuracy of all methods, a panel per data set; of T-main."""
     [ax], means = axes, {}
     for (decay, mark), shift in zip(_MARKS.items(), (-0.17, 0.17), strict=True):
@@ -82,7 +80,7 @@ def accuracies(axes: Any, name: str, results: Results) -> tuple[str, str]:
     ax.invert_yaxis()
     ax.set_xlabel("test accuracy (%)")
     (label, decay), best = max(means.items(), key=lambda item: item[1])
-    return f"on {results.title(name)} {label} ({best:.1f} % at λ = {decay:g})", ""
+    return f"on {results.title(name)} {label} ({best:.1f} % at λ = {decay:g})"
 
 
 @by_dataset(
@@ -95,11 +93,11 @@ def accuracies(axes: Any, name: str, results: Results) -> tuple[str, str]:
         "standard deviation. Axes fit what follows the first tenth."
     ),
     finding=lambda results: shown.contrast(results, "set-all-relu", "set-relu"),
-    numbers="Test accuracy at the end", height=5.2, block=(3, 1), across=3,
+    height=5.2, block=(3, 1), across=3,
     labels=("difference (points)", "test accuracy (%)", "cross-entropy (nats)"),
     legend=lambda results: shown.lines(results.study.methods, {"test": "-", "training": _DASHED}),
 )  # fmt: skip
-def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
+def curves(axes: Any, name: str, results: Results) -> str:
     """Draw All-ReLU's gain, accuracy and loss against epoch, a column per data set; of F-curves."""
     gain, top, bottom = axes
     found = results.by_method(name)
@@ -120,8 +118,7 @@ def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
         ax.set_xlim(1, results.epochs(name))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     bottom.set_xlabel("epoch")
-    ends = (f"{shown.accuracy(runs):.1f} % with {METHODS[m].label}" for m, runs in found.items())
-    return "", f"{results.title(name)} {', '.join(ends)}"
+    return ""
 
 
 @by_dataset(
@@ -139,7 +136,7 @@ def curves(axes: Any, name: str, results: Results) -> tuple[str, str]:
         m for m in results.study.methods if any(results.of(n, m) for n in results.study.datasets)
     ]),
 )  # fmt: skip
-def gradient_flow(axes: Any, name: str, results: Results) -> tuple[str, str]:
+def gradient_flow(axes: Any, name: str, results: Results) -> str:
     """Draw All-ReLU's flow over the others', and all, two panels per data set."""
     top, bottom = axes
     found, ratios = results.by_method(name), []
@@ -177,7 +174,7 @@ def gradient_flow(axes: Any, name: str, results: Results) -> tuple[str, str]:
     else:
         shown.say(top, "not recorded yet")
     bottom.set_xlabel("epoch")
-    return f"on {results.title(name)} {', '.join(ratios)}" if ratios else "", ""
+    return f"on {results.title(name)} {', '.join(ratios)}" if ratios else ""
 
 
 def flow_logs(runs: list[Result]) -> np.ndarray:
@@ -204,7 +201,7 @@ def tenths(logs: np.ndarray) -> tuple[float, float]:
     height=2.6, extra=0.3, block=(1, len(SENSITIVITIES)), sharey="row",
     labels=("test accuracy (%)",), legend=lambda results: shown.lines(("set-all-relu", "dense")),
 )  # fmt: skip
-def sensitivity(axes: Any, name: str, results: Results) -> tuple[str, str]:
+def sensitivity(axes: Any, name: str, results: Results) -> str:
     """Draw test accuracy against α, ε and ζ, a row per data set; of F-alpha."""
     told, ours, fixed = [], results.of(name, "set-all-relu"), results.of(name, "zeta-0")
     if ours and fixed:
@@ -232,7 +229,7 @@ def sensitivity(axes: Any, name: str, results: Results) -> tuple[str, str]:
             best = x[int(np.argmax(means))]
             gap = shown.gap(*(results.of(name, methods[value]) for value in (best, own)))
             told.append(f"{symbol} {best:g}" + (f" {gap}" if best != own else " (the study's)"))
-    return f"on {results.title(name)} {', '.join(told)}" if told else "", ""
+    return f"on {results.title(name)} {', '.join(told)}" if told else ""
 
 
 @by_dataset(
@@ -247,7 +244,7 @@ def sensitivity(axes: Any, name: str, results: Results) -> tuple[str, str]:
     height=2.7, extra=0.4, across=2, least=2,
     legend=lambda results: shown.lines(results.study.methods),
 )  # fmt: skip
-def decay(axes: Any, name: str, results: Results) -> tuple[str, str]:
+def decay(axes: Any, name: str, results: Results) -> str:
     """Draw test accuracy against weight decay, a panel per data set; of F-decay."""
     decays = sorted(results.study.decays)
     [ax], told = axes, ["none"]
@@ -262,4 +259,4 @@ def decay(axes: Any, name: str, results: Results) -> tuple[str, str]:
     labels = [{2e-6: "2·10⁻⁶", 2e-5: "2·10⁻⁵"}.get(value, f"{value:g}") for value in decays]
     ax.set_xticks(range(len(decays)), labels)
     ax.set(xlabel="weight decay λ", ylabel="test accuracy (%)")
-    return f"on {results.title(name)} {', '.join(told)}", ""
+    return f"on {results.title(name)} {', '.join(told)}"

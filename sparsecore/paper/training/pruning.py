@@ -27,7 +27,7 @@ _COLOURS = GREY, "#56B4E9", "#0072B2"  # before training, on the way, at the end
     finding="Where the spread of importance changes most", height=2.4, block=(1, 3),
     needs=lambda found: _observed(found, "importance"), labels=("density of neurons",),
 )  # fmt: skip
-def importance(axes: Any, name: str, results: Results) -> tuple[str, str]:
+def importance(axes: Any, name: str, results: Results) -> str:
     """Draw how importance is distributed in each hidden layer, first seed; of F-importance."""
     seen = [e for e in results.of(name, "set-all-relu")[0]["epochs"] if "importance" in e]
     moments, shapes = (seen[0], seen[len(seen) // 2], seen[-1]), []
@@ -42,11 +42,10 @@ def importance(axes: Any, name: str, results: Results) -> tuple[str, str]:
     axes[-1].legend(fontsize=8)
     most = max(range(len(shapes)), key=lambda i: abs(np.log(shapes[i][1][0] / shapes[i][0][0])))
     (spread, skew), (then, skewed) = shapes[most]
-    told = (
+    return (
         f"on {results.title(name)} in hidden layer {most + 1}, standard deviation from "
         f"{spread:.2f} to {then:.2f} of the mean, skewness from {skew:+.1f} to {skewed:+.1f}"
     )
-    return told, ""
 
 
 def _observed(found: Mapping[str, list[Result]], name: str) -> bool:
@@ -72,12 +71,12 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
         "the last epoch's, and also counts the size of the test set."
     ),
     finding="Connections that pruning during training leaves, and what it does to accuracy",
-    numbers="Pruned", height=4.4, block=(2, 1), across=4, sharex="col",
+    height=4.4, block=(2, 1), across=4, sharex="col",
     labels=("connections (thousands)", "difference (points)"),
     needs=lambda found: set(_BOTH) <= found.keys(),
     legend=lambda results: shown.lines(_BOTH),
 )  # fmt: skip
-def during_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
+def during_training(axes: Any, name: str, results: Results) -> str:
     """Draw connections, and what importance pruning does to accuracy; of F-importance."""
     top, bottom = axes
     for method, runs in results.by_method(name).items():
@@ -87,7 +86,6 @@ def during_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
     plain, pruned = (results.of(name, method) for method in _BOTH)
     shown.gain(bottom, pruned, plain, COLOURS[_BOTH[1]])
     left = np.mean([run["nnz_end"] / run["nnz_start"] for run in pruned])
-    config = pruned[0]["config"]
     (fitted, less), (lost, then) = (
         [np.mean([run["epochs"][-1][part] for run in runs]) for runs in (plain, pruned)]
         for part in ("loss", "test_loss")
@@ -95,11 +93,7 @@ def during_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
     told = f"{results.title(name)} {100 * left:.0f} %, {shown.gap(pruned, plain)}"
     if less > fitted and then < lost and (e := shown.difference(pruned, plain)) and e.low > 0:
         told += " (it fits its training rows less, and other rows better)"
-    return told, (
-        f"{results.title(name)} from epoch {config['prune_from']} on, every "
-        f"{config['prune_every']}; training loss, with dropout, {less:.2f} nats with pruning and "
-        f"{fitted:.2f} without, test loss {then:.2f} and {lost:.2f}"
-    )
+    return told
 
 
 _POINTS: dict[str, Any] = {"marker": "o", "markersize": 3}
@@ -115,11 +109,11 @@ _LEFT = {
     "F-importance-after",
     alt="Accuracy, connections, memory and prediction time against the pruned percentile.",
     caption=(
-        "**Importance pruning after training**, and no training afterwards. Means over seeds ± one "
-        "standard deviation. What to see: how far to the right accuracy (top) stays level, and "
-        "what is left there (bottom), also in the compact network."
+        "**Importance pruning after training**, and no training afterwards. Means over at most "
+        "three seeds ± one standard deviation. What to see: how far to the right accuracy (top) "
+        "stays level, and what is left there (bottom), also in the compact network."
     ),
-    finding="A trained network can be pruned for at most one point of accuracy", numbers="Seeds",
+    finding="A trained network can be pruned for at most one point of accuracy",
     height=4.8, extra=0.2, block=(2, 1), across=2, sharex="col",
     needs=lambda found: _observed(found, "post_pruning"),
     labels=("test accuracy (%)", "of the unpruned network (%)"),
@@ -128,7 +122,7 @@ _LEFT = {
         *(line(colour, label) for colour, _, label in _LEFT.values()),
     ],
 )  # fmt: skip
-def after_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
+def after_training(axes: Any, name: str, results: Results) -> str:
     """Draw what pruning a trained network costs and saves, by percentile; of F-importance."""
     top, bottom = axes
     runs = [run for run in results.of(name, "set-all-relu") if "post_pruning" in run["epochs"][-1]]
@@ -144,11 +138,10 @@ def after_training(axes: Any, name: str, results: Results) -> tuple[str, str]:
         shown.band(bottom, x, left, colour, **_POINTS)
         shares.append(f"{left[:, last].mean():.0f} %")
     bottom.set(xlabel="percentile of importance that is pruned", ylim=(0, None))
-    told = (
+    return (
         f"on {results.title(name)} up to percentile {x[last]:.0f}, where {shares[0]} of the "
         f"connections are left, {shares[1]} of the memory and {shares[2]} of the time"
     )
-    return told, ", ".join(str(run["seed"]) for run in runs)
 
 
 def _after(runs: list[Result], name: str) -> np.ndarray:

@@ -20,8 +20,8 @@ from scipy.stats import t as student
 
 from sparsecore import datasets
 from sparsecore.paper.page import Note, Picture
-from sparsecore.paper.store import NOT_AVAILABLE, Result, commit
-from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line
+from sparsecore.paper.store import NOT_AVAILABLE, Result, origin
+from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, legend_above, line
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import (
     CONFIDENCE,
@@ -39,25 +39,24 @@ _MOST = 84  # points of a line: every sixth of 500 epochs
 
 def by_dataset(
     key: str, *, alt: str, caption: str, height: float,
-    finding: str | Callable[[Results], str] = "", numbers: str = "", extra: float = 0.0,
+    finding: str | Callable[[Results], str] = "", extra: float = 0.0,
     block: tuple[int, int] = (1, 1), across: int = 1, labels: Sequence[str] = (), least: int = 1,
     needs: Callable[[dict[str, list[Result]]], Any] = bool,
     legend: Callable[[Results], Sequence[Any]] = lambda results: (), **subplots: Any,
-) -> Callable[[Callable[..., tuple[str, str]]], Callable[..., Picture | Note]]:  # fmt: skip
+) -> Callable[[Callable[..., str]], Callable[..., Picture | Note]]:  # fmt: skip
     """Make a picture with a block of panels per data set whose runs, by method, meet `needs`.
 
     It has runs at `least` so many weight decays. ``draw(panels, name, results, ...)`` draws a data
-    set; what it returns is told of it after `finding` and, in the fold, after `numbers`. A block
-    has (rows, columns) of panels, and `labels` name its rows. At most `across` blocks stand side by
-    side; such a row is `height` inches high, and `extra` inches are for the legend.
+    set; what it returns is told of it after `finding`. A block has (rows, columns) of panels, and
+    `labels` name its rows. At most `across` blocks stand side by side; such a row is `height`
+    inches high, and `extra` inches are for the legend.
     """
 
-    def decorate(draw: Callable[..., tuple[str, str]]) -> Callable[..., Picture | Note]:
+    def decorate(draw: Callable[..., str]) -> Callable[..., Picture | Note]:
         @functools.wraps(draw)
         def picture(results: Results, *more: Any) -> Picture | Note:
             if not results.runs:
-                none = f"No results of profile paper are recorded for {results.study.key} yet."
-                return Note(none if results.profile == "paper" else absent(results))
+                return Note(absent(results))
             parts = [results.at(decay) for decay in results.study.decays]
             at = Counter(name for part in parts for name in part.datasets)
             names = [n for n in at if at[n] >= least and any(needs(p.by_method(n)) for p in parts)]
@@ -76,15 +75,12 @@ def by_dataset(
                     for ax, label in zip(panels[:, 0] if column == 0 else (), labels, strict=False):
                         ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
                     told.append(draw(panels.ravel(), name, results, *more))
-                if handles := legend(results):
-                    look = {"loc": "outside upper center", "ncols": 4 if len(handles) == 4 else 3}
-                    figure.legend(handles=handles, **look)
-            texts = ({pair[i]: None for pair in told if pair[i]} for i in (0, 1))
-            first, second = map("; ".join, texts)
-            start = finding(results) if callable(finding) else sentence(finding, first)
+                legend_above(figure, legend(results))
+            found = "; ".join(filter(None, told))
+            start = finding(results) if callable(finding) else sentence(finding, found)
             decays = {run["config"]["weight_decay"] for run in results.runs}
             said = caption + f" λ = {min(decays):g}." * (len(decays) == 1)
-            sources = sentence(numbers, second) + absent(results) + source(results, names)
+            sources = absent(results) + source(results, names)
             return Picture(key + results.suffix, figure, said, alt, sources, start)
 
         return picture
@@ -274,27 +270,16 @@ def source(results: Results, names: Sequence[str] | None = None) -> str:
     names, lengths = results.datasets if names is None else names, []
     runs = [run for name in names for run in results.on(name)]
     for name in names:
-        rows = _listed(f"{run['data']['n_train']:,}" for run in results.on(name))
+        rows = ", ".join(sorted({f"{run['data']['n_train']:,}" for run in results.on(name)}))
         seeds = len({run["seed"] for run in results.on(name)})
         length = f"{results.epochs(name)} epochs of {rows} rows, {seeds} seed{'s' * (seeds > 1)}"
         lengths.append(f"{results.title(name)}: {length}")
-    about = [run["provenance"] for run in runs]
-    parts = {
-        "": [p["cpu"] for p in about], "threads: ": [p["threads"] for p in about],
-        "dense through ": [blas.split(" (")[0] for p in about for blas in p.get("blas", [])],
-        "sparsecore ": [p["sparsecore"] for p in about],
-        "commit ": filter(None, map(commit, about)),
-    }  # fmt: skip
-    told = ", ".join(word + text for word, some in parts.items() if (text := _listed(some)))
+    told = origin([run["provenance"] for run in runs])
     surrogate = any(run["data"]["surrogate"] for run in runs)
     return (
         "A surrogate's accuracy says nothing; its times do. " * surrogate
         + f"{'; '.join(lengths)}. Runs: profile {results.profile}, {told}." * bool(runs)
     )
-
-
-def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(map(str, sorted(set(values))))
 
 
 def absent(results: Results) -> str:

@@ -21,13 +21,13 @@ from sparsecore.config import HYPERPARAMETERS
 from sparsecore.datasets import DataNotAvailable
 from sparsecore.experiment import chosen_accuracy
 from sparsecore.paper.page import Column, Table
-from sparsecore.paper.store import NOT_AVAILABLE, Result, root
+from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import deviation
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, STUDIES, excluded, sizes
 from sparsecore.paper.training.effects import core_seconds, two_digits
 from sparsecore.paper.training.on_cluster import WORKERS
-from sparsecore.paper.training.studies import Results, cores, have_learnt, training_seconds
+from sparsecore.paper.training.studies import Results, cores, training_seconds
 from sparsecore.settings import CHOICE, DECAYS, READING, RELEASED, SETTINGS
 from sparsecore.wasap.plan import Plan
 
@@ -170,15 +170,15 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
 
     Recorded runs are of machines that did other things, too: their times are those of T-times.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for dataset, decay in itertools.product(results.study.datasets, results.study.decays):
         at = results.at(decay)
         seconds = shown.epoch_seconds(at, dataset, times or {})
-        rows += [
-            _main_row(at, dataset, method, seconds)
-            for method in results.study.methods
-            if _has_row(at, dataset, method, decay == results.decay)
-        ]
+        methods = [method for method in results.study.methods if at.of(dataset, method)]
+        rows += [_main_row(at, dataset, method, seconds) for method in methods]
+        if dataset in results.unavailable and not methods and decay == results.decay:
+            about = {"title": results.title(dataset), "decay": decay, "label": NOT_AVAILABLE}
+            rows.append({**about, "dataset": dataset})
     columns = (
         Column("data set", "title", number=False, once=True),
         Column("λ", "decay", "{:g}"),
@@ -201,62 +201,47 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
     ]
     start = f"SET-All-ReLU against dense, λ = {results.decay:g}"
     finding = shown.sentence(start, "; ".join(filter(None, told))).strip()
-    sources = _main_sources(results, rows)
-    return Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, finding)
+    return Table.of(
+        f"T-main{results.suffix}", rows, columns, caption, _main_sources(results), finding
+    )
 
 
-def _main_sources(results: Results, rows: list[dict[str, Any]]) -> str:
-    notes = [f"{row['title']}, {row['label']}: {row['note']}." for row in rows if row["note"]]
+def _main_sources(results: Results) -> str:
     parallel = [r for r in results.runs if METHODS[r["condition"]["method"]].parallel]
     teams = {(r["provenance"]["ranks"], r["provenance"]["cores"]) for r in parallel}
     told = [f"{workers} workers on {many} cores" for workers, many in sorted(teams)]
-    guessing = [
-        f"{row['title']}, λ = {row['decay']:g}, {row['label']}" for row in rows if row["guessing"]
+    asked = itertools.product(results.study.datasets, results.study.methods)
+    never = [
+        f"{results.title(dataset)}, {METHODS[method].label}: {why}"
+        for dataset, method in asked
+        if (why := excluded(dataset, method))
     ]
     return (
         shown.sentence("Parallel runs", ", ".join(told))
         + "The CSV also has the accuracy of the epoch that half of the test set chooses, on the "
         "other half, where the runs counted the halves. "
-        + shown.sentence("No better than guessing yet, by their training loss", "; ".join(guessing))
-        + " ".join([*dict.fromkeys(notes), shown.absent(results) + shown.source(results)])
+        + shown.sentence("", "; ".join(never))
+        + shown.sentence("No parallel runs", results.no_cluster)
+        + shown.absent(results)
+        + shown.source(results)
     )
-
-
-def _unavailable(results: Results, dataset: str) -> bool:
-    """Tell whether a data set cannot be had, so that one row says so for all methods."""
-    return dataset in results.unavailable and not results.by_method(dataset)
-
-
-def _has_row(results: Results, dataset: str, method: str, first: bool) -> bool:
-    found = bool(results.of(dataset, method))
-    if found or results.profile == "paper":
-        return found
-    if _unavailable(results, dataset):
-        return first and method == results.study.methods[0]
-    asked = results.study.wanted(results.profile, dataset, method, results.decay)
-    return bool(asked or (first and excluded(dataset, method)))
 
 
 def _main_row(
     results: Results, dataset: str, method: str, seconds: shown.Seconds
 ) -> dict[str, Any]:
-    """Return a row's plain values: means and standard deviations; None where there is none."""
+    """Return a row's plain values, of runs that are there: means and standard deviations."""
     runs = results.of(dataset, method)
     row: dict[str, Any] = {
         "title": results.title(dataset), "decay": results.decay, "label": METHODS[method].label,
         "profile": results.profile, "dataset": dataset, "method": method,
-        "seeds": " ".join(str(run["seed"]) for run in runs),
-        "note": "" if runs else results.why_not(dataset, method),
-        "guessing": bool(runs) and not have_learnt(runs),
-        "speed_against_dense": None,
+        "seeds": " ".join(str(run["seed"]) for run in runs), "speed_against_dense": None,
     }  # fmt: skip
-    if _unavailable(results, dataset):
-        row |= {"label": "all methods", "note": NOT_AVAILABLE}
     names = ("test_accuracy", "best_test_accuracy", "nnz_start", "nnz_end")
     measured = {name: [run[name] for run in runs] for name in names}
     chosen = [chosen_accuracy(run["epochs"], run["data"]["n_test"]) for run in runs]
     measured["chosen_accuracy"] = [] if None in chosen else chosen
-    turns = measured["epoch_seconds"] = seconds[method][0] if runs and method in seconds else []
+    turns = measured["epoch_seconds"] = seconds[method][0] if method in seconds else []
     for name, values in measured.items():
         row[name] = float(np.mean(values)) if values else None
         row[f"{name}_sd"] = float(deviation(values)) if len(values) > 1 else None
@@ -270,8 +255,8 @@ def _main_row(
 
 def _mean_sd(name: str, row: Mapping[str, Any]) -> str:
     """Show a value with its standard deviation: a time's three digits, accuracies in percent."""
-    if row[name] is None:
-        return "not available" if row["note"] == NOT_AVAILABLE else "—"
+    if row.get(name) is None:
+        return "—"
     scale, decimals = 100, 1
     if name == "epoch_seconds":
         scale, decimals = 1, max(0, 2 - math.floor(math.log10(row[name])))
@@ -328,52 +313,34 @@ def published() -> Table:
     return Table.of("T-published", _rows("published.json"), columns, caption)
 
 
-def spent() -> Table:
-    """Make the table of what the recorded runs took: core-hours by study and machine."""
-    hours: dict[tuple[str, str], list[float]] = {}
-    for path in sorted((root() / "paper").glob("*/*.json")):
-        run = json.loads(path.read_bytes())
-        if "seconds" in run and "epochs" in run:
-            taken = (training_seconds(run) + run["seconds"]["evaluate"]) * cores(run)
-            for key in ((run["study"], run["provenance"]["cpu"]), ("all", "")):
-                hours.setdefault(key, []).append(taken / 3600)
-    rows = [
-        {"study": study, "cpu": cpu, "runs": len(found), "hours": sum(found)}
-        for (study, cpu), found in sorted(hours.items(), key=lambda item: item[0][0] == "all")
-    ]
-    columns = [
-        Column("study", "study", number=False, once=True),
-        Column("machine", "cpu", number=False),
-        Column("runs", "runs"),
-        Column("core-hours", "hours", "{:.1f}"),
-    ]
-    caption = "**What it took.** Core-hours of training and testing of the recorded training runs."
-    return Table.of("T-spent", rows, columns, caption)
-
-
 def coverage(recorded: Results) -> Table:
-    """Make the table of which runs of T-main are recorded, and what is missing."""
+    """Make the table of which runs of T-main are recorded, what they took, and what is missing."""
     rows: list[dict[str, Any]] = []
     study = recorded.study
     for name, decay in itertools.product(study.datasets, study.decays):
         at = recorded.at(decay)
-        there = [*at.on(name), *at.on(name, diverged=True)]
-        planned = study.part(datasets=[name], decays=[decay]).conditions("paper")
+        row = {"title": recorded.title(name), "decay": decay}
+        row["recorded"] = len(at.on(name)) + len(at.on(name, diverged=True))
+        row["planned"] = len(study.part(datasets=[name], decays=[decay]).conditions("paper"))
+        spent = ((training_seconds(r) + r["seconds"]["evaluate"]) * cores(r) for r in at.on(name))
+        row["hours"] = sum(spent) / 3600
         missing = [METHODS[method].label for method in study.methods if at.lacks(name, method)]
-        row = {"title": recorded.title(name), "decay": decay, "recorded": len(there)}
-        rows.append({**row, "planned": len(planned), "missing": ", ".join(missing)})
+        rows.append({**row, "missing": ", ".join(missing)})
     columns = [
         Column("data set", "title", number=False, once=True),
         Column("λ", "decay", "{:g}"),
         Column("recorded runs", "recorded"),
         Column("planned", "planned"),
+        Column("core-hours", "hours", "{:.1f}"),
         Column("methods without a run", "missing", number=False),
     ]
-    caption = "**What is recorded of the main table**, at full length, and what is missing."
-    totals = [sum(row[name] for row in rows) for name in ("recorded", "planned")]
-    cifar = [sum(r[n] for r in rows if "CIFAR" in r["title"]) for n in ("recorded", "planned")]
+    caption = (
+        "**What is recorded of the main table**, at full length; how long training and tests took; "
+        "and what is missing."
+    )
+    done, planned, hours = (sum(row[n] for row in rows) for n in ("recorded", "planned", "hours"))
     finding = (
-        f"Of the main table's {totals[1]} planned runs {totals[0]} are recorded; of CIFAR-10's "
-        f"{cifar[1]}, {cifar[0]}."
+        f"Of the main table's {planned} planned runs {done} are recorded; they took {hours:.0f} "
+        "core-hours."
     )
     return Table.of("T-recorded", rows, columns, caption, finding=finding)

@@ -23,8 +23,8 @@ _BIN = 4  # connections: fewer make the curves ragged, more hide the width of th
     alt="Histograms of connections per neuron, before and after training, for each sparse layer.",
     caption=(
         "**Degrees before and after training.** A column is one layer of weights: connections that "
-        "leave the neurons below it (top) and enter those above it (bottom). What to see: degrees "
-        "start binomial; they widen where evolution moves connections from neuron to neuron."
+        "leave the neurons below it (top) and enter those above it (bottom), in bins of four. What "
+        "to see: degrees start binomial; they widen where evolution moves connections."
     ),
     height=4.8, block=(2, 3),  # the output layer does not evolve
     legend=lambda results: [
@@ -33,7 +33,7 @@ _BIN = 4  # connections: fewer make the curves ragged, more hide the width of th
         line("black", "Erdős–Rényi (binomial)", DOTTED),
     ],
 )  # fmt: skip
-def degrees(axes: Any, name: str, results: Results) -> tuple[str, str]:
+def degrees(axes: Any, name: str, results: Results) -> str:
     """Draw the degrees in the layers that evolve, before and after training; of F-topology."""
     runs = results.of(name, "set-all-relu")
     seen = [[e["topology"] for e in run["epochs"] if "topology" in e] for run in runs]
@@ -59,7 +59,7 @@ def degrees(axes: Any, name: str, results: Results) -> tuple[str, str]:
     return (
         f"In {results.epochs(name)} epochs the degrees' standard deviation grows most "
         f"{widest[0][1]} and {widest[1][1]}"
-    ), f"Bins of {_BIN} connections"
+    )
 
 
 def _binned(histogram: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -86,11 +86,11 @@ def draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
     alt="Images of connection strength per input pixel at several epochs.",
     caption=(
         "**Where the network looks.** Strength of the connections that leave each of "
-        "Fashion-MNIST's pixels, over training, on one scale."
+        "Fashion-MNIST's pixels, over training, on one scale; first seed."
     ),
     height=2.7, block=(1, 6),
 )  # fmt: skip
-def pixels(axes: Any, name: str, results: Results) -> tuple[str, str]:
+def pixels(axes: Any, name: str, results: Results) -> str:
     """Draw the strength of the input pixels' connections over epochs, first seed; of F-topology."""
     run, *others = results.of(name, "set-all-relu")
     facts: dict[str, Any] = datasets.describe(name)
@@ -118,7 +118,7 @@ def pixels(axes: Any, name: str, results: Results) -> tuple[str, str]:
     return (
         f"The correlation of neighbouring pixels' strengths goes from {begun:.2f} before training "
         f"to {ended:.2f} at the end{f', means over {1 + len(others)} seeds' * bool(others)}"
-    ), f"Images: seed {run['seed']}"
+    )
 
 
 def _likeness(seen: dict[str, Any], facts: dict[str, Any]) -> float:

@@ -259,7 +259,7 @@ def test_a_finding_counts_the_cases_that_are_tested():
     told = "**Holds in some checks**: C2 All-ReLU: more gradient flow (1 of 2, fails in 1)."
     assert told in ledger.finding()
     ledger.checks["C2"] = [replace(flow, outcome=UNDECIDED), *accurate]
-    told = "**Holds in no check so far**: C2 All-ReLU: more gradient flow (0 of 1)."
+    told = "**Shown by no check so far**: C2 All-ReLU: more gradient flow (1 undecided)."
     assert ledger.finding().endswith(told)
 
 

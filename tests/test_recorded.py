@@ -98,7 +98,10 @@ def ledger():
 
 
 def test_the_readme_has_the_grid_of_the_first_page(ledger):
-    assert "extreme.recorded(), times.recorded()).grid()" in (ROOT / "book/intro.md").read_text()
+    assert (
+        "extreme.recorded(), times.recorded())\nledger.grid()"
+        in (ROOT / "book/intro.md").read_text()
+    )
     frame = ledger.grid().frame
     rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
     lines = "".join("| " + " | ".join(row) + " |\n" for row in rows)

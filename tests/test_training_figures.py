@@ -35,6 +35,7 @@ from sparsecore.paper.training import (
 )
 from sparsecore.paper.training import observers as observing
 from sparsecore.paper.training.conditions import SENSITIVITIES, STUDIES, Condition, Study
+from sparsecore.paper.training.effects import two_digits
 from sparsecore.settings import CHOICE, READING, SETTINGS
 
 ROOT = Path(__file__).parent.parent
@@ -330,11 +331,8 @@ def test_gradient_flow_draws_geometric_means(main):
         np.testing.assert_allclose(line.get_ydata(), ratio)
     assert ax.get_yscale() == "log"
     assert "Not available on this machine: Madelon" in picture.sources
-    over = np.exp((logs["set-all-relu"] - logs["set-leaky-relu"])[1:].mean())
-    assert f"{shown.factor(over)} SET-LeakyReLU's" in picture.finding
-    assert [shown.factor(r) for r in (1.126, 1234, 0.5, 0.0736, 1 / 187)] == [
-        "1.13 times", "1,234 times", "0.50 times", "0.074 times", "1/187 of",
-    ]  # fmt: skip
+    over = np.exp((logs["set-all-relu"] - logs["set-relu"])[1:].mean())
+    assert f"× {two_digits(over)}" in picture.finding
 
 
 def test_a_flow_that_falls_behind_is_said_with_what_is_learnt(main):
@@ -347,15 +345,9 @@ def test_a_flow_that_falls_behind_is_said_with_what_is_learnt(main):
         for run in main.runs if run["condition"]["method"] in flows
     ]  # fmt: skip
     finding = figures.gradient_flow(replace(view(main, *flows), runs=runs)).finding
-    assert (
-        "0.34 times SET-ReLU's (4.0 times it in the first tenth of the epochs, 0.10 times it in "
-        "the last)"
-    ) in finding
+    assert "× 0.34 (× 4.0 in the first tenth of the epochs, × 0.10 in the last)" in finding
     alone = [run for run in runs if run["seed"] == 0]  # as a quick build has: no interval
-    assert (
-        "0.34 times SET-ReLU's"
-        in figures.gradient_flow(replace(view(main, *flows), runs=alone)).finding
-    )
+    assert "× 0.34" in figures.gradient_flow(replace(view(main, *flows), runs=alone)).finding
 
 
 def test_cost_draws_means_against_the_contest_s_seconds(main):
@@ -382,7 +374,7 @@ def test_accuracies_are_drawn_and_the_highest_is_told(main):
     means = [np.mean([100 * run["test_accuracy"] for run in files(m)]) for m in METHODS]
     assert [box.lines[0].get_xdata()[0] for box in ax.containers] == pytest.approx(means)
     label = conditions.METHODS[METHODS[int(np.argmax(means))]].label
-    assert f"on Optical digits {label} ({max(means):.1f} % at λ = 0.0002)" in picture.finding
+    assert f"on Optical digits {label}, {max(means):.1f} % at λ = 0.0002 (" in picture.finding
 
 
 def test_pruning_figures_hold_the_numbers_of_the_files(main):
@@ -502,10 +494,10 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     usual = np.mean([100 * run["test_accuracy"] for run in main.of("digits", "set-relu")])
     assert container.lines[0].get_ydata() == pytest.approx([99.005, usual])
     change = f"{usual - 99.005:+.2f} points ["
-    assert f"tells a difference: on Optical digits SET-ReLU {change}" in picture.finding
+    assert f"clearly changes: on Optical digits SET-ReLU {change}" in picture.finding
     alike = [{**run, "config": {**run["config"], "weight_decay": 0.0}} for run in main.runs]
     same = replace(main, study=study, runs=[*main.runs, *alike])
-    assert figures.decay(same).finding.endswith("on Optical digits none. ")
+    assert figures.decay(same).finding.endswith("on Optical digits nothing. ")
     single = figures.decay(replace(found, runs=found.runs[:-1])).figure.axes[0]
     [hollow] = [line for line in single.lines if line.get_markerfacecolor() == "white"]
     assert hollow.get_xydata().tolist() == [[0, 99]], "one run is left"

@@ -103,11 +103,10 @@ def _ratio(
 
 def _more_flow(first: Runs, second: Runs) -> Check:
     first, second, paired = effects.pairs(first, second)
-    ours, others = flow_logs(first), flow_logs(second)
-    early = 10 ** (tenths(ours)[0] - tenths(others)[0])
-    note = f"; in the first tenth of the epochs × {two_digits(early)}"
-    means = [10 ** logs[:, 1:].mean(axis=1) for logs in (ours, others)]
-    return _ratio(means[0], means[1], paired, note=note)
+    logs = [flow_logs(runs) for runs in (first, second)]
+    early = _ratio(*(10 ** tenths(some)[0] for some in logs), paired)
+    note = f"; in the first tenth of the epochs {early.evidence}"
+    return _ratio(*(10 ** some[:, 1:].mean(axis=1) for some in logs), paired, note=note)
 
 
 # --- the claims ----------------------------------------------------------------------------------
@@ -329,7 +328,8 @@ class Ledger:
             if tested:
                 start = starts[0 if held == tested else 1 if held else 2]
                 groups[start].append(f"{claim.key} {name} ({', '.join(counts)})")
-        return " ".join(f"**{start}**: {', '.join(some)}." for start, some in groups.items() if some)
+        told = (f"**{start}**: {', '.join(some)}." for start, some in groups.items() if some)
+        return " ".join(told)
 
     def found(self, key: str, dataset: str) -> str:
         """Return the first evidence on a claim on a data set."""

@@ -26,7 +26,8 @@ _MARKS = dict(zip(DECAYS, "o^", strict=True))
     alt="Test accuracy against core-seconds, a panel per data set, a mark per method.",
     caption=(
         "**What accuracy costs.** Final test accuracy, means ± one standard deviation over seeds, "
-        "against seconds × cores of the training. Higher is better, further left cheaper."
+        "against seconds × cores of the training; hollow: one run. Higher is better, further left "
+        "cheaper."
     ),
     finding=f"SET-All-ReLU against dense, λ = {DECAYS[0]:g}",
     height=2.4, extra=0.8, across=2, labels=("test accuracy (%)",),
@@ -44,10 +45,12 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result] | N
             if method in seconds:
                 spent = core_seconds(*seconds[method]) * runs[0]["config"]["epochs"]
                 sd = deviation([100 * run["test_accuracy"] for run in runs])
-                look = {"color": COLOURS[method], "elinewidth": 0.8, "markersize": 7}
-                ax.errorbar(spent, shown.accuracy(runs), sd, marker=mark, **look)
+                look = shown.mark(runs, method, mark) | {"elinewidth": 0.8, "markersize": 7}
+                ax.errorbar(spent, shown.accuracy(runs), sd, **look)
     ax.set(xscale="log", xlabel="core-seconds of training")
     ax.margins(x=0.2)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:,g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
     return shown.against_dense(results, name, seconds)
 
@@ -57,10 +60,10 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result] | N
     alt="Test accuracy of all methods, a panel per data set, a row per method.",
     caption=(
         "**The accuracy of all methods.** Test accuracy after the last epoch, means over seeds ± "
-        "one standard deviation. What to see: how far the methods are apart, beside how far the "
-        "seeds of each are."
+        "one standard deviation; hollow: one run. What to see: how far the methods are apart, "
+        "beside how far the seeds of each are."
     ),
-    finding="The highest mean", height=2.2, extra=0.2, across=2,
+    finding="The highest mean, and the next one at the same λ", height=2.2, extra=0.2, across=2,
     needs=lambda found: len(found) > 1,
     legend=lambda results: [dot(GREY, f"λ = {d:g}", mark) for d, mark in _MARKS.items()],
 )  # fmt: skip
@@ -70,17 +73,24 @@ def accuracies(axes: Any, name: str, results: Results) -> str:
     for (decay, mark), shift in zip(_MARKS.items(), (-0.17, 0.17), strict=True):
         for method, runs in results.at(decay).by_method(name).items():
             place = results.study.methods.index(method) + shift
-            mean = means[METHODS[method].label, decay] = shown.accuracy(runs)
+            mean = means[decay, method] = shown.accuracy(runs)
             sd = deviation([100 * run["test_accuracy"] for run in runs])
-            look = {"color": COLOURS[method], "marker": mark, "markersize": 5, "linewidth": 1.2}
+            look = shown.mark(runs, method, mark) | {"markersize": 5, "linewidth": 1.2}
             ax.errorbar(mean, place, xerr=sd, **look)
     first = ax.get_subplotspec().is_first_col()
     labels = [METHODS[method].label if first else "" for method in results.study.methods]
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
     ax.set_xlabel("test accuracy (%)")
-    (label, decay), best = max(means.items(), key=lambda item: item[1])
-    return f"on {results.title(name)} {label} ({best:.1f} % at λ = {decay:g})"
+    decay, best = max(means, key=means.__getitem__)
+    at = results.at(decay)
+    mean = f"{means[decay, best]:.1f} % at λ = {decay:g}"
+    told = f"on {results.title(name)} {METHODS[best].label}, {mean}"
+    if others := {m: mean for (d, m), mean in means.items() if d == decay and m != best}:
+        second = max(others, key=others.__getitem__)
+        gap = shown.gap(at.of(name, second), at.of(name, best))
+        told += f" ({METHODS[second].label} {gap})"
+    return told + ", where dense is not recorded yet" * at.lacks(name, "dense")
 
 
 @by_dataset(
@@ -90,7 +100,7 @@ def accuracies(axes: Any, name: str, results: Results) -> str:
         "**ReLU and All-ReLU in sparse networks.** Top: All-ReLU's test accuracy less ReLU's, a "
         "running mean; band: its 95 % interval over seeds. The bar at the end is the last epoch's; "
         "it also counts the size of the test set, and decides. Below: accuracy and loss ± one "
-        "standard deviation. Axes fit what follows the first tenth."
+        "standard deviation. What to see: where the band lies above zero."
     ),
     finding=lambda results: shown.contrast(results, "set-all-relu", "set-relu"),
     height=5.2, block=(3, 1), across=3,
@@ -127,9 +137,10 @@ def curves(axes: Any, name: str, results: Results) -> str:
     caption=(
         "**Gradient flow.** Top: All-ReLU's over each other activation's; above one All-ReLU has "
         "more. Bottom: the squared norm of the loss's gradient on training rows. Geometric means "
-        "over seeds (above: over pairs) ± one standard deviation; running means over epochs."
+        "over seeds (above: over pairs) ± one standard deviation; running means over epochs. What "
+        "to see: when a top curve crosses one."
     ),
-    finding="All-ReLU's gradient flow, a geometric mean over the epochs [95 % interval]",
+    finding="All-ReLU's gradient flow over ReLU's, by geometric means over the epochs",
     height=4.4, extra=0.5, block=(2, 1), across=3,
     labels=("All-ReLU's / the other's", "gradient flow ‖∇L‖²"),
     legend=lambda results: shown.lines([
@@ -139,7 +150,7 @@ def curves(axes: Any, name: str, results: Results) -> str:
 def gradient_flow(axes: Any, name: str, results: Results) -> str:
     """Draw All-ReLU's flow over the others', and all, two panels per data set."""
     top, bottom = axes
-    found, ratios = results.by_method(name), []
+    found, told = results.by_method(name), ""
     for method, runs in found.items():
         logs = flow_logs(runs)
         epochs = np.arange(logs.shape[1])
@@ -151,19 +162,21 @@ def gradient_flow(axes: Any, name: str, results: Results) -> str:
         ratio = ours.mean(axis=0) - others.mean(axis=0)
         seen = shown.smooth(ours - others if paired else ratio[None])
         shown.band(top, epochs, seen, COLOURS[method], lambda v: 10**v)
-        first, last = tenths(ratio)
-        whole, early, late = (shown.factor(10**log) for log in (ratio[1:].mean(), first, last))
-        label, _, about = METHODS[method].label.partition(", ")
-        if method == "set-relu" and first > 0 > last:
-            about = f"{early} it in the first tenth of the epochs, {late} it in the last"
+        if method != "set-relu":
+            continue
+        told = f"on {results.title(name)} × {two_digits(10 ** ratio[1:].mean())}"
         flows = [10 ** some[:, 1:].mean(axis=1) for some in (ours, others)]
-        if method == "set-relu" and (effect := log_ratio(flows[0], flows[1], paired)):
-            ends = (two_digits(math.exp(v)) for v in (effect.low, effect.high))
-            whole += " [{}, {}]".format(*ends)
-        ratios.append(f"{whole} {label}'s" + f" ({about})" * bool(about))
+        if effect := log_ratio(flows[0], flows[1], paired):
+            told += " [{}, {}]".format(
+                *(two_digits(math.exp(v)) for v in (effect.low, effect.high))
+            )
+        first, last = tenths(ratio)
+        if first > 0 > last:
+            parts = (two_digits(10**log) for log in (first, last))
+            told += " (× {} in the first tenth of the epochs, × {} in the last)".format(*parts)
     for ax in axes:
         ax.set(yscale="log", xlim=(0, results.epochs(name)))
-    if ratios:
+    if "set-all-relu" in found and len(found) > 1:
         top.axhline(1, color=GREY, linestyle=DOTTED)
         low, high = np.log10(top.get_ylim())
         if high - low < 2.5:  # else powers of ten are enough
@@ -174,7 +187,7 @@ def gradient_flow(axes: Any, name: str, results: Results) -> str:
     else:
         shown.say(top, "not recorded yet")
     bottom.set_xlabel("epoch")
-    return f"on {results.title(name)} {', '.join(ratios)}" if ratios else ""
+    return told
 
 
 def flow_logs(runs: list[Result]) -> np.ndarray:
@@ -183,10 +196,10 @@ def flow_logs(runs: list[Result]) -> np.ndarray:
     return np.log10(np.maximum(flows, np.finfo(np.float32).tiny))
 
 
-def tenths(logs: np.ndarray) -> tuple[float, float]:
+def tenths(logs: np.ndarray) -> tuple[Any, Any]:
     """Return the means of `flow_logs` over the first and the last tenth of the epochs."""
     tenth = max(1, (logs.shape[-1] - 1) // 10)
-    return logs[..., 1 : 1 + tenth].mean(), logs[..., -tenth:].mean()
+    return logs[..., 1 : 1 + tenth].mean(axis=-1), logs[..., -tenth:].mean(axis=-1)
 
 
 @by_dataset(
@@ -197,15 +210,13 @@ def tenths(logs: np.ndarray) -> tuple[float, float]:
         "dotted: the study's value. Means over seeds ± one standard deviation. α = 0 is ReLU, "
         "ζ = 0 a fixed topology. What to see: on a plateau the choice matters little."
     ),
-    finding="What evolution is worth, and the best value tried, against the study's",
+    finding="Where one hyperparameter changes",
     height=2.6, extra=0.3, block=(1, len(SENSITIVITIES)), sharey="row",
     labels=("test accuracy (%)",), legend=lambda results: shown.lines(("set-all-relu", "dense")),
 )  # fmt: skip
 def sensitivity(axes: Any, name: str, results: Results) -> str:
     """Draw test accuracy against α, ε and ζ, a row per data set; of F-alpha."""
-    told, ours, fixed = [], results.of(name, "set-all-relu"), results.of(name, "zeta-0")
-    if ours and fixed:
-        told.append(f"evolution {shown.gap(ours, fixed)}")
+    better, ours, fixed = [], results.of(name, "set-all-relu"), results.of(name, "zeta-0")
     for ax, (field, (symbol, values)) in zip(axes, SENSITIVITIES.items(), strict=True):
         own = getattr(setting(name).config, field)
         methods = {value: f"{field}-{value:g}" for value in values}
@@ -225,36 +236,43 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
         if field == "epsilon":
             ax.set_xscale("log", base=2)
             ax.set_xticks(x, [f"{value:g}" for value in x])
-        if own in x and means:
-            best = x[int(np.argmax(means))]
-            gap = shown.gap(*(results.of(name, methods[value]) for value in (best, own)))
-            told.append(f"{symbol} {best:g}" + (f" {gap}" if best != own else " (the study's)"))
-    return f"on {results.title(name)} {', '.join(told)}" if told else ""
+        best = x[int(np.argmax(means))] if means else own
+        effect = shown.difference(results.of(name, methods[best]), ours)
+        if best != own and effect and effect.low > 0:
+            better.append(f"{symbol} = {best:g} {shown.points(effect)}")
+    if not (ours and fixed):
+        return ""
+    return (
+        f"on {results.title(name)} evolution brings {shown.gap(ours, fixed)}, and clearly better "
+        f"than the study's values is {', '.join(better) or 'none that was tried'}"
+    )
 
 
 @by_dataset(
     "F-decay",
     alt="Test accuracy against weight decay, a panel per data set, a line per method.",
     caption=(
-        "**Weight decay.** Final test accuracy against λ, per step, where a method has runs at "
-        "several; means over seeds ± one standard deviation; hollow: one run. What to see: "
+        "**Weight decay.** Final test accuracy against λ, per step; means over seeds ± one "
+        "standard deviation; hollow: one run; no line where nothing was run between. What to see: "
         "where a line is level, λ does not matter; where lines are apart, the method does."
     ),
-    finding="λ = {:g} instead of {:g}, where the interval tells a difference".format(*DECAYS),
+    finding="What weight decay of {:g} instead of {:g} clearly changes".format(*DECAYS),
     height=2.7, extra=0.4, across=2, least=2,
     legend=lambda results: shown.lines(results.study.methods),
 )  # fmt: skip
 def decay(axes: Any, name: str, results: Results) -> str:
     """Draw test accuracy against weight decay, a panel per data set; of F-decay."""
     decays = sorted(results.study.decays)
-    [ax], told = axes, ["none"]
+    [ax], told = axes, ["nothing"]
     for method in results.study.methods:
         runs = [results.at(value).of(name, method) for value in decays]
-        there = [place for place, some in enumerate(runs) if some]
-        shown.with_sd(ax, there, filter(None, runs), method)
+        shown.with_sd(ax, range(len(decays)), runs, method)
         effect = shown.difference(*(runs[decays.index(value)] for value in DECAYS))
         if effect and not effect.low <= 0 <= effect.high:
-            told = [*filter("none".__ne__, told), f"{METHODS[method].label} {shown.points(effect)}"]
+            told = [
+                *filter("nothing".__ne__, told),
+                f"{METHODS[method].label} {shown.points(effect)}",
+            ]
     # The values are no numbers that one scale shows: one is 0.
     labels = [{2e-6: "2·10⁻⁶", 2e-5: "2·10⁻⁵"}.get(value, f"{value:g}") for value in decays]
     ax.set_xticks(range(len(decays)), labels)

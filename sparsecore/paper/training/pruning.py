@@ -22,7 +22,8 @@ _COLOURS = GREY, "#56B4E9", "#0072B2"  # before training, on the way, at the end
     alt="Histograms of neuron importance per hidden layer before, during and after training.",
     caption=(
         "**Neuron importance over training.** How it is distributed among the neurons of each "
-        "hidden layer; epoch 0 is before training. SET with All-ReLU, no pruning, first seed."
+        "hidden layer; epoch 0 is before training. SET with All-ReLU, no pruning, first seed. What "
+        "to see: where neurons of little importance gather at the left."
     ),
     finding="Where the spread of importance changes most", height=2.4, block=(1, 3),
     needs=lambda found: _observed(found, "importance"), labels=("density of neurons",),
@@ -68,7 +69,8 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
     caption=(
         "**Importance pruning during training.** Top: connections. Bottom: test accuracy with "
         "pruning less that without, a running mean with its 95 % interval over seeds; the bar is "
-        "the last epoch's, and also counts the size of the test set."
+        "the last epoch's, and also counts the size of the test set. What to see: how many "
+        "connections go before accuracy does."
     ),
     finding="Connections that pruning during training leaves, and what it does to accuracy",
     height=4.4, block=(2, 1), across=4, sharex="col",
@@ -113,7 +115,7 @@ _LEFT = {
         "three seeds ± one standard deviation. What to see: how far to the right accuracy (top) "
         "stays level, and what is left there (bottom), also in the compact network."
     ),
-    finding="A trained network can be pruned for at most one point of accuracy",
+    finding="By the seeds' mean, a trained network can be pruned for at most one point of accuracy",
     height=4.8, extra=0.2, block=(2, 1), across=2, sharex="col",
     needs=lambda found: _observed(found, "post_pruning"),
     labels=("test accuracy (%)", "of the unpruned network (%)"),

@@ -146,13 +146,19 @@ def fit_from(ax: Axes, epoch: int, *more: float) -> None:
 def with_sd(ax: Axes, x: Sequence[float], runs: Iterable[list[Result]], method: str) -> list[float]:
     """Draw means of accuracies, bars of one standard deviation, one run hollow; return means."""
     percents = [[100 * run["test_accuracy"] for run in some] for some in runs]
-    means = [float(np.mean(some)) for some in percents]
+    means = [float(np.mean(some)) if some else np.nan for some in percents]
     bars = [float(deviation(some)) if len(some) > 1 else np.nan for some in percents]
     look: dict[str, Any] = {"color": COLOURS[method], "marker": "o", "markersize": 4}
     ax.errorbar(x, means, bars, capsize=3, **look)
     alone = np.isnan(bars)
     ax.plot(np.array(x)[alone], np.array(means)[alone], ls="", mfc="white", zorder=3, **look)
     return means
+
+
+def mark(runs: list[Result], method: str, shape: str) -> dict[str, Any]:
+    """Return the look of a mean's mark: hollow if it is one run."""
+    colour = COLOURS[method]
+    return {"color": colour, "marker": shape, "mfc": "white" if len(runs) == 1 else colour}
 
 
 def say(ax: Axes, text: str, x: float | None = None, colour: str = GREY) -> None:
@@ -227,11 +233,6 @@ def against_dense(results: Results, name: str, seconds: Seconds) -> str:
     spent = [core_seconds(*seconds[method]) for method in methods if method in seconds]
     times = two_digits(spent[0] / spent[1]) if len(spent) == 2 else ""
     return told + f", dense takes {times} times the core-seconds" * bool(times)
-
-
-def factor(ratio: float) -> str:
-    """Show a ratio as a part of a sentence: "0.074 times", or "1/187 of"."""
-    return f"{two_digits(ratio)} times" if ratio >= 0.01 else f"1/{two_digits(1 / ratio)} of"
 
 
 def difference(first: list[Result], second: list[Result]) -> Effect | None:

@@ -276,12 +276,18 @@ def deviations(recorded: Results) -> Table:
     """Make T-deviations: what differs from the released code, and the measured effects."""
     rows, measured, told = [], 0, []
     for fact in _rows("deviations.json"):
-        effects, ways = [], fact.get("measured", {})  # each way a method and its weight decay
-        for dataset in recorded.study.datasets if ways else ():
-            pair = (ways["released"], ways["ours"])
-            runs = [recorded.at(decay).of(dataset, method) for method, decay in pair]
+        effects = []
+        # What is compared: the released way and ours, each a method and its weight decay.
+        for ways, dataset in itertools.product(fact.get("measured", ()), recorded.study.datasets):
+            runs = [recorded.at(decay).of(dataset, method) for method, decay in ways]
             if found := shown.difference(*runs):
-                effects.append(f"{recorded.title(dataset)}: {shown.points(found)}")
+                at = f", λ = {ways[0][1]:g}" * (ways[0][1] == ways[1][1])
+                effects.append(f"{recorded.title(dataset)}{at}: {shown.points(found)}")
+                left = [
+                    100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in some]) for some in runs
+                ]
+                if left[0] != left[1]:
+                    effects[-1] += " ({:.0f} % of the connections left, not {:.0f} %)".format(*left)
                 measured += 1
                 if not found.low <= 0 <= found.high:
                     told.append(f"{fact['subject']}, {effects[-1]}")

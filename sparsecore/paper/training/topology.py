@@ -86,7 +86,8 @@ def draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
     alt="Images of connection strength per input pixel at several epochs.",
     caption=(
         "**Where the network looks.** Strength of the connections that leave each of "
-        "Fashion-MNIST's pixels, over training, on one scale; first seed."
+        "Fashion-MNIST's pixels, over training, on one scale; first seed. What to see: the column "
+        "in the middle."
     ),
     height=2.7, block=(1, 6),
 )  # fmt: skip

@@ -263,18 +263,15 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
 def decay(axes: Any, name: str, results: Results) -> str:
     """Draw test accuracy against weight decay, a panel per data set; of F-decay."""
     decays = sorted(results.study.decays)
-    [ax], told = axes, ["nothing"]
+    [ax], told = axes, []
     for method in results.study.methods:
         runs = [results.at(value).of(name, method) for value in decays]
         shown.with_sd(ax, range(len(decays)), runs, method)
         effect = shown.difference(*(runs[decays.index(value)] for value in DECAYS))
         if effect and not effect.low <= 0 <= effect.high:
-            told = [
-                *filter("nothing".__ne__, told),
-                f"{METHODS[method].label} {shown.points(effect)}",
-            ]
+            told.append(f"{METHODS[method].label} {shown.points(effect)}")
     # The values are no numbers that one scale shows: one is 0.
     labels = [{2e-6: "2·10⁻⁶", 2e-5: "2·10⁻⁵"}.get(value, f"{value:g}") for value in decays]
     ax.set_xticks(range(len(decays)), labels)
     ax.set(xlabel="weight decay λ", ylabel="test accuracy (%)")
-    return f"on {results.title(name)} {', '.join(told)}"
+    return f"on {results.title(name)} {', '.join(told) or 'nothing'}"

@@ -561,10 +561,6 @@ def test_what_is_missing_of_the_main_table_is_counted():
     assert table.finding == told
 
 
-def test_what_others_published_is_cited():
-    assert "mocanu2018" in tables.published().frame["source"].iloc[0]
-
-
 def test_methods_without_runs_are_left_out(main):
     """Runs that diverged, or that are not recorded yet, do not keep the others from being shown."""
     runs = main.of("digits", "set-all-relu")

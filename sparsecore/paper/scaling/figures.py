@@ -155,7 +155,7 @@ def stragglers(axes: Any, result: Result) -> tuple[str, str]:
     )
 
 
-# --- tables --------------------------------------------------------------------------------------
+# --- the check -----------------------------------------------------------------------------------
 
 
 def _parts(row: Mapping[str, Any]) -> str:
@@ -206,54 +206,3 @@ def _compared(result: Result, name: str, k: int) -> Result:
         "update_ms": 1e3 * times["update"],
         "simulated": model.simulate(calibrate(result), k, name).samples_per_second,
     }  # fmt: skip
-
-
-# What a quantity is, its unit and how it is shown, and where it comes from.
-_ONE, _STEPS, _TWO = "WASAP-SGD, one worker", "step by step, one process", "two ranks to each other"
-_MS = 1e3, "{:.4f}"
-_QUANTITIES: dict[str, tuple[str, tuple[float, str], str]] = {
-    "compute": ("a worker's time between two pushes", _MS, _ONE),
-    "lock": ("taking the free lock", _MS, _ONE),
-    "update": ("a push, under the lock", _MS, f"{_ONE}, less evolution"),
-    "evolve": ("more for the push that ends an epoch", _MS, _STEPS),
-    "retain": ("more for a push that meets a newer topology", _MS, _STEPS),
-    "adopt": ("adopting that topology, without the lock", _MS, _STEPS),
-    "reduce": ("adding up gradients in lockstep", _MS, _STEPS),
-    "term": ("the same, more per worker", _MS, _STEPS),
-    "message": ("a small message", _MS, _TWO),
-    "bandwidth": ("a large one, GB/s each way", (1e-9, "{:.1f}"), _TWO),
-    "n_params": ("parameters", (1, "{:,.0f}"), "the network"),
-    "bytes_per_update": ("megabytes that an update moves", (1e-6, "{:.2f}"), _ONE),
-    "samples_per_update": ("samples in a gradient", (1, "{:.1f}"), "the data"),
-    "updates_per_epoch": ("updates between two evolutions", (1, "{:,.0f}"), "the data"),
-}
-
-
-_CALIBRATION = (
-    Column("quantity", "quantity", lambda name: _QUANTITIES[name][0], number=False),
-    Column("value", "", lambda row: _quantity(row["quantity"], row["value"])),
-    Column("from", "quantity", lambda name: _QUANTITIES[name][2], number=False),
-)
-
-
-@shows()
-def calibration(result: Result) -> Table:
-    """Make T-scaling-calibration: what the simulation takes from measurements."""
-    taken = calibrate(result)
-    rows = [{"quantity": name, "value": float(getattr(taken, name))} for name in _QUANTITIES]
-    assumed = "; ".join(
-        f"{n.name}: {1e6 * n.latency:g} µs one way, {n.bandwidth / 1e9:g} GB/s each way"
-        for n in model.NETWORKS
-        if n.bandwidth is not None
-    )
-    caption = (
-        "**What the simulation is calibrated with.** Times in milliseconds; the CSV file has "
-        "seconds and bytes. The networks of more than one machine are assumed, not measured."
-    )
-    sources = f"Assumed: {assumed}."
-    return Table.of("T-scaling-calibration", rows, _CALIBRATION, caption, sources)
-
-
-def _quantity(name: str, value: float) -> str:
-    unit, form = _QUANTITIES[name][1]
-    return form.format(unit * value)

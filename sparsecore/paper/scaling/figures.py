@@ -112,11 +112,11 @@ def simulated(axes: Any, result: Result) -> tuple[str, str]:
         told.append(f"{LABELS[name]} peaks with {', '.join(best)}")
         _workers_axis(ax, result, name, 1, 4, 16, 64, 256, 1024, yscale="log")
     axes[0].set_ylabel("simulated throughput\nover one worker's")
-    peaks = " and ".join(f"{LABELS[name]} {gain:.1f}" for name, (gain, _) in most.items())
+    peaks = " and ".join(f"{gain:.1f} ({LABELS[name]})" for name, (gain, _) in most.items())
     many = most["wassp"][1]
     rows = many * result["batch_size"]
     return (
-        f"Simulated throughput, over one worker's: at most {peaks}. That is throughput only: in "
+        f"Simulated throughput is at most {peaks} times one worker's. That is throughput only: in "
         f"lockstep {many} workers take steps of {rows:,} rows, {-(-result['n_train'] // rows)} per "
         "epoch, and whether these still train is not simulated.",
         f"{'; '.join(told)}. Saturated: {'; '.join(points)}. With {result['n_train']:,} rows at "

@@ -31,7 +31,7 @@ _PROVENANCE = re.compile(r"commit|AMD|EPYC|Intel|Xeon|CPU @|sparsecore \d|Source
 _HYPHEN = re.compile(r"(?<![\w-])-\d")
 _SHOWN = {
     speed_figures: ("peers", "what_peers_do", "density", "roofline", "width"),
-    scaling_figures: ("measured", "simulated", "stragglers", "comparison", "calibration"),
+    scaling_figures: ("measured", "simulated", "stragglers", "comparison"),
     parallel_figures: ("accuracy", "staleness", "resources"),
     extreme_figures: ("table", "scaling", "losses"),
 }  # fmt: skip

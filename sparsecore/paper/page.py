@@ -13,11 +13,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
 
 
 def minus(text: str) -> str:
@@ -45,8 +45,6 @@ class Picture:
         return self._file("pdf", CreationDate=None)
 
     def _file(self, form: str, **about: Any) -> bytes:
-        import matplotlib
-
         out, tight = io.BytesIO(), {"bbox_inches": "tight", "pad_inches": 0.05}
         with matplotlib.rc_context({"svg.hashsalt": self.key, "pdf.fonttype": 42}):
             self.figure.savefig(out, format=form, metadata=about, dpi=200, **tight)
@@ -133,8 +131,6 @@ class Table:
         sources: str = "", finding: str = "",
     ) -> Table:  # fmt: skip
         """Make a table of rows, which are its plain values, and of how columns show them."""
-        import pandas as pd
-
         rows = list(rows)
         frame = pd.DataFrame({c.title: c.texts(rows) for c in columns})
         numbers = tuple(c.title for c in columns if c.number)

@@ -215,7 +215,7 @@ def _right(runs: Sequence[Result]) -> str:
 
 
 def _plain(run: Result) -> Result:
-    test, trend = run["test"] or {}, run["trend"] or {}
+    test = run["test"] or {}
     predict, evolve = run["predict_seconds"], run["evolve_seconds"]
     config, batch = run["config"], run["config"]["batch_size"]
     return {
@@ -228,9 +228,7 @@ def _plain(run: Result) -> Result:
         "evolution_seconds": float(np.mean(evolve)) if evolve else None,
         "first_loss": float(np.mean(run["losses"][:10])),
         "last_loss": float(np.mean(run["losses"][-10:])),
-        "tau": trend.get("tau"), "trend_p": trend.get("p"), "correct": test.get("correct"),
-        "held_out": test.get("n"), "test_p": test.get("p"),
-        **{name: run["provenance"][name] for name in ("commit", "cpu", "threads")},
+        "correct": test.get("correct"), "held_out": test.get("n"), "test_p": test.get("p"),
     }  # fmt: skip
 
 

@@ -78,19 +78,15 @@ def figure(axes: Any, found: Result) -> tuple[str, str]:
 def told(found: Result) -> str:
     """Say in a sentence what the data say: All-ReLU's flow over the others', the least first."""
     alpha = setting(DATASET).config.alpha
-    place, parts, ahead = found["alphas"].index(alpha), [], 0
-    for number, depth in enumerate(found["depths"]):
-        logs = {name: np.log(np.array(found["flows"][name][number])) for name in _COLOURS}
-        ours = logs["all-relu"][place].mean()
-        relu, leaky = logs["all-relu"][0].mean(), logs["leaky-relu"][place].mean()
-        text = (
-            f"with {depth} hidden layers {np.exp(ours - relu):.2g} times ReLU's and "
-            f"{np.exp(ours - leaky):.2g} times LeakyReLU's"
-        )
-        parts.append((ours - relu, text))
-        ahead += bool(ours > leaky)
+    own = found["alphas"].index(alpha)
+    ours, leaky = (np.log(found["flows"][name]).mean(axis=2) for name in _COLOURS)
+    over_relu, over_leaky = np.exp(ours[:, own] - ours[:, 0]), np.exp((ours - leaky)[:, own])
+    parts = [
+        f"with {depth} hidden layers {relu:.2g} times ReLU's and {leaky:.2g} times LeakyReLU's"
+        for relu, leaky, depth in sorted(zip(over_relu, over_leaky, found["depths"], strict=True))
+    ]
     return (
-        f"All-ReLU's gradient flow at α = {alpha:g} is "
-        f"{'; '.join(text for _, text in sorted(parts))}. So slopes of alternating sign pass more "
-        f"than slopes of one sign at {ahead} of {len(parts)} depths."
+        f"All-ReLU's gradient flow at α = {alpha:g} is {'; '.join(parts)}. So slopes of "
+        f"alternating sign pass more than slopes of one sign at {np.sum(over_leaky > 1)} of "
+        f"{len(parts)} depths."
     )

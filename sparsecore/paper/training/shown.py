@@ -246,11 +246,8 @@ def contrast(results: Results, first: str, second: str) -> str:
     for name in results.datasets:
         runs = [results.of(name, method) for method in (first, second)]
         if effect := difference(*runs):
-            lead = np.subtract(
-                *(over_epochs(some, "test_accuracy", 100)[1].mean() for some in runs)
-            )
             effects.append(effect)
-            told.append(f"{results.title(name)} {points(effect)} (all epochs {lead:+.2f})")
+            told.append(f"{results.title(name)} {points(effect)}")
     if not effects:
         return f"{METHODS[first].label} and {METHODS[second].label}: too few runs to compare them."
     more, less = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)

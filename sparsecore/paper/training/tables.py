@@ -24,7 +24,7 @@ from sparsecore.paper.page import Column, Table
 from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import deviation
 from sparsecore.paper.training import shown
-from sparsecore.paper.training.conditions import METHODS, STUDIES, excluded, sizes
+from sparsecore.paper.training.conditions import METHODS, excluded, sizes
 from sparsecore.paper.training.effects import core_seconds, two_digits
 from sparsecore.paper.training.on_cluster import WORKERS
 from sparsecore.paper.training.studies import Results, cores, training_seconds
@@ -37,9 +37,8 @@ from sparsecore.wasap.plan import Plan
 def data_sets(recorded: Results) -> Table:
     """Make T-datasets: all data sets, and what recorded runs used; the sources tell what is here.
 
-    A data set that a study uses is brought here if it can be had; others are only looked for.
+    What is not here is brought here, if it can be had.
     """
-    wanted = {name for study in STUDIES.values() for name in study.datasets}
     columns = (
         Column("data set", "title", number=False),
         Column("domain", "domain", number=False),
@@ -55,13 +54,13 @@ def data_sets(recorded: Results) -> Table:
         "used; where the data come from. A surrogate has the shape of data that were not at hand; "
         "it serves to measure time and memory only."
     )
-    rows = [_data_set(name, name in wanted, recorded) for name in datasets.names()]
+    rows = [_data_set(name, recorded) for name in datasets.names()]
     here = "; ".join(f"{row['title']}: {row['here']}" for row in rows)
     sources = f"On this machine (training, test, start of the content's SHA-256): {here}."
     return Table.of("T-datasets", rows, columns, caption, sources)
 
 
-def _data_set(name: str, fetch: bool, recorded: Results) -> dict[str, Any]:
+def _data_set(name: str, recorded: Results) -> dict[str, Any]:
     facts: dict[str, Any] = datasets.describe(name)
     plain = ("title", "domain", "n_features", "n_classes", "n_train", "n_test", "home")
     row = {"name": name, **{key: facts[key] for key in plain}, "here": NOT_AVAILABLE}
@@ -69,12 +68,11 @@ def _data_set(name: str, fetch: bool, recorded: Results) -> dict[str, Any]:
     used = [run["data"] for run in recorded.on(name)]
     sizes_of_runs = sorted({(data["n_train"], data["n_test"]) for data in used})
     row["rows_of_runs"] = "; ".join(f"{train:,}, {test:,}" for train, test in sizes_of_runs) or None
-    if fetch or datasets.available(name):
-        with suppress(DataNotAvailable):
-            data = datasets.load(name)
-            lengths, digest = (len(data.y_train), len(data.y_test)), data.content_hash
-            here = "{} ({:,}, {:,}, `{:.8}`)".format(data.source, *lengths, digest)
-            row |= {"here": here, "sha256": digest, "surrogate": data.surrogate}
+    with suppress(DataNotAvailable):
+        data = datasets.load(name)
+        lengths, digest = (len(data.y_train), len(data.y_test)), data.content_hash
+        here = "{} ({:,}, {:,}, `{:.8}`)".format(data.source, *lengths, digest)
+        row |= {"here": here, "sha256": digest, "surrogate": data.surrogate}
     return row
 
 
@@ -264,18 +262,13 @@ def _mean_sd(name: str, row: Mapping[str, Any]) -> str:
     return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(f"{value:.{decimals}f}" for value in values)
 
 
-# --- T-deviations, what others published, and what it took ---------------------------------------
-
-
-def _rows(name: str) -> list[dict[str, Any]]:
-    """Read a table of facts that stands beside this file."""
-    return list(json.loads(Path(__file__).with_name(name).read_text()))
+# --- T-deviations, and what is recorded ----------------------------------------------------------
 
 
 def deviations(recorded: Results) -> Table:
     """Make T-deviations: what differs from the released code, and the measured effects."""
     rows, measured, told = [], 0, []
-    for fact in _rows("deviations.json"):
+    for fact in json.loads(Path(__file__).with_name("deviations.json").read_text()):
         effects = []
         # What is compared: the released way and ours, each a method and its weight decay.
         for ways, dataset in itertools.product(fact.get("measured", ()), recorded.study.datasets):
@@ -302,21 +295,6 @@ def deviations(recorded: Results) -> Table:
     start = f"Effects of the released way whose interval excludes 0, of {measured} measured"
     finding = shown.sentence(start, "; ".join(told or ["none"])).strip() * bool(measured)
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)
-
-
-def published() -> Table:
-    """Make the table of numbers that others published for sparse and dense MLPs on these data."""
-    titles = {"data set": "data", "method": "method", "epochs": "epochs"}
-    titles |= {"accuracy (%)": "accuracy", "setting": "setting", "source": "source"}
-    columns = [
-        Column(title, name, number=title in ("epochs", "accuracy (%)"))
-        for title, name in titles.items()
-    ]
-    caption = (
-        "**Published elsewhere.** Test accuracies of others on data of the study, and what their "
-        "setting has in common with ours, or not."
-    )
-    return Table.of("T-published", _rows("published.json"), columns, caption)
 
 
 def coverage(recorded: Results) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,16 +32,20 @@ _LEVEL_STYLE = {"L1": "-", "L2": (0, (5, 1)), "L3": (0, (3, 1, 1, 1)), "DRAM": (
 _LEVEL_MARKER = {"L1": "s", "L2": "o", "L3": "D", "DRAM": "v"}
 
 
-@picture(
-    "F-speed-peers", "peers", down=len(SHAPES),
-    legend=[*(dot(colour, label) for label, (colour, _) in _KINDS.items()),
-            dot(GREY, "one thread"), dot(GREY, "two threads", fill="white")],
-    caption="**A training step, and the peers.** Time of a full step on the networks of the "
-    "study's images (ε = 20, batches of 128): medians of interleaved rounds, bars from the fastest "
-    "to the slowest, in brackets times sparsecore's. What to see: farther right is slower.",
-    alt="Dot plot of milliseconds per training step for each peer, on two networks.",
-)  # fmt: skip
-def peers(axes: Any, result: Result) -> tuple[str, str]:
+def _of_peers(key: str, part: str, title: str) -> Callable[..., Any]:
+    """Return what makes a picture of a contest."""
+    return picture(
+        key, part, down=len(SHAPES),
+        legend=[*(dot(colour, label) for label, (colour, _) in _KINDS.items()),
+                dot(GREY, "one thread"), dot(GREY, "two threads", fill="white")],
+        caption=f"**{title}.** Time of a full step on the networks of the study's images (ε = 20, "
+        "batches of 128): medians of interleaved rounds, bars from the fastest to the slowest, in "
+        "brackets times sparsecore's. What to see: farther right is slower.",
+        alt="Dot plot of milliseconds per training step for each peer, on two networks.",
+    )(_draw_peers)  # fmt: skip
+
+
+def _draw_peers(axes: Any, result: Result) -> tuple[str, str]:
     """Draw milliseconds per training step of all peers, a panel per network."""
     keys = [key for key in PEERS if any(key in c["peers"] for c in result["contests"])]
     axes[0].figure.set_figheight(0.9 + 0.75 * len(keys))
@@ -65,7 +69,8 @@ def _slower(result: Result) -> str:
             if (there := ratio.keys() & {*keys} - {"sparsecore"})
         ]
         told.append(f"on {_TITLES[contest['shape']]} {', '.join(parts)}")
-    return f"Steps per second of sparsecore, with one thread: {'; '.join(told)}."
+    cpu = result["provenance"]["cpu"]
+    return f"Steps per second of sparsecore, one thread of an {cpu}: {'; '.join(told)}."
 
 
 def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
@@ -88,10 +93,14 @@ def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
     _plain_ticks(ax.xaxis)
 
 
-@shows("peers")
-def what_peers_do(result: Result) -> Table:
+peers = _of_peers("F-speed-peers", "peers", "A training step, and the peers")
+peers_avx2 = _of_peers("F-speed-avx2", "peers-avx2", "The same on an older CPU, without AVX-512")
+
+
+@shows(lambda page: [page[name] for name in ("peers-avx2", "peers") if name in page])
+def what_peers_do(*results: Result) -> Table:
     """Make the table of the peers: what each does, and its version."""
-    contests, rows = result["contests"], []
+    contests, rows = [contest for result in results for contest in result["contests"]], []
     for key, peer in PEERS.items():
         found = [c["peers"][key]["version"] for c in contests if key in c["peers"]]
         gone = contests[0]["absent"].get(key, {}).get("reason", "not there")

@@ -117,8 +117,10 @@ def width_sweep(effort: Effort) -> Result:
 # --- run or load ---------------------------------------------------------------------------------
 
 #: What is measured, and what its result holds.
+_CONTEST = contest, {"contests": [{"shape": str, "peers": dict, "problem": dict}]}
 PARTS: dict[str, tuple[Callable[[Effort], Result], dict[str, Any]]] = {
-    "peers": (contest, {"contests": [{"shape": str, "peers": dict, "problem": dict}]}),
+    "peers": _CONTEST,
+    "peers-avx2": _CONTEST,  # recorded on a second machine
     "density": (
         density_sweep,
         {"sizes": list, "points": [{"density": (int, float), "ms": dict}], "dense": dict},
@@ -135,6 +137,7 @@ def _parts(profile: str) -> Parts:
     return {
         name: (Entry(STUDY, name, profile, schema), partial(measure, EFFORTS[profile]))
         for name, (measure, schema) in PARTS.items()
+        if profile == "paper" or name != "peers-avx2"
     }
 
 

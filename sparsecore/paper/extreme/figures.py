@@ -194,8 +194,8 @@ def projection() -> Note:
             ranks += 1
         fit.append(f"{_count(neurons)} neurons on {ranks}")
     return Note(
-        f"By calculation, machines with {_MEMORY / GIB:.0f} GiB would hold networks of ten hidden "
-        f"layers and {' and '.join(fit)} of them."
+        "By calculation, networks of ten hidden layers fit on machines with "
+        f"{_MEMORY / GIB:.0f} GiB: {', '.join(fit)}."
     )
 
 

@@ -122,7 +122,7 @@ def test_the_main_table_has_a_block_per_weight_decay(main):
         {**run, "config": {**run["config"], "weight_decay": 0.0}, "test_accuracy": 0.5}
         for run in main.of("digits", "set-relu")
     ]
-    both = replace(main, study=study, profile="paper", runs=main.runs + without)
+    both = replace(main, study=study, profile="paper", runs=main.runs + without, unavailable={})
     rows = tables.main(both).data
     assert rows["decay"].tolist() == [0.0002] * 5 + [0.0]
     assert rows["test_accuracy"].iloc[-1] == 0.5

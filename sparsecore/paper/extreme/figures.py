@@ -70,12 +70,14 @@ def table(*runs: Result) -> Table:
     )
     about = "The largest run had {threads} threads and {memory_gib} GiB of memory. "
     sources = about.format_map(runs[-1]["provenance"])
-    sources += f"An epoch has {' or '.join(map(str, sorted(sizes)))} samples. "
     if guesses := [row["test_p"] for row in rows if row["test_p"] is not None]:
         sources += f"Guessing does as well with a probability of at most {max(guesses):.0e}. "
     off = [100 * (row["peak_bytes"] / row["budget_bytes"] - 1) for row in rows]
     most = f"exceeded it by at most {max(off):.1f} %" if max(off) > 0 else "never exceeded it"
-    finding = f"A plan of memory is printed before a run; what networks took {most}."
+    finding = (
+        f"All networks are trained for an epoch of {' or '.join(map(str, sorted(sizes)))} samples. "
+        f"A plan of memory is printed before a run; what networks took {most}."
+    )
     return Table.of("T-extreme", rows, _TABLE, caption, sources, finding)
 
 
@@ -111,17 +113,6 @@ def scaling(axes: Any, *runs: Result) -> tuple[str, str]:
         f"as a bat's brain: it takes {peaks[-1]:.1f} GiB of memory and "
         f"{times[-1]:.2g} s per training step{right}.",
         f"From 5·10⁶ neurons on the exponents are {' and '.join(told)}. " * bool(told),
-    )
-
-
-@shows(networks)
-def effort(*runs: Result) -> Note:
-    """Say how long the runs are, and so what they do not show."""
-    config, evolutions = runs[-1]["config"], len(runs[-1]["evolve_seconds"])
-    return Note(
-        f"A run here is {config['steps']} steps of {config['batch_size']} samples, with "
-        f"{evolutions} evolution{'s' * (evolutions != 1)}. It shows that such a network starts to "
-        "learn an easy task, not how good it becomes."
     )
 
 
@@ -203,8 +194,8 @@ def projection() -> Note:
             ranks += 1
         fit.append(f"{_count(neurons)} neurons on {ranks}")
     return Note(
-        f"By calculation, machines with {_MEMORY / GIB:.0f} GiB would hold networks of ten hidden "
-        f"layers and {' and '.join(fit)} of them."
+        "By calculation, networks of ten hidden layers fit on machines with "
+        f"{_MEMORY / GIB:.0f} GiB: {', '.join(fit)}."
     )
 
 

@@ -63,11 +63,8 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result] | N
         "one standard deviation; hollow: one run. What to see: how far the methods are apart, "
         "beside how far the seeds of each are."
     ),
-<<<<<<< HEAD
     finding="The highest mean, and the next one at the same λ", height=2.2, extra=0.2, across=2,
-=======
-    finding="The highest mean", height=2.2, extra=0.2, across=2, sharey=True,
->>>>>>> wing34
+    sharey=True,
     needs=lambda found: len(found) > 1,
     legend=lambda results: [dot(GREY, f"λ = {d:g}", mark) for d, mark in _MARKS.items()],
 )  # fmt: skip
@@ -83,9 +80,7 @@ def accuracies(axes: Any, name: str, results: Results) -> str:
             ax.errorbar(mean, place, xerr=sd, **look)
     labels = [METHODS[method].label for method in results.study.methods]
     ax.set_yticks(range(len(labels)), labels)
-<<<<<<< HEAD
-    ax.invert_yaxis()
-    ax.set_xlabel("test accuracy (%)")
+    ax.set(xlabel="test accuracy (%)", ylim=(len(labels) - 0.5, -0.5))
     decay, best = max(means, key=means.__getitem__)
     at = results.at(decay)
     mean = f"{means[decay, best]:.1f} % at λ = {decay:g}"
@@ -95,11 +90,6 @@ def accuracies(axes: Any, name: str, results: Results) -> str:
         gap = shown.gap(at.of(name, second), at.of(name, best))
         told += f" ({METHODS[second].label} {gap})"
     return told + ", where dense is not recorded yet" * at.lacks(name, "dense")
-=======
-    ax.set(xlabel="test accuracy (%)", ylim=(len(labels) - 0.5, -0.5))
-    (label, decay), best = max(means.items(), key=lambda item: item[1])
-    return f"on {results.title(name)} {label} ({best:.1f} % at λ = {decay:g})"
->>>>>>> wing34
 
 
 @by_dataset(

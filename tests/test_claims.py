@@ -353,7 +353,7 @@ def test_evidence_is_computed_from_the_results():
     [dense] = at(ledger, "C5", 0.0002)
     assert dense.evidence.endswith("; at the best epochs +19.00")
     [flow] = [c for c in at(ledger, "C2", 0.0002) if "flow" in c.question]
-    assert flow.evidence.endswith("; in the first tenth of the epochs × 3.0")
+    assert flow.evidence.endswith("; in the first tenth of the epochs × 3.0 [3.0, 3.0]")
 
 
 @pytest.mark.parametrize(("seconds", "ranks"), [(5.0, 2), (5.0, 5), (9.5, 1)])

@@ -30,7 +30,7 @@ SPARSE = ("torch-csr", "sparseprop", "sparselab")  # the peers that hold no dens
 _PROVENANCE = re.compile(r"commit|AMD|EPYC|Intel|Xeon|CPU @|sparsecore \d|Source|\b[0-9a-f]{7,}\b")
 _HYPHEN = re.compile(r"(?<![\w-])-\d")
 _SHOWN = {
-    speed_figures: ("peers", "what_peers_do", "density", "roofline", "width"),
+    speed_figures: ("peers", "peers_avx2", "what_peers_do", "density", "roofline", "width"),
     scaling_figures: ("measured", "simulated", "stragglers", "comparison"),
     parallel_figures: ("accuracy", "staleness", "resources"),
     extreme_figures: ("table", "scaling", "losses"),

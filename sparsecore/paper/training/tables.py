@@ -322,9 +322,10 @@ def coverage(recorded: Results) -> Table:
         "**What is recorded of the main table**, at full length; how long training and tests took; "
         "and what is missing."
     )
+    machines = sorted({run["provenance"]["cpu"] for run in recorded.runs})
     done, planned, hours = (sum(row[n] for row in rows) for n in ("recorded", "planned", "hours"))
     finding = (
         f"Of the main table's {planned} planned runs {done} are recorded; they took {hours:.0f} "
-        "core-hours."
+        f"core-hours, on these CPUs: {', '.join(machines)}."
     )
     return Table.of("T-recorded", rows, columns, caption, finding=finding)

@@ -537,15 +537,15 @@ def test_what_is_missing_of_the_main_table_is_counted():
     run = {
         "condition": {"dataset": "cifar10", "method": "dense"}, "config": {"weight_decay": 0.0},
         "data": {"surrogate": False}, "seconds": {"train": 3600.0, "evaluate": 1800.0},
-        "provenance": {"ranks": 1, "threads": 2, "cores": 2},
+        "provenance": {"ranks": 1, "threads": 2, "cores": 2, "cpu": "a CPU"},
     }  # fmt: skip
     table = tables.coverage(studies.Results(study, "paper", [run]))
     assert table.data["planned"].sum() == planned
     row = table.data[(table.data["title"] == "CIFAR-10") & (table.data["decay"] == 0)].iloc[0]
     assert (row["recorded"], row["missing"].split(", ")[0]) == (1, "SET-ReLU")
     assert row["hours"] == table.data["hours"].sum() == 3.0, "1.5 hours of two cores"
-    told = f"Of the main table's {planned} planned runs 1 are recorded; they took 3 core-hours."
-    assert table.finding == told
+    told = f"Of the main table's {planned} planned runs 1 are recorded; they took 3 core-hours"
+    assert table.finding == f"{told}, on these CPUs: a CPU."
 
 
 def test_methods_without_runs_are_left_out(main):

@@ -1,4 +1,4 @@
-"""What this process may use of its machine: CPUs and memory, within its control groups."""
+"""What this process may use of its machine: CPUs and memory, within control groups (version 2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-#: Where Linux shows the control groups, and which of them this process is in.
+#: Where Linux shows the control groups, and which one this process is in.
 GROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -17,11 +17,9 @@ def cpu_count() -> int:
     """Return the number of CPUs that this process may run on, or has the time of."""
     affinity = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
-    for folder in _groups("cpu"):
-        words = _words(folder / "cpu.max") or [
-            *_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")
-        ]  # fmt: skip
-        if len(words) == 2 and words[0] not in ("max", "-1"):
+    for folder in _groups():
+        words = _words(folder / "cpu.max")
+        if len(words) == 2 and words[0] != "max":
             count = min(count, math.ceil(int(words[0]) / int(words[1])))
     return max(1, count)
 
@@ -29,27 +27,22 @@ def cpu_count() -> int:
 def free_memory() -> int:
     """Return the bytes that this process may still take, pages of files that can go included."""
     free = int(psutil.virtual_memory().available)
-    for folder in _groups("memory"):
-        limit = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
-        used = _words(folder / "memory.current") or _words(folder / "memory.usage_in_bytes")
+    for folder in _groups():
+        limit, used = _words(folder / "memory.max"), _words(folder / "memory.current")
         stat = _words(folder / "memory.stat")
         files = dict(zip(stat[::2], stat[1::2], strict=True))
         if limit and used and limit != ["max"]:
-            can_go = files.get("total_inactive_file", files.get("inactive_file", 0))
-            free = min(free, int(limit[0]) - int(used[0]) + int(can_go))
+            free = min(free, int(limit[0]) - int(used[0]) + int(files.get("inactive_file", 0)))
     return max(0, free)
 
 
-def _groups(controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's groups, and of those around them, of both versions."""
-    lines = OWN.read_text().splitlines() if OWN.exists() else []
-    for line in lines:
-        _, kinds, inner = line.split(":", 2)
-        if not kinds or controller in kinds.split(","):
-            top = GROUPS / controller if kinds else GROUPS
-            # In a container the path may be the host's, and only `top` be there: it is the group.
-            folder = top / inner.lstrip("/")
-            yield from (path for path in (folder, *folder.parents) if path.is_relative_to(top))
+def _groups() -> Iterator[Path]:
+    """Yield the folders of this process's group and of those around it."""
+    for line in OWN.read_text().splitlines() if OWN.exists() else []:
+        if line.startswith("0::/"):
+            # In a container the path may be the host's, and only the top be there: it is the group.
+            folder = GROUPS / line.removeprefix("0::/")
+            yield from (path for path in (folder, *folder.parents) if path.is_relative_to(GROUPS))
 
 
 def _words(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a process may use: control groups of both versions, in made-up folders."""
+"""What a process may use: control groups, in made-up folders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def groups(tmp_path, monkeypatch):
     return write
 
 
-V1 = "9:name=systemd:/\n4:memory:/a/b\n1:cpu,cpuacct:/a/b\n0::/\n"
 V2 = "0::/user.slice/job\n"
 
 
@@ -43,11 +42,7 @@ V2 = "0::/user.slice/job\n"
         (V2, {"cpu.max": "50000 100000"}, 1),  # a container sees its own group at the top
         (V2, {"user.slice/job/cpu.max": "9999999 100000"}, 8),
         (V2, {"user.slice/job/cpu.max": "garbage"}, 8),
-        (V1, {"cpu/a/b/cpu.cfs_quota_us": "-1", "cpu/a/b/cpu.cfs_period_us": "100000"}, 8),
-        (V1, {"cpu/a/b/cpu.cfs_quota_us": "400000", "cpu/a/b/cpu.cfs_period_us": "100000"}, 4),
-        (V1, {"cpu/cpu.cfs_quota_us": "1000", "cpu/cpu.cfs_period_us": "100000"}, 1),
-        (V1, {"cpu/b/cpu.cfs_quota_us": "1000", "cpu/b/cpu.cfs_period_us": "100000"}, 8),
-        ("4:memory:/\n", {"cpu/cpu.cfs_quota_us": "1000", "cpu/cpu.cfs_period_us": "10000"}, 8),
+        ("4:memory:/\n", {"cpu.max": "1000 10000"}, 8),  # groups of version 1 are not read
     ],
 )
 def test_cpus_are_those_of_the_affinity_and_the_quota(own, files, cpus, groups, monkeypatch):
@@ -71,23 +66,6 @@ def test_cpus_are_those_of_the_affinity_and_the_quota(own, files, cpus, groups, 
                 "user.slice/job/memory.stat": f"anon 1\ninactive_file {4 * GIB}",
             },
             6,
-        ),
-        (
-            V1,
-            {
-                "memory/a/b/memory.limit_in_bytes": 7 * GIB,
-                "memory/a/b/memory.usage_in_bytes": 5 * GIB,
-                "memory/a/b/memory.stat": f"inactive_file 7\ntotal_inactive_file {GIB}",
-            },
-            3,
-        ),
-        (
-            V1,
-            {
-                "memory/memory.limit_in_bytes": 9223372036854771712,
-                "memory/memory.usage_in_bytes": 5 * GIB,
-            },
-            10,
         ),
     ],
 )

@@ -193,7 +193,7 @@ def test_the_schematic_has_a_short_caption_too():
     assert_reads_well(parallel_figures.overview())
 
 
-@pytest.mark.parametrize("held, share", [(4, "all 7"), (3, "6 of 7")])
+@pytest.mark.parametrize("held, share", [(4, "all 4"), (3, "3 of 4")])
 def test_attempts_that_failed_are_counted(held, share, monkeypatch, tmp_path):
     monkeypatch.setenv(store.FOLDER, str(tmp_path))
     monkeypatch.setenv("SPARSECORE_RECORD", "1")
@@ -201,7 +201,8 @@ def test_attempts_that_failed_are_counted(held, share, monkeypatch, tmp_path):
     reliability.keep("kills", "runs", 2, 2)
     reliability.keep("kills", "WASAP", 1, 1)
     table = reliability.table()
-    assert table.finding == f"The promise held in {share} attempts."
+    told = f"The promise held in all 3 attempts on processes and {share} wrong inputs."
+    assert table.finding == told
     assert list(table.frame["to"]) == ["WASAP", "runs", "files"]
     promises = table.data.set_index("what")["promise"]
     assert "replays" in promises["WASAP"] and "unbroken" in promises["runs"]

@@ -524,8 +524,12 @@ def test_depth_draws_geometric_means_and_says_them(monkeypatch):
     np.testing.assert_allclose(line.get_ydata(), np.exp(np.log(flows[1]).mean(axis=1)))
     ratio = np.exp(np.log(flows[0, 3]).mean() - np.log(flows[0, 0]).mean())
     assert f"1 hidden layers {ratio:.2g} times ReLU's" in picture.finding
-    factors = re.findall(r"layers (\S+) times", picture.finding)
-    assert sorted(factors, key=float) == factors and picture.key == "F-depth"
+    depths = [int(found) for found in re.findall(r"with (\d+) hidden", picture.finding)]
+    assert depths == run["depths"] and picture.key == "F-depth"
+    over = np.log(flows[:, -1]).mean(axis=1) - np.log(run["flows"]["leaky-relu"])[:, -1].mean(
+        axis=1
+    )
+    assert picture.finding.endswith(f"at α = 1, at {np.sum(over > 0)}.")
     assert depth.figure({**run, "profile": "quick"}).key == "F-depth-here"
     assert len(picture.caption.split()) <= 60
     assert depth.figure({"missing": "no data"}) == page.Note("no data")

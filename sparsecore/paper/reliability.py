@@ -60,8 +60,15 @@ def table() -> Table:
         Column("times", "tried", "{:,}"),
         Column("it held", "held", "{:,}"),
     ]
-    tried, held = (sum(row[name] for row in rows) for name in ("tried", "held"))
-    told = f"The promise held in {'all' if held == tried else f'{held:,} of'} {tried:,} attempts."
+    inputs = [row for row in rows if row["check"] == "fuzz"]
+    told = []
+    for what, some in (
+        ("attempts on processes", [row for row in rows if row not in inputs]),
+        ("wrong inputs", inputs),
+    ):
+        tried, held = (sum(row[name] for row in some) for name in ("tried", "held"))
+        told.append(f"{'all' if held == tried else f'{held:,} of'} {tried:,} {what}")
+    finding = f"The promise held in {' and '.join(told)}."
     origins = store.origin([result["provenance"] for result in results])
     caption = "**Attempts to break it**, and how often the promise held."
-    return Table.of(STUDY, rows, columns, caption, f"Recorded (profile paper): {origins}.", told)
+    return Table.of(STUDY, rows, columns, caption, f"Recorded (profile paper): {origins}.", finding)

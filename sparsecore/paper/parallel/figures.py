@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
+from scipy.stats import ttest_1samp
 
 from sparsecore import datasets, wasap
 from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET, config_of
 from sparsecore.paper.store import Result
-from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line, picture, shows, tag
+from sparsecore.paper.style import COLOURS, GREY, canvas, line, picture, shows, tag
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.effects import apart
 from sparsecore.paper.training.studies import Results, training_seconds
@@ -94,7 +95,8 @@ def _gap(*scores: list[float]) -> str:
     caption="**Parallel training on Fashion-MNIST.** Test accuracy against epochs and against "
     "seconds of training, running means over epochs, means over seeds ± one standard deviation. "
     "Right of the dotted line each worker trains alone, and the line is the mean of their copies; "
-    f"the dot is the averaged model. λ = {config_of('paper').weight_decay:g}.",
+    "the dot is the averaged model. What to see: whether a line falls there. "
+    f"λ = {config_of('paper').weight_decay:g}.",
     alt="Lines of test accuracy against epochs and against seconds, one colour an algorithm.",
 )  # fmt: skip
 def accuracy(axes: Any, found: Result) -> tuple[str, str]:
@@ -128,10 +130,10 @@ def _beside_sequential(runs: dict[str, list[Result]], workers: int) -> str:
     pace = {n: np.mean([run["samples_per_second"] for run in some]) for n, some in runs.items()}
     base = "sequential"
     beside = " and ".join(f"{LABELS[n]} {_gap(done[n], done[base])}" for n in _PARALLEL)
-    faster = " and ".join(f"{LABELS[n]} {pace[n] / pace[base]:.2f}" for n in _PARALLEL)
+    faster = " and ".join(f"{pace[n] / pace[base]:.2f} ({LABELS[n]})" for n in _PARALLEL)
     return (
-        f"Samples per second with {workers} workers, times the sequential trainer's: {faster}. "
-        f"Differences from its accuracy at the end: {beside}."
+        f"With {workers} workers, samples per second are {faster} times those of sequential "
+        f"training with one thread. Accuracy at the end differs from its by: {beside}."
     )
 
 
@@ -143,13 +145,6 @@ def beside_main(found: Result, main: Results) -> Note:
     effects = ((n, shown.difference(at.of(DATASET, n), base)) for n in _PARALLEL)
     told = " and ".join(f"{shown.points(e)} ({LABELS[n]})" for n, e in effects if e)
     text = shown.sentence("Final test accuracy there, less the sequential trainer's", told)
-    for name in _PARALLEL:
-        both = (found["runs"][name], at.of(DATASET, name))
-        scores = [[100 * run["test_accuracy"] for run in some] for some in both if some]
-        means, sds = [*map(np.mean, scores)], [*map(deviation, scores)]
-        if np.ptp(means) > max(sds):
-            pair = (f"{mean:.2f} ± {sd:.2f} %" for mean, sd in zip(means, sds, strict=True))
-            text += f"{LABELS[name]}'s series differ more than its seeds: {' and '.join(pair)}. "
     return Note(
         "[The main table](main.ipynb) has other runs of the same length; compare seconds within "
         f"one figure only. {text}".strip()
@@ -177,13 +172,19 @@ def _cases(results: Results, name: str) -> list[tuple[float, str, np.ndarray]]:
 
 def _given_back(results: Results) -> str:
     """Say how often the copies lose, whether their average gets it back, and what the loss does."""
-    cases = [seen.mean(axis=0) for n in results.datasets for *_, seen in _cases(results, n)]
-    before, copies, end, rise = np.transpose(cases)
+    cases = [seen for n in results.datasets for *_, seen in _cases(results, n)]
+    before, copies, end, rise = np.transpose([seen.mean(axis=0) for seen in cases])
+    lost, won = (
+        sum(len(s) > 2 and ttest_1samp(s[:, a] - s[:, b], 0, alternative="greater").pvalue < 0.025
+            for s in cases)
+        for a, b in ((0, 1), (2, 1))
+    )  # fmt: skip
     return (
         f"In phase 2 the copies lose test accuracy in {np.sum(copies < before)} of {len(cases)} "
-        "cases (data set, algorithm, λ). Their average is more accurate than they are in "
-        f"{np.sum(end > copies)}, and reaches phase 1's accuracy in {np.sum(end >= before)}. In "
-        f"{np.sum(rise > 0)} cases the copies' training loss rises in the first {_EARLY} epochs."
+        f"cases (data set, algorithm, λ), in {lost} by more than 95 % intervals over seeds. Their "
+        f"average is more accurate than they are in {np.sum(end > copies)} (in {won} by more), and "
+        f"reaches phase 1's accuracy in {np.sum(end >= before)}. In {np.sum(rise > 0)} cases the "
+        f"copies' training loss rises in the first {_EARLY} epochs."
     )
 
 

@@ -76,17 +76,18 @@ def figure(axes: Any, found: Result) -> tuple[str, str]:
 
 
 def told(found: Result) -> str:
-    """Say in a sentence what the data say: All-ReLU's flow over the others', the least first."""
-    alpha = setting(DATASET).config.alpha
+    """Say what the data say: All-ReLU's flow over the others'."""
+    alpha, most = setting(DATASET).config.alpha, found["alphas"][-1]
     own = found["alphas"].index(alpha)
     ours, leaky = (np.log(found["flows"][name]).mean(axis=2) for name in _COLOURS)
-    over_relu, over_leaky = np.exp(ours[:, own] - ours[:, 0]), np.exp((ours - leaky)[:, own])
+    over_relu, over_leaky = np.exp(ours[:, own] - ours[:, 0]), np.exp(ours - leaky)
     parts = [
         f"with {depth} hidden layers {relu:.2g} times ReLU's and {leaky:.2g} times LeakyReLU's"
-        for relu, leaky, depth in sorted(zip(over_relu, over_leaky, found["depths"], strict=True))
+        for relu, leaky, depth in zip(over_relu, over_leaky[:, own], found["depths"], strict=True)
     ]
+    more, at_most = (np.sum(over_leaky[:, at] > 1) for at in (own, -1))
     return (
         f"All-ReLU's gradient flow at α = {alpha:g} is {'; '.join(parts)}. So slopes of "
-        f"alternating sign pass more than slopes of one sign at {np.sum(over_leaky > 1)} of "
-        f"{len(parts)} depths."
+        f"alternating sign pass more than slopes of one sign at {more} of {len(parts)} depths; "
+        f"at α = {most:g}, at {at_most}."
     )

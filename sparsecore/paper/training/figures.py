@@ -242,8 +242,8 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
     if not (ours and fixed):
         return ""
     return (
-        f"on {results.title(name)} evolution brings {shown.gap(ours, fixed)}, and clearly better "
-        f"than the study's values is {', '.join(better) or 'none that was tried'}"
+        f"on {results.title(name)} evolution brings {shown.gap(ours, fixed)}, and "
+        f"{', '.join(better) or 'no other value'} is clearly better than the study's"
     )
 
 

@@ -50,14 +50,21 @@ def data_sets(recorded: Results) -> Table:
         Column("source", "home", lambda home: home.split("//")[-1].split("/")[0], number=False),
     )
     caption = (
-        "**The data sets.** Rows for training and test, of the whole; rows that the recorded runs "
+        "**The data sets.** The study's rows for training and test; rows that the recorded runs "
         "used; where the data come from. A surrogate has the shape of data that were not at hand; "
         "it serves to measure time and memory only."
     )
     rows = [_data_set(name, recorded) for name in datasets.names()]
     here = "; ".join(f"{row['title']}: {row['here']}" for row in rows)
     sources = f"On this machine (training, test, start of the content's SHA-256): {here}."
-    return Table.of("T-datasets", rows, columns, caption, sources)
+    partly = []
+    for row in (row for row in rows if row["name"] in recorded.study.datasets):
+        whole = f"{row['n_train']:,}, {row['n_test']:,}"
+        if row["rows_of_runs"] != whole:
+            partly.append(f"{row['title']}, {row['rows_of_runs'] or 'none'} of {whole}")
+    start = "Recorded runs use the data sets whole (training, test rows), but for"
+    finding = shown.sentence(start, "; ".join(partly)).strip()
+    return Table.of("T-datasets", rows, columns, caption, sources, finding)
 
 
 def _data_set(name: str, recorded: Results) -> dict[str, Any]:

@@ -123,6 +123,15 @@ def test_fashion_mnist_is_read_from_idx(machine, small_fashion, compress):
     assert "28×28 uint8" in repr(data)
 
 
+def test_what_no_data_set_can_hold_is_named_as_the_file_s(machine, small_fashion, monkeypatch):
+    contents, (_, labels, *_) = small_fashion
+    contents["train-labels-idx1-ubyte"] = idx(labels + np.uint8(200))
+    replace_entry(monkeypatch, "fashion-mnist", files=pinned(contents))
+    write(machine / "data" / "fashion-mnist", contents)
+    with pytest.raises(DataCorrupt, match=r"train-images.*labels from 0 to 9, got 200 to 209"):
+        datasets.load("fashion-mnist")
+
+
 def test_cifar10_is_read_with_a_pixels_colours_together(machine, monkeypatch):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)

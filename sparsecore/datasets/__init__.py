@@ -181,6 +181,8 @@ def _read(entry: Entry, label: str, located: Located) -> tuple[Dataset, str]:
             raise DataCorrupt(first, expected, rows.format(*found, X.shape[1]))
         if classes is not None and len(classes) != len(entry.classes):
             raise DataCorrupt(first, f"{len(entry.classes)} classes", f"{len(classes)}")
+        content = _content_hash(entry.files, digest)
+        return _dataset(entry, arrays, label, content, classes), digest
     except DataCorrupt as error:
         remedy = f"replace the file with the one from {entry.home}"
         if entry.on_request:  # a very large download
@@ -191,8 +193,6 @@ def _read(entry: Entry, label: str, located: Located) -> tuple[Dataset, str]:
         raise DataCorrupt(error.path, error.expected, error.got, error.remedy or remedy) from None
     except (ValueError, IndexError, OverflowError) as error:
         raise DataCorrupt(first, "a file of its format", str(error)) from None
-    content = _content_hash(entry.files, digest)
-    return _dataset(entry, arrays, label, content, classes), digest
 
 
 def _content_hash(files: tuple[DataFile, ...], digest: str = "") -> str:

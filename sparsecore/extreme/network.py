@@ -322,11 +322,6 @@ class TiledMLP(Closing):
         return digest.hexdigest()
 
 
-def step_bytes(sizes: Sequence[int], batch_size: int, ranks: int) -> float:
-    """Return how much a rank sends and receives in a step: three times all hidden activations."""
-    return 3 * 4 * budget.lane_width(batch_size) * sum(sizes[1:-1]) * (1 - 1 / ranks)
-
-
 def read_checkpoint(
     path: str | os.PathLike[str], net: TiledMLP | None = None, progress: Progress = int
 ) -> dict[str, Any]:

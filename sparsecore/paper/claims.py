@@ -103,10 +103,11 @@ def _ratio(
 
 def _more_flow(first: Runs, second: Runs) -> Check:
     first, second, paired = effects.pairs(first, second)
-    logs = [flow_logs(runs) for runs in (first, second)]
-    early = _ratio(*(10 ** tenths(some)[0] for some in logs), paired)
+    ours, others = flow_logs(first), flow_logs(second)
+    early = _ratio(10 ** tenths(ours)[0], 10 ** tenths(others)[0], paired)
+    means = [10 ** logs[:, 1:].mean(axis=1) for logs in (ours, others)]
     note = f"; in the first tenth of the epochs {early.evidence}"
-    return _ratio(*(10 ** some[:, 1:].mean(axis=1) for some in logs), paired, note=note)
+    return _ratio(means[0], means[1], paired, note=note)
 
 
 # --- the claims ----------------------------------------------------------------------------------

@@ -305,7 +305,7 @@ def origin(provenances: Sequence[Mapping[str, Any]]) -> str:
     """Say where results come from: machines, versions and commits."""
     commits = [about.get("commit") or "" for about in provenances]
     found = {
-        "": {f"{about['cores']} cores of {about['cpu']}" for about in provenances},
+        "": {f"{p['cores']} core{'s' * (p['cores'] > 1)} of {p['cpu']}" for p in provenances},
         "sparsecore ": {about.get("sparsecore", "") for about in provenances},
         "commit ": {commit[:7] + " with changes" * commit.endswith("+") for commit in commits},
     }

@@ -83,8 +83,8 @@ def accuracies(axes: Any, name: str, results: Results) -> str:
     ax.set(xlabel="test accuracy (%)", ylim=(len(labels) - 0.5, -0.5))
     decay, best = max(means, key=means.__getitem__)
     at = results.at(decay)
-    mean = f"{means[decay, best]:.1f} % at λ = {decay:g}"
-    told = f"on {results.title(name)} {METHODS[best].label}, {mean}"
+    told = f"on {results.title(name)} {METHODS[best].label}, "
+    told += f"{means[decay, best]:.1f} % at λ = {decay:g}"
     if others := {m: mean for (d, m), mean in means.items() if d == decay and m != best}:
         second = max(others, key=others.__getitem__)
         gap = shown.gap(at.of(name, second), at.of(name, best))

@@ -355,8 +355,9 @@ class Condition:
             epsilon = self.config.epsilon
             nnz = sum(erdos_renyi_density(a, b, epsilon) * a * b for a, b in layers)
         train, test = (limit or facts[f"n_{part}"] for part, limit in self.limit.items())
-        rows = min(train, facts["n_train"]) + min(test, facts["n_test"]) / 3
-        return round(nnz * rows + 5e7)
+        # To move all weights, a step takes as long as some fifty samples.
+        rows = min(train, facts["n_train"]) * (1 + 50 / self.config.batch_size)
+        return round(nnz * (rows + min(test, facts["n_test"]) / 3) + 5e7)
 
 
 def find(key: str) -> Study:

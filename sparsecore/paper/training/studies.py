@@ -256,7 +256,7 @@ def _checkpoint(condition: Condition) -> Path | None:
 
 
 #: Seconds per unit of `Condition.work` on one core of a machine of 2023.
-_SECONDS_PER_WORK = 6e-11
+_SECONDS_PER_WORK = 4.5e-11
 
 
 def expected_seconds(conditions: Iterable[Condition]) -> float:

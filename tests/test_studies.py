@@ -1,5 +1,6 @@
 """Studies of training runs: what is run, what is loaded, what is observed."""
 
+import json
 import shutil
 import warnings
 from collections import Counter
@@ -205,11 +206,26 @@ def test_seeds_per_condition_are_the_study_s():
     assert len(pruned.conditions("paper")) == 2 * 10 and len(pruned.conditions("quick")) == 1
 
 
-def test_methods_take_turns_to_be_timed(monkeypatch):
+def test_methods_take_turns_to_be_timed(monkeypatch, tmp_path):
     monkeypatch.setattr(times, "_TURN", 0.0)  # the fewest epochs
-    found = times.measure("digits", 2, ("set-relu", "dense", "set-all-relu-pruned"))
-    assert found["rounds"].keys() == found["cores"].keys()
+    methods, kept, real = ("set-relu", "dense", "set-all-relu-pruned"), tmp_path / "kept", []
+
+    def breaks(run):
+        if len(real) == 7:  # in the second round that counts
+            raise KeyboardInterrupt
+        return real.append(training_seconds(run)) or real[-1]
+
+    training_seconds = times.training_seconds
+    monkeypatch.setattr(times, "training_seconds", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        times.measure("digits", 2, methods, kept)
+    first = json.loads(kept.read_text())["rounds"]
+    assert all(len(turns) == 1 for turns in first.values()), "the cold round does not count"
+    monkeypatch.setattr(times, "training_seconds", training_seconds)
+    found = times.measure("digits", 2, methods, kept)
+    assert found["rounds"].keys() == found["cores"].keys() and not kept.exists()
     assert all(len(turns) == 2 and min(turns) > 0 for turns in found["rounds"].values())
+    assert {name: turns[:1] for name, turns in found["rounds"].items()} == first
     pruned = times._short("madelon", "wasap-pruned")
     assert [e for e in range(1, 51) if pruned.prunes_after(e)] == list(range(20, 50, 2))
 

@@ -5,15 +5,18 @@ Runs beside each other, or on several machines, tell accuracies but no times.
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from sparsecore.files import atomic_write
 from sparsecore.paper.store import Entry, Measured, Parts, Result
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.conditions import METHODS, STUDIES, Condition, excluded
 from sparsecore.paper.training.studies import cores, data_of, expected_seconds, training_seconds
-from sparsecore.provenance import provenance
+from sparsecore.provenance import cpu_model, provenance
 
 STUDY = "T-times"
 _ROUNDS = {"quick": 2, "paper": 5}
@@ -26,32 +29,52 @@ _SCHEMA = {"rounds": dict, "cores": dict, "others": (int, float)}
 
 def _parts(profile: str) -> Parts:
     names = STUDIES["T-main"].datasets if profile == "paper" else ("digits",)
-    return {
-        name: (Entry(STUDY, name, profile, _SCHEMA), partial(measure, name, _ROUNDS[profile]))
-        for name in names
-    }
+    found: Parts = {}
+    for name in names:
+        entry = Entry(STUDY, name, profile, _SCHEMA)
+        kept = entry.path.with_name(f".{name}.checkpoint.json")
+        found[name] = entry, partial(measure, name, _ROUNDS[profile], checkpoint=kept)
+    return found
 
 
 _MEASURED = Measured(_parts)
 entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
 
 
-def measure(dataset: str, rounds: int, methods: tuple[str, ...] | None = None) -> Result:
-    """Train by each method in turn; return "rounds", seconds per epoch of each, and "cores"."""
+def measure(
+    dataset: str, rounds: int, methods: tuple[str, ...] | None = None,
+    checkpoint: Path | None = None,
+) -> Result:  # fmt: skip
+    """Train by each method in turn; return "rounds", seconds per epoch of each, and "cores".
+
+    Rounds that are done are kept in `checkpoint`: what is broken off goes on from there, if the
+    machine is the same.
+    """
     names = [m for m in methods or STUDIES["T-main"].methods if excluded(dataset, m) is None]
     data = data_of(Condition("T-main", "paper", dataset, names[0], 0))
-    turns: dict[str, list[float]] = {name: [] for name in names}
-    used = {}
+    found: Result = {"cpu": cpu_model(), "rounds": {name: [] for name in names}, "cores": {}}
+    if checkpoint and checkpoint.is_file():
+        kept = json.loads(checkpoint.read_bytes())
+        found = kept if kept["cpu"] == found["cpu"] else found
+    done = len(found["rounds"][names[0]])
     with on_cluster.kept():
-        for number in range(1 + rounds):
+        for number in range(done, 1 + rounds):
+            cold = number == done  # code, data and BLAS: this round is short, and does not count
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 method, config = METHODS[name], _short(dataset, name)
+                if cold:
+                    config = config.with_values(epochs=min(config.epochs, 10))
                 how: Any = {"seed": number, "observe": lambda model, epoch: {}, **method.options}
                 _, run = method.run(data, config, **how)
-                used[name] = cores(run)
-                if number:  # in the first round code, data and BLAS are cold
-                    turns[name].append(training_seconds(run) / config.epochs)
-    return {"rounds": turns, "cores": used, "provenance": provenance(1, data.content_hash)}
+                found["cores"][name] = cores(run)
+                found["rounds"][name] += [training_seconds(run) / config.epochs] * (not cold)
+            if checkpoint and not cold:
+                with atomic_write(checkpoint) as file:
+                    file.write(json.dumps(found).encode())
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    about = {"provenance": provenance(1, data.content_hash)}
+    return {name: found[name] for name in ("rounds", "cores")} | about
 
 
 def _short(dataset: str, method: str) -> Any:

@@ -115,7 +115,7 @@ class Outcome:
     def __repr__(self) -> str:
         return (
             f"Simulation: {self.workers} workers, {self.samples_per_second:,.0f} samples/s, "
-            f"{self.speedup:.2f} times one worker; lock or exchange busy {self.utilisation:.0%}, "
+            f"{self.speedup:.2f} times one worker;\nlock or exchange busy {self.utilisation:.0%}, "
             f"workers waiting {self.waiting:.0%}, staleness {self.staleness:.1f}"
         )
 

@@ -44,7 +44,7 @@ def test_even_workers_share_the_server_until_it_is_busy(workers):
     assert found.staleness == pytest.approx(workers - 1, rel=1e-6)
     if workers == 1:
         assert PLAIN.alone == pytest.approx(1 / 0.011) and found.waiting == 0
-        said = "Simulation: 1 workers, 9,091 samples/s, 1.00 times one worker; "
+        said = "Simulation: 1 workers, 9,091 samples/s, 1.00 times one worker;"
         assert repr(found).startswith(said)
 
 

@@ -47,8 +47,8 @@ def test_witnesses_of_the_same_process_numbers(sleeper, capfd, tmp_path):
     assert len(set(jobs)) == 3
     witness.tell(jobs[0], 1)
     witness.tell(jobs[1], "all")
-    time.sleep(0.5)  # for the witnesses to start
     sleeper.kill()
+    sleeper.wait()  # its number means nothing any more: each has seen it before
     said = ""
 
     def has_said():

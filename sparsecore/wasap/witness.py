@@ -29,9 +29,11 @@ def start(pids: dict[int, int], checkpoint: str | None, patience: float) -> str 
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, checkpoint or "", str(patience)]
             + [f"{rank}={pid}" for rank, pid in pids.items()],
-            stdin=words.fileno(),
+            stdin=words.fileno(), stdout=subprocess.PIPE,
             start_new_session=True,  # out of reach of mpiexec's signals
-        )
+        )  # fmt: skip
+    with process.stdout as ready:  # type: ignore[union-attr]
+        ready.read(1)  # it sees the ranks from here on, or has ended
     process.returncode = 0  # it outlives this process
     return address
 
@@ -62,6 +64,7 @@ def _main(checkpoint: str, patience: str, *ranks: str) -> None:
         }
     except OSError:  # one has ended already, or this kernel has no descriptors
         return
+    os.write(1, b".")
     waiting = select.poll()
     ended: set[str] = set()
     for descriptor in (0, *names):

@@ -51,8 +51,9 @@ def resume_hint(checkpoint: str | None) -> str:
     return f"; --resume goes on from {checkpoint}" if there else ""
 
 
-def _say(rank: str, pid: str, what: str) -> None:
-    print(f"sparsecore train: rank {rank} (process {pid}) {what}", file=sys.stderr, flush=True)
+def _say(ranks: list[tuple[str, str]], what: str) -> None:
+    who = " or ".join(f"rank {rank} (process {pid})" for rank, pid in ranks)
+    print(f"sparsecore train: {who} {what}", file=sys.stderr, flush=True)
 
 
 def _main(checkpoint: str, patience: str, *ranks: str) -> None:
@@ -76,16 +77,17 @@ def _main(checkpoint: str, patience: str, *ranks: str) -> None:
             if "all" in ended:
                 return
         elif ready:
-            rank, pid = names.pop(ready[0])
-            waiting.unregister(ready[0])
-            if not ended:
-                _say(rank, pid, f"was killed or crashed{resume_hint(checkpoint)}")
-            ended.add(rank)
+            for descriptor in ready:
+                waiting.unregister(descriptor)
+            gone = [names.pop(descriptor) for descriptor in ready]
+            if not ended:  # on a busy machine mpiexec may have been faster: one of them was first
+                _say(gone, f"was killed or crashed{resume_hint(checkpoint)}")
+            ended.update(rank for rank, _ in gone)
         else:
             for descriptor, (rank, pid) in names.items():
                 with suppress(OSError), open(f"/proc/{pid}/stat") as file:
                     if file.read().rpartition(")")[2].split()[0] in "Tt":
-                        _say(rank, pid, "does not end because it is stopped, and is killed")
+                        _say([(rank, pid)], "does not end because it is stopped, and is killed")
                         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
 
 

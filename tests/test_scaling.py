@@ -372,6 +372,6 @@ def test_tables_set_simulation_beside_measurement(found):
     assert row["simulated"] == expected
     share = f"{expected / row['measured'] - 1:+.0%}".replace("-", "−")
     assert f"{expected:,.0f} ({share})" in table._repr_markdown_()
-    assert f"{share} (WASAP-SGD, 2)".replace("−", "-") in table.finding
-    assert "(WASAP-SGD, 1)" not in table.finding, "the model is calibrated on it"
+    assert f"{share[:-1]} % (WASAP-SGD × 2)".replace("−", "-") in table.finding
+    assert "(WASAP-SGD × 1)" not in table.finding, "the model is calibrated on it"
     assert "\\begin{tabular}" in table.latex()

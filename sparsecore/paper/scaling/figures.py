@@ -184,10 +184,11 @@ def comparison(result: Result) -> Table:
     # It is calibrated on WASAP-SGD with one worker: that row is no check.
     checks = [row for row in rows if (row["algorithm"], row["workers"]) != (LABELS["wasap"], 1)]
     told = ", ".join(
-        f"{row['simulated'] / row['measured'] - 1:+.0%} ({row['algorithm']}, {row['workers']})"
+        f"{100 * (row['simulated'] / row['measured'] - 1):+.0f} % ({row['algorithm']} × "
+        f"{row['workers']})"
         for row in checks
     )
-    finding = f"The simulation deviates from what it was not calibrated on by {told} workers."
+    finding = f"The simulation deviates from what it was not calibrated on by {told}."
     caption = (
         "**The simulation, where it can be checked.** Medians over rounds (lowest to "
         "highest) beside simulated samples per second and their deviation. In lockstep the update "

@@ -148,11 +148,13 @@ def _report(
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from sparsecore.wasap.record import entry, read_result, replay
+    from sparsecore.wasap.record import entry, integer, read_result, replay
 
     result = read_result(options.replay)
-    data = datasets.load(entry(result, "config.dataset", str))
-    data = data.limited(result["config"].get("n_train"), result.get("seed", 0))
+    about = entry(result, "config", dict)
+    limit = integer(about.get("n_train"), "n_train", 1)
+    seed = integer(result.get("seed"), "seed", 0)
+    data = datasets.load(entry(result, "config.dataset", str)).limited(limit, seed)
     report = replay(data, result, threads=options.threads, progress=True)[1]
     if options.json:
         print(json.dumps(report))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import zlib
 from contextlib import suppress
@@ -36,8 +37,17 @@ def encode(array: np.ndarray) -> dict[str, Any]:
 
 
 def decode(value: dict[str, Any]) -> np.ndarray:
-    """Return the array that `encode` was given."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(value["zlib_base64"])), value["dtype"])
+    """Return the array that `encode` was given; raise a ValueError if the value is damaged."""
+    try:
+        raw = zlib.decompress(base64.b64decode(value["zlib_base64"]))
+        array = np.frombuffer(raw, np.dtype(value["dtype"]))
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise ValueError(
+            f"record: not an encoded array ({error}); is the file a result of a parallel run?"
+        ) from error
+    if len(array) != value.get("size"):
+        raise ValueError(f"record: expected {value.get('size')} values, got {len(array)}")
+    return array
 
 
 def to_json(record: Record) -> dict[str, Any]:
@@ -47,16 +57,30 @@ def to_json(record: Record) -> dict[str, Any]:
 
 def from_json(value: dict[str, Any]) -> Record:
     """Return the record that `to_json` was given; `staleness` and the rest are arrays again."""
-    return Record(*(decode(value[name]) for name in Record._fields))
+    record = Record(
+        *(decode(entry({"record": value}, f"record.{name}", dict)) for name in Record._fields)
+    )
+    kinds = [values.dtype.kind in "iu" for values in record[:2]]
+    if not all(kinds) or len({len(values) for values in record}) != 1:
+        found = {name: f"{v.dtype}[{len(v)}]" for name, v in record._asdict().items()}
+        raise ValueError(f"record: expected whole numbers, as many of each entry, got {found}")
+    return record
 
 
 def entry(values: Any, name: str, kind: type) -> Any:
-    """Return an entry of a result, such as "provenance.data_sha256", of its type."""
+    """Return an entry of a result, such as "parallel.restarts", of its type."""
     for part in name.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     if not isinstance(values, kind):
         raise ValueError(f"{name}: expected {kind.__name__}, got {values!r:.50}")
     return values
+
+
+def integer(value: Any, name: str, least: int, most: float = math.inf) -> int:
+    """Return a number of a result, which must be whole and in its range."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name}: expected an integer from {least} to {most}, got {value!r:.50}")
+    return value
 
 
 def identity(
@@ -119,22 +143,19 @@ def replay(
     """
     about = _about(data, result)
     recorded = entry(result, "weights_sha256", str)
-    try:
-        config = TrainConfig(**{name: about[name] for name in HYPERPARAMETERS if name in about})
-        plan = Plan(**{name: about[name] for name in PLANNED if name in about})
-        seed, n_workers, parallel = result["seed"], about["workers"], result["parallel"]
-        record, restarts = from_json(parallel["record"]), {*parallel["restarts"]}
-        failed = {one["rank"] for one in parallel["failed_workers"]}
-        shards = shard_rows(data.y_train, n_workers, seed)
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
-        raise ValueError(f"replay: not the whole result of such a run ({error!r})") from error
-    epochs, ranks = plan.phase1_epochs(config.epochs), {*range(n_workers)}
-    per_epoch = sum(plan.updates(len(rows), config) for rows in shards)
-    updates = per_epoch * epochs
-    if len(record.worker) != updates or {*record.worker.tolist()} - ranks or failed >= ranks:
-        raise ValueError(f"replay: expected a record of {updates} updates by {n_workers} workers")
+    config = TrainConfig(**{name: about[name] for name in HYPERPARAMETERS if name in about})
+    seed = integer(result.get("seed"), "seed", 0)
+    n_workers = integer(about["workers"], "workers", 1)
+    plan = Plan(**{name: about[name] for name in PLANNED if name in about})
+    epochs = plan.phase1_epochs(config.epochs)
+    integer(about["phase1_epochs"], "phase1_epochs", epochs, epochs)
+    record, restarts, failed = _history(result, n_workers)
+    updates = len(record.worker)
 
     model = train.new_model(config, data.n_features, data.n_classes, seed)
+    shards = shard_rows(data.y_train, n_workers, seed)
+    per_epoch = sum(plan.updates(len(rows), config) for rows in shards)
+    integer(updates, "updates in parallel.record", per_epoch * epochs, per_epoch * epochs)
     place = Place(model.sizes, model.nnz, n_workers, updates, epochs)
     server = ParameterServer(place, config, seed, per_epoch, epochs, plan)
     server.publish(model)
@@ -182,3 +203,18 @@ def _about(data: Dataset, result: dict[str, Any]) -> dict[str, Any]:
     if missing := {*TrainConfig().to_dict(), "workers", "phase1", "phase1_epochs"} - about.keys():
         raise ValueError(f"config: expected the entries {', '.join(missing)}, too")
     return about
+
+
+def _history(result: dict[str, Any], n_workers: int) -> tuple[Record, set[int], set[int]]:
+    """Return a run's record, the updates before which it was resumed, and the workers it lost."""
+    record = from_json(entry(result, "parallel.record", dict))
+    begun, updates = entry(result, "parallel.restarts", list), len(record.worker)
+    restarts = {integer(update, "parallel.restarts", 0, updates) for update in begun}
+    lost = entry(result, "parallel.failed_workers", list)
+    ranks = (one.get("rank") if isinstance(one, dict) else one for one in lost)
+    failed = {integer(rank, "parallel.failed_workers", 0, n_workers - 1) for rank in ranks}
+    if len(failed) == n_workers:
+        raise ValueError(f"parallel.failed_workers: expected fewer than {n_workers}, got all")
+    for rank in np.unique(record.worker).tolist():
+        integer(rank, "parallel.record.worker", 0, n_workers - 1)
+    return record, restarts, failed

@@ -72,14 +72,15 @@ def check(indptr: np.ndarray, indices: np.ndarray, n_in: int) -> None:
     indptr, indices = _integers("indptr", indptr), _integers("indices", indices)
     if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(indices):
         raise ValueError(f"indptr: expected to run from 0 to nnz = {len(indices)}")
-    if np.any(np.diff(indptr) < 0):
-        raise ValueError(f"indptr: decreases at row {int(np.argmax(np.diff(indptr) < 0))}")
+    falls = indptr[1:] < indptr[:-1]  # compared, not subtracted: differences may wrap
+    if falls.any():
+        raise ValueError(f"indptr: decreases at row {int(np.argmax(falls))}")
     if len(indices) == 0:
         return
     if indices.min() < 0 or indices.max() >= n_in:
         bad = indices[(indices < 0) | (indices >= n_in)][0]
         raise ValueError(f"indices: {bad} is outside [0, {n_in})")
-    rises, ends = np.diff(indices) > 0, indptr[1:-1]
+    rises, ends = indices[1:] > indices[:-1], indptr[1:-1]
     rises[ends[(ends > 0) & (ends < len(indices))] - 1] = True
     if not rises.all():
         place = int(np.argmin(rises))
@@ -88,12 +89,12 @@ def check(indptr: np.ndarray, indices: np.ndarray, n_in: int) -> None:
 
 
 def _integers(name: str, values: np.ndarray) -> np.ndarray:
-    """Return a vector of signed integers: differences of unsigned ones would wrap."""
+    """Return a vector of integers."""
     values = np.asarray(values)
     if values.ndim != 1 or values.dtype.kind not in "iu":
         found = f"{values.dtype} of shape {values.shape}"
         raise ValueError(f"{name}: expected a vector of integers, got {found}")
-    return values.astype(np.int64) if values.dtype.kind == "u" else values
+    return values
 
 
 @_jit

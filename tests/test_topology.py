@@ -474,6 +474,14 @@ def test_check_knows_unsigned_integers(dtype):
         topology.check(np.array([0, 5, 4], dtype), good[1], 4)
 
 
+def test_check_compares_pointers_whose_differences_wrap():
+    step = 6 * 10**18  # every difference is positive modulo 2^64
+    indptr = np.array([0, step, 2 * step - 2**64, 4])
+    assert (np.diff(indptr) > 0).all()
+    with pytest.raises(ValueError, match="indptr: decreases at row 1"):
+        topology.check(indptr, np.arange(4), 5)
+
+
 @pytest.mark.parametrize("values", [[0.0, np.nan], [[0, 1]], ["a"], [True, False]])
 def test_check_refuses_what_is_no_vector_of_integers(values):
     with pytest.raises(ValueError, match="indices: expected a vector of integers"):

@@ -22,6 +22,11 @@ class Range(NamedTuple):
     expected: str  #: what an error says was expected
     holds: Callable[[Any], bool]
 
+    def check(self, name: str, value: Any) -> None:
+        """Raise ValueError that names `name` unless `value` is in the range."""
+        if not self.holds(value):
+            raise ValueError(f"{name}: expected {self.expected}, got {value!r}")
+
 
 def numbers(expected: str, holds: Callable[[Any], bool]) -> Range:
     """Return the range of finite numbers for which `holds`."""
@@ -50,7 +55,7 @@ def names(table: Collection[str]) -> Range:
 POSITIVE = numbers("a positive number", lambda v: v > 0)
 FRACTION = numbers("a number in [0, 1)", lambda v: 0 <= v < 1)
 FINITE = numbers("a finite number", lambda v: True)
-FLAG = Range(bool, "True or False", lambda v: isinstance(v, bool))
+FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
 _PROBABILITY = numbers("a number in (0, 1]", lambda v: 0 < v <= 1)
 _PERCENTILE = numbers("a number in [0, 100]", lambda v: 0 <= v <= 100)
 _COUNT = integers(1)
@@ -81,11 +86,10 @@ class Hyperparameter:
         about = f"{self.help[0].upper()}{self.help[1:]}: {self.range.expected}."
         return f"    {self.name} : {kind}\n        {about}"
 
-    def check(self, value: Any, name: str | None = None) -> None:
-        """Raise ValueError if a value is out of range; `name` is what the caller calls it."""
-        if (value is None and self.default is None) or self.range.holds(value):
-            return
-        raise ValueError(f"{name or self.name}: expected {self.range.expected}, got {value!r}")
+    def check(self, value: Any) -> None:
+        """Raise ValueError if a value is out of range; one whose default is None may be None."""
+        if value is not None or self.default is not None:
+            self.range.check(self.name, value)
 
 
 def param(
@@ -102,6 +106,17 @@ def hyperparameters(config: type) -> dict[str, Hyperparameter]:
     listed = "\n".join(about.documented(about.default) for about in found.values())
     config.__doc__ = (config.__doc__ or "").replace("    {parameters}", listed)
     return found
+
+
+def check_values(config: Any, known: dict[str, Hyperparameter]) -> None:
+    """Check a configuration's values; NumPy's numbers, which JSON does not know, become Python's.
+
+    Raises ValueError.
+    """
+    for name, about in known.items():
+        if isinstance(value := getattr(config, name), np.generic):
+            object.__setattr__(config, name, value := value.item())
+        about.check(value)
 
 
 @dataclass(frozen=True)
@@ -165,11 +180,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name, value in vars(self).items():
-            if isinstance(value, np.generic):  # JSON does not know NumPy's numbers
-                object.__setattr__(self, name, value.item())
-        for name, about in HYPERPARAMETERS.items():
-            about.check(getattr(self, name))
+        check_values(self, HYPERPARAMETERS)
         object.__setattr__(self, "hidden", tuple(map(int, self.hidden)))
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,11 +12,13 @@ import pytest
 import scipy.sparse as sp
 from oracle import Net, batch
 
-from sparsecore import seeds, train
+from sparsecore import datasets, experiment, seeds, train
 from sparsecore.config import TrainConfig
+from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.mlp import SparseMLP
 from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, check_finite, new_model
+from sparsecore.wasap.plan import Plan
 
 N_FEATURES, N_CLASSES = 20, 4
 
@@ -338,6 +340,10 @@ def test_numpy_numbers_become_plain_ones():
     )  # fmt: skip
     assert json.loads(json.dumps(settings.to_dict())) == settings.to_dict()
     assert settings.hidden == (3, 4) and settings.epsilon == 2.0
+    plan = Plan(warmup=np.int64(3), keep_rate=np.True_)
+    large = ExtremeConfig(neurons=np.int64(1000), frozen=np.False_)
+    assert json.loads(json.dumps([vars(plan), vars(large)])) == [vars(plan), vars(large)]
+    assert json.dumps(experiment.identity(datasets.load("digits"), settings, np.int64(3))["seed"])
 
 
 def test_weights_that_diverge_in_the_last_step_are_an_error():

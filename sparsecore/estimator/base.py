@@ -19,7 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from sparsecore import train
 from sparsecore.compiled.losses import SOFTMAX, Aim
-from sparsecore.config import HYPERPARAMETERS, Range, TrainConfig, integers, numbers
+from sparsecore.config import FLAG, HYPERPARAMETERS, Range, TrainConfig, integers, numbers
 from sparsecore.estimator import inputs
 from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
@@ -36,7 +36,6 @@ NAMES = {"hidden": "hidden_layer_sizes", "epochs": "max_iter"}
 _MADE = ("hidden", "epsilon", "activation", "alpha", "init", "standardize")
 _INT32_MAX = np.iinfo(np.int32).max
 _WEIGHT = numbers("", lambda v: 0 <= v <= inputs.LARGEST)
-_FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
 
 
 def _widths(value: Any) -> tuple[Any, ...]:
@@ -53,7 +52,7 @@ _RANGES: dict[str, Range] = {
     "n_iter_no_change": integers(1),
     "tol": numbers("a number of at least 0", lambda v: v >= 0),
     "validation_fraction": numbers("a number in (0, 1)", lambda v: 0 < v < 1),
-    **dict.fromkeys(("standardize", "early_stopping", "warm_start"), _FLAG),
+    **dict.fromkeys(("standardize", "early_stopping", "warm_start"), FLAG),
     "verbose": Range(int, "True, False or an integer", lambda v: isinstance(v, (int, np.bool_))),
     "n_jobs": Range(
         int, "a number of threads, -1 for all CPUs",
@@ -277,8 +276,8 @@ class SparseMLPBase(BaseEstimator):
         self, X: Any, y: Any, weight: Any, classes: Any, first: bool, whole: bool
     ) -> tuple[TrainConfig, Any, Any, Any]:
         """Check parameters and data before any work is done; in the first call, begin to count."""
-        for name in _RANGES:
-            self._checked(name)
+        for name, allowed in _RANGES.items():
+            allowed.check(name, getattr(self, name, None))
         same = {name: getattr(self, name) for name in HYPERPARAMETERS if name in vars(self)}
         config = TrainConfig(hidden=_widths(self.hidden_layer_sizes), epochs=self.max_iter, **same)
         X, y = validate_data(
@@ -305,12 +304,6 @@ class SparseMLPBase(BaseEstimator):
                 "them to go on, or fit a clone, or without warm_start"
             )
         return config, X, y, weight
-
-    def _checked(self, name: str) -> Any:
-        value, values = getattr(self, name, None), _RANGES[name]
-        if not values.holds(value):
-            raise ValueError(f"{name}: expected {values.expected}, got {value!r}")
-        return value
 
     def _begin(self, config: TrainConfig, X: Any, weight: Any) -> None:
         """Make scaler and network."""
@@ -354,7 +347,8 @@ class SparseMLPBase(BaseEstimator):
         return trainer
 
     def _threads(self) -> int:
-        threads = self._checked("n_jobs") or 1
+        _RANGES["n_jobs"].check("n_jobs", self.n_jobs)
+        threads = self.n_jobs or 1
         return int(threads) if threads > 0 else int(threads) + cpu_count() + 1
 
     def _outputs(self, X: Any) -> np.ndarray:

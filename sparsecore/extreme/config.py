@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass
 from itertools import pairwise
 
 from sparsecore.config import (  # isort: skip
-    FINITE, FLAG, FRACTION, POSITIVE, hyperparameters, integers, numbers, param,
+    FINITE, FLAG, FRACTION, POSITIVE, check_values, hyperparameters, integers, numbers, param,
 )  # fmt: skip
 
 N_FEATURES, N_CLASSES = 65_536, 2
@@ -60,8 +60,7 @@ class ExtremeConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
-        for name, about in HYPERPARAMETERS.items():
-            about.check(getattr(self, name))
+        check_values(self, HYPERPARAMETERS)
         if self.neurons < self.hidden_layers:
             expected = integers(self.hidden_layers).expected
             raise ValueError(f"neurons: expected {expected}, got {self.neurons!r}")

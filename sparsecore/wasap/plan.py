@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsecore.config import FLAG, TrainConfig, hyperparameters, integers, names, numbers, param
+from sparsecore.config import (  # isort: skip
+    FLAG, TrainConfig, check_values, hyperparameters, integers, names, numbers, param,
+)  # fmt: skip
 
 ALGORITHMS = ("wasap", "wassp")
 _SHARE = numbers("a share in [0, 1]", lambda v: 0 <= v <= 1)
@@ -37,8 +39,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name, about in HYPERPARAMETERS.items():
-            about.check(getattr(self, name))
+        check_values(self, HYPERPARAMETERS)
 
     def phase1_epochs(self, epochs: int) -> int:
         """Return how many of the epochs are phase 1, rounded half up."""

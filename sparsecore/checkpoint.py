@@ -64,7 +64,7 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     True
     """
     net = model.network
-    about = {name: getattr(model, name) for name in ("activation", "alpha", "init")} | {"run": run}
+    about = model.options | {"run": run}
     arrays = {
         "format_version": np.array(FORMAT_VERSION), "sizes": net.sizes,
         "weight_start": net.weight_start, "indptr": net.indptr, "indices": net.indices,
@@ -178,11 +178,8 @@ def _model(archive: zipfile.ZipFile, about: dict[str, Any]) -> SparseMLP:
     model = SparseMLP.from_flat(sizes, *arrays, **options)
     learnt = [model.params]
     if "velocity.npy" in archive.namelist():
-        velocity = array(archive, "velocity")
-        if velocity.shape != model.params.shape:
-            raise ValueError(f"velocity: expected {len(model.params)}, got {velocity.shape}")
+        model.velocity = array(archive, "velocity")
         learnt.append(model.start_momentum())
-        learnt[-1][:] = velocity
     if not all(np.isfinite(values).all() for values in learnt):
         raise ValueError("a weight, bias or velocity is not finite")
     return model

@@ -197,8 +197,11 @@ class SparseMLP(Fixed):
         slopes = [negative_slope(activation, layer, alpha) for layer in range(1, len(self.sizes))]
         self._slopes = np.array(slopes, np.float32)
         self._bias_start = np.concatenate([[0], np.cumsum(self.sizes[1:])]).astype(np.int64)
-        given = np.zeros(sum(self.sizes[1:])) if biases is None else np.concatenate(list(biases))
-        self._state = self._laid_out(structures, data, given)
+        expected = list(self.sizes[1:])
+        given = [np.zeros(n, np.float32) for n in expected] if biases is None else list(biases)
+        if (lengths := [len(bias) for bias in given]) != expected:
+            raise ValueError(f"biases: expected {expected} values in the layers, got {lengths}")
+        self._state = self._laid_out(structures, data, np.concatenate(given))
 
     @classmethod
     def from_flat(
@@ -218,7 +221,8 @@ class SparseMLP(Fixed):
         structures = split_layers(sizes, starts, indptr, indices)
         params = _vector("params", params, nnz + sum(sizes[1:]))
         data = [params[a:b] for a, b in pairwise(starts)]
-        return cls(sizes, structures, data, [params[nnz:]], **options)
+        biases = np.split(params[nnz:], np.cumsum(sizes[1:-1]))
+        return cls(sizes, structures, data, biases, **options)
 
     @classmethod
     def erdos_renyi(
@@ -279,9 +283,6 @@ class SparseMLP(Fixed):
             if above.shape[1] != below.shape[0]:
                 raise ValueError(f"matrices: shapes {below.shape} and {above.shape} do not chain")
         sizes = [layers[0].shape[1], *(layer.shape[0] for layer in layers)]
-        lengths = sizes[1:] if biases is None else [len(b) for b in biases]
-        if lengths != sizes[1:]:
-            raise ValueError(f"biases: expected {sizes[1:]} values in the layers, got {lengths}")
         structures = [(layer.indptr, layer.indices) for layer in layers]
         return cls(
             sizes, structures, [layer.data for layer in layers], biases,
@@ -416,7 +417,8 @@ class SparseMLP(Fixed):
         return [self[layer].to_scipy() for layer in range(len(self))]
 
     @property
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
+        """What a network is made with, beside its arrays: activation, alpha and init."""
         return {"activation": self.activation, "alpha": self.alpha, "init": self.init}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -424,7 +426,7 @@ class SparseMLP(Fixed):
         net = self.network
         arrays = [a.copy() for a in (net.weight_start, net.indptr, net.indices, self.params)]
         # The velocity is copied when it is assigned.
-        return {"flat": (self.sizes, *arrays), "options": self._options, "velocity": self.velocity}
+        return {"flat": (self.sizes, *arrays), "options": self.options, "velocity": self.velocity}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(vars(SparseMLP.from_flat(*state["flat"], **state["options"])))
@@ -509,6 +511,10 @@ class SparseMLP(Fixed):
         Networks at Scale"). Batches' gradients are summed in float64, so `batch_size` changes
         memory and rounding only.
         """
+        as_labels(y, len(X), self.sizes[-1])
+        if len(X) == 0 or batch_size < 1:
+            got = f"{len(X)} rows and batch_size {batch_size!r}"
+            raise ValueError(f"X, batch_size: expected at least one row in each, got {got}")
         mean = np.zeros(len(self.params))
         for first in range(0, len(X), batch_size):
             part = slice(first, first + batch_size)
@@ -625,7 +631,7 @@ class SparseMLP(Fixed):
         for layer in range(len(self) - 2, -1, -1):
             unused = np.bincount(weights[layer + 1].indices, minlength=len(biases[layer])) == 0
             _remove(unused, layer, weights, biases)
-        return SparseMLP.from_scipy(weights, biases, **self._options)
+        return SparseMLP.from_scipy(weights, biases, **self.options)
 
 
 def _remove(

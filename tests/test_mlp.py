@@ -294,12 +294,16 @@ def test_matrices_must_chain(matrices, complaint):
         SparseMLP.from_scipy(matrices)
 
 
-@pytest.mark.parametrize("lengths", [[1], [3, 1], [2, 3]])
+@pytest.mark.parametrize("lengths", [[1], [3, 1], [2, 3], [5]])
 def test_biases_must_fit_the_sizes(lengths):
     biases = [np.ones(n) for n in lengths]
     complaint = f"biases: expected [3, 2] values in the layers, got {lengths}"
     with pytest.raises(ValueError, match=re.escape(complaint)):
         SparseMLP.from_scipy([np.ones((3, 2)), np.ones((2, 3))], biases)
+    layers = SparseMLP.from_scipy([np.ones((3, 2)), np.ones((2, 3))])
+    data = [layers[0].data, layers[1].data]
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        SparseMLP((2, 3, 2), layers.structures(), data, biases)
 
 
 @pytest.mark.parametrize(
@@ -704,6 +708,16 @@ def test_gradient_flow_is_the_squared_norm_of_the_gradient(activation, batch_siz
     # (g + e)^2 - g^2 = 2 g e + e^2, in every component.
     bound = 2 * np.abs(gradient.exact) @ gradient.error + gradient.error @ gradient.error
     assert abs(model.gradient_flow(X, y, batch_size) - flow) <= bound < 1e-2 * flow
+
+
+def test_gradient_flow_checks_all_rows_before_it_computes():
+    model = network()
+    X, y = batch(model, 10)
+    for rows, size in ((X[:0], 4), (X, 0), (X, -1)):
+        with pytest.raises(ValueError, match=f"got {len(rows)} rows and batch_size {size}"):
+            model.gradient_flow(rows, y[: len(rows)], size)
+    with pytest.raises(ValueError, match=r"y: expected shape \(5,\), one label per row of X"):
+        model.gradient_flow(X[:5], y, 5)
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -154,10 +154,8 @@ def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
         structures.append(topology.keep_only(keep, indptr, indices))
         data.append(mean[keep])
     biases = np.stack([model.biases for model in models]).mean(axis=0, dtype=np.float64)
-    model = SparseMLP(
-        first.sizes, structures, data, [np.asarray(biases, np.float32)],
-        activation=first.activation, alpha=first.alpha, init=first.init,
-    )  # fmt: skip
+    model = SparseMLP(first.sizes, structures, data, **first.options)
+    model.biases[:] = biases
     return model, union_nnz
 
 

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from sparsecore import seeds
 from sparsecore.compiled.engine import metrics
+from sparsecore.compiled.jit import jit
 from sparsecore.compiled.team import Team, barrier
 from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
@@ -94,7 +94,7 @@ def bench(
     }  # fmt: skip
 
 
-@njit(nogil=True)
+@jit()
 def _meet(member, size, sync, n):
     for _ in range(n):
         barrier(sync, size)
@@ -104,6 +104,6 @@ def meeting_seconds(threads: int) -> float:
     """Return how long threads that have nothing else to do take to wait for each other."""
     # On one machine 0.1 microseconds where their cores share a cache, 0.5 where they do not.
     with Team(threads) as team:
-        team.run(_meet, threads, team.sync, 1)  # compiles
-        times = timed(lambda: team.run(_meet, threads, team.sync, _MEETINGS), _REPEATS)
+        team.walk(_meet, 1)  # compiles
+        times = timed(lambda: team.walk(_meet, _MEETINGS), _REPEATS)
     return float(np.median(times)) / _MEETINGS

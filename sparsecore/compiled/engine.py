@@ -119,10 +119,9 @@ class Engine(Closing):
         n_outputs = network.sizes[-1]
         if isinstance(targets, Aim):
             aim = targets.read(len(inputs), n_outputs)
-            labels = aim.labels if aim.loss == SOFTMAX else np.zeros(len(inputs), np.int64)
         else:
             aim = unweighted(targets)
-            labels = aim.labels
+        labels = aim.labels if aim.loss == SOFTMAX else np.zeros(len(inputs), np.int64)
         if inputs.shape != (len(labels), network.sizes[0]):
             raise ValueError(
                 f"inputs: expected shape ({len(labels)}, {network.sizes[0]}), got {inputs.shape}"

@@ -1,4 +1,4 @@
-"""The jitted loops over one layer: forward, loss, backward and update, on plain arrays.
+"""The jitted loops over one layer: forward, backward and update, on plain arrays.
 
 Activations are feature-major and cut into blocks of the batch: layer l holds ``n_blocks`` blocks of
 shape ``(n_l, lanes)``, one after the other in one flat buffer. So a neuron's batch row is
@@ -11,7 +11,6 @@ A layer too wide for the cache is swept in slices of its neurons; the order of e
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,33 +215,6 @@ def forward(width, start, stop, layer, part, net, act, x0, y0, hidden, work, cur
                     store_mask(work.kept, target, keep)
                     y = select(keep, y * stretch, nothing)
         store(act, target, y)
-
-
-@_inner
-def softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count, losses, hits):
-    """Replace a block of logits by the gradient of the summed loss; padding gets gradient 0."""
-    lanes = lanes_of(width)
-    for column in range(count):
-        top, best = -np.inf, 0
-        for c in range(n_classes):
-            z = at(act, z0 + c * lanes + column)
-            if z > top:
-                top, best = z, c
-        norm = 0.0
-        for c in range(n_classes):
-            # Subtracting the largest logit keeps exp() from overflowing.
-            e = math.exp(at(act, z0 + c * lanes + column) - top)
-            norm += e
-        label = labels[at(rows, first + column)]
-        losses[column] = math.log(norm) + top - at(act, z0 + label * lanes + column)
-        hits[column] = label == best
-        for c in range(n_classes):
-            place = z0 + c * lanes + column
-            p = math.exp(at(act, place) - top) / norm
-            put(act, place, np.float32(p - (c == label)))
-    for column in range(count, lanes):
-        for c in range(n_classes):
-            put(act, z0 + c * lanes + column, np.float32(0))
 
 
 class Pace(NamedTuple):

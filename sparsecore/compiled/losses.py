@@ -1,7 +1,7 @@
 """What a network's outputs are compared with: loss and gradient of a block of the batch.
 
-Class indices have softmax and cross-entropy, `kernels.softmax_cross_entropy`. Weighted samples,
-several labels and numbers are an `Aim`. To the compiler all are of one type: it compiles once.
+Class indices have softmax and cross-entropy. Weighted samples, several labels and numbers are an
+`Aim`. To the compiler all are of one type: it compiles once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 
 from sparsecore.compiled.arrays import reads
 from sparsecore.compiled.jit import jit
-from sparsecore.compiled.kernels import softmax_cross_entropy
 from sparsecore.compiled.lanes import at, lanes_of, put
 
 SOFTMAX, SIGMOID, SQUARED = range(3)
@@ -55,12 +54,39 @@ def unweighted(labels: np.ndarray) -> Aim:
 
 
 @jit(inner=True, _nrt=False)
+def _softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count, losses, hits):
+    """Replace a block of logits by the gradient of the summed loss; padding gets gradient 0."""
+    lanes = lanes_of(width)
+    for column in range(count):
+        top, best = -np.inf, 0
+        for c in range(n_classes):
+            z = at(act, z0 + c * lanes + column)
+            if z > top:
+                top, best = z, c
+        norm = 0.0
+        for c in range(n_classes):
+            # Subtracting the largest logit keeps exp() from overflowing.
+            e = math.exp(at(act, z0 + c * lanes + column) - top)
+            norm += e
+        label = labels[at(rows, first + column)]
+        losses[column] = math.log(norm) + top - at(act, z0 + label * lanes + column)
+        hits[column] = label == best
+        for c in range(n_classes):
+            place = z0 + c * lanes + column
+            p = math.exp(at(act, place) - top) / norm
+            put(act, place, np.float32(p - (c == label)))
+    for column in range(count, lanes):
+        for c in range(n_classes):
+            put(act, z0 + c * lanes + column, np.float32(0))
+
+
+@jit(inner=True, _nrt=False)
 def loss_gradient(width, n_outputs, act, z0, aim, rows, first, count, losses, hits):
     """Replace a block of outputs by the gradient of the summed, weighted loss; padding gets 0."""
     lanes, one = lanes_of(width), np.float32(1)
     softmax = aim.loss == SOFTMAX
     if softmax:
-        softmax_cross_entropy(
+        _softmax_cross_entropy(
             width, n_outputs, act, z0, aim.labels, rows, first, count, losses, hits
         )
         if not len(aim.weights):

@@ -1,7 +1,7 @@
 """WASAP-SGD and WASSP-SGD: parallel training by sparse workers and a parameter server in a window.
 
-`run` is called by all ranks of an MPI job, `replay` by one process. MPI is imported with `run`, and
-nowhere else in the package.
+`run` is called by all ranks of an MPI job, `replay` by one process. To import this package does not
+start MPI; the first use of `run`, or of `mpi`, does.
 """
 
 from typing import TYPE_CHECKING, Any

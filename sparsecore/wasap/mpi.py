@@ -1,10 +1,9 @@
-"""MPI's start, its memory, and its messages' times; everything that needs MPI has it from here."""
+"""MPI's start and its memory; everything that needs MPI has it from here."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -71,19 +70,3 @@ def first_ranks(n: int) -> Iterator[Any]:
     finally:
         if comm != MPI.COMM_NULL:
             comm.Free()
-
-
-def messages(n_bytes: int, repeats: int = 200) -> dict[str, float]:
-    """Time small messages and large ones, of `n_bytes`, that the first two ranks swap; medians."""
-    medians = []
-    with first_ranks(2) as comm:
-        for size in (8, n_bytes):
-            out, into, times = np.zeros(size, np.uint8), np.empty(size, np.uint8), []
-            for _ in range(repeats):
-                comm.Barrier()
-                start = time.perf_counter()
-                comm.Sendrecv(out, 1 - comm.rank, recvbuf=into)
-                times.append(time.perf_counter() - start)
-            medians.append(float(np.median(times)))
-    small, large = medians
-    return {"seconds": small, "bytes_per_second": n_bytes / max(large - small, 1e-9)}

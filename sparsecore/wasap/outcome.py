@@ -36,7 +36,7 @@ def result(
     rows = server.place.fetch("epochs")
     epochs = phase1_records(rows, workers, server.updates_per_epoch)
     copies = zip(*(entry.pop("epochs") for entry in own), strict=True)
-    epochs += [_phase2_record(epoch, workers) for epoch in copies]
+    epochs += [_phase2_record(epoch) for epoch in copies]
     aside = float(server.place.fetch("aside").sum())
     phase1 = min(entry["seconds"]["phase1"] for entry in own)
     seconds = {
@@ -46,7 +46,8 @@ def result(
         "phase1": phase1,
         "phase2": elapsed - phase1,
     }
-    samples = float(rows[:, 0].sum()) + about["n_train"] * (about["epochs"] - phase1_epochs)
+    shards = sum(entry["shard"] for entry in own)  # of the ranks that got to the end
+    samples = float(rows[:, 0].sum()) + shards * (about["epochs"] - phase1_epochs)
     record = server.record()  # empty in lockstep
     updates = server.updates_per_epoch * phase1_epochs
     moved = sum(entry["bytes_moved"] for entry in own)
@@ -84,7 +85,7 @@ def phase1_records(rows: np.ndarray, workers: int, updates_per_epoch: int) -> li
     return records
 
 
-def _phase2_record(copies: tuple[dict[str, Any], ...], workers: int) -> dict[str, Any]:
+def _phase2_record(copies: tuple[dict[str, Any], ...]) -> dict[str, Any]:
     """Return an epoch of phase 2: means over the workers' copies, and each copy's accuracy."""
     means = ("loss", "train_accuracy", "test_loss", "test_accuracy")
     elapsed = max(copy["elapsed"] for copy in copies)
@@ -93,7 +94,7 @@ def _phase2_record(copies: tuple[dict[str, Any], ...], workers: int) -> dict[str
         **{name: float(np.mean([copy[name] for copy in copies])) for name in means},
         "worker_test_accuracy": [copy["test_accuracy"] for copy in copies],
         "replaced": sum(copy["replaced"] for copy in copies),
-        "seconds": _seconds(elapsed, sum(copy["aside"] for copy in copies), workers),
+        "seconds": _seconds(elapsed, sum(copy["aside"] for copy in copies), len(copies)),
     }  # fmt: skip
 
 

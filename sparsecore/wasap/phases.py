@@ -328,7 +328,8 @@ class _Run:
                 worker.seconds["update"] += time.perf_counter() - begun
                 self._show(1, (step + 1) / lockstep.steps, step + 1)
             n_test = len(self.data.y_test[self.test_part])
-            test = self._test(model, self.test_part)
+            nothing = {"loss": 0.0, "accuracy": 0.0}  # there may be fewer rows than workers
+            test = self._test(model, self.test_part) if n_test else nothing
             tested = n_test * test["loss"], n_test * test["accuracy"]
             own = [*trained, *tested, sum(self.seconds.values())]
             sums, nnz = np.sum(self.ranks.gathered(own), axis=0), model.nnz
@@ -347,7 +348,9 @@ class _Run:
         worker, shard = self.worker, self.shard
         if self.phase1_epochs == self.config.epochs:
             return
-        origin, state = worker.model.weights_sha256(), None
+        # Without a phase 1 other runs, too, begin with these weights.
+        about = {name: self.about[name] for name in ("config", "seed", "data")}
+        origin, state = {**about, "weights": worker.model.weights_sha256()}, None
         if self.phase2_saved is not None and self.phase2_saved[1]["origin"] == origin:
             worker.model, state = self.phase2_saved
             self.phase2_epochs = state["epochs"]
@@ -366,8 +369,7 @@ class _Run:
             done += samples
             self._show(2, self.phase1_epochs + done / len(shard), self.updates)
 
-        factor = self.workers if self.plan.keep_rate else 1
-        with worker.trainer(self.phase1_epochs, factor) as trainer:
+        with worker.trainer(self.phase1_epochs) as trainer:
             trainer.restore(state and state["progress"])
             for record in trainer.epochs(shard, shard.labels, test, on_progress):
                 worker.samples += len(shard)

@@ -119,11 +119,9 @@ class Worker:
 
     # --- phase 2 ---------------------------------------------------------------------------------
 
-    def trainer(self, first_epoch: int, factor: int = 1) -> Trainer:
-        """Return what trains the worker's own copy from `first_epoch` (counted from 0) to the end.
-
-        `factor` multiplies the learning rate.
-        """
+    def trainer(self, first_epoch: int) -> Trainer:
+        """Return what trains the worker's copy from `first_epoch` (counted from 0) to the end."""
+        factor = self.server.place.workers if self.plan.keep_rate else 1
         rate = factor * self.config.learning_rate
         # Importance pruning belongs to phase 1, so that all copies keep the same nnz.
         config = self.config.with_values(prune_from=None, learning_rate=rate)

@@ -58,7 +58,7 @@ def test_asynchronous_run_is_recorded_and_replays_to_the_last_bit(
 ):
     config = SMALL.with_values(prune_from=2, prune_every=1, prune_percentile=10, augment=augment)
     data = pictures if augment else digits
-    plan = wasap.Plan(local_steps=local_steps)
+    plan = wasap.Plan(local_steps=local_steps, keep_rate=local_steps > 1)
     model, result = wasap.run(data, config, plan, seed=3, shared=shared)
     if comm.rank:
         assert model is None and result is None
@@ -269,6 +269,11 @@ def test_run_goes_on_without_a_worker_that_raises(comm, digits, monkeypatch, fai
     record = wasap.from_json(result["parallel"]["record"])
     assert np.sum(record.worker == failing_rank) == 5
     assert len(record.worker) == result["parallel"]["updates"]
+    # Four epochs of phase 1 by all, one of phase 2 by those that are left.
+    lost_rows = shard_rows(digits.y_train, comm.size, 0)[failing_rank]
+    trained = 5 * len(digits.y_train) - len(lost_rows)
+    rate = result["samples_per_second"]
+    assert rate * result["seconds"]["train"] == pytest.approx(trained, rel=0.1)
     monkeypatch.undo()
     assert wasap.replay(digits, result)[1]["identical"]
 
@@ -432,6 +437,28 @@ def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path, loc
     if comm.size == 1:
         _, whole = wasap.run(digits, longer, plan, comm=MPI.COMM_SELF)
         assert whole["weights_sha256"] == result["weights_sha256"]
+
+
+def test_phase_2_of_another_run_is_not_taken(comm, digits, monkeypatch, tmp_path):
+    plan, path = wasap.Plan(phase1=0.0), comm.bcast(str(tmp_path / "run.npz"))
+    wasap.run(digits, SMALL.with_values(learning_rate=0.1), plan, checkpoint_path=path)
+    comm.Barrier()  # its workers' files stay, and begin with the same weights as the next run's
+
+    def due(model, where, state):
+        return len(state.get("epochs", ())) == 1
+
+    stopped_run(digits, monkeypatch, checkpoint, "save", due, path, plan)
+    _, result = wasap.run(digits, SMALL, plan, checkpoint_path=path, resume=True)
+    comm.Barrier()
+    _, whole = wasap.run(digits, SMALL, plan)
+    assert comm.rank or result["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_in_lockstep_there_may_be_fewer_test_rows_than_workers(comm, digits):
+    data = digits.derived(X_test=digits.X_test[:2], y_test=digits.y_test[:2])
+    _, result = wasap.run(data, SMALL.with_values(epochs=2), wasap.Plan("wassp", phase1=1.0))
+    if comm.rank == 0:
+        assert {epoch["test_accuracy"] for epoch in result["epochs"]} <= {0.0, 0.5, 1.0}
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from sparsecore.wasap.worker import Worker
 STUDY = "F-scaling"
 DATASET = "fashion-mnist"
 _QUANTILES = 201
+_MESSAGES = 200  # of each size
 _EVERY = 20  # pushes between two evolutions, while steps are timed
 SCHEMA: dict[str, Any] = {
     "n_train": int, "batch_size": int, "epochs": int, "others": list,
@@ -96,9 +97,20 @@ def _measure(effort: Effort) -> Result:
 
 
 def _messages_on_engine(n_bytes: int) -> Result:
-    from sparsecore.wasap.mpi import messages  # starts MPI, which this process has no use for
+    """Time small messages and large ones, of `n_bytes`, that the first two ranks swap; medians."""
+    from sparsecore.wasap.mpi import first_ranks  # starts MPI, which this process has no use for
 
-    return dict(messages(n_bytes))
+    medians = []
+    with first_ranks(2) as comm:
+        for size in (8, n_bytes):
+            out, into = np.zeros(size, np.uint8), np.empty(size, np.uint8)
+            swap, times = partial(comm.Sendrecv, out, 1 - comm.rank, recvbuf=into), []
+            for _ in range(_MESSAGES):
+                comm.Barrier()
+                times.append(timed(swap))
+            medians.append(float(np.median(times)))
+    small, large = medians
+    return {"seconds": small, "bytes_per_second": n_bytes / max(large - small, 1e-9)}
 
 
 def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn, cast
 from sparsecore import __version__
 from sparsecore.commands import bench, data, extreme, study, table, train
 from sparsecore.progress import Output, OutputClosedError, Unfailing
+from sparsecore.wasap import witness
 
 # What to install for a module that is missing; all others are of the extra "book".
 _MPI = {"mpi4py", "ipyparallel", "IPython", "traitlets"}
@@ -49,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = 1
         except KeyboardInterrupt as stop:
             killed, path = isinstance(stop, _Terminated), getattr(options, "checkpoint", None)
-            said = str(stop) or "interrupted"
-            if path is not None and os.path.exists(path):
-                said += f"; --resume goes on from {path}"
+            said = (str(stop) or "interrupted") + witness.resume_hint(path)
             status = 128 + (signal.SIGTERM if killed else signal.SIGINT)
         print(f"sparsecore {options.command}: {said}", file=sys.stderr)
         return status

@@ -18,7 +18,7 @@ _STEM = 30  # letters of a file's name in that of its temporary file, which must
 def check_writable(path: str | os.PathLike[str]) -> Path:
     """Return the file that `path` leads to; raise OSError if `atomic_write` could not write it."""
     target = Path(os.path.realpath(path))
-    folder = next(parent for parent in target.parents if os.path.lexists(parent))
+    folder = next(parent for parent in (*target.parents, target) if os.path.lexists(parent))
 
     def check(good: bool, error: int, expected: str) -> None:
         if not good:

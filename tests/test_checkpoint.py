@@ -369,6 +369,8 @@ def test_what_cannot_be_replaced_is_refused_before_anything_is_written(tmp_path,
         return {(name, s.st_ino, s.st_mode, s.st_size, s.st_mtime_ns) for name, s in stats}
 
     before = there()
+    with pytest.raises(OSError, match=r"expected a .*folder"):
+        check_writable("/")
     for write in (check_writable, lambda path: save(network(), path)):
         with pytest.raises(OSError, match=f"{message}.*{path.name}"):
             write(path)

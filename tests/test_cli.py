@@ -199,6 +199,14 @@ def test_data_list_and_verify(capsys):
     assert "64 features" in digits and "10 classes" in digits and digits.endswith("here")
     assert main(["data", "verify", "digits"]) == 0
     assert re.fullmatch(r"digits: .*sha256 [0-9a-f]{64}\n", capsys.readouterr().out)
+    assert main(["data", "fetch", "digits"]) == 0
+    assert capsys.readouterr().out == "digits: nothing to fetch, it is always there\n"
+
+
+def test_a_surrogate_is_not_verified_as_the_data(capsys, monkeypatch):
+    monkeypatch.setattr(datasets, "stands_in", lambda name: name == "digits")
+    assert main(["data", "verify", "digits"]) == 0
+    assert capsys.readouterr().out.startswith("digits (a surrogate: the files are not here): ")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from sparsecore.config import TrainConfig
 from sparsecore.paper.playground import Session
 from sparsecore.paper.training import on_cluster, studies
 from sparsecore.paper.training.conditions import STUDIES
+from sparsecore.progress import EpochBar
 
 pytestmark = [pytest.mark.mpi]
 BIN = Path(sys.executable).parent
@@ -85,10 +86,18 @@ def test_cluster_of_its_own_trains_and_reports(own, capsys):
     assert "100.0/100" in told
 
 
-def test_failures_that_mpi_survives_leave_the_engines_usable(own):
-    diverging = SMALL.with_values(learning_rate=1e6)
+def test_failures_that_mpi_survives_leave_the_engines_usable(own, monkeypatch):
+    diverging, bars = SMALL.with_values(learning_rate=1e6), []
+
+    def shown(*args, **options):
+        bars.append(EpochBar(*args, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(training, "EpochBar", shown)
     with pytest.raises(ClusterError, match=r"rank \d: FloatingPointError: worker \d.*finite"):
         cluster.train(own, diverging, "digits")
+    assert bars[0]._bar.disable, "it is closed"
+    monkeypatch.undo()
     with pytest.raises(ClusterError, match="rank 0: ValueError: unknown data set 'nothing'"):
         cluster.train(own, SMALL, "nothing")
 
@@ -314,9 +323,10 @@ def test_stale_or_damaged_cluster_file_is_named_and_passed_over(profile, text):
 
 def test_number_of_workers_is_that_of_a_part_or_refused():
     whole = cluster.Cluster.__new__(cluster.Cluster)
-    whole.n, whole.engines, whole.pids = 3, [5, 6, 7], [1, 2, 3]
+    whole.n, whole.engines, whole.pids, whole.hosts = 3, [5, 6, 7], [1, 2, 3], ["a", "b", "c"]
     part = whole.first(2)
     assert (part.n, part.engines, part.pids) == (2, [5, 6], [1, 2]) and whole.n == 3
+    assert part.hosts == ["a", "b"]
     with pytest.raises(ValueError, match="n: expected 1 to 3 workers, got 4"):
         whole.first(4)
     for n in (0, "2", 1.5):

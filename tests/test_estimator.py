@@ -522,6 +522,8 @@ def test_class_weights_are_sample_weights():
         X40[y == 0], y[y == 0], [0, 1]
     )
     assert part.n_iter_ == 1, "of a stream, which may lack the class that has a weight"
+    warm = SparseMLPClassifier((8,), class_weight={1: 3}, warm_start=True, max_iter=1).fit(X40, y)
+    assert warm.fit(X40[y == 0], y[y == 0]).n_iter_ == 2, "nor need a warm start have it"
     with pytest.raises(ValueError, match="class_weight: expected a dict with partial_fit"):
         SparseMLPClassifier((8,), class_weight="balanced").partial_fit(X40, y, [0, 1])
     with pytest.raises(ValueError, match="class_weight: expected None for an indicator matrix"):

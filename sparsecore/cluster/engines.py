@@ -94,13 +94,14 @@ class Cluster:
         if not 1 <= n <= self.n:
             raise ValueError(f"n: expected 1 to {self.n} workers, got {n}")
         part = copy.copy(self)
-        part.n, part.engines, part.pids = n, self.engines[:n], self.pids[:n]
+        part.n = n
+        part.engines, part.pids, part.hosts = self.engines[:n], self.pids[:n], self.hosts[:n]
         return part
 
     def stopped(self) -> list[int]:
         """Return the ranks whose processes are stopped, of those on this machine."""
         here = socket.gethostname()
-        places = enumerate(zip(self.pids, self.hosts, strict=False))
+        places = enumerate(zip(self.pids, self.hosts, strict=True))
         return [r for r, (pid, host) in places if host == here and trouble(pid) == "stopped"]
 
     def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:

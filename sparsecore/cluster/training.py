@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError, wait_until
@@ -61,7 +62,6 @@ def train(
     """
     plan = plan or Plan()
     title = f"{plan.algorithm.upper()}, {cluster.n} workers"
-    shown = EpochBar(title, config.epochs, hidden=on_progress is not None)
     path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
     jobs = cluster.submit(
         _train_on_engine, cluster.n, config, dataset, limit, plan, seed=seed, threads=threads,
@@ -72,23 +72,24 @@ def train(
         job.add_done_callback(lambda _, rank=rank: ended.append(rank))
     last: dict[str, Any] = {}
     stopped: list[int] = []
-    try:
-        while not jobs[0].ready():
-            jobs[0].wait(_POLL_SECONDS)
-            stopped = cluster.stopped() or stopped
-            if (state := dict(jobs[0].data or {})) != last:
-                last = state
-                (on_progress or shown)(last)
-            if any(job.ready() and not job.successful() for job in jobs):
-                break
-    except KeyboardInterrupt:
-        # The engines, too: they would train to the end, and answer nothing until then.
-        cluster.client.send_signal(signal.SIGINT, targets=cluster.engines, block=True)
-        wait_until(lambda: all(job.ready() for job in jobs), _GRACE_SECONDS)
-        raise
-    _raise_errors(cluster, jobs, ended, stopped, path)
-    model, result = jobs[0].get(timeout=60)
-    shown.finish()
+    with closing(EpochBar(title, config.epochs, hidden=on_progress is not None)) as shown:
+        try:
+            while not jobs[0].ready():
+                jobs[0].wait(_POLL_SECONDS)
+                stopped = cluster.stopped() or stopped
+                if (state := dict(jobs[0].data or {})) != last:
+                    last = state
+                    (on_progress or shown)(last)
+                if any(job.ready() and not job.successful() for job in jobs):
+                    break
+        except KeyboardInterrupt:
+            # The engines, too: they would train to the end, and answer nothing until then.
+            cluster.client.send_signal(signal.SIGINT, targets=cluster.engines, block=True)
+            wait_until(lambda: all(job.ready() for job in jobs), _GRACE_SECONDS)
+            raise
+        _raise_errors(cluster, jobs, ended, stopped, path)
+        model, result = jobs[0].get(timeout=60)
+        shown.finish()
     return model, result
 
 

@@ -70,7 +70,7 @@ def _bench(options: argparse.Namespace) -> None:
     print(f"training step  {ms['median']:.3f} ms (min {ms['min']:.3f}, p90 {ms['p90']:.3f})")
     print(f"rate           {result['gflops']:.1f} GFLOP/s")
     print(f"evolution      {result['evolution_ms']:.2f} ms")
-    print(f"prediction     {result['predict_ms']:.3f} ms a batch")
+    print(f"prediction     {result['predict_ms']:.3f} ms per batch")
     if threads > 1:
         print(f"threads meet   in {result['meeting_us']:.2f} us")
     print(f"peak memory    {result['peak_rss_mb']:.0f} MiB")

@@ -35,13 +35,13 @@ def _list_data(options: argparse.Namespace) -> None:
 
 
 def _fetch_data(options: argparse.Namespace) -> None:
-    print(f"{options.name}: {datasets.fetch(options.name)}")
+    folder = datasets.fetch(options.name)
+    print(f"{options.name}: {folder or 'nothing to fetch, it is always there'}")
 
 
 def _verify_data(options: argparse.Namespace) -> None:
-    names = (
-        [options.name] if options.name else [n for n in datasets.names() if datasets.available(n)]
-    )
+    names = [options.name] if options.name else filter(datasets.available, datasets.names())
     for name in names:
+        kind = " (a surrogate: the files are not here)" if datasets.stands_in(name) else ""
         for what, digest in datasets.verify(name).items():
-            print(f"{name}: {what}: sha256 {digest}")
+            print(f"{name}{kind}: {what}: sha256 {digest}")

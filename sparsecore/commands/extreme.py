@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         help="train a network of up to hundreds of millions of neurons",
         description="Train a truly sparse network on artificial data of 65,536 features and two "
         "classes, drawn batch by batch. The memory that it takes is planned and printed first. "
-        "On two cores a step takes 7 to 9 ns a connection.",
+        "On two cores a step takes 7 to 9 ns per connection.",
     )
     sub.set_defaults(function=_extreme)
     for about in HYPERPARAMETERS.values():

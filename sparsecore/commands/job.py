@@ -44,8 +44,10 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
         ranks.stop(error)
     except Exception as error:
         status = 1
-        hint = last_words()  # not if it may be the checkpoint that could not be resumed
-        say(f"rank {ranks.rank}: {error}{hint if type(error) is ParallelError else ''}")
+        hint = last_words()
+        if type(error) is not ParallelError:  # it may be the checkpoint that cannot be resumed
+            hint = ""
+        say(f"rank {ranks.rank}: {error}{hint}")
         ranks.stop(error)
     except BaseException:
         witness.tell(address, ranks.rank)

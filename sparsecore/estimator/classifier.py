@@ -120,8 +120,9 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
         if self.class_weight is not None:
             if self.class_weight == "balanced" and not whole:
                 raise ValueError('class_weight: expected a dict with partial_fit, got "balanced"')
-            # A part of a stream may lack a class.
-            given = self.class_weight if whole else dict.fromkeys(known, 1) | self.class_weight
+            given = self.class_weight
+            if isinstance(given, dict) and not (first and whole):
+                given = dict.fromkeys(known, 1) | given  # a part of the data may lack a class
             by_class = compute_sample_weight(given, y)
             weight = by_class if weight is None else weight * by_class
             if whole:

@@ -25,6 +25,8 @@ _MOMENTS = ("with_mean", "mean_", "var_", "scale_", "n_samples_seen_")
 def save(estimator: SparseMLPBase, path: str | os.PathLike[str], columns: Any = None) -> None:
     """Write a fitted estimator to one ``.npz`` file, without pickles.
 
+    A file that was there is kept as ``<path>.previous``.
+
     Parameters
     ----------
     estimator : SparseMLPClassifier or SparseMLPRegressor

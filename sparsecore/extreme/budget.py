@@ -154,5 +154,5 @@ def parse_bytes(text: str) -> int:
         base = 1000 if found[3] == "B" else 1024
         value = float(found[1]) * base ** (" KMGT".index(found[2] or " "))
     if value <= 0:
-        raise ValueError(f"expected a size such as 22GiB or 500MB, got {text!r}")
+        raise ValueError(f"--memory-limit: expected a size such as 22GiB or 500MB, got {text!r}")
     return int(value)

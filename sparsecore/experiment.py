@@ -174,22 +174,8 @@ def _observed(observe: Observer, model: train.Model, epoch: int) -> dict[str, An
 
 
 def test_half(n_test: int) -> np.ndarray:
-    """Return the rows of a fixed random half of a test set, see `chosen_accuracy`."""
+    """Return the rows of a fixed random half of a test set: right answers are counted in it."""
     return np.sort(np.random.default_rng(0).permutation(n_test)[: n_test // 2])
-
-
-def chosen_accuracy(epochs: list[dict[str, Any]], n_test: int) -> float | None:
-    """Return the accuracy at the epoch that one half of the test set chooses, on the other half.
-
-    Both halves do so, and the right answers are counted together. None for parallel runs, which do
-    not count them by halves.
-    """
-    tested = [e for e in epochs if "test_accuracy" in e]
-    if not tested or any("test_half_correct" not in e for e in tested):
-        return None
-    first = np.array([e["test_half_correct"] for e in tested])
-    second = np.rint([n_test * e["test_accuracy"] for e in tested]) - first
-    return float((second[first.argmax()] + first[second.argmax()]) / n_test)
 
 
 class Shard:
@@ -228,7 +214,7 @@ class Shard:
 def identity(data: Dataset, config: TrainConfig, seed: int, **parallel: Any) -> dict[str, Any]:
     """Return what tells a run from others: "config", "seed" and "data", as JSON types."""
     about = {"dataset": data.name, "n_train": len(data.y_train), **config.to_dict(), **parallel}
-    return {"config": about, "seed": seed, "data": data.content_hash}
+    return {"config": about, "seed": int(seed), "data": data.content_hash}
 
 
 def resumed(

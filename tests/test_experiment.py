@@ -92,13 +92,6 @@ def test_the_record_of_a_run():
     assert [e["replaced"] > 0 for e in epochs] == [True, True, True, True, False]
 
 
-def test_the_chosen_epoch_is_judged_by_the_other_half():
-    # Of 8 rows: right in the first half, and in all. The first chooses epoch 2, the second epoch 1.
-    epochs = [{"test_half_correct": a, "test_accuracy": n / 8} for a, n in ((1, 5), (3, 4), (2, 4))]
-    assert experiment.chosen_accuracy([{"epoch": 0}, *epochs], 8) == (1 + 1) / 8
-    assert experiment.chosen_accuracy([*epochs, {"test_accuracy": 0.5}], 8) is None
-
-
 def test_seed_and_threads():
     one = experiment.run(dataset(), config(), seed=1)[1]
     for threads in (1, 2):

@@ -358,7 +358,7 @@ def test_simulations_say_that_they_are(found):
 
 
 def test_nothing_to_show_says_why():
-    for name in ("measured", "comparison", "simulated", "stragglers"):
+    for name in ("measured", "comparison", "simulated", "stragglers", "calibration", "another"):
         assert getattr(scaling_figures, name)({"missing": "no MPI"}).text == "no MPI"
 
 

@@ -222,6 +222,10 @@ def test_methods_take_turns_to_be_timed(monkeypatch, tmp_path):
     first = json.loads(kept.read_text())["rounds"]
     assert all(len(turns) == 1 for turns in first.values()), "the cold round does not count"
     monkeypatch.setattr(times, "training_seconds", training_seconds)
+    with monkeypatch.context() as patch:
+        patch.setattr(times, "RECIPE", times.RECIPE + 1)
+        foreign = shutil.copy(kept, tmp_path / "foreign")
+        assert times.measure("digits", 1, methods, foreign)["rounds"] != first, "of another recipe"
     found = times.measure("digits", 2, methods, kept)
     assert found["rounds"].keys() == found["cores"].keys() and not kept.exists()
     assert all(len(turns) == 2 and min(turns) > 0 for turns in found["rounds"].values())

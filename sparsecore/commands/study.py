@@ -54,8 +54,7 @@ def _measured() -> dict[str, Any]:
     from sparsecore.paper.training import depth, times
 
     modules = (speed, parallel, scaling, extreme, depth, times, estimator, reliability)
-    found: dict[str, Any] = {module.STUDY: module for module in modules}
-    return {**found, "F-resources": parallel}
+    return {module.STUDY: module for module in modules}
 
 
 def _list_studies(options: argparse.Namespace) -> None:
@@ -68,10 +67,10 @@ def _list_studies(options: argparse.Namespace) -> None:
 def _run_study(options: argparse.Namespace) -> None:
     from sparsecore.paper.training import conditions, studies
 
-    conditions.find(options.key)
+    home = conditions.find(options.key).home.key
     if any(seed < 0 for seed in options.seeds or ()):
         raise ValueError(f"--seeds: expected integers of at least 0, got {options.seeds}")
-    if (module := _measured().get(options.key)) is not None:
+    if (module := _measured().get(home)) is not None:
         parts = given(options, ("seeds", "datasets", "methods", "decays"))
         refuse(parts, f"{options.key} is measured whole; expected none")
         found = module.load(options.profile)
@@ -112,13 +111,13 @@ def _study_status(options: argparse.Namespace) -> None:
     profile, measured = current_profile(options.profile), _measured()
     print(f"results in {root() / profile}")
     for study in conditions.STUDIES.values():
-        if study.key in measured:
-            entries = measured[study.key].entries(profile)
+        if study.home.key in measured:
+            entries = measured[study.home.key].entries(profile)
         else:
             runs = {c.name: c for c in study.conditions(profile)}
             entries = [studies.entry(condition) for condition in runs.values()]
         lacking = _show(study.key, entries)
-        if study.key not in measured and lacking:
+        if study.home.key not in measured and lacking:
             hours = studies.expected_seconds(runs[name] for name in lacking) / 3600
             print(f"  these take about {hours:.1f} hours of one core")
 

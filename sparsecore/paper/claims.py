@@ -26,7 +26,7 @@ from sparsecore.paper.store import Result
 from sparsecore.paper.training import conditions, effects
 from sparsecore.paper.training.effects import CONFIDENCE, Effect, Runs, core_seconds, two_digits
 from sparsecore.paper.training.figures import flow_logs, tenths
-from sparsecore.paper.training.shown import epoch_seconds, points, source
+from sparsecore.paper.training.shown import clocked, epoch_seconds, points, source
 from sparsecore.paper.training.studies import Results, have_learnt
 from sparsecore.settings import DECAYS
 
@@ -376,8 +376,10 @@ class Ledger:
             "**The claims and their verdicts.** A check is decided if its corrected p is below "
             "5 %; otherwise, and where SET-All-ReLU is no better than guessing, it is undecided."
         )
-        sources = source(self.results) + (
-            f" C4: recorded runs of T-extreme, {', '.join(machines)}." if machines else ""
+        sources = (
+            clocked(self._times)
+            + source(self.results)
+            + (f" C4: recorded runs of T-extreme, {', '.join(machines)}." if machines else "")
         )
         return Table.of("L-claims", rows, columns, caption, sources, self.finding())
 

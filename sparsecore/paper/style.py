@@ -68,12 +68,12 @@ def shows(choose: Choose = _whole) -> Decorator:
 
     def decorate(show: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(show)
-        def shown(page: Any, *more: Any) -> Any:
+        def shown(page: Any, *more: Any, **named: Any) -> Any:
             results = choose(page) if callable(choose) else [page.get(choose, NOTHING)]
             there = [result for result in results if "missing" not in result]
             if not there:
                 return Note([*results, NOTHING][0]["missing"])
-            made, last = show(*there, *more), there[-1]
+            made, last = show(*there, *more, **named), there[-1]
             if isinstance(made, Note):
                 return made
             key = made.key + "-here" * (last["profile"] == "quick")
@@ -119,14 +119,14 @@ def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
 def source(result: Result, told: str = "") -> str:
     """Return where a result comes from, in plain sentences, and what else is told.
 
-    They warn of other processes, whose CPUs a result has under "others" or in its provenance.
+    They warn of other processes, whose CPUs a result has under "others".
     """
     origins = result["provenance"]
     seeds = [result["seed"]] if "seed" in result else result.get("seeds", [])
     many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, " if seeds else ""
     title = "This build" if result["profile"] == "quick" else "Recorded"
     texts = [f"{title} (profile {result['profile']}): {many}{origin([origins])}."]
-    others = float(np.median(result.get("others", origins.get("others", 0.0))))
+    others = float(np.median(result.get("others", 0.0)))
     if others > _QUIET:
         texts.append(f"Other processes used {others:.1f} CPUs: these times are too long.")
     return " ".join(filter(None, [*texts, result.get("size", ""), told]))

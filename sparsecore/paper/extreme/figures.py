@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from sparsecore.extreme.budget import GIB, plan
 from sparsecore.extreme.config import ExtremeConfig
-from sparsecore.paper.extreme.runs import BAT, CONTROLS, ROWS, networks
+from sparsecore.paper.extreme.runs import BAT, CONTROLS, ROWS, Found, Row, networks
 from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.store import Result
 from sparsecore.paper.style import COLOURS, GREY, picture, shows, tag
@@ -151,6 +151,14 @@ def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
         frozen = _right([run for run in runs if run not in free]) or "not recorded yet"
         finding += f". With frozen hidden layers ({BAT:,} neurons): {frozen}"
     return f"{finding}.", f"Trends of {'; '.join(trends)}. " * bool(trends)
+
+
+def steps_of_brain(found: Found) -> str:
+    """Say how long C4's run of ten layers is."""
+    run = found.get(Row(BAT, 10))
+    if run is None:
+        return "not recorded yet"
+    return "{steps} steps of {batch_size} samples".format_map(run["config"])
 
 
 # --- beside the table ----------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def _gap(*scores: list[float]) -> str:
     "Right of the dotted line each worker trains alone, and the line is the mean of their copies; "
     "the dot is the averaged model. What to see: whether a line falls there. "
     f"λ = {config_of('paper').weight_decay:g}.",
-    alt="Lines of test accuracy against epochs and against seconds, one colour an algorithm.",
+    alt="Lines of test accuracy against epochs and against seconds, one colour per algorithm.",
 )  # fmt: skip
 def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     """Draw test accuracy against epochs and against seconds."""

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sparsecore.bench import spread
-from sparsecore.paper.page import Column, Table
+from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.parallel.figures import COLOUR, LABELS
 from sparsecore.paper.scaling import simulate as model
 from sparsecore.paper.scaling.measure import calibrate
@@ -164,7 +164,7 @@ def _parts(row: Mapping[str, Any]) -> str:
 
 
 def _deviation(row: Mapping[str, Any]) -> str:
-    return f"{row['simulated']:,.0f} ({row['simulated'] / row['measured'] - 1:+.0%})"
+    return f"{row['simulated']:,.0f} ({row['deviation']:+.0%})"
 
 
 _COMPARISON = (
@@ -184,9 +184,7 @@ def comparison(result: Result) -> Table:
     # It is calibrated on WASAP-SGD with one worker: that row is no check.
     checks = [row for row in rows if (row["algorithm"], row["workers"]) != (LABELS["wasap"], 1)]
     told = ", ".join(
-        f"{100 * (row['simulated'] / row['measured'] - 1):+.0f} % ({row['algorithm']} × "
-        f"{row['workers']})"
-        for row in checks
+        f"{100 * row['deviation']:+.0f} % ({row['algorithm']} × {row['workers']})" for row in checks
     )
     finding = f"The simulation deviates from what it was not calibrated on by {told}."
     caption = (
@@ -198,14 +196,31 @@ def comparison(result: Result) -> Table:
     return Table.of("T-scaling", rows, _COMPARISON, caption, finding=finding)
 
 
+@shows()
+def calibration(result: Result) -> Table:
+    """Make the table of the simulation's times and sizes."""
+    values = {name: v for name, v in vars(calibrate(result)).items() if name != "jitter"}
+    rows = [{"name": name, "value": value} for name, value in values.items()]
+    columns = [Column("name", "name", "`{}`", number=False), Column("value", "value", "{:.3g}")]
+    caption = "**What the simulation knows.** Seconds, and sizes."
+    return Table.of("T-calibration", rows, columns, caption)
+
+
+@shows()
+def another(result: Result, **how: Any) -> Note:
+    """Say what comes of a simulation with other workers, network or stragglers."""
+    return Note(str(model.simulate(calibrate(result), **how)))
+
+
 def _compared(result: Result, name: str, k: int) -> Result:
     """Return what was measured and simulated of an algorithm with so many workers."""
-    times, measured = spent(result, name, k), samples_per_second(result, name, k)
+    times, measured = spent(result, name, k), spread(samples_per_second(result, name, k))
+    simulated = model.simulate(calibrate(result), k, name).samples_per_second
     return {
         "algorithm": LABELS[name], "workers": k,
-        **dict(zip(("measured", "lowest", "highest"), spread(measured).values(), strict=True)),
+        **dict(zip(("measured", "lowest", "highest"), measured.values(), strict=True)),
         "speedup": float(np.median(speedups(result, name, k))),
         "gradient_ms": 1e3 * times["compute"], "lock_ms": 1e3 * times["lock"],
         "update_ms": 1e3 * times["update"],
-        "simulated": model.simulate(calibrate(result), k, name).samples_per_second,
+        "simulated": simulated, "deviation": simulated / measured["median"] - 1,
     }  # fmt: skip

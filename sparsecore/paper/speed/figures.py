@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
+from sparsecore import datasets
 from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.speed.contest import PEERS
 from sparsecore.paper.speed.measure import SHAPES
@@ -26,7 +27,7 @@ _KINDS = {
     "C loop": ("#333333", ("c-loop",)),
 }
 _COLOUR = {key: colour for colour, keys in _KINDS.values() for key in keys}
-_TITLES = {"fashion-mnist": "Fashion-MNIST's network", "cifar10": "CIFAR-10's network"}
+_TITLES = {shape: f"{datasets.describe(shape)['title']}'s network" for shape in SHAPES}
 _SHAPE_COLOUR = {"fashion-mnist": COLOURS["set-all-relu"], "cifar10": COLOURS["set-relu"]}
 _LEVEL_STYLE = {"L1": "-", "L2": (0, (5, 1)), "L3": (0, (3, 1, 1, 1)), "DRAM": (0, (1, 1))}
 _LEVEL_MARKER = {"L1": "s", "L2": "o", "L3": "D", "DRAM": "v"}
@@ -53,10 +54,10 @@ def _draw_peers(axes: Any, result: Result) -> tuple[str, str]:
         _contest(ax, [c for c in result["contests"] if c["shape"] == shape], keys)
         ax.set_title(_TITLES[shape])
     axes[-1].set_xlabel("milliseconds per training step")
-    return _slower(result), ""
+    return _faster(result), ""
 
 
-def _slower(result: Result) -> str:
+def _faster(result: Result) -> str:
     """Say how many times as fast as the fastest peer of each kind sparsecore is, one thread."""
     told = []
     for contest in (c for c in result["contests"] if c["problem"]["threads"] == 1):

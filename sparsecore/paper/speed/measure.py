@@ -17,14 +17,13 @@ from sparsecore.paper.speed import roofline
 from sparsecore.paper.speed.contest import PEERS, compare, stopwatch
 from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
 from sparsecore.paper.store import Entry, Measured, Parts, Result
+from sparsecore.paper.training.conditions import sizes
+from sparsecore.settings import setting
 
 STUDY = "F-speed"
 #: The networks of the study's image data sets.
-SHAPES: dict[str, tuple[int, ...]] = {
-    "fashion-mnist": (784, 1000, 1000, 1000, 10),
-    "cifar10": (3072, 4000, 1000, 4000, 10),
-}
-EPSILON = 20.0
+SHAPES = {name: sizes(name) for name in ("fashion-mnist", "cifar10")}
+EPSILON = setting("fashion-mnist").config.epsilon
 DENSITIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -48,8 +47,8 @@ def contest(effort: Effort) -> Result:
     """Time all peers on both shapes, for each number of threads that the machine has."""
     time = partial(compare, rounds=effort.rounds, seconds=effort.seconds)
     found = [
-        {"shape": shape, **time(Problem(sizes, epsilon=EPSILON, threads=threads))}
-        for shape, sizes in SHAPES.items()
+        {"shape": shape, **time(Problem(dims, epsilon=EPSILON, threads=threads))}
+        for shape, dims in SHAPES.items()
         for threads in effort.threads
         if threads <= cpu_count()
     ]

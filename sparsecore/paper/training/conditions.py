@@ -252,7 +252,7 @@ _STUDIES = (
     Study(
         "F-decay", "accuracy against weight decay λ, dense, SET-ReLU and SET-All-ReLU",
         ("fashion-mnist", "higgs", "madelon", "digits"), ("dense", *_SET), (0.0, 2e-6, 2e-5, 2e-4),
-        {**_FIRST, "paper": range(10)}, _seeds_of_decay, runs_of="T-main",
+        n_seeds=_seeds_of_decay, runs_of="T-main",
     ),
     Study(
         "T-deviations", "what differs from the released code, and what it is worth", _REAL,

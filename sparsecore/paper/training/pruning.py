@@ -31,13 +31,13 @@ _COLOURS = GREY, "#56B4E9", "#0072B2"  # before training, on the way, at the end
 def importance(axes: Any, name: str, results: Results) -> str:
     """Draw how importance is distributed in each hidden layer, first seed; of F-importance."""
     seen = [e for e in results.of(name, "set-all-relu")[0]["epochs"] if "importance" in e]
-    moments, shapes = (seen[0], seen[len(seen) // 2], seen[-1]), []
+    times_seen, shapes = (seen[0], seen[len(seen) // 2], seen[-1]), []
     for layer, ax in enumerate(axes):
-        for record, colour in zip(moments, _COLOURS, strict=True):
+        for record, colour in zip(times_seen, _COLOURS, strict=True):
             _outline(ax, record["importance"][layer], colour, f"epoch {record['epoch']}")
         ax.set(title=f"hidden layer {layer + 1}", xlabel="importance Σ |weight|")
         ax.set(xlim=(0, None), ylim=(0, None))
-        ends = (shown.moments(moments[i]["importance"][layer]["counts"]) for i in (0, -1))
+        ends = (shown.moments(times_seen[i]["importance"][layer]["counts"]) for i in (0, -1))
         # The middle of the first bin is half a bin from 0.
         shapes.append([(sd / (mean + 0.5), skew) for mean, sd, skew in ends])
     axes[-1].legend(fontsize=8)

@@ -20,7 +20,7 @@ from scipy.stats import t as student
 
 from sparsecore import datasets
 from sparsecore.paper.page import Note, Picture
-from sparsecore.paper.store import NOT_AVAILABLE, Result, origin
+from sparsecore.paper.store import NOT_AVAILABLE, NOTHING, Result, origin
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, legend_above, line
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import (
@@ -49,19 +49,19 @@ def by_dataset(
     It has runs at `least` so many weight decays. ``draw(panels, name, results, ...)`` draws a data
     set; what it returns is told of it after `finding`. A block has (rows, columns) of panels, and
     `labels` name its rows. At most `across` blocks stand side by side; such a row is `height`
-    inches high, and `extra` inches are for the legend.
+    inches high, and `extra` inches are for the legend. A picture may need T-times' results, too.
     """
 
     def decorate(draw: Callable[..., str]) -> Callable[..., Picture | Note]:
         @functools.wraps(draw)
-        def picture(results: Results, *more: Any) -> Picture | Note:
-            if not results.runs:
-                return Note(absent(results))
+        def picture(results: Results, *times: Mapping[str, Result]) -> Picture | Note:
             parts = [results.at(decay) for decay in results.study.decays]
             at = Counter(name for part in parts for name in part.datasets)
             names = [n for n in at if at[n] >= least and any(needs(p.by_method(n)) for p in parts)]
-            down, (rows, columns) = max(1, math.ceil(len(names) / across)), block
-            beside, told = max(1, math.ceil(len(names) / down)), []
+            if not names:
+                return Note(absent(results) or NOTHING["missing"])
+            down, (rows, columns) = math.ceil(len(names) / across), block
+            beside, told = math.ceil(len(names) / down), []
             with canvas(height * down + extra) as figure:
                 grid = figure.subplots(down * rows, beside * columns, squeeze=False, **subplots)
                 for ax in grid[-rows:, (len(names) - (down - 1) * beside) * columns :].flat:
@@ -74,13 +74,13 @@ def by_dataset(
                         panels[0, 0].set_title(textwrap.fill(title, 66 // beside))
                     for ax, label in zip(panels[:, 0] if column == 0 else (), labels, strict=False):
                         ax.set_ylabel(label if columns == 1 else f"{title}\n{label}")
-                    told.append(draw(panels.ravel(), name, results, *more))
+                    told.append(draw(panels.ravel(), name, results, *times))
                 legend_above(figure, legend(results))
             found = "; ".join(filter(None, told))
             start = finding(results) if callable(finding) else sentence(finding, found)
             decays = {run["config"]["weight_decay"] for run in results.runs}
             said = caption + f" λ = {min(decays):g}." * (len(decays) == 1)
-            sources = absent(results) + source(results, names)
+            sources = absent(results) + "".join(map(clocked, times)) + source(results, names)
             return Picture(key + results.suffix, figure, said, alt, sources, start)
 
         return picture
@@ -97,8 +97,9 @@ def epoch_seconds(results: Results, dataset: str, times: Mapping[str, Result]) -
     They are those of the contest; a quick build's runs come one after another, on this machine.
     """
     if results.profile == "paper":
-        contest = times.get(dataset, {"rounds": {}})
-        return {name: (turns, contest["cores"][name]) for name, turns in contest["rounds"].items()}
+        contest = times.get(dataset, {})
+        turns = contest.get("rounds", {}).items()  # none, where it could not be measured
+        return {name: (seconds, contest["cores"][name]) for name, seconds in turns}
     return {
         method: ([training_seconds(run) / run["config"]["epochs"] for run in runs], cores(runs[0]))
         for method, runs in results.by_method(dataset).items()
@@ -278,6 +279,12 @@ def source(results: Results, names: Sequence[str] | None = None) -> str:
         "A surrogate's accuracy says nothing; its times do. " * surrogate
         + f"{'; '.join(lengths)}. Runs: profile {results.profile}, {told}." * bool(runs)
     )
+
+
+def clocked(times: Mapping[str, Result]) -> str:
+    """Return where the contest's seconds come from, if there are any."""
+    found = [contest["provenance"] for contest in times.values() if "provenance" in contest]
+    return sentence("Seconds (T-times)", origin(found)) if found else ""
 
 
 def absent(results: Results) -> str:

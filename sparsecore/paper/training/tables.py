@@ -19,7 +19,6 @@ import numpy as np
 from sparsecore import datasets
 from sparsecore.config import HYPERPARAMETERS
 from sparsecore.datasets import DataNotAvailable
-from sparsecore.experiment import chosen_accuracy
 from sparsecore.paper.page import Column, Table
 from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import deviation
@@ -112,8 +111,9 @@ def hyperparameters() -> Table:
         for field, label in labels.items()
     ]
     caption = (
-        f"**Hyperparameters per data set.** Unmarked values stand in the authors' {RELEASED}; a "
-        f"dagger marks {READING} of the study, a double dagger {CHOICE} for other data."
+        f"**Hyperparameters per data set.** Unmarked values stand in the authors' {RELEASED}, of "
+        f"architectures the hidden layers; a dagger marks {READING} of the study, a double dagger "
+        f"{CHOICE} for other data."
     )
     origins = [row[f"{field} from"] for row in rows for field in labels]
     many = [origins.count(origin) for origin in _MARKS]
@@ -207,11 +207,12 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
     start = f"SET-All-ReLU against dense, λ = {results.decay:g}"
     finding = shown.sentence(start, "; ".join(filter(None, told))).strip()
     return Table.of(
-        f"T-main{results.suffix}", rows, columns, caption, _main_sources(results), finding
-    )
+        f"T-main{results.suffix}", rows, columns, caption,
+        _main_sources(results, times or {}), finding,
+    )  # fmt: skip
 
 
-def _main_sources(results: Results) -> str:
+def _main_sources(results: Results, times: Mapping[str, Result]) -> str:
     parallel = [r for r in results.runs if METHODS[r["condition"]["method"]].parallel]
     teams = {(r["provenance"]["ranks"], r["provenance"]["cores"]) for r in parallel}
     told = [f"{workers} workers on {many} cores" for workers, many in sorted(teams)]
@@ -228,6 +229,7 @@ def _main_sources(results: Results) -> str:
         + shown.sentence("", "; ".join(never))
         + shown.sentence("No parallel runs", results.no_cluster)
         + shown.absent(results)
+        + shown.clocked(times)
         + shown.source(results)
     )
 
@@ -256,6 +258,20 @@ def _main_row(
         dense, own = (core_seconds(*seconds[m]) for m in ("dense", method))
         row["speed_against_dense"] = dense / own
     return row
+
+
+def chosen_accuracy(epochs: list[dict[str, Any]], n_test: int) -> float | None:
+    """Return the accuracy at the epoch that one half of the test set chooses, on the other half.
+
+    Both halves do so, and the right answers are counted together. None for parallel runs, which do
+    not count them by halves.
+    """
+    tested = [e for e in epochs if "test_accuracy" in e]
+    if not tested or any("test_half_correct" not in e for e in tested):
+        return None
+    first = np.array([e["test_half_correct"] for e in tested])
+    second = np.rint([n_test * e["test_accuracy"] for e in tested]) - first
+    return float((second[first.argmax()] + first[second.argmax()]) / n_test)
 
 
 def _mean_sd(name: str, row: Mapping[str, Any]) -> str:

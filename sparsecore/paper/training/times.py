@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sparsecore.experiment import RECIPE
 from sparsecore.files import atomic_write
+from sparsecore.limits import cpu_count
 from sparsecore.paper.store import Entry, Measured, Parts, Result
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.conditions import METHODS, STUDIES, Condition, excluded
@@ -48,14 +50,15 @@ def measure(
     """Train by each method in turn; return "rounds", seconds per epoch of each, and "cores".
 
     Rounds that are done are kept in `checkpoint`: what is broken off goes on from there, if the
-    machine is the same.
+    machine, the recipe and the methods are the same.
     """
     names = [m for m in methods or STUDIES["T-main"].methods if excluded(dataset, m) is None]
     data = data_of(Condition("T-main", "paper", dataset, names[0], 0))
-    found: Result = {"cpu": cpu_model(), "rounds": {name: [] for name in names}, "cores": {}}
+    same = {"cpu": cpu_model(), "cpus": cpu_count(), "recipe": RECIPE, "methods": names}
+    found: Result = {"same": same, "rounds": {name: [] for name in names}, "cores": {}}
     if checkpoint and checkpoint.is_file():
         kept = json.loads(checkpoint.read_bytes())
-        found = kept if kept["cpu"] == found["cpu"] else found
+        found = kept if kept.get("same") == same else found
     done = len(found["rounds"][names[0]])
     with on_cluster.kept():
         for number in range(done, 1 + rounds):

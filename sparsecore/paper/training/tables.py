@@ -179,7 +179,9 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
     for dataset, decay in itertools.product(results.study.datasets, results.study.decays):
         at = results.at(decay)
         seconds = shown.epoch_seconds(at, dataset, times or {})
-        methods = [method for method in results.study.methods if at.of(dataset, method)]
+        # Times do not depend on weight decay: they may be there before there are runs.
+        known = seconds.keys() if decay == results.decay else ()
+        methods = [m for m in results.study.methods if m in known or at.of(dataset, m)]
         rows += [_main_row(at, dataset, method, seconds) for method in methods]
         if dataset in results.unavailable and not methods and decay == results.decay:
             about = {"title": results.title(dataset), "decay": decay, "label": NOT_AVAILABLE}

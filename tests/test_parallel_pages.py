@@ -121,6 +121,25 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
     nothing = parallel_figures.averaged(Results(STUDIES["F-average"], "paper", []))
     assert "Not recorded yet: Fashion-MNIST, " in nothing.text
 
+    # WASSP's phase 2 at both rates, where both are recorded; a run that diverged has no numbers.
+    runs = [
+        run("madelon", "wassp", 0.0002, 0.9, 0.92, 0.85, losses=(0.5, 0.55, 0.4)),
+        run("madelon", "wassp-released", 0.0002, 0.9, 0.92, 0.85, losses=(0.5, 0.45, 0.7)),
+        run("madelon", "wassp", 0.0, 0.9, 0.92, 0.85, losses=(0.5, 0.4)),
+        run("higgs", "wassp", 0.0, 0.9, 0.92, 0.85),
+    ]
+    lost = [run("madelon", "wassp-released", 0.0, 0.9, 0.92, 0.85) | {"diverged": "nan"}]
+    study = STUDIES["T-deviations"]
+    table = parallel_figures.rate_kept(Results(study, "paper", runs, diverged=lost))
+    assert table.data["seeds"].tolist() == ["1", "1", "1", "0, 1 diverged"]
+    assert table.data["rise"].dropna().tolist() == pytest.approx([-0.1, 0.2, -0.1])
+    assert (
+        "at λ = 0.0002 it rises on 0 of 1 data sets (a K-th, as here) and on 1 of 1"
+        in table.finding
+    )
+    assert "at λ = 0 it rises on 0 of 1 data sets (a K-th, as here) and on 0 of 0" in table.finding
+    assert "recorded yet" in parallel_figures.rate_kept(Results(study, "paper", runs[3:])).text
+
 
 def test_the_build_s_runs_stand_apart(trained, monkeypatch):
     recorded, here = parallel.recorded(), parallel.load("quick")

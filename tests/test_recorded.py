@@ -50,6 +50,7 @@ _TRAINING = (
     ("T-main", tables.main),
     ("F-decay", training_figures.decay),
     ("T-deviations", tables.deviations),
+    ("T-deviations", parallel_figures.rate_kept),
     ("L-claims", lambda found: claims.Ledger(found).grid()),
     ("L-claims", lambda found: claims.Ledger(found).table()),
     ("L-claims", lambda found: forest.figure(claims.Ledger(found))),

@@ -12,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch
 from sparsecore import datasets, wasap
 from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET, config_of
-from sparsecore.paper.store import Result
+from sparsecore.paper.store import NOTHING, Result
 from sparsecore.paper.style import COLOURS, GREY, canvas, line, picture, shows, tag
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.effects import apart, effect, spread_of
@@ -154,19 +154,22 @@ _STYLES = dict(zip(DECAYS, ("-", (0, (4, 2))), strict=True))
 _EARLY = 5  # epochs of phase 2: rows learnt by heart would let the training loss fall in them
 
 
+def _seen(runs: list[Result], epochs: int | None = None) -> np.ndarray:
+    """Return runs' accuracies and rise of the training loss in `epochs` of phase 2, (seeds, 4)."""
+    seen = []
+    for run in runs:
+        before, *late = run["epochs"][run["config"]["phase1_epochs"] - 1 :]
+        # As phase 1 ends, the mean of the copies at the end, and their average.
+        tests = [100 * one["test_accuracy"] for one in (before, late[-1], run)]
+        seen.append([*tests, late[:epochs][-1]["loss"] - before["loss"]])
+    return np.array(seen)
+
+
 def _cases(results: Results, name: str) -> list[tuple[float, str, np.ndarray]]:
-    """Return decays, methods, and of their runs accuracies and a loss's rise, (seeds, 4)."""
-    cases = []
-    for decay, method in itertools.product(DECAYS, _PARALLEL):
-        seen = []
-        for run in results.at(decay).of(name, method):
-            begin = run["config"]["phase1_epochs"]
-            before, *late = run["epochs"][begin - 1 :]
-            # As phase 1 ends, the mean of the copies at the end, and their average.
-            tests = [100 * one["test_accuracy"] for one in (before, late[-1], run)]
-            seen.append([*tests, late[:_EARLY][-1]["loss"] - before["loss"]])
-        cases += [(decay, method, np.array(seen))] * bool(seen)
-    return cases
+    """Return decays and methods that have runs, and what is `_seen` of these."""
+    both = itertools.product(DECAYS, _PARALLEL)
+    found = ((decay, method, results.at(decay).of(name, method)) for decay, method in both)
+    return [(decay, method, _seen(runs, _EARLY)) for decay, method, runs in found if runs]
 
 
 def _clearly(first: np.ndarray, second: np.ndarray) -> bool:
@@ -210,6 +213,49 @@ def averaged(axes: Any, name: str, results: Results) -> str:
         shown.band(ax, range(3), tests, COLOUR[method], linestyle=style, marker="o", markersize=4)
     ax.set_xticks(range(3), ("phase 1\nends", "mean of\nthe copies", "their\naverage"))
     return ""
+
+
+_RATES = {"wassp": "a K-th, as here", "wassp-released": "kept, as released"}
+_OF_PHASE2 = "before", "copies", "end", "rise"
+_OF_RATES = (
+    Column("data set", "title", number=False, once=True), Column("λ", "decay", "{:g}"),
+    Column("learning rate", "rate", number=False), Column("seeds", "seeds"),
+    Column("training loss, rise in phase 2 (nats)", "rise", "{:+.3f}"),
+    Column("phase 1 ends (%)", "before", "{:.2f}"), Column("copies (%)", "copies", "{:.2f}"),
+    Column("their average (%)", "end", "{:.2f}"),
+)  # fmt: skip
+
+
+def rate_kept(results: Results) -> Table | Note:
+    """Make the table of WASSP's phase 2 at both learning rates; of T-deviations."""
+    rows: list[dict[str, Any]] = []
+    for name, decay in itertools.product(results.datasets, DECAYS):
+        at = results.at(decay)
+        found = {
+            rate: (at.of(name, m), at.of(name, m, diverged=True)) for m, rate in _RATES.items()
+        }
+        for rate, (runs, lost) in found.items() if all(map(any, found.values())) else ():
+            row = {"dataset": name, "title": results.title(name), "decay": decay, "rate": rate}
+            row["seeds"] = f"{len(runs)}" + f", {len(lost)} diverged" * bool(lost)
+            values = _seen(runs).mean(axis=0).tolist() if runs else [None] * 4
+            rows.append({**row, **dict(zip(_OF_PHASE2, values, strict=True))})
+    if not rows:
+        return Note(NOTHING["missing"])
+    told = []
+    for decay in DECAYS:
+        counts = []
+        for rate in _RATES.values():
+            rises = [r["rise"] for r in rows if (r["decay"], r["rate"]) == (decay, rate)]
+            known = [rise > 0 for rise in rises if rise is not None]
+            counts.append(f"{sum(known)} of {len(known)} data sets ({rate})")
+        told.append(f"at λ = {decay:g} it rises on {' and on '.join(counts)}")
+    caption = (
+        "**WASSP-SGD's phase 2 with two learning rates.** Phase 1 has the K-fold rate. Means over "
+        "seeds. What to see: whether the training loss rises, with weight decay and without."
+    )
+    sources = shown.source(results, list(dict.fromkeys(row["dataset"] for row in rows)))
+    finding = f"The training loss in phase 2, by the learning rate: {'; '.join(told)}."
+    return Table.of("T-phase2", rows, _OF_RATES, caption, sources, finding)
 
 
 @picture(

@@ -10,6 +10,7 @@ from sparsecore.config import TrainConfig
 from sparsecore.paper import store
 from sparsecore.paper.parallel import figures as parallel_figures
 from sparsecore.paper.parallel import runs as parallel
+from sparsecore.paper.training import tables
 from sparsecore.paper.training.conditions import STUDIES
 from sparsecore.paper.training.studies import Results
 
@@ -139,6 +140,8 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
     )
     assert "at λ = 0 it rises on 0 of 1 data sets (a K-th, as here) and on 0 of 0" in table.finding
     assert "recorded yet" in parallel_figures.rate_kept(Results(study, "paper", runs[3:])).text
+    effects = tables.deviations(Results(study, "paper", runs, diverged=lost)).data["effect"]
+    assert effects[1] == "Madelon, λ = 0: 1 of the released way diverged"
 
 
 def test_the_build_s_runs_stand_apart(trained, monkeypatch):

@@ -273,7 +273,7 @@ def test_run_goes_on_without_a_worker_that_raises(comm, digits, monkeypatch, fai
     lost_rows = shard_rows(digits.y_train, comm.size, 0)[failing_rank]
     trained = 5 * len(digits.y_train) - len(lost_rows)
     rate = result["samples_per_second"]
-    assert rate * result["seconds"]["train"] == pytest.approx(trained, rel=0.1)
+    assert rate * result["seconds"]["train"] == pytest.approx(trained, rel=0.03)
     monkeypatch.undo()
     assert wasap.replay(digits, result)[1]["identical"]
 

@@ -298,9 +298,12 @@ def deviations(recorded: Results) -> Table:
         # What is compared: the released way and ours, each a method and its weight decay.
         for ways, dataset in itertools.product(fact.get("measured", ()), recorded.study.datasets):
             runs = [recorded.at(decay).of(dataset, method) for method, decay in ways]
+            method, decay = ways[0]
+            where = recorded.title(dataset) + f", λ = {decay:g}" * (decay == ways[1][1])
+            if lost := recorded.at(decay).of(dataset, method, diverged=True):
+                effects.append(f"{where}: {len(lost)} of the released way diverged")
             if found := shown.difference(*runs):
-                at = f", λ = {ways[0][1]:g}" * (ways[0][1] == ways[1][1])
-                effects.append(f"{recorded.title(dataset)}{at}: {shown.points(found)}")
+                effects.append(f"{where}: {shown.points(found)}")
                 left = [
                     100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in some]) for some in runs
                 ]

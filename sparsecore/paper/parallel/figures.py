@@ -215,11 +215,11 @@ def averaged(axes: Any, name: str, results: Results) -> str:
     return ""
 
 
-_RATES = {"wassp": "a K-th, as here", "wassp-released": "kept, as released"}
+_RATES = {"wassp": "a K-th of the rate", "wassp-released": "the rate kept"}
 _OF_PHASE2 = "before", "copies", "end", "rise"
 _OF_RATES = (
     Column("data set", "title", number=False, once=True), Column("λ", "decay", "{:g}"),
-    Column("learning rate", "rate", number=False), Column("seeds", "seeds"),
+    Column("phase 2 with", "rate", number=False), Column("seeds", "seeds"),
     Column("training loss, rise in phase 2 (nats)", "rise", "{:+.3f}"),
     Column("phase 1 ends (%)", "before", "{:.2f}"), Column("copies (%)", "copies", "{:.2f}"),
     Column("their average (%)", "end", "{:.2f}"),
@@ -247,14 +247,14 @@ def rate_kept(results: Results) -> Table | Note:
         for rate in _RATES.values():
             rises = [r["rise"] for r in rows if (r["decay"], r["rate"]) == (decay, rate)]
             known = [rise > 0 for rise in rises if rise is not None]
-            counts.append(f"{sum(known)} of {len(known)} data sets ({rate})")
-        told.append(f"at λ = {decay:g} it rises on {' and on '.join(counts)}")
+            counts.append(f"with {rate} on {sum(known)} of {len(known)}")
+        told.append(f"at λ = {decay:g} {' and '.join(counts)}")
     caption = (
         "**WASSP-SGD's phase 2 with two learning rates.** Phase 1 has the K-fold rate. Means over "
         "seeds. What to see: whether the training loss rises, with weight decay and without."
     )
     sources = shown.source(results, list(dict.fromkeys(row["dataset"] for row in rows)))
-    finding = f"The training loss in phase 2, by the learning rate: {'; '.join(told)}."
+    finding = f"In phase 2 the training loss rises {'; '.join(told)} data sets."
     return Table.of("T-phase2", rows, _OF_RATES, caption, sources, finding)
 
 

@@ -39,6 +39,29 @@ def test_trouble_of_a_process(sleeper):
     assert trouble(sleeper.pid) == "gone"
 
 
+# Its first thread ends, another goes on: that is what a process looks like while it ends.
+ENDING = (
+    "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); "
+    "ctypes.PyDLL(None).pthread_exit(None)"
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no process descriptors")
+def test_a_rank_that_is_about_to_end_is_named_beside_the_one_that_has(sleeper, capfd):
+    with subprocess.Popen([sys.executable, "-c", ENDING]) as first:
+        try:
+            soon(lambda: witness._facts(str(first.pid))[0] == "Z")
+            assert not witness._ends(str(sleeper.pid))
+            witness.start({0: first.pid, 1: sleeper.pid}, None, 1.0)
+            sleeper.kill()  # as mpiexec does, which has seen that the first one ends
+            said = []
+            soon(lambda: said.append(capfd.readouterr().err) or "\n" in "".join(said))
+            told = f"rank 0 (process {first.pid}) or rank 1 (process {sleeper.pid}) was killed"
+            assert told in "".join(said)
+        finally:
+            first.kill()
+
+
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no process descriptors")
 def test_witnesses_of_the_same_process_numbers(sleeper, capfd, tmp_path):
     checkpoint = tmp_path / "run.npz"

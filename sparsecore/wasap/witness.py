@@ -16,6 +16,8 @@ import socket
 import sys
 from contextlib import suppress
 
+_EXITING = 0x4  # a flag of the kernel: PF_EXITING
+
 
 def start(pids: dict[int, int], checkpoint: str | None, patience: float) -> str | None:
     """Start the witness of a machine's ranks; return where to `tell` it, None if it cannot run."""
@@ -51,6 +53,19 @@ def resume_hint(checkpoint: str | None) -> str:
     return f"; --resume goes on from {checkpoint}" if there else ""
 
 
+def _facts(pid: str) -> list[str]:
+    """Return the fields of a process's state, from the letter on; "X" if it is gone."""
+    with suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()
+    return ["X"]
+
+
+def _ends(pid: str) -> bool:
+    """Tell whether a process is about to end: all its threads may still be on their way."""
+    facts = _facts(pid)
+    return facts[0] in "ZX" or bool(int(facts[6]) & _EXITING)
+
+
 def _say(ranks: list[tuple[str, str]], what: str) -> None:
     who = " or ".join(f"rank {rank} (process {pid})" for rank, pid in ranks)
     print(f"sparsecore train: {who} {what}", file=sys.stderr, flush=True)
@@ -80,13 +95,16 @@ def _main(checkpoint: str, patience: str, *ranks: str) -> None:
             for descriptor in ready:
                 waiting.unregister(descriptor)
             gone = [names.pop(descriptor) for descriptor in ready]
-            if not ended:  # on a busy machine mpiexec may have been faster: one of them was first
-                _say(gone, f"was killed or crashed{resume_hint(checkpoint)}")
+            if not ended:
+                # mpiexec may have been faster, which sees a rank's closed sockets before it has
+                # ended, and kills the others: one of them was first.
+                ending = [who for who in names.values() if _ends(who[1])]
+                _say(sorted(gone + ending), f"was killed or crashed{resume_hint(checkpoint)}")
             ended.update(rank for rank, _ in gone)
         else:
             for descriptor, (rank, pid) in names.items():
-                with suppress(OSError), open(f"/proc/{pid}/stat") as file:
-                    if file.read().rpartition(")")[2].split()[0] in "Tt":
+                if _facts(pid)[0] in "Tt":
+                    with suppress(OSError):
                         _say([(rank, pid)], "does not end because it is stopped, and is killed")
                         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
 

@@ -199,7 +199,8 @@ class SparseMLP(Fixed):
         self._bias_start = np.concatenate([[0], np.cumsum(self.sizes[1:])]).astype(np.int64)
         expected = list(self.sizes[1:])
         given = [np.zeros(n, np.float32) for n in expected] if biases is None else list(biases)
-        if (lengths := [len(bias) for bias in given]) != expected:
+        lengths = [len(b) if np.ndim(b) == 1 else np.shape(b) for b in given]
+        if lengths != expected:
             raise ValueError(f"biases: expected {expected} values in the layers, got {lengths}")
         self._state = self._laid_out(structures, data, np.concatenate(given))
 

@@ -304,6 +304,9 @@ def test_biases_must_fit_the_sizes(lengths):
     data = [layers[0].data, layers[1].data]
     with pytest.raises(ValueError, match=re.escape(complaint)):
         SparseMLP((2, 3, 2), layers.structures(), data, biases)
+    for bad, found in (([0.0, 0.0], "[(), ()]"), ([np.ones((3, 1)), np.ones(2)], "[(3, 1), 2]")):
+        with pytest.raises(ValueError, match=re.escape(f"in the layers, got {found}")):
+            SparseMLP((2, 3, 2), layers.structures(), data, bad)
 
 
 @pytest.mark.parametrize(

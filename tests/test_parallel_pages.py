@@ -124,7 +124,7 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
 
     # WASSP's phase 2 at both rates, where both are recorded; a run that diverged has no numbers.
     runs = [
-        run("madelon", "wassp", 0.0002, 0.9, 0.92, 0.85, losses=(0.5, 0.55, 0.4)),
+        run("madelon", "wassp", 0.0002, *[0.9] * 8, losses=(0.5, *[0.55] * 5, 0.4, 0.4)),
         run("madelon", "wassp-released", 0.0002, 0.9, 0.92, 0.85, losses=(0.5, 0.45, 0.7)),
         run("madelon", "wassp", 0.0, 0.9, 0.92, 0.85, losses=(0.5, 0.4)),
         run("higgs", "wassp", 0.0, 0.9, 0.92, 0.85),
@@ -134,12 +134,15 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
     table = parallel_figures.rate_kept(Results(study, "paper", runs, diverged=lost))
     assert table.data["seeds"].tolist() == ["1", "1", "1", "0, 1 diverged"]
     assert table.data["rise"].dropna().tolist() == pytest.approx([-0.1, 0.2, -0.1])
-    told = "at λ = 0.0002 with a K-th of the rate on 0 of 1 and with the rate kept on 1 of 1; "
-    told += "at λ = 0 with a K-th of the rate on 0 of 1 and with the rate kept on 0 of 0 data sets."
-    assert told in table.finding
+    assert table.data["early"].dropna().tolist() == pytest.approx([0.05, 0.2, -0.1])
+    told = "1 of 1 (λ = 0.0002, a K-th of the rate), 1 of 1 (λ = 0.0002, the rate kept), "
+    assert f"in the first 5 epochs of phase 2: {told}0 of 1 (λ = 0, " in table.finding
+    told = "0 of 1 (λ = 0.0002, a K-th of the rate), 1 of 1 (λ = 0.0002, the rate kept), "
+    assert f"Over all of phase 2: {told}0 of 1 (λ = 0, a K-th" in table.finding
+    assert table.finding.endswith("0 of 0 (λ = 0, the rate kept).")
     assert "recorded yet" in parallel_figures.rate_kept(Results(study, "paper", runs[3:])).text
     effects = tables.deviations(Results(study, "paper", runs, diverged=lost)).data["effect"]
-    assert effects[1] == "Madelon, λ = 0: 1 of the released way diverged"
+    assert effects[1] == "Madelon, λ = 0: 1 run of the released way diverged"
 
 
 def test_the_build_s_runs_stand_apart(trained, monkeypatch):

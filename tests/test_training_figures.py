@@ -565,7 +565,8 @@ def test_methods_without_runs_are_left_out(main):
     assert len(figures.gradient_flow(three).figure.axes[1].lines) == 1
     assert len(figures.curves(three).figure.axes[1].lines) == 1
     pair = replace(view(main, "set-all-relu", "set-all-relu-pruned"), runs=runs)
-    assert pruning.during_training(pair).text == "Not available on this machine: Madelon. "
+    told = f"{store.NOTHING['missing']} Not available on this machine: Madelon."
+    assert pruning.during_training(pair).text == told
     assert len(pruning.after_training(pair).figure.axes[0].lines) == 2  # and a point less
 
 

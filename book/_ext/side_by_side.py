@@ -1,9 +1,10 @@
 """A Sphinx extension that executes notebooks side by side before they are read.
 
 What lives here: the execution of those notebooks that are not in the cache and do not measure
-times. MyST-NB finds their outputs in jupyter-cache when it reads them, one after the other. It
-executes the rest by itself: those of ``execution_alone``, which need a quiet machine, and those
-that failed here, whose errors it reports.
+times. In profile "paper" any page may measure some, and none is executed here. MyST-NB finds their
+outputs in jupyter-cache when it reads them, one after the other. It executes the rest by itself:
+those of ``execution_alone``, which need a quiet machine, and those that failed here, whose errors
+it reports.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def _executed(path_and_notebook: tuple[Path, NotebookNode]) -> tuple[Path, Execu
 
 
 def _execute(app: Sphinx, env: BuildEnvironment, names: list[str]) -> None:
+    if os.environ.get("SPARSECORE_PROFILE") == "paper":
+        return
     import nbformat
     from jupyter_cache import get_cache
     from jupyter_cache.base import CacheBundleIn
@@ -44,8 +47,6 @@ def _execute(app: Sphinx, env: BuildEnvironment, names: list[str]) -> None:
             return False
         return True
 
-    if os.environ.get("SPARSECORE_PROFILE") == "paper":
-        return  # any page may measure times that are not recorded
     beside = [Path(env.doc2path(name)) for name in names if name not in app.config.execution_alone]
     read = ((p, nbformat.read(p, nbformat.NO_CONVERT)) for p in beside if p.suffix == ".ipynb")
     todo = [(path, notebook) for path, notebook in read if not cached(notebook)]

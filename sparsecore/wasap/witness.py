@@ -99,7 +99,8 @@ def _main(checkpoint: str, patience: str, *ranks: str) -> None:
                 # mpiexec may have been faster, which sees a rank's closed sockets before it has
                 # ended, and kills the others: one of them was first.
                 ending = [who for who in names.values() if _ends(who[1])]
-                _say(sorted(gone + ending), f"was killed or crashed{resume_hint(checkpoint)}")
+                there = sorted(gone + ending, key=lambda who: int(who[0]))
+                _say(there, f"was killed or crashed{resume_hint(checkpoint)}")
             ended.update(rank for rank, _ in gone)
         else:
             for descriptor, (rank, pid) in names.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -154,14 +155,15 @@ _STYLES = dict(zip(DECAYS, ("-", (0, (4, 2))), strict=True))
 _EARLY = 5  # epochs of phase 2: rows learnt by heart would let the training loss fall in them
 
 
-def _seen(runs: list[Result], epochs: int | None = None) -> np.ndarray:
-    """Return runs' accuracies and rise of the training loss in `epochs` of phase 2, (seeds, 4)."""
+def _seen(runs: list[Result]) -> np.ndarray:
+    """Return of runs accuracies, and the training loss's rise at first and in all, (seeds, 5)."""
     seen = []
     for run in runs:
         before, *late = run["epochs"][run["config"]["phase1_epochs"] - 1 :]
         # As phase 1 ends, the mean of the copies at the end, and their average.
         tests = [100 * one["test_accuracy"] for one in (before, late[-1], run)]
-        seen.append([*tests, late[:epochs][-1]["loss"] - before["loss"]])
+        rises = [some[-1]["loss"] - before["loss"] for some in (late[:_EARLY], late)]
+        seen.append([*tests, *rises])
     return np.array(seen)
 
 
@@ -169,7 +171,7 @@ def _cases(results: Results, name: str) -> list[tuple[float, str, np.ndarray]]:
     """Return decays and methods that have runs, and what is `_seen` of these."""
     both = itertools.product(DECAYS, _PARALLEL)
     found = ((decay, method, results.at(decay).of(name, method)) for decay, method in both)
-    return [(decay, method, _seen(runs, _EARLY)) for decay, method, runs in found if runs]
+    return [(decay, method, _seen(runs)) for decay, method, runs in found if runs]
 
 
 def _clearly(first: np.ndarray, second: np.ndarray) -> bool:
@@ -183,7 +185,7 @@ def _clearly(first: np.ndarray, second: np.ndarray) -> bool:
 def _given_back(results: Results) -> str:
     """Say how often the copies lose, whether their average gets it back, and what the loss does."""
     cases = [seen for n in results.datasets for *_, seen in _cases(results, n)]
-    before, copies, end, rise = np.transpose([seen.mean(axis=0) for seen in cases])
+    before, copies, end, rise, _ = np.transpose([seen.mean(axis=0) for seen in cases])
     lost, won = (sum(_clearly(s[:, more], s[:, 1]) for s in cases) for more in (0, 2))
     return (
         f"In phase 2 the copies lose test accuracy in {np.sum(copies < before)} of {len(cases)} "
@@ -216,11 +218,12 @@ def averaged(axes: Any, name: str, results: Results) -> str:
 
 
 _RATES = {"wassp": "a K-th of the rate", "wassp-released": "the rate kept"}
-_OF_PHASE2 = "before", "copies", "end", "rise"
+_OF_PHASE2 = "before", "copies", "end", "early", "rise"
 _OF_RATES = (
     Column("data set", "title", number=False, once=True), Column("λ", "decay", "{:g}"),
     Column("phase 2 with", "rate", number=False), Column("seeds", "seeds"),
-    Column("training loss, rise in phase 2 (nats)", "rise", "{:+.3f}"),
+    Column(f"training loss, rise in {_EARLY} epochs (nats)", "early", "{:+.3f}"),
+    Column("in all of phase 2", "rise", "{:+.3f}"),
     Column("phase 1 ends (%)", "before", "{:.2f}"), Column("copies (%)", "copies", "{:.2f}"),
     Column("their average (%)", "end", "{:.2f}"),
 )  # fmt: skip
@@ -228,33 +231,43 @@ _OF_RATES = (
 
 def rate_kept(results: Results) -> Table | Note:
     """Make the table of WASSP's phase 2 at both learning rates; of T-deviations."""
-    rows: list[dict[str, Any]] = []
+    own = [run for run in results.runs if run["condition"]["method"] in _RATES]
+    results, rows = replace(results, runs=own), []
     for name, decay in itertools.product(results.datasets, DECAYS):
         at = results.at(decay)
-        found = {
-            rate: (at.of(name, m), at.of(name, m, diverged=True)) for m, rate in _RATES.items()
-        }
-        for rate, (runs, lost) in found.items() if all(map(any, found.values())) else ():
-            row = {"dataset": name, "title": results.title(name), "decay": decay, "rate": rate}
+        both = [(at.of(name, m), at.of(name, m, diverged=True)) for m in _RATES]
+        if not all(runs or lost for runs, lost in both):
+            continue  # there is nothing to compare
+        for rate, (runs, lost) in zip(_RATES.values(), both, strict=True):
+            row: dict[str, Any] = {
+                "dataset": name,
+                "title": results.title(name),
+                "decay": decay,
+                "rate": rate,
+            }
             row["seeds"] = f"{len(runs)}" + f", {len(lost)} diverged" * bool(lost)
-            values = _seen(runs).mean(axis=0).tolist() if runs else [None] * 4
+            values = _seen(runs).mean(axis=0).tolist() if runs else [None] * len(_OF_PHASE2)
             rows.append({**row, **dict(zip(_OF_PHASE2, values, strict=True))})
     if not rows:
         return Note(NOTHING["missing"])
-    told = []
-    for decay in DECAYS:
-        counts = []
-        for rate in _RATES.values():
-            rises = [r["rise"] for r in rows if (r["decay"], r["rate"]) == (decay, rate)]
+
+    def counted(span: str) -> str:
+        told = []
+        for decay, rate in itertools.product(DECAYS, _RATES.values()):
+            rises = [r[span] for r in rows if (r["decay"], r["rate"]) == (decay, rate)]
             known = [rise > 0 for rise in rises if rise is not None]
-            counts.append(f"with {rate} on {sum(known)} of {len(known)}")
-        told.append(f"at λ = {decay:g} {' and '.join(counts)}")
+            told.append(f"{sum(known)} of {len(known)} (λ = {decay:g}, {rate})")
+        return ", ".join(told)
+
     caption = (
         "**WASSP-SGD's phase 2 with two learning rates.** Phase 1 has the K-fold rate. Means over "
         "seeds. What to see: whether the training loss rises, with weight decay and without."
     )
     sources = shown.source(results, list(dict.fromkeys(row["dataset"] for row in rows)))
-    finding = f"In phase 2 the training loss rises {'; '.join(told)} data sets."
+    finding = (
+        f"Data sets on which the training loss rises in the first {_EARLY} epochs of phase 2: "
+        f"{counted('early')}. Over all of phase 2: {counted('rise')}."
+    )
     return Table.of("T-phase2", rows, _OF_RATES, caption, sources, finding)
 
 

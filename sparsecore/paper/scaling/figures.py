@@ -199,10 +199,10 @@ def comparison(result: Result) -> Table:
 @shows()
 def calibration(result: Result) -> Table:
     """Make the table of the simulation's times and sizes."""
-    values = {name: v for name, v in vars(calibrate(result)).items() if name != "jitter"}
-    rows = [{"name": name, "value": value} for name, value in values.items()]
+    known = vars(calibrate(result)).items()
+    rows = [{"name": name, "value": value} for name, value in known if name != "jitter"]
     columns = [Column("name", "name", "`{}`", number=False), Column("value", "value", "{:.3g}")]
-    caption = "**What the simulation knows.** Seconds, and sizes."
+    caption = "**What the simulation knows.** Times in seconds, sizes, and bytes per second."
     return Table.of("T-calibration", rows, columns, caption)
 
 

@@ -104,10 +104,11 @@ def _messages_on_engine(n_bytes: int) -> Result:
     with first_ranks(2) as comm:
         for size in (8, n_bytes):
             out, into = np.zeros(size, np.uint8), np.empty(size, np.uint8)
-            swap, times = partial(comm.Sendrecv, out, 1 - comm.rank, recvbuf=into), []
+            swap = partial(comm.Sendrecv, out, 1 - comm.rank, recvbuf=into)
+            times: list[float] = []
             for _ in range(_MESSAGES):
                 comm.Barrier()
-                times.append(timed(swap))
+                times.extend(timed(swap))
             medians.append(float(np.median(times)))
     small, large = medians
     return {"seconds": small, "bytes_per_second": n_bytes / max(large - small, 1e-9)}

@@ -59,7 +59,10 @@ def by_dataset(
             at = Counter(name for part in parts for name in part.datasets)
             names = [n for n in at if at[n] >= least and any(needs(p.by_method(n)) for p in parts)]
             if not names:
-                return Note(absent(results) or NOTHING["missing"])
+                why = absent(results)
+                if results.runs or not why:  # there are runs, but none that the picture needs
+                    why = f"{NOTHING['missing']} {why}".strip()
+                return Note(why)
             down, (rows, columns) = math.ceil(len(names) / across), block
             beside, told = math.ceil(len(names) / down), []
             with canvas(height * down + extra) as figure:

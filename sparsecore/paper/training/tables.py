@@ -200,7 +200,7 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
     caption = (
         "**Dense, sparse and parallel methods.** Test accuracy after the last epoch and the best "
         "one; × dense: seconds × cores of dense training over the row's. Means ± one standard "
-        "deviation over seeds; seconds: medians ± one over rounds."
+        "deviation over seeds (0: only timed); seconds: medians ± one over rounds."
     )
     told = [
         shown.against_dense(results, name, shown.epoch_seconds(results, name, times or {}))
@@ -239,7 +239,7 @@ def _main_sources(results: Results, times: Mapping[str, Result]) -> str:
 def _main_row(
     results: Results, dataset: str, method: str, seconds: shown.Seconds
 ) -> dict[str, Any]:
-    """Return a row's plain values, of runs that are there: means and standard deviations."""
+    """Return a row's plain values, of the runs and times that are there: means, deviations."""
     runs = results.of(dataset, method)
     row: dict[str, Any] = {
         "title": results.title(dataset), "decay": results.decay, "label": METHODS[method].label,
@@ -301,7 +301,8 @@ def deviations(recorded: Results) -> Table:
             method, decay = ways[0]
             where = recorded.title(dataset) + f", λ = {decay:g}" * (decay == ways[1][1])
             if lost := recorded.at(decay).of(dataset, method, diverged=True):
-                effects.append(f"{where}: {len(lost)} of the released way diverged")
+                many = f"{len(lost)} run{'s' * (len(lost) > 1)}"
+                effects.append(f"{where}: {many} of the released way diverged")
             if found := shown.difference(*runs):
                 effects.append(f"{where}: {shown.points(found)}")
                 left = [

@@ -50,11 +50,12 @@ def measure(
     """Train by each method in turn; return "rounds", seconds per epoch of each, and "cores".
 
     Rounds that are done are kept in `checkpoint`: what is broken off goes on from there, if the
-    machine, the recipe and the methods are the same.
+    machine, the recipe, the methods and the data are the same.
     """
     names = [m for m in methods or STUDIES["T-main"].methods if excluded(dataset, m) is None]
     data = data_of(Condition("T-main", "paper", dataset, names[0], 0))
     same = {"cpu": cpu_model(), "cpus": cpu_count(), "recipe": RECIPE, "methods": names}
+    same["data"] = data.content_hash
     found: Result = {"same": same, "rounds": {name: [] for name in names}, "cores": {}}
     if checkpoint and checkpoint.is_file():
         kept = json.loads(checkpoint.read_bytes())

@@ -306,7 +306,6 @@ class SparseMLP(Fixed):
         counts = [len(d) for d in data]
         nnz = sum(counts)
         place = np.int32 if max(counts) <= _INT32_MAX else np.int64
-        biases = _vector("biases", biases, sum(self.sizes[1:]))
         params = _flat([*data, biases], np.float32)
         network = Network(
             sizes=np.array(self.sizes, np.int64),

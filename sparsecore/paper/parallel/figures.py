@@ -232,22 +232,19 @@ _OF_RATES = (
 def rate_kept(results: Results) -> Table | Note:
     """Make the table of WASSP's phase 2 at both learning rates; of T-deviations."""
     own = [run for run in results.runs if run["condition"]["method"] in _RATES]
-    results, rows = replace(results, runs=own), []
+    results, rows = replace(results, runs=own), list[dict[str, Any]]()
     for name, decay in itertools.product(results.datasets, DECAYS):
         at = results.at(decay)
         both = [(at.of(name, m), at.of(name, m, diverged=True)) for m in _RATES]
         if not all(runs or lost for runs, lost in both):
             continue  # there is nothing to compare
         for rate, (runs, lost) in zip(_RATES.values(), both, strict=True):
-            row: dict[str, Any] = {
-                "dataset": name,
-                "title": results.title(name),
-                "decay": decay,
-                "rate": rate,
-            }
-            row["seeds"] = f"{len(runs)}" + f", {len(lost)} diverged" * bool(lost)
             values = _seen(runs).mean(axis=0).tolist() if runs else [None] * len(_OF_PHASE2)
-            rows.append({**row, **dict(zip(_OF_PHASE2, values, strict=True))})
+            rows.append({
+                "dataset": name, "title": results.title(name), "decay": decay, "rate": rate,
+                "seeds": f"{len(runs)}" + f", {len(lost)} diverged" * bool(lost),
+                **dict(zip(_OF_PHASE2, values, strict=True)),
+            })  # fmt: skip
     if not rows:
         return Note(NOTHING["missing"])
 

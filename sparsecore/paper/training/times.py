@@ -54,8 +54,10 @@ def measure(
     """
     names = [m for m in methods or STUDIES["T-main"].methods if excluded(dataset, m) is None]
     data = data_of(Condition("T-main", "paper", dataset, names[0], 0))
-    same = {"cpu": cpu_model(), "cpus": cpu_count(), "recipe": RECIPE, "methods": names}
-    same["data"] = data.content_hash
+    same = {
+        "cpu": cpu_model(), "cpus": cpu_count(), "recipe": RECIPE, "data": data.content_hash,
+        "methods": names,
+    }  # fmt: skip
     found: Result = {"same": same, "rounds": {name: [] for name in names}, "cores": {}}
     if checkpoint and checkpoint.is_file():
         kept = json.loads(checkpoint.read_bytes())

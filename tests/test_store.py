@@ -4,6 +4,7 @@ import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -163,13 +164,21 @@ def test_two_processes_do_not_compute_the_same_result():
         assert waiting.result()["ms"] == 1.5
 
 
-def test_a_result_that_cannot_be_kept_is_shown_all_the_same(monkeypatch):
+def test_a_result_that_cannot_be_kept_is_shown_all_the_same_and_its_state_is_left(monkeypatch):
     def full(path):
         raise OSError("no space left")
 
-    monkeypatch.setattr(files, "atomic_write", full)
-    with pytest.warns(ResultWarning, match=r"one.*cannot be kept \(no space left"):
-        assert entry().obtain(lambda: FOUND)["ms"] == 1.5
+    entry().path.parent.mkdir(parents=True)
+    own, others = entry().checkpoint("a"), replace(entry(), name="one-2").checkpoint("a")
+    for path in (own, others):
+        path.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "atomic_write", full)
+        with pytest.warns(ResultWarning, match=r"one.*cannot be kept \(no space left"):
+            assert entry().obtain(lambda: FOUND)["ms"] == 1.5
+    assert own.exists(), "hours of training"
+    entry().obtain(lambda: FOUND)
+    assert others.exists() and not own.exists()
 
 
 def test_what_cannot_be_had_is_a_result_that_says_why():

@@ -91,6 +91,13 @@ class Entry:
         """The file."""
         return root() / self.profile / self.study / f"{self.name}.json"
 
+    def checkpoint(self, key: str) -> Path:
+        """Return a file for the state of a long computation; it is removed when there is a result.
+
+        `key` tells the states of other configurations and machines apart.
+        """
+        return self.path.with_name(f".{self.name}.{key}.checkpoint")
+
     def look(self) -> tuple[Result | None, str]:
         """Return the result, if it is valid, and "recorded" or else why not; compute nothing."""
         try:
@@ -147,6 +154,8 @@ class Entry:
         except OSError as error:
             self._warn(f"cannot be kept ({error}); set {FOLDER} to a folder that can be written", 4)
             return dict(json.loads(json.dumps(result)))  # as it would be read
+        for path in self.path.parent.glob(self.checkpoint("*").name + "*"):
+            path.unlink(missing_ok=True)
         return read(self.path, self.schema)
 
     def _warn(self, what: str, level: int) -> None:

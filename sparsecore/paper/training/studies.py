@@ -239,8 +239,6 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
     except FloatingPointError as error:
         known = {**experiment.identity(data, config, condition.seed), **about}
         result = {**known, "diverged": str(error), "provenance": provenance(1, data.content_hash)}
-    for path in [] if saved is None else saved.parent.glob(f"{saved.name}*"):
-        path.unlink()
     return result
 
 
@@ -252,7 +250,7 @@ def _checkpoint(condition: Condition) -> Path | None:
         return None
     about = f"{experiment.RECIPE} {lanes.widest()} {condition.config}"
     digest = hashlib.sha256(about.encode()).hexdigest()[:8]
-    return entry(condition).path.with_name(f".{condition.name}.{digest}.checkpoint")
+    return entry(condition).checkpoint(digest)
 
 
 #: Seconds per unit of `Condition.work` on one core of a machine of 2023.

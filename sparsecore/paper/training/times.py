@@ -34,7 +34,7 @@ def _parts(profile: str) -> Parts:
     found: Parts = {}
     for name in names:
         entry = Entry(STUDY, name, profile, _SCHEMA)
-        kept = entry.path.with_name(f".{name}.checkpoint.json")
+        kept = entry.checkpoint("rounds")
         found[name] = entry, partial(measure, name, _ROUNDS[profile], checkpoint=kept)
     return found
 
@@ -77,8 +77,6 @@ def measure(
             if checkpoint and not cold:
                 with atomic_write(checkpoint) as file:
                     file.write(json.dumps(found).encode())
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
     about = {"provenance": provenance(1, data.content_hash)}
     return {name: found[name] for name in ("rounds", "cores")} | about
 

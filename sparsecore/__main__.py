@@ -19,6 +19,7 @@ from typing import Any, NoReturn, cast
 
 from sparsecore import __version__
 from sparsecore.commands import bench, data, extreme, study, table, train
+from sparsecore.commands.options import EXPECTED
 from sparsecore.progress import Output, OutputClosedError, Unfailing
 from sparsecore.wasap import witness
 
@@ -26,8 +27,6 @@ from sparsecore.wasap import witness
 _MPI = {"mpi4py", "ipyparallel", "IPython", "traitlets"}
 _CORE = {"numpy", "scipy", "numba", "llvmlite", "sklearn", "PIL", "pooch", "requests", "tqdm"}
 _CORE |= {"psutil", "threadpoolctl"}
-
-_EXPECTED = (ValueError, FloatingPointError, OSError, RuntimeError)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -67,7 +66,7 @@ def _said(error: Exception) -> str:
         extra = "mpi" if name in _MPI else "" if name in _CORE else "book"
         what = f"'.[{extra}]'" if extra else "."
         return f"needs {name}, which is not installed; in a checkout: pip install -e {what}"
-    return str(error) if isinstance(error, _EXPECTED) else ""
+    return str(error) if isinstance(error, EXPECTED) else ""
 
 
 @contextmanager

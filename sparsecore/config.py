@@ -6,7 +6,7 @@ estimator and the book's table take what they say of them from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -53,16 +53,18 @@ def names(table: Collection[str]) -> Range:
 
 
 POSITIVE = numbers("a positive number", lambda v: v > 0)
-FRACTION = numbers("a number in [0, 1)", lambda v: 0 <= v < 1)
+FRACTION = numbers("a number in [0, 1)", lambda v: 0 <= v and np.float32(v) < 1)
 FINITE = numbers("a finite number", lambda v: True)
 FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
 _PROBABILITY = numbers("a number in (0, 1]", lambda v: 0 < v <= 1)
 _PERCENTILE = numbers("a number in [0, 100]", lambda v: 0 <= v <= 100)
 _COUNT = integers(1)
 _EPOCH = integers(1, "an epoch of at least {}, or None")
-_WIDTHS = Range(
-    tuple, "integers of at least 1", lambda v: bool(np.iterable(v)) and all(map(_COUNT.holds, v))
-)
+_WIDTHS = Range(  # no iterator, which to check would empty
+    tuple, "integers of at least 1",
+    lambda v: isinstance(v, (Sequence, np.ndarray)) and np.ndim(v) == 1
+    and all(map(_COUNT.holds, v)),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ def fit(
     epochs, n = state["epochs"], len(y)
 
     with Trainer(model, config, seed=seed, threads=threads) as trainer:
+        model.decision_function(X_test, threads)  # compiles: lanes depend on the number of rows
         trainer.restore(state.get("progress"))
         if state.pop("topology due", False):
             epochs[-1] |= trainer.change_topology()
@@ -235,12 +236,14 @@ def resumed(
 def _take_other_epochs(path: Any, state: dict[str, Any], now: dict[str, Any]) -> None:
     """Let a checkpoint's run end after another epoch, unless it would have begun otherwise."""
     # After its last epoch a run changes no topology, which `fit` then makes up for.
-    was = state["config"]
-    if (before := was["epochs"]) == now["epochs"]:
+    was, parallel = state["config"], "phase1_epochs" in now
+    if (before := was["epochs"]) == now["epochs"] or parallel != ("phase1_epochs" in was):
         return
     done = state["progress"]["epoch"] if "progress" in state else state.get("epoch", before)
-    parallel = "phase1_epochs" in was
-    ends = min(c.get("phase1_epochs", 0) for c in (was, now)) if parallel else now["epochs"]
+    ends = now["epochs"]
+    if parallel:  # phase 1 may be over if it ends alike in both, and is the whole of neither
+        one, other = was["phase1_epochs"], now["phase1_epochs"]
+        ends = min(one, other) + (one == other < min(before, now["epochs"]))
     if done >= ends:
         why = "phase 1 would have ended elsewhere" if parallel else "it is further by now"
         raise ValueError(

@@ -17,13 +17,14 @@ _STEM = 30  # letters of a file's name in that of its temporary file, which must
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
     """Return the file that `path` leads to; raise OSError if `atomic_write` could not write it."""
-    target = Path(os.path.realpath(path))
-    folder = next(parent for parent in (*target.parents, target) if os.path.lexists(parent))
 
     def check(good: bool, error: int, expected: str) -> None:
         if not good:
             raise OSError(error, f"expected {expected}", str(path))
 
+    check(bool(os.fspath(path)), errno.ENOENT, "a file's name, got none")  # a variable not set
+    target = Path(os.path.realpath(path))
+    folder = next(parent for parent in (*target.parents, target) if os.path.lexists(parent))
     writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
     check(writable, errno.EACCES, f"a folder that can be written, got {folder}")
     with suppress(FileNotFoundError):

@@ -297,11 +297,15 @@ class SparseMLP(Fixed):
         """Return layers, checked and copied to flat arrays, and the velocity of `params`."""
         n_layers = len(self.sizes) - 1
         if len(structures) != n_layers or len(data) != n_layers:
-            raise ValueError(f"expected {n_layers} layers, got {len(structures)} and {len(data)}")
+            got = f"{len(structures)} and {len(data)}"
+            raise ValueError(f"structures, data: expected {n_layers} layers, got {got}")
         for layer, (indptr, indices) in enumerate(structures):
-            sizes = np.shape(indptr), np.shape(indices)
-            if sizes != ((self.sizes[layer + 1] + 1,), np.shape(data[layer])):
-                raise ValueError(f"layer {layer}: pointers, indices and data do not fit the sizes")
+            shapes = np.shape(indptr), np.shape(indices)
+            if shapes != ((self.sizes[layer + 1] + 1,), np.shape(data[layer])):
+                raise ValueError(
+                    f"layer {layer}: expected {self.sizes[layer + 1] + 1} pointers, and as many "
+                    f"indices as data, got shapes {shapes} and {np.shape(data[layer])}"
+                )
             topology.check(indptr, indices, self.sizes[layer])
         counts = [len(d) for d in data]
         nnz = sum(counts)
@@ -492,8 +496,10 @@ class SparseMLP(Fixed):
         -----
         O(nnz n) time, 4 bytes per neuron and sample.
         """
-        if not 0 <= dropout < 1:
+        if not (0 <= dropout and np.float32(dropout) < 1):
             raise ValueError(f"dropout: expected a number in [0, 1), got {dropout!r}")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed: expected an integer from 0 to 2**64 - 1, got {seed!r}")
         inputs = as_inputs(X, self.sizes[0])
         inputs = inputs.toarray() if sp.issparse(inputs) else inputs
         labels = as_labels(y, len(inputs), self.sizes[-1])

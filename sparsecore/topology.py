@@ -132,8 +132,12 @@ def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
         places = np.flatnonzero(sign)
         n_drop = int(zeta * len(places))
         if n_drop:
-            nearest = np.argpartition(np.abs(data[places]), n_drop - 1)[:n_drop]
-            drop[places[nearest]] = True
+            strength = np.abs(data[places])
+            cut = np.partition(strength, n_drop - 1)[n_drop - 1]
+            weak = strength < cut
+            equal = np.flatnonzero(strength == cut)  # among them the first: it is the same anywhere
+            weak[equal[: n_drop - np.count_nonzero(weak)]] = True
+            drop[places[weak]] = True
     return drop
 
 

@@ -106,7 +106,7 @@ class Trainer(Fixed, Closing):
 
     `seed` determines data order, dropout and evolution, and `rank` gives parallel workers different
     streams; results of a `SparseMLP` do not depend on `threads`. `epoch` and `step` count what is
-    done, and `seconds` the time spent, compilation excluded.
+    done, and `seconds` the time spent, the compilation of training excluded.
 
     After an interrupt (Ctrl-C) the model is as after a step or a change of its topology, and `step`
     counts its steps. An epoch that was not finished does not count: `run_epoch` takes it anew, on
@@ -241,10 +241,8 @@ class Trainer(Fixed, Closing):
 
     def _compile(self) -> None:
         """Have everything compiled before anything is timed: run it over no or little data."""
-        X = np.zeros((1, self.model.sizes[0]), np.float32)
-        none = np.zeros(0, np.int64)
-        self._engine.train(self._rule, X[:0], none, none, 1, 0, metrics())
-        self.model.decision_function(X)
+        X, none = np.zeros((0, self.model.sizes[0]), np.float32), np.zeros(0, np.int64)
+        self._engine.train(self._rule, X, none, none, 1, 0, metrics())
         if self.config.zeta > 0 or self.config.prune_from is not None:
             tiny = SparseMLP.erdos_renyi((4, 4, 4, 2), density=0.5, random_state=0)
             tiny.start_momentum()

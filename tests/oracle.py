@@ -213,6 +213,11 @@ class Net:
         p[y, np.arange(n)] -= 1
         # Row c of the softmax's Jacobian has a 1-norm of 2 p (1 - p) <= 1/2; then one rounding.
         d = Value(p, np.broadcast_to(0.5 * slack, p.shape) + U * (1 + slack) + 1e-14)
+        return loss, self.gradient(d, inputs, sums, masks, factor), correct
+
+    def gradient(self, d, inputs, sums, masks=None, factor=1.0):
+        """Return the mean gradient, laid out as `params`, from that in each sample's logits."""
+        n = d.exact.shape[1]
         weights, biases = [None] * len(self.weights), [None] * len(self.weights)
         for i in range(len(self.weights) - 1, -1, -1):
             # Sum over the batch in blocks, each times the rounded 1/n, then added up.
@@ -234,7 +239,7 @@ class Net:
             error = error + unsure * factor * abs(1 - s) * acc.size * (1 + gamma(2))
             keep = 1.0 if masks is None else masks[i - 1]
             d = Value(acc.exact * f * keep, error * keep)
-        return loss, self.flat(weights, biases), correct
+        return self.flat(weights, biases)
 
     def step(self, X, y, learning_rate, momentum, weight_decay, dropout=0.0, seed=0, step=0):
         """Take one momentum step: v <- mu v - eta g; w <- w + v - lambda w."""

@@ -109,10 +109,8 @@ def address():
 
 
 @pytest.fixture(scope="module")
-def tab(address, request):
+def tab(address):
     """A tab of a browser that notes errors, and what is asked of other hosts."""
-    if "site" not in request.config.option.markexpr:
-        pytest.skip("takes a minute, and a built book: pytest -m site")
     with browsers.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]

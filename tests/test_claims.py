@@ -7,9 +7,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("pandas")
-
 from sparsecore.paper import claims, forest
 from sparsecore.paper.claims import FAILS, HOLDS, IMPOSSIBLE, UNDECIDED, UNTESTED, Check
 from sparsecore.paper.extreme.runs import BAT, Row
@@ -102,6 +99,18 @@ def test_what_does_not_vary_has_no_interval():
     n, p = 100_000, (0.5, 0.6)
     error = np.sqrt(sum(q * (1 - q) / n for q in p))
     assert found.high - found.low == pytest.approx(200 * 1.96 * error, rel=1e-3)
+
+
+def test_all_numbers_of_a_comparison_are_of_the_same_seeds():
+    few, many = (0.60, 0.61, 0.62), (0.58, 0.60, 0.61, 0.9, 0.9)
+    found = results(set_relu=seeds(many), set_all_relu=seeds(few))
+    check = claims.Ledger(found).checks["C2"][2]
+    assert check.evidence.startswith("+1.33 points") and "best epochs +1.33" in check.evidence
+    first, second = (found.of("digits", name) for name in ("set-all-relu", "set-relu"))
+    assert [len(runs) for runs in effects.pairs(first, second)[:2]] == [3, 3]
+    one, other, paired = effects.pairs(first[:3], second[1:])  # two in common, of three and four
+    assert (len(one), len(other), paired) == (3, 4, False)
+    assert effects.pairs(first[:2], second)[2], "two seeds are all that there are"
 
 
 def test_rows_that_both_are_right_on_make_no_difference():
@@ -310,9 +319,13 @@ def extreme_run(correct, frozen):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("right", "outcome"), [(50, HOLDS), (96, UNDECIDED), (None, UNTESTED)])
-def test_hidden_layers_must_do_better_than_frozen_ones(right, outcome):
-    runs = {Row(BAT, 3): extreme_run(97, False)}
+@pytest.mark.parametrize(
+    ("own", "right", "outcome"),
+    [(97, 50, HOLDS), (97, 96, UNDECIDED), (97, None, UNTESTED), (100, 100, UNDECIDED),
+     (50, 97, FAILS)],
+)  # fmt: skip
+def test_hidden_layers_must_do_better_than_frozen_ones(own, right, outcome):
+    runs = {Row(BAT, 3): extreme_run(own, False)}
     if right is not None:
         runs[Row(BAT, 3, frozen=True)] = extreme_run(right, True)
     checks = {c.question: c for c in claims.Ledger(good(), extreme=runs).checks["C4"]}

@@ -303,10 +303,14 @@ def test_options_that_make_no_sense_end_with_status_2(words, capsys):
         (["--algorithm", "wasap", "--phase1", "7"], "phase1: expected a share in [0, 1], got 7.0"),
         (["--algorithm", "wasap", "--warmup", "2"], "--warmup: expected --algorithm wassp with"),
         (["--algorithm", "wasap", "--patience", "0"], "--patience: expected seconds above 0"),
+        (["--algorithm", "wasap", "--patience", "nan"], "--patience: expected seconds above 0"),
+        (["--algorithm", "wasap", "--patience", "1e7"], "--patience: expected seconds above 0"),
         (["--prune-every", "3"], "--prune-every: expected --prune-from EPOCH with it, got none"),
         (["--prune-percentile", "3"], "--prune-percentile: expected --prune-from EPOCH with it"),
         (["--out", os.curdir], "--out: [Errno 22] expected a regular file, got a folder: '.'"),
-        (["--out", "x" * 300], "--out: [Errno 36] File name too long: 'xxx"),
+        (["--out", "x" * 300], f"--out: [Errno {errno.ENAMETOOLONG}] File name too long: 'xxx"),
+        (["--out", ""], "--out: [Errno 2] expected a file's name, got none: ''"),
+        (["--checkpoint", ""], "--checkpoint: [Errno 2] expected a file's name, got none: ''"),
         (["--checkpoint", os.devnull + "/a/b.npz"], "a folder that can be written, got /dev/null"),
         (["--out", "a.npz", "--checkpoint", "./a.npz"], "--out: expected another file than those"),
         (["--out", "a.worker1.previous", "--checkpoint", "a"], "--out: expected another file than"),
@@ -475,11 +479,14 @@ def test_a_file_that_cannot_be_written_loses_no_result(monkeypatch, capsys):
 @pytest.mark.parametrize("words", [["study", "list"], ["train", "--help"]])
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_letters_that_a_stream_lacks_are_replaced(monkeypatch, words, encoding):
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
-    with suppress(SystemExit):
-        main(words)
-    assert b"?" in raw.getvalue() or encoding == "cp1252"
+    shown = []
+    for name in (encoding, "utf-8"):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, name))
+        with suppress(SystemExit):
+            assert main(words) == 0
+        shown.append(raw.getvalue())
+    assert shown[0] == shown[1].decode().encode(encoding, "replace") != shown[1]
 
 
 def test_sigterm_ends_a_run_as_ctrl_c_does(monkeypatch, capsys, tmp_path):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import ipyparallel
+import psutil
 import pytest
 from ipyparallel.error import RemoteError
 
@@ -58,12 +59,7 @@ def own(tmp_path_factory):
 
 def are_gone(pids, seconds=10):
     """Return whether so many seconds are enough for processes to end."""
-    end = time.monotonic() + seconds
-    while there := any(os.path.exists(f"/proc/{pid}") for pid in pids):
-        if time.monotonic() > end:
-            break
-        time.sleep(0.05)
-    return not there
+    return engines.wait_until(lambda: not any(map(psutil.pid_exists, pids)), seconds)
 
 
 def test_cluster_of_its_own_trains_and_reports(own, capsys):

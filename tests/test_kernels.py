@@ -9,9 +9,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from oracle import SIZES, Net, Value, added, batch, given, kept, mix, network, scaled
+from oracle import SIZES, Net, Value, added, batch, gamma, given, kept, mix, network, scaled
+from oracle import stretch as stretched
+from scipy import special
 
-from sparsecore.compiled import engine, kernels, programs
+from sparsecore.compiled import engine, kernels, losses, programs
 from sparsecore.compiled.arrays import sealed
 from sparsecore.compiled.engine import aligned, lane_width
 from sparsecore.compiled.kernels import Rule
@@ -45,6 +47,39 @@ def test_logits_are_those_of_the_dense_network(n):
 @pytest.mark.parametrize("n", BATCHES)
 def test_gradient_is_that_of_the_dense_network(n, dropout):
     assert_gradient(network(), n, dropout, seed=2**63 + 11, step=5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("n", [5, 32, 100])
+@pytest.mark.parametrize("kind", ["SOFTMAX", "SIGMOID", "SQUARED"])
+def test_weighted_losses_have_the_gradient_of_the_dense_network(kind, n, dropout):
+    model, code, rng = network(), getattr(losses, kind), np.random.default_rng(2)
+    X, y = batch(model, n)
+    weights, values = rng.random(n, np.float32), rng.random((n, SIZES[-1]), np.float32)
+    if kind == "SOFTMAX":
+        values = np.eye(SIZES[-1], dtype=np.float32)[y]
+        aim = losses.Aim(code, y, values[:0], weights)
+    else:
+        aim = losses.Aim(code, y[:0], values, weights)
+    net = Net(model)
+    inputs, sums, masks = net.forward(X, dropout, 3, 4)
+    z, target = sums[-1].exact, values.T.astype(float)
+    outputs, loss, steepest = {
+        "SOFTMAX": (special.softmax(z, 0), special.logsumexp(z, 0) - (target * z).sum(0), 0.5),
+        "SIGMOID": (special.expit(z), (np.logaddexp(0, z) - target * z).sum(0), 0.25),
+        "SQUARED": (z, 0.5 * ((z - target) ** 2).sum(0), 1.0),
+    }[kind]
+    slack = sums[-1].error.max(axis=0)
+    # At most six roundings: exp (two), sum, quotient, difference, weight.
+    error = steepest * slack + gamma(6) * (np.abs(outputs) + np.abs(target) + slack)
+    d = Value(weights * (outputs - target), weights * error)
+    exact = net.gradient(d, inputs, sums, masks, stretched(dropout))
+    gradient, seen = np.empty_like(model.params), engine.metrics()
+    with model.new_engine(n) as runner:
+        runner.gradient(gradient, rule(dropout, seed=3), X, aim, np.arange(n), 4, seen)
+    exact.holds(gradient)
+    assert seen.loss[0] == pytest.approx(weights @ loss, rel=1e-5)
+    assert np.median(exact.error) < 1e-3 * np.abs(exact.exact).max()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -235,6 +270,10 @@ def test_no_form_of_the_data_compiles_a_kernel_anew():
     assert [len(dispatcher.signatures) for dispatcher in jitted] == known
 
 
+def squared(values=(32, 7), weights=(32,)):
+    return losses.Aim(losses.SQUARED, np.zeros(0, int), np.zeros(values), np.ones(weights))
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -249,6 +288,8 @@ def test_no_form_of_the_data_compiles_a_kernel_anew():
         ({"batch_size": 0}, "batch_size: expected 1 to 32, got 0"),
         ({"rows": np.zeros(33, int)}, "rows: expected 1 to 32, got 33"),
         ({"out": np.zeros(3, np.float32)}, "out: expected a contiguous float32 vector of"),
+        ({"targets": squared((31, 7))}, r"values: expected shape \(32, 7\), got \(31, "),
+        ({"targets": squared(weights=(31,))}, r"weights: expected shape \(32,\), got \(31,"),
     ],
 )
 def test_the_engine_checks_what_the_kernels_trust(changes, complaint):
@@ -257,11 +298,14 @@ def test_the_engine_checks_what_the_kernels_trust(changes, complaint):
     given = {"inputs": X, "targets": y, "rows": np.arange(32), "batch_size": 32} | changes
     out = given.pop("out", np.zeros_like(model.params))
     model.start_momentum()
-    with model.new_engine(32) as runner, pytest.raises(ValueError, match=complaint):
-        if "rows: expected 1" not in complaint and "out" not in changes:
-            runner.train(rule(), **given, step=0, sums=engine.metrics())
-        given.pop("batch_size")
-        runner.gradient(out, rule(), **given, step=0, sums=engine.metrics())
+    size, sums = given.pop("batch_size"), engine.metrics()
+    with model.new_engine(32) as runner:
+        if "out" not in changes and len(given["rows"]) <= 32:
+            with pytest.raises(ValueError, match=complaint):
+                runner.train(rule(), **given, batch_size=size, step=0, sums=sums)
+        if "batch_size" not in changes:
+            with pytest.raises(ValueError, match=complaint):
+                runner.gradient(out, rule(), **given, step=0, sums=sums)
 
 
 def test_buffers_begin_at_a_cache_line():

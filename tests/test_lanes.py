@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numba import njit
+from numba.core.errors import TypingError
 from oracle import bernoulli as numpy_bernoulli
 from oracle import gamma, mix
 
@@ -209,7 +210,7 @@ def test_a_prefetch_changes_nothing_wherever_it_points(index):
 
 
 def test_put_refuses_another_type():
-    with pytest.raises(Exception, match="put"):
+    with pytest.raises(TypingError, match="put"):
         element(np.zeros(3, np.float32), 0, np.float64(1))
 
 

@@ -129,10 +129,9 @@ def test_the_models_gradient_is_that_of_its_own_loss(activation, n, dropout):
 # --- making and viewing ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_erdos_renyi_has_the_densities_of_its_epsilon(activation):
+def test_erdos_renyi_has_the_densities_of_its_epsilon():
     sizes, epsilon = (300, 200, 100, 5), 5
-    model = SparseMLP.erdos_renyi(sizes, epsilon=epsilon, activation=activation, random_state=0)
+    model = SparseMLP.erdos_renyi(sizes, epsilon=epsilon, random_state=0)
     for i in range(len(model)):
         n_in, n_out = sizes[i], sizes[i + 1]
         expected = min(n_in * n_out, epsilon * (n_in + n_out))
@@ -348,6 +347,15 @@ def test_dropout_is_checked(dropout):
         network().loss_and_gradient(np.zeros((1, 37)), np.zeros(1), dropout=dropout)
 
 
+def test_threads_and_seeds_below_their_range_are_named():
+    model = network()
+    X, y = batch(model, 8)
+    with pytest.raises(ValueError, match="threads: expected an integer of at least 1, got -1"):
+        model.predict(X, threads=-1)
+    with pytest.raises(ValueError, match=r"seed: expected an integer from 0 to .*, got -1"):
+        model.loss_and_gradient(X, y, dropout=0.5, seed=-1)
+
+
 def test_a_gradient_needs_a_sample():
     with pytest.raises(ValueError, match="batch_size: expected at least one sample, got 0"):
         network().loss_and_gradient(np.zeros((0, 37)), np.zeros(0, int))
@@ -445,11 +453,11 @@ def test_flat_arrays_are_checked(name, value, complaint):
 
 def test_structures_must_fit_the_sizes():
     good = [(np.array([0, 1, 2]), np.array([0, 1]))]
-    with pytest.raises(ValueError, match="expected 1 layers, got 1 and 2"):
+    with pytest.raises(ValueError, match="structures, data: expected 1 layers, got 1 and 2"):
         SparseMLP((2, 2), good, [np.ones(2), np.ones(2)])
-    with pytest.raises(ValueError, match="layer 0: pointers, indices and data do not fit"):
+    with pytest.raises(ValueError, match=r"layer 0: expected \d pointers, and as many indices"):
         SparseMLP((2, 3), good, [np.ones(2)])
-    with pytest.raises(ValueError, match="layer 0: pointers, indices and data do not fit"):
+    with pytest.raises(ValueError, match=r"layer 0: expected \d pointers, and as many indices"):
         SparseMLP((2, 2), good, [np.ones(3)])
     with pytest.raises(ValueError, match=r"indices: 1 is outside \[0, 1\)"):
         SparseMLP((1, 2), good, [np.ones(2)])

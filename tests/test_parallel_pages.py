@@ -69,16 +69,19 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
     runs[0]["parallel"]["staleness_histogram"] = [0, 8, 0, 0, 0, 1, 1]
     told = parallel_figures.accuracy(found).finding
     assert "samples per second are 1.50 (WASAP-SGD) and 0.80 (WASSP-SGD) times those of" in told
-    assert "by: WASAP-SGD +2.00 points [" in told and "] and WASSP-SGD -3.00 points" in told
+    assert "training's: WASAP-SGD +2.00 points [" in told and "] and WASSP-SGD -3.00 points" in told
     bars = parallel_figures.staleness(found)
     assert [bar.get_height() for bar in bars.figure.axes[0].patches] == [0, 80, 0, 0, 0, 20]
     assert "80.0 % of them are at most 4 old" in bars.finding
-    told = parallel_figures.resources(found).finding
-    assert told == "A rank uses 97 to 97 % of a core and at most 300 MiB of memory."
+    used = parallel_figures.resources(found)
+    told = "A rank uses 97 to 97 % of a core on average, and at most 300 MiB of memory."
+    assert used.finding == told
+    lines = [[line.get_ydata().tolist() for line in ax.lines] for ax in used.figure.axes]
+    assert lines == [[[97.0], [97.0]], [[300.0], [300.0]]]
 
     empty = Results(replace(STUDIES["T-deviations"], datasets=("digits",)), "paper", [])
     told = parallel_figures.beside_main(found, empty).text
-    assert told.endswith("runs of the same length; compare seconds within one figure only.")
+    assert told.endswith("another machine: compare seconds within one figure only.")
     runs = [
         {**run, "seed": seed, "condition": {"dataset": "digits", "method": method},
          "data": {"n_test": 1000}, "test_accuracy": accuracies[seed],
@@ -120,7 +123,7 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
     told = "they are in 2 (in 1 by more), and reaches phase 1's accuracy in 2. In 2 cases"
     assert told in picture.finding
     nothing = parallel_figures.averaged(Results(STUDIES["F-average"], "paper", []))
-    assert "Not recorded yet: Fashion-MNIST, " in nothing.text
+    assert "Not recorded yet: Fashion-MNIST; " in nothing.text
 
     # WASSP's phase 2 at both rates, where both are recorded; a run that diverged has no numbers.
     runs = [
@@ -139,7 +142,18 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
     assert f"in the first 5 epochs of phase 2: {told}0 of 1 (λ = 0, " in table.finding
     told = "0 of 1 (λ = 0.0002, a K-th of the rate), 1 of 1 (λ = 0.0002, the rate kept), "
     assert f"Over all of phase 2: {told}0 of 1 (λ = 0, a K-th" in table.finding
-    assert table.finding.endswith("0 of 0 (λ = 0, the rate kept).")
+    assert "0 of 0 (λ = 0, the rate kept). In the first epochs it does not rise" in table.finding
+    assert table.finding.endswith("alone would raise it, or not only there.")
+    alone = [run("madelon", "wassp-released", 0.0002, 0.9, 0.92, losses=(0.5, 0.45)), *runs[:1]]
+    assert parallel_figures.rate_kept(Results(study, "paper", alone)).finding.endswith(
+        "In the first epochs it rises where weight decay alone would raise it, and only there."
+    )
+    more = [{**runs[0], "seed": seed} for seed in (0, 1)]
+    table = parallel_figures.rate_kept(Results(study, "paper", [*more, *runs[1:2]]))
+    assert table.data["seeds"].tolist() == ["2", "1"], "one seed in common is too few to pair"
+    more += [{**runs[1], "seed": seed} for seed in (0, 1, 2)]
+    table = parallel_figures.rate_kept(Results(study, "paper", more))
+    assert table.data["seeds"].tolist() == ["2", "2"]
     assert "recorded yet" in parallel_figures.rate_kept(Results(study, "paper", runs[3:])).text
     effects = tables.deviations(Results(study, "paper", runs, diverged=lost)).data["effect"]
     assert effects[1] == "Madelon, λ = 0: 1 run of the released way diverged"
@@ -155,8 +169,6 @@ def test_the_build_s_runs_stand_apart(trained, monkeypatch):
         assert "Other processes used 1.5 CPUs" in show(recorded).sources
         assert "Other processes used" not in show(here).sources, "the build's machine is quiet"
     assert parallel_figures.replayed(here).text.count("identical") == 1
-    rows = parallel_figures.resources(recorded).data[["algorithm", "rank"]].to_numpy().tolist()
-    assert rows == [["WASAP-SGD", 0], ["WASSP-SGD", 0]]
 
     # Only seeds that all algorithms have are compared, and only a replay of these runs is told.
     parallel.entry("wassp", 1, "paper").path.unlink()

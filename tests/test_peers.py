@@ -72,11 +72,15 @@ def test_several_batches_a_call_give_the_mean_loss(key):
 
 @pytest.mark.parametrize("key", [key for key in LEARNERS if key != "scikit-learn-dense"])
 def test_dropout_is_applied(key):
-    problem = Problem(SIZES, batch_size=64, density=0.3, dropout=0.5, learning_rate=1e-12)
-    made = trainer(key, problem)
-    rows = np.arange(64)
-    assert len({made.train(rows) for _ in range(4)}) == 4, "the same loss twice: no noise"
-    made.close()
+    for dropout, n_losses in ((0.5, 4), (0.0, 1)):
+        # Steps of next to nothing, without decay: noise alone makes losses differ.
+        problem = Problem(
+            SIZES, batch_size=64, density=0.3, dropout=dropout, learning_rate=1e-12,
+            weight_decay=0.0,
+        )  # fmt: skip
+        made = trainer(key, problem)
+        assert len({made.train(np.arange(64)) for _ in range(4)}) == n_losses
+        made.close()
 
 
 def test_masked_weights_stay_absent():

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from sparsecore import datasets, experiment
+from sparsecore.cluster.engines import wait_until
 from sparsecore.paper import playground
 from sparsecore.paper.playground import Session
 from sparsecore.settings import setting
@@ -19,24 +20,18 @@ def session():
     made.close()
 
 
-def until(condition, seconds=200.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def test_stopping_and_going_on_loses_nothing(session):
-    run = session.start(**SMALL, epochs=40)
-    until(lambda: run.done >= 2)
+    run = session.start(**SMALL, epochs=100_000)  # it does not end, however late we look
+    assert wait_until(lambda: run.done >= 2, 200)
     begun = time.monotonic()
     session.stop()
     assert time.monotonic() - begun < 2
-    assert run.state == "stopped" and run.done < 40
-    session.go_on(run)
+    assert run.state == "stopped"
+    epochs = run.done + 5
+    session.go_on(run, epochs=epochs)
     session.wait()
-    assert (run.state, run.done) == ("finished", 40)
-    config = setting("digits").config.with_values(**SMALL, epochs=40)
+    assert (run.state, run.done) == ("finished", epochs)
+    config = setting("digits").config.with_values(**SMALL, epochs=epochs)
     _, result = experiment.run(datasets.load("digits"), config)
     assert run.model.weights_sha256() == result["weights_sha256"]
     assert [e["test_loss"] for e in run.epochs] == [e["test_loss"] for e in result["epochs"]]
@@ -95,9 +90,9 @@ def test_panel_starts_stops_and_goes_on():
     buttons["Start a new run"].click()
     run = play.session.runs[0]
     assert buttons["Start a new run"].disabled and not buttons["Stop"].disabled
-    until(lambda: run.done > 2 and play.image.value)
+    assert wait_until(lambda: run.done > 2 and play.image.value, 200)
     buttons["Stop"].click()
-    until(lambda: f"run 1: stopped, epoch {run.done} of 500" in play.status.value)
+    assert wait_until(lambda: f"run 1: stopped, epoch {run.done} of 500" in play.status.value, 200)
     assert not buttons["Go on"].disabled
     controls["epsilon"].value = 3
     buttons["Go on"].click()
@@ -105,5 +100,5 @@ def test_panel_starts_stops_and_goes_on():
     controls["epsilon"].value, controls["epochs"].value = 10, run.done + 2
     buttons["Go on"].click()
     play.session.wait()
-    until(lambda: "finished" in play.status.value)
+    assert wait_until(lambda: "finished" in play.status.value, 200)
     assert run.state == "finished" and "finished" in play.table.value

@@ -201,7 +201,7 @@ def test_attempts_that_failed_are_counted(held, share, monkeypatch, tmp_path):
     reliability.keep("kills", "runs", 2, 2)
     reliability.keep("kills", "WASAP", 1, 1)
     table = reliability.table()
-    told = f"The promise held in all 3 attempts on processes and {share} wrong inputs."
+    told = f"The promise held in all 3 kills and interruptions and {share} wrong inputs."
     assert table.finding == told
     assert list(table.frame["to"]) == ["WASAP", "runs", "files"]
     promises = table.data.set_index("what")["promise"]

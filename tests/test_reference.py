@@ -28,7 +28,6 @@ def found(name):
 
 def documented():
     for name, members in LISTED:
-        pytest.importorskip("ipyparallel") if ".cluster." in name else None
         yield name, found(name)
         for member in filter(None, re.split(r",\s*", members)):
             yield f"{name}.{member}", inspect.getattr_static(found(name), member)

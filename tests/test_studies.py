@@ -360,7 +360,6 @@ def test_a_method_names_its_runner(study, monkeypatch):
 @pytest.fixture
 def parallel(study, monkeypatch, tmp_path):
     """Return the study with parallel methods, and the list of clusters that are asked for."""
-    pytest.importorskip("ipyparallel")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     both = replace(study, methods=("set-relu", "wassp", "wasap"), seeds={"quick": (0,)})
     monkeypatch.setitem(STUDIES, "F-test", replace(both, observers={}))

@@ -7,6 +7,7 @@ import re
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from sklearn.datasets import dump_svmlight_file
@@ -58,7 +59,7 @@ def test_from_a_file_to_predictions(form, tmp_path, capsys):
 
 
 def test_an_estimator_of_named_columns_predicts_a_file_without_a_warning(tmp_path):
-    frame = pytest.importorskip("pandas").DataFrame(X, columns=[*"abcde"])
+    frame = pd.DataFrame(X, columns=[*"abcde"])
     saved.save(SparseMLPClassifier((8,), max_iter=2).fit(frame, LABELS), tmp_path / "m.npz")
     (tmp_path / "a.csv").write_text(as_csv(X[:, ::-1], names="edcba"))
     with warnings.catch_warnings():
@@ -238,7 +239,7 @@ def test_a_saved_estimator_predicts_and_goes_on_as_before(y, tmp_path):
 
 
 def test_all_that_an_estimator_was_given_is_saved(tmp_path):
-    frame = pytest.importorskip("pandas").DataFrame(X, columns=list("abcde"))
+    frame = pd.DataFrame(X, columns=list("abcde"))
     made = SparseMLPClassifier(
         np.array([16, 16]), max_iter=np.int64(2), batch_size=np.int64(8), epsilon=np.float32(3),
         standardize=np.bool_(True), early_stopping=True, class_weight={"up": np.float32(9)},

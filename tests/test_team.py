@@ -226,7 +226,6 @@ def test_a_second_interrupt_waits_for_the_members_too(monkeypatch):
         assert (slots[::16] == 2000).all() and team_module.wait is left[1]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_team_works_in_a_forked_child():
     slots, errors = np.zeros(32, np.int64), np.zeros(32, np.int64)

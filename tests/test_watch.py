@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from sparsecore.cluster.engines import wait_until
 from sparsecore.wasap import witness
 from sparsecore.wasap.watch import trouble
 
@@ -20,21 +21,14 @@ def sleeper():
     process.wait()
 
 
-def soon(condition):
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_trouble_of_a_process(sleeper):
     assert trouble(os.getpid()) is None
     sleeper.send_signal(signal.SIGSTOP)
-    soon(lambda: trouble(sleeper.pid) == "stopped")
+    assert wait_until(lambda: trouble(sleeper.pid) == "stopped", 10)
     sleeper.send_signal(signal.SIGCONT)
-    soon(lambda: trouble(sleeper.pid) is None)
+    assert wait_until(lambda: trouble(sleeper.pid) is None, 10)
     sleeper.kill()
-    soon(lambda: trouble(sleeper.pid) == "gone")  # a zombie
+    assert wait_until(lambda: trouble(sleeper.pid) == "gone", 10)  # a zombie
     sleeper.wait()
     assert trouble(sleeper.pid) == "gone"
 
@@ -50,12 +44,12 @@ ENDING = (
 def test_a_rank_that_is_about_to_end_is_named_beside_the_one_that_has(sleeper, capfd):
     with subprocess.Popen([sys.executable, "-c", ENDING]) as first:
         try:
-            soon(lambda: witness._facts(str(first.pid))[0] == "Z")
+            assert wait_until(lambda: witness._facts(str(first.pid))[0] == "Z", 10)
             assert not witness._ends(str(sleeper.pid))
             witness.start({0: first.pid, 1: sleeper.pid}, None, 1.0)
             sleeper.kill()  # as mpiexec does, which has seen that the first one ends
             said = []
-            soon(lambda: said.append(capfd.readouterr().err) or "\n" in "".join(said))
+            wait_until(lambda: said.append(capfd.readouterr().err) or "\n" in "".join(said), 10)
             told = f"rank 0 (process {first.pid}) or rank 1 (process {sleeper.pid}) was killed"
             assert told in "".join(said)
         finally:
@@ -79,7 +73,7 @@ def test_witnesses_of_the_same_process_numbers(sleeper, capfd, tmp_path):
         said += capfd.readouterr().err
         return "\n" in said
 
-    soon(has_said)
+    assert wait_until(has_said, 10)
     time.sleep(0.2)
     assert said + capfd.readouterr().err == (
         f"sparsecore train: rank 1 (process {sleeper.pid}) was killed or crashed; "

@@ -134,8 +134,7 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
         If a running cluster has too few engines or none that share an MPI job, if there is no
         ``mpiexec``, or if engines do not come up.
     """
-    if not integers(1).holds(n):
-        raise ValueError(f"n: expected {integers(1).expected}, got {n!r}")
+    integers(1).check("n", n)
     client = _running(profile)
     if client is not None:
         with client:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsecore import datasets
 from sparsecore.commands.options import check_common, given, hyperparameter, refuse, sizes
-from sparsecore.config import HYPERPARAMETERS
+from sparsecore.config import HYPERPARAMETERS, integers
 
 _OPTIONS = (
     ("--dims", sizes, "N,N,…", "neurons per layer (784,1000,1000,1000,10)"),
@@ -48,8 +48,7 @@ def _bench(options: argparse.Namespace) -> None:
         _bench_parallel(options)
         return
     for name in ("batch", "steps"):
-        if asked.get(name, 1) < 1:
-            raise ValueError(f"--{name}: expected an integer of at least 1, got {asked[name]}")
+        integers(1).check(f"--{name}", asked.get(name, 1))
     network = {
         "sizes": asked.get("dims", (784, 1000, 1000, 1000, 10)),
         "batch_size": asked.get("batch", 128),

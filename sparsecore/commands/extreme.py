@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from sparsecore.commands import options as shared
+from sparsecore.config import integers
 from sparsecore.extreme.config import HYPERPARAMETERS, ExtremeConfig
 from sparsecore.limits import cpu_count
 
@@ -51,8 +52,7 @@ def _extreme(options: argparse.Namespace) -> None:
         options.threads = 1 if options.split else cpu_count()
     shared.check_common(options)
     shared.check_targets(options)
-    if options.checkpoint_every < 1:
-        raise ValueError(f"--checkpoint-every: expected at least 1, got {options.checkpoint_every}")
+    integers(1).check("--checkpoint-every", options.checkpoint_every)
     config = ExtremeConfig(**shared.given(options, HYPERPARAMETERS))
     limit = None if options.memory_limit is None else budget.parse_bytes(options.memory_limit)
     comm = None
@@ -76,10 +76,10 @@ def _extreme(options: argparse.Namespace) -> None:
             resume=options.resume, progress=first,
             announce=lambda plan: first and print(plan.table(), file=sys.stderr, flush=True),
         )  # fmt: skip
-    except Exception as error:
+    except BaseException as error:
         # The others wait for this rank inside MPI; a ValueError all have.
         if comm is not None and comm.size > 1 and not isinstance(error, ValueError):
-            shared.say(f"rank {comm.rank}: {error}", "sparsecore extreme")
+            shared.say(f"rank {comm.rank}: {str(error) or 'interrupted'}", "sparsecore extreme")
             time.sleep(_TOLD_SECONDS)
             comm.Abort(1)
         raise

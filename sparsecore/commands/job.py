@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from sparsecore.commands.options import say
+from sparsecore.commands.options import EXPECTED, say
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.limits import cpu_count
@@ -47,6 +48,8 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
         hint = last_words()
         if type(error) is not ParallelError:  # it may be the checkpoint that cannot be resumed
             hint = ""
+        if not isinstance(error, EXPECTED):
+            traceback.print_exc()
         say(f"rank {ranks.rank}: {error}{hint}")
         ranks.stop(error)
     except BaseException:

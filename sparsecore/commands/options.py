@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING
 from typing import Any
 
-from sparsecore.config import HYPERPARAMETERS, Hyperparameter
+from sparsecore.config import HYPERPARAMETERS, Hyperparameter, integers
 from sparsecore.files import check_writable
 from sparsecore.limits import cpu_count
 from sparsecore.settings import SETTINGS
+
+#: Errors whose text says all that a user needs; any other one is a defect.
+EXPECTED = (ValueError, FloatingPointError, OSError, RuntimeError)
 
 
 def _several(kind: type, expected: str, example: str = "") -> Callable[[str], tuple[Any, ...]]:
@@ -146,10 +149,8 @@ def check_targets(options: argparse.Namespace) -> None:
 
 def check_common(options: argparse.Namespace) -> None:
     """Refuse wrong `threads`, `seed` and `resume`; warn of more threads than CPUs."""
-    if options.threads < 1:
-        raise ValueError(f"--threads: expected an integer of at least 1, got {options.threads}")
-    if options.seed < 0:
-        raise ValueError(f"--seed: expected an integer of at least 0, got {options.seed}")
+    integers(1).check("--threads", options.threads)
+    integers(0).check("--seed", options.seed)
     if getattr(options, "resume", False) and options.checkpoint is None:
         raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
     if options.threads > cpu_count():

@@ -9,7 +9,7 @@ from typing import Any
 from sparsecore import datasets
 from sparsecore.commands import options as shared
 from sparsecore.commands import table
-from sparsecore.config import HYPERPARAMETERS
+from sparsecore.config import HYPERPARAMETERS, numbers
 from sparsecore.wasap import plan
 
 _WITH_REPLAY = ("command", "function", "default", "replay", "threads", "json")
@@ -117,8 +117,9 @@ def _plan(options: argparse.Namespace) -> Any:
         return None
     if "warmup" in told and options.algorithm == "wasap" and told.get("local_steps", 1) == 1:
         raise ValueError("--warmup: expected --algorithm wassp with it or --local-steps, got wasap")
-    if told.get("patience", 1) <= 0:
-        raise ValueError(f"--patience: expected seconds above 0, got {options.patience}")
+    numbers("seconds above 0, 1e6 at most", lambda v: 0 < v <= 1e6).check(
+        "--patience", told.get("patience", 1)
+    )
     return plan.Plan(options.algorithm, **shared.given(options, _PLANNED))
 
 

@@ -55,7 +55,7 @@ def unweighted(labels: np.ndarray) -> Aim:
 
 @jit(inner=True, _nrt=False)
 def _softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count, losses, hits):
-    """Replace a block of logits by the gradient of the summed loss; padding gets gradient 0."""
+    """Replace a block of logits by the gradient of the summed loss."""
     lanes = lanes_of(width)
     for column in range(count):
         top, best = -np.inf, 0
@@ -75,9 +75,6 @@ def _softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count
             place = z0 + c * lanes + column
             p = math.exp(at(act, place) - top) / norm
             put(act, place, np.float32(p - (c == label)))
-    for column in range(count, lanes):
-        for c in range(n_classes):
-            put(act, z0 + c * lanes + column, np.float32(0))
 
 
 @jit(inner=True, _nrt=False)
@@ -89,9 +86,7 @@ def loss_gradient(width, n_outputs, act, z0, aim, rows, first, count, losses, hi
         _softmax_cross_entropy(
             width, n_outputs, act, z0, aim.labels, rows, first, count, losses, hits
         )
-        if not len(aim.weights):
-            return
-    for column in range(count):
+    for column in range(count if len(aim.weights) else 0):
         row = at(rows, first + column)
         weight, loss = aim.weights[row], losses[column] if softmax else 0.0
         for c in range(n_outputs):

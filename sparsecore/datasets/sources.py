@@ -169,8 +169,8 @@ def locate(entry: Entry, tried: Tried) -> tuple[str, Located] | None:
     for label, folder in places:
         try:
             return label, _find(entry.files, folder)
-        except DataError as error:
-            tried.append((f"{label} ({folder})", str(error)))
+        except (DataError, OSError) as error:
+            tried.append((f"{label} ({folder})", _reason(error)))
     return None
 
 

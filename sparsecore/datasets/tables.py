@@ -6,6 +6,7 @@ import csv
 import re
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,8 +102,9 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Table
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{path}, after line {lines.line_num}: {error}") from None
     names = names or tuple(name for name in header if name != target)
+    counts, places = Counter(header), {name: place for place, name in enumerate(header)}
     for name in (*header, *names, *([] if target is None else [target])):
-        if header.count(name) != 1:
+        if counts[name] != 1:
             raise ValueError(f"{path}, line 1: expected one column {name!r}, got {header}")
     for line, row in rows:
         if len(row) != len(header):
@@ -110,18 +112,18 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Table
                 f"{path}, line {line}: expected {len(header)} values as in the header, got "
                 f"{len(row)}"
             )
-    places = [header.index(name) for name in names]
-    cells = [_number(row[place]) for _, row in rows for place in places]
+    chosen = [places[name] for name in names]
+    cells = [_number(row[place]) for _, row in rows for place in chosen]
     X = np.array(cells, np.float64).reshape(len(rows), len(names))
     for row, column in np.argwhere(~np.isfinite(X))[:1]:
-        line, cell = rows[row][0], rows[row][1][places[column]]
+        line, cell = rows[row][0], rows[row][1][chosen[column]]
         raise ValueError(
             f"{path}, line {line}, column {names[column]!r}: expected a finite number, got "
             f"{cell!r}; encode categories and fill in what is missing first"
         )
     if target is None:
         return Table(X, names, None)
-    y = [row[header.index(target)].strip() for _, row in rows]
+    y = [row[places[target]].strip() for _, row in rows]
     if "" in y:
         line = rows[y.index("")][0]
         raise ValueError(f"{path}, line {line}, column {target!r}: expected a value, got none")

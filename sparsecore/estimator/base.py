@@ -6,8 +6,8 @@ epoch of `fit`: work is done on a draft, whose state replaces the old one at onc
 
 from __future__ import annotations
 
-import copy
 import inspect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +46,8 @@ def _widths(value: Any) -> tuple[Any, ...]:
 _RANGES: dict[str, Range] = {
     "hidden_layer_sizes": Range(
         tuple, f"integers from 1 to {_INT32_MAX}",
-        lambda v: all(integers(1).holds(n) and n <= _INT32_MAX for n in _widths(v)),
+        lambda v: not isinstance(v, Iterator)  # to check one would empty it
+        and all(integers(1).holds(n) and n <= _INT32_MAX for n in _widths(v)),
     ),
     "max_iter": integers(1),
     "n_iter_no_change": integers(1),
@@ -111,17 +112,26 @@ class SparseMLPBase(BaseEstimator):
         The network itself. A pruned or compacted one may take its place, to predict or to go on.
     scaler_ : sklearn.preprocessing.StandardScaler or None
         What stands between `X` and the network.
-    coefs_, intercepts_ : lists of scipy.sparse.csc_array, shapes (n_in, n_out), and of ndarray
-        Weights, oriented as in scikit-learn's MLP, and biases.
+    coefs_ : list of scipy.sparse.csc_array, shapes (n_in, n_out)
+        Weights, oriented as in scikit-learn's MLP.
+    intercepts_ : list of ndarray, shapes (n_out,)
+        Biases.
     feature_importances_ : ndarray, shape (n_features,)
         Strength of each input's connections, the sum of their weights' magnitudes; they sum to 1.
-    loss_curve_, loss_ : list of float, and float
-        Training loss of each epoch or call of `partial_fit`, and of the last one.
-    validation_scores_, best_validation_score_ : list of float, and float; or None
-        Score of each epoch on what early stopping has set aside, and the best.
+    loss_curve_ : list of float
+        Training loss of each epoch or call of `partial_fit`.
+    loss_ : float
+        The last one.
+    validation_scores_ : list of float or None
+        Score of each epoch on what early stopping has set aside.
+    best_validation_score_ : float or None
+        The best.
     n_iter_ : int
         Epochs, or calls of `partial_fit`, that are done.
-    n_features_in_, feature_names_in_ : int and ndarray of str
+    n_features_in_ : int
+        Features of `X`.
+    feature_names_in_ : ndarray of str
+        Their names, if `X` had some.
 
     Notes
     -----
@@ -194,6 +204,8 @@ class SparseMLPBase(BaseEstimator):
         draft = object.__new__(type(self))
         gone = () if fitted else ("_seed", "_progress", *(n for n in vars(self) if n[-1] == "_"))
         draft.__dict__.update({k: v for k, v in vars(self).items() if k not in gone})
+        if "model_" in vars(draft):
+            draft.model_ = self.model_.copy()  # it is trained in place
         return draft
 
     def _fit(self, X: Any, y: Any, weight: Any, warm: bool) -> None:
@@ -205,9 +217,7 @@ class SparseMLPBase(BaseEstimator):
         if self.early_stopping:
             X, aside, y, y_aside, *weights = self._split(X, y, weight)
             weight, weight_aside = weights or (None, None)
-        if warm:
-            self.model_ = self.model_.copy()
-        else:
+        if not warm:
             self._begin(config, X, weight)
         X, aside = self._inputs(X), None if aside is None else self._inputs(aside)
         targets = self._aim(y, weight, True)
@@ -236,16 +246,9 @@ class SparseMLPBase(BaseEstimator):
 
     def _partial_fit(self, X: Any, y: Any, weight: Any, classes: Any = None) -> Any:
         """Do what `partial_fit` says; whatever fails or interrupts it leaves the state before."""
-        draft, first = self._draft(True), not hasattr(self, "model_")
-        saved = None if first else copy.deepcopy(self.model_.__getstate__())  # trained in place
-        try:
-            draft._take_in(X, y, weight, classes, first)
-            self.__dict__ = vars(draft)
-        except BaseException:
-            if saved and self.__dict__ is not draft.__dict__:
-                self.model_ = SparseMLP.__new__(SparseMLP)
-                self.model_.__setstate__(saved)
-            raise
+        draft = self._draft(True)
+        draft._take_in(X, y, weight, classes, not hasattr(self, "model_"))
+        self.__dict__ = vars(draft)
         return self
 
     def _take_in(self, X: Any, y: Any, weight: Any, classes: Any, first: bool) -> None:

@@ -125,8 +125,7 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
                 given = dict.fromkeys(known, 1) | given  # a part of the data may lack a class
             by_class = compute_sample_weight(given, y)
             weight = by_class if weight is None else weight * by_class
-            if whole:
-                inputs.check_weights("class_weight", weight)
+            inputs.check_weights("class_weight", weight)
         return np.searchsorted(known, y), weight
 
     def _indicators(self, y: Any, first: bool) -> np.ndarray:

@@ -114,7 +114,7 @@ def plan(
     counts = [p * a * b for p, (a, b) in shapes]
     if ranks is not None:
         n_bytes, expected = [], []
-        for parts in zip(*(tiles.spread(grid, ranks) for grid in grids), strict=True):
+        for parts in zip(*tiles.spread(grids, ranks), strict=True):
             here = [n * p.n_out / g.n_out for n, p, g in zip(counts, parts, grids, strict=True)]
             arrays = tiles.CONNECTION * sum(here) + sum(p.n_out for p in parts) * (8 + 4 * lanes)
             gathered = 4 * lanes * max(sizes[:-1])
@@ -153,6 +153,6 @@ def parse_bytes(text: str) -> int:
     if found:
         base = 1000 if found[3] == "B" else 1024
         value = float(found[1]) * base ** (" KMGT".index(found[2] or " "))
-    if value <= 0:
+    if not 0 < value < 2**63:
         raise ValueError(f"--memory-limit: expected a size such as 22GiB or 500MB, got {text!r}")
     return int(value)

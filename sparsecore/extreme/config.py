@@ -61,9 +61,7 @@ class ExtremeConfig:
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
         check_values(self, HYPERPARAMETERS)
-        if self.neurons < self.hidden_layers:
-            expected = integers(self.hidden_layers).expected
-            raise ValueError(f"neurons: expected {expected}, got {self.neurons!r}")
+        integers(self.hidden_layers).check("neurons", self.neurons)
         from sparsecore.extreme import budget  # Numba takes a second, and --help does not need it
 
         budget.lane_width(self.batch_size)

@@ -227,11 +227,7 @@ class TiledMLP(Closing):
 
     def _own(self, grids: list[Grid], counts: list[np.ndarray]) -> list[Part]:
         """Return this rank's parts of the layers."""
-        most, size = max(grid.down for grid in grids), self._comm.size
-        if size > most:
-            expected = f"at most {most}, the rows of tiles that these layers have"
-            raise ValueError(f"ranks: expected {expected}, got {size}; start fewer")
-        self._spread = [tiles.spread(grid, size) for grid in grids]
+        self._spread = tiles.spread(grids, self._comm.size)
         own = [parts[self._comm.rank] for parts in self._spread]
         ends = [g.across * np.array([g.first, g.first + g.down]) for g in own]
         return [(g, n[a:b]) for g, n, (a, b) in zip(own, counts, ends, strict=True)]

@@ -130,8 +130,7 @@ def run(
             expected = f"expected 0 for layers split over ranks, got {config.zeta}"
             raise ValueError(f"zeta: {expected}; their topology does not evolve")
         if checkpoint_path is not None:
-            expected = "expected None with a comm: a split network is not saved yet"
-            raise ValueError(f"checkpoint_path: {expected}")
+            raise ValueError("checkpoint: a split network cannot be saved yet; give no file")
     elif checkpoint_path is not None:
         check_writable(checkpoint_path)
     _compile(config, threads)

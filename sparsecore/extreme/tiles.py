@@ -10,7 +10,7 @@ stream of a counter-based hash.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -76,13 +76,22 @@ def cells(grid: Grid) -> np.ndarray:
     return np.outer(heights, widths).ravel()
 
 
-def spread(grid: Grid, ranks: int) -> list[Grid]:
-    """Return each rank's rows of tiles, as a grid of its own."""
-    side, ends = grid.side_out, [grid.down * rank // ranks for rank in range(ranks + 1)]
+def spread(grids: Sequence[Grid], ranks: int) -> list[list[Grid]]:
+    """Return of each layer every rank's rows of tiles, as a grid of its own."""
+    most = max(grid.down for grid in grids)
+    if ranks > most:
+        expected = f"at most {most}, the rows of tiles that these layers have"
+        raise ValueError(f"ranks: expected {expected}, got {ranks}; start fewer")
+    ends = [[grid.down * rank // ranks for rank in range(ranks + 1)] for grid in grids]
     return [
-        grid._replace(n_out=max(0, min(b * side, grid.n_out) - a * side), down=b - a, first=a)
-        for a, b in pairwise(ends)
+        [_part(grid, a, b) for a, b in pairwise(cuts)]
+        for grid, cuts in zip(grids, ends, strict=True)
     ]
+
+
+def _part(grid: Grid, first: int, end: int) -> Grid:
+    n_out = min(end * grid.side_out, grid.n_out) - first * grid.side_out
+    return grid._replace(n_out=max(0, n_out), down=end - first, first=first)
 
 
 def pointers(counts: np.ndarray) -> np.ndarray:

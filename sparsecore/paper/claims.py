@@ -2,7 +2,7 @@
 
 A claim is made of checks, each asked once: of every data set, and of both weight decays where
 training depends on it. A check is a question with a rule that stands here and knows no result.
-Results answer it: it holds, does not hold, or is undecided; without results it is not tested here
+Results answer it: it holds, fails, or is undecided; without results it is not tested here
 yet. What cannot be tested (a dense network that does not fit, a surrogate's accuracy) does not
 count.
 """
@@ -30,7 +30,7 @@ from sparsecore.paper.training.shown import clocked, epoch_seconds, points, sour
 from sparsecore.paper.training.studies import Results, have_learnt
 from sparsecore.settings import DECAYS
 
-HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "not tested here yet"
+HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "fails", "undecided", "not tested here yet"
 IMPOSSIBLE = "cannot be tested"
 _OPEN = UNTESTED, IMPOSSIBLE
 
@@ -57,10 +57,14 @@ class Check:
     outcome: str = UNTESTED
 
 
-def _answer(p: float, evidence: str, **more: Any) -> Check:
-    """Return a one-sided test's answer; it is provisional until `_ask` has corrected p."""
-    outcome = HOLDS if p < 0.5 else FAILS
-    return Check("", evidence=evidence, p=2 * min(p, 1 - p), outcome=outcome, **more)
+def _answer(p: float, evidence: str, other: float | None = None, **more: Any) -> Check:
+    """Return a one-sided test's answer; it is provisional until `_ask` has corrected p.
+
+    `other` is the p of the other side: of counts, the two add up to more than 1.
+    """
+    other = 1 - p if other is None else other
+    outcome = HOLDS if p < other else FAILS
+    return Check("", evidence=evidence, p=min(1.0, 2 * min(p, other)), outcome=outcome, **more)
 
 
 def _measured(found: Effect | None, unit: str, seeds: str, note: str = "") -> Check:
@@ -80,6 +84,7 @@ def _measured(found: Effect | None, unit: str, seeds: str, note: str = "") -> Ch
 
 def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
     """Judge whether the first is more accurate, by more than a threshold that may be negative."""
+    first, second, _ = effects.pairs(first, second)  # all numbers are of the same seeds
     found, seeds = effects.compared(first, second, threshold)
     best = [np.mean([run["best_test_accuracy"] for run in runs]) for runs in (first, second)]
     note = f"; at the best epochs {100 * (best[0] - best[1]):+.2f}"
@@ -374,7 +379,8 @@ class Ledger:
         machines = sorted({run["provenance"]["cpu"] for run in self._extreme.values()})
         caption = (
             "**The claims and their verdicts.** A check is decided if its corrected p is below "
-            "5 %; otherwise, and where SET-All-ReLU is no better than guessing, it is undecided."
+            "5 %, and fails if a run of the method diverges; otherwise, and where SET-All-ReLU is "
+            "no better than guessing, it is undecided."
         )
         sources = (
             clocked(self._times)
@@ -396,7 +402,8 @@ class Ledger:
         caption = (
             f"**The evidence on {key}.** Effects with their {100 * CONFIDENCE:.0f} % confidence "
             "intervals in brackets. Seeds of the method, and of what it is compared with, of those "
-            "planned if some are missing; of times, rounds."
+            "planned if some are missing. Of times, rounds: the ratio is of medians, its interval "
+            "of geometric means."
         )
         if key == "C4":
             caption = f"**The evidence on {key}.** Single runs: steps and held-out samples count."
@@ -455,7 +462,8 @@ def _learning(run: Result, control: Result | None) -> dict[str, Check]:
         chance = _answer(test["p"], told, seeds="1", effect=100 * right / n, unit="%")
         if control and (other := control["test"]):
             both = [[one["correct"], one["n"] - one["correct"]] for one in (test, other)]
-            p = float(fisher_exact(both, alternative="greater").pvalue)
+            sides = [fisher_exact(both, alternative=side) for side in ("greater", "less")]
+            p, least = (float(side.pvalue) for side in sides)
             told = f"{right} of {n} right, {other['correct']} with hidden layers frozen"
-            frozen = _answer(p, told, seeds="1")
+            frozen = _answer(p, told, least, seeds="1")
     return dict(zip(_LEARNT, (falls, chance, frozen), strict=True))

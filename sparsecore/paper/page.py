@@ -188,7 +188,8 @@ def _html(shown: Picture | Table, body: str) -> str:
 def _myst(shown: Picture | Table, body: str) -> str:
     """Put a figure or table between its finding and its sources, in Markdown."""
     finding = f"{minus(shown.finding)}\n\n" * bool(shown.finding)
-    fold = f"```{{dropdown}} Sources\n{minus(shown.sources)}\n```\n" * bool(shown.sources)
+    sources = minus(shown.sources).replace("$", r"\$")  # of variables: two would be a formula
+    fold = f"```{{dropdown}} Sources\n{sources}\n```\n" * bool(sources)
     return f"{finding}{body}\n\n{fold}"
 
 

@@ -44,7 +44,7 @@ _SLIDERS = {
 }  # fmt: skip
 _COLUMNS = (
     Column("run", "number"), Column("data set", "dataset", number=False),
-    Column("differs from the study in", "told", number=False),
+    Column("differs from its setting in", "told", number=False),
     Column("state", "state", number=False), Column("epochs", "epochs"),
     Column("test accuracy (%)", "accuracy", "{:.2f}"), Column("best (%)", "best", "{:.2f}"),
     Column("connections", "nnz", "{:,}"),
@@ -263,7 +263,7 @@ def pictured(runs: Sequence[Run], chosen: Run | None = None) -> Picture:
             ax.ticklabel_format(axis="y", useOffset=False)
         above[2].set_ylim(bottom=0)
         _draw_network(below, chosen)
-        names = (f"run {run.number}: {'; '.join(run.told) or 'as in the study'}" for run in runs)
+        names = (f"run {run.number}: {'; '.join(run.told) or 'as for these data'}" for run in runs)
         lines = [line(r.colour, shorten(n, 60)) for r, n in zip(runs, names, strict=True)]
         legend_above(figure, lines)
     cause = "Pruning and evolution have" if chosen.config.prune_from else "Evolution has"

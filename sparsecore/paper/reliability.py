@@ -63,7 +63,7 @@ def table() -> Table:
     inputs = [row for row in rows if row["check"] == "fuzz"]
     told = []
     for what, some in (
-        ("attempts on processes", [row for row in rows if row not in inputs]),
+        ("kills and interruptions", [row for row in rows if row not in inputs]),
         ("wrong inputs", inputs),
     ):
         tried, held = (sum(row[name] for row in some) for name in ("tried", "held"))

@@ -68,5 +68,4 @@ def first_ranks(n: int) -> Iterator[Any]:
     try:
         yield comm
     finally:
-        if comm != MPI.COMM_NULL:
-            comm.Free()
+        comm.Free()

@@ -247,17 +247,19 @@ class _Run:
         own: tuple[SparseMLP, dict[str, Any]] | None = None
         if self.rank == 0 and not self.phase1_epochs and not self.restarts:
             self._save(0)  # what phase 2 starts from; else phase 1 saves that
+        bound = not self.asynchronous  # in lockstep nobody goes on without a worker
         try:
             if self.asynchronous:
                 self._phase1()
             else:
                 self._phase1_in_lockstep()
+            bound = False
             self.phase1_seconds = self.server.elapsed()
             self._phase2()
             own = self.worker.model, self._rank_report()
         except Exception as error:
             for_all = isinstance(error, (ParallelError, FloatingPointError))
-            if for_all or self.ranks.failed or not self.asynchronous or self.workers == 1:
+            if for_all or self.ranks.failed or bound or self.workers == 1:
                 raise
             self.ranks.leave(error)
         if self.rank == 0:

@@ -154,11 +154,15 @@ class Window(Place):
 
     def wait_for_finish(self, pending: Any) -> None:
         """Wait, asleep, until rank 0 has the result."""
-        while not self.fetch("control")[DONE]:
-            time.sleep(5e-3)
-            if pending is not None:
-                pending.Test()
-            self.ranks.check()
+        try:
+            while not self.fetch("control")[DONE]:
+                time.sleep(5e-3)
+                if pending is not None:
+                    pending.Test()
+                self.ranks.check()
+        finally:
+            if pending is not None and not pending.Test():
+                self.ranks.abandon(pending)
 
     def free(self) -> None:
         """Free the window. Collective."""

@@ -92,7 +92,7 @@ def test_asynchronous_run_is_recorded_and_replays_to_the_last_bit(
 @pytest.mark.parametrize("augment", [False, True])
 def test_one_worker_follows_the_sequential_trainer(comm, digits, pictures, augment):
     if comm.size > 1:
-        return
+        pytest.skip("is for one rank")
     data, config = pictures if augment else digits, SMALL.with_values(augment=augment)
     model, result = wasap.run(data, config, seed=1, comm=MPI.COMM_SELF)
     expected, sequential = experiment.run(data, config, seed=1)
@@ -111,7 +111,7 @@ def test_one_worker_follows_the_sequential_trainer(comm, digits, pictures, augme
 def test_local_steps_of_one_worker_are_the_sequential_trainers(comm, digits, algorithm):
     config = SMALL.with_values(prune_from=2, prune_every=1, prune_percentile=10)
     if comm.size > 1:
-        return
+        pytest.skip("is for one rank")
     plan = wasap.Plan(algorithm, phase1=1.0, local_steps=4)  # of 15 batches
     _, result = wasap.run(digits, config, plan, seed=1, comm=MPI.COMM_SELF)
     _, sequential = experiment.run(digits, config, seed=1)
@@ -278,6 +278,21 @@ def test_run_goes_on_without_a_worker_that_raises(comm, digits, monkeypatch, fai
     assert wasap.replay(digits, result)[1]["identical"]
 
 
+@pytest.mark.parametrize("algorithm", wasap.ALGORITHMS)
+def test_a_worker_that_raises_in_phase_2_leaves_the_others(comm, digits, monkeypatch, algorithm):
+    if comm.size == 1:
+        pytest.skip("is for several ranks")
+    last = comm.size - 1
+    if comm.rank == last:
+        monkeypatch.setattr(train.Trainer, "run_epoch", failing)  # phase 1 has no trainer
+    _, result = wasap.run(digits, SMALL, wasap.Plan(algorithm))
+    if comm.rank:
+        return
+    [lost] = result["parallel"]["failed_workers"]
+    assert lost["rank"] == last and "disk is gone" in lost["cause"]
+    assert result["epochs"][-1]["epoch"] == SMALL.epochs
+
+
 def test_failure_under_the_lock_ends_the_run_on_all_ranks(comm, digits, monkeypatch):
     monkeypatch.setattr(train, "change_topology", failing)  # by whoever completes an epoch
     with pytest.raises((OSError, wasap.ParallelError), match="disk is gone"):
@@ -320,13 +335,13 @@ def test_error_before_the_start_is_raised_on_all_ranks(comm, digits):
     ],
 )
 def test_ranks_that_are_not_started_alike_do_not_start(comm, digits, other, told):
+    if comm.size == 1:
+        pytest.skip("is for several ranks")
     options = {"data": digits, "config": SMALL}
-    if comm.rank == comm.size - 1 > 0:
+    if comm.rank == comm.size - 1:
         options |= other
         if "data" in other:
             options["data"] = other["data"](digits)
-    if comm.size == 1:
-        return
     with pytest.raises(ValueError, match=f"rank {comm.size - 1} has {told}"):
         wasap.run(**options)
 
@@ -379,10 +394,12 @@ def test_scarce_shared_memory_is_said_and_a_remote_window_needs_none(
 
 
 def test_unequal_workers_slow_only_themselves(comm, digits, monkeypatch):
-    slow = comm.rank == comm.size - 1 and comm.size > 1
+    if comm.size == 1:
+        pytest.skip("is for several ranks")
+    slow = comm.rank == comm.size - 1
     break_gradients(monkeypatch, 0, lambda self: time.sleep(0.04 if slow else 0.002))
     _, result = wasap.run(digits, SMALL.with_values(epochs=20), wasap.Plan(phase1=1.0))
-    if comm.rank or comm.size == 1:
+    if comm.rank:
         return
     updates = [rank["updates"] for rank in result["parallel"]["ranks"]]
     assert sum(updates) == result["parallel"]["updates"]
@@ -437,6 +454,27 @@ def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path, loc
     if comm.size == 1:
         _, whole = wasap.run(digits, longer, plan, comm=MPI.COMM_SELF)
         assert whole["weights_sha256"] == result["weights_sha256"]
+
+
+@pytest.mark.parametrize("algorithm", wasap.ALGORITHMS)
+def test_a_run_whose_phase_1_is_over_may_have_a_longer_phase_2(
+    comm, digits, monkeypatch, tmp_path, algorithm
+):
+    plan, path = wasap.Plan(algorithm), comm.bcast(str(tmp_path / "run.npz"))
+    longer = SMALL.with_values(epochs=6)
+    assert plan.phase1_epochs(longer.epochs) == plan.phase1_epochs(SMALL.epochs) == 4
+
+    def due(model, where, state):
+        return "rank" in state  # a worker's own file, of its first epoch of phase 2
+
+    stopped_run(digits, monkeypatch, checkpoint, "save", due, path, plan)
+    _, result = wasap.run(digits, longer, plan, checkpoint_path=path, resume=True)
+    comm.Barrier()
+    if algorithm == "wasap" and comm.size > 1:  # no two such runs are alike
+        assert comm.rank or wasap.replay(digits, result)[1]["identical"]
+        return
+    _, whole = wasap.run(digits, longer, plan)
+    assert comm.rank or result["weights_sha256"] == whole["weights_sha256"]
 
 
 def test_phase_2_of_another_run_is_not_taken(comm, digits, monkeypatch, tmp_path):

@@ -16,7 +16,7 @@ from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET, config_of
 from sparsecore.paper.store import NOTHING, Result
 from sparsecore.paper.style import COLOURS, GREY, canvas, line, picture, shows, tag
 from sparsecore.paper.training import shown
-from sparsecore.paper.training.effects import apart, effect, spread_of
+from sparsecore.paper.training.effects import apart, effect, pairs, spread_of
 from sparsecore.paper.training.studies import Results, training_seconds
 from sparsecore.settings import DECAYS
 
@@ -133,7 +133,7 @@ def _beside_sequential(runs: dict[str, list[Result]], workers: int) -> str:
     faster = " and ".join(f"{pace[n] / pace[base]:.2f} ({LABELS[n]})" for n in _PARALLEL)
     return (
         f"With {workers} workers, samples per second are {faster} times those of sequential "
-        f"training with one thread. Accuracy at the end differs from its by: {beside}."
+        f"training with one thread. Final accuracy, less sequential training's: {beside}."
     )
 
 
@@ -146,8 +146,8 @@ def beside_main(found: Result, main: Results) -> Note:
     told = " and ".join(f"{shown.points(e)} ({LABELS[n]})" for n, e in effects if e)
     text = shown.sentence("Final test accuracy there, less the sequential trainer's", told)
     return Note(
-        "[The main table](main.ipynb) has other runs of the same length; compare seconds within "
-        f"one figure only. {text}".strip()
+        "[The main table](main.ipynb) has other runs of the same length, and its seconds are of "
+        f"another machine: compare seconds within one figure only. {text}".strip()
     )
 
 
@@ -238,6 +238,9 @@ def rate_kept(results: Results) -> Table | Note:
         both = [(at.of(name, m), at.of(name, m, diverged=True)) for m in _RATES]
         if not all(runs or lost for runs, lost in both):
             continue  # there is nothing to compare
+        if all(runs for runs, _ in both):
+            *paired, _ = pairs(*(runs for runs, _ in both))
+            both = [(runs, lost) for runs, (_, lost) in zip(paired, both, strict=True)]
         for rate, (runs, lost) in zip(_RATES.values(), both, strict=True):
             values = _seen(runs).mean(axis=0).tolist() if runs else [None] * len(_OF_PHASE2)
             rows.append({
@@ -257,13 +260,18 @@ def rate_kept(results: Results) -> Table | Note:
         return ", ".join(told)
 
     caption = (
-        "**WASSP-SGD's phase 2 with two learning rates.** Phase 1 has the K-fold rate. Means over "
-        "seeds. What to see: whether the training loss rises, with weight decay and without."
+        "**WASSP-SGD's phase 2 with two learning rates.** Phase 1 has the K-fold rate, and is the "
+        "same in both, but for the CPU of a run. Means over seeds that both have. What to see: "
+        "whether the training loss rises, with weight decay and without."
     )
+    early = [(r["decay"], r["rate"], r["early"] > 0) for r in rows if r["early"] is not None]
+    decays = all(rose == (d > 0 and rate == _RATES["wassp"]) for d, rate, rose in early)
     sources = shown.source(results, list(dict.fromkeys(row["dataset"] for row in rows)))
     finding = (
         f"Data sets on which the training loss rises in the first {_EARLY} epochs of phase 2: "
-        f"{counted('early')}. Over all of phase 2: {counted('rise')}."
+        f"{counted('early')}. Over all of phase 2: {counted('rise')}. "
+        f"In the first epochs it {'rises' if decays else 'does not rise'} where weight decay "
+        f"alone would raise it{', and only there' if decays else ', or not only there'}."
     )
     return Table.of("T-phase2", rows, _OF_RATES, caption, sources, finding)
 
@@ -295,37 +303,39 @@ def staleness(ax: Axes, found: Result) -> tuple[str, str]:
     )
 
 
-_RESOURCES = (
-    Column("algorithm", "algorithm", number=False, once=True),
-    Column("rank", "rank"),
-    Column("CPU, mean (% of a core)", "cpu_percent", "{:.0f}"),
-    Column("memory, most (MiB)", "rss_mb", "{:,.0f}"),
-)
+_RANKS = ("-", (0, (4, 2)), (0, (1, 1)))  # ranks take turns in them
 
 
-@shows()
-def resources(found: Result) -> Table:
-    """Make the table of the CPU and the memory of every rank."""
-    rows = [
-        {
-            "algorithm": LABELS[name], "rank": rank["rank"],
-            "cpu_percent": float(np.mean(samples["cpu_percent"] or [0.0])),  # a run may be short
-            "rss_mb": max(samples["rss_mb"], default=0.0),
-        }
-        for name in _PARALLEL
-        for rank in found["runs"][name][0]["parallel"]["ranks"]
-        for samples in (rank["resources"],)
-    ]  # fmt: skip
-    used, most = ([row[name] for row in rows] for name in ("cpu_percent", "rss_mb"))
-    finding = (
-        f"A rank uses {min(used):.0f} to {max(used):.0f} % of a core and at most {max(most):,.0f} "
-        "MiB of memory."
+@picture(
+    "F-resources", across=2, height=2.8, sharex=True,
+    legend=[*(line(COLOUR[name], LABELS[name]) for name in _PARALLEL),
+            *(line(GREY, f"rank {rank}", style) for rank, style in enumerate(_RANKS[:2]))],
+    caption="**CPU and memory of every rank** over the training, of the whole process (Python, "
+    "compiled code, the rank's data); first seed. What to see: at 100 % a core is busy.",
+    alt="Lines of CPU use and memory against seconds, a line per rank.",
+)  # fmt: skip
+def resources(axes: Any, found: Result) -> tuple[str, str]:
+    """Draw the CPU and the memory of every rank over time."""
+    used, most = [], []
+    for name in _PARALLEL:
+        for number, rank in enumerate(found["runs"][name][0]["parallel"]["ranks"]):
+            samples, look = rank["resources"], {"color": COLOUR[name], "linewidth": 1.2}
+            if not samples["seconds"]:
+                continue  # the run was too short
+            for ax, what in zip(axes, ("cpu_percent", "rss_mb"), strict=True):
+                style = _RANKS[number % len(_RANKS)]
+                ax.plot(samples["seconds"], samples[what], linestyle=style, **look)
+            used.append(float(np.mean(samples["cpu_percent"])))
+            most.append(max(samples["rss_mb"]))
+    for ax, label in zip(axes, ("CPU (% of a core)", "memory (MiB)"), strict=True):
+        ax.set(xlabel="seconds", ylabel=label, ylim=(0, None))
+    if not used:
+        return "", "The runs were too short to be sampled."
+    return (
+        f"A rank uses {min(used):.0f} to {max(used):.0f} % of a core on average, and at most "
+        f"{max(most):,.0f} MiB of memory.",
+        "",
     )
-    caption = (
-        "**CPU and memory of every rank.** Of the whole process (Python, compiled code, the rank's "
-        "data), sampled until the run ends; first seed. What to see: at 100 % a core is busy."
-    )
-    return Table.of("F-resources", rows, _RESOURCES, caption, finding=finding)
 
 
 @shows()

@@ -113,12 +113,14 @@ def simulated(axes: Any, result: Result) -> tuple[str, str]:
         _workers_axis(ax, result, name, 1, 4, 16, 64, 256, 1024, yscale="log")
     axes[0].set_ylabel("simulated throughput\nover one worker's")
     peaks = " and ".join(f"{gain:.1f} ({LABELS[name]})" for name, (gain, _) in most.items())
-    many = most["wassp"][1]
+    many, one = most["wassp"][1], float(np.median(speedups(result, "wasap", 1)))
     rows = many * result["batch_size"]
     return (
-        f"Simulated throughput is at most {peaks} times one worker's. That is throughput only: in "
-        f"lockstep {many} workers take steps of {rows:,} rows, {-(-result['n_train'] // rows)} per "
-        "epoch, and whether these still train is not simulated.",
+        f"As long as every worker has a full batch, simulated throughput is at most {peaks} times "
+        f"one worker's, which is {one:.2f} times the sequential trainer's. That is throughput "
+        f"only: in lockstep {many} workers take steps of {rows:,} rows, "
+        f"{-(-result['n_train'] // rows)} per epoch, and whether these still train is not "
+        "simulated.",
         f"{'; '.join(told)}. Saturated: {'; '.join(points)}. With {result['n_train']:,} rows at "
         f"most {full} workers have a full batch each; for more the data would have to grow.",
     )

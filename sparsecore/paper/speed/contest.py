@@ -21,6 +21,7 @@ from unittest.mock import patch
 import numpy as np
 
 from sparsecore.bench import meeting_seconds, spread, timed
+from sparsecore.config import integers
 from sparsecore.paper.speed import frameworks, peers
 from sparsecore.paper.speed.peers import Adapter, Problem
 from sparsecore.provenance import busy_seconds, loaded_blas, peak_rss_mb, provenance
@@ -46,8 +47,7 @@ def compare(
 
     Of each peer, "ms" is the median over rounds of a step's median, "ratio" is over sparsecore's.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds: expected an integer of at least 1, got {rounds}")
+    integers(1).check("rounds", rounds)
     reasons = {key: peer.absent(problem) for key, peer in PEERS.items()}
     gone = {key: reason for key, reason in reasons.items() if reason is not None}
     blas: dict[str, list[str]] = {}

@@ -41,7 +41,8 @@ def _of_peers(key: str, part: str, title: str) -> Callable[..., Any]:
                 dot(GREY, "one thread"), dot(GREY, "two threads", fill="white")],
         caption=f"**{title}.** Time of a full step on the networks of the study's images (ε = 20, "
         "batches of 128): medians of interleaved rounds, bars from the fastest to the slowest, in "
-        "brackets times sparsecore's. What to see: farther right is slower.",
+        "brackets the median of the rounds' ratios to sparsecore. What to see: farther right is "
+        "slower.",
         alt="Dot plot of milliseconds per training step for each peer, on two networks.",
     )(_draw_peers)  # fmt: skip
 
@@ -52,8 +53,7 @@ def _draw_peers(axes: Any, result: Result) -> tuple[str, str]:
     axes[0].figure.set_figheight(0.9 + 0.75 * len(keys))
     for ax, shape in zip(axes, SHAPES, strict=True):
         _contest(ax, [c for c in result["contests"] if c["shape"] == shape], keys)
-        ax.set_title(_TITLES[shape])
-    axes[-1].set_xlabel("milliseconds per training step")
+        ax.set(title=_TITLES[shape], xlabel="milliseconds per training step")
     return _faster(result), ""
 
 

@@ -61,7 +61,7 @@ def measure(width: int, n_seeds: int) -> Result:
     caption="**Gradient flow at initialisation.** Squared norm of the loss's gradient of fresh "
     "sparse networks, against the negative slope α; α = 0 is ReLU. Geometric means over seeds, "
     "bands ± one standard deviation. What to see: where the line of alternating signs is the "
-    "higher one, they let more gradient through.",
+    "higher one, the network has more flow in all.",
     alt="Gradient flow against alpha, a panel per depth, a line per activation.",
 )  # fmt: skip
 def figure(axes: Any, found: Result) -> tuple[str, str]:

@@ -73,7 +73,7 @@ def pairs(first: Runs, second: Runs) -> tuple[Runs, Runs, bool]:
     starts = [{run["seed"]: run for run in runs} for runs in (first, second)]
     common = sorted(starts[0].keys() & starts[1].keys())
     dense = any(run["condition"]["method"] == "dense" for run in (*first, *second))
-    if dense or len(common) < 2:
+    if dense or len(common) < max(2, min(3, len(first), len(second))):  # else all tell more
         return first, second, False
     one, other = ([start[seed] for seed in common] for start in starts)
     return one, other, True

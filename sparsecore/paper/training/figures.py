@@ -49,6 +49,9 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result] | N
                 ax.errorbar(spent, shown.accuracy(runs), sd, **look)
     ax.set(xscale="log", xlabel="core-seconds of training")
     ax.margins(x=0.2)
+    low, high = ax.get_xlim()
+    if high < 4 * low:  # else times that differ by less than their rounds do would look apart
+        ax.set_xlim(math.sqrt(low * high) / 2, 2 * math.sqrt(low * high))
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:,g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
@@ -98,7 +101,7 @@ def accuracies(axes: Any, name: str, results: Results) -> str:
     caption=(
         "**ReLU and All-ReLU in sparse networks.** Top: All-ReLU's test accuracy less ReLU's, a "
         "running mean; band: its 95 % interval over seeds. The bar at the end is the last epoch's; "
-        "it also counts the size of the test set, and decides. Below: accuracy and loss ± one "
+        "it also counts the size of the test set. Below: accuracy and loss ± one "
         "standard deviation. What to see: where the band lies above zero."
     ),
     finding=lambda results: shown.contrast(results, "set-all-relu", "set-relu"),
@@ -165,14 +168,17 @@ def gradient_flow(axes: Any, name: str, results: Results) -> str:
             continue
         told = f"on {results.title(name)} × {two_digits(10 ** ratio[1:].mean())}"
         flows = [10 ** some[:, 1:].mean(axis=1) for some in (ours, others)]
+        notes = ["no interval"]
         if effect := log_ratio(flows[0], flows[1], paired):
+            notes = []
             told += " [{}, {}]".format(
                 *(two_digits(math.exp(v)) for v in (effect.low, effect.high))
             )
         first, last = tenths(ratio)
         if first > 0 > last:
             parts = (two_digits(10**log) for log in (first, last))
-            told += " (× {} in the first tenth of the epochs, × {} in the last)".format(*parts)
+            notes.append("× {} in the first tenth of the epochs, × {} in the last".format(*parts))
+        told += f" ({'; '.join(notes)})" * bool(notes)
     for ax in axes:
         ax.set(yscale="log", xlim=(0, results.epochs(name)))
     if "set-all-relu" in found and len(found) > 1:
@@ -206,8 +212,8 @@ def tenths(logs: np.ndarray) -> tuple[Any, Any]:
     alt="Test accuracy against alpha, epsilon and zeta, one row of panels per data set.",
     caption=(
         "**Sensitivity to α, ε and ζ.** Final test accuracy when one hyperparameter changes; "
-        "dotted: the study's value. Means over seeds ± one standard deviation. α = 0 is ReLU, "
-        "ζ = 0 a fixed topology. What to see: on a plateau the choice matters little."
+        "dotted: the study's value; line: dense. Means over seeds ± one standard deviation. α = 0 "
+        "is ReLU, ζ = 0 a fixed topology. What to see: on a plateau the choice matters little."
     ),
     finding="Where one hyperparameter changes",
     height=2.6, extra=0.3, block=(1, len(SENSITIVITIES)), sharey="row",
@@ -236,14 +242,13 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
             ax.set_xscale("log", base=2)
             ax.set_xticks(x, [f"{value:g}" for value in x])
         best = x[int(np.argmax(means))] if means else own
-        effect = shown.difference(results.of(name, methods[best]), ours)
-        if best != own and effect and effect.low > 0:
-            better.append(f"{symbol} = {best:g} {shown.points(effect)}")
+        if best != own and ours:
+            better.append(f"{symbol} = {best:g} {shown.gap(results.of(name, methods[best]), ours)}")
     if not (ours and fixed):
         return ""
     return (
-        f"on {results.title(name)} evolution brings {shown.gap(ours, fixed)}, and "
-        f"{', '.join(better) or 'no other value'} is clearly better than the study's"
+        f"on {results.title(name)} evolution brings {shown.gap(ours, fixed)}, and the values that "
+        f"do better than the study's are {', '.join(better) or 'none'}"
     )
 
 

@@ -7,6 +7,7 @@ Nothing is run or read here. How the book's pictures look is in `style`, what is
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import textwrap
 from collections import Counter
@@ -251,7 +252,8 @@ def contrast(results: Results, first: str, second: str) -> str:
         runs = [results.of(name, method) for method in (first, second)]
         if effect := difference(*runs):
             effects.append(effect)
-            told.append(f"{results.title(name)} {points(effect)}")
+        if all(runs):
+            told.append(f"{results.title(name)} {gap(*runs)}")
     if not effects:
         return f"{METHODS[first].label} and {METHODS[second].label}: too few runs to compare them."
     more, less = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)
@@ -291,11 +293,17 @@ def clocked(times: Mapping[str, Result]) -> str:
 
 
 def absent(results: Results) -> str:
-    """Name what is not shown: data that are not here or not recorded, and diverged runs."""
+    """Name what is not shown: data that are not here, runs not recorded, and diverged ones."""
     missing = [name for name in results.study.datasets if not results.on(name)]
     titles = {name: str(datasets.describe(name)["title"]) for name in missing}
     lacking = titles.values() if results.profile == "paper" else ()
     here = [title for name, title in titles.items() if name in results.unavailable]
+    gaps = [
+        f"{results.title(name)} with {METHODS[method].label} at λ = {decay:g}"
+        for decay, name in itertools.product(results.study.decays, results.datasets)
+        for method in results.study.methods
+        if results.profile == "paper" and results.at(decay).lacks(name, method)
+    ]
     diverged = [
         f"{results.title(run['condition']['dataset'])} with "
         f"{METHODS[run['condition']['method']].label} (seed {run['seed']})"
@@ -303,6 +311,6 @@ def absent(results: Results) -> str:
     ]
     return (
         sentence(NOT_AVAILABLE.capitalize(), ", ".join(here))
-        + sentence("Not recorded yet", ", ".join(lacking))
+        + sentence("Not recorded yet", "; ".join([*lacking, *gaps]))
         + sentence("Diverged, and not shown", ", ".join(diverged))
     )

@@ -60,8 +60,8 @@ def data_sets(recorded: Results) -> Table:
     for row in (row for row in rows if row["name"] in recorded.study.datasets):
         whole = f"{row['n_train']:,}, {row['n_test']:,}"
         if row["rows_of_runs"] != whole:
-            partly.append(f"{row['title']}, {row['rows_of_runs'] or 'none'} of {whole}")
-    start = "Recorded runs use the data sets whole (training, test rows), but for"
+            partly.append(f"{row['title']}, {row['rows_of_runs'] or 'no run yet'} (of {whole})")
+    start = "Recorded runs use all training and test rows, but for"
     finding = shown.sentence(start, "; ".join(partly)).strip()
     return Table.of("T-datasets", rows, columns, caption, sources, finding)
 
@@ -338,7 +338,7 @@ def coverage(recorded: Results) -> Table:
         spent = ((training_seconds(r) + r["seconds"]["evaluate"]) * cores(r) for r in at.on(name))
         row["hours"] = sum(spent) / 3600
         missing = [METHODS[method].label for method in study.methods if at.lacks(name, method)]
-        rows.append({**row, "missing": ", ".join(missing)})
+        rows.append({**row, "missing": "; ".join(missing)})
     columns = [
         Column("data set", "title", number=False, once=True),
         Column("λ", "decay", "{:g}"),

@@ -24,7 +24,8 @@ _BIN = 4  # connections: fewer make the curves ragged, more hide the width of th
     caption=(
         "**Degrees before and after training.** A column is one layer of weights: connections that "
         "leave the neurons below it (top) and enter those above it (bottom), in bins of four. What "
-        "to see: degrees start binomial; they widen where evolution moves connections."
+        "to see: degrees start binomial; a long tail to the right is few neurons with many "
+        "connections."
     ),
     height=4.8, block=(2, 3),  # the output layer does not evolve
     legend=lambda results: [
@@ -52,13 +53,13 @@ def degrees(axes: Any, name: str, results: Results) -> str:
         neurons = "input pixels" if layer + row == 0 else f"hidden layer {layer + row}"
         ax.set(title=neurons, xlabel=f"{word} connections", xlim=(0, None), ylim=(0, None))
         first, then = (np.mean([moments(h)[1] for h in some]) for some in (before, after))
-        told = f"from {first:.1f} to {then:.1f} ({word}, {neurons})"
+        told = f"for the {word} ones of {neurons}, from {first:.1f} to {then:.1f}"
         widest[row] = max(widest[row], (then / first, told))
         if layer == 0:
             ax.set_ylabel("share of neurons (%)")
     return (
-        f"In {results.epochs(name)} epochs the degrees' standard deviation grows most "
-        f"{widest[0][1]} and {widest[1][1]}"
+        f"In {results.epochs(name)} epochs the standard deviation of the connections per neuron "
+        f"grows most {widest[0][1]} and {widest[1][1]}"
     )
 
 

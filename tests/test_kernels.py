@@ -1,7 +1,7 @@
 """The kernels against the dense oracle: forward, backward and update, in blocks and padded lanes.
 
-Batch sizes are chosen for what they exercise: less than a block (1, 5), exactly one (8, 32),
-several (130, 512), and blocks with padded lanes (5, 100, 130).
+Batch sizes are chosen for what they exercise: less than a block (1, 5, and 12 of 16 lanes), exactly
+one (8, 32), several (130, 512), and blocks with padded lanes (5, 12, 100, 130).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
 from sparsecore.train import Trainer
 
-BATCHES = [1, 5, 8, 32, 100, 130, 512]
+BATCHES = [1, 5, 8, 12, 32, 100, 130, 512]
 ACTIVATIONS = ["all-relu", "relu", "leaky-relu"]
 
 

@@ -257,18 +257,20 @@ def test_what_is_not_planned_with_two_seeds_cannot_be_tested():
     assert ledger.checks["C2"][0].evidence == "no runs of SET-All-ReLU and SET-ReLU yet"
 
 
-def test_a_finding_counts_the_cases_that_are_tested():
+def test_a_finding_names_the_rows_by_their_outcome_and_the_grid_counts():
     ledger = claims.Ledger(good())
-    rows = "C1 faster than dense (2 of 2), C1 in parallel: faster (1 of 1), "
+    rows = "C1 faster than dense, C1 in parallel: faster than dense, "
     assert ledger.finding().startswith(f"**Holds in every check so far**: {rows}")
     assert "C4" not in ledger.finding(), "no runs of extreme size"
     assert ledger.grid().finding == ledger.table().finding == ledger.finding()
     flow, *accurate = ledger.checks["C2"]
     ledger.checks["C2"] = [flow, replace(flow, outcome=FAILS), *accurate]
-    told = "**Holds in some checks**: C2 All-ReLU: more gradient flow (1 of 2, fails in 1)."
-    assert told in ledger.finding()
+    assert "**Fails in some checks**: C2 All-ReLU: more gradient flow." in ledger.finding()
+    held = ledger.grid().data.set_index("name")["held"].str.replace("\N{NO-BREAK SPACE}", " ")
+    assert held["All-ReLU: more gradient flow"] == "✗ 1 of 2"
+    assert held["faster than dense"] == "✓ 1 of 1" and held["brain size trains"] == "–"
     ledger.checks["C2"] = [replace(flow, outcome=UNDECIDED), *accurate]
-    told = "**Shown by no check so far**: C2 All-ReLU: more gradient flow (1 undecided)."
+    told = "**Not decided yet**: C2 All-ReLU: more gradient flow."
     assert ledger.finding().endswith(told)
 
 
@@ -386,9 +388,13 @@ def test_parallel_training_must_win_against_dense_on_as_many_cores(seconds, rank
         ([HOLDS, HOLDS], HOLDS),
         ([FAILS, FAILS], FAILS),
         ([UNTESTED], UNTESTED),
-        ([UNDECIDED], "1 undecided"),
-        ([HOLDS, FAILS, UNDECIDED, UNTESTED], "1 holds, 1 fails, 1 undecided, 1 missing"),
-        ([HOLDS, HOLDS, UNDECIDED, IMPOSSIBLE], "2 hold, 1 undecided"),
+        ([UNDECIDED], UNDECIDED),
+        (
+            [HOLDS, FAILS, UNDECIDED, UNTESTED],
+            "fails in some: 1 holds, 1 fails, 1 undecided, 1 missing",
+        ),
+        ([HOLDS, HOLDS, UNDECIDED, IMPOSSIBLE], "undecided: 2 hold, 1 undecided"),
+        ([HOLDS, UNTESTED], "holds so far: 1 holds, 1 missing"),
     ],
 )
 def test_verdict_of_checks(outcomes, expected):

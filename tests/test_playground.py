@@ -75,7 +75,7 @@ def test_runs_are_compared(session):
     assert [list(c.get_ydata()) for c in curves] == [
         [e["loss"] for e in run.epochs] for run in session.runs
     ]
-    named = ["run 1: hidden [40, 30]", "run 2: hidden [40, 30], alpha 0.1"]
+    named = ["run 1: hidden [40, 30]", "run 2: hidden [40, 30], alpha 0.1", "run 1, before"]
     assert [t.get_text() for t in picture.figure.legends[0].texts] == named
 
 

@@ -10,7 +10,6 @@ count.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -152,11 +151,11 @@ CLAIMS = (
         (
             Question("faster than dense", _SPARSE, "dense", times="core-seconds"),
             Question("parallel training faster than dense", _PARALLEL, "dense",
-                     times="core-seconds"),
+                     times="core-seconds", row="in parallel: faster than dense"),
             Question("parallel training takes fewer seconds than sequential", _PARALLEL, _SPARSE,
-                     times="seconds", row="in parallel: faster"),
+                     times="seconds", row="in parallel: faster than sequential"),
             Question("parallel training at most one point less accurate than sequential",
-                     _PARALLEL, _SPARSE, _kept, row="in parallel: as accurate"),
+                     _PARALLEL, _SPARSE, _kept, row="in parallel: less than 1 point lost"),
         ),
     ),
     Claim(
@@ -167,7 +166,8 @@ CLAIMS = (
         (
             Question("more gradient flow than ReLU", _SPARSE, _RELU, _more_flow,
                      row="All-ReLU: more gradient flow"),
-            Question("more accurate than ReLU", _SPARSE, _RELU, _difference),
+            Question("more accurate than ReLU", _SPARSE, _RELU, _difference,
+                     row="All-ReLU: more accurate"),
         ),
     ),
     Claim(
@@ -176,7 +176,8 @@ CLAIMS = (
         "kept.",
         "On every data set pruning during training costs less than one percentage point of "
         "accuracy. (That fewer connections are left is so by construction.)",
-        (Question("at most one point less accurate than unpruned", _PRUNED, _SPARSE, _kept),),
+        (Question("at most one point less accurate than unpruned", _PRUNED, _SPARSE, _kept,
+                  row="pruning: less than 1 point lost"),),
     ),
     Claim(
         "C4", "brain size trains",
@@ -201,11 +202,13 @@ _WORDS = {HOLDS: "hold{s}", FAILS: "fail{s}", UNDECIDED: "undecided", UNTESTED: 
 def verdict(checks: Sequence[Check]) -> str:
     """Return what checks say together, or how many say what; the impossible do not count."""
     outcomes = [check.outcome for check in checks if check.outcome != IMPOSSIBLE]
-    for outcome in (HOLDS, FAILS, UNTESTED):
+    for outcome in (HOLDS, FAILS, UNDECIDED, UNTESTED):
         if outcomes.count(outcome) == len(outcomes):
             return outcome if outcomes else UNTESTED
     counts = ((outcomes.count(outcome), word) for outcome, word in _WORDS.items())
-    return ", ".join(f"{n} {word}".format(s="s" * (n == 1)) for n, word in counts if n)
+    told = ", ".join(f"{n} {word}".format(s="s" * (n == 1)) for n, word in counts if n)
+    together = UNDECIDED if UNDECIDED in outcomes else "holds so far"
+    return f"{'fails in some' if FAILS in outcomes else together}: {told}"
 
 
 _SIGNS = {FAILS: "✗", UNDECIDED: "?", HOLDS: "✓", UNTESTED: "–", IMPOSSIBLE: "n/a"}
@@ -222,6 +225,14 @@ def sign(checks: Sequence[Check]) -> str:
     part = UNTESTED in outcomes and mark not in (_SIGNS[UNTESTED], _SIGNS[IMPOSSIBLE])
     number = next((_NUMBERS[c.unit](c.effect) for c in checks if c.unit), "")
     return f"{f'({mark})' if part else mark} {number}".strip().replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _held(checks: Sequence[Check]) -> str:
+    """Return the sign of the checks that are tested, and how many of them hold."""
+    tested = [check for check in checks if check.outcome not in _OPEN]
+    held = sum(check.outcome == HOLDS for check in tested)
+    mark = sign([replace(check, unit=None) for check in tested or checks])
+    return f"{mark} {held} of {len(tested)}".replace(" ", "\N{NO-BREAK SPACE}") if tested else mark
 
 
 # --- the ledger ----------------------------------------------------------------------------------
@@ -322,18 +333,13 @@ class Ledger:
                 yield claim, name or claim.name, there
 
     def finding(self) -> str:
-        """Say of each row of the grid in how many of the checks that are tested it holds."""
-        starts = "Holds in every check so far", "Holds in some checks", "Shown by no check so far"
+        """Name the rows of the grid that hold, that fail somewhere, and that are not decided."""
+        starts = "Holds in every check so far", "Fails in some checks", "Not decided yet"
         groups: dict[str, list[str]] = {start: [] for start in starts}
         for claim, name, checks in self._rows():
-            found = Counter(check.outcome for check in checks)
-            held, tested = found[HOLDS], found[HOLDS] + found[FAILS] + found[UNDECIDED]
-            counts = [f"{held} of {tested}"] * bool(held)
-            counts += [f"fails in {found[FAILS]}"] * bool(found[FAILS])
-            counts += [f"{found[UNDECIDED]} undecided"] * bool(found[UNDECIDED])
-            if tested:
-                start = starts[0 if held == tested else 1 if held else 2]
-                groups[start].append(f"{claim.key} {name} ({', '.join(counts)})")
+            if outcomes := {check.outcome for check in checks} - {*_OPEN}:
+                start = starts[1 if FAILS in outcomes else 2 if UNDECIDED in outcomes else 0]
+                groups[start].append(f"{claim.key} {name}")
         told = (f"**{start}**: {', '.join(some)}." for start, some in groups.items() if some)
         return " ".join(told)
 
@@ -347,7 +353,7 @@ class Ledger:
         titles = [self.results.title(dataset) for dataset in self.results.study.datasets]
         rows = []
         for claim, name, checks in self._rows():
-            row: dict[str, Any] = {"claim": claim.key, "name": name}
+            row: dict[str, Any] = {"claim": claim.key, "name": name, "held": _held(checks)}
             for title in (*titles, "artificial"):
                 there = [c for c in checks if str(c.dataset).startswith(title)]
                 at = ([c for c in there if c.decay in (decay, None)] for decay in DECAYS)
@@ -355,6 +361,7 @@ class Ledger:
             rows.append(row)
         columns = [
             Column("claim", "", _linked, number=False),
+            Column("checks that hold", "held", "**{}**", number=False),
             *(Column(title, title, number=False) for title in (*titles, "artificial")),
         ]
         caption = (
@@ -374,7 +381,7 @@ class Ledger:
         columns = (
             Column("claim", "", lambda row: f"**{row['claim']}** {row['text']}", number=False),
             Column("it holds if", "rule", number=False),
-            Column("its checks", "verdict", "**{}**", number=False),
+            Column("verdict: its checks", "verdict", "**{}**", number=False),
         )
         machines = sorted({run["provenance"]["cpu"] for run in self._extreme.values()})
         caption = (
@@ -402,9 +409,10 @@ class Ledger:
         caption = (
             f"**The evidence on {key}.** Effects with their {100 * CONFIDENCE:.0f} % confidence "
             "intervals in brackets. Seeds of the method, and of what it is compared with, of those "
-            "planned if some are missing. Of times, rounds: the ratio is of medians, its interval "
-            "of geometric means."
+            "planned if some are missing."
         )
+        if any(c.key == key and q.times for c in CLAIMS for q in c.questions):
+            caption += " Of times, rounds: the ratio of medians, the interval of geometric means."
         if key == "C4":
             caption = f"**The evidence on {key}.** Single runs: steps and held-out samples count."
         checks = self.checks[key]

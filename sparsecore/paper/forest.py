@@ -59,7 +59,9 @@ def _panel(ax: Axes, some: list[tuple[str, Any]]) -> None:
         place += 1
         title = f"{key} {checks[0].row or question}"  # as in the grid
         where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        ax.annotate(title, (0, place), (-118, 0), va="center", size=8.5, weight="bold", **where)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # it may reach over the axis
+        look = {"va": "center", "size": 8.5, "weight": "bold", "bbox": box}
+        ax.annotate(title, (0, place), (-118, 0), **look, **where)
         span = place + 0.5, place + len(checks) + 0.5
         ax.plot([checks[0].threshold] * 2, span, color="#333333", linestyle="--", linewidth=1)
         for c in checks:

@@ -265,7 +265,7 @@ def pictured(runs: Sequence[Run], chosen: Run | None = None) -> Picture:
         _draw_network(below, chosen)
         names = (f"run {run.number}: {'; '.join(run.told) or 'as for these data'}" for run in runs)
         lines = [line(r.colour, shorten(n, 60)) for r, n in zip(runs, names, strict=True)]
-        legend_above(figure, lines)
+        legend_above(figure, [*lines, patch(GREY, f"run {chosen.number}, before")])
     cause = "Pruning and evolution have" if chosen.config.prune_from else "Evolution has"
     caption = (
         f"**A session.** Above, all runs. Below, run {chosen.number}: connections that leave an "
@@ -286,7 +286,6 @@ def _draw_network(axes: Sequence[Axes], run: Run) -> None:
         draw_degrees(leaving, [np.bincount(model[0].fan_out()).tolist()], colour)
         draw_degrees(entering, [np.bincount(model[0].fan_in()).tolist()], colour)
     leaving.set_ylabel("share of neurons (%)")
-    entering.legend(handles=[patch(GREY, "before"), patch(run.colour, f"run {run.number}")])
     facts: dict[str, Any] = datasets.describe(run.dataset)
     strength = run.model[0].input_strength().reshape(facts["feature_shape"])
     if strength.ndim == 1:

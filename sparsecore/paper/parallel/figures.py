@@ -14,7 +14,7 @@ from sparsecore import datasets, wasap
 from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET, config_of
 from sparsecore.paper.store import NOTHING, Result
-from sparsecore.paper.style import COLOURS, GREY, canvas, line, picture, shows, tag
+from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line, picture, shows, tag
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.effects import apart, effect, pairs, spread_of
 from sparsecore.paper.training.studies import Results, training_seconds
@@ -210,9 +210,11 @@ def _given_back(results: Results) -> str:
 def averaged(axes: Any, name: str, results: Results) -> str:
     """Draw what phase 2 and the average do to accuracy, a panel per data set; of F-average."""
     [ax] = axes
-    for decay, method, seen in _cases(results, name):
-        tests, style = seen[:, :3], _STYLES[decay]
-        shown.band(ax, range(3), tests, COLOUR[method], linestyle=style, marker="o", markersize=4)
+    for place, (decay, method, seen) in enumerate(_cases(results, name)):
+        tests, x = seen[:, :3], np.arange(3) + 0.07 * (place - 1.5)  # bars would hide each other
+        look = {"color": COLOUR[method], "linestyle": _STYLES[decay], "marker": "o"}
+        sd = deviation(tests, axis=0)
+        ax.errorbar(x, tests.mean(axis=0), sd, markersize=4, elinewidth=1, **look)
     ax.set_xticks(range(3), ("phase 1\nends", "mean of\nthe copies", "their\naverage"))
     return ""
 

@@ -169,7 +169,7 @@ def _percent(share: float) -> str:
 @picture(
     "F-speed-roofline", "roofline", height=4.8,
     legend=[*(dot(colour, _TITLES[shape]) for shape, colour in _SHAPE_COLOUR.items()),
-            dot(GREY, "forward"), dot(GREY, "backward", fill="white"),
+            dot(GREY, "filled: forward"), dot(GREY, "hollow: backward", fill="white"),
             *(dot(GREY, f"rows in {level}", mark) for level, mark in _LEVEL_MARKER.items())],
     caption="**The kernels under the roof.** A point per layer and direction (ε = 20, batches of "
     "128). Lines are ceilings, measured: multiply-adds on registers, reading in order from a "

@@ -66,33 +66,24 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result] | N
         "one standard deviation; hollow: one run. What to see: how far the methods are apart, "
         "beside how far the seeds of each are."
     ),
-    finding="The highest mean, and the next one at the same λ", height=2.2, extra=0.2, across=2,
+    finding=f"SET-All-ReLU against dense, λ = {DECAYS[0]:g}", height=2.2, extra=0.2, across=2,
     sharey=True,
     needs=lambda found: len(found) > 1,
     legend=lambda results: [dot(GREY, f"λ = {d:g}", mark) for d, mark in _MARKS.items()],
 )  # fmt: skip
 def accuracies(axes: Any, name: str, results: Results) -> str:
     """Draw the accuracy of all methods, a panel per data set; of T-main."""
-    [ax], means = axes, {}
+    [ax] = axes
     for (decay, mark), shift in zip(_MARKS.items(), (-0.17, 0.17), strict=True):
         for method, runs in results.at(decay).by_method(name).items():
             place = results.study.methods.index(method) + shift
-            mean = means[decay, method] = shown.accuracy(runs)
             sd = deviation([100 * run["test_accuracy"] for run in runs])
             look = shown.mark(runs, method, mark) | {"markersize": 5, "linewidth": 1.2}
-            ax.errorbar(mean, place, xerr=sd, **look)
+            ax.errorbar(shown.accuracy(runs), place, xerr=sd, **look)
     labels = [METHODS[method].label for method in results.study.methods]
     ax.set_yticks(range(len(labels)), labels)
     ax.set(xlabel="test accuracy (%)", ylim=(len(labels) - 0.5, -0.5))
-    decay, best = max(means, key=means.__getitem__)
-    at = results.at(decay)
-    told = f"on {results.title(name)} {METHODS[best].label}, "
-    told += f"{means[decay, best]:.1f} % at λ = {decay:g}"
-    if others := {m: mean for (d, m), mean in means.items() if d == decay and m != best}:
-        second = max(others, key=others.__getitem__)
-        gap = shown.gap(at.of(name, second), at.of(name, best))
-        told += f" ({METHODS[second].label} {gap})"
-    return told + ", where dense is not recorded yet" * at.lacks(name, "dense")
+    return shown.against_dense(results, name, {})
 
 
 @by_dataset(
@@ -268,9 +259,10 @@ def decay(axes: Any, name: str, results: Results) -> str:
     """Draw test accuracy against weight decay, a panel per data set; of F-decay."""
     decays = sorted(results.study.decays)
     [ax], told = axes, []
-    for method in results.study.methods:
+    for place, method in enumerate(results.study.methods):
         runs = [results.at(value).of(name, method) for value in decays]
-        shown.with_sd(ax, range(len(decays)), runs, method)
+        aside = 0.06 * (place - (len(results.study.methods) - 1) / 2)  # bars would hide each other
+        shown.with_sd(ax, [at + aside for at in range(len(decays))], runs, method)
         effect = shown.difference(*(runs[decays.index(value)] for value in DECAYS))
         if effect and not effect.low <= 0 <= effect.high:
             told.append(f"{METHODS[method].label} {shown.points(effect)}")

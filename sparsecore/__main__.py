@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _said(error: Exception) -> str:
-    """Return the line that is said of an error; "" of a defect, which has its traceback."""
+    """Return the line to print for an error; "" for a defect, which has its traceback."""
     if isinstance(error, MemoryError):
         return f"not enough memory: {error}"
     if isinstance(error, ModuleNotFoundError):
@@ -71,7 +71,7 @@ def _said(error: Exception) -> str:
 
 @contextmanager
 def _streams() -> Iterator[None]:
-    """Have a letter that a stream lacks replaced, and diagnostics that it cannot take left out."""
+    """Replace letters that a stream cannot encode; leave out diagnostics that it cannot take."""
     with open(os.devnull, "w") as nowhere:
         streams = sys.stdout or nowhere, sys.stderr or nowhere
         for stream in streams:

@@ -53,7 +53,7 @@ def names(table: Collection[str]) -> Range:
 
 
 POSITIVE = numbers("a positive number", lambda v: v > 0)
-FRACTION = numbers("a number in [0, 1)", lambda v: 0 <= v and np.float32(v) < 1)
+FRACTION = numbers("a number in [0, 1)", lambda v: 0 <= v < 1 and np.float32(v) < 1)
 FINITE = numbers("a finite number", lambda v: True)
 FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
 _PROBABILITY = numbers("a number in (0, 1]", lambda v: 0 < v <= 1)
@@ -62,8 +62,8 @@ _COUNT = integers(1)
 _EPOCH = integers(1, "an epoch of at least {}, or None")
 _WIDTHS = Range(  # no iterator, which to check would empty
     tuple, "integers of at least 1",
-    lambda v: isinstance(v, (Sequence, np.ndarray)) and np.ndim(v) == 1
-    and all(map(_COUNT.holds, v)),
+    lambda v: isinstance(v, (Sequence, np.ndarray)) and not isinstance(v, str)
+    and np.iterable(v) and all(map(_COUNT.holds, v)),
 )  # fmt: skip
 
 
@@ -176,7 +176,7 @@ class TrainConfig:
         "pruned up to this percentile of importance", "P",
     )  # fmt: skip
     prune_counts_empty: bool = param(
-        False, FLAG, "neurons without connections count in that percentile, as in the released code"
+        False, FLAG, "count neurons without connections in the percentile, as in the released code"
     )
     augment: bool = param(False, FLAG, "shift, rotate and flip images")
 

@@ -59,8 +59,8 @@ def run(
     checkpoint_path : path, optional
         Rewritten after every epoch, atomically.
     resume : bool
-        Go on from `checkpoint_path` if it exists; the result is the uninterrupted run's. It may
-        have been one of fewer epochs, or of more if they were not reached.
+        Go on from `checkpoint_path` if it exists; the result is the uninterrupted run's. The saved
+        run may have had fewer epochs, or more, of which it has done fewer than `config` has.
     checkpoint_every : float
         Seconds that have to pass before it is rewritten.
 
@@ -234,14 +234,14 @@ def resumed(
 
 
 def _take_other_epochs(path: Any, state: dict[str, Any], now: dict[str, Any]) -> None:
-    """Let a checkpoint's run end after another epoch, unless it would have begun otherwise."""
+    """Let a checkpoint's run have other epochs, if those that it has done stay the same."""
     # After its last epoch a run changes no topology, which `fit` then makes up for.
     was, parallel = state["config"], "phase1_epochs" in now
     if (before := was["epochs"]) == now["epochs"] or parallel != ("phase1_epochs" in was):
         return
     done = state["progress"]["epoch"] if "progress" in state else state.get("epoch", before)
     ends = now["epochs"]
-    if parallel:  # phase 1 may be over if it ends alike in both, and is the whole of neither
+    if parallel:  # phase 1 may be over if it is as long in both, and neither run ends with it
         one, other = was["phase1_epochs"], now["phase1_epochs"]
         ends = min(one, other) + (one == other < min(before, now["epochs"]))
     if done >= ends:

@@ -496,7 +496,7 @@ class SparseMLP(Fixed):
         -----
         O(nnz n) time, 4 bytes per neuron and sample.
         """
-        if not (0 <= dropout and np.float32(dropout) < 1):
+        if not (0 <= dropout < 1 and np.float32(dropout) < 1):
             raise ValueError(f"dropout: expected a number in [0, 1), got {dropout!r}")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed: expected an integer from 0 to 2**64 - 1, got {seed!r}")

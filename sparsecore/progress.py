@@ -40,7 +40,7 @@ class OutputClosedError(BrokenPipeError):
 
 
 class Output(Unfailing):
-    """A stream for results: its errors name it, and that its reader has gone is one of its own."""
+    """A stream for results: its errors name it; a closed pipe raises `OutputClosedError`."""
 
     @contextmanager
     def _trouble(self) -> Iterator[None]:

@@ -240,7 +240,7 @@ class Trainer(Fixed, Closing):
             self.seconds = dict(progress["seconds"])
 
     def _compile(self) -> None:
-        """Have everything compiled before anything is timed: run it over no or little data."""
+        """Have training compiled before it is timed: run it over no or little data."""
         X, none = np.zeros((0, self.model.sizes[0]), np.float32), np.zeros(0, np.int64)
         self._engine.train(self._rule, X, none, none, 1, 0, metrics())
         if self.config.zeta > 0 or self.config.prune_from is not None:

@@ -92,7 +92,7 @@ FROZEN = {Row(BAT, 10, frozen=True): result(test={"n": 100, "correct": 60, "p": 
         (BAT, {"test_p": 0.4}, [HOLDS, UNDECIDED, HOLDS]),
         (BAT, {"trend": None}, [UNTESTED, HOLDS, HOLDS]),
         (BAT, {"test": None}, [HOLDS, UNTESTED, UNTESTED]),
-        (BAT, {"test": {"n": 100, "correct": 40, "p": 0.99}}, [HOLDS, FAILS, FAILS]),
+        (BAT, {"test": {"n": 100, "correct": 30, "p": 0.99999}}, [HOLDS, FAILS, FAILS]),
     ],
 )
 def test_each_check_holds_for_good_runs_and_can_fail(neurons, changes, outcome):

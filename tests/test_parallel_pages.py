@@ -119,8 +119,10 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
     assert first.get_ydata() == pytest.approx([90, 80, 95])
     assert second.get_ydata() == pytest.approx([90, 92, 85])
     assert "lose test accuracy in 2 of 3 cases" in picture.finding
-    assert ", in 1 by more than 95 % intervals over seeds" in picture.finding, "of three seeds"
-    told = "they are in 2 (in 1 by more), and reaches phase 1's accuracy in 2. In 2 cases"
+    assert ", in 1 beyond the 95 % interval over seeds" in picture.finding, "of three seeds"
+    told = (
+        "accurate in 2 (in 1 beyond the interval), and reaches phase 1's accuracy in 2. In 2 cases"
+    )
     assert told in picture.finding
     nothing = parallel_figures.averaged(Results(STUDIES["F-average"], "paper", []))
     assert "Not recorded yet: Fashion-MNIST; " in nothing.text
@@ -142,11 +144,11 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
     assert f"in the first 5 epochs of phase 2: {told}0 of 1 (λ = 0, " in table.finding
     told = "0 of 1 (λ = 0.0002, a K-th of the rate), 1 of 1 (λ = 0.0002, the rate kept), "
     assert f"Over all of phase 2: {told}0 of 1 (λ = 0, a K-th" in table.finding
-    assert "0 of 0 (λ = 0, the rate kept). In the first epochs it does not rise" in table.finding
-    assert table.finding.endswith("alone would raise it, or not only there.")
+    assert "0 of 0 (λ = 0, the rate kept). It is not so that it rises in the" in table.finding
+    assert table.finding.endswith("weight decay alone does not explain it.")
     alone = [run("madelon", "wassp-released", 0.0002, 0.9, 0.92, losses=(0.5, 0.45)), *runs[:1]]
     assert parallel_figures.rate_kept(Results(study, "paper", alone)).finding.endswith(
-        "In the first epochs it rises where weight decay alone would raise it, and only there."
+        "K-th of the rate, and nowhere else: weight decay alone explains it."
     )
     more = [{**runs[0], "seed": seed} for seed in (0, 1)]
     table = parallel_figures.rate_kept(Results(study, "paper", [*more, *runs[1:2]]))

@@ -61,7 +61,7 @@ def assert_same(one, other):
 @pytest.mark.parametrize(
     ("name", "values", "expected"),
     [
-        ("hidden", [(10, 0), (2.5,), ("a",), "", iter([3])], "integers of at least 1"),
+        ("hidden", [(10, 0), (2.5,), ("a",), "", ((1, 2), 3), iter([3])], "integers of at least 1"),
         ("epsilon", [0, -1.0, np.nan, np.inf, "20"], "a positive number"),
         ("density", [0, 1.5, -0.1, np.nan], r"a number in \(0, 1\]"),
         ("activation", ["tanh", "", None], "one of relu, leaky-relu, all-relu"),
@@ -70,7 +70,7 @@ def assert_same(one, other):
         ("learning_rate", [0, -0.1, np.nan, np.inf, None], "a positive number"),
         ("momentum", [1, -0.1, 1.5, np.nan], r"a number in \[0, 1\)"),
         ("weight_decay", [1, -0.1, np.nan], r"a number in \[0, 1\)"),
-        ("dropout", [1, 1 - 1e-9, -0.1, 1.5, np.nan], r"a number in \[0, 1\)"),
+        ("dropout", [1, 1 - 1e-9, 1e300, -0.1, np.nan], r"a number in \[0, 1\)"),
         ("zeta", [1, -0.1, 1.5, np.nan], r"a number in \[0, 1\)"),
         ("batch_size", [0, -5, 1.5, True], "an integer of at least 1"),
         ("epochs", [-1, 0.5, None], "an integer of at least 0"),

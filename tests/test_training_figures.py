@@ -260,7 +260,7 @@ def test_curves_draw_means_and_bands_of_the_results(main):
     bar = gain.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert bar == pytest.approx([100 * effect.low, 100 * effect.high]), "as the ledger has it"
     assert picture.finding.startswith("At the end SET-All-ReLU is more accurate than SET-ReLU on ")
-    assert f"stand each for itself: Optical digits {shown.points(effect)}." in picture.finding
+    assert f"each taken alone: Optical digits {shown.points(effect)}." in picture.finding
     assert "rows, 2 seeds. Runs: profile quick, " in picture.sources
     assert "Optical digits: 3 epochs of 1,437 rows, " in picture.sources
     assert picture.svg() == figures.curves(view(main, *methods)).svg(), "the same every time"

@@ -17,7 +17,7 @@ _OPTIONS = (
     ("--threads", int, "THREADS", "threads (1)"),
     ("--steps", int, "N", "steps that are timed (500)"),
     ("--rounds", int, "N", "with --peers: turns of each, half a second long (5)"),
-    ("--parallel", str, "DATASET", "under mpiexec: ten epochs of it, by all ranks and by one"),
+    ("--parallel", str, "DATASET", "under mpiexec: time ten epochs with all ranks and with one"),
 )
 
 

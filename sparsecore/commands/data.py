@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     fetch.add_argument("name", metavar="NAME")
     fetch.set_defaults(function=_fetch_data)
     verify = verbs.add_parser("verify", help="check the SHA-256 of the contents")
-    verify.add_argument("name", metavar="NAME", nargs="?", help="all that are there if left out")
+    verify.add_argument("name", metavar="NAME", nargs="?", help="(all that this machine has)")
     verify.set_defaults(function=_verify_data)
 
 

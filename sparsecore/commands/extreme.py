@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from typing import Any
 
 from sparsecore.commands import options as shared
@@ -28,7 +29,7 @@ def add(commands: Any) -> None:
     sub.set_defaults(function=_extreme)
     for about in HYPERPARAMETERS.values():
         shared.hyperparameter(sub, about)
-    limit = "such as 22GiB: a plan above it is refused (what is free)"
+    limit = "refuse a plan larger than SIZE, such as 22GiB (what is free)"
     sub.add_argument("--memory-limit", metavar="SIZE", help=limit)
     sub.add_argument("--plan", action="store_true", help="print the memory plan and stop")
     sub.add_argument(
@@ -79,7 +80,10 @@ def _extreme(options: argparse.Namespace) -> None:
     except BaseException as error:
         # The others wait for this rank inside MPI; a ValueError all have.
         if comm is not None and comm.size > 1 and not isinstance(error, ValueError):
-            shared.say(f"rank {comm.rank}: {str(error) or 'interrupted'}", "sparsecore extreme")
+            if isinstance(error, Exception) and not isinstance(error, shared.EXPECTED):
+                traceback.print_exc()  # the abort leaves no time for it
+            said = str(error) or type(error).__name__
+            shared.say(f"rank {comm.rank}: {said}", "sparsecore extreme")
             time.sleep(_TOLD_SECONDS)
             comm.Abort(1)
         raise

@@ -16,7 +16,7 @@ from sparsecore.limits import cpu_count
 from sparsecore.settings import SETTINGS
 
 #: Errors whose text says all that a user needs; any other one is a defect.
-EXPECTED = (ValueError, FloatingPointError, OSError, RuntimeError)
+EXPECTED = (ValueError, FloatingPointError, OSError, RuntimeError, MemoryError)
 
 
 def _several(kind: type, expected: str, example: str = "") -> Callable[[str], tuple[Any, ...]]:

@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
         "study",
         help="list and run the studies behind the book's figures",
         description="List and run the studies behind the book's figures. Results are in the folder "
-        "$SPARSECORE_RESULTS, or in book/results of the checkout that one works in, or in results "
+        "$SPARSECORE_RESULTS, or in book/results of the checkout that you work in, or in results "
         "below the working directory.",
     )
     verbs = sub.add_subparsers(dest="verb", required=True, metavar="list | run | status")

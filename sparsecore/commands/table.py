@@ -14,7 +14,7 @@ import numpy as np
 from sparsecore.commands import options as shared
 from sparsecore.config import HYPERPARAMETERS
 
-_MANY = 50  # classes, of which one asks oneself whether they are numbers
+_MANY = 50  # classes; a column with more may have been meant as numbers
 _KNOWN = ("command", "function", "default", "data", "target", "test", "task", "seed", "threads",
           "out", "json")  # fmt: skip
 

@@ -93,8 +93,8 @@ def _warn(why: str) -> None:
 def jit(*, inner: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles at the first call, with options of `numba.njit` added.
 
-    What only compiled code calls is `inner`: half its code would be there for Python, which would
-    crash if it called it.
+    Mark a function `inner` if only compiled code calls it: it gets no code for calls from Python,
+    which would be half of its code. Such a call would crash.
     """
     if config.DISABLE_JIT:
         raise RuntimeError(

@@ -218,7 +218,7 @@ def forward(width, start, stop, layer, part, net, act, x0, y0, hidden, work, cur
 
 
 class Pace(NamedTuple):
-    """How some blocks move the parameters: with the last, for backward needs their old values."""
+    """How a turn's blocks move parameters: only in the last turn, as backward reads old values."""
 
     rate: Any  #: float32, factor of a block's summed gradient
     carry: Any  #: float32, factor of the old value: the momentum, or 1 after the first blocks

@@ -104,7 +104,7 @@ class Team(Fixed, Closing):
             self._pool.submit(self._lead, everyone, members, function, args)
             everyone.result()
         finally:
-            # Nobody works on the arrays any more, whenever this ends, and a second time, too.
+            # However this ends, even by a second interrupt, no thread still works on the arrays.
             while not everyone.done() and not everyone.cancel():
                 with suppress(KeyboardInterrupt):
                     wait([everyone])

@@ -316,7 +316,7 @@ def _unpack_flat(archive: Path) -> None:
 
 
 def _reason(error: BaseException, folder: str | Path | None = None) -> str:
-    """Return what a DataError says, of another error the line that tells."""
+    """Return a DataError's text, or the line of another error that explains it."""
     if isinstance(error, DataError):
         return str(error)
     # requests wraps urllib3's pool error, which wraps the one that tells: "Failed to resolve …"

@@ -34,24 +34,24 @@ class ExtremeConfig:
     """
 
     neurons: int = param(MISSING, integers(1), "hidden neurons in all, such as 2e8", metavar="N")
-    hidden_layers: int = param(10, integers(1), "that share the neurons equally", metavar="N")
+    hidden_layers: int = param(10, integers(1), "number of layers, equally wide", metavar="N")
     batch_size: int = param(4, integers(1), "samples per step, at most 64", metavar="N")
-    steps: int = param(50, integers(1), "of training", metavar="N")
+    steps: int = param(50, integers(1), "training steps", metavar="N")
     epsilon: float = param(
         2.5, POSITIVE, "Erdős–Rényi sparsity: between layers of one width a neuron has 2 ε inputs"
     )
     alpha: float = param(0.05, FINITE, "negative slope of All-ReLU")
     learning_rate: float = param(
-        0.2, _NOT_NEGATIVE, "divided by each layer's mean fan-in", metavar="ETA"
+        0.2, _NOT_NEGATIVE, "step size η, divided by each layer's mean fan-in", metavar="ETA"
     )
     momentum: float = param(0.9, FRACTION, "share of the velocity kept", metavar="MU")
-    weight_decay: float = param(2e-4, FRACTION, "decoupled, per step", metavar="LAMBDA")
+    weight_decay: float = param(2e-4, FRACTION, "decoupled decay λ, per step", metavar="LAMBDA")
     zeta: float = param(0.1, FRACTION, "share of connections that an evolution replaces")
     evolve_every: int = param(
         25, integers(1), "steps between evolutions; none after the last step", metavar="STEPS"
     )
     separation: float = param(
-        1.0, _NOT_NEGATIVE, "of the classes, in standard deviations of a feature"
+        1.0, _NOT_NEGATIVE, "separation of the classes, in standard deviations of a feature"
     )
     frozen: bool = param(
         False, FLAG, "train the output layer alone, on hidden layers that stay random: a control"

@@ -77,7 +77,7 @@ def cells(grid: Grid) -> np.ndarray:
 
 
 def spread(grids: Sequence[Grid], ranks: int) -> list[list[Grid]]:
-    """Return of each layer every rank's rows of tiles, as a grid of its own."""
+    """Return each layer's rows of tiles, rank by rank, as grids of their own."""
     most = max(grid.down for grid in grids)
     if ranks > most:
         expected = f"at most {most}, the rows of tiles that these layers have"
@@ -113,7 +113,7 @@ def _fill(
     missing: Callable[[np.ndarray], np.ndarray], old: Tiles, cut: np.ndarray, quota: np.ndarray,
     new: Tiles,
 ) -> None:  # fmt: skip
-    """Keep what is not weak, and draw vacant cells until, of those found, none is `missing`."""
+    """Keep what is not weak; draw vacant cells until `missing` says that enough are found."""
     # Each member has room for the cells of one tile, 16 bytes per draw.
     draws, found = np.zeros_like(vacant), np.zeros_like(vacant)
     drawn = buckets = np.empty((team.size, 1), np.int64)

@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import fisher_exact
+from scipy.stats import binom, fisher_exact
 
 from sparsecore import datasets
+from sparsecore.extreme.config import N_CLASSES
 from sparsecore.paper.extreme.runs import BAT, Row
 from sparsecore.paper.page import Column, Table
 from sparsecore.paper.store import Result
@@ -408,8 +409,8 @@ class Ledger:
         ]
         caption = (
             f"**The evidence on {key}.** Effects with their {100 * CONFIDENCE:.0f} % confidence "
-            "intervals in brackets. Seeds of the method, and of what it is compared with, of those "
-            "planned if some are missing."
+            "intervals in brackets. Seeds: the method's, then its reference's (3 of 10: the others "
+            "are missing)."
         )
         if any(c.key == key and q.times for c in CLAIMS for q in c.questions):
             caption += " Of times, rounds: the ratio of medians, the interval of geometric means."
@@ -467,7 +468,8 @@ def _learning(run: Result, control: Result | None) -> dict[str, Check]:
     if test := run["test"]:
         right, n = test["correct"], test["n"]
         told = f"{right} of {n} held-out samples right"
-        chance = _answer(test["p"], told, seeds="1", effect=100 * right / n, unit="%")
+        least = float(binom.cdf(right, n, 1 / N_CLASSES))
+        chance = _answer(test["p"], told, least, seeds="1", effect=100 * right / n, unit="%")
         if control and (other := control["test"]):
             both = [[one["correct"], one["n"] - one["correct"]] for one in (test, other)]
             sides = [fisher_exact(both, alternative=side) for side in ("greater", "less")]

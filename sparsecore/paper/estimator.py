@@ -1,9 +1,9 @@
 """T-estimator: the estimator's defaults on users' tables, and which inputs matter.
 
 The tables are those that scikit-learn and two packages bring, without a network. Every method, with
-its own defaults, is fitted on the same five folds: accuracy or R², seconds, size of the model. What
-networks and linear models read is standardised, and what the networks are to predict, too: on
-numbers in their own units the MLP would be no opponent.
+its own defaults, is fitted on the same five folds: accuracy or R², seconds, size of the model. The
+inputs of networks and linear models are standardised, and so are the targets of the networks: with
+targets in their own units the MLP would be no opponent.
 
 Which inputs matter is known of Madelon from the data alone: 15 features are linear combinations of
 5, so each of the 20 is predicted by the other features, and no other feature is.
@@ -67,7 +67,7 @@ INPUTS = {"inputs-madelon-generator": "madelon-generator", "inputs-madelon": "ma
 def read(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return a table as float64 inputs, categories one-hot, and what is to be predicted.
 
-    A package that is not installed raises ModuleNotFoundError: ``pip install -e '.[tables]'``.
+    A package that is not installed raises ModuleNotFoundError: ``pip install -e '.[book,tables]'``.
     """
     package, *where = _FACTS[name]["from"]
     if package == "sklearn":

@@ -1,6 +1,6 @@
 """The playground: runs that are stopped, changed and compared, and the panel that drives them.
 
-A run shows the network of its last whole epoch, so whoever stops and goes on loses at most one.
+A run shows the network of its last whole epoch, so stopping and going on loses at most one.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Run:
     workers: str = "1 worker"
     state: str = "waiting"
     epochs: list[dict[str, Any]] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)  #: what is not as in the study
+    told: list[str] = field(default_factory=list)  #: what is not as in its setting
     before: SparseMLP | None = None
     model: SparseMLP | None = None
 
@@ -263,7 +263,7 @@ def pictured(runs: Sequence[Run], chosen: Run | None = None) -> Picture:
             ax.ticklabel_format(axis="y", useOffset=False)
         above[2].set_ylim(bottom=0)
         _draw_network(below, chosen)
-        names = (f"run {run.number}: {'; '.join(run.told) or 'as for these data'}" for run in runs)
+        names = (f"run {run.number}: {'; '.join(run.told) or 'as in its setting'}" for run in runs)
         lines = [line(r.colour, shorten(n, 60)) for r, n in zip(runs, names, strict=True)]
         legend_above(figure, [*lines, patch(GREY, f"run {chosen.number}, before")])
     cause = "Pruning and evolution have" if chosen.config.prune_from else "Evolution has"

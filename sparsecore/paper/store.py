@@ -141,12 +141,12 @@ class Entry:
             return self._keep(compute) if result is None else result
 
     def _keep(self, compute: Callable[[], Result]) -> Result:
-        """Compute the result, write it, and return it as it would be read."""
+        """Compute the result, write it, and return it as a reader of the file gets it."""
         result: Result = {"study": self.study, "name": self.name, "profile": self.profile}
         result["recipe"] = RECIPE
         if self.profile == "quick":
             result["cache"] = _cache_key()
-        # Of the code that begins: in the hours of a run somebody may edit and commit.
+        # Taken before the run, which may last hours: somebody may edit and commit meanwhile.
         result["provenance"] = provenance(1, None)
         result |= compute()
         try:

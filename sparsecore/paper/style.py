@@ -37,7 +37,7 @@ Choose = str | Callable[[Any], Sequence[Result]]  # see `shows`
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _QUIET = 0.15  # CPUs that others use: a system is never quite still
 WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch
-_LETTERS, _BESIDE = 114, 10  # of a legend's line; as wide as these is what is beside a label
+_LETTERS, _BESIDE = 114, 10  # widths in letters: of a legend's line, and of a label's mark
 STYLE = {
     "font.size": 10, "figure.facecolor": "white", "legend.frameon": False, "lines.linewidth": 1.8,
     "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.labelsize": 10,
@@ -61,9 +61,9 @@ def _whole(page: Result) -> Sequence[Result]:
 def shows(choose: Choose = _whole) -> Decorator:
     """Have a function show results of a page: its only one, one by name, or a choice.
 
-    It is called with those that are there, and with what else is given; if there are none, a note
-    says why. It returns a picture or table with what its sources tell. They also tell of the last
-    result; if that is a quick build's, the name differs from the recorded.
+    The function gets the results that exist and all other arguments; without any result, a note
+    says why. It returns a picture or table, whose sources are completed by those of the last
+    result. If a quick build made that result, the key ends in "-here".
     """
 
     def decorate(show: Callable[..., Any]) -> Callable[..., Any]:

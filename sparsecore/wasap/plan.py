@@ -35,7 +35,7 @@ class Plan:
         1, integers(1), "momentum steps that a worker takes on its own copy between two exchanges",
         metavar="H",
     )  # fmt: skip
-    keep_rate: bool = param(False, FLAG, "WASSP keeps that rate in phase 2, as the released code")
+    keep_rate: bool = param(False, FLAG, "keep the K-fold rate in WASSP's phase 2, as released")
 
     def __post_init__(self) -> None:
         """Check every value."""

@@ -156,7 +156,7 @@ _EARLY = 5  # epochs of phase 2: rows learnt by heart would let the training los
 
 
 def _seen(runs: list[Result]) -> np.ndarray:
-    """Return of runs accuracies, and the training loss's rise at first and in all, (seeds, 5)."""
+    """Return each run's accuracies and rises of the training loss (early, in all), (seeds, 5)."""
     seen = []
     for run in runs:
         before, *late = run["epochs"][run["config"]["phase1_epochs"] - 1 :]
@@ -189,8 +189,8 @@ def _given_back(results: Results) -> str:
     lost, won = (sum(_clearly(s[:, more], s[:, 1]) for s in cases) for more in (0, 2))
     return (
         f"In phase 2 the copies lose test accuracy in {np.sum(copies < before)} of {len(cases)} "
-        f"cases (data set, algorithm, λ), in {lost} by more than 95 % intervals over seeds. Their "
-        f"average is more accurate than they are in {np.sum(end > copies)} (in {won} by more), and "
+        f"cases (data set, algorithm, λ), in {lost} beyond the 95 % interval over seeds. Their "
+        f"average is more accurate in {np.sum(end > copies)} (in {won} beyond the interval), and "
         f"reaches phase 1's accuracy in {np.sum(end >= before)}. In {np.sum(rise > 0)} cases the "
         f"copies' training loss rises in the first {_EARLY} epochs."
     )
@@ -263,17 +263,21 @@ def rate_kept(results: Results) -> Table | Note:
 
     caption = (
         "**WASSP-SGD's phase 2 with two learning rates.** Phase 1 has the K-fold rate, and is the "
-        "same in both, but for the CPU of a run. Means over seeds that both have. What to see: "
-        "whether the training loss rises, with weight decay and without."
+        "same in both on CPUs of one lane width. Means over seeds; over those in common where "
+        "there are enough. What to see: whether the training loss rises, with weight decay and "
+        "without."
     )
     early = [(r["decay"], r["rate"], r["early"] > 0) for r in rows if r["early"] is not None]
-    decays = all(rose == (d > 0 and rate == _RATES["wassp"]) for d, rate, rose in early)
+    alone = all(rose == (d > 0 and rate == _RATES["wassp"]) for d, rate, rose in early)
+    told = (
+        f" {'It' if alone else 'It is not so that it'} rises in the first epochs with λ > 0 and "
+        f"{_RATES['wassp']}, and nowhere else: weight decay alone "
+        f"{'explains' if alone else 'does not explain'} it."
+    ) * bool(early)
     sources = shown.source(results, list(dict.fromkeys(row["dataset"] for row in rows)))
     finding = (
         f"Data sets on which the training loss rises in the first {_EARLY} epochs of phase 2: "
-        f"{counted('early')}. Over all of phase 2: {counted('rise')}. "
-        f"In the first epochs it {'rises' if decays else 'does not rise'} where weight decay "
-        f"alone would raise it{', and only there' if decays else ', or not only there'}."
+        f"{counted('early')}. Over all of phase 2: {counted('rise')}.{told}"
     )
     return Table.of("T-phase2", rows, _OF_RATES, caption, sources, finding)
 
@@ -305,13 +309,13 @@ def staleness(ax: Axes, found: Result) -> tuple[str, str]:
     )
 
 
-_RANKS = ("-", (0, (4, 2)), (0, (1, 1)))  # ranks take turns in them
+_OTHERS = (0, (4, 2))  # ranks that do not hold the server's window
 
 
 @picture(
     "F-resources", across=2, height=2.8, sharex=True,
     legend=[*(line(COLOUR[name], LABELS[name]) for name in _PARALLEL),
-            *(line(GREY, f"rank {rank}", style) for rank, style in enumerate(_RANKS[:2]))],
+            line(GREY, "rank 0"), line(GREY, "other ranks", _OTHERS)],
     caption="**CPU and memory of every rank** over the training, of the whole process (Python, "
     "compiled code, the rank's data); first seed. What to see: at 100 % a core is busy.",
     alt="Lines of CPU use and memory against seconds, a line per rank.",
@@ -325,7 +329,7 @@ def resources(axes: Any, found: Result) -> tuple[str, str]:
             if not samples["seconds"]:
                 continue  # the run was too short
             for ax, what in zip(axes, ("cpu_percent", "rss_mb"), strict=True):
-                style = _RANKS[number % len(_RANKS)]
+                style = _OTHERS if number else "-"
                 ax.plot(samples["seconds"], samples[what], linestyle=style, **look)
             used.append(float(np.mean(samples["cpu_percent"])))
             most.append(max(samples["rss_mb"]))

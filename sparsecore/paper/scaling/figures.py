@@ -193,7 +193,7 @@ def comparison(result: Result) -> Table:
         "**The simulation, where it can be checked.** Medians over rounds (lowest to "
         "highest) beside simulated samples per second and their deviation. In lockstep the update "
         "includes the wait for the slowest. The simulation knows the times of one worker only: "
-        "that busy cores share memory and clock is not in it."
+        "it does not model that busy cores share memory and clock."
     )
     return Table.of("T-scaling", rows, _COMPARISON, caption, finding=finding)
 

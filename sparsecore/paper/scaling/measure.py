@@ -156,7 +156,7 @@ def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
 
 
 def _time_reduction(n: int) -> dict[str, float]:
-    """Time the sum of gradients as `Lockstep.take_step` makes it, of one long and of many short."""
+    """Time how `Lockstep.take_step` adds up gradients: a few long ones, and many short ones."""
 
     def add_up(received: np.ndarray, mean: np.ndarray, term: np.ndarray) -> None:
         np.multiply(received[0], np.float32(1), out=mean)

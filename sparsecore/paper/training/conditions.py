@@ -94,10 +94,10 @@ class Study:
     # rows for training and for the test it takes at most.
     quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     quick_rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    # The study whose runs these are, but for methods and weight decays that it does not have. It
-    # also says how long all are, and, unless this one does, with which seeds.
+    # The study that owns the runs, except for methods and weight decays that it lacks. It also sets
+    # the length of all runs, and the seeds if this study has none.
     runs_of: str | None = None
-    variants: tuple[str, ...] = ()  # methods that it has for studies whose runs are its own
+    variants: tuple[str, ...] = ()  # more methods, for studies that take their runs from this one
     observers: Mapping[tuple[str, str], tuple[Observer, ...]] = field(default_factory=dict)
 
     @property

@@ -69,11 +69,14 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def pairs(first: Runs, second: Runs) -> tuple[Runs, Runs, bool]:
-    """Return runs to compare, and whether they are pairs: sparse ones of a seed start alike."""
+    """Return runs to compare, and whether they are pairs: sparse ones of a seed start alike.
+
+    Pairs need three common seeds, or two where one side has no more; with fewer, all runs count.
+    """
     starts = [{run["seed"]: run for run in runs} for runs in (first, second)]
     common = sorted(starts[0].keys() & starts[1].keys())
     dense = any(run["condition"]["method"] == "dense" for run in (*first, *second))
-    if dense or len(common) < max(2, min(3, len(first), len(second))):  # else all tell more
+    if dense or len(common) < max(2, min(3, len(first), len(second))):
         return first, second, False
     one, other = ([start[seed] for seed in common] for start in starts)
     return one, other, True
@@ -82,7 +85,7 @@ def pairs(first: Runs, second: Runs) -> tuple[Runs, Runs, bool]:
 def sampling_variance(first: Runs, second: Runs) -> float:
     """Return the variance of a difference of mean accuracies from its test set's finite size.
 
-    Runs that say which rows they are right on tell it for all: fewer of them make it larger.
+    It is estimated from the runs that record their right rows; fewer such runs make it larger.
     """
     n = first[0]["data"]["n_test"]
     right = [
@@ -110,7 +113,7 @@ def two_digits(value: float) -> str:
 
 
 def compared(first: Runs, second: Runs, threshold: float = 0.0) -> tuple[Effect | None, str]:
-    """Return the difference of two methods' accuracies, and of how many seeds each it is."""
+    """Return the difference of two methods' accuracies, and how many seeds of each it compares."""
     first, second, paired = pairs(first, second)
     scores = [[float(run["test_accuracy"]) for run in runs] for runs in (first, second)]
     n, sampling = first[0]["data"]["n_test"], sampling_variance(first, second)

@@ -50,7 +50,7 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result] | N
     ax.set(xscale="log", xlabel="core-seconds of training")
     ax.margins(x=0.2)
     low, high = ax.get_xlim()
-    if high < 4 * low:  # else times that differ by less than their rounds do would look apart
+    if high < 4 * low:  # else times of one size would look far apart
         ax.set_xlim(math.sqrt(low * high) / 2, 2 * math.sqrt(low * high))
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:,g}")
@@ -237,10 +237,8 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
             better.append(f"{symbol} = {best:g} {shown.gap(results.of(name, methods[best]), ours)}")
     if not (ours and fixed):
         return ""
-    return (
-        f"on {results.title(name)} evolution brings {shown.gap(ours, fixed)}, and the values that "
-        f"do better than the study's are {', '.join(better) or 'none'}"
-    )
+    higher = f"the mean is higher with {', '.join(better)}" if better else "no other mean is higher"
+    return f"on {results.title(name)} evolution brings {shown.gap(ours, fixed)}, and {higher}"
 
 
 @by_dataset(

@@ -57,7 +57,7 @@ def _observed(found: Mapping[str, list[Result]], name: str) -> bool:
 def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
     counts = np.asarray(seen["counts"], float)
     edges = np.linspace(0, seen["largest"] or 1.0, len(counts) + 1)
-    # Bins are as wide as the largest value of the moment asks for: only densities compare.
+    # An epoch's largest value sets the width of its bins: only densities can be compared.
     density = counts / max(1.0, counts.sum()) / edges[1]
     ax.stairs(density, edges, color=colour, linewidth=1.3, label=label)
     ax.stairs(density, edges, color=colour, alpha=0.15, fill=True)

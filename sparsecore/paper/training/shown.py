@@ -47,8 +47,8 @@ def by_dataset(
 ) -> Callable[[Callable[..., str]], Callable[..., Picture | Note]]:  # fmt: skip
     """Make a picture with a block of panels per data set whose runs, by method, meet `needs`.
 
-    It has runs at `least` so many weight decays. ``draw(panels, name, results, ...)`` draws a data
-    set; what it returns is told of it after `finding`. A block has (rows, columns) of panels, and
+    A data set needs runs at `least` that many weight decays. ``draw(panels, name, results, ...)``
+    draws it and returns its part of the finding. A block has (rows, columns) of panels, and
     `labels` name its rows. At most `across` blocks stand side by side; such a row is `height`
     inches high, and `extra` inches are for the legend. A picture may need T-times' results, too.
     """
@@ -259,8 +259,8 @@ def contrast(results: Results, first: str, second: str) -> str:
     more, less = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)
     return (
         f"At the end {METHODS[first].label} is more accurate than {METHODS[second].label} on "
-        f"{more} of {len(effects)} data sets and less accurate on {less}, by 95 % intervals that "
-        f"stand each for itself: {'; '.join(told)}."
+        f"{more} of {len(effects)} data sets and less accurate on {less}, by 95 % intervals, each "
+        f"taken alone: {'; '.join(told)}."
     )
 
 

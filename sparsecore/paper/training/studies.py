@@ -155,7 +155,7 @@ def load(
     of_datasets: Sequence[str] | None = None, methods: Sequence[str] | None = None,
     decays: Sequence[float] | None = None,
 ) -> Results:  # fmt: skip
-    """Return a study's results, or a part; run what is not there, and what others run last."""
+    """Return a study's results, or a part; run what is missing, wait for other processes last."""
     study = find(key).part(datasets=of_datasets, methods=methods, decays=decays)
     profile = current_profile(profile)
     conditions = study.conditions(profile, seeds)
@@ -307,7 +307,7 @@ def training_seconds(run: Result) -> float:
 
 
 def cores(run: Result) -> int:
-    """Return the cores that a run trained on; seconds × cores compare runs on more with others."""
+    """Return the cores that a run trained on, to compare runs by seconds × cores."""
     about = run["provenance"]
     return int(min(about["ranks"] * about["threads"], about["cores"]))
 

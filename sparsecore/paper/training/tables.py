@@ -226,8 +226,8 @@ def _main_sources(results: Results, times: Mapping[str, Result]) -> str:
     ]
     return (
         shown.sentence("Parallel runs", ", ".join(told))
-        + "The CSV also has the accuracy of the epoch that half of the test set chooses, on the "
-        "other half, where the runs counted the halves. "
+        + "The CSV also has the accuracy on one half of the test set, at the epoch that the other "
+        "half chooses, if the runs counted by halves. "
         + shown.sentence("", "; ".join(never))
         + shown.sentence("No parallel runs", results.no_cluster)
         + shown.absent(results)

@@ -125,7 +125,7 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
     )
     assert told in picture.finding
     nothing = parallel_figures.averaged(Results(STUDIES["F-average"], "paper", []))
-    assert "Not recorded yet: Fashion-MNIST; " in nothing.text
+    assert "Not recorded yet: Fashion-MNIST, " in nothing.text
 
     # WASSP's phase 2 at both rates, where both are recorded; a run that diverged has no numbers.
     runs = [

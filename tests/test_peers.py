@@ -18,7 +18,7 @@ from sparsecore.paper.speed.peers import Problem
 SIZES = (20, 24, 16, 5)
 PLAIN = {"density": 0.3, "dropout": 0.0, "weight_decay": 0.0, "learning_rate": 0.2}
 LEARNERS = [key for key in PEERS if key != "c-loop"]
-DECOUPLED = ("sparsecore", "numpy-dense", "jax-dense")  # PyTorch and scikit-learn decay otherwise
+DECOUPLED = ("sparsecore", "blas-dense", "jax-dense")  # PyTorch and scikit-learn decay otherwise
 
 
 def trainer(key, problem):
@@ -137,11 +137,11 @@ def test_c_loop_is_what_numpy_computes():
 def test_comparison_is_interleaved_and_complete(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    few = {key: PEERS[key] for key in ("sparsecore", "numpy-dense", "scikit-learn-dense")}
+    few = {key: PEERS[key] for key in ("sparsecore", "blas-dense", "scikit-learn-dense")}
     monkeypatch.setattr(contest, "PEERS", few)
     problem = Problem(SIZES, density=0.3, batch_size=8, weight_decay=-1e-9)
     result = contest.compare(problem, rounds=3, seconds=0.02)
-    assert list(result["peers"]) == ["sparsecore", "numpy-dense"]
+    assert list(result["peers"]) == ["sparsecore", "blas-dense"]
     assert result["nnz"] == problem.model.nnz
     for found in result["peers"].values():
         assert len(found["rounds"]) == 3
@@ -152,8 +152,8 @@ def test_comparison_is_interleaved_and_complete(monkeypatch):
         assert 0 <= found["others"] < 1.2 * cpu_count()
     assert result["peers"]["sparsecore"]["ratio"] == {"median": 1, "low": 1, "high": 1}
     ours, theirs = (np.array(p["rounds"]) for p in result["peers"].values())
-    assert result["peers"]["numpy-dense"]["ratio"] == spread(theirs / ours)
-    [blas] = {line.split("(")[1] for line in result["peers"]["numpy-dense"]["blas"]}
+    assert result["peers"]["blas-dense"]["ratio"] == spread(theirs / ours)
+    [blas] = {line.split("(")[1] for line in result["peers"]["blas-dense"]["blas"]}
     assert blas == "1 threads)"
     assert "alpha" in result["absent"]["scikit-learn-dense"]["reason"], "it refuses such a decay"
     json.dumps(result)

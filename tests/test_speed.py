@@ -95,7 +95,7 @@ def test_density_sweep_reaches_from_sparse_to_dense(measured):
     assert found["points"][-1]["nnz"] == 30 * 200 + 200 * 200 + 200 * 5
     for p in found["points"]:
         assert 0 < p["ms"]["low"] <= p["ms"]["median"] <= p["ms"]["high"]
-    assert "numpy-dense" in found["dense"]
+    assert "blas-dense" in found["dense"]
 
 
 def test_crossover_is_interpolated_in_the_logarithms():
@@ -191,7 +191,7 @@ def points(ms):
     ]
 
 
-DENSE = {"numpy-dense": {"median": 5.0, "low": 5.0, "high": 5.0}}
+DENSE = {"blas-dense": {"median": 5.0, "low": 5.0, "high": 5.0}}
 SLOW = {"median": 9000.0, "low": 9000.0, "high": 9000.0}
 
 
@@ -262,7 +262,7 @@ def test_the_table_of_the_peers_says_what_is_there_and_what_is_not(small):
 
 
 def test_bench_with_peers_prints_one_json_object(capsys, monkeypatch):
-    few = {key: contest.PEERS[key] for key in ("sparsecore", "numpy-dense", "c-loop")}
+    few = {key: contest.PEERS[key] for key in ("sparsecore", "blas-dense", "c-loop")}
     monkeypatch.setattr(contest, "PEERS", few)
     words = "bench --peers --dims 20,30,5 --batch 32 --rounds 1 --json"
     assert main(words.split()) == 0
@@ -270,7 +270,7 @@ def test_bench_with_peers_prints_one_json_object(capsys, monkeypatch):
     [line] = out.splitlines()
     result = json.loads(line)
     assert result["peers"]["sparsecore"]["ratio"]["median"] == 1
-    assert result["peers"]["numpy-dense"]["ratio"]["median"] > 0
+    assert result["peers"]["blas-dense"]["ratio"]["median"] > 0
     assert "c-loop" in result["absent"]
     assert "round 1 of 1" in err
     times = [p["ms"] for p in result["peers"].values()]

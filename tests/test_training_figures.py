@@ -229,10 +229,10 @@ def test_where_nothing_is_recorded_a_figure_is_a_note(main):
     for draw in (figures.curves, figures.gradient_flow, pruning.after_training):
         note = draw(nothing)
         assert isinstance(note, page.Note)
-        assert "Not recorded yet: Optical digits; Madelon; " in note._repr_markdown_()
+        assert "Not recorded yet: Optical digits, Madelon, " in note._repr_markdown_()
     others = [run for run in main.runs if run["condition"]["method"] != "set-relu"]
     told = shown.absent(replace(main, profile="paper", runs=others))
-    assert "Optical digits with SET-ReLU at λ = 0.0002" in told and "with SET-All" not in told
+    assert "Optical digits at λ = 0.0002 (SET-ReLU)" in told
 
 
 def test_curves_draw_means_and_bands_of_the_results(main):

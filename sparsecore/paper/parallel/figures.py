@@ -334,7 +334,7 @@ def resources(axes: Any, found: Result) -> tuple[str, str]:
             used.append(float(np.mean(samples["cpu_percent"])))
             most.append(max(samples["rss_mb"]))
     for ax, label in zip(axes, ("CPU (% of a core)", "memory (MiB)"), strict=True):
-        ax.set(xlabel="seconds", ylabel=label, ylim=(0, None))
+        ax.set(xlabel="seconds", ylabel=label, ylim=(0, 1.1 * ax.get_ylim()[1]))
     if not used:
         return "", "The runs were too short to be sampled."
     return (

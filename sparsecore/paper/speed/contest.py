@@ -31,9 +31,9 @@ PEERS: dict[str, type[Adapter]] = {
     "torch-csr": frameworks.TorchCSR, "sparselab": frameworks.TorchSparseLab,
     "sparseprop": frameworks.TorchSparseProp, "torch-dense": frameworks.TorchDense,
     "torch-masked": frameworks.TorchMasked, "jax-dense": frameworks.JaxDense,
-    "numpy-dense": peers.NumPyDense, "scikit-learn-dense": peers.ScikitLearn,
+    "blas-dense": peers.Dense, "scikit-learn-dense": peers.ScikitLearn,
 }  # fmt: skip
-_THROUGH_BLAS = ("numpy-dense", "scikit-learn-dense")  # PyTorch and JAX bring their own
+_THROUGH_BLAS = ("blas-dense", "scikit-learn-dense")  # PyTorch and JAX bring their own
 _STEPS_PER_CALL = 128  # the trainers hand over many batches at a time, too
 _PAUSE = 0.2  # seconds between two peers: idle OpenMP threads spin for a while
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read when loaded

@@ -77,7 +77,8 @@ def _faster(result: Result) -> str:
 def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
     for contest in contests:
         threads = contest["problem"]["threads"]
-        for key, found in contest["peers"].items():
+        for key in (key for key in keys if key in contest["peers"]):
+            found = contest["peers"][key]
             place = keys.index(key) + (0.23 if threads > 1 else -0.23 * (len(contests) > 1))
             ax.plot([found["low"], found["high"]], [place] * 2, color=_COLOUR[key], linewidth=1.2)
             fill = _COLOUR[key] if threads == 1 else "white"
@@ -146,7 +147,7 @@ def density(ax: Axes, result: Result) -> tuple[str, str]:
     look = {"color": _COLOUR["sparsecore"], "fontsize": 8, "va": "top"}
     tag(ax, "sparsecore", (x[0], spreads[0]["median"]), (8, -4), **look)
     for key, ms in result["dense"].items():
-        style = "-" if key == "numpy-dense" else (0, (4, 2))
+        style = "-" if key == "blas-dense" else (0, (4, 2))
         ax.axhline(ms["median"], color=_COLOUR[key], linestyle=style)
         ax.axhspan(ms["low"], ms["high"], color=_COLOUR[key], alpha=0.15, linewidth=0)
         shift, side = (3, "bottom") if ms["median"] == max(levels) else (-3, "top")
@@ -210,7 +211,7 @@ def roofline(ax: Axes, result: Result) -> tuple[str, str]:
 @picture(
     "F-speed-width", "width", across=2,
     legend=[dot(_COLOUR["sparsecore"], "sparsecore"),
-            line(_COLOUR["numpy-dense"], "dense weights alone", ":")],
+            line(_COLOUR["blas-dense"], "dense weights alone", ":")],
     caption="**Wider at constant ε.** Time of a step and memory (parameters, velocity, structure) "
     "of 784-n-n-10 neurons, against n (ε = 20, batches of 128, one thread). What to see: memory "
     "grows as n, dense weights as n².",
@@ -222,7 +223,7 @@ def width(axes: Any, result: Result) -> tuple[str, str]:
     x, last = [p["width"] for p in points], points[-1]
     with_spread(left, x, [p["ms"] for p in points], ours, linewidth=1.4)
     right.plot(x, [p["mib"] for p in points], "o-", color=ours)
-    right.plot(x, [p["dense_mib"] for p in points], ":", color=_COLOUR["numpy-dense"])
+    right.plot(x, [p["dense_mib"] for p in points], ":", color=_COLOUR["blas-dense"])
     for ax, what, unit in ((left, "Time", "milliseconds per step"), (right, "Memory", "MiB")):
         ax.set(xscale="log", yscale="log", title=what, ylabel=unit)
         ax.set_xlabel("neurons per hidden layer")

@@ -62,7 +62,7 @@ def density_sweep(
     """Time sparsecore at growing density, and the dense peers, in turns, with one thread."""
     problems = {d: Problem(sizes, density=d) for d in densities}
     least = problems[min(densities)]
-    dense = [key for key in ("numpy-dense", "torch-dense") if not PEERS[key].absent(least)]
+    dense = [key for key in ("blas-dense", "torch-dense") if not PEERS[key].absent(least)]
     with threadpool_limits(1):
         trainers: dict[Any, Adapter] = {d: SparseCore(problem) for d, problem in problems.items()}
         trainers |= {key: PEERS[key](least) for key in dense}

@@ -1,4 +1,4 @@
-"""What the peers train, and the peers without a framework: sparsecore, C, NumPy, scikit-learn.
+"""What the peers train, and the peers without a framework: sparsecore, C, BLAS, scikit-learn.
 
 A peer is an adapter: made for a `Problem`, the same for all, it takes training steps with it.
 """
@@ -19,8 +19,10 @@ import numpy as np
 from sparsecore import __version__, seeds
 from sparsecore.compiled.engine import aligned, metrics
 from sparsecore.compiled.lanes import widest
+from sparsecore.config import TrainConfig
 from sparsecore.functions import negative_slope
 from sparsecore.mlp import SparseMLP
+from sparsecore.paper.training.dense import DenseMLP
 from sparsecore.provenance import installed
 from sparsecore.seeds import Purpose
 from sparsecore.train import sgd_rule
@@ -116,10 +118,15 @@ class SparseCore(Adapter):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        problem.model.start_momentum()
-        self._engine = problem.model.new_engine(problem.batch_size, problem.threads)
+        self._trained = self._model(problem)
+        self._trained.start_momentum()
+        self._engine = self._trained.new_engine(problem.batch_size, problem.threads)
         self._rule = sgd_rule(problem, problem.seed)  # type: ignore[arg-type]  # all that it reads
         self._step = 0
+
+    @staticmethod
+    def _model(problem: Problem) -> Any:
+        return problem.model
 
     def train(self, rows: np.ndarray) -> float:
         """Take all steps in one call, as the trainer does."""
@@ -221,60 +228,21 @@ def _compiler() -> str | None:
     return shutil.which("gcc") or shutil.which("cc")
 
 
-class NumPyDense(Adapter):
-    """Dense matrices in NumPy: products by its BLAS, everything in place."""
+class Dense(SparseCore):
+    """The dense network of the main table, whose trainer is the package's own."""
 
-    label, packages = "NumPy, dense", ("numpy",)
-    note = f"{WHOLE}, dense; products by BLAS, the rest element by element."
+    label, packages = "BLAS, dense", ("numpy",)
+    note = f"{WHOLE}: the main table's dense network; products by BLAS, the rest compiled."
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        layers = problem.dense()
-        self._weights = [np.ascontiguousarray(w.T) for w, _ in layers]
-        self._biases = [b for _, b in layers]
-        self._params = [*self._weights, *self._biases]
-        self._velocities = [np.zeros_like(p) for p in self._params]
-        self._gradients = [np.empty_like(p) for p in self._params]
-        self._rng = np.random.default_rng(problem.seed)
-
-    def _take_step(self, rows: np.ndarray) -> float:
-        p, depth = self.problem, len(self._weights)
-        inputs, labels = p.data
-        x, y, each = [inputs[rows]], labels[rows], np.arange(len(rows))
-        factors: list[np.ndarray] = []
-        stretch = np.float32(1 / (1 - p.dropout))
-        for layer, slope in enumerate(p.slopes):
-            z = x[-1] @ self._weights[layer]
-            z += self._biases[layer]
-            factor = np.where(z > 0, stretch, np.float32(slope) * stretch)
-            if p.dropout:
-                factor *= self._rng.random(z.shape, np.float32) >= p.dropout
-            z *= factor
-            factors.append(factor)
-            x.append(z)
-        z = x[-1] @ self._weights[-1]
-        z += self._biases[-1]
-        z -= z.max(axis=1, keepdims=True)
-        shifted = z[each, y]
-        np.exp(z, out=z)
-        norm = z.sum(axis=1, keepdims=True)
-        loss = float(np.mean(np.log(norm[:, 0]) - shifted))
-        z /= norm
-        z[each, y] -= 1
-        z /= len(rows)
-        for layer in range(depth - 1, -1, -1):
-            np.matmul(x[layer].T, z, out=self._gradients[layer])
-            z.sum(axis=0, out=self._gradients[depth + layer])
-            if layer:
-                z = z @ self._weights[layer].T
-                z *= factors[layer - 1]
-        for w, v, g in zip(self._params, self._velocities, self._gradients, strict=True):
-            v *= np.float32(p.momentum)
-            g *= np.float32(p.learning_rate)
-            v -= g
-            w *= np.float32(1 - p.weight_decay)
-            w += v
-        return loss
+    @staticmethod
+    def _model(problem: Problem) -> Any:
+        options = {name: getattr(problem, name) for name in ("activation", "alpha")}
+        config = TrainConfig(hidden=problem.sizes[1:-1], **options)
+        model = DenseMLP(config, problem.sizes[0], problem.sizes[-1], problem.seed)
+        for mine, given in zip(model.layers(model.params), problem.dense(), strict=True):
+            for array, values in zip(mine, given, strict=True):
+                array[:] = values
+        return model
 
 
 class ScikitLearn(Adapter):

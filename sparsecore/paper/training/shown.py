@@ -298,12 +298,10 @@ def absent(results: Results) -> str:
     titles = {name: str(datasets.describe(name)["title"]) for name in missing}
     lacking = titles.values() if results.profile == "paper" else ()
     here = [title for name, title in titles.items() if name in results.unavailable]
-    gaps = [
-        f"{results.title(name)} with {METHODS[method].label} at λ = {decay:g}"
-        for decay, name in itertools.product(results.study.decays, results.datasets)
-        for method in results.study.methods
-        if results.profile == "paper" and results.at(decay).lacks(name, method)
-    ]
+    gaps, cases = [], itertools.product(results.study.decays, results.datasets)
+    for decay, name in cases if results.profile == "paper" else ():
+        lack = [METHODS[m].label for m in results.study.methods if results.at(decay).lacks(name, m)]
+        gaps += [f"{results.title(name)} at λ = {decay:g} ({'; '.join(lack)})"] * bool(lack)
     diverged = [
         f"{results.title(run['condition']['dataset'])} with "
         f"{METHODS[run['condition']['method']].label} (seed {run['seed']})"
@@ -311,6 +309,6 @@ def absent(results: Results) -> str:
     ]
     return (
         sentence(NOT_AVAILABLE.capitalize(), ", ".join(here))
-        + sentence("Not recorded yet", "; ".join([*lacking, *gaps]))
+        + sentence("Not recorded yet", ", ".join([*lacking, *gaps]))
         + sentence("Diverged, and not shown", ", ".join(diverged))
     )

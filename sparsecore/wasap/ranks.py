@@ -126,7 +126,8 @@ class Ranks:
     def _look(self) -> str | None:
         """Give a sign of life and look for the others'; return who is in trouble (the watch)."""
         now, began = time.monotonic(), self._step_began
-        # When a step takes five times the longest, the others' patience ends.
+        # This thread runs on if the computation hangs. It then gives no sign of life, so early that
+        # the others' patience ends when the step has taken five times the longest.
         allowed = _STEPS * self.longest_step - self.patience
         if not began or began != self._step_known or now - began < allowed:
             self._rows["beats"][self.rank] += 1

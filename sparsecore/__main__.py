@@ -19,7 +19,7 @@ from typing import Any, NoReturn, cast
 
 from sparsecore import __version__
 from sparsecore.commands import bench, data, extreme, study, table, train
-from sparsecore.commands.options import EXPECTED
+from sparsecore.commands.options import EXPECTED, error_text
 from sparsecore.progress import Output, OutputClosedError, Unfailing
 from sparsecore.wasap import witness
 
@@ -57,8 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _said(error: Exception) -> str:
     """Return the line to print for an error; "" for a defect, which has its traceback."""
-    if isinstance(error, MemoryError):
-        return f"not enough memory: {error}"
     if isinstance(error, ModuleNotFoundError):
         name = (error.name or "").partition(".")[0]
         if importlib.util.find_spec(name or "?") is not None:
@@ -66,7 +64,7 @@ def _said(error: Exception) -> str:
         extra = "mpi" if name in _MPI else "" if name in _CORE else "book"
         what = f"'.[{extra}]'" if extra else "."
         return f"needs {name}, which is not installed; in a checkout: pip install -e {what}"
-    return str(error) if isinstance(error, EXPECTED) else ""
+    return error_text(error) if isinstance(error, EXPECTED) else ""
 
 
 @contextmanager

@@ -62,7 +62,7 @@ _COUNT = integers(1)
 _EPOCH = integers(1, "an epoch of at least {}, or None")
 _WIDTHS = Range(  # no iterator, which to check would empty
     tuple, "integers of at least 1",
-    lambda v: isinstance(v, (Sequence, np.ndarray)) and not isinstance(v, str)
+    lambda v: isinstance(v, (Sequence, np.ndarray)) and not isinstance(v, (str, bytes))
     and np.iterable(v) and all(map(_COUNT.holds, v)),
 )  # fmt: skip
 

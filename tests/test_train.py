@@ -61,7 +61,11 @@ def assert_same(one, other):
 @pytest.mark.parametrize(
     ("name", "values", "expected"),
     [
-        ("hidden", [(10, 0), (2.5,), ("a",), "", ((1, 2), 3), iter([3])], "integers of at least 1"),
+        (
+            "hidden",
+            [(10, 0), (2.5,), ("a",), "", b"ab", ((1, 2), 3), iter([3])],
+            "integers of at least 1",
+        ),
         ("epsilon", [0, -1.0, np.nan, np.inf, "20"], "a positive number"),
         ("density", [0, 1.5, -0.1, np.nan], r"a number in \(0, 1\]"),
         ("activation", ["tanh", "", None], "one of relu, leaky-relu, all-relu"),

@@ -82,8 +82,7 @@ def _extreme(options: argparse.Namespace) -> None:
         if comm is not None and comm.size > 1 and not isinstance(error, ValueError):
             if isinstance(error, Exception) and not isinstance(error, shared.EXPECTED):
                 traceback.print_exc()  # the abort leaves no time for it
-            said = str(error) or type(error).__name__
-            shared.say(f"rank {comm.rank}: {said}", "sparsecore extreme")
+            shared.say(f"rank {comm.rank}: {shared.error_text(error)}", "sparsecore extreme")
             time.sleep(_TOLD_SECONDS)
             comm.Abort(1)
         raise

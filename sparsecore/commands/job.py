@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from sparsecore.commands.options import EXPECTED, say
+from sparsecore.commands.options import EXPECTED, error_text, say
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.limits import cpu_count
@@ -50,7 +50,7 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
             hint = ""
         if not isinstance(error, EXPECTED):
             traceback.print_exc()
-        say(f"rank {ranks.rank}: {error}{hint}")
+        say(f"rank {ranks.rank}: {error_text(error)}{hint}")
         ranks.stop(error)
     except BaseException:
         witness.tell(address, ranks.rank)

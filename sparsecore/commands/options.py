@@ -112,6 +112,14 @@ def result_options(sub: argparse.ArgumentParser, resumed: str, threads: int | No
     )
 
 
+def error_text(error: BaseException) -> str:
+    """Return what a user is told of an error, which may have no text of its own."""
+    if isinstance(error, MemoryError):
+        return ": ".join(filter(None, ("not enough memory", str(error))))
+    interrupted = isinstance(error, KeyboardInterrupt)
+    return str(error) or ("interrupted" if interrupted else type(error).__name__)
+
+
 def say(what: str, command: str = "sparsecore train") -> None:
     """Print a line of diagnostics."""
     print(f"{command}: {what}", file=sys.stderr, flush=True)

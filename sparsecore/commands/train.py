@@ -117,7 +117,7 @@ def _plan(options: argparse.Namespace) -> Any:
         return None
     if "warmup" in told and options.algorithm == "wasap" and told.get("local_steps", 1) == 1:
         raise ValueError("--warmup: expected --algorithm wassp with it or --local-steps, got wasap")
-    # The witness polls for so long: more milliseconds than an int holds.
+    # The witness polls for so long, in milliseconds: an int holds 2.1e6 seconds of them.
     numbers("seconds above 0, 1e6 at most", lambda v: 0 < v <= 1e6).check(
         "--patience", told.get("patience", 1)
     )

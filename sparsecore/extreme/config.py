@@ -34,7 +34,9 @@ class ExtremeConfig:
     """
 
     neurons: int = param(MISSING, integers(1), "hidden neurons in all, such as 2e8", metavar="N")
-    hidden_layers: int = param(10, integers(1), "number of layers, equally wide", metavar="N")
+    hidden_layers: int = param(
+        10, integers(1), "number of hidden layers, equally wide", metavar="N"
+    )
     batch_size: int = param(4, integers(1), "samples per step, at most 64", metavar="N")
     steps: int = param(50, integers(1), "training steps", metavar="N")
     epsilon: float = param(

@@ -42,7 +42,7 @@ class Check:
     """One question to the results, on one data set, and the answer."""
 
     question: str
-    row: str = ""  # of the grid; else it is the claim's
+    row: str = ""  # of the grid
     dataset: str | None = None
     decay: float | None = None  # None where the answer does not depend on it
     seeds: str | None = None  # the number of runs of the method, and of what it is compared with
@@ -128,14 +128,13 @@ class Question(NamedTuple):
     second: str
     judge: Callable[[Runs, Runs], Check] | None = None
     times: str = ""  # the "core-seconds" or "seconds" of an epoch
-    row: str = ""  # of the grid; else it is the claim's
+    row: str = ""  # of the grid; else it is the text
 
 
 class Claim(NamedTuple):
     """A claim of the paper's abstract, the rule by which it holds, and what is asked of results."""
 
     key: str
-    name: str
     text: str
     rule: str
     questions: tuple[Question, ...] = ()  # none: it is about networks of extreme size
@@ -144,7 +143,7 @@ class Claim(NamedTuple):
 _kept = partial(_difference, threshold=-MARGIN)
 CLAIMS = (
     Claim(
-        "C1", "faster than dense",
+        "C1",
         "Truly sparse training, from scratch, without masks, in parallel, is faster than dense.",
         "On every data set SET-All-ReLU and WASAP take less time per epoch than the dense network, "
         "in seconds × cores; WASAP takes fewer seconds than SET-All-ReLU, and loses less than one "
@@ -160,7 +159,7 @@ CLAIMS = (
         ),
     ),
     Claim(
-        "C2", "All-ReLU: more accurate",
+        "C2",
         "All-ReLU favours the gradient flow, and so beats ReLU in sparse networks.",
         "On every data set the gradient flow, as a geometric mean over the epochs, and the final "
         "accuracy are higher with All-ReLU than with ReLU.",
@@ -172,7 +171,7 @@ CLAIMS = (
         ),
     ),
     Claim(
-        "C3", "pruning keeps accuracy",
+        "C3",
         "Importance pruning removes redundant neurons' connections: fewer parameters, accuracy "
         "kept.",
         "On every data set pruning during training costs less than one percentage point of "
@@ -181,14 +180,14 @@ CLAIMS = (
                   row="pruning: less than 1 point lost"),),
     ),
     Claim(
-        "C4", "brain size trains",
+        "C4",
         "A network of the order of 5·10⁷ neurons can be trained.",
         "The loss of networks of at least 5·10⁷ neurons falls (Kendall's test for a trend); those "
         "of 5·10⁷ neurons are right on held-out samples more often than chance (binomial test), "
         "and than the same network with frozen hidden layers (Fisher's test).",
     ),
     Claim(
-        "C5", "more accurate than dense",
+        "C5",
         "More accurate than SET with ReLU, and than dense, while being faster.",
         "On every data set SET-All-ReLU is more accurate than the dense network. (SET with ReLU is "
         "a check of C2, time of C1.)",
@@ -201,7 +200,7 @@ _WORDS = {HOLDS: "hold{s}", FAILS: "fail{s}", UNDECIDED: "undecided", UNTESTED: 
 
 
 def verdict(checks: Sequence[Check]) -> str:
-    """Return what checks say together, or how many say what; the impossible do not count."""
+    """Return what checks say together, and how many say what; the impossible do not count."""
     outcomes = [check.outcome for check in checks if check.outcome != IMPOSSIBLE]
     for outcome in (HOLDS, FAILS, UNDECIDED, UNTESTED):
         if outcomes.count(outcome) == len(outcomes):
@@ -259,8 +258,9 @@ class Ledger:
                 for decay in [None] if question.times else DECAYS:
                     at = self.results.at(DECAYS[0] if decay is None else decay)
                     found = self._compare(question, at, dataset)
-                    found = replace(found, question=question.text, row=question.row, decay=decay)
-                    checks.append(replace(found, dataset=self.results.title(dataset)))
+                    about = {"question": question.text, "row": question.row or question.text}
+                    about |= {"dataset": self.results.title(dataset), "decay": decay}
+                    checks.append(replace(found, **about))
         tested = [number for number, check in enumerate(checks) if check.p is not None]
         adjusted = effects.holm([checks[number].p or 0.0 for number in tested])
         for number, p in zip(tested, adjusted, strict=True):
@@ -329,9 +329,9 @@ class Ledger:
     def _rows(self) -> Iterator[tuple[Claim, str, list[Check]]]:
         """Yield what the grid has a row for: a claim, a name, and the checks under it."""
         for claim in CLAIMS:
-            for name in dict.fromkeys(question.row for question in claim.questions) or [""]:
-                there = [check for check in self.checks[claim.key] if check.row == name]
-                yield claim, name or claim.name, there
+            checks = self.checks[claim.key]
+            for name in dict.fromkeys(check.row for check in checks):
+                yield claim, name, [check for check in checks if check.row == name]
 
     def finding(self) -> str:
         """Name the rows of the grid that hold, that fail somewhere, and that are not decided."""
@@ -362,7 +362,7 @@ class Ledger:
             rows.append(row)
         columns = [
             Column("claim", "", _linked, number=False),
-            Column("checks that hold", "held", "**{}**", number=False),
+            Column("tested checks that hold", "held", "**{}**", number=False),
             *(Column(title, title, number=False) for title in (*titles, "artificial")),
         ]
         caption = (
@@ -413,7 +413,7 @@ class Ledger:
             "are missing)."
         )
         if any(c.key == key and q.times for c in CLAIMS for q in c.questions):
-            caption += " Of times, rounds: the ratio of medians, the interval of geometric means."
+            caption += " For times it counts rounds; the ratio is of medians, its interval of geometric means."
         if key == "C4":
             caption = f"**The evidence on {key}.** Single runs: steps and held-out samples count."
         checks = self.checks[key]
@@ -440,6 +440,7 @@ def _linked(row: Mapping[str, Any]) -> str:
 
 
 _LEARNT = ("its loss falls", "it beats chance", "its hidden layers learn")
+_SIZE = "brain size trains"  # the row of the grid
 
 
 def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
@@ -450,9 +451,9 @@ def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
         label = f"artificial, {row.neurons / 1e6:g} million neurons, {layers}"
         answers = _learning(runs[row], runs.get(replace(row, frozen=True)))
         for question, answer in answers.items() if row.neurons == BAT else [*answers.items()][:1]:
-            yield replace(answer, question=question, dataset=label)
+            yield replace(answer, question=question, row=_SIZE, dataset=label)
     if not large:
-        yield from (Check(question, dataset="artificial") for question in _LEARNT)
+        yield from (Check(question, _SIZE, "artificial") for question in _LEARNT)
 
 
 def _learning(run: Result, control: Result | None) -> dict[str, Check]:

@@ -57,7 +57,7 @@ def _panel(ax: Axes, some: list[tuple[str, Any]]) -> None:
     for (key, question), group in groupby(some, lambda one: (one[0], one[1].question)):
         checks = [check for _, check in group]
         place += 1
-        title = f"{key} {checks[0].row or question}"  # as in the grid
+        title = f"{key} {checks[0].row}"  # as in the grid
         where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # it may reach over the axis
         look = {"va": "center", "size": 8.5, "weight": "bold", "bbox": box}

@@ -265,7 +265,8 @@ def pictured(runs: Sequence[Run], chosen: Run | None = None) -> Picture:
         _draw_network(below, chosen)
         names = (f"run {run.number}: {'; '.join(run.told) or 'as in its setting'}" for run in runs)
         lines = [line(r.colour, shorten(n, 60)) for r, n in zip(runs, names, strict=True)]
-        legend_above(figure, [*lines, patch(GREY, f"run {chosen.number}, before")])
+        before = [patch(GREY, f"run {chosen.number}, before")] if chosen.before else []
+        legend_above(figure, [*lines, *before])
     cause = "Pruning and evolution have" if chosen.config.prune_from else "Evolution has"
     caption = (
         f"**A session.** Above, all runs. Below, run {chosen.number}: connections that leave an "

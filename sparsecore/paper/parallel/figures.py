@@ -268,11 +268,14 @@ def rate_kept(results: Results) -> Table | Note:
         "without."
     )
     early = [(r["decay"], r["rate"], r["early"] > 0) for r in rows if r["early"] is not None]
-    alone = all(rose == (d > 0 and rate == _RATES["wassp"]) for d, rate, rose in early)
+    alone = any(rose for *_, rose in early) and all(
+        rose == (d > 0 and rate == _RATES["wassp"]) for d, rate, rose in early
+    )
+    where = f"with λ > 0 and {_RATES['wassp']}, and nowhere else"
     told = (
-        f" {'It' if alone else 'It is not so that it'} rises in the first epochs with λ > 0 and "
-        f"{_RATES['wassp']}, and nowhere else: weight decay alone "
-        f"{'explains' if alone else 'does not explain'} it."
+        f" In the first epochs the loss rises {where}: weight decay alone explains it."
+        if alone
+        else f" Weight decay alone does not explain this: the loss would then rise {where}."
     ) * bool(early)
     sources = shown.source(results, list(dict.fromkeys(row["dataset"] for row in rows)))
     finding = (

@@ -118,9 +118,9 @@ class SparseCore(Adapter):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self._trained = self._model(problem)
-        self._trained.start_momentum()
-        self._engine = self._trained.new_engine(problem.batch_size, problem.threads)
+        model = self._model(problem)
+        model.start_momentum()
+        self._engine = model.new_engine(problem.batch_size, problem.threads)
         self._rule = sgd_rule(problem, problem.seed)  # type: ignore[arg-type]  # all that it reads
         self._step = 0
 
@@ -232,7 +232,10 @@ class Dense(SparseCore):
     """The dense network of the main table, whose trainer is the package's own."""
 
     label, packages = "BLAS, dense", ("numpy",)
-    note = f"{WHOLE}: the main table's dense network; products by BLAS, the rest compiled."
+    note = (
+        f"{WHOLE}: the main table's dense network, here with All-ReLU; products by BLAS, the rest "
+        "compiled, on one thread."
+    )
 
     @staticmethod
     def _model(problem: Problem) -> Any:

@@ -234,11 +234,15 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
             ax.set_xticks(x, [f"{value:g}" for value in x])
         best = x[int(np.argmax(means))] if means else own
         if best != own and ours:
-            better.append(f"{symbol} = {best:g} {shown.gap(results.of(name, methods[best]), ours)}")
+            better.append(
+                f"{symbol} = {best:g} by {shown.gap(results.of(name, methods[best]), ours)}"
+            )
     if not (ours and fixed):
         return ""
-    higher = f"the mean is higher with {', '.join(better)}" if better else "no other mean is higher"
-    return f"on {results.title(name)} evolution brings {shown.gap(ours, fixed)}, and {higher}"
+    higher = f"the mean is higher than with the study's value at {', '.join(better)}"
+    return f"on {results.title(name)} evolution brings {shown.gap(ours, fixed)}, and " + (
+        higher if better else "no other value has a higher mean"
+    )
 
 
 @by_dataset(

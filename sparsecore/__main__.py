@@ -25,7 +25,7 @@ from sparsecore.wasap import witness
 
 # What to install for a module that is missing; all others are of the extra "book".
 _MPI = {"mpi4py", "ipyparallel", "IPython", "traitlets"}
-_CORE = {"numpy", "scipy", "numba", "llvmlite", "sklearn", "PIL", "pooch", "requests", "tqdm"}
+_CORE = {"numpy", "scipy", "numba", "llvmlite", "sklearn", "PIL", "pooch", "tqdm"}
 _CORE |= {"psutil", "threadpoolctl"}
 
 

@@ -48,7 +48,7 @@ def _commit() -> str | None:
 def sources_sha256() -> str:
     """Return one hash of all the package's sources as they are on disk at the first call."""
     package, total = Path(sparsecore.__file__).parent, hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(p for p in package.rglob("*") if p.suffix in (".py", ".c", ".json")):
         total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return total.hexdigest()
 

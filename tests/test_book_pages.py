@@ -100,7 +100,6 @@ def test_buttons_appear_where_the_repository_is_known(tmp_path):
     shown = [
         "https://github.com/Somebody/sparse",
         "https://mybinder.org/v2/gh/Somebody/sparse/main?urlpath=lab/tree/notebooks/a.ipynb",
-        "https://colab.research.google.com/github/Somebody/sparse/blob/main/notebooks/a.ipynb",
         'property="og:image" content="https://somebody.github.io/sparse/_static/card.png"',
     ]
     assert [text for text in shown if text not in page] == []

@@ -98,6 +98,7 @@ def test_version_is_written_once():
     assert importlib.metadata.version(PROJECT["name"]) == sparsecore.__version__
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == sparsecore.__version__
+    assert f"version = {{{sparsecore.__version__}}}" in (ROOT / "book/intro.md").read_text()
 
 
 def test_the_console_script_is_the_command_line():

@@ -10,7 +10,7 @@ jupyter-cache knows a notebook by its code cells alone. Here the key is complete
 - the package's sources (all of them: a notebook reaches most modules through the studies, and what
   it starts in another process no analysis of imports would see; a page whose results are still
   valid executes in seconds);
-- the versions of Python and of every distribution that the package requires, with its extras;
+- the versions of Python and of all that a notebook may import of what the package requires;
 - the environment variables that begin with the package's name;
 - which data sets are at hand, so that a page that says "not available on this machine" is built
   anew once the files are in place;
@@ -28,11 +28,12 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from packaging.requirements import Requirement
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -42,6 +43,7 @@ Key = dict[str, str]
 """Part of the fingerprint by the name under which the log reports its change."""
 
 STATE_FILE = "execution_key.json"
+_EXTRAS = ("book", "peers", "tables")  # those of tools change no page
 
 
 def digest_files(root: Path, patterns: Iterable[str]) -> str:
@@ -55,13 +57,15 @@ def digest_files(root: Path, patterns: Iterable[str]) -> str:
 
 
 def required_versions(distribution: str) -> dict[str, str]:
-    """Look up the version, or "absent", of all that a distribution and its extras require."""
-    names = [
-        re.split(r"[^A-Za-z0-9._-]", r, maxsplit=1)[0]
-        for r in importlib.metadata.requires(distribution) or []
-    ]
+    """Look up the version, or "absent", of all requirements that a notebook may import."""
+    needed = map(Requirement, importlib.metadata.requires(distribution) or [])
+    names = {
+        r.name
+        for r in needed
+        if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in _EXTRAS)
+    }
     versions = {}
-    for name in sorted(set(names) - {distribution}):
+    for name in sorted(names - {distribution}):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -85,7 +89,7 @@ def code_key(package: str, distribution: str, environ: Mapping[str, str]) -> Key
     }
     settings = {k: v for k, v in environ.items() if k.startswith(f"{package.upper()}_")}
     return {
-        "sources": digest_files(root, ["**/*.py", "**/*.c"]),
+        "sources": digest_files(root, ["**/*.py", "**/*.c", "**/*.json"]),
         "versions": _digest(versions),
         "settings": _digest(settings),
     }

@@ -54,7 +54,6 @@ def _configure(app: Sphinx, config: Config) -> None:
         "use_issues_button": True,
         "launch_buttons": {
             "binderhub_url": "https://mybinder.org",
-            "colab_url": "https://colab.research.google.com",
             "notebook_interface": "jupyterlab",
         },
     }
@@ -91,14 +90,14 @@ def description(doctree: nodes.document) -> str:
 
 def _head(app: Sphinx, context: Mapping[str, Any], about: str) -> Iterator[str]:
     """Yield what names a page to search engines, and to those to whom a link is sent."""
-    base, image = app.config.html_baseurl, app.config.pages_card
+    base = app.config.html_baseurl
     facts = {
         "og:type": "article",
         "og:site_name": app.config.html_title,
         "og:title": re.sub(r"<[^>]*>", "", context.get("title", "")),
         "og:description": about,
         "og:url": base and f"{base}{context['pagename']}.html",
-        "og:image": base and f"{base}_static/{image}",
+        "og:image": base and f"{base}_static/card.png",
         "og:image:alt": base and app.config.html_title,
     }
     yield f'<meta name="description" content="{html.escape(about)}">'
@@ -153,7 +152,6 @@ def _register_labels() -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension with Sphinx."""
     _register_labels()
-    app.add_config_value("pages_card", "card.png", "html")
     app.connect("config-inited", _configure)
     app.connect("html-page-context", _finish, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -18,6 +18,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const show = () => {
       large.src = image.src;
       large.alt = image.alt;
+      dialog.setAttribute("aria-label", `Enlarged figure: ${image.alt}`);
       dialog.showModal();
     };
     const links = document.createElement("p");

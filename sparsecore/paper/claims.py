@@ -258,9 +258,9 @@ class Ledger:
                 for decay in [None] if question.times else DECAYS:
                     at = self.results.at(DECAYS[0] if decay is None else decay)
                     found = self._compare(question, at, dataset)
-                    about = {"question": question.text, "row": question.row or question.text}
-                    about |= {"dataset": self.results.title(dataset), "decay": decay}
-                    checks.append(replace(found, **about))
+                    found = replace(found, question=question.text, decay=decay)
+                    title, row = self.results.title(dataset), question.row or question.text
+                    checks.append(replace(found, row=row, dataset=title))
         tested = [number for number, check in enumerate(checks) if check.p is not None]
         adjusted = effects.holm([checks[number].p or 0.0 for number in tested])
         for number, p in zip(tested, adjusted, strict=True):
@@ -413,7 +413,8 @@ class Ledger:
             "are missing)."
         )
         if any(c.key == key and q.times for c in CLAIMS for q in c.questions):
-            caption += " For times it counts rounds; the ratio is of medians, its interval of geometric means."
+            caption += " For times it counts rounds; the ratio is of medians, its interval of "
+            caption += "geometric means."
         if key == "C4":
             caption = f"**The evidence on {key}.** Single runs: steps and held-out samples count."
         checks = self.checks[key]

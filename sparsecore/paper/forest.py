@@ -54,10 +54,10 @@ def figure(ledger: Ledger) -> Picture:
 def _panel(ax: Axes, some: list[tuple[str, Any]]) -> None:
     """Draw effects from top to bottom, under the question that they answer."""
     ticks, place = dict[int, str](), 0
-    for (key, question), group in groupby(some, lambda one: (one[0], one[1].question)):
+    for (key, row), group in groupby(some, lambda one: (one[0], one[1].row)):
         checks = [check for _, check in group]
         place += 1
-        title = f"{key} {checks[0].row}"  # as in the grid
+        title = f"{key} {row}"  # as in the grid
         where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # it may reach over the axis
         look = {"va": "center", "size": 8.5, "weight": "bold", "bbox": box}

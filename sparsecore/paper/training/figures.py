@@ -234,9 +234,8 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
             ax.set_xticks(x, [f"{value:g}" for value in x])
         best = x[int(np.argmax(means))] if means else own
         if best != own and ours:
-            better.append(
-                f"{symbol} = {best:g} by {shown.gap(results.of(name, methods[best]), ours)}"
-            )
+            gap = shown.gap(results.of(name, methods[best]), ours)
+            better.append(f"{symbol} = {best:g} by {gap}")
     if not (ours and fixed):
         return ""
     higher = f"the mean is higher than with the study's value at {', '.join(better)}"

@@ -332,12 +332,12 @@ class SparseMLP(Fixed):
 
     def _draft(self) -> State:
         """Return a copy of all arrays, for a change that becomes the network's when it is whole."""
-        net, params, velocity, turned = engine.settle(self._state)
+        net, params, velocity, transposed = engine.settle(self._state)
         params, nnz = _copy(params), self.nnz
         names = "indptr", "indices", "out_indptr", "out_indices", "out_position"
         copies = {name: _copy(getattr(net, name)) for name in names}
         net = net._replace(weights=params[:nnz], biases=params[nnz:], **copies)
-        return State(net, params, None if velocity is None else _copy(velocity), turned.copy())
+        return State(net, params, None if velocity is None else _copy(velocity), transposed.copy())
 
     def _transpose(self, state: State, layer: int) -> None:
         """Bring the transposed access of a layer up to date."""
@@ -388,7 +388,7 @@ class SparseMLP(Fixed):
         own = None
         if values is not None:
             own = _copy(_vector("velocity", values, len(self.params)))
-        self._state = self._state._replace(velocity=own, turned=np.zeros(1, bool))
+        self._state = self._state._replace(velocity=own, transposed=np.zeros(1, bool))
 
     @property
     def biases(self) -> np.ndarray:

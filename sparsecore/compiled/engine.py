@@ -26,7 +26,6 @@ _CACHE_LINE, HUGE_PAGE = 64, 2**21
 # cost more than they save, as do slices in which a row has hardly any connections.
 _SLICE_BYTES = 2**19
 _SLICE_CONNECTIONS = 4
-_ZERO, _ONE = np.float32(0), np.float32(1)
 _idle: dict[int, Team] = {}  #: by size; who uses one takes it out
 
 
@@ -96,22 +95,22 @@ class Engine(Closing):
 
     def _workspaces(self, network: Network) -> dict[int, Workspace]:
         sizes, size, wide = network.sizes, self._team.size, self._wide.lanes
-        below = _slices(sizes[:-1], sizes[1:], network.weight_start, self._width.lanes)
-        above = _slices(sizes[1:], sizes[:-1], network.weight_start, wide)
-        most = max(_most(sizes[1:], below), _most(sizes[:-1], above))
+        forward = _slices(sizes[:-1], sizes[1:], network.weight_start, self._width.lanes)
+        backward = _slices(sizes[1:], sizes[:-1], network.weight_start, wide)
+        most = max(_most(sizes[1:], forward), _most(sizes[:-1], backward))
         cursor = np.empty((size, most), np.int64)
-        partial = aligned(_most(sizes[1:-1], above[1:]) * wide, np.float32)
+        partial = aligned(_most(sizes[1:-1], backward[1:]) * wide, np.float32)
         return {
             members: Workspace(
                 *self._buffers,
                 _parts(network.indptr, sizes[1:], members * PARTS),
                 _parts(network.out_indptr, sizes[:-1], members * PARTS),
-                below, above, cursor, partial,
+                forward, backward, cursor, partial,
             )
             for members in {1, size}
         }  # fmt: skip
 
-    def _batches(
+    def _checked(
         self, network: Network, inputs: np.ndarray, targets: np.ndarray | Aim, rows: np.ndarray
     ) -> tuple[np.ndarray, Aim, np.ndarray]:
         """Return samples as the kernels read them, all within bounds."""
@@ -148,10 +147,11 @@ class Engine(Closing):
             raise RuntimeError("the network has no velocity: call start_momentum() first")
         if not 1 <= batch_size <= self._batch_size:
             raise ValueError(f"batch_size: expected 1 to {self._batch_size}, got {batch_size!r}")
-        inputs, aim, rows = self._batches(net, inputs, targets, rows)
+        inputs, aim, rows = self._checked(net, inputs, targets, rows)
         nnz, first = len(net.weights), 0
         # In the order in which backward visits them, velocities save 5 to 12 % of a step.
-        kernels.reorder(*(order := _order(state)), True)
+        order = _order(state)
+        kernels.reorder(*order, True)
         try:
             while True:
                 steps = self._governor.units(-(-(len(rows) - first) // batch_size))
@@ -160,12 +160,12 @@ class Engine(Closing):
                 begin = time.perf_counter()
                 self._team.walk(
                     programs.run_batches, self._wide, self._width, net,
-                    Target(velocity[:nnz], velocity[nnz:], None, None, members > 1), work[members],
-                    rule, inputs, aim, turn, batch_size, step + first // batch_size, sums,
-                    members=members,
+                    Target(velocity[:nnz], velocity[nnz:], None, None, shared=members > 1),
+                    work[members], rule, inputs, aim, turn, batch_size, step + first // batch_size,
+                    sums, members=members,
                 )  # fmt: skip
-                if steps:  # the last one may be smaller than the others
-                    seconds = time.perf_counter() - begin
+                if steps:  # without rows the call only compiles
+                    seconds = time.perf_counter() - begin  # of full steps; the last may be smaller
                     self._governor.took(seconds * batch_size / len(turn))
                 first += len(turn)
                 if first >= len(rows):
@@ -180,7 +180,7 @@ class Engine(Closing):
         """Write the gradient of the mean loss over ``inputs[rows]`` into a flat vector."""
         state, work = self._now()
         net, nnz = state.network, len(state.network.weights)
-        inputs, aim, rows = self._batches(net, inputs, targets, rows)
+        inputs, aim, rows = self._checked(net, inputs, targets, rows)
         if not 1 <= len(rows) <= self._batch_size:
             raise ValueError(f"rows: expected 1 to {self._batch_size}, got {len(rows)}")
         if out.shape != state.params.shape or out.dtype != np.float32 or not out.flags.carray:
@@ -188,31 +188,35 @@ class Engine(Closing):
                 f"out: expected a contiguous float32 vector of {len(state.params)} values, got "
                 f"{out.dtype} of shape {out.shape}"
             )
-        size, plain = self._team.size, rule._replace(learning_rate=_ONE, momentum=_ZERO)
+        # Rate 1 gives the mean gradient; with momentum 0 the first blocks overwrite `out`.
+        plain = rule._replace(learning_rate=np.float32(1), momentum=np.float32(0))
+        size = self._team.size
         self._team.walk(
             programs.run_batches, self._wide, self._width, net,
-            Target(None, None, out[:nnz], out[nnz:], size > 1), work[size], plain, inputs, aim,
-            rows, len(rows), step, sums,
+            Target(None, None, out[:nnz], out[nnz:], shared=size > 1), work[size], plain, inputs,
+            aim, rows, len(rows), step, sums,
         )  # fmt: skip
 
 
 def settle(state: State) -> State:
-    """Bring the velocity into CSR order, if an interrupt has left it in the other."""
-    if state.turned[0]:
+    """Bring the velocity into CSR order, if an interrupt has left it in the transposed access's."""
+    if state.transposed[0]:
         kernels.reorder(*_order(state), False)
     return state
 
 
 def _order(state: State) -> tuple[Any, ...]:
+    """Return what `kernels.reorder` takes, up to its last argument; `scratch` holds any layer."""
     starts = state.network.weight_start
-    layer = np.empty(int(np.diff(starts).max()), np.float32)
-    return state.velocity, starts, state.network.out_position, layer, state.turned
+    scratch = np.empty(int(np.diff(starts).max()), np.float32)
+    return state.velocity, starts, state.network.out_position, scratch, state.transposed
 
 
 def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray:
     """Return the logits, float32, shape (n, n_classes), of inputs (n, n_features)."""
     inputs = reads(inputs, np.float32, 2)
-    members = max(0, min(threads, max(1, len(inputs) // _PREDICT_SAMPLES)))  # Team refuses 0
+    # Below 1 thread it is 0, which Team refuses.
+    members = max(0, min(threads, max(1, len(inputs) // _PREDICT_SAMPLES)))
     width = lanes.Width(min(_FORWARD_LANES, lane_width(max(1, len(inputs)))))
     row = 2 * int(network.sizes.max()) * width.lanes
     act = aligned(members * row, np.float32).reshape(members, row)

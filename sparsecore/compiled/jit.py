@@ -26,7 +26,8 @@ _HERE = Path(__file__).parent
 
 @cache
 def _stamp(source: Path) -> str:
-    """Digest what a function may be compiled from: this folder, and its own or its module."""
+    """Digest what a function may be compiled from: this folder, and its own folder or module."""
+    # A module right below the package is compiled from this folder and itself.
     own = [source] if source.parent == _HERE.parent else source.parent.glob("*.py")
     digest = hashlib.sha256()
     for path in sorted({*_HERE.glob("*.py"), *own}):

@@ -5,7 +5,8 @@ shape ``(n_l, lanes)``, one after the other in one flat buffer. So a neuron's ba
 contiguous, and a block stays in the cache while a layer is swept. Weights are CSR by output neuron.
 The backward sweep reads them through the transposed access: it holds one input neuron's activations
 in registers, streams the gradients of the neurons it feeds, and obtains the input gradient, the
-weight gradient and the update in one pass, for several blocks: `wide` lanes, in pieces of `width`.
+weight gradient and the update in one pass, for several blocks at once: `width` is forward's number
+of lanes, `wide` backward's.
 A layer too wide for the cache is swept in slices of its neurons; the order of every sum remains.
 """
 
@@ -23,9 +24,9 @@ from sparsecore.compiled.lanes import (  # isort: skip
     total, totals,
 )  # fmt: skip
 
-# Without these two options a step takes 8 ms instead of 2. With `_nrt`, every access to an array of
-# a tuple counts references, atomically, in the inner loop; no array is made here, so there is
-# nothing to count. And without `forceinline` LLVM calls the bodies of inner loops.
+# Without these two options a step takes 8 ms instead of 2. With `_nrt` (Numba's run time), every
+# access to an array of a tuple counts references, atomically, in the inner loop; no array is made
+# here, so there is nothing to count. And without `forceinline` LLVM calls the inner loops' bodies.
 _jit = jit(_nrt=False)
 _inner = jit(inner=True, _nrt=False)
 _inline = jit(inner=True, _nrt=False, forceinline=True)
@@ -57,7 +58,7 @@ class State(NamedTuple):
     network: Network
     params: np.ndarray  #: float32, its weights, then its biases
     velocity: np.ndarray | None  #: float32, laid out like them
-    turned: np.ndarray  #: bool (1,), whether the velocity is in the order of the transposed access
+    transposed: np.ndarray  #: bool (1,), whether the velocity is in the transposed access's order
 
 
 class Workspace(NamedTuple):
@@ -67,13 +68,13 @@ class Workspace(NamedTuple):
     act_start: np.ndarray  #: int64, where each layer begins in `act`
     positive: np.ndarray  #: uint8, one bit per activation: pre-activation above zero
     kept: np.ndarray  #: uint8, one bit per activation: kept by dropout
-    losses: np.ndarray  #: float64, cross-entropy of each sample of the batch, in nats
-    hits: np.ndarray  #: bool, whether its largest logit is the label's
+    losses: np.ndarray  #: float64, weighted loss of each sample; of class indices alone, in nats
+    hits: np.ndarray  #: bool, whether its largest logit is the label's; False without labels
     forward_cuts: np.ndarray  #: int64 (layers, parts + 1), output neurons of each part
     backward_cuts: np.ndarray  #: int64 (layers, parts + 1), input neurons of each part
     forward_slices: np.ndarray  #: int64, per layer, slices of the inputs that forward reads
     backward_slices: np.ndarray  #: int64, per layer, slices of the gradients that backward reads
-    cursor: np.ndarray  #: int64 (members, rows), where each row goes on in the next slice
+    cursor: np.ndarray  #: int64 (members, rows), where a row goes on in a slice; [0] if shared
     partial: np.ndarray  #: float32, input gradients of the layer between two slices
 
 
@@ -96,10 +97,10 @@ class Noise(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Sums over the samples seen since the caller last cleared them."""
+    """Sums over the samples seen; the caller clears them when it likes."""
 
-    loss: np.ndarray  #: float64 (1,), cross-entropy in nats
-    correct: np.ndarray  #: int64 (1,), samples whose largest logit is the label's
+    loss: np.ndarray  #: float64 (1,), of `Workspace.losses`
+    correct: np.ndarray  #: int64 (1,), of `Workspace.hits`
     steps: np.ndarray  #: int64 (1,), steps taken
 
 
@@ -121,17 +122,8 @@ def noise_of(rule, step):
 
 
 @_inner
-def _row_start(sizes, layer, side):
-    """Return where a layer's pointers begin: in `indptr` for side 1, in `out_indptr` for side 0."""
-    start = 0
-    for below in range(layer):
-        start += sizes[below + side] + 1
-    return start
-
-
-@_inner
 def gather(width, start, stop, inputs, rows, first, count, act, x0):
-    """Copy features [start, stop) of `count` samples into a feature-major block, padded with 0."""
+    """Copy features [start, stop) of ``inputs[rows[first : first + count]]``, padded with 0."""
     lanes, side = lanes_of(width), tile_of(width)
     whole = start + (stop - start) // side * side
     for column in range(0, lanes, side):
@@ -152,8 +144,8 @@ class Slice(NamedTuple):
     """A range of the neurons on the far side of a layer, which one sweep over its rows follows."""
 
     stop: Any  #: int64, where it ends
-    first: Any  #: bool
-    last: Any  #: bool
+    is_first: Any  #: bool
+    is_last: Any  #: bool
 
 
 @_inline
@@ -163,13 +155,13 @@ def slice_of(n, number, slices):
 
 
 @_inline
-def _within(part, row, begin, end, indices, cursor):
+def _within(slice_, row, begin, end, indices, cursor):
     """Return which of a row's connections [begin, end), ascending, lie in a slice."""
-    if not part.first:
+    if not slice_.is_first:
         begin = at(cursor, row)
-    if not part.last:
-        whole, end = end, begin
-        while end < whole and at(indices, end) < part.stop:
+    if not slice_.is_last:
+        row_end, end = end, begin
+        while end < row_end and at(indices, end) < slice_.stop:
             end += 1
         put(cursor, row, end)
     return begin, end
@@ -186,39 +178,40 @@ def _weighted_sum(width, begin, end, net, act, x0, acc):
 
 
 @_inner
-def forward(width, start, stop, layer, part, net, act, x0, y0, hidden, work, cursor, noise, column):
-    """Add a slice of the inputs of a layer's neurons [start, stop); the last one finishes them."""
-    # With a `work`, what backward needs is kept, and `noise` drops activations; without it there is
-    # only one slice. `column` is the first lane's sample in the batch.
+def forward(width, start, stop, layer, slice_, net, act, x0, y0, hidden, work, cursor, noise, lane):
+    """Add a slice of the inputs to y = W x + b, rows [start, stop); the last one also applies f."""
+    # x begins at `x0` of `act`, y at `y0`; `lane` is the block's first sample in the batch. With a
+    # `work`, what backward needs is kept, and `noise` drops activations; without it there is one
+    # slice.
     lanes = lanes_of(width)
     base, bias = net.weight_start[layer], net.bias_start[layer]
-    pointer = _row_start(net.sizes, layer, 1)
+    pointer = bias + layer  # each layer below has one pointer more than neurons
     slope, nothing = splat(width, net.slopes[layer]), splat(width, np.float32(0))
     if work is not None:
-        key, stretch = mix(noise.key, layer), splat(width, noise.scale)
+        key, scale = mix(noise.key, layer), splat(width, noise.scale)
     for row in range(start, stop):
-        target = y0 + row * lanes
+        place = y0 + row * lanes
         begin, end = base + at(net.indptr, pointer + row), base + at(net.indptr, pointer + row + 1)
         y = splat(width, at(net.biases, bias + row))
         if work is not None:
-            begin, end = _within(part, row, begin, end, net.indices, cursor)
-            if not part.first:
-                y = load(width, act, target)
+            begin, end = _within(slice_, row, begin, end, net.indices, cursor)
+            if not slice_.is_first:
+                y = load(width, act, place)
         y = _weighted_sum(width, begin, end, net, act, x0, y)
-        if hidden and part.last:
+        if hidden and slice_.is_last:
             up = positive(y)
             y = select(up, y, y * slope)
             if work is not None:
-                store_mask(work.positive, target, up)
+                store_mask(work.positive, place, up)
                 if noise.threshold > 0:
-                    keep = bernoulli(width, np.uint32(mix(key, row)), column, noise.threshold)
-                    store_mask(work.kept, target, keep)
-                    y = select(keep, y * stretch, nothing)
-        store(act, target, y)
+                    keep = bernoulli(width, np.uint32(mix(key, row)), lane, noise.threshold)
+                    store_mask(work.kept, place, keep)
+                    y = select(keep, y * scale, nothing)
+        store(act, place, y)
 
 
 class Pace(NamedTuple):
-    """How a turn's blocks move parameters: only in the last turn, as backward reads old values."""
+    """How a group of blocks moves parameters: only the last does, as backward reads old values."""
 
     rate: Any  #: float32, factor of a block's summed gradient
     carry: Any  #: float32, factor of the old value: the momentum, or 1 after the first blocks
@@ -227,11 +220,11 @@ class Pace(NamedTuple):
 
 
 @_inline
-def pace_of(rate, rule, turn, turns):
-    """Return the pace of the blocks of one of several turns."""
+def pace_of(rate, rule, group, groups):
+    """Return the pace of one of several groups of blocks."""
     one, zero = np.float32(1), np.float32(0)
-    carry = rule.momentum if turn == 0 else one
-    final = turn == turns - 1
+    carry = rule.momentum if group == 0 else one
+    final = group == groups - 1
     return Pace(rate, carry, one - rule.weight_decay if final else one, one if final else zero)
 
 
@@ -246,13 +239,14 @@ class Target(NamedTuple):
 
 
 @_inline
-def apply(k, p, g, values, velocity, gradient, pace):
+def apply(k, p, g, params, velocity, gradient, pace):
     """Use a block's summed gradient of the parameter at `p`, whose velocity, if any, is at `k`."""
-    # v <- mu v - eta g; w <- w + v - lambda w. A branch would cut the loops around it in two.
+    # v <- mu v - eta g; w <- w + v - lambda w. The compiler settles what is None; a branch on the
+    # pace would cut the loops around it in two. For weights `k` is not `p`: see `Target`.
     if velocity is not None:
         v = fma(-pace.rate, g, pace.carry * at(velocity, k))
         put(velocity, k, v)
-        put(values, p, fma(pace.move, v, pace.keep * at(values, p)))
+        put(params, p, fma(pace.move, v, pace.keep * at(params, p)))
     if gradient is not None:
         before = at(gradient, p)
         # Not multiplied by 0: an earlier gradient may have been infinite.
@@ -260,110 +254,114 @@ def apply(k, p, g, values, velocity, gradient, pace):
 
 
 @_inline
-def _prefetch_changes(k, base, places, values, velocity, gradient):
+def _prefetch_changes(k, base, places, params, velocity, gradient):
     """Prefetch the lines that `apply` will write for connections [k, k + 4), or the last four."""
     first = min(k, len(places) - 4)
     for near in range(first, first + 4):
         p = base + np.int64(at(places, near))
         if velocity is not None:
-            prefetch_to_write(values, p)
+            prefetch_to_write(params, p)
         if gradient is not None:
             prefetch_to_write(gradient, p)
 
 
-class Rows(NamedTuple):
-    """Where the batch rows of a layer's neurons are, for the blocks that backward takes at once."""
+class Blocks(NamedTuple):
+    """Where a layer's activations are, in the blocks of the batch that backward takes at once."""
 
-    start: Any  #: int64, in `Workspace.act`
-    gap: Any  #: int64, from a row in one block of the batch to its continuation in the next
+    start: Any  #: int64, where the first block begins in `Workspace.act`
+    gap: Any  #: int64, from one block to the next
 
 
 @_inline
-def rows_of(width, layer, block, net, work):
-    """Return the rows of a layer, from a block of the batch on."""
+def blocks_from(width, layer, block, net, work):
+    """Return the blocks of a layer, from one of the batch on."""
     gap = net.sizes[layer] * lanes_of(width)
-    return Rows(work.act_start[layer] + block * gap, gap)
+    return Blocks(work.act_start[layer] + block * gap, gap)
+
+
+# Backward, `xs` and `ds` are where a layer's activations and the gradients of the next one's are;
+# `x` and `d` are the lanes of one neuron.
 
 
 @_inline
-def _connection(wide, width, k, base, net, act, x, d, acc, inner):
+def _connection(wide, width, k, base, net, act, x, ds, acc, hidden):
     """Return a connection's place, the input gradient plus its share, and lanes of its gradient."""
-    row = d.start + np.int64(at(net.out_indices, k)) * lanes_of(width)
-    y = load_across(wide, width, act, row, d.gap)
+    row = ds.start + np.int64(at(net.out_indices, k)) * lanes_of(width)
+    d = load_across(wide, width, act, row, ds.gap)
     p = base + np.int64(at(net.out_position, k))
-    if inner:
-        acc = fma(splat(wide, at(net.weights, p)), y, acc)
-    return p, acc, partial_dot(x, y)
+    if hidden:
+        acc = fma(splat(wide, at(net.weights, p)), d, acc)
+    return p, acc, partial_dot(x, d)
 
 
 @_inline
-def _backward_row(wide, width, begin, end, base, net, target, act, x, d, acc, inner, pace):
+def _backward_row(wide, width, begin, end, base, net, target, act, x, ds, acc, hidden, pace):
     """Walk one input neuron's connections [begin, end); return `acc` with its input gradient."""
-    values, velocity, gradient = net.weights, target.velocity, target.gradient
+    params, velocity, gradient = net.weights, target.velocity, target.gradient
     # Four at a time: four sums over lanes together cost little more than one.
     k = begin
     while k + 4 <= end:
         if target.shared:
-            _prefetch_changes(k + _AHEAD, base, net.out_position, values, velocity, gradient)
-        p0, acc, s0 = _connection(wide, width, k, base, net, act, x, d, acc, inner)
-        p1, acc, s1 = _connection(wide, width, k + 1, base, net, act, x, d, acc, inner)
-        p2, acc, s2 = _connection(wide, width, k + 2, base, net, act, x, d, acc, inner)
-        p3, acc, s3 = _connection(wide, width, k + 3, base, net, act, x, d, acc, inner)
+            _prefetch_changes(k + _AHEAD, base, net.out_position, params, velocity, gradient)
+        p0, acc, s0 = _connection(wide, width, k, base, net, act, x, ds, acc, hidden)
+        p1, acc, s1 = _connection(wide, width, k + 1, base, net, act, x, ds, acc, hidden)
+        p2, acc, s2 = _connection(wide, width, k + 2, base, net, act, x, ds, acc, hidden)
+        p3, acc, s3 = _connection(wide, width, k + 3, base, net, act, x, ds, acc, hidden)
         g0, g1, g2, g3 = totals(s0, s1, s2, s3)
-        apply(k, p0, g0, values, velocity, gradient, pace)
-        apply(k + 1, p1, g1, values, velocity, gradient, pace)
-        apply(k + 2, p2, g2, values, velocity, gradient, pace)
-        apply(k + 3, p3, g3, values, velocity, gradient, pace)
+        apply(k, p0, g0, params, velocity, gradient, pace)
+        apply(k + 1, p1, g1, params, velocity, gradient, pace)
+        apply(k + 2, p2, g2, params, velocity, gradient, pace)
+        apply(k + 3, p3, g3, params, velocity, gradient, pace)
         k += 4
     while k < end:
-        p0, acc, s0 = _connection(wide, width, k, base, net, act, x, d, acc, inner)
-        apply(k, p0, total(s0), values, velocity, gradient, pace)
+        p0, acc, s0 = _connection(wide, width, k, base, net, act, x, ds, acc, hidden)
+        apply(k, p0, total(s0), params, velocity, gradient, pace)
         k += 1
     return acc
 
 
 @_inner
-def backward_input(wide, width, start, stop, part, net, target, work, x, d, pace):
-    """Apply the gradients of the weights from features [start, stop), for a slice of targets."""
+def backward_input(wide, width, start, stop, slice_, net, target, work, xs, ds, pace):
+    """Apply the gradients of the first layer's weights, for a slice of the neurons they feed."""
+    # As `backward`, but features have no bias and no activation, and need no gradient.
     cursor, nothing = work.cursor[0], splat(wide, np.float32(0))
     for row in range(start, stop):
-        mine = load_across(wide, width, work.act, x.start + row * lanes_of(width), x.gap)
+        x = load_across(wide, width, work.act, xs.start + row * lanes_of(width), xs.gap)
         begin, end = _within(
-            part, row, at(net.out_indptr, row), at(net.out_indptr, row + 1), net.out_indices,
+            slice_, row, at(net.out_indptr, row), at(net.out_indptr, row + 1), net.out_indices,
             cursor,
         )  # fmt: skip
         _backward_row(
-            wide, width, begin, end, 0, net, target, work.act, mine, d, nothing, False, pace
+            wide, width, begin, end, 0, net, target, work.act, x, ds, nothing, False, pace
         )
 
 
 @_inner
-def backward(wide, width, start, stop, layer, part, net, target, work, x, d, noise, pace):
-    """Apply the gradients of a hidden layer's outgoing weights, for a slice of their targets."""
-    # The last slice also moves the biases, and replaces activations by pre-activation gradients.
+def backward(wide, width, start, stop, layer, slice_, net, target, work, xs, ds, noise, pace):
+    """Apply the gradients of a hidden layer's outgoing weights, for a slice of what they feed."""
+    # Rows are outputs of the layer below, whose biases and slopes they have. The last slice moves
+    # the biases, and replaces activations by pre-activation gradients.
     cursor, act, all_lanes = work.cursor[0], work.act, lanes_of(wide)
     base, bias = net.weight_start[layer], net.bias_start[layer - 1]
-    pointer = _row_start(net.sizes, layer, 0)
-    nothing, stretch = splat(wide, np.float32(0)), splat(wide, noise.scale)
+    pointer = net.sizes[0] + bias + layer  # as forward; features have pointers, too
+    nothing, scale = splat(wide, np.float32(0)), splat(wide, noise.scale)
     slope = splat(wide, net.slopes[layer - 1] * noise.scale)
     for row in range(start, stop):
-        place = x.start + row * lanes_of(width)
-        mine = load_across(wide, width, act, place, x.gap)
+        place = xs.start + row * lanes_of(width)
+        x = load_across(wide, width, act, place, xs.gap)
         begin = base + at(net.out_indptr, pointer + row)
         end = base + at(net.out_indptr, pointer + row + 1)
-        begin, end = _within(part, row, begin, end, net.out_indices, cursor)
-        acc = nothing if part.first else load(wide, work.partial, row * all_lanes)
-        acc = _backward_row(
-            wide, width, begin, end, base, net, target, act, mine, d, acc, True, pace
-        )
-        if not part.last:
+        begin, end = _within(slice_, row, begin, end, net.out_indices, cursor)
+        acc = nothing if slice_.is_first else load(wide, work.partial, row * all_lanes)
+        acc = _backward_row(wide, width, begin, end, base, net, target, act, x, ds, acc, True, pace)
+        if not slice_.is_last:
             store(work.partial, row * all_lanes, acc)
             continue
-        up = load_mask_across(wide, width, work.positive, place, x.gap)
-        acc = acc * select(up, stretch, slope)
+        up = load_mask_across(wide, width, work.positive, place, xs.gap)
+        acc = acc * select(up, scale, slope)
         if noise.threshold > 0:
-            acc = select(load_mask_across(wide, width, work.kept, place, x.gap), acc, nothing)
-        store_across(width, act, place, x.gap, acc)
+            acc = select(load_mask_across(wide, width, work.kept, place, xs.gap), acc, nothing)
+        store_across(width, act, place, xs.gap, acc)
         apply(
             bias + row, bias + row, total(acc), net.biases, target.velocity_b, target.gradient_b,
             pace,
@@ -381,30 +379,30 @@ def misplaced(rows, labels, n_classes):
 
 
 @_jit
-def reorder(values, starts, places, layer, turned, transposed):
+def reorder(values, starts, places, scratch, transposed, wanted):
     """Bring values of connections from CSR order into that of the transposed access, or back."""
     # One call reorders all and notes it, so no interrupt comes between.
-    if turned[0] == transposed:
+    if transposed[0] == wanted:
         return
-    turned[0] = transposed
-    for number in range(len(starts) - 1):
-        start, stop = starts[number], starts[number + 1]
+    transposed[0] = wanted
+    for layer in range(len(starts) - 1):
+        start, stop = starts[layer], starts[layer + 1]
         for k in range(start, stop):
-            layer[k - start] = values[k]
+            scratch[k - start] = values[k]
         for k in range(start, stop):
             place = np.int64(at(places, k))
-            if transposed:
-                values[k] = at(layer, place)
+            if wanted:
+                values[k] = at(scratch, place)
             else:
-                put(values, start + place, layer[k - start])
+                put(values, start + place, scratch[k - start])
 
 
 @_jit
-def momentum_step(values, velocity, gradient, out, learning_rate, momentum, weight_decay):
+def momentum_step(params, velocity, gradient, out, learning_rate, momentum, weight_decay):
     """Take v <- mu v - eta g; w <- w + v - lambda w over flat vectors, and copy w to `out`."""
-    for k in range(len(values)):
+    for k in range(len(params)):
         v = momentum * velocity[k] - learning_rate * gradient[k]
-        w = values[k] + v - weight_decay * values[k]
+        w = params[k] + v - weight_decay * params[k]
         velocity[k] = v
-        values[k] = w
+        params[k] = w
         out[k] = w

@@ -180,7 +180,7 @@ def stream(typingctx, array, index, value):
 
 @intrinsic
 def at(typingctx, array, index):
-    """``array[index]`` without Numba's test for a negative index; the inner loops count on it."""
+    """``array[index]``, `index` not negative: Numba's test for that would cost the inner loops."""
 
     def codegen(context, builder, signature, args):
         kind = context.get_data_type(array.dtype)

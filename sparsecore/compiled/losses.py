@@ -24,7 +24,7 @@ class Aim(NamedTuple):
     loss: Any  #: int64, one of the three
     labels: np.ndarray  #: int64 (n,), class indices
     values: np.ndarray  #: float32 (n, n_outputs), 0 or 1, or any numbers
-    weights: np.ndarray  #: float32 (n,), factors of the samples' losses
+    weights: np.ndarray  #: float32 (n,), factors of the samples' losses; empty if all are 1
 
     def part(self, rows: Any) -> Aim:
         """Return the targets of some rows."""
@@ -86,6 +86,7 @@ def loss_gradient(width, n_outputs, act, z0, aim, rows, first, count, losses, hi
         _softmax_cross_entropy(
             width, n_outputs, act, z0, aim.labels, rows, first, count, losses, hits
         )
+    # Class indices without weights are done: `unweighted` leaves `weights` empty.
     for column in range(count if len(aim.weights) else 0):
         row = at(rows, first + column)
         weight, loss = aim.weights[row], losses[column] if softmax else 0.0

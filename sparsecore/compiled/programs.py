@@ -1,9 +1,12 @@
 """The jitted programs: training steps, a gradient, predictions; a team's members walk through them.
 
+A batch is ``rows[first : first + count]``, padded to `blocks` blocks of `lanes` samples; `x0`, `y0`
+and `z0` are where a block begins in `act`.
+
 Forward, each member takes some blocks of the batch through all layers, without waiting for the
-others. Small batches, and backward always, are split by neuron: a weight's gradient sums over all
-samples. One member adds up each sum, in a fixed order, so results depend neither on the number of
-threads nor on who takes which part.
+others. If the blocks do not share out evenly, and backward always, members share the neurons: a
+weight's gradient sums over all samples. One member adds up each sum, in a fixed order, so results
+depend neither on the number of threads nor on who takes which part.
 """
 
 from __future__ import annotations
@@ -48,16 +51,16 @@ def _forward_by_rows(
             y0 = work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
             slices = work.forward_slices[layer]
             for number in range(slices):
-                inputs_here = kernels.slice_of(net.sizes[layer], number, slices)
+                slice_ = kernels.slice_of(net.sizes[layer], number, slices)
                 part = claim(sync, size, member)
                 while part >= 0:
                     kernels.forward(
                         width, work.forward_cuts[layer, part], work.forward_cuts[layer, part + 1],
-                        layer, inputs_here, net, work.act, x0, y0, layer < depth - 1, work,
+                        layer, slice_, net, work.act, x0, y0, layer < depth - 1, work,
                         work.cursor[0], noise, np.uint32(block * lanes),
                     )  # fmt: skip
                     part = claim(sync, size, member)
-                # The slices of a sum come in order.
+                # It frees the parts for the next block or slice; slices of a sum come in order.
                 barrier(sync, size)
 
     if member == 0:
@@ -103,28 +106,28 @@ def _loss(width, net, work, aim, rows, first, block, count):
 
 
 @_inner
-def _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, turns):
+def _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, groups):
     """Backward, `wide` lanes at a time; members share the neurons that feed each layer."""
     together = lanes_of(wide) // lanes_of(width)
     for layer in range(len(net.sizes) - 2, -1, -1):
-        for turn in range(turns):
-            pace = kernels.pace_of(rate, rule, turn, turns)
-            x = kernels.rows_of(width, layer, turn * together, net, work)
-            d = kernels.rows_of(width, layer + 1, turn * together, net, work)
+        for group in range(groups):
+            pace = kernels.pace_of(rate, rule, group, groups)
+            xs = kernels.blocks_from(width, layer, group * together, net, work)
+            ds = kernels.blocks_from(width, layer + 1, group * together, net, work)
             slices = work.backward_slices[layer]
             for number in range(slices):
-                outputs_here = kernels.slice_of(net.sizes[layer + 1], number, slices)
+                slice_ = kernels.slice_of(net.sizes[layer + 1], number, slices)
                 part = claim(sync, size, member)
                 while part >= 0:
                     start = work.backward_cuts[layer, part]
                     stop = work.backward_cuts[layer, part + 1]
                     if layer == 0:
                         kernels.backward_input(
-                            wide, width, start, stop, outputs_here, net, target, work, x, d, pace
+                            wide, width, start, stop, slice_, net, target, work, xs, ds, pace
                         )
                     else:
                         kernels.backward(
-                            wide, width, start, stop, layer, outputs_here, net, target, work, x, d,
+                            wide, width, start, stop, layer, slice_, net, target, work, xs, ds,
                             noise, pace,
                         )  # fmt: skip
                     part = claim(sync, size, member)
@@ -143,12 +146,12 @@ def run_batches(
     bias = net.bias_start[depth - 1]
     for first in range(0, len(rows), batch):
         count = min(batch, len(rows) - first)  # the last batch may be smaller
-        # Backward takes several blocks in a turn, and reads their padding, too.
-        turns, together = (count + lanes_of(wide) - 1) // lanes_of(wide), lanes_of(wide) // lanes
-        blocks = turns * together
+        # Backward takes a group of blocks at once, and reads their padding, too.
+        groups, together = (count + lanes_of(wide) - 1) // lanes_of(wide), lanes_of(wide) // lanes
+        blocks = groups * together
         noise = kernels.noise_of(rule, step + first // batch)
         rate = np.float32(rule.learning_rate / count)
-        if blocks % size == 0:
+        if blocks % size == 0:  # else some would wait for another's last block
             _forward_by_samples(
                 member, size, width, net, work, noise, inputs, aim, rows, first, count, blocks
             )
@@ -162,28 +165,28 @@ def run_batches(
             for sample in range(count):
                 metrics.loss[0] += work.losses[sample]
                 metrics.correct[0] += work.hits[sample]
-            for turn in range(turns):
-                pace = kernels.pace_of(rate, rule, turn, turns)
-                z = kernels.rows_of(width, depth, turn * together, net, work)
+            for group in range(groups):
+                pace = kernels.pace_of(rate, rule, group, groups)
+                zs = kernels.blocks_from(width, depth, group * together, net, work)
                 for c in range(net.sizes[depth]):
-                    g = total(load_across(wide, width, work.act, z.start + c * lanes, z.gap))
+                    g = total(load_across(wide, width, work.act, zs.start + c * lanes, zs.gap))
                     kernels.apply(
                         bias + c, bias + c, g, net.biases, target.velocity_b, target.gradient_b,
                         pace,
                     )  # fmt: skip
-        _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, turns)
+        _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, groups)
         if member == 0:  # all have passed the last barrier: the step is whole
             metrics.steps[0] += 1
 
 
 @_jit
 def predict_range(member, size, width, net, inputs, rows, act, out):
-    """Write the logits of ``inputs[rows]`` to `out`; members take turns at blocks of samples."""
+    """Write the logits of ``inputs[rows]`` to `out`; members take groups at blocks of samples."""
     lanes = lanes_of(width)
     depth = len(net.sizes) - 1
     n, half = len(rows), act.shape[1] // 2
     mine = act[member]  # it has room for two layers of one block
-    everything = kernels.Slice(0, True, True)
+    everything = kernels.Slice(0, True, True)  # the last slice's `stop` is not read
     for first in range(member * lanes, n, size * lanes):
         count = min(lanes, n - first)
         kernels.gather(width, 0, net.sizes[0], inputs, rows, first, count, mine, 0)

@@ -31,6 +31,7 @@ from sparsecore.limits import cpu_count
 PARTS = 8  # of a member's share of a phase; others may take a part that it has not begun
 _MOST_PER_CPU = 8  # threads that share a CPU only wait for each other
 _SPINS = 300  # about 10 microseconds, more than a part takes
+# Linux's system call futex (0: there is none), to wait and to wake within this process.
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), 0) * (sys.platform == "linux")
 _WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
 _EVERYONE = 2**31 - 1
@@ -38,7 +39,7 @@ _LINE = 16  # int32 of a cache line: each counter has one to itself
 _ARRIVED, _ROUND, _TAKEN = 0, _LINE, 2 * _LINE
 # Starting the members takes 0.2 ms, so turns are long; a trial of one member alone is shorter.
 _TURN_SECONDS, _ALONE_SECONDS = 64e-3, 16e-3
-_LAST = 5  # turns whose median is the pace: one that was interrupted does not count
+_LAST = 5  # turns whose median is the speed: one that was interrupted does not count
 # Turns between trials: at first, enough for a median that ignores a cold start; in the end, eight
 # seconds.
 _FIRST_WAIT, _LONGEST_WAIT = 4, 128
@@ -99,18 +100,19 @@ class Team(Fixed, Closing):
             self._start()
         # Another thread starts the members. An interrupt (Ctrl-C) comes to the main thread, and if
         # it came between two members, the first would wait for the other forever.
-        everyone: Future[None] = Future()
+        outcome: Future[None] = Future()
         try:
-            self._pool.submit(self._lead, everyone, members, function, args)
-            everyone.result()
+            self._pool.submit(self._lead, outcome, members, function, args)
+            outcome.result()
         finally:
             # However this ends, even by a second interrupt, no thread still works on the arrays.
-            while not everyone.done() and not everyone.cancel():
+            while not outcome.done() and not outcome.cancel():
                 with suppress(KeyboardInterrupt):
-                    wait([everyone])
+                    wait([outcome])
 
-    def _lead(self, everyone: Future[None], members: int, function: Any, args: Any) -> None:
-        if not everyone.set_running_or_notify_cancel():
+    def _lead(self, outcome: Future[None], members: int, function: Any, args: Any) -> None:
+        """Start the other members, be member 0, and settle `outcome` when all have returned."""
+        if not outcome.set_running_or_notify_cancel():
             return
         try:
             others = [self._pool.submit(function, member, *args) for member in range(1, members)]
@@ -121,9 +123,9 @@ class Team(Fixed, Closing):
             for other in others:
                 other.result()
         except BaseException as error:
-            everyone.set_exception(error)
+            outcome.set_exception(error)
         else:
-            everyone.set_result(None)
+            outcome.set_result(None)
 
     def walk(self, function: Callable[..., Any], *args: Any, members: int | None = None) -> None:
         """Call ``function(member, members, sync, *args)`` as `run` does."""
@@ -144,7 +146,7 @@ class Governor:
 
     def __init__(self, size: int) -> None:
         self.size = self.members = size
-        self._seconds: deque[float] = deque(maxlen=_LAST)  # a unit of work, of the choice's turns
+        self._seconds: deque[float] = deque(maxlen=_LAST)  # per unit of work, in its turns
         self._wait = self._left = _FIRST_WAIT  # turns until the next trial
         self._trial = 0  # turns left of a trial
 

@@ -69,21 +69,21 @@ def _backward_many(wide, width, blocks, layer, net, work, rule, velocity, veloci
     noise = kernels.noise_of(rule, 0)
     target = kernels.Target(velocity, velocity_b, None, None, False)
     together = lanes_of(wide) // lanes_of(width)
-    turns, slices = blocks // together, work.backward_slices[layer]
+    groups, slices = blocks // together, work.backward_slices[layer]
     for _ in range(n):
-        for turn in range(turns):
-            pace = kernels.pace_of(rule.learning_rate, rule, turn, turns)
-            x = kernels.rows_of(width, layer, turn * together, net, work)
-            d = kernels.rows_of(width, layer + 1, turn * together, net, work)
+        for group in range(groups):
+            pace = kernels.pace_of(rule.learning_rate, rule, group, groups)
+            xs = kernels.blocks_from(width, layer, group * together, net, work)
+            ds = kernels.blocks_from(width, layer + 1, group * together, net, work)
             for number in range(slices):
-                part = kernels.slice_of(n_out, number, slices)
+                slice_ = kernels.slice_of(n_out, number, slices)
                 if layer == 0:
                     kernels.backward_input(
-                        wide, width, 0, n_in, part, net, target, work, x, d, pace
+                        wide, width, 0, n_in, slice_, net, target, work, xs, ds, pace
                     )
                 else:
                     kernels.backward(
-                        wide, width, 0, n_in, layer, part, net, target, work, x, d, noise, pace
+                        wide, width, 0, n_in, layer, slice_, net, target, work, xs, ds, noise, pace
                     )
 
 

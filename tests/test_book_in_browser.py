@@ -16,7 +16,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 import pytest
 
 browsers = pytest.importorskip(
-    "playwright.sync_api", reason="Playwright is not installed: pip install playwright"
+    "playwright.sync_api", reason="Playwright is not installed: pip install -e '.[browser]'"
 )
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

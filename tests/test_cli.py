@@ -395,6 +395,7 @@ def test_a_surrogate_is_said_to_be_one(monkeypatch, tmp_path, capsys):
             "needs scipy, which is not installed; in a checkout: pip install -e .\n",
         ),
         (MemoryError("3 TiB"), 1, "sparsecore data: not enough memory: 3 TiB"),
+        (MemoryError(), 1, "sparsecore data: not enough memory\n"),
         (
             ModuleNotFoundError("x", name="mpi4py"),
             1,

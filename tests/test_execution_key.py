@@ -40,6 +40,7 @@ def test_versions_follow_the_package_metadata():
     assert versions["numpy"] == importlib.metadata.version("numpy")
     assert {"numba", "scipy", "mpi4py", "matplotlib"} <= versions.keys()
     assert "truly-sparse" not in versions
+    assert versions.keys().isdisjoint({"pytest", "ruff", "mypy", "jupyterlab", "playwright"})
 
 
 def test_code_key_sees_the_settings_of_its_package_alone_and_names_one_that_is_missing():

@@ -188,7 +188,7 @@ class Engine(Closing):
                 f"out: expected a contiguous float32 vector of {len(state.params)} values, got "
                 f"{out.dtype} of shape {out.shape}"
             )
-        # Rate 1 gives the mean gradient; with momentum 0 the first blocks overwrite `out`.
+        # Rate 1 gives the mean gradient; with momentum 0 the first group overwrites `out`.
         plain = rule._replace(learning_rate=np.float32(1), momentum=np.float32(0))
         size = self._team.size
         self._team.walk(

@@ -74,7 +74,7 @@ class Workspace(NamedTuple):
     backward_cuts: np.ndarray  #: int64 (layers, parts + 1), input neurons of each part
     forward_slices: np.ndarray  #: int64, per layer, slices of the inputs that forward reads
     backward_slices: np.ndarray  #: int64, per layer, slices of the gradients that backward reads
-    cursor: np.ndarray  #: int64 (members, rows), where a row goes on in a slice; [0] if shared
+    cursor: np.ndarray  #: int64 (members, rows), where a row goes on; who share rows use [0]
     partial: np.ndarray  #: float32, input gradients of the layer between two slices
 
 
@@ -178,9 +178,11 @@ def _weighted_sum(width, begin, end, net, act, x0, acc):
 
 
 @_inner
-def forward(width, start, stop, layer, slice_, net, act, x0, y0, hidden, work, cursor, noise, lane):
+def forward(
+    width, start, stop, layer, slice_, net, act, x0, y0, hidden, work, cursor, noise, sample
+):
     """Add a slice of the inputs to y = W x + b, rows [start, stop); the last one also applies f."""
-    # x begins at `x0` of `act`, y at `y0`; `lane` is the block's first sample in the batch. With a
+    # x begins at `x0` of `act`, y at `y0`; `sample` is the block's first in the batch. With a
     # `work`, what backward needs is kept, and `noise` drops activations; without it there is one
     # slice.
     lanes = lanes_of(width)
@@ -204,7 +206,7 @@ def forward(width, start, stop, layer, slice_, net, act, x0, y0, hidden, work, c
             if work is not None:
                 store_mask(work.positive, place, up)
                 if noise.threshold > 0:
-                    keep = bernoulli(width, np.uint32(mix(key, row)), lane, noise.threshold)
+                    keep = bernoulli(width, np.uint32(mix(key, row)), sample, noise.threshold)
                     store_mask(work.kept, place, keep)
                     y = select(keep, y * scale, nothing)
         store(act, place, y)
@@ -213,10 +215,10 @@ def forward(width, start, stop, layer, slice_, net, act, x0, y0, hidden, work, c
 class Pace(NamedTuple):
     """How a group of blocks moves parameters: only the last does, as backward reads old values."""
 
-    rate: Any  #: float32, factor of a block's summed gradient
-    carry: Any  #: float32, factor of the old value: the momentum, or 1 after the first blocks
-    keep: Any  #: float32, factor of the parameter: 1 - weight decay with the last blocks, or 1
-    move: Any  #: float32, factor of the velocity: 1 with the last blocks, or 0
+    rate: Any  #: float32, factor of a group's summed gradient
+    carry: Any  #: float32, factor of the old value: the momentum, or 1 after the first group
+    keep: Any  #: float32, factor of the parameter: 1 - weight decay with the last group, or 1
+    move: Any  #: float32, factor of the velocity: 1 with the last group, or 0
 
 
 @_inline
@@ -240,7 +242,7 @@ class Target(NamedTuple):
 
 @_inline
 def apply(k, p, g, params, velocity, gradient, pace):
-    """Use a block's summed gradient of the parameter at `p`, whose velocity, if any, is at `k`."""
+    """Use a group's summed gradient of the parameter at `p`, whose velocity, if any, is at `k`."""
     # v <- mu v - eta g; w <- w + v - lambda w. The compiler settles what is None; a branch on the
     # pace would cut the loops around it in two. For weights `k` is not `p`: see `Target`.
     if velocity is not None:

@@ -24,7 +24,7 @@ class Aim(NamedTuple):
     loss: Any  #: int64, one of the three
     labels: np.ndarray  #: int64 (n,), class indices
     values: np.ndarray  #: float32 (n, n_outputs), 0 or 1, or any numbers
-    weights: np.ndarray  #: float32 (n,), factors of the samples' losses; empty if all are 1
+    weights: np.ndarray  #: float32 (n,), factors of the samples' losses; `unweighted` has none
 
     def part(self, rows: Any) -> Aim:
         """Return the targets of some rows."""

@@ -131,7 +131,7 @@ def _backward(member, size, sync, wide, width, net, work, target, noise, rule, r
                             noise, pace,
                         )  # fmt: skip
                     part = claim(sync, size, member)
-                # The blocks' updates of a weight, and the slices of a sum, come in order.
+                # The groups' updates of a weight, and the slices of a sum, come in order.
                 barrier(sync, size)
 
 
@@ -181,7 +181,7 @@ def run_batches(
 
 @_jit
 def predict_range(member, size, width, net, inputs, rows, act, out):
-    """Write the logits of ``inputs[rows]`` to `out`; members take groups at blocks of samples."""
+    """Write the logits of ``inputs[rows]`` to `out`; members take blocks of samples in turn."""
     lanes = lanes_of(width)
     depth = len(net.sizes) - 1
     n, half = len(rows), act.shape[1] // 2

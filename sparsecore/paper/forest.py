@@ -26,7 +26,7 @@ def figure(ledger: Ledger) -> Picture:
     """Draw the checks that have an interval, by unit: points of accuracy, and ratios."""
     there = [(key, c) for key, some in ledger.checks.items() for c in some if c.low is not None]
     units = [[one for one in there if one[1].unit == unit] for unit in ("points", "×")]
-    lines = max(len(some) + len({(key, c.question) for key, c in some}) for some in units)
+    lines = max(len(some) + len({(key, c.row) for key, c in some}) for some in units)
     with canvas(_INCH * lines + 1.0) as drawing:
         points, times = drawing.subplots(1, 2)
         for ax, some in zip((points, times), units, strict=True):
@@ -46,13 +46,13 @@ def figure(ledger: Ledger) -> Picture:
         "whose interval misses the line is undecided once p is corrected for the claim's other "
         "checks."
     )
-    alt = "Effect and interval of each check, rows by question; points of accuracy, and ratios."
+    alt = "Effect and interval of each check, by row of the grid; points of accuracy, and ratios."
     told = "C4 is about single runs, and its tests give no intervals. "
     return Picture("F-claims", drawing, caption, alt, told + source(ledger.results))
 
 
 def _panel(ax: Axes, some: list[tuple[str, Any]]) -> None:
-    """Draw effects from top to bottom, under the question that they answer."""
+    """Draw effects from top to bottom, under their row of the grid."""
     ticks, place = dict[int, str](), 0
     for (key, row), group in groupby(some, lambda one: (one[0], one[1].row)):
         checks = [check for _, check in group]

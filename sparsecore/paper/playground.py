@@ -175,7 +175,7 @@ class Session:
         except KeyboardInterrupt:
             run.state = "stopped"
         except Exception as error:  # a thread's exception would be seen by nobody
-            run.state = f"failed: {error}"
+            run.state = f"failed: {str(error) or type(error).__name__}"
             if isinstance(error, cluster.ClusterError):
                 self._leave_cluster()
 

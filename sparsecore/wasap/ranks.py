@@ -37,6 +37,11 @@ _LEFT, _FAILED = 1, 2
 _abandoned: list[Any] = []
 
 
+def _named(error: BaseException) -> str:
+    """Return an error's type, and its text if it has one."""
+    return ": ".join(filter(None, (type(error).__name__, str(error))))
+
+
 class Ranks:
     """The ranks of a run, on a duplicate of the communicator `comm` (by default all ranks).
 
@@ -175,14 +180,14 @@ class Ranks:
     def stop(self, error: BaseException) -> None:
         """End the run for all ranks, because of this rank's `error`."""
         self.failed = True
-        text = f"rank {self.rank} ended the run: {type(error).__name__}: {error}"
+        text = f"rank {self.rank} ended the run: {_named(error)}"
         if isinstance(error, KeyboardInterrupt):
             text = f"rank {self.rank} was {str(error) or 'interrupted'}"
         self._say(str(error) if isinstance(error, ParallelError) else text, _FAILED)
 
     def leave(self, error: BaseException) -> None:
         """Leave the run to the others, because of this rank's `error`."""
-        self._say(f"{type(error).__name__}: {error}", _LEFT)
+        self._say(_named(error), _LEFT)
 
     def _say(self, text: str, state: int) -> None:
         self.rest()
@@ -249,7 +254,7 @@ class Ranks:
             result = function()
         except Exception as caught:
             error = caught
-        texts = self.gathered(error and f"{type(error).__name__}: {error}")
+        texts = self.gathered(error and _named(error))
         if error is not None:
             raise error
         for rank, other in enumerate(texts):

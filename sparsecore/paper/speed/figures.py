@@ -105,11 +105,14 @@ peers_avx2 = _of_peers("F-speed-avx2", "peers-avx2", "The same on an older CPU, 
 def what_peers_do(*results: Result) -> Table:
     """Make the table of the peers: what each does, and its version."""
     contests, rows = [contest for result in results for contest in result["contests"]], []
-    for key, peer in PEERS.items():
-        found = [c["peers"][key]["version"] for c in contests if key in c["peers"]]
+    for key, label in _LABELS.items():
+        found = [c["peers"][key] for c in contests if key in c["peers"]]
+        if key in _EARLIER and not found:
+            continue
         gone = contests[0]["absent"].get(key, {}).get("reason", "not there")
-        row = {"peer": peer.label, "what a step of it is": peer.note}
-        rows.append({**row, "version": [*found, gone][0]})
+        note = PEERS[key].note if key in PEERS else found[0]["note"]
+        row = {"peer": label, "what a step of it is": note}
+        rows.append({**row, "version": found[0]["version"] if found else gone})
     caption = (
         "**The peers.** What a step of each includes, and the version that was timed. Each trains "
         "the same network on the same data, in a process of its own. Without dropout and weight "

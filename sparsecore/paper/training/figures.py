@@ -235,10 +235,10 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
         best = x[int(np.argmax(means))] if means else own
         if best != own and ours:
             gap = shown.gap(results.of(name, methods[best]), ours)
-            better.append(f"{symbol} = {best:g} by {gap}")
+            better.append(f"{symbol} = {best:g} ({gap})")
     if not (ours and fixed):
         return ""
-    higher = f"the mean is higher than with the study's value at {', '.join(better)}"
+    higher = f"a higher mean than the study's value has {', '.join(better)}"
     return f"on {results.title(name)} evolution brings {shown.gap(ours, fixed)}, and " + (
         higher if better else "no other value has a higher mean"
     )

@@ -161,7 +161,7 @@ class DenseEngine:
         act = [X.T] + [a[: len(a) // len(self._inputs) * n].reshape(-1, n) for a in self._act]
         gain = [g[: len(g) // len(self._inputs) * n].reshape(-1, n) for g in self._gain]
         for layer, (weights, biases) in enumerate(layers):
-            z = np.matmul(weights, act[layer], out=act[layer + 1])
+            z = _product(weights, act[layer], act[layer + 1])
             if layer < len(gain):
                 slope = np.float32(model.slopes[layer])
                 noise = np.uint64(mix(key, layer))  # jitted, it returns a Python integer
@@ -172,9 +172,9 @@ class DenseEngine:
         rate = float(rule.learning_rate) / n
         for layer in range(len(layers) - 1, -1, -1):
             d, (v, v_bias) = act[layer + 1], model.layers(velocity)[layer]
-            _accumulate(act[layer], d, v, rate, float(rule.momentum))
+            _product(d, act[layer].T, v, -rate, float(rule.momentum))
             if layer > 0:  # now its inputs are not needed, and their gradient takes their place
-                below = np.matmul(layers[layer][0].T, d, out=act[layer])
+                below = _product(layers[layer][0].T, d, act[layer])
                 np.multiply(below, gain[layer - 1], out=below)
             v_bias *= rule.momentum
             v_bias -= np.float32(rate) * d.sum(axis=1)
@@ -193,11 +193,18 @@ def _blas(threads: int) -> Any:
     return _controller().limit(limits=threads, user_api="blas")
 
 
-def _accumulate(x: np.ndarray, d: np.ndarray, v: np.ndarray, rate: float, momentum: float) -> None:
-    """Take v <- momentum v - rate d x^T in place; x (n_in, n), d (n_out, n), v (n_out, n_in)."""
-    # BLAS is column-major: what it is given, and what it fills, are transposes of these.
-    a, transposed = (x.T, True) if x.flags.c_contiguous else (x, False)
-    sgemm(-rate, a, d.T, beta=momentum, c=v.T, trans_a=transposed, overwrite_c=True)
+def _product(
+    a: np.ndarray, b: np.ndarray, out: np.ndarray, factor: float = 1.0, carry: float = 0.0
+) -> np.ndarray:
+    """Take ``out <- carry out + factor a b`` in place; `a` and `b` are contiguous either way."""
+    # BLAS is column-major: it fills the transpose, the product of the transposes. All products go
+    # to one library: idle threads of NumPy's and SciPy's would keep each other from the cores.
+    first, last = ((x.T, False) if x.flags.c_contiguous else (x, True) for x in (b, a))
+    sgemm(
+        factor, first[0], last[0], beta=carry, c=out.T, trans_a=first[1], trans_b=last[1],
+        overwrite_c=True,
+    )  # fmt: skip
+    return out
 
 
 @_jit

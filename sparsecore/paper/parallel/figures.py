@@ -320,7 +320,8 @@ _OTHERS = (0, (4, 2))  # ranks that do not hold the server's window
     legend=[*(line(COLOUR[name], LABELS[name]) for name in _PARALLEL),
             line(GREY, "rank 0"), line(GREY, "other ranks", _OTHERS)],
     caption="**CPU and memory of every rank** over the training, of the whole process (Python, "
-    "compiled code, the rank's data); first seed. What to see: at 100 % a core is busy; below it a rank waits.",
+    "compiled code, the rank's data); first seed. What to see: at 100 % a core is busy; below it a "
+    "rank waits.",
     alt="Lines of CPU use and memory against seconds, a line per rank.",
 )  # fmt: skip
 def resources(axes: Any, found: Result) -> tuple[str, str]:

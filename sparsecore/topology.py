@@ -132,13 +132,18 @@ def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
         places = np.flatnonzero(sign)
         n_drop = int(zeta * len(places))
         if n_drop:
-            strength = np.abs(data[places])
-            cut = np.partition(strength, n_drop - 1)[n_drop - 1]
-            weak = strength < cut
-            equal = np.flatnonzero(strength == cut)  # among them the first: it is the same anywhere
-            weak[equal[: n_drop - np.count_nonzero(weak)]] = True
-            drop[places[weak]] = True
+            drop[places[_smallest(np.abs(data[places]), n_drop)]] = True
     return drop
+
+
+def _smallest(values: np.ndarray, n: int) -> np.ndarray:
+    """Mark the `n` smallest of at least as many values; among equals, the first, on any CPU."""
+    if n == 0:
+        return np.zeros(len(values), bool)
+    cut = np.partition(values, n - 1)[n - 1]
+    found = values < cut
+    found[np.flatnonzero(values == cut)[: n - np.count_nonzero(found)]] = True
+    return found
 
 
 def distinct(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -276,6 +281,4 @@ def union_average(layers: list[_Layer]) -> _Layer:
 
 def strongest(data: np.ndarray, n: int) -> np.ndarray:
     """Mark the `n` values of largest magnitude; among equals, the first."""
-    keep = np.zeros(len(data), bool)
-    keep[np.argsort(-np.abs(data), kind="stable")[:n]] = True
-    return keep
+    return _smallest(-np.abs(data), min(n, len(data)))

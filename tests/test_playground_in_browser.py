@@ -16,12 +16,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed: pip install -e '.[browser]'")
-browsers = pytest.importorskip(
-    "playwright.sync_api", reason="Playwright is not installed: pip install -e '.[browser]'"
-)
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+from test_book_in_browser import CHROMIUM, browsers  # which skips without Playwright
+
 pytestmark = [
     pytest.mark.site,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: apt-get install chromium"),

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 import time
-import traceback
 from typing import Any
 
 from sparsecore.commands import options as shared
@@ -80,9 +79,7 @@ def _extreme(options: argparse.Namespace) -> None:
     except BaseException as error:
         # The others wait for this rank inside MPI; a ValueError all have.
         if comm is not None and comm.size > 1 and not isinstance(error, ValueError):
-            if isinstance(error, Exception) and not isinstance(error, shared.EXPECTED):
-                traceback.print_exc()  # the abort leaves no time for it
-            shared.say(f"rank {comm.rank}: {shared.error_text(error)}", "sparsecore extreme")
+            shared.fail(comm.rank, error, command="sparsecore extreme")  # an abort says nothing
             time.sleep(_TOLD_SECONDS)
             comm.Abort(1)
         raise

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from sparsecore.commands.options import EXPECTED, error_text, say
+from sparsecore.commands.options import fail, say
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.limits import cpu_count
@@ -48,9 +47,7 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
         hint = last_words()
         if type(error) is not ParallelError:  # it may be the checkpoint that cannot be resumed
             hint = ""
-        if not isinstance(error, EXPECTED):
-            traceback.print_exc()
-        say(f"rank {ranks.rank}: {error_text(error)}{hint}")
+        fail(ranks.rank, error, hint)
         ranks.stop(error)
     except BaseException:
         witness.tell(address, ranks.rank)

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING
 from typing import Any
@@ -118,6 +119,15 @@ def error_text(error: BaseException) -> str:
         return ": ".join(filter(None, ("not enough memory", str(error))))
     interrupted = isinstance(error, KeyboardInterrupt)
     return str(error) or ("interrupted" if interrupted else type(error).__name__)
+
+
+def fail(
+    rank: int, error: BaseException, hint: str = "", command: str = "sparsecore train"
+) -> None:
+    """Say why a rank cannot go on; a defect has its traceback, too."""
+    if isinstance(error, Exception) and not isinstance(error, EXPECTED):
+        traceback.print_exception(error)
+    say(f"rank {rank}: {error_text(error)}{hint}", command)
 
 
 def say(what: str, command: str = "sparsecore train") -> None:

@@ -11,7 +11,6 @@ stream of a counter-based hash.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -82,14 +81,11 @@ def spread(grids: Sequence[Grid], ranks: int) -> list[list[Grid]]:
     if ranks > most:
         expected = f"at most {most}, the rows of tiles that these layers have"
         raise ValueError(f"ranks: expected {expected}, got {ranks}; start fewer")
-    ends = [[grid.down * rank // ranks for rank in range(ranks + 1)] for grid in grids]
-    return [
-        [_part(grid, a, b) for a, b in pairwise(cuts)]
-        for grid, cuts in zip(grids, ends, strict=True)
-    ]
+    return [[_part(grid, rank, ranks) for rank in range(ranks)] for grid in grids]
 
 
-def _part(grid: Grid, first: int, end: int) -> Grid:
+def _part(grid: Grid, rank: int, ranks: int) -> Grid:
+    first, end = (grid.down * n // ranks for n in (rank, rank + 1))
     n_out = min(end * grid.side_out, grid.n_out) - first * grid.side_out
     return grid._replace(n_out=max(0, n_out), down=end - first, first=first)
 

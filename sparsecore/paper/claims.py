@@ -220,19 +220,23 @@ def sign(checks: Sequence[Check]) -> str:
 
     – if none is tested, n/a if none can be; in brackets if some are not. The number is the first.
     """
-    outcomes = [check.outcome for check in checks]
-    mark = next((mark for outcome, mark in _SIGNS.items() if outcome in outcomes), "")
-    part = UNTESTED in outcomes and mark not in (_SIGNS[UNTESTED], _SIGNS[IMPOSSIBLE])
+    mark, untested = _mark(checks), any(check.outcome == UNTESTED for check in checks)
+    part = untested and mark not in (_SIGNS[UNTESTED], _SIGNS[IMPOSSIBLE])
     number = next((_NUMBERS[c.unit](c.effect) for c in checks if c.unit), "")
     return f"{f'({mark})' if part else mark} {number}".strip().replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _mark(checks: Sequence[Check]) -> str:
+    outcomes = {check.outcome for check in checks}
+    return next((mark for outcome, mark in _SIGNS.items() if outcome in outcomes), "")
 
 
 def _held(checks: Sequence[Check]) -> str:
     """Return the sign of the checks that are tested, and how many of them hold."""
     tested = [check for check in checks if check.outcome not in _OPEN]
     held = sum(check.outcome == HOLDS for check in tested)
-    mark = sign([replace(check, unit=None) for check in tested or checks])
-    return f"{mark} {held} of {len(tested)}".replace(" ", "\N{NO-BREAK SPACE}") if tested else mark
+    counts = f" {held} of {len(tested)}".replace(" ", "\N{NO-BREAK SPACE}") * bool(tested)
+    return _mark(tested or checks) + counts
 
 
 # --- the ledger ----------------------------------------------------------------------------------
@@ -258,9 +262,10 @@ class Ledger:
                 for decay in [None] if question.times else DECAYS:
                     at = self.results.at(DECAYS[0] if decay is None else decay)
                     found = self._compare(question, at, dataset)
-                    found = replace(found, question=question.text, decay=decay)
-                    title, row = self.results.title(dataset), question.row or question.text
-                    checks.append(replace(found, row=row, dataset=title))
+                    checks.append(replace(
+                        found, question=question.text, row=question.row or question.text,
+                        dataset=self.results.title(dataset), decay=decay,
+                    ))  # fmt: skip
         tested = [number for number, check in enumerate(checks) if check.p is not None]
         adjusted = effects.holm([checks[number].p or 0.0 for number in tested])
         for number, p in zip(tested, adjusted, strict=True):
@@ -470,12 +475,12 @@ def _learning(run: Result, control: Result | None) -> dict[str, Check]:
     if test := run["test"]:
         right, n = test["correct"], test["n"]
         told = f"{right} of {n} held-out samples right"
-        least = float(binom.cdf(right, n, 1 / N_CLASSES))
-        chance = _answer(test["p"], told, least, seeds="1", effect=100 * right / n, unit="%")
+        worse = float(binom.cdf(right, n, 1 / N_CLASSES))
+        chance = _answer(test["p"], told, worse, seeds="1", effect=100 * right / n, unit="%")
         if control and (other := control["test"]):
             both = [[one["correct"], one["n"] - one["correct"]] for one in (test, other)]
             sides = [fisher_exact(both, alternative=side) for side in ("greater", "less")]
-            p, least = (float(side.pvalue) for side in sides)
+            p, worse = (float(side.pvalue) for side in sides)
             told = f"{right} of {n} right, {other['correct']} with hidden layers frozen"
-            frozen = _answer(p, told, least, seeds="1")
+            frozen = _answer(p, told, worse, seeds="1")
     return dict(zip(_LEARNT, (falls, chance, frozen), strict=True))

@@ -159,9 +159,9 @@ def gradient_flow(axes: Any, name: str, results: Results) -> str:
             continue
         told = f"on {results.title(name)} × {two_digits(10 ** ratio[1:].mean())}"
         flows = [10 ** some[:, 1:].mean(axis=1) for some in (ours, others)]
-        notes = ["no interval"]
-        if effect := log_ratio(flows[0], flows[1], paired):
-            notes = []
+        effect = log_ratio(flows[0], flows[1], paired)
+        notes = [] if effect else ["no interval"]
+        if effect:
             told += " [{}, {}]".format(
                 *(two_digits(math.exp(v)) for v in (effect.low, effect.high))
             )
@@ -238,10 +238,10 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
             better.append(f"{symbol} = {best:g} ({gap})")
     if not (ours and fixed):
         return ""
-    higher = f"a higher mean than the study's value has {', '.join(better)}"
-    return f"on {results.title(name)} evolution brings {shown.gap(ours, fixed)}, and " + (
-        higher if better else "no other value has a higher mean"
-    )
+    higher = "no other value has a higher mean"
+    if better:
+        higher = f"a higher mean than the study's value has {', '.join(better)}"
+    return f"on {results.title(name)} evolution brings {shown.gap(ours, fixed)}, and {higher}"
 
 
 @by_dataset(

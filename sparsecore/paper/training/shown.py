@@ -252,7 +252,8 @@ def contrast(results: Results, first: str, second: str) -> str:
         runs = [results.of(name, method) for method in (first, second)]
         if effect := difference(*runs):
             effects.append(effect)
-        if all(runs):
+            told.append(f"{results.title(name)} {points(effect)}")
+        elif all(runs):
             told.append(f"{results.title(name)} {gap(*runs)}")
     if not effects:
         return f"{METHODS[first].label} and {METHODS[second].label}: too few runs to compare them."
@@ -292,16 +293,22 @@ def clocked(times: Mapping[str, Result]) -> str:
     return sentence("Seconds (T-times)", origin(found)) if found else ""
 
 
+def lacking(results: Results, name: str) -> str:
+    """Name the methods that have nothing to show on a data set, though the study asks for them."""
+    return "; ".join(METHODS[m].label for m in results.study.methods if results.lacks(name, m))
+
+
 def absent(results: Results) -> str:
     """Name what is not shown: data that are not here, runs not recorded, and diverged ones."""
     missing = [name for name in results.study.datasets if not results.on(name)]
     titles = {name: str(datasets.describe(name)["title"]) for name in missing}
-    lacking = titles.values() if results.profile == "paper" else ()
     here = [title for name, title in titles.items() if name in results.unavailable]
-    gaps, cases = [], itertools.product(results.study.decays, results.datasets)
-    for decay, name in cases if results.profile == "paper" else ():
-        lack = [METHODS[m].label for m in results.study.methods if results.at(decay).lacks(name, m)]
-        gaps += [f"{results.title(name)} at λ = {decay:g} ({'; '.join(lack)})"] * bool(lack)
+    cases = itertools.product(results.study.decays, results.datasets)
+    gaps = [*titles.values()] + [
+        f"{results.title(name)} at λ = {decay:g} ({methods})"
+        for decay, name in cases
+        if (methods := lacking(results.at(decay), name))
+    ]
     diverged = [
         f"{results.title(run['condition']['dataset'])} with "
         f"{METHODS[run['condition']['method']].label} (seed {run['seed']})"
@@ -309,6 +316,6 @@ def absent(results: Results) -> str:
     ]
     return (
         sentence(NOT_AVAILABLE.capitalize(), ", ".join(here))
-        + sentence("Not recorded yet", ", ".join([*lacking, *gaps]))
+        + sentence("Not recorded yet", ", ".join(gaps) * (results.profile == "paper"))
         + sentence("Diverged, and not shown", ", ".join(diverged))
     )

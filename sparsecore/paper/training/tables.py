@@ -337,8 +337,7 @@ def coverage(recorded: Results) -> Table:
         row["planned"] = len(study.part(datasets=[name], decays=[decay]).conditions("paper"))
         spent = ((training_seconds(r) + r["seconds"]["evaluate"]) * cores(r) for r in at.on(name))
         row["hours"] = sum(spent) / 3600
-        missing = [METHODS[method].label for method in study.methods if at.lacks(name, method)]
-        rows.append({**row, "missing": "; ".join(missing)})
+        rows.append({**row, "missing": shown.lacking(at, name)})
     columns = [
         Column("data set", "title", number=False, once=True),
         Column("λ", "decay", "{:g}"),

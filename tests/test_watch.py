@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,11 @@ def sleeper():
     yield process
     process.kill()
     process.wait()
+
+
+def witness_listens(address):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as words:
+        return words.connect_ex(address) == 0
 
 
 def test_trouble_of_a_process(sleeper):
@@ -57,6 +63,22 @@ def test_a_rank_that_is_about_to_end_is_named_beside_the_one_that_has(sleeper, c
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no process descriptors")
+@pytest.mark.parametrize(("told", "named"), [((1, "all"), True), ((0, 1, "all"), False)])
+def test_a_rank_that_is_about_to_end_is_named_by_a_job_that_goes_on(told, named, sleeper, capfd):
+    with subprocess.Popen([sys.executable, "-c", ENDING]) as lost:
+        try:
+            assert wait_until(lambda: witness._facts(str(lost.pid))[0] == "Z", 10)
+            job = witness.start({0: lost.pid, 1: sleeper.pid}, None, 1.0)
+            for word in told:
+                witness.tell(job, word)
+            assert wait_until(lambda: not witness_listens(job), 10)
+            said = f"sparsecore train: rank 0 (process {lost.pid}) was killed or crashed\n"
+            assert capfd.readouterr().err == said * named
+        finally:
+            lost.kill()
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="no process descriptors")
 def test_witnesses_of_the_same_process_numbers(sleeper, capfd, tmp_path):
     checkpoint = tmp_path / "run.npz"
     checkpoint.touch()
@@ -64,6 +86,7 @@ def test_witnesses_of_the_same_process_numbers(sleeper, capfd, tmp_path):
     assert len(set(jobs)) == 3
     witness.tell(jobs[0], 1)
     witness.tell(jobs[1], "all")
+    assert wait_until(lambda: not witness_listens(jobs[1]), 10)
     sleeper.kill()
     sleeper.wait()  # its number means nothing any more: each has seen it before
     said = ""

@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 
 _EXITING = 0x4  # a flag of the kernel: PF_EXITING
@@ -66,8 +67,15 @@ def _ends(pid: str) -> bool:
     return facts[0] in "ZX" or bool(int(facts[6]) & _EXITING)
 
 
-def _say(ranks: list[tuple[str, str]], what: str) -> None:
-    who = " or ".join(f"rank {rank} (process {pid})" for rank, pid in ranks)
+def _received(words: socket.socket) -> Iterator[str]:
+    """Receive all that has been told."""
+    with suppress(BlockingIOError):
+        while True:
+            yield words.recv(16, socket.MSG_DONTWAIT).decode()
+
+
+def _say(ranks: dict[str, str], what: str) -> None:
+    who = " or ".join(f"rank {rank} (process {pid})" for rank, pid in ranks.items())
     print(f"sparsecore train: {who} {what}", file=sys.stderr, flush=True)
 
 
@@ -86,27 +94,25 @@ def _main(checkpoint: str, patience: str, *ranks: str) -> None:
     for descriptor in (0, *names):
         waiting.register(descriptor, select.POLLIN)
     while names:
-        ready = [fd for fd, _ in waiting.poll(1000 * float(patience) if ended else None)]
-        if 0 in ready:
-            ended.add(words.recv(16).decode())
-            if "all" in ended:
+        ready = {fd for fd, _ in waiting.poll(1000 * float(patience) if ended else None)}
+        if ready:
+            # The other ranks and mpiexec see that a rank ends before it has ended. The ranks may be
+            # done without it, and mpiexec kills them; one of those that end now was first.
+            ending = {rank: pid for fd, (rank, pid) in names.items() if fd in ready or _ends(pid)}
+            told = set(_received(words))  # later, so that it has the last words of all that end
+            if ending and not told & set(ending) and not ended:
+                _say(ending, f"was killed or crashed{resume_hint(checkpoint)}")
+            if "all" in told:
                 return
-        elif ready:
-            for descriptor in ready:
+            for descriptor in ready - {0}:
                 waiting.unregister(descriptor)
-            gone = [names.pop(descriptor) for descriptor in ready]
-            if not ended:
-                # mpiexec may have been faster, which sees a rank's closed sockets before it has
-                # ended, and kills the others: one of them was first.
-                ending = [who for who in names.values() if _ends(who[1])]
-                there = sorted(gone + ending, key=lambda who: int(who[0]))
-                _say(there, f"was killed or crashed{resume_hint(checkpoint)}")
-            ended.update(rank for rank, _ in gone)
+                told.add(names.pop(descriptor)[0])
+            ended |= told
         else:
             for descriptor, (rank, pid) in names.items():
                 if _facts(pid)[0] in "Tt":
                     with suppress(OSError):
-                        _say([(rank, pid)], "does not end because it is stopped, and is killed")
+                        _say({rank: pid}, "does not end because it is stopped, and is killed")
                         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
 
 

@@ -173,8 +173,10 @@ def test_busy_cpus_are_those_that_work():
     # Another process burns a CPU meanwhile; the system's clock has steps of 10 ms.
     program = "while True: pass"
     with subprocess.Popen([sys.executable, "-c", program]) as burning:
-        busy = provenance.busy_cpus(0.3)
-        burning.kill()
+        try:
+            busy = provenance.busy_cpus(0.3)
+        finally:
+            burning.kill()
     assert 0.3 < busy <= psutil.cpu_count() + 0.1
 
 

@@ -168,11 +168,10 @@ def test_a_playground_s_run_moves_to_engines_and_back(running, monkeypatch):
         session.go_on(run, workers=2, epochs=100_000)
         assert engines.wait_until(lambda: run.done > 4 or run.state.startswith("failed"), 100)
         session.stop()
-        done, begun = run.done, time.monotonic()
+        done = run.done
         assert (run.state, done > 4) == ("stopped", True)
         session.go_on(run, workers=2, epochs=done + 6)
         session.wait()
-        assert time.monotonic() - begun < 30, "the engines are ready for the next run"
         assert (run.state, run.done) == ("finished", done + 6)
         assert {e.get("phase") for e in run.epochs[done:]} == {1, 2}
         session.go_on(run, workers=1, epochs=done + 7)

@@ -14,6 +14,7 @@ import os
 import pickle
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -543,10 +544,8 @@ def test_when_every_source_fails_one_error_names_them_all(machine, small_fashion
         if folder == machine / "data" / "fashion-mnist":
             raise PermissionError(13, "Permission denied", str(folder))
 
-    started = time.monotonic()
     with pytest.raises(DataNotAvailable) as error:
         datasets.load("fashion-mnist")
-    assert time.monotonic() - started < 5
     message = str(error.value)
     for part in (
         "$SPARSECORE_DATA",
@@ -677,14 +676,10 @@ def test_a_full_disk_is_named(machine, small_fashion, monkeypatch, server):
 
 def test_a_silent_home_is_given_up_quickly(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "TIMEOUTS", (0.2, 0.2))
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as listener:  # takes calls, never answers
         home = sources.home(f"http://127.0.0.1:{listener.getsockname()[1]}/x.gz")
-        started = time.monotonic()
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match=r"read timeout=0\.2"):
             home.bring(tmp_path)
-        assert time.monotonic() - started < 2
 
 
 # ---------------------------------------------------------------- package managers
@@ -1062,6 +1057,8 @@ def test_facts_are_complete_and_serialisable():
         assert facts["n_features"] == int(np.prod(facts["feature_shape"]))
         assert len(facts["classes"]) == facts["n_classes"]
         assert facts["kind"] == "embedded" or facts["files"]
+    pinned = {name for name in datasets.names() if datasets.describe(name)["sha256"]}
+    assert pinned == {"fashion-mnist", "cifar10", "madelon", "digits"}
 
 
 def test_importing_is_light():

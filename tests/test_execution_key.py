@@ -127,7 +127,7 @@ class Book:
         """Build as a newcomer does: by the program's path, the environment not activated."""
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("TOY_", "GITHUB_"))}
         environ |= {"PYTHONPATH": str(self.root / "lib"), "PYTHONDONTWRITEBYTECODE": "1"}
-        environ["PATH"] = os.defpath
+        environ |= {"PATH": os.defpath, "TMPDIR": str(self.root)}  # Sphinx logs errors there
         program = Path(sys.executable).with_name("jupyter-book")
         done = subprocess.run(
             [program, "build", "book", "-W", "-n", "--keep-going"],

@@ -420,6 +420,19 @@ def test_the_plan_counts_every_array():
     assert "60,000 hidden neurons" in plan.table() and "in all" in plan.table()
 
 
+def test_a_plan_is_printed_and_nothing_else_is_done(capsys, monkeypatch):
+    monkeypatch.delattr(run, "run")
+    assert main(["extreme", *QUICK, "--plan"]) == 0
+    assert "in all" in capsys.readouterr().out
+    assert main(["extreme", *QUICK, "--plan", "--memory-limit", "1MB"]) == 1
+    assert "--memory-limit: expected at least" in capsys.readouterr().err
+
+
+def test_more_ranks_than_rows_of_tiles_are_refused():
+    with pytest.raises(ValueError, match=r"ranks: expected at most 1, .* got 2; start fewer"):
+        tiles.spread([tiles.grid(10, 10, 4)], 2)
+
+
 def test_a_plan_above_the_limit_is_refused():
     plan = budget.plan((600, 30_000, 2), 2.5, 4, 1)
     plan.check(2**40)

@@ -58,7 +58,7 @@ def test_processes_share_a_cache_agree_and_drop_the_code_of_older_sources(tmp_pa
     assert answers == {"3.0\n[0, 1, 2]\n"}
     before = {path.name: path.stat().st_mtime_ns for path in cache.rglob("*.nbc")}
     assert before and len(before) == len(list(cache.rglob("*.nbc")))
-    run(tmp_path, cache).communicate()
+    assert run(tmp_path, cache).communicate()[0] == "3.0\n[0, 1, 2]\n"
     assert before == {path.name: path.stat().st_mtime_ns for path in cache.rglob("*.nbc")}
 
     # A function that is compiled into another module's: Numba's own cache would miss the change.

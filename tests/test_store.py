@@ -1,8 +1,9 @@
 """The store of results: when a file is taken for what it says, and when it is computed."""
 
+import fcntl
 import json
 import math
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -150,13 +151,15 @@ def test_a_result_says_which_code_computed_it_though_that_changes_meanwhile(monk
     assert entry("quick").look()[1] == "other code or machine"
 
 
-def test_two_processes_do_not_compute_the_same_result():
+def test_two_processes_do_not_compute_the_same_result(monkeypatch):
+    arrived, flock = threading.Event(), fcntl.flock
     held = entry().path.with_name(".one.lock")
     with ThreadPoolExecutor(1) as pool:
-        with files.lock(held) as locked:
+        with files.lock(held) as locked, monkeypatch.context() as patch:
             assert locked
+            patch.setattr(fcntl, "flock", lambda *how: arrived.set() or flock(*how))
             waiting = pool.submit(entry().obtain, never)
-            time.sleep(0.2)
+            assert arrived.wait(60)
             whole = {"study": "F-test", "name": "one", "profile": "paper", "recipe": store.RECIPE}
             whole |= {**FOUND, "provenance": store.provenance(1, None)}
             store.write(entry().path, whole, {})

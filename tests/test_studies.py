@@ -554,6 +554,16 @@ def test_command_line(study, ran, capsys):
     assert "F-none" in capsys.readouterr().err
 
 
+def test_status_tells_recipes_damage_and_hours(study, ran, monkeypatch, capsys):
+    load()
+    studies.entry(Condition("F-test", "quick", "digits", "set-relu", 0)).path.write_text("{")
+    monkeypatch.setattr(store, "RECIPE", experiment.RECIPE + 1)
+    assert __main__.main(["study", "status"]) == 0
+    out = capsys.readouterr().out.partition("F-test")[2]
+    assert "digits-set-relu-seed0: damaged: " in out and "these take about" in out
+    assert f"digits-set-all-relu-seed0: other recipe: {experiment.RECIPE}, today's is" in out
+
+
 def test_command_line_runs_a_part_of_a_study(study, ran, capsys):
     part = ["study", "run", "F-test", "--datasets", "digits", "--methods", "set-all-relu"]
     assert __main__.main(part) == 0

@@ -190,9 +190,7 @@ def test_evaluation_is_that_of_the_dense_network():
 
 
 def test_every_epoch_has_an_order_of_its_own():
-    orders = [tuple(seeds.generator(0, Purpose.SHUFFLE, 0, e).permutation(50)) for e in range(5)]
-    assert len(set(orders)) == 5
-    # And the trainer's second epoch is not its first one: same model, same data, no dropout.
+    # The trainer's second epoch is not its first one: same model, same data, no dropout.
     settings, results = config(dropout=0.0), []
     X, y = data()
     for epoch in (0, 1):

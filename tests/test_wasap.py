@@ -451,6 +451,23 @@ def test_run_goes_on_without_a_killed_rank_where_mpi_lets_it(tmp_path):
     assert record.replay(blobs(), result)[1]["identical"]
 
 
+@pytest.mark.mpi
+def test_bench_times_one_thread_and_all_ranks_in_turns():
+    status, out, err = finished(start(2, *SPARSECORE, "bench", "--parallel", "digits", "--json"))
+    assert status == 0, err
+    result = json.loads(out)
+    assert result["workers"] == 2 and [r["seed"] for r in result["rounds"]] == [0, 1, 2]
+    for entry in result["rounds"]:
+        assert entry["ratio"] == pytest.approx(entry["parallel"] / entry["sequential"])
+
+
+@pytest.mark.parametrize("text", ['{"loss": 1}', "[]", "1"])
+def test_what_is_no_result_is_not_replayed(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json: expected the JSON result of a training"):
+        record.read_result(tmp_path / "run.json")
+
+
 # In containers process numbers begin anew, but sockets' names may be those of the whole machine.
 CONTAINER = (
     "unshare", "--pid", "--ipc", "--fork", "--mount-proc",

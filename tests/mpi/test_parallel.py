@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sparsecore import checkpoint, datasets, experiment, seeds, train, wasap
+from sparsecore import checkpoint, datasets, experiment, provenance, seeds, train, wasap
 from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.config import TrainConfig
 from sparsecore.files import previous
-from sparsecore.wasap import shm
+from sparsecore.wasap import phases, shm
 from sparsecore.wasap.lockstep import Lockstep
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.server import ParameterServer
@@ -250,17 +250,26 @@ def test_nan_in_one_gradient_ends_the_run_on_all_ranks(comm, digits, monkeypatch
 
 
 @pytest.mark.parametrize("failing_rank", [0, -1])
-def test_run_goes_on_without_a_worker_that_raises(comm, digits, monkeypatch, failing_rank):
-    failing_rank %= comm.size
-    if comm.rank == failing_rank:
-        break_gradients(monkeypatch, 5, failing)
-    else:  # or the others may be done before it comes to fail
-        break_gradients(monkeypatch, 0, lambda self: time.sleep(0.02))
+def test_run_goes_on_without_a_worker_that_raises(
+    comm, digits, monkeypatch, tmp_path, failing_rank
+):
+    failing_rank, failed = failing_rank % comm.size, Path(comm.bcast(str(tmp_path / "failed")))
+
+    def fail(worker):
+        failed.touch()
+        failing()
+
+    def wait(worker):  # or the others may be done before it comes to fail
+        while not failed.exists():
+            time.sleep(1e-3)
+
+    here = comm.rank == failing_rank
+    break_gradients(monkeypatch, 5 if here else 1, fail if here else wait)
     if comm.size == 1:
         with pytest.raises(OSError, match="disk is gone"):
             wasap.run(digits, SMALL)
         return
-    _, result = wasap.run(digits, SMALL)
+    _, result = wasap.run(digits, SMALL, patience=60)
     if comm.rank:
         return
     lost = result["parallel"]["failed_workers"]
@@ -347,8 +356,25 @@ def test_ranks_that_are_not_started_alike_do_not_start(comm, digits, other, told
 
 
 def test_threads_and_patience_may_differ(comm, digits):
-    _, result = wasap.run(digits, SMALL, threads=1 + comm.rank % 2, patience=5 + comm.rank)
-    assert comm.rank or result["parallel"]["failed_workers"] == []
+    def trained(algorithm, threads):
+        plan = wasap.Plan(algorithm)
+        return wasap.run(digits, SMALL, plan, threads=threads, patience=5 + comm.rank)[1]
+
+    more = 2 - comm.rank % 2  # a job of one rank has two threads, too
+    one, other, free = trained("wassp", 1), trained("wassp", more), trained("wasap", more)
+    if comm.rank == 0:
+        assert one["weights_sha256"] == other["weights_sha256"]
+        assert wasap.replay(digits, free)[1]["identical"]
+
+
+def test_ranks_of_other_code_do_not_start(comm, digits, monkeypatch):
+    if comm.size == 1:
+        pytest.skip("is for several ranks")
+    last = comm.size - 1
+    if comm.rank == last:
+        monkeypatch.setattr(phases, "code", lambda: provenance.code() | {"sources": "older"})
+    with pytest.raises(ValueError, match=f"rank {last} has sources '?older'?, not '?"):
+        wasap.run(digits, SMALL)
 
 
 @pytest.mark.parametrize("harm", ["damaged", "another rank's"])

@@ -920,9 +920,14 @@ def tiny(X_train, X_test=None, y_train=None):
     X_train = np.asarray(X_train)
     n = len(X_train)
     y = np.arange(n, dtype=np.int64) % 2 if y_train is None else y_train
-    classes = tuple(str(label) for label in range(int(y.max()) + 1))
     X_test = X_train[:2] if X_test is None else X_test
-    return datasets.Dataset("tiny", X_train, X_test, y, y[: len(X_test)], classes)
+    return datasets.Dataset("tiny", X_train, X_test, y, y[: len(X_test)])
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 255), (np.int8, 127)])
+def test_labels_are_counted_beyond_their_type(dtype, largest):
+    found = tiny(np.ones((2, 3)), y_train=np.array([0, largest], dtype))
+    assert len(found.classes) == largest + 1 and found.y_train.dtype == np.int64
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

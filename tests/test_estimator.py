@@ -75,6 +75,7 @@ def test_same_seed_same_network_whatever_the_threads(digits):
     every = small(max_iter=4, n_jobs=-1).fit(X, y)
     other = small(max_iter=4, random_state=1).fit(X, y)
     assert every._threads() == cpu_count()
+    assert small(n_jobs=-2 - cpu_count())._threads() == 1  # trained on a larger machine
     assert one.model_.weights_sha256() == two.model_.weights_sha256()
     assert one.model_.weights_sha256() == every.model_.weights_sha256()
     assert one.model_.weights_sha256() != other.model_.weights_sha256()
@@ -186,6 +187,19 @@ def test_early_stopping_keeps_the_best_network(digits):
         X, y, test_size=0.1, stratify=y, random_state=clf._seed
     )
     assert clf.score(X_valid, y_valid) == pytest.approx(clf.best_validation_score_)
+
+
+def test_a_warm_start_with_early_stopping_never_ends_with_a_worse_network(digits):
+    X, _, y, _ = digits
+    clf = small(max_iter=30, early_stopping=True, warm_start=True, weight_decay=0.0).fit(X, y)
+    before, scores = clf.best_validation_score_, clf.validation_scores_
+    clf.set_params(max_iter=1, learning_rate=0.3).fit(X, y)
+    assert clf.n_iter_ == len(clf.validation_scores_) == len(scores) + 1
+    assert clf.validation_scores_[-1] < before == clf.best_validation_score_
+    _, X_valid, _, y_valid = train_test_split(
+        X, y, test_size=0.1, stratify=y, random_state=clf._seed
+    )
+    assert clf.score(X_valid, y_valid) == pytest.approx(before)
 
 
 def test_stops_when_the_loss_no_longer_improves(digits):
@@ -519,6 +533,9 @@ def test_several_labels_are_learnt_each():
         stream.partial_fit(X, y[:, 0])
     with pytest.raises(ValueError, match="y: expected 4 labels a sample, got 3"):
         stream.partial_fit(X, y[:, :3])
+    for other in (2 * y - 1, y + 1, sp.csr_array(2 * y)):
+        with pytest.raises(ValueError, match="y: expected 0 and 1 in an indicator matrix, got"):
+            small().fit(X, other)
 
 
 @pytest.mark.parametrize("early_stopping", [False, True])

@@ -1,6 +1,5 @@
 """The playground: sessions that are stopped, changed and compared; its panel, in a browser too."""
 
-
 import pytest
 
 from sparsecore import datasets, experiment

@@ -75,7 +75,7 @@ class Dataset:
             check(
                 at_y, fits, f"an integer per row of {at_x}, at least 1", f"{y.dtype} of {y.shape}"
             )
-            classes = kept["classes"] = kept["classes"] or tuple(map(str, range(y.max() + 1)))
+            classes = kept["classes"] = kept["classes"] or tuple(map(str, range(int(y.max()) + 1)))
             fits = 0 <= y.min() <= y.max() < len(classes)
             check(at_y, fits, f"labels from 0 to {len(classes) - 1}", f"{y.min()} to {y.max()}")
             kept |= {at_x: X, at_y: y.astype(np.int64, copy=False)}

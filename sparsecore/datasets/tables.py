@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 import zipfile
 import zlib
+from array import array
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,49 +88,63 @@ def _npz(path: Path, target: str | None) -> Table:
                     raise ValueError(f"expected an array {name!r}, got {file.files}")
             X, y = file["X"], None if target is None else file[target]
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: {error}") from None
+        hint = "; save texts with .astype(str)" * ("allow_pickle" in str(error))
+        raise ValueError(f"{path}: {error}{hint}") from None
     if X.ndim != 2 or X.dtype.kind not in "biuf":
         raise ValueError(f"{path}: X: expected a matrix of numbers, got {X.dtype} of {X.shape}")
+    if y is not None and y.dtype.kind not in "biufU":
+        raise ValueError(f"{path}: {target}: expected numbers or texts, got {y.dtype}")
     if y is not None and y.shape[:1] != X.shape[:1]:
         raise ValueError(f"{path}: {target}: expected {len(X)} values, one per row, got {y.shape}")
     return Table(X, None, y)
 
 
 def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Table:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file)
-        try:
-            header = [name.strip() for name in next(lines, [])]
-            rows = [(lines.line_num, row) for row in lines if row]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}, after line {lines.line_num}: {error}") from None
+    rows = _rows(path)
+    header = [name.strip() for name in next(rows)[1]]
     names = names or tuple(name for name in header if name != target)
     counts, places = Counter(header), {name: place for place, name in enumerate(header)}
     for name in (*header, *names, *([] if target is None else [target])):
+        if not name:
+            hint = f"a name for each column, got {header}; in pandas: to_csv(index=False)"
+            raise ValueError(f"{path}, line 1: expected {hint}")
         if counts[name] != 1:
             raise ValueError(f"{path}, line 1: expected one column {name!r}, got {header}")
-    for line, row in rows:
-        if len(row) != len(header):
-            raise ValueError(
-                f"{path}, line {line}: expected {len(header)} values as in the header, got "
-                f"{len(row)}"
-            )
     chosen = [places[name] for name in names]
-    cells = [_number(row[place]) for _, row in rows for place in chosen]
-    X = np.array(cells, np.float64).reshape(len(rows), len(names))
-    for row, column in np.argwhere(~np.isfinite(X))[:1]:
-        line, cell = rows[row][0], rows[row][1][chosen[column]]
-        raise ValueError(
-            f"{path}, line {line}, column {names[column]!r}: expected a finite number, got "
-            f"{cell!r}; encode categories and fill in what is missing first"
-        )
-    if target is None:
-        return Table(X, names, None)
-    y = [row[places[target]].strip() for _, row in rows]
-    if "" in y:
-        line = rows[y.index("")][0]
-        raise ValueError(f"{path}, line {line}, column {target!r}: expected a value, got none")
-    return Table(X, names, np.array(y, str))
+    cells, y, n_rows = array("d"), [], 0
+    for line, row in rows:
+        n_rows += 1
+        numbers = [_number(row[place]) for place in chosen]
+        cells.extend(numbers)
+        for place, value in zip(chosen, numbers, strict=True):
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"{path}, line {line}, column {header[place]!r}: expected a finite number, got "
+                    f"{row[place]!r}; encode categories as numbers and fill in what is missing "
+                    "first"
+                )
+        if target is not None:
+            y.append(row[places[target]].strip())
+            if not y[-1]:
+                at = f"{path}, line {line}, column {target!r}"
+                raise ValueError(f"{at}: expected a value, got none")
+    X = np.array(cells).reshape(n_rows, len(names))
+    return Table(X, names, None if target is None else np.array(y, str))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line and the cells of the header, and of each row, which has as many."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        lines = csv.reader(file, strict=True)  # or an open quote takes in the rest of the file
+        try:
+            yield 1, (header := next(lines, []))
+            for row in filter(None, lines):
+                if len(row) != len(header):
+                    wanted = f"{len(header)} values as in the header, got {len(row)}"
+                    raise ValueError(f"{path}, line {lines.line_num}: expected {wanted}")
+                yield lines.line_num, row
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}, after line {lines.line_num}: {error}") from None
 
 
 def _number(cell: str) -> float:
@@ -146,13 +163,29 @@ def _svmlight(path: Path, n_features: int) -> Table:
 
     try:
         X, y = load_svmlight_file(str(path), zero_based=True)
-    except ValueError as error:
-        for line, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
-            for column, entry in enumerate(text.partition("#")[0].split(), 1):
-                index, colon, value = entry.partition(":") if column > 1 else ("0", ":", entry)
-                if not (colon and index.isdigit() and np.isfinite(_number(value))):
-                    place = f"{path}, line {line}, entry {column}"
-                    raise ValueError(f"{place}: expected index:number, got {entry!r}") from None
+    except (ValueError, OverflowError) as error:
+        _find_fault(path)
         raise ValueError(f"{path}: {error}") from None
     X.resize(len(y), max(X.shape[1], n_features))  # the last columns may be empty
     return Table(X, None, _whole(y))
+
+
+def _find_fault(path: Path) -> None:
+    """Raise ValueError that names the first entry that svmlight's text cannot have."""
+    with path.open(errors="replace") as lines:
+        for line, text in enumerate(lines, 1):
+            before = -1
+            for column, entry in enumerate(text.partition("#")[0].split(), 1):
+                index, _, value = entry.partition(":")
+                if column == 1:
+                    wanted, fits = "a number", math.isfinite(_number(entry))
+                elif column == 2 and index == "qid":
+                    continue
+                else:
+                    wanted = "index:number, with an index above the one before and below 2³¹"
+                    fits = index.isdecimal() and before < int(index) < 2**31
+                    fits = fits and math.isfinite(_number(value))
+                    before = int(index) if fits else before
+                if not fits:
+                    at = f"{path}, line {line}, entry {column}"
+                    raise ValueError(f"{at}: expected {wanted}, got {entry!r}")

@@ -57,7 +57,7 @@ _RANGES: dict[str, Range] = {
     "verbose": Range(int, "True, False or an integer", lambda v: isinstance(v, (int, np.bool_))),
     "n_jobs": Range(
         int, "a number of threads, -1 for all CPUs",
-        lambda v: v is None or (integers(-cpu_count()).holds(v) and v != 0),
+        lambda v: v is None or (integers(-_INT32_MAX).holds(v) and v != 0),
     ),
     "random_state": Range(
         int, "None, an integer of at least 0 or a RandomState",
@@ -211,7 +211,8 @@ class SparseMLPBase(BaseEstimator):
     def _fit(self, X: Any, y: Any, weight: Any, warm: bool) -> None:
         config, X, y, weight = self._taken(X, y, weight, None, not warm, True)
         config = config.with_values(epochs=self.n_iter_ + self.max_iter)
-        self.validation_scores_ = [] if self.early_stopping else None
+        before = (self.validation_scores_ if warm else None) or []
+        self.validation_scores_ = [*before] if self.early_stopping else None
         self.best_validation_score_ = None
         aside: Any = None
         if self.early_stopping:
@@ -221,7 +222,14 @@ class SparseMLPBase(BaseEstimator):
             self._begin(config, X, weight)
         X, aside = self._inputs(X), None if aside is None else self._inputs(aside)
         targets = self._aim(y, weight, True)
+
+        def quality() -> float:
+            outputs = train.outputs(self.model_, aside, config, self._threads())
+            return self._quality(outputs, y_aside, weight_aside)
+
         best, best_model, stale = -np.inf, None, 0
+        if warm and aside is not None:  # a network that is there is kept if none is better
+            best, best_model = quality(), self.model_.copy()
         try:
             with (
                 self._trainer(config, len(y)) as trainer,
@@ -231,8 +239,7 @@ class SparseMLPBase(BaseEstimator):
                     self._epoch(trainer, X, targets, 1)
                     score, told = -self.loss_, {"loss": self.loss_}
                     if aside is not None:
-                        outputs = train.outputs(self.model_, aside, config, self._threads())
-                        told["validation"] = score = self._quality(outputs, y_aside, weight_aside)
+                        told["validation"] = score = quality()
                         self.validation_scores_.append(score)
                     stale = 0 if score > best + self.tol else stale + 1
                     if score > best:
@@ -352,7 +359,8 @@ class SparseMLPBase(BaseEstimator):
     def _threads(self) -> int:
         _RANGES["n_jobs"].check("n_jobs", self.n_jobs)
         threads = self.n_jobs or 1
-        return int(threads) if threads > 0 else int(threads) + cpu_count() + 1
+        # As joblib has it: -2 is all CPUs but one, and one thread where there is but one CPU.
+        return int(threads) if threads > 0 else max(1, int(threads) + cpu_count() + 1)
 
     def _outputs(self, X: Any) -> np.ndarray:
         """Return the output layer's values, float32, shape (n_samples, n_outputs)."""

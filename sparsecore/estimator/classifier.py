@@ -135,6 +135,8 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
         known = np.arange(y.shape[1]) if first else self.classes_
         if len(known) != y.shape[1]:
             raise ValueError(f"y: expected {len(known)} labels a sample, got {y.shape[1]}")
+        if not np.isin(y, (0, 1)).all():
+            raise ValueError(f"y: expected 0 and 1 in an indicator matrix, got {np.unique(y)[:5]}")
         self.classes_ = known
         return y
 

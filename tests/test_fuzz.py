@@ -34,8 +34,9 @@ from test_datasets import geo_text, higgs_text, idx, madelon_contents
 from test_store import RUN
 
 from sparsecore import checkpoint, datasets
-from sparsecore.datasets import registry
+from sparsecore.datasets import registry, tables
 from sparsecore.datasets.readers import DataFile
+from sparsecore.estimator import SparseMLPClassifier, saved
 from sparsecore.extreme import run, tiles
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.network import TiledMLP, read_checkpoint
@@ -362,6 +363,45 @@ def result_file(rng: Rng, folder: Path) -> None:
     assert all(0 <= found[name] <= 1 for name in ("test_accuracy", "best_test_accuracy"))
 
 
+# --- a user's tables, and what was trained on them -----------------------------------------------
+
+
+def save_table(path: Path) -> None:
+    np.savez(path.open("wb"), X=np.eye(6, 3), y=np.array(["up", "down"] * 3))
+
+
+def save_csv(path: Path) -> None:
+    path.write_text('a,b,y\n1.5,2,up\n3,-4e2,"down"\n5,6,up\n')
+
+
+def save_svmlight(path: Path) -> None:
+    path.write_text("1 qid:1 0:1.5 2:3 # first\n0 1:-4e2\n1 0:5 1:6 2:7\n")
+
+
+def save_estimator(path: Path) -> None:
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    y = np.where(X[:, 0] > 0, "up", "down")
+    made = SparseMLPClassifier((4,), max_iter=2, early_stopping=True, class_weight={"up": 2.0})
+    saved.save(made.fit(X, y), path, ("a", "b", "c"))
+
+
+def table_file(rng: Rng, folder: Path) -> None:
+    kinds = {"csv": (save_csv, bytes_of), "npz": (save_table, archive_of)}
+    kinds["svmlight"] = save_svmlight, bytes_of
+    suffix = list(kinds)[rng.integers(3)]
+    write, damaged = kinds[suffix]
+    path = folder / f"table.{suffix}"
+    path.write_bytes(damaged(rng, written(write)))
+    found = tables.read(path, None if suffix == "svmlight" else "y")
+    assert len(tables.learnable(found.y, None)) == found.X.shape[0]
+
+
+def estimator_file(rng: Rng, folder: Path) -> None:
+    path = folder / "model.npz"
+    path.write_bytes(archive_of(rng, written(save_estimator)))
+    saved.load(path)
+
+
 REFUSED = (checkpoint.CheckpointError,)
 READERS = {
     "model file": Reader(model_file, REFUSED),
@@ -373,6 +413,8 @@ READERS = {
     **{f"{name} files": data_files(name) for name in
        ("fashion-mnist", "cifar10", "madelon", "higgs", "leukemia")},
     "result file": Reader(result_file, (store.ResultError,)),
+    "your own table": Reader(table_file, (ValueError,)),
+    "saved estimator": Reader(estimator_file, REFUSED),
 }  # fmt: skip
 
 
@@ -437,7 +479,9 @@ def tried(name: str, inputs: int, folder: Path) -> tuple[Counter[str], list[str]
 @pytest.mark.parametrize("name", READERS)
 def test_every_input_is_read_or_refused(name, tmp_path):
     # What is compiled and written here, the child processes inherit.
-    for write in (save_model, save_extreme, save_result):
+    for write in (
+        save_model, save_extreme, save_result, save_csv, save_table, save_svmlight, save_estimator
+    ):  # fmt: skip
         written(write)
     use(model())
     with extreme_network() as net:

@@ -6,7 +6,6 @@ import csv
 import math
 import re
 import zipfile
-import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -80,16 +79,19 @@ def learnable(y: np.ndarray, task: str | None, name: Any = "y") -> np.ndarray:
 
 
 def _npz(path: Path, target: str | None) -> Table:
-    try:
-        zipfile.ZipFile(path).close()  # NumPy reads other things, too
-        with np.load(path, allow_pickle=False) as file:
-            for name in ("X", target or "X"):
-                if name not in file.files:
-                    raise ValueError(f"expected an array {name!r}, got {file.files}")
-            X, y = file["X"], None if target is None else file[target]
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        hint = "; save texts with .astype(str)" * ("allow_pickle" in str(error))
-        raise ValueError(f"{path}: {error}{hint}") from None
+    with path.open("rb") as stream:
+        try:
+            zipfile.ZipFile(stream).close()  # NumPy reads other things, too
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                for name in ("X", target or "X"):
+                    if name not in file.files:
+                        raise ValueError(f"expected an array {name!r}, got {file.files}")
+                X = np.asarray(file["X"])
+                y = None if target is None else np.asarray(file[target])
+        except Exception as error:  # whatever damaged bytes make the readers raise
+            hint = "; save texts with .astype(str)" * ("allow_pickle" in str(error))
+            raise ValueError(f"{path}: {error}{hint}") from None
     if X.ndim != 2 or X.dtype.kind not in "biuf":
         raise ValueError(f"{path}: X: expected a matrix of numbers, got {X.dtype} of {X.shape}")
     if y is not None and y.dtype.kind not in "biufU":

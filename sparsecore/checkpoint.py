@@ -173,7 +173,7 @@ def _model(archive: zipfile.ZipFile, about: dict[str, Any]) -> SparseMLP:
     options = {name: about[name] for name in ("activation", "alpha", "init")}
     sizes, arrays = array(archive, "sizes").tolist(), [array(archive, name) for name in names]
     # Inputs without connections take no bytes here, but eight in memory.
-    if sum(sizes) > max(_NEURONS, sum(array.nbytes for array in arrays)):
+    if sum(sizes) > max(_NEURONS, sum(values.nbytes for values in arrays)):
         raise ValueError(f"it announces layers of {sizes} neurons")
     model = SparseMLP.from_flat(sizes, *arrays, **options)
     learnt = [model.params]

@@ -57,7 +57,7 @@ FRACTION = numbers("a number in [0, 1)", lambda v: 0 <= v < 1 and np.float32(v) 
 FINITE = numbers("a finite number", lambda v: True)
 FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
 _PROBABILITY = numbers("a number in (0, 1]", lambda v: 0 < v <= 1)
-_PERCENTILE = numbers("a number in [0, 100]", lambda v: 0 <= v <= 100)
+PERCENTILE = numbers("a number in [0, 100]", lambda v: 0 <= v <= 100)
 _COUNT = integers(1)
 _EPOCH = integers(1, "an epoch of at least {}, or None")
 _WIDTHS = Range(  # no iterator, which to check would empty
@@ -172,7 +172,7 @@ class TrainConfig:
     )  # fmt: skip
     prune_every: int = param(10, _COUNT, "epochs between prunings", metavar="EPOCHS")
     prune_percentile: float = param(
-        20.0, _PERCENTILE, "percentile of importance that is pruned",
+        20.0, PERCENTILE, "percentile of importance that is pruned",
         "pruned up to this percentile of importance", "P",
     )  # fmt: skip
     prune_counts_empty: bool = param(

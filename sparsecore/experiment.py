@@ -118,7 +118,7 @@ def fit(
     epochs, n = state["epochs"], len(y)
 
     with Trainer(model, config, seed=seed, threads=threads) as trainer:
-        model.decision_function(X_test, threads)  # compiles: lanes depend on the number of rows
+        model.decision_function(X_test[:128], threads)  # compiles; more rows have the same lanes
         trainer.restore(state.get("progress"))
         if state.pop("topology due", False):
             epochs[-1] |= trainer.change_topology()

@@ -18,6 +18,7 @@ from sparsecore import functions, topology
 from sparsecore.compiled import engine
 from sparsecore.compiled.arrays import Fixed, sealed
 from sparsecore.compiled.kernels import Network, Rule, State
+from sparsecore.config import HYPERPARAMETERS, PERCENTILE
 from sparsecore.functions import initial_weights, negative_slope
 
 _INT32_MAX = np.iinfo(np.int32).max
@@ -190,10 +191,9 @@ class SparseMLP(Fixed):
         activation: str = "all-relu", alpha: float = 0.6, init: str = "he_uniform",
     ) -> None:  # fmt: skip
         self.sizes = _checked_sizes(sizes)
-        if not np.isfinite(alpha):
-            raise ValueError(f"alpha: expected a finite number, got {alpha!r}")
+        HYPERPARAMETERS["alpha"].check(alpha)
+        HYPERPARAMETERS["init"].check(init)
         self.activation, self.alpha, self.init = activation, float(alpha), init
-        initial_weights(init, 1, 1, 0, np.random.default_rng(0))  # an unknown name is refused here
         slopes = [negative_slope(activation, layer, alpha) for layer in range(1, len(self.sizes))]
         self._slopes = np.array(slopes, np.float32)
         self._bias_start = np.concatenate([[0], np.cumsum(self.sizes[1:])]).astype(np.int64)
@@ -276,10 +276,10 @@ class SparseMLP(Fixed):
         ]
         # Sorting happens in place, and a CSR matrix of the caller's is not ours to sort.
         layers = [m if m.has_canonical_format else m.copy() for m in layers]
+        if not layers or any(layer.ndim != 2 for layer in layers):
+            raise ValueError("matrices: expected at least one, each of shape (fan_out, fan_in)")
         for layer in layers:
             layer.sum_duplicates()
-        if not layers:
-            raise ValueError("matrices: expected at least one")
         for below, above in pairwise(layers):
             if above.shape[1] != below.shape[0]:
                 raise ValueError(f"matrices: shapes {below.shape} and {above.shape} do not chain")
@@ -474,14 +474,15 @@ class SparseMLP(Fixed):
         return self.decision_function(X, threads).argmax(axis=1)
 
     def loss_and_gradient(
-        self, X: np.ndarray, y: np.ndarray, *, dropout: float = 0.0, seed: int = 0, step: int = 0
+        self, X: Any, y: np.ndarray, *, dropout: float = 0.0, seed: int = 0, step: int = 0
     ) -> tuple[float, np.ndarray]:
         """Return the mean cross-entropy over (X, y), as one batch, in nats, and its gradient.
 
         Parameters
         ----------
-        X, y : ndarray, shapes (n, n_features) and (n,)
-            Samples and their class indices.
+        X : ndarray or scipy.sparse, shape (n, n_features)
+        y : ndarray, shape (n,)
+            Class indices.
         dropout : float in [0, 1)
         seed, step : int
             Determine which activations are dropped.
@@ -496,9 +497,8 @@ class SparseMLP(Fixed):
         -----
         O(nnz n) time, 4 bytes per neuron and sample.
         """
-        if not (0 <= dropout < 1 and np.float32(dropout) < 1):
-            raise ValueError(f"dropout: expected a number in [0, 1), got {dropout!r}")
-        if not 0 <= seed < 2**64:
+        HYPERPARAMETERS["dropout"].check(dropout)
+        if not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**64):
             raise ValueError(f"seed: expected an integer from 0 to 2**64 - 1, got {seed!r}")
         inputs = as_inputs(X, self.sizes[0])
         inputs = inputs.toarray() if sp.issparse(inputs) else inputs
@@ -510,22 +510,24 @@ class SparseMLP(Fixed):
             runner.gradient(gradient, rule, inputs, labels, np.arange(len(inputs)), step, sums)
         return float(sums.loss[0]) / len(inputs), gradient
 
-    def gradient_flow(self, X: np.ndarray, y: np.ndarray, batch_size: int = 1024) -> float:
+    def gradient_flow(self, X: Any, y: np.ndarray, batch_size: int = 1024) -> float:
         """Return the squared norm of the loss's gradient over the existing parameters.
 
         It is the first-order decrease of the loss under a gradient step ("Truly Sparse Neural
         Networks at Scale"). Batches' gradients are summed in float64, so `batch_size` changes
         memory and rounding only.
         """
-        as_labels(y, len(X), self.sizes[-1])
-        if len(X) == 0 or batch_size < 1:
-            got = f"{len(X)} rows and batch_size {batch_size!r}"
+        X = as_inputs(X, self.sizes[0])
+        n = X.shape[0]
+        y = as_labels(y, n, self.sizes[-1])
+        if n == 0 or batch_size < 1:
+            got = f"{n} rows and batch_size {batch_size!r}"
             raise ValueError(f"X, batch_size: expected at least one row in each, got {got}")
         mean = np.zeros(len(self.params))
-        for first in range(0, len(X), batch_size):
+        for first in range(0, n, batch_size):
             part = slice(first, first + batch_size)
             _, gradient = self.loss_and_gradient(X[part], y[part])
-            mean += gradient * (len(X[part]) / len(X))
+            mean += gradient * (len(y[part]) / n)
         return float(mean @ mean)
 
     def new_engine(self, batch_size: int, threads: int = 1) -> engine.Engine:
@@ -571,6 +573,7 @@ class SparseMLP(Fixed):
         Source: SET, Mocanu et al. 2018, algorithm 1. Kept connections keep their velocity, new ones
         start at 0 with fresh initial weights, at random places; nnz stays constant. O(nnz).
         """
+        HYPERPARAMETERS["zeta"].check(zeta)
         replaced, draft = 0, self._draft()
         for layer in range(len(self) - 1):
             view = self._views(draft, layer)
@@ -605,6 +608,7 @@ class SparseMLP(Fixed):
         -----
         Source: "Truly Sparse Neural Networks at Scale", importance pruning. O(nnz).
         """
+        PERCENTILE.check("percentile", percentile)
         views = [self[layer] for layer in range(len(self))]
         keeps = [
             ~topology.unimportant(v.indptr, v.data, percentile, counts_empty) for v in views[:-1]

@@ -19,6 +19,7 @@ import scipy.sparse as sp
 from sparsecore.compiled.arrays import reads
 from sparsecore.compiled.jit import jit
 from sparsecore.compiled.kernels import mix
+from sparsecore.config import HYPERPARAMETERS
 
 _jit = jit()
 Structure = tuple[np.ndarray, np.ndarray]  #: indptr, indices
@@ -27,8 +28,7 @@ _Layer = tuple[np.ndarray, np.ndarray, np.ndarray]  #: indptr, indices, data
 
 def erdos_renyi_density(n_in: int, n_out: int, epsilon: float) -> float:
     """Return the probability of a connection, p = min(1, epsilon (n_in + n_out) / (n_in n_out))."""
-    if not (np.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"epsilon: expected a positive number, got {epsilon!r}")
+    HYPERPARAMETERS["epsilon"].check(epsilon)
     return min(1.0, epsilon * (n_in + n_out) / (n_in * n_out))
 
 
@@ -36,8 +36,7 @@ def erdos_renyi(n_in: int, n_out: int, density: float, rng: np.random.Generator)
     """Draw (indptr, indices) of a layer; connections exist with probability `density` in (0, 1]."""
     # O(nnz + n_out): the gaps between a row's connections are geometric (Batagelj and Brandes,
     # 2005), drawn once to count and again to fill.
-    if not 0 < density <= 1:
-        raise ValueError(f"density: expected a number in (0, 1], got {density!r}")
+    HYPERPARAMETERS["density"].check(density)
     key = rng.integers(2**63, dtype=np.int64)
     log_miss = np.log1p(-density) if density < 1 else -np.inf
     indptr = np.zeros(n_out + 1, np.int64)
@@ -117,15 +116,8 @@ def transpose(indptr, indices, out_indptr, out_indices, out_position):
     out_indptr[0] = 0
 
 
-def check_fraction(zeta: float) -> None:
-    """Raise ValueError unless `zeta` is a fraction that evolution can replace."""
-    if not 0 <= zeta < 1:
-        raise ValueError(f"zeta: expected a fraction in [0, 1), got {zeta!r}")
-
-
 def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
     """Mark the fraction `zeta` of positive, and of negative, weights that are closest to zero."""
-    check_fraction(zeta)
     drop = np.zeros(len(data), bool)
     negative = data < 0
     for sign in (~negative, negative):
@@ -217,8 +209,6 @@ def unimportant(
     indptr: np.ndarray, data: np.ndarray, percentile: float, counts_empty: bool = False
 ) -> np.ndarray:
     """Mark the connections that `SparseMLP.prune` removes from a layer; percentile 0 marks none."""
-    if not 0 <= percentile <= 100:
-        raise ValueError(f"percentile: expected a number in [0, 100], got {percentile!r}")
     fan_in = np.diff(indptr)
     strength = importance(indptr, data)
     if percentile == 0 or not fan_in.any():

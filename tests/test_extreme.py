@@ -331,7 +331,7 @@ def test_a_change_that_was_interrupted_is_not_gone_on_from():
                 with pytest.raises(RuntimeError, match="half changed: restore its checkpoint"):
                     use()
             net.restored()
-        with pytest.raises(ValueError, match="zeta: expected a fraction"):
+        with pytest.raises(ValueError, match="zeta: expected a number"):
             net.evolve(1.5, 1)
         for use in uses.values():
             use()

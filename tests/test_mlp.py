@@ -285,6 +285,7 @@ def test_the_shape_of_the_inputs_is_checked(X):
     ("matrices", "complaint"),
     [
         ([], "matrices: expected at least one"),
+        ([np.ones(3)], r"matrices: expected at least one, each of shape \(fan_out, fan_in\)"),
         ([np.ones((3, 2)), np.ones((2, 4))], r"shapes \(3, 2\) and \(2, 4\) do not chain"),
     ],
 )
@@ -581,11 +582,16 @@ def test_the_kernels_see_the_evolved_network():
     Net(model).logits(X).holds(model.decision_function(X))
 
 
-def test_zeta_is_checked_before_anything_changes():
-    model = network()
+@pytest.mark.parametrize("sizes", [SIZES, SIZES[:1] + SIZES[-1:]])
+def test_what_changes_the_topology_is_checked_first(sizes):
+    model = SparseMLP.erdos_renyi(sizes, density=0.5, random_state=0)
     before = model.weights_sha256()
-    with pytest.raises(ValueError, match=r"zeta: expected a fraction in \[0, 1\), got 1"):
-        model.evolve(1, np.random.default_rng(0))
+    for zeta in (-0.1, 1, 1.5, 1 - 2.0**-30, np.nan):
+        with pytest.raises(ValueError, match=r"zeta: expected a number in \[0, 1\), got"):
+            model.evolve(zeta, np.random.default_rng(0))
+    for percentile in (-1, 100.5, np.nan):
+        with pytest.raises(ValueError, match=r"percentile: expected a number in \[0, 100\], got"):
+            model.prune(percentile)
     assert model.weights_sha256() == before
 
 
@@ -719,6 +725,9 @@ def test_gradient_flow_is_the_squared_norm_of_the_gradient(activation, batch_siz
     # (g + e)^2 - g^2 = 2 g e + e^2, in every component.
     bound = 2 * np.abs(gradient.exact) @ gradient.error + gradient.error @ gradient.error
     assert abs(model.gradient_flow(X, y, batch_size) - flow) <= bound < 1e-2 * flow
+    assert model.gradient_flow(sp.coo_array(X), list(y), batch_size) == model.gradient_flow(
+        X, y, batch_size
+    )
 
 
 def test_gradient_flow_checks_all_rows_before_it_computes():

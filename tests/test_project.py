@@ -39,11 +39,11 @@ ROWS = (
     {"experiment", "bench", "settings"},
     {"extreme", "train"},
     {"checkpoint"},
-    {"mlp", "config"},
+    {"mlp"},
     {"topology"},
     {"provenance"},
     {"datasets"},
-    {"compiled"},
+    {"compiled", "config"},
     {"functions", "seeds", "files", "limits", "progress"},
 )
 RANK = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}

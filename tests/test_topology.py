@@ -216,12 +216,6 @@ def test_of_equal_weights_the_first_go():
     np.testing.assert_array_equal(np.flatnonzero(topology.weakest(data, 0.6)), [1, 2, 3, 4, 5])
 
 
-@pytest.mark.parametrize("zeta", [-0.1, 1.0, 1.5, np.nan])
-def test_zeta_is_a_fraction(zeta):
-    with pytest.raises(ValueError, match=r"zeta: expected a fraction in \[0, 1\), got"):
-        topology.weakest(np.ones(3, np.float32), zeta)
-
-
 # --- regrowth -------------------------------------------------------------------------------------
 
 
@@ -373,12 +367,6 @@ def test_unimportant_counts_living_neurons_only_and_takes_the_limit_itself():
 
 def test_unimportant_in_a_layer_without_connections():
     assert len(topology.unimportant(np.zeros(4, np.int64), np.zeros(0, np.float32), 50)) == 0
-
-
-@pytest.mark.parametrize("percentile", [-1, 100.5, np.nan])
-def test_percentile_is_checked(percentile):
-    with pytest.raises(ValueError, match=r"percentile: expected a number in \[0, 100\], got"):
-        topology.unimportant(np.array([0, 1]), np.ones(1, np.float32), percentile)
 
 
 @given(layers(), st.integers(0, 2**32))

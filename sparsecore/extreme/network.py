@@ -24,13 +24,13 @@ from sparsecore.compiled.arrays import Closing
 from sparsecore.compiled.engine import aligned
 from sparsecore.compiled.lanes import Width
 from sparsecore.compiled.team import Team
+from sparsecore.config import HYPERPARAMETERS
 from sparsecore.extreme import budget, sweeps, tiles
 from sparsecore.extreme.sweeps import Rates, Strip
 from sparsecore.extreme.tiles import Grid, Tiles
 from sparsecore.functions import negative_slope, probabilities
 from sparsecore.mlp import as_labels
 from sparsecore.seeds import Purpose
-from sparsecore.topology import check_fraction
 
 #: A layer's grid, and the number of connections of each tile, int64.
 Part = tuple[Grid, np.ndarray]
@@ -255,7 +255,7 @@ class TiledMLP(Closing):
     def evolve(self, zeta: float, step: int, progress: Progress = int) -> int:
         """Replace the weakest connections of all layers but the output layer; return how many."""
         self._check_whole()
-        check_fraction(zeta)
+        HYPERPARAMETERS["zeta"].check(zeta)
         replaced, self._torn = 0, True
         for number, layer in enumerate(self.layers[:-1]):
             rng = seeds.generator(self.seed, Purpose.EVOLUTION, number, step)  # never the same

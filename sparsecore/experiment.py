@@ -160,6 +160,12 @@ def check_data(data: Dataset) -> None:
     """Raise a ValueError if the data are not finite, or have one class only."""
     train.check_finite(data.X_train, "training data")
     train.check_finite(data.X_test, "test data")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(data.moments).all():
+            told = "its values are too large to be standardised; divide all by a constant first"
+            raise ValueError(f"training data: {told}")
+        told = "it is too far from the training data"
+        train.check_finite(data.scaled(data.X_test), "test data, standardised", told)
     found = np.unique(data.y_train)
     if len(found) < 2:
         raise ValueError(f"y: expected at least two classes, got only {found}")
@@ -213,9 +219,9 @@ class Shard:
 
 
 def identity(data: Dataset, config: TrainConfig, seed: int, **parallel: Any) -> dict[str, Any]:
-    """Return what tells a run from others: "config", "seed" and "data", as JSON types."""
+    """Return what tells a run from others: "config", "seed", "data", "recipe", as JSON types."""
     about = {"dataset": data.name, "n_train": len(data.y_train), **config.to_dict(), **parallel}
-    return {"config": about, "seed": int(seed), "data": data.content_hash}
+    return {"config": about, "seed": int(seed), "data": data.content_hash, "recipe": RECIPE}
 
 
 def resumed(
@@ -229,6 +235,7 @@ def resumed(
         return None
     model, state = checkpoint.latest(path, read)
     if state is not None and "config" in state:
+        state.setdefault("recipe", 1)  # older checkpoints do not know it
         _take_other_epochs(path, state, expected["config"])
     return model, checkpoint.check_resumed(path, state, expected)
 

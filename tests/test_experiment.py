@@ -191,7 +191,7 @@ def test_without_resume_a_checkpoint_is_overwritten(tmp_path):
     assert state["seed"] == 2 and model.weights_sha256() == other["weights_sha256"]
 
 
-def test_another_runs_checkpoint_is_refused(tmp_path):
+def test_another_runs_checkpoint_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "run.npz"
     model, _ = experiment.run(dataset(), config(), seed=1, checkpoint_path=path)
 
@@ -209,6 +209,10 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
         resume(data=dataset(n=150))
     with pytest.raises(ValueError, match="belongs to a run with data '"):  # same name and size
         resume(data=dataset(seed=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "RECIPE", experiment.RECIPE + 1)
+        with pytest.raises(ValueError, match="belongs to a run with recipe 1, not 2; resume with"):
+            resume()
     checkpoint.save(model, path)
     with pytest.raises(checkpoint.CheckpointError, match="a model, not the checkpoint of a run"):
         resume()
@@ -229,6 +233,20 @@ def test_data_that_is_not_finite(value, part, name):
     with pytest.raises(
         ValueError, match=f"{name}: expected finite numbers, got {value} at row 5, f"
     ):
+        experiment.run(dataset(**{part: X}), config())
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "told"),
+    [
+        ("X_train", 1e200, "training data: its values are too large to be standardised; divide"),
+        ("X_test", 1e39, "test data, standardised: expected finite numbers, got inf at row 5, f"),
+    ],
+)
+def test_data_that_are_finite_and_too_large(part, value, told):
+    X = getattr(dataset(), part).astype(np.float64)
+    X[5, 7] = value
+    with pytest.raises(ValueError, match=told):
         experiment.run(dataset(**{part: X}), config())
 
 

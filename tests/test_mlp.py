@@ -355,6 +355,8 @@ def test_threads_and_seeds_below_their_range_are_named():
         model.predict(X, threads=-1)
     with pytest.raises(ValueError, match=r"seed: expected an integer from 0 to .*, got -1"):
         model.loss_and_gradient(X, y, dropout=0.5, seed=-1)
+    with pytest.raises(ValueError, match=r"seed: expected an integer from 0 to .*, got 1\.5"):
+        model.loss_and_gradient(X, y, dropout=0.5, seed=1.5)
 
 
 def test_a_gradient_needs_a_sample():

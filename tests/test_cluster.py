@@ -97,11 +97,12 @@ def test_failures_that_mpi_survives_leave_the_engines_usable(own, monkeypatch):
     with pytest.raises(ClusterError, match="rank 0: ValueError: unknown data set 'nothing'"):
         cluster.train(own, SMALL, "nothing")
 
-    # So does an interrupt, after which no engine trains on.
-    interrupt = Mock(side_effect=KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
-        cluster.train(own, LONG.with_values(epochs=100_000), "digits", on_progress=interrupt)
-    assert all(job.get(timeout=10) for job in own.submit(os.getpid))
+    # So does an interrupt, or what the caller's function raises, after which no engine trains on.
+    for error in (KeyboardInterrupt, OSError):
+        told = Mock(side_effect=error)
+        with pytest.raises(error):
+            cluster.train(own, LONG.with_values(epochs=100_000), "digits", on_progress=told)
+        assert all(job.get(timeout=10) for job in own.submit(os.getpid))
 
 
 def test_cluster_goes_with_who_started_it_however_that_ends():

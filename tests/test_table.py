@@ -154,6 +154,10 @@ def test_what_is_wrong_in_an_archive_is_named(arrays, told, tmp_path):
         ),
         (["--data", "b.csv", "--target", "y"], "No such file or directory: 'b.csv'"),
         (
+            ["--data", "a.csv", "--target", "y", "--test", "c.csv", "--out", "./c.csv"],
+            "--out: expected another file than that of --test, got c.csv",
+        ),
+        (
             ["--data", "a.csv", "--target", "y", "--task", "numbers"],
             "a.csv, row 1: expected a number to predict, got 'up'",
         ),

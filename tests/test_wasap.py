@@ -331,6 +331,7 @@ SILENT = "no sign of life for|is stopped"
 OTHERS = r"( or rank \d \(process \d+\))*"  # that mpiexec killed before anybody looked
 GOES_ON, ENDS, IS_DONE = "goes on", "ends", "is done"
 HANGS = [
+    ("SIGSTOP", 1, "reading", ENDS),
     ("SIGSTOP", 1, "loading", ENDS),
     ("SIGSTOP", 1, "gradient", GOES_ON),
     ("sleep", 1, "gradient", GOES_ON),
@@ -360,18 +361,18 @@ def broken(*command, n=2, options=()):
 
     The result is None if the job printed none; the seconds count from where the rank broke.
     """
-    job, err = start(n, *command, options=options), ""
+    job, err = start(n, *command, options=options), b""
     too_late = threading.Timer(60, job.kill)
     too_late.start()
-    while "breaks here" not in err:
-        line = job.stderr.readline()
-        assert line, f"the job ended before a rank broke: {err}{job.stdout.read()}"
-        err += line
+    while not err.endswith(b"breaks here\n"):
+        byte = os.read(job.stderr.fileno(), 1)  # what a buffer took, `finished` would not see
+        assert byte, f"the job ended before a rank broke: {err}{job.stdout.read()}"
+        err += byte
     too_late.cancel()
     begun = time.monotonic()
     status, out, rest = finished(job, 20)
     results = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    return status, results[0] if results else None, err + rest, time.monotonic() - begun
+    return status, results[0] if results else None, err.decode() + rest, time.monotonic() - begun
 
 
 @pytest.fixture(scope="module")
@@ -427,13 +428,22 @@ def test_killed_rank_ends_the_job_which_resumes(tmp_path):
 
 
 @pytest.mark.mpi
-def test_terminated_rank_ends_the_job_as_ctrl_c_does(tmp_path):
+@pytest.mark.parametrize("place", ["reading", "phase 2"])
+def test_terminated_rank_ends_the_job_as_ctrl_c_does(tmp_path, place):
     path = tmp_path / "run.npz"
-    status, result, err, seconds = broken(*job_of(path, "SIGTERM", 1, "phase 2"))
+    status, result, err, seconds = broken(*job_of(path, "SIGTERM", 1, place))
     assert seconds < 10 and result is None
     assert status  # 143 is rank 1's; mpiexec takes any of the ranks', or says that it killed one
-    assert f"sparsecore train: terminated; --resume goes on from {path}" in err
+    hint = f"; --resume goes on from {path}" * (place == "phase 2")
+    assert f"sparsecore train: terminated{hint}\n" in err
     assert "rank 1 was terminated" in err and "Traceback" not in err
+
+
+@pytest.mark.mpi
+def test_rank_that_hangs_before_the_ranks_meet_ends_the_job(tmp_path):
+    status, result, err, seconds = broken(*job_of(tmp_path / "a", "SIGSTOP", 1, "starting"))
+    assert status != 0 and result is None and seconds < 20
+    assert re.search(r"Timeout.*wasap/mpi\.py", err, re.S), err
 
 
 @pytest.mark.mpi

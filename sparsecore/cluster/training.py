@@ -64,8 +64,8 @@ def train(
     title = f"{plan.algorithm.upper()}, {cluster.n} workers"
     path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
     jobs = cluster.submit(
-        _train_on_engine, cluster.n, config, dataset, limit, plan, seed=seed, threads=threads,
-        checkpoint_path=path, resume=resume, patience=patience,
+        _train_on_engine, cluster.n, config, dataset, limit, plan, patience, seed=seed,
+        threads=threads, checkpoint_path=path, resume=resume,
     )  # fmt: skip
     ended: list[int] = []  # the ranks in the order in which they did
     for rank, job in enumerate(jobs):
@@ -82,7 +82,7 @@ def train(
                     (on_progress or shown)(last)
                 if any(job.ready() and not job.successful() for job in jobs):
                     break
-        except KeyboardInterrupt:
+        except BaseException:
             # The engines, too: they would train to the end, and answer nothing until then.
             cluster.client.send_signal(signal.SIGINT, targets=cluster.engines, block=True)
             wait_until(lambda: all(job.ready() for job in jobs), _GRACE_SECONDS)
@@ -125,17 +125,32 @@ def _raise_errors(
 
 
 def _train_on_engine(
-    n_workers: int, config: TrainConfig, data: Any, limit: int | None, plan: Plan, **options: Any
+    n_workers: int,
+    config: TrainConfig,
+    data: str | Dataset,
+    limit: int | None,
+    plan: Plan,
+    patience: float,
+    **options: Any,
 ) -> tuple[SparseMLP | None, dict[str, Any] | None]:
     """Take one engine's part in a run."""
     from ipyparallel.datapub import publish_data
 
-    from sparsecore import datasets, wasap
+    from sparsecore import datasets
     from sparsecore.wasap.mpi import first_ranks
+    from sparsecore.wasap.phases import run_on
+    from sparsecore.wasap.ranks import Ranks
+    from sparsecore.wasap.watch import interrupts_held_back
 
-    # First meet, then load: a rank that waits inside MPI for one that loads cannot be interrupted.
-    with first_ranks(n_workers) as comm:
-        if isinstance(data, str):
-            data = datasets.load(data)
-        data = data.limited(limit, options["seed"])
-        return wasap.run(data, config, plan, comm=comm, on_progress=publish_data, **options)
+    def load() -> Dataset:
+        found = datasets.load(data) if isinstance(data, str) else data
+        return found.limited(limit, options["seed"])
+
+    with (
+        first_ranks(n_workers) as comm,
+        interrupts_held_back(),
+        closing(Ranks(comm, patience=patience)) as ranks,
+    ):
+        # Now that the ranks have met, none waits for one that fails or hangs.
+        found = ranks.together(load)
+        return run_on(ranks, found, config, plan, on_progress=publish_data, **options)

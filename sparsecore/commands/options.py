@@ -163,6 +163,9 @@ def check_targets(options: argparse.Namespace) -> None:
             f"--out: expected another file than those of --checkpoint, got {options.out}, which "
             "the state of the run takes"
         )
+    for name, path in given(options, ("data", "test")).items():
+        if os.path.realpath(path) in targets.values():
+            raise ValueError(f"--out: expected another file than that of --{name}, got {path}")
 
 
 def check_common(options: argparse.Namespace) -> None:

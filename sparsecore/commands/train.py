@@ -83,19 +83,12 @@ def _train(options: argparse.Namespace) -> None:
     chosen = shared.given(options, HYPERPARAMETERS)
     config = base.with_values(**chosen)
     shared.refuse_pruning(options, config.prune_from)
-    shared.check_targets(options)
-    data = datasets.load(options.dataset).limited(options.limit, options.seed)
-    if data.surrogate:
-        shared.say(
-            f"{data.name} is a surrogate here, generated data of the same shape: its accuracy says "
-            f"nothing (python -m sparsecore data fetch {data.name} tells where to put the real "
-            "data)"
-        )
     how = {
         "seed": options.seed, "threads": options.threads, "checkpoint_path": options.checkpoint,
         "resume": options.resume,
     }  # fmt: skip
     if parallel is None:
+        data = _load(options)
         shared.warn_of_twins("--algorithm wasap shares it")
         _report(data, *experiment.run(data, config, progress=True, **how), options)
         return
@@ -104,9 +97,24 @@ def _train(options: argparse.Namespace) -> None:
 
     window, patience = _WINDOWS[options.window or "auto"], options.patience or PATIENCE
     with job.job(window, patience, options.checkpoint) as ranks:
+        # Now that the ranks have met, none waits for one that fails or hangs.
+        data = ranks.together(lambda: _load(options))
         model, result = job.train(ranks, data, config, parallel, **how)
         if result is not None:
             _report(data, model, result, options)
+
+
+def _load(options: argparse.Namespace) -> datasets.Dataset:
+    """Return the data, once it is clear that what comes of them can be written."""
+    shared.check_targets(options)
+    data = datasets.load(options.dataset).limited(options.limit, options.seed)
+    if data.surrogate:
+        shared.say(
+            f"{data.name} is a surrogate here, generated data of the same shape: its accuracy says "
+            f"nothing (python -m sparsecore data fetch {data.name} tells where to put the real "
+            "data)"
+        )
+    return data
 
 
 def _plan(options: argparse.Namespace) -> Any:

@@ -66,8 +66,15 @@ class Stream:
 
 def plan(config: ExtremeConfig, threads: int, comm: Any = None) -> budget.Budget:
     """Plan the memory of the network of `config` on `threads`, or of each rank of `comm`."""
+    _check_split(config, comm)
     ranks = None if comm is None else comm.size
     return budget.plan(config.sizes, config.epsilon, config.batch_size, threads, ranks)
+
+
+def _check_split(config: ExtremeConfig, comm: Any) -> None:
+    if comm is not None and config.zeta:
+        expected = f"expected 0 for layers split over ranks, got {config.zeta}"
+        raise ValueError(f"zeta: {expected}; their topology does not evolve")
 
 
 def run(
@@ -126,9 +133,7 @@ def run(
     state |= {name: [] for name in _LISTS}
     if comm is not None:
         check_alike(comm.allgather({**about, **code(), "memory_limit": memory_limit}))
-        if config.zeta:
-            expected = f"expected 0 for layers split over ranks, got {config.zeta}"
-            raise ValueError(f"zeta: {expected}; their topology does not evolve")
+        _check_split(config, comm)
         if checkpoint_path is not None:
             raise ValueError("checkpoint: a split network cannot be saved yet; give no file")
     elif checkpoint_path is not None:

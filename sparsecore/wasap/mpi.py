@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from collections.abc import Iterator
@@ -16,12 +17,16 @@ from sparsecore.wasap import shm
 # MPICH reads it when it is initialised: a rank that waits inside MPI then yields its core.
 os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "1")
 _runs = "mpi4py.MPI" in sys.modules  # a program of somebody else's has started it
+_START_SECONDS = 300
 if not _runs:
     shm.prepare()
+    # For a rank that is stopped or has ended MPI would wait for ever, and it holds Python's lock.
+    faulthandler.dump_traceback_later(_START_SECONDS, exit=True, file=2)
 from mpi4py import MPI  # noqa: E402 (the import starts MPI)
 
 if not _runs:
     MPI.COMM_WORLD.Barrier()  # until all have opened the segments
+    faulthandler.cancel_dump_traceback_later()
     shm.unname()
 
 

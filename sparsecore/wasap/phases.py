@@ -213,7 +213,7 @@ class _Run:
             return None
         try:
             model, found = checkpoint.latest(path)
-            if found is None or found.get("rank", self.rank) != self.rank or "origin" not in found:
+            if found is None or found.get("rank") != self.rank or "origin" not in found:
                 raise checkpoint.CheckpointError(f"{path}: not phase 2 of rank {self.rank}")
         except checkpoint.CheckpointError as error:
             text = f"{error}; if you delete it, rank {self.rank} begins phase 2 anew"

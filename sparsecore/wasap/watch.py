@@ -84,8 +84,10 @@ class Watch:
 
     def end_process(self, cause: str) -> NoReturn:
         """Say why, and end the process whatever the main thread does; mpiexec then ends the job."""
-        print(f"sparsecore: {cause}{self.last_words()}", file=sys.stderr, flush=True)
-        os._exit(1)
+        try:
+            print(f"sparsecore: {cause}{self.last_words()}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(1)
 
 
 _interrupted = threading.Event()

@@ -44,7 +44,7 @@ def start(pids: dict[int, int], checkpoint: str | None, patience: float) -> str 
 def tell(address: str | None, who: int | str) -> None:
     """Say that a rank ends as it means to; "all": that there is nothing to watch any more."""
     if address is not None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as words, suppress(OSError):
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as words:
             words.sendto(str(who).encode(), address)
 
 
@@ -76,7 +76,8 @@ def _received(words: socket.socket) -> Iterator[str]:
 
 def _say(ranks: dict[str, str], what: str) -> None:
     who = " or ".join(f"rank {rank} (process {pid})" for rank, pid in ranks.items())
-    print(f"sparsecore train: {who} {what}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody may read it any more
+        print(f"sparsecore train: {who} {what}", file=sys.stderr, flush=True)
 
 
 def _main(checkpoint: str, patience: str, *ranks: str) -> None:
@@ -111,8 +112,8 @@ def _main(checkpoint: str, patience: str, *ranks: str) -> None:
         else:
             for descriptor, (rank, pid) in names.items():
                 if _facts(pid)[0] in "Tt":
+                    _say({rank: pid}, "does not end because it is stopped, and is killed")
                     with suppress(OSError):
-                        _say({rank: pid}, "does not end because it is stopped, and is killed")
                         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
 
 

@@ -53,5 +53,7 @@ def test_a_run_over_ranks(comm):
     assert result["test"]["n"] == 100
     with pytest.raises(ValueError, match="zeta: expected 0 for layers split over ranks"):
         run.run(ExtremeConfig(neurons=3000), comm=comm)
+    with pytest.raises(ValueError, match="zeta: expected 0 for layers split over ranks"):
+        run.plan(ExtremeConfig(neurons=3000), 1, comm)
     with pytest.raises(ValueError, match="checkpoint: a split network cannot be saved yet"):
         run.run(config, comm=comm, checkpoint_path="run.npz")

@@ -259,6 +259,8 @@ def test_a_finding_names_the_rows_by_their_outcome_and_the_grid_counts():
     rows = "C1 faster than dense, C1 in parallel: faster than dense, "
     assert ledger.finding().startswith(f"**Holds in every check so far**: {rows}")
     assert "C4" not in ledger.finding(), "no runs of extreme size"
+    told = "Not tested: artificial (no network of this size is recorded yet)."
+    assert ledger.evidence("C4").sources == told
     assert ledger.grid().finding == ledger.table().finding == ledger.finding()
     flow, *accurate = ledger.checks["C2"]
     ledger.checks["C2"] = [flow, replace(flow, outcome=FAILS), *accurate]

@@ -41,6 +41,10 @@ def test_ranks_and_losses_are_counted_on_the_tables_that_were_not_tuned_on():
     assert not [title for title in table.frame if title.endswith(", s")]
     assert list(table.data["sparsecore, s"]) == [1.0] * 3, "the seconds are in the CSV file"
     assert_reads_well(table)
+    found["heart"]["provenance"] = {**ABOUT, "commit": "f00d" * 10}
+    assert "commit f00df00" in estimator.table(found, True).sources, "all results count"
+    only = estimator.table({"iris": found["iris"]}, True)
+    assert only.finding == "" and list(only.frame["table"]) == ["iris *"]
 
 
 @pytest.mark.parametrize("name", ["iris", "diabetes"])

@@ -197,7 +197,9 @@ def test_the_schematic_has_a_short_caption_too():
 def test_attempts_that_failed_are_counted(held, share, monkeypatch, tmp_path):
     monkeypatch.setenv(store.FOLDER, str(tmp_path))
     monkeypatch.setenv("SPARSECORE_RECORD", "1")
+    assert reliability.table() == Note(store.NOTHING["missing"])
     reliability.keep("fuzz", "files", 4, held)
+    assert reliability.table().finding == f"The promise held in {share} wrong inputs."
     reliability.keep("kills", "runs", 2, 2)
     reliability.keep("kills", "WASAP", 1, 1)
     table = reliability.table()

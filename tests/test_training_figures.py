@@ -196,7 +196,7 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     kept = table.data["test_accuracy"].tolist()
     assert kept == [0.5, 0.25, 0.75], "only what is recorded has a row"
     share = 100 * sparse[0]["nnz_end"] / dense[0]["nnz_end"]
-    effect, _ = effects.compared(sparse, dense)
+    effect = effects.difference(sparse, dense)
     assert table.finding == (
         "SET-All-ReLU against dense, λ = 0.0002: Optical digits "
         f"{shown.points(effect)} of accuracy with {share:.2g} % of the connections."
@@ -256,7 +256,7 @@ def test_curves_draw_means_and_bands_of_the_results(main):
     low, high = test.confidence_interval(0.95)
     last = drawn[drawn[:, 0] == 3][:, 1]
     assert (last.min(), last.max()) == pytest.approx((low, high))
-    effect, _ = effects.compared(*(files(method) for method in reversed(methods)))
+    effect = effects.difference(*(files(method) for method in reversed(methods)))
     bar = gain.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert bar == pytest.approx([100 * effect.low, 100 * effect.high]), "as the ledger has it"
     assert picture.finding.startswith("At the end SET-All-ReLU is more accurate than SET-ReLU on ")
@@ -399,7 +399,7 @@ def test_pruning_figures_hold_the_numbers_of_the_files(main):
     ]
     gain = during.figure.axes[1].lines[1].get_ydata()
     np.testing.assert_allclose(gain, np.mean(gains, axis=0), atol=1e-9)
-    effect = shown.points(effects.compared(pruned, plain)[0])
+    effect = shown.points(effects.difference(pruned, plain))
     assert f"Optical digits {left:.0f} %, {effect}" in during.finding
 
     some = [{**r, "epochs": r["epochs"][:-1]} if r["seed"] else r for r in results.runs]
@@ -452,6 +452,21 @@ def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):
     [run] = found.of("digits", "zeta-0.5")
     assert container.lines[0].get_ydata()[-1] == pytest.approx(100 * run["test_accuracy"])
     assert "digits" in picture.sources.lower()
+
+    # Of equal means none is higher, and a value of which a run diverged is marked.
+    runs = [
+        run | {"test_accuracy": 0.9}
+        for run in found.runs
+        if run["condition"]["dataset"] == "digits"
+    ]
+    lost = [runs[0] | {"condition": {"dataset": "digits", "method": "zeta-0.5"}, "diverged": "nan"}]
+    picture = figures.sensitivity(replace(found, runs=runs, diverged=lost))
+    assert "no other value has a higher mean" in picture.finding
+    assert [text.get_text() for text in picture.figure.axes[2].texts] == ["diverged"]
+    told = (
+        "Diverged, and not shown: Optical digits with SET-All-ReLU, ζ = 0.5 (seed 0, λ = 0.0002)."
+    )
+    assert told in picture.sources
 
 
 def test_every_sensitivity_changes_one_thing():
@@ -507,6 +522,8 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     alike = [{**run, "config": {**run["config"], "weight_decay": 0.0}} for run in main.runs]
     same = replace(main, study=study, runs=[*main.runs, *alike])
     assert figures.decay(same).finding.endswith("on Optical digits nothing. ")
+    one = [run for run in [*main.runs, *alike] if run["seed"] == 0]
+    assert figures.decay(replace(same, runs=one)).finding == "", "one seed compares nothing"
     single = figures.decay(replace(found, runs=found.runs[:-1])).figure.axes[0]
     [hollow] = [line for line in single.lines if line.get_markerfacecolor() == "white"]
     assert hollow.get_xydata().tolist() == [[0, 99]], "one run is left"

@@ -53,7 +53,7 @@ class Check:
     threshold: float = 1.0  # of the effect: of a ratio it is 1
     unit: str | None = None  # of effect, low, high, threshold: "points", "×" or "%"
     p: float | None = None  # two-sided
-    adjusted: float | None = None  # for the number of a claim's checks
+    adjusted: float | None = None  # for the number of its claim's tested checks
     outcome: str = UNTESTED
 
 
@@ -85,11 +85,12 @@ def _measured(found: Effect | None, unit: str, seeds: str, note: str = "") -> Ch
 def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
     """Judge whether the first is more accurate, by more than a threshold that may be negative."""
     first, second, _ = effects.pairs(first, second)  # all numbers are of the same seeds
-    found, seeds = effects.compared(first, second, threshold)
+    found = effects.difference(first, second, threshold=threshold)
     best = [np.mean([run["best_test_accuracy"] for run in runs]) for runs in (first, second)]
     note = f"; at the best epochs {100 * (best[0] - best[1]):+.2f}"
     left = np.mean([run["nnz_end"] / run["nnz_start"] for run in first])
     note += f"; {100 * left:.0f} % of the connections left" * bool(left < 1)
+    seeds = f"{len(first)}, {len(second)}"
     return replace(_measured(found, "points", seeds, note), threshold=100 * threshold)
 
 
@@ -459,7 +460,8 @@ def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
         for question, answer in answers.items() if row.neurons == BAT else [*answers.items()][:1]:
             yield replace(answer, question=question, row=_SIZE, dataset=label)
     if not large:
-        yield from (Check(question, _SIZE, "artificial") for question in _LEARNT)
+        why = "no network of this size is recorded yet"
+        yield from (Check(question, _SIZE, "artificial", evidence=why) for question in _LEARNT)
 
 
 def _learning(run: Result, control: Result | None) -> dict[str, Check]:

@@ -231,15 +231,17 @@ def table(found: dict[str, Result], classes: bool) -> Table | Note:
     lead = {r["table"]: r["sparsecore"] - max(r[m] for m in METHODS[1:]) for r in fresh}
     better, worse = ([name for name in lead if sign * lead[name] > 1] for sign in (1, -1))
     smaller = sum(row["sparsecore, kB"] < row["MLP, kB"] for row in made)
-    ranked = sorted((rank, f"{method} {rank:.2f}") for method, rank in ranks(fresh).items())
-    finding = (
+    mean_ranks = ranks(fresh) if fresh else {}
+    ranked = sorted((rank, f"{method} {rank:.2f}") for method, rank in mean_ranks.items())
+    finding = bool(fresh) * (
         f"Of {len(fresh)} tables without a star, sparsecore is more than a point better than all "
         f"others on {_listed(better)}, and more than a point worse than the best on "
         f"{_listed(worse)}; mean ranks: {', '.join(told for _, told in ranked)}. Its model is "
         f"smaller than the MLP's on {smaller} of all {len(made)} tables."
     )
     key = f"T-estimator-{'classes' if classes else 'numbers'}"
-    return Table.of(key, made, columns, caption, source(found[made[0]["table"]]), finding)
+    sources = source([found[row["table"]] for row in made])
+    return Table.of(key, made, columns, caption, sources, finding)
 
 
 def _listed(names: list[str]) -> str:

@@ -44,7 +44,7 @@ def figure(ledger: Ledger) -> Picture:
         f"**The checks with their {100 * CONFIDENCE:.0f} % intervals.** Dashed: the threshold; a "
         "check holds to the right of it and fails to the left. Hollow: undecided. A hollow mark "
         "whose interval misses the line is undecided once p is corrected for the claim's other "
-        "checks."
+        "tested checks."
     )
     alt = "Effect and interval of each check, by row of the grid; points of accuracy, and ratios."
     told = "C4 is about single runs, and its tests give no intervals. "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from sparsecore.paper import store
-from sparsecore.paper.page import Column, Table
+from sparsecore.paper.page import Column, Note, Table
 
 STUDY = "T-reliability"
 #: What is done, and what holds if all is well.
@@ -46,9 +46,11 @@ def keep(check: str, what: str, tried: int, held: int) -> None:
     entry.obtain(lambda: {"check": check, "what": what, "tried": tried, "held": held})
 
 
-def table() -> Table:
+def table() -> Table | Note:
     """Return a row for each thing that was tried."""
     results = [result for entry in entries("paper") if (result := entry.recorded())]
+    if not results:
+        return Note(store.NOTHING["missing"])
     results.sort(key=lambda result: list(CHECKS).index(result["check"]))
     rows = [dict(zip(("done", "promise"), CHECKS[r["check"]], strict=True), **r) for r in results]
     for row in (row for row in rows if row["what"] == "WASAP"):  # no two such runs are alike
@@ -60,14 +62,12 @@ def table() -> Table:
         Column("times", "tried", "{:,}"),
         Column("it held", "held", "{:,}"),
     ]
-    inputs = [row for row in rows if row["check"] == "fuzz"]
     told = []
-    for what, some in (
-        ("kills and interruptions", [row for row in rows if row not in inputs]),
-        ("wrong inputs", inputs),
-    ):
+    for inputs, what in ((False, "kills and interruptions"), (True, "wrong inputs")):
+        some = [row for row in rows if (row["check"] == "fuzz") == inputs]
         tried, held = (sum(row[name] for row in some) for name in ("tried", "held"))
-        told.append(f"{'all' if held == tried else f'{held:,} of'} {tried:,} {what}")
+        if some:
+            told.append(f"{'all' if held == tried else f'{held:,} of'} {tried:,} {what}")
     finding = f"The promise held in {' and '.join(told)}."
     origins = store.origin([result["provenance"] for result in results])
     caption = "**Attempts to break it**, and how often the promise held."

@@ -62,8 +62,8 @@ def shows(choose: Choose = _whole) -> Decorator:
     """Have a function show results of a page: its only one, one by name, or a choice.
 
     The function gets the results that exist and all other arguments; without any result, a note
-    says why. It returns a picture or table, whose sources are completed by those of the last
-    result. If a quick build made that result, the key ends in "-here".
+    says why. It returns a picture or table, whose sources are completed by those of the results.
+    If a quick build made the last one, the key ends in "-here".
     """
 
     def decorate(show: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,7 +77,7 @@ def shows(choose: Choose = _whole) -> Decorator:
             if isinstance(made, Note):
                 return made
             key = made.key + "-here" * (last["profile"] == "quick")
-            return dataclasses.replace(made, key=key, sources=source(last, made.sources))
+            return dataclasses.replace(made, key=key, sources=source(there, made.sources))
 
         return shown
 
@@ -116,16 +116,18 @@ def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
         figure.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
-def source(result: Result, told: str = "") -> str:
-    """Return where a result comes from, in plain sentences, and what else is told.
+def source(results: Sequence[Result], told: str = "") -> str:
+    """Return where results come from, in plain sentences, and what else is told.
 
-    They warn of other processes, whose CPUs a result has under "others".
+    All else than machines and commits is the last one's. They warn of other processes, whose CPUs a
+    result has under "others".
     """
-    origins = result["provenance"]
+    result = results[-1]
+    origins = [one for some in results for one in some.get("origins") or [some["provenance"]]]
     seeds = [result["seed"]] if "seed" in result else result.get("seeds", [])
     many = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, " if seeds else ""
     title = "This build" if result["profile"] == "quick" else "Recorded"
-    texts = [f"{title} (profile {result['profile']}): {many}{origin([origins])}."]
+    texts = [f"{title} (profile {result['profile']}): {many}{origin(origins)}."]
     others = float(np.median(result.get("others", 0.0)))
     if others > _QUIET:
         texts.append(f"Other processes used {others:.1f} CPUs: these times are too long.")

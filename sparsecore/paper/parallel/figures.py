@@ -16,7 +16,7 @@ from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET, config_of
 from sparsecore.paper.store import NOTHING, Result
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line, picture, shows, tag
 from sparsecore.paper.training import shown
-from sparsecore.paper.training.effects import apart, effect, pairs, spread_of
+from sparsecore.paper.training.effects import apart, difference, effect, pairs, spread_of
 from sparsecore.paper.training.studies import Results, training_seconds
 from sparsecore.settings import DECAYS
 
@@ -142,7 +142,7 @@ def beside_main(found: Result, main: Results) -> Note:
     """Set the accuracies beside those of the main table."""
     at = main.at(found["runs"]["sequential"][0]["config"]["weight_decay"])
     base = at.of(DATASET, "set-all-relu")
-    effects = ((n, shown.difference(at.of(DATASET, n), base)) for n in _PARALLEL)
+    effects = ((n, difference(at.of(DATASET, n), base)) for n in _PARALLEL)
     told = " and ".join(f"{shown.points(e)} ({LABELS[n]})" for n, e in effects if e)
     text = shown.sentence("Final test accuracy there, less the sequential trainer's", told)
     return Note(
@@ -256,9 +256,11 @@ def rate_kept(results: Results) -> Table | Note:
     def counted(span: str) -> str:
         told = []
         for decay, rate in itertools.product(DECAYS, _RATES.values()):
-            rises = [r[span] for r in rows if (r["decay"], r["rate"]) == (decay, rate)]
-            known = [rise > 0 for rise in rises if rise is not None]
-            told.append(f"{sum(known)} of {len(known)} (λ = {decay:g}, {rate})")
+            there = [row for row in rows if (row["decay"], row["rate"]) == (decay, rate)]
+            known = [row[span] > 0 for row in there if row[span] is not None]
+            lost = sum("diverged" in row["seeds"] for row in there)
+            more = f"; diverged on {lost}" * bool(lost)
+            told.append(f"{sum(known)} of {len(known)} (λ = {decay:g}, {rate}{more})")
         return ", ".join(told)
 
     caption = (
@@ -268,15 +270,13 @@ def rate_kept(results: Results) -> Table | Note:
         "without."
     )
     early = [(r["decay"], r["rate"], r["early"] > 0) for r in rows if r["early"] is not None]
-    alone = any(rose for *_, rose in early) and all(
-        rose == (d > 0 and rate == _RATES["wassp"]) for d, rate, rose in early
-    )
-    where = f"with λ > 0 and {_RATES['wassp']}, and nowhere else"
-    told = (
-        f" In the first epochs the loss rises {where}: weight decay alone explains it."
-        if alone
-        else f" Weight decay alone does not explain this: the loss would then rise {where}."
-    ) * bool(early)
+    alone = all(rose == (d > 0 and rate == _RATES["wassp"]) for d, rate, rose in early)
+    whole = {(d, rate) for d, rate, _ in early} == set(itertools.product(DECAYS, _RATES.values()))
+    where, told = f"with λ > 0 and {_RATES['wassp']}, and nowhere else", ""
+    if not alone:
+        told = f" Weight decay alone does not explain this: the loss would then rise {where}."
+    elif whole:
+        told = f" In the first epochs the loss rises {where}: weight decay alone explains it."
     sources = shown.source(results, list(dict.fromkeys(row["dataset"] for row in rows)))
     finding = (
         f"Data sets on which the training loss rises in the first {_EARLY} epochs of phase 2: "

@@ -96,7 +96,8 @@ def _page(found: dict[Any, Result]) -> Result:
     runs = {name: [there[name, seed] for seed in whole] for name in ALGORITHMS}
     first, size = runs["wasap"][0], "{epochs} epochs of {n_train:,} rows, {workers} workers."
     return {
-        "profile": first["profile"], "provenance": first["provenance"], "seeds": whole,
+        "profile": first["profile"], "seeds": whole,
+        "origins": [run["provenance"] for some in runs.values() for run in some],
         "others": [run["others"] for some in runs.values() for run in some],
         "size": size.format_map(first["config"]), "runs": runs, "replay": replays[0],
     }  # fmt: skip

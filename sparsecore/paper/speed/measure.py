@@ -12,6 +12,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from sparsecore.bench import spread, timed
+from sparsecore.compiled.lanes import widest
+from sparsecore.datasets import DataError
 from sparsecore.limits import cpu_count
 from sparsecore.paper.speed import roofline
 from sparsecore.paper.speed.contest import PEERS, compare, stopwatch
@@ -113,13 +115,19 @@ def width_sweep(effort: Effort) -> Result:
     return {"points": points, "epsilon": EPSILON, "batch": 128}
 
 
+def _contest_avx2(effort: Effort) -> Result:
+    if widest() == 128:
+        raise DataError("a CPU without AVX-512; run this there, and copy the result")
+    return contest(effort)
+
+
 # --- run or load ---------------------------------------------------------------------------------
 
 #: What is measured, and what its result holds.
-_CONTEST = contest, {"contests": [{"shape": str, "peers": dict, "problem": dict}]}
+_SCHEMA = {"contests": [{"shape": str, "peers": dict, "problem": dict}]}
 PARTS: dict[str, tuple[Callable[[Effort], Result], dict[str, Any]]] = {
-    "peers": _CONTEST,
-    "peers-avx2": _CONTEST,  # recorded on a second machine
+    "peers": (contest, _SCHEMA),
+    "peers-avx2": (_contest_avx2, _SCHEMA),
     "density": (
         density_sweep,
         {"sizes": list, "points": [{"density": (int, float), "ms": dict}], "dense": dict},

@@ -112,12 +112,14 @@ def two_digits(value: float) -> str:
     return f"{value:,.{max(0, 1 - math.floor(math.log10(value)) + (1 <= value < 2))}f}"
 
 
-def compared(first: Runs, second: Runs, threshold: float = 0.0) -> tuple[Effect | None, str]:
-    """Return the difference of two methods' accuracies, and how many seeds of each it compares."""
+def difference(first: Runs, second: Runs, *, threshold: float = 0.0) -> Effect | None:
+    """Return the difference of two methods' accuracies; None without two seeds of each."""
+    if min(len(first), len(second)) < 2:
+        return None
     first, second, paired = pairs(first, second)
     scores = [[float(run["test_accuracy"]) for run in runs] for runs in (first, second)]
     n, sampling = first[0]["data"]["n_test"], sampling_variance(first, second)
-    return apart(scores, n, paired, sampling, threshold), f"{len(first)}, {len(second)}"
+    return apart(scores, n, paired, sampling, threshold)
 
 
 def apart(

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from sparsecore.paper.style import COLOURS, GREY, deviation, dot
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, SENSITIVITIES
-from sparsecore.paper.training.effects import core_seconds, log_ratio, pairs, two_digits
+from sparsecore.paper.training.effects import core_seconds, difference, log_ratio, pairs, two_digits
 from sparsecore.paper.training.shown import DOTTED, by_dataset
 from sparsecore.paper.training.studies import Result, Results
 from sparsecore.settings import DECAYS, setting
@@ -219,21 +219,21 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
         methods |= {own: "set-all-relu", **({0.0: "set-relu"} if field == "alpha" else {})}
         x = sorted(value for value, method in methods.items() if results.of(name, method))
         runs = [results.of(name, methods[value]) for value in x]
-        means = shown.with_sd(ax, x, runs, "set-all-relu")
+        means, ticks = shown.with_sd(ax, x, runs, "set-all-relu"), {*x}
         ax.set_xlabel(symbol)
         ax.axvline(own, color=GREY, linestyle=DOTTED)
         if dense := results.of(name, "dense"):
             ax.axhline(shown.accuracy(dense), color=COLOURS["dense"], linewidth=1)
         for value in methods:
-            if value not in x and results.of(name, methods[value], diverged=True):
+            if results.of(name, methods[value], diverged=True):
                 ax.axvline(value, alpha=0)  # the axis reaches to it
                 shown.say(ax, "diverged", value, COLOURS["set-all-relu"])
-                x.append(value)
+                ticks.add(value)
         if field == "epsilon":
             ax.set_xscale("log", base=2)
-            ax.set_xticks(x, [f"{value:g}" for value in x])
-        best = x[int(np.argmax(means))] if means else own
-        if best != own and ours:
+            ax.set_xticks(sorted(ticks), [f"{value:g}" for value in sorted(ticks)])
+        if ours and max(means) > shown.accuracy(ours):
+            best = x[int(np.argmax(means))]
             gap = shown.gap(results.of(name, methods[best]), ours)
             better.append(f"{symbol} = {best:g} ({gap})")
     if not (ours and fixed):
@@ -259,16 +259,17 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
 def decay(axes: Any, name: str, results: Results) -> str:
     """Draw test accuracy against weight decay, a panel per data set; of F-decay."""
     decays = sorted(results.study.decays)
-    [ax], told = axes, []
+    [ax], told, compared = axes, [], False
     for place, method in enumerate(results.study.methods):
         runs = [results.at(value).of(name, method) for value in decays]
         aside = 0.06 * (place - (len(results.study.methods) - 1) / 2)  # bars would hide each other
         shown.with_sd(ax, [at + aside for at in range(len(decays))], runs, method)
-        effect = shown.difference(*(runs[decays.index(value)] for value in DECAYS))
+        both = [runs[decays.index(value)] for value in DECAYS]
+        effect, compared = difference(*both), compared or min(map(len, both)) > 1
         if effect and not effect.low <= 0 <= effect.high:
             told.append(f"{METHODS[method].label} {shown.points(effect)}")
     # The values are no numbers that one scale shows: one is 0.
     labels = [{2e-6: "2·10⁻⁶", 2e-5: "2·10⁻⁵"}.get(value, f"{value:g}") for value in decays]
     ax.set_xticks(range(len(decays)), labels)
     ax.set(xlabel="weight decay λ", ylabel="test accuracy (%)")
-    return f"on {results.title(name)} {', '.join(told) or 'nothing'}"
+    return f"on {results.title(name)} {', '.join(told) or 'nothing'}" * compared

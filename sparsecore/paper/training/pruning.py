@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from sparsecore.paper.style import COLOURS, GREY, line
 from sparsecore.paper.training import shown
+from sparsecore.paper.training.effects import difference
 from sparsecore.paper.training.shown import by_dataset
 from sparsecore.paper.training.studies import Result, Results
 
@@ -93,7 +94,7 @@ def during_training(axes: Any, name: str, results: Results) -> str:
         for part in ("loss", "test_loss")
     )
     told = f"{results.title(name)} {100 * left:.0f} %, {shown.gap(pruned, plain)}"
-    if less > fitted and then < lost and (e := shown.difference(pruned, plain)) and e.low > 0:
+    if less > fitted and then < lost and (e := difference(pruned, plain)) and e.low > 0:
         told += " (it fits its training rows less, and other rows better)"
     return told
 

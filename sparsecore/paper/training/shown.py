@@ -27,8 +27,8 @@ from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.effects import (
     CONFIDENCE,
     Effect,
-    compared,
     core_seconds,
+    difference,
     pairs,
     two_digits,
 )
@@ -240,11 +240,6 @@ def against_dense(results: Results, name: str, seconds: Seconds) -> str:
     return told + f", dense takes {times} times the core-seconds" * bool(times)
 
 
-def difference(first: list[Result], second: list[Result]) -> Effect | None:
-    """Compare the accuracies of two methods' runs; None without two seeds of each."""
-    return compared(first, second)[0] if min(len(first), len(second)) > 1 else None
-
-
 def contrast(results: Results, first: str, second: str) -> str:
     """Say on how many data sets a method is more, or less, accurate than another, and by what."""
     effects, told = [], []
@@ -311,7 +306,8 @@ def absent(results: Results) -> str:
     ]
     diverged = [
         f"{results.title(run['condition']['dataset'])} with "
-        f"{METHODS[run['condition']['method']].label} (seed {run['seed']})"
+        f"{METHODS[run['condition']['method']].label} (seed {run['seed']}, λ = "
+        f"{run['config']['weight_decay']:g})"
         for run in results.diverged
     ]
     return (

@@ -24,7 +24,7 @@ from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import deviation
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, excluded, sizes
-from sparsecore.paper.training.effects import core_seconds, two_digits
+from sparsecore.paper.training.effects import core_seconds, difference, pairs, two_digits
 from sparsecore.paper.training.on_cluster import WORKERS
 from sparsecore.paper.training.studies import Results, cores, training_seconds
 from sparsecore.settings import CHOICE, DECAYS, READING, RELEASED, SETTINGS
@@ -303,8 +303,9 @@ def deviations(recorded: Results) -> Table:
             if lost := recorded.at(decay).of(dataset, method, diverged=True):
                 many = f"{len(lost)} run{'s' * (len(lost) > 1)}"
                 effects.append(f"{where}: {many} of the released way diverged")
-            if found := shown.difference(*runs):
+            if found := difference(*runs):
                 effects.append(f"{where}: {shown.points(found)}")
+                *runs, _ = pairs(*runs)
                 left = [
                     100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in some]) for some in runs
                 ]

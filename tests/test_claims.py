@@ -363,9 +363,11 @@ def test_evidence_is_computed_from_the_results():
     assert accuracy.effect == pytest.approx(20)
     assert accuracy.high == pytest.approx(20 + 196 * error, rel=1e-3)
     [kept] = at(ledger, "C3", 0.0002)
-    assert kept.evidence.endswith("; at the best epochs +0.00; 30 % of the connections left")
+    assert kept.evidence.endswith(
+        "] with 30 % of the connections; at the best epochs +0.00 with 100 %; test rows not paired"
+    )
     [dense] = at(ledger, "C5", 0.0002)
-    assert dense.evidence.endswith("; at the best epochs +19.00")
+    assert dense.evidence.endswith("; at the best epochs +19.00; test rows not paired")
     [flow] = [c for c in at(ledger, "C2", 0.0002) if "flow" in c.question]
     assert flow.evidence.endswith("; in the first tenth of the epochs × 3.0 [3.0, 3.0]")
 

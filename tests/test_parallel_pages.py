@@ -78,7 +78,7 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
     told = "A rank uses 97 to 97 % of a core on average, and at most 300 MiB of memory."
     assert used.finding == told
     lines = [[line.get_ydata().tolist() for line in ax.lines] for ax in used.figure.axes]
-    assert lines == [[[97.0], [97.0]], [[300.0], [300.0]]]
+    assert lines == [[[97.0]], [[300.0]], [[97.0]], [[300.0]]]
 
     empty = Results(replace(STUDIES["T-deviations"], datasets=("digits",)), "paper", [])
     told = parallel_figures.beside_main(found, empty).text
@@ -141,19 +141,32 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
     assert table.data["seeds"].tolist() == ["1", "1", "1", "0, 1 diverged"]
     assert table.data["rise"].dropna().tolist() == pytest.approx([-0.1, 0.2, -0.1])
     assert table.data["early"].dropna().tolist() == pytest.approx([0.05, 0.2, -0.1])
-    told = "1 of 1 (λ = 0.0002, a K-th of the rate), 1 of 1 (λ = 0.0002, the rate kept), "
-    assert f"in the first 5 epochs of phase 2: {told}0 of 1 (λ = 0, " in table.finding
-    told = "0 of 1 (λ = 0.0002, a K-th of the rate), 1 of 1 (λ = 0.0002, the rate kept), "
-    assert f"Over all of phase 2: {told}0 of 1 (λ = 0, a K-th" in table.finding
-    told = "0 of 0 (λ = 0, the rate kept; diverged on 1). Weight decay alone does not"
-    assert told in table.finding
-    assert table.finding.endswith("a K-th of the rate, and nowhere else.")
-    kept = [run("madelon", "wassp-released", d, 0.9, 0.92, losses=(0.5, 0.45)) for d in DECAYS]
-    alone = parallel_figures.rate_kept(Results(study, "paper", [*kept, runs[0], runs[2]])).finding
-    assert alone.endswith("K-th of the rate, and nowhere else: weight decay alone explains it.")
-    part = [one for one in [*kept, runs[0]] if one["config"]["weight_decay"]]
-    part = parallel_figures.rate_kept(Results(study, "paper", part)).finding
-    assert part.endswith("(λ = 0, the rate kept)."), "at one weight decay nothing follows"
+    ways = (
+        "0 clearly (λ = 0.0002, a K-th of the rate), 1 of 1, 0 clearly (λ = 0.0002, the rate kept)"
+    )
+    told = f"1 of 1, {ways}, "
+    assert f"in the first 5 epochs of phase 2: {told}0 of 1, 0 clearly (λ = 0, " in table.finding
+    told = f"0 of 1, {ways}, "
+    assert f"Over all of phase 2: {told}0 of 1, 0 clearly (λ = 0, a K-th" in table.finding
+    assert "0 of 0, 0 clearly (λ = 0, the rate kept; diverged on 1). Clearly: " in table.finding
+    assert table.finding.endswith("over seeds."), "of one seed nothing follows"
+
+    def told_of(rises):
+        seeds = [
+            run("madelon", method, decay, 0.9, 0.9, losses=(0.5, 0.5 + rise + 1e-4 * seed)) |
+            {"seed": seed}
+            for (method, decay), rise in rises.items() for seed in range(3)
+        ]  # fmt: skip
+        return parallel_figures.rate_kept(Results(study, "paper", seeds)).finding
+
+    ways = {(method, decay): -0.1 for method in ("wassp", "wassp-released") for decay in DECAYS}
+    explained = ways | {("wassp", 0.0002): 0.1}
+    alone = "it clearly rises only with λ > 0 and a K-th of the rate, as weight decay alone has it."
+    assert told_of(explained).endswith(alone)
+    assert told_of(explained | {("wassp-released", 0.0): 0.1}).endswith("does not explain this.")
+    assert told_of(ways).endswith("over seeds.")
+    part = {way: rise for way, rise in explained.items() if way[1]}
+    assert told_of(part).endswith("over seeds."), "at one weight decay nothing follows"
     more = [{**runs[0], "seed": seed} for seed in (0, 1)]
     table = parallel_figures.rate_kept(Results(study, "paper", [*more, *runs[1:2]]))
     assert table.data["seeds"].tolist() == ["2", "1"], "one seed in common is too few to pair"
@@ -162,7 +175,8 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
     assert table.data["seeds"].tolist() == ["2", "2"]
     assert "recorded yet" in parallel_figures.rate_kept(Results(study, "paper", runs[3:])).text
     effects = tables.deviations(Results(study, "paper", runs, diverged=lost)).data["effect"]
-    assert effects[1] == "Madelon, λ = 0: 1 run of the released way diverged"
+    told = "-5.00 points (no interval); Madelon, λ = 0: 1 run of the released way diverged"
+    assert effects[1] == f"Madelon, λ = 0.0002: {told}"
 
 
 def test_the_build_s_runs_stand_apart(trained, monkeypatch):

@@ -115,6 +115,8 @@ class Cluster:
 def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Iterator[Cluster]:
     """Use the cluster that runs, or start one of `n` MPI engines and stop it at the end.
 
+    For a ``with`` block; what it yields is for `train`.
+
     Parameters
     ----------
     n : int

@@ -15,9 +15,12 @@ STUDY = "T-reliability"
 #: What is done, and what holds if all is well.
 CHECKS = {
     "kills": ("Processes killed at random moments", "the resumed run ends as the unbroken one"),
-    "jobs": ("MPI jobs ended by force", "nothing stays in memory, folders or processes"),
+    "jobs": ("MPI jobs ended in six ways", "nothing stays in memory, folders or processes"),
     "interrupts": ("Ctrl-C at chosen moments", "the model is the one before or after a step"),
-    "fuzz": ("Inputs that are wrong at random", "each is read right or refused by name"),
+    "fuzz": (
+        "Inputs that are wrong at random",
+        "each is read right, or refused with an error that names the fault",
+    ),
 }
 _ROW = {"check": str, "what": str, "tried": int, "held": int}
 
@@ -63,7 +66,7 @@ def table() -> Table | Note:
         Column("it held", "held", "{:,}"),
     ]
     told = []
-    for inputs, what in ((False, "kills and interruptions"), (True, "wrong inputs")):
+    for inputs, what in ((False, "kills, interruptions and ends of jobs"), (True, "wrong inputs")):
         some = [row for row in rows if (row["check"] == "fuzz") == inputs]
         tried, held = (sum(row[name] for row in some) for name in ("tried", "held"))
         if some:

@@ -144,12 +144,24 @@ def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
     ax.set(xlabel="step", ylabel="cross-entropy (nats)", ylim=(0, None))
     ax.legend()
     falls = [run["trend"]["p"] < 0.05 for run in deep if run["trend"]]
-    finding = f"The loss of {sum(falls)} of {len(falls)} networks falls (Kendall's test, p < 0.05)"
+    finding = (
+        f"The loss of {sum(falls)} of {len(falls)} networks with 10 hidden layers falls (Kendall's "
+        "test, p < 0.05)"
+    )
     if right := _right(deep):
         finding += f"; {right} of the held-out samples are right"
     if any(run["config"]["neurons"] >= BAT for run in free):
-        frozen = _right([run for run in runs if run not in free]) or "not recorded yet"
-        finding += f". With frozen hidden layers ({BAT:,} neurons): {frozen}"
+        told = []
+        for control in (run for run in runs if run not in free):
+            depth = control["config"]["hidden_layers"]
+            ours = [r for r in free if (r["config"]["neurons"], r["config"]["hidden_layers"]) ==
+                    (BAT, depth)]  # fmt: skip
+            if (both := (_right(ours), _right([control]))) and all(both):
+                told.append(
+                    "{} against {} ({} hidden layer{})".format(*both, depth, "s" * (depth > 1))
+                )
+        finding += f". All layers trained, against hidden layers frozen ({BAT:,} neurons): "
+        finding += ", ".join(told) or "not recorded yet"
     return f"{finding}.", f"Trends of {'; '.join(trends)}. " * bool(trends)
 
 

@@ -114,12 +114,14 @@ def simulated(axes: Any, result: Result) -> tuple[str, str]:
     axes[0].set_ylabel("simulated throughput\nover one worker's")
     peaks = " and ".join(f"{gain:.1f} ({LABELS[name]})" for name, (gain, _) in most.items())
     many, one = most["wassp"][1], float(np.median(speedups(result, "wasap", 1)))
-    rows = many * result["batch_size"]
+    rows, k = many * result["batch_size"], workers_of(result, "wassp")[-1]
+    off = 100 * _compared(result, "wassp", k)["deviation"]
     return (
         f"As long as every worker has a full batch, simulated throughput is at most {peaks} times "
-        f"one worker's, which is {one:.2f} times the sequential trainer's. That is throughput "
-        f"only: in lockstep {many} workers take steps of {rows:,} rows, "
-        f"{-(-result['n_train'] // rows)} per epoch, and whether these still train is not "
+        f"one worker's. One worker has {one:.2f} times the sequential trainer's. The simulation is "
+        f"rough: with {k} workers it gives {LABELS['wassp']} {off:+.0f} % against what was "
+        f"measured. And it is throughput only: in lockstep {many} workers take steps of {rows:,} "
+        f"rows, {-(-result['n_train'] // rows)} per epoch, and whether these still train is not "
         "simulated.",
         f"{'; '.join(told)}. Saturated: {'; '.join(points)}. With {result['n_train']:,} rows at "
         f"most {full} workers have a full batch each; for more the data would have to grow.",

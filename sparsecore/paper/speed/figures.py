@@ -149,8 +149,8 @@ def density(ax: Axes, result: Result) -> tuple[str, str]:
     x, spreads = zip(*((100 * p["density"], p["ms"]) for p in result["points"]), strict=True)
     levels, crossing = [ms["median"] for ms in result["dense"].values()], result["crossover"]
     with_spread(ax, x, spreads, _COLOUR["sparsecore"], linewidth=1.4)
-    look = {"color": _COLOUR["sparsecore"], "fontsize": 8, "va": "top"}
-    tag(ax, "sparsecore", (x[0], spreads[0]["median"]), (8, -4), **look)
+    look = {"color": _COLOUR["sparsecore"], "fontsize": 8, "va": "bottom"}
+    tag(ax, "sparsecore", (x[0], spreads[0]["median"]), (0, 6), **look)
     for key, ms in result["dense"].items():
         style = "-" if key == "blas-dense" else (0, (4, 2))
         ax.axhline(ms["median"], color=_COLOUR[key], linestyle=style)
@@ -227,9 +227,9 @@ def width(axes: Any, result: Result) -> tuple[str, str]:
     points, ours, (left, right) = result["points"], _COLOUR["sparsecore"], axes
     x, last = [p["width"] for p in points], points[-1]
     with_spread(left, x, [p["ms"] for p in points], ours, linewidth=1.4)
-    right.plot(x, [p["mib"] for p in points], "o-", color=ours)
-    right.plot(x, [p["dense_mib"] for p in points], ":", color=_COLOUR["blas-dense"])
-    for ax, what, unit in ((left, "Time", "milliseconds per step"), (right, "Memory", "MiB")):
+    right.plot(x, [p["mib"] / 1024 for p in points], "o-", color=ours)
+    right.plot(x, [p["dense_mib"] / 1024 for p in points], ":", color=_COLOUR["blas-dense"])
+    for ax, what, unit in ((left, "Time", "milliseconds per step"), (right, "Memory", "GiB")):
         ax.set(xscale="log", yscale="log", title=what, ylabel=unit)
         ax.set_xlabel("neurons per hidden layer")
         _plain_ticks(ax.xaxis, ax.yaxis)

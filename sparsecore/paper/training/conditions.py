@@ -296,7 +296,8 @@ def excluded(dataset: str, method: str) -> str | None:
     n_bytes = 8 * sum(a * b for a, b in itertools.pairwise(sizes(dataset)))
     if n_bytes <= _MOST_BYTES:
         return None
-    return f"not run: weights and velocity alone would take {n_bytes / 2**30:.1f} GiB"
+    most = f"the study stops at {_MOST_BYTES / 2**30:.0f}"
+    return f"not run: weights and velocity would take {n_bytes / 2**30:.1f} GiB, and {most}"
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,6 @@ def told(found: Result) -> str:
     more, at_most = (np.sum(over_leaky[:, at] > 1) for at in (own, -1))
     return (
         f"All-ReLU's gradient flow at α = {alpha:g} is {'; '.join(parts)}. So slopes of "
-        f"alternating sign pass more than slopes of one sign at {more} of {len(parts)} depths; "
-        f"at α = {most:g}, at {at_most}."
+        f"alternating sign have more flow in all than slopes of one sign at {more} of {len(parts)} "
+        f"depths; at α = {most:g}, at {at_most}."
     )

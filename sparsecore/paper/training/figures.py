@@ -26,8 +26,8 @@ _MARKS = dict(zip(DECAYS, "o^", strict=True))
     alt="Test accuracy against core-seconds, a panel per data set, a mark per method.",
     caption=(
         "**What accuracy costs.** Final test accuracy, means ± one standard deviation over seeds, "
-        "against seconds × cores of the training; hollow: one run. Higher is better, further left "
-        "cheaper."
+        "against core-seconds: those of an epoch, timed side by side on one machine at λ = 0.0002, "
+        "× the epochs; hollow: one run. Higher is better, further left cheaper."
     ),
     finding=f"SET-All-ReLU against dense, λ = {DECAYS[0]:g}",
     height=2.4, extra=0.8, across=2, labels=("test accuracy (%)",),
@@ -93,7 +93,7 @@ def accuracies(axes: Any, name: str, results: Results) -> str:
         "**ReLU and All-ReLU in sparse networks.** Top: All-ReLU's test accuracy less ReLU's, a "
         "running mean; band: its 95 % interval over seeds. The bar at the end is the last epoch's; "
         "it also counts the size of the test set. Below: accuracy and loss ± one "
-        "standard deviation. What to see: where the band lies above zero."
+        "standard deviation. What to see: whether the bar lies above zero."
     ),
     finding=lambda results: shown.contrast(results, "set-all-relu", "set-relu"),
     height=5.2, block=(3, 1), across=3,
@@ -212,7 +212,7 @@ def tenths(logs: np.ndarray) -> tuple[Any, Any]:
 )  # fmt: skip
 def sensitivity(axes: Any, name: str, results: Results) -> str:
     """Draw test accuracy against α, ε and ζ, a row per data set; of F-alpha."""
-    better, ours, fixed = [], results.of(name, "set-all-relu"), results.of(name, "zeta-0")
+    better, lost, ours, fixed = [], [], results.of(name, "set-all-relu"), results.of(name, "zeta-0")
     for ax, (field, (symbol, values)) in zip(axes, SENSITIVITIES.items(), strict=True):
         own = getattr(setting(name).config, field)
         methods = {value: f"{field}-{value:g}" for value in values}
@@ -229,6 +229,8 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
                 ax.axvline(value, alpha=0)  # the axis reaches to it
                 shown.say(ax, "diverged", value, COLOURS["set-all-relu"])
                 ticks.add(value)
+                if value not in x:
+                    lost.append(f"{symbol} = {value:g}")
         if field == "epsilon":
             ax.set_xscale("log", base=2)
             ax.set_xticks(sorted(ticks), [f"{value:g}" for value in sorted(ticks)])
@@ -240,8 +242,14 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
         return ""
     higher = "no other value has a higher mean"
     if better:
-        higher = f"a higher mean than the study's value has {', '.join(better)}"
-    return f"on {results.title(name)} evolution brings {shown.gap(ours, fixed)}, and {higher}"
+        higher = f"means are higher than with the study's value at {', '.join(better)}"
+    zeta = setting(name).config.zeta
+    return (
+        f"on {results.title(name)} evolution (ζ = {zeta:g} instead of 0) brings "
+        f"{shown.gap(ours, fixed)}, and {higher}"
+        + f"; all runs diverge with {', '.join(lost)}"
+        * bool(lost)
+    )
 
 
 @by_dataset(
@@ -252,24 +260,32 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
         "standard deviation; hollow: one run; no line where nothing was run between. What to see: "
         "where a line is level, λ does not matter; where lines are apart, the method does."
     ),
-    finding="What weight decay of {:g} instead of {:g} clearly changes".format(*DECAYS),
+    finding="What weight decay of {:g} instead of {:g} changes".format(*DECAYS),
     height=2.7, extra=0.4, across=2, least=2,
     legend=lambda results: shown.lines(results.study.methods),
 )  # fmt: skip
 def decay(axes: Any, name: str, results: Results) -> str:
     """Draw test accuracy against weight decay, a panel per data set; of F-decay."""
     decays = sorted(results.study.decays)
-    [ax], told, compared = axes, [], False
+    [ax], told, between, compared = axes, [], [], False
     for place, method in enumerate(results.study.methods):
         runs = [results.at(value).of(name, method) for value in decays]
         aside = 0.06 * (place - (len(results.study.methods) - 1) / 2)  # bars would hide each other
         shown.with_sd(ax, [at + aside for at in range(len(decays))], runs, method)
         both = [runs[decays.index(value)] for value in DECAYS]
         effect, compared = difference(*both), compared or min(map(len, both)) > 1
+        label = METHODS[method].label
         if effect and not effect.low <= 0 <= effect.high:
-            told.append(f"{METHODS[method].label} {shown.points(effect)}")
+            told.append(f"{label} {shown.points(effect)}")
+        end = max(filter(None, both), key=shown.accuracy, default=[])
+        for value, inner in zip(decays, runs, strict=True):
+            gain = None if value in DECAYS else difference(inner, end)
+            if gain and gain.low > 0:
+                between.append(f"{label} {shown.points(gain)} at λ = {value:g}")
     # The values are no numbers that one scale shows: one is 0.
     labels = [{2e-6: "2·10⁻⁶", 2e-5: "2·10⁻⁵"}.get(value, f"{value:g}") for value in decays]
     ax.set_xticks(range(len(decays)), labels)
     ax.set(xlabel="weight decay λ", ylabel="test accuracy (%)")
-    return f"on {results.title(name)} {', '.join(told) or 'nothing'}" * compared
+    more = f"; more than the better of the two has {', '.join(between)}" * bool(between)
+    text = ", ".join(told) or "no clear change"
+    return f"on {results.title(name)} {text}{more}" * compared

@@ -24,7 +24,7 @@ _COLOURS = GREY, "#56B4E9", "#0072B2"  # before training, on the way, at the end
     caption=(
         "**Neuron importance over training.** How it is distributed among the neurons of each "
         "hidden layer; epoch 0 is before training. SET with All-ReLU, no pruning, first seed. What "
-        "to see: where neurons of little importance gather at the left."
+        "to see: a long tail to the right is few strong neurons; neurons near zero can be pruned."
     ),
     finding="Where the spread of importance changes most", height=2.4, block=(1, 3),
     needs=lambda found: _observed(found, "importance"), labels=("density of neurons",),
@@ -32,21 +32,25 @@ _COLOURS = GREY, "#56B4E9", "#0072B2"  # before training, on the way, at the end
 def importance(axes: Any, name: str, results: Results) -> str:
     """Draw how importance is distributed in each hidden layer, first seed; of F-importance."""
     seen = [e for e in results.of(name, "set-all-relu")[0]["epochs"] if "importance" in e]
-    times_seen, shapes = (seen[0], seen[len(seen) // 2], seen[-1]), []
+    times_seen, shapes = (seen[0], seen[len(seen) // 2], seen[-1]), list[list[Any]]()
     for layer, ax in enumerate(axes):
         for record, colour in zip(times_seen, _COLOURS, strict=True):
             _outline(ax, record["importance"][layer], colour, f"epoch {record['epoch']}")
         ax.set(title=f"hidden layer {layer + 1}", xlabel="importance Σ |weight|")
         ax.set(xlim=(0, None), ylim=(0, None))
-        ends = (shown.moments(times_seen[i]["importance"][layer]["counts"]) for i in (0, -1))
-        # The middle of the first bin is half a bin from 0.
-        shapes.append([(sd / (mean + 0.5), skew) for mean, sd, skew in ends])
+        shapes.append([])
+        for one in (times_seen[at]["importance"][layer] for at in (0, -1)):
+            mean, sd, skew = shown.moments(one["counts"])
+            middle = mean + 0.5  # that of the first bin is half a bin from 0
+            width = (one["largest"] or 1.0) / len(one["counts"])
+            shapes[-1].append((sd / middle, skew, middle * width))
     axes[-1].legend(fontsize=8)
     most = max(range(len(shapes)), key=lambda i: abs(np.log(shapes[i][1][0] / shapes[i][0][0])))
-    (spread, skew), (then, skewed) = shapes[most]
+    (spread, skew, mean), (then, skewed, meant) = shapes[most]
     return (
-        f"on {results.title(name)} in hidden layer {most + 1}, standard deviation from "
-        f"{spread:.2f} to {then:.2f} of the mean, skewness from {skew:+.1f} to {skewed:+.1f}"
+        f"on {results.title(name)} in hidden layer {most + 1}, mean from {mean:.1f} to "
+        f"{meant:.1f}, standard deviation from {spread:.2f} to {then:.2f} of the mean, skewness "
+        f"from {skew:+.1f} to {skewed:+.1f}"
     )
 
 
@@ -133,6 +137,7 @@ def after_training(axes: Any, name: str, results: Results) -> str:
     accuracy = 100 * _after(runs, "test_accuracy")
     shown.band(top, x, accuracy, "black", **_POINTS)
     kept = accuracy.mean(axis=0)
+    top.set_ylim(max(accuracy.min() - 1, kept[0] - 20), accuracy.max() + 2)
     top.axhline(kept[0] - 1, color="black", linestyle=shown.DOTTED)
     last = int(np.flatnonzero(kept >= kept[0] - 1).max())
     shares = []
@@ -143,7 +148,8 @@ def after_training(axes: Any, name: str, results: Results) -> str:
     bottom.set(xlabel="percentile of importance that is pruned", ylim=(0, None))
     return (
         f"on {results.title(name)} up to percentile {x[last]:.0f}, where {shares[0]} of the "
-        f"connections are left, {shares[1]} of the memory and {shares[2]} of the time"
+        f"connections are left and the compact network takes {shares[1]} of the memory and "
+        f"{shares[2]} of the time"
     )
 
 

@@ -199,8 +199,9 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
     )
     caption = (
         "**Dense, sparse and parallel methods.** Test accuracy after the last epoch and the best "
-        "one; × dense: seconds × cores of dense training over the row's. Means ± one standard "
-        "deviation over seeds (0: only timed); seconds: medians ± one over rounds."
+        "one, which may precede a run's prunings; × dense: seconds × cores of dense training over "
+        "the row's. Means ± one standard deviation over seeds (0: only timed); seconds: medians ± "
+        "one over rounds."
     )
     told = [
         shown.against_dense(results, name, shown.epoch_seconds(results, name, times or {}))
@@ -303,6 +304,7 @@ def deviations(recorded: Results) -> Table:
             if lost := recorded.at(decay).of(dataset, method, diverged=True):
                 many = f"{len(lost)} run{'s' * (len(lost) > 1)}"
                 effects.append(f"{where}: {many} of the released way diverged")
+                told.append(f"{fact['subject']}, {effects[-1]}")
             if found := difference(*runs):
                 effects.append(f"{where}: {shown.points(found)}")
                 *runs, _ = pairs(*runs)
@@ -314,15 +316,20 @@ def deviations(recorded: Results) -> Table:
                 measured += 1
                 if not found.low <= 0 <= found.high:
                     told.append(f"{fact['subject']}, {effects[-1]}")
+            elif all(runs):
+                effects.append(f"{where}: {shown.gap(*runs)}")
         rows.append({**fact, "effect": "; ".join(effects or [fact["effect"]])})
     titles = ("subject", "released", "ours", "effect")
     columns = [Column(title, title, number=False) for title in titles]
     caption = (
         "**What differs from the authors' released code.** Where runs of both ways are recorded, "
-        "the effect is the released way's final test accuracy less ours, with its 95 % confidence "
-        "interval; else what is known of it."
+        "the effect is the released way's final test accuracy less ours (of weight decay: λ = 0 "
+        "less λ = 0.0002), with its 95 % confidence interval; else what is known of it."
     )
-    start = f"Effects of the released way whose interval excludes 0, of {measured} measured"
+    start = (
+        f"Effects whose interval excludes 0, of {measured} measured (the released way less ours; "
+        "weight decay: 0 less 0.0002), and divergences"
+    )
     finding = shown.sentence(start, "; ".join(told or ["none"])).strip() * bool(measured)
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)
 

@@ -125,14 +125,9 @@ def _raise_errors(
 
 
 def _train_on_engine(
-    n_workers: int,
-    config: TrainConfig,
-    data: str | Dataset,
-    limit: int | None,
-    plan: Plan,
-    patience: float,
-    **options: Any,
-) -> tuple[SparseMLP | None, dict[str, Any] | None]:
+    n_workers: int, config: TrainConfig, data: str | Dataset, limit: int | None, plan: Plan,
+    patience: float, **options: Any,
+) -> tuple[SparseMLP | None, dict[str, Any] | None]:  # fmt: skip
     """Take one engine's part in a run."""
     from ipyparallel.datapub import publish_data
 

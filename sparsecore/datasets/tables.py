@@ -108,8 +108,8 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Table
     counts, places = Counter(header), {name: place for place, name in enumerate(header)}
     for name in (*header, *names, *([] if target is None else [target])):
         if not name:
-            hint = f"a name for each column, got {header}; in pandas: to_csv(index=False)"
-            raise ValueError(f"{path}, line 1: expected {hint}")
+            wanted = f"a name for each column, got {header}; in pandas: to_csv(index=False)"
+            raise ValueError(f"{path}, line 1: expected {wanted}")
         if counts[name] != 1:
             raise ValueError(f"{path}, line 1: expected one column {name!r}, got {header}")
     chosen = [places[name] for name in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -151,15 +152,13 @@ def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
     if right := _right(deep):
         finding += f"; {right} of the held-out samples are right"
     if any(run["config"]["neurons"] >= BAT for run in free):
-        told = []
+        told, size = [], itemgetter("neurons", "hidden_layers")
         for control in (run for run in runs if run not in free):
             depth = control["config"]["hidden_layers"]
-            ours = [r for r in free if (r["config"]["neurons"], r["config"]["hidden_layers"]) ==
-                    (BAT, depth)]  # fmt: skip
+            ours = [run for run in free if size(run["config"]) == (BAT, depth)]
             if (both := (_right(ours), _right([control]))) and all(both):
-                told.append(
-                    "{} against {} ({} hidden layer{})".format(*both, depth, "s" * (depth > 1))
-                )
+                layers = f"{depth} hidden layer{'s' * (depth > 1)}"
+                told.append(f"{both[0]} against {both[1]} ({layers})")
         finding += f". All layers trained, against hidden layers frozen ({BAT:,} neurons): "
         finding += ", ".join(told) or "not recorded yet"
     return f"{finding}.", f"Trends of {'; '.join(trends)}. " * bool(trends)

@@ -243,13 +243,10 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
     higher = "no other value has a higher mean"
     if better:
         higher = f"means are higher than with the study's value at {', '.join(better)}"
-    zeta = setting(name).config.zeta
-    return (
-        f"on {results.title(name)} evolution (ζ = {zeta:g} instead of 0) brings "
-        f"{shown.gap(ours, fixed)}, and {higher}"
-        + f"; all runs diverge with {', '.join(lost)}"
-        * bool(lost)
-    )
+    zeta = f"ζ = {setting(name).config.zeta:g} instead of 0"
+    told = f"evolution ({zeta}) brings {shown.gap(ours, fixed)}, and {higher}"
+    diverged = f"; all runs diverge with {', '.join(lost)}" * bool(lost)
+    return f"on {results.title(name)} {told}{diverged}"
 
 
 @by_dataset(

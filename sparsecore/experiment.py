@@ -107,9 +107,8 @@ def fit(
 
     ``save(state)`` is called after an epoch, and ``check()`` some times a second.
     """
-    check_data(data)
+    X_test, y_test = checked(data), data.y_test
     inputs, y = Shard(data, slice(None), config, seed), data.y_train
-    X_test, y_test = data.scaled(data.X_test), data.y_test
     half, saved = test_half(len(y_test)), time.monotonic()
     if state is None:
         state = {**identity(data, config, seed), "nnz_start": model.nnz, "epochs": []}
@@ -156,19 +155,20 @@ def fit(
     )  # fmt: skip
 
 
-def check_data(data: Dataset) -> None:
-    """Raise a ValueError if the data are not finite, or have one class only."""
+def checked(data: Dataset) -> np.ndarray:
+    """Return the standardised test rows; refuse data that are not finite, or have one class."""
     train.check_finite(data.X_train, "training data")
     train.check_finite(data.X_test, "test data")
     with np.errstate(over="ignore"):
         if not np.isfinite(data.moments).all():
             told = "its values are too large to be standardised; divide all by a constant first"
             raise ValueError(f"training data: {told}")
-        told = "it is too far from the training data"
-        train.check_finite(data.scaled(data.X_test), "test data, standardised", told)
+        X_test = data.scaled(data.X_test)
+    train.check_finite(X_test, "test data, standardised", "it is too far from the training data")
     found = np.unique(data.y_train)
     if len(found) < 2:
         raise ValueError(f"y: expected at least two classes, got only {found}")
+    return X_test
 
 
 def _observed(observe: Observer, model: train.Model, epoch: int) -> dict[str, Any]:

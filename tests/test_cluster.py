@@ -82,6 +82,15 @@ def test_cluster_of_its_own_trains_and_reports(own, capsys):
     assert "100.0/100" in told
 
 
+NOT_HERE = """
+from sparsecore import datasets
+kept = datasets.load
+def load(name):
+    raise OSError("not here")
+datasets.load = load
+"""
+
+
 def test_failures_that_mpi_survives_leave_the_engines_usable(own, monkeypatch):
     diverging, bars = SMALL.with_values(learning_rate=1e6), []
 
@@ -96,6 +105,14 @@ def test_failures_that_mpi_survives_leave_the_engines_usable(own, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ClusterError, match="rank 0: ValueError: unknown data set 'nothing'"):
         cluster.train(own, SMALL, "nothing")
+
+    # Where one rank alone cannot load, it is named, and its error.
+    second = own.client[own.engines[1]]
+    second.execute(NOT_HERE, block=True)
+    with pytest.raises(ClusterError, match="rank 1: OSError: not here") as error:
+        cluster.train(own, SMALL, "digits")
+    assert error.value.cause == "OSError"
+    second.execute("datasets.load = kept", block=True)
 
     # So does an interrupt, or what the caller's function raises, after which no engine trains on.
     for error in (KeyboardInterrupt, OSError):

@@ -309,12 +309,14 @@ def test_a_network_alone_is_no_estimator(tmp_path):
 
 def test_classes_that_are_fractions_are_the_same_in_a_test_file(tmp_path, capsys):
     y = np.repeat([0.5, 1.0, 1.5], 20)
-    for name, rows in (("train", slice(None)), ("test", slice(20, 40))):
-        np.savez(tmp_path / f"{name}.npz", X=np.eye(3)[[0, 1, 2]].repeat(20, 0)[rows], y=y[rows])
+    np.savez(tmp_path / "train.npz", X=np.eye(3).repeat(20, 0), y=y)
     np.savez(tmp_path / "test.npz", X=np.eye(3)[[1] * 20], y=np.ones(20, int))
     files = ["--data", str(tmp_path / "train.npz"), "--test", str(tmp_path / "test.npz")]
     assert main(["train", *files, "--target", "y", "--task", "classes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["test_score"] == 1
+    np.savez(tmp_path / "test.npz", X=np.eye(3), y=["up"] * 3)
+    assert main(["train", *files, "--target", "y"]) == 1
+    assert "test.npz, row 1: expected a number to predict, got 'up'" in capsys.readouterr().err
 
 
 def test_sparse_tables_stay_sparse(tmp_path):

@@ -108,7 +108,7 @@ def _raise_errors(
             name = getattr(error, "ename", type(error).__name__)
             causes[rank] = name, getattr(error, "evalue", error)
     gone = [rank for rank in ended if causes.get(rank, ("", ""))[0] == "EngineError"]
-    told = [rank for rank, (name, _) in causes.items() if name == "ParallelError"]
+    told = [r for r, (name, _) in causes.items() if name in ("ParallelError", "NotStarted")]
     if gone and not (stopped and told):  # who waited for the stopped one says more
         # When one process ends, MPI ends all others some milliseconds later. A process that waits
         # for a stopped one ends by itself.
@@ -141,11 +141,11 @@ def _train_on_engine(
         found = datasets.load(data) if isinstance(data, str) else data
         return found.limited(limit, options["seed"])
 
-    with (
-        first_ranks(n_workers) as comm,
-        interrupts_held_back(),
-        closing(Ranks(comm, patience=patience)) as ranks,
-    ):
-        # Now that the ranks have met, none waits for one that fails or hangs.
-        found = ranks.together(load)
-        return run_on(ranks, found, config, plan, on_progress=publish_data, **options)
+    with first_ranks(n_workers) as comm, closing(Ranks(comm, patience=patience)) as ranks:
+        try:  # now that the ranks have met, one that fails, is stopped or ends here is named
+            found = ranks.together(load)
+        except BaseException as error:
+            ranks.stop(error)
+            raise
+        with interrupts_held_back():
+            return run_on(ranks, found, config, plan, on_progress=publish_data, **options)

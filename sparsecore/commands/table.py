@@ -61,7 +61,8 @@ def train(options: argparse.Namespace) -> None:
             "class; to predict numbers: --task numbers"
         )
     test = options.test and tables.read(options.test, options.target, table.names, n_features)
-    if test and table.y.dtype.kind == "f":  # all may be whole here, but they are no other classes
+    # Whole numbers there, such as 1, are the class 1.0 here.
+    if test and table.y.dtype.kind == "f" and test.y.dtype.kind != "U":
         test = test._replace(y=test.y.astype(table.y.dtype))
     y_test = test and tables.learnable(test.y, "numbers" if numbers else "classes", options.test)
     if test and y.dtype.kind == "U":

@@ -97,7 +97,7 @@ def _train(options: argparse.Namespace) -> None:
 
     window, patience = _WINDOWS[options.window or "auto"], options.patience or PATIENCE
     with job.job(window, patience, options.checkpoint) as ranks:
-        # Now that the ranks have met, none waits for one that fails or hangs.
+        # Now that the ranks have met, one that fails, is stopped or ends here is named.
         data = ranks.together(lambda: _load(options))
         model, result = job.train(ranks, data, config, parallel, **how)
         if result is not None:

@@ -90,8 +90,9 @@ def _npz(path: Path, target: str | None) -> Table:
                 X = np.asarray(file["X"])
                 y = None if target is None else np.asarray(file[target])
         except Exception as error:  # whatever damaged bytes make the readers raise
-            hint = "; save texts with .astype(str)" * ("allow_pickle" in str(error))
-            raise ValueError(f"{path}: {error}{hint}") from None
+            advice = "; save texts with .astype(str), numbers with .astype(float)"
+            told = (str(error) or type(error).__name__) + advice * ("allow_pickle" in str(error))
+            raise ValueError(f"{path}: {told}") from None
     if X.ndim != 2 or X.dtype.kind not in "biuf":
         raise ValueError(f"{path}: X: expected a matrix of numbers, got {X.dtype} of {X.shape}")
     if y is not None and y.dtype.kind not in "biufU":

@@ -99,6 +99,8 @@ class SparseMLPBase(BaseEstimator):
     warm_start : bool, default=False
         `fit` goes on with the fitted network, scaler and counters, for `max_iter` more epochs.
         Layers, `epsilon`, `activation`, `alpha`, `init` and `standardize` have to be as before.
+        With `early_stopping` the fitted network stays if no new epoch is better on the part set
+        aside.
     n_jobs : int or None, default=None
         Threads; None is 1, -1 all CPUs. The result does not depend on it.
     random_state : int, RandomState or None, default=None

@@ -22,11 +22,15 @@ if not _runs:
     shm.prepare()
     # For a rank that is stopped or has ended MPI would wait for ever, and it holds Python's lock.
     faulthandler.dump_traceback_later(_START_SECONDS, exit=True, file=2)
-from mpi4py import MPI  # noqa: E402 (the import starts MPI)
+try:
+    from mpi4py import MPI  # the import starts MPI
 
+    if not _runs:
+        MPI.COMM_WORLD.Barrier()  # until all have opened the segments
+finally:
+    if not _runs:
+        faulthandler.cancel_dump_traceback_later()
 if not _runs:
-    MPI.COMM_WORLD.Barrier()  # until all have opened the segments
-    faulthandler.cancel_dump_traceback_later()
     shm.unname()
 
 

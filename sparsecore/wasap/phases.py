@@ -193,11 +193,10 @@ class _Run:
 
     def _load(self) -> None:
         data = self.data
-        experiment.check_data(data)
+        self.X_test = experiment.checked(data)
         rows = shard_rows(data.y_train, self.workers, self.seed)
         self._shard_sizes = [len(part) for part in rows]
         self.shard = Shard(data, rows[self.rank], self.config, self.seed, self.rank)
-        self.X_test = data.scaled(data.X_test)
         cuts = len(data.y_test) * np.arange(self.rank, self.rank + 2) // self.workers
         self.test_part = slice(*cuts.tolist())  # this worker's, when it is tested together
         self.phase2_saved = self._phase2_checkpoint()

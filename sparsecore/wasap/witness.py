@@ -101,7 +101,9 @@ def _main(checkpoint: str, patience: str, *ranks: str) -> None:
             # done without it, and mpiexec kills them; one of those that end now was first.
             ending = {rank: pid for fd, (rank, pid) in names.items() if fd in ready or _ends(pid)}
             told = set(_received(words))  # later, so that it has the last words of all that end
-            if ending and not told & set(ending) and not ended:
+            # Later still: a rank that has told and ends now may be why the others end.
+            meant = any(r in told and (fd in ready or _ends(pid)) for fd, (r, pid) in names.items())
+            if ending and not meant and not ended:
                 _say(ending, f"was killed or crashed{resume_hint(checkpoint)}")
             if "all" in told:
                 return

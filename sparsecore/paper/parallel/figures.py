@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -178,7 +179,7 @@ def _cases(results: Results, name: str) -> list[tuple[float, str, np.ndarray]]:
 
 
 def _clearly(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether the first accuracies are larger by an interval over seeds, of three or more."""
+    """Whether the first values are larger by an interval over seeds, of three or more."""
     if len(first) < 3:
         return False
     found = effect(float(np.mean(first - second)), spread_of(first, second, True))
@@ -252,9 +253,9 @@ def rate_kept(results: Results) -> Table | Note:
             rows.append({
                 "dataset": name, "title": results.title(name), "decay": decay, "rate": rate,
                 "seeds": f"{len(runs)}" + f", {len(lost)} diverged" * bool(lost),
-                **dict(zip(_OF_PHASE2, values, strict=True)),
-                "clear": [span for at, span in enumerate(_OF_PHASE2)
-                          if _clearly(seen[:, at], np.zeros(len(seen)))],
+                "diverged": len(lost), **dict(zip(_OF_PHASE2, values, strict=True)),
+                **{f"{span} clear": _clearly(seen[:, _OF_PHASE2.index(span)], np.zeros(len(seen)))
+                   for span in ("early", "rise")},
             })  # fmt: skip
     if not rows:
         return Note(NOTHING["missing"])
@@ -264,9 +265,9 @@ def rate_kept(results: Results) -> Table | Note:
         for decay, rate in itertools.product(DECAYS, _RATES.values()):
             there = [row for row in rows if (row["decay"], row["rate"]) == (decay, rate)]
             known = [row[span] > 0 for row in there if row[span] is not None]
-            lost = sum("diverged" in row["seeds"] for row in there)
+            lost = sum(row["diverged"] > 0 for row in there)
             more = f"; diverged on {lost}" * bool(lost)
-            clear = sum(span in row["clear"] for row in there)
+            clear = sum(row[f"{span} clear"] for row in there)
             told.append(
                 f"{sum(known)} of {len(known)}, {clear} clearly (λ = {decay:g}, {rate}{more})"
             )
@@ -278,16 +279,12 @@ def rate_kept(results: Results) -> Table | Note:
         "there are enough. What to see: whether the training loss rises, with weight decay and "
         "without."
     )
-    ways = set(itertools.product(DECAYS, _RATES.values()))
-    as_told = {(decay, rate) for decay, rate in ways if decay and rate == _RATES["wassp"]}
-    known, clear = (
-        {(row["decay"], row["rate"]) for row in rows if there(row)}
-        for there in (lambda row: row["early"] is not None, lambda row: "early" in row["clear"])
-    )
+    known = Counter(row["dataset"] for row in rows if row["early"] is not None)
+    clear = [row for row in rows if row["early clear"]]
     where, told = f"with λ > 0 and {_RATES['wassp']}", ""
-    if clear - as_told:
+    if not all(row["decay"] and row["rate"] == _RATES["wassp"] for row in clear):
         told = f" Weight decay alone would have it rise only {where}: it does not explain this."
-    elif clear and known == ways:
+    elif clear and all(known[row["dataset"]] == len(DECAYS) * len(_RATES) for row in clear):
         told = f" In the first epochs it clearly rises only {where}, as weight decay alone has it."
     sources = shown.source(results, list(dict.fromkeys(row["dataset"] for row in rows)))
     finding = (

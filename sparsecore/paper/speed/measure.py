@@ -117,7 +117,7 @@ def width_sweep(effort: Effort) -> Result:
 
 def _contest_avx2(effort: Effort) -> Result:
     if widest() == 128:
-        raise DataError("a CPU without AVX-512; run this there, and copy the result")
+        raise DataError("a CPU without AVX-512: measure this on one, and copy the result")
     return contest(effort)
 
 

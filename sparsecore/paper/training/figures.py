@@ -265,6 +265,8 @@ def decay(axes: Any, name: str, results: Results) -> str:
     """Draw test accuracy against weight decay, a panel per data set; of F-decay."""
     decays = sorted(results.study.decays)
     [ax], told, between, compared = axes, [], [], False
+    # The values are no numbers that one scale shows: one is 0.
+    labels = {value: {2e-6: "2·10⁻⁶", 2e-5: "2·10⁻⁵"}.get(value, f"{value:g}") for value in decays}
     for place, method in enumerate(results.study.methods):
         runs = [results.at(value).of(name, method) for value in decays]
         aside = 0.06 * (place - (len(results.study.methods) - 1) / 2)  # bars would hide each other
@@ -278,11 +280,9 @@ def decay(axes: Any, name: str, results: Results) -> str:
         for value, inner in zip(decays, runs, strict=True):
             gain = None if value in DECAYS else difference(inner, end)
             if gain and gain.low > 0:
-                between.append(f"{label} {shown.points(gain)} at λ = {value:g}")
-    # The values are no numbers that one scale shows: one is 0.
-    labels = [{2e-6: "2·10⁻⁶", 2e-5: "2·10⁻⁵"}.get(value, f"{value:g}") for value in decays]
-    ax.set_xticks(range(len(decays)), labels)
+                between.append(f"{label} {shown.points(gain)} at λ = {labels[value]}")
+    ax.set_xticks(range(len(decays)), [*labels.values()])
     ax.set(xlabel="weight decay λ", ylabel="test accuracy (%)")
-    more = f"; more than the better of the two has {', '.join(between)}" * bool(between)
+    more = f"; between them, more than at the better end: {', '.join(between)}" * bool(between)
     text = ", ".join(told) or "no clear change"
     return f"on {results.title(name)} {text}{more}" * compared

@@ -47,7 +47,7 @@ def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[I
     target.parent.mkdir(parents=True, exist_ok=True)
     stem = target.name[:_STEM]
     for left in target.parent.glob(f".{glob.escape(stem)}.{'[0-9a-f]' * 16}.tmp"):
-        with suppress(OSError), left.open("rb") as dead:  # a living writer holds its lock
+        with suppress(OSError), left.open("r+b") as dead:  # a living writer holds its lock
             fcntl.flock(dead, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
     before = target.stat() if target.exists() else None

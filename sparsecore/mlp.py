@@ -682,9 +682,5 @@ def _copy(array: np.ndarray) -> np.ndarray:
 
 def _flat(arrays: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
     """Concatenate into a cache-aligned vector."""
-    out = engine.aligned(sum(len(a) for a in arrays), dtype)
-    start = 0
-    for array in arrays:
-        out[start : start + len(array)] = array
-        start += len(array)
-    return out
+    out = engine.aligned(sum(map(len, arrays)), dtype)
+    return np.concatenate(arrays, out=out, casting="unsafe")

@@ -53,6 +53,12 @@ def sources_sha256() -> str:
     return total.hexdigest()
 
 
+def check_sources() -> None:
+    """Raise a RuntimeError if the sources are no longer those of `sources_sha256`."""
+    if sources_sha256.__wrapped__() != sources_sha256():
+        raise RuntimeError("the package's sources have changed meanwhile; start this anew")
+
+
 @cache
 def cpu_model() -> str:
     """Return the CPU's name as the system gives it; with family and model if it has no number."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsecore.config import TrainConfig
+from sparsecore.config import TrainConfig, names
 
 RELEASED = "released code"
 READING = "this project's reading"
@@ -61,6 +61,5 @@ SETTINGS: dict[str, Setting] = {
 
 def setting(dataset: str) -> Setting:
     """Return the setting of the data set `dataset`; an unknown name raises a ValueError."""
-    if dataset not in SETTINGS:
-        raise ValueError(f"dataset: expected one of {', '.join(SETTINGS)}, got {dataset!r}")
+    names(SETTINGS).check("dataset", dataset)
     return SETTINGS[dataset]

@@ -69,6 +69,13 @@ def test_processes_share_a_cache_agree_and_drop_the_code_of_older_sources(tmp_pa
     assert not before.keys() & after and len(after) == len(before)
 
 
+def test_a_stamp_is_that_of_the_kernels_which_this_process_has_loaded(monkeypatch):
+    seen, read = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: seen.append(path) or read(path))
+    jit._stamp.__wrapped__(PACKAGE / "extreme" / "tiles.py")
+    assert seen and {path.parent.name for path in seen} == {"extreme"}
+
+
 def add_one(x):
     return x + 1
 

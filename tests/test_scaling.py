@@ -164,7 +164,7 @@ def test_seed_determines_the_outcome():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: simulate.simulate(PLAIN, 0), "workers: expected at least 1, got 0"),
+        (lambda: simulate.simulate(PLAIN, 0), "workers: expected an integer of at least 1, got 0"),
         (lambda: simulate.simulate(PLAIN, 2, "dense"), "algorithm: expected one of wasap, wassp"),
         (lambda: replace(PLAIN, update=0.0), "update: expected a finite number above 0, got 0.0"),
         (lambda: replace(PLAIN, lock=-1.0), "lock: expected a finite number of at least 0"),

@@ -6,6 +6,7 @@ import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -211,6 +212,11 @@ def test_profiles(monkeypatch):
 
 
 def test_where_results_are(tmp_path, monkeypatch):
+    monkeypatch.setenv(store.FOLDER, "mine")
+    with pytest.raises(ValueError, match=r"RESULTS: expected an absolute path, .* got 'mine'"):
+        store.root()
+    monkeypatch.setenv(store.FOLDER, "~/mine")
+    assert store.root() == Path.home() / "mine"
     monkeypatch.delenv(store.FOLDER, raising=False)
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "_toc.yml").touch()

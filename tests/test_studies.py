@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -404,6 +405,25 @@ def test_a_parallel_run_that_lost_a_worker_is_no_result(parallel, monkeypatch):
     assert [run["condition"]["method"] for run in found.runs] == ["set-relu"]
     assert found.no_cluster == "engines are gone"
     assert found.lacks("digits", "wasap") and not found.lacks("digits", "set-relu")
+
+
+def test_a_study_that_lacks_a_run_ends_with_an_error_and_the_reason(parallel, monkeypatch, capsys):
+    Workers(monkeypatch, [{"rank": 1, "cause": "silent for 5 s"}], [])
+    monkeypatch.setattr(store, "write", Mock(side_effect=OSError("no space left")))
+    with pytest.warns(store.ResultWarning, match="cannot be kept"):
+        assert __main__.main(["study", "run", "F-test", "--methods", "set-relu,wassp"]) == 1
+    err = capsys.readouterr().err
+    assert "parallel runs: workers were lost on the way, run it again: rank 1: silent" in err
+    told = "not recorded: digits-set-relu-seed0, digits-wassp-seed0; the reasons are above"
+    assert err.splitlines()[-1].endswith(told)
+
+
+def test_a_run_that_cannot_start_is_tried_once_more_and_not_for_ever(study, monkeypatch):
+    tried = Mock(side_effect=BlockingIOError("too many processes"))
+    monkeypatch.setitem(METHODS, "set-relu", replace(METHODS["set-relu"], run=tried))
+    with pytest.raises(BlockingIOError, match="too many processes"):
+        load()
+    assert tried.call_count == 3, "each of two seeds, and the first of them again"
 
 
 def test_without_a_cluster_parallel_rows_say_so_and_the_others_are_there(parallel, monkeypatch):

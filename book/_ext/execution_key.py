@@ -12,15 +12,18 @@ jupyter-cache knows a notebook by its code cells alone. Here the key is complete
   valid executes in seconds);
 - the versions of Python and of all that a notebook may import of what the package requires;
 - the environment variables that begin with the package's name;
+- the results at full length, which notebooks read;
 - which data sets are at hand, so that a page that says "not available on this machine" is built
   anew once the files are in place;
-- the files that notebooks read and write, by the patterns of ``execution_key_files``. They are
-  compared with their state at the *end* of the last build, since the build itself writes the
-  results that were missing.
+- the results of quick builds. These two are compared with their state at the *end* of the last
+  build, since the build itself brings what was missing.
+
+A build that is killed counts as none. One that finds another at work ends at once.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib
 import importlib.metadata
@@ -138,21 +141,34 @@ class ExecutionKey:
 
 def _start(app: Sphinx) -> None:
     from sphinx.application import ENV_PICKLE_FILENAME
+    from sphinx.errors import ExtensionError
     from sphinx.util import logging
 
     package = app.config.execution_key_package
     distribution = app.config.execution_key_distribution
-    source = Path(app.srcdir)
+    own = os.environ.get(f"{package.upper()}_RESULTS")
+    results = Path(own).expanduser() if own else Path(app.srcdir) / "results"
+
+    def code() -> Key:
+        known = code_key(package, distribution, os.environ)
+        return {**known, "recorded": digest_files(results, ["paper/**/*.json"])}
 
     def files() -> Key:
         return {
             "data": _digest(available_data(package)),
-            "files": digest_files(source, app.config.execution_key_files),
+            "files": digest_files(results, ["quick/**/*.json"]),
         }
 
+    held = (Path(app.outdir).parent / "build.lock").open("a")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        told = "another build of this book is at work: wait until it has ended"
+        raise ExtensionError(told) from None
+    app.execution_lock = held  # type: ignore[attr-defined]  # until this process ends
     # MyST-NB has put the folder's place into its settings by now (same event, higher priority)
     cache = Path(app.env.mystnb_config.execution_cache_path)  # type: ignore[attr-defined]
-    key = ExecutionKey(cache, lambda: code_key(package, distribution, os.environ), files)
+    key = ExecutionKey(cache, code, files)
     changed = key.changed()
     if changed:
         logging.getLogger(__name__).info(
@@ -162,7 +178,7 @@ def _start(app: Sphinx) -> None:
         # Already in memory. Without the file, a build that is killed before it has read every
         # notebook leaves nothing behind that the next build could take for up to date.
         (Path(app.doctreedir) / ENV_PICKLE_FILENAME).unlink(missing_ok=True)
-    key.record()
+    (cache / STATE_FILE).unlink(missing_ok=True)  # `_finish` writes it
     app.execution_key = key  # type: ignore[attr-defined]
     app.execution_key_changed = bool(changed)  # type: ignore[attr-defined]
 
@@ -195,7 +211,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.setup_extension("myst_nb")
     app.add_config_value("execution_key_package", "sparsecore", "")
     app.add_config_value("execution_key_distribution", "truly-sparse", "")
-    app.add_config_value("execution_key_files", [], "")
     app.connect("builder-inited", _start, priority=600)
     app.connect("env-get-outdated", _outdated)
     app.connect("env-updated", _rewrite)

@@ -27,8 +27,8 @@ def add(commands: Any) -> None:
         "run",
         help="run what a study lacks; what is there and valid is kept",
         description="Run what a study lacks. A result is kept as soon as its run ends. A run of "
-        "profile paper that was killed goes on from its checkpoint. Several such commands at a "
-        "time share the work.",
+        "profile paper that takes more than minutes, and is not timed, goes on from its "
+        "checkpoint if it was killed. Several such commands at a time share the work.",
     )
     run.set_defaults(function=_run_study)
     run.add_argument("key", metavar="KEY", help="as `study list` names it")
@@ -87,21 +87,21 @@ def _run_study(options: argparse.Namespace) -> None:
     )  # fmt: skip
     for dataset, why in found.unavailable.items():
         print(f"sparsecore study: {dataset}: {why}", file=sys.stderr)
-    lacking = []
+    if found.no_cluster:
+        print(f"sparsecore study: parallel runs: {found.no_cluster}", file=sys.stderr)
     if not found.study.datasets:
         print(f"{options.key} needs no run")
     study = found.study
     for dataset, decay, method in itertools.product(study.datasets, study.decays, study.methods):
         part = found.at(decay)
-        runs, lacks = part.of(dataset, method), part.lacks(dataset, method)
+        runs = part.of(dataset, method)
         scores = ", ".join(f"{100 * run['test_accuracy']:.2f}" for run in runs)
         told = f"test accuracy {scores} %" if runs else part.why_not(dataset, method)
-        if runs or lacks or decay == study.decays[0]:
+        if runs or part.lacks(dataset, method) or decay == study.decays[0]:
             print(f"{dataset:18} λ {decay:<7g} {method:20} {told}")
-        if lacks:
-            lacking.append(f"{dataset} {method} λ {decay:g}")
-    if lacking:
-        raise RuntimeError(f"not run: {', '.join(lacking)}; the reasons are above")
+    asked = study.conditions(found.profile, options.seeds)
+    if lacking := [c.name for c in asked if studies.entry(c).look()[0] is None]:
+        raise RuntimeError(f"not recorded: {', '.join(lacking)}; the reasons are above")
 
 
 def _study_status(options: argparse.Namespace) -> None:

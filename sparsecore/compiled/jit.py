@@ -22,6 +22,7 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from sparsecore.files import atomic_write
 
 _HERE = Path(__file__).parent
+_OWN = {path: path.read_bytes() for path in _HERE.glob("*.py")}  # now: as this process loads them
 
 
 @cache
@@ -29,9 +30,9 @@ def _stamp(source: Path) -> str:
     """Digest what a function may be compiled from: this folder, and its own folder or module."""
     # A module right below the package is compiled from this folder and itself.
     own = [source] if source.parent == _HERE.parent else source.parent.glob("*.py")
-    digest = hashlib.sha256()
-    for path in sorted({*_HERE.glob("*.py"), *own}):
-        digest.update(path.read_bytes())
+    digest, texts = hashlib.sha256(), {path: path.read_bytes() for path in own} | _OWN
+    for path in sorted(texts):
+        digest.update(texts[path])
     return digest.hexdigest()[:12]
 
 

@@ -155,12 +155,6 @@ def _number(cell: str) -> float:
     return number(cell) if cell.isascii() and "_" not in cell else np.nan
 
 
-def _whole(numbers: np.ndarray) -> np.ndarray:
-    """Return integers, if all numbers are, and small enough to be exact."""
-    whole = (numbers == np.rint(numbers)) & (np.abs(numbers) < 2**53)
-    return numbers.astype(np.int64) if whole.all() else numbers
-
-
 def _svmlight(path: Path, n_features: int) -> Table:
     from sklearn.datasets import load_svmlight_file
 
@@ -170,7 +164,8 @@ def _svmlight(path: Path, n_features: int) -> Table:
         _find_fault(path)
         raise ValueError(f"{path}: {error}") from None
     X.resize(len(y), max(X.shape[1], n_features))  # the last columns may be empty
-    return Table(X, None, _whole(y))
+    whole = (y == np.rint(y)) & (np.abs(y) < 2**53)  # and small enough to be exact
+    return Table(X, None, y.astype(np.int64) if whole.all() else y)
 
 
 def _find_fault(path: Path) -> None:

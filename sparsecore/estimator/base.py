@@ -255,23 +255,20 @@ class SparseMLPBase(BaseEstimator):
 
     def _partial_fit(self, X: Any, y: Any, weight: Any, classes: Any = None) -> Any:
         """Do what `partial_fit` says; whatever fails or interrupts it leaves the state before."""
-        draft = self._draft(True)
-        draft._take_in(X, y, weight, classes, not hasattr(self, "model_"))
-        self.__dict__ = vars(draft)
-        return self
-
-    def _take_in(self, X: Any, y: Any, weight: Any, classes: Any, first: bool) -> None:
-        config, X, y, weight = self._taken(X, y, weight, classes, first, False)
+        draft, first = self._draft(True), not hasattr(self, "model_")
+        config, X, y, weight = draft._taken(X, y, weight, classes, first, False)
         config, n = config.with_values(epochs=_FOREVER), len(y)
         if first:
-            self.validation_scores_ = self.best_validation_score_ = None
-            self._begin(config, X, weight)
+            draft.validation_scores_ = draft.best_validation_score_ = None
+            draft._begin(config, X, weight)
         elif self.standardize:
-            self.scaler_ = inputs.moments(self.scaler_, X, weight)
-        targets = self._aim(y, weight, False)
-        with self._trainer(config, n) as trainer:
+            draft.scaler_ = inputs.moments(self.scaler_, X, weight)
+        targets = draft._aim(y, weight, False)
+        with draft._trainer(config, n) as trainer:
             change_after = max(n, _STREAM_BATCHES * config.batch_size)
-            self._epoch(trainer, self._inputs(X), targets, change_after)
+            draft._epoch(trainer, draft._inputs(X), targets, change_after)
+        self.__dict__ = vars(draft)
+        return self
 
     def _epoch(self, trainer: train.Trainer, X: Any, targets: Any, change_after: int) -> None:
         """Take one pass; before it, change a topology that has seen `change_after` samples."""

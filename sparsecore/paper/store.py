@@ -21,6 +21,7 @@ from typing import Any
 
 from sparsecore import files
 from sparsecore.cluster import ClusterError
+from sparsecore.config import names
 from sparsecore.datasets import DataError
 from sparsecore.experiment import RECIPE
 from sparsecore.limits import cpu_count
@@ -57,8 +58,11 @@ class ResultWarning(UserWarning):
 
 def root() -> Path:
     """Return the folder of all results: as set, or the book's, or one in the working directory."""
-    if os.environ.get(FOLDER):
-        return Path(os.environ[FOLDER])
+    if own := os.environ.get(FOLDER):
+        if not (folder := Path(own).expanduser()).is_absolute():
+            told = "expected an absolute path, for notebooks run in a folder of their own"
+            raise ValueError(f"${FOLDER}: {told}, got {own!r}")
+        return folder
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "book" / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
@@ -69,9 +73,7 @@ def root() -> Path:
 def current_profile(profile: str | None = None) -> str:
     """Return `profile`, else ``$SPARSECORE_PROFILE``, else "quick"; raise ValueError for others."""
     chosen = profile or os.environ.get(PROFILE) or "quick"
-    if chosen not in PROFILES:
-        where = "profile" if profile else f"${PROFILE}"
-        raise ValueError(f"{where}: expected one of {', '.join(PROFILES)}, got {chosen!r}")
+    names(PROFILES).check("profile" if profile else f"${PROFILE}", chosen)
     return chosen
 
 
@@ -147,8 +149,9 @@ class Entry:
         if self.profile == "quick":
             result["cache"] = _cache_key()
         # Taken before the run, which may last hours: somebody may edit and commit meanwhile.
-        result["provenance"] = provenance(1, None)
-        result |= compute()
+        about = provenance(1, None)
+        result |= {"provenance": about, **compute()}
+        result["provenance"]["commit"] = about["commit"]  # other processes look later
         try:
             write(self.path, result, self.schema)
         except OSError as error:
@@ -159,7 +162,7 @@ class Entry:
         return read(self.path, self.schema)
 
     def _warn(self, what: str, level: int) -> None:
-        text = f"{self.path.name} of {self.study}, {self.profile}: {what}"
+        text = f"{self.name}.json of {self.study}, {self.profile}: {what}"
         warnings.warn(text, ResultWarning, stacklevel=level)
 
 

@@ -54,11 +54,7 @@ def canvas(height: float) -> Iterator[Figure]:
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def _whole(page: Result) -> Sequence[Result]:
-    return [page]
-
-
-def shows(choose: Choose = _whole) -> Decorator:
+def shows(choose: Choose = lambda page: [page]) -> Decorator:
     """Have a function show results of a page: its only one, one by name, or a choice.
 
     The function gets the results that exist and all other arguments; without any result, a note
@@ -85,8 +81,8 @@ def shows(choose: Choose = _whole) -> Decorator:
 
 
 def picture(
-    key: str, choose: Choose = _whole, *, caption: str, alt: str, across: int = 1, down: int = 1,
-    height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
+    key: str, choose: Choose = lambda page: [page], *, caption: str, alt: str, across: int = 1,
+    down: int = 1, height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
 ) -> Decorator:  # fmt: skip
     """Make a picture of what a function draws of a page's results; see `shows`.
 

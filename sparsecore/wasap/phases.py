@@ -290,7 +290,7 @@ class _Run:
         with self._aside("evaluate"):
             while self.window.fetch("control")[TESTED] < before:
                 last = before * self.updates_per_epoch - 1
-                if self.ranks.lost(int(self.window.fetch("worker", last, last + 1)[0])):
+                if int(self.window.fetch("worker", last, last + 1)[0]) in self.ranks.lost:
                     break
                 time.sleep(1e-3)
                 self.ranks.check()

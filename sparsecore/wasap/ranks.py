@@ -58,7 +58,7 @@ class Ranks:
         self.failed = self._late = self._unfinished = False  # failed: this rank ended the run
         self.longest_step = 0.0
         self._step_began = self._step_known = 0.0  # the latter by the watch; 0: none goes on
-        self._lost: dict[int, str] = {}
+        self.lost: dict[int, str] = {}  #: why a rank will not be heard of again
         self._rows = np.zeros(self.size, _ROW)
         self._known, self._silence = self._rows["beats"], np.zeros(self.size)
         self.comm, request = comm.Idup()
@@ -117,16 +117,12 @@ class Ranks:
             self.longest_step = max(self.longest_step, time.monotonic() - self._step_began)
             self._step_began = 0.0
 
-    def lost(self, rank: int) -> str | None:
-        """Return why a rank will not be heard of again, or None."""
-        return self._lost.get(rank)
-
     def absent(self, rank: int) -> str | None:
         """Return why a rank will have no result, or None."""
-        return self.message(rank) if self._rows["state"][rank] == _LEFT else self.lost(rank)
+        return self.message(rank) if self._rows["state"][rank] == _LEFT else self.lost.get(rank)
 
     def _first_lost(self) -> str | None:
-        return next((f"rank {rank} {why}" for rank, why in self._lost.items()), None)
+        return next((f"rank {rank} {why}" for rank, why in self.lost.items()), None)
 
     def _look(self) -> str | None:
         """Give a sign of life and look for the others'; return who is in trouble (the watch)."""
@@ -144,8 +140,8 @@ class Ranks:
         beats = self._rows["beats"].copy()
         silent = (beats == self._known) & self._others
         self._known, self._silence = beats, np.where(silent, self._silence + passed, 0.0)
-        self._lost = {r: why for r in range(self.size) if (why := self._why_lost(r))}
-        if self.rank and 0 in self._lost and self._silence[0] > self.patience + _GRACE:
+        self.lost = {r: why for r in range(self.size) if (why := self._why_lost(r))}
+        if self.rank and 0 in self.lost and self._silence[0] > self.patience + _GRACE:
             self.watch.end_process(self._without_rank_0())  # the main thread is busy
         alone = np.flatnonzero(self._rows["alone"])
         return f"rank {alone[0]} waits no more" if len(alone) else self._first_lost()
@@ -171,11 +167,11 @@ class Ranks:
         watch.let_interrupt_through()
         if len(failed := np.flatnonzero(self._rows["state"] == _FAILED)):
             raise ParallelError(self.message(failed[0]))
-        if self.rank and 0 in self._lost:
+        if self.rank and 0 in self.lost:
             raise ParallelError(self._without_rank_0())
 
     def _without_rank_0(self) -> str:
-        return f"rank 0, which makes the result, {self._lost[0]}"
+        return f"rank 0, which makes the result, {self.lost[0]}"
 
     def stop(self, error: BaseException) -> None:
         """End the run for all ranks, because of this rank's `error`."""
@@ -279,7 +275,7 @@ class Ranks:
         while len(missing := np.flatnonzero(self._rows["arrivals"] < own)):
             failed = _FAILED in self._rows["state"]
             self._late = failed and time.monotonic() - start > _GRACE
-            if self._late or all(rank in self._lost for rank in missing):
+            if self._late or all(rank in self.lost for rank in missing):
                 self._set(self._rows["alone"], 1)
                 return False
             if not self.shared:  # over TCP, MPI does what others want of this memory when called

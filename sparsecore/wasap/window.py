@@ -102,7 +102,7 @@ class Window(Place):
             if now - looked > LOOK:
                 looked = now
                 self.ranks.check()
-                if why := self.ranks.lost(holder - 1):
+                if why := self.ranks.lost.get(holder - 1):
                     raise ParallelError(f"rank {holder - 1}, which holds the server's lock, {why}")
         self._window.Sync()
         try:

@@ -23,6 +23,7 @@ import numpy as np
 
 from sparsecore import cluster
 from sparsecore.paper.store import Entry, Measured, Parts, Result
+from sparsecore.provenance import check_sources
 
 STUDY = "T-extreme"
 #: Neurons of a bat's brain, the size of the claim.
@@ -110,10 +111,13 @@ def survive(neurons: int) -> Result:
         running = subprocess.Popen(
             _command([], *saved), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        while not file.exists() and running.poll() is None:
-            time.sleep(0.01)
-        running.kill()  # SIGKILL
-        if running.wait() != -signal.SIGKILL:  # else "resumed" would be a whole run
+        try:
+            while not file.exists() and running.poll() is None:
+                time.sleep(0.01)
+        finally:  # an interrupt, too, ends it
+            running.kill()  # SIGKILL
+            status = running.wait()
+        if status != -signal.SIGKILL:  # else "resumed" would be a whole run
             raise RuntimeError("the run was over before it could be killed; take more neurons")
         resumed, size = _result([], *saved), file.stat().st_size
     whole = _result([], *few)
@@ -141,8 +145,10 @@ def _command(before: list[str], neurons: int, hidden_layers: int, *more: object)
 
 def _result(before: list[str], neurons: int, hidden_layers: int, *more: object) -> Result:
     """Run the command and return its result; raise RuntimeError, with what it said, if it fails."""
+    check_sources()  # another process reads them anew
     command = _command(before, neurons, hidden_layers, *more)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.splitlines()[-1:]}")
+        last = (done.stderr.splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"{' '.join(command)}: {last}")
     return json.loads(done.stdout)

@@ -67,8 +67,7 @@ def _parts(profile: str) -> Parts:
 
 
 def _rows(seed: int, profile: str) -> Dataset:
-    data, limit = datasets.load(DATASET), EFFORTS[profile].rows
-    return data if limit is None else data.limited(limit, random_state=seed)
+    return datasets.load(DATASET).limited(EFFORTS[profile].rows, seed)
 
 
 def _train(algorithm: str, seed: int, profile: str) -> Result:

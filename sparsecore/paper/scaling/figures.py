@@ -167,17 +167,13 @@ def _parts(row: Mapping[str, Any]) -> str:
     return f"{row['gradient_ms']:.2f}, {lock}, {row['update_ms']:.2f}"
 
 
-def _deviation(row: Mapping[str, Any]) -> str:
-    return f"{row['simulated']:,.0f} ({row['deviation']:+.0%})"
-
-
 _COMPARISON = (
     Column("algorithm", "algorithm", number=False, once=True),
     Column("workers", "workers"),
     Column("samples/s measured", "", "{measured:,.0f} ({lowest:,.0f}–{highest:,.0f})".format_map),
     Column("speed-up", "speedup", "{:.2f}"),
     Column("gradient, lock, update (ms)", "", _parts),
-    Column("samples/s simulated", "", _deviation),
+    Column("samples/s simulated", "", "{simulated:,.0f} ({deviation:+.0%})".format_map),
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from sparsecore.limits import cpu_count
 from sparsecore.paper.scaling.rounds import in_turns, spent
 from sparsecore.paper.scaling.simulate import Calibration
 from sparsecore.paper.store import Entry, Measured, Parts, Result, only
+from sparsecore.paper.training import on_cluster
 from sparsecore.provenance import provenance
 from sparsecore.settings import setting
 from sparsecore.wasap.plan import ALGORITHMS, Plan
@@ -77,12 +78,12 @@ def _measure(effort: Effort) -> Result:
     n_bytes = 4 * train.new_model(config, data.n_features, data.n_classes, 0).nnz
 
     def alone(seed: int) -> Result:
-        rows = data if effort.rows is None else data.limited(effort.rows, random_state=seed)
-        return experiment.run(rows, config, seed=seed)[1]
+        return experiment.run(data.limited(effort.rows, seed), config, seed=seed)[1]
 
     def together(algorithm: str, k: int, seed: int) -> Result:
         plan, few = Plan(algorithm, phase1=1.0), workers.first(k)
-        return cluster.train(few, config, data.name, plan, seed=seed, limit=effort.rows)[1]
+        run = cluster.train(few, config, data.name, plan, seed=seed, limit=effort.rows)[1]
+        return on_cluster.whole(run)
 
     runs = {(name, k): partial(together, name, k) for k in numbers for name in ALGORITHMS}
     with cluster.connect(numbers[-1]) as workers:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparsecore.config import integers, names
 from sparsecore.wasap.plan import ALGORITHMS
 
 # Operations on a remote window that a push waits for, each there and back: between taking the lock
@@ -132,10 +133,8 @@ def simulate(
     bandwidth; requests for the lock load the server's network; evaluation. The first to ask gets
     the lock, which only decides whose gradient is stale.
     """
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
-    if workers < 1:
-        raise ValueError(f"workers: expected at least 1, got {workers!r}")
+    names(ALGORITHMS).check("algorithm", algorithm)
+    integers(1).check("workers", workers)
     run, rng = _asynchronous if algorithm == "wasap" else _lockstep, np.random.default_rng(seed)
     rate, *shares = map(float, run(calibration, workers, network, scenario, rng))
     speedup = rate / calibration.alone

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparsecore import datasets, experiment
-from sparsecore.config import TrainConfig
+from sparsecore.config import TrainConfig, names
 from sparsecore.paper.training import dense, observers, on_cluster
 from sparsecore.paper.training.observers import Observer, observe_gradient_flow, observe_importance
 from sparsecore.settings import DECAYS, setting
@@ -363,6 +363,5 @@ class Condition:
 
 def find(key: str) -> Study:
     """Return a study by its key; a ValueError lists all keys."""
-    if key not in STUDIES:
-        raise ValueError(f"study: expected one of {', '.join(STUDIES)}, got {key!r}")
+    names(STUDIES).check("study", key)
     return STUDIES[key]

@@ -43,12 +43,21 @@ def train(
     try:
         if "workers" not in _shared:
             _shared["workers"] = _shared["stack"].enter_context(cluster.connect(n_workers()))
-        return cluster.train(_shared["workers"], config, data, **options)
+        model, result = cluster.train(_shared["workers"], config, data, **options)
     except cluster.ClusterError as error:
         if isinstance(error, cluster.WorkerError) and error.cause == "FloatingPointError":
             raise FloatingPointError(str(error)) from error  # the engines go on to the next run
         _shared["failed"] = str(error)
         raise
+    return model, whole(result)
+
+
+def whole(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result, or raise ClusterError if it lacks workers: no study compares such runs."""
+    if lost := result["parallel"]["failed_workers"]:
+        causes = "; ".join(f"rank {worker['rank']}: {worker['cause']}" for worker in lost)
+        raise cluster.ClusterError(f"workers were lost on the way, run it again: {causes}")
+    return result
 
 
 def run(
@@ -64,9 +73,6 @@ def run(
             observe(None, seen)
 
     model, result = train(config, data, on_progress=on_progress, **options)
-    if lost := result["parallel"]["failed_workers"]:
-        causes = "; ".join(f"rank {worker['rank']}: {worker['cause']}" for worker in lost)
-        raise cluster.ClusterError(f"workers were lost on the way, run it again: {causes}")
     on_progress({"epoch": config.epochs})
     # The record of every update belongs to F-parallel.
     return model, {**result, "parallel": {"workers": n_workers()}}

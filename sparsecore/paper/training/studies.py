@@ -174,6 +174,8 @@ def load(
                     run = partial(_run, condition, shown.update)
                     runs[condition] = entry(condition).obtain(run, wait=condition in busy)
                 except BlockingIOError:
+                    if condition in busy:  # it has waited: this is another error
+                        raise
                     busy.append(condition)
                     continue
                 except DataError as error:
@@ -243,12 +245,14 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
 
 
 def _checkpoint(condition: Condition) -> Path | None:
-    """Return where a long run keeps its state; the name tells configuration and CPU's lanes."""
+    """Return where a long run keeps its state; the name tells all that it cannot change."""
     # Parallel runs write one after every epoch, which may take longer than a small network's.
     small = METHODS[condition.method].parallel and condition.work < 1e9
     if condition.profile == "quick" or small:
         return None
-    about = f"{experiment.RECIPE} {lanes.widest()} {condition.config}"
+    workers = on_cluster.n_workers() if METHODS[condition.method].parallel else 1
+    data = data_sha256(condition.dataset)
+    about = f"{experiment.RECIPE} {lanes.widest()} {workers} {data} {condition.config}"
     digest = hashlib.sha256(about.encode()).hexdigest()[:8]
     return entry(condition).checkpoint(digest)
 

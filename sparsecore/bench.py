@@ -46,11 +46,9 @@ def bench(
     sizes: tuple[int, ...], *, epsilon: float | None = None, density: float | None = None,
     batch_size: int = 128, threads: int = 1, steps: int = 500, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time training steps, evolution and prediction of a network on random data.
-
-    Steps are timed over calls of 100. A step is 6 operations per connection and sample, 4 in the
-    first layer, whose input gradient is not needed.
-    """
+    """Time training steps, evolution and prediction of a network on random data."""
+    # Steps are timed over calls of 100. A step is 6 operations per connection and sample, 4 in the
+    # first layer, whose input gradient is not needed.
     config, rng = TrainConfig(), seeds.generator(seed, Purpose.TOPOLOGY)
     model = SparseMLP.erdos_renyi(sizes, epsilon=epsilon, density=density, random_state=rng)
     model.start_momentum()

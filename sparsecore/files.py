@@ -38,11 +38,9 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[IO[bytes]]:
-    """Open a temporary file that replaces `path` if the block ends without an error.
-
-    Links are followed, and the file's mode is kept. With `keep` the file that was there stays as
-    `previous`. What writers that were killed have left is removed.
-    """
+    """Open a temporary file that replaces `path` if the block ends without an error."""
+    # Links are followed, and the file's mode is kept. With `keep` the file that was there stays as
+    # `previous`. What writers that were killed have left is removed.
     target = check_writable(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     stem = target.name[:_STEM]
@@ -94,10 +92,8 @@ def _create(path: Path, mode: int) -> IO[bytes]:
 
 @contextmanager
 def lock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file's lock; wait for a process that has it, or raise BlockingIOError.
-
-    Yields False, so that work may be done twice, where a file system cannot be written or locked.
-    """
+    """Hold a lock file's lock; wait for a process that has it, or raise BlockingIOError."""
+    # Yields False, so that work may be done twice, where a file system cannot be written or locked.
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,10 +40,8 @@ INITIALIZERS: dict[str, Callable[[int, int, int, np.random.Generator], np.ndarra
 def initial_weights(
     name: str, n_in: int, n_out: int, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw `size` initial weights, float32; refuse an unknown name.
-
-    `n_in` and `n_out` are the layer's widths, not its sparse fan-in and fan-out.
-    """
+    """Draw `size` initial weights, float32; refuse an unknown name."""
+    # `n_in` and `n_out` are the layer's widths, not its sparse fan-in and fan-out.
     if name not in INITIALIZERS:
         raise ValueError(f"init: expected one of {', '.join(INITIALIZERS)}, got {name!r}")
     return INITIALIZERS[name](n_in, n_out, size, rng)

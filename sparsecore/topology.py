@@ -155,11 +155,9 @@ def replace(
     drop: np.ndarray, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray,
     velocity: np.ndarray | None, n_in: int, fresh: np.ndarray, rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    """Remove the connections that `drop` marks, and add as many, with weights `fresh`, in place.
-
-    All vacant places are equally likely, those of removed connections included. Their numbers are
-    drawn, and one merge rewrites the layer: O(nnz) whatever the density.
-    """
+    """Remove the connections that `drop` marks, and add as many, with weights `fresh`, in place."""
+    # All vacant places are equally likely, those of removed connections included. Their numbers are
+    # drawn, and one merge rewrites the layer: O(nnz) whatever the density.
     n_out = len(indptr) - 1
     keep = np.flatnonzero(~drop)
     vacant = n_in * n_out - len(keep)
@@ -251,10 +249,9 @@ def _retain(indptr, indices, values, new_indptr, new_indices, out):
 
 
 def union_average(layers: list[_Layer]) -> _Layer:
-    """Average layers of one shape over the union of their connections (WASAP-SGD, phase 2).
-
-    What a layer lacks counts as 0. Sums are float64, in order: equal layers average to themselves.
-    """
+    """Average layers of one shape over the union of their connections (WASAP-SGD, phase 2)."""
+    # What a layer lacks counts as 0. Sums are float64, in order: equal layers average to
+    # themselves.
     if not layers:
         raise ValueError("layers: expected at least one to average, got none")
     shape = len(layers[0][0]) - 1, 1 + max(int(found.max(initial=0)) for _, found, _ in layers)

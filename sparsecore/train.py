@@ -142,11 +142,9 @@ class Trainer(Fixed, Closing):
         self, inputs: Callable[[int], Any], y: Targets, test: Callable[[], dict[str, Any]] = dict,
         on_progress: Callable[[int, float], None] | None = None,
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
-        """Take the epochs that are left, and yield the record of each.
-
-        ``inputs(epoch)``, counted from 0, makes an epoch's inputs, which counts as training;
-        ``test()`` is called before the topology changes, and returns more entries of the record.
-        """
+        """Take the epochs that are left, and yield the record of each."""
+        # ``inputs(epoch)``, counted from 0, makes an epoch's inputs, which counts as training;
+        # ``test()`` is called before the topology changes, and returns more entries of the record.
         while self.epoch < self.config.epochs:
             begin = time.perf_counter()
             X = inputs(self.epoch)

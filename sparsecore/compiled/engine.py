@@ -137,10 +137,8 @@ class Engine(Closing):
         self, rule: Rule, inputs: np.ndarray, targets: np.ndarray | Aim, rows: np.ndarray,
         batch_size: int, step: int, sums: Metrics,
     ) -> None:  # fmt: skip
-        """Take momentum steps over ``inputs[rows]`` in that order, `batch_size` samples each.
-
-        `step` is the first step's number. Steps are whole even if an interrupt ends the work.
-        """
+        """Take momentum steps over ``inputs[rows]`` in that order, `batch_size` samples each."""
+        # `step` is the first step's number. Steps are whole even if an interrupt ends the work.
         state, work = self._now()
         net, velocity = state.network, state.velocity
         if velocity is None:

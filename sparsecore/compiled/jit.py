@@ -93,11 +93,9 @@ def _warn(why: str) -> None:
 
 
 def jit(*, inner: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that compiles at the first call, with options of `numba.njit` added.
-
-    Mark a function `inner` if only compiled code calls it: it gets no code for calls from Python,
-    which would be half of its code. Such a call would crash.
-    """
+    """Return a decorator that compiles at the first call, with options of `numba.njit` added."""
+    # Mark a function `inner` if only compiled code calls it: it gets no code for calls from Python,
+    # which would be half of its code. Such a call would crash.
     if config.DISABLE_JIT:
         raise RuntimeError(
             "NUMBA_DISABLE_JIT: expected 0 or nothing, got 1; unset it, the kernels exist only as "

@@ -26,13 +26,11 @@ def digits() -> Arrays:
 
 
 def madelon_generator(random_state: int = 2005) -> Arrays:
-    """Draw 2000 and 600 rows of 500 float32 values with the design of Madelon.
-
-    Guyon (2003): 32 Gaussian clusters on the vertices of a five-dimensional hypercube, 16 per class
-    at random; 15 linear combinations of the five features; 480 features of noise; 1 % of the labels
-    drawn anew. Nearest neighbours, a linear model and a random forest do about as well as on
-    Madelon itself (0.86, 0.63, 0.74; there 0.91, 0.60, 0.73).
-    """
+    """Draw 2000 and 600 rows of 500 float32 values with the design of Madelon."""
+    # Guyon (2003): 32 Gaussian clusters on the vertices of a five-dimensional hypercube, 16 per
+    # class at random; 15 linear combinations of the five features; 480 features of noise; 1 % of
+    # the labels drawn anew. Nearest neighbours, a linear model and a random forest do about as well
+    # as on Madelon itself (0.86, 0.63, 0.74; there 0.91, 0.60, 0.73).
     from sklearn.datasets import make_classification
 
     # With all vertices taken, it deals them to two classes in order, which makes the class one

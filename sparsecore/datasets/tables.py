@@ -32,14 +32,12 @@ def read(
     path: Any, target: str | None = None, names: tuple[str, ...] | None = None,
     n_features: int | None = None,
 ) -> Table:  # fmt: skip
-    """Read the inputs, all but `target` or those that are named, in that order, and the target.
-
-    ``.csv``: a header, then numbers, and any labels in the target's column; ``.npz``: a matrix
-    ``X``, and a vector under the target's name; ``.svmlight``, ``.libsvm``: the target comes first
-    in each line, and features are counted from 0; the first is empty where a file counts from 1.
-    What is not of this form, or has not `n_features`, raises ValueError that names line and column.
-    A CSV file's targets are texts.
-    """
+    """Read the inputs, all but `target` or those that are named, in that order, and the target."""
+    # ``.csv``: a header, then numbers, and any labels in the target's column; ``.npz``: a matrix
+    # ``X``, and a vector under the target's name; ``.svmlight``, ``.libsvm``: the target comes
+    # first in each line, and features are counted from 0; the first is empty where a file counts
+    # from 1. What is not of this form, or has not `n_features`, raises ValueError that names line
+    # and column. A CSV file's targets are texts.
     path = Path(path)
     if path.suffix == ".csv":
         table = _csv(path, target, names)
@@ -57,12 +55,10 @@ def read(
 
 
 def learnable(y: np.ndarray, task: str | None, name: Any = "y") -> np.ndarray:
-    """Return targets as floats, which are "numbers" to predict, or as "classes" of another type.
-
-    Classes are the texts as they stand, so that 01 and 1 are two; if all are plain integers, such
-    as 1, they are integers. Without a `task`, other texts are numbers if all can be read as such
-    and not all are whole. What is no number raises ValueError that names its row in `name`.
-    """
+    """Return targets as floats, which are "numbers" to predict, or as "classes" of another type."""
+    # Classes are the texts as they stand, so that 01 and 1 are two; if all are plain integers, such
+    # as 1, they are integers. Without a `task`, other texts are numbers if all can be read as such
+    # and not all are whole. What is no number raises ValueError that names its row in `name`.
     kind = y.dtype.kind
     if kind == "U" and task != "numbers" and all(map(_INTEGER.fullmatch, y.flat)):
         return y.astype(np.int64)

@@ -161,12 +161,10 @@ class TiledMLP(Closing):
         self, X: np.ndarray, y: np.ndarray, learning_rate: float, momentum: float = 0.9,
         weight_decay: float = 0.0, progress: Progress = int, frozen: bool = False,
     ) -> np.ndarray:  # fmt: skip
-        """Take a step of momentum SGD on a batch; return the logits, which have to be finite.
-
-        `learning_rate` is divided by a layer's mean fan-in: so a step moves the outputs equally for
-        all widths. `progress` is called with a layer's connections after each sweep over them. With
-        `frozen` only the output layer is trained.
-        """
+        """Take a step of momentum SGD on a batch; return the logits, which have to be finite."""
+        # `learning_rate` is divided by a layer's mean fan-in: so a step moves the outputs equally
+        # for all widths. `progress` is called with a layer's connections after each sweep over
+        # them. With `frozen` only the output layer is trained.
         y = as_labels(y, len(X), self.sizes[-1])
         self._forward(X, progress)
         outputs, n = self._outputs(), len(y)

@@ -142,11 +142,9 @@ def evolve(
     grid: Grid, tiles: Tiles, spare: Tiles, zeta: float, key: np.uint64, rng: np.random.Generator,
     team: Team,
 ) -> int:  # fmt: skip
-    """Replace a layer's weakest connections by as many at random vacant places; return how many.
-
-    It is SET's evolution. `spare` is as large as `tiles`; `key` must be new in each call. Repeats
-    are drawn anew, so every subset of vacant places is equally likely.
-    """
+    """Replace a layer's weakest connections by as many at random vacant places; return how many."""
+    # It is SET's evolution. `spare` is as large as `tiles`; `key` must be new in each call. Repeats
+    # are drawn anew, so every subset of vacant places is equally likely.
     cut, ties, dropped = weakest(tiles.weights, zeta, team)
     below = np.zeros((len(tiles.start) - 1, 3), np.int64)
     team.walk(_count_weak, tiles, cut, below)

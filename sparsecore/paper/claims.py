@@ -58,10 +58,8 @@ class Check:
 
 
 def _answer(p: float, evidence: str, other: float | None = None, **more: Any) -> Check:
-    """Return a one-sided test's answer; it is provisional until `_ask` has corrected p.
-
-    `other` is the p of the other side: of counts, the two add up to more than 1.
-    """
+    """Return a one-sided test's answer; it is provisional until `_ask` has corrected p."""
+    # `other` is the p of the other side: of counts, the two add up to more than 1.
     other = 1 - p if other is None else other
     outcome = HOLDS if p < other else FAILS
     return Check("", evidence=evidence, p=min(1.0, 2 * min(p, other)), outcome=outcome, **more)
@@ -222,10 +220,8 @@ _NUMBERS = {"points": "{:+.2f}".format, "×": lambda v: f"× {two_digits(v)}", "
 
 
 def sign(checks: Sequence[Check]) -> str:
-    """Return checks in short: ✗ if one fails, else ? if one is undecided, else ✓; and a number.
-
-    – if none is tested, n/a if none can be; in brackets if some are not. The number is the first.
-    """
+    """Return checks in short: ✗ if one fails, else ? if one is undecided, else ✓; and a number."""
+    # – if none is tested, n/a if none can be; in brackets if some are not. The number is the first.
     mark, untested = _mark(checks), any(check.outcome == UNTESTED for check in checks)
     part = untested and mark not in (_SIGNS[UNTESTED], _SIGNS[IMPOSSIBLE])
     number = next((_NUMBERS[c.unit](c.effect) for c in checks if c.unit), "")

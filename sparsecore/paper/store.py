@@ -128,11 +128,9 @@ class Entry:
         return result
 
     def obtain(self, compute: Callable[[], Result], wait: bool = True) -> Result:
-        """Return the result, computed by `compute` and kept unless there is a valid one.
-
-        A process that needs a result which another one is computing waits for it; without `wait`
-        it raises a BlockingIOError.
-        """
+        """Return the result, computed by `compute` and kept unless there is a valid one."""
+        # A process that needs a result which another one is computing waits for it; without `wait`
+        # it raises a BlockingIOError.
         result, state = self.look()
         if result is not None:
             return result

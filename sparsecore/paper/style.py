@@ -55,12 +55,10 @@ def canvas(height: float) -> Iterator[Figure]:
 
 
 def shows(choose: Choose = lambda page: [page]) -> Decorator:
-    """Have a function show results of a page: its only one, one by name, or a choice.
-
-    The function gets the results that exist and all other arguments; without any result, a note
-    says why. It returns a picture or table, whose sources are completed by those of the results.
-    If a quick build made the last one, the key ends in "-here".
-    """
+    """Have a function show results of a page: its only one, one by name, or a choice."""
+    # The function gets the results that exist and all other arguments; without any result, a note
+    # says why. It returns a picture or table, whose sources are completed by those of the results.
+    # If a quick build made the last one, the key ends in "-here".
 
     def decorate(show: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(show)
@@ -84,11 +82,9 @@ def picture(
     key: str, choose: Choose = lambda page: [page], *, caption: str, alt: str, across: int = 1,
     down: int = 1, height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
 ) -> Decorator:  # fmt: skip
-    """Make a picture of what a function draws of a page's results; see `shows`.
-
-    ``draw(panel or array of `down` × `across` panels, *results)`` returns what is found, and what
-    the sources tell of it. `height` is in inches.
-    """
+    """Make a picture of what a function draws of a page's results; see `shows`."""
+    # ``draw(panel or array of `down` × `across` panels, *results)`` returns what is found, and what
+    # the sources tell of it. `height` is in inches.
 
     def decorate(draw: Callable[..., tuple[str, str]]) -> Callable[..., Any]:
         @shows(choose)
@@ -113,11 +109,9 @@ def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
 
 
 def source(results: Sequence[Result], told: str = "") -> str:
-    """Return where results come from, in plain sentences, and what else is told.
-
-    All else than machines and commits is the last one's. They warn of other processes, whose CPUs a
-    result has under "others".
-    """
+    """Return where results come from, in plain sentences, and what else is told."""
+    # All else than machines and commits is the last one's. They warn of other processes, whose CPUs
+    # a result has under "others".
     result = results[-1]
     origins = [one for some in results for one in some.get("origins") or [some["provenance"]]]
     seeds = [result["seed"]] if "seed" in result else result.get("seeds", [])

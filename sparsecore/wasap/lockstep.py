@@ -60,10 +60,8 @@ class Lockstep:
         return np.clip(np.array(self.shard_sizes) - done, 0, self._size)
 
     def take_step(self, step: int, gradient: np.ndarray | None) -> None:
-        """Take step number `step` of phase 1 together; None: this worker's batch has no samples.
-
-        After local steps, average the workers' parameters; each keeps its own velocity.
-        """
+        """Take step number `step` of phase 1 together; None: this worker's batch has no samples."""
+        # After local steps, average the workers' parameters; each keeps its own velocity.
         params, velocity = self.model.params, self.model.start_momentum()
         if self.plan.local_steps > 1:
             self._average(params, self.samples(step))

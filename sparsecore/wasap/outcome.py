@@ -26,11 +26,9 @@ def result(
     failed: dict[int, str], logits: np.ndarray, labels: np.ndarray, elapsed: float, threads: int,
     **parallel: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return all there is to know of a run, as JSON types.
-
-    `own` is what each rank says of itself, `failed` why others did not get to the end, `logits`
-    the final model's of the test rows, `elapsed` the seconds of the whole run, `parallel` more.
-    """
+    """Return all there is to know of a run, as JSON types."""
+    # `own` is what each rank says of itself, `failed` why others did not get to the end, `logits`
+    # the final model's of the test rows, `elapsed` the seconds of the whole run, `parallel` more.
     about = run["config"]
     workers, phase1_epochs = about["workers"], about["phase1_epochs"]
     rows = server.place.fetch("epochs")

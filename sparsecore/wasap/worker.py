@@ -61,10 +61,8 @@ class Worker:
         return epochs * self.batches + more * self.plan.local_steps
 
     def compute(self) -> Gradient:
-        """Compute the gradient on the next batch of the shard; its values last until the next.
-
-        With local steps: take them, and compute how they have changed the parameters.
-        """
+        """Compute the gradient on the next batch of the shard; its values last until the next."""
+        # With local steps: take them, and compute how they have changed the parameters.
         start = time.perf_counter()
         epoch, update = divmod(self.step, self._updates)
         if self._epoch != epoch:

@@ -126,13 +126,11 @@ def simulate(
     calibration: Calibration, workers: int, algorithm: str = "wasap",
     network: Network = ONE_MACHINE, scenario: Scenario = AS_MEASURED, seed: int = 0,
 ) -> Outcome:  # fmt: skip
-    """Simulate phase 1 of a parallel run in its steady state; a seed determines the outcome.
-
-    Each worker has a core of its own and always a full batch: where there are more workers than
-    updates in an epoch, the data grow with them. Not in the model: cores share the memory's
-    bandwidth; requests for the lock load the server's network; evaluation. The first to ask gets
-    the lock, which only decides whose gradient is stale.
-    """
+    """Simulate phase 1 of a parallel run in its steady state; a seed determines the outcome."""
+    # Each worker has a core of its own and always a full batch: where there are more workers than
+    # updates in an epoch, the data grow with them. Not in the model: cores share the memory's
+    # bandwidth; requests for the lock load the server's network; evaluation. The first to ask gets
+    # the lock, which only decides whose gradient is stale.
     names(ALGORITHMS).check("algorithm", algorithm)
     integers(1).check("workers", workers)
     run, rng = _asynchronous if algorithm == "wasap" else _lockstep, np.random.default_rng(seed)
@@ -154,12 +152,10 @@ def saturation(calibration: Calibration, network: Network) -> float:
 
 
 def exchange(calibration: Calibration, network: Network, workers: int) -> float:
-    """Return how many seconds a step in lockstep takes after the slowest worker's gradient.
-
-    Gradients go from all to all at once; each worker adds up and updates its share; the new
-    parameters go round a ring. Before each exchange the workers meet, which takes a message for
-    every doubling of their number. An evolution, with its broadcast, is spread over the steps.
-    """
+    """Return how many seconds a step in lockstep takes after the slowest worker's gradient."""
+    # Gradients go from all to all at once; each worker adds up and updates its share; the new
+    # parameters go round a ring. Before each exchange the workers meet, which takes a message for
+    # every doubling of their number. An evolution, with its broadcast, is spread over the steps.
     c, others = calibration, workers - 1
     wire = c.bandwidth if network.bandwidth is None else network.bandwidth
     share = 4 * c.n_params / workers / wire

@@ -43,10 +43,8 @@ def compare(
     problem: Problem, *, rounds: int = 5, seconds: float = 0.5,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time full training steps of all peers in interleaved rounds, turns of some `seconds` each.
-
-    Of each peer, "ms" is the median over rounds of a step's median, "ratio" is over sparsecore's.
-    """
+    """Time full training steps of all peers in interleaved rounds, turns of some `seconds` each."""
+    # Of each peer, "ms" is the median over rounds of a step's median, "ratio" is over sparsecore's.
     integers(1).check("rounds", rounds)
     reasons = {key: peer.absent(problem) for key, peer in PEERS.items()}
     gone = {key: reason for key, reason in reasons.items() if reason is not None}

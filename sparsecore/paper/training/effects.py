@@ -31,10 +31,9 @@ class Effect:
 def effect(
     value: float, parts: Sequence[tuple[float, float]], threshold: float = 0.0
 ) -> Effect | None:
-    """Return an effect whose error has parts: each a variance and its degrees of freedom.
-
-    Their sum's are Satterthwaite's (Welch 1947). None if nothing varies: equal seeds prove nothing.
-    """
+    """Return an effect whose error has parts: each a variance and its degrees of freedom."""
+    # Their sum's are Satterthwaite's (Welch 1947). None if nothing varies: equal seeds prove
+    # nothing.
     variance = sum(part for part, _ in parts)
     if variance == 0:
         return None
@@ -69,10 +68,8 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def pairs(first: Runs, second: Runs) -> tuple[Runs, Runs, bool]:
-    """Return runs to compare, and whether they are pairs: sparse ones of a seed start alike.
-
-    Pairs need three common seeds, or two where one side has no more; with fewer, all runs count.
-    """
+    """Return runs to compare, and whether they are pairs: sparse ones of a seed start alike."""
+    # Pairs need three common seeds, or two where one side has no more; with fewer, all runs count.
     starts = [{run["seed"]: run for run in runs} for runs in (first, second)]
     common = sorted(starts[0].keys() & starts[1].keys())
     dense = any(run["condition"]["method"] == "dense" for run in (*first, *second))
@@ -83,10 +80,8 @@ def pairs(first: Runs, second: Runs) -> tuple[Runs, Runs, bool]:
 
 
 def sampling_variance(first: Runs, second: Runs) -> float:
-    """Return the variance of a difference of mean accuracies from its test set's finite size.
-
-    It is estimated from the runs that record their right rows; fewer such runs make it larger.
-    """
+    """Return the variance of a difference of mean accuracies from its test set's finite size."""
+    # It is estimated from the runs that record their right rows; fewer such runs make it larger.
     n = first[0]["data"]["n_test"]
     right = [
         [unpacked(run["test_right"], n) for run in runs if "test_right" in run]
@@ -126,10 +121,8 @@ def apart(
     scores: Sequence[Sequence[float]], n_test: int, paired: bool = True,
     sampling: float | None = None, threshold: float = 0.0,
 ) -> Effect | None:  # fmt: skip
-    """Return the difference of two methods' accuracies over seeds, on a test set of that size.
-
-    `sampling` is its variance from the test set; without it each had a test set of its own.
-    """
+    """Return the difference of two methods' accuracies over seeds, on a test set of that size."""
+    # `sampling` is its variance from the test set; without it each had a test set of its own.
     sampling = _binomial(scores, n_test) if sampling is None else sampling
     parts = [*spread_of(scores[0], scores[1], paired), (sampling, n_test - 1)]
     return effect(float(np.mean(scores[0]) - np.mean(scores[1])), parts, threshold)

@@ -45,13 +45,11 @@ def by_dataset(
     needs: Callable[[dict[str, list[Result]]], Any] = bool,
     legend: Callable[[Results], Sequence[Any]] = lambda results: (), **subplots: Any,
 ) -> Callable[[Callable[..., str]], Callable[..., Picture | Note]]:  # fmt: skip
-    """Make a picture with a block of panels per data set whose runs, by method, meet `needs`.
-
-    A data set needs runs at `least` that many weight decays. ``draw(panels, name, results, ...)``
-    draws it and returns its part of the finding. A block has (rows, columns) of panels, and
-    `labels` name its rows. At most `across` blocks stand side by side; such a row is `height`
-    inches high, and `extra` inches are for the legend. A picture may need T-times' results, too.
-    """
+    """Make a picture with a block of panels per data set whose runs, by method, meet `needs`."""
+    # A data set needs runs at `least` that many weight decays. ``draw(panels, name, results, ...)``
+    # draws it and returns its part of the finding. A block has (rows, columns) of panels, and
+    # `labels` name its rows. At most `across` blocks stand side by side; such a row is `height`
+    # inches high, and `extra` inches are for the legend. A picture may need T-times' results, too.
 
     def decorate(draw: Callable[..., str]) -> Callable[..., Picture | Note]:
         @functools.wraps(draw)
@@ -96,10 +94,8 @@ Seconds = dict[str, tuple[list[float], int]]  # per epoch, by method, and on how
 
 
 def epoch_seconds(results: Results, dataset: str, times: Mapping[str, Result]) -> Seconds:
-    """Return the methods' seconds per epoch, all of one machine.
-
-    They are those of the contest; a quick build's runs come one after another, on this machine.
-    """
+    """Return the methods' seconds per epoch, all of one machine."""
+    # They are those of the contest; a quick build's runs come one after another, on this machine.
     if results.profile == "paper":
         contest = times.get(dataset, {})
         turns = contest.get("rounds", {}).items()  # none, where it could not be measured

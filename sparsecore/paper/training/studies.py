@@ -188,10 +188,8 @@ def load(
 
 
 def recorded(key: str) -> Results:
-    """Return a study's valid results of profile "paper" without running anything.
-
-    If that is this build's own profile, run what is missing: they are what it shows.
-    """
+    """Return a study's valid results of profile "paper" without running anything."""
+    # If that is this build's own profile, run what is missing: they are what it shows.
     if current_profile() == "paper":
         return load(key)
     study = find(key)

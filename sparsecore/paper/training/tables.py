@@ -171,10 +171,8 @@ _ACCURACIES = {"last": "test_accuracy", "best": "best_test_accuracy"}
 
 
 def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
-    """Make T-main: accuracy, connections and time of all methods on all data sets.
-
-    Recorded runs are of machines that did other things, too: their times are those of T-times.
-    """
+    """Make T-main: accuracy, connections and time of all methods on all data sets."""
+    # Recorded runs are of machines that did other things, too: their times are those of T-times.
     rows: list[dict[str, Any]] = []
     for dataset, decay in itertools.product(results.study.datasets, results.study.decays):
         at = results.at(decay)
@@ -264,11 +262,9 @@ def _main_row(
 
 
 def chosen_accuracy(epochs: list[dict[str, Any]], n_test: int) -> float | None:
-    """Return the accuracy at the epoch that one half of the test set chooses, on the other half.
-
-    Both halves do so, and the right answers are counted together. None for parallel runs, which do
-    not count them by halves.
-    """
+    """Return the accuracy at the epoch that one half of the test set chooses, on the other half."""
+    # Both halves do so, and the right answers are counted together. None for parallel runs, which
+    # do not count them by halves.
     tested = [e for e in epochs if "test_accuracy" in e]
     if not tested or any("test_half_correct" not in e for e in tested):
         return None

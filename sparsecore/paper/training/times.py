@@ -47,11 +47,9 @@ def measure(
     dataset: str, rounds: int, methods: tuple[str, ...] | None = None,
     checkpoint: Path | None = None,
 ) -> Result:  # fmt: skip
-    """Train by each method in turn; return "rounds", seconds per epoch of each, and "cores".
-
-    Rounds that are done are kept in `checkpoint`: what is broken off goes on from there, if the
-    machine, the recipe, the methods and the data are the same.
-    """
+    """Train by each method in turn; return "rounds", seconds per epoch of each, and "cores"."""
+    # Rounds that are done are kept in `checkpoint`: what is broken off goes on from there, if the
+    # machine, the recipe, the methods and the data are the same.
     names = [m for m in methods or STUDIES["T-main"].methods if excluded(dataset, m) is None]
     data = data_of(Condition("T-main", "paper", dataset, names[0], 0))
     same = {

@@ -101,7 +101,8 @@ def latest(path: Any, read: Callable[[Any], Any] = load) -> Any:
         if not before.exists():
             raise
         found = read(before)
-        text = f"{error}; {before}, the checkpoint before it, is used"
+        text = f"{path}: not a whole file ({error.__cause__}); the run falls back to {before}, the "
+        text += "checkpoint before it"
         warnings.warn(text, CheckpointWarning, stacklevel=2)
         return found
 
@@ -149,7 +150,7 @@ def check_version(path: Any, found: int) -> None:
     if found != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: format version {found}, expected {FORMAT_VERSION}; "
-            "a newer sparsecore may have written it"
+            "a newer sparsecore may have written it: update this one"
         )
 
 
@@ -158,7 +159,9 @@ def check_resumed(
 ) -> dict[str, Any]:
     """Return a checkpoint's state if it has what is `expected`, or refuse it."""
     if found is None or not expected.keys() <= found.keys():
-        raise CheckpointError(f"{path}: a model, not the checkpoint of a run")
+        raise CheckpointError(
+            f"{path}: a model, not the checkpoint of a run: name what --checkpoint has written"
+        )
     told = differences({name: found[name] for name in expected}, expected)
     if told:
         raise ValueError(

@@ -148,11 +148,11 @@ class TrainConfig:
         (1000, 1000, 1000), _WIDTHS, "neurons of the hidden layers", "hidden layers", "N,N,…"
     )
     epsilon: float = param(
-        20.0, POSITIVE, "density, about ε (n_in + n_out) connections per layer", "ε"
+        20.0, POSITIVE, "Erdős–Rényi ε: about ε (n_in + n_out) connections per layer", "ε"
     )
     density: float | None = param(None, _PROBABILITY, "connection probability instead of epsilon")
     activation: str = param("all-relu", names(ACTIVATIONS), "function of the hidden layers")
-    alpha: float = param(0.6, FINITE, "negative slope of All-ReLU and LeakyReLU", "α")
+    alpha: float = param(0.6, FINITE, "slope of All-ReLU and LeakyReLU for negative inputs", "α")
     init: str = param("he_uniform", names(INITIALIZERS), "distribution of new weights", "init")
     learning_rate: float = param(0.01, POSITIVE, "step size η", "η", "ETA")
     momentum: float = param(0.9, FRACTION, "share of the velocity kept", "momentum μ", "MU")
@@ -161,7 +161,7 @@ class TrainConfig:
     )
     dropout: float = param(0.3, FRACTION, "share of hidden activations dropped", "dropout", "RATE")
     zeta: float = param(
-        0.3, FRACTION, "fraction of connections replaced after each epoch (0 keeps the topology)",
+        0.3, FRACTION, "fraction of connections replaced after each epoch but the last (0: none)",
         "connections replaced after each epoch ζ",
     )  # fmt: skip
     batch_size: int = param(128, _COUNT, "samples per step", "batch", "N")
@@ -172,7 +172,7 @@ class TrainConfig:
     )  # fmt: skip
     prune_every: int = param(10, _COUNT, "epochs between prunings", metavar="EPOCHS")
     prune_percentile: float = param(
-        20.0, PERCENTILE, "percentile of importance that is pruned",
+        20.0, PERCENTILE, "hidden neurons up to this percentile of importance lose their inputs",
         "pruned up to this percentile of importance", "P",
     )  # fmt: skip
     prune_counts_empty: bool = param(

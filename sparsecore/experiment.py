@@ -50,6 +50,7 @@ def run(
     seed : int
         With `config` and `data` it determines the weights bit for bit, on CPUs of one lane width.
     threads : int
+        The weights do not depend on it.
     progress : bool
         Show a bar with loss and accuracy on standard error.
     observe : callable, optional
@@ -70,7 +71,10 @@ def run(
     result : dict
         "config", "seed", "recipe", "test_accuracy", "best_test_accuracy", "test_right" (see
         `unpacked`), "nnz_start", "nnz_end", "seconds", "samples_per_second", "peak_rss_mb",
-        "weights_sha256", "epochs" and "provenance".
+        "weights_sha256", "epochs" and "provenance". Accuracies are shares (0 to 1), losses nats,
+        "seconds" those of "train", "evaluate" and "evolve". An epoch has its "epoch", "nnz",
+        "loss", "train_accuracy", "test_loss", "test_accuracy", "test_half_correct", "pruned",
+        "replaced" and "seconds", summed up since the start.
 
     Raises
     ------
@@ -105,7 +109,7 @@ def fit(
 ) -> dict[str, Any]:  # fmt: skip
     """Train any kind of model as `run` does, from the `state` in a checkpoint; return the result.
 
-    ``save(state)`` is called after an epoch, and ``check()`` some times a second.
+    ``save(state)`` is called after an epoch, and ``check()`` several times per second.
     """
     X_test, y_test = checked(data), data.y_test
     inputs, y = Shard(data, slice(None), config, seed), data.y_train
@@ -252,7 +256,7 @@ def _take_other_epochs(path: Any, state: dict[str, Any], now: dict[str, Any]) ->
         one, other = was["phase1_epochs"], now["phase1_epochs"]
         ends = min(one, other) + (one == other < min(before, now["epochs"]))
     if done >= ends:
-        why = "phase 1 would have ended elsewhere" if parallel else "it is further by now"
+        why = "phase 1 would end elsewhere" if parallel else "it has done too many"
         raise ValueError(
             f"{path}: belongs to a run with epochs {before}, not {now['epochs']}, and has {done}: "
             f"{why}; resume with --epochs {before}, or name another checkpoint"

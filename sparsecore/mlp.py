@@ -135,9 +135,9 @@ class SparseMLP(Fixed):
     """A multilayer perceptron whose layers hold only the weights that exist.
 
     Make one with `SparseMLP.erdos_renyi` or `SparseMLP.from_scipy`. A value out of its range, or of
-    the wrong shape, raises ValueError that names it, here and in every method. Whatever moment an
-    interrupt (Ctrl-C) comes, the network is as before or after a training step, an evolution, a
-    pruning or `adopt`.
+    the wrong shape, raises ValueError that names it, here and in every method. An interrupt
+    (Ctrl-C) leaves the network as it was before, or as it is after, a training step, an evolution,
+    a pruning or `adopt`.
 
     Parameters
     ----------
@@ -147,10 +147,10 @@ class SparseMLP(Fixed):
         CSR structure of each layer; `topology.check` refuses an invalid one.
     data, biases : sequences of ndarray of float32
         Weights and biases of each layer; zeros if no biases are given.
-    activation : {"all-relu", "relu", "leaky-relu"}
-    alpha : float
+    activation : {"all-relu", "relu", "leaky-relu"}, default="all-relu"
+    alpha : float, default=0.6
         Slope of All-ReLU and LeakyReLU.
-    init : {"he_uniform", "xavier", "normal"}
+    init : {"he_uniform", "xavier", "normal"}, default="he_uniform"
         How new connections are weighted when the topology evolves.
 
     Attributes
@@ -238,7 +238,7 @@ class SparseMLP(Fixed):
         sizes, activation, alpha, init
             See the class.
         epsilon : float, optional
-            Sparsity: a layer's connection probability is min(1, epsilon (n_in + n_out) / (n_in
+            Erdős–Rényi ε: a layer's connection probability is min(1, epsilon (n_in + n_out) / (n_in
             n_out)). 20 unless `density` is given.
         density : float, optional
             The same probability in (0, 1] for all layers, instead of `epsilon`.
@@ -560,7 +560,7 @@ class SparseMLP(Fixed):
         return [(self[layer].indptr, self[layer].indices) for layer in range(len(self))]
 
     def evolve(self, zeta: float, rng: np.random.Generator) -> int:
-        """Replace the weakest connections of all layers but the output layer; return how many.
+        """Replace the weakest connections of all layers but the output layer; return their number.
 
         Parameters
         ----------
@@ -594,7 +594,7 @@ class SparseMLP(Fixed):
         return topology.importance(view.indptr, view.data)
 
     def prune(self, percentile: float, counts_empty: bool = False) -> int:
-        """Remove unimportant hidden neurons' incoming connections, for good; return how many.
+        """Remove unimportant hidden neurons' incoming connections for good; return their number.
 
         Parameters
         ----------

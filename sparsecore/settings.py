@@ -60,6 +60,17 @@ SETTINGS: dict[str, Setting] = {
 
 
 def setting(dataset: str) -> Setting:
-    """Return the setting of the data set `dataset`; an unknown name raises a ValueError."""
+    """Return the study's setting for a data set.
+
+    Parameters
+    ----------
+    dataset : str
+        One of `datasets.names()`; another one raises ValueError.
+
+    Returns
+    -------
+    Setting
+        `config`, a TrainConfig, and `released`: its fields that stand in the released code.
+    """
     names(SETTINGS).check("dataset", dataset)
     return SETTINGS[dataset]

@@ -211,7 +211,10 @@ class Trainer(Fixed, Closing):
         return {"loss": loss, "train_accuracy": int(sums.correct[0]) / n}
 
     def change_topology(self) -> dict[str, int]:
-        """Prune and evolve what is due after this epoch; see the function of that name."""
+        """Prune if that is due after this epoch, evolve unless it is the last; return the counts.
+
+        They are of connections "pruned" and "replaced"; 0 for all but a `SparseMLP`. O(nnz).
+        """
         start, model = time.perf_counter(), self.model
         changed = {"pruned": 0, "replaced": 0}
         if isinstance(model, SparseMLP):
@@ -220,7 +223,11 @@ class Trainer(Fixed, Closing):
         return changed
 
     def evaluate(self, X: Any, y: np.ndarray, half: np.ndarray | None = None) -> dict[str, float]:
-        """Return what the function of that name does, with "half_correct" of the rows `half`."""
+        """Return "loss" (mean cross-entropy, nats) and "accuracy" (0 to 1) on (X, y).
+
+        With rows `half`, also "half_correct": how many of them are right. Logits that are not
+        finite raise FloatingPointError.
+        """
         start = time.perf_counter()
         about = self.threads, f" in epoch {self.epoch}", half
         found = evaluate(self.model, X, y, self.config, *about)

@@ -294,7 +294,10 @@ def test_options_that_make_no_sense_end_with_status_2(words, capsys):
         (["--hidden", "10,0"], "hidden: expected integers of at least 1, got (10, 0)"),
         (["--threads", "0"], "--threads: expected an integer of at least 1, got 0"),
         (["--seed", "-1"], "--seed: expected an integer of at least 0, got -1"),
-        (["--limit", "3"], "choose between 10 and 1437"),
+        (
+            ["--limit", "3"],
+            "limit): expected 10 to 1437 rows of digits, at least one per class, got 3",
+        ),
         (["--resume"], "--resume: expected --checkpoint FILE"),
         (["--augment"], "augment: expected colour images"),
         (["--phase1", "0.5"], "--phase1: expected --algorithm wasap or wassp"),
@@ -316,7 +319,7 @@ def test_options_that_make_no_sense_end_with_status_2(words, capsys):
         (["--checkpoint", os.devnull + "/a/b.npz"], "a folder that can be written, got /dev/null"),
         (["--out", "a.npz", "--checkpoint", "./a.npz"], "--out: expected another file than those"),
         (["--out", "a.worker1.previous", "--checkpoint", "a"], "--out: expected another file than"),
-        (["--replay", "run.json"], "--dataset: not with --replay, which says all by itself"),
+        (["--replay", "run.json"], "--dataset: not with --replay: the result has data, seed and"),
     ],
 )
 def test_values_out_of_range_end_with_status_1_and_one_line(words, complaint, capsys):

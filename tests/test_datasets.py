@@ -1018,7 +1018,7 @@ def test_limited_keeps_the_shares_of_the_classes():
     assert np.bincount(data.limited(3).y_train).tolist() == [1, 1, 1]
     assert data.limited(1000) is data
     for bad in (0, 2, 1001, -5):
-        with pytest.raises(ValueError, match=f"n_train={bad}.*between 3 and 1000"):
+        with pytest.raises(ValueError, match=f"expected 3 to 1000 rows of tiny, .*, got {bad}"):
             data.limited(bad)
 
 

@@ -102,7 +102,9 @@ def test_a_damaged_checkpoint_leads_to_the_one_before(tmp_path):
     config = TrainConfig(hidden=(8,), epochs=3, zeta=0.0)
     _, whole = dense.run(data, config, checkpoint_path=path)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.warns(checkpoint.CheckpointWarning, match="the checkpoint before it, is used"):
+    with pytest.warns(
+        checkpoint.CheckpointWarning, match="falls back to .*previous, the checkpoint before it"
+    ):
         _, again = dense.run(data, config, checkpoint_path=path, resume=True)
     assert again["weights_sha256"] == whole["weights_sha256"]
     with pytest.raises(ValueError, match="belongs to a run with seed 0, not 1"):

@@ -531,7 +531,7 @@ def test_several_labels_are_learnt_each():
     assert stream.partial_fit(sp.csr_array(X), sp.csr_array(y)).n_iter_ == 2
     with pytest.raises(ValueError, match="y: expected an indicator matrix as in the first call"):
         stream.partial_fit(X, y[:, 0])
-    with pytest.raises(ValueError, match="y: expected 4 labels a sample, got 3"):
+    with pytest.raises(ValueError, match="y: expected 4 labels per sample, got 3"):
         stream.partial_fit(X, y[:, :3])
     for other in (2 * y - 1, y + 1, sp.csr_array(2 * y)):
         with pytest.raises(ValueError, match="y: expected 0 and 1 in an indicator matrix, got"):

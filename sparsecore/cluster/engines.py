@@ -124,7 +124,7 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
     profile : str
         IPython profile of the running cluster.
     timeout : float
-        Seconds to wait for engines.
+        Seconds to wait for engines that are started here; for those of a running cluster at most 3.
 
     Yields
     ------

@@ -30,7 +30,12 @@ def add(commands: Any) -> None:
     how = sub.add_mutually_exclusive_group()
     hyperparameter(how, HYPERPARAMETERS["epsilon"])
     hyperparameter(how, HYPERPARAMETERS["density"])
-    sub.add_argument("--seed", type=int, default=0, help="of data and network (%(default)s)")
+    sub.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of data and network; with --parallel, the first of three (%(default)s)",
+    )
     peers = "time all peers that are installed as well (pip install -e '.[peers]')"
     sub.add_argument("--peers", action="store_true", help=peers)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
@@ -71,7 +76,7 @@ def _bench(options: argparse.Namespace) -> None:
     print(f"evolution      {result['evolution_ms']:.2f} ms")
     print(f"prediction     {result['predict_ms']:.3f} ms per batch")
     if threads > 1:
-        print(f"threads meet   in {result['meeting_us']:.2f} us")
+        print(f"barrier        {result['meeting_us']:.2f} us")
     print(f"peak memory    {result['peak_rss_mb']:.0f} MiB")
 
 

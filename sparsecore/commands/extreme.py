@@ -38,9 +38,13 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     sub.add_argument("--checkpoint", metavar="FILE", help="save the state of the run there (.npz)")
     sub.add_argument(
-        "--checkpoint-every", type=shared.whole, default=25, metavar="STEPS", help="(%(default)s)"
+        "--checkpoint-every",
+        type=shared.whole,
+        default=25,
+        metavar="STEPS",
+        help="steps between two checkpoints (%(default)s)",
     )
-    shared.result_options(sub, "as many --steps")
+    shared.result_options(sub, "all hyperparameters and --seed as before")
 
 
 def _extreme(options: argparse.Namespace) -> None:
@@ -57,7 +61,7 @@ def _extreme(options: argparse.Namespace) -> None:
     limit = None if options.memory_limit is None else budget.parse_bytes(options.memory_limit)
     comm = None
     if not options.split and not options.plan:
-        shared.warn_of_twins("--split shares it", "sparsecore extreme")
+        shared.warn_of_twins("--split trains one together", "sparsecore extreme")
     if options.split:
         from sparsecore.wasap.mpi import MPI
 

@@ -102,11 +102,14 @@ def refuse(names: Iterable[str], why: str) -> None:
 
 def result_options(sub: argparse.ArgumentParser, resumed: str, threads: int | None = None) -> None:
     """Add the options of a run that can be resumed and that prints its result."""
-    seed = "determines the result bit for bit, on CPUs of one lane width (%(default)s)"
+    seed = (
+        "seed of all random numbers; on CPUs of one lane width (values per vector) it determines "
+    )
+    seed += "the weights bit for bit, of an asynchronous run the start (%(default)s)"
     sub.add_argument("--seed", type=int, default=0, help=seed)
-    text = f"threads; the result does not depend on them ({threads or 'all CPUs'})"
+    text = f"threads per process; the result does not depend on them ({threads or 'all CPUs'})"
     sub.add_argument("--threads", type=int, default=threads, help=text)
-    text = f"go on from --checkpoint if it is there, with {resumed}"
+    text = f"go on from --checkpoint if that file exists; {resumed}"
     sub.add_argument("--resume", action="store_true", help=text)
     sub.add_argument(
         "--json", action="store_true", help="print the result as one JSON object, the last line"
@@ -176,4 +179,4 @@ def check_common(options: argparse.Namespace) -> None:
         raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
     if options.threads > cpu_count():
         threads = f"{options.threads} threads on {cpu_count()} CPUs"
-        say(f"{threads} will wait for each other", "sparsecore")
+        say(f"{threads} will wait for each other; take at most {cpu_count()}", "sparsecore")

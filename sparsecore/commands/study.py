@@ -32,7 +32,9 @@ def add(commands: Any) -> None:
     )
     run.set_defaults(function=_run_study)
     run.add_argument("key", metavar="KEY", help="as `study list` names it")
-    run.add_argument("--seeds", type=sizes, metavar="N,N,…", help="(those of the profile)")
+    run.add_argument(
+        "--seeds", type=sizes, metavar="N,N,…", help="only these seeds (those of the profile)"
+    )
     for name in ("datasets", "methods"):
         run.add_argument(f"--{name}", type=names, metavar="NAME,…", help="only these (all)")
     run.add_argument("--decays", type=numbers, metavar="λ,…", help="only these weight decays (all)")

@@ -22,12 +22,15 @@ _KNOWN = ("command", "function", "default", "data", "target", "test", "task", "s
 def add_data(sub: Any) -> None:
     """Add the options of ``train`` for a table in a file."""
     group = sub.add_argument_group(
-        "your own table (instead of --dataset; the estimator's defaults, for tables, hold)"
+        "your own table (instead of --dataset; the defaults are the estimator's, not those above)"
     )
     group.add_argument("--data", metavar="FILE", help=".csv with a header, .npz, or .svmlight")
     group.add_argument("--target", metavar="NAME", help="column, or array, that is to be predicted")
     group.add_argument("--test", metavar="FILE", help="rows that the trained network is tested on")
-    task = "texts as they stand, or numbers (numbers if all can be read so and not all are whole)"
+    task = (
+        "what the target holds: classes, or numbers to predict (numbers if all are numbers and not "
+    )
+    task += "all are whole; in .npz: if they are floats)"
     group.add_argument("--task", choices=("classes", "numbers"), help=task)
 
 
@@ -57,8 +60,8 @@ def train(options: argparse.Namespace) -> None:
     numbers = y.dtype.kind == "f"
     if options.task is None and not numbers and len(np.unique(y)) > _MANY:
         shared.say(
-            f"{options.target} has more than {_MANY} different values, each of which is taken as a "
-            "class; to predict numbers: --task numbers"
+            f"{options.target or 'the target'} has more than {_MANY} different values, and each is "
+            "taken as a class; to predict numbers: --task numbers"
         )
     test = options.test and tables.read(options.test, options.target, table.names, n_features)
     # Whole numbers there, such as 1, are the class 1.0 here.

@@ -41,9 +41,10 @@ def add(commands: Any) -> None:
     option = parallel.add_argument
     option(
         "--algorithm", choices=("sequential", "wasap", "wassp"), default="sequential",
-        help="wasap: asynchronous, wassp: in lockstep (sequential)",
+        help="wasap: asynchronous, wassp: synchronous, in lockstep (sequential)",
     )  # fmt: skip
-    window = "the server: in shared memory, or behind Get and Put (auto: shared on one node)"
+    window = "memory of the server: shared by the ranks of a node, or remote, behind MPI's Get and "
+    window += "Put (auto: shared if there is one node)"
     option("--window", choices=tuple(_WINDOWS), help=window)
     for name in _PLANNED:
         shared.hyperparameter(parallel, plan.HYPERPARAMETERS[name])
@@ -55,9 +56,14 @@ def add(commands: Any) -> None:
         "process; data set and hyperparameters are the result's",
     )  # fmt: skip
     sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
-    after = "save the state of the run there after each epoch (.npz)"
+    after = "save the state of the run there after each epoch (.npz); in phase 2 each worker has a "
+    after += "FILE.worker<rank>"
     sub.add_argument("--checkpoint", metavar="FILE", help=after)
-    shared.result_options(sub, "as many --epochs, or more", threads=1)
+    shared.result_options(
+        sub,
+        "other options as before, but --epochs may be more, or fewer if they are not done yet",
+        threads=1,
+    )
     table.add_data(sub)
 
 
@@ -71,7 +77,7 @@ def _train(options: argparse.Namespace) -> None:
     shared.refuse(alone, "expected --data FILE with it, got none")
     if options.replay is not None:
         more = (name for name in shared.changed(options) if name not in _WITH_REPLAY)
-        shared.refuse(more, "not with --replay, which says all by itself")
+        shared.refuse(more, "not with --replay: the result has data, seed and hyperparameters")
     shared.check_common(options)
     if options.replay is not None:
         _replay(options)
@@ -89,7 +95,7 @@ def _train(options: argparse.Namespace) -> None:
     }  # fmt: skip
     if parallel is None:
         data = _load(options)
-        shared.warn_of_twins("--algorithm wasap shares it")
+        shared.warn_of_twins("--algorithm wasap trains one together")
         _report(data, *experiment.run(data, config, progress=True, **how), options)
         return
     from sparsecore.commands import job
@@ -121,10 +127,12 @@ def _plan(options: argparse.Namespace) -> Any:
     """Return the plan of a parallel run, None of a sequential one; refuse what does not fit it."""
     told = shared.given(options, (*_PLANNED, "window", "patience"))
     if options.algorithm == "sequential":
-        shared.refuse(told, "expected --algorithm wasap or wassp with it, got none")
+        shared.refuse(told, "expected --algorithm wasap or wassp with it, got sequential")
         return None
     if "warmup" in told and options.algorithm == "wasap" and told.get("local_steps", 1) == 1:
-        raise ValueError("--warmup: expected --algorithm wassp with it or --local-steps, got wasap")
+        raise ValueError(
+            "--warmup: expected --algorithm wassp with it, or --local-steps of 2 or more, got wasap"
+        )
     # The witness polls for so long, in milliseconds: an int holds 2.1e6 seconds of them.
     numbers("seconds above 0, 1e6 at most", lambda v: 0 < v <= 1e6).check(
         "--patience", told.get("patience", 1)
@@ -171,7 +179,8 @@ def _replay(options: argparse.Namespace) -> None:
     if not report["identical"]:
         raise RuntimeError(
             f"replay: weights have SHA-256 {report['weights_sha256']}, the result's are "
-            f"{report['recorded_sha256']}: another version of the package or another kind of CPU"
+            f"{report['recorded_sha256']}: another version of the package or "
+            "another lane width (see the result's provenance)"
         )
     if not options.json:
         print(

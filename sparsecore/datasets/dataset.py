@@ -168,8 +168,8 @@ class Dataset:
             return self
         if not self.n_classes <= n_train <= n_rows:
             raise ValueError(
-                f"n_train={n_train}: {self.name} has {n_rows} training rows of {self.n_classes} "
-                f"classes; choose between {self.n_classes} and {n_rows}"
+                f"n_train (limit): expected {self.n_classes} to {n_rows} rows of {self.name}, at "
+                f"least one per class, got {n_train}"
             )
         counts = np.bincount(self.y_train, minlength=self.n_classes)
         rng = np.random.default_rng(random_state)

@@ -79,7 +79,7 @@ class SparseMLPBase(BaseEstimator):
 
     Parameters
     ----------
-    hidden_layer_sizes : sequence of int, default=(256, 256)
+    hidden_layer_sizes : int or sequence of int, default=(256, 256)
         Neurons of each hidden layer.
     max_iter : int, default=150
         Epochs at most: see `n_iter_no_change`.
@@ -113,7 +113,7 @@ class SparseMLPBase(BaseEstimator):
     model_ : SparseMLP
         The network itself. A pruned or compacted one may take its place, to predict or to go on.
     scaler_ : sklearn.preprocessing.StandardScaler or None
-        What stands between `X` and the network.
+        Standardises `X`; None with standardize=False.
     coefs_ : list of scipy.sparse.csc_array, shapes (n_in, n_out)
         Weights, oriented as in scikit-learn's MLP.
     intercepts_ : list of ndarray, shapes (n_out,)
@@ -121,13 +121,14 @@ class SparseMLPBase(BaseEstimator):
     feature_importances_ : ndarray, shape (n_features,)
         Strength of each input's connections, the sum of their weights' magnitudes; they sum to 1.
     loss_curve_ : list of float
-        Training loss of each epoch or call of `partial_fit`.
+        Training loss of each epoch or call of `partial_fit`: nats, or half the squared error of
+        standardised targets.
     loss_ : float
-        The last one.
+        The last of `loss_curve_`.
     validation_scores_ : list of float or None
         Score of each epoch on what early stopping has set aside.
     best_validation_score_ : float or None
-        The best.
+        Score of the network that is kept.
     n_iter_ : int
         Epochs, or calls of `partial_fit`, that are done.
     n_features_in_ : int

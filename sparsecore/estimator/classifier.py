@@ -60,10 +60,32 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
     ) -> SparseMLPClassifier:
         """Take one pass over a part of a stream.
 
-        The moments of the inputs are those of all that has been seen, and the topology changes
-        after 50 batches' worth of samples, or after each call that has more. An interrupt leaves
-        the state before the call. `classes`, all labels that will ever occur, are needed in the
-        first call only, and not for an indicator matrix. `sample_weight` is as in `fit`.
+        An interrupt, or any error, leaves the state before the call.
+
+        Parameters
+        ----------
+        X, y
+            As in `fit`.
+        classes : array-like, optional
+            All labels that will ever occur; needed in the first call, but not for an indicator
+            matrix.
+        sample_weight : array-like, shape (n_samples,), optional
+            Factors of the samples' losses, of at least 0; not normalised as in `fit`.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, FloatingPointError
+            As `fit` does.
+
+        Notes
+        -----
+        Inputs are standardised with the moments of all samples so far. Before a call the topology
+        changes if the samples since its last change fill 50 batches and are at least as many as
+        this call's. O(nnz) per sample.
         """
         return self._partial_fit(X, y, sample_weight, classes)
 
@@ -94,7 +116,7 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
     def _learnable(self, y: Any, weight: Any, classes: Any, first: bool, whole: bool) -> Any:
         several = type_of_target(y, input_name="y") == "multilabel-indicator"
         if not first and several != self._multilabel:
-            expected = "an indicator matrix" if self._multilabel else "one label a sample"
+            expected = "an indicator matrix" if self._multilabel else "one label per sample"
             raise ValueError(f"y: expected {expected} as in the first call, got {y.shape}")
         self._multilabel = several
         if several:
@@ -134,7 +156,7 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
         y = np.ascontiguousarray(y.toarray() if sp.issparse(y) else y, np.float32)
         known = np.arange(y.shape[1]) if first else self.classes_
         if len(known) != y.shape[1]:
-            raise ValueError(f"y: expected {len(known)} labels a sample, got {y.shape[1]}")
+            raise ValueError(f"y: expected {len(known)} labels per sample, got {y.shape[1]}")
         if not np.isin(y, (0, 1)).all():
             raise ValueError(f"y: expected 0 and 1 in an indicator matrix, got {np.unique(y)[:5]}")
         self.classes_ = known

@@ -27,7 +27,7 @@ class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
     Attributes
     ----------
     target_scaler_ : sklearn.preprocessing.StandardScaler
-        What stands between the network and `y`.
+        Standardises each target to mean 0 and variance 1.
     {attributes}
 
     Examples
@@ -45,9 +45,29 @@ class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> SparseMLPRegressor:
         """Take one pass over a part of a stream.
 
-        Moments of inputs and targets are those of all that has been seen, and the topology changes
-        after 50 batches' worth of samples, or after each call that has more. An interrupt leaves
-        the state before the call. `sample_weight` is as in `fit`.
+        An interrupt, or any error, leaves the state before the call.
+
+        Parameters
+        ----------
+        X, y
+            As in `fit`.
+        sample_weight : array-like, shape (n_samples,), optional
+            Factors of the samples' losses, of at least 0; not normalised as in `fit`.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, FloatingPointError
+            As `fit` does.
+
+        Notes
+        -----
+        Inputs and targets are standardised with the moments of all samples so far. Before a call
+        the topology changes if the samples since its last change fill 50 batches and are at least
+        as many as this call's. O(nnz) per sample.
         """
         return self._partial_fit(X, y, sample_weight)
 

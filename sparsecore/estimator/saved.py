@@ -107,7 +107,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, tuple[str, ...] | None]:
         if sizes != (model.sizes[0], model.sizes[-1]):
             raise ValueError(f"{sizes} inputs and outputs around a network of {model.sizes}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a whole estimator ({error!r})") from error
+        raise CheckpointError(f"{path}: not a whole estimator ({error!r}); fit it again") from error
     return estimator, None if about["columns"] is None else tuple(about["columns"])
 
 

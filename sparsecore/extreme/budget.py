@@ -30,7 +30,7 @@ class OverBudgetError(ValueError):
 def lane_width(batch_size: int) -> int:
     """Return how many activations each neuron keeps: a batch, rounded up to a register's lanes."""
     if not 1 <= batch_size <= _MOST_LANES:
-        raise ValueError(f"batch: expected 1 to {_MOST_LANES} samples, got {batch_size!r}")
+        raise ValueError(f"batch_size: expected 1 to {_MOST_LANES} samples, got {batch_size!r}")
     return max(4, 1 << (batch_size - 1).bit_length())
 
 
@@ -91,12 +91,13 @@ class Budget:
     def check(self, limit: int | None) -> None:
         """Refuse a plan above `limit` bytes, or above the memory that is free now if None."""
         name, needs = "--memory-limit", "for this network"
-        advice = "take fewer neurons, a lower --epsilon, or another machine"
+        advice = "raise it, or take fewer neurons or a lower --epsilon"
         if not self.items:  # ranks may share a machine's free memory: it is no limit
-            needs, advice = "a rank", "start more ranks"
+            needs, advice = "per rank", "raise it, or start more ranks"
         elif limit is None:
             # The process's own memory is not free any more, but it is in the plan.
             name, limit = "free memory", free_memory() + psutil.Process().memory_info().rss
+            advice = "take fewer neurons, a lower --epsilon, or another machine"
         if limit is not None and self.total > limit:
             raise OverBudgetError(
                 f"{name}: expected at least {self.total / GIB:.2f} GiB {needs}, got "

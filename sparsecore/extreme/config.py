@@ -33,14 +33,14 @@ class ExtremeConfig:
     `alpha` is large, the class is lost in the mean of deep layers.
     """
 
-    neurons: int = param(MISSING, integers(1), "hidden neurons in all, such as 2e8", metavar="N")
+    neurons: int = param(MISSING, integers(1), "hidden neurons in all layers together", metavar="N")
     hidden_layers: int = param(
         10, integers(1), "number of hidden layers, equally wide", metavar="N"
     )
     batch_size: int = param(4, integers(1), "samples per step, at most 64", metavar="N")
     steps: int = param(50, integers(1), "training steps", metavar="N")
     epsilon: float = param(
-        2.5, POSITIVE, "Erdős–Rényi sparsity: between layers of one width a neuron has 2 ε inputs"
+        2.5, POSITIVE, "Erdős–Rényi ε: between layers of one width a neuron has 2 ε inputs"
     )
     alpha: float = param(0.05, FINITE, "negative slope of All-ReLU")
     learning_rate: float = param(
@@ -48,7 +48,7 @@ class ExtremeConfig:
     )
     momentum: float = param(0.9, FRACTION, "share of the velocity kept", metavar="MU")
     weight_decay: float = param(2e-4, FRACTION, "decoupled decay λ, per step", metavar="LAMBDA")
-    zeta: float = param(0.1, FRACTION, "share of connections that an evolution replaces")
+    zeta: float = param(0.1, FRACTION, "fraction of connections that an evolution replaces")
     evolve_every: int = param(
         25, integers(1), "steps between evolutions; none after the last step", metavar="STEPS"
     )
@@ -63,7 +63,8 @@ class ExtremeConfig:
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
         check_values(self, HYPERPARAMETERS)
-        integers(self.hidden_layers).check("neurons", self.neurons)
+        at_least = "an integer of at least {}, one per hidden layer"
+        integers(self.hidden_layers, at_least).check("neurons", self.neurons)
         from sparsecore.extreme import budget  # Numba takes a second, and --help does not need it
 
         budget.lane_width(self.batch_size)

@@ -55,15 +55,17 @@ def run(
     config : TrainConfig
     plan : Plan, optional
     seed : int
+        Determines split and random streams; in lockstep, with as many workers, also the weights.
     threads : int
         Per rank; 1 where ranks share cores.
     on_progress : callable, optional
-        Called on rank 0 some times a second with a dictionary of where the run stands.
+        Called on rank 0 several times per second with "phase", "epoch", "updates", "staleness" (of
+        the last 200 updates) and "test_accuracy".
     checkpoint_path : path, optional
         The server's state, rewritten after every epoch of phase 1, atomically; in phase 2 each
         worker writes its own beside it, as ``<path>.worker<rank>``.
     resume : bool
-        Go on from `checkpoint_path` if it exists, with as many workers.
+        Go on from `checkpoint_path` if it exists, with the same number of workers.
     comm : mpi4py.MPI.Comm, optional
         All ranks by default; duplicated.
     shared : bool, optional
@@ -76,7 +78,8 @@ def run(
     model : SparseMLP or None
         None on ranks other than 0.
     result : dict or None
-        The sequential run's entries, and "parallel".
+        The sequential run's entries, and "parallel": "workers", "updates", "record" (for
+        `replay`), "staleness_histogram", "failed_workers", "ranks", "restarts" and others.
 
     Raises
     ------

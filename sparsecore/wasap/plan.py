@@ -21,21 +21,28 @@ class Plan:
     Parameters
     ----------
     {parameters}
+
+    Raises
+    ------
+    ValueError
+        If a value is out of its range; the message names it.
     """
 
     algorithm: str = param("wasap", names(ALGORITHMS), "asynchronous, or synchronous in lockstep")
     phase1: float = param(
-        0.7, _SHARE, "part of the epochs in which workers exchange gradients", metavar="SHARE"
+        0.7, _SHARE, "share of the epochs in which workers exchange updates", metavar="SHARE"
     )
     warmup: int = param(
-        5, integers(0), "epochs over which the rate rises to K-fold, with WASSP or local steps",
-        metavar="EPOCHS",
+        5, integers(0), "epochs over which the learning rate rises to K-fold (K workers), with "
+        "WASSP or local steps", metavar="EPOCHS",
     )  # fmt: skip
     local_steps: int = param(
         1, integers(1), "momentum steps that a worker takes on its own copy between two exchanges",
         metavar="H",
     )  # fmt: skip
-    keep_rate: bool = param(False, FLAG, "keep the K-fold rate in WASSP's phase 2, as released")
+    keep_rate: bool = param(
+        False, FLAG, "keep the learning rate K-fold in phase 2, as the released code does for WASSP"
+    )
 
     def __post_init__(self) -> None:
         """Check every value."""

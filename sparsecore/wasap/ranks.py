@@ -70,7 +70,8 @@ class Ranks:
         self.rank_on_node, size_on_node = node.rank, node.size
         node.Free()
         if shared and size_on_node != self.size:
-            raise ValueError("window: expected all ranks on one node to share memory")
+            told = f"{size_on_node} of {self.size} on {self.host}: take --window auto or remote"
+            raise ValueError(f"window: expected all ranks on one node to share memory, got {told}")
         self.shared = size_on_node == self.size if shared is None else shared
         self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
         n_rows = _ROW.itemsize * self.size

@@ -198,10 +198,11 @@ def _about(data: Dataset, result: dict[str, Any]) -> dict[str, Any]:
         )
     if (used := entry(result, "provenance.data_sha256", str)) != data.content_hash:
         raise ValueError(
-            f"replay: the run's data have SHA-256 {used}, {data.name} here has {data.content_hash}"
+            f"replay: the run's data have SHA-256 {used}, {data.name} here has "
+            f"{data.content_hash}: put the run's files in place"
         )
     if missing := {*TrainConfig().to_dict(), "workers", "phase1", "phase1_epochs"} - about.keys():
-        raise ValueError(f"config: expected the entries {', '.join(missing)}, too")
+        raise ValueError(f"config: expected the entries {', '.join(sorted(missing))}, too")
     return about
 
 

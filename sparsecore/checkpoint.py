@@ -101,8 +101,10 @@ def latest(path: Any, read: Callable[[Any], Any] = load) -> Any:
         if not before.exists():
             raise
         found = read(before)
-        text = f"{path}: not a whole file ({error.__cause__}); the run falls back to {before}, the "
-        text += "checkpoint before it"
+        text = (
+            f"{path}: not a whole file ({error.__cause__!r}); the run falls back to {before}, the "
+            "checkpoint before it"
+        )
         warnings.warn(text, CheckpointWarning, stacklevel=2)
         return found
 

@@ -111,7 +111,7 @@ def fit(
 
     ``save(state)`` is called after an epoch, and ``check()`` several times per second.
     """
-    X_test, y_test = checked(data), data.y_test
+    X_test, y_test = checked_test_rows(data), data.y_test
     inputs, y = Shard(data, slice(None), config, seed), data.y_train
     half, saved = test_half(len(y_test)), time.monotonic()
     if state is None:
@@ -159,7 +159,7 @@ def fit(
     )  # fmt: skip
 
 
-def checked(data: Dataset) -> np.ndarray:
+def checked_test_rows(data: Dataset) -> np.ndarray:
     """Return the standardised test rows; refuse data that are not finite, or have one class."""
     train.check_finite(data.X_train, "training data")
     train.check_finite(data.X_test, "test data")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -112,7 +113,14 @@ def test_failures_that_mpi_survives_leave_the_engines_usable(own, monkeypatch):
     with pytest.raises(ClusterError, match="rank 1: OSError: not here") as error:
         cluster.train(own, SMALL, "digits")
     assert error.value.cause == "OSError"
+    # An interrupt ends a load, and those that wait for it.
+    second.execute("import time; datasets.load = lambda name: time.sleep(60)", block=True)
+    threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        cluster.train(own, SMALL, "digits")
+    assert all(job.get(timeout=10) for job in own.submit(os.getpid))
     second.execute("datasets.load = kept", block=True)
+    cluster.train(own, SMALL, "digits")
 
     # So does an interrupt, or what the caller's function raises, after which no engine trains on.
     for error in (KeyboardInterrupt, OSError):

@@ -12,7 +12,8 @@ jupyter-cache knows a notebook by its code cells alone. Here the key is complete
   valid executes in seconds);
 - the versions of Python and of all that a notebook may import of what the package requires;
 - the environment variables that begin with the package's name;
-- the results at full length, which notebooks read;
+- the results at full length, which notebooks read, as they are when the build begins (a build of
+  profile paper adds some: the next one executes all notebooks once more);
 - which data sets are at hand, so that a page that says "not available on this machine" is built
   anew once the files are in place;
 - the results of quick builds. These two are compared with their state at the *end* of the last
@@ -109,7 +110,7 @@ def _digest(value: object) -> str:
 
 
 class ExecutionKey:
-    """The key of one build: `code` is what it leaves as it is, `files` what it may change."""
+    """The key of one build: `code` as it is at the start, `files` as they are at the end."""
 
     def __init__(self, cache: Path, code: Callable[[], Key], files: Callable[[], Key]) -> None:
         self.cache = cache
@@ -140,7 +141,6 @@ class ExecutionKey:
 
 
 def _start(app: Sphinx) -> None:
-    from sphinx.application import ENV_PICKLE_FILENAME
     from sphinx.errors import ExtensionError
     from sphinx.util import logging
 
@@ -156,7 +156,7 @@ def _start(app: Sphinx) -> None:
     def files() -> Key:
         return {
             "data": _digest(available_data(package)),
-            "files": digest_files(results, ["quick/**/*.json"]),
+            "quick": digest_files(results, ["quick/**/*.json"]),
         }
 
     held = (Path(app.outdir).parent / "build.lock").open("a")
@@ -165,6 +165,8 @@ def _start(app: Sphinx) -> None:
     except BlockingIOError:
         told = "another build of this book is at work: wait until it has ended"
         raise ExtensionError(told) from None
+    except OSError:
+        pass  # this file system has no locks
     app.execution_lock = held  # type: ignore[attr-defined]  # until this process ends
     # MyST-NB has put the folder's place into its settings by now (same event, higher priority)
     cache = Path(app.env.mystnb_config.execution_cache_path)  # type: ignore[attr-defined]
@@ -175,9 +177,6 @@ def _start(app: Sphinx) -> None:
             f"execution key: new or changed: {', '.join(changed)}; every notebook is executed"
         )
         key.drop()
-        # Already in memory. Without the file, a build that is killed before it has read every
-        # notebook leaves nothing behind that the next build could take for up to date.
-        (Path(app.doctreedir) / ENV_PICKLE_FILENAME).unlink(missing_ok=True)
     (cache / STATE_FILE).unlink(missing_ok=True)  # `_finish` writes it
     app.execution_key = key  # type: ignore[attr-defined]
     app.execution_key_changed = bool(changed)  # type: ignore[attr-defined]

@@ -135,17 +135,21 @@ def _train_on_engine(
     from sparsecore.wasap.mpi import first_ranks
     from sparsecore.wasap.phases import run_on
     from sparsecore.wasap.ranks import Ranks
-    from sparsecore.wasap.watch import interrupts_held_back
+    from sparsecore.wasap.watch import interruptible, interrupts_held_back
 
     def load() -> Dataset:
-        found = datasets.load(data) if isinstance(data, str) else data
-        return found.limited(limit, options["seed"])
+        with interruptible():  # it may take minutes
+            found = datasets.load(data) if isinstance(data, str) else data
+            return found.limited(limit, options["seed"])
 
-    with first_ranks(n_workers) as comm, closing(Ranks(comm, patience=patience)) as ranks:
+    with (
+        first_ranks(n_workers) as comm,
+        interrupts_held_back(),
+        closing(Ranks(comm, patience=patience)) as ranks,
+    ):
         try:  # now that the ranks have met, one that fails, is stopped or ends here is named
             found = ranks.together(load)
         except BaseException as error:
             ranks.stop(error)
             raise
-        with interrupts_held_back():
-            return run_on(ranks, found, config, plan, on_progress=publish_data, **options)
+        return run_on(ranks, found, config, plan, on_progress=publish_data, **options)

@@ -58,9 +58,8 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
     if not together:  # others will never arrive at MPI's end: mpiexec ends the job without it
         if not status:
             status = int(0 in ranks.lost)  # it has the result
-            for rank in range(ranks.size):
-                if why := ranks.lost.get(rank):
-                    say(f"at the end rank {rank} {why}{'' if rank else last_words()}")
+            for rank, why in ranks.lost.items():
+                say(f"at the end rank {rank} {why}{'' if rank else last_words()}")
             witness.tell(address, "all")
         os._exit(status)
     ranks.close()

@@ -104,8 +104,8 @@ def result_options(sub: argparse.ArgumentParser, resumed: str, threads: int | No
     """Add the options of a run that can be resumed and that prints its result."""
     seed = (
         "seed of all random numbers; on CPUs of one lane width (values per vector) it determines "
+        "the weights bit for bit; of an asynchronous run only the start (%(default)s)"
     )
-    seed += "the weights bit for bit, of an asynchronous run the start (%(default)s)"
     sub.add_argument("--seed", type=int, default=0, help=seed)
     text = f"threads per process; the result does not depend on them ({threads or 'all CPUs'})"
     sub.add_argument("--threads", type=int, default=threads, help=text)

@@ -16,8 +16,8 @@ def add(commands: Any) -> None:
         "study",
         help="list and run the studies behind the book's figures",
         description="List and run the studies behind the book's figures. Results are in the folder "
-        "$SPARSECORE_RESULTS, or in book/results of the checkout that you work in, or in results "
-        "below the working directory.",
+        "$SPARSECORE_RESULTS (an absolute path), or in book/results of the checkout that you work "
+        "in, or in results below the working directory.",
     )
     verbs = sub.add_subparsers(dest="verb", required=True, metavar="list | run | status")
     verbs.add_parser("list", help="the studies and what they show").set_defaults(
@@ -26,9 +26,10 @@ def add(commands: Any) -> None:
     run = verbs.add_parser(
         "run",
         help="run what a study lacks; what is there and valid is kept",
-        description="Run what a study lacks. A result is kept as soon as its run ends. A run of "
-        "profile paper that takes more than minutes, and is not timed, goes on from its "
-        "checkpoint if it was killed. Several such commands at a time share the work.",
+        description="Run what a study lacks. A result is kept as soon as its run ends. "
+        "In profile paper a training run that was killed goes on from its checkpoint, unless it is "
+        "a short parallel one, and T-times after its last whole round. Several such commands at a "
+        "time share the work.",
     )
     run.set_defaults(function=_run_study)
     run.add_argument("key", metavar="KEY", help="as `study list` names it")

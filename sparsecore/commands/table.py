@@ -29,8 +29,8 @@ def add_data(sub: Any) -> None:
     group.add_argument("--test", metavar="FILE", help="rows that the trained network is tested on")
     task = (
         "what the target holds: classes, or numbers to predict (numbers if all are numbers and not "
+        "all are whole; in .npz: if they are floats)"
     )
-    task += "all are whole; in .npz: if they are floats)"
     group.add_argument("--task", choices=("classes", "numbers"), help=task)
 
 

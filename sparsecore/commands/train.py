@@ -43,8 +43,10 @@ def add(commands: Any) -> None:
         "--algorithm", choices=("sequential", "wasap", "wassp"), default="sequential",
         help="wasap: asynchronous, wassp: synchronous, in lockstep (sequential)",
     )  # fmt: skip
-    window = "memory of the server: shared by the ranks of a node, or remote, behind MPI's Get and "
-    window += "Put (auto: shared if there is one node)"
+    window = (
+        "memory of the server: shared by the ranks of a node, or remote, behind MPI's Get and Put "
+        "(auto: shared if there is one node)"
+    )
     option("--window", choices=tuple(_WINDOWS), help=window)
     for name in _PLANNED:
         shared.hyperparameter(parallel, plan.HYPERPARAMETERS[name])
@@ -56,12 +58,15 @@ def add(commands: Any) -> None:
         "process; data set and hyperparameters are the result's",
     )  # fmt: skip
     sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
-    after = "save the state of the run there after each epoch (.npz); in phase 2 each worker has a "
-    after += "FILE.worker<rank>"
+    after = (
+        "save the state of the run there after each epoch (.npz); in phase 2 each worker has a "
+        "FILE.worker<rank>"
+    )
     sub.add_argument("--checkpoint", metavar="FILE", help=after)
     shared.result_options(
         sub,
-        "other options as before, but --epochs may be more, or fewer if they are not done yet",
+        "data, hyperparameters and --seed as before; --epochs may differ if those done stay the "
+        "same (in parallel: if phase 1 does, too)",
         threads=1,
     )
     table.add_data(sub)

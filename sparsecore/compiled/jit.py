@@ -22,7 +22,8 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from sparsecore.files import atomic_write
 
 _HERE = Path(__file__).parent
-_OWN = {path: path.read_bytes() for path in _HERE.glob("*.py")}  # now: as this process loads them
+#: The kernels' sources, as this process loads them.
+_KERNELS = {path: path.read_bytes() for path in _HERE.glob("*.py")}
 
 
 @cache
@@ -30,7 +31,7 @@ def _stamp(source: Path) -> str:
     """Digest what a function may be compiled from: this folder, and its own folder or module."""
     # A module right below the package is compiled from this folder and itself.
     own = [source] if source.parent == _HERE.parent else source.parent.glob("*.py")
-    digest, texts = hashlib.sha256(), {path: path.read_bytes() for path in own} | _OWN
+    digest, texts = hashlib.sha256(), {path: path.read_bytes() for path in own} | _KERNELS
     for path in sorted(texts):
         digest.update(texts[path])
     return digest.hexdigest()[:12]

@@ -262,8 +262,8 @@ class SparseMLPBase(BaseEstimator):
         if first:
             draft.validation_scores_ = draft.best_validation_score_ = None
             draft._begin(config, X, weight)
-        elif self.standardize:
-            draft.scaler_ = inputs.moments(self.scaler_, X, weight)
+        elif draft.standardize:
+            draft.scaler_ = inputs.moments(draft.scaler_, X, weight)
         targets = draft._aim(y, weight, False)
         with draft._trainer(config, n) as trainer:
             change_after = max(n, _STREAM_BATCHES * config.batch_size)

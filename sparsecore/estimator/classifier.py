@@ -70,7 +70,8 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
             All labels that will ever occur; needed in the first call, but not for an indicator
             matrix.
         sample_weight : array-like, shape (n_samples,), optional
-            Factors of the samples' losses, of at least 0; not normalised as in `fit`.
+            Factors of the samples' losses, of at least 0. Their size counts here; in `fit` only
+            their ratios do.
 
         Returns
         -------

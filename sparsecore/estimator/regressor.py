@@ -52,7 +52,8 @@ class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
         X, y
             As in `fit`.
         sample_weight : array-like, shape (n_samples,), optional
-            Factors of the samples' losses, of at least 0; not normalised as in `fit`.
+            Factors of the samples' losses, of at least 0. Their size counts here; in `fit` only
+            their ratios do.
 
         Returns
         -------

@@ -66,8 +66,8 @@ INPUTS = {"inputs-madelon-generator": "madelon-generator", "inputs-madelon": "ma
 
 def read(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return a table as float64 inputs, categories one-hot, and what is to be predicted."""
-    # A package that is not installed raises ModuleNotFoundError: ``pip install -e
-    # '.[book,tables]'``.
+    # A package that is not installed raises ModuleNotFoundError; to have all:
+    # pip install -e '.[book,tables]'
     package, *where = _FACTS[name]["from"]
     if package == "sklearn":
         make, options = where

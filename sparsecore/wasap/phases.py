@@ -196,7 +196,7 @@ class _Run:
 
     def _load(self) -> None:
         data = self.data
-        self.X_test = experiment.checked(data)
+        self.X_test = experiment.checked_test_rows(data)
         rows = shard_rows(data.y_train, self.workers, self.seed)
         self._shard_sizes = [len(part) for part in rows]
         self.shard = Shard(data, rows[self.rank], self.config, self.seed, self.rank)

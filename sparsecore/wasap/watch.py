@@ -107,6 +107,20 @@ def interrupts_held_back() -> Iterator[None]:
         let_interrupt_through()
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let interrupts that are held back come at once, where nothing of MPI is under way."""
+    let_interrupt_through()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def let_interrupt_through() -> None:
     """Raise `KeyboardInterrupt` if an interrupt was held back."""
     if _interrupted.is_set():

@@ -243,7 +243,7 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
 
 
 def _checkpoint(condition: Condition) -> Path | None:
-    """Return where a long run keeps its state; the name tells all that it cannot change."""
+    """Return where a long run keeps its state; the name tells what has to be as before."""
     # Parallel runs write one after every epoch, which may take longer than a small network's.
     small = METHODS[condition.method].parallel and condition.work < 1e9
     if condition.profile == "quick" or small:

@@ -45,30 +45,8 @@ class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> SparseMLPRegressor:
         """Take one pass over a part of a stream.
 
-        An interrupt, or any error, leaves the state before the call.
-
-        Parameters
-        ----------
-        X, y
-            As in `fit`.
-        sample_weight : array-like, shape (n_samples,), optional
-            Factors of the samples' losses, of at least 0. Their size counts here; in `fit` only
-            their ratios do.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError, FloatingPointError
-            As `fit` does.
-
-        Notes
-        -----
-        Inputs and targets are standardised with the moments of all samples so far. Before a call
-        the topology changes if the samples since its last change fill 50 batches and are at least
-        as many as this call's. O(nnz) per sample.
+        Parameters, errors and cost are those of `SparseMLPClassifier.partial_fit`, but there are no
+        `classes`. Targets, too, are standardised with the moments of all samples so far.
         """
         return self._partial_fit(X, y, sample_weight)
 

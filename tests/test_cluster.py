@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -107,27 +106,32 @@ def test_failures_that_mpi_survives_leave_the_engines_usable(own, monkeypatch):
     with pytest.raises(ClusterError, match="rank 0: ValueError: unknown data set 'nothing'"):
         cluster.train(own, SMALL, "nothing")
 
-    # Where one rank alone cannot load, it is named, and its error.
-    second = own.client[own.engines[1]]
-    second.execute(NOT_HERE, block=True)
-    with pytest.raises(ClusterError, match="rank 1: OSError: not here") as error:
-        cluster.train(own, SMALL, "digits")
-    assert error.value.cause == "OSError"
-    # An interrupt ends a load, and those that wait for it.
-    second.execute("import time; datasets.load = lambda name: time.sleep(60)", block=True)
-    threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        cluster.train(own, SMALL, "digits")
-    assert all(job.get(timeout=10) for job in own.submit(os.getpid))
-    second.execute("datasets.load = kept", block=True)
-    cluster.train(own, SMALL, "digits")
-
     # So does an interrupt, or what the caller's function raises, after which no engine trains on.
     for error in (KeyboardInterrupt, OSError):
         told = Mock(side_effect=error)
         with pytest.raises(error):
             cluster.train(own, LONG.with_values(epochs=100_000), "digits", on_progress=told)
         assert all(job.get(timeout=10) for job in own.submit(os.getpid))
+
+
+def test_one_engine_alone_that_cannot_load_is_named_and_a_load_can_be_interrupted(own, monkeypatch):
+    second = own.client[own.engines[1]]
+    second.execute(NOT_HERE, block=True)
+    try:
+        with pytest.raises(ClusterError, match="rank 1: OSError: not here") as error:
+            cluster.train(own, SMALL, "digits")
+        assert error.value.cause == "OSError"
+
+        second.execute("import time; datasets.load = lambda name: time.sleep(60)", block=True)
+        looks = [*[[]] * 10, KeyboardInterrupt]  # after two seconds
+        monkeypatch.setattr(engines.Cluster, "stopped", Mock(side_effect=looks))
+        with pytest.raises(KeyboardInterrupt):
+            cluster.train(own, SMALL, "digits")
+        assert all(job.get(timeout=10) for job in own.submit(os.getpid))
+    finally:
+        second.execute("datasets.load = kept", block=True)
+    monkeypatch.undo()
+    cluster.train(own, SMALL, "digits")
 
 
 def test_cluster_goes_with_who_started_it_however_that_ends():

@@ -45,8 +45,9 @@ class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> SparseMLPRegressor:
         """Take one pass over a part of a stream.
 
-        Parameters, errors and cost are those of `SparseMLPClassifier.partial_fit`, but there are no
-        `classes`. Targets, too, are standardised with the moments of all samples so far.
+        Parameters (also `sample_weight`), errors and cost are those of
+        `SparseMLPClassifier.partial_fit`, but there are no `classes`. Targets, too, are
+        standardised with the moments of all samples so far.
         """
         return self._partial_fit(X, y, sample_weight)
 

@@ -147,9 +147,6 @@ def _train_on_engine(
         interrupts_held_back(),
         closing(Ranks(comm, patience=patience)) as ranks,
     ):
-        try:  # now that the ranks have met, one that fails, is stopped or ends here is named
-            found = ranks.together(load)
-        except BaseException as error:
-            ranks.stop(error)
-            raise
+        # Now that the ranks have met, one that fails, is stopped or ends here is named.
+        found = ranks.together(load)
         return run_on(ranks, found, config, plan, on_progress=publish_data, **options)

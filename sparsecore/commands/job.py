@@ -49,9 +49,8 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
             hint = ""
         fail(ranks.rank, error, hint)
         ranks.stop(error)
-    except BaseException as error:
+    except BaseException:
         witness.tell(address, ranks.rank)
-        ranks.stop(error)
         raise
     together = ranks.arrive()
     witness.tell(address, ranks.rank)

@@ -248,10 +248,14 @@ class Ranks:
         """Call a function on all ranks; raise on all if one raises: the run does not start."""
         result = error = None
         try:
-            result = function()
-        except Exception as caught:
-            error = caught
-        texts = self.gathered(error and _named(error))
+            try:
+                result = function()
+            except Exception as caught:
+                error = caught
+            texts = self.gathered(error and _named(error))
+        except BaseException as ended:  # the others would wait for this rank
+            self.stop(ended)
+            raise
         if error is not None:
             raise error
         for rank, other in enumerate(texts):

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = 1
         except KeyboardInterrupt as stop:
             killed, path = isinstance(stop, _Terminated), getattr(options, "checkpoint", None)
-            said = (str(stop) or "interrupted") + witness.resume_hint(path)
+            said = error_text(stop) + witness.resume_hint(path)
             status = 128 + (signal.SIGTERM if killed else signal.SIGINT)
         print(f"sparsecore {options.command}: {said}", file=sys.stderr)
         return status

@@ -251,11 +251,11 @@ def _take_other_epochs(path: Any, state: dict[str, Any], now: dict[str, Any]) ->
     if (before := was["epochs"]) == now["epochs"] or parallel != ("phase1_epochs" in was):
         return
     done = state["progress"]["epoch"] if "progress" in state else state.get("epoch", before)
-    ends = now["epochs"]
+    fits = done < now["epochs"]
     if parallel:  # phase 1 may be over if it is as long in both, and neither run ends with it
         one, other = was["phase1_epochs"], now["phase1_epochs"]
-        ends = min(one, other) + (one == other < min(before, now["epochs"]))
-    if done >= ends:
+        fits = done < min(one, other) or done <= one == other < min(before, now["epochs"])
+    if not fits:
         why = "phase 1 would end elsewhere" if parallel else "it has done too many"
         raise ValueError(
             f"{path}: belongs to a run with epochs {before}, not {now['epochs']}, and has {done}: "

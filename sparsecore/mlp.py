@@ -426,11 +426,11 @@ class SparseMLP(Fixed):
         return {"activation": self.activation, "alpha": self.alpha, "init": self.init}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what pickling and copying need: without views, which would be copied apart."""
+        """Return the arrays that pickling and copying need, which `__setstate__` copies."""
+        # The state itself has views of them, which would be copied apart.
         net = self.network
-        arrays = [a.copy() for a in (net.weight_start, net.indptr, net.indices, self.params)]
-        # The velocity is copied when it is assigned.
-        return {"flat": (self.sizes, *arrays), "options": self.options, "velocity": self.velocity}
+        flat = self.sizes, net.weight_start, net.indptr, net.indices, self.params
+        return {"flat": flat, "options": self.options, "velocity": self.velocity}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(vars(SparseMLP.from_flat(*state["flat"], **state["options"])))

@@ -122,9 +122,7 @@ def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
     negative = data < 0
     for sign in (~negative, negative):
         places = np.flatnonzero(sign)
-        n_drop = int(zeta * len(places))
-        if n_drop:
-            drop[places[_smallest(np.abs(data[places]), n_drop)]] = True
+        drop[places[_smallest(np.abs(data[places]), int(zeta * len(places)))]] = True
     return drop
 
 

@@ -35,34 +35,20 @@ def places():
     from sparsecore.compiled import kernels
     from sparsecore.train import Trainer
     from sparsecore.wasap import phases
-    from sparsecore.wasap.ranks import Ranks
-    from sparsecore.wasap.server import ParameterServer
-    from sparsecore.wasap.window import Window
     from sparsecore.wasap.worker import Worker
 
     return {
         "reading": (datasets, "load", 0),
         "loading": (phases._Run, "_load", 0),
-        "opening the window": (Window, "__init__", 0),
-        "compiling": (phases._Run, "_compile", 0),
-        "first pull": (ParameterServer, "pull", 1),
         "every gradient": (Worker, "compute", 0),
         "gradient": (Worker, "compute", 100),
         "lock": (kernels, "momentum_step", 100),
         "evolution": (train, "change_topology", 3),
         "test": (phases._Run, "_test", 3),
-        "checkpoint": (phases._Run, "_save", 3),
         "end of phase 1": (phases._Run, "_phase2", 0),
         "phase 2": (Trainer, "run_epoch", 3),
-        "evolution in phase 2": (Trainer, "change_topology", 3),
-        "sending": (Window, "send_result", 0),
-        "waiting for the result": (Window, "wait_for_finish", 0),
-        "receiving": (Window, "receive_results", 0),
         "averaging": (phases, "average", 1),
-        "freeing": (Window, "free", 0),
         "printing": (command, "_report", 0),
-        "last arrival": (Ranks, "arrive", 1),
-        "closing": (Ranks, "close", 0),
     }
 
 

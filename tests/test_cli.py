@@ -110,13 +110,15 @@ def test_every_hyperparameter_is_an_option(capsys):
         "hidden": [12, 8], "density": 0.5, "activation": "leaky-relu", "alpha": 0.1,
         "init": "xavier", "learning_rate": 0.02, "momentum": 0.8, "weight_decay": 0.001,
         "dropout": 0.1, "zeta": 0.2, "batch_size": 32, "epochs": 4, "prune_from": 1,
-        "prune_every": 2, "prune_percentile": 10.0, "augment": False,
+        "prune_every": 2, "prune_percentile": 10.0, "prune_counts_empty": True,
+        "augment": False,
     }  # fmt: skip
+    assert given.keys() | {"epsilon"} == HYPERPARAMETERS.keys()
     words = ["train", "--dataset", "digits", "--limit", "200", "--json"]
     for name, value in given.items():
         option = "--" + name.replace("_", "-")
-        if name == "augment":
-            words.append("--no-augment")
+        if isinstance(value, bool):
+            words.append(option if value else f"--no-{name}")
         else:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             words += [option, text]

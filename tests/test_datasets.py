@@ -754,7 +754,7 @@ def test_the_npm_package_of_cifar10_becomes_the_official_batches(tmp_path, monke
 # ---------------------------------------------------------------- processes at once
 
 FETCHER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from _pytest.monkeypatch import MonkeyPatch
 import test_datasets
@@ -764,6 +764,8 @@ root, pieces = Path(sys.argv[1]), float(sys.argv[2])
 contents, _ = test_datasets.fashion()
 
 def bring(folder):
+    while len([*root.glob("at-*")]) < int(sys.argv[3]):  # until all have begun
+        time.sleep(0.01)
     with (root / "log").open("a") as log:
         log.write("brought\\n")
     for name, content in contents.items():
@@ -776,21 +778,23 @@ test_datasets.replace_entry(
     MonkeyPatch(), "fashion-mnist", files=test_datasets.pinned(contents), n_train=30, n_test=10,
     mirrors=(datasets.sources.Mirror("slow", bring),),
 )
+(root / f"at-{os.getpid()}").touch()
 print(datasets.load("fashion-mnist").content_hash)
 """
 
 
-def fetcher(tmp_path, seconds_per_piece):
+def fetcher(tmp_path, seconds_per_piece, together=1):
     environment = {k: v for k, v in os.environ.items() if k != "SPARSECORE_DATA"}
     here = Path(__file__).parent, Path(datasets.__file__).parents[2]
     environment["PYTHONPATH"] = os.pathsep.join(map(str, here))
-    command = [sys.executable, "-c", FETCHER, str(tmp_path), str(seconds_per_piece)]
+    words = map(str, (tmp_path, seconds_per_piece, together))
+    command = [sys.executable, "-c", FETCHER, *words]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_processes_that_fetch_at_once_share_one_download(tmp_path):
-    processes = [fetcher(tmp_path, 0.05) for _ in range(2)]
+    processes = [fetcher(tmp_path, 0.05, together=2) for _ in range(2)]
     hashes = set()
     for process in processes:
         out, err = process.communicate(timeout=60)

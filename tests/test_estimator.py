@@ -25,10 +25,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-import sparsecore
 from sparsecore import SparseMLPClassifier, SparseMLPRegressor, mlp
+from sparsecore.config import HYPERPARAMETERS, TrainConfig
 from sparsecore.limits import cpu_count
-from sparsecore.train import Trainer
+from sparsecore.train import Trainer, new_model
 
 # They compare to 1e-7 what is float32 here; `test_a_weight_of_two_is_a_sample_twice` does to 1e-4.
 TOO_EXACT = {
@@ -302,10 +302,6 @@ def test_features_that_are_not_finite_are_refused(bad):
         small().fit(X, [0, 1, 0, 1])
 
 
-def test_the_public_classes_are_listed():
-    assert set(sparsecore.__all__) <= set(dir(sparsecore))
-
-
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match=r"one class only: \['a'\]"):
         small().fit(np.eye(3), ["a", "a", "a"])
@@ -384,6 +380,21 @@ def test_what_is_refused_is_said_before_anything_is_trained(told):
         REFUSED[told]()
 
 
+def test_fit_prunes_and_evolves_as_the_trainer_does(digits):
+    X, _, y, _ = digits
+    X = StandardScaler().fit_transform(X)
+    clf = small(max_iter=4, standardize=False, prune_from=2, prune_every=1).fit(X, y)
+    same = {name: value for name, value in clf.get_params().items() if name in HYPERPARAMETERS}
+    config = TrainConfig(hidden=clf.hidden_layer_sizes, epochs=4, **same)
+    model = new_model(config, 64, 10, clf._seed)
+    start = model.nnz
+    with Trainer(model, config, seed=clf._seed) as trainer:
+        for _ in range(4):
+            trainer.run_epoch(X, y)
+            trainer.change_topology()
+    assert clf.model_.weights_sha256() == model.weights_sha256() and model.nnz < start
+
+
 def interrupted_in(epoch, monkeypatch, method="run_epoch"):
     """Have Ctrl-C come in an epoch, counted from 0, when a part of it is done."""
     original = getattr(Trainer, method)
@@ -397,16 +408,18 @@ def interrupted_in(epoch, monkeypatch, method="run_epoch"):
     monkeypatch.setattr(Trainer, method, run)
 
 
+KINDS = pytest.mark.parametrize("kind", [SparseMLPClassifier, SparseMLPRegressor])
+
+
+@KINDS
 @pytest.mark.parametrize("early_stopping", [False, True])
-def test_an_interrupted_fit_keeps_the_epochs_that_are_done(early_stopping, monkeypatch):
-    clf = SparseMLPClassifier(
-        (8,), max_iter=9, random_state=0, early_stopping=early_stopping, batch_size=8
-    )
+def test_an_interrupted_fit_keeps_the_epochs_that_are_done(kind, early_stopping, monkeypatch):
+    clf = made(kind, max_iter=9, early_stopping=early_stopping, batch_size=8)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupted_in(4, patch)
         clf.fit(X40, Y40)
     assert clf.n_iter_ == len(clf.loss_curve_) == 4
-    assert np.isfinite(clf.predict_proba(X40)).all()
+    assert np.isfinite(clf.predict(X40)).all()
     clf.partial_fit(X40, Y40)
     assert clf.n_iter_ == len(clf.loss_curve_) == 5 and clf._progress["step"] > 4 * 4
 
@@ -418,8 +431,9 @@ def test_an_interrupted_fit_keeps_the_epochs_that_are_done(early_stopping, monke
         other.predict(X40)
 
 
-def test_an_interrupted_partial_fit_leaves_the_state_before(monkeypatch):
-    clf = SparseMLPClassifier((8,), max_iter=9, random_state=0, batch_size=1).fit(X40, Y40)
+@KINDS
+def test_an_interrupted_partial_fit_leaves_the_state_before(kind, monkeypatch):
+    clf = made(kind, max_iter=9, batch_size=1).fit(X40, Y40)
     clf.partial_fit(X40, Y40)
     before = state(clf)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

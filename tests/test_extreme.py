@@ -308,13 +308,14 @@ def test_labels_out_of_range_are_refused(y):
         net.step(X, np.array(y), 0.1)
 
 
-def test_a_change_that_was_interrupted_is_not_gone_on_from():
+def test_a_change_that_was_interrupted_is_not_gone_on_from(tmp_path):
     X, y = np.zeros((4, 600), np.float32), np.zeros(4, int)
     with network() as net:
         uses = {
             "step": lambda progress=int: net.step(X, y, 0.1, progress=progress),
             "evolve": lambda progress=int: net.evolve(0.3, 1, progress),
             "logits": lambda: net.logits(X),
+            "save": lambda: net.save(tmp_path / "net.npz", {}),
             "sha256": net.sha256,
         }
         for change, calls in (("step", 5), ("evolve", 1)):  # a step's first four are forward
@@ -416,7 +417,6 @@ def test_the_plan_counts_every_array():
         n_bytes += len(net._workspace) + net._sums.nbytes
     planned = plan.total - plan.items["program"]
     assert n_bytes == pytest.approx(planned, rel=0.1)
-    assert plan.items["transposed access"] == 0
     assert "60,000 hidden neurons" in plan.table() and "in all" in plan.table()
 
 
@@ -535,6 +535,8 @@ def test_a_checkpoint_whose_contents_are_no_network(tmp_path, name, change):
                 archive.writestr(member, bytes_)
         with pytest.raises(CheckpointError, match=r"net\.npz: not a whole checkpoint of an ext"):
             read_checkpoint(path, net)
+        with pytest.raises(RuntimeError, match="restore its checkpoint"):
+            net.logits(samples()[0])
 
 
 def test_of_two_checkpoints_the_older_one_is_used_if_an_array_is_damaged(tmp_path, monkeypatch):
@@ -612,10 +614,35 @@ def test_mistakes_are_named_before_any_work(words, complaint, capsys):
     assert status in (1, 2) and complaint in err and not out
 
 
-def test_a_loss_that_diverges_is_said():
-    config = ExtremeConfig(neurons=3000, hidden_layers=2, learning_rate=1e20, held_out=0)
-    with pytest.raises(FloatingPointError, match="--learning-rate"):
+@pytest.mark.parametrize("how", [{"held_out": 0}, {"steps": 1}])  # in training, and after it
+def test_a_run_that_diverges_says_so(how):
+    config = ExtremeConfig(neurons=3000, hidden_layers=2, learning_rate=1e20, **how)
+    with pytest.raises(FloatingPointError, match="after step 1; a lower --learning-rate"):
         run.run(config)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
+    path = tmp_path / "run.npz"
+    config = ExtremeConfig(neurons=3000, hidden_layers=2, steps=9, evolve_every=4, held_out=4)
+    how = {"checkpoint_path": path, "checkpoint_every": 3}
+    whole = run.run(config, **how)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(CheckpointWarning, match="previous"):
+        again = run.run(config, **how, resume=True)
+    assert (again["weights_sha256"], again["losses"]) == (whole["weights_sha256"], whole["losses"])
+    with pytest.raises(ValueError, match="checkpoint_every: expected an integer of at least 1"):
+        run.run(config, checkpoint_path=path, checkpoint_every=0)
+
+
+def test_a_frozen_run_trains_its_output_layer_alone(tmp_path):
+    path = tmp_path / "run.npz"
+    config = ExtremeConfig(neurons=3000, hidden_layers=2, steps=4, evolve_every=1, frozen=True)
+    found = run.run(config, checkpoint_path=path, checkpoint_every=2)
+    before, after = np.load(files.previous(path)), np.load(path)
+    same = [np.array_equal(before[f"{n}.weights"], after[f"{n}.weights"]) for n in range(3)]
+    assert same == [True, True, False] and not found["evolve_seconds"]
 
 
 def test_trends():

@@ -75,20 +75,23 @@ def test_runs_are_compared(session):
     assert [t.get_text() for t in picture.figure.legends[0].texts] == named
 
 
-def test_panel_starts_stops_and_goes_on():
+def test_panel_starts_stops_and_goes_on(request):
     play = playground.Playground("digits", epochs=500)
+    request.addfinalizer(play.session.close)
     controls, buttons = play.controls, play.buttons
     assert controls["epsilon"].value == setting("digits").config.epsilon
     controls["dataset"].value = "madelon-generator"
     assert controls["alpha"].value == setting("madelon-generator").config.alpha
     controls["dataset"].value = "digits"
-    controls["epochs"].value = 500
+    controls["epochs"].max = controls["epochs"].value = 100_000  # it does not end before "Stop"
     buttons["Start a new run"].click()
     run = play.session.runs[0]
     assert buttons["Start a new run"].disabled and not buttons["Stop"].disabled
     assert wait_until(lambda: run.done > 2 and play.image.value, 200)
     buttons["Stop"].click()
-    assert wait_until(lambda: f"run 1: stopped, epoch {run.done} of 500" in play.status.value, 200)
+    assert wait_until(
+        lambda: f"run 1: stopped, epoch {run.done} of 100000" in play.status.value, 200
+    )
     assert not buttons["Go on"].disabled
     controls["epsilon"].value = 3
     buttons["Go on"].click()

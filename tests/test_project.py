@@ -3,7 +3,9 @@
 import ast
 import graphlib
 import importlib.metadata
+import json
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -288,8 +290,29 @@ def test_a_missing_package_is_sought_where_it_is_declared():
     assert core == requirements().keys() and mpi <= requirements("mpi").keys()
 
 
+PAGES = [ROOT / "README.md", *ROOT.glob("book/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_commands_on_a_page_are_understood(path):
+    from sparsecore import __main__
+
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+    text = text.replace("\\\n", " ")
+    before = r"^(?:(?:mpiexec|srun|[A-Z_]+=)[^`\n]* )?"
+    found = re.findall(rf"{before}python -m sparsecore (.*)", text, re.M)
+    found += re.findall(r"^\| `((?:bench|train|extreme)\b[^`]*)`", text, re.M)
+    assert found or "README" not in path.name
+    for words in found:
+        parts = shlex.split(words.partition(" > ")[0], comments=True)
+        __main__._parser().parse_args(parts)
+
+
 def test_every_package_that_the_tests_import_is_declared():
-    used = {name for path in ROOT.glob("tests/*.py") for name in distributions(path)}
-    tests = {path.stem for path in ROOT.glob("tests/*.py")}
+    paths = [*(ROOT / "tests").rglob("*.py")]
+    used = {name for path in paths for name in distributions(path)}
+    tests = {path.stem for path in paths}
     # pytest brings tomli to the Pythons that have no tomllib
     assert used - {canonicalize_name(t) for t in tests} - {"tomli"} <= requirements("test").keys()

@@ -229,7 +229,7 @@ def test_an_epoch_is_made_of_what_the_main_table_s_runs_took():
     seconds = {"train": 92.0, "evaluate": 7.5, "evolve": 0.5}
     run = {
         "condition": {"dataset": "fashion-mnist", "method": "set-all-relu"}, "seconds": seconds,
-        "config": {"weight_decay": 0.0002}, "data": {"surrogate": False},
+        "config": {"weight_decay": 0.0002, "epsilon": 9}, "data": {"surrogate": False},
     }  # fmt: skip
     main = Results(STUDIES["T-main"], "paper", [run])
     assert speed_figures.epoch(main).text == (

@@ -99,11 +99,6 @@ def test_the_limits_themselves_are_allowed():
     )  # fmt: skip
 
 
-def test_a_config_is_json_and_back():
-    settings = config(prune_from=2)
-    assert TrainConfig(**json.loads(json.dumps(settings.to_dict()))) == settings
-
-
 @pytest.mark.parametrize(
     ("values", "epochs"),
     [
@@ -335,12 +330,23 @@ def test_a_pruning_that_removes_nothing_changes_nothing():
     np.testing.assert_array_equal(plain.model.params, pruned.model.params)
 
 
+def test_empty_neurons_count_in_the_percentile_if_told():
+    how = {"epochs": 6, "zeta": 0.0, "prune_from": 2, "prune_every": 2, "prune_percentile": 30}
+    own, released = (fit(config(**how, prune_counts_empty=told))[1] for told in (False, True))
+    # Of all neurons the lowest 30 % are those that the first pruning left empty.
+    assert own[3]["pruned"] > 0 == released[3]["pruned"]
+    # Older results and checkpoints know nothing of the choice.
+    assert "prune_counts_empty" not in config().to_dict()
+    assert config(prune_counts_empty=True).to_dict()["prune_counts_empty"] is True
+
+
 def test_numpy_numbers_become_plain_ones():
     settings = TrainConfig(
         hidden=np.array([3, 4]), batch_size=np.int64(8), epsilon=np.float32(2), epochs=np.int32(3),
         prune_from=np.int16(2), learning_rate=np.float64(0.5), augment=np.False_,
     )  # fmt: skip
     assert json.loads(json.dumps(settings.to_dict())) == settings.to_dict()
+    assert TrainConfig(**json.loads(json.dumps(settings.to_dict()))) == settings
     assert settings.hidden == (3, 4) and settings.epsilon == 2.0
     plan = Plan(warmup=np.int64(3), keep_rate=np.True_)
     large = ExtremeConfig(neurons=np.int64(1000), frozen=np.False_)

@@ -196,18 +196,17 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     kept = table.data["test_accuracy"].tolist()
     assert kept == [0.5, 0.25, 0.75], "only what is recorded has a row"
     share = 100 * sparse[0]["nnz_end"] / dense[0]["nnz_end"]
-    effect = effects.difference(sparse, dense)
-    assert table.finding == (
-        "SET-All-ReLU against dense, λ = 0.0002: Optical digits "
-        f"{shown.points(effect)} of accuracy with {share:.2g} % of the connections."
-    )
+    assert table.finding == "", "no times"
+    told = f"{shown.gap(sparse, dense)} of accuracy with {share:.2g} % of the connections. "
+    assert figures.accuracies(recorded).finding.endswith(f"taken alone: Optical digits {told}")
     [speed] = own.data.query("dataset == 'digits' and method == 'set-all-relu'")[
         "speed_against_dense"
     ]
-    told = f"connections, dense takes {effects.two_digits(speed)} times the core-seconds."
-    assert told in own.finding
-    assert tables.main(replace(recorded, runs=relu + sparse)).finding == "", "nothing to compare"
-    assert table._repr_markdown_().startswith(f"{page.minus(table.finding)}\n\n````{{table}}")
+    told = f"over SET-All-ReLU's: Optical digits × {effects.two_digits(speed)}."
+    assert own.finding == f"Core-seconds of dense training {told}"
+    alone = figures.accuracies(replace(recorded, runs=relu + sparse))
+    assert alone.finding == "", "nothing to compare"
+    assert own._repr_markdown_().startswith(f"{page.minus(own.finding)}\n\n")
     picture = figures.curves(replace(recorded, study=view(main, "set-relu").study))
     markdown = picture._repr_markdown_()
     assert ":name: f-curves\n" in markdown and page.minus(picture.finding) in picture._repr_html_()
@@ -261,7 +260,7 @@ def test_curves_draw_means_and_bands_of_the_results(main):
     assert bar == pytest.approx([100 * effect.low, 100 * effect.high]), "as the ledger has it"
     assert picture.finding.startswith("At the end SET-All-ReLU is more accurate than SET-ReLU on ")
     assert f"each taken alone: Optical digits {shown.points(effect)}." in picture.finding
-    assert "rows, 2 seeds. Runs: profile quick, " in picture.sources
+    assert "rows, up to 2 seeds. Runs: profile quick, " in picture.sources
     assert "Optical digits: 3 epochs of 1,437 rows, " in picture.sources
     assert picture.svg() == figures.curves(view(main, *methods)).svg(), "the same every time"
 
@@ -371,7 +370,7 @@ def test_cost_draws_means_against_the_contest_s_seconds(main):
         assert mark.get_xydata() == pytest.approx(np.array([[seconds, np.mean(ends)]]))
         assert np.ptp(bars.get_segments()[0][:, 1]) == pytest.approx(2 * np.std(ends, ddof=1))
     gap = shown.gap(files("set-all-relu"), files("dense"))
-    assert f"λ = 0.0002: Optical digits {gap} of accuracy with " in picture.finding
+    assert f"each taken alone: Optical digits {gap} of accuracy with " in picture.finding
     assert "dense takes 2.0 times the core-seconds. " in picture.finding
     assert not figures.cost(recorded).figure.axes[0].containers, "no seconds of one machine"
 
@@ -382,7 +381,7 @@ def test_accuracies_are_drawn_and_told_beside_the_dense_ones(main):
     means = [np.mean([100 * run["test_accuracy"] for run in files(m)]) for m in METHODS]
     assert [box.lines[0].get_xdata()[0] for box in ax.containers] == pytest.approx(means)
     gap = shown.gap(files("set-all-relu"), files("dense"))
-    assert f"λ = 0.0002: Optical digits {gap} of accuracy with " in picture.finding
+    assert f"each taken alone: Optical digits {gap} of accuracy with " in picture.finding
 
 
 def test_pruning_figures_hold_the_numbers_of_the_files(main):
@@ -518,7 +517,7 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     usual = np.mean([100 * run["test_accuracy"] for run in main.of("digits", "set-relu")])
     assert container.lines[0].get_ydata() == pytest.approx([99.005, usual])
     change = f"{usual - 99.005:+.2f} points ["
-    assert f" changes: on Optical digits SET-ReLU {change}" in picture.finding
+    assert f"each taken alone: on Optical digits SET-ReLU {change}" in picture.finding
     alike = [{**run, "config": {**run["config"], "weight_decay": 0.0}} for run in main.runs]
     same = replace(main, study=study, runs=[*main.runs, *alike])
     assert figures.decay(same).finding.endswith(": on Optical digits no clear change. ")
@@ -538,8 +537,8 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     assert f"Optical digits: {99.005 - usual:+.2f} points [" in effects["effect"].iloc[0]
     told = tables.deviations(replace(found, runs=runs)).finding
     start = (
-        "Effects whose interval excludes 0, of 1 measured (the released way less ours; weight "
-        "decay: 0 less 0.0002), and divergences: "
+        "Effects whose 95 % interval, taken alone, excludes 0, of 1 measured (the released way "
+        "less ours; weight decay: 0 less 0.0002), and divergences: "
     )
     assert told.startswith(f"{start}Weight decay λ (decoupled, per step), Optical digits: ")
     assert tables.deviations(replace(found, runs=[])).finding == ""

@@ -77,9 +77,6 @@ def test_phase_2_has_the_base_rate_or_as_released_the_k_fold_one():
         with Worker.trainer(worker, 0) as trainer:
             assert trainer._rule.learning_rate == np.float32(factor * config.learning_rate)
             assert trainer.config.prune_from is None
-    # Older results and checkpoints know nothing of the choice.
-    assert "prune_counts_empty" not in config.to_dict()
-    assert config.with_values(prune_counts_empty=True).to_dict()["prune_counts_empty"] is True
 
 
 def test_gradient_of_an_older_topology_keeps_its_valid_part():
@@ -428,15 +425,15 @@ def test_killed_rank_ends_the_job_which_resumes(tmp_path):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("place", ["reading", "phase 2"])
-def test_terminated_rank_ends_the_job_as_ctrl_c_does(tmp_path, place):
+@pytest.mark.parametrize(("rank", "place"), [(1, "reading"), (1, "phase 2"), (0, "printing")])
+def test_terminated_rank_ends_the_job_as_ctrl_c_does(tmp_path, rank, place):
     path = tmp_path / "run.npz"
-    status, result, err, seconds = broken(*job_of(path, "SIGTERM", 1, place))
+    status, result, err, seconds = broken(*job_of(path, "SIGTERM", rank, place))
     assert seconds < 10 and result is None
-    assert status  # 143 is rank 1's; mpiexec takes any of the ranks', or says that it killed one
-    hint = f"; --resume goes on from {path}" * (place == "phase 2")
+    assert status  # 143 is that rank's; mpiexec takes any of the ranks', or says that it killed one
+    hint = f"; --resume goes on from {path}" * (place != "reading")
     assert f"sparsecore train: terminated{hint}\n" in err
-    assert "rank 1 was terminated" in err and "Traceback" not in err
+    assert f"rank {rank} was terminated" in err and "Traceback" not in err
 
 
 @pytest.mark.mpi

@@ -24,7 +24,6 @@ A build that is killed counts as none. One that finds another at work ends at on
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib
 import importlib.metadata
@@ -34,6 +33,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,11 +133,10 @@ class ExecutionKey:
 
     def record(self) -> None:
         """Write the state: the code as it was when the build began, the files as they are."""
-        self.cache.mkdir(parents=True, exist_ok=True)
-        target = self.cache / STATE_FILE
-        partial = target.with_suffix(".part")
-        partial.write_text(json.dumps({**self._code, **self._files()}, indent=1), encoding="utf-8")
-        partial.replace(target)
+        from sparsecore.files import atomic_write
+
+        with atomic_write(self.cache / STATE_FILE) as file:
+            file.write(json.dumps({**self._code, **self._files()}, indent=1).encode())
 
 
 def _start(app: Sphinx) -> None:
@@ -159,18 +158,18 @@ def _start(app: Sphinx) -> None:
             "quick": digest_files(results, ["quick/**/*.json"]),
         }
 
-    held = (Path(app.outdir).parent / "build.lock").open("a")
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        told = "another build of this book is at work: wait until it has ended"
-        raise ExtensionError(told) from None
-    except OSError:
-        pass  # this file system has no locks
-    app.execution_lock = held  # type: ignore[attr-defined]  # until this process ends
     # MyST-NB has put the folder's place into its settings by now (same event, higher priority)
     cache = Path(app.env.mystnb_config.execution_cache_path)  # type: ignore[attr-defined]
     key = ExecutionKey(cache, code, files)
+    from sparsecore.files import lock  # it can be imported: the key knows its sources
+
+    held = ExitStack()
+    try:
+        held.enter_context(lock(Path(app.outdir).parent / "build.lock", wait=False))
+    except BlockingIOError:
+        told = "another build of this book is at work: wait until it has ended"
+        raise ExtensionError(told) from None
+    app.execution_lock = held  # type: ignore[attr-defined]  # until this process ends
     changed = key.changed()
     if changed:
         logging.getLogger(__name__).info(

@@ -74,8 +74,8 @@ def finished(body: str) -> str:
         body,
         flags=re.DOTALL,
     )
-    body = re.sub(r'<th class="head', '<th scope="col" class="head', body)
-    body = re.sub(r'<th class="stub', '<th scope="row" class="stub', body)
+    body = body.replace('<th class="head', '<th scope="col" class="head')
+    body = body.replace('<th class="stub', '<th scope="row" class="stub')
     return re.sub(r"(<figure[^>]*>\s*)(<img [^>]*>)", r'\1<div class="picture">\2</div>', body)
 
 

@@ -14,7 +14,7 @@ from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import EpochBar
 from sparsecore.wasap.plan import Plan
-from sparsecore.wasap.watch import PATIENCE
+from sparsecore.wasap.watch import PATIENCE, interrupts_held_back
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 2.0  # for the others' errors, when one engine has failed
@@ -63,17 +63,19 @@ def train(
     plan = plan or Plan()
     title = f"{plan.algorithm.upper()}, {cluster.n} workers"
     path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
-    jobs = cluster.submit(
-        _train_on_engine, cluster.n, config, dataset, limit, plan, patience, seed=seed,
-        threads=threads, checkpoint_path=path, resume=resume,
-    )  # fmt: skip
+    jobs: list[Any] = []
     ended: list[int] = []  # the ranks in the order in which they did
-    for rank, job in enumerate(jobs):
-        job.add_done_callback(lambda _, rank=rank: ended.append(rank))
     last: dict[str, Any] = {}
     stopped: list[int] = []
     with closing(EpochBar(title, config.epochs, hidden=on_progress is not None)) as shown:
         try:
+            with interrupts_held_back():  # some engines alone would wait for the others inside MPI
+                jobs = cluster.submit(
+                    _train_on_engine, cluster.n, config, dataset, limit, plan, patience, seed=seed,
+                    threads=threads, checkpoint_path=path, resume=resume,
+                )  # fmt: skip
+            for rank, job in enumerate(jobs):
+                job.add_done_callback(lambda _, rank=rank: ended.append(rank))
             while not jobs[0].ready():
                 jobs[0].wait(_POLL_SECONDS)
                 stopped = cluster.stopped() or stopped
@@ -135,7 +137,7 @@ def _train_on_engine(
     from sparsecore.wasap.mpi import first_ranks
     from sparsecore.wasap.phases import run_on
     from sparsecore.wasap.ranks import Ranks
-    from sparsecore.wasap.watch import interruptible, interrupts_held_back
+    from sparsecore.wasap.watch import interruptible
 
     def load() -> Dataset:
         with interruptible():  # it may take minutes
@@ -143,8 +145,8 @@ def _train_on_engine(
             return found.limited(limit, options["seed"])
 
     with (
-        first_ranks(n_workers) as comm,
         interrupts_held_back(),
+        first_ranks(n_workers) as comm,
         closing(Ranks(comm, patience=patience)) as ranks,
     ):
         # Now that the ranks have met, one that fails, is stopped or ends here is named.

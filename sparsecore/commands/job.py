@@ -38,21 +38,21 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
     ranks.watch.last_words = last_words
     status = 0
     try:
-        yield ranks
-    except OutputClosedError as error:
-        status = 128 + signal.SIGPIPE
-        ranks.stop(error)
-    except Exception as error:
-        status = 1
-        hint = last_words()
-        if type(error) is not ParallelError:  # it may be the checkpoint that cannot be resumed
-            hint = ""
-        fail(ranks.rank, error, hint)
-        ranks.stop(error)
-    except BaseException:
+        try:
+            yield ranks
+        except OutputClosedError as error:
+            status = 128 + signal.SIGPIPE
+            ranks.stop(error)
+        except Exception as error:
+            status, hint = 1, last_words()
+            # Of another error the cause may be the checkpoint, which then cannot be resumed.
+            fail(ranks.rank, error, hint if type(error) is ParallelError else "")
+            ranks.stop(error)
+        together = ranks.arrive()
+    except BaseException as error:  # it prints, saves, or waits for the others
         witness.tell(address, ranks.rank)
+        ranks.stop(error)
         raise
-    together = ranks.arrive()
     witness.tell(address, ranks.rank)
     if not together:  # others will never arrive at MPI's end: mpiexec ends the job without it
         if not status:

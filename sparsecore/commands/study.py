@@ -81,7 +81,7 @@ def _run_study(options: argparse.Namespace) -> None:
             results = [found, *found.values()]  # of a single part, the result itself
             missing = [r["missing"] for r in results if isinstance(r, dict) and "missing" in r]
             for why in dict.fromkeys(missing):
-                print(f"  {why.split('. ')[0]}")
+                print(f"  {why}")
             raise RuntimeError(f"{options.key}: not all could be measured; see above")
         return
     found = studies.load(

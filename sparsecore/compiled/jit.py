@@ -93,16 +93,17 @@ def _warn(why: str) -> None:
     )
 
 
-def jit(*, inner: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+def jit(
+    *, inner: bool = False, keep: bool = True, **options: Any
+) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles at the first call, with options of `numba.njit` added."""
     # Mark a function `inner` if only compiled code calls it: it gets no code for calls from Python,
-    # which would be half of its code. Such a call would crash.
+    # which would be half of its code. Such a call would crash. With `keep` the code is cached.
     if config.DISABLE_JIT:
         raise RuntimeError(
             "NUMBA_DISABLE_JIT: expected 0 or nothing, got 1; unset it, the kernels exist only as "
             "compiled code"
         )
-    keep = options.pop("cache", True)
     options |= {"no_cpython_wrapper": inner, "no_cfunc_wrapper": True}
 
     def decorate(function: Callable[..., Any]) -> Any:

@@ -261,7 +261,7 @@ def barrier(sync, size):
             _sched_yield()
 
 
-@jit(cache=False)  # Numba cannot load a generator from a cache; its callers' code has it
+@jit(keep=False)  # Numba cannot load a generator from a cache; its callers' code has it
 def shares(sync, size, member, first, stop):
     """Yield ranges that share [first, stop) among the members; end when all members are done."""
     n, parts = stop - first, size * PARTS

@@ -125,18 +125,17 @@ def fetch(name: str) -> Path | None:
         return None
     tried: Tried = []
     if place := sources.locate(entry, tried):
-        folder = place[1][0][1].parent
         try:
             _read(entry, *place)
-            return folder
+            return place.folder
         except DataCorrupt as error:
-            if folder != sources.cache_folder(name) or not entry.mirrors:
+            if place.folder != sources.cache_folder(name) or not entry.mirrors:
                 raise
-            tried.append((place[0], str(error)))
+            tried.append((place.label, str(error)))
             Path(error.path).unlink(missing_ok=True)
     place = sources.download(entry, tried, asked=True)
     _read(entry, *place)
-    return place[1][0][1].parent
+    return place.folder
 
 
 def verify(name: str) -> dict[str, str]:
@@ -157,7 +156,7 @@ def verify(name: str) -> dict[str, str]:
     tried: Tried = []
     if place := sources.locate(entry, tried):
         _, digest = _read(entry, *place)
-        return {str(path): file.sha256 or digest for file, path in place[1]}
+        return {str(path): file.sha256 or digest for file, path in place.files}
     if entry.generate is None:
         raise sources.not_available(entry, tried)
     return {name: _generated(entry).content_hash}

@@ -151,14 +151,27 @@ def cache_folder(name: str) -> Path:
     return Path(pooch.os_cache("sparsecore")) / name
 
 
-def locate(entry: Entry, tried: Tried) -> tuple[str, Located] | None:
-    """Find all files of a data set in one local place; return its label, and the files' paths."""
+class Local(NamedTuple):
+    """Where all files of a data set are on this machine."""
+
+    label: str
+    files: Located
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the first file."""
+        return self.files[0][1].parent
+
+
+def locate(entry: Entry, tried: Tried) -> Local | None:
+    """Find all files of a data set in one local place."""
     if not entry.files:
         return None
     cache = cache_folder(entry.name)
     places = [("cache", cache)]
     with contextlib.suppress(OSError):
-        places = [(f"cache, from {(cache / ORIGIN).read_text(encoding='utf-8').strip()}", cache)]
+        origin = (cache / ORIGIN).read_text(encoding="utf-8", errors="replace").strip()
+        places = [(f"cache, from {origin}", cache)]
     if root := os.environ.get(ENVIRONMENT):
         places.insert(0, (f"${ENVIRONMENT}", Path(root).expanduser() / entry.name))
     else:
@@ -168,7 +181,7 @@ def locate(entry: Entry, tried: Tried) -> tuple[str, Located] | None:
             places.append((f"{mirror.label}, installed", Path(mirror.installed)))
     for label, folder in places:
         try:
-            return label, _find(entry.files, folder)
+            return Local(label, _find(entry.files, folder))
         except (DataError, OSError) as error:
             tried.append((f"{label} ({folder})", _reason(error)))
     return None
@@ -197,7 +210,7 @@ def _find(files: Sequence[DataFile], folder: Path) -> Located:
     return found
 
 
-def download(entry: Entry, tried: Tried, asked: bool) -> tuple[str, Located]:
+def download(entry: Entry, tried: Tried, asked: bool) -> Local:
     """Bring a data set into the cache from the first mirror that serves it, and find it there."""
     if entry.on_request and not asked:
         command = f"python -m sparsecore data fetch {entry.name}"

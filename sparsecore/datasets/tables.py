@@ -20,7 +20,7 @@ from sparsecore.datasets.dataset import number
 _INTEGER = re.compile("0|-?[1-9][0-9]{0,17}")
 
 
-class Table(NamedTuple):
+class Contents(NamedTuple):
     """What a file holds."""
 
     X: Any  #: float64, dense or CSR
@@ -31,7 +31,7 @@ class Table(NamedTuple):
 def read(
     path: Any, target: str | None = None, names: tuple[str, ...] | None = None,
     n_features: int | None = None,
-) -> Table:  # fmt: skip
+) -> Contents:  # fmt: skip
     """Read the inputs, all but `target` or those that are named, in that order, and the target."""
     # ``.csv``: a header, then numbers, and any labels in the target's column; ``.npz``: a matrix
     # ``X``, and a vector under the target's name; ``.svmlight``, ``.libsvm``: the target comes
@@ -74,7 +74,7 @@ def learnable(y: np.ndarray, task: str | None, name: Any = "y") -> np.ndarray:
     return found if task or (finite.all() and (found != np.rint(found)).any()) else y
 
 
-def _npz(path: Path, target: str | None) -> Table:
+def _npz(path: Path, target: str | None) -> Contents:
     with path.open("rb") as stream:
         try:
             zipfile.ZipFile(stream).close()  # NumPy reads other things, too
@@ -95,10 +95,10 @@ def _npz(path: Path, target: str | None) -> Table:
         raise ValueError(f"{path}: {target}: expected numbers or texts, got {y.dtype}")
     if y is not None and y.shape[:1] != X.shape[:1]:
         raise ValueError(f"{path}: {target}: expected {len(X)} values, one per row, got {y.shape}")
-    return Table(X, None, y)
+    return Contents(X, None, y)
 
 
-def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Table:
+def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Contents:
     rows = _rows(path)
     header = [name.strip() for name in next(rows)[1]]
     names = names or tuple(name for name in header if name != target)
@@ -128,7 +128,7 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Table
                 at = f"{path}, line {line}, column {target!r}"
                 raise ValueError(f"{at}: expected a value, got none")
     X = np.array(cells).reshape(n_rows, len(names))
-    return Table(X, names, None if target is None else np.array(y, str))
+    return Contents(X, names, None if target is None else np.array(y, str))
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -151,7 +151,7 @@ def _number(cell: str) -> float:
     return number(cell) if cell.isascii() and "_" not in cell else np.nan
 
 
-def _svmlight(path: Path, n_features: int) -> Table:
+def _svmlight(path: Path, n_features: int) -> Contents:
     from sklearn.datasets import load_svmlight_file
 
     try:
@@ -161,7 +161,7 @@ def _svmlight(path: Path, n_features: int) -> Table:
         raise ValueError(f"{path}: {error}") from None
     X.resize(len(y), max(X.shape[1], n_features))  # the last columns may be empty
     whole = (y == np.rint(y)) & (np.abs(y) < 2**53)  # and small enough to be exact
-    return Table(X, None, y.astype(np.int64) if whole.all() else y)
+    return Contents(X, None, y.astype(np.int64) if whole.all() else y)
 
 
 def _find_fault(path: Path) -> None:

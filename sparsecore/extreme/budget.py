@@ -27,7 +27,7 @@ class OverBudgetError(ValueError):
     """A network needs more memory than it may take."""
 
 
-def lane_width(batch_size: int) -> int:
+def lanes_for(batch_size: int) -> int:
     """Return how many activations each neuron keeps: a batch, rounded up to a register's lanes."""
     if not 1 <= batch_size <= _MOST_LANES:
         raise ValueError(f"batch_size: expected 1 to {_MOST_LANES} samples, got {batch_size!r}")
@@ -109,7 +109,7 @@ def plan(
     sizes: Sequence[int], epsilon: float, batch_size: int, threads: int, ranks: int | None = None
 ) -> Budget:
     """Plan a network's memory, the process's own included (import and compile first), or ranks'."""
-    lanes = lane_width(batch_size)
+    lanes = lanes_for(batch_size)
     grids = [tiles.grid(a, b, lanes) for a, b in pairwise(sizes)]
     shapes = zip(densities(sizes, epsilon), pairwise(sizes), strict=True)
     counts = [p * a * b for p, (a, b) in shapes]
@@ -118,7 +118,7 @@ def plan(
         for parts in zip(*tiles.spread(grids, ranks), strict=True):
             here = [n * p.n_out / g.n_out for n, p, g in zip(counts, parts, grids, strict=True)]
             arrays = tiles.CONNECTION * sum(here) + sum(p.n_out for p in parts) * (8 + 4 * lanes)
-            gathered = 4 * lanes * max(sizes[:-1])
+            gathered = 4 * lanes * max(sizes[1:])
             n_bytes.append(int(arrays + workspace(here, parts, lanes) + gathered))
             expected.append(sum(here))
         return Budget(tuple(sizes), n_bytes, expected, {})
@@ -128,7 +128,6 @@ def plan(
         "velocities, 4 bytes each": sum(_pages(4 * n) for n in counts),
         "indices, 2 × 2 bytes each": sum(2 * _pages(2 * n) for n in counts),
         "tile pointers": 2 * sum(8 * (g.across * g.down + 1) for g in grids),
-        "transposed access": 0,
         "biases and velocities, 8 bytes each": sum(2 * _pages(4 * n) for n in sizes[1:]),
         f"activations, {4 * lanes} bytes per neuron": sum(_pages(4 * lanes * n) for n in sizes),
         "workspace: slots, or a layer that evolves": _pages(workspace(counts, grids, lanes)),

@@ -67,7 +67,7 @@ class ExtremeConfig:
         integers(self.hidden_layers, at_least).check("neurons", self.neurons)
         from sparsecore.extreme import budget  # Numba takes a second, and --help does not need it
 
-        budget.lane_width(self.batch_size)
+        budget.lanes_for(self.batch_size)
         budget.densities(self.sizes, self.epsilon)
 
     @property

@@ -101,7 +101,6 @@ class TiledMLP(Closing):
     cannot `evolve`: each rank would choose the weakest among its own connections.
     """
 
-    _torn = False  # within a step or an evolution
     message_bytes = message_seconds = 0.0  # of this rank, both ways; waiting included
 
     def __init__(
@@ -110,8 +109,8 @@ class TiledMLP(Closing):
         empty: bool = False, progress: Progress = int, comm: Any = None,
     ) -> None:  # fmt: skip
         self.sizes, self.seed, self.batch_size = tuple(sizes), seed, batch_size
-        self._comm = comm
-        lanes, densities = budget.lane_width(batch_size), budget.densities(sizes, epsilon)
+        self._comm, self._torn = comm, empty  # torn within a step, an evolution, a reading
+        lanes, densities = budget.lanes_for(batch_size), budget.densities(sizes, epsilon)
         grids = [tiles.grid(a, b, lanes) for a, b in pairwise(sizes)]
         counts = [
             seeds.generator(seed, Purpose.TOPOLOGY, number).binomial(tiles.cells(grid), density)
@@ -152,33 +151,33 @@ class TiledMLP(Closing):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'-'.join(map(str, self.sizes))}, nnz {self.nnz:,}>"
 
-    def logits(self, X: np.ndarray) -> np.ndarray:
-        """Return the logits of up to a batch of samples, float32, shape (n, n_classes)."""
-        self._forward(X)
-        return self._outputs()[:, : len(X)].T.copy()
+    def logits(self, X: np.ndarray, progress: Progress = int) -> np.ndarray:
+        """Return finite logits of up to a batch of samples, float32, shape (n, n_classes)."""
+        self._forward(X, progress)
+        outputs = self._gathered(len(self.layers)).reshape(-1, self._width.lanes)
+        logits = outputs[:, : len(X)].T.copy()
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("the logits became infinite or NaN")
+        return logits
 
     def step(
         self, X: np.ndarray, y: np.ndarray, learning_rate: float, momentum: float = 0.9,
         weight_decay: float = 0.0, progress: Progress = int, frozen: bool = False,
     ) -> np.ndarray:  # fmt: skip
-        """Take a step of momentum SGD on a batch; return the logits, which have to be finite."""
+        """Take a step of momentum SGD on a batch; return the logits."""
         # `learning_rate` is divided by a layer's mean fan-in: so a step moves the outputs equally
         # for all widths. `progress` is called with a layer's connections after each sweep over
         # them. With `frozen` only the output layer is trained.
         y = as_labels(y, len(X), self.sizes[-1])
-        self._forward(X, progress)
-        outputs, n = self._outputs(), len(y)
-        logits = outputs[:, :n].T.copy()
-        if not np.isfinite(logits).all():
-            raise FloatingPointError("the logits became infinite or NaN")
+        logits, n = self.logits(X, progress), len(y)
         self._torn = True
         gradient = probabilities(logits.astype(np.float64))  # of the mean cross-entropy
         gradient[np.arange(n), y] -= 1
-        outputs[:] = 0  # the gradient of lanes without a sample
-        outputs[:, :n] = gradient.T / n
         grid = self.layers[-1].grid  # a split network keeps its own rows of the gradient
         begin = grid.first * grid.side_out
-        self._z[-1].reshape(-1, self._width.lanes)[:] = outputs[begin : begin + grid.n_out]
+        own = self._z[-1].reshape(-1, self._width.lanes)
+        own[:] = 0  # the gradient of lanes without a sample
+        own[:, :n] = gradient.T[begin : begin + grid.n_out] / n
         for number in range(len(self.layers) - 1, -1, -1):
             layer, z_in, delta = self.layers[number], self._gathered(number), self._z[number + 1]
             rate = learning_rate / max(1.0, self._fan_in[number])
@@ -202,7 +201,7 @@ class TiledMLP(Closing):
 
     def _check_whole(self) -> None:
         if self._torn:
-            raise RuntimeError("an interrupt left the network half changed: restore its checkpoint")
+            raise RuntimeError("the network is empty or half changed: restore its checkpoint")
 
     def _forward(self, X: np.ndarray, progress: Progress = int) -> None:
         self._check_whole()
@@ -238,10 +237,6 @@ class TiledMLP(Closing):
         self._exchange(number, whole, lambda own, n: self._comm.Allgatherv(own, [whole, n]))
         return whole
 
-    def _outputs(self) -> np.ndarray:
-        """Return all outputs of the network, shape (n_classes, lanes)."""
-        return self._gathered(len(self.layers)).reshape(-1, self._width.lanes)
-
     def _exchange(self, number: int, whole: np.ndarray, messages: Callable[..., Any]) -> None:
         """Call `messages` with this rank's part of a layer's values, and the sizes of all parts."""
         counts = [part.n_out * self._width.lanes for part in self._spread[number - 1]]
@@ -253,6 +248,8 @@ class TiledMLP(Closing):
     def evolve(self, zeta: float, step: int, progress: Progress = int) -> int:
         """Replace the weakest connections of all layers but the output layer; return how many."""
         self._check_whole()
+        if self._comm is not None:
+            raise ValueError("evolve: a network that is split over ranks keeps its topology")
         HYPERPARAMETERS["zeta"].check(zeta)
         replaced, self._torn = 0, True
         for number, layer in enumerate(self.layers[:-1]):
@@ -277,7 +274,7 @@ class TiledMLP(Closing):
         return Tiles(np.empty_like(start), *views)
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield name and array of everything that a checkpoint keeps, or fills in if torn."""
+        """Yield name and array of everything that a checkpoint keeps."""
         for number, layer in enumerate(self.layers):
             biases = {"biases": layer.biases, "bias_velocity": layer.bias_velocity}
             for name, array in {**layer.tiles._asdict(), **biases}.items():
@@ -287,6 +284,7 @@ class TiledMLP(Closing):
         self, path: str | os.PathLike[str], run: dict[str, Any], progress: Progress = int
     ) -> None:
         """Write all arrays, one by one: there is no memory for copies; and the run's JSON state."""
+        self._check_whole()
         about = {"format_version": FORMAT_VERSION, "sizes": list(self.sizes), "run": run}
         with files.atomic_write(path, keep=True) as file, zipfile.ZipFile(file, "w") as archive:
             if shutil.disk_usage(file.fileno()).free < self.nbytes:
@@ -328,6 +326,7 @@ def read_checkpoint(
             if net is not None:
                 if (sizes := about["sizes"]) != list(net.sizes):
                     raise CheckpointError(f"{path}: has layers of {sizes}, not {net.sizes}")
+                net._torn = True  # until `restored` has checked all
                 for name, array in net.arrays():
                     with archive.open(f"{name}.npy") as member:
                         _fill(array, member)

@@ -22,6 +22,7 @@ from scipy.stats import binomtest, kendalltau
 from sparsecore import progress as bars
 from sparsecore import seeds
 from sparsecore.checkpoint import check_resumed
+from sparsecore.config import integers
 from sparsecore.datasets.generators import Clusters
 from sparsecore.extreme import budget
 from sparsecore.extreme.config import N_CLASSES, N_FEATURES, ExtremeConfig
@@ -120,14 +121,16 @@ def run(
     OverBudgetError
         If the network does not fit.
     FloatingPointError
-        If the loss diverges.
+        If training diverges.
     ValueError
-        If a checkpoint belongs to another run, or a split network is to evolve or to be saved.
+        If `checkpoint_every` is less than 1, a checkpoint belongs to another run, or a split
+        network is to evolve or to be saved.
 
     Notes
     -----
-    7 to 9 ns per connection and step on two cores; memory: `budget.plan`.
+    5 to 8 ns per connection and step on two cores, from 5·10⁶ neurons on; memory: `budget.plan`.
     """
+    integers(1).check("checkpoint_every", checkpoint_every)
     about: dict[str, Any] = {"seed": seed, "config": asdict(config)}
     state = {**about, "step": 0, "seconds": dict.fromkeys(_PHASES, 0.0)}
     state |= {name: [] for name in _LISTS}
@@ -161,10 +164,16 @@ def run(
             if found["step"] != state["step"]:  # the checkpoint before
                 state |= check_resumed(resumed_from, found, about)
         stream = Stream(seed, config.separation)
-        _train(net, stream, config, state, clock, checkpoint_path, checkpoint_every)
-        messages = net.message_bytes / config.steps, net.message_seconds / config.steps
-        with clock("evaluate", config.held_out, "sample") as bar:
-            test, predict_seconds = _test(net, stream, config, bar)
+        try:
+            _train(net, stream, config, state, clock, checkpoint_path, checkpoint_every)
+            messages = net.message_bytes / config.steps, net.message_seconds / config.steps
+            with clock("evaluate", config.held_out, "sample") as bar:
+                test, predict_seconds = _test(net, stream, config, bar)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error} after step {state['step']}; a lower --learning-rate (now "
+                f"{config.learning_rate}) usually helps"
+            ) from None
         result = {
             **about, "sizes": list(config.sizes), "neurons": config.neurons,
             "density": budget.densities(config.sizes, config.epsilon)[len(config.sizes) // 2 - 1],
@@ -249,16 +258,8 @@ def _step(
 ) -> None:
     X, y = stream.batch(state["step"], config.batch_size)
     before = time.perf_counter()
-    try:
-        logits = net.step(
-            X, y, config.learning_rate, config.momentum, config.weight_decay, bar.update,
-            config.frozen,
-        )  # fmt: skip
-    except FloatingPointError as error:
-        raise FloatingPointError(
-            f"{error} in step {state['step'] + 1}; a lower --learning-rate (now "
-            f"{config.learning_rate}) usually helps"
-        ) from None
+    rates = config.learning_rate, config.momentum, config.weight_decay
+    logits = net.step(X, y, *rates, bar.update, config.frozen)
     state["step_seconds"].append(time.perf_counter() - before)
     state["step"] += 1
     state["losses"].append(cross_entropy(logits, y))
@@ -290,6 +291,7 @@ def _compile(config: ExtremeConfig, threads: int) -> None:
     how: dict[str, Any] = {"batch_size": config.batch_size, "threads": threads}
     with TiledMLP((8, 64, 64, 2), epsilon=1.0, **how) as net:
         net.step(np.zeros((1, 8), np.float32), np.zeros(1, np.int64), 0.0)
+        net.restored()
         if config.zeta:
             net.evolve(0.5, 1)
 

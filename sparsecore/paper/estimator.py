@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from sparsecore import datasets
+from sparsecore.bench import timed
 from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor
 from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.store import NOTHING, Entry, Measured, Parts, Result
@@ -128,9 +128,8 @@ def compare(name: str) -> Result:
         warnings.simplefilter("ignore", ConvergenceWarning)  # the MLP has its own defaults
         for seed, (train, test) in enumerate(folds.split(X, y)):
             for method, estimator in _methods(name, seed).items():
-                begin = time.perf_counter()
-                estimator.fit(X[train], y[train])
-                found[method]["seconds"].append(time.perf_counter() - begin)
+                fit = partial(estimator.fit, X[train], y[train])
+                found[method]["seconds"] += timed(fit).tolist()
                 found[method]["scores"].append(float(estimator.score(X[test], y[test])))
                 found[method]["bytes"].append(len(pickle.dumps(estimator)))
     about = {"defaults": _defaults(name), "rows": len(X), "columns": X.shape[1]}
@@ -264,8 +263,9 @@ def inputs_table(*results: Result) -> Table:
     ours, forest, test = (np.mean([np.mean(row[name]) for row in made]) for name in RANKINGS)
     worst = " It is the worst of the three." * bool(ours < min(forest, test))
     finding = (
-        f"Of Madelon's {KNOWN} features that matter, sparsecore's ranking has {ours:.1f} among its "
-        f"first {KNOWN}, an F-test's {test:.1f}, a random forest's {forest:.1f}, on average.{worst}"
+        f"Of the {KNOWN} features that matter, sparsecore's ranking has {ours:.1f} among its first "
+        f"{KNOWN}, an F-test's {test:.1f}, a random forest's {forest:.1f}: means over "
+        f"{' and '.join(row['data set'] for row in made)}.{worst}"
     )
     caption = f"**How many of the {KNOWN} are among a ranking's first {KNOWN}**, a count per seed."
     return Table.of("T-estimator-inputs", made, columns, caption, finding=finding)

@@ -232,6 +232,8 @@ class Session:
                 self._cluster.first(n), config, run.dataset, plan, seed=seed,
                 checkpoint_path=path, resume=True, on_progress=look,
             )  # fmt: skip
+        for worker in result["parallel"]["failed_workers"]:
+            run.told.append(f"lost rank {worker['rank']}: {worker['cause']}")
         result["epochs"][-1]["test_accuracy"] = result["test_accuracy"]  # of the average
         run.model, run.epochs = model, earlier + result["epochs"]
 
@@ -243,7 +245,8 @@ def compared(runs: Sequence[Run]) -> Table:
     """Return a table of runs, one row each."""
     rows = []
     for run in runs:
-        tests: list[Any] = [100 * record["test_accuracy"] for record in run.epochs] or [None]
+        known = (record["test_accuracy"] for record in run.epochs)  # None: its tester was lost
+        tests: list[Any] = [100 * share for share in known if share is not None] or [None]
         row = {"number": run.number, "dataset": run.dataset, "told": "; ".join(run.told) or "–"}
         row |= {"state": run.state, "epochs": run.done, "accuracy": tests[-1], "best": max(tests)}
         rows.append({**row, "nnz": run.model and run.model.nnz})
@@ -257,7 +260,8 @@ def pictured(runs: Sequence[Run], chosen: Run | None = None) -> Picture:
         above, below = figure.subplots(2, 3)
         for ax, (name, factor, title) in zip(above, _CURVES, strict=True):
             for run in runs:
-                y = [factor * record[name] for record in run.epochs]
+                values = (record[name] for record in run.epochs)
+                y = [np.nan if value is None else factor * value for value in values]
                 ax.plot(range(1, len(y) + 1), y, color=run.colour, marker="." * (len(y) == 1))
             ax.set(title=title, xlabel="epoch")
             ax.ticklabel_format(axis="y", useOffset=False)

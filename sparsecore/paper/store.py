@@ -289,8 +289,8 @@ def check(value: Any, schema: Any, place: str) -> None:
     else:
         kinds = schema if isinstance(schema, tuple) else (schema,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            names = " or ".join(kind.__name__ for kind in kinds)
-            raise ResultError(f"{place}: expected {names}, got {value!r:.60}")
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise ResultError(f"{place}: expected {wanted}, got {value!r:.60}")
 
 
 def check_values(value: Any, place: str) -> None:

@@ -16,21 +16,19 @@ from sparsecore.wasap import shm
 
 # MPICH reads it when it is initialised: a rank that waits inside MPI then yields its core.
 os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "1")
-_runs = "mpi4py.MPI" in sys.modules  # a program of somebody else's has started it
 _START_SECONDS = 300
-if not _runs:
+if "mpi4py.MPI" in sys.modules:  # a program of somebody else's has started it
+    from mpi4py import MPI
+else:
     shm.prepare()
     # For a rank that is stopped or has ended MPI would wait for ever, and it holds Python's lock.
     faulthandler.dump_traceback_later(_START_SECONDS, exit=True, file=2)
-try:
-    from mpi4py import MPI  # the import starts MPI
+    try:
+        from mpi4py import MPI  # the import starts MPI
 
-    if not _runs:
         MPI.COMM_WORLD.Barrier()  # until all have opened the segments
-finally:
-    if not _runs:
+    finally:
         faulthandler.cancel_dump_traceback_later()
-if not _runs:
     shm.unname()
 
 

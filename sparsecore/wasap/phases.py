@@ -132,7 +132,10 @@ class _Run:
     checkpoint_path: str | os.PathLike[str] | None
     resume: bool
 
-    def __post_init__(self) -> None:
+    # --- before ----------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Agree, load, split, compile, and open the window with the model in it."""
         data, config, plan = self.data, self.config, self.plan
         self.rank, self.workers = self.ranks.rank, self.ranks.size
         self.asynchronous = plan.algorithm == "wasap"
@@ -144,11 +147,6 @@ class _Run:
         self.phase2_epochs: list[dict[str, Any]] = []
         self.resources: Any = None
         self.shown = 0.0  # when `on_progress` was called
-
-    # --- before ----------------------------------------------------------------------------------
-
-    def prepare(self) -> None:
-        """Agree, load, split, compile, and open the window with the model in it."""
         files = {"checkpoint": self.path and str(self.path), "resume": self.resume}
         check_alike(self.ranks.gathered({**self.about, **code(), **files}))
         start = self.ranks.together(self._start)
@@ -228,6 +226,7 @@ class _Run:
         try:
             worker.compute()
             begun = time.monotonic()
+            self.shard(0)  # an epoch's first step augments the whole shard
             worker.compute()
             self.ranks.longest_step = time.monotonic() - begun
         except FloatingPointError:

@@ -11,7 +11,9 @@
 6. When a rank is killed, mpiexec kills all within milliseconds; `witness` says which was first.
 7. An interrupt (Ctrl-C) may reach the ranks one after the other. The later ones are ending already,
    because the first has ended the run; torn out of that, they would leave the others alone in a
-   call that nothing ends. So a run holds interrupts back, and lets them through where it polls.
+   call that nothing ends. So `wasap.run` and a cluster's engines hold interrupts back, and let them
+   through where they poll. On the command line an interrupt ends its process, and the other ranks'
+   watches end theirs.
 """
 
 from __future__ import annotations

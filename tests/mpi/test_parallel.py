@@ -419,6 +419,14 @@ def test_scarce_shared_memory_is_said_and_a_remote_window_needs_none(
         assert comm.rank or wasap.replay(digits, result)[1]["identical"]
 
 
+def test_a_rank_that_cannot_begin_is_named(comm, digits):
+    last = comm.rank == comm.size - 1
+    kind, told = (AttributeError, "") if last else (wasap.ParallelError, "run: AttributeError")
+    with pytest.raises(kind, match=told):
+        wasap.run(None if last else digits, SMALL)
+    comm.Barrier()
+
+
 def test_unequal_workers_slow_only_themselves(comm, digits, monkeypatch):
     if comm.size == 1:
         pytest.skip("is for several ranks")

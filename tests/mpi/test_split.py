@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparsecore.extreme import run
-from sparsecore.extreme.budget import lane_width
+from sparsecore.extreme.budget import lanes_for
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.network import TiledMLP
 
@@ -40,7 +40,7 @@ def test_a_split_network_trains_as_a_whole_one(comm):
             )
         if comm.size > 1:
             # In a step, three times all hidden activations, but for a rank's own.
-            values = 3 * lane_width(4) * sum(SIZES[1:-1]) * (1 - 1 / comm.size)
+            values = 3 * lanes_for(4) * sum(SIZES[1:-1]) * (1 - 1 / comm.size)
             sent = np.mean(comm.allgather(ranks.message_bytes))
             assert sent == pytest.approx(5 * 4 * values, rel=0.02)
 

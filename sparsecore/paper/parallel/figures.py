@@ -11,13 +11,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from sparsecore import datasets, wasap
+from sparsecore import wasap
 from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.parallel.runs import ALGORITHMS, DATASET, config_of
 from sparsecore.paper.store import NOTHING, Result
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, line, picture, shows, tag
 from sparsecore.paper.training import shown
-from sparsecore.paper.training.effects import apart, difference, effect, pairs, spread_of
+from sparsecore.paper.training.effects import difference, effect, pairs, spread_of
 from sparsecore.paper.training.studies import Results, training_seconds
 from sparsecore.settings import DECAYS
 
@@ -83,13 +83,6 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, f
 # --- the runs ------------------------------------------------------------------------------------
 
 
-def _gap(*scores: list[float]) -> str:
-    """Show how much larger the first accuracies are, of runs with the same seeds."""
-    n_test: Any = datasets.describe(DATASET)["n_test"]
-    found = apart(scores, n_test) if len(scores[0]) > 1 else None
-    return shown.points(found, 100 * float(np.mean(scores[0]) - np.mean(scores[1])))
-
-
 @picture(
     "F-parallel", across=2, sharey="row",
     legend=[line(COLOUR[name], LABELS[name]) for name in ALGORITHMS],
@@ -130,10 +123,9 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
 
 def _beside_sequential(runs: dict[str, list[Result]], workers: int) -> str:
     """Say who is how fast, and how accurate at the end."""
-    done = {n: [run["test_accuracy"] for run in some] for n, some in runs.items()}
     pace = {n: np.mean([run["samples_per_second"] for run in some]) for n, some in runs.items()}
     base = "sequential"
-    beside = " and ".join(f"{LABELS[n]} {_gap(done[n], done[base])}" for n in _PARALLEL)
+    beside = " and ".join(f"{LABELS[n]} {shown.gap(runs[n], runs[base])}" for n in _PARALLEL)
     faster = " and ".join(f"{pace[n] / pace[base]:.2f} ({LABELS[n]})" for n in _PARALLEL)
     return (
         f"With {workers} workers, samples per second are {faster} times those of sequential "
@@ -178,9 +170,12 @@ def _cases(results: Results, name: str) -> list[tuple[float, str, np.ndarray]]:
     return [(decay, method, _seen(runs)) for decay, method, runs in found if runs]
 
 
+_FEWEST = 3  # seeds that can show something clearly
+
+
 def _clearly(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether the first values are larger by an interval over seeds, of three or more."""
-    if len(first) < 3:
+    """Whether the first values are larger by an interval over enough seeds."""
+    if len(first) < _FEWEST:
         return False
     found = effect(float(np.mean(first - second)), spread_of(first, second, True))
     return found is not None and found.low > 0
@@ -239,6 +234,7 @@ def rate_kept(results: Results) -> Table | Note:
     """Make the table of WASSP's phase 2 at both learning rates; of T-deviations."""
     own = [run for run in results.runs if run["condition"]["method"] in _RATES]
     results, rows = replace(results, runs=own), list[dict[str, Any]]()
+    known = Counter[str]()  # of the rows of a data set, those with enough seeds to be clear
     for name, decay in itertools.product(results.datasets, DECAYS):
         at = results.at(decay)
         both = [(at.of(name, m), at.of(name, m, diverged=True)) for m in _RATES]
@@ -249,6 +245,7 @@ def rate_kept(results: Results) -> Table | Note:
             both = [(runs, lost) for runs, (_, lost) in zip(paired, both, strict=True)]
         for rate, (runs, lost) in zip(_RATES.values(), both, strict=True):
             seen = _seen(runs) if runs else np.empty((0, len(_OF_PHASE2)))
+            known[name] += len(seen) >= _FEWEST
             values = seen.mean(axis=0).tolist() if runs else [None] * len(_OF_PHASE2)
             rows.append({
                 "dataset": name, "title": results.title(name), "decay": decay, "rate": rate,
@@ -279,18 +276,23 @@ def rate_kept(results: Results) -> Table | Note:
         "there are enough. What to see: whether the training loss rises, with weight decay and "
         "without."
     )
-    known = Counter(row["dataset"] for row in rows if row["early"] is not None)
     clear = [row for row in rows if row["early clear"]]
     where, told = f"with λ > 0 and {_RATES['wassp']}", ""
     if not all(row["decay"] and row["rate"] == _RATES["wassp"] for row in clear):
-        told = f" Weight decay alone would have it rise only {where}: it does not explain this."
+        told = (
+            f"Weight decay alone would have the loss rise in phase 2 only {where}: it does not "
+            "explain this. "
+        )
     elif clear and all(known[row["dataset"]] == len(DECAYS) * len(_RATES) for row in clear):
-        told = f" In the first epochs it clearly rises only {where}, as weight decay alone has it."
+        told = (
+            f"In the first epochs of phase 2 the training loss clearly rises only {where}, as "
+            "weight decay alone would have it. "
+        )
     sources = shown.source(results, list(dict.fromkeys(row["dataset"] for row in rows)))
     finding = (
-        f"Data sets on which the training loss rises in the first {_EARLY} epochs of phase 2: "
-        f"{counted('early')}. Over all of phase 2: {counted('rise')}. Clearly: by the 95 % "
-        f"interval over seeds.{told}"
+        f"{told}Data sets on which the training loss rises in the first {_EARLY} epochs of phase "
+        f"2: {counted('early')}. Over all of phase 2: {counted('rise')}. Clearly: by the 95 % "
+        "interval over seeds."
     )
     return Table.of("T-phase2", rows, _OF_RATES, caption, sources, finding)
 

@@ -89,10 +89,14 @@ def _page(found: dict[Any, Result]) -> Result:
     there = {part: result for part, result in found.items() if "missing" not in result}
     replays = [result for (name, _), result in there.items() if name == "replay"]
     seeds = dict.fromkeys(seed for _, seed in there)
+    about = {"n_test": datasets.describe(DATASET)["n_test"]}
     whole = [seed for seed in seeds if all((name, seed) in there for name in ALGORITHMS)]
     if not (whole and replays):
         return next((result for result in found.values() if "missing" in result), NOTHING)
-    runs = {name: [there[name, seed] for seed in whole] for name in ALGORITHMS}
+    runs = {
+        name: [there[name, seed] | {"condition": {"method": name}, "data": about} for seed in whole]
+        for name in ALGORITHMS
+    }  # as the main table's
     first, size = runs["wasap"][0], "{epochs} epochs of {n_train:,} rows, {workers} workers."
     return {
         "profile": first["profile"], "seeds": whole,

@@ -54,8 +54,11 @@ EFFORTS = {
 
 
 def _parts(profile: str) -> Parts:
-    entry = Entry(STUDY, "measured", profile, SCHEMA)
-    return {entry.name: (entry, partial(_measure, EFFORTS[profile]))}
+    effort = EFFORTS[profile]
+    expected = {"epochs": effort.epochs, "batch_size": setting(DATASET).config.batch_size}
+    expected |= {"n_train": effort.rows} if effort.rows else {}
+    entry = Entry(STUDY, "measured", profile, SCHEMA, lambda: expected)
+    return {entry.name: (entry, partial(_measure, effort))}
 
 
 _MEASURED = Measured(_parts, only)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import NullFormatter, NullLocator
 
 from sparsecore import datasets
 from sparsecore.paper.page import Column, Note, Table
@@ -244,5 +244,5 @@ def width(axes: Any, result: Result) -> tuple[str, str]:
 
 def _plain_ticks(*axes: Axis) -> None:
     for axis in axes:
-        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
+        axis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}")
         axis.set_minor_formatter(NullFormatter())

@@ -28,6 +28,7 @@ from sparsecore.seeds import Purpose
 from sparsecore.train import sgd_rule
 
 WHOLE = "Gather, forward, activation, dropout, loss, backward, momentum, weight decay"
+_STUDY = TrainConfig()
 _BATCHES_OF_DATA = 8  # more than one, so that gathering a batch is not flattered by the cache
 
 
@@ -38,14 +39,14 @@ class Problem:
     sizes: tuple[int, ...]  # neurons per layer
     epsilon: float | None = None
     density: float | None = None
-    batch_size: int = 128
+    batch_size: int = _STUDY.batch_size
     threads: int = 1
-    activation: str = "all-relu"
-    alpha: float = 0.6
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 0.0002
-    dropout: float = 0.3
+    activation: str = _STUDY.activation
+    alpha: float = _STUDY.alpha
+    learning_rate: float = _STUDY.learning_rate
+    momentum: float = _STUDY.momentum
+    weight_decay: float = _STUDY.weight_decay
+    dropout: float = _STUDY.dropout
     seed: int = 0
 
     @cached_property

@@ -144,7 +144,8 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
     model, batch = problem.model, problem.batch_size
     velocity = model.start_momentum()
     zero = np.float32(0)  # weights that stay as they are, at the price of weights that move
-    rule = Rule(zero, np.float32(0.9), zero, np.float32(0.3), np.uint64(1))
+    momentum, dropout = np.float32(problem.momentum), np.float32(problem.dropout)
+    rule = Rule(zero, momentum, zero, dropout, np.uint64(1))
     inputs, labels = problem.data
     points = []
     with model.new_engine(batch) as engine:

@@ -10,7 +10,7 @@ from typing import Any
 from sparsecore import datasets, experiment
 from sparsecore.config import TrainConfig, names
 from sparsecore.paper.training import dense, observers, on_cluster
-from sparsecore.paper.training.observers import Observer, observe_gradient_flow, observe_importance
+from sparsecore.paper.training.observers import Make, observe_gradient_flow, observe_importance
 from sparsecore.settings import DECAYS, setting
 from sparsecore.topology import erdos_renyi_density
 from sparsecore.wasap.plan import Plan
@@ -98,7 +98,7 @@ class Study:
     # the length of all runs, and the seeds if this study has none.
     runs_of: str | None = None
     variants: tuple[str, ...] = ()  # more methods, for studies that take their runs from this one
-    observers: Mapping[tuple[str, str], tuple[Observer, ...]] = field(default_factory=dict)
+    observers: Mapping[tuple[str, str], tuple[Make, ...]] = field(default_factory=dict)
 
     @property
     def home(self) -> Study:
@@ -183,6 +183,8 @@ def _seeds_of_decay(profile: str, dataset: str, method: str, decay: float) -> in
         return int(dataset == "digits")
     if decay in DECAYS:  # T-main's runs
         return _seeds_of_main(profile, dataset, method, decay)
+    if dataset == "cifar10":  # a run takes half an hour and more
+        return 0
     return 1 if METHODS[method].dense else 3
 
 
@@ -190,7 +192,7 @@ _FIRST = {"quick": (0,), "paper": (0, 1, 2)}
 
 # Who observes T-main's runs: the figures about training are made of them, too.
 _ACTIVATIONS = (*_SET, "set-leaky-relu", "set-leaky-relu-0.25")
-_OBSERVERS: dict[tuple[str, str], tuple[Observer, ...]] = {
+_OBSERVERS: dict[tuple[str, str], tuple[Make, ...]] = {
     (dataset, method): (observe_gradient_flow,)
     for dataset in (*_REAL, "leukemia")
     for method in _ACTIVATIONS
@@ -251,7 +253,7 @@ _STUDIES = (
     ),
     Study(
         "F-decay", "accuracy against weight decay λ, dense, SET-ReLU and SET-All-ReLU",
-        ("fashion-mnist", "higgs", "madelon", "digits"), ("dense", *_SET), (0.0, 2e-6, 2e-5, 2e-4),
+        (*_REAL, "digits"), ("dense", *_SET), (0.0, 2e-6, 2e-5, 2e-4),
         n_seeds=_seeds_of_decay, runs_of="T-main",
     ),
     Study(
@@ -262,7 +264,7 @@ _STUDIES = (
     ),
     Study(
         "F-importance", "neuron importance over training; pruning by it during and after training",
-        ("fashion-mnist", "madelon", "higgs", "digits"), ("set-all-relu", "set-all-relu-pruned"),
+        (*_REAL, "digits"), ("set-all-relu", "set-all-relu-pruned"),
         DECAYS, runs_of="T-main",
     ),
     Study(
@@ -340,7 +342,7 @@ class Condition:
         return {"train": train, "test": test}
 
     @property
-    def observers(self) -> tuple[Observer, ...]:
+    def observers(self) -> tuple[Make, ...]:
         """Who looks on; only the figure of the flow needs more than three seeds."""
         found = STUDIES[self.study].observers.get((self.dataset, self.method), ())
         return tuple(see for see in found if self.seed < 3 or see is observe_gradient_flow)

@@ -30,8 +30,10 @@ def _grid() -> Result:
 
 
 def _parts(profile: str) -> Parts:
-    entry = Entry(STUDY, "initialisation", profile, _SCHEMA, _grid)
-    return {entry.name: (entry, partial(measure, *_WIDTH_OF[profile]))}
+    width, n_seeds = _WIDTH_OF[profile]
+    expected = {**_grid(), "width": width}
+    entry = Entry(STUDY, "initialisation", profile, _SCHEMA, lambda: expected)
+    return {entry.name: (entry, partial(measure, width, n_seeds))}
 
 
 _MEASURED = Measured(_parts, only)

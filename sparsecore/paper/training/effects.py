@@ -68,12 +68,14 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def pairs(first: Runs, second: Runs) -> tuple[Runs, Runs, bool]:
-    """Return runs to compare, and whether they are pairs: sparse ones of a seed start alike."""
-    # Pairs need three common seeds, or two where one side has no more; with fewer, all runs count.
+    """Return runs to compare, and whether they are pairs: sparse ones of one seed and ε."""
+    # They start from the same network. Pairs need three common seeds, or two where one side has no
+    # more; with fewer, all runs count.
     starts = [{run["seed"]: run for run in runs} for runs in (first, second)]
     common = sorted(starts[0].keys() & starts[1].keys())
     dense = any(run["condition"]["method"] == "dense" for run in (*first, *second))
-    if dense or len(common) < max(2, min(3, len(first), len(second))):
+    alike = len({run["config"]["epsilon"] for run in (*first, *second)}) == 1
+    if dense or not alike or len(common) < max(2, min(3, len(first), len(second))):
         return first, second, False
     one, other = ([start[seed] for seed in common] for start in starts)
     return one, other, True
@@ -81,7 +83,8 @@ def pairs(first: Runs, second: Runs) -> tuple[Runs, Runs, bool]:
 
 def sampling_variance(first: Runs, second: Runs) -> float:
     """Return the variance of a difference of mean accuracies from its test set's finite size."""
-    # It is estimated from the runs that record their right rows; fewer such runs make it larger.
+    # It is estimated from the runs that record their right rows. What chance does to single rows
+    # is in the spread over seeds, too: the two parts' sum is an upper bound.
     n = first[0]["data"]["n_test"]
     right = [
         [unpacked(run["test_right"], n) for run in runs if "test_right" in run]
@@ -90,11 +93,8 @@ def sampling_variance(first: Runs, second: Runs) -> float:
     if all(right):
         one, other = (np.mean(some, axis=0) for some in right)
         return float(np.var(one - other, ddof=1)) / n
-    return _binomial([[run["test_accuracy"] for run in runs] for runs in (first, second)], n)
-
-
-def _binomial(scores: Sequence[Sequence[float]], n_test: int) -> float:
-    return sum(float(np.mean(some)) * (1 - float(np.mean(some))) for some in scores) / n_test
+    shares = (float(np.mean([run["test_accuracy"] for run in runs])) for runs in (first, second))
+    return sum(share * (1 - share) for share in shares) / n
 
 
 def core_seconds(turns: Sequence[float], cores: int = 1) -> float:
@@ -112,17 +112,7 @@ def difference(first: Runs, second: Runs, *, threshold: float = 0.0) -> Effect |
     if min(len(first), len(second)) < 2:
         return None
     first, second, paired = pairs(first, second)
-    scores = [[float(run["test_accuracy"]) for run in runs] for runs in (first, second)]
-    n, sampling = first[0]["data"]["n_test"], sampling_variance(first, second)
-    return apart(scores, n, paired, sampling, threshold)
-
-
-def apart(
-    scores: Sequence[Sequence[float]], n_test: int, paired: bool = True,
-    sampling: float | None = None, threshold: float = 0.0,
-) -> Effect | None:  # fmt: skip
-    """Return the difference of two methods' accuracies over seeds, on a test set of that size."""
-    # `sampling` is its variance from the test set; without it each had a test set of its own.
-    sampling = _binomial(scores, n_test) if sampling is None else sampling
-    parts = [*spread_of(scores[0], scores[1], paired), (sampling, n_test - 1)]
-    return effect(float(np.mean(scores[0]) - np.mean(scores[1])), parts, threshold)
+    ours, others = ([float(run["test_accuracy"]) for run in runs] for runs in (first, second))
+    sampling = sampling_variance(first, second), first[0]["data"]["n_test"] - 1
+    found = float(np.mean(ours) - np.mean(others))
+    return effect(found, [*spread_of(ours, others, paired), sampling], threshold)

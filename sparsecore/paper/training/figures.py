@@ -27,9 +27,10 @@ _MARKS = dict(zip(DECAYS, "o^", strict=True))
     caption=(
         "**What accuracy costs.** Final test accuracy, means ± one standard deviation over seeds, "
         "against core-seconds: those of an epoch, timed side by side on one machine at λ = 0.0002, "
-        "× the epochs; hollow: one run. Higher is better, further left cheaper."
+        "× the epochs; hollow: one run. Compare marks of one shape, which share λ. Higher is "
+        "better, further left cheaper."
     ),
-    finding=f"SET-All-ReLU against dense, λ = {DECAYS[0]:g}",
+    finding=f"SET-All-ReLU against dense, λ = {DECAYS[0]:g}, 95 % intervals, each taken alone",
     height=2.4, extra=0.8, across=2, labels=("test accuracy (%)",),
     needs=lambda found: len(found) > 1,
     legend=lambda results: [
@@ -66,8 +67,8 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result] | N
         "one standard deviation; hollow: one run. What to see: how far the methods are apart, "
         "beside how far the seeds of each are."
     ),
-    finding=f"SET-All-ReLU against dense, λ = {DECAYS[0]:g}", height=2.2, extra=0.2, across=2,
-    sharey=True,
+    finding=f"SET-All-ReLU against dense, λ = {DECAYS[0]:g}, 95 % intervals, each taken alone",
+    height=2.2, extra=0.2, across=2, sharey=True,
     needs=lambda found: len(found) > 1,
     legend=lambda results: [dot(GREY, f"λ = {d:g}", mark) for d, mark in _MARKS.items()],
 )  # fmt: skip
@@ -158,8 +159,7 @@ def gradient_flow(axes: Any, name: str, results: Results) -> str:
         if method != "set-relu":
             continue
         told = f"on {results.title(name)} × {two_digits(10 ** ratio[1:].mean())}"
-        flows = [10 ** some[:, 1:].mean(axis=1) for some in (ours, others)]
-        effect = log_ratio(flows[0], flows[1], paired)
+        effect = log_ratio(mean_flows(both[0]), mean_flows(both[1]), paired)
         notes = [] if effect else ["no interval"]
         if effect:
             told += " [{}, {}]".format(
@@ -192,6 +192,11 @@ def flow_logs(runs: list[Result]) -> np.ndarray:
     return np.log10(np.maximum(flows, np.finfo(np.float32).tiny))
 
 
+def mean_flows(runs: list[Result]) -> np.ndarray:
+    """Return the geometric mean of each run's gradient flow over the epochs of training."""
+    return np.asarray(10 ** flow_logs(runs)[:, 1:].mean(axis=1))
+
+
 def tenths(logs: np.ndarray) -> tuple[Any, Any]:
     """Return the means of `flow_logs` over the first and the last tenth of the epochs."""
     tenth = max(1, (logs.shape[-1] - 1) // 10)
@@ -212,7 +217,8 @@ def tenths(logs: np.ndarray) -> tuple[Any, Any]:
 )  # fmt: skip
 def sensitivity(axes: Any, name: str, results: Results) -> str:
     """Draw test accuracy against α, ε and ζ, a row per data set; of F-alpha."""
-    better, lost, ours, fixed = [], [], results.of(name, "set-all-relu"), results.of(name, "zeta-0")
+    better, lost, spans = [], [], []
+    ours, fixed = results.of(name, "set-all-relu"), results.of(name, "zeta-0")
     for ax, (field, (symbol, values)) in zip(axes, SENSITIVITIES.items(), strict=True):
         own = getattr(setting(name).config, field)
         methods = {value: f"{field}-{value:g}" for value in values}
@@ -234,6 +240,8 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
         if field == "epsilon":
             ax.set_xscale("log", base=2)
             ax.set_xticks(sorted(ticks), [f"{value:g}" for value in sorted(ticks)])
+        if ours:
+            spans.append(f"{min(means):.1f} to {max(means):.1f} % over {symbol}")
         if ours and max(means) > shown.accuracy(ours):
             best = x[int(np.argmax(means))]
             gap = shown.gap(results.of(name, methods[best]), ours)
@@ -244,7 +252,8 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
     if better:
         higher = f"means are higher than with the study's value at {', '.join(better)}"
     zeta = f"ζ = {setting(name).config.zeta:g} instead of 0"
-    told = f"evolution ({zeta}) brings {shown.gap(ours, fixed)}, and {higher}"
+    told = f"mean accuracies are {', '.join(spans)}; evolution ({zeta}) brings "
+    told += f"{shown.gap(ours, fixed)}, and {higher}"
     diverged = f"; all runs diverge with {', '.join(lost)}" * bool(lost)
     return f"on {results.title(name)} {told}{diverged}"
 
@@ -257,7 +266,9 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
         "standard deviation; hollow: one run; no line where nothing was run between. What to see: "
         "where a line is level, λ does not matter; where lines are apart, the method does."
     ),
-    finding="What weight decay of {:g} instead of {:g} changes".format(*DECAYS),
+    finding=(
+        "What weight decay of {:g} instead of {:g} changes, by 95 % intervals, each taken alone"
+    ).format(*DECAYS),
     height=2.7, extra=0.4, across=2, least=2,
     legend=lambda results: shown.lines(results.study.methods),
 )  # fmt: skip

@@ -15,21 +15,21 @@ import numpy as np
 from sparsecore.bench import timed
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
+from sparsecore.experiment import Observer
 from sparsecore.mlp import SparseMLP
 
-See = Callable[[SparseMLP, int], dict[str, Any]]
-Observer = Callable[[TrainConfig, Dataset], See]
+Make = Callable[[TrainConfig, Dataset], Observer]
 
 _BINS = 40  # of a histogram of importance
 
 
-def _now_and_then(config: TrainConfig, look: Callable[[SparseMLP], dict[str, Any]]) -> See:
+def _now_and_then(config: TrainConfig, look: Callable[[SparseMLP], dict[str, Any]]) -> Observer:
     """Look at epochs 0, 1, 2, 5, 10, 20, 50, … and at the last."""
     due = {0, config.epochs} | {k * 10**e for k in (1, 2, 5) for e in range(6)}
     return lambda model, epoch: look(model) if epoch in due else {}
 
 
-def observe_topology(config: TrainConfig, data: Dataset) -> See:
+def observe_topology(config: TrainConfig, data: Dataset) -> Observer:
     """See now and then how many neurons have 0, 1, 2, … connections, and input strengths."""
 
     def look(model: SparseMLP) -> dict[str, Any]:
@@ -45,14 +45,14 @@ def observe_topology(config: TrainConfig, data: Dataset) -> See:
     return _now_and_then(config, look)
 
 
-def observe_gradient_flow(config: TrainConfig, data: Dataset) -> See:
+def observe_gradient_flow(config: TrainConfig, data: Dataset) -> Observer:
     """See "gradient_flow" on the same 1000 training rows every epoch, without dropout."""
     rows = data.limited(min(1000, len(data.y_train)))
     X, y = data.scaled(rows.X_train), rows.y_train
     return lambda model, epoch: {"gradient_flow": model.gradient_flow(X, y)}
 
 
-def observe_importance(config: TrainConfig, data: Dataset) -> See:
+def observe_importance(config: TrainConfig, data: Dataset) -> Observer:
     """See now and then the importance of connected hidden neurons, in bins to the largest."""
 
     def look(model: SparseMLP) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def observe_importance(config: TrainConfig, data: Dataset) -> See:
     return _now_and_then(config, look)
 
 
-def observe_pruning(config: TrainConfig, data: Dataset) -> See:
+def observe_pruning(config: TrainConfig, data: Dataset) -> Observer:
     """Prune copies of the trained model by importance, and compact, test and time them."""
 
     def see(model: SparseMLP, epoch: int) -> dict[str, Any]:

@@ -77,7 +77,10 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
         "the last epoch's, and also counts the size of the test set. What to see: how many "
         "connections go before accuracy does."
     ),
-    finding="Connections that pruning during training leaves, and what it does to accuracy",
+    finding=(
+        "Connections that pruning during training leaves, and what it does to accuracy (95 % "
+        "intervals, each taken alone)"
+    ),
     height=4.4, block=(2, 1), across=4, sharex="col",
     labels=("connections (thousands)", "difference (points)"),
     needs=lambda found: set(_BOTH) <= found.keys(),
@@ -139,7 +142,7 @@ def after_training(axes: Any, name: str, results: Results) -> str:
     kept = accuracy.mean(axis=0)
     top.set_ylim(max(accuracy.min() - 1, kept[0] - 20), accuracy.max() + 2)
     top.axhline(kept[0] - 1, color="black", linestyle=shown.DOTTED)
-    last = int(np.flatnonzero(kept >= kept[0] - 1).max())
+    last = int(np.argmin([*(kept >= kept[0] - 1), False])) - 1  # before the first that loses more
     shares = []
     for field, (colour, whole, _) in _LEFT.items():
         left = 100 * _after(runs, field) / _after(runs, whole)[:, :1]

@@ -59,8 +59,9 @@ def data_sets(recorded: Results) -> Table:
     partly = []
     for row in (row for row in rows if row["name"] in recorded.study.datasets):
         whole = f"{row['n_train']:,}, {row['n_test']:,}"
-        if row["rows_of_runs"] != whole:
-            partly.append(f"{row['title']}, {row['rows_of_runs'] or 'no run yet'} (of {whole})")
+        if (used := row["rows_of_runs"]) != whole:
+            told = f"training, test: {used} of {whole}" if used else "no run yet"
+            partly.append(f"{row['title']} ({told})")
     start = "Recorded runs use all training and test rows, but for"
     finding = shown.sentence(start, "; ".join(partly)).strip()
     return Table.of("T-datasets", rows, columns, caption, sources, finding)
@@ -201,12 +202,13 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
         "the row's. Means ± one standard deviation over seeds (0: only timed); seconds: medians ± "
         "one over rounds."
     )
-    told = [
-        shown.against_dense(results, name, shown.epoch_seconds(results, name, times or {}))
-        for name in results.study.datasets
-    ]
-    start = f"SET-All-ReLU against dense, λ = {results.decay:g}"
-    finding = shown.sentence(start, "; ".join(filter(None, told))).strip()
+    ratios = {
+        row["title"]: two_digits(row["speed_against_dense"])
+        for row in rows
+        if row.get("method") == "set-all-relu" and row["speed_against_dense"]
+    }
+    told = ", ".join(f"{title} × {ratio}" for title, ratio in ratios.items())
+    finding = shown.sentence("Core-seconds of dense training over SET-All-ReLU's", told).strip()
     return Table.of(
         f"T-main{results.suffix}", rows, columns, caption,
         _main_sources(results, times or {}), finding,
@@ -225,6 +227,7 @@ def _main_sources(results: Results, times: Mapping[str, Result]) -> str:
     ]
     return (
         shown.sentence("Parallel runs", ", ".join(told))
+        + "In phase 2 a parallel run's accuracy is the mean over its workers. " * bool(told)
         + "The CSV also has the accuracy on one half of the test set, at the epoch that the other "
         "half chooses, if the runs counted by halves. "
         + shown.sentence("", "; ".join(never))
@@ -295,12 +298,13 @@ def deviations(recorded: Results) -> Table:
         # What is compared: the released way and ours, each a method and its weight decay.
         for ways, dataset in itertools.product(fact.get("measured", ()), recorded.study.datasets):
             runs = [recorded.at(decay).of(dataset, method) for method, decay in ways]
-            method, decay = ways[0]
-            where = recorded.title(dataset) + f", λ = {decay:g}" * (decay == ways[1][1])
-            if lost := recorded.at(decay).of(dataset, method, diverged=True):
-                many = f"{len(lost)} run{'s' * (len(lost) > 1)}"
-                effects.append(f"{where}: {many} of the released way diverged")
-                told.append(f"{fact['subject']}, {effects[-1]}")
+            decays = [decay for _, decay in ways]
+            where = recorded.title(dataset) + f", λ = {decays[0]:g}" * (len({*decays}) == 1)
+            for (name, at), whose in zip(ways, ("the released way", "our way"), strict=True):
+                if lost := recorded.at(at).of(dataset, name, diverged=True):
+                    many = f"{len(lost)} run{'s' * (len(lost) > 1)}"
+                    effects.append(f"{where}: {many} of {whose} diverged")
+                    told.append(f"{fact['subject']}, {effects[-1]}")
             if found := difference(*runs):
                 effects.append(f"{where}: {shown.points(found)}")
                 *runs, _ = pairs(*runs)
@@ -323,8 +327,8 @@ def deviations(recorded: Results) -> Table:
         "less λ = 0.0002), with its 95 % confidence interval; else what is known of it."
     )
     start = (
-        f"Effects whose interval excludes 0, of {measured} measured (the released way less ours; "
-        "weight decay: 0 less 0.0002), and divergences"
+        f"Effects whose 95 % interval, taken alone, excludes 0, of {measured} measured (the "
+        "released way less ours; weight decay: 0 less 0.0002), and divergences"
     )
     finding = shown.sentence(start, "; ".join(told or ["none"])).strip() * bool(measured)
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)

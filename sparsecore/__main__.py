@@ -19,7 +19,7 @@ from typing import Any, NoReturn, cast
 
 from sparsecore import __version__
 from sparsecore.commands import bench, data, extreme, study, table, train
-from sparsecore.commands.options import EXPECTED, error_text
+from sparsecore.commands.options import EXPECTED, error_text, say
 from sparsecore.progress import Output, OutputClosedError, Unfailing
 from sparsecore.wasap import witness
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             killed, path = isinstance(stop, _Terminated), getattr(options, "checkpoint", None)
             said = error_text(stop) + witness.resume_hint(path)
             status = 128 + (signal.SIGTERM if killed else signal.SIGINT)
-        print(f"sparsecore {options.command}: {said}", file=sys.stderr)
+        say(said, f"sparsecore {options.command}")
         return status
 
 

@@ -105,6 +105,14 @@ def test_without_json_people_are_told(capsys):
     assert "test accuracy" in out and "samples/s" in out
 
 
+def test_a_line_of_diagnostics_is_written_at_once(monkeypatch):
+    written = []  # where nothing is buffered, other ranks' lines would come between the parts
+    here = SimpleNamespace(write=written.append, flush=lambda: None)
+    monkeypatch.setattr(sys, "stderr", here)
+    options.say("here")
+    assert written[0] == "sparsecore train: here\n"
+
+
 def test_every_hyperparameter_is_an_option(capsys):
     given = {
         "hidden": [12, 8], "density": 0.5, "activation": "leaky-relu", "alpha": 0.1,

@@ -78,13 +78,9 @@ def network(seed=0, threads=1, **options):
 
 def to_scipy(layer, values):
     """Return a layer with these values of its connections, shape (n_out, n_in)."""
-    g, tile = (
-        layer.grid,
-        np.repeat(np.arange(len(layer.tiles.start) - 1), np.diff(layer.tiles.start)),
-    )
-    rows = tile // g.across * g.side_out + layer.tiles.rows
-    columns = tile % g.across * g.side_in + layer.tiles.columns
-    return sp.csr_array((values, (rows, columns)), shape=(g.n_out, g.n_in))
+    grid = layer.grid
+    places = np.divmod(numbered(grid, layer.tiles), grid.n_in)
+    return sp.csr_array((values, places), shape=(grid.n_out, grid.n_in))
 
 
 def to_mlp(net, activation="all-relu"):

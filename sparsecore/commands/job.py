@@ -57,8 +57,9 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
     if not together:  # others will never arrive at MPI's end: mpiexec ends the job without it
         if not status:
             status = int(0 in ranks.lost)  # it has the result
-            for rank, why in ranks.lost.items():
-                say(f"at the end rank {rank} {why}{'' if rank else last_words()}")
+            lost = [f"at the end rank {rank} {why}" for rank, why in ranks.lost.items()]
+            for told in [ended] if (ended := ranks.ended()) else lost:
+                say(told + last_words() * status)
             witness.tell(address, "all")
         os._exit(status)
     ranks.close()

@@ -134,8 +134,8 @@ def fail(
 
 
 def say(what: str, command: str = "sparsecore train") -> None:
-    """Print a line of diagnostics."""
-    print(f"{command}: {what}", file=sys.stderr, flush=True)
+    """Print a line of diagnostics, in one piece: other ranks print, too."""
+    print(f"{command}: {what}\n", end="", file=sys.stderr, flush=True)
 
 
 def warn_of_twins(remedy: str, command: str = "sparsecore train") -> None:

@@ -166,10 +166,15 @@ class Ranks:
     def check(self) -> None:
         """Raise `ParallelError` if a rank has ended the run, or rank 0 is lost."""
         watch.let_interrupt_through()
-        if len(failed := np.flatnonzero(self._rows["state"] == _FAILED)):
-            raise ParallelError(self.message(failed[0]))
+        if told := self.ended():
+            raise ParallelError(told)
         if self.rank and 0 in self.lost:
             raise ParallelError(self._without_rank_0())
+
+    def ended(self) -> str | None:
+        """Say which rank has ended the run, and why; None if none has."""
+        failed = np.flatnonzero(self._rows["state"] == _FAILED)
+        return self.message(failed[0]) if len(failed) else None
 
     def _without_rank_0(self) -> str:
         return f"rank 0, which makes the result, {self.lost[0]}"

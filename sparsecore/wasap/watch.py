@@ -87,7 +87,8 @@ class Watch:
     def end_process(self, cause: str) -> NoReturn:
         """Say why, and end the process whatever the main thread does; mpiexec then ends the job."""
         try:
-            print(f"sparsecore: {cause}{self.last_words()}", file=sys.stderr, flush=True)
+            told = f"sparsecore: {cause}{self.last_words()}\n"  # in one piece: others print, too
+            print(told, end="", file=sys.stderr, flush=True)
         finally:
             os._exit(1)
 

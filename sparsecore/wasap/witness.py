@@ -77,7 +77,7 @@ def _received(words: socket.socket) -> Iterator[str]:
 def _say(ranks: dict[str, str], what: str) -> None:
     who = " or ".join(f"rank {rank} (process {pid})" for rank, pid in ranks.items())
     with suppress(OSError):  # nobody may read it any more
-        print(f"sparsecore train: {who} {what}", file=sys.stderr, flush=True)
+        print(f"sparsecore train: {who} {what}\n", end="", file=sys.stderr, flush=True)
 
 
 def _main(checkpoint: str, patience: str, *ranks: str) -> None:

@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -22,6 +23,7 @@ import pytest
 from sparsecore import __version__, checkpoint, datasets, experiment, provenance
 from sparsecore.__main__ import main
 from sparsecore.bench import spread, timed
+from sparsecore.commands import options
 from sparsecore.config import HYPERPARAMETERS, TrainConfig
 from sparsecore.datasets import registry
 from sparsecore.limits import cpu_count

@@ -5,8 +5,6 @@ piped. What the parser does not understand ends with status 2, any other error, 
 of range or options that do not go together, with 1 and one line that names it.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """Timing: the package's one stopwatch, and training steps on random data (the command `bench`)."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial

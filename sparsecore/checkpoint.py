@@ -4,8 +4,6 @@ A model is one ``.npz`` with a format version and no pickles; a checkpoint has t
 beside it.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

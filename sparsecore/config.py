@@ -4,8 +4,6 @@ Each stands in its configuration once, with default, range, help and label. The 
 estimator and the book's table take what they say of them from there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
@@ -192,7 +190,7 @@ class TrainConfig:
             del values["prune_counts_empty"]
         return values
 
-    def with_values(self, **changes: Any) -> TrainConfig:
+    def with_values(self, **changes: Any) -> "TrainConfig":
         """Return a copy with the `changes`, by name; the values are checked again."""
         return replace(self, **changes)
 

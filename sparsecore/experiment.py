@@ -5,8 +5,6 @@ studies store it, notebooks read it. Sequential, dense and parallel runs have in
 here: the checks of the data and of checkpoints, the training inputs, and the result.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os

@@ -1,7 +1,5 @@
 """Files that are whole or absent, even if a process dies half-way; locks between processes."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import glob

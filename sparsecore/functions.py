@@ -4,8 +4,6 @@ Every activation is ``f(z) = z`` for z > 0 and ``f(z) = s z`` otherwise, and a k
 the slope s alone. Training fuses the loss into its kernels; the losses here serve evaluation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

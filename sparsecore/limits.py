@@ -1,7 +1,5 @@
 """What this process may use of its machine: CPUs and memory, within control groups (version 2)."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator

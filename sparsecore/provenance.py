@@ -1,7 +1,5 @@
 """Where a result comes from (commit, versions, machine), and what else the machine was doing."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -3,8 +3,6 @@
 So a run that resumes at an epoch draws what the uninterrupted run would have drawn.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The hyperparameters of the study, per data set, and where each value comes from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sparsecore.config import TrainConfig, names

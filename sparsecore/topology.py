@@ -8,8 +8,6 @@ the number of connections, never with ``n_in * n_out``. Source, where no other i
 Mocanu et al. 2018, algorithm 1; all else is "Truly Sparse Neural Networks at Scale".
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 

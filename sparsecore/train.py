@@ -5,8 +5,6 @@ line, a study) decides what happens between epochs. Random numbers are addressed
 `seeds`): an epoch does not depend on what came before it.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from typing import Any

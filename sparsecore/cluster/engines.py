@@ -1,7 +1,5 @@
 """Clusters of MPI engines: found or started, and stopped."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import os
@@ -89,7 +87,7 @@ class Cluster:
         origin = "running" if self.own is None else "started here"
         return f"<Cluster of {self.n} MPI workers, {origin}>"
 
-    def first(self, n: int) -> Cluster:
+    def first(self, n: int) -> "Cluster":
         """Return the first `n` workers, to be used while the others rest."""
         if not 1 <= n <= self.n:
             raise ValueError(f"n: expected 1 to {self.n} workers, got {n}")

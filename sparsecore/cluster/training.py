@@ -1,7 +1,5 @@
 """A training run on a cluster: submitted, shown while it lasts, and its errors made one."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """``bench``: full training steps, alone, beside the peers, or by the ranks of an MPI job."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

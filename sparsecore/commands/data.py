@@ -1,7 +1,5 @@
 """``data``: list, fetch and verify the data sets."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

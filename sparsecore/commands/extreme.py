@@ -1,7 +1,5 @@
 """``extreme``: networks of up to hundreds of millions of neurons."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

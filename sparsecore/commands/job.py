@@ -1,7 +1,5 @@
 """An MPI job of the command line, from beginning to end: who takes part, progress, how it ends."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What the options of several commands have in common."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

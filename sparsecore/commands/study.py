@@ -1,7 +1,5 @@
 """``study``: the runs and measurements behind the book."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import sys

@@ -1,7 +1,5 @@
 """``train --data`` and ``predict``: a user's own table, from a file to predictions."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

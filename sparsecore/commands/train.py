@@ -1,7 +1,5 @@
 """``train``: one network on one data set, by one process or by the ranks of an MPI job."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

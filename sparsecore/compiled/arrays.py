@@ -1,7 +1,5 @@
 """What stands between the arrays of a caller and kernels that check nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 

@@ -1,7 +1,5 @@
 """What the kernels need to run on a network: lane width, aligned buffers, threads, fair shares."""
 
-from __future__ import annotations
-
 import contextlib
 import mmap
 import time

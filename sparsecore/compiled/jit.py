@@ -6,8 +6,6 @@ compiled into a function. So here each signature has a file of its own, named af
 the sources it may be compiled from: nothing is shared, nobody waits, and nothing goes stale.
 """
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import warnings

@@ -10,8 +10,6 @@ of lanes, `wide` backward's.
 A layer too wide for the cache is swept in slices of its neurons; the order of every sum remains.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -6,8 +6,6 @@ for 128 lanes). So a kernel reads like scalar code, and a batch row stays in reg
 connections of a neuron stream by. Nothing here checks bounds.
 """
 
-from __future__ import annotations
-
 import operator
 from functools import cache
 from typing import Any

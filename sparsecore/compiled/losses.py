@@ -4,8 +4,6 @@ Class indices have softmax and cross-entropy. Weighted samples, several labels a
 `Aim`. To the compiler all are of one type: it compiles once.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 
@@ -26,12 +24,12 @@ class Aim(NamedTuple):
     values: np.ndarray  #: float32 (n, n_outputs), 0 or 1, or any numbers
     weights: np.ndarray  #: float32 (n,), factors of the samples' losses; `unweighted` has none
 
-    def part(self, rows: Any) -> Aim:
+    def part(self, rows: Any) -> "Aim":
         """Return the targets of some rows."""
         used = "labels" if self.loss == SOFTMAX else "values"
         return self._replace(**{used: getattr(self, used)[rows]}, weights=self.weights[rows])
 
-    def read(self, n: int, n_outputs: int) -> Aim:
+    def read(self, n: int, n_outputs: int) -> "Aim":
         """Return it as the kernels read it, for `n` samples; they do not check its shapes."""
         shapes: dict[str, tuple[int, ...]] = {"weights": (n,)}
         shapes |= {"labels": (n,)} if self.loss == SOFTMAX else {"values": (n, n_outputs)}

@@ -9,8 +9,6 @@ weight's gradient sums over all samples. One member adds up each sum, in a fixed
 depend neither on the number of threads nor on who takes which part.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from sparsecore.compiled import kernels

@@ -5,8 +5,6 @@ sleeps in the kernel (a futex), so that another process can have its core. Numba
 costs 30 ms per barrier on a busy machine.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import sys

@@ -4,8 +4,6 @@ These public functions look in `$SPARSECORE_DATA/<name>/`, then in the user's ca
 data set's mirrors; each refuses an unknown name with ValueError.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

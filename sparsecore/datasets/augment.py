@@ -1,7 +1,5 @@
 """Image augmentation: each image shifted, rotated, flipped and standardised in one pass."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Data that are always there: scikit-learn's digits, Madelon's generator, artificial data."""
 
-from __future__ import annotations
-
 from importlib.metadata import distribution
 
 import numpy as np

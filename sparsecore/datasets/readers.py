@@ -1,7 +1,5 @@
 """File formats: from a file on disk to verified bytes, and from those to arrays."""
 
-from __future__ import annotations
-
 import codecs
 import gzip
 import hashlib

@@ -1,7 +1,5 @@
 """What is known about each data set: shape, classes, files, hashes, mirrors, licence, citation."""
 
-from __future__ import annotations
-
 import difflib
 from functools import partial
 

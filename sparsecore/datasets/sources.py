@@ -3,8 +3,6 @@
 Files enter the cache verified, each renamed in one step, by one downloader at a time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

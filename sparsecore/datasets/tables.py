@@ -1,7 +1,5 @@
 """A user's own table from a file: CSV with a header, NumPy's .npz, or svmlight's text."""
 
-from __future__ import annotations
-
 import csv
 import math
 import re

@@ -4,8 +4,6 @@ Whatever fails or is interrupted, the estimator is the one before the call or af
 epoch of `fit`: work is done on a draft, whose state replaces the old one at once.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,5 @@
 """`SparseMLPClassifier`: classes, or several labels at once."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -57,7 +55,7 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
-    ) -> SparseMLPClassifier:
+    ) -> "SparseMLPClassifier":
         """Take one pass over a part of a stream.
 
         An interrupt, or any error, leaves the state before the call.

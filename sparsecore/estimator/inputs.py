@@ -1,7 +1,5 @@
 """What is given as `X`, as the network takes it: standardised in its precision, then float32."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`SparseMLPRegressor`: one or more numbers, learnt with the squared error."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -42,7 +40,7 @@ class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
 
     target_scaler_: Any
 
-    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> SparseMLPRegressor:
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> "SparseMLPRegressor":
         """Take one pass over a part of a stream.
 
         Parameters (also `sample_weight`), errors and cost are those of

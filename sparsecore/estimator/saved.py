@@ -1,7 +1,5 @@
 """Fitted estimators as model files: the network, and in the run's state what belongs around it."""
 
-from __future__ import annotations
-
 import json
 import os
 from typing import Any

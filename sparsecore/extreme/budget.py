@@ -4,8 +4,6 @@ Connections are counted in expectation: of hundreds of millions of random ones, 
 to four digits.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

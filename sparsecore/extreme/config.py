@@ -1,7 +1,5 @@
 """The hyperparameters of an extreme run."""
 
-from __future__ import annotations
-
 from dataclasses import MISSING, dataclass
 from itertools import pairwise
 

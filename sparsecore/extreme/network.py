@@ -3,8 +3,6 @@
 All arrays are allocated once, for a number of threads and a batch size.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -5,8 +5,6 @@ say whether the network learns: a trend in the losses of the batches, each of wh
 held-out accuracy against chance.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator

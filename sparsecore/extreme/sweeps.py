@@ -10,8 +10,6 @@ part of the layer, a `Strip`, has slots at a time. Activations are neuron-major;
 of the activation function, because the output of All-ReLU does not tell its input's sign.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

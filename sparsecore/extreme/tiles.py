@@ -8,8 +8,6 @@ copy. All takes O(nnz) time, and results do not depend on the threads: each tile
 stream of a counter-based hash.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -7,8 +7,6 @@ yet. What cannot be tested (a dense network that does not fit, a surrogate's acc
 count.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -9,8 +9,6 @@ Which inputs matter is known of Madelon from the data alone: 15 features are lin
 5, so each of the 20 is predicted by the other features, and no other feature is.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 import warnings

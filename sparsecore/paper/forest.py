@@ -1,7 +1,5 @@
 """The forest plot of the claims: the checks' effects with their intervals, and what they decide."""
 
-from __future__ import annotations
-
 from itertools import groupby
 from typing import Any
 

@@ -4,8 +4,6 @@ JupyterLab shows HTML. The book takes MyST Markdown, by the order of media types
 configuration.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -129,7 +127,7 @@ class Table:
     def of(
         cls, key: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], caption: str,
         sources: str = "", finding: str = "",
-    ) -> Table:  # fmt: skip
+    ) -> "Table":  # fmt: skip
         """Make a table of rows, which are its plain values, and of how columns show them."""
         rows = list(rows)
         frame = pd.DataFrame({c.title: c.texts(rows) for c in columns})

@@ -3,8 +3,6 @@
 A run shows the network of its last whole epoch, so stopping and going on loses at most one.
 """
 
-from __future__ import annotations
-
 import io
 import tempfile
 import threading

@@ -4,8 +4,6 @@ The attempts are tests that take too long for the suite: ``pytest -m "fuzz or en
 ``SPARSECORE_RECORD=1`` records what they count.
 """
 
-from __future__ import annotations
-
 import os
 
 from sparsecore.paper import store

@@ -4,8 +4,6 @@ What is recorded in profile "paper" is valid for its configuration, data and rec
 and machine it came from. What profile "quick" computes is a cache for these sources and machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

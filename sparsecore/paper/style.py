@@ -1,7 +1,5 @@
 """How the book's pictures look: colours, sizes, panels, and what stands where there is nothing."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

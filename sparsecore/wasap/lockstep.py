@@ -7,8 +7,6 @@ With local steps it is the workers' parameters that are averaged, after some ste
 SGD, Stich, 2019).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """MPI's start and its memory; everything that needs MPI has it from here."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import sys

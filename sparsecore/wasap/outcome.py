@@ -1,7 +1,5 @@
 """What is told of a parallel run: its result, and what each process uses meanwhile."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

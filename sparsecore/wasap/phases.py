@@ -3,8 +3,6 @@
 The gradients of `worker` go to `server` or `lockstep`, which have the rules of an update.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """How a run is parallel: the algorithm and its two phases."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

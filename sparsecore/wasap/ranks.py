@@ -1,7 +1,5 @@
 """The ranks of a run: who is lost or has failed (see `watch`), and how they wait for each other."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import socket

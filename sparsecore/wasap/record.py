@@ -5,8 +5,6 @@ record holds that order. A replay, in one process, keeps each worker's copy of t
 the run did, and the weights come out the same to the last bit, on CPUs of one lane width.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import math

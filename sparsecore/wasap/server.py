@@ -4,8 +4,6 @@ The server is a place in memory, and whoever holds its lock acts as the server. 
 plain memory of one process, which is what a replay works in; `window` has the same in MPI's.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """MPICH's segments of shared memory: whether there is room, and that a killed job leaves none."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -16,8 +16,6 @@
    watches end theirs.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -8,8 +8,6 @@ sleeps for some microseconds. MPI's own exclusive lock spins while it waits, whi
 from the very rank that holds it.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator

@@ -7,8 +7,6 @@ After the first end mpiexec would wait forever for a rank that is stopped: the w
 This very file is its program, which imports little and so soon sees the ranks.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import signal

@@ -1,7 +1,5 @@
 """A worker: its shard of the data, its copy of the model, and the gradients it computes."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 

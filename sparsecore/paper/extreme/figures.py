@@ -1,7 +1,5 @@
 """The tables and pictures of the page on extreme networks: results in, tables and pictures out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter

@@ -5,8 +5,6 @@ a process has had is known for its whole life only. The quick profile runs what 
 a minute. `figures` draws the results.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The pictures of the pages on parallel training: the schematic, the runs, the ranks."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from dataclasses import replace

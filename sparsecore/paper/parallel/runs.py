@@ -1,7 +1,5 @@
 """F-parallel and F-resources: the same training sequentially, by WASAP-SGD and by WASSP-SGD."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The pictures and tables of the page on scaling: what was measured, and what was simulated."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

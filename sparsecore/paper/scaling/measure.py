@@ -1,7 +1,5 @@
 """F-scaling: speed-up per worker as measured, and what the simulation is calibrated with."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from functools import partial

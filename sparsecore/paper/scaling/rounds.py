@@ -1,7 +1,5 @@
 """Sequential and parallel training in turns, for F-scaling and ``bench --parallel``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A discrete-event simulation of phase 1 with more workers than cores: a model, no run."""
 
-from __future__ import annotations
-
 import heapq
 import math
 from dataclasses import dataclass

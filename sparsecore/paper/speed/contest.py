@@ -3,8 +3,6 @@
 Each runs in a process of its own, with its threads set before its libraries load.
 """
 
-from __future__ import annotations
-
 import os
 import time
 import traceback

@@ -1,7 +1,5 @@
 """The pictures and tables of the page on speed: measurements in, pictures out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

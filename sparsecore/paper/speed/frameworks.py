@@ -1,7 +1,5 @@
 """The peers that are written for PyTorch or JAX, which are imported when one is made."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -1,7 +1,5 @@
 """F-speed: the measurements behind the page on speed, each of its parts one result."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -3,8 +3,6 @@
 A peer is an adapter: made for a `Problem`, the same for all, it takes training steps with it.
 """
 
-from __future__ import annotations
-
 import ctypes
 import shutil
 import subprocess

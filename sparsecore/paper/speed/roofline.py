@@ -1,7 +1,5 @@
 """The roofline: what one thread of this machine can do, and where the kernels lie under that."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial

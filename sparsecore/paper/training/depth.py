@@ -1,7 +1,5 @@
 """F-depth: the gradient flow of fresh networks, by depth and negative slope; ReLU is α = 0."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

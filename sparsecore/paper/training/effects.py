@@ -1,7 +1,5 @@
 """How two methods are compared: effects with their intervals, from runs with several seeds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

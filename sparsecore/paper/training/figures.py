@@ -1,7 +1,5 @@
 """Cost, learning curves, gradient flow and sensitivities: results in, a picture out."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Each is made for a run, from its configuration and raw data, and returns what lo
 after an epoch; epoch 0 is before training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

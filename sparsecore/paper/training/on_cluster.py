@@ -1,7 +1,5 @@
 """A runner of the studies that trains in parallel; within `kept`, all runs share one cluster."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """The pictures of neuron importance: how it is distributed, and what pruning by it does."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ Nothing is run or read here. How the book's pictures look is in `style`, what is
 `figures`, `pruning` and `topology`.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

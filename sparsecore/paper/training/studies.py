@@ -1,7 +1,5 @@
 """The results of training studies: run or load, and what is asked of runs."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -82,7 +80,7 @@ class Results:
         """The weight decay of the runs that are shown."""
         return self.study.decays[0]
 
-    def at(self, decay: float) -> Results:
+    def at(self, decay: float) -> "Results":
         """Return the results with one weight decay."""
         study = replace(self.study, decays=(decay,))
         runs, diverged = (_at(some, decay) for some in (self.runs, self.diverged))

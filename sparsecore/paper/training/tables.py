@@ -3,8 +3,6 @@
 Nothing is run here.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

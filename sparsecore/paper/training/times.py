@@ -3,8 +3,6 @@
 Runs beside each other, or on several machines, tell accuracies but no times.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from functools import partial

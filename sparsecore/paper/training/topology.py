@@ -1,7 +1,5 @@
 """The pictures of what evolution does to a network's graph: its degrees, and the input pixels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -13,7 +13,7 @@ from sparsecore.compiled.jit import jit
 from sparsecore.compiled.team import Team, barrier
 from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
-from sparsecore.provenance import peak_rss_mb, provenance
+from sparsecore.provenance import peak_bytes, provenance
 from sparsecore.seeds import Purpose
 from sparsecore.train import sgd_rule
 
@@ -86,7 +86,7 @@ def bench(
         },
         "gflops": flops / median / 1e6, "nnz": model.nnz, "evolution_ms": evolve,
         "predict_ms": predict, "meeting_us": meeting_seconds(threads) * 1e6,
-        "peak_rss_mb": round(peak_rss_mb(), 1), "provenance": provenance(threads, None),
+        "peak_rss_mb": round(peak_bytes() / 2**20, 1), "provenance": provenance(threads, None),
     }  # fmt: skip
 
 

@@ -196,9 +196,7 @@ class TrainConfig:
 
     def prunes_after(self, epoch: int) -> bool:
         """Tell whether importance pruning is due after `epoch` (counted from 1)."""
-        if self.prune_from is None or epoch < self.prune_from or epoch >= self.epochs:
-            return False
-        return (epoch - self.prune_from) % self.prune_every == 0
+        return epoch in range(self.prune_from or self.epochs, self.epochs, self.prune_every)
 
 
 HYPERPARAMETERS = hyperparameters(TrainConfig)

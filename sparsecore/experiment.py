@@ -23,7 +23,7 @@ from sparsecore.datasets.augment import ImageAugmentation
 from sparsecore.files import check_writable
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
-from sparsecore.provenance import peak_rss_mb, provenance
+from sparsecore.provenance import peak_bytes, provenance
 from sparsecore.train import Trainer
 
 #: What training computes, as a number: raised, with a line in the changelog, when a change is meant
@@ -153,7 +153,7 @@ def fit(
         model, state, epochs, right=right, seconds=seconds,
         # As a parallel run counts: evolution is part of the method, tests are not.
         samples_per_second=done * n / spent if done else 0.0,
-        peak_rss_mb=round(peak_rss_mb(), 1), threads=threads,
+        peak_rss_mb=round(peak_bytes() / 2**20, 1), threads=threads,
     )  # fmt: skip
 
 

@@ -385,9 +385,7 @@ class SparseMLP(Fixed):
 
     @velocity.setter
     def velocity(self, values: np.ndarray | None) -> None:
-        own = None
-        if values is not None:
-            own = _copy(_vector("velocity", values, len(self.params)))
+        own = None if values is None else _copy(_vector("velocity", values, len(self.params)))
         self._state = self._state._replace(velocity=own, transposed=np.zeros(1, bool))
 
     @property
@@ -408,8 +406,7 @@ class SparseMLP(Fixed):
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays (parameters, structure, transposed access, velocity)."""
-        moved = self.velocity
-        return sum(a.nbytes for a in self._state.network) + (0 if moved is None else moved.nbytes)
+        return sum(a.nbytes for a in self._state.network) + getattr(self.velocity, "nbytes", 0)
 
     def __repr__(self) -> str:
         shape, size = "-".join(map(str, self.sizes)), f"{self.nbytes / 2**20:.1f} MiB"

@@ -77,11 +77,8 @@ class EpochBar:
         """Show where the run stands."""
         accuracy = state["test_accuracy"]
         test = "" if accuracy is None else f", test {100 * accuracy:.2f} %"
-        self._bar.set_postfix_str(
-            f"phase {state['phase']}, {state['updates']} updates, staleness "
-            f"{state['staleness']:.1f}{test}",
-            refresh=False,
-        )
+        shown = "phase {phase}, {updates} updates, staleness {staleness:.1f}".format_map(state)
+        self._bar.set_postfix_str(shown + test, refresh=False)
         self._bar.update(state["epoch"] - self._bar.n)
 
     def finish(self) -> None:

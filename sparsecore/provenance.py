@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import os
 import platform
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -83,14 +81,12 @@ def installed(package: str) -> str | None:
 def loaded_blas() -> list[str]:
     """Return the matrix libraries that are loaded in this process, with kernel and threads."""
     kinds = ("internal_api", "version", "architecture")
-    return sorted(
-        {
-            f"{' '.join(str(info[kind]) for kind in kinds if info.get(kind))} "
-            f"({info['num_threads']} threads)"
-            for info in threadpool_info()
-            if info["user_api"] == "blas"
-        }
-    )
+    found = {
+        f"{' '.join(filter(None, map(info.get, kinds)))} ({info['num_threads']} threads)"
+        for info in threadpool_info()
+        if info["user_api"] == "blas"
+    }
+    return sorted(found)
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
@@ -138,9 +134,7 @@ def busy_seconds() -> float:
 
 def busy_cpus(seconds: float = 0.5) -> float:
     """Return how many CPUs other processes use while this one sleeps for so many seconds."""
-    begin, before = time.perf_counter(), busy_seconds()
-    time.sleep(seconds)
-    return (busy_seconds() - before) / (time.perf_counter() - begin)
+    return psutil.cpu_percent(seconds) / 100 * psutil.cpu_count()
 
 
 def peak_bytes() -> int:
@@ -153,24 +147,14 @@ def peak_bytes() -> int:
         return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def peak_rss_mb() -> float:
-    """Return `peak_bytes` in MiB."""
-    return peak_bytes() / 2**20
-
-
 def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str, Any]:
     """Return what a result file says of its origin, as JSON types."""
     return {
-        "sparsecore": sparsecore.__version__,
-        "commit": _commit(),
+        "sparsecore": sparsecore.__version__, "commit": _commit(),
         "python": platform.python_version(),
         "packages": {name: v for name in _PACKAGES if (v := installed(name)) is not None},
-        "platform": platform.platform(),
-        "cpu": cpu_model(),
-        "cores": cpu_count(),
+        "platform": platform.platform(), "cpu": cpu_model(), "cores": cpu_count(),
         "lane_width": lanes.widest(),  # float32 values that a kernel carries in registers
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "threads": threads,
-        "ranks": ranks,
-        "data_sha256": data_hash,
-    }
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "threads": threads,
+        "ranks": ranks, "data_sha256": data_hash,
+    }  # fmt: skip

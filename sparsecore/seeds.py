@@ -22,8 +22,7 @@ class Purpose(IntEnum):
 
 def generator(seed: int, purpose: Purpose, rank: int = 0, epoch: int = 0) -> np.random.Generator:
     """Return a fresh Generator of one purpose, rank and epoch."""
-    key = int(purpose), rank, epoch
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, rank, epoch)))
 
 
 def key(seed: int, purpose: Purpose, rank: int = 0) -> np.uint64:

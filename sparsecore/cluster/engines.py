@@ -104,9 +104,7 @@ class Cluster:
 
     def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Call an importable function on every worker; return their AsyncResults by rank."""
-        return [
-            self.client[engine].apply_async(function, *args, **kwargs) for engine in self.engines
-        ]
+        return [self.client[e].apply_async(function, *args, **kwargs) for e in self.engines]
 
 
 @contextmanager
@@ -162,8 +160,7 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
 
 def _running(profile: str) -> Any:
     """Return a client of the running cluster, or None; a stale cluster file is warned of."""
-    folder = Path(get_ipython_dir(), f"profile_{profile}", "security")
-    path = folder / "ipcontroller-client.json"
+    path = Path(get_ipython_dir(), f"profile_{profile}", "security", "ipcontroller-client.json")
     if not path.exists():
         return None
     try:

@@ -28,12 +28,8 @@ def add(commands: Any) -> None:
     how = sub.add_mutually_exclusive_group()
     hyperparameter(how, HYPERPARAMETERS["epsilon"])
     hyperparameter(how, HYPERPARAMETERS["density"])
-    sub.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="seed of data and network; with --parallel, the first of three (%(default)s)",
-    )
+    seed = "seed of data and network; with --parallel, the first of three (%(default)s)"
+    sub.add_argument("--seed", type=int, default=0, help=seed)
     peers = "time all peers that are installed as well (pip install -e '.[peers]')"
     sub.add_argument("--peers", action="store_true", help=peers)
     sub.add_argument("--json", action="store_true", help="print one JSON object")

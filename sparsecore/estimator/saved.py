@@ -46,17 +46,13 @@ def save(estimator: SparseMLPBase, path: str | os.PathLike[str], columns: Any = 
     if isinstance(weights := params.get("class_weight"), dict):
         params["class_weight"] = list(weights.items())  # whose keys need not be text
     columns = state.get("feature_names_in_") if columns is None else columns
-    scalers = {name: state.get(name) for name in ("scaler_", "target_scaler_")}
+    scalers = {name: state[name] for name in ("scaler_", "target_scaler_") if state.get(name)}
     about: dict[str, Any] = {
         "kind": type(estimator).__name__,
         "params": params,
         "kept": {name: state[name] for name in _KEPT if name in state},
         "columns": None if columns is None else [str(name) for name in columns],
-        "scalers": {
-            name: {part: getattr(scaler, part) for part in _MOMENTS}
-            for name, scaler in scalers.items()
-            if scaler is not None
-        },
+        "scalers": {n: {part: getattr(s, part) for part in _MOMENTS} for n, s in scalers.items()},
     }
     if (classes := state.get("classes_")) is not None:
         about["classes"] = {"object": classes, "dtype": classes.dtype.str}

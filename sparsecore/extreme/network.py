@@ -151,7 +151,20 @@ class TiledMLP(Closing):
 
     def logits(self, X: np.ndarray, progress: Progress = int) -> np.ndarray:
         """Return finite logits of up to a batch of samples, float32, shape (n, n_classes)."""
-        self._forward(X, progress)
+        self._check_whole()
+        if X.ndim != 2 or X.shape[1] != self.sizes[0] or not 1 <= len(X) <= self.batch_size:
+            expected = f"(1 to {self.batch_size}, {self.sizes[0]})"
+            raise ValueError(f"X: expected shape {expected}, got {X.shape}")
+        block = self._z[0].reshape(-1, self._width.lanes)
+        block[:, : len(X)] = X.T
+        block[:, len(X) :] = 0
+        for number, layer in enumerate(self.layers):
+            z_in, z_out = self._gathered(number), self._z[number + 1]
+            for strip in layer.rows:
+                where = layer.grid, layer.tiles, strip
+                self._sweep(sweeps.send_inputs, *where, z_in, layer.slope, self._slots)
+                self._sweep(sweeps.receive_inputs, *where, self._slots, layer.biases, z_out)
+            progress(layer.nnz)
         outputs = self._gathered(len(self.layers)).reshape(-1, self._width.lanes)
         logits = outputs[:, : len(X)].T.copy()
         if not np.isfinite(logits).all():
@@ -200,22 +213,6 @@ class TiledMLP(Closing):
     def _check_whole(self) -> None:
         if self._torn:
             raise RuntimeError("the network is empty or half changed: restore its checkpoint")
-
-    def _forward(self, X: np.ndarray, progress: Progress = int) -> None:
-        self._check_whole()
-        if X.ndim != 2 or X.shape[1] != self.sizes[0] or not 1 <= len(X) <= self.batch_size:
-            expected = f"(1 to {self.batch_size}, {self.sizes[0]})"
-            raise ValueError(f"X: expected shape {expected}, got {X.shape}")
-        block = self._z[0].reshape(-1, self._width.lanes)
-        block[:, : len(X)] = X.T
-        block[:, len(X) :] = 0
-        for number, layer in enumerate(self.layers):
-            z_in, z_out = self._gathered(number), self._z[number + 1]
-            for strip in layer.rows:
-                where = layer.grid, layer.tiles, strip
-                self._sweep(sweeps.send_inputs, *where, z_in, layer.slope, self._slots)
-                self._sweep(sweeps.receive_inputs, *where, self._slots, layer.biases, z_out)
-            progress(layer.nnz)
 
     def _sweep(self, sweep: Any, *args: Any) -> None:
         self._team.walk(sweep, self._width, *args)

@@ -39,7 +39,7 @@ MARGIN = 0.01  # of accuracy that may be lost where it is to be kept: one percen
 class Check:
     """One question to the results, on one data set, and the answer."""
 
-    question: str
+    question: str = ""
     row: str = ""  # of the grid
     dataset: str | None = None
     decay: float | None = None  # None where the answer does not depend on it
@@ -60,13 +60,13 @@ def _answer(p: float, evidence: str, other: float | None = None, **more: Any) ->
     # `other` is the p of the other side: of counts, the two add up to more than 1.
     other = 1 - p if other is None else other
     outcome = HOLDS if p < other else FAILS
-    return Check("", evidence=evidence, p=min(1.0, 2 * min(p, other)), outcome=outcome, **more)
+    return Check(evidence=evidence, p=min(1.0, 2 * min(p, other)), outcome=outcome, **more)
 
 
 def _measured(found: Effect | None, unit: str, note: str = "", seeds: str = "") -> Check:
     """Return the answer that an effect gives."""
     if found is None:
-        return Check("", evidence="nothing varies between runs", outcome=UNDECIDED, seeds=seeds)
+        return Check(evidence="nothing varies between runs", outcome=UNDECIDED, seeds=seeds)
     values = found.value, found.low, found.high
     scaled = [100 * v if unit == "points" else math.exp(v) for v in values]
     times = "× {} [{}, {}]".format
@@ -99,7 +99,7 @@ def _ratio(
     """Judge whether positive values of `first` are larger, by their logs, and show a ratio."""
     seeds = f"{len(first)}, {len(second)}"
     if min(len(first), len(second)) < 2:
-        return Check("", evidence="fewer than two seeds", seeds=seeds)
+        return Check(evidence="fewer than two seeds", seeds=seeds)
     found = effects.log_ratio(first, second, paired)
     if found and shown:
         found = replace(found, value=math.log(shown))
@@ -274,7 +274,7 @@ class Ledger:
         """Answer a question on one data set at one weight decay."""
         methods = question.first, question.second
         if obstacle := self._obstacle(question, results, dataset):
-            return obstacle
+            return Check(evidence=obstacle[0], outcome=obstacle[1])
         if question.judge is None:
             spent = epoch_seconds(results, dataset, self._times)
             own, other = (
@@ -291,43 +291,39 @@ class Ledger:
             seeds.append(f"{len(some)}" + f" of {wanted}" * (len(there) < wanted))
         return replace(question.judge(*used), seeds=", ".join(seeds))
 
-    def _obstacle(self, question: Question, results: Results, dataset: str) -> Check | None:
-        """Return why a question cannot be asked, or need not: its answer; else None."""
-
-        def no(why: str, outcome: str = UNTESTED) -> Check:
-            return Check("", evidence=why, outcome=outcome)
-
-        methods, judge = (question.first, question.second), question.judge
+    def _obstacle(self, asked: Question, results: Results, dataset: str) -> tuple[str, str] | None:
+        """Return why a question cannot be asked, or need not, and its outcome; else None."""
+        methods, judge = (asked.first, asked.second), asked.judge
         contest = results.profile == "paper"
         labels = {method: conditions.METHODS[method].label for method in methods}
         runs = self.results.on(dataset)
         stands_in = datasets.describe(dataset)["kind"] == "files or surrogate"
         if judge and (runs[0]["data"]["surrogate"] if runs else stands_in):
-            return no("a surrogate's accuracy is no evidence", IMPOSSIBLE)
+            return "a surrogate's accuracy is no evidence", IMPOSSIBLE
         for method in methods:
             planned = results.wanted(dataset, method)
             if why := conditions.excluded(dataset, method):
-                return no(why, IMPOSSIBLE)
+                return why, IMPOSSIBLE
             if judge and planned < 1 + contest:
                 told = f"{planned or 'no'} seed of {labels[method]} planned at this weight decay"
-                return no(told, IMPOSSIBLE)
+                return told, IMPOSSIBLE
         if not judge:
             timed = epoch_seconds(results, dataset, self._times).keys()
             why = "not timed by themselves yet" if contest else "no runs"
-            return None if timed >= set(methods) else no(why)
+            return None if timed >= set(methods) else (why, UNTESTED)
         lost, reference_lost = (results.of(dataset, method, diverged=True) for method in methods)
         if lost:
-            return no(f"{len(lost)} run(s) diverged", FAILS)
+            return f"{len(lost)} run(s) diverged", FAILS
         if reference_lost:
             told = f"{len(reference_lost)} run(s) of what it is compared with diverged"
-            return no(told, UNDECIDED)
+            return told, UNDECIDED
         many = {label: len(results.of(dataset, method)) for method, label in labels.items()}
         if none := [label for label, n in many.items() if not n]:
-            return no(f"no runs of {' and '.join(none)} yet")
+            return f"no runs of {' and '.join(none)} yet", UNTESTED
         if min(many.values()) < 2 + contest:
-            return no(f"fewer than {'three' if contest else 'two'} seeds")
+            return f"fewer than {'three' if contest else 'two'} seeds", UNTESTED
         if not have_learnt(results.of(dataset, _SPARSE)):
-            return no("SET-All-ReLU has not learnt anything yet", UNDECIDED)
+            return "SET-All-ReLU has not learnt anything yet", UNDECIDED
         return None
 
     def _rows(self) -> Iterator[tuple[Claim, str, list[Check]]]:
@@ -395,23 +391,19 @@ class Ledger:
             "5 %, and fails if a run of the method diverges; otherwise, and where SET-All-ReLU is "
             "no better than guessing, it is undecided."
         )
-        sources = (
-            clocked(self._times)
-            + source(self.results)
-            + (f" C4: recorded runs of T-extreme, {', '.join(machines)}." if machines else "")
-        )
+        sources = clocked(self._times) + source(self.results)
+        sources += f" C4: recorded runs of T-extreme, {', '.join(machines)}." * bool(machines)
         return Table.of("L-claims", rows, columns, caption, sources, self.finding())
 
     def evidence(self, key: str) -> Table:
         """Make the second part of L-claims: the checks of a claim, with numbers."""
-        form: dict[str, Any] = {"λ": "{:g}", "p (Holm)": _probability}
-        names = {"check": "question", "data set": "dataset", "λ": "decay"}
-        names |= {"seeds": "seeds", "effect": "evidence"}
-        names |= {"p (Holm)": "adjusted", "outcome": "outcome"}
         columns = [
-            Column(title, name, form.get(title, "{}"), False, once=name == "question")
-            for title, name in names.items()
-        ]
+            Column("check", "question", number=False, once=True),
+            Column("data set", "dataset", number=False), Column("λ", "decay", "{:g}", False),
+            Column("seeds", "seeds", number=False), Column("effect", "evidence", number=False),
+            Column("p (Holm)", "adjusted", _probability, False),
+            Column("outcome", "outcome", number=False),
+        ]  # fmt: skip
         caption = (
             f"**The evidence on {key}.** Effects with their {100 * CONFIDENCE:.0f} % confidence "
             "intervals in brackets. Seeds: the method's, then its reference's (3 of 10: the others "
@@ -465,11 +457,9 @@ def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
 
 def _learning(run: Result, control: Result | None) -> dict[str, Check]:
     """Judge what a network has learnt, also by one whose hidden layers were frozen."""
-    falls = Check("", evidence="fewer than three steps")
-    chance = Check("", evidence="no held-out samples")
-    frozen = Check(
-        "", evidence="not known yet: the control with frozen hidden layers is not recorded"
-    )
+    falls = Check(evidence="fewer than three steps")
+    chance = Check(evidence="no held-out samples")
+    frozen = Check(evidence="not known yet: the control with frozen hidden layers is not recorded")
     if trend := run["trend"]:
         told = f"Kendall's τ {trend['tau']:+.2f}; {len(run['losses'])} steps"
         falls = _answer(trend["p"], told, seeds="1")

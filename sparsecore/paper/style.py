@@ -52,12 +52,7 @@ def canvas(height: float) -> Iterator[Figure]:
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def _whole(page: Result) -> Sequence[Result]:
-    """Choose a page's only result."""
-    return [page]
-
-
-def shows(choose: Choose = _whole) -> Decorator:
+def shows(choose: Choose = lambda page: [page]) -> Decorator:
     """Have a function show results of a page: its only one, one by name, or a choice."""
     # The function gets the results that exist and all other arguments; without any result, a note
     # says why. It returns a picture or table, whose sources are completed by those of the results.
@@ -82,7 +77,7 @@ def shows(choose: Choose = _whole) -> Decorator:
 
 
 def picture(
-    key: str, choose: Choose = _whole, *, caption: str, alt: str, across: int = 1,
+    key: str, choose: Choose = lambda page: [page], *, caption: str, alt: str, across: int = 1,
     down: int = 1, height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
 ) -> Decorator:  # fmt: skip
     """Make a picture of what a function draws of a page's results; see `shows`."""
@@ -129,8 +124,7 @@ def source(results: Sequence[Result], told: str = "") -> str:
 
 def line(colour: str, label: str, linestyle: Any = "-", **look: Any) -> Any:
     """Return a line for a legend."""
-    look = {"color": colour, "label": label, "linestyle": linestyle, **look}
-    return matplotlib.lines.Line2D([], [], **look)
+    return matplotlib.lines.Line2D([], [], color=colour, label=label, linestyle=linestyle, **look)
 
 
 def dot(colour: str, label: str, marker: str = "o", fill: str | None = None) -> Any:

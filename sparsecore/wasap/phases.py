@@ -20,7 +20,7 @@ from sparsecore.datasets import Dataset
 from sparsecore.experiment import Shard
 from sparsecore.files import check_writable
 from sparsecore.mlp import SparseMLP
-from sparsecore.provenance import check_alike, code, peak_rss_mb
+from sparsecore.provenance import check_alike, code, peak_bytes
 from sparsecore.train import Trainer
 from sparsecore.wasap import outcome
 from sparsecore.wasap import record as records
@@ -265,7 +265,7 @@ class _Run:
             return self._finish(own)
         if own is not None:
             own[0].velocity = None  # nobody needs it any more
-        self.window.wait_for_finish(own and self.window.send_result(own))
+        self.window.send_result(own)
         return None, None
 
     def _phase1(self) -> None:
@@ -442,7 +442,7 @@ class _Run:
                 **self.worker.seconds, **self.seconds, "phase1": self.phase1_seconds,
                 "total": self.server.elapsed(),
             },
-            "peak_rss_mb": round(peak_rss_mb(), 1),
+            "peak_rss_mb": round(peak_bytes() / 2**20, 1),
             "resources": self.resources(),
             "epochs": self.phase2_epochs,
         }  # fmt: skip

@@ -123,10 +123,6 @@ class Window(Place):
 
     # --- the end ---------------------------------------------------------------------------------
 
-    def send_result(self, value: Any) -> Any:
-        """Start to send a value to rank 0; keep what is returned until it is sent."""
-        return self.ranks.comm.isend(value, 0, _TAG_MODEL)
-
     def receive_results(self) -> tuple[dict[int, Any], dict[int, str]]:
         """Return the other ranks' values, and why the ranks that send none are lost."""
         others, coming = range(1, self.ranks.size), dict[int, Any]()
@@ -150,8 +146,9 @@ class Window(Place):
                 self.ranks.abandon(operation)
         return arrived, failed
 
-    def wait_for_finish(self, pending: Any) -> None:
-        """Wait, asleep, until rank 0 has the result."""
+    def send_result(self, value: Any) -> None:
+        """Send a value, if there is one, to rank 0; wait, asleep, until it has the result."""
+        pending = None if value is None else self.ranks.comm.isend(value, 0, _TAG_MODEL)
         try:
             while not self.fetch("control")[DONE]:
                 time.sleep(5e-3)

@@ -24,6 +24,20 @@ _PARALLEL = ALGORITHMS[1:]
 # The sequential runs are SET-All-ReLU's.
 COLOUR = {name: COLOURS.get(name, COLOURS["set-all-relu"]) for name in ALGORITHMS}
 
+_STYLES = dict(zip(DECAYS, ("-", shown.DASHED), strict=True))
+_EARLY = 5  # epochs of phase 2: rows learnt by heart would let the training loss fall in them
+_FEWEST = 3  # seeds that can show something clearly
+_RATES = {"wassp": "a K-th of the rate", "wassp-released": "the rate kept"}
+_OF_PHASE2 = "before", "copies", "end", "early", "rise"
+_OF_RATES = (
+    Column("data set", "title", number=False, once=True), Column("λ", "decay", "{:g}"),
+    Column("phase 2 with", "rate", number=False), Column("seeds", "seeds"),
+    Column(f"training loss, rise in {_EARLY} epochs (nats)", "early", "{:+.3f}"),
+    Column("in all of phase 2", "rise", "{:+.3f}"),
+    Column("phase 1 ends (%)", "before", "{:.2f}"), Column("copies (%)", "copies", "{:.2f}"),
+    Column("their average (%)", "end", "{:.2f}"),
+)  # fmt: skip
+
 
 # --- the schematic -------------------------------------------------------------------------------
 
@@ -145,10 +159,6 @@ def beside_main(found: Result, main: Results) -> Note:
     )
 
 
-_STYLES = dict(zip(DECAYS, ("-", (0, (4, 2))), strict=True))
-_EARLY = 5  # epochs of phase 2: rows learnt by heart would let the training loss fall in them
-
-
 def _seen(runs: list[Result]) -> np.ndarray:
     """Return each run's accuracies and rises of the training loss (early, in all), (seeds, 5)."""
     seen = []
@@ -166,9 +176,6 @@ def _cases(results: Results, name: str) -> list[tuple[float, str, np.ndarray]]:
     both = itertools.product(DECAYS, _PARALLEL)
     found = ((decay, method, results.at(decay).of(name, method)) for decay, method in both)
     return [(decay, method, _seen(runs)) for decay, method, runs in found if runs]
-
-
-_FEWEST = 3  # seeds that can show something clearly
 
 
 def _clearly(first: np.ndarray, second: np.ndarray) -> bool:
@@ -214,18 +221,6 @@ def averaged(axes: Any, name: str, results: Results) -> str:
         ax.errorbar(x, tests.mean(axis=0), sd, markersize=4, elinewidth=1, **look)
     ax.set_xticks(range(3), ("phase 1\nends", "mean of\nthe copies", "their\naverage"))
     return ""
-
-
-_RATES = {"wassp": "a K-th of the rate", "wassp-released": "the rate kept"}
-_OF_PHASE2 = "before", "copies", "end", "early", "rise"
-_OF_RATES = (
-    Column("data set", "title", number=False, once=True), Column("λ", "decay", "{:g}"),
-    Column("phase 2 with", "rate", number=False), Column("seeds", "seeds"),
-    Column(f"training loss, rise in {_EARLY} epochs (nats)", "early", "{:+.3f}"),
-    Column("in all of phase 2", "rise", "{:+.3f}"),
-    Column("phase 1 ends (%)", "before", "{:.2f}"), Column("copies (%)", "copies", "{:.2f}"),
-    Column("their average (%)", "end", "{:.2f}"),
-)  # fmt: skip
 
 
 def rate_kept(results: Results) -> Table | Note:
@@ -322,13 +317,10 @@ def staleness(ax: Axes, found: Result) -> tuple[str, str]:
     )
 
 
-_OTHERS = (0, (4, 2))  # ranks that do not hold the server's window
-
-
 @picture(
     "F-resources", across=2, down=2, height=4.4, sharex=True, sharey="col",
     legend=[*(line(COLOUR[name], LABELS[name]) for name in _PARALLEL),
-            line(GREY, "rank 0"), line(GREY, "other ranks", _OTHERS)],
+            line(GREY, "rank 0"), line(GREY, "other ranks", shown.DASHED)],
     caption="**CPU and memory of every rank** over the training, of the whole process (Python, "
     "compiled code, the rank's data); first seed. What to see: at 100 % a core is busy; below it a "
     "rank waits.",
@@ -345,7 +337,7 @@ def resources(axes: Any, found: Result) -> tuple[str, str]:
             if not samples["seconds"]:
                 continue  # the run was too short
             for ax, what in zip(row, ("cpu_percent", "rss_mb"), strict=True):
-                style = _OTHERS if number else "-"
+                style = shown.DASHED if number else "-"
                 ax.plot(samples["seconds"], samples[what], linestyle=style, **look)
             used.append(float(np.mean(samples["cpu_percent"])))
             most.append(max(samples["rss_mb"]))

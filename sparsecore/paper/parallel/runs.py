@@ -39,8 +39,7 @@ def entry(algorithm: str, seed: int, profile: str) -> Entry:
     if (rows := EFFORTS[profile].rows) is not None:
         config["n_train"] = rows
     expected = {f"config.{name}": value for name, value in config.items()} | {"seed": seed}
-    name = f"{algorithm}-seed{seed}"
-    return Entry(STUDY, name, profile, TRAINED, lambda: expected)
+    return Entry(STUDY, f"{algorithm}-seed{seed}", profile, TRAINED, lambda: expected)
 
 
 def _replay_entry(first: Entry) -> Entry:

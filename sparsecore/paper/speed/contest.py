@@ -22,7 +22,7 @@ from sparsecore.bench import meeting_seconds, spread, timed
 from sparsecore.config import integers
 from sparsecore.paper.speed import frameworks, peers
 from sparsecore.paper.speed.peers import Adapter, Problem
-from sparsecore.provenance import busy_seconds, loaded_blas, peak_rss_mb, provenance
+from sparsecore.provenance import busy_seconds, loaded_blas, peak_bytes, provenance
 
 PEERS: dict[str, type[Adapter]] = {
     "sparsecore": peers.SparseCore, "c-loop": peers.CLoop,
@@ -75,7 +75,7 @@ def compare(
                 turns[key].append(pools[key].submit(_turn).result())
             order = order[1:] + order[:1]  # nobody always follows the same neighbour
         meetings.append(meeting_seconds(problem.threads))
-        memory = {key: pools[key].submit(peak_rss_mb).result() for key in turns}
+        memory = {key: pools[key].submit(peak_bytes).result() for key in turns}
     ours = np.array([turn["ms"] for turn in turns["sparsecore"]])
     return {
         "problem": {**asdict(problem), "sizes": list(problem.sizes)},
@@ -85,7 +85,7 @@ def compare(
             key: {
                 **_summary(turns[key], ours), "label": PEERS[key].label, "note": PEERS[key].note,
                 "version": PEERS[key].version(), "blas": blas[key],
-                "peak_rss_mb": round(memory[key], 1),
+                "peak_rss_mb": round(memory[key] / 2**20, 1),
             }
             for key in turns
         },

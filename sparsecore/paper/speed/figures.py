@@ -162,12 +162,8 @@ def density(ax: Axes, result: Result) -> tuple[str, str]:
     ax.set(xlabel="connections that exist (%)", ylabel="milliseconds per step")
     _plain_ticks(ax.xaxis, ax.yaxis)
     faster = "Sparse" if spreads[0]["median"] < min(levels) else "Dense"
-    where = f"below a density of {_percent(crossing)}" if crossing else "at every density measured"
-    return f"{faster} steps are the faster ones {where}.", ""
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    where = crossing and f"below a density of {100 * crossing:.0f} %"
+    return f"{faster} steps are the faster ones {where or 'at every density measured'}.", ""
 
 
 @picture(
@@ -201,12 +197,12 @@ def roofline(ax: Axes, result: Result) -> tuple[str, str]:
     ax.set(xlabel="operations per byte moved", ylabel="GFLOP/s, one thread")
     ax.xaxis.set_minor_locator(NullLocator())
     _plain_ticks(ax.xaxis, ax.yaxis)
-    shares = [kernel["share"] for kernel in kernels]
-    low, middle, high = map(_percent, (min(shares), np.median(shares), max(shares)))
+    shares = [100 * kernel["share"] for kernel in kernels]
     bound = sum(p["intensity"] * result["bandwidth"][p["level"]] < peak for p in kernels)
     return (
-        f"Kernels reach {low} to {high} of their ceiling, the median {middle}; for {bound} of "
-        f"{len(kernels)} that ceiling is a cache or memory, for the others arithmetic.",
+        f"Kernels reach {min(shares):.0f} % to {max(shares):.0f} % of their ceiling, the median "
+        f"{np.median(shares):.0f} %; for {bound} of {len(kernels)} that ceiling is a cache or "
+        "memory, for the others arithmetic.",
         "",
     )
 

@@ -26,7 +26,6 @@ from sparsecore.seeds import Purpose
 from sparsecore.train import sgd_rule
 
 WHOLE = "Gather, forward, activation, dropout, loss, backward, momentum, weight decay"
-_STUDY = TrainConfig()
 _BATCHES_OF_DATA = 8  # more than one, so that gathering a batch is not flattered by the cache
 
 
@@ -37,14 +36,14 @@ class Problem:
     sizes: tuple[int, ...]  # neurons per layer
     epsilon: float | None = None
     density: float | None = None
-    batch_size: int = _STUDY.batch_size
+    batch_size: int = TrainConfig.batch_size
     threads: int = 1
-    activation: str = _STUDY.activation
-    alpha: float = _STUDY.alpha
-    learning_rate: float = _STUDY.learning_rate
-    momentum: float = _STUDY.momentum
-    weight_decay: float = _STUDY.weight_decay
-    dropout: float = _STUDY.dropout
+    activation: str = TrainConfig.activation
+    alpha: float = TrainConfig.alpha
+    learning_rate: float = TrainConfig.learning_rate
+    momentum: float = TrainConfig.momentum
+    weight_decay: float = TrainConfig.weight_decay
+    dropout: float = TrainConfig.dropout
     seed: int = 0
 
     @cached_property

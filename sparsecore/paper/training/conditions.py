@@ -191,7 +191,7 @@ def _seeds_of_decay(profile: str, dataset: str, method: str, decay: float) -> in
 _FIRST = {"quick": (0,), "paper": (0, 1, 2)}
 
 # Who observes T-main's runs: the figures about training are made of them, too.
-_ACTIVATIONS = (*_SET, "set-leaky-relu", "set-leaky-relu-0.25")
+_ACTIVATIONS = ("set-relu", "set-leaky-relu", "set-leaky-relu-0.25", "set-all-relu")
 _OBSERVERS: dict[tuple[str, str], tuple[Make, ...]] = {
     (dataset, method): (observe_gradient_flow,)
     for dataset in (*_REAL, "leukemia")
@@ -207,9 +207,7 @@ _STUDIES = (
     Study("T-hyper", "the hyperparameters, and where each value comes from"),
     Study("F-overview", "the schematic of WASAP-SGD"),
     Study("F-speed", "time per training step, the peers, the machine's ceilings"),
-    Study(
-        "F-parallel", "WASAP, WASSP and sequential against epochs and seconds; staleness; replay",
-    ),
+    Study("F-parallel", "WASAP, WASSP and sequential over epochs and seconds; staleness; replay"),
     Study(
         "F-average", "accuracy before and after phase 2, and of the average",
         (*_REAL, "digits"), ("wasap", "wassp"), DECAYS, runs_of="T-main",
@@ -243,8 +241,7 @@ _STUDIES = (
     ),
     Study(
         "F-gradient-flow", "gradient flow against epoch, ReLU, LeakyReLU and All-ReLU", _REAL,
-        ("set-relu", "set-leaky-relu", "set-leaky-relu-0.25", "set-all-relu"), DECAYS,
-        runs_of="T-main",
+        _ACTIVATIONS, DECAYS, runs_of="T-main",
     ),
     Study(
         "F-alpha", "sensitivity to α, ε and ζ", ("fashion-mnist", "madelon"),
@@ -259,17 +256,14 @@ _STUDIES = (
     Study(
         "T-deviations", "what differs from the released code, and what it is worth", _REAL,
         (*_ACTIVATIONS, "set-all-relu-pruned", "set-all-relu-pruned-released", "wassp",
-         "wassp-released"),
-        DECAYS, runs_of="T-main",
+         "wassp-released"), DECAYS, runs_of="T-main",
     ),
     Study(
         "F-importance", "neuron importance over training; pruning by it during and after training",
-        (*_REAL, "digits"), ("set-all-relu", "set-all-relu-pruned"),
-        DECAYS, runs_of="T-main",
+        (*_REAL, "digits"), ("set-all-relu", "set-all-relu-pruned"), DECAYS, runs_of="T-main",
     ),
     Study(
-        "F-topology",
-        "degrees before and after training; strength of the input pixels' connections",
+        "F-topology", "degrees before and after training; strength of input pixels' connections",
         ("fashion-mnist",), ("set-all-relu",), seeds=_FIRST, runs_of="T-main",
     ),
     Study(

@@ -23,13 +23,9 @@ _COLOURS = {"all-relu": COLOURS["set-all-relu"], "leaky-relu": COLOURS["set-leak
 _SCHEMA: dict[str, Any] = {"flows": dict, "depths": list, "alphas": list}
 
 
-def _grid() -> Result:
-    return {"depths": list(DEPTHS), "alphas": list(ALPHAS)}
-
-
 def _parts(profile: str) -> Parts:
     width, n_seeds = _WIDTH_OF[profile]
-    expected = {**_grid(), "width": width}
+    expected = {"depths": list(DEPTHS), "alphas": list(ALPHAS), "width": width}
     entry = Entry(STUDY, "initialisation", profile, _SCHEMA, lambda: expected)
     return {entry.name: (entry, partial(measure, width, n_seeds))}
 
@@ -50,7 +46,7 @@ def measure(width: int, n_seeds: int) -> Result:
             model = new_model(config, data.n_features, data.n_classes, seed)
             flow[depth, alpha, seed] = see(model, 0)["gradient_flow"]
         flows[activation] = flow.tolist()
-    about = {**_grid(), "width": width, "flows": flows}
+    about = {"depths": list(DEPTHS), "alphas": list(ALPHAS), "width": width, "flows": flows}
     return {**about, "provenance": provenance(1, data.content_hash)}
 
 
@@ -72,11 +68,6 @@ def figure(axes: Any, found: Result) -> tuple[str, str]:
             band(ax, found["alphas"], logs, colour, lambda v: 10**v, marker="o")
         ax.set(title=f"{depth} hidden layers", xlabel="α", yscale="log")
     axes[0].set_ylabel("gradient flow ‖∇L‖²")
-    return told(found), f"{found['width']:,} neurons per hidden layer, Fashion-MNIST, 1000 rows."
-
-
-def told(found: Result) -> str:
-    """Say what the data say: All-ReLU's flow over the others'."""
     alpha, most = setting(DATASET).config.alpha, found["alphas"][-1]
     own = found["alphas"].index(alpha)
     ours, leaky = (np.log(found["flows"][name]).mean(axis=2) for name in _COLOURS)
@@ -89,5 +80,6 @@ def told(found: Result) -> str:
     return (
         f"All-ReLU's gradient flow at α = {alpha:g} is {'; '.join(parts)}. So slopes of "
         f"alternating sign have more flow in all than slopes of one sign at {more} of {len(parts)} "
-        f"depths; at α = {most:g}, at {at_most}."
+        f"depths; at α = {most:g}, at {at_most}.",
+        f"{found['width']:,} neurons per hidden layer, Fashion-MNIST, 1000 rows.",
     )

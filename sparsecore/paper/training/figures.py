@@ -11,11 +11,10 @@ from sparsecore.paper.style import COLOURS, GREY, deviation, dot
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, SENSITIVITIES
 from sparsecore.paper.training.effects import core_seconds, difference, log_ratio, pairs, two_digits
-from sparsecore.paper.training.shown import DOTTED, by_dataset
+from sparsecore.paper.training.shown import DASHED, DOTTED, by_dataset
 from sparsecore.paper.training.studies import Result, Results
 from sparsecore.settings import DECAYS, setting
 
-_DASHED = (0, (4, 2))
 _MARKS = dict(zip(DECAYS, "o^", strict=True))
 
 
@@ -97,7 +96,7 @@ def accuracies(axes: Any, name: str, results: Results) -> str:
     finding=lambda results: shown.contrast(results, "set-all-relu", "set-relu"),
     height=5.2, block=(3, 1), across=3,
     labels=("difference (points)", "test accuracy (%)", "cross-entropy (nats)"),
-    legend=lambda results: shown.lines(results.study.methods, {"test": "-", "training": _DASHED}),
+    legend=lambda results: shown.lines(results.study.methods, {"test": "-", "training": DASHED}),
 )  # fmt: skip
 def curves(axes: Any, name: str, results: Results) -> str:
     """Draw All-ReLU's gain, accuracy and loss against epoch, a column per data set; of F-curves."""
@@ -108,7 +107,7 @@ def curves(axes: Any, name: str, results: Results) -> str:
         shown.band(top, *shown.over_epochs(runs, "test_accuracy", 100), colour)
         shown.band(bottom, *shown.over_epochs(runs, "test_loss"), colour)
         shown.band(
-            bottom, *shown.over_epochs(runs, "loss"), colour, linestyle=_DASHED, linewidth=1.2
+            bottom, *shown.over_epochs(runs, "loss"), colour, linestyle=DASHED, linewidth=1.2
         )
     if {"set-relu", "set-all-relu"} <= found.keys():
         shown.gain(gain, found["set-all-relu"], found["set-relu"], COLOURS["set-all-relu"])
@@ -160,9 +159,7 @@ def gradient_flow(axes: Any, name: str, results: Results) -> str:
         effect = log_ratio(mean_flows(both[0]), mean_flows(both[1]), paired)
         notes = [] if effect else ["no interval"]
         if effect:
-            told += " [{}, {}]".format(
-                *(two_digits(math.exp(v)) for v in (effect.low, effect.high))
-            )
+            told += " [{}, {}]".format(*map(two_digits, np.exp([effect.low, effect.high])))
         first, last = tenths(ratio)
         if first > 0 > last:
             parts = (two_digits(10**log) for log in (first, last))

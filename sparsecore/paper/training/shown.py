@@ -32,7 +32,7 @@ from sparsecore.paper.training.effects import (
 )
 from sparsecore.paper.training.studies import Results, cores, training_seconds
 
-DOTTED = (0, (1, 2))
+DASHED, DOTTED = (0, (4, 2)), (0, (1, 2))
 _MOST = 84  # points of a line: every sixth of 500 epochs
 
 
@@ -225,13 +225,10 @@ def against_dense(results: Results, name: str, seconds: Seconds) -> str:
     if not (sparse and dense):
         return ""
     share = sparse[0]["nnz_end"] / dense[0]["nnz_end"]
-    told = (
-        f"{results.title(name)} {gap(sparse, dense)} of accuracy with {100 * share:.2g} % of the "
-        "connections"
-    )
+    told = f"{results.title(name)} {gap(sparse, dense)} of accuracy with {100 * share:.2g} % of the"
     spent = [core_seconds(*seconds[method]) for method in methods if method in seconds]
     times = two_digits(spent[0] / spent[1]) if len(spent) == 2 else ""
-    return told + f", dense takes {times} times the core-seconds" * bool(times)
+    return f"{told} connections" + f", dense takes {times} times the core-seconds" * bool(times)
 
 
 def contrast(results: Results, first: str, second: str) -> str:
@@ -239,11 +236,10 @@ def contrast(results: Results, first: str, second: str) -> str:
     effects, told = [], []
     for name in results.datasets:
         runs = [results.of(name, method) for method in (first, second)]
+        if all(runs):
+            told.append(f"{results.title(name)} {gap(*runs)}")
         if effect := difference(*runs):
             effects.append(effect)
-            told.append(f"{results.title(name)} {points(effect)}")
-        elif all(runs):
-            told.append(f"{results.title(name)} {gap(*runs)}")
     if not effects:
         return f"{METHODS[first].label} and {METHODS[second].label}: too few runs to compare them."
     more, less = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)

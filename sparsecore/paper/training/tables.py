@@ -149,13 +149,11 @@ def common_hyperparameters() -> Table:
         for label, values, origin in found
     ]
     columns = [Column(name, name, number=name == "value") for name in rows[0]]
-    augmented = [
-        str(datasets.describe(n)["title"]) for n, s in SETTINGS.items() if s.config.augment
-    ]
+    augmented = [datasets.describe(n)["title"] for n, s in SETTINGS.items() if s.config.augment]
     caption = (
         "**Hyperparameters of all data sets of the study.** Importance pruning is for the methods "
         "that have it in their name. Images that are shifted (by up to 10 %), rotated (by up to "
-        f"10°) and flipped horizontally in training: {', '.join(augmented)}."
+        f"10°) and flipped horizontally in training: {', '.join(map(str, augmented))}."
     )
     return Table.of("T-hyper-common", rows, columns, caption)
 
@@ -200,17 +198,12 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
         "the row's. Means ± one standard deviation over seeds (0: only timed); seconds: medians ± "
         "one over rounds."
     )
-    ratios = {
-        row["title"]: two_digits(row["speed_against_dense"])
-        for row in rows
-        if row.get("method") == "set-all-relu" and row["speed_against_dense"]
-    }
+    own = [r for r in rows if r.get("method") == "set-all-relu" and r["speed_against_dense"]]
+    ratios = {row["title"]: two_digits(row["speed_against_dense"]) for row in own}
     told = ", ".join(f"{title} × {ratio}" for title, ratio in ratios.items())
     finding = shown.sentence("Core-seconds of dense training over SET-All-ReLU's", told).strip()
-    return Table.of(
-        f"T-main{results.suffix}", rows, columns, caption,
-        _main_sources(results, times or {}), finding,
-    )  # fmt: skip
+    sources = _main_sources(results, times or {})
+    return Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, finding)
 
 
 def _main_sources(results: Results, times: Mapping[str, Result]) -> str:
@@ -303,8 +296,9 @@ def deviations(recorded: Results) -> Table:
                     many = f"{len(lost)} run{'s' * (len(lost) > 1)}"
                     effects.append(f"{where}: {many} of {whose} diverged")
                     told.append(f"{fact['subject']}, {effects[-1]}")
+            if all(runs):
+                effects.append(f"{where}: {shown.gap(*runs)}")
             if found := difference(*runs):
-                effects.append(f"{where}: {shown.points(found)}")
                 *runs, _ = pairs(*runs)
                 left = [
                     100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in some]) for some in runs
@@ -314,8 +308,6 @@ def deviations(recorded: Results) -> Table:
                 measured += 1
                 if not found.low <= 0 <= found.high:
                     told.append(f"{fact['subject']}, {effects[-1]}")
-            elif all(runs):
-                effects.append(f"{where}: {shown.gap(*runs)}")
         rows.append({**fact, "effect": "; ".join(effects or [fact["effect"]])})
     titles = ("subject", "released", "ours", "effect")
     columns = [Column(title, title, number=False) for title in titles]

@@ -369,8 +369,8 @@ class Ledger:
             "**What came of the claims**: ✓ holds, ✗ fails, ? undecided, – not tested yet, n/a "
             "left out on purpose. Numbers: points of test accuracy gained; × how many times as "
             "fast (against dense in core-seconds) or as much gradient flow; % of held-out samples "
-            "right. A cell shows its first check; two entries are weight decay "
-            f"{DECAYS[0]:g} / {DECAYS[1]:g}, one stands for both."
+            f"right. A cell shows its first check, for weight decay {DECAYS[0]:g} / {DECAYS[1]:g} "
+            "or both."
         )
         return Table.of("L-grid", rows, columns, caption, finding=self.finding())
 

@@ -20,10 +20,9 @@ from sparsecore.compiled.arrays import Fixed, sealed
 from sparsecore.compiled.kernels import Network, Rule, State
 from sparsecore.config import HYPERPARAMETERS, PERCENTILE
 from sparsecore.functions import initial_weights, negative_slope
+from sparsecore.samples import DENSE_VALUES, as_inputs, as_labels, checked_sparse
 
 _INT32_MAX = np.iinfo(np.int32).max
-#: Values of a sparse matrix's rows that are made dense at a time: 64 MiB.
-DENSE_VALUES = 2**24
 Structures = Sequence[topology.Structure]  #: each layer's
 
 
@@ -79,47 +78,6 @@ def split_layers(
         (indptr[a:b], indices[c:d])
         for (a, b), (c, d) in zip(pairwise(rows), pairwise(weight_start), strict=True)
     ]
-
-
-def as_inputs(X: Any, n_features: int) -> Any:
-    """Return `X` as contiguous float32 or CSR, checked for its number of features."""
-    if sp.issparse(X):
-        X = sp.csr_array(_checked_sparse("X", X), dtype=np.float32)
-    else:
-        X = np.require(X, np.float32, ["C", "A"])
-    if X.ndim != 2 or X.shape[1] != n_features:
-        raise ValueError(f"X: expected shape (n, {n_features}), got {X.shape}")
-    return X
-
-
-def _checked_sparse(name: str, matrix: Any) -> Any:
-    """Return a scipy.sparse matrix whose pointers and indices are in range: C code trusts them."""
-    if matrix.format not in ("csr", "csc", "bsr"):
-        matrix = matrix.tocoo()
-        for places, length in zip(matrix.coords, matrix.shape, strict=True):
-            if len(places) and (places.min() < 0 or places.max() >= length):
-                raise ValueError(f"{name}: has a coordinate outside its shape {matrix.shape}")
-        return matrix
-    try:
-        if (matrix.indptr[1:] < matrix.indptr[:-1]).any():  # SciPy may not look
-            raise ValueError("indptr must be a non-decreasing sequence")
-        matrix.check_format(full_check=True)
-    except ValueError as error:
-        raise ValueError(f"{name}: not a valid {matrix.format} matrix: {error}") from None
-    return matrix
-
-
-def as_labels(y: Any, n: int, n_classes: int) -> np.ndarray:
-    """Return `y` as int64, checked to be `n` class indices: the kernels index with them."""
-    labels = np.ascontiguousarray(y, np.int64)
-    if np.asarray(y).dtype.kind not in "iub" and not np.array_equal(labels, y):
-        raise ValueError("y: expected class indices, got numbers that are not whole")
-    if labels.shape != (n,):
-        raise ValueError(f"y: expected shape ({n},), one label per row of X, got {labels.shape}")
-    outside = labels[(labels < 0) | (labels >= n_classes)]
-    if len(outside):
-        raise ValueError(f"y: expected class indices from 0 to {n_classes - 1}, got {outside[0]}")
-    return labels
 
 
 def _vector(name: str, values: Any, n: int) -> np.ndarray:
@@ -272,7 +230,7 @@ class SparseMLP(Fixed):
         A stored zero is a connection; duplicate entries are added up.
         """
         layers = [
-            sp.csr_array(_checked_sparse("matrices", m) if sp.issparse(m) else m) for m in matrices
+            sp.csr_array(checked_sparse("matrices", m) if sp.issparse(m) else m) for m in matrices
         ]
         # Sorting happens in place, and a CSR matrix of the caller's is not ours to sort.
         layers = [m if m.has_canonical_format else m.copy() for m in layers]

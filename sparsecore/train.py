@@ -18,7 +18,8 @@ from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.compiled.losses import Aim
 from sparsecore.config import TrainConfig
-from sparsecore.mlp import DENSE_VALUES, SparseMLP, as_inputs, as_labels
+from sparsecore.mlp import SparseMLP
+from sparsecore.samples import DENSE_VALUES, as_inputs, as_labels
 from sparsecore.seeds import Purpose
 
 # The kernels cannot be interrupted: they are handed about this many seconds of work at a time.

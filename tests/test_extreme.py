@@ -282,7 +282,7 @@ def test_strips_change_nothing_but_the_order_of_sums():
     with network() as whole, network() as cut:
         for layer in cut.layers[:-1]:
             layer.cut(layer.nnz // 2)
-            assert len(layer.rows) > 1 and len(layer.columns) > 1
+            assert len(layer.row_strips) > 1 and len(layer.column_strips) > 1
         assert (whole.logits(X) == cut.logits(X)).all(), "a neuron's sum is in one strip"
         whole.step(X, y, 0.3)
         cut.step(X, y, 0.3)

@@ -1,4 +1,4 @@
-"""Every lane operation against NumPy, for every width the kernels may use."""
+"""Lane operations of `kernels` against NumPy, for all its widths; `test_extreme` tests its own."""
 
 import numpy as np
 import pytest

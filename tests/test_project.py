@@ -46,7 +46,7 @@ ROWS = (
     {"provenance"},
     {"datasets"},
     {"compiled", "config"},
-    {"functions", "seeds", "files", "limits", "progress"},
+    {"functions", "seeds", "files", "limits", "progress", "samples"},
 )
 RANK = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.preprocessing import StandardScaler
 
-from sparsecore.mlp import as_inputs
+from sparsecore.samples import as_inputs
 from sparsecore.train import check_finite
 
 LARGEST = float(np.finfo(np.float32).max)

@@ -27,7 +27,7 @@ from sparsecore.extreme import budget, sweeps, tiles
 from sparsecore.extreme.sweeps import Rates, Strip
 from sparsecore.extreme.tiles import Grid, Tiles
 from sparsecore.functions import negative_slope, probabilities
-from sparsecore.mlp import as_labels
+from sparsecore.samples import as_labels
 from sparsecore.seeds import Purpose
 
 #: A layer's grid, and the number of connections of each tile, int64.
@@ -66,8 +66,8 @@ class Layer:
             taken[top:bottom] = size[top:bottom, left:right].sum(axis=1)
             return Strip(top, bottom, left, right, np.cumsum(taken) - taken - begin[:, left])
 
-        self.rows = [strip(a, b, 0, across) for a, b in _groups(size.sum(axis=1), slots)]
-        self.columns = [strip(0, down, a, b) for a, b in _groups(size.sum(axis=0), slots)]
+        self.row_strips = [strip(a, b, 0, across) for a, b in _groups(size.sum(axis=1), slots)]
+        self.column_strips = [strip(0, down, a, b) for a, b in _groups(size.sum(axis=0), slots)]
 
 
 def _groups(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
@@ -114,7 +114,7 @@ class TiledMLP(Closing):
             seeds.generator(seed, Purpose.TOPOLOGY, number).binomial(tiles.cells(grid), density)
             for number, (grid, density) in enumerate(zip(grids, densities, strict=True))
         ]
-        self._fan_in = [n.sum() / grid.n_out for grid, n in zip(grids, counts, strict=True)]
+        self._mean_fan_in = [n.sum() / grid.n_out for grid, n in zip(grids, counts, strict=True)]
         parts = [*zip(grids, counts, strict=True)] if comm is None else self._own(grids, counts)
         grids = [grid for grid, _ in parts]
         self._width, self._team = Width(lanes), Team(threads)
@@ -160,7 +160,7 @@ class TiledMLP(Closing):
         block[:, len(X) :] = 0
         for number, layer in enumerate(self.layers):
             z_in, z_out = self._gathered(number), self._z[number + 1]
-            for strip in layer.rows:
+            for strip in layer.row_strips:
                 where = layer.grid, layer.tiles, strip
                 self._sweep(sweeps.send_inputs, *where, z_in, layer.slope, self._slots)
                 self._sweep(sweeps.receive_inputs, *where, self._slots, layer.biases, z_out)
@@ -191,11 +191,11 @@ class TiledMLP(Closing):
         own[:, :n] = gradient.T[begin : begin + grid.n_out] / n
         for number in range(len(self.layers) - 1, -1, -1):
             layer, z_in, delta = self.layers[number], self._gathered(number), self._z[number + 1]
-            rate = learning_rate / max(1.0, self._fan_in[number])
+            rate = learning_rate / max(1.0, self._mean_fan_in[number])
             update = Rates(np.float32(rate), np.float32(momentum), np.float32(1 - weight_decay))
             biases = layer.biases, layer.bias_velocity
             self._sweep(sweeps.update_biases, layer.grid, delta, *biases, update)
-            for strip in layer.columns:
+            for strip in layer.column_strips:
                 where = layer.grid, layer.tiles, strip
                 self._sweep(sweeps.send_deltas, *where, delta, self._slots)
                 self._sweep(

@@ -25,8 +25,8 @@ from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.files import atomic_write
 from sparsecore.functions import initial_weights, negative_slope
-from sparsecore.mlp import as_inputs
 from sparsecore.provenance import loaded_blas
+from sparsecore.samples import as_inputs
 from sparsecore.seeds import Purpose
 from sparsecore.train import sgd_rule
 

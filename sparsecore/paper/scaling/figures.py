@@ -82,8 +82,8 @@ def _workers_axis(ax: Axes, result: Result, name: str, *ticks: int, **more: Any)
             _IDEAL, _FEW_ROWS],
     caption="**Simulation: up to 1024 workers.** Throughput in a simulation, not a run, with the "
     "times measured on this page and assumed networks. From the diamonds on, by mean times, the "
-    "parameter server has no rest. What to see: WASAP-SGD falls beyond its diamond, because more and "
-    "more gradients meet a newer topology and take longer under the lock.",
+    "parameter server has no rest. What to see: WASAP-SGD falls beyond its diamond, because more "
+    "and more gradients meet a newer topology and take longer under the lock.",
     alt="Simulated speed-up against up to 1024 workers, log-log, one line per network.",
 )  # fmt: skip
 def simulated(axes: Any, result: Result) -> tuple[str, str]:

@@ -1,7 +1,5 @@
 """Truly sparse multilayer perceptrons: no masks, no dense weight matrix, ever."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"

@@ -1,7 +1,5 @@
 """Model files: round trips, every kind of damage, and writes that are interrupted."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

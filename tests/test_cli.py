@@ -1,7 +1,5 @@
 """The command line as a user meets it: other processes, their output and their exit status."""
 
-from __future__ import annotations
-
 import errno
 import importlib.util
 import io
@@ -215,6 +213,19 @@ def test_data_list_and_verify(capsys):
     assert re.fullmatch(r"digits: .*sha256 [0-9a-f]{64}\n", capsys.readouterr().out)
     assert main(["data", "fetch", "digits"]) == 0
     assert capsys.readouterr().out == "digits: nothing to fetch, it is always there\n"
+
+
+def test_all_data_are_verified_though_some_are_damaged(capsys, monkeypatch):
+    def verify(name):
+        if name != "digits":
+            raise datasets.DataCorrupt(f"{name}.gz", "this", "that")
+        return {name: "good"}
+
+    monkeypatch.setattr(datasets, "verify", verify)
+    monkeypatch.setattr(datasets, "available", lambda name: name in ("cifar10", "digits", "higgs"))
+    assert main(["data", "verify"]) == 1
+    told = capsys.readouterr()
+    assert "sha256 good" in told.out and "cifar10.gz" in told.err and "higgs.gz" in told.err
 
 
 def test_a_surrogate_is_not_verified_as_the_data(capsys, monkeypatch):

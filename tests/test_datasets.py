@@ -1,7 +1,5 @@
 """Data sets: formats, sources, damaged files, the cache, generated data; no network needed."""
 
-from __future__ import annotations
-
 import dataclasses
 import fcntl
 import functools
@@ -291,6 +289,40 @@ def test_a_content_without_a_published_hash_is_pinned_in_the_cache(machine, monk
     shutil.copy(pin, own)
     with pytest.raises(DataCorrupt, match="SHA-256"):
         datasets.load("higgs")
+
+
+def test_a_file_that_is_refused_is_not_pinned(machine, monkeypatch):
+    folder = machine / "cache" / "higgs"
+    write(folder, {"HIGGS.csv": higgs_text(62)[0].encode()})
+    with monkeypatch.context() as patch:
+        replace_entry(patch, "higgs", feature_shape=(27,))
+        with pytest.raises(DataCorrupt, match="rows of 27 features"):
+            datasets.load("higgs")
+    assert [path.name for path in folder.iterdir()] == ["HIGGS.csv.gz"]
+
+
+def test_a_cache_may_be_a_link(machine, small_fashion, monkeypatch):
+    contents, _ = small_fashion
+    replace_entry(monkeypatch, "fashion-mnist", mirrors=(fake_mirror("home", contents),))
+    (machine / "cache").mkdir()
+    (machine / "disk").mkdir()
+    (machine / "cache" / "fashion-mnist").symlink_to(machine / "disk" / "fashion-mnist")
+    assert datasets.load("fashion-mnist").source == "cache, from home"
+    assert not [*(machine / "cache").glob(".*")], "what is renamed is beside the folder itself"
+
+
+def test_a_damaged_file_that_cannot_be_removed_is_named(machine, small_fashion, monkeypatch):
+    contents, _ = small_fashion
+    replace_entry(monkeypatch, "fashion-mnist", mirrors=(fake_mirror("home", contents),))
+    folder = machine / "cache" / "fashion-mnist"
+    write(folder, contents | {"t10k-labels-idx1-ubyte": b"damaged"})
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(DataCorrupt, match="t10k-labels-idx1-ubyte"):
+        datasets.fetch("fashion-mnist")
 
 
 def geo_text(n_samples=18, n_probes=130, key="leukemia class"):

@@ -4,8 +4,6 @@ With ``SPARSECORE_RECORD=1`` the counts are recorded for the book's page on reli
 ``SPARSECORE_ATTEMPTS`` is their number for each kind.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """The scikit-learn contract of the estimators, through scikit-learn's own tools."""
 
-from __future__ import annotations
-
 import pickle
 import re
 
@@ -280,7 +278,7 @@ BAD = {
     "standardize": ("false",),
     "early_stopping": (1,),
     "warm_start": (None,),
-    "random_state": ("x", -1),
+    "random_state": ("x", -1, 2**32),
     "verbose": ("yes",),
     "class_weight": ("even", {0: -1, 1: 5}, {0: np.nan}),
 }
@@ -503,6 +501,13 @@ def test_a_weight_of_two_is_a_sample_twice(estimator, y):
         one.fit(X40, y, np.zeros(40))
 
 
+def test_a_stream_remembers_moments_of_fractional_weights():
+    clf = made(R).partial_fit(X40 + 9, X40[:, 0], np.full(40, 0.01)).partial_fit(X40, X40[:, 0])
+    assert clf.scaler_.n_samples_seen_ == pytest.approx(40.4)
+    means = (0.4 * (X40 + 9).mean(axis=0) + 40 * X40.mean(axis=0)) / 40.4
+    np.testing.assert_allclose(clf.scaler_.mean_, means)
+
+
 def test_class_weights_are_sample_weights():
     y = (np.arange(40) % 4 == 0).astype(int)
     common = {"max_iter": 3, "random_state": 0}
@@ -516,6 +521,10 @@ def test_class_weights_are_sample_weights():
     assert part.n_iter_ == 1, "of a stream, which may lack the class that has a weight"
     warm = SparseMLPClassifier((8,), class_weight={1: 3}, warm_start=True, max_iter=1).fit(X40, y)
     assert warm.fit(X40[y == 0], y[y == 0]).n_iter_ == 2, "nor need a warm start have it"
+    with pytest.raises(ValueError, match="class_weight: expected labels among"):
+        SparseMLPClassifier((8,), class_weight={"up": 3}).partial_fit(X40, y, [0, 1])
+    with pytest.raises(ValueError, match="class_weight: expected a dict of weights"):
+        SparseMLPClassifier((8,), class_weight=np.ones(2)).fit(X40, y)
     with pytest.raises(ValueError, match="class_weight: expected a dict with partial_fit"):
         SparseMLPClassifier((8,), class_weight="balanced").partial_fit(X40, y, [0, 1])
     with pytest.raises(ValueError, match="class_weight: expected None for an indicator matrix"):

@@ -1,7 +1,5 @@
 """A run from data to result: the contract of its record, resuming, and what is refused."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Extreme networks: tiles drawn and evolved, sweeps, budget, runs, checkpoints."""
 
-from __future__ import annotations
-
 import io
 import json
 import mmap

@@ -23,7 +23,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -378,10 +378,12 @@ def save_svmlight(path: Path) -> None:
     path.write_text("1 qid:1 0:1.5 2:3 # first\n0 1:-4e2\n1 0:5 1:6 2:7\n")
 
 
-def save_estimator(path: Path) -> None:
+def save_estimator(path: Path, texts: bool = True) -> None:
     X = np.random.default_rng(0).normal(size=(40, 3))
-    y = np.where(X[:, 0] > 0, "up", "down")
-    made = SparseMLPClassifier((4,), max_iter=2, early_stopping=True, class_weight={"up": 2.0})
+    y, up = (X[:, 0] > 0).astype(int), 1
+    if texts:
+        y, up = np.where(y, "up", "down"), "up"
+    made = SparseMLPClassifier((4,), max_iter=2, early_stopping=True, class_weight={up: 2.0})
     saved.save(made.fit(X, y), path, ("a", "b", "c"))
 
 
@@ -398,7 +400,8 @@ def table_file(rng: Rng, folder: Path) -> None:
 
 def estimator_file(rng: Rng, folder: Path) -> None:
     path = folder / "model.npz"
-    path.write_bytes(archive_of(rng, written(save_estimator)))
+    save = partial(save_estimator, texts=bool(rng.integers(2)))
+    path.write_bytes(archive_of(rng, written(save)))
     saved.load(path)
 
 

@@ -1,7 +1,5 @@
 """The governor, on machines that are simulated: how long a turn takes is made up here."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

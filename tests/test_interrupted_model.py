@@ -4,8 +4,6 @@ The interrupt is raised at a chosen bytecode instead of at a chosen time, so eve
 tried, and none twice. The suite tries some; ``pytest -m endurance`` many more.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import gc

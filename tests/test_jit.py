@@ -1,7 +1,5 @@
 """The compiled code on disk: complete stamp, no stale code, no race."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

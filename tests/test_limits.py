@@ -1,7 +1,5 @@
 """What a process may use: control groups, in made-up folders."""
 
-from __future__ import annotations
-
 import os
 
 import psutil

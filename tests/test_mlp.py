@@ -1,7 +1,5 @@
 """The model: its gradient by finite differences, its structure, and what changes it."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import hashlib

@@ -43,6 +43,7 @@ _TRAINING = (
     ("F-alpha", training_figures.sensitivity),
     ("F-importance", lambda found: pruning.importance(found.at(0.0002))),
     ("F-average", parallel_figures.averaged),
+    ("F-importance", lambda found: pruning.during_training(found.at(0.0002))),
     ("F-importance", lambda found: pruning.during_training(found.at(0.0))),
     ("F-importance", pruning.after_training),
     ("F-topology", topology.degrees),

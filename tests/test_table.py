@@ -60,12 +60,36 @@ def test_from_a_file_to_predictions(form, tmp_path, capsys):
 
 
 def test_an_estimator_of_named_columns_predicts_a_file_without_a_warning(tmp_path):
-    frame = pd.DataFrame(X, columns=[*"abcde"])
+    frame = pd.DataFrame(X, columns=["a", " b", *"cde"])  # as pandas reads "a, b"
     saved.save(SparseMLPClassifier((8,), max_iter=2).fit(frame, LABELS), tmp_path / "m.npz")
-    (tmp_path / "a.csv").write_text(as_csv(X[:, ::-1], names="edcba"))
+    (tmp_path / "a.csv").write_text(as_csv(X[:, ::-1], names=["e", " d ", "c", "b", "a"]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert main(["predict", str(tmp_path / "m.npz"), str(tmp_path / "a.csv")]) == 0
+
+
+def test_a_class_may_have_any_name(tmp_path, capsys):
+    model, data = str(tmp_path / "m.npz"), str(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text(as_csv(X))
+    y = np.where(X[:, 0] > 0, "prediction", "other")
+    saved.save(SparseMLPClassifier((8,), max_iter=2).fit(X, y), model, tuple("abcde"))
+    assert main(["predict", model, data, "--proba"]) == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert rows[0] == ["prediction", "other", "prediction"]
+    assert {row[0] for row in rows[1:]} <= {*y} and all(0 < float(r[2]) < 1 for r in rows[1:])
+
+
+def test_labels_of_a_test_file_may_be_of_another_number_type(tmp_path, capsys):
+    train, test = tmp_path / "train.npz", tmp_path / "test.npz"
+    y = (X[:, 0] > 0).astype(np.int64)
+    command = ["train", "--data", str(train), "--target", "y", "--test", str(test)]
+    command += ["--epochs", "2", "--hidden", "8", "--json"]
+    for kinds in ((np.int64, np.float64), (np.float64, np.int64)):
+        for path, kind in zip((train, test), kinds, strict=True):
+            np.savez(path, X=X, y=y.astype(kind))
+        assert main([*command, "--task", "classes"]) == 0
+        result = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert result["test_score"] == result["train_score"]
 
 
 def test_columns_are_found_by_name(tmp_path, capsys):
@@ -105,7 +129,8 @@ def test_columns_are_found_by_name(tmp_path, capsys):
         ("a.svmlight", "1 qid:1 2:1 1:1\n", "line 1, entry 4: expected index:number"),
         ("a.svmlight", "up 1:1\n", "line 1, entry 1: expected a number, got 'up'"),
         ("a.txt", "", "expected a .csv, .npz, .svmlight or .libsvm file"),
-        ("a.csv", "a,y\n1,0\n2,\xe9\n", "a.csv, after line 0: 'utf-8' codec can't decode"),
+        ("a.csv", "a,y\n1,0\n2,\xe9\n", "continuation byte; save it as UTF-8"),
+        ("a.csv", "a;y\n1;0\n", "one column 'y', got ['a;y']; separate the columns by commas"),
         ("a.npz", "a,y\n1,0\n", "a.npz: File is not a zip file"),
     ],
 )  # fmt: skip

@@ -1,7 +1,5 @@
 """The barrier: every size of team, members that come late, more members than cores."""
 
-from __future__ import annotations
-
 import os
 import platform
 import signal

@@ -1,7 +1,5 @@
 """The structure of a layer against dense masks, sets and exact statistics."""
 
-from __future__ import annotations
-
 import tracemalloc
 from itertools import combinations, pairwise
 

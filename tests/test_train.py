@@ -1,7 +1,5 @@
 """The trainer: epochs against the oracle, the schedule, and that a seed determines a run."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -39,7 +39,13 @@ def _fetch_data(options: argparse.Namespace) -> None:
 
 def _verify_data(options: argparse.Namespace) -> None:
     names = [options.name] if options.name else filter(datasets.available, datasets.names())
+    damaged = []
     for name in names:
         kind = " (a surrogate: the files are not here)" if datasets.stands_in(name) else ""
-        for what, digest in datasets.verify(name).items():
-            print(f"{name}{kind}: {what}: sha256 {digest}")
+        try:
+            for what, digest in datasets.verify(name).items():
+                print(f"{name}{kind}: {what}: sha256 {digest}")
+        except datasets.DataCorrupt as error:
+            damaged.append(str(error))
+    if damaged:
+        raise datasets.DataError("\n".join(damaged))

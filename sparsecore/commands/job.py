@@ -47,7 +47,7 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
             fail(ranks.rank, error, hint if type(error) is ParallelError else "")
             ranks.stop(error)
         together = ranks.arrive()
-    except BaseException as error:  # it prints, saves, or waits for the others
+    except BaseException as error:  # while it reports or waits for the others, too
         witness.tell(address, ranks.rank)
         ranks.stop(error)
         raise
@@ -55,8 +55,8 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
     if not together:  # others will never arrive at MPI's end: mpiexec ends the job without it
         if not status:
             status = int(0 in ranks.lost)  # it has the result
-            lost = [f"at the end rank {rank} {why}" for rank, why in ranks.lost.items()]
-            for told in [ended] if (ended := ranks.ended()) else lost:
+            lost = "; ".join(f"rank {rank} {why}" for rank, why in ranks.lost.items())
+            if told := ranks.ended() or (lost and f"at the end {lost}"):
                 say(told + last_words() * status)
             witness.tell(address, "all")
         os._exit(status)

@@ -62,14 +62,19 @@ def train(options: argparse.Namespace) -> None:
             "taken as a class; to predict numbers: --task numbers"
         )
     test = options.test and tables.read(options.test, options.target, table.names, n_features)
-    # Whole numbers there, such as 1, are the class 1.0 here.
-    if test and table.y.dtype.kind == "f" and test.y.dtype.kind != "U":
-        test = test._replace(y=test.y.astype(table.y.dtype))
+    # The same number is the same class, whatever its type: 1 and 1.0.
+    if test and "U" not in (table.y.dtype.kind, test.y.dtype.kind):
+        with np.errstate(invalid="ignore"):
+            same = test.y.astype(table.y.dtype)
+        if table.y.dtype.kind == "f" or (same == test.y).all():
+            test = test._replace(y=same)
     y_test = test and tables.learnable(test.y, "numbers" if numbers else "classes", options.test)
     if test and y.dtype.kind == "U":
         y_test = y_test.astype(str)
     elif test and y_test.dtype.kind == "U":
-        raise ValueError(f"{options.test}: expected integers as in {options.data}, got texts")
+        raise ValueError(
+            f"{options.test}: expected integers as in {options.data}, got texts or fractions"
+        )
     chosen = {own[name]: value for name, value in shared.given(options, HYPERPARAMETERS).items()}
     kind: Any = SparseMLPRegressor if numbers else SparseMLPClassifier
     estimator = kind(**chosen, random_state=options.seed, n_jobs=options.threads, verbose=True)
@@ -116,14 +121,14 @@ def _predict(options: argparse.Namespace) -> None:
     vars(estimator).pop("feature_names_in_", None)  # `read` puts the columns in their order
     X = tables.read(options.file, None, names, estimator.n_features_in_).X
     found = estimator.predict(X)
-    columns = {"prediction": found}
+    header, columns = ["prediction"], [found]
     if found.ndim > 1:
-        columns = {f"prediction {output}": values for output, values in enumerate(found.T)}
+        header, columns = [f"prediction {output}" for output in range(len(found.T))], [*found.T]
     if options.proba:
         if not hasattr(estimator, "classes_"):
             raise ValueError(f"--proba: {options.model} predicts numbers, which have none")
-        found = estimator.predict_proba(X).T
-        columns |= dict(zip(map(str, estimator.classes_), found, strict=True))
+        header += map(str, estimator.classes_)
+        columns += [*estimator.predict_proba(X).T]
     out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(columns)
-    out.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
+    out.writerow(header)
+    out.writerows(zip(*(values.tolist() for values in columns), strict=True))

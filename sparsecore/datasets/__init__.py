@@ -4,6 +4,7 @@ These public functions look in `$SPARSECORE_DATA/<name>/`, then in the user's ca
 data set's mirrors; each refuses an unknown name with ValueError.
 """
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -130,7 +131,8 @@ def fetch(name: str) -> Path | None:
             if place.folder != sources.cache_folder(name) or not entry.mirrors:
                 raise
             tried.append((place.label, str(error)))
-            Path(error.path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # if it stays, `_read` says what is wrong with it
+                Path(error.path).unlink()
     place = sources.download(entry, tried, asked=True)
     _read(entry, *place)
     return place.folder
@@ -166,9 +168,6 @@ def _read(entry: Entry, label: str, located: Located) -> tuple[Dataset, str]:
     first = located[0][1]
     try:
         arrays, digest, classes = entry.read(located)
-        if digest:
-            cached = first.parent == sources.cache_folder(entry.name)
-            sources.check_pin(first, digest, keep=cached)
         X, y, X_test, y_test = arrays
         wanted, found = (entry.n_train, entry.n_test), (len(y), len(y_test))
         rows_fit = (len(X), len(X_test)) == found and (entry.any_rows or found == wanted)
@@ -178,6 +177,9 @@ def _read(entry: Entry, label: str, located: Located) -> tuple[Dataset, str]:
             raise DataCorrupt(first, expected, rows.format(*found, X.shape[1]))
         if classes is not None and len(classes) != len(entry.classes):
             raise DataCorrupt(first, f"{len(entry.classes)} classes", f"{len(classes)}")
+        if digest:
+            cached = first.parent == sources.cache_folder(entry.name)
+            sources.check_pin(first, digest, keep=cached)
         content = _content_hash(entry.files, digest)
         return _dataset(entry, arrays, label, content, classes), digest
     except DataCorrupt as error:

@@ -234,7 +234,7 @@ def not_available(entry: Entry, tried: Tried) -> DataNotAvailable:
 
 def _fill_cache(entry: Entry, tried: Tried) -> bool:
     """Bring a data set into the cache, unless another process has; tell whether it is there."""
-    cache = cache_folder(entry.name)
+    cache = cache_folder(entry.name).resolve()  # a link may lead to another disk
     beside = f".{entry.name}-"
     try:
         with lock(cache.parent / f".{entry.name}.lock") as alone:
@@ -279,8 +279,11 @@ def check_pin(path: Path, digest: str, keep: bool) -> None:
     if pin.exists():
         wanted = pin.read_text(errors="replace").split()[:1]
         if wanted != [digest]:
-            expected = f"SHA-256 {' '.join(wanted)}, which {pin.name} says"
-            remedy = f"replace the file, or delete {pin.name} if it was changed on purpose"
+            expected = f"SHA-256 {' '.join(wanted)} of what is read, which {pin.name} says"
+            remedy = (
+                f"replace the file; or delete {pin.name} if the file was changed on purpose, or if "
+                "that hash is of the file itself (sha256sum's)"
+            )
             raise DataCorrupt(path, expected, digest, remedy)
     elif keep:
         with contextlib.suppress(OSError), atomic_write(pin) as file:
@@ -328,6 +331,8 @@ def _unpack_flat(archive: Path) -> None:
 
 def _reason(error: BaseException, folder: str | Path | None = None) -> str:
     """Return a DataError's text, or the line of another error that explains it."""
+    if isinstance(error, DataCorrupt):  # the file was a download, and is gone
+        return f"{Path(error.path).name}: expected {error.expected}, got {error.got}"
     if isinstance(error, DataError):
         return str(error)
     # requests wraps urllib3's pool error, which wraps the one that tells: "Failed to resolve …"

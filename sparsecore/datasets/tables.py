@@ -21,7 +21,7 @@ _INTEGER = re.compile("0|-?[1-9][0-9]{0,17}")
 class Contents(NamedTuple):
     """What a file holds."""
 
-    X: Any  #: float64, dense or CSR
+    X: Any  #: numbers, dense or CSR
     names: tuple[str, ...] | None  #: of the inputs, if the file has any
     y: Any  #: what is to be predicted, or None; see `learnable`
 
@@ -99,14 +99,15 @@ def _npz(path: Path, target: str | None) -> Contents:
 def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Contents:
     rows = _rows(path)
     header = [name.strip() for name in next(rows)[1]]
-    names = names or tuple(name for name in header if name != target)
+    names = tuple(n.strip() for n in names or header if names or n != target)
     counts, places = Counter(header), {name: place for place, name in enumerate(header)}
     for name in (*header, *names, *([] if target is None else [target])):
         if not name:
-            wanted = f"a name for each column, got {header}; in pandas: to_csv(index=False)"
-            raise ValueError(f"{path}, line 1: expected {wanted}")
+            got = f"{header!r:.300}; in pandas: to_csv(index=False)"
+            raise ValueError(f"{path}, line 1: expected a name for each column, got {got}")
         if counts[name] != 1:
-            raise ValueError(f"{path}, line 1: expected one column {name!r}, got {header}")
+            got = f"{header!r:.300}" + "; separate the columns by commas" * (len(header) == 1)
+            raise ValueError(f"{path}, line 1: expected one column {name!r}, got {got}")
     chosen = [places[name] for name in names]
     cells, y, n_rows = array("d"), [], 0
     for line, row in rows:
@@ -140,7 +141,9 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                     wanted = f"{len(header)} values as in the header, got {len(row)}"
                     raise ValueError(f"{path}, line {lines.line_num}: expected {wanted}")
                 yield lines.line_num, row
-        except (UnicodeDecodeError, csv.Error) as error:
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: {error}; save it as UTF-8") from None
+        except csv.Error as error:
             raise ValueError(f"{path}, after line {lines.line_num}: {error}") from None
 
 

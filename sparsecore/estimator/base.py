@@ -58,13 +58,14 @@ _RANGES: dict[str, Range] = {
         lambda v: v is None or (integers(-_INT32_MAX).holds(v) and v != 0),
     ),
     "random_state": Range(
-        int, "None, an integer of at least 0 or a RandomState",
-        lambda v: v is None or isinstance(v, np.random.RandomState) or integers(0).holds(v),
+        int, "None, an integer from 0 to 2**32 - 1 or a RandomState",
+        lambda v: v is None or isinstance(v, np.random.RandomState)
+        or (integers(0).holds(v) and v < 2**32),
     ),
     "class_weight": Range(
         dict, f'a dict of weights from 0 to {inputs.LARGEST:.2g}, "balanced" or None',
         lambda v: all(map(_WEIGHT.holds, v.values())) if isinstance(v, dict)
-        else v is None or v == "balanced",
+        else v is None or (isinstance(v, str) and v == "balanced"),
     ),
 }  # fmt: skip
 

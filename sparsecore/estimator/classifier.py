@@ -142,6 +142,9 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
             if self.class_weight == "balanced" and not whole:
                 raise ValueError('class_weight: expected a dict with partial_fit, got "balanced"')
             given = self.class_weight
+            wrong = given.keys() - {*known.tolist()} if isinstance(given, dict) else ()
+            if wrong and not whole:
+                raise ValueError(f"class_weight: expected labels among {known}, got {wrong}")
             if isinstance(given, dict) and not (first and whole):
                 given = dict.fromkeys(known, 1) | given  # a part of the data may lack a class
             by_class = compute_sample_weight(given, y)

@@ -21,6 +21,8 @@ def moments(known: StandardScaler | None, X: Any, weight: Any, name: str = "X") 
         known = StandardScaler(with_mean=not sp.issparse(X)).set_output(transform="default")
     if sp.issparse(X) and known.with_mean:
         X = X.toarray()
+    if weight is None and np.asarray(getattr(known, "n_samples_seen_", 0)).dtype.kind == "f":
+        weight = np.ones(X.shape[0])  # else scikit-learn cuts the sum of the weights to an integer
     with np.errstate(over="ignore", invalid="ignore"):
         known = copy.deepcopy(known).partial_fit(X, sample_weight=weight)
         if not known.with_mean:

@@ -97,12 +97,13 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, tuple[str, ...] | None]:
         if "classes" in about:
             state["classes_"] = np.array(**about["classes"])
         vars(estimator).update(state, model_=model)
+        columns = None if about["columns"] is None else tuple(about["columns"])
         sizes = (estimator.n_features_in_, estimator._n_outputs())
         if sizes != (model.sizes[0], model.sizes[-1]):
             raise ValueError(f"{sizes} inputs and outputs around a network of {model.sizes}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path}: not a whole estimator ({error!r}); fit it again") from error
-    return estimator, None if about["columns"] is None else tuple(about["columns"])
+    return estimator, columns
 
 
 def _plain(value: Any) -> Any:

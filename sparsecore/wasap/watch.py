@@ -12,8 +12,8 @@
 7. An interrupt (Ctrl-C) may reach the ranks one after the other. The later ones are ending already,
    because the first has ended the run; torn out of that, they would leave the others alone in a
    call that nothing ends. So `wasap.run` and a cluster's engines hold interrupts back, and let them
-   through where they poll. On the command line an interrupt ends its process, and the other ranks'
-   watches end theirs.
+   through where they poll. On the command line an interrupt ends its process; the other ranks end
+   where they poll, or their watches end them (5).
 """
 
 import os

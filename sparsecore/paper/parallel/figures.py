@@ -227,7 +227,7 @@ def rate_kept(results: Results) -> Table | Note:
     """Make the table of WASSP's phase 2 at both learning rates; of T-deviations."""
     own = [run for run in results.runs if run["condition"]["method"] in _RATES]
     results, rows = replace(results, runs=own), list[dict[str, Any]]()
-    known = Counter[str]()  # of the rows of a data set, those with enough seeds to be clear
+    enough = Counter[str]()  # of the rows of a data set, those with enough seeds to be clear
     for name, decay in itertools.product(results.datasets, DECAYS):
         at = results.at(decay)
         both = [(at.of(name, m), at.of(name, m, diverged=True)) for m in _RATES]
@@ -238,7 +238,7 @@ def rate_kept(results: Results) -> Table | Note:
             both = [(runs, lost) for runs, (_, lost) in zip(paired, both, strict=True)]
         for rate, (runs, lost) in zip(_RATES.values(), both, strict=True):
             seen = _seen(runs) if runs else np.empty((0, len(_OF_PHASE2)))
-            known[name] += len(seen) >= _FEWEST
+            enough[name] += len(seen) >= _FEWEST
             values = seen.mean(axis=0).tolist() if runs else [None] * len(_OF_PHASE2)
             rows.append({
                 "dataset": name, "title": results.title(name), "decay": decay, "rate": rate,
@@ -276,7 +276,7 @@ def rate_kept(results: Results) -> Table | Note:
             f"Weight decay alone would have the loss rise in phase 2 only {where}: it does not "
             "explain this. "
         )
-    elif clear and all(known[row["dataset"]] == len(DECAYS) * len(_RATES) for row in clear):
+    elif clear and all(enough[row["dataset"]] == len(DECAYS) * len(_RATES) for row in clear):
         told = (
             f"In the first epochs of phase 2 the training loss clearly rises only {where}, as "
             "weight decay alone would have it. "

@@ -15,6 +15,7 @@ from sparsecore.paper.speed.measure import SHAPES
 from sparsecore.paper.store import NOTHING, Result
 from sparsecore.paper.style import COLOURS, GREY, dot, line, picture, shows, tag, with_spread
 from sparsecore.paper.training.effects import two_digits
+from sparsecore.paper.training.shown import DASHED
 from sparsecore.paper.training.studies import Results
 
 # Recorded on the older CPU; today's contest has "blas-dense" in its place.
@@ -150,7 +151,7 @@ def density(ax: Axes, result: Result) -> tuple[str, str]:
     look = {"color": _COLOUR["sparsecore"], "fontsize": 8, "va": "bottom"}
     tag(ax, "sparsecore", (x[0], spreads[0]["median"]), (0, 6), **look)
     for key, ms in result["dense"].items():
-        style = "-" if key == "blas-dense" else (0, (4, 2))
+        style = "-" if key == "blas-dense" else DASHED
         ax.axhline(ms["median"], color=_COLOUR[key], linestyle=style)
         ax.axhspan(ms["low"], ms["high"], color=_COLOUR[key], alpha=0.15, linewidth=0)
         shift, side = (3, "bottom") if ms["median"] == max(levels) else (-3, "top")

@@ -236,10 +236,11 @@ def contrast(results: Results, first: str, second: str) -> str:
     effects, told = [], []
     for name in results.datasets:
         runs = [results.of(name, method) for method in (first, second)]
-        if all(runs):
-            told.append(f"{results.title(name)} {gap(*runs)}")
         if effect := difference(*runs):
             effects.append(effect)
+        if all(runs):
+            gained = accuracy(runs[0]) - accuracy(runs[1])
+            told.append(f"{results.title(name)} {points(effect, gained)}")
     if not effects:
         return f"{METHODS[first].label} and {METHODS[second].label}: too few runs to compare them."
     more, less = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)

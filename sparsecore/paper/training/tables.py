@@ -296,9 +296,11 @@ def deviations(recorded: Results) -> Table:
                     many = f"{len(lost)} run{'s' * (len(lost) > 1)}"
                     effects.append(f"{where}: {many} of {whose} diverged")
                     told.append(f"{fact['subject']}, {effects[-1]}")
+            found = difference(*runs)
             if all(runs):
-                effects.append(f"{where}: {shown.gap(*runs)}")
-            if found := difference(*runs):
+                gained = shown.accuracy(runs[0]) - shown.accuracy(runs[1])
+                effects.append(f"{where}: {shown.points(found, gained)}")
+            if found:
                 *runs, _ = pairs(*runs)
                 left = [
                     100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in some]) for some in runs

@@ -50,6 +50,8 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     ------
     OSError
         If the file cannot be written: it is no regular file, or read-only, say, or its folder is.
+    ValueError
+        If a weight, bias or velocity is not finite; the file that was there stays.
 
     Examples
     --------
@@ -61,6 +63,7 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     ...     checkpoint.load(file.name)[0].weights_sha256() == model.weights_sha256()
     True
     """
+    _check_finite(model)
     net = model.network
     about = model.options | {"run": run}
     arrays = {
@@ -179,10 +182,13 @@ def _model(archive: zipfile.ZipFile, about: dict[str, Any]) -> SparseMLP:
     if sum(sizes) > max(_NEURONS, sum(values.nbytes for values in arrays)):
         raise ValueError(f"it announces layers of {sizes} neurons")
     model = SparseMLP.from_flat(sizes, *arrays, **options)
-    learnt = [model.params]
     if "velocity.npy" in archive.namelist():
         model.velocity = array(archive, "velocity")
-        learnt.append(model.start_momentum())
+    _check_finite(model)
+    return model
+
+
+def _check_finite(model: SparseMLP) -> None:
+    learnt = (model.params, () if model.velocity is None else model.velocity)
     if not all(np.isfinite(values).all() for values in learnt):
         raise ValueError("a weight, bias or velocity is not finite")
-    return model

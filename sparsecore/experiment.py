@@ -141,7 +141,8 @@ def fit(
                 epochs.append(record)
                 shown.set_postfix_str(
                     f"epoch {trainer.epoch}, loss {record['loss']:.3f}, "
-                    f"test {100 * record['test_accuracy']:.2f} %"
+                    f"test {100 * record['test_accuracy']:.2f} %",
+                    refresh=False,
                 )
                 if save is not None and time.monotonic() >= saved + checkpoint_every:
                     save({**state, "progress": trainer.progress()})

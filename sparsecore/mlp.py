@@ -364,7 +364,8 @@ class SparseMLP(Fixed):
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays (parameters, structure, transposed access, velocity)."""
-        return sum(a.nbytes for a in self._state.network) + getattr(self.velocity, "nbytes", 0)
+        velocity = self._state.velocity  # not settled: another thread may train
+        return sum(a.nbytes for a in self._state.network) + getattr(velocity, "nbytes", 0)
 
     def __repr__(self) -> str:
         shape, size = "-".join(map(str, self.sizes)), f"{self.nbytes / 2**20:.1f} MiB"

@@ -62,7 +62,7 @@ def bar(
     own = sys.stderr is sys.__stderr__  # a notebook's, or main's, does not fail
     hidden, file = hidden or sys.stderr is None, Unfailing(sys.stderr) if own else sys.stderr
     pause = 0.2 if not hidden and sys.stderr.isatty() else 10  # seconds: a log is not flooded
-    options["dynamic_ncols"] = "ipykernel" in sys.modules  # in a notebook, as wide as the page
+    options["dynamic_ncols"] = True  # as wide as the terminal, or a notebook's page
     return tqdm(total=total, desc=desc, disable=hidden, file=file, mininterval=pause, **options)
 
 

@@ -456,6 +456,15 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def test_a_network_that_is_not_finite_is_not_saved(saved):
+    model, path = saved
+    before, broken = path.read_bytes(), model.copy()
+    broken.params[0] = np.nan
+    with pytest.raises(ValueError, match="a weight, bias or velocity is not finite"):
+        save(broken, path)
+    assert path.read_bytes() == before
+
+
 def test_a_failed_save_leaves_the_old_model(saved, monkeypatch):
     model, path = saved
     before = path.read_bytes()

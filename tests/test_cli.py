@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from sparsecore import __version__, checkpoint, datasets, experiment, provenance
+from sparsecore import __version__, checkpoint, datasets, experiment, progress, provenance
 from sparsecore.__main__ import main
 from sparsecore.bench import spread, timed
 from sparsecore.commands import options
@@ -103,6 +103,16 @@ def test_without_json_people_are_told(capsys):
     out = capsys.readouterr().out
     assert out.startswith("<SparseMLP 64-40-30-10, all-relu, density ")
     assert "test accuracy" in out and "samples/s" in out
+
+
+def test_a_bar_is_as_wide_as_the_terminal(monkeypatch):
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((40, 10)))
+    told, here = io.StringIO(), SimpleNamespace(isatty=lambda: True, flush=lambda: None)
+    here.write, here.fileno = told.write, lambda: 2
+    monkeypatch.setattr(sys, "stderr", here)
+    monkeypatch.setattr(sys, "__stderr__", here)  # as in a script
+    with progress.bar(10, "a name of some length") as shown:
+        assert shown.dynamic_ncols is not None
 
 
 def test_a_line_of_diagnostics_is_written_at_once(monkeypatch):

@@ -329,6 +329,38 @@ def test_the_cause_that_is_known_best_is_said(errors, stopped, said):
     assert str(caught.value).startswith(said)
 
 
+class Busy(Engines):
+    """Engines of which one, number 1, has ended if `ids` say so, and which others use."""
+
+    def __init__(self, ids, queue):
+        self.ids, self.queue = ids, queue
+
+    def queue_status(self, targets):
+        return {engine: {"queue": self.queue} for engine in targets}
+
+
+@pytest.mark.parametrize(
+    ("ids", "queue", "told"),
+    [((0,), 0, r"rank \[1\] ended after this cluster was"), ((0, 1), 1, "computes for somebody")],
+)
+def test_engines_that_ended_or_are_in_use_are_not_trained_on(monkeypatch, ids, queue, told):
+    monkeypatch.setattr(engines, "_REGISTERING", 0.1)
+    workers = cluster.Cluster.__new__(cluster.Cluster)
+    workers.client, workers.n, workers.engines, workers.own = Busy(ids, queue), 2, [0, 1], None
+    with pytest.raises(ClusterError, match=told):
+        cluster.train(workers, SMALL, "digits")
+
+
+def test_a_cluster_that_does_not_start_is_said(monkeypatch):
+    def fail(own):
+        raise TimeoutError("controller")
+
+    monkeypatch.setattr(ipyparallel.Cluster, "start_cluster_sync", fail, raising=False)
+    with pytest.raises(ClusterError, match="the cluster did not start: controller"):
+        with cluster.connect(1):
+            pass
+
+
 def test_engine_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr(engines, "_ANSWER_SECONDS", 0.1)
     with pytest.raises(ClusterError, match=r"engine \[0, 1\] of 2 did not answer within"):

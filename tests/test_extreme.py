@@ -592,6 +592,8 @@ def test_a_run_does_not_go_on_from_another_s_checkpoint(tmp_path, capsys):
         (("--steps", "0"), "steps: expected an integer of at least 1, got 0"),
         (("--zeta", "1"), "zeta: expected a number in [0, 1), got 1.0"),
         (("--resume",), "--resume: expected --checkpoint FILE"),
+        (("--checkpoint-every", "5"), "--checkpoint-every: expected --checkpoint FILE"),
+        (("--plan", "--json"), "--json: expected no --plan"),
         (
             ("--neurons", "2"),
             "neurons: expected an integer of at least 3, one per hidden layer, got 2",

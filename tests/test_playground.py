@@ -1,5 +1,6 @@
 """The playground: sessions that are stopped, changed and compared; its panel, in a browser too."""
 
+import numpy as np
 import pytest
 
 from sparsecore import datasets, experiment
@@ -101,3 +102,24 @@ def test_panel_starts_stops_and_goes_on(request):
     play.session.wait()
     assert wait_until(lambda: "finished" in play.status.value, 200)
     assert run.state == "finished" and "finished" in play.table.value
+
+
+@pytest.mark.parametrize(
+    ("dataset", "values", "told"),
+    [
+        ("flowers", {}, "dataset: expected one of .*digits.*, got 'flowers'; .*data fetch"),
+        ("digits", {"epoch": 3}, "setting: expected .*epochs.*, got 'epoch'"),
+    ],
+)
+def test_a_panel_refuses_what_it_does_not_have(dataset, values, told):
+    with pytest.raises(ValueError, match=told):
+        playground.Playground(dataset, **values)
+
+
+def test_an_epoch_whose_tester_was_lost_has_no_accuracy(session):
+    run = session.start("digits", **SMALL, epochs=2)
+    session.wait()
+    run.epochs = [run.epochs[0], {**run.epochs[1], "test_accuracy": None}]
+    assert playground.compared([run]).data["best"][0] == 100 * run.epochs[0]["test_accuracy"]
+    drawn = playground.pictured([run]).figure.axes[1].lines[0].get_ydata()
+    assert np.isnan(drawn).tolist() == [False, True]

@@ -3,7 +3,10 @@
 import csv
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -18,6 +21,7 @@ from sparsecore import SparseMLPClassifier, SparseMLPRegressor, checkpoint
 from sparsecore.__main__ import main
 from sparsecore.datasets import tables
 from sparsecore.estimator import saved
+from sparsecore.train import Trainer
 
 X = np.random.default_rng(0).standard_normal((40, 5))
 LABELS = np.where(X[:, 0] > 0, "up", "down")
@@ -77,6 +81,33 @@ def test_a_class_may_have_any_name(tmp_path, capsys):
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
     assert rows[0] == ["prediction", "other", "prediction"]
     assert {row[0] for row in rows[1:]} <= {*y} and all(0 < float(r[2]) < 1 for r in rows[1:])
+
+
+def test_predictions_are_utf_8_in_any_locale(tmp_path):
+    model, data = str(tmp_path / "m.npz"), str(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text(as_csv(X))
+    y = np.where(X[:, 0] > 0, "赤", "青")
+    saved.save(SparseMLPClassifier((8,), max_iter=2).fit(X, y), model, tuple("abcde"))
+    command = [sys.executable, "-m", "sparsecore", "predict", model, data]
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    out = subprocess.run(command, env=env, capture_output=True, check=True).stdout
+    assert {*out.decode().split()} <= {"prediction", "赤", "青"}
+
+
+def test_an_interrupted_fit_says_what_is_saved(tmp_path, monkeypatch, capsys):
+    data, model = str(tmp_path / "a.csv"), str(tmp_path / "m.npz")
+    (tmp_path / "a.csv").write_text(as_csv(X, LABELS))
+    whole = Trainer.run_epoch
+
+    def interrupted(trainer, *args):
+        if trainer.epoch == 3:
+            raise KeyboardInterrupt
+        return whole(trainer, *args)
+
+    monkeypatch.setattr(Trainer, "run_epoch", interrupted)
+    assert main(["train", "--data", data, "--target", "y", "--hidden", "8", "--out", model]) == 130
+    assert f"the 3 epochs that are done are saved in {model}" in capsys.readouterr().err
+    assert saved.load(model)[0].n_iter_ == 3
 
 
 def test_labels_of_a_test_file_may_be_of_another_number_type(tmp_path, capsys):

@@ -470,9 +470,10 @@ def test_bench_times_one_thread_and_all_ranks_in_turns():
 
 @pytest.mark.parametrize("text", ['{"loss": 1}', "[]", "1"])
 def test_what_is_no_result_is_not_replayed(tmp_path, text):
-    (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ValueError, match=r"run\.json: expected the JSON result of a training"):
-        record.read_result(tmp_path / "run.json")
+    for content in (text.encode(), b"PK\xff" + text.encode()):  # and of a model file
+        (tmp_path / "run.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"run\.json: expected the JSON result of a training"):
+            record.read_result(tmp_path / "run.json")
 
 
 # In containers process numbers begin anew, but sockets' names may be those of the whole machine.

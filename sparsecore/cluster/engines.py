@@ -30,6 +30,8 @@ _SOURCES = provenance.sources_sha256()  # now: an engine goes on with the module
 _GUARD = Path(__file__).with_name("guard.py")
 _RESTART = "stop it (ipcluster stop) and start it with ipcluster start --engines=MPI -n"
 
+_BUSY = "computes for somebody else (wait, or interrupt it there)"
+
 
 class ClusterError(RuntimeError):
     """A cluster that cannot be used, or that broke; the message says what to do."""
@@ -52,12 +54,18 @@ class Cluster:
 
     def __init__(self, client: Any, n: int, own: Any = None) -> None:
         self.client, self.n, self.own = client, n, own
-        jobs = {engine: client[engine].apply_async(_about_engine) for engine in client.ids}
-        if not wait_until(lambda: all(job.ready() for job in jobs.values()), _ANSWER_SECONDS):
+        jobs: dict[int, Any] = {}
+
+        def answered() -> bool:
+            for engine in {*client.ids} - jobs.keys():  # MPI starts when all have been asked
+                jobs[engine] = client[engine].apply_async(_about_engine)
+            return all(job.ready() for job in jobs.values())
+
+        if not wait_until(answered, _ANSWER_SECONDS):
             silent = [engine for engine, job in jobs.items() if not job.ready()]
             raise ClusterError(
                 f"engine {silent} of {len(jobs)} did not answer within {_ANSWER_SECONDS:.0f} s: it "
-                "hangs, or computes for somebody else; stop the cluster and start it anew"
+                f"{_BUSY}, or hangs (stop the cluster and start it anew)"
             )
         try:
             facts = {engine: job.get() for engine, job in jobs.items()}
@@ -70,7 +78,8 @@ class Cluster:
         if any(sources != _SOURCES for *_, sources in facts.values()):
             raise ClusterError(
                 "the running cluster's engines work with another state of sparsecore than this "
-                f"process, from before an edit or in another environment: {_RESTART} {n}"
+                "process, from before an edit or in another environment: restart this process (a "
+                f"notebook: its kernel) if its code is the older one, else {_RESTART} {n}"
             )
         sizes = {size for _, size, *_ in facts.values()}
         if sizes != {len(facts)}:
@@ -102,8 +111,17 @@ class Cluster:
         places = enumerate(zip(self.pids, self.hosts, strict=True))
         return [r for r, (pid, host) in places if host == here and trouble(pid) == "stopped"]
 
+    def _busy(self) -> bool:
+        """Whether an engine has work, of any client."""
+        status = self.client.queue_status(self.engines)
+        return any(status[engine]["queue"] for engine in self.engines)
+
     def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Call an importable function on every worker; return their AsyncResults by rank."""
+        if gone := [rank for rank, e in enumerate(self.engines) if e not in self.client.ids]:
+            raise ClusterError(f"rank {gone} ended after this cluster was connected: start it anew")
+        if not wait_until(lambda: not self._busy(), _REGISTERING):
+            raise ClusterError(f"the running cluster {_BUSY}")
         return [self.client[e].apply_async(function, *args, **kwargs) for e in self.engines]
 
 
@@ -139,7 +157,8 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
             if not wait_until(lambda: len(client.ids) >= n, min(timeout, _REGISTERING)):
                 raise ClusterError(
                     f"the running cluster has {len(client.ids)} engine(s), and {n} workers were "
-                    f"asked for: ask for fewer, or {_RESTART} {n}"
+                    f"asked for: ask for fewer, or {_RESTART} {n}; if it has just been started, "
+                    "try again in some seconds"
                 )
             yield Cluster(client, n)
         return
@@ -196,7 +215,10 @@ def _started(n: int) -> Iterator[Any]:
     config.Cluster.controller_args = ["--HeartMonitor.period=500"]
     # Stopping engines makes mpiexec complain, which a page should not show; errors are raised here.
     own = ipp.Cluster(n=n, engines="mpi", config=config, log_level=logging.CRITICAL)
-    own.start_cluster_sync()
+    try:
+        own.start_cluster_sync()
+    except (OSError, RuntimeError) as error:
+        raise ClusterError(f"the cluster did not start: {error}") from error
     if n > cpu_count():
         print(f"{n} workers share {cpu_count()} CPUs", file=sys.stderr)
     # If this process is killed, as a kernel may be, the engines would not notice: they would train

@@ -3,8 +3,10 @@
 import os
 import signal
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
+
+import ipyparallel as ipp
 
 from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError, wait_until
 from sparsecore.config import TrainConfig
@@ -23,6 +25,7 @@ def train(
     seed: int = 0, threads: int = 1, limit: int | None = None,
     checkpoint_path: str | os.PathLike[str] | None = None, resume: bool = False,
     on_progress: Callable[[dict[str, Any]], None] | None = None, patience: float = PATIENCE,
+    check: Callable[[], Any] = int,
 ) -> tuple[SparseMLP, dict[str, Any]]:  # fmt: skip
     """Train on the cluster's workers and show how it goes.
 
@@ -40,6 +43,8 @@ def train(
         See `wasap.run`; the path must mean the same to all workers.
     on_progress : callable, optional
         Called with where the run stands, instead of showing it.
+    check : callable, optional
+        Called several times per second; what it raises ends the run.
 
     Returns
     -------
@@ -76,6 +81,7 @@ def train(
                 job.add_done_callback(lambda _, rank=rank: ended.append(rank))
             while not jobs[0].ready():
                 jobs[0].wait(_POLL_SECONDS)
+                check()
                 stopped = cluster.stopped() or stopped
                 if (state := dict(jobs[0].data or {})) != last:
                     last = state
@@ -84,11 +90,13 @@ def train(
                     break
         except BaseException:
             # The engines, too: they would train to the end, and answer nothing until then.
-            cluster.client.send_signal(signal.SIGINT, targets=cluster.engines, block=True)
-            wait_until(lambda: all(job.ready() for job in jobs), _GRACE_SECONDS)
+            if jobs:
+                with suppress(IndexError, ipp.error.KernelError):  # an engine that has ended
+                    cluster.client.send_signal(signal.SIGINT, targets=cluster.engines, block=False)
+                wait_until(lambda: all(job.ready() for job in jobs), _GRACE_SECONDS)
             raise
         _raise_errors(cluster, jobs, ended, stopped, path)
-        model, result = jobs[0].get(timeout=60)
+        model, result = jobs[0].get()
         shown.finish()
     return model, result
 

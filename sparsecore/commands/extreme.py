@@ -35,8 +35,8 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     sub.add_argument("--checkpoint", metavar="FILE", help="save the state of the run there (.npz)")
     sub.add_argument(
-        "--checkpoint-every", type=shared.whole, default=25, metavar="STEPS",
-        help="steps between two checkpoints (%(default)s)",
+        "--checkpoint-every", type=shared.whole, metavar="STEPS",
+        help="steps between two checkpoints (25)",
     )  # fmt: skip
     shared.result_options(sub, "all hyperparameters and --seed as before")
 
@@ -50,6 +50,11 @@ def _extreme(options: argparse.Namespace) -> None:
         options.threads = 1 if options.split else cpu_count()
     shared.check_common(options)
     shared.check_targets(options)
+    every = shared.given(options, ("checkpoint_every",))
+    if options.checkpoint is None:
+        shared.refuse(every, "expected --checkpoint FILE with it, got none")
+    if options.plan and options.json:
+        raise ValueError("--json: expected no --plan with it, which prints a table")
     config = ExtremeConfig(**shared.given(options, HYPERPARAMETERS))
     limit = None if options.memory_limit is None else budget.parse_bytes(options.memory_limit)
     comm = None
@@ -69,8 +74,7 @@ def _extreme(options: argparse.Namespace) -> None:
     try:
         result = run.run(
             config, seed=options.seed, threads=options.threads, comm=comm, memory_limit=limit,
-            checkpoint_path=options.checkpoint, checkpoint_every=options.checkpoint_every,
-            resume=options.resume, progress=first,
+            checkpoint_path=options.checkpoint, **every, resume=options.resume, progress=first,
             announce=lambda plan: first and print(plan.table(), file=sys.stderr, flush=True),
         )  # fmt: skip
     except BaseException as error:

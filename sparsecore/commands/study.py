@@ -2,10 +2,9 @@
 
 import argparse
 import itertools
-import sys
 from typing import Any
 
-from sparsecore.commands.options import given, names, numbers, refuse, sizes
+from sparsecore.commands.options import given, names, numbers, refuse, say, sizes
 
 
 def add(commands: Any) -> None:
@@ -87,9 +86,9 @@ def _run_study(options: argparse.Namespace) -> None:
         methods=options.methods, decays=options.decays,
     )  # fmt: skip
     for dataset, why in found.unavailable.items():
-        print(f"sparsecore study: {dataset}: {why}", file=sys.stderr)
+        say(f"{dataset}: {why}", "sparsecore study")
     if found.no_cluster:
-        print(f"sparsecore study: parallel runs: {found.no_cluster}", file=sys.stderr)
+        say(f"parallel runs: {found.no_cluster}", "sparsecore study")
     if not found.study.datasets:
         print(f"{options.key} needs no run")
     study = found.study

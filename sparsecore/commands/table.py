@@ -81,6 +81,10 @@ def train(options: argparse.Namespace) -> None:
     begin = time.perf_counter()
     try:
         estimator.fit(table.X, y)
+    except KeyboardInterrupt:
+        if options.out is not None and hasattr(estimator, "model_"):
+            shared.say(f"the {estimator.n_iter_} epochs that are done are saved in {options.out}")
+        raise
     finally:  # an interrupt keeps the epochs that are done
         if options.out is not None and hasattr(estimator, "model_"):
             try:
@@ -129,6 +133,8 @@ def _predict(options: argparse.Namespace) -> None:
             raise ValueError(f"--proba: {options.model} predicts numbers, which have none")
         header += map(str, estimator.classes_)
         columns += [*estimator.predict_proba(X).T]
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")  # as tables are read: no name may change
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(header)
     out.writerows(zip(*(values.tolist() for values in columns), strict=True))

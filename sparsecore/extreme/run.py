@@ -261,7 +261,8 @@ def _step(
     state["step_seconds"].append(time.perf_counter() - before)
     state["step"] += 1
     state["losses"].append(cross_entropy(logits, y))
-    bar.set_postfix_str(f"step {state['step']}, loss {np.mean(state['losses'][-10:]):.3f}")
+    told = f"step {state['step']}, loss {np.mean(state['losses'][-10:]):.3f}"
+    bar.set_postfix_str(told, refresh=False)
 
 
 def _test(

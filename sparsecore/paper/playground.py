@@ -16,16 +16,17 @@ from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+from IPython.paths import get_ipython_dir
 from matplotlib.axes import Axes
 
 from sparsecore import checkpoint, cluster, datasets, experiment, train, wasap
-from sparsecore.config import HYPERPARAMETERS, TrainConfig
+from sparsecore.config import HYPERPARAMETERS, TrainConfig, names
 from sparsecore.datasets import Dataset
 from sparsecore.functions import ACTIVATIONS
 from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
 from sparsecore.paper.page import Column, Picture, Table
-from sparsecore.paper.style import COLOURS, GREY, canvas, legend_above, line, patch
+from sparsecore.paper.style import COLOURS, DRAWING, GREY, canvas, legend_above, line, patch
 from sparsecore.paper.training.topology import draw_degrees
 from sparsecore.settings import SETTINGS, setting
 from sparsecore.wasap import record as records
@@ -37,7 +38,7 @@ _PALETTE = [*list(COLOURS.values())[1:], COLOURS["dense"]]
 # Least, largest and step of the sliders; an epoch of pruning of 0 stands for none.
 _SLIDERS = {
     "epsilon": (1, 60, 1), "zeta": (0, 0.9, 0.05), "alpha": (0, 1, 0.05),
-    "learning_rate": (0.001, 0.1, 0.001), "dropout": (0, 0.8, 0.05), "epochs": (1, 500, 1),
+    "learning_rate": (0.001, 0.1, 0.001), "dropout": (0, 0.8, 0.05), "epochs": (1, 1000, 1),
     "prune_from": (0, 300, 1), "prune_every": (1, 100, 1), "prune_percentile": (0, 90, 5),
 }  # fmt: skip
 _COLUMNS = (
@@ -138,9 +139,13 @@ class Session:
         self._thread.start()
         return run
 
-    def stop(self) -> None:
-        """Stop the run that trains, within a part of a second."""
+    def ask_to_stop(self) -> None:
+        """Have the run that trains stop; while it loads or connects, it first ends that."""
         self._stopping.set()
+
+    def stop(self) -> None:
+        """Stop the run that trains, and wait until it has."""
+        self.ask_to_stop()
         self.wait()
 
     def wait(self, seconds: float | None = None) -> None:
@@ -161,6 +166,7 @@ class Session:
         config = run.config
         try:
             data = datasets.load(run.dataset)
+            self._check()
             if run.model is None:
                 fresh = train.new_model(config, data.n_features, data.n_classes, run.seed)
                 run.model = run.before = fresh
@@ -173,8 +179,11 @@ class Session:
         except KeyboardInterrupt:
             run.state = "stopped"
         except Exception as error:  # a thread's exception would be seen by nobody
-            run.state = f"failed: {str(error) or type(error).__name__}"
-            if isinstance(error, cluster.ClusterError):
+            # The checkpoint that an error of the cluster names is gone.
+            told = str(error).partition("; resume=True")[0] or type(error).__name__
+            run.state = f"failed: {told}"
+            diverged = getattr(error, "cause", "") == "FloatingPointError"  # the engines go on
+            if isinstance(error, cluster.ClusterError) and not diverged:
                 self._leave_cluster()
 
     def _check(self) -> None:
@@ -211,13 +220,14 @@ class Session:
         if self._cluster is None or self._cluster.n < n:
             self._leave_cluster()
             self._cluster = self._clusters.enter_context(cluster.connect(n))
-        with tempfile.TemporaryDirectory(prefix="sparsecore-") as folder:
+            self._check()
+        # In a folder that engines on other hosts share.
+        with tempfile.TemporaryDirectory(prefix="sparsecore-", dir=get_ipython_dir()) as folder:
             path = Path(folder, "run.npz")
             own = path.with_name(f"{path.name}.worker0")
             records.save_start(start, path, records.identity(data, config, plan, seed, n))
 
             def look(_: Any) -> None:
-                self._check()
                 run.state = "training"
                 run.model, found = checkpoint.load(path)
                 rows = phase1_records(records.decode((found or {})["rows"]), n, 1)
@@ -228,7 +238,7 @@ class Session:
 
             model, result = cluster.train(
                 self._cluster.first(n), config, run.dataset, plan, seed=seed,
-                checkpoint_path=path, resume=True, on_progress=look,
+                checkpoint_path=path, resume=True, on_progress=look, check=self._check,
             )  # fmt: skip
         for worker in result["parallel"]["failed_workers"]:
             run.told.append(f"lost rank {worker['rank']}: {worker['cause']}")
@@ -305,9 +315,14 @@ class Playground(widgets.VBox):
     """A panel of controls and live pictures, and its `session`."""
 
     def __init__(self, dataset: str = "digits", **values: Any) -> None:
-        self.session, self._drawing = Session(), threading.Lock()
+        self.session = Session()
         same = {"layout": {"width": "330px"}, "style": {"description_width": "135px"}}
         there = [name for name in SETTINGS if datasets.available(name)]
+        if dataset not in there:
+            raise ValueError(
+                f"dataset: expected one of {', '.join(there)}, got {dataset!r}; python -m "
+                "sparsecore data fetch brings others"
+            )
         choices = {"dataset": there, "activation": ACTIVATIONS, "algorithm": wasap.ALGORITHMS}
         self.controls: dict[str, Any] = {
             name: widgets.Dropdown(options=list(options), description=name, **same)
@@ -320,8 +335,11 @@ class Playground(widgets.VBox):
                 continuous_update=False, **same,
                 readout_format="d" if whole else f".{max(0, len(str(step)) - 2)}f",
             )  # fmt: skip
+        for name in values:
+            names(self.controls).check("setting", name)
         self.chosen = widgets.Dropdown(description="look at", layout={"width": "200px"})
-        acts = {"Start a new run": self.start, "Stop": self.session.stop, "Go on": self.go_on}
+        stop = self.session.ask_to_stop
+        acts = {"Start a new run": self.start, "Stop": stop, "Go on": self.go_on}
         self.buttons = {}
         for (text, act), look in zip(acts.items(), ("success", "danger", "info"), strict=True):
             self.buttons[text] = widgets.Button(description=text, button_style=look)
@@ -354,6 +372,7 @@ class Playground(widgets.VBox):
         run = self.session.start(**self._values())
         self.chosen.options = [(f"run {r.number}", r) for r in self.session.runs]
         self.chosen.value = run  # which shows it
+        self._follow()
 
     def go_on(self) -> None:
         """Go on with the run that is looked at, with what the controls say now."""
@@ -361,15 +380,18 @@ class Playground(widgets.VBox):
         if values.pop("dataset") != run.dataset:
             raise ValueError(f"data set: run {run.number} is of {run.dataset}; start a new one")
         self.session.go_on(run, **values)
+        self._follow()
 
     def _try(self, act: Callable[[], None]) -> None:
-        """Do what a button says, and watch what comes of it from another thread."""
+        """Do what a button says."""
         try:
             act()
         except (ValueError, RuntimeError) as error:
             self.status.value = f"<b>{escape(str(error))}</b>"
             return
         self._enable()
+
+    def _follow(self) -> None:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
@@ -393,9 +415,9 @@ class Playground(widgets.VBox):
         # What is told is no further than what is drawn.
         status = f"run {run.number}: {escape(run.state)}, epoch {run.done} of {run.config.epochs}"
         seen = io.BytesIO()
-        with self._drawing:  # the style is the whole process's
+        with DRAWING:
             pictured(runs, run).figure.savefig(seen, dpi=110)
         self.image.value, self.image.layout.display = seen.getvalue(), None
         self.table.value = compared(runs)._repr_html_()
-        self.status.value = status
         self._enable()
+        self.status.value = status

@@ -151,7 +151,8 @@ class Entry:
         try:
             write(self.path, result, self.schema)
         except OSError as error:
-            self._warn(f"cannot be kept ({error}); set {FOLDER} to a folder that can be written", 4)
+            advice = f"set {FOLDER} to a copy of {root()} that can be written"
+            self._warn(f"cannot be kept ({error}); {advice}", 4)
             return dict(json.loads(json.dumps(result)))  # as it would be read
         for path in self.path.parent.glob(self.checkpoint("*").name + "*"):
             path.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,11 +45,13 @@ STYLE = {
     "xtick.labelsize": 9, "ytick.labelsize": 9, "xtick.color": "#333333", "ytick.color": "#333333",
 }  # fmt: skip
 
+DRAWING = threading.RLock()  # the style is the whole process's
+
 
 @contextlib.contextmanager
 def canvas(height: float) -> Iterator[Figure]:
     """Make an empty figure of the page's width, and draw on it in the book's style."""
-    with matplotlib.rc_context(STYLE):
+    with DRAWING, matplotlib.rc_context(STYLE):
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 

@@ -113,7 +113,10 @@ class Ranks:
     def rest(self) -> None:
         """End a step."""
         if self._step_began:
-            self.longest_step = max(self.longest_step, time.monotonic() - self._step_began)
+            # No longer than a step may take: the whole job may have been suspended meanwhile.
+            most = max(_STEPS * self.longest_step, self.patience)
+            taken = min(time.monotonic() - self._step_began, most)
+            self.longest_step = max(self.longest_step, taken)
             self._step_began = 0.0
 
     def absent(self, rank: int) -> str | None:

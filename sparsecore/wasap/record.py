@@ -77,7 +77,8 @@ def entry(values: Any, name: str, kind: type) -> Any:
 def integer(value: Any, name: str, least: int, most: float = math.inf) -> int:
     """Return a number of a result, which must be whole and in its range."""
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{name}: expected an integer from {least} to {most}, got {value!r:.50}")
+        wanted = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise ValueError(f"{name}: expected an integer {wanted}, got {value!r:.50}")
     return value
 
 
@@ -102,7 +103,7 @@ def save_start(model: SparseMLP, path: str | os.PathLike[str], identity: dict[st
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the JSON result of a run: the last line of what `--json` printed, or a whole file."""
-    text = Path(path).read_text(encoding="utf-8")
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
     for candidate in (text, text.strip().rpartition("\n")[2]):
         with suppress(json.JSONDecodeError):
             result = json.loads(candidate)

@@ -3,8 +3,9 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -274,16 +275,16 @@ def data_of(condition: Condition) -> datasets.Dataset:
     return data
 
 
-@cache
+_known_sha256: dict[str, str] = {}
+
+
 def data_sha256(name: str) -> str | None:
     """Return the hash of the data, without reading them if it is pinned; None if not here."""
-    pinned = datasets.describe(name)["sha256"]
-    if pinned is not None:
-        return str(pinned)
-    try:
-        return _data(name).content_hash
-    except DataError:
-        return None
+    if name not in _known_sha256:
+        with suppress(DataError):  # they may be here the next time
+            pinned = datasets.describe(name)["sha256"]
+            _known_sha256[name] = _data(name).content_hash if pinned is None else str(pinned)
+    return _known_sha256.get(name)
 
 
 _last_data: list[datasets.Dataset] = []

@@ -29,7 +29,6 @@ _ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package
 _SOURCES = provenance.sources_sha256()  # now: an engine goes on with the modules that it has loaded
 _GUARD = Path(__file__).with_name("guard.py")
 _RESTART = "stop it (ipcluster stop) and start it with ipcluster start --engines=MPI -n"
-
 _BUSY = "computes for somebody else (wait, or interrupt it there)"
 
 

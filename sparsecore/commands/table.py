@@ -81,10 +81,6 @@ def train(options: argparse.Namespace) -> None:
     begin = time.perf_counter()
     try:
         estimator.fit(table.X, y)
-    except KeyboardInterrupt:
-        if options.out is not None and hasattr(estimator, "model_"):
-            shared.say(f"the {estimator.n_iter_} epochs that are done are saved in {options.out}")
-        raise
     finally:  # an interrupt keeps the epochs that are done
         if options.out is not None and hasattr(estimator, "model_"):
             try:
@@ -92,6 +88,10 @@ def train(options: argparse.Namespace) -> None:
             except KeyboardInterrupt:  # if it comes now, too
                 saved.save(estimator, options.out, table.names)
                 raise
+            finally:
+                if isinstance(sys.exc_info()[1], KeyboardInterrupt):
+                    done = f"the {estimator.n_iter_} epochs that are done"
+                    shared.say(f"{done} are saved in {options.out}")
     result = {
         "kind": kind.__name__, "epochs": estimator.n_iter_, "seconds": time.perf_counter() - begin,
         "score": "R2" if numbers else "accuracy", "train_score": estimator.score(table.X, y),

@@ -213,9 +213,9 @@ def points(effect: Effect | None, difference: float = math.nan) -> str:
     return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
-def gap(first: list[Result], second: list[Result]) -> str:
+def gap(first: list[Result], second: list[Result], known: Effect | None = None) -> str:
     """Show how much more accurate the first runs are; with an interval, if there are seeds."""
-    return points(difference(first, second), accuracy(first) - accuracy(second))
+    return points(known or difference(first, second), accuracy(first) - accuracy(second))
 
 
 def against_dense(results: Results, name: str, seconds: Seconds) -> str:
@@ -239,8 +239,7 @@ def contrast(results: Results, first: str, second: str) -> str:
         if effect := difference(*runs):
             effects.append(effect)
         if all(runs):
-            gained = accuracy(runs[0]) - accuracy(runs[1])
-            told.append(f"{results.title(name)} {points(effect, gained)}")
+            told.append(f"{results.title(name)} {gap(runs[0], runs[1], effect)}")
     if not effects:
         return f"{METHODS[first].label} and {METHODS[second].label}: too few runs to compare them."
     more, less = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)

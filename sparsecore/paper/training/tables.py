@@ -298,8 +298,7 @@ def deviations(recorded: Results) -> Table:
                     told.append(f"{fact['subject']}, {effects[-1]}")
             found = difference(*runs)
             if all(runs):
-                gained = shown.accuracy(runs[0]) - shown.accuracy(runs[1])
-                effects.append(f"{where}: {shown.points(found, gained)}")
+                effects.append(f"{where}: {shown.gap(runs[0], runs[1], found)}")
             if found:
                 *runs, _ = pairs(*runs)
                 left = [

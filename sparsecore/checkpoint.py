@@ -161,7 +161,7 @@ def check_resumed(
     path: Any, found: dict[str, Any] | None, expected: dict[str, Any]
 ) -> dict[str, Any]:
     """Return a checkpoint's state if it has what is `expected`, or refuse it."""
-    if found is None or not expected.keys() <= found.keys():
+    if not (isinstance(found, dict) and expected.keys() <= found.keys()):
         raise CheckpointError(
             f"{path}: a model, not the checkpoint of a run: name what --checkpoint has written"
         )
@@ -191,4 +191,6 @@ def _model(archive: zipfile.ZipFile, about: dict[str, Any]) -> SparseMLP:
 def _check_finite(model: SparseMLP) -> None:
     learnt = (model.params, () if model.velocity is None else model.velocity)
     if not all(np.isfinite(values).all() for values in learnt):
-        raise ValueError("a weight, bias or velocity is not finite")
+        raise ValueError(
+            "a weight, bias or velocity is not finite; a lower learning_rate usually helps"
+        )

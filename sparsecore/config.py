@@ -31,7 +31,7 @@ def numbers(expected: str, holds: Callable[[Any], bool]) -> Range:
 
     def inside(v: Any) -> bool:
         number = isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
-        return number and bool(np.isfinite(v)) and bool(holds(v))
+        return number and bool(-np.inf < v < np.inf) and bool(holds(v))
 
     return Range(float, expected, inside)
 
@@ -52,7 +52,8 @@ def names(table: Collection[str]) -> Range:
 
 POSITIVE = numbers("a positive number", lambda v: v > 0)
 FRACTION = numbers("a number in [0, 1)", lambda v: 0 <= v < 1 and np.float32(v) < 1)
-FINITE = numbers("a finite number", lambda v: True)
+LARGEST = float(np.finfo(np.float32).max)
+FINITE = numbers("a finite number of float32", lambda v: abs(v) <= LARGEST)
 FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
 _PROBABILITY = numbers("a number in (0, 1]", lambda v: 0 < v <= 1)
 PERCENTILE = numbers("a number in [0, 100]", lambda v: 0 <= v <= 100)

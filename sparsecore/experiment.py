@@ -24,6 +24,7 @@ from sparsecore.files import check_writable
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
 from sparsecore.provenance import peak_bytes, provenance
+from sparsecore.samples import check_finite
 from sparsecore.train import Trainer
 
 #: What training computes, as a number: raised, with a line in the changelog, when a change is meant
@@ -160,14 +161,14 @@ def fit(
 
 def checked_test_rows(data: Dataset) -> np.ndarray:
     """Return the standardised test rows; refuse data that are not finite, or have one class."""
-    train.check_finite(data.X_train, "training data")
-    train.check_finite(data.X_test, "test data")
+    check_finite(data.X_train, "training data")
+    check_finite(data.X_test, "test data")
     with np.errstate(over="ignore"):
         if not np.isfinite(data.moments).all():
             told = "its values are too large to be standardised; divide all by a constant first"
             raise ValueError(f"training data: {told}")
         X_test = data.scaled(data.X_test)
-    train.check_finite(X_test, "test data, standardised", "it is too far from the training data")
+    check_finite(X_test, "test data, standardised", "it is too far from the training data")
     found = np.unique(data.y_train)
     if len(found) < 2:
         raise ValueError(f"y: expected at least two classes, got only {found}")

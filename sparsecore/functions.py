@@ -16,33 +16,18 @@ ACTIVATIONS: dict[str, Callable[[int, float], float]] = {
 }
 
 
-def negative_slope(name: str, layer: int, alpha: float) -> float:
-    """Return the slope for z <= 0 of hidden layer `layer` (1, 2, ...); refuse an unknown name."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
-    return ACTIVATIONS[name](layer, alpha)
-
-
 def _uniform(limit: float, size: int, rng: np.random.Generator) -> np.ndarray:
     return rng.random(size, np.float32) * np.float32(2 * limit) - np.float32(limit)
 
 
 _DEVIATION = np.float32(0.1)
+# They draw `size` weights, float32; `n_in` and `n_out` are the layer's widths, not its sparse
+# fan-in and fan-out.
 INITIALIZERS: dict[str, Callable[[int, int, int, np.random.Generator], np.ndarray]] = {
     "he_uniform": lambda n_in, n_out, size, rng: _uniform((6 / n_in) ** 0.5, size, rng),
     "xavier": lambda n_in, n_out, size, rng: _uniform((6 / (n_in + n_out)) ** 0.5, size, rng),
     "normal": lambda n_in, n_out, size, rng: rng.standard_normal(size, np.float32) * _DEVIATION,
 }
-
-
-def initial_weights(
-    name: str, n_in: int, n_out: int, size: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Draw `size` initial weights, float32; refuse an unknown name."""
-    # `n_in` and `n_out` are the layer's widths, not its sparse fan-in and fan-out.
-    if name not in INITIALIZERS:
-        raise ValueError(f"init: expected one of {', '.join(INITIALIZERS)}, got {name!r}")
-    return INITIALIZERS[name](n_in, n_out, size, rng)
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

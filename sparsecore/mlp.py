@@ -19,7 +19,7 @@ from sparsecore.compiled import engine
 from sparsecore.compiled.arrays import Fixed, sealed
 from sparsecore.compiled.kernels import Network, Rule, State
 from sparsecore.config import HYPERPARAMETERS, PERCENTILE
-from sparsecore.functions import initial_weights, negative_slope
+from sparsecore.functions import ACTIVATIONS, INITIALIZERS
 from sparsecore.samples import DENSE_VALUES, as_inputs, as_labels, checked_sparse
 
 _INT32_MAX = np.iinfo(np.int32).max
@@ -149,10 +149,10 @@ class SparseMLP(Fixed):
         activation: str = "all-relu", alpha: float = 0.6, init: str = "he_uniform",
     ) -> None:  # fmt: skip
         self.sizes = _checked_sizes(sizes)
-        HYPERPARAMETERS["alpha"].check(alpha)
-        HYPERPARAMETERS["init"].check(init)
+        for name, value in {"activation": activation, "alpha": alpha, "init": init}.items():
+            HYPERPARAMETERS[name].check(value)
         self.activation, self.alpha, self.init = activation, float(alpha), init
-        slopes = [negative_slope(activation, layer, alpha) for layer in range(1, len(self.sizes))]
+        slopes = [ACTIVATIONS[activation](layer, alpha) for layer in range(1, len(self.sizes))]
         self._slopes = np.array(slopes, np.float32)
         self._bias_start = np.concatenate([[0], np.cumsum(self.sizes[1:])]).astype(np.int64)
         expected = list(self.sizes[1:])
@@ -210,6 +210,7 @@ class SparseMLP(Fixed):
         sizes = _checked_sizes(sizes)
         if epsilon is not None and density is not None:
             raise ValueError(f"give epsilon or density, not both (got {epsilon!r} and {density!r})")
+        HYPERPARAMETERS["init"].check(init)
         rng = np.random.default_rng(random_state)
         structures, data = [], []
         for n_in, n_out in pairwise(sizes):
@@ -217,7 +218,7 @@ class SparseMLP(Fixed):
             if p is None:
                 p = topology.erdos_renyi_density(n_in, n_out, 20 if epsilon is None else epsilon)
             structures.append(topology.erdos_renyi(n_in, n_out, p, rng))
-            data.append(initial_weights(init, n_in, n_out, len(structures[-1][1]), rng))
+            data.append(INITIALIZERS[init](n_in, n_out, len(structures[-1][1]), rng))
         return cls(sizes, structures, data, activation=activation, alpha=alpha, init=init)
 
     @classmethod
@@ -459,6 +460,8 @@ class SparseMLP(Fixed):
         inputs = as_inputs(X, self.sizes[0])
         inputs = inputs.toarray() if sp.issparse(inputs) else inputs
         labels = as_labels(y, len(inputs), self.sizes[-1])
+        if not len(inputs):
+            raise ValueError("X: expected at least one row, got none")
         gradient, sums = np.empty_like(self.params), engine.metrics()
         zero = np.float32(0)
         rule = Rule(zero, zero, zero, np.float32(dropout), np.uint64(seed))
@@ -534,7 +537,7 @@ class SparseMLP(Fixed):
         for layer in range(len(self) - 1):
             view = self._views(draft, layer)
             drop = topology.weakest(view.data, zeta)
-            fresh = initial_weights(self.init, view.n_in, view.n_out, int(drop.sum()), rng)
+            fresh = INITIALIZERS[self.init](view.n_in, view.n_out, int(drop.sum()), rng)
             arrays = view.indptr, view.indices, view.data, view.velocity
             topology.replace(drop, *arrays, view.n_in, fresh, rng)
             self._transpose(draft, layer)

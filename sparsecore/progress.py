@@ -61,7 +61,8 @@ def bar(
 
     own = sys.stderr is sys.__stderr__  # a notebook's, or main's, does not fail
     hidden, file = hidden or sys.stderr is None, Unfailing(sys.stderr) if own else sys.stderr
-    pause = 0.2 if not hidden and sys.stderr.isatty() else 10  # seconds: a log is not flooded
+    page = tqdm.__module__ == "tqdm.auto"  # a notebook's bar is redrawn in place
+    pause = 0.2 if not hidden and (page or sys.stderr.isatty()) else 10  # s: a log is not flooded
     options["dynamic_ncols"] = True  # as wide as the terminal, or a notebook's page
     return tqdm(total=total, desc=desc, disable=hidden, file=file, mininterval=pause, **options)
 

@@ -125,13 +125,6 @@ def code() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def busy_seconds() -> float:
-    """Return all processes' CPU time since the start, stolen time included, in steps of 10 ms."""
-    spent = psutil.cpu_times()
-    kinds = ("user", "nice", "system", "irq", "softirq", "steal")
-    return sum(getattr(spent, kind, 0.0) for kind in kinds)
-
-
 def busy_cpus(seconds: float = 0.5) -> float:
     """Return how many CPUs other processes use while this one sleeps for so many seconds."""
     return psutil.cpu_percent(seconds) / 100 * psutil.cpu_count()

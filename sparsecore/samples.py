@@ -48,3 +48,17 @@ def as_labels(y: Any, n: int, n_classes: int) -> np.ndarray:
     if len(outside):
         raise ValueError(f"y: expected class indices from 0 to {n_classes - 1}, got {outside[0]}")
     return labels
+
+
+def check_finite(X: Any, name: str = "X", advice: str = "impute or remove them first") -> None:
+    """Raise a ValueError that names the first NaN or infinite feature of `X`, if there is one."""
+    values = X.data if sp.issparse(X) else np.asarray(X)
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = np.argwhere(~finite)
+        place = tuple(map(int, bad[0]))
+        where = "stored value {}" if sp.issparse(X) else "row {}, feature {}"
+        raise ValueError(
+            f"{name}: expected finite numbers, got {values[place]} at {where.format(*place)} "
+            f"({len(bad)} in all); {advice}"
+        )

@@ -27,5 +27,5 @@ def generator(seed: int, purpose: Purpose, rank: int = 0, epoch: int = 0) -> np.
 
 def key(seed: int, purpose: Purpose, rank: int = 0) -> np.uint64:
     """Return a 64-bit key for counter-based noise."""
-    sequence = np.random.SeedSequence(seed, spawn_key=(int(purpose), rank, 0))
+    sequence = generator(seed, purpose, rank).bit_generator.seed_seq
     return sequence.generate_state(1, np.uint64)[0]

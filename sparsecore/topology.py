@@ -202,7 +202,7 @@ def importance(indptr: np.ndarray, data: np.ndarray) -> np.ndarray:
 def unimportant(
     indptr: np.ndarray, data: np.ndarray, percentile: float, counts_empty: bool = False
 ) -> np.ndarray:
-    """Mark the connections that `SparseMLP.prune` removes from a layer; percentile 0 marks none."""
+    """Mark inputs of neurons up to this percentile of importance; percentile 0 marks none."""
     fan_in = np.diff(indptr)
     strength = importance(indptr, data)
     if percentile == 0 or not fan_in.any():

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 # SciPy reads it when it is first imported; scikit-learn's check of array API input is skipped
@@ -84,6 +85,20 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setenv(store.FOLDER, str(tmp_path))
     monkeypatch.delenv(store.PROFILE, raising=False)
     return small
+
+
+@pytest.fixture
+def parallel(study, monkeypatch, tmp_path):
+    """Return the study with parallel methods, and the list of clusters that are asked for."""
+    from sparsecore import cluster
+    from sparsecore.paper.training.conditions import STUDIES
+
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    both = replace(study, methods=("set-relu", "wassp", "wasap"), seeds={"quick": (0,)})
+    monkeypatch.setitem(STUDIES, "F-test", replace(both, observers={}))
+    asked, connect = [], cluster.connect
+    monkeypatch.setattr(cluster, "connect", lambda n: asked.append(n) or connect(n))
+    return asked
 
 
 @pytest.fixture(scope="module")

@@ -111,12 +111,15 @@ def test_a_damaged_checkpoint_leads_to_the_one_before(tmp_path):
         dense.run(data, config, seed=1, checkpoint_path=path, resume=True)
 
 
-def test_initial_weights_are_those_of_the_rule():
-    config = TrainConfig(hidden=(40,), init="he_uniform")
+@pytest.mark.parametrize(
+    ("init", "limit"), [("he_uniform", (6 / 600) ** 0.5), ("xavier", (6 / 640) ** 0.5)]
+)
+def test_initial_weights_are_those_of_the_rule(init, limit):
+    config = TrainConfig(hidden=(40,), init=init)
     model = dense.DenseMLP(config, 600, 10, seed=0)
     (first, bias), _ = model.layers(model.params)
     assert first.shape == (40, 600)
-    assert 0.999 * (6 / 600) ** 0.5 < np.abs(first).max() <= (6 / 600) ** 0.5
+    assert 0.999 * limit < np.abs(first).max() <= limit
     assert not bias.any()
     again = dense.DenseMLP(config, 600, 10, seed=0)
     np.testing.assert_array_equal(model.params, again.params)

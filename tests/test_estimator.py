@@ -285,7 +285,8 @@ BAD = {
 
 
 @pytest.mark.parametrize(("option", "value"), [(k, v) for k, values in BAD.items() for v in values])
-def test_a_bad_parameter_is_named_before_anything_starts(option, value):
+def test_a_bad_parameter_is_named_before_anything_starts(option, value, monkeypatch):
+    monkeypatch.delattr(Trainer, "run_epoch")
     with pytest.raises(ValueError) as caught:
         SparseMLPClassifier(**{option: value}).fit(np.eye(4), [0, 1, 0, 1])
     message = str(caught.value)
@@ -521,6 +522,10 @@ def test_class_weights_are_sample_weights():
     assert part.n_iter_ == 1, "of a stream, which may lack the class that has a weight"
     warm = SparseMLPClassifier((8,), class_weight={1: 3}, warm_start=True, max_iter=1).fit(X40, y)
     assert warm.fit(X40[y == 0], y[y == 0]).n_iter_ == 2, "nor need a warm start have it"
+    text = SparseMLPClassifier((8,), class_weight={"1": 3}, **common).fit(X40, y.astype(str))
+    np.testing.assert_allclose(text.model_.params, given.model_.params, atol=1e-6)
+    with pytest.raises(ValueError, match="class_weight: expected labels among"):
+        SparseMLPClassifier((8,), class_weight={1: 3}).fit(X40, y.astype(str))
     with pytest.raises(ValueError, match="class_weight: expected labels among"):
         SparseMLPClassifier((8,), class_weight={"up": 3}).partial_fit(X40, y, [0, 1])
     with pytest.raises(ValueError, match="class_weight: expected a dict of weights"):

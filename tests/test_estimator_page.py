@@ -34,7 +34,6 @@ def test_ranks_and_losses_are_counted_on_the_tables_that_were_not_tuned_on():
     assert table.finding.startswith("Of 2 tables without a star, sparsecore is more than a point")
     assert "better than all others on wine, and" in table.finding
     assert "worse than the best on heart; mean ranks: sparsecore 1.50, MLP 1.75" in table.finding
-    assert "smaller than the MLP's on 0 of all 3 tables" in table.finding
     assert list(table.frame["table"]) == ["iris *", "wine", "heart"]
     shown = [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in table.frame["sparsecore"]]
     assert shown == ["50.0 ± 0.0", "**90.0** ± 2.5", "80.0 ± 0.0"]

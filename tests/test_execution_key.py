@@ -1,6 +1,7 @@
 """The book's cache: a notebook is executed anew if and only if what it was made from changed."""
 
 import fcntl
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -99,10 +100,7 @@ class Book:
         self.write("book/_config.yml", yaml.safe_dump(config))
         self.write("book/_static/favicon.svg", "<svg/>")
         self.write("book/references.bib", (BOOK / "references.bib").read_text())
-        self.write(
-            "book/_toc.yml",
-            "format: jb-book\nroot: a\nchapters:\n- file: b\n- file: c\n- file: d\n",
-        )
+        self.write("book/_toc.yml", "format: jb-book\nroot: a\nchapters:\n" + CHAPTERS)
         self.write("book/c.md", "# C\n\n$x^2$\n\n```{bibliography}\n```\n")
         self.write("lib/toy-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
         self.write("lib/toy/__init__.py", "answer = 41\n")

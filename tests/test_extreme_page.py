@@ -204,14 +204,18 @@ def test_the_table_has_a_row_for_every_run(profile, rows, key, said):
         (
             "losses",
             {},
-            "The loss of 3 of 3 networks with 10 hidden layers falls (Kendall's test, p",
+            "The loss falls in 3 of the 3 largest networks with 10 hidden layers (Kend",
         ),
         ("losses", {}, "against hidden layers frozen (50,000,000 neurons): not recorded yet."),
-        ("losses", {"trend": {"tau": 0.1, "p": 0.4}}, "The loss of 0 of 3 networks with"),
+        (
+            "losses",
+            {"trend": {"tau": 0.1, "p": 0.4}},
+            "The loss falls in 0 of the 3 largest",
+        ),
         (
             "losses",
             {"trend": None, "test": None},
-            "0 of 0 networks with 10 hidden layers falls (Kend",
+            "0 of the 0 largest networks with 10 hidden layers (Kend",
         ),
     ],
 )

@@ -257,7 +257,10 @@ def test_from_scipy_leaves_its_argument_alone():
         ({"density": 0.5, "epsilon": 2}, "epsilon or density, not both"),
         ({"activation": "gelu"}, "activation: expected one of relu, leaky-relu, all-relu, got 'ge"),
         ({"init": "zeros"}, "init: expected one of he_uniform, xavier, normal, got 'zeros'"),
-        ({"alpha": np.nan}, "alpha: expected a finite number, got nan"),
+        ({"alpha": np.nan}, "alpha: expected a finite number of float32, got nan"),
+        ({"alpha": 1e39}, r"alpha: expected a finite number of float32, got 1e\+39"),
+        ({"init": ["he_uniform"]}, "init: expected one of he_uniform, xavier, normal, got .'he"),
+        ({"activation": ["relu"]}, r"activation: expected one of .*, got \['relu'\]"),
         ({"sizes": (5,)}, r"sizes: expected at least an input and an output layer, got \[5\]"),
         ({"sizes": (5, 0, 2)}, r"sizes: expected integers from 1 to .* got 0 in \[5, 0, 2\]"),
         ({"sizes": (5, 2.5, 2)}, r"sizes: expected integers from 1 to .* got 2.5"),
@@ -349,8 +352,9 @@ def test_dropout_is_checked(dropout):
 def test_threads_and_seeds_below_their_range_are_named():
     model = network()
     X, y = batch(model, 8)
-    with pytest.raises(ValueError, match="threads: expected an integer of at least 1, got -1"):
-        model.predict(X, threads=-1)
+    for threads in (-1, 1.5, "2"):
+        with pytest.raises(ValueError, match="threads: expected an integer of at least 1, got "):
+            model.predict(X, threads=threads)
     with pytest.raises(ValueError, match=r"seed: expected an integer from 0 to .*, got -1"):
         model.loss_and_gradient(X, y, dropout=0.5, seed=-1)
     with pytest.raises(ValueError, match=r"seed: expected an integer from 0 to .*, got 1\.5"):
@@ -358,7 +362,7 @@ def test_threads_and_seeds_below_their_range_are_named():
 
 
 def test_a_gradient_needs_a_sample():
-    with pytest.raises(ValueError, match="batch_size: expected at least one sample, got 0"):
+    with pytest.raises(ValueError, match="X: expected at least one row, got none"):
         network().loss_and_gradient(np.zeros((0, 37)), np.zeros(0, int))
 
 

@@ -10,7 +10,6 @@ import pytest
 from oracle import Net, Value, added, gamma, given, product, scaled
 
 from sparsecore.bench import spread
-from sparsecore.limits import cpu_count
 from sparsecore.paper.speed import contest, peers
 from sparsecore.paper.speed.contest import PEERS
 from sparsecore.paper.speed.peers import Problem
@@ -64,7 +63,7 @@ def test_several_batches_a_call_give_the_mean_loss(key):
     problem = Problem(SIZES, batch_size=8, activation="relu", **PLAIN)
     whole, single = trainer(key, problem), trainer(key, replace(problem))
     rows = np.arange(48)
-    one_by_one = [single.train(batch) for batch in problem.batches(rows)]
+    one_by_one = [single.train(batch) for batch in np.split(rows, 6)]
     assert whole.train(rows) == pytest.approx(np.mean(one_by_one), rel=1e-6)
     whole.close()
     single.close()
@@ -149,7 +148,6 @@ def test_comparison_is_interleaved_and_complete(monkeypatch):
         assert found["ms"] == np.median(found["rounds"])
         assert found["peak_rss_mb"] > 10
         assert 0 < found["cores"] < 1.5, "one thread"
-        assert 0 <= found["others"] < 1.2 * cpu_count()
     assert result["peers"]["sparsecore"]["ratio"] == {"median": 1, "low": 1, "high": 1}
     ours, theirs = (np.array(p["rounds"]) for p in result["peers"].values())
     assert result["peers"]["blas-dense"]["ratio"] == spread(theirs / ours)

@@ -111,6 +111,8 @@ def test_the_readme_has_the_grid_of_the_first_page(ledger):
     assert grid in readme, f"put this grid there:\n{grid}"
     told = ledger.grid().finding.replace("**", "")
     assert told in " ".join(readme.split()), f"put this above it:\n{told}"
+    for text in (ledger.grid().latex(), ledger.grid()._repr_html_()):
+        assert "C1 faster than" in text and "ref}" not in text
 
 
 def test_the_ledger_s_effects_are_those_of_the_main_table(ledger):

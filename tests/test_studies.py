@@ -220,15 +220,15 @@ def test_methods_take_turns_to_be_timed(monkeypatch, tmp_path):
     training_seconds = times.training_seconds
     monkeypatch.setattr(times, "training_seconds", breaks)
     with pytest.raises(KeyboardInterrupt):
-        times.measure("digits", 2, methods, kept)
+        times.measure("digits", 2, kept, methods)
     first = json.loads(kept.read_text())["rounds"]
     assert all(len(turns) == 1 for turns in first.values()), "the cold round does not count"
     monkeypatch.setattr(times, "training_seconds", training_seconds)
     with monkeypatch.context() as patch:
         patch.setattr(times, "RECIPE", times.RECIPE + 1)
         foreign = shutil.copy(kept, tmp_path / "foreign")
-        assert times.measure("digits", 1, methods, foreign)["rounds"] != first, "of another recipe"
-    found = times.measure("digits", 2, methods, kept)
+        assert times.measure("digits", 1, foreign, methods)["rounds"] != first, "of another recipe"
+    found = times.measure("digits", 2, kept, methods)
     assert found["rounds"].keys() == found["cores"].keys()
     assert all(len(turns) == 2 and min(turns) > 0 for turns in found["rounds"].values())
     assert {name: turns[:1] for name, turns in found["rounds"].items()} == first
@@ -356,22 +356,6 @@ def test_a_method_names_its_runner(study, monkeypatch):
     _, alone = dense.run(datasets.load("digits").limited(300), config, seed=0)
     assert run["weights_sha256"] == alone["weights_sha256"]
     assert run["nnz_start"] == 64 * 20 + 20 * 20 + 20 * 10
-
-
-@pytest.fixture
-def parallel(study, monkeypatch, tmp_path):
-    """Return the study with parallel methods, and the list of clusters that are asked for."""
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    both = replace(study, methods=("set-relu", "wassp", "wasap"), seeds={"quick": (0,)})
-    monkeypatch.setitem(STUDIES, "F-test", replace(both, observers={}))
-    asked, connect = [], cluster.connect
-
-    def counted(n):
-        asked.append(n)
-        return connect(n)
-
-    monkeypatch.setattr(cluster, "connect", counted)
-    return asked
 
 
 class Workers:
@@ -550,11 +534,10 @@ def test_pruning_after_training_against_a_model_pruned_by_hand():
     for one in (seen[0], seen[5], seen[-1]):
         pruned = model.copy()
         pruned.prune(one["percentile"])
-        hits = pruned.predict(scaled.X_test) == scaled.y_test
-        assert one["test_accuracy"] == hits.mean()
-        assert one["nnz"] == pruned.nnz
-        assert one["agreement"] == 1
-        assert one["compact_nnz"] <= one["nnz"]
+        predicted, small = pruned.predict(scaled.X_test), pruned.compact()
+        assert one["test_accuracy"] == (predicted == scaled.y_test).mean()
+        assert one["nnz"] == pruned.nnz >= small.nnz
+        np.testing.assert_array_equal(small.predict(scaled.X_test), predicted)
     assert records[-1][0].weights_sha256() == model.weights_sha256()
 
 
@@ -594,6 +577,8 @@ def test_command_line_runs_a_part_of_a_study(study, ran, capsys):
     assert "methods: expected one of set-relu, set-all-relu (F-test), got 'dense'" in error
     assert __main__.main(["study", "run", "F-test", "--datasets", "mnist"]) == 1
     assert "datasets: expected one of digits (F-test), got 'mnist'" in capsys.readouterr().err
+    assert __main__.main(["study", "run", "F-test", "--decays", "0.5"]) == 1
+    assert "decays: expected one of 0.0002 (F-test), got 0.5" in capsys.readouterr().err
     assert __main__.main(["study", "run", "F-speed", "--methods", "dense"]) == 1
     assert "--methods: F-speed is measured whole" in capsys.readouterr().err
     assert ran == [("all-relu", 0), ("all-relu", 1)]

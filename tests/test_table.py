@@ -197,6 +197,17 @@ def test_what_is_wrong_in_an_archive_is_named(arrays, told, tmp_path):
         (["--data", "a.csv", "--dataset", "digits"], "--dataset: not with --data"),
         (["--data", "a.csv", "--target", "y", "--augment"], "not with --data"),
         (["--target", "y"], "--target: expected --data FILE with it"),
+        (["--data", "a.csv", "--target", ""], "--target: expected the name of the column"),
+        (["--data", "a.csv", "--target", "y", "--test", ""], "expected a .csv"),
+        (["--data", "a.csv", "--target", "y", "--resume"], "--resume: not with --data"),
+        (
+            ["--data", "a.csv", "--target", "y", "--alpha", "0.5"],
+            "--alpha: expected --activation leaky-relu or all-relu, got relu",
+        ),
+        (
+            ["--data", "c.csv", "--target", "y", "--test", "one.csv", "--task", "numbers"],
+            "one.csv: R² needs two rows or more, got one",
+        ),
         (["--data", "a.svmlight", "--target", "y"], "--target: not with svmlight's text"),
         (["--data", "a.csv", "--algorithm", "wasap"], "--data; in Python, sparsecore.wasap.run"),
         (["--data", "a.csv", "--prune-percentile", "5"], "--prune-percentile: expected --prune-"),
@@ -223,6 +234,7 @@ def test_options_that_do_not_fit_are_refused(args, told, tmp_path, capsys, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.csv").write_text(as_csv(X, LABELS))
     (tmp_path / "c.csv").write_text(as_csv(X, ["0", "1"] * 20))
+    (tmp_path / "one.csv").write_text("\n" + as_csv(X[:1], ["0"]))
     assert main(["train", *args]) == 1
     assert told in capsys.readouterr().err
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from sparsecore import topology
-from sparsecore.functions import initial_weights
+from sparsecore import SparseMLP, topology
 
 # A chi-square test with a fixed seed either passes or fails for good; at this level a correct
 # implementation had one chance in a thousand to be unlucky with its seed.
@@ -426,28 +425,25 @@ def test_strongest_are_those_of_largest_magnitude(data):
         assert set(np.flatnonzero(topology.strongest(data, n))) == set(ranked[:n])
 
 
-# --- initial weights ------------------------------------------------------------------------------
+# --- new weights ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "distribution"),
+    ("init", "distribution"),
     [
         ("he_uniform", stats.uniform(-np.sqrt(6 / 50), 2 * np.sqrt(6 / 50))),
-        ("xavier", stats.uniform(-np.sqrt(6 / 120), 2 * np.sqrt(6 / 120))),
+        ("xavier", stats.uniform(-np.sqrt(6 / 450), 2 * np.sqrt(6 / 450))),
         ("normal", stats.norm(0, 0.1)),
     ],
 )
-def test_initial_weights_have_their_distribution(name, distribution):
-    weights = initial_weights(name, 50, 70, 20_000, np.random.default_rng(7))
-    assert weights.dtype == np.float32 and weights.shape == (20_000,)
-    assert stats.kstest(weights, distribution.cdf).pvalue > LEVEL
-
-
-def test_an_unknown_initialiser_is_named():
-    with pytest.raises(
-        ValueError, match="init: expected one of he_uniform, xavier, normal, got 'he'"
-    ):
-        initial_weights("he", 1, 1, 1, np.random.default_rng(0))
+def test_new_weights_have_the_distribution_of_init(init, distribution):
+    model = SparseMLP.erdos_renyi((50, 400, 3), density=0.5, init=init, random_state=7)
+    assert stats.kstest(model[0].data, distribution.cdf).pvalue > LEVEL
+    model.start_momentum()[:] = 1
+    model.evolve(0.5, np.random.default_rng(8))
+    grown = model[0].data[model[0].velocity == 0]
+    assert abs(len(grown) - model[0].nnz / 2) <= 1  # half of each sign
+    assert stats.kstest(grown, distribution.cdf).pvalue > LEVEL
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u4", "u8", "i1", "i4", "i8"])

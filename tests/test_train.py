@@ -14,8 +14,9 @@ from sparsecore import datasets, experiment, seeds, train
 from sparsecore.config import TrainConfig
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.mlp import SparseMLP
+from sparsecore.samples import check_finite
 from sparsecore.seeds import Purpose
-from sparsecore.train import Trainer, check_finite, new_model
+from sparsecore.train import Trainer, new_model
 from sparsecore.wasap.plan import Plan
 
 N_FEATURES, N_CLASSES = 20, 4
@@ -68,7 +69,7 @@ def assert_same(one, other):
         ("density", [0, 1.5, -0.1, np.nan], r"a number in \(0, 1\]"),
         ("activation", ["tanh", "", None], "one of relu, leaky-relu, all-relu"),
         ("init", ["glorot", None], "one of he_uniform, xavier, normal"),
-        ("alpha", [np.nan, np.inf, "0.6"], "a finite number"),
+        ("alpha", [np.nan, np.inf, "0.6", 1e39, -(10**400)], "a finite number of float32"),
         ("learning_rate", [0, -0.1, np.nan, np.inf, None], "a positive number"),
         ("momentum", [1, -0.1, 1.5, np.nan], r"a number in \[0, 1\)"),
         ("weight_decay", [1, -0.1, np.nan], r"a number in \[0, 1\)"),
@@ -92,7 +93,7 @@ def test_a_value_out_of_its_range_is_named(name, values, expected):
 
 def test_the_limits_themselves_are_allowed():
     TrainConfig(
-        hidden=(), density=1, momentum=0, weight_decay=0, dropout=0, zeta=0, epochs=0,
+        hidden=(), epsilon=10**400, momentum=0, weight_decay=0, dropout=0, zeta=0, epochs=0,
         batch_size=np.int64(1), prune_from=1, prune_every=1, prune_percentile=100,
     )  # fmt: skip
 
@@ -346,7 +347,7 @@ def test_numpy_numbers_become_plain_ones():
     assert json.loads(json.dumps(settings.to_dict())) == settings.to_dict()
     assert TrainConfig(**json.loads(json.dumps(settings.to_dict()))) == settings
     assert settings.hidden == (3, 4) and settings.epsilon == 2.0
-    plan = Plan(warmup=np.int64(3), keep_rate=np.True_)
+    plan = Plan("wassp", warmup=np.int64(3), keep_rate=np.True_)
     large = ExtremeConfig(neurons=np.int64(1000), frozen=np.False_)
     assert json.loads(json.dumps([vars(plan), vars(large)])) == [vars(plan), vars(large)]
     assert json.dumps(experiment.identity(datasets.load("digits"), settings, np.int64(3))["seed"])

@@ -234,6 +234,16 @@ def test_where_nothing_is_recorded_a_figure_is_a_note(main):
     assert "Optical digits at λ = 0.0002 (SET-ReLU)" in told
 
 
+def test_what_is_not_asked_for_or_diverged_is_not_called_missing(main):
+    nothing = {"profile": "paper", "runs": [], "unavailable": {}}
+    whole = replace(main, study=STUDIES["T-main"], **nothing)
+    assert "Leukemia" in shown.absent(whole)
+    assert "Leukemia" not in shown.absent(whole.at(0.0)), "a surrogate runs with one weight decay"
+    told = shown.absent(replace(main, diverged=main.runs, **nothing))
+    assert "Optical digits, Madelon" not in told
+    assert "Diverged, and not shown: Optical digits with" in told
+
+
 def test_curves_draw_means_and_bands_of_the_results(main):
     methods = ("set-relu", "set-all-relu")
     picture = figures.curves(view(main, *methods))

@@ -26,7 +26,7 @@ from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP
 from sparsecore.train import new_model
 from sparsecore.wasap import record, shm
-from sparsecore.wasap.server import Record, average, retained
+from sparsecore.wasap.server import Gradient, ParameterServer, Place, Record, average, retained
 from sparsecore.wasap.worker import Worker, shard_rows
 
 HERE = Path(__file__).parent
@@ -73,10 +73,23 @@ def test_phase_2_has_the_base_rate_or_as_released_the_k_fold_one():
     worker.batches_before = lambda updates: updates
     worker.server = SimpleNamespace(place=SimpleNamespace(workers=3))
     for factor in (1, 3):
-        worker.plan = wasap.Plan(keep_rate=factor > 1)
+        worker.plan = wasap.Plan("wassp", keep_rate=factor > 1)
         with Worker.trainer(worker, 0) as trainer:
             assert trainer._rule.learning_rate == np.float32(factor * config.learning_rate)
             assert trainer.config.prune_from is None
+
+
+def test_a_change_of_local_steps_that_is_one_update_old_counts_half():
+    config = TrainConfig(hidden=(9, 8), batch_size=32, epochs=2, zeta=0.0)
+    start = model(0)
+    place = Place(start.sizes, start.nnz, 2, 16, 2)
+    server = ParameterServer(place, config, 0, 8, 2, wasap.Plan(local_steps=4))
+    server.publish(start)
+    change = np.ones(len(start.params), np.float32)
+    for rank, (own, version) in enumerate([server.pull(), server.pull()]):
+        own.params[:] += change
+        server.push(Gradient(change, rank, 1, 0.0, 0), version, own)
+    np.testing.assert_allclose(server.pull()[0].params, start.params + 1.5, rtol=1e-6, atol=1e-6)
 
 
 def test_gradient_of_an_older_topology_keeps_its_valid_part():
@@ -121,6 +134,7 @@ def test_shards_hold_every_row_once_and_every_class_evenly(labels, n_workers, se
         (lambda: wasap.Plan("fast"), "algorithm: expected one of wasap, wassp, got 'fast'"),
         (lambda: wasap.Plan(phase1=1.5), "phase1: .* got 1.5"),
         (lambda: wasap.Plan(warmup=-1), "warmup: .* got -1"),
+        (lambda: wasap.Plan(keep_rate=True), "keep_rate: expected False: WASAP without local"),
         (lambda: wasap.Plan(local_steps=2.0), "local_steps: .* integer of at least 1, got 2.0"),
         (lambda: topology.union_average([]), "at least one"),
         (lambda: shard_rows(np.zeros(3, int), 4, 0), "4 workers cannot share 3 rows"),

@@ -5,13 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
+from sparsecore.__main__ import main
 from sparsecore.cluster.engines import wait_until
 from sparsecore.wasap import witness
-from sparsecore.wasap.watch import trouble
+from sparsecore.wasap.watch import PATIENCE, trouble
 
 
 @pytest.fixture
@@ -25,6 +25,13 @@ def sleeper():
 def witness_listens(address):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as words:
         return words.connect_ex(address) == 0
+
+
+def test_the_default_patience_is_short_and_told(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert PATIENCE <= 5, "the README: within ten seconds"
+    assert f"({PATIENCE:g})" in capsys.readouterr().out
 
 
 def test_trouble_of_a_process(sleeper):
@@ -97,7 +104,8 @@ def test_witnesses_of_the_same_process_numbers(sleeper, capfd, tmp_path):
         return "\n" in said
 
     assert wait_until(has_said, 10)
-    time.sleep(0.2)
+    witness.tell(jobs[0], "all")
+    assert wait_until(lambda: not witness_listens(jobs[0]), 10)
     assert said + capfd.readouterr().err == (
         f"sparsecore train: rank 1 (process {sleeper.pid}) was killed or crashed; "
         f"--resume goes on from {checkpoint}\n"

@@ -183,7 +183,7 @@ def _running(profile: str) -> Any:
         return None
     try:
         return ipp.Client(str(path), timeout=5)
-    except (OSError, ValueError, KeyError, TimeoutError) as error:
+    except (OSError, ValueError, KeyError) as error:
         warnings.warn(
             f"{path} is left from a cluster that no longer answers ({error}); a new one is "
             "started. Delete the file, or ipcluster start will refuse to start",
@@ -214,12 +214,6 @@ def _started(n: int) -> Iterator[Any]:
     config.Cluster.controller_args = ["--HeartMonitor.period=500"]
     # Stopping engines makes mpiexec complain, which a page should not show; errors are raised here.
     own = ipp.Cluster(n=n, engines="mpi", config=config, log_level=logging.CRITICAL)
-    try:
-        own.start_cluster_sync()
-    except (OSError, RuntimeError) as error:
-        raise ClusterError(f"the cluster did not start: {error}") from error
-    if n > cpu_count():
-        print(f"{n} workers share {cpu_count()} CPUs", file=sys.stderr)
     # If this process is killed, as a kernel may be, the engines would not notice: they would train
     # on, and then wait for ever. A process of its own stops them.
     guard = subprocess.Popen(
@@ -230,6 +224,12 @@ def _started(n: int) -> Iterator[Any]:
         start_new_session=True,  # an interrupt is not for it
     )
     try:
+        try:
+            own.start_cluster_sync()
+        except (OSError, RuntimeError) as error:
+            raise ClusterError(f"the cluster did not start: {error}") from error
+        if n > cpu_count():
+            print(f"{n} workers share {cpu_count()} CPUs", file=sys.stderr)
         yield own
     finally:
         try:

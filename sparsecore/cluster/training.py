@@ -56,7 +56,8 @@ def train(
     ------
     ClusterError
         If a worker fails (a `WorkerError`) or is killed; the message names the rank and the cause.
-        The cluster must then be started anew.
+        The cluster must be started anew if a worker was killed or hangs; else it is ready for the
+        next run.
 
     Notes
     -----
@@ -118,9 +119,10 @@ def _raise_errors(
     gone = [rank for rank in ended if causes.get(rank, ("", ""))[0] == "EngineError"]
     told = [r for r, (name, _) in causes.items() if name in ("ParallelError", "NotStarted")]
     if gone and not (stopped and told):  # who waited for the stopped one says more
-        # When one process ends, MPI ends all others some milliseconds later. A process that waits
-        # for a stopped one ends by itself.
-        rank, what = (stopped[0], "is stopped") if stopped else (gone[0], "was killed or crashed")
+        # When one process ends, MPI ends all others some milliseconds later, and ipyparallel may
+        # tell of one of them before. A process that waits for a stopped one ends by itself.
+        lost = "was, it seems, the first that was killed or crashed"
+        rank, what = (stopped[0], "is stopped") if stopped else (gone[0], lost)
         raise ClusterError(
             f"rank {rank} (process {cluster.pids[rank]}) {what}, and MPI ended all engines; start "
             f"the cluster anew{hint}"

@@ -53,6 +53,8 @@ def _bench(options: argparse.Namespace) -> None:
         "batch_size": asked.get("batch", 128),
         **{name: getattr(options, name) for name in ("epsilon", "density", "threads", "seed")},
     }
+    if options.epsilon is None and options.density is None:
+        network["epsilon"] = HYPERPARAMETERS["epsilon"].default
     if options.peers:
         _bench_peers(options, network)
         return

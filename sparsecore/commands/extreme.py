@@ -58,12 +58,12 @@ def _extreme(options: argparse.Namespace) -> None:
     config = ExtremeConfig(**shared.given(options, HYPERPARAMETERS))
     limit = None if options.memory_limit is None else budget.parse_bytes(options.memory_limit)
     comm = None
-    if not options.split and not options.plan:
-        shared.warn_of_twins("--split trains one together", "sparsecore extreme")
     if options.split:
         from sparsecore.wasap.mpi import MPI
 
         comm = MPI.COMM_WORLD
+    elif not options.plan:
+        shared.warn_of_twins("--split trains one together", "sparsecore extreme")
     first = comm is None or comm.rank == 0
     if options.plan:
         plan = run.plan(config, options.threads, comm)

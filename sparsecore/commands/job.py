@@ -77,8 +77,9 @@ def train(
         model, result = run_on(ranks, data, config, plan, on_progress=bar, **options)
         if result is not None:
             bar.finish()
-    for entry in result["parallel"]["failed_workers"] if result is not None else []:
-        say(f"rank {entry['rank']} was lost on the way: {entry['cause']}; the others finished")
+            for lost in result["parallel"]["failed_workers"]:
+                who, why = f"rank {lost['rank']}", lost["cause"]
+                say(f"{who} was lost on the way: {why}; the others finished")
     return model, result
 
 

@@ -98,11 +98,13 @@ def refuse(names: Iterable[str], why: str) -> None:
         raise ValueError(f"--{name.replace('_', '-')}: {why}")
 
 
-def result_options(sub: argparse.ArgumentParser, resumed: str, threads: int | None = None) -> None:
+def result_options(
+    sub: argparse.ArgumentParser, resumed: str, seeded: str = "", threads: int | None = None
+) -> None:
     """Add the options of a run that can be resumed and that prints its result."""
     seed = (
         "seed of all random numbers; on CPUs of one lane width (values per vector) it determines "
-        "the weights bit for bit; of an asynchronous run only the start (%(default)s)"
+        f"the weights bit for bit{seeded} (%(default)s)"
     )
     sub.add_argument("--seed", type=int, default=0, help=seed)
     text = f"threads per process; the result does not depend on them ({threads or 'all CPUs'})"
@@ -143,8 +145,10 @@ def warn_of_twins(remedy: str, command: str = "sparsecore train") -> None:
         say(f"every rank trains the same network by itself; {remedy}", command)
 
 
-def refuse_pruning(options: argparse.Namespace, prune_from: int | None) -> None:
-    """Refuse options that say how to prune if nothing says from when on."""
+def refuse_idle(options: argparse.Namespace, prune_from: int | None, activation: str) -> None:
+    """Refuse options that say how to prune if nothing says from when on, and a slope of ReLU."""
+    if activation == "relu":
+        refuse(given(options, ("alpha",)), "expected --activation leaky-relu or all-relu, got relu")
     if prune_from is None:
         alone = given(options, ("prune_every", "prune_percentile", "prune_counts_empty"))
         refuse(alone, "expected --prune-from EPOCH with it, got none")

@@ -38,17 +38,17 @@ def train(options: argparse.Namespace) -> None:
     from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor, saved
     from sparsecore.estimator.base import NAMES
 
-    shared.check_common(options)
     own = {name: NAMES.get(name, name) for name in HYPERPARAMETERS}
     names = SparseMLPClassifier().get_params()
     foreign = [n for n in shared.changed(options) if n not in _KNOWN and own.get(n) not in names]
     parallel = "; in Python, sparsecore.wasap.run trains a Dataset of your own"
     shared.refuse(foreign, f"not with --data{parallel * ('algorithm' in foreign[:1])}")
-    shared.refuse_pruning(options, options.prune_from)
+    shared.check_common(options)
+    shared.refuse_idle(options, options.prune_from, options.activation or names["activation"])
     shared.check_targets(options)
     if options.epochs == 0:  # which makes an untrained network of a data set
         raise ValueError("--epochs: expected an integer of at least 1 with --data, got 0")
-    if options.target is None and options.data.endswith((".csv", ".npz")):
+    if not options.target and options.data.endswith((".csv", ".npz")):
         raise ValueError("--target: expected the name of the column to be predicted, got none")
     if options.target is not None and options.data.endswith((".svmlight", ".libsvm")):
         raise ValueError("--target: not with svmlight's text, where it comes first in each line")
@@ -61,7 +61,9 @@ def train(options: argparse.Namespace) -> None:
             f"{options.target or 'the target'} has more than {_MANY} different values, and each is "
             "taken as a class; to predict numbers: --task numbers"
         )
-    test = options.test and tables.read(options.test, options.target, table.names, n_features)
+    test: Any = None
+    if options.test is not None:
+        test = tables.read(options.test, options.target, table.names, n_features)
     # The same number is the same class, whatever its type: 1 and 1.0.
     if test and "U" not in (table.y.dtype.kind, test.y.dtype.kind):
         with np.errstate(invalid="ignore"):
@@ -69,6 +71,8 @@ def train(options: argparse.Namespace) -> None:
         if table.y.dtype.kind == "f" or (same == test.y).all():
             test = test._replace(y=same)
     y_test = test and tables.learnable(test.y, "numbers" if numbers else "classes", options.test)
+    if test and numbers and len(y_test) < 2:
+        raise ValueError(f"{options.test}: R² needs two rows or more, got one; see predict")
     if test and y.dtype.kind == "U":
         y_test = y_test.astype(str)
     elif test and y_test.dtype.kind == "U":

@@ -65,6 +65,7 @@ def add(commands: Any) -> None:
         sub,
         "data, hyperparameters and --seed as before; --epochs may differ if those done stay the "
         "same (in parallel: if phase 1 does, too)",
+        "; of an asynchronous run only the start",
         threads=1,
     )
     table.add_data(sub)
@@ -87,11 +88,12 @@ def _train(options: argparse.Namespace) -> None:
         return
     parallel = _plan(options)
     if options.dataset is None:
-        raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none")
+        own = "; for a table of your own: --data FILE"
+        raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none{own}")
     base = settings.setting(options.dataset).config
     chosen = shared.given(options, HYPERPARAMETERS)
     config = base.with_values(**chosen)
-    shared.refuse_pruning(options, config.prune_from)
+    shared.refuse_idle(options, config.prune_from, config.activation)
     how = {
         "seed": options.seed, "threads": options.threads, "checkpoint_path": options.checkpoint,
         "resume": options.resume,

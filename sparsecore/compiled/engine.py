@@ -12,7 +12,7 @@ from sparsecore.compiled import kernels, lanes, programs
 from sparsecore.compiled.arrays import Closing, reads
 from sparsecore.compiled.kernels import Metrics, Network, Rule, State, Target, Workspace
 from sparsecore.compiled.losses import SOFTMAX, Aim, unweighted
-from sparsecore.compiled.team import PARTS, Governor, Team
+from sparsecore.compiled.team import PARTS, Governor, Team, checked_size
 
 # Forward gains little from more lanes, and two threads can share a batch of 128.
 _FORWARD_LANES = 64
@@ -211,8 +211,7 @@ def _order(state: State) -> tuple[Any, ...]:
 def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray:
     """Return the logits, float32, shape (n, n_classes), of inputs (n, n_features)."""
     inputs = reads(inputs, np.float32, 2)
-    # Below 1 thread it is 0, which Team refuses.
-    members = max(0, min(threads, max(1, len(inputs) // _PREDICT_SAMPLES)))
+    members = min(checked_size(threads), max(1, len(inputs) // _PREDICT_SAMPLES))
     width = lanes.Width(min(_FORWARD_LANES, lane_width(max(1, len(inputs)))))
     row = 2 * int(network.sizes.max()) * width.lanes
     act = aligned(members * row, np.float32).reshape(members, row)

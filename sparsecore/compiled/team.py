@@ -50,18 +50,23 @@ _syscall = types.ExternalFunction("syscall", _i64(_i64, _ptr, _i64, _i64, _ptr, 
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
+def checked_size(size: int) -> int:
+    """Return a number of threads; refuse one that no team can have."""
+    if not isinstance(size, (int, np.integer)) or size < 1:
+        raise ValueError(f"threads: expected an integer of at least 1, got {size!r}")
+    if size > _MOST_PER_CPU and size > (most := _MOST_PER_CPU * cpu_count()):
+        each = f"{_MOST_PER_CPU} for each CPU that this process may use"
+        raise ValueError(f"threads: expected at most {most}, {each}, got {size}")
+    return int(size)
+
+
 class Team(Fixed, Closing):
     """Threads that run jitted functions side by side; `sync` is for their `barrier` and `claim`."""
 
     FIXED = ("size", "sync")
 
     def __init__(self, size: int) -> None:
-        if not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"threads: expected an integer of at least 1, got {size!r}")
-        if size > _MOST_PER_CPU and size > (most := _MOST_PER_CPU * cpu_count()):
-            each = f"{_MOST_PER_CPU} for each CPU that this process may use"
-            raise ValueError(f"threads: expected at most {most}, {each}, got {size}")
-        self.size = int(size)
+        self.size = checked_size(size)
         self.sync = np.zeros((2 + self.size) * _LINE, np.int32)
         self._start()
 

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from sparsecore.datasets.dataset import Arrays, every_kth
 
+_MADELON_SEED = 2005
+
 
 def digits() -> Arrays:
     """Return scikit-learn's 8×8 digits, uint8, 0 … 16; every fifth row of a class is a test row."""
@@ -23,7 +25,7 @@ def digits() -> Arrays:
     return X[~test], y[~test], X[test], y[test]
 
 
-def madelon_generator(random_state: int = 2005) -> Arrays:
+def madelon_generator() -> Arrays:
     """Draw 2000 and 600 rows of 500 float32 values with the design of Madelon."""
     # Guyon (2003): 32 Gaussian clusters on the vertices of a five-dimensional hypercube, 16 per
     # class at random; 15 linear combinations of the five features; 480 features of noise; 1 % of
@@ -35,9 +37,9 @@ def madelon_generator(random_state: int = 2005) -> Arrays:
     # coordinate; so here it draws 32 classes of one cluster, and we pair them.
     X, cluster = make_classification(
         n_samples=2600, n_features=500, n_informative=5, n_redundant=15, n_classes=32,
-        n_clusters_per_class=1, flip_y=0.01, class_sep=1.5, random_state=random_state,
+        n_clusters_per_class=1, flip_y=0.01, class_sep=1.5, random_state=_MADELON_SEED,
     )  # fmt: skip
-    y = np.random.default_rng(random_state).permutation(np.arange(32) % 2)[cluster]
+    y = np.random.default_rng(_MADELON_SEED).permutation(np.arange(32) % 2)[cluster]
     X, y = X.astype(np.float32), y.astype(np.int64)
     return X[:2000], y[:2000], X[2000:], y[2000:]
 
@@ -54,9 +56,7 @@ class Clusters:
     ) -> None:  # fmt: skip
         n_clusters = n_classes * clusters_per_class
         if not 1 <= n_informative <= n_features:
-            raise ValueError(
-                f"n_informative={n_informative}: expected 1 … {n_features} (n_features)"
-            )
+            raise ValueError(f"n_informative: expected 1 to {n_features}, got {n_informative}")
         bits = min(n_informative, 30)  # enough vertices for any number of clusters
         if n_clusters > 1 << bits:
             raise ValueError(
@@ -120,6 +120,6 @@ def artificial(
     The design of scikit-learn's `make_classification`, without its float64 copies: O(n_rows ·
     n_features) time, and no memory beside the arrays.
     """
-    rng = np.random.default_rng(np.random.SeedSequence(random_state))
+    rng = np.random.default_rng(random_state)
     design = Clusters(n_features, n_classes, n_informative, clusters_per_class, separation, rng)
     return (*design.draw(n_train, rng), *design.draw(n_test, rng))

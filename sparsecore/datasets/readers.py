@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecore import progress
+from sparsecore.config import LARGEST
 from sparsecore.datasets.dataset import Arrays, every_kth, number
 
 HIGGS_TRAIN, HIGGS_TEST = 105_000, 50_000
 HIGGS_COLUMNS = 29  # the label, then 28 features
 LONGEST_ROW = 2000  # bytes; HIGGS.csv's have 754 at most
 LONGEST_LINE = 1 << 24
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class DataError(RuntimeError):
@@ -175,7 +175,7 @@ def read_higgs(files: Located) -> Parsed:
 def _numbers(row: bytes) -> list[float]:
     """Read a row's numbers; what is none that float32 can hold becomes NaN."""
     values = map(number, row.split(b","))
-    return [value if abs(value) <= FLOAT32_MAX else math.nan for value in values]
+    return [value if abs(value) <= LARGEST else math.nan for value in values]
 
 
 def read_geo(files: Located) -> Parsed:

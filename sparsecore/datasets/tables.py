@@ -118,8 +118,8 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Conte
             if not math.isfinite(value):
                 raise ValueError(
                     f"{path}, line {line}, column {header[place]!r}: expected a finite number, got "
-                    f"{row[place]!r}; encode categories as numbers and fill in what is missing "
-                    "first"
+                    f"{row[place]!r}; encode categories as numbers (in pandas: get_dummies(table, "
+                    "dtype=int)) and fill in what is missing first"
                 )
         if target is not None:
             y.append(row[places[target]].strip())
@@ -135,7 +135,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file, strict=True)  # or an open quote takes in the rest of the file
         try:
-            yield 1, (header := next(lines, []))
+            yield 1, (header := next(filter(None, lines), []))
             for row in filter(None, lines):
                 if len(row) != len(header):
                     wanted = f"{len(header)} values as in the header, got {len(row)}"

@@ -138,19 +138,21 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
         if len(unknown):
             raise ValueError(f"y: expected labels among the classes {known}, got {unknown[:5]}")
         self.classes_ = known
-        if self.class_weight is not None:
-            if self.class_weight == "balanced" and not whole:
+        places = np.searchsorted(known, y)
+        if (given := self.class_weight) is not None:
+            if isinstance(given, dict):  # scikit-learn would look up the text "1" as the number 1
+                labels = known.tolist()
+                wrong = given.keys() - {*labels}
+                if wrong and not (whole and given.keys() >= {*labels}):
+                    raise ValueError(f"class_weight: expected labels among {known}, got {wrong}")
+                by_class = np.array([given.get(label, 1) for label in labels], float)[places]
+            elif whole:
+                by_class = compute_sample_weight(given, y)
+            else:
                 raise ValueError('class_weight: expected a dict with partial_fit, got "balanced"')
-            given = self.class_weight
-            wrong = given.keys() - {*known.tolist()} if isinstance(given, dict) else ()
-            if wrong and not whole:
-                raise ValueError(f"class_weight: expected labels among {known}, got {wrong}")
-            if isinstance(given, dict) and not (first and whole):
-                given = dict.fromkeys(known, 1) | given  # a part of the data may lack a class
-            by_class = compute_sample_weight(given, y)
             weight = by_class if weight is None else weight * by_class
             inputs.check_weights("class_weight", weight)
-        return np.searchsorted(known, y), weight
+        return places, weight
 
     def _indicators(self, y: Any, first: bool) -> np.ndarray:
         if self.class_weight is not None:

@@ -7,10 +7,9 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.preprocessing import StandardScaler
 
-from sparsecore.samples import as_inputs
-from sparsecore.train import check_finite
+from sparsecore.config import LARGEST
+from sparsecore.samples import as_inputs, check_finite
 
-LARGEST = float(np.finfo(np.float32).max)
 _TOO_LARGE = "divide all values by a constant first"
 
 

@@ -26,7 +26,7 @@ from sparsecore.config import HYPERPARAMETERS
 from sparsecore.extreme import budget, sweeps, tiles
 from sparsecore.extreme.sweeps import Rates, Strip
 from sparsecore.extreme.tiles import Grid, Tiles
-from sparsecore.functions import negative_slope, probabilities
+from sparsecore.functions import ACTIVATIONS, probabilities
 from sparsecore.samples import as_labels
 from sparsecore.seeds import Purpose
 
@@ -99,12 +99,12 @@ class TiledMLP(Closing):
     cannot `evolve`: each rank would choose the weakest among its own connections.
     """
 
-    message_bytes = message_seconds = 0.0  # of this rank, both ways; waiting included
+    message_bytes = message_seconds = 0.0  # of this rank: received to gather, sent to sum up
 
     def __init__(
         self, sizes: Sequence[int], *, epsilon: float, batch_size: int = 4,
-        activation: str = "all-relu", alpha: float = 0.05, seed: int = 0, threads: int = 1,
-        empty: bool = False, progress: Progress = int, comm: Any = None,
+        alpha: float = 0.05, seed: int = 0, threads: int = 1, empty: bool = False,
+        progress: Progress = int, comm: Any = None,
     ) -> None:  # fmt: skip
         self.sizes, self.seed, self.batch_size = tuple(sizes), seed, batch_size
         self._comm, self._torn = comm, empty  # torn within a step, an evolution, a reading
@@ -124,7 +124,7 @@ class TiledMLP(Closing):
         self._slots = self._workspace[: n_bytes // 64 * 64].view(np.float32)
         self.layers: list[Layer] = []
         for number, (grid, n) in enumerate(parts):
-            slope = negative_slope(activation, number, alpha) if number else 1.0
+            slope = ACTIVATIONS["all-relu"](number, alpha) if number else 1.0
             self.layers.append(layer := Layer(grid, n, slope))
             if not empty:
                 key = seeds.key(seed, Purpose.WEIGHTS, number)

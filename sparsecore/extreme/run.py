@@ -66,6 +66,7 @@ class Stream:
 def plan(config: ExtremeConfig, threads: int, comm: Any = None) -> budget.Budget:
     """Plan the memory of the network of `config` on `threads`, or of each rank of `comm`."""
     _check_split(config, comm)
+    _compile(config, threads)
     ranks = None if comm is None else comm.size
     return budget.plan(config.sizes, config.epsilon, config.batch_size, threads, ranks)
 
@@ -139,11 +140,10 @@ def run(
             raise ValueError("checkpoint: a split network cannot be saved yet; give no file")
     elif checkpoint_path is not None:
         check_writable(checkpoint_path)
-    _compile(config, threads)
     resumed_from = None
     if resume and checkpoint_path is not None and Path(checkpoint_path).exists():
         resumed_from = checkpoint_path
-        state |= check_resumed(resumed_from, read_checkpoint(resumed_from), about)
+        check_resumed(resumed_from, read_checkpoint(resumed_from), about)  # before memory is taken
     memory = plan(config, threads, comm)
     if announce is not None:
         announce(memory)
@@ -159,8 +159,9 @@ def run(
         if resumed_from is not None:
             with clock("initialise", net.nbytes, "B") as bar:
                 found = read_checkpoint(resumed_from, net, bar.update)
-            if found["step"] != state["step"]:  # the checkpoint before
-                state |= check_resumed(resumed_from, found, about)
+            check_resumed(resumed_from, found, about)  # it may be the checkpoint before
+            found["seconds"]["initialise"] += state["seconds"]["initialise"]
+            state |= found
         stream = Stream(seed, config.separation)
         try:
             _train(net, stream, config, state, clock, checkpoint_path, checkpoint_every)

@@ -214,13 +214,18 @@ _LATEX: dict[str, str | int | None] = {
 }  # fmt: skip
 
 
+def _unlinked(text: Any) -> str:
+    """Return a text without MyST's links, which nothing else understands."""
+    return re.sub(r"\{ref\}`(.+?) <.+?>`", r"\1", str(text))
+
+
 def _marked(text: str, forms: Mapping[str, str]) -> str:
     return _MARKUP.sub(lambda m: forms[str(m.lastgroup)].format(m[str(m.lastgroup)]), text)
 
 
 def _inline(text: Any) -> str:
-    return _marked(html.escape(str(text)), _HTML)
+    return _marked(html.escape(_unlinked(text)), _HTML)
 
 
 def _latex(text: Any) -> str:
-    return _marked(str(text).translate(str.maketrans(_LATEX)), _TEX)
+    return _marked(_unlinked(text).translate(str.maketrans(_LATEX)), _TEX)

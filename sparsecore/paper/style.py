@@ -145,11 +145,10 @@ def patch(colour: str, label: str, alpha: float = 0.6) -> Any:
     return matplotlib.patches.Patch(color=colour, alpha=alpha, label=label)
 
 
-def deviation(values: Any, axis: int | None = None) -> Any:
-    """Return the sample's standard deviation; 0 for one value."""
+def deviation(values: Any) -> Any:
+    """Return the sample's standard deviation along the first axis; 0 for one value."""
     values = np.asarray(values, float)
-    n = values.size if axis is None else values.shape[axis]
-    return np.std(values, axis=axis, ddof=1 if n > 1 else 0)
+    return values.std(axis=0, ddof=min(1, len(values) - 1))
 
 
 def with_spread(

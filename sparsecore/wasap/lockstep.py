@@ -27,7 +27,7 @@ class Lockstep:
     """The synchronous schedule; all workers have the `model`, with its velocity.
 
     Source: "Truly Sparse Neural Networks at Scale", WASSP-SGD; the learning rate is K-fold after a
-    warm-up (Goyal et al., 2017). A step moves 16 (K - 1) / K bytes a parameter.
+    warm-up (Goyal et al., 2017). A step moves 16 (K - 1) / K bytes per parameter.
     """
 
     window: Window
@@ -59,9 +59,8 @@ class Lockstep:
 
     def take_step(self, step: int, gradient: np.ndarray | None) -> None:
         """Take step number `step` of phase 1 together; None: this worker's batch has no samples."""
-        # After local steps, average the workers' parameters; each keeps its own velocity.
         params, velocity = self.model.params, self.model.start_momentum()
-        if self.plan.local_steps > 1:
+        if self.plan.local_steps > 1:  # average the parameters; each keeps its own velocity
             self._average(params, self.samples(step))
             return
         sent = np.zeros(len(params), np.float32) if gradient is None else gradient

@@ -45,17 +45,16 @@ def result(
     shards = sum(entry["shard"] for entry in own)  # of the ranks that got to the end
     samples = float(rows[:, 0].sum()) + shards * (about["epochs"] - phase1_epochs)
     record = server.record()  # empty in lockstep
-    updates = server.updates_per_epoch * phase1_epochs
-    moved = sum(entry["bytes_moved"] for entry in own)
+    moved, made = (sum(entry[name] for entry in own) for name in ("bytes_moved", "updates"))
     return result_of(
         model, run, epochs, right=logits.argmax(axis=1) == labels, seconds=seconds,
         test_loss=cross_entropy(logits, labels), samples_per_second=samples / seconds["train"],
         peak_rss_mb=max(entry["peak_rss_mb"] for entry in own), threads=threads, ranks=workers,
         parallel={
-            "updates": updates, "updates_per_second": updates / phase1,
+            "updates": server.updates, "updates_per_second": server.updates / phase1,
             "record": records.to_json(record) if about["algorithm"] == "wasap" else None,
             "staleness_histogram": np.bincount(record.staleness).tolist(), "bytes_moved": moved,
-            "bytes_per_update": moved / max(1, sum(entry["updates"] for entry in own)),
+            "bytes_per_update": moved / made if made else None,  # made since it was resumed
             "failed_workers": [{"rank": r, "cause": why} for r, why in sorted(failed.items())],
             "ranks": own, **parallel,
         },
@@ -99,13 +98,13 @@ def _seconds(elapsed: float, aside: float, workers: int) -> dict[str, float]:
 
 
 @contextmanager
-def resources(interval: float = 0.1) -> Iterator[Callable[[], dict[str, list[float]]]]:
-    """Sample CPU and memory of this process, at first every `interval` s; give what is taken."""
+def resources() -> Iterator[Callable[[], dict[str, list[float]]]]:
+    """Sample CPU and memory of this process, at first ten times per second; give what is taken."""
     rows: list[tuple[float, float, float]] = []
     ended = threading.Event()
 
     def sample() -> None:
-        process, start, pause = psutil.Process(), time.perf_counter(), interval
+        process, start, pause = psutil.Process(), time.perf_counter(), 0.1
         process.cpu_percent()
         while not ended.wait(pause):
             now, memory = time.perf_counter() - start, process.memory_info().rss / 2**20

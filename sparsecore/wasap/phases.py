@@ -152,17 +152,15 @@ class _Run:
         self.restarts, self.epochs_before = before["restarts"], before.get("epoch", 0)
         self.about |= {"nnz_start": before["nnz_start"], "restarts": self.restarts}
         self.ranks.together(self._load)
-        updates = [self.plan.updates(n, self.config) for n in self._shard_sizes]
+        updates = [plan.updates(n, config) for n in self._shard_sizes]
         # An epoch is all workers' updates together; in lockstep, a step of all of them.
-        self.updates_per_epoch = sum(updates) if self.asynchronous else max(updates)
-        self.updates = self.updates_per_epoch * self.phase1_epochs
-        recorded = self.updates if self.asynchronous else 0
-        sizes = (self.data.n_features, *self.config.hidden, self.data.n_classes)
+        per_epoch = sum(updates) if self.asynchronous else max(updates)
+        recorded = per_epoch * self.phase1_epochs if self.asynchronous else 0
+        sizes = (data.n_features, *config.hidden, data.n_classes)
         self.window = Window(self.ranks, sizes, nnz, self.workers, recorded, self.phase1_epochs)
         self.server = ParameterServer(
-            self.window, self.config, self.seed, self.updates_per_epoch, self.phase1_epochs,
-            self.plan,
-        )  # fmt: skip
+            self.window, config, self.seed, per_epoch, self.phase1_epochs, plan
+        )
         if start is not None:
             self.server.publish(start.model, start.record, start.rows)
         self.ranks.barrier()
@@ -279,17 +277,17 @@ class _Run:
             if update is None:
                 break
             if update.epoch:
-                self._end_epoch(update)
+                self._test_and_save(update)
             done = update.version.updates
-            self._show(1, done / self.updates_per_epoch, done)
+            self._show(1, done / self.server.updates_per_epoch, done)
         worker.pull()
 
-    def _end_epoch(self, update: Update) -> None:
+    def _test_and_save(self, update: Update) -> None:
         """Test and save what the server's model was at the end of an epoch."""
         before = update.epoch - 1  # whoever ended it tests and saves its model first, or is lost
         with self._aside("evaluate"):
             while self.window.fetch("control")[TESTED] < before:
-                last = before * self.updates_per_epoch - 1
+                last = before * self.server.updates_per_epoch - 1
                 if int(self.window.fetch("worker", last, last + 1)[0]) in self.ranks.lost:
                     break
                 time.sleep(1e-3)
@@ -368,7 +366,7 @@ class _Run:
             self.ranks.step()
             self.ranks.check()
             done += samples
-            self._show(2, self.phase1_epochs + done / len(shard), self.updates)
+            self._show(2, self.phase1_epochs + done / len(shard), self.server.updates)
 
         with worker.trainer(self.phase1_epochs) as trainer:
             trainer.restore(state and state["progress"])
@@ -422,7 +420,7 @@ class _Run:
             return
         with self._aside("checkpoint"):
             aside = float(self.window.fetch("aside").sum()) / self.workers
-            record = self.server.record(epoch * self.updates_per_epoch)
+            record = self.server.record(epoch * self.server.updates_per_epoch)
             run_state = {
                 **self.about, "epoch": epoch, "elapsed": self.server.elapsed() - aside,
                 "record": records.to_json(record) if self.asynchronous else None,

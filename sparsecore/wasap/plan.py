@@ -45,6 +45,9 @@ class Plan:
     def __post_init__(self) -> None:
         """Check every value."""
         check_values(self, HYPERPARAMETERS)
+        if self.keep_rate and self.algorithm == "wasap" and self.local_steps == 1:
+            expected = "False: WASAP without local steps has no K-fold rate to keep"
+            raise ValueError(f"keep_rate: expected {expected}; got True")
 
     def phase1_epochs(self, epochs: int) -> int:
         """Return how many of the epochs are phase 1, rounded half up."""

@@ -160,10 +160,11 @@ def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
 class ParameterServer:
     """Pull and push; phase 1 is `epochs` times `updates_per_epoch` updates.
 
-    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD. A push moves 16 bytes a parameter,
-    and 4 a connection and 8 a neuron more when the topology has changed. A worker that takes local
-    steps keeps its own velocity, and a push moves 8 bytes: what its steps have changed is added,
-    divided by one more than its staleness (Zhang et al., 2016), which averages equal workers.
+    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD. A push moves 16 bytes per
+    parameter, and 4 per connection and 8 per neuron more when the topology has changed. A worker
+    that takes local steps keeps its own velocity, and a push moves 8 bytes: what its steps have
+    changed is added, divided by one more than its staleness (Zhang et al., 2016), which averages
+    equal workers.
     """
 
     def __init__(

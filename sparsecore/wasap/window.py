@@ -24,7 +24,7 @@ from sparsecore.wasap.watch import LOOK, ParallelError
 
 _SPARE = 2**20  # bytes of shared memory that MPI may want besides a window
 _SERVED_EVERY = 1e-3  # seconds; ten times as often costs a tenth of a core
-_TAG_MODEL = 1  # a worker's model and record, sent to rank 0 at the end
+_TAG_MODEL = 1  # a worker's model and report, sent to rank 0 at the end
 
 
 class Window(Place):
@@ -34,7 +34,6 @@ class Window(Place):
         self.ranks, self.moved = ranks, 0
         self._word, self._result = np.zeros(1, np.int64), np.zeros(1, np.int64)
         super().__init__(*layout)
-        ranks.barrier()
 
     def _allocate(self, n_bytes: int) -> np.ndarray:
         ranks, needed = self.ranks, n_bytes + _SPARE

@@ -41,8 +41,8 @@ class Worker:
         self.model, self.version = self.server.pull()
         size, n = self.config.batch_size, len(self.shard)
         self._size = size * self.plan.local_steps  # samples of an update
-        # In an epoch.
-        self.batches, self._updates = -(-n // size), self.plan.updates(n, self.config)
+        # In an epoch: batches, and updates.
+        self.batches, self._per_epoch = -(-n // size), self.plan.updates(n, self.config)
         self.samples = self.updates = 0
         self.seconds = {"gradient": 0.0, "lock": 0.0, "update": 0.0}
         self._rule = sgd_rule(self.config, self.seed, self.rank)
@@ -55,14 +55,14 @@ class Worker:
 
     def batches_before(self, updates: int) -> int:
         """Return how many batches so many updates take."""
-        epochs, more = divmod(updates, self._updates)
+        epochs, more = divmod(updates, self._per_epoch)
         return epochs * self.batches + more * self.plan.local_steps
 
     def compute(self) -> Gradient:
         """Compute the gradient on the next batch of the shard; its values last until the next."""
         # With local steps: take them, and compute how they have changed the parameters.
         start = time.perf_counter()
-        epoch, update = divmod(self.step, self._updates)
+        epoch, update = divmod(self.step, self._per_epoch)
         if self._epoch != epoch:
             rng = seeds.generator(self.seed, Purpose.SHUFFLE, self.rank, epoch)
             self._epoch, self._order = epoch, rng.permutation(len(self.shard))
@@ -76,7 +76,7 @@ class Worker:
             self._engine.gradient(values, self._rule, *samples, first, sums)
         else:
             workers = self.server.place.workers
-            rate = self.plan.learning_rate(self.config, workers, self.step, self._updates)
+            rate = self.plan.learning_rate(self.config, workers, self.step, self._per_epoch)
             rule = self._rule._replace(learning_rate=rate)
             size, values[:] = min(self.config.batch_size, len(self.shard)), self.model.params
             self._engine.train(rule, *samples, size, first, sums)

@@ -144,8 +144,8 @@ def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
     ax.legend()
     falls = [run["trend"]["p"] < 0.05 for run in deep if run["trend"]]
     finding = (
-        f"The loss of {sum(falls)} of {len(falls)} networks with 10 hidden layers falls (Kendall's "
-        "test, p < 0.05)"
+        f"The loss falls in {sum(falls)} of the {len(falls)} largest networks with 10 hidden "
+        "layers (Kendall's test, p < 0.05)"
     )
     if right := _right(deep):
         finding += f"; {right} of the held-out samples are right"
@@ -184,8 +184,8 @@ def split(result: Result) -> Note:
         f"{100 * memory:.0f} % of the memory that one rank takes for all of it, and a step "
         f"{100 * steps[1] / steps[0]:.0f} % of the time: {_seconds(steps[1])} s instead of "
         f"{_seconds(steps[0])} s. Messages of {two['message_bytes'] / 2**20:.0f} MiB take "
-        f"{_seconds(two['message_seconds'])} s of that, waiting included. The losses of all steps "
-        f"agree to {result['largest_difference']:.0e}."
+        f"{_seconds(two['message_seconds'])} s per step on average, waiting included. The losses "
+        f"of all steps agree to {result['largest_difference']:.0e}."
     )
 
 

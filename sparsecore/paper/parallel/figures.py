@@ -217,7 +217,7 @@ def averaged(axes: Any, name: str, results: Results) -> str:
     for place, (decay, method, seen) in enumerate(_cases(results, name)):
         tests, x = seen[:, :3], np.arange(3) + 0.07 * (place - 1.5)  # bars would hide each other
         look = {"color": COLOUR[method], "linestyle": _STYLES[decay], "marker": "o"}
-        sd = deviation(tests, axis=0)
+        sd = deviation(tests)
         ax.errorbar(x, tests.mean(axis=0), sd, markersize=4, elinewidth=1, **look)
     ax.set_xticks(range(3), ("phase 1\nends", "mean of\nthe copies", "their\naverage"))
     return ""

@@ -22,7 +22,7 @@ from sparsecore.bench import meeting_seconds, spread, timed
 from sparsecore.config import integers
 from sparsecore.paper.speed import frameworks, peers
 from sparsecore.paper.speed.peers import Adapter, Problem
-from sparsecore.provenance import busy_seconds, loaded_blas, peak_bytes, provenance
+from sparsecore.provenance import loaded_blas, peak_bytes, provenance
 
 PEERS: dict[str, type[Adapter]] = {
     "sparsecore": peers.SparseCore, "c-loop": peers.CLoop,
@@ -134,14 +134,11 @@ def stopwatch(peer: Adapter, seconds: float) -> Callable[[], dict[str, float]]:
     def turn(seconds: float, steps: int) -> dict[str, float]:
         n, size = len(problem.data[1]), steps * problem.batch_size
         times: list[float] = []
-        begin, cpu, all_cpu = time.perf_counter(), time.process_time(), busy_seconds()
+        begin, cpu = time.perf_counter(), time.process_time()
         while not times or time.perf_counter() - begin < seconds:
             times.append(timed(partial(peer.train, rng.integers(n, size=size)))[0])
         wall, own = time.perf_counter() - begin, time.process_time() - cpu
-        return {
-            "ms": 1e3 * float(np.median(times)) / steps, "cpu_ms": 1e3 * own / (len(times) * steps),
-            "cores": own / wall, "others": max(0.0, busy_seconds() - all_cpu - own) / wall,
-        }  # fmt: skip
+        return {"ms": 1e3 * float(np.median(times)) / steps, "cores": own / wall}
 
     turn(0, 1)
     ms = turn(seconds / 2, 1)["ms"]

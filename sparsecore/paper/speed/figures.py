@@ -109,9 +109,10 @@ def what_peers_do(*results: Result) -> Table:
         if key in _EARLIER and not found:
             continue
         gone = contests[0]["absent"].get(key, {}).get("reason", "not there")
-        note = PEERS[key].note if key in PEERS else found[0]["note"]
-        row = {"peer": label, "what a step of it is": note}
-        rows.append({**row, "version": found[0]["version"] if found else gone})
+        row = {"peer": label}
+        row["what a step of it is"] = PEERS[key].note if key in PEERS else found[0]["note"]
+        versions = dict.fromkeys(peer["version"] for peer in reversed(found))
+        rows.append({**row, "version": ", ".join(versions) or gone})
     caption = (
         "**The peers.** What a step of each includes, and the version that was timed. Each trains "
         "the same network on the same data, in a process of its own. Without dropout and weight "

@@ -78,7 +78,7 @@ class TorchSparseProp(TorchDense):
     """`SparseLinear` layers of the package SparseProp."""
 
     label, packages = "SparseProp", ("torch", "sparseprop")
-    note = f"{WHOLE} (fused SGD); its SparseLinear layers for PyTorch, compiled on this machine."
+    note = f"{WHOLE} (fused SGD); each layer, the dense last, too, is its SparseLinear, built here."
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
         from sparseprop.modules import SparseLinear
@@ -90,7 +90,10 @@ class TorchSparseLab(TorchDense):
     """`SparseLinear` layers of the package sparselab, which are given our connections."""
 
     label, packages = "sparselab", ("torch", "sparselab")
-    note = f"{WHOLE} (fused SGD); its SparseLinear layers for PyTorch: padded CSR, AVX2 or NEON."
+    note = (
+        f"{WHOLE} (fused SGD); each layer, the dense last, too, is its SparseLinear: padded CSR, "
+        "AVX2 or NEON."
+    )
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
         import sparselab
@@ -110,8 +113,8 @@ class TorchCSR(TorchDense):
 
     label = "PyTorch, CSR weights"
     note = (
-        f"{WHOLE} (fused SGD); sparse products by MKL in an autograd function of ours, with a "
-        "second, transposed matrix for the input gradient."
+        f"{WHOLE} (fused SGD); each layer, the dense last, too, is sparse products by MKL in an "
+        "autograd function of ours, with a second, transposed matrix for the input gradient."
     )
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:

@@ -18,7 +18,7 @@ from sparsecore import __version__, seeds
 from sparsecore.compiled.engine import aligned, metrics
 from sparsecore.compiled.lanes import widest
 from sparsecore.config import TrainConfig
-from sparsecore.functions import negative_slope
+from sparsecore.functions import ACTIVATIONS
 from sparsecore.mlp import SparseMLP
 from sparsecore.paper.training.dense import DenseMLP
 from sparsecore.provenance import installed
@@ -66,16 +66,12 @@ class Problem:
     def slopes(self) -> list[float]:
         """Negative slope of each hidden layer."""
         hidden = range(1, len(self.sizes) - 1)
-        return [negative_slope(self.activation, layer, self.alpha) for layer in hidden]
+        return [ACTIVATIONS[self.activation](layer, self.alpha) for layer in hidden]
 
     def dense(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return weights, shape (fan_out, fan_in), and biases of each layer, with zeros."""
         layers = [self.model[layer] for layer in range(len(self.model))]
         return [(layer.to_scipy().toarray(), layer.bias.copy()) for layer in layers]
-
-    def batches(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Cut row numbers into batches."""
-        return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
 
 
 class Adapter:
@@ -102,7 +98,8 @@ class Adapter:
 
     def train(self, rows: np.ndarray) -> float:
         """Take a step for each batch of `rows`; return their mean loss before the steps."""
-        losses = [self._take_step(batch) for batch in self.problem.batches(rows)]
+        size = self.problem.batch_size
+        losses = [self._take_step(rows[i : i + size]) for i in range(0, len(rows), size)]
         return float(np.mean([float(loss) for loss in losses]))
 
     def close(self) -> None:
@@ -167,7 +164,7 @@ class CLoop(Adapter):
         self.velocities = [aligned(matrix.nnz, np.float32) for matrix in matrices]
         for mine, matrix in zip(self.weights, matrices, strict=True):
             mine[:] = matrix.data
-        self._biases = [bias for _, bias in problem.dense()]
+        self._biases = [problem.model[i].bias.copy() for i in range(len(matrices))]
         self._rows = [(m.indptr.astype(np.int64), m.indices.astype(np.int32)) for m in matrices]
         self._columns = [
             (indptr.astype(np.int64), indices.astype(np.int32), places.astype(np.int32))

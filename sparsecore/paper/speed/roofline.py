@@ -97,13 +97,13 @@ def cache_sizes() -> dict[str, int]:
     return sizes
 
 
-def ceilings(repeats: int = 5) -> Result:
-    """Measure what one thread of this machine can do, the best of some repeats."""
+def ceilings() -> Result:
+    """Measure what one thread of this machine can do, the best of five times."""
     lanes = widest()
     width, out = Width(lanes), np.zeros(1, np.float32)
 
     def shortest(work: Callable[..., object], *args: Any) -> float:
-        return float(timed(partial(work, *args, out), 1 + repeats)[1:].min())
+        return float(timed(partial(work, *args, out), 6)[1:].min())
 
     seconds = shortest(_multiply_add, width, _PEAK_STEPS, np.float32(0.5), np.float32(0.1))
     caches = cache_sizes()

@@ -24,7 +24,7 @@ from sparsecore.compiled.kernels import Metrics, Rule, mix
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.files import atomic_write
-from sparsecore.functions import initial_weights, negative_slope
+from sparsecore.functions import ACTIVATIONS, INITIALIZERS
 from sparsecore.provenance import loaded_blas
 from sparsecore.samples import as_inputs
 from sparsecore.seeds import Purpose
@@ -63,14 +63,14 @@ class DenseMLP:
     def __init__(self, config: TrainConfig, n_features: int, n_classes: int, seed: int) -> None:
         self.sizes = (n_features, *config.hidden, n_classes)
         hidden = range(1, len(self.sizes) - 1)
-        self.slopes = [negative_slope(config.activation, n, config.alpha) for n in hidden]
+        self.slopes = [ACTIVATIONS[config.activation](n, config.alpha) for n in hidden]
         self.nnz = sum(a * b for a, b in pairwise(self.sizes))
         self.params = aligned(self.nnz + sum(self.sizes[1:]), np.float32)
         self.velocity = aligned(len(self.params), np.float32)
         rng = seeds.generator(seed, Purpose.WEIGHTS)
         for weights, _ in self.layers(self.params):
             n_out, n_in = weights.shape
-            drawn = initial_weights(config.init, n_in, n_out, n_in * n_out, rng)
+            drawn = INITIALIZERS[config.init](n_in, n_out, n_in * n_out, rng)
             weights[:] = drawn.reshape(n_out, n_in)
 
     def layers(self, flat: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -197,8 +197,8 @@ def _product(
     a: np.ndarray, b: np.ndarray, out: np.ndarray, factor: float = 1.0, carry: float = 0.0
 ) -> np.ndarray:
     """Take ``out <- carry out + factor a b`` in place; `a` and `b` are contiguous either way."""
-    # BLAS is column-major: it fills the transpose, the product of the transposes. All products go
-    # to one library: idle threads of NumPy's and SciPy's would keep each other from the cores.
+    # BLAS is column-major: it fills the transpose, the product of the transposes. A step's products
+    # go to one library: idle threads of NumPy's and SciPy's would keep each other from the cores.
     first, last = ((x.T, False) if x.flags.c_contiguous else (x, True) for x in (b, a))
     sgemm(
         factor, first[0], last[0], beta=carry, c=out.T, trans_a=first[1], trans_b=last[1],

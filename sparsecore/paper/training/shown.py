@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 from scipy.ndimage import uniform_filter1d
 from scipy.stats import t as student
 
-from sparsecore import datasets
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, NOTHING, Result, origin
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, legend_above, line
@@ -111,7 +110,7 @@ def band(
     """Draw the mean of `values`, shape (seeds, points), and a band of one standard deviation."""
     keep = np.linspace(0, len(x) - 1, min(len(x), _MOST)).round().astype(int)
     x, values = np.asarray(x)[keep], values[:, keep]
-    mean, sd = values.mean(axis=0), deviation(values, axis=0)
+    mean, sd = values.mean(axis=0), deviation(values)
     low, high = scale(mean - sd), scale(mean + sd)
     ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     ax.plot(x, scale(mean), color=colour, **style)
@@ -286,15 +285,16 @@ def lacking(results: Results, name: str) -> str:
 
 def absent(results: Results) -> str:
     """Name what is not shown: data that are not here, runs not recorded, and diverged ones."""
-    missing = [name for name in results.study.datasets if not results.on(name)]
-    titles = {name: str(datasets.describe(name)["title"]) for name in missing}
-    here = [title for name, title in titles.items() if name in results.unavailable]
-    cases = itertools.product(results.study.decays, results.datasets)
-    gaps = [*titles.values()] + [
-        f"{results.title(name)} at λ = {decay:g} ({methods})"
-        for decay, name in cases
+    study, title = results.study, results.title
+    empty = [n for n in study.datasets if not results.on(n) + results.on(n, diverged=True)]
+    here = [title(name) for name in empty if name in results.unavailable]
+    cases = [
+        (name, decay, methods)
+        for decay, name in itertools.product(study.decays, study.datasets)
         if (methods := lacking(results.at(decay), name))
     ]
+    gaps = [*dict.fromkeys(title(n) for n, *_ in cases if n in empty)]
+    gaps += [f"{title(n)} at λ = {decay:g} ({m})" for n, decay, m in cases if n not in empty]
     diverged = [
         f"{results.title(run['condition']['dataset'])} with "
         f"{METHODS[run['condition']['method']].label} (seed {run['seed']}, λ = "

@@ -222,7 +222,9 @@ def _main_sources(results: Results, times: Mapping[str, Result]) -> str:
         + "The CSV also has the accuracy on one half of the test set, at the epoch that the other "
         "half chooses, if the runs counted by halves. "
         + shown.sentence("", "; ".join(never))
-        + shown.sentence("No parallel runs", results.no_cluster)
+        + shown.sentence(
+            "Not all parallel runs" if told else "No parallel runs", results.no_cluster
+        )
         + shown.absent(results)
         + shown.clocked(times)
         + shown.source(results)

@@ -33,7 +33,7 @@ def _parts(profile: str) -> Parts:
     for name in names:
         entry = Entry(STUDY, name, profile, _SCHEMA)
         kept = entry.checkpoint("rounds")
-        found[name] = entry, partial(measure, name, _ROUNDS[profile], checkpoint=kept)
+        found[name] = entry, partial(measure, name, _ROUNDS[profile], kept)
     return found
 
 
@@ -42,9 +42,8 @@ entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
 
 
 def measure(
-    dataset: str, rounds: int, methods: tuple[str, ...] | None = None,
-    checkpoint: Path | None = None,
-) -> Result:  # fmt: skip
+    dataset: str, rounds: int, checkpoint: Path, methods: tuple[str, ...] | None = None
+) -> Result:
     """Train by each method in turn; return "rounds", seconds per epoch of each, and "cores"."""
     # Rounds that are done are kept in `checkpoint`: what is broken off goes on from there, if the
     # machine, the recipe, the methods and the data are the same.
@@ -55,7 +54,7 @@ def measure(
         "methods": names,
     }  # fmt: skip
     found: Result = {"same": same, "rounds": {name: [] for name in names}, "cores": {}}
-    if checkpoint and checkpoint.is_file():
+    if checkpoint.is_file():
         kept = json.loads(checkpoint.read_bytes())
         found = kept if kept.get("same") == same else found
     done = len(found["rounds"][names[0]])
@@ -70,7 +69,7 @@ def measure(
                 _, run = method.run(data, config, **how)
                 found["cores"][name] = cores(run)
                 found["rounds"][name] += [training_seconds(run) / config.epochs] * (not cold)
-            if checkpoint and not cold:
+            if not cold:
                 with atomic_write(checkpoint) as file:
                     file.write(json.dumps(found).encode())
     about = {"provenance": provenance(1, data.content_hash)}

@@ -74,7 +74,7 @@ def draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
     padded = [np.pad(h, (0, longest + _BIN - len(h))) for h in histograms]
     x = _binned(padded[0])[0]
     shares = np.array([_binned(h)[1] for h in padded])
-    mean, sd = shares.mean(axis=0), deviation(shares, axis=0)
+    mean, sd = shares.mean(axis=0), deviation(shares)
     ax.fill_between(x, mean, step="mid", color=colour, alpha=0.3, linewidth=0)
     ax.fill_between(x, mean - sd, mean + sd, step="mid", color=colour, alpha=0.35, linewidth=0)
     ax.step(x, mean, where="mid", color=colour, linewidth=1.3)

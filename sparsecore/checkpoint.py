@@ -63,7 +63,7 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     ...     checkpoint.load(file.name)[0].weights_sha256() == model.weights_sha256()
     True
     """
-    _check_finite(model)
+    _check_finite(model, "; a lower learning_rate usually helps")
     net = model.network
     about = model.options | {"run": run}
     arrays = {
@@ -188,9 +188,7 @@ def _model(archive: zipfile.ZipFile, about: dict[str, Any]) -> SparseMLP:
     return model
 
 
-def _check_finite(model: SparseMLP) -> None:
+def _check_finite(model: SparseMLP, advice: str = "") -> None:
     learnt = (model.params, () if model.velocity is None else model.velocity)
     if not all(np.isfinite(values).all() for values in learnt):
-        raise ValueError(
-            "a weight, bias or velocity is not finite; a lower learning_rate usually helps"
-        )
+        raise ValueError(f"a weight, bias or velocity is not finite{advice}")

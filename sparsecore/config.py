@@ -26,12 +26,15 @@ class Range(NamedTuple):
             raise ValueError(f"{name}: expected {self.expected}, got {value!r}")
 
 
+LARGEST = float(np.finfo(np.float32).max)
+
+
 def numbers(expected: str, holds: Callable[[Any], bool]) -> Range:
-    """Return the range of finite numbers for which `holds`."""
+    """Return the range of the numbers that float32 can hold for which `holds`."""
 
     def inside(v: Any) -> bool:
         number = isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
-        return number and bool(-np.inf < v < np.inf) and bool(holds(v))
+        return number and bool(abs(v) <= LARGEST) and bool(holds(v))
 
     return Range(float, expected, inside)
 
@@ -52,8 +55,7 @@ def names(table: Collection[str]) -> Range:
 
 POSITIVE = numbers("a positive number", lambda v: v > 0)
 FRACTION = numbers("a number in [0, 1)", lambda v: 0 <= v < 1 and np.float32(v) < 1)
-LARGEST = float(np.finfo(np.float32).max)
-FINITE = numbers("a finite number of float32", lambda v: abs(v) <= LARGEST)
+FINITE = numbers("a finite number of float32", lambda v: True)
 FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
 _PROBABILITY = numbers("a number in (0, 1]", lambda v: 0 < v <= 1)
 PERCENTILE = numbers("a number in [0, 100]", lambda v: 0 <= v <= 100)

@@ -379,7 +379,7 @@ class SparseMLP(Fixed):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What a network is made with, beside its arrays: activation, alpha and init."""
+        """The activation, alpha and init that a network is made with, beside its arrays."""
         return {"activation": self.activation, "alpha": self.alpha, "init": self.init}
 
     def __getstate__(self) -> dict[str, Any]:

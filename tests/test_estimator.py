@@ -25,6 +25,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sparsecore import SparseMLPClassifier, SparseMLPRegressor, mlp
 from sparsecore.config import HYPERPARAMETERS, TrainConfig
+from sparsecore.estimator.base import SparseMLPBase
 from sparsecore.limits import cpu_count
 from sparsecore.train import Trainer, new_model
 
@@ -286,7 +287,7 @@ BAD = {
 
 @pytest.mark.parametrize(("option", "value"), [(k, v) for k, values in BAD.items() for v in values])
 def test_a_bad_parameter_is_named_before_anything_starts(option, value, monkeypatch):
-    monkeypatch.delattr(Trainer, "run_epoch")
+    monkeypatch.delattr(SparseMLPBase, "_begin")
     with pytest.raises(ValueError) as caught:
         SparseMLPClassifier(**{option: value}).fit(np.eye(4), [0, 1, 0, 1])
     message = str(caught.value)

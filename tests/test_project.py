@@ -133,6 +133,8 @@ def test_workflows_run_what_a_developer_can_run():
         if command.startswith(".ci/run"):
             for part in command.split()[1:]:
                 assert f"\n{part}() {{" in (ROOT / ".ci/run").read_text()
+    [usual] = re.findall(r"\|\| set -- (.*)", (ROOT / ".ci/run").read_text())
+    assert {*usual.split()} <= {part for command in ran for part in command.split()[1:]}
     assert min(pythons, key=Version) == PROJECT["requires-python"].removeprefix(">=")
     assert len(pythons) == 5
 

@@ -65,12 +65,12 @@ def assert_same(one, other):
             [(10, 0), (2.5,), ("a",), "", b"ab", ((1, 2), 3), iter([3])],
             "integers of at least 1",
         ),
-        ("epsilon", [0, -1.0, np.nan, np.inf, "20"], "a positive number"),
+        ("epsilon", [0, -1.0, np.nan, np.inf, "20", 10**400], "a positive number"),
         ("density", [0, 1.5, -0.1, np.nan], r"a number in \(0, 1\]"),
         ("activation", ["tanh", "", None], "one of relu, leaky-relu, all-relu"),
         ("init", ["glorot", None], "one of he_uniform, xavier, normal"),
         ("alpha", [np.nan, np.inf, "0.6", 1e39, -(10**400)], "a finite number of float32"),
-        ("learning_rate", [0, -0.1, np.nan, np.inf, None], "a positive number"),
+        ("learning_rate", [0, -0.1, np.nan, np.inf, None, 1e39], "a positive number"),
         ("momentum", [1, -0.1, 1.5, np.nan], r"a number in \[0, 1\)"),
         ("weight_decay", [1, -0.1, np.nan], r"a number in \[0, 1\)"),
         ("dropout", [1, 1 - 1e-9, 1e300, -0.1, np.nan], r"a number in \[0, 1\)"),
@@ -93,7 +93,7 @@ def test_a_value_out_of_its_range_is_named(name, values, expected):
 
 def test_the_limits_themselves_are_allowed():
     TrainConfig(
-        hidden=(), epsilon=10**400, momentum=0, weight_decay=0, dropout=0, zeta=0, epochs=0,
+        hidden=(), density=1, momentum=0, weight_decay=0, dropout=0, zeta=0, epochs=0,
         batch_size=np.int64(1), prune_from=1, prune_every=1, prune_percentile=100,
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ def test_the_default_patience_is_short_and_told(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert PATIENCE <= 5, "the README: within ten seconds"
-    assert f"({PATIENCE:g})" in capsys.readouterr().out
+    assert f"counts as lost ({PATIENCE:g})" in " ".join(capsys.readouterr().out.split())
 
 
 def test_trouble_of_a_process(sleeper):

@@ -98,16 +98,17 @@ def _npz(path: Path, target: str | None) -> Contents:
 
 def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Contents:
     rows = _rows(path)
-    header = [name.strip() for name in next(rows)[1]]
+    top, titles = next(rows)
+    header = [name.strip() for name in titles]
     names = tuple(n.strip() for n in names or header if names or n != target)
     counts, places = Counter(header), {name: place for place, name in enumerate(header)}
     for name in (*header, *names, *([] if target is None else [target])):
         if not name:
             got = f"{header!r:.300}; in pandas: to_csv(index=False)"
-            raise ValueError(f"{path}, line 1: expected a name for each column, got {got}")
+            raise ValueError(f"{path}, line {top}: expected a name for each column, got {got}")
         if counts[name] != 1:
             got = f"{header!r:.300}" + "; separate the columns by commas" * (len(header) == 1)
-            raise ValueError(f"{path}, line 1: expected one column {name!r}, got {got}")
+            raise ValueError(f"{path}, line {top}: expected one column {name!r}, got {got}")
     chosen = [places[name] for name in names]
     cells, y, n_rows = array("d"), [], 0
     for line, row in rows:
@@ -135,7 +136,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file, strict=True)  # or an open quote takes in the rest of the file
         try:
-            yield 1, (header := next(filter(None, lines), []))
+            header = next(filter(None, lines), [])
+            yield max(1, lines.line_num), header
             for row in filter(None, lines):
                 if len(row) != len(header):
                     wanted = f"{len(header)} values as in the header, got {len(row)}"

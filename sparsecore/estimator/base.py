@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from sparsecore import train
 from sparsecore.compiled.losses import SOFTMAX, Aim
-from sparsecore.config import FLAG, HYPERPARAMETERS, Range, TrainConfig, integers, numbers
+from sparsecore.config import FLAG, HYPERPARAMETERS, LARGEST, Range, TrainConfig, integers, numbers
 from sparsecore.estimator import inputs
 from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
@@ -33,7 +33,7 @@ NAMES = {"hidden": "hidden_layer_sizes", "epochs": "max_iter"}
 # What a network is made with: it cannot go on with others.
 _MADE = ("hidden", "epsilon", "activation", "alpha", "init", "standardize")
 _INT32_MAX = np.iinfo(np.int32).max
-_WEIGHT = numbers("", lambda v: 0 <= v <= inputs.LARGEST)
+_WEIGHT = numbers("", lambda v: v >= 0)
 
 
 def _widths(value: Any) -> tuple[Any, ...]:
@@ -63,7 +63,7 @@ _RANGES: dict[str, Range] = {
         or (integers(0).holds(v) and v < 2**32),
     ),
     "class_weight": Range(
-        dict, f'a dict of weights from 0 to {inputs.LARGEST:.2g}, "balanced" or None',
+        dict, f'a dict of weights from 0 to {LARGEST:.2g}, "balanced" or None',
         lambda v: all(map(_WEIGHT.holds, v.values())) if isinstance(v, dict)
         else v is None or (isinstance(v, str) and v == "balanced"),
     ),

@@ -99,7 +99,7 @@ class TiledMLP(Closing):
     cannot `evolve`: each rank would choose the weakest among its own connections.
     """
 
-    message_bytes = message_seconds = 0.0  # of this rank: received to gather, sent to sum up
+    message_bytes = message_seconds = 0.0  # received to gather and sent to sum up; waiting included
 
     def __init__(
         self, sizes: Sequence[int], *, epsilon: float, batch_size: int = 4,

@@ -65,16 +65,12 @@ class Stream:
 
 def plan(config: ExtremeConfig, threads: int, comm: Any = None) -> budget.Budget:
     """Plan the memory of the network of `config` on `threads`, or of each rank of `comm`."""
-    _check_split(config, comm)
-    _compile(config, threads)
-    ranks = None if comm is None else comm.size
-    return budget.plan(config.sizes, config.epsilon, config.batch_size, threads, ranks)
-
-
-def _check_split(config: ExtremeConfig, comm: Any) -> None:
     if comm is not None and config.zeta:
         expected = f"expected 0 for layers split over ranks, got {config.zeta}"
         raise ValueError(f"zeta: {expected}; their topology does not evolve")
+    _compile(config, threads)  # what compiling takes is in the plan
+    ranks = None if comm is None else comm.size
+    return budget.plan(config.sizes, config.epsilon, config.batch_size, threads, ranks)
 
 
 def run(
@@ -135,7 +131,6 @@ def run(
     state |= {name: [] for name in _LISTS}
     if comm is not None:
         check_alike(comm.allgather({**about, **code(), "memory_limit": memory_limit}))
-        _check_split(config, comm)
         if checkpoint_path is not None:
             raise ValueError("checkpoint: a split network cannot be saved yet; give no file")
     elif checkpoint_path is not None:

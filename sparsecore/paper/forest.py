@@ -4,11 +4,10 @@ from itertools import groupby
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, Ledger
 from sparsecore.paper.page import Picture
-from sparsecore.paper.style import GREY, canvas, dot, legend_above
+from sparsecore.paper.style import GREY, canvas, dot, legend_above, plain_ticks
 from sparsecore.paper.training.effects import CONFIDENCE
 from sparsecore.paper.training.shown import source
 
@@ -32,9 +31,7 @@ def figure(ledger: Ledger) -> Picture:
             ax.set_ylim(lines + 0.7, 0.4)
         points.set_xlabel("difference in test accuracy (points)")
         times.set(xlabel="ratio (times)", xscale="log")
-        times.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        times.xaxis.set_major_formatter("{x:g}")
-        times.xaxis.set_minor_formatter(NullFormatter())
+        plain_ticks(times.xaxis, (1, 3))
         handles = [dot(look["color"], name, look["marker"], look.get("markerfacecolor"))
                    for name, look in _LOOK.items()]  # fmt: skip
         legend_above(drawing, handles)

@@ -82,6 +82,11 @@ class Note:
 
     text: str
 
+    @property
+    def finding(self) -> str:
+        """What a page quotes of it."""
+        return self.text
+
     def _repr_markdown_(self) -> str:
         return minus(self.text)
 

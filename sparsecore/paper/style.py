@@ -11,7 +11,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOTHING, Result, origin
@@ -149,6 +151,14 @@ def deviation(values: Any) -> Any:
     """Return the sample's standard deviation along the first axis; 0 for one value."""
     values = np.asarray(values, float)
     return values.std(axis=0, ddof=min(1, len(values) - 1))
+
+
+def plain_ticks(axis: Axis, subs: Sequence[int] = ()) -> None:
+    """Write plain numbers on a logarithmic axis, at powers of ten or these multiples of them."""
+    if subs:
+        axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter("{x:,.10g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def with_spread(

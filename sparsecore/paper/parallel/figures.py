@@ -277,9 +277,10 @@ def rate_kept(results: Results) -> Table | Note:
             "explain this. "
         )
     elif clear and all(enough[row["dataset"]] == len(DECAYS) * len(_RATES) for row in clear):
+        on = f"{len({row['dataset'] for row in clear})} of {len(enough)} data sets"
         told = (
             f"In the first epochs of phase 2 the training loss clearly rises only {where}, as "
-            "weight decay alone would have it. "
+            f"weight decay alone would have it, and on {on}. "
         )
     sources = shown.source(results, list(dict.fromkeys(row["dataset"] for row in rows)))
     finding = (

@@ -5,15 +5,17 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from sparsecore import datasets
 from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.speed.contest import PEERS
 from sparsecore.paper.speed.measure import SHAPES
 from sparsecore.paper.store import NOTHING, Result
-from sparsecore.paper.style import COLOURS, GREY, dot, line, picture, shows, tag, with_spread
+
+from sparsecore.paper.style import (  # isort: skip
+    COLOURS, GREY, dot, line, picture, plain_ticks, shows, tag, with_spread,
+)  # fmt: skip
 from sparsecore.paper.training.effects import two_digits
 from sparsecore.paper.training.shown import DASHED
 from sparsecore.paper.training.studies import Results
@@ -42,9 +44,9 @@ def _of_peers(key: str, part: str, title: str) -> Callable[..., Any]:
         legend=[*(dot(colour, label) for label, (colour, _) in _KINDS.items()),
                 dot(GREY, "one thread"), dot(GREY, "two threads", fill="white")],
         caption=f"**{title}.** Time of a full step on the networks of the study's images (ε = 20, "
-        "batches of 128): medians of interleaved rounds, bars from the fastest to the slowest, in "
-        "brackets the median of the rounds' ratios to sparsecore. What to see: farther right is "
-        "slower.",
+        "batches of 128): medians of interleaved rounds, bars from the fastest to the slowest; in "
+        "brackets, the median of the rounds' ratios to sparsecore with as many threads. What to "
+        "see: farther right is slower.",
         alt="Dot plot of milliseconds per training step for each peer, on two networks.",
     )(_draw_peers)  # fmt: skip
 
@@ -93,7 +95,7 @@ def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
     ax.set_xscale("log")
     low, high = ax.get_xlim()
     ax.set_xlim(low, high * (high / low) ** 0.2)  # room for the numbers
-    _plain_ticks(ax.xaxis)
+    plain_ticks(ax.xaxis)
 
 
 peers = _of_peers("F-speed-peers", "peers", "A training step, and the peers")
@@ -109,12 +111,14 @@ def what_peers_do(*results: Result) -> Table:
         if key in _EARLIER and not found:
             continue
         gone = contests[0]["absent"].get(key, {}).get("reason", "not there")
-        row = {"peer": label}
-        row["what a step of it is"] = PEERS[key].note if key in PEERS else found[0]["note"]
         versions = dict.fromkeys(peer["version"] for peer in reversed(found))
-        rows.append({**row, "version": ", ".join(versions) or gone})
+        rows.append({
+            "peer": label,
+            "what a step of it is": PEERS[key].note if key in PEERS else found[0]["note"],
+            "version": ", ".join(versions) or gone,
+        })  # fmt: skip
     caption = (
-        "**The peers.** What a step of each includes, and the version that was timed. Each trains "
+        "**The peers.** What a step of each includes, and the versions timed. Each trains "
         "the same network on the same data, in a process of its own. Without dropout and weight "
         "decay all but the C loop take the steps of a reference in float64, to rounding."
     )
@@ -162,7 +166,8 @@ def density(ax: Axes, result: Result) -> tuple[str, str]:
         ax.axvline(100 * crossing, color=GREY, linestyle=(0, (1, 1)))
     ax.set(xscale="log", yscale="log")
     ax.set(xlabel="connections that exist (%)", ylabel="milliseconds per step")
-    _plain_ticks(ax.xaxis, ax.yaxis)
+    plain_ticks(ax.xaxis)
+    plain_ticks(ax.yaxis)
     faster = "Sparse" if spreads[0]["median"] < min(levels) else "Dense"
     where = crossing and f"below a density of {100 * crossing:.0f} %"
     return f"{faster} steps are the faster ones {where or 'at every density measured'}.", ""
@@ -198,7 +203,8 @@ def roofline(ax: Axes, result: Result) -> tuple[str, str]:
     ax.set(xscale="log", yscale="log", xlim=(0.25, 2), xticks=[0.25, 0.5, 1, 2])
     ax.set(xlabel="operations per byte moved", ylabel="GFLOP/s, one thread")
     ax.xaxis.set_minor_locator(NullLocator())
-    _plain_ticks(ax.xaxis, ax.yaxis)
+    plain_ticks(ax.xaxis)
+    plain_ticks(ax.yaxis)
     shares = [100 * kernel["share"] for kernel in kernels]
     bound = sum(p["intensity"] * result["bandwidth"][p["level"]] < peak for p in kernels)
     return (
@@ -228,7 +234,8 @@ def width(axes: Any, result: Result) -> tuple[str, str]:
     for ax, what, unit in ((left, "Time", "milliseconds per step"), (right, "Memory", "GiB")):
         ax.set(xscale="log", yscale="log", title=what, ylabel=unit)
         ax.set_xlabel("neurons per hidden layer")
-        _plain_ticks(ax.xaxis, ax.yaxis)
+        plain_ticks(ax.xaxis)
+        plain_ticks(ax.yaxis)
     return (
         f"With {last['width']:,} neurons per hidden layer the network takes "
         f"{last['mib'] / 1024:.2g} GiB and a step {last['ms']['median'] / 1e3:.2g} s; dense "
@@ -236,9 +243,3 @@ def width(axes: Any, result: Result) -> tuple[str, str]:
         f"The widest network has {last['nnz']:,} connections, was made in {last['make_s']:.1f} s "
         f"and takes {last['bytes_per_connection']:.1f} bytes per connection.",
     )
-
-
-def _plain_ticks(*axes: Axis) -> None:
-    for axis in axes:
-        axis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}")
-        axis.set_minor_formatter(NullFormatter())

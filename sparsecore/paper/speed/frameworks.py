@@ -78,7 +78,7 @@ class TorchSparseProp(TorchDense):
     """`SparseLinear` layers of the package SparseProp."""
 
     label, packages = "SparseProp", ("torch", "sparseprop")
-    note = f"{WHOLE} (fused SGD); each layer, the dense last, too, is its SparseLinear, built here."
+    note = f"{WHOLE} (fused SGD); all layers are its SparseLinear, built here; the last is dense."
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
         from sparseprop.modules import SparseLinear
@@ -91,8 +91,8 @@ class TorchSparseLab(TorchDense):
 
     label, packages = "sparselab", ("torch", "sparselab")
     note = (
-        f"{WHOLE} (fused SGD); each layer, the dense last, too, is its SparseLinear: padded CSR, "
-        "AVX2 or NEON."
+        f"{WHOLE} (fused SGD); all layers are its SparseLinear (padded CSR, AVX2 or NEON); the "
+        "last is dense."
     )
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
@@ -113,8 +113,8 @@ class TorchCSR(TorchDense):
 
     label = "PyTorch, CSR weights"
     note = (
-        f"{WHOLE} (fused SGD); each layer, the dense last, too, is sparse products by MKL in an "
-        "autograd function of ours, with a second, transposed matrix for the input gradient."
+        f"{WHOLE} (fused SGD); all layers are sparse products by MKL, in an autograd function of "
+        "ours, with a second, transposed matrix for the input gradient; the last layer is dense."
     )
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:

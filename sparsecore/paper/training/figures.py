@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from sparsecore.paper.style import COLOURS, GREY, deviation, dot
+from sparsecore.paper.style import COLOURS, GREY, deviation, dot, plain_ticks
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, SENSITIVITIES
 from sparsecore.paper.training.effects import core_seconds, difference, log_ratio, pairs, two_digits
@@ -16,6 +16,7 @@ from sparsecore.paper.training.studies import Result, Results
 from sparsecore.settings import DECAYS, setting
 
 _MARKS = dict(zip(DECAYS, "o^", strict=True))
+_RACE = ("dense", "set-relu", "set-all-relu")
 
 
 @by_dataset(
@@ -50,10 +51,49 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result] | N
     low, high = ax.get_xlim()
     if high < 4 * low:  # else times of one size would look far apart
         ax.set_xlim(math.sqrt(low * high) / 2, 2 * math.sqrt(low * high))
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter("{x:,g}")
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(ax.xaxis, (1, 2, 5))
     return shown.against_dense(results, name, seconds)
+
+
+@by_dataset(
+    "F-reach",
+    alt="Test accuracy against core-seconds so far, a panel per data set.",
+    caption=(
+        "**Accuracy on the way.** Test accuracy ± one standard deviation over seeds, against the "
+        f"core-seconds of the epochs so far (logarithmic), λ = {DECAYS[0]:g}. Dotted: the last "
+        "accuracy of SET-All-ReLU. What to see: which curve meets it first."
+    ),
+    finding=f"How soon dense reaches SET-All-ReLU's last accuracy, λ = {DECAYS[0]:g}",
+    height=2.2, extra=0.4, across=2, labels=("test accuracy (%)",),
+    needs=lambda found: {"dense", "set-all-relu"} <= found.keys(),
+    legend=lambda results: shown.lines(_RACE),
+)  # fmt: skip
+def reach(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -> str:
+    """Draw accuracy against the time so far; of T-main."""
+    [ax], seconds = axes, shown.epoch_seconds(results, name, times)
+    target, when, spent = shown.accuracy(results.of(name, "set-all-relu")), {}, {}
+    for method in _RACE:
+        if method in seconds and (runs := results.of(name, method)):
+            epochs, values = shown.over_epochs(runs, "test_accuracy", 100)
+            when[method] = shown.first_epoch(epochs, values, target)
+            spent[method] = core_seconds(*seconds[method])
+            some = np.unique(np.geomspace(1, len(epochs), 80).astype(int)) - 1
+            x = spent[method] * np.array(epochs)[some]
+            shown.band(ax, x, values[:, some], COLOURS[method])
+    ax.axhline(target, color=GREY, linestyle=DOTTED)
+    ax.set(xscale="log", xlabel="core-seconds of training")
+    ax.set_ylim(bottom=max(ax.get_ylim()[0], target - 15))  # the first epochs gain the most
+    plain_ticks(ax.xaxis)
+    if not {"dense", "set-all-relu"} <= when.keys() or math.isinf(when["set-all-relu"]):
+        return ""
+    dense, sparse = when["dense"], when["set-all-relu"]
+    if math.isinf(dense):
+        return f"{results.title(name)} never"
+    ratio = two_digits(dense * spent["dense"] / (sparse * spent["set-all-relu"]))
+    return (
+        f"{results.title(name)} after {dense:g} epochs instead of {sparse:g}, in {ratio} times "
+        "the core-seconds"
+    )
 
 
 @by_dataset(
@@ -247,7 +287,7 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
     if better:
         higher = f"means are higher than with the study's value at {', '.join(better)}"
     zeta = f"ζ = {setting(name).config.zeta:g} instead of 0"
-    told = f"mean accuracies are {', '.join(spans)}; evolution ({zeta}) brings "
+    told = f"mean accuracies are {', '.join(spans)}; evolution ({zeta}) changes it by "
     told += f"{shown.gap(ours, fixed)}, and {higher}"
     diverged = f"; all runs diverge with {', '.join(lost)}" * bool(lost)
     return f"on {results.title(name)} {told}{diverged}"
@@ -289,6 +329,6 @@ def decay(axes: Any, name: str, results: Results) -> str:
                 between.append(f"{label} {shown.points(gain)} at λ = {labels[value]}")
     ax.set_xticks(range(len(decays)), [*labels.values()])
     ax.set(xlabel="weight decay λ", ylabel="test accuracy (%)")
-    more = f"; between them, more than at the better end: {', '.join(between)}" * bool(between)
+    more = f"; a λ between is better than both: {', '.join(between)}" * bool(between)
     text = ", ".join(told) or "no clear change"
     return f"on {results.title(name)} {text}{more}" * compared

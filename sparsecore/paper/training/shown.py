@@ -175,6 +175,12 @@ def over_epochs(runs: list[Result], name: str, factor: float = 1) -> tuple[list[
     return [epoch["epoch"] for epoch in records[0]], values
 
 
+def first_epoch(epochs: Sequence[int], values: np.ndarray, target: float) -> float:
+    """Return the median over runs of the first epoch with this value; infinite if never reached."""
+    there = values >= target
+    return float(np.median([epochs[run.argmax()] if run.any() else math.inf for run in there]))
+
+
 def smooth(values: np.ndarray) -> np.ndarray:
     """Return running means over a 25th of the epochs: what lasts shows, what flickers does not."""
     return uniform_filter1d(values, max(1, values.shape[-1] // 25), mode="nearest")
@@ -227,7 +233,8 @@ def against_dense(results: Results, name: str, seconds: Seconds) -> str:
     told = f"{results.title(name)} {gap(sparse, dense)} of accuracy with {100 * share:.2g} % of the"
     spent = [core_seconds(*seconds[method]) for method in methods if method in seconds]
     times = two_digits(spent[0] / spent[1]) if len(spent) == 2 else ""
-    return f"{told} connections" + f", dense takes {times} times the core-seconds" * bool(times)
+    slower = f", dense takes {times} times the core-seconds per epoch" * bool(times)
+    return f"{told} connections{slower}"
 
 
 def contrast(results: Results, first: str, second: str) -> str:

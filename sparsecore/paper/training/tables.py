@@ -43,13 +43,13 @@ def data_sets(recorded: Results) -> Table:
         Column("classes", "n_classes"),
         Column("training", "n_train", "{:,}"),
         Column("test", "n_test", "{:,}"),
-        Column("recorded runs: training, test", "rows_of_runs"),
+        Column("main table's runs: training, test", "rows_of_runs"),
         Column("source", "home", lambda home: home.split("//")[-1].split("/")[0], number=False),
     )
     caption = (
-        "**The data sets.** The study's rows for training and test; rows that the recorded runs "
-        "used; where the data come from. A surrogate has the shape of data that were not at hand; "
-        "it serves to measure time and memory only."
+        "**The data sets.** The study's rows for training and test; rows that the main "
+        "table's runs used; where the data come from. A surrogate has the shape of data that were "
+        "not at hand; it serves to measure time and memory only."
     )
     rows = [_data_set(name, recorded) for name in datasets.names()]
     here = "; ".join(f"{row['title']}: {row['here']}" for row in rows)
@@ -60,7 +60,7 @@ def data_sets(recorded: Results) -> Table:
         if (used := row["rows_of_runs"]) != whole:
             told = f"training, test: {used} of {whole}" if used else "no run yet"
             partly.append(f"{row['title']} ({told})")
-    start = "Recorded runs use all training and test rows, but for"
+    start = "The main table's runs use all training and test rows, but for"
     finding = shown.sentence(start, "; ".join(partly)).strip()
     return Table.of("T-datasets", rows, columns, caption, sources, finding)
 
@@ -195,8 +195,8 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
     caption = (
         "**Dense, sparse and parallel methods.** Test accuracy after the last epoch and the best "
         "one, which may precede a run's prunings; × dense: seconds × cores of dense training over "
-        "the row's. Means ± one standard deviation over seeds (0: only timed); seconds: medians ± "
-        "one over rounds."
+        "the row's. Means ± one standard deviation over seeds (0 seeds: only timed). Seconds: "
+        "medians over rounds ± one standard deviation."
     )
     own = [r for r in rows if r.get("method") == "set-all-relu" and r["speed_against_dense"]]
     ratios = {row["title"]: two_digits(row["speed_against_dense"]) for row in own}
@@ -285,7 +285,7 @@ def _mean_sd(name: str, row: Mapping[str, Any]) -> str:
 
 def deviations(recorded: Results) -> Table:
     """Make T-deviations: what differs from the released code, and the measured effects."""
-    rows, measured, told = [], 0, []
+    rows, measured, clear, told = [], 0, 0, []
     for fact in json.loads(Path(__file__).with_name("deviations.json").read_text()):
         effects = []
         # What is compared: the released way and ours, each a method and its weight decay.
@@ -310,6 +310,7 @@ def deviations(recorded: Results) -> Table:
                     effects[-1] += " ({:.0f} % of the connections left, not {:.0f} %)".format(*left)
                 measured += 1
                 if not found.low <= 0 <= found.high:
+                    clear += 1
                     told.append(f"{fact['subject']}, {effects[-1]}")
         rows.append({**fact, "effect": "; ".join(effects or [fact["effect"]])})
     titles = ("subject", "released", "ours", "effect")
@@ -320,8 +321,9 @@ def deviations(recorded: Results) -> Table:
         "less λ = 0.0002), with its 95 % confidence interval; else what is known of it."
     )
     start = (
-        f"Effects whose 95 % interval, taken alone, excludes 0, of {measured} measured (the "
-        "released way less ours; weight decay: 0 less 0.0002), and divergences"
+        f"{clear} of {measured} measured effects are clear: their 95 % interval, taken alone, "
+        "excludes 0. These, the released way less ours (weight decay: 0 less 0.0002), and "
+        "divergences"
     )
     finding = shown.sentence(start, "; ".join(told or ["none"])).strip() * bool(measured)
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)

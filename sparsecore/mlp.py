@@ -92,10 +92,11 @@ def _vector(name: str, values: Any, n: int) -> np.ndarray:
 class SparseMLP(Fixed):
     """A multilayer perceptron whose layers hold only the weights that exist.
 
-    Make one with `SparseMLP.erdos_renyi` or `SparseMLP.from_scipy`. A value out of its range, or of
-    the wrong shape, raises ValueError that names it, here and in every method. An interrupt
-    (Ctrl-C) leaves the network as it was before, or as it is after, a training step, an evolution,
-    a pruning or `adopt`.
+    Make one with `SparseMLP.erdos_renyi` or `SparseMLP.from_scipy`. ``model[i]`` is layer i, from
+    0 at the input, as a `SparseLayer`; ``len(model)`` is the number of layers. A value out of its
+    range, or of the wrong shape, raises ValueError that names it, here and in every method. An
+    interrupt (Ctrl-C) leaves the network as it was before, or as it is after, a training step, an
+    evolution, a pruning or `adopt`.
 
     Parameters
     ----------

@@ -203,7 +203,7 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
         "speed_against_dense"
     ]
     told = f"over SET-All-ReLU's: Optical digits × {effects.two_digits(speed)}."
-    assert own.finding == f"Core-seconds of dense training {told}"
+    assert own.finding == f"Core-seconds per epoch of dense training {told}"
     alone = figures.accuracies(replace(recorded, runs=relu + sparse))
     assert alone.finding == "", "nothing to compare"
     assert own._repr_markdown_().startswith(f"{page.minus(own.finding)}\n\n")

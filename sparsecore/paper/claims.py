@@ -370,7 +370,7 @@ class Ledger:
             "**What came of the claims**: ✓ holds, ✗ fails, ? undecided, – not tested yet, n/a "
             "left out on purpose. Numbers, at weight decay "
             f"{DECAYS[0]:g} / {DECAYS[1]:g}, or both: points of accuracy gained; × how fast an "
-            "epoch is (against dense in core-seconds), or how much gradient flows; % right (of C4's "
+            "epoch is (against dense in core-seconds), or how much gradient flows; % right (C4's "
             "smallest network)."
         )
         return Table.of("L-grid", rows, columns, caption, finding=self.finding())

@@ -17,6 +17,7 @@ from sparsecore.settings import DECAYS, setting
 
 _MARKS = dict(zip(DECAYS, "o^", strict=True))
 _RACE = ("dense", "set-relu", "set-all-relu")
+_GAINS = f"What SET-All-ReLU gains on dense, λ = {DECAYS[0]:g}, 95 % intervals, each taken alone"
 
 
 @by_dataset(
@@ -28,7 +29,7 @@ _RACE = ("dense", "set-relu", "set-all-relu")
         "× the epochs; hollow: one run. Compare marks of one shape, which share λ. Higher is "
         "better, further left cheaper."
     ),
-    finding=f"SET-All-ReLU against dense, λ = {DECAYS[0]:g}, 95 % intervals, each taken alone",
+    finding=_GAINS,
     height=2.4, extra=0.8, across=2, labels=("test accuracy (%)",),
     needs=lambda found: len(found) > 1,
     legend=lambda results: [
@@ -104,7 +105,7 @@ def reach(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -
         "one standard deviation; hollow: one run. What to see: how far the methods are apart, "
         "beside how far the seeds of each are."
     ),
-    finding=f"SET-All-ReLU against dense, λ = {DECAYS[0]:g}, 95 % intervals, each taken alone",
+    finding=_GAINS,
     height=2.2, extra=0.2, across=2, sharey=True,
     needs=lambda found: len(found) > 1,
     legend=lambda results: [dot(GREY, f"λ = {d:g}", mark) for d, mark in _MARKS.items()],

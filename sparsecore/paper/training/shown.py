@@ -199,6 +199,11 @@ def accuracy(runs: list[Result]) -> float:
     return float(np.mean([100 * run["test_accuracy"] for run in runs]))
 
 
+def learnt(runs: list[Result]) -> float:
+    """Return the mean accuracy in the last epoch of training, with dropout, in percent."""
+    return float(np.mean([100 * run["epochs"][-1]["train_accuracy"] for run in runs]))
+
+
 def lines(methods: Sequence[str], styles: Mapping[str, Any] | None = None) -> list[Any]:
     """Return the entries that name the methods' colours, and what line styles mean."""
     return [

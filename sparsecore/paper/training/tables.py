@@ -201,7 +201,8 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
     own = [r for r in rows if r.get("method") == "set-all-relu" and r["speed_against_dense"]]
     ratios = {row["title"]: two_digits(row["speed_against_dense"]) for row in own}
     told = ", ".join(f"{title} × {ratio}" for title, ratio in ratios.items())
-    finding = shown.sentence("Core-seconds of dense training over SET-All-ReLU's", told).strip()
+    start = "Core-seconds per epoch of dense training over SET-All-ReLU's"
+    finding = shown.sentence(start, told).strip()
     sources = _main_sources(results, times or {})
     return Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, finding)
 

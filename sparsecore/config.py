@@ -33,6 +33,7 @@ def numbers(expected: str, holds: Callable[[Any], bool]) -> Range:
     """Return the range of the numbers that float32 can hold for which `holds`."""
 
     def inside(v: Any) -> bool:
+        v = v.item() if isinstance(v, np.floating) else v  # float16 is compared as float16
         number = isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
         return number and bool(abs(v) <= LARGEST) and bool(holds(v))
 

@@ -26,6 +26,7 @@ METHODS = {
     "set-all-relu": {},
     "set-all-relu, pruned": {"prune_from": 1, "prune_every": 1, "prune_percentile": 20},
 }
+METHODS["released pruning"] = METHODS["set-all-relu, pruned"] | {"prune_counts_empty": True}
 # Of each epoch, or of the model at the end: nnz, training loss, test loss, test accuracy.
 GOLDEN = {
     "set-relu": [
@@ -48,6 +49,11 @@ GOLDEN = {
         (1134, 2.3824891, 2.2764342, 0.13611111),
         (1065, 2.2988428, 2.2021966, 0.23055556),
     ],
+    "released pruning": [
+        (1300, 2.3987774, 2.2924354, 0.097222222),
+        (1134, 2.3824891, 2.2764342, 0.13611111),
+        (1065, 2.2988428, 2.2021966, 0.23055556),
+    ],
     "dense": [
         (4060, 3.0035129, 1.7560652, 0.38888889),
         (4060, 1.6321708, 1.1053733, 0.725),
@@ -55,6 +61,9 @@ GOLDEN = {
     ],
     "wasap": [
         (1300, 2.2676431, 2.2588746, 0.15555556),
+    ],
+    "wasap, pruned": [
+        (1134, 2.2426523, 2.2476293, 0.11666667),
     ],
     "wassp": [
         (1300, 2.3947029, 2.3421513, 0.069444444),
@@ -98,13 +107,13 @@ def lockstep():
     return numbers(json.loads(done.stdout))
 
 
-def asynchronous():
+def asynchronous(**changes):
     """Replay a made-up order of two workers' updates: phase 1 of one epoch, phase 2 of two."""
     data = digits()
     order = np.resize(np.array([0, 1, 1, 0, 1, 0, 0, 0, 1, 1], np.int16), 16)
     result = {
         "config": {
-            **experiment.identity(data, CONFIG, 0)["config"],
+            **experiment.identity(data, CONFIG.with_values(**changes), 0)["config"],
             "algorithm": "wasap", "workers": 2, "phase1": 0.34, "phase1_epochs": 1,
         },
         "seed": 0,
@@ -126,6 +135,7 @@ def asynchronous():
 
 RUNS = {  # what compiles a gradient comes first: beside this file, another compiles steps last
     "wasap": asynchronous,
+    "wasap, pruned": lambda: asynchronous(**METHODS["set-all-relu, pruned"]),
     **{method: lambda method=method: sequential(method) for method in METHODS},
     "dense": dense_run,
     "wassp": lockstep,
@@ -133,7 +143,7 @@ RUNS = {  # what compiles a gradient comes first: beside this file, another comp
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=pytest.mark.mpi if m == "wassp" else ()) for m in RUNS]
+    "method", [pytest.param(m, marks=pytest.mark.mpi if "wassp" in m else ()) for m in RUNS]
 )
 def test_a_run_gives_the_numbers_of_its_recipe(method):
     np.testing.assert_allclose(RUNS[method](), GOLDEN[method], rtol=1e-5)

@@ -258,6 +258,7 @@ def test_from_scipy_leaves_its_argument_alone():
         ({"activation": "gelu"}, "activation: expected one of relu, leaky-relu, all-relu, got 'ge"),
         ({"init": "zeros"}, "init: expected one of he_uniform, xavier, normal, got 'zeros'"),
         ({"alpha": np.nan}, "alpha: expected a finite number of float32, got nan"),
+        ({"alpha": np.float16("inf")}, r"alpha: expected a finite number of float32, got np"),
         ({"alpha": 1e39}, r"alpha: expected a finite number of float32, got 1e\+39"),
         ({"init": ["he_uniform"]}, "init: expected one of he_uniform, xavier, normal, got .'he"),
         ({"activation": ["relu"]}, r"activation: expected one of .*, got \['relu'\]"),

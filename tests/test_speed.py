@@ -123,7 +123,8 @@ def test_the_ceilings_are_what_was_done_in_the_least_time(monkeypatch):
     assert out[0] == 3 * 4 * lanes, "all is read"
     roofline._multiply_add(Width(lanes), 1, np.float32(0.5), np.float32(0.5), out)
     assert out[0] == 0.75 * lanes
-    monkeypatch.setattr(roofline, "timed", lambda work, n: np.array([0.1, 2.0, 0.5]))
+    cold, *warm = 0.1, 2.0, 0.5
+    monkeypatch.setattr(roofline, "timed", lambda work, n: np.array([cold, *warm]))
     monkeypatch.setattr(roofline, "aligned", lambda n, dtype: np.zeros(1, dtype))
     found = roofline.ceilings()
     assert found["gflops"] == 2 * 2 * lanes * roofline._PEAK_STEPS / 1e9

@@ -149,6 +149,7 @@ def test_columns_are_found_by_name(tmp_path, capsys):
         ("a.csv", "a,y\n1,0\n,1\n", "a.csv, line 3, column 'a': expected a finite number, got ''"),
         ("a.csv", "a,y\n1,0\n2,\n", "a.csv, line 3, column 'y': expected a value, got none"),
         ("a.csv", "a,x\n1,0\n", "a.csv, line 1: expected one column 'y', got ['a', 'x']"),
+        ("a.csv", "\na,x\n1,0\n", "a.csv, line 2: expected one column 'y', got ['a', 'x']"),
         ("a.csv", "a,a,y\n1,0,1\n", "a.csv, line 1: expected one column 'a', got"),
         ("a.csv", "a,y\n", "a.csv: expected rows of inputs, got 0 of 1"),
         ("a.csv", "y\n1\n", "a.csv: expected rows of inputs, got 1 of 0"),

@@ -70,7 +70,11 @@ def assert_same(one, other):
         ("activation", ["tanh", "", None], "one of relu, leaky-relu, all-relu"),
         ("init", ["glorot", None], "one of he_uniform, xavier, normal"),
         ("alpha", [np.nan, np.inf, "0.6", 1e39, -(10**400)], "a finite number of float32"),
-        ("learning_rate", [0, -0.1, np.nan, np.inf, None, 1e39], "a positive number"),
+        (
+            "learning_rate",
+            [0, -0.1, np.nan, np.inf, None, 1e39],
+            "a positive number",
+        ),
         ("momentum", [1, -0.1, 1.5, np.nan], r"a number in \[0, 1\)"),
         ("weight_decay", [1, -0.1, np.nan], r"a number in \[0, 1\)"),
         ("dropout", [1, 1 - 1e-9, 1e300, -0.1, np.nan], r"a number in \[0, 1\)"),
@@ -94,7 +98,8 @@ def test_a_value_out_of_its_range_is_named(name, values, expected):
 def test_the_limits_themselves_are_allowed():
     TrainConfig(
         hidden=(), density=1, momentum=0, weight_decay=0, dropout=0, zeta=0, epochs=0,
-        batch_size=np.int64(1), prune_from=1, prune_every=1, prune_percentile=100,
+        batch_size=np.int64(1), learning_rate=np.float16(0.01), prune_from=1, prune_every=1,
+        prune_percentile=100,
     )  # fmt: skip
 
 

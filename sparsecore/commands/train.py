@@ -21,7 +21,9 @@ def add(commands: Any) -> None:
         "train",
         help="train a network on a data set",
         description="Train a truly sparse network. Hyperparameters that are not given are those of "
-        "the study for the data set, as the book's table of hyperparameters has them.",
+        "the study for the data set, as the book's table of hyperparameters has them. They are the "
+        "paper's, or readings of it, not the best ones: the book's page on weight decay has what "
+        "another λ brings.",
     )
     sub.set_defaults(function=_train, default=sub.get_default)
     known = f"one of {', '.join(datasets.names())}; required without --data and --replay"

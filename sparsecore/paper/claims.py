@@ -145,7 +145,8 @@ CLAIMS = (
         "Truly sparse training, from scratch, without masks, in parallel, is faster than dense.",
         "On every data set SET-All-ReLU and WASAP take less time per epoch than the dense network, "
         "in seconds × cores; WASAP takes fewer seconds than SET-All-ReLU, and loses less than one "
-        "percentage point of accuracy to it. (Without masks, from scratch: so by construction.)",
+        "percentage point of accuracy to it. (From scratch and without masks it is by "
+        "construction.)",
         (
             Question("faster than dense", _SPARSE, "dense", times="core-seconds"),
             Question("parallel training faster than dense", _PARALLEL, "dense",

@@ -51,7 +51,7 @@ def measure(width: int, n_seeds: int) -> Result:
 
 
 @picture(
-    STUDY, across=len(DEPTHS), height=3.0,
+    STUDY, across=len(DEPTHS), height=3.0, sharey=True,
     legend=[line(_COLOURS["all-relu"], "All-ReLU (signs alternate)"),
             line(_COLOURS["leaky-relu"], "LeakyReLU")],
     caption="**Gradient flow at initialisation.** Squared norm of the loss's gradient of fresh "

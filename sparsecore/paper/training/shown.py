@@ -175,10 +175,10 @@ def over_epochs(runs: list[Result], name: str, factor: float = 1) -> tuple[list[
     return [epoch["epoch"] for epoch in records[0]], values
 
 
-def first_epoch(epochs: Sequence[int], values: np.ndarray, target: float) -> float:
-    """Return the median over runs of the first epoch with this value; infinite if never reached."""
-    there = values >= target
-    return float(np.median([epochs[run.argmax()] if run.any() else math.inf for run in there]))
+def first_epoch(epochs: Sequence[int], values: np.ndarray, target: float) -> int | None:
+    """Return the first epoch at which the mean over runs has this value, if there is one."""
+    there = values.mean(axis=0) >= target
+    return epochs[there.argmax()] if there.any() else None
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -247,6 +247,8 @@ def contrast(results: Results, first: str, second: str) -> str:
     effects, told = [], []
     for name in results.datasets:
         runs = [results.of(name, method) for method in (first, second)]
+        if any(run["data"]["surrogate"] for some in runs for run in some):
+            continue  # its accuracy says nothing
         if effect := difference(*runs):
             effects.append(effect)
         if all(runs):

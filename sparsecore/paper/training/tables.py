@@ -164,7 +164,7 @@ def _text(value: Any) -> str:
 
 # --- T-main --------------------------------------------------------------------------------------
 
-_ACCURACIES = {"last": "test_accuracy", "best": "best_test_accuracy"}
+_ACCURACIES = {"last": "test_accuracy", "best": "best_test_accuracy", "chosen": "chosen_accuracy"}
 
 
 def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
@@ -193,10 +193,10 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
         Column("× dense", "speed_against_dense", two_digits),
     )
     caption = (
-        "**Dense, sparse and parallel methods.** Test accuracy after the last epoch and the best "
-        "one, which may precede a run's prunings; × dense: seconds × cores of dense training over "
-        "the row's. Means ± one standard deviation over seeds (0 seeds: only timed). Seconds: "
-        "medians over rounds ± one standard deviation."
+        "**Dense, sparse and parallel methods.** Test accuracy: last epoch, best (maybe before "
+        "prunings), and chosen: each half of the test set at the epoch that the other chooses "
+        "(sequential runs). × dense: seconds × cores of dense training over the row's. Means ± one "
+        "standard deviation over seeds (0: only timed); seconds: medians, over rounds."
     )
     own = [r for r in rows if r.get("method") == "set-all-relu" and r["speed_against_dense"]]
     ratios = {row["title"]: two_digits(row["speed_against_dense"]) for row in own}
@@ -220,8 +220,6 @@ def _main_sources(results: Results, times: Mapping[str, Result]) -> str:
     return (
         shown.sentence("Parallel runs", ", ".join(told))
         + "In phase 2 a parallel run's accuracy is the mean over its workers. " * bool(told)
-        + "The CSV also has the accuracy on one half of the test set, at the epoch that the other "
-        "half chooses, if the runs counted by halves. "
         + shown.sentence("", "; ".join(never))
         + shown.sentence(
             "Not all parallel runs" if told else "No parallel runs", results.no_cluster
@@ -245,7 +243,7 @@ def _main_row(
     names = ("test_accuracy", "best_test_accuracy", "nnz_start", "nnz_end")
     measured = {name: [run[name] for run in runs] for name in names}
     chosen = [chosen_accuracy(run["epochs"], run["data"]["n_test"]) for run in runs]
-    measured["chosen_accuracy"] = [] if None in chosen else chosen
+    measured["chosen_accuracy"] = [value for value in chosen if value is not None]
     turns = measured["epoch_seconds"] = seconds[method][0] if method in seconds else []
     for name, values in measured.items():
         row[name] = float(np.mean(values)) if values else None
@@ -322,9 +320,8 @@ def deviations(recorded: Results) -> Table:
         "less λ = 0.0002), with its 95 % confidence interval; else what is known of it."
     )
     start = (
-        f"{clear} of {measured} measured effects are clear: their 95 % interval, taken alone, "
-        "excludes 0. These, the released way less ours (weight decay: 0 less 0.0002), and "
-        "divergences"
+        f"Of {measured} measured effects {clear} have a 95 % interval, taken alone, that excludes "
+        "0. They are the released way less ours (weight decay: 0 less 0.0002). With all divergences"
     )
     finding = shown.sentence(start, "; ".join(told or ["none"])).strip() * bool(measured)
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)

@@ -70,7 +70,10 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
     runs[0]["config"]["workers"] = 2
     runs[0]["parallel"]["staleness_histogram"] = [0, 8, 0, 0, 0, 1, 1]
     told = parallel_figures.accuracy(found).finding
-    assert "samples per second are 1.50 (WASAP-SGD) and 0.80 (WASSP-SGD) times those of" in told
+    assert (
+        "samples per second of these runs are 1.50 (WASAP-SGD) and 0.80 (WASSP-SGD) times those of"
+        in told
+    )
     assert "training's: WASAP-SGD +2.00 points [" in told and "] and WASSP-SGD -3.00 points" in told
     bars = parallel_figures.staleness(found)
     assert [bar.get_height() for bar in bars.figure.axes[0].patches] == [0, 80, 0, 0, 0, 20]

@@ -613,13 +613,19 @@ def test_what_is_missing_of_the_main_table_is_counted():
         "data": {"surrogate": False}, "seconds": {"train": 3600.0, "evaluate": 1800.0},
         "provenance": {"ranks": 1, "threads": 2, "cores": 2, "cpu": "a CPU"},
     }  # fmt: skip
-    table = tables.coverage(studies.Results(study, "paper", [run]))
+    run["seed"], main = 0, studies.Results(study, "paper", [])
+    main.runs.append(run)
+    more = run | {"config": {"weight_decay": 2e-6}}
+    decay = studies.Results(STUDIES["F-decay"], "paper", [run, more])
+    last = tables.coverage(main, decay).data.iloc[-1]
+    assert (last["title"], last["recorded"], last["hours"]) == ("F-decay", 1, 3.0), "its own"
+    table = tables.coverage(main)
     assert table.data["planned"].sum() == planned
     row = table.data[(table.data["title"] == "CIFAR-10") & (table.data["decay"] == 0)].iloc[0]
     assert (row["recorded"], row["missing"].split("; ")[0]) == (1, "SET-ReLU")
     assert row["hours"] == table.data["hours"].sum() == 3.0, "1.5 hours of two cores"
     told = f"Of the main table's {planned} planned runs 1 are recorded; they took 3 core-hours"
-    assert table.finding == f"{told}, on these CPUs: a CPU."
+    assert table.finding == f"{told}, all runs of this table 3, on these CPUs: a CPU."
 
 
 def test_methods_without_runs_are_left_out(main):

@@ -140,8 +140,9 @@ def _beside_sequential(runs: dict[str, list[Result]], workers: int) -> str:
     beside = " and ".join(f"{LABELS[n]} {shown.gap(runs[n], runs[base])}" for n in _PARALLEL)
     faster = " and ".join(f"{pace[n] / pace[base]:.2f} ({LABELS[n]})" for n in _PARALLEL)
     return (
-        f"With {workers} workers, samples per second are {faster} times those of sequential "
-        f"training with one thread. Final accuracy, less sequential training's: {beside}."
+        f"With {workers} workers, samples per second of these runs are {faster} times those of "
+        "sequential training with one thread; the claims' seconds are of a contest. Final "
+        f"accuracy, less sequential training's: {beside}."
     )
 
 

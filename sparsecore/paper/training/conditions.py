@@ -237,7 +237,7 @@ _STUDIES = (
     ),
     Study(
         "F-curves", "accuracy and loss against epoch, ReLU and All-ReLU",
-        (*_REAL, "leukemia", "digits"), _SET, DECAYS, runs_of="T-main",
+        (*_REAL, "digits"), _SET, DECAYS, runs_of="T-main",
     ),
     Study(
         "F-gradient-flow", "gradient flow against epoch, ReLU, LeakyReLU and All-ReLU", _REAL,

@@ -6,7 +6,7 @@ Nothing is run here.
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -244,6 +244,8 @@ def _main_row(
     measured = {name: [run[name] for run in runs] for name in names}
     chosen = [chosen_accuracy(run["epochs"], run["data"]["n_test"]) for run in runs]
     measured["chosen_accuracy"] = [value for value in chosen if value is not None]
+    if any(run["data"]["surrogate"] for run in runs):  # its accuracy says nothing
+        measured |= {name: [] for name in _ACCURACIES.values()}
     turns = measured["epoch_seconds"] = seconds[method][0] if method in seconds else []
     for name, values in measured.items():
         row[name] = float(np.mean(values)) if values else None
@@ -327,8 +329,11 @@ def deviations(recorded: Results) -> Table:
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)
 
 
-def coverage(recorded: Results) -> Table:
-    """Make the table of which runs of T-main are recorded, what they took, and what is missing."""
+def coverage(recorded: Results, *others: Results) -> Table:
+    """Make the table of which runs of T-main are recorded, what they took, and what is missing.
+
+    Of `others`, studies that have runs of their own beside those of T-main, it has what they took.
+    """
     rows: list[dict[str, Any]] = []
     study = recorded.study
     for name, decay in itertools.product(study.datasets, study.decays):
@@ -336,9 +341,11 @@ def coverage(recorded: Results) -> Table:
         row = {"title": recorded.title(name), "decay": decay}
         row["recorded"] = len(at.on(name)) + len(at.on(name, diverged=True))
         row["planned"] = len(study.part(datasets=[name], decays=[decay]).conditions("paper"))
-        spent = ((training_seconds(r) + r["seconds"]["evaluate"]) * cores(r) for r in at.on(name))
-        row["hours"] = sum(spent) / 3600
-        rows.append({**row, "missing": shown.lacking(at, name)})
+        rows.append({**row, "hours": _hours(at.on(name)), "missing": shown.lacking(at, name)})
+    seen = {*map(_identity, recorded.runs)}
+    for other in others:
+        own = [run for run in other.runs if _identity(run) not in seen]
+        rows.append({"title": other.study.key, "recorded": len(own), "hours": _hours(own)})
     columns = [
         Column("data set", "title", number=False, once=True),
         Column("λ", "decay", "{:g}"),
@@ -349,12 +356,23 @@ def coverage(recorded: Results) -> Table:
     ]
     caption = (
         "**What is recorded of the main table**, at full length; how long training and tests took; "
-        "and what is missing."
+        "and what is missing. Below: the runs that other studies have of their own."
     )
     machines = sorted({run["provenance"]["cpu"] for run in recorded.runs})
-    done, planned, hours = (sum(row[n] for row in rows) for n in ("recorded", "planned", "hours"))
+    main = [row for row in rows if "planned" in row]
+    done, planned, hours = (sum(row[n] for row in main) for n in ("recorded", "planned", "hours"))
+    spent = sum(row["hours"] for row in rows)
     finding = (
         f"Of the main table's {planned} planned runs {done} are recorded; they took {hours:.0f} "
-        f"core-hours, on these CPUs: {', '.join(machines)}."
+        f"core-hours, all runs of this table {spent:.0f}, on these CPUs: {', '.join(machines)}."
     )
     return Table.of("T-recorded", rows, columns, caption, finding=finding)
+
+
+def _identity(run: Result) -> tuple[Any, ...]:
+    return (*run["condition"].values(), run["config"]["weight_decay"], run["seed"])
+
+
+def _hours(runs: Iterable[Result]) -> float:
+    spent = ((training_seconds(r) + r["seconds"]["evaluate"]) * cores(r) for r in runs)
+    return sum(spent) / 3600

@@ -315,7 +315,7 @@ def test_a_study_that_is_none_is_named():
 def test_every_table_and_figure_of_the_design_has_its_study():
     keys = "T-datasets T-hyper T-main T-extreme F-overview F-curves F-gradient-flow F-alpha "
     keys += "F-importance F-topology F-parallel F-scaling F-resources F-speed L-claims "
-    keys += "F-average F-decay F-depth T-deviations T-times T-estimator T-reliability"
+    keys += "F-average F-decay F-depth T-held-out T-deviations T-times T-estimator T-reliability"
     assert set(keys.split()) == set(STUDIES)
 
 
@@ -325,6 +325,15 @@ def test_the_paper_profile_is_the_setting_unchanged():
             changes = {"weight_decay": condition.decay, **METHODS[condition.method].changes}
             assert condition.config == setting(condition.dataset).config.with_values(**changes)
             assert condition.limit == {"train": None, "test": None}
+
+
+def test_held_out_rows_are_training_rows_that_are_not_trained_on():
+    whole = datasets.load("digits")
+    data = studies.data_of(Condition("T-held-out", "paper", "digits", "set-all-relu", 0))
+    assert (len(data.y_train), len(data.y_test)) == (1293, 144)
+    rows = np.concatenate([data.X_train, data.X_test])
+    assert sorted(map(bytes, rows)) == sorted(map(bytes, whole.X_train))
+    assert np.bincount(data.y_test).min() >= 14, "stratified"
 
 
 def test_observed_topology_against_dense_counts():

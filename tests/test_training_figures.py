@@ -605,6 +605,18 @@ def test_depth_draws_geometric_means_and_says_them(monkeypatch):
     assert depth.figure({"missing": "no data"}) == page.Note("no data")
 
 
+def test_what_weight_decay_brings_on_held_out_rows_is_told():
+    run = {
+        "condition": {"dataset": "digits", "method": "set-all-relu"}, "seed": 0,
+        "config": {"weight_decay": 0.0002}, "data": {"surrogate": False}, "test_accuracy": 0.75,
+    }  # fmt: skip
+    without = run | {"config": {"weight_decay": 0.0}, "test_accuracy": 0.875}
+    study = replace(STUDIES["T-held-out"], datasets=("digits", "madelon"))
+    told = tables.held_out(studies.Results(study, "paper", [run, without])).text
+    assert told.endswith("by one seed: Optical digits +12.50 points (no interval). ")
+    assert "Not recorded yet: Optical" in tables.held_out(studies.Results(study, "paper", [])).text
+
+
 def test_what_is_missing_of_the_main_table_is_counted():
     study = STUDIES["T-main"]
     planned = len(study.conditions("paper"))

@@ -97,6 +97,8 @@ class Study:
     # The study that owns the runs, except for methods and weight decays that it lacks. It also sets
     # the length of all runs, and the seeds if this study has none.
     runs_of: str | None = None
+    # Train on nine tenths of the training rows, and test on the tenth: a choice needs no test rows.
+    held_out: bool = False
     variants: tuple[str, ...] = ()  # more methods, for studies that take their runs from this one
     observers: Mapping[tuple[str, str], tuple[Make, ...]] = field(default_factory=dict)
 
@@ -252,6 +254,12 @@ _STUDIES = (
         "F-decay", "accuracy against weight decay λ, dense, SET-ReLU and SET-All-ReLU",
         (*_REAL, "digits"), ("dense", *_SET), (0.0, 2e-6, 2e-5, 2e-4),
         n_seeds=_seeds_of_decay, runs_of="T-main",
+    ),
+    Study(
+        "T-held-out", "accuracy on held-out training rows, with weight decay and without",
+        ("fashion-mnist", "madelon", "higgs", "digits"), ("set-all-relu",), DECAYS,
+        {"quick": (0,), "paper": (0,)}, held_out=True,
+        quick={"fashion-mnist": {"epochs": 5}, "madelon": {"epochs": 40}, "higgs": {"epochs": 6}},
     ),
     Study(
         "T-deviations", "what differs from the released code, and what it is worth", _REAL,

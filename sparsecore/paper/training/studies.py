@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.model_selection import train_test_split
 
 from sparsecore import datasets, experiment
 from sparsecore.cluster import ClusterError
@@ -18,7 +19,7 @@ from sparsecore.compiled import lanes
 from sparsecore.datasets import DataError
 from sparsecore.paper.store import NOT_AVAILABLE, Entry, Result, current_profile
 from sparsecore.paper.training import on_cluster
-from sparsecore.paper.training.conditions import METHODS, Condition, Study, excluded, find
+from sparsecore.paper.training.conditions import METHODS, STUDIES, Condition, Study, excluded, find
 from sparsecore.progress import bar
 from sparsecore.provenance import provenance
 from sparsecore.settings import DECAYS
@@ -266,6 +267,11 @@ def expected_seconds(conditions: Iterable[Condition]) -> float:
 def data_of(condition: Condition) -> datasets.Dataset:
     """Return the rows that a condition trains on, stratified, and is tested with, at random."""
     data, train, test = _data(condition.dataset), condition.limit["train"], condition.limit["test"]
+    if STUDIES[condition.study].held_out:
+        rows = np.arange(len(data.y_train))
+        kept, held = train_test_split(rows, test_size=0.1, random_state=0, stratify=data.y_train)
+        parts = {"X_test": data.X_train[held], "y_test": data.y_train[held]}
+        data = data.derived(X_train=data.X_train[kept], y_train=data.y_train[kept], **parts)
     if train is not None and train < len(data.y_train):
         data = data.limited(train)
     if test is not None and test < len(data.y_test):

@@ -1,6 +1,7 @@
 """The hyperparameters of the study, per data set, and where each value comes from."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from sparsecore.config import TrainConfig, names
 
@@ -25,6 +26,12 @@ class Setting:
 
     config: TrainConfig
     released: frozenset[str]  #: fields of `config`; without any it is not in the study
+    decay: float = DECAYS[0]  #: weight decay of `default`, which T-held-out has chosen
+
+    @cached_property
+    def default(self) -> TrainConfig:
+        """What the command `train` takes: `config`, but for the weight decay."""
+        return self.config.with_values(weight_decay=self.decay)
 
     def origin(self, field: str) -> str:
         """Return where the value of a field of `config` comes from."""
@@ -45,7 +52,7 @@ _LEUKEMIA = TrainConfig(
 )
 
 SETTINGS: dict[str, Setting] = {
-    "fashion-mnist": Setting(TrainConfig(), _ALL),
+    "fashion-mnist": Setting(TrainConfig(), _ALL, decay=0.0),
     "cifar10": Setting(TrainConfig(hidden=(4000, 1000, 4000), alpha=0.75, augment=True), _ALL),
     "madelon": Setting(_MADELON, _COMMON | {"hidden"}),
     "higgs": Setting(TrainConfig(epsilon=10, alpha=0.05, init="xavier"), _COMMON),
@@ -68,7 +75,8 @@ def setting(dataset: str) -> Setting:
     Returns
     -------
     Setting
-        `config`, a TrainConfig, and `released`: its fields that stand in the released code.
+        `config`, a TrainConfig, and `released`: its fields that stand in the released code;
+        `default` is what the command `train` takes, whose weight decay may be another.
     """
     names(SETTINGS).check("dataset", dataset)
     return SETTINGS[dataset]

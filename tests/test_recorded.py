@@ -24,6 +24,8 @@ from sparsecore.paper.speed import measure as speed
 from sparsecore.paper.training import figures as training_figures
 from sparsecore.paper.training import pruning, studies, tables, times, topology
 from sparsecore.paper.training.conditions import STUDIES
+from sparsecore.paper.training.effects import difference
+from sparsecore.settings import DECAYS, SETTINGS
 
 ROOT = Path(__file__).parent.parent
 SPARSE = ("torch-csr", "sparseprop", "sparselab")  # the peers that hold no dense matrix
@@ -90,6 +92,15 @@ def test_what_is_committed_is_valid_and_belongs_to_a_study(hashed, monkeypatch):
     assert {state for state in states.values() if state != "missing"} == {"recorded"}
     there = set((store.root() / "paper").rglob("*.json"))
     assert there <= states.keys() and len(there) > 100
+
+
+def test_train_takes_the_study_s_weight_decay_unless_held_out_rows_clearly_favour_none():
+    found = studies.recorded("T-held-out")
+    for name, setting in SETTINGS.items():
+        none, some = (found.at(decay).of(name, "set-all-relu") for decay in (0.0, DECAYS[0]))
+        gain = difference(none, some)
+        assert setting.decay == (0.0 if gain and gain.low > 0 else DECAYS[0]), name
+        assert setting.config.weight_decay == DECAYS[0], f"{name}: the studies' value stays"
 
 
 # --- README, first page, ledger and main table tell the same ---

@@ -65,11 +65,11 @@ def hyperparameter(group: Any, about: Hyperparameter, default: str | None = None
 
 def study_default(name: str) -> str:
     """Return a hyperparameter's default, and the data set that has another if it is only one."""
-    values = {dataset: getattr(setting.config, name) for dataset, setting in SETTINGS.items()}
+    values = {dataset: getattr(setting.default, name) for dataset, setting in SETTINGS.items()}
     default = HYPERPARAMETERS[name].default
     others = [dataset for dataset, value in values.items() if value != default]
     if len(others) > 1:
-        return f"fashion-mnist: {_shown(default)}"
+        return f"fashion-mnist: {_shown(values['fashion-mnist'])}"
     return "; ".join([_shown(default), *(f"{name}: {_shown(values[name])}" for name in others)])
 
 

@@ -21,9 +21,9 @@ def add(commands: Any) -> None:
         "train",
         help="train a network on a data set",
         description="Train a truly sparse network. Hyperparameters that are not given are those of "
-        "the study for the data set, as the book's table of hyperparameters has them. They are the "
-        "paper's, or readings of it, not the best ones: the book's page on weight decay has what "
-        "another λ brings.",
+        "the study for the data set, as the book's table of hyperparameters has them: the paper's, "
+        "or readings of it, not the best ones. Only weight decay is another where training rows "
+        "that were held out favour it (the book's page on weight decay); the test set had no say.",
     )
     sub.set_defaults(function=_train, default=sub.get_default)
     known = f"one of {', '.join(datasets.names())}; required without --data and --replay"
@@ -92,7 +92,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.dataset is None:
         own = "; for a table of your own: --data FILE"
         raise ValueError(f"--dataset: expected one of {', '.join(datasets.names())}, got none{own}")
-    base = settings.setting(options.dataset).config
+    base = settings.setting(options.dataset).default
     chosen = shared.given(options, HYPERPARAMETERS)
     config = base.with_values(**chosen)
     shared.refuse_idle(options, config.prune_from, config.activation)

@@ -26,7 +26,7 @@ class Setting:
 
     config: TrainConfig
     released: frozenset[str]  #: fields of `config`; without any it is not in the study
-    decay: float = DECAYS[0]  #: weight decay of `default`, which T-held-out has chosen
+    decay: float = DECAYS[0]  #: of `default`; another where T-held-out favours it
 
     @cached_property
     def default(self) -> TrainConfig:

@@ -70,11 +70,7 @@ def assert_same(one, other):
         ("activation", ["tanh", "", None], "one of relu, leaky-relu, all-relu"),
         ("init", ["glorot", None], "one of he_uniform, xavier, normal"),
         ("alpha", [np.nan, np.inf, "0.6", 1e39, -(10**400)], "a finite number of float32"),
-        (
-            "learning_rate",
-            [0, -0.1, np.nan, np.inf, None, 1e39],
-            "a positive number",
-        ),
+        ("learning_rate", [0, -0.1, np.nan, np.inf, None, 1e39], "a positive number"),
         ("momentum", [1, -0.1, 1.5, np.nan], r"a number in \[0, 1\)"),
         ("weight_decay", [1, -0.1, np.nan], r"a number in \[0, 1\)"),
         ("dropout", [1, 1 - 1e-9, 1e300, -0.1, np.nan], r"a number in \[0, 1\)"),

@@ -576,8 +576,8 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     assert f"Optical digits: {99.005 - usual:+.2f} points [" in effects["effect"].iloc[0]
     told = tables.deviations(replace(found, runs=runs)).finding
     start = (
-        "Of 1 measured effects 1 have a 95 % interval, taken alone, that excludes 0. They are the "
-        "released way less ours (weight decay: 0 less 0.0002). With all divergences: "
+        "1 of 1 measured effects (the released way less ours; of weight decay: 0 less 0.0002) have "
+        "a 95 % interval, taken alone, that excludes 0. These, and divergences: "
     )
     assert told.startswith(f"{start}Weight decay λ (decoupled, per step), Optical digits: ")
     assert tables.deviations(replace(found, runs=[])).finding == ""

@@ -21,9 +21,10 @@ def add(commands: Any) -> None:
         "train",
         help="train a network on a data set",
         description="Train a truly sparse network. Hyperparameters that are not given are those of "
-        "the study for the data set, as the book's table of hyperparameters has them: the paper's, "
-        "or readings of it, not the best ones. Only weight decay is another where training rows "
-        "that were held out favour it (the book's page on weight decay); the test set had no say.",
+        "the study for the data set, as the book's table of hyperparameters has them: the released "
+        "code's, or this project's choice, not the best ones. Only weight decay is another where "
+        "training rows that were held out favour it (the book's page on weight decay); the test "
+        "set had no say.",
     )
     sub.set_defaults(function=_train, default=sub.get_default)
     known = f"one of {', '.join(datasets.names())}; required without --data and --replay"

@@ -247,8 +247,6 @@ def contrast(results: Results, first: str, second: str) -> str:
     effects, told = [], []
     for name in results.datasets:
         runs = [results.of(name, method) for method in (first, second)]
-        if any(run["data"]["surrogate"] for some in runs for run in some):
-            continue  # its accuracy says nothing
         if effect := difference(*runs):
             effects.append(effect)
         if all(runs):

@@ -193,10 +193,10 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
         Column("× dense", "speed_against_dense", two_digits),
     )
     caption = (
-        "**Dense, sparse and parallel methods.** Test accuracy: last epoch, best (maybe before "
-        "prunings), and chosen: each half of the test set at the epoch that the other chooses "
-        "(sequential runs). × dense: seconds × cores of dense training over the row's. Means ± one "
-        "standard deviation over seeds (0: only timed); seconds: medians, over rounds."
+        "**Dense, sparse and parallel methods.** Test accuracy: last epoch, best, and chosen: "
+        "each half of the test set at the epoch that the other chooses, of the runs that counted "
+        "by halves. Best and chosen may precede prunings. × dense: seconds × cores of dense "
+        "training over the row's. Means ± one standard deviation over seeds (0: only timed)."
     )
     own = [r for r in rows if r.get("method") == "set-all-relu" and r["speed_against_dense"]]
     ratios = {row["title"]: two_digits(row["speed_against_dense"]) for row in own}
@@ -322,8 +322,8 @@ def deviations(recorded: Results) -> Table:
         "less λ = 0.0002), with its 95 % confidence interval; else what is known of it."
     )
     start = (
-        f"Of {measured} measured effects {clear} have a 95 % interval, taken alone, that excludes "
-        "0. They are the released way less ours (weight decay: 0 less 0.0002). With all divergences"
+        f"{clear} of {measured} measured effects (the released way less ours; of weight decay: 0 "
+        "less 0.0002) have a 95 % interval, taken alone, that excludes 0. These, and divergences"
     )
     finding = shown.sentence(start, "; ".join(told or ["none"])).strip() * bool(measured)
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)
@@ -361,10 +361,12 @@ def coverage(recorded: Results, *others: Results) -> Table:
         row["recorded"] = len(at.on(name)) + len(at.on(name, diverged=True))
         row["planned"] = len(study.part(datasets=[name], decays=[decay]).conditions("paper"))
         rows.append({**row, "hours": _hours(at.on(name)), "missing": shown.lacking(at, name)})
-    seen = {*map(_identity, recorded.runs)}
+    done, planned, hours = (sum(row[n] for row in rows) for n in ("recorded", "planned", "hours"))
+    seen = {*map(_identity, recorded.runs + recorded.diverged)}
     for other in others:
-        own = [run for run in other.runs if _identity(run) not in seen]
-        rows.append({"title": other.study.key, "recorded": len(own), "hours": _hours(own)})
+        own = [run for run in other.runs + other.diverged if _identity(run) not in seen]
+        spent = _hours(run for run in own if "seconds" in run)
+        rows.append({"title": other.study.key, "recorded": len(own), "hours": spent})
     columns = [
         Column("data set", "title", number=False, once=True),
         Column("λ", "decay", "{:g}"),
@@ -375,12 +377,10 @@ def coverage(recorded: Results, *others: Results) -> Table:
     ]
     caption = (
         "**What is recorded of the main table**, at full length; how long training and tests took; "
-        "and what is missing. Below: the runs that other studies have of their own."
+        "and what is missing. Below: other studies' runs that are in no row above."
     )
-    machines = sorted({run["provenance"]["cpu"] for run in recorded.runs})
-    main = [row for row in rows if "planned" in row]
-    done, planned, hours = (sum(row[n] for row in main) for n in ("recorded", "planned", "hours"))
-    spent = sum(row["hours"] for row in rows)
+    cpus = {run["provenance"]["cpu"] for found in (recorded, *others) for run in found.runs}
+    machines, spent = sorted(cpus), sum(row["hours"] for row in rows)
     finding = (
         f"Of the main table's {planned} planned runs {done} are recorded; they took {hours:.0f} "
         f"core-hours, all runs of this table {spent:.0f}, on these CPUs: {', '.join(machines)}."

@@ -537,6 +537,8 @@ def test_the_built_table_holds_the_numbers_of_the_results():
             found = files(method + decay, name, f"{profile}/T-main", ROOT / "book/results")
             if found:
                 last, *nnz = numbers(found)
+                if found[0]["data"]["surrogate"]:
+                    last = "—"  # its accuracy says nothing
                 expected = [conditions.METHODS[method].label, last, *nnz]
                 shown = [[row[2], row[4], *row[-4:-2]] for row in rows if len(row) > 6]
                 assert expected in shown, (name, method)

@@ -284,6 +284,6 @@ def result_of(
 
 
 def unpacked(test_right: str, n_test: int) -> np.ndarray:
-    """Return which test rows a result's model is right on, from a bit per row in base64."""
+    """Return which of `n_test` rows a model is right on, from `test_right`: base64, a bit each."""
     packed = np.frombuffer(base64.b64decode(test_right), np.uint8)
     return np.unpackbits(packed, count=n_test).astype(bool)

@@ -64,7 +64,7 @@ class Stream:
 
 
 def plan(config: ExtremeConfig, threads: int, comm: Any = None) -> budget.Budget:
-    """Return the memory plan (`total` bytes, `items`, `table`) of a network, or of each rank."""
+    """Return what `config` takes on `threads`, or each rank of `comm`: `total` bytes, `table`."""
     if comm is not None and config.zeta:
         expected = f"expected 0 for layers split over ranks, got {config.zeta}"
         raise ValueError(f"zeta: {expected}; their topology does not evolve")

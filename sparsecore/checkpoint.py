@@ -90,7 +90,9 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
     with opened(path, "sparsecore model file") as archive:
         check_version(path, int(array(archive, "format_version")))
         about = json.loads(str(array(archive, "about")))
-        return _model(archive, about), about["run"]
+        if not isinstance(run := about["run"], (dict, type(None))):
+            raise ValueError(f"the state of its run is {run!r:.50}")
+        return _model(archive, about), run
 
 
 def latest(path: Any, read: Callable[[Any], Any] = load) -> Any:

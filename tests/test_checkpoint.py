@@ -218,6 +218,7 @@ def test_a_newer_version_says_so(saved):
         {"activation": "gelu"},
         {"init": "zeros"},
         {"alpha": "steep"},
+        {"run": ["estimator", "config", "rank"]},
     ],
 )
 def test_contents_that_are_not_a_network(saved, changes):

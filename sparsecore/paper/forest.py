@@ -31,7 +31,7 @@ def figure(ledger: Ledger) -> Picture:
             ax.set_ylim(lines + 0.7, 0.4)
         points.set_xlabel("difference in test accuracy (points)")
         times.set(xlabel="ratio (times)", xscale="log")
-        plain_ticks(times.xaxis, (1, 3))
+        plain_ticks(times.xaxis, subs=(1, 3))
         handles = [dot(look["color"], name, look["marker"], look.get("markerfacecolor"))
                    for name, look in _LOOK.items()]  # fmt: skip
         legend_above(drawing, handles)

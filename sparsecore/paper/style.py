@@ -153,12 +153,13 @@ def deviation(values: Any) -> Any:
     return values.std(axis=0, ddof=min(1, len(values) - 1))
 
 
-def plain_ticks(axis: Axis, subs: Sequence[int] = ()) -> None:
-    """Write plain numbers on a logarithmic axis, at powers of ten or these multiples of them."""
-    if subs:
-        axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter("{x:,.10g}")
-    axis.set_minor_formatter(NullFormatter())
+def plain_ticks(*axes: Axis, subs: Sequence[int] = ()) -> None:
+    """Write plain numbers on logarithmic axes, at powers of ten or these multiples of them."""
+    for axis in axes:
+        if subs:
+            axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_major_formatter("{x:,.10g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def with_spread(

@@ -12,13 +12,13 @@ from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.speed.contest import PEERS
 from sparsecore.paper.speed.measure import SHAPES
 from sparsecore.paper.store import NOTHING, Result
+from sparsecore.paper.training.effects import two_digits
+from sparsecore.paper.training.shown import DASHED
+from sparsecore.paper.training.studies import Results
 
 from sparsecore.paper.style import (  # isort: skip
     COLOURS, GREY, dot, line, picture, plain_ticks, shows, tag, with_spread,
 )  # fmt: skip
-from sparsecore.paper.training.effects import two_digits
-from sparsecore.paper.training.shown import DASHED
-from sparsecore.paper.training.studies import Results
 
 # Recorded on the older CPU; today's contest has "blas-dense" in its place.
 _EARLIER = {"numpy-dense": "NumPy, dense"}
@@ -166,8 +166,7 @@ def density(ax: Axes, result: Result) -> tuple[str, str]:
         ax.axvline(100 * crossing, color=GREY, linestyle=(0, (1, 1)))
     ax.set(xscale="log", yscale="log")
     ax.set(xlabel="connections that exist (%)", ylabel="milliseconds per step")
-    plain_ticks(ax.xaxis)
-    plain_ticks(ax.yaxis)
+    plain_ticks(ax.xaxis, ax.yaxis)
     faster = "Sparse" if spreads[0]["median"] < min(levels) else "Dense"
     where = crossing and f"below a density of {100 * crossing:.0f} %"
     return f"{faster} steps are the faster ones {where or 'at every density measured'}.", ""
@@ -203,8 +202,7 @@ def roofline(ax: Axes, result: Result) -> tuple[str, str]:
     ax.set(xscale="log", yscale="log", xlim=(0.25, 2), xticks=[0.25, 0.5, 1, 2])
     ax.set(xlabel="operations per byte moved", ylabel="GFLOP/s, one thread")
     ax.xaxis.set_minor_locator(NullLocator())
-    plain_ticks(ax.xaxis)
-    plain_ticks(ax.yaxis)
+    plain_ticks(ax.xaxis, ax.yaxis)
     shares = [100 * kernel["share"] for kernel in kernels]
     bound = sum(p["intensity"] * result["bandwidth"][p["level"]] < peak for p in kernels)
     return (
@@ -234,8 +232,7 @@ def width(axes: Any, result: Result) -> tuple[str, str]:
     for ax, what, unit in ((left, "Time", "milliseconds per step"), (right, "Memory", "GiB")):
         ax.set(xscale="log", yscale="log", title=what, ylabel=unit)
         ax.set_xlabel("neurons per hidden layer")
-        plain_ticks(ax.xaxis)
-        plain_ticks(ax.yaxis)
+        plain_ticks(ax.xaxis, ax.yaxis)
     return (
         f"With {last['width']:,} neurons per hidden layer the network takes "
         f"{last['mib'] / 1024:.2g} GiB and a step {last['ms']['median'] / 1e3:.2g} s; dense "

@@ -52,7 +52,7 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result] | N
     low, high = ax.get_xlim()
     if high < 4 * low:  # else times of one size would look far apart
         ax.set_xlim(math.sqrt(low * high) / 2, 2 * math.sqrt(low * high))
-    plain_ticks(ax.xaxis, (1, 2, 5))
+    plain_ticks(ax.xaxis, subs=(1, 2, 5))
     return shown.against_dense(results, name, seconds)
 
 
@@ -72,11 +72,11 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result] | N
 def reach(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -> str:
     """Draw accuracy against the time so far; of T-main, at one weight decay."""
     [ax], seconds = axes, shown.epoch_seconds(results, name, times)
-    own = shown.over_epochs(results.of(name, "set-all-relu"), "test_accuracy", 100)[1]
-    target, when, spent = own.mean(axis=0)[-1], {}, {}
-    for method in _RACE:
-        if method in seconds and (runs := results.of(name, method)):
-            epochs, values = shown.over_epochs(runs, "test_accuracy", 100)
+    found = {method: results.of(name, method) for method in _RACE}
+    curves = {m: shown.over_epochs(runs, "test_accuracy", 100) for m, runs in found.items() if runs}
+    target, when, spent = curves["set-all-relu"][1].mean(axis=0)[-1], {}, {}
+    for method, (epochs, values) in curves.items():
+        if method in seconds:
             when[method] = shown.first_epoch(epochs, values, target)
             spent[method] = core_seconds(*seconds[method])
             some = np.unique(np.geomspace(1, len(epochs), 80).astype(int)) - 1

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from sparsecore import datasets, experiment
 from sparsecore.cluster import ClusterError
@@ -268,10 +267,12 @@ def data_of(condition: Condition) -> datasets.Dataset:
     """Return the rows that a condition trains on, stratified, and is tested with, at random."""
     data, train, test = _data(condition.dataset), condition.limit["train"], condition.limit["test"]
     if STUDIES[condition.study].held_out:
-        rows = np.arange(len(data.y_train))
-        kept, held = train_test_split(rows, test_size=0.1, random_state=0, stratify=data.y_train)
-        parts = {"X_test": data.X_train[held], "y_test": data.y_train[held]}
-        data = data.derived(X_train=data.X_train[kept], y_train=data.y_train[kept], **parts)
+        from sklearn.model_selection import train_test_split  # on use: a page starts without it
+
+        X, X_test, y, y_test = train_test_split(
+            data.X_train, data.y_train, test_size=0.1, random_state=0, stratify=data.y_train
+        )
+        data = data.derived(X_train=X, y_train=y, X_test=X_test, y_test=y_test)
     if train is not None and train < len(data.y_train):
         data = data.limited(train)
     if test is not None and test < len(data.y_test):

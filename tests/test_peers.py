@@ -17,6 +17,7 @@ from sparsecore.paper.speed.peers import Problem
 SIZES = (20, 24, 16, 5)
 PLAIN = {"density": 0.3, "dropout": 0.0, "weight_decay": 0.0, "learning_rate": 0.2}
 LEARNERS = [key for key in PEERS if key != "c-loop"]
+SPARSE = ("torch-csr", "sparselab", "sparseprop")
 DECOUPLED = ("sparsecore", "blas-dense", "jax-dense")  # PyTorch and scikit-learn decay otherwise
 
 
@@ -29,6 +30,8 @@ def trainer(key, problem):
 @pytest.mark.parametrize(
     "key, changed",
     [(key, {"batch_size": n}) for key in LEARNERS for n in (20, 32)]
+    # With this epsilon the last layer has all its weights: theirs is dense, then.
+    + [(key, {"batch_size": 20, "density": None, "epsilon": 4}) for key in SPARSE]
     + [(key, {"batch_size": 8, "weight_decay": 0.02}) for key in DECOUPLED],
 )
 def test_steps_are_those_of_the_dense_network(key, changed):
@@ -56,6 +59,13 @@ def test_steps_are_those_of_the_dense_network(key, changed):
     # A bound that a peer could meet without learning would show nothing.
     for before, after in pairwise(losses):
         assert before.exact - after.exact > 10 * (before.error + after.error)
+
+
+@pytest.mark.parametrize("key", SPARSE)
+def test_full_layers_of_sparse_peers_are_dense(key):
+    made = trainer(key, Problem(SIZES, epsilon=4))
+    kinds = [type(layer).__name__ for layer in made._layers]
+    assert [kind == "Linear" for kind in kinds] == [False, False, True]
 
 
 @pytest.mark.parametrize("key", LEARNERS)

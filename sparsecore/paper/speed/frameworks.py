@@ -25,7 +25,11 @@ class TorchDense(Adapter):
         torch.manual_seed(problem.seed)
         inputs, labels = problem.data
         self._inputs, self._labels = torch.from_numpy(inputs), torch.from_numpy(labels)
-        self._layers = torch.nn.ModuleList(self._linear(w, b) for w, b in problem.dense())
+        self._layers = torch.nn.ModuleList(
+            # A layer that has all its weights is dense for sparse peers, too, as users would do.
+            (self._linear if weights.all() else self._sparse)(weights, bias)
+            for weights, bias in problem.dense()
+        )
         self._optimizer = torch.optim.SGD(
             self._layers.parameters(), lr=problem.learning_rate, momentum=problem.momentum,
             weight_decay=problem.weight_decay / problem.learning_rate, fused=True,
@@ -38,6 +42,8 @@ class TorchDense(Adapter):
             linear.weight.copy_(torch.from_numpy(weights))
             linear.bias.copy_(torch.from_numpy(bias))
         return linear
+
+    _sparse = _linear
 
     def _logits(self, x: Any) -> Any:
         functional = self._torch.nn.functional
@@ -78,24 +84,21 @@ class TorchSparseProp(TorchDense):
     """`SparseLinear` layers of the package SparseProp."""
 
     label, packages = "SparseProp", ("torch", "sparseprop")
-    note = f"{WHOLE} (fused SGD); all layers are its SparseLinear, built here; the last is dense."
+    note = f"{WHOLE} (fused SGD); hidden layers are its SparseLinear, built here."
 
-    def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
+    def _sparse(self, weights: np.ndarray, bias: np.ndarray) -> Any:
         from sparseprop.modules import SparseLinear
 
-        return SparseLinear.from_dense(super()._linear(weights, bias))
+        return SparseLinear.from_dense(self._linear(weights, bias))
 
 
 class TorchSparseLab(TorchDense):
     """`SparseLinear` layers of the package sparselab, which are given our connections."""
 
     label, packages = "sparselab", ("torch", "sparselab")
-    note = (
-        f"{WHOLE} (fused SGD); all layers are its SparseLinear (padded CSR, AVX2 or NEON); the "
-        "last is dense."
-    )
+    note = f"{WHOLE} (fused SGD); hidden layers are its SparseLinear (padded CSR, AVX2 or NEON)."
 
-    def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
+    def _sparse(self, weights: np.ndarray, bias: np.ndarray) -> Any:
         import sparselab
 
         torch = self._torch
@@ -113,11 +116,11 @@ class TorchCSR(TorchDense):
 
     label = "PyTorch, CSR weights"
     note = (
-        f"{WHOLE} (fused SGD); all layers are sparse products by MKL, in an autograd function of "
-        "ours, with a second, transposed matrix for the input gradient; the last layer is dense."
+        f"{WHOLE} (fused SGD); hidden layers are sparse products by MKL, in an autograd function "
+        "of ours, with a second, transposed matrix for the input gradient."
     )
 
-    def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
+    def _sparse(self, weights: np.ndarray, bias: np.ndarray) -> Any:
         import torch
 
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
@@ -148,11 +151,8 @@ class TorchCSR(TorchDense):
         layer = torch.nn.Module()
         layer.values = torch.nn.Parameter(torch.from_numpy(csr.data))
         layer.bias = torch.nn.Parameter(torch.from_numpy(bias))
-        layer.forward = lambda x: Product.apply(x, layer.values, layer.bias)
+        layer.forward = lambda x: Product.apply(x.t().contiguous(), layer.values, layer.bias).t()
         return layer
-
-    def _logits(self, x: Any) -> Any:
-        return super()._logits(x.t().contiguous()).t()
 
 
 class JaxDense(Adapter):

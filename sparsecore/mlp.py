@@ -560,7 +560,7 @@ class SparseMLP(Fixed):
         ----------
         percentile : float
             In [0, 100]. Of the neurons of a layer that still have connections, those whose
-            importance is at or below this percentile lose theirs.
+            importance is at or below this percentile lose theirs; 0 removes none.
         counts_empty : bool
             Take the percentile over all neurons of the layer, with 0 for those without connections.
 

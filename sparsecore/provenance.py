@@ -142,6 +142,7 @@ def peak_bytes() -> int:
 
 def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str, Any]:
     """Return what a result file says of its origin, as JSON types."""
+    mpi = sys.modules.get("mpi4py.MPI")  # to import it would start it
     return {
         "sparsecore": sparsecore.__version__, "commit": _commit(),
         "python": platform.python_version(),
@@ -149,5 +150,6 @@ def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str,
         "platform": platform.platform(), "cpu": cpu_model(), "cores": cpu_count(),
         "lane_width": lanes.widest(),  # float32 values that a kernel carries in registers
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "threads": threads,
-        "ranks": ranks, "data_sha256": data_hash,
+        "ranks": ranks, "mpi": mpi and " ".join(mpi.Get_library_version().split()[:3]),
+        "data_sha256": data_hash,
     }  # fmt: skip

@@ -101,6 +101,20 @@ def parallel(study, monkeypatch, tmp_path):
     return asked
 
 
+@pytest.fixture
+def threads_seen(monkeypatch):
+    """Return the list of the threads with which an engine was made, or predicted."""
+    from sparsecore.compiled import engine
+
+    def told(call):
+        return lambda *args: seen.append(args[-1]) or call(*args)
+
+    seen = []
+    for name in ("Engine", "logits"):
+        monkeypatch.setattr(engine, name, told(getattr(engine, name)))
+    return seen
+
+
 @pytest.fixture(scope="module")
 def short_simulations():
     """Simulate up to 16 workers, and for less long."""

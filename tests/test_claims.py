@@ -24,7 +24,7 @@ def run(
     ranks=1, loss=1.0, decay=0.0002,
 ):  # fmt: skip
     # Times and flows that vary a little with the seed: without spread there is no interval.
-    seconds, flow = seconds * 1.01**seed, flow * 1.01**seed
+    seconds, flow = seconds * 1.01**seed, flow * (1.001 if method == "set-relu" else 1.003) ** seed
     epochs = [{"epoch": 0, "nnz": nnz[0], "gradient_flow": 5.0}]
     epochs += [{"epoch": e, "nnz": nnz[0], "gradient_flow": flow, "loss": loss} for e in (1, 2)]
     return {
@@ -93,12 +93,23 @@ def test_intervals_are_scipy_s():
 
 def test_what_does_not_vary_has_no_interval():
     assert interval([0.5, 0.5], [0.4, 0.4], False) is None
+    assert interval([0.3] * 3, [0.1] * 3, False) is None, "what rounding leaves is no spread"
     equal = results(set_relu=seeds((0.5, 0.5)), set_all_relu=seeds((0.6, 0.6)))
     found = claims.Ledger(equal).checks["C2"][2]
     assert found.high - found.low > 0, "the test set is finite"
     n, p = 100_000, (0.5, 0.6)
     error = np.sqrt(sum(q * (1 - q) / n for q in p))
     assert found.high - found.low == pytest.approx(200 * 1.96 * error, rel=1e-3)
+
+
+def test_pairs_are_of_one_seed_in_whatever_order_runs_come():
+    found = results(set_relu=seeds((0.5, 0.6, 0.7, 0.8)), set_all_relu=seeds((0.9, 0.6, 0.7, 0.8)))
+    first, second = (found.of("digits", name) for name in ("set-all-relu", "set-relu"))
+    *both, paired = effects.pairs(first[:0:-1], second)  # seed 0 is missing
+    assert paired and [[run["seed"] for run in some] for some in both] == [[1, 2, 3]] * 2
+    for run in first:
+        run["config"] = {**run["config"], "epsilon": 10}
+    assert not effects.pairs(first, second)[2], "of another ε: no common start"
 
 
 def test_all_numbers_of_a_comparison_are_of_the_same_seeds():
@@ -236,8 +247,8 @@ def test_what_cannot_be_tested_does_not_count():
     ledger = claims.Ledger(replace(there, study=study))
     faster = {c.dataset: c for c in ledger.checks["C1"] if c.question == "faster than dense"}
     assert faster["Madelon"].evidence == "no runs"
-    assert "16.8 GiB" in faster["Leukemia (MILE study)"].evidence
-    assert faster["Leukemia (MILE study)"].outcome == IMPOSSIBLE
+    leukemia = faster["Leukemia (MILE study), surrogate"]
+    assert "16.8 GiB" in leukemia.evidence and leukemia.outcome == IMPOSSIBLE
     assert claims.verdict([Check("", outcome=o) for o in (HOLDS, IMPOSSIBLE)]) == HOLDS
 
 
@@ -250,7 +261,8 @@ def test_what_is_not_planned_with_two_seeds_cannot_be_tested():
     )  # fmt: skip
     assert why["CIFAR-10", 0.0] == (IMPOSSIBLE, "1 seed of dense planned at this weight decay")
     surrogate = (IMPOSSIBLE, "a surrogate's accuracy is no evidence")
-    assert {why["Leukemia (MILE study)", decay] for decay in (0.0002, 0.0)} == {surrogate}
+    title = "Leukemia (MILE study), surrogate"
+    assert {why[title, decay] for decay in (0.0002, 0.0)} == {surrogate}
     assert ledger.checks["C2"][0].evidence == "no runs of SET-All-ReLU and SET-ReLU yet"
 
 
@@ -260,7 +272,7 @@ def test_a_finding_names_the_rows_by_their_outcome_and_the_grid_counts():
     assert ledger.finding().startswith(f"**Holds in every check so far**: {rows}")
     assert "C4" not in ledger.finding(), "no runs of extreme size"
     told = "Not tested: artificial (no network of this size is recorded yet)."
-    assert ledger.evidence("C4").sources == told
+    assert ledger.evidence("C4").sources.strip() == told
     assert ledger.grid().finding == ledger.table().finding == ledger.finding()
     flow, *accurate = ledger.checks["C2"]
     ledger.checks["C2"] = [flow, replace(flow, outcome=FAILS), *accurate]
@@ -366,6 +378,12 @@ def test_evidence_is_computed_from_the_results():
     assert kept.evidence.endswith(
         "] with 30 % of the connections; at the best epochs +0.00 with 100 %; test rows not paired"
     )
+    pruned = good()
+    for run in pruned.of("digits", "set-all-relu-pruned"):
+        for epoch, nnz, right in zip(run["epochs"], (100, 80, 30), (0.1, 0.95, 0.9), strict=True):
+            epoch.update(nnz=nnz, test_accuracy=right)
+    [kept] = at(claims.Ledger(pruned), "C3", 0.0002)
+    assert "with 30 % of the connections; at the best epochs +0.00 with 80 %" in kept.evidence
     [dense] = at(ledger, "C5", 0.0002)
     assert dense.evidence.endswith("; at the best epochs +19.00; test rows not paired")
     [flow] = [c for c in at(ledger, "C2", 0.0002) if "flow" in c.question]
@@ -427,6 +445,14 @@ def test_a_forest_draws_each_check_that_has_an_interval():
         for ax in picture.figure.axes
     )
     assert (points, times) == ({0.0, -1.0}, {1.0})
+    for ax in picture.figure.axes:
+        rows = [box.lines[0].get_ydata()[0] for box in ax.containers]
+        assert rows == ax.get_yticks().tolist()
+    labels = [t.get_text() for ax in picture.figure.axes for t in ax.get_yticklabels()]
+    assert labels == [
+        c.dataset + (f", λ = {c.decay:g}" if c.decay is not None else "")
+        for c in sorted(checks, key=lambda c: c.unit == "×")
+    ]
     noisy = results(set_relu=seeds((0.5, 0.9)), set_all_relu=seeds((0.6, 0.9), flow=1.0))
     points, _ = forest.figure(claims.Ledger(noisy)).figure.axes
     assert points.containers[0].lines[0].get_markerfacecolor() == "white", "undecided"

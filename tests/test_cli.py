@@ -25,6 +25,7 @@ from sparsecore.commands import options
 from sparsecore.config import HYPERPARAMETERS, TrainConfig
 from sparsecore.datasets import registry
 from sparsecore.limits import cpu_count
+from sparsecore.settings import setting
 
 # The names are a contract: notebooks and other people's scripts read them.
 BENCH_KEYS = {
@@ -56,6 +57,12 @@ def trained(tmp_path_factory):
         "--checkpoint", str(paths["checkpoint"]),
     )  # fmt: skip
     return done, paths
+
+
+def test_train_is_the_run_of_its_rows_and_seed(trained):
+    config = setting("digits").default.with_values(hidden=(40, 30), epsilon=5.0, epochs=3)
+    _, expected = experiment.run(datasets.load("digits").limited(300, 7), config, seed=7)
+    assert last_line(trained[0].stdout)["weights_sha256"] == expected["weights_sha256"]
 
 
 def test_train_prints_one_json_object_last(trained):

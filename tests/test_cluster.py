@@ -75,7 +75,9 @@ def test_cluster_of_its_own_trains_and_reports(own, capsys):
     assert states and {"phase", "epoch", "updates", "staleness"} <= states[-1].keys()
 
     # Nobody looks on: there is a bar.
-    cluster.train(own, LONG.with_values(epochs=100), "digits", limit=200)
+    _, result = cluster.train(own, LONG.with_values(epochs=100), "digits", limit=200, seed=3)
+    limited = datasets.load("digits").limited(200, 3)
+    assert wasap.replay(limited, result)[1]["identical"]
     assert "WASAP, 2 workers: 100%" in (told := capsys.readouterr().err)
     assert "100.0/100" in told
 

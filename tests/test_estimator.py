@@ -351,6 +351,10 @@ def with_others(**options):
 
 R = SparseMLPRegressor
 REFUSED = {
+    "early_stopping: 40 samples of 2 classes cannot give a validation_fraction of 0.1: no sample":
+        lambda: made(early_stopping=True, class_weight={0: 0.0}).fit(
+            X40, np.r_[1, 1, np.zeros(38, int)]
+        ),
     "X: its values are too large": lambda: made().fit(X40 * 1e300, Y40),
     "X: its values are too large to": lambda: made().fit(sp.csr_array(X40 * 1e300), Y40),
     "X, as float32: expected finite numbers, got -inf at row 0, feature 1 (1 in all); the value is":
@@ -393,6 +397,38 @@ def test_fit_prunes_and_evolves_as_the_trainer_does(digits):
             trainer.run_epoch(X, y)
             trainer.change_topology()
     assert clf.model_.weights_sha256() == model.weights_sha256() and model.nnz < start
+
+
+def test_early_stopping_scores_by_the_weights(digits):
+    X, _, y, _ = digits
+    kinds = (
+        (small(max_iter=2, early_stopping=True), X, y, y),
+        (made(R, early_stopping=True), X40, X40[:, 0], None),
+    )
+    for estimator, rows, target, classes in kinds:
+        weight = np.where(np.arange(len(target)) % 3, 1.0, 20.0)
+        estimator.fit(rows, target, weight)
+        parts = train_test_split(
+            rows, target, weight, test_size=0.1, stratify=classes, random_state=estimator._seed
+        )
+        best = estimator.best_validation_score_
+        assert best == pytest.approx(estimator.score(*parts[1::2]), rel=1e-4)
+        assert best != pytest.approx(estimator.score(parts[1], parts[3]), rel=1e-4)
+
+
+def test_n_jobs_is_the_threads_that_train_and_predict(digits, threads_seen):
+    X, _, y, _ = digits
+    small(max_iter=1, n_jobs=2).fit(X, y).predict(X)
+    assert threads_seen == [2, 2]
+
+
+def test_an_interrupted_fit_does_not_prune_twice(monkeypatch):
+    clf = made(max_iter=6, prune_from=3, prune_every=9, zeta=0.0, warm_start=True, batch_size=8)
+    whole = clone(clf).fit(X40, Y40)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted_in(3, patch)
+        clf.fit(X40, Y40)
+    assert clf.fit(X40, Y40).model_.nnz == whole.model_.nnz
 
 
 def interrupted_in(epoch, monkeypatch, method="run_epoch"):

@@ -59,6 +59,45 @@ def test_every_method_is_fitted_on_the_same_folds_and_kept(name, monkeypatch, tm
     assert estimator.entry(name, "paper").recorded() == result
 
 
+class Fold:
+    """An estimator whose score is 1 if it is asked about the 8 of 40 rows that it has not seen."""
+
+    def fit(self, X, y):
+        self.fitted = set(X[:, 0])
+
+    def score(self, X, y):
+        return float((len(self.fitted), len(X)) == (32, 8) and not self.fitted & set(X[:, 0]))
+
+
+def test_scores_are_of_rows_that_were_not_fitted(monkeypatch):
+    X = np.random.default_rng(0).standard_normal((40, 5))
+    monkeypatch.setattr(estimator, "read", lambda _: (X, X[:, 0] > 0))
+    made = lambda name, seed: {method: Fold() for method in estimator.METHODS}  # noqa: E731
+    monkeypatch.setattr(estimator, "_methods", made)
+    found = estimator.compare("iris")["methods"].values()
+    assert {tuple(one["scores"]) for one in found} == {(1.0,) * 5}
+
+
+def test_a_ranking_s_first_features_are_its_strongest(monkeypatch):
+    X = datasets.load("madelon-generator").X_train.astype(np.float64)
+    matter = np.isin(np.arange(500), estimator.known(X)).astype(float)
+
+    class Forest:
+        feature_importances_ = -matter
+
+        def __init__(self, *args, **options):
+            pass
+
+        def fit(self, X, y):
+            return self
+
+    monkeypatch.setattr(estimator.ensemble, "RandomForestClassifier", Forest)
+    monkeypatch.setattr(estimator, "f_classif", lambda X, y: (matter, None))
+    monkeypatch.setattr(estimator, "EFFORT", {"quick": (1, (0,))})
+    found = estimator.rank_inputs("madelon-generator", "quick")["found"]
+    assert (found["F-test"], found["random forest"]) == ([20], [0])
+
+
 def test_the_features_that_matter_are_known_from_the_data_alone():
     X = datasets.load("madelon-generator").X_train
     found = estimator.known(X)
@@ -77,6 +116,10 @@ def test_the_table_of_inputs():
     assert len(table.frame) == 1, "what is missing is left out"
     assert list(table.frame.iloc[0])[-3:] == ["18, 19", "9", "3"]
     assert "has 18.5 among its first 20, an F-test's 3.0, a random forest's 9.0" in table.finding
+    assert "worst" not in table.finding
+    last = {**result, "found": {"sparsecore": [2], "random forest": [9], "F-test": [3]}}
+    told = estimator.inputs_table({"inputs-madelon": last}).finding
+    assert told.endswith("It is the worst of the three.")
     assert_reads_well(table)
     here = estimator.inputs_table({"inputs-madelon": {**result, "profile": "quick"}})
     assert here.key == f"{table.key}-here" and here.sources.startswith("This build (profile quick)")

@@ -78,6 +78,7 @@ def test_the_record_of_a_run():
     assert accuracies[-1] == right.mean()
     np.testing.assert_array_equal(experiment.unpacked(result["test_right"], 60), right)
     half = experiment.test_half(60)
+    assert half.tolist() == sorted(np.random.default_rng(0).permutation(60)[:30])
     assert len(half) == 30 and epochs[-1]["test_half_correct"] == right[half].sum()
     assert accuracies[-1] > 0.6, "guessing is right in 20 of 60 times, give or take 4"
     # nnz is that of the network the epoch trained and evaluated; pruning comes after.
@@ -276,6 +277,8 @@ def test_augmented_images_train_and_are_evaluated_as_they_are():
     assert timeless(experiment.run(data, config(augment=True), seed=1, threads=2)[1]) == (
         timeless(result)
     )
+    again = experiment.run(data, config(augment=True), seed=np.int64(1))[1]
+    assert timeless(again) == timeless(result)
 
 
 def test_divergence_is_an_error():
@@ -298,3 +301,35 @@ def test_a_cpu_without_a_number_is_told_by_family_and_model(monkeypatch, cpuinfo
     monkeypatch.setattr(provenance.Path, "read_text", lambda path: cpuinfo)
     expected = name or "Intel(R) Xeon(R) 8488C"
     assert provenance.cpu_model.__wrapped__() == expected
+
+
+def test_threads_are_those_of_the_engine(threads_seen):
+    experiment.run(dataset(), config(epochs=1), threads=2)
+    assert len(threads_seen) > 2 and set(threads_seen) == {2}
+
+
+def test_a_run_resumed_with_fewer_epochs_is_the_shorter_run(tmp_path):
+    path, look = tmp_path / "run.npz", lambda model, epoch: {}
+
+    def stop(model, epoch):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(dataset(), config(), observe=stop, checkpoint_path=path)
+    how = {"observe": look, "checkpoint_path": path, "resume": True}
+    with pytest.raises(ValueError, match="with epochs 5, not 2, and has 2: it has done too many"):
+        experiment.run(dataset(), config(epochs=2), **how)
+    _, result = experiment.run(dataset(), config(epochs=3), **how)
+    _, whole = experiment.run(dataset(), config(epochs=3), observe=look)
+    assert timeless(result) == timeless(whole)
+
+
+def test_each_worker_moves_its_images_by_itself():
+    X = np.random.default_rng(0).integers(0, 256, (260, 48)).astype(np.uint8)
+    data = dataset(shape=(4, 4, 3), X_train=X[:200], X_test=X[200:])
+    one, other, third = (
+        experiment.Shard(data, slice(None), config(augment=True), 1, rank)(0) for rank in range(3)
+    )
+    assert not np.array_equal(one, other) and not np.array_equal(other, third)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import oracle
+import psutil
 import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
@@ -676,3 +677,53 @@ def test_layers_share_the_neurons():
     sizes = ExtremeConfig(neurons=1000, hidden_layers=3, epsilon=0.1).sizes
     assert sum(sizes[1:-1]) == 1000
     assert all(abs(a - b) <= 1 for a, b in pairwise(sizes[1:-1]))
+
+
+# --- what a run is told ---
+
+
+@pytest.mark.parametrize("change", [
+    {"alpha": 0.3}, {"separation": 3.0}, {"momentum": 0.5}, {"weight_decay": 0.1}, {"epsilon": 2.0},
+    {"learning_rate": 0.1}, {"zeta": 0.3}, {"evolve_every": 1}, {"batch_size": 8},
+])  # fmt: skip
+def test_every_hyperparameter_of_a_run_is_heeded(change):
+    config = ExtremeConfig(neurons=3000, hidden_layers=2, steps=4, evolve_every=2, held_out=0)
+    one, other = run.run(config), run.run(replace(config, **change))
+    assert one["weights_sha256"] != other["weights_sha256"]
+
+
+def test_the_seed_is_the_network_s_and_the_samples(monkeypatch):
+    still = ExtremeConfig(
+        neurons=3000, hidden_layers=2, steps=1, learning_rate=0, weight_decay=0, held_out=0
+    )
+    assert run.run(still)["weights_sha256"] != run.run(still, seed=1)["weights_sha256"]
+    seen = []
+    monkeypatch.setattr(run, "Stream", lambda seed, *rest: seen.append(seed) or Stream(seed, *rest))
+    run.run(still, seed=1)
+    assert seen == [1]
+
+
+def test_layers_and_evolutions_draw_numbers_of_their_own():
+    news = []
+    for step in (1, 2):
+        with TiledMLP((600, 600, 600, 600, 3), epsilon=3) as net:
+            layers = net.layers[:3]
+            places = [numbered(layer.grid, layer.tiles) for layer in layers]
+            counts = {tuple(np.diff(layer.tiles.start)) for layer in layers}
+            for layer in layers:
+                layer.tiles.velocity[:] = 1
+            net.evolve(0.3, step)
+            news.append([numbered(m.grid, m.tiles)[m.tiles.velocity == 0] for m in layers])
+    assert len(counts) == 3
+    pairs = [(places[0], places[1]), (places[1], places[2]), *zip(*news, strict=True)]
+    for one, other in pairs:  # about 1 % by chance
+        assert len(np.intersect1d(one, other)) < 0.05 * len(one)
+
+
+def test_without_a_limit_free_memory_and_the_process_s_own_are_one(monkeypatch):
+    plan, own = budget.plan((600, 30_000, 2), 2.5, 4, 1), psutil.Process().memory_info().rss
+    monkeypatch.setattr(budget, "free_memory", lambda: 0)
+    with pytest.raises(OverBudgetError, match="free memory: expected at least"):
+        plan.check(None)
+    monkeypatch.setattr(budget, "free_memory", lambda: plan.total - own // 2)
+    plan.check(None)

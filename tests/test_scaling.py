@@ -375,3 +375,21 @@ def test_tables_set_simulation_beside_measurement(found):
     assert f"{share[:-1]} % (WASAP-SGD × 2)".replace("−", "-") in table.finding
     assert "(WASAP-SGD × 1)" not in table.finding, "the model is calibrated on it"
     assert "\\begin{tabular}" in table.latex()
+
+
+def test_every_measured_time_counts():
+    slow = replace(PLAIN, lock=0.002, updates_per_epoch=100)
+    network = simulate.Network("slow", 1e-4, 1e6)
+    held = simulate.service(slow, network)  # checked above
+    cycle = 0.01 + 0.002 + 2e-4 + held
+    alone = simulate.simulate(slow, 1, network=network, scenario=EVEN)
+    assert alone.gradients_per_second == pytest.approx(1 / cycle, rel=1e-6)
+    assert simulate.saturation(slow, network) == pytest.approx(cycle / held)
+    assert slow.alone == pytest.approx(1 / 0.013)
+    # After every evolution one of two workers adopts the other's topology.
+    two = simulate.simulate(replace(PLAIN, adopt=0.1, updates_per_epoch=100), 2, scenario=EVEN)
+    assert two.gradients_per_second == pytest.approx(2 / (0.011 + 0.1 / 100), rel=0.02)
+    full = replace(PLAIN, reduce=0.002, term=0.003, evolve=0.5, bandwidth=1e15)
+    for k in (1, 4):
+        own = 0.002 + 0.003 * k + 0.001 / k + 0.5 * k / 500
+        assert exchange(full, ONE_MACHINE, k) == pytest.approx(own)

@@ -225,6 +225,9 @@ def test_methods_take_turns_to_be_timed(monkeypatch, tmp_path):
         times.measure("digits", 2, kept, methods)
     first = json.loads(kept.read_text())["rounds"]
     assert all(len(turns) == 1 for turns in first.values()), "the cold round does not count"
+    spent = dict(zip((*methods[1:], methods[0]), real[3:6], strict=True))  # turns rotate
+    epochs = {"set-relu": 2, "dense": 2, "set-all-relu-pruned": 50}
+    assert first == {name: [pytest.approx(spent[name] / epochs[name])] for name in methods}
     monkeypatch.setattr(times, "training_seconds", training_seconds)
     with monkeypatch.context() as patch:
         patch.setattr(times, "RECIPE", times.RECIPE + 1)

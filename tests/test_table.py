@@ -400,3 +400,13 @@ def test_a_part_of_a_sparse_file_has_the_same_columns(tmp_path):
     np.testing.assert_array_equal(found, [[0, 0, 5, 0]])
     with pytest.raises(ValueError, match=r"a\.svmlight: expected 2 inputs, got 3"):
         tables.read(tmp_path / "a.svmlight", n_features=2)
+
+
+def test_the_seed_determines_what_is_learnt_from_a_table(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(as_csv(X, LABELS))
+    args = ["train", "--data", str(tmp_path / "a.csv"), "--target", "y", "--epochs", "2"]
+    found = []
+    for seed in "334":
+        assert main([*args, "--hidden", "8", "--json", "--seed", seed]) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1])["weights_sha256"])
+    assert found[0] == found[1] != found[2]

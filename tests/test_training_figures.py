@@ -348,7 +348,12 @@ def test_gradient_flow_draws_geometric_means(main):
     assert ax.get_yscale() == "log"
     assert "Not available on this machine: Madelon" in picture.sources
     over = np.exp((logs["set-all-relu"] - logs["set-relu"])[1:].mean())
-    assert f"× {two_digits(over)}" in picture.finding
+    each = [
+        np.log([[e["gradient_flow"] for e in run["epochs"][1:]] for run in files(m)]).mean(axis=1)
+        for m in ("set-all-relu", "set-relu")
+    ]
+    low, high = np.exp(stats.ttest_rel(*each).confidence_interval(0.95))
+    assert f"× {two_digits(over)} [{two_digits(low)}, {two_digits(high)}]" in picture.finding
 
 
 def test_a_flow_that_falls_behind_is_said_with_what_is_learnt(main):
@@ -419,8 +424,46 @@ def test_accuracies_are_drawn_and_told_beside_the_dense_ones(main):
     [ax] = picture.figure.axes
     means = [np.mean([100 * run["test_accuracy"] for run in files(m)]) for m in METHODS]
     assert [box.lines[0].get_xdata()[0] for box in ax.containers] == pytest.approx(means)
+    rows = [box.lines[0].get_ydata()[0] for box in ax.containers]
+    assert rows == pytest.approx(np.arange(len(METHODS)) - 0.17)
     gap = shown.gap(files("set-all-relu"), files("dense"))
     assert f"each taken alone: Optical digits {gap} of accuracy with " in picture.finding
+
+
+def test_a_surrogate_s_accuracy_is_neither_shown_nor_drawn(main):
+    runs = [{**run, "data": {**run["data"], "surrogate": True}} for run in main.runs]
+    found = replace(main, runs=runs)
+    row = tables.main(found).frame.iloc[0]
+    assert row[["last (%)", "best (%)", "chosen (%)"]].tolist() == ["—"] * 3
+    assert row["× dense"] == "1.00", "its times count"
+    for draw in (figures.accuracies, figures.cost):
+        assert isinstance(draw(found), page.Note)
+
+
+def test_an_effect_that_may_be_0_is_not_called_clear(main):
+    def ends(method, decay, *values):
+        about = {"condition": {"dataset": "digits", "method": method}}
+        return [
+            {**run, **about, "config": {**run["config"], "weight_decay": decay}, "test_accuracy": v}
+            for run, v in zip(files("set-all-relu"), values, strict=True)
+        ]
+
+    one = replace(view(main, "set-all-relu").study, datasets=("digits",), decays=(0.0, 0.0002))
+    runs = ends("set-all-relu", 0.0002, 0.5, 0.9) + ends("set-all-relu", 0.0, 0.6, 0.7)
+    found = replace(main, study=one, runs=runs)
+    assert figures.decay(found).finding.endswith(": on Optical digits no clear change. ")
+    assert tables.deviations(found).finding.startswith("0 of 1 measured effects")
+    three = replace(one, decays=(0.0, 2e-6, 0.0002))
+    low, high = ends("set-all-relu", 0.0002, 0.7, 0.71), ends("set-all-relu", 0.0, 0.8, 0.81)
+    for between, is_told in (((0.9, 0.92), True), ((0.75, 0.99), False)):
+        some = low + high + ends("set-all-relu", 2e-6, *between)
+        told = figures.decay(replace(main, study=three, runs=some)).finding
+        assert ("the better end: SET-All-ReLU +10.50 points [" in told) == is_told
+        assert ("a λ between" in told) == is_told
+    for ours, more, less in (((0.9, 0.92), 1, 0), ((0.1, 0.12), 0, 1), ((0.5, 0.9), 0, 0)):
+        runs = ends("set-all-relu", 0.0002, *ours) + ends("set-relu", 0.0002, 0.6, 0.61)
+        told = figures.curves(replace(view(main, "set-relu", "set-all-relu"), runs=runs)).finding
+        assert f"SET-ReLU on {more} of 1 data sets and less accurate on {less}, by" in told
 
 
 def test_pruning_figures_hold_the_numbers_of_the_files(main):
@@ -490,6 +533,17 @@ def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):
     [run] = found.of("digits", "zeta-0.5")
     assert container.lines[0].get_ydata()[-1] == pytest.approx(100 * run["test_accuracy"])
     assert "digits" in picture.sources.lower()
+
+    # The best value of each is told, with its sign; so is what evolution brings.
+    ends = {"zeta-0": 0.7, "alpha-0.8": 0.95}
+    apart = [
+        run | {"test_accuracy": ends.get(run["condition"]["method"], 0.9)}
+        for run in found.runs
+        if run["condition"]["dataset"] == "digits"
+    ]
+    told = figures.sensitivity(replace(found, runs=apart)).finding
+    assert "(ζ = 0.3 instead of 0) changes the mean by +20.00 points (no interval)" in told
+    assert "at α = 0.8 (+5.00 points (no interval))" in told and "70.0 to 90.0 % over ζ" in told
 
     # Of equal means none is higher, and a value of which a run diverged is marked.
     runs = [
@@ -688,7 +742,7 @@ def test_data_sets_table_says_what_is_not_there(monkeypatch):
     monkeypatch.setattr(datasets, "load", lambda n: real(n) if n == "digits" else absent(n))
     table = tables.data_sets(studies.Results(STUDIES["T-main"], "paper", []))
     shown = table.frame.set_index("data set")
-    assert shown.loc["Fashion-MNIST", "source"] == "github.com"
+    assert shown.loc["Fashion-MNIST", "source"] == "github.com (not here)"
     assert "Fashion-MNIST: not available on this machine;" in table.sources
     digits = real("digits")
     assert shown.loc["Optical digits", "training"] == f"{len(digits.y_train):,}"

@@ -101,7 +101,7 @@ def _bench_parallel(options: argparse.Namespace) -> None:
     ranks.close()
     result = rounds.against_sequential(found, "wasap", ranks.size)
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps({**result, "surrogate": data.surrogate}))
         return
     print("seed  sequential   parallel  ratio  gradient  lock  update")
     for entry in result["rounds"]:
@@ -113,8 +113,8 @@ def _bench_parallel(options: argparse.Namespace) -> None:
     ratio = result["ratio"]
     print(
         f"{result['workers']} workers: {ratio['median']:.2f} times the samples per second of one "
-        f"thread ({ratio['min']:.2f} to {ratio['max']:.2f}), test accuracy "
-        f"{result['accuracy_difference']:+.2f} points"
+        f"thread ({ratio['min']:.2f} to {ratio['max']:.2f}), test accuracy"
+        f"{' on a surrogate' * data.surrogate} {result['accuracy_difference']:+.2f} points"
     )
 
 

@@ -24,7 +24,7 @@ class ImageAugmentation:
         self.images = np.ascontiguousarray(images).reshape(-1, *shape)
         self.mean, self.scale = mean.reshape(shape), scale.reshape(shape)
         self.largest = _SHIFT * shape[0], _SHIFT * shape[1], math.radians(_ROTATION)
-        self.seed = np.random.SeedSequence(seed) if isinstance(seed, int) else seed
+        self.seed = np.random.SeedSequence(seed) if isinstance(seed, (int, np.integer)) else seed
         self._out = np.empty(self.images.shape, dtype=np.float32)
 
     def draw(self, epoch: int) -> NDArray[np.float64]:

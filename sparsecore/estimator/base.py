@@ -276,6 +276,7 @@ class SparseMLPBase(BaseEstimator):
         progress = {**self._progress}
         if progress["pending"] >= change_after:
             progress |= {"pending": 0, "changes": progress["changes"] + 1}
+            self._progress = {**progress}  # an interrupted pass does not change it once more
             train.change_topology(self.model_, trainer.config, self._seed, 0, progress["changes"])
         loss = trainer.run_epoch(X, targets)["loss"]
         progress |= {"pending": progress["pending"] + X.shape[0], "step": trainer.step}
@@ -329,6 +330,8 @@ class SparseMLPBase(BaseEstimator):
             )  # fmt: skip
             if isinstance(self, RegressorMixin) and len(parts[3]) < 2:
                 raise ValueError("R² needs two samples that are set aside, or more; got one")
+            if weight is not None and not parts[5].any():
+                raise ValueError("no sample that is set aside has a weight above 0")
             return parts
         except ValueError as error:
             raise ValueError(

@@ -255,7 +255,8 @@ def compared(runs: Sequence[Run]) -> Table:
     for run in runs:
         known = (record["test_accuracy"] for record in run.epochs)  # None: its tester was lost
         tests: list[Any] = [100 * share for share in known if share is not None] or [None]
-        row = {"number": run.number, "dataset": run.dataset, "told": "; ".join(run.told) or "–"}
+        name = run.dataset + ", surrogate" * datasets.stands_in(run.dataset)
+        row = {"number": run.number, "dataset": name, "told": "; ".join(run.told) or "–"}
         row |= {"state": run.state, "epochs": run.done, "accuracy": tests[-1], "best": max(tests)}
         rows.append({**row, "nnz": run.model and run.model.nnz})
     return Table.of("t-playground", rows, _COLUMNS, "**The runs of this session.**")

@@ -118,11 +118,10 @@ def what_peers_do(*results: Result) -> Table:
             "version": ", ".join(versions) or gone,
         })  # fmt: skip
     caption = (
-        "**The peers.** What a step of each includes, and the versions timed. Each trains "
-        "the same network on the same data, in a process of its own. Without dropout and weight "
-        "decay all but the C loop take the steps of a reference in float64, to rounding. The last "
-        "layer has all its weights: today it is dense for sparse peers, on the older CPU it was "
-        "sparse."
+        "**The peers.** What a step of each includes, and the versions timed. Each trains the same "
+        "network on the same data. Without dropout and weight decay all but the C loop take the "
+        "steps of a reference in float64, to rounding. The last layer has all its weights; for "
+        "sparse peers it is dense (on the older CPU, sparse)."
     )
     columns = [Column(name, name, number=False) for name in rows[0]]
     return Table.of("T-peers", rows, columns, caption)

@@ -273,7 +273,7 @@ _STUDIES = (
     ),
     Study(
         "F-topology", "degrees before and after training; strength of input pixels' connections",
-        ("fashion-mnist",), ("set-all-relu",), seeds=_FIRST, runs_of="T-main",
+        ("fashion-mnist",), ("set-all-relu",), DECAYS, _FIRST, runs_of="T-main",
     ),
     Study(
         "L-claims", "the paper's claims: rule, evidence, verdict", (*_REAL, "leukemia"),

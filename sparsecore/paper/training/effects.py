@@ -31,9 +31,9 @@ def effect(
 ) -> Effect | None:
     """Return an effect whose error has parts: each a variance and its degrees of freedom."""
     # Their sum's are Satterthwaite's (Welch 1947). None if nothing varies: equal seeds prove
-    # nothing.
+    # nothing. What rounding leaves of equal values is about 1e-32.
     variance = sum(part for part, _ in parts)
-    if variance == 0:
+    if variance < 1e-20:
         return None
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
     scale = math.sqrt(variance)

@@ -132,8 +132,12 @@ class Results:
 
     def title(self, dataset: str) -> str:
         """Return a data set's title; it says so if a surrogate stands in."""
-        surrogate = any(run["data"]["surrogate"] for run in self.on(dataset))
-        return str(datasets.describe(dataset)["title"]) + ", surrogate" * surrogate
+        return str(datasets.describe(dataset)["title"]) + ", surrogate" * self.surrogate(dataset)
+
+    def surrogate(self, dataset: str) -> bool:
+        """Tell whether runs on a data set had a surrogate, or would have without a user's files."""
+        runs, kind = self.on(dataset), datasets.describe(dataset)["kind"]
+        return bool(runs[0]["data"]["surrogate"] if runs else kind == "files or surrogate")
 
     def epochs(self, dataset: str) -> int:
         """Return how many epochs the runs on a data set take."""

@@ -44,7 +44,8 @@ def data_sets(recorded: Results) -> Table:
         Column("training", "n_train", "{:,}"),
         Column("test", "n_test", "{:,}"),
         Column("main table's runs: training, test", "rows_of_runs"),
-        Column("source", "home", lambda home: home.split("//")[-1].split("/")[0], number=False),
+        Column("source", "", _source, number=False),
+        Column("SHA-256", "sha256", "`{:.8}`", number=False),
     )
     caption = (
         "**The data sets.** The study's rows for training and test; rows that the main "
@@ -79,6 +80,11 @@ def _data_set(name: str, recorded: Results) -> dict[str, Any]:
         here = "{} ({:,}, {:,}, `{:.8}`)".format(data.source, *lengths, digest)
         row |= {"here": here, "sha256": digest, "surrogate": data.surrogate}
     return row
+
+
+def _source(row: Mapping[str, Any]) -> str:
+    here = "not here" if row["here"] == NOT_AVAILABLE else "here a surrogate" * row["surrogate"]
+    return row["home"].split("//")[-1].split("/")[0] + f" ({here})" * bool(here)
 
 
 def _features(row: Mapping[str, Any]) -> str:

@@ -78,7 +78,17 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
 
 
 def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None]:
-    """Read what `save` wrote to `path`: the model, and the run's state or None.
+    """Read what `save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    model : SparseMLP
+    run : dict or None
+        The run's state, if there is one.
 
     Raises
     ------

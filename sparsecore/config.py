@@ -71,17 +71,14 @@ _WIDTHS = Range(  # no iterator, which to check would empty
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """What is to be known of a hyperparameter: `label` names it in a table, `metavar` is its value.
-
-    `help` says what it is, without its range. One whose default is None may be left out.
-    """
+    """What is to be known of a hyperparameter."""
 
     name: str
-    default: Any
+    default: Any  # None: it may be left out
     range: Range
-    help: str
-    label: str
-    metavar: str | None
+    help: str  # what it is, without its range
+    label: str  # its name in a table
+    metavar: str | None  # its value in `--help`
 
     def documented(self, default: Any) -> str:
         """Return its entry in the docstring of a class, where it has a `default`."""
@@ -113,10 +110,7 @@ def hyperparameters(config: type) -> dict[str, Hyperparameter]:
 
 
 def check_values(config: Any, known: dict[str, Hyperparameter]) -> None:
-    """Check a configuration's values; NumPy's numbers, which JSON does not know, become Python's.
-
-    Raises ValueError.
-    """
+    """Check a configuration's values; NumPy's numbers, unknown to JSON, become Python's."""
     for name, about in known.items():
         if isinstance(value := getattr(config, name), np.generic):
             object.__setattr__(config, name, value := value.item())

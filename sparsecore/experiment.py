@@ -106,10 +106,8 @@ def fit(
     checkpoint_every: float = 0.0, state: dict[str, Any] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train any kind of model as `run` does, from the `state` in a checkpoint; return the result.
-
-    ``save(state)`` is called after an epoch, and ``check()`` several times per second.
-    """
+    """Train any kind of model as `run` does, from a checkpoint's `state`; return the result."""
+    # ``save(state)`` is called after an epoch, and ``check()`` several times per second.
     X_test, y_test = checked_test_rows(data), data.y_test
     inputs, y = Shard(data, slice(None), config, seed), data.y_train
     half, saved = test_half(len(y_test)), time.monotonic()

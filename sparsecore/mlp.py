@@ -227,9 +227,22 @@ class SparseMLP(Fixed):
         cls, matrices: Sequence[Any], biases: Sequence[np.ndarray] | None = None, *,
         activation: str = "all-relu", alpha: float = 0.6, init: str = "he_uniform",
     ) -> SparseMLP:  # fmt: skip
-        """Make a network from scipy.sparse matrices of shape (fan_out, fan_in), copied.
+        """Make a network from matrices.
 
-        A stored zero is a connection; duplicate entries are added up.
+        Parameters
+        ----------
+        matrices : sequence of scipy.sparse, shape (fan_out, fan_in)
+            Each layer's weights, copied to float32. A stored zero is a connection; duplicate
+            entries are added up.
+        biases : sequence of ndarray, shape (fan_out,), optional
+            0 if they are left out.
+        activation, alpha, init
+            See the class.
+
+        Raises
+        ------
+        ValueError
+            If there is no matrix, a value is not finite, or shapes do not chain.
         """
         layers = [
             sp.csr_array(checked_sparse("matrices", m) if sp.issparse(m) else m) for m in matrices
@@ -409,9 +422,17 @@ class SparseMLP(Fixed):
         return digest.hexdigest()
 
     def decision_function(self, X: Any, threads: int = 1) -> np.ndarray:
-        """Return the logits, float32, shape (n, n_classes), of an ndarray or scipy.sparse `X`.
+        """Return the logits.
 
-        The result does not depend on the number of threads. O(nnz n) time.
+        Parameters
+        ----------
+        X : ndarray or scipy.sparse, shape (n, n_features)
+        threads : int
+            Do not change the result. O(nnz n) time on one.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, n_classes)
         """
         inputs = as_inputs(X, self.sizes[0])
         if not sp.issparse(inputs):
@@ -473,9 +494,17 @@ class SparseMLP(Fixed):
     def gradient_flow(self, X: Any, y: np.ndarray, batch_size: int = 1024) -> float:
         """Return the squared norm of the loss's gradient over the existing parameters.
 
-        It is the first-order decrease of the loss under a gradient step ("Truly Sparse Neural
-        Networks at Scale"). Batches' gradients are summed in float64, so `batch_size` changes
-        memory and rounding only.
+        Parameters
+        ----------
+        X, y
+            As in `loss_and_gradient`.
+        batch_size : int
+            Gradients of batches are summed in float64: it changes memory and rounding only.
+
+        Notes
+        -----
+        Source: "Truly Sparse Neural Networks at Scale"; it is the first-order decrease of the loss
+        under a gradient step. O(nnz n) time.
         """
         X = as_inputs(X, self.sizes[0])
         n = X.shape[0]
@@ -503,11 +532,7 @@ class SparseMLP(Fixed):
     def adopt(
         self, structures: Structures, params: np.ndarray, velocity: np.ndarray | None = None
     ) -> None:
-        """Copy another topology (`structures`, as in the class) and its parameters to this network.
-
-        `params` and `velocity` are laid out like the attributes; without a velocity, momentum
-        starts anew.
-        """
+        """Copy another topology and its parameters; without a velocity, momentum starts anew."""
         cuts = np.cumsum([0] + [len(indices) for _, indices in structures])
         expected = int(cuts[-1]) + sum(self.sizes[1:])
         params = _vector("params", params, expected)

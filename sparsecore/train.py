@@ -89,10 +89,25 @@ def change_topology(
 class Trainer(Fixed, Closing):
     """Trains a model in place, an epoch at a time; only a `SparseMLP` evolves and is pruned.
 
-    `seed` determines data order, dropout and evolution, and `rank` gives parallel workers different
-    streams; results of a `SparseMLP` do not depend on `threads`. `epoch` and `step` count what is
-    done, and `seconds` the time spent, the compilation of training excluded.
+    Parameters
+    ----------
+    model : SparseMLP
+        The study's dense network trains in the same way.
+    config : TrainConfig
+    seed, rank : int
+        Determine data order, dropout and evolution; each parallel worker has a rank of its own.
+    threads : int
+        Do not change the results of a `SparseMLP`.
 
+    Attributes
+    ----------
+    epoch, step : int
+        Epochs and steps done.
+    seconds : dict
+        Time spent to "train", "evaluate" and "evolve", the compilation of training excluded.
+
+    Notes
+    -----
     After an interrupt (Ctrl-C) the model is as after a step or a change of its topology, and `step`
     counts its steps. An epoch that was not finished does not count: `run_epoch` takes it anew, on
     the model as it is, in the same order, with the dropout of steps that were never taken.
@@ -143,12 +158,21 @@ class Trainer(Fixed, Closing):
     def run_epoch(
         self, X: Any, y: Targets, on_progress: Callable[[int, float], None] | None = None
     ) -> dict[str, float]:
-        """Take one pass over the training data in a fresh random order.
+        """Take one pass over the training data in a fresh random order. O(nnz n) time.
 
-        `X` is dense or scipy.sparse, and not copied if it is contiguous float32 or CSR; `y` has
-        class indices, or is an `Aim`. `on_progress` is called some times a second with the samples
-        done since the last call and the mean loss so far. Return "loss" (nats) and
-        "train_accuracy", over the epoch's batches as they were trained on, with dropout.
+        Parameters
+        ----------
+        X : ndarray or scipy.sparse, shape (n, n_features)
+            Not copied if it is contiguous float32 or CSR.
+        y : ndarray of int, shape (n,), or Aim
+            Class indices, or what an estimator aims at.
+        on_progress : callable, optional
+            Called some times a second with the samples done since, and the mean loss so far.
+
+        Returns
+        -------
+        dict
+            "loss" (nats) and "train_accuracy" (0 to 1) of the batches as trained on, with dropout.
 
         Raises
         ------
@@ -196,10 +220,7 @@ class Trainer(Fixed, Closing):
         return {"loss": loss, "train_accuracy": int(sums.correct[0]) / n}
 
     def change_topology(self) -> dict[str, int]:
-        """Prune if that is due after this epoch, evolve unless it is the last; return the counts.
-
-        They are of connections "pruned" and "replaced"; 0 for all but a `SparseMLP`. O(nnz).
-        """
+        """Prune if that is due, evolve unless this epoch is the last; return the counts. O(nnz)."""
         start, model = time.perf_counter(), self.model
         changed = {"pruned": 0, "replaced": 0}
         if isinstance(model, SparseMLP):
@@ -208,11 +229,8 @@ class Trainer(Fixed, Closing):
         return changed
 
     def evaluate(self, X: Any, y: np.ndarray, half: np.ndarray | None = None) -> dict[str, float]:
-        """Return "loss" (mean cross-entropy, nats) and "accuracy" (0 to 1) on (X, y).
-
-        With rows `half`, also "half_correct": how many of them are right. Logits that are not
-        finite raise FloatingPointError.
-        """
+        """Return "loss" (mean cross-entropy, nats) and "accuracy" (0 to 1) on (X, y)."""
+        # With rows `half`, also "half_correct": how many of them are right.
         start = time.perf_counter()
         about = self.threads, f" in epoch {self.epoch}", half
         found = evaluate(self.model, X, y, self.config, *about)

@@ -415,8 +415,8 @@ def test_a_surrogate_is_said_to_be_one(monkeypatch, tmp_path, capsys):
         feature_shape=(500,),
         generate=lambda: datasets.artificial(500, 200, 60, 18, 20, clusters_per_class=1),
     )
-    entries = [entry if entry.name == other.name else other for other in registry.ENTRIES]
-    monkeypatch.setattr(registry, "ENTRIES", entries)
+    entries = [entry if entry.name == other.name else other for other in registry.LISTINGS]
+    monkeypatch.setattr(registry, "LISTINGS", entries)
     words = ["train", "--dataset", "leukemia", "--hidden", "5", "--epochs", "1", "--limit", "100"]
     assert main([*words, "--json"]) == 0
     told = capsys.readouterr()

@@ -80,8 +80,8 @@ def pinned(contents):
 def replace_entry(monkeypatch, name, **changes):
     """Put a changed entry into the registry for the length of a test."""
     entry = dataclasses.replace(registry.find(name), **changes)
-    entries = tuple(entry if old.name == name else old for old in registry.ENTRIES)
-    monkeypatch.setattr(registry, "ENTRIES", entries)
+    entries = tuple(entry if old.name == name else old for old in registry.LISTINGS)
+    monkeypatch.setattr(registry, "LISTINGS", entries)
     return entry
 
 

@@ -132,7 +132,7 @@ def test_pauses_lengthen_the_mean():
 
 
 def test_transfers_and_latencies_hold_the_lock():
-    network = simulate.Network("slow", 1e-4, 1e6)
+    network = simulate.Interconnect("slow", 1e-4, 1e6)
     trips = 2 * (simulate.ROUND_TRIPS + 1)
     assert simulate.service(PLAIN, network) == pytest.approx(
         0.001 + trips * 1e-4 + 0.016
@@ -379,7 +379,7 @@ def test_tables_set_simulation_beside_measurement(found):
 
 def test_every_measured_time_counts():
     slow = replace(PLAIN, lock=0.002, updates_per_epoch=100)
-    network = simulate.Network("slow", 1e-4, 1e6)
+    network = simulate.Interconnect("slow", 1e-4, 1e6)
     held = simulate.service(slow, network)  # checked above
     cycle = 0.01 + 0.002 + 2e-4 + held
     alone = simulate.simulate(slow, 1, network=network, scenario=EVEN)

@@ -71,7 +71,7 @@ def test_phase_2_has_the_base_rate_or_as_released_the_k_fold_one():
     model = new_model(config, 5, 2, 0)
     worker = SimpleNamespace(config=config, model=model, seed=0, threads=1, rank=0, step=0)
     worker.batches_before = lambda updates: updates
-    worker.server = SimpleNamespace(place=SimpleNamespace(workers=3))
+    worker.server = SimpleNamespace(place=SimpleNamespace(n_workers=3))
     for factor in (1, 3):
         worker.plan = wasap.Plan("wassp", keep_rate=factor > 1)
         with Worker.trainer(worker, 0) as trainer:

@@ -57,12 +57,10 @@ def metrics() -> Metrics:
 
 
 class Engine(Closing):
-    """Runs training steps and gradients of one network, with batches of at most `batch_size`.
+    """Runs training steps and gradients of one network, with batches of at most `batch_size`."""
 
-    ``state()`` returns the network's arrays as they are now; the sizes of its layers never change.
-    Memory: 4 bytes and 2 bits per neuron and sample, of whole blocks of lanes.
-    """
-
+    # ``state()`` returns the network's arrays as they are now; the sizes of its layers never
+    # change. Memory: 4 bytes and 2 bits per neuron and sample, of whole blocks of lanes.
     def __init__(self, state: Callable[[], State], batch_size: int, threads: int = 1) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least one sample, got {batch_size!r}")

@@ -91,10 +91,8 @@ class Team(Fixed, Closing):
         self._pool, self._process = pool, os.getpid()
 
     def run(self, function: Callable[..., Any], *args: Any, members: int | None = None) -> None:
-        """Call ``function(member, *args)`` on every member, or the first so many, and wait for all.
-
-        The function is jitted with ``nogil=True``; it must not raise between two barriers.
-        """
+        """Call ``function(member, *args)`` on all members, or the first so many; wait for all."""
+        # The function is jitted with ``nogil=True``; it must not raise between two barriers.
         members = self.size if members is None else members
         if members == 1:
             function(0, *args)

@@ -12,7 +12,7 @@ from sparsecore.datasets import registry, sources
 from sparsecore.datasets.dataset import Arrays, Dataset, hash_arrays
 from sparsecore.datasets.generators import artificial
 from sparsecore.datasets.readers import DataCorrupt, DataError, DataFile, Located
-from sparsecore.datasets.sources import DataNotAvailable, Entry, Tried
+from sparsecore.datasets.sources import DataNotAvailable, Listing, Tried
 
 __all__ = [
     "DataCorrupt", "DataError", "DataNotAvailable", "Dataset", "artificial", "available",
@@ -24,7 +24,7 @@ SURROGATE = "surrogate generator"
 
 def names() -> tuple[str, ...]:
     """Return the names of all data sets."""
-    return tuple(entry.name for entry in registry.ENTRIES)
+    return tuple(entry.name for entry in registry.LISTINGS)
 
 
 def describe(name: str) -> dict[str, object]:
@@ -114,10 +114,24 @@ def load(name: str) -> Dataset:
 
 
 def fetch(name: str) -> Path | None:
-    """Make sure that the verified files of data set `name` are here; return their folder.
+    """Make sure that the verified files of a data set are here; replace damaged ones in the cache.
 
-    None is returned for embedded data. A damaged file in the cache is replaced, one in the user's
-    own folder raises DataCorrupt; if no source has the data, DataNotAvailable is raised.
+    Parameters
+    ----------
+    name : str
+        One of `names()`.
+
+    Returns
+    -------
+    Path or None
+        Their folder; None for embedded data.
+
+    Raises
+    ------
+    DataNotAvailable
+        If no source has the data.
+    DataCorrupt
+        If a file in the user's own folder is damaged.
     """
     entry = registry.find(name)
     if not entry.files:
@@ -162,7 +176,7 @@ def verify(name: str) -> dict[str, str]:
     return {name: _generated(entry).content_hash}
 
 
-def _read(entry: Entry, label: str, located: Located) -> tuple[Dataset, str]:
+def _read(entry: Listing, label: str, located: Located) -> tuple[Dataset, str]:
     """Read and check files; return what they hold, and the hash of one without a published one."""
     assert entry.read is not None
     first = located[0][1]
@@ -201,7 +215,7 @@ def _content_hash(files: tuple[DataFile, ...], digest: str = "") -> str:
 
 
 def _dataset(
-    entry: Entry, arrays: Arrays, source: str, digest: str, classes: tuple[str, ...] | None = None
+    entry: Listing, arrays: Arrays, source: str, digest: str, classes: tuple[str, ...] | None = None
 ) -> Dataset:
     X_train, y_train, X_test, y_test = arrays
     data = Dataset(
@@ -211,7 +225,7 @@ def _dataset(
     return data.derived(digest)
 
 
-def _generated(entry: Entry) -> Dataset:
+def _generated(entry: Listing) -> Dataset:
     """Make embedded data, or the surrogate of a data set that is missing."""
     assert entry.generate is not None
     arrays = entry.generate()

@@ -12,11 +12,9 @@ _SHIFT, _ROTATION = 0.1, 10.0
 
 
 class ImageAugmentation:
-    """Shifted, rotated and flipped copies of images, drawn anew in each epoch from `seed`.
+    """Shifted, rotated and flipped copies of images, drawn anew in each epoch from `seed`."""
 
-    `images` are flattened to rows; `shape` is (height, width, channels).
-    """
-
+    # `images` are flattened to rows; `shape` is (height, width, channels).
     def __init__(
         self, images: NDArray[np.uint8], shape: tuple[int, ...], mean: NDArray[np.float32],
         scale: NDArray[np.float32], seed: int | np.random.SeedSequence = 0,

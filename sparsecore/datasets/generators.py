@@ -45,11 +45,10 @@ def madelon_generator() -> Arrays:
 
 
 class Clusters:
-    """Gaussian clusters on hypercube vertices among features of noise; c is of class c % n_classes.
+    """Gaussian clusters on vertices of a hypercube, among features of noise."""
 
-    In the informative features, `columns`, its mean is `separation` times the vertex `signs[c]`.
-    """
-
+    # Cluster c is of class c % n_classes; its mean in the informative features, `columns`, is
+    # `separation` times the vertex `signs[c]`.
     def __init__(
         self, n_features: int, n_classes: int, n_informative: int, clusters_per_class: int,
         separation: float, rng: np.random.Generator,

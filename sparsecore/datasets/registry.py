@@ -5,7 +5,7 @@ from functools import partial
 
 from sparsecore.datasets import generators, readers
 from sparsecore.datasets.readers import DataFile
-from sparsecore.datasets.sources import Entry, debian, home, npm
+from sparsecore.datasets.sources import Listing, debian, home, npm
 
 UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases"
 FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
@@ -42,8 +42,8 @@ def _files(table: str) -> tuple[DataFile, ...]:
     return tuple(DataFile(name, digest, int(size)) for digest, size, name in rows)
 
 
-ENTRIES = (
-    Entry(
+LISTINGS = (
+    Listing(
         name="fashion-mnist", title="Fashion-MNIST", domain="images", feature_shape=(28, 28),
         classes=tuple(
             "T-shirt/top|Trouser|Pullover|Dress|Coat|Sandal|Shirt|Sneaker|Bag|Ankle boot".split("|")
@@ -58,7 +58,7 @@ ENTRIES = (
         ),
         megabytes=30.9,
     ),
-    Entry(
+    Listing(
         name="cifar10", title="CIFAR-10", domain="images", feature_shape=(32, 32, 3),
         classes=tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
         n_train=50_000, n_test=10_000,
@@ -71,7 +71,7 @@ ENTRIES = (
         ),
         megabytes=170.1,
     ),
-    Entry(
+    Listing(
         name="madelon", title="Madelon", domain="artificial", feature_shape=(500,),
         classes=("-1", "+1"), n_train=2000, n_test=600,
         home="https://archive.ics.uci.edu/dataset/171/madelon", licence="CC BY 4.0",
@@ -87,7 +87,7 @@ ENTRIES = (
         ),
         megabytes=5.2,
     ),
-    Entry(
+    Listing(
         name="higgs", title="HIGGS", domain="physics", feature_shape=(28,),
         classes=("background", "signal"),
         n_train=readers.HIGGS_TRAIN, n_test=readers.HIGGS_TEST,
@@ -103,7 +103,7 @@ ENTRIES = (
         ),
         megabytes=2816.4, on_request=True, any_rows=True,
     ),
-    Entry(
+    Listing(
         name="leukemia", title="Leukemia (MILE study)", domain="gene expression",
         feature_shape=(54_675,),
         classes=tuple(f"class {i + 1}" for i in range(18)), n_train=1397, n_test=699,
@@ -117,7 +117,7 @@ ENTRIES = (
             n_informative=200, clusters_per_class=1, random_state=13159,
         ),
     ),
-    Entry(
+    Listing(
         name="digits", title="Optical digits", domain="images", feature_shape=(8, 8),
         classes=tuple("0123456789"), n_train=1437, n_test=360,
         home="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
@@ -126,7 +126,7 @@ ENTRIES = (
         generate=generators.digits,
         sha256="4bb508672153e5432acea3e73c0ea80eddd82e3bd6969b3ffb3e91db51a75551",
     ),
-    Entry(
+    Listing(
         name="madelon-generator", title="Madelon's generator", domain="artificial",
         feature_shape=(500,), classes=("-1", "+1"), n_train=2000, n_test=600,
         home="https://scikit-learn.org/stable/modules/generated/"
@@ -134,7 +134,7 @@ ENTRIES = (
         citation="Guyon (2003), Design of experiments of the NIPS 2003 benchmark",
         generate=generators.madelon_generator,
     ),
-    Entry(
+    Listing(
         name="artificial", title="Artificial clusters", domain="artificial", feature_shape=(1024,),
         classes=("0", "1"), n_train=2000, n_test=1000,
         home="sparsecore.datasets.artificial", licence="generated", citation="this software",
@@ -143,9 +143,9 @@ ENTRIES = (
 )  # fmt: skip
 
 
-def find(name: str) -> Entry:
+def find(name: str) -> Listing:
     """Look up a data set; refuse an unknown name."""
-    known = {entry.name: entry for entry in ENTRIES}
+    known = {entry.name: entry for entry in LISTINGS}
     if name in known:
         return known[name]
     close = difflib.get_close_matches(str(name).lower().replace("_", "-"), known, n=1)

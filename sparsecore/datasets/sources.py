@@ -55,7 +55,7 @@ class Mirror(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Entry:
+class Listing:
     """The facts about one data set."""
 
     name: str
@@ -161,7 +161,7 @@ class Local(NamedTuple):
         return self.files[0][1].parent
 
 
-def locate(entry: Entry, tried: Tried) -> Local | None:
+def locate(entry: Listing, tried: Tried) -> Local | None:
     """Find all files of a data set in one local place."""
     if not entry.files:
         return None
@@ -208,7 +208,7 @@ def _find(files: Sequence[DataFile], folder: Path) -> Located:
     return found
 
 
-def download(entry: Entry, tried: Tried, asked: bool) -> Local:
+def download(entry: Listing, tried: Tried, asked: bool) -> Local:
     """Bring a data set into the cache from the first mirror that serves it, and find it there."""
     if entry.on_request and not asked:
         command = f"python -m sparsecore data fetch {entry.name}"
@@ -219,7 +219,7 @@ def download(entry: Entry, tried: Tried, asked: bool) -> Local:
     raise not_available(entry, tried)
 
 
-def not_available(entry: Entry, tried: Tried) -> DataNotAvailable:
+def not_available(entry: Listing, tried: Tried) -> DataNotAvailable:
     """Return the error that says what was tried, and how to put the files in place by hand."""
     listed = ", ".join(file.name for file in entry.files)
     urls = ", ".join(url for mirror in entry.mirrors for url in mirror.urls) or entry.home
@@ -232,7 +232,7 @@ def not_available(entry: Entry, tried: Tried) -> DataNotAvailable:
     )
 
 
-def _fill_cache(entry: Entry, tried: Tried) -> bool:
+def _fill_cache(entry: Listing, tried: Tried) -> bool:
     """Bring a data set into the cache, unless another process has; tell whether it is there."""
     cache = cache_folder(entry.name).resolve()  # a link may lead to another disk
     beside = f".{entry.name}-"
@@ -259,7 +259,7 @@ def _fill_cache(entry: Entry, tried: Tried) -> bool:
     return False
 
 
-def _install(entry: Entry, folder: Path, cache: Path, label: str) -> None:
+def _install(entry: Listing, folder: Path, cache: Path, label: str) -> None:
     """Check that the files in `folder` can be read, then rename each into `cache`."""
     found = _find(entry.files, folder)
     assert entry.read is not None

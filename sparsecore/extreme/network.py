@@ -84,20 +84,19 @@ def _groups(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
 
 
 class TiledMLP(Closing):
-    """A truly sparse perceptron for hundreds of millions of neurons and small batches.
+    """A truly sparse perceptron for hundreds of millions of neurons and small batches."""
 
-    `seed` determines everything, bit for bit, whatever the threads, on CPUs of one lane width. With
-    `empty` a checkpoint will fill it in. `progress` is called with the connections of each layer
-    that is drawn. There is no memory for a second copy: an interrupt can leave a step or an
-    evolution half done, and the network refuses to go on until a checkpoint fills it in.
-
-    With `comm` the layers are split over its ranks by output neurons: each rank holds some rows of
-    every layer's tiles, with the activations of their output neurons. To compute them, it gathers
-    all activations of the layer below; it does so again on the way back, where the input gradients
-    of all ranks are summed. So a layer's activations travel three times in a step. All ranks give
-    the same batch and get the same logits: those of one machine, up to the order of that sum. It
-    cannot `evolve`: each rank would choose the weakest among its own connections.
-    """
+    # `seed` determines everything, bit for bit, whatever the threads, on CPUs of one lane width.
+    # With `empty` a checkpoint will fill it in. `progress` is called with the connections of each
+    # layer that is drawn. There is no memory for a second copy: an interrupt can leave a step or an
+    # evolution half done, and the network refuses to go on until a checkpoint fills it in.
+    #
+    # With `comm` the layers are split over its ranks by output neurons: each rank holds some rows
+    # of every layer's tiles, with the activations of their output neurons. To compute them, it
+    # gathers all activations of the layer below; it does so again on the way back, where the input
+    # gradients of all ranks are summed. So a layer's activations travel three times in a step. All
+    # ranks give the same batch and get the same logits: those of one machine, up to the order of
+    # that sum. It cannot `evolve`: each rank would choose the weakest of its own connections.
 
     message_bytes = message_seconds = 0.0  # received to gather and sent to sum up; waiting included
 

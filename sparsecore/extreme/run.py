@@ -36,12 +36,10 @@ _PHASES = ("initialise", "train", "evolve", "evaluate", "checkpoint", "fingerpri
 
 
 class Stream:
-    """The artificial data: two Gaussian clusters, as in scikit-learn's `make_classification`.
+    """The artificial data: two Gaussian clusters, as in scikit-learn's `make_classification`."""
 
-    Informative features lie `separation` deviations off their mean. A batch is drawn from the
-    stream of its number and never kept, so a resumed run sees the same samples.
-    """
-
+    # Informative features lie `separation` deviations off their mean. A batch is drawn from the
+    # stream of its number and never kept, so a resumed run sees the same samples.
     def __init__(self, seed: int, separation: float, n_features: int = N_FEATURES) -> None:
         rng = seeds.generator(seed, Purpose.SPLIT)
         informative = max(1, n_features // _INFORMATIVE)

@@ -161,13 +161,11 @@ def evolve(
 
 
 def weakest(weights: np.ndarray, zeta: float, team: Team) -> tuple[np.ndarray, np.ndarray, int]:
-    """Find the fraction `zeta` of each sign's weights that is closest to zero, as SET removes it.
-
-    Return the magnitudes, as bits, below which positive and negative weights are weak, how many of
-    those exactly there are weak as well, and how many are in all.
-    """
-    # Magnitudes are ordered like their bits: a histogram of the upper halves, and one of the lower
-    # halves of the weights in the bin found, need neither sorting nor a copy.
+    """Find the fraction `zeta` of each sign's weights that is closest to 0, as SET removes it."""
+    # Returns the magnitudes, as bits, below which positive and negative weights are weak, how many
+    # of those exactly there are weak as well, and how many are in all. Magnitudes are ordered like
+    # their bits: a histogram of the upper halves, and one of the lower halves of the weights in the
+    # bin found, need neither sorting nor a copy.
     counts = np.zeros((team.size, 2, _BINS), np.int64)
     bits = weights.view(np.uint32)
     team.walk(_histogram, bits, np.full(2, _BINS, np.uint32), counts)

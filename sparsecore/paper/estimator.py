@@ -48,7 +48,6 @@ KNOWN = 20
 #: Passes over Madelon, and seeds, by profile; the F-test has no seed.
 EFFORT = {"quick": (40, (0,)), "paper": (500, (0, 1, 2))}
 
-# --- the tables ---
 
 #: Rows of a table that are taken at most, a random choice.
 ROWS = 3000
@@ -89,9 +88,6 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray]:
     y = frame.pop(target).to_numpy()
     X = pd.get_dummies(frame).to_numpy(np.float64)
     return X, y.astype(str if name in CLASSES else np.float64)
-
-
-# --- measuring ---
 
 
 def _ours(name: str) -> Any:
@@ -185,9 +181,6 @@ def _parts(profile: str) -> Parts:
 
 _MEASURED = Measured(_parts)
 entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
-
-
-# --- showing ---
 
 
 def rows(found: dict[str, Result], classes: bool) -> list[Result]:

@@ -92,10 +92,8 @@ class Entry:
         return root() / self.profile / self.study / f"{self.name}.json"
 
     def checkpoint(self, key: str) -> Path:
-        """Return a file for the state of a long computation; it is removed when there is a result.
-
-        `key` tells the states of other configurations and machines apart.
-        """
+        """Return a file for the state of a long computation; a result removes it."""
+        # `key` tells the states of other configurations and machines apart.
         return self.path.with_name(f".{self.name}.{key}.checkpoint")
 
     def look(self) -> tuple[Result | None, str]:

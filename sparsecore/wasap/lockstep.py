@@ -24,12 +24,10 @@ from sparsecore.wasap.window import Window
 
 @dataclass(eq=False)
 class Lockstep:
-    """The synchronous schedule; all workers have the `model`, with its velocity.
+    """The synchronous schedule; all workers have the `model`, with its velocity."""
 
-    Source: "Truly Sparse Neural Networks at Scale", WASSP-SGD; the learning rate is K-fold after a
-    warm-up (Goyal et al., 2017). A step moves 16 (K - 1) / K bytes per parameter.
-    """
-
+    # Source: "Truly Sparse Neural Networks at Scale", WASSP-SGD; the learning rate is K-fold after
+    # a warm-up (Goyal et al., 2017). A step moves 16 (K - 1) / K bytes per parameter.
     window: Window
     model: SparseMLP
     shard_sizes: Sequence[int]
@@ -44,12 +42,12 @@ class Lockstep:
 
     def _share_out(self) -> None:
         """Divide the parameters among the workers."""
-        n, workers = len(self.model.params), self.ranks.size
-        cuts = n * np.arange(workers + 1) // workers
+        n, n_workers = len(self.model.params), self.ranks.size
+        cuts = n * np.arange(n_workers + 1) // n_workers
         self._starts, self._counts = cuts[:-1], np.diff(cuts)
         self._mine = slice(*cuts[self.ranks.rank : self.ranks.rank + 2].tolist())
         size = int(self._counts[self.ranks.rank])
-        self._received = np.empty((workers, size), np.float32)
+        self._received = np.empty((n_workers, size), np.float32)
         self._mean, self._term = np.empty(size, np.float32), np.empty(size, np.float32)
 
     def samples(self, step: int) -> np.ndarray:

@@ -28,16 +28,16 @@ def result(
     # `own` is what each rank says of itself, `failed` why others did not get to the end, `logits`
     # the final model's of the test rows, `elapsed` the seconds of the whole run, `parallel` more.
     about = run["config"]
-    workers, phase1_epochs = about["workers"], about["phase1_epochs"]
+    n_workers, phase1_epochs = about["workers"], about["phase1_epochs"]
     rows = server.place.fetch("epochs")
-    epochs = phase1_records(rows, workers, server.updates_per_epoch)
+    epochs = phase1_records(rows, n_workers, server.updates_per_epoch)
     copies = zip(*(entry.pop("epochs") for entry in own), strict=True)
     epochs += [_phase2_record(epoch) for epoch in copies]
     aside = float(server.place.fetch("aside").sum())
     phase1 = min(entry["seconds"]["phase1"] for entry in own)
     seconds = {
         # Tests and checkpoints are not training; what a rank spends on them is lost to all in part.
-        **_seconds(elapsed, aside, workers),
+        **_seconds(elapsed, aside, n_workers),
         "evaluate": sum(entry["seconds"]["evaluate"] for entry in own),
         "phase1": phase1,
         "phase2": elapsed - phase1,
@@ -49,7 +49,7 @@ def result(
     return result_of(
         model, run, epochs, right=logits.argmax(axis=1) == labels, seconds=seconds,
         test_loss=cross_entropy(logits, labels), samples_per_second=samples / seconds["train"],
-        peak_rss_mb=max(entry["peak_rss_mb"] for entry in own), threads=threads, ranks=workers,
+        peak_rss_mb=max(entry["peak_rss_mb"] for entry in own), threads=threads, ranks=n_workers,
         parallel={
             "updates": server.updates, "updates_per_second": server.updates / phase1,
             "record": records.to_json(record) if about["algorithm"] == "wasap" else None,
@@ -61,7 +61,9 @@ def result(
     )  # fmt: skip
 
 
-def phase1_records(rows: np.ndarray, workers: int, updates_per_epoch: int) -> list[dict[str, Any]]:
+def phase1_records(
+    rows: np.ndarray, n_workers: int, updates_per_epoch: int
+) -> list[dict[str, Any]]:
     """Return the epochs of phase 1 under the names of the sequential trainer's records."""
     records = []
     for number, row in enumerate(rows.reshape(-1, len(FIELDS)).tolist(), 1):
@@ -75,7 +77,7 @@ def phase1_records(rows: np.ndarray, workers: int, updates_per_epoch: int) -> li
             "train_accuracy": value["correct"] / value["samples"],
             **{name: value[name] if tested else None for name in ("test_loss", "test_accuracy")},
             **{name: value[name] / updates_per_epoch for name in ("staleness", "accepted")},
-            "seconds": _seconds(value["elapsed"], value["aside"], workers),
+            "seconds": _seconds(value["elapsed"], value["aside"], n_workers),
         })  # fmt: skip
     return records
 
@@ -93,8 +95,8 @@ def _phase2_record(copies: tuple[dict[str, Any], ...]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _seconds(elapsed: float, aside: float, workers: int) -> dict[str, float]:
-    return {"elapsed": elapsed, "train": elapsed - aside / workers}
+def _seconds(elapsed: float, aside: float, n_workers: int) -> dict[str, float]:
+    return {"elapsed": elapsed, "train": elapsed - aside / n_workers}
 
 
 @contextmanager

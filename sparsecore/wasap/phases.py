@@ -135,10 +135,10 @@ class _Run:
     def prepare(self) -> None:
         """Agree, load, split, compile, and open the window with the model in it."""
         data, config, plan = self.data, self.config, self.plan
-        self.rank, self.workers = self.ranks.rank, self.ranks.size
+        self.rank, self.n_workers = self.ranks.rank, self.ranks.size
         self.asynchronous = plan.algorithm == "wasap"
         self.phase1_epochs = plan.phase1_epochs(config.epochs)
-        self.about = records.identity(data, config, plan, self.seed, self.workers)
+        self.about = records.identity(data, config, plan, self.seed, self.n_workers)
         self.path = None if self.checkpoint_path is None else Path(self.checkpoint_path)
         self.phase2_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
@@ -157,7 +157,7 @@ class _Run:
         per_epoch = sum(updates) if self.asynchronous else max(updates)
         recorded = per_epoch * self.phase1_epochs if self.asynchronous else 0
         sizes = (data.n_features, *config.hidden, data.n_classes)
-        self.window = Window(self.ranks, sizes, nnz, self.workers, recorded, self.phase1_epochs)
+        self.window = Window(self.ranks, sizes, nnz, self.n_workers, recorded, self.phase1_epochs)
         self.server = ParameterServer(
             self.window, config, self.seed, per_epoch, self.phase1_epochs, plan
         )
@@ -191,10 +191,10 @@ class _Run:
     def _load(self) -> None:
         data = self.data
         self.X_test = experiment.checked_test_rows(data)
-        rows = shard_rows(data.y_train, self.workers, self.seed)
+        rows = shard_rows(data.y_train, self.n_workers, self.seed)
         self._shard_sizes = [len(part) for part in rows]
         self.shard = Shard(data, rows[self.rank], self.config, self.seed, self.rank)
-        cuts = len(data.y_test) * np.arange(self.rank, self.rank + 2) // self.workers
+        cuts = len(data.y_test) * np.arange(self.rank, self.rank + 2) // self.n_workers
         self.test_part = slice(*cuts.tolist())  # this worker's, when it is tested together
         self.phase2_saved = self._phase2_checkpoint()
 
@@ -256,7 +256,7 @@ class _Run:
             own = self.worker.model, self._rank_report()
         except Exception as error:
             for_all = isinstance(error, (ParallelError, FloatingPointError))
-            if for_all or self.ranks.failed or bound or self.workers == 1:
+            if for_all or self.ranks.failed or bound or self.n_workers == 1:
                 raise
             self.ranks.leave(error)
         if self.rank == 0:
@@ -419,7 +419,7 @@ class _Run:
         if self.path is None:
             return
         with self._aside("checkpoint"):
-            aside = float(self.window.fetch("aside").sum()) / self.workers
+            aside = float(self.window.fetch("aside").sum()) / self.n_workers
             record = self.server.record(epoch * self.server.updates_per_epoch)
             run_state = {
                 **self.about, "epoch": epoch, "elapsed": self.server.elapsed() - aside,

@@ -57,12 +57,14 @@ class Plan:
         """Return how many updates a worker makes of so many samples; the last may be shorter."""
         return -(-samples // (config.batch_size * self.local_steps))
 
-    def learning_rate(self, config: TrainConfig, workers: int, step: int, steps: int) -> np.float32:
+    def learning_rate(
+        self, config: TrainConfig, n_workers: int, step: int, steps: int
+    ) -> np.float32:
         """Return the rate of a step of phase 1, counted from 0; an epoch has so many `steps`."""
         # What is averaged over K workers moves K times as slowly (Goyal et al., 2017).
         rise = self.warmup * steps
         share = min(1.0, (step + 1) / rise) if rise else 1.0
-        return np.float32(config.learning_rate * (1 + (workers - 1) * share))
+        return np.float32(config.learning_rate * (1 + (n_workers - 1) * share))
 
 
 HYPERPARAMETERS = hyperparameters(Plan)

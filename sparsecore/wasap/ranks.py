@@ -41,12 +41,10 @@ def _named(error: BaseException) -> str:
 
 
 class Ranks:
-    """The ranks of a run, on a duplicate of the communicator `comm` (by default all ranks).
+    """The ranks of a run, on a duplicate of the communicator `comm` (by default all ranks)."""
 
-    Collective. A rank without a sign of life for `patience` seconds counts as lost. The ranks' rows
-    lie in memory that is `shared`, by default on one node, or on rank 0.
-    """
-
+    # Collective. A rank without a sign of life for `patience` seconds counts as lost. The ranks'
+    # rows lie in memory that is `shared`, by default on one node, or on rank 0.
     def __init__(
         self, comm: Any = None, *, shared: bool | None = None, patience: float = watch.PATIENCE
     ) -> None:

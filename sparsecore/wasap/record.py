@@ -83,11 +83,11 @@ def integer(value: Any, name: str, least: int, most: float = math.inf) -> int:
 
 
 def identity(
-    data: Dataset, config: TrainConfig, plan: Plan, seed: int, workers: int
+    data: Dataset, config: TrainConfig, plan: Plan, seed: int, n_workers: int
 ) -> dict[str, Any]:
     """Return what tells a parallel run from others."""
     return experiment.identity(
-        data, config, seed, algorithm=plan.algorithm, workers=workers, phase1=plan.phase1,
+        data, config, seed, algorithm=plan.algorithm, workers=n_workers, phase1=plan.phase1,
         phase1_epochs=plan.phase1_epochs(config.epochs), warmup=plan.warmup,
         # Older results do not know them.
         **({"keep_rate": True} if plan.keep_rate else {}),

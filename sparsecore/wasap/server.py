@@ -30,21 +30,19 @@ TICKET, VERSION, NNZ = 0, 1, 2  # words of the region "state"
 
 
 class Place:
-    """State of the parameter server in this process's own memory: named arrays, and a lock.
+    """State of the parameter server in this process's own memory: named arrays, and a lock."""
 
-    `nnz` is the largest number of connections; `updates` and `epochs` are phase 1's. `fetch` gives
-    a part of an array to read and change, `store` puts it back.
-    """
-
+    # `nnz` is the largest number of connections; `updates` and `epochs` are phase 1's. `fetch`
+    # gives a part of an array to read and change, `store` puts it back.
     def __init__(
-        self, sizes: Sequence[int], nnz: int, workers: int, updates: int, epochs: int
+        self, sizes: Sequence[int], nnz: int, n_workers: int, updates: int, epochs: int
     ) -> None:
-        self.sizes, self.workers = tuple(sizes), workers
+        self.sizes, self.n_workers = tuple(sizes), n_workers
         n_params = nnz + sum(sizes[1:])
         arrays: dict[str, tuple[type, tuple[int, ...]]] = {
             "control": (np.int64, (8,)),  # first, where `Window` looks for the lock
             "state": (np.int64, (8,)),
-            "aside": (np.float64, (workers,)),  # seconds spent on tests and checkpoints
+            "aside": (np.float64, (n_workers,)),  # seconds spent on tests and checkpoints
             "weight_start": (np.int64, (len(sizes),)),
             "indptr": (np.int64, (sum(sizes[1:]) + len(sizes) - 1,)),
             "indices": (np.int32, (nnz,)),
@@ -135,11 +133,9 @@ def retained(
 
 
 def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
-    """Return the average of models, each layer cut back to its nnz, and their union's connections.
-
-    A connection that a model lacks counts as 0; the weights of smallest magnitude are cut. Source:
-    "Truly Sparse Neural Networks at Scale", WASAP-SGD, phase 2. O(models * union).
-    """
+    """Return the average of models, each layer cut back to its nnz, and the nnz of their union."""
+    # A connection that a model lacks counts as 0; the weights of smallest magnitude are cut.
+    # Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD, phase 2. O(models * union).
     first = models[0]
     structures, data, union_nnz = [], [], 0
     for layer in range(len(first)):
@@ -158,15 +154,13 @@ def average(models: Sequence[SparseMLP]) -> tuple[SparseMLP, int]:
 
 
 class ParameterServer:
-    """Pull and push; phase 1 is `epochs` times `updates_per_epoch` updates.
+    """Pull and push; phase 1 is `epochs` times `updates_per_epoch` updates."""
 
-    Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD. A push moves 16 bytes per
-    parameter, and 4 per connection and 8 per neuron more when the topology has changed. A worker
-    that takes local steps keeps its own velocity, and a push moves 8 bytes: what its steps have
-    changed is added, divided by one more than its staleness (Zhang et al., 2016), which averages
-    equal workers.
-    """
-
+    # Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD. A push moves 16 bytes per
+    # parameter, and 4 per connection and 8 per neuron more when the topology has changed. A worker
+    # that takes local steps keeps its own velocity, and a push moves 8 bytes: what its steps have
+    # changed is added, divided by one more than its staleness (Zhang et al., 2016), which averages
+    # equal workers.
     def __init__(
         self, place: Place, config: TrainConfig, seed: int, updates_per_epoch: int, epochs: int,
         plan: Plan | None = None,

@@ -75,8 +75,8 @@ class Worker:
         if self.plan.local_steps == 1:
             self._engine.gradient(values, self._rule, *samples, first, sums)
         else:
-            workers = self.server.place.workers
-            rate = self.plan.learning_rate(self.config, workers, self.step, self._per_epoch)
+            n_workers = self.server.place.n_workers
+            rate = self.plan.learning_rate(self.config, n_workers, self.step, self._per_epoch)
             rule = self._rule._replace(learning_rate=rate)
             size, values[:] = min(self.config.batch_size, len(self.shard)), self.model.params
             self._engine.train(rule, *samples, size, first, sums)
@@ -117,7 +117,7 @@ class Worker:
 
     def trainer(self, first_epoch: int) -> Trainer:
         """Return what trains the worker's copy from `first_epoch` (counted from 0) to the end."""
-        factor = self.server.place.workers if self.plan.keep_rate else 1
+        factor = self.server.place.n_workers if self.plan.keep_rate else 1
         rate = factor * self.config.learning_rate
         # Importance pruning belongs to phase 1, so that all copies keep the same nnz.
         config = self.config.with_values(prune_from=None, learning_rate=rate)

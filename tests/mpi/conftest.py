@@ -7,6 +7,11 @@ import pytest
 from sparsecore.wasap.mpi import MPI
 
 
+def pytest_report_header():
+    (name, version), world = MPI.get_vendor(), MPI.COMM_WORLD
+    return f"{name} {'.'.join(map(str, version))}, rank {world.rank} of {world.size}"
+
+
 @pytest.fixture
 def comm():
     """All ranks, here at the same time."""

@@ -40,8 +40,6 @@ def _count(n: float) -> str:
     return f"{float(mantissa):g}·10{raised}"
 
 
-# --- the runs ------------------------------------------------------------------------------------
-
 _TABLE = (
     Column("neurons", "neurons", _count, once=True), Column("layers", "hidden_layers"),
     Column("density", "density", _count), Column("nnz", "nnz", _count),
@@ -168,9 +166,6 @@ def steps_of_brain(found: Found) -> str:
     if run is None:
         return "not recorded yet"
     return "{steps} steps of {batch_size} samples".format_map(run["config"])
-
-
-# --- beside the table ----------------------------------------------------------------------------
 
 
 @shows("split")

@@ -88,9 +88,6 @@ def networks(found: Found, rows: Sequence[Row] | None = None) -> list[Result]:
     return [found[key] for key in (ROWS if rows is None else rows) if key in found]
 
 
-# --- what is measured ----------------------------------------------------------------------------
-
-
 def compare(neurons: int) -> Result:
     """Train a network on two ranks and on one; raise ClusterError if there is no MPI."""
     mpiexec = cluster.mpiexec()

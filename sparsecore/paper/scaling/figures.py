@@ -26,9 +26,6 @@ _FEW_ROWS = patch(GREY, "too few rows for full batches", alpha=0.15)
 _NUMBERS = (1, *(n for i in range(1, 10) for n in (2**i, 3 * 2 ** (i - 1))), 1024)
 
 
-# --- measured ------------------------------------------------------------------------------------
-
-
 @picture(
     "F-scaling", height=2.7,
     legend=[*(line(COLOUR[name], LABELS[name]) for name in ALGORITHMS), _IDEAL],
@@ -54,9 +51,6 @@ def measured(ax: Axes, result: Result) -> tuple[str, str]:
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
     rounds = f"{len(samples_per_second(result, 'sequential'))} rounds, a seed each."
     return f"Measured against the sequential trainer, {' and '.join(told)}.", rounds
-
-
-# --- simulated -----------------------------------------------------------------------------------
 
 
 def _rates(calibration: model.Calibration, *how: Any) -> np.ndarray:
@@ -155,9 +149,6 @@ def stragglers(axes: Any, result: Result) -> tuple[str, str]:
         f"What stragglers change in the simulated throughput of 8 workers: {costs}.",
         f"The jitter is that of {result['steps']['n_gradients']:,} gradients measured one by one.",
     )
-
-
-# --- the check -----------------------------------------------------------------------------------
 
 
 def _parts(row: Mapping[str, Any]) -> str:

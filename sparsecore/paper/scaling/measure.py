@@ -63,9 +63,6 @@ _MEASURED = Measured(_parts, only)
 entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
 
 
-# --- measuring -----------------------------------------------------------------------------------
-
-
 def counts(most: int) -> list[int]:
     """Return the numbers of workers to be measured: powers of two up to `most`, and that."""
     return sorted({*(2**i for i in range(most.bit_length())), most})
@@ -172,9 +169,6 @@ def _time_reduction(n: int) -> dict[str, float]:
 
     term = seconds(512, 1) / 512
     return {"reduce": max(0.0, seconds(16, n // 16) - 16 * term), "term": term}
-
-
-# --- what follows from it ------------------------------------------------------------------------
 
 
 def calibrate(result: Result) -> Calibration:

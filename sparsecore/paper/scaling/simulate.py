@@ -56,7 +56,7 @@ class Calibration:
         return 1 / (self.compute + self.lock + service(self, ONE_MACHINE))
 
 
-class Network(NamedTuple):
+class Interconnect(NamedTuple):
     """What lies between workers and server."""
 
     name: str
@@ -70,12 +70,12 @@ class Network(NamedTuple):
 
 
 #: No copies, no messages, and no limit to the memory's bandwidth: the most that is possible.
-ONE_MACHINE = Network("one machine, shared memory")
+ONE_MACHINE = Interconnect("one machine, shared memory")
 #: Assumptions, not measurements: nominal rates, and latencies between two programs.
 NETWORKS = (
     ONE_MACHINE,
-    Network("InfiniBand, 200 Gbit/s, 2 µs", 2e-6, 200e9 / 8),
-    Network("Ethernet, 10 Gbit/s, 30 µs", 30e-6, 10e9 / 8),
+    Interconnect("InfiniBand, 200 Gbit/s, 2 µs", 2e-6, 200e9 / 8),
+    Interconnect("Ethernet, 10 Gbit/s, 30 µs", 30e-6, 10e9 / 8),
 )
 
 
@@ -122,7 +122,7 @@ class Outcome:
 @cache  # several pictures and tables ask for the same
 def simulate(
     calibration: Calibration, workers: int, algorithm: str = "wasap",
-    network: Network = ONE_MACHINE, scenario: Scenario = AS_MEASURED, seed: int = 0,
+    network: Interconnect = ONE_MACHINE, scenario: Scenario = AS_MEASURED, seed: int = 0,
 ) -> Outcome:  # fmt: skip
     """Simulate phase 1 of a parallel run in its steady state; a seed determines the outcome."""
     # Each worker has a core of its own and always a full batch: where there are more workers than
@@ -137,19 +137,19 @@ def simulate(
     return Outcome(workers, rate, rate * calibration.samples_per_update, speedup, *shares)
 
 
-def service(calibration: Calibration, network: Network) -> float:
+def service(calibration: Calibration, network: Interconnect) -> float:
     """Return the mean seconds that a push of a new gradient holds the lock, with evolutions."""
     push, evolve = _held(calibration, network)
     return push + evolve / calibration.updates_per_epoch
 
 
-def saturation(calibration: Calibration, network: Network) -> float:
+def saturation(calibration: Calibration, network: Interconnect) -> float:
     """Return how many workers leave the server no rest: while one computes, the others push."""
     busy = service(calibration, network)
     return (calibration.compute + calibration.lock + 2 * network.latency + busy) / busy
 
 
-def exchange(calibration: Calibration, network: Network, workers: int) -> float:
+def exchange(calibration: Calibration, network: Interconnect, workers: int) -> float:
     """Return how many seconds a step in lockstep takes after the slowest worker's gradient."""
     # Gradients go from all to all at once; each worker adds up and updates its share; the new
     # parameters go round a ring. Before each exchange the workers meet, which takes a message for
@@ -168,7 +168,7 @@ def exchange(calibration: Calibration, network: Network, workers: int) -> float:
     return to_all + own + ring + 2 * meeting + spread
 
 
-def _held(c: Calibration, network: Network) -> tuple[float, float]:
+def _held(c: Calibration, network: Interconnect) -> tuple[float, float]:
     """Return how many seconds a push holds the lock, and how many more one that ends an epoch."""
     trips = ROUND_TRIPS + 1  # of the lock itself: the way back of one word, the way of another
     push = c.update + 2 * trips * network.latency + network.seconds(c.bytes_per_update)
@@ -177,7 +177,11 @@ def _held(c: Calibration, network: Network) -> tuple[float, float]:
 
 
 def _asynchronous(
-    c: Calibration, workers: int, network: Network, scenario: Scenario, rng: np.random.Generator
+    c: Calibration,
+    workers: int,
+    network: Interconnect,
+    scenario: Scenario,
+    rng: np.random.Generator,
 ) -> tuple[float, ...]:
     """Have workers compute and queue for the lock; return updates per second, and the shares."""
     first = max(_UPDATES // 10, 2 * workers)  # until then the common start is forgotten
@@ -212,7 +216,11 @@ def _asynchronous(
 
 
 def _lockstep(
-    c: Calibration, workers: int, network: Network, scenario: Scenario, rng: np.random.Generator
+    c: Calibration,
+    workers: int,
+    network: Interconnect,
+    scenario: Scenario,
+    rng: np.random.Generator,
 ) -> tuple[float, ...]:
     """Have all workers wait for the slowest and exchange, step after step; return the same."""
     own = c.compute * _factors(c, scenario, (_STEPS, workers), rng)

@@ -124,9 +124,6 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-# --- timing --------------------------------------------------------------------------------------
-
-
 def stopwatch(peer: Adapter, seconds: float) -> Callable[[], dict[str, float]]:
     """Compile and fill caches; return what times calls of a peer for some seconds, at least one."""
     rng, problem = np.random.default_rng(0), peer.problem

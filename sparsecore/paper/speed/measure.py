@@ -119,8 +119,6 @@ def _contest_avx2(effort: Effort) -> Result:
     return contest(effort)
 
 
-# --- run or load ---------------------------------------------------------------------------------
-
 #: What is measured, and what its result holds.
 _SCHEMA = {"contests": [{"shape": str, "peers": dict, "problem": dict}]}
 PARTS: dict[str, tuple[Callable[[Effort], Result], dict[str, Any]]] = {

@@ -28,14 +28,9 @@ from sparsecore.paper.training.studies import Results, cores, training_seconds
 from sparsecore.settings import CHOICE, DECAYS, READING, RELEASED, SETTINGS
 from sparsecore.wasap.plan import Plan
 
-# --- T-datasets ----------------------------------------------------------------------------------
-
 
 def data_sets(recorded: Results) -> Table:
-    """Make T-datasets: all data sets, and what recorded runs used; the sources tell what is here.
-
-    What is not here is brought here, if it can be had.
-    """
+    """Make T-datasets; data that are not here are brought here, if they can be had."""
     columns = (
         Column("data set", "title", number=False),
         Column("domain", "domain", number=False),
@@ -90,8 +85,6 @@ def _source(row: Mapping[str, Any]) -> str:
 def _features(row: Mapping[str, Any]) -> str:
     return f"{row['n_features']:,}" + (f" ({row['shape']})" if "×" in row["shape"] else "")
 
-
-# --- T-hyper -------------------------------------------------------------------------------------
 
 _MARKS = {RELEASED: "", READING: "†", CHOICE: "‡"}
 _OF_A_DATASET = ("epsilon", "alpha", "learning_rate", "batch_size", "init")
@@ -167,8 +160,6 @@ def common_hyperparameters() -> Table:
 def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
-
-# --- T-main --------------------------------------------------------------------------------------
 
 _ACCURACIES = {"last": "test_accuracy", "best": "best_test_accuracy", "chosen": "chosen_accuracy"}
 
@@ -287,9 +278,6 @@ def _mean_sd(name: str, row: Mapping[str, Any]) -> str:
     return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(f"{value:.{decimals}f}" for value in values)
 
 
-# --- T-deviations, and what is recorded ----------------------------------------------------------
-
-
 def deviations(recorded: Results) -> Table:
     """Make T-deviations: what differs from the released code, and the measured effects."""
     rows, measured, clear, told = [], 0, 0, []
@@ -355,10 +343,8 @@ def held_out(results: Results) -> Note:
 
 
 def coverage(recorded: Results, *others: Results) -> Table:
-    """Make the table of which runs of T-main are recorded, what they took, and what is missing.
-
-    Of `others`, studies that have runs of their own beside those of T-main, it has what they took.
-    """
+    """Make the table of which runs of T-main are recorded, what they took, and what is missing."""
+    # Of `others`, which have runs of their own beside those of T-main, it has what they took.
     rows: list[dict[str, Any]] = []
     study = recorded.study
     for name, decay in itertools.product(study.datasets, study.decays):

@@ -428,7 +428,7 @@ class SparseMLP(Fixed):
         ----------
         X : ndarray or scipy.sparse, shape (n, n_features)
         threads : int
-            Do not change the result. O(nnz n) time on one.
+            The result does not depend on them. O(nnz n) time on one.
 
         Returns
         -------

@@ -150,6 +150,6 @@ def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str,
         "platform": platform.platform(), "cpu": cpu_model(), "cores": cpu_count(),
         "lane_width": lanes.widest(),  # float32 values that a kernel carries in registers
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "threads": threads,
-        "ranks": ranks, "mpi": mpi and " ".join(mpi.Get_library_version().split()[:3]),
-        "data_sha256": data_hash,
+        "ranks": ranks, "data_sha256": data_hash,
+        "mpi": mpi and " ".join(mpi.Get_library_version().splitlines()[0].split(",")[0].split()),
     }  # fmt: skip

@@ -87,17 +87,17 @@ def change_topology(
 
 
 class Trainer(Fixed, Closing):
-    """Trains a model in place, an epoch at a time; only a `SparseMLP` evolves and is pruned.
+    """Trains a model in place; `run_epoch` takes a pass, then `change_topology` prunes and evolves.
 
     Parameters
     ----------
     model : SparseMLP
-        The study's dense network trains in the same way.
+        The study's dense network trains in the same way; its topology never changes.
     config : TrainConfig
     seed, rank : int
         Determine data order, dropout and evolution; each parallel worker has a rank of its own.
     threads : int
-        Do not change the results of a `SparseMLP`.
+        Results of a `SparseMLP` do not depend on them.
 
     Attributes
     ----------

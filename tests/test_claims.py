@@ -343,7 +343,8 @@ def test_hidden_layers_must_do_better_than_frozen_ones(own, right, outcome):
         runs[Row(BAT, 3, frozen=True)] = extreme_run(right, True)
     checks = {c.question: c for c in claims.Ledger(good(), extreme=runs).checks["C4"]}
     assert checks["its hidden layers learn"].outcome == outcome
-    assert checks["it beats chance"].outcome == HOLDS and len(checks) == 3
+    assert checks["it beats chance"].outcome == (HOLDS if own > 60 else UNDECIDED)
+    assert len(checks) == 3
 
 
 def test_a_network_that_has_learnt_nothing_decides_nothing():

@@ -211,7 +211,10 @@ def test_extreme_split_refuses_threads(capsys):
 def test_bench_takes_a_density(capsys):
     words = ["bench", "--dims", "20,10,5", "--density", "1", "--batch", "32", "--steps", "3"]
     assert main([*words, "--json"]) == 0
-    assert last_line(capsys.readouterr().out)["nnz"] == 250
+    result = last_line(capsys.readouterr().out)
+    assert result["nnz"] == 250
+    flops = result["gflops"] * 1e6 * result["ms_per_step"]["median"] / 32
+    assert flops == pytest.approx(4 * 200 + 6 * 50)
     assert main([*words[:3], *words[5:], "--json"]) == 0
     assert last_line(capsys.readouterr().out)["config"]["epsilon"] == 20
     assert main(words) == 0

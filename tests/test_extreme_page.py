@@ -6,6 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from sparsecore.__main__ import main
 from sparsecore.cluster import ClusterError
@@ -89,7 +90,7 @@ FROZEN = {Row(BAT, 10, frozen=True): result(test={"n": 100, "correct": 60, "p": 
         (4 * BAT, {}, [HOLDS]),
         (BAT, {"trend_p": 0.3}, [UNDECIDED, HOLDS, HOLDS]),
         (BAT, {"trend_p": 0.99}, [FAILS, HOLDS, HOLDS]),
-        (BAT, {"test_p": 0.4}, [HOLDS, UNDECIDED, HOLDS]),
+        (BAT, {"test": {"n": 100, "correct": 53, "p": 0.3}}, [HOLDS, UNDECIDED, UNDECIDED]),
         (BAT, {"trend": None}, [UNTESTED, HOLDS, HOLDS]),
         (BAT, {"test": None}, [HOLDS, UNTESTED, UNTESTED]),
         (BAT, {"test": {"n": 100, "correct": 30, "p": 0.99999}}, [HOLDS, FAILS, FAILS]),
@@ -104,6 +105,29 @@ def test_good_runs_are_evidence_and_small_networks_none():
     assert claims.verdict(both) == HOLDS
     for runs in ({}, {Row(BAT // 10, 10): result()}):
         assert set(verdicts(runs)) == {UNTESTED}
+
+
+def test_seeds_are_judged_together_and_weight_decays_apart():
+    def some(correct, p, **which):
+        rows = [Row(BAT, 10, seed=seed, **which) for seed in range(len(correct))]
+        tests = [{"n": 100, "correct": c, "p": one} for c, one in zip(correct, p, strict=True)]
+        return {r: result(trend_p=t["p"], test=t) for r, t in zip(rows, tests, strict=True)}
+
+    p = (0.06, 0.04, 0.05)  # none of them is enough alone, after the correction
+    runs = some((60, 61, 59), p) | some((52, 50, 51), (0.3, 0.5, 0.4), frozen=True)
+    alone = some((60,), p[:1], decay=0.0)
+    *without, fall, chance, frozen = checks(runs | alone)
+    together = stats.combine_pvalues(p).pvalue
+    assert fall.p == pytest.approx(2 * together)
+    assert chance.p == pytest.approx(2 * stats.binom.sf(179, 300, 0.5))
+    assert fall.evidence == "Kendall's τ -1.00, -1.00, -1.00; 4 steps"
+    assert chance.evidence == "180 of 300 held-out samples right" and chance.effect == 60
+    assert frozen.evidence == "180 of 300 right, 153 with hidden layers frozen"
+    assert frozen.p == pytest.approx(2 * stats.binom.sf(146, 267, 0.5))
+    assert [(c.seeds, c.decay) for c in (fall, chance, frozen)] == [("3", 0.0002)] * 3
+    assert [(c.seeds, c.decay) for c in without[:2]] == [("1", 0.0)] * 2
+    assert without[2].outcome == UNTESTED, "the control is of the other weight decay"
+    assert len({row.name for row in runs | alone}) == len(runs | alone)
 
 
 def test_what_is_recorded_bears_the_claim_out(monkeypatch, request):

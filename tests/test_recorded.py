@@ -44,13 +44,19 @@ _TRAINING = (
     ("F-curves", training_figures.curves),
     ("F-gradient-flow", training_figures.gradient_flow),
     ("F-alpha", training_figures.sensitivity),
-    ("F-importance", lambda found: pruning.importance(found.at(0.0002))),
     ("F-average", parallel_figures.averaged),
     ("F-importance", lambda found: pruning.during_training(found.at(0.0002))),
     ("F-importance", lambda found: pruning.during_training(found.at(0.0))),
-    ("F-importance", pruning.after_training),
-    ("F-topology", lambda found: topology.degrees(found.at(0.0))),
-    ("F-topology", lambda found: topology.pixels(found.at(0.0002))),
+    *(
+        (key, lambda found, draw=draw, decay=decay: draw(found.at(decay)))
+        for key, draw in (
+            ("F-importance", pruning.importance),
+            ("F-importance", pruning.after_training),
+            ("F-topology", topology.degrees),
+            ("F-topology", topology.pixels),
+        )
+        for decay in (0.0002, 0.0)
+    ),
     ("T-main", tables.main),
     ("F-decay", training_figures.decay),
     ("T-deviations", tables.deviations),

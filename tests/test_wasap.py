@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,14 +20,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from sparsecore import datasets, provenance, topology, wasap
+from sparsecore import bench, datasets, provenance, topology, wasap
 from sparsecore.__main__ import main
 from sparsecore.cluster import mpiexec
 from sparsecore.config import TrainConfig
+from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
 from sparsecore.train import new_model
-from sparsecore.wasap import record, shm
-from sparsecore.wasap.server import Gradient, ParameterServer, Place, Record, average, retained
+from sparsecore.wasap import outcome, record, shm
+from sparsecore.wasap.server import (
+    FIELDS,
+    Gradient,
+    ParameterServer,
+    Place,
+    Record,
+    average,
+    retained,
+)
 from sparsecore.wasap.worker import Worker, shard_rows
 
 HERE = Path(__file__).parent
@@ -64,6 +74,123 @@ def test_average_is_cut_back_to_the_largest_weights_of_each_layer():
         cut = np.abs(mean[(kept == 0) & (mean != 0)])
         assert cut.max(initial=0) <= np.abs(kept[kept != 0]).min()
     np.testing.assert_allclose(merged.biases, (first.biases + second.biases) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("local_steps", [1, 4])
+def test_a_push_on_an_older_topology_moves_what_still_exists(local_steps):
+    config = TrainConfig(hidden=(9, 8), epochs=2, weight_decay=0.0)
+    start, records = model(0), []
+    place = Place(start.sizes, start.nnz, 2, 4, 2)
+    server = ParameterServer(place, config, 0, 2, 2, wasap.Plan(local_steps=local_steps))
+    server.publish(start)
+    (one, version), (two, old) = server.pull(), server.pull()
+    values = np.arange(1, len(start.params) + 1, dtype=np.float32)
+    two.start_momentum()[:] = values
+    for _ in range(2):  # the second one ends an epoch: the topology evolves
+        version = server.push(Gradient(0 * values, 0, 1, 0.0, 0), version, one).version
+    before = server.pull()[0]
+    kept, share = retained(start, values, before.structures())
+    assert share < 1
+
+    @contextmanager
+    def released():  # whoever holds the lock next changes everything
+        yield
+        records.append(server.record())
+        for name in ("indptr", "indices", "params", "velocity"):
+            place.fetch(name).fill(0)
+
+    place.locked = released
+    server.push(Gradient(values, 1, 1, 0.0, 0), old, two)
+    moved = kept / 3 if local_steps > 1 else -np.float32(config.learning_rate) * kept
+    np.testing.assert_allclose(two.params, before.params + moved, rtol=1e-6, atol=1e-5)
+    for here, there in zip(two.structures(), before.structures(), strict=True):
+        np.testing.assert_array_equal(here[1], there[1])
+    if local_steps > 1:
+        np.testing.assert_array_equal(two.velocity, kept)
+    assert records[0].staleness.tolist() == [0, 0, 2]
+    assert records[0].accepted[2] == np.float32(share)
+
+
+def test_an_epoch_s_record_is_that_of_all_workers():
+    row = {
+        "samples": 10, "loss": 5, "correct": 4, "staleness": 6, "accepted": 1.5, "nnz": 7,
+        "pruned": 1, "replaced": 2, "elapsed": 9, "aside": 4, "test_loss": 0.5,
+        "test_accuracy": 0.25,
+    }  # fmt: skip
+    assert tuple(row) == FIELDS
+    [found] = outcome.phase1_records(np.array([*row.values()], float), 2, 3)
+    assert found == {
+        "epoch": 1, "phase": 1, "nnz": 7, "pruned": 1, "replaced": 2, "loss": 0.5,
+        "train_accuracy": 0.4, "test_loss": 0.5, "test_accuracy": 0.25, "staleness": 2,
+        "accepted": 0.5, "seconds": {"elapsed": 9, "train": 7},
+    }  # fmt: skip
+    one = {
+        "epoch": 4, "nnz": 7, "replaced": 2, "loss": 0.5, "train_accuracy": 0.5,
+        "test_loss": 1.0, "test_accuracy": 0.25, "elapsed": 9.0, "aside": 3.0,
+    }  # fmt: skip
+    other = one | {
+        "replaced": 3, "loss": 1.5, "train_accuracy": 1.0, "test_loss": 2.0, "test_accuracy": 0.75,
+        "elapsed": 8.0, "aside": 1.0,
+    }  # fmt: skip
+    assert outcome._phase2_record((one, other)) == {
+        "epoch": 4, "phase": 2, "nnz": 7, "pruned": 0, "loss": 1.0, "train_accuracy": 0.75,
+        "test_loss": 1.5, "test_accuracy": 0.5, "worker_test_accuracy": [0.25, 0.75],
+        "replaced": 5, "seconds": {"elapsed": 9.0, "train": 7.0},
+    }  # fmt: skip
+
+
+def served(n_workers, plan=None):
+    """Return a worker of several, whose update is an epoch of its rows, and its server."""
+    data = datasets.load("digits").limited(128, random_state=0)
+    config = TrainConfig(hidden=(20, 20), batch_size=32, epochs=4)
+    start = new_model(config, data.n_features, data.n_classes, 0)
+    place = Place(start.sizes, start.nnz, n_workers, 16, 4)
+    server = ParameterServer(place, config, 0, 4, 4, plan)
+    server.publish(start)
+    return Worker(0, Shard(data, np.arange(64), config, 0), server), place
+
+
+def test_local_steps_take_the_rate_of_the_warm_up(monkeypatch):
+    (worker, _), rates = served(4, wasap.Plan(warmup=2, local_steps=2)), []
+    with worker._engine as runner:
+        monkeypatch.setattr(runner, "train", lambda rule, *_: rates.append(rule.learning_rate))
+        for worker.step in range(4):
+            worker.compute()
+    own = worker.config.learning_rate
+    np.testing.assert_allclose(rates, own * np.array([2.5, 4, 4, 4]), rtol=1e-6)
+
+
+def test_a_worker_tells_waiting_for_the_lock_from_holding_it():
+    worker, place = served(1)
+
+    @contextmanager
+    def late():
+        time.sleep(0.3)
+        yield
+
+    with worker._engine:
+        worker.push(worker.compute())  # compiles
+        worker.seconds |= {"lock": 0.0, "update": 0.0}
+        place.locked = late
+        worker.push(worker.compute())
+    assert 0 < worker.seconds["update"] < 0.3 <= worker.seconds["lock"]
+
+
+def test_threads_are_those_of_every_engine(threads_seen):
+    from sparsecore.wasap.mpi import MPI
+
+    data = datasets.load("digits").limited(200)
+    config = TrainConfig(hidden=(20, 20), batch_size=32, epochs=2)
+    _, result = wasap.run(data, config, threads=2, comm=MPI.COMM_SELF)
+    assert threads_seen.count(1) == 1, "of a tiny network, to compile"
+    assert set(threads_seen) == {1, 2} and len(threads_seen) > 5
+    for use in (
+        lambda: wasap.replay(data, result, threads=2),
+        lambda: bench.bench((20, 10, 5), epsilon=4, batch_size=32, threads=2, steps=3),
+    ):
+        threads_seen.clear()
+        use()
+        assert set(threads_seen) == {2}
 
 
 def test_phase_2_has_the_base_rate_or_as_released_the_k_fold_one():

@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import binom, combine_pvalues
 
 from sparsecore.extreme.config import N_CLASSES
 from sparsecore.paper.extreme.runs import BAT, Row
@@ -184,7 +185,8 @@ CLAIMS = (
         "The loss of networks of at least 5·10⁷ neurons falls (Kendall's test for a trend); those "
         "of 5·10⁷ neurons are right on held-out samples more often than chance (binomial test), "
         "and than the same network with frozen hidden layers (sign test on the same samples; "
-        "which ones each gets wrong is not recorded: at worst none in common).",
+        "which ones each gets wrong is not recorded: at worst none in common). Several seeds' "
+        "tests are combined: the trends' p values by Fisher's method, counts by their sums.",
     ),
     Claim(
         "C5",
@@ -361,7 +363,7 @@ class Ledger:
             for title in (*titles, "artificial"):
                 there = [c for c in checks if str(c.dataset).startswith(title)]
                 at = ([c for c in there if c.decay in (decay, None)] for decay in DECAYS)
-                row[title] = " / ".join(dict.fromkeys(map(sign, at)))
+                row[title] = " / ".join(dict.fromkeys(filter(None, map(sign, at))))
             rows.append(row)
         columns = [
             Column("claim", "", _linked, number=False),
@@ -373,7 +375,7 @@ class Ledger:
             "left out on purpose. Numbers, at weight decay "
             f"{DECAYS[0]:g} / {DECAYS[1]:g}, or both: points of accuracy gained; × how fast an "
             "epoch is (against dense in core-seconds), or how much gradient flows; % right (C4's "
-            "smallest network)."
+            "network of the fewest layers)."
         )
         sources = "".join(self._sources())
         return Table.of("L-grid", rows, columns, caption, sources, self.finding())
@@ -421,7 +423,7 @@ class Ledger:
             caption += " For times it counts rounds; the ratio is of medians, its interval of "
             caption += "geometric means."
         if key == "C4":
-            caption = f"**The evidence on {key}.** Single runs: steps and held-out samples count."
+            caption = f"**The evidence on {key}.** Steps and held-out samples count, of all seeds."
         checks = self.checks[key]
         rows = [{"claim": key, **vars(check)} for check in checks if check.outcome not in _OPEN]
         others: dict[str, dict[str, None]] = {}
@@ -450,37 +452,46 @@ _SIZE = "brain size trains"  # the row of the grid
 
 
 def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
-    """Yield C4's checks, of networks that are large enough."""
+    """Yield C4's checks, of networks that are large enough, each with all its seeds."""
     large = [row for row in sorted(runs) if row.neurons >= BAT and not row.frozen]
-    for row in large:
+    for row, seeds in groupby(large, key=lambda row: replace(row, seed=0)):
         layers = f"{row.hidden_layers} hidden layer{'s' * (row.hidden_layers > 1)}"
         label = f"artificial, {row.neurons / 1e6:g} million neurons, {layers}"
-        answers = _learning(runs[row], runs.get(replace(row, frozen=True)))
+        answers = _learning([(runs[one], runs.get(replace(one, frozen=True))) for one in seeds])
         for question, answer in answers.items() if row.neurons == BAT else [*answers.items()][:1]:
-            yield replace(answer, question=question, row=_SIZE, dataset=label)
+            answer = replace(answer, question=question, row=_SIZE)
+            yield replace(answer, dataset=label, decay=row.decay)
     if not large:
         why = "no network of this size is recorded yet"
         yield from (Check(question, _SIZE, "artificial", evidence=why) for question in _LEARNT)
 
 
-def _learning(run: Result, control: Result | None) -> dict[str, Check]:
-    """Judge what a network has learnt, also by one whose hidden layers were frozen."""
+def _learning(runs: Sequence[tuple[Result, Result | None]]) -> dict[str, Check]:
+    """Judge what networks have learnt, also by those whose hidden layers were frozen, if any."""
     falls = Check(evidence="fewer than three steps")
     chance = Check(evidence="no held-out samples")
     frozen = Check(evidence="not known yet: the control with frozen hidden layers is not recorded")
-    if trend := run["trend"]:
-        told = f"Kendall's τ {trend['tau']:+.2f}; {len(run['losses'])} steps"
-        falls = _answer(trend["p"], told, seeds="1")
-    if test := run["test"]:
-        right, n = test["correct"], test["n"]
-        told = f"{right} of {n} held-out samples right"
-        worse = float(binom.cdf(right, n, 1 / N_CLASSES))
-        chance = _answer(test["p"], told, worse, seeds="1", effect=100 * right / n, unit="%")
-        if control and (other := control["test"]):
-            # Both saw the same samples. No result says which ones each got wrong: at worst there
-            # is none that both did.
-            wrong = [one["n"] - one["correct"] for one in (test, other)]
-            worse, p = (float(binom.sf(many - 1, sum(wrong), 0.5)) for many in wrong)
-            told = f"{right} of {n} right, {other['correct']} with hidden layers frozen"
-            frozen = _answer(p, told, worse, seeds="1")
+    if trends := [run["trend"] for run, _ in runs if run["trend"]]:
+        told = ", ".join(f"{trend['tau']:+.2f}" for trend in trends)
+        told = f"Kendall's τ {told}; {len(runs[0][0]['losses'])} steps"
+        falling = np.array([trend["p"] for trend in trends])
+        both = np.clip([falling, 1 - falling], 1e-300, 1)
+        p, rising = (float(combine_pvalues(some).pvalue) for some in both)
+        falls = _answer(p, told, rising, seeds=str(len(trends)))
+    if tests := [run["test"] for run, _ in runs if run["test"]]:
+        right, n = (sum(test[name] for test in tests) for name in ("correct", "n"))
+        told, odds = f"{right} of {n} held-out samples right", binom(n, 1 / N_CLASSES)
+        p, worse = float(odds.sf(right - 1)), float(odds.cdf(right))
+        seeds, effect = str(len(tests)), 100 * right / n
+        chance = _answer(p, told, worse, seeds=seeds, effect=effect, unit="%")
+    pairs = [(run["test"], other["test"]) for run, other in runs if other]
+    if pairs := [pair for pair in pairs if all(pair)]:
+        # Both saw the same samples. No result says which ones each got wrong: at worst there is
+        # none that both did.
+        n = sum(own["n"] for own, _ in pairs)
+        right = [sum(test["correct"] for test in some) for some in zip(*pairs, strict=True)]
+        wrong = [n - many for many in right]
+        worse, p = (float(binom.sf(many - 1, sum(wrong), 0.5)) for many in wrong)
+        told = f"{right[0]} of {n} right, {right[1]} with hidden layers frozen"
+        frozen = _answer(p, told, worse, seeds=str(len(pairs)))
     return dict(zip(_LEARNT, (falls, chance, frozen), strict=True))

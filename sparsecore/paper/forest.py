@@ -42,7 +42,7 @@ def figure(ledger: Ledger) -> Picture:
         "tested checks."
     )
     alt = "Effect and interval of each check, by row of the grid; points of accuracy, and ratios."
-    told = "C4 is about single runs, and its tests give no intervals. "
+    told = "C4's tests count steps and held-out samples, and give no intervals. "
     return Picture("F-claims", drawing, caption, alt, told + source(ledger.results))
 
 

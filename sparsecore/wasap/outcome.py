@@ -61,9 +61,7 @@ def result(
     )  # fmt: skip
 
 
-def phase1_records(
-    rows: np.ndarray, n_workers: int, updates_per_epoch: int
-) -> list[dict[str, Any]]:
+def phase1_records(rows: np.ndarray, n_workers: int, per_epoch: int) -> list[dict[str, Any]]:
     """Return the epochs of phase 1 under the names of the sequential trainer's records."""
     records = []
     for number, row in enumerate(rows.reshape(-1, len(FIELDS)).tolist(), 1):
@@ -76,7 +74,7 @@ def phase1_records(
             "loss": value["loss"] / value["samples"],
             "train_accuracy": value["correct"] / value["samples"],
             **{name: value[name] if tested else None for name in ("test_loss", "test_accuracy")},
-            **{name: value[name] / updates_per_epoch for name in ("staleness", "accepted")},
+            **{name: value[name] / per_epoch for name in ("staleness", "accepted")},
             "seconds": _seconds(value["elapsed"], value["aside"], n_workers),
         })  # fmt: skip
     return records

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from sparsecore import checkpoint, datasets, experiment, provenance, seeds, train, wasap
+from sparsecore.compiled import lanes
 from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.kernels import Rule
 from sparsecore.config import TrainConfig
 from sparsecore.files import previous
-from sparsecore.wasap import phases, shm
+from sparsecore.wasap import shm
 from sparsecore.wasap.lockstep import Lockstep
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.server import TICKET, ParameterServer
@@ -87,6 +88,10 @@ def test_asynchronous_run_is_recorded_and_replays_to_the_last_bit(
 
     _, report = wasap.replay(data, result)
     assert report["identical"] and report["staleness_agrees"]
+    found = train.evaluate(model, data.standardized().X_test, data.y_test, config)
+    assert result["test_accuracy"] == found["accuracy"]
+    assert result["test_loss"] == pytest.approx(found["loss"])
+    assert len(result["epochs"][-1]["worker_test_accuracy"]) == comm.size
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -368,14 +373,38 @@ def test_threads_and_patience_may_differ(comm, digits):
         assert wasap.replay(digits, free)[1]["identical"]
 
 
-def test_ranks_of_other_code_do_not_start(comm, digits, monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "name", "value", "told"),
+    [(provenance, "sources_sha256", "older", "sources 'older', not '[0-9a-f]{64}'"),
+     (lanes, "widest", 8, r"lane_width 8, not \d+")],
+)  # fmt: skip
+def test_ranks_of_other_code_do_not_start(comm, digits, monkeypatch, owner, name, value, told):
     if comm.size == 1:
         pytest.skip("is for several ranks")
     last = comm.size - 1
     if comm.rank == last:
-        monkeypatch.setattr(phases, "code", lambda: provenance.code() | {"sources": "older"})
-    with pytest.raises(ValueError, match=f"rank {last} has sources '?older'?, not '?"):
+        monkeypatch.setattr(owner, name, lambda: value)
+    with pytest.raises(ValueError, match=f"rank {last} has {told}"):
         wasap.run(digits, SMALL)
+
+
+def test_an_update_moves_the_bytes_that_are_documented(comm, digits):
+    config, k = SMALL.with_values(zeta=0.0), comm.size
+    for algorithm, each in (("wasap", 16), ("wassp", 16 * (k - 1) / k)):
+        model, result = wasap.run(digits, config, wasap.Plan(algorithm, phase1=1.0))
+        if comm.rank == 0:  # besides: an epoch's velocities, the last pull, the record
+            found = result["parallel"]["bytes_per_update"] / len(model.params)
+            assert each <= found < 1.2 * each + 0.5
+
+
+def test_local_steps_of_one_worker_go_on_into_phase_2(comm, digits):
+    if comm.size > 1:
+        pytest.skip("is for one rank")
+    config = SMALL.with_values(zeta=0.0)  # no new topology brings the velocity to the server
+    plan = wasap.Plan(phase1=0.4, local_steps=4)
+    _, result = wasap.run(digits, config, plan, seed=1, comm=MPI.COMM_SELF)
+    _, sequential = experiment.run(digits, config, seed=1)
+    assert result["weights_sha256"] == sequential["weights_sha256"]
 
 
 @pytest.mark.parametrize("harm", ["damaged", "another rank's"])
@@ -558,12 +587,15 @@ def test_a_run_that_its_seed_determines_resumes_as_it_was(
     def due(model, where, state):
         return len(state.get("epochs", ())) == 4 or state.get("epoch") == 3
 
-    stopped_run(digits, monkeypatch, checkpoint, "save", due, path, plan)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(ParameterServer, "elapsed", lambda server: 1000.0)
+        stopped_run(digits, monkeypatch, checkpoint, "save", due, path, plan)
     _, result = wasap.run(digits, SMALL, plan, checkpoint_path=path, resume=True)
     comm.Barrier()
     _, whole = wasap.run(digits, SMALL, plan)
     if comm.rank:
         return
     assert result["parallel"]["restarts"] == [done]
+    assert result["seconds"]["elapsed"] > 990, "what the first part took counts"
     assert result["weights_sha256"] == whole["weights_sha256"]
     assert [epoch["epoch"] for epoch in result["epochs"]] == [1, 2, 3, 4, 5]

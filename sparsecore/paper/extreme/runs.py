@@ -22,6 +22,7 @@ import numpy as np
 from sparsecore import cluster
 from sparsecore.paper.store import Entry, Measured, Parts, Result
 from sparsecore.provenance import check_sources
+from sparsecore.settings import DECAYS
 
 STUDY = "T-extreme"
 #: Neurons of a bat's brain, the size of the claim.
@@ -40,16 +41,20 @@ SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True, order=True)
 class Row:
-    """A network of the table: hidden neurons in all, and hidden layers, which may be frozen."""
+    """A run of a network: hidden neurons in all, and hidden layers, which may be frozen."""
 
     neurons: int
     hidden_layers: int
     frozen: bool = False
+    decay: float = DECAYS[0]
+    seed: int = 0
 
     @property
     def name(self) -> str:
         """Name of the result file."""
-        return f"{self.neurons}-in-{self.hidden_layers}" + "-frozen" * self.frozen
+        told = f"{self.neurons}-in-{self.hidden_layers}" + "-frozen" * self.frozen
+        told += f"-decay{self.decay:g}" * (self.decay != DECAYS[0])
+        return told + f"-seed{self.seed}" * bool(self.seed)
 
 
 ROWS = (
@@ -59,6 +64,11 @@ ROWS = (
 )
 #: The control of C4: what the output layer learns of random hidden layers.
 CONTROLS = tuple(Row(BAT, depth, frozen=True) for depth in (1, 3, 10))
+#: More runs for C4: at both weight decays, with three seeds.
+SEEDS = tuple(
+    Row(BAT, 10, frozen, decay, seed)
+    for frozen in (False, True) for decay in DECAYS for seed in range(3)
+)  # fmt: skip
 #: Those that two cores finish in about ten seconds.
 LIVE = tuple(row for row in ROWS if row.neurons <= 1_000_000 and row.hidden_layers == 10)
 #: The study's results: of the table's networks, and of `PARTS`.
@@ -67,12 +77,13 @@ Found = dict[Row | str, Result]
 
 def _parts(profile: str) -> Parts:
     parts: Parts = {}
-    for row in ROWS + CONTROLS if profile == "paper" else LIVE:
-        expected = {"config.neurons": row.neurons, "config.hidden_layers": row.hidden_layers}
+    for row in ROWS + CONTROLS + SEEDS if profile == "paper" else LIVE:
+        expected: dict[str, Any] = {"seed": row.seed, "config.weight_decay": row.decay}
+        expected |= {"config.neurons": row.neurons, "config.hidden_layers": row.hidden_layers}
         expected |= {"config.frozen": True} if row.frozen else {}
         entry = Entry(STUDY, row.name, profile, SCHEMA, partial(dict, expected))
-        frozen = ["--frozen"] * row.frozen
-        parts[row] = entry, partial(_result, [], row.neurons, row.hidden_layers, *frozen)
+        more = "--weight-decay", row.decay, "--seed", row.seed, *["--frozen"] * row.frozen
+        parts[row] = entry, partial(_result, [], row.neurons, row.hidden_layers, *more)
     for name, (measure, neurons, schema) in PARTS.items():
         entry = Entry(STUDY, name, profile, schema)
         parts[name] = entry, partial(measure, neurons[profile])

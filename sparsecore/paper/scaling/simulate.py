@@ -177,12 +177,9 @@ def _held(c: Calibration, network: Interconnect) -> tuple[float, float]:
 
 
 def _asynchronous(
-    c: Calibration,
-    workers: int,
-    network: Interconnect,
-    scenario: Scenario,
+    c: Calibration, workers: int, network: Interconnect, scenario: Scenario,
     rng: np.random.Generator,
-) -> tuple[float, ...]:
+) -> tuple[float, ...]:  # fmt: skip
     """Have workers compute and queue for the lock; return updates per second, and the shares."""
     first = max(_UPDATES // 10, 2 * workers)  # until then the common start is forgotten
     # With more workers than updates between two evolutions, the data grow.
@@ -216,12 +213,9 @@ def _asynchronous(
 
 
 def _lockstep(
-    c: Calibration,
-    workers: int,
-    network: Interconnect,
-    scenario: Scenario,
+    c: Calibration, workers: int, network: Interconnect, scenario: Scenario,
     rng: np.random.Generator,
-) -> tuple[float, ...]:
+) -> tuple[float, ...]:  # fmt: skip
     """Have all workers wait for the slowest and exchange, step after step; return the same."""
     own = c.compute * _factors(c, scenario, (_STEPS, workers), rng)
     own[:, 0] *= scenario.slowest

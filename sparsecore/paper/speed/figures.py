@@ -114,7 +114,7 @@ def what_peers_do(*results: Result) -> Table:
         versions = dict.fromkeys(peer["version"] for peer in reversed(found))
         rows.append({
             "peer": label,
-            "what a step of it is": PEERS[key].note if key in PEERS else found[0]["note"],
+            "what a step of it is": found[-1]["note"] if found else PEERS[key].note,
             "version": ", ".join(versions) or gone,
         })  # fmt: skip
     caption = (

@@ -292,7 +292,7 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
         return ""
     higher = "no other value has a higher mean"
     if better:
-        higher = f"the best means above the study's value's are at {', '.join(better)}"
+        higher = f"another value than the study's has the highest mean at {', '.join(better)}"
     zeta = f"ζ = {setting(name).config.zeta:g} instead of 0"
     told = f"mean accuracies are {', '.join(spans)}; evolution ({zeta}) changes the mean by "
     told += f"{shown.gap(ours, fixed)}, and {higher}"

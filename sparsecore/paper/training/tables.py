@@ -44,12 +44,13 @@ def data_sets(recorded: Results) -> Table:
     )
     caption = (
         "**The data sets.** The study's rows for training and test; rows that the main "
-        "table's runs used; where the data come from. A surrogate has the shape of data that were "
-        "not at hand; it serves to measure time and memory only."
+        "table's runs used; where the data come from; the start of their content's hash, on this "
+        "machine. A surrogate has the shape of data that were not at hand; it serves to measure "
+        "time and memory only."
     )
     rows = [_data_set(name, recorded) for name in datasets.names()]
     here = "; ".join(f"{row['title']}: {row['here']}" for row in rows)
-    sources = f"On this machine (training, test, start of the content's SHA-256): {here}."
+    sources = f"On this machine (training, test): {here}."
     partly = []
     for row in (row for row in rows if row["name"] in recorded.study.datasets):
         whole = f"{row['n_train']:,}, {row['n_test']:,}"
@@ -71,9 +72,8 @@ def _data_set(name: str, recorded: Results) -> dict[str, Any]:
     row["rows_of_runs"] = "; ".join(f"{train:,}, {test:,}" for train, test in sizes_of_runs) or None
     with suppress(DataNotAvailable):
         data = datasets.load(name)
-        lengths, digest = (len(data.y_train), len(data.y_test)), data.content_hash
-        here = "{} ({:,}, {:,}, `{:.8}`)".format(data.source, *lengths, digest)
-        row |= {"here": here, "sha256": digest, "surrogate": data.surrogate}
+        here = f"{data.source} ({len(data.y_train):,}, {len(data.y_test):,})"
+        row |= {"here": here, "sha256": data.content_hash, "surrogate": data.surrogate}
     return row
 
 

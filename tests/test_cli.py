@@ -208,6 +208,17 @@ def test_extreme_split_refuses_threads(capsys):
     assert "--threads: with --split each rank has one, got 2" in capsys.readouterr().err
 
 
+def test_bench_tells_times_in_its_units(capsys, monkeypatch):
+    monkeypatch.setattr("sparsecore.bench.timed", lambda work, n=1: np.full(n, 0.05))
+    words = "bench --dims 20,10,5 --density 1 --batch 32 --steps 250 --json"  # 100, 100 and 50
+    assert main(words.split()) == 0
+    result = last_line(capsys.readouterr().out)
+    assert result["ms_per_step"] == pytest.approx({"median": 0.5, "min": 0.5, "p90": 0.9})
+    assert result["gflops"] == pytest.approx(32 * (4 * 200 + 6 * 50) / 0.5e6)
+    assert (result["evolution_ms"], result["predict_ms"]) == pytest.approx((50, 50))
+    assert result["meeting_us"] == pytest.approx(2.5)
+
+
 def test_bench_takes_a_density(capsys):
     words = ["bench", "--dims", "20,10,5", "--density", "1", "--batch", "32", "--steps", "3"]
     assert main([*words, "--json"]) == 0

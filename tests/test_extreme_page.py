@@ -107,6 +107,13 @@ def test_good_runs_are_evidence_and_small_networks_none():
         assert set(verdicts(runs)) == {UNTESTED}
 
 
+def test_the_table_s_columns_hold_what_their_titles_say():
+    row = extreme_figures.table(page()).frame.iloc[0]  # 5 million neurons
+    titles = ["GiB", "plan", "init", "sample", "epoch", "infer", "evolve"]
+    assert row[titles].tolist() == ["5.00", "4.00", "3.0", "0.050", "0.60", "0.12", "2.0"]
+    assert [extreme_figures._seconds(s) for s in (99.4, 99.6, 120.0)] == ["99", "100", "120"]
+
+
 def test_seeds_are_judged_together_and_weight_decays_apart():
     def some(correct, p, **which):
         rows = [Row(BAT, 10, seed=seed, **which) for seed in range(len(correct))]

@@ -45,11 +45,24 @@ def test_runs_are_made_in_turns_shown_and_told(trained):
     assert len(left.lines) == 3 + 2 + 1  # means, a dot per parallel algorithm, the phases
     tests = [[e["test_accuracy"] for e in run["epochs"]] for run in found["runs"]["sequential"]]
     assert left.lines[0].get_ydata() == pytest.approx(100 * np.mean(tests, axis=0))
+    spent = [
+        [e["seconds"]["train"] + e["seconds"]["evolve"] for e in run["epochs"]]
+        for run in found["runs"]["sequential"]
+    ]
+    drawn = accuracy.figure.axes[1].lines[0].get_xdata()
+    assert drawn == pytest.approx(np.mean(spent, axis=0))
+    for dot, name in ((left.lines[2], "wasap"), (left.lines[4], "wassp")):
+        end = 100 * np.mean([run["test_accuracy"] for run in found["runs"][name]])
+        assert dot.get_xydata() == pytest.approx(np.array([[4, end]]))
+        assert dot.get_color() == parallel_figures.COLOUR[name]
     staleness = parallel_figures.staleness(found)
     heights = [bar.get_height() for bar in staleness.figure.axes[0].patches]
     assert heights == [100.0, 0, 0, 0]  # one worker is never stale
     assert "is 0.00 updates old, on average, and 100.0 % of them" in staleness.finding
     assert "identical to the last bit" in parallel_figures.replayed(found).text
+    differs = {**found, "replay": {"identical": False, "updates": 12}}
+    told = "repeated 12 updates. Its weights are others than the recorded."
+    assert told in parallel_figures.replayed(differs).text
 
 
 def test_what_is_found_follows_from_the_runs(trained, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,6 +142,19 @@ def test_c_loop_is_what_numpy_computes():
 
 
 # --- comparing ---
+
+
+def test_a_turn_tells_the_time_of_one_step(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(contest.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(contest.time, "process_time", lambda: now[0] / 2)
+
+    def train(rows):
+        now[0] += 0.004 * len(rows) / 10
+
+    problem = SimpleNamespace(data=(None, np.zeros(80)), batch_size=10)
+    turn = contest.stopwatch(SimpleNamespace(problem=problem, train=train), 0.5)
+    assert turn() == pytest.approx({"ms": 4.0, "cores": 0.5})
 
 
 def test_comparison_is_interleaved_and_complete(monkeypatch):

@@ -367,6 +367,8 @@ def test_tables_set_simulation_beside_measurement(found):
     assert len(table.data) == 4
     row = table.data.query("algorithm == 'WASAP-SGD' and workers == 2").iloc[-1]
     assert row["measured"] == pytest.approx(76_000 * 2 * 1.05)
+    told = ["2", "159,600 (152,000–167,200)", "1.90", "1.00, 0.10, 0.20"]
+    assert table.frame.loc[row.name].tolist()[1:5] == told
     calibrated = scaling.calibrate(found)
     expected = simulate.simulate(calibrated, 2).samples_per_second
     assert row["simulated"] == expected

@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -231,6 +232,10 @@ SLOW = {"median": 9000.0, "low": 9000.0, "high": 9000.0}
             "density", "density", {"crossover": None, "points": points(6.0), "dense": DENSE},
             "Dense steps are the faster ones at every density measured.",
         ),
+        (
+            "density", "density", {"crossover": 0.15, "points": points(6.0), "dense": DENSE},
+            "Sparse steps are the faster ones below a density of 15 %.",
+        ),
         ("roofline", "roofline", {}, "reach 40 % to 40 % of their ceiling, the median 40 %; for 2"),
         ("roofline", "roofline", {"gflops": 1.0}, "for 0 of 2 that ceiling is a cache or memory"),
     ],
@@ -239,6 +244,30 @@ def test_findings_are_computed(part, draw, changes, finding, small):
     found = speed.load("quick")
     found[part] |= changes
     assert finding in getattr(speed_figures, draw)(found).finding
+
+
+def test_the_fastest_peer_of_a_kind_is_told():
+    found = contest_of("cifar10", 1)
+    found["peers"]["blas-dense"] = {**found["peers"]["torch-dense"], "ratio": {"median": 9.0}}
+    told = speed_figures._faster({"contests": [found], "provenance": {"cpu": "A"}})
+    assert "on CIFAR-10's network 2 times the fastest dense peer" in told
+
+
+def test_spreads_and_the_crossing_are_drawn_in_percent(small):
+    found, ms = speed.load("quick"), {"median": 3.0, "low": 2.0, "high": 7.0}
+    point = {"density": 0.1, "ms": ms}
+    found["density"] |= {"crossover": 0.15, "points": [point], "dense": DENSE}
+    [ax] = speed_figures.density(found).figure.axes
+    mark, _, [bars] = ax.containers[0].lines
+    assert mark.get_xydata().tolist() == [[10, 3]]
+    assert bars.get_segments()[0] == pytest.approx(np.array([[10, 2], [10, 7]]))
+    assert ax.lines[-1].get_xdata() == pytest.approx([15, 15])
+
+
+def test_a_kernel_s_time_is_that_of_one_call(monkeypatch):
+    monkeypatch.setattr(roofline, "timed", lambda work: np.array([0.005 * work()]))
+    times = roofline._kernel_ms(lambda n: n, 2, SimpleNamespace(act=np.ones(3)))
+    assert times == pytest.approx([5.0, 5.0])
 
 
 def test_an_epoch_is_made_of_what_the_main_table_s_runs_took():

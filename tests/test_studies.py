@@ -545,7 +545,9 @@ def test_importance_counts_the_neurons_that_have_connections():
             assert abs(sum(one["counts"][20:]) - heavy) <= 1  # one on the border
 
 
-def test_pruning_after_training_against_a_model_pruned_by_hand():
+def test_pruning_after_training_against_a_model_pruned_by_hand(monkeypatch):
+    size = lambda model, X: model.nbytes  # noqa: E731
+    monkeypatch.setattr("sparsecore.paper.training.observers._seconds", size)
     model, data, records = _observed(1, observe_pruning)
     assert records[0][1] == {}
     seen = records[-1][1]["post_pruning"]
@@ -553,15 +555,18 @@ def test_pruning_after_training_against_a_model_pruned_by_hand():
     assert seen[0]["nnz"] == model.nnz
     for one in (seen[0], seen[5], seen[-1]):
         pruned = model.copy()
+        pruned.velocity = None
         pruned.prune(one["percentile"])
         predicted, small = pruned.predict(scaled.X_test), pruned.compact()
         assert one["test_accuracy"] == (predicted == scaled.y_test).mean()
         assert one["nnz"] == pruned.nnz >= small.nnz
         np.testing.assert_array_equal(small.predict(scaled.X_test), predicted)
+        for name, of in (("", pruned), ("compact_", small)):
+            assert one[f"{name}nbytes"] == one[f"{name}seconds"] == of.nbytes
     assert records[-1][0].weights_sha256() == model.weights_sha256()
 
 
-def test_command_line(study, ran, capsys):
+def test_command_line(study, ran, capsys, monkeypatch):
     assert __main__.main(["study", "list"]) == 0
     assert "F-curves" in capsys.readouterr().out
     assert __main__.main(["study", "status"]) == 0
@@ -575,6 +580,9 @@ def test_command_line(study, ran, capsys):
     assert "set-all-relu" in out and "test accuracy" in out
     assert __main__.main(["study", "run", "F-none"]) == 1
     assert "F-none" in capsys.readouterr().err
+    monkeypatch.setattr(studies.Results, "surrogate", lambda self, name: True)
+    assert __main__.main(["study", "run", "F-test", "--seeds", "1", "--profile", "quick"]) == 0
+    assert "test accuracy on a surrogate " in capsys.readouterr().out
 
 
 def test_status_tells_recipes_damage_and_hours(study, ran, monkeypatch, capsys):

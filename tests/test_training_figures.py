@@ -322,7 +322,12 @@ def test_topology_s_figures_hold_all_neurons_and_pixels_where_they_are(main):
         for records in (seen[0], seen[-1])
     ]
     wider = np.divide(widths[1], widths[0]), np.divide(widths[3], widths[2])
-    finding = topology.degrees(replace(main, study=study, runs=runs[:1])).finding
+    alone = topology.degrees(replace(main, study=study, runs=runs[:1]))
+    finding, sides = alone.finding, [*seen[0]["fan_out"][:3], *seen[0]["fan_in"][:3]]
+    for ax, h in zip(alone.figure.axes, sides, strict=True):
+        x, y = ax.lines[0].get_data()
+        mean = np.average(np.arange(len(h)), weights=h)
+        assert np.average(x, weights=y) == pytest.approx(mean, abs=1.5)  # bins of four
     for ratios, start, end, word in zip(
         wider, widths[::2], widths[1::2], ("outgoing", "incoming"), strict=True
     ):
@@ -428,6 +433,44 @@ def test_accuracies_are_drawn_and_told_beside_the_dense_ones(main):
     assert rows == pytest.approx(np.arange(len(METHODS)) - 0.17)
     gap = shown.gap(files("set-all-relu"), files("dense"))
     assert f"each taken alone: Optical digits {gap} of accuracy with " in picture.finding
+
+
+def test_how_far_a_trained_network_can_be_pruned_is_told(main):
+    names = ("percentile", "test_accuracy", "nnz", "compact_nbytes", "compact_seconds")
+    values = (
+        (0, 0.9, 100, 1000, 2.0), (10, 0.895, 60, 300, 1.0), (20, 0.7, 50, 200, 0.8),
+        (30, 0.9, 40, 100, 0.4),
+    )  # fmt: skip
+    seen = [dict(zip(names, v, strict=True)) | {"nbytes": 1000, "seconds": 2.0} for v in values]
+    runs = [
+        run | {"epochs": [*run["epochs"][:-1], run["epochs"][-1] | {"post_pruning": seen}]}
+        for run in main.of("digits", "set-all-relu")
+    ]
+    picture = pruning.after_training(replace(view(main, "set-all-relu"), runs=runs))
+    told = "up to percentile 10, where 60 % of the connections are left and the compact network "
+    assert f"{told}takes 30 % of the memory and 50 % of the time" in picture.finding
+    lines = picture.figure.axes[1].lines
+    assert [line.get_ydata()[1] for line in lines] == pytest.approx([60, 30, 50])
+
+
+def test_pruning_is_said_to_generalise_only_where_it_does(main):
+    def told(loss, test_loss, *pruned):
+        ends = {
+            "set-all-relu": (0.5, 0.5, (0.6, 0.61)),
+            "set-all-relu-pruned": (loss, test_loss, pruned),
+        }
+        runs = []
+        for method, (less, then, accuracies) in ends.items():
+            for run, accuracy in zip(main.of("digits", method), accuracies, strict=True):
+                last = run["epochs"][-1] | {"loss": less, "test_loss": then}
+                epochs = [*run["epochs"][:-1], last]
+                runs.append(run | {"epochs": epochs, "test_accuracy": accuracy})
+        return pruning.during_training(replace(view(main, *ends), runs=runs)).finding
+
+    better = (0.9, 0.915)
+    assert "fits its training rows less" in told(0.6, 0.4, *better)
+    for case in ((0.4, 0.4, *better), (0.6, 0.6, *better), (0.6, 0.4, 0.3, 0.31)):
+        assert "fits its training rows less" not in told(*case)
 
 
 def test_a_surrogate_s_accuracy_is_neither_shown_nor_drawn(main):
@@ -656,6 +699,13 @@ def test_depth_draws_geometric_means_and_says_them(monkeypatch):
         axis=1
     )
     assert picture.finding.endswith(f"at α = 1, at {np.sum(over > 0)}.")
+    made = {name: np.ones((3, 6, 2)) for name in run["flows"]}
+    made["all-relu"][:2, 3] = [[2, 2], [0.5, 0.5]]
+    made["leaky-relu"][2, 3] = 0.5
+    flat = {name: values.tolist() for name, values in made.items()}
+    told = depth.figure({**run, "flows": flat}).finding
+    assert "with 3 hidden layers 1 times ReLU's and 2 times LeakyReLU's" in told
+    assert "than ReLU at 1 of 3 depths, and than LeakyReLU at 2; at α = 1, at 0." in told
     assert depth.figure({**run, "profile": "quick"}).key == "F-depth-here"
     assert len(picture.caption.split()) <= 60
     assert depth.figure({"missing": "no data"}) == page.Note("no data")

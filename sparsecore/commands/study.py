@@ -96,7 +96,8 @@ def _run_study(options: argparse.Namespace) -> None:
         part = found.at(decay)
         runs = part.of(dataset, method)
         scores = ", ".join(f"{100 * run['test_accuracy']:.2f}" for run in runs)
-        told = f"test accuracy {scores} %" if runs else part.why_not(dataset, method)
+        on = " on a surrogate" * part.surrogate(dataset)
+        told = f"test accuracy{on} {scores} %" if runs else part.why_not(dataset, method)
         if runs or part.lacks(dataset, method) or decay == study.decays[0]:
             print(f"{dataset:18} λ {decay:<7g} {method:20} {told}")
     asked = study.conditions(found.profile, options.seeds)

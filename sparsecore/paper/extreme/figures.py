@@ -25,7 +25,7 @@ _ABOVE = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:#.2g}".rstrip(".")
+    return f"{value:.0f}" if value >= 99.5 else f"{value:#.2g}".rstrip(".")
 
 
 def _gib(n_bytes: float) -> str:

@@ -168,7 +168,7 @@ def density(ax: Axes, result: Result) -> tuple[str, str]:
     ax.set(xscale="log", yscale="log")
     ax.set(xlabel="connections that exist (%)", ylabel="milliseconds per step")
     plain_ticks(ax.xaxis, ax.yaxis)
-    faster = "Sparse" if spreads[0]["median"] < min(levels) else "Dense"
+    faster = "Sparse" if crossing or spreads[0]["median"] < min(levels) else "Dense"
     where = crossing and f"below a density of {100 * crossing:.0f} %"
     return f"{faster} steps are the faster ones {where or 'at every density measured'}.", ""
 

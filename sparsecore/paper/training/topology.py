@@ -57,7 +57,7 @@ def degrees(axes: Any, name: str, results: Results) -> str:
             ax.set_ylabel("share of neurons (%)")
     return (
         f"In {results.epochs(name)} epochs the standard deviation of the connections per neuron "
-        f"grows most {widest[0][1]} and {widest[1][1]}"
+        f"grows most, or shrinks least, {widest[0][1]} and {widest[1][1]}"
     )
 
 

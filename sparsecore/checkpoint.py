@@ -102,7 +102,17 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
         about = json.loads(str(array(archive, "about")))
         if not isinstance(run := about["run"], (dict, type(None))):
             raise ValueError(f"the state of its run is {run!r:.50}")
-        return _model(archive, about), run
+        names = ("weight_start", "indptr", "indices", "params")
+        options = {name: about[name] for name in ("activation", "alpha", "init")}
+        sizes, arrays = array(archive, "sizes").tolist(), [array(archive, name) for name in names]
+        # Inputs without connections take no bytes here, but eight in memory.
+        if sum(sizes) > max(_NEURONS, sum(values.nbytes for values in arrays)):
+            raise ValueError(f"it announces layers of {sizes} neurons")
+        model = SparseMLP.from_flat(sizes, *arrays, **options)
+        if "velocity.npy" in archive.namelist():
+            model.velocity = array(archive, "velocity")
+        _check_finite(model)
+        return model, run
 
 
 def latest(path: Any, read: Callable[[Any], Any] = load) -> Any:
@@ -184,20 +194,6 @@ def check_resumed(
             "another checkpoint"
         )
     return found
-
-
-def _model(archive: zipfile.ZipFile, about: dict[str, Any]) -> SparseMLP:
-    names = ("weight_start", "indptr", "indices", "params")
-    options = {name: about[name] for name in ("activation", "alpha", "init")}
-    sizes, arrays = array(archive, "sizes").tolist(), [array(archive, name) for name in names]
-    # Inputs without connections take no bytes here, but eight in memory.
-    if sum(sizes) > max(_NEURONS, sum(values.nbytes for values in arrays)):
-        raise ValueError(f"it announces layers of {sizes} neurons")
-    model = SparseMLP.from_flat(sizes, *arrays, **options)
-    if "velocity.npy" in archive.namelist():
-        model.velocity = array(archive, "velocity")
-    _check_finite(model)
-    return model
 
 
 def _check_finite(model: SparseMLP, advice: str = "") -> None:

@@ -105,7 +105,9 @@ def hyperparameters(config: type) -> dict[str, Hyperparameter]:
     """Collect a configuration's hyperparameters, and list them in its docstring."""
     found = {f.name: Hyperparameter(f.name, f.default, **f.metadata) for f in fields(config)}
     listed = "\n".join(about.documented(about.default) for about in found.values())
-    config.__doc__ = (config.__doc__ or "").replace("    {parameters}", listed)
+    raised = "ValueError\n        If a value is out of its range; the message names it."
+    text = f"Parameters\n    ----------\n{listed}\n\n    Raises\n    ------\n    {raised}"
+    config.__doc__ = (config.__doc__ or "").replace("{parameters}", text)
     return found
 
 
@@ -121,14 +123,7 @@ def check_values(config: Any, known: dict[str, Hyperparameter]) -> None:
 class TrainConfig:
     """Hyperparameters of a network and its training; the defaults are the study's Fashion-MNIST.
 
-    Parameters
-    ----------
     {parameters}
-
-    Raises
-    ------
-    ValueError
-        If a value is out of its range; the message names it.
 
     Examples
     --------

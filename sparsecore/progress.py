@@ -1,14 +1,9 @@
 """What is shown of work: the one place that makes a bar, and streams that fail without harm."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tqdm.auto import tqdm
+from typing import Any
 
 
 class Unfailing:
@@ -55,7 +50,7 @@ class Output(Unfailing):
 
 def bar(
     total: float | None, desc: str | None = None, *, hidden: bool = False, **options: Any
-) -> tqdm[Any]:
+) -> Any:
     """Return tqdm's bar on standard error; `total` None: nobody knows how much there is."""
     from tqdm.auto import tqdm  # on use: data commands show none, and start without it
 

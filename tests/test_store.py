@@ -184,19 +184,24 @@ def test_a_result_that_cannot_be_kept_is_shown_all_the_same_and_its_state_is_lef
     assert others.exists() and not own.exists()
 
 
-def test_what_cannot_be_had_is_a_result_that_says_why():
+def test_what_cannot_be_had_is_a_result_that_says_why(monkeypatch):
     def absent():
         raise DataNotAvailable("digits", [], "put it there")
 
     def no_cluster():
         raise ClusterError("no MPI here")
 
+    def load(compute):
+        *_, load = store.measured(lambda profile: {"one": (entry(), compute)}, store.only)
+        return load("paper")
+
+    monkeypatch.setattr(store, "busy_cpus", lambda: 0.0)
     for compute, why in ((absent, "put it there"), (no_cluster, "no MPI here")):
-        assert why in store.at_hand(lambda made=compute: entry().obtain(made))["missing"]
+        assert why in load(compute)["missing"]
         assert entry().look() == (None, "missing"), "a reason is no result: it is not kept"
-    assert store.at_hand(lambda: entry().obtain(lambda: FOUND)) == entry().recorded()
     with pytest.raises(AssertionError, match="computed"):
-        store.at_hand(never)  # an error of ours is no reason
+        load(never)  # an error of ours is no reason
+    assert load(lambda: FOUND) == entry().recorded()
 
 
 def test_profiles(monkeypatch):

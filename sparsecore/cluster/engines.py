@@ -217,12 +217,10 @@ def _started(n: int) -> Iterator[Any]:
     # If this process is killed, as a kernel may be, the engines would not notice: they would train
     # on, and then wait for ever. A process of its own stops them.
     guard = subprocess.Popen(
-        [sys.executable, _GUARD, own.cluster_file],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        [sys.executable, _GUARD, own.cluster_file], stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,  # an interrupt is not for it
-    )
+    )  # fmt: skip
     try:
         try:
             own.start_cluster_sync()

@@ -173,13 +173,11 @@ class Dataset:
             )
         counts = np.bincount(self.y_train, minlength=self.n_classes)
         rng = np.random.default_rng(random_state)
-        chosen = np.concatenate(
-            [
-                rng.choice(np.flatnonzero(self.y_train == label), size, replace=False)
-                for label, size in enumerate(_apportion(counts, n_train))
-            ]
-        )
-        chosen.sort()
+        parts = [
+            rng.choice(np.flatnonzero(self.y_train == label), size, replace=False)
+            for label, size in enumerate(_apportion(counts, n_train))
+        ]
+        chosen = np.sort(np.concatenate(parts))
         return self.derived(X_train=self.X_train[chosen], y_train=self.y_train[chosen])
 
 

@@ -15,20 +15,14 @@ _NOT_NEGATIVE = numbers("a number of at least 0", lambda v: v >= 0)
 class ExtremeConfig:
     """What an extreme run trains, and how.
 
-    Parameters
-    ----------
     {parameters}
-
-    Raises
-    ------
-    ValueError
-        If a value is out of its range, or a layer would be too dense; the message says which.
 
     Notes
     -----
     `zeta` is less than the study's 0.3, because an evolution comes after some steps and not after
     an epoch, and the steps have to undo the noise that new connections bring to every layer. If
-    `alpha` is large, the class is lost in the mean of deep layers.
+    `alpha` is large, the class is lost in the mean of deep layers. A layer that would be too dense
+    raises ValueError, too.
     """
 
     neurons: int = param(MISSING, integers(1), "hidden neurons in all layers together", metavar="N")
@@ -73,11 +67,6 @@ class ExtremeConfig:
         """Neurons per layer (features, hidden layers of equal size to within one, classes)."""
         ends = [self.neurons * n // self.hidden_layers for n in range(self.hidden_layers + 1)]
         return (N_FEATURES, *(b - a for a, b in pairwise(ends)), N_CLASSES)
-
-    def evolves_after(self, step: int) -> bool:
-        """Tell whether the topology evolves after `step`, counted from 1."""
-        evolves = self.zeta > 0 and not self.frozen
-        return evolves and step % self.evolve_every == 0 and step < self.steps
 
 
 HYPERPARAMETERS = hyperparameters(ExtremeConfig)

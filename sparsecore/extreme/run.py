@@ -229,13 +229,14 @@ def _train(
     path: Any, every: int,
 ) -> None:  # fmt: skip
     """Take the steps that are left; evolve, and save to `path`, when it is due."""
+    evolves = config.zeta > 0 and not config.frozen
     while state["step"] < config.steps:
         stops = ((state["step"] // n + 1) * n for n in (config.evolve_every, every))
         until = min(config.steps, *stops)
         with clock("train", 2 * net.nnz * (until - state["step"]), "connection") as bar:
             while state["step"] < until:
                 _step(net, stream, config, state, bar)
-        if config.evolves_after(until):
+        if evolves and until % config.evolve_every == 0 and until < config.steps:
             with clock("evolve", net.nnz, "connection") as bar:
                 before = time.perf_counter()
                 net.evolve(config.zeta, until, bar.update)

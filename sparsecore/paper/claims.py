@@ -214,6 +214,7 @@ def verdict(checks: Sequence[Check]) -> str:
     return f"{'fails in some' if FAILS in outcomes else together}: {told}"
 
 
+_TINY = "<\N{NO-BREAK SPACE}0.0001"  # how a smaller p is told
 _SIGNS = {FAILS: "✗", UNDECIDED: "?", HOLDS: "✓", UNTESTED: "–", IMPOSSIBLE: "n/a"}
 _NUMBERS = {"points": "{:+.2f}".format, "×": lambda v: f"× {two_digits(v)}", "%": "{:.0f} %".format}
 
@@ -411,7 +412,7 @@ class Ledger:
             Column("check", "question", number=False, once=True),
             Column("data set", "dataset", number=False), Column("λ", "decay", "{:g}", False),
             Column("seeds", "seeds", number=False), Column("effect", "evidence", number=False),
-            Column("p (Holm)", "adjusted", _probability, False),
+            Column("p (Holm)", "adjusted", lambda p: f"{p:.2g}" if p >= 1e-4 else _TINY, False),
             Column("outcome", "outcome", number=False),
         ]  # fmt: skip
         caption = (
@@ -434,10 +435,6 @@ class Ledger:
         told = "; ".join(f"{', '.join(where)} ({why})" for why, where in others.items())
         sources = sentence("Not tested", told) + self._sources()[key != "C4"]
         return Table.of(f"L-claims-{key}", rows, columns, caption, sources)
-
-
-def _probability(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "<\N{NO-BREAK SPACE}0.0001"
 
 
 def _linked(row: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ from sparsecore import datasets
 from sparsecore.bench import timed
 from sparsecore.estimator import SparseMLPClassifier, SparseMLPRegressor
 from sparsecore.paper.page import Column, Note, Table
-from sparsecore.paper.store import NOTHING, Entry, Measured, Parts, Result
+from sparsecore.paper.store import NOTHING, Entry, Parts, Result, measured
 from sparsecore.paper.style import shows, source
 from sparsecore.settings import setting
 
@@ -179,8 +179,7 @@ def _parts(profile: str) -> Parts:
     return {name: (entry(name, profile), measure) for name, measure in made.items()}
 
 
-_MEASURED = Measured(_parts)
-entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
+entries, recorded, load = measured(_parts)
 
 
 def rows(found: dict[str, Result], classes: bool) -> list[Result]:
@@ -189,11 +188,11 @@ def rows(found: dict[str, Result], classes: bool) -> list[Result]:
     for name in (name for name in TABLES if name in found and (name in CLASSES) == classes):
         result = found[name]
         row: Result = {"table": name, "tuned": _FACTS[name]["tuned"], "rows": result["rows"]}
-        for method, measured in result["methods"].items():
-            row[method] = 100 * float(np.mean(measured["scores"]))
-            row[f"{method}, sd"] = 100 * float(np.std(measured["scores"], ddof=1))
-            row[f"{method}, s"] = float(np.median(measured["seconds"]))
-            row[f"{method}, kB"] = float(np.median(measured["bytes"])) / 1000
+        for method, one in result["methods"].items():
+            row[method] = 100 * float(np.mean(one["scores"]))
+            row[f"{method}, sd"] = 100 * float(np.std(one["scores"], ddof=1))
+            row[f"{method}, s"] = float(np.median(one["seconds"]))
+            row[f"{method}, kB"] = float(np.median(one["bytes"])) / 1000
         made.append(row)
     return made
 

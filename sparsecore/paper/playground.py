@@ -373,7 +373,7 @@ class Playground(widgets.VBox):
         run = self.session.start(**self._values())
         self.chosen.options = [(f"run {r.number}", r) for r in self.session.runs]
         self.chosen.value = run  # which shows it
-        self._follow()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def go_on(self) -> None:
         """Go on with the run that is looked at, with what the controls say now."""
@@ -381,7 +381,7 @@ class Playground(widgets.VBox):
         if values.pop("dataset") != run.dataset:
             raise ValueError(f"data set: run {run.number} is of {run.dataset}; start a new one")
         self.session.go_on(run, **values)
-        self._follow()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def _try(self, act: Callable[[], None]) -> None:
         """Do what a button says."""
@@ -391,9 +391,6 @@ class Playground(widgets.VBox):
             self.status.value = f"<b>{escape(str(error))}</b>"
             return
         self._enable()
-
-    def _follow(self) -> None:
-        threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         """Show how a run goes until it ends."""

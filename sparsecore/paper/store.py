@@ -166,14 +166,6 @@ def _cache_key() -> str:
     return hashlib.sha256(f"{sources_sha256()}\0{machine}".encode()).hexdigest()
 
 
-def at_hand(compute: Callable[[], Result]) -> Result:
-    """Return a result or, under "missing", why its data or a cluster cannot be had."""
-    try:
-        return compute()
-    except (DataError, ClusterError) as error:
-        return {"missing": f"This needs what is not at hand: {error}."}
-
-
 def _with_others(measure: Callable[[], Result]) -> Result:
     """Measure, and tell under "others" how many CPUs other processes used just before."""
     return {"others": busy_cpus(), **measure()}
@@ -188,33 +180,36 @@ def only(found: Mapping[Any, Result]) -> Result:
     return next(iter(found.values()), NOTHING)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A study that is measured: what its page shows of the results of its parts."""
+def measured(
+    parts: Callable[[str], Parts], page: Callable[[dict[Any, Result]], Any] = dict
+) -> tuple[Callable[[str], list[Entry]], Callable[[], Any], Callable[..., Any]]:
+    """Return what the module of a measured study offers: `entries`, `recorded` and `load`."""
 
-    parts: Callable[[str], Parts]  # of a profile
-    page: Callable[[dict[Any, Result]], Any] = dict  # of results by name
-
-    def entries(self, profile: str) -> list[Entry]:
+    def entries(profile: str) -> list[Entry]:
         """Return the results that a profile is made of."""
-        return [entry for entry, _ in self.parts(profile).values()]
+        return [entry for entry, _ in parts(profile).values()]
 
-    def recorded(self) -> Any:
+    def recorded() -> Any:
         """Return what is recorded; measure what is missing only in a build of profile "paper"."""
         if current_profile() == "paper":
-            return self.load("paper")
-        found = {name: entry.recorded() for name, (entry, _) in self.parts("paper").items()}
-        return self.page({name: result for name, result in found.items() if result is not None})
+            return load("paper")
+        found = {name: entry.recorded() for name, (entry, _) in parts("paper").items()}
+        return page({name: result for name, result in found.items() if result is not None})
 
-    def load(self, profile: str | None = None) -> Any:
-        """Return a profile's results; measure what is missing."""
-        parts, found = self.parts(current_profile(profile)), {}
-        with bar(len(parts), bar_format="{desc} ({n}/{total})", hidden=len(parts) == 1) as shown:
-            for name, (entry, measure) in parts.items():
+    def load(profile: str | None = None) -> Any:
+        """Return a profile's results; measure what is missing, or say why it cannot be had."""
+        asked, found = parts(current_profile(profile)), {}
+        with bar(len(asked), bar_format="{desc} ({n}/{total})", hidden=len(asked) == 1) as shown:
+            for name, (entry, measure) in asked.items():
                 shown.set_description_str(entry.name)
-                found[name] = at_hand(partial(entry.obtain, partial(_with_others, measure)))
+                try:
+                    found[name] = entry.obtain(partial(_with_others, measure))
+                except (DataError, ClusterError) as error:
+                    found[name] = {"missing": f"This needs what is not at hand: {error}."}
                 shown.update()
-        return self.page(found)
+        return page(found)
+
+    return entries, recorded, load
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -16,14 +16,7 @@ _SHARE = numbers("a share in [0, 1]", lambda v: 0 <= v <= 1)
 class Plan:
     """How a run is parallel.
 
-    Parameters
-    ----------
     {parameters}
-
-    Raises
-    ------
-    ValueError
-        If a value is out of its range; the message names it.
     """
 
     algorithm: str = param("wasap", names(ALGORITHMS), "asynchronous, or synchronous in lockstep")

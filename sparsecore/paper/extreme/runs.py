@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore import cluster
-from sparsecore.paper.store import Entry, Measured, Parts, Result
+from sparsecore.paper.store import Entry, Parts, Result, measured
 from sparsecore.provenance import check_sources
 from sparsecore.settings import DECAYS
 
@@ -90,8 +90,7 @@ def _parts(profile: str) -> Parts:
     return parts
 
 
-_MEASURED = Measured(_parts)
-entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
+entries, recorded, load = measured(_parts)
 
 
 def networks(found: Found, rows: Sequence[Row] | None = None) -> list[Result]:

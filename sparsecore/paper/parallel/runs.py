@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
-from sparsecore.paper.store import NOTHING, Entry, Measured, Parts, Result
+from sparsecore.paper.store import NOTHING, Entry, Parts, Result, measured
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.studies import TRAINED
 from sparsecore.settings import setting
@@ -109,6 +109,5 @@ def _page(found: dict[Any, Result]) -> Result:
     }  # fmt: skip
 
 
-_MEASURED = Measured(_parts, _page)
-entries = _MEASURED.entries
-recorded, load = (on_cluster.kept()(get) for get in (_MEASURED.recorded, _MEASURED.load))
+entries, *_ways = measured(_parts, _page)
+recorded, load = (on_cluster.kept()(get) for get in _ways)

@@ -14,7 +14,7 @@ from sparsecore.datasets import Dataset
 from sparsecore.limits import cpu_count
 from sparsecore.paper.scaling.rounds import in_turns, spent
 from sparsecore.paper.scaling.simulate import Calibration
-from sparsecore.paper.store import Entry, Measured, Parts, Result, only
+from sparsecore.paper.store import Entry, Parts, Result, measured, only
 from sparsecore.paper.training import on_cluster
 from sparsecore.provenance import provenance
 from sparsecore.settings import setting
@@ -59,8 +59,7 @@ def _parts(profile: str) -> Parts:
     return {entry.name: (entry, partial(_measure, effort))}
 
 
-_MEASURED = Measured(_parts, only)
-entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
+entries, recorded, load = measured(_parts, only)
 
 
 def counts(most: int) -> list[int]:

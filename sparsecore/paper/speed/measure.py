@@ -16,7 +16,7 @@ from sparsecore.limits import cpu_count
 from sparsecore.paper.speed import roofline
 from sparsecore.paper.speed.contest import PEERS, compare, stopwatch
 from sparsecore.paper.speed.peers import Adapter, Problem, SparseCore
-from sparsecore.paper.store import Entry, Measured, Parts, Result
+from sparsecore.paper.store import Entry, Parts, Result, measured
 from sparsecore.paper.training.conditions import sizes
 from sparsecore.settings import setting
 
@@ -37,10 +37,7 @@ class Effort(NamedTuple):
 
 
 _WIDTHS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
-EFFORTS = {
-    "quick": Effort(3, 0.12, (1,), _WIDTHS[:3]),
-    "paper": Effort(7, 0.6, (1, 2), _WIDTHS),
-}
+EFFORTS = {"quick": Effort(3, 0.12, (1,), _WIDTHS[:3]), "paper": Effort(7, 0.6, (1, 2), _WIDTHS)}
 
 
 def contest(effort: Effort) -> Result:
@@ -144,5 +141,4 @@ def _parts(profile: str) -> Parts:
     }
 
 
-_MEASURED = Measured(_parts)
-entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
+entries, recorded, load = measured(_parts)

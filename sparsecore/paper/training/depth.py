@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore import datasets
-from sparsecore.paper.store import Entry, Measured, Parts, Result, only
+from sparsecore.paper.store import Entry, Parts, Result, measured, only
 from sparsecore.paper.style import COLOURS, line, picture
 from sparsecore.paper.training.observers import observe_gradient_flow
 from sparsecore.paper.training.shown import band
@@ -30,8 +30,7 @@ def _parts(profile: str) -> Parts:
     return {entry.name: (entry, partial(measure, width, n_seeds))}
 
 
-_MEASURED = Measured(_parts, only)
-entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
+entries, recorded, load = measured(_parts, only)
 
 
 def measure(width: int, n_seeds: int) -> Result:

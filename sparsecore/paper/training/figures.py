@@ -82,7 +82,8 @@ def reach(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -
     target, when, spent = curves["set-all-relu"][1].mean(axis=0)[-1], {}, {}
     for method, (epochs, values) in curves.items():
         if method in seconds:
-            when[method] = shown.first_epoch(epochs, values, target)
+            there = values.mean(axis=0) >= target
+            when[method] = epochs[there.argmax()] if there.any() else None
             spent[method] = core_seconds(*seconds[method])
             some = np.unique(np.geomspace(1, len(epochs), 80).astype(int)) - 1
             x = spent[method] * np.array(epochs)[some]

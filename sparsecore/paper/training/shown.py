@@ -21,15 +21,11 @@ from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOT_AVAILABLE, NOTHING, Result, origin
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, legend_above, line
 from sparsecore.paper.training.conditions import METHODS
-from sparsecore.paper.training.effects import (
-    CONFIDENCE,
-    Effect,
-    core_seconds,
-    difference,
-    pairs,
-    two_digits,
-)
 from sparsecore.paper.training.studies import Results, cores, training_seconds
+
+from sparsecore.paper.training.effects import (  # isort: skip
+    CONFIDENCE, Effect, core_seconds, difference, pairs, two_digits,
+)  # fmt: skip
 
 DASHED, DOTTED = (0, (4, 2)), (0, (1, 2))
 _MOST = 84  # points of a line: every sixth of 500 epochs
@@ -173,12 +169,6 @@ def over_epochs(runs: list[Result], name: str, factor: float = 1) -> tuple[list[
     records = [[epoch for epoch in run["epochs"] if name in epoch] for run in runs]
     values = factor * np.array([[epoch[name] for epoch in one] for one in records])
     return [epoch["epoch"] for epoch in records[0]], values
-
-
-def first_epoch(epochs: Sequence[int], values: np.ndarray, target: float) -> int | None:
-    """Return the first epoch at which the mean over runs has this value, if there is one."""
-    there = values.mean(axis=0) >= target
-    return epochs[there.argmax()] if there.any() else None
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

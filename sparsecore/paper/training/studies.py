@@ -238,11 +238,10 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
         for record in result["epochs"]:  # files of hundreds of epochs: milliseconds are enough
             if "seconds" in record:
                 record["seconds"] = {name: round(s, 3) for name, s in record["seconds"].items()}
-        result = {**about, **result}
+        return {**about, **result}
     except FloatingPointError as error:
         known = {**experiment.identity(data, config, condition.seed), **about}
-        result = {**known, "diverged": str(error), "provenance": provenance(1, data.content_hash)}
-    return result
+        return {**known, "diverged": str(error), "provenance": provenance(1, data.content_hash)}
 
 
 def _checkpoint(condition: Condition) -> Path | None:

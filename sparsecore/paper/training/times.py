@@ -12,7 +12,7 @@ from typing import Any
 from sparsecore.experiment import RECIPE
 from sparsecore.files import atomic_write
 from sparsecore.limits import cpu_count
-from sparsecore.paper.store import Entry, Measured, Parts, Result
+from sparsecore.paper.store import Entry, Parts, Result, measured
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.conditions import METHODS, STUDIES, Condition, excluded
 from sparsecore.paper.training.studies import cores, data_of, expected_seconds, training_seconds
@@ -37,8 +37,7 @@ def _parts(profile: str) -> Parts:
     return found
 
 
-_MEASURED = Measured(_parts)
-entries, recorded, load = _MEASURED.entries, _MEASURED.recorded, _MEASURED.load
+entries, recorded, load = measured(_parts)
 
 
 def measure(

@@ -321,9 +321,9 @@ def _backward_row(wide, width, begin, end, base, net, target, act, x, ds, acc, h
 
 
 @_inner
-def backward_input(wide, width, start, stop, slice_, net, target, work, xs, ds, pace):
-    """Apply the gradients of the first layer's weights, for a slice of the neurons they feed."""
-    # As `backward`, but features have no bias and no activation, and need no gradient.
+def _backward_input(wide, width, start, stop, slice_, net, target, work, xs, ds, pace):
+    """Do what `backward` does for the first layer's weights."""
+    # Features have no bias and no activation, and need no gradient.
     cursor, nothing = work.cursor[0], splat(wide, np.float32(0))
     for row in range(start, stop):
         x = load_across(wide, width, work.act, xs.start + row * lanes_of(width), xs.gap)
@@ -338,7 +338,10 @@ def backward_input(wide, width, start, stop, slice_, net, target, work, xs, ds, 
 
 @_inner
 def backward(wide, width, start, stop, layer, slice_, net, target, work, xs, ds, noise, pace):
-    """Apply the gradients of a hidden layer's outgoing weights, for a slice of what they feed."""
+    """Apply the gradients of a layer's weights, for a slice of the neurons that they feed."""
+    if layer == 0:
+        _backward_input(wide, width, start, stop, slice_, net, target, work, xs, ds, pace)
+        return
     # Rows are outputs of the layer below, whose biases and slopes they have. The last slice moves
     # the biases, and replaces activations by pre-activation gradients.
     cursor, act, all_lanes = work.cursor[0], work.act, lanes_of(wide)

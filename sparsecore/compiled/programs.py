@@ -119,15 +119,10 @@ def _backward(member, size, sync, wide, width, net, work, target, noise, rule, r
                 while part >= 0:
                     start = work.backward_cuts[layer, part]
                     stop = work.backward_cuts[layer, part + 1]
-                    if layer == 0:
-                        kernels.backward_input(
-                            wide, width, start, stop, slice_, net, target, work, xs, ds, pace
-                        )
-                    else:
-                        kernels.backward(
-                            wide, width, start, stop, layer, slice_, net, target, work, xs, ds,
-                            noise, pace,
-                        )  # fmt: skip
+                    kernels.backward(
+                        wide, width, start, stop, layer, slice_, net, target, work, xs, ds, noise,
+                        pace,
+                    )  # fmt: skip
                     part = claim(sync, size, member)
                 # The groups' updates of a weight, and the slices of a sum, come in order.
                 barrier(sync, size)

@@ -75,14 +75,9 @@ def _backward_many(wide, width, blocks, layer, net, work, rule, velocity, veloci
             ds = kernels.blocks_from(width, layer + 1, group * together, net, work)
             for number in range(slices):
                 slice_ = kernels.slice_of(n_out, number, slices)
-                if layer == 0:
-                    kernels.backward_input(
-                        wide, width, 0, n_in, slice_, net, target, work, xs, ds, pace
-                    )
-                else:
-                    kernels.backward(
-                        wide, width, 0, n_in, layer, slice_, net, target, work, xs, ds, noise, pace
-                    )
+                kernels.backward(
+                    wide, width, 0, n_in, layer, slice_, net, target, work, xs, ds, noise, pace
+                )
 
 
 def cache_sizes() -> dict[str, int]:

@@ -129,6 +129,8 @@ def test_the_readme_has_the_grid_of_the_first_page(ledger):
     assert grid in readme, f"put this grid there:\n{grid}"
     told = ledger.grid().finding.replace("**", "")
     assert told in " ".join(readme.split()), f"put this above it:\n{told}"
+    [rows] = {run["data"]["n_train"] for run in ledger.results.on("higgs")}
+    assert f"HIGGS: {rows:,} of the study's 105,000 training rows" in readme
     for text in (ledger.grid().latex(), ledger.grid()._repr_html_()):
         assert "C1 faster than" in text and "ref}" not in text
 

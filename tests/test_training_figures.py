@@ -586,7 +586,10 @@ def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):
     ]
     told = figures.sensitivity(replace(found, runs=apart)).finding
     assert "(ζ = 0.3 instead of 0) changes the mean by +20.00 points (no interval)" in told
-    assert "at α = 0.8 (+5.00 points (no interval))" in told and "70.0 to 90.0 % over ζ" in told
+    assert (
+        "highest mean: α = 0.8 (+5.00 points (no interval))" in told
+        and "70.0 to 90.0 % over ζ" in told
+    )
 
     # Of equal means none is higher, and a value of which a run diverged is marked.
     runs = [
@@ -698,14 +701,14 @@ def test_depth_draws_geometric_means_and_says_them(monkeypatch):
     over = np.log(flows[:, -1]).mean(axis=1) - np.log(run["flows"]["leaky-relu"])[:, -1].mean(
         axis=1
     )
-    assert picture.finding.endswith(f"at α = 1, at {np.sum(over > 0)}.")
+    assert picture.finding.endswith(f"(at α = 1, at {np.sum(over > 0)}).")
     made = {name: np.ones((3, 6, 2)) for name in run["flows"]}
     made["all-relu"][:2, 3] = [[2, 2], [0.5, 0.5]]
     made["leaky-relu"][2, 3] = 0.5
     flat = {name: values.tolist() for name, values in made.items()}
     told = depth.figure({**run, "flows": flat}).finding
     assert "with 3 hidden layers 1 times ReLU's and 2 times LeakyReLU's" in told
-    assert "than ReLU at 1 of 3 depths, and than LeakyReLU at 2; at α = 1, at 0." in told
+    assert "than ReLU at 1 of 3 depths, and than LeakyReLU at 2 of 3 (at α = 1, at 0)." in told
     assert depth.figure({**run, "profile": "quick"}).key == "F-depth-here"
     assert len(picture.caption.split()) <= 60
     assert depth.figure({"missing": "no data"}) == page.Note("no data")

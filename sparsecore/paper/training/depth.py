@@ -80,6 +80,6 @@ def figure(axes: Any, found: Result) -> tuple[str, str]:
     return (
         f"All-ReLU's gradient flow at α = {alpha:g} is {'; '.join(parts)}. So before training "
         f"All-ReLU has more total flow than ReLU at {than_relu} of {len(parts)} depths, and than "
-        f"LeakyReLU at {more}; at α = {most:g}, at {at_most}.",
+        f"LeakyReLU at {more} of {len(parts)} (at α = {most:g}, at {at_most}).",
         f"{found['width']:,} neurons per hidden layer, Fashion-MNIST, 1000 rows.",
     )

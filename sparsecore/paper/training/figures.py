@@ -293,7 +293,7 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
         return ""
     higher = "no other value has a higher mean"
     if better:
-        higher = f"another value than the study's has the highest mean at {', '.join(better)}"
+        higher = f"a value other than the study's has the highest mean: {', '.join(better)}"
     zeta = f"ζ = {setting(name).config.zeta:g} instead of 0"
     told = f"mean accuracies are {', '.join(spans)}; evolution ({zeta}) changes the mean by "
     told += f"{shown.gap(ours, fixed)}, and {higher}"
@@ -337,6 +337,6 @@ def decay(axes: Any, name: str, results: Results) -> str:
                 between.append(f"{label} {shown.points(gain)} at λ = {labels[value]}")
     ax.set_xticks(range(len(decays)), [*labels.values()])
     ax.set(xlabel="weight decay λ", ylabel="test accuracy (%)")
-    more = f"; a λ between gains on the better end: {', '.join(between)}" * bool(between)
+    more = f"; a λ between is better than the better end: {', '.join(between)}" * bool(between)
     text = ", ".join(told) or "no clear change"
     return f"on {results.title(name)} {text}{more}" * compared

@@ -55,9 +55,10 @@ def degrees(axes: Any, name: str, results: Results) -> str:
         widest[row] = max(widest[row], (then / first, told))
         if layer == 0:
             ax.set_ylabel("share of neurons (%)")
+    verb = "grows most" if min(widest)[0] > 1 else "grows most, or shrinks least,"
     return (
         f"In {results.epochs(name)} epochs the standard deviation of the connections per neuron "
-        f"grows most, or shrinks least, {widest[0][1]} and {widest[1][1]}"
+        f"{verb} {widest[0][1]} and {widest[1][1]}"
     )
 
 

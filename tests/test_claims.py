@@ -10,7 +10,7 @@ from scipy import stats
 from sparsecore.paper import claims, forest
 from sparsecore.paper.claims import FAILS, HOLDS, IMPOSSIBLE, UNDECIDED, UNTESTED, Check
 from sparsecore.paper.extreme.runs import BAT, Row
-from sparsecore.paper.training import conditions, effects
+from sparsecore.paper.training import conditions, effects, shown
 from sparsecore.paper.training.conditions import STUDIES, Study
 from sparsecore.paper.training.observers import observe_gradient_flow
 from sparsecore.paper.training.studies import Results
@@ -202,6 +202,36 @@ def test_verdicts_turn_with_the_results():
     tested = [c for checks in ledger.checks.values() for c in checks if c.decay != 0]
     assert [c.outcome for c in tested] == 4 * [FAILS] + 3 * [FAILS] + 3 * [UNTESTED] + [FAILS]
     assert {claims.verdict(at(ledger, key, 0.0002)) for key in ("C1", "C2", "C3", "C5")} == {FAILS}
+
+
+def test_c5_counts_the_checks_that_it_shares():
+    slow = results(
+        dense=seeds(WORSE, seconds=0.1, nnz=(DENSE_NNZ, DENSE_NNZ)),
+        set_relu=seeds(WORSE, flow=1.0),
+        set_all_relu=seeds(BETTER, flow=3.0),
+    )
+    found = claims.Ledger(slow).verdicts
+    assert claims.verdict(at(claims.Ledger(slow), "C2", 0.0002)) == HOLDS
+    assert found["C5"].startswith("fails in some: 2 hold, 1 fails")
+
+
+def test_an_interval_is_told_from_low_to_high():
+    found = effects.Effect(0.0123, -0.0045, 0.0291, 0.1)
+    assert shown.points(found) == "+1.23 points [-0.45, +2.91]"
+    check = claims._measured(found, "points")
+    assert (check.low, check.high) == pytest.approx((-0.45, 2.91))
+    ratio = effects.Effect(*np.log([4, 2.5, 7]), 0.01)
+    assert claims._measured(ratio, "×").evidence == "× 4.0 [2.5, 7.0]"
+
+
+def test_what_the_first_page_quotes_is_of_its_data_set_and_weight_decay():
+    there = good()
+    study = replace(there.study, datasets=("madelon", "digits"))
+    ledger = claims.Ledger(replace(there, study=study))
+    assert ledger.found("C5", "digits", 0.0002).startswith("+20.00 points [")
+    assert ledger.found("C5", "madelon", 0.0002) == "no runs of SET-All-ReLU and dense yet"
+    none = "no seed of SET-All-ReLU planned at this weight decay"
+    assert ledger.found("C5", "digits", 0.0) == none
 
 
 def test_every_check_is_asked_once():

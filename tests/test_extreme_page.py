@@ -124,7 +124,7 @@ def test_seeds_are_judged_together_and_weight_decays_apart():
     runs = some((60, 61, 59), p) | some((52, 50, 51), (0.3, 0.5, 0.4), frozen=True)
     alone = some((60,), p[:1], decay=0.0)
     *without, fall, chance, frozen = checks(runs | alone)
-    together = stats.combine_pvalues(p).pvalue
+    together = stats.combine_pvalues(p, method="stouffer").pvalue
     assert fall.p == pytest.approx(2 * together)
     assert chance.p == pytest.approx(2 * stats.binom.sf(179, 300, 0.5))
     assert fall.evidence == "Kendall's τ -1.00, -1.00, -1.00; 4 steps"
@@ -135,6 +135,12 @@ def test_seeds_are_judged_together_and_weight_decays_apart():
     assert [(c.seeds, c.decay) for c in without[:2]] == [("1", 0.0)] * 2
     assert without[2].outcome == UNTESTED, "the control is of the other weight decay"
     assert len({row.name for row in runs | alone}) == len(runs | alone)
+    mixed = checks(some((60, 61, 59), (1e-6, 0.9, 0.95)))
+    assert mixed[0].outcome == UNDECIDED, "two of three losses rise"
+    del runs[Row(BAT, 10, frozen=True, seed=2)]
+    part = checks(runs)[2]
+    told = "121 of 200 right, 102 with hidden layers frozen"
+    assert (part.evidence, part.seeds) == (told, "2"), "of pairs only"
 
 
 def test_what_is_recorded_bears_the_claim_out(monkeypatch, request):

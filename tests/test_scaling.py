@@ -345,6 +345,16 @@ def test_simulations_say_that_they_are(found):
     none = ": no gain" * (fast[best].speedup <= 1)
     assert f"{best} workers over Ethernet ({fast[best].speedup:.1f}{none})" in simulated.sources
     assert f"is at most {max(rates.values()):.1f} (WASAP-SGD) and " in simulated.finding
+    assert "One worker has 0.95 times the sequential trainer's" in simulated.finding
+    off = simulate.simulate(calibrated, 2, "wassp").samples_per_second / 126_000 - 1
+    assert f"with 2 workers it gives WASSP-SGD {100 * off:+.0f} % against" in simulated.finding
+    many = max(
+        (simulate.simulate(calibrated, k, "wassp", network).speedup, k)
+        for network in simulate.NETWORKS
+        for k in rates
+    )[1]
+    told = f"{many} workers take steps of {100 * many} rows, {-(-10 // many)} per epoch"
+    assert told in simulated.finding
     stragglers = scaling_figures.stragglers(found)
     pair = (simulate.simulate(calibrated, 8, "wassp", scenario=case) for case in
             (simulate.SCENARIOS[2], EVEN))  # fmt: skip

@@ -258,6 +258,11 @@ def test_curves_draw_means_and_bands_of_the_results(main):
         drawn = band.get_paths()[0].vertices[:, 1]
         assert drawn.min() == pytest.approx((mean - sd).min())
         assert drawn.max() == pytest.approx((mean + sd).max())
+    bottom, drawn = picture.figure.axes[2], itertools.product(methods, ("test_loss", "loss"))
+    for line, (method, name) in zip(bottom.lines, drawn, strict=True):
+        mean = np.mean([[e[name] for e in run["epochs"][1:]] for run in files(method)], axis=0)
+        np.testing.assert_allclose(line.get_ydata(), mean)
+        assert (line.get_linestyle() == "--") == (name == "loss"), "dashed: training"
     ends = [[100 * run["test_accuracy"] for run in files(m)] for m in reversed(methods)]
     test = stats.ttest_rel(*ends)
     assert gain.lines[1].get_ydata()[-1] == pytest.approx(np.subtract(*ends).mean())
@@ -435,6 +440,21 @@ def test_accuracies_are_drawn_and_told_beside_the_dense_ones(main):
     assert f"each taken alone: Optical digits {gap} of accuracy with " in picture.finding
 
 
+def test_what_either_rule_of_pruning_leaves_is_told(main):
+    def ends(method, left, *values):
+        about = {"condition": {"dataset": "digits", "method": method}}
+        about |= {"nnz_start": 100, "nnz_end": left}
+        both = zip(files("set-all-relu"), values, strict=True)
+        return [{**run, **about, "test_accuracy": v} for run, v in both]
+
+    runs = ends("set-all-relu-pruned-released", 40, 0.6, 0.61)
+    runs += ends("set-all-relu-pruned", 30, 0.8, 0.82)
+    found = tables.deviations(replace(view(main, "set-all-relu-pruned"), runs=runs)).data
+    told = found.set_index("subject")["effect"]["Importance pruning: percentile, first epoch"]
+    assert told.startswith("Optical digits, λ = 0.0002: -20.50 points [")
+    assert told.endswith("] (40 % of the connections left, not 30 %)")
+
+
 def test_how_far_a_trained_network_can_be_pruned_is_told(main):
     names = ("percentile", "test_accuracy", "nnz", "compact_nbytes", "compact_seconds")
     values = (
@@ -605,6 +625,10 @@ def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):
         "Diverged, and not shown: Optical digits with SET-All-ReLU, ζ = 0.5 (seed 0, λ = 0.0002)."
     )
     assert told in picture.sources
+    assert "diverge with" not in picture.finding, "another run of it ended"
+    left = [run for run in runs if run["condition"]["method"] != "zeta-0.5"]
+    told = figures.sensitivity(replace(found, runs=left, diverged=lost)).finding
+    assert told.endswith("; all runs diverge with ζ = 0.5. ")
 
 
 def test_every_sensitivity_changes_one_thing():
@@ -741,6 +765,10 @@ def test_what_is_missing_of_the_main_table_is_counted():
     decay = studies.Results(STUDIES["F-decay"], "paper", [run, more])
     last = tables.coverage(main, decay).data.iloc[-1]
     assert (last["title"], last["recorded"], last["hours"]) == ("F-decay", 1, 3.0), "its own"
+    held = run | {"config": {"weight_decay": 0.0, "n_train": 9}}
+    apart = studies.Results(STUDIES["T-held-out"], "paper", [held])
+    last = tables.coverage(main, apart).data.iloc[-1]
+    assert (last["recorded"], last["hours"]) == (1, 3.0), "of fewer rows: another run"
     table = tables.coverage(main)
     assert table.data["planned"].sum() == planned
     row = table.data[(table.data["title"] == "CIFAR-10") & (table.data["decay"] == 0)].iloc[0]
@@ -785,6 +813,11 @@ def test_hyperparameters_are_the_settings_with_their_origins():
     common = tables.common_hyperparameters().frame.set_index("hyperparameter")["value"]
     assert common["weight decay λ, per step"] == "0, 0.0002"
     assert common["importance pruning from epoch"] == "200"
+    own = [sum(str(cell).endswith(mark) for cell in shown.to_numpy().flat) for mark in "†‡"]
+    assert table.finding.endswith(f", {own[0]} are {READING} and {own[1]} {CHOICE}.")
+    assert common["parallel: epochs between prunings"] == "20"
+    assert common["parallel: pruned up to this percentile"] == "10"
+    assert common["parallel: share of the epochs in phase 1"] == "0.7"
 
 
 def test_data_sets_table_says_what_is_not_there(monkeypatch):
@@ -804,6 +837,11 @@ def test_data_sets_table_says_what_is_not_there(monkeypatch):
     assert "(1,437, 360)" in table.sources
     assert shown.loc["Optical digits", "SHA-256"] == f"`{digits.content_hash[:8]}`"
     assert "/somewhere" not in table._repr_markdown_() + table.latex()
+    used = (("digits", 100, 360), ("madelon", 2000, 600))
+    runs = [{"condition": {"dataset": d}, "data": {"n_train": a, "n_test": b}} for d, a, b in used]
+    told = tables.data_sets(studies.Results(STUDIES["T-main"], "paper", runs)).finding
+    assert "Optical digits (training, test: 100, 360 of 1,437, 360)" in told
+    assert "Fashion-MNIST (no run yet)" in told and "Madelon (" not in told
 
 
 def test_a_table_is_made_of_rows_and_columns():

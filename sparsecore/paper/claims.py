@@ -186,7 +186,7 @@ CLAIMS = (
         "of 5·10⁷ neurons are right on held-out samples more often than chance (binomial test), "
         "and than the same network with frozen hidden layers (sign test on the same samples; "
         "which ones each gets wrong is not recorded: at worst none in common). Several seeds' "
-        "tests are combined: the trends' p values by Fisher's method, counts by their sums.",
+        "tests are combined: the trends' p values by Stouffer's method, counts by their sums.",
     ),
     Claim(
         "C5",
@@ -376,7 +376,7 @@ class Ledger:
             "left out on purpose. Numbers, at weight decay "
             f"{DECAYS[0]:g} / {DECAYS[1]:g}, or both: points of accuracy gained; × how fast an "
             "epoch is (against dense in core-seconds), or how much gradient flows; % right (C4's "
-            "network of the fewest layers)."
+            "network of the fewest layers at each)."
         )
         sources = "".join(self._sources())
         return Table.of("L-grid", rows, columns, caption, sources, self.finding())
@@ -471,10 +471,9 @@ def _learning(runs: Sequence[tuple[Result, Result | None]]) -> dict[str, Check]:
     if trends := [run["trend"] for run, _ in runs if run["trend"]]:
         told = ", ".join(f"{trend['tau']:+.2f}" for trend in trends)
         told = f"Kendall's τ {told}; {len(runs[0][0]['losses'])} steps"
-        falling = np.array([trend["p"] for trend in trends])
-        both = np.clip([falling, 1 - falling], 1e-300, 1)
-        p, rising = (float(combine_pvalues(some).pvalue) for some in both)
-        falls = _answer(p, told, rising, seeds=str(len(trends)))
+        falling = np.clip([trend["p"] for trend in trends], 1e-16, 1 - 1e-16)
+        p = float(combine_pvalues(falling, method="stouffer").pvalue)
+        falls = _answer(p, told, seeds=str(len(trends)))
     if tests := [run["test"] for run, _ in runs if run["test"]]:
         right, n = (sum(test[name] for test in tests) for name in ("correct", "n"))
         told, odds = f"{right} of {n} held-out samples right", binom(n, 1 / N_CLASSES)

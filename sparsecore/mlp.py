@@ -20,7 +20,7 @@ from sparsecore.compiled.arrays import Fixed, sealed
 from sparsecore.compiled.kernels import Network, Rule, State
 from sparsecore.config import HYPERPARAMETERS, PERCENTILE
 from sparsecore.functions import ACTIVATIONS, INITIALIZERS
-from sparsecore.samples import DENSE_VALUES, as_inputs, as_labels, checked_sparse
+from sparsecore.samples import DENSE_VALUES, as_inputs, as_labels, check_finite, checked_sparse
 
 _INT32_MAX = np.iinfo(np.int32).max
 Structures = Sequence[topology.Structure]  #: each layer's
@@ -252,6 +252,7 @@ class SparseMLP(Fixed):
         if not layers or any(layer.ndim != 2 for layer in layers):
             raise ValueError("matrices: expected at least one, each of shape (fan_out, fan_in)")
         for layer in layers:
+            check_finite(layer, "matrices")
             layer.sum_duplicates()
         for below, above in pairwise(layers):
             if above.shape[1] != below.shape[0]:

@@ -506,3 +506,23 @@ def test_pointers_that_lead_outside_are_refused(tmp_path, value):
     np.savez(path, **arrays)
     with pytest.raises(CheckpointError, match="indptr: decreases"):
         load(path)
+
+
+def test_a_file_is_on_the_disk_before_it_takes_another_s_place(tmp_path, monkeypatch):
+    path, done = tmp_path / "file", []
+    path.write_bytes(b"old")
+
+    def note(name):
+        call = getattr(os, name)
+
+        def noted(*args):
+            done.extend((name, new.read_bytes()) for new in tmp_path.glob(".file.*.tmp"))
+            return call(*args)
+
+        monkeypatch.setattr(os, name, noted)
+
+    note("fsync")
+    note("replace")
+    with atomic_write(path) as file:
+        file.write(b"new")
+    assert done == [("fsync", b"new"), ("replace", b"new")]

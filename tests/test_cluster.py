@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -396,3 +397,19 @@ def test_missing_mpiexec_is_said(monkeypatch, tmp_path):
     with pytest.raises(ClusterError, match="mpiexec: found neither on PATH nor in"):
         with cluster.connect(1):
             pass
+
+
+def test_only_processes_of_this_machine_are_looked_at(monkeypatch):
+    monkeypatch.setattr(engines, "trouble", lambda pid: "stopped")
+    workers = cluster.Cluster.__new__(cluster.Cluster)
+    workers.pids, workers.hosts = [1, 2], ["elsewhere", socket.gethostname()]
+    assert workers.stopped() == [1]
+
+
+def test_a_checkpoint_s_path_means_the_same_to_all_workers(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    workers = Mock(n=2, submit=Mock(side_effect=OSError))
+    with pytest.raises(OSError):
+        cluster.train(workers, SMALL, "digits", checkpoint_path="run.npz")
+    told = workers.submit.call_args.kwargs["checkpoint_path"]
+    assert told == os.path.join(os.getcwd(), "run.npz")

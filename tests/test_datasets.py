@@ -1150,3 +1150,17 @@ def test_digits_are_those_of_scikit_learn(monkeypatch, layout):
         np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(y_test, y[test])
     assert X_train.dtype == np.uint8 and y_train.dtype == np.int64
+
+
+@pytest.mark.parametrize("place", ["data", "cache"])
+def test_fetch_removes_nothing_of_the_user_s_and_nothing_that_no_mirror_has(
+    machine, small_fashion, monkeypatch, place
+):
+    contents, _ = small_fashion
+    mirrors = (fake_mirror("home", contents),) if place == "data" else ()
+    replace_entry(monkeypatch, "fashion-mnist", mirrors=mirrors)
+    folder = machine / place / "fashion-mnist"
+    write(folder, contents | {"t10k-labels-idx1-ubyte": b"damaged"})
+    with pytest.raises(DataCorrupt, match="t10k-labels-idx1-ubyte"):
+        datasets.fetch("fashion-mnist")
+    assert (folder / "t10k-labels-idx1-ubyte.gz").exists()

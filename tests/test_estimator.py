@@ -94,12 +94,13 @@ def test_labels_of_any_type(labels):
 
 
 def test_columns_of_predict_proba_follow_classes_(digits):
-    X_train, X_test, y_train, _ = digits
+    X_train, X_test, y_train, y_test = digits
     names = np.array(list("jihgfedcba"))
     clf = small().fit(X_train, names[y_train])
     proba = clf.predict_proba(X_test)
     np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_array_equal(clf.classes_[proba.argmax(axis=1)], clf.predict(X_test))
+    assert (clf.predict(X_test) == names[y_test]).mean() > 0.8
 
 
 def test_sparse_input_gives_the_same_network_as_dense(digits):
@@ -422,6 +423,33 @@ def test_n_jobs_is_the_threads_that_train_and_predict(digits, threads_seen):
     assert threads_seen == [2, 2]
 
 
+def test_targets_of_a_stream_are_scaled_by_all_so_far_and_of_a_warm_start_as_before():
+    y = 1000 * X40[:, 0]
+    reg = made(R).partial_fit(X40[:1], y[:1]).partial_fit(X40[1:], y[1:])
+    np.testing.assert_allclose(reg.target_scaler_.mean_, [y.mean()])
+    np.testing.assert_allclose(reg.target_scaler_.scale_, [y.std()])
+    warm = made(R, warm_start=True).fit(X40, y)
+    before = warm.target_scaler_.mean_.copy()
+    np.testing.assert_array_equal(warm.fit(X40, 3 * y + 9).target_scaler_.mean_, before)
+
+
+def test_the_size_of_a_stream_s_weights_counts():
+    one, two = (
+        made(learning_rate=rate, standardize=False, weight_decay=0.0).partial_fit(
+            X40, Y40, [0, 1, 2], np.full(40, weight)
+        )
+        for rate, weight in ((0.02, 1.0), (0.01, 2.0))
+    )
+    np.testing.assert_allclose(two.model_.params, one.model_.params, atol=1e-6)
+
+
+def test_early_stopping_scores_several_labels_as_score_does():
+    y = np.c_[X40[:, 0] > 0, X40[:, 1] > 0].astype(int)
+    clf = made(max_iter=5, early_stopping=True, validation_fraction=0.5).fit(X40, y)
+    parts = train_test_split(X40, y, test_size=0.5, random_state=clf._seed)
+    assert clf.best_validation_score_ == pytest.approx(clf.score(*parts[1::2]))
+
+
 def test_an_interrupted_fit_does_not_prune_twice(monkeypatch):
     clf = made(max_iter=6, prune_from=3, prune_every=9, zeta=0.0, warm_start=True, batch_size=8)
     whole = clone(clf).fit(X40, Y40)
@@ -559,6 +587,8 @@ def test_class_weights_are_sample_weights():
     assert part.n_iter_ == 1, "of a stream, which may lack the class that has a weight"
     warm = SparseMLPClassifier((8,), class_weight={1: 3}, warm_start=True, max_iter=1).fit(X40, y)
     assert warm.fit(X40[y == 0], y[y == 0]).n_iter_ == 2, "nor need a warm start have it"
+    fold = SparseMLPClassifier((8,), class_weight={0: 1, 1: 3, 2: 5}, max_iter=1).fit(X40, y)
+    assert fold.n_iter_ == 1, "nor a fold, if all that it has are named"
     text = SparseMLPClassifier((8,), class_weight={"1": 3}, **common).fit(X40, y.astype(str))
     np.testing.assert_allclose(text.model_.params, given.model_.params, atol=1e-6)
     with pytest.raises(ValueError, match="class_weight: expected labels among"):

@@ -289,6 +289,7 @@ def test_the_shape_of_the_inputs_is_checked(X):
         ([], "matrices: expected at least one"),
         ([np.ones(3)], r"matrices: expected at least one, each of shape \(fan_out, fan_in\)"),
         ([np.ones((3, 2)), np.ones((2, 4))], r"shapes \(3, 2\) and \(2, 4\) do not chain"),
+        ([np.array([[np.nan, 1.0]])], "matrices: expected finite numbers, got nan"),
     ],
 )
 def test_matrices_must_chain(matrices, complaint):

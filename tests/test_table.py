@@ -162,6 +162,7 @@ def test_columns_are_found_by_name(tmp_path, capsys):
         ("a.svmlight", "up 1:1\n", "line 1, entry 1: expected a number, got 'up'"),
         ("a.txt", "", "expected a .csv, .npz, .svmlight or .libsvm file"),
         ("a.csv", "a,y\n1,0\n2,\xe9\n", "continuation byte; save it as UTF-8"),
+        ("a.csv", "a,y\n1,0\n2, \n", "a.csv, line 3, column 'y': expected a value, got none"),
         ("a.csv", "a;y\n1;0\n", "one column 'y', got ['a;y']; separate the columns by commas"),
         ("a.npz", "a,y\n1,0\n", "a.npz: File is not a zip file"),
     ],
@@ -255,6 +256,7 @@ def test_many_integers_may_be_numbers(tmp_path, capsys, monkeypatch):
         ("007 7 7.0 +7", ["007", "7", "7.0", "+7"], [7, 7, 7, 7]),
         ("1e1 10", ["1e1", "10"], [10, 10]),
         ("9007199254740993 9007199254740992", [2**53 + 1, 2**53], [2**53, 2**53]),
+        ("9223372036854775808 1", ["9223372036854775808", "1"], [2**63, 1]),
         ("-1 0 10", [-1, 0, 10], [-1, 0, 10]),
         ("1.1 1.2 2.1", ["1.1", "1.2", "2.1"], [1.1, 1.2, 2.1]),
         ("\u0663 3", ["\u0663", "3"], None),
@@ -410,3 +412,24 @@ def test_the_seed_determines_what_is_learnt_from_a_table(tmp_path, capsys):
         assert main([*args, "--hidden", "8", "--json", "--seed", seed]) == 0
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1])["weights_sha256"])
     assert found[0] == found[1] != found[2]
+
+
+def test_large_targets_of_svmlight_stay_what_they_are(tmp_path):
+    (tmp_path / "a.svmlight").write_text("1e19 0:1\n2e19 0:1\n")
+    assert tables.read(tmp_path / "a.svmlight").y.tolist() == [1e19, 2e19]
+
+
+def test_fractions_are_not_the_integers_below_them(tmp_path, capsys):
+    y = (X[:, 0] > 0).astype(int)
+    np.savez(tmp_path / "train.npz", X=X, y=y)
+    np.savez(tmp_path / "test.npz", X=X, y=y + 0.5)
+    files = ["--data", str(tmp_path / "train.npz"), "--test", str(tmp_path / "test.npz")]
+    assert main(["train", *files, "--target", "y", "--epochs", "1", "--hidden", "8"]) == 1
+    assert "expected integers as in" in capsys.readouterr().err
+
+
+def test_threads_of_a_table_are_those_of_its_estimator(tmp_path, threads_seen):
+    (tmp_path / "a.csv").write_text(as_csv(X, LABELS))
+    args = ["--data", str(tmp_path / "a.csv"), "--target", "y", "--epochs", "1", "--hidden", "8"]
+    assert main(["train", *args, "--threads", "2"]) == 0
+    assert len(threads_seen) >= 2 and set(threads_seen) == {2}

@@ -9,7 +9,7 @@ import time
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import ipyparallel
 import psutil
@@ -406,10 +406,15 @@ def test_only_processes_of_this_machine_are_looked_at(monkeypatch):
     assert workers.stopped() == [1]
 
 
-def test_a_checkpoint_s_path_means_the_same_to_all_workers(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    workers = Mock(n=2, submit=Mock(side_effect=OSError))
-    with pytest.raises(OSError):
-        cluster.train(workers, SMALL, "digits", checkpoint_path="run.npz")
-    told = workers.submit.call_args.kwargs["checkpoint_path"]
-    assert told == os.path.join(os.getcwd(), "run.npz")
+def test_what_a_run_is_told_reaches_the_engines():
+    asked = Mock(side_effect=RuntimeError("asked"))
+    workers, plan = SimpleNamespace(n=2, submit=asked), wasap.Plan("wassp")
+    with pytest.raises(RuntimeError, match="asked"):
+        cluster.train(
+            workers, SMALL, "digits", plan, seed=3, threads=2, limit=200, checkpoint_path="a.npz",
+            resume=True, patience=7, on_progress=print,
+        )  # fmt: skip
+    assert asked.call_args == call(
+        training._train_on_engine, 2, SMALL, "digits", 200, plan, 7, seed=3, threads=2,
+        checkpoint_path=os.path.abspath("a.npz"), resume=True,
+    )  # fmt: skip

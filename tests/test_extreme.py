@@ -427,8 +427,10 @@ def test_the_plan_counts_every_array():
         assert net.nnz == pytest.approx(plan.connections, rel=0.02)
         n_bytes = sum(a.nbytes for _, a in net.arrays()) + sum(z.nbytes for z in net._z)
         n_bytes += len(net._workspace) + net._sums.nbytes
+        biases = sum(m.biases.nbytes + m.bias_velocity.nbytes for m in net.layers)
+        assert plan.items["biases and velocities, 8 bytes each"] == biases
     planned = plan.total - plan.items["program"]
-    assert n_bytes == pytest.approx(planned, rel=0.1)
+    assert n_bytes == pytest.approx(planned, rel=0.06)
     assert "60,000 hidden neurons" in plan.table() and "in all" in plan.table()
 
 

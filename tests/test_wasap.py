@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +30,7 @@ from sparsecore.train import new_model
 from sparsecore.wasap import outcome, record, shm
 from sparsecore.wasap.server import (
     FIELDS,
+    TESTED,
     Gradient,
     ParameterServer,
     Place,
@@ -137,6 +138,75 @@ def test_an_epoch_s_record_is_that_of_all_workers():
         "test_loss": 1.5, "test_accuracy": 0.5, "worker_test_accuracy": [0.25, 0.75],
         "replaced": 5, "seconds": {"elapsed": 9.0, "train": 7.0},
     }  # fmt: skip
+
+
+def test_an_epoch_is_saved_after_the_one_before_and_never_over_a_newer_one():
+    from sparsecore.wasap import phases
+
+    place, lost, looks, saved = Place((4, 3, 2), 5, 2, 8, 4), {}, [], []
+    place.write("worker", [0, 1, 0, 0])
+
+    def tested():
+        return int(place.fetch("control")[TESTED])
+
+    def check():
+        looks.append(tested())
+        place.write("control", max(1, tested()), TESTED)  # meanwhile another saves epoch 1
+
+    run = SimpleNamespace(
+        window=place, ranks=SimpleNamespace(lost=lost, check=check), _test=lambda model: {},
+        server=SimpleNamespace(updates_per_epoch=2, tested=lambda epoch: None),
+        _aside=lambda what: nullcontext(), _save=saved.append,
+    )  # fmt: skip
+
+    def end(epoch):
+        phases._Run._test_and_save(run, SimpleNamespace(epoch=epoch, model=run))
+
+    end(2)
+    assert (looks, saved, tested()) == ([0, 1], [2], 2), "it has waited"
+    end(1)  # the others took this rank for lost
+    assert (saved, tested()) == ([2], 2)
+    place.write("control", 0, TESTED)
+    lost[1] = "is gone"  # who ended epoch 1
+    looks.clear()
+    end(2)
+    assert looks == [0], "it waits for nobody"
+
+
+def test_who_is_lost_after_a_slow_step_and_after_the_job_was_suspended(monkeypatch):
+    from sparsecore.wasap import ranks as module
+
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(module.watch, "trouble", lambda pid: None)
+    own = module.Ranks.__new__(module.Ranks)
+    own.rank, own.size, own.patience, own.shared, own.host = 0, 2, 1.0, True, "here"
+    own.facts, own.lost, own.longest_step = [("here", 1), ("here", 2)], {}, 2.0
+    own._step_began = own._step_known = 0.0
+    own._rows, own._silence = np.zeros(2, module._ROW), np.zeros(2)
+    own._known, own._others = np.zeros(2, int), np.array([False, True])
+    own._looked = clock.now
+
+    def look(after, beat=1):
+        clock.now += after
+        own._rows["beats"][1] += beat
+        own._look()
+        return int(own._rows["beats"][0])
+
+    own.step()
+    assert [look(0.2), look(8.0), look(1.0)] == [1, 2, 2], "5 × 2 s, less the others' patience"
+    own.rest()
+    assert own.longest_step == pytest.approx(9.2) and look(0.2) == 3
+    look(3600, beat=0)
+    assert not own.lost, "this rank has not listened either"
+    for _ in range(4):
+        look(0.2, beat=0)
+    assert "no sign of life" in own.lost[1]
+    own.longest_step = 2.0
+    own.step()
+    clock.now += 3600
+    own.rest()
+    assert own.longest_step == 10.0
 
 
 def served(n_workers, plan=None):

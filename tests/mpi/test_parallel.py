@@ -126,6 +126,8 @@ def test_local_steps_of_one_worker_are_the_sequential_trainers(comm, digits, alg
     assert [rank["samples"] for rank in result["parallel"]["ranks"]] == [5 * 450]
     for here, there in zip(result["epochs"], sequential["epochs"], strict=True):
         assert here["loss"] == pytest.approx(there["loss"])
+        for name in ("nnz", "pruned", "replaced", "train_accuracy", "test_loss", "test_accuracy"):
+            assert here[name] == pytest.approx(there[name]), name
 
 
 def by_local_steps(data, config, n_workers, seed, local_steps):
@@ -308,8 +310,23 @@ def test_a_worker_that_raises_in_phase_2_leaves_the_others(comm, digits, monkeyp
     assert result["epochs"][-1]["epoch"] == SMALL.epochs
 
 
-def test_failure_under_the_lock_ends_the_run_on_all_ranks(comm, digits, monkeypatch):
-    monkeypatch.setattr(train, "change_topology", failing)  # by whoever completes an epoch
+def test_a_worker_that_raises_in_lockstep_ends_the_run(comm, digits, monkeypatch):
+    if comm.rank == comm.size - 1:
+        break_gradients(monkeypatch, 5, failing)
+    with pytest.raises((OSError, wasap.ParallelError), match="disk is gone"):
+        wasap.run(digits, SMALL, wasap.Plan("wassp"))
+
+
+def test_failure_under_the_lock_ends_the_run_on_all_ranks(comm, digits, monkeypatch, tmp_path):
+    failed, change = Path(comm.bcast(str(tmp_path / "failed"))), train.change_topology
+
+    def fail_once(*arguments):  # whoever completes an epoch first; the others could go on
+        if failed.exists():
+            return change(*arguments)
+        failed.touch()
+        return failing()
+
+    monkeypatch.setattr(train, "change_topology", fail_once)
     with pytest.raises((OSError, wasap.ParallelError), match="disk is gone"):
         wasap.run(digits, SMALL)
 
@@ -571,12 +588,42 @@ def test_in_lockstep_there_may_be_fewer_test_rows_than_workers(comm, digits):
         assert {epoch["test_accuracy"] for epoch in result["epochs"]} <= {0.0, 0.5, 1.0}
 
 
+def test_phase_2_of_other_weights_is_not_taken(comm, digits, monkeypatch, tmp_path):
+    plan, path = wasap.Plan("wassp", phase1=0.4), comm.bcast(str(tmp_path / "run.npz"))
+    original = train.new_model
+    with monkeypatch.context() as earlier:  # as two asynchronous runs differ
+        earlier.setattr(train, "new_model", lambda *args: original(*args[:-1], 7))
+        wasap.run(digits, SMALL, plan, checkpoint_path=path)
+    comm.Barrier()
+
+    def due(model, where, state):
+        return "rank" in state
+
+    stopped_run(digits, monkeypatch, checkpoint, "save", due, path, plan)
+    _, result = wasap.run(digits, SMALL, plan, checkpoint_path=path, resume=True)
+    comm.Barrier()
+    _, whole = wasap.run(digits, SMALL, plan)
+    assert comm.rank or result["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_seconds_of_phase_2_before_a_restart_count(comm, digits, tmp_path):
+    plan, path = wasap.Plan(phase1=0.0), comm.bcast(str(tmp_path / "run.npz"))
+    wasap.run(digits, SMALL, plan, checkpoint_path=path)
+    own = Path(f"{path}.worker{comm.rank}")
+    model, state = checkpoint.load(own)
+    checkpoint.save(model, own, state | {"elapsed": 5000.0})
+    comm.Barrier()
+    _, result = wasap.run(digits, SMALL, plan, checkpoint_path=path, resume=True)
+    assert comm.rank or 5000 < result["seconds"]["elapsed"] < 5100
+
+
 @pytest.mark.parametrize(
     "plan, done",
     [
         (wasap.Plan("wasap", phase1=0.0), 0),
         (wasap.Plan("wassp", phase1=0.0), 0),
         (wasap.Plan("wassp", phase1=0.8, local_steps=3), 2),
+        (wasap.Plan("wassp", phase1=0.8), 2),
     ],
 )
 def test_a_run_that_its_seed_determines_resumes_as_it_was(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparsecore.extreme import run
-from sparsecore.extreme.budget import lanes_for
+from sparsecore.extreme.budget import lanes_for, plan
 from sparsecore.extreme.config import ExtremeConfig
 from sparsecore.extreme.network import TiledMLP
 
@@ -45,12 +45,28 @@ def test_a_split_network_trains_as_a_whole_one(comm):
             assert sent == pytest.approx(5 * 4 * values, rel=0.02)
 
 
+def test_the_plan_counts_every_array_of_a_rank(comm):
+    sizes = (600, 30_000, 30_000, 2)
+    planned = plan(sizes, 2.5, 4, 1, comm.size)
+    with TiledMLP(sizes, epsilon=2.5, comm=comm) as net:
+        assert net.nnz == pytest.approx(planned.expected[comm.rank], rel=0.02)
+        taken = net.nbytes + net._workspace.nbytes + net._whole.nbytes
+        taken += sum(z.nbytes for z in net._z[1:])
+    assert taken == pytest.approx(planned.n_bytes[comm.rank], rel=0.02)
+
+
 def test_a_run_over_ranks(comm):
     config = ExtremeConfig(neurons=3000, hidden_layers=2, steps=12, zeta=0)
     result = run.run(config, comm=comm)
     assert result["ranks"] == len(result["peak_bytes"]) == comm.size
     assert len(result["losses"]) == 12 and np.isfinite(result["losses"]).all()
     assert result["test"]["n"] == 100
+    hidden = sum(config.sizes[1:-1])
+    each = np.mean(comm.allgather(result["message_bytes"]))
+    expected = 3 * 4 * lanes_for(4) * hidden * (1 - 1 / comm.size)
+    assert each == pytest.approx(expected, rel=0.02)
+    with TiledMLP(config.sizes, epsilon=config.epsilon) as whole:
+        assert result["nnz"] == whole.nnz
     with pytest.raises(ValueError, match="zeta: expected 0 for layers split over ranks"):
         run.run(ExtremeConfig(neurons=3000), comm=comm)
     with pytest.raises(ValueError, match="zeta: expected 0 for layers split over ranks"):

@@ -828,14 +828,14 @@ def test_data_sets_table_says_what_is_not_there(monkeypatch):
     monkeypatch.setattr(datasets, "load", lambda n: real(n) if n == "digits" else absent(n))
     table = tables.data_sets(studies.Results(STUDIES["T-main"], "paper", []))
     shown = table.frame.set_index("data set")
-    assert shown.loc["Fashion-MNIST", "source"] == "github.com (not here)"
+    assert shown.loc["Fashion-MNIST", "source, hash"] == "github.com (not here)"
     assert "Fashion-MNIST: not available on this machine;" in table.sources
     digits = real("digits")
     assert shown.loc["Optical digits", "training"] == f"{len(digits.y_train):,}"
     rows = {row["name"]: row for row in csv.DictReader(io.StringIO(table.csv()))}
     assert rows["digits"]["sha256"] == digits.content_hash
     assert "(1,437, 360)" in table.sources
-    assert shown.loc["Optical digits", "SHA-256"] == f"`{digits.content_hash[:8]}`"
+    assert shown.loc["Optical digits", "source, hash"].endswith(f", `{digits.content_hash[:8]}`")
     assert "/somewhere" not in table._repr_markdown_() + table.latex()
     used = (("digits", 100, 360), ("madelon", 2000, 600))
     runs = [{"condition": {"dataset": d}, "data": {"n_train": a, "n_test": b}} for d, a, b in used]

@@ -39,8 +39,7 @@ def data_sets(recorded: Results) -> Table:
         Column("training", "n_train", "{:,}"),
         Column("test", "n_test", "{:,}"),
         Column("main table's runs: training, test", "rows_of_runs"),
-        Column("source", "", _source, number=False),
-        Column("SHA-256", "sha256", "`{:.8}`", number=False),
+        Column("source, hash", "", _source, number=False),
     )
     caption = (
         "**The data sets.** The study's rows for training and test; rows that the main "
@@ -79,7 +78,8 @@ def _data_set(name: str, recorded: Results) -> dict[str, Any]:
 
 def _source(row: Mapping[str, Any]) -> str:
     here = "not here" if row["here"] == NOT_AVAILABLE else "here a surrogate" * row["surrogate"]
-    return row["home"].split("//")[-1].split("/")[0] + f" ({here})" * bool(here)
+    told = row["home"].split("//")[-1].split("/")[0] + f" ({here})" * bool(here)
+    return f"{told}, `{row['sha256']:.8}`" if "sha256" in row else told
 
 
 def _features(row: Mapping[str, Any]) -> str:

@@ -282,6 +282,9 @@ def test_a_content_without_a_published_hash_is_pinned_in_the_cache(machine, monk
         datasets.load("higgs")
     datasets.fetch("higgs")
     assert datasets.load("higgs").X_train.shape == (42, 28)
+    pin.write_text(f"{'0' * 64}  HIGGS.csv.gz\n")  # of another edition
+    datasets.fetch("higgs")
+    assert pin.read_text().split()[0] == hashlib.sha256(text.encode()).hexdigest()
     own = machine / "data" / "higgs"
     write(own, {"HIGGS.csv": edited("e+00", "e-00").encode()})
     datasets.load("higgs")
@@ -1164,3 +1167,12 @@ def test_fetch_removes_nothing_of_the_user_s_and_nothing_that_no_mirror_has(
     with pytest.raises(DataCorrupt, match="t10k-labels-idx1-ubyte"):
         datasets.fetch("fashion-mnist")
     assert (folder / "t10k-labels-idx1-ubyte.gz").exists()
+
+
+def test_every_cluster_is_of_one_class():
+    rng = np.random.default_rng(0)
+    design = generators.Clusters(20, 2, 6, 2, 8.0, rng)
+    X, y = design.draw(400, rng)
+    nearest = (X[:, design.columns] @ design.signs.T).argmax(axis=1)
+    np.testing.assert_array_equal(nearest % 2, y)
+    assert np.unique(nearest).tolist() == [0, 1, 2, 3]

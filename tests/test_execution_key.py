@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -87,6 +88,14 @@ CHAPTERS = "- file: b\n- file: c\n- file: d\n"
 GLUE = "from myst_nb import glue\nimport toy\nglue('answer', toy.answer, display=False)"
 
 
+TOY_DATA = """
+from pathlib import Path
+names = lambda: ['d']
+available = lambda name: True
+stands_in = lambda name: not Path(__file__).with_name('d.csv').exists()
+"""
+
+
 class Book:
     """A small book beside a package `toy`: page a glues `toy.answer`, page b shows it."""
 
@@ -104,7 +113,7 @@ class Book:
         self.write("book/c.md", "# C\n\n$x^2$\n\n```{bibliography}\n```\n")
         self.write("lib/toy-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
         self.write("lib/toy/__init__.py", "answer = 41\n")
-        self.write("lib/toy/datasets.py", "names = lambda: ['d']\navailable = lambda name: True\n")
+        self.write("lib/toy/datasets.py", TOY_DATA)
         self.notebook("a", GLUE)
         self.notebook("b", "print('b')", "Answer: {glue:text}`a.ipynb::answer:.0f`.")
 
@@ -164,7 +173,10 @@ def test_book_executes_what_has_changed_and_fails_when_a_notebook_fails(tmp_path
 
     book.write("lib/toy/__init__.py", "answer = 42\n")
     book.write("book/results/paper/study/run.json", json.dumps({"accuracy": 1}))
-    assert "new or changed: recorded, sources; every" in expect("a", "b", "d", answer=43)
+    book.write("lib/toy/d.csv", "")  # in place of a surrogate
+    book.write("book/results/quick/study/run.json", "{}")
+    told = "changed: data, quick, recorded, sources; every"
+    assert told in expect("a", "b", "d", answer=43)
 
     with (book.build_dir / "build.lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -177,3 +189,31 @@ def test_book_executes_what_has_changed_and_fails_when_a_notebook_fails(tmp_path
     assert not re.findall(r"<(?:script|img|iframe)[^>]+src=\"(?:https?:)?//[^\"]+", html)
     assert not re.findall(r"<link[^>]+stylesheet[^>]+href=\"(?:https?:)?//[^\"]+", html)
     assert "mybinder" not in html, "nobody knows the repository"
+
+
+def test_what_measures_times_has_the_machine_for_itself(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("side_by_side", BOOK / "_ext/side_by_side.py")
+    beside = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(beside)
+    config = yaml.safe_load((BOOK / "_config.yml").read_text())["sphinx"]["config"]
+    assert all((BOOK / f"{name}.ipynb").is_file() for name in config["execution_alone"])
+    for name in "abc":
+        cells = [nbformat.v4.new_code_cell(f"'{name}'")]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
+    seen, ended = [], SimpleNamespace(time=0.0, err=ValueError(), nb=None)
+
+    def executed(pair):
+        seen.append(pair[0].stem)
+        return pair[0], ended
+
+    monkeypatch.setattr(beside, "_executed", executed)
+    monkeypatch.setattr(beside.os, "cpu_count", lambda: 2)
+    cache = SimpleNamespace(execution_cache_path=tmp_path / "cache")
+    env = SimpleNamespace(mystnb_config=cache, doc2path=lambda name: tmp_path / f"{name}.ipynb")
+    app = SimpleNamespace(config=SimpleNamespace(execution_alone=["c"]))
+    monkeypatch.delenv("SPARSECORE_PROFILE", raising=False)
+    beside._execute(app, env, ["a", "b", "c"])
+    assert sorted(seen) == ["a", "b"]
+    monkeypatch.setenv("SPARSECORE_PROFILE", "paper")
+    beside._execute(app, env, ["a", "b", "c"])
+    assert len(seen) == 2, "any page may measure"

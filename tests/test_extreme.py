@@ -729,3 +729,10 @@ def test_without_a_limit_free_memory_and_the_process_s_own_are_one(monkeypatch):
         plan.check(None)
     monkeypatch.setattr(budget, "free_memory", lambda: plan.total - own // 2)
     plan.check(None)
+
+
+def test_checkpoints_are_as_frequent_as_the_command_says(tmp_path):
+    path = tmp_path / "run.npz"
+    words = "--steps", "4", "--held-out", "0", "--checkpoint", str(path), "--checkpoint-every", "2"
+    assert main(["extreme", *QUICK, *words]) == 0
+    assert files.previous(path).exists(), "after two steps; by default there is one at the end"

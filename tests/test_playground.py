@@ -1,5 +1,8 @@
 """The playground: sessions that are stopped, changed and compared; its panel, in a browser too."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -108,6 +111,7 @@ def test_panel_starts_stops_and_goes_on(request):
     ("dataset", "values", "told"),
     [
         ("flowers", {}, "dataset: expected one of .*digits.*, got 'flowers'; .*data fetch"),
+        ("digits", {"epochs": 5000}, "epochs: expected 1 to 1000, got 5000"),
         ("digits", {"epoch": 3}, "setting: expected .*epochs.*, got 'epoch'"),
     ],
 )
@@ -123,3 +127,47 @@ def test_an_epoch_whose_tester_was_lost_has_no_accuracy(session):
     assert playground.compared([run]).data["best"][0] == 100 * run.epochs[0]["test_accuracy"]
     drawn = playground.pictured([run]).figure.axes[1].lines[0].get_ydata()
     assert np.isnan(drawn).tolist() == [False, True]
+
+
+def test_engines_take_the_epochs_that_are_left(session, monkeypatch, tmp_path):
+    asked = []
+
+    def train(workers, config, name, plan, *, seed, **how):
+        asked.append((config, plan.algorithm, seed))
+        epochs = [{"test_accuracy": 0.5} for _ in range(config.epochs)]
+        found = {"parallel": {"failed_workers": []}, "epochs": epochs, "test_accuracy": 0.75}
+        return run.model, found
+
+    workers = SimpleNamespace(n=2, first=lambda n: n)
+    monkeypatch.setattr(playground.cluster, "connect", lambda n: nullcontext(workers))
+    monkeypatch.setattr(playground.cluster, "train", train)
+    monkeypatch.setattr(playground, "get_ipython_dir", lambda: str(tmp_path))
+    run = session.start(**SMALL, epochs=5, seed=3)
+    session.wait()
+    changes = {"epochs": 20, "prune_from": 5, "prune_every": 3}
+    session.go_on(run, workers=2, algorithm="wassp", **changes)
+    session.wait()
+    assert (run.state, run.done) == ("finished", 20)
+    [(config, algorithm, seed)] = asked
+    assert (config.epochs, algorithm, seed) == (15, "wassp", 8)
+    assert [e + 5 for e in range(1, 16) if config.prunes_after(e)] == [8, 11, 14, 17]
+    assert run.epochs[-1]["test_accuracy"] == 0.75, "of the average"
+
+
+def test_a_picture_has_its_units_and_tells_inputs_from_neurons(session, monkeypatch):
+    run = session.start("digits", **SMALL, epochs=2, prune_from=1, prune_percentile=50)
+    session.wait()
+    axes = playground.pictured([run]).figure.axes
+    units = ("loss", 1), ("test_accuracy", 100), ("nnz", 1e-3)
+    for ax, (name, factor) in zip(axes[:3], units, strict=True):
+        drawn = ax.lines[0].get_ydata()
+        assert drawn == pytest.approx([factor * e[name] for e in run.epochs])
+    for ax, neurons in zip(axes[3:5], (64, 40), strict=True):
+        assert [line.get_color() for line in ax.lines] == [playground.GREY, run.colour]
+        for line, model in zip(ax.lines, (run.before, run.model), strict=True):
+            x, y = line.get_data()  # bins of four
+            assert np.average(x, weights=y) == pytest.approx(model[0].nnz / neurons, abs=1.5)
+    strength = np.abs(run.model[0].to_scipy().toarray()).sum(axis=0)
+    np.testing.assert_allclose(axes[5].images[0].get_array(), strength.reshape(8, 8), rtol=1e-5)
+    monkeypatch.setattr(datasets, "stands_in", lambda name: True)
+    assert playground.compared([run]).data["dataset"].tolist() == ["digits, surrogate"]

@@ -246,3 +246,8 @@ def assert_reads_well(shown):
     # A picture's Markdown has its image, which takes seconds to draw and has no text to search.
     drawn = isinstance(shown, Picture)
     assert not _HYPHEN.search(shown.caption + shown.alt if drawn else shown._repr_markdown_())
+
+
+def test_latex_knows_every_sign_of_the_ledger(ledger):
+    for table in (ledger.table(), *(ledger.evidence(f"C{n}") for n in range(1, 6))):
+        assert table.latex().isascii(), table.key

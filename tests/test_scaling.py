@@ -1,7 +1,9 @@
 """F-scaling: the simulation against closed forms, what it is calibrated with, and its pictures."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,6 +262,13 @@ def test_calibration_divides_the_time_of_one_worker():
     assert (found.updates_per_epoch, found.samples_per_update) == (10, 100)
     assert found.jitter == pytest.approx((0.9, 1.0, 1.1))
     assert rounds.spent(made_up(), "wasap", 2)["compute"] == pytest.approx(1e-3)
+    odd = made_up() | {"n_train": 950}
+    slow = odd["runs"]["wasap"]["1"][1]
+    [rank] = slow["ranks"]
+    slow["ranks"] = [rank | {"seconds": rank["seconds"] | {"lock": 0.015, "phase1": 1.575}}]
+    found = scaling.calibrate(odd)
+    assert (found.updates_per_epoch, found.samples_per_update) == (10, 95)
+    assert found.lock == pytest.approx(2e-4), "the median of 0.1 and 0.3 ms"
 
 
 def test_speedups_are_those_of_the_same_round():
@@ -291,6 +300,10 @@ def test_rounds_are_measured_in_turns_and_told(monkeypatch):
     assert told["ratio"] == {"median": 1.8, "min": 1.8, "max": 1.8}
     assert told["accuracy_difference"] == pytest.approx(-10)
     assert told["rounds"][1]["shares"] == {"gradient": 0.5, "lock": 0.25, "update": 0.125}
+    found["runs"]["wasap"]["2"][1] |= {"samples_per_second": 30.0, "test_accuracy": 0.7}
+    told = rounds.against_sequential(found, "wasap", 2)
+    assert told["ratio"] == pytest.approx({"median": 2.4, "min": 1.8, "max": 3.0})
+    assert told["accuracy_difference"] == pytest.approx(5) and told["others"] == [0.1, 0.1]
 
 
 # --- run or load ---
@@ -405,3 +418,37 @@ def test_every_measured_time_counts():
     for k in (1, 4):
         own = 0.002 + 0.003 * k + 0.001 / k + 0.5 * k / 500
         assert exchange(full, ONE_MACHINE, k) == pytest.approx(own)
+
+
+def test_what_is_timed_is_told_apart(monkeypatch):
+    class Told(Worker):
+        def push(self, gradient):
+            before, update = self.version, super().push(gradient)
+            old = before.topology != update.version.topology
+            return update._replace(held=8.0 if update.epoch else 3.0 if old else 1.0)
+
+    config = TrainConfig(hidden=(20, 20), batch_size=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(scaling, "Worker", Told)
+        found = scaling.time_steps(datasets.load("digits").limited(300), config, 40)
+    assert [found[name] for name in ("push", "retain", "evolve")] == [1, 2, 7]
+
+    def timed(work, n=1):
+        work()
+        received, mean, _ = work.args
+        assert (mean == len(received)).all()
+        return np.full(n, 1e-6 * len(received) + 1e-9 * received.size)
+
+    monkeypatch.setattr(scaling, "timed", timed)
+    found = scaling._time_reduction(160_000)
+    assert found == pytest.approx({"term": 1.001e-6, "reduce": 16 * 9_999e-9})
+
+    @contextmanager
+    def pair(n):
+        swap = lambda out, other, recvbuf: None  # noqa: E731
+        yield SimpleNamespace(rank=0, Barrier=lambda: None, Sendrecv=swap)
+
+    monkeypatch.setattr("sparsecore.wasap.mpi.first_ranks", pair)
+    monkeypatch.setattr(scaling, "timed", lambda work: [1e-6 + 1e-9 * work.args[0].nbytes])
+    found = scaling._messages_on_engine(10**6)
+    assert found == pytest.approx({"seconds": 1.008e-6, "bytes_per_second": 1e9}, rel=1e-4)

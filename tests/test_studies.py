@@ -233,7 +233,9 @@ def test_methods_take_turns_to_be_timed(monkeypatch, tmp_path):
         patch.setattr(times, "RECIPE", times.RECIPE + 1)
         foreign = shutil.copy(kept, tmp_path / "foreign")
         assert times.measure("digits", 1, foreign, methods)["rounds"] != first, "of another recipe"
+    monkeypatch.setattr(times, "cores", lambda run: run["config"]["epochs"])
     found = times.measure("digits", 2, kept, methods)
+    assert found["cores"] == epochs, "of the run that counts"
     assert found["rounds"].keys() == found["cores"].keys()
     assert all(len(turns) == 2 and min(turns) > 0 for turns in found["rounds"].values())
     assert {name: turns[:1] for name, turns in found["rounds"].items()} == first

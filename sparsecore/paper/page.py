@@ -206,7 +206,7 @@ _HTML = {"code": "<code>{}</code>", "bold": "<b>{}</b>", "italic": "<i>{}</i>"}
 _TEX = {"code": r"\texttt{{{}}}", "bold": r"\textbf{{{}}}", "italic": r"\emph{{{}}}"}
 _MATH = {
     "ε": "varepsilon", "α": "alpha", "η": "eta", "ζ": "zeta", "λ": "lambda", "μ": "mu",
-    "×": "times", "±": "pm", "≥": "geq", "≤": "leq", "→": "to", "·": "cdot",
+    "×": "times", "±": "pm", "≥": "geq", "≤": "leq", "→": "to", "·": "cdot", "τ": "tau",
 }  # fmt: skip
 # It has no character of that Markdown's own, so a text is translated before it is marked up.
 _LATEX: dict[str, str | int | None] = {

@@ -362,7 +362,10 @@ class Playground(widgets.VBox):
         config = setting(self.controls["dataset"].value).config
         for name, value in {**config.to_dict(), **values}.items():
             if name in self.controls:
-                self.controls[name].value = value or 0 if name == "prune_from" else value
+                box, value = self.controls[name], value or 0 if name == "prune_from" else value
+                box.value = value
+                if box.value != value:  # sliders cut it off without a word
+                    raise ValueError(f"{name}: expected {box.min} to {box.max}, got {value}")
 
     def _values(self) -> dict[str, Any]:
         values = {name: control.value for name, control in self.controls.items()}

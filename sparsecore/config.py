@@ -4,6 +4,7 @@ Each stands in its configuration once, with default, range, help and label. The 
 estimator and the book's table take what they say of them from there.
 """
 
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
@@ -85,7 +86,7 @@ class Hyperparameter:
         kind = self.range.kind.__name__ + " or None" * (default is None)
         kind += "" if default is MISSING else f", default={default!r}"
         about = f"{self.help[0].upper()}{self.help[1:]}: {self.range.expected}."
-        return f"    {self.name} : {kind}\n        {about}"
+        return f"{self.name} : {kind}\n    {about}"
 
     def check(self, value: Any) -> None:
         """Raise ValueError if a value is out of range; one whose default is None may be None."""
@@ -105,9 +106,9 @@ def hyperparameters(config: type) -> dict[str, Hyperparameter]:
     """Collect a configuration's hyperparameters, and list them in its docstring."""
     found = {f.name: Hyperparameter(f.name, f.default, **f.metadata) for f in fields(config)}
     listed = "\n".join(about.documented(about.default) for about in found.values())
-    raised = "ValueError\n        If a value is out of its range; the message names it."
-    text = f"Parameters\n    ----------\n{listed}\n\n    Raises\n    ------\n    {raised}"
-    config.__doc__ = (config.__doc__ or "").replace("{parameters}", text)
+    raised = "ValueError\n    If a value is out of its range; the message names it."
+    text = f"Parameters\n----------\n{listed}\n\nRaises\n------\n{raised}"
+    config.__doc__ = inspect.cleandoc(config.__doc__ or "").replace("{parameters}", text)
     return found
 
 

@@ -242,7 +242,7 @@ class SparseMLP(Fixed):
         Raises
         ------
         ValueError
-            If there is no matrix, a value is not finite, or shapes do not chain.
+            If there is no matrix, one has a value that is not finite, or shapes do not chain.
         """
         layers = [
             sp.csr_array(checked_sparse("matrices", m) if sp.issparse(m) else m) for m in matrices
@@ -252,7 +252,7 @@ class SparseMLP(Fixed):
         if not layers or any(layer.ndim != 2 for layer in layers):
             raise ValueError("matrices: expected at least one, each of shape (fan_out, fan_in)")
         for layer in layers:
-            check_finite(layer, "matrices")
+            check_finite(layer, "matrices", "a weight has to be a finite number")
             layer.sum_duplicates()
         for below, above in pairwise(layers):
             if above.shape[1] != below.shape[0]:

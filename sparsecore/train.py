@@ -220,7 +220,7 @@ class Trainer(Fixed, Closing):
         return {"loss": loss, "train_accuracy": int(sums.correct[0]) / n}
 
     def change_topology(self) -> dict[str, int]:
-        """Prune if that is due, evolve unless this epoch is the last; return the counts. O(nnz)."""
+        """Prune and evolve if due; return how many are "pruned" and "replaced" (or 0). O(nnz)."""
         start, model = time.perf_counter(), self.model
         changed = {"pruned": 0, "replaced": 0}
         if isinstance(model, SparseMLP):

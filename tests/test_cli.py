@@ -157,10 +157,7 @@ def test_every_hyperparameter_is_an_option(capsys):
 
 def test_the_configs_docstring_tells_of_every_hyperparameter():
     for name, about in HYPERPARAMETERS.items():
-        assert (
-            f"\n    {name} : " in TrainConfig.__doc__
-            and about.range.expected in TrainConfig.__doc__
-        )
+        assert f"\n{name} : " in TrainConfig.__doc__ and about.range.expected in TrainConfig.__doc__
 
 
 def test_bench_prints_one_json_object(capsys):

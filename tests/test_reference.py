@@ -47,6 +47,18 @@ def test_everything_listed_is_documented():
     assert not missing
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["SparseMLPClassifier", "SparseMLPRegressor", "config.TrainConfig", "wasap.Plan",
+     "extreme.config.ExtremeConfig"],
+)  # fmt: skip
+def test_docstrings_that_are_put_together_have_their_sections(name):
+    text = inspect.getdoc(found(f"sparsecore.{name}"))  # Python 3.13 has no indentation in them
+    assert "\nParameters\n----------\n" in text
+    assert ("\n\nRaises\n------\nValueError\n    " in text) == ("." in name)
+    assert "{" not in text and not re.search(r"^ +-+$", text, re.MULTILINE)
+
+
 def test_the_package_offers_what_is_listed():
     package = importlib.import_module("sparsecore")
     public = {name for name in package.__all__ if name[0] != "_"}

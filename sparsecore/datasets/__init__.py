@@ -131,7 +131,7 @@ def fetch(name: str) -> Path | None:
     DataNotAvailable
         If no source has the data.
     DataCorrupt
-        If a file in the user's own folder is damaged.
+        If a damaged file is in the user's own folder, or in the cache and no mirror has it.
     """
     entry = registry.find(name)
     if not entry.files:

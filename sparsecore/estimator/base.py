@@ -410,8 +410,8 @@ def complete(cls: Any) -> Any:
     known = inspect.signature(SparseMLPBase.__init__).parameters
     named = [about for name, about in HYPERPARAMETERS.items() if name in known]
     listed = "\n".join(about.documented(known[about.name].default) for about in named)
-    shared = (SparseMLPBase.__doc__ or "").replace("    {hyperparameters}", listed)
-    shared = inspect.cleandoc(shared).partition("\n\n")[2]
+    shared = inspect.cleandoc(SparseMLPBase.__doc__ or "").replace("{hyperparameters}", listed)
+    shared = shared.partition("\n\n")[2]
     parameters, attributes = shared.split("\n\nAttributes\n----------\n")
     text = inspect.cleandoc(cls.__doc__).replace("{parameters}", parameters)
     cls.__doc__ = text.replace("{attributes}", attributes)

@@ -120,8 +120,8 @@ def what_peers_do(*results: Result) -> Table:
     caption = (
         "**The peers.** What a step of each includes, and the versions timed. Each trains the same "
         "network on the same data. Without dropout and weight decay all but the C loop take the "
-        "steps of a reference in float64, to rounding. The last layer has all its weights; in "
-        "these records sparse peers compute it as a sparse one."
+        "steps of a reference in float64, to rounding. The last layer has all its weights; sparse "
+        "peers compute it sparsely, unless their row names hidden layers."
     )
     columns = [Column(name, name, number=False) for name in rows[0]]
     return Table.of("T-peers", rows, columns, caption)

@@ -376,7 +376,7 @@ class Ledger:
             "left out on purpose. Numbers, at weight decay "
             f"{DECAYS[0]:g} / {DECAYS[1]:g}, or both: points of accuracy gained; × how fast an "
             "epoch is (against dense in core-seconds), or how much gradient flows; % right (C4's "
-            "network of the fewest layers at each)."
+            "smallest network of ten layers)."
         )
         sources = "".join(self._sources())
         return Table.of("L-grid", rows, columns, caption, sources, self.finding())
@@ -450,7 +450,9 @@ _SIZE = "brain size trains"  # the row of the grid
 
 def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
     """Yield C4's checks, of networks that are large enough, each with all its seeds."""
-    large = [row for row in sorted(runs) if row.neurons >= BAT and not row.frozen]
+    # The deepest first: it has runs at both weight decays, and the grid shows its number.
+    ordered = sorted(runs, key=lambda row: (row.neurons, -row.hidden_layers, row.decay, row.seed))
+    large = [row for row in ordered if row.neurons >= BAT and not row.frozen]
     for row, seeds in groupby(large, key=lambda row: replace(row, seed=0)):
         layers = f"{row.hidden_layers} hidden layer{'s' * (row.hidden_layers > 1)}"
         label = f"artificial, {row.neurons / 1e6:g} million neurons, {layers}"

@@ -123,7 +123,7 @@ def test_seeds_are_judged_together_and_weight_decays_apart():
     p = (0.06, 0.04, 0.05)  # none of them is enough alone, after the correction
     runs = some((60, 61, 59), p) | some((52, 50, 51), (0.3, 0.5, 0.4), frozen=True)
     alone = some((60,), p[:1], decay=0.0)
-    *without, fall, chance, frozen = checks(runs | alone)
+    fall, chance, frozen, *without = checks(runs | alone)
     together = stats.combine_pvalues(p, method="stouffer").pvalue
     assert fall.p == pytest.approx(2 * together)
     assert chance.p == pytest.approx(2 * stats.binom.sf(179, 300, 0.5))

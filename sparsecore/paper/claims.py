@@ -451,7 +451,7 @@ _SIZE = "brain size trains"  # the row of the grid
 def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
     """Yield C4's checks, of networks that are large enough, each with all its seeds."""
     # The deepest first: it has runs at both weight decays, and the grid shows its number.
-    ordered = sorted(runs, key=lambda row: (row.neurons, -row.hidden_layers, row.decay, row.seed))
+    ordered = sorted(runs, key=lambda row: (row.neurons, -row.hidden_layers, -row.decay, row.seed))
     large = [row for row in ordered if row.neurons >= BAT and not row.frozen]
     for row, seeds in groupby(large, key=lambda row: replace(row, seed=0)):
         layers = f"{row.hidden_layers} hidden layer{'s' * (row.hidden_layers > 1)}"

@@ -46,8 +46,6 @@ class Window(Place):
         self._window = self._memory.window
         return self._memory.bytes
 
-    # --- memory ----------------------------------------------------------------------------------
-
     def fetch(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return ``region[start:stop]``; between machines it moves, mostly under the lock."""
         return self._move("reading", self._window.Get, self._views[name][start:stop])
@@ -86,8 +84,6 @@ class Window(Place):
             if thread.ident:
                 thread.join()
 
-    # --- the lock --------------------------------------------------------------------------------
-
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the server's exclusive lock; a failure inside ends the run, and keeps it."""
@@ -119,8 +115,6 @@ class Window(Place):
             self._window.Compare_and_swap(self._word, compare, self._result, 0, 8 * LOCK)
             self._window.Flush(0)
         return int(self._result[0])
-
-    # --- the end ---------------------------------------------------------------------------------
 
     def receive_results(self) -> tuple[dict[int, Any], dict[int, str]]:
         """Return the other ranks' values, and why the ranks that send none are lost."""

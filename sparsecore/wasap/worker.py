@@ -51,8 +51,6 @@ class Worker:
         self.close = self._engine.close
         self._gradient = aligned(len(self.model.params), np.float32)
 
-    # --- phase 1 ---------------------------------------------------------------------------------
-
     def batches_before(self, updates: int) -> int:
         """Return how many batches so many updates take."""
         epochs, more = divmod(updates, self._per_epoch)
@@ -112,8 +110,6 @@ class Worker:
         self.step += 1
         self.updates += 1
         self.samples += gradient.samples
-
-    # --- phase 2 ---------------------------------------------------------------------------------
 
     def trainer(self, first_epoch: int) -> Trainer:
         """Return what trains the worker's copy from `first_epoch` (counted from 0) to the end."""

@@ -241,7 +241,7 @@ def _main_row(
     measured = {name: [run[name] for run in runs] for name in names}
     chosen = [chosen_accuracy(run["epochs"], run["data"]["n_test"]) for run in runs]
     measured["chosen_accuracy"] = [value for value in chosen if value is not None]
-    if any(run["data"]["surrogate"] for run in runs):  # its accuracy says nothing
+    if results.surrogate(dataset):  # its accuracy says nothing
         measured |= {name: [] for name in _ACCURACIES.values()}
     turns = measured["epoch_seconds"] = seconds[method][0] if method in seconds else []
     for name, values in measured.items():

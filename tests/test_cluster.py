@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -163,7 +164,7 @@ def running(tmp_path_factory):
         try:
             # It says that it runs when it has for 30 s; its engines are there much sooner.
             path = folder / "profile_default/security/ipcontroller-client.json"
-            assert engines.wait_until(path.exists, 60)
+            assert engines.wait_until(lambda: path.exists() and path.stat().st_size, 60)
             with ipyparallel.Client(str(path)) as client:
                 client.wait_for_engines(ENGINES, timeout=60)
             yield str(folder), process
@@ -375,6 +376,15 @@ def test_stale_or_damaged_cluster_file_is_named_and_passed_over(profile, text):
     path.write_text(text)
     with pytest.warns(UserWarning, match=f"{path} is left from a cluster that no longer answers"):
         assert engines._running("default") is None
+
+
+def test_cluster_file_that_is_being_written_is_waited_for(profile, monkeypatch):
+    path = profile / "profile_default" / "security" / "ipcontroller-client.json"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    monkeypatch.setattr(engines.ipp, "Client", lambda file, timeout: Path(file).read_text())
+    threading.Timer(0.3, path.write_text, ["whole"]).start()
+    assert engines._running("default") == "whole"
 
 
 def test_number_of_workers_is_that_of_a_part_or_refused():

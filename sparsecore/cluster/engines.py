@@ -182,6 +182,8 @@ def _running(profile: str) -> Any:
     if not path.exists():
         return None
     try:
+        # The controller creates the file, and then writes it.
+        wait_until(lambda: path.stat().st_size > 0, 1)
         return ipp.Client(str(path), timeout=5)
     except (OSError, ValueError, KeyError) as error:
         warnings.warn(

@@ -573,7 +573,10 @@ def test_command_line(study, ran, capsys, monkeypatch):
     assert "F-curves" in capsys.readouterr().out
     assert __main__.main(["study", "status"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"results in {store.root()}") and "digits-set-relu-seed0: missing" in out
+    assert out.startswith(f"results in {store.root()}")
+    assert "digits-set-relu-seed0,1: missing" in out
+    curves = out.partition("F-curves")[2].partition("F-gradient-flow")[0]
+    assert "of those above" in curves and "missing" not in curves, "it shares the runs of T-main"
     assert __main__.main(["study", "run", "F-test", "--seeds", "-1"]) == 1
     assert "--seeds: expected integers of at least 0, got (-1,)" in capsys.readouterr().err
     assert __main__.main(["study", "run", "F-test", "--seeds", "1", "--profile", "quick"]) == 0
@@ -594,7 +597,7 @@ def test_status_tells_recipes_damage_and_hours(study, ran, monkeypatch, capsys):
     assert __main__.main(["study", "status"]) == 0
     out = capsys.readouterr().out.partition("F-test")[2]
     assert "digits-set-relu-seed0: damaged: " in out and "these take about" in out
-    assert f"digits-set-all-relu-seed0: other recipe: {experiment.RECIPE}, today's is" in out
+    assert f"digits-set-all-relu-seed0,1: other recipe: {experiment.RECIPE}, today's is" in out
 
 
 def test_command_line_runs_a_part_of_a_study(study, ran, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+from pathlib import Path
 from typing import Any
 
 from sparsecore.commands.options import given, names, numbers, refuse, say, sizes
@@ -74,7 +75,7 @@ def _run_study(options: argparse.Namespace) -> None:
         parts = given(options, ("seeds", "datasets", "methods", "decays"))
         refuse(parts, f"{options.key} is measured whole; expected none")
         found = module.load(options.profile)
-        if _show(options.key, module.entries(studies.current_profile(options.profile))):
+        if _show(options.key, module.entries(studies.current_profile(options.profile)), {}):
             results = [found, *found.values()]  # of a single part, the result itself
             missing = [r["missing"] for r in results if isinstance(r, dict) and "missing" in r]
             for why in dict.fromkeys(missing):
@@ -111,23 +112,31 @@ def _study_status(options: argparse.Namespace) -> None:
 
     profile, measured = current_profile(options.profile), _measured()
     print(f"results in {root() / profile}")
+    seen: dict[Path, str] = {}  # studies share runs
     for study in conditions.STUDIES.values():
         if study.home.key in measured:
-            entries = measured[study.home.key].entries(profile)
-        else:
-            runs = {c.name: c for c in study.conditions(profile)}
-            entries = [studies.entry(condition) for condition in runs.values()]
-        lacking = _show(study.key, entries)
-        if study.home.key not in measured and lacking:
-            hours = studies.expected_seconds(runs[name] for name in lacking) / 3600
-            print(f"  these take about {hours:.1f} hours of one core")
+            _show(study.key, measured[study.home.key].entries(profile), seen)
+            continue
+        runs = [(condition, studies.entry(condition)) for condition in study.conditions(profile)]
+        lacking = _show(study.key, [entry for _, entry in runs], seen)
+        if lacking:
+            seconds = studies.expected_seconds(c for c, entry in runs if entry.path in lacking)
+            print(f"  these take about {seconds / 3600:.1f} hours of one core")
 
 
-def _show(key: str, entries: list[Any]) -> dict[str, str]:
-    """Print the state of results; return those that are not recorded."""
-    states = {entry.name: entry.look()[1] for entry in entries}
-    lacking = {name: state for name, state in states.items() if state != "recorded"}
+def _show(key: str, entries: list[Any], seen: dict[Path, str]) -> set[Path]:
+    """Print the states of results, add them to `seen`; return what lacks and was not yet told."""
+    states = {entry.path: seen.get(entry.path) or entry.look()[1] for entry in entries}
+    lacking = {path: state for path, state in states.items() if state != "recorded"}
     print(f"{key:16} {len(states) - len(lacking)}/{len(states)} results recorded")
-    for name, state in lacking.items():
-        print(f"  {name}: {state}")
-    return lacking
+    if told := lacking.keys() & seen.keys():
+        print(f"  {len(told)} of those above")
+    alike: dict[tuple[str, str], list[str]] = {}  # seeds, by kind of run and state
+    for path, state in lacking.items():
+        if path not in seen:
+            kind, _, seed = path.stem.partition("-seed")
+            alike.setdefault((kind, state), []).append(seed)
+    for (kind, state), seeds in alike.items():
+        print(f"  {kind}{'-seed' * any(seeds)}{','.join(seeds)}: {state}")
+    seen |= states
+    return lacking.keys() - told

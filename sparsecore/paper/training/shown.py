@@ -205,17 +205,17 @@ def lines(methods: Sequence[str], styles: Mapping[str, Any] | None = None) -> li
 # --- texts ------------------------------------------------------------------------------------
 
 
-def points(effect: Effect | None, difference: float = math.nan) -> str:
-    """Show a difference of accuracies with its interval; without one, the percentage points."""
-    if effect is None:
-        return f"{difference:+.2f} points (no interval)"
+def points(effect: Effect) -> str:
+    """Show a difference of accuracies with its interval."""
     value, low, high = (100 * v for v in (effect.value, effect.low, effect.high))
     return f"{value:+.2f} points [{low:+.2f}, {high:+.2f}]"
 
 
-def gap(first: list[Result], second: list[Result], known: Effect | None = None) -> str:
+def gap(first: list[Result], second: list[Result]) -> str:
     """Show how much more accurate the first runs are; with an interval, if there are seeds."""
-    return points(known or difference(first, second), accuracy(first) - accuracy(second))
+    if effect := difference(first, second):
+        return points(effect)
+    return f"{accuracy(first) - accuracy(second):+.2f} points (no interval)"
 
 
 def against_dense(results: Results, name: str, seconds: Seconds) -> str:
@@ -240,7 +240,7 @@ def contrast(results: Results, first: str, second: str) -> str:
         if effect := difference(*runs):
             effects.append(effect)
         if all(runs):
-            told.append(f"{results.title(name)} {gap(runs[0], runs[1], effect)}")
+            told.append(f"{results.title(name)} {gap(*runs)}")
     if not effects:
         return f"{METHODS[first].label} and {METHODS[second].label}: too few runs to compare them."
     more, less = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)

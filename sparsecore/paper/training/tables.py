@@ -295,7 +295,7 @@ def deviations(recorded: Results) -> Table:
                     told.append(f"{fact['subject']}, {effects[-1]}")
             found = difference(*runs)
             if all(runs):
-                effects.append(f"{where}: {shown.gap(runs[0], runs[1], found)}")
+                effects.append(f"{where}: {shown.gap(*runs)}")
             if found:
                 *runs, _ = pairs(*runs)
                 left = [

@@ -213,6 +213,7 @@ def test_seeds_per_condition_are_the_study_s():
 def test_methods_take_turns_to_be_timed(monkeypatch, tmp_path):
     monkeypatch.setattr(times, "_TURN", 0.0)  # the fewest epochs
     methods, kept, real = ("set-relu", "dense", "set-all-relu-pruned"), tmp_path / "kept", []
+    monkeypatch.setitem(STUDIES, "T-main", replace(STUDIES["T-main"], methods=methods))
 
     def breaks(run):
         if len(real) == 7:  # in the second round that counts
@@ -222,7 +223,7 @@ def test_methods_take_turns_to_be_timed(monkeypatch, tmp_path):
     training_seconds = times.training_seconds
     monkeypatch.setattr(times, "training_seconds", breaks)
     with pytest.raises(KeyboardInterrupt):
-        times.measure("digits", 2, kept, methods)
+        times.measure("digits", 2, kept)
     first = json.loads(kept.read_text())["rounds"]
     assert all(len(turns) == 1 for turns in first.values()), "the cold round does not count"
     spent = dict(zip((*methods[1:], methods[0]), real[3:6], strict=True))  # turns rotate
@@ -232,9 +233,9 @@ def test_methods_take_turns_to_be_timed(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(times, "RECIPE", times.RECIPE + 1)
         foreign = shutil.copy(kept, tmp_path / "foreign")
-        assert times.measure("digits", 1, foreign, methods)["rounds"] != first, "of another recipe"
+        assert times.measure("digits", 1, foreign)["rounds"] != first, "of another recipe"
     monkeypatch.setattr(times, "cores", lambda run: run["config"]["epochs"])
-    found = times.measure("digits", 2, kept, methods)
+    found = times.measure("digits", 2, kept)
     assert found["cores"] == epochs, "of the run that counts"
     assert found["rounds"].keys() == found["cores"].keys()
     assert all(len(turns) == 2 and min(turns) > 0 for turns in found["rounds"].values())

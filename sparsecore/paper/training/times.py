@@ -40,13 +40,11 @@ def _parts(profile: str) -> Parts:
 entries, recorded, load = measured(_parts)
 
 
-def measure(
-    dataset: str, rounds: int, checkpoint: Path, methods: tuple[str, ...] | None = None
-) -> Result:
+def measure(dataset: str, rounds: int, checkpoint: Path) -> Result:
     """Train by each method in turn; return "rounds", seconds per epoch of each, and "cores"."""
     # Rounds that are done are kept in `checkpoint`: what is broken off goes on from there, if the
     # machine, the recipe, the methods and the data are the same.
-    names = [m for m in methods or STUDIES["T-main"].methods if excluded(dataset, m) is None]
+    names = [m for m in STUDIES["T-main"].methods if excluded(dataset, m) is None]
     data = data_of(Condition("T-main", "paper", dataset, names[0], 0))
     same = {
         "cpu": cpu_model(), "cpus": cpu_count(), "recipe": RECIPE, "data": data.content_hash,

@@ -205,9 +205,8 @@ _WORDS = {HOLDS: "hold{s}", FAILS: "fail{s}", UNDECIDED: "undecided", UNTESTED: 
 def verdict(checks: Sequence[Check]) -> str:
     """Return what checks say together, and how many say what; the impossible do not count."""
     outcomes = [check.outcome for check in checks if check.outcome != IMPOSSIBLE]
-    for outcome in (HOLDS, FAILS, UNDECIDED, UNTESTED):
-        if outcomes.count(outcome) == len(outcomes):
-            return outcome if outcomes else UNTESTED
+    if len({*outcomes}) < 2:
+        return next(iter(outcomes), UNTESTED)
     counts = ((outcomes.count(outcome), word) for outcome, word in _WORDS.items())
     told = ", ".join(f"{n} {word}".format(s="s" * (n == 1)) for n, word in counts if n)
     together = UNDECIDED if UNDECIDED in outcomes else "holds so far"

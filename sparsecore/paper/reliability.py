@@ -8,6 +8,7 @@ import os
 
 from sparsecore.paper import store
 from sparsecore.paper.page import Column, Note, Table
+from sparsecore.paper.style import source
 
 STUDY = "T-reliability"
 #: What is done, and what holds if all is well.
@@ -70,6 +71,5 @@ def table() -> Table | Note:
         if some:
             told.append(f"{'all' if held == tried else f'{held:,} of'} {tried:,} {what}")
     finding = f"The promise held in {' and '.join(told)}."
-    origins = store.origin([result["provenance"] for result in results])
     caption = "**Attempts to break it**, and how often the promise held."
-    return Table.of(STUDY, rows, columns, caption, f"Recorded (profile paper): {origins}.", finding)
+    return Table.of(STUDY, rows, columns, caption, source(results), finding)

@@ -160,7 +160,7 @@ def curves(axes: Any, name: str, results: Results) -> str:
     if {"set-relu", "set-all-relu"} <= found.keys():
         shown.gain(gain, found["set-all-relu"], found["set-relu"], COLOURS["set-all-relu"])
     else:
-        shown.say(gain, "not recorded yet")
+        shown.leave_empty(gain)
     for ax in (top, bottom):
         shown.fit_from(ax, results.epochs(name) // 10)
     for ax in axes:
@@ -224,7 +224,7 @@ def gradient_flow(axes: Any, name: str, results: Results) -> str:
             top.yaxis.set_major_formatter("{x:g}")
         top.yaxis.set_minor_formatter(NullFormatter())
     else:
-        shown.say(top, "not recorded yet")
+        shown.leave_empty(top)
     bottom.set_xlabel("epoch")
     return told
 
@@ -276,7 +276,9 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
         for value in methods:
             if results.of(name, methods[value], diverged=True):
                 ax.axvline(value, alpha=0)  # the axis reaches to it
-                shown.say(ax, "diverged", value, COLOURS["set-all-relu"])
+                look = {"ha": "center", "va": "center", "color": COLOURS["set-all-relu"]}
+                place = ax.get_xaxis_transform()
+                ax.text(value, 0.5, "diverged", rotation=90, transform=place, **look)
                 ticks.add(value)
                 if value not in x:
                     lost.append(f"{symbol} = {value:g}")

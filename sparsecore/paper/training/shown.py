@@ -155,13 +155,11 @@ def mark(runs: list[Result], method: str, shape: str) -> dict[str, Any]:
     return {"color": colour, "marker": shape, "mfc": "white" if len(runs) == 1 else colour}
 
 
-def say(ax: Axes, text: str, x: float | None = None, colour: str = GREY) -> None:
-    """Write in the middle of a panel, or upright at `x`, why there is nothing."""
-    place = ax.transAxes if x is None else ax.get_xaxis_transform()
-    if x is None:
-        ax.set_yticks([], minor=False)
-    look = {"ha": "center", "va": "center", "rotation": 0 if x is None else 90}
-    ax.text(0.5 if x is None else x, 0.5, text, transform=place, color=colour, **look)
+def leave_empty(ax: Axes) -> None:
+    """Write into a panel that there is nothing to draw yet."""
+    ax.set_yticks([], minor=False)
+    look = {"ha": "center", "va": "center", "color": GREY, "transform": ax.transAxes}
+    ax.text(0.5, 0.5, "not recorded yet", **look)
 
 
 def over_epochs(runs: list[Result], name: str, factor: float = 1) -> tuple[list[int], np.ndarray]:

@@ -119,11 +119,8 @@ def test_recorded_times_are_those_of_the_contest(main):
 
 def test_the_main_table_has_a_block_per_weight_decay(main):
     study = replace(main.study, decays=(0.0002, 0.0))
-    without = [
-        {**run, "config": {**run["config"], "weight_decay": 0.0}, "test_accuracy": 0.5}
-        for run in main.of("digits", "set-relu")
-    ]
-    both = replace(main, study=study, profile="paper", runs=main.runs + without, unavailable={})
+    runs = main.runs + ending("set-relu", (0.5, 0.5), 0.0)
+    both = replace(main, study=study, profile="paper", runs=runs, unavailable={})
     rows = tables.main(both).data
     assert rows["decay"].tolist() == [0.0002] * 5 + [0.0]
     assert rows["test_accuracy"].iloc[-1] == 0.5
@@ -134,6 +131,16 @@ def files(method, dataset="digits", folder="quick/T-test", root=None):
     """Return what the result files of a method hold, read without the package."""
     paths = ((root or store.root()) / folder).glob(f"{dataset}-{method}-seed*.json")
     return [json.loads(path.read_text()) for path in sorted(paths)]
+
+
+def ending(method, values, decay=0.0002, **more):
+    """Return runs of a method that end with these accuracies, and are otherwise SET-All-ReLU's."""
+    more["condition"] = {"dataset": "digits", "method": method}
+    both = zip(files("set-all-relu"), values, strict=True)
+    return [
+        {**run, **more, "config": {**run["config"], "weight_decay": decay}, "test_accuracy": value}
+        for run, value in both
+    ]
 
 
 def test_main_table_holds_the_numbers_of_the_files(main):
@@ -441,14 +448,8 @@ def test_accuracies_are_drawn_and_told_beside_the_dense_ones(main):
 
 
 def test_what_either_rule_of_pruning_leaves_is_told(main):
-    def ends(method, left, *values):
-        about = {"condition": {"dataset": "digits", "method": method}}
-        about |= {"nnz_start": 100, "nnz_end": left}
-        both = zip(files("set-all-relu"), values, strict=True)
-        return [{**run, **about, "test_accuracy": v} for run, v in both]
-
-    runs = ends("set-all-relu-pruned-released", 40, 0.6, 0.61)
-    runs += ends("set-all-relu-pruned", 30, 0.8, 0.82)
+    runs = ending("set-all-relu-pruned-released", (0.6, 0.61), nnz_start=100, nnz_end=40)
+    runs += ending("set-all-relu-pruned", (0.8, 0.82), nnz_start=100, nnz_end=30)
     found = tables.deviations(replace(view(main, "set-all-relu-pruned"), runs=runs)).data
     told = found.set_index("subject")["effect"]["Importance pruning: percentile, first epoch"]
     assert told.startswith("Optical digits, λ = 0.0002: -20.50 points [")
@@ -504,27 +505,20 @@ def test_a_surrogate_s_accuracy_is_neither_shown_nor_drawn(main):
 
 
 def test_an_effect_that_may_be_0_is_not_called_clear(main):
-    def ends(method, decay, *values):
-        about = {"condition": {"dataset": "digits", "method": method}}
-        return [
-            {**run, **about, "config": {**run["config"], "weight_decay": decay}, "test_accuracy": v}
-            for run, v in zip(files("set-all-relu"), values, strict=True)
-        ]
-
     one = replace(view(main, "set-all-relu").study, datasets=("digits",), decays=(0.0, 0.0002))
-    runs = ends("set-all-relu", 0.0002, 0.5, 0.9) + ends("set-all-relu", 0.0, 0.6, 0.7)
+    runs = ending("set-all-relu", (0.5, 0.9)) + ending("set-all-relu", (0.6, 0.7), 0.0)
     found = replace(main, study=one, runs=runs)
     assert figures.decay(found).finding.endswith(": on Optical digits no clear change. ")
     assert tables.deviations(found).finding.startswith("0 of 1 measured effects")
     three = replace(one, decays=(0.0, 2e-6, 0.0002))
-    low, high = ends("set-all-relu", 0.0002, 0.7, 0.71), ends("set-all-relu", 0.0, 0.8, 0.81)
+    low, high = ending("set-all-relu", (0.7, 0.71)), ending("set-all-relu", (0.8, 0.81), 0.0)
     for between, is_told in (((0.9, 0.92), True), ((0.75, 0.99), False)):
-        some = low + high + ends("set-all-relu", 2e-6, *between)
+        some = low + high + ending("set-all-relu", between, 2e-6)
         told = figures.decay(replace(main, study=three, runs=some)).finding
         assert ("the better end: SET-All-ReLU +10.50 points [" in told) == is_told
         assert ("a λ between" in told) == is_told
     for ours, more, less in (((0.9, 0.92), 1, 0), ((0.1, 0.12), 0, 1), ((0.5, 0.9), 0, 0)):
-        runs = ends("set-all-relu", 0.0002, *ours) + ends("set-relu", 0.0002, 0.6, 0.61)
+        runs = ending("set-all-relu", ours) + ending("set-relu", (0.6, 0.61))
         told = figures.curves(replace(view(main, "set-relu", "set-all-relu"), runs=runs)).finding
         assert f"SET-ReLU on {more} of 1 data sets and less accurate on {less}, by" in told
 
@@ -672,11 +666,7 @@ def test_the_built_table_holds_the_numbers_of_the_results():
 
 def test_decay_draws_the_means_at_each_weight_decay(main):
     study = replace(view(main, "set-relu").study, decays=(0.0, 0.0002), datasets=("digits",))
-    without = [
-        {**run, "config": {**run["config"], "weight_decay": 0.0}, "test_accuracy": value}
-        for run, value in zip(main.of("digits", "set-relu"), (0.99, 0.9901), strict=True)
-    ]
-    found = replace(main, study=study, runs=main.runs + without)
+    found = replace(main, study=study, runs=main.runs + ending("set-relu", (0.99, 0.9901), 0.0))
     picture = figures.decay(found)
     [container] = picture.figure.axes[0].containers
     usual = np.mean([100 * run["test_accuracy"] for run in main.of("digits", "set-relu")])

@@ -404,7 +404,7 @@ def test_cost_draws_means_against_the_contest_s_seconds(main):
     gap = shown.gap(files("set-all-relu"), files("dense"))
     assert f"each taken alone: Optical digits {gap} of accuracy with " in picture.finding
     assert "dense takes 2.0 times the core-seconds per epoch. " in picture.finding
-    assert not figures.cost(recorded).figure.axes[0].containers, "no seconds of one machine"
+    assert not figures.cost(recorded, {}).figure.axes[0].containers, "no seconds of one machine"
 
 
 def test_how_soon_dense_is_as_accurate_is_drawn_and_told(main):

@@ -42,9 +42,9 @@ def _comparable(found: Mapping[str, list[Result]]) -> bool:
         *(dot(GREY, f"λ = {decay:g}", mark) for decay, mark in _MARKS.items()),
     ],
 )  # fmt: skip
-def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result] | None = None) -> str:
+def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -> str:
     """Draw accuracy against core-seconds of the contest in `times`; of T-main."""
-    [ax], seconds = axes, shown.epoch_seconds(results, name, times or {})
+    [ax], seconds = axes, shown.epoch_seconds(results, name, times)
     for decay, mark in _MARKS.items():
         for method, runs in results.at(decay).by_method(name).items():
             if method in seconds:

@@ -457,8 +457,7 @@ def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
         label = f"artificial, {row.neurons / 1e6:g} million neurons, {layers}"
         answers = _learning([(runs[one], runs.get(replace(one, frozen=True))) for one in seeds])
         for question, answer in answers.items() if row.neurons == BAT else [*answers.items()][:1]:
-            answer = replace(answer, question=question, row=_SIZE)
-            yield replace(answer, dataset=label, decay=row.decay)
+            yield replace(answer, question=question, row=_SIZE, dataset=label, decay=row.decay)
     if not large:
         why = "no network of this size is recorded yet"
         yield from (Check(question, _SIZE, "artificial", evidence=why) for question in _LEARNT)

@@ -236,6 +236,8 @@ def test_where_nothing_is_recorded_a_figure_is_a_note(main):
         note = draw(nothing)
         assert isinstance(note, page.Note)
         assert "Not recorded yet: Optical digits, Madelon, " in note._repr_markdown_()
+    told = "an unknown number of points (not recorded yet)"
+    assert shown.gap([], main.of("digits", "set-relu")) == told
     others = [run for run in main.runs if run["condition"]["method"] != "set-relu"]
     told = shown.absent(replace(main, profile="paper", runs=others))
     assert "Optical digits at λ = 0.0002 (SET-ReLU)" in told

@@ -213,6 +213,8 @@ def gap(first: list[Result], second: list[Result]) -> str:
     """Show how much more accurate the first runs are; with an interval, if there are seeds."""
     if effect := difference(first, second):
         return points(effect)
+    if not (first and second):
+        return "an unknown number of points (not recorded yet)"
     return f"{accuracy(first) - accuracy(second):+.2f} points (no interval)"
 
 

@@ -114,3 +114,12 @@ def jit(
         return dispatcher
 
     return decorate
+
+
+# How loops are compiled: to be called from Python, or from compiled code alone. Without these two
+# options a step takes 8 ms instead of 2. With `_nrt` (Numba's run time), every access to an array
+# of a tuple counts references, atomically, in the inner loop; no array is made in these loops, so
+# there is nothing to count. And without `forceinline` LLVM calls the inner loops' bodies.
+kernel = jit(_nrt=False)
+inner = jit(inner=True, _nrt=False)
+inline = jit(inner=True, _nrt=False, forceinline=True)

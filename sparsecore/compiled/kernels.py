@@ -14,20 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsecore.compiled.jit import jit
+from sparsecore.compiled.jit import inline, inner, jit, kernel
 
 from sparsecore.compiled.lanes import (  # isort: skip
     at, bernoulli, copy_transposed, fma, lanes_of, load, load_across, load_mask_across, partial_dot,
     positive, prefetch_to_write, put, select, splat, store, store_across, store_mask, tile_of,
     total, totals,
 )  # fmt: skip
-
-# Without these two options a step takes 8 ms instead of 2. With `_nrt` (Numba's run time), every
-# access to an array of a tuple counts references, atomically, in the inner loop; no array is made
-# here, so there is nothing to count. And without `forceinline` LLVM calls the inner loops' bodies.
-_jit = jit(_nrt=False)
-_inner = jit(inner=True, _nrt=False)
-_inline = jit(inner=True, _nrt=False, forceinline=True)
 
 # How many connections ahead backward asks for a line that another thread may have changed. From
 # that thread's cache it takes as long as ten connections; 8 is worse than no prefetch.
@@ -111,7 +104,7 @@ def mix(a, b):
     return h ^ (h >> np.uint64(31))
 
 
-@_inline
+@inline
 def noise_of(rule, step):
     """Return the dropout of a step."""
     threshold = np.uint16(np.float64(rule.dropout) * 2.0**16)
@@ -119,7 +112,7 @@ def noise_of(rule, step):
     return Noise(mix(rule.seed, step), threshold, scale)
 
 
-@_inner
+@inner
 def gather(width, start, stop, inputs, rows, first, count, act, x0):
     """Copy features [start, stop) of ``inputs[rows[first : first + count]]``, padded with 0."""
     lanes, side = lanes_of(width), tile_of(width)
@@ -146,13 +139,13 @@ class Slice(NamedTuple):
     is_last: Any  #: bool
 
 
-@_inline
+@inline
 def slice_of(n, number, slices):
     """Return one of the slices that `n` neurons are cut into."""
     return Slice(n * (number + 1) // slices, number == 0, number == slices - 1)
 
 
-@_inline
+@inline
 def _within(slice_, row, begin, end, indices, cursor):
     """Return which of a row's connections [begin, end), ascending, lie in a slice."""
     if not slice_.is_first:
@@ -165,7 +158,7 @@ def _within(slice_, row, begin, end, indices, cursor):
     return begin, end
 
 
-@_inline
+@inline
 def _weighted_sum(width, begin, end, net, act, x0, acc):
     """Add the inputs of one output neuron, by its connections [begin, end), to `acc`."""
     lanes = lanes_of(width)
@@ -175,7 +168,7 @@ def _weighted_sum(width, begin, end, net, act, x0, acc):
     return acc
 
 
-@_inner
+@inner
 def forward(
     width, start, stop, layer, slice_, net, act, x0, y0, hidden, work, cursor, noise, sample
 ):
@@ -219,7 +212,7 @@ class Pace(NamedTuple):
     move: Any  #: float32, factor of the velocity: 1 with the last group, or 0
 
 
-@_inline
+@inline
 def pace_of(rate, rule, group, groups):
     """Return the pace of one of several groups of blocks."""
     one, zero = np.float32(1), np.float32(0)
@@ -238,7 +231,7 @@ class Target(NamedTuple):
     shared: Any  #: bool, whether other threads change the same cache lines
 
 
-@_inline
+@inline
 def apply(k, p, g, params, velocity, gradient, pace):
     """Use a group's summed gradient of the parameter at `p`, whose velocity, if any, is at `k`."""
     # v <- mu v - eta g; w <- w + v - lambda w. The compiler settles what is None; a branch on the
@@ -253,7 +246,7 @@ def apply(k, p, g, params, velocity, gradient, pace):
         put(gradient, p, fma(pace.rate, g, before if pace.carry != 0 else np.float32(0)))
 
 
-@_inline
+@inline
 def _prefetch_changes(k, base, places, params, velocity, gradient):
     """Prefetch the lines that `apply` will write for connections [k, k + 4), or the last four."""
     first = min(k, len(places) - 4)
@@ -272,7 +265,7 @@ class Blocks(NamedTuple):
     gap: Any  #: int64, from one block to the next
 
 
-@_inline
+@inline
 def blocks_from(width, layer, block, net, work):
     """Return the blocks of a layer, from one of the batch on."""
     gap = net.sizes[layer] * lanes_of(width)
@@ -283,7 +276,7 @@ def blocks_from(width, layer, block, net, work):
 # `x` and `d` are the lanes of one neuron.
 
 
-@_inline
+@inline
 def _connection(wide, width, k, base, net, act, x, ds, acc, hidden):
     """Return a connection's place, the input gradient plus its share, and lanes of its gradient."""
     row = ds.start + np.int64(at(net.out_indices, k)) * lanes_of(width)
@@ -294,7 +287,7 @@ def _connection(wide, width, k, base, net, act, x, ds, acc, hidden):
     return p, acc, partial_dot(x, d)
 
 
-@_inline
+@inline
 def _backward_row(wide, width, begin, end, base, net, target, act, x, ds, acc, hidden, pace):
     """Walk one input neuron's connections [begin, end); return `acc` with its input gradient."""
     params, velocity, gradient = net.weights, target.velocity, target.gradient
@@ -320,7 +313,7 @@ def _backward_row(wide, width, begin, end, base, net, target, act, x, ds, acc, h
     return acc
 
 
-@_inner
+@inner
 def _backward_input(wide, width, start, stop, slice_, net, target, work, xs, ds, pace):
     """Do what `backward` does for the first layer's weights."""
     # Features have no bias and no activation, and need no gradient.
@@ -336,7 +329,7 @@ def _backward_input(wide, width, start, stop, slice_, net, target, work, xs, ds,
         )
 
 
-@_inner
+@inner
 def backward(wide, width, start, stop, layer, slice_, net, target, work, xs, ds, noise, pace):
     """Apply the gradients of a layer's weights, for a slice of the neurons that they feed."""
     if layer == 0:
@@ -371,7 +364,7 @@ def backward(wide, width, start, stop, layer, slice_, net, target, work, xs, ds,
         )  # fmt: skip
 
 
-@_jit
+@kernel
 def misplaced(rows, labels, n_classes):
     """Return the first place in `rows` whose sample or label does not exist, or -1."""
     for k in range(len(rows)):
@@ -381,7 +374,7 @@ def misplaced(rows, labels, n_classes):
     return -1
 
 
-@_jit
+@kernel
 def reorder(values, starts, places, scratch, transposed, wanted):
     """Bring values of connections from CSR order into that of the transposed access, or back."""
     # One call reorders all and notes it, so no interrupt comes between.
@@ -400,7 +393,7 @@ def reorder(values, starts, places, scratch, transposed, wanted):
                 put(values, start + place, scratch[k - start])
 
 
-@_jit
+@kernel
 def momentum_step(params, velocity, gradient, out, learning_rate, momentum, weight_decay):
     """Take v <- mu v - eta g; w <- w + v - lambda w over flat vectors, and copy w to `out`."""
     for k in range(len(params)):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparsecore.compiled.arrays import reads
-from sparsecore.compiled.jit import jit
+from sparsecore.compiled.jit import inner
 from sparsecore.compiled.lanes import at, lanes_of, put
 
 SOFTMAX, SIGMOID, SQUARED = range(3)
@@ -51,7 +51,7 @@ def unweighted(labels: np.ndarray) -> Aim:
     return Aim(SOFTMAX, reads(labels, np.int64), *_NOTHING)
 
 
-@jit(inner=True, _nrt=False)
+@inner
 def _softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count, losses, hits):
     """Replace a block of logits by the gradient of the summed loss."""
     lanes = lanes_of(width)
@@ -75,7 +75,7 @@ def _softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count
             put(act, place, np.float32(p - (c == label)))
 
 
-@jit(inner=True, _nrt=False)
+@inner
 def loss_gradient(width, n_outputs, act, z0, aim, rows, first, count, losses, hits):
     """Replace a block of outputs by the gradient of the summed, weighted loss; padding gets 0."""
     lanes, one = lanes_of(width), np.float32(1)

@@ -12,16 +12,13 @@ depend neither on the number of threads nor on who takes which part.
 import numpy as np
 
 from sparsecore.compiled import kernels
-from sparsecore.compiled.jit import jit
+from sparsecore.compiled.jit import inner, kernel
 from sparsecore.compiled.lanes import at, lanes_of, load_across, tile_of, total
 from sparsecore.compiled.losses import loss_gradient
 from sparsecore.compiled.team import PARTS, barrier, claim
 
-_jit = jit(_nrt=False)
-_inner = jit(inner=True, _nrt=False)
 
-
-@_inner
+@inner
 def _forward_by_rows(
     member, size, sync, width, net, work, noise, inputs, aim, rows, first, count, blocks
 ):
@@ -66,7 +63,7 @@ def _forward_by_rows(
             _loss(width, net, work, aim, rows, first, block, count)
 
 
-@_inner
+@inner
 def _forward_by_samples(
     member, size, width, net, work, noise, inputs, aim, rows, first, count, blocks
 ):
@@ -91,7 +88,7 @@ def _forward_by_samples(
         _loss(width, net, work, aim, rows, first, block, count)
 
 
-@_inner
+@inner
 def _loss(width, net, work, aim, rows, first, block, count):
     """Turn a block's logits into their gradients."""
     lanes = lanes_of(width)
@@ -103,7 +100,7 @@ def _loss(width, net, work, aim, rows, first, block, count):
     )  # fmt: skip
 
 
-@_inner
+@inner
 def _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, groups):
     """Backward, `wide` lanes at a time; members share the neurons that feed each layer."""
     together = lanes_of(wide) // lanes_of(width)
@@ -128,7 +125,7 @@ def _backward(member, size, sync, wide, width, net, work, target, noise, rule, r
                 barrier(sync, size)
 
 
-@_jit
+@kernel
 def run_batches(
     member, size, sync, wide, width, net, target, work, rule, inputs, aim, rows, batch, step,
     metrics,
@@ -172,7 +169,7 @@ def run_batches(
             metrics.steps[0] += 1
 
 
-@_jit
+@kernel
 def predict_range(member, size, width, net, inputs, rows, act, out):
     """Write the logits of ``inputs[rows]`` to `out`; members take blocks of samples in turn."""
     lanes = lanes_of(width)

@@ -14,16 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsecore.compiled.jit import jit
+from sparsecore.compiled.jit import inline, kernel
 from sparsecore.compiled.team import shares
 
 from sparsecore.compiled.lanes import (  # isort: skip
     at, fma, lanes_of, load, packed, partial_dot, positive, put, select, splat, store, stream,
     total, totals,
 )  # fmt: skip
-
-_jit = jit(_nrt=False)
-_inline = jit(inner=True, _nrt=False, forceinline=True)
 
 
 class Strip(NamedTuple):
@@ -44,12 +41,12 @@ class Rates(NamedTuple):
     keep: Any  #: float32, 1 - weight decay
 
 
-@_inline
+@inline
 def _activated(width, z, slope):
     return select(positive(z), z, z * splat(width, slope))
 
 
-@_inline
+@inline
 def _momentum(k, gradient, values, velocity, update):
     """Take v <- mu v - eta g; w <- w + v - lambda w."""
     v = fma(-update.learning_rate, gradient, update.momentum * at(velocity, k))
@@ -57,7 +54,7 @@ def _momentum(k, gradient, values, velocity, update):
     put(values, k, fma(update.keep, at(values, k), v))
 
 
-@_jit
+@kernel
 def send_inputs(member, size, sync, width, grid, tiles, strip, z, slope, slots):
     """Write each connection's input activation to its slot."""
     lanes = lanes_of(width)
@@ -71,7 +68,7 @@ def send_inputs(member, size, sync, width, grid, tiles, strip, z, slope, slots):
                     stream(slots, (k + shift) * lanes, _activated(width, x, slope))
 
 
-@_jit
+@kernel
 def receive_inputs(member, size, sync, width, grid, tiles, strip, slots, biases, z):
     """Sum up the inputs of whole rows of tiles: z = bias + weights times slots."""
     lanes = lanes_of(width)
@@ -88,7 +85,7 @@ def receive_inputs(member, size, sync, width, grid, tiles, strip, slots, biases,
                 store(z, place, fma(w, x, load(width, z, place)))
 
 
-@_jit
+@kernel
 def update_biases(member, size, sync, width, grid, delta, biases, velocity, update):
     """Sum each output gradient over the batch and move the bias."""
     lanes = lanes_of(width)
@@ -98,7 +95,7 @@ def update_biases(member, size, sync, width, grid, delta, biases, velocity, upda
             _momentum(neuron, g, biases, velocity, update)
 
 
-@_jit
+@kernel
 def send_deltas(member, size, sync, width, grid, tiles, strip, delta, slots):
     """Write each connection's output gradient to its slot."""
     lanes = lanes_of(width)
@@ -112,7 +109,7 @@ def send_deltas(member, size, sync, width, grid, tiles, strip, delta, slots):
                 stream(slots, (k + shift) * lanes, d)
 
 
-@_inline
+@inline
 def _connection(width, k, first, shift, tiles, slots, z, slope, sums, inner):
     """Follow one connection back; return lanes that sum to its weight's gradient."""
     lanes = lanes_of(width)
@@ -126,7 +123,7 @@ def _connection(width, k, first, shift, tiles, slots, z, slope, sums, inner):
     return partial_dot(x, d)
 
 
-@_jit
+@kernel
 def receive_deltas(
     member, size, sync, width, four, grid, tiles, strip, slots, z, slope, gradients, update, inner
 ):

@@ -13,12 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsecore.compiled.jit import jit
+from sparsecore.compiled.jit import inner, kernel
 from sparsecore.compiled.kernels import mix
 from sparsecore.compiled.team import Team, shares
-
-_jit = jit(_nrt=False)
-_inner = jit(inner=True, _nrt=False)
 
 # Neurons on the sides of a tile, for 4 activations per neuron. A visit to an input touches its
 # gradient, too. Both sides fill about half of a second-level cache of 1 MiB.
@@ -187,7 +184,7 @@ def _bin(counts: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return bins.astype(np.uint32), left - ends[sides, bins] + counts[sides, bins]
 
 
-@_jit
+@kernel
 def _check(member, size, sync, grid, tiles, good):
     """Tell of each tile whether its connections are inside it, in order, and finite."""
     for part in shares(sync, size, member, 0, len(good)):
@@ -204,14 +201,14 @@ def _check(member, size, sync, grid, tiles, good):
             good[tile] = sound
 
 
-@_inner
+@inner
 def _signed(bits):
     """Return the sign, 1 if negative, and the bits of the magnitude of a float32 given as bits."""
     magnitude = bits & np.uint32(0x7FFFFFFF)
     return (1 if bits > np.uint32(0x80000000) else 0), magnitude
 
 
-@_jit
+@kernel
 def _histogram(member, size, sync, bits, within, counts):
     """Count upper halves of magnitudes, or lower halves of those whose upper one is `within`."""
     for part in shares(sync, size, member, 0, len(bits)):
@@ -224,13 +221,13 @@ def _histogram(member, size, sync, bits, within, counts):
                 counts[member, sign, magnitude & np.uint32(0xFFFF)] += 1
 
 
-@_inner
+@inner
 def _uniform(key, number):
     """Return a number in [0, 1), a multiple of 2**-53."""
     return np.float64(mix(key, number) >> np.uint64(11)) * 2.0**-53
 
 
-@_inner
+@inner
 def _distinct(key, n, draws, out, buckets):
     """Draw integers from [0, n) and write them in ascending order, each once; return how many."""
     for bucket in range(draws + 1):
@@ -259,7 +256,7 @@ def _distinct(key, n, draws, out, buckets):
     return kept
 
 
-@_inner
+@inner
 def _chosen(key, n, size, out):
     """Choose `size` of the integers below n, each subset equally likely, in ascending order."""
     found = 0
@@ -270,7 +267,7 @@ def _chosen(key, n, size, out):
     return found
 
 
-@_inner
+@inner
 def _ranks(key, grid, tile, vacant, draws, walked, out, buckets):
     """Write the new connections of a tile, as numbers of vacant cells; return how many."""
     own = mix(key, grid.first * grid.across + tile)
@@ -279,7 +276,7 @@ def _ranks(key, grid, tile, vacant, draws, walked, out, buckets):
     return _distinct(own, vacant[tile], draws[tile], out, buckets)
 
 
-@_jit
+@kernel
 def _count(member, size, sync, grid, key, vacant, draws, walked, drawn, buckets, found):
     """Count how many different cells the draws of each tile hit."""
     for part in shares(sync, size, member, 0, len(draws)):
@@ -289,7 +286,7 @@ def _count(member, size, sync, grid, key, vacant, draws, walked, drawn, buckets,
             )
 
 
-@_jit
+@kernel
 def _count_weak(member, size, sync, tiles, cut, below):
     """Count the weights of each tile below the cut, and the positive and negative ones at it."""
     bits = tiles.weights.view(np.uint32)
@@ -301,7 +298,7 @@ def _count_weak(member, size, sync, tiles, cut, below):
                 below[tile, 1 + sign] += magnitude == cut[sign]
 
 
-@_jit
+@kernel
 def _merge(
     member, size, sync, grid, key, vacant, draws, walked, drawn, buckets, old, cut, quota, new
 ):
@@ -336,7 +333,7 @@ def _merge(
                     place, kept = place + 1, kept + 1
 
 
-@_jit
+@kernel
 def _weigh(member, size, sync, grid, key, tiles, fan_in):
     """Draw weights that are missing from U(±√(6/k)), k being the neuron's own fan-in."""
     # He et al. (2015) take the width of the layer below, but here fan-ins are few and vary.

@@ -387,9 +387,9 @@ def test_activations_beyond_the_reach_of_32_bits():
     aligned = slots[-slots.ctypes.data % 64 // 4 :][:4]
     strip = sweeps.Strip(0, 1, 0, grid.across, np.zeros(1, np.int64))
     with Team(1) as alone:
-        head = 1, alone.sync, Width(4), grid, layer, strip
-        alone.run(sweeps.send_inputs, *head, z, np.float32(1), aligned)
-        alone.run(sweeps.receive_inputs, *head, aligned, np.zeros(1, np.float32), out)
+        head = Width(4), grid, layer, strip
+        alone.walk(sweeps.send_inputs, *head, z, np.float32(1), aligned)
+        alone.walk(sweeps.receive_inputs, *head, aligned, np.zeros(1, np.float32), out)
     assert out.tolist() == [2, 4, -6, 8]
 
 

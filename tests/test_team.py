@@ -42,7 +42,7 @@ def wait_for_the_first(member, size, sync, microseconds):
 def run_rounds(size, n_rounds, late=False, n_sleeps=0):
     slots, errors = np.zeros(16 * size, np.int64), np.zeros(16 * size, np.int64)
     with Team(size) as team:
-        team.run(rounds, size, team.sync, slots, errors, n_rounds, late, n_sleeps)
+        team.walk(rounds, slots, errors, n_rounds, late, n_sleeps)
         assert not team.sync[0], "nobody is left waiting"
     assert not errors.any()
     assert (slots[::16] == n_rounds).all()
@@ -64,7 +64,7 @@ def test_the_round_may_overflow():
     size, slots, errors = 2, np.zeros(32, np.int64), np.zeros(32, np.int64)
     with Team(size) as team:
         team.sync[16] = 2**31 - 5
-        team.run(rounds, size, team.sync, slots, errors, 20, False, 0)
+        team.walk(rounds, slots, errors, 20, False, 0)
         assert team.sync[16] == -(2**31) + 35
     assert not errors.any()
 
@@ -76,9 +76,9 @@ def test_the_round_may_overflow():
 def test_a_waiting_member_gives_its_core_up():
     size = 3
     with Team(size) as team:
-        team.run(wait_for_the_first, size, team.sync, 10)  # compiled
+        team.walk(wait_for_the_first, 10)  # compiled
         begin, wall = time.process_time(), time.perf_counter()
-        team.run(wait_for_the_first, size, team.sync, 300_000)
+        team.walk(wait_for_the_first, 300_000)
         spent, wall = time.process_time() - begin, time.perf_counter() - wall
     assert wall >= 0.3
     # Two members that spun would spend the wait's length each where there is a core for them.
@@ -91,8 +91,8 @@ def test_a_team_walks_through_many_programs():
     slots, errors = np.zeros(16 * size, np.int64), np.zeros(16 * size, np.int64)
     with Team(size) as team:
         for _ in range(100):
-            team.run(lambda member: None)
-            team.run(rounds, size, team.sync, slots, errors, 1, False, 0)
+            team.walk(lambda *_: None)
+            team.walk(rounds, slots, errors, 1, False, 0)
     assert not errors.any()
 
 
@@ -101,23 +101,23 @@ def test_every_member_runs_once_on_its_own_thread():
     with Team(3) as team:
         meet = threading.Barrier(3)
 
-        def note(member, word):
+        def note(member, size, sync, word):
             meet.wait(10)
             seen.append((member, word, threading.get_ident()))
 
-        team.run(note, "x")
+        team.walk(note, "x")
     assert sorted((m, w) for m, w, _ in seen) == [(0, "x"), (1, "x"), (2, "x")]
     assert len({thread for *_, thread in seen}) == 3
     assert threading.get_ident() not in {thread for *_, thread in seen}
 
 
 def test_an_error_in_another_member_reaches_the_caller():
-    def fail(member):
+    def fail(member, *_):
         if member == 1:
             raise RuntimeError("member 1")
 
     with Team(2) as team, pytest.raises(RuntimeError, match="member 1"):
-        team.run(fail)
+        team.walk(fail)
 
 
 def test_an_interrupt_waits_for_the_members_and_leaves_the_team_fit_for_work(monkeypatch):
@@ -135,9 +135,9 @@ def test_an_interrupt_waits_for_the_members_and_leaves_the_team_fit_for_work(mon
 
         monkeypatch.setattr(Future, "result", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            team.run(rounds, 2, team.sync, slots, errors, 2000, False, 0)
+            team.walk(rounds, slots, errors, 2000, False, 0)
         assert (slots[::16] == 2000).all(), "nobody touches the arrays any more"
-        team.run(rounds, 2, team.sync, slots, errors, 3000, False, 0)
+        team.walk(rounds, slots, errors, 3000, False, 0)
     assert (slots[::16] == 3000).all() and not errors.any()
 
 
@@ -149,17 +149,17 @@ def test_work_that_has_not_begun_when_an_interrupt_comes_never_begins(monkeypatc
     with Team(2) as team:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(team._pool, "submit", interrupted)
-            team.run(seen.append)
-        team.run(seen.append)
+            team.walk(lambda member, *_: seen.append(member))
+        team.walk(lambda member, *_: seen.append(member))
     assert sorted(seen) == [0, 1]
 
 
 def test_some_members_may_work_alone():
     seen = []
     with Team(3) as team:
-        team.run(lambda member: seen.append((member, threading.get_ident())), members=1)
+        team.walk(lambda member, *_: seen.append((member, threading.get_ident())), members=1)
         assert seen == [(0, threading.get_ident())]
-        team.run(lambda member: seen.append((member, 0)), members=2)
+        team.walk(lambda member, *_: seen.append((member, 0)), members=2)
     assert sorted(seen[1:]) == [(0, 0), (1, 0)]
 
 
@@ -167,7 +167,7 @@ def test_closing_ends_the_threads():
     before = threading.active_count()
     team = Team(3)
     meet = threading.Barrier(3)
-    team.run(lambda member: meet.wait(10))
+    team.walk(lambda *_: meet.wait(10))
     assert threading.active_count() == before + 3
     team.close()
     assert threading.active_count() == before
@@ -220,7 +220,7 @@ def test_a_second_interrupt_waits_for_the_members_too(monkeypatch):
         monkeypatch.setattr(Future, "result", interrupted)
         monkeypatch.setattr(team_module, "wait", interrupted_again)
         with pytest.raises(KeyboardInterrupt):
-            team.run(rounds, 2, team.sync, slots, errors, 2000, False, 0)
+            team.walk(rounds, slots, errors, 2000, False, 0)
         assert (slots[::16] == 2000).all() and team_module.wait is left[1]
 
 
@@ -228,12 +228,12 @@ def test_a_second_interrupt_waits_for_the_members_too(monkeypatch):
 def test_a_team_works_in_a_forked_child():
     slots, errors = np.zeros(32, np.int64), np.zeros(32, np.int64)
     with Team(2) as team:
-        team.run(rounds, 2, team.sync, slots, errors, 20, False, 0)
+        team.walk(rounds, slots, errors, 20, False, 0)
         child = os.fork()
         if not child:
             signal.alarm(30)  # instead of hanging
-            team.run(rounds, 2, team.sync, slots, errors, 40, False, 0)
+            team.walk(rounds, slots, errors, 40, False, 0)
             os._exit(0 if (slots[::16] == 40).all() and not errors.any() else 1)
         assert os.waitpid(child, 0)[1] == 0
-        team.run(rounds, 2, team.sync, slots, errors, 60, False, 0)
+        team.walk(rounds, slots, errors, 60, False, 0)
     assert (slots[::16] == 60).all() and not errors.any()

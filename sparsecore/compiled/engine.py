@@ -215,13 +215,11 @@ def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray
     act = aligned(members * row, np.float32).reshape(members, row)
     out = np.empty((len(inputs), int(network.sizes[-1])), np.float32)
     rows = reads(np.arange(len(inputs)), np.int64)
-    work = members, width, network, inputs, rows, act, out
-    if members == 1:
-        programs.predict_range(0, *work)
-    else:  # starting a team takes as long as to predict hundreds of rows, so it is kept
-        team = _idle.pop(threads, None) or Team(threads)
-        team.run(programs.predict_range, *work, members=members)
-        _idle[threads] = team
+    # Starting a team takes as long as to predict hundreds of rows, so it is kept.
+    size = threads if members > 1 else 1
+    team = _idle.pop(size, None) or Team(size)
+    team.walk(programs.predict_range, width, network, inputs, rows, act, out, members=members)
+    _idle[size] = team
     return out
 
 

@@ -170,7 +170,7 @@ def run_batches(
 
 
 @kernel
-def predict_range(member, size, width, net, inputs, rows, act, out):
+def predict_range(member, size, sync, width, net, inputs, rows, act, out):
     """Write the logits of ``inputs[rows]`` to `out`; members take blocks of samples in turn."""
     lanes = lanes_of(width)
     depth = len(net.sizes) - 1

@@ -90,10 +90,11 @@ class Team(Fixed, Closing):
         self.sync[:] = 0
         self._pool, self._process = pool, os.getpid()
 
-    def run(self, function: Callable[..., Any], *args: Any, members: int | None = None) -> None:
-        """Call ``function(member, *args)`` on all members, or the first so many; wait for all."""
+    def walk(self, function: Callable[..., Any], *args: Any, members: int | None = None) -> None:
+        """Call ``function(member, members, sync, *args)`` on all, or so many, and wait for them."""
         # The function is jitted with ``nogil=True``; it must not raise between two barriers.
         members = self.size if members is None else members
+        args = members, self.sync, *args
         if members == 1:
             function(0, *args)
             return
@@ -127,11 +128,6 @@ class Team(Fixed, Closing):
             outcome.set_exception(error)
         else:
             outcome.set_result(None)
-
-    def walk(self, function: Callable[..., Any], *args: Any, members: int | None = None) -> None:
-        """Call ``function(member, members, sync, *args)`` as `run` does."""
-        members = self.size if members is None else members
-        self.run(function, members, self.sync, *args, members=members)
 
     def close(self) -> None:
         """End the threads."""

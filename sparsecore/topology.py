@@ -99,19 +99,16 @@ def transpose(indptr, indices, out_indptr, out_indices, out_position):
     """Fill the transposed access by a counting sort: whom inputs feed, and where in CSR order."""
     out_indptr[:] = 0
     for k in range(len(indices)):
-        out_indptr[indices[k] + 1] += 1
+        out_indptr[indices[k]] += 1
     for column in range(1, len(out_indptr)):
         out_indptr[column] += out_indptr[column - 1]
-    # The pointers serve as cursors; afterwards each stands where the next one began.
-    for row in range(len(indptr) - 1):
-        for k in range(indptr[row], indptr[row + 1]):
+    # A pointer is where its column ends; filled from behind, it comes to where the column begins.
+    for row in range(len(indptr) - 2, -1, -1):
+        for k in range(indptr[row + 1] - 1, indptr[row] - 1, -1):
+            out_indptr[indices[k]] -= 1
             place = out_indptr[indices[k]]
             out_indices[place] = row
             out_position[place] = k
-            out_indptr[indices[k]] += 1
-    for column in range(len(out_indptr) - 1, 0, -1):
-        out_indptr[column] = out_indptr[column - 1]
-    out_indptr[0] = 0
 
 
 def weakest(data: np.ndarray, zeta: float) -> np.ndarray:

@@ -8,9 +8,6 @@ the number of connections, never with ``n_in * n_out``. Source, where no other i
 Mocanu et al. 2018, algorithm 1; all else is "Truly Sparse Neural Networks at Scale".
 """
 
-import functools
-import operator
-
 import numpy as np
 import scipy.sparse as sp
 
@@ -250,7 +247,7 @@ def union_average(layers: list[_Layer]) -> _Layer:
     shape = len(layers[0][0]) - 1, 1 + max(int(found.max(initial=0)) for _, found, _ in layers)
     # Of truth values: numbers may cancel, and SciPy leaves a sum that is 0 out.
     patterns = (sp.csr_array((np.ones(len(i), bool), i, p), shape) for p, i, _ in layers)
-    union = functools.reduce(operator.add, patterns)
+    union = sum(patterns)
     indptr, indices = union.indptr.astype(np.int64), union.indices.astype(np.int32)
     total, values = np.zeros(len(indices)), np.empty(len(indices), np.float32)
     for layer in layers:

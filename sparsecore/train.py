@@ -92,7 +92,7 @@ class Trainer(Fixed, Closing):
     Parameters
     ----------
     model : SparseMLP
-        The study's dense network trains in the same way; its topology never changes.
+        The study's dense network trains in the same way, with zeta 0 and without pruning.
     config : TrainConfig
     seed, rank : int
         Determine data order, dropout and evolution; each parallel worker has a rank of its own.
@@ -221,10 +221,8 @@ class Trainer(Fixed, Closing):
 
     def change_topology(self) -> dict[str, int]:
         """Prune and evolve if due; return how many are "pruned" and "replaced" (or 0). O(nnz)."""
-        start, model = time.perf_counter(), self.model
-        changed = {"pruned": 0, "replaced": 0}
-        if isinstance(model, SparseMLP):
-            changed = change_topology(model, self.config, self.seed, self.rank, self.epoch)
+        start = time.perf_counter()
+        changed = change_topology(self.model, self.config, self.seed, self.rank, self.epoch)
         self.seconds["evolve"] += time.perf_counter() - start
         return changed
 

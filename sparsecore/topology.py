@@ -152,9 +152,9 @@ def replace(
     keep = np.flatnonzero(~drop)
     vacant = n_in * n_out - len(keep)
     ranks = distinct(vacant, len(fresh), rng)
-    moved = np.zeros(0, np.float32) if velocity is None else velocity
+    moved = np.zeros(len(data), np.float32) if velocity is None else velocity
     rows = np.repeat(np.arange(n_out, dtype=np.int32), np.diff(indptr))[keep]
-    kept = rows, indices[keep], data[keep], moved[keep] if len(moved) else moved
+    kept = rows, indices[keep], data[keep], moved[keep]
     _merge(*kept, ranks, fresh, n_in, indptr, indices, data, moved)
 
 
@@ -172,16 +172,14 @@ def _merge(rows, columns, kept, kept_velocity, ranks, fresh, n_in, indptr, indic
             row = rows[i]
             indices[place] = columns[i]
             data[place] = kept[i]
-            if len(velocity):
-                velocity[place] = kept_velocity[i]
+            velocity[place] = kept_velocity[i]
             i += 1
         else:
             position = ranks[j] + i
             row = position // n_in
             indices[place] = position - row * n_in
             data[place] = fresh[j]
-            if len(velocity):
-                velocity[place] = 0
+            velocity[place] = 0
         indptr[row + 1] += 1
     for row in range(1, len(indptr)):
         indptr[row] += indptr[row - 1]

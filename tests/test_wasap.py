@@ -160,7 +160,7 @@ def test_an_epoch_is_saved_after_the_one_before_and_never_over_a_newer_one():
     )  # fmt: skip
 
     def end(epoch):
-        phases._Run._test_and_save(run, SimpleNamespace(epoch=epoch, model=run))
+        phases._Run._test_and_save(run, epoch, run)
 
     end(2)
     assert (looks, saved, tested()) == ([0, 1], [2], 2), "it has waited"

@@ -27,7 +27,7 @@ from sparsecore.wasap import record as records
 from sparsecore.wasap.lockstep import Lockstep
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.ranks import Ranks
-from sparsecore.wasap.server import DONE, TESTED, ParameterServer, Record, Update, average, retained
+from sparsecore.wasap.server import DONE, TESTED, ParameterServer, Record, average, retained
 from sparsecore.wasap.watch import PATIENCE, ParallelError, interrupts_held_back
 from sparsecore.wasap.window import Window
 from sparsecore.wasap.worker import Worker, shard_rows
@@ -276,15 +276,15 @@ class _Run:
             update = worker.push(gradient)
             if update is None:
                 break
-            if update.epoch:
-                self._test_and_save(update)
+            if update.model is not None:
+                self._test_and_save(update.epoch, update.model)
             done = update.version.updates
             self._show(1, done / self.server.updates_per_epoch, done)
         worker.pull()
 
-    def _test_and_save(self, update: Update) -> None:
+    def _test_and_save(self, epoch: int, model: SparseMLP) -> None:
         """Test and save what the server's model was at the end of an epoch."""
-        before = update.epoch - 1  # whoever ended it tests and saves its model first, or is lost
+        before = epoch - 1  # whoever ended it tests and saves its model first, or is lost
         with self._aside("evaluate"):
             while self.window.fetch("control")[TESTED] < before:
                 last = before * self.server.updates_per_epoch - 1
@@ -293,18 +293,17 @@ class _Run:
                 time.sleep(1e-3)
                 self.ranks.check()
             self.ranks.check()
-        assert update.model is not None
         try:
-            self.server.tested(update.epoch, **self._test(update.model))
-            if self.window.fetch("control")[TESTED] >= update.epoch:
+            self.server.tested(epoch, **self._test(model))
+            if self.window.fetch("control")[TESTED] >= epoch:
                 return  # the others took this rank for lost, and are further by now
-            self._save(update.epoch)
+            self._save(epoch)
         except Exception as error:
             # What cannot be tested or saved here cannot be by the others either.
             self.ranks.stop(error)
             raise
         with self.window.locked():
-            tested = max(update.epoch, self.window.fetch("control")[TESTED])
+            tested = max(epoch, self.window.fetch("control")[TESTED])
             self.window.write("control", tested, TESTED)
 
     def _phase1_in_lockstep(self) -> None:

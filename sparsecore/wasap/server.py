@@ -260,21 +260,20 @@ class ParameterServer:
             row = place.fetch("epochs", epoch, epoch + 1)[0]
             row[:_NNZ] += gradient.samples, gradient.loss, gradient.correct, staleness, accepted
             state[TICKET] = ticket + 1
-            epoch_ends = (ticket + 1) % self.updates_per_epoch == 0
-            if epoch_ends:
+            completed = 0 if (ticket + 1) % self.updates_per_epoch else epoch + 1
+            if completed:
                 if structures is not None:
                     out.adopt(structures, fresh, moved)
                     structures = None
                 epoch_model = out.copy()
-                self._end_epoch(out, velocity, state, row, epoch + 1)
+                self._end_epoch(out, velocity, state, row, completed)
             place.store("epochs", epoch, epoch + 1)
             place.store("state")
             version = Version(ticket + 1, int(state[VERSION]))
             ended = time.perf_counter()
         if structures is not None:
             out.adopt(structures, fresh, moved)
-        number = epoch + 1 if epoch_ends else 0
-        return Update(version, number, epoch_model, begun - asked, ended - begun)
+        return Update(version, completed, epoch_model, begun - asked, ended - begun)
 
     def _end_epoch(
         self, model: SparseMLP, velocity: np.ndarray | None, state: np.ndarray, row: np.ndarray,

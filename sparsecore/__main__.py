@@ -20,6 +20,7 @@ from sparsecore.commands import bench, data, extreme, study, table, train
 from sparsecore.commands.options import EXPECTED, error_text, say
 from sparsecore.progress import Output, OutputClosedError, Unfailing
 from sparsecore.wasap import witness
+from sparsecore.wasap.watch import handled
 
 # What to install for a module that is missing; all others are of the extra "book".
 _MPI = {"mpi4py", "ipyparallel", "IPython", "traitlets"}
@@ -33,7 +34,7 @@ class _Terminated(KeyboardInterrupt):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    with _streams(), _terminated():
+    with _streams(), handled(signal.SIGTERM, _terminate):
         options = _parser().parse_args(argv)
         try:
             options.function(options)
@@ -86,19 +87,10 @@ def _streams() -> Iterator[None]:
                         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-@contextmanager
-def _terminated() -> Iterator[None]:
-    """Have SIGTERM raise what Ctrl-C does, once."""
-
-    def stop(*_: Any) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise _Terminated("terminated")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+def _terminate(*_: Any) -> NoReturn:
+    """Raise what Ctrl-C does, once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise _Terminated("terminated")
 
 
 def _parser() -> argparse.ArgumentParser:

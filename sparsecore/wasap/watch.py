@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 
@@ -95,16 +95,25 @@ _interrupted = threading.Event()
 
 
 @contextmanager
-def interrupts_held_back() -> Iterator[None]:
-    """Hold interrupts back until they are let through; only the main thread has interrupts."""
+def handled(number: int, handler: Callable[..., Any]) -> Iterator[None]:
+    """Have a signal call `handler` meanwhile; only the main thread has signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, lambda *_: _interrupted.set()) or signal.SIG_DFL
+    before = signal.signal(number, handler) or signal.SIG_DFL
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
+
+
+@contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Hold interrupts back until they are let through."""
+    try:
+        with handled(signal.SIGINT, lambda *_: _interrupted.set()):
+            yield
+    finally:
         let_interrupt_through()
 
 
@@ -112,14 +121,8 @@ def interrupts_held_back() -> Iterator[None]:
 def interruptible() -> Iterator[None]:
     """Let interrupts that are held back come at once, where nothing of MPI is under way."""
     let_interrupt_through()
-    if threading.current_thread() is not threading.main_thread():
+    with handled(signal.SIGINT, signal.default_int_handler):
         yield
-        return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def let_interrupt_through() -> None:

@@ -10,11 +10,10 @@ from sparsecore.commands.options import fail, say
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.limits import cpu_count
-from sparsecore.mlp import SparseMLP
 from sparsecore.progress import EpochBar, OutputClosedError
 from sparsecore.wasap import witness
 from sparsecore.wasap.mpi import MPI
-from sparsecore.wasap.phases import run_on
+from sparsecore.wasap.phases import Outcome, run_on
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.ranks import Ranks
 from sparsecore.wasap.watch import ParallelError
@@ -66,9 +65,7 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
         raise SystemExit(status)
 
 
-def train(
-    ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **options: Any
-) -> tuple[SparseMLP | None, dict[str, Any] | None]:
+def train(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **options: Any) -> Outcome:
     """Train as `wasap.run` does, with a progress bar."""
     if ranks.rank == 0:
         _introduce(ranks, plan.algorithm, options["threads"])

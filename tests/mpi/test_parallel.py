@@ -11,7 +11,6 @@ import pytest
 from sparsecore import checkpoint, datasets, experiment, provenance, seeds, train, wasap
 from sparsecore.compiled import lanes
 from sparsecore.compiled.engine import metrics
-from sparsecore.compiled.kernels import Rule
 from sparsecore.config import TrainConfig
 from sparsecore.files import previous
 from sparsecore.wasap import shm
@@ -130,20 +129,27 @@ def test_local_steps_of_one_worker_are_the_sequential_trainers(comm, digits, alg
             assert here[name] == pytest.approx(there[name]), name
 
 
+def k_fold_rule(config, n_workers, seed):
+    rate = np.float32(config.learning_rate * n_workers)
+    return train.sgd_rule(config, seed)._replace(learning_rate=rate)
+
+
+def shuffled_shards(data, n_workers, seed, epoch):
+    """Each worker's rows, in the order in which it takes them."""
+    return [
+        rows[seeds.generator(seed, seeds.Purpose.SHUFFLE, k, epoch).permutation(len(rows))]
+        for k, rows in enumerate(shard_rows(data.y_train, n_workers, seed))
+    ]
+
+
 def by_local_steps(data, config, n_workers, seed, local_steps):
     """Train copies of a model side by side, and average them after so many steps of each."""
     scaled, size = data.standardized(), config.batch_size
-    shards = shard_rows(data.y_train, n_workers, seed)
     model = train.new_model(config, data.n_features, data.n_classes, seed)
-    rule = train.sgd_rule(config, seed)._replace(
-        learning_rate=np.float32(config.learning_rate * n_workers)
-    )
+    rule = k_fold_rule(config, n_workers, seed)
     for epoch in range(config.epochs):
-        orders = [
-            rows[seeds.generator(seed, seeds.Purpose.SHUFFLE, k, epoch).permutation(len(rows))]
-            for k, rows in enumerate(shards)
-        ]
-        copies = [model.copy() for _ in shards]
+        orders = shuffled_shards(data, n_workers, seed, epoch)
+        copies = [model.copy() for _ in orders]
         for first in range(0, max(map(len, orders)), size * local_steps):
             mean = np.zeros(len(model.params))
             rows = [order[first : first + size * local_steps] for order in orders]
@@ -154,7 +160,7 @@ def by_local_steps(data, config, n_workers, seed, local_steps):
                 mean += copy.params * (len(part) / sum(map(len, rows)))
             model.params[:] = mean
         model.start_momentum()[:] = np.average(
-            [copy.velocity for copy in copies], axis=0, weights=list(map(len, shards))
+            [copy.velocity for copy in copies], axis=0, weights=list(map(len, orders))
         )
         train.change_topology(model, config, seed, 0, epoch + 1)
     return model
@@ -162,18 +168,11 @@ def by_local_steps(data, config, n_workers, seed, local_steps):
 
 def in_large_batches(data, config, n_workers, seed):
     """Train sequentially on batches that hold the workers' batches one after the other."""
-    scaled = data.standardized()
-    shards = shard_rows(data.y_train, n_workers, seed)
+    scaled, size = data.standardized(), config.batch_size
     model = train.new_model(config, data.n_features, data.n_classes, seed)
-    rate = np.float32(config.learning_rate * n_workers)
-    decay, momentum = np.float32(config.weight_decay), np.float32(config.momentum)
-    rule = Rule(rate, momentum, decay, np.float32(0), np.uint64(0))
-    size = config.batch_size
+    rule = k_fold_rule(config, n_workers, seed)
     for epoch in range(config.epochs):
-        orders = [
-            rows[seeds.generator(seed, seeds.Purpose.SHUFFLE, k, epoch).permutation(len(rows))]
-            for k, rows in enumerate(shards)
-        ]
+        orders = shuffled_shards(data, n_workers, seed, epoch)
         model.start_momentum()
         with model.new_engine(n_workers * size) as engine:
             for first in range(0, max(map(len, orders)), size):

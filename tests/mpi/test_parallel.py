@@ -493,28 +493,31 @@ def test_unequal_workers_slow_only_themselves(comm, digits, monkeypatch):
     assert 3 * others * (updates[-1] - 1) <= sum(updates[:-1])
 
 
-def stopped_run(digits, patch, owner, name, due, path, plan=None):
-    """Have a run stopped before a certain call of a function."""
-    original = getattr(owner, name)
+def stopped_run(digits, patch, due, path, plan):
+    """Have a run stopped before it saves a state that is due."""
+    save = checkpoint.save
 
-    def changed(*arguments, **options):
-        if due(*arguments):
+    def stop_or_save(model, where, state):
+        if due(state):
             raise FloatingPointError("stopped for the test")
-        return original(*arguments, **options)
+        save(model, where, state)
 
     with patch.context() as patch:
-        patch.setattr(owner, name, changed)
+        patch.setattr(checkpoint, "save", stop_or_save)
         with pytest.raises((FloatingPointError, wasap.ParallelError), match="stopped for the test"):
             wasap.run(digits, SMALL, plan, checkpoint_path=path)
     MPI.COMM_WORLD.Barrier()
+
+
+def of_a_worker_in_phase_2(state):
+    return "rank" in state
 
 
 @pytest.mark.parametrize("local_steps", [1, 4])
 def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path, local_steps):
     plan = wasap.Plan(local_steps=local_steps)
     path = comm.bcast(str(tmp_path / "run.npz"))
-    third = lambda server, epoch, *_: epoch == 3  # noqa: E731
-    stopped_run(digits, monkeypatch, ParameterServer, "tested", third, path, plan)
+    stopped_run(digits, monkeypatch, lambda state: state["epoch"] == 3, path, plan)
     other_data = dataclasses.replace(digits, X_train=digits.X_train + 1)
     for refused, name in (
         ({"data": other_data}, "data"),
@@ -550,11 +553,7 @@ def test_a_run_whose_phase_1_is_over_may_have_a_longer_phase_2(
     plan, path = wasap.Plan(algorithm), comm.bcast(str(tmp_path / "run.npz"))
     longer = SMALL.with_values(epochs=6)
     assert plan.phase1_epochs(longer.epochs) == plan.phase1_epochs(SMALL.epochs) == 4
-
-    def due(model, where, state):
-        return "rank" in state  # a worker's own file, of its first epoch of phase 2
-
-    stopped_run(digits, monkeypatch, checkpoint, "save", due, path, plan)
+    stopped_run(digits, monkeypatch, of_a_worker_in_phase_2, path, plan)
     _, result = wasap.run(digits, longer, plan, checkpoint_path=path, resume=True)
     comm.Barrier()
     if algorithm == "wasap" and comm.size > 1:  # no two such runs are alike
@@ -569,10 +568,10 @@ def test_phase_2_of_another_run_is_not_taken(comm, digits, monkeypatch, tmp_path
     wasap.run(digits, SMALL.with_values(learning_rate=0.1), plan, checkpoint_path=path)
     comm.Barrier()  # its workers' files stay, and begin with the same weights as the next run's
 
-    def due(model, where, state):
+    def due(state):
         return len(state.get("epochs", ())) == 1
 
-    stopped_run(digits, monkeypatch, checkpoint, "save", due, path, plan)
+    stopped_run(digits, monkeypatch, due, path, plan)
     _, result = wasap.run(digits, SMALL, plan, checkpoint_path=path, resume=True)
     comm.Barrier()
     _, whole = wasap.run(digits, SMALL, plan)
@@ -594,11 +593,7 @@ def test_phase_2_of_other_weights_is_not_taken(comm, digits, monkeypatch, tmp_pa
         earlier.setattr(train, "new_model", lambda *args: original(*args[:-1], 7))
         wasap.run(digits, SMALL, plan, checkpoint_path=path)
     comm.Barrier()
-
-    def due(model, where, state):
-        return "rank" in state
-
-    stopped_run(digits, monkeypatch, checkpoint, "save", due, path, plan)
+    stopped_run(digits, monkeypatch, of_a_worker_in_phase_2, path, plan)
     _, result = wasap.run(digits, SMALL, plan, checkpoint_path=path, resume=True)
     comm.Barrier()
     _, whole = wasap.run(digits, SMALL, plan)
@@ -630,12 +625,12 @@ def test_a_run_that_its_seed_determines_resumes_as_it_was(
 ):
     path = comm.bcast(str(tmp_path / "run.npz"))
 
-    def due(model, where, state):
+    def due(state):
         return len(state.get("epochs", ())) == 4 or state.get("epoch") == 3
 
     with monkeypatch.context() as earlier:
         earlier.setattr(ParameterServer, "elapsed", lambda server: 1000.0)
-        stopped_run(digits, monkeypatch, checkpoint, "save", due, path, plan)
+        stopped_run(digits, monkeypatch, due, path, plan)
     _, result = wasap.run(digits, SMALL, plan, checkpoint_path=path, resume=True)
     comm.Barrier()
     _, whole = wasap.run(digits, SMALL, plan)

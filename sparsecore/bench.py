@@ -61,16 +61,14 @@ def bench(
             rows = rng.integers(n_rows, size=n_steps * batch_size)
             engine.train(rule, inputs, labels, rows, batch_size, 0, sums)
 
+        def median_ms(work: Callable[[], object]) -> float:
+            return 1e3 * float(np.median(timed(work, 1 + _REPEATS)[1:]))
+
         timed(partial(call, _STEPS_PER_CALL), _WARM_UP_CALLS)
         calls = [min(_STEPS_PER_CALL, steps - n) for n in range(0, steps, _STEPS_PER_CALL)]
         times = 1e3 * np.array([timed(partial(call, n))[0] / n for n in calls])
-        predict, evolve = (
-            1e3 * float(np.median(timed(work, 1 + _REPEATS)[1:]))
-            for work in (
-                partial(model.decision_function, inputs[:batch_size], threads),
-                partial(model.evolve, config.zeta, rng),
-            )
-        )
+        predict = median_ms(partial(model.decision_function, inputs[:batch_size], threads))
+        evolve = median_ms(partial(model.evolve, config.zeta, rng))
     first = model[0].nnz
     flops = batch_size * (6 * (model.nnz - first) + 4 * first)
     median = float(np.median(times))

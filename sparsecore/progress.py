@@ -1,7 +1,7 @@
 """What is shown of work: the one place that makes a bar, and streams that fail without harm."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -62,26 +62,20 @@ def bar(
     return tqdm(total=total, desc=desc, disable=hidden, file=file, mininterval=pause, **options)
 
 
-class EpochBar:
-    """The state of a parallel run as a bar over epochs; `hidden` where another rank shows it."""
+@contextmanager
+def epoch_bar(
+    title: str, epochs: int, *, hidden: bool = False
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give what shows a parallel run's state in a bar; `hidden` where another rank shows it."""
+    form = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}{postfix}]"
+    with bar(epochs, title, unit="epoch", hidden=hidden, bar_format=form) as shown:
 
-    def __init__(self, title: str, epochs: int, *, hidden: bool = False) -> None:
-        form = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}{postfix}]"
-        self._bar = bar(epochs, title, unit="epoch", hidden=hidden, bar_format=form)
+        def show(state: dict[str, Any]) -> None:
+            accuracy = state["test_accuracy"]
+            test = "" if accuracy is None else f", test {100 * accuracy:.2f} %"
+            told = "phase {phase}, {updates} updates, staleness {staleness:.1f}".format_map(state)
+            shown.set_postfix_str(told + test, refresh=False)
+            shown.update(state["epoch"] - shown.n)
 
-    def __call__(self, state: dict[str, Any]) -> None:
-        """Show where the run stands."""
-        accuracy = state["test_accuracy"]
-        test = "" if accuracy is None else f", test {100 * accuracy:.2f} %"
-        shown = "phase {phase}, {updates} updates, staleness {staleness:.1f}".format_map(state)
-        self._bar.set_postfix_str(shown + test, refresh=False)
-        self._bar.update(state["epoch"] - self._bar.n)
-
-    def finish(self) -> None:
-        """Show that all epochs are done."""
-        self._bar.update(self._bar.total - self._bar.n)
-        self.close()
-
-    def close(self) -> None:
-        """Leave the bar as it is."""
-        self._bar.close()
+        yield show
+        shown.update(epochs - shown.n)  # the last state was not the end

@@ -17,12 +17,11 @@ import psutil
 import pytest
 from ipyparallel.error import RemoteError
 
-from sparsecore import cluster, datasets, wasap
+from sparsecore import cluster, datasets, progress, wasap
 from sparsecore.cluster import ClusterError, engines, training
 from sparsecore.config import TrainConfig
 from sparsecore.paper.playground import Session
 from sparsecore.paper.training import on_cluster, studies
-from sparsecore.progress import EpochBar
 
 pytestmark = [pytest.mark.mpi]
 BIN = Path(sys.executable).parent
@@ -94,16 +93,16 @@ datasets.load = load
 
 
 def test_failures_that_mpi_survives_leave_the_engines_usable(own, monkeypatch):
-    diverging, bars = SMALL.with_values(learning_rate=1e6), []
+    diverging, bars, bar = SMALL.with_values(learning_rate=1e6), [], progress.bar
 
     def shown(*args, **options):
-        bars.append(EpochBar(*args, **options))
+        bars.append(bar(*args, **options))
         return bars[-1]
 
-    monkeypatch.setattr(training, "EpochBar", shown)
+    monkeypatch.setattr(progress, "bar", shown)
     with pytest.raises(ClusterError, match=r"rank \d: FloatingPointError: worker \d.*finite"):
         cluster.train(own, diverging, "digits")
-    assert bars[0]._bar.disable, "it is closed"
+    assert bars[0].disable, "it is closed"
     monkeypatch.undo()
     with pytest.raises(ClusterError, match="rank 0: ValueError: unknown data set 'nothing'"):
         cluster.train(own, SMALL, "nothing")

@@ -12,7 +12,7 @@ from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError, wait_
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.mlp import SparseMLP
-from sparsecore.progress import EpochBar
+from sparsecore.progress import epoch_bar
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.watch import PATIENCE, interrupts_held_back
 
@@ -71,7 +71,7 @@ def train(
     ended: list[int] = []  # the ranks in the order in which they did
     last: dict[str, Any] = {}
     stopped: list[int] = []
-    with closing(EpochBar(title, config.epochs, hidden=on_progress is not None)) as shown:
+    with epoch_bar(title, config.epochs, hidden=on_progress is not None) as show:
         try:
             with interrupts_held_back():  # some engines alone would wait for the others inside MPI
                 jobs = cluster.submit(
@@ -87,7 +87,7 @@ def train(
                 stopped = cluster.stopped() or stopped
                 if (state := dict(jobs[0].data or {})) != last:
                     last = state
-                    (on_progress or shown)(last)
+                    (on_progress or show)(last)
                 if any(job.ready() and not job.successful() for job in jobs):
                     break
         except BaseException:
@@ -98,9 +98,7 @@ def train(
                 wait_until(lambda: all(job.ready() for job in jobs), _GRACE_SECONDS)
             raise
         _raise_errors(cluster, jobs, ended, stopped, path)
-        model, result = jobs[0].get()
-        shown.finish()
-    return model, result
+        return jobs[0].get()
 
 
 def _raise_errors(

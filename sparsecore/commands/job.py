@@ -3,14 +3,14 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from sparsecore.commands.options import fail, say
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.limits import cpu_count
-from sparsecore.progress import EpochBar, OutputClosedError
+from sparsecore.progress import OutputClosedError, epoch_bar
 from sparsecore.wasap import witness
 from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.phases import Outcome, run_on
@@ -70,13 +70,12 @@ def train(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **option
     if ranks.rank == 0:
         _introduce(ranks, plan.algorithm, options["threads"])
     title = f"{data.name}, {plan.algorithm}"
-    with closing(EpochBar(title, config.epochs, hidden=ranks.rank > 0)) as bar:
-        model, result = run_on(ranks, data, config, plan, on_progress=bar, **options)
-        if result is not None:
-            bar.finish()
-            for lost in result["parallel"]["failed_workers"]:
-                who, why = f"rank {lost['rank']}", lost["cause"]
-                say(f"{who} was lost on the way: {why}; the others finished")
+    with epoch_bar(title, config.epochs, hidden=ranks.rank > 0) as show:
+        model, result = run_on(ranks, data, config, plan, on_progress=show, **options)
+    if result is not None:
+        for lost in result["parallel"]["failed_workers"]:
+            who, why = f"rank {lost['rank']}", lost["cause"]
+            say(f"{who} was lost on the way: {why}; the others finished")
     return model, result
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -38,6 +39,14 @@ def test_interrupt_waits_until_it_is_let_through():
         passed.append("to the end")
     assert passed[-1] == "to the end"
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_interrupt_is_the_main_thread_s_whoever_trains_beside_it():
+    with ThreadPoolExecutor(1) as other, interrupts_held_back():
+        interrupt()
+        other.submit(let_interrupt_through).result()
+        with pytest.raises(KeyboardInterrupt):
+            let_interrupt_through()
 
 
 def test_interrupt_in_training_ends_the_run():

@@ -126,7 +126,7 @@ def interruptible() -> Iterator[None]:
 
 
 def let_interrupt_through() -> None:
-    """Raise `KeyboardInterrupt` if an interrupt was held back."""
-    if _interrupted.is_set():
+    """Raise `KeyboardInterrupt` in the main thread, if an interrupt was held back."""
+    if _interrupted.is_set() and threading.current_thread() is threading.main_thread():
         _interrupted.clear()
         raise KeyboardInterrupt

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import socket
@@ -252,6 +253,7 @@ def edited(old, new, line=7):
         ("label," + higgs_text(62)[0], "29 numbers in line 1, got 30 fields"),
         (edited("e+00", "e+xx"), "got '.*e\\+xx' in line 7, field 1. What to do: correct"),
         (edited("e+00", "e+xx", 1), "in line 1, field 1"),
+        (edited(".", "_"), "got '0_0+e.00' in line 7, field 1"),
         (edited(",", ",nan,").replace(",", "", 0), "got 30 fields"),
         ("\n" + edited("e-01", "e+39"), "got '.*e\\+39' in line 8, field "),
         (edited("e+00,", "e+00, ,", 62).replace(",\n", "\n"), "line 62, got 30 fields"),
@@ -383,6 +385,7 @@ def test_leukemia_is_read_from_the_series_matrix(small_leukemia):
     [
         (geo_text()[0][:-4000], "18 numbers"),
         (geo_text()[0].replace("!series_matrix_table_end\n", ""), "end of the table"),
+        (re.sub(r'("0_at"\t\d+)\.', r"\1_", geo_text()[0]), "18 numbers per probe, got 17 finite"),
         (geo_text(key="age")[0], "`leukemia class` per sample"),
         (geo_text(n_probes=131)[0], "12 and 6 rows of 130 features"),
         (geo_text()[0].replace('"130"', f'"{10**12}"'), "end of the table after 10+ probes"),

@@ -159,6 +159,7 @@ def test_columns_are_found_by_name(tmp_path, capsys):
         ("a.svmlight", "1 1:2\n0 1:red\n", "line 2, entry 2: expected index:number, with an index"),
         ("a.svmlight", "1 4294967296:1\n", "and below 2³¹, got '4294967296:1'"),
         ("a.svmlight", "1 qid:1 2:1 1:1\n", "line 1, entry 4: expected index:number"),
+        ("a.svmlight", "1 1:2 # a_b\n0 1:1_5\n", "line 2, entry 2: expected index:number"),
         ("a.svmlight", "up 1:1\n", "line 1, entry 1: expected a number, got 'up'"),
         ("a.txt", "", "expected a .csv, .npz, .svmlight or .libsvm file"),
         ("a.csv", "a,y\n1,0\n2,\xe9\n", "continuation byte; save it as UTF-8"),

@@ -193,10 +193,10 @@ def _apportion(counts: NDArray[np.integer], size: int) -> NDArray[np.int64]:
     return shares
 
 
-def number(cell: str | bytes) -> float:
-    """Return the number that a cell holds, or NaN."""
+def number(cell: str) -> float:
+    """Return the number that a cell holds, or NaN; not all that Python reads, such as 1_000."""
     try:
-        return float(cell)
+        return float(cell) if cell.isascii() and "_" not in cell else np.nan
     except ValueError:
         return np.nan
 

@@ -174,7 +174,7 @@ def read_higgs(files: Located) -> Parsed:
 
 def _numbers(row: bytes) -> list[float]:
     """Read a row's numbers; what is none that float32 can hold becomes NaN."""
-    values = map(number, row.split(b","))
+    values = map(number, row.decode("ascii", "replace").split(","))
     return [value if abs(value) <= LARGEST else math.nan for value in values]
 
 
@@ -205,8 +205,9 @@ def read_geo(files: Located) -> Parsed:
             for line in lines:
                 if line.startswith(b"!series_matrix_table_end"):
                     break
-                values = np.array(line.split(b"\t")[1:], np.float32)
-                n_finite = np.isfinite(values).sum()
+                cells = line.partition(b"\t")[2]
+                values = np.array(cells.split(b"\t"), np.float32)
+                n_finite = np.isfinite(values).sum() - cells.count(b"_")  # NumPy reads 1_000
                 if n_finite < len(values) or len(values) != len(labels):
                     found = f"{n_finite} finite ones in {line[:40]!r}"
                     raise DataCorrupt(path, f"{len(labels)} numbers per probe", found)

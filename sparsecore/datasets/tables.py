@@ -64,7 +64,7 @@ def learnable(y: np.ndarray, task: str | None, name: Any = "y") -> np.ndarray:
         return y.astype(str) if task and kind == "f" else y
     if kind in "iuf":
         return y.astype(np.float64)
-    found = np.array([_number(str(value)) for value in y.flat]).reshape(y.shape)
+    found = np.array([number(str(value)) for value in y.flat]).reshape(y.shape)
     finite = np.isfinite(found)
     for place in np.argwhere(~finite)[:1] if task else ():
         got = str(y[tuple(place)])
@@ -113,7 +113,7 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Conte
     cells, y, n_rows = array("d"), [], 0
     for line, row in rows:
         n_rows += 1
-        numbers = [_number(row[place]) for place in chosen]
+        numbers = [number(row[place]) for place in chosen]
         cells.extend(numbers)
         for place, value in zip(chosen, numbers, strict=True):
             if not math.isfinite(value):
@@ -149,11 +149,6 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             raise ValueError(f"{path}, after line {lines.line_num}: {error}") from None
 
 
-def _number(cell: str) -> float:
-    """Return the number that a cell holds, or NaN; not all that Python reads, such as 1_000."""
-    return number(cell) if cell.isascii() and "_" not in cell else np.nan
-
-
 def _svmlight(path: Path, n_features: int) -> Contents:
     from sklearn.datasets import load_svmlight_file
 
@@ -162,6 +157,9 @@ def _svmlight(path: Path, n_features: int) -> Contents:
     except (ValueError, OverflowError) as error:
         _find_fault(path)
         raise ValueError(f"{path}: {error}") from None
+    with path.open("rb") as lines:
+        if any(b"_" in line for line in lines):  # scikit-learn reads 1_000
+            _find_fault(path)
     X.resize(len(y), max(X.shape[1], n_features))  # the last columns may be empty
     whole = (y == np.rint(y)) & (np.abs(y) < 2**53)  # and small enough to be exact
     return Contents(X, None, y.astype(np.int64) if whole.all() else y)
@@ -175,13 +173,13 @@ def _find_fault(path: Path) -> None:
             for column, entry in enumerate(text.partition("#")[0].split(), 1):
                 index, _, value = entry.partition(":")
                 if column == 1:
-                    wanted, fits = "a number", math.isfinite(_number(entry))
+                    wanted, fits = "a number", math.isfinite(number(entry))
                 elif column == 2 and index == "qid":
                     continue
                 else:
                     wanted = "index:number, with an index above the one before and below 2³¹"
                     fits = index.isdecimal() and before < int(index) < 2**31
-                    fits = fits and math.isfinite(_number(value))
+                    fits = fits and math.isfinite(number(value))
                     before = int(index) if fits else before
                 if not fits:
                     at = f"{path}, line {line}, entry {column}"

@@ -203,10 +203,8 @@ class Shard:
                 f"augment: expected colour images (height, width, channels), but {data.name} has "
                 f"features of shape {data.feature_shape}; train without --augment"
             )
-        # Worker 0 draws what the sequential trainer draws.
-        key: Any = np.random.SeedSequence(seed, spawn_key=(rank,)) if rank else seed
         self._augmentation = ImageAugmentation(
-            data.X_train[rows], data.feature_shape, *data.moments, seed=key
+            data.X_train[rows], data.feature_shape, *data.moments, seed, rank
         )
 
     def __len__(self) -> int:

@@ -17,18 +17,19 @@ class ImageAugmentation:
     # `images` are flattened to rows; `shape` is (height, width, channels).
     def __init__(
         self, images: NDArray[np.uint8], shape: tuple[int, ...], mean: NDArray[np.float32],
-        scale: NDArray[np.float32], seed: int | np.random.SeedSequence = 0,
+        scale: NDArray[np.float32], seed: int = 0, rank: int = 0,
     ) -> None:  # fmt: skip
         self.images = np.ascontiguousarray(images).reshape(-1, *shape)
         self.mean, self.scale = mean.reshape(shape), scale.reshape(shape)
         self.largest = _SHIFT * shape[0], _SHIFT * shape[1], math.radians(_ROTATION)
-        self.seed = np.random.SeedSequence(seed) if isinstance(seed, (int, np.integer)) else seed
+        self.seed, self.rank = seed, rank
         self._out = np.empty(self.images.shape, dtype=np.float32)
 
     def draw(self, epoch: int) -> NDArray[np.float64]:
         """Draw every image's shift down and right (pixels), rotation (radians), and flip."""
-        entropy, key = self.seed.entropy, (*self.seed.spawn_key, epoch)
-        rng = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=key))
+        # Worker 0 draws what the sequential trainer draws.
+        key = (self.rank, epoch) if self.rank else (epoch,)
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
         moves = rng.random((len(self.images), 4))
         moves[:, :3] = (2 * moves[:, :3] - 1) * self.largest
         moves[:, 3] = moves[:, 3] < 0.5

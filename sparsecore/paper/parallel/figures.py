@@ -231,13 +231,12 @@ def rate_kept(results: Results) -> Table | Note:
     enough = Counter[str]()  # of the rows of a data set, those with enough seeds to be clear
     for name, decay in itertools.product(results.datasets, DECAYS):
         at = results.at(decay)
-        both = [(at.of(name, m), at.of(name, m, diverged=True)) for m in _RATES]
-        if not all(runs or lost for runs, lost in both):
+        both, gone = ([at.of(name, m, diverged) for m in _RATES] for diverged in (False, True))
+        if not all(map(any, zip(both, gone, strict=True))):
             continue  # there is nothing to compare
-        if all(runs for runs, _ in both):
-            *paired, _ = pairs(*(runs for runs, _ in both))
-            both = [(runs, lost) for runs, (_, lost) in zip(paired, both, strict=True)]
-        for rate, (runs, lost) in zip(_RATES.values(), both, strict=True):
+        if all(both):
+            *both, _ = pairs(*both)
+        for rate, runs, lost in zip(_RATES.values(), both, gone, strict=True):
             seen = _seen(runs) if runs else np.empty((0, len(_OF_PHASE2)))
             enough[name] += len(seen) >= _FEWEST
             values = seen.mean(axis=0).tolist() if runs else [None] * len(_OF_PHASE2)

@@ -111,17 +111,13 @@ class SparseCore(Adapter):
 
     label, note = "sparsecore", f"{WHOLE}; sparse throughout."
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, model: Any = None) -> None:
         super().__init__(problem)
-        model = self._model(problem)
+        model = model or problem.model
         model.start_momentum()
         self._engine = model.new_engine(problem.batch_size, problem.threads)
         self._rule = sgd_rule(problem, problem.seed)  # type: ignore[arg-type]  # all that it reads
         self._step = 0
-
-    @staticmethod
-    def _model(problem: Problem) -> Any:
-        return problem.model
 
     def train(self, rows: np.ndarray) -> float:
         """Take all steps in one call, as the trainer does."""
@@ -232,15 +228,14 @@ class Dense(SparseCore):
         "compiled, on one thread."
     )
 
-    @staticmethod
-    def _model(problem: Problem) -> Any:
+    def __init__(self, problem: Problem) -> None:
         options = {name: getattr(problem, name) for name in ("activation", "alpha")}
         config = TrainConfig(hidden=problem.sizes[1:-1], **options)
         model = DenseMLP(config, problem.sizes[0], problem.sizes[-1], problem.seed)
         for mine, given in zip(model.layers(model.params), problem.dense(), strict=True):
             for array, values in zip(mine, given, strict=True):
                 array[:] = values
-        return model
+        super().__init__(problem, model)
 
 
 class ScikitLearn(Adapter):

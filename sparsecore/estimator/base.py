@@ -205,8 +205,7 @@ class SparseMLPBase(BaseEstimator):
     def _draft(self, fitted: bool) -> Any:
         """Return an estimator with the same parameters and, if wanted, the same fitted state."""
         draft = object.__new__(type(self))
-        gone = () if fitted else ("_seed", "_progress", *(n for n in vars(self) if n[-1] == "_"))
-        draft.__dict__.update({k: v for k, v in vars(self).items() if k not in gone})
+        draft.__dict__.update({k: v for k, v in vars(self).items() if fitted or k[-1] != "_"})
         if "model_" in vars(draft):
             draft.model_ = self.model_.copy()  # it is trained in place
         return draft

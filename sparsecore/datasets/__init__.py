@@ -182,10 +182,9 @@ def _read(entry: Listing, label: str, located: Located) -> tuple[Dataset, str]:
     first = located[0][1]
     try:
         arrays, digest, classes = entry.read(located)
-        X, y, X_test, y_test = arrays
-        wanted, found = (entry.n_train, entry.n_test), (len(y), len(y_test))
-        rows_fit = (len(X), len(X_test)) == found and (entry.any_rows or found == wanted)
-        if X.shape[1] != entry.n_features or not rows_fit:
+        X, _, X_test, _ = arrays
+        wanted, found = (entry.n_train, entry.n_test), (len(X), len(X_test))
+        if X.shape[1] != entry.n_features or not (entry.any_rows or found == wanted):
             rows = "{} and {} rows of {}"
             expected = f"{rows.format(*wanted, entry.n_features)} features"
             raise DataCorrupt(first, expected, rows.format(*found, X.shape[1]))

@@ -122,15 +122,13 @@ class Dataset:
         X = self.X_train
         first = X[0].astype(np.float64)
         step = max(1, BLOCK_VALUES // X.shape[1])
-        total = np.zeros(X.shape[1])
-        for start in range(0, len(X), step):
-            total += (X[start : start + step] - first).sum(axis=0)
-        offset = total / len(X)
+        blocks = [X[start : start + step] for start in range(0, len(X), step)]
+        offset = sum((block - first).sum(axis=0) for block in blocks) / len(X)
         squares = np.zeros(X.shape[1])
-        for start in range(0, len(X), step):
-            block = X[start : start + step] - first
-            block -= offset
-            squares += np.einsum("ij,ij->j", block, block)
+        for block in blocks:
+            difference = block - first
+            difference -= offset
+            squares += np.einsum("ij,ij->j", difference, difference)
         scale = np.sqrt(squares / len(X))
         scale[scale == 0] = 1
         dtype = np.result_type(X.dtype, np.float32)

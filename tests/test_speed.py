@@ -101,9 +101,10 @@ def test_density_sweep_reaches_from_sparse_to_dense(measured):
 
 
 def test_crossover_is_interpolated_in_the_logarithms():
-    assert speed.crossover([0.01, 0.1, 1.0], [1, 10, 100], 10**1.5) == pytest.approx(10**-0.5)
-    assert speed.crossover([0.01, 0.1, 1.0], [1, 10, 100], 10) == pytest.approx(0.1)
-    assert {speed.crossover([0.01, 0.1], [1, 10], ms) for ms in (100, 0.5)} == {None}
+    found = [{"density": d, "ms": {"median": 100 * d}} for d in (0.01, 0.1, 1.0)]
+    assert speed.crossover(found, 10**1.5) == pytest.approx(10**-0.5)
+    assert speed.crossover(found, 10) == pytest.approx(0.1)
+    assert {speed.crossover(found[:2], ms) for ms in (100, 0.5)} == {None}
 
 
 def test_width_sweep_counts_connections_and_bytes(measured):

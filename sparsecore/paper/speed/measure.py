@@ -66,11 +66,10 @@ def density_sweep(
         ms = _in_rounds(trainers, effort)
     models = {d: problem.model for d, problem in problems.items()}
     points = [{"density": m.density, "nnz": m.nnz, "ms": ms[d]} for d, m in models.items()]
-    medians = [ms[d]["median"] for d in models]
     fastest = min(ms[key]["median"] for key in dense)
     return {
         "sizes": list(sizes), "points": points, "dense": {key: ms[key] for key in dense},
-        "crossover": crossover([m.density for m in models.values()], medians, fastest),
+        "crossover": crossover(points, fastest),
     }  # fmt: skip
 
 
@@ -83,10 +82,10 @@ def _in_rounds(trainers: dict[Any, Adapter], effort: Effort) -> dict[Any, Result
     return {name: spread([ms[name] for ms in rounds]) for name in turns}
 
 
-def crossover(densities: Sequence[float], ms: Sequence[float], level: float) -> float | None:
+def crossover(points: Sequence[Result], level: float) -> float | None:
     """Return the density at which the time first reaches `level`, if it does, log-interpolated."""
-    points = list(zip(np.log(densities), np.log(ms), strict=True))
-    for (x0, y0), (x1, y1) in pairwise(points):
+    logs = np.log([(point["density"], point["ms"]["median"]) for point in points])
+    for (x0, y0), (x1, y1) in pairwise(logs):
         if y0 < np.log(level) <= y1:
             return float(np.exp(x0 + (np.log(level) - y0) / (y1 - y0) * (x1 - x0)))
     return None

@@ -18,7 +18,6 @@ from sparsecore import __version__, seeds
 from sparsecore.compiled.engine import aligned, metrics
 from sparsecore.compiled.lanes import widest
 from sparsecore.config import TrainConfig
-from sparsecore.functions import ACTIVATIONS
 from sparsecore.mlp import SparseMLP
 from sparsecore.paper.training.dense import DenseMLP
 from sparsecore.provenance import installed
@@ -65,8 +64,7 @@ class Problem:
     @property
     def slopes(self) -> list[float]:
         """Negative slope of each hidden layer."""
-        hidden = range(1, len(self.sizes) - 1)
-        return [ACTIVATIONS[self.activation](layer, self.alpha) for layer in hidden]
+        return self.model.network.slopes[:-1].tolist()  # the last is the output layer's
 
     def dense(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return weights, shape (fan_out, fan_in), and biases of each layer, with zeros."""

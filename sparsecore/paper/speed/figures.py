@@ -66,13 +66,11 @@ def _faster(result: Result) -> str:
     told = []
     for contest in (c for c in result["contests"] if c["problem"]["threads"] == 1):
         ratio = {key: found["ratio"]["median"] for key, found in contest["peers"].items()}
-        parts = [
-            f"{min(map(ratio.__getitem__, there)):.2g} times the fastest {kind} peer"
-            if kind != "C loop"
-            else f"{ratio['c-loop']:.2g} times a plain C loop"
-            for kind, (_, keys) in _KINDS.items()
-            if (there := ratio.keys() & {*keys} - {"sparsecore"})
-        ]
+        parts = []
+        for kind, (_, keys) in _KINDS.items():
+            if there := [ratio[key] for key in keys if key in ratio and key != "sparsecore"]:
+                other = "a plain C loop" if kind == "C loop" else f"the fastest {kind} peer"
+                parts.append(f"{min(there):.2g} times {other}")
         told.append(f"on {_TITLES[contest['shape']]} {', '.join(parts)}")
     cpu = result["provenance"]["cpu"]
     return f"Steps per second of sparsecore, one thread of an {cpu}: {'; '.join(told)}."

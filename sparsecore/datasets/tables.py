@@ -113,10 +113,9 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Conte
     cells, y, n_rows = array("d"), [], 0
     for line, row in rows:
         n_rows += 1
-        numbers = [number(row[place]) for place in chosen]
-        cells.extend(numbers)
-        for place, value in zip(chosen, numbers, strict=True):
-            if not math.isfinite(value):
+        for place in chosen:
+            cells.append(number(row[place]))
+            if not math.isfinite(cells[-1]):
                 raise ValueError(
                     f"{path}, line {line}, column {header[place]!r}: expected a finite number, got "
                     f"{row[place]!r}; encode categories as numbers (in pandas: get_dummies(table, "

@@ -6,7 +6,7 @@ All weights and biases are one flat float32 vector; layers are views of it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -93,7 +93,7 @@ class SparseMLP(Fixed):
     """A multilayer perceptron whose layers hold only the weights that exist.
 
     Make one with `SparseMLP.erdos_renyi` or `SparseMLP.from_scipy`. ``model[i]`` is layer i, from
-    0 at the input, as a `SparseLayer`; ``len(model)`` is the number of layers. A value out of its
+    0 at the input, as a `SparseLayer`; ``for layer in model`` visits all. A value out of its
     range, or of the wrong shape, raises ValueError that names it, here and in every method. An
     interrupt (Ctrl-C) leaves the network as it was before, or as it is after, a training step, an
     evolution, a pruning or `adopt`.
@@ -325,6 +325,9 @@ class SparseMLP(Fixed):
     def __len__(self) -> int:
         return len(self.sizes) - 1
 
+    def __iter__(self) -> Iterator[SparseLayer]:
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, layer: int) -> SparseLayer:
         """Return views of a layer, counted from the input."""
         if not 0 <= layer < len(self):
@@ -390,7 +393,7 @@ class SparseMLP(Fixed):
 
     def to_scipy(self) -> list[sp.csr_array]:
         """Return copies of the layers as CSR arrays of shape (fan_out, fan_in)."""
-        return [self[layer].to_scipy() for layer in range(len(self))]
+        return [layer.to_scipy() for layer in self]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -543,7 +546,7 @@ class SparseMLP(Fixed):
 
     def structures(self) -> list[topology.Structure]:
         """Return each layer's (indptr, indices), views."""
-        return [(self[layer].indptr, self[layer].indices) for layer in range(len(self))]
+        return [(layer.indptr, layer.indices) for layer in self]
 
     def evolve(self, zeta: float, rng: np.random.Generator) -> int:
         """Replace the weakest connections of all layers but the output layer; return their number.
@@ -595,7 +598,7 @@ class SparseMLP(Fixed):
         Source: "Truly Sparse Neural Networks at Scale", importance pruning. O(nnz).
         """
         PERCENTILE.check("percentile", percentile)
-        views = [self[layer] for layer in range(len(self))]
+        views = list(self)
         keeps = [
             ~topology.unimportant(v.indptr, v.data, percentile, counts_empty) for v in views[:-1]
         ]
@@ -618,7 +621,7 @@ class SparseMLP(Fixed):
         neuron. Predictions are the same, to rounding. O(nnz).
         """
         weights = self.to_scipy()
-        biases = [self[layer].bias.copy() for layer in range(len(self))]
+        biases = [layer.bias.copy() for layer in self]
         for layer in range(len(self) - 1):
             constant = np.diff(weights[layer].indptr) == 0
             value = np.where(biases[layer] > 0, 1, self._slopes[layer]) * biases[layer]

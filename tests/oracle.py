@@ -130,10 +130,10 @@ class Net:
     """A dense copy of a `SparseMLP`."""
 
     def __init__(self, model):
-        layers = [dense(model[i]) for i in range(len(model))]
+        layers = [dense(layer) for layer in model]
         self.support = [support for _, support in layers]
         self.weights = [given(weights) for weights, _ in layers]
-        self.biases = [given(model[i].bias) for i in range(len(model))]
+        self.biases = [given(layer.bias) for layer in model]
         self.slopes = [slope(model.activation, i + 1, model.alpha) for i in range(len(model) - 1)]
         self.velocity = given(np.zeros(len(model.params)))
 

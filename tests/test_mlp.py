@@ -24,12 +24,11 @@ ACTIVATIONS = ["all-relu", "relu", "leaky-relu"]
 def assert_consistent(model):
     """Every layer is valid, and the transposed access tells the same as the rows do."""
     net = model.network
-    assert model.nnz == len(net.weights) == sum(model[i].nnz for i in range(len(model)))
+    assert model.nnz == len(net.weights) == sum(layer.nnz for layer in model)
     assert net.biases.base is model.params or np.shares_memory(net.biases, model.params)
     assert model.nnz == 0 or np.shares_memory(net.weights, model.params)
     pointer = 0
-    for i in range(len(model)):
-        view = model[i]
+    for i, view in enumerate(model):
         topology.check(view.indptr, view.indices, view.n_in)
         assert len(view.indptr) == view.n_out + 1
         weights, support = dense(view)
@@ -151,8 +150,7 @@ def test_views_are_of_the_flat_vector():
     model = network()
     model.start_momentum()[:] = np.arange(len(model.params))
     start, bias = 0, model.nnz
-    for i in range(len(model)):
-        view = model[i]
+    for view in model:
         np.testing.assert_array_equal(view.data, model.params[start : start + view.nnz])
         np.testing.assert_array_equal(view.velocity, np.arange(start, start + view.nnz))
         np.testing.assert_array_equal(view.bias, model.params[bias : bias + view.n_out])
@@ -547,7 +545,7 @@ def test_evolution_replaces_the_weakest_and_nothing_else(sizes, density, zeta, s
     rng = np.random.default_rng(seed)
     model = SparseMLP.erdos_renyi(sizes, density=density, random_state=rng)
     model.start_momentum()[:] = rng.normal(1, 0.1, len(model.params))
-    before = [snapshot(model[i]) for i in range(len(model))]
+    before = [snapshot(layer) for layer in model]
     doomed = []
     for layer in before:
         doomed.append(set())
@@ -574,9 +572,9 @@ def test_evolution_replaces_the_weakest_and_nothing_else(sizes, density, zeta, s
 
 def test_evolution_without_momentum():
     model = network()
-    nnz = [model[i].nnz for i in range(len(model))]
+    nnz = [layer.nnz for layer in model]
     assert model.evolve(0.3, np.random.default_rng(0)) > 0
-    assert [model[i].nnz for i in range(len(model))] == nnz
+    assert [layer.nnz for layer in model] == nnz
     assert_consistent(model)
 
 
@@ -610,8 +608,8 @@ def test_pruning_takes_the_connections_of_unimportant_neurons(percentile, moment
     model = network()
     if momentum:
         model.start_momentum()[:] = np.arange(len(model.params))
-    old = [dense(model[i]) for i in range(len(model))]
-    moves = None if model.velocity is None else [snapshot(model[i]) for i in range(len(model))]
+    old = [dense(layer) for layer in model]
+    moves = None if model.velocity is None else [snapshot(layer) for layer in model]
     nnz, biases = model.nnz, model.biases.copy()
     bias_velocity = None if model.velocity is None else model.velocity[nnz:].copy()
     expected = []

@@ -500,7 +500,7 @@ def test_an_epoch_allocates_one_layers_velocities_and_nothing_else_for_connectio
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     # The order of the samples, the generator, NumPy's buffer for a sum, and some Python objects.
-    assert peak < 4 * max(model[i].nnz for i in range(len(model))) + 100_000
+    assert peak < 4 * max(layer.nnz for layer in model) + 100_000
     assert 100_000 < model.nnz
 
 

@@ -388,7 +388,7 @@ class SparseMLPBase(BaseEstimator):
     @property
     def intercepts_(self) -> list[np.ndarray]:
         """Copies of the biases."""
-        return [self.model_[layer].bias.copy() for layer in range(len(self.model_))]
+        return [layer.bias.copy() for layer in self.model_]
 
     @property
     def feature_importances_(self) -> np.ndarray:

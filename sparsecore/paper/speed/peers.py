@@ -68,8 +68,7 @@ class Problem:
 
     def dense(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return weights, shape (fan_out, fan_in), and biases of each layer, with zeros."""
-        layers = [self.model[layer] for layer in range(len(self.model))]
-        return [(layer.to_scipy().toarray(), layer.bias.copy()) for layer in layers]
+        return [(layer.to_scipy().toarray(), layer.bias.copy()) for layer in self.model]
 
 
 class Adapter:

@@ -31,12 +31,11 @@ def observe_topology(config: TrainConfig, data: Dataset) -> Observer:
     """See now and then how many neurons have 0, 1, 2, … connections, and input strengths."""
 
     def look(model: SparseMLP) -> dict[str, Any]:
-        layers = [model[layer] for layer in range(len(model))]
         return {
             "topology": {
-                "fan_in": [np.bincount(layer.fan_in()).tolist() for layer in layers],
-                "fan_out": [np.bincount(layer.fan_out()).tolist() for layer in layers],
-                "input_strength": [float(f"{s:.4g}") for s in layers[0].input_strength()],
+                "fan_in": [np.bincount(layer.fan_in()).tolist() for layer in model],
+                "fan_out": [np.bincount(layer.fan_out()).tolist() for layer in model],
+                "input_strength": [float(f"{s:.4g}") for s in model[0].input_strength()],
             }
         }
 

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -382,7 +381,8 @@ def test_cluster_file_that_is_being_written_is_waited_for(profile, monkeypatch):
     path.parent.mkdir(parents=True)
     path.touch()
     monkeypatch.setattr(engines.ipp, "Client", lambda file, timeout: Path(file).read_text())
-    threading.Timer(0.3, path.write_text, ["whole"]).start()
+    meanwhile = SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: path.write_text("whole"))
+    monkeypatch.setattr(engines, "time", meanwhile)
     assert engines._running("default") == "whole"
 
 

@@ -89,6 +89,10 @@ def load(name):
     raise OSError("not here")
 datasets.load = load
 """
+SLOW = """
+import pathlib, time
+datasets.load = lambda name: pathlib.Path("BEGUN").touch() or time.sleep(60)
+"""
 
 
 def test_failures_that_mpi_survives_leave_the_engines_usable(own, monkeypatch):
@@ -114,17 +118,24 @@ def test_failures_that_mpi_survives_leave_the_engines_usable(own, monkeypatch):
         assert all(job.get(timeout=10) for job in own.submit(os.getpid))
 
 
-def test_one_engine_alone_that_cannot_load_is_named_and_a_load_can_be_interrupted(own, monkeypatch):
-    second = own.client[own.engines[1]]
+def test_one_engine_alone_that_cannot_load_is_named_and_a_load_can_be_interrupted(
+    own, monkeypatch, tmp_path
+):
+    second, begun = own.client[own.engines[1]], tmp_path / "begun"
+
+    def look(workers):
+        if begun.exists():
+            raise KeyboardInterrupt
+        return []
+
     second.execute(NOT_HERE, block=True)
     try:
         with pytest.raises(ClusterError, match="rank 1: OSError: not here") as error:
             cluster.train(own, SMALL, "digits")
         assert error.value.cause == "OSError"
 
-        second.execute("import time; datasets.load = lambda name: time.sleep(60)", block=True)
-        looks = [*[[]] * 10, KeyboardInterrupt]  # after two seconds
-        monkeypatch.setattr(engines.Cluster, "stopped", Mock(side_effect=looks))
+        second.execute(SLOW.replace("BEGUN", str(begun)), block=True)
+        monkeypatch.setattr(engines.Cluster, "stopped", look)
         with pytest.raises(KeyboardInterrupt):
             cluster.train(own, SMALL, "digits")
         assert all(job.get(timeout=10) for job in own.submit(os.getpid))

@@ -235,43 +235,57 @@ def break_gradients(monkeypatch, from_step, how):
     monkeypatch.setattr(Worker, "compute", compute)
 
 
-def poisoned(self):
-    self.model.params[:] = np.nan
-
-
 def failing(*arguments):
     raise OSError("disk is gone")
 
 
+@pytest.fixture
+def failed(comm, tmp_path):
+    """Return the path of a file, the same on all ranks, that is there when one has failed."""
+    return Path(comm.bcast(str(tmp_path / "failed")))
+
+
+def wait_for(failed):
+    """Return what has a worker wait: it may be done before another comes to fail."""
+
+    def wait(worker):
+        while not failed.exists():
+            time.sleep(1e-3)
+
+    return wait
+
+
 @pytest.mark.parametrize("algorithm", ["wasap", "wassp"])
-def test_nan_in_one_gradient_ends_the_run_on_all_ranks(comm, digits, monkeypatch, algorithm):
+def test_nan_in_one_gradient_ends_the_run_on_all_ranks(
+    comm, digits, monkeypatch, failed, algorithm
+):
     last = comm.size - 1
+
+    def poison(worker):
+        failed.touch()
+        worker.model.params[:] = np.nan
+
     if comm.rank == last:
-        break_gradients(monkeypatch, 5, poisoned)
+        break_gradients(monkeypatch, 5, poison)
         expected, message = FloatingPointError, f"worker {last}: .* batch 6 is not finite"
-    else:  # or they may be done before it comes to fail
-        break_gradients(monkeypatch, 0, lambda self: time.sleep(0.02))
+    else:
+        if algorithm == "wasap":  # in lockstep nobody is done before
+            break_gradients(monkeypatch, 1, wait_for(failed))
         expected, message = wasap.ParallelError, f"rank {last} .*worker {last}: .* not finite"
     with pytest.raises(expected, match=message):
-        wasap.run(digits, SMALL.with_values(epochs=50), wasap.Plan(algorithm))
+        wasap.run(digits, SMALL.with_values(epochs=50), wasap.Plan(algorithm), patience=60)
 
 
 @pytest.mark.parametrize("failing_rank", [0, -1])
-def test_run_goes_on_without_a_worker_that_raises(
-    comm, digits, monkeypatch, tmp_path, failing_rank
-):
-    failing_rank, failed = failing_rank % comm.size, Path(comm.bcast(str(tmp_path / "failed")))
+def test_run_goes_on_without_a_worker_that_raises(comm, digits, monkeypatch, failed, failing_rank):
+    failing_rank %= comm.size
 
     def fail(worker):
         failed.touch()
         failing()
 
-    def wait(worker):  # or the others may be done before it comes to fail
-        while not failed.exists():
-            time.sleep(1e-3)
-
     here = comm.rank == failing_rank
-    break_gradients(monkeypatch, 5 if here else 1, fail if here else wait)
+    break_gradients(monkeypatch, 5 if here else 1, fail if here else wait_for(failed))
     if comm.size == 1:
         with pytest.raises(OSError, match="disk is gone"):
             wasap.run(digits, SMALL)
@@ -316,8 +330,8 @@ def test_a_worker_that_raises_in_lockstep_ends_the_run(comm, digits, monkeypatch
         wasap.run(digits, SMALL, wasap.Plan("wassp"))
 
 
-def test_failure_under_the_lock_ends_the_run_on_all_ranks(comm, digits, monkeypatch, tmp_path):
-    failed, change = Path(comm.bcast(str(tmp_path / "failed"))), train.change_topology
+def test_failure_under_the_lock_ends_the_run_on_all_ranks(comm, digits, monkeypatch, failed):
+    change = train.change_topology
 
     def fail_once(*arguments):  # whoever completes an epoch first; the others could go on
         if failed.exists():

@@ -25,6 +25,8 @@ def session():
 def test_stopping_and_going_on_loses_nothing(session):
     run = session.start(**SMALL, epochs=100_000)  # it does not end, however late we look
     assert wait_until(lambda: run.done >= 2, 200)
+    with pytest.raises(RuntimeError, match="a run trains: stop it"):
+        session.start()
     session.stop()
     assert run.state == "stopped"
     epochs = run.done + 5
@@ -46,8 +48,6 @@ def test_changes_count_from_where_a_run_stands(session):
     with pytest.raises(ValueError, match="epochs: expected more than the 4 that run 1 has done"):
         session.go_on(run, epochs=4)
     session.go_on(run, epochs=9, zeta=0, activation="relu", prune_from=5, prune_percentile=50)
-    with pytest.raises(RuntimeError, match="a run trains: stop it"):
-        session.start()
     session.wait()
     assert run.state == "finished"
     assert run.model.activation == "relu"

@@ -1,6 +1,5 @@
 """What the book's extension `pages` makes of a page, without a browser."""
 
-import importlib.util
 import json
 import os
 import re
@@ -8,13 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pages
 import pytest
 
 BOOK = Path(__file__).parent.parent / "book"
 NOTEBOOKS = sorted((BOOK.parent / "notebooks").glob("*.ipynb"))
-spec = importlib.util.spec_from_file_location("pages", BOOK / "_ext/pages.py")
-pages = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pages)
 
 ACTIONS = {
     "GITHUB_REPOSITORY": "Somebody/sparse",

@@ -2,7 +2,6 @@
 
 import fcntl
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -11,15 +10,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import execution_key
 import nbformat
 import pytest
+import side_by_side
 import yaml
 
 BOOK = Path(__file__).parent.parent / "book"
-
-spec = importlib.util.spec_from_file_location("execution_key", BOOK / "_ext/execution_key.py")
-execution_key = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(execution_key)
 
 
 def test_digest_sees_content_names_and_only_the_patterns_wherever_that_is(tmp_path):
@@ -192,9 +189,6 @@ def test_book_executes_what_has_changed_and_fails_when_a_notebook_fails(tmp_path
 
 
 def test_what_measures_times_has_the_machine_for_itself(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("side_by_side", BOOK / "_ext/side_by_side.py")
-    beside = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(beside)
     config = yaml.safe_load((BOOK / "_config.yml").read_text())["sphinx"]["config"]
     assert all((BOOK / f"{name}.ipynb").is_file() for name in config["execution_alone"])
     for name in "abc":
@@ -206,14 +200,14 @@ def test_what_measures_times_has_the_machine_for_itself(tmp_path, monkeypatch):
         seen.append(pair[0].stem)
         return pair[0], ended
 
-    monkeypatch.setattr(beside, "_executed", executed)
-    monkeypatch.setattr(beside.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(side_by_side, "_executed", executed)
+    monkeypatch.setattr(side_by_side.os, "cpu_count", lambda: 2)
     cache = SimpleNamespace(execution_cache_path=tmp_path / "cache")
     env = SimpleNamespace(mystnb_config=cache, doc2path=lambda name: tmp_path / f"{name}.ipynb")
     app = SimpleNamespace(config=SimpleNamespace(execution_alone=["c"]))
     monkeypatch.delenv("SPARSECORE_PROFILE", raising=False)
-    beside._execute(app, env, ["a", "b", "c"])
+    side_by_side._execute(app, env, ["a", "b", "c"])
     assert sorted(seen) == ["a", "b"]
     monkeypatch.setenv("SPARSECORE_PROFILE", "paper")
-    beside._execute(app, env, ["a", "b", "c"])
+    side_by_side._execute(app, env, ["a", "b", "c"])
     assert len(seen) == 2, "any page may measure"

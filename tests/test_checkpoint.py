@@ -114,42 +114,31 @@ def test_a_flipped_bit_is_found_or_changes_nothing(saved):
     assert found > 0.5 * len(places)
 
 
-def foreign(kind, path):
-    rng = np.random.default_rng(0)
-    if kind == "text":
-        path.write_text("epoch,loss\n1,0.5\n")
-    elif kind == "noise":
-        path.write_bytes(rng.bytes(5000))
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "pickle":
-        path.write_bytes(pickle.dumps({"weights": [1, 2, 3]}))
-    elif kind == "zip":
-        with zipfile.ZipFile(path, "w") as file:
-            file.writestr("readme.txt", "hello")
-    elif kind == "npz":
-        np.savez(path, weights=rng.normal(size=5))
-    elif kind == "npy":
-        with path.open("wb") as file:
-            np.save(file, rng.normal(size=5))
-    elif kind == "version only":
-        np.savez(path, format_version=np.array(1))
-    elif kind == "odd version":
-        np.savez(path, format_version=np.array([1, 2]), about=np.array("{}"))
-    elif kind == "objects":
-        np.savez(path, format_version=np.array(1), about=np.array({"a": 1}, object))
+def zipped(file):
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("readme.txt", "hello")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "text", "noise", "empty", "pickle", "zip", "npz", "npy", "version only", "odd version",
-        "objects",
-    ],
-)  # fmt: skip
+ONE = np.array(1)
+FOREIGN = {
+    "text": lambda file: file.write(b"epoch,loss\n1,0.5\n"),
+    "noise": lambda file: file.write(np.random.default_rng(0).bytes(5000)),
+    "empty": lambda file: None,
+    "pickle": lambda file: pickle.dump({"weights": [1, 2, 3]}, file),
+    "zip": zipped,
+    "npz": lambda file: np.savez(file, weights=np.ones(5)),
+    "npy": lambda file: np.save(file, np.ones(5)),
+    "version only": lambda file: np.savez(file, format_version=ONE),
+    "odd version": lambda file: np.savez(file, format_version=[1, 2], about=np.array("{}")),
+    "objects": lambda file: np.savez(file, format_version=ONE, about=np.array({"a": 1}, object)),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
 def test_a_foreign_file(tmp_path, kind):
     path = tmp_path / "foreign.npz"
-    foreign(kind, path)
+    with path.open("wb") as file:
+        FOREIGN[kind](file)
     with pytest.raises(CheckpointError, match=r"foreign\.npz: not a whole sparsecore model file"):
         load(path)
 
@@ -496,14 +485,9 @@ def test_a_written_file_is_whole_and_readable_by_others(tmp_path):
 
 
 @pytest.mark.parametrize("value", [10**6, 2**64 - 1])
-def test_pointers_that_lead_outside_are_refused(tmp_path, value):
-    path = tmp_path / "model.npz"
-    model = SparseMLP.erdos_renyi((4, 3, 2), density=0.9, random_state=0)
-    save(model, path)
-    arrays = dict(np.load(path))
-    arrays["indptr"] = arrays["indptr"].astype("u8")
-    arrays["indptr"][1] = value
-    np.savez(path, **arrays)
+def test_pointers_that_lead_outside_are_refused(saved, value):
+    _, path = saved
+    rewritten(path, indptr=lambda a: np.array([0, value, *a[2:]], "u8"))
     with pytest.raises(CheckpointError, match="indptr: decreases"):
         load(path)
 

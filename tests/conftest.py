@@ -102,6 +102,27 @@ def parallel(study, monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def interrupted_in():
+    """Return a context in which Ctrl-C comes late in an epoch, counted from 0."""
+    from sparsecore.train import Trainer
+
+    @contextmanager
+    def interrupted(epoch):
+        def run(trainer, *args):
+            record = whole(trainer, *args)
+            if trainer.epoch > epoch:
+                raise KeyboardInterrupt
+            return record
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "run_epoch", run)
+            yield
+
+    whole = Trainer.run_epoch
+    return interrupted
+
+
+@pytest.fixture
 def threads_seen(monkeypatch):
     """Return the list of the threads with which an engine was made, or predicted."""
     from sparsecore.compiled import engine

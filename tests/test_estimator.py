@@ -450,26 +450,12 @@ def test_early_stopping_scores_several_labels_as_score_does():
     assert clf.best_validation_score_ == pytest.approx(clf.score(*parts[1::2]))
 
 
-def test_an_interrupted_fit_does_not_prune_twice(monkeypatch):
+def test_an_interrupted_fit_does_not_prune_twice(interrupted_in):
     clf = made(max_iter=6, prune_from=3, prune_every=9, zeta=0.0, warm_start=True, batch_size=8)
     whole = clone(clf).fit(X40, Y40)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupted_in(3, patch)
+    with interrupted_in(3), pytest.raises(KeyboardInterrupt):
         clf.fit(X40, Y40)
     assert clf.fit(X40, Y40).model_.nnz == whole.model_.nnz
-
-
-def interrupted_in(epoch, monkeypatch, method="run_epoch"):
-    """Have Ctrl-C come in an epoch, counted from 0, when a part of it is done."""
-    original = getattr(Trainer, method)
-
-    def run(trainer, *args):
-        if trainer.epoch == epoch:
-            original(trainer, *args)
-            raise KeyboardInterrupt
-        return original(trainer, *args)
-
-    monkeypatch.setattr(Trainer, method, run)
 
 
 KINDS = pytest.mark.parametrize("kind", [SparseMLPClassifier, SparseMLPRegressor])
@@ -477,10 +463,9 @@ KINDS = pytest.mark.parametrize("kind", [SparseMLPClassifier, SparseMLPRegressor
 
 @KINDS
 @pytest.mark.parametrize("early_stopping", [False, True])
-def test_an_interrupted_fit_keeps_the_epochs_that_are_done(kind, early_stopping, monkeypatch):
+def test_an_interrupted_fit_keeps_the_epochs_that_are_done(kind, early_stopping, interrupted_in):
     clf = made(kind, max_iter=9, early_stopping=early_stopping, batch_size=8)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupted_in(4, patch)
+    with interrupted_in(4), pytest.raises(KeyboardInterrupt):
         clf.fit(X40, Y40)
     assert clf.n_iter_ == len(clf.loss_curve_) == 4
     assert np.isfinite(clf.predict(X40)).all()
@@ -488,20 +473,18 @@ def test_an_interrupted_fit_keeps_the_epochs_that_are_done(kind, early_stopping,
     assert clf.n_iter_ == len(clf.loss_curve_) == 5 and clf._progress["step"] > 4 * 4
 
     other = clone(clf)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupted_in(0, patch)
+    with interrupted_in(0), pytest.raises(KeyboardInterrupt):
         other.fit(X40, Y40)
     with pytest.raises(NotFittedError):
         other.predict(X40)
 
 
 @KINDS
-def test_an_interrupted_partial_fit_leaves_the_state_before(kind, monkeypatch):
+def test_an_interrupted_partial_fit_leaves_the_state_before(kind, interrupted_in):
     clf = made(kind, max_iter=9, batch_size=1).fit(X40, Y40)
     clf.partial_fit(X40, Y40)
     before = state(clf)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupted_in(10, patch)
+    with interrupted_in(10), pytest.raises(KeyboardInterrupt):
         clf.partial_fit(X40, Y40)
     assert state(clf) == before
 

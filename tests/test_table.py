@@ -21,7 +21,6 @@ from sparsecore import SparseMLPClassifier, SparseMLPRegressor, checkpoint
 from sparsecore.__main__ import main
 from sparsecore.datasets import tables
 from sparsecore.estimator import saved
-from sparsecore.train import Trainer
 
 X = np.random.default_rng(0).standard_normal((40, 5))
 LABELS = np.where(X[:, 0] > 0, "up", "down")
@@ -94,18 +93,12 @@ def test_predictions_are_utf_8_in_any_locale(tmp_path):
     assert {*out.decode().split()} <= {"prediction", "赤", "青"}
 
 
-def test_an_interrupted_fit_says_what_is_saved(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_fit_says_what_is_saved(tmp_path, interrupted_in, capsys):
     data, model = str(tmp_path / "a.csv"), str(tmp_path / "m.npz")
     (tmp_path / "a.csv").write_text(as_csv(X, LABELS))
-    whole = Trainer.run_epoch
-
-    def interrupted(trainer, *args):
-        if trainer.epoch == 3:
-            raise KeyboardInterrupt
-        return whole(trainer, *args)
-
-    monkeypatch.setattr(Trainer, "run_epoch", interrupted)
-    assert main(["train", "--data", data, "--target", "y", "--hidden", "8", "--out", model]) == 130
+    words = ["train", "--data", data, "--target", "y", "--hidden", "8", "--out", model]
+    with interrupted_in(3):
+        assert main(words) == 130
     assert f"the 3 epochs that are done are saved in {model}" in capsys.readouterr().err
     assert saved.load(model)[0].n_iter_ == 3
 

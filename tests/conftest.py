@@ -44,7 +44,17 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture
-def one_worker(monkeypatch, tmp_path):
+def results(tmp_path, monkeypatch):
+    """Have a results folder of a test's own, which is returned, and the profile of a build."""
+    from sparsecore.paper import store
+
+    monkeypatch.setenv(store.FOLDER, str(tmp_path))
+    monkeypatch.delenv(store.PROFILE, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def one_worker(results, monkeypatch):
     """What would be trained on a cluster is trained here by one worker, and listed."""
     from sparsecore import cluster, datasets, wasap
     from sparsecore.wasap.mpi import MPI
@@ -62,16 +72,14 @@ def one_worker(monkeypatch, tmp_path):
         data = datasets.load(dataset).limited(limit, random_state=seed)
         return wasap.run(data, config, plan, seed=seed, comm=MPI.COMM_SELF)
 
-    monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
     monkeypatch.setattr(cluster, "connect", connect)
     monkeypatch.setattr(cluster, "train", train)
     return calls
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
+def study(results, monkeypatch):
     """Return a study of four short runs on embedded data, with a results folder of its own."""
-    from sparsecore.paper import store
     from sparsecore.paper.training.conditions import STUDIES, Study
     from sparsecore.paper.training.observers import observe_topology
 
@@ -82,8 +90,6 @@ def study(tmp_path, monkeypatch):
         observers={("digits", "set-all-relu"): (observe_topology,)},
     )  # fmt: skip
     monkeypatch.setitem(STUDIES, "F-test", small)
-    monkeypatch.setenv(store.FOLDER, str(tmp_path))
-    monkeypatch.delenv(store.PROFILE, raising=False)
     return small
 
 

@@ -47,8 +47,7 @@ def test_ranks_and_losses_are_counted_on_the_tables_that_were_not_tuned_on():
 
 
 @pytest.mark.parametrize("name", ["iris", "diabetes"])
-def test_every_method_is_fitted_on_the_same_folds_and_kept(name, monkeypatch, tmp_path):
-    monkeypatch.setenv(store.FOLDER, str(tmp_path))
+def test_every_method_is_fitted_on_the_same_folds_and_kept(name, monkeypatch, results):
     X = np.random.default_rng(0).standard_normal((40, 5))
     monkeypatch.setattr(
         estimator, "read", lambda _: (X, X[:, 0] if name == "diabetes" else X[:, 0] > 0)
@@ -126,20 +125,18 @@ def test_the_table_of_inputs():
     assert estimator.inputs_table({"inputs-madelon": absent}) == Note("No data.")
 
 
-def test_where_nothing_is_recorded_the_tables_are_notes(monkeypatch, tmp_path):
-    monkeypatch.setenv(store.FOLDER, str(tmp_path))
+def test_where_nothing_is_recorded_the_tables_are_notes(results):
     nothing = Note(store.NOTHING["missing"])
     assert estimator.inputs_table(estimator.recorded()) == nothing
     assert estimator.table(estimator.recorded(), classes=True) == nothing
 
 
-def test_a_build_measures_its_own_and_one_of_profile_paper_what_is_missing(monkeypatch, tmp_path):
+def test_a_build_measures_its_own_and_one_of_profile_paper_what_is_missing(monkeypatch, results):
     def compute(*asked):
         done.append(asked)
         return {"epochs": 40, "known": [1], "found": {name: [1] for name in estimator.RANKINGS}}
 
     done = []
-    monkeypatch.setenv(store.FOLDER, str(tmp_path))
     monkeypatch.setattr(estimator, "rank_inputs", compute)
     for _ in range(2):
         assert list(estimator.load("quick")) == list(estimator.INPUTS)

@@ -173,8 +173,7 @@ def in_process(monkeypatch, capsys):
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
-    monkeypatch.setenv(store.FOLDER, str(tmp_path))
+def small(results, monkeypatch):
     monkeypatch.setattr(extreme, "ROWS", (ROW,))
     monkeypatch.setattr(extreme, "LIVE", (ROW,))
     monkeypatch.setattr(extreme, "PARTS", {})

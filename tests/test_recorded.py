@@ -219,8 +219,7 @@ def test_the_schematic_has_a_short_caption_too():
 
 
 @pytest.mark.parametrize("held, share", [(4, "all 4"), (3, "3 of 4")])
-def test_attempts_that_failed_are_counted(held, share, monkeypatch, tmp_path):
-    monkeypatch.setenv(store.FOLDER, str(tmp_path))
+def test_attempts_that_failed_are_counted(held, share, monkeypatch, results):
     monkeypatch.setenv("SPARSECORE_RECORD", "1")
     assert reliability.table() == Note(store.NOTHING["missing"])
     reliability.keep("fuzz", "files", 4, held)

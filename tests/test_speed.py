@@ -70,10 +70,8 @@ def measured():
 
 
 @pytest.fixture
-def small(measured, monkeypatch, tmp_path):
+def small(measured, monkeypatch, results):
     """Have a profile take no time, in a folder of its own; return that and what is measured."""
-    monkeypatch.setenv("SPARSECORE_RESULTS", str(tmp_path))
-    monkeypatch.delenv("SPARSECORE_PROFILE", raising=False)
     monkeypatch.setattr(speed, "EFFORTS", {"quick": SMALL, "paper": SMALL})
     monkeypatch.setattr(store, "busy_cpus", lambda: 0.0)
     done = []
@@ -84,7 +82,7 @@ def small(measured, monkeypatch, tmp_path):
 
     parts = {name: (partial(measure, name), schema) for name, (_, schema) in speed.PARTS.items()}
     monkeypatch.setattr(speed, "PARTS", parts)
-    return tmp_path, done
+    return results, done
 
 
 # --- measuring ---

@@ -16,13 +16,8 @@ from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper import store
 from sparsecore.paper.store import Entry, ResultWarning
 
+pytestmark = pytest.mark.usefixtures("results")
 FOUND = {"ms": 1.5, "config": {"epochs": 3}}
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(store.FOLDER, str(tmp_path))
-    monkeypatch.delenv(store.PROFILE, raising=False)
 
 
 def entry(profile="paper", **expected):

@@ -28,7 +28,8 @@ from sparsecore.config import TrainConfig
 from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
 from sparsecore.train import new_model
-from sparsecore.wasap import outcome, record, shm
+from sparsecore.wasap import outcome, phases, ranks, record, shm
+from sparsecore.wasap.mpi import MPI
 from sparsecore.wasap.server import (
     FIELDS,
     TESTED,
@@ -142,8 +143,6 @@ def test_an_epoch_s_record_is_that_of_all_workers():
 
 
 def test_an_epoch_is_saved_after_the_one_before_and_never_over_a_newer_one():
-    from sparsecore.wasap import phases
-
     place, lost, looks, saved = Place((4, 3, 2), 5, 2, 8, 4), {}, [], []
     place.write("worker", [0, 1, 0, 0])
 
@@ -175,16 +174,14 @@ def test_an_epoch_is_saved_after_the_one_before_and_never_over_a_newer_one():
 
 
 def test_who_is_lost_after_a_slow_step_and_after_the_job_was_suspended(monkeypatch):
-    from sparsecore.wasap import ranks as module
-
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(module.watch, "trouble", lambda pid: None)
-    own = module.Ranks.__new__(module.Ranks)
+    monkeypatch.setattr(ranks, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(ranks.watch, "trouble", lambda pid: None)
+    own = ranks.Ranks.__new__(ranks.Ranks)
     own.rank, own.size, own.patience, own.shared, own.host = 0, 2, 1.0, True, "here"
     own.facts, own.lost, own.longest_step = [("here", 1), ("here", 2)], {}, 2.0
     own._step_began = own._step_known = 0.0
-    own._rows, own._silence = np.zeros(2, module._ROW), np.zeros(2)
+    own._rows, own._silence = np.zeros(2, ranks._ROW), np.zeros(2)
     own._known, own._others = np.zeros(2, int), np.array([False, True])
     own._looked = clock.now
 
@@ -250,8 +247,6 @@ def test_a_worker_tells_waiting_for_the_lock_from_holding_it(monkeypatch):
 
 
 def test_threads_are_those_of_every_engine(threads_seen):
-    from sparsecore.wasap.mpi import MPI
-
     data = datasets.load("digits").limited(200)
     config = TrainConfig(hidden=(20, 20), batch_size=32, epochs=2)
     _, result = wasap.run(data, config, threads=2, comm=MPI.COMM_SELF)
@@ -369,8 +364,6 @@ def test_damaged_record_is_refused(damage):
 
 @pytest.fixture(scope="module")
 def recorded():
-    from sparsecore.wasap.mpi import MPI
-
     config = TrainConfig(hidden=(20, 20), batch_size=32, epochs=2)
     return wasap.run(datasets.load("digits"), config, comm=MPI.COMM_SELF)[1]
 
@@ -447,9 +440,7 @@ def test_ranks_that_differ_from_most_are_named():
 @pytest.mark.mpi
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
 def test_segments_have_no_name_that_could_stay():
-    from sparsecore.wasap import mpi
-
-    assert mpi.MPI.Is_initialized()
+    assert MPI.Is_initialized()
     own = set(shm._NAME.findall(Path("/proc/self/maps").read_text()))
     assert own and not own & set(os.listdir("/dev/shm"))
 
@@ -527,8 +518,6 @@ def test_command_line_trains_on_nodes_that_share_a_machine_and_replays(tmp_path,
 
 @pytest.mark.mpi
 def test_one_rank_says_how_to_start_more(monkeypatch, capsys):
-    from sparsecore.wasap.mpi import MPI
-
     monkeypatch.setattr(MPI, "Finalize", lambda: None)  # this process goes on
     assert main([*TRAIN, "--algorithm", "wassp", "--epochs", "2"]) == 0
     told = capsys.readouterr()

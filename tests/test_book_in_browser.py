@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import threading
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -94,6 +95,23 @@ LETTERS = """async () => {
 }"""
 
 
+@contextmanager
+def opened(**options):
+    """Open a tab of a browser."""
+    with browsers.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield chromium.new_page(**options)
+        chromium.close()
+
+
+def shoot(tab, name):
+    """Take a picture of the page for people, if they ask for it."""
+    if folder := os.environ.get("SPARSECORE_SCREENSHOTS"):
+        tab.screenshot(path=Path(folder, f"{name.replace('/', '_')}.png"), full_page=True)
+
+
 @pytest.fixture(scope="module")
 def address():
     """Serve the book, as a web server does: a search reads the pages that it has found."""
@@ -111,17 +129,12 @@ def address():
 @pytest.fixture(scope="module")
 def tab(address):
     """A tab of a browser that notes errors, and what is asked of other hosts."""
-    with browsers.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        tab = chromium.new_page(viewport=WIDE, color_scheme="light")
+    with opened(viewport=WIDE, color_scheme="light") as tab:
         tab.noted = []
         tab.on("console", lambda m: tab.noted.append(m.text) if m.type == "error" else None)
         tab.on("pageerror", lambda error: tab.noted.append(str(error)))
         tab.on("request", lambda r: tab.noted.append(r.url) if _elsewhere(r.url, address) else None)
         yield tab
-        chromium.close()
 
 
 def _elsewhere(url, address):
@@ -151,16 +164,10 @@ def test_a_page(page, tab, address, seen):
             over = tab.evaluate("document.documentElement.scrollWidth - innerWidth")
             if over > 0:
                 faults.append(f"{over} pixels too wide at {size['width']}, {theme}")
-            _shoot(tab, f"{page}-{size['width']}-{theme}")
+            shoot(tab, f"{page}-{size['width']}-{theme}")
     small = [(name, round(size, 1)) for name, size in tab.evaluate(LETTERS) if size < LEAST]
     faults += [f"letters of {size} pixels: {name}" for name, size in small]
     assert not faults + tab.noted, "\n".join(faults + tab.noted)
-
-
-def _shoot(tab, name):
-    """Take a picture of the page for people, if they ask for it."""
-    if folder := os.environ.get("SPARSECORE_SCREENSHOTS"):
-        tab.screenshot(path=Path(folder, f"{name.replace('/', '_')}.png"), full_page=True)
 
 
 def test_links_and_anchors_hold(seen):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed: pip install -e '.[browser]'")
-from test_book_in_browser import CHROMIUM, browsers  # which skips without Playwright
+from test_book_in_browser import CHROMIUM, opened, shoot  # which skips without Playwright
 
 pytestmark = [
     pytest.mark.site,
@@ -49,25 +49,14 @@ def page(tmp_path):
             except OSError:
                 assert lab.poll() is None, "JupyterLab ended"
                 time.sleep(0.2)
-        with browsers.sync_playwright() as playwright:
-            chromium = playwright.chromium.launch(
-                executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-            )
-            page = chromium.new_page(viewport={"width": 1500, "height": 1100})
+        with opened(viewport={"width": 1500, "height": 1100}) as page:
             page.set_default_timeout(PATIENCE)
             page.goto(f"{address}/lab/tree/{NOTEBOOK.name}")
             yield page
-            shot(page, "last")
-            chromium.close()
+            shoot(page, "last")
     finally:
         lab.terminate()
         lab.wait(30)
-
-
-def shot(page, name):
-    """Take a picture of the page for people, if they ask for it."""
-    if folder := os.environ.get("SPARSECORE_SCREENSHOTS"):
-        page.screenshot(path=Path(folder, f"{name}.png"))
 
 
 def test_play_stop_change_and_go_on(page):
@@ -77,7 +66,7 @@ def test_play_stop_change_and_go_on(page):
     page.keyboard.press("Shift+Enter")
     start = page.get_by_role("button", name="Start a new run")
     start.scroll_into_view_if_needed()
-    shot(page, "panel")
+    shoot(page, "panel")
 
     def slider(name):
         row = page.locator(".widget-hslider", has_text=re.compile(rf"^{name}"))
@@ -92,7 +81,7 @@ def test_play_stop_change_and_go_on(page):
     live = page.get_by_text(re.compile(r"run 1: training, epoch \d+ of 500"))
     live.wait_for()
     page.get_by_text(re.compile(r"run 1: training, epoch \d\d+ of 500")).wait_for()
-    shot(page, "live")
+    shoot(page, "live")
     page.get_by_role("button", name="Stop").click()
     stopped = page.get_by_text(re.compile(r"run 1: stopped, epoch \d+ of 500"))
     stopped.wait_for(timeout=10_000)
@@ -110,11 +99,11 @@ def test_play_stop_change_and_go_on(page):
     table = page.locator(".jp-RenderedHTMLCommon, .widget-html", has_text="alpha 0.1").last
     assert f"from epoch {done + 1} alpha 0.1" in table.inner_text()
     assert page.locator("img.widget-image").evaluate("i => i.naturalWidth") > 500
-    shot(page, "compared")
+    shoot(page, "compared")
 
     set_to("workers", 2)
     set_to("epochs", 60)
     start.click()
     page.get_by_text(re.compile("run 3: (finished|failed)")).wait_for()
     assert page.get_by_text("run 3: finished, epoch 60 of 60").is_visible()
-    shot(page, "engines")
+    shoot(page, "engines")

@@ -277,20 +277,6 @@ def test_the_console_script_calls_itself_by_its_name(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("usage: sparsecore ")
 
 
-def test_help_needs_neither_numba_nor_sklearn():
-    # They take a second to import; --help shows at once.
-    program = (
-        "import sys\n"
-        "from sparsecore.__main__ import main\n"
-        "try:\n"
-        "    main(['train', '--help'])\n"
-        "except SystemExit:\n"
-        "    print(sorted({'numba', 'sklearn'} & set(sys.modules)), file=sys.stderr)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stderr.strip() == "[]"
-
-
 def test_version(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])

@@ -1112,16 +1112,6 @@ def test_facts_are_complete_and_serialisable():
     assert pinned == {"fashion-mnist", "cifar10", "madelon", "digits"}
 
 
-def test_importing_is_light():
-    heavy = "{'sklearn', 'pooch', 'requests', 'pandas', 'PIL', 'numba', 'tqdm', 'scipy'}"
-    code = f"import sys, sparsecore.datasets; print(sorted({heavy} & set(sys.modules)))"
-    environment = os.environ | {"PYTHONPATH": str(Path(datasets.__file__).parents[2])}
-    out = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert out.stdout.strip() == "[]"
-
-
 @pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "madelon", "higgs"])
 def test_real_data(name):
     """Real files, where this machine has them; nothing is downloaded."""

@@ -283,6 +283,27 @@ def test_every_imported_package_is_declared():
             assert name not in used or room(module) == owner, f"{name} is for {owner} alone"
 
 
+HELP = """
+from contextlib import suppress
+from sparsecore.__main__ import main
+with suppress(SystemExit):
+    main(["train", "--help"])
+"""
+LIGHT = {
+    HELP: {"numba", "sklearn"},
+    "import sparsecore.paper.training.studies": {"sklearn"},
+    "import sparsecore.datasets":
+        {"sklearn", "pooch", "requests", "pandas", "PIL", "numba", "tqdm", "scipy"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", LIGHT, ids=["help", "studies", "datasets"])
+def test_what_starts_at_once_imports_nothing_that_takes_a_second(program):
+    code = f"import sys\n{program}\nprint(*{LIGHT[program]} & sys.modules.keys(), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "\n"
+
+
 def test_a_missing_package_is_sought_where_it_is_declared():
     from sparsecore import __main__
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import warnings
 from collections import Counter
 from contextlib import nullcontext
@@ -333,12 +331,6 @@ def test_the_paper_profile_is_the_setting_unchanged():
             changes = {"weight_decay": condition.decay, **METHODS[condition.method].changes}
             assert condition.config == setting(condition.dataset).config.with_values(**changes)
             assert condition.limit == {"train": None, "test": None}
-
-
-def test_studies_are_imported_without_scikit_learn():
-    program = "import sys, sparsecore.paper.training.studies; print('sklearn' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "False\n", "it takes most of a second"
 
 
 def test_held_out_rows_are_training_rows_that_are_not_trained_on():

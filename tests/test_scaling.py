@@ -310,6 +310,7 @@ def test_rounds_are_measured_in_turns_and_told(monkeypatch):
 
 
 def test_measured_in_turns_and_timed(one_worker, monkeypatch):
+    monkeypatch.setattr(rounds, "busy_cpus", lambda: 0.1)  # it sleeps half a second
     monkeypatch.setattr(scaling, "DATASET", "digits")
     effort = scaling.Effort(epochs=2, rows=300, seeds=(0,), workers=2, steps=40)
     monkeypatch.setattr(scaling, "EFFORTS", {"quick": effort, "paper": effort})

@@ -25,6 +25,10 @@ SMALL = TrainConfig(
 )
 
 
+alone = pytest.mark.skipif(MPI.COMM_WORLD.size > 1, reason="is for one rank")
+together = pytest.mark.skipif(MPI.COMM_WORLD.size == 1, reason="is for several ranks")
+
+
 @pytest.fixture(scope="module")
 def digits():
     return datasets.load("digits").limited(450)
@@ -93,10 +97,9 @@ def test_asynchronous_run_is_recorded_and_replays_to_the_last_bit(
     assert len(result["epochs"][-1]["worker_test_accuracy"]) == comm.size
 
 
+@alone
 @pytest.mark.parametrize("augment", [False, True])
-def test_one_worker_follows_the_sequential_trainer(comm, digits, pictures, augment):
-    if comm.size > 1:
-        pytest.skip("is for one rank")
+def test_one_worker_follows_the_sequential_trainer(digits, pictures, augment):
     data, config = pictures if augment else digits, SMALL.with_values(augment=augment)
     plan = wasap.Plan(phase1=0.4)  # phase 2 has three epochs: it evolves twice
     model, result = wasap.run(data, config, plan, seed=1, comm=MPI.COMM_SELF)
@@ -112,11 +115,10 @@ def test_one_worker_follows_the_sequential_trainer(comm, digits, pictures, augme
     assert result["config"].items() >= sequential["config"].items()
 
 
+@alone
 @pytest.mark.parametrize("algorithm", wasap.ALGORITHMS)
-def test_local_steps_of_one_worker_are_the_sequential_trainers(comm, digits, algorithm):
+def test_local_steps_of_one_worker_are_the_sequential_trainers(digits, algorithm):
     config = SMALL.with_values(prune_from=2, prune_every=1, prune_percentile=10)
-    if comm.size > 1:
-        pytest.skip("is for one rank")
     plan = wasap.Plan(algorithm, phase1=1.0, local_steps=4)  # of 15 batches
     _, result = wasap.run(digits, config, plan, seed=1, comm=MPI.COMM_SELF)
     _, sequential = experiment.run(digits, config, seed=1)
@@ -240,6 +242,12 @@ def failing(*arguments):
 
 
 @pytest.fixture
+def path(comm, tmp_path):
+    """Return the path of a run's checkpoint, the same on all ranks."""
+    return comm.bcast(str(tmp_path / "run.npz"))
+
+
+@pytest.fixture
 def failed(comm, tmp_path):
     """Return the path of a file, the same on all ranks, that is there when one has failed."""
     return Path(comm.bcast(str(tmp_path / "failed")))
@@ -308,10 +316,9 @@ def test_run_goes_on_without_a_worker_that_raises(comm, digits, monkeypatch, fai
     assert wasap.replay(digits, result)[1]["identical"]
 
 
+@together
 @pytest.mark.parametrize("algorithm", wasap.ALGORITHMS)
 def test_a_worker_that_raises_in_phase_2_leaves_the_others(comm, digits, monkeypatch, algorithm):
-    if comm.size == 1:
-        pytest.skip("is for several ranks")
     last = comm.size - 1
     if comm.rank == last:
         monkeypatch.setattr(train.Trainer, "run_epoch", failing)  # phase 1 has no trainer
@@ -357,6 +364,7 @@ def test_error_before_the_start_is_raised_on_all_ranks(comm, digits):
         wasap.run(data, SMALL)
 
 
+@together
 @pytest.mark.parametrize(
     ("other", "told"),
     [
@@ -380,8 +388,6 @@ def test_error_before_the_start_is_raised_on_all_ranks(comm, digits):
     ],
 )
 def test_ranks_that_are_not_started_alike_do_not_start(comm, digits, other, told):
-    if comm.size == 1:
-        pytest.skip("is for several ranks")
     options = {"data": digits, "config": SMALL}
     if comm.rank == comm.size - 1:
         options |= other
@@ -403,14 +409,13 @@ def test_threads_and_patience_may_differ(comm, digits):
         assert wasap.replay(digits, free)[1]["identical"]
 
 
+@together
 @pytest.mark.parametrize(
     ("owner", "name", "value", "told"),
     [(provenance, "sources_sha256", "older", "sources 'older', not '[0-9a-f]{64}'"),
      (lanes, "widest", 8, r"lane_width 8, not \d+")],
 )  # fmt: skip
 def test_ranks_of_other_code_do_not_start(comm, digits, monkeypatch, owner, name, value, told):
-    if comm.size == 1:
-        pytest.skip("is for several ranks")
     last = comm.size - 1
     if comm.rank == last:
         monkeypatch.setattr(owner, name, lambda: value)
@@ -427,9 +432,8 @@ def test_an_update_moves_the_bytes_that_are_documented(comm, digits):
             assert each <= found < 1.2 * each + 0.5
 
 
-def test_local_steps_of_one_worker_go_on_into_phase_2(comm, digits):
-    if comm.size > 1:
-        pytest.skip("is for one rank")
+@alone
+def test_local_steps_of_one_worker_go_on_into_phase_2(digits):
     config = SMALL.with_values(zeta=0.0)  # no new topology brings the velocity to the server
     plan = wasap.Plan(phase1=0.4, local_steps=4)
     _, result = wasap.run(digits, config, plan, seed=1, comm=MPI.COMM_SELF)
@@ -438,8 +442,7 @@ def test_local_steps_of_one_worker_go_on_into_phase_2(comm, digits):
 
 
 @pytest.mark.parametrize("harm", ["damaged", "another rank's"])
-def test_damaged_file_of_a_worker_is_refused(comm, digits, tmp_path, harm):
-    path = comm.bcast(str(tmp_path / "run.npz"))
+def test_damaged_file_of_a_worker_is_refused(comm, digits, path, harm):
     _, result = wasap.run(digits, SMALL, checkpoint_path=path)
     comm.Barrier()
     own = Path(f"{path}.worker{comm.rank}")
@@ -486,9 +489,8 @@ def test_a_rank_that_cannot_begin_is_named(comm, digits):
     comm.Barrier()
 
 
+@together
 def test_unequal_workers_slow_only_themselves(comm, digits, monkeypatch):
-    if comm.size == 1:
-        pytest.skip("is for several ranks")
     others = comm.size - 1
 
     def wait(worker):  # until the others have made three updates each
@@ -523,14 +525,14 @@ def stopped_run(digits, patch, due, path, plan):
     MPI.COMM_WORLD.Barrier()
 
 
-def of_a_worker_in_phase_2(state):
+def in_phase_2(state):
+    """Tell a worker's own file, of its first epoch of phase 2, from the server's."""
     return "rank" in state
 
 
 @pytest.mark.parametrize("local_steps", [1, 4])
-def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path, local_steps):
+def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, path, local_steps):
     plan = wasap.Plan(local_steps=local_steps)
-    path = comm.bcast(str(tmp_path / "run.npz"))
     stopped_run(digits, monkeypatch, lambda state: state["epoch"] == 3, path, plan)
     other_data = dataclasses.replace(digits, X_train=digits.X_train + 1)
     for refused, name in (
@@ -562,12 +564,11 @@ def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, tmp_path, loc
 
 @pytest.mark.parametrize("algorithm", wasap.ALGORITHMS)
 def test_a_run_whose_phase_1_is_over_may_have_a_longer_phase_2(
-    comm, digits, monkeypatch, tmp_path, algorithm
+    comm, digits, monkeypatch, path, algorithm
 ):
-    plan, path = wasap.Plan(algorithm), comm.bcast(str(tmp_path / "run.npz"))
-    longer = SMALL.with_values(epochs=6)
+    plan, longer = wasap.Plan(algorithm), SMALL.with_values(epochs=6)
     assert plan.phase1_epochs(longer.epochs) == plan.phase1_epochs(SMALL.epochs) == 4
-    stopped_run(digits, monkeypatch, of_a_worker_in_phase_2, path, plan)
+    stopped_run(digits, monkeypatch, in_phase_2, path, plan)
     _, result = wasap.run(digits, longer, plan, checkpoint_path=path, resume=True)
     comm.Barrier()
     if algorithm == "wasap" and comm.size > 1:  # no two such runs are alike
@@ -577,8 +578,8 @@ def test_a_run_whose_phase_1_is_over_may_have_a_longer_phase_2(
     assert comm.rank or result["weights_sha256"] == whole["weights_sha256"]
 
 
-def test_phase_2_of_another_run_is_not_taken(comm, digits, monkeypatch, tmp_path):
-    plan, path = wasap.Plan(phase1=0.0), comm.bcast(str(tmp_path / "run.npz"))
+def test_phase_2_of_another_run_is_not_taken(comm, digits, monkeypatch, path):
+    plan = wasap.Plan(phase1=0.0)
     wasap.run(digits, SMALL.with_values(learning_rate=0.1), plan, checkpoint_path=path)
     comm.Barrier()  # its workers' files stay, and begin with the same weights as the next run's
 
@@ -600,22 +601,21 @@ def test_in_lockstep_there_may_be_fewer_test_rows_than_workers(comm, digits):
         assert {epoch["test_accuracy"] for epoch in result["epochs"]} <= {0.0, 0.5, 1.0}
 
 
-def test_phase_2_of_other_weights_is_not_taken(comm, digits, monkeypatch, tmp_path):
-    plan, path = wasap.Plan("wassp", phase1=0.4), comm.bcast(str(tmp_path / "run.npz"))
-    original = train.new_model
+def test_phase_2_of_other_weights_is_not_taken(comm, digits, monkeypatch, path):
+    plan, original = wasap.Plan("wassp", phase1=0.4), train.new_model
     with monkeypatch.context() as earlier:  # as two asynchronous runs differ
         earlier.setattr(train, "new_model", lambda *args: original(*args[:-1], 7))
         wasap.run(digits, SMALL, plan, checkpoint_path=path)
     comm.Barrier()
-    stopped_run(digits, monkeypatch, of_a_worker_in_phase_2, path, plan)
+    stopped_run(digits, monkeypatch, in_phase_2, path, plan)
     _, result = wasap.run(digits, SMALL, plan, checkpoint_path=path, resume=True)
     comm.Barrier()
     _, whole = wasap.run(digits, SMALL, plan)
     assert comm.rank or result["weights_sha256"] == whole["weights_sha256"]
 
 
-def test_seconds_of_phase_2_before_a_restart_count(comm, digits, tmp_path):
-    plan, path = wasap.Plan(phase1=0.0), comm.bcast(str(tmp_path / "run.npz"))
+def test_seconds_of_phase_2_before_a_restart_count(comm, digits, path):
+    plan = wasap.Plan(phase1=0.0)
     wasap.run(digits, SMALL, plan, checkpoint_path=path)
     own = Path(f"{path}.worker{comm.rank}")
     model, state = checkpoint.load(own)
@@ -635,10 +635,8 @@ def test_seconds_of_phase_2_before_a_restart_count(comm, digits, tmp_path):
     ],
 )
 def test_a_run_that_its_seed_determines_resumes_as_it_was(
-    comm, digits, monkeypatch, tmp_path, plan, done
+    comm, digits, monkeypatch, path, plan, done
 ):
-    path = comm.bcast(str(tmp_path / "run.npz"))
-
     def due(state):
         return len(state.get("epochs", ())) == 4 or state.get("epoch") == 3
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from sparsecore.bench import spread, timed
 from sparsecore.compiled import kernels
 from sparsecore.compiled.engine import aligned, metrics
-from sparsecore.compiled.jit import jit
 from sparsecore.compiled.kernels import Rule, Workspace
 from sparsecore.compiled.lanes import Width, fma, lanes_of, load, splat, total, widest
 from sparsecore.paper.speed.peers import Problem
@@ -21,7 +21,7 @@ _PEAK_STEPS = 2_000_000
 _STREAMED = 2**28  # bytes read per measurement of a bandwidth
 _CACHES = {"L1": 2**15, "L2": 2**20, "L3": 2**25}  # bytes, where the system does not say
 _SYSTEM = Path("/sys/devices/system/cpu/cpu0/cache")
-_jit = jit(_nrt=False)
+_jit = njit(nogil=True, error_model="numpy", _nrt=False)
 
 
 @_jit

@@ -300,6 +300,14 @@ def test_the_table_of_the_peers_says_what_is_there_and_what_is_not(small):
     versions = speed_figures.what_peers_do(measured).frame.set_index("peer")["version"]
     assert versions["PyTorch, dense"] == versions["sparsecore"] == "1.0"
     assert versions["JAX, dense"] == "not there"
+    older = copy.deepcopy(measured["peers"])
+    older["provenance"]["cpu"] = "an old CPU"
+    for each in older["contests"]:
+        each["peers"]["torch-dense"] |= {"note": "Older.", "version": "0.9"}
+    table = speed_figures.what_peers_do(measured | {"peers-avx2": older}).frame.set_index("peer")
+    now = measured["peers"]["contests"][0]["peers"]["torch-dense"]["note"]
+    assert list(table.loc["PyTorch, dense"]) == [f"{now} On an old CPU: Older.", "1.0, 0.9"]
+    assert table["version"]["sparsecore"] == "1.0"
 
 
 # --- the command ---

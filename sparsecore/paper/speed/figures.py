@@ -103,23 +103,29 @@ peers_avx2 = _of_peers("F-speed-avx2", "peers-avx2", "The same on an older CPU, 
 @shows(lambda page: [page[name] for name in ("peers-avx2", "peers") if name in page])
 def what_peers_do(*results: Result) -> Table:
     """Make the table of the peers: what each does, and its version."""
-    contests, rows = [contest for result in results for contest in result["contests"]], []
+    rows = []
     for key, label in _LABELS.items():
-        found = [c["peers"][key] for c in contests if key in c["peers"]]
-        if key in _EARLIER and not found:
+        versions: dict[str, bool] = {}  # as a set in order, the newest first
+        notes: dict[str, str] = {}  # and on which CPU
+        for result in reversed(results):
+            for contest in result["contests"]:
+                if peer := contest["peers"].get(key):
+                    versions[peer["version"]] = True
+                    notes.setdefault(peer["note"], result["provenance"]["cpu"])
+        if key in _EARLIER and not notes:
             continue
-        gone = contests[0]["absent"].get(key, {}).get("reason", "not there")
-        versions = dict.fromkeys(peer["version"] for peer in reversed(found))
+        gone = results[0]["contests"][0]["absent"].get(key, {}).get("reason", "not there")
+        note, *others = notes or [PEERS[key].note]
         rows.append({
             "peer": label,
-            "what a step of it is": found[-1]["note"] if found else PEERS[key].note,
+            "what a step of it is": " ".join([note, *(f"On {notes[o]}: {o}" for o in others)]),
             "version": ", ".join(versions) or gone,
         })  # fmt: skip
     caption = (
         "**The peers.** What a step of each includes, and the versions timed. Each trains the same "
         "network on the same data. Without dropout and weight decay all but the C loop take the "
         "steps of a reference in float64, to rounding. The last layer has all its weights; sparse "
-        "peers compute it sparsely, unless their row names hidden layers."
+        "peers whose row names hidden layers compute it densely."
     )
     columns = [Column(name, name, number=False) for name in rows[0]]
     return Table.of("T-peers", rows, columns, caption)

@@ -1,4 +1,4 @@
-"""`SparseMLP`: the parameters of a truly sparse perceptron, and what can be asked of them.
+"""`SparseMLP`: the parameters of a truly sparse perceptron, and the operations on them.
 
 All weights and biases are one flat float32 vector; layers are views of it.
 """
@@ -60,7 +60,7 @@ class SparseLayer:
         return np.bincount(self.indices, minlength=self.n_in)
 
     def input_strength(self) -> np.ndarray:
-        """Return each input neuron's sum of absolute weights of outgoing connections, float64."""
+        """Return the sum of each input neuron's absolute outgoing weights, float64."""
         return np.bincount(self.indices, np.abs(self.data), self.n_in)
 
     def to_scipy(self) -> sp.csr_array:
@@ -92,11 +92,11 @@ def _vector(name: str, values: Any, n: int) -> np.ndarray:
 class SparseMLP(Fixed):
     """A multilayer perceptron whose layers hold only the weights that exist.
 
-    Make one with `SparseMLP.erdos_renyi` or `SparseMLP.from_scipy`. ``model[i]`` is layer i, from
-    0 at the input, as a `SparseLayer`; ``for layer in model`` visits all. A value out of its
-    range, or of the wrong shape, raises ValueError that names it, here and in every method. An
-    interrupt (Ctrl-C) leaves the network as it was before, or as it is after, a training step, an
-    evolution, a pruning or `adopt`.
+    Make one with `SparseMLP.erdos_renyi` or `SparseMLP.from_scipy`. ``model[i]`` is layer i
+    as a `SparseLayer`, counted from 0 at the input; ``for layer in model`` visits all layers. Here
+    and in every method, a value out of range or of the wrong shape raises a ValueError that names
+    it. An interrupt (Ctrl-C) never leaves a training step, an evolution, a pruning or `adopt` half
+    done.
 
     Parameters
     ----------
@@ -105,28 +105,28 @@ class SparseMLP(Fixed):
     structures : sequence of (indptr, indices)
         CSR structure of each layer; `topology.check` refuses an invalid one.
     data, biases : sequences of ndarray of float32
-        Weights and biases of each layer; zeros if no biases are given.
+        Weights and biases of each layer. Biases are 0 if left out.
     activation : {"all-relu", "relu", "leaky-relu"}, default="all-relu"
     alpha : float, default=0.6
         Slope of All-ReLU and LeakyReLU.
     init : {"he_uniform", "xavier", "normal"}, default="he_uniform"
-        How new connections are weighted when the topology evolves.
+        Distribution of the weights that `erdos_renyi` and evolution draw.
 
     Attributes
     ----------
     params : ndarray of float32, shape (nnz + number of biases,)
-        All weights in CSR order, layer by layer, then all biases: a view to read and to write, of
-        the network as it is until its topology changes.
+        All weights in CSR order, layer by layer, then all biases. A writable view, valid until the
+        topology changes.
     velocity : ndarray of float32 or None
-        Momentum's velocity, laid out like `params`, and such a view; None until `start_momentum`.
-        What is assigned is copied.
+        Velocity of each parameter, laid out like `params` and also such a view; None until
+        `start_momentum`. Assigned values are copied.
     sizes : tuple of int
 
     Notes
     -----
     Memory: 16 bytes per connection (weight, index, transposed index and place), 20 with momentum,
-    and 24 bytes per neuron; twice that while its topology changes, for the new network is made
-    beside the old.
+    and 24 bytes per neuron; twice that while the topology changes, because the new network is
+    made beside the old one.
 
     Examples
     --------
@@ -168,7 +168,7 @@ class SparseMLP(Fixed):
         cls, sizes: Sequence[int], weight_start: np.ndarray, indptr: np.ndarray,
         indices: np.ndarray, params: np.ndarray, **options: Any,
     ) -> SparseMLP:  # fmt: skip
-        """Make a network from arrays as those of `network`, and `params`; all are copied."""
+        """Make a network from arrays laid out as in `network` and `params`; all are copied."""
         sizes = _checked_sizes(sizes)
         n_pointers = sum(sizes[1:]) + len(sizes) - 1
         starts, nnz = np.asarray(weight_start), len(indices)
@@ -198,9 +198,9 @@ class SparseMLP(Fixed):
             See the class.
         epsilon : float, optional
             Erdős–Rényi ε: a layer's connection probability is min(1, epsilon (n_in + n_out) / (n_in
-            n_out)). 20 unless `density` is given.
+            n_out)). The default is 20, unless `density` is given.
         density : float, optional
-            The same probability in (0, 1] for all layers, instead of `epsilon`.
+            Connection probability of every layer, in (0, 1]; replaces `epsilon`.
         random_state : int or Generator, optional
             Determines topology and weights.
 
@@ -235,19 +235,19 @@ class SparseMLP(Fixed):
             Each layer's weights, copied to float32. A stored zero is a connection; duplicate
             entries are added up.
         biases : sequence of ndarray, shape (fan_out,), optional
-            0 if they are left out.
+            0 if left out.
         activation, alpha, init
             See the class.
 
         Raises
         ------
         ValueError
-            If there is no matrix, one has a value that is not finite, or shapes do not chain.
+            If there is no matrix, a value is not finite, or the shapes do not chain.
         """
         layers = [
             sp.csr_array(checked_sparse("matrices", m) if sp.issparse(m) else m) for m in matrices
         ]
-        # Sorting happens in place, and a CSR matrix of the caller's is not ours to sort.
+        # Duplicates are summed in place, so a caller's own CSR matrix is copied first.
         layers = [m if m.has_canonical_format else m.copy() for m in layers]
         if not layers or any(layer.ndim != 2 for layer in layers):
             raise ValueError("matrices: expected at least one, each of shape (fan_out, fan_in)")
@@ -305,7 +305,7 @@ class SparseMLP(Fixed):
         return _sealed(state)
 
     def _draft(self) -> State:
-        """Return a copy of all arrays, for a change that becomes the network's when it is whole."""
+        """Return a copy of all arrays, to be changed and then installed as a whole."""
         net, params, velocity, transposed = engine.settle(self._state)
         params, nnz = _copy(params), self.nnz
         names = "indptr", "indices", "out_indptr", "out_indices", "out_position"
@@ -383,7 +383,7 @@ class SparseMLP(Fixed):
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays (parameters, structure, transposed access, velocity)."""
-        velocity = self._state.velocity  # not settled: another thread may train
+        velocity = self._state.velocity  # not settled: another thread may be training
         return sum(a.nbytes for a in self._state.network) + getattr(velocity, "nbytes", 0)
 
     def __repr__(self) -> str:
@@ -397,12 +397,12 @@ class SparseMLP(Fixed):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The activation, alpha and init that a network is made with, beside its arrays."""
+        """The arguments `activation`, `alpha` and `init` that the network was made with."""
         return {"activation": self.activation, "alpha": self.alpha, "init": self.init}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the arrays that pickling and copying need, which `__setstate__` copies."""
-        # The state itself has views of them, which would be copied apart.
+        """Return the arrays to pickle or copy; `__setstate__` copies them."""
+        # `_state` itself has views of these arrays, which would become separate copies.
         net = self.network
         flat = self.sizes, net.weight_start, net.indptr, net.indices, self.params
         return {"flat": flat, "options": self.options, "velocity": self.velocity}
@@ -412,7 +412,7 @@ class SparseMLP(Fixed):
         self.velocity = state["velocity"]
 
     def copy(self, **options: Any) -> SparseMLP:
-        """Return an independent copy, velocity included; `options` of the class may be others."""
+        """Return an independent copy, velocity included, with other `options` if given."""
         twin, state = SparseMLP.__new__(SparseMLP), self.__getstate__()
         twin.__setstate__({**state, "options": state["options"] | options})
         return twin
@@ -432,7 +432,7 @@ class SparseMLP(Fixed):
         ----------
         X : ndarray or scipy.sparse, shape (n, n_features)
         threads : int
-            The result does not depend on them. O(nnz n) time on one.
+            The result does not depend on it. O(nnz n) time with one thread.
 
         Returns
         -------
@@ -459,7 +459,7 @@ class SparseMLP(Fixed):
     def loss_and_gradient(
         self, X: Any, y: np.ndarray, *, dropout: float = 0.0, seed: int = 0, step: int = 0
     ) -> tuple[float, np.ndarray]:
-        """Return the mean cross-entropy over (X, y), as one batch, in nats, and its gradient.
+        """Return the mean cross-entropy of (X, y) as one batch, in nats, and its gradient.
 
         Parameters
         ----------
@@ -474,7 +474,7 @@ class SparseMLP(Fixed):
         -------
         loss : float
         gradient : ndarray of float32
-            Laid out like `params`: only existing connections have one.
+            Laid out like `params`: only existing connections have a gradient.
 
         Notes
         -----
@@ -503,19 +503,19 @@ class SparseMLP(Fixed):
         X, y
             As in `loss_and_gradient`.
         batch_size : int
-            Gradients of batches are summed in float64: it changes memory and rounding only.
+            Samples per partial gradient, summed in float64; affects only memory and rounding.
 
         Notes
         -----
-        Source: "Truly Sparse Neural Networks at Scale"; it is the first-order decrease of the loss
-        under a gradient step. O(nnz n) time.
+        Source: "Truly Sparse Neural Networks at Scale". It is the first-order decrease of the loss
+        in a gradient step. O(nnz n) time.
         """
         X = as_inputs(X, self.sizes[0])
         n = X.shape[0]
         y = as_labels(y, n, self.sizes[-1])
         if n == 0 or batch_size < 1:
             got = f"{n} rows and batch_size {batch_size!r}"
-            raise ValueError(f"X, batch_size: expected at least one row in each, got {got}")
+            raise ValueError(f"X, batch_size: expected at least 1 row and batch_size 1, got {got}")
         mean = np.zeros(len(self.params))
         for first in range(0, n, batch_size):
             part = slice(first, first + batch_size)
@@ -524,11 +524,11 @@ class SparseMLP(Fixed):
         return float(mean @ mean)
 
     def new_engine(self, batch_size: int, threads: int = 1) -> engine.Engine:
-        """Return what runs this network's training steps, of up to `batch_size` samples."""
+        """Return an engine for this network's training steps, of up to `batch_size` samples."""
         return engine.Engine(lambda: engine.settle(self._state), batch_size, threads)
 
     def start_momentum(self) -> np.ndarray:
-        """Return the velocity, allocated with zeros at the first call."""
+        """Return the velocity; the first call allocates it, with zeros."""
         if self._state.velocity is None:
             self.velocity = np.zeros(len(self.params), np.float32)
         return self.velocity  # type: ignore[return-value]
@@ -536,7 +536,7 @@ class SparseMLP(Fixed):
     def adopt(
         self, structures: Structures, params: np.ndarray, velocity: np.ndarray | None = None
     ) -> None:
-        """Copy another topology and its parameters; without a velocity, momentum starts anew."""
+        """Replace topology and parameters by copies; without a velocity, momentum restarts."""
         cuts = np.cumsum([0] + [len(indices) for _, indices in structures])
         expected = int(cuts[-1]) + sum(self.sizes[1:])
         params = _vector("params", params, expected)
@@ -545,7 +545,7 @@ class SparseMLP(Fixed):
         self._state = self._laid_out(structures, data, params[cuts[-1] :], moved)
 
     def structures(self) -> list[topology.Structure]:
-        """Return each layer's (indptr, indices), views."""
+        """Return each layer's (indptr, indices) as views."""
         return [(layer.indptr, layer.indices) for layer in self]
 
     def evolve(self, zeta: float, rng: np.random.Generator) -> int:
@@ -554,13 +554,13 @@ class SparseMLP(Fixed):
         Parameters
         ----------
         zeta : float
-            Fraction in [0, 1) of the positive, and of the negative, weights.
+            Fraction of the positive weights, and of the negative ones, to replace; in [0, 1).
         rng : numpy.random.Generator
 
         Notes
         -----
-        Source: SET, Mocanu et al. 2018, algorithm 1. Kept connections keep their velocity, new ones
-        start at 0 with fresh initial weights, at random places; nnz stays constant. O(nnz).
+        Source: SET, Mocanu et al. 2018, algorithm 1. Kept connections keep their velocity. New
+        ones have random places, fresh initial weights and velocity 0. nnz stays constant. O(nnz).
         """
         HYPERPARAMETERS["zeta"].check(zeta)
         replaced, draft = 0, self._draft()
@@ -583,15 +583,15 @@ class SparseMLP(Fixed):
         return topology.importance(view.indptr, view.data)
 
     def prune(self, percentile: float, counts_empty: bool = False) -> int:
-        """Remove unimportant hidden neurons' incoming connections for good; return their number.
+        """Remove the inputs of unimportant hidden neurons for good; return how many connections.
 
         Parameters
         ----------
         percentile : float
-            In [0, 100]. Of the neurons of a layer that still have connections, those whose
-            importance is at or below this percentile lose theirs; 0 removes none.
+            In [0, 100]. Of a layer's neurons that still have inputs, those at or below this
+            percentile of importance lose them; 0 removes none.
         counts_empty : bool
-            Take the percentile over all neurons of the layer, with 0 for those without connections.
+            Take the percentile over all neurons of a layer; those without inputs count as 0.
 
         Notes
         -----
@@ -617,8 +617,8 @@ class SparseMLP(Fixed):
         """Return the equivalent network without the hidden neurons that no longer matter.
 
         A neuron without incoming connections is a constant, which is folded into the next layer's
-        biases; one without outgoing connections is left out. A hidden layer keeps at least one
-        neuron. Predictions are the same, to rounding. O(nnz).
+        biases; a neuron without outgoing connections is left out. A hidden layer keeps at least
+        one neuron. Predictions are the same, up to rounding. O(nnz).
         """
         weights = self.to_scipy()
         biases = [layer.bias.copy() for layer in self]
@@ -648,7 +648,7 @@ def _remove(
 
 
 def _sealed(state: State) -> State:
-    """Make the structure read-only for good: kernels rely on what was checked."""
+    """Make the structure read-only for good: kernels rely on earlier checks."""
     net = state.network
     sealed_arrays = Network(*map(sealed, net))._replace(weights=net.weights, biases=net.biases)
     return state._replace(network=sealed_arrays)

@@ -4,7 +4,7 @@ A layer's structure is the CSR pair ``indptr`` (int64, shape (n_out + 1,)), ``in
 shape (nnz,)): row j lists, in ascending order and without repeats, the input neurons that feed
 output neuron j. ``data`` and ``velocity`` are float32, shape (nnz,). Support and value are
 different things: a weight that happens to be zero is still a connection. Time and memory grow with
-the number of connections, never with ``n_in * n_out``. Source, where no other is named: SET is
+the number of connections, never with ``n_in * n_out``. Source, unless another is named: SET is
 Mocanu et al. 2018, algorithm 1; all else is "Truly Sparse Neural Networks at Scale".
 """
 
@@ -93,13 +93,13 @@ def _integers(name: str, values: np.ndarray) -> np.ndarray:
 
 @_jit
 def transpose(indptr, indices, out_indptr, out_indices, out_position):
-    """Fill the transposed access by a counting sort: whom inputs feed, and where in CSR order."""
+    """Fill the transposed access by counting sort: each input's outputs, and CSR places."""
     out_indptr[:] = 0
     for k in range(len(indices)):
         out_indptr[indices[k]] += 1
     for column in range(1, len(out_indptr)):
         out_indptr[column] += out_indptr[column - 1]
-    # A pointer is where its column ends; filled from behind, it comes to where the column begins.
+    # A pointer is at the end of its column; filling backwards moves it to the beginning.
     for row in range(len(indptr) - 2, -1, -1):
         for k in range(indptr[row + 1] - 1, indptr[row] - 1, -1):
             out_indptr[indices[k]] -= 1
@@ -119,7 +119,7 @@ def weakest(data: np.ndarray, zeta: float) -> np.ndarray:
 
 
 def _smallest(values: np.ndarray, n: int) -> np.ndarray:
-    """Mark the `n` smallest of at least as many values; among equals, the first, on any CPU."""
+    """Mark the `n` smallest values, at most all; among equals, the first, on any CPU."""
     if n == 0:
         return np.zeros(len(values), bool)
     cut = np.partition(values, n - 1)[n - 1]
@@ -213,7 +213,7 @@ def retain_valid(
     indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, new_indptr: np.ndarray,
     new_indices: np.ndarray, out: np.ndarray,
 ) -> int:  # fmt: skip
-    """Fill `out` with values of connections that an older topology has, too, or 0; count them."""
+    """Copy to `out` the values of connections that both topologies have, else 0; count them."""
     # RetainValidUpdates: a merge of the rows, O(nnz + new nnz).
     old = reads(indptr, np.int64), reads(indices, np.int32), reads(values, np.float32)
     return _retain(*old, reads(new_indptr, np.int64), reads(new_indices, np.int32), out)
@@ -238,12 +238,12 @@ def _retain(indptr, indices, values, new_indptr, new_indices, out):
 
 def union_average(layers: list[_Layer]) -> _Layer:
     """Average layers of one shape over the union of their connections (WASAP-SGD, phase 2)."""
-    # What a layer lacks counts as 0. Sums are float64, in order: equal layers average to
+    # A missing connection counts as 0. Sums are float64, in order: equal layers average to
     # themselves.
     if not layers:
         raise ValueError("layers: expected at least one to average, got none")
     shape = len(layers[0][0]) - 1, 1 + max(int(found.max(initial=0)) for _, found, _ in layers)
-    # Of truth values: numbers may cancel, and SciPy leaves a sum that is 0 out.
+    # Patterns hold truth values: numbers may cancel, and SciPy drops a sum that is 0.
     patterns = (sp.csr_array((np.ones(len(i), bool), i, p), shape) for p, i, _ in layers)
     union = sum(patterns)
     indptr, indices = union.indptr.astype(np.int64), union.indices.astype(np.int32)

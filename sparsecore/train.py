@@ -1,8 +1,8 @@
 """The sequential trainer: epochs of momentum SGD, then evolution and pruning when they are due.
 
-A `Trainer` takes a model through one epoch at a time, so its caller (the estimator, the command
-line, a study) decides what happens between epochs. Random numbers are addressed by epoch (see
-`seeds`): an epoch does not depend on what came before it.
+A `Trainer` trains a model one epoch at a time, so its caller (the estimator, the command line, a
+study) decides what happens between epochs. Random numbers are drawn by epoch (see `seeds`): those
+of an epoch do not depend on earlier epochs.
 """
 
 import time
@@ -22,11 +22,11 @@ from sparsecore.mlp import SparseMLP
 from sparsecore.samples import DENSE_VALUES, as_inputs, as_labels
 from sparsecore.seeds import Purpose
 
-# The kernels cannot be interrupted: they are handed about this many seconds of work at a time.
+# The kernels cannot be interrupted: they get about this many seconds of work at a time.
 _SLICE_SECONDS = 0.2
-Targets = np.ndarray | Aim  #: class indices, or what else is aimed at
-#: What is trained: a `SparseMLP`, or a network with an engine of its own that has, as that,
-#: `sizes`, `params`, `nnz`, `new_engine`, `start_momentum`, `decision_function`, `weights_sha256`.
+Targets = np.ndarray | Aim  #: class indices, or other targets
+#: A `SparseMLP`, or a network with its own engine and, like a `SparseMLP`, the members `sizes`,
+#: `params`, `nnz`, `new_engine`, `start_momentum`, `decision_function` and `weights_sha256`.
 Model = Any
 
 
@@ -41,7 +41,7 @@ def new_model(config: TrainConfig, n_features: int, n_classes: int, seed: int) -
 
 
 def diverged(what: str, config: TrainConfig) -> FloatingPointError:
-    """Return the error of a run whose numbers are no longer finite, with what helps."""
+    """Return the error for a run whose numbers are no longer finite, with advice."""
     return FloatingPointError(
         f"{what}; a lower learning_rate (now {config.learning_rate}) usually helps"
     )
@@ -50,7 +50,7 @@ def diverged(what: str, config: TrainConfig) -> FloatingPointError:
 def outputs(
     model: Model, X: Any, config: TrainConfig, threads: int = 1, when: str = ""
 ) -> np.ndarray:
-    """Return the logits; raise a FloatingPointError if the last step has made them infinite."""
+    """Return the logits; raise a FloatingPointError if they are not finite."""
     logits = model.decision_function(X, threads)
     if not np.isfinite(logits).all():
         raise diverged(f"the logits became infinite or NaN{when}", config)
@@ -61,7 +61,7 @@ def evaluate(
     model: Model, X: Any, y: np.ndarray, config: TrainConfig, threads: int = 1, when: str = "",
     half: np.ndarray | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Return "loss" (nats) and "accuracy" of a model on (X, y), and "half_correct" in some rows."""
+    """Return "loss" (nats) and "accuracy" of a model on (X, y); with `half`, "half_correct"."""
     logits = outputs(model, X, config, threads, when)
     correct = logits.argmax(axis=1) == y
     found = {"loss": functions.cross_entropy(logits, y), "accuracy": float(correct.mean())}
@@ -69,7 +69,7 @@ def evaluate(
 
 
 def sgd_rule(config: TrainConfig, seed: int, rank: int = 0) -> Rule:
-    """Return the step that `config` describes, with the key of the dropout noise."""
+    """Return the update rule that `config` describes, with the key of the dropout noise."""
     rates = config.learning_rate, config.momentum, config.weight_decay, config.dropout
     return Rule._make([*map(np.float32, rates), seeds.key(seed, Purpose.DROPOUT, rank)])
 
@@ -77,7 +77,7 @@ def sgd_rule(config: TrainConfig, seed: int, rank: int = 0) -> Rule:
 def change_topology(
     model: SparseMLP, config: TrainConfig, seed: int, rank: int, epoch: int
 ) -> dict[str, int]:
-    """Prune if that is due after `epoch`, evolve unless it was the last; count the connections."""
+    """Prune if due after `epoch`, evolve unless it was the last; count the connections."""
     pruned = replaced = 0
     if config.prunes_after(epoch):
         pruned = model.prune(config.prune_percentile, config.prune_counts_empty)
@@ -87,7 +87,7 @@ def change_topology(
 
 
 class Trainer(Fixed, Closing):
-    """Trains a model in place; `run_epoch` takes a pass, then `change_topology` prunes and evolves.
+    """Trains a model in place: `run_epoch` makes a pass, then `change_topology` prunes and evolves.
 
     Parameters
     ----------
@@ -95,22 +95,22 @@ class Trainer(Fixed, Closing):
         The study's dense network trains in the same way, with zeta 0 and without pruning.
     config : TrainConfig
     seed, rank : int
-        Determine data order, dropout and evolution; each parallel worker has a rank of its own.
+        Determine data order, dropout and evolution; each parallel worker has its own rank.
     threads : int
-        Results of a `SparseMLP` do not depend on them.
+        Results of a `SparseMLP` do not depend on it.
 
     Attributes
     ----------
     epoch, step : int
         Epochs and steps done.
     seconds : dict
-        Time spent to "train", "evaluate" and "evolve", the compilation of training excluded.
+        Time spent to "train", "evaluate" and "evolve"; compilation of training is not counted.
 
     Notes
     -----
-    After an interrupt (Ctrl-C) the model is as after a step or a change of its topology, and `step`
-    counts its steps. An epoch that was not finished does not count: `run_epoch` takes it anew, on
-    the model as it is, in the same order, with the dropout of steps that were never taken.
+    After an interrupt (Ctrl-C) the last step or change of topology is complete, and `step` counts
+    the steps done. An unfinished epoch does not count: `run_epoch` repeats it in the same data
+    order, with the model as it is now and with fresh dropout.
     """
 
     FIXED = ("model", "config", "seed", "threads", "rank")
@@ -131,7 +131,7 @@ class Trainer(Fixed, Closing):
 
     @property
     def step(self) -> int:
-        """Steps taken; a kernel counts each when it is whole."""
+        """Steps done; a kernel counts each when it is complete."""
         return int(self._steps[0])
 
     @step.setter
@@ -142,8 +142,8 @@ class Trainer(Fixed, Closing):
         self, inputs: Callable[[int], Any], y: Targets, test: Callable[[], dict[str, Any]] = dict,
         on_progress: Callable[[int, float], None] | None = None,
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
-        """Take the epochs that are left, and yield the record of each."""
-        # ``inputs(epoch)``, counted from 0, makes an epoch's inputs, which counts as training;
+        """Run the remaining epochs, and yield the record of each."""
+        # ``inputs(epoch)``, counted from 0, makes an epoch's inputs; its time counts as training.
         # ``test()`` is called before the topology changes, and returns more entries of the record.
         while self.epoch < self.config.epochs:
             begin = time.perf_counter()
@@ -158,26 +158,26 @@ class Trainer(Fixed, Closing):
     def run_epoch(
         self, X: Any, y: Targets, on_progress: Callable[[int, float], None] | None = None
     ) -> dict[str, float]:
-        """Take one pass over the training data in a fresh random order. O(nnz n) time.
+        """Make one pass over the training data in a fresh random order. O(nnz n) time.
 
         Parameters
         ----------
         X : ndarray or scipy.sparse, shape (n, n_features)
             Not copied if it is contiguous float32 or CSR.
         y : ndarray of int, shape (n,), or Aim
-            Class indices, or what an estimator aims at.
+            Class indices, or the targets of an estimator.
         on_progress : callable, optional
-            Called some times a second with the samples done since, and the mean loss so far.
+            Called several times per second with the new samples done and the mean loss so far.
 
         Returns
         -------
         dict
-            "loss" (nats) and "train_accuracy" (0 to 1) of the batches as trained on, with dropout.
+            "loss" (nats) and "train_accuracy" (0 to 1) of the batches in training, with dropout.
 
         Raises
         ------
         ValueError
-            If shapes do not fit, there are no rows, or a label is not a class index.
+            If the shapes do not fit, there are no rows, or a label is not a class index.
         FloatingPointError
             If loss or weights are no longer finite.
         """
@@ -220,7 +220,7 @@ class Trainer(Fixed, Closing):
         return {"loss": loss, "train_accuracy": int(sums.correct[0]) / n}
 
     def change_topology(self) -> dict[str, int]:
-        """Prune and evolve if due; return how many are "pruned" and "replaced" (or 0). O(nnz)."""
+        """Prune and evolve if due; return how many connections are "pruned", "replaced". O(nnz)."""
         start = time.perf_counter()
         changed = change_topology(self.model, self.config, self.seed, self.rank, self.epoch)
         self.seconds["evolve"] += time.perf_counter() - start
@@ -228,7 +228,7 @@ class Trainer(Fixed, Closing):
 
     def evaluate(self, X: Any, y: np.ndarray, half: np.ndarray | None = None) -> dict[str, float]:
         """Return "loss" (mean cross-entropy, nats) and "accuracy" (0 to 1) on (X, y)."""
-        # With rows `half`, also "half_correct": how many of them are right.
+        # With rows `half`, also "half_correct": the number of them that are right.
         start = time.perf_counter()
         about = self.threads, f" in epoch {self.epoch}", half
         found = evaluate(self.model, X, y, self.config, *about)
@@ -236,19 +236,19 @@ class Trainer(Fixed, Closing):
         return found
 
     def progress(self) -> dict[str, Any]:
-        """Return where the run stands, as JSON types, for `restore`."""
+        """Return the position in the run, as JSON types, for `restore`."""
         return {"epoch": self.epoch, "step": self.step, "seconds": dict(self.seconds)}
 
     def restore(self, progress: dict[str, Any] | None) -> None:
-        """Go on from where `progress` says; the model must be the one of that moment."""
+        """Continue from `progress`; the model must be the one of that moment."""
         if progress is not None:
             self.epoch, self.step = progress["epoch"], progress["step"]
             self.seconds = dict(progress["seconds"])
 
     def _compile(self) -> None:
-        """Have training compiled before it is timed: run it over no or little data."""
+        """Compile training before it is timed, by running it over no or little data."""
         X, none = np.zeros((0, self.model.sizes[0]), np.float32), np.zeros(0, np.int64)
         self._engine.train(self._rule, X, none, none, 1, 0, metrics())
-        if self.config.zeta > 0:  # pruning calls nothing that the network's layout has not called
+        if self.config.zeta > 0:  # pruning calls only what making a network has called
             tiny = SparseMLP.erdos_renyi((4, 4, 2), density=0.5, random_state=0)
             tiny.evolve(0.5, np.random.default_rng(0))

@@ -1,8 +1,8 @@
-"""One run from data to result: train a network on a data set and write down all there is to know.
+"""One run from data to result: train a network on a data set and record everything about it.
 
-The result is a dictionary of JSON types whose names are a contract; the command line prints it,
-studies store it, notebooks read it. Sequential, dense and parallel runs have in common what stands
-here: the checks of the data and of checkpoints, the training inputs, and the result.
+The result is a dictionary of JSON types with fixed keys: the command line prints it, studies store
+it, notebooks read it. Sequential, dense and parallel runs share this module's checks of data and
+checkpoints, its training inputs, and its result.
 """
 
 import base64
@@ -27,8 +27,8 @@ from sparsecore.provenance import peak_bytes, provenance
 from sparsecore.samples import check_finite
 from sparsecore.train import Trainer
 
-#: What training computes, as a number: raised, with a line in the changelog, when a change is meant
-#: to change it. Recorded results are valid for one recipe.
+#: Version of training: raised, with a line in the changelog, when a change is meant to change what
+#: training computes. A recorded result is valid for one recipe.
 RECIPE = 1
 
 Observer = Callable[[Any, int], dict[str, Any]]
@@ -47,22 +47,22 @@ def run(
         Raw values; they are standardised here.
     config : TrainConfig
     seed : int
-        With `config` and `data` it determines the weights bit for bit, on CPUs of one lane width.
+        With `config` and `data`, determines the weights bit for bit, on CPUs of one lane width.
     threads : int
         The weights do not depend on it.
     progress : bool
         Show a bar with loss and accuracy on standard error.
     observe : callable, optional
-        ``observe(model, epoch)`` returns more entries for an epoch's record, of JSON or NumPy
+        ``observe(model, epoch)`` returns further entries for an epoch's record, of JSON or NumPy
         types. It is called after each epoch, before the topology changes, and once before the first
         (record of epoch 0).
     checkpoint_path : path, optional
-        Rewritten after every epoch, atomically.
+        File that is rewritten after every epoch, atomically.
     resume : bool
-        Go on from `checkpoint_path` if it exists; the result is the uninterrupted run's. The saved
-        run may have had fewer epochs, or more, of which it has done fewer than `config` has.
+        Resume from `checkpoint_path` if it exists; the result is that of an uninterrupted run. The
+        number of epochs in `config` may be new if it is higher than the number already done.
     checkpoint_every : float
-        Seconds that have to pass before it is rewritten.
+        Minimum number of seconds between two checkpoints.
 
     Returns
     -------
@@ -70,16 +70,16 @@ def run(
     result : dict
         "config", "seed", "recipe", "test_accuracy", "best_test_accuracy", "test_right" (see
         `unpacked`), "nnz_start", "nnz_end", "seconds", "samples_per_second", "peak_rss_mb",
-        "weights_sha256", "epochs" and "provenance". Accuracies are shares (0 to 1), losses nats,
-        "seconds" those of "train", "evaluate" and "evolve". An epoch has its "epoch", "nnz",
+        "weights_sha256", "epochs" and "provenance". Accuracies are from 0 to 1, losses in nats;
+        "seconds" has "train", "evaluate" and "evolve". Each epoch has its "epoch", "nnz",
         "loss", "train_accuracy", "test_loss", "test_accuracy", "test_half_correct", "pruned",
-        "replaced" and "seconds", summed up since the start.
+        "replaced" and "seconds", cumulative.
 
     Raises
     ------
     ValueError
-        If the data is not finite or has one class only, or the checkpoint is another run's, before
-        any training.
+        Before training, if data are not finite or have only one class, or if the checkpoint is
+        another run's.
     FloatingPointError
         If the loss diverges.
 
@@ -151,14 +151,14 @@ def fit(
     spent = seconds["train"] + seconds["evolve"]
     return result_of(
         model, state, epochs, right=right, seconds=seconds,
-        # As a parallel run counts: evolution is part of the method, tests are not.
+        # Counted as in a parallel run: evolution is part of the method, tests are not.
         samples_per_second=done * n / spent if done else 0.0,
         peak_rss_mb=round(peak_bytes() / 2**20, 1), threads=threads,
     )  # fmt: skip
 
 
 def checked_test_rows(data: Dataset) -> np.ndarray:
-    """Return the standardised test rows; refuse data that are not finite, or have one class."""
+    """Return the standardised test rows; refuse data that are not finite, or of one class."""
     check_finite(data.X_train, "training data")
     check_finite(data.X_test, "test data")
     with np.errstate(over="ignore"):
@@ -174,7 +174,7 @@ def checked_test_rows(data: Dataset) -> np.ndarray:
 
 
 def _observed(observe: Observer, model: train.Model, epoch: int) -> dict[str, Any]:
-    """Return what is observed; NumPy's values as JSON types, so that it can be saved."""
+    """Return the observed entries, with NumPy's values as JSON types, to be saved."""
     found = observe(model, epoch)
     try:
         return {**json.loads(json.dumps(found, default=lambda value: value.tolist()))}
@@ -183,7 +183,7 @@ def _observed(observe: Observer, model: train.Model, epoch: int) -> dict[str, An
 
 
 def test_half(n_test: int) -> np.ndarray:
-    """Return the rows of a fixed random half of a test set: right answers are counted in it."""
+    """Return the rows of a fixed random half of a test set, in which right answers are counted."""
     return np.sort(np.random.default_rng(0).permutation(n_test)[: n_test // 2])
 
 
@@ -215,11 +215,11 @@ class Shard:
         return self._inputs if self._augmentation is None else self._augmentation(epoch)
 
 
-# --- what a run is, and what came of it -----------------------------------------------------------
+# --- the identity of a run, and its result --------------------------------------------------------
 
 
 def identity(data: Dataset, config: TrainConfig, seed: int, **parallel: Any) -> dict[str, Any]:
-    """Return what tells a run from others: "config", "seed", "data", "recipe", as JSON types."""
+    """Return what identifies a run: "config", "seed", "data", "recipe", as JSON types."""
     about = {"dataset": data.name, "n_train": len(data.y_train), **config.to_dict(), **parallel}
     return {"config": about, "seed": int(seed), "data": data.content_hash, "recipe": RECIPE}
 
@@ -228,33 +228,33 @@ def resumed(
     path: str | os.PathLike[str] | None, resume: bool, expected: dict[str, Any],
     read: Callable[[Any], Any] = checkpoint.load,
 ) -> tuple[Any, dict[str, Any]] | None:  # fmt: skip
-    """Return model and state of a checkpoint that `read` reads, if there is one to go on from."""
+    """Return model and state of a checkpoint that `read` reads, if there is one to resume."""
     if path is not None:
         check_writable(path)
     if not resume or path is None or not Path(path).exists():
         return None
     model, state = checkpoint.latest(path, read)
     if state is not None and "config" in state:
-        state.setdefault("recipe", 1)  # older checkpoints do not know it
+        state.setdefault("recipe", 1)  # older checkpoints do not have it
         _take_other_epochs(path, state, expected["config"])
     return model, checkpoint.check_resumed(path, state, expected)
 
 
 def _take_other_epochs(path: Any, state: dict[str, Any], now: dict[str, Any]) -> None:
-    """Let a checkpoint's run have other epochs, if those that it has done stay the same."""
-    # After its last epoch a run changes no topology, which `fit` then makes up for.
+    """Accept another number of epochs in a checkpoint, if those already done stay the same."""
+    # A run does not change its topology after its last epoch; `fit` then does so on resuming.
     was, parallel = state["config"], "phase1_epochs" in now
     if (before := was["epochs"]) == now["epochs"] or parallel != ("phase1_epochs" in was):
         return
     done = state["progress"]["epoch"] if "progress" in state else state.get("epoch", before)
     fits = done < now["epochs"]
-    if parallel:  # phase 1 may be over if it is as long in both, and neither run ends with it
+    if parallel:  # phase 1 may be over if it has one length in both, and neither run ends with it
         one, other = was["phase1_epochs"], now["phase1_epochs"]
         fits = done < min(one, other) or done <= one == other < min(before, now["epochs"])
     if not fits:
         why = "phase 1 would end elsewhere" if parallel else "it has done too many"
         raise ValueError(
-            f"{path}: belongs to a run with epochs {before}, not {now['epochs']}, and has {done}: "
+            f"{path}: belongs to a run of {before} epochs, not {now['epochs']}, and has {done}: "
             f"{why}; resume with --epochs {before}, or name another checkpoint"
         )
     state["topology due"] = done == before
@@ -280,6 +280,6 @@ def result_of(
 
 
 def unpacked(test_right: str, n_test: int) -> np.ndarray:
-    """Return which of `n_test` rows a model is right on, from `test_right`: base64, a bit each."""
+    """Return which of `n_test` rows a model gets right; `test_right` is base64, a bit per row."""
     packed = np.frombuffer(base64.b64decode(test_right), np.uint8)
     return np.unpackbits(packed, count=n_test).astype(bool)

@@ -1,7 +1,7 @@
 """Models and training checkpoints as files.
 
-A model is one ``.npz`` with a format version and no pickles; a checkpoint has the state of a run
-beside it.
+A model is one ``.npz`` with a format version and no pickles; a checkpoint also holds the state of
+a run.
 """
 
 import io
@@ -20,7 +20,7 @@ from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import differences
 
 FORMAT_VERSION = 1
-_NEURONS = 2**25  # that any file may announce
+_NEURONS = 2**25  # a file of any size may announce so many
 
 
 class CheckpointError(ValueError):
@@ -43,15 +43,15 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     model : SparseMLP
     path : path
     run : dict, optional
-        JSON-able state of the run that trains it; its velocity is written, too, and the file that
-        was there is kept as ``path.previous``.
+        JSON-serialisable state of the run that trains the model. Then the velocity is written, too,
+        and an existing file is kept as ``path.previous``.
 
     Raises
     ------
     OSError
-        If the file cannot be written: it is no regular file, or read-only, say, or its folder is.
+        If the file cannot be written, for example because it or its folder is read-only.
     ValueError
-        If a weight, bias or velocity is not finite; the file that was there stays.
+        If a weight, bias or velocity is not finite; an existing file stays.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
 
 
 def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None]:
-    """Read what `save` wrote.
+    """Read a file that `save` wrote.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
         check_version(path, int(array(archive, "format_version")))
         about = json.loads(str(array(archive, "about")))
         if not isinstance(run := about["run"], (dict, type(None))):
-            raise ValueError(f"the state of its run is {run!r:.50}")
+            raise ValueError(f"expected a dict as the state of its run, got {run!r:.50}")
         names = ("weight_start", "indptr", "indices", "params")
         options = {name: about[name] for name in ("activation", "alpha", "init")}
         sizes, arrays = array(archive, "sizes").tolist(), [array(archive, name) for name in names]
@@ -116,7 +116,7 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
 
 
 def latest(path: Any, read: Callable[[Any], Any] = load) -> Any:
-    """Return what `read` does; of a damaged checkpoint the one before it, with a warning."""
+    """Read a checkpoint; if it is damaged, read the one before it, with a warning."""
     try:
         return read(path)
     except Damaged as error:
@@ -134,7 +134,7 @@ def latest(path: Any, read: Callable[[Any], Any] = load) -> Any:
 
 @contextmanager
 def opened(path: Any, what: str) -> Iterator[zipfile.ZipFile]:
-    """Open an archive to read; what its damaged bytes make the reader raise is `Damaged`."""
+    """Open an archive for reading; errors that damaged bytes cause are raised as `Damaged`."""
     with open(path, "rb") as stream:
         try:
             with zipfile.ZipFile(stream) as archive:
@@ -155,7 +155,7 @@ def opened(path: Any, what: str) -> Iterator[zipfile.ZipFile]:
 def array_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     """Read the header of a saved array: its shape, in C order, and its type."""
     if np.lib.format.read_magic(member) != (1, 0):
-        raise ValueError("an array has a header that no sparsecore writes")
+        raise ValueError("an array has a header that sparsecore never writes")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
     if fortran and len(shape) > 1:
         raise ValueError(f"an array of shape {shape} is not in C order")
@@ -163,7 +163,7 @@ def array_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Read an array, which takes no more memory than the file, whatever its header says."""
+    """Read an array; it takes no more memory than the file, whatever its header says."""
     content = archive.read(f"{name}.npy")
     member = io.BytesIO(content)
     shape, dtype = array_header(member)
@@ -175,17 +175,17 @@ def check_version(path: Any, found: int) -> None:
     if found != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: format version {found}, expected {FORMAT_VERSION}; "
-            "a newer sparsecore may have written it: update this one"
+            "a newer sparsecore may have written it: update sparsecore"
         )
 
 
 def check_resumed(
     path: Any, found: dict[str, Any] | None, expected: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return a checkpoint's state if it has what is `expected`, or refuse it."""
+    """Return a checkpoint's state if it matches `expected`; otherwise refuse it."""
     if not (isinstance(found, dict) and expected.keys() <= found.keys()):
         raise CheckpointError(
-            f"{path}: a model, not the checkpoint of a run: name what --checkpoint has written"
+            f"{path}: a model, not the checkpoint of a run; name a file that --checkpoint wrote"
         )
     told = differences({name: found[name] for name in expected}, expected)
     if told:

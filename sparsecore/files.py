@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-_STEM = 30  # letters of a file's name in that of its temporary file, which must not be too long
+_STEM = 30  # letters of its name that a temporary file's name has, which must not be too long
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
@@ -37,8 +37,8 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[IO[bytes]]:
     """Open a temporary file that replaces `path` if the block ends without an error."""
-    # Links are followed, and the file's mode is kept. With `keep` the file that was there stays as
-    # `previous`. What writers that were killed have left is removed.
+    # Links are followed, and the file's mode is kept. With `keep` an existing file is kept as
+    # `previous`. Temporary files of writers that were killed are removed.
     target = check_writable(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     stem = target.name[:_STEM]
@@ -72,26 +72,26 @@ def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[I
 
 
 def previous(path: str | os.PathLike[str]) -> Path:
-    """Return where `atomic_write` keeps the file that was there before."""
+    """Return the path at which `atomic_write` keeps the file before."""
     target = Path(os.path.realpath(path))
     return target.with_name(f"{target.name}.previous")
 
 
 def _create(path: Path, mode: int) -> IO[bytes]:
-    """Create a file and hold its lock, which tells other writers that this one lives."""
+    """Create a file and hold its lock, which shows other writers that this one is alive."""
     while True:
         file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb")
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
             return file
-        file.close()  # another writer was faster: it took this file for a dead one's
+        file.close()  # another writer was faster, and took this file for a dead writer's
 
 
 @contextmanager
 def lock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file's lock; wait for a process that has it, or raise BlockingIOError."""
-    # Yields False, so that work may be done twice, where a file system cannot be written or locked.
+    """Hold a file's lock; if another process holds it, wait or raise BlockingIOError."""
+    # Where the file system cannot be written or locked it yields False: work may be done twice.
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

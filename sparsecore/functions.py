@@ -1,7 +1,7 @@
 """The functions that a network is made of, by name: activations, initial weights, losses.
 
-Every activation is ``f(z) = z`` for z > 0 and ``f(z) = s z`` otherwise, and a kernel needs to know
-the slope s alone. Training fuses the loss into its kernels; the losses here serve evaluation.
+Every activation is ``f(z) = z`` for z > 0 and ``f(z) = s z`` otherwise, so a kernel needs only the
+slope s. Training fuses the loss into its kernels; the losses here serve evaluation.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def _uniform(limit: float, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 _DEVIATION = np.float32(0.1)
-# They draw `size` weights, float32; `n_in` and `n_out` are the layer's widths, not its sparse
+# Each draws `size` weights, float32; `n_in` and `n_out` are the layer's widths, not its sparse
 # fan-in and fan-out.
 INITIALIZERS: dict[str, Callable[[int, int, int, np.random.Generator], np.ndarray]] = {
     "he_uniform": lambda n_in, n_out, size, rng: _uniform((6 / n_in) ** 0.5, size, rng),

@@ -1,4 +1,4 @@
-"""What this process may use of its machine: CPUs and memory, within control groups (version 2)."""
+"""CPUs and memory that this process may use, within control groups (version 2)."""
 
 import math
 import os
@@ -12,7 +12,7 @@ GROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def cpu_count() -> int:
-    """Return the number of CPUs that this process may run on, or has the time of."""
+    """Return the number of CPUs that this process may use: by affinity and CPU-time quota."""
     affinity = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
     for folder in _groups():
@@ -23,7 +23,7 @@ def cpu_count() -> int:
 
 
 def free_memory() -> int:
-    """Return the bytes that this process may still take, pages of files that can go included."""
+    """Return the bytes that this process may still allocate, reclaimable file cache included."""
     free = int(psutil.virtual_memory().available)
     for folder in _groups():
         limit, used = _words(folder / "memory.max"), _words(folder / "memory.current")
@@ -35,10 +35,10 @@ def free_memory() -> int:
 
 
 def _groups() -> Iterator[Path]:
-    """Yield the folders of this process's group and of those around it."""
+    """Yield the folders of this process's group and of the groups that contain it."""
     for line in OWN.read_text().splitlines() if OWN.exists() else []:
         if line.startswith("0::/"):
-            # In a container the path may be the host's, and only the top be there: it is the group.
+            # In a container the path may be the host's; then only the top exists, and is the group.
             folder = GROUPS / line.removeprefix("0::/")
             yield from (path for path in (folder, *folder.parents) if path.is_relative_to(GROUPS))
 

@@ -1,11 +1,11 @@
-"""What a caller gives as samples: inputs and labels, checked, in the types that kernels take."""
+"""A caller's inputs and labels, checked and converted to the types that kernels accept."""
 
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-#: Values of a sparse matrix's rows that are made dense at a time: 64 MiB.
+#: Values of a sparse matrix that are made dense at a time: 64 MiB.
 DENSE_VALUES = 2**24
 
 
@@ -21,7 +21,7 @@ def as_inputs(X: Any, n_features: int) -> Any:
 
 
 def checked_sparse(name: str, matrix: Any) -> Any:
-    """Return a scipy.sparse matrix whose pointers and indices are in range: C code trusts them."""
+    """Return a scipy.sparse matrix after checking pointers and indices: C code trusts them."""
     if matrix.format not in ("csr", "csc", "bsr"):
         matrix = matrix.tocoo()
         for places, length in zip(matrix.coords, matrix.shape, strict=True):
@@ -29,7 +29,7 @@ def checked_sparse(name: str, matrix: Any) -> Any:
                 raise ValueError(f"{name}: has a coordinate outside its shape {matrix.shape}")
         return matrix
     try:
-        if (matrix.indptr[1:] < matrix.indptr[:-1]).any():  # SciPy may not look
+        if (matrix.indptr[1:] < matrix.indptr[:-1]).any():  # SciPy may not check
             raise ValueError("indptr must be a non-decreasing sequence")
         matrix.check_format(full_check=True)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""Random generators, one for each (seed, purpose, rank, epoch), and never carried along.
+"""Random generators, a fresh one for each (seed, purpose, rank, epoch).
 
-So a run that resumes at an epoch draws what the uninterrupted run would have drawn.
+So a run that resumes at an epoch draws the same numbers as an uninterrupted run.
 """
 
 from enum import IntEnum
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What random numbers are for; the values are part of every seeded result."""
+    """Purposes of random numbers; changing a value changes every seeded result."""
 
     TOPOLOGY = 0
     WEIGHTS = 1

@@ -252,9 +252,9 @@ def _take_other_epochs(path: Any, state: dict[str, Any], now: dict[str, Any]) ->
         one, other = was["phase1_epochs"], now["phase1_epochs"]
         fits = done < min(one, other) or done <= one == other < min(before, now["epochs"])
     if not fits:
-        why = "phase 1 would end elsewhere" if parallel else "it has done too many"
+        why = "phase 1 would end elsewhere" if parallel else "that is too many"
         raise ValueError(
-            f"{path}: belongs to a run of {before} epochs, not {now['epochs']}, and has {done}: "
+            f"{path}: belongs to a run with epochs {before}, not {now['epochs']}; {done} are done: "
             f"{why}; resume with --epochs {before}, or name another checkpoint"
         )
     state["topology due"] = done == before

@@ -314,7 +314,7 @@ def test_a_run_resumed_with_fewer_epochs_is_the_shorter_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         experiment.run(dataset(), config(), observe=stop, checkpoint_path=path)
     how = {"observe": look, "checkpoint_path": path, "resume": True}
-    with pytest.raises(ValueError, match="with epochs 5, not 2, and has 2: it has done too many"):
+    with pytest.raises(ValueError, match="with epochs 5, not 2; 2 are done: that is too many"):
         experiment.run(dataset(), config(epochs=2), **how)
     _, result = experiment.run(dataset(), config(epochs=3), **how)
     _, whole = experiment.run(dataset(), config(epochs=3), observe=look)

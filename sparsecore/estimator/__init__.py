@@ -1,4 +1,4 @@
-"""The scikit-learn contract around `SparseMLP` and `Trainer`: a classifier and a regressor."""
+"""scikit-learn estimators around `SparseMLP` and `Trainer`: a classifier and a regressor."""
 
 from sparsecore.estimator.classifier import SparseMLPClassifier
 from sparsecore.estimator.regressor import SparseMLPRegressor

@@ -1,7 +1,7 @@
-"""What classifier and regressor have in common: parameters, inputs, fitting, streams.
+"""The common part of classifier and regressor: parameters, inputs, fitting, streams.
 
-Whatever fails or is interrupted, the estimator is the one before the call or after it, or after an
-epoch of `fit`: work is done on a draft, whose state replaces the old one at once.
+An error or interrupt leaves the estimator as it was before the call, or as it is after the call or
+after an epoch of `fit`: work is done on a draft, whose state replaces the old one in one step.
 """
 
 import inspect
@@ -28,9 +28,9 @@ _FOREVER = 2**31  # epochs of a partial_fit: nobody knows which call is the last
 # A stream's topology changes after this many batches, or after a call that has more: sooner, new
 # connections would be judged before they have learnt.
 _STREAM_BATCHES = 50
-#: Hyperparameters that scikit-learn gives another name.
+#: Hyperparameters that have another name in scikit-learn.
 NAMES = {"hidden": "hidden_layer_sizes", "epochs": "max_iter"}
-# What a network is made with: it cannot go on with others.
+# A network is made with these: it cannot continue with other values.
 _MADE = ("hidden", "epsilon", "activation", "alpha", "init", "standardize")
 _INT32_MAX = np.iinfo(np.int32).max
 _WEIGHT = numbers("", lambda v: v >= 0)
@@ -73,8 +73,8 @@ _RANGES: dict[str, Range] = {
 class SparseMLPBase(BaseEstimator):
     """What `SparseMLPClassifier` and `SparseMLPRegressor` share.
 
-    The defaults were chosen for tables, by cross-validation inside the training rows of some of the
-    book's benchmark (T-estimator stars them); the settings of the paper's networks are in
+    The defaults were chosen for tables, by cross-validation within the training rows of some of the
+    book's benchmark tables (starred in T-estimator). The settings of the paper's networks are in
     `settings`. `alpha` is a slope, not a penalty as in scikit-learn's MLP.
 
     Parameters
@@ -82,27 +82,27 @@ class SparseMLPBase(BaseEstimator):
     hidden_layer_sizes : int or sequence of int, default=(256, 256)
         Neurons of each hidden layer.
     max_iter : int, default=150
-        Epochs at most: see `n_iter_no_change`.
+        Maximum number of epochs; see `n_iter_no_change`.
     {hyperparameters}
     standardize : bool, default=True
-        Standardise every feature with the moments of the training data, or of what `partial_fit`
-        has seen so far. A sparse `X` stays sparse: one factor for all features makes the mean
-        square of its values 1.
+        Standardise every feature with the moments of the training data, or of all data that
+        `partial_fit` has seen so far. A sparse `X` stays sparse: one factor scales all features
+        so that the mean square of the values is 1.
     early_stopping : bool, default=False
-        Set a part of the training data aside, stop when its score no longer improves, and keep
-        the best network. Otherwise the training loss decides, and the last network is kept.
+        Hold out a part of the training data, stop when the score on it no longer improves, and
+        keep the best network. Otherwise the training loss decides, and the last network is kept.
     validation_fraction : float, default=0.1
-        Share that early stopping sets aside, in (0, 1).
+        Share of the training data that early stopping holds out, in (0, 1).
     n_iter_no_change, tol : int and float, defaults 20 and 1e-4
-        Epochs without an improvement by `tol`, of the loss or of the validation score, after
-        which training stops.
+        Training stops after this many epochs without an improvement by more than `tol` of the
+        loss or, with `early_stopping`, of the validation score.
     warm_start : bool, default=False
-        `fit` goes on with the fitted network, scaler and counters, for `max_iter` more epochs.
-        Layers, `epsilon`, `activation`, `alpha`, `init` and `standardize` have to be as before.
-        With `early_stopping` the fitted network stays if no new epoch is better on the part set
-        aside.
+        `fit` continues with the fitted network, scaler and counters, for `max_iter` more epochs.
+        Layers, `epsilon`, `activation`, `alpha`, `init` and `standardize` must be as before.
+        With `early_stopping` the fitted network is kept if no new epoch is better on the
+        held-out data.
     n_jobs : int or None, default=None
-        Threads; None is 1, -1 all CPUs. The result does not depend on it.
+        Number of threads: None means 1, -1 all CPUs. The result does not depend on it.
     random_state : int, RandomState or None, default=None
         Determines topology, weights, data order, dropout and evolution.
     verbose : bool, default=False
@@ -111,7 +111,7 @@ class SparseMLPBase(BaseEstimator):
     Attributes
     ----------
     model_ : SparseMLP
-        The network itself. A pruned or compacted one may take its place, to predict or to go on.
+        The network. It may be replaced by a pruned or compacted one, to predict or to train on.
     scaler_ : sklearn.preprocessing.StandardScaler or None
         Standardises `X`; None with standardize=False.
     coefs_ : list of scipy.sparse.csc_array, shapes (n_in, n_out)
@@ -119,22 +119,22 @@ class SparseMLPBase(BaseEstimator):
     intercepts_ : list of ndarray, shapes (n_out,)
         Biases.
     feature_importances_ : ndarray, shape (n_features,)
-        Strength of each input's connections, the sum of their weights' magnitudes; they sum to 1.
+        Sum of the magnitudes of each input's weights, scaled so that all sum to 1.
     loss_curve_ : list of float
-        Training loss of each epoch or call of `partial_fit`: nats, or half the squared error of
-        standardised targets.
+        Training loss of each epoch or call of `partial_fit`: in nats, or half the squared error
+        of standardised targets.
     loss_ : float
         The last of `loss_curve_`.
     validation_scores_ : list of float or None
-        Score of each epoch on what early stopping has set aside.
+        Score of each epoch on the data that early stopping holds out.
     best_validation_score_ : float or None
         Score of the network that is kept.
     n_iter_ : int
-        Epochs, or calls of `partial_fit`, that are done.
+        Number of epochs, or calls of `partial_fit`, done.
     n_features_in_ : int
         Features of `X`.
     feature_names_in_ : ndarray of str
-        Their names, if `X` had some.
+        Names of the features, if `X` has any.
 
     Notes
     -----
@@ -156,29 +156,29 @@ class SparseMLPBase(BaseEstimator):
         n_iter_no_change=20, tol=1e-4, warm_start=False, n_jobs=None, random_state=None,
         verbose=False,
     ):  # fmt: skip
-        """Name the parameters; `complete` makes what takes them."""
+        """List the parameters; `complete` makes the method that takes them."""
 
-    if TYPE_CHECKING:  # the parameters, and what the two classes have of their own:
+    if TYPE_CHECKING:  # the parameters, and methods that each class has for itself:
         # _loss() minimised, _n_outputs(), _quality(outputs, y, weight), higher is better, and
         # _learnable(y, weight, classes, first, whole), which returns labels or values and weights;
-        # `first`: `y` decides what there is to learn, `whole`: it is no part of a stream
+        # `first`: `y` sets the classes or targets; `whole`: it is not part of a stream
 
         def __getattr__(self, name: str) -> Any: ...
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
-        """Train a new network, or with `warm_start` go on with the one that is there.
+        """Train a new network, or with `warm_start` continue with the fitted one.
 
-        An interrupt (Ctrl-C) keeps the epochs that are done, and `partial_fit` or a warm start can
-        go on from there; whatever else fails leaves the estimator as it was.
+        An interrupt (Ctrl-C) keeps the completed epochs, and `partial_fit` or a warm start can
+        continue from there. Any other failure leaves the estimator as it was.
 
         Parameters
         ----------
         X : array-like or scipy.sparse, shape (n_samples, n_features)
-            Finite numbers; standardised in their own precision, then computed with as float32.
+            Finite numbers; standardised in their own precision, then converted to float32.
         y : array-like
-            What is to be predicted, as the class says.
+            Targets, as described for the class.
         sample_weight : array-like, shape (n_samples,), optional
-            Weights of at least 0, of which the ratios matter; samples of weight 0 are left out.
+            Weights of at least 0; only their ratios matter. Samples of weight 0 are left out.
 
         Returns
         -------
@@ -187,7 +187,7 @@ class SparseMLPBase(BaseEstimator):
         Raises
         ------
         ValueError
-            If a parameter or the data are not as described; the message names the value.
+            If a parameter or the data are invalid; the message names the value.
         FloatingPointError
             If the loss diverges.
         """
@@ -230,7 +230,7 @@ class SparseMLPBase(BaseEstimator):
             return self._quality(outputs, y_aside, weight_aside)
 
         best, best_model, stale = -np.inf, None, 0
-        if warm and aside is not None:  # a network that is there is kept if none is better
+        if warm and aside is not None:  # the fitted network is kept if no new one is better
             best, best_model = quality(), self.model_.copy()
         try:
             with (
@@ -254,7 +254,7 @@ class SparseMLPBase(BaseEstimator):
                 self.model_, self.best_validation_score_ = best_model, best
 
     def _partial_fit(self, X: Any, y: Any, weight: Any, classes: Any = None) -> Any:
-        """Do what `partial_fit` says; whatever fails or interrupts it leaves the state before."""
+        """Do the work of `partial_fit`; an error or interrupt leaves the state before the call."""
         draft, first = self._draft(True), not hasattr(self, "model_")
         config, X, y, weight = draft._taken(X, y, weight, classes, first, False)
         config, n = config.with_values(epochs=_FOREVER), len(y)
@@ -271,21 +271,21 @@ class SparseMLPBase(BaseEstimator):
         return self
 
     def _epoch(self, trainer: train.Trainer, X: Any, targets: Any, change_after: int) -> None:
-        """Take one pass; before it, change a topology that has seen `change_after` samples."""
+        """Make one pass; before it, change a topology that has seen `change_after` samples."""
         progress = {**self._progress}
         if progress["pending"] >= change_after:
             progress |= {"pending": 0, "changes": progress["changes"] + 1}
-            self._progress = {**progress}  # an interrupted pass does not change it once more
+            self._progress = {**progress}  # an interrupted pass does not repeat the change
             train.change_topology(self.model_, trainer.config, self._seed, 0, progress["changes"])
         loss = trainer.run_epoch(X, targets)["loss"]
         progress |= {"pending": progress["pending"] + X.shape[0], "step": trainer.step}
-        # Not changed in place: the ones before belong to the state before.
+        # Replaced, not changed in place: the old objects belong to the state before.
         self._progress, self.loss_curve_ = progress, [*self.loss_curve_, loss]
 
     def _taken(
         self, X: Any, y: Any, weight: Any, classes: Any, first: bool, whole: bool
     ) -> tuple[TrainConfig, Any, Any, Any]:
-        """Check parameters and data before any work is done; in the first call, begin to count."""
+        """Check parameters and data before any work; in the first call, reset the counters."""
         for name, allowed in _RANGES.items():
             allowed.check(name, getattr(self, name, None))
         same = {name: getattr(self, name) for name in HYPERPARAMETERS if name in vars(self)}
@@ -304,14 +304,14 @@ class SparseMLPBase(BaseEstimator):
             self._seed = int(check_random_state(self.random_state).randint(2**31))
             self._progress = {"step": 0, "changes": 0, "pending": 0}
             self.loss_curve_ = []
-        # The layers of the network itself may be smaller: `compact`.
+        # The layers of the network itself may be smaller, after `compact`.
         values = config.to_dict() | {"standardize": bool(self.standardize)}
         made = {NAMES.get(name, name): values[name] for name in _MADE}
         self._made, before = made, made if first else getattr(self, "_made", made)
         if told := differences(made, before):
             raise ValueError(
                 f"expected the parameters that the fitted network was made with, got {told}; set "
-                "them to go on, or fit a clone, or without warm_start"
+                "them to continue, or fit a clone, or fit without warm_start"
             )
         return config, X, y, weight
 
@@ -328,9 +328,9 @@ class SparseMLPBase(BaseEstimator):
                 stratify=y if labels else None, random_state=self._seed,
             )  # fmt: skip
             if isinstance(self, RegressorMixin) and len(parts[3]) < 2:
-                raise ValueError("R² needs two samples that are set aside, or more; got one")
+                raise ValueError("R² needs at least two held-out samples, got one")
             if weight is not None and not parts[5].any():
-                raise ValueError("no sample that is set aside has a weight above 0")
+                raise ValueError("no held-out sample has a weight above 0")
             return parts
         except ValueError as error:
             raise ValueError(
@@ -342,7 +342,7 @@ class SparseMLPBase(BaseEstimator):
         return inputs.scaled(X, self.scaler_, self.n_features_in_)
 
     def _aim(self, y: np.ndarray, weight: Any, whole: bool) -> Any:
-        """Return what the kernels take; in `whole` data the mean weight is 1."""
+        """Return the targets for the kernels; in `whole` data the mean weight is 1."""
         labels = self._loss() == SOFTMAX
         if labels and weight is None:
             return y
@@ -361,7 +361,7 @@ class SparseMLPBase(BaseEstimator):
     def _threads(self) -> int:
         _RANGES["n_jobs"].check("n_jobs", self.n_jobs)
         threads = self.n_jobs or 1
-        # As joblib has it: -2 is all CPUs but one, and one thread where there is but one CPU.
+        # As in joblib: -2 is all CPUs but one, and one thread if there is only one CPU.
         return int(threads) if threads > 0 else max(1, int(threads) + cpu_count() + 1)
 
     def _outputs(self, X: Any) -> np.ndarray:
@@ -372,12 +372,12 @@ class SparseMLPBase(BaseEstimator):
 
     @property
     def n_iter_(self) -> int:
-        """Epochs that are done, or calls of `partial_fit`."""
+        """Number of epochs, or calls of `partial_fit`, done."""
         return len(self.loss_curve_)
 
     @property
     def loss_(self) -> float:
-        """Training loss of the last epoch."""
+        """Training loss of the last epoch or call."""
         return self.loss_curve_[-1]
 
     @property
@@ -392,12 +392,12 @@ class SparseMLPBase(BaseEstimator):
 
     @property
     def feature_importances_(self) -> np.ndarray:
-        """Strength of each input, the sum of its weights' magnitudes, as a share of all."""
+        """Sum of the magnitudes of each input's weights, scaled so that all sum to 1."""
         strength = self.model_[0].input_strength()
         return strength / max(strength.sum(), np.finfo(float).tiny)
 
     def __sklearn_tags__(self) -> Any:
-        """Say that sparse input is welcome, and to the regressor several targets."""
+        """Declare support for sparse input and, in the regressor, for several targets."""
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.target_tags.multi_output = isinstance(self, RegressorMixin)
@@ -405,7 +405,7 @@ class SparseMLPBase(BaseEstimator):
 
 
 def complete(cls: Any) -> Any:
-    """Complete a class's docstring and signature by what both classes have in common."""
+    """Add the parameters of both classes to a class's docstring and signature."""
     known = inspect.signature(SparseMLPBase.__init__).parameters
     named = [about for name, about in HYPERPARAMETERS.items() if name in known]
     listed = "\n".join(about.documented(known[about.name].default) for about in named)

@@ -21,16 +21,16 @@ from sparsecore.estimator.base import SparseMLPBase, complete
 class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
     """Truly sparse multilayer perceptron classifier, trained with SET.
 
-    Only the weights that exist are stored and computed with. After every epoch but the last, the
-    weakest connections are replaced by random new ones.
+    Only the weights that exist are stored and used. After every epoch but the last, the weakest
+    connections are replaced by random new ones.
 
-    `y` has labels of any type, at least two different ones, or, for several labels per sample, is
+    `y` holds labels of any type, at least two different ones. For several labels per sample, it is
     an indicator matrix of shape (n_samples, n_labels); then each label has its own probability.
 
     {parameters}
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes, by label, of at least 0, and 1 for those that are left out;
-        "balanced": inversely proportional to their frequencies.
+        Weights of the classes by label, at least 0; labels left out have weight 1. "balanced":
+        inversely proportional to the frequencies of the classes.
 
     Attributes
     ----------
@@ -51,25 +51,25 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
     _multilabel: bool
 
     def __init__(self, *args, class_weight=None, **parameters):
-        """Name what `complete` adds to the parameters that both classes have."""
+        """List the parameters that `complete` adds to those of both classes."""
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
     ) -> "SparseMLPClassifier":
-        """Take one pass over a part of a stream.
+        """Make one pass over a part of a stream.
 
-        An interrupt, or any error, leaves the state before the call.
+        An interrupt or an error leaves the estimator as it was before the call.
 
         Parameters
         ----------
         X, y
             As in `fit`.
         classes : array-like, optional
-            All labels that will ever occur; needed in the first call, but not for an indicator
+            All labels that will ever occur; needed in the first call, except for an indicator
             matrix.
         sample_weight : array-like, shape (n_samples,), optional
-            Factors of the samples' losses, of at least 0. Their size counts here; in `fit` only
-            their ratios do.
+            Factors of the samples' losses, at least 0. Their size matters here; in `fit` only
+            their ratios matter.
 
         Returns
         -------
@@ -82,9 +82,9 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
 
         Notes
         -----
-        Inputs are standardised with the moments of all samples so far. Before a call the topology
-        changes if the samples since its last change fill 50 batches and are at least as many as
-        this call's. O(nnz) per sample.
+        Inputs are standardised with the moments of all samples so far. At the start of
+        a call the topology changes if the samples since its last change fill 50 batches and are
+        at least as many as in this call. O(nnz) per sample.
         """
         return self._partial_fit(X, y, sample_weight, classes)
 
@@ -101,12 +101,12 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
         return expit(outputs) if self._multilabel else functions.probabilities(outputs)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Return the logarithms of the probabilities, without the rounding of small ones to 0."""
+        """Return the logarithms of the probabilities; small ones are not rounded to 0 first."""
         outputs = self._outputs(X)
         return log_expit(outputs) if self._multilabel else log_softmax(outputs, axis=1)
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Return the logits, shape (n_samples, n_classes); of two classes, their difference."""
+        """Return the logits, shape (n_samples, n_classes); for two classes, their difference."""
         outputs = self._outputs(X)
         if len(self.classes_) == 2 and not self._multilabel:
             return outputs[:, 1] - outputs[:, 0]
@@ -177,7 +177,7 @@ class SparseMLPClassifier(ClassifierMixin, SparseMLPBase):
         return float(accuracy_score(y, found, sample_weight=weight))
 
     def __sklearn_tags__(self) -> Any:
-        """Say that several labels per sample are welcome."""
+        """Declare support for several labels per sample."""
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags

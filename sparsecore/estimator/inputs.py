@@ -1,4 +1,4 @@
-"""What is given as `X`, as the network takes it: standardised in its precision, then float32."""
+"""Convert `X` for the network: standardise it in its own precision, then make it float32."""
 
 import copy
 from typing import Any
@@ -14,7 +14,7 @@ _TOO_LARGE = "divide all values by a constant first"
 
 
 def moments(known: StandardScaler | None, X: Any, weight: Any, name: str = "X") -> StandardScaler:
-    """Return the moments of `X` and of all that is `known`, which stays as it is."""
+    """Return the moments of `X` and the `known` data together; `known` is not changed."""
     if known is None:
         # The caller's configuration may ask for data frames, which have no sparse columns.
         known = StandardScaler(with_mean=not sp.issparse(X)).set_output(transform="default")
@@ -25,7 +25,7 @@ def moments(known: StandardScaler | None, X: Any, weight: Any, name: str = "X") 
     with np.errstate(over="ignore", invalid="ignore"):
         known = copy.deepcopy(known).partial_fit(X, sample_weight=weight)
         if not known.with_mean:
-            # One scale for all: by its own deviation, a word that occurs once would be huge.
+            # One scale for all: scaled by its own deviation, a word that occurs once would be huge.
             square = np.mean(known.var_ + np.square(known.mean_))
             known.scale_ = np.full_like(known.scale_, np.sqrt(square) if square else 1)
     if not np.isfinite(known.scale_).all():
@@ -34,21 +34,21 @@ def moments(known: StandardScaler | None, X: Any, weight: Any, name: str = "X") 
 
 
 def accepted(X: Any) -> dict[str, Any]:
-    """Return how scikit-learn is to take `X`: float32 if that holds its values, else float64."""
+    """Return how scikit-learn reads `X`: as float32 if that can hold its values, else float64."""
     dtype = getattr(X, "dtype", None)
     exact = isinstance(dtype, np.dtype) and np.can_cast(dtype, np.float32)
     return {"accept_sparse": "csr", "dtype": np.float32 if exact else np.float64, "order": "C"}
 
 
 def check_weights(name: str, weight: np.ndarray) -> None:
-    """Refuse weights of which none is above 0, or one more than float32 holds."""
+    """Refuse weights if none is above 0, or if one is too large for float32."""
     if not 0 < weight.max() <= LARGEST:
         expected = f"a weight above 0, and none above {LARGEST:.2g}"
         raise ValueError(f"{name}: expected {expected}, got {weight.max():.2g} at most")
 
 
 def scaled(X: Any, scaler: StandardScaler | None, n_features: int, name: str = "X") -> Any:
-    """Return `X` as `scaler` has it, as contiguous float32 or CSR; refuse what float32 has not."""
+    """Return `X` scaled, as contiguous float32 or CSR; refuse values too large for float32."""
     if scaler is not None:
         if sp.issparse(X) and scaler.with_mean:  # fitted on dense data
             X = X.toarray()

@@ -16,9 +16,9 @@ from sparsecore.estimator.inputs import moments, scaled
 class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
     """Truly sparse multilayer perceptron regressor, trained with SET.
 
-    Targets are standardised by their own moments, so that the defaults suit any unit; the output
-    layer is linear, and the loss is half the squared error of the standardised targets, summed over
-    them.
+    Each target is standardised by its own moments, so the defaults suit any unit. The output layer
+    is linear, and the loss is half the squared error of the standardised targets, summed over the
+    targets.
 
     {parameters}
 
@@ -41,10 +41,10 @@ class SparseMLPRegressor(RegressorMixin, SparseMLPBase):
     target_scaler_: Any
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> "SparseMLPRegressor":
-        """Take one pass over a part of a stream.
+        """Make one pass over a part of a stream.
 
-        Parameters (also `sample_weight`), errors and cost are those of
-        `SparseMLPClassifier.partial_fit`, but there are no `classes`. Targets, too, are
+        Parameters (`sample_weight` included), errors and cost are as in
+        `SparseMLPClassifier.partial_fit`, but there are no `classes`. Targets are also
         standardised with the moments of all samples so far.
         """
         return self._partial_fit(X, y, sample_weight)

@@ -1,4 +1,4 @@
-"""Fitted estimators as model files: the network, and in the run's state what belongs around it."""
+"""Fitted estimators as model files: the network, and everything else in the run's state."""
 
 import json
 import os
@@ -23,7 +23,7 @@ _MOMENTS = ("with_mean", "mean_", "var_", "scale_", "n_samples_seen_")
 def save(estimator: SparseMLPBase, path: str | os.PathLike[str], columns: Any = None) -> None:
     """Write a fitted estimator to one ``.npz`` file, without pickles.
 
-    A file that was there is kept as ``<path>.previous``.
+    An existing file is kept as ``<path>.previous``.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def save(estimator: SparseMLPBase, path: str | os.PathLike[str], columns: Any = 
     Raises
     ------
     TypeError
-        If a parameter or label is not made of text, numbers and None, or it is another estimator.
+        If `estimator` is another one, or a parameter or label is not of text, numbers and None.
     sklearn.exceptions.NotFittedError
         If it is not fitted.
     """
@@ -61,12 +61,12 @@ def save(estimator: SparseMLPBase, path: str | os.PathLike[str], columns: Any = 
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Any, tuple[str, ...] | None]:
-    """Read what `save` wrote from `path`: nothing in the file is executed.
+    """Read the estimator that `save` wrote to `path`; nothing in the file is executed.
 
     Returns
     -------
     estimator : SparseMLPClassifier or SparseMLPRegressor
-        Ready to predict or to go on.
+        Ready to predict or to train on.
     columns : tuple of str, or None
         Names of the inputs.
 
@@ -77,7 +77,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, tuple[str, ...] | None]:
     """
     model, run = checkpoint.load(path)
     if run is None or "estimator" not in run:
-        raise CheckpointError(f"{path}: a network, not an estimator; train it with train --data")
+        raise CheckpointError(f"{path}: a network, not an estimator; make one with train --data")
     try:
         about = run["estimator"]
         params = {k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()}
@@ -107,7 +107,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, tuple[str, ...] | None]:
 
 
 def _plain(value: Any) -> Any:
-    """Return NumPy's values as Python's; refuse what JSON does not hold."""
+    """Return NumPy's values as Python's; refuse values that JSON cannot hold."""
     if not isinstance(value, (np.generic, np.ndarray)):
         expected = "text, numbers and None as parameters (see set_params) and labels"
         raise TypeError(f"expected {expected} to be saved, got {value!r:.99}")

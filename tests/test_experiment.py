@@ -178,7 +178,7 @@ def test_a_run_resumed_with_more_epochs_is_the_longer_run(tmp_path, first, then)
     )
     assert timeless(result) == timeless(whole)
     np.testing.assert_array_equal(model.velocity, whole_model.velocity)
-    with pytest.raises(ValueError, match=f"with epochs {then}, not {first}, and has {then}: it"):
+    with pytest.raises(ValueError, match=f"with epochs {then}, not {first}; {then} are done: that"):
         experiment.run(dataset(), config(epochs=first), checkpoint_path=path, resume=True)
 
 

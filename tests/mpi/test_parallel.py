@@ -538,7 +538,7 @@ def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, path, local_s
     for refused, name in (
         ({"data": other_data}, "data"),
         ({"config": SMALL.with_values(alpha=0.1)}, "alpha 0.6, not 0.1"),
-        ({"config": SMALL.with_values(epochs=2)}, "epochs 5, not 2, and has 2: phase 1"),
+        ({"config": SMALL.with_values(epochs=2)}, "epochs 5, not 2; 2 are done: phase 1"),
         ({"seed": 7}, "seed"),
     ):
         again = {"data": digits, "config": SMALL, "plan": plan, "seed": 0} | refused

@@ -280,7 +280,7 @@ def test_a_content_without_a_published_hash_is_pinned_in_the_cache(machine, monk
     pin = folder / "HIGGS.csv.gz.sha256"
     assert pin.read_text().split() == [hashlib.sha256(text.encode()).hexdigest(), "HIGGS.csv.gz"]
     write(folder, {"HIGGS.csv": edited("e+00", "e-00").encode()})
-    with pytest.raises(DataCorrupt, match=r"SHA-256 .* which HIGGS\.csv\.gz\.sha256 says"):
+    with pytest.raises(DataCorrupt, match=r"SHA-256 .* as in HIGGS\.csv\.gz\.sha256"):
         datasets.load("higgs")
     datasets.fetch("higgs")
     assert datasets.load("higgs").X_train.shape == (42, 28)

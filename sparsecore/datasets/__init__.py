@@ -59,22 +59,22 @@ def describe(name: str) -> dict[str, object]:
 
 
 def available(name: str) -> bool:
-    """Tell whether `load(name)` would succeed without any download.
+    """Return whether `load(name)` would succeed without any download.
 
-    The files' content is not read. For "leukemia" always True, since a surrogate stands in.
+    The files' content is not read. Always True for "leukemia", which has a surrogate.
     """
     entry = registry.find(name)
     return entry.generate is not None or sources.locate(entry, []) is not None
 
 
 def stands_in(name: str) -> bool:
-    """Tell whether `load` would return a surrogate here: for "leukemia" without its file."""
+    """Return whether `load` would return a surrogate here: for "leukemia" without its file."""
     entry = registry.find(name)
     return entry.generate is not None and bool(entry.files) and sources.locate(entry, []) is None
 
 
 def load(name: str) -> Dataset:
-    """Load a data set, downloading it to the user's cache where it is not at hand.
+    """Load a data set; download it to the user's cache if it is not on this machine.
 
     Parameters
     ----------
@@ -89,9 +89,9 @@ def load(name: str) -> Dataset:
     Raises
     ------
     DataCorrupt
-        If a file is cut short or does not have the content that it should have.
+        If a file is cut short or has the wrong content.
     DataNotAvailable
-        If no source has the data; it names each one tried, and what to do.
+        If no source has the data; the message names each source tried, and what to do.
 
     Notes
     -----
@@ -114,7 +114,7 @@ def load(name: str) -> Dataset:
 
 
 def fetch(name: str) -> Path | None:
-    """Make sure that the verified files of a data set are here; replace damaged ones in the cache.
+    """Make the verified files of a data set available; replace damaged ones in the cache.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def fetch(name: str) -> Path | None:
     Returns
     -------
     Path or None
-        Their folder; None for embedded data.
+        Folder of the files; None for embedded data.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def verify(name: str) -> dict[str, str]:
     Raises
     ------
     DataCorrupt, DataNotAvailable
-        If a content is wrong, or the files are not here.
+        If a file has the wrong content, or is not on this machine.
     """
     entry = registry.find(name)
     tried: Tried = []
@@ -177,7 +177,7 @@ def verify(name: str) -> dict[str, str]:
 
 
 def _read(entry: Listing, label: str, located: Located) -> tuple[Dataset, str]:
-    """Read and check files; return what they hold, and the hash of one without a published one."""
+    """Read and check files; return their contents, and the hash of one without a published hash."""
     assert entry.read is not None
     first = located[0][1]
     try:
@@ -198,7 +198,7 @@ def _read(entry: Listing, label: str, located: Located) -> tuple[Dataset, str]:
     except DataCorrupt as error:
         remedy = f"replace the file with the one from {entry.home}"
         if entry.on_request:  # a very large download
-            remedy = f"correct the file; {entry.home} says what it has to hold"
+            remedy = f"correct the file; {entry.home} describes its content"
         elif entry.mirrors:
             fetch = f"python -m sparsecore data fetch {entry.name}"
             remedy = f"delete the file and run `{fetch}`, or {remedy}"

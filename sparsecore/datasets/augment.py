@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sparsecore.compiled.jit import jit
 
-# The study's for CIFAR-10: the largest shift, of the image's size, and rotation, in degrees.
+# The study's values for CIFAR-10: largest shift (share of the image) and rotation (degrees).
 _SHIFT, _ROTATION = 0.1, 10.0
 
 
@@ -36,7 +36,7 @@ class ImageAugmentation:
         return moves
 
     def __call__(self, epoch: int) -> NDArray[np.float32]:
-        """Return the images of an epoch (from 0), standardised, until the next call."""
+        """Return an epoch's images (from 0), standardised; valid until the next call."""
         resample(self.images, self.draw(epoch), self.mean, self.scale, self._out)
         return self._out.reshape(len(self.images), -1)
 

@@ -1,4 +1,4 @@
-"""The `Dataset` that everything else receives: arrays, names, origin; standardised, and subsets."""
+"""`Dataset`: a data set's arrays, names and origin; standardised copies and subsets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Dataset:
     Parameters
     ----------
     name : str
-        As given to `load`, or any.
+        The name given to `load`, or any other.
     X_train, X_test : ndarray of numbers, shape (n_rows, n_features)
         Raw values, one row per sample; uint8 (images) or float32 in the study's data sets.
     y_train, y_test : ndarray of int64, shape (n_rows,)
@@ -35,15 +35,15 @@ class Dataset:
     feature_shape : tuple of int, optional
         Shape of a sample, e.g. (32, 32, 3) or (500,); rows are flattened in C order.
     domain, source : str, optional
-        The field that the data come from, e.g. "images", and where the content came from, for
-        people; never a path of this machine.
+        The field of the data, e.g. "images", and a readable name of their origin; never a path of
+        this machine.
     surrogate : bool
-        True where generated data of the right shape stand in for data that are not at hand.
+        True where generated data of the right shape stand in for missing data.
 
     Raises
     ------
     ValueError
-        If arrays do not fit each other, or labels not the classes; the message says which.
+        If arrays do not fit each other, or labels do not fit the classes; the message says which.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Dataset:
     surrogate: bool = False
 
     def __post_init__(self) -> None:
-        """Take arrays as the kernels want them; refuse what does not fit."""
+        """Convert the arrays for the kernels; refuse those that do not fit."""
         kept: dict[str, Any] = {"classes": self.classes, "feature_shape": self.feature_shape}
 
         def check(name: str, fits: bool, expected: str, got: str) -> None:
@@ -87,7 +87,7 @@ class Dataset:
         return hash_arrays(self.X_train, self.y_train, self.X_test, self.y_test)
 
     def derived(self, content_hash: str = "", **changes: Any) -> Dataset:
-        """Return the data set with other arrays that come from its own; it keeps the hash."""
+        """Return the data set with arrays derived from its own; the hash stays the same."""
         made = dataclasses.replace(self, **changes)
         vars(made)["content_hash"] = content_hash or self.content_hash
         return made
@@ -192,7 +192,7 @@ def _apportion(counts: NDArray[np.integer], size: int) -> NDArray[np.int64]:
 
 
 def number(cell: str) -> float:
-    """Return the number that a cell holds, or NaN; not all that Python reads, such as 1_000."""
+    """Return the number in a cell, or NaN, also for texts that only Python reads, as 1_000."""
     try:
         return float(cell) if cell.isascii() and "_" not in cell else np.nan
     except ValueError:
@@ -210,7 +210,7 @@ def hash_arrays(*arrays: NDArray) -> str:
 
 
 def every_kth(y: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """Mark a test part: every k-th row by class, without random numbers, so the same everywhere."""
+    """Mark a test part: every k-th row of each class; no random numbers, so always the same."""
     test = np.zeros(len(y), dtype=bool)
     test[np.argsort(y, kind="stable")[::k]] = True
     return test

@@ -33,8 +33,8 @@ def madelon_generator() -> Arrays:
     # as on Madelon itself (0.86, 0.63, 0.74; there 0.91, 0.60, 0.73).
     from sklearn.datasets import make_classification
 
-    # With all vertices taken, it deals them to two classes in order, which makes the class one
-    # coordinate; so here it draws 32 classes of one cluster, and we pair them.
+    # If all vertices are used, scikit-learn deals them to two classes in order, so one coordinate
+    # is the class. So here it draws 32 classes of one cluster each, and we pair them.
     X, cluster = make_classification(
         n_samples=2600, n_features=500, n_informative=5, n_redundant=15, n_classes=32,
         n_clusters_per_class=1, flip_y=0.01, class_sep=1.5, random_state=_MADELON_SEED,
@@ -94,7 +94,7 @@ def artificial(
     Parameters
     ----------
     n_features, n_informative : int
-        Features in all, and those, at random places, that tell the clusters apart.
+        Number of all features, and of those (at random places) that separate the clusters.
     n_train, n_test : int
         Rows of the two parts.
     n_classes, clusters_per_class : int

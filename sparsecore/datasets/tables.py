@@ -14,7 +14,7 @@ import numpy as np
 
 from sparsecore.datasets.dataset import number
 
-# Written so that no two texts are one integer, and each fits into int64.
+# Accepts one text for each integer, and only integers that fit into int64.
 _INTEGER = re.compile("0|-?[1-9][0-9]{0,17}")
 
 
@@ -23,19 +23,19 @@ class Contents(NamedTuple):
 
     X: Any  #: numbers, dense or CSR
     names: tuple[str, ...] | None  #: of the inputs, if the file has any
-    y: Any  #: what is to be predicted, or None; see `learnable`
+    y: Any  #: targets, or None; see `learnable`
 
 
 def read(
     path: Any, target: str | None = None, names: tuple[str, ...] | None = None,
     n_features: int | None = None,
 ) -> Contents:  # fmt: skip
-    """Read the inputs, all but `target` or those that are named, in that order, and the target."""
+    """Read the target, and as inputs the columns in `names`, in that order, or all others."""
     # ``.csv``: a header, then numbers, and any labels in the target's column; ``.npz``: a matrix
     # ``X``, and a vector under the target's name; ``.svmlight``, ``.libsvm``: the target comes
-    # first in each line, and features are counted from 0; the first is empty where a file counts
-    # from 1. What is not of this form, or has not `n_features`, raises ValueError that names line
-    # and column. A CSV file's targets are texts.
+    # first in each line, and features are counted from 0; if a file counts from 1, the first
+    # is empty. A file of another form, or without `n_features` inputs, raises a ValueError that
+    # names line and column. A CSV file's targets are texts.
     path = Path(path)
     if path.suffix == ".csv":
         table = _csv(path, target, names)
@@ -53,10 +53,10 @@ def read(
 
 
 def learnable(y: np.ndarray, task: str | None, name: Any = "y") -> np.ndarray:
-    """Return targets as floats, which are "numbers" to predict, or as "classes" of another type."""
-    # Classes are the texts as they stand, so that 01 and 1 are two; if all are plain integers, such
-    # as 1, they are integers. Without a `task`, other texts are numbers if all can be read as such
-    # and not all are whole. What is no number raises ValueError that names its row in `name`.
+    """Return targets as floats, for the task "numbers", or as another type, for "classes"."""
+    # Classes keep their texts, so 01 and 1 are two; but if all are plain integers, such as 1, they
+    # become integers. Without a `task`, other texts are numbers if all can be read as numbers and
+    # not all are whole. A text that should be a number raises ValueError with its row in `name`.
     kind = y.dtype.kind
     if kind == "U" and task != "numbers" and all(map(_INTEGER.fullmatch, y.flat)):
         return y.astype(np.int64)
@@ -131,9 +131,9 @@ def _csv(path: Path, target: str | None, names: tuple[str, ...] | None) -> Conte
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line and the cells of the header, and of each row, which has as many."""
+    """Yield the line and the cells of the header, and of each row; all have equally many."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file, strict=True)  # or an open quote takes in the rest of the file
+        lines = csv.reader(file, strict=True)  # or an open quote swallows the rest of the file
         try:
             header = next(filter(None, lines), [])
             yield max(1, lines.line_num), header
@@ -165,7 +165,7 @@ def _svmlight(path: Path, n_features: int) -> Contents:
 
 
 def _find_fault(path: Path) -> None:
-    """Raise ValueError that names the first entry that svmlight's text cannot have."""
+    """Raise a ValueError that names the first entry that is not valid svmlight text."""
     with path.open(errors="replace") as lines:
         for line, text in enumerate(lines, 1):
             before = -1

@@ -1,4 +1,4 @@
-"""What stands between the arrays of a caller and kernels that check nothing."""
+"""Checks and views of a caller's arrays, for kernels that check nothing."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
@@ -9,12 +9,12 @@ T = TypeVar("T")
 
 
 def reads(array: Any, dtype: type, ndim: int = 1) -> np.ndarray:
-    """Return an array as a kernel reads it: one type, so no caller's array compiles it anew."""
+    """Return an array as kernels read it: always one type, so no kernel is compiled again."""
     array = np.require(array, dtype, ["C", "A", "E"])
     if array.ndim != ndim:
         raise ValueError(f"expected an array of {ndim} dimensions, got shape {array.shape}")
     view = array.view()
-    view.flags.writeable = False  # Numba has a type of its own for arrays that may be written
+    view.flags.writeable = False  # Numba has a separate type for writable arrays
     return view
 
 
@@ -26,7 +26,7 @@ def sealed(array: np.ndarray) -> np.ndarray:
 
 
 class Fixed:
-    """Its attributes in `FIXED` are set once: buffers and what was checked depend on them."""
+    """Base of classes whose attributes in `FIXED` are set once: buffers and checks use them."""
 
     FIXED: ClassVar[tuple[str, ...]] = ()
 
@@ -37,7 +37,7 @@ class Fixed:
 
 
 class Closing:
-    """It is closed at the end of a ``with``."""
+    """Base of classes whose objects are closed at the end of a ``with``."""
 
     close: Callable[[], None]
 

@@ -1,4 +1,4 @@
-"""What the kernels need to run on a network: lane width, aligned buffers, threads, fair shares."""
+"""Run the kernels on a network: lane width, aligned buffers, threads, fair shares."""
 
 import contextlib
 import mmap
@@ -18,13 +18,13 @@ from sparsecore.compiled.team import PARTS, Governor, Team, checked_size
 _FORWARD_LANES = 64
 # A row costs about as much as this many connections, for its activation, noise and store.
 _ROW_COST = 6
-_PREDICT_SAMPLES = 128  # for each thread: to start one takes as long as about 50 samples
+_PREDICT_SAMPLES = 128  # for each thread: starting one takes as long as about 50 samples
 _CACHE_LINE, HUGE_PAGE = 64, 2**21
 # Rows that are read at random should fill half of a second-level cache of 1 MiB. Smaller slices
 # cost more than they save, as do slices in which a row has hardly any connections.
 _SLICE_BYTES = 2**19
 _SLICE_CONNECTIONS = 4
-_idle: dict[int, Team] = {}  #: by size; who uses one takes it out
+_idle: dict[int, Team] = {}  #: by size; a team in use is taken out
 
 
 def aligned(size: int, dtype: type) -> np.ndarray:
@@ -79,14 +79,14 @@ class Engine(Closing):
         self._bound = network, self._workspaces(network)
 
     def _now(self) -> tuple[State, dict[int, Workspace]]:
-        """Return the network's arrays, and for each number of members what fits their structure."""
+        """Return the network's arrays, and their workspaces by number of members."""
         state = self._state()
         if self._bound[0] is not state.network:
             self._bound = state.network, self._workspaces(state.network)
         return state, self._bound[1]
 
     def alone(self) -> tuple[Workspace, lanes.Width, lanes.Width]:
-        """Return what one thread's kernels take: workspace, width of backward and of forward."""
+        """Return the arguments of one thread's kernels: workspace, backward and forward width."""
         return self._now()[1][1], self._wide, self._width
 
     def _workspaces(self, network: Network) -> dict[int, Workspace]:
@@ -143,7 +143,7 @@ class Engine(Closing):
             raise ValueError(f"batch_size: expected 1 to {self._batch_size}, got {batch_size!r}")
         inputs, aim, rows = self._checked(net, inputs, targets, rows)
         nnz, first = len(net.weights), 0
-        # In the order in which backward visits them, velocities save 5 to 12 % of a step.
+        # Velocities in the order in which backward visits them save 5 to 12 % of a step.
         order = _order(state)
         kernels.reorder(*order, True)
         try:
@@ -193,14 +193,14 @@ class Engine(Closing):
 
 
 def settle(state: State) -> State:
-    """Bring the velocity into CSR order, if an interrupt has left it in the transposed access's."""
+    """Bring the velocity into CSR order, if an interrupt has left it in transposed order."""
     if state.transposed[0]:
         kernels.reorder(*_order(state), False)
     return state
 
 
 def _order(state: State) -> tuple[Any, ...]:
-    """Return what `kernels.reorder` takes, up to its last argument; `scratch` holds any layer."""
+    """Return the arguments of `kernels.reorder` but the last; `scratch` holds any layer."""
     starts = state.network.weight_start
     scratch = np.empty(int(np.diff(starts).max()), np.float32)
     return state.velocity, starts, state.network.out_position, scratch, state.transposed
@@ -215,7 +215,7 @@ def logits(network: Network, inputs: np.ndarray, threads: int = 1) -> np.ndarray
     act = aligned(members * row, np.float32).reshape(members, row)
     out = np.empty((len(inputs), int(network.sizes[-1])), np.float32)
     rows = reads(np.arange(len(inputs)), np.int64)
-    # Starting a team takes as long as to predict hundreds of rows, so it is kept.
+    # Starting a team takes as long as predicting hundreds of rows, so it is kept.
     size = threads if members > 1 else 1
     team = _idle.pop(size, None) or Team(size)
     team.walk(programs.predict_range, width, network, inputs, rows, act, out, members=members)
@@ -238,7 +238,7 @@ def _parts(pointers: np.ndarray, counts: np.ndarray, parts: int) -> np.ndarray:
 def _slices(
     read: np.ndarray, rows: np.ndarray, weight_start: np.ndarray, n_lanes: int
 ) -> np.ndarray:
-    """Return into how many slices to cut the neurons that each layer's rows read at random."""
+    """Return, for each layer, the number of slices of the neurons that its rows read at random."""
     wanted = -(-read * n_lanes * 4 // _SLICE_BYTES)
     worthwhile = np.diff(weight_start) // (rows * _SLICE_CONNECTIONS)
     return np.maximum(1, np.minimum(wanted, worthwhile))

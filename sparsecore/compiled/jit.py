@@ -1,9 +1,9 @@
 """The one decorator that compiles: Numba's `njit`, with machine code kept on disk safely.
 
-Processes that compile at the same time overwrite the index file of Numba's own cache for each
-other, up to loading one signature's code for another; and it does not watch the functions that are
-compiled into a function. So here each signature has a file of its own, named after its contents and
-the sources it may be compiled from: nothing is shared, nobody waits, and nothing goes stale.
+Processes that compile at the same time overwrite each other's index file in Numba's own cache, and
+may load one signature's code for another. That cache also ignores changes of functions that are
+compiled into a function. So here each signature has its own file, named after its contents and the
+sources it may be compiled from: nothing is shared, nobody waits, and nothing goes stale.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _KERNELS = {path: path.read_bytes() for path in _HERE.glob("*.py")}
 
 @cache
 def _stamp(source: Path) -> str:
-    """Digest what a function may be compiled from: this folder, and its own folder or module."""
+    """Digest a function's possible sources: this folder, and its own folder or module."""
     # A module right below the package is compiled from this folder and itself.
     own = [source] if source.parent == _HERE.parent else source.parent.glob("*.py")
     digest, texts = hashlib.sha256(), {path: path.read_bytes() for path in own} | _KERNELS
@@ -74,7 +74,7 @@ class _Cache(FunctionCache):
         self._cache_file = _SignatureFiles(self._cache_path, base, stamp)
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep the code, or say that it cannot be kept."""
+        """Keep the code, or warn that it cannot be kept."""
         try:
             super().save_overload(sig, data)
         except OSError as error:
@@ -99,7 +99,7 @@ def jit(
     # which would be half of its code. Such a call would crash. With `keep` the code is cached.
     if config.DISABLE_JIT:
         raise RuntimeError(
-            "NUMBA_DISABLE_JIT: expected 0 or nothing, got 1; unset it, the kernels exist only as "
+            "NUMBA_DISABLE_JIT: expected 0 or nothing, got 1; unset it: the kernels exist only as "
             "compiled code"
         )
     options |= {"no_cpython_wrapper": inner, "no_cfunc_wrapper": True}

@@ -7,7 +7,7 @@ The backward sweep reads them through the transposed access: it holds one input 
 in registers, streams the gradients of the neurons it feeds, and obtains the input gradient, the
 weight gradient and the update in one pass, for several blocks at once: `width` is forward's number
 of lanes, `wide` backward's.
-A layer too wide for the cache is swept in slices of its neurons; the order of every sum remains.
+A layer too wide for the cache is swept in slices of its neurons; no sum changes its order.
 """
 
 from typing import Any, NamedTuple
@@ -22,8 +22,8 @@ from sparsecore.compiled.lanes import (  # isort: skip
     total, totals,
 )  # fmt: skip
 
-# How many connections ahead backward asks for a line that another thread may have changed. From
-# that thread's cache it takes as long as ten connections; 8 is worse than no prefetch.
+# Backward prefetches a line that another thread may have changed this many connections ahead. From
+# that thread's cache, the line takes as long as ten connections; 8 is worse than no prefetch.
 _AHEAD = 16
 
 
@@ -44,7 +44,7 @@ class Network(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that training changes of a model, replaced as one: an interrupt comes before or after."""
+    """All that training changes in a model, replaced as one: an interrupt comes before or after."""
 
     network: Network
     params: np.ndarray  #: float32, its weights, then its biases
@@ -65,7 +65,7 @@ class Workspace(NamedTuple):
     backward_cuts: np.ndarray  #: int64 (layers, parts + 1), input neurons of each part
     forward_slices: np.ndarray  #: int64, per layer, slices of the inputs that forward reads
     backward_slices: np.ndarray  #: int64, per layer, slices of the gradients that backward reads
-    cursor: np.ndarray  #: int64 (members, rows), where a row goes on; who share rows use [0]
+    cursor: np.ndarray  #: int64 (members, rows), where a row continues; [0] if rows are shared
     partial: np.ndarray  #: float32, input gradients of the layer between two slices
 
 
@@ -88,7 +88,7 @@ class Noise(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Sums over the samples seen; the caller clears them when it likes."""
+    """Sums over the samples seen; the caller clears them."""
 
     loss: np.ndarray  #: float64 (1,), of `Workspace.losses`
     correct: np.ndarray  #: int64 (1,), of `Workspace.hits`
@@ -132,7 +132,7 @@ def gather(width, start, stop, inputs, rows, first, count, act, x0):
 
 
 class Slice(NamedTuple):
-    """A range of the neurons on the far side of a layer, which one sweep over its rows follows."""
+    """A range of the neurons on the far side of a layer, all that one sweep over its rows reads."""
 
     stop: Any  #: int64, where it ends
     is_first: Any  #: bool
@@ -160,7 +160,7 @@ def _within(slice_, row, begin, end, indices, cursor):
 
 @inline
 def _weighted_sum(width, begin, end, net, act, x0, acc):
-    """Add the inputs of one output neuron, by its connections [begin, end), to `acc`."""
+    """Add the weighted inputs of one output neuron, from connections [begin, end), to `acc`."""
     lanes = lanes_of(width)
     for k in range(begin, end):
         x = load(width, act, x0 + np.int64(at(net.indices, k)) * lanes)
@@ -172,10 +172,10 @@ def _weighted_sum(width, begin, end, net, act, x0, acc):
 def forward(
     width, start, stop, layer, slice_, net, act, x0, y0, hidden, work, cursor, noise, sample
 ):
-    """Add a slice of the inputs to y = W x + b, rows [start, stop); the last one also applies f."""
-    # x begins at `x0` of `act`, y at `y0`; `sample` is the block's first in the batch. With a
-    # `work`, what backward needs is kept, and `noise` drops activations; without it there is one
-    # slice.
+    """Add a slice of the inputs to y = W x + b, rows [start, stop); the last slice applies f."""
+    # x begins at `x0` of `act`, y at `y0`; `sample` is the block's first in the batch. With
+    # `work`, values for backward are kept, and `noise` drops activations; without `work` there is
+    # one slice.
     lanes = lanes_of(width)
     base, bias = net.weight_start[layer], net.bias_start[layer]
     pointer = bias + layer  # each layer below has one pointer more than neurons
@@ -204,7 +204,7 @@ def forward(
 
 
 class Pace(NamedTuple):
-    """How a group of blocks moves parameters: only the last does, as backward reads old values."""
+    """How a group of blocks moves parameters: only the last does; backward reads old values."""
 
     rate: Any  #: float32, factor of a group's summed gradient
     carry: Any  #: float32, factor of the old value: the momentum, or 1 after the first group
@@ -233,8 +233,8 @@ class Target(NamedTuple):
 
 @inline
 def apply(k, p, g, params, velocity, gradient, pace):
-    """Use a group's summed gradient of the parameter at `p`, whose velocity, if any, is at `k`."""
-    # v <- mu v - eta g; w <- w + v - lambda w. The compiler settles what is None; a branch on the
+    """Apply a group's summed gradient to the parameter at `p`; its velocity, if any, is at `k`."""
+    # v <- mu v - eta g; w <- w + v - lambda w. The compiler removes what is None; a branch on the
     # pace would cut the loops around it in two. For weights `k` is not `p`: see `Target`.
     if velocity is not None:
         v = fma(-pace.rate, g, pace.carry * at(velocity, k))
@@ -267,12 +267,12 @@ class Blocks(NamedTuple):
 
 @inline
 def blocks_from(width, layer, block, net, work):
-    """Return the blocks of a layer, from one of the batch on."""
+    """Return the blocks of a layer, from block `block` of the batch on."""
     gap = net.sizes[layer] * lanes_of(width)
     return Blocks(work.act_start[layer] + block * gap, gap)
 
 
-# Backward, `xs` and `ds` are where a layer's activations and the gradients of the next one's are;
+# In backward, `xs` and `ds` are where a layer's activations and the next layer's gradients are;
 # `x` and `d` are the lanes of one neuron.
 
 
@@ -335,11 +335,11 @@ def backward(wide, width, start, stop, layer, slice_, net, target, work, xs, ds,
     if layer == 0:
         _backward_input(wide, width, start, stop, slice_, net, target, work, xs, ds, pace)
         return
-    # Rows are outputs of the layer below, whose biases and slopes they have. The last slice moves
+    # Rows are outputs of the layer below, and have its biases and slopes. The last slice moves
     # the biases, and replaces activations by pre-activation gradients.
     cursor, act, all_lanes = work.cursor[0], work.act, lanes_of(wide)
     base, bias = net.weight_start[layer], net.bias_start[layer - 1]
-    pointer = net.sizes[0] + bias + layer  # as forward; features have pointers, too
+    pointer = net.sizes[0] + bias + layer  # as in forward; features have pointers, too
     nothing, scale = splat(wide, np.float32(0)), splat(wide, noise.scale)
     slope = splat(wide, net.slopes[layer - 1] * noise.scale)
     for row in range(start, stop):
@@ -377,7 +377,7 @@ def misplaced(rows, labels, n_classes):
 @kernel
 def reorder(values, starts, places, scratch, transposed, wanted):
     """Bring values of connections from CSR order into that of the transposed access, or back."""
-    # One call reorders all and notes it, so no interrupt comes between.
+    # One call reorders all and records it, so no interrupt can come between.
     if transposed[0] == wanted:
         return
     transposed[0] = wanted

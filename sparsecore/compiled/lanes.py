@@ -41,7 +41,7 @@ def widest() -> int:
 
 
 class _Counted(types.Type):
-    """Numba type that is told apart by a number of lanes."""
+    """Base of Numba types that differ in their number of lanes."""
 
     element: Any = None  #: LLVM's type of a lane
 
@@ -298,7 +298,7 @@ def store_mask(typingctx, bits, index, mask):
 @intrinsic
 def copy_transposed(typingctx, width, inputs, rows, first, feature, out, place, step):
     """Copy ``inputs[rows[first : first + t], feature : feature + t]``, transposed; t: `tile_of`."""
-    # Feature f goes to ``out[place + f * step : ... + t]``. Values change places in registers, ten
+    # Feature f goes to ``out[place + f * step : ... + t]``. Values are transposed in registers, ten
     # times as fast as one by one in memory.
     i = types.int64
     signature = types.void(width, inputs, rows, i, i, out, i, i)

@@ -1,7 +1,7 @@
-"""What a network's outputs are compared with: loss and gradient of a block of the batch.
+"""Targets of a network's outputs: loss and gradient of a block of the batch.
 
-Class indices have softmax and cross-entropy. Weighted samples, several labels and numbers are an
-`Aim`. To the compiler all are of one type: it compiles once.
+Class indices use softmax and cross-entropy. Weighted samples, several labels and numbers are an
+`Aim`. For the compiler all are of one type, so it compiles once.
 """
 
 import math
@@ -30,7 +30,7 @@ class Aim(NamedTuple):
         return self._replace(**{used: getattr(self, used)[rows]}, weights=self.weights[rows])
 
     def read(self, n: int, n_outputs: int) -> "Aim":
-        """Return it as the kernels read it, for `n` samples; they do not check its shapes."""
+        """Return the targets as kernels read them; refuse shapes that are not of `n` samples."""
         shapes: dict[str, tuple[int, ...]] = {"weights": (n,)}
         shapes |= {"labels": (n,)} if self.loss == SOFTMAX else {"values": (n, n_outputs)}
         for name, shape in shapes.items():

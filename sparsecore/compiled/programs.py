@@ -4,9 +4,9 @@ A batch is ``rows[first : first + count]``, padded to `blocks` blocks of `lanes`
 and `z0` are where a block begins in `act`.
 
 Forward, each member takes some blocks of the batch through all layers, without waiting for the
-others. If the blocks do not share out evenly, and backward always, members share the neurons: a
+others. If the blocks cannot be shared evenly, and always backward, members share the neurons: a
 weight's gradient sums over all samples. One member adds up each sum, in a fixed order, so results
-depend neither on the number of threads nor on who takes which part.
+depend neither on the number of threads nor on which member takes which part.
 """
 
 import numpy as np
@@ -55,7 +55,7 @@ def _forward_by_rows(
                         work.cursor[0], noise, np.uint32(block * lanes),
                     )  # fmt: skip
                     part = claim(sync, size, member)
-                # It frees the parts for the next block or slice; slices of a sum come in order.
+                # This frees the parts for the next block or slice; slices of a sum come in order.
                 barrier(sync, size)
 
     if member == 0:
@@ -130,7 +130,7 @@ def run_batches(
     member, size, sync, wide, width, net, target, work, rule, inputs, aim, rows, batch, step,
     metrics,
 ):  # fmt: skip
-    """Take `rows`, `batch` samples each time: forward, loss, and backward into `target`."""
+    """Process `rows`, `batch` samples at a time: forward, loss, and backward into `target`."""
     lanes = lanes_of(width)
     depth = len(net.sizes) - 1
     bias = net.bias_start[depth - 1]

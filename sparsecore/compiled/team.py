@@ -1,4 +1,4 @@
-"""A team of threads that walk through one jitted program together, and whether it pays.
+"""A team of threads that walk through one jitted program together, and a test that it pays.
 
 A waiting member spins for some microseconds, because the others usually arrive soon, and then
 sleeps in the kernel (a futex), so that another process can have its core. Numba's own ``prange``
@@ -72,8 +72,8 @@ class Team(Fixed, Closing):
 
     def _start(self) -> None:
         """Start all threads."""
-        # Later, a pool starts one only when it believes that none is idle; it may be wrong, and
-        # members would wait forever for a thread never started.
+        # Later, a pool starts a thread only if it believes that none is idle. It may be wrong;
+        # then members would wait forever for a thread never started.
         pool, everyone = ThreadPoolExecutor(self.size, "sparsecore"), threading.Barrier(self.size)
         try:
             if self.size > 1:
@@ -83,7 +83,7 @@ class Team(Fixed, Closing):
             pool.shutdown(cancel_futures=True)
             if isinstance(error, RuntimeError) and "start" in str(error):
                 raise RuntimeError(
-                    f"threads: the system did not start {self.size} ({error}); take fewer, or "
+                    f"threads: the system did not start {self.size} ({error}); use fewer, or "
                     "raise its limit (ulimit -u, or pids.max of a control group)"
                 ) from error
             raise
@@ -91,7 +91,7 @@ class Team(Fixed, Closing):
         self._pool, self._process = pool, os.getpid()
 
     def walk(self, function: Callable[..., Any], *args: Any, members: int | None = None) -> None:
-        """Call ``function(member, members, sync, *args)`` on all, or so many, and wait for them."""
+        """Call ``function(member, members, sync, *args)`` on all or `members` threads; wait."""
         # The function is jitted with ``nogil=True``; it must not raise between two barriers.
         members = self.size if members is None else members
         args = members, self.sync, *args
@@ -138,8 +138,8 @@ class Governor:
     """Chooses, turn by turn, whether the whole team works or its first member alone: `members`."""
 
     # Another process may want a core, or passing data between cores may cost more than their help
-    # is worth: no rule tells beforehand. So now and then the other choice is tried, and kept if it
-    # was faster. Trials that fail become rare: they cost less than 1 %.
+    # is worth: no rule predicts it. So now and then the other choice is tried, and kept if it was
+    # faster. Trials that fail become rare: they cost less than 1 %.
 
     def __init__(self, size: int) -> None:
         self.size = self.members = size
@@ -219,8 +219,8 @@ def _pause(typingctx):
 @jit(inner=True)
 def claim(sync, size, member):
     """Return a part of the current phase that nobody has taken yet, or -1 if there is none."""
-    # Its own parts first, in order, for its cache has their rows; then it helps the others, who may
-    # have lost a core to another process.
+    # A member takes its own parts first, in order, as its cache has their rows; then it helps the
+    # others, who may have lost a core to another process.
     for turn in range(size):
         owner = (member + turn) % size
         counter = _TAKEN + _LINE * owner

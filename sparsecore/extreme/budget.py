@@ -1,7 +1,7 @@
-"""What memory a network takes, array by array, before any of it is allocated.
+"""The memory that a network takes, array by array, before any of it is allocated.
 
-Connections are counted in expectation: of hundreds of millions of random ones, the number is known
-to four digits.
+The number of connections is its expectation, which is exact to four digits for hundreds of millions
+of random connections.
 """
 
 import re
@@ -22,7 +22,7 @@ _MOST_LANES = 64
 
 
 class OverBudgetError(ValueError):
-    """A network needs more memory than it may take."""
+    """A network needs more memory than it may use."""
 
 
 def lanes_for(batch_size: int) -> int:
@@ -89,13 +89,13 @@ class Budget:
     def check(self, limit: int | None) -> None:
         """Refuse a plan above `limit` bytes, or above the memory that is free now if None."""
         name, needs = "--memory-limit", "for this network"
-        advice = "raise it, or take fewer neurons or a lower --epsilon"
+        advice = "raise it, or use fewer neurons or a lower --epsilon"
         if not self.items:  # ranks may share a machine's free memory: it is no limit
             needs, advice = "per rank", "raise it, or start more ranks"
         elif limit is None:
-            # The process's own memory is not free any more, but it is in the plan.
+            # The process's own memory is no longer free, but the plan includes it.
             name, limit = "free memory", free_memory() + psutil.Process().memory_info().rss
-            advice = "take fewer neurons, a lower --epsilon, or another machine"
+            advice = "use fewer neurons, a lower --epsilon, or another machine"
         if limit is not None and self.total > limit:
             raise OverBudgetError(
                 f"{name}: expected at least {self.total / GIB:.2f} GiB {needs}, got "
@@ -137,7 +137,7 @@ def plan(
 
 
 def _pages(n_bytes: float) -> int:
-    """Return what an array takes: whole huge pages, if it is large."""
+    """Return the bytes that an array takes: whole huge pages, if it is large."""
     if n_bytes < HUGE_PAGE // 2:
         return int(n_bytes)
     return int(-(-n_bytes // HUGE_PAGE) * HUGE_PAGE)

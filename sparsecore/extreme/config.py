@@ -13,16 +13,16 @@ _NOT_NEGATIVE = numbers("a number of at least 0", lambda v: v >= 0)
 
 @dataclass(frozen=True)
 class ExtremeConfig:
-    """What an extreme run trains, and how.
+    """Hyperparameters of an extreme run.
 
     {parameters}
 
     Notes
     -----
-    `zeta` is less than the study's 0.3, because an evolution comes after some steps and not after
-    an epoch, and the steps have to undo the noise that new connections bring to every layer. If
+    `zeta` is less than the study's 0.3, because the topology evolves after some steps, not after
+    an epoch, and these steps must undo the noise that new connections bring to every layer. If
     `alpha` is large, the class is lost in the mean of deep layers. A layer that would be too dense
-    raises ValueError, too.
+    also raises ValueError.
     """
 
     neurons: int = param(MISSING, integers(1), "hidden neurons in all layers together", metavar="N")

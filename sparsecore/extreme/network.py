@@ -34,12 +34,12 @@ from sparsecore.seeds import Purpose
 Part = tuple[Grid, np.ndarray]
 _ABOUT = "about.json"
 _CHUNK = 2**24
-#: Hears how much more is done; `int` is a listener that does nothing.
+#: Called with the amount of work done since; `int` is a callback that does nothing.
 Progress = Callable[[int], Any]
 
 
 class Layer:
-    """One layer of tiles with its biases; of a split network, some rows of it or none."""
+    """One layer of tiles with its biases; in a split network, some of its rows or none."""
 
     def __init__(self, grid: Grid, counts: np.ndarray, slope: float) -> None:
         self.grid = grid
@@ -87,9 +87,9 @@ class TiledMLP(Closing):
     """A truly sparse perceptron for hundreds of millions of neurons and small batches."""
 
     # `seed` determines everything, bit for bit, whatever the threads, on CPUs of one lane width.
-    # With `empty` a checkpoint will fill it in. `progress` is called with the connections of each
+    # With `empty` a checkpoint will fill it. `progress` is called with the connections of each
     # layer that is drawn. There is no memory for a second copy: an interrupt can leave a step or an
-    # evolution half done, and the network refuses to go on until a checkpoint fills it in.
+    # evolution half done, and the network then refuses all work until a checkpoint fills it.
     #
     # With `comm` the layers are split over its ranks by output neurons: each rank holds some rows
     # of every layer's tiles, with the activations of their output neurons. To compute them, it
@@ -174,8 +174,8 @@ class TiledMLP(Closing):
         self, X: np.ndarray, y: np.ndarray, learning_rate: float, momentum: float = 0.9,
         weight_decay: float = 0.0, progress: Progress = int, frozen: bool = False,
     ) -> np.ndarray:  # fmt: skip
-        """Take a step of momentum SGD on a batch; return the logits."""
-        # `learning_rate` is divided by a layer's mean fan-in: so a step moves the outputs equally
+        """Do a step of momentum SGD on a batch; return the logits."""
+        # `learning_rate` is divided by a layer's mean fan-in, so a step moves the outputs equally
         # for all widths. `progress` is called with a layer's connections after each sweep over
         # them. With `frozen` only the output layer is trained.
         y = as_labels(y, len(X), self.sizes[-1])
@@ -277,12 +277,12 @@ class TiledMLP(Closing):
     def save(
         self, path: str | os.PathLike[str], run: dict[str, Any], progress: Progress = int
     ) -> None:
-        """Write all arrays, one by one: there is no memory for copies; and the run's JSON state."""
+        """Write all arrays one by one (no memory for copies), and the JSON state of the run."""
         self._check_whole()
         about = {"format_version": FORMAT_VERSION, "sizes": list(self.sizes), "run": run}
         with files.atomic_write(path, keep=True) as file, zipfile.ZipFile(file, "w") as archive:
             if shutil.disk_usage(file.fileno()).free < self.nbytes:
-                files.previous(path).unlink(missing_ok=True)  # there is no space for three
+                files.previous(path).unlink(missing_ok=True)  # there is no space for three files
             archive.writestr(_ABOUT, json.dumps(about))
             for name, array in self.arrays():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -290,7 +290,7 @@ class TiledMLP(Closing):
                 progress(array.nbytes)
 
     def restored(self) -> None:
-        """Check arrays that have been filled from outside, and cut the layers anew."""
+        """Check arrays that have been filled from outside, and cut the layers again."""
         for number, layer in enumerate(self.layers):
             tiles.check(layer.grid, layer.tiles, self._team)
             if not (np.isfinite(layer.biases).all() and np.isfinite(layer.bias_velocity).all()):
@@ -311,7 +311,7 @@ class TiledMLP(Closing):
 def read_checkpoint(
     path: str | os.PathLike[str], net: TiledMLP | None = None, progress: Progress = int
 ) -> dict[str, Any]:
-    """Return the state of the run that wrote a checkpoint; fill a network, if there is one."""
+    """Return the state of the run that wrote a checkpoint; fill `net`, if it is given."""
 
     def read(path: Any) -> dict[str, Any]:
         with checkpoint.opened(path, "checkpoint of an extreme run") as archive:

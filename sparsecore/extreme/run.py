@@ -1,7 +1,7 @@
 """One extreme run from plan to result: memory first, then the network, steps, evolution, a test.
 
 A whole network and one that is split over ranks go through the same steps. Two statistical tests
-say whether the network learns: a trend in the losses of the batches, each of which is new, and
+show whether the network learns: a trend in the losses of the batches, each of which is new, and
 held-out accuracy against chance.
 """
 
@@ -38,8 +38,8 @@ _PHASES = ("initialise", "train", "evolve", "evaluate", "checkpoint", "fingerpri
 class Stream:
     """The artificial data: two Gaussian clusters, as in scikit-learn's `make_classification`."""
 
-    # Informative features lie `separation` deviations off their mean. A batch is drawn from the
-    # stream of its number and never kept, so a resumed run sees the same samples.
+    # Informative features lie `separation` deviations off their mean. A batch is drawn from its
+    # own random stream and never kept, so a resumed run sees the same samples.
     def __init__(self, seed: int, separation: float, n_features: int = N_FEATURES) -> None:
         rng = seeds.generator(seed, Purpose.SPLIT)
         informative = max(1, n_features // _INFORMATIVE)
@@ -62,11 +62,11 @@ class Stream:
 
 
 def plan(config: ExtremeConfig, threads: int, comm: Any = None) -> budget.Budget:
-    """Return what `config` takes on `threads`, or each rank of `comm`: `total` bytes, `table`."""
+    """Return the memory plan of `config` on `threads`, or of each rank of `comm`."""
     if comm is not None and config.zeta:
         expected = f"expected 0 for layers split over ranks, got {config.zeta}"
         raise ValueError(f"zeta: {expected}; their topology does not evolve")
-    _compile(config, threads)  # what compiling takes is in the plan
+    _compile(config, threads)  # the memory for compiling is in the plan
     ranks = None if comm is None else comm.size
     return budget.plan(config.sizes, config.epsilon, config.batch_size, threads, ranks)
 
@@ -88,11 +88,11 @@ def run(
     comm : mpi4py.MPI.Comm, optional
         Split every layer over its ranks; all of them call this function.
     memory_limit : int, optional
-        Bytes, of each rank; what is free now if left out, and no limit with `comm`.
+        Bytes per rank. If left out: the memory that is free now, or no limit with `comm`.
     checkpoint_path : path, optional
-        Rewritten every `checkpoint_every` steps and at the end, atomically; not with `comm`.
+        Rewritten atomically every `checkpoint_every` steps and at the end; not with `comm`.
     resume : bool
-        Go on from `checkpoint_path` if it exists; the result is the uninterrupted run's.
+        Resume from `checkpoint_path` if it exists; the result is that of an uninterrupted run.
     progress : bool
         Show bars on standard error.
     announce : callable, optional
@@ -117,7 +117,7 @@ def run(
         If training diverges.
     ValueError
         If `checkpoint_every` is less than 1, a checkpoint belongs to another run, or a split
-        network is to evolve or to be saved.
+        network should evolve or be saved.
 
     Notes
     -----
@@ -152,7 +152,7 @@ def run(
         if resumed_from is not None:
             with clock("initialise", net.nbytes, "B") as bar:
                 found = read_checkpoint(resumed_from, net, bar.update)
-            check_resumed(resumed_from, found, about)  # it may be the checkpoint before
+            check_resumed(resumed_from, found, about)  # it may be the previous checkpoint
             found["seconds"]["initialise"] += state["seconds"]["initialise"]
             state |= found
         stream = Stream(seed, config.separation)
@@ -228,7 +228,7 @@ def _train(
     net: TiledMLP, stream: Stream, config: ExtremeConfig, state: dict[str, Any], clock: Any,
     path: Any, every: int,
 ) -> None:  # fmt: skip
-    """Take the steps that are left; evolve, and save to `path`, when it is due."""
+    """Do the remaining steps; evolve, and save to `path`, when due."""
     evolves = config.zeta > 0 and not config.frozen
     while state["step"] < config.steps:
         stops = ((state["step"] // n + 1) * n for n in (config.evolve_every, every))

@@ -1,13 +1,13 @@
 """The jitted sweeps of a small batch through one layer of tiles, forward and backward.
 
-A connection's neurons are anywhere in gigabytes. So that none waits for memory, a sweep goes along
-the columns of the grid or along its rows, and one side's neurons stay in the cache. What the other
-side needs goes to a slot of each connection, in the order of the tiles. Forward, inputs go to the
+The neurons of a connection are anywhere in gigabytes. To avoid waits for memory, a sweep goes along
+the columns or the rows of the grid, so the neurons of one side stay in the cache. Values for the
+other side go to a slot of each connection, in the order of the tiles. Forward, inputs go to the
 slots column by column, and from there to the outputs row by row. Backward, output gradients go to
-the slots row by row; column by column they meet the inputs, which gives input gradients, weight
-gradients and the update at once. (Propagation blocking: Beamer, Asanović and Patterson, 2017.) A
-part of the layer, a `Strip`, has slots at a time. Activations are neuron-major; stored is the input
-of the activation function, because the output of All-ReLU does not tell its input's sign.
+the slots row by row, and are then combined with the inputs column by column: this gives input
+gradients, weight gradients and the update. (Propagation blocking: Beamer, Asanović and Patterson,
+2017.) One part of the layer at a time, a `Strip`, has slots. Activations are neuron-major. They are
+stored before the activation function: All-ReLU's output does not reveal the sign of its input.
 """
 
 from typing import Any, NamedTuple
@@ -27,9 +27,9 @@ class Strip(NamedTuple):
     """Tiles whose connections have slots at the same time: a rectangle of the grid."""
 
     top: int  #: first row of tiles
-    bottom: int  #: behind the last row
+    bottom: int  #: one past the last row
     left: int  #: first column of tiles
-    right: int  #: behind the last column
+    right: int  #: one past the last column
     shift: np.ndarray  #: int64 (rows of the grid,): slot of a connection minus its place
 
 

@@ -4,8 +4,8 @@ A layer's matrix is cut into a grid of tiles, so small that the activations of a
 output neurons fit a core's cache. A tile is a list of connections, ascending and without repeats:
 output and input neuron within the tile (16 bits each), weight and velocity, 12 bytes in all. Tiles
 lie row by row of the grid; `sweeps` walk a layer along its rows or columns, without a transposed
-copy. All takes O(nnz) time, and results do not depend on the threads: each tile draws from its own
-stream of a counter-based hash.
+copy. Everything takes O(nnz) time, and results do not depend on the threads: each tile draws from
+its own stream of a counter-based hash.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ def cells(grid: Grid) -> np.ndarray:
 
 
 def spread(grids: Sequence[Grid], ranks: int) -> list[list[Grid]]:
-    """Return each layer's rows of tiles, rank by rank, as grids of their own."""
+    """Return each layer's rows of tiles, rank by rank, as separate grids."""
     most = max(grid.down for grid in grids)
     if ranks > most:
         expected = f"at most {most}, the rows of tiles that these layers have"
@@ -104,7 +104,7 @@ def _fill(
     missing: Callable[[np.ndarray], np.ndarray], old: Tiles, cut: np.ndarray, quota: np.ndarray,
     new: Tiles,
 ) -> None:  # fmt: skip
-    """Keep what is not weak; draw vacant cells until `missing` says that enough are found."""
+    """Keep strong connections; draw vacant cells until `missing` says that enough are found."""
     # Each member has room for the cells of one tile, 16 bytes per draw.
     draws, found = np.zeros_like(vacant), np.zeros_like(vacant)
     drawn = buckets = np.empty((team.size, 1), np.int64)
@@ -122,7 +122,7 @@ def _fill(
 
 
 def check(grid: Grid, tiles: Tiles, team: Team) -> None:
-    """Raise a ValueError unless tiles from a file are such as `draw` makes. O(nnz)."""
+    """Raise a ValueError unless tiles from a file are valid, as `draw` makes them. O(nnz)."""
     start = tiles.start
     if start[0] != 0 or start[-1] != len(tiles.rows) or (start[1:] < start[:-1]).any():
         raise ValueError("start: expected to rise from 0 to the number of connections")
@@ -143,7 +143,7 @@ def evolve(
     cut, ties, dropped = weakest(tiles.weights, zeta, team)
     below = np.zeros((len(tiles.start) - 1, 3), np.int64)
     team.walk(_count_weak, tiles, cut, below)
-    # Of weights exactly at the cut, the first ones go.
+    # Of the weights exactly at the cut, the first ones are removed.
     before = np.cumsum(below[:, 1:], axis=0) - below[:, 1:]
     quota = np.clip(ties - before, 0, below[:, 1:])
     vacant = cells(grid) - np.diff(tiles.start) + below[:, 0] + quota.sum(axis=1)
@@ -159,10 +159,10 @@ def evolve(
 
 def weakest(weights: np.ndarray, zeta: float, team: Team) -> tuple[np.ndarray, np.ndarray, int]:
     """Find the fraction `zeta` of each sign's weights that is closest to 0, as SET removes it."""
-    # Returns the magnitudes, as bits, below which positive and negative weights are weak, how many
-    # of those exactly there are weak as well, and how many are in all. Magnitudes are ordered like
-    # their bits: a histogram of the upper halves, and one of the lower halves of the weights in the
-    # bin found, need neither sorting nor a copy.
+    # Returns the magnitudes, as bits, below which positive and negative weights are weak; how many
+    # weights exactly there are also weak; and the number of weak weights in all. Magnitudes are
+    # ordered like their bits: a histogram of the upper halves, and one of the lower halves of the
+    # weights in the bin found, need neither sorting nor a copy.
     counts = np.zeros((team.size, 2, _BINS), np.int64)
     bits = weights.view(np.uint32)
     team.walk(_histogram, bits, np.full(2, _BINS, np.uint32), counts)
@@ -186,7 +186,7 @@ def _bin(counts: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @kernel
 def _check(member, size, sync, grid, tiles, good):
-    """Tell of each tile whether its connections are inside it, in order, and finite."""
+    """Note for each tile whether its connections are inside it, in order, and finite."""
     for part in shares(sync, size, member, 0, len(good)):
         for tile in part:
             width = min(grid.side_in, grid.n_in - tile % grid.across * grid.side_in)
@@ -312,7 +312,7 @@ def _merge(
             place, kept, fresh = new.start[tile], 0, 0
             end = old.start[tile + 1]
             for k in range(old.start[tile], end + 1):
-                cell = np.int64(2**62)  # behind all connections
+                cell = np.int64(2**62)  # past all connections
                 if k < end:
                     sign, magnitude = _signed(bits[k])
                     if magnitude < cut[sign]:
@@ -321,7 +321,7 @@ def _merge(
                         quota[tile, sign] -= 1
                         continue
                     cell = np.int64(old.rows[k]) * width + old.columns[k]
-                # `kept` cells are taken before it, so vacant cell number r is cell r + kept.
+                # `kept` cells before it are occupied, so vacant cell number r is cell r + kept.
                 while fresh < n_new and ranks[fresh] + kept < cell:
                     row = (ranks[fresh] + kept) // width
                     new.rows[place], new.columns[place] = row, ranks[fresh] + kept - row * width
@@ -335,8 +335,8 @@ def _merge(
 
 @kernel
 def _weigh(member, size, sync, grid, key, tiles, fan_in):
-    """Draw weights that are missing from U(±√(6/k)), k being the neuron's own fan-in."""
-    # He et al. (2015) take the width of the layer below, but here fan-ins are few and vary.
+    """Draw the missing weights from U(±√(6/k)), where k is the neuron's own fan-in."""
+    # He et al. (2015) use the width of the layer below, but here fan-ins are small and vary.
     count = fan_in[member]
     for part in shares(sync, size, member, 0, grid.down):
         for block in part:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-_STEM = 30  # letters of its name that a temporary file's name has, which must not be too long
+_STEM = 30  # letters of a file's name in that of its temporary file: longer names could fail
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:

@@ -192,7 +192,7 @@ def _apportion(counts: NDArray[np.integer], size: int) -> NDArray[np.int64]:
 
 
 def number(cell: str) -> float:
-    """Return the number in a cell, or NaN, also for texts that only Python reads, as 1_000."""
+    """Return the number in a cell, or NaN, also for what only Python reads, such as 1_000."""
     try:
         return float(cell) if cell.isascii() and "_" not in cell else np.nan
     except ValueError:

@@ -35,7 +35,7 @@ def save(estimator: SparseMLPBase, path: str | os.PathLike[str], columns: Any = 
     Raises
     ------
     TypeError
-        If `estimator` is another one, or a parameter or label is not of text, numbers and None.
+        If `estimator` is of another class, or a parameter or label is not text, numbers or None.
     sklearn.exceptions.NotFittedError
         If it is not fitted.
     """

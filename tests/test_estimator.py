@@ -352,7 +352,7 @@ def with_others(**options):
 
 R = SparseMLPRegressor
 REFUSED = {
-    "early_stopping: 40 samples of 2 classes cannot give a validation_fraction of 0.1: no sample":
+    "early_stopping: 40 samples of 2 classes cannot give a validation_fraction of 0.1: no held-out":
         lambda: made(early_stopping=True, class_weight={0: 0.0}).fit(
             X40, np.r_[1, 1, np.zeros(38, int)]
         ),
@@ -362,7 +362,7 @@ REFUSED = {
         lambda: made().fit(X40, Y40).predict([[0, -1e300, 0, 0, 0]]),
     "y: its values are too large": lambda: made(R).fit(X40, X40[:, 0] * 1e200),
     "y: expected a dense array": lambda: made(R).fit(X40, sp.csr_array(X40)),
-    "early_stopping: 9 samples cannot give a validation_fraction of 0.1: R² needs two":
+    "early_stopping: 9 samples cannot give a validation_fraction of 0.1: R² needs at least two":
         lambda: made(R, early_stopping=True).fit(X40[:9], X40[:9, 0]),
     "sample_weight: expected a weight above 0, and none above 3.4e+38, got 1e+300 at most":
         lambda: made(R).fit(X40, X40[:, 0], np.full(40, 1e300)),

@@ -262,7 +262,7 @@ def test_a_surrogate_s_accuracy_is_no_evidence_but_its_time_is():
 def test_recorded_seconds_are_of_the_contest_only():
     recorded = replace(good(), profile="paper")
     [check] = [c for c in claims.Ledger(recorded).checks["C1"] if c.question == "faster than dense"]
-    assert (check.outcome, check.evidence) == (UNTESTED, "not timed by themselves yet")
+    assert (check.outcome, check.evidence) == (UNTESTED, "not timed side by side yet")
 
 
 def test_a_seed_decides_nothing():

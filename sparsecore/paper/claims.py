@@ -1,10 +1,9 @@
 """The ledger of the paper's claims: each with its rule, the evidence, and a verdict.
 
-A claim is made of checks, each asked once: of every data set, and of both weight decays where
-training depends on it. A check is a question with a rule that stands here and knows no result.
-Results answer it: it holds, fails, or is undecided; without results it is not tested here
-yet. What cannot be tested (a dense network that does not fit, a surrogate's accuracy) does not
-count.
+A claim is made of checks: one per question and data set, and per weight decay where training
+depends on it. The rule of a check is written here and does not depend on any result. By its
+results a check holds, fails, or is undecided; without results it is not tested here yet. Checks
+that cannot be tested (a dense network that does not fit, a surrogate's accuracy) do not count.
 """
 
 import math
@@ -32,7 +31,7 @@ HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "fails", "undecided", "not tested h
 IMPOSSIBLE = "cannot be tested"
 _OPEN = UNTESTED, IMPOSSIBLE
 
-MARGIN = 0.01  # of accuracy that may be lost where it is to be kept: one percentage point
+MARGIN = 0.01  # accuracy is kept if less than this is lost: one percentage point
 
 
 @dataclass(frozen=True)
@@ -40,31 +39,31 @@ class Check:
     """One question to the results, on one data set, and the answer."""
 
     question: str = ""
-    row: str = ""  # of the grid
+    row: str = ""  # its row in the grid
     dataset: str | None = None
     decay: float | None = None  # None where the answer does not depend on it
-    seeds: str | None = None  # the number of runs of the method, and of what it is compared with
+    seeds: str | None = None  # the numbers of runs of the method and of its reference
     evidence: str | None = None
     effect: float | None = None
     low: float | None = None
     high: float | None = None
-    threshold: float = 1.0  # of the effect: of a ratio it is 1
+    threshold: float = 1.0  # of the effect; 1 for a ratio
     unit: str | None = None  # of effect, low, high, threshold: "points", "×" or "%"
     p: float | None = None  # two-sided
-    adjusted: float | None = None  # for the number of its claim's tested checks
+    adjusted: float | None = None  # p, corrected for the number of the claim's tested checks
     outcome: str = UNTESTED
 
 
 def _answer(p: float, evidence: str, other: float | None = None, **more: Any) -> Check:
     """Return a one-sided test's answer; it is provisional until `_ask` has corrected p."""
-    # `other` is the p of the other side: of counts, the two add up to more than 1.
+    # `other` is the p of the other side: for counts, the two add up to more than 1.
     other = 1 - p if other is None else other
     outcome = HOLDS if p < other else FAILS
     return Check(evidence=evidence, p=min(1.0, 2 * min(p, other)), outcome=outcome, **more)
 
 
 def _measured(found: Effect | None, unit: str, note: str = "", seeds: str = "") -> Check:
-    """Return the answer that an effect gives."""
+    """Return the answer that follows from an effect."""
     if found is None:
         return Check(evidence="nothing varies between runs", outcome=UNDECIDED, seeds=seeds)
     values = found.value, found.low, found.high
@@ -79,12 +78,12 @@ def _measured(found: Effect | None, unit: str, note: str = "", seeds: str = "") 
 
 
 def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
-    """Judge whether the first is more accurate, by more than a threshold that may be negative."""
+    """Judge whether the first runs are more accurate than the second by more than `threshold`."""
     found = effects.difference(first, second, threshold=threshold)
     best = [np.mean([run["best_test_accuracy"] for run in runs]) for runs in (first, second)]
     note = f"; at the best epochs {100 * (best[0] - best[1]):+.2f}"
     left = np.mean([run["nnz_end"] / run["nnz_start"] for run in first])
-    if left < 1:  # at the best epoch there are more
+    if left < 1:  # at the best epoch there were more
         peaks = [max(run["epochs"], key=lambda e: e.get("test_accuracy", 0)) for run in first]
         then = np.mean([e["nnz"] / run["nnz_start"] for e, run in zip(peaks, first, strict=True)])
         note = f" with {100 * left:.0f} % of the connections{note} with {100 * then:.0f} %"
@@ -96,7 +95,7 @@ def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
 def _ratio(
     first: Any, second: Any, paired: bool, shown: float | None = None, note: str = ""
 ) -> Check:
-    """Judge whether positive values of `first` are larger, by their logs, and show a ratio."""
+    """Judge by their logarithms whether the values of `first` are larger, and show the ratio."""
     seeds = f"{len(first)}, {len(second)}"
     if min(len(first), len(second)) < 2:
         return Check(evidence="fewer than two seeds", seeds=seeds)
@@ -119,23 +118,23 @@ _SPARSE, _RELU, _PRUNED, _PARALLEL = "set-all-relu", "set-relu", "set-all-relu-p
 
 
 class Question(NamedTuple):
-    """What is asked of two methods on every data set: of their runs, by a judge, or of times."""
+    """A question about two methods on every data set: about their runs, or about their times."""
 
     text: str
     first: str
     second: str
     judge: Callable[[Runs, Runs], Check] | None = None
     times: str = ""  # the "core-seconds" or "seconds" of an epoch
-    row: str = ""  # of the grid; else it is the text
+    row: str = ""  # in the grid; by default the text
 
 
 class Claim(NamedTuple):
-    """A claim of the paper's abstract, the rule by which it holds, and what is asked of results."""
+    """A claim of the paper's abstract, the rule by which it holds, and its questions."""
 
     key: str
     text: str
     rule: str
-    questions: tuple[Question, ...] = ()  # none: it is about networks of extreme size
+    questions: tuple[Question, ...] = ()  # none: the claim is about networks of extreme size
 
 
 _kept = partial(_difference, threshold=-MARGIN)
@@ -143,24 +142,24 @@ CLAIMS = (
     Claim(
         "C1",
         "Truly sparse training, from scratch, without masks, in parallel, is faster than dense.",
-        "On every data set SET-All-ReLU and WASAP take less time per epoch than the dense network, "
-        "in seconds × cores; WASAP takes fewer seconds than SET-All-ReLU, and loses less than one "
-        "percentage point of accuracy to it. (From scratch and without masks it is by "
-        "construction.)",
+        "On every data set, SET-All-ReLU and WASAP take fewer core-seconds (seconds × cores) per "
+        "epoch than the dense network. WASAP takes fewer seconds than SET-All-ReLU, and loses less "
+        "than one percentage point of accuracy against it. (Training is from scratch and without "
+        "masks by construction.)",
         (
             Question("faster than dense", _SPARSE, "dense", times="core-seconds"),
             Question("parallel training faster than dense", _PARALLEL, "dense",
                      times="core-seconds", row="in parallel: faster than dense"),
-            Question("parallel training takes fewer seconds than sequential", _PARALLEL, _SPARSE,
+            Question("parallel training faster than sequential, in seconds", _PARALLEL, _SPARSE,
                      times="seconds", row="in parallel: faster than sequential"),
-            Question("parallel training at most one point less accurate than sequential",
+            Question("parallel training loses less than one point of accuracy to sequential",
                      _PARALLEL, _SPARSE, _kept, row="in parallel: less than 1 point lost"),
         ),
     ),
     Claim(
         "C2",
         "All-ReLU favours the gradient flow, and so beats ReLU in sparse networks.",
-        "On every data set the gradient flow, as a geometric mean over the epochs, and the final "
+        "On every data set, the gradient flow (its geometric mean over the epochs) and the final "
         "accuracy are higher with All-ReLU than with ReLU.",
         (
             Question("more gradient flow than ReLU", _SPARSE, _RELU, _more_flow,
@@ -173,37 +172,36 @@ CLAIMS = (
         "C3",
         "Importance pruning removes redundant neurons' connections: fewer parameters, accuracy "
         "kept.",
-        "On every data set pruning SET-All-ReLU during training, by the sequential schedule, costs "
-        "less than one percentage point of accuracy. (That fewer connections are left is so by "
-        "construction.)",
-        (Question("at most one point less accurate than unpruned", _PRUNED, _SPARSE, _kept,
+        "On every data set, pruning SET-All-ReLU during training by the sequential schedule costs "
+        "less than one percentage point of accuracy. (Fewer connections are left by construction.)",
+        (Question("pruning loses less than one point of accuracy", _PRUNED, _SPARSE, _kept,
                   row="pruning: less than 1 point lost"),),
     ),
     Claim(
         "C4",
         "A network of the order of 5·10⁷ neurons can be trained.",
-        "The loss of networks of at least 5·10⁷ neurons falls (Kendall's test for a trend); those "
-        "of 5·10⁷ neurons are right on held-out samples more often than chance (binomial test), "
-        "and than the same network with frozen hidden layers (sign test on the same samples; "
-        "which ones each gets wrong is not recorded: at worst none in common). Several seeds' "
-        "tests are combined: the trends' p values by Stouffer's method, counts by their sums.",
+        "The loss of networks of at least 5·10⁷ neurons falls (Kendall's test for a trend). "
+        "Networks of 5·10⁷ neurons are right on held-out samples more often than chance (binomial "
+        "test) and than the same networks with frozen hidden layers (sign test; it assumes the "
+        "worst: that no sample is wrong in both, because the record has only counts). Seeds are "
+        "combined: the trends' p values by Stouffer's method, the counts by their sums.",
     ),
     Claim(
         "C5",
         "More accurate than SET with ReLU, and than dense, while being faster.",
-        "On every data set SET-All-ReLU is more accurate than the dense network. Its verdict also "
-        "counts C2's checks of accuracy and C1's of a sequential epoch against dense.",
+        "On every data set, SET-All-ReLU is more accurate than the dense network. The verdict also "
+        "counts C2's checks of accuracy and C1's of SET-All-ReLU's time against dense.",
         (Question("more accurate than dense", _SPARSE, "dense", _difference),),
     ),
 )  # fmt: skip
 
 
-_OF_C5 = ("faster than dense", "All-ReLU: more accurate")  # rows of C1 and C2 that C5 claims, too
+_OF_C5 = ("faster than dense", "All-ReLU: more accurate")  # rows of C1 and C2 that C5 also claims
 _WORDS = {HOLDS: "hold{s}", FAILS: "fail{s}", UNDECIDED: "undecided", UNTESTED: "missing"}
 
 
 def verdict(checks: Sequence[Check]) -> str:
-    """Return what checks say together, and how many say what; the impossible do not count."""
+    """Return the joint verdict of checks, and counts of outcomes; the impossible do not count."""
     outcomes = [check.outcome for check in checks if check.outcome != IMPOSSIBLE]
     if len({*outcomes}) < 2:
         return next(iter(outcomes), UNTESTED)
@@ -213,14 +211,14 @@ def verdict(checks: Sequence[Check]) -> str:
     return f"{'fails in some' if FAILS in outcomes else together}: {told}"
 
 
-_TINY = "<\N{NO-BREAK SPACE}0.0001"  # how a smaller p is told
+_TINY = "<\N{NO-BREAK SPACE}0.0001"  # how a smaller p is shown
 _SIGNS = {FAILS: "✗", UNDECIDED: "?", HOLDS: "✓", UNTESTED: "–", IMPOSSIBLE: "n/a"}
 _NUMBERS = {"points": "{:+.2f}".format, "×": lambda v: f"× {two_digits(v)}", "%": "{:.0f} %".format}
 
 
 def sign(checks: Sequence[Check]) -> str:
     """Return checks in short: ✗ if one fails, else ? if one is undecided, else ✓; and a number."""
-    # – if none is tested, n/a if none can be; in brackets if some are not. The number is the first.
+    # – if none is tested, n/a if none can be; in brackets if some are not. The number: the first's.
     mark, untested = _mark(checks), any(check.outcome == UNTESTED for check in checks)
     part = untested and mark not in (_SIGNS[UNTESTED], _SIGNS[IMPOSSIBLE])
     number = next((_NUMBERS[c.unit](c.effect) for c in checks if c.unit), "")
@@ -299,7 +297,7 @@ class Ledger:
         return replace(question.judge(*used), seeds=", ".join(seeds))
 
     def _obstacle(self, asked: Question, results: Results, dataset: str) -> tuple[str, str] | None:
-        """Return why a question cannot be asked, or need not, and its outcome; else None."""
+        """Return why methods cannot or need not be compared, and the outcome; else None."""
         methods, judge = (asked.first, asked.second), asked.judge
         contest = results.profile == "paper"
         labels = {method: conditions.METHODS[method].label for method in methods}
@@ -314,13 +312,13 @@ class Ledger:
                 return told, IMPOSSIBLE
         if not judge:
             timed = epoch_seconds(results, dataset, self._times).keys()
-            why = "not timed by themselves yet" if contest else "no runs"
+            why = "not timed side by side yet" if contest else "no runs"
             return None if timed >= set(methods) else (why, UNTESTED)
         lost, reference_lost = (results.of(dataset, method, diverged=True) for method in methods)
         if lost:
             return f"{len(lost)} run(s) diverged", FAILS
         if reference_lost:
-            told = f"{len(reference_lost)} run(s) of what it is compared with diverged"
+            told = f"{len(reference_lost)} run(s) of the reference diverged"
             return told, UNDECIDED
         many = {label: len(results.of(dataset, method)) for method, label in labels.items()}
         if none := [label for label, n in many.items() if not n]:
@@ -328,11 +326,11 @@ class Ledger:
         if min(many.values()) < 2 + contest:
             return f"fewer than {'three' if contest else 'two'} seeds", UNTESTED
         if not have_learnt(results.of(dataset, _SPARSE)):
-            return "SET-All-ReLU has not learnt anything yet", UNDECIDED
+            return "SET-All-ReLU is no better than guessing", UNDECIDED
         return None
 
     def _rows(self) -> Iterator[tuple[Claim, str, list[Check]]]:
-        """Yield what the grid has a row for: a claim, a name, and the checks under it."""
+        """Yield the rows of the grid: a claim, a name, and the row's checks."""
         for claim in CLAIMS:
             checks = self.checks[claim.key]
             for name in dict.fromkeys(check.row for check in checks):
@@ -350,7 +348,7 @@ class Ledger:
         return " ".join(told)
 
     def found(self, key: str, dataset: str, decay: float) -> str:
-        """Return the first evidence on a claim on a data set at a weight decay."""
+        """Return a claim's first evidence, for a data set and a weight decay."""
         about = self.results.title(dataset), decay
         return next(str(c.evidence) for c in self.checks[key] if (c.dataset, c.decay) == about)
 
@@ -371,10 +369,10 @@ class Ledger:
             *(Column(title, title, number=False) for title in (*titles, "artificial")),
         ]
         caption = (
-            "**What came of the claims**: ✓ holds, ✗ fails, ? undecided, – not tested yet, n/a "
+            "**Outcome of the claims**: ✓ holds, ✗ fails, ? undecided, – not tested yet, n/a "
             "left out on purpose. Numbers, at weight decay "
-            f"{DECAYS[0]:g} / {DECAYS[1]:g}, or both: points of accuracy gained; × how fast an "
-            "epoch is (against dense in core-seconds), or how much gradient flows; % right (C4's "
+            f"{DECAYS[0]:g} / {DECAYS[1]:g}, or both: points of accuracy gained; ×, ratio of "
+            "speeds per epoch (against dense: in core-seconds) or of gradient flows; % right (C4's "
             "smallest network of ten layers)."
         )
         sources = "".join(self._sources())
@@ -389,18 +387,18 @@ class Ledger:
         columns = (
             Column("claim", "", lambda row: f"**{row['claim']}** {row['text']}", number=False),
             Column("it holds if", "rule", number=False),
-            Column("verdict: its checks", "verdict", "**{}**", number=False),
+            Column("verdict: checks", "verdict", "**{}**", number=False),
         )
         caption = (
             "**The claims and their verdicts.** A check is decided if its corrected p is below "
-            "5 %, and fails if a run of the method diverges; otherwise, and where SET-All-ReLU is "
-            "no better than guessing, it is undecided."
+            "5 %; it also fails if a run of the method diverges. Otherwise, and wherever "
+            "SET-All-ReLU is no better than guessing, it is undecided."
         )
         key = f"L-claims{self.results.suffix}"
         return Table.of(key, rows, columns, caption, "".join(self._sources()), self.finding())
 
     def _sources(self) -> tuple[str, str]:
-        """Return where C4's runs come from, and where those of the other claims do."""
+        """Return the origins of C4's runs, and of the other claims' runs."""
         runs = [run["provenance"] for run in self._extreme.values()]
         brains = sentence("C4: recorded runs of T-extreme", origin(runs)) * bool(runs)
         return brains, clocked(self._times) + source(self.results)
@@ -415,15 +413,15 @@ class Ledger:
             Column("outcome", "outcome", number=False),
         ]  # fmt: skip
         caption = (
-            f"**The evidence on {key}.** Effects with their {100 * CONFIDENCE:.0f} % confidence "
-            "intervals in brackets. Seeds: the method's, then its reference's (3 of 10: the others "
-            "are missing)."
+            f"**The evidence on {key}.** Effects, with {100 * CONFIDENCE:.0f} % confidence "
+            "intervals in brackets. Seeds: the method's, then its reference's (3 of 10: 3 are "
+            "compared, 10 planned)."
         )
         if any(c.key == key and q.times for c in CLAIMS for q in c.questions):
-            caption += " For times it counts rounds; the ratio is of medians, its interval of "
-            caption += "geometric means."
+            caption += " For times, rounds are counted; the ratio is that of the medians, the "
+            caption += "interval that of the geometric means."
         if key == "C4":
-            caption = f"**The evidence on {key}.** Steps and held-out samples count, of all seeds."
+            caption = f"**The evidence on {key}.** Steps or held-out samples of all seeds count."
         checks = self.checks[key]
         rows = [{"claim": key, **vars(check)} for check in checks if check.outcome not in _OPEN]
         others: dict[str, dict[str, None]] = {}
@@ -464,10 +462,10 @@ def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
 
 
 def _learning(runs: Sequence[tuple[Result, Result | None]]) -> dict[str, Check]:
-    """Judge what networks have learnt, also by those whose hidden layers were frozen, if any."""
+    """Judge what networks have learnt, also against frozen hidden layers where recorded."""
     falls = Check(evidence="fewer than three steps")
     chance = Check(evidence="no held-out samples")
-    frozen = Check(evidence="not known yet: the control with frozen hidden layers is not recorded")
+    frozen = Check(evidence="the control with frozen hidden layers is not recorded yet")
     if trends := [run["trend"] for run, _ in runs if run["trend"]]:
         told = ", ".join(f"{trend['tau']:+.2f}" for trend in trends)
         told = f"Kendall's τ {told}; {len(runs[0][0]['losses'])} steps"
@@ -482,8 +480,8 @@ def _learning(runs: Sequence[tuple[Result, Result | None]]) -> dict[str, Check]:
         chance = _answer(p, told, worse, seeds=seeds, effect=effect, unit="%")
     pairs = [(run["test"], other["test"]) for run, other in runs if other]
     if pairs := [pair for pair in pairs if all(pair)]:
-        # Both saw the same samples. No result says which ones each got wrong: at worst there is
-        # none that both did.
+        # Both saw the same samples. Results do not say which ones each got wrong: at worst, none
+        # is wrong in both.
         n = sum(own["n"] for own, _ in pairs)
         right = [sum(test["correct"] for test in some) for some in zip(*pairs, strict=True)]
         wrong = [n - many for many in right]

@@ -1,4 +1,4 @@
-"""The forest plot of the claims: the checks' effects with their intervals, and what they decide."""
+"""The forest plot of the claims: the checks' effects, intervals and outcomes."""
 
 from itertools import groupby
 from typing import Any
@@ -11,7 +11,7 @@ from sparsecore.paper.style import GREY, canvas, dot, legend_above, plain_ticks
 from sparsecore.paper.training.effects import CONFIDENCE
 from sparsecore.paper.training.shown import source
 
-_INCH = 0.185  # of a line
+_INCH = 0.185  # inches per line
 _LOOK: dict[str, dict[str, Any]] = {
     HOLDS: {"color": "#0072B2", "marker": "o"},
     FAILS: {"color": "#D55E00", "marker": "X"},
@@ -37,9 +37,9 @@ def figure(ledger: Ledger) -> Picture:
         legend_above(drawing, handles)
     caption = (
         f"**The checks with their {100 * CONFIDENCE:.0f} % intervals.** Dashed: the threshold; a "
-        "check holds to the right of it and fails to the left. Hollow: undecided. A hollow mark "
-        "whose interval misses the line is undecided once p is corrected for the claim's other "
-        "tested checks."
+        "check holds to its right and fails to its left. Hollow: undecided. Where the interval of "
+        "a hollow mark misses the threshold, the correction of p for the claim's other tested "
+        "checks makes it undecided."
     )
     alt = "Effect and interval of each check, by row of the grid; points of accuracy, and ratios."
     told = "C4's tests count steps and held-out samples, and give no intervals. "

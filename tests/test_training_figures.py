@@ -204,7 +204,7 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     assert kept == [0.5, 0.25, 0.75], "only what is recorded has a row"
     share = 100 * sparse[0]["nnz_end"] / dense[0]["nnz_end"]
     assert table.finding == "", "no times"
-    told = f"{shown.gap(sparse, dense)} of accuracy with {share:.2g} % of the connections. "
+    told = f"{shown.gap(sparse, dense)} with {share:.2g} % of the connections. "
     assert figures.accuracies(recorded).finding.endswith(f"taken alone: Optical digits {told}")
     [speed] = own.data.query("dataset == 'digits' and method == 'set-all-relu'")[
         "speed_against_dense"
@@ -346,7 +346,7 @@ def test_topology_s_figures_hold_all_neurons_and_pixels_where_they_are(main):
         wider, widths[::2], widths[1::2], ("outgoing", "incoming"), strict=True
     ):
         most = np.argmax(ratios)
-        told = rf"the {word} ones of [\w ]+, from {start[most]:.1f} to {end[most]:.1f}"
+        told = rf"for {word} connections of [\w ]+ \(from {start[most]:.1f} to {end[most]:.1f}\)"
         assert re.search(told, finding)
 
 
@@ -404,8 +404,8 @@ def test_cost_draws_means_against_the_contest_s_seconds(main):
         assert mark.get_xydata() == pytest.approx(np.array([[seconds, np.mean(ends)]]))
         assert np.ptp(bars.get_segments()[0][:, 1]) == pytest.approx(2 * np.std(ends, ddof=1))
     gap = shown.gap(files("set-all-relu"), files("dense"))
-    assert f"each taken alone: Optical digits {gap} of accuracy with " in picture.finding
-    assert "dense takes 2.0 times the core-seconds per epoch. " in picture.finding
+    assert f"each taken alone: Optical digits {gap} with " in picture.finding
+    assert "(dense: 2.0 times the core-seconds per epoch). " in picture.finding
     assert not figures.cost(recorded, {}).figure.axes[0].containers, "no seconds of one machine"
 
 
@@ -428,7 +428,7 @@ def test_how_soon_dense_is_as_accurate_is_drawn_and_told(main):
     drawn = {one.get_color(): one for one in picture.figure.axes[0].lines}
     np.testing.assert_allclose(drawn[COLOURS["dense"]].get_xydata(), [[6, 60], [12, 85], [18, 75]])
     assert drawn[GREY].get_ydata() == pytest.approx([80, 80])
-    start = "When dense first reaches SET-All-ReLU's last accuracy, by means over seeds: "
+    start = "When dense first reaches SET-All-ReLU's final accuracy, by means over seeds: "
     told = "Optical digits after 2 epochs (SET-All-ReLU: 2), in 3.0 times the core-seconds. "
     assert picture.finding == start + told
     assert figures.reach(recorded, {}).finding == "", "no seconds of one machine"
@@ -446,7 +446,7 @@ def test_accuracies_are_drawn_and_told_beside_the_dense_ones(main):
     rows = [box.lines[0].get_ydata()[0] for box in ax.containers]
     assert rows == pytest.approx(np.arange(len(METHODS)) - 0.17)
     gap = shown.gap(files("set-all-relu"), files("dense"))
-    assert f"each taken alone: Optical digits {gap} of accuracy with " in picture.finding
+    assert f"each taken alone: Optical digits {gap} with " in picture.finding
 
 
 def test_what_either_rule_of_pruning_leaves_is_told(main):
@@ -517,7 +517,7 @@ def test_an_effect_that_may_be_0_is_not_called_clear(main):
     for between, is_told in (((0.9, 0.92), True), ((0.75, 0.99), False)):
         some = low + high + ending("set-all-relu", between, 2e-6)
         told = figures.decay(replace(main, study=three, runs=some)).finding
-        assert ("the better end: SET-All-ReLU +10.50 points [" in told) == is_told
+        assert ("better than both: SET-All-ReLU +10.50 points [" in told) == is_told
         assert ("a λ between" in told) == is_told
     for ours, more, less in (((0.9, 0.92), 1, 0), ((0.1, 0.12), 0, 1), ((0.5, 0.9), 0, 0)):
         runs = ending("set-all-relu", ours) + ending("set-relu", (0.6, 0.61))
@@ -601,9 +601,9 @@ def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):
         if run["condition"]["dataset"] == "digits"
     ]
     told = figures.sensitivity(replace(found, runs=apart)).finding
-    assert "(ζ = 0.3 instead of 0) changes the mean by +20.00 points (no interval)" in told
+    assert "(ζ = 0.3 instead of 0) changes it by +20.00 points (no interval)" in told
     assert (
-        "highest mean: α = 0.8 (+5.00 points (no interval))" in told
+        "value but at α = 0.8 (+5.00 points (no interval))" in told
         and "70.0 to 90.0 % over ζ" in told
     )
 
@@ -717,14 +717,14 @@ def test_depth_draws_geometric_means_and_says_them(monkeypatch):
     over = np.log(flows[:, -1]).mean(axis=1) - np.log(run["flows"]["leaky-relu"])[:, -1].mean(
         axis=1
     )
-    assert picture.finding.endswith(f"(at α = 1, at {np.sum(over > 0)}).")
+    assert picture.finding.endswith(f"(α = 1: at {np.sum(over > 0)}).")
     made = {name: np.ones((3, 6, 2)) for name in run["flows"]}
     made["all-relu"][:2, 3] = [[2, 2], [0.5, 0.5]]
     made["leaky-relu"][2, 3] = 0.5
     flat = {name: values.tolist() for name, values in made.items()}
     told = depth.figure({**run, "flows": flat}).finding
     assert "with 3 hidden layers 1 times ReLU's and 2 times LeakyReLU's" in told
-    assert "than ReLU at 1 of 3 depths, and than LeakyReLU at 2 of 3 (at α = 1, at 0)." in told
+    assert "than ReLU at 1 of 3 depths, and than LeakyReLU at 2 of 3 (α = 1: at 0)." in told
     assert depth.figure({**run, "profile": "quick"}).key == "F-depth-here"
     assert len(picture.caption.split()) <= 60
     assert depth.figure({"missing": "no data"}) == page.Note("no data")

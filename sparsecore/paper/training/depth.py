@@ -55,8 +55,8 @@ def measure(width: int, n_seeds: int) -> Result:
             line(_COLOURS["leaky-relu"], "LeakyReLU")],
     caption="**Gradient flow at initialisation.** Squared norm of the loss's gradient of fresh "
     "sparse networks, against the negative slope α; α = 0 is ReLU. Geometric means over seeds, "
-    "bands ± one standard deviation. What to see: where the line of alternating signs is the "
-    "higher one, the network has more flow in total.",
+    "bands ± one standard deviation. What to see: where All-ReLU's line is higher, its network "
+    "has more flow in total.",
     alt="Gradient flow against alpha, a panel per depth, a line per activation.",
 )  # fmt: skip
 def figure(axes: Any, found: Result) -> tuple[str, str]:
@@ -78,8 +78,8 @@ def figure(axes: Any, found: Result) -> tuple[str, str]:
     than_relu = np.sum(over_relu > 1)
     more, at_most = (np.sum(over_leaky[:, at] > 1) for at in (own, -1))
     return (
-        f"All-ReLU's gradient flow at α = {alpha:g} is {'; '.join(parts)}. So before training "
+        f"All-ReLU's gradient flow at α = {alpha:g}: {'; '.join(parts)}. So before training "
         f"All-ReLU has more total flow than ReLU at {than_relu} of {len(parts)} depths, and than "
-        f"LeakyReLU at {more} of {len(parts)} (at α = {most:g}, at {at_most}).",
+        f"LeakyReLU at {more} of {len(parts)} (α = {most:g}: at {at_most}).",
         f"{found['width']:,} neurons per hidden layer, Fashion-MNIST, 1000 rows.",
     )

@@ -17,11 +17,11 @@ from sparsecore.settings import DECAYS, setting
 
 _MARKS = dict(zip(DECAYS, "o^", strict=True))
 _RACE = ("dense", "set-relu", "set-all-relu")
-_GAINS = f"What SET-All-ReLU gains on dense, λ = {DECAYS[0]:g}, 95 % intervals, each taken alone"
+_GAINS = f"Accuracy, SET-All-ReLU minus dense, λ = {DECAYS[0]:g}, 95 % intervals, each taken alone"
 
 
 def _comparable(found: Mapping[str, list[Result]]) -> bool:
-    """Tell whether there are several methods' accuracies that count: no surrogate's."""
+    """Return whether several methods have accuracies that count; a surrogate's do not."""
     return len(found) > 1 and not next(iter(found.values()))[0]["data"]["surrogate"]
 
 
@@ -29,10 +29,10 @@ def _comparable(found: Mapping[str, list[Result]]) -> bool:
     "F-cost",
     alt="Test accuracy against core-seconds, a panel per data set, a mark per method.",
     caption=(
-        "**What accuracy costs.** Final test accuracy, means ± one standard deviation over seeds, "
+        "**The cost of accuracy.** Final test accuracy, means ± one standard deviation over seeds, "
         "against core-seconds: those of an epoch, timed side by side on one machine at λ = 0.0002, "
-        "× the epochs; hollow: one run. Compare marks of one shape, which share λ. Higher is "
-        "better, further left cheaper."
+        "times the number of epochs. Hollow: one run. Compare marks of one shape, which share λ. "
+        "Higher is better, further left is cheaper."
     ),
     finding=_GAINS,
     height=2.4, extra=0.8, across=2, labels=("test accuracy (%)",),
@@ -43,7 +43,7 @@ def _comparable(found: Mapping[str, list[Result]]) -> bool:
     ],
 )  # fmt: skip
 def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -> str:
-    """Draw accuracy against core-seconds of the contest in `times`; of T-main."""
+    """Draw T-main's accuracies against core-seconds of the contest in `times`."""
     [ax], seconds = axes, shown.epoch_seconds(results, name, times)
     for decay, mark in _MARKS.items():
         for method, runs in results.at(decay).by_method(name).items():
@@ -55,7 +55,7 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result]) ->
     ax.set(xscale="log", xlabel="core-seconds of training")
     ax.margins(x=0.2)
     low, high = ax.get_xlim()
-    if high < 4 * low:  # else times of one size would look far apart
+    if high < 4 * low:  # else similar times would look far apart
         ax.set_xlim(math.sqrt(low * high) / 2, 2 * math.sqrt(low * high))
     plain_ticks(ax.xaxis, subs=(1, 2, 5))
     return shown.against_dense(results, name, seconds)
@@ -65,17 +65,17 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result]) ->
     "F-reach",
     alt="Test accuracy against core-seconds so far, a panel per data set.",
     caption=(
-        "**Accuracy on the way.** Accuracy on the test rows, means ± one standard deviation over "
-        "seeds, against the core-seconds of the epochs so far (logarithmic). Dotted: the last "
-        "accuracy of SET-All-ReLU. What to see: which curve meets it first."
+        "**Accuracy during training.** Test accuracy, means ± one standard deviation over seeds, "
+        "against the core-seconds of the epochs so far (logarithmic). Dotted: the final accuracy "
+        "of SET-All-ReLU. What to see: which curve reaches it first."
     ),
-    finding="When dense first reaches SET-All-ReLU's last accuracy, by means over seeds",
+    finding="When dense first reaches SET-All-ReLU's final accuracy, by means over seeds",
     height=2.2, extra=0.4, across=2, labels=("test accuracy (%)",),
     needs=lambda found: {"dense", "set-all-relu"} <= found.keys(),
     legend=lambda results: shown.lines(_RACE),
 )  # fmt: skip
 def reach(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -> str:
-    """Draw accuracy against the time so far; of T-main, at one weight decay."""
+    """Draw T-main's accuracies against the time so far, at one weight decay."""
     [ax], seconds = axes, shown.epoch_seconds(results, name, times)
     found = {method: results.of(name, method) for method in _RACE}
     curves = {m: shown.over_epochs(runs, "test_accuracy", 100) for m, runs in found.items() if runs}
@@ -95,7 +95,7 @@ def reach(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -
     if not {"dense", "set-all-relu"} <= when.keys():
         return ""
     dense, sparse = when["dense"], when["set-all-relu"]
-    if dense is None or sparse is None:  # which reaches it at the end at the latest
+    if dense is None or sparse is None:  # sparse never is: its last epoch reaches it
         return f"{results.title(name)} not at all"
     ratio = two_digits(dense * spent["dense"] / (sparse * spent["set-all-relu"]))
     return (
@@ -109,8 +109,8 @@ def reach(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -
     alt="Test accuracy of all methods, a panel per data set, a row per method.",
     caption=(
         "**The accuracy of all methods.** Test accuracy after the last epoch, means over seeds ± "
-        "one standard deviation; hollow: one run. What to see: how far the methods are apart, "
-        "beside how far the seeds of each are."
+        "one standard deviation; hollow: one run. What to see: how far apart the methods are, "
+        "compared with the seeds of each."
     ),
     finding=_GAINS,
     height=2.2, extra=0.2, across=2, sharey=True,
@@ -118,7 +118,7 @@ def reach(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -
     legend=lambda results: [dot(GREY, f"λ = {d:g}", mark) for d, mark in _MARKS.items()],
 )  # fmt: skip
 def accuracies(axes: Any, name: str, results: Results) -> str:
-    """Draw the accuracy of all methods, a panel per data set; of T-main."""
+    """Draw the accuracy of all of T-main's methods, a panel per data set."""
     [ax] = axes
     for (decay, mark), shift in zip(_MARKS.items(), (-0.17, 0.17), strict=True):
         for method, runs in results.at(decay).by_method(name).items():
@@ -136,10 +136,10 @@ def accuracies(axes: Any, name: str, results: Results) -> str:
     "F-curves",
     alt="Difference in test accuracy, accuracy and loss against epoch for ReLU and All-ReLU.",
     caption=(
-        "**ReLU and All-ReLU in sparse networks.** Top: All-ReLU's test accuracy less ReLU's, a "
-        "running mean; band: its 95 % interval over seeds. The bar at the end is the last epoch's; "
-        "it also counts the size of the test set. Below: accuracy and loss ± one "
-        "standard deviation. What to see: whether the bar lies above zero."
+        "**ReLU and All-ReLU in sparse networks.** Top: All-ReLU's test accuracy minus ReLU's, a "
+        "running mean with its 95 % interval over seeds. The last epoch's interval, the bar, also "
+        "includes the size of the test set. Below: accuracy and loss ± one standard deviation. "
+        "What to see: whether the bar lies above zero."
     ),
     finding=lambda results: shown.contrast(results, "set-all-relu", "set-relu"),
     height=5.2, block=(3, 1), across=3,
@@ -147,7 +147,7 @@ def accuracies(axes: Any, name: str, results: Results) -> str:
     legend=lambda results: shown.lines(results.study.methods, {"test": "-", "training": DASHED}),
 )  # fmt: skip
 def curves(axes: Any, name: str, results: Results) -> str:
-    """Draw All-ReLU's gain, accuracy and loss against epoch, a column per data set; of F-curves."""
+    """Draw All-ReLU's gain, accuracy and loss against epoch, a column per data set."""
     gain, top, bottom = axes
     found = results.by_method(name)
     for method, runs in found.items():
@@ -174,12 +174,12 @@ def curves(axes: Any, name: str, results: Results) -> str:
     "F-gradient-flow",
     alt="Ratio of gradient flows and gradient flow against epoch, logarithmic, by data set.",
     caption=(
-        "**Gradient flow.** Top: All-ReLU's over each other activation's; above one All-ReLU has "
-        "more. Bottom: the squared norm of the loss's gradient on training rows. Geometric means "
-        "over seeds (above: over pairs) ± one standard deviation; running means over epochs. What "
-        "to see: when a top curve crosses one."
+        "**Gradient flow.** Top: All-ReLU's flow divided by each other activation's; above one, "
+        "All-ReLU has more. Bottom: the squared norm of the loss's gradient on training rows. "
+        "Geometric means over seeds (top: over pairs) ± one standard deviation; running means over "
+        "epochs. What to see: when a top curve crosses one."
     ),
-    finding="All-ReLU's gradient flow over ReLU's, by geometric means over the epochs",
+    finding="All-ReLU's gradient flow relative to ReLU's, geometric means over the epochs",
     height=4.4, extra=0.5, block=(2, 1), across=3,
     labels=("All-ReLU's / the other's", "gradient flow ‖∇L‖²"),
     legend=lambda results: shown.lines([
@@ -250,16 +250,16 @@ def tenths(logs: np.ndarray) -> tuple[Any, Any]:
     "F-alpha",
     alt="Test accuracy against alpha, epsilon and zeta, one row of panels per data set.",
     caption=(
-        "**Sensitivity to α, ε and ζ.** Final test accuracy when one hyperparameter changes; "
-        "dotted: the study's value; line: dense. Means over seeds ± one standard deviation. α = 0 "
-        "is ReLU, ζ = 0 a fixed topology. What to see: on a plateau the choice matters little."
+        "**Sensitivity to α, ε and ζ.** Final test accuracy when one hyperparameter changes. "
+        "Dotted: the study's value. Level line: dense. Means over seeds ± one standard deviation. "
+        "α = 0 is ReLU, ζ = 0 a fixed topology. What to see: on a plateau the value matters little."
     ),
-    finding="Where one hyperparameter changes",
+    finding="When one hyperparameter changes",
     height=2.6, extra=0.3, block=(1, len(SENSITIVITIES)), sharey="row",
     labels=("test accuracy (%)",), legend=lambda results: shown.lines(("set-all-relu", "dense")),
 )  # fmt: skip
 def sensitivity(axes: Any, name: str, results: Results) -> str:
-    """Draw test accuracy against α, ε and ζ, a row per data set; of F-alpha."""
+    """Draw F-alpha's test accuracies against α, ε and ζ, a row per data set."""
     better, lost, spans = [], [], []
     ours, fixed = results.of(name, "set-all-relu"), results.of(name, "zeta-0")
     for ax, (field, (symbol, values)) in zip(axes, SENSITIVITIES.items(), strict=True):
@@ -295,9 +295,9 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
         return ""
     higher = "no other value has a higher mean"
     if better:
-        higher = f"a value other than the study's has the highest mean: {', '.join(better)}"
+        higher = f"the highest mean is not at the study's value but at {', '.join(better)}"
     zeta = f"ζ = {setting(name).config.zeta:g} instead of 0"
-    told = f"mean accuracies are {', '.join(spans)}; evolution ({zeta}) changes the mean by "
+    told = f"mean accuracy ranges from {', '.join(spans)}; evolution ({zeta}) changes it by "
     told += f"{shown.gap(ours, fixed)}, and {higher}"
     diverged = f"; all runs diverge with {', '.join(lost)}" * bool(lost)
     return f"on {results.title(name)} {told}{diverged}"
@@ -307,21 +307,21 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
     "F-decay",
     alt="Test accuracy against weight decay, a panel per data set, a line per method.",
     caption=(
-        "**Weight decay.** Final test accuracy against λ, per step; means over seeds ± one "
-        "standard deviation; hollow: one run; no line where nothing was run between. What to see: "
+        "**Weight decay.** Final test accuracy against λ (per step), means over seeds ± one "
+        "standard deviation. Hollow: one run. A line breaks at values without runs. What to see: "
         "where a line is level, λ does not matter; where lines are apart, the method does."
     ),
     finding=(
-        "What weight decay of {:g} instead of {:g} changes, by 95 % intervals, each taken alone"
+        "Accuracy with weight decay {:g} minus that with {:g}, 95 % intervals, each taken alone"
     ).format(*DECAYS),
     height=2.7, extra=0.4, across=2, least=2,
     legend=lambda results: shown.lines(results.study.methods),
 )  # fmt: skip
 def decay(axes: Any, name: str, results: Results) -> str:
-    """Draw test accuracy against weight decay, a panel per data set; of F-decay."""
+    """Draw F-decay's test accuracies against weight decay, a panel per data set."""
     decays = sorted(results.study.decays)
     [ax], told, between, compared = axes, [], [], False
-    # The values are no numbers that one scale shows: one is 0.
+    # The axis has no scale: one of the values is 0, the others are apart by factors of ten.
     labels = {value: {2e-6: "2·10⁻⁶", 2e-5: "2·10⁻⁵"}.get(value, f"{value:g}") for value in decays}
     for place, method in enumerate(results.study.methods):
         runs = [results.at(value).of(name, method) for value in decays]
@@ -339,6 +339,6 @@ def decay(axes: Any, name: str, results: Results) -> str:
                 between.append(f"{label} {shown.points(gain)} at λ = {labels[value]}")
     ax.set_xticks(range(len(decays)), [*labels.values()])
     ax.set(xlabel="weight decay λ", ylabel="test accuracy (%)")
-    more = f"; a λ between is better than the better end: {', '.join(between)}" * bool(between)
+    more = f"; a λ between them is better than both: {', '.join(between)}" * bool(between)
     text = ", ".join(told) or "no clear change"
     return f"on {results.title(name)} {text}{more}" * compared

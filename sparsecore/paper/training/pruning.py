@@ -1,4 +1,4 @@
-"""The pictures of neuron importance: how it is distributed, and what pruning by it does."""
+"""The pictures of neuron importance: its distribution, and the effects of pruning by it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,15 +20,15 @@ _COLOURS = GREY, "#56B4E9", "#0072B2"  # before training, on the way, at the end
     "F-importance",
     alt="Histograms of neuron importance per hidden layer before, during and after training.",
     caption=(
-        "**Neuron importance over training.** How it is distributed among the neurons of each "
-        "hidden layer; epoch 0 is before training. SET with All-ReLU, no pruning, first seed. What "
-        "to see: a long tail to the right is few strong neurons; neurons near zero can be pruned."
+        "**Neuron importance over training.** Its distribution among the neurons of each hidden "
+        "layer; epoch 0 is before training. SET with All-ReLU, no pruning, first seed. What to "
+        "see: a long tail to the right means a few strong neurons; neurons near zero can be pruned."
     ),
     finding="Where the spread of importance changes most", height=2.4, block=(1, 3),
     needs=lambda found: _observed(found, "importance"), labels=("density of neurons",),
 )  # fmt: skip
 def importance(axes: Any, name: str, results: Results) -> str:
-    """Draw how importance is distributed in each hidden layer, first seed; of F-importance."""
+    """Draw the distribution of importance in each hidden layer, first seed; of F-importance."""
     seen = [e for e in results.of(name, "set-all-relu")[0]["epochs"] if "importance" in e]
     times_seen, shapes = (seen[0], seen[len(seen) // 2], seen[-1]), list[list[Any]]()
     for layer, ax in enumerate(axes):
@@ -39,7 +39,7 @@ def importance(axes: Any, name: str, results: Results) -> str:
         shapes.append([])
         for one in (times_seen[at]["importance"][layer] for at in (0, -1)):
             mean, sd, skew = shown.moments(one["counts"])
-            middle = mean + 0.5  # that of the first bin is half a bin from 0
+            middle = mean + 0.5  # the first bin's middle is half a bin from 0
             width = (one["largest"] or 1.0) / len(one["counts"])
             shapes[-1].append((sd / middle, skew, middle * width))
     axes[-1].legend(fontsize=8)
@@ -53,7 +53,7 @@ def importance(axes: Any, name: str, results: Results) -> str:
 
 
 def _observed(found: Mapping[str, list[Result]], name: str) -> bool:
-    """Whether runs of SET-All-ReLU, whose last epoch has all there is, have seen that."""
+    """Whether runs of SET-All-ReLU recorded that; the last epoch has all that a run records."""
     return any(name in run["epochs"][-1] for run in found.get(_BOTH[0], ()))
 
 
@@ -71,13 +71,13 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
     alt="Connections with and without importance pruning, and its gain in accuracy, by epoch.",
     caption=(
         "**Importance pruning during training.** Top: connections. Bottom: test accuracy with "
-        "pruning less that without, a running mean with its 95 % interval over seeds; the bar is "
-        "the last epoch's, and also counts the size of the test set. What to see: how many "
-        "connections go before accuracy does."
+        "pruning minus that without, a running mean with its 95 % interval over seeds. The last "
+        "epoch's interval, the bar, also includes the size of the test set. What to see: how many "
+        "connections go before accuracy falls."
     ),
     finding=(
-        "Connections that pruning during training leaves, and what it does to accuracy (95 % "
-        "intervals, each taken alone)"
+        "Connections left by pruning during training, and the change in accuracy (95 % intervals, "
+        "each taken alone)"
     ),
     height=4.4, block=(2, 1), across=4, sharex="col",
     labels=("connections (thousands)", "difference (points)"),
@@ -85,7 +85,7 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
     legend=lambda results: shown.lines(_BOTH),
 )  # fmt: skip
 def during_training(axes: Any, name: str, results: Results) -> str:
-    """Draw connections, and what importance pruning does to accuracy; of F-importance."""
+    """Draw connections, and the effect of importance pruning on accuracy; of F-importance."""
     top, bottom = axes
     for method, runs in results.by_method(name).items():
         shown.band(top, *shown.over_epochs(runs, "nnz", 1e-3), COLOURS[method])
@@ -100,12 +100,12 @@ def during_training(axes: Any, name: str, results: Results) -> str:
     )
     told = f"{results.title(name)} {100 * left:.0f} %, {shown.gap(pruned, plain)}"
     if less > fitted and then < lost and (e := difference(pruned, plain)) and e.low > 0:
-        told += " (it fits its training rows less, and other rows better)"
+        told += " (the pruned network fits its training rows less, and other rows better)"
     return told
 
 
 _POINTS: dict[str, Any] = {"marker": "o", "markersize": 3}
-# What is left: its colour, the value that it is a share of, its name.
+# The shares that are left: colour, the whole network's value, label.
 _LEFT = {
     "nnz": ("#0072B2", "nnz", "connections"),
     "compact_nbytes": ("#009E73", "nbytes", "compact network: memory"),
@@ -117,11 +117,11 @@ _LEFT = {
     "F-importance-after",
     alt="Accuracy, connections, memory and prediction time against the pruned percentile.",
     caption=(
-        "**Importance pruning after training**, and no training afterwards. Means over at most "
+        "**Importance pruning after training**, without further training. Means over at most "
         "three seeds ± one standard deviation. What to see: how far to the right accuracy (top) "
-        "stays level, and what is left there (bottom), also in the compact network."
+        "stays level, and how much is left there (bottom), also in the compact network."
     ),
-    finding="By the seeds' mean, a trained network can be pruned for at most one point of accuracy",
+    finding="Pruning after training costs at most one point of accuracy, by the mean over seeds",
     height=4.8, extra=0.2, block=(2, 1), across=2, sharex="col",
     needs=lambda found: _observed(found, "post_pruning"),
     labels=("test accuracy (%)", "of the unpruned network (%)"),
@@ -131,7 +131,7 @@ _LEFT = {
     ],
 )  # fmt: skip
 def after_training(axes: Any, name: str, results: Results) -> str:
-    """Draw what pruning a trained network costs and saves, by percentile; of F-importance."""
+    """Draw the costs and savings of pruning a trained network, by percentile; of F-importance."""
     top, bottom = axes
     runs = [run for run in results.of(name, "set-all-relu") if "post_pruning" in run["epochs"][-1]]
     x = _after(runs, "percentile")[0]
@@ -155,6 +155,6 @@ def after_training(axes: Any, name: str, results: Results) -> str:
 
 
 def _after(runs: list[Result], name: str) -> np.ndarray:
-    """Return what was seen of pruning after training, shape (seeds, percentiles)."""
+    """Return values recorded of pruning after training, shape (seeds, percentiles)."""
     seen = [run["epochs"][-1]["post_pruning"] for run in runs]
     return np.array([[record[name] for record in one] for one in seen], float)

@@ -1,7 +1,7 @@
 """What the figures of training share: panels per data set, bands over seeds, parts of captions.
 
-Nothing is run or read here. How the book's pictures look is in `style`, what is in them in
-`figures`, `pruning` and `topology`.
+Nothing is run or read here. `style` defines how the book's pictures look; `figures`, `pruning` and
+`topology` draw them.
 """
 
 import functools
@@ -87,8 +87,8 @@ Seconds = dict[str, tuple[list[float], int]]  # per epoch, by method, and on how
 
 
 def epoch_seconds(results: Results, dataset: str, times: Mapping[str, Result]) -> Seconds:
-    """Return the methods' seconds per epoch, all of one machine."""
-    # They are those of the contest; a quick build's runs come one after another, on this machine.
+    """Return the methods' seconds per epoch, all measured on one machine."""
+    # The contest's; for a quick build those of its runs, which come one after another.
     if results.profile == "paper":
         contest = times.get(dataset, {})
         turns = contest.get("rounds", {}).items()  # none, where it could not be measured
@@ -113,7 +113,7 @@ def band(
 
 
 def gain(ax: Axes, first: list[Result], second: list[Result], colour: str) -> None:
-    """Draw a difference of accuracies by epoch, over pairs of runs; the last one's as a bar."""
+    """Draw a difference of accuracies by epoch, over pairs of runs; the last epoch's as a bar."""
     effect, (first, second, _) = difference(first, second), pairs(first, second)
     n = min(len(first), len(second))
     epochs, ours = over_epochs(first[:n], "test_accuracy", 100)
@@ -129,7 +129,7 @@ def gain(ax: Axes, first: list[Result], second: list[Result], colour: str) -> No
 
 
 def fit_from(ax: Axes, epoch: int, *more: float) -> None:
-    """Fit a panel to what is drawn from an epoch on: more changes in the first than in the rest."""
+    """Fit a panel's height to the curves from an epoch on: the first epochs would stretch it."""
     areas = [path.vertices for area in ax.collections for path in area.get_paths()]
     points = np.concatenate([*(one.get_xydata() for one in ax.lines), *areas])
     seen = [*points[points[:, 0] >= min(epoch, points[:, 0].max()), 1], *more]
@@ -170,7 +170,7 @@ def over_epochs(runs: list[Result], name: str, factor: float = 1) -> tuple[list[
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Return running means over a 25th of the epochs: what lasts shows, what flickers does not."""
+    """Return running means over a 25th of the epochs: they show the changes that last."""
     return uniform_filter1d(values, max(1, values.shape[-1] // 25), mode="nearest")
 
 
@@ -193,7 +193,7 @@ def learnt(runs: list[Result]) -> float:
 
 
 def lines(methods: Sequence[str], styles: Mapping[str, Any] | None = None) -> list[Any]:
-    """Return the entries that name the methods' colours, and what line styles mean."""
+    """Return a legend's entries for the methods' colours and for line styles."""
     return [
         *(line(COLOURS[method], METHODS[method].label) for method in methods),
         *(line("#333333", label, style) for label, style in (styles or {}).items()),
@@ -219,21 +219,21 @@ def gap(first: list[Result], second: list[Result]) -> str:
 
 
 def against_dense(results: Results, name: str, seconds: Seconds) -> str:
-    """Say what SET-All-ReLU loses and takes on a data set, if there are runs of it and of dense."""
+    """State SET-All-ReLU's accuracy and cost against dense on a data set, if both have runs."""
     methods = "dense", "set-all-relu"
     dense, sparse = (results.of(name, method) for method in methods)
     if not (sparse and dense):
         return ""
     share = sparse[0]["nnz_end"] / dense[0]["nnz_end"]
-    told = f"{results.title(name)} {gap(sparse, dense)} of accuracy with {100 * share:.2g} % of the"
+    told = f"{results.title(name)} {gap(sparse, dense)} with {100 * share:.2g} % of the"
     spent = [core_seconds(*seconds[method]) for method in methods if method in seconds]
     times = two_digits(spent[0] / spent[1]) if len(spent) == 2 else ""
-    slower = f", dense takes {times} times the core-seconds per epoch" * bool(times)
+    slower = f" (dense: {times} times the core-seconds per epoch)" * bool(times)
     return f"{told} connections{slower}"
 
 
 def contrast(results: Results, first: str, second: str) -> str:
-    """Say on how many data sets a method is more, or less, accurate than another, and by what."""
+    """Say on how many data sets a method is more, or less, accurate than another; by how much."""
     effects, told = [], []
     for name in results.datasets:
         runs = [results.of(name, method) for method in (first, second)]
@@ -269,7 +269,7 @@ def source(results: Results, names: Sequence[str] | None = None) -> str:
     told = origin([run["provenance"] for run in runs])
     surrogate = any(run["data"]["surrogate"] for run in runs)
     return (
-        "A surrogate's accuracy says nothing; its times do. " * surrogate
+        "A surrogate's accuracy means nothing; its times count. " * surrogate
         + f"{'; '.join(lengths)}. Runs: profile {results.profile}, {told}." * bool(runs)
     )
 
@@ -281,12 +281,12 @@ def clocked(times: Mapping[str, Result]) -> str:
 
 
 def lacking(results: Results, name: str) -> str:
-    """Name the methods that have nothing to show on a data set, though the study asks for them."""
+    """Name the methods that the study plans on a data set, but that have no result there."""
     return "; ".join(METHODS[m].label for m in results.study.methods if results.lacks(name, m))
 
 
 def absent(results: Results) -> str:
-    """Name what is not shown: data that are not here, runs not recorded, and diverged ones."""
+    """Name all that is not shown: data that are not here, runs not recorded, diverged runs."""
     study, title = results.study, results.title
     empty = [n for n in study.datasets if not results.on(n) + results.on(n, diverged=True)]
     here = [title(name) for name in empty if name in results.unavailable]

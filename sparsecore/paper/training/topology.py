@@ -1,4 +1,4 @@
-"""The pictures of what evolution does to a network's graph: its degrees, and the input pixels."""
+"""The pictures of how evolution changes a network's graph: its degrees, and the input pixels."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from sparsecore.paper.training.studies import Results
 
 _COLOUR = COLOURS["set-all-relu"]
 _BESIDE = slice(1, None), slice(-1)  # neighbours: all but the first, and all but the last
-_BIN = 4  # connections: fewer make the curves ragged, more hide the width of the first ones
+_BIN = 4  # connections per bin: fewer make the curves ragged, more hide the first ones' width
 
 
 @by_dataset(
@@ -23,7 +23,7 @@ _BIN = 4  # connections: fewer make the curves ragged, more hide the width of th
         "**Degrees before and after training.** A column is one layer of weights: connections that "
         "leave the neurons below it (top) and enter those above it (bottom), in bins of four; "
         "means over seeds ± one standard deviation. What to see: degrees start binomial; a long "
-        "tail to the right is few neurons with many connections."
+        "tail to the right means a few neurons with many connections."
     ),
     height=4.8, block=(2, 3),  # the output layer does not evolve
     legend=lambda results: [
@@ -43,7 +43,7 @@ def degrees(axes: Any, name: str, results: Results) -> str:
         before, after = ([run[at][side][layer] for run in seen] for at in (0, -1))
         draw_degrees(ax, before, GREY)
         draw_degrees(ax, after, _COLOUR)
-        # Those of a random graph with as many connections.
+        # The degrees of a random graph with as many connections.
         degree = np.mean([moments(h)[0] for h in before])
         k, trials = np.arange(int(degree + 5 * np.sqrt(degree)) + 1), sizes[layer + 1 - row]
         share = binom.pmf(k, trials, degree / trials)
@@ -51,7 +51,7 @@ def degrees(axes: Any, name: str, results: Results) -> str:
         neurons = "input pixels" if layer + row == 0 else f"hidden layer {layer + row}"
         ax.set(title=neurons, xlabel=f"{word} connections", xlim=(0, None), ylim=(0, None))
         first, then = (np.mean([moments(h)[1] for h in some]) for some in (before, after))
-        told = f"for the {word} ones of {neurons}, from {first:.1f} to {then:.1f}"
+        told = f"for {word} connections of {neurons} (from {first:.1f} to {then:.1f})"
         widest[row] = max(widest[row], (then / first, told))
         if layer == 0:
             ax.set_ylabel("share of neurons (%)")
@@ -88,7 +88,7 @@ def draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
         "**Where the network looks.** Strength of the connections that leave each of "
         "Fashion-MNIST's pixels, over training, on one scale; first seed. What to see: noise "
         "before training; where training finds structure, neighbours become alike. Their "
-        "correlation says how much (0: noise, 1: equal)."
+        "correlation shows how much (0: noise, 1: equal)."
     ),
     height=2.7, block=(1, 6),
 )  # fmt: skip

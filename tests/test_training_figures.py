@@ -209,8 +209,8 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     [speed] = own.data.query("dataset == 'digits' and method == 'set-all-relu'")[
         "speed_against_dense"
     ]
-    told = f"over SET-All-ReLU's: Optical digits × {effects.two_digits(speed)}."
-    assert own.finding == f"Core-seconds per epoch of dense training {told}"
+    told = f"divided by SET-All-ReLU: Optical digits × {effects.two_digits(speed)}."
+    assert own.finding == f"Core-seconds per epoch, dense training {told}"
     alone = figures.accuracies(replace(recorded, runs=relu + sparse))
     assert alone.finding == "", "nothing to compare"
     assert own._repr_markdown_().startswith(f"{page.minus(own.finding)}\n\n")
@@ -694,8 +694,8 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     assert f"Optical digits: {99.005 - usual:+.2f} points [" in effects["effect"].iloc[0]
     told = tables.deviations(replace(found, runs=runs)).finding
     start = (
-        "1 of 1 measured effects (the released way less ours; of weight decay: 0 less 0.0002) have "
-        "a 95 % interval, taken alone, that excludes 0. These, and divergences: "
+        "1 of 1 measured effects (the released variant minus ours; weight decay: 0 minus 0.0002) "
+        "have a 95 % interval, taken alone, that excludes 0. These, and divergences: "
     )
     assert told.startswith(f"{start}Weight decay λ (decoupled, per step), Optical digits: ")
     assert tables.deviations(replace(found, runs=[])).finding == ""
@@ -738,8 +738,8 @@ def test_what_weight_decay_brings_on_held_out_rows_is_told():
     without = run | {"config": {"weight_decay": 0.0}, "test_accuracy": 0.875}
     study = replace(STUDIES["T-held-out"], datasets=("digits", "madelon"))
     told = tables.held_out(studies.Results(study, "paper", [run, without])).text
-    assert "intervals): Optical digits +12.50 points (no interval). `train` takes" in told
-    assert told.endswith("; 0 on: none. "), "of these two"
+    assert "intervals): Optical digits +12.50 points (no interval). `train` uses" in told
+    assert told.endswith("; so λ = 0 on: none. "), "of these two"
     assert "Not recorded yet: Optical" in tables.held_out(studies.Results(study, "paper", [])).text
 
 
@@ -766,8 +766,8 @@ def test_what_is_missing_of_the_main_table_is_counted():
     row = table.data[(table.data["title"] == "CIFAR-10") & (table.data["decay"] == 0)].iloc[0]
     assert (row["recorded"], row["missing"].split("; ")[0]) == (1, "SET-ReLU")
     assert row["hours"] == table.data["hours"].sum() == 3.0, "1.5 hours of two cores"
-    told = f"Of the main table's {planned} planned runs 1 are recorded; they took 3 core-hours"
-    assert table.finding == f"{told}, all runs of this table 3, on these CPUs: a CPU."
+    told = f"Of the main table's {planned} planned runs, 1 are recorded. They took 3 core-hours"
+    assert table.finding == f"{told}; all runs of this table took 3. CPUs: a CPU."
 
 
 def test_methods_without_runs_are_left_out(main):
@@ -801,7 +801,7 @@ def test_hyperparameters_are_the_settings_with_their_origins():
             assert row[label] == f"{getattr(setting.config, field):g}{mark}"
     assert shown.loc["Fashion-MNIST", "architecture"] == "784-1000-1000-1000-10"
     unmarked = shown.map(lambda value: not str(value).endswith(("†", "‡"))).to_numpy().sum()
-    assert f" {unmarked} stand in the released code, " in table.finding
+    assert f" {unmarked} are from the released code, " in table.finding
     common = tables.common_hyperparameters().frame.set_index("hyperparameter")["value"]
     assert common["weight decay λ, per step"] == "0, 0.0002"
     assert common["importance pruning from epoch"] == "200"

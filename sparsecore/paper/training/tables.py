@@ -30,7 +30,7 @@ from sparsecore.wasap.plan import Plan
 
 
 def data_sets(recorded: Results) -> Table:
-    """Make T-datasets; data that are not here are brought here, if they can be had."""
+    """Make T-datasets; download data that are not here, if possible."""
     columns = (
         Column("data set", "title", number=False),
         Column("domain", "domain", number=False),
@@ -42,10 +42,10 @@ def data_sets(recorded: Results) -> Table:
         Column("source, hash", "", _source, number=False),
     )
     caption = (
-        "**The data sets.** The study's rows for training and test; rows that the main "
-        "table's runs used; where the data come from; the start of their content's hash, on this "
-        "machine. A surrogate has the shape of data that were not at hand; it serves to measure "
-        "time and memory only."
+        "**The data sets.** The study's rows for training and test; the rows that the main "
+        "table's runs used; the source of the data; the first digits of their content's hash, on "
+        "this machine. A surrogate has the shape of data that were not at hand; it only serves to "
+        "measure time and memory."
     )
     rows = [_data_set(name, recorded) for name in datasets.names()]
     here = "; ".join(f"{row['title']}: {row['here']}" for row in rows)
@@ -56,7 +56,7 @@ def data_sets(recorded: Results) -> Table:
         if (used := row["rows_of_runs"]) != whole:
             told = f"training, test: {used} of {whole}" if used else "no run yet"
             partly.append(f"{row['title']} ({told})")
-    start = "The main table's runs use all training and test rows, but for"
+    start = "The main table's runs use all training and test rows, except for"
     finding = shown.sentence(start, "; ".join(partly)).strip()
     return Table.of("T-datasets", rows, columns, caption, sources, finding)
 
@@ -109,13 +109,13 @@ def hyperparameters() -> Table:
         for field, label in labels.items()
     ]
     caption = (
-        f"**Hyperparameters per data set.** Unmarked values stand in the authors' {RELEASED}, of "
-        f"architectures the hidden layers; a dagger marks {READING} of the study, a double dagger "
-        f"{CHOICE} for other data."
+        f"**Hyperparameters per data set.** Unmarked values are from the authors' {RELEASED} (of "
+        f"architectures, the hidden layers). A dagger marks {READING} of the study, a double "
+        f"dagger {CHOICE} for other data."
     )
     origins = [row[f"{field} from"] for row in rows for field in labels]
     many = [origins.count(origin) for origin in _MARKS]
-    finding = "Of {} values, {} stand in the {}, {} are {} and {} {}."
+    finding = "Of {} values, {} are from the {}, {} are {} and {} {}."
     told = finding.format(len(origins), many[0], RELEASED, many[1], READING, many[2], CHOICE)
     return Table.of("T-hyper", rows, columns, caption, finding=told)
 
@@ -126,7 +126,7 @@ def _marked(field: str, row: Mapping[str, Any]) -> str:
 
 
 def common_hyperparameters() -> Table:
-    """Make the second part of T-hyper: what is the same for all data sets."""
+    """Make the second part of T-hyper: values that are the same for all data sets."""
     settings = [setting for setting in SETTINGS.values() if setting.released]
     pruning, parallel = (METHODS[m].changes for m in ("set-all-relu-pruned", "wasap-pruned"))
     plan, found = Plan(), []
@@ -136,10 +136,10 @@ def common_hyperparameters() -> Table:
         origins = {s.origin(field) for s in settings}
         found.append((HYPERPARAMETERS[field].label, sorted(values), ", ".join(sorted(origins))))
     found += [
-        ("LeakyReLU's slope (and α, beside it)", [0.25], RELEASED),
+        ("LeakyReLU's slope (α is also run)", [0.25], RELEASED),
         ("parallel: epochs between prunings", [parallel["prune_every"]], RELEASED),
         ("parallel: pruned up to this percentile", [parallel["prune_percentile"]], RELEASED),
-        ("parallel: workers at most (here one per core, but two at least)", [WORKERS], RELEASED),
+        ("parallel: most workers (here one per core, at least two)", [WORKERS], RELEASED),
         ("parallel: share of the epochs in phase 1", [plan.phase1], RELEASED),
         ("WASSP: epochs of warm-up of the learning rate", [plan.warmup], RELEASED),
     ]
@@ -150,9 +150,9 @@ def common_hyperparameters() -> Table:
     columns = [Column(name, name, number=name == "value") for name in rows[0]]
     augmented = [datasets.describe(n)["title"] for n, s in SETTINGS.items() if s.config.augment]
     caption = (
-        "**Hyperparameters of all data sets of the study.** Importance pruning is for the methods "
-        "that have it in their name. Images that are shifted (by up to 10 %), rotated (by up to "
-        f"10°) and flipped horizontally in training: {', '.join(map(str, augmented))}."
+        "**Hyperparameters of all data sets of the study.** Importance pruning applies to methods "
+        "with *pruned* in their name. Images are shifted (by up to 10 %), rotated (by up to 10°) "
+        f"and flipped horizontally in training on {', '.join(map(str, augmented))}."
     )
     return Table.of("T-hyper-common", rows, columns, caption)
 
@@ -166,7 +166,7 @@ _ACCURACIES = {"last": "test_accuracy", "best": "best_test_accuracy", "chosen": 
 
 def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
     """Make T-main: accuracy, connections and time of all methods on all data sets."""
-    # Recorded runs are of machines that did other things, too: their times are those of T-times.
+    # Recorded runs shared their machines with other work: T-times has the times.
     rows: list[dict[str, Any]] = []
     for dataset, decay in itertools.product(results.study.datasets, results.study.decays):
         at = results.at(decay)
@@ -190,15 +190,15 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
         Column("× dense", "speed_against_dense", two_digits),
     )
     caption = (
-        "**Dense, sparse and parallel methods.** Test accuracy: last epoch, best, and chosen: "
-        "each half of the test set at the epoch that the other chooses, of the runs that counted "
-        "by halves. Best and chosen may precede prunings. × dense: seconds × cores of dense "
-        "training over the row's. Means ± one standard deviation over seeds (0: only timed)."
+        "**Dense, sparse and parallel methods.** Test accuracy: last epoch, best, and chosen "
+        "(each half of the test set at the epoch that the other half chooses, where runs counted "
+        "by halves). Best and chosen may precede prunings. × dense: core-seconds of dense training "
+        "divided by the row's. Means ± one standard deviation over seeds (0: only timed)."
     )
     own = [r for r in rows if r.get("method") == "set-all-relu" and r["speed_against_dense"]]
     ratios = {row["title"]: two_digits(row["speed_against_dense"]) for row in own}
     told = ", ".join(f"{title} × {ratio}" for title, ratio in ratios.items())
-    start = "Core-seconds per epoch of dense training over SET-All-ReLU's"
+    start = "Core-seconds per epoch, dense training divided by SET-All-ReLU"
     finding = shown.sentence(start, told).strip()
     sources = _main_sources(results, times or {})
     return Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, finding)
@@ -230,7 +230,7 @@ def _main_sources(results: Results, times: Mapping[str, Result]) -> str:
 def _main_row(
     results: Results, dataset: str, method: str, seconds: shown.Seconds
 ) -> dict[str, Any]:
-    """Return a row's plain values, of the runs and times that are there: means, deviations."""
+    """Return a row's plain values: means and deviations of the runs and times that exist."""
     runs = results.of(dataset, method)
     row: dict[str, Any] = {
         "title": results.title(dataset), "decay": results.decay, "label": METHODS[method].label,
@@ -241,13 +241,13 @@ def _main_row(
     measured = {name: [run[name] for run in runs] for name in names}
     chosen = [chosen_accuracy(run["epochs"], run["data"]["n_test"]) for run in runs]
     measured["chosen_accuracy"] = [value for value in chosen if value is not None]
-    if results.surrogate(dataset):  # its accuracy says nothing
+    if results.surrogate(dataset):  # its accuracy means nothing
         measured |= {name: [] for name in _ACCURACIES.values()}
     turns = measured["epoch_seconds"] = seconds[method][0] if method in seconds else []
     for name, values in measured.items():
         row[name] = float(np.mean(values)) if values else None
         row[f"{name}_sd"] = float(deviation(values)) if len(values) > 1 else None
-    if turns:  # one of which may be disturbed
+    if turns:  # the median: a turn may be disturbed
         row["epoch_seconds"] = core_seconds(turns)
     if turns and "dense" in seconds:
         dense, own = (core_seconds(*seconds[m]) for m in ("dense", method))
@@ -256,9 +256,9 @@ def _main_row(
 
 
 def chosen_accuracy(epochs: list[dict[str, Any]], n_test: int) -> float | None:
-    """Return the accuracy at the epoch that one half of the test set chooses, on the other half."""
-    # Both halves do so, and the right answers are counted together. None for parallel runs, which
-    # do not count them by halves.
+    """Return the accuracy of each half of the test set at the epoch that the other half chooses."""
+    # The right answers of both halves are counted together. None for parallel runs, which do not
+    # count them by halves.
     tested = [e for e in epochs if "test_accuracy" in e]
     if not tested or any("test_half_correct" not in e for e in tested):
         return None
@@ -279,16 +279,16 @@ def _mean_sd(name: str, row: Mapping[str, Any]) -> str:
 
 
 def deviations(recorded: Results) -> Table:
-    """Make T-deviations: what differs from the released code, and the measured effects."""
+    """Make T-deviations: the differences from the released code, and the measured effects."""
     rows, measured, clear, told = [], 0, 0, []
     for fact in json.loads(Path(__file__).with_name("deviations.json").read_text()):
         effects = []
-        # What is compared: the released way and ours, each a method and its weight decay.
+        # The released variant and ours, each a method and its weight decay.
         for ways, dataset in itertools.product(fact.get("measured", ()), recorded.study.datasets):
             runs = [recorded.at(decay).of(dataset, method) for method, decay in ways]
             decays = [decay for _, decay in ways]
             where = recorded.title(dataset) + f", λ = {decays[0]:g}" * (len({*decays}) == 1)
-            for (name, at), whose in zip(ways, ("the released way", "our way"), strict=True):
+            for (name, at), whose in zip(ways, ("the released code", "ours"), strict=True):
                 if lost := recorded.at(at).of(dataset, name, diverged=True):
                     many = f"{len(lost)} run{'s' * (len(lost) > 1)}"
                     effects.append(f"{where}: {many} of {whose} diverged")
@@ -311,20 +311,20 @@ def deviations(recorded: Results) -> Table:
     titles = ("subject", "released", "ours", "effect")
     columns = [Column(title, title, number=False) for title in titles]
     caption = (
-        "**What differs from the authors' released code.** Where runs of both ways are recorded, "
-        "the effect is the released way's final test accuracy less ours (of weight decay: λ = 0 "
-        "less λ = 0.0002), with its 95 % confidence interval; else what is known of it."
+        "**Differences from the authors' released code.** Where runs of both variants are "
+        "recorded, the effect is the released variant's final test accuracy minus ours (weight "
+        "decay: λ = 0 minus λ = 0.0002), with its 95 % confidence interval."
     )
     start = (
-        f"{clear} of {measured} measured effects (the released way less ours; of weight decay: 0 "
-        "less 0.0002) have a 95 % interval, taken alone, that excludes 0. These, and divergences"
+        f"{clear} of {measured} measured effects (the released variant minus ours; weight decay: 0 "
+        "minus 0.0002) have a 95 % interval, taken alone, that excludes 0. These, and divergences"
     )
     finding = shown.sentence(start, "; ".join(told or ["none"])).strip() * bool(measured)
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)
 
 
 def held_out(results: Results) -> Note:
-    """Say what no weight decay brings on held-out training rows, and where `train` has none."""
+    """State the effect of λ = 0 on held-out training rows, and where `train` uses it."""
     told = [
         f"{results.title(name)} {shown.gap(runs[0], runs[1])}"
         for name in results.datasets
@@ -334,17 +334,17 @@ def held_out(results: Results) -> Note:
         return Note(shown.absent(results))
     chosen = [results.title(name) for name in results.datasets if SETTINGS[name].decay == 0]
     start = (
-        "On a tenth of the training rows, which the networks did not see, λ = 0 instead of "
-        f"{DECAYS[0]:g} brings SET-All-ReLU (95 % intervals)"
+        "Change in SET-All-ReLU's accuracy on a held-out tenth of the training rows with λ = 0 "
+        f"instead of {DECAYS[0]:g} (95 % intervals)"
     )
-    rule = f"`train` takes λ = 0 where the interval lies above 0, and {DECAYS[0]:g} elsewhere; 0 on"
+    rule = f"`train` uses λ = 0 where the interval lies above 0, else {DECAYS[0]:g}; so λ = 0 on"
     chosen_on = shown.sentence(rule, ", ".join(chosen) or "none")
     return Note(shown.sentence(start, "; ".join(told)) + chosen_on)
 
 
 def coverage(recorded: Results, *others: Results) -> Table:
-    """Make the table of which runs of T-main are recorded, what they took, and what is missing."""
-    # Of `others`, which have runs of their own beside those of T-main, it has what they took.
+    """Make the table of T-main's recorded runs, their time, and the methods without a run."""
+    # Of `others` it has the runs that are not T-main's, and their time.
     rows: list[dict[str, Any]] = []
     study = recorded.study
     for name, decay in itertools.product(study.datasets, study.decays):
@@ -368,14 +368,14 @@ def coverage(recorded: Results, *others: Results) -> Table:
         Column("methods without a run", "missing", number=False),
     ]
     caption = (
-        "**What is recorded of the main table**, at full length; how long training and tests took; "
-        "and what is missing. Below: other studies' runs that are in no row above."
+        "**Recorded runs of the main table**, at full length; the time of training and tests; "
+        "methods without a run. Below: other studies' runs that are in no row above."
     )
     cpus = {run["provenance"]["cpu"] for found in (recorded, *others) for run in found.runs}
     machines, spent = sorted(cpus), sum(row["hours"] for row in rows)
     finding = (
-        f"Of the main table's {planned} planned runs {done} are recorded; they took {hours:.0f} "
-        f"core-hours, all runs of this table {spent:.0f}, on these CPUs: {', '.join(machines)}."
+        f"Of the main table's {planned} planned runs, {done} are recorded. They took {hours:.0f} "
+        f"core-hours; all runs of this table took {spent:.0f}. CPUs: {', '.join(machines)}."
     )
     return Table.of("T-recorded", rows, columns, caption, finding=finding)
 

@@ -18,7 +18,7 @@ from sparsecore.wasap.plan import Plan
 
 @dataclass(frozen=True)
 class Method:
-    """A way of training: what it changes in a setting, and what runs it as `experiment.run`."""
+    """A way of training: its changes to a setting, and a runner like `experiment.run`."""
 
     label: str
     changes: Mapping[str, Any]
@@ -81,7 +81,7 @@ METHODS |= {
 
 @dataclass(frozen=True)
 class Study:
-    """What a table or figure is made of: every method, data set, weight decay and seed, if any."""
+    """The runs that a table or figure is made of: methods, data sets, weight decays and seeds."""
 
     key: str
     content: str
@@ -90,8 +90,8 @@ class Study:
     decays: tuple[float, ...] = DECAYS[:1]
     seeds: Mapping[str, Sequence[int]] = field(default_factory=dict)
     n_seeds: Callable[[str, str, str, float], int] | None = None
-    # Per data set: the fields of the configuration that the quick profile changes, and how many
-    # rows for training and for the test it takes at most.
+    # Per data set: the fields of the configuration that the quick profile changes, and the most
+    # rows that it uses for training and for the test.
     quick: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     quick_rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     # The study that owns the runs, except for methods and weight decays that it lacks. It also sets
@@ -108,7 +108,7 @@ class Study:
         return STUDIES[self.runs_of] if self.runs_of else self
 
     def part(self, **some: Sequence[Any] | None) -> Study:
-        """Return the study with some "datasets", "methods", "decays"; None: all it has."""
+        """Return the study with only some "datasets", "methods" or "decays"; None keeps all."""
         chosen: Any = {name: wanted for name, wanted in some.items() if wanted is not None}
         for name, wanted in chosen.items():
             there = getattr(self, name)
@@ -122,7 +122,7 @@ class Study:
         return replace(self, **chosen)
 
     def conditions(self, profile: str, seeds: Sequence[int] | None = None) -> list[Condition]:
-        """Return the conditions of a profile, data set by data set; `seeds` are others."""
+        """Return the conditions of a profile, data set by data set; `seeds` replace the study's."""
         usual = self.seeds.get(profile) or self.home.seeds.get(profile, ())
         return [
             Condition(self._owner(method, decay), profile, dataset, method, seed, decay)
@@ -134,7 +134,7 @@ class Study:
         ]
 
     def wanted(self, profile: str, dataset: str, method: str, decay: float) -> int:
-        """Return with how many of the profile's seeds a method is to be run."""
+        """Return how many of the profile's seeds are planned for a method."""
         if excluded(dataset, method) is not None:
             return 0
         count = self.n_seeds or self.home.n_seeds
@@ -158,7 +158,7 @@ _VARIANTS = {
     "set-all-relu-pruned-released": ("fashion-mnist", "madelon"),
     "wassp-released": ("fashion-mnist", "higgs", "madelon"),
 }
-# Few seeds where a run takes hours: by whether there is no weight decay.
+# Few seeds where a run takes hours; by whether weight decay is 0.
 _CIFAR10 = {
     False: {"set-relu": 3, "set-all-relu": 3},
     True: {"dense": 1, "set-leaky-relu": 0, "set-leaky-relu-0.25": 1},
@@ -166,12 +166,12 @@ _CIFAR10 = {
 
 
 def _seeds_of_main(profile: str, dataset: str, method: str, decay: float) -> int:
-    """Return with how many seeds T-main's methods and their variants run."""
+    """Return the number of seeds of T-main's methods and their variants."""
     if dataset not in _VARIANTS.get(method, (dataset,)):
         return 0
     if profile == "quick":
         return int(decay == DECAYS[0] and method not in _VARIANTS)
-    if dataset == "leukemia":  # a surrogate tells times, which do not depend on weight decay
+    if dataset == "leukemia":  # a surrogate only yields times, which weight decay does not change
         return int(decay == DECAYS[0])
     if dataset == "cifar10":
         return _CIFAR10[decay == 0].get(method, 3 if decay == 0 else 0)
@@ -181,7 +181,7 @@ def _seeds_of_main(profile: str, dataset: str, method: str, decay: float) -> int
 
 
 def _seeds_of_decay(profile: str, dataset: str, method: str, decay: float) -> int:
-    """Return with how many seeds F-decay's methods run; a quick build shows one data set."""
+    """Return the number of seeds of F-decay's methods; a quick build shows one data set."""
     if profile == "quick":
         return int(dataset == "digits")
     if decay in DECAYS:  # T-main's runs
@@ -193,7 +193,7 @@ def _seeds_of_decay(profile: str, dataset: str, method: str, decay: float) -> in
 
 _FIRST = {"quick": (0,), "paper": (0, 1, 2)}
 
-# Who observes T-main's runs: the figures about training are made of them, too.
+# The observers of T-main's runs: the figures about training are made of these runs, too.
 _ACTIVATIONS = ("set-relu", "set-leaky-relu", "set-leaky-relu-0.25", "set-all-relu")
 _OBSERVERS: dict[tuple[str, str], tuple[Make, ...]] = {
     (dataset, method): (observe_gradient_flow,)
@@ -218,7 +218,7 @@ _STUDIES = (
     Study("F-resources", "CPU and memory over time of each rank", runs_of="F-parallel"),
     Study("F-scaling", "speed-up per worker, measured, and simulated to 1024"),
     Study("T-extreme", "up to 2·10⁸ neurons: memory, time, learning"),
-    Study("T-reliability", "what was done to runs, files and models to break them"),
+    Study("T-reliability", "attempts to break runs, files and models"),
     Study("T-estimator", "the estimator's defaults on users' tables, and scikit-learn's"),
     Study("F-depth", "gradient flow at initialisation against depth and α"),
     Study("T-times", "seconds per epoch of all methods, which take turns on one machine"),
@@ -263,7 +263,7 @@ _STUDIES = (
         quick_rows={"fashion-mnist": (4_000, 2_000), "higgs": (3_000, 2_000)},
     ),
     Study(
-        "T-deviations", "what differs from the released code, and what it is worth", _REAL,
+        "T-deviations", "the differences from the released code, and their effects", _REAL,
         (*_ACTIVATIONS, "set-all-relu-pruned", "set-all-relu-pruned-released", "wassp",
          "wassp-released"), DECAYS, runs_of="T-main",
     ),
@@ -295,13 +295,13 @@ def excluded(dataset: str, method: str) -> str | None:
     """Return why a method does not run on a data set on any machine; None if it does."""
     name, _, value = method.rpartition("-")
     if name in SENSITIVITIES and getattr(setting(dataset).config, name) == float(value):
-        return "not run: the setting's own value, which SET-All-ReLU has"
+        return "not run: it is the setting's value, so the runs are SET-All-ReLU's"
     if not METHODS[method].dense:
         return None
     n_bytes = 8 * sum(a * b for a, b in itertools.pairwise(sizes(dataset)))
     if n_bytes <= _MOST_BYTES:
         return None
-    most = f"the study stops at {_MOST_BYTES / 2**30:.0f}"
+    most = f"the study's limit is {_MOST_BYTES / 2**30:.0f} GiB"
     return f"not run: weights and velocity would take {n_bytes / 2**30:.1f} GiB, and {most}"
 
 
@@ -339,20 +339,20 @@ class Condition:
 
     @property
     def limit(self) -> dict[str, int | None]:
-        """How many rows are taken at most, "train" and "test"; None: all."""
+        """The most rows to use, "train" and "test"; None: all."""
         quick = {} if self.profile == "paper" else STUDIES[self.study].home.quick_rows
         train, test = quick.get(self.dataset, (None, None))
         return {"train": train, "test": test}
 
     @property
     def observers(self) -> tuple[Make, ...]:
-        """Who looks on; only the figure of the flow needs more than three seeds."""
+        """The observers; only the figure of gradient flow needs more than three seeds."""
         found = STUDIES[self.study].observers.get((self.dataset, self.method), ())
         return tuple(see for see in found if self.seed < 3 or see is observe_gradient_flow)
 
     @property
     def work(self) -> int:
-        """An epoch's work, for the progress bar: connections × samples, and what comes on top."""
+        """An epoch's work, for the progress bar: connections × samples, plus overhead."""
         facts: dict[str, Any] = datasets.describe(self.dataset)
         layers = itertools.pairwise(sizes(self.dataset))
         if METHODS[self.method].dense:  # BLAS takes half as long for a weight
@@ -361,7 +361,7 @@ class Condition:
             epsilon = self.config.epsilon
             nnz = sum(erdos_renyi_density(a, b, epsilon) * a * b for a, b in layers)
         train, test = (limit or facts[f"n_{part}"] for part, limit in self.limit.items())
-        # To move all weights, a step takes as long as some fifty samples.
+        # Per step, moving all weights takes as long as about fifty samples.
         rows = min(train, facts["n_train"]) * (1 + 50 / self.config.batch_size)
         return round(nnz * (rows + min(test, facts["n_test"]) / 3) + 5e7)
 

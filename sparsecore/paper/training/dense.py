@@ -1,7 +1,7 @@
-"""The dense baseline: a network of the same layers whose every connection exists, through BLAS.
+"""The dense baseline: a network of the same layers with all connections, through BLAS.
 
 The sequential trainer trains it, and only a step differs: a sparse network of density 1 computes
-the same numbers to rounding.
+the same numbers up to rounding.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class DenseMLP:
         return views
 
     def new_engine(self, batch_size: int, threads: int = 1) -> DenseEngine:
-        """Return what takes the steps, with everything compiled and BLAS awake."""
+        """Return an engine for the steps, with everything compiled and BLAS warmed up."""
         tiny = DenseMLP(TrainConfig(hidden=(4, 4)), 4, 2, seed=0)
         X, y, rows = np.zeros((2, 4), np.float32), np.zeros(2, np.int64), np.arange(2)
         rule = sgd_rule(TrainConfig(), 0)
@@ -116,7 +116,7 @@ class DenseMLP:
             np.savez(file, allow_pickle=False, run=np.array(json.dumps(run)), **arrays)
 
     def restore(self, path: str | os.PathLike[str]) -> tuple[DenseMLP, dict[str, Any]]:
-        """Take parameters and velocity from what `save` wrote; return the state of the run, too."""
+        """Read parameters and velocity from a file of `save`; return the state of the run, too."""
         with checkpoint.opened(path, "checkpoint of a dense run") as archive:
             self.params[:] = checkpoint.array(archive, "params")
             self.velocity[:] = checkpoint.array(archive, "velocity")
@@ -173,7 +173,7 @@ class DenseEngine:
         for layer in range(len(layers) - 1, -1, -1):
             d, (v, v_bias) = act[layer + 1], model.layers(velocity)[layer]
             _product(d, act[layer].T, v, -rate, float(rule.momentum))
-            if layer > 0:  # now its inputs are not needed, and their gradient takes their place
+            if layer > 0:  # its inputs are no longer needed: their gradient takes their place
                 below = _product(layers[layer][0].T, d, act[layer])
                 np.multiply(below, gain[layer - 1], out=below)
             v_bias *= rule.momentum
@@ -189,14 +189,14 @@ _controller = cache(ThreadpoolController)  # finding the libraries takes millise
 
 
 def _blas(threads: int) -> Any:
-    """Return a context in which BLAS uses so many threads."""
+    """Return a context in which BLAS uses that many threads."""
     return _controller().limit(limits=threads, user_api="blas")
 
 
 def _product(
     a: np.ndarray, b: np.ndarray, out: np.ndarray, factor: float = 1.0, carry: float = 0.0
 ) -> np.ndarray:
-    """Take ``out <- carry out + factor a b`` in place; `a` and `b` are contiguous either way."""
+    """Compute ``out <- carry out + factor a b`` in place; `a` and `b` are C- or F-contiguous."""
     # BLAS is column-major: it fills the transpose, the product of the transposes. A step's products
     # go to one library: idle threads of NumPy's and SciPy's would keep each other from the cores.
     first, last = ((x.T, False) if x.flags.c_contiguous else (x, True) for x in (b, a))
@@ -233,7 +233,7 @@ _NO_DROPOUT = (np.uint64(0), np.uint16(0), np.float32(1))
 
 @_jit
 def _softmax_cross_entropy(z, biases, labels, loss, correct):
-    """Turn logits into the loss's gradient in them, in place; add up loss and correct samples."""
+    """Replace logits by the loss's gradient, in place; add up loss and correct samples."""
     n_classes, n = z.shape
     for column in range(n):
         best = 0
@@ -256,6 +256,6 @@ def _softmax_cross_entropy(z, biases, labels, loss, correct):
 
 @_jit
 def _move(params, velocity, weight_decay):
-    """Take w <- w + v - lambda w."""
+    """Compute w <- w + v - lambda w."""
     for k in range(len(params)):
         params[k] += velocity[k] - weight_decay * params[k]

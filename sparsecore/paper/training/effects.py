@@ -30,8 +30,8 @@ def effect(
     value: float, parts: Sequence[tuple[float, float]], threshold: float = 0.0
 ) -> Effect | None:
     """Return an effect whose error has parts: each a variance and its degrees of freedom."""
-    # Their sum's are Satterthwaite's (Welch 1947). None if nothing varies: equal seeds prove
-    # nothing. What rounding leaves of equal values is about 1e-32.
+    # The sum's degrees of freedom are Satterthwaite's (Welch 1947). None if nothing varies: equal
+    # seeds prove nothing. Rounding leaves a variance of about 1e-32 of equal values.
     variance = sum(part for part, _ in parts)
     if variance < 1e-20:
         return None
@@ -57,7 +57,7 @@ def spread_of(first: Any, second: Any, paired: bool) -> list[tuple[float, float]
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p values that are corrected for being several (Holm 1979)."""
+    """Return p values that are corrected for multiple tests (Holm 1979)."""
     found, least = [0.0] * len(p), 0.0
     for number, place in enumerate(np.argsort(p)):
         least = max(least, min(1.0, (len(p) - number) * p[place]))
@@ -66,8 +66,8 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def pairs(first: Runs, second: Runs) -> tuple[Runs, Runs, bool]:
-    """Return runs to compare, and whether they are pairs: sparse ones of one seed and ε."""
-    # They start from the same network. Pairs need three common seeds, or two where one side has no
+    """Return runs to compare, and whether they are pairs: sparse runs of equal seed and ε."""
+    # Pairs start from the same network. They need three common seeds, or two where one side has no
     # more; with fewer, all runs count.
     starts = [{run["seed"]: run for run in runs} for runs in (first, second)]
     common = sorted(starts[0].keys() & starts[1].keys())
@@ -81,8 +81,8 @@ def pairs(first: Runs, second: Runs) -> tuple[Runs, Runs, bool]:
 
 def sampling_variance(first: Runs, second: Runs) -> float:
     """Return the variance of a difference of mean accuracies from its test set's finite size."""
-    # It is estimated from the runs that record their right rows. What chance does to single rows
-    # is in the spread over seeds, too: the two parts' sum is an upper bound.
+    # It is estimated from the runs that record their right rows. The spread over seeds also
+    # includes chance in single rows: the two parts' sum is an upper bound.
     n = first[0]["data"]["n_test"]
     right = [
         [unpacked(run["test_right"], n) for run in runs if "test_right" in run]
@@ -101,7 +101,7 @@ def core_seconds(turns: Sequence[float], cores: int = 1) -> float:
 
 
 def two_digits(value: float) -> str:
-    """Show a ratio: two digits, and a third just above 1, where the second is little."""
+    """Show a ratio with two digits, or three from 1 to 2, where two would be coarse."""
     return f"{value:,.{max(0, 1 - math.floor(math.log10(value)) + (1 <= value < 2))}f}"
 
 

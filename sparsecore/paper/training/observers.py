@@ -1,7 +1,7 @@
-"""What studies look at while a network trains: additional entries for an epoch's record.
+"""Observers of a network while it trains: they add entries to an epoch's record.
 
-Each is made for a run, from its configuration and raw data, and returns what looks at the network
-after an epoch; epoch 0 is before training.
+Each function makes the observer of a run, from the run's configuration and raw data. The observer
+sees the network after each epoch; epoch 0 is before training.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def _now_and_then(config: TrainConfig, look: Callable[[SparseMLP], dict[str, Any
 
 
 def observe_topology(config: TrainConfig, data: Dataset) -> Observer:
-    """See now and then how many neurons have 0, 1, 2, … connections, and input strengths."""
+    """Record now and then how many neurons have 0, 1, 2, … connections, and input strengths."""
 
     def look(model: SparseMLP) -> dict[str, Any]:
         return {
@@ -43,14 +43,14 @@ def observe_topology(config: TrainConfig, data: Dataset) -> Observer:
 
 
 def observe_gradient_flow(config: TrainConfig, data: Dataset) -> Observer:
-    """See "gradient_flow" on the same 1000 training rows every epoch, without dropout."""
+    """Record "gradient_flow" on the same 1000 training rows every epoch, without dropout."""
     rows = data.limited(min(1000, len(data.y_train)))
     X, y = data.scaled(rows.X_train), rows.y_train
     return lambda model, epoch: {"gradient_flow": model.gradient_flow(X, y)}
 
 
 def observe_importance(config: TrainConfig, data: Dataset) -> Observer:
-    """See now and then the importance of connected hidden neurons, in bins to the largest."""
+    """Record now and then a histogram of the importance of connected hidden neurons."""
 
     def look(model: SparseMLP) -> dict[str, Any]:
         seen = []
@@ -89,5 +89,5 @@ def observe_pruning(config: TrainConfig, data: Dataset) -> Observer:
 
 
 def _seconds(model: SparseMLP, X: np.ndarray) -> float:
-    """Return the least of five times: what disturbs a measurement only ever adds to it."""
+    """Return the least of five times: disturbances only make a measurement longer."""
     return float(timed(partial(model.decision_function, X), 5).min())

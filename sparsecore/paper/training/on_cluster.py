@@ -51,17 +51,17 @@ def train(
 
 
 def whole(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result, or raise ClusterError if it lacks workers: no study compares such runs."""
+    """Return a result, or raise ClusterError if workers were lost: no study compares such runs."""
     if lost := result["parallel"]["failed_workers"]:
         causes = "; ".join(f"rank {worker['rank']}: {worker['cause']}" for worker in lost)
-        raise cluster.ClusterError(f"workers were lost on the way, run it again: {causes}")
+        raise cluster.ClusterError(f"workers were lost on the way: {causes}; run it again")
     return result
 
 
 def run(
     data: Dataset, config: TrainConfig, *, observe: Callable[[Any, int], Any], **options: Any
 ) -> tuple[SparseMLP, dict[str, Any]]:
-    """Train in parallel as `experiment.run` does alone; `observe` sees no model."""
+    """Train in parallel as `experiment.run` does in one process; `observe` gets no model."""
     seen = -1
 
     def on_progress(state: dict[str, Any]) -> None:

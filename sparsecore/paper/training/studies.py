@@ -1,4 +1,4 @@
-"""The results of training studies: run or load, and what is asked of runs."""
+"""The results of training studies: run or load them, and compare runs."""
 
 import hashlib
 import math
@@ -25,7 +25,7 @@ from sparsecore.settings import DECAYS
 
 _NUMBER = (int, float)
 _ROWS = (int, type(None))
-# What the result of any training run holds.
+# The schema of any training run's result.
 TRAINED: dict[str, Any] = {
     "config": dict, "seed": int, "test_accuracy": _NUMBER, "best_test_accuracy": _NUMBER,
     "nnz_start": int, "nnz_end": int, "seconds": {"train": _NUMBER, "evaluate": _NUMBER},
@@ -34,7 +34,7 @@ TRAINED: dict[str, Any] = {
     "provenance": {"threads": int, "ranks": int, "packages": dict},
 }  # fmt: skip
 _DIVERGED: dict[str, Any] = {"config": dict, "seed": int, "diverged": str}
-# What a result says of its data, as the data do, and where it says more.
+# Facts about the data that a result copies from them.
 _FACTS = {"domain": str, "n_features": int, "n_classes": int, "source": str, "surrogate": bool}
 _CONDITION: dict[str, Any] = {
     "condition": {"dataset": str, "method": str}, "limit": {"train": _ROWS, "test": _ROWS},
@@ -57,7 +57,7 @@ def entry(condition: Condition) -> Entry:
             "seed": condition.seed,
             **{f"config.{name}": value for name, value in config.items()},
             **{f"limit.{part}": rows for part, rows in condition.limit.items()},
-            # A result is as good as it was where its data are not at hand.
+            # Where its data are not at hand, a result stays valid.
             **({} if digest is None else {"provenance.data_sha256": digest}),
         }
 
@@ -71,7 +71,7 @@ class Results:
     study: Study
     profile: str
     runs: list[Result]
-    #: Of data sets, why this machine cannot have them; why parallel methods did not run, if so.
+    #: Why data sets are not available here, by name; why parallel methods did not run, or "".
     unavailable: dict[str, str] = field(default_factory=dict)
     no_cluster: str = ""
     diverged: list[Result] = field(default_factory=list)  #: their loss did not stay finite
@@ -93,7 +93,7 @@ class Results:
         return [run for run in runs if run["condition"]["method"] == method]
 
     def on(self, dataset: str, diverged: bool = False) -> list[Result]:
-        """Return all runs on a data set that came to their end, or that diverged."""
+        """Return all runs on a data set that finished, or those that diverged."""
         runs = self.diverged if diverged else self.runs
         return [run for run in runs if run["condition"]["dataset"] == dataset]
 
@@ -116,31 +116,31 @@ class Results:
         return excluded(dataset, method) or NOT_AVAILABLE
 
     def lacks(self, dataset: str, method: str) -> bool:
-        """Tell whether a method has nothing to show that the study asks for: not even failures."""
+        """Return whether a method that the study plans has no results, not even diverged runs."""
         found = [self.of(dataset, method, diverged) for diverged in (False, True)]
         return not any(found) and self.wanted(dataset, method) > 0
 
     def wanted(self, dataset: str, method: str) -> int:
-        """Return with how many seeds a method is to be run on a data set."""
+        """Return the number of seeds planned for a method on a data set."""
         return self.study.wanted(self.profile, dataset, method, self.decay)
 
     @property
     def suffix(self) -> str:
-        """What tells a quick build's figures from the recorded ones, and those without decay."""
+        """The end of the keys of a quick build's figures, and of those without weight decay."""
         other = len(self.study.decays) == 1 and self.decay != DECAYS[0]
         return "-here" * (self.profile == "quick") + f"-decay{self.decay:g}" * other
 
     def title(self, dataset: str) -> str:
-        """Return a data set's title; it says so if a surrogate stands in."""
+        """Return a data set's title, with a note if a surrogate stands in."""
         return str(datasets.describe(dataset)["title"]) + ", surrogate" * self.surrogate(dataset)
 
     def surrogate(self, dataset: str) -> bool:
-        """Tell whether runs on a data set had a surrogate, or would have without a user's files."""
+        """Return whether runs on a data set used a surrogate, or would without a user's files."""
         runs, kind = self.on(dataset), datasets.describe(dataset)["kind"]
         return bool(runs[0]["data"]["surrogate"] if runs else kind == "files or surrogate")
 
     def epochs(self, dataset: str) -> int:
-        """Return how many epochs the runs on a data set take."""
+        """Return the number of epochs of the runs on a data set."""
         home, method = self.study.home.key, self.study.methods[0]
         return Condition(home, self.profile, dataset, method, 0).config.epochs
 
@@ -158,7 +158,7 @@ def load(
     of_datasets: Sequence[str] | None = None, methods: Sequence[str] | None = None,
     decays: Sequence[float] | None = None,
 ) -> Results:  # fmt: skip
-    """Return a study's results, or a part; run what is missing, wait for other processes last."""
+    """Return a study's results, or a part; run missing ones, wait for other processes last."""
     study = find(key).part(datasets=of_datasets, methods=methods, decays=decays)
     profile = current_profile(profile)
     conditions = study.conditions(profile, seeds)
@@ -172,7 +172,7 @@ def load(
         for number, condition in enumerate(chain(todo, busy), 1):
             shown.set_description_str(f"{key} {number}/{len(todo) + len(busy)} {condition.name}")
             done = shown.n
-            if condition.dataset not in unavailable:  # asking again could mean to wait again
+            if condition.dataset not in unavailable:  # trying again could mean waiting again
                 try:
                     run = partial(_run, condition, shown.update)
                     runs[condition] = entry(condition).obtain(run, wait=condition in busy)
@@ -192,7 +192,7 @@ def load(
 
 def recorded(key: str) -> Results:
     """Return a study's valid results of profile "paper" without running anything."""
-    # If that is this build's own profile, run what is missing: they are what it shows.
+    # A build of profile "paper" shows these results, so it runs the missing ones.
     if current_profile() == "paper":
         return load(key)
     study = find(key)
@@ -201,7 +201,7 @@ def recorded(key: str) -> Results:
 
 
 def _sorted(runs: Iterable[Result | None]) -> tuple[list[Result], list[Result]]:
-    """Return the runs that came to their end, and those that diverged."""
+    """Return the runs that finished, and those that diverged."""
     there = [run for run in runs if run is not None]
     return [r for r in there if "diverged" not in r], [r for r in there if "diverged" in r]
 
@@ -210,7 +210,7 @@ def _sorted(runs: Iterable[Result | None]) -> tuple[list[Result], list[Result]]:
 
 
 def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
-    """Train a condition, and tell `advance` of each epoch's work; divergence is a result, too."""
+    """Train a condition, and pass each epoch's work to `advance`; divergence is a result, too."""
     config, method, data = condition.config, METHODS[condition.method], data_of(condition)
     observers = [make(config, data) for make in condition.observers]
     saved = _checkpoint(condition)
@@ -245,7 +245,7 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
 
 
 def _checkpoint(condition: Condition) -> Path | None:
-    """Return where a long run keeps its state; the name tells what has to be as before."""
+    """Return where a long run keeps its state; the name depends on all that must not change."""
     # Parallel runs write one after every epoch, which may take longer than a small network's.
     small = METHODS[condition.method].parallel and condition.work < 1e9
     if condition.profile == "quick" or small:
@@ -262,12 +262,12 @@ _SECONDS_PER_WORK = 4.5e-11
 
 
 def expected_seconds(conditions: Iterable[Condition]) -> float:
-    """Return roughly how long runs take one after the other."""
+    """Return roughly how many seconds runs take, one after the other."""
     return sum(_SECONDS_PER_WORK * c.work * c.config.epochs for c in conditions)
 
 
 def data_of(condition: Condition) -> datasets.Dataset:
-    """Return the rows that a condition trains on, stratified, and is tested with, at random."""
+    """Return a condition's training rows, a stratified choice, and its test rows, a random one."""
     data, train, test = _data(condition.dataset), condition.limit["train"], condition.limit["test"]
     if STUDIES[condition.study].held_out:
         from sklearn.model_selection import train_test_split  # on use: a page starts without it
@@ -289,7 +289,7 @@ _known_sha256: dict[str, str] = {}
 
 
 def data_sha256(name: str) -> str | None:
-    """Return the hash of the data, without reading them if it is pinned; None if not here."""
+    """Return the hash of data, without reading them if it is pinned; None if they are not here."""
     if name not in _known_sha256:
         with suppress(DataError):  # they may be here the next time
             pinned = datasets.describe(name)["sha256"]
@@ -313,7 +313,7 @@ def _data(name: str) -> datasets.Dataset:
 
 def training_seconds(run: Result) -> float:
     """Return seconds of training, evolution included and tests not, of any kind of run."""
-    # A parallel run evolves within its training time, the others book it by itself.
+    # A parallel run's training time includes evolution; the others record it separately.
     return float(run["seconds"]["train"] + run["seconds"].get("evolve", 0.0))
 
 
@@ -324,7 +324,7 @@ def cores(run: Result) -> int:
 
 
 def have_learnt(runs: list[Result]) -> bool:
-    """Tell whether the last epoch's training loss is better than guessing; accuracy cannot."""
+    """Return whether the last epoch's training loss beats guessing; accuracy would not show it."""
     classes = runs[0]["data"]["n_classes"]
     loss = sum(run["epochs"][-1]["loss"] for run in runs) / len(runs)
     return bool(loss < 0.99 * math.log(classes))

@@ -1,6 +1,6 @@
 """T-times: seconds per epoch of all methods, which take turns on one machine.
 
-Runs beside each other, or on several machines, tell accuracies but no times.
+Runs side by side, or on several machines, yield accuracies but no times that can be compared.
 """
 
 import json
@@ -21,8 +21,8 @@ from sparsecore.provenance import cpu_model, provenance
 STUDY = "T-times"
 _ROUNDS = {"quick": 2, "paper": 5}
 _TURN = 3.0  # seconds of training, roughly
-# Pruning goes through its schedule in a tenth of the epochs, so that a turn has the connections
-# that an epoch has on average.
+# Pruned methods run their schedule in a tenth of the epochs, so that a turn has as many
+# connections as an epoch has on average.
 _SHORT = 10
 _SCHEMA = {"rounds": dict, "cores": dict, "others": (int, float)}
 
@@ -42,8 +42,8 @@ entries, recorded, load = measured(_parts)
 
 def measure(dataset: str, rounds: int, checkpoint: Path) -> Result:
     """Train by each method in turn; return "rounds", seconds per epoch of each, and "cores"."""
-    # Rounds that are done are kept in `checkpoint`: what is broken off goes on from there, if the
-    # machine, the recipe, the methods and the data are the same.
+    # Finished rounds are kept in `checkpoint`: an interrupted measurement resumes from there, if
+    # the machine, the recipe, the methods and the data are the same.
     names = [m for m in STUDIES["T-main"].methods if excluded(dataset, m) is None]
     data = data_of(Condition("T-main", "paper", dataset, names[0], 0))
     same = {
@@ -57,7 +57,7 @@ def measure(dataset: str, rounds: int, checkpoint: Path) -> Result:
     done = len(found["rounds"][names[0]])
     with on_cluster.kept():
         for number in range(done, 1 + rounds):
-            cold = number == done  # code, data and BLAS: this round is short, and does not count
+            cold = number == done  # warms up code, data and BLAS: short, and does not count
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 method, config = METHODS[name], _short(dataset, name)
                 if cold:

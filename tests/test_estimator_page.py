@@ -118,7 +118,7 @@ def test_the_table_of_inputs():
     assert "worst" not in table.finding
     last = {**result, "found": {"sparsecore": [2], "random forest": [9], "F-test": [3]}}
     told = estimator.inputs_table({"inputs-madelon": last}).finding
-    assert told.endswith("It is the worst of the three.")
+    assert told.endswith("sparsecore's is the worst of the three.")
     assert_reads_well(table)
     here = estimator.inputs_table({"inputs-madelon": {**result, "profile": "quick"}})
     assert here.key == f"{table.key}-here" and here.sources.startswith("This build (profile quick)")

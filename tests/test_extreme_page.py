@@ -197,7 +197,7 @@ def test_what_needs_mpi_says_so_without_it(small, monkeypatch, capsys):
     found = extreme.load("quick")
     assert "no MPI here" in extreme_figures.split(found).text
     assert main(["study", "run", "T-extreme"]) == 1
-    assert "  split: missing\n  This needs what is not at hand: no MPI" in capsys.readouterr().out
+    assert "  split: missing\n  This cannot be measured here: no MPI" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_says_why(monkeypatch):

@@ -230,7 +230,7 @@ def test_what_cannot_be_run_is_one_line(trained, monkeypatch):
     here = parallel.load("quick")
     assert "profile paper" in parallel_figures.resources(parallel.recorded()).sources
     parallel.entries("paper")[-1].path.unlink()
-    for empty, why in ((parallel.recorded(), "Nothing of this"), (here, "no MPI here")):
+    for empty, why in ((parallel.recorded(), "This is not recorded"), (here, "no MPI here")):
         for show in ("accuracy", "staleness", "resources", "replayed"):
             assert why in getattr(parallel_figures, show)(empty).text
         assert why in parallel_figures.beside_main(empty, None).text

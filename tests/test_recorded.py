@@ -223,17 +223,15 @@ def test_attempts_that_failed_are_counted(held, share, monkeypatch, results):
     monkeypatch.setenv("SPARSECORE_RECORD", "1")
     assert reliability.table() == Note(store.NOTHING["missing"])
     reliability.keep("fuzz", "files", 4, held)
-    assert reliability.table().finding == f"The promise held in {share} wrong inputs."
+    assert reliability.table().finding == f"The promise held in {share} changed inputs."
     reliability.keep("kills", "runs", 2, 2)
     reliability.keep("kills", "WASAP", 1, 1)
     table = reliability.table()
-    told = (
-        f"The promise held in all 3 kills, interruptions and ends of jobs and {share} wrong inputs."
-    )
+    told = f"The promise held in all 3 kills, interrupts and ended jobs and {share} changed inputs."
     assert table.finding == told
-    assert list(table.frame["to"]) == ["WASAP", "runs", "files"]
+    assert list(table.frame["on"]) == ["WASAP", "runs", "files"]
     promises = table.data.set_index("what")["promise"]
-    assert "replays" in promises["WASAP"] and "unbroken" in promises["runs"]
+    assert "replays" in promises["WASAP"] and "uninterrupted" in promises["runs"]
     assert_reads_well(table)
 
 

@@ -120,7 +120,8 @@ def test_a_recorded_result_is_valid_for_its_configuration_and_recipe_alone(monke
     other = entry(**{"config.epochs": 4}).look()
     assert other == (None, "other configuration: config.epochs was 3, is now 4")
     monkeypatch.setattr(store, "RECIPE", experiment.RECIPE + 1)
-    assert entry().look()[1] == f"other recipe: {experiment.RECIPE}, today's is {store.RECIPE}"
+    told = f"other recipe: was {experiment.RECIPE}, is now {store.RECIPE}"
+    assert entry().look()[1] == told
     assert entry().obtain(lambda: FOUND)["recipe"] == store.RECIPE
 
 

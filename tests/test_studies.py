@@ -497,7 +497,7 @@ def test_recorded_results_are_read_and_never_run(study, ran, monkeypatch):
         patch.setattr(studies, "load", lambda key: found)
         assert studies.recorded("F-test") == found
     studies.entry(paper).path.write_text("{")
-    with pytest.warns(store.ResultWarning, match="left out"):
+    with pytest.warns(store.ResultWarning, match="it is ignored"):
         assert studies.recorded("F-test").runs == []
     assert studies.entry(paper).path.read_text() == "{"
 
@@ -590,7 +590,7 @@ def test_status_tells_recipes_damage_and_hours(study, ran, monkeypatch, capsys):
     assert __main__.main(["study", "status"]) == 0
     out = capsys.readouterr().out.partition("F-test")[2]
     assert "digits-set-relu-seed0: damaged: " in out and "these take about" in out
-    assert f"digits-set-all-relu-seed0,1: other recipe: {experiment.RECIPE}, today's is" in out
+    assert f"digits-set-all-relu-seed0,1: other recipe: was {experiment.RECIPE}, is now" in out
 
 
 def test_command_line_runs_a_part_of_a_study(study, ran, capsys):

@@ -684,7 +684,7 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     [hollow] = [line for line in single.lines if line.get_markerfacecolor() == "white"]
     assert hollow.get_xydata().tolist() == [[0, 99]], "one run is left"
     none = figures.decay(replace(found, runs=main.runs))
-    assert none.text.startswith("Nothing of this is recorded yet"), "nothing to compare"
+    assert none.text.startswith("This is not recorded yet"), "nothing to compare"
     effects = tables.deviations(replace(found, study=replace(study, methods=METHODS))).data
     told = effects.set_index("subject")["effect"]
     assert told["Weight decay λ (decoupled, per step)"] == "not measured yet", "All-ReLU has one"

@@ -1,13 +1,13 @@
 """T-estimator: the estimator's defaults on users' tables, and which inputs matter.
 
-The tables are those that scikit-learn and two packages bring, without a network. Every method is
+The tables come with scikit-learn and two other packages: nothing is downloaded. Every method is
 fitted on the same five folds: accuracy or R², seconds, size of its pickle. All have their own
-defaults, but the linear ones may try more penalties and iterations. Categories are one-hot. The
+defaults, except that linear ones may try more penalties and iterations. Categories are one-hot. The
 inputs of networks and linear models are standardised, and so are the targets of the networks: with
 targets in their own units the MLP would be no opponent.
 
-Which inputs matter is known of Madelon from the data alone: 15 features are linear combinations of
-5, so each of the 20 is predicted by the other features, and no other feature is.
+For Madelon, the data alone show which inputs matter: 15 features are linear combinations of 5, so
+the other features predict each of these 20, and no others.
 """
 
 import json
@@ -49,21 +49,21 @@ KNOWN = 20
 EFFORT = {"quick": (40, (0,)), "paper": (500, (0, 1, 2))}
 
 
-#: Rows of a table that are taken at most, a random choice.
+#: The most rows of a table to use, chosen at random.
 ROWS = 3000
-# Of each table its name, what it predicts, whether the estimator's defaults were chosen on it (the
-# others confirm them), and where it comes from.
+# For each table: its name, what it predicts, whether the estimator's defaults were chosen on it
+# (the others confirm them), and where it comes from.
 _FACTS: dict[str, Result] = {
     fact["name"]: fact for fact in json.loads(Path(__file__).with_suffix(".json").read_text())
 }
 TABLES = tuple(_FACTS)
 CLASSES = tuple(name for name in TABLES if _FACTS[name]["predicts"] == "classes")
-#: Where the inputs that matter are known: names of results, and of the data sets.
+#: Data sets whose inputs that matter are known, by the name of the result.
 INPUTS = {"inputs-madelon-generator": "madelon-generator", "inputs-madelon": "madelon"}
 
 
 def read(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return a table as float64 inputs, categories one-hot, and what is to be predicted."""
+    """Return a table's inputs as float64, categories one-hot, and its targets."""
     # A package that is not installed raises ModuleNotFoundError; to have all:
     # pip install -e '.[book,tables]'
     package, *where = _FACTS[name]["from"]
@@ -132,14 +132,14 @@ def compare(name: str) -> Result:
 
 
 def _defaults(name: str) -> Result:
-    """Return the defaults that a result is valid for, as JSON has them."""
+    """Return the defaults that a result is valid for, as JSON values."""
     values = _ours(name)().get_params()
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def known(X: np.ndarray) -> np.ndarray:
-    """Return the features that the others predict, most of all the first."""
-    ridge = 1e-6 * np.eye(X.shape[1])  # else rounding would decide of what is exactly predicted
+    """Return the features that the others predict, the best predicted first."""
+    ridge = 1e-6 * np.eye(X.shape[1])  # else rounding would rank the exactly predicted ones
     precision = np.diag(np.linalg.inv(np.corrcoef(X, rowvar=False) + ridge))
     return np.argsort(-precision)[:KNOWN]
 
@@ -173,7 +173,7 @@ def entry(name: str, profile: str) -> Entry:
 
 
 def _parts(profile: str) -> Parts:
-    """Return what a profile measures; a quick build does so in seconds, with no more packages."""
+    """Return a profile's parts; a quick build measures in seconds, without extra packages."""
     made = {name: partial(compare, name) for name in TABLES if profile == "paper"}
     made |= {name: partial(rank_inputs, data, profile) for name, data in INPUTS.items()}
     return {name: (entry(name, profile), measure) for name, measure in made.items()}
@@ -198,7 +198,7 @@ def rows(found: dict[str, Result], classes: bool) -> list[Result]:
 
 
 def ranks(made: list[Result]) -> dict[str, float]:
-    """Return each method's mean rank over the rows of a table, 1 the best; ties share theirs."""
+    """Return each method's mean rank over the rows of a table; 1 is best, ties share a rank."""
     scores = [[-row[method] for method in METHODS] for row in made]
     return dict(zip(METHODS, rankdata(scores, axis=1).mean(axis=0).tolist(), strict=True))
 
@@ -213,9 +213,9 @@ def table(found: dict[str, Result], classes: bool) -> Table | Note:
         *(Column(method, "", partial(_score, method)) for method in METHODS),
     ]
     caption = (
-        f"**{'Accuracy' if classes else 'R²'}, %: mean ± sd of {FOLDS} folds.** Bold is best. A "
-        "star: the defaults were chosen on this table. CSV: seconds and sizes (kB, pickled, with "
-        "the optimiser's state), too."
+        f"**{'Accuracy' if classes else 'R²'}, %: mean ± sd of {FOLDS} folds.** Bold: best. Star: "
+        "the defaults were chosen on this table. The CSV file also has seconds and sizes (kB, "
+        "pickled, with the optimiser's state)."
     )
     fresh = [row for row in made if not row["tuned"]]
     lead = {r["table"]: r["sparsecore"] - max(r[m] for m in METHODS[1:]) for r in fresh}
@@ -251,11 +251,11 @@ def inputs_table(*results: Result) -> Table:
         *(Column(name, name, lambda counts: ", ".join(map(str, counts))) for name in RANKINGS),
     ]
     ours, forest, test = (np.mean([np.mean(row[name]) for row in made]) for name in RANKINGS)
-    worst = " It is the worst of the three." * bool(ours < min(forest, test))
+    worst = " sparsecore's is the worst of the three." * bool(ours < min(forest, test))
     finding = (
         f"Of the {KNOWN} features that matter, sparsecore's ranking has {ours:.1f} among its first "
         f"{KNOWN}, an F-test's {test:.1f}, a random forest's {forest:.1f}: means over "
         f"{' and '.join(row['data set'] for row in made)}.{worst}"
     )
-    caption = f"**How many of the {KNOWN} are among a ranking's first {KNOWN}**, a count per seed."
+    caption = f"**Features that matter among a ranking's first {KNOWN}**, one count per seed."
     return Table.of("T-estimator-inputs", made, columns, caption, finding=finding)

@@ -1,7 +1,7 @@
-"""T-reliability: what was done to runs, files and models to break them, and what came of it.
+"""T-reliability: attempts to break runs, files and models, and their outcomes.
 
 The attempts are tests that take too long for the suite: ``pytest -m "fuzz or endurance"`` with
-``SPARSECORE_RECORD=1`` records what they count.
+``SPARSECORE_RECORD=1`` records their counts.
 """
 
 import os
@@ -11,14 +11,14 @@ from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.style import source
 
 STUDY = "T-reliability"
-#: What is done, and what holds if all is well.
+#: The attempts, and what is promised of each.
 CHECKS = {
-    "kills": ("Processes killed at random moments", "the resumed run ends as the unbroken one"),
-    "jobs": ("MPI jobs ended in six ways", "nothing stays in memory, folders or processes"),
-    "interrupts": ("Ctrl-C at chosen moments", "the model is the one before or after a step"),
+    "kills": ("Processes killed at random moments", "the resumed run ends as if uninterrupted"),
+    "jobs": ("MPI jobs ended in six ways", "no shared memory, folder or process is left"),
+    "interrupts": ("Ctrl-C at chosen moments", "the model is that of before or after a step"),
     "fuzz": (
-        "Inputs that are wrong at random",
-        "each is read right, or refused with an error that names the fault",
+        "Inputs with random changes",
+        "each is read correctly, or refused with an error that names the fault",
     ),
 }
 _ROW = {"check": str, "what": str, "tried": int, "held": int}
@@ -29,18 +29,18 @@ def _entry(name: str) -> store.Entry:
 
 
 def entries(profile: str) -> list[store.Entry]:
-    """Return what is recorded; there is no quick version."""
+    """Return the recorded results; there is no quick version."""
     paths = sorted((store.root() / profile / STUDY).glob("*.json"))
     return [_entry(path.stem) for path in paths if profile == "paper"]
 
 
 def load(profile: str | None = None) -> None:
-    """Say how to measure: it kills processes, which a build of the book should not."""
-    raise RuntimeError(f'{STUDY}: SPARSECORE_RECORD=1 pytest -m "fuzz or endurance" records it')
+    """Raise an error that says how to measure: a build of the book should not kill processes."""
+    raise RuntimeError(f'{STUDY}: record it by SPARSECORE_RECORD=1 pytest -m "fuzz or endurance"')
 
 
 def keep(check: str, what: str, tried: int, held: int) -> None:
-    """Record how often something was tried, and how often the promise held, if that is wanted."""
+    """Record how often something was tried, and the promise held, if SPARSECORE_RECORD is set."""
     if not os.environ.get("SPARSECORE_RECORD"):
         return
     entry = _entry(what.replace(" ", "-"))
@@ -58,18 +58,18 @@ def table() -> Table | Note:
     for row in (row for row in rows if row["what"] == "WASAP"):  # no two such runs are alike
         row["promise"] = "the record of the resumed run replays to its weights"
     columns = [
-        Column("what was done", "done", number=False, once=True),
-        Column("to", "what", number=False, show=lambda what: what.replace("1 threads", "1 thread")),
-        Column("what is promised", "promise", number=False, once=True),
+        Column("attempt", "done", number=False, once=True),
+        Column("on", "what", number=False, show=lambda what: what.replace("1 threads", "1 thread")),
+        Column("promise", "promise", number=False, once=True),
         Column("times", "tried", "{:,}"),
-        Column("it held", "held", "{:,}"),
+        Column("promise held", "held", "{:,}"),
     ]
     told = []
-    for inputs, what in ((False, "kills, interruptions and ends of jobs"), (True, "wrong inputs")):
+    for inputs, what in ((False, "kills, interrupts and ended jobs"), (True, "changed inputs")):
         some = [row for row in rows if (row["check"] == "fuzz") == inputs]
         tried, held = (sum(row[name] for row in some) for name in ("tried", "held"))
         if some:
             told.append(f"{'all' if held == tried else f'{held:,} of'} {tried:,} {what}")
     finding = f"The promise held in {' and '.join(told)}."
-    caption = "**Attempts to break it**, and how often the promise held."
+    caption = "**Attempts to break runs, files and models**, and how often the promise held."
     return Table.of(STUDY, rows, columns, caption, source(results), finding)

@@ -1,7 +1,7 @@
-"""The one way to come by a result: read the file if it is valid, else compute and keep it.
+"""The one way to get a result: read the file if it is valid, else compute and keep it.
 
-What is recorded in profile "paper" is valid for its configuration, data and recipe, whatever code
-and machine it came from. What profile "quick" computes is a cache for these sources and machine.
+A result of profile "paper" is valid for its configuration, data and recipe, whatever code and
+machine it came from. A result of profile "quick" is a cache for these sources and this machine.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ from sparsecore.provenance import busy_cpus, cpu_model, provenance, sources_sha2
 from sparsecore.wasap import record
 
 Result = dict[str, Any]
-#: Stands where there is no result, and says why.
-NOTHING: Result = {"missing": "Nothing of this is recorded yet, or it cannot be measured here."}
+#: Takes the place of a missing result, and says why it is missing.
+NOTHING: Result = {"missing": "This is not recorded yet, or it cannot be measured here."}
 
 FORMAT_VERSION = 4
 FOLDER = "SPARSECORE_RESULTS"
@@ -47,18 +47,18 @@ _ANY = "config", "scores", "trend"  # where numbers may be negative
 
 
 class ResultError(ValueError):
-    """A file that is not a whole result of ours."""
+    """A file that is not a complete result."""
 
 
 class ResultWarning(UserWarning):
-    """A result file was set aside, or could not be kept; the message says why."""
+    """A result file was ignored, or could not be written; the message says why."""
 
 
 def root() -> Path:
     """Return the folder of all results: as set, or the book's, or one in the working directory."""
     if own := os.environ.get(FOLDER):
         if not (folder := Path(own).expanduser()).is_absolute():
-            told = "expected an absolute path, for notebooks run in a folder of their own"
+            told = "expected an absolute path, because each notebook runs in its own folder"
             raise ValueError(f"${FOLDER}: {told}, got {own!r}")
         return folder
     here = Path.cwd()
@@ -83,7 +83,7 @@ class Entry:
     name: str
     profile: str
     schema: Any  # of what a result holds besides the common keys
-    # What it must hold to be valid, by dotted name; it is asked only when there is a file.
+    # The values of a valid result, by dotted name; called only if there is a file.
     expected: Callable[[], Mapping[str, Any]] = dict
 
     @property
@@ -97,7 +97,7 @@ class Entry:
         return self.path.with_name(f".{self.name}.{key}.checkpoint")
 
     def look(self) -> tuple[Result | None, str]:
-        """Return the result, if it is valid, and "recorded" or else why not; compute nothing."""
+        """Return the result, if valid, and "recorded", or None and why not; compute nothing."""
         try:
             result = read(self.path, self.schema)
         except FileNotFoundError:
@@ -108,7 +108,7 @@ class Entry:
         if own != {key: result[key] for key in own}:
             return None, f"damaged: the result of another run, {result['name']}"
         if result["recipe"] != RECIPE:
-            return None, f"other recipe: {result['recipe']}, today's is {RECIPE}"
+            return None, f"other recipe: was {result['recipe']}, is now {RECIPE}"
         for name, value in self.expected().items():
             if (was := record.entry(result, name, object)) != value:
                 return None, f"other configuration: {name} was {was!r:.60}, is now {value!r:.60}"
@@ -120,24 +120,24 @@ class Entry:
         """Return the result, if it is valid; warn of a file that is damaged."""
         result, state = self.look()
         if state.startswith("damaged"):
-            self._warn(f"{state}; it is left out", 3)
+            self._warn(f"{state}; it is ignored", 3)
         return result
 
     def obtain(self, compute: Callable[[], Result], wait: bool = True) -> Result:
-        """Return the result, computed by `compute` and kept unless there is a valid one."""
-        # A process that needs a result which another one is computing waits for it; without `wait`
-        # it raises a BlockingIOError.
+        """Return the valid result; if there is none, compute and keep it."""
+        # If another process is computing it, wait for that process; without `wait`, raise a
+        # BlockingIOError.
         result, state = self.look()
         if result is not None:
             return result
         if state.startswith("damaged"):
-            self._warn(f"{state}; it is computed anew", 3)
+            self._warn(f"{state}; it is computed again", 3)
         with files.lock(self.path.with_name(f".{self.name}.lock"), wait):
             result, _ = self.look()  # another process may have been faster
             return self._keep(compute) if result is None else result
 
     def _keep(self, compute: Callable[[], Result]) -> Result:
-        """Compute the result, write it, and return it as a reader of the file gets it."""
+        """Compute the result, write it, and return it as read from the file."""
         result: Result = {"study": self.study, "name": self.name, "profile": self.profile}
         result["recipe"] = RECIPE
         if self.profile == "quick":
@@ -149,7 +149,7 @@ class Entry:
         try:
             write(self.path, result, self.schema)
         except OSError as error:
-            advice = f"set {FOLDER} to a copy of {root()} that can be written"
+            advice = f"set {FOLDER} to a writable copy of {root()}"
             self._warn(f"cannot be kept ({error}); {advice}", 4)
             return dict(json.loads(json.dumps(result)))  # as it would be read
         for path in self.path.parent.glob(self.checkpoint("*").name + "*"):
@@ -167,7 +167,7 @@ def _cache_key() -> str:
 
 
 def _with_others(measure: Callable[[], Result]) -> Result:
-    """Measure, and tell under "others" how many CPUs other processes used just before."""
+    """Measure, and add as "others" how many CPUs other processes used just before."""
     return {"others": busy_cpus(), **measure()}
 
 
@@ -183,21 +183,21 @@ def only(found: Mapping[Any, Result]) -> Result:
 def measured(
     parts: Callable[[str], Parts], page: Callable[[dict[Any, Result]], Any] = dict
 ) -> tuple[Callable[[str], list[Entry]], Callable[[], Any], Callable[..., Any]]:
-    """Return what the module of a measured study offers: `entries`, `recorded` and `load`."""
+    """Return the functions of a measured study's module: `entries`, `recorded` and `load`."""
 
     def entries(profile: str) -> list[Entry]:
-        """Return the results that a profile is made of."""
+        """Return the entries of a profile's results."""
         return [entry for entry, _ in parts(profile).values()]
 
     def recorded() -> Any:
-        """Return what is recorded; measure what is missing only in a build of profile "paper"."""
+        """Return recorded results; measure missing ones only in a build of profile "paper"."""
         if current_profile() == "paper":
             return load("paper")
         found = {name: entry.recorded() for name, (entry, _) in parts("paper").items()}
         return page({name: result for name, result in found.items() if result is not None})
 
     def load(profile: str | None = None) -> Any:
-        """Return a profile's results; measure what is missing, or say why it cannot be had."""
+        """Return a profile's results; measure missing ones, or say why that is impossible."""
         asked, found = parts(current_profile(profile)), {}
         with bar(len(asked), bar_format="{desc} ({n}/{total})", hidden=len(asked) == 1) as shown:
             for name, (entry, measure) in asked.items():
@@ -205,7 +205,7 @@ def measured(
                 try:
                     found[name] = entry.obtain(partial(_with_others, measure))
                 except (DataError, ClusterError) as error:
-                    found[name] = {"missing": f"This needs what is not at hand: {error}."}
+                    found[name] = {"missing": f"This cannot be measured here: {error}."}
                 shown.update()
         return page(found)
 
@@ -214,7 +214,7 @@ def measured(
 
 # --- files ---------------------------------------------------------------------------------------
 
-_DIGEST = b'"digest": "%s"'  # as it stands in a file
+_DIGEST = b'"digest": "%s"'  # as written in a file
 
 
 def _sha256(content: bytes) -> bytes:
@@ -222,7 +222,7 @@ def _sha256(content: bytes) -> bytes:
 
 
 def write(path: Path, result: Result, schema: Any) -> None:
-    """Write a result with its digest, atomically; raise ResultError if it is not of the form."""
+    """Write a result with its digest, atomically; raise ResultError if it does not fit `schema`."""
     whole = {"format_version": FORMAT_VERSION, "digest": "", **result}
     check(whole, _COMMON, path.name)
     check(whole, schema, path.name)
@@ -258,13 +258,13 @@ def read(path: Path, schema: Any) -> Result:
     check(result, schema, "")
     digest = result["digest"].encode()
     if _sha256(content.replace(_DIGEST % digest, _DIGEST % b"", 1)) != digest:
-        raise ResultError("its content does not have the digest that it was written with")
+        raise ResultError("the content does not match its digest: it was changed after writing")
     check_values(result, "")
     return result
 
 
 def check(value: Any, schema: Any, place: str) -> None:
-    """Raise a ResultError that names the first place where `value` is not as `schema` says."""
+    """Raise a ResultError that names the first place where `value` does not fit `schema`."""
     if isinstance(schema, Mapping):
         check(value, dict, place)
         for name, inner in schema.items():
@@ -287,7 +287,7 @@ def check(value: Any, schema: Any, place: str) -> None:
 
 def check_values(value: Any, place: str) -> None:
     """Raise a ResultError at a number that is negative or infinite, or an accuracy above 1."""
-    # In a long run's result are a hundred thousand numbers: a call for each would take seconds.
+    # A long run's result has a hundred thousand numbers: a call for each would take seconds.
     own = place.rpartition(".")[2]
     items = value.items() if isinstance(value, dict) else [("", item) for item in value]
     for name, inner in items:
@@ -304,7 +304,7 @@ def check_values(value: Any, place: str) -> None:
 
 
 def origin(provenances: Sequence[Mapping[str, Any]]) -> str:
-    """Say where results come from: machines, versions and commits."""
+    """Return the origin of results: machines, versions and commits."""
     commits = [about.get("commit") or "" for about in provenances]
     found = {
         "": {f"{p['cores']} core{'s' * (p['cores'] > 1)} of {p['cpu']}" for p in provenances},

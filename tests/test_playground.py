@@ -25,7 +25,7 @@ def session():
 def test_stopping_and_going_on_loses_nothing(session):
     run = session.start(**SMALL, epochs=100_000)  # it does not end, however late we look
     assert wait_until(lambda: run.done >= 2, 200)
-    with pytest.raises(RuntimeError, match="a run trains: stop it"):
+    with pytest.raises(RuntimeError, match="a run is training: stop it"):
         session.start()
     session.stop()
     assert run.state == "stopped"
@@ -96,12 +96,12 @@ def test_panel_starts_stops_and_goes_on(request):
     assert wait_until(
         lambda: f"run 1: stopped, epoch {run.done} of 100000" in play.status.value, 200
     )
-    assert not buttons["Go on"].disabled
+    assert not buttons["Continue"].disabled
     controls["epsilon"].value = 3
-    buttons["Go on"].click()
+    buttons["Continue"].click()
     assert "a new run" in play.status.value
     controls["epsilon"].value, controls["epochs"].value = 10, run.done + 2
-    buttons["Go on"].click()
+    buttons["Continue"].click()
     play.session.wait()
     assert wait_until(lambda: "finished" in play.status.value, 200)
     assert run.state == "finished" and "finished" in play.table.value

@@ -90,7 +90,7 @@ def test_play_stop_change_and_go_on(page):
 
     set_to("alpha", 0.1)
     set_to("epochs", done + 5)
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Continue").click()
     page.get_by_text(f"run 1: finished, epoch {done + 5} of {done + 5}").wait_for()
     set_to("epochs", 20)
     set_to("zeta", 0)

@@ -1,7 +1,6 @@
 """How a picture or a table shows itself: with its caption in JupyterLab, numbered in the book.
 
-JupyterLab shows HTML. The book takes MyST Markdown, by the order of media types in its
-configuration.
+JupyterLab shows HTML. The book uses MyST Markdown: its configuration orders the media types.
 """
 
 import base64
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 
 
 def minus(text: str) -> str:
-    """Set a minus sign before each negative number of a text."""
+    """Replace the hyphen before each negative number of a text by a minus sign."""
     return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
 
 
@@ -27,10 +26,10 @@ def minus(text: str) -> str:
 class Picture:
     """A figure with its caption, one paragraph of Markdown."""
 
-    key: str  # in small letters, the book's name for it
+    key: str  # in lower case, its name in the book
     figure: Figure
     caption: str
-    alt: str  # what it shows, for those who cannot see it
+    alt: str  # describes it for readers who cannot see it
     sources: str = ""  # where its numbers come from: a fold under the figure
     finding: str = ""  # a sentence above it, computed from the same results
 
@@ -78,13 +77,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Note:
-    """What stands where there is no figure or table to be shown: one paragraph of Markdown."""
+    """A text, for example in place of a missing figure or table: one paragraph of Markdown."""
 
     text: str
 
     @property
     def finding(self) -> str:
-        """What a page quotes of it."""
+        """The sentence that a page quotes."""
         return self.text
 
     def _repr_markdown_(self) -> str:
@@ -99,7 +98,7 @@ class Column:
     name: str  # "" for the whole row
     show: str | Callable[[Any], str] = "{}"  # a format, or a function, of the value
     number: bool = True  # set flush right
-    once: bool = False  # what stands in several rows below each other
+    once: bool = False  # show a value that repeats in consecutive rows only once
 
     def text(self, row: Mapping[str, Any]) -> str:
         """Return the cell of a row; a dash where it has no value."""
@@ -133,7 +132,7 @@ class Table:
         cls, key: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], caption: str,
         sources: str = "", finding: str = "",
     ) -> "Table":  # fmt: skip
-        """Make a table of rows, which are its plain values, and of how columns show them."""
+        """Make a table from rows of plain values and from columns, which show them."""
         rows = list(rows)
         frame = pd.DataFrame({c.title: c.texts(rows) for c in columns})
         numbers = tuple(c.title for c in columns if c.number)
@@ -158,7 +157,7 @@ class Table:
     def _repr_markdown_(self) -> str:
         rule = ["---:" if c in self.numbers else ":---" for c in self.frame.columns]
         body = "\n".join(map(_row, [self.frame.columns, rule, *self.frame.to_numpy()]))
-        here = "-here" in self.key  # as of figures: no caption, no number
+        here = "-here" in self.key  # as for figures: no caption, no number
         above, title = (f"{self.caption}\n\n", "") if here else ("", f" {self.caption}")
         table = f"{above}````{{table}}{title}\n:name: {self.key}\n\n{body}\n````"
         return _myst(self, f"{table}\n\n{self._downloads()}")
@@ -173,7 +172,7 @@ class Table:
 
 
 def _download(name: str, kind: str, content: bytes, label: str) -> str:
-    """Return a link, in HTML, to a file that the page itself holds."""
+    """Return an HTML link to a file that is embedded in the page."""
     return f'<a download="{name}" href="data:{kind};base64,{_base64(content)}">{label}</a>'
 
 
@@ -191,7 +190,7 @@ def _html(shown: Picture | Table, body: str) -> str:
 def _myst(shown: Picture | Table, body: str) -> str:
     """Put a figure or table between its finding and its sources, in Markdown."""
     finding = f"{minus(shown.finding)}\n\n" * bool(shown.finding)
-    sources = minus(shown.sources).replace("$", r"\$")  # of variables: two would be a formula
+    sources = minus(shown.sources).replace("$", r"\$")  # two would enclose a formula
     fold = f"```{{dropdown}} Sources\n{sources}\n```\n" * bool(sources)
     return f"{finding}{body}\n\n{fold}"
 
@@ -208,7 +207,7 @@ _MATH = {
     "ε": "varepsilon", "α": "alpha", "η": "eta", "ζ": "zeta", "λ": "lambda", "μ": "mu",
     "×": "times", "±": "pm", "≥": "geq", "≤": "leq", "→": "to", "·": "cdot", "τ": "tau",
 }  # fmt: skip
-# It has no character of that Markdown's own, so a text is translated before it is marked up.
+# It contains none of that Markdown's characters, so a text is translated before it is marked up.
 _LATEX: dict[str, str | int | None] = {
     **{sign: f"$\\{name}$" for sign, name in _MATH.items()},
     "†": r"$^\dagger$", "‡": r"$^\ddagger$", "°": r"$^\circ$", "…": r"\dots{}", "–": "--",

@@ -1,6 +1,6 @@
 """The playground: runs that are stopped, changed and compared, and the panel that drives them.
 
-A run shows the network of its last whole epoch, so stopping and going on loses at most one.
+A run shows the network of its last whole epoch, so stopping and resuming loses at most one epoch.
 """
 
 import io
@@ -35,7 +35,7 @@ from sparsecore.wasap.outcome import phase1_records
 _FIXED = ("hidden", "epsilon", "density", "init")  # what a network was made with
 _PAUSE = 0.4  # seconds between two pictures: drawing one takes about as long
 _PALETTE = [*list(COLOURS.values())[1:], COLOURS["dense"]]
-# Least, largest and step of the sliders; an epoch of pruning of 0 stands for none.
+# Minimum, maximum and step of the sliders; 0 in "prune_from" means no pruning.
 _SLIDERS = {
     "epsilon": (1, 60, 1), "zeta": (0, 0.9, 0.05), "alpha": (0, 1, 0.05),
     "learning_rate": (0.001, 0.1, 0.001), "dropout": (0, 0.8, 0.05), "epochs": (1, 1000, 1),
@@ -48,7 +48,7 @@ _COLUMNS = (
     Column("test accuracy (%)", "accuracy", "{:.2f}"), Column("best (%)", "best", "{:.2f}"),
     Column("connections", "nnz", "{:,}"),
 )  # fmt: skip
-# What is drawn of all runs: its name in an epoch's record, its unit, the panel's title.
+# The curves of all runs: name in an epoch's record, factor, the panel's title.
 _CURVES = (
     ("loss", 1, "training loss (nats)"),
     ("test_accuracy", 100, "test accuracy (%)"),
@@ -58,7 +58,7 @@ _CURVES = (
 
 @dataclass(eq=False)
 class Run:
-    """A run: what it was told, the records of its epochs, its network at the start and now."""
+    """A run: its settings, the records of its epochs, its network at the start and now."""
 
     number: int
     dataset: str
@@ -67,7 +67,7 @@ class Run:
     workers: str = "1 worker"
     state: str = "waiting"
     epochs: list[dict[str, Any]] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)  #: what is not as in its setting
+    told: list[str] = field(default_factory=list)  #: differences from its setting
     before: SparseMLP | None = None
     model: SparseMLP | None = None
 
@@ -98,22 +98,22 @@ class Session:
         return self._thread.is_alive()
 
     def start(self, dataset: str = "digits", *, seed: int = 0, **values: Any) -> Run:
-        """Start a new run; `values` are hyperparameters other than the study's, or `go_on`'s."""
+        """Start a new run; `values` replace the study's hyperparameters, or go to `go_on`."""
         run = Run(len(self.runs) + 1, dataset, setting(dataset).config, seed)
         return self.go_on(run, **values)
 
     def go_on(self, run: Run, *, workers: int = 1, algorithm: str = "wasap", **values: Any) -> Run:
-        """Go on with a run that was stopped or is finished, with some of its values changed."""
+        """Continue a run that was stopped or has finished, with some of its values changed."""
         if self.running:
-            raise RuntimeError("a run trains: stop it, or wait until it has ended")
+            raise RuntimeError("a run is training: stop it, or wait until it has ended")
         was, config = run.config.to_dict(), run.config.with_values(**values)
         now = config.to_dict()
         if run in self.runs:
             for name in _FIXED:
                 if now[name] != was[name]:
                     raise ValueError(
-                        f"{name}: expected {was[name]!r}, with which run {run.number} has started, "
-                        f"got {now[name]!r}; start a new run for that"
+                        f"{name}: expected {was[name]!r}, run {run.number}'s value from the start, "
+                        f"got {now[name]!r}; start a new run to change it"
                     )
             if config.epochs <= run.done:
                 raise ValueError(
@@ -140,7 +140,7 @@ class Session:
         return run
 
     def ask_to_stop(self) -> None:
-        """Have the run that trains stop; while it loads or connects, it first ends that."""
+        """Tell the training run to stop; if it is loading or connecting, it finishes that first."""
         self._stopping.set()
 
     def stop(self) -> None:
@@ -149,12 +149,12 @@ class Session:
         self.wait()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait until nothing trains, or so many seconds."""
+        """Wait until no run trains, or that many seconds."""
         if self.running:
             self._thread.join(seconds)
 
     def close(self) -> None:
-        """Stop, and let the cluster go."""
+        """Stop, and release the cluster."""
         self.stop()
         self._leave_cluster()
 
@@ -179,7 +179,7 @@ class Session:
         except KeyboardInterrupt:
             run.state = "stopped"
         except Exception as error:  # a thread's exception would be seen by nobody
-            # The checkpoint that an error of the cluster names is gone.
+            # The checkpoint that an error of the cluster names no longer exists.
             told = str(error).partition("; resume=True")[0] or type(error).__name__
             run.state = f"failed: {told}"
             diverged = getattr(error, "cause", "") == "FloatingPointError"  # the engines go on
@@ -210,7 +210,7 @@ class Session:
     def _train_on_engines(
         self, run: Run, start: SparseMLP, data: Dataset, n: int, plan: wasap.Plan
     ) -> None:
-        """Take the epochs that are left as a parallel run; in phase 2 one worker's are seen."""
+        """Train the remaining epochs as a parallel run; in phase 2 one worker's are shown."""
         earlier, seed, config = list(run.epochs), run.seed + run.done, run.config
         since = config.prune_from and config.prune_from - run.done
         if since is not None and since < 1:
@@ -253,7 +253,7 @@ def compared(runs: Sequence[Run]) -> Table:
     """Return a table of runs, one row each."""
     rows = []
     for run in runs:
-        known = (record["test_accuracy"] for record in run.epochs)  # None: its tester was lost
+        known = (record["test_accuracy"] for record in run.epochs)  # None: the tester was lost
         tests: list[Any] = [100 * share for share in known if share is not None] or [None]
         name = run.dataset + ", surrogate" * datasets.stands_in(run.dataset)
         row = {"number": run.number, "dataset": name, "told": "; ".join(run.told) or "–"}
@@ -263,7 +263,7 @@ def compared(runs: Sequence[Run]) -> Table:
 
 
 def pictured(runs: Sequence[Run], chosen: Run | None = None) -> Picture:
-    """Return the curves of all runs, and what evolution has made of the chosen one's network."""
+    """Return the curves of all runs, and the chosen run's network before and now."""
     chosen = chosen or runs[-1]
     with canvas(4.9) as figure:
         above, below = figure.subplots(2, 3)
@@ -280,11 +280,11 @@ def pictured(runs: Sequence[Run], chosen: Run | None = None) -> Picture:
         lines = [line(r.colour, shorten(n, 60)) for r, n in zip(runs, names, strict=True)]
         before = [patch(GREY, f"run {chosen.number}, before")] if chosen.before else []
         legend_above(figure, [*lines, *before])
-    cause = "Pruning and evolution have" if chosen.config.prune_from else "Evolution has"
+    cause = "pruning and evolution change" if chosen.config.prune_from else "evolution changes"
     caption = (
-        f"**A session.** Above, all runs. Below, run {chosen.number}: connections that leave an "
-        "input and that enter a neuron of the first hidden layer, before and now, and the strength "
-        f"Σ |weight| of each input. {cause} changed both."
+        f"**A session.** Top: all runs. Bottom: run {chosen.number}, whose connections {cause}: "
+        "the numbers that leave an input and that enter a neuron of the first hidden layer, before "
+        "and now; the strength Σ |weight| of each input."
     )
     return Picture("f-playground", figure, caption, "Curves of the runs, and one run's network.")
 
@@ -322,7 +322,7 @@ class Playground(widgets.VBox):
         if dataset not in there:
             raise ValueError(
                 f"dataset: expected one of {', '.join(there)}, got {dataset!r}; python -m "
-                "sparsecore data fetch brings others"
+                "sparsecore data fetch downloads others"
             )
         choices = {"dataset": there, "activation": ACTIVATIONS, "algorithm": wasap.ALGORITHMS}
         self.controls: dict[str, Any] = {
@@ -340,7 +340,7 @@ class Playground(widgets.VBox):
             names(self.controls).check("setting", name)
         self.chosen = widgets.Dropdown(description="look at", layout={"width": "200px"})
         stop = self.session.ask_to_stop
-        acts = {"Start a new run": self.start, "Stop": stop, "Go on": self.go_on}
+        acts = {"Start a new run": self.start, "Stop": stop, "Continue": self.go_on}
         self.buttons = {}
         for (text, act), look in zip(acts.items(), ("success", "danger", "info"), strict=True):
             self.buttons[text] = widgets.Button(description=text, button_style=look)
@@ -364,7 +364,7 @@ class Playground(widgets.VBox):
             if name in self.controls:
                 box, value = self.controls[name], value or 0 if name == "prune_from" else value
                 box.value = value
-                if box.value != value:  # sliders cut it off without a word
+                if box.value != value:  # sliders clip it silently
                     raise ValueError(f"{name}: expected {box.min} to {box.max}, got {value}")
 
     def _values(self) -> dict[str, Any]:
@@ -372,22 +372,23 @@ class Playground(widgets.VBox):
         return {**values, "prune_from": values["prune_from"] or None}
 
     def start(self) -> None:
-        """Start a new run with what the controls say, and watch it."""
+        """Start a new run with the controls' values, and watch it."""
         run = self.session.start(**self._values())
         self.chosen.options = [(f"run {r.number}", r) for r in self.session.runs]
         self.chosen.value = run  # which shows it
         threading.Thread(target=self._watch, daemon=True).start()
 
     def go_on(self) -> None:
-        """Go on with the run that is looked at, with what the controls say now."""
+        """Continue the chosen run with the controls' values."""
         run, values = self.chosen.value, self._values()
         if values.pop("dataset") != run.dataset:
-            raise ValueError(f"data set: run {run.number} is of {run.dataset}; start a new one")
+            told = f"dataset: expected {run.dataset}, on which run {run.number} trains"
+            raise ValueError(f"{told}; start a new run for another")
         self.session.go_on(run, **values)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _try(self, act: Callable[[], None]) -> None:
-        """Do what a button says."""
+        """Perform a button's action."""
         try:
             act()
         except (ValueError, RuntimeError) as error:
@@ -396,7 +397,7 @@ class Playground(widgets.VBox):
         self._enable()
 
     def _watch(self) -> None:
-        """Show how a run goes until it ends."""
+        """Show a run's progress until it ends."""
         while self.session.running:
             self.refresh()
             self.session.wait(_PAUSE)
@@ -409,11 +410,11 @@ class Playground(widgets.VBox):
             button.disabled = off
 
     def refresh(self) -> None:
-        """Show where the runs stand."""
+        """Show the state of the runs."""
         runs, run = self.session.runs, self.chosen.value
         if run is None:
             return
-        # What is told is no further than what is drawn.
+        # Made before the picture, so that the status is never ahead of it.
         status = f"run {run.number}: {escape(run.state)}, epoch {run.done} of {run.config.epochs}"
         seen = io.BytesIO()
         with DRAWING:

@@ -1,4 +1,4 @@
-"""How the book's pictures look: colours, sizes, panels, and what stands where there is nothing."""
+"""How the book's pictures look: colours, sizes, panels, and notes in place of missing ones."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from sparsecore.paper.page import Note, Picture
 from sparsecore.paper.store import NOTHING, Result, origin
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; a method has one colour
+# Okabe and Ito's palette, which colour-blind readers can distinguish. A method has the same colour
 # everywhere.
 COLOURS = {
     "dense": "#000000",
@@ -36,7 +36,7 @@ COLOURS = {
 GREY = "#6b6b6b"
 Choose = str | Callable[[Any], Sequence[Result]]  # see `shows`
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-_QUIET = 0.15  # CPUs that others use: a system is never quite still
+_QUIET = 0.15  # CPUs that other processes may use: a system is never quite idle
 WIDTH = 8.0  # inches: the width of a page of the book at 96 dots an inch
 _LETTERS, _BESIDE = 114, 10  # widths in letters: of a legend's line, and of a label's mark
 STYLE = {
@@ -47,7 +47,7 @@ STYLE = {
     "xtick.labelsize": 9, "ytick.labelsize": 9, "xtick.color": "#333333", "ytick.color": "#333333",
 }  # fmt: skip
 
-DRAWING = threading.RLock()  # the style is the whole process's
+DRAWING = threading.RLock()  # the style is global to the process
 
 
 @contextlib.contextmanager
@@ -63,7 +63,7 @@ def _only(page: Result) -> Sequence[Result]:
 
 
 def shows(choose: Choose = _only) -> Decorator:
-    """Have a function show results of a page: its only one, one by name, or a choice."""
+    """Make a function show results of a page: its only one, one by name, or a choice."""
     # The function gets the results that exist and all other arguments; without any result, a note
     # says why. It returns a picture or table, whose sources are completed by those of the results.
     # If a quick build made the last one, the key ends in "-here".
@@ -90,9 +90,9 @@ def picture(
     key: str, choose: Choose = _only, *, caption: str, alt: str, across: int = 1,
     down: int = 1, height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
 ) -> Decorator:  # fmt: skip
-    """Make a picture of what a function draws of a page's results; see `shows`."""
-    # ``draw(panel or array of `down` × `across` panels, *results)`` returns what is found, and what
-    # the sources tell of it. `height` is in inches.
+    """Make a picture with a function that draws a page's results; see `shows`."""
+    # ``draw(panel or array of `down` × `across` panels, *results)`` returns the finding, and a text
+    # for the sources. `height` is in inches.
 
     def decorate(draw: Callable[..., tuple[str, str]]) -> Callable[..., Any]:
         @shows(choose)
@@ -109,7 +109,7 @@ def picture(
 
 
 def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
-    """Put a legend above a figure, if there are entries, in as few lines as their letters take."""
+    """Put a legend above a figure, if it has entries, in as few lines as their letters need."""
     if handles:
         letters = sum(len(handle.get_label()) + _BESIDE for handle in handles)
         columns = math.ceil(len(handles) / math.ceil(letters / _LETTERS))
@@ -117,9 +117,9 @@ def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
 
 
 def source(results: Sequence[Result], told: str = "") -> str:
-    """Return where results come from, in plain sentences, and what else is told."""
-    # All else than machines and commits is the last one's. They warn of other processes, whose CPUs
-    # a result has under "others".
+    """Return where results come from, in plain sentences, followed by `told`."""
+    # All but machines and commits is the last result's. Its "others" are the CPUs that other
+    # processes used: if many, a sentence warns of them.
     result = results[-1]
     origins = [one for some in results for one in some.get("origins") or [some["provenance"]]]
     seeds = [result["seed"]] if "seed" in result else result.get("seeds", [])
@@ -173,6 +173,6 @@ def with_spread(
 def tag(
     ax: Axes, text: str, at: tuple[float, float], shift: tuple[float, float], **more: Any
 ) -> None:
-    """Write a small text near a point, so many points of type away from it."""
+    """Write a small text near a point, shifted from it by points of type."""
     look: dict[str, Any] = {"fontsize": 7.5, "color": "#333333", **more}
     ax.annotate(text, at, xytext=shift, textcoords="offset points", **look)

@@ -15,7 +15,7 @@ STUDY = "T-reliability"
 CHECKS = {
     "kills": ("Processes killed at random moments", "the resumed run ends as if uninterrupted"),
     "jobs": ("MPI jobs ended in six ways", "no shared memory, folder or process is left"),
-    "interrupts": ("Ctrl-C at chosen moments", "the model is that of before or after a step"),
+    "interrupts": ("Ctrl-C at chosen moments", "the model is as before or as after a step"),
     "fuzz": (
         "Inputs with random changes",
         "each is read correctly, or refused with an error that names the fault",

@@ -139,7 +139,7 @@ def common_hyperparameters() -> Table:
         ("LeakyReLU's slope (α is also run)", [0.25], RELEASED),
         ("parallel: epochs between prunings", [parallel["prune_every"]], RELEASED),
         ("parallel: pruned up to this percentile", [parallel["prune_percentile"]], RELEASED),
-        ("parallel: most workers (here one per core, at least two)", [WORKERS], RELEASED),
+        ("parallel: workers (maximum; here one per core, at least two)", [WORKERS], RELEASED),
         ("parallel: share of the epochs in phase 1", [plan.phase1], RELEASED),
         ("WASSP: epochs of warm-up of the learning rate", [plan.warmup], RELEASED),
     ]

@@ -412,7 +412,7 @@ def test_a_study_that_lacks_a_run_ends_with_an_error_and_the_reason(parallel, mo
     with pytest.warns(store.ResultWarning, match="cannot be kept"):
         assert __main__.main(["study", "run", "F-test", "--methods", "set-relu,wassp"]) == 1
     err = capsys.readouterr().err
-    assert "parallel runs: workers were lost on the way: rank 1: silent; run it again" in err
+    assert "parallel runs: workers were lost on the way: rank 1: silent for 5 s; run it" in err
     told = "not recorded: digits-set-relu-seed0, digits-wassp-seed0; the reasons are above"
     assert err.splitlines()[-1].endswith(told)
 

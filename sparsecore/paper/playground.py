@@ -112,7 +112,7 @@ class Session:
             for name in _FIXED:
                 if now[name] != was[name]:
                     raise ValueError(
-                        f"{name}: expected {was[name]!r}, run {run.number}'s value from the start, "
+                        f"{name}: expected {was[name]!r}, with which run {run.number} started, "
                         f"got {now[name]!r}; start a new run to change it"
                     )
             if config.epochs <= run.done:

@@ -1,6 +1,6 @@
-"""The contest: which peers there are, and their training steps, timed in interleaved rounds.
+"""The contest: the peers, and their training steps timed in interleaved rounds.
 
-Each runs in a process of its own, with its threads set before its libraries load.
+Each peer runs in a process of its own, with its threads set before its libraries load.
 """
 
 import os
@@ -41,8 +41,8 @@ def compare(
     problem: Problem, *, rounds: int = 5, seconds: float = 0.5,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time full training steps of all peers in interleaved rounds, turns of some `seconds` each."""
-    # Of each peer, "ms" is the median over rounds of a step's median, "ratio" is over sparsecore's.
+    """Time full training steps of all peers in interleaved rounds, in turns of about `seconds`."""
+    # Per peer, "ms" is the median over rounds of a step's median, "ratio" that to sparsecore's.
     integers(1).check("rounds", rounds)
     reasons = {key: peer.absent(problem) for key, peer in PEERS.items()}
     gone = {key: reason for key, reason in reasons.items() if reason is not None}
@@ -73,7 +73,7 @@ def compare(
             for key in order:
                 time.sleep(_PAUSE)
                 turns[key].append(pools[key].submit(_turn).result())
-            order = order[1:] + order[:1]  # nobody always follows the same neighbour
+            order = order[1:] + order[:1]  # no peer always follows the same one
         meetings.append(meeting_seconds(problem.threads))
         memory = {key: pools[key].submit(peak_bytes).result() for key in turns}
     ours = np.array([turn["ms"] for turn in turns["sparsecore"]])
@@ -104,7 +104,7 @@ def _summary(turns: list[dict[str, float]], ours: np.ndarray) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any]) -> str:
-    """Return what `compare` found as a table of plain text, the fastest first."""
+    """Return the result of `compare` as a plain-text table, the fastest peer first."""
     problem = result["problem"]
     lines = [
         f"{result['nnz']:,} connections, batch {problem['batch_size']}, "
@@ -118,14 +118,14 @@ def report(result: dict[str, Any]) -> str:
         )
     if problem["threads"] > 1:
         before, after = result["meeting_us"]
-        lines.append(f"the threads meet in {before:.2f} us before, {after:.2f} us after")
+        lines.append(f"the threads synchronise in {before:.2f} us before, {after:.2f} us after")
     lines += [f"{left['label']:24} {left['reason']}" for left in result["absent"].values()]
     lines += [f"{found['label']}: {found['note']}" for found in result["peers"].values()]
     return "\n".join(lines)
 
 
 def stopwatch(peer: Adapter, seconds: float) -> Callable[[], dict[str, float]]:
-    """Compile and fill caches; return what times calls of a peer for some seconds, at least one."""
+    """Compile and fill caches; return a function that times calls for `seconds`, at least one."""
     rng, problem = np.random.default_rng(0), peer.problem
 
     def turn(seconds: float, steps: int) -> dict[str, float]:
@@ -151,13 +151,13 @@ _held: dict[str, Any] = {}  # the "peer", and the "turn" that times it
 
 def _make(key: str, problem: Problem) -> None:
     if key == "jax-dense" and hasattr(os, "sched_setaffinity"):
-        # XLA takes as many threads as it may use CPUs, and asks nothing else.
+        # XLA uses one thread per CPU that it may use, and has no other setting.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: problem.threads])
     _held["peer"] = PEERS[key](problem)
 
 
 def _warm_up(key: str, seconds: float) -> list[str]:
-    """Get ready, and return the matrix libraries that are timed."""
+    """Prepare the turns; return the BLAS libraries that are timed."""
     _held["turn"] = stopwatch(_held["peer"], seconds)
     return loaded_blas() if key in _THROUGH_BLAS else []
 

@@ -38,14 +38,14 @@ _LEVEL_MARKER = {"L1": "s", "L2": "o", "L3": "D", "DRAM": "v"}
 
 
 def _of_peers(key: str, part: str, title: str) -> Callable[..., Any]:
-    """Return what makes a picture of a contest."""
+    """Return a function that draws a contest."""
     return picture(
         key, part, down=len(SHAPES),
         legend=[*(dot(colour, label) for label, (colour, _) in _KINDS.items()),
                 dot(GREY, "one thread"), dot(GREY, "two threads", fill="white")],
-        caption=f"**{title}.** Time of a full step on the networks of the study's images (ε = 20, "
-        "batches of 128): medians of interleaved rounds, bars from the fastest to the slowest; in "
-        "brackets, the median of the rounds' ratios to sparsecore with as many threads. What to "
+        caption=f"**{title}.** Time of a full step on the networks of the study's image data sets "
+        "(ε = 20, batches of 128): medians of interleaved rounds, bars from the fastest round to "
+        "the slowest; in brackets, the median ratio to sparsecore with as many threads. What to "
         "see: farther right is slower.",
         alt="Dot plot of milliseconds per training step for each peer, on two networks.",
     )(_draw_peers)  # fmt: skip
@@ -62,7 +62,7 @@ def _draw_peers(axes: Any, result: Result) -> tuple[str, str]:
 
 
 def _faster(result: Result) -> str:
-    """Say how many times as fast as the fastest peer of each kind sparsecore is, one thread."""
+    """State sparsecore's speed relative to the fastest peer of each kind, on one thread."""
     told = []
     for contest in (c for c in result["contests"] if c["problem"]["threads"] == 1):
         ratio = {key: found["ratio"]["median"] for key, found in contest["peers"].items()}
@@ -73,7 +73,7 @@ def _faster(result: Result) -> str:
                 parts.append(f"{min(there):.2g} times {other}")
         told.append(f"on {_TITLES[contest['shape']]} {', '.join(parts)}")
     cpu = result["provenance"]["cpu"]
-    return f"Steps per second of sparsecore, one thread of an {cpu}: {'; '.join(told)}."
+    return f"Steps per second of sparsecore, on one thread of an {cpu}: {'; '.join(told)}."
 
 
 def _contest(ax: Axes, contests: Sequence[Result], keys: Sequence[str]) -> None:
@@ -114,25 +114,25 @@ def what_peers_do(*results: Result) -> Table:
                     notes.setdefault(peer["note"], result["provenance"]["cpu"])
         if key in _EARLIER and not notes:
             continue
-        gone = results[0]["contests"][0]["absent"].get(key, {}).get("reason", "not there")
+        gone = results[0]["contests"][0]["absent"].get(key, {}).get("reason", "not timed")
         note, *others = notes or [PEERS[key].note]
         rows.append({
             "peer": label,
-            "what a step of it is": " ".join([note, *(f"On {notes[o]}: {o}" for o in others)]),
+            "what its step includes": " ".join([note, *(f"On {notes[o]}: {o}" for o in others)]),
             "version": ", ".join(versions) or gone,
         })  # fmt: skip
     caption = (
         "**The peers.** What a step of each includes, and the versions timed. Each trains the same "
-        "network on the same data. Without dropout and weight decay all but the C loop take the "
-        "steps of a reference in float64, to rounding. The last layer has all its weights; sparse "
-        "peers whose row names hidden layers compute it densely."
+        "network on the same data. Without dropout and weight decay the steps of all but the C "
+        "loop match a reference in float64, up to rounding. The last layer has all its weights; "
+        "sparse peers whose row names hidden layers compute it densely."
     )
     columns = [Column(name, name, number=False) for name in rows[0]]
     return Table.of("T-peers", rows, columns, caption)
 
 
 def epoch(main: Results) -> Note:
-    """Say of what an epoch is made, in the main table's runs."""
+    """State the parts of an epoch's time, in the main table's runs."""
     dataset, spent = "fashion-mnist", []
     for run in main.of(dataset, "set-all-relu"):
         parts = np.array([run["seconds"][name] for name in ("train", "evaluate", "evolve")])
@@ -174,7 +174,7 @@ def density(ax: Axes, result: Result) -> tuple[str, str]:
     plain_ticks(ax.xaxis, ax.yaxis)
     faster = "Sparse" if crossing or spreads[0]["median"] < min(levels) else "Dense"
     where = crossing and f"below a density of {100 * crossing:.0f} %"
-    return f"{faster} steps are the faster ones {where or 'at every density measured'}.", ""
+    return f"{faster} steps are faster {where or 'at every density measured'}.", ""
 
 
 @picture(
@@ -183,9 +183,9 @@ def density(ax: Axes, result: Result) -> tuple[str, str]:
             dot(GREY, "filled: forward"), dot(GREY, "hollow: backward", fill="white"),
             *(dot(GREY, f"rows in {level}", mark) for level, mark in _LEVEL_MARKER.items())],
     caption="**The kernels under the roof.** A point per layer and direction (ε = 20, batches of "
-    "128). Lines are ceilings, measured: multiply-adds on registers, reading in order from a "
-    "memory. A point's shape is the memory that holds what it reads. What to see: a point at its "
-    "line leaves little to gain.",
+    "128). Lines are measured ceilings: multiply-adds in registers, sequential reads from a "
+    "memory. A point's shape shows the memory that holds the rows read. What to see: a point at "
+    "its line leaves little to gain.",
     alt="Roofline plot: GFLOP/s against operations per byte, with measured ceilings.",
 )  # fmt: skip
 def roofline(ax: Axes, result: Result) -> tuple[str, str]:
@@ -194,7 +194,7 @@ def roofline(ax: Axes, result: Result) -> tuple[str, str]:
     for number, (level, bandwidth) in enumerate(result["bandwidth"].items()):
         y = np.minimum(peak, x * bandwidth)
         ax.plot(x, y, color=GREY, linestyle=_LEVEL_STYLE[level], linewidth=1.2)
-        # Below and above the rising line in turns: two of them may be close.
+        # Alternately below and above the rising lines: two of them may be close.
         at, shift, ha, va = ((0.26, 3, "left", "top"), (0.4, -3, "right", "bottom"))[number % 2]
         where, look = (at, at * bandwidth), {"color": GREY, "ha": ha, "va": va}
         tag(ax, f"{level} {bandwidth:.0f} GB/s", where, (shift, 0), **look)
@@ -223,7 +223,7 @@ def roofline(ax: Axes, result: Result) -> tuple[str, str]:
     legend=[dot(_COLOUR["sparsecore"], "sparsecore"),
             line(_COLOUR["blas-dense"], "dense weights alone", ":")],
     caption="**Wider at constant ε.** Time of a step and memory (parameters, velocity, structure) "
-    "of 784-n-n-10 neurons, against n (ε = 20, batches of 128, one thread). What to see: memory "
+    "of networks 784-n-n-10, against n (ε = 20, batches of 128, one thread). What to see: memory "
     "grows as n, dense weights as n².",
     alt="Milliseconds per step and memory against neurons per layer, on logarithmic axes.",
 )  # fmt: skip
@@ -242,6 +242,6 @@ def width(axes: Any, result: Result) -> tuple[str, str]:
         f"With {last['width']:,} neurons per hidden layer the network takes "
         f"{last['mib'] / 1024:.2g} GiB and a step {last['ms']['median'] / 1e3:.2g} s; dense "
         f"weights alone would take {two_digits(last['dense_mib'] / 1024)} GiB.",
-        f"The widest network has {last['nnz']:,} connections, was made in {last['make_s']:.1f} s "
+        f"The widest network has {last['nnz']:,} connections, was built in {last['make_s']:.1f} s "
         f"and takes {last['bytes_per_connection']:.1f} bytes per connection.",
     )

@@ -1,4 +1,4 @@
-"""The peers that are written for PyTorch or JAX, which are imported when one is made."""
+"""The peers written for PyTorch or JAX; a framework is imported when a peer is made."""
 
 import warnings
 from typing import Any
@@ -26,7 +26,7 @@ class TorchDense(Adapter):
         inputs, labels = problem.data
         self._inputs, self._labels = torch.from_numpy(inputs), torch.from_numpy(labels)
         self._layers = torch.nn.ModuleList(
-            # A layer that has all its weights is dense for sparse peers, too, as users would do.
+            # A layer with all its weights is dense for sparse peers, too, as users would have it.
             (self._linear if weights.all() else self._sparse)(weights, bias)
             for weights, bias in problem.dense()
         )
@@ -93,7 +93,7 @@ class TorchSparseProp(TorchDense):
 
 
 class TorchSparseLab(TorchDense):
-    """`SparseLinear` layers of the package sparselab, which are given our connections."""
+    """`SparseLinear` layers of the package sparselab, with our connections."""
 
     label, packages = "sparselab", ("torch", "sparselab")
     note = f"{WHOLE} (fused SGD); hidden layers are its SparseLinear (padded CSR, AVX2 or NEON)."
@@ -103,7 +103,7 @@ class TorchSparseLab(TorchDense):
 
         torch = self._torch
         linear = sparselab.SparseLinear(weights.shape[1], weights.shape[0])
-        # It draws connections of its own, and has no way to be given others but this.
+        # It draws its own connections; this is the only way to set others.
         linear._csr = sparselab.PaddedCSR.from_dense(torch.from_numpy(weights))
         linear._values = torch.nn.Parameter(torch.from_numpy(np.asarray(linear._csr.values)))
         with torch.no_grad():
@@ -126,7 +126,7 @@ class TorchCSR(TorchDense):
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         csr = sp.csr_array(weights)
         rows = torch.from_numpy(csr.indptr), torch.from_numpy(csr.indices)
-        # To transpose the first in every step takes five times as long.
+        # Transposing the first matrix in every step takes five times as long.
         indptr, indices, places = map(torch.from_numpy, transposed(csr))
 
         def matrix(indptr: Any, indices: Any, values: Any, shape: tuple[int, int]) -> Any:
@@ -191,7 +191,7 @@ class JaxDense(Adapter):
 
         self._step = jax.jit(step, donate_argnums=(0, 1, 2))
         params = [(jnp.asarray(w.T), jnp.asarray(b)) for w, b in p.dense()]
-        # The generator that XLA has of its own: JAX's default costs more than the products.
+        # XLA's own generator: JAX's default costs more than the products.
         key = jax.random.key(p.seed, impl="unsafe_rbg")
         self._state = [params, jax.tree.map(jnp.zeros_like, params), key]
         self._data = [jnp.asarray(array) for array in p.data]

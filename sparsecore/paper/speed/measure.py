@@ -1,4 +1,4 @@
-"""F-speed: the measurements behind the page on speed, each of its parts one result."""
+"""F-speed: the measurements behind the page on speed; each part is one result."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -83,7 +83,7 @@ def _in_rounds(trainers: dict[Any, Adapter], effort: Effort) -> dict[Any, Result
 
 
 def crossover(points: Sequence[Result], level: float) -> float | None:
-    """Return the density at which the time first reaches `level`, if it does, log-interpolated."""
+    """Return the density where the time first reaches `level`, log-interpolated, or None."""
     logs = np.log([(point["density"], point["ms"]["median"]) for point in points])
     for (x0, y0), (x1, y1) in pairwise(logs):
         if y0 < np.log(level) <= y1:
@@ -111,11 +111,11 @@ def width_sweep(effort: Effort) -> Result:
 
 def _contest_avx2(effort: Effort) -> Result:
     if widest() == 128:
-        raise DataError("a CPU without AVX-512: measure this on one, and copy the result")
+        raise DataError("a CPU without AVX-512: measure on such a machine, and copy the result")
     return contest(effort)
 
 
-#: What is measured, and what its result holds.
+#: The measured parts, and the schema of each result.
 _SCHEMA = {"contests": [{"shape": str, "peers": dict, "problem": dict}]}
 PARTS: dict[str, tuple[Callable[[Effort], Result], dict[str, Any]]] = {
     "peers": (contest, _SCHEMA),

@@ -1,6 +1,6 @@
-"""What the peers train, and the peers without a framework: sparsecore, C, BLAS, scikit-learn.
+"""The peers' problem, and the peers without a framework: sparsecore, C, BLAS, scikit-learn.
 
-A peer is an adapter: made for a `Problem`, the same for all, it takes training steps with it.
+A peer is an adapter: it is made for a `Problem`, the same for all, and takes training steps on it.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ _BATCHES_OF_DATA = 8  # more than one, so that gathering a batch is not flattere
 
 @dataclass(frozen=True)
 class Problem:
-    """What every peer trains: network, batch and rule, on random data."""
+    """The training problem of every peer: network, batch size and update rule, on random data."""
 
     sizes: tuple[int, ...]  # neurons per layer
     epsilon: float | None = None
@@ -67,16 +67,16 @@ class Problem:
         return self.model.network.slopes[:-1].tolist()  # the last is the output layer's
 
     def dense(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return weights, shape (fan_out, fan_in), and biases of each layer, with zeros."""
+        """Return each layer's dense weights, shape (fan_out, fan_in), and biases."""
         return [(layer.to_scipy().toarray(), layer.bias.copy()) for layer in self.model]
 
 
 class Adapter:
-    """What a peer does: take training steps on a problem."""
+    """A peer: it takes training steps on a problem."""
 
     label: str
-    note: str  # what a step of it is: what a reader must know to compare fairly
-    packages: tuple[str, ...] = ()  # that it needs; the version of the last one is told
+    note: str  # what its step includes: a reader must know it to compare fairly
+    packages: tuple[str, ...] = ()  # that it needs; the last one's version is reported
     _take_step: Any  # on rows, returns the loss; for peers without a `train` of all batches
 
     def __init__(self, problem: Problem) -> None:
@@ -84,13 +84,13 @@ class Adapter:
 
     @classmethod
     def absent(cls, problem: Problem) -> str | None:
-        """Return why it cannot be timed on a problem here, or None if it can."""
+        """Return why the peer cannot be timed here on a problem, or None if it can."""
         missing = [name for name in cls.packages if installed(name) is None]
         return f"{' and '.join(missing)} not installed" if missing else None
 
     @classmethod
     def version(cls) -> str:
-        """Return the version of what is timed."""
+        """Return the version of the package that is timed."""
         return str(installed(cls.packages[-1])) if cls.packages else __version__
 
     def train(self, rows: np.ndarray) -> float:
@@ -145,7 +145,7 @@ class CLoop(Adapter):
             target = Path(folder) / "c_loop.so"
             options = ("-O3", "-march=native", "-funroll-loops", "-shared", "-fPIC")
             subprocess.run([str(_compiler()), *options, "-o", str(target), str(source)], check=True)
-            self._library = ctypes.CDLL(str(target))  # stays mapped when the file goes
+            self._library = ctypes.CDLL(str(target))  # stays mapped when the file is deleted
         rng = np.random.default_rng(problem.seed)
         shapes = [(n, problem.batch_size) for n in problem.sizes]
         self.activations = [aligned(a * b, np.float32).reshape(a, b) for a, b in shapes]
@@ -166,7 +166,7 @@ class CLoop(Adapter):
 
     @classmethod
     def absent(cls, problem: Problem) -> str | None:
-        """Return why it cannot be timed on a problem here, or None if it can."""
+        """Return why the peer cannot be timed here on a problem, or None if it can."""
         if problem.batch_size != 128 or problem.threads != 1:
             return "written for batches of 128 and one thread"
         if widest() != 128:
@@ -199,13 +199,13 @@ class CLoop(Adapter):
 
     def _take_step(self, rows: np.ndarray) -> float:
         self.forward()
-        # Without a loss nothing would stop the weights from growing: steps of next to nothing.
+        # Without a loss nothing would stop the weights from growing, so the steps are tiny.
         self.backward(1e-9, self.problem.momentum, 0)
         return np.nan
 
 
 def transposed(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return pointers and indices of a CSR matrix's transpose, and where its values are."""
+    """Return pointers and indices of a CSR matrix's transpose, and the places of its values."""
     numbered = matrix.copy()
     numbered.data = np.arange(matrix.nnz)
     found = numbered.T.tocsr()
@@ -236,7 +236,7 @@ class Dense(SparseCore):
 
 
 class ScikitLearn(Adapter):
-    """`MLPClassifier.partial_fit`: several batches a call, as its own `fit` does."""
+    """`MLPClassifier.partial_fit`: several batches per call, as its own `fit` does."""
 
     label, packages = "scikit-learn, dense", ("scikit-learn",)
     note = "MLPClassifier: dense, ReLU in place of All-ReLU, no dropout, weight decay as a penalty."
@@ -253,7 +253,7 @@ class ScikitLearn(Adapter):
             learning_rate_init=problem.learning_rate, momentum=problem.momentum,
             nesterovs_momentum=False, shuffle=False,
         )  # fmt: skip
-        # It makes its arrays when it first sees data; then they are given our values.
+        # It allocates its arrays at the first call; then they are set to our values.
         self._mlp.partial_fit(inputs[:size], labels[:size], classes=np.arange(problem.sizes[-1]))
         for layer, (weights, bias) in enumerate(problem.dense()):
             self._mlp.coefs_[layer][:] = weights.T

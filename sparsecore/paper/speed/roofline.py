@@ -1,4 +1,4 @@
-"""The roofline: what one thread of this machine can do, and where the kernels lie under that."""
+"""The roofline: the ceilings of one thread of this machine, and the kernels under them."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,14 +19,14 @@ from sparsecore.paper.store import Result
 
 _PEAK_STEPS = 2_000_000
 _STREAMED = 2**28  # bytes read per measurement of a bandwidth
-_CACHES = {"L1": 2**15, "L2": 2**20, "L3": 2**25}  # bytes, where the system does not say
+_CACHES = {"L1": 2**15, "L2": 2**20, "L3": 2**25}  # bytes, where the system does not report them
 _SYSTEM = Path("/sys/devices/system/cpu/cpu0/cache")
 _jit = njit(nogil=True, error_model="numpy", _nrt=False)
 
 
 @_jit
 def _multiply_add(width, n, a, b, out):
-    """As many multiply-adds as the registers can do: independent, and nothing from memory."""
+    """Do multiply-adds as fast as the registers can: independent ones, nothing from memory."""
     x, y = splat(width, a), splat(width, b)
     acc = x
     for _ in range(n):
@@ -81,7 +81,7 @@ def _backward_many(wide, width, blocks, layer, net, work, rule, velocity, veloci
 
 
 def cache_sizes() -> dict[str, int]:
-    """Return the bytes of a core's data caches; the two nearest as Linux states them."""
+    """Return the bytes of a core's data caches; L1 and L2 as Linux reports them."""
     sizes = dict(_CACHES)
     for folder in _SYSTEM.glob("index*"):
         with suppress(OSError):
@@ -93,7 +93,7 @@ def cache_sizes() -> dict[str, int]:
 
 
 def ceilings() -> Result:
-    """Measure what one thread of this machine can do, the best of five times."""
+    """Measure the ceilings of one thread of this machine, each the best of five times."""
     lanes = widest()
     width, out = Width(lanes), np.zeros(1, np.float32)
 
@@ -136,13 +136,13 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
     problem = Problem(sizes, epsilon=epsilon)
     model, batch = problem.model, problem.batch_size
     velocity = model.start_momentum()
-    zero = np.float32(0)  # weights that stay as they are, at the price of weights that move
+    zero = np.float32(0)  # the weights stay, at the full cost of an update
     momentum, dropout = np.float32(problem.momentum), np.float32(problem.dropout)
     rule = Rule(zero, momentum, zero, dropout, np.uint64(1))
     inputs, labels = problem.data
     points = []
     with model.new_engine(batch) as engine:
-        # A whole step fills activations, masks and gradients with what the kernels meet in earnest.
+        # A whole step fills activations, masks and gradients with realistic values.
         engine.train(rule, inputs, labels, np.arange(batch), batch, 0, metrics())
         net, (work, wide, width) = model.network, engine.alone()
         blocks = -(-batch // wide.lanes) * (wide.lanes // width.lanes)
@@ -167,7 +167,7 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
 
 
 def _kernel_ms(run: Callable[[int], object], repeats: int, work: Workspace) -> list[float]:
-    """Time a kernel; rows grow from call to call, and are put back lest they become infinite."""
+    """Time a kernel; its rows grow with each call, so they are reset before they overflow."""
     run(1)
     n = max(1, int(0.02 / timed(lambda: run(1))[0]))
     kept, times = work.act.copy(), []
@@ -181,7 +181,7 @@ def _kernel_ms(run: Callable[[int], object], repeats: int, work: Workspace) -> l
 def _counts(
     direction: str, layer: int, nnz: int, sizes: tuple[int, ...], lanes: int, blocks: int
 ) -> Result:
-    """Count operations and bytes of one layer's kernel; a bit mask counts nothing."""
+    """Count operations and bytes of one layer's kernel, without bit masks."""
     n_in, n_out = sizes[layer], sizes[layer + 1]
     row = 4 * lanes
     if direction == "forward":

@@ -361,7 +361,7 @@ def test_simulations_say_that_they_are(found):
     assert f"is at most {max(rates.values()):.1f} (WASAP-SGD) and " in simulated.finding
     assert "One worker has 0.95 times the sequential trainer's" in simulated.finding
     off = simulate.simulate(calibrated, 2, "wassp").samples_per_second / 126_000 - 1
-    assert f"with 2 workers it gives WASSP-SGD {100 * off:+.0f} % against" in simulated.finding
+    assert f"with 2 workers it deviates by {100 * off:+.0f} % from the" in simulated.finding
     many = max(
         (simulate.simulate(calibrated, k, "wassp", network).speedup, k)
         for network in simulate.NETWORKS

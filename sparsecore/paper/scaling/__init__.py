@@ -1,1 +1,1 @@
-"""Speed-up per worker, measured and simulated."""
+"""Speedup by number of workers, measured and simulated."""

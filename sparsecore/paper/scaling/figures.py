@@ -1,4 +1,4 @@
-"""The pictures and tables of the page on scaling: what was measured, and what was simulated."""
+"""The pictures and tables of the page on scaling: measurements and simulations."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,18 +22,18 @@ _NETWORK_STYLES = dict(zip(model.NETWORKS, _DASHES, strict=True))
 _SCENARIO_STYLES = dict(zip(model.SCENARIOS[1:], _DASHES, strict=True))
 _IDEAL = line(GREY, "ideal", "-.", linewidth=1)
 _FEW_ROWS = patch(GREY, "too few rows for full batches", alpha=0.15)
-# Of workers that are simulated; a half more between the powers of two.
+# Simulated numbers of workers: the powers of two, and one and a half times each.
 _NUMBERS = (1, *(n for i in range(1, 10) for n in (2**i, 3 * 2 ** (i - 1))), 1024)
 
 
 @picture(
     "F-scaling", height=2.7,
     legend=[*(line(COLOUR[name], LABELS[name]) for name in ALGORITHMS), _IDEAL],
-    caption="**Measured speed-up per worker.** Samples per second of phase 1 on "
+    caption="**Measured speedup by number of workers.** Samples per second of phase 1 on "
     "Fashion-MNIST, evolution included, relative to the sequential trainer with one thread in "
     "the same round. Dots are medians over rounds, bars reach from the lowest to the highest. "
-    "What to see: below the ideal line, an added worker brings less than one.",
-    alt="Speed-up against number of workers for WASAP-SGD and WASSP-SGD, with the ideal line.",
+    "What to see: below the ideal line, K workers are less than K times as fast.",
+    alt="Speedup against number of workers for WASAP-SGD and WASSP-SGD, with the ideal line.",
 )  # fmt: skip
 def measured(ax: Axes, result: Result) -> tuple[str, str]:
     """Draw the measured samples per second against the number of workers, relative to one."""
@@ -46,10 +46,10 @@ def measured(ax: Axes, result: Result) -> tuple[str, str]:
         gain = f"{spreads[-1]['median']:.2f} times as fast"
         told.append(f"{LABELS[name]} with {numbers[-1]} workers is {gain}")
     ax.plot((1, most), (1, most), color=GREY, linestyle="-.", linewidth=1)
-    ax.set(xlabel="workers", ylabel="speed-up over the\nsequential trainer")
+    ax.set(xlabel="workers", ylabel="speedup over the\nsequential trainer")
     ax.set(xlim=(0.9, most + 0.1), ylim=(0, None))
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
-    rounds = f"{len(samples_per_second(result, 'sequential'))} rounds, a seed each."
+    rounds = f"{len(samples_per_second(result, 'sequential'))} rounds, one seed each."
     return f"Measured against the sequential trainer, {' and '.join(told)}.", rounds
 
 
@@ -74,14 +74,14 @@ def _workers_axis(ax: Axes, result: Result, name: str, *ticks: int, **more: Any)
     "F-scaling-simulated", across=2, height=3.9, sharex=True, sharey=True,
     legend=[*(line("#333333", network.name, style) for network, style in _NETWORK_STYLES.items()),
             _IDEAL, _FEW_ROWS],
-    caption="**Simulation: up to 1024 workers.** Throughput in a simulation, not a run, with the "
+    caption="**Simulation: up to 1024 workers.** Simulated throughput, not measured, from the "
     "times measured on this page and assumed networks. From the diamonds on, by mean times, the "
-    "parameter server has no rest. What to see: WASAP-SGD falls beyond its diamond, because more "
+    "parameter server is never idle. What to see: WASAP-SGD falls beyond its diamond, because more "
     "and more gradients meet a newer topology and take longer under the lock.",
-    alt="Simulated speed-up against up to 1024 workers, log-log, one line per network.",
+    alt="Simulated speedup against up to 1024 workers, log-log, one line per network.",
 )  # fmt: skip
 def simulated(axes: Any, result: Result) -> tuple[str, str]:
-    """Draw the simulated speed-up up to 1024 workers, a line per network."""
+    """Draw the simulated speedup up to 1024 workers, a line per network."""
     calibration, told, points, full = calibrate(result), [], [], _full(result)
     filled = [n for n in _NUMBERS if n <= full]
     most = dict.fromkeys(ALGORITHMS, (0.0, 0))
@@ -111,10 +111,10 @@ def simulated(axes: Any, result: Result) -> tuple[str, str]:
     return (
         f"As long as every worker has a full batch, simulated throughput is at most {peaks} times "
         f"one worker's. One worker has {one:.2f} times the sequential trainer's. The simulation is "
-        f"rough: with {k} workers it gives {LABELS['wassp']} {off:+.0f} % against what was "
-        f"measured. And it is throughput only: in lockstep {many} workers take steps of {rows:,} "
-        f"rows, {-(-result['n_train'] // rows)} per epoch, and whether these still train is not "
-        "simulated.",
+        f"rough: with {k} workers it deviates by {off:+.0f} % from the measured {LABELS['wassp']}. "
+        f"And it is of throughput only: in lockstep {many} workers take steps of {rows:,} rows, "
+        f"{-(-result['n_train'] // rows)} per epoch, and whether such steps still train the "
+        "network is not simulated.",
         f"{'; '.join(told)}. Saturated: {'; '.join(points)}. With {result['n_train']:,} rows at "
         f"most {full} workers have a full batch each; for more the data would have to grow.",
     )
@@ -126,8 +126,8 @@ def simulated(axes: Any, result: Result) -> tuple[str, str]:
             _FEW_ROWS],
     caption="**Simulation: what stragglers cost.** Gradients per second relative to workers "
     "that all take the mean time; one machine, shared memory. What to see: in lockstep all wait "
-    "for the slowest, until the exchange takes longer than that. WASAP-SGD loses only what the "
-    "slow workers do not do, and nothing where all wait for the server.",
+    "for the slowest, until the exchange takes longer than this wait. WASAP-SGD loses only the "
+    "slow workers' share, and nothing where all wait for the server.",
     alt="Simulated throughput with stragglers relative to even workers, one panel per algorithm.",
 )  # fmt: skip
 def stragglers(axes: Any, result: Result) -> tuple[str, str]:
@@ -143,10 +143,10 @@ def stragglers(axes: Any, result: Result) -> tuple[str, str]:
             told.setdefault(scenario.name, []).append(change)
         ax.axhline(100, color=GREY, linestyle=":", linewidth=1)
         _workers_axis(ax, result, name, 2, 8, 32, 128, 512)
-    axes[0].set(ylabel="throughput, % of that of\nworkers all alike", ylim=(0, None))
+    axes[0].set(ylabel="throughput (% of that of\neven workers)", ylim=(0, None))
     costs = "; ".join(f"{case} {', '.join(changes)}" for case, changes in told.items())
     return (
-        f"What stragglers change in the simulated throughput of 8 workers: {costs}.",
+        f"Change in the simulated throughput of 8 workers by stragglers: {costs}.",
         f"The jitter is that of {result['steps']['n_gradients']:,} gradients measured one by one.",
     )
 
@@ -170,17 +170,17 @@ _COMPARISON = (
 def comparison(result: Result) -> Table:
     """Make T-scaling: measured and simulated samples per second, side by side."""
     rows = [_compared(result, name, k) for name in ALGORITHMS for k in workers_of(result, name)]
-    # It is calibrated on WASAP-SGD with one worker: that row is no check.
+    # The calibration is on WASAP-SGD with one worker, so that row is no check.
     checks = [row for row in rows if (row["algorithm"], row["workers"]) != (LABELS["wasap"], 1)]
     told = ", ".join(
         f"{100 * row['deviation']:+.0f} % ({row['algorithm']} × {row['workers']})" for row in checks
     )
-    finding = f"The simulation deviates from what it was not calibrated on by {told}."
+    finding = f"Where it was not calibrated, the simulation deviates by {told}."
     caption = (
         "**The simulation, where it can be checked.** Medians over rounds (lowest to "
         "highest) beside simulated samples per second and their deviation. In lockstep the update "
-        "includes the wait for the slowest. The simulation knows the times of one worker only: "
-        "it does not model that busy cores share memory and clock."
+        "includes the wait for the slowest. The simulation uses the times of one worker only: "
+        "it does not model that busy cores share memory bandwidth and clock."
     )
     return Table.of("T-scaling", rows, _COMPARISON, caption, finding=finding)
 
@@ -191,18 +191,18 @@ def calibration(result: Result) -> Table:
     known = vars(calibrate(result)).items()
     rows = [{"name": name, "value": value} for name, value in known if name != "jitter"]
     columns = [Column("name", "name", "`{}`", number=False), Column("value", "value", "{:.3g}")]
-    caption = "**What the simulation knows.** Times in seconds, sizes, and bytes per second."
+    caption = "**The simulation's inputs.** Times in seconds, sizes, and bytes per second."
     return Table.of("T-calibration", rows, columns, caption)
 
 
 @shows()
 def another(result: Result, **how: Any) -> Note:
-    """Say what comes of a simulation with other workers, network or stragglers."""
+    """Report a simulation with other workers, network or stragglers."""
     return Note(str(model.simulate(calibrate(result), **how)))
 
 
 def _compared(result: Result, name: str, k: int) -> Result:
-    """Return what was measured and simulated of an algorithm with so many workers."""
+    """Return what was measured and simulated for an algorithm with `k` workers."""
     times, measured = spent(result, name, k), spread(samples_per_second(result, name, k))
     simulated = model.simulate(calibrate(result), k, name).samples_per_second
     return {

@@ -1,4 +1,4 @@
-"""F-scaling: speed-up per worker as measured, and what the simulation is calibrated with."""
+"""F-scaling: measured speedup, and the measurements that calibrate the simulation."""
 
 import time
 from collections import defaultdict
@@ -41,8 +41,8 @@ class Effort(NamedTuple):
     epochs: int
     rows: int | None  # of the training set; None: all
     seeds: tuple[int, ...]  # each is a round of all runs
-    workers: int  # the most, if there are as many cores
-    steps: int  # gradients whose times are taken one by one
+    workers: int  # at most, if there are as many cores
+    steps: int  # gradients that are timed one by one
 
 
 EFFORTS = {
@@ -63,12 +63,12 @@ entries, recorded, load = measured(_parts, only)
 
 
 def counts(most: int) -> list[int]:
-    """Return the numbers of workers to be measured: powers of two up to `most`, and that."""
+    """Return the numbers of workers to be measured: powers of two up to `most`, and `most`."""
     return sorted({*(2**i for i in range(most.bit_length())), most})
 
 
 def _measure(effort: Effort) -> Result:
-    """Train sequentially and in parallel, in phase 1, in turns, and time a parallel run's steps."""
+    """Train sequentially and in parallel (phase 1) in turns; time the steps of a parallel run."""
     data = datasets.load(DATASET)
     config = setting(DATASET).config.with_values(epochs=effort.epochs)
     numbers = counts(max(2, min(cpu_count(), effort.workers)))
@@ -95,8 +95,8 @@ def _measure(effort: Effort) -> Result:
 
 
 def _messages_on_engine(n_bytes: int) -> Result:
-    """Time small messages and large ones, of `n_bytes`, that the first two ranks swap; medians."""
-    from sparsecore.wasap.mpi import first_ranks  # starts MPI, which this process has no use for
+    """Return medians of small messages and of large ones (`n_bytes`) that two ranks swap."""
+    from sparsecore.wasap.mpi import first_ranks  # starts MPI, which only engines need
 
     medians = []
     with first_ranks(2) as comm:
@@ -171,7 +171,7 @@ def _time_reduction(n: int) -> dict[str, float]:
 
 
 def calibrate(result: Result) -> Calibration:
-    """Return the simulation's numbers, from measurements; a ValueError if they make no sense."""
+    """Return the simulation's inputs from measurements; raise ValueError if they make no sense."""
     run, steps, mean = result["runs"]["wasap"]["1"][0], result["steps"], spent(result, "wasap", 1)
     per_epoch = -(-result["n_train"] // result["batch_size"])
     # No evolution follows the last epoch.

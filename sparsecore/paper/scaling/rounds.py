@@ -19,7 +19,7 @@ def in_turns(
     others: list[float] = []
     runs: dict[str, dict[str, list[Result]]] = {}
     for seed in seeds:
-        others.append(busy_cpus())  # now the workers sleep
+        others.append(busy_cpus())  # while the workers are idle
         for (name, k), train in {("sequential", 1): alone, **together}.items():
             found = runs.setdefault(name, {}).setdefault(str(k), [])
             found.append(_kept(train(seed)))
@@ -27,7 +27,7 @@ def in_turns(
 
 
 def _kept(result: Result) -> Result:
-    """Return what of a run's result is kept."""
+    """Return the part of a run's result that is kept."""
     found = {name: result[name] for name in ("seed", "samples_per_second", "test_accuracy")}
     if (parallel := result.get("parallel")) is None:
         return found
@@ -70,7 +70,7 @@ def spent(result: Result, algorithm: str, workers: int) -> dict[str, float]:
 
 
 def against_sequential(result: Result, algorithm: str, workers: int) -> Result:
-    """Return what so many workers gain, and lose in accuracy, round by round and in all."""
+    """Return the gain in speed and the change in accuracy, for each round and overall."""
     alone, together = result["runs"]["sequential"]["1"], result["runs"][algorithm][str(workers)]
     ratios, names = speedups(result, algorithm, workers), ("gradient", "lock", "update")
     rounds = [

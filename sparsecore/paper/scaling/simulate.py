@@ -1,4 +1,4 @@
-"""A discrete-event simulation of phase 1 with more workers than cores: a model, no run."""
+"""A discrete-event simulation of phase 1 with more workers than cores: a model, not a run."""
 
 import heapq
 import math
@@ -11,9 +11,9 @@ import numpy as np
 from sparsecore.config import integers, names
 from sparsecore.wasap.plan import ALGORITHMS
 
-# Operations on a remote window that a push waits for, each there and back: between taking the lock
-# and giving it back in `ParameterServer.push`, by a worker that meets a newer topology, and at the
-# end of an epoch. Half of the lock's taking and half of its giving back are one more.
+# Round trips to a remote window that a push waits for: between taking and releasing the lock in
+# `ParameterServer.push`, more of them when it meets a newer topology, and more at the end of an
+# epoch. Half of taking the lock and half of releasing it make one more.
 ROUND_TRIPS, ROUND_TRIPS_RETAINED, ROUND_TRIPS_EVOLVED = 11, 3, 6
 _UPDATES, _STEPS = 6_000, 400
 _MAY_BE_0 = ("lock", "evolve", "retain", "adopt", "reduce", "term", "message")
@@ -21,20 +21,20 @@ _MAY_BE_0 = ("lock", "evolve", "retain", "adopt", "reduce", "term", "message")
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the simulation takes from measurements; times in seconds."""
+    """The measured inputs of the simulation; times in seconds."""
 
     compute: float  # from the end of one push to the start of the next, mean
-    lock: float  # to take the lock when nobody has it
-    update: float  # that a push holds the lock, without an evolution, mean
-    evolve: float  # more for the push that ends an epoch
-    retain: float  # more for a push that meets a newer topology
-    adopt: float  # that the worker then takes, without the lock, to adopt that topology
+    lock: float  # to take a free lock
+    update: float  # for which a push holds the lock, without an evolution, mean
+    evolve: float  # extra for the push that ends an epoch
+    retain: float  # extra for a push that meets a newer topology
+    adopt: float  # for the worker to adopt that topology afterwards, without the lock
     reduce: float  # to add up in lockstep a worker's share of the gradients, one gradient in all
-    term: float  # more of that per worker
-    message: float  # that a small message takes between two processes of a machine
+    term: float  # extra for each worker, in lockstep
+    message: float  # for a small message between two processes of a machine
     bandwidth: float  # bytes per second, each way, of a large one
     n_params: int
-    bytes_per_update: float  # that an update moves between worker and server
+    bytes_per_update: float  # moved by an update between worker and server
     samples_per_update: float
     updates_per_epoch: int
     # Quantiles, at equal distances from 0 to 1, of the time of a gradient relative to its mean.
@@ -44,7 +44,7 @@ class Calibration:
         """Check every value."""
         if len(self.jitter) < 2 or min(self.jitter) < 0 or max(self.jitter) == 0:
             got = f"{self.jitter!r:.80}"
-            raise ValueError(f"jitter: expected at least two quantiles, not negative, got {got}")
+            raise ValueError(f"jitter: expected at least two quantiles >= 0, not all 0, got {got}")
         for name, value in {**vars(self), "jitter": 1}.items():
             least = "of at least" if name in _MAY_BE_0 else "above"
             if not (0 < value < math.inf or (value == 0 and name in _MAY_BE_0)):
@@ -52,12 +52,12 @@ class Calibration:
 
     @property
     def alone(self) -> float:
-        """Gradients per second of one worker that nothing holds up, with the window beside it."""
+        """Gradients per second of one worker that never waits, with the window in shared memory."""
         return 1 / (self.compute + self.lock + service(self, ONE_MACHINE))
 
 
 class Interconnect(NamedTuple):
-    """What lies between workers and server."""
+    """The network between workers and server."""
 
     name: str
     latency: float = 0.0  # seconds, one way
@@ -65,7 +65,7 @@ class Interconnect(NamedTuple):
     bandwidth: float | None = None
 
     def seconds(self, n_bytes: float) -> float:
-        """Return how long the bytes of one-sided access take."""
+        """Return the seconds that one-sided access to `n_bytes` takes."""
         return 0.0 if self.bandwidth is None else n_bytes / self.bandwidth
 
 
@@ -101,14 +101,14 @@ SCENARIOS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a simulation."""
+    """The result of a simulation."""
 
     workers: int
     gradients_per_second: float  # of all workers together
     samples_per_second: float
-    speedup: float  # over one worker that nothing holds up (`Calibration.alone`)
+    speedup: float  # over one worker that never waits (`Calibration.alone`)
     utilisation: float  # share of the time that the lock is held; in lockstep, of the exchange
-    waiting: float  # share of the workers' time that they wait for the lock, or for the slowest
+    waiting: float  # share of the workers' time spent waiting for the lock, or the slowest
     staleness: float  # updates by others between a worker's pull and push, mean
 
     def __repr__(self) -> str:
@@ -119,7 +119,7 @@ class Outcome:
         )
 
 
-@cache  # several pictures and tables ask for the same
+@cache  # several pictures and tables need the same
 def simulate(
     calibration: Calibration, workers: int, algorithm: str = "wasap",
     network: Interconnect = ONE_MACHINE, scenario: Scenario = AS_MEASURED, seed: int = 0,
@@ -128,7 +128,7 @@ def simulate(
     # Each worker has a core of its own and always a full batch: where there are more workers than
     # updates in an epoch, the data grow with them. Not in the model: cores share the memory's
     # bandwidth; requests for the lock load the server's network; evaluation. The first to ask gets
-    # the lock, which only decides whose gradient is stale.
+    # the lock: the order only decides whose gradient is stale.
     names(ALGORITHMS).check("algorithm", algorithm)
     integers(1).check("workers", workers)
     run, rng = _asynchronous if algorithm == "wasap" else _lockstep, np.random.default_rng(seed)
@@ -138,13 +138,13 @@ def simulate(
 
 
 def service(calibration: Calibration, network: Interconnect) -> float:
-    """Return the mean seconds that a push of a new gradient holds the lock, with evolutions."""
+    """Return the mean seconds that a push of a new gradient holds the lock, evolutions included."""
     push, evolve = _held(calibration, network)
     return push + evolve / calibration.updates_per_epoch
 
 
 def saturation(calibration: Calibration, network: Interconnect) -> float:
-    """Return how many workers leave the server no rest: while one computes, the others push."""
+    """Return how many workers saturate the server: while one computes, the others push."""
     busy = service(calibration, network)
     return (calibration.compute + calibration.lock + 2 * network.latency + busy) / busy
 
@@ -169,8 +169,8 @@ def exchange(calibration: Calibration, network: Interconnect, workers: int) -> f
 
 
 def _held(c: Calibration, network: Interconnect) -> tuple[float, float]:
-    """Return how many seconds a push holds the lock, and how many more one that ends an epoch."""
-    trips = ROUND_TRIPS + 1  # of the lock itself: the way back of one word, the way of another
+    """Return how many seconds a push holds the lock, and how many more if it ends an epoch."""
+    trips = ROUND_TRIPS + 1  # of the lock: the reply to its taking, the request for its release
     push = c.update + 2 * trips * network.latency + network.seconds(c.bytes_per_update)
     sent = 2 * ROUND_TRIPS_EVOLVED * network.latency + network.seconds(12 * c.n_params)
     return push, c.evolve + sent
@@ -181,7 +181,7 @@ def _asynchronous(
     rng: np.random.Generator,
 ) -> tuple[float, ...]:  # fmt: skip
     """Have workers compute and queue for the lock; return updates per second, and the shares."""
-    first = max(_UPDATES // 10, 2 * workers)  # until then the common start is forgotten
+    first = max(_UPDATES // 10, 2 * workers)  # by then the common start is forgotten
     # With more workers than updates between two evolutions, the data grow.
     epoch, updates = max(c.updates_per_epoch, workers), first + max(_UPDATES, 6 * workers)
     updates += (first - updates) % epoch if epoch < updates - first else 0  # whole epochs

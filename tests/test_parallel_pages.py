@@ -58,10 +58,10 @@ def test_runs_are_made_in_turns_shown_and_told(trained):
     staleness = parallel_figures.staleness(found)
     heights = [bar.get_height() for bar in staleness.figure.axes[0].patches]
     assert heights == [100.0, 0, 0, 0]  # one worker is never stale
-    assert "is 0.00 updates old, on average, and 100.0 % of them" in staleness.finding
+    assert "are 0.00 updates old on average, and 100.0 % are" in staleness.finding
     assert "identical to the last bit" in parallel_figures.replayed(found).text
     differs = {**found, "replay": {"identical": False, "updates": 12}}
-    told = "repeated 12 updates. Its weights are others than the recorded."
+    told = "repeated 12 updates. Its weights are not those recorded."
     assert told in parallel_figures.replayed(differs).text
 
 
@@ -90,7 +90,7 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
     assert "training's: WASAP-SGD +2.00 points [" in told and "] and WASSP-SGD -3.00 points" in told
     bars = parallel_figures.staleness(found)
     assert [bar.get_height() for bar in bars.figure.axes[0].patches] == [0, 80, 0, 0, 0, 20]
-    assert "80.0 % of them are at most 4 old" in bars.finding
+    assert "80.0 % are at most 4 updates old" in bars.finding
     used = parallel_figures.resources(found)
     told = "A rank uses 97 to 97 % of a core on average, and at most 300 MiB of memory."
     assert used.finding == told
@@ -111,7 +111,7 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
     main = replace(empty, runs=runs)
     note = parallel_figures.beside_main(found, main)
     told = note.text
-    assert "less the sequential trainer's: −10.50 points [" in note._repr_markdown_()
+    assert "minus the sequential trainer's: −10.50 points [" in note._repr_markdown_()
     assert "] (WASAP-SGD) and -1.00 points [" in told and told.endswith("] (WASSP-SGD).")
 
 
@@ -181,7 +181,7 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
     explained = ways | {("wassp", 0.0002): 0.1}
     alone = "clearly rises only with λ > 0 and a K-th of the rate, as weight decay alone would"
     assert alone in told_of(explained)
-    assert "does not explain this." in told_of(explained | {("wassp-released", 0.0): 0.1})
+    assert "does not explain these rises." in told_of(explained | {("wassp-released", 0.0): 0.1})
     assert told_of(ways).startswith("Data sets on which")
     part = {way: rise for way, rise in explained.items() if way[1]}
     assert told_of(part).startswith("Data sets on which"), "at one weight decay nothing follows"

@@ -25,8 +25,8 @@ _PARALLEL = ALGORITHMS[1:]
 COLOUR = {name: COLOURS.get(name, COLOURS["set-all-relu"]) for name in ALGORITHMS}
 
 _STYLES = dict(zip(DECAYS, ("-", shown.DASHED), strict=True))
-_EARLY = 5  # epochs of phase 2: rows learnt by heart would let the training loss fall in them
-_FEWEST = 3  # seeds that can show something clearly
+_EARLY = 5  # first epochs of phase 2; later, memorised rows lower the training loss
+_FEWEST = 3  # seeds for a clear effect
 _RATES = {"wassp": "a K-th of the rate", "wassp-released": "the rate kept"}
 _OF_PHASE2 = "before", "copies", "end", "early", "rise"
 _OF_RATES = (
@@ -100,7 +100,7 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, f
     legend=[line(COLOUR[name], LABELS[name]) for name in ALGORITHMS],
     caption="**Parallel training on Fashion-MNIST.** Test accuracy against epochs and against "
     "seconds of training, running means over epochs, means over seeds ± one standard deviation. "
-    "Right of the dotted lines each worker trains alone, and the line is the mean of their copies; "
+    "Right of the dotted lines each worker trains alone, and a line is the mean of the copies; "
     "the dot is the averaged model. What to see: whether a line falls there. "
     f"λ = {config_of('paper').weight_decay:g}.",
     alt="Lines of test accuracy against epochs and against seconds, one colour per algorithm.",
@@ -118,7 +118,7 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
         for ax, x in ((left, epochs), (right, np.mean(times, axis=0))):
             shown.band(ax, x, tests, COLOUR[name])
             if name != "sequential":
-                if ax is right:  # phase 2 begins at other seconds for each
+                if ax is right:  # phase 2 begins at a different time for each
                     begins = np.interp(config["phase1_epochs"], epochs, x)
                     ax.axvline(begins, color=COLOUR[name], linestyle=":", linewidth=1)
                 ax.plot(x[-1], ends[name], "o", color=COLOUR[name], markersize=5)
@@ -134,15 +134,15 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
 
 
 def _beside_sequential(runs: dict[str, list[Result]], workers: int) -> str:
-    """Say who is how fast, and how accurate at the end."""
+    """State speed and final accuracy relative to sequential training."""
     pace = {n: np.mean([run["samples_per_second"] for run in some]) for n, some in runs.items()}
     base = "sequential"
     beside = " and ".join(f"{LABELS[n]} {shown.gap(runs[n], runs[base])}" for n in _PARALLEL)
     faster = " and ".join(f"{pace[n] / pace[base]:.2f} ({LABELS[n]})" for n in _PARALLEL)
     return (
         f"With {workers} workers, samples per second of these runs are {faster} times those of "
-        "sequential training with one thread; the claims' seconds are of a contest. Final "
-        f"accuracy, less sequential training's: {beside}."
+        "sequential training with one thread; the claims' seconds are those of a contest. "
+        f"Final accuracy minus sequential training's: {beside}."
     )
 
 
@@ -153,7 +153,7 @@ def beside_main(found: Result, main: Results) -> Note:
     base = at.of(DATASET, "set-all-relu")
     effects = ((n, difference(at.of(DATASET, n), base)) for n in _PARALLEL)
     told = " and ".join(f"{shown.points(e)} ({LABELS[n]})" for n, e in effects if e)
-    text = shown.sentence("Final test accuracy there, less the sequential trainer's", told)
+    text = shown.sentence("Final test accuracy there, minus the sequential trainer's", told)
     return Note(
         "[The main table](main.ipynb) has other runs of the same length, and its seconds are of "
         f"another machine: compare seconds within one figure only. {text}".strip()
@@ -173,14 +173,14 @@ def _seen(runs: list[Result]) -> np.ndarray:
 
 
 def _cases(results: Results, name: str) -> list[tuple[float, str, np.ndarray]]:
-    """Return decays and methods that have runs, and what is `_seen` of these."""
+    """Return the decays and methods that have runs, with `_seen` of the runs."""
     both = itertools.product(DECAYS, _PARALLEL)
     found = ((decay, method, results.at(decay).of(name, method)) for decay, method in both)
     return [(decay, method, _seen(runs)) for decay, method, runs in found if runs]
 
 
 def _clearly(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether the first values are larger by an interval over enough seeds."""
+    """Return whether the first values are larger beyond the interval, over enough seeds."""
     if len(first) < _FEWEST:
         return False
     found = effect(float(np.mean(first - second)), spread_of(first, second, True))
@@ -188,7 +188,7 @@ def _clearly(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def _given_back(results: Results) -> str:
-    """Say how often the copies lose, whether their average gets it back, and what the loss does."""
+    """State how often copies lose accuracy, averaging regains it, and the training loss rises."""
     cases = [seen for n in results.datasets for *_, seen in _cases(results, n)]
     before, copies, end, rise, _ = np.transpose([seen.mean(axis=0) for seen in cases])
     lost, won = (sum(_clearly(s[:, more], s[:, 1]) for s in cases) for more in (0, 2))
@@ -203,17 +203,16 @@ def _given_back(results: Results) -> str:
 
 @shown.by_dataset(
     "F-average",
-    alt="Test accuracy as phase 1 ends, of the copies and of their average, by data set.",
-    caption="**What phase 2 and the average do.** Test accuracy as phase 1 ends; at the end of "
-    "phase 2, the mean of the workers' copies; and of the averaged model, which is the result. "
-    "Means over seeds ± one standard deviation. What to see: whether the second step makes up for "
-    "the first.",
+    alt="Test accuracy at the end of phase 1, of the copies and of their average, by data set.",
+    caption="**What phase 2 and the average do.** Test accuracy at the end of phase 1; of the "
+    "copies at the end of phase 2 (mean); and of the averaged model, which is the result. Means "
+    "over seeds ± one standard deviation. What to see: whether averaging makes up for phase 2.",
     finding=_given_back, height=2.5, extra=0.3, across=3,
     needs=lambda found: found.keys() & {*_PARALLEL}, labels=("test accuracy (%)",),
     legend=lambda results: shown.lines(_PARALLEL, {f"λ = {d:g}": s for d, s in _STYLES.items()}),
 )  # fmt: skip
 def averaged(axes: Any, name: str, results: Results) -> str:
-    """Draw what phase 2 and the average do to accuracy, a panel per data set; of F-average."""
+    """Draw the effect of phase 2 and the average on accuracy, a panel per data set; F-average."""
     [ax] = axes
     for place, (decay, method, seen) in enumerate(_cases(results, name)):
         tests, x = seen[:, :3], np.arange(3) + 0.07 * (place - 1.5)  # bars would hide each other
@@ -225,10 +224,10 @@ def averaged(axes: Any, name: str, results: Results) -> str:
 
 
 def rate_kept(results: Results) -> Table | Note:
-    """Make the table of WASSP's phase 2 at both learning rates; of T-deviations."""
+    """Make the table of WASSP's phase 2 at both learning rates, from T-deviations."""
     own = [run for run in results.runs if run["condition"]["method"] in _RATES]
     results, rows = replace(results, runs=own), list[dict[str, Any]]()
-    enough = Counter[str]()  # of the rows of a data set, those with enough seeds to be clear
+    enough = Counter[str]()  # rows with enough seeds to be clear, by data set
     for name, decay in itertools.product(results.datasets, DECAYS):
         at = results.at(decay)
         both, gone = ([at.of(name, m, diverged) for m in _RATES] for diverged in (False, True))
@@ -265,7 +264,7 @@ def rate_kept(results: Results) -> Table | Note:
 
     caption = (
         "**WASSP-SGD's phase 2 with two learning rates.** Phase 1 has the K-fold rate, and is the "
-        "same in both on CPUs of one lane width. Means over seeds; over those in common where "
+        "same in both on CPUs of one lane width. Means over seeds, or over common seeds where "
         "there are enough. What to see: whether the training loss rises, with weight decay and "
         "without."
     )
@@ -273,14 +272,14 @@ def rate_kept(results: Results) -> Table | Note:
     where, told = f"with λ > 0 and {_RATES['wassp']}", ""
     if not all(row["decay"] and row["rate"] == _RATES["wassp"] for row in clear):
         told = (
-            f"Weight decay alone would have the loss rise in phase 2 only {where}: it does not "
-            "explain this. "
+            f"Weight decay alone would raise the loss in phase 2 only {where}, so it does not "
+            "explain these rises. "
         )
     elif clear and all(enough[row["dataset"]] == len(DECAYS) * len(_RATES) for row in clear):
         on = f"{len({row['dataset'] for row in clear})} of {len(enough)} data sets"
         told = (
             f"In the first epochs of phase 2 the training loss clearly rises only {where}, as "
-            f"weight decay alone would have it, and on {on}. "
+            f"weight decay alone would predict, and on {on}. "
         )
     sources = shown.source(results, list(dict.fromkeys(row["dataset"] for row in rows)))
     finding = (
@@ -311,10 +310,10 @@ def staleness(ax: Axes, found: Result) -> tuple[str, str]:
     record = wasap.from_json(run["parallel"]["record"])
     lost = 100 * float((record.accepted < 1).mean())
     return (
-        f"With {workers} workers a gradient is {record.staleness.mean():.2f} updates old, on "
-        f"average, and {100 - shares[-1]:.1f} % of them are at most {many - 1} old.",
+        f"With {workers} workers gradients are {record.staleness.mean():.2f} updates old on "
+        f"average, and {100 - shares[-1]:.1f} % are at most {many - 1} updates old.",
         f"The largest staleness is {record.staleness.max()}; {lost:.2f} % of the updates met a "
-        "newer topology and lost a part of their connections.",
+        "newer topology and lost part of their gradient.",
     )
 
 
@@ -322,8 +321,8 @@ def staleness(ax: Axes, found: Result) -> tuple[str, str]:
     "F-resources", across=2, down=2, height=4.4, sharex=True, sharey="col",
     legend=[*(line(COLOUR[name], LABELS[name]) for name in _PARALLEL),
             line(GREY, "rank 0"), line(GREY, "other ranks", shown.DASHED)],
-    caption="**CPU and memory of every rank** over the training, of the whole process (Python, "
-    "compiled code, the rank's data); first seed. What to see: at 100 % a core is busy; below it a "
+    caption="**CPU and memory of every rank** during training, for the whole process (Python, "
+    "compiled code, the rank's data); first seed. What to see: at 100 % a core is busy; below, a "
     "rank waits.",
     alt="Lines of CPU use and memory against seconds, a line per rank.",
 )  # fmt: skip
@@ -355,8 +354,8 @@ def resources(axes: Any, found: Result) -> tuple[str, str]:
 
 @shows()
 def replayed(found: Result) -> Note:
-    """Say what the replay found."""
+    """Report the result of the replay."""
     report = found["replay"]
-    verdict = "identical to the last bit" if report["identical"] else "others than the recorded"
+    verdict = "identical to the last bit" if report["identical"] else "not those recorded"
     told = f"A replay in one process repeated {report['updates']:,} updates. Its weights are"
     return Note(f"{told} {verdict}.")

@@ -17,7 +17,7 @@ ALGORITHMS = ("sequential", *wasap.ALGORITHMS)
 
 
 class Effort(NamedTuple):
-    """How long a profile's runs are; None: as the setting has it, all rows."""
+    """The length of a profile's runs; None: the setting's epochs, all rows."""
 
     epochs: int | None
     rows: int | None
@@ -43,7 +43,7 @@ def entry(algorithm: str, seed: int, profile: str) -> Entry:
 
 
 def _replay_entry(first: Entry) -> Entry:
-    """Return where the replay of a run is kept; it is valid for the weights that run has now."""
+    """Return where a run's replay is kept; it is valid for the weights that the run has now."""
 
     def expected() -> Result:
         run = first.look()[0]
@@ -83,12 +83,12 @@ def _train(algorithm: str, seed: int, profile: str) -> Result:
 
 def _replay(first: Entry, seed: int) -> Result:
     if (run := first.recorded() or _made.get((seed, first.profile))) is None:
-        raise cluster.ClusterError("no run to replay")
+        raise cluster.ClusterError("the WASAP-SGD run to replay")
     return wasap.replay(_rows(seed, first.profile), run, progress=True)[1]
 
 
 def _page(found: dict[Any, Result]) -> Result:
-    """Return runs by algorithm, of the seeds that all have run, with what is told of all."""
+    """Return the runs by algorithm, of the seeds that all algorithms have, and their origin."""
     there = {part: result for part, result in found.items() if "missing" not in result}
     replays = [result for (name, _), result in there.items() if name == "replay"]
     seeds = dict.fromkeys(seed for _, seed in there)

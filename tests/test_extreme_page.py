@@ -235,8 +235,8 @@ def test_the_table_has_a_row_for_every_run(profile, rows, key, said):
         ("scaling", {"peak_bytes": 7 * GIB}, "it takes 7.0 GiB of memory and 8 s per"),
         ("scaling", {}, "step, and it classifies 90 of 100 held-out samples correctly."),
         ("scaling", {"test": None}, "per training step."),
-        ("table", {}, "what networks took exceeded it by at most 25.0 %."),
-        ("table", {"peak_bytes": 3 * GIB}, "what networks took never exceeded it."),
+        ("table", {}, "the memory used exceeded it by at most 25.0 %."),
+        ("table", {"peak_bytes": 3 * GIB}, "the memory used never exceeded it."),
         (
             "losses",
             {},
@@ -267,7 +267,7 @@ def test_findings_are_computed(name, changes, finding):
         ("split", {"largest_difference": 0.25}, "agree to 2e-01"),
         ("survival", {}, "A run of 9 neurons got SIGKILL after its first checkpoint (1.0 GiB"),
         ("survival", {}, "written in 4.0 s) and was resumed. In the end its weights, velocities"),
-        ("survival", {}, "losses were those of a run that was left alone, to the last bit."),
+        ("survival", {}, "losses were those of an uninterrupted run, to the last bit."),
         ("survival", {"identical": False}, "losses were **not** those of a run"),
     ],
 )

@@ -16,7 +16,7 @@ from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.store import Result
 from sparsecore.paper.style import COLOURS, GREY, picture, shows, tag
 
-#: Neurons of the brain; the page says where the numbers are from.
+#: Neurons per brain; the page cites the sources.
 BRAINS = {
     "fruit fly": 139_255, "honey bee": 960_000, "frog": 16_000_000, "bat": BAT, "rat": 200_000_000,
 }  # fmt: skip
@@ -60,28 +60,28 @@ def table(*runs: Result) -> Table:
     rows = list(map(_plain, runs))
     sizes = {run["config"]["steps"] * run["config"]["batch_size"] for run in runs}
     caption = (
-        "**Extreme networks.** Density is the middle layer's. GiB: the most that was resident, and "
+        "**Extreme networks.** Density is the middle layer's. GiB: peak resident memory, and "
         "the plan. Seconds to initialise, per training sample (of the median step), per epoch "
         "(slow steps included), per sample of inference, per evolution; mean loss of the "
-        "first and the last ten batches; held-out samples classified rightly."
+        "first and the last ten batches; held-out samples classified correctly."
     )
     about = "The largest run had {threads} threads and {memory_gib} GiB of memory. "
     sources = about.format_map(runs[-1]["provenance"])
     if guesses := [row["test_p"] for row in rows if row["test_p"] is not None]:
-        sources += f"Guessing does as well with a probability of at most {max(guesses):.0e}. "
+        sources += f"Guessing would do as well with a probability of at most {max(guesses):.0e}. "
     off = [100 * (row["peak_bytes"] / row["budget_bytes"] - 1) for row in rows]
     most = f"exceeded it by at most {max(off):.1f} %" if max(off) > 0 else "never exceeded it"
     finding = (
         f"All networks are trained for an epoch of {' or '.join(map(str, sorted(sizes)))} samples. "
-        f"A plan of memory is printed before a run; what networks took {most}."
+        f"A memory plan is printed before each run; the memory used {most}."
     )
     return Table.of("T-extreme", rows, _TABLE, caption, sources, finding)
 
 
 @picture(
     "F-extreme-scaling", networks, down=2, height=6.6, sharex=True,
-    caption="**Growth.** Seconds per training step (batch 4) and the most memory resident, against "
-    "hidden neurons; the more layers the larger the circle. Dashed: proportional to neurons. Grey: "
+    caption="**Growth.** Seconds per training step (batch 4) and peak resident memory, against "
+    "hidden neurons; larger circles have more layers. Dashed: proportional to neurons. Grey: "
     "brains with as many neurons. What to see: circles along the dashes cost the same per neuron.",
     alt="Log-log plot of seconds per step and bytes against neurons, with brains as landmarks.",
 )  # fmt: skip
@@ -115,9 +115,9 @@ def scaling(axes: Any, *runs: Result) -> tuple[str, str]:
 
 @picture(
     "F-extreme-loss", partial(networks, rows=(*CONTROLS, *ROWS)), height=3.2,
-    caption="**Loss.** Of each batch before it is trained on (dots), and the mean of five (lines); "
-    "every sample is seen once. At dotted lines the topology evolves, which costs what was learnt "
-    "on the connections that go. What to see: below the grey line is better than chance.",
+    caption="**Loss** of each batch before it is trained on (dots), and the mean of five (lines); "
+    "every sample is seen once. At dotted lines the topology evolves, and what the removed "
+    "connections had learnt is lost. What to see: below the grey line is better than chance.",
     alt="Loss against step for the largest networks.",
 )  # fmt: skip
 def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
@@ -146,7 +146,7 @@ def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
         "layers (Kendall's test, p < 0.05)"
     )
     if right := _right(deep):
-        finding += f"; {right} of the held-out samples are right"
+        finding += f"; {right} of the held-out samples are classified correctly"
     if any(run["config"]["neurons"] >= BAT for run in free):
         told, size = [], itemgetter("neurons", "hidden_layers")
         for control in (run for run in runs if run not in free):
@@ -161,7 +161,7 @@ def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
 
 
 def steps_of_brain(found: Found) -> str:
-    """Say how long C4's run of ten layers is."""
+    """State the length of C4's run with ten layers."""
     run = found.get(Row(BAT, 10))
     if run is None:
         return "not recorded yet"
@@ -170,13 +170,13 @@ def steps_of_brain(found: Found) -> str:
 
 @shows("split")
 def split(result: Result) -> Note:
-    """Say what two ranks save, and what they exchange for it."""
+    """Report what two ranks save, and what they exchange for it."""
     one, two = result["whole"], result["split"]
     memory = np.max(two["peak_bytes"]) / np.max(one["peak_bytes"])
     steps = [float(np.median(run["step_seconds"])) for run in (one, two)]
     return Note(
-        f"On two ranks, a thread each, a rank of a network of {one['neurons']:,} neurons takes "
-        f"{100 * memory:.0f} % of the memory that one rank takes for all of it, and a step "
+        f"On two ranks of one thread, a rank's part of a network of {one['neurons']:,} neurons "
+        f"takes {100 * memory:.0f} % of the memory that one rank takes for the whole, and a step "
         f"{100 * steps[1] / steps[0]:.0f} % of the time: {_seconds(steps[1])} s instead of "
         f"{_seconds(steps[0])} s. Messages of {two['message_bytes'] / 2**20:.0f} MiB take "
         f"{_seconds(two['message_seconds'])} s per step on average, waiting included. The losses "
@@ -186,18 +186,18 @@ def split(result: Result) -> Note:
 
 @shows("survival")
 def survival(result: Result) -> Note:
-    """Say how a run that was killed ended."""
+    """Report how a killed run ended."""
     return Note(
         f"A run of {result['whole']['neurons']:,} neurons got SIGKILL after its first checkpoint "
         f"({result['file_bytes'] / GIB:.1f} GiB, written in "
         f"{_seconds(result['resumed']['seconds']['checkpoint'])} s) and was resumed. In the end "
         f"its weights, velocities and losses were {'' if result['identical'] else '**not** '}those "
-        "of a run that was left alone, to the last bit."
+        "of an uninterrupted run, to the last bit."
     )
 
 
 def projection() -> Note:
-    """Say how many machines larger networks would need, by the plan of memory."""
+    """State how many machines larger networks would need, by the memory plan."""
     fit = []
     for neurons in (1_000_000_000, 2_000_000_000):
         config, ranks = ExtremeConfig(neurons=neurons), 1
@@ -206,13 +206,13 @@ def projection() -> Note:
             ranks += 1
         fit.append(f"{_count(neurons)} neurons on {ranks}")
     return Note(
-        "By calculation, networks of ten hidden layers fit on machines with "
-        f"{_MEMORY / GIB:.0f} GiB: {', '.join(fit)}."
+        "By calculation, networks of ten hidden layers fit on this many machines with "
+        f"{_MEMORY / GIB:.0f} GiB each: {', '.join(fit)}."
     )
 
 
 def _right(runs: Sequence[Result]) -> str:
-    """Say which share of the held-out samples is right, from the least to the most."""
+    """State the shares of held-out samples classified correctly, from least to most."""
     shares = sorted(round(100 * t["correct"] / t["n"]) for run in runs if (t := run["test"]))
     return f"{' to '.join(map(str, dict.fromkeys((shares[0], shares[-1]))))} %" if shares else ""
 
@@ -236,7 +236,7 @@ def _plain(run: Result) -> Result:
 
 
 def _guide(ax: Axes, neurons: np.ndarray, values: Sequence[float]) -> float | None:
-    """Draw the line of proportionality; return the exponent that is measured, if there is one."""
+    """Draw the line of proportionality; return the measured exponent, if there is one."""
     x, y = np.log(np.array([neurons, values], float))
     x, y = x[x >= np.log(5e6)], y[x >= np.log(5e6)]
     if len(x):

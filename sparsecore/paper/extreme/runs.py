@@ -1,8 +1,8 @@
 """T-extreme: the runs of the extreme study.
 
-Each run is a process of its own, the command ``python -m sparsecore extreme``: the most memory that
-a process has had is known for its whole life only. The quick profile runs what takes less than half
-a minute. `figures` draws the results.
+Each run is a process of its own, the command ``python -m sparsecore extreme``: peak memory is known
+only for the whole life of a process. The quick profile has the runs that take less than half a
+minute. `figures` draws the results.
 """
 
 import json
@@ -62,14 +62,14 @@ ROWS = (
     *(Row(100_000_000, d) for d in (2, 10)),
     Row(200_000_000, 10),
 )
-#: The control of C4: what the output layer learns of random hidden layers.
+#: The control of C4: what the output layer learns from random hidden layers.
 CONTROLS = tuple(Row(BAT, depth, frozen=True) for depth in (1, 3, 10))
 #: More runs for C4: at both weight decays, with three seeds.
 SEEDS = tuple(
     Row(BAT, 10, frozen, decay, seed)
     for frozen in (False, True) for decay in DECAYS for seed in range(3)
 )  # fmt: skip
-#: Those that two cores finish in about ten seconds.
+#: Rows that two cores finish in about ten seconds.
 LIVE = tuple(row for row in ROWS if row.neurons <= 1_000_000 and row.hidden_layers == 10)
 #: The study's results: of the table's networks, and of `PARTS`.
 Found = dict[Row | str, Result]
@@ -94,7 +94,7 @@ entries, recorded, load = measured(_parts)
 
 
 def networks(found: Found, rows: Sequence[Row] | None = None) -> list[Result]:
-    """Return the runs of rows, or the table's, by size."""
+    """Return the runs of `rows`, by default of the table, by size."""
     return [found[key] for key in (ROWS if rows is None else rows) if key in found]
 
 
@@ -108,9 +108,9 @@ def compare(neurons: int) -> Result:
 
 
 def survive(neurons: int) -> Result:
-    """Kill a run after its first checkpoint, resume it, and compare it with one left alone."""
+    """Kill a run after its first checkpoint, resume it, and compare it with an unbroken one."""
     few = neurons, 10, "--steps", 4, "--evolve-every", 1, "--held-out", 4
-    whole = _result([], *few)  # first: it says so if this machine cannot train it
+    whole = _result([], *few)  # first: it fails if this machine cannot train it
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.npz"
         saved = *few, "--checkpoint", file, "--checkpoint-every", 2, "--resume"
@@ -124,13 +124,13 @@ def survive(neurons: int) -> Result:
             running.kill()  # SIGKILL
             status = running.wait()
         if status != -signal.SIGKILL:  # else "resumed" would be a whole run
-            raise RuntimeError("the run was over before it could be killed; take more neurons")
+            raise RuntimeError(f"the run of {neurons:,} neurons ended before the kill; use more")
         resumed, size = _result([], *saved), file.stat().st_size
     same = all(whole[name] == resumed[name] for name in ("weights_sha256", "losses", "test"))
     return {"whole": whole, "resumed": resumed, "identical": same, "file_bytes": size}
 
 
-#: What is measured beside the table, for how many neurons by profile, and what it holds.
+#: Measurements beside the table: function, neurons by profile, schema of the result.
 PARTS: dict[str, tuple[Callable[[int], Result], dict[str, int], dict[str, Any]]] = {
     "split": (
         compare, {"quick": 300_000, "paper": 10_000_000},
@@ -149,8 +149,8 @@ def _command(before: list[str], neurons: int, hidden_layers: int, *more: object)
 
 
 def _result(before: list[str], neurons: int, hidden_layers: int, *more: object) -> Result:
-    """Run the command and return its result; raise RuntimeError, with what it said, if it fails."""
-    check_sources()  # another process reads them anew
+    """Run the command and return its result; raise RuntimeError with its last line if it fails."""
+    check_sources()  # another process will read the sources anew
     command = _command(before, neurons, hidden_layers, *more)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

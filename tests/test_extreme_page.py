@@ -268,7 +268,7 @@ def test_findings_are_computed(name, changes, finding):
         ("survival", {}, "A run of 9 neurons got SIGKILL after its first checkpoint (1.0 GiB"),
         ("survival", {}, "written in 4.0 s) and was resumed. In the end its weights, velocities"),
         ("survival", {}, "losses were those of an uninterrupted run, to the last bit."),
-        ("survival", {"identical": False}, "losses were **not** those of a run"),
+        ("survival", {"identical": False}, "losses were **not** those of an"),
     ],
 )
 def test_what_is_measured_beside_is_told(name, changes, told):

@@ -1,7 +1,7 @@
 """The hyperparameters of a network and its training, checked when they are set.
 
-Each stands in its configuration once, with default, range, help and label. The command line, the
-estimator and the book's table take what they say of them from there.
+Each is declared once, in its configuration, with default, range, help and label. The command line,
+the estimator and the book's table read them there.
 """
 
 import inspect
@@ -18,7 +18,7 @@ class Range(NamedTuple):
     """The values that a hyperparameter may have."""
 
     kind: type  #: of the values
-    expected: str  #: what an error says was expected
+    expected: str  #: the values in words, for errors and help
     holds: Callable[[Any], bool]
 
     def check(self, name: str, value: Any) -> None:
@@ -31,7 +31,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def numbers(expected: str, holds: Callable[[Any], bool]) -> Range:
-    """Return the range of the numbers that float32 can hold for which `holds`."""
+    """Return the range of the numbers that fit float32 and for which `holds` is true."""
 
     def inside(v: Any) -> bool:
         v = v.item() if isinstance(v, np.floating) else v  # float16 is compared as float16
@@ -57,13 +57,13 @@ def names(table: Collection[str]) -> Range:
 
 POSITIVE = numbers("a positive number", lambda v: v > 0)
 FRACTION = numbers("a number in [0, 1)", lambda v: 0 <= v < 1 and np.float32(v) < 1)
-FINITE = numbers("a finite number of float32", lambda v: True)
+FINITE = numbers("a finite float32 number", lambda v: True)
 FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
 _PROBABILITY = numbers("a number in (0, 1]", lambda v: 0 < v <= 1)
 PERCENTILE = numbers("a number in [0, 100]", lambda v: 0 <= v <= 100)
 _COUNT = integers(1)
 _EPOCH = integers(1, "an epoch of at least {}, or None")
-_WIDTHS = Range(  # no iterator, which to check would empty
+_WIDTHS = Range(  # no iterator: the check would exhaust it
     tuple, "integers of at least 1",
     lambda v: isinstance(v, (Sequence, np.ndarray)) and not isinstance(v, (str, bytes))
     and np.iterable(v) and all(map(_COUNT.holds, v)),
@@ -72,24 +72,24 @@ _WIDTHS = Range(  # no iterator, which to check would empty
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """What is to be known of a hyperparameter."""
+    """A hyperparameter: its name, default, range and texts."""
 
     name: str
-    default: Any  # None: it may be left out
+    default: Any  # None: optional
     range: Range
     help: str  # what it is, without its range
     label: str  # its name in a table
     metavar: str | None  # its value in `--help`
 
     def documented(self, default: Any) -> str:
-        """Return its entry in the docstring of a class, where it has a `default`."""
+        """Return its entry in the docstring of a class, with that class's `default`."""
         kind = self.range.kind.__name__ + " or None" * (default is None)
         kind += "" if default is MISSING else f", default={default!r}"
         about = f"{self.help[0].upper()}{self.help[1:]}: {self.range.expected}."
         return f"{self.name} : {kind}\n    {about}"
 
     def check(self, value: Any) -> None:
-        """Raise ValueError if a value is out of range; one whose default is None may be None."""
+        """Raise ValueError if a value is out of range; None is valid if it is the default."""
         if value is not None or self.default is not None:
             self.range.check(self.name, value)
 
@@ -97,7 +97,7 @@ class Hyperparameter:
 def param(
     default: Any, values: Range, about: str, label: str = "", metavar: str | None = None
 ) -> Any:
-    """Declare a field of a configuration; one whose default is MISSING has to be given."""
+    """Declare a field of a configuration; a field whose default is MISSING is required."""
     known = {"range": values, "help": about, "label": label or about, "metavar": metavar}
     return field(default=default, metadata=known)
 
@@ -113,7 +113,7 @@ def hyperparameters(config: type) -> dict[str, Hyperparameter]:
 
 
 def check_values(config: Any, known: dict[str, Hyperparameter]) -> None:
-    """Check a configuration's values; NumPy's numbers, unknown to JSON, become Python's."""
+    """Check a configuration's values; make NumPy numbers Python's, for JSON."""
     for name, about in known.items():
         if isinstance(value := getattr(config, name), np.generic):
             object.__setattr__(config, name, value := value.item())
@@ -122,7 +122,7 @@ def check_values(config: Any, known: dict[str, Hyperparameter]) -> None:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Hyperparameters of a network and its training; the defaults are the study's Fashion-MNIST.
+    """Hyperparameters of a network and its training; the defaults are Fashion-MNIST's.
 
     {parameters}
 
@@ -137,13 +137,13 @@ class TrainConfig:
     """
 
     hidden: tuple[int, ...] = param(
-        (1000, 1000, 1000), _WIDTHS, "neurons of the hidden layers", "hidden layers", "N,N,…"
+        (1000, 1000, 1000), _WIDTHS, "neurons in each hidden layer", "hidden layers", "N,N,…"
     )
     epsilon: float = param(
         20.0, POSITIVE, "Erdős–Rényi ε: about ε (n_in + n_out) connections per layer", "ε"
     )
     density: float | None = param(None, _PROBABILITY, "connection probability instead of epsilon")
-    activation: str = param("all-relu", names(ACTIVATIONS), "function of the hidden layers")
+    activation: str = param("all-relu", names(ACTIVATIONS), "activation of the hidden layers")
     alpha: float = param(0.6, FINITE, "slope of All-ReLU and LeakyReLU for negative inputs", "α")
     init: str = param("he_uniform", names(INITIALIZERS), "distribution of new weights", "init")
     learning_rate: float = param(0.01, POSITIVE, "step size η", "η", "ETA")
@@ -180,7 +180,7 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the values as plain JSON types."""
         values = {**asdict(self), "hidden": list(self.hidden)}
-        if not self.prune_counts_empty:  # older results and checkpoints do not know it
+        if not self.prune_counts_empty:  # older results and checkpoints lack it
             del values["prune_counts_empty"]
         return values
 
@@ -189,7 +189,7 @@ class TrainConfig:
         return replace(self, **changes)
 
     def prunes_after(self, epoch: int) -> bool:
-        """Tell whether importance pruning is due after `epoch` (counted from 1)."""
+        """Return whether importance pruning is due after `epoch` (counted from 1)."""
         return epoch in range(self.prune_from or self.epochs, self.epochs, self.prune_every)
 
 

@@ -9,10 +9,10 @@ RELEASED = "released code"
 READING = "this project's reading"
 CHOICE = "this project's choice"
 
-# What there is to say of a value that stands in the released code otherwise, too.
+# Origins in more detail, where the released code has several values.
 _DETAILS = {
     "weight_decay": "released code: 0.0002 sequential, 0 parallel; both here",
-    "prune_from": "released code, where the first pruning comes after 211 epochs, parallel 220",
+    "prune_from": "released code; its first pruning comes after 211 epochs, parallel 220",
 }
 
 #: Weight decay is a factor of the study: the value of the released sequential script, and that of
@@ -22,15 +22,15 @@ DECAYS = (0.0002, 0.0)
 
 @dataclass(frozen=True)
 class Setting:
-    """A data set's configuration, and the fields that stand in the authors' released code."""
+    """A data set's configuration, and which of its values are from the authors' released code."""
 
     config: TrainConfig
-    released: frozenset[str]  #: fields of `config`; without any it is not in the study
-    decay: float = DECAYS[0]  #: of `default`; another where T-held-out favours it
+    released: frozenset[str]  #: fields of `config`; none if the data set is not in the study
+    decay: float = DECAYS[0]  #: weight decay of `default`, as T-held-out favours
 
     @cached_property
     def default(self) -> TrainConfig:
-        """What the command `train` takes: `config`, but for the weight decay."""
+        """The defaults of the command `train`: `config`, with `decay` as weight decay."""
         return self.config.with_values(weight_decay=self.decay)
 
     def origin(self, field: str) -> str:
@@ -57,7 +57,7 @@ SETTINGS: dict[str, Setting] = {
     "madelon": Setting(_MADELON, _COMMON | {"hidden"}),
     "higgs": Setting(TrainConfig(epsilon=10, alpha=0.05, init="xavier"), _COMMON),
     "leukemia": Setting(_LEUKEMIA, _COMMON),
-    # Not in the study: small data that is always there.
+    # Not in the study: small data sets that are always available.
     "digits": Setting(TrainConfig(hidden=(200, 200, 200), epsilon=10, batch_size=32), frozenset()),
     "madelon-generator": Setting(_MADELON, frozenset()),
     "artificial": Setting(TrainConfig(epsilon=10), frozenset()),
@@ -70,13 +70,13 @@ def setting(dataset: str) -> Setting:
     Parameters
     ----------
     dataset : str
-        One of `datasets.names()`; another one raises ValueError.
+        One of `datasets.names()`; any other name raises ValueError.
 
     Returns
     -------
     Setting
-        `config`, a TrainConfig, and `released`: its fields that stand in the released code;
-        `default` is what the command `train` takes, whose weight decay may be another.
+        `config`, a TrainConfig; `released`, its fields with values from the released code;
+        `default`, the configuration that the command `train` uses: its weight decay may differ.
     """
     names(SETTINGS).check("dataset", dataset)
     return SETTINGS[dataset]

@@ -69,7 +69,7 @@ def assert_same(one, other):
         ("density", [0, 1.5, -0.1, np.nan], r"a number in \(0, 1\]"),
         ("activation", ["tanh", "", None], "one of relu, leaky-relu, all-relu"),
         ("init", ["glorot", None], "one of he_uniform, xavier, normal"),
-        ("alpha", [np.nan, np.inf, "0.6", 1e39, -(10**400)], "a finite number of float32"),
+        ("alpha", [np.nan, np.inf, "0.6", 1e39, -(10**400)], "a finite float32 number"),
         ("learning_rate", [0, -0.1, np.nan, np.inf, None, 1e39], "a positive number"),
         ("momentum", [1, -0.1, 1.5, np.nan], r"a number in \[0, 1\)"),
         ("weight_decay", [1, -0.1, np.nan], r"a number in \[0, 1\)"),

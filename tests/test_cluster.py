@@ -257,7 +257,7 @@ def test_terminal_s_cluster_is_used_a_run_survives_its_end_and_an_engine_that_ha
             assert workers.own is None
             # MPI ends the other at once, and ipyparallel may tell of that one first.
             either = "|".join(rf"{r} \(process {pid}\)" for r, pid in enumerate(workers.pids))
-            killed = rf"rank ({either}) was, it seems, .* killed or.*; resume=True goes"
+            killed = rf"rank ({either}) seems to be .* killed or.*; resume=True starts"
             with pytest.raises(ClusterError, match=killed):
                 train(workers, 1, signal.SIGKILL)
             assert time.monotonic() - broken[0] < 10
@@ -301,7 +301,7 @@ class Engines:
     ("answer", "message"),
     [
         ((0, 1, 1, "here", engines._SOURCES), r"2 engines in MPI jobs of \[1\] .*--engines=MPI"),
-        ((0, 2, 1, "here", "older"), "another state of sparsecore.*ipcluster stop"),
+        ((0, 2, 1, "here", "older"), "different code of sparsecore.*ipcluster stop"),
         (RemoteError("ModuleNotFoundError", "no sparsecore", "", {}), "another environme"),
     ],
 )
@@ -313,10 +313,10 @@ def test_engines_that_cannot_be_used_are_refused(answer, message):
 @pytest.mark.parametrize(
     ("errors", "stopped", "said"),
     [
-        (["EngineError", "EngineError"], [], "rank 1 (process 11) was, it seems, the first that"),
+        (["EngineError", "EngineError"], [], "rank 1 (process 11) seems to be the first that"),
         (["EngineError", "EngineError"], [0], "rank 0 (process 10) is stopped, and MPI ended"),
         (["EngineError", "ParallelError"], [0], "rank 1: ParallelError: the cause"),
-        (["EngineError", "ParallelError"], [], "rank 0 (process 10) was, it seems, the first that"),
+        (["EngineError", "ParallelError"], [], "rank 0 (process 10) seems to be the first that"),
         (["ParallelError", "ValueError"], [], "rank 1: ValueError: the cause"),
     ],
 )
@@ -346,7 +346,7 @@ class Busy(Engines):
 
 @pytest.mark.parametrize(
     ("ids", "queue", "told"),
-    [((0,), 0, r"rank \[1\] ended after this cluster was"), ((0, 1), 1, "computes for somebody")],
+    [((0,), 0, r"rank \[1\] ended after this cluster was"), ((0, 1), 1, "is busy with work")],
 )
 def test_engines_that_ended_or_are_in_use_are_not_trained_on(monkeypatch, ids, queue, told):
     monkeypatch.setattr(engines, "_REGISTERING", 0.1)

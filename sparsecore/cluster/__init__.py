@@ -1,10 +1,10 @@
-"""Parallel training from a notebook: MPI engines of ipyparallel, found or started, and driven.
+"""Parallel training from a notebook, on MPI engines of ipyparallel that run or are started here.
 
-`connect` gives a cluster, `train` runs `wasap` on its engines and shows how it goes. What the
-engines do is written in `wasap`.
+`connect` yields a cluster; `train` runs `wasap` on its engines and shows progress. The algorithm
+itself is in `wasap`.
 
 A cluster is started in a terminal with ``ipcluster start --engines=MPI -n 6``, or by `connect` for
-as long as its block lasts.
+the duration of its ``with`` block.
 """
 
 from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError, connect, mpiexec

@@ -24,16 +24,16 @@ from sparsecore.config import integers
 from sparsecore.limits import cpu_count
 from sparsecore.wasap.watch import trouble
 
-_REGISTERING = 3.0  # seconds for engines that have just been started to be known
+_REGISTERING = 3.0  # seconds for engines that were just started to register
 _ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package
-_SOURCES = provenance.sources_sha256()  # now: an engine goes on with the modules that it has loaded
+_SOURCES = provenance.sources_sha256()  # now: an engine keeps the modules that it has loaded
 _GUARD = Path(__file__).with_name("guard.py")
-_RESTART = "stop it (ipcluster stop) and start it with ipcluster start --engines=MPI -n"
-_BUSY = "computes for somebody else (wait, or interrupt it there)"
+_RESTART = "stop the cluster (ipcluster stop) and run ipcluster start --engines=MPI -n"
+_BUSY = "is busy with work of another client (wait, or interrupt it there)"
 
 
 class ClusterError(RuntimeError):
-    """A cluster that cannot be used, or that broke; the message says what to do."""
+    """A cluster that cannot be used, or that failed; the message says what to do."""
 
 
 class WorkerError(ClusterError):
@@ -45,10 +45,10 @@ class WorkerError(ClusterError):
 
 
 class Cluster:
-    """MPI engines that are ready to train, as `connect` gives them.
+    """MPI engines that are ready to train, as `connect` yields them.
 
-    `engines` and `pids` have each rank's engine and process; `own` is the ipyparallel cluster if
-    `connect` has started it.
+    `engines` and `pids` list each rank's engine and process ID; `own` is the ipyparallel cluster
+    if `connect` has started it.
     """
 
     def __init__(self, client: Any, n: int, own: Any = None) -> None:
@@ -56,7 +56,7 @@ class Cluster:
         jobs: dict[int, Any] = {}
 
         def answered() -> bool:
-            for engine in {*client.ids} - jobs.keys():  # MPI starts when all have been asked
+            for engine in {*client.ids} - jobs.keys():  # MPI starts once all engines have the job
                 jobs[engine] = client[engine].apply_async(_about_engine)
             return all(job.ready() for job in jobs.values())
 
@@ -64,7 +64,7 @@ class Cluster:
             silent = [engine for engine, job in jobs.items() if not job.ready()]
             raise ClusterError(
                 f"engine {silent} of {len(jobs)} did not answer within {_ANSWER_SECONDS:.0f} s: it "
-                f"{_BUSY}, or hangs (stop the cluster and start it anew)"
+                f"{_BUSY}, or hangs (restart the cluster)"
             )
         try:
             facts = {engine: job.get() for engine, job in jobs.items()}
@@ -76,9 +76,9 @@ class Cluster:
             ) from error
         if any(sources != _SOURCES for *_, sources in facts.values()):
             raise ClusterError(
-                "the running cluster's engines work with another state of sparsecore than this "
-                "process, from before an edit or in another environment: restart this process (a "
-                f"notebook: its kernel) if its code is the older one, else {_RESTART} {n}"
+                "the running cluster's engines and this process run different code of sparsecore, "
+                "after an edit or in different environments: restart this process (a notebook's "
+                f"kernel) if its code is the older one, else {_RESTART} {n}"
             )
         sizes = {size for _, size, *_ in facts.values()}
         if sizes != {len(facts)}:
@@ -91,12 +91,12 @@ class Cluster:
         self.hosts = [facts[engine][3] for engine in self.engines]
 
     def __repr__(self) -> str:
-        """Return the number of workers and where they come from."""
+        """Return the number of workers and their origin."""
         origin = "running" if self.own is None else "started here"
         return f"<Cluster of {self.n} MPI workers, {origin}>"
 
     def first(self, n: int) -> "Cluster":
-        """Return the first `n` workers, to be used while the others rest."""
+        """Return a cluster of the first `n` workers; the others stay idle."""
         if not 1 <= n <= self.n:
             raise ValueError(f"n: expected 1 to {self.n} workers, got {n}")
         part = copy.copy(self)
@@ -105,20 +105,20 @@ class Cluster:
         return part
 
     def stopped(self) -> list[int]:
-        """Return the ranks whose processes are stopped, of those on this machine."""
+        """Return the ranks on this machine whose processes are stopped."""
         here = socket.gethostname()
         places = enumerate(zip(self.pids, self.hosts, strict=True))
         return [r for r, (pid, host) in places if host == here and trouble(pid) == "stopped"]
 
     def _busy(self) -> bool:
-        """Whether an engine has work, of any client."""
+        """Return whether an engine has work, from any client."""
         status = self.client.queue_status(self.engines)
         return any(status[engine]["queue"] for engine in self.engines)
 
     def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Call an importable function on every worker; return their AsyncResults by rank."""
         if gone := [rank for rank, e in enumerate(self.engines) if e not in self.client.ids]:
-            raise ClusterError(f"rank {gone} ended after this cluster was connected: start it anew")
+            raise ClusterError(f"rank {gone} ended after this cluster was connected: restart it")
         if not wait_until(lambda: not self._busy(), _REGISTERING):
             raise ClusterError(f"the running cluster {_BUSY}")
         return [self.client[e].apply_async(function, *args, **kwargs) for e in self.engines]
@@ -126,18 +126,18 @@ class Cluster:
 
 @contextmanager
 def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Iterator[Cluster]:
-    """Use the cluster that runs, or start one of `n` MPI engines and stop it at the end.
+    """Use the running cluster, or start one of `n` MPI engines and stop it at the end.
 
-    For a ``with`` block; what it yields is for `train`.
+    Use it in a ``with`` block, and pass the cluster that it yields to `train`.
 
     Parameters
     ----------
     n : int
-        Workers. A running cluster may have more engines; the first are used.
+        Workers. A running cluster may have more engines; the first `n` are used.
     profile : str
         IPython profile of the running cluster.
     timeout : float
-        Seconds to wait for engines that are started here; for those of a running cluster at most 3.
+        Seconds to wait for engines that are started here; for a running cluster's, at most 3.
 
     Yields
     ------
@@ -146,8 +146,8 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
     Raises
     ------
     ClusterError
-        If a running cluster has too few engines or none that share an MPI job, if there is no
-        ``mpiexec``, or if engines do not come up.
+        If a running cluster has too few engines, or engines that do not share an MPI job, if there
+        is no ``mpiexec``, or if engines do not start.
     """
     integers(1).check("n", n)
     client = _running(profile)
@@ -155,9 +155,9 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
         with client:
             if not wait_until(lambda: len(client.ids) >= n, min(timeout, _REGISTERING)):
                 raise ClusterError(
-                    f"the running cluster has {len(client.ids)} engine(s), and {n} workers were "
-                    f"asked for: ask for fewer, or {_RESTART} {n}; if it has just been started, "
-                    "try again in some seconds"
+                    f"the running cluster has {len(client.ids)} engine(s), too few for {n} "
+                    f"workers: use fewer workers, or {_RESTART} {n}; if it has just been started, "
+                    "try again in a few seconds"
                 )
             yield Cluster(client, n)
         return
@@ -165,19 +165,19 @@ def connect(n: int, *, profile: str = "default", timeout: float = 60.0) -> Itera
         if not wait_until(lambda: len(client.ids) >= n, timeout):
             said = "".join(repr(engines.get_output()[-500:]) for engines in own.engines.values())
             raise ClusterError(
-                f"{len(client.ids)} of {n} engines came up within {timeout:.0f} s; mpiexec said: "
+                f"only {len(client.ids)} of {n} engines started within {timeout:.0f} s; mpiexec: "
                 f"{said}"
             )
         workers = Cluster(client, n, own)
         try:
             yield workers
         finally:
-            for rank in workers.stopped():  # they would not hear that they should end
+            for rank in workers.stopped():  # they would not notice a request to end
                 os.kill(workers.pids[rank], signal.SIGKILL)
 
 
 def _running(profile: str) -> Any:
-    """Return a client of the running cluster, or None; a stale cluster file is warned of."""
+    """Return a client of the running cluster, or None; warn of a stale cluster file."""
     path = Path(get_ipython_dir(), f"profile_{profile}", "security", "ipcontroller-client.json")
     if not path.exists():
         return None
@@ -187,7 +187,7 @@ def _running(profile: str) -> Any:
         return ipp.Client(str(path), timeout=5)
     except (OSError, ValueError, KeyError) as error:
         warnings.warn(
-            f"{path} is left from a cluster that no longer answers ({error}); a new one is "
+            f"{path} is left from a cluster that no longer answers ({error}); a new cluster is "
             "started. Delete the file, or ipcluster start will refuse to start",
             stacklevel=4,
         )
@@ -217,11 +217,11 @@ def _started(n: int) -> Iterator[Any]:
     # Stopping engines makes mpiexec complain, which a page should not show; errors are raised here.
     own = ipp.Cluster(n=n, engines="mpi", config=config, log_level=logging.CRITICAL)
     # If this process is killed, as a kernel may be, the engines would not notice: they would train
-    # on, and then wait for ever. A process of its own stops them.
+    # on, and then wait forever. A separate process stops them.
     guard = subprocess.Popen(
         [sys.executable, _GUARD, own.cluster_file], stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,  # an interrupt is not for it
+        start_new_session=True,  # an interrupt must not reach it
     )  # fmt: skip
     try:
         try:
@@ -235,12 +235,12 @@ def _started(n: int) -> Iterator[Any]:
         try:
             own.stop_cluster_sync()
         except Exception as error:
-            warnings.warn(f"the cluster did not stop by itself: {error}", stacklevel=2)
+            warnings.warn(f"the cluster could not be stopped: {error}", stacklevel=2)
         guard.communicate()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait for so long at most; return whether the condition holds."""
+    """Wait until `condition` holds, for `seconds` at most; return whether it holds."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.05)
@@ -248,7 +248,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def _about_engine() -> tuple[int, int, int, str, str]:
-    """Return rank, number of ranks, process number, host and code of an engine."""
+    """Return rank, number of ranks, process ID, host and hash of the code of an engine."""
     from sparsecore.wasap.mpi import MPI
 
     world = MPI.COMM_WORLD

@@ -1,4 +1,4 @@
-"""A training run on a cluster: submitted, shown while it lasts, and its errors made one."""
+"""A training run on a cluster: start it, show its progress, and raise one error for all."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.watch import PATIENCE, interrupts_held_back
 
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 2.0  # for the others' errors, when one engine has failed
+_GRACE_SECONDS = 2.0  # to wait for the others' errors after one engine has failed
 
 
 def train(
@@ -27,24 +27,24 @@ def train(
     on_progress: Callable[[dict[str, Any]], None] | None = None, patience: float = PATIENCE,
     check: Callable[[], Any] | None = None,
 ) -> tuple[SparseMLP, dict[str, Any]]:  # fmt: skip
-    """Train on the cluster's workers and show how it goes.
+    """Train on the cluster's workers and show progress.
 
     Parameters
     ----------
     cluster : Cluster
     config : TrainConfig
     dataset : str or Dataset
-        A name: every worker loads the data for itself. Data that no name stands for are sent.
+        A name, whose data every worker loads; or a Dataset, which is sent to the workers.
     plan : wasap.Plan, optional
     seed, threads : int
     limit : int, optional
-        Train on so many rows.
+        Number of training rows; all by default.
     checkpoint_path, resume, patience
-        See `wasap.run`; the path must mean the same to all workers.
+        See `wasap.run`; the path must lead to the same file on all workers.
     on_progress : callable, optional
-        Called with where the run stands, instead of showing it.
+        Called with the state of the run, instead of showing it.
     check : callable, optional
-        Called several times per second; what it raises ends the run.
+        Called several times per second; an exception that it raises ends the run.
 
     Returns
     -------
@@ -56,19 +56,19 @@ def train(
     ------
     ClusterError
         If a worker fails (a `WorkerError`) or is killed; the message names the rank and the cause.
-        The cluster must be started anew if a worker was killed or hangs; else it is ready for the
-        next run.
+        The cluster must be restarted if a worker was killed or hangs; otherwise it is ready for
+        the next run.
 
     Notes
     -----
-    An interrupt (Ctrl-C, or a notebook's stop button) interrupts the engines too, which then are
+    An interrupt (Ctrl-C, or a notebook's stop button) also interrupts the engines, which are then
     ready for the next run.
     """
     plan = plan or Plan()
     title = f"{plan.algorithm.upper()}, {cluster.n} workers"
     path = None if checkpoint_path is None else os.path.abspath(checkpoint_path)
     jobs: list[Any] = []
-    ended: list[int] = []  # the ranks in the order in which they did
+    ended: list[int] = []  # the ranks in the order in which they ended
     last: dict[str, Any] = {}
     stopped: list[int] = []
     with epoch_bar(title, config.epochs, hidden=on_progress is not None) as show:
@@ -91,7 +91,7 @@ def train(
                 if any(job.ready() and not job.successful() for job in jobs):
                     break
         except BaseException:
-            # The engines, too: they would train to the end, and answer nothing until then.
+            # Interrupt the engines, too: they would train to the end and not answer until then.
             if jobs:
                 with suppress(IndexError, ipp.error.KernelError):  # an engine that has ended
                     cluster.client.send_signal(signal.SIGINT, targets=cluster.engines, block=False)
@@ -108,7 +108,7 @@ def _raise_errors(
     if all(not job.ready() or job.successful() for job in jobs):
         return
     wait_until(lambda: all(job.ready() for job in jobs), _GRACE_SECONDS)
-    hint = "" if path is None or not os.path.exists(path) else f"; resume=True goes on from {path}"
+    hint = "" if path is None or not os.path.exists(path) else f"; resume=True starts from {path}"
     causes = {}
     for rank, job in enumerate(jobs):
         if job.ready() and not job.successful():
@@ -117,19 +117,19 @@ def _raise_errors(
             causes[rank] = name, getattr(error, "evalue", error)
     gone = [rank for rank in ended if causes.get(rank, ("", ""))[0] == "EngineError"]
     told = [r for r, (name, _) in causes.items() if name in ("ParallelError", "NotStarted")]
-    if gone and not (stopped and told):  # who waited for the stopped one says more
+    if gone and not (stopped and told):  # the rank that waited for it says more
         # When one process ends, MPI ends all others some milliseconds later, and ipyparallel may
-        # tell of one of them before. A process that waits for a stopped one ends by itself.
-        lost = "was, it seems, the first that was killed or crashed"
+        # report one of those first. A process that waits for a stopped one ends on its own.
+        lost = "seems to be the first that was killed or crashed"
         rank, what = (stopped[0], "is stopped") if stopped else (gone[0], lost)
         raise ClusterError(
-            f"rank {rank} (process {cluster.pids[rank]}) {what}, and MPI ended all engines; start "
-            f"the cluster anew{hint}"
+            f"rank {rank} (process {cluster.pids[rank]}) {what}, and MPI ended all engines; "
+            f"restart the cluster{hint}"
         )
     rank = min(causes.keys() - {*told, *gone} or told)
     name, text = causes[rank]
     if silent := [r for r, job in enumerate(jobs) if not job.ready()]:
-        hint = f" (rank {silent} did not answer: start the cluster anew)" + hint
+        hint = f" (rank {silent} did not answer: restart the cluster)" + hint
     raise WorkerError(f"rank {rank}: {name}: {text}{hint}", name)
 
 
@@ -137,7 +137,7 @@ def _train_on_engine(
     n_workers: int, config: TrainConfig, data: str | Dataset, limit: int | None, plan: Plan,
     patience: float, **options: Any,
 ) -> tuple[SparseMLP | None, dict[str, Any] | None]:  # fmt: skip
-    """Take one engine's part in a run."""
+    """Do one engine's part of a run."""
     from ipyparallel.datapub import publish_data
 
     from sparsecore import datasets
@@ -156,6 +156,6 @@ def _train_on_engine(
         first_ranks(n_workers) as comm,
         closing(Ranks(comm, patience=patience)) as ranks,
     ):
-        # Now that the ranks have met, one that fails, is stopped or ends here is named.
+        # The ranks have met: from here on, a rank that fails, is stopped or ends is named.
         found = ranks.together(load)
         return run_on(ranks, found, config, plan, on_progress=publish_data, **options)

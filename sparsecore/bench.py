@@ -17,7 +17,7 @@ from sparsecore.provenance import peak_bytes, provenance
 from sparsecore.seeds import Purpose
 from sparsecore.train import sgd_rule
 
-_STEPS_PER_CALL = 100  # the trainer, too, gives the kernels at least a tenth of a second's work
+_STEPS_PER_CALL = 100  # as in the trainer, a call is at least a tenth of a second's work
 _BATCHES = 32  # of random data
 _WARM_UP_CALLS = 2
 _REPEATS = 5
@@ -25,7 +25,7 @@ _MEETINGS = 20_000
 
 
 def timed(work: Callable[[], object], repeats: int = 1) -> np.ndarray:
-    """Return how long each of some calls takes, in seconds; the caller has warmed `work` up."""
+    """Return the seconds that each of `repeats` calls takes; the caller has warmed up `work`."""
     seconds = np.empty(repeats)
     for k in range(repeats):
         start = time.perf_counter()
@@ -95,7 +95,7 @@ def _meet(member, size, sync, n):
 
 
 def meeting_seconds(threads: int) -> float:
-    """Return how long threads that have nothing else to do take to wait for each other."""
+    """Return the seconds that threads without other work need to meet at a barrier."""
     # On one machine 0.1 microseconds where their cores share a cache, 0.5 where they do not.
     with Team(threads) as team:
         team.walk(_meet, 1)  # compiles

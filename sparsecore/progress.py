@@ -1,4 +1,4 @@
-"""What is shown of work: the one place that makes a bar, and streams that fail without harm."""
+"""Progress bars, made only here, and output streams that fail without harm."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Unfailing:
-    """A stream for diagnostics: what it cannot take, being full or closed, is left out."""
+    """A stream for diagnostics: text is dropped when the stream is full or closed."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -35,7 +35,7 @@ class OutputClosedError(BrokenPipeError):
 
 
 class Output(Unfailing):
-    """A stream for results: its errors name it; a closed pipe raises `OutputClosedError`."""
+    """A stream for results: errors name standard output; a closed pipe: `OutputClosedError`."""
 
     @contextmanager
     def _trouble(self) -> Iterator[None]:
@@ -51,10 +51,10 @@ class Output(Unfailing):
 def bar(
     total: float | None, desc: str | None = None, *, hidden: bool = False, **options: Any
 ) -> Any:
-    """Return tqdm's bar on standard error; `total` None: nobody knows how much there is."""
-    from tqdm.auto import tqdm  # on use: data commands show none, and start without it
+    """Return tqdm's bar on standard error; `total` is None if it is unknown."""
+    from tqdm.auto import tqdm  # imported on use: data commands show no bar
 
-    own = sys.stderr is sys.__stderr__  # a notebook's, or main's, does not fail
+    own = sys.stderr is sys.__stderr__  # those of a notebook and of `main` do not fail
     hidden, file = hidden or sys.stderr is None, Unfailing(sys.stderr) if own else sys.stderr
     page = tqdm.__module__ == "tqdm.auto"  # a notebook's bar is redrawn in place
     pause = 0.2 if not hidden and (page or sys.stderr.isatty()) else 10  # s: a log is not flooded
@@ -66,7 +66,7 @@ def bar(
 def epoch_bar(
     title: str, epochs: int, *, hidden: bool = False
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give what shows a parallel run's state in a bar; `hidden` where another rank shows it."""
+    """Yield a function that shows a parallel run's state in a bar, unless `hidden`."""
     form = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}{postfix}]"
     with bar(epochs, title, unit="epoch", hidden=hidden, bar_format=form) as shown:
 
@@ -78,4 +78,4 @@ def epoch_bar(
             shown.update(state["epoch"] - shown.n)
 
         yield show
-        shown.update(epochs - shown.n)  # the last state was not the end
+        shown.update(epochs - shown.n)  # the last state came before the end

@@ -1,4 +1,4 @@
-"""Where a result comes from (commit, versions, machine), and what else the machine was doing."""
+"""Where a result comes from (commit, versions, machine), and how busy the machine was."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def _commit() -> str | None:
 
 @cache
 def sources_sha256() -> str:
-    """Return one hash of all the package's sources as they are on disk at the first call."""
+    """Return one hash of all the package's sources as they were on disk at the first call."""
     package, total = Path(sparsecore.__file__).parent, hashlib.sha256()
     for path in sorted(p for p in package.rglob("*") if p.suffix in (".py", ".c", ".json")):
         total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
@@ -52,7 +52,7 @@ def sources_sha256() -> str:
 def check_sources() -> None:
     """Raise a RuntimeError if the sources are no longer those of `sources_sha256`."""
     if sources_sha256.__wrapped__() != sources_sha256():
-        raise RuntimeError("the package's sources have changed meanwhile; start this anew")
+        raise RuntimeError("the package's sources changed during this run; start it again")
 
 
 @cache
@@ -64,14 +64,14 @@ def cpu_model() -> str:
             key, _, value = line.partition(":")
             facts.setdefault(key.strip(), value.strip())
     name = facts.get("model name") or platform.processor() or platform.machine()
-    # "AMD EPYC" alone, as of a virtual machine, may be one CPU or another that is twice as fast.
+    # "AMD EPYC" alone, as on a virtual machine, may mean one CPU or another, twice as fast.
     if "cpu family" in facts and not any(letter.isdigit() for letter in name):
         name += f" (family {facts['cpu family']}, model {facts.get('model', '?')})"
     return name
 
 
 def installed(package: str) -> str | None:
-    """Return the version of a package, None if it is not there."""
+    """Return the version of a package, None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -90,7 +90,7 @@ def loaded_blas() -> list[str]:
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """Say in what two descriptions differ, such as "alpha 0.6, not 0.7"; "" if in nothing."""
+    """Return how two descriptions differ, such as "alpha 0.6, not 0.7"; "" if they do not."""
     told = []
     for name in {**expected, **found}:
         one, other = found.get(name), expected.get(name)
@@ -102,7 +102,7 @@ def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
 
 
 def check_alike(runs: Sequence[dict[str, Any]]) -> None:
-    """Raise ValueError unless all ranks mean the same run; name who differs from most, in what."""
+    """Raise ValueError unless all ranks have the same run; name each that differs, and how."""
     texts = [json.dumps(run, sort_keys=True) for run in runs]
     usual = max(texts, key=texts.count)  # rank 0's, if no other is more frequent
     told = [
@@ -112,13 +112,13 @@ def check_alike(runs: Sequence[dict[str, Any]]) -> None:
     ]
     if told:
         raise ValueError(
-            f"the ranks are not started alike: {', and '.join(told)}; start all of them with the "
+            f"the ranks were not started alike: {', and '.join(told)}; start all of them with the "
             "same options, data and code"
         )
 
 
 def code() -> dict[str, Any]:
-    """Return what ranks need in common, beside their run, to compute the same bits."""
+    """Return what ranks must share, besides their run, to compute the same bits."""
     return {
         "sparsecore": sparsecore.__version__, "sources": sources_sha256(),
         "numpy": version("numpy"), "numba": version("numba"), "lane_width": lanes.widest(),
@@ -126,13 +126,13 @@ def code() -> dict[str, Any]:
 
 
 def busy_cpus(seconds: float = 0.5) -> float:
-    """Return how many CPUs other processes use while this one sleeps for so many seconds."""
+    """Return how many CPUs other processes use while this one sleeps for `seconds`."""
     return psutil.cpu_percent(seconds) / 100 * psutil.cpu_count()
 
 
 def peak_bytes() -> int:
-    """Return the largest resident memory of this process so far."""
-    try:  # what `resource` tells on Linux may be that of the process which started this one
+    """Return the peak resident memory of this process so far."""
+    try:  # on Linux, `resource` may report the peak of the process that started this one
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
     except (OSError, IndexError):
@@ -141,8 +141,8 @@ def peak_bytes() -> int:
 
 
 def provenance(threads: int, data_hash: str | None, ranks: int = 1) -> dict[str, Any]:
-    """Return what a result file says of its origin, as JSON types."""
-    mpi = sys.modules.get("mpi4py.MPI")  # to import it would start it
+    """Return the origin of a result, for its file, as JSON types."""
+    mpi = sys.modules.get("mpi4py.MPI")  # importing it would start MPI
     return {
         "sparsecore": sparsecore.__version__, "commit": _commit(),
         "python": platform.python_version(),

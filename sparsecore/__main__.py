@@ -1,8 +1,8 @@
-"""The command line: ``sparsecore`` or ``python -m sparsecore``, then train, predict or others.
+"""The command line: ``sparsecore`` or ``python -m sparsecore``, followed by a command.
 
 The commands are in `commands`. Diagnostics go to standard error, so that standard output can be
-piped. What the parser does not understand ends with status 2, any other error, such as values out
-of range or options that do not go together, with 1 and one line that names it.
+piped. A command line that cannot be parsed ends with status 2. Any other error, such as a value out
+of range or options that exclude each other, ends with status 1 and one line that names it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from sparsecore.progress import Output, OutputClosedError, Unfailing
 from sparsecore.wasap import witness
 from sparsecore.wasap.watch import handled
 
-# What to install for a module that is missing; all others are of the extra "book".
+# Where missing modules come from; all others come with the extra "book".
 _MPI = {"mpi4py", "ipyparallel", "IPython", "traitlets"}
 _CORE = {"numpy", "scipy", "numba", "llvmlite", "sklearn", "PIL", "pooch", "tqdm"}
 _CORE |= {"psutil", "threadpoolctl"}
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _said(error: Exception) -> str:
-    """Return the line to print for an error; "" for a defect, which has its traceback."""
+    """Return the line to print for an error; "" for a bug, which shows its traceback."""
     if isinstance(error, ModuleNotFoundError):
         name = (error.name or "").partition(".")[0]
         if importlib.util.find_spec(name or "?") is not None:
@@ -68,7 +68,7 @@ def _said(error: Exception) -> str:
 
 @contextmanager
 def _streams() -> Iterator[None]:
-    """Replace letters that a stream cannot encode; leave out diagnostics that it cannot take."""
+    """Replace characters that a stream cannot encode; drop diagnostics that it cannot write."""
     with open(os.devnull, "w") as nowhere:
         streams = sys.stdout or nowhere, sys.stderr or nowhere
         for stream in streams:
@@ -82,13 +82,13 @@ def _streams() -> Iterator[None]:
             for stream in streams:
                 try:
                     stream.flush()
-                except (OSError, ValueError):  # or Python would fail with it at its end
+                except (OSError, ValueError):  # or Python would fail on it when it exits
                     with suppress(OSError, ValueError):
                         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _terminate(*_: Any) -> NoReturn:
-    """Raise what Ctrl-C does, once."""
+    """Raise a KeyboardInterrupt, as Ctrl-C does, but only once."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     raise _Terminated("terminated")
 

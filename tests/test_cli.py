@@ -193,7 +193,7 @@ def test_busy_cpus_are_a_share_of_all(monkeypatch):
 def test_extreme_split_refuses_threads(capsys):
     words = ["extreme", "--neurons", "100", "--split", "--zeta", "0", "--threads", "2"]
     assert main(words) == 1
-    assert "--threads: with --split each rank has one, got 2" in capsys.readouterr().err
+    assert "--threads: expected 1 per rank with --split, got 2" in capsys.readouterr().err
 
 
 def test_bench_tells_times_in_its_units(capsys, monkeypatch):
@@ -226,7 +226,7 @@ def test_data_list_and_verify(capsys):
     assert main(["data", "verify", "digits"]) == 0
     assert re.fullmatch(r"digits: .*sha256 [0-9a-f]{64}\n", capsys.readouterr().out)
     assert main(["data", "fetch", "digits"]) == 0
-    assert capsys.readouterr().out == "digits: nothing to fetch, it is always there\n"
+    assert capsys.readouterr().out == "digits: nothing to fetch: always available\n"
 
 
 def test_all_data_are_verified_though_some_are_damaged(capsys, monkeypatch):
@@ -341,9 +341,9 @@ def test_options_that_make_no_sense_end_with_status_2(words, capsys):
         (["--out", ""], "--out: [Errno 2] expected a file's name, got none: ''"),
         (["--checkpoint", ""], "--checkpoint: [Errno 2] expected a file's name, got none: ''"),
         (["--checkpoint", os.devnull + "/a/b.npz"], "a folder that can be written, got /dev/null"),
-        (["--out", "a.npz", "--checkpoint", "./a.npz"], "--out: expected another file than those"),
-        (["--out", "a.worker1.previous", "--checkpoint", "a"], "--out: expected another file than"),
-        (["--replay", "run.json"], "--dataset: not with --replay: the result has data, seed and"),
+        (["--out", "a.npz", "--checkpoint", "./a.npz"], "--out: expected a file other than those"),
+        (["--out", "a.worker1.previous", "--checkpoint", "a"], "--out: expected a file other than"),
+        (["--replay", "run.json"], "--dataset: not with --replay: the result gives data, seed and"),
         (["--activation", "relu", "--alpha", "0.5"], "--alpha: expected --activation leaky-relu"),
     ],
 )
@@ -387,10 +387,10 @@ def test_ranks_that_train_the_same_are_told(monkeypatch, capsys, name):
     for words in (table, ["extreme", "--neurons", "10000", "--memory-limit", "1"]):
         assert main(words) == 1
         told = capsys.readouterr().err
-        assert "every rank trains the same network by itself" in told
+        assert "every rank trains the same network on its own" in told
         assert f"sparsecore {words[0]}: every" in told
     assert main([*SMALL, "--epochs", "1"]) == 0
-    assert "every rank trains the same network by itself" in capsys.readouterr().err
+    assert "every rank trains the same network on its own" in capsys.readouterr().err
 
 
 def test_a_surrogate_is_said_to_be_one(monkeypatch, tmp_path, capsys):

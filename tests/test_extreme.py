@@ -613,7 +613,7 @@ def test_a_run_does_not_go_on_from_another_s_checkpoint(tmp_path, capsys):
         (("--zeta", "1"), "zeta: expected a number in [0, 1), got 1.0"),
         (("--resume",), "--resume: expected --checkpoint FILE"),
         (("--checkpoint-every", "5"), "--checkpoint-every: expected --checkpoint FILE"),
-        (("--plan", "--json"), "--json: expected no --plan"),
+        (("--plan", "--json"), "--json: not with --plan"),
         (
             ("--neurons", "2"),
             "neurons: expected an integer of at least 3, one per hidden layer, got 2",

@@ -569,7 +569,7 @@ def test_command_line(study, ran, capsys, monkeypatch):
     assert out.startswith(f"results in {store.root()}")
     assert "digits-set-relu-seed0,1: missing" in out
     curves = out.partition("F-curves")[2].partition("F-gradient-flow")[0]
-    assert "of those above" in curves and "missing" not in curves, "it shares the runs of T-main"
+    assert "others are listed above" in curves and "missing" not in curves, "shares T-main's runs"
     assert __main__.main(["study", "run", "F-test", "--seeds", "-1"]) == 1
     assert "--seeds: expected integers of at least 0, got (-1,)" in capsys.readouterr().err
     assert __main__.main(["study", "run", "F-test", "--seeds", "1", "--profile", "quick"]) == 0
@@ -606,5 +606,5 @@ def test_command_line_runs_a_part_of_a_study(study, ran, capsys):
     assert __main__.main(["study", "run", "F-test", "--decays", "0.5"]) == 1
     assert "decays: expected one of 0.0002 (F-test), got 0.5" in capsys.readouterr().err
     assert __main__.main(["study", "run", "F-speed", "--methods", "dense"]) == 1
-    assert "--methods: F-speed is measured whole" in capsys.readouterr().err
+    assert "--methods: F-speed is measured as a whole" in capsys.readouterr().err
     assert ran == [("all-relu", 0), ("all-relu", 1)]

@@ -99,7 +99,7 @@ def test_an_interrupted_fit_says_what_is_saved(tmp_path, interrupted_in, capsys)
     words = ["train", "--data", data, "--target", "y", "--hidden", "8", "--out", model]
     with interrupted_in(3):
         assert main(words) == 130
-    assert f"the 3 epochs that are done are saved in {model}" in capsys.readouterr().err
+    assert f"the 3 finished epochs are saved in {model}" in capsys.readouterr().err
     assert saved.load(model)[0].n_iter_ == 3
 
 
@@ -202,14 +202,14 @@ def test_what_is_wrong_in_an_archive_is_named(arrays, told, tmp_path):
         ),
         (
             ["--data", "c.csv", "--target", "y", "--test", "one.csv", "--task", "numbers"],
-            "one.csv: R² needs two rows or more, got one",
+            "one.csv: R² needs at least two rows, got one",
         ),
-        (["--data", "a.svmlight", "--target", "y"], "--target: not with svmlight's text"),
+        (["--data", "a.svmlight", "--target", "y"], "--target: not with svmlight files"),
         (["--data", "a.csv", "--algorithm", "wasap"], "--data; in Python, sparsecore.wasap.run"),
         (["--data", "a.csv", "--prune-percentile", "5"], "--prune-percentile: expected --prune-"),
         (
             ["--data", "c.csv", "--target", "y", "--test", "a.csv"],
-            "a.csv: expected integers as in c.csv, got texts",
+            "a.csv: expected integers as in c.csv, got text or",
         ),
         (
             ["--data", "a.csv", "--target", "y", "--epochs", "0"],
@@ -218,7 +218,7 @@ def test_what_is_wrong_in_an_archive_is_named(arrays, told, tmp_path):
         (["--data", "b.csv", "--target", "y"], "No such file or directory: 'b.csv'"),
         (
             ["--data", "a.csv", "--target", "y", "--test", "c.csv", "--out", "./c.csv"],
-            "--out: expected another file than that of --test, got c.csv",
+            "--out: expected a file other than that of --test, got c.csv",
         ),
         (
             ["--data", "a.csv", "--target", "y", "--task", "numbers"],

@@ -596,7 +596,7 @@ def test_rank_that_hangs_is_left_behind_or_ends_the_job(hung, case):
     if run == GOES_ON:
         [lost] = result["parallel"]["failed_workers"]
         assert lost["rank"] == rank and re.search(SILENT, lost["cause"])
-        assert f"rank {rank} was lost on the way: {lost['cause']}" in err
+        assert f"rank {rank} was lost during the run: {lost['cause']}" in err
     else:
         assert status != 0
         assert (result is not None) == (run == IS_DONE)

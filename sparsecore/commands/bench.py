@@ -13,8 +13,8 @@ _OPTIONS = (
     ("--dims", sizes, "N,N,…", "neurons per layer (784,1000,1000,1000,10)"),
     ("--batch", int, "N", "samples per step (128)"),
     ("--threads", int, "THREADS", "threads (1)"),
-    ("--steps", int, "N", "steps that are timed (500)"),
-    ("--rounds", int, "N", "with --peers: turns of each, half a second long (5)"),
+    ("--steps", int, "N", "steps to time (500)"),
+    ("--rounds", int, "N", "with --peers: rounds, in which each has a turn of half a second (5)"),
     ("--parallel", str, "DATASET", "under mpiexec: time ten epochs with all ranks and with one"),
 )
 
@@ -28,9 +28,9 @@ def add(commands: Any) -> None:
     how = sub.add_mutually_exclusive_group()
     hyperparameter(how, HYPERPARAMETERS["epsilon"])
     hyperparameter(how, HYPERPARAMETERS["density"])
-    seed = "seed of data and network; with --parallel, the first of three (%(default)s)"
+    seed = "seed of data and network; with --parallel, the first of three seeds (%(default)s)"
     sub.add_argument("--seed", type=int, default=0, help=seed)
-    peers = "time all peers that are installed as well (pip install -e '.[peers]')"
+    peers = "time all installed peers, too (pip install -e '.[peers]')"
     sub.add_argument("--peers", action="store_true", help=peers)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -123,7 +123,7 @@ def _bench_peers(options: argparse.Namespace, network: dict[str, Any]) -> None:
     from sparsecore.paper.speed.peers import Problem
 
     if options.steps is not None:
-        raise ValueError("--steps: with --peers turns are timed instead; see --rounds")
+        raise ValueError("--steps: not with --peers, which times turns instead; see --rounds")
     result = contest.compare(
         Problem(**network),
         rounds=5 if options.rounds is None else options.rounds,

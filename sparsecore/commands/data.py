@@ -10,13 +10,13 @@ def add(commands: Any) -> None:
     """Add the command to the command line."""
     sub = commands.add_parser("data", help="list, fetch and verify the data sets")
     verbs = sub.add_subparsers(dest="verb", required=True, metavar="list | fetch | verify")
-    verbs.add_parser("list", help="what there is, and whether this machine has it").set_defaults(
+    verbs.add_parser("list", help="list the data sets and show which are here").set_defaults(
         function=_list_data
     )
-    fetch = verbs.add_parser("fetch", help="bring a data set into the cache")
-    fetch.add_argument("name", metavar="NAME")
+    fetch = verbs.add_parser("fetch", help="download a data set to the cache")
+    fetch.add_argument("name", metavar="NAME", help="as `data list` shows it")
     fetch.set_defaults(function=_fetch_data)
-    verify = verbs.add_parser("verify", help="check the SHA-256 of the contents")
+    verify = verbs.add_parser("verify", help="check the SHA-256 hashes of the contents")
     verify.add_argument("name", metavar="NAME", nargs="?", help="(all that this machine has)")
     verify.set_defaults(function=_verify_data)
 
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 def _list_data(options: argparse.Namespace) -> None:
     for name in datasets.names():
         facts = datasets.describe(name)
-        here = "here" if datasets.available(name) else "to be fetched"
+        here = "here" if datasets.available(name) else "not here"
         print(
             f"{name:18} {facts['domain']:10} {facts['n_features']:>6} features "
             f"{facts['n_classes']:>3} classes {facts['n_train']:>7}/{facts['n_test']:<6} "
@@ -34,7 +34,7 @@ def _list_data(options: argparse.Namespace) -> None:
 
 def _fetch_data(options: argparse.Namespace) -> None:
     folder = datasets.fetch(options.name)
-    print(f"{options.name}: {folder or 'nothing to fetch, it is always there'}")
+    print(f"{options.name}: {folder or 'nothing to fetch: always available'}")
 
 
 def _verify_data(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from sparsecore.commands import options as shared
 from sparsecore.extreme.config import HYPERPARAMETERS, ExtremeConfig
 from sparsecore.limits import cpu_count
 
-_TOLD_SECONDS = 0.5  # for mpiexec to pass on what a rank said: an abort can overtake it
+_TOLD_SECONDS = 0.5  # for mpiexec to forward a rank's message: an abort can overtake it
 
 
 def add(commands: Any) -> None:
@@ -19,33 +19,33 @@ def add(commands: Any) -> None:
         "extreme",
         help="train a network of up to hundreds of millions of neurons",
         description="Train a truly sparse network on artificial data of 65,536 features and two "
-        "classes, drawn batch by batch. The memory that it takes is planned and printed first. "
-        "On two cores a step of a large network takes 5 to 8 ns per connection.",
+        "classes, drawn batch by batch. The memory plan is printed first. On two cores, a step "
+        "of a large network takes 5 to 8 ns per connection.",
     )
     sub.set_defaults(function=_extreme)
     for about in HYPERPARAMETERS.values():
         shared.hyperparameter(sub, about)
-    limit = "refuse a plan larger than SIZE, such as 22GiB (what is free)"
+    limit = "refuse a plan larger than SIZE, such as 22GiB (the free memory)"
     sub.add_argument("--memory-limit", metavar="SIZE", help=limit)
     sub.add_argument("--plan", action="store_true", help="print the memory plan and stop")
     sub.add_argument(
         "--split", action="store_true",
         help="under mpiexec: split every layer over the ranks, one thread each; needs --zeta 0; "
-        "--memory-limit is a rank's",
+        "--memory-limit is per rank",
     )  # fmt: skip
-    sub.add_argument("--checkpoint", metavar="FILE", help="save the state of the run there (.npz)")
+    sub.add_argument("--checkpoint", metavar="FILE", help="save the run's state to FILE (.npz)")
     sub.add_argument(
         "--checkpoint-every", type=shared.whole, metavar="STEPS",
         help="steps between two checkpoints (25)",
     )  # fmt: skip
-    shared.result_options(sub, "all hyperparameters and --seed as before")
+    shared.result_options(sub, "all hyperparameters and --seed must be as before")
 
 
 def _extreme(options: argparse.Namespace) -> None:
     from sparsecore.extreme import budget, run
 
     if options.split and options.threads not in (None, 1):
-        raise ValueError(f"--threads: with --split each rank has one, got {options.threads}")
+        raise ValueError(f"--threads: expected 1 per rank with --split, got {options.threads}")
     if options.threads is None:
         options.threads = 1 if options.split else cpu_count()
     shared.check_common(options)
@@ -54,7 +54,7 @@ def _extreme(options: argparse.Namespace) -> None:
     if options.checkpoint is None:
         shared.refuse(every, "expected --checkpoint FILE with it, got none")
     if options.plan and options.json:
-        raise ValueError("--json: expected no --plan with it, which prints a table")
+        raise ValueError("--json: not with --plan, which prints a table")
     config = ExtremeConfig(**shared.given(options, HYPERPARAMETERS))
     limit = None if options.memory_limit is None else budget.parse_bytes(options.memory_limit)
     comm = None
@@ -63,7 +63,7 @@ def _extreme(options: argparse.Namespace) -> None:
 
         comm = MPI.COMM_WORLD
     elif not options.plan:
-        shared.warn_of_twins("--split trains one together", "sparsecore extreme")
+        shared.warn_of_twins("--split trains one network on all ranks", "sparsecore extreme")
     first = comm is None or comm.rank == 0
     if options.plan:
         plan = run.plan(config, options.threads, comm)
@@ -78,9 +78,9 @@ def _extreme(options: argparse.Namespace) -> None:
             announce=lambda plan: first and print(plan.table(), file=sys.stderr, flush=True),
         )  # fmt: skip
     except BaseException as error:
-        # The others wait for this rank inside MPI; a ValueError all have.
+        # The others wait for this rank inside MPI; a ValueError is raised on all of them.
         if comm is not None and comm.size > 1 and not isinstance(error, ValueError):
-            shared.fail(comm.rank, error, command="sparsecore extreme")  # an abort says nothing
+            shared.fail(comm.rank, error, command="sparsecore extreme")  # an abort prints no cause
             time.sleep(_TOLD_SECONDS)
             comm.Abort(1)
         raise

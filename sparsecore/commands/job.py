@@ -1,4 +1,4 @@
-"""An MPI job of the command line, from beginning to end: who takes part, progress, how it ends."""
+"""An MPI job of the command line: its ranks, its progress, and its end."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from sparsecore.wasap.watch import ParallelError
 
 @contextmanager
 def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterator[Ranks]:
-    """Take part in an MPI job; a rank that cannot go on says why, and what can be resumed."""
+    """Take part in an MPI job; a rank that cannot continue prints why, and how to resume."""
     ranks = Ranks(shared=shared, patience=patience)
     here = {rank: pid for rank, (host, pid) in enumerate(ranks.facts) if host == ranks.host}
     first = min(here)
@@ -42,18 +42,18 @@ def job(shared: bool | None, patience: float, checkpoint: str | None) -> Iterato
             ranks.stop(error)
         except Exception as error:
             status, hint = 1, last_words()
-            # Of another error the cause may be the checkpoint, which then cannot be resumed.
+            # The cause of another error may be the checkpoint itself: no hint to resume from it.
             fail(ranks.rank, error, hint if type(error) is ParallelError else "")
             ranks.stop(error)
         together = ranks.arrive()
-    except BaseException as error:  # while it reports or waits for the others, too
+    except BaseException as error:  # also while it reports or waits for the others
         witness.tell(address, ranks.rank)
         ranks.stop(error)
         raise
     witness.tell(address, ranks.rank)
-    if not together:  # others will never arrive at MPI's end: mpiexec ends the job without it
+    if not together:  # others will never finalise MPI: exit without it, mpiexec ends the job
         if not status:
-            status = int(0 in ranks.lost)  # it has the result
+            status = int(0 in ranks.lost)  # rank 0 has the result
             lost = "; ".join(f"rank {rank} {why}" for rank, why in ranks.lost.items())
             if told := ranks.ended() or (lost and f"at the end {lost}"):
                 say(told + last_words() * status)
@@ -75,12 +75,12 @@ def train(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **option
     if result is not None:
         for lost in result["parallel"]["failed_workers"]:
             who, why = f"rank {lost['rank']}", lost["cause"]
-            say(f"{who} was lost on the way: {why}; the others finished")
+            say(f"{who} was lost during the run: {why}; the others finished")
     return model, result
 
 
 def _introduce(ranks: Ranks, algorithm: str, threads: int) -> None:
-    """Say who takes part, and warn of what makes a run slow."""
+    """Print the ranks, and warn of too few workers or CPUs."""
     who = [f"rank {rank} = process {pid} on {host}" for rank, (host, pid) in enumerate(ranks.facts)]
     say(f"{ranks.size} worker(s): {', '.join(who)}")
     if ranks.size == 1:

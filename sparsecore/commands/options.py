@@ -14,7 +14,7 @@ from sparsecore.files import check_writable
 from sparsecore.limits import cpu_count
 from sparsecore.settings import SETTINGS
 
-#: Errors whose text says all that a user needs; any other one is a defect.
+#: Errors whose text says all that a user needs; any other error is a bug.
 EXPECTED = (ValueError, FloatingPointError, OSError, RuntimeError, MemoryError)
 
 
@@ -47,7 +47,7 @@ def whole(text: str) -> int:
 
 
 def hyperparameter(group: Any, about: Hyperparameter, default: str | None = None) -> None:
-    """Add a hyperparameter's option, and show its default; what is not given is None."""
+    """Add a hyperparameter's option, and show its default; its value is None if not given."""
     options = [f"--{about.name.replace('_', '-')}"] + ["--batch"] * (about.name == "batch_size")
     given = about.default is not MISSING
     shown = f" ({default or _shown(about.default)})" if given else ""
@@ -64,7 +64,7 @@ def hyperparameter(group: Any, about: Hyperparameter, default: str | None = None
 
 
 def study_default(name: str) -> str:
-    """Return a hyperparameter's default, and the data set that has another if it is only one."""
+    """Return a hyperparameter's default, and the data set with another one if there is only one."""
     values = {dataset: getattr(setting.default, name) for dataset, setting in SETTINGS.items()}
     default = HYPERPARAMETERS[name].default
     others = [dataset for dataset, value in values.items() if value != default]
@@ -88,7 +88,7 @@ def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
 
 
 def changed(options: argparse.Namespace) -> list[str]:
-    """Return the names of those options that have not their default value."""
+    """Return the names of the options that differ from their defaults."""
     return [name for name, value in vars(options).items() if value != options.default(name)]
 
 
@@ -103,21 +103,21 @@ def result_options(
 ) -> None:
     """Add the options of a run that can be resumed and that prints its result."""
     seed = (
-        "seed of all random numbers; on CPUs of one lane width (values per vector) it determines "
-        f"the weights bit for bit{seeded} (%(default)s)"
+        "seed of all random numbers; on CPUs of the same lane width (values per vector) it "
+        f"determines the weights bit for bit{seeded} (%(default)s)"
     )
     sub.add_argument("--seed", type=int, default=0, help=seed)
-    text = f"threads per process; the result does not depend on them ({threads or 'all CPUs'})"
+    text = f"threads per process; they do not change the result ({threads or 'all CPUs'})"
     sub.add_argument("--threads", type=int, default=threads, help=text)
-    text = f"go on from --checkpoint if that file exists; {resumed}"
+    text = f"resume from the file of --checkpoint if it exists; {resumed}"
     sub.add_argument("--resume", action="store_true", help=text)
     sub.add_argument(
-        "--json", action="store_true", help="print the result as one JSON object, the last line"
+        "--json", action="store_true", help="print the result as one JSON object, on the last line"
     )
 
 
 def error_text(error: BaseException) -> str:
-    """Return what a user is told of an error, which may have no text of its own."""
+    """Return the text to show for an error, which may have none."""
     if isinstance(error, MemoryError):
         return ": ".join(filter(None, ("not enough memory", str(error))))
     interrupted = isinstance(error, KeyboardInterrupt)
@@ -127,7 +127,7 @@ def error_text(error: BaseException) -> str:
 def fail(
     rank: int, error: BaseException, hint: str = "", command: str = "sparsecore train"
 ) -> None:
-    """Say why a rank cannot go on; a defect has its traceback, too."""
+    """Print why a rank cannot continue; for a bug, print the traceback, too."""
     if isinstance(error, Exception) and not isinstance(error, EXPECTED):
         traceback.print_exception(error)
     say(f"rank {rank}: {error_text(error)}{hint}", command)
@@ -139,14 +139,14 @@ def say(what: str, command: str = "sparsecore train") -> None:
 
 
 def warn_of_twins(remedy: str, command: str = "sparsecore train") -> None:
-    """Say so if all ranks of an MPI job do the same: MPICH's, Open MPI's or srun's."""
+    """Warn if all ranks of an MPI job (MPICH's, Open MPI's or srun's) do the same work."""
     names = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
     if any(int(os.environ.get(name, 1)) > 1 for name in names):
-        say(f"every rank trains the same network by itself; {remedy}", command)
+        say(f"every rank trains the same network on its own; {remedy}", command)
 
 
 def refuse_idle(options: argparse.Namespace, prune_from: int | None, activation: str) -> None:
-    """Refuse options that say how to prune if nothing says from when on, and a slope of ReLU."""
+    """Refuse options of pruning without --prune-from, and a slope with ReLU."""
     if activation == "relu":
         refuse(given(options, ("alpha",)), "expected --activation leaky-relu or all-relu, got relu")
     if prune_from is None:
@@ -165,12 +165,12 @@ def check_targets(options: argparse.Namespace) -> None:
     beside = targets.get("out", "").removeprefix(targets.get("checkpoint", "?"))
     if re.fullmatch(r"(\.worker\d+)?(\.previous)?", beside) and len(targets) == 2:
         raise ValueError(
-            f"--out: expected another file than those of --checkpoint, got {options.out}, which "
-            "the state of the run takes"
+            f"--out: expected a file other than those of --checkpoint, got {options.out}, where "
+            "the state of the run is saved"
         )
     for name, path in given(options, ("data", "test")).items():
         if os.path.realpath(path) in targets.values():
-            raise ValueError(f"--out: expected another file than that of --{name}, got {path}")
+            raise ValueError(f"--out: expected a file other than that of --{name}, got {path}")
 
 
 def check_common(options: argparse.Namespace) -> None:
@@ -178,7 +178,7 @@ def check_common(options: argparse.Namespace) -> None:
     integers(1).check("--threads", options.threads)
     integers(0).check("--seed", options.seed)
     if getattr(options, "resume", False) and options.checkpoint is None:
-        raise ValueError("--resume: expected --checkpoint FILE to go on from, got none")
+        raise ValueError("--resume: expected --checkpoint FILE to resume from, got none")
     if options.threads > cpu_count():
         threads = f"{options.threads} threads on {cpu_count()} CPUs"
-        say(f"{threads} will wait for each other; take at most {cpu_count()}", "sparsecore")
+        say(f"{threads} will wait for each other; use at most {cpu_count()}", "sparsecore")

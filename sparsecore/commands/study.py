@@ -14,23 +14,23 @@ def add(commands: Any) -> None:
         "study",
         help="list and run the studies behind the book's figures",
         description="List and run the studies behind the book's figures. Results are in the folder "
-        "$SPARSECORE_RESULTS (an absolute path), or in book/results of the checkout that you work "
-        "in, or in results below the working directory.",
+        "$SPARSECORE_RESULTS (an absolute path); without it, in book/results of the checkout that "
+        "you work in; outside a checkout, in ./results.",
     )
     verbs = sub.add_subparsers(dest="verb", required=True, metavar="list | run | status")
-    verbs.add_parser("list", help="the studies and what they show").set_defaults(
+    verbs.add_parser("list", help="list the studies and what they show").set_defaults(
         function=_list_studies
     )
     run = verbs.add_parser(
         "run",
-        help="run what a study lacks; what is there and valid is kept",
-        description="Run what a study lacks. A result is kept as soon as its run ends. "
-        "In profile paper a training run that was killed goes on from its checkpoint, unless it is "
-        "a short parallel one, and T-times after its last whole round. Several such commands at a "
-        "time share the work.",
+        help="compute the missing results of a study; valid results are kept",
+        description="Compute the missing results of a study. A result is saved as soon as its run "
+        "ends. In the paper profile, a killed training run resumes from its checkpoint, unless it "
+        "is a short parallel run; T-times resumes after its last complete round. Several such "
+        "commands at the same time share the work.",
     )
     run.set_defaults(function=_run_study)
-    run.add_argument("key", metavar="KEY", help="as `study list` names it")
+    run.add_argument("key", metavar="KEY", help="as `study list` shows it")
     run.add_argument(
         "--seeds", type=sizes, metavar="N,N,…", help="only these seeds (those of the profile)"
     )
@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
         run.add_argument(f"--{name}", type=names, metavar="NAME,…", help="only these (all)")
     run.add_argument("--decays", type=numbers, metavar="λ,…", help="only these weight decays (all)")
     status = verbs.add_parser(
-        "status", help="which results are recorded, missing, of another recipe, or damaged"
+        "status", help="show which results are recorded, missing, of another recipe, or damaged"
     )
     status.set_defaults(function=_study_status)
     for verb in (run, status):
@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
 
 
 def _measured() -> dict[str, Any]:
-    """Return the modules of the studies that are measured, by key; all load and list entries."""
+    """Return the modules of the measured studies, by key; each has `load` and `entries`."""
     from sparsecore.paper import estimator, reliability
     from sparsecore.paper.extreme import runs as extreme
     from sparsecore.paper.parallel import runs as parallel
@@ -73,14 +73,14 @@ def _run_study(options: argparse.Namespace) -> None:
         raise ValueError(f"--seeds: expected integers of at least 0, got {options.seeds}")
     if (module := _measured().get(home)) is not None:
         parts = given(options, ("seeds", "datasets", "methods", "decays"))
-        refuse(parts, f"{options.key} is measured whole; expected none")
+        refuse(parts, f"{options.key} is measured as a whole; leave this option out")
         found = module.load(options.profile)
         if _show(options.key, module.entries(studies.current_profile(options.profile)), {}):
             results = [found, *found.values()]  # of a single part, the result itself
             missing = [r["missing"] for r in results if isinstance(r, dict) and "missing" in r]
             for why in dict.fromkeys(missing):
                 print(f"  {why}")
-            raise RuntimeError(f"{options.key}: not all could be measured; see above")
+            raise RuntimeError(f"{options.key}: measurements are missing; the reasons are above")
         return
     found = studies.load(
         options.key, options.profile, options.seeds, of_datasets=options.datasets,
@@ -91,7 +91,7 @@ def _run_study(options: argparse.Namespace) -> None:
     if found.no_cluster:
         say(f"parallel runs: {found.no_cluster}", "sparsecore study")
     if not found.study.datasets:
-        print(f"{options.key} needs no run")
+        print(f"{options.key} needs no runs")
     study = found.study
     for dataset, decay, method in itertools.product(study.datasets, study.decays, study.methods):
         part = found.at(decay)
@@ -121,16 +121,16 @@ def _study_status(options: argparse.Namespace) -> None:
         lacking = _show(study.key, [entry for _, entry in runs], seen)
         if lacking:
             seconds = studies.expected_seconds(c for c, entry in runs if entry.path in lacking)
-            print(f"  these take about {seconds / 3600:.1f} hours of one core")
+            print(f"  these take about {seconds / 3600:.1f} hours on one core")
 
 
 def _show(key: str, entries: list[Any], seen: dict[Path, str]) -> set[Path]:
-    """Print the states of results, add them to `seen`; return what lacks and was not yet told."""
+    """Print the states of results, add them to `seen`; return the missing ones not yet printed."""
     states = {entry.path: seen.get(entry.path) or entry.look()[1] for entry in entries}
     lacking = {path: state for path, state in states.items() if state != "recorded"}
     print(f"{key:16} {len(states) - len(lacking)}/{len(states)} results recorded")
     if told := lacking.keys() & seen.keys():
-        print(f"  {len(told)} of those above")
+        print(f"  {len(told)} others are listed above")
     alike: dict[tuple[str, str], list[str]] = {}  # seeds, by kind of run and state
     for path, state in lacking.items():
         if path not in seen:

@@ -23,11 +23,11 @@ def add_data(sub: Any) -> None:
         "your own table (instead of --dataset; the defaults are the estimator's, not those above)"
     )
     group.add_argument("--data", metavar="FILE", help=".csv with a header, .npz, or .svmlight")
-    group.add_argument("--target", metavar="NAME", help="column, or array, that is to be predicted")
-    group.add_argument("--test", metavar="FILE", help="rows that the trained network is tested on")
+    group.add_argument("--target", metavar="NAME", help="column, or array in .npz, to predict")
+    group.add_argument("--test", metavar="FILE", help="rows to test the trained network on")
     task = (
-        "what the target holds: classes, or numbers to predict (numbers if all are numbers and not "
-        "all are whole; in .npz: if they are floats)"
+        "kind of target: classes or numbers (numbers if all values are numbers and not all are "
+        "whole; in .npz: if they are floats)"
     )
     group.add_argument("--task", choices=("classes", "numbers"), help=task)
 
@@ -46,12 +46,12 @@ def train(options: argparse.Namespace) -> None:
     shared.check_common(options)
     shared.refuse_idle(options, options.prune_from, options.activation or names["activation"])
     shared.check_targets(options)
-    if options.epochs == 0:  # which makes an untrained network of a data set
+    if options.epochs == 0:  # with --dataset, 0 gives an untrained network
         raise ValueError("--epochs: expected an integer of at least 1 with --data, got 0")
     if not options.target and options.data.endswith((".csv", ".npz")):
         raise ValueError("--target: expected the name of the column to be predicted, got none")
     if options.target is not None and options.data.endswith((".svmlight", ".libsvm")):
-        raise ValueError("--target: not with svmlight's text, where it comes first in each line")
+        raise ValueError("--target: not with svmlight files, where it comes first in each line")
     shared.warn_of_twins("start it without mpiexec")
     table = tables.read(options.data, options.target)
     y, n_features = tables.learnable(table.y, options.task, options.data), table.X.shape[1]
@@ -59,7 +59,7 @@ def train(options: argparse.Namespace) -> None:
     if options.task is None and not numbers and len(np.unique(y)) > _MANY:
         shared.say(
             f"{options.target or 'the target'} has more than {_MANY} different values, and each is "
-            "taken as a class; to predict numbers: --task numbers"
+            "treated as a class; to predict numbers: --task numbers"
         )
     test: Any = None
     if options.test is not None:
@@ -72,12 +72,12 @@ def train(options: argparse.Namespace) -> None:
             test = test._replace(y=same)
     y_test = test and tables.learnable(test.y, "numbers" if numbers else "classes", options.test)
     if test and numbers and len(y_test) < 2:
-        raise ValueError(f"{options.test}: R² needs two rows or more, got one; see predict")
+        raise ValueError(f"{options.test}: R² needs at least two rows, got one; see predict")
     if test and y.dtype.kind == "U":
         y_test = y_test.astype(str)
     elif test and y_test.dtype.kind == "U":
         raise ValueError(
-            f"{options.test}: expected integers as in {options.data}, got texts or fractions"
+            f"{options.test}: expected integers as in {options.data}, got text or fractions"
         )
     chosen = {own[name]: value for name, value in shared.given(options, HYPERPARAMETERS).items()}
     kind: Any = SparseMLPRegressor if numbers else SparseMLPClassifier
@@ -85,16 +85,16 @@ def train(options: argparse.Namespace) -> None:
     begin = time.perf_counter()
     try:
         estimator.fit(table.X, y)
-    finally:  # an interrupt keeps the epochs that are done
+    finally:  # an interrupt keeps the finished epochs
         if options.out is not None and hasattr(estimator, "model_"):
             try:
                 saved.save(estimator, options.out, table.names)
-            except KeyboardInterrupt:  # if it comes now, too
+            except KeyboardInterrupt:  # interrupted once more: save again
                 saved.save(estimator, options.out, table.names)
                 raise
             finally:
                 if isinstance(sys.exc_info()[1], KeyboardInterrupt):
-                    done = f"the {estimator.n_iter_} epochs that are done"
+                    done = f"the {estimator.n_iter_} finished epochs"
                     shared.say(f"{done} are saved in {options.out}")
     result = {
         "kind": kind.__name__, "epochs": estimator.n_iter_, "seconds": time.perf_counter() - begin,
@@ -115,7 +115,7 @@ def add(commands: Any) -> None:
     """Add ``predict`` to the command line."""
     sub = commands.add_parser("predict", help="predict the rows of a table with a saved estimator")
     sub.set_defaults(function=_predict)
-    saved = "what train --data --out has saved (not --dataset's, which is a network alone)"
+    saved = "estimator that train --data … --out saved (train --dataset saves only a network)"
     sub.add_argument("model", metavar="MODEL", help=saved)
     sub.add_argument("file", metavar="FILE", help=".csv with a header, .npz, or .svmlight")
     sub.add_argument("--proba", action="store_true", help="add the probability of each class")
@@ -126,7 +126,7 @@ def _predict(options: argparse.Namespace) -> None:
     from sparsecore.estimator import saved
 
     estimator, names = saved.load(options.model)
-    vars(estimator).pop("feature_names_in_", None)  # `read` puts the columns in their order
+    vars(estimator).pop("feature_names_in_", None)  # `read` puts the columns in the saved order
     X = tables.read(options.file, None, names, estimator.n_features_in_).X
     found = estimator.predict(X)
     header, columns = ["prediction"], [found]
@@ -134,11 +134,11 @@ def _predict(options: argparse.Namespace) -> None:
         header, columns = [f"prediction {output}" for output in range(len(found.T))], [*found.T]
     if options.proba:
         if not hasattr(estimator, "classes_"):
-            raise ValueError(f"--proba: {options.model} predicts numbers, which have none")
+            raise ValueError(f"--proba: {options.model} predicts numbers, not probabilities")
         header += map(str, estimator.classes_)
         columns += [*estimator.predict_proba(X).T]
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(encoding="utf-8")  # as tables are read: no name may change
+        sys.stdout.reconfigure(encoding="utf-8")  # as tables are read: names stay the same
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(header)
     out.writerows(zip(*(values.tolist() for values in columns), strict=True))

@@ -20,21 +20,21 @@ def add(commands: Any) -> None:
     sub = commands.add_parser(
         "train",
         help="train a network on a data set",
-        description="Train a truly sparse network. Hyperparameters that are not given are those of "
-        "the study for the data set, as the book's table of hyperparameters has them: the released "
-        "code's, or this project's choice, not the best ones. Only weight decay is another where "
-        "training rows that were held out favour it (the book's page on weight decay); the test "
-        "set had no say.",
+        description="Train a truly sparse network. Hyperparameters that are not given have the "
+        "study's values for the data set (see the book's table of hyperparameters). They come from "
+        "the released code or are this project's choice; they are not tuned. Only weight decay "
+        "differs, where held-out training rows favour another value (see the book's page on weight "
+        "decay); the test set was not used.",
     )
     sub.set_defaults(function=_train, default=sub.get_default)
-    known = f"one of {', '.join(datasets.names())}; required without --data and --replay"
+    known = f"one of {', '.join(datasets.names())}; required unless --data or --replay is given"
     sub.add_argument("--dataset", metavar="NAME", help=known)
-    group = sub.add_argument_group("hyperparameters (default: the study's for the data set)")
+    group = sub.add_argument_group("hyperparameters (in parentheses: the study's defaults)")
     density = group.add_mutually_exclusive_group()
     for name, about in HYPERPARAMETERS.items():
         part = density if name in ("epsilon", "density") else group
         shared.hyperparameter(part, about, shared.study_default(name))
-    limit = "train on N rows, a stratified choice (all)"
+    limit = "train on a stratified sample of N rows (all)"
     sub.add_argument("--limit", type=int, metavar="N", help=limit)
     parallel = sub.add_argument_group(
         "parallel training, one worker per rank (mpiexec -n 5 python -m sparsecore train …)"
@@ -42,33 +42,33 @@ def add(commands: Any) -> None:
     option = parallel.add_argument
     option(
         "--algorithm", choices=("sequential", "wasap", "wassp"), default="sequential",
-        help="wasap: asynchronous, wassp: synchronous, in lockstep (sequential)",
+        help="wasap: asynchronous; wassp: synchronous, in lockstep (sequential)",
     )  # fmt: skip
     window = (
-        "memory of the server: shared by the ranks of a node, or remote, behind MPI's Get and Put "
-        "(auto: shared if there is one node)"
+        "the server's memory: shared by the ranks of one node, or remote, through MPI's Get and "
+        "Put (auto: shared if all ranks are on one node)"
     )
     option("--window", choices=tuple(_WINDOWS), help=window)
     for name in _PLANNED:
         shared.hyperparameter(parallel, plan.HYPERPARAMETERS[name])
-    silence = "silence after which a rank counts as lost (5)"
+    silence = "seconds without a sign of life after which a rank counts as lost (5)"
     option("--patience", type=float, metavar="SECONDS", help=silence)
     option(
         "--replay", metavar="RESULT",
-        help="repeat the asynchronous run of that JSON result in its recorded order, in one "
-        "process; data set and hyperparameters are the result's",
+        help="repeat an asynchronous run in its recorded order, in one process; data set and "
+        "hyperparameters come from RESULT, the file with the run's --json output",
     )  # fmt: skip
-    sub.add_argument("--out", metavar="FILE", help="save the trained model there (.npz)")
+    sub.add_argument("--out", metavar="FILE", help="save the trained model to FILE (.npz)")
     after = (
-        "save the state of the run there after each epoch (.npz); in phase 2 each worker has a "
+        "save the state of the run to FILE after each epoch (.npz); in phase 2 each worker writes "
         "FILE.worker<rank>"
     )
     sub.add_argument("--checkpoint", metavar="FILE", help=after)
     shared.result_options(
         sub,
-        "data, hyperparameters and --seed as before; --epochs may differ if those done stay the "
-        "same (in parallel: if phase 1 does, too)",
-        "; of an asynchronous run only the start",
+        "data, hyperparameters and --seed must be as before; --epochs may differ if the epochs "
+        "already done stay the same (in parallel: if phase 1 stays the same, too)",
+        "; of an asynchronous run, only the initial weights",
         threads=1,
     )
     table.add_data(sub)
@@ -84,7 +84,7 @@ def _train(options: argparse.Namespace) -> None:
     shared.refuse(alone, "expected --data FILE with it, got none")
     if options.replay is not None:
         more = (name for name in shared.changed(options) if name not in _WITH_REPLAY)
-        shared.refuse(more, "not with --replay: the result has data, seed and hyperparameters")
+        shared.refuse(more, "not with --replay: the result gives data, seed and hyperparameters")
     shared.check_common(options)
     if options.replay is not None:
         _replay(options)
@@ -103,7 +103,7 @@ def _train(options: argparse.Namespace) -> None:
     }  # fmt: skip
     if parallel is None:
         data = _load(options)
-        shared.warn_of_twins("--algorithm wasap trains one together")
+        shared.warn_of_twins("--algorithm wasap trains one network on all ranks")
         _report(data, *experiment.run(data, config, progress=True, **how), options)
         return
     from sparsecore.commands import job
@@ -111,7 +111,7 @@ def _train(options: argparse.Namespace) -> None:
 
     window, patience = _WINDOWS[options.window or "auto"], options.patience or PATIENCE
     with job.job(window, patience, options.checkpoint) as ranks:
-        # Now that the ranks have met, one that fails, is stopped or ends here is named.
+        # The ranks have met: from here on, a rank that fails, is stopped or ends is named.
         data = ranks.together(lambda: _load(options))
         model, result = job.train(ranks, data, config, parallel, **how)
         if result is not None:
@@ -119,20 +119,20 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> datasets.Dataset:
-    """Return the data, once it is clear that what comes of them can be written."""
+    """Return the data, after a check that the output files can be written."""
     shared.check_targets(options)
     data = datasets.load(options.dataset).limited(options.limit, options.seed)
     if data.surrogate:
         shared.say(
-            f"{data.name} is a surrogate here, generated data of the same shape: its accuracy says "
-            f"nothing (python -m sparsecore data fetch {data.name} tells where to put the real "
-            "data)"
+            f"{data.name} is a surrogate here, generated data of the same shape: its accuracy "
+            "means nothing; to see where to put the real data: python -m sparsecore data fetch "
+            f"{data.name}"
         )
     return data
 
 
 def _plan(options: argparse.Namespace) -> Any:
-    """Return the plan of a parallel run, None of a sequential one; refuse what does not fit it."""
+    """Return the plan of a parallel run, None for a sequential one; refuse unsuitable options."""
     told = shared.given(options, (*_PLANNED, "window", "patience"))
     if options.algorithm == "sequential":
         shared.refuse(told, "expected --algorithm wasap or wassp with it, got sequential")
@@ -141,8 +141,8 @@ def _plan(options: argparse.Namespace) -> Any:
         raise ValueError(
             "--warmup: expected --algorithm wassp with it, or --local-steps of 2 or more, got wasap"
         )
-    # The witness polls for so long, in milliseconds: an int holds 2.1e6 seconds of them.
-    numbers("seconds above 0, 1e6 at most", lambda v: 0 < v <= 1e6).check(
+    # The witness polls with this timeout in milliseconds: an int holds 2.1e6 seconds of them.
+    numbers("seconds above 0 and at most 1e6", lambda v: 0 < v <= 1e6).check(
         "--patience", told.get("patience", 1)
     )
     return plan.Plan(options.algorithm, **shared.given(options, _PLANNED))
@@ -151,13 +151,13 @@ def _plan(options: argparse.Namespace) -> Any:
 def _report(
     data: datasets.Dataset, model: Any, result: dict[str, Any], options: argparse.Namespace
 ) -> None:
-    """Save and print what came of a training run."""
+    """Save the model and print the result of a training run."""
     from sparsecore import checkpoint
 
     try:
         if options.out is not None:
             checkpoint.save(model, options.out)
-    finally:  # whichever of the two fails, the other is done
+    finally:  # if saving fails, the result is printed all the same
         if options.json:
             about = {"source": data.source, "surrogate": data.surrogate}
             print(json.dumps({**result, "data": about}), flush=True)
@@ -186,8 +186,8 @@ def _replay(options: argparse.Namespace) -> None:
         print(json.dumps(report))
     if not report["identical"]:
         raise RuntimeError(
-            f"replay: weights have SHA-256 {report['weights_sha256']}, the result's are "
-            f"{report['recorded_sha256']}: another version of the package or "
+            f"replay: expected weights with SHA-256 {report['recorded_sha256']}, got "
+            f"{report['weights_sha256']}: the run used another version of the package or "
             "another lane width (see the result's provenance)"
         )
     if not options.json:

@@ -329,7 +329,7 @@ def test_options_that_make_no_sense_end_with_status_2(words, capsys):
         (["--local-steps", "4"], "--local-steps: expected --algorithm wasap or wassp"),
         (["--algorithm", "wassp", "--local-steps", "0"], "local_steps: expected an integer of at"),
         (["--patience", "3"], "--patience: expected --algorithm wasap or wassp"),
-        (["--algorithm", "wasap", "--phase1", "7"], "phase1: expected a share in [0, 1], got 7.0"),
+        (["--algorithm", "wasap", "--phase1", "7"], "phase1: expected a number in [0, 1], got 7.0"),
         (["--algorithm", "wasap", "--warmup", "2"], "--warmup: expected --algorithm wassp with"),
         (["--algorithm", "wasap", "--patience", "0"], "--patience: expected seconds above 0"),
         (["--algorithm", "wasap", "--patience", "nan"], "--patience: expected seconds above 0"),
@@ -534,7 +534,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(monkeypatch, capsys, tmp_path):
         patch.setattr(checkpoint, "save", stop)
         assert main(words) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is handler
-    assert f"sparsecore train: terminated; --resume goes on from {path}" in capsys.readouterr().err
+    assert f"train: terminated; --resume continues from {path}" in capsys.readouterr().err
     assert not list(tmp_path.glob(".*")), "no temporary file"
     for more in (["--resume"], []):
         assert main([*words, *more]) == 0

@@ -108,5 +108,5 @@ def test_witnesses_of_the_same_process_numbers(sleeper, capfd, tmp_path):
     assert wait_until(lambda: not witness_listens(jobs[0]), 10)
     assert said + capfd.readouterr().err == (
         f"sparsecore train: rank 1 (process {sleeper.pid}) was killed or crashed; "
-        f"--resume goes on from {checkpoint}\n"
+        f"--resume continues from {checkpoint}\n"
     )

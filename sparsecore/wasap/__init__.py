@@ -1,6 +1,6 @@
 """WASAP-SGD and WASSP-SGD: parallel training by sparse workers and a parameter server in a window.
 
-`run` is called by all ranks of an MPI job, `replay` by one process. To import this package does not
+`run` is called by all ranks of an MPI job, `replay` by one process. Importing this package does not
 start MPI; the first use of `run`, or of `mpi`, does.
 """
 
@@ -17,8 +17,8 @@ __all__ = ["ALGORITHMS", "ParallelError", "Plan", "from_json", "replay", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    # Importing mpi4py starts MPI, which those who only want a replay should not need, nor those
-    # who want `Plan` Numba.
+    # Imported on use: importing mpi4py starts MPI, which a replay does not need, and `Plan` does
+    # not need Numba.
     if name == "run":
         from sparsecore.wasap import phases
 

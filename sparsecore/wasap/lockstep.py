@@ -3,8 +3,8 @@
 Every worker holds the whole model and a share of the velocity: it receives its share of all
 gradients, sums them in the order of the ranks, takes the momentum step there, and sends its share
 of the new parameters to all. The result depends neither on timing nor on how MPI reduces.
-With local steps it is the workers' parameters that are averaged, after some steps of each (local
-SGD, Stich, 2019).
+With local steps, the workers' parameters are averaged instead, after some steps of each (local SGD,
+Stich, 2019).
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ class Lockstep:
 
     def __post_init__(self) -> None:
         self.ranks = self.window.ranks
-        self._size = self.config.batch_size * self.plan.local_steps  # samples of a worker's step
-        self.steps = self.plan.updates(max(self.shard_sizes), self.config)  # of an epoch
+        self._size = self.config.batch_size * self.plan.local_steps  # samples in a worker's step
+        self.steps = self.plan.updates(max(self.shard_sizes), self.config)  # per epoch
         self._share_out()
 
     def _share_out(self) -> None:
@@ -56,7 +56,7 @@ class Lockstep:
         return np.clip(np.array(self.shard_sizes) - done, 0, self._size)
 
     def take_step(self, step: int, gradient: np.ndarray | None) -> None:
-        """Take step number `step` of phase 1 together; None: this worker's batch has no samples."""
+        """Take step number `step` of phase 1 together; no `gradient`: the batch is empty."""
         params, velocity = self.model.params, self.model.start_momentum()
         if self.plan.local_steps > 1:  # average the parameters; each keeps its own velocity
             self._average(params, self.samples(step))
@@ -71,18 +71,18 @@ class Lockstep:
         self._gather(params)
 
     def _average(self, vector: np.ndarray, samples: np.ndarray) -> None:
-        """Make the workers' vectors their average."""
+        """Replace the workers' vectors by their average."""
         self._sum(vector, samples)
         vector[self._mine] = self._mean
         self._gather(vector)
 
     def _sum(self, sent: np.ndarray, samples: np.ndarray) -> None:
-        """Average this worker's share of all vectors, by the workers' samples."""
+        """Average this worker's share of all vectors, weighted by the workers' samples."""
         counts = np.full(self.ranks.size, len(self._mean))
         into = [self._received, counts, counts * np.arange(self.ranks.size), MPI.FLOAT]
         out = [sent, self._counts, self._starts, MPI.FLOAT]
         self._transfer(self.ranks.comm.Ialltoallv, out, into)
-        # In the order of the ranks, so that the sum is the same whoever was first.
+        # In the order of the ranks, so that the sum does not depend on who was first.
         shares = (samples / samples.sum()).astype(np.float32)
         np.multiply(self._received[0], shares[0], out=self._mean)
         for received, share in zip(self._received[1:], shares[1:], strict=True):

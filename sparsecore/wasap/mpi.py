@@ -1,4 +1,4 @@
-"""MPI's start and its memory; everything that needs MPI has it from here."""
+"""MPI's start and its memory; all other modules import MPI from here."""
 
 import faulthandler
 import os
@@ -12,14 +12,14 @@ import numpy as np
 from sparsecore.compiled.engine import aligned
 from sparsecore.wasap import shm
 
-# MPICH reads it when it is initialised: a rank that waits inside MPI then yields its core.
+# MPICH reads this when it starts: a rank that waits inside MPI then yields its core.
 os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "1")
 _START_SECONDS = 300
-if "mpi4py.MPI" in sys.modules:  # a program of somebody else's has started it
+if "mpi4py.MPI" in sys.modules:  # the calling program has started MPI
     from mpi4py import MPI
 else:
     shm.prepare()
-    # For a rank that is stopped or has ended MPI would wait for ever, and it holds Python's lock.
+    # MPI would wait forever for a rank that is stopped or has ended, and it holds Python's GIL.
     faulthandler.dump_traceback_later(_START_SECONDS, exit=True, file=2)
     try:
         from mpi4py import MPI  # the import starts MPI
@@ -40,7 +40,7 @@ class Memory:
             self.bytes = np.asarray(self.window.Shared_query(0)[0])[:nbytes].view(np.uint8)
         else:
             self.bytes = aligned(nbytes, np.uint8)
-            if private:  # else MPI takes shared memory on one node
+            if private:  # otherwise MPI uses shared memory on one node
                 self.window = MPI.Win.Create(aligned(size, np.uint8), 1, comm=comm)
             else:
                 self.window = MPI.Win.Allocate(size, 1, comm=comm)
@@ -55,7 +55,7 @@ class Memory:
             self.window.Flush(0)
 
     def where(self, part: np.ndarray) -> tuple[int, int, Any]:
-        """Say to MPI where a part of the copy lies in the window."""
+        """Return where a part of the copy lies in the window, for MPI."""
         return part.ctypes.data - self.bytes.ctypes.data, part.nbytes, MPI.BYTE
 
     def free(self) -> None:
@@ -66,7 +66,7 @@ class Memory:
 
 @contextmanager
 def first_ranks(n: int) -> Iterator[Any]:
-    """Give a communicator of the first `n` ranks of all, to those alone."""
+    """Yield a communicator of the first `n` ranks; only they may call this."""
     group = MPI.COMM_WORLD.Get_group().Incl(range(n))
     comm = MPI.COMM_WORLD.Create_group(group)
     group.Free()

@@ -1,4 +1,4 @@
-"""What is told of a parallel run: its result, and what each process uses meanwhile."""
+"""The result of a parallel run, and the CPU and memory that each process uses."""
 
 import math
 import threading
@@ -24,9 +24,9 @@ def result(
     failed: dict[int, str], logits: np.ndarray, labels: np.ndarray, elapsed: float, threads: int,
     **parallel: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return all there is to know of a run, as JSON types."""
-    # `own` is what each rank says of itself, `failed` why others did not get to the end, `logits`
-    # the final model's of the test rows, `elapsed` the seconds of the whole run, `parallel` more.
+    """Return the result of a run, as JSON types."""
+    # `own`: the reports of the ranks that finished; `failed`: why the others did not; `logits`: the
+    # final model's, of the test rows; `elapsed`: seconds of the whole run; `parallel`: the rest.
     about = run["config"]
     n_workers, phase1_epochs = about["workers"], about["phase1_epochs"]
     rows = server.place.fetch("epochs")
@@ -36,13 +36,13 @@ def result(
     aside = float(server.place.fetch("aside").sum())
     phase1 = min(entry["seconds"]["phase1"] for entry in own)
     seconds = {
-        # Tests and checkpoints are not training; what a rank spends on them is lost to all in part.
+        # Tests and checkpoints are not training: the ranks' mean time on them is subtracted.
         **_seconds(elapsed, aside, n_workers),
         "evaluate": sum(entry["seconds"]["evaluate"] for entry in own),
         "phase1": phase1,
         "phase2": elapsed - phase1,
     }
-    shards = sum(entry["shard"] for entry in own)  # of the ranks that got to the end
+    shards = sum(entry["shard"] for entry in own)  # of the ranks that finished
     samples = float(rows[:, 0].sum()) + shards * (about["epochs"] - phase1_epochs)
     record = server.record()  # empty in lockstep
     moved, made = (sum(entry[name] for entry in own) for name in ("bytes_moved", "updates"))
@@ -54,7 +54,7 @@ def result(
             "updates": server.updates, "updates_per_second": server.updates / phase1,
             "record": records.to_json(record) if about["algorithm"] == "wasap" else None,
             "staleness_histogram": np.bincount(record.staleness).tolist(), "bytes_moved": moved,
-            "bytes_per_update": moved / made if made else None,  # made since it was resumed
+            "bytes_per_update": moved / made if made else None,  # updates since the run was resumed
             "failed_workers": [{"rank": r, "cause": why} for r, why in sorted(failed.items())],
             "ranks": own, **parallel,
         },
@@ -99,7 +99,7 @@ def _seconds(elapsed: float, aside: float, n_workers: int) -> dict[str, float]:
 
 @contextmanager
 def resources() -> Iterator[Callable[[], dict[str, list[float]]]]:
-    """Sample CPU and memory of this process, at first ten times per second; give what is taken."""
+    """Sample this process's CPU and memory, first at 10 Hz; yield a function that gives them."""
     rows: list[tuple[float, float, float]] = []
     ended = threading.Event()
 

@@ -1,6 +1,6 @@
 """A parallel run on all ranks, from data to result: set up, phase 1, phase 2, averaging.
 
-The gradients of `worker` go to `server` or `lockstep`, which have the rules of an update.
+The gradients of `worker` go to `server` or `lockstep`, which apply the updates.
 """
 
 import os
@@ -44,7 +44,7 @@ def run(
     checkpoint_path: str | os.PathLike[str] | None = None, resume: bool = False, comm: Any = None,
     shared: bool | None = None, patience: float = PATIENCE,
 ) -> Outcome:  # fmt: skip
-    """Train with one worker per rank; all ranks of the communicator call this alike.
+    """Train with one worker per rank; all ranks call this with the same arguments.
 
     Parameters
     ----------
@@ -53,21 +53,21 @@ def run(
     config : TrainConfig
     plan : Plan, optional
     seed : int
-        Determines split and random streams; in lockstep, with as many workers, also the weights.
+        Determines split and random streams; in lockstep, with the same ranks, also the weights.
     threads : int
-        Per rank; 1 where ranks share cores.
+        Threads per rank; use 1 where ranks share cores.
     on_progress : callable, optional
         Called on rank 0 several times per second with "phase", "epoch", "updates", "staleness" (of
         the last 200 updates) and "test_accuracy".
     checkpoint_path : path, optional
-        The server's state, rewritten after every epoch of phase 1, atomically; in phase 2 each
-        worker writes its own beside it, as ``<path>.worker<rank>``.
+        File of the server's state, replaced atomically after every epoch of phase 1; in phase 2
+        each worker writes its own state to ``<path>.worker<rank>``.
     resume : bool
-        Go on from `checkpoint_path` if it exists, with the same number of workers.
+        Resume from `checkpoint_path` if it exists, with the same number of workers.
     comm : mpi4py.MPI.Comm, optional
-        All ranks by default; duplicated.
+        Communicator of the run, which is duplicated; all ranks by default.
     shared : bool, optional
-        Whether the server's window is shared memory; by default if all ranks are on one node.
+        Use shared memory for the server's window; by default if all ranks are on one node.
     patience : float
         Seconds without a sign of life after which a rank counts as lost.
 
@@ -82,9 +82,9 @@ def run(
     Raises
     ------
     ParallelError
-        If another rank failed, or is lost; the message names it and the cause.
+        If another rank fails or is lost; the message names the rank and the cause.
     ValueError, FloatingPointError
-        As the sequential run does; the other ranks then raise ParallelError.
+        As in the sequential run; the other ranks then raise ParallelError.
     """
     with interrupts_held_back(), closing(Ranks(comm, shared=shared, patience=patience)) as ranks:
         return run_on(
@@ -94,7 +94,7 @@ def run(
 
 
 def run_on(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **options: Any) -> Outcome:
-    """Train as `run` does, on ranks that go on to be used."""
+    """Train as `run` does, on ranks that stay in use."""
     this_run = _Run(ranks, data, config, plan, **options)
     try:
         this_run.prepare()
@@ -108,10 +108,10 @@ def run_on(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **optio
 
 
 class _Start(NamedTuple):
-    """Where a run begins: rank 0's model, and what there is of an earlier part of the run."""
+    """The start of a run: rank 0's model, and the state of an earlier part of the run, if any."""
 
     model: SparseMLP
-    state: dict[str, Any]  #: what all ranks must know
+    state: dict[str, Any]  #: sent to all ranks
     record: Record | None = None
     rows: np.ndarray | None = None  #: of its epochs
 
@@ -144,7 +144,7 @@ class _Run:
         self.seconds = {"evaluate": 0.0, "checkpoint": 0.0}
         self.phase2_epochs: list[dict[str, Any]] = []
         self.resources: Any = None
-        self.shown = 0.0  # when `on_progress` was called
+        self.shown = 0.0  # when `on_progress` was last called
         files = {"checkpoint": self.path and str(self.path), "resume": self.resume}
         check_alike(self.ranks.gathered({**self.about, **code(), **files}))
         start = self.ranks.together(self._start)
@@ -199,7 +199,7 @@ class _Run:
         self.phase2_saved = self._phase2_checkpoint()
 
     def _phase2_checkpoint(self) -> tuple[SparseMLP, dict[str, Any]] | None:
-        """Return this rank's model and state of phase 2 if it has saved them."""
+        """Return this rank's saved model and state of phase 2, if any."""
         path = self.phase2_path
         if path is None:
             return None
@@ -217,7 +217,7 @@ class _Run:
         return model, found
 
     def _compile(self) -> None:
-        """Have everything compiled before anything is timed."""
+        """Compile everything before anything is timed."""
         worker = Worker(self.rank, self.shard, self.server, self.threads)
         try:
             worker.compute()
@@ -226,7 +226,7 @@ class _Run:
             worker.compute()
             self.ranks.longest_step = time.monotonic() - begun
         except FloatingPointError:
-            pass  # it will be met again where it is reported
+            pass  # it will occur again where it is reported
         momentum_step(*np.zeros((4, 1), np.float32), *np.zeros(3, np.float32))
         tiny = SparseMLP.erdos_renyi((4, 4, 2), density=0.5, random_state=0)
         retained(tiny, tiny.params, tiny.structures())
@@ -243,8 +243,8 @@ class _Run:
         """Take this rank through both phases."""
         own: tuple[SparseMLP, dict[str, Any]] | None = None
         if self.rank == 0 and not self.phase1_epochs and not self.restarts:
-            self._save(0)  # what phase 2 starts from; else phase 1 saves that
-        bound = not self.asynchronous  # in lockstep nobody goes on without a worker
+            self._save(0)  # the start of phase 2; otherwise phase 1 saves it
+        bound = not self.asynchronous  # in lockstep all workers are needed
         try:
             if self.asynchronous:
                 self._phase1()
@@ -262,7 +262,7 @@ class _Run:
         if self.rank == 0:
             return self._finish(own)
         if own is not None:
-            own[0].velocity = None  # nobody needs it any more
+            own[0].velocity = None  # no longer needed
         self.window.send_result(own)
         return None, None
 
@@ -283,8 +283,8 @@ class _Run:
         worker.pull()
 
     def _test_and_save(self, epoch: int, model: SparseMLP) -> None:
-        """Test and save what the server's model was at the end of an epoch."""
-        before = epoch - 1  # whoever ended it tests and saves its model first, or is lost
+        """Test and save the server's model as it was at the end of an epoch."""
+        before = epoch - 1  # the rank that ended it saves its model first, or is lost
         with self._aside("evaluate"):
             while self.window.fetch("control")[TESTED] < before:
                 last = before * self.server.updates_per_epoch - 1
@@ -296,10 +296,10 @@ class _Run:
         try:
             self.server.tested(epoch, **self._test(model))
             if self.window.fetch("control")[TESTED] >= epoch:
-                return  # the others took this rank for lost, and are further by now
+                return  # the others counted this rank as lost and have moved on
             self._save(epoch)
         except Exception as error:
-            # What cannot be tested or saved here cannot be by the others either.
+            # The other ranks could not test or save it either.
             self.ranks.stop(error)
             raise
         with self.window.locked():
@@ -346,7 +346,7 @@ class _Run:
         worker, shard = self.worker, self.shard
         if self.phase1_epochs == self.config.epochs:
             return
-        # Without a phase 1 other runs, too, begin with these weights.
+        # Without a phase 1, other runs also begin with these weights.
         about = {name: self.about[name] for name in ("config", "seed", "data")}
         origin, state = {**about, "weights": worker.model.weights_sha256()}, None
         if self.phase2_saved is not None and self.phase2_saved[1]["origin"] == origin:
@@ -385,7 +385,7 @@ class _Run:
     # --- showing, testing, saving -----------------------------------------------------------------
 
     def _show(self, phase: int, epoch: float, updates: int) -> None:
-        """Show where the run stands, if it is time."""
+        """Report the state of the run, if it is time."""
         now, staleness = time.perf_counter(), 0.0
         if self.rank or self.on_progress is None or now - self.shown < _SHOWN_EVERY:
             return
@@ -430,7 +430,7 @@ class _Run:
     # --- the end ---------------------------------------------------------------------------------
 
     def _rank_report(self) -> dict[str, Any]:
-        """Return what the result says of this rank."""
+        """Return this rank's entry in the result."""
         return {
             "rank": self.rank, "host": self.ranks.host, "pid": os.getpid(),
             "shard": len(self.shard), "updates": self.worker.updates,
@@ -453,7 +453,7 @@ class _Run:
             arrived[0] = own
         if not arrived:
             causes = [f"rank {rank}: {why}" for rank, why in sorted(failed.items())]
-            raise ParallelError(f"no worker got to the end: {'; '.join(causes)}")
+            raise ParallelError(f"no worker finished: {'; '.join(causes)}")
         models, ranks = map(list, zip(*(arrived[rank] for rank in sorted(arrived)), strict=True))
         merged, union_nnz = average(models)
         elapsed = self.server.elapsed()
@@ -467,7 +467,7 @@ class _Run:
         return merged, result
 
     def close(self) -> None:
-        """Free what MPI holds, if all ranks come to do so together."""
+        """Free MPI's resources, if all ranks arrive here."""
         together = self.ranks.arrive()
         if hasattr(self, "worker"):
             self.worker.close()

@@ -1,4 +1,4 @@
-"""How a run is parallel: the algorithm and its two phases."""
+"""The plan of a parallel run: the algorithm and its two phases."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from sparsecore.config import (  # isort: skip
 )  # fmt: skip
 
 ALGORITHMS = ("wasap", "wassp")
-_SHARE = numbers("a share in [0, 1]", lambda v: 0 <= v <= 1)
+_SHARE = numbers("a number in [0, 1]", lambda v: 0 <= v <= 1)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run is parallel.
+    """The parallel algorithm of a run and its parameters.
 
     {parameters}
     """
@@ -24,8 +24,8 @@ class Plan:
         0.7, _SHARE, "share of the epochs in which workers exchange updates", metavar="SHARE"
     )
     warmup: int = param(
-        5, integers(0), "epochs over which the learning rate rises to K-fold (K workers), with "
-        "WASSP or local steps", metavar="EPOCHS",
+        5, integers(0), "epochs over which the learning rate rises to K times its value (K "
+        "workers), with WASSP or local steps", metavar="EPOCHS",
     )  # fmt: skip
     local_steps: int = param(
         1, integers(1), "momentum steps that a worker takes on its own copy between two exchanges",
@@ -43,18 +43,18 @@ class Plan:
             raise ValueError(f"keep_rate: expected {expected}; got True")
 
     def phase1_epochs(self, epochs: int) -> int:
-        """Return how many of the epochs are phase 1, rounded half up."""
+        """Return the number of epochs in phase 1, rounded half up."""
         return int(self.phase1 * epochs + 0.5)
 
     def updates(self, samples: int, config: TrainConfig) -> int:
-        """Return how many updates a worker makes of so many samples; the last may be shorter."""
+        """Return how many updates a worker makes from `samples`; the last may use fewer."""
         return -(-samples // (config.batch_size * self.local_steps))
 
     def learning_rate(
         self, config: TrainConfig, n_workers: int, step: int, steps: int
     ) -> np.float32:
-        """Return the rate of a step of phase 1, counted from 0; an epoch has so many `steps`."""
-        # What is averaged over K workers moves K times as slowly (Goyal et al., 2017).
+        """Return the learning rate of a step in phase 1, counted from 0; an epoch has `steps`."""
+        # The average of K workers moves K times as slowly (Goyal et al., 2017).
         rise = self.warmup * steps
         share = min(1.0, (step + 1) / rise) if rise else 1.0
         return np.float32(config.learning_rate * (1 + (n_workers - 1) * share))

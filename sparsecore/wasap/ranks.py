@@ -19,16 +19,16 @@ from sparsecore.wasap.watch import NotStarted, ParallelError
 NAP = 2e-5  # seconds; with the kernel's timer slack about 70 microseconds
 _LONG_NAP = 1e-3
 # A rank that sleeps on a busy machine wakes up late, by another process's time slice; an update
-# takes half of this. Where ranks outnumber cores, none spins: the core would be the awaited rank's.
+# takes half of this. Where ranks outnumber cores, none spins: the awaited rank may need the core.
 _SPIN = 3e-4
-_GONE = 3 * watch.LOOK  # silence after which the operating system is asked
+_GONE = 3 * watch.LOOK  # silence after which a rank's process is checked
 _GRACE = 2.0  # seconds for all ranks to arrive after the run has failed
-_STEPS = 5  # a step may take so many times the longest before it
+_STEPS = 5  # a step may take this many times the longest before it
 
 # A rank's row, and the size of its message behind all rows.
 _ROW = np.dtype([(name, np.int64) for name in ("beats", "state", "arrivals", "alone")])
 _MESSAGE_BYTES = 1024
-# States; at first 0. A rank that has left lets the others go on, one that has failed does not.
+# States; at first 0. If a rank has left, the others continue; if one has failed, the run ends.
 _LEFT, _FAILED = 1, 2
 
 # Operations that did not end, with their buffers: MPI may still write there after the run.
@@ -53,8 +53,8 @@ class Ranks:
         self.host, self.spin = socket.gethostname(), 0.0
         self.failed = self._late = self._unfinished = False  # failed: this rank ended the run
         self.longest_step = 0.0
-        self._step_began = self._step_known = 0.0  # the latter by the watch; 0: none goes on
-        self.lost: dict[int, str] = {}  #: why a rank will not be heard of again
+        self._step_began = self._step_known = 0.0  # the latter as seen by the watch; 0: no step
+        self.lost: dict[int, str] = {}  #: why a rank is lost
         self._rows = np.zeros(self.size, _ROW)
         self._known, self._silence = self._rows["beats"], np.zeros(self.size)
         self.comm, request = comm.Idup()
@@ -66,7 +66,7 @@ class Ranks:
         self.rank_on_node, size_on_node = node.rank, node.size
         node.Free()
         if shared and size_on_node != self.size:
-            told = f"{size_on_node} of {self.size} on {self.host}: take --window auto or remote"
+            told = f"{size_on_node} of {self.size} on {self.host}: use --window auto or remote"
             raise ValueError(f"window: expected all ranks on one node to share memory, got {told}")
         self.shared = size_on_node == self.size if shared is None else shared
         self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
@@ -84,13 +84,13 @@ class Ranks:
     # --- the rows --------------------------------------------------------------------------------
 
     def _set(self, values: np.ndarray, value: int | bytes) -> None:
-        """Let the others know of this rank's entry in a column of the rows, or its message."""
+        """Publish this rank's entry in a column of the rows, or its message."""
         values[self.rank] = value
-        with self.watch.over("telling the others"):
+        with self.watch.over("informing the other ranks"):
             self._memory.move(self._window.Put, values[self.rank : self.rank + 1])
 
     def _swap(self) -> None:
-        """Send this rank's count to rank 0 and fetch all rows, without waiting for it."""
+        """Send this rank's count to rank 0 and fetch all rows, without waiting."""
         self.comm.Iprobe(MPI.ANY_SOURCE)  # see `arrive`
         if all(request.Test() for request in self._exchange):
             self._rows[self._others] = self._copy[self._others]
@@ -127,8 +127,8 @@ class Ranks:
     def _look(self) -> str | None:
         """Give a sign of life and look for the others'; return who is in trouble (the watch)."""
         now, began = time.monotonic(), self._step_began
-        # This thread runs on if the computation hangs. It then gives no sign of life, so early that
-        # the others' patience ends when the step has taken five times the longest.
+        # This thread still runs if the computation hangs. It then stops giving signs of life, early
+        # enough that the others' patience ends when the step has taken five times the longest.
         allowed = _STEPS * self.longest_step - self.patience
         if not began or began != self._step_known or now - began < allowed:
             self._rows["beats"][self.rank] += 1
@@ -144,17 +144,17 @@ class Ranks:
         if self.rank and 0 in self.lost and self._silence[0] > self.patience + _GRACE:
             self.watch.end_process(self._without_rank_0())  # the main thread is busy
         alone = np.flatnonzero(self._rows["alone"])
-        return f"rank {alone[0]} waits no more" if len(alone) else self._first_lost()
+        return f"rank {alone[0]} has stopped waiting" if len(alone) else self._first_lost()
 
     def _why_lost(self, rank: int) -> str | None:
-        """Judge a rank by how long it has been silent."""
+        """Return why a rank is lost, judged by its silence; None if it is not."""
         silence, (host, pid) = self._silence[rank], self.facts[rank]
         if silence <= _GONE:
             return None
         what = watch.trouble(pid) if host == self.host else None
         where = f"process {pid} on {host}"
         if what == "gone":
-            return f"is gone ({where})"
+            return f"has ended ({where})"
         if silence <= self.patience:
             return None
         where += " is stopped" if what else ""
@@ -171,12 +171,12 @@ class Ranks:
             raise ParallelError(self._without_rank_0())
 
     def ended(self) -> str | None:
-        """Say which rank has ended the run, and why; None if none has."""
+        """Return which rank has ended the run, and why; None if none has."""
         failed = np.flatnonzero(self._rows["state"] == _FAILED)
         return self.message(failed[0]) if len(failed) else None
 
     def _without_rank_0(self) -> str:
-        return f"rank 0, which makes the result, {self.lost[0]}"
+        return f"rank 0, which computes the result, {self.lost[0]}"
 
     def stop(self, error: BaseException) -> None:
         """End the run for all ranks, because of this rank's `error`."""
@@ -192,12 +192,12 @@ class Ranks:
 
     def _say(self, text: str, state: int) -> None:
         self.rest()
-        self._set(self._messages, text.encode())  # cut off where it is too long
+        self._set(self._messages, text.encode())  # cut off if it is too long
         self._set(self._rows["state"], state)
 
     def message(self, rank: int) -> str:
         """Return why a rank left or ended the run."""
-        with self.watch.over("asking for the cause"):
+        with self.watch.over("reading the cause"):
             self._memory.move(self._window.Get, self._messages[rank : rank + 1])
         return self._messages[rank].decode(errors="replace")
 
@@ -206,8 +206,8 @@ class Ranks:
     def transfer(self, start: Callable[..., Any], *buffers: Any) -> None:
         """Wait until all ranks are here, call `start`, and wait for the operation it returns."""
         self.barrier()
-        # MPI moves some KiB whenever a rank looks: ranks that slept between their looks took 0.2
-        # seconds for the gradients of 1.6 million parameters.
+        # MPI moves some KiB whenever a rank polls: ranks that slept between polls took 0.2 seconds
+        # for the gradients of 1.6 million parameters.
         self.wait(start(*buffers), asleep=False)
 
     def wait(self, request: Any, *, asleep: bool = True) -> None:
@@ -268,7 +268,7 @@ class Ranks:
         return result
 
     def in_turns(self, function: Callable[[], None]) -> None:
-        """Do what `together` does on the first rank of each node, then on the others."""
+        """Call a function as `together` does, on each node's first rank, then on the others."""
         # What the first one compiles, the others find in the cache instead of racing for it.
         for turn in (True, False):
             self.together(function if (self.rank_on_node == 0) == turn else lambda: None)
@@ -276,7 +276,7 @@ class Ranks:
     # --- the end ---------------------------------------------------------------------------------
 
     def arrive(self) -> bool:
-        """Wait until all ranks have come to this end; False if nothing can be done together."""
+        """Wait until all ranks have arrived here; return False if they cannot act together."""
         if self._late:
             return False
         start, own = time.monotonic(), self._rows["arrivals"][self.rank] + 1
@@ -287,13 +287,13 @@ class Ranks:
             if self._late or all(rank in self.lost for rank in missing):
                 self._set(self._rows["alone"], 1)
                 return False
-            if not self.shared:  # over TCP, MPI does what others want of this memory when called
+            if not self.shared:  # over TCP, MPI serves this memory only when called
                 self.comm.Iprobe(MPI.ANY_SOURCE)
             time.sleep(_LONG_NAP)
         return not self._rows["alone"].any()
 
     def close(self) -> None:
-        """Free what MPI holds, if all ranks come to do so together."""
+        """Free MPI's resources, if all ranks arrive here."""
         together = self.arrive()
         self.watch.close()
         if together:

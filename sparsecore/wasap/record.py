@@ -1,8 +1,8 @@
-"""The record of a run's updates as it stands in a result, and the replay of a run from it.
+"""The record of a run's updates in a result, and the replay of the run from it.
 
 A gradient depends on the model that the worker had pulled, and so on the order of the updates; the
 record holds that order. A replay, in one process, keeps each worker's copy of the model as long as
-the run did, and the weights come out the same to the last bit, on CPUs of one lane width.
+the run did, so it ends with the same weights, to the last bit, on CPUs of the same lane width.
 """
 
 import base64
@@ -35,13 +35,13 @@ def encode(array: np.ndarray) -> dict[str, Any]:
 
 
 def decode(value: dict[str, Any]) -> np.ndarray:
-    """Return the array that `encode` was given; raise a ValueError if the value is damaged."""
+    """Return the array that `encode` encoded; raise a ValueError if the value is damaged."""
     try:
         raw = zlib.decompress(base64.b64decode(value["zlib_base64"]))
         array = np.frombuffer(raw, np.dtype(value["dtype"]))
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise ValueError(
-            f"record: not an encoded array ({error}); is the file a result of a parallel run?"
+            f"record: expected an encoded array ({error}); is this the result of a parallel run?"
         ) from error
     if len(array) != value.get("size"):
         raise ValueError(f"record: expected {value.get('size')} values, got {len(array)}")
@@ -54,19 +54,19 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def from_json(value: dict[str, Any]) -> Record:
-    """Return the record that `to_json` was given; `staleness` and the rest are arrays again."""
+    """Return the record that `to_json` encoded; `staleness` and the rest are arrays again."""
     record = Record(
         *(decode(entry({"record": value}, f"record.{name}", dict)) for name in Record._fields)
     )
     kinds = [values.dtype.kind in "iu" for values in record[:2]]
     if not all(kinds) or len({len(values) for values in record}) != 1:
         found = {name: f"{v.dtype}[{len(v)}]" for name, v in record._asdict().items()}
-        raise ValueError(f"record: expected whole numbers, as many of each entry, got {found}")
+        raise ValueError(f"record: expected integers, the same number in all entries, got {found}")
     return record
 
 
 def entry(values: Any, name: str, kind: type) -> Any:
-    """Return an entry of a result, such as "parallel.restarts", of its type."""
+    """Return an entry of a result, such as "parallel.restarts"; check its type."""
     for part in name.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     if not isinstance(values, kind):
@@ -75,7 +75,7 @@ def entry(values: Any, name: str, kind: type) -> Any:
 
 
 def integer(value: Any, name: str, least: int, most: float = math.inf) -> int:
-    """Return a number of a result, which must be whole and in its range."""
+    """Return an integer of a result; check its range."""
     if type(value) is not int or not least <= value <= most:
         wanted = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise ValueError(f"{name}: expected an integer {wanted}, got {value!r:.50}")
@@ -85,18 +85,18 @@ def integer(value: Any, name: str, least: int, most: float = math.inf) -> int:
 def identity(
     data: Dataset, config: TrainConfig, plan: Plan, seed: int, n_workers: int
 ) -> dict[str, Any]:
-    """Return what tells a parallel run from others."""
+    """Return what distinguishes a parallel run from others."""
     return experiment.identity(
         data, config, seed, algorithm=plan.algorithm, workers=n_workers, phase1=plan.phase1,
         phase1_epochs=plan.phase1_epochs(config.epochs), warmup=plan.warmup,
-        # Older results do not know them.
+        # Older results lack them.
         **({"keep_rate": True} if plan.keep_rate else {}),
         **({"local_steps": plan.local_steps} if plan.local_steps > 1 else {}),
     )  # fmt: skip
 
 
 def save_start(model: SparseMLP, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
-    """Write the checkpoint from which a run, resumed, begins with `model` instead of a new one."""
+    """Write a checkpoint from which a resumed run begins with `model` instead of a new one."""
     fresh = {"nnz_start": model.nnz, "restarts": [], "record": None, "elapsed": 0.0}
     checkpoint.save(model, path, {**identity, **fresh, "rows": encode(np.zeros(0))})
 
@@ -120,11 +120,11 @@ def replay(
     Parameters
     ----------
     data : Dataset
-        The one of the run.
+        The run's data set.
     result : dict
-        Of an asynchronous run, as `run` returned it.
+        The result of an asynchronous run, as `run` returned it.
     threads : int
-        The weights do not depend on it.
+        Their number does not change the weights.
     progress : bool
         Show a bar on standard error.
 
@@ -132,13 +132,13 @@ def replay(
     -------
     model : SparseMLP
     report : dict
-        "identical": whether the weights are bit for bit the run's (on CPUs of one lane width they
-        are), "weights_sha256" and "recorded_sha256", "staleness_agrees", "updates".
+        "identical": whether the weights are the run's, bit for bit (as on CPUs of the same lane
+        width), "weights_sha256" and "recorded_sha256", "staleness_agrees", "updates".
 
     Raises
     ------
     ValueError
-        If the result is not of an asynchronous run, or of other data, or an entry is damaged.
+        If the result is not from an asynchronous run or from other data, or an entry is damaged.
     """
     about = _about(data, result)
     recorded = entry(result, "weights_sha256", str)
@@ -188,20 +188,20 @@ def replay(
 
 
 def _about(data: Dataset, result: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a run; refuse one that is not asynchronous, or of other data."""
+    """Return the configuration of a run; refuse a run that is synchronous or of other data."""
     about = entry(result, "config", dict)
     if about.get("algorithm") != "wasap":
         raise ValueError(
             f"replay: expected the result of an asynchronous run (algorithm wasap), got "
-            f"{about.get('algorithm', 'sequential')!r}; other runs repeat from their seed alone"
+            f"{about.get('algorithm', 'sequential')!r}; other runs need only their seed"
         )
     if (used := entry(result, "provenance.data_sha256", str)) != data.content_hash:
         raise ValueError(
-            f"replay: the run's data have SHA-256 {used}, {data.name} here has "
+            f"replay: expected the run's data, with SHA-256 {used}; {data.name} here has "
             f"{data.content_hash}: put the run's files in place"
         )
     if missing := {*TrainConfig().to_dict(), "workers", "phase1", "phase1_epochs"} - about.keys():
-        raise ValueError(f"config: expected the entries {', '.join(sorted(missing))}, too")
+        raise ValueError(f"config: expected the entries {', '.join(sorted(missing))}, got none")
     return about
 
 

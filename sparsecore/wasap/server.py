@@ -1,7 +1,7 @@
-"""The parameter server of WASAP-SGD: its state, pull, push, what ends an epoch; how models merge.
+"""The parameter server of WASAP-SGD: its state, pull, push, the end of an epoch; averaging.
 
-The server is a place in memory, and whoever holds its lock acts as the server. Here the place is
-plain memory of one process, which is what a replay works in; `window` has the same in MPI's.
+The server is a place in memory, and the rank that holds its lock acts as the server. Here the place
+is plain memory of one process, which a replay uses; `window` has the same in MPI memory.
 """
 
 import math
@@ -18,7 +18,7 @@ from sparsecore.config import TrainConfig
 from sparsecore.mlp import SparseMLP, Structures, split_layers
 from sparsecore.wasap.plan import Plan
 
-#: What is recorded for an epoch of phase 1, a row of the region "epochs".
+#: Columns of the region "epochs", which has one row per epoch of phase 1.
 FIELDS = (
     "samples", "loss", "correct", "staleness", "accepted", "nnz", "pruned", "replaced", "elapsed",
     "aside", "test_loss", "test_accuracy",
@@ -33,7 +33,7 @@ class Place:
     """State of the parameter server in this process's own memory: named arrays, and a lock."""
 
     # `nnz` is the largest number of connections; `updates` and `epochs` are phase 1's. `fetch`
-    # gives a part of an array to read and change, `store` puts it back.
+    # returns a part of an array to read and change, `store` writes it back.
     def __init__(
         self, sizes: Sequence[int], nnz: int, n_workers: int, updates: int, epochs: int
     ) -> None:
@@ -69,7 +69,7 @@ class Place:
         return self._views[name][start:stop]
 
     def store(self, name: str, start: int = 0, stop: int | None = None) -> None:
-        """Put back what was changed of ``region[start:stop]`` in the array that `fetch` gave."""
+        """Write back the changes to ``region[start:stop]`` in the array that `fetch` returned."""
 
     def write(self, name: str, values: Any, start: int = 0) -> None:
         """Set ``region[start:]`` to `values`, without fetching it."""
@@ -84,16 +84,16 @@ class Place:
 
 
 class Version(NamedTuple):
-    """The state of the server's model that a copy was made of."""
+    """The state of the server's model when a copy of it was made."""
 
-    updates: int  #: that had been applied
+    updates: int  #: that were applied
     topology: int  #: raised whenever the topology changes
 
 
 class Gradient(NamedTuple):
-    """The mean gradient of a batch, or what local steps changed, and its part in the record."""
+    """The mean gradient of a batch, or the change by local steps, and its entry in the record."""
 
-    values: np.ndarray  #: float32, laid out like the parameters of the model they are of
+    values: np.ndarray  #: float32, laid out like the parameters of the model
     worker: int  #: rank
     samples: int
     loss: float  #: sum over the samples, in nats
@@ -101,7 +101,7 @@ class Gradient(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What became of a gradient that was pushed."""
+    """The outcome of a push."""
 
     version: Version  #: of the model that came back
     epoch: int  #: the epoch that it completed, or 0
@@ -158,9 +158,9 @@ class ParameterServer:
 
     # Source: "Truly Sparse Neural Networks at Scale", WASAP-SGD. A push moves 16 bytes per
     # parameter, and 4 per connection and 8 per neuron more when the topology has changed. A worker
-    # that takes local steps keeps its own velocity, and a push moves 8 bytes: what its steps have
-    # changed is added, divided by one more than its staleness (Zhang et al., 2016), which averages
-    # equal workers.
+    # that takes local steps keeps its own velocity, and a push moves 8 bytes: the change by its
+    # steps is divided by one plus its staleness, and added (Zhang et al., 2016), which averages
+    # workers of equal speed.
     def __init__(
         self, place: Place, config: TrainConfig, seed: int, updates_per_epoch: int, epochs: int,
         plan: Plan | None = None,
@@ -220,7 +220,7 @@ class ParameterServer:
             return out, Version(int(state[TICKET]), int(state[VERSION]))
 
     def push(self, gradient: Gradient, version: Version, out: SparseMLP) -> Update | None:
-        """Apply a gradient on `out`, a copy at `version`, and renew it; None: phase 1 was over."""
+        """Apply a gradient of `out`, a copy at `version`; update `out`; None: phase 1 was over."""
         place, asked = self.place, time.perf_counter()
         # Where the topology has not changed, `fresh`, the new parameters, are written into `out`.
         values, fresh, accepted = gradient.values, out.params, 1.0
@@ -250,7 +250,7 @@ class ParameterServer:
                 params += values / np.float32(1 + staleness)  # the others have moved it, too
                 fresh[:] = params
                 place.store("params", 0, n)
-            else:  # it is the worker's model
+            else:  # the worker's model is the new one
                 place.write("params", fresh)
 
             place.write("worker", gradient.worker, ticket)
@@ -281,7 +281,7 @@ class ParameterServer:
     ) -> None:  # fmt: skip
         """Prune and evolve `model`, a copy of the server's, and make it the server's."""
         nnz = model.nnz
-        if velocity is None:  # after local steps; a restart and phase 2 begin with this worker's
+        if velocity is None:  # after local steps; restart and phase 2 use this worker's
             self.place.write("velocity", model.start_momentum())
         else:
             model.start_momentum()[:] = velocity

@@ -3,15 +3,15 @@
 1. Every rank has a thread, its watch, that looks around five times a second.
 2. All ranks have rows in a window of memory (`ranks`). The watch raises the count in its own row,
    except while a step of the main thread takes much longer than any before.
-3. A rank is lost if its process is gone, or its count stands still for longer than the patience.
-4. The others poll where they wait, so they notice: they go on without it, or end with an error.
+3. A rank is lost if its process has ended, or its count stands still for longer than the patience.
+4. The others poll where they wait, so they notice: they continue without it, or end with an error.
 5. Some calls into MPI cannot poll; they run under `Watch.over`. If one lasts longer than the
    patience while a rank is in trouble, the watch says which and ends the process, and mpiexec the
    job.
 6. When a rank is killed, mpiexec kills all within milliseconds; `witness` says which was first.
 7. An interrupt (Ctrl-C) may reach the ranks one after the other. The later ones are ending already,
-   because the first has ended the run; torn out of that, they would leave the others alone in a
-   call that nothing ends. So `wasap.run` and a cluster's engines hold interrupts back, and let them
+   because the first has ended the run; interrupted then, they would leave the others in a call
+   that never returns. So `wasap.run` and a cluster's engines hold interrupts back, and let them
    through where they poll. On the command line an interrupt ends its process; the other ranks end
    where they poll, or their watches end them (5).
 """
@@ -34,7 +34,7 @@ _TROUBLE = {"zombie": "gone", "dead": "gone", "stopped": "stopped", "tracing-sto
 
 
 class ParallelError(RuntimeError):
-    """A parallel run that cannot go on; the message names the rank and the cause."""
+    """A parallel run that cannot continue; the message names the rank and the cause."""
 
 
 class NotStarted(ParallelError):  # noqa: N818 (named for what happened)
@@ -42,7 +42,7 @@ class NotStarted(ParallelError):  # noqa: N818 (named for what happened)
 
 
 def trouble(pid: int) -> str | None:
-    """Return "gone" or "stopped" if a process of this machine is; None if not, or not known."""
+    """Return "gone" or "stopped" if a process on this machine is; None if not, or if unknown."""
     try:
         return _TROUBLE.get(psutil.Process(pid).status())
     except psutil.NoSuchProcess:
@@ -56,14 +56,14 @@ class Watch:
 
     def __init__(self, look: Callable[[], str | None], patience: float) -> None:
         self._look, self._patience = look, patience
-        self.last_words: Callable[[], str] = str  # what is appended to the cause
+        self.last_words: Callable[[], str] = str  # appended to the cause
         self._over, self._since = "", time.monotonic()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         self._closed.set()
         self._thread.join()
 
@@ -80,10 +80,10 @@ class Watch:
         while not self._closed.wait(LOOK):
             who, over = self._look(), self._over
             if who and over and time.monotonic() - self._since > self._patience:
-                self.end_process(f"{over} does not end: {who}")
+                self.end_process(f"{over} does not return: {who}")
 
     def end_process(self, cause: str) -> NoReturn:
-        """Say why, and end the process whatever the main thread does; mpiexec then ends the job."""
+        """Print the cause and end the process at once; mpiexec then ends the job."""
         try:
             told = f"sparsecore: {cause}{self.last_words()}\n"  # in one piece: others print, too
             print(told, end="", file=sys.stderr, flush=True)
@@ -96,7 +96,7 @@ _interrupted = threading.Event()
 
 @contextmanager
 def handled(number: int, handler: Callable[..., Any]) -> Iterator[None]:
-    """Have a signal call `handler` meanwhile; only the main thread has signals."""
+    """Let `handler` handle a signal in this block; only the main thread handles signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -119,7 +119,7 @@ def interrupts_held_back() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let interrupts that are held back come at once, where nothing of MPI is under way."""
+    """Let interrupts come at once in this block, which must not use MPI."""
     let_interrupt_through()
     with handled(signal.SIGINT, signal.default_int_handler):
         yield

@@ -28,7 +28,7 @@ _TAG_MODEL = 1  # a worker's model and report, sent to rank 0 at the end
 
 
 class Window(Place):
-    """State of the parameter server in an MPI window; to make and to free it is collective."""
+    """State of the parameter server in an MPI window; making and freeing it is collective."""
 
     def __init__(self, ranks: Ranks, *layout: Any) -> None:
         self.ranks, self.moved = ranks, 0
@@ -37,7 +37,7 @@ class Window(Place):
 
     def _allocate(self, n_bytes: int) -> np.ndarray:
         ranks, needed = self.ranks, n_bytes + _SPARE
-        free = ranks.gathered(shm.room())[0]  # a wait for a late rank can be abandoned here
+        free = ranks.gathered(shm.room())[0]  # here a wait for a late rank can still be abandoned
         if ranks.shared:
             otherwise = ", or use --window remote (shared=False)"
             shm.check("the parameter server's state", needed, free, otherwise)
@@ -47,11 +47,11 @@ class Window(Place):
         return self._memory.bytes
 
     def fetch(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return ``region[start:stop]``; between machines it moves, mostly under the lock."""
+        """Return ``region[start:stop]``; between machines it is moved, mostly under the lock."""
         return self._move("reading", self._window.Get, self._views[name][start:stop])
 
     def store(self, name: str, start: int = 0, stop: int | None = None) -> None:
-        """Put back what was changed of ``region[start:stop]``."""
+        """Write back the changes to ``region[start:stop]``."""
         self._move("writing", self._window.Put, self._views[name][start:stop])
 
     def _move(self, doing: str, call: Any, part: np.ndarray) -> np.ndarray:
@@ -63,14 +63,14 @@ class Window(Place):
 
     @contextmanager
     def served(self) -> Iterator[None]:
-        """Have MPI do meanwhile what others want of rank 0's memory: over TCP, only if called."""
+        """Let MPI serve rank 0's memory to the others: over TCP it does so only when called."""
         ended = threading.Event()
 
         def serve() -> None:
             holder = np.asarray(self._window.tomemory()).view(np.int64)[LOCK:]
             while not ended.is_set():
                 self.ranks.comm.Iprobe(MPI.ANY_SOURCE)
-                time.sleep(_SERVED_EVERY / (10 if holder[0] > 1 else 1))  # it wants more at once
+                time.sleep(_SERVED_EVERY / (10 if holder[0] > 1 else 1))  # the holder waits for it
 
         thread = threading.Thread(target=serve, name="server", daemon=True)
         hosts = {host for host, _ in self.ranks.facts}
@@ -86,7 +86,7 @@ class Window(Place):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the server's exclusive lock; a failure inside ends the run, and keeps it."""
+        """Hold the server's exclusive lock; a failure inside ends the run and keeps the lock."""
         start = looked = time.monotonic()
         while holder := self._swap(0, self.ranks.rank + 1):
             now = time.monotonic()
@@ -117,7 +117,7 @@ class Window(Place):
         return int(self._result[0])
 
     def receive_results(self) -> tuple[dict[int, Any], dict[int, str]]:
-        """Return the other ranks' values, and why the ranks that send none are lost."""
+        """Return the other ranks' values, and why ranks without a value are lost."""
         others, coming = range(1, self.ranks.size), dict[int, Any]()
         arrived, failed = dict[int, Any](), dict[int, str]()
         try:
@@ -140,7 +140,7 @@ class Window(Place):
         return arrived, failed
 
     def send_result(self, value: Any) -> None:
-        """Send a value, if there is one, to rank 0; wait, asleep, until it has the result."""
+        """Send a value, if there is one, to rank 0; sleep until rank 0 has the result."""
         pending = None if value is None else self.ranks.comm.isend(value, 0, _TAG_MODEL)
         try:
             while not self.fetch("control")[DONE]:

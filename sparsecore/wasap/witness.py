@@ -1,10 +1,10 @@
-"""A process that outlives an MPI job and says which rank was killed or crashed first.
+"""A process that outlives an MPI job and reports which rank was killed or crashed first.
 
-When one rank is killed, mpiexec kills the rest within milliseconds, and the process number that it
+When one rank is killed, mpiexec kills the rest within milliseconds, and the process ID that it
 reports is not always that of the first. The witness, which is not started by MPI, sleeps on the
-ranks' process descriptors; whichever wakes it is the cause, unless that rank has said that it ends.
-After the first end mpiexec would wait forever for a rank that is stopped: the witness kills it.
-This very file is its program, which imports little and so soon sees the ranks.
+ranks' process descriptors; the rank that wakes it is the cause, unless it has announced its end.
+Once a rank has ended, mpiexec would wait forever for a stopped rank: the witness kills it.
+This file is also its program; it imports little, so that it soon watches the ranks.
 """
 
 import os
@@ -19,7 +19,7 @@ _EXITING = 0x4  # a flag of the kernel: PF_EXITING
 
 
 def start(pids: dict[int, int], checkpoint: str | None, patience: float) -> str | None:
-    """Start the witness of a machine's ranks; return where to `tell` it, None if it cannot run."""
+    """Start the witness of a machine's ranks; return its address, None if it cannot run."""
     if not hasattr(os, "pidfd_open"):
         return None
     import subprocess  # here, so that the program itself starts sooner
@@ -40,33 +40,33 @@ def start(pids: dict[int, int], checkpoint: str | None, patience: float) -> str 
 
 
 def tell(address: str | None, who: int | str) -> None:
-    """Say that a rank ends as it means to; "all": that there is nothing to watch any more."""
+    """Announce that a rank ends on purpose; "all": that there is nothing left to watch."""
     if address is not None:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as words:
             words.sendto(str(who).encode(), address)
 
 
 def resume_hint(checkpoint: str | None) -> str:
-    """Return how a run that ends too early can go on, to be appended to the cause."""
+    """Return how to resume a run that ended early, to be appended to the cause."""
     there = checkpoint and os.path.exists(checkpoint)
-    return f"; --resume goes on from {checkpoint}" if there else ""
+    return f"; --resume continues from {checkpoint}" if there else ""
 
 
 def _facts(pid: str) -> list[str]:
-    """Return the fields of a process's state, from the letter on; "X" if it is gone."""
+    """Return the fields of a process's state, from the letter on; "X" if it has ended."""
     with suppress(OSError), open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()
     return ["X"]
 
 
 def _ends(pid: str) -> bool:
-    """Tell whether a process is about to end: all its threads may still be on their way."""
+    """Return whether a process is about to end, though its threads may still run."""
     facts = _facts(pid)
     return facts[0] in "ZX" or bool(int(facts[6]) & _EXITING)
 
 
 def _received(words: socket.socket) -> Iterator[str]:
-    """Receive all that has been told."""
+    """Yield all words that have arrived."""
     with suppress(BlockingIOError):
         while True:
             yield words.recv(16, socket.MSG_DONTWAIT).decode()
@@ -85,7 +85,7 @@ def _main(checkpoint: str, patience: str, *ranks: str) -> None:
         names = {
             os.pidfd_open(int(pid)): (rank, pid) for rank, pid in (r.split("=") for r in ranks)
         }
-    except OSError:  # one has ended already, or this kernel has no descriptors
+    except OSError:  # a rank has ended already, or this kernel has no descriptors
         return
     os.write(1, b".")
     waiting = select.poll()
@@ -95,11 +95,11 @@ def _main(checkpoint: str, patience: str, *ranks: str) -> None:
     while names:
         ready = {fd for fd, _ in waiting.poll(1000 * float(patience) if ended else None)}
         if ready:
-            # The other ranks and mpiexec see that a rank ends before it has ended. The ranks may be
-            # done without it, and mpiexec kills them; one of those that end now was first.
+            # The other ranks and mpiexec see that a rank ends before it has ended. They may finish
+            # without it, and mpiexec may kill them; one of those that end now was first.
             ending = {rank: pid for fd, (rank, pid) in names.items() if fd in ready or _ends(pid)}
             told = set(_received(words))  # later, so that it has the last words of all that end
-            # Later still: a rank that has told and ends now may be why the others end.
+            # Later still: a rank that has announced its end may be why the others end.
             meant = any(r in told and (fd in ready or _ends(pid)) for fd, (r, pid) in names.items())
             if ending and not meant and not ended:
                 _say(ending, f"was killed or crashed{resume_hint(checkpoint)}")
@@ -112,7 +112,7 @@ def _main(checkpoint: str, patience: str, *ranks: str) -> None:
         else:
             for descriptor, (rank, pid) in names.items():
                 if _facts(pid)[0] in "Tt":
-                    _say({rank: pid}, "does not end because it is stopped, and is killed")
+                    _say({rank: pid}, "is stopped and so does not end: killing it")
                     with suppress(OSError):
                         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
 

@@ -14,10 +14,10 @@ from sparsecore.wasap.server import Gradient, ParameterServer, Update
 
 
 def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray]:
-    """Deal all rows out, ascending, so that every class is spread evenly."""
+    """Deal out all rows so that every class is spread evenly; each share is sorted."""
     if len(labels) < n_workers:
         raise ValueError(
-            f"workers: {n_workers} workers cannot share {len(labels)} rows; start fewer ranks"
+            f"workers: expected at most {len(labels)} (rows), got {n_workers}; start fewer ranks"
         )
     rng = seeds.generator(seed, Purpose.SPLIT)
     shuffled = rng.permutation(len(labels))
@@ -34,7 +34,7 @@ class Worker:
     shard: Shard
     server: ParameterServer
     threads: int = 1
-    step: int = 0  #: updates made, those of an earlier part of the run included
+    step: int = 0  #: updates made, including those of an earlier part of the run
 
     def __post_init__(self) -> None:
         self.config, self.seed, self.plan = self.server.config, self.server.seed, self.server.plan
@@ -52,13 +52,13 @@ class Worker:
         self._gradient = aligned(len(self.model.params), np.float32)
 
     def batches_before(self, updates: int) -> int:
-        """Return how many batches so many updates take."""
+        """Return how many batches the first `updates` updates use."""
         epochs, more = divmod(updates, self._per_epoch)
         return epochs * self.batches + more * self.plan.local_steps
 
     def compute(self) -> Gradient:
-        """Compute the gradient on the next batch of the shard; its values last until the next."""
-        # With local steps: take them, and compute how they have changed the parameters.
+        """Compute the gradient on the shard's next batch; the next call overwrites its values."""
+        # With local steps: take them, and return how they have changed the parameters.
         start = time.perf_counter()
         epoch, update = divmod(self.step, self._per_epoch)
         if self._epoch != epoch:
@@ -92,11 +92,11 @@ class Worker:
         return Gradient(values, self.rank, len(rows), float(sums.loss[0]), int(sums.correct[0]))
 
     def pull(self) -> None:
-        """Go on with the server's model."""
+        """Continue with the server's model."""
         self.version = self.server.pull(self.model)[1]
 
     def push(self, gradient: Gradient) -> Update | None:
-        """Go on with the model that the server makes of a gradient; None if phase 1 was over."""
+        """Push a gradient and continue with the server's new model; None if phase 1 was over."""
         update = self.server.push(gradient, self.version, self.model)
         if update is not None:
             self.count(gradient)
@@ -112,7 +112,7 @@ class Worker:
         self.samples += gradient.samples
 
     def trainer(self, first_epoch: int) -> Trainer:
-        """Return what trains the worker's copy from `first_epoch` (counted from 0) to the end."""
+        """Return a trainer of the worker's copy from `first_epoch` (counted from 0) to the end."""
         factor = self.server.place.n_workers if self.plan.keep_rate else 1
         rate = factor * self.config.learning_rate
         # Importance pruning belongs to phase 1, so that all copies keep the same nnz.

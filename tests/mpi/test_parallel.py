@@ -549,7 +549,7 @@ def test_checkpoint_resumes_and_replays(comm, digits, monkeypatch, path, local_s
     _, result = wasap.run(digits, longer, plan, checkpoint_path=path, resume=True)
     if comm.rank:
         return
-    with pytest.raises(ValueError, match="replay: the run's data have SHA-256"):
+    with pytest.raises(ValueError, match="replay: expected the run's data, with SHA-256"):
         wasap.replay(other_data, result)
     updates = sum(
         -(-len(r) // (32 * local_steps)) for r in shard_rows(digits.y_train, comm.size, 0)

@@ -47,7 +47,7 @@ def run(
         Raw values; they are standardised here.
     config : TrainConfig
     seed : int
-        With `config` and `data`, determines the weights bit for bit, on CPUs of one lane width.
+        Determines, with `config` and `data`, all weights bit for bit on CPUs of the same lane width.
     threads : int
         The weights do not depend on it.
     progress : bool

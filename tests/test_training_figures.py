@@ -205,7 +205,7 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     share = 100 * sparse[0]["nnz_end"] / dense[0]["nnz_end"]
     assert table.finding == "", "no times"
     told = f"{shown.gap(sparse, dense)} with {share:.2g} % of the connections. "
-    assert figures.accuracies(recorded).finding.endswith(f"taken alone: Optical digits {told}")
+    assert figures.accuracies(recorded).finding.endswith(f"intervals: Optical digits {told}")
     [speed] = own.data.query("dataset == 'digits' and method == 'set-all-relu'")[
         "speed_against_dense"
     ]
@@ -283,7 +283,7 @@ def test_curves_draw_means_and_bands_of_the_results(main):
     bar = gain.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert bar == pytest.approx([100 * effect.low, 100 * effect.high]), "as the ledger has it"
     assert picture.finding.startswith("At the end SET-All-ReLU is more accurate than SET-ReLU on ")
-    assert f"each taken alone: Optical digits {shown.points(effect)}." in picture.finding
+    assert f"uncorrected 95 % intervals: Optical digits {shown.points(effect)}." in picture.finding
     assert "rows, up to 2 seeds. Runs: profile quick, " in picture.sources
     assert "Optical digits: 3 epochs of 1,437 rows, " in picture.sources
     assert picture.svg() == figures.curves(view(main, *methods)).svg(), "the same every time"
@@ -404,7 +404,7 @@ def test_cost_draws_means_against_the_contest_s_seconds(main):
         assert mark.get_xydata() == pytest.approx(np.array([[seconds, np.mean(ends)]]))
         assert np.ptp(bars.get_segments()[0][:, 1]) == pytest.approx(2 * np.std(ends, ddof=1))
     gap = shown.gap(files("set-all-relu"), files("dense"))
-    assert f"each taken alone: Optical digits {gap} with " in picture.finding
+    assert f"uncorrected 95 % intervals: Optical digits {gap} with " in picture.finding
     assert "(dense: 2.0 times the core-seconds per epoch). " in picture.finding
     assert not figures.cost(recorded, {}).figure.axes[0].containers, "no seconds of one machine"
 
@@ -446,7 +446,7 @@ def test_accuracies_are_drawn_and_told_beside_the_dense_ones(main):
     rows = [box.lines[0].get_ydata()[0] for box in ax.containers]
     assert rows == pytest.approx(np.arange(len(METHODS)) - 0.17)
     gap = shown.gap(files("set-all-relu"), files("dense"))
-    assert f"each taken alone: Optical digits {gap} with " in picture.finding
+    assert f"uncorrected 95 % intervals: Optical digits {gap} with " in picture.finding
 
 
 def test_what_either_rule_of_pruning_leaves_is_told(main):
@@ -674,7 +674,7 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     usual = np.mean([100 * run["test_accuracy"] for run in main.of("digits", "set-relu")])
     assert container.lines[0].get_ydata() == pytest.approx([99.005, usual])
     change = f"{usual - 99.005:+.2f} points ["
-    assert f"each taken alone: on Optical digits SET-ReLU {change}" in picture.finding
+    assert f"uncorrected 95 % intervals: on Optical digits SET-ReLU {change}" in picture.finding
     alike = [{**run, "config": {**run["config"], "weight_decay": 0.0}} for run in main.runs]
     same = replace(main, study=study, runs=[*main.runs, *alike])
     assert figures.decay(same).finding.endswith(": on Optical digits no clear change. ")
@@ -695,7 +695,7 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     told = tables.deviations(replace(found, runs=runs)).finding
     start = (
         "1 of 1 measured effects (the released variant minus ours; weight decay: 0 minus 0.0002) "
-        "have a 95 % interval, taken alone, that excludes 0. These, and divergences: "
+        "have an uncorrected 95 % interval that excludes 0. These, and divergences: "
     )
     assert told.startswith(f"{start}Weight decay λ (decoupled, per step), Optical digits: ")
     assert tables.deviations(replace(found, runs=[])).finding == ""

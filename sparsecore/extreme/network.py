@@ -86,7 +86,7 @@ def _groups(sizes: np.ndarray, most: int) -> list[tuple[int, int]]:
 class TiledMLP(Closing):
     """A truly sparse perceptron for hundreds of millions of neurons and small batches."""
 
-    # `seed` determines everything, bit for bit, whatever the threads, on CPUs of one lane width.
+    # `seed` determines all, bit for bit, whatever the threads, on CPUs of the same lane width.
     # With `empty` a checkpoint will fill it. `progress` is called with the connections of each
     # layer that is drawn. There is no memory for a second copy: an interrupt can leave a step or an
     # evolution half done, and the network then refuses all work until a checkpoint fills it.

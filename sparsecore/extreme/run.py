@@ -83,8 +83,8 @@ def run(
     config : ExtremeConfig
         With zeta 0 if `comm` is given.
     seed, threads : int
-        `seed` and `config` determine the weights bit for bit, on CPUs of one lane width; threads
-        are those of each rank.
+        `seed` and `config` determine the weights bit for bit on CPUs of the same lane width;
+        `threads` is per rank.
     comm : mpi4py.MPI.Comm, optional
         Split every layer over its ranks; all of them call this function.
     memory_limit : int, optional

@@ -264,7 +264,7 @@ def rate_kept(results: Results) -> Table | Note:
 
     caption = (
         "**WASSP-SGD's phase 2 with two learning rates.** Phase 1 has the K-fold rate, and is the "
-        "same in both on CPUs of one lane width. Means over seeds, or over common seeds where "
+        "same in both on CPUs of the same lane width. Means over seeds, or over common seeds where "
         "there are enough. What to see: whether the training loss rises, with weight decay and "
         "without."
     )

@@ -17,7 +17,7 @@ from sparsecore.settings import DECAYS, setting
 
 _MARKS = dict(zip(DECAYS, "o^", strict=True))
 _RACE = ("dense", "set-relu", "set-all-relu")
-_GAINS = f"Accuracy, SET-All-ReLU minus dense, λ = {DECAYS[0]:g}, 95 % intervals, each taken alone"
+_GAINS = f"Accuracy, SET-All-ReLU minus dense, λ = {DECAYS[0]:g}, uncorrected 95 % intervals"
 
 
 def _comparable(found: Mapping[str, list[Result]]) -> bool:
@@ -312,7 +312,7 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
         "where a line is level, λ does not matter; where lines are apart, the method does."
     ),
     finding=(
-        "Accuracy with weight decay {:g} minus that with {:g}, 95 % intervals, each taken alone"
+        "Accuracy with weight decay {:g} minus that with {:g}, uncorrected 95 % intervals"
     ).format(*DECAYS),
     height=2.7, extra=0.4, across=2, least=2,
     legend=lambda results: shown.lines(results.study.methods),

@@ -76,8 +76,8 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
         "connections go before accuracy falls."
     ),
     finding=(
-        "Connections left by pruning during training, and the change in accuracy (95 % intervals, "
-        "each taken alone)"
+        "Connections left by pruning during training, and the change in accuracy (uncorrected 95 % "
+        "intervals)"
     ),
     height=4.4, block=(2, 1), across=4, sharex="col",
     labels=("connections (thousands)", "difference (points)"),

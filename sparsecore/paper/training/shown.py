@@ -246,8 +246,8 @@ def contrast(results: Results, first: str, second: str) -> str:
     more, less = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)
     return (
         f"At the end {METHODS[first].label} is more accurate than {METHODS[second].label} on "
-        f"{more} of {len(effects)} data sets and less accurate on {less}, by 95 % intervals, each "
-        f"taken alone: {'; '.join(told)}."
+        f"{more} of {len(effects)} data sets and less accurate on {less}, by "
+        f"uncorrected 95 % intervals: {'; '.join(told)}."
     )
 
 

@@ -317,7 +317,7 @@ def deviations(recorded: Results) -> Table:
     )
     start = (
         f"{clear} of {measured} measured effects (the released variant minus ours; weight decay: 0 "
-        "minus 0.0002) have a 95 % interval, taken alone, that excludes 0. These, and divergences"
+        "minus 0.0002) have an uncorrected 95 % interval that excludes 0. These, and divergences"
     )
     finding = shown.sentence(start, "; ".join(told or ["none"])).strip() * bool(measured)
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)

@@ -47,7 +47,7 @@ def run(
         Raw values; they are standardised here.
     config : TrainConfig
     seed : int
-        Determines, with `config` and `data`, all weights bit for bit on CPUs of the same lane width.
+        With `config` and `data`, determines all weights bit for bit on CPUs of one lane width.
     threads : int
         The weights do not depend on it.
     progress : bool

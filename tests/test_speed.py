@@ -280,7 +280,7 @@ def test_an_epoch_is_made_of_what_the_main_table_s_runs_took():
         "On Fashion-MNIST training steps take 92 % of an epoch, the test after it 8 %, and "
         "evolution 0.5 % (SET-All-ReLU, the main table's runs)."
     )
-    assert "Nothing" in speed_figures.epoch(replace(main, runs=[])).text
+    assert "not recorded yet" in speed_figures.epoch(replace(main, runs=[])).text
 
 
 def test_the_widest_network_is_told(small):
@@ -344,7 +344,7 @@ def test_report_lists_the_fastest_first():
     "options, message",
     [
         (["--rounds", "3"], "--rounds: expected --peers"),
-        (["--peers", "--steps", "3"], "--steps: with --peers"),
+        (["--peers", "--steps", "3"], "--steps: not with --peers"),
         (["--peers", "--rounds", "0"], "rounds: expected an integer of at least 1, got 0"),
         (["--peers", "--batch", "0"], "--batch: expected an integer of at least 1, got 0"),
     ],

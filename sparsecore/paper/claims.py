@@ -370,10 +370,10 @@ class Ledger:
         ]
         caption = (
             "**Outcome of the claims**: ✓ holds, ✗ fails, ? undecided, – not tested yet, n/a "
-            "left out on purpose. Numbers, at weight decay "
-            f"{DECAYS[0]:g} / {DECAYS[1]:g}, or both: points of accuracy gained; ×, ratio of "
-            "speeds per epoch (against dense: in core-seconds) or of gradient flows; % right (C4's "
-            "smallest network of ten layers)."
+            "left out on purpose. Entries: weight decay "
+            f"{DECAYS[0]:g} / {DECAYS[1]:g}, or one for both. Numbers: points of accuracy gained; "
+            "×, ratio of speeds per epoch (against dense: in core-seconds) or of gradient flows; % "
+            "right (C4's smallest network of ten layers)."
         )
         sources = "".join(self._sources())
         return Table.of("L-grid", rows, columns, caption, sources, self.finding())

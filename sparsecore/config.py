@@ -144,7 +144,7 @@ class TrainConfig:
     )
     density: float | None = param(None, _PROBABILITY, "connection probability instead of epsilon")
     activation: str = param("all-relu", names(ACTIVATIONS), "activation of the hidden layers")
-    alpha: float = param(0.6, FINITE, "slope of All-ReLU and LeakyReLU for negative inputs", "α")
+    alpha: float = param(0.6, FINITE, "slope of All-ReLU and LeakyReLU for negative sums", "α")
     init: str = param("he_uniform", names(INITIALIZERS), "distribution of new weights", "init")
     learning_rate: float = param(0.01, POSITIVE, "step size η", "η", "ETA")
     momentum: float = param(0.9, FRACTION, "share of the velocity kept", "momentum μ", "MU")

@@ -59,7 +59,7 @@ def test_runs_are_made_in_turns_shown_and_told(trained):
     heights = [bar.get_height() for bar in staleness.figure.axes[0].patches]
     assert heights == [100.0, 0, 0, 0]  # one worker is never stale
     assert "are 0.00 updates old on average, and 100.0 % are" in staleness.finding
-    assert "identical to the last bit" in parallel_figures.replayed(found).text
+    assert "bit-identical" in parallel_figures.replayed(found).text
     differs = {**found, "replay": {"identical": False, "updates": 12}}
     told = "repeated 12 updates. Its weights are not those recorded."
     assert told in parallel_figures.replayed(differs).text

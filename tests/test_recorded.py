@@ -231,7 +231,7 @@ def test_attempts_that_failed_are_counted(held, share, monkeypatch, results):
     assert table.finding == told
     assert list(table.frame["on"]) == ["WASAP", "runs", "files"]
     promises = table.data.set_index("what")["promise"]
-    assert "replays" in promises["WASAP"] and "uninterrupted" in promises["runs"]
+    assert "a replay" in promises["WASAP"] and "uninterrupted" in promises["runs"]
     assert_reads_well(table)
 
 

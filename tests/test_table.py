@@ -99,7 +99,7 @@ def test_an_interrupted_fit_says_what_is_saved(tmp_path, interrupted_in, capsys)
     words = ["train", "--data", data, "--target", "y", "--hidden", "8", "--out", model]
     with interrupted_in(3):
         assert main(words) == 130
-    assert f"the 3 finished epochs are saved in {model}" in capsys.readouterr().err
+    assert f"the 3 completed epochs are saved in {model}" in capsys.readouterr().err
     assert saved.load(model)[0].n_iter_ == 3
 
 

@@ -506,7 +506,7 @@ def test_command_line_trains_on_nodes_that_share_a_machine_and_replays(tmp_path,
     path.write_text(out)
     assert main(["train", "--replay", str(path)]) == 0
     told = capsys.readouterr().out
-    assert "weights identical to the last bit" in told and result["weights_sha256"] in told
+    assert "bit-identical weights" in told and result["weights_sha256"] in told
 
     # Another order of the same updates makes other weights.
     read = wasap.from_json(result["parallel"]["record"])

@@ -103,8 +103,8 @@ def result_options(
 ) -> None:
     """Add the options of a run that can be resumed and that prints its result."""
     seed = (
-        "seed of all random numbers; on CPUs of the same lane width (values per vector) it "
-        f"determines the weights bit for bit{seeded} (%(default)s)"
+        "seed of all random numbers; on CPUs of the same lane width (values that a "
+        f"kernel handles at once) it determines the weights bit for bit{seeded} (%(default)s)"
     )
     sub.add_argument("--seed", type=int, default=0, help=seed)
     text = f"threads per process; they do not change the result ({threads or 'all CPUs'})"

@@ -85,7 +85,7 @@ def train(options: argparse.Namespace) -> None:
     begin = time.perf_counter()
     try:
         estimator.fit(table.X, y)
-    finally:  # an interrupt keeps the finished epochs
+    finally:  # an interrupt keeps the completed epochs
         if options.out is not None and hasattr(estimator, "model_"):
             try:
                 saved.save(estimator, options.out, table.names)
@@ -94,7 +94,7 @@ def train(options: argparse.Namespace) -> None:
                 raise
             finally:
                 if isinstance(sys.exc_info()[1], KeyboardInterrupt):
-                    done = f"the {estimator.n_iter_} finished epochs"
+                    done = f"the {estimator.n_iter_} completed epochs"
                     shared.say(f"{done} are saved in {options.out}")
     result = {
         "kind": kind.__name__, "epochs": estimator.n_iter_, "seconds": time.perf_counter() - begin,

@@ -192,6 +192,6 @@ def _replay(options: argparse.Namespace) -> None:
         )
     if not options.json:
         print(
-            f"replayed {report['updates']:,} updates: weights identical to the last bit "
+            f"replayed {report['updates']:,} updates: bit-identical weights "
             f"(SHA-256 {report['weights_sha256']})"
         )

@@ -1,6 +1,6 @@
 """The ledger of the paper's claims: each with its rule, the evidence, and a verdict.
 
-A claim is made of checks: one per question and data set, and per weight decay where training
+A claim consists of checks: one per question and data set, and per weight decay where training
 depends on it. The rule of a check is written here and does not depend on any result. By its
 results a check holds, fails, or is undecided; without results it is not tested here yet. Checks
 that cannot be tested (a dense network that does not fit, a surrogate's accuracy) do not count.
@@ -390,8 +390,8 @@ class Ledger:
             Column("verdict: checks", "verdict", "**{}**", number=False),
         )
         caption = (
-            "**The claims and their verdicts.** A check is decided if its corrected p is below "
-            "5 %; it also fails if a run of the method diverges. Otherwise, and wherever "
+            "**The claims and their verdicts.** A check is decided if its corrected p value is "
+            "below 5 %; it also fails if a run of the method diverges. Otherwise, and wherever "
             "SET-All-ReLU is no better than guessing, it is undecided."
         )
         key = f"L-claims{self.results.suffix}"

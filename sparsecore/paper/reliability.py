@@ -56,7 +56,7 @@ def table() -> Table | Note:
     results.sort(key=lambda result: list(CHECKS).index(result["check"]))
     rows = [dict(zip(("done", "promise"), CHECKS[r["check"]], strict=True), **r) for r in results]
     for row in (row for row in rows if row["what"] == "WASAP"):  # no two such runs are alike
-        row["promise"] = "the record of the resumed run replays to its weights"
+        row["promise"] = "a replay of the resumed run's record gives its weights"
     columns = [
         Column("attempt", "done", number=False, once=True),
         Column("on", "what", number=False, show=lambda what: what.replace("1 threads", "1 thread")),

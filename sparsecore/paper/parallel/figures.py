@@ -141,7 +141,7 @@ def _beside_sequential(runs: dict[str, list[Result]], workers: int) -> str:
     faster = " and ".join(f"{pace[n] / pace[base]:.2f} ({LABELS[n]})" for n in _PARALLEL)
     return (
         f"With {workers} workers, samples per second of these runs are {faster} times those of "
-        "sequential training with one thread; the claims' seconds are those of a contest. "
+        "sequential training with one thread; the claims' seconds come from T-times. "
         f"Final accuracy minus sequential training's: {beside}."
     )
 
@@ -356,6 +356,6 @@ def resources(axes: Any, found: Result) -> tuple[str, str]:
 def replayed(found: Result) -> Note:
     """Report the result of the replay."""
     report = found["replay"]
-    verdict = "identical to the last bit" if report["identical"] else "not those recorded"
+    verdict = "bit-identical" if report["identical"] else "not those recorded"
     told = f"A replay in one process repeated {report['updates']:,} updates. Its weights are"
     return Note(f"{told} {verdict}.")

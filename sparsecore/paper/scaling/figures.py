@@ -160,7 +160,7 @@ _COMPARISON = (
     Column("algorithm", "algorithm", number=False, once=True),
     Column("workers", "workers"),
     Column("samples/s measured", "", "{measured:,.0f} ({lowest:,.0f}–{highest:,.0f})".format_map),
-    Column("speed-up", "speedup", "{:.2f}"),
+    Column("speedup", "speedup", "{:.2f}"),
     Column("gradient, lock, update (ms)", "", _parts),
     Column("samples/s simulated", "", "{simulated:,.0f} ({deviation:+.0%})".format_map),
 )  # fmt: skip

@@ -216,7 +216,7 @@ _STUDIES = (
         (*_REAL, "digits"), ("wasap", "wassp"), DECAYS, runs_of="T-main",
     ),
     Study("F-resources", "CPU and memory over time of each rank", runs_of="F-parallel"),
-    Study("F-scaling", "speed-up per worker, measured, and simulated to 1024"),
+    Study("F-scaling", "speedup per worker, measured, and simulated to 1024"),
     Study("T-extreme", "up to 2·10⁸ neurons: memory, time, learning"),
     Study("T-reliability", "attempts to break runs, files and models"),
     Study("T-estimator", "the estimator's defaults on users' tables, and scikit-learn's"),

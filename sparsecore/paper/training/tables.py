@@ -44,8 +44,8 @@ def data_sets(recorded: Results) -> Table:
     caption = (
         "**The data sets.** The study's rows for training and test; the rows that the main "
         "table's runs used; the source of the data; the first digits of their content's hash, on "
-        "this machine. A surrogate has the shape of data that were not at hand; it only serves to "
-        "measure time and memory."
+        "this machine. A surrogate has the shape of data that were not available; it only "
+        "serves to measure time and memory."
     )
     rows = [_data_set(name, recorded) for name in datasets.names()]
     here = "; ".join(f"{row['title']}: {row['here']}" for row in rows)

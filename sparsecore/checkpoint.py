@@ -49,7 +49,7 @@ def save(model: SparseMLP, path: str | os.PathLike[str], run: dict[str, Any] | N
     Raises
     ------
     OSError
-        If the file cannot be written, for example because it or its folder is read-only.
+        If the file cannot be written: it is no regular file, say, or it or its folder is read-only.
     ValueError
         If a weight, bias or velocity is not finite; an existing file stays.
 

@@ -122,7 +122,7 @@ def check_values(config: Any, known: dict[str, Hyperparameter]) -> None:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Hyperparameters of a network and its training; the defaults are Fashion-MNIST's.
+    """Hyperparameters of a network and its training; defaults: the study's for Fashion-MNIST.
 
     {parameters}
 

@@ -242,7 +242,7 @@ def resumed(
 
 def _take_other_epochs(path: Any, state: dict[str, Any], now: dict[str, Any]) -> None:
     """Accept another number of epochs in a checkpoint, if those already done stay the same."""
-    # A run does not change its topology after its last epoch; `fit` then does so on resuming.
+    # After its last epoch a run keeps its topology; resumed with more, it evolves first.
     was, parallel = state["config"], "phase1_epochs" in now
     if (before := was["epochs"]) == now["epochs"] or parallel != ("phase1_epochs" in was):
         return

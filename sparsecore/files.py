@@ -72,7 +72,7 @@ def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[I
 
 
 def previous(path: str | os.PathLike[str]) -> Path:
-    """Return the path at which `atomic_write` keeps the file before."""
+    """Return the path at which `atomic_write` keeps the file that it replaced."""
     target = Path(os.path.realpath(path))
     return target.with_name(f"{target.name}.previous")
 

@@ -35,7 +35,7 @@ class OutputClosedError(BrokenPipeError):
 
 
 class Output(Unfailing):
-    """A stream for results: errors name standard output; a closed pipe: `OutputClosedError`."""
+    """A stream for results: errors name it, and a closed pipe raises `OutputClosedError`."""
 
     @contextmanager
     def _trouble(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ class Setting:
 
     config: TrainConfig
     released: frozenset[str]  #: fields of `config`; none if the data set is not in the study
-    decay: float = DECAYS[0]  #: weight decay of `default`, as T-held-out favours
+    decay: float = DECAYS[0]  #: weight decay of `default`; 0 where T-held-out favours it
 
     @cached_property
     def default(self) -> TrainConfig:

@@ -26,7 +26,8 @@ from sparsecore.seeds import Purpose
 _SLICE_SECONDS = 0.2
 Targets = np.ndarray | Aim  #: class indices, or other targets
 #: A `SparseMLP`, or a network with its own engine and, like a `SparseMLP`, the members `sizes`,
-#: `params`, `nnz`, `new_engine`, `start_momentum`, `decision_function` and `weights_sha256`.
+#: `params`, `nnz`, `new_engine`, `start_momentum`, `decision_function` and `weights_sha256`; also
+#: `evolve` and `prune`, unless zeta is 0 and nothing is pruned.
 Model = Any
 
 
@@ -167,7 +168,8 @@ class Trainer(Fixed, Closing):
         y : ndarray of int, shape (n,), or Aim
             Class indices, or the targets of an estimator.
         on_progress : callable, optional
-            Called several times per second with the new samples done and the mean loss so far.
+            Called several times per second with the number of samples since its last call, and
+            the mean loss so far.
 
         Returns
         -------

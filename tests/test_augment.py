@@ -111,3 +111,6 @@ def test_seed_and_epoch_determine_the_result():
     np.testing.assert_array_equal(augmentation(4), first)
     assert not np.array_equal(first, run(7, 4, rank=1)), "each worker draws its own"
     assert not np.array_equal(run(7, 4, rank=2), run(7, 4, rank=1))
+    moves = ImageAugmentation(X, (8, 8, 3), mean, scale, 7, 2).draw(4)
+    drawn = np.random.default_rng(np.random.SeedSequence(7, spawn_key=(2, 4))).random((30, 4))
+    np.testing.assert_allclose(moves[:, 0], (2 * drawn[:, 0] - 1) * augmentation.largest[0])

@@ -257,7 +257,7 @@ def test_terminal_s_cluster_is_used_a_run_survives_its_end_and_an_engine_that_ha
             assert workers.own is None
             # MPI ends the other at once, and ipyparallel may tell of that one first.
             either = "|".join(rf"{r} \(process {pid}\)" for r, pid in enumerate(workers.pids))
-            killed = rf"rank ({either}) seems to be .* killed or.*; resume=True starts"
+            killed = rf"rank ({either}) seems to be .* killed or.*; resume=True continues"
             with pytest.raises(ClusterError, match=killed):
                 train(workers, 1, signal.SIGKILL)
             assert time.monotonic() - broken[0] < 10

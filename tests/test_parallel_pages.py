@@ -193,7 +193,7 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
     assert table.data["seeds"].tolist() == ["2", "2"]
     assert "recorded yet" in parallel_figures.rate_kept(Results(study, "paper", runs[3:])).text
     effects = tables.deviations(Results(study, "paper", runs, diverged=lost)).data["effect"]
-    told = "-5.00 points (no interval); Madelon, λ = 0: 1 run of the released code diverged"
+    told = "-5.00 points (no interval); Madelon, λ = 0: 1 run of the released variant diverged"
     assert effects[1] == f"Madelon, λ = 0.0002: {told}"
 
 

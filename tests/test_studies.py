@@ -569,7 +569,7 @@ def test_command_line(study, ran, capsys, monkeypatch):
     assert out.startswith(f"results in {store.root()}")
     assert "digits-set-relu-seed0,1: missing" in out
     curves = out.partition("F-curves")[2].partition("F-gradient-flow")[0]
-    assert "others are listed above" in curves and "missing" not in curves, "shares T-main's runs"
+    assert "more listed above" in curves and "missing" not in curves, "shares T-main's runs"
     assert __main__.main(["study", "run", "F-test", "--seeds", "-1"]) == 1
     assert "--seeds: expected integers of at least 0, got (-1,)" in capsys.readouterr().err
     assert __main__.main(["study", "run", "F-test", "--seeds", "1", "--profile", "quick"]) == 0

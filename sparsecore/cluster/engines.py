@@ -29,7 +29,7 @@ _ANSWER_SECONDS = 30.0  # for an engine's first answer: it imports the package
 _SOURCES = provenance.sources_sha256()  # now: an engine keeps the modules that it has loaded
 _GUARD = Path(__file__).with_name("guard.py")
 _RESTART = "stop the cluster (ipcluster stop) and run ipcluster start --engines=MPI -n"
-_BUSY = "is busy with work of another client (wait, or interrupt it there)"
+_BUSY = "is busy with work, perhaps of another client (wait, or interrupt it there)"
 
 
 class ClusterError(RuntimeError):

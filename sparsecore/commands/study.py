@@ -130,7 +130,7 @@ def _show(key: str, entries: list[Any], seen: dict[Path, str]) -> set[Path]:
     lacking = {path: state for path, state in states.items() if state != "recorded"}
     print(f"{key:16} {len(states) - len(lacking)}/{len(states)} results recorded")
     if told := lacking.keys() & seen.keys():
-        print(f"  {len(told)} others are listed above")
+        print(f"  {len(told)} more listed above")
     alike: dict[tuple[str, str], list[str]] = {}  # seeds, by kind of run and state
     for path, state in lacking.items():
         if path not in seen:

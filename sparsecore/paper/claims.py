@@ -370,10 +370,10 @@ class Ledger:
         ]
         caption = (
             "**Outcome of the claims**: ✓ holds, ✗ fails, ? undecided, – not tested yet, n/a "
-            "left out on purpose. Entries: weight decay "
+            "left out on purpose. Weight decay "
             f"{DECAYS[0]:g} / {DECAYS[1]:g}, or one for both. Numbers: points of accuracy gained; "
-            "×, ratio of speeds per epoch (against dense: in core-seconds) or of gradient flows; % "
-            "right (C4's smallest network of ten layers)."
+            "×, how many times as fast an epoch (against dense: in core-seconds) or as large a "
+            "gradient flow is; % right (C4's smallest network of ten layers)."
         )
         sources = "".join(self._sources())
         return Table.of("L-grid", rows, columns, caption, sources, self.finding())

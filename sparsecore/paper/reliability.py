@@ -40,7 +40,7 @@ def load(profile: str | None = None) -> None:
 
 
 def keep(check: str, what: str, tried: int, held: int) -> None:
-    """Record how often something was tried, and the promise held, if SPARSECORE_RECORD is set."""
+    """If SPARSECORE_RECORD is set, record how often a thing was tried and its promise held."""
     if not os.environ.get("SPARSECORE_RECORD"):
         return
     entry = _entry(what.replace(" ", "-"))

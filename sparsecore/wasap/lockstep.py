@@ -56,7 +56,7 @@ class Lockstep:
         return np.clip(np.array(self.shard_sizes) - done, 0, self._size)
 
     def take_step(self, step: int, gradient: np.ndarray | None) -> None:
-        """Take step number `step` of phase 1 together; no `gradient`: the batch is empty."""
+        """Take step `step` of phase 1 together; `gradient` is None if the batch is empty."""
         params, velocity = self.model.params, self.model.start_momentum()
         if self.plan.local_steps > 1:  # average the parameters; each keeps its own velocity
             self._average(params, self.samples(step))

@@ -53,7 +53,7 @@ def run(
     config : TrainConfig
     plan : Plan, optional
     seed : int
-        Determines split and random streams; in lockstep, with the same ranks, also the weights.
+        Determines split and random streams; in lockstep, with as many ranks, also the weights.
     threads : int
         Threads per rank; use 1 where ranks share cores.
     on_progress : callable, optional

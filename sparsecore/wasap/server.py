@@ -220,7 +220,7 @@ class ParameterServer:
             return out, Version(int(state[TICKET]), int(state[VERSION]))
 
     def push(self, gradient: Gradient, version: Version, out: SparseMLP) -> Update | None:
-        """Apply a gradient of `out`, a copy at `version`; update `out`; None: phase 1 was over."""
+        """Apply a gradient of `out`, a copy at `version`; renew `out`. None if phase 1 is over."""
         place, asked = self.place, time.perf_counter()
         # Where the topology has not changed, `fresh`, the new parameters, are written into `out`.
         values, fresh, accepted = gradient.values, out.params, 1.0

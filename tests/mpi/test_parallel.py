@@ -11,6 +11,7 @@ import pytest
 from sparsecore import checkpoint, datasets, experiment, provenance, seeds, train, wasap
 from sparsecore.compiled import lanes
 from sparsecore.compiled.engine import metrics
+from sparsecore.compiled.kernels import Rule
 from sparsecore.config import TrainConfig
 from sparsecore.files import previous
 from sparsecore.wasap import shm
@@ -131,11 +132,6 @@ def test_local_steps_of_one_worker_are_the_sequential_trainers(digits, algorithm
             assert here[name] == pytest.approx(there[name]), name
 
 
-def k_fold_rule(config, n_workers, seed):
-    rate = np.float32(config.learning_rate * n_workers)
-    return train.sgd_rule(config, seed)._replace(learning_rate=rate)
-
-
 def shuffled_shards(data, n_workers, seed, epoch):
     """Each worker's rows, in the order in which it takes them."""
     return [
@@ -148,7 +144,8 @@ def by_local_steps(data, config, n_workers, seed, local_steps):
     """Train copies of a model side by side, and average them after so many steps of each."""
     scaled, size = data.standardized(), config.batch_size
     model = train.new_model(config, data.n_features, data.n_classes, seed)
-    rule = k_fold_rule(config, n_workers, seed)
+    rate = np.float32(config.learning_rate * n_workers)
+    rule = train.sgd_rule(config, seed)._replace(learning_rate=rate)
     for epoch in range(config.epochs):
         orders = shuffled_shards(data, n_workers, seed, epoch)
         copies = [model.copy() for _ in orders]
@@ -172,7 +169,9 @@ def in_large_batches(data, config, n_workers, seed):
     """Train sequentially on batches that hold the workers' batches one after the other."""
     scaled, size = data.standardized(), config.batch_size
     model = train.new_model(config, data.n_features, data.n_classes, seed)
-    rule = k_fold_rule(config, n_workers, seed)
+    rate = np.float32(config.learning_rate * n_workers)
+    decay, momentum = np.float32(config.weight_decay), np.float32(config.momentum)
+    rule = Rule(rate, momentum, decay, np.float32(0), np.uint64(0))
     for epoch in range(config.epochs):
         orders = shuffled_shards(data, n_workers, seed, epoch)
         model.start_momentum()

@@ -83,7 +83,7 @@ def _train(algorithm: str, seed: int, profile: str) -> Result:
 
 def _replay(first: Entry, seed: int) -> Result:
     if (run := first.recorded() or _made.get((seed, first.profile))) is None:
-        raise cluster.ClusterError("the WASAP-SGD run to replay")
+        raise cluster.ClusterError("there is no WASAP-SGD run to replay")
     return wasap.replay(_rows(seed, first.profile), run, progress=True)[1]
 
 

@@ -95,7 +95,7 @@ def _measure(effort: Effort) -> Result:
 
 
 def _messages_on_engine(n_bytes: int) -> Result:
-    """Return medians of small messages and of large ones (`n_bytes`) that two ranks swap."""
+    """Return a small message's "seconds", and "bytes_per_second" of `n_bytes`; medians."""
     from sparsecore.wasap.mpi import first_ranks  # starts MPI, which only engines need
 
     medians = []

@@ -65,7 +65,7 @@ class Interconnect(NamedTuple):
     bandwidth: float | None = None
 
     def seconds(self, n_bytes: float) -> float:
-        """Return the seconds that one-sided access to `n_bytes` takes."""
+        """Return the seconds to move `n_bytes` by one-sided access, without latency."""
         return 0.0 if self.bandwidth is None else n_bytes / self.bandwidth
 
 

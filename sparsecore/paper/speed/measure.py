@@ -111,7 +111,7 @@ def width_sweep(effort: Effort) -> Result:
 
 def _contest_avx2(effort: Effort) -> Result:
     if widest() == 128:
-        raise DataError("a CPU without AVX-512: measure on such a machine, and copy the result")
+        raise DataError("it needs a CPU without AVX-512; measure on one, and copy the result")
     return contest(effort)
 
 

@@ -288,10 +288,10 @@ def deviations(recorded: Results) -> Table:
             runs = [recorded.at(decay).of(dataset, method) for method, decay in ways]
             decays = [decay for _, decay in ways]
             where = recorded.title(dataset) + f", λ = {decays[0]:g}" * (len({*decays}) == 1)
-            for (name, at), whose in zip(ways, ("the released code", "ours"), strict=True):
+            for (name, at), whose in zip(ways, ("the released", "our"), strict=True):
                 if lost := recorded.at(at).of(dataset, name, diverged=True):
                     many = f"{len(lost)} run{'s' * (len(lost) > 1)}"
-                    effects.append(f"{where}: {many} of {whose} diverged")
+                    effects.append(f"{where}: {many} of {whose} variant diverged")
                     told.append(f"{fact['subject']}, {effects[-1]}")
             found = difference(*runs)
             if all(runs):

@@ -23,7 +23,7 @@ from sparsecore.samples import DENSE_VALUES, as_inputs, as_labels
 from sparsecore.seeds import Purpose
 
 # The kernels cannot be interrupted: they get about this many seconds of work at a time.
-_SLICE_SECONDS = 0.2
+_CALL_SECONDS = 0.2
 Targets = np.ndarray | Aim  #: class indices, or other targets
 #: A `SparseMLP`, or a network with its own engine and, like a `SparseMLP`, the members `sizes`,
 #: `params`, `nnz`, `new_engine`, `start_momentum`, `decision_function` and `weights_sha256`; also
@@ -127,7 +127,7 @@ class Trainer(Fixed, Closing):
         self._engine = model.new_engine(config.batch_size, threads)
         self.close = self._engine.close
         self._rule = sgd_rule(config, seed, rank)
-        self._slice_steps = 1
+        self._call_steps = 1
         self._compile()
 
     @property
@@ -194,7 +194,7 @@ class Trainer(Fixed, Closing):
         sums, done = metrics()._replace(steps=self._steps), 0
         while done < n:
             begin = time.perf_counter()
-            steps, inputs, labels = self._slice_steps, X, y
+            steps, inputs, labels = self._call_steps, X, y
             if sp.issparse(X):
                 steps = max(1, min(steps, DENSE_VALUES // (X.shape[1] * batch)))
             rows = order[done : done + steps * batch]
@@ -209,9 +209,9 @@ class Trainer(Fixed, Closing):
                 raise diverged(f"the loss became {loss} {when}", self.config)
             if on_progress is not None:
                 on_progress(len(rows), loss)
-            full = len(rows) == self._slice_steps * batch
-            if full and time.perf_counter() - begin < _SLICE_SECONDS / 2:
-                self._slice_steps *= 2
+            full = len(rows) == self._call_steps * batch
+            if full and time.perf_counter() - begin < _CALL_SECONDS / 2:
+                self._call_steps *= 2
         with np.errstate(invalid="ignore"):  # the sum of two infinities
             finite = np.isfinite(self.model.params.sum(dtype=np.float64))
         if not finite:

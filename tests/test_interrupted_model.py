@@ -184,7 +184,7 @@ def interrupt_starts(stride=1):
 
 @pytest.fixture(autouse=True)
 def one_step_at_a_time(monkeypatch):
-    monkeypatch.setattr(train, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(train, "_CALL_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize(("part", "threads"), CASES)

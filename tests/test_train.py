@@ -250,7 +250,7 @@ def test_how_work_is_sliced_does_not_change_a_bit(monkeypatch):
     # The trainer hands the kernels as many steps as fit into some milliseconds.
     runs = []
     for seconds in (0.0, 1e9):
-        monkeypatch.setattr(train, "_SLICE_SECONDS", seconds)
+        monkeypatch.setattr(train, "_CALL_SECONDS", seconds)
         runs.append(fit(config(batch_size=8))[0])
     assert_same(*runs)
 
@@ -364,7 +364,7 @@ def test_weights_that_diverge_in_the_last_step_are_an_error():
 def test_slices_are_bounded(form, monkeypatch):
     monkeypatch.setattr(train, "DENSE_VALUES", 40 * N_FEATURES)
     settings = config(batch_size=8, epochs=30)
-    monkeypatch.setattr(train, "_SLICE_SECONDS", 1e9)  # any slice is a quick one
+    monkeypatch.setattr(train, "_CALL_SECONDS", 1e9)  # any slice is a quick one
     X, y = data()
     handed = []
     with Trainer(new_model(settings, N_FEATURES, N_CLASSES, 5), settings) as trainer:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sparsecore.compiled import kernels, lanes, programs
 from sparsecore.compiled.arrays import Closing, reads
-from sparsecore.compiled.kernels import Metrics, Network, Rule, State, Target, Workspace
+from sparsecore.compiled.kernels import Metrics, Network, Rule, Sink, State, Workspace
 from sparsecore.compiled.losses import SOFTMAX, Aim, unweighted
 from sparsecore.compiled.team import PARTS, Governor, Team, checked_size
 
@@ -154,7 +154,7 @@ class Engine(Closing):
                 begin = time.perf_counter()
                 self._team.walk(
                     programs.run_batches, self._wide, self._width, net,
-                    Target(velocity[:nnz], velocity[nnz:], None, None, shared=members > 1),
+                    Sink(velocity[:nnz], velocity[nnz:], None, None, shared=members > 1),
                     work[members], rule, inputs, aim, turn, batch_size, step + first // batch_size,
                     sums, members=members,
                 )  # fmt: skip
@@ -187,7 +187,7 @@ class Engine(Closing):
         size = self._team.size
         self._team.walk(
             programs.run_batches, self._wide, self._width, net,
-            Target(None, None, out[:nnz], out[nnz:], shared=size > 1), work[size], plain, inputs,
+            Sink(None, None, out[:nnz], out[nnz:], shared=size > 1), work[size], plain, inputs,
             aim, rows, len(rows), step, sums,
         )  # fmt: skip
 

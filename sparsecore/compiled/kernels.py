@@ -5,9 +5,10 @@ shape ``(n_l, lanes)``, one after the other in one flat buffer. So a neuron's ba
 contiguous, and a block stays in the cache while a layer is swept. Weights are CSR by output neuron.
 The backward sweep reads them through the transposed access: it holds one input neuron's activations
 in registers, streams the gradients of the neurons it feeds, and obtains the input gradient, the
-weight gradient and the update in one pass, for several blocks at once: `width` is forward's number
-of lanes, `wide` backward's.
-A layer too wide for the cache is swept in slices of its neurons; no sum changes its order.
+weight gradient and the update in one pass. A block has `width` lanes; backward takes a group of
+blocks at once, `wide` lanes in all. A `row` is a neuron: an output forward, an input backward; in
+`rows` it is a sample. A layer whose far side does not fit in the cache is swept in slices of that
+side; no sum over connections changes its order.
 """
 
 from typing import Any, NamedTuple
@@ -22,8 +23,8 @@ from sparsecore.compiled.lanes import (  # isort: skip
     total, totals,
 )  # fmt: skip
 
-# Backward prefetches a line that another thread may have changed this many connections ahead. From
-# that thread's cache, the line takes as long as ten connections; 8 is worse than no prefetch.
+# Backward asks so many connections ahead for lines that another thread may have changed. From that
+# thread's cache, a line takes as long as ten connections; 8 is worse than no prefetch.
 _AHEAD = 16
 
 
@@ -95,7 +96,7 @@ class Metrics(NamedTuple):
     steps: np.ndarray  #: int64 (1,), steps taken
 
 
-@jit(_nrt=False, forceinline=True)
+@jit(_nrt=False, forceinline=True)  # as `inline`, but Python calls it, too
 def mix(a, b):
     """Hash two integers to a uint64 (the finaliser of splitmix64)."""
     h = np.uint64(a) + np.uint64(0x9E3779B97F4A7C15) * (np.uint64(b) + np.uint64(1))
@@ -114,27 +115,28 @@ def noise_of(rule, step):
 
 @inner
 def gather(width, start, stop, inputs, rows, first, count, act, x0):
-    """Copy features [start, stop) of ``inputs[rows[first : first + count]]``, padded with 0."""
+    """Copy features [start, stop) of samples ``rows[first : first + count]`` to a block at `x0`."""
+    # Lanes from `count` on get 0. Whole tiles are transposed in registers.
     lanes, side = lanes_of(width), tile_of(width)
     whole = start + (stop - start) // side * side
-    for column in range(0, lanes, side):
+    for tile in range(0, lanes, side):
         edge = start  # features from here on are copied one by one
-        if column + side <= count:
+        if tile + side <= count:
             for feature in range(start, whole, side):
-                place = x0 + feature * lanes + column
-                copy_transposed(width, inputs, rows, first + column, feature, act, place, lanes)
+                place = x0 + feature * lanes + tile
+                copy_transposed(width, inputs, rows, first + tile, feature, act, place, lanes)
             edge = whole
-        for c in range(column, column + side):
-            row = at(rows, first + c) if c < count else 0
+        for lane in range(tile, tile + side):
+            row = at(rows, first + lane) if lane < count else 0
             for feature in range(edge, stop):
-                value = inputs[row, feature] if c < count else np.float32(0)
-                put(act, x0 + feature * lanes + c, value)
+                value = inputs[row, feature] if lane < count else np.float32(0)
+                put(act, x0 + feature * lanes + lane, value)
 
 
 class Slice(NamedTuple):
     """A range of the neurons on the far side of a layer, all that one sweep over its rows reads."""
 
-    stop: Any  #: int64, where it ends
+    stop: Any  #: int64, first neuron beyond it; a row's part begins at the row's cursor
     is_first: Any  #: bool
     is_last: Any  #: bool
 
@@ -173,9 +175,9 @@ def forward(
     width, start, stop, layer, slice_, net, act, x0, y0, hidden, work, cursor, noise, sample
 ):
     """Add a slice of the inputs to y = W x + b, rows [start, stop); the last slice applies f."""
-    # x begins at `x0` of `act`, y at `y0`; `sample` is the block's first in the batch. With
-    # `work`, values for backward are kept, and `noise` drops activations; without `work` there is
-    # one slice.
+    # x begins at `x0` of `act`, y at `y0`; `sample` is the block's first in the batch; `hidden`: y
+    # are not the logits. With `work`, values for backward are kept, and `noise` drops activations;
+    # without it (predictions; the compiler removes what is None) there is one slice.
     lanes = lanes_of(width)
     base, bias = net.weight_start[layer], net.bias_start[layer]
     pointer = bias + layer  # each layer below has one pointer more than neurons
@@ -204,7 +206,9 @@ def forward(
 
 
 class Pace(NamedTuple):
-    """How a group of blocks moves parameters: only the last does; backward reads old values."""
+    """Factors of a group's update: each group adds to the velocity, the last moves the weights."""
+
+    # Earlier groups may not: backward has to read the weights that forward used.
 
     rate: Any  #: float32, factor of a group's summed gradient
     carry: Any  #: float32, factor of the old value: the momentum, or 1 after the first group
@@ -221,8 +225,8 @@ def pace_of(rate, rule, group, groups):
     return Pace(rate, carry, one - rule.weight_decay if final else one, one if final else zero)
 
 
-class Target(NamedTuple):
-    """What backward changes: gradients (CSR order), or velocities (transposed) with parameters."""
+class Sink(NamedTuple):
+    """Where backward writes: gradients (CSR order), or velocities (transposed) with parameters."""
 
     velocity: Any  #: float32 (nnz,) or None
     velocity_b: Any  #: float32 (neurons,) or None
@@ -235,7 +239,8 @@ class Target(NamedTuple):
 def apply(k, p, g, params, velocity, gradient, pace):
     """Apply a group's summed gradient to the parameter at `p`; its velocity, if any, is at `k`."""
     # v <- mu v - eta g; w <- w + v - lambda w. The compiler removes what is None; a branch on the
-    # pace would cut the loops around it in two. For weights `k` is not `p`: see `Target`.
+    # pace would cut the loops around it in two. For a weight, `k` counts in the order of the
+    # transposed access, and `p` in CSR order; for a bias they are equal.
     if velocity is not None:
         v = fma(-pace.rate, g, pace.carry * at(velocity, k))
         put(velocity, k, v)
@@ -249,6 +254,7 @@ def apply(k, p, g, params, velocity, gradient, pace):
 @inline
 def _prefetch_changes(k, base, places, params, velocity, gradient):
     """Prefetch the lines that `apply` will write for connections [k, k + 4), or the last four."""
+    # `k` may lie in the next layer, where `base` is wrong: that prefetch is useless and harmless.
     first = min(k, len(places) - 4)
     for near in range(first, first + 4):
         p = base + np.int64(at(places, near))
@@ -273,14 +279,14 @@ def blocks_from(width, layer, block, net, work):
 
 
 # In backward, `xs` and `ds` are where a layer's activations and the next layer's gradients are;
-# `x` and `d` are the lanes of one neuron.
+# `x` and `d` are the lanes of one neuron. `hidden`: `x` is no feature, so it needs a gradient.
 
 
 @inline
 def _connection(wide, width, k, base, net, act, x, ds, acc, hidden):
     """Return a connection's place, the input gradient plus its share, and lanes of its gradient."""
-    row = ds.start + np.int64(at(net.out_indices, k)) * lanes_of(width)
-    d = load_across(wide, width, act, row, ds.gap)
+    place = ds.start + np.int64(at(net.out_indices, k)) * lanes_of(width)
+    d = load_across(wide, width, act, place, ds.gap)
     p = base + np.int64(at(net.out_position, k))
     if hidden:
         acc = fma(splat(wide, at(net.weights, p)), d, acc)
@@ -288,13 +294,14 @@ def _connection(wide, width, k, base, net, act, x, ds, acc, hidden):
 
 
 @inline
-def _backward_row(wide, width, begin, end, base, net, target, act, x, ds, acc, hidden, pace):
+def _backward_row(wide, width, begin, end, base, net, sink, act, x, ds, acc, hidden, pace):
     """Walk one input neuron's connections [begin, end); return `acc` with its input gradient."""
-    params, velocity, gradient = net.weights, target.velocity, target.gradient
-    # Four at a time: four sums over lanes together cost little more than one.
+    params, velocity, gradient = net.weights, sink.velocity, sink.gradient
+    # Four at a time: four sums over lanes together cost little more than one. `total` rounds in
+    # another order than `totals`, so a gradient's last bit depends on where a slice begins.
     k = begin
     while k + 4 <= end:
-        if target.shared:
+        if sink.shared:
             _prefetch_changes(k + _AHEAD, base, net.out_position, params, velocity, gradient)
         p0, acc, s0 = _connection(wide, width, k, base, net, act, x, ds, acc, hidden)
         p1, acc, s1 = _connection(wide, width, k + 1, base, net, act, x, ds, acc, hidden)
@@ -314,7 +321,7 @@ def _backward_row(wide, width, begin, end, base, net, target, act, x, ds, acc, h
 
 
 @inner
-def _backward_input(wide, width, start, stop, slice_, net, target, work, xs, ds, pace):
+def _backward_input(wide, width, start, stop, slice_, net, sink, work, xs, ds, pace):
     """Do what `backward` does for the first layer's weights."""
     # Features have no bias and no activation, and need no gradient.
     cursor, nothing = work.cursor[0], splat(wide, np.float32(0))
@@ -324,16 +331,14 @@ def _backward_input(wide, width, start, stop, slice_, net, target, work, xs, ds,
             slice_, row, at(net.out_indptr, row), at(net.out_indptr, row + 1), net.out_indices,
             cursor,
         )  # fmt: skip
-        _backward_row(
-            wide, width, begin, end, 0, net, target, work.act, x, ds, nothing, False, pace
-        )
+        _backward_row(wide, width, begin, end, 0, net, sink, work.act, x, ds, nothing, False, pace)
 
 
 @inner
-def backward(wide, width, start, stop, layer, slice_, net, target, work, xs, ds, noise, pace):
+def backward(wide, width, start, stop, layer, slice_, net, sink, work, xs, ds, noise, pace):
     """Apply the gradients of a layer's weights, for a slice of the neurons that they feed."""
     if layer == 0:
-        _backward_input(wide, width, start, stop, slice_, net, target, work, xs, ds, pace)
+        _backward_input(wide, width, start, stop, slice_, net, sink, work, xs, ds, pace)
         return
     # Rows are outputs of the layer below, and have its biases and slopes. The last slice moves
     # the biases, and replaces activations by pre-activation gradients.
@@ -349,17 +354,17 @@ def backward(wide, width, start, stop, layer, slice_, net, target, work, xs, ds,
         end = base + at(net.out_indptr, pointer + row + 1)
         begin, end = _within(slice_, row, begin, end, net.out_indices, cursor)
         acc = nothing if slice_.is_first else load(wide, work.partial, row * all_lanes)
-        acc = _backward_row(wide, width, begin, end, base, net, target, act, x, ds, acc, True, pace)
+        acc = _backward_row(wide, width, begin, end, base, net, sink, act, x, ds, acc, True, pace)
         if not slice_.is_last:
             store(work.partial, row * all_lanes, acc)
             continue
         up = load_mask_across(wide, width, work.positive, place, xs.gap)
-        acc = acc * select(up, scale, slope)
+        acc = acc * select(up, scale, slope)  # f' of the pre-activation, times dropout's factor
         if noise.threshold > 0:
             acc = select(load_mask_across(wide, width, work.kept, place, xs.gap), acc, nothing)
         store_across(width, act, place, xs.gap, acc)
         apply(
-            bias + row, bias + row, total(acc), net.biases, target.velocity_b, target.gradient_b,
+            bias + row, bias + row, total(acc), net.biases, sink.velocity_b, sink.gradient_b,
             pace,
         )  # fmt: skip
 
@@ -396,6 +401,7 @@ def reorder(values, starts, places, scratch, transposed, wanted):
 @kernel
 def momentum_step(params, velocity, gradient, out, learning_rate, momentum, weight_decay):
     """Take v <- mu v - eta g; w <- w + v - lambda w over flat vectors, and copy w to `out`."""
+    # For `wasap`, where gradients arrive from other ranks; a step here updates in `apply`.
     for k in range(len(params)):
         v = momentum * velocity[k] - learning_rate * gradient[k]
         w = params[k] + v - weight_decay * params[k]

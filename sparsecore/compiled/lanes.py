@@ -3,7 +3,7 @@
 A `Width(n)` tells the compiler how many float32 lanes a value has. Numba has a type for such values
 whose LLVM form is ``<n x float>``; LLVM cuts it into the CPU's registers (eight AVX-512 registers
 for 128 lanes). So a kernel reads like scalar code, and a batch row stays in registers while the
-connections of a neuron stream by. Nothing here checks bounds.
+connections of a neuron stream by. Nothing here checks bounds; only `stream` asks for alignment.
 """
 
 import operator
@@ -19,10 +19,11 @@ from numba.extending import (  # isort: skip
     NativeValue, intrinsic, models, overload, register_jitable, register_model, typeof_impl, unbox,
 )  # fmt: skip
 
-# Reductions work in registers of this many lanes; wider values are first folded down to it.
-_FOLD = 16
+# Lanes of the largest register. Sums are folded to it on every CPU: it is part of their order.
+_REGISTER = 16
 _F32 = ir.FloatType()
 _I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
 
 
 class Width:
@@ -89,8 +90,7 @@ def _unbox_width(typ: WidthType, value: Any, c: Any) -> NativeValue:
 def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, to: Any) -> Any:
     """Return the address of element `index` of a contiguous 1-D array, as a pointer to `to`."""
     data = context.make_array(array_type)(context, builder, array).data
-    wide = ir.IntType(64)
-    index = builder.sext(index, wide) if index.type.width < 64 else index
+    index = builder.sext(index, _I64) if index.type.width < 64 else index
     return builder.bitcast(builder.gep(data, [index], inbounds=True), to.as_pointer())
 
 
@@ -135,7 +135,7 @@ def _lanes_of(width):
 @register_jitable
 def tile_of(width: Width) -> int:
     """Return the side of a square tile of values that `copy_transposed` holds in registers."""
-    return min(lanes_of(width), _FOLD)
+    return min(lanes_of(width), _REGISTER)
 
 
 @intrinsic
@@ -280,7 +280,7 @@ def _across(builder: Any, n: int, place: Any, gap: Any, read: Any) -> Any:
 @intrinsic
 def store_mask(typingctx, bits, index, mask):
     """Pack a mask into a uint8 array, one bit per lane, at lane `index`, a multiple of 8."""
-    step = min(mask.lanes, _FOLD)
+    step = min(mask.lanes, _REGISTER)
 
     def codegen(context, builder, signature, args):
         piece = ir.IntType(step)
@@ -305,17 +305,16 @@ def copy_transposed(typingctx, width, inputs, rows, first, feature, out, place, 
 
     def codegen(context, builder, signature, args):
         _, inputs, rows, first, feature, out, place, step = args
-        side = min(signature.args[0].lanes, _FOLD)
+        side = min(signature.args[0].lanes, _REGISTER)
         vector = ir.VectorType(_F32, side)
-        wide = ir.IntType(64)
         row_type = context.get_data_type(signature.args[2].dtype)
         array = context.make_array(signature.args[1])(context, builder, inputs)
         columns = builder.extract_value(array.shape, 1)
         tile = []
         for k in range(side):
-            index = builder.add(first, ir.Constant(wide, k))
+            index = builder.add(first, ir.Constant(_I64, k))
             row = builder.load(_address(context, builder, signature.args[2], rows, index, row_type))
-            offset = builder.add(builder.mul(builder.sext(row, wide), columns), feature)
+            offset = builder.add(builder.mul(builder.sext(row, _I64), columns), feature)
             pointer = builder.bitcast(builder.gep(array.data, [offset]), vector.as_pointer())
             tile.append(builder.load(pointer, align=4))
         # Exchange blocks of 1, 2, 4, ... off the diagonal: rows become columns.
@@ -331,7 +330,7 @@ def copy_transposed(typingctx, width, inputs, rows, first, feature, out, place, 
                     tile[k + span] = builder.shuffle_vector(*pair, ir.Constant(kind, high))
             span *= 2
         for k in range(side):
-            index = builder.add(place, builder.mul(step, ir.Constant(wide, k)))
+            index = builder.add(place, builder.mul(step, ir.Constant(_I64, k)))
             pointer = _address(context, builder, signature.args[5], out, index, vector)
             builder.store(tile[k], pointer, align=4)
         return context.get_dummy_value()
@@ -368,7 +367,7 @@ def _typed_multiply(a, b):
 @intrinsic
 def partial_dot(typingctx, a, b):
     """Return lanes, at most 16, that sum to the sum of ``a * b``; for `total` or `totals`."""
-    step = min(a.lanes, _FOLD)
+    step = min(a.lanes, _REGISTER)
 
     def codegen(context, builder, signature, args):
         starts = range(0, a.lanes, step)
@@ -463,7 +462,7 @@ def select(typingctx, mask, a, b):
 @intrinsic
 def bernoulli(typingctx, width, key, first, threshold):
     """Return a mask that is unset with probability ``threshold / 2**16``, from a counter."""
-    # Lanes c and c + 1, c even, take the halves of a hash of the counter (`key`, (`first` + c) / 2)
+    # Sample s = `first` + c (`first` is even) takes a half of a hash of the counter (`key`, s // 2)
     # by "lowbias32" (C. Wellons, 2018): without a state, any thread can draw any lane's value.
     lanes, pairs, u32 = width.lanes, width.lanes // 2, types.uint32
 

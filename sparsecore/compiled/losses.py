@@ -55,22 +55,22 @@ def unweighted(labels: np.ndarray) -> Aim:
 def _softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count, losses, hits):
     """Replace a block of logits by the gradient of the summed loss."""
     lanes = lanes_of(width)
-    for column in range(count):
+    for lane in range(count):
         top, best = -np.inf, 0
         for c in range(n_classes):
-            z = at(act, z0 + c * lanes + column)
+            z = at(act, z0 + c * lanes + lane)
             if z > top:
                 top, best = z, c
         norm = 0.0
         for c in range(n_classes):
             # Subtracting the largest logit keeps exp() from overflowing.
-            e = math.exp(at(act, z0 + c * lanes + column) - top)
+            e = math.exp(at(act, z0 + c * lanes + lane) - top)
             norm += e
-        label = labels[at(rows, first + column)]
-        losses[column] = math.log(norm) + top - at(act, z0 + label * lanes + column)
-        hits[column] = label == best
+        label = labels[at(rows, first + lane)]
+        losses[lane] = math.log(norm) + top - at(act, z0 + label * lanes + lane)
+        hits[lane] = label == best
         for c in range(n_classes):
-            place = z0 + c * lanes + column
+            place = z0 + c * lanes + lane
             p = math.exp(at(act, place) - top) / norm
             put(act, place, np.float32(p - (c == label)))
 
@@ -85,11 +85,11 @@ def loss_gradient(width, n_outputs, act, z0, aim, rows, first, count, losses, hi
             width, n_outputs, act, z0, aim.labels, rows, first, count, losses, hits
         )
     # Class indices without weights are done: `unweighted` leaves `weights` empty.
-    for column in range(count if len(aim.weights) else 0):
-        row = at(rows, first + column)
-        weight, loss = aim.weights[row], losses[column] if softmax else 0.0
+    for lane in range(count if len(aim.weights) else 0):
+        row = at(rows, first + lane)
+        weight, loss = aim.weights[row], losses[lane] if softmax else 0.0
         for c in range(n_outputs):
-            place = z0 + c * lanes + column
+            place = z0 + c * lanes + lane
             z = at(act, place)
             if softmax:
                 z *= weight
@@ -101,7 +101,7 @@ def loss_gradient(width, n_outputs, act, z0, aim, rows, first, count, losses, hi
                 loss += 0.5 * (z - aim.values[row, c]) ** 2
                 z = weight * (z - aim.values[row, c])
             put(act, place, z)
-        losses[column], hits[column] = loss * weight, softmax and hits[column]
-    for column in range(count, lanes):
+        losses[lane], hits[lane] = loss * weight, softmax and hits[lane]
+    for lane in range(count, lanes):
         for c in range(n_outputs):
-            put(act, z0 + c * lanes + column, np.float32(0))
+            put(act, z0 + c * lanes + lane, np.float32(0))

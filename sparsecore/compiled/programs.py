@@ -1,7 +1,9 @@
 """The jitted programs: training steps, a gradient, predictions; a team's members walk through them.
 
-A batch is ``rows[first : first + count]``, padded to `blocks` blocks of `lanes` samples; `x0`, `y0`
-and `z0` are where a block begins in `act`.
+A batch is ``rows[first : first + count]``, padded to `groups` groups of `together` blocks of
+`lanes` samples; backward takes a group at once. Padding has inputs 0 and, by `loss_gradient`,
+gradients 0, so no sum over the batch counts it. `x0`, `y0` and `z0` are where a block of inputs,
+outputs or logits begins in `act`. Each of `size` members walks through a program as one `member`.
 
 Forward, each member takes some blocks of the batch through all layers, without waiting for the
 others. If the blocks cannot be shared evenly, and always backward, members share the neurons: a
@@ -19,7 +21,7 @@ from sparsecore.compiled.team import PARTS, barrier, claim
 
 
 @inner
-def _forward_by_rows(
+def _forward_by_neurons(
     member, size, sync, width, net, work, noise, inputs, aim, rows, first, count, blocks
 ):
     """Forward up to the gradients of the logits; members share the neurons of each layer."""
@@ -101,8 +103,9 @@ def _loss(width, net, work, aim, rows, first, block, count):
 
 
 @inner
-def _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, groups):
+def _backward(member, size, sync, wide, width, net, work, sink, noise, rule, rate, groups):
     """Backward, `wide` lanes at a time; members share the neurons that feed each layer."""
+    # Who takes a neuron alone writes its row of `act`, its bias and its outgoing weights: no locks.
     together = lanes_of(wide) // lanes_of(width)
     for layer in range(len(net.sizes) - 2, -1, -1):
         for group in range(groups):
@@ -117,7 +120,7 @@ def _backward(member, size, sync, wide, width, net, work, target, noise, rule, r
                     start = work.backward_cuts[layer, part]
                     stop = work.backward_cuts[layer, part + 1]
                     kernels.backward(
-                        wide, width, start, stop, layer, slice_, net, target, work, xs, ds, noise,
+                        wide, width, start, stop, layer, slice_, net, sink, work, xs, ds, noise,
                         pace,
                     )  # fmt: skip
                     part = claim(sync, size, member)
@@ -127,31 +130,30 @@ def _backward(member, size, sync, wide, width, net, work, target, noise, rule, r
 
 @kernel
 def run_batches(
-    member, size, sync, wide, width, net, target, work, rule, inputs, aim, rows, batch, step,
+    member, size, sync, wide, width, net, sink, work, rule, inputs, aim, rows, batch, step,
     metrics,
 ):  # fmt: skip
-    """Process `rows`, `batch` samples at a time: forward, loss, and backward into `target`."""
+    """Process `rows`, `batch` samples at a time: forward, loss, and backward into `sink`."""
     lanes = lanes_of(width)
     depth = len(net.sizes) - 1
     bias = net.bias_start[depth - 1]
     for first in range(0, len(rows), batch):
         count = min(batch, len(rows) - first)  # the last batch may be smaller
-        # Backward takes a group of blocks at once, and reads their padding, too.
         groups, together = (count + lanes_of(wide) - 1) // lanes_of(wide), lanes_of(wide) // lanes
         blocks = groups * together
         noise = kernels.noise_of(rule, step + first // batch)
-        rate = np.float32(rule.learning_rate / count)
+        rate = np.float32(rule.learning_rate / count)  # backward sums; the rule wants the mean
         if blocks % size == 0:  # else some would wait for another's last block
             _forward_by_samples(
                 member, size, width, net, work, noise, inputs, aim, rows, first, count, blocks
             )
         else:
-            _forward_by_rows(
+            _forward_by_neurons(
                 member, size, sync, width, net, work, noise, inputs, aim, rows, first, count, blocks
             )
         barrier(sync, size)
 
-        if member == 0:  # the others need not wait: nobody reads these again in this step
+        if member == 0:  # the others go on: nobody else reads these sums and biases in this step
             for sample in range(count):
                 metrics.loss[0] += work.losses[sample]
                 metrics.correct[0] += work.hits[sample]
@@ -161,10 +163,10 @@ def run_batches(
                 for c in range(net.sizes[depth]):
                     g = total(load_across(wide, width, work.act, zs.start + c * lanes, zs.gap))
                     kernels.apply(
-                        bias + c, bias + c, g, net.biases, target.velocity_b, target.gradient_b,
+                        bias + c, bias + c, g, net.biases, sink.velocity_b, sink.gradient_b,
                         pace,
                     )  # fmt: skip
-        _backward(member, size, sync, wide, width, net, work, target, noise, rule, rate, groups)
+        _backward(member, size, sync, wide, width, net, work, sink, noise, rule, rate, groups)
         if member == 0:  # all have passed the last barrier: the step is whole
             metrics.steps[0] += 1
 
@@ -187,6 +189,6 @@ def predict_range(member, size, sync, width, net, inputs, rows, act, out):
                 layer < depth - 1, None, None, None, np.uint32(0),
             )  # fmt: skip
         z0 = half * (depth % 2)
-        for column in range(count):
+        for lane in range(count):
             for c in range(net.sizes[depth]):
-                out[first + column, c] = at(mine, z0 + c * lanes + column)
+                out[first + lane, c] = at(mine, z0 + c * lanes + lane)

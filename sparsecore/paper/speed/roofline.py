@@ -65,7 +65,7 @@ def _forward_many(wide, width, blocks, layer, net, work, rule, hidden, n):
 def _backward_many(wide, width, blocks, layer, net, work, rule, velocity, velocity_b, n):
     n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
     noise = kernels.noise_of(rule, 0)
-    target = kernels.Target(velocity, velocity_b, None, None, False)
+    sink = kernels.Sink(velocity, velocity_b, None, None, False)
     together = lanes_of(wide) // lanes_of(width)
     groups, slices = blocks // together, work.backward_slices[layer]
     for _ in range(n):
@@ -76,7 +76,7 @@ def _backward_many(wide, width, blocks, layer, net, work, rule, velocity, veloci
             for number in range(slices):
                 slice_ = kernels.slice_of(n_out, number, slices)
                 kernels.backward(
-                    wide, width, 0, n_in, layer, slice_, net, target, work, xs, ds, noise, pace
+                    wide, width, 0, n_in, layer, slice_, net, sink, work, xs, ds, noise, pace
                 )
 
 

@@ -263,7 +263,7 @@ def test_help_is_quick_and_complete(command, capsys, monkeypatch):
         for option in ("--learning-rate", "--prune-percentile", "--limit", "--seed", "--threads"):
             assert option in out
         told = " ".join(out.split())
-        assert "decay λ, per step, a number in [0, 1) (0.0002; fashion-mnist: 0)" in told
+        assert "decay λ, per step, a number in [0, 1) (0.0002; fashion-mnist, cifar10: 0)" in told
         assert "--momentum MU share of the velocity kept, a number in [0, 1) (0.9)" in told
         assert "step size η, a positive number (0.01; leukemia: 0.005)" in told
         assert "integers of at least 1 (fashion-mnist: 1000,1000,1000)" in told

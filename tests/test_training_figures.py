@@ -739,7 +739,10 @@ def test_what_weight_decay_brings_on_held_out_rows_is_told():
     study = replace(STUDIES["T-held-out"], datasets=("digits", "madelon"))
     told = tables.held_out(studies.Results(study, "paper", [run, without])).text
     assert "intervals): Optical digits +12.50 points (no interval). `train` uses" in told
-    assert told.endswith("; so λ = 0 on: none. "), "of these two"
+    assert "; so λ = 0 on: none. Without held-out rows" in told, "of these two"
+    whole = studies.Results(STUDIES["T-held-out"], "paper", [run, without])
+    told = tables.held_out(whole).text
+    assert told.endswith("λ = 0 where all released code for the data set does: CIFAR-10. ")
     assert "Not recorded yet: Optical" in tables.held_out(studies.Results(study, "paper", [])).text
 
 

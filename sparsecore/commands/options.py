@@ -64,13 +64,13 @@ def hyperparameter(group: Any, about: Hyperparameter, default: str | None = None
 
 
 def study_default(name: str) -> str:
-    """Return a hyperparameter's default, and the data set with another one if there is only one."""
+    """Return a hyperparameter's default, and the data sets with another one if they share it."""
     values = {dataset: getattr(setting.default, name) for dataset, setting in SETTINGS.items()}
     default = HYPERPARAMETERS[name].default
-    others = [dataset for dataset, value in values.items() if value != default]
-    if len(others) > 1:
+    others = {dataset: _shown(value) for dataset, value in values.items() if value != default}
+    if len(different := {*others.values()}) > 1:
         return f"fashion-mnist: {_shown(values['fashion-mnist'])}"
-    return "; ".join([_shown(default), *(f"{name}: {_shown(values[name])}" for name in others)])
+    return "; ".join([_shown(default), *(f"{', '.join(others)}: {one}" for one in different)])
 
 
 def _shown(value: Any) -> str:

@@ -22,9 +22,9 @@ def add(commands: Any) -> None:
         help="train a network on a data set",
         description="Train a truly sparse network. Hyperparameters that are not given have the "
         "study's values for the data set (see the book's table of hyperparameters). They come from "
-        "the released code or are this project's choice; they are not tuned. Only weight decay "
-        "differs, where held-out training rows favour another value (see the book's page on weight "
-        "decay); the test set was not used.",
+        "the released code or are this project's choice; they are not tuned. Only weight decay may "
+        "differ: it is 0 where held-out training rows favour 0 or, if none were held out, where "
+        "all released code for the data set has 0 (see the book's page on weight decay).",
     )
     sub.set_defaults(function=_train, default=sub.get_default)
     known = f"one of {', '.join(datasets.names())}; required unless --data or --replay is given"

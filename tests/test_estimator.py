@@ -27,6 +27,7 @@ from sparsecore import SparseMLPClassifier, SparseMLPRegressor, mlp
 from sparsecore.config import HYPERPARAMETERS, TrainConfig
 from sparsecore.estimator.base import SparseMLPBase
 from sparsecore.limits import cpu_count
+from sparsecore.settings import DECAYS
 from sparsecore.train import Trainer, new_model
 
 # They compare to 1e-7 what is float32 here; `test_a_weight_of_two_is_a_sample_twice` does to 1e-4.
@@ -383,6 +384,12 @@ REFUSED = {
 def test_what_is_refused_is_said_before_anything_is_trained(told):
     with pytest.raises((ValueError, TypeError), match=re.escape(told)):
         REFUSED[told]()
+
+
+@pytest.mark.parametrize("kind", [SparseMLPClassifier, SparseMLPRegressor])
+def test_weight_decay_is_said_to_be_the_study_s(kind):
+    assert kind().weight_decay == DECAYS[0]
+    assert "weight decay is the study's" in kind.__doc__
 
 
 def test_fit_prunes_and_evolves_as_the_trainer_does(digits):

@@ -74,8 +74,8 @@ class SparseMLPBase(BaseEstimator):
     """What `SparseMLPClassifier` and `SparseMLPRegressor` share.
 
     The defaults were chosen for tables, by cross-validation within the training rows of some of the
-    book's benchmark tables (starred in T-estimator). The settings of the paper's networks are in
-    `settings`. `alpha` is a slope, not a penalty as in scikit-learn's MLP.
+    book's tables (starred in T-estimator); weight decay is the study's. The settings of the paper's
+    networks are in `settings`. `alpha` is a slope, not a penalty as in scikit-learn's MLP.
 
     Parameters
     ----------

@@ -85,8 +85,13 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
     told = parallel_figures.accuracy(found).finding
     assert (
         "samples per second of these runs are 1.50 (WASAP-SGD) and 0.80 (WASSP-SGD) times those of"
-        in told
+        " sequential training with one thread. Final" in told
     )
+    turns = {"set-all-relu": [4.0, 3.0, 9.0], "wasap": [2.0], "wassp": [5.0]}
+    for cpu, where in (("a slow CPU", "the same"), ("a fast CPU", "another")):
+        contest = {"digits": {"rounds": turns, "provenance": {"cpu": cpu}}}
+        claimed = f"; the claims' contest (T-times), of other epochs on {where} CPU, has 2.00 and"
+        assert f"{claimed} 0.80. Final" in parallel_figures.accuracy(found, contest).finding
     assert "training's: WASAP-SGD +2.00 points [" in told and "] and WASSP-SGD -3.00 points" in told
     bars = parallel_figures.staleness(found)
     assert [bar.get_height() for bar in bars.figure.axes[0].patches] == [0, 80, 0, 0, 0, 20]

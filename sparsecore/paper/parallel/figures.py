@@ -105,7 +105,7 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, f
     f"λ = {config_of('paper').weight_decay:g}.",
     alt="Lines of test accuracy against epochs and against seconds, one colour per algorithm.",
 )  # fmt: skip
-def accuracy(axes: Any, found: Result) -> tuple[str, str]:
+def accuracy(axes: Any, found: Result, contests: Result | None = None) -> tuple[str, str]:
     """Draw test accuracy against epochs and against seconds."""
     left, right = axes
     ends: dict[str, float] = {}
@@ -129,19 +129,24 @@ def accuracy(axes: Any, found: Result) -> tuple[str, str]:
     left.set(xlabel="epoch", ylabel="test accuracy (%)")
     right.set(xlabel="seconds of training")
     told = ", ".join(f"{LABELS[name]} {end:.2f} %" for name, end in ends.items())
-    finding = _beside_sequential(found["runs"], config["workers"])
+    finding = _beside_sequential(found["runs"], (contests or {}).get(DATASET, {}))
     return finding, f"Final test accuracy: {told}."
 
 
-def _beside_sequential(runs: dict[str, list[Result]], workers: int) -> str:
-    """State speed and final accuracy relative to sequential training."""
+def _beside_sequential(runs: dict[str, list[Result]], contest: Result) -> str:
+    """State speed and final accuracy relative to sequential training; the contest's speed, too."""
     pace = {n: np.mean([run["samples_per_second"] for run in some]) for n, some in runs.items()}
-    base = "sequential"
+    base, claimed = "sequential", ""
     beside = " and ".join(f"{LABELS[n]} {shown.gap(runs[n], runs[base])}" for n in _PARALLEL)
     faster = " and ".join(f"{pace[n] / pace[base]:.2f} ({LABELS[n]})" for n in _PARALLEL)
+    if spent := {name: np.median(turns) for name, turns in contest.get("rounds", {}).items()}:
+        cpus = {one["provenance"]["cpu"] for one in itertools.chain([contest], *runs.values())}
+        ratios = " and ".join(f"{spent['set-all-relu'] / spent[n]:.2f}" for n in _PARALLEL)
+        where = "another" if len(cpus) > 1 else "the same"
+        claimed = f"; the claims' contest (T-times), of other epochs on {where} CPU, has {ratios}"
     return (
-        f"With {workers} workers, samples per second of these runs are {faster} times those of "
-        "sequential training with one thread; the claims' seconds come from T-times. "
+        f"With {runs['wasap'][0]['config']['workers']} workers, samples per second of these runs "
+        f"are {faster} times those of sequential training with one thread{claimed}. "
         f"Final accuracy minus sequential training's: {beside}."
     )
 

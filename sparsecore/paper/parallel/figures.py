@@ -28,14 +28,14 @@ _STYLES = dict(zip(DECAYS, ("-", shown.DASHED), strict=True))
 _EARLY = 5  # first epochs of phase 2; later, memorised rows lower the training loss
 _FEWEST = 3  # seeds for a clear effect
 _RATES = {"wassp": "a K-th of the rate", "wassp-released": "the rate kept"}
-_OF_PHASE2 = "before", "copies", "end", "early", "rise"
+_OF_PHASE2 = "before", "copies", "end", "change", "early", "rise"
 _OF_RATES = (
     Column("data set", "title", number=False, once=True), Column("λ", "decay", "{:g}"),
     Column("phase 2 with", "rate", number=False), Column("seeds", "seeds"),
     Column(f"training loss, rise in {_EARLY} epochs (nats)", "early", "{:+.3f}"),
     Column("in all of phase 2", "rise", "{:+.3f}"),
-    Column("phase 1 ends (%)", "before", "{:.2f}"), Column("copies (%)", "copies", "{:.2f}"),
-    Column("their average (%)", "end", "{:.2f}"),
+    Column("phase 1 ends (%)", "before", "{:.2f}"), Column("final average (%)", "end", "{:.2f}"),
+    Column("change (points)", "change", "{:+.2f}"),
 )  # fmt: skip
 
 
@@ -166,14 +166,14 @@ def beside_main(found: Result, main: Results) -> Note:
 
 
 def _seen(runs: list[Result]) -> np.ndarray:
-    """Return each run's accuracies and rises of the training loss (early, in all), (seeds, 5)."""
+    """Return the values that `_OF_PHASE2` names, of accuracy and training loss, (seeds, 6)."""
     seen = []
     for run in runs:
         before, *late = run["epochs"][run["config"]["phase1_epochs"] - 1 :]
-        # As phase 1 ends, the mean of the copies at the end, and their average.
+        # As phase 1 ends, the mean of the copies at the end, and their average; then rises.
         tests = [100 * one["test_accuracy"] for one in (before, late[-1], run)]
         rises = [some[-1]["loss"] - before["loss"] for some in (late[:_EARLY], late)]
-        seen.append([*tests, *rises])
+        seen.append([*tests, tests[2] - tests[0], *rises])
     return np.array(seen)
 
 
@@ -184,7 +184,7 @@ def _cases(results: Results, name: str) -> list[tuple[float, str, np.ndarray]]:
     return [(decay, method, _seen(runs)) for decay, method, runs in found if runs]
 
 
-def _clearly(first: np.ndarray, second: np.ndarray) -> bool:
+def _clearly(first: np.ndarray, second: np.ndarray | float) -> bool:
     """Return whether the first values are larger beyond the interval, over enough seeds."""
     if len(first) < _FEWEST:
         return False
@@ -195,7 +195,7 @@ def _clearly(first: np.ndarray, second: np.ndarray) -> bool:
 def _given_back(results: Results) -> str:
     """State how often copies lose accuracy, averaging regains it, and the training loss rises."""
     cases = [seen for n in results.datasets for *_, seen in _cases(results, n)]
-    before, copies, end, rise, _ = np.transpose([seen.mean(axis=0) for seen in cases])
+    before, copies, end, _, rise, _ = np.transpose([seen.mean(axis=0) for seen in cases])
     lost, won = (sum(_clearly(s[:, more], s[:, 1]) for s in cases) for more in (0, 2))
     return (
         f"In phase 2 the copies lose test accuracy in {np.sum(copies < before)} of {len(cases)} "
@@ -222,8 +222,7 @@ def averaged(axes: Any, name: str, results: Results) -> str:
     for place, (decay, method, seen) in enumerate(_cases(results, name)):
         tests, x = seen[:, :3], np.arange(3) + 0.07 * (place - 1.5)  # bars would hide each other
         look = {"color": COLOUR[method], "linestyle": _STYLES[decay], "marker": "o"}
-        sd = deviation(tests)
-        ax.errorbar(x, tests.mean(axis=0), sd, markersize=4, elinewidth=1, **look)
+        ax.errorbar(x, tests.mean(axis=0), deviation(tests), markersize=4, elinewidth=1, **look)
     ax.set_xticks(range(3), ("phase 1\nends", "mean of\nthe copies", "their\naverage"))
     return ""
 
@@ -238,60 +237,58 @@ def rate_kept(results: Results) -> Table | Note:
         both, gone = ([at.of(name, m, diverged) for m in _RATES] for diverged in (False, True))
         if not all(map(any, zip(both, gone, strict=True))):
             continue  # there is nothing to compare
-        if all(both):
-            *both, _ = pairs(*both)
+        *both, _ = pairs(*both)
         for rate, runs, lost in zip(_RATES.values(), both, gone, strict=True):
             seen = _seen(runs) if runs else np.empty((0, len(_OF_PHASE2)))
             enough[name] += len(seen) >= _FEWEST
             values = seen.mean(axis=0).tolist() if runs else [None] * len(_OF_PHASE2)
+            change, early = seen.T[3:5]
             rows.append({
                 "dataset": name, "title": results.title(name), "decay": decay, "rate": rate,
                 "seeds": f"{len(runs)}" + f", {len(lost)} diverged" * bool(lost),
                 "diverged": len(lost), **dict(zip(_OF_PHASE2, values, strict=True)),
-                **{f"{span} clear": _clearly(seen[:, _OF_PHASE2.index(span)], np.zeros(len(seen)))
-                   for span in ("early", "rise")},
+                "change clear": _clearly(change, 0) or _clearly(-change, 0),
+                "early clear": _clearly(early, 0),
             })  # fmt: skip
     if not rows:
         return Note(NOTHING["missing"])
 
-    def counted(span: str) -> str:
-        told = []
-        for decay, rate in itertools.product(DECAYS, _RATES.values()):
-            there = [row for row in rows if (row["decay"], row["rate"]) == (decay, rate)]
-            known = [row[span] > 0 for row in there if row[span] is not None]
-            lost = sum(row["diverged"] > 0 for row in there)
-            more = f"; diverged on {lost}" * bool(lost)
-            clear = sum(row[f"{span} clear"] for row in there)
-            told.append(
-                f"{sum(known)} of {len(known)}, {clear} clearly (λ = {decay:g}, {rate}{more})"
-            )
-        return ", ".join(told)
+    def changed(row: dict[str, Any]) -> str:
+        if row["change"] is None:
+            return "every run diverges"
+        by = f"{'gains' if row['change'] > 0 else 'loses'} {abs(row['change']):.2f} points"
+        return f"it {by if row['change clear'] else 'does not clearly change'}"
 
+    changes = [
+        f"on {one['title']} at λ = {one['decay']:g} {changed(one)} if the rate falls to a K-th, "
+        f"and {changed(other)} if the rate is kept"
+        for one, other in zip(rows[::2], rows[1::2], strict=True)
+        if any(row["change clear"] or row["change"] is None for row in (one, other))
+    ]
     caption = (
         "**WASSP-SGD's phase 2 with two learning rates.** Phase 1 has the K-fold rate, and is the "
         "same in both on CPUs of the same lane width. Means over seeds, or over common seeds where "
-        "there are enough. What to see: whether the training loss rises, with weight decay and "
-        "without."
+        "there are enough. What to see: when the final average loses accuracy."
     )
     clear = [row for row in rows if row["early clear"]]
     where, told = f"with λ > 0 and {_RATES['wassp']}", ""
     if not all(row["decay"] and row["rate"] == _RATES["wassp"] for row in clear):
         told = (
-            f"Weight decay alone would raise the loss in phase 2 only {where}, so it does not "
-            "explain these rises. "
+            f"Weight decay alone would raise the training loss in phase 2 only {where}, so it does "
+            "not explain all its clear rises."
         )
     elif clear and all(enough[row["dataset"]] == len(DECAYS) * len(_RATES) for row in clear):
         on = f"{len({row['dataset'] for row in clear})} of {len(enough)} data sets"
         told = (
             f"In the first epochs of phase 2 the training loss clearly rises only {where}, as "
-            f"weight decay alone would predict, and on {on}. "
+            f"weight decay alone would predict, and on {on}."
         )
     sources = shown.source(results, list(dict.fromkeys(row["dataset"] for row in rows)))
+    start = "Test accuracy of the final average against the end of phase 1"
     finding = (
-        f"{told}Data sets on which the training loss rises in the first {_EARLY} epochs of phase "
-        f"2: {counted('early')}. Over all of phase 2: {counted('rise')}. Clearly: by the 95 % "
-        "interval over seeds."
-    )
+        f"{shown.sentence(start, '; '.join(changes))}No {'other ' * bool(changes)}change is clear "
+        f"by the uncorrected 95 % interval over {_FEWEST} or more seeds. {told}"
+    ).strip()
     return Table.of("T-phase2", rows, _OF_RATES, caption, sources, finding)
 
 

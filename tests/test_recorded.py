@@ -186,6 +186,23 @@ def test_the_readme_s_figures_are_the_book_s():
     assert f"{memory:.1f} GiB, {run['seconds_per_sample']:.1f} s per sample, {right} % of" in readme
 
 
+def test_the_page_on_deviations_has_the_accuracies_of_one_run_on_two_lane_widths(tmp_path):
+    cells = json.loads((ROOT / "notebooks/deviations.ipynb").read_text())["cells"]
+    [lines] = [cell["source"] for cell in cells if cell["id"] == "deviations-lanes"]
+
+    def shown():
+        exec("".join(lines[:-1]), names := {"studies": studies})
+        return eval(lines[-1], names)._repr_markdown_()
+
+    files = "T-main/fashion-mnist-set-all-relu-seed0", "F-parallel/sequential-seed0"
+    runs = [json.loads((store.root() / f"paper/{name}.json").read_text()) for name in files]
+    main, other = (f"{100 * run['test_accuracy']:.2f} %" for run in runs)
+    assert f"is {main} in the main table and {other} in the sequential run." in shown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(store.FOLDER, str(tmp_path))
+        assert "is not recorded in the main table and not recorded in the" in shown()
+
+
 # --- captions ---
 
 

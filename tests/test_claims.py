@@ -303,7 +303,8 @@ def test_a_finding_names_the_rows_by_their_outcome_and_the_grid_counts():
     assert "C4" not in ledger.finding(), "no runs of extreme size"
     told = "Not tested: artificial (no network of this size is recorded yet)."
     assert ledger.evidence("C4").sources.strip() == told
-    assert ledger.grid().finding == ledger.table().finding == ledger.finding()
+    assert ledger.table().finding == ledger.finding()
+    assert ledger.grid().finding.startswith(f"{ledger.finding()}\n\n**Weight decay and activation")
     flow, *accurate = ledger.checks["C2"]
     ledger.checks["C2"] = [flow, replace(flow, outcome=FAILS), *accurate]
     assert "**Fails in some checks**: C2 All-ReLU: more gradient flow." in ledger.finding()
@@ -313,6 +314,23 @@ def test_a_finding_names_the_rows_by_their_outcome_and_the_grid_counts():
     ledger.checks["C2"] = [replace(flow, outcome=UNDECIDED), *accurate]
     told = "**Not decided yet**: C2 All-ReLU: more gradient flow."
     assert ledger.finding().endswith(told)
+
+
+def test_weight_decay_and_activation_are_told_side_by_side():
+    runs = good().runs
+    none = seeds(WORSE, decay=0.0)
+    runs += results(set_all_relu=none, set_relu=none).runs
+    found = replace(good(), runs=runs)
+    told = (
+        "in SET-All-ReLU, weight decay 0 instead of 0.0002 loses 20.00 on Optical digits; at "
+        "weight decay 0.0002, All-ReLU instead of ReLU gains 20.00 on Optical digits; at weight "
+        "decay 0, All-ReLU instead of ReLU has no clear effect on Optical digits. "
+    )
+    assert shown.factors(found).endswith(f" by uncorrected 95 % intervals: {told}")
+    many = replace(found.study, datasets=("digits", "leukemia"))
+    assert shown.factors(replace(found, study=many)) == shown.factors(found), "no surrogate"
+    assert shown.factors(results(set_all_relu=seeds(BETTER[:1]))) == "", "one run"
+    assert claims.Ledger(results()).grid().finding == ""
 
 
 def test_a_cell_of_the_grid_has_both_weight_decays():

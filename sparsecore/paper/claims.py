@@ -20,7 +20,7 @@ from sparsecore.extreme.config import N_CLASSES
 from sparsecore.paper.extreme.runs import BAT, Row
 from sparsecore.paper.page import Column, Table
 from sparsecore.paper.store import Result, origin
-from sparsecore.paper.training import conditions, effects
+from sparsecore.paper.training import conditions, effects, shown
 from sparsecore.paper.training.effects import CONFIDENCE, Effect, Runs, core_seconds, two_digits
 from sparsecore.paper.training.figures import flow_logs, mean_flows, tenths
 from sparsecore.paper.training.shown import clocked, epoch_seconds, points, sentence, source
@@ -93,15 +93,15 @@ def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
 
 
 def _ratio(
-    first: Any, second: Any, paired: bool, shown: float | None = None, note: str = ""
+    first: Any, second: Any, paired: bool, usual: float | None = None, note: str = ""
 ) -> Check:
-    """Judge by their logarithms whether the values of `first` are larger, and show the ratio."""
+    """Judge by their logarithms whether the values of `first` are larger; show the ratio."""
     seeds = f"{len(first)}, {len(second)}"
     if min(len(first), len(second)) < 2:
         return Check(evidence="fewer than two seeds", seeds=seeds)
     found = effects.log_ratio(first, second, paired)
-    if found and shown:
-        found = replace(found, value=math.log(shown))
+    if found and usual:
+        found = replace(found, value=math.log(usual))
     return _measured(found, "×", note, seeds)
 
 
@@ -376,7 +376,8 @@ class Ledger:
             "gradient flow is; % right (C4's smallest network of ten layers)."
         )
         sources = "".join(self._sources())
-        return Table.of("L-grid", rows, columns, caption, sources, self.finding())
+        finding = f"{self.finding()}\n\n{shown.factors(self.results)}".strip()
+        return Table.of("L-grid", rows, columns, caption, sources, finding)
 
     def table(self) -> Table:
         """Make L-claims: claim, rule, verdict."""

@@ -22,6 +22,7 @@ from sparsecore.paper.store import NOT_AVAILABLE, NOTHING, Result, origin
 from sparsecore.paper.style import COLOURS, GREY, canvas, deviation, legend_above, line
 from sparsecore.paper.training.conditions import METHODS
 from sparsecore.paper.training.studies import Results, cores, training_seconds
+from sparsecore.settings import DECAYS
 
 from sparsecore.paper.training.effects import (  # isort: skip
     CONFIDENCE, Effect, core_seconds, difference, pairs, two_digits,
@@ -249,6 +250,29 @@ def contrast(results: Results, first: str, second: str) -> str:
         f"{more} of {len(effects)} data sets and less accurate on {less}, by "
         f"uncorrected 95 % intervals: {'; '.join(told)}."
     )
+
+
+def factors(results: Results) -> str:
+    """State side by side what weight decay changes, and what All-ReLU changes at each value."""
+    told, (some, none), ours = [], [results.at(decay) for decay in DECAYS], "set-all-relu"
+    text = f"in SET-All-ReLU, weight decay {none.decay:g} instead of {some.decay:g}"
+    asked = [(text, none, some, ours)]
+    text = "at weight decay {:g}, All-ReLU instead of ReLU"
+    asked += [(text.format(at.decay), at, at, "set-relu") for at in (some, none)]
+    for text, first, second, other in asked:
+        groups: dict[str, list[str]] = {"gains ": [], "loses ": [], "has no clear effect on ": []}
+        for name in (n for n in results.study.datasets if not results.surrogate(n)):
+            if effect := difference(first.of(name, ours), second.of(name, other)):
+                title, change = results.title(name), f"{100 * abs(effect.value):.2f} on "
+                clear = "gains " if effect.low > 0 else "loses " if effect.high < 0 else ""
+                groups[clear or [*groups][-1]].append(change * bool(clear) + title)
+        lists = {verb: ", ".join(n).rsplit(", ", 1) for verb, n in groups.items() if n}
+        parts = [verb + " and ".join(names) for verb, names in lists.items()]
+        told += [f"{text} {', and '.join(parts)}"] * bool(parts)
+    start = (
+        "**Weight decay and activation**, effects on final accuracy in points, by uncorrected 95 % "
+    )
+    return sentence(start + "intervals", "; ".join(told))
 
 
 def sentence(start: str, text: str) -> str:

@@ -685,11 +685,20 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     [container] = picture.figure.axes[0].containers
     usual = np.mean([100 * run["test_accuracy"] for run in main.of("digits", "set-relu")])
     assert container.lines[0].get_ydata() == pytest.approx([99.005, usual])
-    change = f"{usual - 99.005:+.2f} points ["
-    assert f"uncorrected 95 % intervals: on Optical digits SET-ReLU {change}" in picture.finding
+    change = f"{99.005 - usual:+.2f} points ["
+    start = (
+        "Final accuracy, λ = 0 minus λ = 0.0002, uncorrected 95 % intervals: on Optical digits "
+        "SET-ReLU "
+    )
+    assert picture.finding.startswith(start + change)
+    best = [np.mean([100 * run["best_test_accuracy"] for run in runs])
+            for runs in (files("set-all-relu"), files("set-relu"))]  # fmt: skip
+    told = f"] (at the best epochs SET-ReLU {best[0] - best[1]:+.2f}). "
+    assert picture.finding.endswith(told)
     alike = [{**run, "config": {**run["config"], "weight_decay": 0.0}} for run in main.runs]
     same = replace(main, study=study, runs=[*main.runs, *alike])
-    assert figures.decay(same).finding.endswith(": on Optical digits no clear change. ")
+    told = ": on Optical digits no clear change (at the best epochs SET-ReLU +0.00). "
+    assert figures.decay(same).finding.endswith(told)
     one = [run for run in [*main.runs, *alike] if run["seed"] == 0]
     assert figures.decay(replace(same, runs=one)).finding == "", "one seed compares nothing"
     single = figures.decay(replace(found, runs=found.runs[:-1])).figure.axes[0]
@@ -706,8 +715,8 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     assert f"Optical digits: {99.005 - usual:+.2f} points [" in effects["effect"].iloc[0]
     told = tables.deviations(replace(found, runs=runs)).finding
     start = (
-        "1 of 1 measured effects (the released variant minus ours; weight decay: 0 minus 0.0002) "
-        "have an uncorrected 95 % interval that excludes 0. These, and divergences: "
+        "1 of 1 measured effects (the released variant minus ours; weight decay: λ = 0 minus "
+        "λ = 0.0002) have an uncorrected 95 % interval that excludes 0. These, and divergences: "
     )
     assert told.startswith(f"{start}Weight decay λ (decoupled, per step), Optical digits: ")
     assert tables.deviations(replace(found, runs=[])).finding == ""

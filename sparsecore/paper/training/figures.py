@@ -328,26 +328,24 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
         "standard deviation. Hollow: one run. A line breaks at values without runs. What to see: "
         "where a line is level, λ does not matter; where lines are apart, the method does."
     ),
-    finding=(
-        "Accuracy with weight decay {:g} minus that with {:g}, uncorrected 95 % intervals"
-    ).format(*DECAYS),
+    finding="Final accuracy, λ = {1:g} minus λ = {0:g}, uncorrected 95 % intervals".format(*DECAYS),
     height=2.7, extra=0.4, across=2, least=2,
     legend=lambda results: shown.lines(results.study.methods),
 )  # fmt: skip
 def decay(axes: Any, name: str, results: Results) -> str:
     """Draw F-decay's test accuracies against weight decay, a panel per data set."""
     decays = sorted(results.study.decays)
-    [ax], told, between, compared = axes, [], [], False
+    [ax], told, between, best = axes, [], [], []
     # The axis has no scale: one of the values is 0, the others are apart by factors of ten.
     labels = {value: {2e-6: "2·10⁻⁶", 2e-5: "2·10⁻⁵"}.get(value, f"{value:g}") for value in decays}
     for place, method in enumerate(results.study.methods):
         runs = [results.at(value).of(name, method) for value in decays]
         aside = 0.06 * (place - (len(results.study.methods) - 1) / 2)  # bars would hide each other
         shown.with_sd(ax, [at + aside for at in range(len(decays))], runs, method)
-        both = [runs[decays.index(value)] for value in DECAYS]
-        effect, compared = difference(*both), compared or min(map(len, both)) > 1
-        label = METHODS[method].label
-        if effect and not effect.low <= 0 <= effect.high:
+        both, label = [runs[decays.index(v)] for v in DECAYS[::-1]], METHODS[method].label
+        if min(map(len, both)) > 1:
+            best.append(f"{label} {shown.best_gain(*both):+.2f}")
+        if (effect := difference(*both)) and not effect.low <= 0 <= effect.high:
             told.append(f"{label} {shown.points(effect)}")
         end = max(filter(None, both), key=shown.accuracy, default=[])
         for value, inner in zip(decays, runs, strict=True):
@@ -357,5 +355,5 @@ def decay(axes: Any, name: str, results: Results) -> str:
     ax.set_xticks(range(len(decays)), [*labels.values()])
     ax.set(xlabel="weight decay λ", ylabel="test accuracy (%)")
     more = f"; a λ between them is better than both: {', '.join(between)}" * bool(between)
-    text = ", ".join(told) or "no clear change"
-    return f"on {results.title(name)} {text}{more}" * compared
+    text = f"{', '.join(told) or 'no clear change'} (at the best epochs {', '.join(best)})"
+    return f"on {results.title(name)} {text}{more}" * bool(best)

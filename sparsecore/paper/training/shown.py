@@ -193,6 +193,12 @@ def learnt(runs: list[Result]) -> float:
     return float(np.mean([100 * run["epochs"][-1]["train_accuracy"] for run in runs]))
 
 
+def best_gain(first: list[Result], second: list[Result]) -> float:
+    """Return how much more accurate the first runs are at their best epochs, in points."""
+    best = [np.mean([run["best_test_accuracy"] for run in runs]) for runs in (first, second)]
+    return float(100 * (best[0] - best[1]))
+
+
 def lines(methods: Sequence[str], styles: Mapping[str, Any] | None = None) -> list[Any]:
     """Return a legend's entries for the methods' colours and for line styles."""
     return [

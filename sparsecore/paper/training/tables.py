@@ -316,8 +316,9 @@ def deviations(recorded: Results) -> Table:
         "decay: λ = 0 minus λ = 0.0002), with its 95 % confidence interval."
     )
     start = (
-        f"{clear} of {measured} measured effects (the released variant minus ours; weight decay: 0 "
-        "minus 0.0002) have an uncorrected 95 % interval that excludes 0. These, and divergences"
+        f"{clear} of {measured} measured effects (the released variant minus ours; weight decay: "
+        "λ = 0 minus λ = 0.0002) have an uncorrected 95 % interval that excludes 0. These, and "
+        "divergences"
     )
     finding = shown.sentence(start, "; ".join(told or ["none"])).strip() * bool(measured)
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)

@@ -42,7 +42,7 @@ _SHOWN = {
 _TRAINING = (
     ("T-main", lambda found: training_figures.cost(found, times.recorded())),
     ("T-main", training_figures.accuracies),
-    ("T-main", lambda found: training_figures.reach(found.at(0.0002), times.recorded())),
+    ("T-main", lambda found: training_figures.reach(found, times.recorded())),
     ("F-curves", training_figures.curves),
     ("F-gradient-flow", training_figures.gradient_flow),
     ("F-alpha", training_figures.sensitivity),

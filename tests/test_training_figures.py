@@ -204,8 +204,13 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     assert kept == [0.5, 0.25, 0.75], "only what is recorded has a row"
     share = 100 * sparse[0]["nnz_end"] / dense[0]["nnz_end"]
     assert table.finding == "", "no times"
-    told = f"{shown.gap(sparse, dense)} with {share:.2g} % of the connections. "
+    told = f"{shown.gap(sparse, dense)} (2 seeds) at λ = 0.0002, with {share:.2g} % of the "
+    told += "connections. "
     assert figures.accuracies(recorded).finding.endswith(f"intervals: Optical digits {told}")
+    runs += [{**run, "config": {"weight_decay": 0.0}} for run in dense[:1] + sparse]
+    both = replace(recorded, study=replace(main.study, decays=(0.0002, 0.0)), runs=runs)
+    told = told.replace(", with", ", +25.00 points (one run) at λ = 0, with")
+    assert figures.accuracies(both).finding.endswith(f"intervals: Optical digits {told}")
     [speed] = own.data.query("dataset == 'digits' and method == 'set-all-relu'")[
         "speed_against_dense"
     ]
@@ -416,7 +421,10 @@ def test_cost_draws_means_against_the_contest_s_seconds(main):
         assert mark.get_xydata() == pytest.approx(np.array([[seconds, np.mean(ends)]]))
         assert np.ptp(bars.get_segments()[0][:, 1]) == pytest.approx(2 * np.std(ends, ddof=1))
     gap = shown.gap(files("set-all-relu"), files("dense"))
-    assert f"uncorrected 95 % intervals: Optical digits {gap} with " in picture.finding
+    assert (
+        f"uncorrected 95 % intervals: Optical digits {gap} (2 seeds) at λ = 0.0002, with "
+        in picture.finding
+    )
     assert "(dense: 2.0 times the core-seconds per epoch). " in picture.finding
     assert not figures.cost(recorded, {}).figure.axes[0].containers, "no seconds of one machine"
 
@@ -441,13 +449,28 @@ def test_how_soon_dense_is_as_accurate_is_drawn_and_told(main):
     np.testing.assert_allclose(drawn[COLOURS["dense"]].get_xydata(), [[6, 60], [12, 85], [18, 75]])
     assert drawn[GREY].get_ydata() == pytest.approx([80, 80])
     start = "When dense first reaches SET-All-ReLU's final accuracy, by means over seeds: "
-    told = "Optical digits after 2 epochs (SET-All-ReLU: 2), in 3.0 times the core-seconds. "
-    assert picture.finding == start + told
+    told = "Optical digits after 2 epochs (SET-All-ReLU: 2), in 3.0 times the core-seconds, at λ = "
+    assert picture.finding == f"{start}{told}0.0002 (2 seeds). "
     assert figures.reach(recorded, {}).finding == "", "no seconds of one machine"
     # Each run reaches it once, but never the mean, which is drawn.
     worse = with_curves(dense=[[0.5, 0.81, 0.6], [0.81, 0.7, 0.7]], set_all_relu=sparse)
     finding = figures.reach(worse, {"digits": contest}).finding
-    assert finding == f"{start}Optical digits not at all. "
+    assert finding == f"{start}Optical digits not at all at λ = 0.0002 (2 seeds). "
+    # At λ = 0 dense never reaches it; other curves, dashed, and another dotted line.
+    never = with_curves(dense=[[0.5, 0.6, 0.6], [0.7, 0.7, 0.7]], set_all_relu=sparse).runs[1:]
+    runs = [{**run, "config": {**run["config"], "weight_decay": 0.0}} for run in never]
+    both = replace(main.study, decays=(0.0002, 0.0))
+    both = replace(recorded, study=both, runs=recorded.runs + runs)
+    picture = figures.reach(both, {"digits": contest})
+    styles = [(one.get_color(), one.get_linestyle()) for one in picture.figure.axes[0].lines]
+    curves = [(COLOURS["dense"], "-"), (COLOURS["set-all-relu"], "-"), (GREY, ":")]
+    assert styles[:2] + styles[3:5] == curves[:2] + [(colour, "--") for colour, _ in curves[:2]]
+    assert [colour for colour, _ in styles[2::3]] == [GREY, GREY]
+    told += "0.0002 (2 seeds), and not at all at λ = 0 (one run). "
+    assert picture.finding == start + told
+    same = replace(both, runs=[*worse.runs, *runs])
+    told = "Optical digits not at all at λ = 0.0002 (2 seeds) and 0 (one run). "
+    assert figures.reach(same, {"digits": contest}).finding == start + told
 
 
 def test_accuracies_are_drawn_and_told_beside_the_dense_ones(main):
@@ -458,7 +481,10 @@ def test_accuracies_are_drawn_and_told_beside_the_dense_ones(main):
     rows = [box.lines[0].get_ydata()[0] for box in ax.containers]
     assert rows == pytest.approx(np.arange(len(METHODS)) - 0.17)
     gap = shown.gap(files("set-all-relu"), files("dense"))
-    assert f"uncorrected 95 % intervals: Optical digits {gap} with " in picture.finding
+    assert (
+        f"uncorrected 95 % intervals: Optical digits {gap} (2 seeds) at λ = 0.0002, with "
+        in picture.finding
+    )
 
 
 def test_what_either_rule_of_pruning_leaves_is_told(main):

@@ -18,8 +18,9 @@ from sparsecore.paper.training.studies import Result, Results
 from sparsecore.settings import DECAYS, setting
 
 _MARKS = dict(zip(DECAYS, "o^", strict=True))
+_LINES: dict[float, Any] = dict(zip(DECAYS, ("-", DASHED), strict=True))
 _RACE = ("dense", "set-relu", "set-all-relu")
-_GAINS = f"Accuracy, SET-All-ReLU minus dense, λ = {DECAYS[0]:g}, uncorrected 95 % intervals"
+_GAINS = "Accuracy, SET-All-ReLU minus dense, uncorrected 95 % intervals"
 
 
 def _comparable(found: Mapping[str, list[Result]]) -> bool:
@@ -68,42 +69,46 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result]) ->
     alt="Test accuracy against core-seconds so far, a panel per data set.",
     caption=(
         "**Accuracy during training.** Test accuracy, means ± one standard deviation over seeds, "
-        "against the core-seconds of the epochs so far (logarithmic). Dotted: the final accuracy "
-        "of SET-All-ReLU. What to see: which curve reaches it first."
+        "against the core-seconds of the epochs so far (logarithmic). Dotted: SET-All-ReLU's final "
+        "accuracy at each λ. What to see: which curve reaches it first."
     ),
     finding="When dense first reaches SET-All-ReLU's final accuracy, by means over seeds",
     height=2.2, extra=0.4, across=2, labels=("test accuracy (%)",),
     needs=lambda found: {"dense", "set-all-relu"} <= found.keys(),
-    legend=lambda results: shown.lines(_RACE),
+    legend=lambda results: shown.lines(_RACE, {f"λ = {d:g}": s for d, s in _LINES.items()}),
 )  # fmt: skip
 def reach(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -> str:
-    """Draw T-main's accuracies against the time so far, at one weight decay."""
-    [ax], seconds = axes, shown.epoch_seconds(results, name, times)
-    found = {method: results.of(name, method) for method in _RACE}
-    curves = {m: shown.over_epochs(runs, "test_accuracy", 100) for m, runs in found.items() if runs}
-    target, when, spent = curves["set-all-relu"][1].mean(axis=0)[-1], {}, {}
-    for method, (epochs, values) in curves.items():
-        if method in seconds:
+    """Draw T-main's accuracies against the time so far, at each weight decay."""
+    [ax], seconds, low = axes, shown.epoch_seconds(results, name, times), []
+    told: dict[str, list[str]] = {}
+    spent = {method: core_seconds(*seconds[method]) for method in _RACE if method in seconds}
+    for at in map(results.at, results.study.decays):
+        found = at.by_method(name)
+        if not {"dense", "set-all-relu"} <= found.keys():
+            continue
+        dense, sparse = found["dense"], found["set-all-relu"]
+        target, when = shown.accuracy(sparse), dict[str, Any]()
+        for method in (m for m in spent if m in found):
+            epochs, values = shown.over_epochs(found[method], "test_accuracy", 100)
             there = values.mean(axis=0) >= target
             when[method] = epochs[there.argmax()] if there.any() else None
-            spent[method] = core_seconds(*seconds[method])
             some = np.unique(np.geomspace(1, len(epochs), 80).astype(int)) - 1
             x = spent[method] * np.array(epochs)[some]
-            shown.band(ax, x, values[:, some], COLOURS[method])
-    ax.axhline(target, color=GREY, linestyle=DOTTED)
+            shown.band(ax, x, values[:, some], COLOURS[method], linestyle=_LINES[at.decay])
+        ax.axhline(target, color=GREY, linestyle=DOTTED)
+        low.append(target - 15)  # the first epochs gain the most
+        if {"dense", "set-all-relu"} <= when.keys():
+            text, epochs = "not at all", [when[method] for method in ("dense", "set-all-relu")]
+            if all(epochs):
+                ratio = epochs[0] * spent["dense"] / (epochs[1] * spent["set-all-relu"])
+                text = "after {} epochs (SET-All-ReLU: {}), in ".format(*epochs)
+                text += f"{two_digits(ratio)} times the core-seconds,"
+            told.setdefault(text, []).append(f"{at.decay:g}{shown.few(dense, sparse)}")
     ax.set(xscale="log", xlabel="core-seconds of training")
-    ax.set_ylim(bottom=max(ax.get_ylim()[0], target - 15))  # the first epochs gain the most
+    ax.set_ylim(bottom=max(ax.get_ylim()[0], min(low)))
     plain_ticks(ax.xaxis)
-    if not {"dense", "set-all-relu"} <= when.keys():
-        return ""
-    dense, sparse = when["dense"], when["set-all-relu"]
-    if dense is None or sparse is None:  # sparse never is: its last epoch reaches it
-        return f"{results.title(name)} not at all"
-    ratio = two_digits(dense * spent["dense"] / (sparse * spent["set-all-relu"]))
-    return (
-        f"{results.title(name)} after {dense} epochs (SET-All-ReLU: {sparse}), in {ratio} times "
-        "the core-seconds"
-    )
+    parts = (f"{text} at λ = {' and '.join(where)}" for text, where in told.items())
+    return f"{results.title(name)} {', and '.join(parts)}" * bool(told)
 
 
 @by_dataset(

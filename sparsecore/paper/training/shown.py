@@ -225,18 +225,25 @@ def gap(first: list[Result], second: list[Result]) -> str:
     return f"{accuracy(first) - accuracy(second):+.2f} points (no interval)"
 
 
+def few(*methods: list[Result]) -> str:
+    """Note how many runs each side of a comparison has at least, where these are few."""
+    least = min(map(len, methods))
+    return "" if least > 2 else f" ({least} seeds)" if least > 1 else " (one run)"
+
+
 def against_dense(results: Results, name: str, seconds: Seconds) -> str:
-    """State SET-All-ReLU's accuracy and cost against dense on a data set, if both have runs."""
-    methods = "dense", "set-all-relu"
-    dense, sparse = (results.of(name, method) for method in methods)
-    if not (sparse and dense):
-        return ""
-    share = sparse[0]["nnz_end"] / dense[0]["nnz_end"]
-    told = f"{results.title(name)} {gap(sparse, dense)} with {100 * share:.2g} % of the"
+    """State SET-All-ReLU's accuracy and cost against dense on a data set, where both have runs."""
+    methods, told, share = ("set-all-relu", "dense"), [], ""
+    for at in map(results.at, results.study.decays):
+        if all(both := [at.of(name, method) for method in methods]):
+            gain = gap(*both).removesuffix(" (no interval)") + few(*both)
+            told.append(f"{gain} at λ = {at.decay:g}")
+            sparse, dense = (runs[0]["nnz_end"] for runs in both)
+            share = f"with {100 * sparse / dense:.2g} % of the connections"
     spent = [core_seconds(*seconds[method]) for method in methods if method in seconds]
-    times = two_digits(spent[0] / spent[1]) if len(spent) == 2 else ""
+    times = two_digits(spent[1] / spent[0]) if len(spent) == 2 else ""
     slower = f" (dense: {times} times the core-seconds per epoch)" * bool(times)
-    return f"{told} connections{slower}"
+    return f"{results.title(name)} {', '.join(told)}, {share}{slower}" * bool(told)
 
 
 def contrast(results: Results, first: str, second: str) -> str:

@@ -322,11 +322,11 @@ def test_weight_decay_and_activation_are_told_side_by_side():
     runs += results(set_all_relu=none, set_relu=none).runs
     found = replace(good(), runs=runs)
     told = (
-        "in SET-All-ReLU, weight decay 0 instead of 0.0002 loses 20.00 on Optical digits; at "
-        "weight decay 0.0002, All-ReLU instead of ReLU gains 20.00 on Optical digits; at weight "
-        "decay 0, All-ReLU instead of ReLU has no clear effect on Optical digits. "
+        "weight decay 0 instead of 0.0002 brings SET-All-ReLU -20.00 on Optical digits; All-ReLU "
+        "instead of ReLU at weight decay 0.0002 brings +20.00 on Optical digits; All-ReLU instead "
+        "of ReLU at weight decay 0 brings no clear change on Optical digits. "
     )
-    assert shown.factors(found).endswith(f" by uncorrected 95 % intervals: {told}")
+    assert shown.factors(found).endswith(f" uncorrected 95 % intervals: {told}")
     many = replace(found.study, datasets=("digits", "leukemia"))
     assert shown.factors(replace(found, study=many)) == shown.factors(found), "no surrogate"
     assert shown.factors(results(set_all_relu=seeds(BETTER[:1]))) == "", "one run"

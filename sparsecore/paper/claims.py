@@ -80,7 +80,8 @@ def _measured(found: Effect | None, unit: str, note: str = "", seeds: str = "") 
 def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
     """Judge whether the first runs are more accurate than the second by more than `threshold`."""
     found = effects.difference(first, second, threshold=threshold)
-    note = f"; at the best epochs {shown.best_gain(first, second):+.2f}"
+    best = [shown.accuracy(runs, "best_test_accuracy") for runs in (first, second)]
+    note = f"; at the best epochs {best[0] - best[1]:+.2f}"
     left = np.mean([run["nnz_end"] / run["nnz_start"] for run in first])
     if left < 1:  # at the best epoch there were more
         peaks = [max(run["epochs"], key=lambda e: e.get("test_accuracy", 0)) for run in first]
@@ -439,7 +440,6 @@ def _linked(row: Mapping[str, Any]) -> str:
 
 
 # --- how a run of an extreme network is judged ---------------------------------------------------
-
 
 _LEARNT = ("its loss falls", "it beats chance", "its hidden layers learn")
 _SIZE = "brain size trains"  # the row of the grid

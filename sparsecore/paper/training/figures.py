@@ -19,7 +19,7 @@ from sparsecore.settings import DECAYS, setting
 
 _MARKS = dict(zip(DECAYS, "o^", strict=True))
 _LINES: dict[float, Any] = dict(zip(DECAYS, ("-", DASHED), strict=True))
-_RACE = ("dense", "set-relu", "set-all-relu")
+_RACE, _BOTH = ("dense", "set-relu", "set-all-relu"), {"dense", "set-all-relu"}
 _GAINS = "Accuracy, SET-All-ReLU minus dense, uncorrected 95 % intervals"
 
 
@@ -74,20 +74,19 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result]) ->
     ),
     finding="When dense first reaches SET-All-ReLU's final accuracy, by means over seeds",
     height=2.2, extra=0.4, across=2, labels=("test accuracy (%)",),
-    needs=lambda found: {"dense", "set-all-relu"} <= found.keys(),
+    needs=_BOTH.issubset,
     legend=lambda results: shown.lines(_RACE, {f"λ = {d:g}": s for d, s in _LINES.items()}),
 )  # fmt: skip
 def reach(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -> str:
     """Draw T-main's accuracies against the time so far, at each weight decay."""
-    [ax], seconds, low = axes, shown.epoch_seconds(results, name, times), []
-    told: dict[str, list[str]] = {}
+    [ax], seconds, told = axes, shown.epoch_seconds(results, name, times), dict[str, list[str]]()
     spent = {method: core_seconds(*seconds[method]) for method in _RACE if method in seconds}
     for at in map(results.at, results.study.decays):
-        found = at.by_method(name)
-        if not {"dense", "set-all-relu"} <= found.keys():
+        found, when = at.by_method(name), dict[str, Any]()
+        if not _BOTH <= found.keys():
             continue
         dense, sparse = found["dense"], found["set-all-relu"]
-        target, when = shown.accuracy(sparse), dict[str, Any]()
+        target = shown.over_epochs(sparse, "test_accuracy", 100)[1].mean(axis=0)[-1]
         for method in (m for m in spent if m in found):
             epochs, values = shown.over_epochs(found[method], "test_accuracy", 100)
             there = values.mean(axis=0) >= target
@@ -96,16 +95,15 @@ def reach(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -
             x = spent[method] * np.array(epochs)[some]
             shown.band(ax, x, values[:, some], COLOURS[method], linestyle=_LINES[at.decay])
         ax.axhline(target, color=GREY, linestyle=DOTTED)
-        low.append(target - 15)  # the first epochs gain the most
-        if {"dense", "set-all-relu"} <= when.keys():
-            text, epochs = "not at all", [when[method] for method in ("dense", "set-all-relu")]
-            if all(epochs):
-                ratio = epochs[0] * spent["dense"] / (epochs[1] * spent["set-all-relu"])
-                text = "after {} epochs (SET-All-ReLU: {}), in ".format(*epochs)
-                text += f"{two_digits(ratio)} times the core-seconds,"
+        if _BOTH <= when.keys():
+            text, (first, last) = "not at all", (when["dense"], when["set-all-relu"])
+            if first:  # SET-All-ReLU reaches it, at the latest in its last epoch
+                ratio = two_digits(first * spent["dense"] / (last * spent["set-all-relu"]))
+                text = f"after {first} epochs (SET-All-ReLU: {last}), in {ratio} times the "
+                text += "core-seconds,"
             told.setdefault(text, []).append(f"{at.decay:g}{shown.few(dense, sparse)}")
     ax.set(xscale="log", xlabel="core-seconds of training")
-    ax.set_ylim(bottom=max(ax.get_ylim()[0], min(low)))
+    ax.set_ylim(bottom=max(ax.get_ylim()[0], target - 15))  # the first epochs gain the most
     plain_ticks(ax.xaxis)
     parts = (f"{text} at λ = {' and '.join(where)}" for text, where in told.items())
     return f"{results.title(name)} {', and '.join(parts)}" * bool(told)
@@ -161,9 +159,7 @@ def curves(axes: Any, name: str, results: Results) -> str:
         colour = COLOURS[method]
         shown.band(top, *shown.over_epochs(runs, "test_accuracy", 100), colour)
         shown.band(bottom, *shown.over_epochs(runs, "test_loss"), colour)
-        shown.band(
-            bottom, *shown.over_epochs(runs, "loss"), colour, linestyle=DASHED, linewidth=1.2
-        )
+        shown.band(bottom, *shown.over_epochs(runs, "loss"), colour, linestyle=DASHED, lw=1.2)
     if {"set-relu", "set-all-relu"} <= found.keys():
         shown.gain(gain, found["set-all-relu"], found["set-relu"], COLOURS["set-all-relu"])
     else:
@@ -349,7 +345,8 @@ def decay(axes: Any, name: str, results: Results) -> str:
         shown.with_sd(ax, [at + aside for at in range(len(decays))], runs, method)
         both, label = [runs[decays.index(v)] for v in DECAYS[::-1]], METHODS[method].label
         if min(map(len, both)) > 1:
-            best.append(f"{label} {shown.best_gain(*both):+.2f}")
+            peaks = [shown.accuracy(some, "best_test_accuracy") for some in both]
+            best.append(f"{label} {peaks[0] - peaks[1]:+.2f}")
         if (effect := difference(*both)) and not effect.low <= 0 <= effect.high:
             told.append(f"{label} {shown.points(effect)}")
         end = max(filter(None, both), key=shown.accuracy, default=[])

@@ -183,20 +183,14 @@ def moments(counts: Sequence[int]) -> tuple[float, float, float]:
     return float(mean), float(sd), float(share @ (k - mean) ** 3 / sd**3)
 
 
-def accuracy(runs: list[Result]) -> float:
-    """Return the mean test accuracy in percent."""
-    return float(np.mean([100 * run["test_accuracy"] for run in runs]))
+def accuracy(runs: list[Result], name: str = "test_accuracy") -> float:
+    """Return the mean test accuracy in percent, or that of the best epochs."""
+    return float(np.mean([100 * run[name] for run in runs]))
 
 
 def learnt(runs: list[Result]) -> float:
     """Return the mean accuracy in the last epoch of training, with dropout, in percent."""
     return float(np.mean([100 * run["epochs"][-1]["train_accuracy"] for run in runs]))
-
-
-def best_gain(first: list[Result], second: list[Result]) -> float:
-    """Return how much more accurate the first runs are at their best epochs, in points."""
-    best = [np.mean([run["best_test_accuracy"] for run in runs]) for runs in (first, second)]
-    return float(100 * (best[0] - best[1]))
 
 
 def lines(methods: Sequence[str], styles: Mapping[str, Any] | None = None) -> list[Any]:
@@ -233,17 +227,19 @@ def few(*methods: list[Result]) -> str:
 
 def against_dense(results: Results, name: str, seconds: Seconds) -> str:
     """State SET-All-ReLU's accuracy and cost against dense on a data set, where both have runs."""
-    methods, told, share = ("set-all-relu", "dense"), [], ""
+    methods, told = ("set-all-relu", "dense"), []
     for at in map(results.at, results.study.decays):
         if all(both := [at.of(name, method) for method in methods]):
             gain = gap(*both).removesuffix(" (no interval)") + few(*both)
             told.append(f"{gain} at λ = {at.decay:g}")
-            sparse, dense = (runs[0]["nnz_end"] for runs in both)
-            share = f"with {100 * sparse / dense:.2g} % of the connections"
+            share = both[0][0]["nnz_end"] / both[1][0]["nnz_end"]
+    if not told:
+        return ""
     spent = [core_seconds(*seconds[method]) for method in methods if method in seconds]
     times = two_digits(spent[1] / spent[0]) if len(spent) == 2 else ""
     slower = f" (dense: {times} times the core-seconds per epoch)" * bool(times)
-    return f"{results.title(name)} {', '.join(told)}, {share}{slower}" * bool(told)
+    told.append(f"with {100 * share:.2g} % of the connections{slower}")
+    return f"{results.title(name)} {', '.join(told)}"
 
 
 def contrast(results: Results, first: str, second: str) -> str:
@@ -267,25 +263,20 @@ def contrast(results: Results, first: str, second: str) -> str:
 
 def factors(results: Results) -> str:
     """State side by side what weight decay changes, and what All-ReLU changes at each value."""
-    told, (some, none), ours = [], [results.at(decay) for decay in DECAYS], "set-all-relu"
-    text = f"in SET-All-ReLU, weight decay {none.decay:g} instead of {some.decay:g}"
-    asked = [(text, none, some, ours)]
-    text = "at weight decay {:g}, All-ReLU instead of ReLU"
-    asked += [(text.format(at.decay), at, at, "set-relu") for at in (some, none)]
-    for text, first, second, other in asked:
-        groups: dict[str, list[str]] = {"gains ": [], "loses ": [], "has no clear effect on ": []}
-        for name in (n for n in results.study.datasets if not results.surrogate(n)):
-            if effect := difference(first.of(name, ours), second.of(name, other)):
-                title, change = results.title(name), f"{100 * abs(effect.value):.2f} on "
-                clear = "gains " if effect.low > 0 else "loses " if effect.high < 0 else ""
-                groups[clear or [*groups][-1]].append(change * bool(clear) + title)
-        lists = {verb: ", ".join(n).rsplit(", ", 1) for verb, n in groups.items() if n}
-        parts = [verb + " and ".join(names) for verb, names in lists.items()]
-        told += [f"{text} {', and '.join(parts)}"] * bool(parts)
-    start = (
-        "**Weight decay and activation**, effects on final accuracy in points, by uncorrected 95 % "
-    )
-    return sentence(start + "intervals", "; ".join(told))
+    told, ours, (some, none) = [], "set-all-relu", [results.at(decay) for decay in DECAYS]
+    decay = f"weight decay {none.decay:g} instead of {some.decay:g} brings SET-All-ReLU"
+    relu = "All-ReLU instead of ReLU at weight decay {:g} brings"
+    names = [name for name in results.study.datasets if not results.surrogate(name)]
+    pairs = [(relu.format(at.decay), at, at, "set-relu") for at in (some, none)]
+    for text, first, second, other in [(decay, none, some, ours), *pairs]:
+        found = [(n, difference(first.of(n, ours), second.of(n, other))) for n in names]
+        unclear = [results.title(n) for n, e in found if e and e.low <= 0 <= e.high]
+        clear = [(results.title(n), e.value) for n, e in found if e and e.low * e.high > 0]
+        parts = [f"{100 * value:+.2f} on {title}" for title, value in clear]
+        parts += [f"no clear change on {', '.join(unclear)}"] * bool(unclear)
+        told += [f"{text} {', '.join(parts)}"] * bool(parts)
+    start = "**Weight decay and activation**, final accuracy in points, uncorrected 95 % intervals"
+    return sentence(start, "; ".join(told))
 
 
 def sentence(start: str, text: str) -> str:
@@ -301,8 +292,9 @@ def source(results: Results, names: Sequence[str] | None = None) -> str:
         rows = ", ".join(sorted({f"{run['data']['n_train']:,}" for run in results.on(name)}))
         seeds = len({run["seed"] for run in results.on(name)})
         many = f"up to {seeds} seeds" if seeds > 1 else "one seed"
-        length = f"{results.epochs(name)} epochs of {rows} rows, {many}"
-        lengths.append(f"{results.title(name)}: {length}")
+        lengths.append(
+            f"{results.title(name)}: {results.epochs(name)} epochs of {rows} rows, {many}"
+        )
     told = origin([run["provenance"] for run in runs])
     surrogate = any(run["data"]["surrogate"] for run in runs)
     return (
@@ -335,9 +327,8 @@ def absent(results: Results) -> str:
     gaps = [*dict.fromkeys(title(n) for n, *_ in cases if n in empty)]
     gaps += [f"{title(n)} at λ = {decay:g} ({m})" for n, decay, m in cases if n not in empty]
     diverged = [
-        f"{results.title(run['condition']['dataset'])} with "
-        f"{METHODS[run['condition']['method']].label} (seed {run['seed']}, λ = "
-        f"{run['config']['weight_decay']:g})"
+        f"{title(run['condition']['dataset'])} with {METHODS[run['condition']['method']].label} "
+        f"(seed {run['seed']}, λ = {run['config']['weight_decay']:g})"
         for run in results.diverged
     ]
     return (

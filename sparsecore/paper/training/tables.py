@@ -298,9 +298,7 @@ def deviations(recorded: Results) -> Table:
                 effects.append(f"{where}: {shown.gap(*runs)}")
             if found:
                 *runs, _ = pairs(*runs)
-                left = [
-                    100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in some]) for some in runs
-                ]
+                left = [100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in x]) for x in runs]
                 if left[0] != left[1]:
                     effects[-1] += " ({:.0f} % of the connections left, not {:.0f} %)".format(*left)
                 measured += 1
@@ -317,8 +315,7 @@ def deviations(recorded: Results) -> Table:
     )
     start = (
         f"{clear} of {measured} measured effects (the released variant minus ours; weight decay: "
-        "λ = 0 minus λ = 0.0002) have an uncorrected 95 % interval that excludes 0. These, and "
-        "divergences"
+        "λ = 0 minus λ = 0.0002) have an uncorrected 95 % interval without 0. These and divergences"
     )
     finding = shown.sentence(start, "; ".join(told or ["none"])).strip() * bool(measured)
     return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)

@@ -179,6 +179,16 @@ def test_the_chosen_epoch_is_judged_by_the_other_half():
     assert tables.chosen_accuracy([*epochs, {"test_accuracy": 0.5}], 8) is None
 
 
+def test_a_chosen_accuracy_says_on_how_many_runs_it_stands(main):
+    first, second = main.of("digits", "set-relu")
+    epochs = [{k: v for k, v in e.items() if k != "test_half_correct"} for e in second["epochs"]]
+    table = tables.main(replace(main, runs=[first, second | {"epochs": epochs}]))
+    chosen = tables.chosen_accuracy(first["epochs"], first["data"]["n_test"])
+    assert table.frame["chosen (%)"][0] == f"{100 * chosen:.1f}\xa0(1)"
+    assert "no row is held out from training" in table.caption
+    assert "(" not in tables.main(main).frame["chosen (%)"][0], "all runs"
+
+
 def test_main_table_says_what_is_missing_and_why(main):
     table = tables.main(main)
     shown = table.frame.assign(name=table.data["dataset"]).set_index("name")

@@ -190,10 +190,11 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
         Column("× dense", "speed_against_dense", two_digits),
     )
     caption = (
-        "**Dense, sparse and parallel methods.** Test accuracy: last epoch, best, and chosen "
-        "(each half of the test set at the epoch that the other half chooses, where runs counted "
-        "by halves). Best and chosen may precede prunings. × dense: core-seconds of dense training "
-        "divided by the row's. Means ± one standard deviation over seeds (0: only timed)."
+        "**Dense, sparse and parallel methods.** Means ± one standard deviation. Test accuracy: "
+        "last epoch, best, and chosen: each half of the test set at the epoch that the other half "
+        "chooses; no row is held out from training. In brackets: runs that counted halves, if not "
+        "all; parallel runs do not. Best and chosen may precede prunings. × dense: core-seconds of "
+        "dense training divided by the row's."
     )
     own = [r for r in rows if r.get("method") == "set-all-relu" and r["speed_against_dense"]]
     ratios = {row["title"]: two_digits(row["speed_against_dense"]) for row in own}
@@ -239,8 +240,9 @@ def _main_row(
     }  # fmt: skip
     names = ("test_accuracy", "best_test_accuracy", "nnz_start", "nnz_end")
     measured = {name: [run[name] for run in runs] for name in names}
-    chosen = [chosen_accuracy(run["epochs"], run["data"]["n_test"]) for run in runs]
-    measured["chosen_accuracy"] = [value for value in chosen if value is not None]
+    chosen = {r["seed"]: chosen_accuracy(r["epochs"], r["data"]["n_test"]) for r in runs}
+    measured["chosen_accuracy"] = [value for value in chosen.values() if value is not None]
+    row["chosen_seeds"] = " ".join(str(n) for n, value in chosen.items() if value is not None)
     if results.surrogate(dataset):  # its accuracy means nothing
         measured |= {name: [] for name in _ACCURACIES.values()}
     turns = measured["epoch_seconds"] = seconds[method][0] if method in seconds else []
@@ -275,7 +277,9 @@ def _mean_sd(name: str, row: Mapping[str, Any]) -> str:
     if name == "epoch_seconds":
         scale, decimals = 1, max(0, 2 - math.floor(math.log10(row[name])))
     values = (scale * row[part] for part in (name, f"{name}_sd") if row[part] is not None)
-    return "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(f"{value:.{decimals}f}" for value in values)
+    text = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(f"{value:.{decimals}f}" for value in values)
+    few = name == "chosen_accuracy" and row["chosen_seeds"] != row["seeds"]
+    return text + f"\N{NO-BREAK SPACE}({len(row['chosen_seeds'].split())})" * few
 
 
 def deviations(recorded: Results) -> Table:

@@ -127,6 +127,26 @@ def test_the_main_table_has_a_block_per_weight_decay(main):
     assert rows["test_accuracy"].iloc[1] == tables.main(main).data["test_accuracy"].iloc[1]
 
 
+def test_times_are_shown_once_and_need_planned_runs():
+    study = replace(STUDIES["T-main"], datasets=("cifar10",))
+    of = lambda method: {"condition": {"dataset": "cifar10", "method": method}}  # noqa: E731
+    about = {"seed": 0, "epochs": [], "data": {"n_test": 8, "n_train": 8, "surrogate": False}}
+    about |= dict.fromkeys(("test_accuracy", "best_test_accuracy", "nnz_start", "nnz_end"), 0.5)
+    about["provenance"] = {"ranks": 1, "cores": 1, "cpu": "a CPU"}
+    runs = [about | of("set-relu") | {"config": {"weight_decay": decay}} for decay in (0.0002, 0.0)]
+    contest = {"rounds": {method: [2.0] for method in study.methods}}
+    contest["cores"] = dict.fromkeys(study.methods, 1)
+    table = tables.main(studies.Results(study, "paper", runs), {"cifar10": contest})
+    rows = table.data.assign(ratio=table.frame["× dense"], many=table.frame["seeds"])
+    at = {decay: some.set_index("method") for decay, some in rows.groupby("decay")}
+    first, second = at[0.0002], at[0.0]
+    assert list(first.index) == ["dense", "set-relu", "set-all-relu"], "no other is planned there"
+    assert first["many"].tolist() == ["0 (timed)", "1", "0 (timed)"]
+    assert list(second.index) == ["set-relu", *study.methods[3:]]
+    assert [*first["ratio"], *second["ratio"]] == ["1.00"] * 3 + [""] + ["1.00"] * 4
+    assert second["speed_against_dense"].notna().all(), "of the CSV file's rows, each is whole"
+
+
 def files(method, dataset="digits", folder="quick/T-test", root=None):
     """Return what the result files of a method hold, read without the package."""
     paths = ((root or store.root()) / folder).glob(f"{dataset}-{method}-seed*.json")

@@ -171,9 +171,10 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
     for dataset, decay in itertools.product(results.study.datasets, results.study.decays):
         at = results.at(decay)
         seconds = shown.epoch_seconds(at, dataset, times or {})
-        # Times do not depend on weight decay: they may be there before there are runs.
-        known = seconds.keys() if decay == results.decay else ()
-        methods = [m for m in results.study.methods if m in known or at.of(dataset, m)]
+        # There may be times before there are runs: where runs are planned, they have one row.
+        there = [row.get("method") for row in rows if row["dataset"] == dataset]
+        timed = {m for m in seconds if METHODS[m].dense or at.wanted(dataset, m)} - {*there}
+        methods = [m for m in results.study.methods if m in timed or at.of(dataset, m)]
         rows += [_main_row(at, dataset, method, seconds) for method in methods]
         if dataset in results.unavailable and not methods and decay == results.decay:
             about = {"title": results.title(dataset), "decay": decay, "label": NOT_AVAILABLE}
@@ -182,7 +183,7 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
         Column("data set", "title", number=False, once=True),
         Column("λ", "decay", "{:g}"),
         Column("method", "label", number=False),
-        Column("seeds", "seeds", lambda seeds: str(len(seeds.split()))),
+        Column("seeds", "seeds", lambda seeds: str(len(seeds.split()) or "0 (timed)")),
         *(Column(f"{n} (%)", "", partial(_mean_sd, name)) for n, name in _ACCURACIES.items()),
         Column("nnz, start", "nnz_start", "{:,.0f}"),
         Column("nnz, end", "nnz_end", "{:,.0f}"),
@@ -190,11 +191,11 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
         Column("× dense", "speed_against_dense", two_digits),
     )
     caption = (
-        "**Dense, sparse and parallel methods.** Means ± one standard deviation. Test accuracy: "
-        "last epoch, best, and chosen: each half of the test set at the epoch that the other half "
-        "chooses; no row is held out from training. In brackets: runs that counted halves, if not "
-        "all; parallel runs do not. Best and chosen may precede prunings. × dense: core-seconds of "
-        "dense training divided by the row's."
+        "**Dense, sparse and parallel methods.** Means ± standard deviations. Accuracy: last "
+        "epoch, best, and chosen: each test half at the other's best epoch; no row is held out "
+        "from training. In brackets: runs that counted halves; parallel runs do not. Best and "
+        "chosen may precede prunings. × dense: dense training's core-seconds divided by the row's. "
+        "Blank: as above."
     )
     own = [r for r in rows if r.get("method") == "set-all-relu" and r["speed_against_dense"]]
     ratios = {row["title"]: two_digits(row["speed_against_dense"]) for row in own}
@@ -202,7 +203,11 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
     start = "Core-seconds per epoch, dense training divided by SET-All-ReLU"
     finding = shown.sentence(start, told).strip()
     sources = _main_sources(results, times or {})
-    return Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, finding)
+    table = Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, finding)
+    keys = [(row["dataset"], row.get("method")) for row in rows]
+    again = [key in keys[:number] for number, key in enumerate(keys)]
+    table.frame.loc[again, ["s per epoch", "× dense"]] = ""  # they were measured once
+    return table
 
 
 def _main_sources(results: Results, times: Mapping[str, Result]) -> str:

@@ -847,7 +847,17 @@ def test_what_is_missing_of_the_main_table_is_counted():
     assert (row["recorded"], row["missing"].split("; ")[0]) == (1, "SET-ReLU")
     assert row["hours"] == table.data["hours"].sum() == 3.0, "1.5 hours of two cores"
     told = f"Of the main table's {planned} planned runs, 1 are recorded. They took 3 core-hours"
-    assert table.finding == f"{told}; all runs of this table took 3. CPUs: a CPU."
+    assert table.finding == f"{told}; all runs of this table took 3."
+    brain = {"seconds": {"train": 1800.0, "evolve": 900.0, "evaluate": 900.0}}
+    brain["provenance"] = run["provenance"] | {"cpu": "CPU 9"}
+    lost = [{"diverged": "", "provenance": run["provenance"]}, {"whole": {}}]
+    table = tables.compute([main, decay], [brain], lost)
+    assert table.data.to_numpy().tolist() == [["CPU 9", 1, 2.0], ["a CPU", 2, 6.0]], "each run once"
+    assert table.finding == "With F-parallel and T-extreme, recorded runs took 8 core-hours in all."
+    assert table.caption.endswith("Older records name a CPU without its model.")
+    assert len(table.caption.split()) <= 60
+    named = tables.compute([], [brain]).caption
+    assert "Older" not in named + tables.compute([]).caption
 
 
 def test_methods_without_runs_are_left_out(main):

@@ -378,13 +378,34 @@ def coverage(recorded: Results, *others: Results) -> Table:
         "**Recorded runs of the main table**, at full length; the time of training and tests; "
         "methods without a run. Below: other studies' runs that are in no row above."
     )
-    cpus = {run["provenance"]["cpu"] for found in (recorded, *others) for run in found.runs}
-    machines, spent = sorted(cpus), sum(row["hours"] for row in rows)
     finding = (
         f"Of the main table's {planned} planned runs, {done} are recorded. They took {hours:.0f} "
-        f"core-hours; all runs of this table took {spent:.0f}. CPUs: {', '.join(machines)}."
+        f"core-hours; all runs of this table took {sum(row['hours'] for row in rows):.0f}."
     )
     return Table.of("T-recorded", rows, columns, caption, finding=finding)
+
+
+def compute(studies: Iterable[Results], *others: Iterable[Result]) -> Table:
+    """Make the table of the time that recorded runs took, by CPU; `others` are of other kinds."""
+    runs = list({_identity(run): run for found in studies for run in found.runs}.values())
+    by_cpu: dict[str, list[Result]] = {}
+    for run in (run for some in (runs, *others) for run in some if "seconds" in run):
+        by_cpu.setdefault(run["provenance"]["cpu"], []).append(run)
+    rows = [{"cpu": c, "runs": len(of), "hours": _hours(of)} for c, of in sorted(by_cpu.items())]
+    columns = [
+        Column("CPU", "cpu", number=False), Column("runs", "runs"),
+        Column("core-hours", "hours", "{:.1f}"),
+    ]  # fmt: skip
+    caption = (
+        "**Compute**: seconds of training and tests × cores, of the table above, F-parallel and "
+        "T-extreme. Not in it: runs that diverged, the replay, T-extreme's split and killed runs, "
+        "and measurements of speed, times, scaling, depth, reliability and the estimator."
+    )
+    if not all(any(letter.isdigit() for letter in cpu) for cpu in by_cpu):
+        caption += " Older records name a CPU without its model."
+    spent = sum(map(_hours, by_cpu.values()))
+    finding = f"With F-parallel and T-extreme, recorded runs took {spent:.0f} core-hours in all."
+    return Table.of("T-compute", rows, columns, caption, finding=finding)
 
 
 def _identity(run: Result) -> tuple[Any, ...]:

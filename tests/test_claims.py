@@ -361,9 +361,12 @@ def test_times_are_those_of_the_contest_where_results_are_recorded():
     recorded = replace(good(), profile="paper")
     rounds = {"dense": [9.0, 9.1], "set-all-relu": [1.0, 1.0], "wasap": [0.8, 0.81]}
     contest = {"rounds": rounds, "cores": {"dense": 1, "set-all-relu": 1, "wasap": 2}}
-    checks = claims.Ledger(recorded, times={"digits": contest}).checks["C1"]
+    ledger = claims.Ledger(recorded, times={"digits": contest})
+    checks = ledger.checks["C1"]
     assert [c.effect for c in checks[:3]] == pytest.approx([9.05, 9.05 / 1.61, 1 / 0.805], rel=1e-3)
-    assert checks[0].seeds == "2, 2"
+    shown = ledger.evidence("C1").frame.loc[0, ["λ", "seeds"]]
+    assert shown.tolist() == ["0.0002 (timed)", "2 rounds"]
+    assert ledger.evidence("C2").frame["λ"][0] == "0.0002"
     rounds["dense"] = [15.0, 9.0, 9.1]  # the first round was disturbed
     rounds |= {"set-all-relu": [1.0, 1.0, 1.0], "wasap": [1.2, 1.21, 1.22]}
     checks = claims.Ledger(recorded, times={"digits": contest}).checks["C1"]

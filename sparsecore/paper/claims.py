@@ -287,7 +287,8 @@ class Ledger:
                 for turns, used in (spent[method] for method in methods)
             )
             usual, paired = core_seconds(*other) / core_seconds(*own), results.profile == "paper"
-            return _ratio(np.multiply(*other), np.multiply(*own), paired, usual)
+            found = _ratio(np.multiply(*other), np.multiply(*own), paired, usual)
+            return replace(found, seeds=f"{len(own[0])} rounds") if paired else found
         runs = [results.of(dataset, method) for method in methods]
         *used, _ = effects.pairs(*runs)  # all numbers are of the same seeds
         seeds = []
@@ -408,7 +409,7 @@ class Ledger:
         """Make the second part of L-claims: the checks of a claim, with numbers."""
         columns = [
             Column("check", "question", number=False, once=True),
-            Column("data set", "dataset", number=False), Column("λ", "decay", "{:g}", False),
+            Column("data set", "dataset", number=False), Column("λ", "", _decay, False),
             Column("seeds", "seeds", number=False), Column("effect", "evidence", number=False),
             Column("p (Holm)", "adjusted", lambda p: f"{p:.2g}" if p >= 1e-4 else _TINY, False),
             Column("outcome", "outcome", number=False),
@@ -419,8 +420,8 @@ class Ledger:
             "compared, 10 planned)."
         )
         if any(c.key == key and q.times for c in CLAIMS for q in c.questions):
-            caption += " For times, rounds are counted; the ratio is that of the medians, the "
-            caption += "interval that of the geometric means."
+            caption += " For times, the ratio is that of the medians, the interval that of the "
+            caption += "geometric means."
         if key == "C4":
             caption = f"**The evidence on {key}.** Steps or held-out samples of all seeds count."
         checks = self.checks[key]
@@ -433,6 +434,10 @@ class Ledger:
         told = "; ".join(f"{', '.join(where)} ({why})" for why, where in others.items())
         sources = sentence("Not tested", told) + self._sources()[key != "C4"]
         return Table.of(f"L-claims-{key}", rows, columns, caption, sources)
+
+
+def _decay(row: Mapping[str, Any]) -> str:
+    return f"{DECAYS[0]:g} (timed)" if row["decay"] is None else f"{row['decay']:g}"
 
 
 def _linked(row: Mapping[str, Any]) -> str:

@@ -854,10 +854,7 @@ def test_what_is_missing_of_the_main_table_is_counted():
     table = tables.compute([main, decay], [brain], lost)
     assert table.data.to_numpy().tolist() == [["CPU 9", 1, 2.0], ["a CPU", 2, 6.0]], "each run once"
     assert table.finding == "With F-parallel and T-extreme, recorded runs took 8 core-hours in all."
-    assert table.caption.endswith("Older records name a CPU without its model.")
-    assert len(table.caption.split()) <= 60
-    named = tables.compute([], [brain]).caption
-    assert "Older" not in named + tables.compute([]).caption
+    assert len(table.caption.split()) <= 60 and tables.compute([]).frame.empty
 
 
 def test_methods_without_runs_are_left_out(main):

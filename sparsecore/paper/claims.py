@@ -96,7 +96,7 @@ def _ratio(
     first: Any, second: Any, paired: bool, usual: float | None = None, note: str = ""
 ) -> Check:
     """Judge by their logarithms whether the values of `first` are larger; show the ratio."""
-    seeds = f"{len(first)}, {len(second)}"
+    seeds = f"{len(first)} rounds" if usual and paired else f"{len(first)}, {len(second)}"
     if min(len(first), len(second)) < 2:
         return Check(evidence="fewer than two seeds", seeds=seeds)
     found = effects.log_ratio(first, second, paired)
@@ -287,8 +287,7 @@ class Ledger:
                 for turns, used in (spent[method] for method in methods)
             )
             usual, paired = core_seconds(*other) / core_seconds(*own), results.profile == "paper"
-            found = _ratio(np.multiply(*other), np.multiply(*own), paired, usual)
-            return replace(found, seeds=f"{len(own[0])} rounds") if paired else found
+            return _ratio(np.multiply(*other), np.multiply(*own), paired, usual)
         runs = [results.of(dataset, method) for method in methods]
         *used, _ = effects.pairs(*runs)  # all numbers are of the same seeds
         seeds = []
@@ -407,9 +406,11 @@ class Ledger:
 
     def evidence(self, key: str) -> Table:
         """Make the second part of L-claims: the checks of a claim, with numbers."""
+        timed = f"{DECAYS[0]:g} (timed)"  # times were measured at this weight decay only
         columns = [
             Column("check", "question", number=False, once=True),
-            Column("data set", "dataset", number=False), Column("λ", "", _decay, False),
+            Column("data set", "dataset", number=False),
+            Column("λ", "", lambda c: timed if c["decay"] is None else f"{c['decay']:g}", False),
             Column("seeds", "seeds", number=False), Column("effect", "evidence", number=False),
             Column("p (Holm)", "adjusted", lambda p: f"{p:.2g}" if p >= 1e-4 else _TINY, False),
             Column("outcome", "outcome", number=False),
@@ -420,24 +421,18 @@ class Ledger:
             "compared, 10 planned)."
         )
         if any(c.key == key and q.times for c in CLAIMS for q in c.questions):
-            caption += " For times, the ratio is that of the medians, the interval that of the "
-            caption += "geometric means."
+            caption += " For times: the ratio of medians, the interval of geometric means."
         if key == "C4":
             caption = f"**The evidence on {key}.** Steps or held-out samples of all seeds count."
         checks = self.checks[key]
         rows = [{"claim": key, **vars(check)} for check in checks if check.outcome not in _OPEN]
         others: dict[str, dict[str, None]] = {}
-        for check in checks:
-            if check.outcome in _OPEN:
-                at = "" if check.decay is None else f" at λ = {check.decay:g}"
-                others.setdefault(str(check.evidence), {})[f"{check.dataset}{at}"] = None
+        for check in (check for check in checks if check.outcome in _OPEN):
+            at = "" if check.decay is None else f" at λ = {check.decay:g}"
+            others.setdefault(str(check.evidence), {})[f"{check.dataset}{at}"] = None
         told = "; ".join(f"{', '.join(where)} ({why})" for why, where in others.items())
         sources = sentence("Not tested", told) + self._sources()[key != "C4"]
         return Table.of(f"L-claims-{key}", rows, columns, caption, sources)
-
-
-def _decay(row: Mapping[str, Any]) -> str:
-    return f"{DECAYS[0]:g} (timed)" if row["decay"] is None else f"{row['decay']:g}"
 
 
 def _linked(row: Mapping[str, Any]) -> str:

@@ -66,9 +66,8 @@ def _data_set(name: str, recorded: Results) -> dict[str, Any]:
     plain = ("title", "domain", "n_features", "n_classes", "n_train", "n_test", "home")
     row = {"name": name, **{key: facts[key] for key in plain}, "here": NOT_AVAILABLE}
     row["shape"] = "×".join(map(str, facts["feature_shape"]))
-    used = [run["data"] for run in recorded.on(name)]
-    sizes_of_runs = sorted({(data["n_train"], data["n_test"]) for data in used})
-    row["rows_of_runs"] = "; ".join(f"{train:,}, {test:,}" for train, test in sizes_of_runs) or None
+    used = {(run["data"]["n_train"], run["data"]["n_test"]) for run in recorded.on(name)}
+    row["rows_of_runs"] = "; ".join(f"{train:,}, {test:,}" for train, test in sorted(used)) or None
     with suppress(DataNotAvailable):
         data = datasets.load(name)
         here = f"{data.source} ({len(data.y_train):,}, {len(data.y_test):,})"
@@ -198,14 +197,12 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
         "Blank: as above."
     )
     own = [r for r in rows if r.get("method") == "set-all-relu" and r["speed_against_dense"]]
-    ratios = {row["title"]: two_digits(row["speed_against_dense"]) for row in own}
-    told = ", ".join(f"{title} × {ratio}" for title, ratio in ratios.items())
+    told = dict.fromkeys(f"{r['title']} × {two_digits(r['speed_against_dense'])}" for r in own)
     start = "Core-seconds per epoch, dense training divided by SET-All-ReLU"
-    finding = shown.sentence(start, told).strip()
+    finding = shown.sentence(start, ", ".join(told)).strip()
     sources = _main_sources(results, times or {})
     table = Table.of(f"T-main{results.suffix}", rows, columns, caption, sources, finding)
-    keys = [(row["dataset"], row.get("method")) for row in rows]
-    again = [key in keys[:number] for number, key in enumerate(keys)]
+    again = table.data.reindex(columns=["dataset", "method"]).duplicated()
     table.frame.loc[again, ["s per epoch", "× dense"]] = ""  # they were measured once
     return table
 
@@ -214,19 +211,17 @@ def _main_sources(results: Results, times: Mapping[str, Result]) -> str:
     parallel = [r for r in results.runs if METHODS[r["condition"]["method"]].parallel]
     teams = {(r["provenance"]["ranks"], r["provenance"]["cores"]) for r in parallel}
     told = [f"{workers} workers on {many} cores" for workers, many in sorted(teams)]
-    asked = itertools.product(results.study.datasets, results.study.methods)
     never = [
         f"{results.title(dataset)}, {METHODS[method].label}: {why}"
-        for dataset, method in asked
+        for dataset, method in itertools.product(results.study.datasets, results.study.methods)
         if (why := excluded(dataset, method))
     ]
+    without = "Not all parallel runs" if told else "No parallel runs"
     return (
         shown.sentence("Parallel runs", ", ".join(told))
         + "In phase 2 a parallel run's accuracy is the mean over its workers. " * bool(told)
         + shown.sentence("", "; ".join(never))
-        + shown.sentence(
-            "Not all parallel runs" if told else "No parallel runs", results.no_cluster
-        )
+        + shown.sentence(without, results.no_cluster)
         + shown.absent(results)
         + shown.clocked(times)
         + shown.source(results)
@@ -264,8 +259,7 @@ def _main_row(
 
 def chosen_accuracy(epochs: list[dict[str, Any]], n_test: int) -> float | None:
     """Return the accuracy of each half of the test set at the epoch that the other half chooses."""
-    # The right answers of both halves are counted together. None for parallel runs, which do not
-    # count them by halves.
+    # Both halves' right answers are counted together. None for parallel runs: they count no halves.
     tested = [e for e in epochs if "test_accuracy" in e]
     if not tested or any("test_half_correct" not in e for e in tested):
         return None
@@ -302,10 +296,9 @@ def deviations(recorded: Results) -> Table:
                     many = f"{len(lost)} run{'s' * (len(lost) > 1)}"
                     effects.append(f"{where}: {many} of {whose} variant diverged")
                     told.append(f"{fact['subject']}, {effects[-1]}")
-            found = difference(*runs)
             if all(runs):
                 effects.append(f"{where}: {shown.gap(*runs)}")
-            if found:
+            if found := difference(*runs):
                 *runs, _ = pairs(*runs)
                 left = [100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in x]) for x in runs]
                 if left[0] != left[1]:
@@ -315,8 +308,7 @@ def deviations(recorded: Results) -> Table:
                     clear += 1
                     told.append(f"{fact['subject']}, {effects[-1]}")
         rows.append({**fact, "effect": "; ".join(effects or [fact["effect"]])})
-    titles = ("subject", "released", "ours", "effect")
-    columns = [Column(title, title, number=False) for title in titles]
+    columns = [Column(t, t, number=False) for t in ("subject", "released", "ours", "effect")]
     caption = (
         "**Differences from the authors' released code.** Where runs of both variants are "
         "recorded, the effect is the released variant's final test accuracy minus ours (weight "
@@ -350,8 +342,7 @@ def held_out(results: Results) -> Note:
 
 
 def coverage(recorded: Results, *others: Results) -> Table:
-    """Make the table of T-main's recorded runs, their time, and the methods without a run."""
-    # Of `others` it has the runs that are not T-main's, and their time.
+    """Make the table of T-main's recorded runs, methods without a run, and `others`' own runs."""
     rows: list[dict[str, Any]] = []
     study = recorded.study
     for name, decay in itertools.product(study.datasets, study.decays):
@@ -392,17 +383,13 @@ def compute(studies: Iterable[Results], *others: Iterable[Result]) -> Table:
     for run in (run for some in (runs, *others) for run in some if "seconds" in run):
         by_cpu.setdefault(run["provenance"]["cpu"], []).append(run)
     rows = [{"cpu": c, "runs": len(of), "hours": _hours(of)} for c, of in sorted(by_cpu.items())]
-    columns = [
-        Column("CPU", "cpu", number=False), Column("runs", "runs"),
-        Column("core-hours", "hours", "{:.1f}"),
-    ]  # fmt: skip
+    columns = [Column("CPU", "cpu", number=False), Column("runs", "runs")]
+    columns += [Column("core-hours", "hours", "{:.1f}")]
     caption = (
-        "**Compute**: seconds of training and tests × cores, of the table above, F-parallel and "
-        "T-extreme. Not in it: runs that diverged, the replay, T-extreme's split and killed runs, "
-        "and measurements of speed, times, scaling, depth, reliability and the estimator."
+        "**Compute** of the runs above, F-parallel and T-extreme: training and tests. A CPU with "
+        "no model is of an older record. Not in it: diverged, replayed, split and killed runs; "
+        "measurements of speed, times, scaling, depth, reliability and the estimator."
     )
-    if not all(any(letter.isdigit() for letter in cpu) for cpu in by_cpu):
-        caption += " Older records name a CPU without its model."
     spent = sum(map(_hours, by_cpu.values()))
     finding = f"With F-parallel and T-extreme, recorded runs took {spent:.0f} core-hours in all."
     return Table.of("T-compute", rows, columns, caption, finding=finding)
@@ -414,5 +401,4 @@ def _identity(run: Result) -> tuple[Any, ...]:
 
 
 def _hours(runs: Iterable[Result]) -> float:
-    spent = ((training_seconds(r) + r["seconds"]["evaluate"]) * cores(r) for r in runs)
-    return sum(spent) / 3600
+    return sum((training_seconds(r) + r["seconds"]["evaluate"]) * cores(r) for r in runs) / 3600

@@ -108,9 +108,7 @@ def _raise_errors(
     if all(not job.ready() or job.successful() for job in jobs):
         return
     wait_until(lambda: all(job.ready() for job in jobs), _GRACE_SECONDS)
-    hint = (
-        "" if path is None or not os.path.exists(path) else f"; resume=True continues from {path}"
-    )
+    hint = f"; resume=True continues from {path}" * bool(path and os.path.exists(path))
     causes = {}
     for rank, job in enumerate(jobs):
         if job.ready() and not job.successful():

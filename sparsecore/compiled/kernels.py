@@ -206,9 +206,7 @@ def forward(
 
 
 class Pace(NamedTuple):
-    """Factors of a group's update: each group adds to the velocity, the last moves the weights."""
-
-    # Earlier groups may not: backward has to read the weights that forward used.
+    """Factors of a group's update: the last moves the weights, for all read those of forward."""
 
     rate: Any  #: float32, factor of a group's summed gradient
     carry: Any  #: float32, factor of the old value: the momentum, or 1 after the first group

@@ -206,9 +206,8 @@ def read_geo(files: Located) -> Parsed:
                 if line.startswith(b"!series_matrix_table_end"):
                     break
                 cells = line.split(b"\t")[1:]
-                values = np.array(cells, np.float32)
-                n_wrong = sum(b"_" in cell for cell in cells)  # NumPy reads 1_000
-                n_finite = np.isfinite(values).sum() - n_wrong
+                values = np.array(cells, np.float32)  # which takes 1_000 for a number
+                n_finite = np.isfinite(values).sum() - sum(b"_" in cell for cell in cells)
                 if n_finite < len(values) or len(values) != len(labels):
                     found = f"{n_finite} finite ones in {line[:40]!r}"
                     raise DataCorrupt(path, f"{len(labels)} numbers per probe", found)

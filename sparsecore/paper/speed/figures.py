@@ -105,13 +105,10 @@ def what_peers_do(*results: Result) -> Table:
     """Make the table of the peers: what each does, and its version."""
     rows = []
     for key, label in _LABELS.items():
-        versions: dict[str, bool] = {}  # as a set in order, the newest first
-        notes: dict[str, str] = {}  # and on which CPU
-        for result in reversed(results):
-            for contest in result["contests"]:
-                if peer := contest["peers"].get(key):
-                    versions[peer["version"]] = True
-                    notes.setdefault(peer["note"], result["provenance"]["cpu"])
+        contests = ((c["peers"], r) for r in reversed(results) for c in r["contests"])
+        found = [(peers[key], r["provenance"]["cpu"]) for peers, r in contests if key in peers]
+        versions = dict.fromkeys(peer["version"] for peer, _ in found)  # the newest first
+        notes = {peer["note"]: cpu for peer, cpu in found}
         if key in _EARLIER and not notes:
             continue
         gone = results[0]["contests"][0]["absent"].get(key, {}).get("reason", "not timed")

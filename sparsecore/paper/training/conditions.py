@@ -123,9 +123,11 @@ class Study:
 
     def conditions(self, profile: str, seeds: Sequence[int] | None = None) -> list[Condition]:
         """Return the conditions of a profile, data set by data set; `seeds` replace the study's."""
-        usual = self.seeds.get(profile) or self.home.seeds.get(profile, ())
+        home, usual = self.home, self.seeds.get(profile) or self.home.seeds.get(profile, ())
+        there = itertools.product((*home.methods, *home.variants), home.decays)
+        owners = dict.fromkeys(there, home.key)  # of a method's runs; of others, this study
         return [
-            Condition(self._owner(method, decay), profile, dataset, method, seed, decay)
+            Condition(owners.get((method, decay), self.key), profile, dataset, method, seed, decay)
             for dataset in self.datasets
             for decay in self.decays
             for number, seed in enumerate(usual if seeds is None else seeds)
@@ -139,12 +141,6 @@ class Study:
             return 0
         count = self.n_seeds or self.home.n_seeds
         return 10**6 if count is None else count(profile, dataset, method, decay)
-
-    def _owner(self, method: str, decay: float) -> str:
-        """Return the key of the study that owns a method's runs."""
-        home = self.home
-        there = method in (*home.methods, *home.variants) and decay in home.decays
-        return home.key if there else self.key
 
 
 _SET = ("set-relu", "set-all-relu")

@@ -34,7 +34,7 @@ def data_sets(recorded: Results) -> Table:
     columns = (
         Column("data set", "title", number=False),
         Column("domain", "domain", number=False),
-        Column("features", "", _features),
+        Column("features", "", lambda r: f"{r['n_features']:,}{r['shape']}"),
         Column("classes", "n_classes"),
         Column("training", "n_train", "{:,}"),
         Column("test", "n_test", "{:,}"),
@@ -65,7 +65,8 @@ def _data_set(name: str, recorded: Results) -> dict[str, Any]:
     facts: dict[str, Any] = datasets.describe(name)
     plain = ("title", "domain", "n_features", "n_classes", "n_train", "n_test", "home")
     row = {"name": name, **{key: facts[key] for key in plain}, "here": NOT_AVAILABLE}
-    row["shape"] = "×".join(map(str, facts["feature_shape"]))
+    shape = "×".join(map(str, facts["feature_shape"]))
+    row["shape"] = f" ({shape})" * ("×" in shape)
     used = {(run["data"]["n_train"], run["data"]["n_test"]) for run in recorded.on(name)}
     row["rows_of_runs"] = "; ".join(f"{train:,}, {test:,}" for train, test in sorted(used)) or None
     with suppress(DataNotAvailable):
@@ -79,10 +80,6 @@ def _source(row: Mapping[str, Any]) -> str:
     here = "not here" if row["here"] == NOT_AVAILABLE else "here a surrogate" * row["surrogate"]
     told = row["home"].split("//")[-1].split("/")[0] + f" ({here})" * bool(here)
     return f"{told}, `{row['sha256']:.8}`" if "sha256" in row else told
-
-
-def _features(row: Mapping[str, Any]) -> str:
-    return f"{row['n_features']:,}" + (f" ({row['shape']})" if "×" in row["shape"] else "")
 
 
 _MARKS = {RELEASED: "", READING: "†", CHOICE: "‡"}

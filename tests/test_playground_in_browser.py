@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed: pip install -e '.[browser]'")
-from test_book_in_browser import CHROMIUM, opened, shoot  # which skips without Playwright
+from test_book_in_browser import CHROMIUM, browsers, opened, shoot  # which skips without Playwright
 
 pytestmark = [
     pytest.mark.site,
@@ -62,8 +63,14 @@ def page(tmp_path):
 def test_play_stop_change_and_go_on(page):
     page.get_by_text(re.compile(r"\| Idle")).wait_for()  # the kernel, in the status bar
     page.get_by_role("button", name="No", exact=True).click()  # news of Jupyter
-    page.locator(".jp-CodeCell .cm-content").first.click()
-    page.keyboard.press("Shift+Enter")
+    cell = page.locator(".jp-CodeCell").first
+    begun = cell.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*\d]"))
+    for _ in range(10):  # the news that close may take the focus
+        cell.locator(".cm-content").click()
+        page.keyboard.press("Shift+Enter")
+        with suppress(browsers.TimeoutError):
+            begun.wait_for(timeout=5_000)
+            break
     start = page.get_by_role("button", name="Start a new run")
     start.scroll_into_view_if_needed()
     shoot(page, "panel")

@@ -192,7 +192,7 @@ def test_the_page_on_deviations_has_the_accuracies_of_one_run_on_two_lane_widths
     [lines] = [cell["source"] for cell in cells if cell["id"] == "deviations-lanes"]
 
     def shown():
-        exec("".join(lines[:-1]), names := {"studies": studies})
+        exec("".join(lines[:-1]), names := {"recorded": studies.recorded("T-deviations")})
         return eval(lines[-1], names)._repr_markdown_()
 
     files = "T-main/fashion-mnist-set-all-relu-seed0", "F-parallel/sequential-seed0"

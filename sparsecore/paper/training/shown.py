@@ -292,9 +292,8 @@ def source(results: Results, names: Sequence[str] | None = None) -> str:
         rows = ", ".join(sorted({f"{run['data']['n_train']:,}" for run in results.on(name)}))
         seeds = len({run["seed"] for run in results.on(name)})
         many = f"up to {seeds} seeds" if seeds > 1 else "one seed"
-        lengths.append(
-            f"{results.title(name)}: {results.epochs(name)} epochs of {rows} rows, {many}"
-        )
+        length = f"{results.epochs(name)} epochs of {rows} rows, {many}"
+        lengths.append(f"{results.title(name)}: {length}")
     told = origin([run["provenance"] for run in runs])
     surrogate = any(run["data"]["surrogate"] for run in runs)
     return (

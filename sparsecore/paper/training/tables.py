@@ -379,7 +379,8 @@ def compute(studies: Iterable[Results], *others: Iterable[Result]) -> Table:
     by_cpu: dict[str, list[Result]] = {}
     for run in (run for some in (runs, *others) for run in some if "seconds" in run):
         by_cpu.setdefault(run["provenance"]["cpu"], []).append(run)
-    rows = [{"cpu": c, "runs": len(of), "hours": _hours(of)} for c, of in sorted(by_cpu.items())]
+    hours = {cpu: _hours(some) for cpu, some in sorted(by_cpu.items())}
+    rows = [{"cpu": cpu, "runs": len(by_cpu[cpu]), "hours": spent} for cpu, spent in hours.items()]
     columns = [Column("CPU", "cpu", number=False), Column("runs", "runs")]
     columns += [Column("core-hours", "hours", "{:.1f}")]
     caption = (
@@ -387,8 +388,8 @@ def compute(studies: Iterable[Results], *others: Iterable[Result]) -> Table:
         "no model is of an older record. Not in it: diverged, replayed, split and killed runs; "
         "measurements of speed, times, scaling, depth, reliability and the estimator."
     )
-    spent = sum(map(_hours, by_cpu.values()))
-    finding = f"With F-parallel and T-extreme, recorded runs took {spent:.0f} core-hours in all."
+    total = sum(hours.values())
+    finding = f"With F-parallel and T-extreme, recorded runs took {total:.0f} core-hours in all."
     return Table.of("T-compute", rows, columns, caption, finding=finding)
 
 

@@ -1,10 +1,15 @@
-// What a reader's browser adds to a page: names of buttons, and larger pictures.
+// What a reader's browser adds to a page: names of buttons, coloured verdicts, larger pictures.
 document.addEventListener("DOMContentLoaded", () => {
   for (const button of document.querySelectorAll("button.copybtn")) {
     button.setAttribute("aria-label", "Copy this code");
   }
   for (const button of document.querySelectorAll("button[title]:not([aria-label])")) {
     button.setAttribute("aria-label", button.title);
+  }
+
+  // The grid of the claims is scanned: its signs have colours. The first column holds links.
+  for (const cell of document.querySelectorAll("#l-grid td:not(:first-child)")) {
+    cell.innerHTML = cell.innerHTML.replace(/[✓✗?]/g, '<b class="verdict" data-sign="$&">$&</b>');
   }
 
   const dialog = document.createElement("dialog");

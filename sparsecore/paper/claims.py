@@ -218,10 +218,12 @@ _NUMBERS = {"points": "{:+.2f}".format, "×": lambda v: f"× {two_digits(v)}", "
 
 def sign(checks: Sequence[Check]) -> str:
     """Return checks in short: ✗ if one fails, else ? if one is undecided, else ✓; and a number."""
-    # – if none is tested, n/a if none can be; in brackets if some are not. The number: the first's.
+    # – if none is tested, n/a if none can be; in brackets if some are not. The number: the first's;
+    # † if runs are missing.
     mark, untested = _mark(checks), any(check.outcome == UNTESTED for check in checks)
     part = untested and mark not in (_SIGNS[UNTESTED], _SIGNS[IMPOSSIBLE])
     number = next((_NUMBERS[c.unit](c.effect) for c in checks if c.unit), "")
+    number += "†" * any(" of " in str(check.seeds) for check in checks)
     return f"{f'({mark})' if part else mark} {number}".strip().replace(" ", "\N{NO-BREAK SPACE}")
 
 
@@ -370,7 +372,7 @@ class Ledger:
         ]
         caption = (
             "**Outcome of the claims**: ✓ holds, ✗ fails, ? undecided, – not tested yet, n/a "
-            "left out on purpose. Weight decay "
+            "left out on purpose, † seeds are missing. Weight decay "
             f"{DECAYS[0]:g} / {DECAYS[1]:g}, or one for both. Numbers: points of accuracy gained; "
             "×, how many times as fast an epoch (against dense: in core-seconds) or as large a "
             "gradient flow is; % right (C4's smallest network of ten layers)."

@@ -542,6 +542,9 @@ def test_how_far_a_trained_network_can_be_pruned_is_told(main):
     assert f"{told}takes 30 % of the memory and 50 % of the time" in picture.finding
     lines = picture.figure.axes[1].lines
     assert [line.get_ydata()[1] for line in lines] == pytest.approx([60, 30, 50])
+    seen[1]["test_accuracy"] = 0.8
+    picture = pruning.after_training(replace(view(main, "set-all-relu"), runs=runs))
+    assert picture.finding.endswith("on Optical digits not even up to percentile 10. ")
 
 
 def test_pruning_is_said_to_generalise_only_where_it_does(main):

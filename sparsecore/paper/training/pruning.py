@@ -147,6 +147,8 @@ def after_training(axes: Any, name: str, results: Results) -> str:
         shown.band(bottom, x, left, colour, **_POINTS)
         shares.append(f"{left[:, last].mean():.0f} %")
     bottom.set(xlabel="percentile of importance that is pruned", ylim=(0, None))
+    if not last:
+        return f"on {results.title(name)} not even up to percentile {x[1]:.0f}"
     return (
         f"on {results.title(name)} up to percentile {x[last]:.0f}, where {shares[0]} of the "
         f"connections are left and the compact network takes {shares[1]} of the memory and "

@@ -184,19 +184,19 @@ def _cases(results: Results, name: str) -> list[tuple[float, str, np.ndarray]]:
     return [(decay, method, _seen(runs)) for decay, method, runs in found if runs]
 
 
-def _clearly(first: np.ndarray, second: np.ndarray | float) -> bool:
-    """Return whether the first values are larger beyond the interval, over enough seeds."""
-    if len(first) < _FEWEST:
-        return False
-    found = effect(float(np.mean(first - second)), spread_of(first, second, True))
-    return found is not None and found.low > 0
+def _sign(changes: np.ndarray) -> int:
+    """Return the sign of changes, one per seed; 0 for few seeds or an interval that includes 0."""
+    if len(changes) < _FEWEST:
+        return 0
+    found = effect(float(np.mean(changes)), spread_of(changes, 0, True))
+    return found.sign if found else 0
 
 
 def _given_back(results: Results) -> str:
     """State how often copies lose accuracy, averaging regains it, and the training loss rises."""
     cases = [seen for n in results.datasets for *_, seen in _cases(results, n)]
     before, copies, end, _, rise, _ = np.transpose([seen.mean(axis=0) for seen in cases])
-    lost, won = (sum(_clearly(s[:, more], s[:, 1]) for s in cases) for more in (0, 2))
+    lost, won = (sum(_sign(s[:, more] - s[:, 1]) > 0 for s in cases) for more in (0, 2))
     return (
         f"In phase 2 the copies lose test accuracy in {np.sum(copies < before)} of {len(cases)} "
         f"cases (data set, algorithm, λ), in {lost} beyond the 95 % interval over seeds. Their "
@@ -247,8 +247,7 @@ def rate_kept(results: Results) -> Table | Note:
                 "dataset": name, "title": results.title(name), "decay": decay, "rate": rate,
                 "seeds": f"{len(runs)}" + f", {len(lost)} diverged" * bool(lost),
                 "diverged": len(lost), **dict(zip(_OF_PHASE2, values, strict=True)),
-                "change clear": _clearly(change, 0) or _clearly(-change, 0),
-                "early clear": _clearly(early, 0),
+                "change clear": _sign(change) != 0, "early clear": _sign(early) > 0,
             })  # fmt: skip
     if not rows:
         return Note(NOTHING["missing"])

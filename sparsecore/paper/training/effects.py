@@ -25,6 +25,11 @@ class Effect:
     high: float
     p: float
 
+    @property
+    def sign(self) -> int:
+        """1 if the interval lies above 0, -1 if it lies below, 0 if it includes 0."""
+        return (self.low > 0) - (self.high < 0)
+
 
 def effect(
     value: float, parts: Sequence[tuple[float, float]], threshold: float = 0.0

@@ -237,7 +237,8 @@ def early_and_late_flow(results: Results) -> Note:
             logs = zip(*(tenths(flow_logs(some)) for some in both), strict=True)
             for count, (ours, others) in zip(counts, logs, strict=True):
                 e = log_ratio(10**ours, 10**others, paired)
-                count += ours.mean() > others.mean(), bool(e and e.low > 0), bool(e and e.high < 0)
+                sign = e.sign if e else 0
+                count += ours.mean() > others.mean(), sign > 0, sign < 0
     told = " ".join(
         f"In the {part} tenth of training All-ReLU has more gradient flow than ReLU in {more} of "
         f"{cases} cases (data set and λ). The uncorrected 95 % interval of the ratio lies above 1 "
@@ -347,12 +348,12 @@ def decay(axes: Any, name: str, results: Results) -> str:
         if min(map(len, both)) > 1:
             peaks = [shown.accuracy(some, "best_test_accuracy") for some in both]
             best.append(f"{label} {peaks[0] - peaks[1]:+.2f}")
-        if (effect := difference(*both)) and not effect.low <= 0 <= effect.high:
+        if (effect := difference(*both)) and effect.sign:
             told.append(f"{label} {shown.points(effect)}")
         end = max(filter(None, both), key=shown.accuracy, default=[])
         for value, inner in zip(decays, runs, strict=True):
             gain = None if value in DECAYS else difference(inner, end)
-            if gain and gain.low > 0:
+            if gain and gain.sign > 0:
                 between.append(f"{label} {shown.points(gain)} at λ = {labels[value]}")
     ax.set_xticks(range(len(decays)), [*labels.values()])
     ax.set(xlabel="weight decay λ", ylabel="test accuracy (%)")

@@ -99,7 +99,7 @@ def during_training(axes: Any, name: str, results: Results) -> str:
         for part in ("loss", "test_loss")
     )
     told = f"{results.title(name)} {100 * left:.0f} %, {shown.gap(pruned, plain)}"
-    if less > fitted and then < lost and (e := difference(pruned, plain)) and e.low > 0:
+    if less > fitted and then < lost and (e := difference(pruned, plain)) and e.sign > 0:
         told += " (the pruned network fits its training rows less, and other rows better)"
     return told
 

@@ -253,7 +253,7 @@ def contrast(results: Results, first: str, second: str) -> str:
             told.append(f"{results.title(name)} {gap(*runs)}")
     if not effects:
         return f"{METHODS[first].label} and {METHODS[second].label}: too few runs to compare them."
-    more, less = sum(e.low > 0 for e in effects), sum(e.high < 0 for e in effects)
+    more, less = (sum(e.sign == sign for e in effects) for sign in (1, -1))
     return (
         f"At the end {METHODS[first].label} is more accurate than {METHODS[second].label} on "
         f"{more} of {len(effects)} data sets and less accurate on {less}, by "
@@ -269,10 +269,10 @@ def factors(results: Results) -> str:
     names = [name for name in results.study.datasets if not results.surrogate(name)]
     pairs = [(relu.format(at.decay), at, at, "set-relu") for at in (some, none)]
     for text, first, second, other in [(decay, none, some, ours), *pairs]:
-        found = [(n, difference(first.of(n, ours), second.of(n, other))) for n in names]
-        unclear = [results.title(n) for n, e in found if e and e.low <= 0 <= e.high]
-        clear = [(results.title(n), e.value) for n, e in found if e and e.low * e.high > 0]
-        parts = [f"{100 * value:+.2f} on {title}" for title, value in clear]
+        effects = {n: difference(first.of(n, ours), second.of(n, other)) for n in names}
+        found = {results.title(n): e for n, e in effects.items() if e}
+        parts = [f"{100 * e.value:+.2f} on {title}" for title, e in found.items() if e.sign]
+        unclear = [title for title, e in found.items() if not e.sign]
         parts += [f"no clear change on {', '.join(unclear)}"] * bool(unclear)
         told += [f"{text} {', '.join(parts)}"] * bool(parts)
     start = "**Weight decay and activation**, final accuracy in points, uncorrected 95 % intervals"

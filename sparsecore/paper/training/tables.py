@@ -301,7 +301,7 @@ def deviations(recorded: Results) -> Table:
                 if left[0] != left[1]:
                     effects[-1] += " ({:.0f} % of the connections left, not {:.0f} %)".format(*left)
                 measured += 1
-                if not found.low <= 0 <= found.high:
+                if found.sign:
                     clear += 1
                     told.append(f"{fact['subject']}, {effects[-1]}")
         rows.append({**fact, "effect": "; ".join(effects or [fact["effect"]])})

@@ -153,7 +153,7 @@ def deviation(values: Any) -> Any:
     return values.std(axis=0, ddof=min(1, len(values) - 1))
 
 
-def plain_ticks(*axes: Axis, subs: Sequence[int] = ()) -> None:
+def plain_ticks(*axes: Axis, subs: Sequence[float] = ()) -> None:
     """Write plain numbers on logarithmic axes, at powers of ten or these multiples of them."""
     for axis in axes:
         if subs:

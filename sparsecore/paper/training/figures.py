@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from sparsecore.paper.page import Note
 from sparsecore.paper.style import COLOURS, GREY, deviation, dot, plain_ticks
@@ -218,9 +218,7 @@ def gradient_flow(axes: Any, name: str, results: Results) -> str:
         low, high = np.log10(top.get_ylim())
         if high - low < 2.5:  # else powers of ten are enough
             subs = (1, 2, 5) if high - low > 0.6 else (1, 1.2, 1.5, 2, 3, 4, 6, 8)
-            top.yaxis.set_major_locator(LogLocator(subs=subs))
-            top.yaxis.set_major_formatter("{x:g}")
-        top.yaxis.set_minor_formatter(NullFormatter())
+            plain_ticks(top.yaxis, subs=subs)
     else:
         shown.leave_empty(top)
     bottom.set_xlabel("epoch")

@@ -20,7 +20,7 @@ from threadpoolctl import ThreadpoolController
 from sparsecore import checkpoint, experiment, seeds
 from sparsecore.compiled.engine import aligned, metrics
 from sparsecore.compiled.jit import jit
-from sparsecore.compiled.kernels import Metrics, Rule, mix
+from sparsecore.compiled.kernels import Metrics, Rule, mix, noise_of
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.files import atomic_write
@@ -105,7 +105,7 @@ class DenseMLP:
                 act = inputs[rows].T
                 for (weights, biases), slope in zip(layers, [*self.slopes, 1.0], strict=True):
                     act = weights @ act
-                    _activate(act, biases, np.float32(slope), *_NO_DROPOUT, None)
+                    _activate(act, biases, np.float32(slope), _NO_DROPOUT, 0, 0, None)
                 out[rows] = act.T
         return out
 
@@ -154,9 +154,6 @@ class DenseEngine:
     ) -> None:
         model, velocity, n = self._model, self._model.velocity, len(X)
         layers = model.layers(model.params)
-        threshold = np.uint16(float(rule.dropout) * 2.0**16)
-        scale = np.float32(1.0 / (1.0 - float(rule.dropout)))
-        key = np.uint64(mix(rule.seed, step))
         # Feature-major, as in the sparse kernels; the last batch of an epoch may be narrower.
         act = [X.T] + [a[: len(a) // len(self._inputs) * n].reshape(-1, n) for a in self._act]
         gain = [g[: len(g) // len(self._inputs) * n].reshape(-1, n) for g in self._gain]
@@ -164,8 +161,7 @@ class DenseEngine:
             z = _product(weights, act[layer], act[layer + 1])
             if layer < len(gain):
                 slope = np.float32(model.slopes[layer])
-                noise = np.uint64(mix(key, layer))  # jitted, it returns a Python integer
-                _activate(z, biases, slope, noise, threshold, scale, gain[layer])
+                _activate(z, biases, slope, rule, step, layer, gain[layer])
             else:
                 _softmax_cross_entropy(z, biases, labels, sums.loss, sums.correct)
 
@@ -208,27 +204,28 @@ def _product(
 
 
 @_jit
-def _activate(z, biases, slope, key, threshold, scale, gain):
+def _activate(z, biases, slope, rule, step, layer, gain):
     """Turn products into activations, in place; keep each one's derivative in `gain`."""
+    noise = noise_of(rule, step)
+    key = mix(noise.key, layer)
     for row in range(z.shape[0]):
         bias, row_key = biases[row], np.uint32(mix(key, row))
         for column in range(z.shape[1]):
             value = z[row, column] + bias
-            slope_here = scale if value > 0 else scale * slope
+            slope_here = noise.scale if value > 0 else noise.scale * slope
             # The same noise as the sparse kernels': `lanes.bernoulli`.
             h = np.uint32(np.uint32(np.uint32(column >> 1) * np.uint32(0x9E3779B1)) ^ row_key)
             h = np.uint32(np.uint32(h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
             h = np.uint32(np.uint32(h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
             h = np.uint32(h ^ (h >> np.uint32(16)))
             half = np.uint16(h >> np.uint32(16 * (column & 1)))
-            slope_here = slope_here if half >= threshold else np.float32(0)
+            slope_here = slope_here if half >= noise.threshold else np.float32(0)
             z[row, column] = value * slope_here
             if gain is not None:
                 gain[row, column] = slope_here
 
 
-# Arguments of `_activate` where nothing is dropped.
-_NO_DROPOUT = (np.uint64(0), np.uint16(0), np.float32(1))
+_NO_DROPOUT = Rule(*np.zeros(4, np.float32), np.uint64(0))
 
 
 @_jit

@@ -188,11 +188,6 @@ def accuracy(runs: list[Result], name: str = "test_accuracy") -> float:
     return float(np.mean([100 * run[name] for run in runs]))
 
 
-def learnt(runs: list[Result]) -> float:
-    """Return the mean accuracy in the last epoch of training, with dropout, in percent."""
-    return float(np.mean([100 * run["epochs"][-1]["train_accuracy"] for run in runs]))
-
-
 def lines(methods: Sequence[str], styles: Mapping[str, Any] | None = None) -> list[Any]:
     """Return a legend's entries for the methods' colours and for line styles."""
     return [

@@ -21,25 +21,26 @@ Make = Callable[[TrainConfig, Dataset], Observer]
 _BINS = 40  # of a histogram of importance
 
 
-def _now_and_then(config: TrainConfig, look: Callable[[SparseMLP], dict[str, Any]]) -> Observer:
-    """Look at epochs 0, 1, 2, 5, 10, 20, 50, … and at the last."""
-    due = {0, config.epochs} | {k * 10**e for k in (1, 2, 5) for e in range(6)}
-    return lambda model, epoch: look(model) if epoch in due else {}
+def _now_and_then(look: Callable[[SparseMLP], dict[str, Any]]) -> Make:
+    """Make the observer look at epochs 0, 1, 2, 5, 10, 20, 50, … and at the last."""
+
+    def make(config: TrainConfig, data: Dataset) -> Observer:
+        due = {0, config.epochs} | {k * 10**e for k in (1, 2, 5) for e in range(6)}
+        return lambda model, epoch: look(model) if epoch in due else {}
+
+    return make
 
 
-def observe_topology(config: TrainConfig, data: Dataset) -> Observer:
+@_now_and_then
+def observe_topology(model: SparseMLP) -> dict[str, Any]:
     """Record now and then how many neurons have 0, 1, 2, … connections, and input strengths."""
-
-    def look(model: SparseMLP) -> dict[str, Any]:
-        return {
-            "topology": {
-                "fan_in": [np.bincount(layer.fan_in()).tolist() for layer in model],
-                "fan_out": [np.bincount(layer.fan_out()).tolist() for layer in model],
-                "input_strength": [float(f"{s:.4g}") for s in model[0].input_strength()],
-            }
+    return {
+        "topology": {
+            "fan_in": [np.bincount(layer.fan_in()).tolist() for layer in model],
+            "fan_out": [np.bincount(layer.fan_out()).tolist() for layer in model],
+            "input_strength": [float(f"{s:.4g}") for s in model[0].input_strength()],
         }
-
-    return _now_and_then(config, look)
+    }
 
 
 def observe_gradient_flow(config: TrainConfig, data: Dataset) -> Observer:
@@ -49,19 +50,16 @@ def observe_gradient_flow(config: TrainConfig, data: Dataset) -> Observer:
     return lambda model, epoch: {"gradient_flow": model.gradient_flow(X, y)}
 
 
-def observe_importance(config: TrainConfig, data: Dataset) -> Observer:
+@_now_and_then
+def observe_importance(model: SparseMLP) -> dict[str, Any]:
     """Record now and then a histogram of the importance of connected hidden neurons."""
-
-    def look(model: SparseMLP) -> dict[str, Any]:
-        seen = []
-        for layer in range(1, len(model)):
-            values = model.importance(layer)[model[layer - 1].fan_in() > 0]
-            largest = float(values.max(initial=0))
-            counts, _ = np.histogram(values, _BINS, range=(0, largest or 1.0))
-            seen.append({"largest": largest, "counts": counts.tolist()})
-        return {"importance": seen}
-
-    return _now_and_then(config, look)
+    seen = []
+    for layer in range(1, len(model)):
+        values = model.importance(layer)[model[layer - 1].fan_in() > 0]
+        largest = float(values.max(initial=0))
+        counts, _ = np.histogram(values, _BINS, range=(0, largest or 1.0))
+        seen.append({"largest": largest, "counts": counts.tolist()})
+    return {"importance": seen}
 
 
 def observe_pruning(config: TrainConfig, data: Dataset) -> Observer:

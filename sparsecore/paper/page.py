@@ -106,14 +106,6 @@ class Column:
         show = self.show if callable(self.show) else self.show.format
         return "—" if value is None else minus(show(value))
 
-    def texts(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Return all cells of the column."""
-        texts = [self.text(row) for row in rows]
-        return [
-            "" if self.once and above == text else text
-            for above, text in zip([None, *texts], texts, strict=False)
-        ]
-
 
 @dataclass(frozen=True)
 class Table:
@@ -134,7 +126,9 @@ class Table:
     ) -> "Table":  # fmt: skip
         """Make a table from rows of plain values and from columns, which show them."""
         rows = list(rows)
-        frame = pd.DataFrame({c.title: c.texts(rows) for c in columns})
+        frame = pd.DataFrame({c.title: [c.text(row) for row in rows] for c in columns})
+        once = [c.title for c in columns if c.once]
+        frame[once] = frame[once].where(frame[once] != frame[once].shift(), "")
         numbers = tuple(c.title for c in columns if c.number)
         return cls(key, frame, caption, pd.DataFrame(rows), numbers, sources, finding)
 

@@ -62,16 +62,16 @@ def _answer(p: float, evidence: str, other: float | None = None, **more: Any) ->
     return Check(evidence=evidence, p=min(1.0, 2 * min(p, other)), outcome=outcome, **more)
 
 
-def _measured(found: Effect | None, unit: str, note: str = "", seeds: str = "") -> Check:
+def _measured(found: Effect | None, unit: str, note: str = "") -> Check:
     """Return the answer that follows from an effect."""
     if found is None:
-        return Check(evidence="nothing varies between runs", outcome=UNDECIDED, seeds=seeds)
+        return Check(evidence="nothing varies between runs", outcome=UNDECIDED)
     values = found.value, found.low, found.high
     scaled = [100 * v if unit == "points" else math.exp(v) for v in values]
     times = "× {} [{}, {}]".format
     text = points(found) if unit == "points" else times(*map(two_digits, scaled))
     about = dict(zip(("effect", "low", "high"), scaled, strict=True))
-    return _answer(found.p, text + note, seeds=seeds, unit=unit, **about)
+    return _answer(found.p, text + note, unit=unit, **about)
 
 
 # --- how two methods' runs are compared ----------------------------------------------------------
@@ -96,13 +96,12 @@ def _ratio(
     first: Any, second: Any, paired: bool, usual: float | None = None, note: str = ""
 ) -> Check:
     """Judge by their logarithms whether the values of `first` are larger; show the ratio."""
-    seeds = f"{len(first)} rounds" if usual and paired else f"{len(first)}, {len(second)}"
     if min(len(first), len(second)) < 2:
-        return Check(evidence="fewer than two seeds", seeds=seeds)
+        return Check(evidence="fewer than two seeds")
     found = effects.log_ratio(first, second, paired)
     if found and usual:
         found = replace(found, value=math.log(usual))
-    return _measured(found, "×", note, seeds)
+    return _measured(found, "×", note)
 
 
 def _more_flow(first: Runs, second: Runs) -> Check:
@@ -285,11 +284,12 @@ class Ledger:
         if question.judge is None:
             spent = epoch_seconds(results, dataset, self._times)
             own, other = (
-                (turns, used if question.times == "core-seconds" else 1)
+                np.multiply(turns, used if question.times == "core-seconds" else 1)
                 for turns, used in (spent[method] for method in methods)
             )
-            usual, paired = core_seconds(*other) / core_seconds(*own), results.profile == "paper"
-            return _ratio(np.multiply(*other), np.multiply(*own), paired, usual)
+            usual, paired = core_seconds(other) / core_seconds(own), results.profile == "paper"
+            rounds = f"{len(own)} rounds" if paired else f"{len(own)}, {len(other)}"
+            return replace(_ratio(other, own, paired, usual), seeds=rounds)
         runs = [results.of(dataset, method) for method in methods]
         *used, _ = effects.pairs(*runs)  # all numbers are of the same seeds
         seeds = []

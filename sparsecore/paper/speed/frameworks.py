@@ -45,18 +45,14 @@ class TorchDense(Adapter):
 
     _sparse = _linear
 
-    def _logits(self, x: Any) -> Any:
-        functional = self._torch.nn.functional
+    def _take_step(self, rows: np.ndarray) -> Any:
+        chosen, functional = self._torch.from_numpy(rows), self._torch.nn.functional
+        self._optimizer.zero_grad(set_to_none=True)
+        x = self._inputs[chosen]
         for layer, slope in zip(self._layers, self.problem.slopes, strict=False):
             x = functional.leaky_relu(layer(x), slope)  # with -alpha it is All-ReLU
             x = functional.dropout(x, self.problem.dropout)
-        return self._layers[-1](x)
-
-    def _take_step(self, rows: np.ndarray) -> Any:
-        chosen = self._torch.from_numpy(rows)
-        self._optimizer.zero_grad(set_to_none=True)
-        logits = self._logits(self._inputs[chosen])
-        loss = self._torch.nn.functional.cross_entropy(logits, self._labels[chosen])
+        loss = functional.cross_entropy(self._layers[-1](x), self._labels[chosen])
         loss.backward()
         self._optimizer.step()
         return loss.detach()

@@ -50,7 +50,7 @@ _TABLE = (
     Column("infer", "inference_seconds_per_sample", _seconds),
     Column("evolve", "evolution_seconds", _seconds),
     Column("loss", "", "{first_loss:.2f} → {last_loss:.2f}".format_map, number=False),
-    Column("right", "", lambda r: f"{r['correct']}/{r['held_out']}" if r["held_out"] else "—"),
+    Column("right", "", "{correct}/{held_out}".format_map),
 )  # fmt: skip
 
 
@@ -66,9 +66,9 @@ def table(*runs: Result) -> Table:
         "first and the last ten batches; held-out samples classified correctly."
     )
     about = "The largest run had {threads} threads and {memory_gib} GiB of memory. "
+    guess = max(row["test_p"] for row in rows)
     sources = about.format_map(runs[-1]["provenance"])
-    if guesses := [row["test_p"] for row in rows if row["test_p"] is not None]:
-        sources += f"Guessing would do as well with a probability of at most {max(guesses):.0e}. "
+    sources += f"Guessing would do as well with a probability of at most {guess:.0e}. "
     off = [100 * (row["peak_bytes"] / row["budget_bytes"] - 1) for row in rows]
     most = f"exceeded it by at most {max(off):.1f} %" if max(off) > 0 else "never exceeded it"
     finding = (
@@ -103,12 +103,11 @@ def scaling(axes: Any, *runs: Result) -> tuple[str, str]:
             if ax is axes[0]:
                 tag(ax, f"{name}\n{_count(count)}", (count, 1), (0, 3), **_ABOVE)
     axes[-1].set_xlabel("hidden neurons")
-    right = ", and it classifies {correct} of {n} held-out samples correctly"
-    right = right.format_map(test) if (test := runs[-1]["test"]) else ""
+    right = "{correct} of {n} held-out samples correctly".format_map(runs[-1]["test"])
     return (
         f"The largest network has {neurons[-1]:,} neurons, {neurons[-1] / BAT:.2g} times as many "
         f"as a bat's brain: it takes {peaks[-1]:.1f} GiB of memory and "
-        f"{times[-1]:.2g} s per training step{right}.",
+        f"{times[-1]:.2g} s per training step, and it classifies {right}.",
         f"From 5·10⁶ neurons on the exponents are {' and '.join(told)}. " * bool(told),
     )
 
@@ -134,16 +133,15 @@ def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
         every = run["config"]["evolve_every"]
         for step in range(every, len(values), every):
             ax.axvline(step + 0.5, color=GREY, linewidth=0.8, linestyle=":")
-        if trend := run["trend"]:
-            trends.append(f"{neurons}: Kendall's τ {trend['tau']:+.2f}, p = {trend['p']:.1g}")
+        trends.append(neurons + ": Kendall's τ {tau:+.2f}, p = {p:.1g}".format_map(run["trend"]))
     ax.axhline(np.log(2), color=GREY, linewidth=0.8)
     tag(ax, "chance", (1, np.log(2)), (0, 3), xycoords=("axes fraction", "data"), ha="right")
     ax.set(xlabel="step", ylabel="cross-entropy (nats)", ylim=(0, None))
     ax.legend()
-    falls = [run["trend"]["p"] < 0.05 for run in deep if run["trend"]]
+    falls = sum(run["trend"]["p"] < 0.05 for run in deep)
     finding = (
-        f"The loss falls in {sum(falls)} of the {len(falls)} largest networks with 10 hidden "
-        "layers (Kendall's test, p < 0.05)"
+        f"The loss falls in {falls} of the {len(deep)} largest networks with 10 hidden layers "
+        "(Kendall's test, p < 0.05)"
     )
     if right := _right(deep):
         finding += f"; {right} of the held-out samples are classified correctly"
@@ -213,25 +211,24 @@ def projection() -> Note:
 
 def _right(runs: Sequence[Result]) -> str:
     """State the shares of held-out samples classified correctly, from least to most."""
-    shares = sorted(round(100 * t["correct"] / t["n"]) for run in runs if (t := run["test"]))
+    shares = sorted(round(100 * run["test"]["correct"] / run["test"]["n"]) for run in runs)
     return f"{' to '.join(map(str, dict.fromkeys((shares[0], shares[-1]))))} %" if shares else ""
 
 
 def _plain(run: Result) -> Result:
-    test = run["test"] or {}
-    predict, evolve = run["predict_seconds"], run["evolve_seconds"]
-    config, batch = run["config"], run["config"]["batch_size"]
+    config, test = run["config"], run["test"]
+    predict = float(np.median(run["predict_seconds"]))
     return {
         **{name: config[name] for name in ("neurons", "hidden_layers")},
         **{name: run[name] for name in ("density", "nnz", "peak_bytes", "budget_bytes")},
         "initialise_seconds": run["seconds"]["initialise"],
         "seconds_per_sample": run["seconds_per_sample"],
         "epoch_seconds": sum(run["step_seconds"]),
-        "inference_seconds_per_sample": float(np.median(predict)) / batch if predict else None,
-        "evolution_seconds": float(np.mean(evolve)) if evolve else None,
+        "inference_seconds_per_sample": predict / config["batch_size"],
+        "evolution_seconds": float(np.mean(run["evolve_seconds"])),
         "first_loss": float(np.mean(run["losses"][:10])),
         "last_loss": float(np.mean(run["losses"][-10:])),
-        "correct": test.get("correct"), "held_out": test.get("n"), "test_p": test.get("p"),
+        "correct": test["correct"], "held_out": test["n"], "test_p": test["p"],
     }  # fmt: skip
 
 

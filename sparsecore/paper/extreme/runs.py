@@ -35,6 +35,7 @@ SCHEMA: dict[str, Any] = {
     "seconds": {"initialise": _NUMBER, "train": _NUMBER},
     "seconds_per_sample": _NUMBER,
     "losses": list,
+    **dict.fromkeys(("trend", "test"), dict),
     "weights_sha256": str,
 }
 

@@ -42,24 +42,20 @@ def entry(algorithm: str, seed: int, profile: str) -> Entry:
     return Entry(STUDY, f"{algorithm}-seed{seed}", profile, TRAINED, lambda: expected)
 
 
-def _replay_entry(first: Entry) -> Entry:
-    """Return where a run's replay is kept; it is valid for the weights that the run has now."""
-
-    def expected() -> Result:
-        run = first.look()[0]
-        return {"recorded_sha256": run and run["weights_sha256"]}
-
-    schema = {"identical": bool, "recorded_sha256": str, "weights_sha256": str, "updates": int}
-    return Entry(STUDY, "replay", first.profile, schema, expected)
-
-
 def _parts(profile: str) -> Parts:
     """Return the runs by algorithm and seed, and the replay of the first asynchronous one."""
     seeds = EFFORTS[profile].seeds
     runs = [(name, seed) for seed in seeds for name in ALGORITHMS]
     parts: Parts = {run: (entry(*run, profile), partial(_train, *run, profile)) for run in runs}
     first = parts["wasap", seeds[0]][0]
-    parts["replay", seeds[0]] = _replay_entry(first), partial(_replay, first, seeds[0])
+
+    def expected() -> Result:  # the weights that this run has now
+        run = first.look()[0]
+        return {"recorded_sha256": run and run["weights_sha256"]}
+
+    schema = {"identical": bool, "recorded_sha256": str, "weights_sha256": str, "updates": int}
+    replay = Entry(STUDY, "replay", profile, schema, expected)
+    parts["replay", seeds[0]] = replay, partial(_replay, first, seeds[0])
     return parts
 
 

@@ -58,9 +58,8 @@ def _bench(options: argparse.Namespace) -> None:
     if options.peers:
         _bench_peers(options, network)
         return
-    if options.rounds is not None:
-        raise ValueError("--rounds: expected --peers with it, got none; see --steps")
-    result = bench(steps=asked.get("steps", 500), **network)
+    refuse(given(options, ("rounds",)), "expected --peers with it, got none; see --steps")
+    result = bench(**network, **given(options, ("steps",)))
     if options.json:
         print(json.dumps(result))
         return
@@ -122,11 +121,10 @@ def _bench_peers(options: argparse.Namespace, network: dict[str, Any]) -> None:
     from sparsecore.paper.speed import contest
     from sparsecore.paper.speed.peers import Problem
 
-    if options.steps is not None:
-        raise ValueError("--steps: not with --peers, which times turns instead; see --rounds")
+    steps = given(options, ("steps",))
+    refuse(steps, "not with --peers, which times turns instead; see --rounds")
     result = contest.compare(
-        Problem(**network),
-        rounds=5 if options.rounds is None else options.rounds,
+        Problem(**network), **given(options, ("rounds",)),
         progress=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    )  # fmt: skip
     print(json.dumps(result) if options.json else contest.report(result))

@@ -143,6 +143,7 @@ class SparseMLP(Fixed):
     """
 
     FIXED = ("sizes", "activation", "alpha", "init")
+    _state: State
 
     def __init__(
         self, sizes: Sequence[int], structures: Structures, data: Sequence[np.ndarray],
@@ -155,13 +156,14 @@ class SparseMLP(Fixed):
         self.activation, self.alpha, self.init = activation, float(alpha), init
         slopes = [ACTIVATIONS[activation](layer, alpha) for layer in range(1, len(self.sizes))]
         self._slopes = np.array(slopes, np.float32)
-        self._bias_start = np.concatenate([[0], np.cumsum(self.sizes[1:])]).astype(np.int64)
-        expected = list(self.sizes[1:])
-        given = [np.zeros(n, np.float32) for n in expected] if biases is None else list(biases)
-        lengths = [len(b) if np.ndim(b) == 1 else np.shape(b) for b in given]
-        if lengths != expected:
-            raise ValueError(f"biases: expected {expected} values in the layers, got {lengths}")
-        self._state = self._laid_out(structures, data, np.concatenate(given))
+        self._bias_start = np.cumsum([0, *self.sizes[1:]], dtype=np.int64)
+        biases = [np.zeros(n, np.float32) for n in self.sizes[1:]] if biases is None else biases
+        nnz = [np.size(indices) for _, indices in structures]
+        for name, given, expected in (("data", data, nnz), ("biases", biases, [*self.sizes[1:]])):
+            lengths = [len(v) if np.ndim(v) == 1 else np.shape(v) for v in given]
+            if lengths != expected:
+                raise ValueError(f"{name}: expected {expected} values in the layers, got {lengths}")
+        self.adopt(structures, np.concatenate([*data, *biases]))
 
     @classmethod
     def from_flat(
@@ -263,46 +265,6 @@ class SparseMLP(Fixed):
             sizes, structures, [layer.data for layer in layers], biases,
             activation=activation, alpha=alpha, init=init,
         )  # fmt: skip
-
-    def _laid_out(
-        self, structures: Structures, data: Sequence[np.ndarray], biases: np.ndarray,
-        velocity: np.ndarray | None = None,
-    ) -> State:  # fmt: skip
-        """Return layers, checked and copied to flat arrays, and the velocity of `params`."""
-        n_layers = len(self.sizes) - 1
-        if len(structures) != n_layers or len(data) != n_layers:
-            got = f"{len(structures)} and {len(data)}"
-            raise ValueError(f"structures, data: expected {n_layers} layers, got {got}")
-        for layer, (indptr, indices) in enumerate(structures):
-            shapes = np.shape(indptr), np.shape(indices)
-            if shapes != ((self.sizes[layer + 1] + 1,), np.shape(data[layer])):
-                raise ValueError(
-                    f"layer {layer}: expected {self.sizes[layer + 1] + 1} pointers, and as many "
-                    f"indices as data, got shapes {shapes} and {np.shape(data[layer])}"
-                )
-            topology.check(indptr, indices, self.sizes[layer])
-        counts = [len(d) for d in data]
-        nnz = sum(counts)
-        place = np.int32 if max(counts) <= _INT32_MAX else np.int64
-        params = _flat([*data, biases], np.float32)
-        network = Network(
-            sizes=np.array(self.sizes, np.int64),
-            weight_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            bias_start=self._bias_start,
-            weights=params[:nnz],
-            biases=params[nnz:],
-            indptr=_flat([indptr for indptr, _ in structures], np.int64),
-            indices=_flat([indices for _, indices in structures], np.int32),
-            out_indptr=np.zeros(sum(self.sizes[:-1]) + n_layers, np.int64),
-            out_indices=np.empty(nnz, np.int32),
-            out_position=np.empty(nnz, place),
-            slopes=self._slopes,
-        )
-        moved = None if velocity is None else _copy(velocity)
-        state = State(network, params, moved, np.zeros(1, bool))
-        for layer in range(n_layers):
-            self._transpose(state, layer)
-        return _sealed(state)
 
     def _draft(self) -> State:
         """Return a copy of all arrays, to be changed and then installed as a whole."""
@@ -537,12 +499,36 @@ class SparseMLP(Fixed):
         self, structures: Structures, params: np.ndarray, velocity: np.ndarray | None = None
     ) -> None:
         """Replace topology and parameters by copies; without a velocity, momentum restarts."""
-        cuts = np.cumsum([0] + [len(indices) for _, indices in structures])
-        expected = int(cuts[-1]) + sum(self.sizes[1:])
-        params = _vector("params", params, expected)
-        data = [params[a:b] for a, b in pairwise(cuts)]
-        moved = None if velocity is None else _vector("velocity", velocity, expected)
-        self._state = self._laid_out(structures, data, params[cuts[-1] :], moved)
+        if len(structures) != len(self):
+            raise ValueError(f"structures: expected {len(self)} layers, got {len(structures)}")
+        for layer, (indptr, indices) in enumerate(structures):
+            expected, found = (self.sizes[layer + 1] + 1,), np.shape(indptr)
+            if found != expected:
+                raise ValueError(f"layer {layer}, indptr: expected shape {expected}, got {found}")
+            topology.check(indptr, indices, self.sizes[layer])
+        counts = [len(indices) for _, indices in structures]
+        nnz = sum(counts)
+        n_params = nnz + sum(self.sizes[1:])
+        params = _copy(_vector("params", params, n_params))
+        place = np.int32 if max(counts) <= _INT32_MAX else np.int64
+        network = Network(
+            sizes=np.array(self.sizes, np.int64),
+            weight_start=np.cumsum([0, *counts], dtype=np.int64),
+            bias_start=self._bias_start,
+            weights=params[:nnz],
+            biases=params[nnz:],
+            indptr=_flat([indptr for indptr, _ in structures], np.int64),
+            indices=_flat([indices for _, indices in structures], np.int32),
+            out_indptr=np.zeros(sum(self.sizes[:-1]) + len(self), np.int64),
+            out_indices=np.empty(nnz, np.int32),
+            out_position=np.empty(nnz, place),
+            slopes=self._slopes,
+        )
+        moved = None if velocity is None else _copy(_vector("velocity", velocity, n_params))
+        state = State(network, params, moved, np.zeros(1, bool))
+        for layer in range(len(self)):
+            self._transpose(state, layer)
+        self._state = _sealed(state)
 
     def structures(self) -> list[topology.Structure]:
         """Return each layer's (indptr, indices) as views."""

@@ -458,12 +458,15 @@ def test_flat_arrays_are_checked(name, value, complaint):
 
 def test_structures_must_fit_the_sizes():
     good = [(np.array([0, 1, 2]), np.array([0, 1]))]
-    with pytest.raises(ValueError, match="structures, data: expected 1 layers, got 1 and 2"):
-        SparseMLP((2, 2), good, [np.ones(2), np.ones(2)])
-    with pytest.raises(ValueError, match=r"layer 0: expected \d pointers, and as many indices"):
+    with pytest.raises(ValueError, match="structures: expected 1 layers, got 2"):
+        SparseMLP((2, 2), 2 * good, 2 * [np.ones(2)])
+    for data, found in ([np.ones(2), np.ones(2)], "[2, 2]"), ([np.ones(3)], "[3]"):
+        complaint = f"data: expected [2] values in the layers, got {found}"
+        with pytest.raises(ValueError, match=re.escape(complaint)):
+            SparseMLP((2, 2), good, data)
+    complaint = "layer 0, indptr: expected shape (4,), got (3,)"
+    with pytest.raises(ValueError, match=re.escape(complaint)):
         SparseMLP((2, 3), good, [np.ones(2)])
-    with pytest.raises(ValueError, match=r"layer 0: expected \d pointers, and as many indices"):
-        SparseMLP((2, 2), good, [np.ones(3)])
     with pytest.raises(ValueError, match=r"indices: 1 is outside \[0, 1\)"):
         SparseMLP((1, 2), good, [np.ones(2)])
 

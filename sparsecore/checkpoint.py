@@ -108,9 +108,8 @@ def load(path: str | os.PathLike[str]) -> tuple[SparseMLP, dict[str, Any] | None
         # Inputs without connections take no bytes here, but eight in memory.
         if sum(sizes) > max(_NEURONS, sum(values.nbytes for values in arrays)):
             raise ValueError(f"it announces layers of {sizes} neurons")
-        model = SparseMLP.from_flat(sizes, *arrays, **options)
-        if "velocity.npy" in archive.namelist():
-            model.velocity = array(archive, "velocity")
+        moved = array(archive, "velocity") if "velocity.npy" in archive.namelist() else None
+        model = SparseMLP.from_flat(sizes, *arrays, velocity=moved, **options)
         _check_finite(model)
         return model, run
 

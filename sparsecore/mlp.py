@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -168,7 +169,8 @@ class SparseMLP(Fixed):
     @classmethod
     def from_flat(
         cls, sizes: Sequence[int], weight_start: np.ndarray, indptr: np.ndarray,
-        indices: np.ndarray, params: np.ndarray, **options: Any,
+        indices: np.ndarray, params: np.ndarray, *, velocity: np.ndarray | None = None,
+        **options: Any,
     ) -> SparseMLP:  # fmt: skip
         """Make a network from arrays laid out as in `network` and `params`; all are copied."""
         sizes = _checked_sizes(sizes)
@@ -184,7 +186,9 @@ class SparseMLP(Fixed):
         params = _vector("params", params, nnz + sum(sizes[1:]))
         data = [params[a:b] for a, b in pairwise(starts)]
         biases = np.split(params[nnz:], np.cumsum(sizes[1:-1]))
-        return cls(sizes, structures, data, biases, **options)
+        model = cls(sizes, structures, data, biases, **options)
+        model.velocity = velocity
+        return model
 
     @classmethod
     def erdos_renyi(
@@ -362,22 +366,17 @@ class SparseMLP(Fixed):
         """The arguments `activation`, `alpha` and `init` that the network was made with."""
         return {"activation": self.activation, "alpha": self.alpha, "init": self.init}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the arrays to pickle or copy; `__setstate__` copies them."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to make the network again, for pickles and copies."""
         # `_state` itself has views of these arrays, which would become separate copies.
         net = self.network
         flat = self.sizes, net.weight_start, net.indptr, net.indices, self.params
-        return {"flat": flat, "options": self.options, "velocity": self.velocity}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(vars(SparseMLP.from_flat(*state["flat"], **state["options"])))
-        self.velocity = state["velocity"]
+        return partial(SparseMLP.from_flat, velocity=self.velocity, **self.options), flat
 
     def copy(self, **options: Any) -> SparseMLP:
         """Return an independent copy, velocity included, with other `options` if given."""
-        twin, state = SparseMLP.__new__(SparseMLP), self.__getstate__()
-        twin.__setstate__({**state, "options": state["options"] | options})
-        return twin
+        make, flat = self.__reduce__()
+        return make(*flat, **options)
 
     def weights_sha256(self) -> str:
         """Return the SHA-256 of structure and parameters, as hexadecimal digits."""

@@ -11,7 +11,7 @@ import numpy as np
 from sparsecore.compiled import kernels, lanes, programs
 from sparsecore.compiled.arrays import Closing, reads
 from sparsecore.compiled.kernels import Metrics, Network, Rule, Sink, State, Workspace
-from sparsecore.compiled.losses import SOFTMAX, Aim, unweighted
+from sparsecore.compiled.losses import SOFTMAX, Aim
 from sparsecore.compiled.team import PARTS, Governor, Team, checked_size
 
 # Forward gains little from more lanes, and two threads can share a batch of 128.
@@ -111,20 +111,16 @@ class Engine(Closing):
     ) -> tuple[np.ndarray, Aim, np.ndarray]:
         """Return samples as the kernels read them, all within bounds."""
         inputs, rows = reads(inputs, np.float32, 2), reads(rows, np.int64)
-        n_outputs = int(network.sizes[-1])
-        if isinstance(targets, Aim):
-            aim = targets.read(len(inputs), n_outputs)
-        else:
-            aim = unweighted(targets)
-        labels = aim.labels if aim.loss == SOFTMAX else np.zeros(len(inputs), np.int64)
-        if inputs.shape != (len(labels), network.sizes[0]):
-            raise ValueError(
-                f"inputs: expected shape ({len(labels)}, {network.sizes[0]}), got {inputs.shape}"
-            )
-        place = kernels.misplaced(rows, reads(labels, np.int64), n_outputs)
+        n, n_outputs = len(inputs), int(network.sizes[-1])
+        if inputs.shape[1] != network.sizes[0]:
+            raise ValueError(f"inputs: expected {network.sizes[0]} features, got {inputs.shape[1]}")
+        aim = targets if isinstance(targets, Aim) else Aim(SOFTMAX, targets)
+        aim = aim.read(n, n_outputs)
+        labels = aim.labels if aim.loss == SOFTMAX else reads(np.zeros(n), np.int64)
+        place = kernels.misplaced(rows, labels, n_outputs)
         if place >= 0:
             raise ValueError(
-                f"rows: expected samples below {len(labels)} with labels below {n_outputs}, got "
+                f"rows: expected samples below {n} with labels below {n_outputs}, got "
                 f"row {rows[place]}"
             )
         return inputs, aim, rows

@@ -1,7 +1,7 @@
 """Targets of a network's outputs: loss and gradient of a block of the batch.
 
-Class indices use softmax and cross-entropy. Weighted samples, several labels and numbers are an
-`Aim`. For the compiler all are of one type, so it compiles once.
+Class indices use softmax and cross-entropy. For the compiler all kinds of targets are of one type,
+`Aim`, so it compiles once.
 """
 
 import math
@@ -17,38 +17,34 @@ SOFTMAX, SIGMOID, SQUARED = range(3)
 
 
 class Aim(NamedTuple):
-    """Targets with weights: SOFTMAX has `labels`, the others have `values`; the rest is empty."""
+    """Targets of samples: SOFTMAX has `labels`, the others have `values`."""
 
     loss: Any  #: int64, one of the three
-    labels: np.ndarray  #: int64 (n,), class indices
-    values: np.ndarray  #: float32 (n, n_outputs), 0 or 1, or any numbers
-    weights: np.ndarray  #: float32 (n,), factors of the samples' losses; `unweighted` has none
+    labels: np.ndarray = np.zeros(0, np.int64)  #: int64 (n,), class indices
+    values: np.ndarray = np.zeros((0, 0), np.float32)  #: float32 (n, n_outputs): 0 or 1, or numbers
+    weights: np.ndarray | None = None  #: float32 (n,), factors of the samples' losses; None: 1
 
     def part(self, rows: Any) -> "Aim":
         """Return the targets of some rows."""
         used = "labels" if self.loss == SOFTMAX else "values"
-        return self._replace(**{used: getattr(self, used)[rows]}, weights=self.weights[rows])
+        weights = None if self.weights is None else self.weights[rows]
+        return self._replace(**{used: getattr(self, used)[rows]}, weights=weights)
 
     def read(self, n: int, n_outputs: int) -> "Aim":
         """Return the targets as kernels read them; refuse shapes that are not of `n` samples."""
-        shapes: dict[str, tuple[int, ...]] = {"weights": (n,)}
+        shapes: dict[str, tuple[int, ...]] = {} if self.weights is None else {"weights": (n,)}
         shapes |= {"labels": (n,)} if self.loss == SOFTMAX else {"values": (n, n_outputs)}
+        weights = self.weights
+        if weights is None:  # class indices do without, which is faster
+            weights = np.ones(0 if self.loss == SOFTMAX else n)
         for name, shape in shapes.items():
-            if getattr(self, name).shape != shape:
-                found = getattr(self, name).shape
+            found = np.shape(getattr(self, name))
+            if found != shape:
                 raise ValueError(f"{name}: expected shape {shape}, got {found}")
         return Aim(
             self.loss, reads(self.labels, np.int64), reads(self.values, np.float32, 2),
-            reads(self.weights, np.float32),
+            reads(weights, np.float32),
         )  # fmt: skip
-
-
-_NOTHING = reads(np.zeros((0, 0)), np.float32, 2), reads(np.zeros(0), np.float32)
-
-
-def unweighted(labels: np.ndarray) -> Aim:
-    """Return class indices alone as the kernels read them: an aim without weights."""
-    return Aim(SOFTMAX, reads(labels, np.int64), *_NOTHING)
 
 
 @inner
@@ -84,7 +80,7 @@ def loss_gradient(width, n_outputs, act, z0, aim, rows, first, count, losses, hi
         _softmax_cross_entropy(
             width, n_outputs, act, z0, aim.labels, rows, first, count, losses, hits
         )
-    # Class indices without weights are done: `unweighted` leaves `weights` empty.
+    # Class indices without weights are done: `Aim.read` leaves `weights` empty.
     for lane in range(count if len(aim.weights) else 0):
         row = at(rows, first + lane)
         weight, loss = aim.weights[row], losses[lane] if softmax else 0.0

@@ -341,16 +341,13 @@ class SparseMLPBase(BaseEstimator):
     def _inputs(self, X: Any) -> Any:
         return inputs.scaled(X, self.scaler_, self.n_features_in_)
 
-    def _aim(self, y: np.ndarray, weight: Any, whole: bool) -> Any:
+    def _aim(self, y: np.ndarray, weight: Any, whole: bool) -> Aim:
         """Return the targets for the kernels; in `whole` data the mean weight is 1."""
-        labels = self._loss() == SOFTMAX
-        if labels and weight is None:
-            return y
-        weight = np.ones(len(y)) if weight is None else weight
-        weight = (weight / weight.mean() if whole else weight).astype(np.float32)
-        if labels:
-            return Aim(SOFTMAX, y, np.zeros((0, 0), np.float32), weight)
-        return Aim(self._loss(), np.zeros(0, np.int64), y, weight)
+        if weight is not None:
+            weight = (weight / weight.mean() if whole else weight).astype(np.float32)
+        if self._loss() == SOFTMAX:
+            return Aim(SOFTMAX, labels=y, weights=weight)
+        return Aim(self._loss(), values=y, weights=weight)
 
     def _trainer(self, config: TrainConfig, n_samples: int) -> train.Trainer:
         config = config.with_values(batch_size=min(config.batch_size, n_samples))

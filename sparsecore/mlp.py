@@ -155,9 +155,6 @@ class SparseMLP(Fixed):
         for name, value in {"activation": activation, "alpha": alpha, "init": init}.items():
             HYPERPARAMETERS[name].check(value)
         self.activation, self.alpha, self.init = activation, float(alpha), init
-        slopes = [ACTIVATIONS[activation](layer, alpha) for layer in range(1, len(self.sizes))]
-        self._slopes = np.array(slopes, np.float32)
-        self._bias_start = np.cumsum([0, *self.sizes[1:]], dtype=np.int64)
         biases = [np.zeros(n, np.float32) for n in self.sizes[1:]] if biases is None else biases
         nnz = [np.size(indices) for _, indices in structures]
         for name, given, expected in (("data", data, nnz), ("biases", biases, [*self.sizes[1:]])):
@@ -303,8 +300,8 @@ class SparseMLP(Fixed):
     def _views(self, state: State, layer: int) -> SparseLayer:
         net, velocity = state.network, state.velocity
         part = slice(int(net.weight_start[layer]), int(net.weight_start[layer + 1]))
-        biases = slice(int(self._bias_start[layer]), int(self._bias_start[layer + 1]))
-        start, n_out = int(self._bias_start[layer]) + layer, self.sizes[layer + 1]
+        biases = slice(int(net.bias_start[layer]), int(net.bias_start[layer + 1]))
+        start, n_out = biases.start + layer, self.sizes[layer + 1]
         structure = net.indptr[start : start + n_out + 1], net.indices[part]
         moved = None if velocity is None else velocity[part]
         weights = net.weights[part], net.biases[biases]
@@ -510,10 +507,11 @@ class SparseMLP(Fixed):
         n_params = nnz + sum(self.sizes[1:])
         params = _copy(_vector("params", params, n_params))
         place = np.int32 if max(counts) <= _INT32_MAX else np.int64
+        slopes = [ACTIVATIONS[self.activation](n, self.alpha) for n in range(1, len(self.sizes))]
         network = Network(
             sizes=np.array(self.sizes, np.int64),
             weight_start=np.cumsum([0, *counts], dtype=np.int64),
-            bias_start=self._bias_start,
+            bias_start=np.cumsum([0, *self.sizes[1:]], dtype=np.int64),
             weights=params[:nnz],
             biases=params[nnz:],
             indptr=_flat([indptr for indptr, _ in structures], np.int64),
@@ -521,7 +519,7 @@ class SparseMLP(Fixed):
             out_indptr=np.zeros(sum(self.sizes[:-1]) + len(self), np.int64),
             out_indices=np.empty(nnz, np.int32),
             out_position=np.empty(nnz, place),
-            slopes=self._slopes,
+            slopes=np.array(slopes, np.float32),
         )
         moved = None if velocity is None else _copy(_vector("velocity", velocity, n_params))
         state = State(network, params, moved, np.zeros(1, bool))
@@ -609,7 +607,7 @@ class SparseMLP(Fixed):
         biases = [layer.bias.copy() for layer in self]
         for layer in range(len(self) - 1):
             constant = np.diff(weights[layer].indptr) == 0
-            value = np.where(biases[layer] > 0, 1, self._slopes[layer]) * biases[layer]
+            value = np.where(biases[layer] > 0, 1, self.network.slopes[layer]) * biases[layer]
             biases[layer + 1] += weights[layer + 1] @ np.where(constant, value, np.float32(0))
             _remove(constant, layer, weights, biases)
         for layer in range(len(self) - 2, -1, -1):

@@ -192,12 +192,11 @@ class Trainer(Fixed, Closing):
         order = seeds.generator(self.seed, Purpose.SHUFFLE, self.rank, self.epoch).permutation(n)
         self.model.start_momentum()
         sums, done = metrics()._replace(steps=self._steps), 0
+        most = max(1, DENSE_VALUES // (X.shape[1] * batch)) if sp.issparse(X) else n  # steps
         while done < n:
             begin = time.perf_counter()
-            steps, inputs, labels = self._call_steps, X, y
-            if sp.issparse(X):
-                steps = max(1, min(steps, DENSE_VALUES // (X.shape[1] * batch)))
-            rows = order[done : done + steps * batch]
+            rows = order[done : done + min(self._call_steps, most) * batch]
+            inputs, labels = X, y
             if sp.issparse(X):  # only these rows are ever dense
                 labels = y.part(rows) if isinstance(y, Aim) else y[rows]
                 inputs, rows = X[rows].toarray(), np.arange(len(rows))

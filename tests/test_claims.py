@@ -504,7 +504,7 @@ def test_a_forest_draws_each_check_that_has_an_interval():
         assert rows == ax.get_yticks().tolist()
     labels = [t.get_text() for ax in picture.figure.axes for t in ax.get_yticklabels()]
     assert labels == [
-        c.dataset + (f", λ = {c.decay:g}" if c.decay is not None else "")
+        c.dataset + (f" at λ = {c.decay:g}" if c.decay is not None else "")
         for c in sorted(checks, key=lambda c: c.unit == "×")
     ]
     noisy = results(set_relu=seeds((0.5, 0.9)), set_all_relu=seeds((0.6, 0.9), flow=1.0))

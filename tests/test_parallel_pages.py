@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from sparsecore.config import TrainConfig
-from sparsecore.paper import store
+from sparsecore.paper import deviations, store
 from sparsecore.paper.parallel import figures as parallel_figures
 from sparsecore.paper.parallel import runs as parallel
-from sparsecore.paper.training import tables
 from sparsecore.paper.training.conditions import STUDIES
 from sparsecore.paper.training.studies import Results
 from sparsecore.settings import DECAYS
@@ -92,7 +91,8 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
         contest = {"digits": {"rounds": turns, "provenance": {"cpu": cpu}}}
         claimed = f"; the claims' contest (T-times), of other epochs on {where} CPU, has 2.00 and"
         assert f"{claimed} 0.80. Final" in parallel_figures.accuracy(found, contest).finding
-    assert "training's: WASAP-SGD +2.00 points [" in told and "] and WASSP-SGD -3.00 points" in told
+    assert "training's: WASAP-SGD +2.00 points [" in told
+    assert "] (2 seeds) and WASSP-SGD -3.00 points" in told
     bars = parallel_figures.staleness(found)
     assert [bar.get_height() for bar in bars.figure.axes[0].patches] == [0, 80, 0, 0, 0, 20]
     assert "80.0 % are at most 4 updates old" in bars.finding
@@ -125,7 +125,7 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
         epochs = [{"test_accuracy": t, "loss": v} for t, v in zip(tests, losses, strict=False)]
         return {
             "condition": {"dataset": dataset, "method": method}, "seed": 0, "epochs": epochs,
-            "test_accuracy": tests[-1],
+            "test_accuracy": tests[-1], "nnz_start": 9, "nnz_end": 9,
             "config": {"phase1_epochs": 1, "weight_decay": decay, "epsilon": 9},
             "data": {"surrogate": False, "n_train": 9},
             "provenance": {"cpu": "a", "cores": 1, "threads": 1, "sparsecore": "0"},
@@ -203,9 +203,9 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
     table = parallel_figures.rate_kept(Results(study, "paper", more))
     assert table.data["seeds"].tolist() == ["2", "2"]
     assert "recorded yet" in parallel_figures.rate_kept(Results(study, "paper", runs[3:])).text
-    effects = tables.deviations(Results(study, "paper", runs, diverged=lost)).data["effect"]
-    told = "-5.00 points (no interval); Madelon, λ = 0: 1 run of the released variant diverged"
-    assert effects[1] == f"Madelon, λ = 0.0002: {told}"
+    effects = deviations.table(Results(study, "paper", runs, diverged=lost)).data["effect"]
+    told = "-5.00 points (one run); Madelon at λ = 0: 1 run of the released variant diverged"
+    assert effects[1] == f"Madelon at λ = 0.0002: {told}"
 
 
 def test_the_build_s_runs_stand_apart(trained, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 
 from sparsecore import datasets
 from sparsecore.commands import study
-from sparsecore.paper import claims, forest, reliability, store
+from sparsecore.paper import claims, deviations, forest, reliability, store
 from sparsecore.paper.extreme import figures as extreme_figures
 from sparsecore.paper.extreme import runs as extreme
 from sparsecore.paper.extreme.runs import Row
@@ -61,7 +61,8 @@ _TRAINING = (
     ),
     ("T-main", tables.main),
     ("F-decay", training_figures.decay),
-    ("T-deviations", tables.deviations),
+    ("T-deviations", deviations.figure),
+    ("T-deviations", deviations.table),
     ("T-deviations", parallel_figures.rate_kept),
     ("L-claims", lambda found: claims.Ledger(found).grid()),
     ("L-claims", lambda found: claims.Ledger(found).table()),
@@ -104,7 +105,7 @@ def test_what_is_committed_is_valid_and_belongs_to_a_study(hashed, monkeypatch):
 
 def test_train_s_weight_decay_is_that_of_held_out_rows_or_else_of_all_released_code():
     found = studies.recorded("T-held-out")
-    decay, *_ = json.loads(Path(tables.__file__).with_name("deviations.json").read_text())
+    decay, *_ = deviations.FACTS
     for name, setting in SETTINGS.items():
         none, some = (found.at(decay).of(name, "set-all-relu") for decay in (0.0, DECAYS[0]))
         if name in found.study.datasets:

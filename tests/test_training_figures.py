@@ -19,7 +19,7 @@ from scipy import stats
 
 from sparsecore import datasets
 from sparsecore.datasets import DataNotAvailable
-from sparsecore.paper import page, store
+from sparsecore.paper import deviations, page, store
 from sparsecore.paper.page import Column, Table
 from sparsecore.paper.style import COLOURS, GREY
 from sparsecore.paper.training import (
@@ -234,7 +234,7 @@ def test_the_build_s_own_results_have_another_name_and_come_after(main):
     assert kept == [0.5, 0.25, 0.75], "only what is recorded has a row"
     share = 100 * sparse[0]["nnz_end"] / dense[0]["nnz_end"]
     assert table.finding == "", "no times"
-    told = f"{shown.gap(sparse, dense)} (2 seeds) at λ = 0.0002, with {share:.2g} % of the "
+    told = f"{shown.gap(sparse, dense)} at λ = 0.0002, with {share:.2g} % of the "
     told += "connections. "
     assert figures.accuracies(recorded).finding.endswith(f"intervals: Optical digits {told}")
     runs += [{**run, "config": {"weight_decay": 0.0}} for run in dense[:1] + sparse]
@@ -319,7 +319,8 @@ def test_curves_draw_means_and_bands_of_the_results(main):
     bar = gain.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert bar == pytest.approx([100 * effect.low, 100 * effect.high]), "as the ledger has it"
     assert picture.finding.startswith("At the end SET-All-ReLU is more accurate than SET-ReLU on ")
-    assert f"uncorrected 95 % intervals: Optical digits {shown.points(effect)}." in picture.finding
+    told = f"uncorrected 95 % intervals: Optical digits {shown.points(effect)} (2 seeds)."
+    assert told in picture.finding
     assert "rows, up to 2 seeds. Runs: profile quick, " in picture.sources
     assert "Optical digits: 3 epochs of 1,437 rows, " in picture.sources
     assert picture.svg() == figures.curves(view(main, *methods)).svg(), "the same every time"
@@ -452,8 +453,7 @@ def test_cost_draws_means_against_the_contest_s_seconds(main):
         assert np.ptp(bars.get_segments()[0][:, 1]) == pytest.approx(2 * np.std(ends, ddof=1))
     gap = shown.gap(files("set-all-relu"), files("dense"))
     assert (
-        f"uncorrected 95 % intervals: Optical digits {gap} (2 seeds) at λ = 0.0002, with "
-        in picture.finding
+        f"uncorrected 95 % intervals: Optical digits {gap} at λ = 0.0002, with " in picture.finding
     )
     assert "(dense: 2.0 times the core-seconds per epoch). " in picture.finding
     assert not figures.cost(recorded, {}).figure.axes[0].containers, "no seconds of one machine"
@@ -512,18 +512,17 @@ def test_accuracies_are_drawn_and_told_beside_the_dense_ones(main):
     assert rows == pytest.approx(np.arange(len(METHODS)) - 0.17)
     gap = shown.gap(files("set-all-relu"), files("dense"))
     assert (
-        f"uncorrected 95 % intervals: Optical digits {gap} (2 seeds) at λ = 0.0002, with "
-        in picture.finding
+        f"uncorrected 95 % intervals: Optical digits {gap} at λ = 0.0002, with " in picture.finding
     )
 
 
 def test_what_either_rule_of_pruning_leaves_is_told(main):
     runs = ending("set-all-relu-pruned-released", (0.6, 0.61), nnz_start=100, nnz_end=40)
     runs += ending("set-all-relu-pruned", (0.8, 0.82), nnz_start=100, nnz_end=30)
-    found = tables.deviations(replace(view(main, "set-all-relu-pruned"), runs=runs)).data
+    found = deviations.table(replace(view(main, "set-all-relu-pruned"), runs=runs)).data
     told = found.set_index("subject")["effect"]["Importance pruning: percentile, first epoch"]
-    assert told.startswith("Optical digits, λ = 0.0002: -20.50 points [")
-    assert told.endswith("] (40 % of the connections left, not 30 %)")
+    assert told.startswith("Optical digits at λ = 0.0002: -20.50 points [")
+    assert told.endswith("] (2 seeds) (40 % of the connections left, not 30 %)")
 
 
 def test_how_far_a_trained_network_can_be_pruned_is_told(main):
@@ -582,7 +581,7 @@ def test_an_effect_that_may_be_0_is_not_called_clear(main):
     runs = ending("set-all-relu", (0.5, 0.9)) + ending("set-all-relu", (0.6, 0.7), 0.0)
     found = replace(main, study=one, runs=runs)
     assert ": on Optical digits no clear change (at the best" in figures.decay(found).finding
-    assert tables.deviations(found).finding.startswith("0 of 1 measured effects")
+    assert deviations.figure(found).finding.startswith("0 of 1 measured effects")
     three = replace(one, decays=(0.0, 2e-6, 0.0002))
     low, high = ending("set-all-relu", (0.7, 0.71)), ending("set-all-relu", (0.8, 0.81), 0.0)
     for between, is_told in (((0.9, 0.92), True), ((0.75, 0.99), False)):
@@ -672,10 +671,9 @@ def test_sensitivity_draws_every_value_and_the_setting_s_own(patch):
         if run["condition"]["dataset"] == "digits"
     ]
     told = figures.sensitivity(replace(found, runs=apart)).finding
-    assert "(ζ = 0.3 instead of 0) changes it by +20.00 points (no interval)" in told
+    assert "(ζ = 0.3 instead of 0) changes it by +20.00 points (one run)" in told
     assert (
-        "value but at α = 0.8 (+5.00 points (no interval))" in told
-        and "70.0 to 90.0 % over ζ" in told
+        "value but at α = 0.8 (+5.00 points (one run))" in told and "70.0 to 90.0 % over ζ" in told
     )
 
     # Of equal means none is higher, and a value of which a run diverged is marked.
@@ -765,20 +763,20 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     assert hollow.get_xydata().tolist() == [[0, 99]], "one run is left"
     none = figures.decay(replace(found, runs=main.runs))
     assert none.text.startswith("This is not recorded yet"), "nothing to compare"
-    effects = tables.deviations(replace(found, study=replace(study, methods=METHODS))).data
+    effects = deviations.table(replace(found, study=replace(study, methods=METHODS))).data
     told = effects.set_index("subject")["effect"]
     assert told["Weight decay λ (decoupled, per step)"] == "not measured yet", "All-ReLU has one"
     runs = [run | {"condition": {"dataset": "digits", "method": "set-all-relu"}} for run in
             found.runs if run["condition"]["method"] == "set-relu"]  # fmt: skip
-    effects = tables.deviations(replace(found, runs=runs)).data
+    effects = deviations.table(replace(found, runs=runs)).data
     assert f"Optical digits: {99.005 - usual:+.2f} points [" in effects["effect"].iloc[0]
-    told = tables.deviations(replace(found, runs=runs)).finding
-    start = (
-        "1 of 1 measured effects (the released variant minus ours; weight decay: λ = 0 minus "
-        "λ = 0.0002) have an uncorrected 95 % interval without 0. These and divergences: "
-    )
-    assert told.startswith(f"{start}Weight decay λ (decoupled, per step), Optical digits: ")
-    assert tables.deviations(replace(found, runs=[])).finding == ""
+    picture = deviations.figure(replace(found, runs=runs))
+    start = "1 of 1 measured effects have an uncorrected 95 % interval without 0. The largest: "
+    assert picture.finding.startswith(f"{start}Weight decay λ (decoupled, per step), Optical digit")
+    [[container]] = [ax.containers for ax in picture.figure.axes]
+    assert container.lines[0].get_xdata() == pytest.approx([99.005 - usual])
+    none = deviations.figure(replace(found, runs=[], profile="paper"))
+    assert none.text.startswith("Not recorded yet")
 
 
 def test_depth_draws_geometric_means_and_says_them(monkeypatch):
@@ -818,7 +816,7 @@ def test_what_weight_decay_brings_on_held_out_rows_is_told():
     without = run | {"config": {"weight_decay": 0.0}, "test_accuracy": 0.875}
     study = replace(STUDIES["T-held-out"], datasets=("digits", "madelon"))
     told = tables.held_out(studies.Results(study, "paper", [run, without])).text
-    assert "intervals): Optical digits +12.50 points (no interval). `train` uses" in told
+    assert "intervals): Optical digits +12.50 points (one run). `train` uses" in told
     assert "; so λ = 0 on: none. Without held-out rows" in told, "of these two"
     whole = studies.Results(STUDIES["T-held-out"], "paper", [run, without])
     told = tables.held_out(whole).text

@@ -53,6 +53,11 @@ class Check:
     adjusted: float | None = None  # p, corrected for the number of the claim's tested checks
     outcome: str = UNTESTED
 
+    @property
+    def where(self) -> str:
+        """The data set, and the weight decay if the answer depends on it."""
+        return f"{self.dataset}" + ("" if self.decay is None else f" at λ = {self.decay:g}")
+
 
 def _answer(p: float, evidence: str, other: float | None = None, **more: Any) -> Check:
     """Return a one-sided test's answer; it is provisional until `_ask` has corrected p."""
@@ -217,12 +222,11 @@ _NUMBERS = {"points": "{:+.2f}".format, "×": lambda v: f"× {two_digits(v)}", "
 
 def sign(checks: Sequence[Check]) -> str:
     """Return checks in short: ✗ if one fails, else ? if one is undecided, else ✓; and a number."""
-    # – if none is tested, n/a if none can be; in brackets if some are not. The number: the first's;
-    # † if runs are missing.
+    # – if none is tested, n/a if none can be; in brackets if some are not. The number: the first's.
     mark, untested = _mark(checks), any(check.outcome == UNTESTED for check in checks)
     part = untested and mark not in (_SIGNS[UNTESTED], _SIGNS[IMPOSSIBLE])
     number = next((_NUMBERS[c.unit](c.effect) for c in checks if c.unit), "")
-    number += "†" * any(" of " in str(check.seeds) for check in checks)
+    number += "†" * any(" of " in str(check.seeds) for check in checks)  # runs are missing
     return f"{f'({mark})' if part else mark} {number}".strip().replace(" ", "\N{NO-BREAK SPACE}")
 
 
@@ -372,10 +376,10 @@ class Ledger:
         ]
         caption = (
             "**Outcome of the claims**: ✓ holds, ✗ fails, ? undecided, – not tested yet, n/a "
-            "left out on purpose, † seeds are missing. Weight decay "
+            "left out, † seeds missing. Weight decay "
             f"{DECAYS[0]:g} / {DECAYS[1]:g}, or one for both. Numbers: points of accuracy gained; "
             "×, how many times as fast an epoch (against dense: in core-seconds) or as large a "
-            "gradient flow is; % right (C4's smallest network of ten layers)."
+            "flow is; % right (C4's smallest network of ten layers)."
         )
         sources = "".join(self._sources())
         finding = f"{self.finding()}\n\n{shown.factors(self.results)}".strip()
@@ -430,8 +434,7 @@ class Ledger:
         rows = [{"claim": key, **vars(check)} for check in checks if check.outcome not in _OPEN]
         others: dict[str, dict[str, None]] = {}
         for check in (check for check in checks if check.outcome in _OPEN):
-            at = "" if check.decay is None else f" at λ = {check.decay:g}"
-            others.setdefault(str(check.evidence), {})[f"{check.dataset}{at}"] = None
+            others.setdefault(str(check.evidence), {})[check.where] = None
         told = "; ".join(f"{', '.join(where)} ({why})" for why, where in others.items())
         sources = sentence("Not tested", told) + self._sources()[key != "C4"]
         return Table.of(f"L-claims-{key}", rows, columns, caption, sources)

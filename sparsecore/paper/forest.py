@@ -1,11 +1,14 @@
-"""The forest plot of the claims: the checks' effects, intervals and outcomes."""
+"""Forest plots: effects, intervals and outcomes of the claims' checks, and of others."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, Ledger
+from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, Check, Ledger
 from sparsecore.paper.page import Picture
 from sparsecore.paper.style import GREY, canvas, dot, legend_above, plain_ticks
 from sparsecore.paper.training.effects import CONFIDENCE
@@ -21,20 +24,14 @@ _LOOK: dict[str, dict[str, Any]] = {
 
 def figure(ledger: Ledger) -> Picture:
     """Draw the checks that have an interval, by unit: points of accuracy, and ratios."""
-    there = [(key, c) for key, some in ledger.checks.items() for c in some if c.low is not None]
-    units = [[one for one in there if one[1].unit == unit] for unit in ("points", "×")]
-    lines = max(len(some) + len({(key, c.row) for key, c in some}) for some in units)
-    with canvas(_INCH * lines + 1.0) as drawing:
-        points, times = drawing.subplots(1, 2)
-        for ax, some in zip((points, times), units, strict=True):
-            _panel(ax, some)
-            ax.set_ylim(lines + 0.7, 0.4)
-        points.set_xlabel("difference in test accuracy (points)")
-        times.set(xlabel="ratio (times)", xscale="log")
-        plain_ticks(times.xaxis, subs=(1, 3))
-        handles = [dot(look["color"], name, look["marker"], look.get("markerfacecolor"))
-                   for name, look in _LOOK.items()]  # fmt: skip
-        legend_above(drawing, handles)
+    checks = [
+        replace(check, row=f"{key} {check.row}")  # as in the grid
+        for key, some in ledger.checks.items()
+        for check in some
+        if check.low is not None
+    ]
+    sides = [[check for check in checks if check.unit == unit] for unit in ("points", "×")]
+    drawing = drawn(sides, {outcome: outcome for outcome in _LOOK})
     caption = (
         f"**The checks with their {100 * CONFIDENCE:.0f} % intervals.** Dashed: the threshold; a "
         "check holds to its right and fails to its left. Hollow: undecided. Where the interval of "
@@ -46,21 +43,38 @@ def figure(ledger: Ledger) -> Picture:
     return Picture("F-claims", drawing, caption, alt, told + source(ledger.results))
 
 
-def _panel(ax: Axes, some: list[tuple[str, Any]]) -> None:
+def drawn(sides: Sequence[Sequence[Check]], words: Mapping[str, str]) -> Figure:
+    """Draw checks side by side, ratios on a logarithmic axis; `words` name the outcomes."""
+    lines = max(len(some) + len({check.row for check in some}) for some in sides)
+    with canvas(_INCH * lines + 1.0) as drawing:
+        axes = drawing.subplots(1, len(sides), squeeze=False)[0]
+        for ax, some in zip(axes, sides, strict=True):
+            _panel(ax, some)
+            ax.set(ylim=(lines + 0.7, 0.4), xlabel="difference in test accuracy (points)")
+            if any(check.unit == "×" for check in some):
+                ax.set(xlabel="ratio (times)", xscale="log")
+                plain_ticks(ax.xaxis, subs=(1, 3))
+        handles = [dot(look["color"], words[outcome], look["marker"], look.get("markerfacecolor"))
+                   for outcome, look in _LOOK.items()]  # fmt: skip
+        legend_above(drawing, handles)
+    return drawing
+
+
+def _panel(ax: Axes, some: Sequence[Any]) -> None:
     """Draw effects from top to bottom, under their row of the grid."""
     ticks, place = dict[int, str](), 0
-    for (key, row), group in groupby(some, lambda one: (one[0], one[1].row)):
-        checks = [check for _, check in group]
+    for row, group in groupby(some, lambda check: check.row):
+        checks = list(group)
         place += 1
         where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # it may reach over the axis
         look = {"va": "center", "size": 8.5, "weight": "bold", "bbox": box}
-        ax.annotate(f"{key} {row}", (0, place), (-118, 0), **look, **where)  # as in the grid
+        ax.annotate(row, (0, place), (-118, 0), **look, **where)
         span = place + 0.5, place + len(checks) + 0.5
         ax.plot([checks[0].threshold] * 2, span, color="#333333", linestyle="--", linewidth=1)
         for c in checks:
             place += 1
-            ticks[place] = f"{c.dataset}" + (f", λ = {c.decay:g}" if c.decay is not None else "")
+            ticks[place] = c.where
             look = {"markersize": 5, "linewidth": 1.2, **_LOOK[c.outcome]}
             sides = [c.effect - c.low], [c.high - c.effect]
             ax.errorbar(c.effect, place, xerr=sides, **look)

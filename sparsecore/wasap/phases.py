@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from sparsecore.wasap import record as records
 from sparsecore.wasap.lockstep import Lockstep
 from sparsecore.wasap.plan import Plan
 from sparsecore.wasap.ranks import Ranks
-from sparsecore.wasap.server import DONE, TESTED, ParameterServer, Record, average, retained
+from sparsecore.wasap.server import DONE, TESTED, ParameterServer, average, retained
 from sparsecore.wasap.watch import PATIENCE, ParallelError, interrupts_held_back
 from sparsecore.wasap.window import Window
 from sparsecore.wasap.worker import Worker, shard_rows
@@ -107,15 +107,6 @@ def run_on(ranks: Ranks, data: Dataset, config: TrainConfig, plan: Plan, **optio
         this_run.close()
 
 
-class _Start(NamedTuple):
-    """The start of a run: rank 0's model, and the state of an earlier part of the run, if any."""
-
-    model: SparseMLP
-    state: dict[str, Any]  #: sent to all ranks
-    record: Record | None = None
-    rows: np.ndarray | None = None  #: of its epochs
-
-
 @dataclass(eq=False)
 class _Run:
     """One rank's part of a run; the fields are the arguments of `run`."""
@@ -147,8 +138,8 @@ class _Run:
         self.shown = 0.0  # when `on_progress` was last called
         files = {"checkpoint": self.path and str(self.path), "resume": self.resume}
         check_alike(self.ranks.gathered({**self.about, **code(), **files}))
-        start = self.ranks.together(self._start)
-        nnz, before = self.ranks.gathered(start and (start.model.nnz, start.state))[0]
+        model, state = self.ranks.together(self._start)
+        nnz, before = self.ranks.gathered((model and model.nnz, state))[0]
         self.restarts, self.epochs_before = before["restarts"], before.get("epoch", 0)
         self.about |= {"nnz_start": before["nnz_start"], "restarts": self.restarts}
         self.ranks.together(self._load)
@@ -161,8 +152,8 @@ class _Run:
         self.server = ParameterServer(
             self.window, config, self.seed, per_epoch, self.phase1_epochs, plan
         )
-        if start is not None:
-            self.server.publish(start.model, start.record, start.rows)
+        if model is not None:
+            self.server.publish(model, state.get("record"), state.get("rows"))
         self.ranks.barrier()
         step = self.epochs_before * updates[self.rank]
         if self.asynchronous:
@@ -173,20 +164,23 @@ class _Run:
         self.window.moved = 0
         self.server.start_clock(before["elapsed"])
 
-    def _start(self) -> _Start | None:
-        """Return rank 0's new or saved model."""
+    def _start(self) -> tuple[SparseMLP | None, dict[str, Any]]:
+        """Return rank 0's new or saved model, and the state of the run so far."""
         if self.rank:
-            return None
+            return None, {}
         found = experiment.resumed(self.path, self.resume, self.about)
         if found is None:
             n_features, n_classes = self.data.n_features, self.data.n_classes
             model = train.new_model(self.config, n_features, n_classes, self.seed)
-            return _Start(model, {"nnz_start": model.nnz, "restarts": [], "elapsed": 0.0})
+            return model, {"nnz_start": model.nnz, "restarts": [], "elapsed": 0.0}
         model, state = found
-        record = None if state["record"] is None else records.from_json(state["record"])
-        done = state.get("epoch", 0) if record is None else len(record.worker)
+        done = state.get("epoch", 0)
+        state["rows"] = records.decode(state["rows"])
+        if state["record"] is not None:
+            state["record"] = records.from_json(state["record"])
+            done = len(state["record"].worker)
         state["restarts"] = [*state["restarts"], done]
-        return _Start(model, state, record, records.decode(state["rows"]))
+        return model, state
 
     def _load(self) -> None:
         data = self.data

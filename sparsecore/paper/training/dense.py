@@ -225,7 +225,7 @@ def _activate(z, biases, slope, rule, step, layer, gain):
                 gain[row, column] = slope_here
 
 
-_NO_DROPOUT = Rule(*np.zeros(4, np.float32), np.uint64(0))
+_NO_DROPOUT = Rule(np.float32(0), np.float32(0), np.float32(0), np.float32(0), np.uint64(0))
 
 
 @_jit

@@ -100,7 +100,7 @@ def sampling_variance(first: Runs, second: Runs) -> float:
     return sum(share * (1 - share) for share in shares) / n
 
 
-def core_seconds(turns: Sequence[float], cores: int = 1) -> float:
+def core_seconds(turns: Sequence[float] | np.ndarray, cores: int = 1) -> float:
     """Return seconds × cores of an epoch: the median over rounds, one of which may be disturbed."""
     return float(np.median(turns)) * cores
 

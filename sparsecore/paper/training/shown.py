@@ -206,12 +206,11 @@ def points(effect: Effect) -> str:
 
 
 def gap(first: list[Result], second: list[Result]) -> str:
-    """Show how much more accurate the first runs are; with an interval, if there are seeds."""
-    if effect := difference(first, second):
-        return points(effect)
+    """Show how much more accurate the first runs are, with an interval; say if seeds are few."""
     if not (first and second):
         return "an unknown number of points (not recorded yet)"
-    return f"{accuracy(first) - accuracy(second):+.2f} points (no interval)"
+    effect, gain = difference(first, second), accuracy(first) - accuracy(second)
+    return (points(effect) if effect else f"{gain:+.2f} points") + few(first, second)
 
 
 def few(*methods: list[Result]) -> str:
@@ -225,8 +224,7 @@ def against_dense(results: Results, name: str, seconds: Seconds) -> str:
     methods, told = ("set-all-relu", "dense"), []
     for at in map(results.at, results.study.decays):
         if all(both := [at.of(name, method) for method in methods]):
-            gain = gap(*both).removesuffix(" (no interval)") + few(*both)
-            told.append(f"{gain} at λ = {at.decay:g}")
+            told.append(f"{gap(*both)} at λ = {at.decay:g}")
             share = both[0][0]["nnz_end"] / both[1][0]["nnz_end"]
     if not told:
         return ""

@@ -4,12 +4,10 @@ Nothing is run here.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import deviation
 from sparsecore.paper.training import shown
 from sparsecore.paper.training.conditions import METHODS, excluded, sizes
-from sparsecore.paper.training.effects import core_seconds, difference, pairs, two_digits
+from sparsecore.paper.training.effects import core_seconds, two_digits
 from sparsecore.paper.training.on_cluster import WORKERS
 from sparsecore.paper.training.studies import Results, cores, training_seconds
 from sparsecore.settings import CHOICE, DECAYS, READING, RELEASED, SETTINGS
@@ -276,47 +274,6 @@ def _mean_sd(name: str, row: Mapping[str, Any]) -> str:
     text = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}".join(f"{value:.{decimals}f}" for value in values)
     few = name == "chosen_accuracy" and row["chosen_seeds"] != row["seeds"]
     return text + f"\N{NO-BREAK SPACE}({len(row['chosen_seeds'].split())})" * few
-
-
-def deviations(recorded: Results) -> Table:
-    """Make T-deviations: the differences from the released code, and the measured effects."""
-    rows, measured, clear, told = [], 0, 0, []
-    for fact in json.loads(Path(__file__).with_name("deviations.json").read_text()):
-        effects = []
-        # The released variant and ours, each a method and its weight decay.
-        for ways, dataset in itertools.product(fact.get("measured", ()), recorded.study.datasets):
-            runs = [recorded.at(decay).of(dataset, method) for method, decay in ways]
-            decays = [decay for _, decay in ways]
-            where = recorded.title(dataset) + f", λ = {decays[0]:g}" * (len({*decays}) == 1)
-            for (name, at), whose in zip(ways, ("the released", "our"), strict=True):
-                if lost := recorded.at(at).of(dataset, name, diverged=True):
-                    many = f"{len(lost)} run{'s' * (len(lost) > 1)}"
-                    effects.append(f"{where}: {many} of {whose} variant diverged")
-                    told.append(f"{fact['subject']}, {effects[-1]}")
-            if all(runs):
-                effects.append(f"{where}: {shown.gap(*runs)}")
-            if found := difference(*runs):
-                *runs, _ = pairs(*runs)
-                left = [100 * np.mean([r["nnz_end"] / r["nnz_start"] for r in x]) for x in runs]
-                if left[0] != left[1]:
-                    effects[-1] += " ({:.0f} % of the connections left, not {:.0f} %)".format(*left)
-                measured += 1
-                if found.sign:
-                    clear += 1
-                    told.append(f"{fact['subject']}, {effects[-1]}")
-        rows.append({**fact, "effect": "; ".join(effects or [fact["effect"]])})
-    columns = [Column(t, t, number=False) for t in ("subject", "released", "ours", "effect")]
-    caption = (
-        "**Differences from the authors' released code.** Where runs of both variants are "
-        "recorded, the effect is the released variant's final test accuracy minus ours (weight "
-        "decay: λ = 0 minus λ = 0.0002), with its 95 % confidence interval."
-    )
-    start = (
-        f"{clear} of {measured} measured effects (the released variant minus ours; weight decay: "
-        "λ = 0 minus λ = 0.0002) have an uncorrected 95 % interval without 0. These and divergences"
-    )
-    finding = shown.sentence(start, "; ".join(told or ["none"])).strip() * bool(measured)
-    return Table.of("T-deviations", rows, columns, caption, shown.source(recorded), finding)
 
 
 def held_out(results: Results) -> Note:

@@ -381,7 +381,11 @@ def test_nothing_is_given_beside_a_replay(capsys):
 
 @pytest.mark.parametrize("name", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
 def test_ranks_that_train_the_same_are_told(monkeypatch, capsys, name):
+    from sparsecore.commands import job  # MPI starts without that variable
+
     monkeypatch.setenv(name, "2")
+    job._introduce(SimpleNamespace(size=1, host="a", facts=[("a", 1)]), "wasap", 1)
+    assert "own; this MPI and its launcher do not fit" in capsys.readouterr().err
     table = ["train", "--data", "none.csv", "--target", "y"]
     # Where the warning has come, what is not there ends the commands.
     for words in (table, ["extreme", "--neurons", "10000", "--memory-limit", "1"]):

@@ -485,7 +485,8 @@ def test_how_soon_dense_is_as_accurate_is_drawn_and_told(main):
     # Each run reaches it once, but never the mean, which is drawn.
     worse = with_curves(dense=[[0.5, 0.81, 0.6], [0.81, 0.7, 0.7]], set_all_relu=sparse)
     finding = figures.reach(worse, {"digits": contest}).finding
-    assert finding == f"{start}Optical digits not at all at λ = 0.0002 (2 seeds). "
+    alone = "in 2 of 2 runs, not in their mean,"
+    assert finding == f"{start}Optical digits {alone} at λ = 0.0002 (2 seeds). "
     # At λ = 0 dense never reaches it; other curves, dashed, and another dotted line.
     never = with_curves(dense=[[0.5, 0.6, 0.6], [0.7, 0.7, 0.7]], set_all_relu=sparse).runs[1:]
     runs = [{**run, "config": {**run["config"], "weight_decay": 0.0}} for run in never]
@@ -499,7 +500,7 @@ def test_how_soon_dense_is_as_accurate_is_drawn_and_told(main):
     told += "0.0002 (2 seeds), and not at all at λ = 0 (one run). "
     assert picture.finding == start + told
     same = replace(both, runs=[*worse.runs, *runs])
-    told = "Optical digits not at all at λ = 0.0002 (2 seeds) and 0 (one run). "
+    told = f"Optical digits {alone} at λ = 0.0002 (2 seeds), and not at all at λ = 0 (one run). "
     assert figures.reach(same, {"digits": contest}).finding == start + told
 
 
@@ -581,7 +582,7 @@ def test_an_effect_that_may_be_0_is_not_called_clear(main):
     runs = ending("set-all-relu", (0.5, 0.9)) + ending("set-all-relu", (0.6, 0.7), 0.0)
     found = replace(main, study=one, runs=runs)
     assert ": on Optical digits no clear change (at the best" in figures.decay(found).finding
-    assert deviations.figure(found).finding.startswith("0 of 1 measured effects")
+    assert "; where it runs both variants, 0 of 1. " in deviations.figure(found).finding
     three = replace(one, decays=(0.0, 2e-6, 0.0002))
     low, high = ending("set-all-relu", (0.7, 0.71)), ending("set-all-relu", (0.8, 0.81), 0.0)
     for between, is_told in (((0.9, 0.92), True), ((0.75, 0.99), False)):
@@ -771,8 +772,8 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     effects = deviations.table(replace(found, runs=runs)).data
     assert f"Optical digits: {99.005 - usual:+.2f} points [" in effects["effect"].iloc[0]
     picture = deviations.figure(replace(found, runs=runs))
-    start = "1 of 1 measured effects have an uncorrected 95 % interval without 0. The largest: "
-    assert picture.finding.startswith(f"{start}Weight decay λ (decoupled, per step), Optical digit")
+    start = "; where it runs both variants, 1 of 1. The largest: Weight decay λ (decoupled, per "
+    assert f"{start}step), Optical digits: " in picture.finding
     [[container]] = [ax.containers for ax in picture.figure.axes]
     assert container.lines[0].get_xdata() == pytest.approx([99.005 - usual])
     none = deviations.figure(replace(found, runs=[], profile="paper"))

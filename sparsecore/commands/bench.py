@@ -121,8 +121,7 @@ def _bench_peers(options: argparse.Namespace, network: dict[str, Any]) -> None:
     from sparsecore.paper.speed import contest
     from sparsecore.paper.speed.peers import Problem
 
-    steps = given(options, ("steps",))
-    refuse(steps, "not with --peers, which times turns instead; see --rounds")
+    refuse(given(options, ("steps",)), "not with --peers, which times turns instead; see --rounds")
     result = contest.compare(
         Problem(**network), **given(options, ("rounds",)),
         progress=lambda line: print(line, file=sys.stderr, flush=True),

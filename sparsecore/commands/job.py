@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sparsecore.commands.options import fail, say
+from sparsecore.commands.options import fail, say, warn_of_twins
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.limits import cpu_count
@@ -85,6 +85,7 @@ def _introduce(ranks: Ranks, algorithm: str, threads: int) -> None:
     say(f"{ranks.size} worker(s): {', '.join(who)}")
     if ranks.size == 1:
         say(f"{algorithm} with one worker; for more: mpiexec -n 5 python -m sparsecore train …")
+        warn_of_twins("this MPI and its launcher do not fit: try another of `srun --mpi=list`")
     here = sum(host == ranks.host for host, _ in ranks.facts)
     if here * threads > cpu_count():
         cpus = f"{cpu_count()} CPUs on {ranks.host}"

@@ -345,9 +345,8 @@ class SparseMLPBase(BaseEstimator):
         """Return the targets for the kernels; in `whole` data the mean weight is 1."""
         if weight is not None:
             weight = (weight / weight.mean() if whole else weight).astype(np.float32)
-        if self._loss() == SOFTMAX:
-            return Aim(SOFTMAX, labels=y, weights=weight)
-        return Aim(self._loss(), values=y, weights=weight)
+        kind = "labels" if self._loss() == SOFTMAX else "values"
+        return Aim(self._loss(), weights=weight, **{kind: y})
 
     def _trainer(self, config: TrainConfig, n_samples: int) -> train.Trainer:
         config = config.with_values(batch_size=min(config.batch_size, n_samples))

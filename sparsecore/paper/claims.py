@@ -369,8 +369,9 @@ class Ledger:
                 at = ([c for c in there if c.decay in (decay, None)] for decay in DECAYS)
                 row[title] = " / ".join(dict.fromkeys(filter(None, map(sign, at))))
             rows.append(row)
+        link = "{{ref}}`{claim} <l-claims-{0}>` {name}"
         columns = [
-            Column("claim", "", _linked, number=False),
+            Column("claim", "", lambda r: link.format(r["claim"].lower(), **r), number=False),
             Column("tested checks that hold", "held", "**{}**", number=False),
             *(Column(title, title, number=False) for title in (*titles, "artificial")),
         ]
@@ -438,10 +439,6 @@ class Ledger:
         told = "; ".join(f"{', '.join(where)} ({why})" for why, where in others.items())
         sources = sentence("Not tested", told) + self._sources()[key != "C4"]
         return Table.of(f"L-claims-{key}", rows, columns, caption, sources)
-
-
-def _linked(row: Mapping[str, Any]) -> str:
-    return f"{{ref}}`{row['claim']} <l-claims-{row['claim'].lower()}>` {row['name']}"
 
 
 # --- how a run of an extreme network is judged ---------------------------------------------------

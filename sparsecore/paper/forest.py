@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, Check, Ledger
 from sparsecore.paper.page import Picture
-from sparsecore.paper.style import GREY, canvas, dot, legend_above, plain_ticks
+from sparsecore.paper.style import GREY, canvas, dot, legend_above, plain_ticks, tag
 from sparsecore.paper.training.effects import CONFIDENCE
 from sparsecore.paper.training.shown import source
 
@@ -66,10 +66,9 @@ def _panel(ax: Axes, some: Sequence[Any]) -> None:
     for row, group in groupby(some, lambda check: check.row):
         checks = list(group)
         place += 1
-        where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # it may reach over the axis
-        look = {"va": "center", "size": 8.5, "weight": "bold", "bbox": box}
-        ax.annotate(row, (0, place), (-118, 0), **look, **where)
+        look = {"va": "center", "fontsize": 8.5, "weight": "bold", "color": "black", "bbox": box}
+        tag(ax, row, (0, place), (-118, 0), xycoords=("axes fraction", "data"), **look)
         span = place + 0.5, place + len(checks) + 0.5
         ax.plot([checks[0].threshold] * 2, span, color="#333333", linestyle="--", linewidth=1)
         for c in checks:

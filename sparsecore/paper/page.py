@@ -150,7 +150,9 @@ class Table:
 
     def _repr_markdown_(self) -> str:
         rule = ["---:" if c in self.numbers else ":---" for c in self.frame.columns]
-        body = "\n".join(map(_row, [self.frame.columns, rule, *self.frame.to_numpy()]))
+        rows = [self.frame.columns, rule, *self.frame.to_numpy()]
+        texts = (" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows)
+        body = "\n".join(f"| {text} |" for text in texts)
         here = "-here" in self.key  # as for figures: no caption, no number
         above, title = (f"{self.caption}\n\n", "") if here else ("", f" {self.caption}")
         table = f"{above}````{{table}}{title}\n:name: {self.key}\n\n{body}\n````"
@@ -187,10 +189,6 @@ def _myst(shown: Picture | Table, body: str) -> str:
     sources = minus(shown.sources).replace("$", r"\$")  # two would enclose a formula
     fold = f"```{{dropdown}} Sources\n{sources}\n```\n" * bool(sources)
     return f"{finding}{body}\n\n{fold}"
-
-
-def _row(cells: Iterable[Any]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"
 
 
 # The little Markdown that captions and cells use: code, bold, italics.

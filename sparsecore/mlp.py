@@ -93,11 +93,11 @@ def _vector(name: str, values: Any, n: int) -> np.ndarray:
 class SparseMLP(Fixed):
     """A multilayer perceptron whose layers hold only the weights that exist.
 
-    Make one with `SparseMLP.erdos_renyi` or `SparseMLP.from_scipy`. ``model[i]`` is layer i
-    as a `SparseLayer`, counted from 0 at the input; ``for layer in model`` visits all layers. Here
-    and in every method, a value out of range or of the wrong shape raises a ValueError that names
-    it. An interrupt (Ctrl-C) never leaves a training step, an evolution, a pruning or `adopt` half
-    done.
+    Make one with `SparseMLP.erdos_renyi` or `SparseMLP.from_scipy`. ``model[i]`` is layer i as a
+    `SparseLayer`, counted from 0 at the input; ``for layer in model`` visits all layers. A model of
+    `experiment.run` or `wasap.run` expects standardised rows (`Dataset.scaled`). Here and in every
+    method, a value out of range or of the wrong shape raises a ValueError that names it. An
+    interrupt (Ctrl-C) never leaves a training step, an evolution, a pruning or `adopt` half done.
 
     Parameters
     ----------

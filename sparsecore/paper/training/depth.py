@@ -7,9 +7,9 @@ import numpy as np
 
 from sparsecore import datasets
 from sparsecore.paper.store import Entry, Parts, Result, measured, only
-from sparsecore.paper.style import COLOURS, line, picture
+from sparsecore.paper.style import COLOURS, GREY, line, picture
 from sparsecore.paper.training.observers import observe_gradient_flow
-from sparsecore.paper.training.shown import band
+from sparsecore.paper.training.shown import DOTTED, band
 from sparsecore.provenance import provenance
 from sparsecore.settings import setting
 from sparsecore.train import new_model
@@ -54,9 +54,9 @@ def measure(width: int, n_seeds: int) -> Result:
     legend=[line(_COLOURS["all-relu"], "All-ReLU (signs alternate)"),
             line(_COLOURS["leaky-relu"], "LeakyReLU")],
     caption="**Gradient flow at initialisation.** Squared norm of the loss's gradient of fresh "
-    "sparse networks, against the negative slope α; α = 0 is ReLU. Geometric means over seeds, "
-    "bands ± one standard deviation. What to see: where All-ReLU's line is higher, its network "
-    "has more flow in total.",
+    "sparse networks, divided by that with ReLU (α = 0, dotted), against the negative slope α. "
+    "Geometric means over seeds, bands ± one standard deviation; cut at 0.05. What to see: above "
+    "the dotted line a network has more flow in total than with ReLU.",
     alt="Gradient flow against alpha, a panel per depth, a line per activation.",
 )  # fmt: skip
 def figure(axes: Any, found: Result) -> tuple[str, str]:
@@ -64,9 +64,11 @@ def figure(axes: Any, found: Result) -> tuple[str, str]:
     for number, (ax, depth) in enumerate(zip(axes, found["depths"], strict=True)):
         for activation, colour in _COLOURS.items():
             logs = np.log10(np.array(found["flows"][activation][number])).T
-            band(ax, found["alphas"], logs, colour, lambda v: 10**v, marker="o")
+            band(ax, found["alphas"], logs - logs[:, :1], colour, lambda v: 10**v, marker="o")
+        ax.axhline(1, color=GREY, linestyle=DOTTED)
         ax.set(title=f"{depth} hidden layers", xlabel="α", yscale="log")
-    axes[0].set_ylabel("gradient flow ‖∇L‖²")
+    axes[0].set_ylabel("gradient flow / ReLU's")
+    axes[0].set_ylim(bottom=max(0.05, axes[0].get_ylim()[0]))  # a deep linear network has none
     alpha, most = setting(DATASET).config.alpha, found["alphas"][-1]
     own = found["alphas"].index(alpha)
     ours, leaky = (np.log(found["flows"][name]).mean(axis=2) for name in _COLOURS)

@@ -510,6 +510,9 @@ def test_a_forest_draws_each_check_that_has_an_interval():
     noisy = results(set_relu=seeds((0.5, 0.9)), set_all_relu=seeds((0.6, 0.9), flow=1.0))
     points, _ = forest.figure(claims.Ledger(noisy)).figure.axes
     assert points.containers[0].lines[0].get_markerfacecolor() == "white", "undecided"
+    median = claims.Check(row="a", effect=11.0, low=9.9, high=10.7, unit="×", outcome=HOLDS)
+    [ax] = forest.drawn([[median]], dict.fromkeys((HOLDS, FAILS, UNDECIDED), "")).axes
+    assert ax.containers[0].lines[0].get_xdata() == [11.0], "outside its interval"
 
 
 def test_evidence_counts_the_seeds_that_are_used():

@@ -91,8 +91,6 @@ FROZEN = {Row(BAT, 10, frozen=True): result(test={"n": 100, "correct": 60, "p": 
         (BAT, {"trend_p": 0.3}, [UNDECIDED, HOLDS, HOLDS]),
         (BAT, {"trend_p": 0.99}, [FAILS, HOLDS, HOLDS]),
         (BAT, {"test": {"n": 100, "correct": 53, "p": 0.3}}, [HOLDS, UNDECIDED, UNDECIDED]),
-        (BAT, {"trend": None}, [UNTESTED, HOLDS, HOLDS]),
-        (BAT, {"test": None}, [HOLDS, UNTESTED, UNTESTED]),
         (BAT, {"test": {"n": 100, "correct": 30, "p": 0.99999}}, [HOLDS, FAILS, FAILS]),
     ],
 )

@@ -183,7 +183,7 @@ def test_phase_2_and_the_average_are_shown_for_every_data_set():
 
     ways = {(method, decay): -0.1 for method in ("wassp", "wassp-released") for decay in DECAYS}
     explained = ways | {("wassp", 0.0002): 0.1}
-    alone = "clearly rises only with λ > 0 and a K-th of the rate, where weight decay alone"
+    alone = "clearly rises only with λ > 0 and a K-th of the rate, on 1 of 1 data sets: there"
     assert alone in told_of(explained)
     told = "so it does not explain all its clear rises."
     assert told_of(explained | {("wassp-released", 0.0): 0.1}).endswith(told)

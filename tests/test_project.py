@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib.metadata
+import inspect
 import json
 import re
 import shlex
@@ -18,6 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import sparsecore
+from sparsecore import cluster
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -154,7 +156,9 @@ def test_readme_has_one_command_that_does_everything(extra, program):
 
 
 def test_readme_example_uses_what_there_is():
-    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code, notebook = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    [line] = [n for n in ast.walk(ast.parse(notebook)) if isinstance(n, ast.Assign)]
+    inspect.signature(cluster.train).bind(*line.value.args)
     tree = ast.parse(code)
     [names] = [n.names for n in tree.body if isinstance(n, ast.ImportFrom)]
     assert all(getattr(sparsecore, n.name, n.name == "datasets") for n in names)

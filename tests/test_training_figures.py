@@ -772,8 +772,9 @@ def test_decay_draws_the_means_at_each_weight_decay(main):
     effects = deviations.table(replace(found, runs=runs)).data
     assert f"Optical digits: {99.005 - usual:+.2f} points [" in effects["effect"].iloc[0]
     picture = deviations.figure(replace(found, runs=runs))
-    start = "; where it runs both variants, 1 of 1. The largest: Weight decay λ (decoupled, per "
-    assert f"{start}step), Optical digits: " in picture.finding
+    start = "; where it runs both variants, 1 of 1. The largest, the released variant (λ = 0) "
+    start += "minus ours (λ = 0.0002): Weight decay λ (decoupled, per step), Optical digits: "
+    assert start in picture.finding
     [[container]] = [ax.containers for ax in picture.figure.axes]
     assert container.lines[0].get_xdata() == pytest.approx([99.005 - usual])
     none = deviations.figure(replace(found, runs=[], profile="paper"))

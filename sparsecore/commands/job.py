@@ -85,7 +85,8 @@ def _introduce(ranks: Ranks, algorithm: str, threads: int) -> None:
     say(f"{ranks.size} worker(s): {', '.join(who)}")
     if ranks.size == 1:
         say(f"{algorithm} with one worker; for more: mpiexec -n 5 python -m sparsecore train …")
-        warn_of_twins("this MPI and its launcher do not fit: try another of `srun --mpi=list`")
+        remedy = "use this MPI's own mpiexec, or another of `srun --mpi=list`"
+        warn_of_twins(f"this MPI and its launcher do not fit: {remedy}")
     here = sum(host == ranks.host for host, _ in ranks.facts)
     if here * threads > cpu_count():
         cpus = f"{cpu_count()} CPUs on {ranks.host}"

@@ -116,7 +116,7 @@ class Engine(Closing):
             raise ValueError(f"inputs: expected {network.sizes[0]} features, got {inputs.shape[1]}")
         aim = targets if isinstance(targets, Aim) else Aim(SOFTMAX, targets)
         aim = aim.read(n, n_outputs)
-        labels = aim.labels if aim.loss == SOFTMAX else reads(np.zeros(n), np.int64)
+        labels = aim.labels if aim.loss == SOFTMAX else reads(np.zeros(n, np.int64), np.int64)
         place = kernels.misplaced(rows, labels, n_outputs)
         if place >= 0:
             raise ValueError(

@@ -34,8 +34,8 @@ class Aim(NamedTuple):
         """Return the targets as kernels read them; refuse shapes that are not of `n` samples."""
         shapes: dict[str, tuple[int, ...]] = {} if self.weights is None else {"weights": (n,)}
         shapes |= {"labels": (n,)} if self.loss == SOFTMAX else {"values": (n, n_outputs)}
-        ones = np.ones(0 if self.loss == SOFTMAX else n)  # class indices do without: it is faster
-        weights = ones if self.weights is None else self.weights
+        n_weights = 0 if self.loss == SOFTMAX else n  # class indices do without: it is faster
+        weights = np.ones(n_weights, np.float32) if self.weights is None else self.weights
         for name, shape in shapes.items():
             found = np.shape(getattr(self, name))
             if found != shape:

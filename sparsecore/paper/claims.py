@@ -465,23 +465,18 @@ def _extreme_answers(runs: Mapping[Row, Result]) -> Iterator[Check]:
 
 def _learning(runs: Sequence[tuple[Result, Result | None]]) -> dict[str, Check]:
     """Judge what networks have learnt, also against frozen hidden layers where recorded."""
-    falls = Check(evidence="fewer than three steps")
-    chance = Check(evidence="no held-out samples")
+    seeds, trends = str(len(runs)), [run["trend"] for run, _ in runs]
+    told = ", ".join(f"{trend['tau']:+.2f}" for trend in trends)
+    told = f"Kendall's τ {told}; {len(runs[0][0]['losses'])} steps"
+    falling = np.clip([trend["p"] for trend in trends], 1e-16, 1 - 1e-16)
+    p = float(combine_pvalues(falling, method="stouffer").pvalue)
+    falls = _answer(p, told, seeds=seeds)
+    right, n = (sum(run["test"][name] for run, _ in runs) for name in ("correct", "n"))
+    told, odds = f"{right} of {n} held-out samples right", binom(n, 1 / N_CLASSES)
+    p, worse = float(odds.sf(right - 1)), float(odds.cdf(right))
+    chance = _answer(p, told, worse, seeds=seeds, effect=100 * right / n, unit="%")
     frozen = Check(evidence="the control with frozen hidden layers is not recorded yet")
-    if trends := [run["trend"] for run, _ in runs if run["trend"]]:
-        told = ", ".join(f"{trend['tau']:+.2f}" for trend in trends)
-        told = f"Kendall's τ {told}; {len(runs[0][0]['losses'])} steps"
-        falling = np.clip([trend["p"] for trend in trends], 1e-16, 1 - 1e-16)
-        p = float(combine_pvalues(falling, method="stouffer").pvalue)
-        falls = _answer(p, told, seeds=str(len(trends)))
-    if tests := [run["test"] for run, _ in runs if run["test"]]:
-        right, n = (sum(test[name] for test in tests) for name in ("correct", "n"))
-        told, odds = f"{right} of {n} held-out samples right", binom(n, 1 / N_CLASSES)
-        p, worse = float(odds.sf(right - 1)), float(odds.cdf(right))
-        seeds, effect = str(len(tests)), 100 * right / n
-        chance = _answer(p, told, worse, seeds=seeds, effect=effect, unit="%")
-    pairs = [(run["test"], other["test"]) for run, other in runs if other]
-    if pairs := [pair for pair in pairs if all(pair)]:
+    if pairs := [(run["test"], other["test"]) for run, other in runs if other]:
         # Both saw the same samples. Results do not say which ones each got wrong: at worst, none
         # is wrong in both.
         n = sum(own["n"] for own, _ in pairs)

@@ -75,7 +75,8 @@ def _panel(ax: Axes, some: Sequence[Any]) -> None:
             place += 1
             ticks[place] = c.where
             look = {"markersize": 5, "linewidth": 1.2, **_LOOK[c.outcome]}
-            sides = [c.effect - c.low], [c.high - c.effect]
+            # A ratio of medians may lie outside its interval, which is of geometric means.
+            sides = [max(0.0, c.effect - c.low)], [max(0.0, c.high - c.effect)]
             ax.errorbar(c.effect, place, xerr=sides, **look)
     ax.set_yticks([*ticks], [*ticks.values()])
     ax.tick_params("y", labelsize=8, length=0)

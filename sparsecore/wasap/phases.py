@@ -139,7 +139,8 @@ class _Run:
         files = {"checkpoint": self.path and str(self.path), "resume": self.resume}
         check_alike(self.ranks.gathered({**self.about, **code(), **files}))
         model, state = self.ranks.together(self._start)
-        nnz, before = self.ranks.gathered((model and model.nnz, state))[0]
+        known = {name: value for name, value in state.items() if name not in ("record", "rows")}
+        nnz, before = self.ranks.gathered((model and model.nnz, known))[0]
         self.restarts, self.epochs_before = before["restarts"], before.get("epoch", 0)
         self.about |= {"nnz_start": before["nnz_start"], "restarts": self.restarts}
         self.ranks.together(self._load)

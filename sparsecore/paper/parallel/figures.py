@@ -279,8 +279,8 @@ def rate_kept(results: Results) -> Table | Note:
     elif clear and all(enough[row["dataset"]] == len(DECAYS) * len(_RATES) for row in clear):
         on = f"{len({row['dataset'] for row in clear})} of {len(enough)} data sets"
         told = (
-            f"In the first epochs of phase 2 the training loss clearly rises only {where}, where "
-            f"weight decay alone would raise it, on {on}. No other rise is clear."
+            f"In the first epochs of phase 2 the training loss clearly rises only {where}, on "
+            f"{on}: there weight decay alone would raise it."
         )
     sources = shown.source(results, list(dict.fromkeys(row["dataset"] for row in rows)))
     start = "Test accuracy of the final average against the end of phase 1"

@@ -68,7 +68,7 @@ def figure(axes: Any, found: Result) -> tuple[str, str]:
         ax.axhline(1, color=GREY, linestyle=DOTTED)
         ax.set(title=f"{depth} hidden layers", xlabel="α", yscale="log")
     axes[0].set_ylabel("gradient flow / ReLU's")
-    axes[0].set_ylim(bottom=max(0.05, axes[0].get_ylim()[0]))  # a deep linear network has none
+    axes[0].set_ylim(bottom=max(0.05, axes[0].get_ylim()[0]))  # a linear one's at 10 layers
     alpha, most = setting(DATASET).config.alpha, found["alphas"][-1]
     own = found["alphas"].index(alpha)
     ours, leaky = (np.log(found["flows"][name]).mean(axis=2) for name in _COLOURS)

@@ -17,7 +17,7 @@ from sparsecore.paper.training.effects import Runs, difference, pairs
 from sparsecore.paper.training.studies import Results
 
 FACTS = json.loads(Path(__file__).with_name("deviations.json").read_text())
-_WORDS = {HOLDS: "the first is better", FAILS: "the second is better", UNDECIDED: "unclear"}
+_WORDS = {HOLDS: "released, λ = 0: better", FAILS: "ours, λ = 0.0002: better", UNDECIDED: "unclear"}
 
 
 def _variants(recorded: Results, fact: Result) -> Iterator[tuple[Check, list[Runs], list[str]]]:

@@ -266,7 +266,7 @@ def factors(results: Results) -> str:
         found = {results.title(n): e for n, e in effects.items() if e}
         parts = [f"{100 * e.value:+.2f} on {title}" for title, e in found.items() if e.sign]
         unclear = [title for title, e in found.items() if not e.sign]
-        parts += [f"no clear change on {', '.join(unclear)}"] * bool(unclear)
+        parts += [f"no clear change on {' and '.join(unclear)}"] * bool(unclear)
         told += [f"{text} {', '.join(parts)}"] * bool(parts)
     start = "**Weight decay and activation**, final accuracy in points, uncorrected 95 % intervals"
     return sentence(start, "; ".join(told))

@@ -218,10 +218,10 @@ def test_c5_counts_the_checks_that_it_shares():
 def test_an_interval_is_told_from_low_to_high():
     found = effects.Effect(0.0123, -0.0045, 0.0291, 0.1)
     assert shown.points(found) == "+1.23 points [-0.45, +2.91]"
-    check = claims._measured(found, "points")
+    check = claims.measured(found, "points")
     assert (check.low, check.high) == pytest.approx((-0.45, 2.91))
     ratio = effects.Effect(*np.log([4, 2.5, 7]), 0.01)
-    assert claims._measured(ratio, "×").evidence == "× 4.0 [2.5, 7.0]"
+    assert claims.measured(ratio, "×").evidence == "× 4.0 [2.5, 7.0]"
 
 
 def test_what_the_first_page_quotes_is_of_its_data_set_and_weight_decay():

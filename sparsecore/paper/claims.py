@@ -67,7 +67,7 @@ def _answer(p: float, evidence: str, other: float | None = None, **more: Any) ->
     return Check(evidence=evidence, p=min(1.0, 2 * min(p, other)), outcome=outcome, **more)
 
 
-def _measured(found: Effect | None, unit: str, note: str = "") -> Check:
+def measured(found: Effect | None, unit: str, note: str = "") -> Check:
     """Return the answer that follows from an effect."""
     if found is None:
         return Check(evidence="nothing varies between runs", outcome=UNDECIDED)
@@ -94,7 +94,7 @@ def _difference(first: Runs, second: Runs, threshold: float = 0.0) -> Check:
         note = f" with {100 * left:.0f} % of the connections{note} with {100 * then:.0f} %"
     if not all(any("test_right" in run for run in runs) for runs in (first, second)):
         note += "; test rows not paired"
-    return replace(_measured(found, "points", note), threshold=100 * threshold)
+    return replace(measured(found, "points", note), threshold=100 * threshold)
 
 
 def _ratio(
@@ -106,7 +106,7 @@ def _ratio(
     found = effects.log_ratio(first, second, paired)
     if found and usual:
         found = replace(found, value=math.log(usual))
-    return _measured(found, "×", note)
+    return measured(found, "×", note)
 
 
 def _more_flow(first: Runs, second: Runs) -> Check:

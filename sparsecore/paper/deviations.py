@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsecore.paper import forest
-from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, Check
+from sparsecore.paper.claims import FAILS, HOLDS, UNDECIDED, Check, measured
 from sparsecore.paper.page import Column, Note, Picture, Table
 from sparsecore.paper.store import NOTHING, Result
 from sparsecore.paper.training import shown
@@ -29,13 +29,13 @@ def _variants(recorded: Results, fact: Result) -> Iterator[tuple[Check, list[Run
             [recorded.at(decay).of(name, method, diverged=diverged) for method, decay in ways]
             for diverged in (False, True)
         )
-        check = Check(row=fact["subject"], dataset=recorded.title(name), decay=decay, threshold=0.0)
-        if all(runs):
-            check = replace(check, evidence=shown.gap(*runs))
+        about: Result = {"row": fact["subject"], "dataset": recorded.title(name), "decay": decay}
         if e := difference(*runs):
             outcome = {1: HOLDS, -1: FAILS, 0: UNDECIDED}[e.sign]
-            low, effect, high = (100 * value for value in (e.low, e.value, e.high))
-            check = replace(check, effect=effect, low=low, high=high, outcome=outcome)
+            found = measured(e, "points", shown.few(*runs))
+            check = replace(found, **about, threshold=0.0, outcome=outcome)
+        else:
+            check = Check(**about, evidence=shown.gap(*runs) if all(runs) else None)
         told = [
             f"{check.where}: {len(some)} run{'s' * (len(some) > 1)} of {whose} variant diverged"
             for some, whose in zip(lost, ("the released", "our"), strict=True)

@@ -73,9 +73,9 @@ _RANGES: dict[str, Range] = {
 class SparseMLPBase(BaseEstimator):
     """What `SparseMLPClassifier` and `SparseMLPRegressor` share.
 
-    The defaults were chosen for tables, by cross-validation within the training rows of some of the
-    book's tables (starred in T-estimator); weight decay is the study's. The settings of the paper's
-    networks are in `settings`. `alpha` is a slope, not a penalty as in scikit-learn's MLP.
+    The defaults were chosen for tables, by cross-validation within some of the book's tables
+    (starred in T-estimator); weight decay is the study's: no other was clearly better there. The
+    paper's settings are in `settings`. `alpha` is a slope, not a penalty as in scikit-learn's MLP.
 
     Parameters
     ----------

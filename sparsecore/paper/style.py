@@ -57,12 +57,7 @@ def canvas(height: float) -> Iterator[Figure]:
         yield Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def _only(page: Result) -> Sequence[Result]:
-    """Choose a page's only result."""
-    return [page]
-
-
-def shows(choose: Choose = _only) -> Decorator:
+def shows(choose: Choose = lambda page: [page]) -> Decorator:
     """Make a function show results of a page: its only one, one by name, or a choice."""
     # The function gets the results that exist and all other arguments; without any result, a note
     # says why. It returns a picture or table, whose sources are completed by those of the results.
@@ -87,7 +82,7 @@ def shows(choose: Choose = _only) -> Decorator:
 
 
 def picture(
-    key: str, choose: Choose = _only, *, caption: str, alt: str, across: int = 1,
+    key: str, choose: Choose = lambda page: [page], *, caption: str, alt: str, across: int = 1,
     down: int = 1, height: float = 3.6, legend: Sequence[Any] = (), **subplots: Any,
 ) -> Decorator:  # fmt: skip
     """Make a picture with a function that draws a page's results; see `shows`."""

@@ -84,11 +84,10 @@ def _in_rounds(trainers: dict[Any, Adapter], effort: Effort) -> dict[Any, Result
 
 def crossover(points: Sequence[Result], level: float) -> float | None:
     """Return the density where the time first reaches `level`, log-interpolated, or None."""
-    logs = np.log([(point["density"], point["ms"]["median"]) for point in points])
-    for (x0, y0), (x1, y1) in pairwise(logs):
-        if y0 < np.log(level) <= y1:
-            return float(np.exp(x0 + (np.log(level) - y0) / (y1 - y0) * (x1 - x0)))
-    return None
+    x, y = np.log([(point["density"], point["ms"]["median"]) for point in points]).T
+    if not y[0] < np.log(level) <= y.max():
+        return None
+    return float(np.exp(np.interp(np.log(level), np.maximum.accumulate(y), x)))
 
 
 def width_sweep(effort: Effort) -> Result:

@@ -8,11 +8,12 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sparsecore import datasets
+from sparsecore import SparseMLPClassifier, datasets
 from sparsecore.commands import study
-from sparsecore.paper import claims, deviations, forest, reliability, store
+from sparsecore.paper import claims, deviations, estimator, forest, reliability, store
 from sparsecore.paper.extreme import figures as extreme_figures
 from sparsecore.paper.extreme import runs as extreme
 from sparsecore.paper.extreme.runs import Row
@@ -26,7 +27,7 @@ from sparsecore.paper.speed import measure as speed
 from sparsecore.paper.training import figures as training_figures
 from sparsecore.paper.training import pruning, studies, tables, times, topology
 from sparsecore.paper.training.conditions import STUDIES
-from sparsecore.paper.training.effects import difference
+from sparsecore.paper.training.effects import difference, effect, spread_of
 from sparsecore.settings import DECAYS, SETTINGS
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +115,15 @@ def test_train_s_weight_decay_is_that_of_held_out_rows_or_else_of_all_released_c
             free = f"and so in all code for {datasets.describe(name)['title']}" in decay["released"]
         assert setting.decay == (0.0 if free else DECAYS[0]), name
         assert setting.config.weight_decay == DECAYS[0], f"{name}: the studies' value stays"
+
+
+def test_no_weight_decay_that_was_tried_on_tables_is_clearly_better_than_the_estimator_s():
+    found = estimator.recorded()[estimator.DECAY]
+    by_decay = np.transpose([*found["scores"].values()])
+    own = by_decay[found["decays"].index(SparseMLPClassifier().weight_decay)]
+    spreads = [(some - own, spread_of(some, own, paired=True)) for some in by_decay]
+    gains = [effect(float(gain.mean()), spread) for gain, spread in spreads]
+    assert [gain is None or gain.low <= 0 for gain in gains] == [True] * len(estimator.DECAYS)
 
 
 # --- README, first page, ledger and main table tell the same ---

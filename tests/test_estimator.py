@@ -25,6 +25,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sparsecore import SparseMLPClassifier, SparseMLPRegressor, mlp
 from sparsecore.config import HYPERPARAMETERS, TrainConfig
+from sparsecore.estimator import inputs
 from sparsecore.estimator.base import SparseMLPBase
 from sparsecore.limits import cpu_count
 from sparsecore.settings import DECAYS
@@ -75,7 +76,8 @@ def test_same_seed_same_network_whatever_the_threads(digits):
     every = small(max_iter=4, n_jobs=-1).fit(X, y)
     other = small(max_iter=4, random_state=1).fit(X, y)
     assert every._threads() == cpu_count()
-    assert small(n_jobs=-2 - cpu_count())._threads() == 1  # trained on a larger machine
+    for n_jobs, threads in ((-2 - cpu_count(), 1), (10**6, cpu_count())):
+        assert small(n_jobs=n_jobs)._threads() == threads  # trained on a larger machine
     assert one.model_.weights_sha256() == two.model_.weights_sha256()
     assert one.model_.weights_sha256() == every.model_.weights_sha256()
     assert one.model_.weights_sha256() != other.model_.weights_sha256()
@@ -235,6 +237,19 @@ def test_inputs_are_standardised_in_their_own_precision(scale):
     y = (t / scale % 60 < 30).astype(int)
     clf = SparseMLPClassifier((32,), max_iter=15, random_state=0).fit(t[:, None], y)
     assert clf.score(t[:, None], y) > 0.95
+
+
+@pytest.mark.parametrize("value", [23843212345678901.0, 1.7066592e18, 1.7066592e15, 0.1])
+@pytest.mark.parametrize("n", [1_000, 100_000])
+def test_a_constant_input_stays_small_however_large_its_value(value, n):
+    X = np.full((n, 1), value)
+    for weight in (None, np.full(n, 0.01)):
+        known = inputs.moments(inputs.moments(None, X, weight), X, weight)
+        assert abs(known.transform(X)).max() <= 1
+    own = StandardScaler().fit(X + np.arange(n)[:, None] * value)
+    np.testing.assert_array_equal(
+        inputs.moments(None, X + np.arange(n)[:, None] * value, None).scale_, own.scale_
+    )
 
 
 def test_what_float32_does_not_hold_is_refused():

@@ -308,6 +308,12 @@ def test_what_starts_at_once_imports_nothing_that_takes_a_second(program):
     assert done.stderr == "\n"
 
 
+def test_the_estimator_needs_no_docstrings():
+    code = "import sparsecore; print(sparsecore.SparseMLPClassifier(epsilon=9))"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("SparseMLPClassifier(epsilon=9)\n", "")
+
+
 def test_a_missing_package_is_sought_where_it_is_declared():
     from sparsecore import __main__
 

@@ -316,6 +316,17 @@ def test_a_saved_estimator_predicts_and_goes_on_as_before(y, tmp_path):
     assert twin.n_iter_ == 4 and twin.model_.weights_sha256() == made.model_.weights_sha256()
 
 
+def test_labels_take_no_more_memory_than_their_letters(tmp_path):
+    made, path = SparseMLPClassifier((8,), max_iter=1).fit(X, LABELS), tmp_path / "m.npz"
+    saved.save(made, path)
+    model, run = checkpoint.load(path)
+    run["estimator"]["classes"]["dtype"] = "<U50000000"
+    checkpoint.save(model, path, run)
+    twin, _ = saved.load(path)
+    assert twin.classes_.dtype == made.classes_.dtype
+    np.testing.assert_array_equal(twin.predict(X), made.predict(X))
+
+
 def test_all_that_an_estimator_was_given_is_saved(tmp_path):
     frame = pd.DataFrame(X, columns=list("abcde"))
     made = SparseMLPClassifier(

@@ -85,7 +85,7 @@ def train(options: argparse.Namespace) -> None:
     begin = time.perf_counter()
     try:
         estimator.fit(table.X, y)
-    finally:  # an interrupt keeps the completed epochs
+    finally:  # an interrupt keeps what is trained so far
         if options.out is not None and hasattr(estimator, "model_"):
             try:
                 saved.save(estimator, options.out, table.names)

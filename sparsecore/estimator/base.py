@@ -1,7 +1,7 @@
 """The common part of classifier and regressor: parameters, inputs, fitting, streams.
 
-An error or interrupt leaves the estimator as it was before the call, or as it is after the call or
-after an epoch of `fit`: work is done on a draft, whose state replaces the old one in one step.
+An error, or an interrupt of `partial_fit`, leaves the estimator as it was: work is done on a draft,
+whose state replaces the old one in one step. An interrupt of `fit` after an epoch keeps the draft.
 """
 
 import inspect
@@ -102,7 +102,7 @@ class SparseMLPBase(BaseEstimator):
         With `early_stopping` the fitted network is kept if no new epoch is better on the
         held-out data.
     n_jobs : int or None, default=None
-        Number of threads: None means 1, -1 all CPUs. The result does not depend on it.
+        Number of threads, at most one per CPU; None: 1, -1: all. The result does not depend on it.
     random_state : int, RandomState or None, default=None
         Determines topology, weights, data order, dropout and evolution.
     verbose : bool, default=False
@@ -168,8 +168,8 @@ class SparseMLPBase(BaseEstimator):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Train a new network, or with `warm_start` continue with the fitted one.
 
-        An interrupt (Ctrl-C) keeps the completed epochs, and `partial_fit` or a warm start can
-        continue from there. Any other failure leaves the estimator as it was.
+        After an epoch an interrupt (Ctrl-C) keeps the network as the last step left it; `partial_fit`
+        or a warm start continues from there. Any other failure leaves the estimator as it was.
 
         Parameters
         ----------
@@ -356,9 +356,8 @@ class SparseMLPBase(BaseEstimator):
 
     def _threads(self) -> int:
         _RANGES["n_jobs"].check("n_jobs", self.n_jobs)
-        threads = self.n_jobs or 1
-        # As in joblib: -2 is all CPUs but one, and one thread if there is only one CPU.
-        return int(threads) if threads > 0 else max(1, int(threads) + cpu_count() + 1)
+        threads, cpus = int(self.n_jobs or 1), cpu_count()  # it may be from a larger machine
+        return min(threads, cpus) if threads > 0 else max(1, threads + cpus + 1)  # as in joblib
 
     def _outputs(self, X: Any) -> np.ndarray:
         """Return the output layer's values, float32, shape (n_samples, n_outputs)."""
@@ -407,8 +406,8 @@ def complete(cls: Any) -> Any:
     listed = "\n".join(about.documented(known[about.name].default) for about in named)
     shared = inspect.cleandoc(SparseMLPBase.__doc__ or "").replace("{hyperparameters}", listed)
     shared = shared.partition("\n\n")[2]
-    parameters, attributes = shared.split("\n\nAttributes\n----------\n")
-    text = inspect.cleandoc(cls.__doc__).replace("{parameters}", parameters)
+    parameters, _, attributes = shared.partition("\n\nAttributes\n----------\n")
+    text = inspect.cleandoc(cls.__doc__ or "").replace("{parameters}", parameters)
     cls.__doc__ = text.replace("{attributes}", attributes)
     own = inspect.signature(cls.__init__).parameters.values()
     more = [p for p in own if p.kind == p.KEYWORD_ONLY and p.name not in known]

@@ -28,6 +28,9 @@ def moments(known: StandardScaler | None, X: Any, weight: Any, name: str = "X") 
             # One scale for all: scaled by its own deviation, a word that occurs once would be huge.
             square = np.mean(known.var_ + np.square(known.mean_))
             known.scale_ = np.full_like(known.scale_, np.sqrt(square) if square else 1)
+        else:  # a constant's mean may be off by so much, which must stay below one deviation
+            rounding = (known.n_samples_seen_ + X.shape[0]) * np.finfo(float).eps
+            known.scale_ = np.maximum(known.scale_, rounding * np.abs(known.mean_))
     if not np.isfinite(known.scale_).all():
         raise ValueError(f"{name}: its values are too large to be standardised; {_TOO_LARGE}")
     return known

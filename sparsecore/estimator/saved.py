@@ -95,7 +95,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, tuple[str, ...] | None]:
         if "feature_names_in_" in state:
             state["feature_names_in_"] = np.array(state["feature_names_in_"], object)
         if "classes" in about:
-            state["classes_"] = np.array(**about["classes"])
+            labels, kind = about["classes"]["object"], about["classes"]["dtype"]
+            state["classes_"] = np.array(labels, kind[: kind.find("U") + 1] or kind)  # own length
         vars(estimator).update(state, model_=model)
         columns = None if about["columns"] is None else tuple(about["columns"])
         sizes = (estimator.n_features_in_, estimator._n_outputs())

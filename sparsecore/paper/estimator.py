@@ -146,8 +146,7 @@ def try_decays() -> Result:
 
 def _defaults(name: str) -> Result:
     """Return the defaults that a result is valid for, as JSON values."""
-    values = _ours(name)().get_params()
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    return dict(json.loads(json.dumps(_ours(name)().get_params())))
 
 
 def known(X: np.ndarray) -> np.ndarray:

@@ -69,19 +69,17 @@ def figure(axes: Any, found: Result) -> tuple[str, str]:
         ax.set(title=f"{depth} hidden layers", xlabel="α", yscale="log")
     axes[0].set_ylabel("gradient flow / ReLU's")
     axes[0].set_ylim(bottom=max(0.05, axes[0].get_ylim()[0]))  # a linear one's at 10 layers
-    alpha, most = setting(DATASET).config.alpha, found["alphas"][-1]
-    own = found["alphas"].index(alpha)
+    own = found["alphas"].index(alpha := setting(DATASET).config.alpha)
     ours, leaky = (np.log(found["flows"][name]).mean(axis=2) for name in _COLOURS)
-    over_relu, over_leaky = np.exp(ours[:, own] - ours[:, 0]), np.exp(ours - leaky)
+    over_relu, over_leaky = np.exp(ours[:, own] - ours[:, 0]), np.exp(ours - leaky)[:, own]
     parts = [
         f"with {depth} hidden layers {relu:.2g} times ReLU's and {leaky:.2g} times LeakyReLU's"
-        for relu, leaky, depth in zip(over_relu, over_leaky[:, own], found["depths"], strict=True)
+        for relu, leaky, depth in zip(over_relu, over_leaky, found["depths"], strict=True)
     ]
-    than_relu = np.sum(over_relu > 1)
-    more, at_most = (np.sum(over_leaky[:, at] > 1) for at in (own, -1))
+    than_relu, than_leaky = np.sum(over_relu > 1), np.sum(over_leaky > 1)
     return (
         f"All-ReLU's gradient flow at α = {alpha:g}: {'; '.join(parts)}. So before training "
         f"All-ReLU has more total flow than ReLU at {than_relu} of {len(parts)} depths, and than "
-        f"LeakyReLU at {more} of {len(parts)} (α = {most:g}: at {at_most}).",
+        f"LeakyReLU at {than_leaky} of {len(parts)}.",
         f"{found['width']:,} neurons per hidden layer, Fashion-MNIST, 1000 rows.",
     )

@@ -239,7 +239,6 @@ def test_the_table_has_a_row_for_every_run(profile, rows, key, said):
             {},
             "The loss falls in 3 of the 3 largest networks with 10 hidden layers (Kend",
         ),
-        ("losses", {}, "against hidden layers frozen (50,000,000 neurons): not recorded yet."),
         (
             "losses",
             {"trend": {"tau": 0.1, "p": 0.4}},
@@ -287,17 +286,10 @@ def test_the_growth_is_measured():
 
 
 def test_the_loss_is_drawn_for_deep_networks():
-    frozen = {
-        Row(BAT, n, frozen=True): result(
-            config=result()["config"] | {"hidden_layers": n, "frozen": True},
-            test={"n": 100, "correct": right},
-        )
-        for n, right in ((3, 55), (10, 61))
-    }
-    picture = extreme_figures.losses(page() | frozen)
-    told = "frozen (50,000,000 neurons): 90 % against 61 % (10 hidden layers)."
-    assert told in picture.finding
-    assert "frozen" not in extreme_figures.losses(page("quick")).finding
+    picture = extreme_figures.losses(page() | FROZEN)
+    assert picture.finding.endswith(
+        "p < 0.05); 90 % of the held-out samples are classified correctly."
+    )
     assert "200,000,000 neurons: Kendall's τ -1.00" in picture.sources
     assert len(picture.figure.axes[0].get_legend().get_texts()) == 3, "the controls are not drawn"
     assert np.allclose(picture.figure.axes[0].lines[0].get_ydata(), result()["losses"])

@@ -540,6 +540,7 @@ HANGS = [
     ("SIGSTOP", 1, "test", GOES_ON),
     ("SIGSTOP", 1, "end of phase 1", GOES_ON),
     ("SIGSTOP", 1, "phase 2", GOES_ON),
+    ("sleep", 1, "phase 2", GOES_ON),
     ("SIGSTOP", 0, "averaging", ENDS),
     ("SIGSTOP", 0, "printing", ENDS),
     ("SIGSTOP", 1, "exit", IS_DONE),
@@ -603,6 +604,38 @@ def test_rank_that_hangs_is_left_behind_or_ends_the_job(hung, case):
         teller = "rank 0: " if algorithm else ""  # in lockstep
         assert re.search(rf"{teller}rank {rank}\b.*({SILENT})", err), err
         assert (f"--resume continues from {path}" in err) == (path.exists() and run == ENDS)
+
+
+# A program of one's own; here its second rank stops, or what it is shown raises on the first.
+PROGRAM = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[2])
+from broken_job import before, blobs, places
+from sparsecore import wasap
+from sparsecore.config import TrainConfig
+from sparsecore.wasap.mpi import MPI
+
+def show(state):
+    if sys.argv[1] == "raise":
+        raise KeyError("a slip")
+
+if sys.argv[1] == "stop" and MPI.COMM_WORLD.rank:
+    before(places()["gradient"], lambda: os.kill(os.getpid(), signal.SIGSTOP))
+config = TrainConfig(hidden=(40, 30), epochs=20, batch_size=32)
+model, result = wasap.run(blobs(), config, on_progress=show, patience=1)
+if model is not None:
+    print("lost", [one["rank"] for one in result["parallel"]["failed_workers"]], flush=True)
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("how", ["stop", "raise"])
+def test_a_program_of_one_s_own_ends_after_a_rank_is_lost_or_its_callback_raises(how, tmp_path):
+    (tmp_path / "mine.py").write_text(PROGRAM)
+    status, out, err = finished(start(2, sys.executable, tmp_path / "mine.py", how, HERE), 40)
+    assert status, "the job ends, and not as if all had gone well"
+    assert out == ("lost [1]\n" if how == "stop" else ""), "a callback's error is not a worker's"
+    assert how == "stop" or "KeyError: 'a slip'" in err
 
 
 @pytest.mark.mpi

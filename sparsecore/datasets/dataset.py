@@ -159,7 +159,8 @@ class Dataset:
 
         Notes
         -----
-        Classes keep their shares, by the largest remainders, with at least one row per class.
+        Classes keep their shares, by the largest remainders, with at least one row per class. The
+        content hash stays that of all rows: a resumed run does not notice another `random_state`.
         """
         n_rows = len(self.y_train)
         if n_train is None or n_train == n_rows:

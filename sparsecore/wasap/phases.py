@@ -17,6 +17,7 @@ from sparsecore import checkpoint, experiment, train
 from sparsecore.compiled.kernels import momentum_step
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
+from sparsecore.datasets.dataset import hash_arrays
 from sparsecore.experiment import Shard
 from sparsecore.files import check_writable
 from sparsecore.mlp import SparseMLP
@@ -137,6 +138,7 @@ class _Run:
         self.resources: Any = None
         self.shown = 0.0  # when `on_progress` was last called
         files = {"checkpoint": self.path and str(self.path), "resume": self.resume}
+        files["labels"] = hash_arrays(data.y_train)  # a subset keeps the hash of all rows
         check_alike(self.ranks.gathered({**self.about, **code(), **files}))
         model, state = self.ranks.together(self._start)
         known = {name: value for name, value in state.items() if name not in ("record", "rows")}
@@ -364,6 +366,7 @@ class _Run:
 
         with worker.trainer(self.phase1_epochs) as trainer:
             trainer.restore(state and state["progress"])
+            self.ranks.step()
             for record in trainer.epochs(shard, shard.labels, test, on_progress):
                 worker.samples += len(shard)
                 record |= {"elapsed": self.server.elapsed(), "aside": sum(self.seconds.values())}
@@ -376,6 +379,8 @@ class _Run:
                     }  # fmt: skip
                     with self._aside("checkpoint"):
                         checkpoint.save(worker.model, self.phase2_path, state)
+                self.ranks.step()
+            self.ranks.rest()
 
     # --- showing, testing, saving -----------------------------------------------------------------
 
@@ -391,10 +396,15 @@ class _Run:
                 tests = self.window.fetch("epochs", tested - 1, tested)[:, -1].tolist()
             recent = self.window.fetch("staleness", max(0, updates - _RECENT), updates)
             staleness = float(recent.mean()) if len(recent) else 0.0
-        self.on_progress({
+        state = {
             "phase": phase, "epoch": epoch, "updates": updates, "staleness": staleness,
             "test_accuracy": tests[-1] if tests else None,
-        })  # fmt: skip
+        }  # fmt: skip
+        try:
+            self.on_progress(state)
+        except Exception as error:  # the caller's: no fault of this worker
+            self.ranks.stop(error)
+            raise
 
     def _test(self, model: SparseMLP, part: slice = slice(None)) -> dict[str, float]:
         with self._aside("evaluate"):

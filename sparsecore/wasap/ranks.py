@@ -1,5 +1,6 @@
 """The ranks of a run: who is lost or has failed (see `watch`), and how they wait for each other."""
 
+import atexit
 import os
 import pickle
 import socket
@@ -296,7 +297,9 @@ class Ranks:
         """Free MPI's resources, if all ranks arrive here."""
         together = self.arrive()
         self.watch.close()
-        if together:
+        if not together:  # MPI would wait for the others when this process ends
+            atexit.register(lambda: MPI.Is_finalized() or MPI.COMM_WORLD.Abort(1))
+        else:
             MPI.Request.Waitall(self._exchange)
             self._memory.free()
             if not self._unfinished:

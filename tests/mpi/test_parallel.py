@@ -382,6 +382,10 @@ def test_error_before_the_start_is_raised_on_all_ranks(comm, digits):
             "data '.*', not '",
         ),
         ({"data": lambda d: d.limited(300)}, "n_train 300, not 450"),
+        (
+            {"data": lambda d: d.derived(X_train=d.X_train[::-1], y_train=d.y_train[::-1])},
+            "labels '.*', not '",
+        ),
         ({"resume": True}, "resume True, not False"),
         ({"shared": False}, "shared window False, not None"),
     ],

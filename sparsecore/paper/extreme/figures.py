@@ -1,8 +1,6 @@
 """The tables and pictures of the page on extreme networks: results in, tables and pictures out."""
 
 from collections.abc import Sequence
-from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,7 @@ from matplotlib.axes import Axes
 
 from sparsecore.extreme.budget import GIB, plan
 from sparsecore.extreme.config import ExtremeConfig
-from sparsecore.paper.extreme.runs import BAT, CONTROLS, ROWS, Found, Row, networks
+from sparsecore.paper.extreme.runs import BAT, Found, Row, networks
 from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.store import Result
 from sparsecore.paper.style import COLOURS, GREY, picture, shows, tag
@@ -113,7 +111,7 @@ def scaling(axes: Any, *runs: Result) -> tuple[str, str]:
 
 
 @picture(
-    "F-extreme-loss", partial(networks, rows=(*CONTROLS, *ROWS)), height=3.2,
+    "F-extreme-loss", networks, height=3.2,
     caption="**Loss** of each batch before it is trained on (dots), and the mean of five (lines); "
     "every sample is seen once. At dotted lines the topology evolves, and what the removed "
     "connections had learnt is lost. What to see: below the grey line is better than chance.",
@@ -121,8 +119,7 @@ def scaling(axes: Any, *runs: Result) -> tuple[str, str]:
 )  # fmt: skip
 def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
     """Draw the loss curves of the largest networks."""
-    free = [run for run in runs if not run["config"].get("frozen")]
-    deep = [run for run in free if run["config"]["hidden_layers"] == 10][-3:]
+    deep = [run for run in runs if run["config"]["hidden_layers"] == 10][-3:]
     colours = (COLOURS["set-all-relu-pruned"], COLOURS["set-relu"], COLOURS["set-all-relu"])
     trends = []
     for run, colour in zip(deep, colours, strict=False):
@@ -143,18 +140,10 @@ def losses(ax: Axes, *runs: Result) -> tuple[str, str]:
         f"The loss falls in {falls} of the {len(deep)} largest networks with 10 hidden layers "
         "(Kendall's test, p < 0.05)"
     )
-    if right := _right(deep):
-        finding += f"; {right} of the held-out samples are classified correctly"
-    if any(run["config"]["neurons"] >= BAT for run in free):
-        told, size = [], itemgetter("neurons", "hidden_layers")
-        for control in (run for run in runs if run not in free):
-            depth = control["config"]["hidden_layers"]
-            ours = [run for run in free if size(run["config"]) == (BAT, depth)]
-            if (both := (_right(ours), _right([control]))) and all(both):
-                layers = f"{depth} hidden layer{'s' * (depth > 1)}"
-                told.append(f"{both[0]} against {both[1]} ({layers})")
-        finding += f". All layers trained, against hidden layers frozen ({BAT:,} neurons): "
-        finding += ", ".join(told) or "not recorded yet"
+    shares = sorted(round(100 * run["test"]["correct"] / run["test"]["n"]) for run in deep)
+    if shares:
+        right = " to ".join(map(str, dict.fromkeys((shares[0], shares[-1]))))
+        finding += f"; {right} % of the held-out samples are classified correctly"
     return f"{finding}.", f"Trends of {'; '.join(trends)}. " * bool(trends)
 
 
@@ -207,12 +196,6 @@ def projection() -> Note:
         "By calculation, networks of ten hidden layers fit on this many machines with "
         f"{_MEMORY / GIB:.0f} GiB each: {', '.join(fit)}."
     )
-
-
-def _right(runs: Sequence[Result]) -> str:
-    """State the shares of held-out samples classified correctly, from least to most."""
-    shares = sorted(round(100 * run["test"]["correct"] / run["test"]["n"]) for run in runs)
-    return f"{' to '.join(map(str, dict.fromkeys((shares[0], shares[-1]))))} %" if shares else ""
 
 
 def _plain(run: Result) -> Result:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,9 +94,9 @@ def _parts(profile: str) -> Parts:
 entries, recorded, load = measured(_parts)
 
 
-def networks(found: Found, rows: Sequence[Row] | None = None) -> list[Result]:
-    """Return the runs of `rows`, by default of the table, by size."""
-    return [found[key] for key in (ROWS if rows is None else rows) if key in found]
+def networks(found: Found) -> list[Result]:
+    """Return the runs of the table, by size."""
+    return [found[row] for row in ROWS if row in found]
 
 
 def compare(neurons: int) -> Result:

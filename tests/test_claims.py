@@ -153,6 +153,22 @@ def test_rows_that_both_are_right_on_make_no_difference():
     assert effects.sampling_variance(*runs) == apart
 
 
+@pytest.mark.parametrize("gains", [(0.01, 0.02, 0.018), (0.01, 0.0101, 0.0102), (0.01, 0.01)])
+def test_the_error_of_the_test_set_makes_no_comparison_surer(gains):
+    ours = results(set_all_relu=seeds([0.5 + gain for gain in gains])).of("digits", "set-all-relu")
+    others = results(set_relu=seeds((0.5,) * len(gains))).of("digits", "set-relu")
+    alone = interval([0.5 + gain for gain in gains], [0.5] * len(gains), True)
+    found = effects.difference(ours, others)
+    for run in (*ours, *others):
+        run["data"]["n_test"] = 10**9
+    exact = effects.difference(ours, others)
+    assert found.value == pytest.approx(exact.value) and found.p >= exact.p
+    assert found.low <= exact.low and found.high >= exact.high
+    if alone:  # the seeds differ
+        assert exact.p == pytest.approx(alone.p)
+        assert (exact.low, exact.high) == pytest.approx((alone.low, alone.high))
+
+
 def test_holm_is_the_step_down_by_hand():
     # Sorted 0.01, 0.02, 0.04: 3 × 0.01, 2 × 0.02, 1 × 0.04.
     assert effects.holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
@@ -164,7 +180,7 @@ def test_several_checks_of_a_claim_are_corrected_for():
     noisy = results(
         set_relu=[*seeds((0.5, 0.5, 0.5), flow=1.0)],
         set_all_relu=[
-            {"accuracy": 0.5 + d, "flow": f} for d, f in ((0.010, 2), (0.012, 0.5), (0.022, 1))
+            {"accuracy": 0.5 + d, "flow": f} for d, f in ((0.012, 2), (0.014, 0.5), (0.022, 1))
         ],
     )
     flow, _, accuracy, _ = claims.Ledger(noisy).checks["C2"]

@@ -283,3 +283,4 @@ def assert_reads_well(shown):
 def test_latex_knows_every_sign_of_the_ledger(ledger):
     for table in (ledger.table(), *(ledger.evidence(f"C{n}") for n in range(1, 6))):
         assert table.latex().isascii(), table.key
+        assert not re.search(r"(?<!\$)[<>|]", table.latex()), "a letter in LaTeX's usual fonts"

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -44,6 +45,10 @@ def _edited(text):
     return text.replace("1.5", "0.5")
 
 
+def _unencodable(text):
+    return re.sub(r'"digest": "\w+"', r'"digest": "\\ud800"', text)
+
+
 def _foreign(text):
     return json.dumps({"accuracy": 1.0})
 
@@ -61,6 +66,7 @@ def _renamed(text):
     [
         (_cut, "not JSON"),
         (_edited, "digest"),
+        (_unencodable, "digest"),
         (_foreign, "format_version"),
         (_typed, "ms: expected float"),
         (_renamed, "another run, two"),

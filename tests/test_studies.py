@@ -277,6 +277,12 @@ def test_damaged_data_are_named_and_the_rest_goes_on(study, monkeypatch, capsys)
     assert "not available on this machine" in told.out
 
 
+def test_a_run_that_nobody_plans_is_not_said_to_lack_data():
+    none = studies.Results(STUDIES["T-main"], "paper", [])
+    assert none.why_not("cifar10", "wasap") == "no run is planned"
+    assert none.why_not("madelon", "wasap") == "not available on this machine"
+
+
 def test_data_that_cannot_be_had_are_asked_for_once(study, monkeypatch):
     asked = []
 
@@ -491,7 +497,10 @@ def test_recorded_results_are_read_and_never_run(study, ran, monkeypatch):
         patch.setattr(studies, "data_sha256", lambda name: None)  # not on this machine
         assert len(studies.recorded("F-test").runs) == 1
         patch.setattr(studies, "data_sha256", lambda name: "another")
-        assert studies.recorded("F-test").runs == []
+        assert len(studies.recorded("F-test").runs) == 1, "whatever rows are on this machine"
+        other = {**datasets.describe("digits"), "sha256": "another"}
+        patch.setattr(datasets, "describe", lambda name: other)
+        assert studies.recorded("F-test").runs == [], "the pinned data have changed"
     with monkeypatch.context() as patch:
         patch.setenv(store.PROFILE, "paper")  # then they are the build's own, which runs them
         patch.setattr(studies, "load", lambda key: found)

@@ -97,9 +97,6 @@ def _train(options: argparse.Namespace) -> None:
     chosen = shared.given(options, HYPERPARAMETERS)
     config = base.with_values(**chosen)
     shared.refuse_idle(options, config.prune_from, config.activation)
-    if parallel and (config.prune_from or 0) > (last := parallel.phase1_epochs(config.epochs)):
-        told = f"expected at most {last}, the last epoch of phase 1, got {config.prune_from}"
-        raise ValueError(f"--prune-from: {told}: parallel training prunes in phase 1 only")
     how = {
         "seed": options.seed, "threads": options.threads, "checkpoint_path": options.checkpoint,
         "resume": options.resume,

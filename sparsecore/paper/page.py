@@ -204,6 +204,7 @@ _LATEX: dict[str, str | int | None] = {
     **{sign: f"$\\{name}$" for sign, name in _MATH.items()},
     "†": r"$^\dagger$", "‡": r"$^\ddagger$", "°": r"$^\circ$", "…": r"\dots{}", "–": "--",
     "—": "---", "−": "$-$", "✓": r"\ding{51}", "✗": r"\ding{55}", "\N{NO-BREAK SPACE}": "~",
+    **{c: f"${c}$" for c in "<>|"},
     "\\": r"\textbackslash{}",
     **{c: f"$^{{{p}}}$" for c, p in zip("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789", strict=True)},
     **{c: "\\" + c for c in "&%$#_{}"},

@@ -256,7 +256,7 @@ def read(path: Path, schema: Any) -> Result:
         raise ResultError(f"format_version: expected {FORMAT_VERSION}, got {version!r}")
     check(result, _COMMON, "")
     check(result, schema, "")
-    digest = result["digest"].encode()
+    digest = result["digest"].encode(errors="replace")
     if _sha256(content.replace(_DIGEST % digest, _DIGEST % b"", 1)) != digest:
         raise ResultError("the content does not match its digest: it was changed after writing")
     check_values(result, "")

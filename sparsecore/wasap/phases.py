@@ -130,6 +130,9 @@ class _Run:
         self.rank, self.n_workers = self.ranks.rank, self.ranks.size
         self.asynchronous = plan.algorithm == "wasap"
         self.phase1_epochs = plan.phase1_epochs(config.epochs)
+        if (config.prune_from or 0) > self.phase1_epochs:  # it would never happen
+            told = f"at most {self.phase1_epochs}, the last epoch of phase 1"
+            raise ValueError(f"prune_from: expected {told}, got {config.prune_from}")
         self.about = records.identity(data, config, plan, self.seed, self.n_workers)
         self.path = None if self.checkpoint_path is None else Path(self.checkpoint_path)
         self.phase2_path = self.path and self.path.with_name(f"{self.path.name}.worker{self.rank}")

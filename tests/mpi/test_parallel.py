@@ -400,6 +400,12 @@ def test_ranks_that_are_not_started_alike_do_not_start(comm, digits, other, told
         wasap.run(**options)
 
 
+@together
+def test_pruning_that_would_begin_after_phase_1_is_refused(comm, digits):
+    with pytest.raises(ValueError, match="prune_from: expected at most 4, the last epoch of phase"):
+        wasap.run(digits, SMALL.with_values(prune_from=5))
+
+
 def test_threads_and_patience_may_differ(comm, digits):
     def trained(algorithm, threads):
         plan = wasap.Plan(algorithm)

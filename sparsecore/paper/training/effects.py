@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,8 +86,7 @@ def pairs(first: Runs, second: Runs) -> tuple[Runs, Runs, bool]:
 
 def sampling_variance(first: Runs, second: Runs) -> float:
     """Return the variance of a difference of mean accuracies from its test set's finite size."""
-    # It is estimated from the runs that record their right rows. The spread over seeds also
-    # includes chance in single rows: the two parts' sum is an upper bound.
+    # It is estimated from the runs that record their right rows.
     n = first[0]["data"]["n_test"]
     right = [
         [unpacked(run["test_right"], n) for run in runs if "test_right" in run]
@@ -117,5 +116,9 @@ def difference(first: Runs, second: Runs, *, threshold: float = 0.0) -> Effect |
     first, second, paired = pairs(first, second)
     ours, others = ([float(run["test_accuracy"]) for run in runs] for runs in (first, second))
     sampling = sampling_variance(first, second), first[0]["data"]["n_test"] - 1
-    found = float(np.mean(ours) - np.mean(others))
-    return effect(found, [*spread_of(ours, others, paired), sampling], threshold)
+    seeds, value = spread_of(ours, others, paired), float(np.mean(ours) - np.mean(others))
+    # The sum has more degrees of freedom than few seeds alone, and may promise more than they do:
+    # the wider interval and the larger p count.
+    found = [e for parts in (seeds, [*seeds, sampling]) if (e := effect(value, parts, threshold))]
+    p = min((e.p for e in found), key=lambda p: abs(p - 0.5), default=0.5)
+    return replace(max(found, key=lambda e: e.high), p=p) if found else None

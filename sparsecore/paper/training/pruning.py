@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 
 from sparsecore.paper.style import COLOURS, GREY, line
 from sparsecore.paper.training import shown
-from sparsecore.paper.training.effects import difference
 from sparsecore.paper.training.shown import by_dataset
 from sparsecore.paper.training.studies import Result, Results
 
@@ -94,14 +93,7 @@ def during_training(axes: Any, name: str, results: Results) -> str:
     plain, pruned = (results.of(name, method) for method in _BOTH)
     shown.gain(bottom, pruned, plain, COLOURS[_BOTH[1]])
     left = np.mean([run["nnz_end"] / run["nnz_start"] for run in pruned])
-    (fitted, less), (lost, then) = (
-        [np.mean([run["epochs"][-1][part] for run in runs]) for runs in (plain, pruned)]
-        for part in ("loss", "test_loss")
-    )
-    told = f"{results.title(name)} {100 * left:.0f} %, {shown.gap(pruned, plain)}"
-    if less > fitted and then < lost and (e := difference(pruned, plain)) and e.sign > 0:
-        told += " (the pruned network fits its training rows less, and other rows better)"
-    return told
+    return f"{results.title(name)} {100 * left:.0f} %, {shown.gap(pruned, plain)}"
 
 
 _POINTS: dict[str, Any] = {"marker": "o", "markersize": 3}

@@ -46,12 +46,13 @@ def _schema(result: Result) -> dict[str, Any]:
     return {**_CONDITION, **(_DIVERGED if "diverged" in result else TRAINED)}
 
 
-def entry(condition: Condition) -> Entry:
-    """Return where a condition's result is kept, and when it is valid."""
+def entry(condition: Condition, at_hand: bool = True) -> Entry:
+    """Return where a result is kept, and when it is valid: with `at_hand`, for the data here."""
 
     def expected() -> dict[str, Any]:
         config = {"dataset": condition.dataset, **condition.config.to_dict()}
-        digest = data_sha256(condition.dataset)
+        name = condition.dataset
+        digest = data_sha256(name) if at_hand else datasets.describe(name)["sha256"]
         return {
             "condition": {"dataset": condition.dataset, "method": condition.method},
             "seed": condition.seed,
@@ -113,7 +114,8 @@ class Results:
             return f"not run: {self.no_cluster}"
         if self.of(dataset, method, diverged=True):
             return "all seeds diverged"
-        return excluded(dataset, method) or NOT_AVAILABLE
+        why = excluded(dataset, method) or "no run is planned"
+        return NOT_AVAILABLE if self.wanted(dataset, method) else why
 
     def lacks(self, dataset: str, method: str) -> bool:
         """Return whether a method that the study plans has no results, not even diverged runs."""
@@ -196,7 +198,7 @@ def recorded(key: str) -> Results:
     if current_profile() == "paper":
         return load(key)
     study = find(key)
-    ended, diverged = _sorted(entry(c).recorded() for c in study.conditions("paper"))
+    ended, diverged = _sorted(entry(c, False).recorded() for c in study.conditions("paper"))
     return Results(study, "paper", ended, diverged=diverged)
 
 

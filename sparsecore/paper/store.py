@@ -6,7 +6,6 @@ machine it came from. A result of profile "quick" is a cache for these sources a
 
 import hashlib
 import json
-import math
 import os
 import platform
 import warnings
@@ -14,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 from sparsecore import files
@@ -36,14 +34,6 @@ FOLDER = "SPARSECORE_RESULTS"
 PROFILE = "SPARSECORE_PROFILE"
 PROFILES = ("quick", "paper")
 NOT_AVAILABLE = "not available on this machine"
-
-# Name -> type, a schema of the values of a dict, a one-element list with the schema of a list's
-# items, or a function that returns a value's schema.
-_COMMON: dict[str, Any] = {
-    "format_version": int, "digest": str, "study": str, "name": str, "profile": str, "recipe": int,
-    "provenance": {"cpu": str, "cores": int, "python": str},
-}  # fmt: skip
-_ANY = "config", "scores", "trend"  # where numbers may be negative
 
 
 class ResultError(ValueError):
@@ -77,12 +67,11 @@ def current_profile(profile: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One result of a study: where it is kept, its form, and what it must agree with."""
+    """One result of a study: where it is kept, and what it must agree with."""
 
     study: str
     name: str
     profile: str
-    schema: Any  # of what a result holds besides the common keys
     # The values of a valid result, by dotted name; called only if there is a file.
     expected: Callable[[], Mapping[str, Any]] = dict
 
@@ -99,16 +88,16 @@ class Entry:
     def look(self) -> tuple[Result | None, str]:
         """Return the result, if valid, and "recorded", or None and why not; compute nothing."""
         try:
-            result = read(self.path, self.schema)
+            result = read(self.path)
         except FileNotFoundError:
             return None, "missing"
         except (ResultError, OSError) as error:
             return None, f"damaged: {error}"
         own = {"study": self.study, "name": self.name, "profile": self.profile}
-        if own != {key: result[key] for key in own}:
-            return None, f"damaged: the result of another run, {result['name']}"
-        if result["recipe"] != RECIPE:
-            return None, f"other recipe: was {result['recipe']}, is now {RECIPE}"
+        if own != {key: result.get(key) for key in own}:
+            return None, f"damaged: the result of another run, {result.get('name')}"
+        if (recipe := result.get("recipe")) != RECIPE:
+            return None, f"other recipe: was {recipe}, is now {RECIPE}"
         for name, value in self.expected().items():
             if (was := record.entry(result, name, object)) != value:
                 return None, f"other configuration: {name} was {was!r:.60}, is now {value!r:.60}"
@@ -147,14 +136,14 @@ class Entry:
         result |= {"provenance": about, **compute()}
         result["provenance"]["commit"] = about["commit"]  # other processes look later
         try:
-            write(self.path, result, self.schema)
+            write(self.path, result)
         except OSError as error:
             advice = f"set {FOLDER} to a writable copy of {root()}"
             self._warn(f"cannot be kept ({error}); {advice}", 4)
             return dict(json.loads(json.dumps(result)))  # as it would be read
         for path in self.path.parent.glob(self.checkpoint("*").name + "*"):
             path.unlink(missing_ok=True)
-        return read(self.path, self.schema)
+        return read(self.path)
 
     def _warn(self, what: str, level: int) -> None:
         text = f"{self.name}.json of {self.study}, {self.profile}: {what}"
@@ -221,13 +210,9 @@ def _sha256(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest().encode()
 
 
-def write(path: Path, result: Result, schema: Any) -> None:
-    """Write a result with its digest, atomically; raise ResultError if it does not fit `schema`."""
-    whole = {"format_version": FORMAT_VERSION, "digest": "", **result}
-    check(whole, _COMMON, path.name)
-    check(whole, schema, path.name)
-    check_values(whole, "")
-    content = signed(whole)
+def write(path: Path, result: Result) -> None:
+    """Write a result with its digest, atomically; raise ValueError if a number is not finite."""
+    content = signed({"format_version": FORMAT_VERSION, "digest": "", **result})
     with files.atomic_write(path) as file:
         file.write(content)
 
@@ -242,7 +227,7 @@ def signed(result: Result) -> bytes:
     return content.replace(_DIGEST % b"", _DIGEST % _sha256(content), 1)
 
 
-def read(path: Path, schema: Any) -> Result:
+def read(path: Path) -> Result:
     """Read a result; raise FileNotFoundError, or ResultError with what is wrong with the file."""
     content = path.read_bytes()
     try:
@@ -254,53 +239,10 @@ def read(path: Path, schema: Any) -> Result:
     version = result.get("format_version")
     if version != FORMAT_VERSION:
         raise ResultError(f"format_version: expected {FORMAT_VERSION}, got {version!r}")
-    check(result, _COMMON, "")
-    check(result, schema, "")
-    digest = result["digest"].encode(errors="replace")
+    digest = str(result.get("digest")).encode(errors="replace")
     if _sha256(content.replace(_DIGEST % digest, _DIGEST % b"", 1)) != digest:
         raise ResultError("the content does not match its digest: it was changed after writing")
-    check_values(result, "")
     return result
-
-
-def check(value: Any, schema: Any, place: str) -> None:
-    """Raise a ResultError that names the first place where `value` does not fit `schema`."""
-    if isinstance(schema, Mapping):
-        check(value, dict, place)
-        for name, inner in schema.items():
-            inside = f"{place}.{name}".lstrip(".")
-            if name not in value:
-                raise ResultError(f"{inside}: missing")
-            check(value[name], inner, inside)
-    elif isinstance(schema, list):
-        check(value, list, place)
-        for number, item in enumerate(value):
-            check(item, schema[0], f"{place}[{number}]")
-    elif isinstance(schema, FunctionType):
-        check(value, schema(value), place)
-    else:
-        kinds = schema if isinstance(schema, tuple) else (schema,)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise ResultError(f"{place}: expected {wanted}, got {value!r:.60}")
-
-
-def check_values(value: Any, place: str) -> None:
-    """Raise a ResultError at a number that is negative or infinite, or an accuracy above 1."""
-    # A long run's result has a hundred thousand numbers: a call for each would take seconds.
-    own = place.rpartition(".")[2]
-    items = value.items() if isinstance(value, dict) else [("", item) for item in value]
-    for name, inner in items:
-        if name in _ANY:
-            continue
-        if isinstance(inner, (int, float)):
-            share = "accuracy" in (name or own)
-            if not 0 <= inner <= 1 and (share or not 0 <= inner < math.inf):
-                expected = "in [0, 1]" if share else "of at least 0"
-                where = f"{place}.{name}".strip(".")
-                raise ResultError(f"{where}: expected a number {expected}, got {inner}")
-        elif isinstance(inner, (dict, list)):
-            check_values(inner, f"{place}.{name}".strip("."))
 
 
 def origin(provenances: Sequence[Mapping[str, Any]]) -> str:

@@ -8,7 +8,6 @@ from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.paper.store import NOTHING, Entry, Parts, Result, measured
 from sparsecore.paper.training import on_cluster
-from sparsecore.paper.training.studies import TRAINED
 from sparsecore.settings import setting
 
 STUDY = "F-parallel"
@@ -39,7 +38,7 @@ def entry(algorithm: str, seed: int, profile: str) -> Entry:
     if (rows := EFFORTS[profile].rows) is not None:
         config["n_train"] = rows
     expected = {f"config.{name}": value for name, value in config.items()} | {"seed": seed}
-    return Entry(STUDY, f"{algorithm}-seed{seed}", profile, TRAINED, lambda: expected)
+    return Entry(STUDY, f"{algorithm}-seed{seed}", profile, lambda: expected)
 
 
 def _parts(profile: str) -> Parts:
@@ -53,8 +52,7 @@ def _parts(profile: str) -> Parts:
         run = first.look()[0]
         return {"recorded_sha256": run and run["weights_sha256"]}
 
-    schema = {"identical": bool, "recorded_sha256": str, "weights_sha256": str, "updates": int}
-    replay = Entry(STUDY, "replay", profile, schema, expected)
+    replay = Entry(STUDY, "replay", profile, expected)
     parts["replay", seeds[0]] = replay, partial(_replay, first, seeds[0])
     return parts
 

@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,12 +27,6 @@ DATASET = "fashion-mnist"
 _QUANTILES = 201
 _MESSAGES = 200  # of each size
 _EVERY = 20  # pushes between two evolutions, while steps are timed
-SCHEMA: dict[str, Any] = {
-    "n_train": int, "batch_size": int, "epochs": int, "others": list,
-    "runs": {"sequential": dict, "wasap": dict, "wassp": dict},
-    "steps": {"gradient": list, "push": (int, float), "n_params": int},
-    "messages": {"seconds": (int, float), "bytes_per_second": (int, float)},
-}  # fmt: skip
 
 
 class Effort(NamedTuple):
@@ -55,7 +49,7 @@ def _parts(profile: str) -> Parts:
     effort = EFFORTS[profile]
     expected = {"epochs": effort.epochs, "batch_size": setting(DATASET).config.batch_size}
     expected |= {"n_train": effort.rows} if effort.rows else {}
-    entry = Entry(STUDY, "measured", profile, SCHEMA, lambda: expected)
+    entry = Entry(STUDY, "measured", profile, lambda: expected)
     return {entry.name: (entry, partial(_measure, effort))}
 
 

@@ -114,27 +114,20 @@ def _contest_avx2(effort: Effort) -> Result:
     return contest(effort)
 
 
-#: The measured parts, and the schema of each result.
-_SCHEMA = {"contests": [{"shape": str, "peers": dict, "problem": dict}]}
-PARTS: dict[str, tuple[Callable[[Effort], Result], dict[str, Any]]] = {
-    "peers": (contest, _SCHEMA),
-    "peers-avx2": (_contest_avx2, _SCHEMA),
-    "density": (
-        density_sweep,
-        {"sizes": list, "points": [{"density": (int, float), "ms": dict}], "dense": dict},
-    ),
-    "roofline": (
-        lambda effort: roofline.measure(SHAPES, EPSILON, 5 * effort.rounds),
-        {"gflops": (int, float), "bandwidth": dict, "kernels": list},
-    ),
-    "width": (width_sweep, {"points": [{"width": int, "ms": dict}]}),
+#: The measured parts.
+PARTS: dict[str, Callable[[Effort], Result]] = {
+    "peers": contest,
+    "peers-avx2": _contest_avx2,
+    "density": density_sweep,
+    "roofline": lambda effort: roofline.measure(SHAPES, EPSILON, 5 * effort.rounds),
+    "width": width_sweep,
 }
 
 
 def _parts(profile: str) -> Parts:
     return {
-        name: (Entry(STUDY, name, profile, schema), partial(measure, EFFORTS[profile]))
-        for name, (measure, schema) in PARTS.items()
+        name: (Entry(STUDY, name, profile), partial(measure, EFFORTS[profile]))
+        for name, measure in PARTS.items()
         if profile == "paper" or name != "peers-avx2"
     }
 

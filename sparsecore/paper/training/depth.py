@@ -20,13 +20,12 @@ DEPTHS = (3, 5, 10)
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _WIDTH_OF = {"quick": (100, 1), "paper": (1000, 5)}  # neurons per hidden layer, seeds
 _COLOURS = {"all-relu": COLOURS["set-all-relu"], "leaky-relu": COLOURS["set-leaky-relu"]}
-_SCHEMA: dict[str, Any] = {"flows": dict, "depths": list, "alphas": list}
 
 
 def _parts(profile: str) -> Parts:
     width, n_seeds = _WIDTH_OF[profile]
     expected = {"depths": list(DEPTHS), "alphas": list(ALPHAS), "width": width}
-    entry = Entry(STUDY, "initialisation", profile, _SCHEMA, lambda: expected)
+    entry = Entry(STUDY, "initialisation", profile, lambda: expected)
     return {entry.name: (entry, partial(measure, width, n_seeds))}
 
 

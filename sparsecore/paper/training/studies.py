@@ -23,27 +23,8 @@ from sparsecore.progress import bar
 from sparsecore.provenance import provenance
 from sparsecore.settings import DECAYS
 
-_NUMBER = (int, float)
-_ROWS = (int, type(None))
-# The schema of any training run's result.
-TRAINED: dict[str, Any] = {
-    "config": dict, "seed": int, "test_accuracy": _NUMBER, "best_test_accuracy": _NUMBER,
-    "nnz_start": int, "nnz_end": int, "seconds": {"train": _NUMBER, "evaluate": _NUMBER},
-    "samples_per_second": _NUMBER, "peak_rss_mb": _NUMBER, "weights_sha256": str,
-    "epochs": [{"epoch": int, "nnz": int}],
-    "provenance": {"threads": int, "ranks": int, "packages": dict},
-}  # fmt: skip
-_DIVERGED: dict[str, Any] = {"config": dict, "seed": int, "diverged": str}
 # Facts about the data that a result copies from them.
-_FACTS = {"domain": str, "n_features": int, "n_classes": int, "source": str, "surrogate": bool}
-_CONDITION: dict[str, Any] = {
-    "condition": {"dataset": str, "method": str}, "limit": {"train": _ROWS, "test": _ROWS},
-    "data": {"title": str, "n_train": int, "n_test": int, **_FACTS},
-}  # fmt: skip
-
-
-def _schema(result: Result) -> dict[str, Any]:
-    return {**_CONDITION, **(_DIVERGED if "diverged" in result else TRAINED)}
+_FACTS = ("domain", "n_features", "n_classes", "source", "surrogate")
 
 
 def entry(condition: Condition, at_hand: bool = True) -> Entry:
@@ -62,7 +43,7 @@ def entry(condition: Condition, at_hand: bool = True) -> Entry:
             **({} if digest is None else {"provenance.data_sha256": digest}),
         }
 
-    return Entry(condition.study, condition.name, condition.profile, _schema, expected)
+    return Entry(condition.study, condition.name, condition.profile, expected)
 
 
 @dataclass(frozen=True)

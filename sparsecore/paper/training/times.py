@@ -24,14 +24,13 @@ _TURN = 3.0  # seconds of training, roughly
 # Pruned methods run their schedule in a tenth of the epochs, so that a turn has as many
 # connections as an epoch has on average.
 _SHORT = 10
-_SCHEMA = {"rounds": dict, "cores": dict, "others": (int, float)}
 
 
 def _parts(profile: str) -> Parts:
     names = STUDIES["T-main"].datasets if profile == "paper" else ("digits",)
     found: Parts = {}
     for name in names:
-        entry = Entry(STUDY, name, profile, _SCHEMA)
+        entry = Entry(STUDY, name, profile)
         kept = entry.checkpoint("rounds")
         found[name] = entry, partial(measure, name, _ROUNDS[profile], kept)
     return found

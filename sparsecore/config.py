@@ -5,6 +5,7 @@ the estimator and the book's table read them there.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
@@ -21,10 +22,11 @@ class Range(NamedTuple):
     expected: str  #: the values in words, for errors and help
     holds: Callable[[Any], bool]
 
-    def check(self, name: str, value: Any) -> None:
-        """Raise ValueError that names `name` unless `value` is in the range."""
+    def check(self, name: str, value: Any) -> Any:
+        """Return a value in the range; for another, raise ValueError that names `name`."""
         if not self.holds(value):
             raise ValueError(f"{name}: expected {self.expected}, got {value!r}")
+        return value
 
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -41,13 +43,15 @@ def numbers(expected: str, holds: Callable[[Any], bool]) -> Range:
     return Range(float, expected, inside)
 
 
-def integers(least: int, expected: str = "an integer of at least {}") -> Range:
-    """Return the range of integers from `least` on."""
+def integers(least: int, most: float = math.inf, expected: str = "") -> Range:
+    """Return the range of integers from `least` on, or to `most`."""
+    usual = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
 
     def inside(v: Any) -> bool:
-        return isinstance(v, (int, np.integer)) and not isinstance(v, bool) and bool(v >= least)
+        whole = isinstance(v, (int, np.integer)) and not isinstance(v, bool)
+        return whole and bool(least <= v <= most)
 
-    return Range(int, expected.format(least), inside)
+    return Range(int, expected or f"an integer {usual}", inside)
 
 
 def names(table: Collection[str]) -> Range:
@@ -62,7 +66,7 @@ FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))
 _PROBABILITY = numbers("a number in (0, 1]", lambda v: 0 < v <= 1)
 PERCENTILE = numbers("a number in [0, 100]", lambda v: 0 <= v <= 100)
 _COUNT = integers(1)
-_EPOCH = integers(1, "an epoch of at least {}, or None")
+_EPOCH = integers(1, expected="an epoch of at least 1, or None")
 _WIDTHS = Range(  # no iterator: the check would exhaust it
     tuple, "integers of at least 1",
     lambda v: isinstance(v, (Sequence, np.ndarray)) and not isinstance(v, (str, bytes))

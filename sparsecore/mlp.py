@@ -19,11 +19,12 @@ from sparsecore import functions, topology
 from sparsecore.compiled import engine
 from sparsecore.compiled.arrays import Fixed, sealed
 from sparsecore.compiled.kernels import Network, Rule, State
-from sparsecore.config import HYPERPARAMETERS, PERCENTILE
+from sparsecore.config import HYPERPARAMETERS, PERCENTILE, integers
 from sparsecore.functions import ACTIVATIONS, INITIALIZERS
 from sparsecore.samples import DENSE_VALUES, as_inputs, as_labels, check_finite, checked_sparse
 
 _INT32_MAX = np.iinfo(np.int32).max
+_NEURONS, _SEEDS = integers(1, _INT32_MAX), integers(0, 2**64 - 1)
 Structures = Sequence[topology.Structure]  #: each layer's
 
 
@@ -439,8 +440,7 @@ class SparseMLP(Fixed):
         O(nnz n) time, 4 bytes per neuron and sample.
         """
         HYPERPARAMETERS["dropout"].check(dropout)
-        if not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**64):
-            raise ValueError(f"seed: expected an integer from 0 to 2**64 - 1, got {seed!r}")
+        _SEEDS.check("seed", seed)
         inputs = as_inputs(X, self.sizes[0])
         inputs = inputs.toarray() if sp.issparse(inputs) else inputs
         labels = as_labels(y, len(inputs), self.sizes[-1])
@@ -641,11 +641,7 @@ def _checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     values = list(sizes)
     if len(values) < 2:
         raise ValueError(f"sizes: expected at least an input and an output layer, got {values}")
-    for n in values:
-        if not isinstance(n, (int, np.integer)) or not 1 <= n <= _INT32_MAX:
-            expected = f"integers from 1 to {_INT32_MAX}"
-            raise ValueError(f"sizes: expected {expected}, got {n!r} in {values}")
-    return tuple(map(int, values))
+    return tuple(int(_NEURONS.check("sizes", n)) for n in values)
 
 
 def _copy(array: np.ndarray) -> np.ndarray:

@@ -360,7 +360,7 @@ def test_values_out_of_range_end_with_status_1_and_one_line(words, complaint, ca
     ("words", "complaint"),
     [
         (["--dims", "10"], "sizes: expected at least an input and an output layer, got [10]"),
-        (["--dims", "10,0,2"], "sizes: expected integers from 1"),
+        (["--dims", "10,0,2"], "sizes: expected an integer from 1"),
         (["--steps", "0"], "steps: expected an integer of at least 1, got 0"),
         (["--batch", "0"], "batch: expected an integer of at least 1, got 0"),
         (["--epsilon", "-3"], "epsilon: expected a positive number, got -3.0"),

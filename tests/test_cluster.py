@@ -403,7 +403,7 @@ def test_number_of_workers_is_that_of_a_part_or_refused():
     part = whole.first(2)
     assert (part.n, part.engines, part.pids) == (2, [5, 6], [1, 2]) and whole.n == 3
     assert part.hosts == ["a", "b"]
-    with pytest.raises(ValueError, match="n: expected 1 to 3 workers, got 4"):
+    with pytest.raises(ValueError, match="n: expected an integer from 1 to 3, got 4"):
         whole.first(4)
     for n in (0, "2", 1.5):
         with pytest.raises(ValueError, match=f"n: expected an integer of at least 1, got {n!r}"):

@@ -606,7 +606,7 @@ def test_a_run_does_not_go_on_from_another_s_checkpoint(tmp_path, capsys):
     [
         (("--memory-limit", "1MB"), "--memory-limit: expected at least"),
         (("--memory-limit", "much"), "expected a size such as 22GiB"),
-        (("--batch", "65"), "batch_size: expected 1 to 64 samples, got 65"),
+        (("--batch", "65"), "batch_size: expected an integer from 1 to 64, got 65"),
         (("--epsilon", "0"), "epsilon: expected a positive number, got 0.0"),
         (("--epsilon", "1e4"), "use `python -m sparsecore train`"),
         (("--steps", "0"), "steps: expected an integer of at least 1, got 0"),

@@ -261,9 +261,9 @@ def test_from_scipy_leaves_its_argument_alone():
         ({"init": ["he_uniform"]}, "init: expected one of he_uniform, xavier, normal, got .'he"),
         ({"activation": ["relu"]}, r"activation: expected one of .*, got \['relu'\]"),
         ({"sizes": (5,)}, r"sizes: expected at least an input and an output layer, got \[5\]"),
-        ({"sizes": (5, 0, 2)}, r"sizes: expected integers from 1 to .* got 0 in \[5, 0, 2\]"),
-        ({"sizes": (5, 2.5, 2)}, r"sizes: expected integers from 1 to .* got 2.5"),
-        ({"sizes": (2**31, 2)}, r"sizes: expected integers from 1 to 2147483647, got 2147483648"),
+        ({"sizes": (5, 0, 2)}, r"sizes: expected an integer from 1 to .* got 0"),
+        ({"sizes": (5, 2.5, 2)}, r"sizes: expected an integer from 1 to .* got 2.5"),
+        ({"sizes": (2**31, 2)}, r"sizes: expected an integer from 1 to 2147483647, got 2147483648"),
     ],
 )
 def test_a_value_out_of_its_range_is_named(values, complaint):
@@ -441,7 +441,7 @@ def test_parameters_and_velocity_are_written_in_place():
         ("indptr", [[0]], r"indptr: expected 7 values, got shape \(1, 1\)"),
         ("params", np.zeros(3), "params: expected 10 values, got 3"),
         ("params", np.zeros((10, 1)), r"params: expected 10 values, got shape \(10, 1\)"),
-        ("sizes", (4, 0, 2), "sizes: expected integers from 1"),
+        ("sizes", (4, 0, 2), "sizes: expected an integer from 1"),
     ],
 )
 def test_flat_arrays_are_checked(name, value, complaint):

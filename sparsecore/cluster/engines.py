@@ -97,8 +97,7 @@ class Cluster:
 
     def first(self, n: int) -> "Cluster":
         """Return a cluster of the first `n` workers; the others stay idle."""
-        if not 1 <= n <= self.n:
-            raise ValueError(f"n: expected 1 to {self.n} workers, got {n}")
+        integers(1, self.n).check("n", n)
         part = copy.copy(self)
         part.n = n
         part.engines, part.pids, part.hosts = self.engines[:n], self.pids[:n], self.hosts[:n]

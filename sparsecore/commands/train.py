@@ -7,7 +7,7 @@ from typing import Any
 from sparsecore import datasets
 from sparsecore.commands import options as shared
 from sparsecore.commands import table
-from sparsecore.config import HYPERPARAMETERS, numbers
+from sparsecore.config import HYPERPARAMETERS, integers, numbers
 from sparsecore.wasap import plan
 
 _WITH_REPLAY = ("command", "function", "default", "replay", "threads", "json")
@@ -174,12 +174,12 @@ def _report(
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from sparsecore.wasap.record import entry, integer, read_result, replay
+    from sparsecore.wasap.record import entry, read_result, replay
 
     result = read_result(options.replay)
     about = entry(result, "config", dict)
-    limit = integer(about.get("n_train"), "n_train", 1)
-    seed = integer(result.get("seed"), "seed", 0)
+    limit = integers(1).check("n_train", about.get("n_train"))
+    seed = integers(0).check("seed", result.get("seed"))
     data = datasets.load(entry(result, "config.dataset", str)).limited(limit, seed)
     report = replay(data, result, threads=options.threads, progress=True)[1]
     if options.json:

@@ -45,7 +45,7 @@ _RANGES: dict[str, Range] = {
     "hidden_layer_sizes": Range(
         tuple, f"integers from 1 to {_INT32_MAX}",
         lambda v: not isinstance(v, Iterator)  # to check one would empty it
-        and all(integers(1).holds(n) and n <= _INT32_MAX for n in _widths(v)),
+        and all(map(integers(1, _INT32_MAX).holds, _widths(v))),
     ),
     "max_iter": integers(1),
     "n_iter_no_change": integers(1),
@@ -60,7 +60,7 @@ _RANGES: dict[str, Range] = {
     "random_state": Range(
         int, "None, an integer from 0 to 2**32 - 1 or a RandomState",
         lambda v: v is None or isinstance(v, np.random.RandomState)
-        or (integers(0).holds(v) and v < 2**32),
+        or integers(0, 2**32 - 1).holds(v),
     ),
     "class_weight": Range(
         dict, f'a dict of weights from 0 to {LARGEST:.2g}, "balanced" or None',

@@ -13,6 +13,7 @@ import psutil
 
 from sparsecore import topology
 from sparsecore.compiled.engine import HUGE_PAGE
+from sparsecore.config import integers
 from sparsecore.extreme import tiles
 from sparsecore.extreme.tiles import Grid
 from sparsecore.limits import free_memory
@@ -27,8 +28,7 @@ class OverBudgetError(ValueError):
 
 def lanes_for(batch_size: int) -> int:
     """Return how many activations each neuron keeps: a batch, rounded up to a register's lanes."""
-    if not 1 <= batch_size <= _MOST_LANES:
-        raise ValueError(f"batch_size: expected 1 to {_MOST_LANES} samples, got {batch_size!r}")
+    integers(1, _MOST_LANES).check("batch_size", batch_size)
     return max(4, 1 << (batch_size - 1).bit_length())
 
 

@@ -55,8 +55,8 @@ class ExtremeConfig:
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
         check_values(self, HYPERPARAMETERS)
-        at_least = "an integer of at least {}, one per hidden layer"
-        integers(self.hidden_layers, at_least).check("neurons", self.neurons)
+        at_least = f"an integer of at least {self.hidden_layers}, one per hidden layer"
+        integers(self.hidden_layers, expected=at_least).check("neurons", self.neurons)
         from sparsecore.extreme import budget  # Numba takes a second, and --help does not need it
 
         budget.lanes_for(self.batch_size)

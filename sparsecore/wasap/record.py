@@ -7,7 +7,6 @@ the run did, so it ends with the same weights, to the last bit, on CPUs of the s
 
 import base64
 import json
-import math
 import os
 import zlib
 from contextlib import suppress
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore import checkpoint, experiment, train
-from sparsecore.config import HYPERPARAMETERS, TrainConfig
+from sparsecore.config import HYPERPARAMETERS, TrainConfig, integers
 from sparsecore.datasets import Dataset
 from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
@@ -72,14 +71,6 @@ def entry(values: Any, name: str, kind: type) -> Any:
     if not isinstance(values, kind):
         raise ValueError(f"{name}: expected {kind.__name__}, got {values!r:.50}")
     return values
-
-
-def integer(value: Any, name: str, least: int, most: float = math.inf) -> int:
-    """Return an integer of a result; check its range."""
-    if type(value) is not int or not least <= value <= most:
-        wanted = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-        raise ValueError(f"{name}: expected an integer {wanted}, got {value!r:.50}")
-    return value
 
 
 def identity(
@@ -143,18 +134,18 @@ def replay(
     about = _about(data, result)
     recorded = entry(result, "weights_sha256", str)
     config = TrainConfig(**{name: about[name] for name in HYPERPARAMETERS if name in about})
-    seed = integer(result.get("seed"), "seed", 0)
-    n_workers = integer(about["workers"], "workers", 1)
+    seed = integers(0).check("seed", result.get("seed"))
+    n_workers = integers(1).check("workers", about["workers"])
     plan = Plan(**{name: about[name] for name in PLANNED if name in about})
     epochs = plan.phase1_epochs(config.epochs)
-    integer(about["phase1_epochs"], "phase1_epochs", epochs, epochs)
+    integers(epochs, epochs).check("phase1_epochs", about["phase1_epochs"])
     record, restarts, failed = _history(result, n_workers)
     updates = len(record.worker)
 
     model = train.new_model(config, data.n_features, data.n_classes, seed)
     shards = shard_rows(data.y_train, n_workers, seed)
     per_epoch = sum(plan.updates(len(rows), config) for rows in shards)
-    integer(updates, "updates in parallel.record", per_epoch * epochs, per_epoch * epochs)
+    integers(per_epoch * epochs, per_epoch * epochs).check("updates in parallel.record", updates)
     place = Place(model.sizes, model.nnz, n_workers, updates, epochs)
     server = ParameterServer(place, config, seed, per_epoch, epochs, plan)
     server.publish(model)
@@ -209,12 +200,13 @@ def _history(result: dict[str, Any], n_workers: int) -> tuple[Record, set[int], 
     """Return a run's record, the updates before which it was resumed, and the workers it lost."""
     record = from_json(entry(result, "parallel.record", dict))
     begun, updates = entry(result, "parallel.restarts", list), len(record.worker)
-    restarts = {integer(update, "parallel.restarts", 0, updates) for update in begun}
+    restarts = {integers(0, updates).check("parallel.restarts", update) for update in begun}
     lost = entry(result, "parallel.failed_workers", list)
     ranks = (one.get("rank") if isinstance(one, dict) else one for one in lost)
-    failed = {integer(rank, "parallel.failed_workers", 0, n_workers - 1) for rank in ranks}
+    workers = integers(0, n_workers - 1)
+    failed = {workers.check("parallel.failed_workers", rank) for rank in ranks}
     if len(failed) == n_workers:
         raise ValueError(f"parallel.failed_workers: expected fewer than {n_workers}, got all")
     for rank in np.unique(record.worker).tolist():
-        integer(rank, "parallel.record.worker", 0, n_workers - 1)
+        workers.check("parallel.record.worker", rank)
     return record, restarts, failed

@@ -1,7 +1,4 @@
-"""`SparseMLP`: the parameters of a truly sparse perceptron, and the operations on them.
-
-All weights and biases are one flat float32 vector; layers are views of it.
-"""
+"""`SparseMLP`: the parameters of a truly sparse perceptron, and the operations on them."""
 
 from __future__ import annotations
 

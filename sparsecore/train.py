@@ -1,8 +1,7 @@
 """The sequential trainer: epochs of momentum SGD, then evolution and pruning when they are due.
 
 A `Trainer` trains a model one epoch at a time, so its caller (the estimator, the command line, a
-study) decides what happens between epochs. Random numbers are drawn by epoch (see `seeds`): those
-of an epoch do not depend on earlier epochs.
+study) decides what happens between epochs.
 """
 
 import time

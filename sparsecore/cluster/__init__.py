@@ -1,10 +1,6 @@
 """Parallel training from a notebook, on MPI engines of ipyparallel that run or are started here.
 
-`connect` yields a cluster; `train` runs `wasap` on its engines and shows progress. The algorithm
-itself is in `wasap`.
-
-A cluster is started in a terminal with ``ipcluster start --engines=MPI -n 6``, or by `connect` for
-the duration of its ``with`` block.
+`connect` yields a cluster; `train` runs `wasap` on its engines and shows progress.
 """
 
 from sparsecore.cluster.engines import Cluster, ClusterError, WorkerError, connect, mpiexec

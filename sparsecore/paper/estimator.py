@@ -1,14 +1,8 @@
 """T-estimator: the estimator's defaults on users' tables, and which inputs matter.
 
-The tables come with scikit-learn and two other packages: nothing is downloaded. Every method is
-fitted on the same five folds: accuracy or R², seconds, size of its pickle. All have their own
-defaults, except that linear ones may try more penalties and iterations. Categories are one-hot. The
-inputs of networks and linear models are standardised, and so are the targets of the networks: with
-targets in their own units the MLP would be no opponent. On the tables that the estimator's defaults
-were chosen on, other weight decays are tried, too.
-
-For Madelon, the data alone show which inputs matter: 15 features are linear combinations of 5, so
-the other features predict each of these 20, and no others.
+The page says how the methods are compared. With targets in their own units the MLP would be no
+opponent, so they are standardised. For Madelon, the data alone show which inputs matter: 15
+features are linear combinations of 5, so the others predict each of these 20, and nothing else.
 """
 
 import json

@@ -1,8 +1,4 @@
-"""What the figures of training share: panels per data set, bands over seeds, parts of captions.
-
-Nothing is run or read here. `style` defines how the book's pictures look; `figures`, `pruning` and
-`topology` draw them.
-"""
+"""What the figures of training share: panels per data set, bands over seeds, parts of captions."""
 
 import functools
 import itertools

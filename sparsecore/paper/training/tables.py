@@ -1,7 +1,4 @@
-"""The tables of the data sets, of the hyperparameters, and of all methods' results.
-
-Nothing is run here.
-"""
+"""The tables of the data sets, of the hyperparameters, and of all methods' results."""
 
 import itertools
 import math

@@ -240,8 +240,6 @@ def union_average(layers: list[_Layer]) -> _Layer:
     """Average layers of one shape over the union of their connections (WASAP-SGD, phase 2)."""
     # A missing connection counts as 0. Sums are float64, in order: equal layers average to
     # themselves.
-    if not layers:
-        raise ValueError("layers: expected at least one to average, got none")
     shape = len(layers[0][0]) - 1, 1 + max(int(found.max(initial=0)) for _, found, _ in layers)
     # Patterns hold truth values: numbers may cancel, and SciPy drops a sum that is 0.
     patterns = (sp.csr_array((np.ones(len(i), bool), i, p), shape) for p, i, _ in layers)

@@ -125,12 +125,6 @@ def test_initial_weights_are_those_of_the_rule(init, limit):
     np.testing.assert_array_equal(model.params, again.params)
 
 
-@pytest.mark.parametrize("changes", [{"zeta": 0.3}, {"zeta": 0.0, "prune_from": 1}])
-def test_evolution_and_pruning_are_refused(changes):
-    with pytest.raises(ValueError, match="neither evolves nor is pruned"):
-        dense.run(datasets.load("digits"), TrainConfig(hidden=(4,), epochs=1, **changes))
-
-
 def test_inputs_that_do_not_fit_are_refused():
     model = twins()[1]
     with pytest.raises(ValueError, match=r"X: expected shape \(n, 11\), got \(2, 3\)"):

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from sparsecore import bench, datasets, provenance, topology, wasap
+from sparsecore import bench, datasets, provenance, wasap
 from sparsecore.__main__ import main
 from sparsecore.cluster import mpiexec
 from sparsecore.config import TrainConfig
@@ -331,7 +331,6 @@ def test_shards_hold_every_row_once_and_every_class_evenly(labels, n_workers, se
         (lambda: wasap.Plan(warmup=-1), "warmup: .* got -1"),
         (lambda: wasap.Plan(keep_rate=True), "keep_rate: expected False: WASAP without local"),
         (lambda: wasap.Plan(local_steps=2.0), "local_steps: .* integer of at least 1, got 2.0"),
-        (lambda: topology.union_average([]), "at least one"),
         (lambda: shard_rows(np.zeros(3, int), 4, 0), r"expected at most 3 \(rows\), got 4"),
         (lambda: record.replay(None, WASSP), "other runs need only their seed"),
     ],

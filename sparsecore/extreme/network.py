@@ -242,8 +242,6 @@ class TiledMLP(Closing):
     def evolve(self, zeta: float, step: int, progress: Progress = int) -> int:
         """Replace the weakest connections of all layers but the output layer; return how many."""
         self._check_whole()
-        if self._comm is not None:
-            raise ValueError("evolve: a network that is split over ranks keeps its topology")
         HYPERPARAMETERS["zeta"].check(zeta)
         replaced, self._torn = 0, True
         for number, layer in enumerate(self.layers[:-1]):

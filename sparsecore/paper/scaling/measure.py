@@ -165,15 +165,16 @@ def _time_reduction(n: int) -> dict[str, float]:
 
 
 def calibrate(result: Result) -> Calibration:
-    """Return the simulation's inputs from measurements; raise ValueError if they make no sense."""
+    """Return the simulation's inputs from measurements."""
     run, steps, mean = result["runs"]["wasap"]["1"][0], result["steps"], spent(result, "wasap", 1)
     per_epoch = -(-result["n_train"] // result["batch_size"])
-    # No evolution follows the last epoch.
+    # No evolution follows the last epoch. Noise must not make an update's time negative.
     evolutions = (result["epochs"] - 1) / (result["epochs"] * per_epoch)
     taken = ("evolve", "retain", "adopt", "reduce", "term", "n_params")
     return Calibration(
         **{name: steps[name] for name in taken}, compute=mean["compute"], lock=mean["lock"],
-        update=mean["update"] - evolutions * steps["evolve"], message=result["messages"]["seconds"],
+        update=max(1e-9, mean["update"] - evolutions * steps["evolve"]),
+        message=result["messages"]["seconds"],
         bandwidth=result["messages"]["bytes_per_second"], bytes_per_update=run["bytes_per_update"],
         samples_per_update=result["n_train"] / per_epoch, updates_per_epoch=per_epoch,
         jitter=tuple((np.array(steps["gradient"]) / np.mean(steps["gradient"])).tolist()),

@@ -38,12 +38,7 @@ def run(
     data: Dataset, config: TrainConfig, *, seed: int = 0, threads: int = 1,
     checkpoint_path: str | os.PathLike[str] | None = None, resume: bool = False, **options: Any,
 ) -> tuple[DenseMLP, dict[str, Any]]:  # fmt: skip
-    """Train a dense network as `experiment.run` trains a sparse one; `threads` are of BLAS."""
-    if config.zeta != 0 or config.prune_from is not None:
-        raise ValueError(
-            f"a dense network neither evolves nor is pruned: expected zeta=0 and prune_from=None, "
-            f"got zeta={config.zeta!r} and prune_from={config.prune_from!r}"
-        )
+    """Train a dense network, which cannot evolve, as `experiment.run` does; BLAS has `threads`."""
     model = DenseMLP(config, data.n_features, data.n_classes, seed)
     about = experiment.identity(data, config, seed)
     found = experiment.resumed(checkpoint_path, resume, about, model.restore)

@@ -12,10 +12,9 @@ from sparsecore.compiled.engine import metrics
 from sparsecore.compiled.jit import jit
 from sparsecore.compiled.team import Team, barrier
 from sparsecore.config import TrainConfig
-from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import peak_bytes, provenance
 from sparsecore.seeds import Purpose
-from sparsecore.train import sgd_rule
+from sparsecore.train import new_network, sgd_rule
 
 _STEPS_PER_CALL = 100  # as in the trainer, a call is at least a tenth of a second's work
 _BATCHES = 32  # of random data
@@ -41,15 +40,15 @@ def spread(values: Any) -> dict[str, float]:
 
 
 def bench(
-    sizes: tuple[int, ...], *, epsilon: float | None = None, density: float | None = None,
-    batch_size: int = 128, threads: int = 1, steps: int = 500, seed: int = 0,
+    sizes: tuple[int, ...], config: TrainConfig, threads: int = 1, seed: int = 0, *,
+    steps: int = 500,
 ) -> dict[str, Any]:  # fmt: skip
     """Time training steps, evolution and prediction of a network on random data."""
     # Steps are timed over calls of 100. A step is 6 operations per connection and sample, 4 in the
     # first layer, whose input gradient is not needed.
-    config, rng = TrainConfig(), seeds.generator(seed, Purpose.TOPOLOGY)
-    model = SparseMLP.erdos_renyi(sizes, epsilon=epsilon, density=density, random_state=rng)
+    model, rng = new_network(sizes, config, seed), seeds.generator(seed, Purpose.SPLIT)
     model.start_momentum()
+    batch_size = config.batch_size
     n_rows = batch_size * _BATCHES
     inputs = rng.standard_normal((n_rows, sizes[0]), np.float32)
     labels = rng.integers(sizes[-1], size=n_rows)
@@ -74,9 +73,9 @@ def bench(
     median = float(np.median(times))
     return {
         "config": {
-            "dims": list(sizes), "epsilon": epsilon, "density": density, "batch": batch_size,
-            "threads": threads, "steps": steps, "activation": model.activation,
-            "dropout": config.dropout,
+            "dims": list(sizes), "density": config.density, "batch": batch_size,
+            "epsilon": config.epsilon if config.density is None else None, "threads": threads,
+            "steps": steps, "activation": model.activation, "dropout": config.dropout,
         },
         "seed": seed,
         "ms_per_step": {

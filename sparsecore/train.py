@@ -32,9 +32,13 @@ Model = Any
 
 def new_model(config: TrainConfig, n_features: int, n_classes: int, seed: int) -> SparseMLP:
     """Make the network that `config` and `seed` describe."""
+    return new_network((n_features, *config.hidden, n_classes), config, seed)
+
+
+def new_network(sizes: tuple[int, ...], config: TrainConfig, seed: int) -> SparseMLP:
+    """Make a network of these layers, whatever the hidden layers of `config` are."""
     return SparseMLP.erdos_renyi(
-        (n_features, *config.hidden, n_classes),
-        epsilon=None if config.density is not None else config.epsilon, density=config.density,
+        sizes, epsilon=config.epsilon if config.density is None else None, density=config.density,
         activation=config.activation, alpha=config.alpha, init=config.init,
         random_state=seeds.generator(seed, Purpose.TOPOLOGY),
     )  # fmt: skip

@@ -170,7 +170,7 @@ def test_bench_prints_one_json_object(capsys):
 
 @pytest.mark.parametrize(
     "words",
-    [["--dims", "5,3"], ["--batch", "7"], ["--threads", "1"], ["--steps", "0"], ["--peers"]],
+    [["--dims", "5,3"], ["--batch-size", "7"], ["--threads", "1"], ["--steps", "0"], ["--peers"]],
 )
 def test_bench_parallel_refuses_what_it_would_not_heed(words, capsys):
     assert main(["bench", "--parallel", "digits", *words]) == 1
@@ -362,7 +362,7 @@ def test_values_out_of_range_end_with_status_1_and_one_line(words, complaint, ca
         (["--dims", "10"], "sizes: expected at least an input and an output layer, got [10]"),
         (["--dims", "10,0,2"], "sizes: expected an integer from 1"),
         (["--steps", "0"], "steps: expected an integer of at least 1, got 0"),
-        (["--batch", "0"], "batch: expected an integer of at least 1, got 0"),
+        (["--batch", "0"], "batch_size: expected an integer of at least 1, got 0"),
         (["--epsilon", "-3"], "epsilon: expected a positive number, got -3.0"),
     ],
 )

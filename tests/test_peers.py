@@ -11,6 +11,7 @@ import pytest
 from oracle import Net, Value, added, gamma, given, product, scaled
 
 from sparsecore.bench import spread
+from sparsecore.config import TrainConfig
 from sparsecore.paper.speed import contest, peers
 from sparsecore.paper.speed.contest import PEERS
 from sparsecore.paper.speed.peers import Problem
@@ -40,20 +41,22 @@ def test_steps_are_those_of_the_dense_network(key, changed):
     if key == "scikit-learn-dense":
         # It has ReLU only, whose slope jumps: a seed with no sum so near 0 that rounding decides.
         changed = {**changed, "activation": "relu", "seed": 30}
-    problem = Problem(SIZES, **{**PLAIN, **changed})
+    seed = changed.pop("seed", 0)
+    problem = Problem(SIZES, TrainConfig(**{**PLAIN, **changed}), seed=seed)
     made = trainer(key, problem)
     inputs, labels = problem.data
     net = Net(replace(problem).model)  # its own: ours is trained in place
     if key.endswith("-dense"):  # what is absent for us is a zero that learns for them
         net.support = [np.ones_like(support) for support in net.support]
         net.velocity = given(np.zeros(sum(s.size + len(s) for s in net.support)))
-    rows = np.random.default_rng(5).integers(len(inputs), size=problem.batch_size)
-    rule = (problem.learning_rate, problem.momentum, problem.weight_decay)
+    rows = np.random.default_rng(5).integers(len(inputs), size=problem.config.batch_size)
+    config = problem.config
+    rule = (config.learning_rate, config.momentum, config.weight_decay)
     losses = []
     for _ in range(3):
         loss, _ = net.step(inputs[rows], labels[rows], *rule)
         # The oracle's bound is for a softmax in float64; others sum classes and samples in float32.
-        more = gamma(problem.batch_size + problem.sizes[-1] + 10) * 2 * (1 + loss.exact)
+        more = gamma(config.batch_size + problem.sizes[-1] + 10) * 2 * (1 + loss.exact)
         losses.append(Value(loss.exact, loss.error + more))
         losses[-1].holds(made.train(rows))
     made.close()
@@ -64,14 +67,14 @@ def test_steps_are_those_of_the_dense_network(key, changed):
 
 @pytest.mark.parametrize("key", SPARSE)
 def test_full_layers_of_sparse_peers_are_dense(key):
-    made = trainer(key, Problem(SIZES, epsilon=4))
+    made = trainer(key, Problem(SIZES, TrainConfig(epsilon=4)))
     kinds = [type(layer).__name__ for layer in made._layers]
     assert [kind == "Linear" for kind in kinds] == [False, False, True]
 
 
 @pytest.mark.parametrize("key", LEARNERS)
 def test_several_batches_a_call_give_the_mean_loss(key):
-    problem = Problem(SIZES, batch_size=8, activation="relu", **PLAIN)
+    problem = Problem(SIZES, TrainConfig(batch_size=8, activation="relu", **PLAIN))
     whole, single = trainer(key, problem), trainer(key, replace(problem))
     rows = np.arange(48)
     one_by_one = [single.train(batch) for batch in np.split(rows, 6)]
@@ -84,17 +87,15 @@ def test_several_batches_a_call_give_the_mean_loss(key):
 def test_dropout_is_applied(key):
     for dropout, n_losses in ((0.5, 4), (0.0, 1)):
         # Steps of next to nothing, without decay: noise alone makes losses differ.
-        problem = Problem(
-            SIZES, batch_size=64, density=0.3, dropout=dropout, learning_rate=1e-12,
-            weight_decay=0.0,
-        )  # fmt: skip
+        small = PLAIN | {"batch_size": 64, "dropout": dropout, "learning_rate": 1e-12}
+        problem = Problem(SIZES, TrainConfig(**small))
         made = trainer(key, problem)
         assert len({made.train(np.arange(64)) for _ in range(4)}) == n_losses
         made.close()
 
 
 def test_masked_weights_stay_absent():
-    problem = Problem(SIZES, batch_size=8, density=0.3)
+    problem = Problem(SIZES, TrainConfig(batch_size=8, density=0.3))
     made = trainer("torch-masked", problem)
     made.train(np.arange(64))
     for layer, matrix in zip(made._layers, problem.model.to_scipy(), strict=True):
@@ -108,7 +109,7 @@ def test_masked_weights_stay_absent():
 
 
 def test_c_loop_is_what_numpy_computes():
-    problem = Problem((30, 41, 17, 6), density=0.25, learning_rate=0.1)
+    problem = Problem((30, 41, 17, 6), TrainConfig(density=0.25, learning_rate=0.1))
     loop = trainer("c-loop", problem)
     rng = np.random.default_rng(2)
     loop.activations[0][:] = rng.standard_normal(loop.activations[0].shape)
@@ -132,7 +133,7 @@ def test_c_loop_is_what_numpy_computes():
         if i:
             fan_out = int(np.bincount(matrices[i].indices).max())
             product(given(weights.exact.T), dz, fan_out + 1).holds(loop.gradients[i])
-        full = product(dz, given(loop.activations[i].T), problem.batch_size + 1)
+        full = product(dz, given(loop.activations[i].T), problem.config.batch_size + 1)
         rows, columns = matrices[i].tocoo().coords
         g = Value(full.exact[rows, columns], full.error[rows, columns])
         v = added(scaled(given(old[i]), momentum, 1), scaled(g, -rate, 1), 2)
@@ -152,7 +153,7 @@ def test_a_turn_tells_the_time_of_one_step(monkeypatch):
     def train(rows):
         now[0] += 0.004 * len(rows) / 10
 
-    problem = SimpleNamespace(data=(None, np.zeros(80)), batch_size=10)
+    problem = SimpleNamespace(data=(None, np.zeros(80)), config=TrainConfig(batch_size=10))
     turn = contest.stopwatch(SimpleNamespace(problem=problem, train=train), 0.5)
     assert turn() == pytest.approx({"ms": 4.0, "cores": 0.5})
 
@@ -162,7 +163,7 @@ def test_comparison_is_interleaved_and_complete(monkeypatch):
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     few = {key: PEERS[key] for key in ("sparsecore", "blas-dense", "scikit-learn-dense")}
     monkeypatch.setattr(contest, "PEERS", few)
-    problem = Problem(SIZES, density=0.3, batch_size=8, weight_decay=-1e-9)
+    problem = Problem(SIZES, TrainConfig(density=0.3, batch_size=8, learning_rate=1e-320))
     result = contest.compare(problem, rounds=3, seconds=0.02)
     assert list(result["peers"]) == ["sparsecore", "blas-dense"]
     assert result["nnz"] == problem.model.nnz
@@ -177,15 +178,17 @@ def test_comparison_is_interleaved_and_complete(monkeypatch):
     assert result["peers"]["blas-dense"]["ratio"] == spread(theirs / ours)
     [blas] = {line.split("(")[1] for line in result["peers"]["blas-dense"]["blas"]}
     assert blas == "1 threads)"
-    assert "alpha" in result["absent"]["scikit-learn-dense"]["reason"], "it refuses such a decay"
+    assert "alpha" in result["absent"]["scikit-learn-dense"]["reason"], (
+        "it refuses an infinite decay"
+    )
     json.dumps(result)
     assert os.environ["OMP_NUM_THREADS"] == "7", "the peers' settings do not stay"
     assert "MKL_NUM_THREADS" not in os.environ
 
 
 def test_what_is_absent_has_a_reason(monkeypatch):
-    for changed in ({"batch_size": 64}, {"threads": 2}):  # it is for 128 and for one
-        assert PEERS["c-loop"].absent(Problem(SIZES, **changed)) is not None
+    for problem in (Problem(SIZES, TrainConfig(batch_size=64)), Problem(SIZES, threads=2)):
+        assert PEERS["c-loop"].absent(problem) is not None  # it is for 128 and for one
     found = {"sparseprop": "1"}.get
     monkeypatch.setattr(peers, "installed", found)
     assert PEERS["torch-dense"].absent(Problem(SIZES)) == "torch not installed"

@@ -346,7 +346,7 @@ def test_report_lists_the_fastest_first():
         (["--rounds", "3"], "--rounds: expected --peers"),
         (["--peers", "--steps", "3"], "--steps: not with --peers"),
         (["--peers", "--rounds", "0"], "rounds: expected an integer of at least 1, got 0"),
-        (["--peers", "--batch", "0"], "--batch: expected an integer of at least 1, got 0"),
+        (["--peers", "--batch", "0"], "batch_size: expected an integer of at least 1, got 0"),
     ],
 )
 def test_options_that_do_not_go_together(options, message, capsys):

@@ -254,7 +254,7 @@ def test_threads_are_those_of_every_engine(threads_seen):
     assert set(threads_seen) == {1, 2} and len(threads_seen) > 5
     for use in (
         lambda: wasap.replay(data, result, threads=2),
-        lambda: bench.bench((20, 10, 5), epsilon=4, batch_size=32, threads=2, steps=3),
+        lambda: bench.bench((20, 10, 5), TrainConfig(epsilon=4, batch_size=32), threads=2, steps=3),
     ):
         threads_seen.clear()
         use()

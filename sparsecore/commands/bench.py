@@ -7,11 +7,10 @@ from typing import Any
 
 from sparsecore import datasets
 from sparsecore.commands.options import check_common, given, hyperparameter, refuse, sizes
-from sparsecore.config import HYPERPARAMETERS, integers
+from sparsecore.config import HYPERPARAMETERS, TrainConfig, integers
 
 _OPTIONS = (
     ("--dims", sizes, "N,N,…", "neurons per layer (784,1000,1000,1000,10)"),
-    ("--batch", int, "N", "samples per step (128)"),
     ("--threads", int, "THREADS", "threads (1)"),
     ("--steps", int, "N", "steps to time (500)"),
     ("--rounds", int, "N", "with --peers: rounds, in which each has a turn of half a second (5)"),
@@ -25,6 +24,7 @@ def add(commands: Any) -> None:
     sub.set_defaults(function=_bench)
     for name, kind, metavar, help_text in _OPTIONS:
         sub.add_argument(name, type=kind, metavar=metavar, help=help_text)
+    hyperparameter(sub, HYPERPARAMETERS["batch_size"])
     how = sub.add_mutually_exclusive_group()
     hyperparameter(how, HYPERPARAMETERS["epsilon"])
     hyperparameter(how, HYPERPARAMETERS["density"])
@@ -38,7 +38,8 @@ def add(commands: Any) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from sparsecore.bench import bench
 
-    asked = given(options, ("dims", "epsilon", "density", "batch", "threads", "steps", "rounds"))
+    names = "dims", "epsilon", "density", "batch_size", "threads", "steps", "rounds"
+    asked = given(options, names)
     options.threads = asked.get("threads", 1)
     check_common(options)
     if options.parallel is not None:
@@ -46,26 +47,21 @@ def _bench(options: argparse.Namespace) -> None:
         refuse(more, "not with --parallel, which trains the study's network")
         _bench_parallel(options)
         return
-    for name in ("batch", "steps"):
-        integers(1).check(f"--{name}", asked.get(name, 1))
-    network = {
-        "sizes": asked.get("dims", (784, 1000, 1000, 1000, 10)),
-        "batch_size": asked.get("batch", 128),
-        **{name: getattr(options, name) for name in ("epsilon", "density", "threads", "seed")},
-    }
-    if options.epsilon is None and options.density is None:
-        network["epsilon"] = HYPERPARAMETERS["epsilon"].default
+    integers(1).check("--steps", asked.get("steps", 1))
+    dims = asked.get("dims", (784, 1000, 1000, 1000, 10))
+    config = TrainConfig(**given(options, ("epsilon", "density", "batch_size")))
+    network = dims, config, options.threads, options.seed
     if options.peers:
         _bench_peers(options, network)
         return
     refuse(given(options, ("rounds",)), "expected --peers with it, got none; see --steps")
-    result = bench(**network, **given(options, ("steps",)))
+    result = bench(*network, **given(options, ("steps",)))
     if options.json:
         print(json.dumps(result))
         return
     ms = result["ms_per_step"]
-    batch, threads = network["batch_size"], options.threads
-    print(f"{result['nnz']:,} connections, batch {batch}, {threads} thread(s)")
+    threads = options.threads
+    print(f"{result['nnz']:,} connections, batch {config.batch_size}, {threads} thread(s)")
     print(f"training step  {ms['median']:.3f} ms (min {ms['min']:.3f}, p90 {ms['p90']:.3f})")
     print(f"rate           {result['gflops']:.1f} GFLOP/s")
     print(f"evolution      {result['evolution_ms']:.2f} ms")
@@ -117,13 +113,13 @@ def _bench_parallel(options: argparse.Namespace) -> None:
     )
 
 
-def _bench_peers(options: argparse.Namespace, network: dict[str, Any]) -> None:
+def _bench_peers(options: argparse.Namespace, network: Any) -> None:
     from sparsecore.paper.speed import contest
     from sparsecore.paper.speed.peers import Problem
 
     refuse(given(options, ("steps",)), "not with --peers, which times turns instead; see --rounds")
     result = contest.compare(
-        Problem(**network), **given(options, ("rounds",)),
+        Problem(*network), **given(options, ("rounds",)),
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     print(json.dumps(result) if options.json else contest.report(result))

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -78,7 +77,10 @@ def compare(
         memory = {key: pools[key].submit(peak_bytes).result() for key in turns}
     ours = np.array([turn["ms"] for turn in turns["sparsecore"]])
     return {
-        "problem": {**asdict(problem), "sizes": list(problem.sizes)},
+        "problem": {
+            **problem.config.with_values(hidden=problem.sizes[1:-1]).to_dict(),
+            "sizes": list(problem.sizes), "threads": problem.threads, "seed": problem.seed,
+        },
         "nnz": problem.model.nnz,
         "meeting_us": [1e6 * seconds for seconds in meetings],
         "peers": {
@@ -129,7 +131,7 @@ def stopwatch(peer: Adapter, seconds: float) -> Callable[[], dict[str, float]]:
     rng, problem = np.random.default_rng(0), peer.problem
 
     def turn(seconds: float, steps: int) -> dict[str, float]:
-        n, size = len(problem.data[1]), steps * problem.batch_size
+        n, size = len(problem.data[1]), steps * problem.config.batch_size
         times: list[float] = []
         begin, cpu = time.perf_counter(), time.process_time()
         while not times or time.perf_counter() - begin < seconds:

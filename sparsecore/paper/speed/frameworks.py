@@ -23,7 +23,7 @@ class TorchDense(Adapter):
         self._torch = torch
         torch.set_num_threads(problem.threads)
         torch.manual_seed(problem.seed)
-        inputs, labels = problem.data
+        (inputs, labels), config = problem.data, problem.config
         self._inputs, self._labels = torch.from_numpy(inputs), torch.from_numpy(labels)
         self._layers = torch.nn.ModuleList(
             # A layer with all its weights is dense for sparse peers, too, as users would have it.
@@ -31,8 +31,8 @@ class TorchDense(Adapter):
             for weights, bias in problem.dense()
         )
         self._optimizer = torch.optim.SGD(
-            self._layers.parameters(), lr=problem.learning_rate, momentum=problem.momentum,
-            weight_decay=problem.weight_decay / problem.learning_rate, fused=True,
+            self._layers.parameters(), lr=config.learning_rate, momentum=config.momentum,
+            weight_decay=config.weight_decay / config.learning_rate, fused=True,
         )  # fmt: skip
 
     def _linear(self, weights: np.ndarray, bias: np.ndarray) -> Any:
@@ -51,7 +51,7 @@ class TorchDense(Adapter):
         x = self._inputs[chosen]
         for layer, slope in zip(self._layers, self.problem.slopes, strict=False):
             x = functional.leaky_relu(layer(x), slope)  # with -alpha it is All-ReLU
-            x = functional.dropout(x, self.problem.dropout)
+            x = functional.dropout(x, self.problem.config.dropout)
         loss = functional.cross_entropy(self._layers[-1](x), self._labels[chosen])
         loss.backward()
         self._optimizer.step()
@@ -162,10 +162,10 @@ class JaxDense(Adapter):
         import jax.numpy as jnp
 
         super().__init__(problem)
-        p = problem
+        p = problem.config
 
         def mean_loss(params: Any, key: Any, x: Any, y: Any) -> Any:
-            for (w, b), slope in zip(params, p.slopes, strict=False):
+            for (w, b), slope in zip(params, problem.slopes, strict=False):
                 z = x @ w + b
                 x = jnp.where(z > 0, z, slope * z)
                 if p.dropout:
@@ -186,11 +186,11 @@ class JaxDense(Adapter):
             return params, velocity, key, loss
 
         self._step = jax.jit(step, donate_argnums=(0, 1, 2))
-        params = [(jnp.asarray(w.T), jnp.asarray(b)) for w, b in p.dense()]
+        params = [(jnp.asarray(w.T), jnp.asarray(b)) for w, b in problem.dense()]
         # XLA's own generator: JAX's default costs more than the products.
-        key = jax.random.key(p.seed, impl="unsafe_rbg")
+        key = jax.random.key(problem.seed, impl="unsafe_rbg")
         self._state = [params, jax.tree.map(jnp.zeros_like, params), key]
-        self._data = [jnp.asarray(array) for array in p.data]
+        self._data = [jnp.asarray(array) for array in problem.data]
 
     def _take_step(self, rows: np.ndarray) -> Any:
         *self._state, loss = self._step(*self._state, rows, *self._data)

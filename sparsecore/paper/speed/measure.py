@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from sparsecore.bench import spread, timed
 from sparsecore.compiled.lanes import widest
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import DataError
 from sparsecore.limits import cpu_count
 from sparsecore.paper.speed import roofline
@@ -24,6 +25,7 @@ STUDY = "F-speed"
 #: The networks of the study's image data sets.
 SHAPES = {name: sizes(name) for name in ("fashion-mnist", "cifar10")}
 EPSILON = setting("fashion-mnist").config.epsilon
+_CONFIG = TrainConfig(epsilon=EPSILON)
 DENSITIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -44,7 +46,7 @@ def contest(effort: Effort) -> Result:
     """Time all peers on both shapes, for each number of threads that the machine has."""
     time = partial(compare, rounds=effort.rounds, seconds=effort.seconds)
     found = [
-        {"shape": shape, **time(Problem(dims, epsilon=EPSILON, threads=threads))}
+        {"shape": shape, **time(Problem(dims, _CONFIG, threads))}
         for shape, dims in SHAPES.items()
         for threads in effort.threads
         if threads <= cpu_count()
@@ -57,7 +59,7 @@ def density_sweep(
     densities: Sequence[float] = DENSITIES,
 ) -> Result:  # fmt: skip
     """Time sparsecore at growing density, and the dense peers, in turns, with one thread."""
-    problems = {d: Problem(sizes, density=d) for d in densities}
+    problems = {d: Problem(sizes, TrainConfig(density=d)) for d in densities}
     least = problems[min(densities)]
     dense = [key for key in ("blas-dense", "torch-dense") if not PEERS[key].absent(least)]
     with threadpool_limits(1):
@@ -94,7 +96,7 @@ def width_sweep(effort: Effort) -> Result:
     """Time networks of 784-n-n-10 neurons at constant epsilon, with one thread, batch 128."""
     points = []
     for width in effort.widths:
-        problem = Problem((784, width, width, 10), epsilon=EPSILON)
+        problem = Problem((784, width, width, 10), _CONFIG)
         [make] = timed(partial(getattr, problem, "model"))  # the first access makes it
         model, found = problem.model, _in_rounds({"ms": SparseCore(problem)}, effort)
         points.append({

@@ -7,7 +7,7 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sparsecore.mlp import SparseMLP
 from sparsecore.paper.training.dense import DenseMLP
 from sparsecore.provenance import installed
 from sparsecore.seeds import Purpose
-from sparsecore.train import sgd_rule
+from sparsecore.train import new_network, sgd_rule
 
 WHOLE = "Gather, forward, activation, dropout, loss, backward, momentum, weight decay"
 _BATCHES_OF_DATA = 8  # more than one, so that gathering a batch is not flattered by the cache
@@ -33,31 +33,20 @@ class Problem:
     """The training problem of every peer: network, batch size and update rule, on random data."""
 
     sizes: tuple[int, ...]  # neurons per layer
-    epsilon: float | None = None
-    density: float | None = None
-    batch_size: int = TrainConfig.batch_size
+    config: TrainConfig = field(default_factory=TrainConfig)  # all but the hidden layers
     threads: int = 1
-    activation: str = TrainConfig.activation
-    alpha: float = TrainConfig.alpha
-    learning_rate: float = TrainConfig.learning_rate
-    momentum: float = TrainConfig.momentum
-    weight_decay: float = TrainConfig.weight_decay
-    dropout: float = TrainConfig.dropout
     seed: int = 0
 
     @cached_property
     def model(self) -> SparseMLP:
         """The network, the same in every process."""
-        return SparseMLP.erdos_renyi(
-            self.sizes, epsilon=self.epsilon, density=self.density, activation=self.activation,
-            alpha=self.alpha, random_state=seeds.generator(self.seed, Purpose.TOPOLOGY),
-        )  # fmt: skip
+        return new_network(self.sizes, self.config, self.seed)
 
     @cached_property
     def data(self) -> tuple[np.ndarray, np.ndarray]:
         """Inputs, float32, and labels, int64, of eight batches."""
         rng = seeds.generator(self.seed, Purpose.SPLIT)
-        n = self.batch_size * _BATCHES_OF_DATA
+        n = self.config.batch_size * _BATCHES_OF_DATA
         inputs = rng.standard_normal((n, self.sizes[0]), np.float32)
         return inputs, rng.integers(self.sizes[-1], size=n)
 
@@ -95,7 +84,7 @@ class Adapter:
 
     def train(self, rows: np.ndarray) -> float:
         """Take a step for each batch of `rows`; return their mean loss before the steps."""
-        size = self.problem.batch_size
+        size = self.problem.config.batch_size
         losses = [self._take_step(rows[i : i + size]) for i in range(0, len(rows), size)]
         return float(np.mean([float(loss) for loss in losses]))
 
@@ -112,13 +101,13 @@ class SparseCore(Adapter):
         super().__init__(problem)
         model = model or problem.model
         model.start_momentum()
-        self._engine = model.new_engine(problem.batch_size, problem.threads)
-        self._rule = sgd_rule(problem, problem.seed)  # type: ignore[arg-type]  # all that it reads
+        self._engine = model.new_engine(problem.config.batch_size, problem.threads)
+        self._rule = sgd_rule(problem.config, problem.seed)
         self._step = 0
 
     def train(self, rows: np.ndarray) -> float:
         """Take all steps in one call, as the trainer does."""
-        size, sums = self.problem.batch_size, metrics()
+        size, sums = self.problem.config.batch_size, metrics()
         inputs, labels = self.problem.data
         self._engine.train(self._rule, inputs, labels, rows, size, self._step, sums)
         self._step += -(-len(rows) // size)
@@ -147,7 +136,7 @@ class CLoop(Adapter):
             subprocess.run([str(_compiler()), *options, "-o", str(target), str(source)], check=True)
             self._library = ctypes.CDLL(str(target))  # stays mapped when the file is deleted
         rng = np.random.default_rng(problem.seed)
-        shapes = [(n, problem.batch_size) for n in problem.sizes]
+        shapes = [(n, problem.config.batch_size) for n in problem.sizes]
         self.activations = [aligned(a * b, np.float32).reshape(a, b) for a, b in shapes]
         self.gradients = [aligned(a * b, np.float32).reshape(a, b) for a, b in shapes]
         for array in (self.activations[0], self.gradients[-1]):
@@ -167,7 +156,7 @@ class CLoop(Adapter):
     @classmethod
     def absent(cls, problem: Problem) -> str | None:
         """Return why the peer cannot be timed here on a problem, or None if it can."""
-        if problem.batch_size != 128 or problem.threads != 1:
+        if problem.config.batch_size != 128 or problem.threads != 1:
             return "written for batches of 128 and one thread"
         if widest() != 128:
             return "this CPU has no AVX-512"
@@ -200,7 +189,7 @@ class CLoop(Adapter):
     def _take_step(self, rows: np.ndarray) -> float:
         self.forward()
         # Without a loss nothing would stop the weights from growing, so the steps are tiny.
-        self.backward(1e-9, self.problem.momentum, 0)
+        self.backward(1e-9, self.problem.config.momentum, 0)
         return np.nan
 
 
@@ -226,8 +215,7 @@ class Dense(SparseCore):
     )
 
     def __init__(self, problem: Problem) -> None:
-        options = {name: getattr(problem, name) for name in ("activation", "alpha")}
-        config = TrainConfig(hidden=problem.sizes[1:-1], **options)
+        config = problem.config.with_values(hidden=problem.sizes[1:-1])
         model = DenseMLP(config, problem.sizes[0], problem.sizes[-1], problem.seed)
         for mine, given in zip(model.layers(model.params), problem.dense(), strict=True):
             for array, values in zip(mine, given, strict=True):
@@ -245,12 +233,12 @@ class ScikitLearn(Adapter):
         from sklearn.neural_network import MLPClassifier
 
         super().__init__(problem)
-        inputs, labels = problem.data
-        size = problem.batch_size
+        (inputs, labels), config = problem.data, problem.config
+        size = config.batch_size
         self._mlp = MLPClassifier(
             problem.sizes[1:-1], activation="relu", solver="sgd",
-            alpha=problem.weight_decay / problem.learning_rate, batch_size=size,
-            learning_rate_init=problem.learning_rate, momentum=problem.momentum,
+            alpha=config.weight_decay / config.learning_rate, batch_size=size,
+            learning_rate_init=config.learning_rate, momentum=config.momentum,
             nesterovs_momentum=False, shuffle=False,
         )  # fmt: skip
         # It allocates its arrays at the first call; then they are set to our values.

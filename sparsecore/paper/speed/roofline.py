@@ -12,10 +12,12 @@ from numba import njit
 from sparsecore.bench import spread, timed
 from sparsecore.compiled import kernels
 from sparsecore.compiled.engine import aligned, metrics
-from sparsecore.compiled.kernels import Rule, Workspace
+from sparsecore.compiled.kernels import Workspace
 from sparsecore.compiled.lanes import Width, fma, lanes_of, load, splat, total, widest
+from sparsecore.config import TrainConfig
 from sparsecore.paper.speed.peers import Problem
 from sparsecore.paper.store import Result
+from sparsecore.train import sgd_rule
 
 _PEAK_STEPS = 2_000_000
 _STREAMED = 2**28  # bytes read per measurement of a bandwidth
@@ -133,12 +135,11 @@ def level_of(n_bytes: int, caches: dict[str, int]) -> str:
 
 
 def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -> list[Result]:
-    problem = Problem(sizes, epsilon=epsilon)
-    model, batch = problem.model, problem.batch_size
+    problem = Problem(sizes, TrainConfig(epsilon=epsilon))
+    model, batch = problem.model, problem.config.batch_size
     velocity = model.start_momentum()
     zero = np.float32(0)  # the weights stay, at the full cost of an update
-    momentum, dropout = np.float32(problem.momentum), np.float32(problem.dropout)
-    rule = Rule(zero, momentum, zero, dropout, np.uint64(1))
+    rule = sgd_rule(problem.config, 1)._replace(learning_rate=zero, weight_decay=zero)
     inputs, labels = problem.data
     points = []
     with model.new_engine(batch) as engine:

@@ -77,5 +77,4 @@ def setting(dataset: str) -> Setting:
         `config`, a TrainConfig; `released`, its fields with values from the released code;
         `default`, the configuration that the command `train` uses: its weight decay may differ.
     """
-    names(SETTINGS).check("dataset", dataset)
-    return SETTINGS[dataset]
+    return SETTINGS[names(SETTINGS).check("dataset", dataset)]

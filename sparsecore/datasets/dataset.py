@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsecore.config import integers
+
 Arrays = tuple[NDArray, NDArray[np.int64], NDArray, NDArray[np.int64]]  # training, then test
 
 # Values in a block of the statistics: small float64 copies.
@@ -165,11 +167,8 @@ class Dataset:
         n_rows = len(self.y_train)
         if n_train is None or n_train == n_rows:
             return self
-        if not self.n_classes <= n_train <= n_rows:
-            raise ValueError(
-                f"n_train (limit): expected {self.n_classes} to {n_rows} rows of {self.name}, at "
-                f"least one per class, got {n_train}"
-            )
+        expected = f"{self.n_classes} to {n_rows} rows of {self.name}, at least one per class"
+        integers(self.n_classes, n_rows, expected).check("n_train (limit)", n_train)
         counts = np.bincount(self.y_train, minlength=self.n_classes)
         rng = np.random.default_rng(random_state)
         parts = [

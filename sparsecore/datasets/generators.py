@@ -5,6 +5,7 @@ from importlib.metadata import distribution
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsecore.config import integers
 from sparsecore.datasets.dataset import Arrays, every_kth
 
 _MADELON_SEED = 2005
@@ -54,8 +55,7 @@ class Clusters:
         separation: float, rng: np.random.Generator,
     ) -> None:  # fmt: skip
         n_clusters = n_classes * clusters_per_class
-        if not 1 <= n_informative <= n_features:
-            raise ValueError(f"n_informative: expected 1 to {n_features}, got {n_informative}")
+        integers(1, n_features).check("n_informative", n_informative)
         bits = min(n_informative, 30)  # enough vertices for any number of clusters
         if n_clusters > 1 << bits:
             raise ValueError(

@@ -145,9 +145,6 @@ class TiledMLP(Closing):
         """Bytes of all that a checkpoint keeps."""
         return sum(array.nbytes for _, array in self.arrays())
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {'-'.join(map(str, self.sizes))}, nnz {self.nnz:,}>"
-
     def logits(self, X: np.ndarray, progress: Progress = int) -> np.ndarray:
         """Return finite logits of up to a batch of samples, float32, shape (n, n_classes)."""
         self._check_whole()

@@ -20,7 +20,7 @@ from IPython.paths import get_ipython_dir
 from matplotlib.axes import Axes
 
 from sparsecore import checkpoint, cluster, datasets, experiment, train, wasap
-from sparsecore.config import HYPERPARAMETERS, TrainConfig, names
+from sparsecore.config import HYPERPARAMETERS, TrainConfig, integers, names
 from sparsecore.datasets import Dataset
 from sparsecore.functions import ACTIVATIONS
 from sparsecore.limits import cpu_count
@@ -115,11 +115,8 @@ class Session:
                         f"{name}: expected {was[name]!r}, with which run {run.number} started, "
                         f"got {now[name]!r}; start a new run to change it"
                     )
-            if config.epochs <= run.done:
-                raise ValueError(
-                    f"epochs: expected more than the {run.done} that run {run.number} has done, "
-                    f"got {config.epochs}"
-                )
+            more = f"more than the {run.done} that run {run.number} has done"
+            integers(run.done + 1, expected=more).check("epochs", config.epochs)
         else:
             self.runs.append(run)
         found = [

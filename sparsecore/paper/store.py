@@ -61,8 +61,7 @@ def root() -> Path:
 def current_profile(profile: str | None = None) -> str:
     """Return `profile`, else ``$SPARSECORE_PROFILE``, else "quick"; raise ValueError for others."""
     chosen = profile or os.environ.get(PROFILE) or "quick"
-    names(PROFILES).check("profile" if profile else f"${PROFILE}", chosen)
-    return chosen
+    return str(names(PROFILES).check("profile" if profile else f"${PROFILE}", chosen))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from sparsecore import seeds
 from sparsecore.compiled.engine import aligned, metrics
+from sparsecore.config import integers
 from sparsecore.experiment import Shard
 from sparsecore.seeds import Purpose
 from sparsecore.train import Trainer, diverged, sgd_rule
@@ -15,10 +16,7 @@ from sparsecore.wasap.server import Gradient, ParameterServer, Update
 
 def shard_rows(labels: np.ndarray, n_workers: int, seed: int) -> list[np.ndarray]:
     """Deal out all rows so that every class is spread evenly; each share is sorted."""
-    if len(labels) < n_workers:
-        raise ValueError(
-            f"workers: expected at most {len(labels)} (rows), got {n_workers}; start fewer ranks"
-        )
+    integers(1, len(labels), f"at most {len(labels)} (rows)").check("workers", n_workers)
     rng = seeds.generator(seed, Purpose.SPLIT)
     shuffled = rng.permutation(len(labels))
     # Rows of a class follow each other and are dealt out like cards, so no worker lacks a class.

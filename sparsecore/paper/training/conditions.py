@@ -364,5 +364,4 @@ class Condition:
 
 def find(key: str) -> Study:
     """Return a study by its key; a ValueError lists all keys."""
-    names(STUDIES).check("study", key)
-    return STUDIES[key]
+    return STUDIES[names(STUDIES).check("study", key)]

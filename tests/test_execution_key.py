@@ -38,7 +38,7 @@ def test_digest_sees_content_names_and_only_the_patterns_wherever_that_is(tmp_pa
 def test_versions_follow_the_package_metadata():
     versions = execution_key.required_versions("truly-sparse")
     assert versions["numpy"] == importlib.metadata.version("numpy")
-    assert {"numba", "scipy", "mpi4py", "matplotlib"} <= versions.keys()
+    assert {"numba", "scipy", "mpi4py", "matplotlib", "sparseprop"} <= versions.keys()
     assert "truly-sparse" not in versions
     assert versions.keys().isdisjoint({"pytest", "ruff", "mypy", "jupyterlab", "playwright"})
 

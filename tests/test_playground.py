@@ -1,5 +1,7 @@
 """The playground: sessions that are stopped, changed and compared; its panel, in a browser too."""
 
+import _thread
+import threading
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -37,6 +39,16 @@ def test_stopping_and_going_on_loses_nothing(session):
     _, result = experiment.run(datasets.load("digits"), config)
     assert run.model.weights_sha256() == result["weights_sha256"]
     assert [e["test_loss"] for e in run.epochs] == [e["test_loss"] for e in result["epochs"]]
+
+
+def test_an_interrupted_wait_leaves_the_run_at_work(session):
+    run = session.start(**SMALL, epochs=100_000)
+    threading.Timer(0.3, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        session.wait()
+    assert session.running
+    with pytest.raises(RuntimeError, match="a run is training: stop it"):
+        session.go_on(run)
 
 
 def test_changes_count_from_where_a_run_stands(session):
@@ -105,6 +117,13 @@ def test_panel_starts_stops_and_goes_on(request):
     play.session.wait()
     assert wait_until(lambda: "finished" in play.status.value, 200)
     assert run.state == "finished" and "finished" in play.table.value
+
+
+def test_a_new_panel_ends_the_run_of_the_last_one(request):
+    first = playground.Playground().session
+    run = first.start(**SMALL, epochs=100_000)
+    request.addfinalizer(playground.Playground().session.close)
+    assert run.state == "stopped" and not first.running
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_even_workers_share_the_server_until_it_is_busy(workers):
     assert found.staleness == pytest.approx(workers - 1, rel=1e-6)
     if workers == 1:
         assert PLAIN.alone == pytest.approx(1 / 0.011) and found.waiting == 0
-        said = "Simulation: 1 workers, 9,091 samples/s, 1.00 times one worker;"
+        said = "Simulation: 1 worker(s), 9,091 samples/s, 1.00 times one worker;"
         assert repr(found).startswith(said)
 
 
@@ -155,6 +155,10 @@ def test_newer_topologies_make_a_busy_server_slower():
     assert rates[2] == pytest.approx(100 / (100 * 0.001 + 0.1 + 99 * 0.004), rel=1e-3)
 
 
+def uneven(**changes):
+    return simulate.simulate(PLAIN, 2, scenario=simulate.Scenario("uneven", **changes))
+
+
 def test_seed_determines_the_outcome():
     uneven = replace(PLAIN, jitter=EXPONENTIAL)
     computed = simulate.simulate.__wrapped__  # not remembered
@@ -168,6 +172,13 @@ def test_seed_determines_the_outcome():
     [
         (lambda: simulate.simulate(PLAIN, 0), "workers: expected an integer of at least 1, got 0"),
         (lambda: simulate.simulate(PLAIN, 2, "dense"), "algorithm: expected one of wasap, wassp"),
+        (lambda: uneven(pauses=1.5), r"pauses: expected a number in \[0, 1\], got 1.5"),
+        (lambda: uneven(pause=-3.0), "pause: expected a number of at least 1, got -3.0"),
+        (lambda: uneven(slowest=np.nan), "slowest: expected a number of at least 1, got nan"),
+        (
+            lambda: simulate.simulate(PLAIN, 2, network=simulate.Interconnect("none", 0.0, 0.0)),
+            "bandwidth: expected a positive number, got 0.0",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):

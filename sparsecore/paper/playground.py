@@ -87,15 +87,15 @@ class Session:
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
-        self._thread = threading.Thread()
-        self._stopping = threading.Event()
+        self._idle, self._stopping = threading.Event(), threading.Event()
+        self._idle.set()
         self._clusters = ExitStack()
         self._cluster: cluster.Cluster | None = None
 
     @property
     def running(self) -> bool:
         """Whether a run trains."""
-        return self._thread.is_alive()
+        return not self._idle.is_set()
 
     def start(self, dataset: str = "digits", *, seed: int = 0, **values: Any) -> Run:
         """Start a new run; `values` replace the study's hyperparameters, or go to `go_on`."""
@@ -131,9 +131,9 @@ class Session:
             run.told.append(since + ", ".join(found))
         run.config, run.workers, run.state = config, ranks, "loading data"
         self._stopping.clear()
+        self._idle.clear()
         what = run, workers, algorithm
-        self._thread = threading.Thread(target=self._train, args=what, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._train, args=what, daemon=True).start()
         return run
 
     def ask_to_stop(self) -> None:
@@ -147,8 +147,7 @@ class Session:
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until no run trains, or that many seconds."""
-        if self.running:
-            self._thread.join(seconds)
+        self._idle.wait(seconds)  # `Thread.join` takes a thread for ended once it is interrupted
 
     def close(self) -> None:
         """Stop, and release the cluster."""
@@ -182,6 +181,8 @@ class Session:
             diverged = getattr(error, "cause", "") == "FloatingPointError"  # the engines go on
             if isinstance(error, cluster.ClusterError) and not diverged:
                 self._leave_cluster()
+        finally:
+            self._idle.set()
 
     def _check(self) -> None:
         if self._stopping.is_set():
@@ -310,10 +311,13 @@ def _draw_network(axes: Sequence[Axes], run: Run) -> None:
 
 
 class Playground(widgets.VBox):
-    """A panel of controls and live pictures, and its `session`."""
+    """Controls and live pictures of a `session`, which the next panel that is made closes."""
+
+    _open = Session()
 
     def __init__(self, dataset: str = "digits", **values: Any) -> None:
-        self.session = Session()
+        Playground._open.close()  # or its engines would stay until the kernel ends
+        Playground._open = self.session = Session()
         same = {"layout": {"width": "330px"}, "style": {"description_width": "135px"}}
         there = [name for name in SETTINGS if datasets.available(name)]
         if dataset not in there:

@@ -22,7 +22,7 @@ from sparsecore.datasets import DataError
 from sparsecore.experiment import RECIPE
 from sparsecore.limits import cpu_count
 from sparsecore.progress import bar
-from sparsecore.provenance import busy_cpus, cpu_model, provenance, sources_sha256
+from sparsecore.provenance import busy_cpus, cpu_model, installed, provenance, sources_sha256
 from sparsecore.wasap import record
 
 Result = dict[str, Any]
@@ -34,6 +34,8 @@ FOLDER = "SPARSECORE_RESULTS"
 PROFILE = "SPARSECORE_PROFILE"
 PROFILES = ("quick", "paper")
 NOT_AVAILABLE = "not available on this machine"
+# What a quick measurement depends on besides this package: one of the peers may be new.
+_TIMED = "numpy", "numba", "scikit-learn", "torch", "jax", "sparselab", "sparseprop"
 
 
 class ResultError(ValueError):
@@ -151,7 +153,8 @@ class Entry:
 
 def _cache_key() -> str:
     machine = f"{cpu_model()}\0{cpu_count()}\0{platform.python_version()}"
-    return hashlib.sha256(f"{sources_sha256()}\0{machine}".encode()).hexdigest()
+    packages = [f"{name} {installed(name)}" for name in _TIMED]
+    return hashlib.sha256(f"{sources_sha256()}\0{machine}\0{packages}".encode()).hexdigest()
 
 
 def _with_others(measure: Callable[[], Result]) -> Result:

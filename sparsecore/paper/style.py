@@ -123,7 +123,7 @@ def source(results: Sequence[Result], told: str = "") -> str:
     texts = [f"{title} (profile {result['profile']}): {many}{origin(origins)}."]
     others = float(np.median(result.get("others", 0.0)))
     if others > _QUIET:
-        texts.append(f"Other processes used {others:.1f} CPUs: times measured here are too long.")
+        texts.append(f"Other processes used {others:.1f} CPUs: any measured times are too long.")
     return " ".join(filter(None, [*texts, result.get("size", ""), told]))
 
 

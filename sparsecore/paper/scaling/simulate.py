@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsecore.config import integers, names
+from sparsecore.config import POSITIVE, integers, names, numbers
 from sparsecore.wasap.plan import ALGORITHMS
 
 # Round trips to a remote window that a push waits for: between taking and releasing the lock in
@@ -16,6 +16,8 @@ from sparsecore.wasap.plan import ALGORITHMS
 # epoch. Half of taking the lock and half of releasing it make one more.
 ROUND_TRIPS, ROUND_TRIPS_RETAINED, ROUND_TRIPS_EVOLVED = 11, 3, 6
 _UPDATES, _STEPS = 6_000, 400
+_AT_LEAST_1 = numbers("a number of at least 1", lambda v: v >= 1)
+_SHARE = numbers("a number in [0, 1]", lambda v: 0 <= v <= 1)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Outcome:
 
     def __repr__(self) -> str:
         return (
-            f"Simulation: {self.workers} workers, {self.samples_per_second:,.0f} samples/s, "
+            f"Simulation: {self.workers} worker(s), {self.samples_per_second:,.0f} samples/s, "
             f"{self.speedup:.2f} times one worker;\nlock or exchange busy {self.utilisation:.0%}, "
             f"workers waiting {self.waiting:.0%}, staleness {self.staleness:.1f}"
         )
@@ -120,6 +122,11 @@ def simulate(
     # the lock: the order only decides whose gradient is stale.
     names(ALGORITHMS).check("algorithm", algorithm)
     integers(1).check("workers", workers)
+    _SHARE.check("pauses", scenario.pauses)
+    for name, value in (("slowest", scenario.slowest), ("pause", scenario.pause)):
+        _AT_LEAST_1.check(name, value)
+    if network.bandwidth is not None:
+        POSITIVE.check("bandwidth", network.bandwidth)
     run, rng = _asynchronous if algorithm == "wasap" else _lockstep, np.random.default_rng(seed)
     rate, *shares = map(float, run(calibration, workers, network, scenario, rng))
     speedup = rate / calibration.alone

@@ -1,14 +1,15 @@
 """A runner of the studies that trains in parallel; within `kept`, all runs share one cluster."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
-from sparsecore import cluster
+from sparsecore import cluster, files
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
+from sparsecore.paper.store import root
 
 #: Workers of the study, where there are as many cores.
 WORKERS = 5
@@ -41,7 +42,9 @@ def train(
     try:
         if "workers" not in _shared:
             _shared["workers"] = _shared["stack"].enter_context(cluster.connect(n_workers()))
-        model, result = cluster.train(_shared["workers"], config, data, **options)
+        workers, turn = _shared["workers"], files.lock(root() / ".cluster.lock")
+        with nullcontext() if workers.own else turn:  # two pages may share a running cluster
+            model, result = cluster.train(workers, config, data, **options)
     except cluster.ClusterError as error:
         if isinstance(error, cluster.WorkerError) and error.cause == "FloatingPointError":
             raise FloatingPointError(str(error)) from error  # the engines go on to the next run

@@ -1,6 +1,6 @@
 """The playground: sessions that are stopped, changed and compared; its panel, in a browser too."""
 
-import _thread
+import signal
 import threading
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -43,7 +43,8 @@ def test_stopping_and_going_on_loses_nothing(session):
 
 def test_an_interrupted_wait_leaves_the_run_at_work(session):
     run = session.start(**SMALL, epochs=100_000)
-    threading.Timer(0.3, _thread.interrupt_main).start()
+    interrupt = threading.main_thread().ident, signal.SIGINT
+    threading.Timer(0.3, signal.pthread_kill, interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         session.wait()
     assert session.running

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import glob
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,8 +14,8 @@ from typing import IO
 _STEM = 30  # letters of a file's name in that of its temporary file: longer names could fail
 
 
-def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Return the file that `path` leads to; raise OSError if `atomic_write` could not write it."""
+def check_writable(path: str | os.PathLike[str], n_bytes: int = 0) -> Path:
+    """Return the file that `path` leads to; raise OSError if so much cannot be written there."""
 
     def check(good: bool, error: int, expected: str) -> None:
         if not good:
@@ -25,6 +26,8 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     folder = next(parent for parent in (*target.parents, target) if os.path.lexists(parent))
     writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
     check(writable, errno.EACCES, f"a folder that can be written, got {folder}")
+    enough = not n_bytes or shutil.disk_usage(folder).free >= n_bytes
+    check(enough, errno.ENOSPC, f"a disk with {n_bytes:,} bytes free")
     with suppress(FileNotFoundError):
         mode = os.stat(path).st_mode  # not the target's: /dev/stdout may lead to no name
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"

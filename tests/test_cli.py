@@ -384,7 +384,7 @@ def test_ranks_that_train_the_same_are_told(monkeypatch, capsys, name):
     from sparsecore.commands import job  # MPI starts without that variable
 
     monkeypatch.setenv(name, "2")
-    job._introduce(SimpleNamespace(size=1, host="a", facts=[("a", 1)]), "wasap", 1)
+    job._introduce(SimpleNamespace(size=1, cpus=1, host="a", facts=[("a", 1)]), "wasap", 1)
     assert "own; this MPI and its launcher do not fit" in capsys.readouterr().err
     table = ["train", "--data", "none.csv", "--target", "y"]
     # Where the warning has come, what is not there ends the commands.

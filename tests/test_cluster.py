@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from sparsecore.cluster import ClusterError, engines, training
 from sparsecore.config import TrainConfig
 from sparsecore.paper.playground import Session
 from sparsecore.paper.training import on_cluster, studies
+from sparsecore.wasap import shm
 
 pytestmark = [pytest.mark.mpi]
 BIN = Path(sys.executable).parent
@@ -52,6 +54,14 @@ def own(tmp_path_factory):
     with new_user(tmp_path_factory.mktemp("ipython")):
         with cluster.connect(2) as workers:
             yield workers
+            with warnings.catch_warnings():  # newer Pythons warn of a fork beside threads
+                warnings.simplefilter("ignore")
+                child = os.fork()  # as a pool's: it holds all pipes open
+            if child == 0:
+                time.sleep(120)
+                os._exit(0)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
         assert are_gone(workers.pids)
 
 
@@ -255,6 +265,9 @@ def test_terminal_s_cluster_is_used_a_run_survives_its_end_and_an_engine_that_ha
         assert running[1].poll() is None, "left running"
         with cluster.connect(2) as workers:
             assert workers.own is None
+            maps = (Path("/proc", str(pid), "maps").read_text() for pid in workers.pids)
+            memory = set(shm._NAME.findall("".join(maps)))
+            assert memory and not memory & set(os.listdir("/dev/shm")), "a killed engine's stays"
             # MPI ends the other at once, and ipyparallel may tell of that one first.
             either = "|".join(rf"{r} \(process {pid}\)" for r, pid in enumerate(workers.pids))
             killed = rf"rank ({either}) seems to be .* killed or.*; resume=True continues"

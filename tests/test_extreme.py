@@ -660,6 +660,16 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
         run.run(config, **how, resume=True)
 
 
+def test_a_disk_without_room_for_a_checkpoint_is_refused_before_the_first_step(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(run, "_step", None)
+    config = ExtremeConfig(neurons=3000, hidden_layers=2, steps=4)
+    with pytest.raises(OSError, match=r"expected a disk with [\d,]+ bytes free: .*run.npz"):
+        run.run(config, checkpoint_path=tmp_path / "run.npz")
+
+
 def test_a_frozen_run_trains_its_output_layer_alone(tmp_path):
     path = tmp_path / "run.npz"
     config = ExtremeConfig(neurons=3000, hidden_layers=2, steps=4, evolve_every=1, frozen=True)
@@ -673,6 +683,7 @@ def test_trends():
     assert run.trend(np.linspace(1, 0, 20).tolist())["p"] < 1e-9
     assert run.trend(np.linspace(0, 1, 20).tolist())["p"] > 0.99
     assert run.trend([1.0, 0.5]) is None
+    assert run.trend([0.7] * 5) is None, "no signal: the losses are all ln 2"
 
 
 def test_layers_share_the_neurons():

@@ -26,6 +26,7 @@ from sparsecore.__main__ import main
 from sparsecore.cluster import mpiexec
 from sparsecore.config import TrainConfig
 from sparsecore.experiment import Shard
+from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
 from sparsecore.train import new_model
 from sparsecore.wasap import outcome, phases, ranks, record, shm
@@ -491,6 +492,14 @@ def test_parallel_suite_passes():
 
 
 @pytest.mark.mpi
+@pytest.mark.skipif(cpu_count() < 2, reason="needs a CPU for each rank")
+def test_ranks_that_are_bound_to_cpus_of_their_own_share_none():
+    train = (*TRAIN, "--algorithm", "wassp", "--epochs", 1)
+    status, _, err = finished(start(2, *SPARSECORE, *train, options=("-bind-to", "hwthread")))
+    assert status == 0 and "rank 1 = process" in err and "share" not in err
+
+
+@pytest.mark.mpi
 def test_command_line_trains_on_nodes_that_share_a_machine_and_replays(tmp_path, capsys):
     job = start(
         2, *SPARSECORE, *TRAIN, "--algorithm", "wasap", "--epochs", 10, "--patience", 5,
@@ -612,6 +621,7 @@ sys.path.insert(0, sys.argv[2])
 from broken_job import before, blobs, places
 from sparsecore import wasap
 from sparsecore.config import TrainConfig
+from sparsecore.limits import cpu_count
 from sparsecore.wasap.mpi import MPI
 
 def show(state):

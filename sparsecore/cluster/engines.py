@@ -235,7 +235,7 @@ def _started(n: int) -> Iterator[Any]:
             own.stop_cluster_sync()
         except Exception as error:
             warnings.warn(f"the cluster could not be stopped: {error}", stacklevel=2)
-        guard.communicate()
+        guard.communicate(b"\n")  # a forked child may hold the pipe open, too
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:

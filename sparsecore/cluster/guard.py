@@ -1,10 +1,10 @@
-"""A program that stops a cluster when the process that holds its standard input open ends."""
+"""A program that stops a cluster when its standard input gets a character, or its writer ends."""
 
 import os
 import sys
 
 if __name__ == "__main__":
-    sys.stdin.read()
+    sys.stdin.read(1)
     if os.path.exists(sys.argv[1]):
         from ipyparallel import Cluster
 

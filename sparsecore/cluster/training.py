@@ -141,6 +141,7 @@ def _train_on_engine(
     from ipyparallel.datapub import publish_data
 
     from sparsecore import datasets
+    from sparsecore.wasap import shm
     from sparsecore.wasap.mpi import first_ranks
     from sparsecore.wasap.phases import run_on
     from sparsecore.wasap.ranks import Ranks
@@ -151,6 +152,7 @@ def _train_on_engine(
             found = datasets.load(data) if isinstance(data, str) else data
             return found.limited(limit, options["seed"])
 
+    shm.unname()  # ipyparallel has started MPI, and every rank has answered
     with (
         interrupts_held_back(),
         first_ranks(n_workers) as comm,

@@ -33,7 +33,8 @@ def add(commands: Any) -> None:
         help="under mpiexec: split every layer over the ranks, one thread each; needs --zeta 0; "
         "--memory-limit is per rank",
     )  # fmt: skip
-    sub.add_argument("--checkpoint", metavar="FILE", help="save the run's state to FILE (.npz)")
+    told = "save the run's state to FILE (.npz), on a disk with room for 36 bytes per connection"
+    sub.add_argument("--checkpoint", metavar="FILE", help=told)
     sub.add_argument(
         "--checkpoint-every", type=shared.whole, metavar="STEPS",
         help="steps between two checkpoints (25)",

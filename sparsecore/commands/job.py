@@ -9,7 +9,6 @@ from typing import Any
 from sparsecore.commands.options import fail, say, warn_of_twins
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
-from sparsecore.limits import cpu_count
 from sparsecore.progress import OutputClosedError, epoch_bar
 from sparsecore.wasap import witness
 from sparsecore.wasap.mpi import MPI
@@ -88,6 +87,6 @@ def _introduce(ranks: Ranks, algorithm: str, threads: int) -> None:
         remedy = "use this MPI's own mpiexec, or another of `srun --mpi=list`"
         warn_of_twins(f"this MPI and its launcher do not fit: {remedy}")
     here = sum(host == ranks.host for host, _ in ranks.facts)
-    if here * threads > cpu_count():
-        cpus = f"{cpu_count()} CPUs on {ranks.host}"
+    if here * threads > ranks.cpus:
+        cpus = f"{ranks.cpus} CPUs on {ranks.host}"
         say(f"{here} workers with {threads} thread(s) each share {cpus}")

@@ -155,6 +155,8 @@ def run(
             check_resumed(resumed_from, found, about)  # it may be the previous checkpoint
             found["seconds"]["initialise"] += state["seconds"]["initialise"]
             state |= found
+        elif checkpoint_path is not None:
+            check_writable(checkpoint_path, net.nbytes)
         stream = Stream(seed, config.separation)
         try:
             _train(net, stream, config, state, clock, checkpoint_path, checkpoint_every)
@@ -217,8 +219,8 @@ def report(result: dict[str, Any]) -> str:
 
 
 def trend(losses: list[float]) -> dict[str, float] | None:
-    """Return Kendall's tau of loss and step, and the one-sided p of a fall; None below three."""
-    if len(losses) < 3:
+    """Return Kendall's tau of loss and step, and the one-sided p of a fall; None if undefined."""
+    if len(losses) < 3 or len({*losses}) == 1:
         return None
     found = kendalltau(range(len(losses)), losses, alternative="less")
     return {"tau": float(found.statistic), "p": float(found.pvalue)}

@@ -65,12 +65,15 @@ class Ranks:
         check_alike(self.gathered({"shared window": shared}))
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.rank_on_node, size_on_node = node.rank, node.size
+        # A launcher may bind each rank to CPUs of its own: different sets are added up.
+        bound = frozenset(getattr(os, "sched_getaffinity", lambda _: ())(0))
+        self.cpus = sum(dict(node.allgather((bound, cpu_count()))).values())  #: of this node
         node.Free()
         if shared and size_on_node != self.size:
             told = f"{size_on_node} of {self.size} on {self.host}: use --window auto or remote"
             raise ValueError(f"window: expected all ranks on one node to share memory, got {told}")
         self.shared = size_on_node == self.size if shared is None else shared
-        self.spin = _SPIN if size_on_node <= cpu_count() else 0.0
+        self.spin = _SPIN if size_on_node <= self.cpus else 0.0
         n_rows = _ROW.itemsize * self.size
         self._memory = Memory(self.comm, n_rows + _MESSAGE_BYTES * self.size, self.shared)
         self._window = self._memory.window

@@ -62,6 +62,7 @@ def one_worker(results, monkeypatch):
     calls, message = [], {"seconds": 1e-6, "bytes_per_second": 1e9}
     job = SimpleNamespace(get=lambda: message)
     workers = SimpleNamespace(first=lambda n: workers, submit=lambda function, *args: [job, job])
+    workers.own = "started here"
 
     @contextmanager
     def connect(n):

@@ -102,6 +102,16 @@ def test_buttons_appear_where_the_repository_is_known(tmp_path):
     assert [text for text in shown if text not in page] == []
 
 
+def test_a_user_s_folder_gets_no_file_but_the_model():
+    path = next(path for path in NOTEBOOKS if path.stem == "your_data")
+    cells = json.loads(path.read_text())["cells"]
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"][1:]  # the user's own
+    assert set(re.findall(r'folder / "(.*?)"', "".join(code))) == {
+        "train.csv", "test.csv", "model.npz",
+    }  # fmt: skip
+    assert "to_csv(folder" not in "".join(code)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_reads_well_without_the_book(path):
     """JupyterLab shows Sphinx's roles, and links without a text, as they are written."""

@@ -12,7 +12,6 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 
 _EXITING = 0x4  # a flag of the kernel: PF_EXITING
@@ -65,13 +64,6 @@ def _ends(pid: str) -> bool:
     return facts[0] in "ZX" or bool(int(facts[6]) & _EXITING)
 
 
-def _received(words: socket.socket) -> Iterator[str]:
-    """Yield all words that have arrived."""
-    with suppress(BlockingIOError):
-        while True:
-            yield words.recv(16, socket.MSG_DONTWAIT).decode()
-
-
 def _say(ranks: dict[str, str], what: str) -> None:
     who = " or ".join(f"rank {rank} (process {pid})" for rank, pid in ranks.items())
     with suppress(OSError):  # nobody may read it any more
@@ -98,7 +90,10 @@ def _main(checkpoint: str, patience: str, *ranks: str) -> None:
             # The other ranks and mpiexec see that a rank ends before it has ended. They may finish
             # without it, and mpiexec may kill them; one of those that end now was first.
             ending = {rank: pid for fd, (rank, pid) in names.items() if fd in ready or _ends(pid)}
-            told = set(_received(words))  # later, so that it has the last words of all that end
+            told = set()  # read later, so that it has the last words of all that end
+            with suppress(BlockingIOError):
+                while True:
+                    told.add(words.recv(16, socket.MSG_DONTWAIT).decode())
             # Later still: a rank that has announced its end may be why the others end.
             meant = any(r in told and (fd in ready or _ends(pid)) for fd, (r, pid) in names.items())
             if ending and not meant and not ended:

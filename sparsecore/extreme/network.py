@@ -30,8 +30,6 @@ from sparsecore.functions import ACTIVATIONS, probabilities
 from sparsecore.samples import as_labels
 from sparsecore.seeds import Purpose
 
-#: A layer's grid, and the number of connections of each tile, int64.
-Part = tuple[Grid, np.ndarray]
 _ABOUT = "about.json"
 _CHUNK = 2**24
 #: Called with the amount of work done since; `int` is a callback that does nothing.
@@ -114,15 +112,18 @@ class TiledMLP(Closing):
             for number, (grid, density) in enumerate(zip(grids, densities, strict=True))
         ]
         self._mean_fan_in = [n.sum() / grid.n_out for grid, n in zip(grids, counts, strict=True)]
-        parts = [*zip(grids, counts, strict=True)] if comm is None else self._own(grids, counts)
-        grids = [grid for grid, _ in parts]
+        rank, ranks = (0, 1) if comm is None else (comm.rank, comm.size)
+        self._spread = tiles.spread(grids, ranks)
+        grids = [parts[rank] for parts in self._spread]  # this rank's, and their connections
+        ends = [grid.across * np.array([grid.first, grid.first + grid.down]) for grid in grids]
+        counts = [n[a:b] for n, (a, b) in zip(counts, ends, strict=True)]
         self._width, self._team = Width(lanes), Team(threads)
         self.close = self._team.close
-        n_bytes = budget.workspace([int(n.sum()) for _, n in parts], grids, lanes)
+        n_bytes = budget.workspace([int(n.sum()) for n in counts], grids, lanes)
         self._workspace = aligned(n_bytes, np.uint8)
         self._slots = self._workspace[: n_bytes // 64 * 64].view(np.float32)
         self.layers: list[Layer] = []
-        for number, (grid, n) in enumerate(parts):
+        for number, (grid, n) in enumerate(zip(grids, counts, strict=True)):
             slope = ACTIVATIONS["all-relu"](number, alpha) if number else 1.0
             self.layers.append(layer := Layer(grid, n, slope))
             if not empty:
@@ -212,13 +213,6 @@ class TiledMLP(Closing):
 
     def _sweep(self, sweep: Any, *args: Any) -> None:
         self._team.walk(sweep, self._width, *args)
-
-    def _own(self, grids: list[Grid], counts: list[np.ndarray]) -> list[Part]:
-        """Return this rank's parts of the layers."""
-        self._spread = tiles.spread(grids, self._comm.size)
-        own = [parts[self._comm.rank] for parts in self._spread]
-        ends = [g.across * np.array([g.first, g.first + g.down]) for g in own]
-        return [(g, n[a:b]) for g, n, (a, b) in zip(own, counts, ends, strict=True)]
 
     def _gathered(self, number: int) -> np.ndarray:
         """Return all activations of layer `number`, in memory that the next call may use again."""

@@ -31,12 +31,10 @@ def _comparable(found: Mapping[str, list[Result]]) -> bool:
 @by_dataset(
     "F-cost",
     alt="Test accuracy against core-seconds, a panel per data set, a mark per method.",
-    caption=(
-        "**The cost of accuracy.** Final test accuracy, means ± one standard deviation over seeds, "
-        "against core-seconds: those of an epoch, timed side by side on one machine at λ = 0.0002, "
-        "times the number of epochs. Hollow: one run. Compare marks of one shape, which share λ. "
-        "Higher is better, further left is cheaper."
-    ),
+    caption="**The cost of accuracy.** Final test accuracy, means ± one standard deviation over "
+    "seeds, against core-seconds: those of an epoch, timed side by side on one machine at λ = "
+    "0.0002, times the number of epochs. Hollow: one run. Compare marks of one shape, which share "
+    "λ. Higher is better, further left is cheaper.",
     finding=_GAINS,
     height=2.4, extra=0.8, across=2, labels=("test accuracy (%)",),
     needs=_comparable,
@@ -67,11 +65,9 @@ def cost(axes: Any, name: str, results: Results, times: Mapping[str, Result]) ->
 @by_dataset(
     "F-reach",
     alt="Test accuracy against core-seconds so far, a panel per data set.",
-    caption=(
-        "**Accuracy during training.** Test accuracy, means ± one standard deviation over seeds, "
-        "against the core-seconds of the epochs so far (logarithmic). Dotted: SET-All-ReLU's final "
-        "accuracy at each λ. What to see: which curve reaches it first."
-    ),
+    caption="**Accuracy during training.** Test accuracy, means ± one standard deviation over "
+    "seeds, against the core-seconds of the epochs so far (logarithmic). Dotted: SET-All-ReLU's "
+    "final accuracy at each λ. What to see: which curve reaches it first.",
     finding="When dense first reaches SET-All-ReLU's final accuracy, by means over seeds",
     height=2.2, extra=0.4, across=2, labels=("test accuracy (%)",),
     needs=_BOTH.issubset,
@@ -113,11 +109,9 @@ def reach(axes: Any, name: str, results: Results, times: Mapping[str, Result]) -
 @by_dataset(
     "F-accuracy",
     alt="Test accuracy of all methods, a panel per data set, a row per method.",
-    caption=(
-        "**The accuracy of all methods.** Test accuracy after the last epoch, means over seeds ± "
-        "one standard deviation; hollow: one run. What to see: how far apart the methods are, "
-        "compared with the seeds of each."
-    ),
+    caption="**The accuracy of all methods.** Test accuracy after the last epoch, means over seeds "
+    "± one standard deviation; hollow: one run. What to see: how far apart the methods are, "
+    "compared with the seeds of each.",
     finding=_GAINS,
     height=2.2, extra=0.2, across=2, sharey=True,
     needs=_comparable,
@@ -141,12 +135,10 @@ def accuracies(axes: Any, name: str, results: Results) -> str:
 @by_dataset(
     "F-curves",
     alt="Difference in test accuracy, accuracy and loss against epoch for ReLU and All-ReLU.",
-    caption=(
-        "**ReLU and All-ReLU in sparse networks.** Top: All-ReLU's test accuracy minus ReLU's, a "
-        "running mean with its 95 % interval over seeds. The last epoch's interval, the bar, also "
-        "includes the size of the test set. Below: accuracy and loss ± one standard deviation. "
-        "What to see: whether the bar lies above zero."
-    ),
+    caption="**ReLU and All-ReLU in sparse networks.** Top: All-ReLU's test accuracy minus ReLU's, "
+    "a running mean with its 95 % interval over seeds. The last epoch's interval, the bar, also "
+    "includes the size of the test set. Below: accuracy and loss ± one standard deviation. What to "
+    "see: whether the bar lies above zero.",
     finding=lambda results: shown.contrast(results, "set-all-relu", "set-relu"),
     height=5.2, block=(3, 1), across=3,
     labels=("difference (points)", "test accuracy (%)", "cross-entropy (nats)"),
@@ -177,12 +169,10 @@ def curves(axes: Any, name: str, results: Results) -> str:
 @by_dataset(
     "F-gradient-flow",
     alt="Ratio of gradient flows and gradient flow against epoch, logarithmic, by data set.",
-    caption=(
-        "**Gradient flow.** Top: All-ReLU's flow divided by each other activation's; above one, "
-        "All-ReLU has more. Bottom: the squared norm of the loss's gradient on training rows. "
-        "Geometric means over seeds (top: over pairs) ± one standard deviation; running means over "
-        "epochs. What to see: when a top curve crosses one."
-    ),
+    caption="**Gradient flow.** Top: All-ReLU's flow divided by each other activation's; above "
+    "one, All-ReLU has more. Bottom: the squared norm of the loss's gradient on training rows. "
+    "Geometric means over seeds (top: over pairs) ± one standard deviation; running means over "
+    "epochs. What to see: when a top curve crosses one.",
     finding="All-ReLU's gradient flow relative to ReLU's, geometric means over the epochs",
     height=4.4, extra=0.5, block=(2, 1), across=3,
     labels=("All-ReLU's / the other's", "gradient flow ‖∇L‖²"),
@@ -267,11 +257,9 @@ def tenths(logs: np.ndarray) -> tuple[Any, Any]:
 @by_dataset(
     "F-alpha",
     alt="Test accuracy against alpha, epsilon and zeta, one row of panels per data set.",
-    caption=(
-        "**Sensitivity to α, ε and ζ.** Final test accuracy when one hyperparameter changes. "
-        "Dotted: the study's value. Level line: dense. Means over seeds ± one standard deviation. "
-        "α = 0 is ReLU, ζ = 0 a fixed topology. What to see: on a plateau the value matters little."
-    ),
+    caption="**Sensitivity to α, ε and ζ.** Final test accuracy when one hyperparameter changes. "
+    "Dotted: the study's value. Level line: dense. Means over seeds ± one standard deviation. α = "
+    "0 is ReLU, ζ = 0 a fixed topology. What to see: on a plateau the value matters little.",
     finding="When one hyperparameter changes",
     height=2.6, extra=0.3, block=(1, len(SENSITIVITIES)), sharey="row",
     labels=("test accuracy (%)",), legend=lambda results: shown.lines(("set-all-relu", "dense")),
@@ -324,11 +312,9 @@ def sensitivity(axes: Any, name: str, results: Results) -> str:
 @by_dataset(
     "F-decay",
     alt="Test accuracy against weight decay, a panel per data set, a line per method.",
-    caption=(
-        "**Weight decay.** Final test accuracy against λ (per step), means over seeds ± one "
-        "standard deviation. Hollow: one run. A line breaks at values without runs. What to see: "
-        "where a line is level, λ does not matter; where lines are apart, the method does."
-    ),
+    caption="**Weight decay.** Final test accuracy against λ (per step), means over seeds ± one "
+    "standard deviation. Hollow: one run. A line breaks at values without runs. What to see: where "
+    "a line is level, λ does not matter; where lines are apart, the method does.",
     finding="Final accuracy, λ = {1:g} minus λ = {0:g}, uncorrected 95 % intervals".format(*DECAYS),
     height=2.7, extra=0.4, across=2, least=2,
     legend=lambda results: shown.lines(results.study.methods),

@@ -18,11 +18,9 @@ _COLOURS = GREY, "#56B4E9", "#0072B2"  # before training, on the way, at the end
 @by_dataset(
     "F-importance",
     alt="Histograms of neuron importance per hidden layer before, during and after training.",
-    caption=(
-        "**Neuron importance over training.** Its distribution among the neurons of each hidden "
-        "layer; epoch 0 is before training. SET with All-ReLU, no pruning, first seed. What to "
-        "see: a long tail to the right means a few strong neurons; neurons near zero can be pruned."
-    ),
+    caption="**Neuron importance over training.** Its distribution among the neurons of each "
+    "hidden layer; epoch 0 is before training. SET with All-ReLU, no pruning, first seed. What to "
+    "see: a long tail to the right means a few strong neurons; neurons near zero can be pruned.",
     finding="Where the spread of importance changes most", height=2.4, block=(1, 3),
     needs=lambda found: _observed(found, "importance"), labels=("density of neurons",),
 )  # fmt: skip
@@ -68,16 +66,12 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
 @by_dataset(
     "F-importance-during",
     alt="Connections with and without importance pruning, and its gain in accuracy, by epoch.",
-    caption=(
-        "**Importance pruning during training.** Top: connections. Bottom: test accuracy with "
-        "pruning minus that without, a running mean with its 95 % interval over seeds. The last "
-        "epoch's interval, the bar, also includes the size of the test set. What to see: how many "
-        "connections go before accuracy falls."
-    ),
-    finding=(
-        "Connections left by pruning during training, and the change in accuracy (uncorrected 95 % "
-        "intervals)"
-    ),
+    caption="**Importance pruning during training.** Top: connections. Bottom: test accuracy with "
+    "pruning minus that without, a running mean with its 95 % interval over seeds. The last "
+    "epoch's interval, the bar, also includes the size of the test set. What to see: how many "
+    "connections go before accuracy falls.",
+    finding="Connections left by pruning during training, and the change in accuracy (uncorrected "
+    "95 % intervals)",
     height=4.4, block=(2, 1), across=4, sharex="col",
     labels=("connections (thousands)", "difference (points)"),
     needs=lambda found: set(_BOTH) <= found.keys(),
@@ -108,11 +102,9 @@ _LEFT = {
 @by_dataset(
     "F-importance-after",
     alt="Accuracy, connections, memory and prediction time against the pruned percentile.",
-    caption=(
-        "**Importance pruning after training**, without further training. Means over at most "
-        "three seeds ± one standard deviation. What to see: how far to the right accuracy (top) "
-        "stays level, and how much is left there (bottom), also in the compact network."
-    ),
+    caption="**Importance pruning after training**, without further training. Means over at most "
+    "three seeds ± one standard deviation. What to see: how far to the right accuracy (top) stays "
+    "level, and how much is left there (bottom), also in the compact network.",
     finding="Pruning after training costs at most one point of accuracy, by the mean over seeds",
     height=4.8, extra=0.2, block=(2, 1), across=2, sharex="col",
     needs=lambda found: _observed(found, "post_pruning"),

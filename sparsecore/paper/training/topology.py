@@ -19,12 +19,10 @@ _BIN = 4  # connections per bin: fewer make the curves ragged, more hide the fir
 @by_dataset(
     "F-topology-degrees",
     alt="Histograms of connections per neuron, before and after training, for each sparse layer.",
-    caption=(
-        "**Degrees before and after training.** A column is one layer of weights: connections that "
-        "leave the neurons below it (top) and enter those above it (bottom), in bins of four; "
-        "means over seeds ± one standard deviation. What to see: degrees start binomial; a long "
-        "tail to the right means a few neurons with many connections."
-    ),
+    caption="**Degrees before and after training.** A column is one layer of weights: connections "
+    "that leave the neurons below it (top) and enter those above it (bottom), in bins of four; "
+    "means over seeds ± one standard deviation. What to see: degrees start binomial; a long tail "
+    "to the right means a few neurons with many connections.",
     height=4.8, block=(2, 3),  # the output layer does not evolve
     legend=lambda results: [
         patch(GREY, "before training"),
@@ -84,12 +82,10 @@ def draw_degrees(ax: Axes, histograms: list[list[int]], colour: str) -> None:
 @by_dataset(
     "F-topology-pixels",
     alt="Images of connection strength per input pixel at several epochs.",
-    caption=(
-        "**Where the network looks.** Strength of the connections that leave each of "
-        "Fashion-MNIST's pixels, over training, on one scale; first seed. What to see: noise "
-        "before training; where training finds structure, neighbours become alike. Their "
-        "correlation shows how much (0: noise, 1: equal)."
-    ),
+    caption="**Where the network looks.** Strength of the connections that leave each of "
+    "Fashion-MNIST's pixels, over training, on one scale; first seed. What to see: noise before "
+    "training; where training finds structure, neighbours become alike. Their correlation shows "
+    "how much (0: noise, 1: equal).",
     height=2.7, block=(1, 6),
 )  # fmt: skip
 def pixels(axes: Any, name: str, results: Results) -> str:

@@ -25,7 +25,6 @@ from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
 from sparsecore.provenance import peak_bytes, provenance
 from sparsecore.samples import check_finite
-from sparsecore.train import Trainer
 
 #: Version of training: raised, with a line in the changelog, when a change is meant to change what
 #: training computes. A recorded result is valid for one recipe.
@@ -117,7 +116,7 @@ def fit(
             state["epochs"].append({"epoch": 0, "nnz": model.nnz, **_observed(observe, model, 0)})
     epochs, n = state["epochs"], len(y)
 
-    with Trainer(model, config, seed=seed, threads=threads) as trainer:
+    with train.Trainer(model, config, seed=seed, threads=threads) as trainer:
         model.decision_function(X_test[:128], threads)  # compiles; more rows have the same lanes
         trainer.restore(state.get("progress"))
         if state.pop("topology due", False):

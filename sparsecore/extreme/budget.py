@@ -15,7 +15,6 @@ from sparsecore import topology
 from sparsecore.compiled.engine import HUGE_PAGE
 from sparsecore.config import integers
 from sparsecore.extreme import tiles
-from sparsecore.extreme.tiles import Grid
 from sparsecore.limits import free_memory
 
 GIB = 2**30
@@ -45,7 +44,7 @@ def densities(sizes: Sequence[int], epsilon: float) -> list[float]:
     return found
 
 
-def workspace(counts: Sequence[float], grids: Sequence[Grid], lanes: int) -> int:
+def workspace(counts: Sequence[float], grids: Sequence[tiles.Grid], lanes: int) -> int:
     """Return the bytes that slots or evolution of the largest layer need; a layer may be empty."""
     needed = [tiles.CONNECTION * n for n in counts[:-1]]
     for n, g in zip(counts, grids, strict=True):

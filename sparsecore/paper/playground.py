@@ -21,7 +21,6 @@ from matplotlib.axes import Axes
 
 from sparsecore import checkpoint, cluster, datasets, experiment, train, wasap
 from sparsecore.config import HYPERPARAMETERS, TrainConfig, integers, names
-from sparsecore.datasets import Dataset
 from sparsecore.functions import ACTIVATIONS
 from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
@@ -188,7 +187,7 @@ class Session:
         if self._stopping.is_set():
             raise KeyboardInterrupt
 
-    def _train_here(self, run: Run, model: SparseMLP, data: Dataset) -> None:
+    def _train_here(self, run: Run, model: SparseMLP, data: datasets.Dataset) -> None:
         step = run.done * -(-len(data.y_train) // run.config.batch_size)
         seconds = dict.fromkeys(("train", "evaluate", "evolve"), 0.0)
         state = {
@@ -206,7 +205,7 @@ class Session:
         )
 
     def _train_on_engines(
-        self, run: Run, start: SparseMLP, data: Dataset, n: int, plan: wasap.Plan
+        self, run: Run, start: SparseMLP, data: datasets.Dataset, n: int, plan: wasap.Plan
     ) -> None:
         """Train the remaining epochs as a parallel run; in phase 2 one worker's are shown."""
         earlier, seed, config = list(run.epochs), run.seed + run.done, run.config

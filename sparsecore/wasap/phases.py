@@ -18,11 +18,9 @@ from sparsecore.compiled.kernels import momentum_step
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 from sparsecore.datasets.dataset import hash_arrays
-from sparsecore.experiment import Shard
 from sparsecore.files import check_writable
 from sparsecore.mlp import SparseMLP
 from sparsecore.provenance import check_alike, code, peak_bytes
-from sparsecore.train import Trainer
 from sparsecore.wasap import outcome
 from sparsecore.wasap import record as records
 from sparsecore.wasap.lockstep import Lockstep
@@ -193,7 +191,7 @@ class _Run:
         self.X_test = experiment.checked_test_rows(data)
         rows = shard_rows(data.y_train, self.n_workers, self.seed)
         self._shard_sizes = [len(part) for part in rows]
-        self.shard = Shard(data, rows[self.rank], self.config, self.seed, self.rank)
+        self.shard = experiment.Shard(data, rows[self.rank], self.config, self.seed, self.rank)
         cuts = len(data.y_test) * np.arange(self.rank, self.rank + 2) // self.n_workers
         self.test_part = slice(*cuts.tolist())  # this worker's, when it is tested together
         self.phase2_saved = self._phase2_checkpoint()
@@ -231,7 +229,7 @@ class _Run:
         tiny = SparseMLP.erdos_renyi((4, 4, 2), density=0.5, random_state=0)
         retained(tiny, tiny.params, tiny.structures())
         average([tiny, tiny])
-        with Trainer(tiny, self.config.with_values(hidden=(4,))):
+        with train.Trainer(tiny, self.config.with_values(hidden=(4,))):
             pass
         for part in (slice(None), self.test_part):  # more rows have the same lanes
             worker.model.decision_function(self.X_test[part][:128], self.threads)

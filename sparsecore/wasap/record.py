@@ -18,7 +18,6 @@ import numpy as np
 from sparsecore import checkpoint, experiment, train
 from sparsecore.config import HYPERPARAMETERS, TrainConfig, integers
 from sparsecore.datasets import Dataset
-from sparsecore.experiment import Shard
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
 from sparsecore.wasap.plan import HYPERPARAMETERS as PLANNED
@@ -150,7 +149,7 @@ def replay(
     server = ParameterServer(place, config, seed, per_epoch, epochs, plan)
     server.publish(model)
     workers = [
-        Worker(rank, Shard(data, rows, config, seed, rank), server, threads)
+        Worker(rank, experiment.Shard(data, rows, config, seed, rank), server, threads)
         for rank, rows in enumerate(shards)
     ]
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from sparsecore import cluster, datasets, experiment, wasap
 from sparsecore.config import TrainConfig
-from sparsecore.datasets import Dataset
 from sparsecore.paper.store import NOTHING, Entry, Parts, Result, measured
 from sparsecore.paper.training import on_cluster
 from sparsecore.settings import setting
@@ -57,7 +56,7 @@ def _parts(profile: str) -> Parts:
     return parts
 
 
-def _rows(seed: int, profile: str) -> Dataset:
+def _rows(seed: int, profile: str) -> datasets.Dataset:
     return datasets.load(DATASET).limited(EFFORTS[profile].rows, seed)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from sparsecore import cluster, datasets, experiment, train
 from sparsecore.bench import timed
 from sparsecore.config import TrainConfig
-from sparsecore.datasets import Dataset
 from sparsecore.limits import cpu_count
 from sparsecore.paper.scaling.rounds import in_turns, spent
 from sparsecore.paper.scaling.simulate import Calibration
@@ -106,7 +105,7 @@ def _messages_on_engine(n_bytes: int) -> Result:
     return {"seconds": small, "bytes_per_second": n_bytes / max(large - small, 1e-9)}
 
 
-def time_steps(data: Dataset, config: TrainConfig, n: int) -> Result:
+def time_steps(data: datasets.Dataset, config: TrainConfig, n: int) -> Result:
     """Time what a parallel run does, step by step, in this process: two workers and a server."""
     config = config.with_values(epochs=n)
     model = train.new_model(config, data.n_features, data.n_classes, 0)

@@ -12,7 +12,6 @@ from numba import njit
 from sparsecore.bench import spread, timed
 from sparsecore.compiled import kernels
 from sparsecore.compiled.engine import aligned, metrics
-from sparsecore.compiled.kernels import Workspace
 from sparsecore.compiled.lanes import Width, fma, lanes_of, load, splat, total, widest
 from sparsecore.config import TrainConfig
 from sparsecore.paper.speed.peers import Problem
@@ -167,7 +166,7 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
     return points
 
 
-def _kernel_ms(run: Callable[[int], object], repeats: int, work: Workspace) -> list[float]:
+def _kernel_ms(run: Callable[[int], object], repeats: int, work: kernels.Workspace) -> list[float]:
     """Time a kernel; its rows grow with each call, so they are reset before they overflow."""
     run(1)
     n = max(1, int(0.02 / timed(lambda: run(1))[0]))

@@ -8,14 +8,13 @@ from matplotlib.axes import Axes
 
 from sparsecore.paper.style import COLOURS, GREY, line
 from sparsecore.paper.training import shown
-from sparsecore.paper.training.shown import by_dataset
 from sparsecore.paper.training.studies import Result, Results
 
 _BOTH = ("set-all-relu", "set-all-relu-pruned")
 _COLOURS = GREY, "#56B4E9", "#0072B2"  # before training, on the way, at the end
 
 
-@by_dataset(
+@shown.by_dataset(
     "F-importance",
     alt="Histograms of neuron importance per hidden layer before, during and after training.",
     caption="**Neuron importance over training.** Its distribution among the neurons of each "
@@ -63,7 +62,7 @@ def _outline(ax: Axes, seen: dict[str, Any], colour: str, label: str) -> None:
     ax.stairs(density, edges, color=colour, alpha=0.15, fill=True)
 
 
-@by_dataset(
+@shown.by_dataset(
     "F-importance-during",
     alt="Connections with and without importance pruning, and its gain in accuracy, by epoch.",
     caption="**Importance pruning during training.** Top: connections. Bottom: test accuracy with "
@@ -99,7 +98,7 @@ _LEFT = {
 }
 
 
-@by_dataset(
+@shown.by_dataset(
     "F-importance-after",
     alt="Accuracy, connections, memory and prediction time against the pruned percentile.",
     caption="**Importance pruning after training**, without further training. Means over at most "

@@ -15,7 +15,6 @@ import numpy as np
 from sparsecore import datasets, experiment
 from sparsecore.cluster import ClusterError
 from sparsecore.compiled import lanes
-from sparsecore.datasets import DataError
 from sparsecore.paper.store import NOT_AVAILABLE, Entry, Result, current_profile
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.conditions import METHODS, STUDIES, Condition, Study, excluded, find
@@ -164,7 +163,7 @@ def load(
                         raise
                     busy.append(condition)
                     continue
-                except DataError as error:
+                except datasets.DataError as error:
                     unavailable[condition.dataset] = str(error)
                 except ClusterError as error:
                     no_cluster = str(error)
@@ -274,7 +273,7 @@ _known_sha256: dict[str, str] = {}
 def data_sha256(name: str) -> str | None:
     """Return the hash of data, without reading them if it is pinned; None if they are not here."""
     if name not in _known_sha256:
-        with suppress(DataError):  # they may be here the next time
+        with suppress(datasets.DataError):  # they may be here the next time
             pinned = datasets.describe(name)["sha256"]
             _known_sha256[name] = _data(name).content_hash if pinned is None else str(pinned)
     return _known_sha256.get(name)

@@ -11,7 +11,6 @@ import numpy as np
 
 from sparsecore import datasets
 from sparsecore.config import HYPERPARAMETERS
-from sparsecore.datasets import DataNotAvailable
 from sparsecore.paper.page import Column, Note, Table
 from sparsecore.paper.store import NOT_AVAILABLE, Result
 from sparsecore.paper.style import deviation
@@ -64,7 +63,7 @@ def _data_set(name: str, recorded: Results) -> dict[str, Any]:
     row["shape"] = f" ({shape})" * ("×" in shape)
     used = {(run["data"]["n_train"], run["data"]["n_test"]) for run in recorded.on(name)}
     row["rows_of_runs"] = "; ".join(f"{train:,}, {test:,}" for train, test in sorted(used)) or None
-    with suppress(DataNotAvailable):
+    with suppress(datasets.DataNotAvailable):
         data = datasets.load(name)
         here = f"{data.source} ({len(data.y_train):,}, {len(data.y_test):,})"
         row |= {"here": here, "sha256": data.content_hash, "surrogate": data.surrogate}

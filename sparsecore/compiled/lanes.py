@@ -190,15 +190,7 @@ def at(typingctx, array, index):
 @intrinsic
 def put(typingctx, array, index, value):
     """``array[index] = value`` without Numba's test for a negative index."""
-    if array.dtype != value:
-        return None
-
-    def codegen(context, builder, signature, args):
-        kind = context.get_data_type(value)
-        builder.store(args[2], _address(context, builder, array, args[0], args[1], kind))
-        return context.get_dummy_value()
-
-    return types.void(array, index, value), codegen
+    return None if array.dtype != value else (types.void(array, index, value), _store(False))
 
 
 @intrinsic

@@ -17,7 +17,7 @@ from sparsecore.compiled import kernels
 from sparsecore.compiled.jit import inner, kernel
 from sparsecore.compiled.lanes import at, lanes_of, load_across, tile_of, total
 from sparsecore.compiled.losses import loss_gradient
-from sparsecore.compiled.team import PARTS, barrier, claim
+from sparsecore.compiled.team import PARTS, barrier, claimed
 
 
 @inner
@@ -32,15 +32,12 @@ def _forward_by_neurons(
     for block in range(blocks):
         x0 = work.act_start[0] + block * features * lanes
         here = max(0, min(lanes, count - block * lanes))
-        part = claim(sync, size, member)
-        while part >= 0:
+        for part in claimed(sync, size, member):
             start = tiles * part // parts * side
             stop = min(features, tiles * (part + 1) // parts * side)
             kernels.gather(
                 width, start, stop, inputs, rows, first + block * lanes, here, work.act, x0
             )
-            part = claim(sync, size, member)
-        barrier(sync, size)
 
     for layer in range(depth):
         for block in range(blocks):
@@ -49,16 +46,13 @@ def _forward_by_neurons(
             slices = work.forward_slices[layer]
             for number in range(slices):
                 slice_ = kernels.slice_of(net.sizes[layer], number, slices)
-                part = claim(sync, size, member)
-                while part >= 0:
+                # All are done before the next block or slice: slices of a sum come in order.
+                for part in claimed(sync, size, member):
                     kernels.forward(
                         width, work.forward_cuts[layer, part], work.forward_cuts[layer, part + 1],
                         layer, slice_, net, work.act, x0, y0, layer < depth - 1, work,
                         work.cursor[0], noise, np.uint32(block * lanes),
                     )  # fmt: skip
-                    part = claim(sync, size, member)
-                # This frees the parts for the next block or slice; slices of a sum come in order.
-                barrier(sync, size)
 
     if member == 0:
         for block in range(blocks):
@@ -115,17 +109,14 @@ def _backward(member, size, sync, wide, width, net, work, sink, noise, rule, rat
             slices = work.backward_slices[layer]
             for number in range(slices):
                 slice_ = kernels.slice_of(net.sizes[layer + 1], number, slices)
-                part = claim(sync, size, member)
-                while part >= 0:
+                # The groups' updates of a weight, and the slices of a sum, come in order.
+                for part in claimed(sync, size, member):
                     start = work.backward_cuts[layer, part]
                     stop = work.backward_cuts[layer, part + 1]
                     kernels.backward(
                         wide, width, start, stop, layer, slice_, net, sink, work, xs, ds, noise,
                         pace,
                     )  # fmt: skip
-                    part = claim(sync, size, member)
-                # The groups' updates of a weight, and the slices of a sum, come in order.
-                barrier(sync, size)
 
 
 @kernel

@@ -259,11 +259,18 @@ def barrier(sync, size):
 
 
 @jit(keep=False)  # Numba cannot load a generator from a cache; its callers' code has it
+def claimed(sync, size, member):
+    """Yield a phase's parts, shared among the members; end when all members are done."""
+    part = claim(sync, size, member)
+    while part >= 0:
+        yield part
+        part = claim(sync, size, member)
+    barrier(sync, size)
+
+
+@jit(keep=False)
 def shares(sync, size, member, first, stop):
     """Yield ranges that share [first, stop) among the members; end when all members are done."""
     n, parts = stop - first, size * PARTS
-    part = claim(sync, size, member)
-    while part >= 0:
+    for part in claimed(sync, size, member):
         yield range(first + n * part // parts, first + n * (part + 1) // parts)
-        part = claim(sync, size, member)
-    barrier(sync, size)

@@ -160,16 +160,6 @@ def _within(slice_, row, begin, end, indices, cursor):
     return begin, end
 
 
-@inline
-def _weighted_sum(width, begin, end, net, act, x0, acc):
-    """Add the weighted inputs of one output neuron, from connections [begin, end), to `acc`."""
-    lanes = lanes_of(width)
-    for k in range(begin, end):
-        x = load(width, act, x0 + np.int64(at(net.indices, k)) * lanes)
-        acc = fma(splat(width, at(net.weights, k)), x, acc)
-    return acc
-
-
 @inner
 def forward(
     width, start, stop, layer, slice_, net, act, x0, y0, hidden, work, cursor, noise, sample
@@ -192,7 +182,9 @@ def forward(
             begin, end = _within(slice_, row, begin, end, net.indices, cursor)
             if not slice_.is_first:
                 y = load(width, act, place)
-        y = _weighted_sum(width, begin, end, net, act, x0, y)
+        for k in range(begin, end):
+            x = load(width, act, x0 + np.int64(at(net.indices, k)) * lanes)
+            y = fma(splat(width, at(net.weights, k)), x, y)
         if hidden and slice_.is_last:
             up = positive(y)
             y = select(up, y, y * slope)

@@ -61,7 +61,7 @@ def checked_size(size: int) -> int:
 
 
 class Team(Fixed, Closing):
-    """Threads that run jitted functions side by side; `sync` is for their `barrier` and `claim`."""
+    """Threads that run jitted functions side by side; `sync` is for `barrier` and `claimed`."""
 
     FIXED = ("size", "sync")
 
@@ -217,21 +217,6 @@ def _pause(typingctx):
 
 
 @jit(inner=True)
-def claim(sync, size, member):
-    """Return a part of the current phase that nobody has taken yet, or -1 if there is none."""
-    # A member takes its own parts first, in order, as its cache has their rows; then it helps the
-    # others, who may have lost a core to another process.
-    for turn in range(size):
-        owner = (member + turn) % size
-        counter = _TAKEN + _LINE * owner
-        if _read(sync, counter) < PARTS:
-            part = _fetch_add(sync, counter, 1)
-            if part < PARTS:
-                return owner * PARTS + part
-    return -1
-
-
-@jit(inner=True)
 def barrier(sync, size):
     """Return once all `size` members have called it; a new phase begins, with nothing taken."""
     if size == 1:
@@ -260,11 +245,16 @@ def barrier(sync, size):
 
 @jit(keep=False)  # Numba cannot load a generator from a cache; its callers' code has it
 def claimed(sync, size, member):
-    """Yield a phase's parts, shared among the members; end when all members are done."""
-    part = claim(sync, size, member)
-    while part >= 0:
-        yield part
-        part = claim(sync, size, member)
+    """Yield parts of a phase that nobody has taken yet; end when all members are done."""
+    # A member takes its own parts first, in order, as its cache has their rows; then it helps the
+    # others, who may have lost a core to another process.
+    for turn in range(size):
+        owner = (member + turn) % size
+        counter = _TAKEN + _LINE * owner
+        while _read(sync, counter) < PARTS:
+            part = _fetch_add(sync, counter, 1)
+            if part < PARTS:
+                yield owner * PARTS + part
     barrier(sync, size)
 
 

@@ -85,9 +85,9 @@ class Engine(Closing):
             self._bound = state.network, self._workspaces(state.network)
         return state, self._bound[1]
 
-    def alone(self) -> tuple[Workspace, lanes.Width, lanes.Width]:
-        """Return the arguments of one thread's kernels: workspace, backward and forward width."""
-        return self._now()[1][1], self._wide, self._width
+    def alone(self) -> tuple[np.ndarray, Workspace, lanes.Width, lanes.Width]:
+        """Return what one thread's programs need: sync, workspace, backward and forward width."""
+        return self._team.sync, self._now()[1][1], self._wide, self._width
 
     def _workspaces(self, network: Network) -> dict[int, Workspace]:
         sizes, size, wide = network.sizes, self._team.size, self._wide.lanes

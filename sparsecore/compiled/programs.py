@@ -26,7 +26,6 @@ def _forward_by_neurons(
 ):
     """Forward up to the gradients of the logits; members share the neurons of each layer."""
     lanes = lanes_of(width)
-    depth = len(net.sizes) - 1
     features, side = net.sizes[0], tile_of(width)
     tiles, parts = (features + side - 1) // side, size * PARTS
     for block in range(blocks):
@@ -39,20 +38,15 @@ def _forward_by_neurons(
                 width, start, stop, inputs, rows, first + block * lanes, here, work.act, x0
             )
 
-    for layer in range(depth):
+    for layer in range(len(net.sizes) - 1):
         for block in range(blocks):
-            x0 = work.act_start[layer] + block * net.sizes[layer] * lanes
-            y0 = work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
-            slices = work.forward_slices[layer]
-            for number in range(slices):
-                slice_ = kernels.slice_of(net.sizes[layer], number, slices)
+            for number in range(work.forward_slices[layer]):
                 # All are done before the next block or slice: slices of a sum come in order.
                 for part in claimed(sync, size, member):
-                    kernels.forward(
-                        width, work.forward_cuts[layer, part], work.forward_cuts[layer, part + 1],
-                        layer, slice_, net, work.act, x0, y0, layer < depth - 1, work,
-                        work.cursor[0], noise, np.uint32(block * lanes),
-                    )  # fmt: skip
+                    start, stop = work.forward_cuts[layer, part], work.forward_cuts[layer, part + 1]
+                    _forward_rows(
+                        width, start, stop, layer, number, block, net, work, work.cursor[0], noise
+                    )
 
     if member == 0:
         for block in range(blocks):
@@ -65,23 +59,35 @@ def _forward_by_samples(
 ):
     """Forward up to the gradients of the logits; members share the blocks of the batch."""
     lanes = lanes_of(width)
-    depth = len(net.sizes) - 1
     for block in range(member, blocks, size):
-        y0 = work.act_start[0] + block * net.sizes[0] * lanes
+        x0 = work.act_start[0] + block * net.sizes[0] * lanes
         here = max(0, min(lanes, count - block * lanes))
         kernels.gather(
-            width, 0, net.sizes[0], inputs, rows, first + block * lanes, here, work.act, y0
+            width, 0, net.sizes[0], inputs, rows, first + block * lanes, here, work.act, x0
         )
-        for layer in range(depth):
-            x0, y0 = y0, work.act_start[layer + 1] + block * net.sizes[layer + 1] * lanes
-            slices = work.forward_slices[layer]
-            for number in range(slices):
-                kernels.forward(
-                    width, 0, net.sizes[layer + 1], layer,
-                    kernels.slice_of(net.sizes[layer], number, slices), net, work.act, x0, y0,
-                    layer < depth - 1, work, work.cursor[member], noise, np.uint32(block * lanes),
-                )  # fmt: skip
+        for layer in range(len(net.sizes) - 1):
+            forward_block(width, layer, block, net, work, work.cursor[member], noise)
         _loss(width, net, work, aim, rows, first, block, count)
+
+
+@inner
+def forward_block(width, layer, block, net, work, cursor, noise):
+    """Forward a block of the batch through all neurons of a layer."""
+    for number in range(work.forward_slices[layer]):
+        stop = net.sizes[layer + 1]
+        _forward_rows(width, 0, stop, layer, number, block, net, work, cursor, noise)
+
+
+@inner
+def _forward_rows(width, start, stop, layer, number, block, net, work, cursor, noise):
+    """Forward a block of the batch through rows [start, stop) of a layer, for a slice of inputs."""
+    x0 = kernels.blocks_from(width, layer, block, net, work).start
+    y0 = kernels.blocks_from(width, layer + 1, block, net, work).start
+    slice_ = kernels.slice_of(net.sizes[layer], number, work.forward_slices[layer])
+    kernels.forward(
+        width, start, stop, layer, slice_, net, work.act, x0, y0, layer < len(net.sizes) - 2, work,
+        cursor, noise, np.uint32(block * lanes_of(width)),
+    )  # fmt: skip
 
 
 @inner
@@ -97,26 +103,25 @@ def _loss(width, net, work, aim, rows, first, block, count):
 
 
 @inner
-def _backward(member, size, sync, wide, width, net, work, sink, noise, rule, rate, groups):
-    """Backward, `wide` lanes at a time; members share the neurons that feed each layer."""
+def backward_layer(
+    member, size, sync, wide, width, layer, net, work, sink, noise, rule, rate, groups
+):
+    """Backward, `wide` lanes at a time; members share the neurons that feed the layer."""
     # Who takes a neuron alone writes its row of `act`, its bias and its outgoing weights: no locks.
     together = lanes_of(wide) // lanes_of(width)
-    for layer in range(len(net.sizes) - 2, -1, -1):
-        for group in range(groups):
-            pace = kernels.pace_of(rate, rule, group, groups)
-            xs = kernels.blocks_from(width, layer, group * together, net, work)
-            ds = kernels.blocks_from(width, layer + 1, group * together, net, work)
-            slices = work.backward_slices[layer]
-            for number in range(slices):
-                slice_ = kernels.slice_of(net.sizes[layer + 1], number, slices)
-                # The groups' updates of a weight, and the slices of a sum, come in order.
-                for part in claimed(sync, size, member):
-                    start = work.backward_cuts[layer, part]
-                    stop = work.backward_cuts[layer, part + 1]
-                    kernels.backward(
-                        wide, width, start, stop, layer, slice_, net, sink, work, xs, ds, noise,
-                        pace,
-                    )  # fmt: skip
+    for group in range(groups):
+        pace = kernels.pace_of(rate, rule, group, groups)
+        xs = kernels.blocks_from(width, layer, group * together, net, work)
+        ds = kernels.blocks_from(width, layer + 1, group * together, net, work)
+        slices = work.backward_slices[layer]
+        for number in range(slices):
+            slice_ = kernels.slice_of(net.sizes[layer + 1], number, slices)
+            # The groups' updates of a weight, and the slices of a sum, come in order.
+            for part in claimed(sync, size, member):
+                start, stop = work.backward_cuts[layer, part], work.backward_cuts[layer, part + 1]
+                kernels.backward(
+                    wide, width, start, stop, layer, slice_, net, sink, work, xs, ds, noise, pace
+                )
 
 
 @kernel
@@ -157,7 +162,10 @@ def run_batches(
                         bias + c, bias + c, g, net.biases, sink.velocity_b, sink.gradient_b,
                         pace,
                     )  # fmt: skip
-        _backward(member, size, sync, wide, width, net, work, sink, noise, rule, rate, groups)
+        for layer in range(depth - 1, -1, -1):
+            backward_layer(
+                member, size, sync, wide, width, layer, net, work, sink, noise, rule, rate, groups
+            )
         if member == 0:  # all have passed the last barrier: the step is whole
             metrics.steps[0] += 1
 

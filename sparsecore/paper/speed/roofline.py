@@ -10,9 +10,9 @@ import numpy as np
 from numba import njit
 
 from sparsecore.bench import spread, timed
-from sparsecore.compiled import kernels
+from sparsecore.compiled import kernels, programs
 from sparsecore.compiled.engine import aligned, metrics
-from sparsecore.compiled.lanes import Width, fma, lanes_of, load, splat, total, widest
+from sparsecore.compiled.lanes import Width, fma, load, splat, total, widest
 from sparsecore.config import TrainConfig
 from sparsecore.paper.speed.peers import Problem
 from sparsecore.paper.store import Result
@@ -46,39 +46,21 @@ def _read(width, lanes, passes, data, out):
 
 
 @_jit
-def _forward_many(wide, width, blocks, layer, net, work, rule, hidden, n):
-    lanes = lanes_of(width)
-    n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
+def _forward_many(width, blocks, layer, net, work, rule, n):
     noise = kernels.noise_of(rule, 0)
-    slices = work.forward_slices[layer]
     for _ in range(n):
         for block in range(blocks):
-            for number in range(slices):
-                kernels.forward(
-                    width, 0, n_out, layer, kernels.slice_of(n_in, number, slices), net, work.act,
-                    work.act_start[layer] + block * n_in * lanes,
-                    work.act_start[layer + 1] + block * n_out * lanes,
-                    hidden, work, work.cursor[0], noise, np.uint32(block * lanes),
-                )  # fmt: skip
+            programs.forward_block(width, layer, block, net, work, work.cursor[0], noise)
 
 
 @_jit
-def _backward_many(wide, width, blocks, layer, net, work, rule, velocity, velocity_b, n):
-    n_in, n_out = net.sizes[layer], net.sizes[layer + 1]
-    noise = kernels.noise_of(rule, 0)
+def _backward_many(sync, wide, width, groups, layer, net, work, rule, velocity, velocity_b, n):
+    noise, rate = kernels.noise_of(rule, 0), rule.learning_rate
     sink = kernels.Sink(velocity, velocity_b, None, None, False)
-    together = lanes_of(wide) // lanes_of(width)
-    groups, slices = blocks // together, work.backward_slices[layer]
     for _ in range(n):
-        for group in range(groups):
-            pace = kernels.pace_of(rule.learning_rate, rule, group, groups)
-            xs = kernels.blocks_from(width, layer, group * together, net, work)
-            ds = kernels.blocks_from(width, layer + 1, group * together, net, work)
-            for number in range(slices):
-                slice_ = kernels.slice_of(n_out, number, slices)
-                kernels.backward(
-                    wide, width, 0, n_in, layer, slice_, net, sink, work, xs, ds, noise, pace
-                )
+        programs.backward_layer(
+            0, 1, sync, wide, width, layer, net, work, sink, noise, rule, rate, groups
+        )
 
 
 def cache_sizes() -> dict[str, int]:
@@ -144,22 +126,21 @@ def _kernels(shape: str, sizes: tuple[int, ...], epsilon: float, repeats: int) -
     with model.new_engine(batch) as engine:
         # A whole step fills activations, masks and gradients with realistic values.
         engine.train(rule, inputs, labels, np.arange(batch), batch, 0, metrics())
-        net, (work, wide, width) = model.network, engine.alone()
-        blocks = -(-batch // wide.lanes) * (wide.lanes // width.lanes)
+        net, (sync, work, wide, width) = model.network, engine.alone()
+        groups, together = -(-batch // wide.lanes), wide.lanes // width.lanes
         weights, biases = velocity[: model.nnz], velocity[model.nnz :]
         work.act[:] = np.random.default_rng(0).standard_normal(len(work.act), np.float32)
         for layer in range(len(sizes) - 1):
-            nnz, hidden = model[layer].nnz, layer < len(sizes) - 2
-            common = (wide, width, blocks, layer, net, work, rule)
-            forward = partial(_forward_many, *common, hidden)
-            backward = partial(_backward_many, *common, weights, biases)
-            for direction, run, lanes, slices in (
-                ("forward", forward, width.lanes, int(work.forward_slices[layer])),
-                ("backward", backward, wide.lanes, int(work.backward_slices[layer])),
+            nnz, common = model[layer].nnz, (layer, net, work, rule)
+            forward = partial(_forward_many, width, groups * together, *common)
+            backward = partial(_backward_many, sync, wide, width, groups, *common, weights, biases)
+            for direction, run, lanes, blocks, slices in (
+                ("forward", forward, width.lanes, groups * together, work.forward_slices),
+                ("backward", backward, wide.lanes, groups, work.backward_slices),
             ):
                 ms = spread(_kernel_ms(run, repeats, work))
-                point = _counts(direction, layer, nnz, sizes, lanes, blocks * width.lanes // lanes)
-                point["working_set"] = -(-point["working_set"] // slices)
+                point = _counts(direction, layer, nnz, sizes, lanes, blocks)
+                point["working_set"] = -(-point["working_set"] // int(slices[layer]))
                 point["gflops"] = point["flops"] / ms["median"] / 1e6
                 about = {"shape": shape, "layer": layer + 1, "direction": direction}
                 points.append({**about, "nnz": nnz, "ms": ms, **point})

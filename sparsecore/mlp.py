@@ -265,24 +265,6 @@ class SparseMLP(Fixed):
             activation=activation, alpha=alpha, init=init,
         )  # fmt: skip
 
-    def _draft(self) -> State:
-        """Return a copy of all arrays, to be changed and then installed as a whole."""
-        net, params, velocity, transposed = engine.settle(self._state)
-        params, nnz = _copy(params), self.nnz
-        names = "indptr", "indices", "out_indptr", "out_indices", "out_position"
-        copies = {name: _copy(getattr(net, name)) for name in names}
-        net = net._replace(weights=params[:nnz], biases=params[nnz:], **copies)
-        return State(net, params, None if velocity is None else _copy(velocity), transposed.copy())
-
-    def _transpose(self, state: State, layer: int) -> None:
-        """Bring the transposed access of a layer up to date."""
-        view, net = self._views(state, layer), state.network
-        start = sum(self.sizes[:layer]) + layer
-        part = slice(net.weight_start[layer], net.weight_start[layer + 1])
-        pointers = net.out_indptr[start : start + view.n_in + 1]
-        access = pointers, net.out_indices[part], net.out_position[part]
-        topology.transpose(view.indptr, view.indices, *access)
-
     def __len__(self) -> int:
         return len(self.sizes) - 1
 
@@ -293,10 +275,7 @@ class SparseMLP(Fixed):
         """Return views of a layer, counted from the input."""
         if not 0 <= layer < len(self):
             raise IndexError(f"layer: expected 0 to {len(self) - 1}, got {layer}")
-        return self._views(engine.settle(self._state), layer)
-
-    def _views(self, state: State, layer: int) -> SparseLayer:
-        net, velocity = state.network, state.velocity
+        net, _, velocity, _ = engine.settle(self._state)
         part = slice(int(net.weight_start[layer]), int(net.weight_start[layer + 1]))
         biases = slice(int(net.bias_start[layer]), int(net.bias_start[layer + 1]))
         start, n_out = biases.start + layer, self.sizes[layer + 1]
@@ -499,30 +478,39 @@ class SparseMLP(Fixed):
             if found != expected:
                 raise ValueError(f"layer {layer}, indptr: expected shape {expected}, got {found}")
             topology.check(indptr, indices, self.sizes[layer])
-        counts = [len(indices) for _, indices in structures]
-        nnz = sum(counts)
-        n_params = nnz + sum(self.sizes[1:])
+        pointers, columns = zip(*structures, strict=True)
+        starts = np.cumsum([0, *map(len, columns)], dtype=np.int64)
+        n_params = int(starts[-1]) + sum(self.sizes[1:])
         params = _copy(_vector("params", params, n_params))
-        place = np.int32 if max(counts) <= _INT32_MAX else np.int64
+        moved = None if velocity is None else _copy(_vector("velocity", velocity, n_params))
+        self._install(starts, _flat(pointers, np.int64), _flat(columns, np.int32), params, moved)
+
+    def _install(
+        self, starts: np.ndarray, indptr: np.ndarray, indices: np.ndarray, params: np.ndarray,
+        velocity: np.ndarray | None,
+    ) -> None:  # fmt: skip
+        """Make these arrays the network's own; an interrupt comes before or after."""
+        nnz, inputs = len(indices), np.cumsum([0, *(n + 1 for n in self.sizes[:-1])])
+        place = np.int32 if np.diff(starts).max() <= _INT32_MAX else np.int64
         slopes = [ACTIVATIONS[self.activation](n, self.alpha) for n in range(1, len(self.sizes))]
         network = Network(
             sizes=np.array(self.sizes, np.int64),
-            weight_start=np.cumsum([0, *counts], dtype=np.int64),
+            weight_start=starts,
             bias_start=np.cumsum([0, *self.sizes[1:]], dtype=np.int64),
             weights=params[:nnz],
             biases=params[nnz:],
-            indptr=_flat([indptr for indptr, _ in structures], np.int64),
-            indices=_flat([indices for _, indices in structures], np.int32),
-            out_indptr=np.zeros(sum(self.sizes[:-1]) + len(self), np.int64),
-            out_indices=np.empty(nnz, np.int32),
-            out_position=np.empty(nnz, place),
+            indptr=indptr,
+            indices=indices,
+            out_indptr=engine.aligned(int(inputs[-1]), np.int64),
+            out_indices=engine.aligned(nnz, np.int32),
+            out_position=engine.aligned(nnz, place),
             slopes=np.array(slopes, np.float32),
         )
-        moved = None if velocity is None else _copy(_vector("velocity", velocity, n_params))
-        state = State(network, params, moved, np.zeros(1, bool))
-        for layer in range(len(self)):
-            self._transpose(state, layer)
-        self._state = _sealed(state)
+        for layer, structure in enumerate(split_layers(self.sizes, starts, indptr, indices)):
+            part, own = slice(*starts[layer : layer + 2]), slice(*inputs[layer : layer + 2])
+            access = network.out_indptr[own], network.out_indices[part], network.out_position[part]
+            topology.transpose(*structure, *access)
+        self._state = _sealed(State(network, params, velocity, np.zeros(1, bool)))
 
     def structures(self) -> list[topology.Structure]:
         """Return each layer's (indptr, indices) as views."""
@@ -543,16 +531,18 @@ class SparseMLP(Fixed):
         ones have random places, fresh initial weights and velocity 0. nnz stays constant. O(nnz).
         """
         HYPERPARAMETERS["zeta"].check(zeta)
-        replaced, draft = 0, self._draft()
-        for layer in range(len(self) - 1):
-            view = self._views(draft, layer)
-            drop = topology.weakest(view.data, zeta)
-            fresh = INITIALIZERS[self.init](view.n_in, view.n_out, int(drop.sum()), rng)
-            arrays = view.indptr, view.indices, view.data, view.velocity
-            topology.replace(drop, *arrays, view.n_in, fresh, rng)
-            self._transpose(draft, layer)
+        net, velocity, replaced = self.network, self.velocity, 0
+        indptr, indices, params = map(_copy, (net.indptr, net.indices, self.params))
+        velocity = None if velocity is None else _copy(velocity)
+        structures = split_layers(self.sizes, net.weight_start, indptr, indices)
+        for layer, (n_in, n_out) in enumerate(pairwise(self.sizes[:-1])):
+            part = slice(*net.weight_start[layer : layer + 2])
+            drop = topology.weakest(params[part], zeta)
+            fresh = INITIALIZERS[self.init](n_in, n_out, int(drop.sum()), rng)
+            own = None if velocity is None else velocity[part]
+            topology.replace(drop, *structures[layer], params[part], own, n_in, fresh, rng)
             replaced += len(fresh)
-        self._state = _sealed(draft)
+        self._install(net.weight_start, indptr, indices, params, velocity)
         return replaced
 
     def importance(self, layer: int) -> np.ndarray:

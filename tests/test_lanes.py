@@ -21,7 +21,7 @@ def n(request):
 # Compiled for each width and kept in no file: Numba's cache would not notice a changed lanes.py.
 @njit
 def arithmetic(width, a, b, c, i, value, out, scalars):
-    n = lanes.lanes_of(width)
+    n = width.lanes
     x, y, z = lanes.load(width, a, i), lanes.load(width, b, i), lanes.load(width, c, i)
     lanes.store(out, i, x * y)
     lanes.store(out, i + n, lanes.fma(x, y, z))
@@ -35,7 +35,7 @@ def arithmetic(width, a, b, c, i, value, out, scalars):
 
 @njit
 def masks(width, a, bits, i, key, first, threshold, out, noise):
-    n = lanes.lanes_of(width)
+    n = width.lanes
     lanes.store_mask(bits, i, lanes.positive(lanes.load(width, a, 0)))
     one, zero = lanes.splat(width, np.float32(1)), lanes.splat(width, np.float32(0))
     lanes.store(out, 0, lanes.select(lanes.load_mask_across(width, width, bits, i, 0), one, zero))
@@ -63,7 +63,7 @@ def tile(width, inputs, rows, first, feature, out, place, step):
 
 @njit
 def how_many(width):
-    return lanes.lanes_of(width), lanes.tile_of(width)
+    return width.lanes, lanes.tile_of(width)
 
 
 class Sample:
@@ -216,7 +216,7 @@ def test_put_refuses_another_type():
 
 def test_a_width_knows_its_lanes(n):
     width = Width(n)
-    assert (width.lanes, lanes.lanes_of(width)) == (n, n)
+    assert width.lanes == n
     assert how_many(width) == (n, lanes.tile_of(width))
 
 
@@ -233,7 +233,7 @@ def across(wide, width, array, bits, index, gap, out, store_at):
     lanes.store(out, 0, value)
     mask = lanes.load_mask_across(wide, width, bits, index, gap)
     nothing = lanes.splat(wide, np.float32(0))
-    lanes.store(out, lanes.lanes_of(wide), lanes.select(mask, value, nothing))
+    lanes.store(out, wide.lanes, lanes.select(mask, value, nothing))
     lanes.store_across(width, array, store_at, gap, value)
 
 

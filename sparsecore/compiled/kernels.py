@@ -18,9 +18,8 @@ import numpy as np
 from sparsecore.compiled.jit import inline, inner, jit, kernel
 
 from sparsecore.compiled.lanes import (  # isort: skip
-    at, bernoulli, copy_transposed, fma, lanes_of, load, load_across, load_mask_across, partial_dot,
-    positive, prefetch_to_write, put, select, splat, store, store_across, store_mask, tile_of,
-    total, totals,
+    at, bernoulli, copy_transposed, fma, load, load_across, load_mask_across, partial_dot, positive,
+    prefetch_to_write, put, select, splat, store, store_across, store_mask, tile_of, total, totals,
 )  # fmt: skip
 
 # Backward asks so many connections ahead for lines that another thread may have changed. From that
@@ -117,7 +116,7 @@ def noise_of(rule, step):
 def gather(width, start, stop, inputs, rows, first, count, act, x0):
     """Copy features [start, stop) of samples ``rows[first : first + count]`` to a block at `x0`."""
     # Lanes from `count` on get 0. Whole tiles are transposed in registers.
-    lanes, side = lanes_of(width), tile_of(width)
+    lanes, side = width.lanes, tile_of(width)
     whole = start + (stop - start) // side * side
     for tile in range(0, lanes, side):
         edge = start  # features from here on are copied one by one
@@ -168,14 +167,13 @@ def forward(
     # x begins at `x0` of `act`, y at `y0`; `sample` is the block's first in the batch; `hidden`: y
     # are not the logits. With `work`, values for backward are kept, and `noise` drops activations;
     # without it (predictions; the compiler removes what is None) there is one slice.
-    lanes = lanes_of(width)
     base, bias = net.weight_start[layer], net.bias_start[layer]
     pointer = bias + layer  # each layer below has one pointer more than neurons
     slope, nothing = splat(width, net.slopes[layer]), splat(width, np.float32(0))
     if work is not None:
         key, scale = mix(noise.key, layer), splat(width, noise.scale)
     for row in range(start, stop):
-        place = y0 + row * lanes
+        place = y0 + row * width.lanes
         begin, end = base + at(net.indptr, pointer + row), base + at(net.indptr, pointer + row + 1)
         y = splat(width, at(net.biases, bias + row))
         if work is not None:
@@ -183,7 +181,7 @@ def forward(
             if not slice_.is_first:
                 y = load(width, act, place)
         for k in range(begin, end):
-            x = load(width, act, x0 + np.int64(at(net.indices, k)) * lanes)
+            x = load(width, act, x0 + np.int64(at(net.indices, k)) * width.lanes)
             y = fma(splat(width, at(net.weights, k)), x, y)
         if hidden and slice_.is_last:
             up = positive(y)
@@ -264,7 +262,7 @@ class Blocks(NamedTuple):
 @inline
 def blocks_from(width, layer, block, net, work):
     """Return the blocks of a layer, from block `block` of the batch on."""
-    gap = net.sizes[layer] * lanes_of(width)
+    gap = net.sizes[layer] * width.lanes
     return Blocks(work.act_start[layer] + block * gap, gap)
 
 
@@ -275,7 +273,7 @@ def blocks_from(width, layer, block, net, work):
 @inline
 def _connection(wide, width, k, base, net, act, x, ds, acc, hidden):
     """Return a connection's place, the input gradient plus its share, and lanes of its gradient."""
-    place = ds.start + np.int64(at(net.out_indices, k)) * lanes_of(width)
+    place = ds.start + np.int64(at(net.out_indices, k)) * width.lanes
     d = load_across(wide, width, act, place, ds.gap)
     p = base + np.int64(at(net.out_position, k))
     if hidden:
@@ -316,7 +314,7 @@ def _backward_input(wide, width, start, stop, slice_, net, sink, work, xs, ds, p
     # Features have no bias and no activation, and need no gradient.
     cursor, nothing = work.cursor[0], splat(wide, np.float32(0))
     for row in range(start, stop):
-        x = load_across(wide, width, work.act, xs.start + row * lanes_of(width), xs.gap)
+        x = load_across(wide, width, work.act, xs.start + row * width.lanes, xs.gap)
         begin, end = _within(
             slice_, row, at(net.out_indptr, row), at(net.out_indptr, row + 1), net.out_indices,
             cursor,
@@ -332,13 +330,13 @@ def backward(wide, width, start, stop, layer, slice_, net, sink, work, xs, ds, n
         return
     # Rows are outputs of the layer below, and have its biases and slopes. The last slice moves
     # the biases, and replaces activations by pre-activation gradients.
-    cursor, act, all_lanes = work.cursor[0], work.act, lanes_of(wide)
+    cursor, act, all_lanes = work.cursor[0], work.act, wide.lanes
     base, bias = net.weight_start[layer], net.bias_start[layer - 1]
     pointer = net.sizes[0] + bias + layer  # as in forward; features have pointers, too
     nothing, scale = splat(wide, np.float32(0)), splat(wide, noise.scale)
     slope = splat(wide, net.slopes[layer - 1] * noise.scale)
     for row in range(start, stop):
-        place = xs.start + row * lanes_of(width)
+        place = xs.start + row * width.lanes
         x = load_across(wide, width, act, place, xs.gap)
         begin = base + at(net.out_indptr, pointer + row)
         end = base + at(net.out_indptr, pointer + row + 1)

@@ -16,7 +16,8 @@ from numba import types
 from numba.core import cgutils
 
 from numba.extending import (  # isort: skip
-    NativeValue, intrinsic, models, overload, register_jitable, register_model, typeof_impl, unbox,
+    NativeValue, intrinsic, models, overload, overload_attribute, register_jitable, register_model,
+    typeof_impl, unbox,
 )  # fmt: skip
 
 # Lanes of the largest register. Sums are folded to it on every CPU: it is part of their order.
@@ -121,21 +122,16 @@ def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return call(builder, f"llvm.fma.{kind}", a.type, [a, b, c])
 
 
-def lanes_of(width: Width) -> int:
-    """Return the number of lanes of `width`; a constant to the compiler."""
-    return width.lanes
-
-
-@overload(lanes_of)
+@overload_attribute(WidthType, "lanes")
 def _lanes_of(width):
-    lanes = width.lanes
+    lanes = width.lanes  # a constant to the compiler
     return lambda width: lanes
 
 
 @register_jitable
 def tile_of(width: Width) -> int:
     """Return the side of a square tile of values that `copy_transposed` holds in registers."""
-    return min(lanes_of(width), _REGISTER)
+    return min(width.lanes, _REGISTER)
 
 
 @intrinsic

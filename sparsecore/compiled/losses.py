@@ -11,7 +11,7 @@ import numpy as np
 
 from sparsecore.compiled.arrays import reads
 from sparsecore.compiled.jit import inner
-from sparsecore.compiled.lanes import at, lanes_of, put
+from sparsecore.compiled.lanes import at, put
 
 SOFTMAX, SIGMOID, SQUARED = range(3)
 
@@ -49,7 +49,7 @@ class Aim(NamedTuple):
 @inner
 def _softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count, losses, hits):
     """Replace a block of logits by the gradient of the summed loss."""
-    lanes = lanes_of(width)
+    lanes = width.lanes
     for lane in range(count):
         top, best = -np.inf, 0
         for c in range(n_classes):
@@ -73,7 +73,7 @@ def _softmax_cross_entropy(width, n_classes, act, z0, labels, rows, first, count
 @inner
 def loss_gradient(width, n_outputs, act, z0, aim, rows, first, count, losses, hits):
     """Replace a block of outputs by the gradient of the summed, weighted loss; padding gets 0."""
-    lanes, one = lanes_of(width), np.float32(1)
+    lanes, one = width.lanes, np.float32(1)
     softmax = aim.loss == SOFTMAX
     if softmax:
         _softmax_cross_entropy(

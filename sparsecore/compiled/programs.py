@@ -15,7 +15,7 @@ import numpy as np
 
 from sparsecore.compiled import kernels
 from sparsecore.compiled.jit import inner, kernel
-from sparsecore.compiled.lanes import at, lanes_of, load_across, tile_of, total
+from sparsecore.compiled.lanes import at, load_across, tile_of, total
 from sparsecore.compiled.losses import loss_gradient
 from sparsecore.compiled.team import PARTS, barrier, claimed
 
@@ -25,7 +25,7 @@ def _forward_by_neurons(
     member, size, sync, width, net, work, noise, inputs, aim, rows, first, count, blocks
 ):
     """Forward up to the gradients of the logits; members share the neurons of each layer."""
-    lanes = lanes_of(width)
+    lanes = width.lanes
     features, side = net.sizes[0], tile_of(width)
     tiles, parts = (features + side - 1) // side, size * PARTS
     for block in range(blocks):
@@ -58,7 +58,7 @@ def _forward_by_samples(
     member, size, width, net, work, noise, inputs, aim, rows, first, count, blocks
 ):
     """Forward up to the gradients of the logits; members share the blocks of the batch."""
-    lanes = lanes_of(width)
+    lanes = width.lanes
     for block in range(member, blocks, size):
         x0 = work.act_start[0] + block * net.sizes[0] * lanes
         here = max(0, min(lanes, count - block * lanes))
@@ -86,19 +86,18 @@ def _forward_rows(width, start, stop, layer, number, block, net, work, cursor, n
     slice_ = kernels.slice_of(net.sizes[layer], number, work.forward_slices[layer])
     kernels.forward(
         width, start, stop, layer, slice_, net, work.act, x0, y0, layer < len(net.sizes) - 2, work,
-        cursor, noise, np.uint32(block * lanes_of(width)),
+        cursor, noise, np.uint32(block * width.lanes),
     )  # fmt: skip
 
 
 @inner
 def _loss(width, net, work, aim, rows, first, block, count):
     """Turn a block's logits into their gradients."""
-    lanes = lanes_of(width)
-    depth, start = len(net.sizes) - 1, block * lanes
+    depth, start = len(net.sizes) - 1, block * width.lanes
     z0 = work.act_start[depth] + start * net.sizes[depth]
     loss_gradient(
         width, net.sizes[depth], work.act, z0, aim, rows, first + start,
-        max(0, min(lanes, count - start)), work.losses[start:], work.hits[start:],
+        max(0, min(width.lanes, count - start)), work.losses[start:], work.hits[start:],
     )  # fmt: skip
 
 
@@ -108,7 +107,7 @@ def backward_layer(
 ):
     """Backward, `wide` lanes at a time; members share the neurons that feed the layer."""
     # Who takes a neuron alone writes its row of `act`, its bias and its outgoing weights: no locks.
-    together = lanes_of(wide) // lanes_of(width)
+    together = wide.lanes // width.lanes
     for group in range(groups):
         pace = kernels.pace_of(rate, rule, group, groups)
         xs = kernels.blocks_from(width, layer, group * together, net, work)
@@ -130,12 +129,11 @@ def run_batches(
     metrics,
 ):  # fmt: skip
     """Process `rows`, `batch` samples at a time: forward, loss, and backward into `sink`."""
-    lanes = lanes_of(width)
     depth = len(net.sizes) - 1
     bias = net.bias_start[depth - 1]
     for first in range(0, len(rows), batch):
         count = min(batch, len(rows) - first)  # the last batch may be smaller
-        groups, together = (count + lanes_of(wide) - 1) // lanes_of(wide), lanes_of(wide) // lanes
+        groups, together = (count + wide.lanes - 1) // wide.lanes, wide.lanes // width.lanes
         blocks = groups * together
         noise = kernels.noise_of(rule, step + first // batch)
         rate = np.float32(rule.learning_rate / count)  # backward sums; the rule wants the mean
@@ -157,7 +155,8 @@ def run_batches(
                 pace = kernels.pace_of(rate, rule, group, groups)
                 zs = kernels.blocks_from(width, depth, group * together, net, work)
                 for c in range(net.sizes[depth]):
-                    g = total(load_across(wide, width, work.act, zs.start + c * lanes, zs.gap))
+                    place = zs.start + c * width.lanes
+                    g = total(load_across(wide, width, work.act, place, zs.gap))
                     kernels.apply(
                         bias + c, bias + c, g, net.biases, sink.velocity_b, sink.gradient_b,
                         pace,
@@ -173,7 +172,7 @@ def run_batches(
 @kernel
 def predict_range(member, size, sync, width, net, inputs, rows, act, out):
     """Write the logits of ``inputs[rows]`` to `out`; members take blocks of samples in turn."""
-    lanes = lanes_of(width)
+    lanes = width.lanes
     depth = len(net.sizes) - 1
     n, half = len(rows), act.shape[1] // 2
     mine = act[member]  # it has room for two layers of one block

@@ -18,8 +18,7 @@ from sparsecore.compiled.jit import inline, kernel
 from sparsecore.compiled.team import shares
 
 from sparsecore.compiled.lanes import (  # isort: skip
-    at, fma, lanes_of, load, packed, partial_dot, positive, put, select, splat, store, stream,
-    total, totals,
+    at, fma, load, packed, partial_dot, positive, put, select, splat, store, stream, total, totals,
 )  # fmt: skip
 
 
@@ -57,7 +56,7 @@ def _momentum(k, gradient, values, velocity, update):
 @kernel
 def send_inputs(member, size, sync, width, grid, tiles, strip, z, slope, slots):
     """Write each connection's input activation to its slot."""
-    lanes = lanes_of(width)
+    lanes = width.lanes
     for part in shares(sync, size, member, strip.left, strip.right):
         for column in part:
             first = column * grid.side_in
@@ -71,7 +70,7 @@ def send_inputs(member, size, sync, width, grid, tiles, strip, z, slope, slots):
 @kernel
 def receive_inputs(member, size, sync, width, grid, tiles, strip, slots, biases, z):
     """Sum up the inputs of whole rows of tiles: z = bias + weights times slots."""
-    lanes = lanes_of(width)
+    lanes = width.lanes
     for part in shares(sync, size, member, strip.top, strip.bottom):
         for row in part:
             first, shift = row * grid.side_out, at(strip.shift, row)
@@ -88,17 +87,16 @@ def receive_inputs(member, size, sync, width, grid, tiles, strip, slots, biases,
 @kernel
 def update_biases(member, size, sync, width, grid, delta, biases, velocity, update):
     """Sum each output gradient over the batch and move the bias."""
-    lanes = lanes_of(width)
     for part in shares(sync, size, member, 0, grid.n_out):
         for neuron in part:
-            g = total(load(width, delta, neuron * lanes))
+            g = total(load(width, delta, neuron * width.lanes))
             _momentum(neuron, g, biases, velocity, update)
 
 
 @kernel
 def send_deltas(member, size, sync, width, grid, tiles, strip, delta, slots):
     """Write each connection's output gradient to its slot."""
-    lanes = lanes_of(width)
+    lanes = width.lanes
     for part in shares(sync, size, member, strip.top, strip.bottom):
         for row in part:
             first, shift = row * grid.side_out, at(strip.shift, row)
@@ -112,7 +110,7 @@ def send_deltas(member, size, sync, width, grid, tiles, strip, delta, slots):
 @inline
 def _connection(width, k, first, shift, tiles, slots, z, slope, sums, inner):
     """Follow one connection back; return lanes that sum to its weight's gradient."""
-    lanes = lanes_of(width)
+    lanes = width.lanes
     d = load(width, slots, (k + shift) * lanes)
     column = np.int64(at(tiles.columns, k))
     x = _activated(width, load(width, z, (first + column) * lanes), slope)
@@ -128,7 +126,7 @@ def receive_deltas(
     member, size, sync, width, four, grid, tiles, strip, slots, z, slope, gradients, update, inner
 ):
     """Move the weights of whole columns of tiles; with `inner`, replace z by its gradient."""
-    lanes = lanes_of(width)
+    lanes = width.lanes
     sums, one = gradients[member], splat(width, np.float32(1))
     rate, carry = splat(four, -update.learning_rate), splat(four, update.momentum)
     keep = splat(four, update.keep)

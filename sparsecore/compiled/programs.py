@@ -25,18 +25,13 @@ def _forward_by_neurons(
     member, size, sync, width, net, work, noise, inputs, aim, rows, first, count, blocks
 ):
     """Forward up to the gradients of the logits; members share the neurons of each layer."""
-    lanes = width.lanes
     features, side = net.sizes[0], tile_of(width)
     tiles, parts = (features + side - 1) // side, size * PARTS
     for block in range(blocks):
-        x0 = work.act_start[0] + block * features * lanes
-        here = max(0, min(lanes, count - block * lanes))
         for part in claimed(sync, size, member):
             start = tiles * part // parts * side
             stop = min(features, tiles * (part + 1) // parts * side)
-            kernels.gather(
-                width, start, stop, inputs, rows, first + block * lanes, here, work.act, x0
-            )
+            _gather(width, start, stop, block, net, work, inputs, rows, first, count)
 
     for layer in range(len(net.sizes) - 1):
         for block in range(blocks):
@@ -58,16 +53,19 @@ def _forward_by_samples(
     member, size, width, net, work, noise, inputs, aim, rows, first, count, blocks
 ):
     """Forward up to the gradients of the logits; members share the blocks of the batch."""
-    lanes = width.lanes
     for block in range(member, blocks, size):
-        x0 = work.act_start[0] + block * net.sizes[0] * lanes
-        here = max(0, min(lanes, count - block * lanes))
-        kernels.gather(
-            width, 0, net.sizes[0], inputs, rows, first + block * lanes, here, work.act, x0
-        )
+        _gather(width, 0, net.sizes[0], block, net, work, inputs, rows, first, count)
         for layer in range(len(net.sizes) - 1):
             forward_block(width, layer, block, net, work, work.cursor[member], noise)
         _loss(width, net, work, aim, rows, first, block, count)
+
+
+@inner
+def _gather(width, start, stop, block, net, work, inputs, rows, first, count):
+    """Copy features [start, stop) of the samples of a block of the batch."""
+    begin, x0 = block * width.lanes, kernels.blocks_from(width, 0, block, net, work).start
+    here = max(0, min(width.lanes, count - begin))
+    kernels.gather(width, start, stop, inputs, rows, first + begin, here, work.act, x0)
 
 
 @inner

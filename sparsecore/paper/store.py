@@ -106,22 +106,19 @@ class Entry:
             return None, "other code or machine"
         return result, "recorded"
 
-    def recorded(self) -> Result | None:
+    def recorded(self, otherwise: str = "it is ignored", level: int = 3) -> Result | None:
         """Return the result, if it is valid; warn of a file that is damaged."""
         result, state = self.look()
         if state.startswith("damaged"):
-            self._warn(f"{state}; it is ignored", 3)
+            self._warn(f"{state}; {otherwise}", level)
         return result
 
     def obtain(self, compute: Callable[[], Result], wait: bool = True) -> Result:
         """Return the valid result; if there is none, compute and keep it."""
         # If another process is computing it, wait for that process; without `wait`, raise a
         # BlockingIOError.
-        result, state = self.look()
-        if result is not None:
+        if (result := self.recorded("it is computed again", level=4)) is not None:
             return result
-        if state.startswith("damaged"):
-            self._warn(f"{state}; it is computed again", 3)
         with files.lock(self.path.with_name(f".{self.name}.lock"), wait):
             result, _ = self.look()  # another process may have been faster
             return self._keep(compute) if result is None else result

@@ -91,6 +91,27 @@ def test_intervals_are_scipy_s():
         assert 2 * found.p == pytest.approx(reference.pvalue)
 
 
+def test_ratios_of_pairs_vary_only_between_pairs():
+    times = [1.0, 2.0, 4.0], [2.0, 4.0, 8.0]
+    assert effects.log_ratio(*times, paired=True) is None
+    alone = effects.log_ratio(*times, paired=False)
+    assert np.exp(alone.value) == pytest.approx(0.5) and alone.sign == 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sign"), [(0, 2, 0), (-2, 0, 0), (0.1, 2, 1), (-2, -1, -1)]
+)
+def test_an_interval_that_ends_at_0_includes_it(low, high, sign):
+    assert effects.Effect(0.0, low, high, 0.5).sign == sign
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.994, "0.99"), (1, "1.00"), (1.994, "1.99"), (2, "2.0"), (12.3, "12")]
+)
+def test_ratios_have_two_digits(value, text):
+    assert effects.two_digits(value) == text
+
+
 def test_what_does_not_vary_has_no_interval():
     assert interval([0.5, 0.5], [0.4, 0.4], False) is None
     assert interval([0.3] * 3, [0.1] * 3, False) is None, "what rounding leaves is no spread"

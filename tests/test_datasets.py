@@ -1026,8 +1026,10 @@ def test_arrays_that_do_not_fit_are_refused(changes, told):
 
 def test_the_hash_is_of_the_arrays_and_derived_data_keep_it():
     data = tiny(np.arange(12.0).reshape(4, 3))
-    again, other = (dataclasses.replace(data, X_train=data.X_train + i) for i in (0, 1))
-    assert data.content_hash == again.content_hash != other.content_hash
+    arrays = {name: getattr(data, name) for name in ("X_train", "y_train", "X_test", "y_test")}
+    for name, array in arrays.items():
+        again, other = (dataclasses.replace(data, **{name: array[::i].copy()}) for i in (1, -1))
+        assert data.content_hash == again.content_hash != other.content_hash, name
     assert data.standardized().content_hash == data.limited(2).content_hash == data.content_hash
 
 

@@ -328,3 +328,6 @@ def test_each_worker_moves_its_images_by_itself():
         experiment.Shard(data, slice(None), config(augment=True), 1, rank)(0) for rank in range(3)
     )
     assert not np.array_equal(one, other) and not np.array_equal(other, third)
+    for seed, epoch in ((1, 1), (2, 0)):
+        moved = experiment.Shard(data, slice(None), config(augment=True), seed)(epoch)
+        assert not np.array_equal(one, moved), "each epoch, and each seed, moves them anew"

@@ -196,12 +196,22 @@ def test_a_copy_is_independent():
     model.params[:] = 0
     model.velocity[:] = 2
     model.evolve(0.5, np.random.default_rng(0))
+    for layer in twin.to_scipy():  # copies, too
+        layer.data[:] = layer.indices[:] = 0
     reference = network()
     np.testing.assert_array_equal(twin.params, reference.params)
     np.testing.assert_array_equal(twin.network.indices, reference.network.indices)
     assert (twin.velocity == 1).all()
     assert (twin.activation, twin.alpha, twin.init) == (model.activation, model.alpha, model.init)
     assert_consistent(twin)
+
+
+def test_networks_made_from_a_network_have_its_options():
+    options = {"activation": "leaky-relu", "alpha": 0.1, "init": "normal"}
+    model = SparseMLP.erdos_renyi((4, 3, 2), random_state=0, **options)
+    made = model, model.copy(), model.compact(), SparseMLP.from_scipy(model.to_scipy(), **options)
+    assert all(one.options == options for one in made)
+    assert model.copy(alpha=0.3).options == {**options, "alpha": 0.3}
 
 
 @given(st.lists(st.integers(1, 8), min_size=2, max_size=5), st.integers(0, 2**32))

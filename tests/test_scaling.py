@@ -111,6 +111,22 @@ def test_workers_meet_and_exchange():
     for workers in (2, 10):
         each_way = 8 * (workers - 1) / workers * wide.n_params
         assert exchange(wide, ONE_MACHINE, workers) == pytest.approx(each_way / 1e9, rel=1e-6)
+    # Between machines: the network's latency for each message, one for all gradients; its rate.
+    far, quick = simulate.Interconnect("far", 1e-3, 1e6), replace(slow, message=0.0)
+    for workers, hops in ((1, 0), (2, 1 + 1 + 2), (5, 1 + 4 + 2 * 3)):
+        moved = 8 * (workers - 1) / workers * quick.n_params / 1e6
+        assert exchange(quick, far, workers) == pytest.approx(1e-3 * hops + moved, abs=1e-9)
+
+
+@pytest.mark.parametrize(("workers", "depth"), [(1, 0), (2, 1), (8, 3)])
+def test_an_evolution_is_broadcast(workers, depth):
+    """It takes one more ring and, in a tree, 12 bytes a parameter; the workers meet twice."""
+    rare = replace(PLAIN, message=0.01, bandwidth=1e6, evolve=0.5, updates_per_epoch=10**12)
+    ring = (workers - 1) * (0.01 + 4 * rare.n_params / workers / 1e6)
+    whole = 0.5 + ring + depth * (0.01 + 12 * rare.n_params / 1e6) + 2 * depth * 0.01
+    often = replace(rare, updates_per_epoch=1)  # more workers: more data, one step an epoch
+    more = exchange(often, ONE_MACHINE, workers) - exchange(rare, ONE_MACHINE, workers)
+    assert more == pytest.approx(whole, rel=1e-6)
 
 
 def test_a_slow_worker_costs_its_own_work_or_everybodys():
@@ -123,14 +139,21 @@ def test_a_slow_worker_costs_its_own_work_or_everybodys():
     together = simulate.simulate(PLAIN, 4, "wassp", scenario=slow)
     step = 0.02 + exchange(PLAIN, ONE_MACHINE, 4)
     assert together.gradients_per_second == pytest.approx(4 / step)
+    assert together.waiting == pytest.approx((0.02 - (0.02 + 3 * 0.01) / 4) / step)
+    assert together.utilisation == pytest.approx(1 - 0.02 / step)
     full = [simulate.simulate(PLAIN, 40, scenario=s).gradients_per_second for s in (EVEN, slow)]
     assert full[1] == pytest.approx(full[0]), "a busy server does not notice"
 
 
 def test_pauses_lengthen_the_mean():
-    paused = Scenario("paused", jitter=False, pauses=0.5, pause=3.0)
+    paused = Scenario("paused", jitter=False, pauses=0.25, pause=3.0)
     found = simulate.simulate(PLAIN, 1, scenario=paused)
-    assert found.gradients_per_second == pytest.approx(1 / (0.02 + 0.001), rel=0.05)
+    assert found.gradients_per_second == pytest.approx(1 / (0.015 + 0.001), rel=0.05)
+
+
+def test_quantiles_are_relative_to_their_mean():
+    found = simulate.simulate(replace(PLAIN, jitter=(2.0, 2.0)), 1)
+    assert found.gradients_per_second == pytest.approx(PLAIN.alone)
 
 
 def test_transfers_and_latencies_hold_the_lock():
@@ -147,12 +170,20 @@ def test_transfers_and_latencies_hold_the_lock():
 def test_newer_topologies_make_a_busy_server_slower():
     evolving = replace(PLAIN, retain=0.004, evolve=0.1, updates_per_epoch=100)
     rates = [
-        simulate.simulate(evolving, k, scenario=EVEN).gradients_per_second for k in (1, 20, 100)
+        simulate.simulate(evolving, k, scenario=EVEN).gradients_per_second
+        for k in (1, 20, 100, 300)
     ]
     assert rates[0] == pytest.approx(1 / (0.011 + 0.1 / 100), rel=1e-3)  # its own evolution
     # After an evolution all workers but the one that made it hold an older topology.
     assert rates[1] == pytest.approx(100 / (100 * 0.001 + 0.1 + 19 * 0.004), rel=1e-3)
     assert rates[2] == pytest.approx(100 / (100 * 0.001 + 0.1 + 99 * 0.004), rel=1e-3)
+    # More workers than updates in an epoch: the data grow with them.
+    assert rates[3] == pytest.approx(300 / (300 * 0.001 + 0.1 + 299 * 0.004), rel=1e-3)
+    network = simulate.Interconnect("slow", 1e-4, 1e6)
+    held = 100 * simulate.service(evolving, network)
+    fetched = 0.004 + 2 * simulate.ROUND_TRIPS_RETAINED * 1e-4 + 4 * evolving.n_params / 1e6
+    far = simulate.simulate(evolving, 20, network=network, scenario=EVEN).gradients_per_second
+    assert far == pytest.approx(100 / (held + 19 * fetched), rel=1e-3)
 
 
 def uneven(**changes):

@@ -196,8 +196,6 @@ def test_a_copy_is_independent():
     model.params[:] = 0
     model.velocity[:] = 2
     model.evolve(0.5, np.random.default_rng(0))
-    for layer in twin.to_scipy():  # copies, too
-        layer.data[:] = layer.indices[:] = 0
     reference = network()
     np.testing.assert_array_equal(twin.params, reference.params)
     np.testing.assert_array_equal(twin.network.indices, reference.network.indices)
@@ -236,6 +234,7 @@ def test_from_scipy_keeps_stored_zeros_and_adds_duplicates():
     twice = sp.coo_array(([1.0, 2.0, 0.0], ([0, 0, 1], [1, 1, 0])), shape=(2, 2))
     model = SparseMLP.from_scipy([twice])
     assert model.nnz == 2, "a weight that happens to be zero is still a connection"
+    model.to_scipy()[0].data[:] = 7  # a copy
     np.testing.assert_array_equal(model[0].data, [3, 0])
 
 

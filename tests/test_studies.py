@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from sparsecore import __main__, cluster, datasets, experiment, files
+from sparsecore import __main__, cluster, datasets, experiment, files, progress
 from sparsecore.datasets import DataCorrupt, DataNotAvailable
 from sparsecore.paper import store
 from sparsecore.paper.training import conditions, dense, studies, tables, times
@@ -148,10 +148,10 @@ def test_a_long_run_goes_on_where_it_was_killed(study, monkeypatch, method):
     monkeypatch.setitem(METHODS, method, replace(METHODS[method], run=killed))
     condition = Condition("F-test", "paper", "digits", method, 0)
     with pytest.raises(KeyboardInterrupt):
-        studies._run(condition, lambda work: None)
+        studies._run(condition, lambda epoch: None)
     entry = studies.entry(condition)
     [kept] = entry.path.parent.glob(".*.checkpoint")
-    result = entry.obtain(lambda: studies._run(condition, lambda work: None))
+    result = entry.obtain(lambda: studies._run(condition, lambda epoch: None))
     assert seen == [0, 1, 2, 3, 3, 4] and not kept.exists()
     config = condition.config.with_values(epochs=4, hidden=(20, 20))
     _, whole = runner(studies.data_of(condition), config, seed=0)
@@ -159,6 +159,17 @@ def test_a_long_run_goes_on_where_it_was_killed(study, monkeypatch, method):
     assert [e["epoch"] for e in result["epochs"]] == [0, 1, 2, 3, 4]
     topologies = [e["epoch"] for e in result["epochs"] if "topology" in e]
     assert topologies == ([0, 1, 2] if method == "set-all-relu" else [])
+
+
+def test_a_bar_leaves_out_the_epochs_before_a_checkpoint(study):
+    condition = Condition("F-test", "paper", "digits", "set-relu", 0)
+    epochs, work = condition.config.epochs, condition.work
+    with progress.bar(3 * epochs * work, "F-test") as shown:
+        shown.update(epochs * work)  # a run that has ended; another comes after
+        for epoch in range(epochs - 3, epochs + 1):
+            studies._count_epoch(condition, shown, epochs * work, epoch)
+            assert shown.total - shown.n == pytest.approx((2 * epochs - epoch) * work)
+        assert shown.n == pytest.approx((epochs + 4) * work)
 
 
 def test_what_another_process_runs_comes_last(study, ran, monkeypatch):

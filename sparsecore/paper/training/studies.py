@@ -153,10 +153,10 @@ def load(
         busy: list[Condition] = []
         for number, condition in enumerate(chain(todo, busy), 1):
             shown.set_description_str(f"{key} {number}/{len(todo) + len(busy)} {condition.name}")
-            done = shown.n
+            rest = shown.total - shown.n - condition.work * condition.config.epochs
             if condition.dataset not in unavailable:  # trying again could mean waiting again
                 try:
-                    run = partial(_run, condition, shown.update)
+                    run = partial(_run, condition, partial(_count_epoch, condition, shown, rest))
                     runs[condition] = entry(condition).obtain(run, wait=condition in busy)
                 except BlockingIOError:
                     if condition in busy:  # it has waited: this is another error
@@ -167,7 +167,7 @@ def load(
                     unavailable[condition.dataset] = str(error)
                 except ClusterError as error:
                     no_cluster = str(error)
-            shown.total -= condition.work * condition.config.epochs - (shown.n - done)
+            shown.total = shown.n + rest
     ended, diverged = _sorted(runs.values())
     return Results(study, profile, ended, unavailable, no_cluster, diverged)
 
@@ -191,8 +191,14 @@ def _sorted(runs: Iterable[Result | None]) -> tuple[list[Result], list[Result]]:
 # --- running -------------------------------------------------------------------------------------
 
 
-def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
-    """Train a condition, and pass each epoch's work to `advance`; divergence is a result, too."""
+def _count_epoch(condition: Condition, shown: Any, rest: float, epoch: int) -> None:
+    """Count an epoch's work in the bar; the epochs before a checkpoint are not to be done again."""
+    shown.total = shown.n + condition.work * (condition.config.epochs - epoch + 1) + rest
+    shown.update(condition.work)
+
+
+def _run(condition: Condition, on_epoch: Callable[[int], Any]) -> Result:
+    """Train a condition, and pass each epoch's number to `on_epoch`; divergence is a result."""
     config, method, data = condition.config, METHODS[condition.method], data_of(condition)
     observers = [make(config, data) for make in condition.observers]
     saved = _checkpoint(condition)
@@ -202,7 +208,7 @@ def _run(condition: Condition, advance: Callable[[float], Any]) -> Result:
 
     def observe(model: Any, epoch: int) -> dict[str, Any]:
         if epoch:  # 0 is before the first one
-            advance(condition.work)
+            on_epoch(epoch)
         return {name: value for see in observers for name, value in see(model, epoch).items()}
 
     about = {

@@ -248,7 +248,8 @@ def edited(old, new, line=7):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (higgs_text(62, labels=np.arange(62) >= 42)[0], "shuffled rows"),
+        (higgs_text(62, labels=np.arange(62) >= 42)[0], "shuffled rows.* training part"),
+        (higgs_text(62, labels=np.arange(62) == 0)[0], "shuffled rows.* test part"),
         (higgs_text(62, n_columns=28)[0], "29 numbers in line 1, got 28 fields"),
         ("label," + higgs_text(62)[0], "29 numbers in line 1, got 30 fields"),
         (edited("e+00", "e+xx"), "got '.*e\\+xx' in line 7, field 1. What to do: correct"),
@@ -387,6 +388,7 @@ def test_leukemia_is_read_from_the_series_matrix(small_leukemia):
         (geo_text()[0].replace("!series_matrix_table_end\n", ""), "end of the table"),
         (re.sub(r'("0_at"\t\d+)\.', r"\1_", geo_text()[0]), "18 numbers per probe, got 17 finite"),
         (geo_text(key="age")[0], "`leukemia class` per sample"),
+        (geo_text()[0].replace("leukemia class", "age", 1), "`leukemia class` per sample"),
         (geo_text(n_probes=131)[0], "12 and 6 rows of 130 features"),
         (geo_text()[0].replace('"130"', f'"{10**12}"'), "end of the table after 10+ probes"),
         (geo_text()[0].replace('"130"', '"many"'), "invalid literal"),

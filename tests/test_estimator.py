@@ -389,6 +389,8 @@ REFUSED = {
     "was made with, got hidden_layer_sizes [9], not [8]; activation 'all-relu', not 'relu'; set":
         lambda: with_others(activation="all-relu", hidden_layer_sizes=9),
     "was made with, got standardize False, not True; set": lambda: with_others(standardize=False),
+    "was made with, got alpha 0.3, not 0.25; set": lambda: with_others(alpha=0.3),
+    "was made with, got init 'normal', not 'xavier'; set": lambda: with_others(init="normal"),
 }  # fmt: skip
 
 

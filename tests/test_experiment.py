@@ -221,6 +221,13 @@ def test_another_runs_checkpoint_is_refused(tmp_path, monkeypatch):
         resume()
 
 
+def test_checkpoints_are_no_closer_than_asked(tmp_path):
+    for every, there in [(3600.0, False), (0.0, True)]:
+        path = tmp_path / "run.npz"
+        experiment.run(dataset(), config(), checkpoint_path=path, checkpoint_every=every)
+        assert path.exists() == there
+
+
 # --- what is refused, before training -------------------------------------------------------------
 
 

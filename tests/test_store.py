@@ -61,6 +61,10 @@ def _renamed(text):
     return store.signed(json.loads(text) | {"name": "two"}).decode()
 
 
+def _shorter(text):
+    return store.signed(json.loads(text) | {"profile": "quick"}).decode()
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -70,6 +74,7 @@ def _renamed(text):
         (_foreign, "format_version"),
         (_typed, "digest"),
         (_renamed, "another run, two"),
+        (_shorter, "another run, one"),
     ],
 )
 def test_a_damaged_file_is_named_and_computed_anew(spoil, reason):

@@ -1,11 +1,13 @@
 """A run from data to result: the contract of its record, resuming, and what is refused."""
 
 import json
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from sparsecore import checkpoint, experiment, provenance
+from sparsecore import checkpoint, experiment, provenance, train
 from sparsecore.config import TrainConfig
 from sparsecore.datasets import Dataset
 
@@ -221,11 +223,14 @@ def test_another_runs_checkpoint_is_refused(tmp_path, monkeypatch):
         resume()
 
 
-def test_checkpoints_are_no_closer_than_asked(tmp_path):
-    for every, there in [(3600.0, False), (0.0, True)]:
-        path = tmp_path / "run.npz"
-        experiment.run(dataset(), config(), checkpoint_path=path, checkpoint_every=every)
-        assert path.exists() == there
+@pytest.mark.parametrize(("every", "times"), [(100.0, 0), (3.0, 1), (0.0, 5)])
+def test_checkpoints_are_no_closer_than_asked(monkeypatch, every, times):
+    clock, saved = count(), []  # a second passes between two looks at it
+    monkeypatch.setattr(experiment, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    data, plan = dataset(), config(epochs=5)
+    model = train.new_model(plan, data.n_features, data.n_classes, 0)
+    experiment.fit(model, data, plan, save=saved.append, checkpoint_every=every)
+    assert len(saved) == times
 
 
 # --- what is refused, before training -------------------------------------------------------------

@@ -434,6 +434,7 @@ def test_hidden_layers_must_do_better_than_frozen_ones(own, right, outcome):
     checks = {c.question: c for c in claims.Ledger(good(), extreme=runs).checks["C4"]}
     assert checks["its hidden layers learn"].outcome == outcome
     assert checks["it beats chance"].outcome == (HOLDS if own > 60 else UNDECIDED)
+    assert checks["it beats chance"].p == pytest.approx(stats.binomtest(own, 100).pvalue)
     assert len(checks) == 3
 
 

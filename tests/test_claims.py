@@ -438,6 +438,16 @@ def test_hidden_layers_must_do_better_than_frozen_ones(own, right, outcome):
     assert len(checks) == 3
 
 
+@pytest.mark.parametrize(("p", "outcome"), [((0.0, 0.0), HOLDS), ((0.0, 1.0), UNDECIDED)])
+def test_trends_that_chance_cannot_give_are_combined(p, outcome):
+    runs = {Row(BAT, 3, seed=i): extreme_run(97, False) for i in range(2)}
+    for run, value in zip(runs.values(), p, strict=True):
+        run["trend"]["p"] = value  # 0 or 1 in double precision
+    checks = {c.question: c for c in claims.Ledger(good(), extreme=runs).checks["C4"]}
+    falls = checks["its loss falls"]
+    assert falls.outcome == outcome and 0 < falls.p <= 1
+
+
 def test_a_network_that_has_learnt_nothing_decides_nothing():
     # Of unequal classes the most frequent one is right more often than one in ten.
     guessing = {"accuracies": (0.310, 0.308, 0.312), "loss": 0.995 * np.log(10)}

@@ -348,6 +348,8 @@ def test_a_finding_names_the_rows_by_their_outcome_and_the_grid_counts():
     held = ledger.grid().data.set_index("name")["held"].str.replace("\N{NO-BREAK SPACE}", " ")
     assert held["All-ReLU: more gradient flow"] == "✗ 1 of 2"
     assert held["faster than dense"] == "✓ 1 of 1" and held["brain size trains"] == "–"
+    legend = ledger.grid().caption.partition(".")[0]
+    assert legend.endswith(": ✗ fails, ✓ holds, – not tested here yet, n/a cannot be tested")
     ledger.checks["C2"] = [replace(flow, outcome=UNDECIDED), *accurate]
     told = "**Not decided yet**: C2 All-ReLU: more gradient flow."
     assert ledger.finding().endswith(told)

@@ -145,7 +145,8 @@ def test_the_readme_has_the_grid_of_the_first_page(ledger):
     readme = (ROOT / "README.md").read_text()
     assert grid in readme, f"put this grid there:\n{grid}"
     told = " ".join(ledger.grid().finding.replace("**", "").split())
-    assert told in " ".join(readme.split()), f"put this above it:\n{told}"
+    readme = " ".join(readme.split())
+    assert told in readme, f"put this above it:\n{told}"
     [rows] = {run["data"]["n_train"] for run in ledger.results.on("higgs")}
     assert f"HIGGS: {rows:,} of the study's 105,000 training rows" in readme
     for text in (ledger.grid().latex(), ledger.grid()._repr_html_()):

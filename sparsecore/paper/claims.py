@@ -375,9 +375,11 @@ class Ledger:
             Column("tested checks that hold", "held", "**{}**", number=False),
             *(Column(title, title, number=False) for title in (*titles, "artificial")),
         ]
+        cells = " ".join(text for row in rows for text in row.values())
+        marks = *((mark, outcome) for outcome, mark in _SIGNS.items()), ("†", "seeds missing")
+        legend = ", ".join(f"{mark} {meaning}" for mark, meaning in marks if mark in cells)
         caption = (
-            "**Outcome of the claims**: ✓ holds, ✗ fails, ? undecided, – not tested yet, n/a "
-            "left out, † seeds missing. Weight decay "
+            f"**Outcome of the claims**: {legend}. Weight decay "
             f"{DECAYS[0]:g} / {DECAYS[1]:g}, or one for both. Numbers: points of accuracy gained; "
             "×, how many times as fast an epoch (against dense: in core-seconds) or as large a "
             "flow is; % right (C4's smallest network of ten layers)."

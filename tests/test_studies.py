@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from sparsecore import __main__, cluster, datasets, experiment, files, progress
+from sparsecore.config import TrainConfig
 from sparsecore.datasets import DataCorrupt, DataNotAvailable
 from sparsecore.paper import store
-from sparsecore.paper.training import conditions, dense, studies, tables, times
+from sparsecore.paper.training import conditions, dense, on_cluster, studies, tables, times
 from sparsecore.paper.training.conditions import METHODS, STUDIES, Condition, Study
 from sparsecore.paper.training.observers import (
     observe_gradient_flow,
@@ -170,6 +171,19 @@ def test_a_bar_leaves_out_the_epochs_before_a_checkpoint(study):
             studies._count_epoch(condition, shown, epochs * work, epoch)
             assert shown.total - shown.n == pytest.approx((2 * epochs - epoch) * work)
         assert shown.n == pytest.approx((epochs + 4) * work)
+
+
+def test_a_parallel_run_passes_on_no_epoch_before_its_checkpoint(monkeypatch):
+    def resumed(config, data, *, on_progress):
+        for epoch in (3.2, 3.9, 5.1):
+            on_progress({"epoch": epoch})
+        return "model", {"parallel": {}}
+
+    monkeypatch.setattr(on_cluster, "train", resumed)
+    seen = []
+    config = TrainConfig(epochs=6)
+    on_cluster.run("digits", config, observe=lambda model, epoch: seen.append((model, epoch)))
+    assert seen == [(None, epoch) for epoch in (4, 5, 6)]
 
 
 def test_what_another_process_runs_comes_last(study, ran, monkeypatch):

@@ -65,11 +65,14 @@ def run(
     data: Dataset, config: TrainConfig, *, observe: Callable[[Any, int], Any], **options: Any
 ) -> tuple[SparseMLP, dict[str, Any]]:
     """Train in parallel as `experiment.run` does in one process; `observe` gets no model."""
-    seen = -1
+    seen: int | None = None
 
     def on_progress(state: dict[str, Any]) -> None:
         nonlocal seen
-        while seen < int(state["epoch"]):
+        epoch = int(state["epoch"])
+        if seen is None:
+            seen = epoch  # the run may have gone on from a checkpoint
+        while seen < epoch:
             seen += 1
             observe(None, seen)
 

@@ -441,8 +441,8 @@ class SparseMLP(Fixed):
 
         Notes
         -----
-        Source: "Truly Sparse Neural Networks at Scale". It is the first-order decrease of the loss
-        in a gradient step. O(nnz n) time.
+        Source: Evci et al. (2022), "Gradient Flow in Sparse Neural Networks". It is the
+        first-order decrease of the loss in a gradient step. O(nnz n) time.
         """
         X = as_inputs(X, self.sizes[0])
         n = X.shape[0]

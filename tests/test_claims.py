@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from sparsecore.paper import claims, forest
-from sparsecore.paper.claims import FAILS, HOLDS, IMPOSSIBLE, UNDECIDED, UNTESTED, Check
+from sparsecore.paper.claims import FAILS, HOLDS, LEFT_OUT, UNDECIDED, UNTESTED, Check
 from sparsecore.paper.extreme.runs import BAT, Row
 from sparsecore.paper.training import conditions, effects, shown
 from sparsecore.paper.training.conditions import STUDIES, Study
@@ -292,7 +292,7 @@ def test_a_surrogate_s_accuracy_is_no_evidence_but_its_time_is():
         set_all_relu=seeds(BETTER),
     )
     checks = claims.Ledger(both).checks
-    assert {c.outcome for c in checks["C2"] if c.decay} == {IMPOSSIBLE}
+    assert {c.outcome for c in checks["C2"] if c.decay} == {LEFT_OUT}
     assert checks["C1"][0].outcome == HOLDS
 
 
@@ -315,8 +315,8 @@ def test_what_cannot_be_tested_does_not_count():
     faster = {c.dataset: c for c in ledger.checks["C1"] if c.question == "faster than dense"}
     assert faster["Madelon"].evidence == "no runs"
     leukemia = faster["Leukemia (MILE study), surrogate"]
-    assert "16.8 GiB" in leukemia.evidence and leukemia.outcome == IMPOSSIBLE
-    assert claims.verdict([Check("", outcome=o) for o in (HOLDS, IMPOSSIBLE)]) == HOLDS
+    assert "16.8 GiB" in leukemia.evidence and leukemia.outcome == LEFT_OUT
+    assert claims.verdict([Check("", outcome=o) for o in (HOLDS, LEFT_OUT)]) == HOLDS
 
 
 def test_what_is_not_planned_with_two_seeds_cannot_be_tested():
@@ -324,10 +324,10 @@ def test_what_is_not_planned_with_two_seeds_cannot_be_tested():
     ledger = claims.Ledger(Results(study, "paper", []))
     why = {(c.dataset, c.decay): (c.outcome, c.evidence) for c in ledger.checks["C5"]}
     assert why["CIFAR-10", 0.0002] == (
-        IMPOSSIBLE, "no seed of dense planned at this weight decay",
+        LEFT_OUT, "no seed of dense planned at this weight decay",
     )  # fmt: skip
-    assert why["CIFAR-10", 0.0] == (IMPOSSIBLE, "1 seed of dense planned at this weight decay")
-    surrogate = (IMPOSSIBLE, "a surrogate's accuracy is no evidence")
+    assert why["CIFAR-10", 0.0] == (LEFT_OUT, "1 seed of dense planned at this weight decay")
+    surrogate = (LEFT_OUT, "a surrogate's accuracy is no evidence")
     title = "Leukemia (MILE study), surrogate"
     assert {why[title, decay] for decay in (0.0002, 0.0)} == {surrogate}
     assert ledger.checks["C2"][0].evidence == "no runs of SET-All-ReLU and SET-ReLU yet"
@@ -349,7 +349,7 @@ def test_a_finding_names_the_rows_by_their_outcome_and_the_grid_counts():
     assert held["All-ReLU: more gradient flow"] == "✗ 1 of 2"
     assert held["faster than dense"] == "✓ 1 of 1" and held["brain size trains"] == "–"
     legend = ledger.grid().caption.partition(".")[0]
-    assert legend.endswith(": ✗ fails, ✓ holds, – not tested here yet, n/a cannot be tested")
+    assert legend.endswith(": ✗ fails, ✓ holds, – not tested here yet, n/a left out")
     ledger.checks["C2"] = [replace(flow, outcome=UNDECIDED), *accurate]
     told = "**Not decided yet**: C2 All-ReLU: more gradient flow."
     assert ledger.finding().endswith(told)
@@ -516,7 +516,7 @@ def test_parallel_training_must_win_against_dense_on_as_many_cores(seconds, rank
             [HOLDS, FAILS, UNDECIDED, UNTESTED],
             "fails in some: 1 holds, 1 fails, 1 undecided, 1 missing",
         ),
-        ([HOLDS, HOLDS, UNDECIDED, IMPOSSIBLE], "undecided: 2 hold, 1 undecided"),
+        ([HOLDS, HOLDS, UNDECIDED, LEFT_OUT], "undecided: 2 hold, 1 undecided"),
         ([HOLDS, UNTESTED], "holds so far: 1 holds, 1 missing"),
     ],
 )
@@ -588,17 +588,17 @@ def test_claims_are_judged_by_the_runs_of_the_main_table():
     [
         ([HOLDS, FAILS, UNTESTED], "(✗) -2.00"),
         ([HOLDS, UNDECIDED], "? -2.00"),
-        ([HOLDS, IMPOSSIBLE], "✓ -2.00"),
+        ([HOLDS, LEFT_OUT], "✓ -2.00"),
         ([UNTESTED, HOLDS], "(✓) -1.00"),
-        ([UNTESTED, IMPOSSIBLE], "–"),
-        ([IMPOSSIBLE], "n/a"),
+        ([UNTESTED, LEFT_OUT], "–"),
+        ([LEFT_OUT], "n/a"),
         ([], ""),
     ],
 )
 def test_a_sign_counts_all_checks_and_its_number_is_the_first_s(outcomes, expected):
     checks = [
         Check("", outcome=outcome)
-        if outcome in (UNTESTED, IMPOSSIBLE)
+        if outcome in (UNTESTED, LEFT_OUT)
         else Check("", outcome=outcome, effect=number - 2.0, unit="points")
         for number, outcome in enumerate(outcomes)
     ]

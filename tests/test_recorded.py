@@ -194,6 +194,13 @@ def test_the_readme_s_figures_are_the_book_s():
         f"times on the CIFAR-10 network; two threads: {dense[1]:.0f} ({torch[1]:.0f}) and "
         f"{sparse[1]:.1f} times, {dense[3]:.0f} ({torch[3]:.0f}) and {sparse[3]:.1f}"
     ) in readme
+    reached = training_figures.reach(studies.recorded("T-main"), times.recorded()).finding
+    [share] = re.findall(
+        r"Fashion-MNIST after [^;]*? in ([\d.]+) times[^;]*?, at λ = 0.0002", reached
+    )
+    assert "Madelon not at all at λ = 0.0002 and 0;" in reached
+    told = f"final accuracy in {share} times the core-seconds, on Madelon never"
+    assert told in " ".join(readme.split())
     run = extreme.recorded()[Row(200_000_000, 10)]
     memory, right = run["peak_bytes"] / 2**30, run["test"]["correct"]
     assert f"{memory:.1f} GiB, {run['seconds_per_sample']:.1f} s per sample, {right} % of" in readme

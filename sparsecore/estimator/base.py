@@ -75,7 +75,7 @@ class SparseMLPBase(BaseEstimator):
 
     The defaults were chosen for tables, by cross-validation within some of the book's tables
     (starred in T-estimator); weight decay is the study's: no other was clearly better there. The
-    paper's settings are in `settings`. `alpha` is a slope, not a penalty as in scikit-learn's MLP.
+    study's settings are in `settings`. `alpha` is a slope, not a penalty as in scikit-learn's MLP.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 A claim consists of checks: one per question and data set, and per weight decay where training
 depends on it. The rule of a check is written here and does not depend on any result. By its
 results a check holds, fails, or is undecided; without results it is not tested here yet. Checks
-that cannot be tested (a dense network that does not fit, a surrogate's accuracy) do not count.
+that are left out (a dense network that does not fit, a surrogate's accuracy) do not count.
 """
 
 import math
@@ -28,8 +28,8 @@ from sparsecore.paper.training.studies import Results, have_learnt
 from sparsecore.settings import DECAYS
 
 HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "fails", "undecided", "not tested here yet"
-IMPOSSIBLE = "cannot be tested"
-_OPEN = UNTESTED, IMPOSSIBLE
+LEFT_OUT = "left out"
+_OPEN = UNTESTED, LEFT_OUT
 
 MARGIN = 0.01  # accuracy is kept if less than this is lost: one percentage point
 
@@ -205,8 +205,8 @@ _WORDS = {HOLDS: "hold{s}", FAILS: "fail{s}", UNDECIDED: "undecided", UNTESTED: 
 
 
 def verdict(checks: Sequence[Check]) -> str:
-    """Return the joint verdict of checks, and counts of outcomes; the impossible do not count."""
-    outcomes = [check.outcome for check in checks if check.outcome != IMPOSSIBLE]
+    """Return the joint verdict of checks, and counts of outcomes; those left out do not count."""
+    outcomes = [check.outcome for check in checks if check.outcome != LEFT_OUT]
     if len({*outcomes}) < 2:
         return next(iter(outcomes), UNTESTED)
     counts = ((outcomes.count(outcome), word) for outcome, word in _WORDS.items())
@@ -216,15 +216,16 @@ def verdict(checks: Sequence[Check]) -> str:
 
 
 _TINY = "<\N{NO-BREAK SPACE}0.0001"  # how a smaller p is shown
-_SIGNS = {FAILS: "✗", UNDECIDED: "?", HOLDS: "✓", UNTESTED: "–", IMPOSSIBLE: "n/a"}
+_SIGNS = {FAILS: "✗", UNDECIDED: "?", HOLDS: "✓", UNTESTED: "–", LEFT_OUT: "n/a"}
 _NUMBERS = {"points": "{:+.2f}".format, "×": lambda v: f"× {two_digits(v)}", "%": "{:.0f} %".format}
 
 
 def sign(checks: Sequence[Check]) -> str:
     """Return checks in short: ✗ if one fails, else ? if one is undecided, else ✓; and a number."""
-    # – if none is tested, n/a if none can be; in brackets if some are not. The number: the first's.
+    # – if none is tested, n/a if all are left out; in brackets if some are missing. The number is
+    # the first one's.
     mark, untested = _mark(checks), any(check.outcome == UNTESTED for check in checks)
-    part = untested and mark not in (_SIGNS[UNTESTED], _SIGNS[IMPOSSIBLE])
+    part = untested and mark not in (_SIGNS[UNTESTED], _SIGNS[LEFT_OUT])
     number = next((_NUMBERS[c.unit](c.effect) for c in checks if c.unit), "")
     number += "†" * any(" of " in str(check.seeds) for check in checks)  # runs are missing
     return f"{f'({mark})' if part else mark} {number}".strip().replace(" ", "\N{NO-BREAK SPACE}")
@@ -308,14 +309,14 @@ class Ledger:
         contest = results.profile == "paper"
         labels = {method: conditions.METHODS[method].label for method in methods}
         if judge and self.results.surrogate(dataset):
-            return "a surrogate's accuracy is no evidence", IMPOSSIBLE
+            return "a surrogate's accuracy is no evidence", LEFT_OUT
         for method in methods:
             planned = results.wanted(dataset, method)
             if why := conditions.excluded(dataset, method):
-                return why, IMPOSSIBLE
+                return why, LEFT_OUT
             if judge and planned < 1 + contest:
                 told = f"{planned or 'no'} seed of {labels[method]} planned at this weight decay"
-                return told, IMPOSSIBLE
+                return told, LEFT_OUT
         if not judge:
             timed = epoch_seconds(results, dataset, self._times).keys()
             why = "not timed side by side yet" if contest else "no runs"

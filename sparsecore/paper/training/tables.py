@@ -181,11 +181,11 @@ def main(results: Results, times: Mapping[str, Result] | None = None) -> Table:
         Column("× dense", "speed_against_dense", two_digits),
     )
     caption = (
-        "**Dense, sparse and parallel methods.** Means ± standard deviations. Accuracy: last "
-        "epoch, best, and chosen: each test half at the other's best epoch; no row is held out "
-        "from training. In brackets: runs that counted halves; parallel runs do not. Best and "
-        "chosen may precede prunings. × dense: dense training's core-seconds divided by the row's. "
-        "Blank: as above."
+        "**Dense, sparse and parallel methods.** Means ± standard deviations; seconds, without "
+        "tests: medians. Accuracy: last, best, and chosen: each test half at the other's best "
+        "epoch; no row is held out from training. In brackets: runs that counted halves; parallel "
+        "runs do not. Best and chosen may precede prunings. × dense: dense core-seconds divided by "
+        "the row's. Blank: as above."
     )
     own = [r for r in rows if r.get("method") == "set-all-relu" and r["speed_against_dense"]]
     told = dict.fromkeys(f"{r['title']} × {two_digits(r['speed_against_dense'])}" for r in own)
